@@ -1,0 +1,233 @@
+"""The events on the topics: CloudEvents 1.0, structured mode, JSON.
+
+`Event` is the envelope; `data` is one of the payloads below, told apart by `type`. `decode` is the only way
+from bytes to an event and `encode` the only way back. Ids are strings here; indices live only in matrices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal
+
+import orjson
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
+
+from afterclick.errors import BadEvent
+
+REVIEW_TYPE: Final = "afterclick.review.v1"
+FEEDBACK_TYPE: Final = "afterclick.feedback.v1"
+IMPRESSION_TYPE: Final = "afterclick.impression.v1"
+ITEM_TYPE: Final = "afterclick.item.v1"
+MODEL_TYPE: Final = "afterclick.model.v1"
+
+
+class Action(StrEnum):
+    """What a user did with an item."""
+
+    REVIEW = "review"
+    VIEW = "view"
+    CLICK = "click"
+    LIKE = "like"
+    BASKET = "basket"
+    PURCHASE = "purchase"
+    SKIP = "skip"
+
+
+def _printable(value: str) -> str:
+    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value):
+        raise ValueError("control characters and lone surrogates are not allowed in an id")
+    return value
+
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
+Rating = Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)]
+
+
+class Payload(BaseModel):
+    """Base of every payload: unknown fields are refused, values are never changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Interaction(Payload):
+    """One thing a user did with one item: a review or a piece of feedback."""
+
+    user_id: Id
+    item_id: Id
+    action: Action
+    rating: Rating | None = None
+    text: Annotated[str, StringConstraints(max_length=32_768)] | None = None
+    impression_id: Id | None = None
+    session_id: Id | None = None
+
+
+class ShownItem(Payload):
+    """One row of an impression."""
+
+    item_id: Id
+    score: Annotated[float, Field(allow_inf_nan=False)]
+    source: str
+    propensity: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Impression(Payload):
+    """A list that was shown to a user: what feedback points back at."""
+
+    impression_id: Id
+    user_id: Id
+    items: tuple[ShownItem, ...]
+    model_version: str | None
+    source: str
+    experiment: str | None = None
+    arm: str | None = None
+
+
+class Item(Payload):
+    """One row of the catalogue."""
+
+    item_id: Id
+    title: str | None = None
+    categories: tuple[str, ...] = ()
+    brand: str | None = None
+    price: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class ModelPublished(Payload):
+    """An artifact is complete and may be loaded."""
+
+    version: Id
+    uri: str
+    manifest_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    metrics: dict[str, float] = {}
+
+
+class _Envelope(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    specversion: Literal["1.0"] = "1.0"
+    id: Id
+    source: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    time: AwareDatetime
+    subject: Id
+    datacontenttype: Literal["application/json"] = "application/json"
+
+    @property
+    def time_ms(self) -> int:
+        """Event time, milliseconds since the epoch."""
+        return round(self.time.timestamp() * 1000)
+
+
+class ReviewEvent(_Envelope):
+    """A review was written. Key: user_id."""
+
+    type: Literal["afterclick.review.v1"] = REVIEW_TYPE
+    data: Interaction
+
+
+class FeedbackEvent(_Envelope):
+    """A user reacted to an item. Key: user_id."""
+
+    type: Literal["afterclick.feedback.v1"] = FEEDBACK_TYPE
+    data: Interaction
+
+
+class ImpressionEvent(_Envelope):
+    """A list was shown. Key: user_id."""
+
+    type: Literal["afterclick.impression.v1"] = IMPRESSION_TYPE
+    data: Impression
+
+
+class ItemEvent(_Envelope):
+    """The catalogue gained or changed an item. Key: item_id."""
+
+    type: Literal["afterclick.item.v1"] = ITEM_TYPE
+    data: Item
+
+
+class ModelEvent(_Envelope):
+    """A model was published. Key: the constant `model`."""
+
+    type: Literal["afterclick.model.v1"] = MODEL_TYPE
+    data: ModelPublished
+
+
+InteractionEvent = ReviewEvent | FeedbackEvent
+Event = Annotated[
+    ReviewEvent | FeedbackEvent | ImpressionEvent | ItemEvent | ModelEvent,
+    Field(discriminator="type"),
+]
+EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def decode(raw: bytes | None) -> Event:
+    """The event in a record's value. Raises BadEvent, naming the field, for anything else."""
+    if raw is None:
+        raise BadEvent("the record has no value: an event is a JSON object")
+    try:
+        return EVENT_ADAPTER.validate_json(raw)
+    except ValidationError as error:
+        raise BadEvent(_first_problem(error)) from None
+    except ValueError as error:
+        raise BadEvent(str(error)) from None
+
+
+def decode_interaction(raw: bytes | None) -> InteractionEvent:
+    """The review or feedback in a record's value. Raises BadEvent for any other event."""
+    event = decode(raw)
+    if isinstance(event, ReviewEvent | FeedbackEvent):
+        return event
+    raise BadEvent(f"type: {event.type} is no interaction; it does not belong on this topic")
+
+
+def encode(event: BaseModel) -> bytes:
+    """The JSON of an event; fields that are None are left out."""
+    return event.__pydantic_serializer__.to_json(event, exclude_none=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of every event, as committed in docs/events.schema.json."""
+    return EVENT_ADAPTER.json_schema()
+
+
+def stable_id(*parts: str | int) -> str:
+    """An id that depends on the parts alone: the same source row gives the same event id for ever."""
+    digest = hashlib.blake2b(orjson.dumps([str(p) for p in parts]), digest_size=9)
+    return digest.hexdigest()
+
+
+def new_id() -> str:
+    """An id for something that happens once (feedback, impression)."""
+    return uuid.uuid4().hex
+
+
+def now() -> datetime:
+    """This moment, with its time zone."""
+    return datetime.now(UTC)
+
+
+def interaction_event(
+    interaction: Interaction, *, event_id: str, time: datetime, source: str
+) -> InteractionEvent:
+    """The event for an interaction: a review where the action is `review`, else feedback."""
+    kind = ReviewEvent if interaction.action is Action.REVIEW else FeedbackEvent
+    return kind(id=event_id, source=source, time=time, subject=interaction.item_id, data=interaction)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(p) for p in problem["loc"]) or "event"
+    more = error.error_count() - 1
+    return f"{where}: {problem['msg']}" + (f" (and {more} more)" if more else "")

@@ -1,0 +1,148 @@
+"""Every setting, with its default. Read from AFTERCLICK_* by entry points only: `Settings()`.
+
+Nested names are joined with two underscores: AFTERCLICK_KAFKA__BOOTSTRAP=localhost:9092.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from afterclick.events import Action
+from afterclick.keys import Keys
+from afterclick.topics import Topics
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(_Section):
+    bootstrap: str = "127.0.0.1:9092"
+    """Brokers, host:port, comma-separated."""
+    prefix: str = ""
+    """Put before every topic name, to share a cluster."""
+    partitions: int = Field(4, ge=1, le=1024)
+    """Partitions of a topic when it is created."""
+    replication: int = Field(1, ge=1)
+    """Copies of each partition when a topic is created."""
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.prefix, self.partitions)
+
+
+class RedisSettings(_Section):
+    url: str = "redis://127.0.0.1:6379/0"
+    """Any URL redis-py understands."""
+    cluster: bool = False
+    """The URL is a node of a Redis Cluster."""
+    prefix: str = ""
+    """Put before every key, to share a server."""
+    timeout_s: float = Field(0.25, gt=0)
+    """How long a request of the API waits for Redis before it answers without."""
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.prefix)
+
+
+class StreamSettings(_Section):
+    trigger: Literal["micro-batch", "real-time"] = "micro-batch"
+    """How Spark runs the live query."""
+    batch_events: int = Field(50_000, ge=1)
+    """Most events in one micro-batch."""
+    history_length: int = Field(200, ge=1)
+    """Interactions kept per user."""
+    ledger_length: int = Field(4096, ge=1)
+    """Event ids remembered per user, to know a resent event again."""
+    weights: dict[Action, float] = {
+        Action.REVIEW: 2.0,
+        Action.PURCHASE: 3.0,
+        Action.BASKET: 2.0,
+        Action.LIKE: 2.0,
+        Action.CLICK: 1.0,
+        Action.VIEW: 0.25,
+        Action.SKIP: -1.0,
+    }
+    """What one event adds to a trend. A positive weight also counts as popularity."""
+    archive_seconds: float = Field(5.0, gt=0)
+    """How often the archive query writes the Parquet log."""
+    master: str = "local[*]"
+    """Spark master."""
+
+
+class TrainingSettings(_Section):
+    master: str = "local[2]"
+    """Spark master."""
+    memory: str = "3g"
+    """Memory of the Spark driver."""
+    mlflow_uri: str | None = None
+    """MLflow tracking store; by default SQLite in the home folder."""
+    seed: int = 42
+    """Seed of everything random."""
+    rank: int = Field(64, ge=1)
+    """ALS: latent factors."""
+    reg: float = Field(0.1, gt=0)
+    """ALS: regularisation (Spark's regParam)."""
+    alpha: float = Field(10.0, gt=0)
+    """ALS: confidence of an interaction (Spark's alpha)."""
+    iterations: int = Field(10, ge=1)
+    """ALS: passes."""
+
+
+class ServingSettings(_Section):
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on."""
+    list_length: int = Field(10, ge=1, le=200)
+    """Items in a list when the request does not say."""
+    max_body_bytes: int = 65_536
+    """Larger request bodies get 413."""
+
+
+class UiSettings(_Section):
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Port to listen on."""
+    api_url: str = "http://127.0.0.1:8000"
+    """Where the API answers."""
+
+
+class Settings(BaseSettings):
+    """All settings of one process."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="AFTERCLICK_", env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+    home: Path = Path(".afterclick")
+    """Everything that is kept on this machine: Kafka and Redis data, the log, artifacts, MLflow."""
+    archive_uri: str | None = None
+    """Where the Parquet log lies (a folder or s3a://); by default in the home folder."""
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    stream: StreamSettings = StreamSettings()
+    training: TrainingSettings = TrainingSettings()
+    serving: ServingSettings = ServingSettings()
+    ui: UiSettings = UiSettings()
+
+    @property
+    def archive(self) -> str:
+        """Where the Parquet log lies."""
+        return self.archive_uri or str(self.home / "log")
+
+    @property
+    def artifacts(self) -> Path:
+        """Where model artifacts lie, a folder per version."""
+        return self.home / "artifacts"
+
+    @property
+    def mlflow(self) -> str:
+        """The MLflow tracking URI."""
+        return self.training.mlflow_uri or f"sqlite:///{self.home / 'mlflow.db'}"

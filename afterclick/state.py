@@ -1,0 +1,94 @@
+"""Codecs of what lies in Redis per user, and of the records on `state-changes`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+from afterclick.errors import BadEvent
+from afterclick.events import Action
+
+_TOPICS = 8
+_PARTITIONS = 1024
+_MAX_OFFSET = 2**53 // (_TOPICS * _PARTITIONS) - 1
+
+
+def pack_position(topic_number: int, partition: int, offset: int) -> int:
+    """A position as one integer that a Redis score (a double) holds exactly. Ordered by offset first.
+
+    `topic_number` is the index in `Topics.interactions`. Offsets reach 2**40 − 1.
+    """
+    if not (0 <= topic_number < _TOPICS and 0 <= partition < _PARTITIONS):
+        raise ValueError(f"topic number {topic_number} or partition {partition} out of range")
+    if not 0 <= offset <= _MAX_OFFSET:
+        raise ValueError(f"offset {offset} out of range 0..{_MAX_OFFSET}")
+    return (offset * _PARTITIONS + partition) * _TOPICS + topic_number
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One interaction in a user's history. The event time is the score beside it."""
+
+    event_id: str
+    item_id: str
+    action: Action
+    rating: float | None
+    time_ms: int
+
+    def member(self) -> bytes:
+        """The entry as a sorted-set member: the same event always gives the same bytes."""
+        return orjson.dumps([self.event_id, self.item_id, self.action, self.rating])
+
+    @classmethod
+    def from_member(cls, member: bytes, time_ms: float) -> HistoryEntry:
+        event_id, item_id, action, rating = orjson.loads(member)
+        return cls(event_id, item_id, Action(action), rating, int(time_ms))
+
+
+class Effect(StrEnum):
+    """What an event did to the state."""
+
+    APPLIED = "applied"
+    DUPLICATE = "duplicate"  # the same event id stands at an earlier position; nothing was counted
+    REPLAYED = "replayed"  # this position was applied before a restart; nothing was counted again
+
+
+class StateChange(BaseModel):
+    """A record on `state-changes`, key user_id: this event is now in Redis.
+
+    Delivered at least once and, per source partition, in offset order: a reader that keeps the highest
+    `offset` per (`topic`, `partition`) and ignores what is not above it sees each change once.
+    Stamps are wall-clock milliseconds since the epoch; `produced_ms` and `log_ms` come from the record.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    user_id: str
+    item_id: str
+    action: Action
+    event_id: str
+    rating: float | None = None
+    impression_id: str | None = None
+    time_ms: int
+    topic: str
+    partition: int
+    offset: int
+    effect: Effect
+    weight: float
+    novel: bool
+    log_ms: float
+    read_ms: float
+    applied_ms: float
+
+    def encode(self) -> bytes:
+        return self.__pydantic_serializer__.to_json(self, exclude_none=True)
+
+    @classmethod
+    def decode(cls, raw: bytes) -> StateChange:
+        try:
+            return cls.model_validate_json(raw)
+        except ValueError as error:
+            raise BadEvent(f"not a state change: {error}") from None

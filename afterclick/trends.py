@@ -1,0 +1,125 @@
+"""Trends by forward decay: what counts less the older it is, without ever ageing a stored number.
+
+Forward decay (Cormode, Shkapenyuk, Srivastava, Xu: Forward decay, ICDE 2009) with each item's own newest
+event time as its landmark, so that nothing overflows and no landmark is ever re-based. For half-life h an
+item holds (t, s): s = Σ w_i · 2^(−(t − t_i)/h), t = max t_i. Adding an event in any order gives the same
+state up to rounding (relative 1e-9), and the value at any later moment is s · 2^(−(now − t)/h).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+HOUR_MS = 3_600_000.0
+HALF_LIVES_MS: dict[str, float] = {"hour": HOUR_MS, "day": 24 * HOUR_MS, "month": 720 * HOUR_MS}
+_HALF_LIVES = np.array(list(HALF_LIVES_MS.values()))
+_FORMAT = struct.Struct("<4d")
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """The decayed sums of one item: `time_ms` of its newest event, and a sum per half-life as of then."""
+
+    time_ms: float
+    hour: float
+    day: float
+    month: float
+
+    def pack(self) -> bytes:
+        """The value in Redis: four little-endian doubles (time_ms, hour, day, month)."""
+        return _FORMAT.pack(self.time_ms, self.hour, self.day, self.month)
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Trend:
+        return cls(*_FORMAT.unpack(raw))
+
+    def add(self, time_ms: float, weight: float) -> Trend:
+        """This trend with one more event. The same arithmetic as streaming/functions.lua."""
+        newest = max(self.time_ms, time_ms)
+        old = _decay(newest - self.time_ms)
+        new = _decay(newest - time_ms) * weight
+        sums = np.array((self.hour, self.day, self.month)) * old + new
+        return Trend(newest, *sums.tolist())
+
+
+def _decay(elapsed_ms: float) -> NDArray[np.float64]:
+    return np.asarray(np.exp2(-elapsed_ms / _HALF_LIVES))
+
+
+class TrendTable:
+    """Trends and exact counts of the whole catalogue in arrays, for ranking. Grows as items appear.
+
+    Rows are added by `row`; `add` applies one event; `value` and `values` read as of a moment.
+    """
+
+    def __init__(self, capacity: int = 1024) -> None:
+        self._rows: dict[str, int] = {}
+        self._ids: list[str] = []
+        self._time = np.zeros(capacity)
+        self._sums = np.zeros((capacity, len(HALF_LIVES_MS)))
+        self._counts = np.zeros(capacity, np.int64)
+        self.newest_ms = 0.0
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def ids(self) -> list[str]:
+        """Item id of each row. Do not change."""
+        return self._ids
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """(len,) int64: positive interactions, all time. A view."""
+        return self._counts[: len(self)]
+
+    def row(self, item_id: str) -> int:
+        """The row of an item; a new one if it has none."""
+        row = self._rows.get(item_id)
+        if row is None:
+            row = self._rows[item_id] = len(self._ids)
+            self._ids.append(item_id)
+            if row >= len(self._time):
+                self._grow()
+        return row
+
+    def find(self, item_id: str) -> int | None:
+        """The row of an item, or None."""
+        return self._rows.get(item_id)
+
+    def add(self, item_id: str, time_ms: float, weight: float) -> None:
+        """Apply one event; a positive weight also counts."""
+        row = self.row(item_id)
+        newest = max(self._time[row], time_ms)
+        self._sums[row] *= _decay(newest - self._time[row])
+        self._sums[row] += weight * _decay(newest - time_ms)
+        self._time[row] = newest
+        self._counts[row] += weight > 0
+        self.newest_ms = max(self.newest_ms, time_ms)
+
+    def merge(self, item_id: str, trend: Trend | None, count: int) -> None:
+        """Add what one partition holds of an item."""
+        row = self.row(item_id)
+        self._counts[row] += count
+        if trend is None:
+            return
+        newest = max(self._time[row], trend.time_ms)
+        self._sums[row] *= _decay(newest - self._time[row])
+        self._sums[row] += np.array((trend.hour, trend.day, trend.month)) * _decay(newest - trend.time_ms)
+        self._time[row] = newest
+        self.newest_ms = max(self.newest_ms, trend.time_ms)
+
+    def values(self, now_ms: float) -> NDArray[np.float64]:
+        """(len, 3) float64: the sums at half-lives hour, day, month, decayed to `now_ms`."""
+        age = np.maximum(now_ms - self._time[: len(self)], 0.0)
+        return np.asarray(self._sums[: len(self)] * np.exp2(-age[:, None] / _HALF_LIVES))
+
+    def _grow(self) -> None:
+        extra = len(self._time)
+        self._time = np.concatenate([self._time, np.zeros(extra)])
+        self._sums = np.concatenate([self._sums, np.zeros((extra, self._sums.shape[1]))])
+        self._counts = np.concatenate([self._counts, np.zeros(extra, np.int64)])
