@@ -1,0 +1,88 @@
+"""An artifact is whole and unharmed, or it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from afterclick import artifact
+from afterclick.errors import BadArtifact
+
+FACTS = {"created": "2026-01-01T00:00:00Z", "items": 3}
+
+
+def fill(folder: Path) -> None:
+    np.save(folder / "als_item_factors.npy", np.arange(6, dtype=np.float32).reshape(3, 2))
+    (folder / "ranker.txt").write_text("tree\n")
+
+
+def published(root: Path) -> tuple[Path, str]:
+    return artifact.write(root, "v1", fill, **FACTS)
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    folder, digest = published(tmp_path)
+    manifest = artifact.read_manifest(folder, digest)
+    artifact.verify(folder, manifest)
+    assert manifest.version == "v1"
+    assert set(manifest.files) == {"als_item_factors.npy", "ranker.txt"}
+    assert artifact.load_array(folder, "als_item_factors").shape == (3, 2)
+
+
+@pytest.mark.parametrize("position", [0, 40, -1])
+def test_one_changed_byte_is_refused(tmp_path: Path, position: int) -> None:
+    folder, _ = published(tmp_path)
+    path = folder / "als_item_factors.npy"
+    raw = bytearray(path.read_bytes())
+    raw[position] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(BadArtifact, match=r"als_item_factors\.npy: damaged"):
+        artifact.verify(folder, artifact.read_manifest(folder))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    folder, _ = published(tmp_path)
+    (folder / "ranker.txt").unlink()
+    with pytest.raises(BadArtifact, match="missing"):
+        artifact.verify(folder, artifact.read_manifest(folder))
+
+
+def test_another_manifest_than_the_published_one_is_refused(tmp_path: Path) -> None:
+    folder, digest = published(tmp_path)
+    path = folder / artifact.MANIFEST
+    path.write_text(path.read_text().replace('"items": 3', '"items": 4'))
+    artifact.read_manifest(folder)  # the control: without the hash it passes for good
+    with pytest.raises(BadArtifact, match="not the manifest"):
+        artifact.read_manifest(folder, digest)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    folder, _ = published(tmp_path)
+    path = folder / artifact.MANIFEST
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(BadArtifact, match="format 2"):
+        artifact.read_manifest(folder)
+
+
+def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    def half(folder: Path) -> None:
+        fill(folder)
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        artifact.write(tmp_path, "v1", half, **FACTS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_is_never_written_twice(tmp_path: Path) -> None:
+    published(tmp_path)
+    with pytest.raises(FileExistsError):
+        published(tmp_path)
+
+
+def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
+    np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(BadArtifact, match="evil"):
+        artifact.load_array(tmp_path, "evil")
