@@ -15,35 +15,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 HOUR_MS = 3_600_000.0
-HALF_LIVES_MS: dict[str, float] = {"hour": HOUR_MS, "day": 24 * HOUR_MS, "month": 720 * HOUR_MS}
+DAY_MS = 24 * HOUR_MS
+HALF_LIVES_MS: dict[str, float] = {
+    "hour": HOUR_MS,
+    "day": DAY_MS,
+    "three_days": 3 * DAY_MS,
+    "week": 7 * DAY_MS,
+    "month": 30 * DAY_MS,
+    "quarter": 90 * DAY_MS,
+}
 _HALF_LIVES = np.array(list(HALF_LIVES_MS.values()))
-_FORMAT = struct.Struct("<4d")
+_FORMAT = struct.Struct(f"<{1 + len(HALF_LIVES_MS)}d")
 
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """The decayed sums of one item: `time_ms` of its newest event, and a sum per half-life as of then."""
+    """The decayed sums of one item: `time_ms` of its newest event, and as of then one sum per half-life."""
 
     time_ms: float
-    hour: float
-    day: float
-    month: float
+    sums: tuple[float, ...]
+    """In the order of HALF_LIVES_MS."""
 
     def pack(self) -> bytes:
-        """The value in Redis: four little-endian doubles (time_ms, hour, day, month)."""
-        return _FORMAT.pack(self.time_ms, self.hour, self.day, self.month)
+        """The value in Redis: little-endian doubles, time_ms and then the sums."""
+        return _FORMAT.pack(self.time_ms, *self.sums)
 
     @classmethod
     def unpack(cls, raw: bytes) -> Trend:
-        return cls(*_FORMAT.unpack(raw))
+        time_ms, *sums = _FORMAT.unpack(raw)
+        return cls(time_ms, tuple(sums))
 
     def add(self, time_ms: float, weight: float) -> Trend:
         """This trend with one more event. The same arithmetic as streaming/functions.lua."""
         newest = max(self.time_ms, time_ms)
         old = _decay(newest - self.time_ms)
         new = _decay(newest - time_ms) * weight
-        sums = np.array((self.hour, self.day, self.month)) * old + new
-        return Trend(newest, *sums.tolist())
+        sums = np.array(self.sums) * old + new
+        return Trend(newest, tuple(sums.tolist()))
 
 
 def _decay(elapsed_ms: float) -> NDArray[np.float64]:
@@ -109,12 +117,12 @@ class TrendTable:
             return
         newest = max(self._time[row], trend.time_ms)
         self._sums[row] *= _decay(newest - self._time[row])
-        self._sums[row] += np.array((trend.hour, trend.day, trend.month)) * _decay(newest - trend.time_ms)
+        self._sums[row] += np.array(trend.sums) * _decay(newest - trend.time_ms)
         self._time[row] = newest
         self.newest_ms = max(self.newest_ms, trend.time_ms)
 
     def values(self, now_ms: float) -> NDArray[np.float64]:
-        """(len, 3) float64: the sums at half-lives hour, day, month, decayed to `now_ms`."""
+        """(len, len(HALF_LIVES_MS)) float64: the sums of each half-life, decayed to `now_ms`."""
         age = np.maximum(now_ms - self._time[: len(self)], 0.0)
         return np.asarray(self._sums[: len(self)] * np.exp2(-age[:, None] / _HALF_LIVES))
 
