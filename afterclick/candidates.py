@@ -1,0 +1,111 @@
+"""Candidate sources: which few hundred items of the catalogue are worth ranking for a user, now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.model import FloatArray, IntArray, Model
+from afterclick.scoring import TrendView, UserState
+
+SOURCES = ("same_day", "neighbours", "als", "content", "trending")
+Search = Callable[[FloatArray, int], IntArray]
+"""(query vector (k,), how many) → item indices, nearest first; -1 pads. FAISS, or `exact_search`."""
+
+
+@dataclass(frozen=True)
+class CandidateLimits:
+    """How many candidates each source may bring."""
+
+    recent: int = 5
+    """Items of the history whose neighbours are fetched."""
+    per_item: int = 50
+    """Neighbours of one item, of either kind."""
+    als: int = 100
+    """Items nearest to the user's ALS vector."""
+    content: int = 50
+    """Items with content like the newest one."""
+    trending: int = 200
+    """Trending items, whatever the half-life."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Items to rank and where each came from first."""
+
+    items: IntArray
+    """(c,) item indices, each once, none seen."""
+    sources: NDArray[np.int8]
+    """(c,) index in SOURCES."""
+
+
+def candidate_items(
+    model: Model,
+    state: UserState,
+    trends: TrendView,
+    *,
+    user_factors: FloatArray | None = None,
+    als_search: Search | None = None,
+    content_search: Search | None = None,
+    limits: CandidateLimits | None = None,
+    exclude: IntArray | None = None,
+) -> Candidates:
+    """The union of all sources, without what the user has seen and what is in `exclude`.
+
+    Give `user_factors` (from fold_in) with `als_search`. A source without its search or input brings nothing.
+    """
+    limits = limits or CandidateLimits()
+    recent = state.items[: limits.recent]
+    recent = recent[recent < len(model)]
+    found: list[IntArray] = [
+        model.same_day_items[recent, : limits.per_item].ravel(),
+        model.neighbour_items[recent, : limits.per_item].ravel(),
+        _search(als_search, user_factors, limits.als),
+        _search(content_search, _last_content(model, recent), limits.content),
+        trends.top[: limits.trending],
+    ]
+    items = np.concatenate(found).astype(np.int32, copy=False)
+    sources = np.repeat(np.arange(len(found), dtype=np.int8), [len(f) for f in found])
+    keep = _wanted(items, len(trends.log_share), state.seen, exclude)
+    items, sources = items[keep], sources[keep]
+    items, first = np.unique(items, return_index=True)
+    return Candidates(items, sources[first])
+
+
+def exact_search(vectors: FloatArray, allowed: NDArray[np.bool_] | None = None) -> Search:
+    """A search by inner product over all rows: for small catalogues and for measuring an index against."""
+
+    def search(query: FloatArray, count: int) -> IntArray:
+        scores = vectors @ query
+        if allowed is not None:
+            scores = np.where(allowed, scores, -np.inf)
+        count = min(count, len(scores))
+        best = np.argpartition(-scores, count - 1)[:count]
+        return best[np.argsort(-scores[best])].astype(np.int32)
+
+    return search
+
+
+def _search(search: Search | None, query: FloatArray | None, count: int) -> IntArray:
+    if search is None or query is None or not count:
+        return np.empty(0, np.int32)
+    return search(query, count)
+
+
+def _last_content(model: Model, recent: IntArray) -> FloatArray | None:
+    if model.content is None or not len(recent):
+        return None
+    last = model.content[recent[0]]
+    return last if last.any() else None
+
+
+def _wanted(items: IntArray, size: int, seen: IntArray, exclude: IntArray | None) -> NDArray[np.bool_]:
+    banned = np.zeros(size + 1, bool)
+    banned[-1] = True  # where −1 lands
+    banned[seen] = True
+    if exclude is not None:
+        banned[exclude] = True
+    return ~banned[items]

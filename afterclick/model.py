@@ -1,0 +1,131 @@
+"""A published model as NumPy arrays: what candidates and features are computed from.
+
+reads   artifact  item_ids, popularity, first_seen_ms, neighbour_items, neighbour_scores, same_day_items,
+                  same_day_scores; where there: als_item_factors, content
+        manifest  parameters.als.alpha, parameters.als.reg
+
+Rows of every array are items; a row number is an `item_index`. `−1` pads neighbour lists. An item that
+ALS or content knows nothing of has a row of zeros there. Items that appeared later have indices ≥ n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.artifact import Manifest, load_array, read_manifest, verify
+from afterclick.errors import BadArtifact
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int32]
+_NEEDED = (
+    "item_ids",
+    "popularity",
+    "first_seen_ms",
+    "neighbour_items",
+    "neighbour_scores",
+    "same_day_items",
+    "same_day_scores",
+)
+_OPTIONAL = ("als_item_factors", "content")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """The arrays of one artifact. Share it between threads freely; change nothing in it."""
+
+    version: str
+    item_ids: NDArray[np.str_]
+    """(n,)"""
+    popularity: FloatArray
+    """(n,) interactions of positive weight in training."""
+    first_seen_ms: NDArray[np.float64]
+    """(n,) event time of the item's first interaction; NaN where it has none."""
+    neighbour_items: IntArray
+    """(n, K) items bought by the same users, nearest first."""
+    neighbour_scores: FloatArray
+    """(n, K) cosine of the two items' user sets."""
+    same_day_items: IntArray
+    """(n, K) items reviewed by the same users on the same day."""
+    same_day_scores: FloatArray
+    """(n, K)"""
+    factors: FloatArray | None = None
+    """(n, k) ALS item factors."""
+    content: FloatArray | None = None
+    """(n, d) embeddings of title and categories, of length 1 or 0."""
+    als_alpha: float = 1.0
+    als_reg: float = 0.1
+    index: dict[str, int] = field(init=False)
+    """item_id → item_index."""
+    gram: NDArray[np.float64] | None = field(init=False)
+    """(k, k) Yᵀ Y of the item factors, for fold-in."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", {item: i for i, item in enumerate(self.item_ids.tolist())})
+        gram = None
+        if self.factors is not None:
+            wide = self.factors.astype(np.float64)
+            gram = wide.T @ wide
+        object.__setattr__(self, "gram", gram)
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays by the names of their files in an artifact."""
+        found = {name: getattr(self, name) for name in _NEEDED}
+        if self.factors is not None:
+            found["als_item_factors"] = self.factors
+        if self.content is not None:
+            found["content"] = self.content
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays into an artifact's folder (inside the `fill` of artifact.write)."""
+        for name, array in self.arrays().items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+    def parameters(self) -> dict[str, Any]:
+        """What belongs into the manifest's `parameters`."""
+        return {"als": {"alpha": self.als_alpha, "reg": self.als_reg}}
+
+
+def load(folder: Path, manifest_sha256: str | None = None) -> tuple[Model, Manifest]:
+    """The model of an artifact, after every hash was checked. Raises BadArtifact."""
+    manifest = read_manifest(folder, manifest_sha256)
+    verify(folder, manifest)
+    names = [*_NEEDED, *(n for n in _OPTIONAL if f"{n}.npy" in manifest.files)]
+    arrays = {name: load_array(folder, name) for name in names}
+    _check(folder, arrays)
+    als = manifest.parameters.get("als", {})
+    factors = arrays.pop("als_item_factors", None)
+    model = Model(
+        version=manifest.version,
+        factors=factors,
+        als_alpha=float(als.get("alpha", 1.0)),
+        als_reg=float(als.get("reg", 0.1)),
+        **arrays,
+    )
+    return model, manifest
+
+
+def _check(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    rows = len(arrays["item_ids"])
+    for name, array in arrays.items():
+        if len(array) != rows:
+            raise BadArtifact(f"{folder / name}.npy: {len(array)} rows, item_ids has {rows}")
+    for name in _finite(arrays):
+        if not np.isfinite(arrays[name]).all():
+            raise BadArtifact(f"{folder / name}.npy: holds NaN or infinity")
+    for name in ("neighbour_items", "same_day_items"):
+        if arrays[name].size and not (-1 <= arrays[name].min() <= arrays[name].max() < rows):
+            raise BadArtifact(f"{folder / name}.npy: an index is out of range")
+
+
+def _finite(arrays: dict[str, NDArray[Any]]) -> Iterable[str]:
+    return (n for n in arrays if n != "first_seen_ms" and arrays[n].dtype.kind == "f")
