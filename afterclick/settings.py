@@ -5,15 +5,28 @@ Nested names are joined with two underscores: AFTERCLICK_KAFKA__BOOTSTRAP=localh
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from afterclick.errors import Unavailable
 from afterclick.events import Action
 from afterclick.keys import Keys
 from afterclick.topics import Topics
+
+KAFKA_JARS: Final = "kafka-4.3.1"
+"""Folder of the jar cache with Kafka itself."""
+SPARK_JARS: Final = "spark-4.2.0"
+"""Folder of the jar cache with what Spark needs to read and write Kafka."""
+
+
+def jar_cache() -> Path:
+    """Where jars are kept for every checkout on this machine: XDG's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "afterclick" / "jars"
 
 
 class _Section(BaseModel):
@@ -92,6 +105,10 @@ class TrainingSettings(_Section):
     """ALS: confidence of an interaction (Spark's alpha)."""
     iterations: int = Field(10, ge=1)
     """ALS: passes."""
+    core: int = Field(5, ge=1)
+    """ETL: the k of the k-core, interactions that each of its users and items has at least."""
+    least_reviews: int = Field(5, ge=1)
+    """Items with fewer interactions are not served by the models."""
 
 
 class ServingSettings(_Section):
@@ -123,6 +140,8 @@ class Settings(BaseSettings):
 
     home: Path = Path(".afterclick")
     """Everything that is kept on this machine: Kafka and Redis data, the log, artifacts, MLflow."""
+    jars: Path = Field(default_factory=jar_cache)
+    """The cache of jars (Kafka, Spark's connector), filled by `make setup`."""
     archive_uri: str | None = None
     """Where the Parquet log lies (a folder or s3a://); by default in the home folder."""
     kafka: KafkaSettings = KafkaSettings()
@@ -146,3 +165,11 @@ class Settings(BaseSettings):
     def mlflow(self) -> str:
         """The MLflow tracking URI."""
         return self.training.mlflow_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def spark_jars(self) -> str:
+        """What `spark.jars` has to be for Spark to speak Kafka. Raises Unavailable before `make setup`."""
+        jars = sorted((self.jars / SPARK_JARS).glob("*.jar"))
+        if not jars:
+            raise Unavailable(f"no Spark connector in {self.jars / SPARK_JARS}: run `make setup`")
+        return ",".join(str(jar) for jar in jars)

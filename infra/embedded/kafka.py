@@ -1,0 +1,139 @@
+"""A real Kafka broker (KRaft, one node) from its Maven jars, tuned for a laptop."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from base64 import urlsafe_b64encode
+from collections.abc import Sequence
+from pathlib import Path
+from uuid import uuid4
+
+from afterclick.errors import Unavailable
+from infra.embedded.java import find_java
+from infra.embedded.ports import LOOPBACK, free_port
+from infra.embedded.process import Process
+from infra.topics_admin import broker_answers
+
+_JVM = (
+    *("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"),
+    *("-Djava.awt.headless=true", "-XX:+ExitOnOutOfMemoryError", "-Djava.net.preferIPv4Stack=true"),
+)
+_CONFIG = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@{host}:{controller_port}
+listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners=PLAINTEXT://{host}:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+# one node: nothing to copy to
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+group.initial.rebalance.delay.ms=0
+controlled.shutdown.enable=false
+# few threads and little memory
+num.network.threads=2
+num.io.threads=2
+num.recovery.threads.per.data.dir=2
+background.threads=2
+log.cleaner.threads=1
+log.cleaner.dedupe.buffer.size=16777216
+log.index.size.max.bytes=1048576
+log.segment.bytes=134217728
+log.segment.delete.delay.ms=1000
+log.retention.check.interval.ms=300000
+"""
+_LOG4J = """\
+Configuration:
+  Appenders:
+    Console:
+      name: out
+      target: SYSTEM_OUT
+      PatternLayout:
+        pattern: "%d %p %m (%c{1})%n"
+  Loggers:
+    Root:
+      level: WARN
+      AppenderRef:
+        ref: out
+"""
+
+
+class KafkaServer:
+    """One broker. Its data stays in `folder` between starts; ports are chosen once, when it is built."""
+
+    def __init__(self, folder: Path, jars: Sequence[Path], port: int | None = None) -> None:
+        self.folder = folder.resolve()
+        self.jars = jars
+        self.port = port or free_port()
+        self.controller_port = free_port()
+        self._process: Process | None = None
+
+    @property
+    def address(self) -> str:
+        """What clients bootstrap from: host:port."""
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
+    def process(self) -> Process:
+        """The broker's process, not necessarily running."""
+        if self._process is None:
+            command = [*self._java(), "kafka.Kafka", self.folder / "server.properties"]
+            self._process = Process("Kafka", command, self.folder / "kafka.log")
+        return self._process
+
+    def prepare(self) -> None:
+        """Write the configuration and, the first time, format the data folder."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        data = self.folder / "data"
+        config = _CONFIG.format(
+            host=LOOPBACK, port=self.port, controller_port=self.controller_port, data=data
+        )
+        (self.folder / "server.properties").write_text(config)
+        (self.folder / "log4j2.yaml").write_text(_LOG4J)
+        if not (data / "meta.properties").exists():
+            self._format()
+
+    def ready(self) -> bool:
+        """Whether the broker answers requests."""
+        return broker_answers(self.address)
+
+    def start(self, timeout_s: float = 60.0) -> None:
+        """Start and wait until it answers."""
+        self.prepare()
+        self.process.start()
+        self.process.wait_ready(self.ready, timeout_s)
+
+    def stop(self) -> None:
+        """End it in order: the log is flushed."""
+        if self._process:
+            self._process.stop()
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        if self._process:
+            self._process.kill()
+
+    def _java(self) -> list[str | Path]:
+        classpath = os.pathsep.join(str(jar) for jar in self.jars)
+        log4j = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.yaml'}"
+        return [find_java().executable, *_JVM, log4j, "-cp", classpath]
+
+    def _format(self) -> None:
+        cluster_id = urlsafe_b64encode(uuid4().bytes).decode().rstrip("=").replace("-", "a")
+        tool = ["kafka.tools.StorageTool", "format", "-t", cluster_id]
+        command = [*self._java(), *tool, "-c", self.folder / "server.properties"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode != 0:
+            raise Unavailable(
+                f"Kafka could not format {self.folder}: {(answer.stdout + answer.stderr).strip()}"
+            )

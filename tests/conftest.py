@@ -1,0 +1,142 @@
+"""Real services for every test: Kafka and Valkey on free ports, one Spark session, the real data where it is.
+
+Nothing here is skipped when it is missing: a test that cannot have its service fails and says why.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from afterclick.settings import KafkaSettings, RedisSettings, Settings, jar_cache
+from infra.embedded.jars import KAFKA, SPARK_CONNECTOR, ensure_jars
+from infra.embedded.kafka import KafkaServer
+from infra.embedded.valkey import ValkeyServer
+from infra.topics_admin import delete_topics, ensure_topics
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+DATASET = os.environ.get("DATASET")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the developer's own AFTERCLICK_* out of the tests; Spark's workers run this Python."""
+    for name in [name for name in os.environ if name.startswith("AFTERCLICK_") and name != "AFTERCLICK_JARS"]:
+        del os.environ[name]
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what needs the real data where DATASET is unset."""
+    if DATASET:
+        return
+    wanting = [item for item in items if item.get_closest_marker("dataset")]
+    config.hook.pytest_deselected(items=wanting)
+    items[:] = [item for item in items if item not in wanting]
+
+
+@pytest.fixture(scope="session")
+def jars() -> Path:
+    """The cache of jars, filled."""
+    cache = Path(os.environ.get("AFTERCLICK_JARS") or jar_cache())
+    ensure_jars(cache, KAFKA)
+    ensure_jars(cache, SPARK_CONNECTOR)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def kafka_server(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    server = KafkaServer(tmp_path_factory.mktemp("kafka"), ensure_jars(jars, KAFKA))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def broker(kafka_server: KafkaServer) -> str:
+    """host:port of a real Kafka that the whole run shares: do not stop it."""
+    return kafka_server.address
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real Valkey that the whole run shares: do not stop or flush it."""
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
+    server.start()
+    yield server.address
+    server.kill()
+
+
+@pytest.fixture
+def settings(broker: str, redis_url: str, jars: Path, tmp_path: Path) -> Iterator[Settings]:
+    """Settings of an installation of this test's own: its topics exist, its keys and its home are empty."""
+    unique = uuid4().hex[:8]
+    settings = Settings(
+        home=tmp_path / "home",
+        jars=jars,
+        kafka=KafkaSettings(bootstrap=broker, prefix=f"t{unique}-", partitions=2),
+        redis=RedisSettings(url=redis_url, prefix=f"t{unique}:"),
+    )
+    ensure_topics(settings)
+    yield settings
+    delete_topics(settings.kafka)
+
+
+@pytest.fixture
+def own_broker(jars: Path, tmp_path: Path) -> Iterator[KafkaServer]:
+    """A Kafka of this test's own, to kill and start again."""
+    server = KafkaServer(tmp_path / "own-kafka", ensure_jars(jars, KAFKA))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[ValkeyServer]:
+    """A Valkey of this test's own, to kill and start again."""
+    server = ValkeyServer(tmp_path / "own-valkey")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def spark(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """One Spark session with the Kafka connector, shared by the whole run."""
+    from pyspark.sql import SparkSession
+
+    session = (
+        SparkSession.builder.appName("afterclick-tests")
+        .master("local[2]")
+        .config("spark.driver.memory", "2g")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.jars", Settings(jars=jars).spark_jars)
+        .config("spark.log.level", "ERROR")
+        .config("spark.scheduler.mode", "FAIR")
+        .config("spark.sql.execution.arrow.pyspark.enabled", "true")
+        .config("spark.sql.session.timeZone", "UTC")
+        .config("spark.sql.shuffle.partitions", "2")
+        .config("spark.sql.warehouse.dir", str(tmp_path_factory.mktemp("warehouse")))
+        .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        .getOrCreate()
+    )
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Path:
+    """The real data (DATASET), for tests marked `dataset`."""
+    assert DATASET, "mark the test with @pytest.mark.dataset"
+    path = Path(DATASET).resolve()
+    assert path.exists(), f"DATASET={DATASET} does not exist"
+    return path

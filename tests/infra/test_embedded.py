@@ -1,0 +1,127 @@
+"""The embedded Kafka and Valkey: real, quick, durable, and never orphans."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import pytest
+import redis
+from confluent_kafka import Consumer, Producer
+
+from afterclick.errors import Unavailable
+from afterclick.settings import KafkaSettings, Settings
+from infra.embedded.kafka import KafkaServer
+from infra.embedded.process import Process
+from infra.embedded.valkey import ValkeyServer
+from infra.topics_admin import broker_answers, ensure_topics
+from tests.waiting import wait_until
+
+
+def produce(bootstrap: str, topic: str, value: bytes) -> None:
+    failures = []
+    producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True})
+    producer.produce(topic, value, on_delivery=lambda error, _: failures.append(error))
+    assert producer.flush(20) == 0
+    assert failures == [None]
+
+
+def consume(bootstrap: str, topic: str, n: int) -> list[bytes]:
+    consumer = Consumer(
+        {"bootstrap.servers": bootstrap, "group.id": uuid4().hex, "auto.offset.reset": "earliest"}
+    )
+    consumer.subscribe([topic])
+    values: list[bytes] = []
+    try:
+        wait_until(
+            lambda: values.extend(m.value() for m in consumer.consume(n, 0.5)) or len(values) >= n,
+            what="records",
+        )
+    finally:
+        consumer.close()
+    return values
+
+
+def test_a_record_survives_a_killed_broker(own_broker: KafkaServer) -> None:
+    settings = Settings(kafka=KafkaSettings(bootstrap=own_broker.address, partitions=1))
+    ensure_topics(settings)
+    produce(own_broker.address, "reviews", b"before")
+
+    own_broker.kill()
+    assert not broker_answers(own_broker.address)
+    own_broker.start()
+
+    produce(own_broker.address, "reviews", b"after")
+    assert consume(own_broker.address, "reviews", 2) == [b"before", b"after"]
+
+
+def test_a_key_survives_a_killed_valkey(own_redis: ValkeyServer) -> None:
+    client = redis.Redis.from_url(own_redis.address)
+    client.set("position", 7)
+    client.execute_command("WAITAOF", 1, 0, 5000)
+
+    own_redis.kill()
+    with pytest.raises(redis.ConnectionError):
+        client.ping()
+    own_redis.start()
+
+    assert client.get("position") == b"7"
+
+
+def test_valkey_never_evicts_and_keeps_an_append_only_file(redis_url: str) -> None:
+    config = redis.Redis.from_url(redis_url, decode_responses=True).config_get("*")
+    assert config["maxmemory-policy"] == "noeviction"
+    assert config["appendonly"] == "yes"
+
+
+def test_topics_are_created_once(settings: Settings) -> None:
+    assert ensure_topics(settings) == []
+
+
+def test_a_missing_topic_is_never_made_by_a_producer(broker: str) -> None:
+    errors = []
+    producer = Producer({"bootstrap.servers": broker, "message.timeout.ms": 3000})
+    producer.produce(f"absent-{uuid4().hex}", b"x", on_delivery=lambda error, _: errors.append(error))
+    producer.flush(10)
+    assert errors
+    assert errors[0] is not None
+
+
+def test_a_process_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
+    process = Process("liar", [sys.executable, "-c", "raise SystemExit('no luck')"], tmp_path / "liar.log")
+    process.start()
+    with pytest.raises(Unavailable, match=r"liar ended with code 1[\s\S]*no luck"):
+        process.wait_ready(lambda: False, 10)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_children_die_with_their_parent_however_it_ends(tmp_path: Path, end: signal.Signals) -> None:
+    script = f"""
+        import time
+        from pathlib import Path
+        from infra.embedded.process import Process
+        child = Process("sleeper", ["sleep", "600"], Path({str(tmp_path)!r}) / "log")
+        child.start()
+        print(child.pid, flush=True)
+        time.sleep(600)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert psutil.pid_exists(child)
+        os.kill(parent.pid, end)
+    wait_until(lambda: not alive(child), 5, what="the child is gone")
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
