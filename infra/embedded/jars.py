@@ -70,9 +70,9 @@ def _fetch(bundle: Bundle, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as name:
         work = Path(name)
         (work / "ivy.xml").write_text(bundle.ivy)
-        command = [
-            *(find_java().executable, "-jar", _ivy()),
-            *("-cache", work / "cache", "-ivy", work / "ivy.xml", "-confs", "default"),
+        command: list[str | Path] = [
+            *(find_java().executable, "-jar", _ivy(), "-cache", work / "cache"),
+            *("-ivy", work / "ivy.xml", "-confs", "default"),
             *("-retrieve", f"{work}/jars/[artifact]-[revision](-[classifier]).[ext]"),
         ]
         answer = subprocess.run(command, capture_output=True, text=True, check=False)

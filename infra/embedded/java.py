@@ -67,7 +67,7 @@ def _probe(path: Path) -> Java | None:
 def _from_cjdk() -> Java | None:
     """A JDK from cjdk's cache or, with internet, from its vendor; None where neither can be had."""
     try:
-        import cjdk
+        import cjdk  # type: ignore[import-not-found,unused-ignore]  # optional, has no types
     except ImportError:
         return None
     try:

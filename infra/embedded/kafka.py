@@ -40,6 +40,9 @@ share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
 controlled.shutdown.enable=false
+# a restarted broker waits until its former self is forgotten (default: 9 s)
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 # few threads and little memory
 num.network.threads=2
 num.io.threads=2

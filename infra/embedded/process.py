@@ -23,8 +23,8 @@ _PR_SET_PDEATHSIG = 1
 class Process:
     """A command that can be started, stopped and killed, again and again.
 
-    It runs in its own session, so that Ctrl-C reaches only this process, which then stops it in order; and the
-    kernel kills it when the thread that started it ends (Linux), so start it from the main thread.
+    It runs in its own session, so that Ctrl-C reaches only this process, which then stops it in order; and
+    the kernel kills it when the thread that started it ends (Linux), so start it from the main thread.
     """
 
     name: str

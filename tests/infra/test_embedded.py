@@ -14,6 +14,7 @@ import psutil
 import pytest
 import redis
 from confluent_kafka import Consumer, Producer
+from pyspark.sql import SparkSession
 
 from afterclick.errors import Unavailable
 from afterclick.settings import KafkaSettings, Settings
@@ -125,3 +126,14 @@ def alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.mark.spark
+def test_spark_reads_a_topic_without_resolving_anything(spark: SparkSession, settings: Settings) -> None:
+    produce(settings.kafka.bootstrap, settings.kafka.topics.reviews, b"seen")
+    options = {
+        "kafka.bootstrap.servers": settings.kafka.bootstrap,
+        "subscribe": settings.kafka.topics.reviews,
+    }
+    rows = spark.read.format("kafka").options(**options).load().select("value").collect()
+    assert [bytes(row.value) for row in rows] == [b"seen"]
