@@ -1,0 +1,254 @@
+"""Interactions of a dataset file, in file order, as record batches.
+
+reads   file  any reviews format of `formats.Format`
+
+A block of lines takes the fast way (pyarrow, columns at a time) if nothing in it is odd, else the slow way
+(row by row), which finds and reports each bad line. Both ways give the same rows: that is tested.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from afterclick.errors import BadDataset
+from ingest.formats import Detected, Format, detect, parse_object
+from ingest.lines import BLOCK_BYTES, blocks, numbered
+from ingest.records import records
+from ingest.rows import SCHEMA, ReadReport, Row, all_valid, check, parse_time, to_batch
+
+_CONTROL = bytes(c for c in range(32) if c not in b"\n\r") + b"\x7f"
+_PARQUET_ROWS = 65_536
+
+
+def read_interactions(
+    path: Path, report: ReadReport, detected: Detected | None = None, block_bytes: int = BLOCK_BYTES
+) -> Iterator[pa.RecordBatch]:
+    """The interactions of a file in SCHEMA; bad lines go to `report`. Memory: a few blocks.
+
+    Raises BadDataset if the file is of no known format, holds items, or cannot be read to its end.
+    """
+    found = detected or detect(path)
+    if found.format.is_items:
+        raise BadDataset(f"{path}: holds items ({found.format}), no interactions")
+    if found.format is Format.PARQUET:
+        batches = _parquet(path, found, report)
+    elif found.format in (Format.REVIEWS_2014, Format.REVIEWS_2023):
+        batches = _json(path, _PICK[found.format], report, block_bytes)
+    else:
+        batches = _csv(path, found, report, block_bytes)
+    for batch in batches:
+        if batch.num_rows:
+            report.good += batch.num_rows
+            yield batch
+
+
+# --- CSV ---
+
+
+def _csv(path: Path, found: Detected, report: ReadReport, size: int) -> Iterator[pa.RecordBatch]:
+    quoting = found.format is Format.NAMED_CSV  # the official file has no quotes: there a " is a letter
+    source = blocks(path, size)
+    if quoting:
+        source = _without_header(source)
+    for block in source:
+        if quoting and b'"' in block[1]:
+            # a quoted field may run on into the next block: from here on, record by record
+            yield from _csv_slow(_chain(block, source), found, report, True)
+            return
+        batch = _csv_fast(block[1], found)
+        if batch is not None:
+            yield batch
+        else:
+            yield from _csv_slow(iter([block]), found, report, False)
+
+
+def _csv_fast(raw: bytes, found: Detected) -> pa.RecordBatch | None:
+    if len(raw.translate(None, _CONTROL)) != len(raw) or raw.count(b"\r") != raw.count(b"\r\n"):
+        return None
+    names = [f"c{i}" for i in range(len(found.header))]
+    types = {"user_id": pa.string(), "item_id": pa.string(), "time": pa.int64(), "rating": pa.float64()}
+    wanted = {f: names[i] for f, i in found.columns.items() if f in (*types, "text", "action")}
+    try:
+        table = pacsv.read_csv(
+            io.BytesIO(raw),
+            pacsv.ReadOptions(column_names=names, block_size=max(len(raw), 1) + 1, use_threads=False),
+            pacsv.ParseOptions(quote_char=False, double_quote=False),
+            pacsv.ConvertOptions(
+                column_types={c: types.get(f, pa.string()) for f, c in wanted.items()},
+                include_columns=list(wanted.values()),
+                null_values=[""],
+                strings_can_be_null=False,
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    if table.num_rows != raw.count(b"\n") + (not raw.endswith(b"\n")):
+        return None
+    columns = {f: table.column(c).combine_chunks() for f, c in wanted.items()}
+    return _from_columns(columns, table.num_rows)
+
+
+def _from_columns(columns: dict[str, pa.Array], rows: int) -> pa.RecordBatch | None:
+    """The batch with these columns, or None if a row in it must be looked at by itself."""
+    columns["time_ms"] = _as_ms(columns.pop("time"))
+    arrays = [_nulls_for_empty(columns.get(f.name, pa.nulls(rows, f.type)), f) for f in SCHEMA]
+    batch = pa.record_batch(arrays, schema=SCHEMA)
+    return batch if all_valid(batch) else None
+
+
+def _as_ms(time: pa.Array) -> pa.Array:
+    """Milliseconds from whole seconds, ms or µs by their size, as `rows.parse_time` does."""
+    size = pc.abs(time)
+    ms = pc.if_else(pc.less(size, 100_000_000_000_000), time, pc.divide(time, 1000))
+    return pc.if_else(pc.less(size, 100_000_000_000), pc.multiply(time, 1000), ms)
+
+
+def _nulls_for_empty(column: pa.Array, field: pa.Field) -> pa.Array:
+    if field.name in ("text", "action") and column.null_count < len(column):
+        return pc.if_else(pc.equal(column, ""), None, column)
+    return column
+
+
+def _csv_slow(
+    source: Iterator[tuple[int, bytes]], found: Detected, report: ReadReport, quoting: bool
+) -> Iterator[pa.RecordBatch]:
+    width = len(found.header)
+    place = found.columns
+    for chunk in records(source, quoting):
+        rows: list[Row] = []
+        for line, raw, fields in chunk:
+            try:
+                if len(fields) != width:
+                    raise ValueError(f"{len(fields)} fields, not {width}")
+                rows.append(_row({f: fields[i] for f, i in place.items()}, _any_time))
+            except ValueError as error:
+                report.refuse(line, str(error), raw)
+        yield to_batch(rows)
+
+
+def _without_header(source: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    for number, raw in source:
+        if number == 1:
+            lead = len(raw) - len(raw.lstrip())
+            skipped, rest = raw[:lead], raw[lead:].partition(b"\n")[2]
+            yield skipped.count(b"\n") + 2, rest
+        else:
+            yield number, raw
+
+
+def _chain(first: tuple[int, bytes], rest: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    yield first
+    yield from rest
+
+
+# --- JSON lines ---
+
+Pick = Callable[[dict[str, Any]], Row]
+
+
+def _pick_2014(o: dict[str, Any]) -> Row:
+    time = parse_time(o.get("unixReviewTime"))
+    return check(o.get("reviewerID"), o.get("asin"), time, o.get("overall"), o.get("reviewText"))
+
+
+def _pick_2023(o: dict[str, Any]) -> Row:
+    item = o.get("parent_asin") or o.get("asin")
+    return check(o.get("user_id"), item, parse_time(o.get("timestamp")), o.get("rating"), o.get("text"))
+
+
+_PICK: dict[Format, Pick] = {Format.REVIEWS_2014: _pick_2014, Format.REVIEWS_2023: _pick_2023}
+
+
+def _json(path: Path, pick: Pick, report: ReadReport, size: int) -> Iterator[pa.RecordBatch]:
+    for block in blocks(path, size):
+        rows: list[Row] = []
+        for number, line in numbered(block):
+            try:
+                fields = parse_object(line)
+                if not isinstance(fields, dict):
+                    raise ValueError("no JSON object")
+                rows.append(pick(fields))
+            except ValueError as error:
+                report.refuse(number, str(error), line)
+        yield to_batch(rows)
+
+
+# --- Parquet ---
+
+
+def _parquet(path: Path, found: Detected, report: ReadReport) -> Iterator[pa.RecordBatch]:
+    fields = {f: found.header[i] for f, i in found.columns.items() if f in ("time", *SCHEMA.names)}
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(_PARQUET_ROWS, columns=list(fields.values())):
+            columns = {f: batch.column(c) for f, c in fields.items()}
+            yield _parquet_fast(columns, batch.num_rows) or _parquet_slow(columns, number, report)
+            number += batch.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise BadDataset(f"{path}: cannot be read to its end ({error})") from None
+
+
+def _parquet_fast(columns: dict[str, pa.Array], rows: int) -> pa.RecordBatch | None:
+    try:
+        time = columns["time"]
+        if pa.types.is_timestamp(time.type):
+            time = time.cast(pa.timestamp("ms"), safe=False).cast(pa.int64())
+        elif not pa.types.is_integer(time.type):
+            return None
+        cast = {f: c.cast(SCHEMA.field(f).type) for f, c in columns.items() if f != "time"}
+    except pa.ArrowException:
+        return None
+    if _any_control(cast["user_id"]) or _any_control(cast["item_id"]):
+        return None
+    return _from_columns({**cast, "time": time}, rows)
+
+
+def _any_control(column: pa.Array) -> bool:
+    return bool(pc.any(pc.match_substring_regex(column, r"[\x00-\x1f\x7f]")).as_py())
+
+
+def _parquet_slow(columns: dict[str, pa.Array], before: int, report: ReadReport) -> pa.RecordBatch:
+    rows: list[Row] = []
+    for place in range(len(columns["time"])):
+        fields = {f: c[place].as_py() for f, c in columns.items()}
+        try:
+            rows.append(_row(fields, _any_time))
+        except ValueError as error:
+            report.refuse(before + place + 1, str(error), fields)
+    return to_batch(rows)
+
+
+# --- fields of a row with named columns ---
+
+
+def _row(fields: dict[str, Any], time: Callable[[Any], int]) -> Row:
+    return check(
+        fields["user_id"],
+        fields["item_id"],
+        time(fields["time"]),
+        fields.get("rating"),
+        fields.get("text"),
+        fields.get("action") or None,
+    )
+
+
+def _any_time(value: Any) -> int:
+    """Milliseconds from a number, an ISO 8601 text or a datetime; one without a zone is UTC."""
+    if isinstance(value, str) and len(value) >= 8 and "-" in value[1:]:
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError("timestamp: neither a number nor ISO 8601") from None
+    if isinstance(value, datetime):
+        zoned = value if value.tzinfo else value.replace(tzinfo=UTC)
+        return round(zoned.timestamp() * 1000)
+    return parse_time(value)

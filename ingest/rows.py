@@ -1,0 +1,175 @@
+"""One interaction of a dataset: its columns, its rules, and the report of what broke them.
+
+The rules are those of `afterclick.events.Interaction`, so that every row kept here is a valid event. A longer
+text than an event may carry is cut.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from afterclick.events import Action
+
+SCHEMA = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("time_ms", pa.int64()),
+        ("rating", pa.float64()),
+        ("text", pa.string()),
+        ("action", pa.string()),
+    ]
+)
+MAX_TIME_MS = 4_102_444_800_000  # the year 2100
+MAX_ID = 128
+MAX_TEXT = 32_768
+SAMPLES = 20
+ACTIONS = frozenset(Action)
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Row(NamedTuple):
+    """A checked row, in the order of SCHEMA."""
+
+    user_id: str
+    item_id: str
+    time_ms: int
+    rating: float | None
+    text: str | None
+    action: str | None
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that is no interaction: where, why, and how it begins."""
+
+    line: int
+    why: str
+    excerpt: str
+
+
+@dataclass
+class ReadReport:
+    """How a file was read. `rows` = `good` + `bad`, always; the first bad lines are kept as samples."""
+
+    good: int = 0
+    bad: int = 0
+    samples: list[BadLine] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return self.good + self.bad
+
+    def refuse(self, line: int, why: str, raw: object) -> None:
+        """Count a bad line and keep it as a sample while there is room."""
+        self.bad += 1
+        if len(self.samples) < SAMPLES:
+            text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
+            shown = text[:80].encode("unicode_escape").decode()
+            self.samples.append(BadLine(line, why, shown))
+
+
+def check(user: Any, item: Any, time_ms: int, rating: Any, text: Any = None, action: Any = None) -> Row:
+    """The row with these fields. Raises ValueError saying which field is wrong."""
+    if not 0 <= time_ms <= MAX_TIME_MS:
+        raise ValueError("timestamp: outside 1970 to 2100")
+    if action is not None and action not in ACTIONS:
+        raise ValueError(f"action: none of {', '.join(sorted(ACTIONS))}")
+    return Row(_id(user, "user"), _id(item, "item"), time_ms, _rating(rating), _text(text), action or None)
+
+
+def parse_time(value: Any) -> int:
+    """A timestamp in milliseconds from seconds, milliseconds or microseconds since 1970, told by their size.
+
+    Raises ValueError for anything that is no finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("timestamp: missing or no number")
+    if isinstance(value, str) and "_" in value:  # Python would read 1_000 as a number
+        raise ValueError("timestamp: no number")
+    try:
+        number = int(value)
+    except (ValueError, OverflowError):
+        try:
+            number = float(value)  # type: ignore[assignment]
+        except ValueError:
+            raise ValueError("timestamp: no number") from None
+    if not math.isfinite(number):
+        raise ValueError("timestamp: not finite")
+    size = abs(number)
+    if size < 1e11:
+        return int(number * 1000)
+    return int(number) if size < 1e14 else int(number // 1000)
+
+
+def all_valid(batch: pa.RecordBatch) -> bool:
+    """Whether every row of a batch in SCHEMA obeys the rules, save for control characters in ids."""
+    ids = all(_ids_fit(batch.column(n)) for n in ("user_id", "item_id"))
+    times, ratings, actions = (batch.column(n) for n in ("time_ms", "rating", "action"))
+    if not ids or times.null_count or not _within(times, 0, MAX_TIME_MS) or not _within(ratings, 0.0, 5.0):
+        return False
+    longest = pc.max(pc.utf8_length(batch.column("text"))).as_py()
+    known = set(pc.unique(actions).to_pylist()) <= ACTIONS | {None}
+    return known and (longest is None or longest <= MAX_TEXT)
+
+
+def to_batch(rows: Iterable[Row]) -> pa.RecordBatch:
+    """Checked rows as one record batch in SCHEMA."""
+    columns: Any = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
+    return pa.record_batch(arrays, schema=SCHEMA)
+
+
+def _id(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"{name}: missing or no text")
+        value = str(value)
+    if not 1 <= len(value) <= MAX_ID:
+        raise ValueError(f"{name}: empty" if not value else f"{name}: longer than {MAX_ID} characters")
+    if _UNPRINTABLE.search(value):
+        raise ValueError(f"{name}: holds a control character or a lone surrogate")
+    return value
+
+
+def _rating(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool):
+        raise ValueError("rating: no number")
+    try:
+        rating = float(value)
+    except (TypeError, ValueError):
+        raise ValueError("rating: no number") from None
+    if not 0 <= rating <= 5:
+        raise ValueError("rating: outside 0 to 5")
+    return rating
+
+
+def _text(value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or _SURROGATE.search(value):
+        raise ValueError("text: no text, or holds a lone surrogate")
+    return value[:MAX_TEXT]
+
+
+def _ids_fit(column: pa.Array) -> bool:
+    if column.null_count:
+        return False
+    shortest, longest = pc.min_max(pc.utf8_length(column)).values()
+    return not len(column) or (shortest.as_py() >= 1 and longest.as_py() <= MAX_ID)
+
+
+def _within(column: pa.Array, low: float, high: float) -> bool:
+    # NaN fails the comparison, as it must
+    inside = pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high))
+    return pc.all(inside).as_py() is not False
