@@ -1,0 +1,204 @@
+"""Turn the Parquet log into the tables that models are fitted on, in Spark.
+
+reads   parquet  the log (settings.archive)
+        topic    items, by training.catalogue
+writes  parquet  <home>/etl/<version>/interactions  user_index, item_index, time_ms, weight, core
+                 <home>/etl/<version>/users         user_index, user_id, reviews
+                 <home>/etl/<version>/items         item_index, item_id, reviews, popularity, first_seen_ms
+                 <home>/etl/<version>/catalogue     item_id, title, categories
+        json     <home>/etl/<version>/report.json
+
+A version appears whole, by one rename. Every row of the log is accounted for: in = out + dropped by reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import functions as f
+from pyspark.sql.utils import AnalysisException
+
+from afterclick.errors import BadDataset
+from afterclick.settings import Settings
+from training import catalogue, steps
+
+MONTH_MS = 30 * 86_400_000.0
+Progress = Callable[[str], None]
+
+
+class Report(BaseModel):
+    """The account of one ETL run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows_in: int
+    dropped: dict[str, int]
+    rows_out: int
+    users: int
+    items: int
+    core_k: int
+    core_dropped: dict[str, int]
+    core_rows: int
+    core_users: int
+    core_items: int
+    core_rounds: int
+    catalogue: int
+    newest_ms: int
+    positions: dict[str, int]
+    """topic/partition → highest offset that was read"""
+
+    def balanced(self) -> bool:
+        """Whether every row is accounted for, in both filters."""
+        whole = self.rows_in == self.rows_out + sum(self.dropped.values())
+        return whole and self.rows_out == self.core_rows + sum(self.core_dropped.values())
+
+
+def run(spark: SparkSession, settings: Settings, progress: Progress = lambda _: None) -> tuple[str, Report]:
+    """Run the whole ETL; returns the new version and its report. Raises BadDataset without a usable log."""
+    with steps.new_version(settings.home / "etl") as (version, folder):
+        progress("reading the log")
+        log = _read(spark, settings.archive)
+        rows_in, complete, positions = _survey(log)
+        if not rows_in:
+            raise BadDataset(f"the Parquet log in {settings.archive} is empty: ingest events first")
+        weights = {str(a): w for a, w in settings.stream.weights.items() if w > 0}
+        pairs, left = _deduplicate(log, weights)
+        progress("numbering users and items")
+        rows = _number(pairs, folder)
+        rows, core_dropped, rounds = _mark_core(rows, settings.training.core, progress)
+        progress("writing the tables")
+        rows.write.parquet(str(folder / "interactions"))
+        report = Report(
+            rows_in=rows_in,
+            dropped=_differences([rows_in, complete, *left]),
+            core_k=settings.training.core,
+            core_dropped=core_dropped,
+            core_rounds=rounds,
+            catalogue=catalogue.write(settings.kafka, folder / "catalogue"),
+            positions=positions,
+            **_totals(spark, folder),
+        )
+        (folder / "report.json").write_text(report.model_dump_json(indent=1))
+        spark.catalog.clearCache()
+    return version, report
+
+
+def read_report(folder: Path) -> Report:
+    """The report of an earlier run."""
+    return Report.model_validate_json((folder / "report.json").read_text())
+
+
+def _read(spark: SparkSession, archive: str) -> DataFrame:
+    try:
+        log = spark.read.parquet(archive)
+    except AnalysisException:
+        raise BadDataset(f"no Parquet log in {archive}: start `afterclick stream`, then ingest events") from None
+    columns = ("topic", "partition", "offset", "event_id", "event_time", "user_id", "item_id", "action")
+    missing = set(columns) - set(log.columns)
+    if missing:
+        raise BadDataset(f"the log in {archive} lacks the columns {', '.join(sorted(missing))}")
+    log = log.select(*columns).withColumn("event_time", f.col("event_time").cast("timestamp"))
+    return log.persist()
+
+
+def _count(frame: DataFrame) -> int:
+    return int(frame.count())
+
+
+def _survey(log: DataFrame) -> tuple[int, int, dict[str, int]]:
+    """Rows, complete rows, and the highest offset of each topic/partition."""
+    complete = f.count_if(_complete())
+    parts = log.groupBy("topic", "partition").agg(f.max("offset"), f.count("*"), complete).collect()
+    positions = {f"{p[0]}/{p[1]}": int(p[2]) for p in parts}
+    return sum(p[3] for p in parts), sum(p[4] for p in parts), positions
+
+
+def _complete() -> Column:
+    whole = f.lit(True)
+    for name in ("event_id", "user_id", "item_id", "event_time", "action"):
+        whole = whole & f.col(name).isNotNull()
+    return whole
+
+
+def _deduplicate(log: DataFrame, weights: dict[str, float]) -> tuple[DataFrame, list[int]]:
+    """One row per user and item: the first time, the heaviest action.
+
+    Also how many rows were left after each filter: events, positive events, pairs.
+    """
+    where = f.struct("topic", "partition", "offset", "user_id", "item_id", "event_time", "action")
+    first = log.where(_complete()).groupBy("event_id").agg(f.min(where).alias("row"))  # earliest of an id
+    weight = f.create_map(*[f.lit(x) for pair in weights.items() for x in pair])[f.col("action")]
+    events = first.select("row.*").withColumn("weight", weight.cast("float")).persist()
+    counts = events.agg(f.count("*"), f.count("weight")).first()
+    assert counts is not None
+    pairs = events.where(f.col("weight").isNotNull()).groupBy("user_id", "item_id")
+    pairs = pairs.agg(f.min(f.unix_millis("event_time")).alias("time_ms"), f.max("weight").alias("weight"))
+    pairs = pairs.persist()
+    return pairs, [int(counts[0]), int(counts[1]), _count(pairs)]
+
+
+def _differences(left: list[int]) -> dict[str, int]:
+    reasons = ("incomplete", "duplicate_event", "not_positive", "repeated_pair")
+    return {r: a - b for r, a, b in zip(reasons, left[:-1], left[1:], strict=True)}
+
+
+def _number(pairs: DataFrame, folder: Path) -> DataFrame:
+    """Give users and items their index, by descending count, and write the tables of both."""
+    newest = pairs.agg(f.max("time_ms")).first()
+    assert newest is not None
+    recency = f.pow(f.lit(2.0), (f.col("time_ms") - f.lit(newest[0])) / f.lit(MONTH_MS))
+    reviews = f.count("*").alias("reviews")
+    users = _table(pairs, "user", [reviews], folder / "users")
+    facts = [reviews, f.sum(recency).alias("popularity"), f.min("time_ms").alias("first_seen_ms")]
+    items = _table(pairs, "item", facts, folder / "items")
+    rows = pairs.join(users, "user_id").join(f.broadcast(items), "item_id")
+    return rows.select("user_index", "item_index", "time_ms", "weight").persist()
+
+
+def _table(pairs: DataFrame, kind: str, facts: list[Column], folder: Path) -> DataFrame:
+    """Write the table of users or items, one row each; returns id and index."""
+    key = f"{kind}_id"
+    order = Window.orderBy(f.col("reviews").desc(), key)
+    index = (f.row_number().over(order) - 1).alias(f"{kind}_index")
+    pairs.groupBy(key).agg(*facts).select(index, "*").coalesce(1).write.parquet(str(folder))
+    return pairs.sparkSession.read.parquet(str(folder)).select(key, f"{kind}_index")
+
+
+def _mark_core(rows: DataFrame, k: int, progress: Progress) -> tuple[DataFrame, dict[str, int], int]:
+    """Add the column `core`: whether the row is in the k-core. Also what fell out, and after how many rounds."""
+    core, total, rounds = rows.select("user_index", "item_index"), _count(rows), 0
+    dropped, left = {"user_below": 0, "item_below": 0}, total
+    while left:
+        rounds += 1
+        before = left
+        for column, reason in (("item_index", "item_below"), ("user_index", "user_below")):
+            enough = f.count("*").over(Window.partitionBy(column)) >= k
+            core = core.withColumn("enough", enough).where("enough").drop("enough").localCheckpoint()
+            now = _count(core)
+            dropped[reason] += left - now
+            left = now
+        progress(f"{k}-core, round {rounds}: {left:,} of {total:,} interactions")
+        if left == before:
+            break
+    marked = core.withColumn("core", f.lit(True))
+    joined = rows.join(marked, ["user_index", "item_index"], "left")
+    return joined.withColumn("core", f.coalesce("core", f.lit(False))), dropped, rounds
+
+
+def _totals(spark: SparkSession, folder: Path) -> dict[str, int]:
+    rows = spark.read.parquet(str(folder / "interactions"))
+    core = f.col("core")
+    totals = rows.agg(
+        f.count("*").alias("rows_out"),
+        f.countDistinct("user_index").alias("users"),
+        f.countDistinct("item_index").alias("items"),
+        f.count(f.when(core, 1)).alias("core_rows"),
+        f.countDistinct(f.when(core, f.col("user_index"))).alias("core_users"),
+        f.countDistinct(f.when(core, f.col("item_index"))).alias("core_items"),
+        f.max("time_ms").alias("newest_ms"),
+    ).first()
+    assert totals is not None
+    return {name: int(value) for name, value in totals.asDict().items()}
