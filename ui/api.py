@@ -1,0 +1,85 @@
+"""The API over REST.
+
+reads   http  GET /recommendations, /popular, /items/{id}, /similar-items, /users/{id}/history
+writes  http  POST /feedback
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+from pydantic import TypeAdapter, ValidationError
+
+from afterclick.errors import BadInput, Unavailable
+from ui.api_types import Accepted, HistoryItem, ItemDetails, JsonObject, RankedItem, Recommendations
+
+_RANKED = TypeAdapter(tuple[RankedItem, ...])
+_HISTORY = TypeAdapter(tuple[HistoryItem, ...])
+
+
+class Api:
+    """Calls the API at `url`. Raises Unavailable where it does not answer, BadInput where it refuses."""
+
+    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx2.AsyncClient(base_url=self.url, timeout=timeout_s)
+
+    async def recommendations(self, user_id: str, n: int, interests: Sequence[str] = ()) -> Recommendations:
+        query: JsonObject = {"user_id": user_id, "n": n, "interests": list(interests)}
+        return Recommendations.model_validate(await self._get("/recommendations", query))
+
+    async def popular(self, n: int, category: str | None = None) -> tuple[RankedItem, ...]:
+        query: JsonObject = {"n": n} | ({"category": category} if category else {})
+        return _RANKED.validate_python((await self._get("/popular", query))["items"])
+
+    async def similar(self, item_id: str, n: int) -> tuple[RankedItem, ...]:
+        answer = await self._get("/similar-items", {"item_id": item_id, "n": n})
+        return _RANKED.validate_python(answer["items"])
+
+    async def item(self, item_id: str) -> ItemDetails:
+        return ItemDetails.model_validate(await self._get(f"/items/{quote(item_id, safe='')}", {}))
+
+    async def history(self, user_id: str) -> tuple[HistoryItem, ...]:
+        """The user's interactions, newest first."""
+        answer = await self._get(f"/users/{quote(user_id, safe='')}/history", {})
+        return _HISTORY.validate_python(answer["events"])
+
+    async def feedback(self, body: JsonObject) -> Accepted:
+        """Tell what a user did. Returns once Kafka has it."""
+        return Accepted.model_validate(await self._call("POST", "/feedback", json=body))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def _get(self, path: str, query: JsonObject) -> JsonObject:
+        return await self._call("GET", path, params=query)
+
+    async def _call(self, method: str, path: str, **request: Any) -> JsonObject:
+        try:
+            response = await self._http.request(method, path, **request)
+        except httpx2.HTTPError as error:
+            raise Unavailable(
+                f"no answer from the API at {self.url}: {error or type(error).__name__}"
+            ) from None
+        if response.status_code >= 500:
+            raise Unavailable(_problem(response))
+        if response.status_code >= 400:
+            raise BadInput(_problem(response))
+        try:
+            answer: JsonObject = response.json()
+        except (ValueError, ValidationError):
+            raise Unavailable(f"{self.url}{path} answered no JSON: is this the Afterclick API?") from None
+        return answer
+
+
+def _problem(response: httpx2.Response) -> str:
+    """The one line in a problem+json answer."""
+    try:
+        body = response.json()
+    except ValueError:
+        return f"the API answered {response.status_code}"
+    detail = body.get("detail") or body.get("title") if isinstance(body, dict) else None
+    return detail if isinstance(detail, str) else f"the API answered {response.status_code}"

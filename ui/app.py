@@ -1,0 +1,67 @@
+"""The pages' process: builds the client of the API, registers the pages, serves until stopped.
+
+reads   http, websocket  the API (settings.ui.api_url)
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+from nicegui import ui
+
+from afterclick.settings import UiSettings
+from ui.api import Api
+from ui.live import LiveBoard
+from ui.pages import shop
+
+STATIC = Path(__file__).parent / "static"
+
+
+def build(settings: UiSettings) -> FastAPI:
+    """The application: the pages on NiceGUI, /static and /health/live beside them."""
+    api = Api(settings.api_url)
+    board = LiveBoard(settings.api_url)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        board.start()
+        yield
+        await board.stop()
+        await api.close()
+
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.mount("/static", StaticFiles(directory=STATIC))
+
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    shop.register(api, board)
+    ui.run_with(
+        app,
+        title="Afterclick",
+        favicon=STATIC / "favicon.svg",
+        dark=None,
+        tailwind=False,
+        show_welcome_message=False,
+        reconnect_timeout=20.0,
+        message_history_length=200,
+    )
+    return app
+
+
+def serve(settings: UiSettings) -> None:
+    """Serve the pages until SIGINT or SIGTERM."""
+    config = uvicorn.Config(
+        build(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=2,
+    )
+    uvicorn.Server(config).run()

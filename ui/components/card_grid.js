@@ -1,0 +1,139 @@
+// The grid of cards. Vue's TransitionGroup moves a card from where it was to where it is now (FLIP).
+// Emits act {item_id, action, token} and open {item_id}. Keys on a card: L S B P, Enter, arrows.
+
+const ICONS = {
+  like: "M12 20.3 4.6 13a4.9 4.9 0 0 1 0-7 4.9 4.9 0 0 1 7 0l.4.5.5-.5a4.9 4.9 0 0 1 7 0 4.9 4.9 0 0 1 0 7Z",
+  skip: "M6 6l12 12M18 6 6 18",
+  basket: "M4 9h16l-1.6 9.5a1.5 1.5 0 0 1-1.5 1.3H7.1a1.5 1.5 0 0 1-1.5-1.3ZM8.5 9 11 4m4.500 5L13 4",
+  purchase: "M4 12.500 9.500 18 20 6.500",
+};
+const ACTIONS = [
+  { action: "like", label: "Like", key: "l" },
+  { action: "skip", label: "Skip", key: "s" },
+  { action: "basket", label: "Basket", key: "b" },
+  { action: "purchase", label: "Buy", key: "p" },
+];
+
+export default {
+  template: `
+    <section class="ac-grid" aria-label="Recommendations">
+      <p class="ac-headline" role="status" aria-live="polite" data-testid="headline">
+        <span v-if="headline">{{ headline }}</span>
+        <span v-if="onScreenMs !== null" class="ac-ms" data-testid="on-screen-ms">{{ onScreenMs }} ms from click to screen</span>
+      </p>
+      <transition-group name="ac-card" tag="ol" class="ac-cards" data-testid="cards">
+        <li v-for="card in cards" :key="card.id" class="ac-card" :data-item="card.id" tabindex="0"
+            :class="{pending: pending[card.id], entered: card.entered, untitled: card.untitled}"
+            :style="{'--hue': card.hue}" :aria-label="'Place ' + card.place + ': ' + card.title"
+            @keydown="onKey($event, card)">
+          <div class="ac-art" @click="open(card)">
+            <div class="ac-art-svg" v-html="card.art"></div>
+            <span class="ac-place">{{ card.place }}</span>
+            <span v-if="card.moved" class="ac-moved" :class="card.moved > 0 ? 'up' : 'down'" :key="answered + card.moved">
+              {{ card.moved > 0 ? '▲' : '▼' }} {{ Math.abs(card.moved) }}<span class="ac-sr">{{ card.moved > 0 ? ' up' : ' down' }}</span>
+            </span>
+            <span v-if="card.entered" class="ac-moved new">new</span>
+            <span v-for="badge in card.badges" :key="badge" class="ac-badge">{{ badge }}</span>
+          </div>
+          <div class="ac-body">
+            <h3><a class="ac-title" :href="'/item/' + encodeURIComponent(card.id)" @click.exact.prevent="open(card)">{{ card.title }}</a></h3>
+            <p class="ac-category">{{ card.category }}</p>
+            <p class="ac-reason" :title="card.source">{{ card.reason }}</p>
+            <div class="ac-score" :title="receipt(card)">
+              <div class="ac-bar" role="img" :aria-label="receipt(card)">
+                <i v-for="part in card.parts" :key="part.name" :class="['part-' + part.name, {minus: part.value < 0}]"
+                   :style="{width: part.width + '%'}"></i>
+              </div>
+              <span class="ac-score-value">{{ card.score.toFixed(2) }}</span>
+            </div>
+          </div>
+          <div class="ac-actions">
+            <button v-for="a in actions" :key="a.action" type="button" :class="'act-' + a.action" :data-action="a.action"
+                    :disabled="!!pending[card.id]" :title="a.label + ' (' + a.key.toUpperCase() + ')'"
+                    :aria-label="a.label + ': ' + card.title" @click="act(card, a.action)">
+              <svg viewBox="0 0 24 24" aria-hidden="true"><path :d="icons[a.action]"/></svg><span>{{ a.label }}</span>
+            </button>
+          </div>
+        </li>
+      </transition-group>
+      <p v-if="!cards.length" class="ac-empty">Nothing to show yet: the list comes as soon as the first events have been counted.</p>
+    </section>`,
+  props: { cards: Array, headline: String, answered: String, failed: String },
+  data() {
+    return { pending: {}, clicks: {}, onScreenMs: null, icons: ICONS, actions: ACTIONS };
+  },
+  watch: {
+    cards() {
+      const focused = this.focusedPlace();
+      this.$nextTick(() => this.restoreFocus(focused));
+    },
+    answered(token) {
+      this.settle(token, true);
+    },
+    failed(token) {
+      this.settle(token, false);
+    },
+  },
+  methods: {
+    act(card, action) {
+      if (this.pending[card.id]) return;
+      const token = card.id + "|" + action + "|" + performance.now();
+      this.clicks[token] = { at: performance.now(), id: card.id };
+      this.pending[card.id] = token;
+      this.$emit("act", { item_id: card.id, action, token });
+      setTimeout(() => this.pending[card.id] === token && delete this.pending[card.id], 4000);
+    },
+    open(card) {
+      this.$emit("open", { item_id: card.id });
+    },
+    settle(token, arrived) {
+      const click = this.clicks[token];
+      if (!click) return;
+      delete this.clicks[token];
+      delete this.pending[click.id];
+      if (!arrived) return;
+      this.$nextTick(() =>
+        requestAnimationFrame(() => {
+          const ms = performance.now() - click.at;
+          this.onScreenMs = Math.round(ms);
+          (window.afterclickLatencies ||= []).push(ms);
+        }),
+      );
+    },
+    receipt(card) {
+      const parts = card.parts.map((p) => p.label + " " + (p.value > 0 ? "+" : "") + p.value.toFixed(2));
+      return "Score " + card.score.toFixed(2) + (parts.length ? " = " + parts.join(", ") : "");
+    },
+    cardElements() {
+      return [...this.$el.querySelectorAll(".ac-card:not(.ac-card-leave-active)")];
+    },
+    focusedPlace() {
+      const card = document.activeElement?.closest?.(".ac-card");
+      if (!card || !this.$el.contains(card)) return null;
+      return { item: card.dataset.item, place: this.cardElements().indexOf(card), action: document.activeElement.dataset.action };
+    },
+    restoreFocus(was) {
+      if (!was) return;
+      const cards = this.cardElements();
+      const card = cards.find((c) => c.dataset.item === was.item) || cards[Math.min(was.place, cards.length - 1)];
+      if (!card || card.contains(document.activeElement)) return;
+      const button = was.action && card.querySelector(`[data-action=${was.action}]`);
+      (button || card).focus({ preventScroll: true });
+    },
+    onKey(event, card) {
+      if (event.target !== event.currentTarget || event.ctrlKey || event.metaKey || event.altKey) return;
+      const action = ACTIONS.find((a) => a.key === event.key.toLowerCase());
+      if (action) this.act(card, action.action);
+      else if (event.key === "Enter") this.open(card);
+      else if (event.key.startsWith("Arrow")) this.step(event.key, event.currentTarget);
+      else return;
+      event.preventDefault();
+    },
+    step(key, from) {
+      const cards = this.cardElements();
+      const columns = cards.filter((c) => c.offsetTop === cards[0].offsetTop).length;
+      const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
+      cards[cards.indexOf(from) + by]?.focus();
+    },
+  },
+};

@@ -1,0 +1,38 @@
+"""The grid of cards. Cards keep their identity, so a changed list moves them instead of redrawing."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nicegui.element import Element
+from nicegui.events import GenericEventArguments
+
+from ui.api_types import JsonObject
+
+Act = Callable[[str, str, str], Awaitable[None]]
+
+
+class CardGrid(Element, component="card_grid.js"):
+    """Shows `cards`; calls `on_act(item_id, action, token)` for a button, `on_open(item_id)` for a card."""
+
+    def __init__(self, on_act: Act, on_open: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._props["cards"] = []
+
+        async def act(event: GenericEventArguments) -> None:
+            await on_act(event.args["item_id"], event.args["action"], event.args["token"])
+
+        def open_item(event: GenericEventArguments) -> Any:
+            return on_open(event.args["item_id"])
+
+        self.on("act", act)
+        self.on("open", open_item)
+
+    def show(self, cards: list[JsonObject], headline: str = "", answered: str = "", failed: str = "") -> None:
+        """Show a list. `answered` is the token of the deed that caused it, `failed` of one that did not arrive."""
+        self._props["cards"] = cards
+        self._props["headline"] = headline
+        self._props["answered"] = answered
+        self._props["failed"] = failed
+        self.update()

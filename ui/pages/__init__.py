@@ -1,0 +1,1 @@
+"""The pages, a module each; `register` of each adds its route."""

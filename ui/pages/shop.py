@@ -1,0 +1,123 @@
+"""The shop: pick somebody, see their list, do something, watch the list change and why."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from urllib.parse import urlencode
+
+import structlog
+from nicegui import background_tasks, ui
+from nicegui.client import Client
+
+from afterclick.errors import AfterclickError
+from ui.api import Api
+from ui.components.card_grid import CardGrid
+from ui.components.timeline import Timeline
+from ui.components.user_picker import UserPicker
+from ui.demo_users import demo_users
+from ui.feeds import pushed_lists
+from ui.live import LiveBoard
+from ui.pages.frame import frame
+from ui.shop_session import ShopSession
+
+log = structlog.get_logger()
+
+
+def register(api: Api, board: LiveBoard) -> None:
+    """Add the shop at `/`."""
+
+    @ui.page("/", title="Afterclick · shop")
+    async def shop(client: Client, user: str = "") -> None:
+        page = ShopPage(api, user[:128] or demo_users()[0].user_id)
+        with frame("/", board):
+            page.build()
+        await page.load()
+        client.on_connect(page.follow)
+        client.on_delete(page.unfollow)
+
+
+class ShopPage:
+    """One open shop page: its session and the elements that show it."""
+
+    def __init__(self, api: Api, user_id: str) -> None:
+        self._api = api
+        self._session = ShopSession(api, user_id)
+        self._feed: asyncio.Task[None] | None = None
+
+    def build(self) -> None:
+        """Lay out the page."""
+        with ui.element("div").classes("ac-shop"):
+            with ui.element("div").classes("ac-shop-main"):
+                self._picker = UserPicker(demo_users(), self.become)
+                self._notice = ui.label().classes("ac-notice").props("role=status")
+                self._grid = CardGrid(self.act, self.open)
+            with ui.element("aside").classes("ac-shop-side").props('aria-label="What you did"'):
+                self._timeline = Timeline()
+
+    async def load(self) -> None:
+        """Fetch and show the list; where the API is away, say so and wait for the feed."""
+        try:
+            await self._session.load()
+            self._say("")
+        except AfterclickError as error:
+            self._say(str(error))
+        self._show()
+
+    def follow(self) -> None:
+        """Listen for the user's lists."""
+        self.unfollow()
+        self._feed = background_tasks.create(self._listen(), name="shop-feed")
+
+    def unfollow(self) -> None:
+        """Stop listening."""
+        if self._feed:
+            self._feed.cancel()
+            self._feed = None
+
+    async def become(self, user_id: str) -> None:
+        """Shop as somebody else."""
+        self._session.become(user_id or f"guest-{secrets.token_hex(3)}")
+        ui.navigate.history.replace("/?" + urlencode({"user": self._session.user_id}))
+        await self.load()
+        self.follow()
+
+    async def act(self, item_id: str, action: str, token: str) -> None:
+        """Send what the user did; the list follows when the feed pushes it."""
+        deed = asyncio.ensure_future(self._session.act(item_id, action, token))
+        await asyncio.sleep(0)
+        self._timeline.show([row.row() for row in self._session.timeline])
+        try:
+            await deed
+            self._say("")
+        except AfterclickError as error:
+            self._say(f"That did not arrive: {error}")
+            self._grid.show(self._session.cards(), self._session.headline, failed=token)
+        self._timeline.show([row.row() for row in self._session.timeline])
+
+    async def open(self, item_id: str) -> None:
+        """Look at an item: that is an event too."""
+        await self.act(item_id, "view", "")
+
+    async def _listen(self) -> None:
+        session = self._session
+        async for pushed in pushed_lists(
+            self._api.url, session.user_id, session.list_length, session.interests
+        ):
+            if pushed is None:
+                self._say("The API is away; the list you see is the last one. Trying again…")
+                continue
+            session.receive(pushed)
+            self._say(
+                "Part of the system is away: this is the best list that could be had." * pushed.degraded
+            )
+            self._show()
+
+    def _say(self, notice: str) -> None:
+        self._notice.set_text(notice)
+
+    def _show(self) -> None:
+        session = self._session
+        self._picker.show(session.user_id, session.name, session.story)
+        self._grid.show(session.cards(), session.headline, session.answered)
+        self._timeline.show([row.row() for row in session.timeline])

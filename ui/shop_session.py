@@ -1,0 +1,136 @@
+"""One browser's visit to the shop: whose list is shown, what they did, and what each deed changed."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from afterclick.events import new_id
+from ui.api import Api
+from ui.api_types import Cause, JsonObject, PushedList, Recommendations, ShopItem
+from ui.cards import bar_scale, card, title_of
+from ui.changes import ListChange, because, compare
+from ui.demo_users import demo_user
+
+TIMELINE_LENGTH = 40
+
+
+@dataclass
+class Deed:
+    """Something the user did, and what came of it."""
+
+    event_id: str
+    action: str
+    item_id: str
+    title: str
+    token: str = ""
+    position: str = ""
+    effect: str = ""
+    answered_ms: float | None = None
+    failed: bool = False
+    sent: float = field(default_factory=time.perf_counter)
+
+    def row(self) -> JsonObject:
+        """The deed as the timeline shows it."""
+        return {
+            "id": self.event_id,
+            "action": self.action,
+            "title": self.title,
+            "effect": self.effect,
+            "position": self.position,
+            "ms": None if self.answered_ms is None else round(self.answered_ms),
+            "failed": self.failed,
+        }
+
+
+class ShopSession:
+    """The state behind one page. Knows the API, nothing of the browser."""
+
+    def __init__(self, api: Api, user_id: str, list_length: int = 12) -> None:
+        self._api = api
+        self.list_length = list_length
+        self.session_id = new_id()
+        self.timeline: deque[Deed] = deque(maxlen=TIMELINE_LENGTH)
+        self._known: dict[str, ShopItem] = {}
+        self.become(user_id)
+
+    def become(self, user_id: str) -> None:
+        """Forget this visit and start one as somebody else."""
+        person = demo_user(user_id)
+        self.user_id = user_id
+        self.name = person.name if person else user_id
+        self.story = person.story if person else ""
+        self.interests = person.tastes if person else ()
+        self.shown: Recommendations | None = None
+        self.change = ListChange({}, (), ())
+        self.headline = ""
+        self.answered = ""
+        self.timeline.clear()
+
+    async def load(self) -> None:
+        """Fetch the list and the history, for the first paint."""
+        answer = await self._api.recommendations(self.user_id, self.list_length, self.interests)
+        self._show(answer)
+        for past in reversed((await self._api.history(self.user_id))[:TIMELINE_LENGTH]):
+            known = self._known.get(past.item_id)
+            title = past.title or (title_of(known) if known else past.item_id)
+            self.timeline.appendleft(Deed(past.event_id, past.action, past.item_id, title))
+
+    async def act(self, item_id: str, action: str, token: str = "") -> Deed:
+        """Tell the API what the user did. Raises what the API raises, and marks the deed as failed."""
+        deed = Deed(new_id(), action, item_id, self.title(item_id), token)
+        self.timeline.appendleft(deed)
+        body: JsonObject = {
+            "user_id": self.user_id,
+            "item_id": item_id,
+            "action": action,
+            "event_id": deed.event_id,
+            "session_id": self.session_id,
+        }
+        if self.shown and self.shown.impression_id:
+            body["impression_id"] = self.shown.impression_id
+        try:
+            deed.position = (await self._api.feedback(body)).position
+        except Exception:
+            deed.failed = True
+            raise
+        return deed
+
+    def receive(self, pushed: PushedList) -> None:
+        """Take over a list that the API pushed, and say what changed and why."""
+        before = [item.item_id for item in self.shown.items] if self.shown else []
+        self._show(pushed)
+        self.change = compare(before, [item.item_id for item in pushed.items])
+        if pushed.cause:
+            self._explain(pushed.cause)
+
+    def title(self, item_id: str) -> str:
+        known = self._known.get(item_id)
+        return title_of(known) if known else item_id
+
+    def cards(self) -> list[JsonObject]:
+        """The list as cards."""
+        items = self.shown.items if self.shown else ()
+        scale = bar_scale(items)
+        return [
+            card(item, n, scale, self.change.moved.get(item.item_id, 0), item.item_id in self.change.entered)
+            for n, item in enumerate(items, start=1)
+        ]
+
+    def _show(self, answer: Recommendations) -> None:
+        self.shown = answer
+        self._known |= {item.item_id: item for item in answer.items}
+
+    def _explain(self, cause: Cause) -> None:
+        deed = next((d for d in self.timeline if d.event_id == cause.event_id), None)
+        title = deed.title if deed else (self.title(cause.item_id) if cause.item_id else None)
+        if deed is None and cause.item_id and cause.action:
+            deed = Deed(cause.event_id, cause.action, cause.item_id, title or cause.item_id)
+            self.timeline.appendleft(deed)
+        elif deed and deed.answered_ms is None:
+            deed.answered_ms = (time.perf_counter() - deed.sent) * 1000
+            self.answered = deed.token
+        if deed:
+            deed.effect = self.change.summary()
+        self.headline = f"Because {because(cause.action, title)}: {self.change.summary()}"

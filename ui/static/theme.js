@@ -1,0 +1,27 @@
+// Light or dark: what the visitor chose, else what the system says. Runs before the first paint.
+(() => {
+  const apply = (theme) => {
+    if (theme) document.documentElement.dataset.theme = theme;
+    else delete document.documentElement.dataset.theme;
+  };
+  const stored = () => {
+    try {
+      return localStorage.getItem("afterclick-theme");
+    } catch {
+      return null;
+    }
+  };
+  apply(stored());
+  window.afterclickTheme = () => {
+    const dark = getComputedStyle(document.documentElement).colorScheme.includes("dark")
+      ? document.documentElement.dataset.theme === "dark" || matchMedia("(prefers-color-scheme: dark)").matches
+      : false;
+    const theme = dark && document.documentElement.dataset.theme !== "light" ? "light" : "dark";
+    try {
+      localStorage.setItem("afterclick-theme", theme);
+    } catch {
+      /* private window: the choice lasts for this page */
+    }
+    apply(theme);
+  };
+})();
