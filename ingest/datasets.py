@@ -36,7 +36,7 @@ class Dataset:
         return name
 
     def fingerprint(self) -> str:
-        """An id of the reviews file's content as far as size, first and last MiB tell. Paths do not matter."""
+        """An id of the reviews file's content, as far as its size, first and last MiB tell."""
         size = self.reviews.stat().st_size
         digest = hashlib.blake2b(f"{self.reviews_format.format}:{size}".encode(), digest_size=8)
         with self.reviews.open("rb") as file:

@@ -3,10 +3,10 @@
 reads   file  the reviews of a dataset
 writes  file  <home>/prepared/<fingerprint>/run-*.arrow, prepared.json
 
-Memory: one run of a million rows (about 100 MB; 600 MB with review texts) while sorting, and one batch of 65,536
-rows per run while merging (40 million rows: 40 runs, about 200 MB). Disk: about 30 bytes a row without texts.
-Rows of the same time keep the order of the file. The order is the same each time: a row's number in it is what
-a replay's progress counts.
+Memory: one run of a million rows (about 100 MB; 600 MB with review texts) while sorting, and one batch of
+65,536 rows per run while merging (40 million rows: 40 runs, about 200 MB). Disk: about 30 bytes a row without
+texts. Rows of the same time keep the order of the file. The order is the same each time: a row's number in it
+is what a replay's progress counts.
 """
 
 from __future__ import annotations

@@ -1,0 +1,110 @@
+"""How fast a replay goes: as fast as it can, so many events a second, or event time faster than real time."""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.errors import BadInput
+
+DAY_MS = 86_400_000
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_SPEED = re.compile(r"(\d+(?:\.\d+)?)(?:([smhdw])/s|x)")
+
+
+class Pace(Protocol):
+    """Says how many of the next events are due."""
+
+    def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
+        """How many events at the front of `times_ms` (sorted) may go, after so many seconds of running."""
+
+    def took(self, count: int) -> None:
+        """So many events went."""
+
+    def seconds_for(self, count: int, span_ms: int) -> float | None:
+        """About how long that many events over that span of event time take; None if not known."""
+
+
+class Unlimited:
+    """Everything is due."""
+
+    def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
+        return len(times_ms)
+
+    def took(self, count: int) -> None:
+        return
+
+    def seconds_for(self, count: int, span_ms: int) -> float | None:
+        return None
+
+
+class Rate:
+    """So many events a second."""
+
+    def __init__(self, per_second: float) -> None:
+        if not 0 < per_second <= 1e9:
+            raise BadInput(f"rate {per_second:g}: give events per second, more than 0")
+        self._per_second = per_second
+        self._went = 0
+
+    def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
+        return max(0, min(len(times_ms), int(running_s * self._per_second) - self._went))
+
+    def took(self, count: int) -> None:
+        self._went += count
+
+    def seconds_for(self, count: int, span_ms: int) -> float | None:
+        return count / self._per_second
+
+
+class Speed:
+    """Event time runs `factor` times faster than the clock, from the first event on."""
+
+    def __init__(self, factor: float) -> None:
+        if not 0 < factor <= 1e12:
+            raise BadInput(f"speed {factor:g}: give more than 0")
+        self._factor = factor
+        self._origin_ms: float | None = None
+
+    def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
+        if not len(times_ms):
+            return 0
+        if self._origin_ms is None:
+            self._origin_ms = float(times_ms[0]) - running_s * 1000 * self._factor
+        reached = self._origin_ms + running_s * 1000 * self._factor
+        return int(np.searchsorted(times_ms, reached, side="right"))
+
+    def took(self, count: int) -> None:
+        return
+
+    def seconds_for(self, count: int, span_ms: int) -> float | None:
+        return span_ms / 1000 / self._factor
+
+
+def parse_pace(speed: str, rate: float | None) -> Pace:
+    """The pace that `--speed` and `--rate` ask for. Raises BadInput, showing how a speed is written."""
+    if rate is not None:
+        if speed != "max":
+            raise BadInput("give --speed or --rate, not both")
+        return Rate(rate)
+    if speed == "max":
+        return Unlimited()
+    match = _SPEED.fullmatch(speed.strip().lower())
+    if not match:
+        raise BadInput(f"speed {speed!r}: write 1h/s, 30m/s, 2d/s, 60x or max")
+    return Speed(float(match[1]) * _UNITS[match[2] or "s"])
+
+
+def spread_days(times_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Times to pace by: events known to the day only are spread over that day.
+
+    Else all of a day would come at once. Event times themselves are not changed.
+    """
+    if not len(times_ms) or np.any(times_ms % DAY_MS):
+        return times_ms
+    _, first, counts = np.unique(times_ms, return_index=True, return_counts=True)
+    within = np.arange(len(times_ms)) - np.repeat(first, counts)
+    return np.asarray(times_ms + within * DAY_MS // np.repeat(counts, counts))

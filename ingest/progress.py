@@ -1,0 +1,127 @@
+"""What a replay leaves on disk: how far it got, whether it may run, and how it goes.
+
+writes  file  <home>/replay/progress.json  next row per dataset and cluster; only after delivery reports
+              <home>/replay/clock.json     shift per dataset of the rebased clock, chosen once
+              <home>/replay/status.json    the figures of the replay that runs, several times a second
+reads   file  <home>/replay/control.json   {"state": "running" | "paused"}, written by whoever pauses it
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from afterclick.errors import AlreadyRunning
+
+RUNNING, PAUSED, DONE, STOPPED, FAILED = "running", "paused", "done", "stopped", "failed"
+
+
+@dataclass(frozen=True)
+class Status:
+    """The figures of a replay at one moment. Times in ms; `eta_s` is None while nothing is known."""
+
+    state: str
+    dataset: str
+    sent: int
+    delivered: int
+    total: int
+    rate: float
+    event_time_ms: int
+    shift_ms: int
+    eta_s: float | None
+    kafka_away: bool
+    updated_ms: int
+
+
+@dataclass(frozen=True)
+class ReplayFiles:
+    """The files of replays in one home folder."""
+
+    folder: Path
+
+    def next_row(self, key: str) -> int:
+        """The first row not known to be delivered; 0 where nothing is known."""
+        return int(_read(self.folder / "progress.json").get(key, {}).get("next_row", 0))
+
+    def save_next_row(self, key: str, row: int, event_time_ms: int) -> None:
+        """Keep how far everything is delivered."""
+        progress = _read(self.folder / "progress.json")
+        progress[key] = {"next_row": row, "event_time_ms": event_time_ms}
+        _write(self.folder / "progress.json", progress)
+
+    def shift_ms(self, fingerprint: str, proposed: int) -> int:
+        """The shift of a dataset's rebased clock: the first one ever proposed, for ever."""
+        shifts = _read(self.folder / "clock.json")
+        if fingerprint not in shifts:
+            shifts[fingerprint] = proposed
+            _write(self.folder / "clock.json", shifts)
+        return int(shifts[fingerprint])
+
+    def paused(self) -> bool:
+        """Whether someone asked the replay to wait."""
+        return bool(_read(self.folder / "control.json").get("state") == PAUSED)
+
+    def ask(self, state: str) -> None:
+        """Ask the running replay to pause or to go on."""
+        _write(self.folder / "control.json", {"state": state})
+
+    def save_status(self, status: Status) -> None:
+        """Publish the figures of this moment."""
+        _write(self.folder / "status.json", asdict(status))
+
+    def status(self) -> Status | None:
+        """The last figures published, or None if no replay ever ran."""
+        found = _read(self.folder / "status.json")
+        try:
+            return Status(**found) if found else None
+        except TypeError:
+            return None
+
+    @contextmanager
+    def only_one(self) -> Iterator[None]:
+        """Hold the right to replay from this home. Raises AlreadyRunning while another process has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AlreadyRunning(
+                    f"a replay runs from {self.folder.parent} already; stop it, or watch it with "
+                    "`afterclick ingest status`"
+                ) from None
+            yield
+
+    def running(self) -> bool:
+        """Whether a process replays from this home now."""
+        try:
+            with self.only_one():
+                return False
+        except AlreadyRunning:
+            return True
+
+
+def replay_files(home: Path) -> ReplayFiles:
+    """The replay files of a home folder."""
+    return ReplayFiles(home / "replay")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging.write_bytes(orjson.dumps(content))
+    staging.replace(path)

@@ -1,0 +1,306 @@
+"""Replay a dataset as a stream of events, in event-time order, at a chosen pace.
+
+reads   file   a prepared dataset (ingest.ordered), <home>/replay/control.json
+writes  topic  reviews (and feedback, where a row has another action)
+        file   <home>/replay/progress.json, clock.json, status.json
+
+A replay that stops for any reason goes on where everything was delivered. What is sent twice that way has
+the same event ids, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from afterclick.errors import AfterclickError
+from afterclick.settings import Settings
+from ingest.encoder import Encoder
+from ingest.ordered import Ordered
+from ingest.pace import Pace, Unlimited, spread_days
+from ingest.producer import CHUNK, EventProducer
+from ingest.progress import DONE, FAILED, PAUSED, RUNNING, STOPPED, ReplayFiles, Status, replay_files
+
+TICK_S = 0.2
+IDLE_S = 0.01
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """What to replay, and how."""
+
+    pace: Pace = field(default_factory=Unlimited)
+    rebased: bool = False
+    """Shift event times so that the dataset's last event falls on the moment of its first replay."""
+    from_ms: int | None = None
+    """Leave out events before this (original) event time."""
+    until_ms: int | None = None
+    """Leave out events from this (original) event time on."""
+    limit: int | None = None
+    """Send at most so many events now."""
+    restart: bool = False
+    """Begin at the beginning although a replay got further."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a replay did. `remaining` rows of its selection are still to be sent."""
+
+    state: str
+    dataset: str
+    sent: int
+    remaining: int
+    started_at_row: int
+    seconds: float
+    events_per_s: float
+    first_event_ms: int | None
+    last_event_ms: int | None
+    shift_ms: int
+    rows: int
+    bad_lines: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def replay(
+    data: Ordered,
+    settings: Settings,
+    options: ReplayOptions,
+    *,
+    on_status: Callable[[Status], None] = lambda status: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Summary:
+    """Send the rows that are due until all are delivered or `stopping()`.
+
+    Raises Unavailable where Kafka is away too long, AlreadyRunning where a replay runs from this home.
+    """
+    files = replay_files(settings.home)
+    with files.only_one():
+        run = _Replay(data, settings, options, files, on_status)
+        try:
+            return run.go(stopping)
+        except AfterclickError:
+            run.report(FAILED)
+            raise
+
+
+class _Replay:
+    """One replay while it runs."""
+
+    def __init__(
+        self,
+        data: Ordered,
+        settings: Settings,
+        options: ReplayOptions,
+        files: ReplayFiles,
+        on_status: Callable[[Status], None],
+    ) -> None:
+        topics = settings.kafka.topics
+        self.data, self.options, self.files, self.on_status = data, options, files, on_status
+        self.producer = EventProducer(settings.kafka.bootstrap)
+        self.producer.require(topics.reviews, topics.feedback)
+        self.key = _progress_key(data, self.producer.cluster_id, topics.reviews, options)
+        self.shift = self._shift()
+        self.encoder = Encoder(f"dataset/{data.facts.name}", topics.reviews, topics.feedback, self.shift)
+        self.first_row = 0 if options.restart else files.next_row(self.key)
+        self.total, self.span_ms = _measure(data, options, self.first_row)
+        self.watch = _Stopwatch()
+        self.rate = _RateMeter()
+        self.sent = 0
+        self.row = self.saved = self.first_row
+        self.first_event: int | None = None
+        self.event_ms = data.facts.first_ms
+        self._ticked = 0.0
+
+    def go(self, stopping: Callable[[], bool]) -> Summary:
+        """Send everything selected."""
+        self.files.ask(RUNNING)
+        # rows up to here are delivered already; the producer counts on from there
+        self.producer.delivered = self.first_row
+        state = DONE
+        with self.producer:
+            for row, batch in _limited(_select(self.data, self.options, self.first_row), self.options.limit):
+                self.row = row
+                if not self._send_batch(batch, stopping):
+                    state = STOPPED
+                    break
+        self.report(state)
+        return self._summary(state)
+
+    def _send_batch(self, batch: pa.RecordBatch, stopping: Callable[[], bool]) -> bool:
+        times = batch["time_ms"].to_numpy()
+        paced = spread_days(times)
+        at = 0
+        while at < len(batch):
+            self._tick()
+            if stopping():
+                return False
+            due = 0 if self.watch.paused else self.options.pace.due(paced[at:], self.watch.seconds())
+            if not due:
+                self.producer.poll(IDLE_S)
+                continue
+            count = min(due, CHUNK)
+            self._send_rows(batch[at : at + count])
+            at += count
+            self.event_ms = int(times[at - 1])
+        return True
+
+    def _send_rows(self, rows: pa.RecordBatch) -> None:
+        if self.first_event is None:
+            self.first_event = rows["time_ms"][0].as_py()
+        for topic, messages in self.encoder.encode(rows):
+            self.row += len(messages)
+            self.producer.send(topic, messages, self.row)
+        self.sent += len(rows)
+        self.options.pace.took(len(rows))
+
+    def _tick(self) -> None:
+        """A few times a second: obey the control file, keep the progress, publish the figures."""
+        now = time.monotonic()
+        if now - self._ticked < TICK_S:
+            return
+        self._ticked = now
+        self.watch.pause(self.files.paused())
+        self.report(PAUSED if self.watch.paused else RUNNING)
+
+    def report(self, state: str) -> None:
+        """Keep how far everything is delivered, and publish the figures."""
+        if self.producer.delivered != self.saved:
+            self.saved = self.producer.delivered
+            self.files.save_next_row(self.key, self.saved, self.event_ms)
+        rate = self.rate.update(self.sent, self.watch.seconds())
+        status = Status(
+            state=state,
+            dataset=self.data.facts.name,
+            sent=self.sent,
+            delivered=max(0, self.producer.delivered - self.row + self.sent),
+            total=self.total,
+            rate=round(rate, 1),
+            event_time_ms=self.event_ms + self.shift,
+            shift_ms=self.shift,
+            eta_s=self._eta(rate),
+            kafka_away=self.producer.away,
+            updated_ms=time.time_ns() // 1_000_000,
+        )
+        self.files.save_status(status)
+        self.on_status(status)
+
+    def _eta(self, rate: float) -> float | None:
+        left = self.total - self.sent
+        share = left / self.total if self.total else 0.0
+        paced = self.options.pace.seconds_for(left, int(self.span_ms * share))
+        if paced is None and rate:
+            paced = left / rate
+        return None if paced is None else round(paced, 1)
+
+    def _shift(self) -> int:
+        if not self.options.rebased:
+            return 0
+        now_ms = time.time_ns() // 1_000_000
+        return self.files.shift_ms(self.data.facts.fingerprint, now_ms - self.data.facts.last_ms)
+
+    def _summary(self, state: str) -> Summary:
+        seconds = self.watch.seconds()
+        return Summary(
+            state=state,
+            dataset=self.data.facts.name,
+            sent=self.sent,
+            remaining=self.total - self.sent,
+            started_at_row=self.first_row,
+            seconds=round(seconds, 3),
+            events_per_s=round(self.sent / seconds, 1) if seconds else 0.0,
+            first_event_ms=self.first_event,
+            last_event_ms=self.event_ms if self.sent else None,
+            shift_ms=self.shift,
+            rows=self.data.facts.rows,
+            bad_lines=self.data.facts.bad,
+        )
+
+
+class _Stopwatch:
+    """Seconds of running, without the pauses."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._before = 0.0
+        self.paused = False
+
+    def pause(self, paused: bool) -> None:
+        if paused and not self.paused:
+            self._before = self.seconds()
+        elif self.paused and not paused:
+            self._started = time.monotonic()
+        self.paused = paused
+
+    def seconds(self) -> float:
+        return self._before if self.paused else self._before + time.monotonic() - self._started
+
+
+class _RateMeter:
+    """Events per second, smoothed over a few seconds."""
+
+    def __init__(self) -> None:
+        self._count, self._at, self._rate = 0, 0.0, 0.0
+
+    def update(self, count: int, seconds: float) -> float:
+        elapsed = seconds - self._at
+        if elapsed > 0.05:
+            latest = (count - self._count) / elapsed
+            keep = np.exp(-elapsed / 2.0) if self._at else 0.0
+            self._rate = float(keep * self._rate + (1 - keep) * latest)
+            self._count, self._at = count, seconds
+        return self._rate
+
+
+def _progress_key(data: Ordered, cluster: str, topic: str, options: ReplayOptions) -> str:
+    start = "" if options.from_ms is None else f"@{options.from_ms}"
+    return f"{data.facts.fingerprint}{start}>{cluster}/{topic}"
+
+
+def _select(data: Ordered, options: ReplayOptions, first_row: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows to send, with the number of the first of each batch."""
+    row = 0
+    for batch in data.batches():
+        times = batch["time_ms"].to_numpy()
+        begin = max(first_row - row, _place(times, options.from_ms, 0))
+        end = _place(times, options.until_ms, len(times))
+        if begin < end:
+            yield row + begin, batch[begin:end]
+        elif options.until_ms is not None and end < len(times):
+            return
+        row += len(times)
+
+
+def _place(times: NDArray[np.int64], time_ms: int | None, otherwise: int) -> int:
+    return otherwise if time_ms is None else int(np.searchsorted(times, time_ms, side="left"))
+
+
+def _limited(
+    batches: Iterator[tuple[int, pa.RecordBatch]], limit: int | None
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    left = limit
+    for row, batch in batches:
+        if left is not None:
+            batch = batch[:left]
+            left -= len(batch)
+        if len(batch):
+            yield row, batch
+        if left == 0:
+            return
+
+
+def _measure(data: Ordered, options: ReplayOptions, first_row: int) -> tuple[int, int]:
+    """How many rows are to be sent, and the event time they span."""
+    count, first, last = 0, None, 0
+    for _, batch in _limited(_select(data, options, first_row), options.limit):
+        count += len(batch)
+        first = batch["time_ms"][0].as_py() if first is None else first
+        last = batch["time_ms"][-1].as_py()
+    return count, last - (first or 0) if count else 0
