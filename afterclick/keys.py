@@ -1,12 +1,13 @@
 """Every Redis key, named once. The part in braces is the cluster hash tag: one call, one slot.
 
 {u:<user>}:history                zset    state.HistoryEntry → event time ms, the newest `history_length`
-{u:<user>}:ledger                 zset    event id → packed position that first applied it
 {u:<user>}:items                  set     items with a positive action: "this user's first time here?"
+{u:<user>}:ledger:<topic>         zset    event id → state.place that first applied it, novel flag
 {p:<topic>:<partition>}:position  string  offset of the last applied record
 {p:<topic>:<partition>}:counts    hash    item → interactions of positive weight, exact, all time
 {p:<topic>:<partition>}:uniques   hash    item → users with a positive action, exact, all time
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
+lease                             string  the stream job that writes this state; expires
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ class Keys:
 
     prefix: str = ""
 
+    @property
+    def lease(self) -> str:
+        return f"{self.prefix}lease"
+
     def user(self, user_id: str) -> str:
         return f"{self.prefix}{{u:{user_id}}}"
 
     def history(self, user_id: str) -> str:
         return f"{self.user(user_id)}:history"
 
-    def ledger(self, user_id: str) -> str:
-        return f"{self.user(user_id)}:ledger"
-
     def items(self, user_id: str) -> str:
         return f"{self.user(user_id)}:items"
+
+    def ledger(self, user_id: str, topic: str) -> str:
+        return f"{self.user(user_id)}:ledger:{topic}"
 
     def partition(self, topic: str, partition: int) -> str:
         return f"{self.prefix}{{p:{topic}:{partition}}}"

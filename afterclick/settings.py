@@ -86,6 +86,16 @@ class StreamSettings(_Section):
     """How often the archive query writes the Parquet log."""
     master: str = "local[*]"
     """Spark master."""
+    memory: str = "768m"
+    """Memory of the Spark driver."""
+    ahead_s: float = Field(86_400.0, gt=0)
+    """An event dated later than this after it reached the log is a dead letter: it would drown every trend."""
+    lease_s: float = Field(10.0, ge=1)
+    """How long a stream job that has died keeps its state locked against a job on another machine."""
+    fence: bool = True
+    """Only the control of a fault test switches this off: positions from Spark's checkpoint, counts unfenced."""
+    fault: str | None = None
+    """Only fault tests set this: `between-steps:<n>` kills the worker in its n-th chunk, between its steps."""
 
 
 class TrainingSettings(_Section):
@@ -109,6 +119,12 @@ class TrainingSettings(_Section):
     """ETL: the k of the k-core, interactions that each of its users and items has at least."""
     least_reviews: int = Field(5, ge=1)
     """Items with fewer interactions are not served by the models."""
+    content: Literal["tfidf", "sbert"] = "tfidf"
+    """How titles and categories become vectors: TF-IDF with SVD in a second, or Sentence-BERT in minutes."""
+    holdout: float = Field(0.08, gt=0, lt=0.5)
+    """Share of the newest interactions that champion and challenger are compared on."""
+    questions: int = Field(1500, ge=10)
+    """Most questions of one protocol in that comparison."""
 
 
 class ServingSettings(_Section):

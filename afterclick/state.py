@@ -11,21 +11,20 @@ from pydantic import BaseModel, ConfigDict
 from afterclick.errors import BadEvent
 from afterclick.events import Action
 
-_TOPICS = 8
 _PARTITIONS = 1024
-_MAX_OFFSET = 2**53 // (_TOPICS * _PARTITIONS) - 1
+_MAX_OFFSET = 2**53 // (_PARTITIONS * 2) - 1
 
 
-def pack_position(topic_number: int, partition: int, offset: int) -> int:
-    """A position as one integer that a Redis score (a double) holds exactly. Ordered by offset first.
+def place(partition: int, offset: int) -> int:
+    """Where in a topic a record stands, as one even integer that a Redis score (a double) holds exactly.
 
-    `topic_number` is the index in `Topics.interactions`. Offsets reach 2**40 − 1.
+    Ordered by offset first. The ledger adds 1 to it where the event was *novel*. Offsets reach 2**42 − 1.
     """
-    if not (0 <= topic_number < _TOPICS and 0 <= partition < _PARTITIONS):
-        raise ValueError(f"topic number {topic_number} or partition {partition} out of range")
+    if not 0 <= partition < _PARTITIONS:
+        raise ValueError(f"partition {partition} out of range 0..{_PARTITIONS - 1}")
     if not 0 <= offset <= _MAX_OFFSET:
         raise ValueError(f"offset {offset} out of range 0..{_MAX_OFFSET}")
-    return (offset * _PARTITIONS + partition) * _TOPICS + topic_number
+    return (offset * _PARTITIONS + partition) * 2
 
 
 @dataclass(frozen=True, slots=True)

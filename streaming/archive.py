@@ -1,0 +1,83 @@
+"""The archive query: every valid event, exactly once, in the Parquet log.
+
+reads   topic  reviews, feedback
+writes  parquet  <archive>/log_day=<yyyy-mm-dd>/*.parquet
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.streaming.query import StreamingQuery
+
+from afterclick.errors import BadEvent
+from afterclick.events import decode_interaction
+from afterclick.settings import Settings
+from streaming.apply import Record
+from streaming.kafka_source import frame, runs
+
+COLUMNS = (
+    "topic string, partition int, offset long, log_time timestamp, event_id string, event_time timestamp, "
+    "user_id string, item_id string, action string, rating double, text string, impression_id string, "
+    "session_id string"
+)
+_TIME = pa.timestamp("us", tz="UTC")
+_SCHEMA = pa.schema(
+    [
+        ("topic", pa.string()),
+        ("partition", pa.int32()),
+        ("offset", pa.int64()),
+        ("log_time", _TIME),
+        ("event_id", pa.string()),
+        ("event_time", _TIME),
+        *((name, pa.string()) for name in ("user_id", "item_id", "action")),
+        ("rating", pa.float64()),
+        *((name, pa.string()) for name in ("text", "impression_id", "session_id")),
+    ]
+)
+
+
+def start(spark: SparkSession, settings: Settings, checkpoint: Path) -> StreamingQuery:
+    """Start the query where its checkpoint stands; without one, at the beginning of the topics."""
+    source = frame(spark, settings.kafka, None, 4 * settings.stream.batch_events)
+    rows = source.mapInArrow(decode_batches, COLUMNS).coalesce(1)
+    return (
+        rows.withColumn("log_day", F.date_format("log_time", "yyyy-MM-dd"))
+        .writeStream.format("parquet")
+        .queryName("archive")
+        .option("path", settings.archive)
+        .option("checkpointLocation", str(checkpoint))
+        .partitionBy("log_day")
+        .trigger(processingTime=f"{settings.stream.archive_seconds} seconds")
+        .start()
+    )
+
+
+def decode_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The valid events of Kafka rows as archive rows. Runs in a Spark worker."""
+    for topic, partition, records in runs(batches):
+        rows = [row for record in records if (row := _row(topic, partition, record))]
+        if rows:
+            yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+
+
+def _row(topic: str, partition: int, record: Record) -> dict[str, Any] | None:
+    """One archive row; None for a record that is no valid event (the live query dead-letters it)."""
+    try:
+        event = decode_interaction(record.value)
+    except BadEvent:
+        return None
+    return {
+        "topic": topic,
+        "partition": partition,
+        "offset": record.offset,
+        "log_time": int(record.log_ms * 1000),
+        "event_id": event.id,
+        "event_time": event.time,
+        **event.data.model_dump(mode="python"),
+    }

@@ -1,0 +1,161 @@
+"""An independent recount of the Kafka log: what the state must be, by plain Python over another Kafka client.
+
+Shares the event codec with the stream and nothing else: not its arithmetic, its order of work or its client.
+
+reads   topic  reviews, feedback
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+from numpy.typing import NDArray
+
+from afterclick.errors import BadEvent, LogTruncated, Unavailable
+from afterclick.events import decode_interaction
+from afterclick.settings import Settings
+from afterclick.state import HistoryEntry
+from afterclick.trends import HALF_LIVES_MS
+
+Place = tuple[str, int]
+
+
+@dataclass
+class Recount:
+    """What a log of events must have made of the state, up to a position per partition."""
+
+    weights: dict[str, float]
+    history_length: int
+    ahead_ms: float
+    events: int = 0
+    poison: int = 0
+    duplicates: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    _seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _positive: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _times: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    _histories: dict[str, list[tuple[int, bytes]]] = field(default_factory=lambda: defaultdict(list))
+
+    @classmethod
+    def of(cls, settings: Settings) -> Recount:
+        stream = settings.stream
+        weights = {str(action): weight for action, weight in stream.weights.items()}
+        return cls(weights, stream.history_length, stream.ahead_s * 1000)
+
+    def add(self, value: bytes | None, log_ms: float) -> None:
+        """Count one record of the log."""
+        self.events += 1
+        try:
+            event = decode_interaction(value)
+        except BadEvent:
+            self.poison += 1
+            return
+        time_ms, data = event.time_ms, event.data
+        if time_ms - log_ms > self.ahead_ms:
+            self.poison += 1
+            return
+        if event.id in self._seen[data.user_id]:
+            self.duplicates += 1
+            return
+        self._seen[data.user_id].add(event.id)
+        weight = self.weights.get(data.action, 0.0)
+        if weight > 0:
+            self.counts[data.item_id] += 1
+            self._positive[data.item_id].add(data.user_id)
+        self._times[data.item_id].append((time_ms, weight))
+        member = HistoryEntry(event.id, data.item_id, data.action, data.rating, time_ms).member()
+        self._histories[data.user_id].append((time_ms, member))
+
+    @property
+    def uniques(self) -> dict[str, int]:
+        """Users with a positive action, per item."""
+        return {item: len(users) for item, users in self._positive.items()}
+
+    @property
+    def users(self) -> list[str]:
+        return list(self._histories)
+
+    def history(self, user_id: str) -> list[tuple[int, bytes]]:
+        """The (event time ms, history member) pairs that must be kept of a user, oldest first."""
+        return sorted(self._histories[user_id])[-self.history_length :]
+
+    def trend(self, item_id: str) -> tuple[float, NDArray[np.float64]]:
+        """Event time ms of an item's newest event, and its decayed sums as of then."""
+        rows = np.array(self._times[item_id], np.float64)
+        newest = rows[:, 0].max()
+        ages = (newest - rows[:, 0])[:, None] / np.array(list(HALF_LIVES_MS.values()))
+        return float(newest), (rows[:, 1:] * 0.5**ages).sum(axis=0)
+
+    @property
+    def trending(self) -> list[str]:
+        """Items that must have a trend."""
+        return list(self._times)
+
+
+def recount(settings: Settings, positions: dict[Place, int]) -> Recount:
+    """Count the log from its beginning to the position of each partition.
+
+    Raises LogTruncated where the log no longer has its beginning, and Unavailable.
+    """
+    total = Recount.of(settings)
+    wanted = {place: position for place, position in positions.items() if position >= 0}
+    try:
+        consumer = _consumer(settings)
+        try:
+            _read(consumer, wanted, total)
+        finally:
+            consumer.close()
+    except KafkaError as error:
+        raise Unavailable(f"Kafka at {settings.kafka.bootstrap}: {error}") from None
+    return total
+
+
+def log_ends(settings: Settings) -> dict[Place, int]:
+    """The last offset of each partition, −1 where it is empty."""
+    try:
+        consumer = _consumer(settings)
+        try:
+            partitions = [
+                TopicPartition(topic, partition)
+                for topic in settings.kafka.topics.interactions
+                for partition in consumer.partitions_for_topic(topic) or ()
+            ]
+            ends = consumer.end_offsets(partitions)
+        finally:
+            consumer.close()
+    except KafkaError as error:
+        raise Unavailable(f"Kafka at {settings.kafka.bootstrap}: {error}") from None
+    return {(place.topic, place.partition): end - 1 for place, end in ends.items()}
+
+
+def _consumer(settings: Settings) -> KafkaConsumer:
+    return KafkaConsumer(
+        bootstrap_servers=settings.kafka.bootstrap.split(","),
+        enable_auto_commit=False,
+        group_id=None,
+        max_partition_fetch_bytes=4 << 20,
+        fetch_max_bytes=16 << 20,
+        max_poll_records=5000,
+    )
+
+
+def _read(consumer: KafkaConsumer, wanted: dict[Place, int], total: Recount) -> None:
+    pending = {TopicPartition(*place): position for place, position in wanted.items()}
+    consumer.assign(list(pending))
+    missing = sum(consumer.beginning_offsets(list(pending)).values())
+    if missing:
+        raise LogTruncated(f"{missing} events are missing from the log; counts cannot be proved from it")
+    consumer.seek_to_beginning(*pending)
+    while pending:
+        for place, records in consumer.poll(timeout_ms=1000).items():
+            last = pending.get(place, -1)
+            for record in records:
+                if record.offset <= last:
+                    total.add(record.value, record.timestamp)
+            if records and records[-1].offset >= last:
+                pending.pop(place, None)
+                consumer.pause(place)
