@@ -128,11 +128,10 @@ def to_batch(rows: Iterable[Row]) -> pa.RecordBatch:
     return pa.record_batch(arrays, schema=SCHEMA)
 
 
-def _id(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"{name}: missing or no text")
-        value = str(value)
+def _id(found: Any, name: str) -> str:
+    if isinstance(found, bool) or not isinstance(found, str | int):
+        raise ValueError(f"{name}: missing or no text")
+    value = str(found)
     if not 1 <= len(value) <= MAX_ID:
         raise ValueError(f"{name}: empty" if not value else f"{name}: longer than {MAX_ID} characters")
     if _UNPRINTABLE.search(value):
@@ -154,12 +153,12 @@ def _rating(value: Any) -> float | None:
     return rating
 
 
-def _text(value: Any) -> str | None:
-    if value is None or value == "":
+def _text(found: Any) -> str | None:
+    if found is None or found == "":
         return None
-    if not isinstance(value, str) or _SURROGATE.search(value):
+    if not isinstance(found, str) or _SURROGATE.search(found):
         raise ValueError("text: no text, or holds a lone surrogate")
-    return value[:MAX_TEXT]
+    return found[:MAX_TEXT]
 
 
 def _ids_fit(column: pa.Array) -> bool:

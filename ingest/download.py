@@ -1,0 +1,190 @@
+"""Download the official files, going on where a cut connection left off.
+
+reads   http  McAuley's Amazon product data (research use; cite He & McAuley, WWW 2016)
+writes  file  <folder>/<name>, by way of <name>.part and <name>.part.json
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import orjson
+
+from afterclick.errors import BadInput, Unavailable
+
+_BASE = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
+OFFICIAL = {
+    "electronics": (f"{_BASE}/ratings_Electronics.csv", f"{_BASE}/meta_Electronics.json.gz"),
+}
+"""Dataset → its ratings file and its metadata file."""
+
+CHUNK_BYTES = 1 << 18
+Progress = Callable[[str, int, int | None], None]
+"""Called with file name, bytes so far, bytes in all (None if the server does not say)."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a download is tried."""
+
+    connect_s: float = 5.0
+    read_s: float = 30.0
+    attempts: int = 8
+    """Tries in a row that brought nothing before giving up."""
+    pause_s: float = 1.0
+    """Wait after such a try; doubled each time, at most 30 s."""
+
+
+def download(
+    url: str,
+    folder: Path,
+    patience: Patience = Patience(),
+    on_progress: Progress = lambda name, done, total: None,
+) -> Path:
+    """The file at a URL, in a folder. A part that lies there is gone on with; a complete file is kept.
+
+    The size is checked against what the server says. Raises Unavailable where the server cannot be reached or
+    keeps cutting the connection; the part stays for the next time.
+    """
+    name = Path(urlsplit(url).path).name
+    target = folder / name
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    transfer = _Transfer(url, target, patience, on_progress)
+    timeout = httpx2.Timeout(patience.read_s, connect=patience.connect_s)
+    with httpx2.Client(timeout=timeout, follow_redirects=True) as client:
+        _persist(client, transfer, patience)
+    transfer.finish()
+    return target
+
+
+def _persist(client: httpx2.Client, transfer: _Transfer, patience: Patience) -> None:
+    vain = 0
+    while not transfer.complete:
+        before = transfer.done
+        try:
+            transfer.attempt(client)
+            problem = f"the server sent {transfer.done} of {transfer.total} bytes"
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            if not transfer.done:  # no internet: say so at once
+                raise Unavailable(
+                    f"{transfer.url}: cannot be reached ({error or type(error).__name__})"
+                ) from None
+            problem = str(error) or type(error).__name__
+        except httpx2.TransportError as error:
+            problem = str(error) or type(error).__name__
+        if transfer.complete:
+            return
+        vain = 0 if transfer.done > before else vain + 1
+        if vain >= patience.attempts:
+            raise Unavailable(f"{transfer.url}: {problem}; run it again to go on")
+        if vain:
+            time.sleep(min(patience.pause_s * 2 ** (vain - 1), 30.0))
+
+
+class _Transfer:
+    """One file on its way: the part on disk, the version of the file it belongs to, and the whole size."""
+
+    def __init__(self, url: str, target: Path, patience: Patience, on_progress: Progress) -> None:
+        self.url, self.target, self.on_progress = url, target, on_progress
+        self.part = target.with_name(f"{target.name}.part")
+        self.note = target.with_name(f"{target.name}.part.json")
+        self.total: int | None = None
+        self.version: str | None = None
+        self.complete = False
+        self._recall()
+
+    @property
+    def done(self) -> int:
+        """Bytes on disk."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def attempt(self, client: httpx2.Client) -> None:
+        """Ask for what is missing and write it down as it comes."""
+        headers = {"Accept-Encoding": "identity"}
+        if self.done:
+            headers["Range"] = f"bytes={self.done}-"
+            if self.version:
+                headers["If-Range"] = self.version
+        with client.stream("GET", self.url, headers=headers) as response:
+            if response.status_code == 416:  # nothing after what we have, or the file became shorter
+                self._judge_end(response)
+                return
+            if response.status_code >= 500:
+                raise httpx2.RemoteProtocolError(f"HTTP {response.status_code}")
+            if response.status_code not in (200, 206):
+                raise Unavailable(f"{self.url}: HTTP {response.status_code}")
+            self._begin(response)
+            with self.part.open("ab") as file:
+                for chunk in response.iter_raw(CHUNK_BYTES):
+                    file.write(chunk)
+                    file.flush()
+                    self.on_progress(self.target.name, self.done, self.total)
+        self.complete = self.total is None or self.done == self.total
+        if self.total is not None and self.done > self.total:
+            self._forget()
+            raise httpx2.RemoteProtocolError("more bytes than the server announced")
+
+    def finish(self) -> None:
+        """Give the complete file its name."""
+        self.part.replace(self.target)
+        self.note.unlink(missing_ok=True)
+
+    def _begin(self, response: httpx2.Response) -> None:
+        length = response.headers.get("content-length")
+        if response.status_code == 206:
+            start, total = _content_range(response)
+            if start != self.done:
+                self._forget()
+                raise httpx2.RemoteProtocolError("another range than asked for")
+            self.total = total
+        else:  # the server does not resume, or the file changed: from the beginning
+            self._forget()
+            self.total = int(length) if length and length.isdigit() else None
+        strong = response.headers.get("etag", "")
+        self.version = strong if strong and not strong.startswith("W/") else None
+        self.version = self.version or response.headers.get("last-modified")
+        self.note.write_bytes(orjson.dumps({"url": self.url, "total": self.total, "version": self.version}))
+
+    def _judge_end(self, response: httpx2.Response) -> None:
+        _, total = _content_range(response)
+        if total is not None and total == self.done:
+            self.total, self.complete = total, True
+        else:
+            self._forget()
+
+    def _recall(self) -> None:
+        try:
+            note = orjson.loads(self.note.read_bytes())
+            if note["url"] != self.url:
+                raise ValueError("a part of another file")
+            self.total, self.version = note["total"], note["version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            self._forget()
+
+    def _forget(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+        self.total = self.version = None
+
+
+def _content_range(response: httpx2.Response) -> tuple[int, int | None]:
+    """First byte and whole size from `bytes 100-199/200` or `bytes */200`."""
+    _, _, spec = response.headers.get("content-range", "").partition(" ")
+    span, _, total = spec.partition("/")
+    start = span.partition("-")[0]
+    return int(start) if start.isdigit() else -1, int(total) if total.isdigit() else None
+
+
+def official_urls(name: str) -> tuple[str, str]:
+    """Ratings and metadata URL of an official dataset. Raises BadInput, naming those there are."""
+    try:
+        return OFFICIAL[name.lower()]
+    except KeyError:
+        raise BadInput(f"no dataset {name!r}; there is: {', '.join(OFFICIAL)}") from None
