@@ -9,6 +9,7 @@ state up to rounding (relative 1e-9), and the value at any later moment is s · 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +55,7 @@ class Trend:
         return Trend(newest, tuple(sums.tolist()))
 
 
-def _decay(elapsed_ms: float) -> NDArray[np.float64]:
+def _decay(elapsed_ms: float | NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.exp2(-elapsed_ms / _HALF_LIVES))
 
 
@@ -120,6 +121,24 @@ class TrendTable:
         self._sums[row] += np.array(trend.sums) * _decay(newest - trend.time_ms)
         self._time[row] = newest
         self.newest_ms = max(self.newest_ms, trend.time_ms)
+
+    def merge_many(
+        self,
+        item_ids: Sequence[str],
+        times_ms: NDArray[np.float64],
+        sums: NDArray[np.float64],
+        counts: NDArray[np.int64],
+    ) -> None:
+        """Add what one partition holds of many items, each named once: `merge` for a whole snapshot."""
+        if not len(item_ids):
+            return
+        rows = np.fromiter((self.row(item) for item in item_ids), np.int64, len(item_ids))
+        newest = np.maximum(self._time[rows], times_ms)
+        old = _decay((newest - self._time[rows])[:, None])
+        self._sums[rows] = self._sums[rows] * old + sums * _decay((newest - times_ms)[:, None])
+        self._time[rows] = newest
+        self._counts[rows] += counts
+        self.newest_ms = max(self.newest_ms, float(times_ms.max()))
 
     def values(self, now_ms: float) -> NDArray[np.float64]:
         """(len, len(HALF_LIVES_MS)) float64: the sums of each half-life, decayed to `now_ms`."""

@@ -1,0 +1,201 @@
+"""The REST routes: validate, ask the service, write JSON with orjson."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import APIRouter, Body, Depends, Path, Query
+from fastapi import Request as HttpRequest
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from afterclick.errors import Unavailable
+from afterclick.events import Id, Interaction
+from afterclick.trends import HALF_LIVES_MS
+from serving import schemas
+from serving.feedback import event_of
+from serving.lists import similar
+from serving.problems import ApiError, documented
+from serving.recommender import Ask, describe
+from serving.service import Service
+
+RETRY_AFTER_S: Final = 1
+router = APIRouter()
+Json = dict[str, Any]
+
+
+def service_of(request: HttpRequest) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Parts = Annotated[Service, Depends(service_of)]
+ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
+UserId = Annotated[Id, Path(examples=["bob"])]
+
+
+def reply(body: Json, status: int = 200) -> Response:
+    """A JSON response, written by orjson."""
+    return Response(orjson.dumps(body), status, media_type="application/json")
+
+
+def answers(model: type[Any], *problems: int, status: int = 200) -> Json:
+    """The OpenAPI of a route that writes its own JSON."""
+    responses = {status: {"model": model}, **documented(*problems, 422, 503)}
+    return {"response_model": None, "responses": responses, "status_code": status}
+
+
+@router.get("/recommendations", tags=["lists"], **answers(schemas.Recommendations))
+async def recommendations(service: Parts, query: Annotated[schemas.RecommendationQuery, Query()]) -> Response:
+    """A list for a user: personalised from the first event on, else by interests, else what is trending.
+
+    It always answers 200 with a list; `degraded` says when something it needs was away.
+    """
+    ask = Ask(query.user_id, query.n or service.settings.serving.list_length, split(query.interests))
+    answer = await service.recommender.recommend(ask)
+    service.metrics.lists.labels(answer["source"], str(answer["degraded"]).lower()).inc()
+    return reply(answer)
+
+
+@router.get("/similar-items", tags=["lists"], **answers(schemas.SimilarItems, 404))
+async def similar_items(service: Parts, query: Annotated[schemas.SimilarQuery, Query()]) -> Response:
+    """Items that the same users chose, or that are described alike."""
+    world = service.worlds.current
+    item = world.find(query.item_id)
+    if item is None:
+        raise ApiError(404, f"no item {query.item_id}")
+    n, model = query.n or service.settings.serving.list_length, world.loaded.model
+    name = service.catalogue.name(query.item_id)
+    rows: list[Json] = []
+    if model is not None:
+        items, scores = similar(model, world, item, n)
+        for at, score in zip(items.tolist(), scores.tolist(), strict=True):
+            rows.append(_row(service, world.ids[at], score, f"like {name}"))
+    return reply({"item_id": query.item_id, "model_version": world.loaded.version or None, "items": rows})
+
+
+@router.get("/popular", tags=["lists"], **answers(schemas.PopularItems))
+async def popular(service: Parts, query: Annotated[schemas.PopularQuery, Query()]) -> Response:
+    """What everybody reaches for: of all time, or trending over a half-life."""
+    world = service.worlds.current
+    n = query.n or service.settings.serving.list_length
+    scores: NDArray[Any]
+    if query.window is None:
+        scores, order, reason = world.counts, world.popular, "popular with everyone"
+    else:
+        column = list(HALF_LIVES_MS).index(query.window)
+        scores, order = world.values[:, column], world.by_window[query.window]
+        reason = f"trending this {query.window}"
+    if query.category is not None:
+        inside = world.indices(service.catalogue.category(query.category))
+        order = inside[(-scores[inside]).argsort(kind="stable")]
+    rows = [_row(service, world.ids[i], float(scores[i]), reason) for i in order[:n].tolist()]
+    return reply({"window": query.window or "all", "items": rows})
+
+
+@router.get("/items/{item_id}", tags=["catalogue"], **answers(schemas.ItemDetails, 404))
+async def item(service: Parts, item_id: ItemId) -> Response:
+    """One item: what the catalogue says, and its live counts."""
+    world = service.worlds.current
+    at, known = world.find(item_id), service.catalogue.items.get(item_id)
+    if at is None and known is None:
+        raise ApiError(404, f"no item {item_id}")
+    values = world.values[at].round(6).tolist() if at is not None else [0.0] * len(HALF_LIVES_MS)
+    return reply(
+        {
+            **describe(service.catalogue, item_id),
+            "brand": known.brand if known else None,
+            "price": known.price if known else None,
+            "interactions": int(world.counts[at]) if at is not None else 0,
+            "trends": dict(zip(HALF_LIVES_MS, values, strict=True)),
+            "in_model": world.loaded.model is not None and item_id in world.loaded.model.index,
+        }
+    )
+
+
+@router.get("/categories", tags=["catalogue"], **answers(schemas.Categories))
+async def categories(service: Parts) -> Response:
+    """Every category with its number of items, biggest first."""
+    rows = [{"category": name, "items": count} for name, count in service.catalogue.categories()]
+    return reply({"categories": rows})
+
+
+@router.get("/users/{user_id}/history", tags=["users"], **answers(schemas.History))
+async def history(
+    service: Parts, user_id: UserId, query: Annotated[schemas.HistoryQuery, Query()]
+) -> Response:
+    """What a user did, newest first; empty for an unknown user."""
+    try:
+        entries, degraded = await service.store.history(user_id, query.n), False
+    except Unavailable:
+        entries, degraded = [], True
+    rows = [
+        {
+            "event_id": entry.event_id,
+            "item_id": entry.item_id,
+            "title": service.catalogue.title(entry.item_id),
+            "action": entry.action,
+            "rating": entry.rating,
+            "time": datetime.fromtimestamp(entry.time_ms / 1000, UTC),
+        }
+        for entry in entries
+    ]
+    return reply({"user_id": user_id, "degraded": degraded, "events": rows})
+
+
+@router.post("/feedback", tags=["feedback"], **answers(schemas.Accepted, 413, status=202))
+async def feedback(service: Parts, body: Annotated[schemas.Feedback, Body()]) -> Response:
+    """Tell what a user did. 202 means that Kafka has it; `position` says where.
+
+    After a 503 send it again with the same `event_id`: it takes effect once.
+    """
+    interaction = Interaction(**body.model_dump(exclude={"event_id", "time"}))
+    event = event_of(interaction, body.event_id, body.time)
+    try:
+        position = await service.feedback.append(event)
+    except Unavailable as error:
+        service.metrics.feedback.labels("unavailable").inc()
+        detail = f"{error}: {event.id}"
+        raise ApiError(503, detail, {"retry-after": str(RETRY_AFTER_S)}) from error
+    service.metrics.feedback.labels("accepted").inc()
+    return reply({"event_id": event.id, "position": str(position)}, 202)
+
+
+@router.get("/health/live", tags=["service"], **answers(schemas.Health))
+async def live() -> Response:
+    """The process runs."""
+    return reply({"status": "live"})
+
+
+@router.get("/health/ready", tags=["service"], **answers(schemas.Health))
+async def ready(service: Parts) -> Response:
+    """Whether it can answer well: 200 once trends are loaded, 503 before and while draining."""
+    world = service.worlds.current
+    parts = {
+        "redis": await service.store.ping(),
+        "trends": service.feed.loaded,
+        "catalogue": len(service.catalogue),
+        "items": len(world.heat),
+        "model": world.loaded.version or None,
+        "refused_models": service.models.refused,
+    }
+    good = service.feed.loaded and not service.draining
+    return reply({"status": "ready" if good else "not ready", "parts": parts}, 200 if good else 503)
+
+
+@router.get("/metrics", tags=["service"], response_class=Response, include_in_schema=True)
+async def metrics(service: Parts) -> Response:
+    """Prometheus metrics."""
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def split(interests: list[str]) -> tuple[str, ...]:
+    """Interests as they were meant: repeated, separated by commas, or both."""
+    parts = (part.strip() for interest in interests for part in interest.split(","))
+    return tuple(dict.fromkeys(p for p in (*interests, *parts) if p))
+
+
+def _row(service: Service, item_id: str, score: float, reason: str) -> Json:
+    return {**describe(service.catalogue, item_id), "score": score, "reason": reason}

@@ -1,0 +1,86 @@
+"""The application: routes, errors and limits around one Service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from afterclick.settings import Settings
+from serving import api, problems, sockets
+from serving.metrics import Metrics
+from serving.service import Service
+
+DESCRIPTION = """The list changes after the click.
+
+Ask for a list, tell what the user did, and watch the next list change: every item says why it is there, and
+what its score is made of."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application of one process. Its parts start and stop with the ASGI lifespan."""
+    service = Service.of(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = FastAPI(
+        title="Afterclick",
+        version="1",
+        summary="Recommendations that react at once.",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.service = service
+    app.include_router(api.router)
+    app.include_router(sockets.router)
+    problems.install(app)
+    app.add_middleware(problems.BodyLimit, limit=settings.serving.max_body_bytes)
+    app.add_middleware(Measured, metrics=service.metrics)
+    _document_problems(app)
+    return app
+
+
+class Measured:
+    """ASGI middleware: count and time each request under its route's path."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            self.metrics.answered_in(route, status, time.perf_counter() - began)
+
+
+def _document_problems(app: FastAPI) -> None:
+    """Put the shape of a problem into the OpenAPI document, and out its default validation error."""
+    schema = app.openapi()
+    components = schema["components"]["schemas"]
+    problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    components.update(problem.pop("$defs", {}))
+    components["Problem"] = problem
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components.pop(unused, None)

@@ -1,0 +1,80 @@
+"""The catalogue in memory: title and categories of each item, items of each category.
+
+reads   topic  items
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+from confluent_kafka import Message
+
+from afterclick import events
+from afterclick.errors import BadEvent
+from afterclick.events import Item, ItemEvent
+
+log = structlog.get_logger()
+
+
+class Catalogue:
+    """Item id → item. Written by one reader thread, read by anyone."""
+
+    def __init__(self) -> None:
+        self.items: dict[str, Item] = {}
+        self._by_category: dict[str, dict[str, None]] = {}
+        self._names: dict[str, str] = {}
+        self.version = 0
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, messages: Sequence[Message]) -> None:
+        """Take what stands on the topic: an item, or its removal (a record without value)."""
+        for message in messages:
+            raw, key = message.value(), message.key()
+            if raw is None:
+                self.remove((key or b"").decode(errors="replace"))
+                continue
+            try:
+                event = events.decode(raw)
+            except BadEvent as error:
+                log.warning("no valid item", offset=message.offset(), error=str(error))
+                continue
+            if isinstance(event, ItemEvent):
+                self.put(event.data)
+
+    def put(self, item: Item) -> None:
+        """Add or replace an item."""
+        self.remove(item.item_id)
+        self.items[item.item_id] = item
+        for category in item.categories:
+            self._by_category.setdefault(category.casefold(), {})[item.item_id] = None
+            self._names[category.casefold()] = category
+        self.version += 1
+
+    def remove(self, item_id: str) -> None:
+        old = self.items.pop(item_id, None)
+        for category in old.categories if old else ():
+            self._by_category[category.casefold()].pop(item_id, None)
+        self.version += 1
+
+    def category(self, name: str) -> list[str]:
+        """Ids of the items in a category, whatever its case; none for an unknown one."""
+        return list(self._by_category.get(name.casefold(), ()))
+
+    def title(self, item_id: str) -> str | None:
+        item = self.items.get(item_id)
+        return item.title if item else None
+
+    def categories(self) -> list[tuple[str, int]]:
+        """Every category that has items, biggest first, with its number of items."""
+        sizes = [(self._names[key], len(ids)) for key, ids in list(self._by_category.items()) if ids]
+        return sorted(sizes, key=lambda row: (-row[1], row[0]))
+
+    def name(self, item_id: str) -> str:
+        """What to call an item in a sentence: its title, shortened, or its id."""
+        title = self.title(item_id)
+        if not title:
+            return item_id
+        return title if len(title) <= 60 else title[:59].rstrip() + "…"

@@ -1,0 +1,136 @@
+"""Tell the open WebSockets what changed: per user the newest cause, for everyone a sample of events.
+
+Nothing here grows with a slow reader: a user's connection holds one pending cause, newer ones replace it
+and are counted; a live connection holds a bounded queue that drops the oldest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from afterclick.state import Effect, StateChange
+
+LIVE_QUEUE = 64
+SAMPLED_PER_S = 20
+
+
+@dataclass(eq=False)
+class Watcher:
+    """One connection that watches one user."""
+
+    user_id: str
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    cause: StateChange | None = None
+    coalesced: int = 0
+
+    def tell(self, change: StateChange) -> None:
+        if self.cause is not None:
+            self.coalesced += 1
+        self.cause = change
+        self.changed.set()
+
+    async def next(self) -> tuple[StateChange, int]:
+        """The newest change, and how many earlier ones it stands for."""
+        await self.changed.wait()
+        self.changed.clear()
+        cause, coalesced = self.cause, self.coalesced
+        assert cause is not None
+        self.cause, self.coalesced = None, 0
+        return cause, coalesced
+
+
+@dataclass(eq=False)
+class LiveReader:
+    """One connection to the live stream."""
+
+    queue: deque[bytes] = field(default_factory=lambda: deque(maxlen=LIVE_QUEUE))
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    dropped: int = 0
+
+    def put(self, message: bytes) -> None:
+        self.dropped += len(self.queue) == LIVE_QUEUE
+        self.queue.append(message)
+        self.ready.set()
+
+    async def next(self) -> bytes:
+        """The oldest message that is still held."""
+        while not self.queue:
+            self.ready.clear()
+            await self.ready.wait()
+        return self.queue.popleft()
+
+
+class Hub:
+    """All open connections. Lives on the event loop; `deliver` is its only way in from a thread."""
+
+    def __init__(self) -> None:
+        self._watchers: dict[str, set[Watcher]] = {}
+        self._live: set[LiveReader] = set()
+        self._second, self._sampled = 0, 0
+
+    @property
+    def watching(self) -> int:
+        return sum(map(len, self._watchers.values()))
+
+    @property
+    def live(self) -> int:
+        return len(self._live)
+
+    def watch(self, user_id: str) -> Watcher:
+        watcher = Watcher(user_id)
+        self._watchers.setdefault(user_id, set()).add(watcher)
+        return watcher
+
+    def unwatch(self, watcher: Watcher) -> None:
+        others = self._watchers.get(watcher.user_id)
+        if others is not None:
+            others.discard(watcher)
+            if not others:
+                del self._watchers[watcher.user_id]
+
+    def join_live(self) -> LiveReader:
+        reader = LiveReader()
+        self._live.add(reader)
+        return reader
+
+    def leave_live(self, reader: LiveReader) -> None:
+        self._live.discard(reader)
+
+    def deliver(self, changes: Sequence[StateChange]) -> list[StateChange]:
+        """Wake the watchers of the users that changed. Returns the changes to show on the live stream."""
+        for change in changes:
+            for watcher in self._watchers.get(change.user_id, ()):
+                if change.effect is not Effect.DUPLICATE:
+                    watcher.tell(change)
+        return self._sample(changes) if self._live else []
+
+    def broadcast(self, message: bytes) -> None:
+        """Put a message on every live connection."""
+        for reader in self._live:
+            reader.put(message)
+
+    def _sample(self, changes: Sequence[StateChange]) -> list[StateChange]:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._sampled = second, 0
+        some = (
+            list(changes[-max(SAMPLED_PER_S - self._sampled, 0) :]) if self._sampled < SAMPLED_PER_S else []
+        )
+        self._sampled += len(some)
+        return some
+
+
+def cause_of(change: StateChange, title: str | None) -> dict[str, Any]:
+    """What a push says of the event that caused it."""
+    return {
+        "event_id": change.event_id,
+        "item_id": change.item_id,
+        "title": title,
+        "action": change.action,
+        "position": f"{change.topic}/{change.partition}/{change.offset}",
+    }

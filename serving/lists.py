@@ -1,0 +1,149 @@
+"""Lists that need no model: by interests, trending, popular."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.model import IntArray, Model
+from serving.catalogue import Catalogue
+from serving.schemas import Source
+from serving.world import World, best
+
+HEAT_WEIGHT = 0.05
+"""What heat counts for beside content: enough to order items that match an interest equally well."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Items in order, with their receipts: `parts` hold a number per item and add up to its score."""
+
+    source: Source
+    items: IntArray
+    parts: dict[str, NDArray[np.float64]]
+    sources: Sequence[str]
+    reasons: Sequence[str]
+
+
+def without(items: IntArray, unwanted: IntArray) -> IntArray:
+    """`items` in their order, less those in `unwanted`."""
+    if not len(unwanted):
+        return items
+    return items[~np.isin(items, unwanted)]
+
+
+def overall(world: World, n: int, seen: IntArray) -> Ranked:
+    """What is trending; what is popular where nothing trends. Shows seen items before it shows none."""
+    for unwanted in (seen, seen[:0]):
+        trending = without(world.trending, unwanted)[:n]
+        if len(trending):
+            rest = without(world.popular, np.concatenate([unwanted, trending]))[: n - len(trending)]
+            return _trending(world, trending, rest)
+        popular = without(world.popular, unwanted)[:n]
+        if len(popular):
+            return _popular(world, popular)
+    return _popular(world, np.arange(min(n, len(world.heat)), dtype=np.int32))
+
+
+def _trending(world: World, items: IntArray, rest: IntArray) -> Ranked:
+    """`rest` fills the list up; it has no heat, so it stays behind."""
+    both = np.concatenate([items, rest])
+    return Ranked(
+        Source.TRENDING,
+        both,
+        {"trend": world.heat[both]},
+        ["trending"] * len(items) + ["popular"] * len(rest),
+        ["trending now"] * len(items) + ["popular with everyone"] * len(rest),
+    )
+
+
+def _popular(world: World, items: IntArray) -> Ranked:
+    scores = np.log2(1.0 + world.counts[items])
+    count = len(items)
+    return Ranked(
+        Source.POPULAR, items, {"popularity": scores}, ["popular"] * count, ["popular with everyone"] * count
+    )
+
+
+def by_interests(
+    world: World, catalogue: Catalogue, interests: Iterable[str], n: int, seen: IntArray
+) -> Ranked | None:
+    """Items like the named items or of the named categories; None where no interest is known.
+
+    score = content (similarity, or 1 per category) + model (bought by the same users) + trend (0.05 × heat).
+    """
+    m = len(world.heat)
+    content, model = np.zeros(m), np.zeros(m)
+    why: dict[int, str] = {}
+    seeds: list[int] = []
+    for interest in interests:
+        seed = world.find(interest)
+        if seed is not None:
+            seeds.append(seed)
+            near = _like(world, seed, content, model)
+            reason = f"like {catalogue.name(interest)}"
+        else:
+            near = world.indices(catalogue.category(interest))
+            content[near] += 1.0
+            reason = f"in {interest}, which interests you"
+        why.update(dict.fromkeys(near.tolist(), reason) | why)
+    scores = np.where(content + model > 0, content + model + HEAT_WEIGHT * world.heat, 0.0)
+    scores[seen] = 0.0
+    scores[seeds] = 0.0
+    items = best(scores, n)
+    if not len(items):
+        return None
+    rest = without(world.trending, np.concatenate([items, seen, np.array(seeds, np.int32)]))[: n - len(items)]
+    return _interesting(world, items, rest, content, model, why)
+
+
+def _interesting(
+    world: World,
+    items: IntArray,
+    rest: IntArray,
+    content: NDArray[np.float64],
+    model: NDArray[np.float64],
+    why: dict[int, str],
+) -> Ranked:
+    both = np.concatenate([items, rest])
+    parts = {"content": content[both], "model": model[both], "trend": HEAT_WEIGHT * world.heat[both]}
+    order = np.argsort(-sum(parts.values()), kind="stable") if len(rest) else np.arange(len(both))
+    both = both[order]
+    sources = np.array(["interests"] * len(items) + ["trending"] * len(rest))[order].tolist()
+    reasons = [why.get(item, "trending now") for item in both.tolist()]
+    return Ranked(Source.INTERESTS, both, {k: v[order] for k, v in parts.items()}, sources, reasons)
+
+
+def similar(model: Model, world: World, item: int, n: int) -> tuple[IntArray, NDArray[np.float64]]:
+    """Items near an item and their scores: shared users, the same day's users, then content."""
+    content, together = np.zeros(len(world.heat)), np.zeros(len(world.heat))
+    _like(world, item, content, together)
+    scores = content + together
+    scores[item] = 0.0
+    items = best(scores, n)
+    return items, scores[items]
+
+
+def _like(world: World, seed: int, content: NDArray[np.float64], together: NDArray[np.float64]) -> IntArray:
+    """Add the similarity to `seed` to both arrays; returns the items near it."""
+    model = world.loaded.model
+    if model is None or seed >= len(model):
+        return np.empty(0, np.int32)
+    found = []
+    for near, score in (
+        (model.neighbour_items[seed], model.neighbour_scores[seed]),
+        (model.same_day_items[seed], model.same_day_scores[seed]),
+    ):
+        known = near >= 0
+        np.add.at(together, near[known], score[known])
+        found.append(near[known])
+    search, vectors = world.loaded.content_search, model.content
+    if search is not None and vectors is not None and vectors[seed].any():
+        near = search(vectors[seed], 100)
+        near = near[near >= 0]
+        content[near] += np.maximum(vectors[near] @ vectors[seed], 0.0)
+        found.append(near)
+    return np.concatenate(found)

@@ -1,0 +1,129 @@
+"""Rank candidates by their features, and say what each score is made of.
+
+reads   artifact  ranker.txt (LightGBM), where the model has one
+
+A ranker gives scores (c,) and, for the few that are shown, parts by the name of the receipt's columns.
+The parts add up to the score exactly, by construction.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.errors import BadArtifact
+from afterclick.model import FloatArray
+from afterclick.scoring import FEATURE_NAMES, FEATURES, PARTS
+
+Scores = NDArray[np.float64]
+Receipt = dict[str, Scores]
+FILE = "ranker.txt"
+
+
+class Ranker(Protocol):
+    """Scores feature rows (c, F)."""
+
+    def score(self, features: FloatArray) -> Scores:
+        """(c,) higher is better."""
+        ...
+
+    def receipt(self, features: FloatArray) -> Receipt:
+        """Part → (c,); the parts add up to `score` of the same rows."""
+        ...
+
+
+# Before a ranker is learned: a plain weighted sum. Trends come as log2 of a share, −200 where there is none:
+# `_FLOOR` cuts them at one in a million.
+_FLOOR = -20.0
+_WEIGHTS = {
+    "als": 2.0,
+    "popularity": 0.05,
+    "cosine_last": 4.0,
+    "cosine_max": 2.0,
+    "cosine_sum": 1.0,
+    "same_day_last": 4.0,
+    "same_day_sum": 1.0,
+    "als_last": 0.5,
+    "trend_day": 0.02,
+    "trend_week": 0.06,
+    "trend_month": 0.12,
+    "content_last": 0.8,
+    "content_mean": 0.4,
+}
+
+
+class FormulaRanker:
+    """The weighted sum that ranks until a model brings a learned ranker."""
+
+    def __init__(self) -> None:
+        self._weights = np.array([_WEIGHTS.get(name, 0.0) for name in FEATURE_NAMES])
+        self._trends = np.array([name.startswith("trend_") for name in FEATURE_NAMES])
+        self._parts = np.array([[part == p for p in PARTS] for _, part in FEATURES], float)
+
+    def score(self, features: FloatArray) -> Scores:
+        return np.asarray(self._values(features).sum(axis=1))
+
+    def receipt(self, features: FloatArray) -> Receipt:
+        parts = self._values(features) @ self._parts
+        return {part: parts[:, i] for i, part in enumerate(PARTS)}
+
+    def _values(self, features: FloatArray) -> Scores:
+        """(c, F) what each feature adds."""
+        x = np.where(np.isnan(features), 0.0, features.astype(np.float64))
+        x[:, self._trends] = np.maximum(x[:, self._trends], _FLOOR) - _FLOOR
+        return np.asarray(x * self._weights)
+
+
+class TreeRanker:
+    """A LightGBM booster.
+
+    The receipt follows each row's path through each tree: what a split changes of the expected value goes to
+    the part of the feature it splits on (Saabas, 2014). What is left, the expected value itself, is `base`.
+    """
+
+    def __init__(self, text: str) -> None:
+        import lightgbm
+
+        self._booster = lightgbm.Booster(model_str=text)
+        if self._booster.feature_name() != list(FEATURE_NAMES):
+            raise BadArtifact(f"{FILE}: its features are not those of this program; train again")
+        trees = self._booster.dump_model()["tree_info"]
+        leaves = max((t["num_leaves"] for t in trees), default=1)
+        self._parts = np.zeros((len(trees), leaves, len(PARTS) + 1))
+        for tree, info in enumerate(trees):
+            root = info["tree_structure"]
+            _fill(self._parts[tree], root, np.array([0.0] * len(PARTS) + [_value(root)]))
+        self._trees = np.arange(len(trees))
+
+    def score(self, features: FloatArray) -> Scores:
+        return np.asarray(self._booster.predict(features, num_threads=1), np.float64)
+
+    def receipt(self, features: FloatArray) -> Receipt:
+        leaf = np.asarray(self._booster.predict(features, pred_leaf=True, num_threads=1), np.int64)
+        parts = self._parts[self._trees, leaf.reshape(len(features), -1)].sum(axis=1)
+        return {name: parts[:, i] for i, name in enumerate((*PARTS, "base"))}
+
+
+def load_ranker(folder: Path) -> Ranker:
+    """The ranker of an artifact whose hashes were checked; the formula where it has none."""
+    path = folder / FILE
+    return TreeRanker(path.read_text()) if path.is_file() else FormulaRanker()
+
+
+def _value(node: dict[str, Any]) -> float:
+    return float(node["internal_value"] if "split_index" in node else node["leaf_value"])
+
+
+def _fill(out: Scores, node: dict[str, Any], path: Scores) -> None:
+    """Write the contributions at each leaf below `node` into `out` (leaves, parts + 1)."""
+    if "split_index" not in node:
+        out[node.get("leaf_index", 0)] = path
+        return
+    part = PARTS.index(FEATURES[node["split_feature"]][1])
+    for child in (node["left_child"], node["right_child"]):
+        below = path.copy()
+        below[part] += _value(child) - _value(node)
+        _fill(out, child, below)

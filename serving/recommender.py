@@ -1,0 +1,167 @@
+"""The request path: state → candidates → filter → score → receipt → response.
+
+reads   redis  {u:<user>}:history, in one round trip; everything else is in memory
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from afterclick import events
+from afterclick.candidates import SOURCES, candidate_items
+from afterclick.errors import Unavailable
+from afterclick.events import Action
+from afterclick.model import IntArray, Model
+from afterclick.scoring import UserState, features, fold_in
+from afterclick.state import HistoryEntry
+from serving.catalogue import Catalogue
+from serving.lists import Ranked, by_interests, overall, without
+from serving.online_store import OnlineStore
+from serving.reasons import reasons
+from serving.schemas import Source
+from serving.trend_feed import TrendFeed
+from serving.world import World, Worlds
+
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one request wants."""
+
+    user_id: str
+    n: int
+    interests: tuple[str, ...] = ()
+
+
+class Recommender:
+    """Answers with a list, whatever is away."""
+
+    def __init__(
+        self,
+        store: OnlineStore,
+        worlds: Worlds,
+        feed: TrendFeed,
+        catalogue: Catalogue,
+        weights: Mapping[Action, float],
+    ) -> None:
+        self._store, self._worlds, self._feed = store, worlds, feed
+        self._catalogue, self._weights = catalogue, weights
+
+    async def recommend(self, ask: Ask) -> Answer:
+        """The list for a user. Never fails: `degraded` says that something was away."""
+        as_of = dict(self._feed.positions)  # taken first: the state read below is at least as new
+        try:
+            history, degraded = await self._store.history(ask.user_id), False
+        except Unavailable:
+            history, degraded = [], True
+        world = self._worlds.current
+        state = UserState.of(history, world.find, self._weights, self._now(world))
+        ranked = self._rank(world, ask, state, history)
+        return {
+            "user_id": ask.user_id,
+            "source": ranked.source,
+            "degraded": degraded,
+            "model_version": world.loaded.version or None,
+            "impression_id": events.new_id(),
+            "as_of": as_of,
+            "items": self._rows(world, ranked),
+        }
+
+    def _rank(self, world: World, ask: Ask, state: UserState, history: Sequence[HistoryEntry]) -> Ranked:
+        """The best the ladder of cold start can do for this user."""
+        model = world.loaded.model
+        if model is not None and len(state.items):
+            return personalised(world, model, state, ask.n, self._catalogue, history)
+        interests = ask.interests or self._tastes(world, state)
+        if interests:
+            ranked = by_interests(world, self._catalogue, interests, ask.n, state.seen)
+            if ranked is not None:
+                return ranked
+        return overall(world, ask.n, state.seen)
+
+    def _tastes(self, world: World, state: UserState) -> tuple[str, ...]:
+        """Before any model: the finest category of each of the newest items."""
+        items = (self._catalogue.items.get(world.ids[i]) for i in state.items[:5].tolist())
+        return tuple(dict.fromkeys(item.categories[-1] for item in items if item and item.categories))
+
+    def _now(self, world: World) -> float:
+        """Now, or the newest event time where a replay runs ahead of the clock."""
+        return max(time.time() * 1000, world.now_ms)
+
+    def _rows(self, world: World, ranked: Ranked) -> list[Answer]:
+        names, columns = list(ranked.parts), [part.tolist() for part in ranked.parts.values()]
+        rows = []
+        for i, (item, source, reason) in enumerate(
+            zip(ranked.items.tolist(), ranked.sources, ranked.reasons, strict=True)
+        ):
+            parts = {name: column[i] for name, column in zip(names, columns, strict=True)}
+            rows.append(
+                {
+                    **describe(self._catalogue, world.ids[item]),
+                    "score": sum(parts.values()),
+                    "source": source,
+                    "reason": reason,
+                    "parts": parts,
+                }
+            )
+        return rows
+
+
+def describe(catalogue: Catalogue, item_id: str) -> Answer:
+    """What every list says of an item."""
+    item = catalogue.items.get(item_id)
+    if item is None:
+        return {"item_id": item_id, "title": None, "categories": ()}
+    return {"item_id": item_id, "title": item.title, "categories": item.categories}
+
+
+def personalised(
+    world: World,
+    model: Model,
+    state: UserState,
+    n: int,
+    catalogue: Catalogue,
+    history: Sequence[HistoryEntry],
+) -> Ranked:
+    """Rank what the model, the live history and the trends bring for this user."""
+    loaded, view = world.loaded, world.view
+    user = fold_in(model, state)
+    found = candidate_items(
+        model,
+        state,
+        view,
+        user_factors=user,
+        als_search=loaded.als_search,
+        content_search=loaded.content_search,
+    )
+    items, sources = _enough(world, found.items, found.sources, state.seen, n)
+    if not len(items):
+        return overall(world, n, state.seen)
+    rows = features(model, state, view, items, user)
+    scores = loaded.ranker.score(rows)
+    top = np.argsort(-scores, kind="stable")[:n]
+    shown = items[top]
+    names = [SOURCES[s] if s >= 0 else "popular" for s in sources[top].tolist()]
+    return Ranked(
+        source=Source.PERSONALISED,
+        items=shown,
+        parts=loaded.ranker.receipt(rows[top]),
+        sources=names,
+        reasons=reasons(model, world, state, shown, names, history, catalogue),
+    )
+
+
+def _enough(
+    world: World, items: IntArray, sources: np.ndarray[Any, Any], seen: IntArray, n: int
+) -> tuple[IntArray, np.ndarray[Any, Any]]:
+    """The candidates; with popular items where there are fewer than asked for."""
+    if len(items) >= n:
+        return items, sources
+    more = without(world.popular, np.concatenate([items, seen]))[: n - len(items)]
+    return np.concatenate([items, more]), np.concatenate([sources, np.full(len(more), -1, np.int8)])

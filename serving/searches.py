@@ -1,0 +1,63 @@
+"""Nearest items to a vector: FAISS for ALS factors, exact and remembered for content.
+
+reads   artifact  index.faiss (inner product over als_item_factors)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from afterclick.candidates import Search, exact_search
+from afterclick.model import FloatArray, IntArray, Model
+
+
+def als_search(folder: Path, arrays: Model) -> Search:
+    """FAISS where the artifact has an index over the same rows, else exact."""
+    assert arrays.factors is not None
+    path = folder / "index.faiss"
+    if not path.is_file():
+        return exact_search(arrays.factors)
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    index = faiss.read_index(str(path))
+    if index.ntotal != len(arrays) or index.d != arrays.factors.shape[1]:
+        return exact_search(arrays.factors)
+
+    def search(query: FloatArray, count: int) -> IntArray:
+        _, found = index.search(query[None], count)
+        return np.asarray(found[0], np.int32)
+
+    return search
+
+
+def remembered(
+    search: Callable[[bytes, int], IntArray], size: int = 4096
+) -> Callable[[bytes, int], IntArray]:
+    """A search whose last answers are kept: the same newest item asks the same question again."""
+    return lru_cache(maxsize=size)(search)
+
+
+def content_search(vectors: FloatArray) -> Search:
+    """Items with content near a vector: over the described items only, answers remembered."""
+    described = np.flatnonzero(vectors.any(axis=1)).astype(np.int32)
+    dense = np.ascontiguousarray(vectors[described])
+
+    def exact(raw: bytes, count: int) -> IntArray:
+        scores = dense @ np.frombuffer(raw, np.float32)
+        count = min(count, len(scores))
+        top = np.argpartition(-scores, count - 1)[:count]
+        return described[top[np.argsort(-scores[top])]]
+
+    kept = remembered(exact)
+
+    def search(query: FloatArray, count: int) -> IntArray:
+        if not len(described):
+            return np.empty(0, np.int32)
+        return kept(np.ascontiguousarray(query, np.float32).tobytes(), count)
+
+    return search

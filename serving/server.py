@@ -1,0 +1,51 @@
+"""Run the application with uvicorn: one worker, uvloop, httptools, an orderly end on SIGTERM."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from afterclick.errors import Unavailable
+from afterclick.settings import Settings
+from serving.app import create_app
+
+DRAIN_S = 3
+"""How long open requests and WebSockets may take to end; feedback is flushed after that."""
+MAX_MESSAGE = 65_536
+
+
+def run(settings: Settings) -> None:
+    """Serve until told to stop. Raises Unavailable where the address is taken."""
+    listener = bind(settings.serving.host, settings.serving.port)
+    uvicorn.Server(config_of(settings)).run(sockets=[listener])
+
+
+def config_of(settings: Settings) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
+        create_app(settings),
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_S,
+        backlog=1024,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, taken before anything is built, so that a taken port is one clear line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}; set --port") from None
+    return listener

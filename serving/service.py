@@ -1,0 +1,131 @@
+"""The composition root: settings → adapters → one Service that the routes are given.
+
+Everything that connects, reads or runs in the background is built here and started by `start`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import orjson
+import structlog
+
+from afterclick.settings import Settings
+from afterclick.state import StateChange
+from serving.catalogue import Catalogue
+from serving.feedback import FeedbackLog
+from serving.figures import Figures
+from serving.hub import Hub, cause_of
+from serving.metrics import Metrics
+from serving.model_feed import LoadedModel, ModelFeed, no_model
+from serving.online_store import OnlineStore
+from serving.recommender import Recommender
+from serving.topic_reader import TopicReader
+from serving.trend_feed import TrendFeed
+from serving.world import Worlds
+
+log = structlog.get_logger()
+
+
+@dataclass(eq=False)
+class Service:
+    """Every adapter of one process. Build it with `of`, inside or outside a loop; `start` needs the loop."""
+
+    settings: Settings
+    store: OnlineStore
+    feed: TrendFeed
+    catalogue: Catalogue
+    models: ModelFeed
+    worlds: Worlds
+    recommender: Recommender
+    hub: Hub
+    metrics: Metrics
+    readers: tuple[TopicReader, ...]
+    feedback: FeedbackLog
+    figures: Figures
+    draining: bool = False
+    _loop: asyncio.AbstractEventLoop | None = None
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, settings: Settings) -> Service:
+        """Wire the parts. Nothing connects yet, except the producer's threads."""
+        kafka, topics = settings.kafka, settings.kafka.topics
+        hub, metrics, catalogue = Hub(), Metrics(), Catalogue()
+        store = OnlineStore(settings.redis, settings.stream.history_length)
+        feed = TrendFeed(settings, lambda changes: service.hear(changes))
+        worlds = Worlds(feed, catalogue, no_model())
+        models = ModelFeed(lambda loaded: service.use(loaded))
+        readers = (
+            TopicReader(kafka.bootstrap, topics.items, catalogue.read),
+            TopicReader(kafka.bootstrap, topics.models, models.read),
+        )
+        service = cls(
+            settings=settings,
+            store=store,
+            feed=feed,
+            catalogue=catalogue,
+            models=models,
+            worlds=worlds,
+            recommender=Recommender(store, worlds, feed, catalogue, settings.stream.weights),
+            hub=hub,
+            metrics=metrics,
+            readers=readers,
+            feedback=FeedbackLog(kafka),
+            figures=Figures(kafka, feed, worlds, hub, metrics),
+        )
+        return service
+
+    async def start(self) -> None:
+        """Begin to follow the topics. Answers are possible at once, and get better as things load."""
+        self._loop = asyncio.get_running_loop()
+        self.feed.start()
+        for reader in self.readers:
+            reader.start()
+        self.models.start()
+        self.worlds.start()
+        self._tasks.append(asyncio.create_task(self.figures.run(), name="figures"))
+
+    async def stop(self) -> None:
+        """Flush feedback and stop every thread, in seconds."""
+        self.draining = True
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        stops = (self.feed.stop, self.models.stop, self.worlds.stop, self.feedback.close)
+        await asyncio.gather(
+            *(asyncio.to_thread(stop) for stop in stops + tuple(r.stop for r in self.readers))
+        )
+        await self.store.close()
+
+    def hear(self, changes: Sequence[StateChange]) -> None:
+        """Changes from the feed's thread: on to the loop."""
+        if self._loop is not None and not self._loop.is_closed():
+            with suppress(RuntimeError):  # the loop closed in between
+                self._loop.call_soon_threadsafe(self._deliver, changes)
+
+    def use(self, loaded: LoadedModel) -> None:
+        """A model from the loader's thread: its world is built there too, then it serves."""
+        self.worlds.use(loaded)
+
+    def _deliver(self, changes: Sequence[StateChange]) -> None:
+        now_ms = time.time() * 1000
+        self.metrics.saw(changes, now_ms)
+        for change in self.hub.deliver(changes):
+            self.hub.broadcast(orjson.dumps(self._event(change, now_ms)))
+
+    def _event(self, change: StateChange, now_ms: float) -> dict[str, object]:
+        title = self.catalogue.title(change.item_id)
+        return {
+            "type": "event",
+            "user_id": change.user_id,
+            **cause_of(change, title),
+            "effect": change.effect,
+            "time_ms": change.time_ms,
+            "fresh_ms": round(now_ms - change.log_ms, 2),
+        }

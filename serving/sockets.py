@@ -1,0 +1,126 @@
+"""The WebSocket routes.
+
+/ws/recommendations?user_id=U  the user's list, and a new one each time the user's state changes
+/ws/live                       a sample of all events, and the figures once a second
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from pydantic import ValidationError
+
+from serving.api import split
+from serving.hub import Watcher, cause_of
+from serving.recommender import Ask
+from serving.schemas import RecommendationQuery
+from serving.service import Service
+
+log = structlog.get_logger()
+router = APIRouter()
+SEND_TIMEOUT_S = 10.0
+INVALID = 1008
+
+
+@router.websocket("/ws/recommendations")
+async def recommendations(socket: WebSocket) -> None:
+    """Push a user's list now and after each of the user's events."""
+    service: Service = socket.app.state.service
+    try:
+        query = RecommendationQuery.model_validate(query_of(socket))
+    except ValidationError as error:
+        await refuse(socket, str(error.errors(include_url=False)[0]["msg"]))
+        return
+    await socket.accept()
+    ask = Ask(query.user_id, query.n or service.settings.serving.list_length, split(query.interests))
+    watcher = service.hub.watch(ask.user_id)
+    try:
+        await until_closed(socket, lambda: _push(service, socket, ask, watcher))
+    finally:
+        service.hub.unwatch(watcher)
+
+
+@router.websocket("/ws/live")
+async def live(socket: WebSocket) -> None:
+    """Stream events and figures."""
+    service: Service = socket.app.state.service
+    await socket.accept()
+    reader = service.hub.join_live()
+
+    async def stream() -> None:
+        await send(socket, orjson.dumps(service.figures.now()))
+        while True:
+            await send(socket, await reader.next())
+
+    try:
+        await until_closed(socket, stream)
+    finally:
+        service.hub.leave_live(reader)
+
+
+async def _push(service: Service, socket: WebSocket, ask: Ask, watcher: Watcher) -> None:
+    """Send the list; then, after each change, send it again. Changes that come meanwhile are one."""
+    await send(socket, await _list(service, ask, None))
+    while True:
+        change, coalesced = await watcher.next()
+        cause = {**cause_of(change, service.catalogue.title(change.item_id)), "coalesced": coalesced}
+        await send(socket, await _list(service, ask, cause))
+        service.metrics.pushed_after(time.time() * 1000 - change.log_ms)
+
+
+async def _list(service: Service, ask: Ask, cause: dict[str, Any] | None) -> bytes:
+    answer = await service.recommender.recommend(ask)
+    return orjson.dumps({"type": "recommendations", "cause": cause, **answer})
+
+
+async def until_closed(socket: WebSocket, work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work` until the client goes, stops reading, or the work fails; then close."""
+    task = asyncio.ensure_future(work())
+    gone = asyncio.ensure_future(_gone(socket))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+        results = await asyncio.gather(task, gone, return_exceptions=True)
+    failed = results[0]
+    if isinstance(failed, Exception) and not isinstance(
+        failed, WebSocketDisconnect | TimeoutError | RuntimeError
+    ):
+        log.error("push failed", path=socket.url.path, exc_info=failed)
+    with suppress(RuntimeError, WebSocketDisconnect):
+        await socket.close()
+
+
+async def _gone(socket: WebSocket) -> None:
+    """Return when the client disconnects. What it sends is ignored."""
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+
+
+async def send(socket: WebSocket, message: bytes) -> None:
+    """Send text; raises TimeoutError where the client does not read."""
+    async with asyncio.timeout(SEND_TIMEOUT_S):
+        await socket.send_text(message.decode())
+
+
+async def refuse(socket: WebSocket, reason: str) -> None:
+    """Close before accepting: the client sees 403."""
+    await socket.close(INVALID, reason[:120].encode("ascii", "replace").decode())
+
+
+def query_of(socket: WebSocket) -> dict[str, Any]:
+    """Query parameters as a dictionary; `interests` is a list, any other repeated one is the last."""
+    query: dict[str, Any] = dict(socket.query_params)
+    if "interests" in query:
+        query["interests"] = socket.query_params.getlist("interests")
+    return query

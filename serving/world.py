@@ -1,0 +1,187 @@
+"""What every request looks at: one immutable view of model, trends and catalogue, swapped whole.
+
+A request takes `worlds.current` once and so answers from one model version and one moment. A builder
+thread makes a new world every second where something changed, and at once when a model arrives.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from afterclick.model import IntArray
+from afterclick.scoring import TrendView
+from afterclick.trends import HALF_LIVES_MS
+from serving.catalogue import Catalogue
+from serving.model_feed import LoadedModel
+from serving.trend_feed import TrendFeed
+
+log = structlog.get_logger()
+Array = NDArray[np.float64]
+KEPT = 1000
+"""How far down the popular and trending lists are kept."""
+# A sum of decays whose weights fall with the half-life is close to a power law of age: what is new moves the
+# list at once, what lasts stays in it.
+_MIX = np.array([h**-0.5 for h in HALF_LIVES_MS.values()])
+MIX: Array = _MIX / _MIX.max()
+
+
+@dataclass
+class ItemSpace:
+    """Item ids and their indices: the model's rows first, then items that came later. Only ever grows."""
+
+    ids: list[str] = field(default_factory=list)
+    index: dict[str, int] = field(default_factory=dict)
+
+    def add(self, item_id: str) -> int:
+        """The index of an item, a new one if it has none."""
+        at = self.index.get(item_id)
+        if at is None:
+            self.ids.append(item_id)
+            at = self.index[item_id] = len(self.ids) - 1
+        return at
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """All that ranking needs besides the user. m items, in the order of `ids`."""
+
+    loaded: LoadedModel
+    ids: list[str]
+    view: TrendView
+    values: Array
+    """(m, H) decayed sums."""
+    counts: NDArray[np.int64]
+    """(m,) interactions of positive weight, all time."""
+    heat: Array
+    """(m,) log2(1 + the decayed sums mixed): the trend of an item in one number."""
+    popular: IntArray
+    """The most popular items of all time, best first."""
+    trending: IntArray
+    """The items of the greatest heat."""
+    by_window: dict[str, IntArray]
+    """The best items of each half-life."""
+    now_ms: float
+    _index: dict[str, int]
+
+    def find(self, item_id: str) -> int | None:
+        """The index of an item in this world's arrays, or None."""
+        at = self._index.get(item_id)
+        return at if at is not None and at < len(self.heat) else None
+
+    def indices(self, item_ids: list[str]) -> IntArray:
+        """Indices of the items that this world knows."""
+        found = [at for at in map(self.find, item_ids) if at is not None]
+        return np.array(found, np.int32)
+
+
+class Worlds:
+    """Keeps `current` current."""
+
+    def __init__(self, feed: TrendFeed, catalogue: Catalogue, loaded: LoadedModel) -> None:
+        self._feed, self._catalogue = feed, catalogue
+        self._next = loaded
+        self._space, self._space_of = ItemSpace(), ""
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._built_of: tuple[int, int, str] | None = None
+        self._built_at = 0.0
+        self._thread: threading.Thread | None = None
+        self.current = self.build()
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="world-builder", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._wake.set()
+        if self._thread:
+            self._thread.join(3.0)
+
+    def use(self, loaded: LoadedModel) -> None:
+        """Serve another model as soon as its world is built. Called from the thread that loaded it."""
+        self._next = loaded
+        self._wake.set()
+
+    def build(self) -> World:
+        """A new world from what the feeds hold now."""
+        loaded = self._next
+        self._adopt(loaded)
+        with self._feed.lock:
+            table = self._feed.table
+            now_ms = max(time.time() * 1000, table.newest_ms)
+            values, counts = table.values(now_ms), table.counts.copy()
+            names = list(table.ids)
+        for item_id in list(self._catalogue.items):
+            self._space.add(item_id)
+        at = np.fromiter((self._space.add(name) for name in names), np.int64, len(names))
+        return _world(loaded, self._space, at, values, counts, now_ms)
+
+    def _adopt(self, loaded: LoadedModel) -> None:
+        """Begin a new item space where the model is another: its rows come first."""
+        if loaded.version != self._space_of:
+            ids = loaded.model.item_ids.tolist() if loaded.model else []
+            self._space = ItemSpace(ids, {item: i for i, item in enumerate(ids)})
+            self._space_of = loaded.version
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(1.0)
+            self._wake.clear()
+            state = (self._feed.changes, self._catalogue.version, self._next.version)
+            if state == self._built_of and time.monotonic() - self._built_at < 30:
+                continue
+            try:
+                self.current = self.build()
+            except Exception:
+                log.exception("no new world; the old one stays")
+                continue
+            self._built_of, self._built_at = state, time.monotonic()
+
+
+def _world(
+    loaded: LoadedModel,
+    space: ItemSpace,
+    at: NDArray[np.int64],
+    values: Array,
+    counts: NDArray[np.int64],
+    now: float,
+) -> World:
+    m = len(space.ids)
+    wide, many = np.zeros((m, values.shape[1])), np.zeros(m, np.int64)
+    wide[at], many[at] = values, counts
+    first_seen = np.full(m, np.nan)
+    model = loaded.model
+    popularity = many.astype(np.float64)
+    if model is not None:
+        first_seen[: len(model)] = model.first_seen_ms
+        popularity[: len(model)] += model.popularity * 1e-9  # counts decide; the model breaks ties
+    heat = np.log2(1.0 + np.maximum(wide, 0.0) @ MIX)
+    return World(
+        loaded=loaded,
+        ids=space.ids,
+        view=TrendView.of(wide, first_seen),
+        values=wide,
+        counts=many,
+        heat=heat,
+        popular=best(popularity, KEPT),
+        trending=best(heat, KEPT),
+        by_window={name: best(wide[:, i], KEPT) for i, name in enumerate(HALF_LIVES_MS)},
+        now_ms=now,
+        _index=space.index,
+    )
+
+
+def best(scores: Array, count: int) -> IntArray:
+    """Indices of the highest positive scores, best first."""
+    count = min(count, len(scores))
+    if not count:
+        return np.empty(0, np.int32)
+    top = np.argpartition(-scores, count - 1)[:count]
+    top = top[scores[top] > 0]
+    return top[np.argsort(-scores[top], kind="stable")].astype(np.int32)

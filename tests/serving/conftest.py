@@ -1,0 +1,37 @@
+"""A served shop per test: API, stream and topics of its own on the shared Kafka and Valkey."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from afterclick.settings import Settings
+from tests.serving import shop
+from tests.serving.mini_stream import MiniStream
+from tests.serving.running import Running
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[Running]:
+    """The API of an empty installation, ready."""
+    with Running(settings) as running:
+        running.ready()
+        yield running
+
+
+@pytest.fixture
+def stream(settings: Settings) -> Iterator[MiniStream]:
+    with MiniStream(settings) as running:
+        yield running
+
+
+@pytest.fixture
+def shop_api(settings: Settings, api: Running, stream: MiniStream) -> Running:
+    """The API with the shop's catalogue and model `m1`."""
+    shop.publish_items(settings, shop.catalogue())
+    shop.publish(settings, *shop.write(settings, "m1"))
+    wait_until(lambda: api.service.worlds.current.loaded.version == "m1", 15)
+    wait_until(lambda: len(api.service.catalogue) == len(shop.catalogue()), 15)
+    return api

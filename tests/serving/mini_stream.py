@@ -1,0 +1,85 @@
+"""The stream without Spark: the real apply code, fed by a plain consumer. What serving needs of it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import redis
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+
+from afterclick.settings import Settings
+from streaming import connection
+from streaming.apply import Applier, Plan, Record
+
+
+class MiniStream:
+    """Applies what is on the interaction topics and writes `state-changes`, in a thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> MiniStream:
+        self._load_functions()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+    def _load_functions(self) -> None:
+        source = Path(connection.__file__).with_name("functions.lua").read_text()
+        client = redis.Redis.from_url(self.settings.redis.url)
+        connection.load_functions(client, source)
+        client.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._follow()
+            except (redis.RedisError, KafkaException):
+                self._stop.wait(0.3)
+
+    def _follow(self) -> None:
+        self._load_functions()
+        kafka = self.settings.kafka
+        client = redis.Redis.from_url(self.settings.redis.url)
+        positions = [
+            TopicPartition(t, p, int(client.get(self.settings.redis.keys.position(t, p)) or -1) + 1)
+            for t in kafka.topics.interactions
+            for p in range(kafka.partitions)
+        ]
+        client.close()
+        consumer = Consumer(
+            {"bootstrap.servers": kafka.bootstrap, "group.id": "mini-stream", "enable.auto.commit": False}
+        )
+        producer = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})
+        consumer.assign(positions)
+        applier = Applier(Plan.of(self.settings), connection.NodeConnection(self.settings.redis.url))
+        try:
+            while not self._stop.is_set():
+                first = consumer.poll(0.05)
+                if first is None or first.error():
+                    continue
+                self._apply(applier, producer, [first, *consumer.consume(500, 0)])
+        finally:
+            consumer.close()
+
+    def _apply(self, applier: Applier, producer: Producer, messages: list[Message]) -> None:
+        partitions: dict[tuple[str, int], list[Record]] = {}
+        for message in messages:
+            if message.error() is None:
+                record = Record(
+                    message.offset(), message.key(), message.value(), float(message.timestamp()[1])
+                )
+                partitions.setdefault((message.topic(), message.partition()), []).append(record)
+        for (topic, partition), records in partitions.items():
+            for output in applier.apply(topic, partition, records):
+                producer.produce(output.topic, output.value, output.key, headers=list(output.headers))
+        producer.flush()

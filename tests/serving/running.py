@@ -1,0 +1,72 @@
+"""The API in a thread of the test, on a free port, with real HTTP between."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any
+
+import httpx2
+import uvicorn
+
+from afterclick.settings import Settings
+from serving.server import bind, config_of
+from serving.service import Service
+from tests.waiting import wait_until
+
+
+class Running:
+    """A served application: `get` and `post` speak to it, `service` is its inside."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._socket = bind("127.0.0.1", 0)
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.ws = f"ws://127.0.0.1:{self.port}"
+        config = config_of(settings)
+        self.service: Service = config.app.state.service  # type: ignore[union-attr]
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
+        self.http = httpx2.Client(base_url=self.url, timeout=10)
+
+    def __enter__(self) -> Running:
+        self._thread.start()
+        wait_until(lambda: self._server.started, 10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.http.close()
+        self._server.should_exit = True
+        self._thread.join(15)
+        assert not self._thread.is_alive(), "the server did not stop"
+
+    def get(self, path: str, **query: Any) -> dict[str, Any]:
+        """The JSON of a 200 answer."""
+        response = self.http.get(path, params=query)
+        assert response.status_code == 200, (response.status_code, response.text)
+        body: dict[str, Any] = response.json()
+        return body
+
+    def list_for(self, user_id: str, n: int = 10, **query: Any) -> dict[str, Any]:
+        """A user's recommendations, with its receipt checked."""
+        body = self.get("/recommendations", user_id=user_id, n=n, **query)
+        for item in body["items"]:
+            assert abs(sum(item["parts"].values()) - item["score"]) < 1e-6, item
+        scores = [item["score"] for item in body["items"]]
+        assert scores == sorted(scores, reverse=True)
+        assert len({item["item_id"] for item in body["items"]}) == len(body["items"])
+        return body
+
+    def tell(self, user_id: str, item_id: str, action: str = "like", **more: Any) -> str:
+        """Send feedback; the position it was given."""
+        body = {"user_id": user_id, "item_id": item_id, "action": action, **more}
+        response = self.http.post("/feedback", json=body)
+        assert response.status_code == 202, (response.status_code, response.text)
+        position: str = response.json()["position"]
+        return position
+
+    def ready(self) -> None:
+        """Wait until the trends are loaded."""
+        wait_until(lambda: self.http.get("/health/ready").status_code == 200, 15)

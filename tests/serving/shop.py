@@ -1,0 +1,100 @@
+"""A tiny shop: two kinds of items, users who like one kind, a model of them, and what is published of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from confluent_kafka import Producer
+
+from afterclick import artifact, events
+from afterclick.events import Item, ItemEvent, ModelEvent, ModelPublished
+from afterclick.model import Model
+from afterclick.settings import Settings
+from serving.ranker import FILE
+
+KINDS = ("camera", "cable")
+PER_KIND = 30
+RNG_SEED = 7
+
+
+def item_ids() -> list[str]:
+    """camera-0 … cable-29."""
+    return [f"{kind}-{i}" for kind in KINDS for i in range(PER_KIND)]
+
+
+def catalogue() -> list[Item]:
+    """The items with titles, half of them under two categories."""
+    return [
+        Item(item_id=i, title=f"The {i}", categories=("Electronics", i.split("-")[0].title() + "s"))
+        for i in item_ids()
+    ]
+
+
+def model(version: str, rank: int = 8) -> Model:
+    """Items of a kind are neighbours; their factors and content point the same way."""
+    rng = np.random.default_rng(RNG_SEED)
+    ids = np.array(item_ids())
+    n, kind = len(ids), np.repeat(np.arange(len(KINDS)), PER_KIND)
+    centres = np.eye(len(KINDS), rank)
+    near = centres[kind] + 0.1 * rng.normal(size=(n, rank))
+    content = near / np.linalg.norm(near, axis=1, keepdims=True)
+    same = np.array([[j for j in range(n) if kind[j] == kind[i] and j != i][:20] for i in range(n)], np.int32)
+    scores = np.linspace(0.9, 0.1, 20, dtype=np.float32)[None].repeat(n, axis=0)
+    return Model(
+        version=version,
+        item_ids=ids,
+        popularity=rng.integers(1, 50, n).astype(np.float32),
+        first_seen_ms=np.full(n, 1.4e12),
+        neighbour_items=same,
+        neighbour_scores=scores,
+        same_day_items=same[:, :5],
+        same_day_scores=scores[:, :5],
+        factors=near.astype(np.float32),
+        content=content.astype(np.float32),
+    )
+
+
+def write(settings: Settings, version: str, ranker: str | None = None) -> tuple[Path, str]:
+    """The artifact of `model(version)`, with a LightGBM ranker where its text is given."""
+    made = model(version)
+
+    def fill(folder: Path) -> None:
+        made.save(folder)
+        if ranker is not None:
+            (folder / FILE).write_text(ranker)
+
+    return artifact.write(
+        settings.artifacts,
+        version,
+        fill,
+        items=len(made),
+        created=datetime.now(UTC).isoformat(),
+        parameters=made.parameters(),
+    )
+
+
+def publish(settings: Settings, folder: Path, sha256: str) -> None:
+    """Announce an artifact on the models topic."""
+    data = ModelPublished(version=folder.name, uri=str(folder), manifest_sha256=sha256)
+    event = ModelEvent(id=events.new_id(), source="test", time=events.now(), subject=folder.name, data=data)
+    _send(settings, settings.kafka.topics.models, [("model", events.encode(event))])
+
+
+def publish_items(settings: Settings, items: list[Item]) -> None:
+    """Put items on the catalogue's topic."""
+    rows = []
+    for item in items:
+        event = ItemEvent(
+            id=events.new_id(), source="test", time=events.now(), subject=item.item_id, data=item
+        )
+        rows.append((item.item_id, events.encode(event)))
+    _send(settings, settings.kafka.topics.items, rows)
+
+
+def _send(settings: Settings, topic: str, rows: list[tuple[str, bytes]]) -> None:
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap, "acks": "all"})
+    for key, value in rows:
+        producer.produce(topic, value, key)
+    assert producer.flush(10) == 0

@@ -1,0 +1,147 @@
+"""The promise: the list changes after the click."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from websockets.sync.client import connect
+
+from tests.serving import shop
+from tests.serving.running import Running
+from tests.waiting import wait_until
+
+
+def ids(body: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in body["items"]]
+
+
+def kinds(body: dict[str, Any]) -> set[str]:
+    return {item.split("-")[0] for item in ids(body)}
+
+
+def after(api: Running, user: str, position: str) -> dict[str, Any]:
+    """The user's list once the event at `position` is in it."""
+    partition, offset = position.rsplit("/", 1)
+
+    def seen() -> dict[str, Any] | None:
+        body = api.list_for(user)
+        return body if body["as_of"].get(partition, -1) >= int(offset) else None
+
+    return wait_until(seen, 10)
+
+
+def test_a_new_user_is_personalised_after_the_first_event(shop_api: Running) -> None:
+    shop_api.tell("alice", "cable-0")
+    cold = shop_api.list_for("bob")
+    assert cold["source"] in {"trending", "popular"}
+
+    body = after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
+
+    assert body["source"] == "personalised"
+    assert body["model_version"] == "m1"
+    assert kinds(body) == {"camera"}
+    assert "camera-3" not in ids(body)
+    assert body["items"][0]["reason"] == "because you liked The camera-3"
+    assert body["items"][0]["title"].startswith("The camera-")
+
+
+def test_a_skip_takes_the_item_out_of_the_list(shop_api: Running) -> None:
+    body = after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
+    unwanted = ids(body)[0]
+    body = after(shop_api, "bob", shop_api.tell("bob", unwanted, "skip"))
+    assert unwanted not in ids(body)
+    assert body["source"] == "personalised"
+
+
+def test_a_like_changes_the_list_pushed_on_the_socket(shop_api: Running) -> None:
+    with connect(f"{shop_api.ws}/ws/recommendations?user_id=carol&n=5") as socket:
+        first = orjson.loads(socket.recv(10))
+        assert first["type"] == "recommendations"
+        assert first["cause"] is None
+        shop_api.tell("carol", "cable-7", event_id="the-click")
+        pushed = orjson.loads(socket.recv(10))
+    assert pushed["cause"]["event_id"] == "the-click"
+    assert pushed["cause"]["item_id"] == "cable-7"
+    assert pushed["cause"]["title"] == "The cable-7"
+    assert pushed["source"] == "personalised"
+    assert kinds(pushed) == {"cable"}
+    assert len(pushed["items"]) == 5
+
+
+def test_events_of_others_wake_nobody(shop_api: Running) -> None:
+    with connect(f"{shop_api.ws}/ws/recommendations?user_id=carol") as socket:
+        socket.recv(10)
+        after(shop_api, "dave", shop_api.tell("dave", "cable-7"))
+        shop_api.tell("carol", "cable-1", event_id="mine")
+        assert orjson.loads(socket.recv(10))["cause"]["event_id"] == "mine"
+
+
+def test_the_trend_follows_what_everybody_does(shop_api: Running) -> None:
+    for user in range(6):
+        shop_api.tell(f"u{user}", "cable-9", "purchase")
+
+    def first() -> bool:
+        return ids(shop_api.list_for("newcomer"))[:1] == ["cable-9"]
+
+    wait_until(first, 10)
+    body = shop_api.list_for("newcomer")
+    assert body["source"] == "trending"
+    assert ids(shop_api.get("/popular", n=1)) == ["cable-9"]
+    assert ids(shop_api.get("/popular", n=1, window="hour")) == ["cable-9"]
+    assert shop_api.get("/items/cable-9")["interactions"] == 6
+
+
+def test_interests_name_categories_or_items(shop_api: Running) -> None:
+    by_category = shop_api.list_for("eve", n=5, interests="Cables")
+    assert by_category["source"] == "interests"
+    assert kinds(by_category) == {"cable"}
+    by_item = shop_api.list_for("eve", n=5, interests=["camera-1", "no such thing"])
+    assert by_item["source"] == "interests"
+    assert kinds(by_item) == {"camera"}
+    assert "camera-1" not in ids(by_item)
+
+
+def test_unknown_interests_fall_through_to_what_is_trending(shop_api: Running) -> None:
+    body = shop_api.list_for("eve", interests="submarines")
+    assert body["source"] in {"trending", "popular"}
+    assert body["items"]
+
+
+def test_similar_items_are_of_the_same_kind(shop_api: Running) -> None:
+    body = shop_api.get("/similar-items", item_id="camera-2", n=4)
+    assert len(body["items"]) == 4
+    assert kinds(body) == {"camera"}
+    assert "camera-2" not in ids(body)
+
+
+def test_history_is_newest_first_and_the_same_event_counts_once(shop_api: Running) -> None:
+    first = shop_api.tell("fay", "camera-1", "view", event_id="e1")
+    second = shop_api.tell("fay", "camera-1", "view", event_id="e1")
+    assert first != second
+    after(shop_api, "fay", shop_api.tell("fay", "cable-2", "purchase"))
+    events = shop_api.get("/users/fay/history")["events"]
+    assert [(e["item_id"], e["action"]) for e in events] == [("cable-2", "purchase"), ("camera-1", "view")]
+    wait_until(lambda: shop_api.get("/items/camera-1")["interactions"] == 1, 5)
+
+
+def test_a_long_list_has_every_unseen_item_once(shop_api: Running) -> None:
+    after(shop_api, "gil", shop_api.tell("gil", "camera-1"))
+    assert len(shop_api.list_for("gil", n=200)["items"]) == len(shop.item_ids()) - 1
+
+
+def test_the_live_stream_shows_events_and_figures(shop_api: Running) -> None:
+    seen: dict[str, dict[str, Any]] = {}
+    with connect(f"{shop_api.ws}/ws/live") as socket:
+        shop_api.tell("hal", "camera-1")
+
+        def both() -> bool:
+            message = orjson.loads(socket.recv(5))
+            seen[message["type"]] = message
+            return message["type"] == "figures" and message["freshness_ms"] is not None
+
+        wait_until(both, 15, every=0)
+    assert seen["event"]["user_id"] == "hal"
+    assert seen["figures"]["model_version"] == "m1"
+    assert seen["figures"]["freshness_ms"]["p50"] >= 0
+    assert seen["figures"]["lag"] is not None
