@@ -59,7 +59,8 @@ def _rings(seed: bytes) -> str:
 def _waves(seed: bytes) -> str:
     rise = 12 + seed[2] % 30
     return "".join(
-        f'<path opacity="{0.16 + k * 0.05:.2f}" d="M-20 {20 + k * 26} q 45 {-rise} 90 0 t 90 0 t 90 0 t 90 0"/>'
+        f'<path opacity="{0.16 + k * 0.05:.2f}" '
+        f'd="M-20 {20 + k * 26} q 45 {-rise} 90 0 t 90 0 t 90 0 t 90 0"/>'
         for k in range(7)
     )
 

@@ -36,7 +36,7 @@ def card(item: RankedItem, place: int, scale: float, moved: int, entered: bool) 
         "place": place,
         "title": title_of(item),
         "untitled": not item.title,
-        "category": " › ".join(item.categories[-2:]) or "Uncategorised",
+        "category": " / ".join(item.categories[-2:]) or "Uncategorised",
         "hue": category_hue(item.categories),
         "art": artwork(item.item_id, item.categories),
         "reason": item.reason,

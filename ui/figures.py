@@ -24,7 +24,7 @@ def strip_tiles(figures: JsonObject) -> list[JsonObject]:
 def number(value: float | int | None) -> str:
     """A figure short enough for a tile: 12, 3.4, 12.3k, 4.5M; a dash where there is none."""
     if value is None:
-        return "–"
+        return "-"
     for limit, unit in ((1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             return f"{value / (1e6 if unit == 'M' else 1e3):.1f}{unit}"
@@ -32,4 +32,4 @@ def number(value: float | int | None) -> str:
 
 
 def _tile(name: str, value: str, unit: str, title: str) -> JsonObject:
-    return {"name": name, "value": value, "unit": unit if value != "–" else "", "title": title}
+    return {"name": name, "value": value, "unit": unit if value != "-" else "", "title": title}

@@ -30,7 +30,7 @@ class CardGrid(Element, component="card_grid.js"):
         self.on("open", open_item)
 
     def show(self, cards: list[JsonObject], headline: str = "", answered: str = "", failed: str = "") -> None:
-        """Show a list. `answered` is the token of the deed that caused it, `failed` of one that did not arrive."""
+        """Show a list. `answered`: token of the deed that caused it; `failed`: of one that did not arrive."""
         self._props["cards"] = cards
         self._props["headline"] = headline
         self._props["answered"] = answered

@@ -12,14 +12,17 @@ from ui.figures import strip_tiles
 from ui.live import LiveBoard
 
 _PAGES = (("/", "Shop"), ("/live", "Live"))
+_HEAD = '<link rel="stylesheet" href="/static/afterclick.css"><script src="/static/theme.js"></script>'
+_THEME_BUTTON = (
+    '<button type="button" class="ac-theme" onclick="afterclickTheme()" '
+    'aria-label="Light or dark" title="Light or dark">◐</button>'
+)
 
 
 @contextmanager
 def frame(here: str, board: LiveBoard) -> Iterator[None]:
     """A page with its header and live strip; build the page's own content inside."""
-    ui.add_head_html(
-        '<link rel="stylesheet" href="/static/afterclick.css"><script src="/static/theme.js"></script>'
-    )
+    ui.add_head_html(_HEAD)
     ui.query(".nicegui-content").classes("ac-page")
     with ui.element("header").classes("ac-header"):
         ui.html('<a class="ac-skip" href="#main">Skip to the content</a>', sanitize=False)
@@ -28,10 +31,7 @@ def frame(here: str, board: LiveBoard) -> Iterator[None]:
             for path, name in _PAGES:
                 current = ' aria-current="page"' if path == here else ""
                 ui.html(f'<a href="{path}"{current}>{name}</a>', sanitize=False)
-        ui.html(
-            '<button type="button" class="ac-theme" onclick="afterclickTheme()" aria-label="Light or dark">◐</button>',
-            sanitize=False,
-        )
+        ui.html(_THEME_BUTTON, sanitize=False)
     strip = LiveStrip()
     show_live(strip, board)
     with ui.element("main").classes("ac-main").props("id=main tabindex=-1"):

@@ -23,6 +23,8 @@ from ui.shop_session import ShopSession
 
 log = structlog.get_logger()
 
+DEGRADED = "Part of the system is away: this is the best list that could be had."
+
 
 def register(api: Api, board: LiveBoard) -> None:
     """Add the shop at `/`."""

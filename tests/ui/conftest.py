@@ -1,0 +1,166 @@
+"""The whole product, real, for a browser: Kafka, Valkey, the stream job, the API, the pages, Chromium."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from afterclick.settings import (
+    KafkaSettings,
+    RedisSettings,
+    ServingSettings,
+    Settings,
+    StreamSettings,
+    UiSettings,
+)
+from infra.embedded.ports import free_port
+from infra.embedded.process import Process
+from infra.topics_admin import delete_topics, ensure_topics
+from tests.ui.shop_world import ShopWorld, open_shop
+from tests.waiting import wait_until
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A running installation with a generated shop in it."""
+
+    url: str
+    api_url: str
+    settings: Settings
+    world: ShopWorld
+    processes: dict[str, Process]
+
+
+@pytest.fixture(scope="session")
+def shop(broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """`afterclick stream`, `serve` and `ui` on the run's Kafka and Valkey, with its shop's events counted."""
+    home = tmp_path_factory.mktemp("shop")
+    settings = _settings(broker, redis_url, jars, home)
+    ensure_topics(settings)
+    world = open_shop(settings)
+    with ExitStack() as stack:
+        processes = {name: _run(stack, name, settings, home) for name in ("stream", "serve", "ui")}
+        shop = Shop(_ui_url(settings), settings.ui.api_url, settings, world, processes)
+        processes["serve"].wait_ready(lambda: answers(f"{shop.api_url}/health/live"), 60)
+        processes["ui"].wait_ready(lambda: answers(f"{shop.url}/health/live"), 60)
+        wait_until(lambda: _counted(shop) == world.reviews, 120, what="every review counted")
+        yield shop
+    delete_topics(settings.kafka)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(chromium: Browser) -> Iterator[BrowserContext]:
+    """A browser window of this test's own."""
+    context = chromium.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="no-preference")
+    context.set_default_timeout(20_000)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A tab that must end without an error in its console and without having asked another host."""
+    page = context.new_page()
+    errors: list[str] = []
+    hosts: set[str] = set()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: hosts.add(request.url.split("/")[2].split(":")[0]))
+    yield page
+    assert not errors
+    assert hosts <= {"127.0.0.1", ""}, f"the page asked {hosts}"
+
+
+def get(url: str) -> Any:
+    """The JSON that a GET answers."""
+    with urllib.request.urlopen(url, timeout=10) as response:
+        return json.load(response)
+
+
+def answers(url: str) -> bool:
+    try:
+        get(url)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+    return True
+
+
+def new_shopper() -> str:
+    """A user id that nobody has used."""
+    return f"visitor-{uuid4().hex[:8]}"
+
+
+def _settings(broker: str, redis_url: str, jars: Path, home: Path) -> Settings:
+    unique = uuid4().hex[:8]
+    api_port = free_port()
+    return Settings(
+        home=home,
+        jars=jars,
+        kafka=KafkaSettings(bootstrap=broker, prefix=f"ui{unique}-", partitions=2),
+        redis=RedisSettings(url=redis_url, prefix=f"ui{unique}:"),
+        stream=StreamSettings(master="local[2]"),
+        serving=ServingSettings(port=api_port),
+        ui=UiSettings(port=free_port(), api_url=f"http://127.0.0.1:{api_port}"),
+    )
+
+
+def _run(stack: ExitStack, name: str, settings: Settings, home: Path) -> Process:
+    command = [Path(sys.executable).with_name("afterclick"), name]
+    process = Process(name, command, home / f"{name}.log", _environment(settings))
+    process.start()
+    stack.callback(process.stop)
+    return process
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The settings as AFTERCLICK_* variables."""
+    environment = {}
+    for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
+        environment[f"AFTERCLICK_{name.upper()}"] = (
+            json.dumps(value) if isinstance(value, dict) else str(value)
+        )
+    return environment
+
+
+def _ui_url(settings: Settings) -> str:
+    return f"http://127.0.0.1:{settings.ui.port}"
+
+
+def _counted(shop: Shop) -> int:
+    """Interactions that the API counts over all items."""
+    ids = [item.item_id for item in shop.world.items]
+    try:
+        return sum(get(f"{shop.api_url}/items/{item_id}")["interactions"] for item_id in ids)
+    except (urllib.error.URLError, OSError):
+        return -1

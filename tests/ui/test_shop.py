@@ -1,0 +1,121 @@
+"""The shop in a real browser on the real stack."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Page, expect
+
+from tests.ui.conftest import Shop, get, new_shopper
+from tests.waiting import wait_until
+
+
+def visit(page: Page, shop: Shop, user_id: str) -> None:
+    """Open the shop as a user and wait for the list and the live connection."""
+    page.goto(f"{shop.url}/?user={user_id}")
+    expect(page.locator(".ac-card").first).to_be_visible()
+    expect(page.locator(".ac-pulse")).to_have_text("live")
+
+
+def listed(page: Page) -> list[str]:
+    """The item ids on the screen, in order."""
+    cards = page.locator(".ac-card:not(.ac-card-leave-active)")
+    return [str(x) for x in cards.evaluate_all("cards => cards.map(card => card.dataset.item)")]
+
+
+def press(page: Page, item_id: str, action: str) -> None:
+    page.locator(f'[data-item="{item_id}"] [data-action="{action}"]').click()
+
+
+def test_a_like_changes_the_list_on_the_screen_and_says_why(page: Page, shop: Shop) -> None:
+    user_id = new_shopper()
+    visit(page, shop, user_id)
+    before = listed(page)
+    title = page.locator(f'[data-item="{before[2]}"] .ac-title').inner_text()
+    press(page, before[2], "like")
+    expect(page.locator(f'[data-item="{before[2]}"]')).to_have_count(0)
+    expect(page.get_by_test_id("headline")).to_contain_text(f"Because you liked {title}")
+    after = listed(page)
+    assert after != before
+    assert len(after) == len(before)
+    expect(page.get_by_test_id("timeline").locator("li").first).to_contain_text(f"liked {title}")
+    events = get(f"{shop.api_url}/users/{user_id}/history")["events"]
+    assert [(event["item_id"], event["action"]) for event in events] == [(before[2], "like")]
+
+
+def test_every_button_sends_its_event(page: Page, shop: Shop) -> None:
+    user_id = new_shopper()
+    visit(page, shop, user_id)
+    for action in ("like", "skip", "basket", "purchase"):
+        item_id = listed(page)[0]
+        press(page, item_id, action)
+        expect(page.locator(f'[data-item="{item_id}"]')).to_have_count(0)
+    events = get(f"{shop.api_url}/users/{user_id}/history")["events"]
+    assert [event["action"] for event in events] == ["purchase", "basket", "skip", "like"]
+
+
+def test_the_timeline_says_where_in_the_log_a_deed_lies(page: Page, shop: Shop) -> None:
+    visit(page, shop, new_shopper())
+    press(page, listed(page)[0], "skip")
+    row = page.get_by_test_id("timeline").locator("li").first
+    expect(row.locator("code").first).to_have_text(re.compile(r"feedback/\d+/\d+"))
+    expect(row).to_contain_text(re.compile(r"\d+ ms"))
+
+
+def test_picking_another_user_shows_their_list_and_story(page: Page, shop: Shop) -> None:
+    visit(page, shop, "alice")
+    expect(page.get_by_test_id("story")).to_contain_text("birds")
+    lenses = [page.locator(".ac-card .ac-category").nth(n).inner_text() for n in range(3)]
+    assert all("Lenses" in category for category in lenses), lenses
+    page.locator('[data-user="bob"]').click()
+    expect(page.get_by_test_id("story")).to_contain_text("PCs")
+    expect(page.locator(".ac-card .ac-category").first).to_contain_text("Cooling")
+    assert page.url.endswith("user=bob")
+
+
+def test_someone_new_starts_without_a_past(page: Page, shop: Shop) -> None:
+    visit(page, shop, "alice")
+    page.locator(".someone-new").click()
+    expect(page.get_by_test_id("story")).to_contain_text("guest-")
+    expect(page.locator(".ac-timeline .ac-empty")).to_be_visible()
+    expect(page.locator(".ac-card").first).to_be_visible()
+
+
+def test_any_user_id_can_be_typed_and_their_past_is_shown(page: Page, shop: Shop) -> None:
+    visit(page, shop, "alice")
+    page.get_by_label("Any user id").fill("shopper-1")
+    page.get_by_role("button", name="Go").click()
+    expect(page.get_by_test_id("story")).to_contain_text("shopper-1")
+    expect(page.get_by_test_id("timeline").locator("li").first).to_contain_text("reviewed")
+
+
+def test_what_is_done_elsewhere_shows_here_too(page: Page, shop: Shop) -> None:
+    user_id = new_shopper()
+    visit(page, shop, user_id)
+    other = page.context.new_page()
+    visit(other, shop, user_id)
+    item_id = listed(page)[1]
+    press(other, item_id, "purchase")
+    expect(page.locator(f'[data-item="{item_id}"]')).to_have_count(0)
+    expect(page.get_by_test_id("timeline").locator("li").first).to_contain_text("bought")
+
+
+def test_the_keyboard_alone_is_enough(page: Page, shop: Shop) -> None:
+    visit(page, shop, new_shopper())
+    first, second = listed(page)[:2]
+    page.locator(".ac-card").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.item") == second
+    page.keyboard.press("l")
+    expect(page.locator(f'[data-item="{second}"]')).to_have_count(0)
+    wait_until(lambda: page.evaluate("document.activeElement.classList.contains('ac-card')"), 5)
+    assert first in listed(page)
+
+
+def test_the_strip_shows_live_figures(page: Page, shop: Shop) -> None:
+    visit(page, shop, new_shopper())
+    for figure in ("events/s", "lag", "model"):
+        expect(page.locator(f'[data-figure="{figure}"] dd')).not_to_be_empty()
+    for item_id in listed(page)[:3]:
+        press(page, item_id, "skip")
+    wait_until(lambda: page.locator('[data-figure="events/s"] dd').inner_text() not in {"0", "-"}, 10)
