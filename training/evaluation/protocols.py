@@ -1,0 +1,143 @@
+"""The questions of an evaluation: which user, at which moment, knowing what, should have been shown what.
+
+`returning`   users with five or more training interactions; the first test item; everything as of the cut
+`live`        users with two or more different test items; the second one, with the first as a live event:
+              trends hold what came before the day of that event
+`live_later`  those of `live` whose target came on a later day than the live event
+`trends`      the targets of `live` with live trends, but without the live event
+`frozen`      the targets of `live`, everything as of the cut
+`cold`        users without a training interaction; the first test item; everything as of the cut
+
+`live` minus `frozen` is the value of freshness. Targets are items with five or more training interactions
+(`least`), never seen by the user before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.trends import DAY_MS
+from training.dataset import Interactions
+
+PROTOCOLS = ("returning", "live", "live_later", "trends", "frozen", "cold")
+NOBODY = -1
+
+
+@dataclass(frozen=True)
+class Queries:
+    """One row per question."""
+
+    user: NDArray[np.int32]
+    """(q,) user_index"""
+    target: NDArray[np.int32]
+    """(q,) item_index of the one relevant item"""
+    target_ms: NDArray[np.int64]
+    """(q,) when the target came"""
+    now_ms: NDArray[np.int64]
+    """(q,) when the question is asked: trends and item ages are as of events before this"""
+    live_item: NDArray[np.int32]
+    """(q,) item_index of the live event, -1 where there is none"""
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def where(self, keep: NDArray[np.bool_] | NDArray[np.intp]) -> Queries:
+        """The rows that `keep` (a mask or row numbers) chooses."""
+        return Queries(
+            self.user[keep], self.target[keep], self.target_ms[keep], self.now_ms[keep], self.live_item[keep]
+        )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Interactions cut at a moment in time."""
+
+    rows: Interactions
+    """Everything, in order of time."""
+    cut_ms: int
+    end_ms: int
+    """Test rows are those in [cut_ms, end_ms)."""
+    trusted: NDArray[np.bool_]
+    """(n,) rows whose time may be believed: only they become targets and live events."""
+    least: int = 5
+    """Training interactions an item needs to be ranked."""
+
+    @property
+    def train(self) -> Interactions:
+        """The rows before the cut."""
+        return self.rows.before(self.cut_ms)
+
+    @property
+    def eligible(self) -> NDArray[np.bool_]:
+        """(n_items,) items that are ranked."""
+        return self.train.item_counts() >= self.least
+
+    def test(self) -> Interactions:
+        """The trusted rows at or after the cut."""
+        late = (self.rows.time_ms >= self.cut_ms) & (self.rows.time_ms < self.end_ms)
+        return self.rows.where(late & self.trusted)
+
+
+def queries(split: Split, protocol: str) -> Queries:
+    """The questions of a protocol. Raises ValueError for a name that is not in PROTOCOLS."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
+    history = split.train.user_counts()
+    if protocol in ("returning", "cold"):
+        first = _first(split)
+        known = history[first.user]
+        return first.where(known >= 5 if protocol == "returning" else known == 0)
+    live = _second(split)
+    if protocol == "live_later":
+        return live.where(live.target_ms // int(DAY_MS) > live.now_ms // int(DAY_MS))
+    if protocol == "trends":
+        return replace(live, live_item=np.full(len(live), NOBODY, np.int32))
+    if protocol == "frozen":
+        return as_of(live, split.cut_ms)
+    return live
+
+
+def as_of(asked: Queries, moment_ms: int) -> Queries:
+    """The same questions asked at one moment, without live events."""
+    return replace(
+        asked,
+        now_ms=np.full(len(asked), moment_ms, np.int64),
+        live_item=np.full(len(asked), NOBODY, np.int32),
+    )
+
+
+def sample(asked: Queries, most: int | None, seed: int) -> Queries:
+    """At most this many of the questions, chosen at random."""
+    if most is None or len(asked) <= most:
+        return asked
+    chosen = np.random.default_rng(seed).choice(len(asked), most, replace=False)
+    return asked.where(np.sort(chosen))
+
+
+def _first(split: Split) -> Queries:
+    test = split.test()
+    test = test.where(split.eligible[test.item])
+    first = np.sort(np.unique(test.user, return_index=True)[1])
+    asked = Queries(
+        test.user[first], test.item[first], test.time_ms[first], test.time_ms[first], test.item[first]
+    )
+    return as_of(asked, split.cut_ms)
+
+
+def _second(split: Split) -> Queries:
+    test = split.test()
+    order = np.argsort(test.user, kind="stable")
+    user = test.user[order]
+    if not len(user):
+        empty = np.empty(0, np.int64)
+        return Queries(*(empty.astype(np.int32),) * 2, empty, empty, empty.astype(np.int32))
+    start = np.r_[True, user[1:] != user[:-1]]
+    second = np.flatnonzero(~start & np.r_[False, start[:-1]])
+    row, before = order[second], order[second - 1]
+    asked = Queries(
+        test.user[row], test.item[row], test.time_ms[row], test.time_ms[before], test.item[before]
+    )
+    return asked.where(split.eligible[asked.target])
