@@ -1,0 +1,237 @@
+"""Generate a small shop: items with titles, users with tastes that drift, and the reviews they write.
+
+writes  file  <folder>/reviews.csv, items.csv
+
+How a review comes about: a user has a taste, a few shelves of the shop, and a budget; now and then the taste
+moves on. At each purchase the user takes what goes with the last thing bought, or something popular at the
+time, or, mostly, something of the taste; within a kind, favourite brands first. Items appear over time, sell
+fast at first and then less (long tail). The same seed makes the same files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.errors import BadInput
+from ingest.vocabulary import BRANDS, FINISHES, KINDS, QUALITIES
+
+DAY_S = 86_400
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ShopConfig:
+    """How large a shop to make."""
+
+    users: int = 2_000
+    items: int = 800
+    events: int = 40_000
+    days: int = 540
+    """Days from the first review to the last."""
+    end: datetime = datetime(2025, 6, 30, 18, 0, tzinfo=UTC)
+    """About when the last review is written."""
+    seed: int = 7
+
+
+@dataclass(frozen=True)
+class ShopSummary:
+    """What was made."""
+
+    users: int
+    items: int
+    events: int
+    seed: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Catalogue:
+    """Items in arrays. `mate` is the kind that goes with a kind, or −1. Days count from the start."""
+
+    titles: list[str]
+    kind: Ints
+    shelf: Ints
+    brand: Ints
+    price: Floats
+    quality: Floats
+    appeal: Floats
+    launched: Floats
+    mate: Ints
+
+
+def make_shop(folder: Path, config: ShopConfig = ShopConfig()) -> ShopSummary:
+    """Write a shop into a folder. Raises BadInput for a shop of impossible size."""
+    if config.items < len(KINDS) or config.users < 1 or config.days < 1:
+        raise BadInput(f"a shop needs at least 1 user, 1 day and {len(KINDS)} items")
+    if not config.users <= config.events <= config.users * config.items // 4:
+        raise BadInput("events: at least one per user, and at most a quarter of users times items")
+    random = np.random.default_rng(config.seed)
+    catalogue = _make_items(random, config)
+    rows = _Shoppers(random, config, catalogue).reviews()
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_items(folder / "items.csv", catalogue)
+    _write_reviews(folder / "reviews.csv", rows, config)
+    users = len({user for _, user, _, _ in rows})
+    return ShopSummary(users, config.items, len(rows), config.seed)
+
+
+def _make_items(random: np.random.Generator, config: ShopConfig) -> _Catalogue:
+    n = config.items
+    names = [kind.name for kind in KINDS]
+    shelves = list(dict.fromkeys((kind.department, kind.shelf) for kind in KINDS))
+    kind = np.concatenate([np.arange(len(KINDS)), random.integers(0, len(KINDS), n - len(KINDS))])
+    brand = random.integers(0, len(BRANDS), n)
+    # a long tail: the appeal of the k-th item falls like 1 / k
+    appeal = 1.0 / random.permutation(np.arange(1, n + 1)) ** 0.65
+    early = random.random(n) < 0.6
+    usual = np.array([k.price for k in KINDS])[kind]
+    return _Catalogue(
+        titles=[_title(random, int(k), int(b)) for k, b in zip(kind, brand, strict=True)],
+        kind=kind,
+        shelf=np.array([shelves.index((k.department, k.shelf)) for k in KINDS])[kind],
+        brand=brand,
+        price=np.round(usual * np.exp(random.normal(0, 0.35, n))) - 0.01,
+        quality=random.normal(0, 0.5, n),
+        appeal=appeal,
+        launched=np.where(early, 0.0, random.uniform(0, config.days * 0.95, n)),
+        mate=np.array([names.index(k.goes_with) if k.goes_with else -1 for k in KINDS]),
+    )
+
+
+def _title(random: np.random.Generator, kind: int, brand: int) -> str:
+    what = KINDS[kind]
+    quality, finish, detail = (str(random.choice(words)) for words in (QUALITIES, FINISHES, what.details))
+    return f"{BRANDS[brand]} {quality} {what.name}, {detail}, {finish}"
+
+
+Review = tuple[float, int, int, int]  # day, user, item, stars
+
+
+class _Shoppers:
+    """The users, and what they buy."""
+
+    def __init__(self, random: np.random.Generator, config: ShopConfig, catalogue: _Catalogue) -> None:
+        self.random, self.config, self.items = random, config, catalogue
+        self.shelves = int(catalogue.shelf.max()) + 1
+        self._pulls: dict[int, Floats] = {}
+
+    def reviews(self) -> list[Review]:
+        """Every review, by time."""
+        activity = self._activity()
+        rows = [row for user, count in enumerate(activity) for row in self._one_user(user, int(count))]
+        return sorted(rows)
+
+    def _activity(self) -> Ints:
+        """(users,) reviews of each: log-normal, at least one, `events` in all."""
+        config, random = self.config, self.random
+        weights = random.lognormal(0, 1.0, config.users)
+        most = config.items // 4
+        counts = np.ones(config.users, np.int64)
+        while (left := config.events - int(counts.sum())) > 0:
+            room = np.where(counts < most, weights, 0.0)
+            counts += np.minimum(random.multinomial(left, room / room.sum()), most - counts)
+        return counts
+
+    def _one_user(self, user: int, count: int) -> list[Review]:
+        random, items = self.random, self.items
+        days = self._days(count)
+        taste, liking = self._taste(), self._liking()
+        held = np.zeros(len(items.kind), bool)
+        last_kind = -1
+        rows: list[Review] = []
+        for place, day in enumerate(days):
+            if place and random.random() < 0.04:  # the taste drifts
+                taste = 0.5 * taste + 0.5 * self._taste()
+            item = self._choose(int(day), taste, liking, held, last_kind)
+            held[item] = True
+            last_kind = int(items.kind[item])
+            rows.append((float(day), user, item, self._stars(item, taste)))
+        return rows
+
+    def _days(self, count: int) -> Floats:
+        """(count,) when a user reviews: sessions of a few within hours, from joining to leaving."""
+        random, days = self.random, self.config.days
+        joined = days * random.random() ** 0.7 * 0.97
+        stay = min(days - joined, random.exponential(days * 0.4) + 1)
+        sessions = np.sort(random.uniform(joined, joined + stay, max(1, -(-count * 2 // 3))))
+        picked = random.choice(sessions, count) + random.exponential(0.02, count)
+        # shops sleep at night: pull the hour towards the evening
+        hour = np.clip(random.normal(0.78, 0.14, count), 0.02, 0.98)
+        return np.minimum(np.sort(np.floor(picked) + 0.3 * (picked % 1) + 0.69 * hour), days - 1e-4)
+
+    def _taste(self) -> Floats:
+        """(shelves,) how much a user likes each shelf: two or three of them, and a little of all."""
+        weights = np.full(self.shelves, 0.004)
+        liked = self.random.choice(self.shelves, int(self.random.integers(2, 4)), replace=False)
+        weights[liked] += self.random.dirichlet(np.full(len(liked), 2.0))
+        return np.asarray(weights / weights.sum())
+
+    def _liking(self) -> Floats:
+        """(items,) how a user's favourite brands and purse weigh the items."""
+        items = self.items
+        brands = np.ones(len(BRANDS))
+        brands[self.random.choice(len(BRANDS), 4, replace=False)] = 6.0
+        dearer = np.exp(self.random.normal(0, 0.25) * np.log(items.price / np.median(items.price)))
+        return np.asarray(brands[items.brand] * dearer)
+
+    def _pull(self, day: int) -> Floats:
+        """(items,) how well each item sells on a day to anyone: nothing before its launch."""
+        if day not in self._pulls:
+            age = day - self.items.launched
+            fresh = 0.6 + np.exp(-np.maximum(age, 0) / 60.0)
+            self._pulls[day] = np.where(age >= 0, self.items.appeal * fresh, 0.0)
+        return self._pulls[day]
+
+    def _choose(self, day: int, taste: Floats, liking: Floats, held: NDArray[np.bool_], last: int) -> int:
+        items = self.items
+        pull = np.where(held, 0.0, self._pull(day))
+        luck = self.random.random()
+        mate = int(items.mate[last]) if last >= 0 else -1
+        if mate >= 0 and luck < 0.3:
+            wanted = pull * (items.kind == mate) * liking
+        elif luck > 0.93:
+            wanted = pull  # what everyone buys
+        else:
+            wanted = pull * taste[items.shelf] * liking
+        if not wanted.any():
+            wanted = pull
+        sums = np.cumsum(wanted)
+        return int(np.searchsorted(sums, self.random.random() * sums[-1], side="right"))
+
+    def _stars(self, item: int, taste: Floats) -> int:
+        fit = 0.6 if taste[self.items.shelf[item]] > 0.1 else -0.5
+        raw = 3.7 + fit + self.items.quality[item] + self.random.normal(0, 0.8)
+        return int(np.clip(round(raw), 1, 5))
+
+
+def _write_items(path: Path, catalogue: _Catalogue) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("item_id", "title", "categories", "brand", "price"))
+        for number, title in enumerate(catalogue.titles):
+            kind = KINDS[catalogue.kind[number]]
+            path_of = f"{kind.department},{kind.shelf},{kind.name}"
+            brand = BRANDS[catalogue.brand[number]]
+            writer.writerow((_item_id(number), title, path_of, brand, f"{catalogue.price[number]:.2f}"))
+
+
+def _write_reviews(path: Path, rows: list[Review], config: ShopConfig) -> None:
+    start = config.end.timestamp() - config.days * DAY_S
+    with path.open("w", encoding="utf-8") as file:
+        file.write("user_id,item_id,rating,timestamp\n")
+        for day, user, item, stars in rows:
+            file.write(f"u{user + 1:05},{_item_id(item)},{stars},{int(start + day * DAY_S)}\n")
+
+
+def _item_id(number: int) -> str:
+    return f"i{number + 1:05}"
