@@ -90,7 +90,7 @@ def queries(split: Split, protocol: str) -> Queries:
         first = _first(split)
         known = history[first.user]
         return first.where(known >= 5 if protocol == "returning" else known == 0)
-    live = _second(split)
+    live = _next(split, second_only=True)
     if protocol == "live_later":
         return live.where(live.target_ms // int(DAY_MS) > live.now_ms // int(DAY_MS))
     if protocol == "trends":
@@ -117,6 +117,16 @@ def sample(asked: Queries, most: int | None, seed: int) -> Queries:
     return asked.where(np.sort(chosen))
 
 
+def moments(split: Split) -> Queries:
+    """Every question that the test rows answer, to learn from.
+
+    The first item as of the cut, and each next item with the one before it as a live event.
+    """
+    first, live = _first(split), _next(split)
+    fields = ("user", "target", "target_ms", "now_ms", "live_item")
+    return Queries(*(np.concatenate([getattr(first, f), getattr(live, f)]) for f in fields))
+
+
 def _first(split: Split) -> Queries:
     test = split.test()
     test = test.where(split.eligible[test.item])
@@ -127,16 +137,16 @@ def _first(split: Split) -> Queries:
     return as_of(asked, split.cut_ms)
 
 
-def _second(split: Split) -> Queries:
+def _next(split: Split, second_only: bool = False) -> Queries:
+    """Each test item of a user with the one before it as the live event."""
     test = split.test()
     order = np.argsort(test.user, kind="stable")
     user = test.user[order]
-    if not len(user):
-        empty = np.empty(0, np.int64)
-        return Queries(*(empty.astype(np.int32),) * 2, empty, empty, empty.astype(np.int32))
-    start = np.r_[True, user[1:] != user[:-1]]
-    second = np.flatnonzero(~start & np.r_[False, start[:-1]])
-    row, before = order[second], order[second - 1]
+    same = np.r_[False, user[1:] == user[:-1]][: len(user)]
+    if second_only:
+        same &= ~np.r_[False, same[:-1]][: len(user)]
+    after = np.flatnonzero(same)
+    row, before = order[after], order[after - 1]
     asked = Queries(
         test.user[row], test.item[row], test.time_ms[row], test.time_ms[before], test.item[before]
     )
