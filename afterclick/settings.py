@@ -89,13 +89,13 @@ class StreamSettings(_Section):
     memory: str = "768m"
     """Memory of the Spark driver."""
     ahead_s: float = Field(86_400.0, gt=0)
-    """An event dated later than this after it reached the log is a dead letter: it would drown every trend."""
+    """An event dated further ahead of its arrival in the log is a dead letter: it would drown every trend."""
     lease_s: float = Field(10.0, ge=1)
     """How long a stream job that has died keeps its state locked against a job on another machine."""
     fence: bool = True
-    """Only the control of a fault test switches this off: positions from Spark's checkpoint, counts unfenced."""
+    """Off only in the control of a fault test: positions from Spark's checkpoint, counts unfenced."""
     fault: str | None = None
-    """Only fault tests set this: `between-steps:<n>` kills the worker in its n-th chunk, between its steps."""
+    """Set by fault tests alone: `between-steps:<n>` kills a worker in its n-th chunk, between the steps."""
 
 
 class TrainingSettings(_Section):

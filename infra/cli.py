@@ -7,9 +7,12 @@ the packages of its own extra.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from afterclick.errors import AfterclickError
 from infra.commands import register
@@ -25,8 +28,16 @@ register(app)
 
 def main() -> None:
     """Run the command line; an AfterclickError becomes one line on standard error and its exit code."""
-    try:
+    with shown_as_one_line():
         app()
+
+
+@contextmanager
+def shown_as_one_line() -> Iterator[None]:
+    """End the process with the error's exit code, and its message in place of a traceback."""
+    try:
+        yield
     except AfterclickError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"[red]{type(error).__name__}[/red]:", escape(str(error)), highlight=False)
         sys.exit(error.exit_code)

@@ -1,7 +1,116 @@
-"""`afterclick stack`."""
+"""`afterclick up`, `down`, `status`, `doctor`, `jars`, `docs`: the machine and the stack on it."""
 
 from __future__ import annotations
 
-import typer
+import json
+from pathlib import Path
+from typing import Annotated
 
-app = typer.Typer(help="stack", no_args_is_help=True)
+import typer
+from rich.console import Console
+
+app = typer.Typer(help="The whole stack on this machine.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
+Offset = Annotated[int, typer.Option(help="Add this to every port, to run beside another stack.")]
+
+
+@app.command()
+def up(
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Replay a dataset: history, training, then live.")
+    ] = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DATASET",
+            help="Folder or file of reviews; else data/raw, a download, or a generated shop.",
+        ),
+    ] = None,
+    rate: Annotated[float, typer.Option(help="Events a second of the live part.", min=0.1)] = 20.0,
+    live_share: Annotated[
+        float, typer.Option(help="The newest part of the data, kept for the live part.", min=0.001, max=0.9)
+    ] = 0.1,
+    port_offset: Offset = 0,
+) -> None:
+    """Run Kafka, Valkey, the stream job, the API and the page until Ctrl-C; restart what fails."""
+    from afterclick.settings import Settings
+    from infra.stack.demo import DemoOptions
+    from infra.stack.up import UpOptions
+    from infra.stack.up import up as run
+
+    demo = DemoOptions(dataset, rate, live_share) if replay else None
+    run(Settings(), UpOptions(port_offset, demo))
+
+
+@app.command()
+def down(
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the end.")] = 20.0,
+) -> None:
+    """Stop the stack of this home folder, wherever it was started."""
+    from afterclick.settings import Settings
+    from infra.stack.down import down as stop
+
+    home = Settings().home.absolute()
+    pid = stop(home, timeout)
+    Console().print(f"stopped the stack {pid}" if pid else f"no stack runs in {home}", highlight=False)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """What runs, where, with how much memory, and how far it has got. Exit code 1 when nothing runs."""
+    from afterclick.settings import Settings
+    from infra.stack import record
+    from infra.stack.status import table
+
+    found = record.read(Settings().home.absolute())
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        Console().print(table(found))
+    raise typer.Exit(0 if found["running"] else 1)
+
+
+@app.command()
+def doctor(as_json: AsJson = False, port_offset: Offset = 0) -> None:
+    """Check Java, packages, jars, ports, memory, disk; say how to mend what is wrong (exit code 1)."""
+    from afterclick.settings import Settings
+    from infra.stack.doctor import examine, table
+    from infra.stack.layout import lay_out
+
+    findings = examine(lay_out(Settings(), port_offset))
+    if as_json:
+        typer.echo(
+            json.dumps({"well": all(f.well for f in findings), "findings": [f.as_json() for f in findings]})
+        )
+    else:
+        Console().print(table(findings))
+    raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
+
+
+@app.command()
+def jars() -> None:
+    """Fetch Kafka and Spark's connector from Maven into the cache, once."""
+    from afterclick.settings import Settings
+    from infra.embedded.jars import BUNDLES, ensure_jars
+
+    cache = Settings().jars
+    for bundle in BUNDLES:
+        found = ensure_jars(cache, bundle)
+        Console().print(
+            f"{bundle.module} {bundle.revision}: {len(found)} jars in {cache / bundle.folder}",
+            highlight=False,
+        )
+
+
+@app.command()
+def docs(
+    folder: Annotated[Path, typer.Argument(help="Where the pages are written.")] = Path("docs"),
+) -> None:
+    """Write the generated pages: settings.md, commands.md and events.schema.json."""
+    from infra.reference import pages
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in pages().items():
+        (folder / name).write_text(text)
+        Console().print(str(folder / name), highlight=False)

@@ -74,11 +74,13 @@ Configuration:
 class KafkaServer:
     """One broker. Its data stays in `folder` between starts; ports are chosen once, when it is built."""
 
-    def __init__(self, folder: Path, jars: Sequence[Path], port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, jars: Sequence[Path], port: int | None = None, controller_port: int | None = None
+    ) -> None:
         self.folder = folder.resolve()
         self.jars = jars
         self.port = port or free_port()
-        self.controller_port = free_port()
+        self.controller_port = controller_port or free_port()
         self._process: Process | None = None
 
     @property

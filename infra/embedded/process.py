@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import psutil
+
 from afterclick.errors import Unavailable
 
 _PR_SET_PDEATHSIG = 1
+_LOG_BYTES = 16 << 20
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Process:
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
     _popen: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+    _log_start: int = field(default=0, init=False, repr=False)
 
     @property
     def pid(self) -> int | None:
@@ -50,7 +54,10 @@ class Process:
     def start(self) -> None:
         """Start the command; its output is appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".old.log"))
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._popen = subprocess.Popen(
                 [str(part) for part in self.command],
                 stdin=subprocess.DEVNULL,
@@ -67,7 +74,7 @@ class Process:
         while not ready():
             if not self.running:
                 raise Unavailable(
-                    f"{self.name} ended with code {self.returncode}; see {self.log}{self._tail()}"
+                    f"{self.name} ended with code {self.returncode}; see {self.log}\n{self.last_words()}"
                 )
             if time.monotonic() > deadline:
                 raise Unavailable(f"{self.name} did not answer within {timeout_s:.0f} s; see {self.log}")
@@ -78,25 +85,54 @@ class Process:
         if self._popen is None:
             return
         if self.running:
-            with contextlib.suppress(ProcessLookupError):
-                self._popen.terminate()
+            self.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(timeout_s)
         self.kill()
 
+    def terminate(self) -> None:
+        """Ask it to end, and do not wait."""
+        if self.running and self._popen is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._popen.terminate()
+
     def kill(self) -> None:
-        """SIGKILL to the process and to everything in its session's process group."""
+        """SIGKILL to the process and to everything it started, in whatever process group that is by now."""
         if self._popen is None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
+        for pid in _session(self._popen.pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         self._popen.wait()
 
-    def _tail(self, lines: int = 3) -> str:
-        with contextlib.suppress(OSError):
-            last = self.log.read_text(errors="replace").splitlines()[-lines:]
-            return "".join(f"\n  {line}" for line in last)
-        return ""
+    def said(self, words: str) -> bool:
+        """Whether the words stand in what it has written since its last start."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(self._log_start)
+                return words.encode() in log.read()
+        except FileNotFoundError:
+            return False
+
+    def last_words(self, lines: int = 3) -> str:
+        """The end of what it has written since its last start."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(self._log_start)
+                text = log.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.strip().splitlines()[-lines:])
+
+
+def _session(leader: int) -> list[int]:
+    """Every process of a session, its leader first."""
+    members = [leader]
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if pid != leader and os.getsid(pid) == leader:
+                members.append(pid)
+    return members
 
 
 def _death_wish() -> Callable[[], None] | None:

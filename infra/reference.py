@@ -1,0 +1,123 @@
+"""The generated pages of docs/: every setting, every command, the events' JSON Schema."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer
+from click import Context, Group
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from afterclick.events import json_schema
+from afterclick.settings import Settings, jar_cache
+
+
+def pages() -> dict[str, str]:
+    """File name → text."""
+    return {
+        "settings.md": settings_page(),
+        "commands.md": commands_page(),
+        "events.schema.json": json.dumps(json_schema(), indent=2) + "\n",
+    }
+
+
+def settings_page() -> str:
+    """A table of every AFTERCLICK_* variable."""
+    lines = [
+        "# Settings",
+        "",
+        "Environment variables, read when a process starts. Written by `make docs` from "
+        "`afterclick/settings.py`.",
+    ]
+    for title, rows in _sections():
+        lines += ["", f"## {title}", "", "| variable | default | what |", "|---|---|---|", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def setting_names() -> set[str]:
+    """Every environment variable that is a setting."""
+    return {name for name, _ in _settings(Settings, "AFTERCLICK_")}
+
+
+def commands_page() -> str:
+    """The help of every command."""
+    lines = ["# Commands", "", "Written by `make docs` from the commands' own help."]
+    for path, text in _commands():
+        lines += ["", f"## {path}", "", "```", text.strip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def command_names() -> list[str]:
+    """Every command, as typed: `afterclick ingest replay`."""
+    return [path for path, _ in _commands()]
+
+
+def _sections() -> Iterator[tuple[str, list[str]]]:
+    own = [_row(f"AFTERCLICK_{n.upper()}", f) for n, f in Settings.model_fields.items() if not _nested(f)]
+    yield "Everywhere", own
+    for name, field in Settings.model_fields.items():
+        if model := _nested(field):
+            rows = [_row(variable, f) for variable, f in _settings(model, f"AFTERCLICK_{name.upper()}__")]
+            yield name, rows
+
+
+def _settings(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        variable = f"{prefix}{name.upper()}"
+        if nested := _nested(field):
+            yield from _settings(nested, f"{variable}__")
+        else:
+            yield variable, field
+
+
+def _nested(field: FieldInfo) -> type[BaseModel] | None:
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _row(variable: str, field: FieldInfo) -> str:
+    what = field.description or ""
+    if choices := _choices(field.annotation):
+        what += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
+    return f"| `{variable}` | {_default(field)} | {what} |".replace("\n", " ")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is jar_cache:
+        return "`~/.cache/afterclick/jars`"
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "unset"
+    if isinstance(value, dict):
+        return f"`{json.dumps({str(key): item for key, item in value.items()})}`"
+    return f"`{value.value if isinstance(value, Enum) else str(value) if isinstance(value, Path) else value}`"
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    if get_origin(annotation) is Literal:
+        return tuple(map(str, get_args(annotation)))
+    if get_origin(annotation) in {Union, types.UnionType}:
+        return tuple(choice for part in get_args(annotation) for choice in _choices(part))
+    return ()
+
+
+def _commands() -> Iterator[tuple[str, str]]:
+    from infra.cli import app
+
+    root = typer.main.get_command(app)
+    yield from _walk(root, "afterclick", None)
+
+
+def _walk(command: Any, path: str, parent: Context | None) -> Iterator[tuple[str, str]]:
+    context = Context(command, info_name=path.rsplit(" ", 1)[-1], parent=parent, max_content_width=100)
+    if isinstance(command, Group):
+        for name in sorted(command.commands):
+            yield from _walk(command.commands[name], f"{path} {name}", context)
+    else:
+        yield path, command.get_help(context)

@@ -1,0 +1,1 @@
+"""`afterclick up`: the whole stack as child processes of one supervisor."""

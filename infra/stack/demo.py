@@ -1,0 +1,192 @@
+"""What `make demo` shows: the catalogue, the history at full speed, training, then a live stream.
+
+Every stage is an `afterclick` command that could be run by hand; a second demo goes on where the first was.
+
+reads   file  <home>/replay/status.json  how the replay goes
+        http  GET /recommendations
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlencode
+
+from afterclick.errors import AfterclickError, Unavailable
+from infra.embedded.process import Process
+from infra.stack.part import State
+from infra.stack.parts import command
+from infra.stack.stages import Stage
+from infra.stack.supervisor import Stack
+from infra.stack.view import View
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What is replayed and how fast the live part goes."""
+
+    dataset: str | None = None
+    rate: float = 20.0
+    """Events a second of the live part."""
+    live_share: float = 0.1
+    """The newest part of the data, kept for the live part."""
+
+
+class Demo:
+    """Runs the stages, one after the other, and keeps what they show."""
+
+    def __init__(self, stack: Stack, options: DemoOptions, view: View) -> None:
+        self.stack, self.options, self.view = stack, options, view
+        names = ("data", "catalogue", "history", "state", "training", "live")
+        self.stages = [Stage(name) for name in names]
+        self._user = "nobody"
+
+    async def run(self) -> None:
+        """Every stage in turn; a failure is shown and ends the demo, never the stack."""
+        announcing = asyncio.create_task(self._announce())
+        try:
+            for stage in self.stages:
+                work: Callable[[Stage], Any] = getattr(self, f"_{stage.name}")
+                await self._stage(stage, work)
+        except AfterclickError as error:
+            self.view.note(f"[red]the replay stops here, the stack goes on[/red]: {error}")
+        await announcing
+
+    async def _stage(self, stage: Stage, work: Callable[[Stage], Any]) -> None:
+        stage.begin()
+        try:
+            await work(stage)
+        except AfterclickError:
+            stage.end(state="failed")
+            raise
+        stage.end(state="done" if stage.state == "running" else stage.state)
+        self.view.note(f"{stage.name}: {stage.note or stage.state} ({stage.seconds:.1f} s)")
+
+    async def _data(self, stage: Stage) -> None:
+        """Choose the dataset, put it in order and find the cut."""
+        chosen = await self._answer("data-choose", "data", "choose", *self._dataset(), "--json")
+        self._path = str(chosen["path"])
+        script = [sys.executable, "-m", "infra.stack.cut", self._path]
+        home = str(self.stack.layout.home)
+        process = self._process("data-cut", [*script, home, str(self.options.live_share)])
+        self._cut = await self._last_line("data-cut", process)
+        self._user = self._cut["user"]
+        stage.note = f"{self._cut['name']}, {self._cut['rows']:,} reviews: {chosen['why']}"
+
+    async def _catalogue(self, stage: Stage) -> None:
+        answer = await self._answer("items", "ingest", "items", self._path, "--json")
+        stage.note = f"{answer['items']:,} items published"
+
+    async def _history(self, stage: Stage) -> None:
+        until = datetime.fromtimestamp(self._cut["until_ms"] / 1000, UTC)
+        stage.total = self._cut["history"]
+        replay = (
+            "ingest",
+            "replay",
+            self._path,
+            "--clock",
+            "rebased",
+            "--until",
+            until.isoformat(),
+            "--json",
+        )
+        following = asyncio.create_task(self._follow_replay(stage))
+        try:
+            answer = await self._answer("replay-history", *replay)
+        finally:
+            following.cancel()
+        stage.done = stage.total
+        stage.note = f"{answer['sent']:,} reviews before {until:%Y-%m-%d} at {answer['events_per_s']:,.0f}/s"
+
+    async def _state(self, stage: Stage) -> None:
+        """Wait until every event of the log is applied and archived."""
+        stage.total = target = self.view.figures.log_events
+        while min(stage.done, self.view.figures.archived_events) < target or not target:
+            await asyncio.sleep(0.5)
+            target = stage.total = max(target, self.view.figures.log_events)
+            stage.done = self.view.figures.applied_events
+        stage.note = f"{stage.done:,} events applied and archived"
+
+    async def _training(self, stage: Stage) -> None:
+        if model := self.view.figures.model_version:
+            stage.note, stage.state = f"goes on with model {model}", "left out"
+            return
+        answer = await self._answer("train", "train", "--json")
+        stage.note = f"model {answer.get('version', '')}"
+
+    async def _live(self, stage: Stage) -> None:
+        stage.total = self._cut["rows"] - self._cut["history"]
+        stage.note = f"{self.options.rate:g} reviews a second"
+        following = asyncio.create_task(self._follow_replay(stage))
+        try:
+            rate = ("--rate", f"{self.options.rate:g}")
+            await self._answer(
+                "replay-live", "ingest", "replay", self._path, "--clock", "rebased", *rate, "--json"
+            )
+        finally:
+            following.cancel()
+
+    async def _follow_replay(self, stage: Stage) -> None:
+        """Keep the stage's bar where the replay is."""
+        file = self.stack.layout.home / "replay" / "status.json"
+        while True:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                status = json.loads(file.read_text())
+                if status["state"] == "running":
+                    left = status["total"] - status["delivered"]
+                    stage.done = max(0, stage.total - left)
+            await asyncio.sleep(0.5)
+
+    async def _announce(self) -> None:
+        """Say when the API gives its first list, and when the first one comes from a model."""
+        serve = next(part for part in self.stack.applications if part.name == "serve")
+        while serve.state is not State.READY:
+            await asyncio.sleep(0.1)
+        await self._until("first list", lambda answer: bool(answer["items"]))
+        await self._until(
+            "first personalised list from a model",
+            lambda answer: bool(answer["model_version"]) and answer["source"] == "personalised",
+        )
+
+    async def _until(self, what: str, good: Callable[[dict[str, Any]], bool]) -> None:
+        while True:
+            answer = await asyncio.to_thread(self._list)
+            if answer and good(answer):
+                source = f"source {answer['source']}, model {answer['model_version'] or 'none yet'}"
+                self.view.note(f"[bold green]{what} after {self.stack.age:.1f} s[/bold green] ({source})")
+                return
+            await asyncio.sleep(0.5)
+
+    def _list(self) -> dict[str, Any]:
+        query = urlencode({"user_id": self._user, "n": 10})
+        url = f"{self.stack.layout.api_url}/recommendations?{query}"
+        with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=5) as response:
+            answer: dict[str, Any] = json.load(response)
+            return answer
+        return {}
+
+    def _dataset(self) -> tuple[str, ...]:
+        return (self.options.dataset,) if self.options.dataset else ()
+
+    async def _answer(self, name: str, *arguments: str) -> dict[str, Any]:
+        return await self._last_line(name, command(self.stack.layout, name, *arguments))
+
+    async def _last_line(self, name: str, process: Process) -> dict[str, Any]:
+        """Run a command to its end and read the JSON on the last line of its output."""
+        await self.stack.task(name, process)
+        for line in reversed(process.last_words(20).splitlines()):
+            with contextlib.suppress(ValueError):
+                answer = json.loads(line)
+                if isinstance(answer, dict):
+                    return answer
+        raise Unavailable(f"{name} gave no figures; see {process.log}")
+
+    def _process(self, name: str, run: list[str]) -> Process:
+        return Process(name, run, self.stack.layout.home / "logs" / f"{name}.log", self.stack.layout.env)

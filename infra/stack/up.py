@@ -1,0 +1,72 @@
+"""Compose the stack and run it: the one place where its pieces meet."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from afterclick.settings import Settings
+from infra.stack import parts, record
+from infra.stack.demo import Demo, DemoOptions
+from infra.stack.gauge import Gauge
+from infra.stack.layout import Layout, lay_out, require_free_ports
+from infra.stack.lock import only_stack
+from infra.stack.supervisor import Stack
+from infra.stack.view import View
+from infra.topics_admin import ensure_topics
+
+_GAUGE_S = 2.0
+
+
+@dataclass(frozen=True)
+class UpOptions:
+    """How `afterclick up` was asked to run."""
+
+    port_offset: int = 0
+    demo: DemoOptions | None = None
+
+
+def up(settings: Settings, options: UpOptions) -> None:
+    """Run the whole stack until it is told to stop. Raises AlreadyRunning, Unavailable."""
+    layout = lay_out(settings, options.port_offset)
+    with only_stack(layout.home):
+        require_free_ports(layout)
+        asyncio.run(_run(layout, options))
+
+
+async def _run(layout: Layout, options: UpOptions) -> None:
+    view = View(Console())
+    stack = Stack(layout, parts.servers(layout), parts.applications(layout), view.note)
+    beside = [lambda stack: _measure(stack, view), lambda stack: record.keep(stack, lambda: view.figures)]
+    if options.demo:
+        demo = Demo(stack, options.demo, view)
+        stack.stages = demo.stages
+        beside.append(lambda _: demo.run())
+    view.note(f"starting; data and logs in {layout.home}")
+    with view.shown() as live:
+        following = asyncio.create_task(view.follow(stack, live))
+        try:
+            await stack.run(lambda: _topics(layout, view), *beside)
+        finally:
+            following.cancel()
+            if live:
+                live.update(view.draw(stack), refresh=True)
+
+
+def _topics(layout: Layout, view: View) -> None:
+    created = ensure_topics(layout.settings)
+    if created:
+        view.note(f"created {len(created)} topics")
+
+
+async def _measure(stack: Stack, view: View) -> None:
+    """Read the figures every two seconds into the view's, until the stack stops."""
+    gauge = Gauge(stack.layout)
+    try:
+        while True:
+            view.show(await asyncio.to_thread(gauge.read))
+            await asyncio.sleep(_GAUGE_S)
+    finally:
+        gauge.close()
