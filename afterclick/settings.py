@@ -30,7 +30,7 @@ def jar_cache() -> Path:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class KafkaSettings(_Section):
@@ -151,7 +151,11 @@ class Settings(BaseSettings):
     """All settings of one process."""
 
     model_config = SettingsConfigDict(
-        env_prefix="AFTERCLICK_", env_nested_delimiter="__", frozen=True, extra="forbid"
+        env_prefix="AFTERCLICK_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
     )
 
     home: Path = Path(".afterclick")

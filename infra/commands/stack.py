@@ -35,12 +35,16 @@ def up(
 ) -> None:
     """Run Kafka, Valkey, the stream job, the API and the page until Ctrl-C; restart what fails."""
     from afterclick.settings import Settings
+    from infra.stack.cut import find_cut
     from infra.stack.demo import DemoOptions
+    from infra.stack.lock import require_no_stack
     from infra.stack.up import UpOptions
     from infra.stack.up import up as run
 
-    demo = DemoOptions(dataset, rate, live_share) if replay else None
-    run(Settings(), UpOptions(port_offset, demo))
+    settings = Settings()
+    require_no_stack(settings.home)
+    cut = find_cut(settings.home.absolute(), live_share, dataset) if replay else None
+    run(settings, UpOptions(port_offset, DemoOptions(cut, rate) if cut else None))
 
 
 @app.command()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from urllib.parse import urlencode
 
 from afterclick.errors import AfterclickError, Unavailable
 from infra.embedded.process import Process
+from infra.stack.cut import Cut
 from infra.stack.part import State
 from infra.stack.parts import command
 from infra.stack.stages import Stage
@@ -32,21 +32,18 @@ from infra.stack.view import View
 class DemoOptions:
     """What is replayed and how fast the live part goes."""
 
-    dataset: str | None = None
+    cut: Cut
     rate: float = 20.0
     """Events a second of the live part."""
-    live_share: float = 0.1
-    """The newest part of the data, kept for the live part."""
 
 
 class Demo:
     """Runs the stages, one after the other, and keeps what they show."""
 
     def __init__(self, stack: Stack, options: DemoOptions, view: View) -> None:
-        self.stack, self.options, self.view = stack, options, view
-        names = ("data", "catalogue", "history", "state", "training", "live")
+        self.stack, self.options, self.cut, self.view = stack, options, options.cut, view
+        names = ("catalogue", "history", "state", "training", "live")
         self.stages = [Stage(name) for name in names]
-        self._user = "nobody"
 
     async def run(self) -> None:
         """Every stage in turn; a failure is shown and ends the demo, never the stack."""
@@ -69,28 +66,17 @@ class Demo:
         stage.end(state="done" if stage.state == "running" else stage.state)
         self.view.note(f"{stage.name}: {stage.note or stage.state} ({stage.seconds:.1f} s)")
 
-    async def _data(self, stage: Stage) -> None:
-        """Choose the dataset, put it in order and find the cut."""
-        chosen = await self._answer("data-choose", "data", "choose", *self._dataset(), "--json")
-        self._path = str(chosen["path"])
-        script = [sys.executable, "-m", "infra.stack.cut", self._path]
-        home = str(self.stack.layout.home)
-        process = self._process("data-cut", [*script, home, str(self.options.live_share)])
-        self._cut = await self._last_line("data-cut", process)
-        self._user = self._cut["user"]
-        stage.note = f"{self._cut['name']}, {self._cut['rows']:,} reviews: {chosen['why']}"
-
     async def _catalogue(self, stage: Stage) -> None:
-        answer = await self._answer("items", "ingest", "items", self._path, "--json")
+        answer = await self._answer("items", "ingest", "items", self.cut.path, "--json")
         stage.note = f"{answer['items']:,} items published"
 
     async def _history(self, stage: Stage) -> None:
-        until = datetime.fromtimestamp(self._cut["until_ms"] / 1000, UTC)
-        stage.total = self._cut["history"]
+        until = datetime.fromtimestamp(self.cut.until_ms / 1000, UTC)
+        stage.total = self.cut.history
         replay = (
             "ingest",
             "replay",
-            self._path,
+            self.cut.path,
             "--clock",
             "rebased",
             "--until",
@@ -122,13 +108,13 @@ class Demo:
         stage.note = f"model {answer.get('version', '')}"
 
     async def _live(self, stage: Stage) -> None:
-        stage.total = self._cut["rows"] - self._cut["history"]
+        stage.total = self.cut.rows - self.cut.history
         stage.note = f"{self.options.rate:g} reviews a second"
         following = asyncio.create_task(self._follow_replay(stage))
         try:
             rate = ("--rate", f"{self.options.rate:g}")
             await self._answer(
-                "replay-live", "ingest", "replay", self._path, "--clock", "rebased", *rate, "--json"
+                "replay-live", "ingest", "replay", self.cut.path, "--clock", "rebased", *rate, "--json"
             )
         finally:
             following.cancel()
@@ -165,15 +151,12 @@ class Demo:
             await asyncio.sleep(0.5)
 
     def _list(self) -> dict[str, Any]:
-        query = urlencode({"user_id": self._user, "n": 10})
+        query = urlencode({"user_id": self.cut.user, "n": 10})
         url = f"{self.stack.layout.api_url}/recommendations?{query}"
         with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=5) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
         return {}
-
-    def _dataset(self) -> tuple[str, ...]:
-        return (self.options.dataset,) if self.options.dataset else ()
 
     async def _answer(self, name: str, *arguments: str) -> dict[str, Any]:
         return await self._last_line(name, command(self.stack.layout, name, *arguments))
@@ -187,6 +170,3 @@ class Demo:
                 if isinstance(answer, dict):
                     return answer
         raise Unavailable(f"{name} gave no figures; see {process.log}")
-
-    def _process(self, name: str, run: list[str]) -> Process:
-        return Process(name, run, self.stack.layout.home / "logs" / f"{name}.log", self.stack.layout.env)

@@ -131,9 +131,7 @@ def _disk(layout: Layout) -> Finding:
 def _memory(layout: Layout) -> Finding:
     free = psutil.virtual_memory().available / 2**30
     remedy = "close something, or give training less: AFTERCLICK_TRAINING__MEMORY=1g"
-    return Finding(
-        "memory", free >= NEEDED_MEMORY_GIB, f"{free:.1f} GiB available, {NEEDED_MEMORY_GIB} wanted", remedy
-    )
+    return Finding("memory", free >= NEEDED_MEMORY_GIB, f"{free:.1f} GiB available", remedy)
 
 
 def _chromium(layout: Layout) -> Finding:

@@ -19,14 +19,17 @@ def only_stack(home: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise AlreadyRunning(
-                f"a stack runs already in {home} (pid {holder(home)}): see `afterclick status`, "
-                "stop it with `afterclick down`"
-            ) from None
+            raise _running(home) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def require_no_stack(home: Path) -> None:
+    """Raise AlreadyRunning when a stack has this home folder."""
+    if holder(home):
+        raise _running(home)
 
 
 def holder(home: Path) -> int | None:
@@ -44,3 +47,10 @@ def holder(home: Path) -> int | None:
 
 def _file(home: Path) -> Path:
     return home / "stack.lock"
+
+
+def _running(home: Path) -> AlreadyRunning:
+    return AlreadyRunning(
+        f"a stack runs already in {home} (pid {holder(home)}): see `afterclick status`, "
+        "stop it with `afterclick down`"
+    )
