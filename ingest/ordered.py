@@ -101,7 +101,7 @@ def _write_runs(dataset: Dataset, fingerprint: str, folder: Path, run_rows: int)
         ordered = _sorted(table)
         first = min(first, ordered["time_ms"][0].as_py())
         last = max(last, ordered["time_ms"][-1].as_py())
-        _write_run(ordered, folder / f"run-{runs:04}.arrow")
+        write_run(ordered, folder / f"run-{runs:04}.arrow")
         runs += 1
     if not runs:
         first_bad = f"; line {report.samples[0].line}: {report.samples[0].why}" if report.bad else ""
@@ -137,7 +137,8 @@ def _sorted(table: pa.Table) -> pa.Table:
     return table.take(pa.array(np.argsort(times, kind="stable")))
 
 
-def _write_run(table: pa.Table, path: Path) -> None:
+def write_run(table: pa.Table, path: Path) -> None:
+    """Write rows that are in order as a run."""
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA, options=options) as writer:
         writer.write_table(table, max_chunksize=BATCH_ROWS)

@@ -1,7 +1,168 @@
-"""`afterclick data`."""
+"""`afterclick data`: get, make and look at datasets."""
 
 from __future__ import annotations
 
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
-app = typer.Typer(help="data", no_args_is_help=True)
+if TYPE_CHECKING:
+    from ingest.choose import Choice
+    from ingest.facts import Facts
+
+app = typer.Typer(help="Datasets: download, generate, look inside.", no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+DatasetArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        envvar="DATASET",
+        help="Folder or reviews file. Without it: what lies in data/raw/, else a download, else generated.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def get(
+    name: Annotated[str, typer.Argument(help="Which official dataset.")] = "electronics",
+    out: Annotated[Path | None, typer.Option(help="Folder; data/raw/NAME by default.")] = None,
+    ratings_only: Annotated[bool, typer.Option(help="Leave out the metadata (titles, categories).")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Download an official dataset; a download that was cut short goes on where it stopped."""
+    from ingest.choose import RAW
+    from ingest.download import download, official_urls
+
+    ratings, metadata = official_urls(name)
+    folder = out or RAW / name
+    with _download_bar() as show:
+        for url in (ratings,) if ratings_only else (ratings, metadata):
+            download(url, folder, on_progress=show)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    if as_json:
+        _print_json({"folder": str(folder), "bytes": sizes})
+    else:
+        for file, size in sizes.items():
+            typer.echo(f"{folder / file}  {size:,} bytes")
+
+
+@app.command()
+def make(
+    out: Annotated[Path, typer.Option(help="Folder to write reviews.csv and items.csv into.")] = Path(
+        "data/raw/shop"
+    ),
+    users: Annotated[int, typer.Option(help="How many users.")] = 2_000,
+    items: Annotated[int, typer.Option(help="How many items.")] = 800,
+    events: Annotated[int, typer.Option(help="How many reviews.")] = 40_000,
+    days: Annotated[int, typer.Option(help="Days from the first review to the last.")] = 540,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same shop.")] = 7,
+    end: Annotated[
+        datetime | None,
+        typer.Option(help="When the last review is written (UTC).", show_default="2025-06-30"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Generate a realistic small shop: titles, categories, a long tail, tastes that drift."""
+    from datetime import UTC
+
+    from ingest.shop import ShopConfig, make_shop
+
+    config = ShopConfig(users=users, items=items, events=events, days=days, seed=seed)
+    if end is not None:
+        config = ShopConfig(users, items, events, days, end.replace(tzinfo=end.tzinfo or UTC), seed)
+    summary = make_shop(out, config)
+    if as_json:
+        _print_json({"folder": str(out), **summary.as_dict()})
+    else:
+        typer.echo(
+            f"{out}: {summary.events:,} reviews by {summary.users:,} users of {summary.items:,} items "
+            f"(seed {summary.seed})"
+        )
+
+
+@app.command()
+def info(dataset: DatasetArgument = None, as_json: JsonOption = False) -> None:
+    """Say what a dataset holds: rows, users, items, time span, bad lines."""
+    from ingest.facts import facts
+
+    choice = choose(dataset, quiet=as_json)
+    found = facts(choice.dataset)
+    if as_json:
+        _print_json({"why": choice.why, **found.as_dict()})
+    else:
+        _print_facts(found)
+
+
+def choose(dataset: Path | None, quiet: bool = False) -> Choice:
+    """The dataset that a command works on; says which and why on standard error."""
+    from afterclick.settings import Settings
+    from ingest.choose import choose_dataset
+
+    named = dataset or (Path(os.environ["DATASET"]) if os.environ.get("DATASET") else None)
+    with _download_bar() as show:
+        choice = choose_dataset(named, Settings().home, on_progress=show)
+    if not quiet:
+        typer.echo(f"Dataset {choice.dataset.path}: {choice.why}.", err=True)
+        for name in choice.dataset.ignored:
+            typer.echo(f"  not used: {name}", err=True)
+    return choice
+
+
+def _print_facts(found: Facts) -> None:
+    lines = {
+        "reviews": f"{found.reviews_file}, {found.format}",
+        "rows": f"{found.rows:,} = {found.good:,} good + {found.bad_lines:,} bad",
+        "users, items": f"{found.users:,}, {found.items:,}",
+        "with stars, text": f"{found.rated:,}, {found.with_text:,}",
+        "from, to": f"{found.first}, {found.last}",
+        "catalogue": "none (items go by their ids)",
+    }
+    if found.items_file:
+        counts = f"{found.catalogue_items:,} items, {found.catalogue_titles:,} with a title"
+        lines["catalogue"] = f"{found.items_file}: {counts}, {found.catalogue_bad_lines:,} bad lines"
+    for name, value in lines.items():
+        typer.echo(f"{name:>16}  {value}")
+    for bad in found.bad_samples:
+        typer.echo(f"  line {bad.line}: {bad.why}: {bad.excerpt}")
+
+
+def _print_json(content: object) -> None:
+    import orjson
+
+    typer.echo(orjson.dumps(content).decode())
+
+
+class _download_bar:
+    """A progress bar on standard error that appears with the first bytes."""
+
+    def __enter__(self) -> _download_bar:
+        from rich.console import Console
+        from rich.progress import (
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:2])
+        extra = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, *extra, console=Console(stderr=True))
+        self._tasks: dict[str, int] = {}
+        return self
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        from rich.progress import TaskID
+
+        if not self._tasks:
+            self._progress.start()
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total)
+        self._progress.update(TaskID(self._tasks[name]), completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
