@@ -38,14 +38,8 @@ def find_cut(home: Path, live_share: float, dataset: str | None) -> Cut:
 
     Raises BadDataset with what that process said.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "infra.stack.cut",
-        str(home),
-        str(live_share),
-        *([dataset] if dataset else []),
-    ]
+    command = [sys.executable, "-m", "infra.stack.cut", str(home), str(live_share)]
+    command += [dataset] if dataset else []
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if answer.returncode:
         raise BadDataset("no demo without a dataset")

@@ -80,7 +80,7 @@ class Demo:
             "--clock",
             "rebased",
             "--until",
-            until.isoformat(),
+            f"{until:%Y-%m-%dT%H:%M:%S}",
             "--json",
         )
         following = asyncio.create_task(self._follow_replay(stage))

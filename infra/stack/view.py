@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,11 +34,13 @@ class View:
 
     console: Console
     figures: Figures = field(default_factory=Figures)
-    _age: float = 0.0
+    began: float = field(default_factory=time.monotonic)
 
     def note(self, line: str) -> None:
         """Print a line with the seconds since the start."""
-        self.console.print(f"[dim]{self._age:7.1f} s[/dim]  {line}", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"[dim]{time.monotonic() - self.began:7.1f} s[/dim]  {line}", highlight=False, soft_wrap=True
+        )
 
     def show(self, figures: Figures) -> None:
         """Take new figures."""
@@ -55,7 +58,6 @@ class View:
     async def follow(self, stack: Stack, live: Live | None) -> None:
         """Redraw twice a second until the stack stops."""
         while True:
-            self._age = stack.age
             if live:
                 live.update(await asyncio.to_thread(self.draw, stack), refresh=True)
             await asyncio.sleep(0.5 if live else 0.1)
