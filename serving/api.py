@@ -19,10 +19,11 @@ from serving.feedback import event_of
 from serving.lists import similar
 from serving.problems import ApiError, documented
 from serving.recommender import Ask, describe
+from serving.routing import DirectRoute
 from serving.service import Service
 
 RETRY_AFTER_S: Final = 1
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 Json = dict[str, Any]
 
 

@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MEDIA_TYPE = "application/problem+json"
 MAX_PROBLEMS = 8
+DISCARDED = 1_048_576
+"""Bytes of a body that is too large which are read before the answer; a larger one is cut off."""
 log = structlog.get_logger()
 
 
@@ -125,18 +127,21 @@ class BodyLimit:
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body, or None where it is over the limit."""
         announced = next((v for k, v in scope["headers"] if k == b"content-length"), b"")
-        if announced.isdigit() and int(announced) > self.limit:
+        if announced.isdigit() and int(announced) > DISCARDED:
             return None
-        body = b""
+        body, size = b"", 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return body
-            body += bytes(message.get("body", b""))
-            if len(body) > self.limit:
+            chunk = bytes(message.get("body", b""))
+            size += len(chunk)
+            # a client that is still sending would miss the answer: what is too much is read and dropped
+            body = body + chunk if size <= self.limit else b""
+            if size > DISCARDED:
                 return None
             if not message.get("more_body", False):
-                return body
+                return body if size <= self.limit else None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from serving.api import split
 from serving.hub import Watcher, cause_of
 from serving.recommender import Ask
+from serving.routing import query_values
 from serving.schemas import RecommendationQuery
 from serving.service import Service
 
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 router = APIRouter()
 SEND_TIMEOUT_S = 10.0
 INVALID = 1008
+LISTS = frozenset({"interests"})
 
 
 @router.websocket("/ws/recommendations")
@@ -34,7 +36,7 @@ async def recommendations(socket: WebSocket) -> None:
     """Push a user's list now and after each of the user's events."""
     service: Service = socket.app.state.service
     try:
-        query = RecommendationQuery.model_validate(query_of(socket))
+        query = RecommendationQuery.model_validate(query_values(socket.scope["query_string"], LISTS))
     except ValidationError as error:
         await refuse(socket, str(error.errors(include_url=False)[0]["msg"]))
         return
@@ -116,11 +118,3 @@ async def send(socket: WebSocket, message: bytes) -> None:
 async def refuse(socket: WebSocket, reason: str) -> None:
     """Close before accepting: the client sees 403."""
     await socket.close(INVALID, reason[:120].encode("ascii", "replace").decode())
-
-
-def query_of(socket: WebSocket) -> dict[str, Any]:
-    """Query parameters as a dictionary; `interests` is a list, any other repeated one is the last."""
-    query: dict[str, Any] = dict(socket.query_params)
-    if "interests" in query:
-        query["interests"] = socket.query_params.getlist("interests")
-    return query

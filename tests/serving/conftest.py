@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from afterclick.settings import Settings
+from afterclick.settings import KafkaSettings, RedisSettings, Settings
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
@@ -35,3 +35,15 @@ def shop_api(settings: Settings, api: Running, stream: MiniStream) -> Running:
     wait_until(lambda: api.service.worlds.current.loaded.version == "m1", 15)
     wait_until(lambda: len(api.service.catalogue) == len(shop.catalogue()), 15)
     return api
+
+
+@pytest.fixture(scope="module")
+def hostile_api(broker: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """An API that a whole module may share: its topics do not even exist."""
+    settings = Settings(
+        home=tmp_path_factory.mktemp("home"),
+        kafka=KafkaSettings(bootstrap=broker, prefix="nowhere-"),
+        redis=RedisSettings(url=redis_url, prefix="nowhere:"),
+    )
+    with Running(settings) as running:
+        yield running

@@ -9,6 +9,7 @@ from types import TracebackType
 import redis
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
+from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from streaming import connection
 from streaming.apply import Applier, Plan, Record
@@ -43,7 +44,7 @@ class MiniStream:
         while not self._stop.is_set():
             try:
                 self._follow()
-            except (redis.RedisError, KafkaException):
+            except (redis.RedisError, KafkaException, Unavailable):
                 self._stop.wait(0.3)
 
     def _follow(self) -> None:

@@ -1,0 +1,184 @@
+"""What is away is missed, said, and found again without a restart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import orjson
+
+from afterclick.settings import KafkaSettings, RedisSettings, Settings
+from infra.embedded.kafka import KafkaServer
+from infra.embedded.valkey import ValkeyServer
+from infra.topics_admin import ensure_topics
+from tests.serving import shop
+from tests.serving.mini_stream import MiniStream
+from tests.serving.running import Running
+from tests.serving.test_loop import after, kinds
+from tests.waiting import wait_until
+
+
+def of(broker: str, redis_url: str, home: Path) -> Settings:
+    unique = uuid4().hex[:8]
+    return Settings(
+        home=home,
+        kafka=KafkaSettings(bootstrap=broker, prefix=f"f{unique}-", partitions=2),
+        redis=RedisSettings(url=redis_url, prefix=f"f{unique}:"),
+    )
+
+
+def test_without_redis_lists_go_on_and_say_so(broker: str, own_redis: ValkeyServer, tmp_path: Path) -> None:
+    settings = of(broker, own_redis.address, tmp_path)
+    ensure_topics(settings)
+    with Running(settings) as api, MiniStream(settings):
+        api.ready()
+        shop.publish_items(settings, shop.catalogue())
+        shop.publish(settings, *shop.write(settings, "m1"))
+        wait_until(lambda: api.service.worlds.current.loaded.version == "m1", 15)
+        body = after(api, "bob", api.tell("bob", "camera-1"))
+        assert (body["source"], body["degraded"]) == ("personalised", False)
+
+        own_redis.kill()
+        slowest = 0.0
+        for _ in range(30):
+            began = time.perf_counter()
+            body = api.list_for("bob")
+            slowest = max(slowest, time.perf_counter() - began)
+            assert body["degraded"] is True
+            assert body["items"]
+        assert slowest < 2 * settings.redis.timeout_s
+        assert api.get("/users/bob/history")["degraded"] is True
+        assert api.list_for("bob", interests="Cables")["source"] == "interests"
+        api.tell("bob", "cable-1")  # feedback needs Kafka alone
+
+        own_redis.start()
+        wait_until(lambda: api.list_for("bob")["degraded"] is False, 15)
+        wait_until(lambda: kinds(api.list_for("bob", n=60)) == {"camera", "cable"}, 15)
+
+
+def test_a_frozen_redis_costs_no_more_than_the_timeout(
+    broker: str, own_redis: ValkeyServer, tmp_path: Path
+) -> None:
+    settings = of(broker, own_redis.address, tmp_path)
+    ensure_topics(settings)
+    with Running(settings) as api:
+        api.ready()
+        os.kill(own_redis.process.pid or 0, signal.SIGSTOP)
+        try:
+            began = time.perf_counter()
+            assert api.list_for("bob")["degraded"] is True
+            assert time.perf_counter() - began < settings.redis.timeout_s + 0.2
+        finally:
+            os.kill(own_redis.process.pid or 0, signal.SIGCONT)
+        wait_until(lambda: api.list_for("bob")["degraded"] is False, 15)
+
+
+def test_without_kafka_feedback_says_when_to_try_again(
+    own_broker: KafkaServer, redis_url: str, tmp_path: Path
+) -> None:
+    settings = of(own_broker.address, redis_url, tmp_path)
+    ensure_topics(settings)
+    with Running(settings) as api, MiniStream(settings):
+        api.ready()
+        after(api, "bob", api.tell("bob", "camera-1"))
+
+        own_broker.kill()
+        body = {"user_id": "bob", "item_id": "camera-2", "action": "like", "event_id": "try-again"}
+        response = api.http.post("/feedback", json=body)
+        assert response.status_code == 503, response.text
+        assert response.headers["retry-after"] == "1"
+        assert "try-again" in response.json()["detail"]
+        assert api.list_for("bob")["degraded"] is False
+
+        own_broker.start()
+        wait_until(lambda: api.http.post("/feedback", json=body).status_code == 202, 30)
+        wait_until(lambda: len(api.get("/users/bob/history")["events"]) == 2, 30)
+
+
+def test_it_starts_before_kafka_and_redis_do(own_broker: KafkaServer, tmp_path: Path) -> None:
+    redis = ValkeyServer(tmp_path / "late")
+    settings = of(own_broker.address, redis.address, tmp_path)
+    own_broker.kill()
+    with Running(settings) as api:
+        body = api.list_for("bob")
+        assert body["degraded"] is True
+        assert api.http.get("/health/live").status_code == 200
+        assert api.http.get("/health/ready").status_code == 503
+        redis.start()
+        own_broker.start()
+        ensure_topics(settings)
+        try:
+            with MiniStream(settings):
+                wait_until(lambda: api.http.get("/health/ready").status_code == 200, 30)
+                after(api, "bob", api.tell("bob", "camera-1"))
+        finally:
+            redis.kill()
+
+
+def test_models_are_swapped_under_requests_without_one_failure(shop_api: Running, settings: Settings) -> None:
+    after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
+    versions: list[str] = []
+    failures: list[str] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            response = shop_api.http.get("/recommendations", params={"user_id": "bob"})
+            if response.status_code != 200 or not response.json()["items"]:
+                failures.append(response.text)
+            versions.append(orjson.loads(response.content)["model_version"])
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(2, 8):
+            shop.publish(settings, *shop.write(settings, f"m{number}"))
+            wait_until(lambda version=f"m{number}": versions[-1] == version, 15)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert list(dict.fromkeys(versions)) == [f"m{i}" for i in range(1, 8)]
+
+
+def test_a_damaged_model_is_refused_and_the_old_one_serves(shop_api: Running, settings: Settings) -> None:
+    folder, sha256 = shop.write(settings, "broken")
+    path = folder / "als_item_factors.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+    shop.publish(settings, folder, sha256)
+    wait_until(lambda: "broken" in shop_api.service.models.refused, 15)
+    assert shop_api.list_for("bob")["model_version"] == "m1"
+    shop.publish(settings, *shop.write(settings, "mended"))
+    wait_until(lambda: shop_api.list_for("bob")["model_version"] == "mended", 15)
+
+
+def test_the_newest_model_is_loaded_at_the_start(shop_api: Running, settings: Settings) -> None:
+    shop.publish(settings, *shop.write(settings, "m2"))
+    with Running(settings) as second:
+        wait_until(lambda: second.list_for("bob")["model_version"] == "m2", 15)
+        assert second.list_for("bob")["items"]
+
+
+def test_trends_survive_a_restart_and_agree_with_redis(shop_api: Running, settings: Settings) -> None:
+    for user in range(5):
+        position = shop_api.tell(f"u{user}", "camera-5", "purchase")
+        after(shop_api, f"u{user}", position)
+    with Running(settings) as second:
+        second.ready()
+        wait_until(lambda: second.get("/popular", n=1)["items"], 10)
+        ours = second.service.feed.table
+        theirs = shop_api.service.feed.table
+        row, other = ours.find("camera-5"), theirs.find("camera-5")
+        assert row is not None
+        assert other is not None
+        assert ours.counts[row] == theirs.counts[other] == 5
+        now = max(ours.newest_ms, theirs.newest_ms)
+        assert abs(ours.values(now)[row] - theirs.values(now)[other]).max() < 1e-9

@@ -1,0 +1,160 @@
+"""What nobody should send is answered by a problem that says why, and never by a 500."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.serving.running import Running
+
+GOOD = {"user_id": "bob", "item_id": "camera-1", "action": "like"}
+LATER = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+BODIES: dict[str, tuple[str | bytes, int]] = {
+    "no JSON": ("{", 422),
+    "empty": ("", 422),
+    "not an object": ("[1]", 422),
+    "null": ("null", 422),
+    "a number": ("1e999", 422),
+    "NaN rating": ('{"user_id":"b","item_id":"i","action":"like","rating":NaN}', 422),
+    "Infinity rating": ('{"user_id":"b","item_id":"i","action":"like","rating":Infinity}', 422),
+    "huge rating": ('{"user_id":"b","item_id":"i","action":"like","rating":1e999}', 422),
+    "rating too high": (json.dumps(GOOD | {"rating": 5.1}), 422),
+    "rating negative": (json.dumps(GOOD | {"rating": -1}), 422),
+    "rating a word": (json.dumps(GOOD | {"rating": "great"}), 422),
+    "lone surrogate": ('{"user_id":"\\ud800","item_id":"i","action":"like"}', 422),
+    "lone surrogate elsewhere": ('{"user_id":"b","item_id":"i","action":"like","x\\udfff":1}', 422),
+    "NUL": ('{"user_id":"b\\u0000","item_id":"i","action":"like"}', 422),
+    "raw invalid UTF-8": (b'{"user_id":"\xff\xfe","item_id":"i","action":"like"}', 422),
+    "empty user": (json.dumps(GOOD | {"user_id": ""}), 422),
+    "long user": (json.dumps(GOOD | {"user_id": "x" * 129}), 422),
+    "user a number": (json.dumps(GOOD | {"user_id": 7}), 422),
+    "user a list": (json.dumps(GOOD | {"user_id": ["b"]}), 422),
+    "unknown action": (json.dumps(GOOD | {"action": "explode"}), 422),
+    "extra field": (json.dumps(GOOD | {"admin": True}), 422),
+    "missing item": (json.dumps({"user_id": "b", "action": "like"}), 422),
+    "naive time": (json.dumps(GOOD | {"time": "2026-01-01T00:00:00"}), 422),
+    "time in the future": (json.dumps(GOOD | {"time": LATER}), 422),
+    "time before 1970": (json.dumps(GOOD | {"time": "1066-10-14T09:00:00Z"}), 422),
+    "time out of range": (json.dumps(GOOD | {"time": 1e300}), 422),
+    "time year 0001": (json.dumps(GOOD | {"time": "0001-01-01T00:00:00+14:00"}), 422),
+    "deep nesting": ("[" * 20_000 + "]" * 20_000, 422),
+    "too large": (json.dumps(GOOD | {"session_id": "x" * 70_000}), 413),
+    "good": (json.dumps(GOOD), 202),
+}
+HOSTILE_IDS = (
+    "%00",
+    "%0a",
+    "%ed%a0%80",
+    "%ff",
+    "x" * 500,
+    "..%2f..%2fetc",
+    "%F0%9F%A6%8A",
+    "a%20b",
+    "{u:1}",
+    "*",
+)
+
+
+def assert_problem(response: httpx2.Response, status: int) -> None:
+    assert response.status_code == status, (response.status_code, response.text[:300])
+    if status >= 400:
+        assert response.headers["content-type"] == "application/problem+json"
+        body = response.json()
+        assert body["status"] == status
+        assert body["title"]
+        assert body["detail"]
+
+
+def test_feedback_refuses_what_is_wrong(api: Running) -> None:
+    for name, (body, status) in BODIES.items():
+        content = body if isinstance(body, bytes) else body.encode()
+        response = api.http.post("/feedback", content=content, headers={"content-type": "application/json"})
+        assert response.status_code == status, (name, response.status_code, response.text[:300])
+        assert_problem(response, status)
+
+
+def test_a_body_of_another_type_is_refused(api: Running) -> None:
+    for kind in ("text/plain", "application/xml", "multipart/form-data; boundary=x", ""):
+        response = api.http.post("/feedback", content=json.dumps(GOOD), headers={"content-type": kind})
+        assert_problem(response, 422)
+
+
+def test_a_chunked_body_is_cut_at_the_limit(api: Running) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
+    chunks = (b"x" * 8192 for _ in range(20))
+    connection.request("POST", "/feedback", chunks, {"content-type": "application/json"}, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/recommendations", 422),
+        ("/recommendations?user_id=", 422),
+        ("/recommendations?user_id=b&n=0", 422),
+        ("/recommendations?user_id=b&n=201", 422),
+        ("/recommendations?user_id=b&n=1e3", 422),
+        ("/recommendations?user_id=b&n=-1", 422),
+        ("/recommendations?user_id=b&n=NaN", 422),
+        ("/recommendations?user_id=b&n=99999999999999999999999", 422),
+        ("/recommendations?user_id=b&m=1", 422),
+        ("/recommendations?user_id=%00", 422),
+        ("/recommendations?user_id=b&interests=" + "x" * 600, 422),
+        ("/recommendations?user_id=b" + "&interests=x" * 51, 422),
+        ("/recommendations?user_id=b&interests=", 422),
+        ("/similar-items", 422),
+        ("/similar-items?item_id=nothing", 404),
+        ("/popular?window=century", 422),
+        ("/popular?n=x", 422),
+        ("/popular?category=nothing", 200),
+        ("/items/nothing", 404),
+        ("/users/nobody/history", 200),
+        ("/users/nobody/history?n=9999", 422),
+        ("/nothing", 404),
+    ],
+)
+def test_queries_are_checked(hostile_api: Running, path: str, status: int) -> None:
+    assert_problem(hostile_api.http.get(path), status)
+
+
+def test_methods_that_are_not_there(hostile_api: Running) -> None:
+    assert_problem(hostile_api.http.get("/feedback"), 405)
+    assert_problem(hostile_api.http.post("/recommendations"), 405)
+
+
+def test_hostile_ids_never_break_a_route(hostile_api: Running) -> None:
+    for value in HOSTILE_IDS:
+        for path in (f"/items/{value}", f"/users/{value}/history", f"/recommendations?user_id={value}"):
+            response = hostile_api.http.get(path)
+            assert response.status_code in {200, 404, 422}, (path, response.status_code)
+            assert_problem(response, response.status_code)
+
+
+def test_sockets_refuse_bad_queries(hostile_api: Running) -> None:
+    from websockets.exceptions import InvalidStatus
+    from websockets.sync.client import connect
+
+    for query in ("", "?user_id=", "?user_id=%00", "?user_id=b&n=0", "?user_id=b&x=1"):
+        with pytest.raises(InvalidStatus) as refused, connect(f"{hostile_api.ws}/ws/recommendations{query}"):
+            pass
+        assert refused.value.response.status_code == 403
+
+
+def test_every_answer_is_as_documented(hostile_api: Running) -> None:
+    document: dict[str, Any] = hostile_api.get("/openapi.json")
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if path.startswith("/health") or path == "/metrics":
+                continue
+            problems = {s for s in operation["responses"] if s.startswith("4")}
+            assert "422" in problems, (path, method)
+            for status in problems:
+                assert "application/problem+json" in operation["responses"][status]["content"], (path, status)
+            assert operation["description"], path

@@ -1,0 +1,75 @@
+"""The process: what it imports, how it starts, how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx2
+import pytest
+
+from afterclick.errors import Unavailable
+from afterclick.settings import Settings
+from infra.embedded.ports import free_port
+from serving.server import bind
+from tests.waiting import wait_until
+
+HEAVY = ("torch", "pyspark", "mlflow", "sklearn", "pandas")
+
+
+def environment(settings: Settings, port: int) -> dict[str, str]:
+    return {
+        **os.environ,
+        "AFTERCLICK_HOME": str(settings.home),
+        "AFTERCLICK_KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
+        "AFTERCLICK_KAFKA__PREFIX": settings.kafka.prefix,
+        "AFTERCLICK_KAFKA__PARTITIONS": str(settings.kafka.partitions),
+        "AFTERCLICK_REDIS__URL": settings.redis.url,
+        "AFTERCLICK_REDIS__PREFIX": settings.redis.prefix,
+        "AFTERCLICK_SERVING__PORT": str(port),
+    }
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/recommendations?user_id=bob", timeout=1).status_code == 200
+    except httpx2.HTTPError:
+        return False
+
+
+def test_the_command_starts_fast_and_ends_in_order(settings: Settings) -> None:
+    port = free_port()
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infra", "serve"], env=environment(settings, port), stderr=subprocess.PIPE
+    )
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}"), 30)
+        started = time.monotonic() - began
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        code = process.wait(10)
+        ended = time.monotonic() - began
+    finally:
+        process.kill()
+    assert code in {0, -signal.SIGTERM}
+    assert started < 15, started  # 2 to 3 s where nothing else runs
+    assert ended < 5, ended
+
+
+def test_a_taken_port_is_one_clear_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(Unavailable, match="set --port"):
+            bind("127.0.0.1", taken.getsockname()[1])
+
+
+def test_serving_imports_nothing_heavy() -> None:
+    code = f"import sys, serving.server; print([m for m in {HEAVY!r} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
