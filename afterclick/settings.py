@@ -125,6 +125,10 @@ class TrainingSettings(_Section):
     """Share of the newest interactions that champion and challenger are compared on."""
     questions: int = Field(1500, ge=10)
     """Most questions of one protocol in that comparison."""
+    ranker_cuts: int = Field(1, ge=1)
+    """Past cuts the ranker learns from; each costs one more fit."""
+    ranker_questions: int = Field(6000, ge=100)
+    """Most questions of one cut that the ranker learns from."""
 
 
 class ServingSettings(_Section):

@@ -18,7 +18,7 @@ def build(settings: Settings, **more: str) -> SparkSession:
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     config = {
         "spark.driver.memory": settings.stream.memory,
-        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=4 -Xss512k",
+        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -Xss512k",
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.jars": settings.spark_jars,

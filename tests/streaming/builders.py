@@ -1,0 +1,130 @@
+"""Events and logs with defaults, the state they must make, and the state that is there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import redis
+
+from afterclick.events import Interaction, InteractionEvent, encode, interaction_event, new_id
+from afterclick.keys import Keys
+from afterclick.settings import StreamSettings
+from afterclick.state import HistoryEntry
+from afterclick.trends import HALF_LIVES_MS, Trend
+from streaming.apply import Plan, Record
+
+TOPICS = ("reviews", "feedback")
+DAY_S = 86_400
+START_S = 1_400_000_000
+WEIGHTS = {str(action): weight for action, weight in StreamSettings().weights.items()}
+
+
+def event(
+    user: str = "alice", item: str = "camera", action: str = "click", *, at: float = 0.0, event_id: str = ""
+) -> InteractionEvent:
+    """An interaction, `at` seconds after the start of time."""
+    return interaction_event(
+        Interaction.model_validate({"user_id": user, "item_id": item, "action": action}),
+        event_id=event_id or new_id(),
+        time=datetime.fromtimestamp(START_S + at, UTC),
+        source="test",
+    )
+
+
+def log_of(events: Iterable[InteractionEvent], first: int = 0) -> list[Record]:
+    """A partition's log with one record per event."""
+    return [
+        Record(offset, one.data.user_id.encode(), encode(one), (START_S + 40 * DAY_S) * 1000.0)
+        for offset, one in enumerate(events, first)
+    ]
+
+
+def plan(url: str, **more: object) -> Plan:
+    """A plan with keys of its own."""
+    options = {
+        "url": url,
+        "cluster": False,
+        "keys": Keys(f"{uuid4().hex[:8]}:"),
+        "topics": TOPICS,
+        "state_changes": "state-changes",
+        "weights": WEIGHTS,
+        "history_length": 200,
+        "ledger_length": 4096,
+        "ahead_ms": DAY_S * 1000.0,
+    }
+    return Plan(**(options | more))  # type: ignore[arg-type]
+
+
+@dataclass
+class State:
+    """The whole state, partitions summed."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    uniques: Counter[str] = field(default_factory=Counter)
+    trends: dict[str, Trend] = field(default_factory=dict)
+    histories: dict[str, list[tuple[float, bytes]]] = field(default_factory=dict)
+
+    def same_as(self, other: State) -> None:
+        """Fail where two states differ; trends may by 1e-9."""
+        assert self.counts == other.counts
+        assert self.uniques == other.uniques
+        assert self.histories == other.histories
+        assert self.trends.keys() == other.trends.keys()
+        for item, trend in self.trends.items():
+            assert trend.time_ms == other.trends[item].time_ms
+            for mine, its in zip(trend.sums, other.trends[item].sums, strict=True):
+                assert abs(mine - its) <= 1e-9 * max(1.0, abs(its)), item
+
+
+def expected(events: Iterable[InteractionEvent], history_length: int = 200) -> State:
+    """What events must make, each counted once, by afterclick.trends.Trend."""
+    state, seen, pairs = State(), set(), set()
+    for one in events:
+        data = one.data
+        if (data.user_id, one.id) in seen:
+            continue
+        seen.add((data.user_id, one.id))
+        weight = WEIGHTS[data.action]
+        if weight > 0:
+            state.counts[data.item_id] += 1
+            if (data.user_id, data.item_id) not in pairs:
+                pairs.add((data.user_id, data.item_id))
+                state.uniques[data.item_id] += 1
+        none_yet = Trend(one.time_ms, (0.0,) * len(HALF_LIVES_MS))
+        state.trends[data.item_id] = state.trends.get(data.item_id, none_yet).add(one.time_ms, weight)
+        entry = HistoryEntry(one.id, data.item_id, data.action, data.rating, one.time_ms)
+        state.histories.setdefault(data.user_id, []).append((float(one.time_ms), entry.member()))
+    state.histories = {user: sorted(rows)[-history_length:] for user, rows in state.histories.items()}
+    return state
+
+
+def stored(client: redis.Redis, keys: Keys, users: Iterable[str], partitions: int = 1) -> State:
+    """What lies in Redis."""
+    state = State()
+    for topic in TOPICS:
+        for partition in range(partitions):
+            for total, key in ((state.counts, keys.counts), (state.uniques, keys.uniques)):
+                for item, number in client.hgetall(key(topic, partition)).items():
+                    total[item.decode()] += int(number)
+            for item, packed in client.hgetall(keys.trends(topic, partition)).items():
+                trend = Trend.unpack(packed)
+                before = state.trends.get(item.decode())
+                state.trends[item.decode()] = _merge(before, trend) if before else trend
+    for user in users:
+        rows = client.zrange(keys.history(user), 0, -1, withscores=True)
+        if rows:
+            state.histories[user] = [(score, member) for member, score in rows]
+    return state
+
+
+def _merge(a: Trend, b: Trend) -> Trend:
+    newest = max(a.time_ms, b.time_ms)
+    sums = (
+        x * 2.0 ** ((a.time_ms - newest) / half_life) + y * 2.0 ** ((b.time_ms - newest) / half_life)
+        for x, y, half_life in zip(a.sums, b.sums, HALF_LIVES_MS.values(), strict=True)
+    )
+    return Trend(newest, tuple(sums))

@@ -1,0 +1,159 @@
+"""The stream job as it runs: exact under kill -9, dead letters, a complete log, one job at a time."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pyarrow.dataset as pa_dataset
+import pytest
+import redis
+from kafka import KafkaConsumer, TopicPartition
+
+from afterclick.events import InteractionEvent
+from afterclick.settings import Settings
+from afterclick.state import StateChange
+from streaming.reconcile import reconcile
+from tests.streaming.builders import DAY_S, event
+from tests.streaming.stream_process import StreamProcess, environment, produce
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def stream(settings: Settings, tmp_path: Path) -> Iterator[StreamProcess]:
+    process = StreamProcess(settings, tmp_path / "stream.log")
+    yield process
+    if process.running:
+        process.kill()
+
+
+def many_events(number: int, seed: int = 0) -> Iterator[InteractionEvent]:
+    """Events with a long tail of items, a few of them sent twice."""
+    draw = random.Random(seed)
+    last = event(event_id="first")
+    for n in range(number):
+        if draw.random() < 0.02:
+            yield last
+            continue
+        item = f"item-{int(draw.paretovariate(0.7)) % 500}"
+        action = draw.choice(("review", "click", "like", "skip"))
+        user = f"user-{draw.randrange(number // 4 + 1)}"
+        last = event(user, item, action, at=draw.randrange(30 * DAY_S), event_id=f"{seed}-{n}")
+        yield last
+
+
+def read_topic(settings: Settings, topic: str) -> list[object]:
+    """Every record of a topic."""
+    consumer = KafkaConsumer(bootstrap_servers=settings.kafka.bootstrap, group_id=None)
+    name = settings.kafka.prefix + topic
+    places = [TopicPartition(name, partition) for partition in consumer.partitions_for_topic(name) or ()]
+    consumer.assign(places)
+    consumer.seek_to_beginning()
+    left = sum(consumer.end_offsets(places).values())
+    records: list[object] = []
+    while len(records) < left:
+        for some in consumer.poll(timeout_ms=500).values():
+            records += some
+    consumer.close()
+    return records
+
+
+def run_reconcile(settings: Settings) -> tuple[int, dict[str, object]]:
+    """The command's exit code and its JSON."""
+    command = [sys.executable, "-c", "from infra.cli import main; main()", "reconcile", "--json"]
+    done = subprocess.run(command, env=environment(settings), capture_output=True, timeout=300)
+    return done.returncode, orjson.loads(done.stdout.splitlines()[-1])
+
+
+def kill_between_the_steps(stream: StreamProcess, times: int, **more: str) -> None:
+    """Start the job so that a worker dies between its steps, then kill all of it; again and again."""
+    for n in range(times):
+        before = len(stream.output())
+        stream.start(AFTERCLICK_STREAM__FAULT=f"between-steps:{2 + n}", **more)
+        wait_until(
+            lambda before=before: "query failed" in stream.output()[before:] or not stream.running,
+            180,
+            what="a worker dies between the steps",
+        )
+        stream.kill()
+
+
+def test_kill_9_three_times_during_a_replay_changes_nothing(
+    settings: Settings, stream: StreamProcess
+) -> None:
+    produced = produce(settings, many_events(20_000))
+    kill_between_the_steps(stream, 3)
+    stream.start()
+    stream.wait_applied()
+    code, report = run_reconcile(settings)
+    assert (code, report["differences"], report["behind"]) == (0, 0, 0)
+    assert report["events"] == produced
+    assert report["duplicates"] > 0
+    assert report["counted_in_state"] == report["counted_in_log"] > 0
+
+
+def test_the_same_kills_without_the_fence_count_twice(settings: Settings, stream: StreamProcess) -> None:
+    produce(settings, many_events(20_000))
+    kill_between_the_steps(stream, 1, AFTERCLICK_STREAM__FENCE="false")
+    stream.start(AFTERCLICK_STREAM__FENCE="false")
+    stream.wait_applied()
+    code, report = run_reconcile(settings)
+    assert code == 1
+    assert report["by_kind"]["count"] > 0
+    assert report["counted_in_state"] > report["counted_in_log"]
+
+
+def test_what_the_job_makes_of_good_and_bad_records(settings: Settings, stream: StreamProcess) -> None:
+    stream.start()
+    good = list(many_events(500))
+    produce(settings, good)
+    produce(settings, [b"\xff", b"{}", b"null"], "feedback")
+    produce(settings, [event(item="last", action="like", event_id="last")], "feedback")
+    stream.wait_applied()
+    assert run_reconcile(settings)[1]["differences"] == 0
+
+    changes = wait_until(lambda: _at_least(read_topic(settings, "state-changes"), 501), 10)
+    decoded = [StateChange.decode(record.value) for record in changes]
+    assert all(record.key == one.user_id.encode() for record, one in zip(changes, decoded, strict=True))
+    assert {one.event_id for one in decoded} == {one.id for one in good} | {"last"}
+    assert {one.effect for one in decoded} == {"applied", "duplicate"}
+    dead = wait_until(lambda: _at_least(read_topic(settings, "feedback.dlq"), 3), 10)
+    assert {record.value for record in dead} == {b"\xff", b"{}", b"null"}
+
+    rows = wait_until(lambda: _archive(settings, 501), 30, what="the log has every valid event")
+    assert {(row["topic"], row["partition"], row["offset"]) for row in rows} == {
+        (one.topic, one.partition, one.offset) for one in decoded
+    }
+    assert all(row["log_day"] == f"{row['log_time']:%Y-%m-%d}" for row in rows)
+    (last,) = [row for row in rows if row["event_id"] == "last"]
+    assert (last["user_id"], last["item_id"], last["action"]) == ("alice", "last", "like")
+
+    second = StreamProcess(settings, stream.log.with_name("second.log"))
+    second.start()
+    assert second.popen
+    assert second.popen.wait(30) == 4
+    assert "another stream job" in second.output()
+    assert stream.running
+    assert stream.stop(10) == 0
+
+    redis.Redis.from_url(settings.redis.url).hincrby(
+        settings.redis.keys.counts(f"{settings.kafka.prefix}reviews", 0), "item-1", 1
+    )
+    assert reconcile(settings).by_kind == {"count": 1}
+
+
+def _at_least(records: list[object], number: int) -> list[object] | None:
+    return records if len(records) >= number else None
+
+
+def _archive(settings: Settings, number: int) -> list[dict[str, object]] | None:
+    if not list(Path(settings.archive).glob("log_day=*/*.parquet")):
+        return None
+    rows = pa_dataset.dataset(settings.archive, partitioning="hive").to_table().to_pylist()
+    return rows if len(rows) >= number else None
