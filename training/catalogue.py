@@ -69,9 +69,10 @@ def _drain(consumer: Consumer, topic: str, timeout_s: float) -> dict[str, Item]:
         message = consumer.poll(timeout_s)
         if message is None:
             raise Unavailable(f"the topic {topic} stopped answering while the catalogue was read")
-        if message.error():
-            if message.error().code() != KafkaError._PARTITION_EOF:
-                raise KafkaException(message.error())
+        error = message.error()
+        if error is not None and error.code() != KafkaError._PARTITION_EOF:
+            raise KafkaException(error)
+        if error is not None:
             open_partitions.discard(message.partition())
             continue
         _apply(items, message.key(), message.value())

@@ -5,6 +5,7 @@ reads   parquet  <home>/etl/<version>/interactions, users, items
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,10 @@ class Interactions:
 
     def served(self, least: int) -> Interactions:
         """Only the items with `least` rows or more, renumbered densely in the same order."""
-        keep = self.item_counts() >= least
+        return self.choose(self.item_counts() >= least)
+
+    def choose(self, keep: NDArray[np.bool_]) -> Interactions:
+        """Only the items that `keep` (n_items,) chooses, renumbered densely in the same order."""
         index = np.cumsum(keep, dtype=np.int32) - 1
         rows = self.where(keep[self.item])
         return replace(rows, item_ids=self.item_ids[keep], item=index[rows.item])
@@ -102,6 +106,17 @@ def load(folder: Path) -> Interactions:
         time_ms=time_ms[order].astype(np.int64),
         weight=rows["weight"].to_numpy()[order].astype(np.float32),
     )
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of the interactions in `folder`, the same for the same rows in any order of files."""
+    rows = load(folder)
+    digest = hashlib.sha256()
+    for array in (rows.user, rows.item, rows.time_ms, rows.weight):
+        digest.update(array.tobytes())
+    for ids in (rows.user_ids, rows.item_ids):
+        digest.update("\n".join(ids.tolist()).encode())
+    return digest.hexdigest()[:16]
 
 
 def _ids(folder: Path, kind: str) -> NDArray[np.str_]:

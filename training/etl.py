@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as f
-from pyspark.sql.utils import AnalysisException
 
 from afterclick.errors import BadDataset
 from afterclick.settings import Settings
@@ -95,7 +95,9 @@ def _read(spark: SparkSession, archive: str) -> DataFrame:
     try:
         log = spark.read.parquet(archive)
     except AnalysisException:
-        raise BadDataset(f"no Parquet log in {archive}: start `afterclick stream`, then ingest events") from None
+        raise BadDataset(
+            f"no Parquet log in {archive}: start `afterclick stream`, then ingest events"
+        ) from None
     columns = ("topic", "partition", "offset", "event_id", "event_time", "user_id", "item_id", "action")
     missing = set(columns) - set(log.columns)
     if missing:
@@ -134,8 +136,8 @@ def _deduplicate(log: DataFrame, weights: dict[str, float]) -> tuple[DataFrame, 
     events = first.select("row.*").withColumn("weight", weight.cast("float")).persist()
     counts = events.agg(f.count("*"), f.count("weight")).first()
     assert counts is not None
-    pairs = events.where(f.col("weight").isNotNull()).groupBy("user_id", "item_id")
-    pairs = pairs.agg(f.min(f.unix_millis("event_time")).alias("time_ms"), f.max("weight").alias("weight"))
+    grouped = events.where(f.col("weight").isNotNull()).groupBy("user_id", "item_id")
+    pairs = grouped.agg(f.min(f.unix_millis("event_time")).alias("time_ms"), f.max("weight").alias("weight"))
     pairs = pairs.persist()
     return pairs, [int(counts[0]), int(counts[1]), _count(pairs)]
 
@@ -168,7 +170,7 @@ def _table(pairs: DataFrame, kind: str, facts: list[Column], folder: Path) -> Da
 
 
 def _mark_core(rows: DataFrame, k: int, progress: Progress) -> tuple[DataFrame, dict[str, int], int]:
-    """Add the column `core`: whether the row is in the k-core. Also what fell out, and after how many rounds."""
+    """Add the column `core`: whether the row is in the k-core. Also what fell out, and the rounds."""
     core, total, rounds = rows.select("user_index", "item_index"), _count(rows), 0
     dropped, left = {"user_below": 0, "item_below": 0}, total
     while left:

@@ -24,7 +24,7 @@ class MissingStep(BadInput):
 
 @contextmanager
 def new_version(root: Path, keep: int = 2) -> Iterator[tuple[str, Path]]:
-    """Fill a folder in a `with`; at its end it becomes the latest version, and all but `keep` older are removed."""
+    """Fill a folder in a `with`; then it becomes the latest version, and all but `keep` older ones go."""
     root.mkdir(parents=True, exist_ok=True)
     version = name_now(root)
     staging = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=root))

@@ -1,7 +1,62 @@
-"""`afterclick train`."""
+"""`afterclick train`: the whole pipeline once."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-app = typer.Typer(help="train", no_args_is_help=True)
+if TYPE_CHECKING:
+    from training.pipeline import Pipeline
+
+app = typer.Typer(help="Train a model on the log and publish it.", no_args_is_help=True)
+
+
+@app.command()
+def train(
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Train on the log and publish the model, if it is not worse than the one that is served.
+
+    Where nothing is served yet, a model without its ranker is published on the way.
+    """
+    start = time.monotonic()
+    with steps_of("train") as steps:
+        report, evaluation, published = steps.everything()
+    if json:
+        facts = {"etl": report.model_dump(), "evaluation": evaluation.model_dump()}
+        as_json({**published.model_dump(), "seconds": round(time.monotonic() - start, 1), **facts})
+
+
+@contextmanager
+def steps_of(what: str) -> Iterator[Pipeline]:
+    """The pipeline of this installation, while no other training runs. Raises AlreadyRunning."""
+    import os
+
+    from afterclick.settings import Settings
+    from training.lock import exclusive
+    from training.pipeline import Pipeline
+
+    settings = Settings()
+    os.nice(5)  # what is served goes first
+    start = time.monotonic()
+    with exclusive(settings.home, f"`afterclick {what}`"):
+        yield Pipeline(settings, lambda message: say(message, time.monotonic() - start))
+
+
+def say(message: str, seconds: float | None = None) -> None:
+    """A line of progress on standard error."""
+    from rich.console import Console
+
+    stamp = "" if seconds is None else f"[dim]{seconds:6.1f}s[/dim]  "
+    Console(stderr=True).print(f"{stamp}{message}", highlight=False)
+
+
+def as_json(answer: dict[str, Any]) -> None:
+    """One JSON object as the last line of standard output."""
+    import orjson
+
+    typer.echo(orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY).decode())

@@ -1,0 +1,102 @@
+"""What `train` hands to `eval` and `deploy`: the model on everything, and its twin as of the holdout's cut.
+
+writes  artifact  <home>/candidates/<version>/model, <home>/candidates/<version>/twin
+        json      <home>/candidates/<version>/facts.json, evaluation.json
+
+The twin has never seen the holdout, so that it may be asked about it; it is kept beside the champion
+(<home>/twins/<version>) for the day a challenger comes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightgbm
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from afterclick import artifact
+from afterclick.errors import BadArtifact
+from afterclick.scoring import FEATURE_NAMES
+from training import index
+from training.fit import Fitted
+from training.holdout import Score
+
+RANKER = "ranker.txt"
+
+
+class Facts(BaseModel):
+    """Where a candidate came from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    cut_ms: int
+    parameters: dict[str, Any]
+    lineage: dict[str, Any]
+    seconds: dict[str, float]
+
+
+class Evaluation(BaseModel):
+    """How a candidate did on the holdout."""
+
+    model_config = ConfigDict(frozen=True)
+
+    questions: int
+    metrics: dict[str, float]
+    against: dict[str, dict[str, float]]
+    """`trends`, `champion`: the same figures of what it was compared with"""
+    champion: str | None
+    """the version that was the champion then"""
+    passed: bool
+    reason: str
+
+
+def write_model(root: Path, version: str, fitted: Fitted, ranker: str | None, facts: Facts) -> Path:
+    """Write a fitted model, its FAISS index and its ranker as the artifact `root/version`."""
+    arrays = fitted.model
+    parameters = facts.parameters | arrays.parameters()
+    built = None
+    if arrays.factors is not None:
+        built, report = index.make(arrays.factors, fitted.user_factors)
+        parameters |= {"index": report.facts()}
+
+    def fill(folder: Path) -> None:
+        arrays.save(folder)
+        if built is not None:
+            index.write(built, folder)
+        if ranker is not None:
+            (folder / RANKER).write_text(ranker)
+
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    known = {"created": made, "items": len(arrays), "parameters": parameters, "lineage": facts.lineage}
+    return artifact.write(root, version, fill, **known)[0]
+
+
+def copy_model(source: Path, root: Path, version: str, metrics: dict[str, float]) -> Path:
+    """Copy an artifact under a root as `version`, with metrics in its manifest. Left alone if it is there."""
+    manifest = artifact.read_manifest(source)
+    artifact.verify(source, manifest)
+
+    def fill(folder: Path) -> None:
+        for name in manifest.files:
+            shutil.copyfile(source / name, folder / name)
+
+    if not (root / version).exists():
+        facts = manifest.model_dump(include={"created", "items", "parameters", "lineage"})
+        artifact.write(root, version, fill, metrics=metrics, **facts)
+    return root / version
+
+
+def score_of(folder: Path) -> Score | None:
+    """The ranker of an artifact whose hashes were checked, None where it has none. Raises BadArtifact."""
+    path = folder / RANKER
+    if not path.is_file():
+        return None
+    booster = lightgbm.Booster(model_str=path.read_text())
+    if booster.feature_name() != list(FEATURE_NAMES):
+        raise BadArtifact(f"{path}: its features are not those of this program; train again")
+    return lambda rows: np.asarray(booster.predict(rows, num_threads=2), np.float64)

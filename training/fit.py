@@ -1,0 +1,105 @@
+"""Fit everything of a model that has no labels: ALS, neighbours, popularity, content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from pyspark.sql import SparkSession
+
+from afterclick.model import Model
+from afterclick.settings import TrainingSettings
+from training import als, baselines, content
+from training.als import AlsConfig
+from training.baselines import NeighbourConfig
+from training.dataset import Interactions
+from training.fold import half_step
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """The knobs of a whole model."""
+
+    als: AlsConfig = field(default_factory=AlsConfig)
+    neighbours: NeighbourConfig = field(default_factory=NeighbourConfig)
+    core: int = 5
+    """ALS is fitted on the k-core with this k."""
+    least: int = 5
+    """Items with fewer interactions get neither factors nor neighbours."""
+    content: content.Engine = "tfidf"
+    """How titles and categories are embedded."""
+
+    @classmethod
+    def of(cls, settings: TrainingSettings) -> FitConfig:
+        knobs = AlsConfig(
+            rank=settings.rank,
+            reg=settings.reg,
+            alpha=settings.alpha,
+            iterations=settings.iterations,
+            seed=settings.seed,
+        )
+        return cls(als=knobs, core=settings.core, least=settings.least_reviews, content=settings.content)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A model, and what measuring its index needs."""
+
+    model: Model
+    user_factors: NDArray[np.float32]
+    """(q, k) a sample of users"""
+
+
+def fit(
+    spark: SparkSession, rows: Interactions, catalogue: content.Catalogue, config: FitConfig, version: str
+) -> Fitted:
+    """Fit on `rows` (in order of time). The items are those of `rows` with enough interactions or a text."""
+    rows = rows.choose((rows.item_counts() >= config.least) | np.isin(rows.item_ids, list(catalogue)))
+    known = rows.where((rows.item_counts() >= config.least)[rows.item])
+    users, items = factorise(spark, known, config)
+    cosine = baselines.cosine_neighbours(known, config.neighbours)
+    same_day = baselines.same_day_neighbours(known, config.neighbours)
+    model = Model(
+        version=version,
+        item_ids=rows.item_ids,
+        popularity=baselines.popularity(rows),
+        first_seen_ms=baselines.first_seen(rows),
+        neighbour_items=cosine[0],
+        neighbour_scores=cosine[1],
+        same_day_items=same_day[0],
+        same_day_scores=same_day[1],
+        factors=items,
+        als_alpha=config.als.alpha,
+        als_reg=config.als.reg,
+    )
+    described = content.embed(
+        content.texts_of(model.item_ids.tolist(), catalogue), config.content, seed=config.als.seed
+    )
+    return Fitted(replace(model, content=described), _sample(users, config.als.seed))
+
+
+def factorise(
+    spark: SparkSession, rows: Interactions, config: FitConfig
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """User factors (n_users, k) and item factors (n_items, k) by ALS on the k-core, and half a step on.
+
+    Most users of a shop have one or two interactions: passing over them again and again costs most of the
+    time and teaches little. So Spark factorises the core, every user with two interactions is folded in, and
+    from these users come the factors of the items outside the core. A thin core is not used.
+    """
+    core, alpha, reg = rows.core(config.core), config.als.alpha, config.als.reg
+    thin = 10 * len(core) < len(rows)
+    fitted = als.fit(spark, rows if thin else core, config.als)
+    told = rows.where(rows.user_counts()[rows.user] >= 2)
+    n_users, n_items = rows.shape
+    users = half_step(told.user, told.item, told.weight, fitted.items, n_users, alpha, reg)
+    more = half_step(told.item, told.user, told.weight, users, n_items, alpha, reg)
+    missing = ~fitted.items.any(axis=1, keepdims=True)
+    return users, np.asarray(np.where(missing, more, fitted.items), np.float32)
+
+
+def _sample(users: NDArray[np.float32], seed: int, most: int = 500) -> NDArray[np.float32]:
+    real = np.flatnonzero(users.any(axis=1))
+    chosen = np.random.default_rng(seed).choice(real, min(most, len(real)), replace=False)
+    return users[np.sort(chosen)]

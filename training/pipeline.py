@@ -1,0 +1,250 @@
+"""From the log to a served model, in steps that each read what the one before has written.
+
+etl      log → tables                        <home>/etl/<version>
+train    tables → model, twin and ranker     <home>/candidates/<version>
+eval     twin on the holdout → verdict       <home>/candidates/<version>/evaluation.json, MLflow
+deploy   verdict → artifact → announcement   <home>/artifacts/<version>, topic models, MLflow's aliases
+
+A step that is killed leaves nothing behind that a later step would take for its output, so it is run again;
+the champion changes by the announcement alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import structlog
+from pyspark.sql import SparkSession
+
+from afterclick import model as models
+from afterclick.errors import BadInput
+from afterclick.events import ModelPublished
+from afterclick.settings import Settings
+from training import catalogue, content, dataset, etl, fit, gate, holdout, publish, ranker, spark, steps
+from training.candidate import Evaluation, Facts, copy_model, score_of, write_model
+from training.dataset import Interactions
+from training.etl import Report
+from training.ranker import RankerConfig
+from training.registry import Registry, git_commit
+
+log = structlog.get_logger()
+Progress = Callable[[str], None]
+
+
+class Pipeline:
+    """The steps, with one set of settings. `progress` is told what happens, a line at a time."""
+
+    def __init__(self, settings: Settings, progress: Progress = lambda _: None) -> None:
+        self.settings = settings
+        self.progress = progress
+        self.home = settings.home
+
+    def etl(self) -> Report:
+        """Turn the log into tables."""
+        with spark.session(self.settings) as session:
+            version, report = etl.run(session, self.settings, self.progress)
+        self.progress(
+            f"tables {version}: {report.rows_out:,} of {report.rows_in:,} rows, {report.items:,} items"
+        )
+        return report
+
+    def train(self, early: Callable[[fit.Fitted, Facts], None] | None = None) -> Facts:
+        """Fit the model, its twin and the ranker. `early` is handed the model before the slower rest."""
+        knobs = self.settings.training
+        etl_version, tables = steps.latest(self.home / "etl", "pipeline etl")
+        rows, known = dataset.load(tables), catalogue.load(tables / "catalogue")
+        config, cut = fit.FitConfig.of(knobs), holdout.cut_of(rows, knobs.holdout)
+        seconds: dict[str, float] = {}
+        with spark.session(self.settings) as session, steps.new_version(self.home / "candidates") as made:
+            version, folder = made
+            facts = Facts(
+                version=version,
+                cut_ms=cut,
+                parameters=knobs.model_dump(mode="json", exclude={"master", "memory", "mlflow_uri"}),
+                lineage=_lineage(tables, etl_version),
+                seconds=seconds,
+            )
+            with self._timed(seconds, "model", f"fitting on {len(rows):,} interactions"):
+                final = fit.fit(session, rows, known, config, version)
+            self._sound(final.model)
+            if early is not None:
+                early(final, facts)
+            with self._timed(seconds, "twin", "fitting the twin that has not seen the holdout"):
+                twin = fit.fit(session, rows.before(cut), known, config, version)
+            with self._timed(seconds, "ranker", "training the ranker on past days"):
+                text = self._ranker(rows.before(cut), partial(_fit_past, session, known, config))
+            write_model(folder, "model", final, text, facts)
+            write_model(folder, "twin", twin, text, facts)
+            (folder / "facts.json").write_text(facts.model_dump_json(indent=1))
+        return facts
+
+    def evaluate(self) -> Evaluation:
+        """Ask the twin about the holdout, beside the champion's twin and plain trends; write the verdict."""
+        folder = steps.latest(self.home / "candidates", "pipeline train")[1]
+        facts = read_facts(folder)
+        rows = self._rows(facts)
+        knobs = self.settings.training
+        questions = holdout.make(rows, facts.cut_ms, knobs.least_reviews, knobs.questions, knobs.seed)
+        self.progress(f"asking {questions.users:,} questions about the newest interactions")
+        champion = publish.champion(self.settings.kafka)
+        against = {
+            "trends": holdout.baseline(questions),
+            "champion": self._judge_champion(questions, champion),
+        }
+        mine = self._judge(questions, folder / "twin")
+        verdict = gate.decide(mine, against)
+        evaluation = Evaluation(
+            questions=questions.users,
+            metrics=means(mine or {}),
+            against={name: means(result) for name, result in against.items() if result is not None},
+            champion=champion.version if champion else None,
+            passed=verdict.passed,
+            reason=verdict.reason,
+        )
+        (folder / "evaluation.json").write_text(evaluation.model_dump_json(indent=1))
+        self.progress(evaluation.reason)
+        return evaluation
+
+    def deploy(self) -> ModelPublished:
+        """Publish the newest candidate if its verdict allows. Raises Refused with the reason if not."""
+        version, folder = steps.latest(self.home / "candidates", "pipeline train")
+        facts, evaluation = read_facts(folder), read_evaluation(folder)
+        registry = Registry(self.settings)
+        run_id = self._record(registry, folder, facts, evaluation)
+        if not evaluation.passed:
+            registry.finish(run_id, "FAILED", evaluation.reason)
+            raise gate.Refused(f"{version} is not published: {evaluation.reason}")
+        champion = publish.champion(self.settings.kafka)
+        if champion is not None and champion.version not in (evaluation.champion, version):
+            raise BadInput(f"the champion is {champion.version} by now: run `afterclick pipeline eval` again")
+        target = copy_model(folder / "model", self.settings.artifacts, version, evaluation.metrics)
+        copy_model(folder / "twin", self.home / "twins", version, evaluation.metrics)
+        self._sound(models.load(target)[0])
+        published = publish.announce(self.settings.kafka, target)
+        registry.register(target, run_id, facts.lineage)
+        registry.follow(version)
+        registry.finish(run_id)
+        self.progress(f"{version} is the champion")
+        return published
+
+    def everything(self) -> tuple[Report, Evaluation, ModelPublished]:
+        """All steps. Where nothing is served yet, the model without its ranker is published on the way."""
+        with ExitStack() as stack:
+            stack.enter_context(spark.session(self.settings))
+            report = self.etl()
+            nothing_served = publish.champion(self.settings.kafka) is None
+            self.train(self.publish_early if nothing_served else None)
+        evaluation = self.evaluate()
+        return report, evaluation, self.deploy()
+
+    def publish_early(self, fitted: fit.Fitted, facts: Facts) -> None:
+        """Serve a model that is sound but not evaluated: better than none, and soon replaced."""
+        first = f"{facts.version}-first"
+        target = write_model(self.settings.artifacts, first, fitted, None, facts)
+        publish.announce(self.settings.kafka, target)
+        self.progress(f"{first} is served until the ranker is trained")
+
+    def _ranker(self, rows: Interactions, build: ranker.Build) -> str | None:
+        """The text of a ranker learned on past days; None where there is too little past."""
+        knobs = self.settings.training
+        config = RankerConfig(
+            cuts=knobs.ranker_cuts,
+            questions=knobs.ranker_questions,
+            least=knobs.least_reviews,
+            seed=knobs.seed,
+        )
+        try:
+            blend = ranker.train(rows, build, config)
+        except ranker.NotEnoughHistory as error:
+            self.progress(f"no ranker: {error}")
+            return None
+        self.progress(f"ranker learned from {blend.questions:,} questions")
+        return blend.text
+
+    def _judge(self, questions: holdout.Holdout, folder: Path) -> gate.Judged | None:
+        arrays, _ = models.load(folder)
+        score = score_of(folder)
+        return holdout.judge(questions, arrays, score) if score is not None else None
+
+    def _judge_champion(
+        self, questions: holdout.Holdout, champion: ModelPublished | None
+    ) -> gate.Judged | None:
+        twin = self.home / "twins" / champion.version if champion else None
+        return self._judge(questions, twin) if twin is not None and twin.is_dir() else None
+
+    def _rows(self, facts: Facts) -> Interactions:
+        tables = self.home / "etl" / str(facts.lineage["etl"])
+        if not tables.is_dir():
+            raise steps.MissingStep(f"{tables} is gone: run `afterclick pipeline train` again")
+        return dataset.load(tables)
+
+    def _record(self, registry: Registry, folder: Path, facts: Facts, evaluation: Evaluation) -> str:
+        """The MLflow run of a candidate; deploying twice writes one run."""
+        known = folder / "run"
+        if known.is_file():
+            return known.read_text()
+        tags = {k: str(v) for k, v in facts.lineage.items()} | {"version": facts.version}
+        run_id = registry.start(facts.version, facts.parameters, tags)
+        against = {f"{n}.{k}": v for n, figures in evaluation.against.items() for k, v in figures.items()}
+        seconds = {f"seconds.{k}": v for k, v in facts.seconds.items()}
+        registry.metrics(run_id, evaluation.metrics | against | seconds)
+        registry.files(run_id, folder / "model")
+        known.write_text(run_id)
+        return run_id
+
+    def _sound(self, arrays: models.Model) -> None:
+        verdict = gate.sound(arrays)
+        if not verdict.passed:
+            raise gate.Refused(f"{arrays.version} is not published: {verdict.reason}")
+
+    @contextmanager
+    def _timed(self, seconds: dict[str, float], name: str, message: str) -> Iterator[None]:
+        self.progress(message)
+        start = time.perf_counter()
+        yield
+        seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def _fit_past(
+    session: SparkSession, known: content.Catalogue, config: fit.FitConfig, rows: Interactions
+) -> models.Model:
+    return fit.fit(session, rows, known, config, "past").model
+
+
+def read_facts(folder: Path) -> Facts:
+    """Where a candidate came from."""
+    return Facts.model_validate_json((folder / "facts.json").read_text())
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """A candidate's verdict. Raises MissingStep before `eval` has run."""
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        raise steps.MissingStep(f"{folder.name} has no evaluation: run `afterclick pipeline eval` first")
+    return Evaluation.model_validate_json(path.read_text())
+
+
+def means(judged: gate.Judged) -> dict[str, float]:
+    """protocol.metric → mean over the questions."""
+    return {
+        f"{protocol}.{name}": round(float(values.mean()), 5)
+        for protocol, figures in judged.items()
+        for name, values in figures.items()
+        if len(values)
+    }
+
+
+def _lineage(tables: Path, etl_version: str) -> dict[str, object]:
+    report = etl.read_report(tables)
+    return {
+        "etl": etl_version,
+        "positions": report.positions,
+        "rows": report.rows_out,
+        "newest_ms": report.newest_ms,
+        "data": dataset.fingerprint(tables),
+        "commit": git_commit(),
+    }

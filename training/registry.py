@@ -1,0 +1,187 @@
+"""The record of every training run, and of which model is champion, in MLflow.
+
+writes  mlflow  runs (parameters, metrics, files), the registered model `afterclick` with the aliases
+                champion, previous, challenger
+
+The `models` topic decides what is served; the aliases follow it (`follow` mends what a killed run left).
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric, Param
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from afterclick.artifact import MANIFEST, read_manifest, sha256
+from afterclick.errors import BadInput
+from afterclick.settings import Settings
+
+MODEL = "afterclick"
+EXPERIMENT = "afterclick"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered version."""
+
+    version: str
+    """The artifact's version."""
+    number: int
+    """MLflow's own number."""
+    run_id: str
+    aliases: tuple[str, ...]
+    folder: Path
+    tags: dict[str, str]
+
+
+class Registry:
+    """MLflow, as far as this project needs it."""
+
+    def __init__(self, settings: Settings) -> None:
+        for name in ("mlflow.store.db.utils", "alembic"):  # they narrate their migrations
+            logging.getLogger(name).setLevel(logging.WARNING)
+        settings.home.mkdir(parents=True, exist_ok=True)
+        self._files = (settings.home / "mlflow").absolute()
+        self.client = MlflowClient(tracking_uri=settings.mlflow, registry_uri=settings.mlflow)
+
+    def experiment(self, name: str = EXPERIMENT) -> str:
+        """The id of an experiment; made where it is missing, its files in the home folder."""
+        found = self.client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        return str(self.client.create_experiment(name, artifact_location=self._files.as_uri()))
+
+    def start(self, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+        """Begin a run; returns its id."""
+        run = self.client.create_run(self.experiment(), run_name=name, tags=dict(tags))
+        run_id = str(run.info.run_id)
+        known = [Param(key, str(value)) for key, value in flat(parameters).items()]
+        self.client.log_batch(run_id, params=known)
+        return run_id
+
+    def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Record figures; `@` is not allowed in MLflow's names and becomes `_at_`."""
+        now = int(time.time() * 1000)
+        known = [Metric(key.replace("@", "_at_"), float(value), now, 0) for key, value in metrics.items()]
+        self.client.log_batch(run_id, metrics=known)
+
+    def files(self, run_id: str, folder: Path) -> None:
+        """Attach every file of a folder to a run."""
+        self.client.log_artifacts(run_id, str(folder), folder.name)
+
+    def finish(self, run_id: str, status: str = "FINISHED", reason: str | None = None) -> None:
+        """End a run: FINISHED, FAILED or KILLED, with the reason as a tag."""
+        if reason:
+            self.client.set_tag(run_id, "reason", reason[:500])
+        self.client.set_terminated(run_id, status)
+
+    def register(self, folder: Path, run_id: str, tags: Mapping[str, str]) -> Entry:
+        """Put an artifact into the registry as the challenger; the same version only once."""
+        version = read_manifest(folder).version
+        try:
+            self.client.create_registered_model(MODEL)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        known = self.find(version)
+        if known is None:
+            facts = {
+                "version": version,
+                "folder": str(folder.absolute()),
+                "manifest": sha256(folder / MANIFEST),
+            }
+            made = self.client.create_model_version(
+                MODEL, folder.absolute().as_uri(), run_id=run_id, tags={**facts, **tags}
+            )
+            self._alias("challenger", int(made.version))
+            known = self.get(version)
+        return known
+
+    def entries(self) -> list[Entry]:
+        """Every registered version, newest first."""
+        try:
+            aliases = self.client.get_registered_model(MODEL).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return []
+        found = self.client.search_model_versions(f"name = '{MODEL}'")
+        entries = [_entry(v, aliases) for v in found]
+        return sorted(entries, key=lambda e: -e.number)
+
+    def find(self, version: str) -> Entry | None:
+        """The entry of an artifact's version, or None."""
+        return next((e for e in self.entries() if e.version == version), None)
+
+    def get(self, version: str) -> Entry:
+        """The entry of a version, or of an alias. Raises BadInput."""
+        for entry in self.entries():
+            if entry.version == version or version in entry.aliases:
+                return entry
+        known = ", ".join(e.version for e in self.entries()[:5]) or "none"
+        raise BadInput(f"no model {version!r} in the registry; the newest are: {known}")
+
+    def follow(self, champion: str) -> None:
+        """Let the aliases say what the topic says: `champion` is served, what was before it is `previous`."""
+        entries = {e.version: e for e in self.entries()}
+        new = entries.get(champion)
+        if new is None or "champion" in new.aliases:
+            return
+        old = next((e for e in entries.values() if "champion" in e.aliases), None)
+        if old is not None:
+            self._alias("previous", old.number)
+        self._alias("champion", new.number)
+        if "challenger" in new.aliases:
+            self.client.delete_registered_model_alias(MODEL, "challenger")
+
+    def _alias(self, alias: str, number: int) -> None:
+        self.client.set_registered_model_alias(MODEL, alias, str(number))
+
+
+def flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters with dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def git_commit() -> str:
+    """The commit of the code that runs, with `+` where files differ from it; empty outside a checkout."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if changed else "")
+
+
+def _git(*words: str) -> str:
+    where = Path(__file__).parent
+    done = subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _entry(version: ModelVersion, aliases: Mapping[str, str]) -> Entry:
+    number = int(version.version)
+    tags = {str(k): str(v) for k, v in version.tags.items()}
+    return Entry(
+        version=tags.get("version", str(number)),
+        number=number,
+        run_id=str(version.run_id),
+        aliases=tuple(sorted(a for a, n in aliases.items() if int(n) == number)),
+        folder=Path(tags.get("folder", "")),
+        tags=tags,
+    )
