@@ -31,8 +31,12 @@ class Api:
         query: JsonObject = {"user_id": user_id, "n": n, "interests": list(interests)}
         return Recommendations.model_validate(await self._get("/recommendations", query))
 
-    async def popular(self, n: int, category: str | None = None) -> tuple[RankedItem, ...]:
-        query: JsonObject = {"n": n} | ({"category": category} if category else {})
+    async def popular(
+        self, n: int, category: str | None = None, window: str | None = None
+    ) -> tuple[RankedItem, ...]:
+        """What everybody reaches for: all-time, or trending over a half-life (hour, day, month)."""
+        given = {"n": n, "category": category, "window": window}
+        query = {name: value for name, value in given.items() if value is not None}
         return _RANKED.validate_python((await self._get("/popular", query))["items"])
 
     async def similar(self, item_id: str, n: int) -> tuple[RankedItem, ...]:

@@ -26,7 +26,7 @@ def artwork(item_id: str, categories: Sequence[str]) -> str:
     seed = _digest(item_id)
     spread = 24 + seed[0] % 40
     name = seed.hex()[:10]
-    motif = _MOTIFS[_digest("".join(categories[-1:]))[1] % len(_MOTIFS)]
+    motif = _MOTIFS[(_digest("".join(categories[-1:]))[1] + seed[5] % 3) % len(_MOTIFS)]
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="xMidYMid slice" aria-hidden="true">'
         f'<defs><linearGradient id="g{name}" gradientTransform="rotate({seed[1] % 90})">'

@@ -1,4 +1,4 @@
-"""The live figures: one connection to the API for the whole process, fanned out to every page.
+"""The live figures: one connection to the API for the whole process, shared by every page.
 
 reads   websocket  /ws/live
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections import Counter, deque
 from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 
@@ -17,18 +18,32 @@ from ui.feeds import live_messages
 
 log = structlog.get_logger()
 
+KEPT_FIGURES = 1800  # half an hour, one a second
+KEPT_EVENTS = 60
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What the sampled events did: counted once, or refused as resent or replayed."""
+
+    applied: int = 0
+    duplicate: int = 0
+    replayed: int = 0
+
 
 class LiveBoard:
-    """The newest figures and what came lately. Pages wait for `changed` and read what they like."""
+    """The newest figures, those of the last half hour, and the newest events. Pages poll `version`."""
 
     def __init__(self, api_url: str) -> None:
         self._api_url = api_url
-        self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
+        self._effects: Counter[str] = Counter()
         self.figures: JsonObject = {}
+        self.past: deque[JsonObject] = deque(maxlen=KEPT_FIGURES)
+        self.events: deque[JsonObject] = deque(maxlen=KEPT_EVENTS)
         self.connected = False
-        self.heard = 0.0
         self.version = 0
+        self.beats = 0
 
     def start(self) -> None:
         """Begin to listen. Call inside the event loop."""
@@ -41,29 +56,23 @@ class LiveBoard:
                 await self._task
 
     @property
-    def age_s(self) -> float | None:
-        """Seconds since the last figures; None before the first."""
-        return time.monotonic() - self.heard if self.heard else None
-
-    async def updates(self) -> AsyncIterator[None]:
-        """Yields each time something changed, at most as often as the reader comes back."""
-        seen = -1
-        while True:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self.version != seen)  # noqa: B023
-                seen = self.version
-            yield
+    def effects(self) -> Effects:
+        """What the events did that were seen since this process began."""
+        return Effects(**{name: self._effects[name] for name in ("applied", "duplicate", "replayed")})
 
     async def _listen(self) -> None:
         async for message in live_messages(self._api_url):
             self.connected = message is not None
             if message is not None:
-                self._take(message)
-            async with self._changed:
-                self.version += 1
-                self._changed.notify_all()
+                self.take(message)
+            self.version += 1
 
-    def _take(self, message: JsonObject) -> None:
-        self.heard = time.monotonic()
+    def take(self, message: JsonObject) -> None:
+        """Keep one message of /ws/live."""
         if message.get("type") == "figures":
-            self.figures = message
+            self.beats += 1
+            self.figures = {"time": time.time(), **message}
+            self.past.append(self.figures)
+        elif message.get("type") == "event":
+            self._effects[str(message.get("effect", "applied"))] += 1
+            self.events.appendleft(message)

@@ -47,7 +47,7 @@ def show_live(strip: LiveStrip, board: LiveBoard) -> None:
         nonlocal seen
         if board.version != seen:
             seen = board.version
-            strip.show(strip_tiles(board.figures), board.connected, board.version)
+            strip.show(strip_tiles(board.figures), board.connected, board.beats)
 
     def start() -> None:
         if not timers:  # a timer made earlier would send the page before its list is there

@@ -1,0 +1,92 @@
+"""The dashboard in a real browser on the real stack."""
+
+from __future__ import annotations
+
+import urllib.request
+
+import orjson
+from playwright.sync_api import Page, expect
+
+from afterclick.events import new_id
+from tests.ui.conftest import Shop, get, new_shopper
+from tests.waiting import wait_until
+
+
+def visit(page: Page, shop: Shop) -> None:
+    page.goto(f"{shop.url}/live")
+    expect(page.locator(".ac-pulse")).to_have_text("live")
+
+
+def like(shop: Shop, user_id: str, item_id: str, event_id: str) -> None:
+    body = orjson.dumps({"user_id": user_id, "item_id": item_id, "action": "like", "event_id": event_id})
+    request = urllib.request.Request(
+        f"{shop.api_url}/feedback", data=body, headers={"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as response:
+        assert response.status == 202
+
+
+def points(page: Page, chart: str) -> int:
+    """How many points the first curve of a chart has."""
+    found: int = page.evaluate(
+        """chart => {
+            const element = document.querySelector(`[data-chart=${chart}] .nicegui-echart`);
+            return getElement(element.id.slice(1))?.chart?.getOption()?.series?.[0]?.data?.length ?? 0;
+        }""",
+        chart,
+    )
+    return found
+
+
+def test_the_pipeline_shows_every_station_with_its_figures(page: Page, shop: Shop) -> None:
+    visit(page, shop)
+    pipeline = page.get_by_test_id("pipeline")
+    for station in ("Kafka", "Spark", "Redis", "Ranker", "Viewers"):
+        expect(pipeline.get_by_role("heading", name=station)).to_be_visible()
+    expect(pipeline).to_contain_text("reviews")
+    expect(page.locator('[data-tile="interactions"] dd')).not_to_have_text("-")
+    expect(page.locator('[data-tile="lag"] .ac-age')).to_contain_text("s ago")
+
+
+def test_an_event_shows_in_the_feed_as_applied_and_sent_again_as_duplicate(page: Page, shop: Shop) -> None:
+    visit(page, shop)
+    user_id, event_id = new_shopper(), new_id()
+    like(shop, user_id, "G0003", event_id)
+    row = page.get_by_test_id("feed").locator("tr", has_text=user_id)
+    expect(row.first).to_contain_text("applied")
+    like(shop, user_id, "G0003", event_id)
+    expect(row).to_have_count(2)
+    expect(row.first).to_contain_text("duplicate")
+    wait_until(lambda: page.locator('[data-tile="refused"] dd').inner_text() not in {"0", "-"}, 10)
+    assert len(get(f"{shop.api_url}/users/{user_id}/history")["events"]) == 1
+
+
+def test_charts_stream_and_pause_holds_them_still(page: Page, shop: Shop) -> None:
+    visit(page, shop)
+    first = wait_until(lambda: points(page, "rates"), 15)
+    wait_until(lambda: points(page, "rates") > first, 10, what="the chart grows")
+    page.get_by_test_id("pause").click()
+    expect(page.get_by_test_id("pause")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_test_id("pause")).to_have_text("Go on")
+    held = points(page, "rates")
+    page.wait_for_timeout(2500)
+    assert points(page, "rates") == held
+    page.get_by_test_id("pause").click()
+    wait_until(lambda: points(page, "rates") > held, 10, what="the chart goes on")
+
+
+def test_the_window_shortens_the_charts(page: Page, shop: Shop) -> None:
+    visit(page, shop)
+    page.locator('[data-key="60"]').click()
+    expect(page.locator('[data-key="60"]')).to_have_attribute("aria-pressed", "true")
+    wait_until(lambda: 0 < points(page, "rates") <= 62, 10)
+
+
+def test_the_race_follows_the_chosen_window(page: Page, shop: Shop) -> None:
+    visit(page, shop)
+    wait_until(lambda: points(page, "race") == 10, 15)
+    page.locator('.ac-segments [data-key=""]').click()
+    names = """() => getElement(document.querySelector('[data-chart=race] .nicegui-echart').id.slice(1))
+        .chart.getOption().yAxis[0].data[0]"""
+    best = get(f"{shop.api_url}/popular?n=1")["items"][0]
+    wait_until(lambda: page.evaluate(names) == best["title"], 10)

@@ -1,0 +1,18 @@
+// The newest events of everybody, as they take effect.
+
+export default {
+  template: `
+    <div class="ac-feed" data-testid="feed" tabindex="0" role="region" aria-label="Newest events">
+      <table v-if="events.length">
+        <thead><tr><th scope="col">Who</th><th scope="col">Did</th><th scope="col">Item</th><th scope="col">Effect</th>
+          <th scope="col">Fresh</th><th scope="col">Position</th></tr></thead>
+        <tbody><tr v-for="event in events" :key="event.position + event.effect" :class="'effect-' + event.effect">
+          <td><a :href="'/?user=' + encodeURIComponent(event.user_id)">{{ event.user_id }}</a></td><td>{{ event.action }}</td>
+          <td :title="event.item_id">{{ event.title || event.item_id }}</td><td>{{ event.effect }}</td>
+          <td class="num">{{ event.fresh_ms === undefined ? '' : Math.round(event.fresh_ms) + ' ms' }}</td><td><code>{{ event.position }}</code></td>
+        </tr></tbody>
+      </table>
+      <p v-else class="ac-empty">No event yet. Like something in the shop, start a replay or the simulator.</p>
+    </div>`,
+  props: { events: Array },
+};

@@ -1,0 +1,19 @@
+"""The newest events of everybody, as they take effect."""
+
+from __future__ import annotations
+
+from nicegui.element import Element
+
+from ui.api_types import JsonObject
+
+
+class EventFeed(Element, component="event_feed.js"):
+    """Shows events as /ws/live sends them, newest first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._props["events"] = []
+
+    def show(self, events: list[JsonObject]) -> None:
+        self._props["events"] = events
+        self.update()

@@ -1,0 +1,25 @@
+// The pipeline as a living picture. Dots run along an arrow as fast as events do (a quiet arrow stands still).
+
+export default {
+  template: `
+    <ol class="ac-pipeline" data-testid="pipeline" aria-label="The pipeline, from the log to the viewers">
+      <template v-for="(station, n) in stations" :key="station.name">
+        <li class="ac-station">
+          <h3>{{ station.name }}</h3>
+          <p>{{ station.what }}</p>
+          <dl><div v-for="row in station.rows" :key="row[0]"><dt>{{ row[0] }}</dt><dd>{{ row[1] }}</dd></div></dl>
+        </li>
+        <li v-if="flows[n]" class="ac-flow" :class="{still: !flows[n].rate}" :style="{'--pace': pace(flows[n].rate)}">
+          <span class="ac-flow-value">{{ flows[n].value }}</span>
+          <span class="ac-flow-line" aria-hidden="true"><i></i><i></i><i></i></span>
+          <span class="ac-flow-label">{{ flows[n].label }}</span>
+        </li>
+      </template>
+    </ol>`,
+  props: { stations: Array, flows: Array },
+  methods: {
+    pace(rate) {
+      return Math.max(0.35, 2.4 - Math.log10(1 + (rate || 0)) * 0.7) + "s";
+    },
+  },
+};

@@ -1,0 +1,21 @@
+"""The pipeline as a living picture: topics, stream job, state, ranker, viewers, and what flows between."""
+
+from __future__ import annotations
+
+from nicegui.element import Element
+
+from ui.api_types import JsonObject
+
+
+class Pipeline(Element, component="pipeline.js"):
+    """Shows `stations` {name, what, rows: [[label, value]]} and `flows` {label, value, rate} between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._props["stations"] = []
+        self._props["flows"] = []
+
+    def show(self, stations: list[JsonObject], flows: list[JsonObject]) -> None:
+        self._props["stations"] = stations
+        self._props["flows"] = flows
+        self.update()

@@ -1,0 +1,138 @@
+"""The dashboard: the pipeline as it runs, what is fresh and what is stale."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import structlog
+from nicegui import ui
+
+from afterclick.errors import AfterclickError
+from ui.api import Api
+from ui.cards import title_of
+from ui.charts import TIME_CHARTS, race_options, share_options, time_options
+from ui.components.controls import Button, Heading, Segments, panel
+from ui.components.event_feed import EventFeed
+from ui.components.pipeline import Pipeline
+from ui.components.tiles import Tiles
+from ui.figures import board_tiles, flows, stations
+from ui.live import LiveBoard
+from ui.pages.frame import frame
+
+log = structlog.get_logger()
+
+WINDOWS = {"60": "1 min", "300": "5 min", "1800": "30 min"}
+RACE_WINDOWS = {"hour": "hour", "day": "day", "month": "month", "": "all time"}
+RACERS = 10
+
+
+def register(api: Api, board: LiveBoard) -> None:
+    """Add the dashboard at `/live`."""
+
+    @ui.page("/live", title="Afterclick · live")
+    def live() -> None:
+        page = LivePage(api, board)
+        with frame("/live", board):
+            page.build()
+        ui.context.client.on_connect(page.begin)
+
+
+class LivePage:
+    """One open dashboard. It reads the board that all pages share, and only asks for what is popular."""
+
+    def __init__(self, api: Api, board: LiveBoard) -> None:
+        self._api, self._board = api, board
+        self._paused = False
+        self._window_s = 300
+        self._race_window = "hour"
+        self._seen = -1
+        self._timers: list[ui.timer] = []
+
+    def build(self) -> None:
+        """Lay out the page."""
+        self._root = ui.element("div").classes("ac-live")
+        with self._root:
+            Heading("Live", "h1")
+            self._pipeline = Pipeline()
+            self._tiles = Tiles()
+            self._build_controls()
+            with ui.element("div").classes("ac-charts"):
+                self._charts = [
+                    self._build_chart(f"{chart.title}, {chart.unit}", chart.key) for chart in TIME_CHARTS
+                ]
+                self._race = self._build_chart("Popularity race", "race")
+                self._shares = self._build_chart("Departments of what is popular", "shares")
+            with panel("Events as they take effect (a sample)"):
+                self._feed = EventFeed()
+        self._show()
+
+    def begin(self) -> None:
+        """Start to follow, once the browser is there."""
+        if self._timers:
+            return
+        with self._root:
+            self._timers = [ui.timer(0.5, self._refresh), ui.timer(2.0, self._refresh_race, immediate=True)]
+
+    def _build_controls(self) -> None:
+        with ui.element("div").classes("ac-controls").props('role=group aria-label="Charts"'):
+            self._pause = Button("Pause", self._toggle).props("data-testid=pause aria-pressed=false")
+            Segments("Window", WINDOWS, str(self._window_s), self._set_window)
+            Segments("Race over", RACE_WINDOWS, self._race_window, self._set_race)
+
+    def _build_chart(self, title: str, key: str) -> ui.echart:
+        with panel(title).classes("ac-chart").props(f"data-chart={key}"):
+            return ui.echart({"series": []}).props(f'role=img aria-label="{title}"')
+
+    def _toggle(self) -> None:
+        self._paused = not self._paused
+        self._pause.props(f"aria-pressed={'true' if self._paused else 'false'}")
+        self._pause.text = "Go on" if self._paused else "Pause"
+        self._show()
+
+    def _set_window(self, value: str) -> None:
+        self._window_s = int(value)
+        self._show()
+
+    async def _set_race(self, value: str) -> None:
+        self._race_window = value
+        await self._refresh_race()
+
+    def _refresh(self) -> None:
+        if self._board.version != self._seen:
+            self._seen = self._board.version
+            self._show()
+
+    def _show(self) -> None:
+        board = self._board
+        self._tiles.show(board_tiles(board.figures, board.effects) if board.figures else [], board.beats)
+        self._pipeline.show(stations(board.figures), flows(board.figures))
+        if self._paused:
+            return
+        self._feed.show(list(islice(board.events, 20)))
+        newest = board.figures.get("time", 0.0)
+        past = [figures for figures in board.past if figures["time"] > newest - self._window_s]
+        for chart, shown in zip(TIME_CHARTS, self._charts, strict=True):
+            shown.options.clear()
+            shown.options.update(time_options(chart, past))
+            shown.update()
+
+    async def _refresh_race(self) -> None:
+        if self._paused:
+            return
+        try:
+            items = await self._api.popular(60, window=self._race_window or None)
+        except AfterclickError as error:
+            log.info("no popular items", error=str(error))
+            return
+        shares: dict[str, float] = {}
+        for item in items:
+            department = item.categories[1] if len(item.categories) > 1 else "no department"
+            shares[department] = shares.get(department, 0.0) + item.score
+        _replace(self._race, race_options([(title_of(item), item.score) for item in items[:RACERS]], ""))
+        _replace(self._shares, share_options(sorted(shares.items(), key=lambda share: -share[1])[:8]))
+
+
+def _replace(chart: ui.echart, options: dict[str, object]) -> None:
+    chart.options.clear()
+    chart.options.update(options)
+    chart.update()
