@@ -7,6 +7,7 @@ writes  topic  items  one ItemEvent per new or changed item, key item_id
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -25,6 +26,7 @@ from ingest.producer import EventProducer
 from ingest.rows import ReadReport
 
 _BATCH = 2000
+_WAIT_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,13 @@ def _read_to_end(consumer: Consumer, topic: str, timeout_s: float) -> Iterator[t
     metadata = consumer.list_topics(topic, timeout=timeout_s).topics[topic]
     reading = set(metadata.partitions)
     consumer.assign([TopicPartition(topic, number, 0) for number in reading])
+    deadline = time.monotonic() + timeout_s
     while reading:
-        records = consumer.consume(_BATCH, timeout=timeout_s)
-        if not records:
+        # consume waits for a full batch as long as it may, so the end of the topic needs a short wait
+        records = consumer.consume(_BATCH, timeout=_WAIT_S)
+        if records:
+            deadline = time.monotonic() + timeout_s
+        elif time.monotonic() > deadline:
             raise Unavailable(f"Kafka did not send the topic {topic} within {timeout_s:.0f} s")
         for record in records:
             error = record.error()
