@@ -1,6 +1,6 @@
 """Which format a dataset file has, told by its name and its first lines.
 
-reads   file  the first 64 KiB
+reads   file  the first MiB
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from afterclick.errors import BadDataset
 from ingest.lines import BOM, open_bytes
 
-HEAD_BYTES = 1 << 16
+HEAD_BYTES = 1 << 20
 
 
 class Format(StrEnum):
@@ -71,7 +71,7 @@ def detect(path: Path) -> Detected:
     head = _head(path)
     if not head:
         raise BadDataset(f"{path}: is empty")
-    if head[:1] == b"{":
+    if head[:1] == b"{" or ".json" in path.name:
         return Detected(_json(head, path), {})
     return _csv(head, path)
 
@@ -104,7 +104,7 @@ def _head(path: Path) -> bytes:
         try:
             return file.read(HEAD_BYTES).removeprefix(BOM).lstrip()
         except (OSError, EOFError) as error:
-            raise BadDataset(f"{path}: damaged ({error}); download it again") from None
+            raise BadDataset(f"{path}: damaged or cut short ({error}); download it again") from None
 
 
 def _json(head: bytes, path: Path) -> Format:

@@ -1,0 +1,308 @@
+"""Every format is read, and no line takes others down with it."""
+
+from __future__ import annotations
+
+import gzip
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from afterclick.errors import BadDataset
+from afterclick.events import Interaction
+from ingest.formats import Detected, Format, detect
+from ingest.readers import _csv_fast, _csv_slow, read_interactions
+from ingest.rows import ReadReport
+from tests.ingest.conftest import json_lines, ratings_csv, read
+
+NAMED = "user_id,item_id,timestamp,rating\n"
+
+
+def named(folder: Path, *lines: str, header: str = NAMED) -> Path:
+    path = folder / "reviews.csv"
+    path.write_bytes((header + "".join(f"{line}\n" for line in lines)).encode("utf-8", "surrogateescape"))
+    return path
+
+
+def test_official_ratings_have_no_header(tmp_path: Path) -> None:
+    path = ratings_csv(tmp_path, 100)
+    rows, report = read(path)
+    assert detect(path).format is Format.RATINGS_CSV
+    assert (report.good, report.bad) == (100, 0)
+    assert rows[0]["item_id"] == "B000"
+    assert rows[0]["rating"] in (1.0, 2.0, 3.0, 4.0, 5.0)
+    assert 1_300_000_000_000 <= rows[0]["time_ms"] < 1_310_000_000_000
+
+
+@pytest.mark.parametrize("name", ["reviews_Toys.json", "reviews_Toys.json.gz"])
+def test_2014_reviews_keep_their_text(tmp_path: Path, name: str) -> None:
+    line = {
+        "reviewerID": "A1",
+        "asin": "B1",
+        "overall": 4.0,
+        "unixReviewTime": 1252800000,
+        "reviewText": "fine\n\x00",
+    }
+    path = json_lines(tmp_path / name, [line])
+    assert detect(path).format is Format.REVIEWS_2014
+    rows, _ = read(path)
+    assert rows == [
+        {
+            "user_id": "A1",
+            "item_id": "B1",
+            "time_ms": 1252800000000,
+            "rating": 4.0,
+            "text": "fine\n\x00",
+            "action": None,
+        }
+    ]
+
+
+def test_2023_reviews_are_in_milliseconds_and_by_parent(tmp_path: Path) -> None:
+    line = {
+        "user_id": "A1",
+        "asin": "B2",
+        "parent_asin": "B1",
+        "rating": 5.0,
+        "timestamp": 1588687728923,
+        "text": "x",
+    }
+    path = json_lines(tmp_path / "Toys.jsonl", [line])
+    assert detect(path).format is Format.REVIEWS_2023
+    rows, _ = read(path)
+    assert (rows[0]["item_id"], rows[0]["time_ms"]) == ("B1", 1588687728923)
+
+
+def test_named_columns_in_any_order_with_unknown_ones(tmp_path: Path) -> None:
+    path = named(
+        tmp_path,
+        "x,4,1300000000,i1,u1",
+        "y,,1300000000123,i2,u2",
+        header="colour,stars,event_time,product_id,customer_id\n",
+    )
+    rows, report = read(path)
+    assert report.bad == 0
+    assert [(r["user_id"], r["item_id"], r["time_ms"], r["rating"]) for r in rows] == [
+        ("u1", "i1", 1300000000000, 4.0),
+        ("u2", "i2", 1300000000123, None),
+    ]
+
+
+def test_iso_times_without_a_zone_are_utc(tmp_path: Path) -> None:
+    path = named(tmp_path, "u,i,2014-06-01T00:00:00,5", "u,i,2014-06-01T02:00:00+02:00,5", "u,i,2014-06-01,5")
+    rows, _ = read(path)
+    assert {r["time_ms"] for r in rows} == {1401580800000}
+
+
+def test_an_action_column_is_kept_and_checked(tmp_path: Path) -> None:
+    path = named(tmp_path, "u,i,1,click", "u,i,1,", "u,i,1,stare", header="user,item,timestamp,action\n")
+    rows, report = read(path)
+    assert [r["action"] for r in rows] == ["click", None]
+    assert report.samples[0].why.startswith("action:")
+
+
+def test_quoted_fields_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> None:
+    header = "user_id,item_id,timestamp,text\n"
+    path = named(tmp_path, "u1,i1,1,plain", 'u2,i2,2,"a, ""b""', "", 'c"', "u3,i3,3,after", header=header)
+    for block in (7, 1 << 20):
+        rows, report = read(path, block)
+        assert [r["text"] for r in rows] == ["plain", 'a, "b"\n\nc', "after"]
+        assert report.bad == 0
+
+
+def test_a_quote_that_never_closes_costs_one_line(tmp_path: Path) -> None:
+    good = [f"u{n},i,{n},5" for n in range(1000)]
+    path = named(tmp_path, *good[:10], 'u,"i,1,5', *good[10:])
+    rows, report = read(path, 64)
+    assert [r["user_id"] for r in rows] == [line.split(",")[0] for line in good]
+    assert [(s.line, report.bad) for s in report.samples] == [(12, 1)]
+
+
+@pytest.mark.parametrize(
+    "column", [pa.array([1401580800], pa.int64()), pa.array([datetime(2014, 6, 1)]), pa.array(["2014-06-01"])]
+)
+def test_parquet_takes_any_type_of_time(tmp_path: Path, column: pa.Array) -> None:
+    table = pa.table({"user": ["u"], "asin": ["i"], "time": column, "rating": pa.array([4], pa.int32())})
+    pq.write_table(table, tmp_path / "r.parquet")
+    rows, _ = read(tmp_path / "r.parquet")
+    assert (rows[0]["time_ms"], rows[0]["rating"]) == (1401580800000, 4.0)
+
+
+def test_a_bad_parquet_row_is_reported_by_its_number(tmp_path: Path) -> None:
+    users = ["u", None, "a\x00b", "x" * 129, "u"]
+    pq.write_table(pa.table({"user": users, "item": ["i"] * 5, "time": [1] * 5}), tmp_path / "r.parquet")
+    rows, report = read(tmp_path / "r.parquet")
+    assert len(rows) == 2
+    assert [s.line for s in report.samples] == [2, 3, 4]
+
+
+HOSTILE = [
+    ("u,i,1300000000", "fields"),
+    ("u,i,1300000000,5,6", "fields"),
+    (",i,1300000000,5", "user"),
+    ("u,,1300000000,5", "item"),
+    ("u,i,,5", "timestamp"),
+    ("u,i,soon,5", "timestamp"),
+    ("u,i,nan,5", "timestamp"),
+    ("u,i,Infinity,5", "timestamp"),
+    ("u,i,-1,5", "timestamp"),
+    ("u,i,1e300,5", "timestamp"),
+    ("u,i,99999999999999999999,5", "timestamp"),
+    ("u,i,1_000,5", "timestamp"),
+    ("u,i,1300000000,NaN", "rating"),
+    ("u,i,1300000000,inf", "rating"),
+    ("u,i,1300000000,-0.1", "rating"),
+    ("u,i,1300000000,6", "rating"),
+    ("u,i,1300000000,five", "rating"),
+    ("u\x00,i,1300000000,5", "user"),
+    ("u\t,i,1300000000,5", "user"),
+    ("u,i\x7f,1300000000,5", "item"),
+    ("u\udcff,i,1300000000,5", "user"),
+    ("x" * 129 + ",i,1300000000,5", "user"),
+    ("\x00" * 50, "fields"),
+    ("[" * 50_000, "fields"),
+]
+
+
+def test_hostile_lines_are_reported_with_number_and_reason(tmp_path: Path) -> None:
+    lines = [line for bad, _ in HOSTILE for line in ("u,i,1300000000,5", bad)]
+    rows, report = read(named(tmp_path, *lines), 1 << 20)
+    assert len(rows) == len(HOSTILE)
+    assert report.bad == len(HOSTILE)
+    for place, sample in enumerate(report.samples):
+        assert sample.line == 3 + 2 * place
+        assert HOSTILE[place][1] in sample.why
+        assert sample.excerpt.isprintable()
+
+
+HOSTILE_JSON = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"[" * 100_000,
+    b'{"reviewerID": "a", "asin": "b", "overall": NaN, "unixReviewTime": 1}',
+    b'{"reviewerID": "a", "asin": "b", "overall": 1e999, "unixReviewTime": 1}',
+    b'{"reviewerID": "\\ud800", "asin": "b", "overall": 5, "unixReviewTime": 1}',
+    b'{"reviewerID": "\xff", "asin": "b", "overall": 5, "unixReviewTime": 1}',
+    b'{"reviewerID": "a\\u0000", "asin": "b", "overall": 5, "unixReviewTime": 1}',
+    b'{"reviewerID": null, "asin": "b", "overall": 5, "unixReviewTime": 1}',
+    b'{"reviewerID": true, "asin": "b", "overall": 5, "unixReviewTime": 1}',
+    b'{"reviewerID": "a", "asin": ["b"], "overall": 5, "unixReviewTime": 1}',
+    b'{"reviewerID": "a", "asin": "b", "overall": {}, "unixReviewTime": 1}',
+    b'{"reviewerID": "a", "asin": "b", "overall": 5, "unixReviewTime": "x"}',
+    b'{"reviewerID": "a", "asin": "b", "overall": 5}',
+    b'{"reviewerID": "a", "asin": "b", "overall": 5, "unixReviewTime": 1, "reviewText": 7}',
+]
+
+
+def test_hostile_json_lines_never_stop_the_reading(tmp_path: Path) -> None:
+    good = b'{"reviewerID": "a", "asin": "b", "overall": 5, "unixReviewTime": 1}'
+    path = tmp_path / "reviews.json"
+    path.write_bytes(b"\n".join([good, *(part for bad in HOSTILE_JSON for part in (bad, good))]))
+    rows, report = read(path, 300)
+    assert len(rows) == len(HOSTILE_JSON) + 1
+    assert report.bad == len(HOSTILE_JSON) - 1  # a blank line is none
+    assert report.samples[0].line == 4
+
+
+def test_a_text_longer_than_an_event_may_carry_is_cut(tmp_path: Path) -> None:
+    line = {"reviewerID": "A", "asin": "B", "overall": 4, "unixReviewTime": 1, "reviewText": "é" * 40_000}
+    rows, _ = read(json_lines(tmp_path / "r.json", [line]))
+    assert len(rows[0]["text"]) == 32_768
+
+
+def test_windows_line_ends_byte_order_marks_and_no_last_newline(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_bytes(b"\xef\xbb\xbfuser_id,item_id,timestamp\r\nu1,i1,1\r\n\r\nu2,i2,2")
+    rows, report = read(path, 10)
+    assert [r["user_id"] for r in rows] == ["u1", "u2"]
+    assert report.bad == 0
+
+
+def test_a_file_without_line_ends_is_one_bad_line(tmp_path: Path) -> None:
+    path = named(tmp_path, "u,i,1,5", "x" * 1_000_000)
+    _, report = read(path, 4096)
+    assert (report.good, report.bad) == (1, 1)
+
+
+def test_a_gzip_cut_short_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv.gz"
+    content = NAMED + "".join(f"u{n},i{n * 7919 % 997},{n},5\n" for n in range(50_000))
+    path.write_bytes(gzip.compress(content.encode())[:-1000])
+    with pytest.raises(BadDataset, match="cut short"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello\nworld\n", b'{"a": 1}\n', b"a,b,c\n1,2,3\n", b"\x00\x01\x02" * 99, b"\x1f\x8bnot gzip"],
+)
+def test_what_is_no_dataset_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "what.csv"
+    path.write_bytes(content)
+    with pytest.raises(BadDataset, match=r"what\.csv"):
+        detect(path)
+
+
+FIELDS = st.one_of(
+    st.sampled_from(
+        ["u1", "", "NA", "null", "nan", "inf", "-0", "5", "5.0", "05", "1e0", " 5", "+4", "0x5", "1_0", "٣"]
+    ),
+    st.sampled_from(["1300000000", "1300000000123", "-5", "1e9", "1300000000.5", "2014-06-01", "9" * 30]),
+    st.text(max_size=5),
+)
+LINES = st.lists(st.lists(FIELDS, min_size=3, max_size=5).map(",".join), max_size=8)
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(LINES, st.booleans())
+def test_the_fast_way_reads_what_the_slow_way_reads(lines: list[str], named_columns: bool) -> None:
+    places = {"user_id": 0, "item_id": 1, "time": 2, "rating": 3}
+    form = Format.NAMED_CSV if named_columns else Format.RATINGS_CSV
+    found = Detected(form, places, ("user_id", "item_id", "timestamp", "rating"))
+    raw = "\n".join(lines).encode("utf-8", "surrogatepass")
+    fast = _csv_fast(raw, found)
+    if fast is not None:
+        report = ReadReport()
+        slow = [r for b in _csv_slow(iter([(1, raw)]), found, report, False) for r in b.to_pylist()]
+        assert fast.to_pylist() == slow
+        assert report.bad == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300), st.integers(1, 50))
+def test_any_bytes_are_good_and_bad_lines_and_every_good_row_is_an_event(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, block: int
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "r.csv"
+    path.write_bytes(NAMED.encode() + content)
+    report = ReadReport()
+    for batch in read_interactions(path, report, block_bytes=block):
+        for row in batch.to_pylist():
+            fields = {k: row[k] for k in ("user_id", "item_id", "rating", "text")}
+            Interaction(action="review", **fields)
+    assert report.rows == report.good + report.bad
+    if b'"' not in content:
+        assert report.rows == sum(bool(line.strip()) for line in content.split(b"\n"))
+
+
+@pytest.mark.dataset
+def test_the_real_data_is_read_whole(dataset: Path) -> None:
+    rows, report = 0, ReadReport()
+    for batch in read_interactions(dataset / "reviews.csv.gz", report):
+        rows += len(batch)
+    assert (rows, report.bad) == (712_928, 0)
+
+
+def test_times_are_told_by_their_size(tmp_path: Path) -> None:
+    rows, _ = read(
+        named(tmp_path, *(f"u,i,{t},5" for t in (1_300_000_000, 1_300_000_000_000, 1_300_000_000_000_000)))
+    )
+    assert {r["time_ms"] for r in rows} == {
+        int(datetime(2011, 3, 13, 7, 6, 40, tzinfo=UTC).timestamp() * 1000)
+    }
