@@ -108,6 +108,16 @@ def jars() -> None:
 
 
 @app.command()
+def topics() -> None:
+    """Create the Kafka topics that are missing. `up` and `ingest` do it by themselves."""
+    from afterclick.settings import Settings
+    from infra.topics_admin import ensure_topics
+
+    created = ensure_topics(Settings())
+    Console().print(f"created: {', '.join(created) or 'none, all were there'}", highlight=False)
+
+
+@app.command()
 def docs(
     folder: Annotated[Path, typer.Argument(help="Where the pages are written.")] = Path("docs"),
 ) -> None:

@@ -42,7 +42,7 @@ class Demo:
 
     def __init__(self, stack: Stack, options: DemoOptions, view: View) -> None:
         self.stack, self.options, self.cut, self.view = stack, options, options.cut, view
-        names = ("catalogue", "history", "state", "training", "live")
+        names = ("catalogue", "history", "log", "training", "live")
         self.stages = [Stage(name) for name in names]
 
     async def run(self) -> None:
@@ -91,14 +91,15 @@ class Demo:
         stage.done = stage.total
         stage.note = f"{answer['sent']:,} reviews before {until:%Y-%m-%d} at {answer['events_per_s']:,.0f}/s"
 
-    async def _state(self, stage: Stage) -> None:
-        """Wait until every event of the log is applied and archived."""
-        stage.total = target = self.view.figures.log_events
-        while min(stage.done, self.view.figures.archived_events) < target or not target:
+    async def _log(self, stage: Stage) -> None:
+        """Wait until the Parquet log, which training reads, has every event; the state may still lag."""
+        target = 0
+        while not target or stage.done < target:
             await asyncio.sleep(0.5)
-            target = stage.total = max(target, self.view.figures.log_events)
-            stage.done = self.view.figures.applied_events
-        stage.note = f"{stage.done:,} events applied and archived"
+            figures = self.view.figures
+            stage.total = target = max(target, figures.log_events)
+            stage.done = figures.archived_events
+        stage.note = f"{stage.done:,} events in the Parquet log"
 
     async def _training(self, stage: Stage) -> None:
         if model := self.view.figures.model_version:
