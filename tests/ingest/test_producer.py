@@ -1,0 +1,122 @@
+"""Events reach a real Kafka in order, acknowledged; a Kafka that is away is said to be away."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from afterclick.errors import BadInput, Unavailable
+from afterclick.settings import Settings
+from infra.embedded.kafka import KafkaServer
+from infra.embedded.ports import free_port
+from ingest.producer import EventProducer
+
+
+def read_topic(bootstrap: str, topic: str) -> list[tuple[int, bytes, bytes]]:
+    """Partition, key and value of every record of a topic."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "reader", "enable.auto.commit": False})
+    found: list[tuple[int, bytes, bytes]] = []
+    for number in consumer.list_topics(topic, timeout=10).topics[topic].partitions:
+        consumer.assign([TopicPartition(topic, number, 0)])
+        left = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1]
+        while left:
+            records = consumer.consume(min(left, 10_000), timeout=10)
+            assert records, f"{left} records of {topic}/{number} did not come"
+            found += [(r.partition(), r.key(), r.value()) for r in records if not r.error()]
+            left -= len(records)
+    consumer.close()
+    return found
+
+
+def messages(count: int, size: int = 0, keys: int = 20) -> list[dict[str, object]]:
+    return [{"key": f"u{n % keys}", "value": str(n).encode().rjust(size)} for n in range(count)]
+
+
+def test_everything_arrives_once_and_in_the_order_of_each_key(settings: Settings) -> None:
+    topic = settings.kafka.topics.reviews
+    with EventProducer(settings.kafka.bootstrap) as producer:
+        producer.send(topic, messages(30_000), mark=30_000)
+    assert producer.delivered == 30_000
+    by_key = defaultdict(list)
+    for _, key, value in read_topic(settings.kafka.bootstrap, topic):
+        by_key[key].append(int(value))
+    assert sum(map(len, by_key.values())) == 30_000
+    assert all(numbers == sorted(set(numbers)) for numbers in by_key.values())
+
+
+def test_a_full_queue_is_waited_for_and_keeps_the_order(settings: Settings) -> None:
+    topic = settings.kafka.topics.reviews
+    options = {"queue.buffering.max.messages": 100}
+    with EventProducer(settings.kafka.bootstrap, **options) as producer:
+        producer.send(topic, messages(5_000, keys=1), mark=5_000)
+    values = [int(value) for _, _, value in read_topic(settings.kafka.bootstrap, topic)]
+    assert values == list(range(5_000))
+
+
+def test_keys_lie_where_java_clients_put_them(settings: Settings) -> None:
+    from kafka.partitioner import murmur2
+
+    topic = settings.kafka.topics.reviews
+    with EventProducer(settings.kafka.bootstrap) as producer:
+        producer.send(topic, messages(50, keys=50), mark=50)
+    for partition, key, _ in read_topic(settings.kafka.bootstrap, topic):
+        assert partition == (murmur2(key) & 0x7FFFFFFF) % settings.kafka.partitions
+
+
+def test_no_kafka_is_one_clear_line() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(Unavailable, match=f"Kafka at {address} does not answer"):
+        EventProducer(address, connect_s=1.0)
+
+
+def test_a_missing_topic_is_named_before_anything_is_sent(settings: Settings) -> None:
+    with (
+        EventProducer(settings.kafka.bootstrap) as producer,
+        pytest.raises(Unavailable, match="no topic nowhere"),
+    ):
+        producer.require(settings.kafka.topics.reviews, "nowhere")
+
+
+def test_an_event_too_large_is_refused_by_name(settings: Settings) -> None:
+    producer = EventProducer(settings.kafka.bootstrap)
+    with pytest.raises(BadInput, match="size"):
+        producer.send(settings.kafka.topics.reviews, messages(1, size=3_000_000), mark=1)
+
+
+def test_a_broker_that_comes_back_gets_everything(own_broker: KafkaServer) -> None:
+    settings = Settings.model_validate({"kafka": {"bootstrap": own_broker.address, "partitions": 2}})
+    from infra.topics_admin import ensure_topics
+
+    ensure_topics(settings)
+    topic = settings.kafka.topics.reviews
+    with EventProducer(own_broker.address) as producer:
+        producer.send(topic, messages(1000), mark=1000)
+        producer.flush()
+        own_broker.kill()
+        producer.send(topic, messages(20_000)[1000:], mark=20_000)
+        producer.poll(0.2)
+        assert producer.delivered == 1000
+        own_broker.start()
+    assert producer.delivered == 20_000
+    values = sorted(int(value) for _, _, value in read_topic(own_broker.address, topic))
+    assert values == list(range(20_000))
+
+
+def test_a_broker_that_stays_away_ends_in_unavailable_with_what_was_delivered(
+    own_broker: KafkaServer,
+) -> None:
+    settings = Settings.model_validate({"kafka": {"bootstrap": own_broker.address, "partitions": 1}})
+    from infra.topics_admin import ensure_topics
+
+    ensure_topics(settings)
+    topic = settings.kafka.topics.reviews
+    producer = EventProducer(own_broker.address, give_up_s=2.0)
+    producer.send(topic, messages(100), mark=100)
+    producer.flush()
+    own_broker.kill()
+    with pytest.raises(Unavailable, match="run the same again"):  # noqa: PT012
+        producer.send(topic, messages(100), mark=200)
+        producer.flush()
+    assert producer.delivered == 100

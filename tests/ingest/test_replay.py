@@ -1,0 +1,234 @@
+"""A replay goes on where it stopped, at the pace asked for, and sends no event of its own making twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+import pytest
+
+from afterclick.errors import AlreadyRunning, Unavailable
+from afterclick.events import decode_interaction
+from afterclick.settings import Settings
+from infra.embedded.kafka import KafkaServer
+from ingest.datasets import open_dataset
+from ingest.ordered import Ordered, prepare
+from ingest.pace import Rate, Speed
+from ingest.progress import PAUSED, RUNNING, Status, replay_files
+from ingest.replay import ReplayOptions, Summary, replay
+from tests.ingest.conftest import read
+from tests.ingest.test_producer import read_topic
+from tests.waiting import wait_until
+
+DAY_MS = 86_400_000
+
+
+@dataclass
+class Log:
+    """What lies on the reviews topic."""
+
+    settings: Settings
+    values: list[bytes] = field(default_factory=list)
+
+    def read(self) -> list[bytes]:
+        kafka = self.settings.kafka
+        return [value for _, _, value in read_topic(kafka.bootstrap, kafka.topics.reviews)]
+
+    def ids(self) -> list[str]:
+        return [decode_interaction(value).id for value in self.read()]
+
+
+@pytest.fixture
+def data(shop: Path, settings: Settings) -> Ordered:
+    return prepare(open_dataset(shop), settings.home)
+
+
+def times(data: Ordered) -> list[int]:
+    return [t for batch in data.batches() for t in batch["time_ms"].to_pylist()]
+
+
+def test_every_review_becomes_one_valid_event_in_event_time_order(
+    data: Ordered, shop: Path, settings: Settings
+) -> None:
+    summary = replay(data, settings, ReplayOptions())
+    assert (summary.state, summary.sent, summary.remaining) == ("done", 3000, 0)
+    partitions: dict[int, list[int]] = {}
+    found = []
+    kafka = settings.kafka
+    for partition, key, value in read_topic(kafka.bootstrap, kafka.topics.reviews):
+        event = decode_interaction(value)
+        assert key.decode() == event.data.user_id
+        partitions.setdefault(partition, []).append(event.time_ms)
+        found.append((event.data.user_id, event.data.item_id, event.time_ms, event.data.rating))
+    rows, _ = read(shop / "reviews.csv")
+    assert sorted(found) == sorted((r["user_id"], r["item_id"], r["time_ms"], r["rating"]) for r in rows)
+    assert all(order == sorted(order) for order in partitions.values())
+
+
+def test_a_second_replay_sends_nothing_and_a_restarted_one_the_same_ids(
+    data: Ordered, settings: Settings
+) -> None:
+    replay(data, settings, ReplayOptions())
+    assert replay(data, settings, ReplayOptions()).sent == 0
+    first = Log(settings).read()
+    assert replay(data, settings, ReplayOptions(restart=True)).sent == 3000
+    both = Log(settings).read()
+    assert len(both) == 6000
+    assert set(both) == set(first)
+
+
+def test_a_limited_replay_is_gone_on_with(data: Ordered, settings: Settings) -> None:
+    parts = [replay(data, settings, ReplayOptions(limit=700)) for _ in range(5)]
+    assert [p.sent for p in parts] == [700, 700, 700, 700, 200]
+    assert [p.started_at_row for p in parts] == [0, 700, 1400, 2100, 2800]
+    ids = Log(settings).ids()
+    assert len(ids) == len(set(ids)) == 3000
+
+
+def test_from_and_until_cut_by_event_time(data: Ordered, settings: Settings) -> None:
+    all_times = times(data)
+    middle, late = all_times[1000], all_times[2000]
+    expected = [t for t in all_times if middle <= t < late]
+    summary = replay(data, settings, ReplayOptions(from_ms=middle, until_ms=late))
+    assert (summary.sent, summary.first_event_ms) == (len(expected), middle)
+    sent = sorted(decode_interaction(value).time_ms for value in Log(settings).read())
+    assert sent == expected
+    # on from there: what is after `until` follows, what was sent does not
+    rest = replay(data, settings, ReplayOptions(from_ms=middle))
+    assert rest.sent == len([t for t in all_times if t >= late])
+
+
+def test_the_rebased_clock_ends_at_the_first_replay_and_stays(data: Ordered, settings: Settings) -> None:
+    first = replay(data, settings, ReplayOptions(rebased=True, limit=10))
+    second = replay(data, settings, ReplayOptions(rebased=True))
+    assert second.shift_ms == first.shift_ms > 0
+    events = [decode_interaction(value) for value in Log(settings).read()]
+    newest = max(event.time_ms for event in events)
+    assert newest == data.facts.last_ms + first.shift_ms
+    assert min(e.time_ms for e in events) == data.facts.first_ms + first.shift_ms
+    status = replay_files(settings.home).status()
+    assert status is not None
+    assert abs(status.updated_ms - newest) < 120_000
+
+
+def test_a_rate_is_kept(data: Ordered, settings: Settings) -> None:
+    summary = replay(data, settings, ReplayOptions(pace=Rate(1000), limit=1500))
+    assert 1.3 < summary.seconds < 4
+
+
+def test_a_speed_is_kept(data: Ordered, settings: Settings) -> None:
+    all_times = times(data)
+    # two seconds for the first half of the events
+    factor = (all_times[1500] - all_times[0]) / 2000
+    summary = replay(data, settings, ReplayOptions(pace=Speed(factor), until_ms=all_times[1500]))
+    assert 1.5 < summary.seconds < 6
+
+
+def test_it_pauses_and_goes_on_when_asked(data: Ordered, settings: Settings) -> None:
+    files = replay_files(settings.home)
+    seen: list[Status] = []
+    done: list[Summary] = []
+    options = ReplayOptions(pace=Rate(1000))
+    thread = threading.Thread(
+        target=lambda: done.append(replay(data, settings, options, on_status=seen.append))
+    )
+    thread.start()
+    wait_until(lambda: any(s.state == RUNNING and s.delivered > 100 for s in seen))
+    files.ask(PAUSED)
+    wait_until(lambda: seen[-1].state == PAUSED)
+    at = len(seen)
+    wait_until(lambda: len(seen) > at + 5)
+    assert len({s.sent for s in seen[at:]}) == 1
+    files.ask(RUNNING)
+    thread.join(30)
+    assert done[0].sent == 3000
+    assert done[0].seconds < 6
+
+
+def test_a_second_replay_at_the_same_time_is_refused(data: Ordered, settings: Settings) -> None:
+    files = replay_files(settings.home)
+    with files.only_one(), pytest.raises(AlreadyRunning, match="a replay runs"):
+        replay(data, settings, ReplayOptions())
+    assert not files.running()
+
+
+def test_without_kafka_nothing_is_marked_as_sent(data: Ordered, settings: Settings) -> None:
+    kafka = settings.kafka.model_copy(update={"bootstrap": "127.0.0.1:9"})
+    with pytest.raises(Unavailable, match="does not answer"):
+        replay(data, settings.model_copy(update={"kafka": kafka}), ReplayOptions())
+    assert replay(data, settings, ReplayOptions()).sent == 3000
+
+
+def run_command(settings: Settings, *args: str) -> subprocess.Popen[bytes]:
+    env = {
+        **os.environ,
+        "AFTERCLICK_HOME": str(settings.home),
+        "AFTERCLICK_KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
+        "AFTERCLICK_KAFKA__PREFIX": settings.kafka.prefix,
+        "AFTERCLICK_KAFKA__PARTITIONS": str(settings.kafka.partitions),
+    }
+    command = [sys.executable, "-c", "from infra.cli import main; main()", "ingest", *args]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_killed_three_times_it_loses_nothing(data: Ordered, shop: Path, settings: Settings) -> None:
+    files = replay_files(settings.home)
+    for _ in range(3):
+        process = run_command(settings, "replay", str(shop), "--rate", "1500", "--json")
+        before = files.status()
+        wait_until(lambda b=before: (s := files.status()) and s != b and s.delivered > 300, 60)
+        process.kill()
+        process.communicate()
+    summary = replay(data, settings, ReplayOptions())
+    assert 0 < summary.started_at_row < 3000
+    ids = Log(settings).ids()
+    assert len(set(ids)) == 3000
+    # what was sent again had the same ids: the state counts it once
+    assert len(ids) >= 3000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_order(shop: Path, settings: Settings, number: signal.Signals) -> None:
+    files = replay_files(settings.home)
+    process = run_command(settings, "replay", str(shop), "--rate", "500", "--json")
+    wait_until(lambda: (s := files.status()) and s.delivered > 50, 60)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    summary = orjson.loads(out.splitlines()[-1])
+    assert (process.returncode, summary["state"]) == (0, "stopped"), err
+    # nothing is sent twice after an orderly end
+    follow = run_command(settings, "replay", str(shop), "--json")
+    out, _ = follow.communicate(timeout=60)
+    assert orjson.loads(out.splitlines()[-1])["sent"] == 3000 - summary["sent"]
+    ids = Log(settings).ids()
+    assert len(ids) == len(set(ids)) == 3000
+
+
+def test_a_broker_killed_in_the_middle_costs_no_event(
+    own_broker: KafkaServer, shop: Path, settings: Settings
+) -> None:
+    from infra.topics_admin import ensure_topics
+
+    kafka = settings.kafka.model_copy(update={"bootstrap": own_broker.address})
+    own = settings.model_copy(update={"kafka": kafka})
+    ensure_topics(own)
+    data = prepare(open_dataset(shop), own.home)
+    seen: list[Status] = []
+    done: list[Summary] = []
+    options = ReplayOptions(pace=Rate(1000))
+    thread = threading.Thread(target=lambda: done.append(replay(data, own, options, on_status=seen.append)))
+    thread.start()
+    wait_until(lambda: seen and seen[-1].delivered > 500)
+    own_broker.kill()
+    wait_until(lambda: seen[-1].sent - seen[-1].delivered > 300)
+    own_broker.start()
+    thread.join(60)
+    assert done[0].sent == 3000
+    ids = Log(own).ids()
+    assert len(ids) == len(set(ids)) == 3000
