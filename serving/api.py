@@ -17,6 +17,7 @@ from afterclick.trends import HALF_LIVES_MS
 from serving import schemas
 from serving.feedback import event_of
 from serving.lists import similar
+from serving.positions import Position
 from serving.problems import ApiError, documented
 from serving.recommender import Ask, describe
 from serving.routing import DirectRoute
@@ -54,8 +55,7 @@ async def recommendations(service: Parts, query: Annotated[schemas.Recommendatio
 
     It always answers 200 with a list; `degraded` says when something it needs was away.
     """
-    ask = Ask(query.user_id, query.n or service.settings.serving.list_length, split(query.interests))
-    answer = await service.recommender.recommend(ask)
+    answer = await service.recommender.recommend(ask_of(service, query))
     service.metrics.lists.labels(answer["source"], str(answer["degraded"]).lower()).inc()
     return reply(answer)
 
@@ -190,6 +190,13 @@ async def ready(service: Parts) -> Response:
 async def metrics(service: Parts) -> Response:
     """Prometheus metrics."""
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def ask_of(service: Service, query: schemas.RecommendationQuery) -> Ask:
+    """What a query asks of the recommender."""
+    after = Position.parse(query.after) if query.after else None
+    n = query.n or service.settings.serving.list_length
+    return Ask(query.user_id, n, split(query.interests), after)
 
 
 def split(interests: list[str]) -> tuple[str, ...]:

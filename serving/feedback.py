@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import dataclass
 from datetime import datetime
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -16,22 +15,11 @@ from afterclick import events
 from afterclick.errors import Unavailable
 from afterclick.events import Interaction, InteractionEvent, ReviewEvent
 from afterclick.settings import KafkaSettings
+from serving.positions import Position
 
 WAIT_S = 2.0
 """How long Kafka may take to acknowledge before the client is told to try again."""
 SOURCE = "afterclick/api"
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a record stands in the log."""
-
-    topic: str
-    partition: int
-    offset: int
-
-    def __str__(self) -> str:
-        return f"{self.topic}/{self.partition}/{self.offset}"
 
 
 class FeedbackLog:

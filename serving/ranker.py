@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from afterclick.errors import BadArtifact
 from afterclick.model import FloatArray
 from afterclick.scoring import FEATURE_NAMES, FEATURES, PARTS
+from serving.lightgbm_library import Booster
 
 Scores = NDArray[np.float64]
 Receipt = dict[str, Scores]
@@ -85,12 +86,11 @@ class TreeRanker:
     """
 
     def __init__(self, text: str) -> None:
-        import lightgbm
-
-        self._booster = lightgbm.Booster(model_str=text)
-        if self._booster.feature_name() != list(FEATURE_NAMES):
+        self._booster = Booster(text)
+        dump = self._booster.dump()
+        if dump["feature_names"] != list(FEATURE_NAMES):
             raise BadArtifact(f"{FILE}: its features are not those of this program; train again")
-        trees = self._booster.dump_model()["tree_info"]
+        trees = dump["tree_info"]
         leaves = max((t["num_leaves"] for t in trees), default=1)
         self._parts = np.zeros((len(trees), leaves, len(PARTS) + 1))
         for tree, info in enumerate(trees):
@@ -99,11 +99,10 @@ class TreeRanker:
         self._trees = np.arange(len(trees))
 
     def score(self, features: FloatArray) -> Scores:
-        return np.asarray(self._booster.predict(features, num_threads=1), np.float64)
+        return self._booster.score(features)
 
     def receipt(self, features: FloatArray) -> Receipt:
-        leaf = np.asarray(self._booster.predict(features, pred_leaf=True, num_threads=1), np.int64)
-        parts = self._parts[self._trees, leaf.reshape(len(features), -1)].sum(axis=1)
+        parts = self._parts[self._trees, self._booster.leaves(features)].sum(axis=1)
         return {name: parts[:, i] for i, name in enumerate((*PARTS, "base"))}
 
 

@@ -22,12 +22,15 @@ from afterclick.state import HistoryEntry
 from serving.catalogue import Catalogue
 from serving.lists import Ranked, by_interests, overall, without
 from serving.online_store import OnlineStore
+from serving.positions import Position, PositionWaiters
 from serving.reasons import reasons
 from serving.schemas import Source
 from serving.trend_feed import TrendFeed
 from serving.world import World, Worlds
 
 Answer = dict[str, Any]
+AFTER_S = 2.0
+"""How long a request waits for the event it asks for."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Ask:
     user_id: str
     n: int
     interests: tuple[str, ...] = ()
+    after: Position | None = None
 
 
 class Recommender:
@@ -48,13 +52,15 @@ class Recommender:
         worlds: Worlds,
         feed: TrendFeed,
         catalogue: Catalogue,
+        waiters: PositionWaiters,
         weights: Mapping[Action, float],
     ) -> None:
-        self._store, self._worlds, self._feed = store, worlds, feed
+        self._store, self._worlds, self._feed, self._waiters = store, worlds, feed, waiters
         self._catalogue, self._weights = catalogue, weights
 
     async def recommend(self, ask: Ask) -> Answer:
         """The list for a user. Never fails: `degraded` says that something was away."""
+        fresh = await self._caught_up(ask.after)
         as_of = dict(self._feed.positions)  # taken first: the state read below is at least as new
         try:
             history, degraded = await self._store.history(ask.user_id), False
@@ -67,11 +73,18 @@ class Recommender:
             "user_id": ask.user_id,
             "source": ranked.source,
             "degraded": degraded,
+            "fresh": fresh,
             "model_version": world.loaded.version or None,
             "impression_id": events.new_id(),
             "as_of": as_of,
             "items": self._rows(world, ranked),
         }
+
+    async def _caught_up(self, after: Position | None) -> bool | None:
+        """Wait for the event the caller has just sent; None where the caller does not ask."""
+        if after is None:
+            return None
+        return await self._waiters.reached(after, self._feed.positions, AFTER_S)
 
     def _rank(self, world: World, ask: Ask, state: UserState, history: Sequence[HistoryEntry]) -> Ranked:
         """The best the ladder of cold start can do for this user."""

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from afterclick import events
 from afterclick.events import Action, Id, Rating
+from serving.positions import Position
 
 MAX_ITEMS = 200
 FUTURE = timedelta(minutes=5)
@@ -43,8 +44,14 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _position(text: str) -> str:
+    Position.parse(text)
+    return text
+
+
 Count = Annotated[int, Field(ge=1, le=MAX_ITEMS)]
 Interest = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+After = Annotated[str, StringConstraints(max_length=300), AfterValidator(_position)]
 Interests = Annotated[list[Interest], Field(max_length=50)]
 
 
@@ -55,6 +62,11 @@ class RecommendationQuery(Request):
     n: Count | None = Field(None, description="Items in the list.")
     interests: Interests = Field(
         [], description="Categories or item ids, for a user without history. Repeat, or separate by commas."
+    )
+    after: After | None = Field(
+        None,
+        description="The position that POST /feedback answered: wait until that event is in the state.",
+        examples=["feedback/2/1041"],
     )
 
 
@@ -151,6 +163,7 @@ class Recommendations(BaseModel):
     user_id: str
     source: Source
     degraded: bool = Field(description="Something was away; the list is the best that could be had.")
+    fresh: bool | None = Field(description="Whether the event asked for with `after` is in it.")
     model_version: str | None
     impression_id: str
     as_of: dict[str, int] = Field(

@@ -23,6 +23,7 @@ from serving.hub import Hub, cause_of
 from serving.metrics import Metrics
 from serving.model_feed import LoadedModel, ModelFeed, no_model
 from serving.online_store import OnlineStore
+from serving.positions import PositionWaiters
 from serving.recommender import Recommender
 from serving.topic_reader import TopicReader
 from serving.trend_feed import TrendFeed
@@ -43,6 +44,7 @@ class Service:
     worlds: Worlds
     recommender: Recommender
     hub: Hub
+    waiters: PositionWaiters
     metrics: Metrics
     readers: tuple[TopicReader, ...]
     feedback: FeedbackLog
@@ -55,7 +57,7 @@ class Service:
     def of(cls, settings: Settings) -> Service:
         """Wire the parts. Nothing connects yet, except the producer's threads."""
         kafka, topics = settings.kafka, settings.kafka.topics
-        hub, metrics, catalogue = Hub(), Metrics(), Catalogue()
+        hub, metrics, catalogue, waiters = Hub(), Metrics(), Catalogue(), PositionWaiters()
         store = OnlineStore(settings.redis, settings.stream.history_length)
         feed = TrendFeed(settings, lambda changes: service.hear(changes))
         worlds = Worlds(feed, catalogue, no_model())
@@ -71,8 +73,9 @@ class Service:
             catalogue=catalogue,
             models=models,
             worlds=worlds,
-            recommender=Recommender(store, worlds, feed, catalogue, settings.stream.weights),
+            recommender=Recommender(store, worlds, feed, catalogue, waiters, settings.stream.weights),
             hub=hub,
+            waiters=waiters,
             metrics=metrics,
             readers=readers,
             feedback=FeedbackLog(kafka),
@@ -116,6 +119,7 @@ class Service:
     def _deliver(self, changes: Sequence[StateChange]) -> None:
         now_ms = time.time() * 1000
         self.metrics.saw(changes, now_ms)
+        self.waiters.advance(self.feed.positions)
         for change in self.hub.deliver(changes):
             self.hub.broadcast(orjson.dumps(self._event(change, now_ms)))
 

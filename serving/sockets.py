@@ -17,7 +17,7 @@ import structlog
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
-from serving.api import split
+from serving.api import ask_of
 from serving.hub import Watcher, cause_of
 from serving.recommender import Ask
 from serving.routing import query_values
@@ -41,7 +41,7 @@ async def recommendations(socket: WebSocket) -> None:
         await refuse(socket, str(error.errors(include_url=False)[0]["msg"]))
         return
     await socket.accept()
-    ask = Ask(query.user_id, query.n or service.settings.serving.list_length, split(query.interests))
+    ask = ask_of(service, query)
     watcher = service.hub.watch(ask.user_id)
     try:
         await until_closed(socket, lambda: _push(service, socket, ask, watcher))

@@ -62,7 +62,8 @@ class MiniStream:
         )
         producer = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})
         consumer.assign(positions)
-        applier = Applier(Plan.of(self.settings), connection.NodeConnection(self.settings.redis.url))
+        plan = Plan.of(self.settings, kafka.partitions)
+        applier = Applier(plan, connection.NodeConnection(self.settings.redis.url))
         try:
             while not self._stop.is_set():
                 first = consumer.poll(0.05)
@@ -82,5 +83,6 @@ class MiniStream:
                 partitions.setdefault((message.topic(), message.partition()), []).append(record)
         for (topic, partition), records in partitions.items():
             for output in applier.apply(topic, partition, records):
-                producer.produce(output.topic, output.value, output.key, headers=list(output.headers))
+                at = -1 if output.partition is None else output.partition
+                producer.produce(output.topic, output.value, output.key, at, headers=list(output.headers))
         producer.flush()

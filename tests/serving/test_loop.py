@@ -22,13 +22,14 @@ def kinds(body: dict[str, Any]) -> set[str]:
 
 def after(api: Running, user: str, position: str) -> dict[str, Any]:
     """The user's list once the event at `position` is in it."""
+    body = wait_until(lambda: fresh(api.list_for(user, after=position)), 10)
     partition, offset = position.rsplit("/", 1)
+    assert body["as_of"][partition] >= int(offset)
+    return body
 
-    def seen() -> dict[str, Any] | None:
-        body = api.list_for(user)
-        return body if body["as_of"].get(partition, -1) >= int(offset) else None
 
-    return wait_until(seen, 10)
+def fresh(body: dict[str, Any]) -> dict[str, Any] | None:
+    return body if body["fresh"] else None
 
 
 def test_a_new_user_is_personalised_after_the_first_event(shop_api: Running) -> None:
@@ -145,3 +146,18 @@ def test_the_live_stream_shows_events_and_figures(shop_api: Running) -> None:
     assert seen["figures"]["model_version"] == "m1"
     assert seen["figures"]["freshness_ms"]["p50"] >= 0
     assert seen["figures"]["lag"] is not None
+
+
+def test_a_request_with_a_position_never_sees_an_older_state(shop_api: Running) -> None:
+    for number in range(30):
+        position = shop_api.tell("ida", f"camera-{number}", "view")
+        body = shop_api.list_for("ida", n=200, after=position)
+        assert body["fresh"] is True
+        assert f"camera-{number}" not in ids(body)
+
+
+def test_a_position_that_is_not_reached_is_said_to_be_not_fresh(shop_api: Running) -> None:
+    body = shop_api.list_for("ida", after=f"{shop_api.service.settings.kafka.topics.feedback}/0/123456")
+    assert body["fresh"] is False
+    assert body["items"]
+    assert shop_api.list_for("ida")["fresh"] is None

@@ -1,0 +1,75 @@
+"""A receipt adds up to the score, whoever ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+import pytest
+
+from afterclick.errors import BadArtifact
+from afterclick.model import FloatArray
+from afterclick.scoring import FEATURE_NAMES, PARTS
+from serving.lightgbm_library import Booster
+from serving.ranker import FILE, FormulaRanker, Ranker, TreeRanker, load_ranker
+
+
+def rows(count: int, seed: int = 3) -> FloatArray:
+    """Feature rows as they come: some values missing, trends at their floor."""
+    rng = np.random.default_rng(seed)
+    found = rng.normal(size=(count, len(FEATURE_NAMES))).astype(np.float32)
+    found[rng.random(found.shape) < 0.2] = np.nan
+    found[rng.random(found.shape) < 0.1] = -200.0
+    return found
+
+
+def trained(features: int = len(FEATURE_NAMES), names: list[str] | None = None) -> str:
+    """The text of a LambdaMART model that learned something."""
+    x = rows(2000)[:, :features]
+    wanted = np.nan_to_num(x[:, 0]) + np.nan_to_num(x[:, 3]) > 0.5
+    data = lightgbm.Dataset(
+        x, wanted.astype(int), group=[20] * 100, feature_name=names or list(FEATURE_NAMES)
+    )
+    parameters = {"objective": "lambdarank", "verbose": -1, "num_threads": 1, "seed": 1, "num_leaves": 15}
+    return str(lightgbm.train(parameters, data, 40).model_to_string())
+
+
+@pytest.mark.parametrize("ranker", [FormulaRanker(), TreeRanker(trained())], ids=["formula", "trees"])
+def test_parts_add_up_to_the_score(ranker: Ranker) -> None:
+    x = rows(300, seed=9)
+    scores, receipt = ranker.score(x), ranker.receipt(x)
+    assert np.abs(sum(receipt.values()) - scores).max() < 1e-6
+    assert set(PARTS) <= set(receipt)
+    assert len(np.unique(scores)) > 50
+    assert all(np.isfinite(part).all() for part in receipt.values())
+
+
+def test_the_library_scores_as_the_package_does() -> None:
+    text, x = trained(), rows(200, seed=11)
+    assert np.array_equal(Booster(text).score(x), lightgbm.Booster(model_str=text).predict(x))
+
+
+def test_a_text_that_is_no_model_is_refused() -> None:
+    for text in ("", "no model", trained()[:2000]):
+        with pytest.raises(BadArtifact):
+            TreeRanker(text)
+
+
+def test_a_tree_gives_each_part_what_its_features_changed() -> None:
+    x = rows(300, seed=5)
+    receipt = TreeRanker(trained()).receipt(x)
+    # the label was made of the first feature (model) and the fourth (history)
+    assert np.abs(receipt["model"]).mean() > 3 * np.abs(receipt["content"]).mean()
+
+
+def test_a_ranker_of_other_features_is_refused() -> None:
+    names = [f"f{i}" for i in range(len(FEATURE_NAMES))]
+    with pytest.raises(BadArtifact, match="train again"):
+        TreeRanker(trained(names=names))
+
+
+def test_without_a_ranker_the_formula_ranks(tmp_path: Path) -> None:
+    assert isinstance(load_ranker(tmp_path), FormulaRanker)
+    (tmp_path / FILE).write_text(trained())
+    assert isinstance(load_ranker(tmp_path), TreeRanker)
