@@ -44,6 +44,7 @@ class Output:
     topic: str
     key: bytes | None
     value: bytes | None
+    partition: int | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
 
 
@@ -56,6 +57,7 @@ class Plan:
     keys: Keys
     topics: tuple[str, ...]
     state_changes: str
+    state_changes_partitions: int
     weights: dict[str, float]
     history_length: int
     ledger_length: int
@@ -64,7 +66,7 @@ class Plan:
     fault: str | None = None
 
     @classmethod
-    def of(cls, settings: Settings) -> Plan:
+    def of(cls, settings: Settings, state_changes_partitions: int) -> Plan:
         stream, topics = settings.stream, settings.kafka.topics
         return cls(
             url=settings.redis.url,
@@ -72,6 +74,7 @@ class Plan:
             keys=settings.redis.keys,
             topics=topics.interactions,
             state_changes=topics.state_changes,
+            state_changes_partitions=state_changes_partitions,
             weights={str(action): weight for action, weight in stream.weights.items()},
             history_length=stream.history_length,
             ledger_length=stream.ledger_length,
@@ -210,7 +213,9 @@ class Applier:
             read_ms=stamps[0],
             applied_ms=stamps[1],
         )
-        return Output(self.plan.state_changes, data.user_id.encode(), change.encode())
+        # a source partition's changes stay in one partition, so that a reader meets them in offset order
+        target = partition % self.plan.state_changes_partitions
+        return Output(self.plan.state_changes, data.user_id.encode(), change.encode(), target)
 
     def _fault_point(self) -> None:
         """Die as by `kill -9` between the steps, where a fault test has armed it."""
@@ -223,4 +228,5 @@ def dead_letter(topic: str, partition: int, record: Record, error: str) -> Outpu
     """The record for the dead-letter topic: raw bytes, same key, headers that say why."""
     headers = {"topic": topic, "partition": partition, "offset": record.offset, "stage": "decode"}
     encoded = tuple((name, str(value).encode()) for name, value in headers.items())
-    return Output(dlq(topic), record.key, record.value, (*encoded, ("error", error.encode())))
+    headers_out = (*encoded, ("error", error.encode()))
+    return Output(dlq(topic), record.key, record.value, headers=headers_out)

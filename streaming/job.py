@@ -25,6 +25,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from streaming import archive, lease, live, positions, session
+from streaming.apply import Plan
 from streaming.connection import load_functions
 
 log = structlog.get_logger()
@@ -105,15 +106,17 @@ class _Job:
 
     def _begin_live(self) -> StreamingQuery:
         root = self.settings.home.absolute() / "checkpoints"
+        kafka = self.settings.kafka
+        plan = Plan.of(self.settings, positions.partitions_of(kafka, kafka.topics.state_changes))
         if not self.settings.stream.fence:
-            return live.start(self.spark, self.settings, None, root / "unfenced")
+            return live.start(self.spark, self.settings, plan, None, root / "unfenced")
         load_functions(self.client, function_library())
         spans = positions.read_log(self.settings.kafka)
         self._seen = positions.read_positions(self.client, self.settings.redis.keys, spans)
         offsets = positions.starting_offsets(self._seen, spans)
         log.info("live query starts", behind=sum(span.end for span in spans.values()) - _total(offsets))
         shutil.rmtree(root / "live", ignore_errors=True)
-        return live.start(self.spark, self.settings, offsets, root / "live" / uuid4().hex)
+        return live.start(self.spark, self.settings, plan, offsets, root / "live" / uuid4().hex)
 
     def _begin_archive(self) -> StreamingQuery:
         return archive.start(

@@ -21,19 +21,27 @@ from streaming.apply import Applier, Output, Plan
 from streaming.connection import connect
 from streaming.kafka_source import Offsets, frame, runs
 
-OUTPUT = "topic string, key binary, value binary, headers array<struct<key: string, value: binary>>"
+OUTPUT = (
+    "topic string, key binary, value binary, partition int, headers array<struct<key: string, value: binary>>"
+)
 _HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
 _SCHEMA = pa.schema(
-    [("topic", pa.string()), ("key", pa.binary()), ("value", pa.binary()), ("headers", _HEADERS)]
+    [
+        ("topic", pa.string()),
+        ("key", pa.binary()),
+        ("value", pa.binary()),
+        ("partition", pa.int32()),
+        ("headers", _HEADERS),
+    ]
 )
 
 
 def start(
-    spark: SparkSession, settings: Settings, offsets: Offsets | None, checkpoint: Path
+    spark: SparkSession, settings: Settings, plan: Plan, offsets: Offsets | None, checkpoint: Path
 ) -> StreamingQuery:
     """Start the query from `offsets`. Where the checkpoint folder holds a checkpoint, that one decides."""
     source = frame(spark, settings.kafka, offsets, settings.stream.batch_events)
-    applied = source.mapInArrow(partial(apply_batches, Plan.of(settings)), OUTPUT)
+    applied = source.mapInArrow(partial(apply_batches, plan), OUTPUT)
     return (
         to_kafka(applied, settings, checkpoint).queryName("live").trigger(processingTime="0 seconds").start()
     )
@@ -68,6 +76,7 @@ def to_arrow(outputs: Iterable[Output]) -> pa.RecordBatch:
         pa.array([row.topic for row in rows], pa.string()),
         pa.array([row.key for row in rows], pa.binary()),
         pa.array([row.value for row in rows], pa.binary()),
+        pa.array([row.partition for row in rows], pa.int32()),
         pa.array(headers, _HEADERS),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)

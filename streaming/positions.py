@@ -36,10 +36,7 @@ def read_log(kafka: KafkaSettings) -> Spans:
     try:
         spans = {}
         for topic in kafka.topics.interactions:
-            found = consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
-            if found.error or not found.partitions:
-                raise Unavailable(f"topic {topic} does not exist; `afterclick up` or `ingest` creates it")
-            for partition in found.partitions:
+            for partition in _partitions(consumer, topic):
                 begin, end = consumer.get_watermark_offsets(
                     TopicPartition(topic, partition), timeout=_TIMEOUT_S
                 )
@@ -49,6 +46,24 @@ def read_log(kafka: KafkaSettings) -> Spans:
         raise Unavailable(f"Kafka at {kafka.bootstrap}: {error.args[0].str()}") from None
     finally:
         consumer.close()
+
+
+def partitions_of(kafka: KafkaSettings, topic: str) -> int:
+    """How many partitions a topic has. Raises Unavailable where there is no such topic."""
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "positions", "log_level": 2})
+    try:
+        return len(_partitions(consumer, topic))
+    except KafkaException as error:
+        raise Unavailable(f"Kafka at {kafka.bootstrap}: {error.args[0].str()}") from None
+    finally:
+        consumer.close()
+
+
+def _partitions(consumer: Consumer, topic: str) -> list[int]:
+    found = consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
+    if found.error or not found.partitions:
+        raise Unavailable(f"topic {topic} does not exist; `afterclick up` or `ingest` creates it")
+    return list(found.partitions)
 
 
 def read_positions(client: redis.Redis, keys: Keys, spans: Spans) -> dict[tuple[str, int], int]:

@@ -51,6 +51,7 @@ def plan(url: str, **more: object) -> Plan:
         "keys": Keys(f"{uuid4().hex[:8]}:"),
         "topics": TOPICS,
         "state_changes": "state-changes",
+        "state_changes_partitions": 1,
         "weights": WEIGHTS,
         "history_length": 200,
         "ledger_length": 4096,
