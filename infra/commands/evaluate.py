@@ -1,0 +1,36 @@
+"""`afterclick evaluate`: every model on a time split, by full ranking."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def evaluate(
+    dataset: Annotated[
+        Path | None,
+        typer.Option(envvar="DATASET", help="A dataset folder or file; else what the ETL made of the log."),
+    ] = None,
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            help="First test day, yyyy-mm-dd. Default: the last first of a month before 5 % of the rows."
+        ),
+    ] = None,
+    users: Annotated[int, typer.Option(min=10, help="Most questions of one protocol.")] = 5000,
+    engine: Annotated[str, typer.Option(help="ALS by `implicit` or by `spark`.")] = "implicit",
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a Markdown report with pictures here.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+) -> None:
+    """Compare popularity, item-item, ALS and the blend on interactions that none of them has seen."""
+    from afterclick.settings import Settings
+    from training.evaluation.command import Request, run
+
+    run(Settings(), Request(dataset, cut, users, engine, report, json))

@@ -1,0 +1,68 @@
+"""Fit the models of an evaluation on the rows before its cut, and learn the blend on earlier cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.model import Model
+from training import baselines, content, ranker
+from training.als import AlsConfig, Factors
+from training.baselines import NeighbourConfig
+from training.content import Catalogue
+from training.dataset import Interactions
+from training.evaluation.protocols import Split
+from training.ranker import Blend, RankerConfig
+
+Factorise = Callable[[Interactions, AlsConfig], Factors]
+"""ALS by one engine or the other: training.als.fit with a session, or training.implicit_als.fit."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a model is made with."""
+
+    factorise: Factorise
+    als: AlsConfig
+    neighbours: NeighbourConfig = field(default_factory=NeighbourConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+    least: int = 5
+
+
+def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Recipe) -> Model:
+    """A model of all items of `rows`; those with too few interactions have neither factors nor neighbours."""
+    known = rows.where((rows.item_counts() >= recipe.least)[rows.item])
+    paired = known.where(known.user_counts()[known.user] >= 2)
+    cosine = baselines.cosine_neighbours(known, recipe.neighbours)
+    same_day = baselines.same_day_neighbours(known, recipe.neighbours)
+    return Model(
+        version="evaluation",
+        item_ids=rows.item_ids,
+        popularity=baselines.popularity(rows),
+        first_seen_ms=baselines.first_seen(rows),
+        neighbour_items=cosine[0],
+        neighbour_scores=cosine[1],
+        same_day_items=same_day[0],
+        same_day_scores=same_day[1],
+        factors=recipe.factorise(paired, recipe.als).items if len(paired) else None,
+        content=described,
+        als_alpha=recipe.als.alpha,
+        als_reg=recipe.als.reg,
+    )
+
+
+def model_and_blend(split: Split, catalogue: Catalogue, recipe: Recipe) -> tuple[Model, Blend]:
+    """The model as of the cut, and a blend learned on cuts before it. Nothing is seen of what comes after."""
+    rows = split.rows
+    described = content.embed(content.texts_of(rows.item_ids.tolist(), catalogue), "tfidf")
+    past = rows.before(split.cut_ms)
+    blend = ranker.train(
+        past,
+        lambda before: model(before, described, recipe),
+        recipe.ranker,
+        split.trusted[rows.time_ms < split.cut_ms],
+    )
+    return model(split.train, described, recipe), blend

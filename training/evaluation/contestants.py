@@ -1,0 +1,86 @@
+"""The models that an evaluation compares: each scores the whole catalogue for one question.
+
+A contestant gives a score per item (n_items,); −inf is never shown. Seen and unranked items are taken out,
+and ties broken, by the evaluation, the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import lightgbm
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.model import Model
+from afterclick.scoring import RECENT, features, fold_in
+from afterclick.trends import HALF_LIVES_MS
+from training.evaluation.states import Asked
+from training.ranker import Source
+
+Scores = NDArray[np.floating]
+Contestant = Callable[[Asked], Scores]
+BEST_HALF_LIFE = "week"
+"""What decayed popularity is shown with: the best of the six on the past cuts of Electronics."""
+
+
+def contestants(model: Model, ranker: str, eligible: NDArray[np.bool_]) -> Mapping[str, Contestant]:
+    """Every contestant, by the names of the results table."""
+    return {
+        "popularity": popularity(model),
+        "decayed_popularity": decayed_popularity(BEST_HALF_LIFE),
+        "item_item": item_item(model),
+        "als": als(model),
+        "blend": blend(model, ranker, eligible),
+    }
+
+
+def popularity(model: Model) -> Contestant:
+    """How often an item was reviewed in training."""
+    return lambda one: model.popularity
+
+
+def decayed_popularity(half_life: str) -> Contestant:
+    """How often an item was reviewed lately, as of the question's moment."""
+    column = list(HALF_LIVES_MS).index(half_life)
+    return lambda one: one.trends.log_share[:, column]
+
+
+def item_item(model: Model) -> Contestant:
+    """Cosine to the user's newest items, an older one worth less."""
+
+    def score(one: Asked) -> Scores:
+        scores = np.zeros(len(model) + 1)
+        for rank, item in enumerate(one.state.items[:RECENT].tolist()):
+            scores[model.neighbour_items[item]] += model.neighbour_scores[item] / (rank + 1)
+        return scores[:-1]
+
+    return score
+
+
+def als(model: Model) -> Contestant:
+    """ALS with the user folded in from the history, live event included; nothing for a user without one."""
+
+    def score(one: Asked) -> Scores:
+        user = fold_in(model, one.state)
+        if user is None or model.factors is None:
+            return np.zeros(len(model))
+        return np.asarray(model.factors @ user)
+
+    return score
+
+
+def blend(model: Model, ranker: str, eligible: NDArray[np.bool_]) -> Contestant:
+    """What serving shows: candidates of all sources, ranked by LambdaMART."""
+    booster = lightgbm.Booster(model_str=ranker)
+    source = Source(model, eligible)
+
+    def score(one: Asked) -> Scores:
+        items, user = source.candidates(one)
+        scores = np.full(len(model), -np.inf)
+        if len(items):
+            rows = features(model, one.state, one.trends, items, user)
+            scores[items] = booster.predict(rows, num_threads=1)
+        return scores
+
+    return score

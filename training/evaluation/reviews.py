@@ -1,0 +1,103 @@
+"""The interactions to evaluate on: a dataset as it lies on disk, or what the ETL made of the log.
+
+reads   csv, parquet  user_id, item_id, timestamp (s); where there: rating, time_quality (`exact` is trusted)
+        csv           the official ratings file, without a header: user, item, rating, timestamp
+        csv           beside it: items.csv with item_id, title, categories
+        parquet       <home>/etl/<version>/interactions, users, items
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from afterclick.errors import BadDataset
+from training import dataset
+from training.content import Catalogue
+from training.dataset import Interactions
+
+_NAMES = ("reviews.csv.gz", "reviews.csv", "reviews.parquet", "ratings_Electronics.csv")
+_NEEDED = {"user_id", "item_id", "timestamp"}
+
+
+@dataclass(frozen=True)
+class Reviews:
+    """Interactions in order of time, and which of their times may be believed."""
+
+    rows: Interactions
+    trusted: NDArray[np.bool_]
+    catalogue: Catalogue
+
+
+def load(path: Path, weight: float = 1.0) -> Reviews:
+    """Read a dataset (a folder or a file). Each row counts `weight`. Raises BadDataset."""
+    file = _file(path)
+    try:
+        frame = _read(file)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadDataset(f"{file}: cannot be read as reviews: {str(error).splitlines()[0]}") from None
+    frame = frame.dropna(subset=["user_id", "item_id", "timestamp"])
+    frame = frame.sort_values("timestamp", kind="stable").drop_duplicates(["user_id", "item_id"])
+    if frame.empty:
+        raise BadDataset(f"{file}: holds no reviews")
+    quality = frame.get("time_quality")
+    trusted = np.ones(len(frame), bool) if quality is None else (quality == "exact").to_numpy(bool)
+    return Reviews(_interactions(frame, weight), trusted, _catalogue(file.parent / "items.csv"))
+
+
+def from_etl(folder: Path, catalogue: Catalogue) -> Reviews:
+    """What the ETL wrote: every row is trusted."""
+    rows = dataset.load(folder)
+    return Reviews(rows, np.ones(len(rows), bool), catalogue)
+
+
+def _file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for name in _NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise BadDataset(
+        f"{path}: no reviews there; expected one of {', '.join(_NAMES)}, or a file with those columns"
+    )
+
+
+def _read(file: Path) -> pd.DataFrame:
+    if file.suffix == ".parquet":
+        frame = pd.read_parquet(file)
+    else:
+        frame = pd.read_csv(file, dtype={"user_id": str, "item_id": str})
+        if not _NEEDED & set(frame.columns):
+            names = ["user_id", "item_id", "rating", "timestamp"]
+            frame = pd.read_csv(file, header=None, names=names, dtype={"user_id": str, "item_id": str})
+    missing = _NEEDED - set(frame.columns)
+    if missing:
+        raise ValueError(f"column {', '.join(sorted(missing))} is missing")
+    return frame
+
+
+def _interactions(frame: pd.DataFrame, weight: float) -> Interactions:
+    user, user_ids = pd.factorize(frame["user_id"], sort=True)
+    item, item_ids = pd.factorize(frame["item_id"], sort=True)
+    return Interactions(
+        user_ids=np.asarray(user_ids, np.str_),
+        item_ids=np.asarray(item_ids, np.str_),
+        user=user.astype(np.int32),
+        item=item.astype(np.int32),
+        time_ms=(frame["timestamp"].to_numpy(np.float64) * 1000).astype(np.int64),
+        weight=np.full(len(frame), weight, np.float32),
+    )
+
+
+def _catalogue(file: Path) -> Catalogue:
+    if not file.is_file():
+        return {}
+    frame = pd.read_csv(file, dtype=str).fillna("")
+    return {
+        item: (title or None, tuple(filter(None, categories.split(","))))
+        for item, title, categories in zip(frame["item_id"], frame["title"], frame["categories"], strict=True)
+    }
