@@ -9,12 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from afterclick.errors import AfterclickError
+from afterclick.errors import AfterclickError, BadInput
 from infra.commands import register
 
 app = typer.Typer(
@@ -38,6 +40,21 @@ def shown_as_one_line() -> Iterator[None]:
     try:
         yield
     except AfterclickError as error:
-        console = Console(stderr=True, soft_wrap=True)
-        console.print(f"[red]{type(error).__name__}[/red]:", escape(str(error)), highlight=False)
-        sys.exit(error.exit_code)
+        _end(error)
+    except ValidationError as error:
+        if error.title != "Settings":
+            raise
+        _end(_bad_setting(error))
+
+
+def _end(error: AfterclickError) -> NoReturn:
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(f"[red]{type(error).__name__}[/red]:", escape(str(error)), highlight=False)
+    sys.exit(error.exit_code)
+
+
+def _bad_setting(error: ValidationError) -> BadInput:
+    """The first wrong setting, by the name of its environment variable."""
+    problem = error.errors(include_url=False)[0]
+    variable = "AFTERCLICK_" + "__".join(str(part).upper() for part in problem["loc"])
+    return BadInput(f"{variable}: {problem['msg']} (docs/settings.md lists every setting)")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import typer
-from click import Context, Group
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -46,10 +45,13 @@ def setting_names() -> set[str]:
 
 
 def commands_page() -> str:
-    """The help of every command."""
-    lines = ["# Commands", "", "Written by `make docs` from the commands' own help."]
-    for path, text in _commands():
-        lines += ["", f"## {path}", "", "```", text.strip(), "```"]
+    """Every command with its arguments and options."""
+    lines = ["# Commands", "", "Written by `make docs` from the commands' own help (`afterclick --help`)."]
+    for path, command in _commands():
+        lines += ["", f"## {path}", "", " ".join(str(command.help).split())]
+        options = [_option(parameter) for parameter in command.params if parameter.name != "help"]
+        if options:
+            lines += ["", "| option | default | what |", "|---|---|---|", *options]
     return "\n".join(lines) + "\n"
 
 
@@ -92,7 +94,7 @@ def _default(field: FieldInfo) -> str:
     if field.default_factory is jar_cache:
         return "`~/.cache/afterclick/jars`"
     value = field.get_default(call_default_factory=True)
-    if value is None:
+    if value is None or value == "":
         return "unset"
     if isinstance(value, dict):
         return f"`{json.dumps({str(key): item for key, item in value.items()})}`"
@@ -107,17 +109,24 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     return ()
 
 
-def _commands() -> Iterator[tuple[str, str]]:
+def _commands() -> Iterator[tuple[str, Any]]:
     from infra.cli import app
 
-    root = typer.main.get_command(app)
-    yield from _walk(root, "afterclick", None)
+    yield from _walk(typer.main.get_command(app), "afterclick")
 
 
-def _walk(command: Any, path: str, parent: Context | None) -> Iterator[tuple[str, str]]:
-    context = Context(command, info_name=path.rsplit(" ", 1)[-1], parent=parent, max_content_width=100)
-    if isinstance(command, Group):
-        for name in sorted(command.commands):
-            yield from _walk(command.commands[name], f"{path} {name}", context)
-    else:
-        yield path, command.get_help(context)
+def _walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The leaves of the tree of commands."""
+    children = getattr(command, "commands", None)
+    if children is None:
+        yield path, command
+        return
+    for name in sorted(children):
+        yield from _walk(children[name], f"{path} {name}")
+
+
+def _option(parameter: Any) -> str:
+    names = ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
+    default = parameter.default if isinstance(parameter.default, str | int | float | Path) else None
+    shown = "" if default is None or default is False else f"`{default}`"
+    return f"| `{names}` | {shown} | {getattr(parameter, 'help', '') or ''} |"

@@ -110,7 +110,7 @@ def _jars(layout: Layout) -> Finding:
 
 
 def _ports(layout: Layout) -> Finding:
-    ports = ", ".join(f"{port} {name}" for port, name in layout.ports.items())
+    ports = ", ".join(f"{port} {name}" for port, name in layout.listeners)
     if pid := holder(layout.home):
         return Finding("ports", True, f"in use by the stack that runs here (pid {pid})")
     try:

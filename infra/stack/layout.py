@@ -48,14 +48,14 @@ class Layout:
         return f"http://{_reachable(self.settings.ui.host)}:{self.settings.ui.port}"
 
     @property
-    def ports(self) -> dict[int, str]:
+    def listeners(self) -> list[tuple[int, str]]:
         """Every port this stack listens on, with the name of the part."""
-        ports = {self.settings.serving.port: "the API", self.settings.ui.port: "the page"}
+        found = [(self.settings.serving.port, "the API"), (self.settings.ui.port, "the page")]
         if self.kafka_port:
-            ports |= {self.kafka_port: "Kafka", self.kafka_port + 1: "Kafka's controller"}
+            found += [(self.kafka_port, "Kafka"), (self.kafka_port + 1, "Kafka's controller")]
         if self.redis_port:
-            ports[self.redis_port] = "Valkey"
-        return ports
+            found.append((self.redis_port, "Valkey"))
+        return found
 
     @property
     def env(self) -> Mapping[str, str]:
@@ -79,16 +79,15 @@ class Layout:
 def lay_out(settings: Settings, port_offset: int = 0) -> Layout:
     """The layout for these settings, each local port moved by `port_offset`. Raises BadInput past 65535."""
     layout = Layout(settings.model_copy(update={"home": settings.home.absolute()}))
-    if port_offset:
-        layout = Layout(_moved(layout, port_offset))
-    if len(layout.ports) < 3 or not all(0 < port < 65536 for port in layout.ports):
-        raise BadInput(f"the ports of the stack must differ and lie in 1…65535: {layout.ports}")
-    return layout
+    ports = [port + port_offset for port, _ in layout.listeners]
+    if len(set(ports)) < len(ports) or not all(0 < port < 65536 for port in ports):
+        raise BadInput(f"the ports of the stack must differ and lie in 1…65535: {ports}")
+    return Layout(_moved(layout, port_offset)) if port_offset else layout
 
 
 def require_free_ports(layout: Layout) -> None:
     """Raise Unavailable, naming who has it, when a port of the stack is taken."""
-    for port, name in layout.ports.items():
+    for port, name in layout.listeners:
         if not is_free(port):
             raise Unavailable(
                 f"port {port} ({name}) is taken{_owner(port)}: stop that, or move this stack with "

@@ -1,0 +1,87 @@
+"""docker-compose.yml and the Dockerfiles, as far as can be told without running them."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from infra import reference
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    return content
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    """The Compose Specification's JSON Schema, as check-jsonschema ships it."""
+    path = files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def test_it_follows_the_compose_specification(compose: dict[str, Any], schema: dict[str, Any]) -> None:
+    jsonschema.validate(compose, schema)
+
+
+def test_the_schema_would_notice_a_mistake(compose: dict[str, Any], schema: dict[str, Any]) -> None:
+    wrong = {**compose, "services": {"api": {"image": "x", "portz": ["8000:8000"]}}}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, schema)
+
+
+def test_it_runs_every_part(compose: dict[str, Any]) -> None:
+    assert {"kafka", "valkey", "stream", "serve", "ui", "train", "replay"} <= set(compose["services"])
+
+
+def test_every_variable_is_a_setting(compose: dict[str, Any]) -> None:
+    used = set(re.findall(r"AFTERCLICK_[A-Z_]+", (ROOT / "docker-compose.yml").read_text()))
+    for dockerfile in (ROOT / "infra" / "docker").iterdir():
+        used |= set(re.findall(r"AFTERCLICK_[A-Z_]+", dockerfile.read_text()))
+    assert used
+    assert used <= reference.setting_names()
+
+
+def test_every_command_exists(compose: dict[str, Any]) -> None:
+    own = [s for s in compose["services"].values() if "build" in s]
+    words = {f"afterclick {' '.join(service['command'])}" for service in own if "command" in service}
+    words |= {
+        re.sub(r" (/|--).*", "", part)
+        for service in own
+        for part in service.get("entrypoint", [""])[-1].split(" && ")
+        if part
+    }
+    assert "afterclick serve" in words
+    assert words <= set(reference.command_names())
+
+
+def test_every_image_is_built_from_an_extra_and_folders_that_exist(compose: dict[str, Any]) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    builds = [service["build"] for service in compose["services"].values() if "build" in service]
+    assert {build["args"]["EXTRA"] for build in builds} <= set(extras)
+    for name in {build["dockerfile"] for build in builds}:
+        text = (ROOT / name).read_text()
+        sources = [word for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for word in line.split()]
+        assert "serving" in sources
+        assert all((ROOT / source).exists() for source in sources)
+
+
+def test_everything_that_is_needed_is_waited_for(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    for name, service in services.items():
+        for needed, how in service.get("depends_on", {}).items():
+            assert needed in services, name
+            if how["condition"] == "service_healthy":
+                assert "healthcheck" in services[needed], f"{name} waits for the health of {needed}"
