@@ -23,7 +23,6 @@ OFFICIAL = {
 }
 """Dataset → its ratings file and its metadata file."""
 
-CHUNK_BYTES = 1 << 18
 Progress = Callable[[str, int, int | None], None]
 """Called with file name, bytes so far, bytes in all (None if the server does not say)."""
 
@@ -122,7 +121,7 @@ class _Transfer:
                 raise Unavailable(f"{self.url}: HTTP {response.status_code}")
             self._begin(response)
             with self.part.open("ab") as file:
-                for chunk in response.iter_raw(CHUNK_BYTES):
+                for chunk in response.iter_raw():  # as it comes: nothing is lost in a buffer
                     file.write(chunk)
                     file.flush()
                     self.on_progress(self.target.name, self.done, self.total)

@@ -1,0 +1,67 @@
+"""The commands: figures as JSON, errors as one line with an exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from afterclick.settings import Settings
+from tests.ingest.conftest import ratings_csv
+from tests.ingest.test_replay import run_command as start
+
+
+def run(settings: Settings, *args: str) -> tuple[int, bytes, bytes]:
+    process = start(settings, *args)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def invoke() -> object:
+    from typer.testing import CliRunner
+
+    from infra.cli import app
+
+    return lambda *args, **env: CliRunner().invoke(app, args, env=env)
+
+
+def test_info_counts_and_shows_bad_lines(tmp_path: Path, invoke) -> None:  # type: ignore[no-untyped-def]
+    path = ratings_csv(tmp_path, 50)
+    path.write_text(path.read_text() + "garbage\n")
+    answer = orjson.loads(invoke("data", "info", str(path), "--json").stdout.splitlines()[-1])
+    assert (answer["rows"], answer["good"], answer["bad_lines"]) == (51, 50, 1)
+    assert answer["bad_samples"] == [{"line": 51, "why": "1 fields, not 4", "excerpt": "garbage"}]
+    shown = invoke("data", "info", str(path)).stdout
+    assert "51 = 50 good + 1 bad" in shown
+    assert "line 51: 1 fields, not 4: garbage" in shown
+
+
+def test_info_takes_the_dataset_from_the_environment(shop: Path, invoke) -> None:  # type: ignore[no-untyped-def]
+    answer = orjson.loads(invoke("data", "info", "--json", DATASET=str(shop)).stdout.splitlines()[-1])
+    assert (answer["users"], answer["catalogue_items"]) == (300, 120)
+
+
+def test_make_says_what_it_made(tmp_path: Path, invoke) -> None:  # type: ignore[no-untyped-def]
+    sizes = ("--users", "60", "--items", "60", "--events", "500", "--end", "2026-01-02")
+    result = invoke("data", "make", "--out", str(tmp_path / "s"), *sizes, "--json")
+    answer = orjson.loads(result.stdout.splitlines()[-1])
+    assert (answer["events"], answer["items"]) == (500, 60)
+    assert (tmp_path / "s" / "reviews.csv").read_text().count("\n") == 501
+
+
+def test_replay_and_items_print_figures_and_errors_are_one_line(shop: Path, settings: Settings) -> None:
+    code, out, err = run(settings, "items", str(shop), "--json")
+    assert (code, orjson.loads(out)["sent"]) == (0, 120), err
+    code, out, err = run(settings, "replay", str(shop), "--limit", "500", "--clock", "rebased")
+    assert code == 0, err
+    assert b"500 events delivered" in out
+    code, out, _ = run(settings, "status", "--json")
+    status = orjson.loads(out)
+    assert (status["state"], status["delivered"], status["active"]) == ("done", 500, False)
+    code, _, err = run(settings, "pause")
+    assert (code, err.count(b"\n")) == (3, 1)
+    code, _, err = run(settings, "replay", str(shop), "--speed", "warp")
+    assert (code, err.strip().count(b"\n")) == (2, 0)
+    assert b"write 1h/s" in err
