@@ -22,6 +22,7 @@ from serving.problems import ApiError, documented
 from serving.recommender import Ask, describe
 from serving.routing import DirectRoute
 from serving.service import Service
+from serving.world import World
 
 RETRY_AFTER_S: Final = 1
 router = APIRouter(route_class=DirectRoute)
@@ -116,6 +117,17 @@ async def item(service: Parts, item_id: ItemId) -> Response:
     )
 
 
+@router.get("/search", tags=["catalogue"], **answers(schemas.FoundItems))
+async def search(service: Parts, query: Annotated[schemas.SearchQuery, Query()]) -> Response:
+    """Items whose title, categories or id match, as one types; the most chosen first."""
+    world, catalogue = service.worlds.current, service.catalogue
+    service.search.follow(list(catalogue.items.values()), catalogue.version)
+    counts = {item_id: _chosen(world, item_id) for item_id in service.search.find(query.q)}
+    best = sorted(counts, key=lambda item_id: -counts[item_id])
+    found = best[: query.n or service.settings.serving.list_length]
+    return reply({"items": [describe(catalogue, item_id) for item_id in found]})
+
+
 @router.get("/categories", tags=["catalogue"], **answers(schemas.Categories))
 async def categories(service: Parts) -> Response:
     """Every category with its number of items, biggest first."""
@@ -203,6 +215,11 @@ def split(interests: list[str]) -> tuple[str, ...]:
     """Interests as they were meant: repeated, separated by commas, or both."""
     parts = (part.strip() for interest in interests for part in interest.split(","))
     return tuple(dict.fromkeys(p for p in (*interests, *parts) if p))
+
+
+def _chosen(world: World, item_id: str) -> int:
+    at = world.find(item_id)
+    return int(world.counts[at]) if at is not None else 0
 
 
 def _row(service: Service, item_id: str, score: float, reason: str) -> Json:

@@ -87,6 +87,15 @@ class PopularQuery(Request):
     category: Interest | None = Field(None, description="Only items of this category.")
 
 
+class SearchQuery(Request):
+    """GET /search"""
+
+    q: Annotated[str, StringConstraints(max_length=200)] = Field(
+        description="Beginnings of words of a title, category or id.", examples=["sand 32"]
+    )
+    n: Count | None = None
+
+
 class HistoryQuery(Request):
     """GET /users/{user_id}/history"""
 
@@ -195,6 +204,20 @@ class PopularItems(BaseModel):
 
     window: str
     items: list[ListedItem]
+
+
+class FoundItem(BaseModel):
+    """One row of what a search found."""
+
+    item_id: str
+    title: str | None
+    categories: list[str]
+
+
+class FoundItems(BaseModel):
+    """What a search found, the most chosen first."""
+
+    items: list[FoundItem]
 
 
 class ItemDetails(BaseModel):

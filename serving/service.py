@@ -25,6 +25,7 @@ from serving.model_feed import LoadedModel, ModelFeed, no_model
 from serving.online_store import OnlineStore
 from serving.positions import PositionWaiters
 from serving.recommender import Recommender
+from serving.text_search import TextSearch
 from serving.topic_reader import TopicReader
 from serving.trend_feed import TrendFeed
 from serving.world import Worlds
@@ -49,6 +50,7 @@ class Service:
     readers: tuple[TopicReader, ...]
     feedback: FeedbackLog
     figures: Figures
+    search: TextSearch = field(default_factory=TextSearch)
     draining: bool = False
     _loop: asyncio.AbstractEventLoop | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """The API over REST.
 
-reads   http  GET /recommendations, /popular, /items/{id}, /similar-items, /users/{id}/history
+reads   http  GET /recommendations, /popular, /similar-items, /search, /categories, /items/{id},
+              /users/{id}/history
 writes  http  POST /feedback
 """
 
@@ -14,9 +15,10 @@ import httpx2
 from pydantic import TypeAdapter, ValidationError
 
 from afterclick.errors import BadInput, Unavailable
-from ui.api_types import Accepted, HistoryItem, ItemDetails, JsonObject, RankedItem, Recommendations
+from ui.api_types import Accepted, HistoryItem, ItemDetails, JsonObject, RankedItem, Recommendations, ShopItem
 
 _RANKED = TypeAdapter(tuple[RankedItem, ...])
+_ITEMS = TypeAdapter(tuple[ShopItem, ...])
 _HISTORY = TypeAdapter(tuple[HistoryItem, ...])
 
 
@@ -42,6 +44,15 @@ class Api:
     async def similar(self, item_id: str, n: int) -> tuple[RankedItem, ...]:
         answer = await self._get("/similar-items", {"item_id": item_id, "n": n})
         return _RANKED.validate_python(answer["items"])
+
+    async def search(self, words: str, n: int) -> tuple[ShopItem, ...]:
+        """Items whose title, category or id has words that begin like these."""
+        return _ITEMS.validate_python((await self._get("/search", {"q": words, "n": n}))["items"])
+
+    async def categories(self) -> tuple[str, ...]:
+        """Every category that has items, biggest first."""
+        rows = (await self._get("/categories", {}))["categories"]
+        return tuple(str(row["category"]) for row in rows)
 
     async def item(self, item_id: str) -> ItemDetails:
         return ItemDetails.model_validate(await self._get(f"/items/{quote(item_id, safe='')}", {}))

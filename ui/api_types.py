@@ -44,6 +44,7 @@ class Cause(_Answer):
 
     event_id: str
     item_id: str | None = None
+    title: str | None = None
     action: str | None = None
 
 
@@ -56,6 +57,7 @@ class Recommendations(_Answer):
     degraded: bool = False
     model_version: str | None = None
     impression_id: str | None = None
+    as_of: dict[str, int] = {}
 
 
 class PushedList(Recommendations):

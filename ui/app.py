@@ -17,8 +17,8 @@ from nicegui import ui
 from afterclick.settings import UiSettings
 from ui.api import Api
 from ui.live import LiveBoard
+from ui.pages import compare, item, shop
 from ui.pages import live as live_page
-from ui.pages import shop
 
 STATIC = Path(__file__).parent / "static"
 
@@ -43,6 +43,8 @@ def build(settings: UiSettings) -> FastAPI:
         return {"status": "live"}
 
     shop.register(api, board)
+    item.register(api, board)
+    compare.register(api, board)
     live_page.register(api, board)
     ui.run_with(
         app,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlencode
+
 from ui.api_types import JsonObject, RankedItem, ShopItem
 from ui.artwork import artwork, category_hue
 
@@ -10,6 +12,7 @@ PART_NAMES = {
     "history": "your history",
     "trend": "trend",
     "content": "content",
+    "popularity": "popularity",
     "explore": "exploration",
 }
 SOURCE_NAMES = {
@@ -27,6 +30,11 @@ def title_of(item: ShopItem) -> str:
         return item.title
     kind = item.categories[-1] if item.categories else "Item"
     return f"{kind} {item.item_id}"
+
+
+def item_url(item_id: str, user_id: str) -> str:
+    """The address of an item's page. Ids may hold any character, also a slash."""
+    return "/item?" + urlencode({"id": item_id, "user": user_id})
 
 
 def card(item: RankedItem, place: int, scale: float, moved: int, entered: bool) -> JsonObject:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 from afterclick.events import new_id
 from ui.api import Api
-from ui.api_types import Cause, JsonObject, PushedList, Recommendations, ShopItem
-from ui.cards import bar_scale, card, title_of
+from ui.api_types import Cause, JsonObject, PushedList, RankedItem, Recommendations, ShopItem
+from ui.cards import bar_scale, card, item_url, title_of
 from ui.changes import ListChange, because, compare
 from ui.demo_users import demo_user
 
 TIMELINE_LENGTH = 40
+GUEST = "guest-"
 
 
 @dataclass
@@ -68,6 +69,11 @@ class ShopSession:
         self.answered = ""
         self.timeline.clear()
 
+    @property
+    def is_guest(self) -> bool:
+        """Somebody new, who may say what they like."""
+        return self.user_id.startswith(GUEST)
+
     async def load(self) -> None:
         """Fetch the list and the history, for the first paint."""
         answer = await self._api.recommendations(self.user_id, self.list_length, self.interests)
@@ -115,16 +121,26 @@ class ShopSession:
         scale = bar_scale(items)
         return [
             card(item, n, scale, self.change.moved.get(item.item_id, 0), item.item_id in self.change.entered)
+            | {"href": item_url(item.item_id, self.user_id)}
             for n, item in enumerate(items, start=1)
         ]
 
+    def shown_item(self, item_id: str) -> RankedItem | None:
+        """The item of this id in the list on the screen."""
+        items = self.shown.items if self.shown else ()
+        return next((item for item in items if item.item_id == item_id), None)
+
+    def know(self, *items: ShopItem) -> None:
+        """Remember items for their titles."""
+        self._known |= {item.item_id: item for item in items}
+
     def _show(self, answer: Recommendations) -> None:
         self.shown = answer
-        self._known |= {item.item_id: item for item in answer.items}
+        self.know(*answer.items)
 
     def _explain(self, cause: Cause) -> None:
         deed = next((d for d in self.timeline if d.event_id == cause.event_id), None)
-        title = deed.title if deed else (self.title(cause.item_id) if cause.item_id else None)
+        title = deed.title if deed else cause.title or (self.title(cause.item_id) if cause.item_id else None)
         if deed is None and cause.item_id and cause.action:
             deed = Deed(cause.event_id, cause.action, cause.item_id, title or cause.item_id)
             self.timeline.appendleft(deed)

@@ -1,5 +1,6 @@
 // The grid of cards. Vue's TransitionGroup moves a card from where it was to where it is now (FLIP).
-// Emits act {item_id, action, token} and open {item_id}. Keys on a card: L S B P, Enter, arrows.
+// Emits act {item_id, action, token}, open {item_id} and why {item_id}.
+// Keys on a card: L S B P as on its buttons, W for why, Enter to open, arrows to walk.
 
 const ICONS = {
   like: "M12 20.3 4.6 13a4.9 4.9 0 0 1 0-7 4.9 4.9 0 0 1 7 0l.4.5.5-.5a4.9 4.9 0 0 1 7 0 4.9 4.9 0 0 1 0 7Z",
@@ -36,16 +37,17 @@ export default {
             <span v-for="badge in card.badges" :key="badge" class="ac-badge">{{ badge }}</span>
           </div>
           <div class="ac-body">
-            <h3><a class="ac-title" :href="'/item/' + encodeURIComponent(card.id)" @click.exact.prevent="open(card)">{{ card.title }}</a></h3>
+            <h3><a class="ac-title" :href="card.href" @click.exact.prevent="open(card)">{{ card.title }}</a></h3>
             <p class="ac-category">{{ card.category }}</p>
             <p class="ac-reason" :title="card.source">{{ card.reason }}</p>
-            <div class="ac-score" :title="receipt(card)">
-              <div class="ac-bar" role="img" :aria-label="receipt(card)">
+            <button v-if="card.parts.length" type="button" class="ac-score" :title="receipt(card)" data-action="why"
+                    :aria-label="'Why? ' + receipt(card)" @click="$emit('why', { item_id: card.id })">
+              <span class="ac-bar">
                 <i v-for="part in card.parts" :key="part.name" :class="['part-' + part.name, {minus: part.value < 0}]"
                    :style="{width: part.width + '%'}"></i>
-              </div>
-              <span class="ac-score-value">{{ card.score.toFixed(2) }}</span>
-            </div>
+              </span>
+              <span class="ac-score-value">{{ card.score.toFixed(2) }}</span><span class="ac-why" aria-hidden="true">why?</span>
+            </button>
           </div>
           <div class="ac-actions">
             <button v-for="a in actions" :key="a.action" type="button" :class="'act-' + a.action" :data-action="a.action"
@@ -124,6 +126,7 @@ export default {
       if (event.target !== event.currentTarget || event.ctrlKey || event.metaKey || event.altKey) return;
       const action = ACTIONS.find((a) => a.key === event.key.toLowerCase());
       if (action) this.act(card, action.action);
+      else if (event.key.toLowerCase() === "w" && card.parts.length) this.$emit("why", { item_id: card.id });
       else if (event.key === "Enter") this.open(card);
       else if (event.key.startsWith("Arrow")) this.step(event.key, event.currentTarget);
       else return;

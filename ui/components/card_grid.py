@@ -14,9 +14,15 @@ Act = Callable[[str, str, str], Awaitable[None]]
 
 
 class CardGrid(Element, component="card_grid.js"):
-    """Shows `cards`; calls `on_act(item_id, action, token)` for a button, `on_open(item_id)` for a card."""
+    """Shows `cards`.
 
-    def __init__(self, on_act: Act, on_open: Callable[[str], Any]) -> None:
+    Calls `on_act(item_id, action, token)` for a button, `on_open(item_id)` for a card, `on_why(item_id)` for
+    its score.
+    """
+
+    def __init__(
+        self, on_act: Act, on_open: Callable[[str], Any], on_why: Callable[[str], Any] | None = None
+    ) -> None:
         super().__init__()
         self._props["cards"] = []
 
@@ -27,7 +33,12 @@ class CardGrid(Element, component="card_grid.js"):
             return on_open(event.args["item_id"])
 
         self.on("act", act)
+
+        def why(event: GenericEventArguments) -> Any:
+            return on_why(event.args["item_id"]) if on_why else None
+
         self.on("open", open_item)
+        self.on("why", why)
 
     def show(self, cards: list[JsonObject], headline: str = "", answered: str = "", failed: str = "") -> None:
         """Show a list. `answered`: token of the deed that caused it; `failed`: of one that did not arrive."""

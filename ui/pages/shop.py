@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from urllib.parse import urlencode
 
 import structlog
@@ -12,18 +13,28 @@ from nicegui.client import Client
 
 from afterclick.errors import AfterclickError
 from ui.api import Api
+from ui.api_types import ShopItem
+from ui.cards import item_url
 from ui.components.card_grid import CardGrid
+from ui.components.controls import Button
+from ui.components.drawer import ReceiptDrawer, SnippetDrawer
+from ui.components.interest_picker import InterestPicker
+from ui.components.search_box import SearchBox
 from ui.components.timeline import Timeline
 from ui.components.user_picker import UserPicker
 from ui.demo_users import demo_users
 from ui.feeds import pushed_lists
 from ui.live import LiveBoard
 from ui.pages.frame import frame
-from ui.shop_session import ShopSession
+from ui.receipt import receipt
+from ui.shop_session import GUEST, ShopSession
+from ui.snippets import feedback_snippet, list_snippet, watch_snippet
 
 log = structlog.get_logger()
 
 DEGRADED = "Part of the system is away: this is the best list that could be had."
+OFFERED_CATEGORIES = 24
+FOUND = 8
 
 
 def register(api: Api, board: LiveBoard) -> None:
@@ -52,15 +63,24 @@ class ShopPage:
         with ui.element("div").classes("ac-shop"):
             with ui.element("div").classes("ac-shop-main"):
                 self._picker = UserPicker(demo_users(), self.become)
+                self._interests = InterestPicker(self.take_interest)
+                with ui.element("div").classes("ac-tools"):
+                    SearchBox(self._find, self.open)
+                    Button("Compare", self._compare).props("data-testid=compare")
+                    Button("API", self._show_snippets).props("data-testid=api")
                 self._notice = ui.label().classes("ac-notice").props("role=status")
-                self._grid = CardGrid(self.act, self.open)
+                self._grid = CardGrid(self.act, self.open, self.explain)
             with ui.element("aside").classes("ac-shop-side").props('aria-label="What you did"'):
                 self._timeline = Timeline()
+        self._receipt = ReceiptDrawer()
+        self._snippets = SnippetDrawer()
 
     async def load(self) -> None:
         """Fetch and show the list; where the API is away, say so and wait for the feed."""
         try:
             await self._session.load()
+            offer = await self._api.categories() if self._session.is_guest else ()
+            self._interests.show(offer[:OFFERED_CATEGORIES], self._session.interests)
             self._say("")
         except AfterclickError as error:
             self._say(str(error))
@@ -79,8 +99,14 @@ class ShopPage:
 
     async def become(self, user_id: str) -> None:
         """Shop as somebody else."""
-        self._session.become(user_id or f"guest-{secrets.token_hex(3)}")
+        self._session.become(user_id or GUEST + secrets.token_hex(3))
         ui.navigate.history.replace("/?" + urlencode({"user": self._session.user_id}))
+        await self.load()
+        self.follow()
+
+    async def take_interest(self, chosen: tuple[str, ...]) -> None:
+        """Somebody new says what they like."""
+        self._session.interests = chosen
         await self.load()
         self.follow()
 
@@ -88,18 +114,44 @@ class ShopPage:
         """Send what the user did; the list follows when the feed pushes it."""
         deed = asyncio.ensure_future(self._session.act(item_id, action, token))
         await asyncio.sleep(0)
-        self._timeline.show([row.row() for row in self._session.timeline])
+        self._show_timeline()
         try:
             await deed
             self._say("")
         except AfterclickError as error:
             self._say(f"That did not arrive: {error}")
             self._grid.show(self._session.cards(), self._session.headline, failed=token)
-        self._timeline.show([row.row() for row in self._session.timeline])
+        self._show_timeline()
 
     async def open(self, item_id: str) -> None:
-        """Look at an item: that is an event too."""
-        await self.act(item_id, "view", "")
+        """Go to an item's page; that is a click on it, too."""
+        await self.act(item_id, "click", "")
+        ui.navigate.to(item_url(item_id, self._session.user_id))
+
+    def explain(self, item_id: str) -> None:
+        """Show the receipt of an item in the list."""
+        item, answer = self._session.shown_item(item_id), self._session.shown
+        if item and answer:
+            self._receipt.show(receipt(item, answer, self._session.timeline))
+
+    async def _find(self, words: str) -> Sequence[ShopItem]:
+        try:
+            found = await self._api.search(words, FOUND)
+        except AfterclickError as error:
+            self._say(str(error))
+            return ()
+        self._session.know(*found)
+        return found
+
+    def _compare(self) -> None:
+        ui.navigate.to("/compare?" + urlencode({"user": self._session.user_id}))
+
+    def _show_snippets(self) -> None:
+        session, url = self._session, self._api.url
+        snippets = [list_snippet(url, session.user_id, session.list_length, session.interests)]
+        if session.shown and session.shown.items:
+            snippets.append(feedback_snippet(url, session.user_id, session.shown.items[0].item_id))
+        self._snippets.show([*snippets, watch_snippet(url, session.user_id)])
 
     async def _listen(self) -> None:
         session = self._session
@@ -110,9 +162,7 @@ class ShopPage:
                 self._say("The API is away; the list you see is the last one. Trying again…")
                 continue
             session.receive(pushed)
-            self._say(
-                "Part of the system is away: this is the best list that could be had." * pushed.degraded
-            )
+            self._say(DEGRADED if pushed.degraded else "")
             self._show()
 
     def _say(self, notice: str) -> None:
@@ -122,4 +172,7 @@ class ShopPage:
         session = self._session
         self._picker.show(session.user_id, session.name, session.story)
         self._grid.show(session.cards(), session.headline, session.answered)
-        self._timeline.show([row.row() for row in session.timeline])
+        self._show_timeline()
+
+    def _show_timeline(self) -> None:
+        self._timeline.show([row.row() for row in self._session.timeline])

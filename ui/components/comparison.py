@@ -1,0 +1,15 @@
+"""Rankings side by side."""
+
+from __future__ import annotations
+
+from nicegui.element import Element
+
+from ui.api_types import JsonObject
+
+
+class Comparison(Element, component="comparison.js"):
+    """Shows columns {name, what, shared, items}."""
+
+    def __init__(self, columns: list[JsonObject]) -> None:
+        super().__init__()
+        self._props["columns"] = columns

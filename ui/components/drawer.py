@@ -1,0 +1,38 @@
+"""Drawers: the receipt of an item, and the calls behind the screen. Native dialogs, closed by Escape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from nicegui.element import Element
+
+from ui.api_types import JsonObject
+from ui.snippets import Snippet
+
+
+class ReceiptDrawer(Element, component="receipt_drawer.js"):
+    """Shows what `receipt.receipt` says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._props["receipt"] = None
+
+    def show(self, receipt: JsonObject) -> None:
+        """Open the drawer; while it is open, a new receipt replaces the old one."""
+        self._props["receipt"] = receipt
+        self.run_method("open")
+        self.update()
+
+
+class SnippetDrawer(Element, component="snippet_drawer.js"):
+    """Shows calls to copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._props["snippets"] = []
+
+    def show(self, snippets: Sequence[Snippet]) -> None:
+        self._props["snippets"] = [asdict(snippet) for snippet in snippets]
+        self.run_method("open")
+        self.update()

@@ -1,0 +1,52 @@
+"""The receipt of one item in a list: what its score is made of, from what state, by which model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ui.api_types import JsonObject, RankedItem, Recommendations
+from ui.cards import PART_NAMES, SOURCE_NAMES, title_of
+from ui.changes import VERBS
+from ui.shop_session import Deed
+
+EXPLANATIONS = {
+    "model": "what people with a taste like yours chose",
+    "history": "how near it is to what you did lately",
+    "trend": "how many reach for it now",
+    "content": "how alike its words and categories are to what you like",
+    "popularity": "how many chose it since the beginning",
+}
+SAME = 1e-6
+
+
+def receipt(item: RankedItem, answer: Recommendations, deeds: Iterable[Deed]) -> JsonObject:
+    """What the drawer shows."""
+    widest = max((abs(value) for value in item.parts.values()), default=0.0) or 1.0
+    total = sum(item.parts.values())
+    return {
+        "title": title_of(item),
+        "item_id": item.item_id,
+        "score": item.score,
+        "reason": item.reason,
+        "source": SOURCE_NAMES.get(item.source, item.source),
+        "list_source": SOURCE_NAMES.get(answer.source, answer.source),
+        "adds_up": abs(total - item.score) <= SAME,
+        "parts": [
+            {
+                "name": name,
+                "label": PART_NAMES.get(name, name),
+                "what": EXPLANATIONS.get(name, ""),
+                "value": value,
+                "width": round(50 * abs(value) / widest, 2),
+            }
+            for name, value in item.parts.items()
+        ],
+        "model_version": answer.model_version or "none yet: trends and interests alone",
+        "impression_id": answer.impression_id,
+        "as_of": [{"partition": name, "offset": offset} for name, offset in sorted(answer.as_of.items())],
+        "deeds": [
+            {"verb": VERBS.get(deed.action, deed.action), "title": deed.title, "position": deed.position}
+            for deed in list(deeds)[:6]
+            if not deed.failed
+        ],
+    }
