@@ -1,0 +1,27 @@
+"""Errors: one tree, drawn on top of its module, with an exit code each."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from afterclick import errors
+
+
+def tree() -> list[type[errors.AfterclickError]]:
+    found = [cls for _, cls in inspect.getmembers(errors, inspect.isclass)]
+    return [cls for cls in found if issubclass(cls, errors.AfterclickError)]
+
+
+def test_the_drawing_names_every_error_and_no_other() -> None:
+    drawn = re.findall(r"(?:^|[├└]── )(\w+)", errors.__doc__ or "", re.MULTILINE)
+    assert {cls.__name__ for cls in tree()} == set(drawn) & {cls.__name__ for cls in tree()}
+    in_tree = [name for name in drawn if hasattr(errors, name)]
+    assert sorted(in_tree) == sorted(cls.__name__ for cls in tree())
+
+
+def test_exit_codes_tell_the_kinds_apart_and_are_never_success() -> None:
+    kinds = [cls for cls in tree() if cls.__bases__ == (errors.AfterclickError,)]
+    codes = [cls.exit_code for cls in kinds]
+    assert len(set(codes)) == len(codes)
+    assert all(code > 1 for code in codes)

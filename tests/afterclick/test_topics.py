@@ -1,0 +1,28 @@
+"""Topics: each named once, with what keeps it or cleans it."""
+
+from __future__ import annotations
+
+from afterclick.topics import DAY_MS, Topics, dlq
+
+
+def test_interactions_are_kept_for_ever_and_have_dead_letters() -> None:
+    topics = Topics(partitions=6)
+    by_name = {topic.name: topic for topic in topics.all()}
+    for name in topics.interactions:
+        assert by_name[name].partitions == 6
+        assert by_name[name].config == {"cleanup.policy": "delete", "retention.ms": "-1"}
+        assert by_name[dlq(name)].partitions == 1
+
+
+def test_the_catalogue_and_the_models_are_compacted() -> None:
+    by_name = {topic.name: topic for topic in Topics().all()}
+    assert by_name["items"].config == by_name["models"].config == {"cleanup.policy": "compact"}
+    assert by_name["state-changes"].config["retention.ms"] == str(DAY_MS)
+
+
+def test_a_prefix_keeps_installations_apart() -> None:
+    one = {topic.name for topic in Topics("a-").all()}
+    two = {topic.name for topic in Topics("b-").all()}
+    assert not one & two
+    assert len(one) == len(Topics("a-").all())
+    assert all(name.startswith("a-") for name in one)
