@@ -102,11 +102,24 @@ class Demo:
         stage.note = f"{stage.done:,} events in the Parquet log"
 
     async def _training(self, stage: Stage) -> None:
+        """Train once; the gate may refuse what is worse than the model that is served."""
         if model := self.view.figures.model_version:
             stage.note, stage.state = f"goes on with model {model}", "left out"
             return
-        answer = await self._answer("train", "train", "--json")
-        stage.note = f"model {answer.get('version', '')}"
+        following = asyncio.create_task(self._follow_training(stage))
+        try:
+            answer = await self._answer("train", "train", "--json")
+        finally:
+            following.cancel()
+        stage.note = f"model {answer['version']}"
+
+    async def _follow_training(self, stage: Stage) -> None:
+        """Show the last thing that training said."""
+        said = command(self.stack.layout, "train").log
+        while True:
+            with contextlib.suppress(OSError):
+                stage.note = said.read_text(errors="replace").rstrip().rpartition("\n")[2].strip()[:70]
+            await asyncio.sleep(1.0)
 
     async def _live(self, stage: Stage) -> None:
         stage.total = self.cut.rows - self.cut.history

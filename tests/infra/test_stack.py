@@ -1,0 +1,186 @@
+"""`afterclick up --replay` for real, on a small generated shop: the demo, its end, and its going on.
+
+The tests of this file run in order on one stack, since each start costs half a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from infra.embedded.ports import free_port, is_free
+from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.spark, pytest.mark.timeout(420)]
+
+
+class StackInATerminal:
+    """A home folder, and `afterclick` commands in it as separate processes."""
+
+    def __init__(self, folder: Path, jars: Path) -> None:
+        self.home = folder / "home"
+        self.output = folder / "up.log"
+        kafka, self.api = _two_free_ports(), free_port()
+        self.env = {
+            **os.environ,
+            "AFTERCLICK_HOME": str(self.home),
+            "AFTERCLICK_JARS": str(jars),
+            "AFTERCLICK_KAFKA__BOOTSTRAP": f"127.0.0.1:{kafka}",
+            "AFTERCLICK_KAFKA__PARTITIONS": "2",
+            "AFTERCLICK_REDIS__URL": f"redis://127.0.0.1:{free_port()}/0",
+            "AFTERCLICK_SERVING__PORT": str(self.api),
+            "AFTERCLICK_UI__PORT": str(free_port()),
+            "AFTERCLICK_UI__API_URL": f"http://127.0.0.1:{self.api}",
+            "AFTERCLICK_STREAM__MASTER": "local[2]",
+            "AFTERCLICK_TRAINING__MEMORY": "1g",
+            "DATASET": str(folder / "shop"),
+        }
+        self.up: subprocess.Popen[bytes] | None = None
+        size = ("--users", "300", "--items", "150", "--events", "8000", "--days", "200")
+        self.run("data", "make", "--out", self.env["DATASET"], *size)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "infra", *arguments]
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120, check=False)
+
+    def start(self, *options: str) -> None:
+        with self.output.open("wb") as output:
+            command = [sys.executable, "-m", "infra", "up", *options]
+            self.up = subprocess.Popen(command, env=self.env, stdout=output, stderr=subprocess.STDOUT)
+
+    def said(self, words: str, timeout: float = 120.0) -> str:
+        """The line that holds the words, once it is there."""
+
+        def line() -> str:
+            assert self.up is not None
+            lines = self.output.read_text().splitlines()
+            found = [line for line in lines if re.search(words, line)]
+            assert found or self.up.poll() is None, "\n".join(lines[-20:])
+            return found[0] if found else ""
+
+        return wait_until(line, timeout, what=f"`afterclick up` says {words!r}")
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
+        return found
+
+    def end(self, how: signal.Signals, within_s: float = 10.0) -> int:
+        """Send a signal and return the exit code. Fails when it takes longer than that."""
+        assert self.up is not None
+        self.up.send_signal(how)
+        return self.up.wait(within_s)
+
+    def processes(self) -> list[int]:
+        """Every process that belongs to this home, by its environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("AFTERCLICK_HOME") == str(self.home):
+                    found.append(process.pid)
+            except psutil.Error:
+                continue
+        return found
+
+    def list_for(self, user: str) -> dict[str, Any]:
+        url = f"http://127.0.0.1:{self.api}/recommendations?user_id={user}"
+        with urllib.request.urlopen(url, timeout=5) as response:
+            answer: dict[str, Any] = json.load(response)
+            return answer
+
+
+def _two_free_ports() -> int:
+    """A free port whose neighbour is free too: Kafka takes both."""
+    return next(port for _ in range(100) if is_free((port := free_port()) + 1))
+
+
+@pytest.fixture(scope="module")
+def stack(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackInATerminal]:
+    stack = StackInATerminal(tmp_path_factory.mktemp("stack"), jars)
+    stack.start("--replay", "--rate", "5")
+    yield stack
+    if stack.up and stack.up.poll() is None:
+        stack.up.kill()
+
+
+def test_it_answers_before_there_is_a_model_and_then_from_one(stack: StackInATerminal) -> None:
+    assert "first list" in stack.said("first list")
+    assert "personalised" in stack.said("first personalised list from a model", timeout=400)
+
+
+def test_status_tells_each_part_with_its_memory_and_how_far_it_is(stack: StackInATerminal) -> None:
+    stack.said("training: model")
+    found = wait_until(lambda: (s := stack.status())["figures"]["log_events"] >= 7000 and s, 30)
+    parts = {part["name"]: part for part in found["parts"]}
+    assert set(parts) == {"kafka", "valkey", "serve", "stream", "ui"}
+    assert {part["state"] for part in parts.values()} == {"ready"}
+    assert all(part["memory_mib"] > 1 for part in parts.values())
+    assert found["figures"]["model_version"]
+    assert found["pid"] == stack.up.pid if stack.up else False
+
+
+def test_started_twice_it_says_so_and_breaks_nothing(stack: StackInATerminal) -> None:
+    before = stack.status()["parts"]
+    second = stack.run("up")
+    assert second.returncode == 5
+    assert second.stderr.count("\n") == 1
+    assert "a stack runs already" in second.stderr
+    after = stack.status()["parts"]
+    assert [part["pid"] for part in after] == [part["pid"] for part in before]
+
+
+def test_a_killed_part_is_started_again(stack: StackInATerminal) -> None:
+    killed = next(part["pid"] for part in stack.status()["parts"] if part["name"] == "serve")
+    os.kill(killed, signal.SIGKILL)
+    stack.said("serve ended with code -9; again in")
+
+    def again() -> bool:
+        part = next(part for part in stack.status()["parts"] if part["name"] == "serve")
+        return bool(part["restarts"] == 1 and part["state"] == "ready" and part["pid"] != killed)
+
+    wait_until(again, 60, every=1.0, what="the API is back")
+    assert stack.list_for("nobody")["items"]
+
+
+def test_ctrl_c_ends_everything_within_ten_seconds(stack: StackInATerminal) -> None:
+    assert len(stack.processes()) > 5
+    began = time.monotonic()
+    assert stack.end(signal.SIGINT) == 0
+    assert time.monotonic() - began < 10
+    assert stack.processes() == []
+    assert stack.status()["running"] is False
+
+
+def test_started_again_it_goes_on_where_it_was(stack: StackInATerminal) -> None:
+    stack.start("--replay", "--rate", "5")
+    assert ": 0 reviews before" in stack.said("history: ")
+    assert "goes on with model" in stack.said("training: ")
+    assert "personalised" in stack.said("first personalised list from a model")
+
+
+def test_a_killed_supervisor_leaves_no_process(stack: StackInATerminal) -> None:
+    assert len(stack.processes()) > 5
+    stack.end(signal.SIGKILL)
+    wait_until(lambda: not stack.processes(), 15, every=0.5, what="every child is gone")
+
+
+def test_down_ends_it_from_another_shell(stack: StackInATerminal) -> None:
+    stack.start()
+    stack.said("serve ready")
+    answer = stack.run("down")
+    assert answer.returncode == 0
+    assert "stopped the stack" in answer.stdout
+    assert stack.up is not None
+    assert stack.up.wait(5) == 0
+    assert stack.processes() == []

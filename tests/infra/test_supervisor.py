@@ -1,0 +1,108 @@
+"""The supervisor with small processes in place of the parts: what it does when they crash, hang or refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from afterclick.errors import Unavailable
+from afterclick.settings import Settings
+from infra.embedded.process import Process
+from infra.stack.layout import lay_out
+from infra.stack.part import Part, State
+from infra.stack.supervisor import Stack
+
+SLEEPS = "import time; print('ready', flush=True); time.sleep(600)"
+CRASHES = "print('ready', flush=True); raise SystemExit('on purpose')"
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPS
+HAS_CHILD = "import subprocess; subprocess.Popen(['sleep', '599.25'], start_new_session=False);" + SLEEPS
+
+
+class Small:
+    """A stack of one server and one application, each a line of Python."""
+
+    def __init__(self, folder: Path, server: str = SLEEPS, application: str = SLEEPS) -> None:
+        self.notes: list[str] = []
+        self.server = self._part(folder, "server", server, essential=True)
+        self.application = self._part(folder, "application", application)
+        layout = lay_out(Settings(home=folder))
+        self.stack = Stack(layout, [self.server], [self.application], self.notes.append)
+
+    def _part(self, folder: Path, name: str, script: str, essential: bool = False) -> Part:
+        process = Process(name, [sys.executable, "-c", script], folder / f"{name}.log")
+        return Part(name, process, lambda: process.said("ready"), essential=essential)
+
+    async def until(self, condition: str, timeout_s: float = 15.0) -> None:
+        """Wait for a note that holds these words, then stop the stack."""
+        deadline = time.monotonic() + timeout_s
+        while not any(condition in note for note in self.notes):
+            assert time.monotonic() < deadline, self.notes
+            await asyncio.sleep(0.02)
+        self.stack.stop()
+
+    def run_until(self, condition: str) -> None:
+        asyncio.run(self.stack.run(lambda: self.notes.append("between"), lambda _: self.until(condition)))
+
+
+def test_applications_start_once_the_servers_answer(tmp_path: Path) -> None:
+    small = Small(tmp_path)
+    small.run_until("application ready")
+    assert small.notes[:3] == ["server ready", "between", "application ready"]
+
+
+def test_everything_is_gone_after_the_end(tmp_path: Path) -> None:
+    small = Small(tmp_path)
+    small.run_until("application ready")
+    assert not small.server.process.running
+    assert not small.application.process.running
+    assert small.application.state is State.STOPPED
+
+
+def test_a_crashed_part_is_started_again_and_said_so(tmp_path: Path) -> None:
+    small = Small(tmp_path, application=CRASHES)
+    small.run_until("again in 1.0 s")
+    assert small.application.restarts == 2
+    assert any("application ended with code 1; again in 0.5 s" in note for note in small.notes)
+
+
+def test_without_its_server_the_stack_does_not_come_up(tmp_path: Path) -> None:
+    small = Small(tmp_path, server="raise SystemExit('no room')")
+    with pytest.raises(Unavailable, match=r"server ended with code 1[\s\S]*no room"):
+        small.run_until("never")
+    assert small.application.state is State.STOPPED
+    assert "between" not in small.notes
+
+
+def test_a_part_that_does_not_listen_is_killed_within_ten_seconds(tmp_path: Path) -> None:
+    small = Small(tmp_path, server=DEAF, application=DEAF)
+    small.run_until("application ready")
+    stopping = small.notes.index("stopping")
+    assert small.notes[stopping:] == ["stopping", "stopped, nothing left running"]
+    assert not small.application.process.running
+
+
+def test_the_children_of_a_part_go_with_it(tmp_path: Path) -> None:
+    import psutil
+
+    small = Small(tmp_path, application=HAS_CHILD)
+    small.run_until("application ready")
+    left = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "599.25"]]
+    assert left == []
+
+
+def test_a_failing_command_says_what_it_said_last(tmp_path: Path) -> None:
+    small = Small(tmp_path)
+    failing = Process("job", [sys.executable, "-c", "raise SystemExit('the disk is full')"], tmp_path / "job")
+
+    async def run(stack: Stack) -> None:
+        try:
+            await stack.task("job", failing)
+        finally:
+            stack.stop()
+
+    with pytest.raises(Unavailable, match=r"job failed with code 1.*the disk is full"):
+        asyncio.run(small.stack.run(lambda: None, run))
