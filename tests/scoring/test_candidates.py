@@ -1,0 +1,63 @@
+"""Candidates come from every source, once each, and never what was seen."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from afterclick.candidates import SOURCES, CandidateLimits, candidate_items, exact_search
+from afterclick.scoring import fold_in
+from tests.scoring.worlds import a_model, a_state, a_view
+
+
+def found(model, state, view, **more):
+    candidates = candidate_items(model, state, view, **more)
+    return {
+        item: SOURCES[s]
+        for item, s in zip(candidates.items.tolist(), candidates.sources.tolist(), strict=True)
+    }
+
+
+def test_neighbours_same_day_and_trending_items_are_candidates() -> None:
+    names = found(a_model(10), a_state([2]), a_view(10, hot=7, top=1))
+    assert names == {3: "neighbours", 1: "same_day", 7: "trending"}
+
+
+def test_seen_and_excluded_items_are_not() -> None:
+    state = a_state([2], seen=[2, 3])
+    names = found(a_model(10), state, a_view(10, hot=7, top=1), exclude=np.array([7], np.int32))
+    assert names == {1: "same_day"}
+
+
+def test_als_and_content_bring_what_their_search_finds() -> None:
+    model, state = a_model(10, content=np.eye(10, dtype=np.float32)), a_state([2])
+    searches = {
+        "als_search": lambda query, count: np.array([8, -1], np.int32),
+        "content_search": lambda query, count: np.array([9], np.int32),
+    }
+    names = found(model, state, a_view(10, top=1), user_factors=fold_in(model, state), **searches)
+    assert names[8] == "als"
+    assert names[9] == "content"
+
+
+def test_a_user_without_history_gets_what_trends() -> None:
+    names = found(
+        a_model(10), a_state([]), a_view(10, hot=4, top=1), als_search=exact_search(a_model(10).factors)
+    )
+    assert names == {4: "trending"}
+
+
+def test_items_newer_than_the_model_may_trend() -> None:
+    assert 11 in found(a_model(10), a_state([11, 2], seen=[2]), a_view(12, hot=11, top=1))
+
+
+def test_limits_are_kept() -> None:
+    none = CandidateLimits(recent=0, als=0, content=0, trending=2)
+    assert len(found(a_model(10), a_state([2]), a_view(10, top=5), limits=none)) == 2
+
+
+def test_exact_search_finds_the_nearest_of_those_allowed() -> None:
+    vectors = np.random.default_rng(0).normal(size=(100, 5)).astype(np.float32)
+    allowed = np.arange(100) % 2 == 0
+    best = exact_search(vectors, allowed)(vectors[10], 5)
+    order = np.argsort(-(vectors @ vectors[10]))
+    assert best.tolist() == [i for i in order.tolist() if allowed[i]][:5]

@@ -1,0 +1,134 @@
+"""Features of candidates: what each column says, and what is unknown."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from afterclick.events import Action
+from afterclick.scoring import (
+    FEATURE_NAMES,
+    FEATURES,
+    PARTS,
+    TrendView,
+    UserState,
+    features,
+    group_contributions,
+)
+from afterclick.state import HistoryEntry
+from afterclick.trends import HALF_LIVES_MS
+from tests.scoring.worlds import NOW_MS, a_model, a_state, a_view
+
+WEIGHTS = dict.fromkeys(Action, 1.0) | {Action.SKIP: -1.0, Action.PURCHASE: 3.0}
+
+
+def column(rows: np.ndarray, name: str) -> np.ndarray:
+    return rows[:, FEATURE_NAMES.index(name)]
+
+
+def items(*numbers: int) -> np.ndarray:
+    return np.array(numbers, np.int32)
+
+
+def test_the_neighbour_of_the_newest_item_scores_its_cosine() -> None:
+    rows = features(a_model(), a_state([2, 4]), a_view(), items(3, 5, 0))
+    np.testing.assert_allclose(column(rows, "cosine_last"), [0.5, 0.0, 0.0])
+    np.testing.assert_allclose(column(rows, "cosine_max"), [0.5, 0.5, 0.0])
+    np.testing.assert_allclose(column(rows, "cosine_sum"), [0.5, 0.25, 0.0])
+    np.testing.assert_allclose(column(rows, "same_day_last"), [0.0, 0.0, 0.0])
+
+
+def test_a_click_changes_the_features_of_what_goes_with_it() -> None:
+    before = features(a_model(), a_state([0]), a_view(), items(5))
+    after = features(a_model(), a_state([4, 0]), a_view(), items(5))
+    assert column(before, "cosine_last")[0] == 0.0
+    assert column(after, "cosine_last")[0] == 0.5
+
+
+def test_a_trend_is_the_log_of_the_share_of_all_interactions() -> None:
+    rows = features(a_model(4), a_state([0]), a_view(4, hot=3), items(3, 1))
+    np.testing.assert_allclose(column(rows, "trend_week"), np.log2([100 / 103, 1 / 103]), rtol=1e-6)
+
+
+def test_an_item_without_events_has_the_lowest_trend_and_no_nan() -> None:
+    values = np.zeros((3, len(HALF_LIVES_MS)))
+    values[0] = 1e-300
+    view = TrendView.of(values, np.full(3, NOW_MS))
+    assert np.isfinite(view.log_share).all()
+    assert view.log_share[1, 0] == view.log_share.min()
+    assert view.top.tolist() == [0]
+
+
+def test_trends_of_an_empty_system_are_finite() -> None:
+    view = TrendView.of(np.zeros((3, len(HALF_LIVES_MS))), np.full(3, np.nan))
+    assert np.isfinite(view.log_share).all()
+    assert not len(view.top)
+
+
+def test_an_item_newer_than_the_model_is_scored_by_its_trend() -> None:
+    rows = features(a_model(6), a_state([2]), a_view(8, hot=7), items(7, 3))
+    assert column(rows, "trend_day")[0] > column(rows, "trend_day")[1]
+    assert np.isnan(column(rows, "als")[0])
+    assert np.isnan(column(rows, "content_last")[0])
+    assert column(rows, "cosine_last").tolist() == [0.0, 0.5]
+    assert column(rows, "popularity")[0] == 0.0
+
+
+def test_a_history_of_items_newer_than_the_model_says_nothing_of_the_old_ones() -> None:
+    rows = features(a_model(6), a_state([7, 6]), a_view(8), items(0, 1))
+    assert column(rows, "cosine_last").tolist() == [0.0, 0.0]
+    assert np.isnan(column(rows, "als")).all()
+    assert column(rows, "history_length").tolist() == [2.0, 2.0]
+
+
+def test_a_user_without_history_is_scored_by_trends_alone() -> None:
+    rows = features(a_model(), a_state([]), a_view(hot=2), items(1, 2))
+    assert np.isnan(column(rows, "cosine_last")).all()
+    assert column(rows, "history_length").tolist() == [0.0, 0.0]
+    assert np.isfinite(column(rows, "trend_hour")).all()
+
+
+def test_a_model_without_als_and_content_leaves_their_features_unknown() -> None:
+    rows = features(a_model(factors=None, content=None), a_state([2]), a_view(), items(3))
+    for name in ("als", "als_last", "content_last", "content_mean"):
+        assert np.isnan(column(rows, name)).all()
+
+
+def test_ages_are_in_days() -> None:
+    rows = features(a_model(), a_state([2], age_days=3.0), a_view(), items(3))
+    assert column(rows, "last_age_days")[0] == pytest.approx(3.0)
+    assert column(rows, "item_age_days")[0] == pytest.approx(10.0)
+
+
+def test_a_skip_is_seen_but_is_no_taste() -> None:
+    index = {"a": 0, "b": 1}
+    history = [
+        HistoryEntry("3", "b", Action.SKIP, None, 30),
+        HistoryEntry("2", "gone", Action.CLICK, None, 20),
+        HistoryEntry("1", "a", Action.PURCHASE, None, 10),
+    ]
+    state = UserState.of(history, index.get, WEIGHTS, 100.0)
+    assert state.items.tolist() == [0]
+    assert state.weights.tolist() == [3.0]
+    assert sorted(state.seen.tolist()) == [0, 1]
+
+
+def test_an_item_counts_once_by_its_newest_positive_action() -> None:
+    history = [
+        HistoryEntry("2", "a", Action.CLICK, None, 20),
+        HistoryEntry("1", "a", Action.PURCHASE, None, 10),
+    ]
+    state = UserState.of(history, {"a": 0}.get, WEIGHTS, 100.0)
+    assert (state.items.tolist(), state.weights.tolist(), state.times_ms.tolist()) == ([0], [1.0], [20.0])
+
+
+def test_a_receipt_adds_up_to_the_score() -> None:
+    contributions = np.random.default_rng(0).normal(size=(5, len(FEATURES) + 1))
+    receipt = group_contributions(contributions)
+    assert set(receipt) == {*PARTS, "base"}
+    np.testing.assert_allclose(sum(receipt.values()), contributions.sum(axis=1))
+
+
+def test_a_receipt_of_another_width_is_refused() -> None:
+    with pytest.raises(ValueError, match="columns"):
+        group_contributions(np.zeros((2, 3)))

@@ -1,0 +1,56 @@
+"""A model comes back from its artifact as it went in, or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from afterclick import artifact
+from afterclick.errors import BadArtifact
+from afterclick.model import Model, load
+from tests.scoring.worlds import a_model
+
+
+def published(root: Path, model: Model) -> Path:
+    facts = {"created": "now", "items": len(model), "parameters": model.parameters()}
+    return artifact.write(root, model.version, model.save, **facts)[0]
+
+
+def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    before = a_model()
+    after, manifest = load(published(tmp_path, before))
+    for name, array in before.arrays().items():
+        np.testing.assert_array_equal(after.arrays()[name], array)
+    assert (after.version, after.als_alpha, after.als_reg, after.index["i3"]) == ("m1", 10.0, 0.1, 3)
+    assert manifest.items == len(after) == 6
+
+
+def test_als_and_content_may_be_missing(tmp_path: Path) -> None:
+    model, _ = load(published(tmp_path, a_model(factors=None, content=None)))
+    assert model.factors is None
+    assert model.content is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"popularity": np.ones(5, np.float32)}, "rows"),
+        ({"factors": np.full((6, 4), np.nan, np.float32)}, "NaN"),
+        ({"neighbour_items": np.full((6, 2), 6, np.int32)}, "range"),
+    ],
+)
+def test_a_model_that_cannot_be_right_is_refused(tmp_path: Path, changes: dict, problem: str) -> None:
+    with pytest.raises(BadArtifact, match=problem):
+        load(published(tmp_path, a_model(**changes)))
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    folder = published(tmp_path, a_model())
+    path = folder / "als_item_factors.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(BadArtifact, match="damaged"):
+        load(folder)

@@ -1,0 +1,54 @@
+"""Small models and states with obvious answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from afterclick.model import Model
+from afterclick.scoring import TrendView, UserState
+from afterclick.trends import HALF_LIVES_MS
+
+NOW_MS = 1_800_000_000_000.0
+DAY = 86_400_000.0
+
+
+def a_model(n: int = 6, **changes: Any) -> Model:
+    """Items 0…n−1; each is the neighbour of the next one, and the same-day neighbour of the one before."""
+    ring = np.arange(n, dtype=np.int32)
+    facts: dict[str, Any] = {
+        "version": "m1",
+        "item_ids": np.array([f"i{i}" for i in range(n)]),
+        "popularity": np.arange(n, 0, -1).astype(np.float32),
+        "first_seen_ms": np.full(n, NOW_MS - 10 * DAY),
+        "neighbour_items": np.stack([(ring + 1) % n, np.full(n, -1, np.int32)], axis=1),
+        "neighbour_scores": np.stack([np.full(n, 0.5), np.zeros(n)], axis=1).astype(np.float32),
+        "same_day_items": ((ring - 1) % n)[:, None].astype(np.int32),
+        "same_day_scores": np.full((n, 1), 0.25, np.float32),
+        "factors": np.eye(n, 4, dtype=np.float32) + 0.1,
+        "content": np.eye(n, 3, dtype=np.float32),
+        "als_alpha": 10.0,
+        "als_reg": 0.1,
+    }
+    return Model(**(facts | changes))
+
+
+def a_state(items: list[int], seen: list[int] | None = None, age_days: float = 1.0) -> UserState:
+    """A user with these items, newest first, each `age_days` older than the one before."""
+    count = len(items)
+    return UserState(
+        np.array(items, np.int32),
+        np.ones(count, np.float32),
+        NOW_MS - age_days * DAY * np.arange(1, count + 1),
+        np.array(items if seen is None else seen, np.int32),
+        NOW_MS,
+    )
+
+
+def a_view(n: int = 6, hot: int | None = None, top: int = 3) -> TrendView:
+    """Trends in which `hot` is far ahead and the others are equal."""
+    values = np.ones((n, len(HALF_LIVES_MS)))
+    if hot is not None:
+        values[hot] = 100.0
+    return TrendView.of(values, np.full(n, NOW_MS - 10 * DAY), top)
