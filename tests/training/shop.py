@@ -1,0 +1,118 @@
+"""Small made-up shops whose right answers are obvious."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from afterclick.events import Item, ItemEvent, encode, new_id, now
+from afterclick.settings import KafkaSettings
+from training.dataset import Interactions
+
+DAY_MS = 86_400_000
+START = datetime(2026, 1, 1, tzinfo=UTC)
+_SCHEMA = pa.schema(
+    {
+        "topic": pa.string(),
+        "partition": pa.int32(),
+        "offset": pa.int64(),
+        "log_time": pa.timestamp("us", "UTC"),
+        "event_id": pa.string(),
+        "event_time": pa.timestamp("us", "UTC"),
+        "user_id": pa.string(),
+        "item_id": pa.string(),
+        "action": pa.string(),
+        "rating": pa.float64(),
+        "text": pa.string(),
+        "impression_id": pa.string(),
+        "session_id": pa.string(),
+    }
+)
+
+
+def interactions(pairs: list[tuple[int, int]], users: int, items: int, days: int = 1) -> Interactions:
+    """The pairs (user, item) as interactions of weight 1, `days` apart."""
+    user, item = (np.array([p[side] for p in pairs], np.int32) for side in (0, 1))
+    times = int(START.timestamp() * 1000) + np.arange(len(pairs), dtype=np.int64) * days * DAY_MS
+    return Interactions(
+        np.array([f"u{i}" for i in range(users)]),
+        np.array([f"i{i}" for i in range(items)]),
+        user,
+        item,
+        times,
+        np.ones(len(pairs), np.float32),
+    )
+
+
+def checkerboard(size: int = 40, missing: int = 2) -> tuple[Interactions, list[tuple[int, int]]]:
+    """Even users have the even items, odd users the odd ones; `missing` of each user's are held out.
+
+    Returns the rest, and what was held out.
+    """
+    random = np.random.default_rng(7)
+    kept, held = [], []
+    for user in range(size):
+        own = [i for i in range(size) if i % 2 == user % 2]
+        out = set(random.choice(own, missing, replace=False).tolist())
+        kept += [(user, i) for i in own if i not in out]
+        held += [(user, i) for i in out]
+    random.shuffle(kept)
+    return interactions([(int(u), int(i)) for u, i in kept], size, size), held
+
+
+def drifting_events(
+    seed: int = 3, users: int = 300, items: int = 60, days: int = 120
+) -> list[dict[str, Any]]:
+    """Events of a shop with two tastes: every user buys within their own half of the catalogue."""
+    random = np.random.default_rng(seed)
+    popularity = 1.0 / np.arange(1, items // 2 + 1) ** 0.8
+    popularity /= popularity.sum()
+    events = []
+    for user in range(users):
+        count = int(random.integers(4, 14))
+        mine = random.choice(items // 2, min(count, items // 2), replace=False, p=popularity)
+        for item in mine.tolist():
+            day = float(random.uniform(0, days))
+            events.append(event(f"u{user}", f"i{2 * item + user % 2}", day))
+    return events
+
+
+def event(user_id: str, item_id: str, day: float = 0.0, **changes: Any) -> dict[str, Any]:
+    """One row of the log, without its position."""
+    row = {
+        "event_id": new_id(),
+        "event_time": START + timedelta(days=day),
+        "user_id": user_id,
+        "item_id": item_id,
+        "action": "review",
+    }
+    return {**row, **changes}
+
+
+def write_log(archive: str, rows: list[dict[str, Any]], partitions: int = 2) -> None:
+    """Append rows to a Parquet log the way the archive query lays it out."""
+    folder = Path(archive) / "log_day=2026-01-01"
+    folder.mkdir(parents=True, exist_ok=True)
+    first = sum(pq.read_metadata(p).num_rows for p in folder.glob("*.parquet"))
+    placed = [
+        {**row, "topic": "reviews", "partition": n % partitions, "offset": n // partitions, "log_time": START}
+        for n, row in enumerate(rows, start=first)
+    ]
+    table = pa.Table.from_pylist(placed, schema=_SCHEMA)
+    pq.write_table(table, folder / f"{first:08d}.parquet")
+
+
+def publish_items(kafka: KafkaSettings, items: list[Item]) -> None:
+    """Put items on the catalogue's topic."""
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    for item in items:
+        made = ItemEvent(id=new_id(), source="/test", time=now(), subject=item.item_id, data=item)
+        producer.produce(kafka.topics.items, encode(made), item.item_id.encode())
+    assert producer.flush(30) == 0

@@ -1,0 +1,103 @@
+"""A challenger that is broken or worse does not become champion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from afterclick.model import Model
+from training import gate
+
+
+def model(n: int = 20) -> Model:
+    random = np.random.default_rng(0)
+    near = np.tile(np.arange(2, dtype=np.int32), (n, 1)), np.ones((n, 2), np.float32)
+    ids = np.array([f"i{i}" for i in range(n)])
+    factors = random.normal(size=(n, 4)).astype(np.float32)
+    return Model("v", ids, np.ones(n, np.float32), np.zeros(n), *near, *near, factors)
+
+
+def judged(values: np.ndarray) -> gate.Judged:
+    return {"live": {gate.METRIC: values}}
+
+
+def test_a_sound_model_passes() -> None:
+    assert gate.sound(model()).passed
+
+
+def test_nan_is_refused() -> None:
+    broken = model()
+    assert broken.factors is not None
+    broken.factors[3, 1] = np.nan
+    verdict = gate.sound(broken)
+    assert not verdict.passed
+    assert "als_item_factors holds NaN" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"popularity": np.ones(7, np.float32)}, "popularity has 7 rows for 20 items"),
+        ({"factors": np.zeros((20, 4), np.float32)}, "every ALS factor is zero"),
+        ({"neighbour_items": np.full((20, 2), 20, np.int32)}, "points outside"),
+        ({"item_ids": np.array(["same"] * 20)}, "stands twice"),
+    ],
+)
+def test_a_wrong_shape_is_refused(change: dict[str, np.ndarray], reason: str) -> None:
+    verdict = gate.sound(replace(model(), **change))
+    assert not verdict.passed
+    assert reason in verdict.reason
+
+
+def test_a_model_that_lost_most_items_is_refused() -> None:
+    assert not gate.sound(model(20), before=model(50)).passed
+    assert gate.sound(model(30), before=model(50)).passed
+
+
+def test_better_and_equal_pass_and_worse_does_not() -> None:
+    champion = np.random.default_rng(2).binomial(1, 0.2, 1000).astype(float)
+    better, worse = champion.copy(), champion.copy()
+    better[np.flatnonzero(champion == 0)[:60]] = 1
+    worse[np.flatnonzero(champion == 1)[:60]] = 0
+    assert gate.compare(judged(champion), judged(champion)).passed
+    assert gate.compare(judged(better), judged(champion)).passed
+    verdict = gate.compare(judged(worse), judged(champion))
+    assert not verdict.passed
+    assert "worse than the champion" in verdict.reason
+    assert verdict.interval is not None
+    assert verdict.interval[1] < 0
+
+
+def test_noise_is_not_taken_for_worse() -> None:
+    random = np.random.default_rng(3)
+    champion, other = random.binomial(1, 0.2, 400).astype(float), random.binomial(1, 0.2, 400).astype(float)
+    other[:8] = np.minimum(other[:8], champion[:8])
+    assert gate.compare(judged(other), judged(champion)).interval is not None
+    assert gate.compare(judged(champion), judged(champion)).difference == 0.0
+
+
+def test_figures_that_are_no_numbers_are_refused() -> None:
+    values = np.full(100, np.nan)
+    assert not gate.compare(judged(values), judged(np.zeros(100))).passed
+
+
+def test_few_questions_decide_nothing() -> None:
+    verdict = gate.compare(judged(np.zeros(10)), judged(np.ones(10)))
+    assert verdict.passed
+    assert "only 10 questions" in verdict.reason
+
+
+def test_a_model_without_a_ranker_does_not_replace_one_that_has_one() -> None:
+    assert gate.decide(None, {"trends": judged(np.zeros(100)), "champion": None}).passed
+    assert not gate.decide(None, {"champion": judged(np.zeros(100))}).passed
+
+
+def test_worse_than_plain_trends_is_refused() -> None:
+    trends = np.random.default_rng(2).binomial(1, 0.3, 500).astype(float)
+    verdict = gate.decide(
+        judged(np.zeros(500)), {"trends": judged(trends), "champion": judged(np.zeros(500))}
+    )
+    assert not verdict.passed
+    assert "worse than the trends" in verdict.reason
