@@ -144,8 +144,9 @@ class Source:
         self, model: Model, eligible: NDArray[np.bool_], limits: CandidateLimits | None = None
     ) -> None:
         self._model, self._eligible, self._limits = model, eligible, limits
-        self._als = exact_search(model.factors, eligible) if model.factors is not None else None
-        self._content = exact_search(model.content, eligible) if model.content is not None else None
+        mine = eligible[: len(model)]  # the rows may know more items than the model
+        self._als = exact_search(model.factors, mine) if model.factors is not None else None
+        self._content = exact_search(model.content, mine) if model.content is not None else None
 
     def candidates(self, one: Asked) -> tuple[NDArray[np.int32], FloatArray | None]:
         """Ranked items only, and the user's factors."""
