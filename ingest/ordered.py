@@ -3,10 +3,11 @@
 reads   file  the reviews of a dataset
 writes  file  <home>/prepared/<fingerprint>/run-*.arrow, prepared.json
 
-Memory: 460 MB at its highest for the 7.8 million rows of an official ratings file (measured), and little more
-for larger ones: a run is a million rows (or 512 MB, where there are review texts; sorting holds it twice), and
-the merge holds one batch of 65,536 rows per run. Disk: 22 bytes a row without texts. Rows of the same time keep
-the order of the file. The order is the same each time: a row's number in it is what a replay's progress counts.
+Memory: 460 MB at its highest for the 7.8 million rows of an official ratings file (measured), and little
+more for larger ones: a run is a million rows (or 512 MB, where there are review texts; sorting holds it
+twice), and the merge holds one batch of 65,536 rows per run. Disk: 22 bytes a row without texts. Rows of
+the same time keep the order of the file. The order is the same each time: a row's number in it is what a
+replay's progress counts.
 """
 
 from __future__ import annotations
