@@ -51,6 +51,7 @@ def build(settings: UiSettings) -> FastAPI:
         title="Afterclick",
         favicon=STATIC / "favicon.svg",
         dark=None,
+        language="en-US",
         tailwind=False,
         show_welcome_message=False,
         reconnect_timeout=20.0,

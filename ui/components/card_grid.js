@@ -37,7 +37,7 @@ export default {
             <span v-for="badge in card.badges" :key="badge" class="ac-badge">{{ badge }}</span>
           </div>
           <div class="ac-body">
-            <h3><a class="ac-title" :href="card.href" @click.exact.prevent="open(card)">{{ card.title }}</a></h3>
+            <h2><a class="ac-title" :href="card.href" @click.exact.prevent="open(card)">{{ card.title }}</a></h2>
             <p class="ac-category">{{ card.category }}</p>
             <p class="ac-reason" :title="card.source">{{ card.reason }}</p>
             <button v-if="card.parts.length" type="button" class="ac-score" :title="receipt(card)" data-action="why"

@@ -5,7 +5,7 @@ export default {
     <section class="ac-strip" aria-label="Live figures" :class="{stale: stale}" data-testid="strip">
       <div class="ac-pulse" :class="{off: !connected || stale}" :key="beat"><i></i>
         <span>{{ !connected ? 'connecting…' : stale ? 'stale: ' + age + ' s' : 'live' }}</span></div>
-      <dl><div v-for="tile in tiles" :key="tile.name" :title="tile.title" :data-figure="tile.name">
+      <dl tabindex="0"><div v-for="tile in tiles" :key="tile.name" :title="tile.title" :data-figure="tile.name">
         <dt>{{ tile.name }}</dt><dd>{{ tile.value }}<small v-if="tile.unit"> {{ tile.unit }}</small></dd>
       </div></dl>
       <a href="/live" class="ac-more">Dashboard</a>

@@ -5,7 +5,7 @@ export default {
     <ol class="ac-pipeline" data-testid="pipeline" aria-label="The pipeline, from the log to the viewers">
       <template v-for="(station, n) in stations" :key="station.name">
         <li class="ac-station">
-          <h3>{{ station.name }}</h3>
+          <h2>{{ station.name }}</h2>
           <p>{{ station.what }}</p>
           <dl><div v-for="row in station.rows" :key="row[0]"><dt>{{ row[0] }}</dt><dd>{{ row[1] }}</dd></div></dl>
         </li>

@@ -34,7 +34,7 @@ def frame(here: str, board: LiveBoard) -> Iterator[None]:
         ui.html(_THEME_BUTTON, sanitize=False)
     strip = LiveStrip()
     show_live(strip, board)
-    with ui.element("main").classes("ac-main").props("id=main tabindex=-1"):
+    with ui.element("div").classes("ac-main").props("id=main tabindex=-1"):
         yield
 
 

@@ -16,7 +16,7 @@ from ui.api import Api
 from ui.api_types import ShopItem
 from ui.cards import item_url
 from ui.components.card_grid import CardGrid
-from ui.components.controls import Button
+from ui.components.controls import Button, Heading
 from ui.components.drawer import ReceiptDrawer, SnippetDrawer
 from ui.components.interest_picker import InterestPicker
 from ui.components.search_box import SearchBox
@@ -61,6 +61,7 @@ class ShopPage:
     def build(self) -> None:
         """Lay out the page."""
         with ui.element("div").classes("ac-shop"):
+            Heading("The shop", "h1").classes("ac-sr")
             with ui.element("div").classes("ac-shop-main"):
                 self._picker = UserPicker(demo_users(), self.become)
                 self._interests = InterestPicker(self.take_interest)
