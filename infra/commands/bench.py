@@ -1,7 +1,36 @@
-"""`afterclick bench`."""
+"""`afterclick bench`: what the parts can do, measured."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import orjson
 import typer
 
-app = typer.Typer(help="bench", no_args_is_help=True)
+app = typer.Typer(help="Measure: real servers, real load.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure: real servers, real load."""
+
+
+@app.command()
+def serve(
+    rate: Annotated[float, typer.Option(help="Requests per second of the fixed-rate run.")] = 300.0,
+    seconds: Annotated[float, typer.Option(help="Length of the fixed-rate run.")] = 20.0,
+    items: Annotated[int, typer.Option(help="Items of the shop.")] = 60_000,
+    users: Annotated[int, typer.Option(help="Users with a history.")] = 2000,
+    plain: Annotated[bool, typer.Option(help="Also run the plain FastAPI version of the route.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """How fast the API answers: latencies at a fixed rate (open loop), then requests per second at most."""
+    from afterclick.settings import Settings
+    from infra.benches.serve import Bench, run
+
+    figures = run(Bench(rate=rate, seconds=seconds, items=items, users=users, plain=plain), Settings().jars)
+    if as_json:
+        typer.echo(orjson.dumps(figures))
+        return
+    for name, value in figures.items():
+        typer.echo(f"{name:24} {value}")

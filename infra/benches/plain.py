@@ -1,0 +1,147 @@
+"""The same route as most would first write it: what the served one is measured against.
+
+FastAPI with a pydantic response model, redis-py, exact nearest neighbours, and the `lightgbm` package for
+scores and contributions. It answers with the same items from the same model, history and trends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import lightgbm
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, HTTPException, Query
+from numpy.typing import NDArray
+from redis.asyncio import Redis
+
+from afterclick import events
+from afterclick.candidates import SOURCES, candidate_items, exact_search
+from afterclick.scoring import UserState, features, fold_in, group_contributions
+from afterclick.settings import Settings
+from afterclick.state import HistoryEntry
+from serving import schemas
+from serving.lists import overall, similar
+from serving.ranker import FILE
+from serving.reasons import reasons
+from serving.recommender import describe
+from serving.service import Service
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The plain application. It shares the feeds of the Service, not its request path."""
+    service = Service.of(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(lifespan=lifespan)
+    redis = Redis.from_url(settings.redis.url)
+    boosters: dict[str, lightgbm.Booster] = {}
+
+    @app.get("/recommendations")
+    async def recommendations(
+        user_id: Annotated[str, Query(max_length=128)], n: Annotated[int, Query(ge=1, le=200)] = 10
+    ) -> schemas.Recommendations:
+        world = service.worlds.current
+        key = settings.redis.keys.history(user_id)
+        rows: Any = await redis.zrange(key, 0, 199, desc=True, withscores=True)
+        history = [HistoryEntry.from_member(m, t) for m, t in rows]
+        state = UserState.of(history, world.find, settings.stream.weights, time.time() * 1000)
+        model = world.loaded.model
+        if model is None or model.factors is None or model.content is None or not len(state.items):
+            ranked = overall(world, n, state.seen)
+            parts: dict[str, NDArray[Any]] = dict(ranked.parts)
+            source, items = ranked.source, ranked.items
+            words, sources = ranked.reasons, ranked.sources
+        else:
+            if model.version not in boosters:
+                path = settings.artifacts / model.version / FILE
+                boosters[model.version] = lightgbm.Booster(model_file=str(path))
+            booster = boosters[model.version]
+            user = fold_in(model, state)
+            found = candidate_items(
+                model,
+                state,
+                world.view,
+                user_factors=user,
+                als_search=exact_search(model.factors),
+                content_search=exact_search(model.content),
+            )
+            table = features(model, state, world.view, found.items, user)
+            scores = np.asarray(booster.predict(table, num_threads=1))
+            top = np.argsort(-scores)[:n]
+            items = found.items[top]
+            sources = [SOURCES[s] for s in found.sources[top].tolist()]
+            contributions = np.asarray(booster.predict(table[top], pred_contrib=True, num_threads=1))
+            source, parts = schemas.Source.PERSONALISED, dict(group_contributions(contributions))
+            words = reasons(model, world, state, items, sources, history, service.catalogue)
+        listed = []
+        for i, item in enumerate(items.tolist()):
+            receipt = {name: float(part[i]) for name, part in parts.items()}
+            listed.append(
+                schemas.RecommendedItem(
+                    **describe(service.catalogue, world.ids[item]),
+                    score=sum(receipt.values()),
+                    source=sources[i],
+                    reason=words[i],
+                    parts=receipt,
+                )
+            )
+        return schemas.Recommendations(
+            user_id=user_id,
+            source=source,
+            degraded=False,
+            fresh=None,
+            model_version=world.loaded.version,
+            impression_id=events.new_id(),
+            as_of=dict(service.feed.positions),
+            items=listed,
+        )
+
+    @app.get("/similar-items")
+    async def similar_items(
+        item_id: str, n: Annotated[int, Query(ge=1, le=200)] = 10
+    ) -> schemas.SimilarItems:
+        world = service.worlds.current
+        at, model = world.find(item_id), world.loaded.model
+        if at is None or model is None:
+            raise HTTPException(404, "no such item")
+        items, scores = similar(model, world, at, n)
+        listed = [
+            schemas.ListedItem(
+                **describe(service.catalogue, world.ids[item]), score=score, reason="like the item"
+            )
+            for item, score in zip(items.tolist(), scores.tolist(), strict=True)
+        ]
+        return schemas.SimilarItems(item_id=item_id, model_version=world.loaded.version, items=listed)
+
+    @app.get("/health/ready")
+    async def ready() -> dict[str, str | None]:
+        return {"status": "ready", "model": service.worlds.current.loaded.version or None}
+
+    return app
+
+
+def main() -> None:
+    """Run it as `afterclick serve` runs the served one: one worker, uvloop, httptools."""
+    settings = Settings()
+    uvicorn.run(
+        create_app(settings),
+        host=settings.serving.host,
+        port=settings.serving.port,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level="warning",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""`afterclick bench serve`: how fast the API answers, beside a plain version of the same route.
+
+Starts its own Kafka and Valkey, fills them with a shop, serves it with one worker and asks. While it asks,
+state changes arrive at a steady rate, as they do in a shop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import orjson
+import psutil
+import structlog
+from confluent_kafka import Producer
+
+from afterclick.events import Action
+from afterclick.settings import KafkaSettings, RedisSettings, Settings
+from afterclick.state import Effect, StateChange
+from infra.benches import synthetic
+from infra.benches.load import Call, Outcome, closed_loop, get, open_loop
+from infra.benches.synthetic import Shop
+from infra.embedded.jars import KAFKA, ensure_jars
+from infra.embedded.kafka import KafkaServer
+from infra.embedded.ports import LOOPBACK, free_port
+from infra.embedded.process import Process
+from infra.embedded.valkey import ValkeyServer
+from infra.topics_admin import ensure_topics
+
+log = structlog.get_logger()
+N = 10
+CLIENTS = 24
+SERVED = ("-m", "infra", "serve")
+PLAIN = ("-m", "infra.benches.plain")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to run."""
+
+    rate: float = 300.0
+    seconds: float = 20.0
+    saturate_s: float = 8.0
+    items: int = 60_000
+    users: int = 2000
+    events_per_s: float = 50.0
+    known: float = 0.7
+    cold: float = 0.2
+    plain: bool = True
+
+
+def run(bench: Bench, jars: Path) -> dict[str, Any]:
+    """Run it all; the figures."""
+    with (
+        tempfile.TemporaryDirectory(prefix="afterclick-bench-") as home,
+        _stack(Path(home), jars) as settings,
+    ):
+        log.info("making the shop", items=bench.items, users=bench.users)
+        shop = synthetic.make(settings, bench.items, bench.users)
+        calls = mixed_calls(bench, shop)
+        figures: dict[str, Any] = {
+            "rate": bench.rate,
+            "items": bench.items,
+            "users": bench.users,
+            "workers": 1,
+        }
+        with _changes(settings, shop, bench.events_per_s):
+            with _served(settings, SERVED) as (port, process):
+                figures |= _fixed_rate(bench, port, process, calls)
+                figures |= {"max_rps": round(_saturated(bench, port, calls, figures), 1)}
+            if bench.plain:
+                with _served(settings, PLAIN) as (port, _):
+                    figures |= {"plain_fastapi_max_rps": round(_saturated(bench, port, calls, figures), 1)}
+                figures["times_plain"] = round(figures["max_rps"] / figures["plain_fastapi_max_rps"], 2)
+        return figures
+
+
+def mixed_calls(bench: Bench, shop: Shop) -> list[Call]:
+    """Known users, cold users and similar items, in the shares asked for, in random order."""
+    rng = np.random.default_rng(3)
+    count = int(max(bench.rate * bench.seconds, 5000))
+    kinds = rng.choice(3, count, p=(bench.known, bench.cold, 1 - bench.known - bench.cold))
+    users, items = rng.choice(shop.users, count), rng.choice(len(shop.items), count, p=shop.popularity)
+    calls = []
+    for i, kind in enumerate(kinds.tolist()):
+        if kind == 2:
+            item = shop.items[items[i]]
+            calls.append(Call(get(f"/similar-items?item_id={item}&n={N}", LOOPBACK), _is_similar))
+            continue
+        user, source = (str(users[i]), "personalised") if kind == 0 else (f"new-{i}", "trending")
+        calls.append(Call(get(f"/recommendations?user_id={user}&n={N}", LOOPBACK), _is_list(user, source)))
+    return calls
+
+
+def _is_list(user: str, source: str) -> Any:
+    def check(raw: bytes) -> str | None:
+        body = orjson.loads(raw)
+        right = (body["user_id"], body["source"], body["degraded"], len(body["items"]))
+        if right != (user, source, False, N):
+            return f"wrong answer: {right}"
+        off = max(abs(sum(item["parts"].values()) - item["score"]) for item in body["items"])
+        return f"a receipt is off by {off}" if off > 1e-6 else None
+
+    return check
+
+
+def _is_similar(raw: bytes) -> str | None:
+    found = len(orjson.loads(raw)["items"])
+    return None if found == N else f"{found} similar items"
+
+
+def _fixed_rate(bench: Bench, port: int, process: psutil.Process, calls: list[Call]) -> dict[str, Any]:
+    warm = calls[: int(bench.rate * 3)]
+    asyncio.run(open_loop(LOOPBACK, port, warm, bench.rate))
+    before, answered = _cpu(process), int(bench.rate * bench.seconds)
+    found = asyncio.run(open_loop(LOOPBACK, port, calls[:answered], bench.rate))
+    cpu_ms = (_cpu(process) - before) * 1000 / max(len(found.latencies_ms), 1)
+    _tell("fixed rate", found)
+    return {
+        "requests": len(found.latencies_ms),
+        "errors": len(found.errors),
+        "first_error": found.errors[0] if found.errors else None,
+        **{f"p{name}_ms": round(found.percentile(q), 3) for name, q in QUANTILES.items()},
+        "late_p99_ms": round(float(np.percentile(found.late_ms, 99)), 3),
+        "cpu_ms_per_request": round(cpu_ms, 3),
+        "rss_mb": round(process.memory_info().rss / 2**20),
+    }
+
+
+QUANTILES = {"50": 50, "95": 95, "99": 99, "999": 99.9}
+
+
+def _saturated(bench: Bench, port: int, calls: list[Call], figures: dict[str, Any]) -> float:
+    asyncio.run(closed_loop(LOOPBACK, port, calls, 2.0, CLIENTS))
+    found = asyncio.run(closed_loop(LOOPBACK, port, calls, bench.saturate_s, CLIENTS))
+    figures["errors"] = figures.get("errors", 0) + len(found.errors)
+    _tell("saturated", found)
+    return found.rate
+
+
+def _tell(what: str, found: Outcome) -> None:
+    quantiles = {f"p{name}": round(found.percentile(q), 2) for name, q in QUANTILES.items()}
+    log.info(what, rps=round(found.rate, 1), errors=found.errors[:3], **quantiles)
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+@contextmanager
+def _stack(home: Path, jars: Path) -> Iterator[Settings]:
+    """Kafka and Valkey of the bench's own, and settings that lead there."""
+    kafka, valkey = KafkaServer(home / "kafka", ensure_jars(jars, KAFKA)), ValkeyServer(home / "valkey")
+    try:
+        kafka.start()
+        valkey.start()
+        settings = Settings(
+            home=home,
+            kafka=KafkaSettings(bootstrap=kafka.address),
+            redis=RedisSettings(url=valkey.address),
+        )
+        ensure_topics(settings)
+        yield settings
+    finally:
+        kafka.kill()
+        valkey.kill()
+
+
+@contextmanager
+def _served(settings: Settings, command: tuple[str, ...]) -> Iterator[tuple[int, psutil.Process]]:
+    """One server process, with its model loaded."""
+    port = free_port()
+    os.environ.update(
+        AFTERCLICK_HOME=str(settings.home),
+        AFTERCLICK_KAFKA__BOOTSTRAP=settings.kafka.bootstrap,
+        AFTERCLICK_REDIS__URL=settings.redis.url,
+        AFTERCLICK_SERVING__PORT=str(port),
+    )
+    process = Process("API", [sys.executable, *command], settings.home / f"api-{port}.log")
+    process.start()
+    try:
+        process.wait_ready(lambda: _has_model(port), 60)
+        yield port, psutil.Process(process.pid)
+    finally:
+        process.stop()
+
+
+def _has_model(port: int) -> bool:
+    try:
+        body = httpx2.get(f"http://{LOOPBACK}:{port}/health/ready", timeout=2).json()
+    except (httpx2.HTTPError, ValueError):
+        return False
+    return bool(body.get("model") or body.get("parts", {}).get("model"))
+
+
+@contextmanager
+def _changes(settings: Settings, shop: Shop, per_s: float) -> Iterator[None]:
+    """State changes at a steady rate while the bench asks."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_send_changes, args=(settings, shop, per_s, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(5)
+
+
+def _send_changes(settings: Settings, shop: Shop, per_s: float, stop: threading.Event) -> None:
+    topics = settings.kafka.topics
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap, "linger.ms": 5})
+    rng, offset = np.random.default_rng(11), 700_000
+    while per_s and not stop.wait(1 / per_s):
+        offset += 1
+        now = time.time() * 1000
+        change = StateChange(
+            user_id=f"someone-{offset}",
+            item_id=shop.items[int(rng.choice(len(shop.items), p=shop.popularity))],
+            action=Action.LIKE,
+            event_id=f"c{offset}",
+            time_ms=int(now),
+            topic=topics.reviews,
+            partition=0,
+            offset=offset,
+            effect=Effect.APPLIED,
+            weight=2.0,
+            novel=True,
+            log_ms=now,
+            read_ms=now,
+            applied_ms=now,
+        )
+        producer.produce(topics.state_changes, change.encode(), change.user_id, partition=0)
+        producer.poll(0)
+    producer.flush(5)
