@@ -1,0 +1,219 @@
+"""Let simulated shoppers shop: they look at what the API recommends, or at what is popular, and act.
+
+reads   http  GET /categories, /recommendations, /popular
+writes  http  POST /feedback
+
+Half of the shoppers are shown /popular in place of /recommendations, the same for everybody, less what they
+have acted on: the truth is known, so what recommending is worth is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import httpx2
+from pydantic import BaseModel, ConfigDict, Field
+
+from afterclick.errors import BadInput, Unavailable
+from ingest.simulator import Deed, SeenItem, Shopper, Truth
+
+AT_ONCE = 16
+POPULAR_POOL = 200
+RESAMPLES = 2000
+WIDEST_CATEGORY = 0.34
+"""Categories that hold more of the catalogue than this are no taste."""
+
+
+class Arm(StrEnum):
+    """What a shopper is shown."""
+
+    RECOMMENDED = "recommended"
+    POPULAR = "popular"
+
+
+class Plan(BaseModel):
+    """What to simulate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shoppers: int = Field(100, ge=2)
+    visits: int = Field(10, ge=1)
+    """Lists that each shopper looks at."""
+    n: int = Field(10, ge=1, le=100)
+    """Items in a list."""
+    pause_s: float = Field(0.0, ge=0)
+    """Least time between two rounds of visits, to give the stream time to count."""
+    drift: float = Field(0.0, ge=0, le=1)
+    """Probability that a taste changes between two visits."""
+    hot: tuple[str, ...] = ()
+    """Items that everybody likes just now."""
+    seed: int = 7
+    run: str = "sim"
+    """Begins every shopper's id: the same run and seed are the same people."""
+
+
+@dataclass
+class Ledger:
+    """What a shopper was shown and did, per round."""
+
+    shown: int = 0
+    clicks: int = 0
+    expected_clicks: float = 0.0
+    purchases: int = 0
+    sent: int = 0
+
+
+@dataclass
+class Customer:
+    """A shopper, the arm they are in, and their ledger."""
+
+    shopper: Shopper
+    arm: Arm
+    acted_on: set[str] = field(default_factory=set)
+    ledger: Ledger = field(default_factory=Ledger)
+    position: str = ""
+    """Where in the log their last deed lies."""
+
+
+class Mall:
+    """Runs a plan against the API at `url`. Raises Unavailable where it does not answer."""
+
+    def __init__(self, url: str, plan: Plan) -> None:
+        self._plan = plan
+        self._url = url
+        self._truth = Truth(plan.seed, frozenset(plan.hot))
+        self._gate = asyncio.Semaphore(AT_ONCE)
+        self._categories: tuple[str, ...] = ()
+        self.customers: list[Customer] = []
+
+    async def run(self, on_round: Callable[[int], None] = lambda _: None) -> list[Customer]:
+        """Every shopper's visits, a round at a time; returns everybody with their ledgers."""
+        async with httpx2.AsyncClient(base_url=self._url, timeout=10.0) as http:
+            self._categories = await categories(http)
+            self.customers = self._invite()
+            for n in range(self._plan.visits):
+                pause = asyncio.create_task(asyncio.sleep(self._plan.pause_s))
+                popular = _items(await _get(http, "/popular", {"n": POPULAR_POOL}))
+                await asyncio.gather(*(self._visit(http, customer, popular) for customer in self.customers))
+                await pause
+                on_round(n + 1)
+        return self.customers
+
+    def _invite(self) -> list[Customer]:
+        plan = self._plan
+        arms = [Arm.RECOMMENDED, Arm.POPULAR] * ((plan.shoppers + 1) // 2)
+        ids = [f"{plan.run}-{plan.seed}-{n}" for n in range(plan.shoppers)]
+        return [
+            Customer(Shopper.born(user_id, self._categories, plan.seed), arm)
+            for user_id, arm in zip(ids, arms, strict=False)
+        ]
+
+    async def _visit(self, http: httpx2.AsyncClient, customer: Customer, popular: Sequence[SeenItem]) -> None:
+        async with self._gate:
+            shopper, plan = customer.shopper, self._plan
+            if shopper.dice.random() < plan.drift:
+                shopper.drift(self._categories)
+            items, impression_id = await self._look(http, customer, popular)
+            visit = shopper.visit(items, self._truth)
+            ledger = customer.ledger
+            ledger.shown += visit.shown
+            ledger.clicks += visit.clicks
+            ledger.expected_clicks += visit.expected_clicks
+            for deed in visit.deeds:
+                await self._tell(http, customer, deed, impression_id)
+
+    async def _look(
+        self, http: httpx2.AsyncClient, customer: Customer, popular: Sequence[SeenItem]
+    ) -> tuple[Sequence[SeenItem], str | None]:
+        if customer.arm is Arm.POPULAR:
+            fresh = [item for item in popular if item.item_id not in customer.acted_on]
+            return fresh[: self._plan.n], None
+        query = {"user_id": customer.shopper.user_id, "n": self._plan.n}
+        if customer.position:
+            query["after"] = customer.position  # never a list that does not know the last deed
+        answer = await _get(http, "/recommendations", query)
+        return _items(answer), answer.get("impression_id")
+
+    async def _tell(
+        self, http: httpx2.AsyncClient, customer: Customer, deed: Deed, impression_id: str | None
+    ) -> None:
+        body = {"user_id": customer.shopper.user_id, "item_id": deed.item_id, "action": deed.action.value}
+        if impression_id:
+            body["impression_id"] = impression_id
+        customer.position = (await _call(http, "POST", "/feedback", json=body))["position"]
+        customer.acted_on.add(deed.item_id)
+        customer.ledger.sent += 1
+        customer.ledger.purchases += deed.action.value == "purchase"
+
+
+def summary(customers: Sequence[Customer], seed: int = 0) -> dict[str, Any]:
+    """Click-through rates of both arms, and the lift with its 95 % interval (bootstrap over shoppers)."""
+    arms = {arm: [c.ledger for c in customers if c.arm is arm] for arm in Arm}
+    lifts = sorted(_lift(_resampled(arms, random.Random(seed + n))) for n in range(RESAMPLES))
+    return {
+        "shoppers": len(customers),
+        "feedback": sum(c.ledger.sent for c in customers),
+        "arms": {arm.value: _figures(ledgers) for arm, ledgers in arms.items()},
+        "lift": round(_lift(arms), 4),
+        "lift_95": [round(lifts[int(RESAMPLES * q)], 4) for q in (0.025, 0.975)],
+    }
+
+
+async def categories(http: httpx2.AsyncClient) -> tuple[str, ...]:
+    """Categories narrow enough to be a taste. Raises BadInput where the catalogue has none."""
+    rows = (await _get(http, "/categories", {}))["categories"]
+    largest = max((row["items"] for row in rows), default=0)
+    narrow = tuple(row["category"] for row in rows if row["items"] <= WIDEST_CATEGORY * largest)
+    if not narrow:
+        raise BadInput("the catalogue has no categories to have a taste for: run `afterclick ingest items`")
+    return narrow
+
+
+def _figures(ledgers: Sequence[Ledger]) -> dict[str, float]:
+    shown, clicks = sum(x.shown for x in ledgers), sum(x.clicks for x in ledgers)
+    return {
+        "shown": shown,
+        "clicks": clicks,
+        "purchases": sum(x.purchases for x in ledgers),
+        "ctr": round(clicks / shown, 5) if shown else 0.0,
+        "expected_ctr": round(sum(x.expected_clicks for x in ledgers) / shown, 5) if shown else 0.0,
+    }
+
+
+def _resampled(arms: dict[Arm, list[Ledger]], dice: random.Random) -> dict[Arm, list[Ledger]]:
+    return {arm: dice.choices(ledgers, k=len(ledgers)) if ledgers else [] for arm, ledgers in arms.items()}
+
+
+def _lift(arms: dict[Arm, list[Ledger]]) -> float:
+    """Relative gain in CTR of what is recommended over what is popular."""
+    rates = {}
+    for arm, ledgers in arms.items():
+        rates[arm] = sum(x.clicks for x in ledgers) / max(sum(x.shown for x in ledgers), 1)
+    return rates[Arm.RECOMMENDED] / rates[Arm.POPULAR] - 1.0 if rates[Arm.POPULAR] else 0.0
+
+
+def _items(answer: dict[str, Any]) -> list[SeenItem]:
+    return [SeenItem(row["item_id"], tuple(row["categories"])) for row in answer["items"]]
+
+
+async def _get(http: httpx2.AsyncClient, path: str, query: dict[str, Any]) -> dict[str, Any]:
+    return await _call(http, "GET", path, params=query)
+
+
+async def _call(http: httpx2.AsyncClient, method: str, path: str, **request: Any) -> dict[str, Any]:
+    try:
+        response = await http.request(method, path, **request)
+    except httpx2.HTTPError as error:
+        why = str(error) or type(error).__name__
+        raise Unavailable(f"no answer from the API at {http.base_url}: {why}") from None
+    if response.status_code >= 400:
+        raise Unavailable(
+            f"the API answered {response.status_code} to {method} {path}: {response.text[:200]}"
+        )
+    answer: dict[str, Any] = response.json()
+    return answer

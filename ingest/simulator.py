@@ -1,0 +1,155 @@
+"""Shoppers with hidden tastes, and the click model by which they act. Pure: no clock, no network.
+
+The model, stated in full (so that what is measured on it can be judged):
+
+- A shopper likes one to three categories, each with a strength drawn from U(1, 2.5). Items of a liked
+  category have that strength as affinity (the strongest where several match), others 0. Each item has a
+  quality ~ N(0, 0.5) that all feel, and each shopper a whim ~ N(0, 0.4) per item. Both come from hashes:
+  the same seed, the same world.
+- The place on the list decides what is looked at: P(look | place k) = k^-0.35, k = 1, 2, … (position-
+  based model).
+- P(click | looked at) = sigmoid(−2.6 + affinity + quality + whim): about 7 % for an item that means
+  nothing to them, about 35 % in a liked category. An item once clicked is not clicked again.
+- After a click: buy with P = 0.12 · sigmoid(affinity), else like with P = 0.35 · sigmoid(affinity).
+- An item looked at, not clicked and of affinity 0 is skipped with P = 0.03.
+- Drift: between two visits, with the given probability, one liked category is exchanged for another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+from afterclick.events import Action
+
+LOOK_DECAY = 0.35
+CLICK_BIAS = -2.6
+QUALITY_SD = 0.5
+WHIM_SD = 0.4
+BUY = 0.12
+LIKE = 0.35
+SKIP = 0.03
+HOT = 3.0
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True)
+class SeenItem:
+    """An item on a list, as far as a shopper cares."""
+
+    item_id: str
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Deed:
+    """Something a shopper does with an item."""
+
+    item_id: str
+    action: Action
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What came of looking at one list. `expected_clicks` is what the model says before any dice fall."""
+
+    deeds: tuple[Deed, ...]
+    shown: int
+    clicks: int
+    expected_clicks: float
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What no recommender is told: the seed of all hidden values, and items that are hot just now."""
+
+    seed: int
+    hot: frozenset[str] = frozenset()
+
+    def quality(self, item_id: str) -> float:
+        """How good everybody finds the item."""
+        return QUALITY_SD * self._gauss("quality", item_id) + (HOT if item_id in self.hot else 0.0)
+
+    def whim(self, user_id: str, item_id: str) -> float:
+        """What this shopper alone finds in the item."""
+        return WHIM_SD * self._gauss("whim", user_id, item_id)
+
+    def _gauss(self, *parts: str) -> float:
+        digest = hashlib.blake2b("\0".join((str(self.seed), *parts)).encode(), digest_size=8).digest()
+        return _NORMAL.inv_cdf((int.from_bytes(digest) + 1) / (2**64 + 1))
+
+
+@dataclass
+class Shopper:
+    """One shopper: an id, tastes that may drift, and what they have clicked."""
+
+    user_id: str
+    tastes: dict[str, float]
+    dice: random.Random
+    clicked: set[str] = field(default_factory=set)
+
+    @classmethod
+    def born(cls, user_id: str, categories: Sequence[str], seed: int) -> Shopper:
+        """A shopper with one to three liked categories."""
+        dice = random.Random(f"{seed}/{user_id}")
+        liked = dice.sample(categories, k=min(dice.randint(1, 3), len(categories)))
+        return cls(user_id, {name: dice.uniform(1.0, 2.5) for name in liked}, dice)
+
+    def affinity(self, item: SeenItem) -> float:
+        return max((self.tastes.get(name, 0.0) for name in item.categories), default=0.0)
+
+    def click_probability(self, item: SeenItem, truth: Truth) -> float:
+        """P(click | looked at)."""
+        if item.item_id in self.clicked:
+            return 0.0
+        appeal = self.affinity(item) + truth.quality(item.item_id) + truth.whim(self.user_id, item.item_id)
+        return sigmoid(CLICK_BIAS + appeal)
+
+    def visit(self, items: Sequence[SeenItem], truth: Truth) -> Visit:
+        """Look at a list from the top, and act."""
+        deeds: list[Deed] = []
+        expected = sum(
+            look_probability(place) * self.click_probability(item, truth)
+            for place, item in enumerate(items, start=1)
+        )
+        for place, item in enumerate(items, start=1):
+            if self.dice.random() < look_probability(place):
+                deeds += self._react(item, truth)
+        clicks = sum(deed.action is Action.CLICK for deed in deeds)
+        return Visit(tuple(deeds), len(items), clicks, expected)
+
+    def drift(self, categories: Sequence[str]) -> None:
+        """Exchange one liked category for another."""
+        others = [name for name in categories if name not in self.tastes]
+        if others and self.tastes:
+            strength = self.tastes.pop(self.dice.choice(sorted(self.tastes)))
+            self.tastes[self.dice.choice(others)] = strength
+
+    def _react(self, item: SeenItem, truth: Truth) -> list[Deed]:
+        affinity = self.affinity(item)
+        if self.dice.random() < self.click_probability(item, truth):
+            self.clicked.add(item.item_id)
+            then = self._after_click(affinity)
+            return [Deed(item.item_id, Action.CLICK), *([Deed(item.item_id, then)] if then else [])]
+        if affinity == 0.0 and item.item_id not in self.clicked and self.dice.random() < SKIP:
+            return [Deed(item.item_id, Action.SKIP)]
+        return []
+
+    def _after_click(self, affinity: float) -> Action | None:
+        warmth = sigmoid(affinity)
+        if self.dice.random() < BUY * warmth:
+            return Action.PURCHASE
+        return Action.LIKE if self.dice.random() < LIKE * warmth else None
+
+
+def look_probability(place: int) -> float:
+    """P(look) at a place, from 1."""
+    return float(place**-LOOK_DECAY)
+
+
+def sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x))

@@ -1,0 +1,90 @@
+"""The simulated shoppers and the click model they act by."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from afterclick.events import Action
+from ingest.shoppers import Arm, Customer, Ledger, summary
+from ingest.simulator import SeenItem, Shopper, Truth, look_probability
+
+CATEGORIES = tuple(f"category {n}" for n in range(12))
+CATALOGUE = [SeenItem(f"I{n}", ("all", CATEGORIES[n % 12])) for n in range(240)]
+
+
+def shopper(name: str = "ann", seed: int = 1) -> Shopper:
+    return Shopper.born(name, CATEGORIES, seed)
+
+
+def test_the_same_seed_makes_the_same_people_who_do_the_same() -> None:
+    visits = [shopper().visit(CATALOGUE[:50], Truth(1)) for _ in range(2)]
+    assert visits[0] == visits[1]
+    assert shopper("ann").tastes != shopper("bea").tastes
+    assert shopper("ann", 1).tastes != shopper("ann", 2).tastes
+
+
+def test_what_one_likes_is_clicked_more_than_what_one_does_not() -> None:
+    truth = Truth(3)
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    for n in range(50):
+        person = shopper(f"p{n}")
+        for item in CATALOGUE:
+            rates[person.affinity(item) > 0].append(person.click_probability(item, truth))
+    liked, other = (sum(values) / len(values) for values in (rates[True], rates[False]))
+    assert 0.05 < other < 0.12, other
+    assert 0.25 < liked < 0.5, liked
+
+
+def test_the_stated_probability_is_the_frequency_of_clicks() -> None:
+    truth = Truth(5)
+    clicks = expected = 0.0
+    for n in range(1500):
+        visit = shopper(f"p{n}").visit(CATALOGUE[:20], truth)
+        clicks += visit.clicks
+        expected += visit.expected_clicks
+    assert abs(clicks / expected - 1) < 0.05, (clicks, expected)
+
+
+def test_an_item_is_clicked_once_and_bought_or_liked_only_after_a_click() -> None:
+    person, truth = shopper(), Truth(1, hot=frozenset(item.item_id for item in CATALOGUE))
+    deeds = [deed for _ in range(5) for deed in person.visit(CATALOGUE, truth).deeds]
+    clicked = Counter(deed.item_id for deed in deeds if deed.action is Action.CLICK)
+    assert max(clicked.values()) == 1
+    assert {d.item_id for d in deeds if d.action in {Action.LIKE, Action.PURCHASE}} <= set(clicked)
+
+
+def test_a_hot_item_is_clicked_more() -> None:
+    item, person = CATALOGUE[0], shopper()
+    hot = Truth(1, hot=frozenset({item.item_id}))
+    assert person.click_probability(item, hot) > person.click_probability(item, Truth(1))
+
+
+def test_drift_exchanges_a_taste_and_keeps_their_number() -> None:
+    person = shopper()
+    before = dict(person.tastes)
+    person.drift(CATEGORIES)
+    assert len(person.tastes) == len(before)
+    assert set(person.tastes) != set(before)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 200))
+def test_lower_places_are_looked_at_less(place: int) -> None:
+    assert 0 < look_probability(place + 1) < look_probability(place) <= 1
+
+
+def test_the_lift_and_its_interval_are_those_of_the_ledgers() -> None:
+    def customer(n: int, arm: Arm, clicks: int) -> Customer:
+        return Customer(shopper(f"c{n}"), arm, ledger=Ledger(shown=100, clicks=clicks))
+
+    better = [customer(n, Arm.RECOMMENDED, 20 + n % 3) for n in range(100)]
+    worse = [customer(n, Arm.POPULAR, 10 + n % 3) for n in range(100)]
+    figures = summary(better + worse)
+    assert figures["arms"]["recommended"]["ctr"] == 0.2099
+    assert abs(figures["lift"] - (2099 / 1099 - 1)) < 1e-3
+    assert 0.7 < figures["lift_95"][0] < figures["lift"] < figures["lift_95"][1] < 1.1
+    same = summary(better + [customer(n, Arm.POPULAR, 20 + n % 3) for n in range(100)])
+    assert same["lift_95"][0] < 0 < same["lift_95"][1]

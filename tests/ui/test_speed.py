@@ -1,0 +1,54 @@
+"""How fast it feels, measured in the browser. The bounds are wide: they catch a fault, not a busy machine."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Page, expect
+
+from tests.ui.conftest import Shop, get, new_shopper
+from tests.ui.test_shop import listed, press, visit
+from tests.waiting import wait_until
+
+PAINT_MS = 6000
+UI_MS = 1500
+VIEWERS = 20
+
+
+def test_the_first_paint_holds_the_list(page: Page, shop: Shop) -> None:
+    visit(page, shop, "alice")
+    page.goto(f"{shop.url}/?user=bob")
+    expect(page.locator(".ac-card").first).to_be_visible()
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    print(f"first contentful paint, warm cache: {paint:.0f} ms")
+    assert paint < PAINT_MS
+
+
+def test_the_pages_add_little_between_click_and_screen(page: Page, shop: Shop) -> None:
+    visit(page, shop, new_shopper())
+    shares = []
+    for n in range(8):
+        press(page, listed(page)[n % 3], "like")
+        wait_until(lambda n=n: len(page.evaluate("window.afterclickLatencies ?? []")) == n + 1, 20)
+        row = page.get_by_test_id("timeline").locator("li").first
+        server_ms = int(row.locator("code").last.inner_text().split()[-2])
+        shares.append(page.evaluate("window.afterclickLatencies.at(-1)") - server_ms)
+    total = sorted(page.evaluate("window.afterclickLatencies"))
+    print(
+        f"click to screen p50 {total[4]:.0f} ms; of it in browser and transport, worst {max(shares):.0f} ms"
+    )
+    assert max(shares) < UI_MS
+
+
+def test_twenty_viewers_share_one_live_connection(page: Page, shop: Shop) -> None:
+    contexts = [page.context.browser.new_context() for _ in range(VIEWERS)]  # type: ignore[union-attr]
+    try:
+        for n, context in enumerate(contexts):
+            context.new_page().goto(f"{shop.url}/?user=viewer-{n}")
+        visit(page, shop, "viewer-0")
+        page.goto(f"{shop.url}/live")
+        station = page.locator(".ac-station", has_text="Viewers")
+        expect(station.locator("dd").first).to_have_text(str(VIEWERS), timeout=30_000)
+        expect(station.locator("dd").nth(1)).to_have_text("1")
+        assert get(f"{shop.api_url}/recommendations?user_id=viewer-1")["items"]
+    finally:
+        for context in contexts:
+            context.close()
