@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DAY_MS = 86_400_000
+PARTITIONER = "murmur2_random"
+"""How producers choose a partition by key: as Java's clients do, so that a user's events share one."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from afterclick.errors import AfterclickError, BadInput, Unavailable
+from afterclick.topics import PARTITIONER
 from ingest.encoder import Message
 
 log = structlog.get_logger()
@@ -25,12 +26,12 @@ MAX_UNACKED_BYTES = 128 << 20
 
 
 def producer_config(bootstrap: str, give_up_s: float) -> dict[str, Any]:
-    """Idempotent, all replicas, batches made for throughput; keys are placed as Java clients place them."""
+    """Idempotent, all replicas, batches made for throughput."""
     return {
         "bootstrap.servers": bootstrap,
         "enable.idempotence": True,
         "acks": "all",
-        "partitioner": "murmur2_random",
+        "partitioner": PARTITIONER,
         "linger.ms": 20,
         "batch.size": 1 << 20,
         "compression.type": "lz4",

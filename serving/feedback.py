@@ -15,6 +15,7 @@ from afterclick import events
 from afterclick.errors import Unavailable
 from afterclick.events import Interaction, InteractionEvent, ReviewEvent
 from afterclick.settings import KafkaSettings
+from afterclick.topics import PARTITIONER
 from serving.positions import Position
 
 WAIT_S = 2.0
@@ -86,6 +87,7 @@ def _config(bootstrap: str) -> dict[str, object]:
         "bootstrap.servers": bootstrap,
         "enable.idempotence": True,
         "acks": "all",
+        "partitioner": PARTITIONER,
         "linger.ms": 0,
         "message.timeout.ms": int(WAIT_S * 1000),
         "request.timeout.ms": int(WAIT_S * 1000),
