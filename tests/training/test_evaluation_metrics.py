@@ -1,0 +1,95 @@
+"""Metrics agree with an independent library, and with what can be worked out by hand."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import pytest
+
+from training.evaluation import metrics
+
+OURS_THEIRS = {
+    "hr@10": "hit_rate@10",
+    "precision@10": "precision@10",
+    "recall@10": "recall@10",
+    "recall@20": "recall@20",
+    "f1@20": "f1@20",
+    "ndcg@10": "ndcg@10",
+    "ndcg@20": "ndcg@20",
+    "mrr": "mrr@100",
+}
+
+
+def random_lists(users: int = 60, items: int = 150, seed: int = 0) -> tuple[np.ndarray, list[set[int]]]:
+    random = np.random.default_rng(seed)
+    lists = np.stack([random.permutation(items)[:100] for _ in range(users)]).astype(np.int32)
+    return lists, [
+        set(random.choice(items, random.integers(1, 30), replace=False).tolist()) for _ in range(users)
+    ]
+
+
+def test_ranx_agrees_on_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)  # else ranx compiles for minutes
+    from ranx import Qrels, Run, evaluate
+
+    lists, relevant = random_lists()
+    hits = np.array(
+        [[item in wanted for item in row] for row, wanted in zip(lists.tolist(), relevant, strict=True)]
+    )
+    ours = metrics.accuracy(hits, np.array([len(wanted) for wanted in relevant], np.int32))
+    qrels = Qrels({f"u{u:03}": {str(i): 1 for i in wanted} for u, wanted in enumerate(relevant)})
+    run = Run(
+        {f"u{u:03}": {str(i): 100.0 - p for p, i in enumerate(row)} for u, row in enumerate(lists.tolist())}
+    )
+    theirs = evaluate(qrels, run, list(OURS_THEIRS.values()), return_mean=False)
+    for our_name, their_name in OURS_THEIRS.items():
+        np.testing.assert_allclose(ours[our_name], theirs[their_name], atol=1e-9, err_msg=our_name)
+
+
+def test_a_single_target_in_third_place() -> None:
+    lists = np.array([[7, 8, 9, 10]], np.int32)
+    found = metrics.accuracy(metrics.hits_of(lists, np.array([9], np.int32)), np.ones(1, np.int32))
+    assert found["hr@10"][0] == 1.0
+    assert found["ndcg@10"][0] == pytest.approx(0.5)
+    assert found["mrr"][0] == pytest.approx(1 / 3)
+    assert found["map@10"][0] == pytest.approx(1 / 3)
+    assert found["precision@10"][0] == pytest.approx(0.1)
+
+
+def test_an_empty_place_is_never_a_hit() -> None:
+    lists = np.full((1, 10), -1, np.int32)
+    assert not metrics.hits_of(lists, np.array([0], np.int32)).any()
+
+
+def test_coverage_counts_different_items() -> None:
+    assert metrics.coverage(np.array([[0, 1], [1, -1]], np.int32), 4) == 0.5
+
+
+def test_gini_is_zero_when_all_are_shown_alike_and_near_one_when_one_is() -> None:
+    assert metrics.gini(np.arange(100, dtype=np.int32)[:, None], 100) == pytest.approx(0.0)
+    assert metrics.gini(np.zeros((50, 1), np.int32), 100) == pytest.approx(0.99)
+
+
+def test_diversity_is_zero_for_twins_and_one_for_strangers() -> None:
+    vectors = np.array([[1, 0], [1, 0], [0, 1], [0, 0]], np.float32)
+    lists = np.array([[0, 1], [0, 2], [0, 3]], np.int32)
+    np.testing.assert_allclose(metrics.diversity(lists, vectors), [0.0, 1.0, 1.0], atol=1e-6)
+
+
+def test_novelty_is_the_surprise_of_what_is_shown() -> None:
+    lists = np.array([[0, 1], [1, -1]], np.int32)
+    found = metrics.novelty(lists, np.array([8, 2]), users=16)
+    np.testing.assert_allclose(found, [2.0, 3.0])
+
+
+def test_the_interval_of_a_mean_covers_it_and_narrows_with_users() -> None:
+    random = np.random.default_rng(1)
+    few, many = (random.random(n) < 0.3 for n in (100, 10_000))
+    spans = []
+    for values in (few.astype(float), many.astype(float)):
+        low, high = metrics.interval(values, seed=2)
+        assert low < values.mean() < high
+        spans.append(high - low)
+    assert spans[1] < spans[0] / 5
+    # the normal approximation
+    assert spans[1] == pytest.approx(2 * 1.96 * many.std() / 100, rel=0.15)

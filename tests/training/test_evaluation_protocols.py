@@ -1,0 +1,151 @@
+"""Who is asked what, and what is known at that moment: never the future."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from afterclick.scoring import TrendView
+from afterclick.trends import TrendTable
+from training.baselines import trends_at
+from training.dataset import Interactions
+from training.evaluation.protocols import PROTOCOLS, Split, moments, queries, sample
+from training.evaluation.ranking import top_n
+from training.evaluation.states import replay
+
+DAY = 86_400_000
+CUT = 100 * DAY
+
+
+def split_of(rows: list[tuple[str, str, float]], untrusted: set[int] = frozenset(), least: int = 1) -> Split:
+    """Rows (user, item, day), in order of time; the cut is day 100."""
+    rows = sorted(rows, key=lambda row: row[2])
+    users, items = (sorted({row[side] for row in rows}) for side in (0, 1))
+    data = Interactions(
+        np.array(users),
+        np.array(items),
+        np.array([users.index(u) for u, _, _ in rows], np.int32),
+        np.array([items.index(i) for _, i, _ in rows], np.int32),
+        np.array([int(day * DAY) for _, _, day in rows], np.int64),
+        np.ones(len(rows), np.float32),
+    )
+    trusted = np.array([row not in untrusted for row in range(len(rows))])
+    return Split(data, CUT, 200 * DAY, trusted, least)
+
+
+# ann has five items before the cut, bob one, cy none
+PAST = [("ann", f"i{n}", 10 + n) for n in range(5)] + [("bob", "i0", 20)]
+
+
+def asked(split: Split, protocol: str) -> list[tuple[str, str, str | None, float]]:
+    """(user, target, live item, day of the question)"""
+    found, ids = queries(split, protocol), split.rows.item_ids
+    return [
+        (str(split.rows.user_ids[u]), str(ids[t]), str(ids[live]) if live >= 0 else None, now / DAY)
+        for u, t, live, now in zip(found.user, found.target, found.live_item, found.now_ms, strict=True)
+    ]
+
+
+def test_returning_users_are_asked_for_their_first_test_item_as_of_the_cut() -> None:
+    split = split_of([*PAST, ("dan", "i5", 5), ("ann", "i5", 110), ("ann", "i6", 111), ("bob", "i1", 112)])
+    assert asked(split, "returning") == [("ann", "i5", None, 100)]
+
+
+def test_cold_users_have_no_past() -> None:
+    split = split_of([*PAST, ("cy", "i1", 110), ("bob", "i1", 112)])
+    assert asked(split, "cold") == [("cy", "i1", None, 100)]
+
+
+def test_live_asks_for_the_second_item_when_the_first_has_just_happened() -> None:
+    split = split_of([*PAST, ("cy", "i1", 110), ("cy", "i2", 110), ("cy", "i3", 120), ("bob", "i4", 130)])
+    assert asked(split, "live") == [("cy", "i2", "i1", 110)]
+    assert asked(split, "trends") == [("cy", "i2", None, 110)]
+    assert asked(split, "frozen") == [("cy", "i2", None, 100)]
+    assert asked(split, "live_later") == []
+
+
+def test_a_target_on_a_later_day_is_live_later() -> None:
+    split = split_of([*PAST, ("cy", "i1", 110), ("cy", "i2", 111)])
+    assert asked(split, "live_later") == [("cy", "i2", "i1", 110)]
+
+
+def test_an_item_with_too_few_training_rows_is_no_target_but_may_be_a_live_event() -> None:
+    split = split_of([*PAST, ("cy", "new", 110), ("cy", "i0", 110), ("bob", "new", 111)], least=2)
+    assert asked(split, "live") == [("cy", "i0", "new", 110)]
+    assert asked(split, "returning") == []
+
+
+def test_rows_with_a_guessed_time_are_neither_target_nor_live_event() -> None:
+    rows = [*PAST, ("cy", "i1", 110), ("cy", "i2", 111), ("cy", "i3", 112)]
+    assert asked(split_of(rows, untrusted={6}), "live") == [("cy", "i3", "i2", 111)]
+
+
+def test_learning_asks_every_next_item() -> None:
+    split = split_of([*PAST, ("cy", "i1", 110), ("cy", "i2", 111), ("cy", "i3", 112)])
+    found = moments(split)
+    assert found.live_item.tolist() == [-1, 1, 2]
+    assert found.target.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_log_that_ends_at_the_cut_asks_nothing(protocol: str) -> None:
+    assert len(queries(split_of(PAST), protocol)) == 0
+
+
+def test_an_unknown_protocol_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected one of"):
+        queries(split_of(PAST), "hindsight")
+
+
+def test_a_sample_is_the_same_for_the_same_seed() -> None:
+    found = queries(split_of([*PAST, *((f"c{n}", "i1", 110 + n) for n in range(40))]), "cold")
+    one, two = sample(found, 10, 5), sample(found, 10, 5)
+    assert len(one) == 10
+    assert one.user.tolist() == two.user.tolist()
+
+
+def test_a_state_holds_the_live_event_and_nothing_of_its_day_or_later() -> None:
+    past = [*PAST, ("dan", "i5", 5), ("dan", "i6", 6)]
+    split = split_of([*past, ("ann", "i5", 110), ("ann", "i6", 110), ("bob", "i6", 110), ("bob", "i5", 110)])
+    found = queries(split, "live")
+    states = {str(split.rows.user_ids[found.user[one.query]]): one for one in replay(split.rows, found)}
+    assert states["ann"].state.items.tolist() == [5, 4, 3, 2, 1, 0]
+    assert states["ann"].state.times_ms[0] == 110 * DAY == states["ann"].state.now_ms
+    # items 5 and 6 were bought by two users that very day: unknown yet
+    (_, values, first_seen), *_ = trends_at(split_of(past).rows, np.array([110 * DAY]))
+    known = TrendView.of(values, first_seen)
+    np.testing.assert_array_equal(states["bob"].trends.log_share, known.log_share)
+
+
+def test_trends_of_a_replay_are_those_that_serving_holds() -> None:
+    """Parity: the same rows through the table of the stream and through the evaluation's arrays."""
+    random = np.random.default_rng(3)
+    rows = [(f"u{n}", f"i{random.integers(8)}", float(random.uniform(0, 90))) for n in range(300)]
+    split, now = split_of(rows), 95 * DAY
+    table = TrendTable()
+    for item, time_ms in zip(split.rows.item.tolist(), split.rows.time_ms.tolist(), strict=True):
+        table.add(str(split.rows.item_ids[item]), time_ms, 1.0)
+    (_, values, first_seen), *_ = trends_at(split.rows, np.array([now]))
+    order = [table.ids.index(item) for item in split.rows.item_ids.tolist()]
+    # what is 90 days old is 1e-650 of an hour's trend: zero in one, one ulp of it in the other
+    np.testing.assert_allclose(values, table.values(now)[order], rtol=1e-9, atol=1e-290)
+    served = TrendView.of(table.values(now)[order], first_seen)
+    np.testing.assert_allclose(TrendView.of(values, first_seen).log_share, served.log_share, rtol=1e-5)
+
+
+def test_ties_are_broken_at_random_and_differences_never_are() -> None:
+    random = np.random.default_rng(0)
+    items = np.arange(50, dtype=np.int32)
+    scores = np.zeros((1, 50), np.float32)
+    scores[0, 7] = 1.0
+    lists = np.concatenate([top_n(scores, items, random, 10) for _ in range(2000)])
+    assert (lists[:, 0] == 7).all()
+    share = np.bincount(lists[:, 1:].ravel(), minlength=50)[np.arange(50) != 7] / 2000
+    assert share.min() > 0.8 * 9 / 49
+    assert share.max() < 1.2 * 9 / 49
+
+
+def test_what_scores_minus_infinity_is_not_shown() -> None:
+    scores = np.array([[1.0, -np.inf, 2.0]], np.float32)
+    shown = top_n(scores, np.arange(3, dtype=np.int32), np.random.default_rng(0), 5)
+    assert shown.tolist() == [[2, 0, -1, -1, -1]]
