@@ -23,7 +23,7 @@ import pytest
 from infra.embedded.ports import free_port, is_free
 from tests.waiting import wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.spark, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.slow, pytest.mark.spark, pytest.mark.timeout(600)]
 
 
 class StackInATerminal:
@@ -45,10 +45,12 @@ class StackInATerminal:
             "AFTERCLICK_UI__API_URL": f"http://127.0.0.1:{self.api}",
             "AFTERCLICK_STREAM__MASTER": "local[2]",
             "AFTERCLICK_TRAINING__MEMORY": "1g",
+            "AFTERCLICK_TRAINING__RANK": "16",
+            "AFTERCLICK_TRAINING__ITERATIONS": "3",
             "DATASET": str(folder / "shop"),
         }
         self.up: subprocess.Popen[bytes] | None = None
-        size = ("--users", "300", "--items", "150", "--events", "8000", "--days", "200")
+        size = ("--users", "200", "--items", "100", "--events", "4000", "--days", "120")
         self.run("data", "make", "--out", self.env["DATASET"], *size)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -116,12 +118,12 @@ def stack(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stac
 
 def test_it_answers_before_there_is_a_model_and_then_from_one(stack: StackInATerminal) -> None:
     assert "first list" in stack.said("first list")
-    assert "personalised" in stack.said("first personalised list from a model", timeout=400)
+    assert "personalised" in stack.said("first personalised list from a model", timeout=540)
 
 
 def test_status_tells_each_part_with_its_memory_and_how_far_it_is(stack: StackInATerminal) -> None:
     stack.said("training: model")
-    found = wait_until(lambda: (s := stack.status())["figures"]["log_events"] >= 7000 and s, 30)
+    found = wait_until(lambda: (s := stack.status())["figures"]["log_events"] >= 3500 and s, 30)
     parts = {part["name"]: part for part in found["parts"]}
     assert set(parts) == {"kafka", "valkey", "serve", "stream", "ui"}
     assert {part["state"] for part in parts.values()} == {"ready"}
