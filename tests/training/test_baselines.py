@@ -1,0 +1,95 @@
+"""Popularity and neighbours, against what can be counted by hand and a dense recount."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from training.baselines import (
+    NeighbourConfig,
+    cosine_neighbours,
+    decayed_popularity,
+    first_seen,
+    popularity,
+    same_day_neighbours,
+)
+from training.dataset import Interactions
+
+DAY = 86_400_000
+
+
+def rows_of(rows: list[tuple[int, int, int]], items: int) -> Interactions:
+    """Rows (user, item, day)."""
+    rows = sorted(rows, key=lambda row: row[2])
+    user, item, day = (np.array([row[side] for row in rows]) for side in range(3))
+    ids = (np.array([f"u{n}" for n in range(user.max() + 1)]), np.array([f"i{n}" for n in range(items)]))
+    return Interactions(
+        *ids, user.astype(np.int32), item.astype(np.int32), day * DAY, np.full(len(rows), 2.0, np.float32)
+    )
+
+
+SHOP = rows_of([(0, 0, 1), (0, 1, 1), (1, 0, 2), (1, 1, 2), (2, 0, 3), (2, 2, 9)], items=4)
+
+
+def test_popularity_and_first_seen() -> None:
+    assert popularity(SHOP).tolist() == [3, 2, 1, 0]
+    np.testing.assert_array_equal(first_seen(SHOP), [DAY, DAY, 9 * DAY, np.nan])
+
+
+def test_decayed_popularity_halves_with_every_half_life() -> None:
+    found = decayed_popularity(SHOP, now_ms=9 * DAY, half_life_ms=3 * DAY)
+    assert found[2] == pytest.approx(2.0)
+    assert found[1] == pytest.approx(2.0 * (2 ** (-8 / 3) + 2 ** (-7 / 3)))
+
+
+def test_the_cosine_of_two_items_is_that_of_their_user_sets() -> None:
+    items, scores = cosine_neighbours(SHOP, NeighbourConfig(count=3, shrink=0.0))
+    assert items[0].tolist() == [1, 2, -1]
+    np.testing.assert_allclose(scores[0], [2 / np.sqrt(3 * 2), 1 / np.sqrt(3), 0.0], rtol=1e-6)
+    assert items[3].tolist() == [-1, -1, -1]
+
+
+def test_shrinkage_puts_two_shared_users_before_one_of_a_rare_item() -> None:
+    owners = {0: (0, 1, 2), 1: (0,), 2: (1, 2, 3, 4, 5, 6)}
+    rows = rows_of([(user, item, 1) for item, users in owners.items() for user in users], items=3)
+    plain, _ = cosine_neighbours(rows, NeighbourConfig(count=2, shrink=0.0))
+    shrunk, _ = cosine_neighbours(rows, NeighbourConfig(count=2, shrink=5.0))
+    assert (plain[0].tolist(), shrunk[0].tolist()) == ([1, 2], [2, 1])
+
+
+def test_same_day_neighbours_need_the_same_day() -> None:
+    items, _ = same_day_neighbours(SHOP, NeighbourConfig(count=2))
+    assert items[0].tolist() == [1, -1]
+    assert items[2].tolist() == [-1, -1]
+
+
+def test_neighbours_agree_with_a_dense_recount() -> None:
+    random = np.random.default_rng(5)
+    pairs = {(int(random.integers(40)), int(random.integers(15))) for _ in range(200)}
+    rows = rows_of([(user, item, 1) for user, item in pairs], items=15)
+    matrix = np.zeros((40, 15))
+    for user, item in pairs:
+        matrix[user, item] = 1
+    size = np.sqrt(matrix.sum(0) + 2.0)
+    dense = (matrix.T @ matrix) / size[:, None] / size
+    np.fill_diagonal(dense, 0.0)
+    items, scores = cosine_neighbours(rows, NeighbourConfig(count=5, shrink=2.0))
+    for item in range(15):
+        np.testing.assert_allclose(scores[item], np.sort(dense[item])[::-1][:5], atol=1e-6)
+        known = items[item] >= 0
+        np.testing.assert_allclose(dense[item, items[item][known]], scores[item][known], atol=1e-6)
+
+
+def test_a_user_with_a_thousand_items_pairs_only_the_newest() -> None:
+    rows = rows_of([(0, item, item + 1) for item in range(50)], items=50)
+    items, _ = cosine_neighbours(rows, NeighbourConfig(count=50, longest=10))
+    paired = np.flatnonzero((items >= 0).any(axis=1))
+    assert paired.tolist() == list(range(40, 50))
+
+
+def test_no_rows_have_no_neighbours() -> None:
+    empty = SHOP.where(np.zeros(len(SHOP), bool))
+    items, scores = cosine_neighbours(empty, NeighbourConfig(count=2))
+    assert (items == -1).all()
+    assert not scores.any()
+    assert (same_day_neighbours(empty, NeighbourConfig(count=2))[0] == -1).all()

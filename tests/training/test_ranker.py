@@ -1,0 +1,150 @@
+"""The blend learns what goes with the last event, from the past alone, and beats its sources."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import lightgbm
+import numpy as np
+import pytest
+
+from afterclick.model import Model
+from afterclick.scoring import FEATURE_NAMES, group_contributions
+from training import baselines, ranker
+from training.baselines import NeighbourConfig
+from training.dataset import Interactions
+from training.evaluation.compare import Catalogue, answer_all, freshness, measure
+from training.evaluation.contestants import contestants
+from training.evaluation.protocols import Split
+from training.ranker import NotEnoughHistory, RankerConfig, past_splits
+
+DAY = 86_400_000
+CONFIG = RankerConfig(cuts=2, horizon_days=60, questions=400, negatives=20, rounds=20, leaves=15, seed=1)
+
+
+def companion_shop(users: int = 1500, items: int = 120, days: int = 400) -> Interactions:
+    """Whoever buys an even item buys, soon after, the odd one that belongs to it in two cases of three.
+
+    Users come at random moments, so a history as of a cut tells nothing of what the live event tells.
+    """
+    random = np.random.default_rng(11)
+    rows = []
+    for user in range(users):
+        day = int(random.integers(0, days - 3))
+        first = int(random.integers(items // 2)) * 2
+        rows.append((user, first, day))
+        second = first + 1 if random.random() < 2 / 3 else int(random.integers(items))
+        if second != first:
+            rows.append((user, second, day + int(random.integers(0, 3))))
+    rows.sort(key=lambda row: row[2])
+    user, item, day = (np.array([row[side] for row in rows]) for side in range(3))
+    return Interactions(
+        np.array([f"u{n}" for n in range(users)]),
+        np.array([f"i{n}" for n in range(items)]),
+        user.astype(np.int32),
+        item.astype(np.int32),
+        day * DAY,
+        np.full(len(rows), 2.0, np.float32),
+    )
+
+
+def build(rows: Interactions) -> Model:
+    """A model without ALS: quick, and its features stay unknown."""
+    config = NeighbourConfig(count=10)
+    cosine = baselines.cosine_neighbours(rows, config)
+    same_day = baselines.same_day_neighbours(rows, config)
+    return Model(
+        "test",
+        rows.item_ids,
+        baselines.popularity(rows),
+        baselines.first_seen(rows),
+        *cosine,
+        *same_day,
+    )
+
+
+@pytest.fixture(scope="module")
+def shop() -> Interactions:
+    return companion_shop()
+
+
+@pytest.fixture(scope="module")
+def split(shop: Interactions) -> Split:
+    return Split(shop, 340 * DAY, 400 * DAY, np.ones(len(shop), bool))
+
+
+@pytest.fixture(scope="module")
+def blend(split: Split) -> ranker.Blend:
+    return ranker.train(split.train, build, CONFIG)
+
+
+def test_the_blend_uses_the_live_event_and_beats_every_source(split: Split, blend: ranker.Blend) -> None:
+    model = build(split.train)
+    answers = answer_all(split, contestants(model, blend.text, split.eligible))
+    facts = Catalogue(split.train.item_counts(), np.zeros((len(model), 1), np.float32), 120, 1500)
+    live = measure(answers["live"], facts)
+    frozen = measure(answers["frozen"], facts)
+    assert live["blend"]["hr@10"] > 0.6  # two of three are predictable
+    assert live["blend"]["ndcg@10"] >= max(live[name]["ndcg@10"] for name in live) - 0.02
+    assert frozen["blend"]["hr@10"] < 0.3  # ten of 120 by chance are 0.08
+    gain = freshness(answers["live"], answers["frozen"], "blend")
+    assert gain["hr@10"] == pytest.approx(live["blend"]["hr@10"] - frozen["blend"]["hr@10"])
+    assert gain["hr@10_interval"][0] > 0.3
+
+
+def test_what_the_blend_learned_is_told(blend: ranker.Blend) -> None:
+    assert blend.questions > 100
+    assert 0.5 < blend.candidate_recall <= 1.0
+    assert sum(blend.importance.values()) == pytest.approx(1.0)
+    near = sum(v for k, v in blend.importance.items() if k.startswith(("cosine", "same_day")))
+    assert near > 0.5
+
+
+def test_contributions_add_up_to_the_score(blend: ranker.Blend) -> None:
+    booster = lightgbm.Booster(model_str=blend.text)
+    assert booster.feature_name() == list(FEATURE_NAMES)
+    rows = np.random.default_rng(0).random((20, len(FEATURE_NAMES)))
+    receipt = group_contributions(np.asarray(booster.predict(rows, pred_contrib=True)))
+    np.testing.assert_allclose(sum(receipt.values()), booster.predict(rows), atol=1e-9)
+
+
+def test_the_same_seed_learns_the_same_blend(split: Split) -> None:
+    short = replace(CONFIG, rounds=5)
+    assert ranker.train(split.train, build, short).text == ranker.train(split.train, build, short).text
+
+
+def test_past_cuts_never_overlap_and_leave_most_rows_before_them(split: Split) -> None:
+    rows = split.train
+    found = list(past_splits(rows, np.ones(len(rows), bool), replace(CONFIG, cuts=9)))
+    assert 2 <= len(found) < 9
+    for newer, older in pairwise(found):
+        assert older.end_ms == newer.cut_ms
+    assert all(2 * len(s.train) >= len(rows) for s in found)
+
+
+def test_models_of_past_cuts_see_nothing_after_them(split: Split) -> None:
+    newest: list[int] = []
+
+    def watch(rows: Interactions) -> Model:
+        newest.append(int(rows.time_ms.max()))
+        return build(rows)
+
+    ranker.train(split.train, watch, replace(CONFIG, rounds=2))
+    cuts = [s.cut_ms for s in past_splits(split.train, np.ones(len(split.train), bool), CONFIG)]
+    assert len(newest) == len(cuts) == 2
+    assert all(latest < cut for latest, cut in zip(newest, cuts, strict=True))
+
+
+def test_a_model_may_have_other_items_in_another_order(split: Split) -> None:
+    def some(rows: Interactions) -> Model:
+        model = build(rows.choose(rows.item_counts() >= 3))
+        assert model.item_ids.tolist() != rows.item_ids.tolist() or len(model) == len(rows.item_ids)
+        return model
+
+    assert ranker.train(split.train, some, replace(CONFIG, rounds=5)).candidate_recall > 0.5
+
+
+def test_too_little_past_is_refused(shop: Interactions) -> None:
+    with pytest.raises(NotEnoughHistory, match="50 are needed"):
+        ranker.train(shop.where(np.arange(len(shop)) < 40), build, CONFIG)
