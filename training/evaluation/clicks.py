@@ -1,0 +1,113 @@
+"""What a list would earn: expected clicks and purchases under a stated click model.
+
+Nobody clicked on these lists; what follows is arithmetic on assumptions, and each figure carries them:
+- a user looks at place p with probability p^(−eta) (position bias; eta about 1 in Joachims et al., WSDM 2017)
+- looking at the item they did choose next, they click with probability `relevant`; at any other, `other`
+- a click on the item they did choose becomes a purchase with probability `buy`; a click on another with
+  `buy_other`
+The lift over popularity is a ratio of the two expectations on the same users, with a paired bootstrap.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.evaluation import metrics
+from training.evaluation.compare import Answers
+
+PLACES = 10
+
+
+@dataclass(frozen=True)
+class ClickModel:
+    """The assumptions."""
+
+    eta: float = 1.0
+    """Strength of the position bias."""
+    relevant: float = 0.5
+    """Click probability of the item that the user really chose next, once looked at."""
+    other: float = 0.01
+    """Click probability of any other item, once looked at."""
+    buy: float = 0.2
+    """A click on the chosen item becomes a purchase."""
+    buy_other: float = 0.01
+    """A click on another item becomes a purchase."""
+
+    def clicks(self, hits: NDArray[np.bool_], shown: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(q,) expected clicks on each list."""
+        return self._sum(hits, shown, self.relevant, self.other)
+
+    def purchases(self, hits: NDArray[np.bool_], shown: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(q,) expected purchases from each list."""
+        return self._sum(hits, shown, self.relevant * self.buy, self.other * self.buy_other)
+
+    def _sum(
+        self, hits: NDArray[np.bool_], shown: NDArray[np.bool_], right: float, wrong: float
+    ) -> NDArray[np.float64]:
+        looks = np.arange(1, hits.shape[1] + 1) ** -self.eta
+        return np.asarray((np.where(hits, right, wrong) * shown * looks).sum(axis=1), np.float64)
+
+
+SENSITIVITY: dict[str, dict[str, float]] = {
+    "no position bias": {"eta": 0.0},
+    "strong position bias": {"eta": 2.0},
+    "curious users": {"other": 0.03},
+    "picky users": {"other": 0.002},
+}
+
+
+def simulate(answers: Answers, base: str = "popularity", seed: int = 42) -> dict[str, Any]:
+    """Assumptions; contestant → clicks per list, lift of clicks and purchases over `base`, with intervals.
+
+    `sensitivity` repeats the lift of clicks under other assumptions, named.
+    """
+    model = ClickModel()
+    return {
+        "assumptions": asdict(model),
+        "lists": {name: _earned(answers, name, base, model, seed) for name in answers.lists},
+        "sensitivity": {
+            what: {name: _lift(answers, name, base, replace(model, **changes)) for name in answers.lists}
+            for what, changes in SENSITIVITY.items()
+        },
+    }
+
+
+def _earned(answers: Answers, name: str, base: str, model: ClickModel, seed: int) -> dict[str, Any]:
+    mine, theirs = _shown(answers, name), _shown(answers, base)
+    clicks = (model.clicks(*mine), model.clicks(*theirs))
+    bought = (model.purchases(*mine), model.purchases(*theirs))
+    return {
+        "clicks_per_list": float(clicks[0].mean()),
+        "click_lift": _ratio(*clicks),
+        "click_lift_interval": _interval(*clicks, seed),
+        "purchase_lift": _ratio(*bought),
+        "purchase_lift_interval": _interval(*bought, seed),
+    }
+
+
+def _lift(answers: Answers, name: str, base: str, model: ClickModel) -> float:
+    return _ratio(model.clicks(*_shown(answers, name)), model.clicks(*_shown(answers, base)))
+
+
+def _shown(answers: Answers, name: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    lists = answers.lists[name][:, :PLACES]
+    return metrics.hits_of(lists, answers.asked.target), lists >= 0
+
+
+def _ratio(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+    return float(mine.mean() / theirs.mean() - 1.0) if len(mine) and theirs.mean() > 0 else float("nan")
+
+
+def _interval(
+    mine: NDArray[np.float64], theirs: NDArray[np.float64], seed: int, rounds: int = 500
+) -> list[float] | None:
+    if not len(mine):
+        return None
+    random = np.random.default_rng(seed)
+    chosen = (random.integers(0, len(mine), len(mine)) for _ in range(rounds))
+    draws = [_ratio(mine[rows], theirs[rows]) for rows in chosen]
+    return [float(q) for q in np.quantile(draws, [0.025, 0.975])]
