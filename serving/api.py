@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
@@ -15,6 +16,7 @@ from afterclick.errors import Unavailable
 from afterclick.events import Id, Interaction
 from afterclick.trends import HALF_LIVES_MS
 from serving import schemas
+from serving.dead_letters import count_dead_letters, newest_dead_letters
 from serving.feedback import event_of
 from serving.lists import similar
 from serving.positions import Position
@@ -58,6 +60,7 @@ async def recommendations(service: Parts, query: Annotated[schemas.Recommendatio
     """
     answer = await service.recommender.recommend(ask_of(service, query))
     service.metrics.lists.labels(answer["source"], str(answer["degraded"]).lower()).inc()
+    service.exposure.shown(answer)
     return reply(answer)
 
 
@@ -173,7 +176,43 @@ async def feedback(service: Parts, body: Annotated[schemas.Feedback, Body()]) ->
         detail = f"{error}: {event.id}"
         raise ApiError(503, detail, {"retry-after": str(RETRY_AFTER_S)}) from error
     service.metrics.feedback.labels("accepted").inc()
+    service.exposure.reacted(body.impression_id, body.action)
     return reply({"event_id": event.id, "position": str(position)}, 202)
+
+
+@router.get("/exposure", tags=["insight"], **answers(schemas.ExposureTable))
+async def exposure(service: Parts) -> Response:
+    """Lists shown and reacted to, per source and model, since this process began."""
+    return reply({"rows": service.exposure.rows()})
+
+
+@router.get("/models", tags=["insight"], **answers(schemas.Models))
+async def models(service: Parts) -> Response:
+    """The models published lately, which one serves, and why others do not."""
+    serving, feed = service.worlds.current.loaded.version, service.models
+    rows = [
+        {
+            "version": model.version,
+            "uri": model.uri,
+            "metrics": model.metrics,
+            "serving": model.version == serving,
+            "refused": feed.refused.get(model.version),
+        }
+        for model in reversed(feed.published)
+    ]
+    return reply({"serving": serving or None, "models": rows})
+
+
+@router.get("/dead-letters", tags=["insight"], **answers(schemas.DeadLetters))
+async def dead_letters(service: Parts) -> Response:
+    """Events that could not be read: how many per topic, and the newest with the reason."""
+    kafka = service.settings.kafka
+    try:
+        rows = await asyncio.to_thread(newest_dead_letters, kafka)
+        counts = await asyncio.to_thread(count_dead_letters, kafka)
+    except Unavailable as error:
+        raise ApiError(503, str(error), {"retry-after": str(RETRY_AFTER_S)}) from error
+    return reply({"counts": counts, "newest": rows})
 
 
 @router.get("/health/live", tags=["service"], **answers(schemas.Health))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from serving.searches import als_search, content_search
 
 log = structlog.get_logger()
 Loaded = Callable[["LoadedModel"], None]
+REMEMBERED = 20
+"""Published models that are remembered, to show."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,7 @@ class ModelFeed:
         self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
         self.version: str | None = None
         self.refused: dict[str, str] = {}
+        self.published: deque[ModelPublished] = deque(maxlen=REMEMBERED)
 
     def start(self) -> None:
         self._thread.start()
@@ -75,6 +79,7 @@ class ModelFeed:
                 continue
             if isinstance(event, ModelEvent):
                 self._newest = event.data
+                self.published.append(event.data)
                 self._wake.set()
 
     def _run(self) -> None:

@@ -265,6 +265,56 @@ class History(BaseModel):
     events: list[HistoryRow]
 
 
+class ExposureRow(BaseModel):
+    """Of one source and model."""
+
+    source: Source
+    model_version: str | None
+    lists: int
+    reacted: int = Field(description="Lists with a click, like, basket or purchase that names them.")
+    items: int
+    clicks: int
+
+
+class ExposureTable(BaseModel):
+    """What was shown and what came of it."""
+
+    rows: list[ExposureRow]
+
+
+class PublishedModel(BaseModel):
+    """One model that was published."""
+
+    version: str
+    uri: str
+    metrics: dict[str, float]
+    serving: bool
+    refused: str | None = Field(description="Why it is not served, where it cannot be.")
+
+
+class Models(BaseModel):
+    """The models published lately, the newest first."""
+
+    serving: str | None
+    models: list[PublishedModel]
+
+
+class DeadLetter(BaseModel):
+    """An event that could not be read."""
+
+    topic: str
+    offset: int
+    headers: dict[str, str]
+    value: str = Field(description="The first 200 characters.")
+
+
+class DeadLetters(BaseModel):
+    """Events that could not be read."""
+
+    counts: dict[str, int]
+    newest: list[DeadLetter]
+
+
 class Health(BaseModel):
     """Whether the process lives, and what it can do."""
 

@@ -17,6 +17,7 @@ import structlog
 from afterclick.settings import Settings
 from afterclick.state import StateChange
 from serving.catalogue import Catalogue
+from serving.exposure import Exposure
 from serving.feedback import FeedbackLog
 from serving.figures import Figures
 from serving.hub import Hub, cause_of
@@ -51,6 +52,7 @@ class Service:
     feedback: FeedbackLog
     figures: Figures
     search: TextSearch = field(default_factory=TextSearch)
+    exposure: Exposure = field(default_factory=Exposure)
     draining: bool = False
     _loop: asyncio.AbstractEventLoop | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)

@@ -79,6 +79,7 @@ async def _push(service: Service, socket: WebSocket, ask: Ask, watcher: Watcher)
 
 async def _list(service: Service, ask: Ask, cause: dict[str, Any] | None) -> bytes:
     answer = await service.recommender.recommend(ask)
+    service.exposure.shown(answer)
     return orjson.dumps({"type": "recommendations", "cause": cause, **answer})
 
 

@@ -1,0 +1,68 @@
+"""What was shown and what came of it: lists and reactions per source and model, since this process began.
+
+A list counts as reacted to at its first click, like, basket or purchase that names its impression. The newest
+lists are remembered, a bounded number; a reaction to an older one is not counted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from afterclick.events import Action
+
+REMEMBERED = 50_000
+_REACTIONS = {Action.CLICK, Action.LIKE, Action.BASKET, Action.PURCHASE}
+
+
+@dataclass
+class Tally:
+    """Of one source and model: lists, lists reacted to, items in them, and clicks on items."""
+
+    lists: int = 0
+    reacted: int = 0
+    items: int = 0
+    clicks: int = 0
+
+
+class Exposure:
+    """Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[tuple[str, str], Tally] = {}
+        self._open: OrderedDict[str, Tally] = OrderedDict()
+        self._reacted: OrderedDict[str, None] = OrderedDict()
+
+    def shown(self, answer: dict[str, Any]) -> None:
+        """A list went out."""
+        key = (str(answer["source"]), answer["model_version"] or "")
+        tally = self._tallies.setdefault(key, Tally())
+        tally.lists += 1
+        tally.items += len(answer["items"])
+        self._open[answer["impression_id"]] = tally
+        _bound(self._open)
+
+    def reacted(self, impression_id: str | None, action: Action) -> None:
+        """Somebody acted on an item of a list."""
+        tally = self._open.get(impression_id or "")
+        if tally is None or impression_id is None or action not in _REACTIONS:
+            return
+        tally.clicks += action is Action.CLICK
+        if impression_id not in self._reacted:
+            tally.reacted += 1
+            self._reacted[impression_id] = None
+            _bound(self._reacted)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per source and model, the most shown first."""
+        ordered = sorted(self._tallies.items(), key=lambda entry: -entry[1].lists)
+        return [
+            {"source": source, "model_version": model or None, **vars(tally)}
+            for (source, model), tally in ordered
+        ]
+
+
+def _bound(remembered: OrderedDict[str, Any]) -> None:
+    if len(remembered) > REMEMBERED:
+        remembered.popitem(last=False)

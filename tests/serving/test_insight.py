@@ -1,0 +1,72 @@
+"""What the API tells of itself: exposure, models, dead letters."""
+
+from __future__ import annotations
+
+from confluent_kafka import Producer
+
+from afterclick.events import Action
+from afterclick.settings import Settings
+from afterclick.topics import dlq
+from serving.exposure import REMEMBERED, Exposure
+from tests.serving.running import Running
+
+
+def shown(impression_id: str, source: str = "trending", items: int = 3) -> dict[str, object]:
+    return {"source": source, "model_version": None, "impression_id": impression_id, "items": [{}] * items}
+
+
+def test_a_list_is_reacted_to_once_however_often_it_is_clicked() -> None:
+    exposure = Exposure()
+    for impression_id in ("a", "b"):
+        exposure.shown(shown(impression_id))
+    exposure.reacted("a", Action.CLICK)
+    exposure.reacted("a", Action.CLICK)
+    exposure.reacted("b", Action.SKIP)
+    exposure.reacted("unheard of", Action.CLICK)
+    exposure.reacted(None, Action.CLICK)
+    assert exposure.rows() == [
+        {"source": "trending", "model_version": None, "lists": 2, "reacted": 1, "items": 6, "clicks": 2}
+    ]
+
+
+def test_old_lists_are_forgotten() -> None:
+    exposure = Exposure()
+    for n in range(REMEMBERED + 1):
+        exposure.shown(shown(str(n)))
+    exposure.reacted("0", Action.CLICK)
+    assert exposure.rows()[0]["reacted"] == 0
+
+
+def test_exposure_counts_what_http_served_and_was_told(shop_api: Running) -> None:
+    body = shop_api.list_for("erin")
+    item_id = body["items"][0]["item_id"]
+    feedback = {
+        "user_id": "erin",
+        "item_id": item_id,
+        "action": "click",
+        "impression_id": body["impression_id"],
+    }
+    assert shop_api.http.post("/feedback", json=feedback).status_code == 202
+    rows = {row["source"]: row for row in shop_api.get("/exposure")["rows"]}
+    assert rows[body["source"]]["reacted"] == 1
+    assert rows[body["source"]]["clicks"] == 1
+
+
+def test_the_models_say_which_one_serves(shop_api: Running) -> None:
+    body = shop_api.get("/models")
+    assert body["serving"] == "m1"
+    assert [(row["version"], row["serving"], row["refused"]) for row in body["models"]] == [
+        ("m1", True, None)
+    ]
+
+
+def test_dead_letters_are_counted_and_shown_with_their_reason(api: Running, settings: Settings) -> None:
+    topics = settings.kafka.topics
+    assert api.get("/dead-letters") == {"counts": {topics.reviews: 0, topics.feedback: 0}, "newest": []}
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap, "enable.idempotence": True})
+    producer.produce(dlq(topics.feedback), b"{not json", headers=[("error", b"event: invalid JSON")])
+    assert producer.flush(20) == 0
+    body = api.get("/dead-letters")
+    assert body["counts"][topics.feedback] == 1
+    assert body["newest"][0]["value"] == "{not json"
+    assert body["newest"][0]["headers"] == {"error": "event: invalid JSON"}
