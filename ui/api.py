@@ -54,6 +54,10 @@ class Api:
         rows = (await self._get("/categories", {}))["categories"]
         return tuple(str(row["category"]) for row in rows)
 
+    async def insight(self, path: str) -> JsonObject:
+        """/models, /exposure or /dead-letters, as they come."""
+        return await self._get(path, {})
+
     async def item(self, item_id: str) -> ItemDetails:
         return ItemDetails.model_validate(await self._get(f"/items/{quote(item_id, safe='')}", {}))
 

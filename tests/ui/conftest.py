@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from afterclick.settings import (
     KafkaSettings,
@@ -74,6 +74,7 @@ def shop(broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
+        expect.set_options(timeout=20_000)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         yield browser
         browser.close()
@@ -136,7 +137,7 @@ def _settings(broker: str, redis_url: str, jars: Path, home: Path) -> Settings:
 
 
 def _run(stack: ExitStack, name: str, settings: Settings, home: Path) -> Process:
-    command = [Path(sys.executable).with_name("afterclick"), name]
+    command: list[str | Path] = [Path(sys.executable).with_name("afterclick"), name]
     process = Process(name, command, home / f"{name}.log", _environment(settings))
     process.start()
     stack.callback(process.stop)

@@ -23,7 +23,7 @@ def test_the_receipt_adds_up_and_names_the_deeds(page: Page, shop: Shop) -> None
     expect(receipt).to_contain_text("the parts add up to it")
     expect(receipt.locator(".ac-deeds")).to_contain_text(f"liked {liked}")
     expect(receipt.locator(".ac-facts")).to_contain_text("feedback/")
-    values = [cell.replace("−", "-") for cell in receipt.locator("tbody .num").all_inner_texts()]
+    values = [cell.replace("\N{MINUS SIGN}", "-") for cell in receipt.locator("tbody .num").all_inner_texts()]
     score = float(receipt.get_by_test_id("receipt-score").inner_text())
     assert abs(sum(map(float, values)) - score) < 0.0006 * len(values)
     page.keyboard.press("Escape")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.request
 
 import orjson
+from confluent_kafka import Producer
 from playwright.sync_api import Page, expect
 
 from afterclick.events import new_id
@@ -44,7 +45,7 @@ def test_the_pipeline_shows_every_station_with_its_figures(page: Page, shop: Sho
     for station in ("Kafka", "Spark", "Redis", "Ranker", "Viewers"):
         expect(pipeline.get_by_role("heading", name=station)).to_be_visible()
     expect(pipeline).to_contain_text("reviews")
-    expect(page.locator('[data-tile="interactions"] dd')).not_to_have_text("-")
+    expect(page.locator('[data-tile="interactions"] dd:first-of-type')).not_to_have_text("-")
     expect(page.locator('[data-tile="lag"] .ac-age')).to_contain_text("s ago")
 
 
@@ -57,7 +58,9 @@ def test_an_event_shows_in_the_feed_as_applied_and_sent_again_as_duplicate(page:
     like(shop, user_id, "G0003", event_id)
     expect(row).to_have_count(2)
     expect(row.first).to_contain_text("duplicate")
-    wait_until(lambda: page.locator('[data-tile="refused"] dd').inner_text() not in {"0", "-"}, 10)
+    wait_until(
+        lambda: page.locator('[data-tile="refused"] dd:first-of-type').inner_text() not in {"0", "-"}, 10
+    )
     assert len(get(f"{shop.api_url}/users/{user_id}/history")["events"]) == 1
 
 
@@ -90,3 +93,16 @@ def test_the_race_follows_the_chosen_window(page: Page, shop: Shop) -> None:
         .chart.getOption().yAxis[0].data[0]"""
     best = get(f"{shop.api_url}/popular?n=1")["items"][0]
     wait_until(lambda: page.evaluate(names) == best["title"], 10)
+
+
+def test_lists_dead_letters_and_models_are_shown(page: Page, shop: Shop) -> None:
+    topic = shop.settings.kafka.topics.feedback
+    producer = Producer({"bootstrap.servers": shop.settings.kafka.bootstrap, "enable.idempotence": True})
+    producer.produce(topic, b"{no event", "somebody")
+    assert producer.flush(20) == 0
+    get(f"{shop.api_url}/recommendations?user_id={new_shopper()}")
+    visit(page, shop)
+    expect(page.locator('[data-panel="models"]')).to_contain_text("No model yet")
+    expect(page.locator('[data-panel="exposure"]')).to_contain_text("Trending now")
+    expect(page.locator('[data-panel="dead-letters"]')).to_contain_text("{no event", timeout=60_000)
+    expect(page.locator('[data-panel="dead-letters"]')).to_contain_text("JSON")

@@ -13,6 +13,12 @@ UI_MS = 1500
 VIEWERS = 20
 
 
+def measured(page: Page) -> list[float]:
+    """Milliseconds from click to changed screen, of each click since they were last taken."""
+    found: list[float] = page.evaluate("window.afterclickLatencies ?? []")
+    return found
+
+
 def test_the_first_paint_holds_the_list(page: Page, shop: Shop) -> None:
     visit(page, shop, "alice")
     page.goto(f"{shop.url}/?user=bob")
@@ -24,16 +30,20 @@ def test_the_first_paint_holds_the_list(page: Page, shop: Shop) -> None:
 
 def test_the_pages_add_little_between_click_and_screen(page: Page, shop: Shop) -> None:
     visit(page, shop, new_shopper())
-    shares = []
+    shares: list[float] = []
+    totals: list[float] = []
     for n in range(8):
         press(page, listed(page)[n % 3], "like")
-        wait_until(lambda n=n: len(page.evaluate("window.afterclickLatencies ?? []")) == n + 1, 20)
+        wait_until(lambda: measured(page), 20)
         row = page.get_by_test_id("timeline").locator("li").first
         server_ms = int(row.locator("code").last.inner_text().split()[-2])
-        shares.append(page.evaluate("window.afterclickLatencies.at(-1)") - server_ms)
-    total = sorted(page.evaluate("window.afterclickLatencies"))
+        on_screen = measured(page)[0]
+        totals.append(on_screen)
+        shares.append(on_screen - server_ms)
+        page.evaluate("window.afterclickLatencies = []")
     print(
-        f"click to screen p50 {total[4]:.0f} ms; of it in browser and transport, worst {max(shares):.0f} ms"
+        f"click to screen p50 {sorted(totals)[4]:.0f} ms; "
+        f"of it in browser and transport, worst {max(shares):.0f} ms"
     )
     assert max(shares) < UI_MS
 

@@ -18,6 +18,7 @@ from ui.components.tiles import Tiles
 from ui.figures import board_tiles, flows, stations
 from ui.live import LiveBoard
 from ui.pages.frame import frame
+from ui.pages.insight import InsightPanels
 
 log = structlog.get_logger()
 
@@ -46,6 +47,7 @@ class LivePage:
         self._window_s = 300
         self._race_window = "hour"
         self._seen = -1
+        self._insight = InsightPanels(api)
         self._timers: list[ui.timer] = []
 
     def build(self) -> None:
@@ -62,6 +64,7 @@ class LivePage:
                 ]
                 self._race = self._build_chart("Popularity race", "race")
                 self._shares = self._build_chart("Departments of what is popular", "shares")
+            self._insight.build()
             with panel("Events as they take effect (a sample)"):
                 self._feed = EventFeed()
         self._show()
@@ -71,7 +74,11 @@ class LivePage:
         if self._timers:
             return
         with self._root:
-            self._timers = [ui.timer(0.5, self._refresh), ui.timer(2.0, self._refresh_race, immediate=True)]
+            self._timers = [
+                ui.timer(0.5, self._refresh),
+                ui.timer(2.0, self._refresh_race),
+                ui.timer(5.0, self._insight.refresh),
+            ]
 
     def _build_controls(self) -> None:
         with ui.element("div").classes("ac-controls").props('role=group aria-label="Charts"'):

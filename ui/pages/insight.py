@@ -1,0 +1,89 @@
+"""Panels of the dashboard that are asked for, not pushed: models, exposure, dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+from nicegui import ui
+
+from afterclick.errors import AfterclickError
+from ui.api import Api
+from ui.api_types import JsonObject
+from ui.cards import SOURCE_NAMES
+from ui.components.controls import panel
+from ui.components.data_table import DataTable
+from ui.figures import number
+
+log = structlog.get_logger()
+
+SHOWN_METRICS = 5
+
+
+class InsightPanels:
+    """Three tables; `refresh` asks the API for all of them."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def build(self) -> None:
+        """Lay out the panels."""
+        with ui.element("div").classes("ac-charts"):
+            with panel("Models").props("data-panel=models"):
+                self._models = DataTable(
+                    "Models",
+                    ("version", "state", "metrics"),
+                    "No model yet: trends answer until one is trained.",
+                )
+            with panel("Lists shown, and reacted to").props("data-panel=exposure"):
+                columns = ("source", "model", "lists", "reacted", "clicks", "CTR per item")
+                self._exposure = DataTable("Lists shown", columns, "No list yet since the API began.")
+            with panel("Dead letters").props("data-panel=dead-letters"):
+                self._letters = DataTable(
+                    "Dead letters", ("topic", "reason", "bytes"), "None: every event could be read."
+                )
+
+    async def refresh(self) -> None:
+        """Fetch and show; a silent API leaves the tables as they are."""
+        try:
+            models, exposure, letters = await asyncio.gather(
+                self._api.insight("/models"),
+                self._api.insight("/exposure"),
+                self._api.insight("/dead-letters"),
+            )
+        except AfterclickError as error:
+            log.info("no insight", error=str(error))
+            return
+        rows = models["models"]
+        self._models.show(model_rows(rows), [n for n, row in enumerate(rows) if row["serving"]])
+        self._exposure.show([exposure_row(row) for row in exposure["rows"]])
+        self._letters.show([letter_row(row) for row in letters["newest"]])
+
+
+def model_rows(models: Sequence[JsonObject]) -> list[list[str]]:
+    """Version, state, and the first metrics of each model."""
+    rows = []
+    for model in models:
+        state = "serving" if model["serving"] else str(model["refused"] or "replaced")
+        metrics = list(model["metrics"].items())[:SHOWN_METRICS]
+        rows.append([model["version"], state, ", ".join(f"{name} {value:.4g}" for name, value in metrics)])
+    return rows
+
+
+def exposure_row(row: JsonObject) -> list[str]:
+    """One source and model; rates in per cent."""
+    return [
+        SOURCE_NAMES.get(row["source"], row["source"]),
+        row["model_version"] or "-",
+        number(row["lists"]),
+        f"{row['reacted'] / max(row['lists'], 1):.1%}",
+        number(row["clicks"]),
+        f"{row['clicks'] / max(row['items'], 1):.2%}",
+    ]
+
+
+def letter_row(letter: JsonObject) -> list[str]:
+    """Where it lies, why it could not be read, how it begins."""
+    place = f"{letter['topic']}/{letter['offset']}"
+    return [place, letter["headers"].get("error", ""), letter["value"]]
