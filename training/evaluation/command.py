@@ -26,12 +26,14 @@ from afterclick.trends import DAY_MS
 from training import als, catalogue, implicit_als, steps
 from training.als import AlsConfig
 from training.dataset import Interactions
-from training.evaluation import reviews
+from training.evaluation import report, reviews
 from training.evaluation.build import Factorise, Recipe, model_and_blend
+from training.evaluation.clicks import simulate
 from training.evaluation.compare import Answers, Catalogue, answer_all, freshness, measure
 from training.evaluation.contestants import contestants
 from training.evaluation.protocols import Split
 from training.evaluation.reviews import Reviews
+from training.evaluation.segments import segments
 from training.ranker import NotEnoughHistory, RankerConfig
 
 _SHOWN = ("hr@10", "hr@20", "ndcg@10", "recall@20", "mrr", "coverage@10")
@@ -72,6 +74,8 @@ def run(settings: Settings, request: Request) -> Outcome:
     ):
         outcome = evaluate(split, data, recipe(settings, factorise), request.users)
     _print(console, outcome.result)
+    if request.report is not None:
+        console.print(f"report: {report.write(request.report, outcome.result)}")
     if request.json:
         print(orjson.dumps(outcome.result, option=orjson.OPT_SERIALIZE_NUMPY).decode())
     return outcome
@@ -110,6 +114,8 @@ def evaluate(split: Split, data: Reviews, how: Recipe, users: int) -> Outcome:
     result = {
         "split": _facts(split, answers, how),
         "models": {name: {p: measured[p][name] for p in measured} for name in names},
+        "segments": segments(split, answers["live"]),
+        "clicks": simulate(answers["live"]),
         "freshness": {name: freshness(answers["live"], answers["frozen"], name) for name in names},
         "blend": {
             "questions": blend.questions,
