@@ -64,14 +64,26 @@ class Model:
     """item_id → item_index."""
     gram: NDArray[np.float64] | None = field(init=False)
     """(k, k) Yᵀ Y of the item factors, for fold-in."""
+    spectrum: tuple[NDArray[np.float64], NDArray[np.float64]] | None = field(init=False)
+    """(k,) eigenvalues and (k, k) eigenvectors of `gram`: for a cheap fold-in of few items."""
+    norms: FloatArray | None = field(init=False)
+    """(n,) lengths of the item factors; 0 where ALS does not know the item."""
+    described: NDArray[np.bool_] | None = field(init=False)
+    """(n,) whether the item has content."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", {item: i for i, item in enumerate(self.item_ids.tolist())})
-        gram = None
+        gram = spectrum = norms = None
         if self.factors is not None:
             wide = self.factors.astype(np.float64)
             gram = wide.T @ wide
+            spectrum = tuple(np.linalg.eigh(gram)) if np.isfinite(gram).all() else None
+            norms = np.linalg.norm(self.factors, axis=1)
         object.__setattr__(self, "gram", gram)
+        object.__setattr__(self, "spectrum", spectrum)
+        object.__setattr__(self, "norms", norms)
+        described = None if self.content is None else self.content.any(axis=1)
+        object.__setattr__(self, "described", described)
 
     def __len__(self) -> int:
         return len(self.item_ids)

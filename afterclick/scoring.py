@@ -21,6 +21,8 @@ PARTS = ("model", "history", "trend", "content")
 RECENT = 10
 """How many of the newest items of a history are compared with each candidate."""
 _FLOOR = -200.0
+_FEW = 16
+"""Items of a history up to which fold-in is cheaper by Woodbury's identity."""
 
 FEATURES: tuple[tuple[str, str], ...] = (
     ("als", "model"),
@@ -124,17 +126,39 @@ def fold_in(model: Model, state: UserState) -> FloatArray | None:
     Hu, Koren, Volinsky (ICDM 2008), eq. 4, as Spark's ALS solves it: confidence 1 + α·r with r the action's
     weight, λ = regParam times the number of the user's interactions.
     """
-    if model.factors is None or model.gram is None:
+    if model.factors is None or model.gram is None or model.norms is None:
         return None
     known = state.items < len(model)
-    factors = model.factors[state.items[known]].astype(np.float64)
-    rated = factors.any(axis=1)
-    factors, extra = factors[rated], model.als_alpha * state.weights[known][rated].astype(np.float64)
+    items, weights = state.items[known], state.weights[known]
+    rated = model.norms[items] > 0
+    factors = model.factors[items[rated]].astype(np.float64)
+    extra = model.als_alpha * weights[rated].astype(np.float64)
     if not len(factors):
         return None
+    ridge = model.als_reg * len(factors)
+    if len(factors) <= _FEW and model.spectrum is not None:
+        return _fold_in_few(model.spectrum, factors, extra, ridge)
     left = model.gram + (factors * extra[:, None]).T @ factors
-    left[np.diag_indices_from(left)] += model.als_reg * len(factors)
+    left.flat[:: len(left) + 1] += ridge
     return np.linalg.solve(left, factors.T @ (1.0 + extra)).astype(np.float32)
+
+
+def _fold_in_few(
+    spectrum: tuple[NDArray[np.float64], NDArray[np.float64]],
+    factors: NDArray[np.float64],
+    extra: NDArray[np.float64],
+    ridge: float,
+) -> FloatArray:
+    """The same solution by Woodbury's identity over the eigenvectors of the gram matrix: an h×h solve."""
+    values, vectors = spectrum
+    inverse = 1.0 / (values + ridge)
+    rotated = factors @ vectors
+    scaled = rotated * inverse
+    right = (1.0 + extra) @ rotated
+    small = scaled @ rotated.T
+    small.flat[:: len(small) + 1] += 1.0 / extra
+    solved = inverse * right - scaled.T @ np.linalg.solve(small, scaled @ right)
+    return np.asarray(vectors @ solved, np.float32)
 
 
 def features(
@@ -163,43 +187,63 @@ def features(
     column["last_age_days"][:] = (state.now_ms - state.times_ms[0]) / DAY_MS
     recent = state.items[:RECENT]
     recent = np.where(recent < n, recent, -1)
-    _neighbour_columns(model.neighbour_items, model.neighbour_scores, recent, rows, n, column, "cosine")
-    _neighbour_columns(model.same_day_items, model.same_day_scores, recent, rows, n, column, "same_day")
+    order = _Order(candidates)
+    _neighbour_columns(model.neighbour_items, model.neighbour_scores, recent, order, column, "cosine")
+    _neighbour_columns(model.same_day_items, model.same_day_scores, recent, order, column, "same_day")
     _factor_columns(model, state, recent, rows, column, user_factors)
     _content_columns(model, recent, rows, column)
-    for name in ("als", "als_last", "content_last", "content_mean"):
-        column[name][~known] = np.nan
-    for name in ("cosine_last", "cosine_max", "cosine_sum", "same_day_last", "same_day_sum"):
-        column[name][~known] = 0.0
+    if not known.all():
+        for name in ("als", "als_last", "content_last", "content_mean"):
+            column[name][~known] = np.nan
     return out
+
+
+class _Order:
+    """Finds items among the candidates, each of which is there once."""
+
+    def __init__(self, candidates: IntArray) -> None:
+        self._by: NDArray[np.intp] | None = None
+        self._sorted = candidates
+        if (candidates[1:] < candidates[:-1]).any():
+            self._by = candidates.argsort()
+            self._sorted = candidates[self._by]
+        self.count = len(candidates)
+
+    def find(self, items: IntArray) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Where each item stands among the candidates, and whether it is there at all."""
+        at = self._sorted.searchsorted(items)
+        at[at == self.count] = 0
+        found = self._sorted[at] == items
+        return (at if self._by is None else self._by[at]), found
 
 
 def _neighbour_columns(
     items: IntArray,
     scores: FloatArray,
     recent: IntArray,
-    rows: NDArray[np.intp],
-    n: int,
+    order: _Order,
     column: dict[str, FloatArray],
     name: str,
 ) -> None:
     """Similarity to the newest item and to the recent ones, an older one worth less (1, 1/2, 1/3, …)."""
-    last, total = np.zeros(n + 1, np.float32), np.zeros(n + 1, np.float32)
-    best = np.zeros(n + 1, np.float32) if f"{name}_max" in column else None
-    for rank, item in enumerate(recent.tolist()):
-        if item < 0:
-            continue
-        # −1 pads: it lands in the spare last cell
-        near, score = items[item], scores[item]
-        if rank == 0:
-            last[near] = score
-        total[near] += score / np.float32(rank + 1)
-        if best is not None:
-            best[near] = np.maximum(best[near], score)
-    column[f"{name}_last"][:] = last[rows]
-    column[f"{name}_sum"][:] = total[rows]
+    last, total = column[f"{name}_last"], column[f"{name}_sum"]
+    best = column.get(f"{name}_max")
+    known = np.flatnonzero(recent >= 0)
+    last[:] = 0.0
+    total[:] = 0.0
     if best is not None:
-        column[f"{name}_max"][:] = best[rows]
+        best[:] = 0.0
+    if not len(known) or not order.count:
+        return
+    near, score = items[recent[known]], scores[recent[known]]
+    at, found = order.find(near)
+    at, score = at[found], score[found]
+    step = np.broadcast_to(known[:, None], near.shape)[found]
+    if known[0] == 0:
+        last[at[step == 0]] = score[step == 0]
+    total[:] = np.bincount(at, score / (step + 1), order.count)
+    if best is not None:
+        np.maximum.at(best, at, score)
 
 
 def _factor_columns(
@@ -210,33 +254,33 @@ def _factor_columns(
     column: dict[str, FloatArray],
     user_factors: FloatArray | None,
 ) -> None:
-    if model.factors is None:
+    if model.factors is None or model.norms is None:
         return
     user = fold_in(model, state) if user_factors is None else user_factors
-    near = model.factors[rows]
-    rated = near.any(axis=1)
+    near, norms = model.factors[rows], model.norms[rows]
+    rated = norms > 0
     if user is not None:
         column["als"][:] = np.where(rated, near @ user, np.nan)
-    if recent[0] >= 0:
-        last = model.factors[recent[0]]
-        norm = np.linalg.norm(near, axis=1) * np.linalg.norm(last)
-        rated &= norm > 0
-        column["als_last"][rated] = (near @ last)[rated] / norm[rated]
+    if recent[0] >= 0 and model.norms[recent[0]] > 0:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            cosine = (near @ model.factors[recent[0]]) / (norms * model.norms[recent[0]])
+        column["als_last"][:] = np.where(rated, cosine, np.nan)
 
 
 def _content_columns(
     model: Model, recent: IntArray, rows: NDArray[np.intp], column: dict[str, FloatArray]
 ) -> None:
-    if model.content is None:
+    if model.content is None or model.described is None:
         return
-    near = model.content[rows]
-    described = near.any(axis=1)
-    past = model.content[recent[recent >= 0]]
-    if recent[0] >= 0 and past[0].any():
-        column["content_last"][:] = np.where(described, near @ past[0], np.nan)
-    past = past[past.any(axis=1)]
-    if len(past):
-        column["content_mean"][:] = np.where(described, (near @ past.T).mean(axis=1), np.nan)
+    newest, recent = recent[0], recent[recent >= 0]
+    past = recent[model.described[recent]]
+    if not len(past):
+        return
+    described = np.flatnonzero(model.described[rows])
+    similar = model.content[rows[described]] @ model.content[past].T
+    column["content_mean"][described] = similar.mean(axis=1)
+    if newest == past[0]:
+        column["content_last"][described] = similar[:, 0]
 
 
 def group_contributions(contributions: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:

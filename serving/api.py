@@ -21,7 +21,8 @@ from serving.feedback import event_of
 from serving.lists import similar
 from serving.positions import Position
 from serving.problems import ApiError, documented
-from serving.recommender import Ask, describe
+from serving.recommender import describe
+from serving.remembered import Ask
 from serving.routing import DirectRoute
 from serving.service import Service
 from serving.world import World
@@ -58,10 +59,7 @@ async def recommendations(service: Parts, query: Annotated[schemas.Recommendatio
 
     It always answers 200 with a list; `degraded` says when something it needs was away.
     """
-    answer = await service.recommender.recommend(ask_of(service, query))
-    service.metrics.lists.labels(answer["source"], str(answer["degraded"]).lower()).inc()
-    service.exposure.shown(answer)
-    return reply(answer)
+    return reply(await service.recommend(ask_of(service, query)))
 
 
 @router.get("/similar-items", tags=["lists"], **answers(schemas.SimilarItems, 404))

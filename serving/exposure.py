@@ -34,13 +34,13 @@ class Exposure:
         self._open: OrderedDict[str, Tally] = OrderedDict()
         self._reacted: OrderedDict[str, None] = OrderedDict()
 
-    def shown(self, answer: dict[str, Any]) -> None:
-        """A list went out."""
-        key = (str(answer["source"]), answer["model_version"] or "")
+    def shown(self, impression_id: str, source: str, model_version: str | None, items: int) -> None:
+        """A list of so many items went out."""
+        key = (source, model_version or "")
         tally = self._tallies.setdefault(key, Tally())
         tally.lists += 1
-        tally.items += len(answer["items"])
-        self._open[answer["impression_id"]] = tally
+        tally.items += items
+        self._open[impression_id] = tally
         _bound(self._open)
 
     def reacted(self, impression_id: str | None, action: Action) -> None:

@@ -45,9 +45,9 @@ class Booster:
         if self._handle:
             self._library.LGBM_BoosterFree(self._handle)
 
-    def score(self, features: FloatArray) -> NDArray[np.float64]:
-        """(rows,) raw scores of (rows, columns) float32."""
-        return self._predict(features, _NORMAL, 1)[:, 0]
+    def score(self, features: FloatArray, trees: int = -1) -> NDArray[np.float64]:
+        """(rows,) raw scores of (rows, columns) float32, by the first `trees` or by all."""
+        return self._predict(features, _NORMAL, 1, trees)[:, 0]
 
     def leaves(self, features: FloatArray) -> NDArray[np.int64]:
         """(rows, trees) the leaf each row ends in."""
@@ -68,7 +68,7 @@ class Booster:
                 return found
             size = needed.value
 
-    def _predict(self, features: FloatArray, kind: int, width: int) -> NDArray[np.float64]:
+    def _predict(self, features: FloatArray, kind: int, width: int, trees: int = -1) -> NDArray[np.float64]:
         rows = np.ascontiguousarray(features, np.float32)
         out, length = np.empty((len(rows), width)), ctypes.c_int64()
         _check(
@@ -81,7 +81,7 @@ class Booster:
                 1,
                 kind,
                 0,
-                -1,
+                trees,
                 _ONE_THREAD,
                 ctypes.byref(length),
                 out.ctypes.data_as(ctypes.c_void_p),

@@ -98,6 +98,10 @@ class Metrics:
             for stage, value in zip(STAGES, stages, strict=True):
                 self.freshness.labels(stage).observe(value)
 
+    def listed(self, source: str, degraded: bool) -> None:
+        """A list went out."""
+        self.lists.labels(source, "true" if degraded else "false").inc()
+
     def answered_in(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, str(status)).inc()
         self.latency.labels(route).observe(seconds)

@@ -24,6 +24,9 @@ log = structlog.get_logger()
 AWAY_S = 1.0
 """How long Redis is left alone after it failed, so that requests need not each wait for it."""
 
+Rows = list[tuple[bytes, float]]
+"""Members of a history and their event times, newest first."""
+
 
 @dataclass
 class Breaker:
@@ -48,6 +51,11 @@ class Breaker:
         self.failures = 0
 
 
+def entries(rows: Rows) -> list[HistoryEntry]:
+    """The events in stored rows."""
+    return [HistoryEntry.from_member(member, score) for member, score in rows]
+
+
 class OnlineStore:
     """Reads per-user history."""
 
@@ -58,6 +66,10 @@ class OnlineStore:
 
     async def history(self, user_id: str, newest: int | None = None) -> list[HistoryEntry]:
         """What the user did, newest first. Raises Unavailable if Redis does not answer in time."""
+        return entries(await self.rows(user_id, newest))
+
+    async def rows(self, user_id: str, newest: int | None = None) -> Rows:
+        """The history as it is stored: for telling whether it has changed. Raises Unavailable."""
         if not self.breaker.allows(time.monotonic()):
             raise Unavailable("Redis is away")
         key, last = self._keys.history(user_id), (newest or self._length) - 1
@@ -72,7 +84,7 @@ class OnlineStore:
         if self.breaker.failures:
             log.info("Redis answers again")
             self.breaker.worked()
-        return [HistoryEntry.from_member(member, score) for member, score in rows]
+        return list(rows)
 
     async def ping(self) -> bool:
         """Whether Redis answers in time."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
 from afterclick import events
 from afterclick.candidates import SOURCES, candidate_items
@@ -21,9 +21,10 @@ from afterclick.scoring import UserState, features, fold_in
 from afterclick.state import HistoryEntry
 from serving.catalogue import Catalogue
 from serving.lists import Ranked, by_interests, overall, without
-from serving.online_store import OnlineStore
+from serving.online_store import OnlineStore, Rows, entries
 from serving.positions import Position, PositionWaiters
 from serving.reasons import reasons
+from serving.remembered import Ask, Recommendation, Remembered, Shown
 from serving.schemas import Source
 from serving.trend_feed import TrendFeed
 from serving.world import World, Worlds
@@ -31,16 +32,6 @@ from serving.world import World, Worlds
 Answer = dict[str, Any]
 AFTER_S = 2.0
 """How long a request waits for the event it asks for."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """What one request wants."""
-
-    user_id: str
-    n: int
-    interests: tuple[str, ...] = ()
-    after: Position | None = None
 
 
 class Recommender:
@@ -57,28 +48,32 @@ class Recommender:
     ) -> None:
         self._store, self._worlds, self._feed, self._waiters = store, worlds, feed, waiters
         self._catalogue, self._weights = catalogue, weights
+        self._remembered = Remembered()
 
-    async def recommend(self, ask: Ask) -> Answer:
+    async def recommend(self, ask: Ask) -> Recommendation:
         """The list for a user. Never fails: `degraded` says that something was away."""
         fresh = await self._caught_up(ask.after)
         as_of = dict(self._feed.positions)  # taken first: the state read below is at least as new
         try:
-            history, degraded = await self._store.history(ask.user_id), False
+            rows, degraded = await self._store.rows(ask.user_id), False
         except Unavailable:
-            history, degraded = [], True
+            rows, degraded = [], True
         world = self._worlds.current
-        state = UserState.of(history, world.find, self._weights, self._now(world))
-        ranked = self._rank(world, ask, state, history)
-        return {
+        shown = self._remembered.get(ask, rows, world)
+        if shown is None:
+            shown = self._show(world, self._rank(world, ask, rows))
+            self._remembered.put(ask, rows, world, shown)
+        body = {
             "user_id": ask.user_id,
-            "source": ranked.source,
+            "source": shown.source,
             "degraded": degraded,
             "fresh": fresh,
             "model_version": world.loaded.version or None,
             "impression_id": events.new_id(),
             "as_of": as_of,
-            "items": self._rows(world, ranked),
+            "items": orjson.Fragment(shown.items),
         }
+        return Recommendation(body, shown)
 
     async def _caught_up(self, after: Position | None) -> bool | None:
         """Wait for the event the caller has just sent; None where the caller does not ask."""
@@ -86,8 +81,10 @@ class Recommender:
             return None
         return await self._waiters.reached(after, self._feed.positions, AFTER_S)
 
-    def _rank(self, world: World, ask: Ask, state: UserState, history: Sequence[HistoryEntry]) -> Ranked:
+    def _rank(self, world: World, ask: Ask, rows: Rows) -> Ranked:
         """The best the ladder of cold start can do for this user."""
+        history = entries(rows)
+        state = UserState.of(history, world.find, self._weights, self._now(world))
         model = world.loaded.model
         if model is not None and len(state.items):
             return personalised(world, model, state, ask.n, self._catalogue, history)
@@ -107,23 +104,26 @@ class Recommender:
         """Now, or the newest event time where a replay runs ahead of the clock."""
         return max(time.time() * 1000, world.now_ms)
 
-    def _rows(self, world: World, ranked: Ranked) -> list[Answer]:
+    def _show(self, world: World, ranked: Ranked) -> Shown:
+        """A ranked list as it is answered and logged."""
+        ids = [world.ids[item] for item in ranked.items.tolist()]
         names, columns = list(ranked.parts), [part.tolist() for part in ranked.parts.values()]
-        rows = []
-        for i, (item, source, reason) in enumerate(
-            zip(ranked.items.tolist(), ranked.sources, ranked.reasons, strict=True)
-        ):
-            parts = {name: column[i] for name, column in zip(names, columns, strict=True)}
-            rows.append(
-                {
-                    **describe(self._catalogue, world.ids[item]),
-                    "score": sum(parts.values()),
-                    "source": source,
-                    "reason": reason,
-                    "parts": parts,
-                }
+        receipts = [dict(zip(names, parts, strict=True)) for parts in zip(*columns, strict=True)]
+        scores = [sum(receipt.values()) for receipt in receipts]
+        items: list[Answer] = [
+            {
+                **describe(self._catalogue, item_id),
+                "score": score,
+                "source": source,
+                "reason": reason,
+                "parts": receipt,
+            }
+            for item_id, score, source, reason, receipt in zip(
+                ids, scores, ranked.sources, ranked.reasons, receipts, strict=True
             )
-        return rows
+        ]
+        logged = [{name: item[name] for name in ("item_id", "score", "source")} for item in items]
+        return Shown(ranked.source, orjson.dumps(items), orjson.dumps(logged), len(items))
 
 
 def describe(catalogue: Catalogue, item_id: str) -> Answer:
@@ -157,8 +157,7 @@ def personalised(
     if not len(items):
         return overall(world, n, state.seen)
     rows = features(model, state, view, items, user)
-    scores = loaded.ranker.score(rows)
-    top = np.argsort(-scores, kind="stable")[:n]
+    top = loaded.ranker.best(rows, n)
     shown = items[top]
     names = [SOURCES[s] if s >= 0 else "popular" for s in sources[top].tolist()]
     return Ranked(

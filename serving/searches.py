@@ -14,6 +14,9 @@ import numpy as np
 from afterclick.candidates import Search, exact_search
 from afterclick.model import FloatArray, IntArray, Model
 
+HNSW_BREADTH = 128
+"""How widely an HNSW index is searched: finds 95 % of the exact nearest 100."""
+
 
 def als_search(folder: Path, arrays: Model) -> Search:
     """FAISS where the artifact has an index over the same rows, else exact."""
@@ -25,6 +28,8 @@ def als_search(folder: Path, arrays: Model) -> Search:
 
     faiss.omp_set_num_threads(1)
     index = faiss.read_index(str(path))
+    if isinstance(index, faiss.IndexHNSW):
+        index.hnsw.efSearch = HNSW_BREADTH
     if index.ntotal != len(arrays) or index.d != arrays.factors.shape[1]:
         return exact_search(arrays.factors)
 

@@ -21,11 +21,13 @@ from serving.exposure import Exposure
 from serving.feedback import FeedbackLog
 from serving.figures import Figures
 from serving.hub import Hub, cause_of
+from serving.impressions import ImpressionLog
 from serving.metrics import Metrics
 from serving.model_feed import LoadedModel, ModelFeed, no_model
 from serving.online_store import OnlineStore
 from serving.positions import PositionWaiters
-from serving.recommender import Recommender
+from serving.recommender import Answer, Recommender
+from serving.remembered import Ask
 from serving.text_search import TextSearch
 from serving.topic_reader import TopicReader
 from serving.trend_feed import TrendFeed
@@ -50,6 +52,7 @@ class Service:
     metrics: Metrics
     readers: tuple[TopicReader, ...]
     feedback: FeedbackLog
+    impressions: ImpressionLog
     figures: Figures
     search: TextSearch = field(default_factory=TextSearch)
     exposure: Exposure = field(default_factory=Exposure)
@@ -83,9 +86,19 @@ class Service:
             metrics=metrics,
             readers=readers,
             feedback=FeedbackLog(kafka),
+            impressions=ImpressionLog(kafka),
             figures=Figures(kafka, feed, worlds, hub, metrics),
         )
         return service
+
+    async def recommend(self, ask: Ask) -> Answer:
+        """A list, counted and logged as shown; its JSON."""
+        answer = await self.recommender.recommend(ask)
+        body, shown = answer.body, answer.shown
+        self.metrics.listed(body["source"], body["degraded"])
+        self.exposure.shown(body["impression_id"], body["source"], body["model_version"], shown.count)
+        self.impressions.append(answer)
+        return body
 
     async def start(self) -> None:
         """Begin to follow the topics. Answers are possible at once, and get better as things load."""
@@ -104,7 +117,13 @@ class Service:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        stops = (self.feed.stop, self.models.stop, self.worlds.stop, self.feedback.close)
+        stops = (
+            self.feed.stop,
+            self.models.stop,
+            self.worlds.stop,
+            self.feedback.close,
+            self.impressions.close,
+        )
         await asyncio.gather(
             *(asyncio.to_thread(stop) for stop in stops + tuple(r.stop for r in self.readers))
         )

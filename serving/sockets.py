@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from serving.api import ask_of
 from serving.hub import Watcher, cause_of
-from serving.recommender import Ask
+from serving.remembered import Ask
 from serving.routing import query_values
 from serving.schemas import RecommendationQuery
 from serving.service import Service
@@ -78,8 +78,7 @@ async def _push(service: Service, socket: WebSocket, ask: Ask, watcher: Watcher)
 
 
 async def _list(service: Service, ask: Ask, cause: dict[str, Any] | None) -> bytes:
-    answer = await service.recommender.recommend(ask)
-    service.exposure.shown(answer)
+    answer = await service.recommend(ask)
     return orjson.dumps({"type": "recommendations", "cause": cause, **answer})
 
 

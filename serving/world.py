@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import structlog
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from afterclick.model import IntArray
 from afterclick.scoring import TrendView
-from afterclick.trends import HALF_LIVES_MS
+from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.catalogue import Catalogue
 from serving.model_feed import LoadedModel
 from serving.trend_feed import TrendFeed
@@ -25,6 +27,10 @@ log = structlog.get_logger()
 Array = NDArray[np.float64]
 KEPT = 1000
 """How far down the popular and trending lists are kept."""
+PAUSE_S = 1.0
+"""Between two worlds, at least."""
+SHARE = 20.0
+"""A world that takes long to build is built less often: at most a twentieth of the time."""
 # A sum of decays whose weights fall with the half-life is close to a power law of age: what is new moves the
 # list at once, what lasts stays in it.
 _MIX = np.array([h**-0.5 for h in HALF_LIVES_MS.values()])
@@ -46,6 +52,23 @@ class ItemSpace:
             at = self.index[item_id] = len(self.ids) - 1
         return at
 
+    def add_all(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
+        """The index of each item."""
+        return np.fromiter(map(self.add, item_ids), np.int64)
+
+
+@dataclass
+class _Rows:
+    """Where the rows of one TrendTable stand in the item space. Only new rows are looked up."""
+
+    table: TrendTable
+    at: NDArray[np.int64]
+
+    def follow(self, space: ItemSpace) -> None:
+        new = self.table.ids[len(self.at) :]
+        if new:
+            self.at = np.concatenate([self.at, space.add_all(new)])
+
 
 @dataclass(frozen=True, eq=False)
 class World:
@@ -64,10 +87,13 @@ class World:
     """The most popular items of all time, best first."""
     trending: IntArray
     """The items of the greatest heat."""
-    by_window: dict[str, IntArray]
-    """The best items of each half-life."""
     now_ms: float
     _index: dict[str, int]
+
+    @cached_property
+    def by_window(self) -> dict[str, IntArray]:
+        """The best items of each half-life."""
+        return {name: best(self.values[:, i], KEPT) for i, name in enumerate(HALF_LIVES_MS)}
 
     def find(self, item_id: str) -> int | None:
         """The index of an item in this world's arrays, or None."""
@@ -87,9 +113,12 @@ class Worlds:
         self._feed, self._catalogue = feed, catalogue
         self._next = loaded
         self._space, self._space_of = ItemSpace(), ""
+        self._rows = _Rows(feed.table, np.empty(0, np.int64))
+        self._listed = -1
         self._wake, self._stop = threading.Event(), threading.Event()
         self._built_of: tuple[int, int, str] | None = None
         self._built_at = 0.0
+        self._pause_s = PAUSE_S
         self._thread: threading.Thread | None = None
         self.current = self.build()
 
@@ -116,32 +145,37 @@ class Worlds:
             table = self._feed.table
             now_ms = max(time.time() * 1000, table.newest_ms)
             values, counts = table.values(now_ms), table.counts.copy()
-            names = list(table.ids)
-        for item_id in list(self._catalogue.items):
-            self._space.add(item_id)
-        at = np.fromiter((self._space.add(name) for name in names), np.int64, len(names))
-        return _world(loaded, self._space, at, values, counts, now_ms)
+            if table is not self._rows.table:
+                self._rows = _Rows(table, np.empty(0, np.int64))
+            self._rows.follow(self._space)
+        if self._catalogue.version != self._listed:
+            self._listed = self._catalogue.version
+            self._space.add_all(list(self._catalogue.items))
+        return _world(loaded, self._space, self._rows.at, values, counts, now_ms)
 
     def _adopt(self, loaded: LoadedModel) -> None:
         """Begin a new item space where the model is another: its rows come first."""
         if loaded.version != self._space_of:
-            ids = loaded.model.item_ids.tolist() if loaded.model else []
-            self._space = ItemSpace(ids, {item: i for i, item in enumerate(ids)})
-            self._space_of = loaded.version
+            model = loaded.model
+            self._space = ItemSpace(model.item_ids.tolist(), dict(model.index)) if model else ItemSpace()
+            self._space_of, self._listed = loaded.version, -1
+            self._rows = _Rows(self._feed.table, np.empty(0, np.int64))
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._wake.wait(1.0)
+            self._wake.wait(self._pause_s)
             self._wake.clear()
             state = (self._feed.changes, self._catalogue.version, self._next.version)
             if state == self._built_of and time.monotonic() - self._built_at < 30:
                 continue
+            began = time.monotonic()
             try:
                 self.current = self.build()
             except Exception:
                 log.exception("no new world; the old one stays")
                 continue
             self._built_of, self._built_at = state, time.monotonic()
+            self._pause_s = max(PAUSE_S, SHARE * (self._built_at - began))
 
 
 def _world(
@@ -171,7 +205,6 @@ def _world(
         heat=heat,
         popular=best(popularity, KEPT),
         trending=best(heat, KEPT),
-        by_window={name: best(wide[:, i], KEPT) for i, name in enumerate(HALF_LIVES_MS)},
         now_ms=now,
         _index=space.index,
     )

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+from confluent_kafka import Consumer, TopicPartition
 from websockets.sync.client import connect
 
+from afterclick import events
+from afterclick.events import ImpressionEvent
+from afterclick.settings import Settings
 from tests.serving import shop
 from tests.serving.running import Running
 from tests.waiting import wait_until
@@ -161,3 +165,21 @@ def test_a_position_that_is_not_reached_is_said_to_be_not_fresh(shop_api: Runnin
     assert body["fresh"] is False
     assert body["items"]
     assert shop_api.list_for("ida")["fresh"] is None
+
+
+def test_an_impression_of_every_list_goes_to_kafka(shop_api: Running, settings: Settings) -> None:
+    body = shop_api.list_for("jan", n=5)
+    consumer = Consumer(
+        {"bootstrap.servers": settings.kafka.bootstrap, "group.id": "test", "auto.offset.reset": "earliest"}
+    )
+    topic = settings.kafka.topics.impressions
+    consumer.assign([TopicPartition(topic, p, 0) for p in range(settings.kafka.partitions)])
+    message = wait_until(lambda: consumer.poll(0.2), 15)
+    consumer.close()
+    event = events.decode(message.value())
+    assert isinstance(event, ImpressionEvent)
+    assert event.data.impression_id == body["impression_id"]
+    assert event.data.user_id == "jan"
+    assert [row.item_id for row in event.data.items] == ids(body)
+    assert event.data.items[0].score == body["items"][0]["score"]
+    assert event.data.model_version == "m1"

@@ -1,0 +1,89 @@
+"""Lists that were just made: the same user with the same history need not be ranked again at once.
+
+What the user does changes the history, and so takes effect in the very next list. What others do, the
+trends, may come up to `KEEP_S` late in a personalised list; other lists are kept for one world only.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from serving.online_store import Rows
+from serving.positions import Position
+from serving.schemas import Source
+from serving.world import World
+
+KEEP_S = 3.0
+ENTRIES = 4096
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one request wants."""
+
+    user_id: str
+    n: int
+    interests: tuple[str, ...] = ()
+    after: Position | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A list as it is answered."""
+
+    source: Source
+    items: bytes
+    """The JSON of the items."""
+    logged: bytes
+    """The JSON of its rows in an impression: item, score, source."""
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One answer: its JSON as orjson writes it, and the list in it."""
+
+    body: dict[str, Any]
+    shown: Shown
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    rows: Rows
+    world: World
+    until: float
+    shown: Shown
+
+    def holds(self, rows: Rows, world: World) -> bool:
+        if self.rows != rows:
+            return False
+        if self.world is world:
+            return True
+        personal = self.shown.source is Source.PERSONALISED
+        return personal and self.world.loaded is world.loaded and time.monotonic() < self.until
+
+
+class Remembered:
+    """The lists of the last seconds, bounded; the oldest goes first."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, int, tuple[str, ...]], _Entry] = {}
+
+    def get(self, ask: Ask, rows: Rows, world: World) -> Shown | None:
+        """The list made for the same question, history and model, if it is fresh enough."""
+        entry = self._entries.get(_key(ask, rows))
+        return entry.shown if entry is not None and entry.holds(rows, world) else None
+
+    def put(self, ask: Ask, rows: Rows, world: World, shown: Shown) -> None:
+        key = _key(ask, rows)
+        self._entries.pop(key, None)
+        self._entries[key] = _Entry(rows, world, time.monotonic() + KEEP_S, shown)
+        while len(self._entries) > ENTRIES:
+            del self._entries[next(iter(self._entries))]
+
+
+def _key(ask: Ask, rows: Rows) -> tuple[str, int, tuple[str, ...]]:
+    """Users without history share their list."""
+    return (ask.user_id if rows else "", ask.n, ask.interests)
