@@ -6,7 +6,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from afterclick.events import new_id
+from afterclick.events import new_id, stable_id
 from ui.api import Api
 from ui.api_types import Cause, JsonObject, PushedList, RankedItem, Recommendations, ShopItem
 from ui.cards import bar_scale, card, item_url, title_of
@@ -15,6 +15,8 @@ from ui.demo_users import demo_user
 
 TIMELINE_LENGTH = 40
 GUEST = "guest-"
+PAST = 3
+"""Items in the past of a toy user."""
 
 
 @dataclass
@@ -83,9 +85,24 @@ class ShopSession:
             title = past.title or (title_of(known) if known else past.item_id)
             self.timeline.appendleft(Deed(past.event_id, past.action, past.item_id, title))
 
-    async def act(self, item_id: str, action: str, token: str = "") -> Deed:
+    async def give_past(self) -> None:
+        """A toy user without history likes the favourite of each of some tastes: so their story is true.
+
+        The event ids depend on user and taste alone: done twice, it counts once.
+        """
+        if self.timeline or demo_user(self.user_id) is None:
+            return
+        liked: set[str] = set()
+        for taste in self.interests:
+            best = await self._api.popular(1, category=taste)
+            if best and best[0].item_id not in liked and len(liked) < PAST:
+                liked.add(best[0].item_id)
+                self.know(best[0])
+                await self.act(best[0].item_id, "like", event_id=stable_id("demo", self.user_id, taste))
+
+    async def act(self, item_id: str, action: str, token: str = "", event_id: str = "") -> Deed:
         """Tell the API what the user did. Raises what the API raises, and marks the deed as failed."""
-        deed = Deed(new_id(), action, item_id, self.title(item_id), token)
+        deed = Deed(event_id or new_id(), action, item_id, self.title(item_id), token)
         self.timeline.appendleft(deed)
         body: JsonObject = {
             "user_id": self.user_id,
@@ -94,7 +111,7 @@ class ShopSession:
             "event_id": deed.event_id,
             "session_id": self.session_id,
         }
-        if self.shown and self.shown.impression_id:
+        if self.shown and self.shown.impression_id and not event_id:
             body["impression_id"] = self.shown.impression_id
         try:
             deed.position = (await self._api.feedback(body)).position

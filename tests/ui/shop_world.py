@@ -14,7 +14,7 @@ from afterclick.settings import Settings
 
 CATEGORIES = {
     ("Electronics", "Camera & Photo", "Lenses"): ("Kestrel", "prime lens"),
-    ("Electronics", "Computers & Accessories", "Cooling"): ("Northwind", "quiet fan"),
+    ("Electronics", "Computers & Accessories", "Case Fans"): ("Northwind", "quiet fan"),
     ("Electronics", "Headphones", "Over-Ear"): ("Quietude", "headphones"),
     ("Electronics", "GPS & Navigation", "Handheld"): ("Waymark", "GPS"),
     ("Electronics", "Television & Video", "Remote Controls"): ("Bigkey", "remote"),

@@ -69,7 +69,7 @@ def test_picking_another_user_shows_their_list_and_story(page: Page, shop: Shop)
     assert all("Lenses" in category for category in lenses), lenses
     page.locator('[data-user="bob"]').click()
     expect(page.get_by_test_id("story")).to_contain_text("PCs")
-    expect(page.locator(".ac-card .ac-category").first).to_contain_text("Cooling")
+    expect(page.locator(".ac-card .ac-category").first).to_contain_text("Case Fans")
     assert page.url.endswith("user=bob")
 
 

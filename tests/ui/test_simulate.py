@@ -40,7 +40,7 @@ def test_what_shoppers_send_is_what_the_state_holds(shop: Shop) -> None:
         histories = [get(f"{shop.api_url}/users/held-7-{n}/history?n=200") for n in range(8)]
         return sum(len(history["events"]) for history in histories)
 
-    wait_until(lambda: held() == figures["feedback"], 30)
+    wait_until(lambda: held() == figures["feedback"], 120)
 
 
 def test_no_api_is_one_clear_line() -> None:

@@ -21,6 +21,7 @@ from ui.pages.frame import frame
 
 SHOWN = 10
 POOL = 200
+SLOWEST_S = 12.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Ranking:
 def register(api: Api, board: LiveBoard) -> None:
     """Add the page at `/compare?user=…`."""
 
-    @ui.page("/compare", title="Afterclick · compare")
+    @ui.page("/compare", title="Afterclick · compare", response_timeout=SLOWEST_S)
     async def compare(user: str = "") -> None:
         user_id = user[:128] or demo_users()[0].user_id
         with frame("/compare", board):

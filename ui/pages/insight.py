@@ -67,15 +67,15 @@ def model_rows(models: Sequence[JsonObject]) -> list[list[str]]:
     for model in models:
         state = "serving" if model["serving"] else str(model["refused"] or "replaced")
         metrics = list(model["metrics"].items())[:SHOWN_METRICS]
-        rows.append([model["version"], state, ", ".join(f"{name} {value:.4g}" for name, value in metrics)])
+        rows.append([str(model["version"]), state, ", ".join(f"{name} {value:.4g}" for name, value in metrics)])
     return rows
 
 
 def exposure_row(row: JsonObject) -> list[str]:
     """One source and model; rates in per cent."""
     return [
-        SOURCE_NAMES.get(row["source"], row["source"]),
-        row["model_version"] or "-",
+        SOURCE_NAMES.get(row["source"], str(row["source"])),
+        str(row["model_version"] or "-"),
         number(row["lists"]),
         f"{row['reacted'] / max(row['lists'], 1):.1%}",
         number(row["clicks"]),

@@ -18,13 +18,14 @@ from ui.pages.frame import frame
 from ui.shop_session import ShopSession
 
 SIMILAR = 8
+SLOWEST_S = 12.0
 ACTIONS = {"like": "Like", "basket": "Add to basket", "purchase": "Buy", "skip": "Not for me"}
 
 
 def register(api: Api, board: LiveBoard) -> None:
     """Add the page at `/item?id=…`: item ids may hold any character, also a slash."""
 
-    @ui.page("/item", title="Afterclick · item")
+    @ui.page("/item", title="Afterclick · item", response_timeout=SLOWEST_S)
     async def item(id: str = "", user: str = "") -> None:
         page = ItemPage(api, id[:128], user[:128] or demo_users()[0].user_id)
         with frame("/item", board):

@@ -34,6 +34,7 @@ log = structlog.get_logger()
 
 DEGRADED = "Part of the system is away: this is the best list that could be had."
 OFFERED_CATEGORIES = 24
+FIRST_LIST_S = 0.8
 FOUND = 8
 
 
@@ -45,7 +46,8 @@ def register(api: Api, board: LiveBoard) -> None:
         page = ShopPage(api, user[:128] or demo_users()[0].user_id)
         with frame("/", board):
             page.build()
-        await page.load()
+        # a slow API does not hold up the page: the list follows
+        await asyncio.wait({background_tasks.create(page.load(), name="shop-load")}, timeout=FIRST_LIST_S)
         client.on_connect(page.follow)
         client.on_delete(page.unfollow)
 
@@ -156,6 +158,7 @@ class ShopPage:
 
     async def _listen(self) -> None:
         session = self._session
+        await self._give_past()
         async for pushed in pushed_lists(
             self._api.url, session.user_id, session.list_length, session.interests
         ):
@@ -165,6 +168,13 @@ class ShopPage:
             session.receive(pushed)
             self._say(DEGRADED if pushed.degraded else "")
             self._show()
+
+    async def _give_past(self) -> None:
+        try:
+            await self._session.give_past()
+        except AfterclickError as error:
+            log.info("no past for a toy user", error=str(error))
+        self._show_timeline()
 
     def _say(self, notice: str) -> None:
         self._notice.set_text(notice)
