@@ -45,6 +45,10 @@ async def _run(layout: Layout, options: UpOptions) -> None:
         stack.stages = demo.stages
         beside.append(lambda _: demo.run())
     view.note(f"starting; data and logs in {layout.home}")
+    if options.port_offset:
+        names = ("KAFKA__BOOTSTRAP", "REDIS__URL", "SERVING__PORT", "UI__PORT", "UI__API_URL")
+        told = " ".join(f"AFTERCLICK_{name}={layout.env[f'AFTERCLICK_{name}']}" for name in names)
+        view.note(f"for commands in other shells: export {told}")
     with view.shown() as live:
         following = asyncio.create_task(view.follow(stack, live))
         try:
