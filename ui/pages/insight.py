@@ -66,8 +66,8 @@ def model_rows(models: Sequence[JsonObject]) -> list[list[str]]:
     rows = []
     for model in models:
         state = "serving" if model["serving"] else str(model["refused"] or "replaced")
-        metrics = list(model["metrics"].items())[:SHOWN_METRICS]
-        rows.append([str(model["version"]), state, ", ".join(f"{name} {value:.4g}" for name, value in metrics)])
+        metrics = [f"{name} {value:.4g}" for name, value in model["metrics"].items()]
+        rows.append([str(model["version"]), state, ", ".join(metrics[:SHOWN_METRICS])])
     return rows
 
 
