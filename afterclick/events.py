@@ -46,6 +46,8 @@ class Action(StrEnum):
 
 
 def _printable(value: str) -> str:
+    if value.isprintable():  # nearly always, and far quicker than looking at each character
+        return value
     if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value):
         raise ValueError("control characters and lone surrogates are not allowed in an id")
     return value
