@@ -15,7 +15,7 @@ from afterclick.settings import Settings
 CATEGORIES = {
     ("Electronics", "Camera & Photo", "Lenses"): ("Kestrel", "prime lens"),
     ("Electronics", "Computers & Accessories", "Case Fans"): ("Northwind", "quiet fan"),
-    ("Electronics", "Headphones", "Over-Ear"): ("Quietude", "headphones"),
+    ("Electronics", "Headphones", "Over-Ear Headphones"): ("Quietude", "headphones"),
     ("Electronics", "GPS & Navigation", "Handheld"): ("Waymark", "GPS"),
     ("Electronics", "Television & Video", "Remote Controls"): ("Bigkey", "remote"),
 }

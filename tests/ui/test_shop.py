@@ -73,6 +73,15 @@ def test_picking_another_user_shows_their_list_and_story(page: Page, shop: Shop)
     assert page.url.endswith("user=bob")
 
 
+def test_a_toy_user_has_a_past_that_counts_once(page: Page, shop: Shop) -> None:
+    history = f"{shop.api_url}/users/chiara/history"
+    for _ in range(2):
+        visit(page, shop, "chiara")
+        wait_until(lambda: len(get(history)["events"]) == 2, 60)
+    assert {event["action"] for event in get(history)["events"]} == {"like"}
+    expect(page.get_by_test_id("timeline").locator("li")).to_have_count(2)
+
+
 def test_someone_new_starts_without_a_past(page: Page, shop: Shop) -> None:
     visit(page, shop, "alice")
     page.locator(".someone-new").click()
@@ -119,3 +128,25 @@ def test_the_strip_shows_live_figures(page: Page, shop: Shop) -> None:
     for item_id in listed(page)[:3]:
         press(page, item_id, "skip")
     wait_until(lambda: page.locator('[data-figure="events/s"] dd').inner_text() not in {"0", "-"}, 10)
+
+
+def test_when_the_api_goes_the_list_stays_and_when_it_comes_back_the_page_mends(
+    page: Page, shop: Shop
+) -> None:
+    visit(page, shop, "alice")
+    before = listed(page)
+    api = shop.processes["serve"]
+    api.kill()
+    try:
+        expect(page.locator(".ac-notice")).to_contain_text("The API is away")
+        expect(page.locator(".ac-pulse")).to_have_text("connecting…")
+        assert listed(page) == before
+        press(page, before[0], "like")
+        expect(page.locator(".ac-notice")).to_contain_text("did not arrive")
+        expect(page.get_by_test_id("timeline").locator("li").first).to_contain_text("did not arrive")
+    finally:
+        api.start()
+    expect(page.locator(".ac-pulse")).to_have_text("live", timeout=90_000)
+    expect(page.locator(".ac-notice")).to_have_text("", timeout=30_000)
+    press(page, listed(page)[0], "skip")
+    expect(page.get_by_test_id("headline")).to_contain_text("Because you skipped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog
 from nicegui import ui
 
 from afterclick.errors import AfterclickError, BadInput
@@ -17,6 +18,8 @@ from ui.live import LiveBoard
 from ui.pages.frame import frame
 from ui.shop_session import ShopSession
 
+log = structlog.get_logger()
+
 SIMILAR = 8
 SLOWEST_S = 12.0
 ACTIONS = {"like": "Like", "basket": "Add to basket", "purchase": "Buy", "skip": "Not for me"}
@@ -30,6 +33,7 @@ def register(api: Api, board: LiveBoard) -> None:
         page = ItemPage(api, id[:128], user[:128] or demo_users()[0].user_id)
         with frame("/item", board):
             await page.build()
+        ui.context.client.on_connect(page.viewed)
 
 
 class ItemPage:
@@ -38,6 +42,7 @@ class ItemPage:
     def __init__(self, api: Api, item_id: str, user_id: str) -> None:
         self._api, self._item_id = api, item_id
         self._session = ShopSession(api, user_id, list_length=SIMILAR)
+        self._known = self._viewed = False
 
     async def build(self) -> None:
         """Fetch and lay out; an unknown item or a silent API is said in words."""
@@ -53,8 +58,18 @@ class ItemPage:
             ui.label(str(error))
             return
         self._session.know(item, *similar)
+        self._known = True
         self._hero(item)
         self._similar(item, similar)
+
+    async def viewed(self) -> None:
+        """The browser shows the item: that is a view, once per page."""
+        if self._known and not self._viewed:
+            self._viewed = True
+            try:
+                await self._session.act(self._item_id, "view")
+            except AfterclickError as error:
+                log.info("a view did not arrive", item_id=self._item_id, error=str(error))
 
     def _hero(self, item: ItemDetails) -> None:
         with ui.element("article").classes("ac-item"):
