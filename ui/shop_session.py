@@ -94,11 +94,12 @@ class ShopSession:
             return
         liked: set[str] = set()
         for taste in self.interests:
-            best = await self._api.popular(1, category=taste)
-            if best and best[0].item_id not in liked and len(liked) < PAST:
-                liked.add(best[0].item_id)
-                self.know(best[0])
-                await self.act(best[0].item_id, "like", event_id=stable_id("demo", self.user_id, taste))
+            best = await self._api.popular(PAST, category=taste)
+            fresh = next((item for item in best if item.item_id not in liked), None)
+            if fresh and len(liked) < PAST:
+                liked.add(fresh.item_id)
+                self.know(fresh)
+                await self.act(fresh.item_id, "like", event_id=stable_id("demo", self.user_id, taste))
 
     async def act(self, item_id: str, action: str, token: str = "", event_id: str = "") -> Deed:
         """Tell the API what the user did. Raises what the API raises, and marks the deed as failed."""
