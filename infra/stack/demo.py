@@ -167,7 +167,7 @@ class Demo:
     def _list(self) -> dict[str, Any]:
         query = urlencode({"user_id": self.cut.user, "n": 10})
         url = f"{self.stack.layout.api_url}/recommendations?{query}"
-        with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=5) as response:
+        with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=2) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
         return {}

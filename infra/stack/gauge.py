@@ -46,11 +46,6 @@ class Gauge:
         figures.events_per_s = self._rate(figures.applied_events)
         return figures
 
-    def close(self) -> None:
-        if self._admin:
-            self._admin.close()
-        self._redis.close()
-
     def _ends(self, figures: Figures) -> dict[tuple[str, int], int]:
         kafka = self.layout.settings.kafka
         partitions = [(t, p) for t in kafka.topics.interactions for p in range(kafka.partitions)]
@@ -58,7 +53,9 @@ class Gauge:
         try:
             if self._admin is None:
                 servers = kafka.bootstrap.split(",")
-                self._admin = KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=2000)
+                self._admin = KafkaAdminClient(
+                    bootstrap_servers=servers, bootstrap_timeout_ms=2000, request_timeout_ms=5000
+                )
             offsets = self._admin.list_partition_offsets(wanted)
         except (KafkaError, OSError, TimeoutError) as error:
             figures.errors.append(f"Kafka: {error}")

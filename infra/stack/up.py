@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass
 
+import structlog
 from rich.console import Console
 
 from afterclick.settings import Settings
@@ -16,6 +18,8 @@ from infra.stack.lock import only_stack
 from infra.stack.supervisor import Stack
 from infra.stack.view import View
 from infra.topics_admin import ensure_topics
+
+log = structlog.get_logger()
 
 _GAUGE_S = 2.0
 
@@ -39,7 +43,9 @@ def up(settings: Settings, options: UpOptions) -> None:
 async def _run(layout: Layout, options: UpOptions) -> None:
     view = View(Console())
     stack = Stack(layout, parts.servers(layout), parts.applications(layout), view.note)
-    beside = [lambda stack: _measure(stack, view), lambda stack: record.keep(stack, lambda: view.figures)]
+    ending = threading.Event()
+    measuring = threading.Thread(target=_measure, args=(layout, view, ending), daemon=True)
+    beside = [lambda stack: record.keep(stack, lambda: view.figures)]
     if options.demo:
         demo = Demo(stack, options.demo, view)
         stack.stages = demo.stages
@@ -49,11 +55,13 @@ async def _run(layout: Layout, options: UpOptions) -> None:
         names = ("KAFKA__BOOTSTRAP", "REDIS__URL", "SERVING__PORT", "UI__PORT", "UI__API_URL")
         told = " ".join(f"AFTERCLICK_{name}={layout.env[f'AFTERCLICK_{name}']}" for name in names)
         view.note(f"for commands in other shells: export {told}")
+    measuring.start()
     with view.shown() as live:
         following = asyncio.create_task(view.follow(stack, live))
         try:
             await stack.run(lambda: _topics(layout, view), *beside)
         finally:
+            ending.set()
             following.cancel()
             if live:
                 live.update(view.draw(stack), refresh=True)
@@ -65,12 +73,14 @@ def _topics(layout: Layout, view: View) -> None:
         view.note(f"created {len(created)} topics")
 
 
-async def _measure(stack: Stack, view: View) -> None:
-    """Read the figures every two seconds into the view's, until the stack stops."""
-    gauge = Gauge(stack.layout)
-    try:
-        while True:
-            view.show(await asyncio.to_thread(gauge.read))
-            await asyncio.sleep(_GAUGE_S)
-    finally:
-        gauge.close()
+def _measure(layout: Layout, view: View, ending: threading.Event) -> None:
+    """Read the figures every two seconds into the view's.
+
+    In a daemon thread, so that a question to a server that is gone never holds up the end.
+    """
+    gauge = Gauge(layout)
+    while not ending.wait(_GAUGE_S):
+        try:
+            view.show(gauge.read())
+        except Exception:  # the edge of a thread: the next reading may do better
+            log.exception("no figures")
