@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 from training.als import AlsConfig, Factors
 from training.dataset import Interactions
@@ -30,7 +31,8 @@ def fit(rows: Interactions, config: AlsConfig) -> Factors:
         random_state=config.seed,
         use_native=True,
     )
-    als.fit(matrix[active], show_progress=False)
+    with threadpool_limits(1, "blas"):  # implicit runs its own threads; BLAS must not add more
+        als.fit(matrix[active], show_progress=False)
     users = np.zeros((rows.shape[0], config.rank), np.float32)
     users[active] = als.user_factors
     items = np.where(rows.item_counts()[:, None] > 0, als.item_factors, 0.0).astype(np.float32)

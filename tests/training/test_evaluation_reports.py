@@ -1,0 +1,160 @@
+"""From a dataset on disk to the table, the JSON and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from afterclick.errors import BadDataset, BadInput
+from infra.cli import app
+from training.evaluation import reviews
+from training.evaluation.clicks import ClickModel, simulate
+from training.evaluation.command import cut_of
+from training.evaluation.compare import Answers
+from training.evaluation.protocols import Queries
+
+DAY_S = 86_400
+HEAD = "user_id,item_id,timestamp,time_quality\n"
+
+
+def a_dataset(folder: Path, users: int = 700, items: int = 60) -> Path:
+    """Two kinds of users, each with half of the catalogue, over 400 days; one time in ten is guessed."""
+    random = np.random.default_rng(4)
+    rows = []
+    for user in range(users):
+        start = random.integers(0, 390)
+        for item in random.choice(items // 2, random.integers(2, 7), replace=False):
+            day = start + random.integers(0, 10)
+            quality = "estimated" if random.random() < 0.1 else "exact"
+            rows.append(f"u{user},i{2 * item + user % 2},{day * DAY_S},{quality}\n")
+    (folder / "reviews.csv").write_text(HEAD + "".join(rows))
+    titles = (f"i{n},Cable {n},Electronics\n" for n in range(0, items, 2))
+    (folder / "items.csv").write_text("item_id,title,categories\n" + "".join(titles))
+    return folder
+
+
+def test_evaluate_prints_every_model_and_protocol(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    arguments = [
+        "evaluate",
+        "--dataset",
+        str(a_dataset(tmp_path)),
+        "--users",
+        "60",
+        "--json",
+        "--report",
+        str(report),
+    ]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    result = orjson.loads(done.stdout.splitlines()[-1])
+    assert set(result["models"]) == {"popularity", "decayed_popularity", "item_item", "als", "blend"}
+    assert {"train", "valid", "items", "cut", "users"} <= set(result["split"])
+    for measured in result["models"].values():
+        assert set(measured) == {"returning", "live", "live_later", "trends", "frozen", "cold"}
+        for metric in ("hr@10", "hr@20", "ndcg@10", "recall@20", "ndcg@20", "mrr", "coverage@10"):
+            value, (low, high) = measured["live"][metric], measured["live"][f"{metric}_interval"]
+            assert 0.0 <= value <= 1.0
+            assert low <= high
+    # whoever has bought odd items buys odd items: ten of thirty against ten of sixty by chance
+    live = {name: measured["live"]["hr@10"] for name, measured in result["models"].items()}
+    assert live["blend"] > live["popularity"]
+    assert sorted(p.name for p in report.iterdir()) == [
+        "hit_rate.png",
+        "importance.png",
+        "report.md",
+        "segments.png",
+    ]
+    assert "| live | " in (report / "report.md").read_text()
+
+
+def test_reviews_of_guessed_time_are_not_trusted(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text(HEAD + "a,x,200,exact\nb,x,100,near\na,y,300,estimated\n")
+    found = reviews.load(tmp_path, weight=2.0)
+    assert found.trusted.tolist() == [False, True, False]
+    assert found.rows.time_ms.tolist() == [100_000, 200_000, 300_000]
+    assert found.rows.weight.tolist() == [2.0, 2.0, 2.0]
+
+
+def test_the_official_ratings_file_has_no_header(tmp_path: Path) -> None:
+    path = tmp_path / "ratings_Electronics.csv"
+    path.write_text("ann,0132793040,5.0,1365811200\nbob,0132793040,1.0,1341100800\n")
+    found = reviews.load(path)
+    assert found.rows.user_ids[found.rows.user].tolist() == ["bob", "ann"]
+    assert found.rows.item_ids.tolist() == ["0132793040"]  # an id, not a number
+    assert found.trusted.all()
+
+
+def test_a_repeated_review_counts_once(tmp_path: Path) -> None:
+    (tmp_path / "reviews.csv").write_text("user_id,item_id,timestamp\na,x,200\na,x,100\n")
+    assert reviews.load(tmp_path).rows.time_ms.tolist() == [100_000]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("user_id,item_id\na,x\n", "timestamp is missing"), ("user_id,item_id,timestamp\n", "no reviews")],
+)
+def test_a_file_that_is_no_dataset_is_refused_by_name(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text(text)
+    with pytest.raises(BadDataset, match=problem):
+        reviews.load(path)
+
+
+def test_an_empty_folder_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match="expected one of"):
+        reviews.load(tmp_path)
+
+
+def test_a_cut_outside_the_log_is_refused(tmp_path: Path) -> None:
+    rows = reviews.load(a_dataset(tmp_path)).rows
+    assert cut_of(rows, "1970-06-01") == 151 * DAY_S * 1000
+    for day in ("2030-01-01", "1960-01-01", "soon"):
+        with pytest.raises(BadInput, match="--cut"):
+            cut_of(rows, day)
+
+
+def test_the_default_cut_is_the_first_of_a_month_that_leaves_a_test(tmp_path: Path) -> None:
+    rows = reviews.load(a_dataset(tmp_path)).rows
+    cut = cut_of(rows, None)
+    assert cut == 365 * DAY_S * 1000 or cut == 334 * DAY_S * 1000
+    assert (rows.time_ms >= cut).mean() >= 0.05
+
+
+def answers(places: dict[str, list[int | None]]) -> Answers:
+    """Contestant → where each user's target stands in the list (None: nowhere)."""
+    users = len(next(iter(places.values())))
+    empty = np.zeros(users, np.int64)
+    asked = Queries(
+        empty.astype(np.int32), np.full(users, 500, np.int32), empty, empty, empty.astype(np.int32)
+    )
+    lists = {}
+    for name, found in places.items():
+        lists[name] = np.tile(np.arange(100, dtype=np.int32), (users, 1))
+        for user, place in enumerate(found):
+            if place is not None:
+                lists[name][user, place] = 500
+    return Answers(asked, lists)
+
+
+def test_expected_clicks_follow_the_stated_model() -> None:
+    model = ClickModel(eta=1.0, relevant=0.5, other=0.0)
+    found = simulate(answers({"popularity": [0, None], "blend": [0, 1]}))
+    hits = np.zeros((1, 10), bool)
+    hits[0, 1] = True
+    assert model.clicks(hits, np.ones((1, 10), bool))[0] == pytest.approx(0.25)
+    assert found["lists"]["popularity"]["click_lift"] == 0.0
+    assert found["lists"]["blend"]["click_lift"] > 0.3
+    assert found["assumptions"]["eta"] == 1.0
+
+
+def test_the_lift_depends_on_the_assumptions_and_says_so() -> None:
+    found = simulate(answers({"popularity": [9, None] * 50, "blend": [0, None] * 50}))
+    lift = {what: by_name["blend"] for what, by_name in found["sensitivity"].items()}
+    assert lift["strong position bias"] > lift["no position bias"] == pytest.approx(0.0)
+    low, high = found["lists"]["blend"]["click_lift_interval"]
+    assert low < found["lists"]["blend"]["click_lift"] < high
