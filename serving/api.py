@@ -62,6 +62,24 @@ async def recommendations(service: Parts, query: Annotated[schemas.Recommendatio
     return reply(await service.recommend(ask_of(service, query)))
 
 
+@router.post("/recommendations", tags=["lists"], **answers(schemas.Recommendations, 413))
+async def recommendations_for(
+    service: Parts, body: Annotated[schemas.RecommendationQuery, Body()]
+) -> Response:
+    """The same with a body: for a session, a basket, long lists of interests or exclusions."""
+    return reply(await service.recommend(ask_of(service, body)))
+
+
+@router.post("/recommendations/batch", tags=["lists"], **answers(schemas.Batch, 413))
+async def batch(service: Parts, body: Annotated[schemas.BatchQuery, Body()]) -> Response:
+    """Lists for up to 500 users. Other requests are answered in between."""
+    n, lists = body.n or service.settings.serving.list_length, []
+    for user_id in body.user_ids:
+        lists.append(await service.recommend(Ask(user_id, n)))
+        await asyncio.sleep(0)
+    return reply({"lists": lists})
+
+
 @router.get("/similar-items", tags=["lists"], **answers(schemas.SimilarItems, 404))
 async def similar_items(service: Parts, query: Annotated[schemas.SimilarQuery, Query()]) -> Response:
     """Items that the same users chose, or that are described alike."""
@@ -245,7 +263,15 @@ def ask_of(service: Service, query: schemas.RecommendationQuery) -> Ask:
     """What a query asks of the recommender."""
     after = Position.parse(query.after) if query.after else None
     n = query.n or service.settings.serving.list_length
-    return Ask(query.user_id, n, split(query.interests), after)
+    return Ask(
+        query.user_id or "",
+        n,
+        split(query.interests),
+        after,
+        tuple(query.items),
+        tuple(query.exclude),
+        query.category,
+    )
 
 
 def split(interests: list[str]) -> tuple[str, ...]:

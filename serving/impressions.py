@@ -20,6 +20,8 @@ from serving.remembered import Recommendation
 
 SOURCE = "/serving"
 BUFFER = 20_000
+VISITOR = "visitor"
+"""Who saw a list that was made for nobody in particular."""
 
 
 class ImpressionLog:
@@ -46,7 +48,7 @@ class ImpressionLog:
     def append(self, answer: Recommendation) -> None:
         """Hand over one impression."""
         try:
-            self._producer.produce(self._topic, encode(answer), answer.body["user_id"])
+            self._producer.produce(self._topic, encode(answer), answer.body["user_id"] or VISITOR)
         except BufferError:
             self.dropped += 1
 
@@ -66,7 +68,7 @@ def encode(answer: Recommendation) -> bytes:
     body = answer.body
     impression: dict[str, Any] = {
         "impression_id": body["impression_id"],
-        "user_id": body["user_id"],
+        "user_id": body["user_id"] or VISITOR,
         "items": orjson.Fragment(answer.shown.logged),
         "model_version": body["model_version"],
         "source": body["source"],
@@ -78,7 +80,7 @@ def encode(answer: Recommendation) -> bytes:
             "source": SOURCE,
             "type": IMPRESSION_TYPE,
             "time": events.now(),
-            "subject": body["user_id"],
+            "subject": body["user_id"] or VISITOR,
             "datacontenttype": "application/json",
             "data": impression,
         }

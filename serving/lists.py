@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from afterclick.model import IntArray, Model
 from serving.catalogue import Catalogue
+from serving.choice import Choice
 from serving.schemas import Source
 from serving.world import World, best
 
@@ -28,24 +29,18 @@ class Ranked:
     reasons: Sequence[str]
 
 
-def without(items: IntArray, unwanted: IntArray) -> IntArray:
-    """`items` in their order, less those in `unwanted`."""
-    if not len(unwanted):
-        return items
-    return items[~np.isin(items, unwanted)]
-
-
-def overall(world: World, n: int, seen: IntArray) -> Ranked:
+def overall(world: World, choice: Choice) -> Ranked:
     """What is trending; what is popular where nothing trends. Shows seen items before it shows none."""
-    for unwanted in (seen, seen[:0]):
-        trending = without(world.trending, unwanted)[:n]
+    n = choice.n
+    for bounds in (choice, choice.though_seen()):
+        trending = bounds.fitting(choice.trending(world))[:n]
+        rest = bounds.fitting(choice.popular(world), trending)[: n - len(trending)]
         if len(trending):
-            rest = without(world.popular, np.concatenate([unwanted, trending]))[: n - len(trending)]
             return _trending(world, trending, rest)
-        popular = without(world.popular, unwanted)[:n]
-        if len(popular):
-            return _popular(world, popular)
-    return _popular(world, np.arange(min(n, len(world.heat)), dtype=np.int32))
+        if len(rest):
+            return _popular(world, rest)
+    everything = np.arange(len(world.heat), dtype=np.int32) if choice.inside is None else choice.inside
+    return _popular(world, choice.though_seen().fitting(everything)[:n])
 
 
 def _trending(world: World, items: IntArray, rest: IntArray) -> Ranked:
@@ -69,7 +64,7 @@ def _popular(world: World, items: IntArray) -> Ranked:
 
 
 def by_interests(
-    world: World, catalogue: Catalogue, interests: Iterable[str], n: int, seen: IntArray
+    world: World, catalogue: Catalogue, interests: Iterable[str], choice: Choice
 ) -> Ranked | None:
     """Items like the named items or of the named categories; None where no interest is known.
 
@@ -91,12 +86,14 @@ def by_interests(
             reason = f"in {interest}, which interests you"
         why.update(dict.fromkeys(near.tolist(), reason) | why)
     scores = np.where(content + model > 0, content + model + HEAT_WEIGHT * world.heat, 0.0)
-    scores[seen] = 0.0
     scores[seeds] = 0.0
-    items = best(scores, n)
+    candidates = np.flatnonzero(scores > 0).astype(np.int32)
+    candidates = choice.fitting(candidates)
+    items = candidates[best(scores[candidates], choice.n)]
     if not len(items):
         return None
-    rest = without(world.trending, np.concatenate([items, seen, np.array(seeds, np.int32)]))[: n - len(items)]
+    named = np.array(seeds, np.int32)
+    rest = choice.fitting(choice.trending(world), items, named)[: choice.n - len(items)]
     return _interesting(world, items, rest, content, model, why)
 
 

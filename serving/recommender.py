@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from afterclick import events
-from afterclick.candidates import SOURCES, candidate_items
+from afterclick.candidates import SOURCES, Candidates, candidate_items
 from afterclick.errors import Unavailable
 from afterclick.events import Action
 from afterclick.model import IntArray, Model
 from afterclick.scoring import UserState, features, fold_in
 from afterclick.state import HistoryEntry
 from serving.catalogue import Catalogue
-from serving.lists import Ranked, by_interests, overall, without
+from serving.choice import Choice
+from serving.lists import Ranked, by_interests, overall
 from serving.online_store import OnlineStore, Rows, entries
 from serving.positions import Position, PositionWaiters
 from serving.reasons import reasons
@@ -30,6 +32,8 @@ from serving.trend_feed import TrendFeed
 from serving.world import World, Worlds
 
 Answer = dict[str, Any]
+CATEGORY = 100
+"""Trending items of a category that are ranked with the candidates inside it."""
 AFTER_S = 2.0
 """How long a request waits for the event it asks for."""
 
@@ -55,7 +59,7 @@ class Recommender:
         fresh = await self._caught_up(ask.after)
         as_of = dict(self._feed.positions)  # taken first: the state read below is at least as new
         try:
-            rows, degraded = await self._store.rows(ask.user_id), False
+            rows, degraded = await self._store.rows(ask.user_id) if ask.user_id else [], False
         except Unavailable:
             rows, degraded = [], True
         world = self._worlds.current
@@ -64,7 +68,7 @@ class Recommender:
             shown = self._show(world, self._rank(world, ask, rows))
             self._remembered.put(ask, rows, world, shown)
         body = {
-            "user_id": ask.user_id,
+            "user_id": ask.user_id or None,
             "source": shown.source,
             "degraded": degraded,
             "fresh": fresh,
@@ -83,17 +87,24 @@ class Recommender:
 
     def _rank(self, world: World, ask: Ask, rows: Rows) -> Ranked:
         """The best the ladder of cold start can do for this user."""
-        history = entries(rows)
-        state = UserState.of(history, world.find, self._weights, self._now(world))
-        model = world.loaded.model
+        now_ms = self._now(world)
+        history = [*_context(ask, now_ms), *entries(rows)]
+        state = UserState.of(history, world.find, self._weights, now_ms)
+        choice, model = self._choice(world, ask, state), world.loaded.model
         if model is not None and len(state.items):
-            return personalised(world, model, state, ask.n, self._catalogue, history)
+            source = Source.PERSONALISED if rows else Source.SESSION
+            return personalised(world, model, state, choice, self._catalogue, history, source)
         interests = ask.interests or self._tastes(world, state)
         if interests:
-            ranked = by_interests(world, self._catalogue, interests, ask.n, state.seen)
+            ranked = by_interests(world, self._catalogue, interests, choice)
             if ranked is not None:
                 return ranked
-        return overall(world, ask.n, state.seen)
+        return overall(world, choice)
+
+    def _choice(self, world: World, ask: Ask, state: UserState) -> Choice:
+        """What may be in the list."""
+        inside = None if ask.category is None else world.indices(self._catalogue.category(ask.category))
+        return Choice(ask.n, state.seen, world.indices(ask.exclude), inside)
 
     def _tastes(self, world: World, state: UserState) -> tuple[str, ...]:
         """Before any model: the finest category of each of the newest items."""
@@ -134,13 +145,19 @@ def describe(catalogue: Catalogue, item_id: str) -> Answer:
     return {"item_id": item_id, "title": item.title, "categories": item.categories}
 
 
+def _context(ask: Ask, now_ms: float) -> list[HistoryEntry]:
+    """What the request says is looked at now, as if it stood on top of the history."""
+    return [HistoryEntry("", item_id, Action.VIEW, None, int(now_ms)) for item_id in ask.items]
+
+
 def personalised(
     world: World,
     model: Model,
     state: UserState,
-    n: int,
+    choice: Choice,
     catalogue: Catalogue,
     history: Sequence[HistoryEntry],
+    source: Source,
 ) -> Ranked:
     """Rank what the model, the live history and the trends bring for this user."""
     loaded, view = world.loaded, world.view
@@ -152,16 +169,17 @@ def personalised(
         user_factors=user,
         als_search=loaded.als_search,
         content_search=loaded.content_search,
+        exclude=choice.excluded,
     )
-    items, sources = _enough(world, found.items, found.sources, state.seen, n)
+    items, sources = _enough(world, choice, found)
     if not len(items):
-        return overall(world, n, state.seen)
+        return overall(world, choice)
     rows = features(model, state, view, items, user)
-    top = loaded.ranker.best(rows, n)
+    top = loaded.ranker.best(rows, choice.n)
     shown = items[top]
     names = [SOURCES[s] if s >= 0 else "popular" for s in sources[top].tolist()]
     return Ranked(
-        source=Source.PERSONALISED,
+        source=source,
         items=shown,
         parts=loaded.ranker.receipt(rows[top]),
         sources=names,
@@ -169,11 +187,18 @@ def personalised(
     )
 
 
-def _enough(
-    world: World, items: IntArray, sources: np.ndarray[Any, Any], seen: IntArray, n: int
-) -> tuple[IntArray, np.ndarray[Any, Any]]:
-    """The candidates; with popular items where there are fewer than asked for."""
-    if len(items) >= n:
-        return items, sources
-    more = without(world.popular, np.concatenate([items, seen]))[: n - len(items)]
+def _enough(world: World, choice: Choice, found: Candidates) -> tuple[IntArray, NDArray[np.int8]]:
+    """The candidates inside the category; with its hottest and with popular items where they are few."""
+    items, sources = found.items, found.sources
+    if choice.inside is not None:
+        keep = np.isin(items, choice.inside)
+        items, sources = items[keep], sources[keep]
+        items, sources = _add(items, sources, choice.fitting(choice.trending(world), items)[:CATEGORY])
+    if len(items) < choice.n:
+        more = choice.fitting(choice.popular(world), items)
+        items, sources = _add(items, sources, more[: choice.n - len(items)])
+    return items, sources
+
+
+def _add(items: IntArray, sources: NDArray[np.int8], more: IntArray) -> tuple[IntArray, NDArray[np.int8]]:
     return np.concatenate([items, more]), np.concatenate([sources, np.full(len(more), -1, np.int8)])

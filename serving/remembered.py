@@ -7,7 +7,7 @@ trends, may come up to `KEEP_S` late in a personalised list; other lists are kep
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serving.online_store import Rows
@@ -24,9 +24,14 @@ class Ask:
     """What one request wants."""
 
     user_id: str
+    """Empty for a visitor who is not known."""
     n: int
     interests: tuple[str, ...] = ()
     after: Position | None = None
+    items: tuple[str, ...] = ()
+    """What is looked at now, the newest first."""
+    exclude: tuple[str, ...] = ()
+    category: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class Remembered:
     """The lists of the last seconds, bounded; the oldest goes first."""
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[str, int, tuple[str, ...]], _Entry] = {}
+        self._entries: dict[Ask, _Entry] = {}
 
     def get(self, ask: Ask, rows: Rows, world: World) -> Shown | None:
         """The list made for the same question, history and model, if it is fresh enough."""
@@ -84,6 +89,6 @@ class Remembered:
             del self._entries[next(iter(self._entries))]
 
 
-def _key(ask: Ask, rows: Rows) -> tuple[str, int, tuple[str, ...]]:
-    """Users without history share their list."""
-    return (ask.user_id if rows else "", ask.n, ask.interests)
+def _key(ask: Ask, rows: Rows) -> Ask:
+    """Users without history share their list; what was waited for does not matter."""
+    return replace(ask, user_id=ask.user_id if rows else "", after=None)

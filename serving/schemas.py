@@ -10,7 +10,15 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
 from afterclick import events
 from afterclick.events import Action, Id, Rating
@@ -49,16 +57,32 @@ def _position(text: str) -> str:
     return text
 
 
-Count = Annotated[int, Field(ge=1, le=MAX_ITEMS)]
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("has to be a number")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=MAX_ITEMS)]
 Interest = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 After = Annotated[str, StringConstraints(max_length=300), AfterValidator(_position)]
+ItemIds = Annotated[list[Id], Field(max_length=500)]
 Interests = Annotated[list[Interest], Field(max_length=50)]
 
 
 class RecommendationQuery(Request):
-    """GET /recommendations"""
+    """GET /recommendations, and the body of POST /recommendations"""
 
-    user_id: Id = Field(description="Any id; an unknown one gets what is trending.", examples=["bob"])
+    user_id: Id | None = Field(
+        None,
+        description="Any id; an unknown one gets what is trending. Leave it out for a visitor.",
+        examples=["bob"],
+    )
+    items: ItemIds = Field(
+        [], description="What is looked at now, or lies in the basket, the newest first: the session."
+    )
+    exclude: ItemIds = Field([], description="Items that must not be in the list.")
+    category: Interest | None = Field(None, description="Only items of this category.")
     n: Count | None = Field(None, description="Items in the list.")
     interests: Interests = Field(
         [], description="Categories or item ids, for a user without history. Repeat, or separate by commas."
@@ -68,6 +92,13 @@ class RecommendationQuery(Request):
         description="The position that POST /feedback answered: wait until that event is in the state.",
         examples=["feedback/2/1041"],
     )
+
+
+class BatchQuery(Request):
+    """POST /recommendations/batch"""
+
+    user_ids: Annotated[list[Id], Field(min_length=1, max_length=500)]
+    n: Count | None = None
 
 
 class SimilarQuery(Request):
@@ -99,7 +130,7 @@ class SearchQuery(Request):
 class HistoryQuery(Request):
     """GET /users/{user_id}/history"""
 
-    n: Annotated[int, Field(ge=1, le=MAX_ITEMS)] = 50
+    n: Count = 50
 
 
 def _not_future(value: AwareDatetime) -> AwareDatetime:
@@ -169,7 +200,7 @@ class RecommendedItem(BaseModel):
 class Recommendations(BaseModel):
     """A list for one user."""
 
-    user_id: str
+    user_id: str | None
     source: Source
     degraded: bool = Field(description="Something was away; the list is the best that could be had.")
     fresh: bool | None = Field(description="Whether the event asked for with `after` is in it.")
@@ -179,6 +210,12 @@ class Recommendations(BaseModel):
         description="The newest event of each partition in it.", examples=[{"feedback/0": 17}]
     )
     items: list[RecommendedItem]
+
+
+class Batch(BaseModel):
+    """A list per user, in the order asked."""
+
+    lists: list[Recommendations]
 
 
 class ListedItem(BaseModel):

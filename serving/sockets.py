@@ -28,7 +28,7 @@ log = structlog.get_logger()
 router = APIRouter()
 SEND_TIMEOUT_S = 10.0
 INVALID = 1008
-LISTS = frozenset({"interests"})
+LISTS = frozenset({"interests", "items", "exclude"})
 
 
 @router.websocket("/ws/recommendations")
@@ -39,6 +39,9 @@ async def recommendations(socket: WebSocket) -> None:
         query = RecommendationQuery.model_validate(query_values(socket.scope["query_string"], LISTS))
     except ValidationError as error:
         await refuse(socket, str(error.errors(include_url=False)[0]["msg"]))
+        return
+    if query.user_id is None:
+        await refuse(socket, "user_id is missing")
         return
     await socket.accept()
     ask = ask_of(service, query)

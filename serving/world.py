@@ -100,7 +100,7 @@ class World:
         at = self._index.get(item_id)
         return at if at is not None and at < len(self.heat) else None
 
-    def indices(self, item_ids: list[str]) -> IntArray:
+    def indices(self, item_ids: Iterable[str]) -> IntArray:
         """Indices of the items that this world knows."""
         found = [at for at in map(self.find, item_ids) if at is not None]
         return np.array(found, np.int32)

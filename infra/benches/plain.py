@@ -24,6 +24,7 @@ from afterclick.scoring import UserState, features, fold_in, group_contributions
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
 from serving import schemas
+from serving.choice import Choice
 from serving.lists import overall, similar
 from serving.ranker import FILE
 from serving.reasons import reasons
@@ -56,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         state = UserState.of(history, world.find, settings.stream.weights, time.time() * 1000)
         model = world.loaded.model
         if model is None or model.factors is None or model.content is None or not len(state.items):
-            ranked = overall(world, n, state.seen)
+            ranked = overall(world, Choice(n, state.seen))
             parts: dict[str, NDArray[Any]] = dict(ranked.parts)
             source, items = ranked.source, ranked.items
             words, sources = ranked.reasons, ranked.sources

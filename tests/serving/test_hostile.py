@@ -95,7 +95,10 @@ def test_a_chunked_body_is_cut_at_the_limit(api: Running) -> None:
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("/recommendations", 422),
+        ("/recommendations", 200),
+        ("/recommendations?items=%00", 422),
+        ("/recommendations?exclude=" + "x" * 129, 422),
+        ("/recommendations?category=nothing", 200),
         ("/recommendations?user_id=", 422),
         ("/recommendations?user_id=b&n=0", 422),
         ("/recommendations?user_id=b&n=201", 422),
@@ -128,7 +131,11 @@ def test_queries_are_checked(hostile_api: Running, path: str, status: int) -> No
 
 def test_methods_that_are_not_there(hostile_api: Running) -> None:
     assert_problem(hostile_api.http.get("/feedback"), 405)
-    assert_problem(hostile_api.http.post("/recommendations"), 405)
+    assert_problem(hostile_api.http.delete("/recommendations"), 405)
+    assert_problem(hostile_api.http.post("/recommendations"), 422)
+    assert_problem(hostile_api.http.post("/recommendations/batch", json={"user_ids": []}), 422)
+    assert_problem(hostile_api.http.post("/recommendations/batch", json={"user_ids": ["x"] * 501}), 422)
+    assert_problem(hostile_api.http.post("/recommendations", json={"user_id": "b", "n": True}), 422)
 
 
 def test_hostile_ids_never_break_a_route(hostile_api: Running) -> None:

@@ -183,3 +183,41 @@ def test_an_impression_of_every_list_goes_to_kafka(shop_api: Running, settings: 
     assert [row.item_id for row in event.data.items] == ids(body)
     assert event.data.items[0].score == body["items"][0]["score"]
     assert event.data.model_version == "m1"
+
+
+def test_a_visitor_is_served_by_what_is_looked_at(shop_api: Running) -> None:
+    body = shop_api.get("/recommendations", items=["cable-3", "cable-4"], n=5)
+    assert body["source"] == "session"
+    assert body["user_id"] is None
+    assert kinds(body) == {"cable"}
+    assert {"cable-3", "cable-4"}.isdisjoint(ids(body))
+    assert body["items"][0]["reason"] == "because you viewed The cable-3"
+
+
+def test_the_session_counts_before_the_history(shop_api: Running) -> None:
+    after(shop_api, "kim", shop_api.tell("kim", "camera-1", "view"))
+    body = shop_api.list_for("kim", n=3, items=["cable-3"])
+    assert body["source"] == "personalised"
+    assert "cable" in kinds(body)
+
+
+def test_excluded_items_and_other_categories_stay_out(shop_api: Running) -> None:
+    after(shop_api, "lea", shop_api.tell("lea", "camera-1"))
+    first = ids(shop_api.list_for("lea", n=3))
+    assert set(first).isdisjoint(ids(shop_api.list_for("lea", n=50, exclude=first)))
+    wait_until(lambda: shop_api.service.worlds.current.find("cable-3") is not None, 5)
+    inside = shop_api.list_for("lea", n=5, category="cables")
+    assert kinds(inside) <= {"cable"}
+    visitor = shop_api.get("/recommendations", n=5, category="cables", exclude=["cable-0"])
+    assert kinds(visitor) == {"cable"}
+    assert "cable-0" not in ids(visitor)
+
+
+def test_a_batch_answers_for_each_user_as_a_request_would(shop_api: Running) -> None:
+    after(shop_api, "mia", shop_api.tell("mia", "camera-1"))
+    response = shop_api.http.post("/recommendations/batch", json={"user_ids": ["mia", "nobody"], "n": 4})
+    assert response.status_code == 200
+    mia, nobody = response.json()["lists"]
+    assert ids(mia) == ids(shop_api.list_for("mia", n=4))
+    assert mia["source"] == "personalised"
+    assert nobody["source"] in {"trending", "popular"}

@@ -1,0 +1,54 @@
+"""What may be in one list: not what was seen, not what is excluded, only what is inside the category."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.model import IntArray
+from serving.world import World
+
+
+def nothing() -> IntArray:
+    """No items."""
+    return np.empty(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The bounds of one list, in item indices."""
+
+    n: int
+    seen: IntArray = field(default_factory=nothing)
+    excluded: IntArray = field(default_factory=nothing)
+    inside: IntArray | None = None
+    """Only these; None allows all."""
+
+    def fitting(self, items: IntArray, *unwanted: IntArray) -> IntArray:
+        """`items` in their order, less what may not be shown, and less `unwanted`."""
+        items = without(items, np.concatenate([self.seen, self.excluded, *unwanted]))
+        return items if self.inside is None else items[np.isin(items, self.inside)]
+
+    def though_seen(self) -> Choice:
+        """The same, with seen items allowed: better than no list."""
+        return Choice(self.n, nothing(), self.excluded, self.inside)
+
+    def trending(self, world: World) -> IntArray:
+        """What trends, hottest first."""
+        return world.trending if self.inside is None else _ordered(self.inside, world.heat)
+
+    def popular(self, world: World) -> IntArray:
+        """What is popular, most popular first."""
+        return world.popular if self.inside is None else _ordered(self.inside, world.counts)
+
+
+def without(items: IntArray, unwanted: IntArray) -> IntArray:
+    """`items` in their order, less those in `unwanted`."""
+    return items[~np.isin(items, unwanted)] if len(unwanted) else items
+
+
+def _ordered(items: IntArray, scores: NDArray[np.float64] | NDArray[np.int64]) -> IntArray:
+    items = items[scores[items] > 0]
+    return items[np.argsort(-scores[items], kind="stable")]
