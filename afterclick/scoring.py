@@ -35,11 +35,15 @@ FEATURES: tuple[tuple[str, str], ...] = (
     ("als_last", "history"),
     ("history_length", "history"),
     ("last_age_days", "history"),
+    ("last_popularity", "history"),
+    ("age_gap_days", "history"),
     *((f"trend_{name}", "trend") for name in HALF_LIVES_MS),
+    ("rise", "trend"),
     ("item_age_days", "trend"),
     ("content_last", "content"),
     ("content_mean", "content"),
 )
+_WEEK, _QUARTER = list(HALF_LIVES_MS).index("week"), list(HALF_LIVES_MS).index("quarter")
 FEATURE_NAMES: tuple[str, ...] = tuple(name for name, _ in FEATURES)
 
 
@@ -180,11 +184,15 @@ def features(
     column["popularity"][:] = np.where(known, np.log2(1.0 + model.popularity[rows]), 0.0)
     first = FEATURE_NAMES.index("trend_" + next(iter(HALF_LIVES_MS)))
     out[:, first : first + len(HALF_LIVES_MS)] = trends.log_share[candidates]
+    column["rise"][:] = trends.log_share[candidates, _WEEK] - trends.log_share[candidates, _QUARTER]
     column["item_age_days"][:] = (state.now_ms - trends.first_seen_ms[candidates]) / DAY_MS
     column["history_length"][:] = len(state.items)
     if not len(state.items):
         return out
     column["last_age_days"][:] = (state.now_ms - state.times_ms[0]) / DAY_MS
+    last = int(state.items[0])
+    column["age_gap_days"][:] = (trends.first_seen_ms[candidates] - trends.first_seen_ms[last]) / DAY_MS
+    column["last_popularity"][:] = np.log2(1.0 + model.popularity[last]) if last < n else 0.0
     recent = state.items[:RECENT]
     recent = np.where(recent < n, recent, -1)
     order = _Order(candidates)

@@ -21,10 +21,12 @@ IntArray = NDArray[np.int32]
 class NeighbourConfig:
     """How neighbours are counted."""
 
-    count: int = 50
+    count: int = 100
     """Neighbours kept per item."""
-    shrink: float = 5.0
-    """Added to both items' counts, so that one shared user of two rare items proves little."""
+    shrink: float = 2.0
+    """Added to the items' counts, so that one shared user of two rare items proves little."""
+    half_life_days: float | None = 180.0
+    """An interaction this much older than the newest counts half; None: all alike."""
     longest: int = 100
     """Only the newest this many interactions of a user (or of a user's day) make pairs."""
 
@@ -71,43 +73,58 @@ def trends_at(
 
 
 def cosine_neighbours(rows: Interactions, config: NeighbourConfig) -> tuple[IntArray, FloatArray]:
-    """(n_items, K) neighbours of each item by the cosine of their user sets, and the cosines."""
-    return _nearest(_newest_per_group(rows.user, rows, config.longest), config)
+    """(n_items, K) neighbours of each item by the cosine of their users, and the cosines."""
+    together, total = _counted(rows.user, rows, config)
+    size = np.sqrt(total + config.shrink)
+    return _nearest(together, 1.0 / (size[together.row] * size[together.col]), total, config.count)
 
 
 def same_day_neighbours(rows: Interactions, config: NeighbourConfig) -> tuple[IntArray, FloatArray]:
-    """(n_items, K) items that the same users reviewed on the same day: bought together, or variants."""
+    """(n_items, K) items that the same users reviewed on the same day (bought together, or variants), and the
+    chance that one of them comes with the item."""
     day = (rows.time_ms // int(DAY_MS)).astype(np.int64)
     _, basket = np.unique(rows.user.astype(np.int64) * (day.max(initial=0) + 1) + day, return_inverse=True)
-    return _nearest(_newest_per_group(basket, rows, config.longest), config)
+    together, total = _counted(basket, rows, config)
+    return _nearest(together, 1.0 / (total[together.row] + config.shrink), total, config.count)
 
 
-def _newest_per_group(group: NDArray[Any], rows: Interactions, longest: int) -> Any:
-    """(groups, items) CSR of ones with the newest `longest` rows of each group. Rows ascend in time."""
+def _counted(group: NDArray[Any], rows: Interactions, config: NeighbourConfig) -> tuple[Any, FloatArray]:
+    """How often two items are in one group (COO, n_items × n_items, no diagonal), and each is in any."""
+    matrix = _newest_per_group(group, rows, config)
+    together = (matrix.T @ matrix).tocoo()
+    total = np.asarray(matrix.multiply(matrix).sum(axis=0), np.float32).ravel()
+    together.setdiag(0)
+    together.eliminate_zeros()
+    return together, total
+
+
+def _newest_per_group(group: NDArray[Any], rows: Interactions, config: NeighbourConfig) -> Any:
+    """(groups, items) CSR of the newest rows of each group (rows ascend in time): the root of what each counts."""
     order = np.argsort(group, kind="stable")[::-1]
     ordered = group[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, int)
     rank = np.arange(len(ordered)) - np.repeat(starts, np.diff(np.r_[starts, len(ordered)]))
-    keep = order[rank < longest]
+    keep = order[rank < config.longest]
+    counts = np.ones(len(keep), np.float32)
+    if config.half_life_days is not None and len(keep):
+        age = (rows.time_ms.max() - rows.time_ms[keep]) / DAY_MS
+        counts = np.exp2(-age / config.half_life_days).astype(np.float32)
     shape = (int(group.max(initial=-1)) + 1, len(rows.item_ids))
-    return sparse.csr_matrix((np.ones(len(keep), np.float32), (group[keep], rows.item[keep])), shape=shape)
+    return sparse.csr_matrix((np.sqrt(counts), (group[keep], rows.item[keep])), shape=shape)
 
 
-def _nearest(matrix: Any, config: NeighbourConfig) -> tuple[IntArray, FloatArray]:
-    together = (matrix.T @ matrix).tocoo()
-    total = np.asarray(matrix.sum(axis=0)).ravel()
-    apart = together.row != together.col
-    row, col, both = together.row[apart], together.col[apart], together.data[apart]
-    norm = np.sqrt(total + config.shrink).astype(np.float32)
-    score = both / (norm[row] * norm[col])
+def _nearest(
+    together: Any, scale: NDArray[np.floating], total: FloatArray, count: int
+) -> tuple[IntArray, FloatArray]:
+    """(n_items, count) the best partners of each item by `together` times `scale`, and that score."""
+    row, col, score = together.row, together.col, together.data * scale
     # equal scores: the more popular first, so that no order of the rows decides
     order = np.lexsort((-total[col], -score, row))
     row, col, score = row[order], col[order], score[order]
-    starts = np.searchsorted(row, np.arange(matrix.shape[1]))
-    rank = np.arange(len(row)) - starts[row]
-    keep = rank < config.count
-    items = np.full((matrix.shape[1], config.count), -1, np.int32)
-    scores = np.zeros((matrix.shape[1], config.count), np.float32)
+    rank = np.arange(len(row)) - np.searchsorted(row, np.arange(len(total)))[row]
+    keep = rank < count
+    items = np.full((len(total), count), -1, np.int32)
+    scores = np.zeros((len(total), count), np.float32)
     items[row[keep], rank[keep]] = col[keep]
     scores[row[keep], rank[keep]] = score[keep]
     return items, scores

@@ -100,6 +100,21 @@ def test_ages_are_in_days() -> None:
     assert column(rows, "item_age_days")[0] == pytest.approx(10.0)
 
 
+def test_what_is_newer_than_the_last_item_has_a_positive_age_gap() -> None:
+    view = a_view()
+    view.first_seen_ms[3] += 4 * 86_400_000
+    rows = features(a_model(), a_state([2]), view, items(3, 1))
+    assert column(rows, "age_gap_days").tolist() == [4.0, 0.0]
+    assert column(rows, "last_popularity")[0] == pytest.approx(np.log2(1 + 4))
+
+
+def test_what_sells_more_lately_rises() -> None:
+    values = np.ones((2, len(HALF_LIVES_MS)))
+    values[0, list(HALF_LIVES_MS).index("week")] = 3.0
+    rows = features(a_model(2), a_state([]), TrendView.of(values, np.full(2, NOW_MS)), items(0, 1))
+    assert column(rows, "rise")[0] > 0 > column(rows, "rise")[1]
+
+
 def test_a_skip_is_seen_but_is_no_taste() -> None:
     index = {"a": 0, "b": 1}
     history = [

@@ -43,7 +43,7 @@ def test_decayed_popularity_halves_with_every_half_life() -> None:
 
 
 def test_the_cosine_of_two_items_is_that_of_their_user_sets() -> None:
-    items, scores = cosine_neighbours(SHOP, NeighbourConfig(count=3, shrink=0.0))
+    items, scores = cosine_neighbours(SHOP, NeighbourConfig(count=3, shrink=0.0, half_life_days=None))
     assert items[0].tolist() == [1, 2, -1]
     np.testing.assert_allclose(scores[0], [2 / np.sqrt(3 * 2), 1 / np.sqrt(3), 0.0], rtol=1e-6)
     assert items[3].tolist() == [-1, -1, -1]
@@ -52,8 +52,8 @@ def test_the_cosine_of_two_items_is_that_of_their_user_sets() -> None:
 def test_shrinkage_puts_two_shared_users_before_one_of_a_rare_item() -> None:
     owners = {0: (0, 1, 2), 1: (0,), 2: (1, 2, 3, 4, 5, 6)}
     rows = rows_of([(user, item, 1) for item, users in owners.items() for user in users], items=3)
-    plain, _ = cosine_neighbours(rows, NeighbourConfig(count=2, shrink=0.0))
-    shrunk, _ = cosine_neighbours(rows, NeighbourConfig(count=2, shrink=5.0))
+    plain, _ = cosine_neighbours(rows, NeighbourConfig(count=2, shrink=0.0, half_life_days=None))
+    shrunk, _ = cosine_neighbours(rows, NeighbourConfig(count=2, shrink=5.0, half_life_days=None))
     assert (plain[0].tolist(), shrunk[0].tolist()) == ([1, 2], [2, 1])
 
 
@@ -61,6 +61,20 @@ def test_same_day_neighbours_need_the_same_day() -> None:
     items, _ = same_day_neighbours(SHOP, NeighbourConfig(count=2))
     assert items[0].tolist() == [1, -1]
     assert items[2].tolist() == [-1, -1]
+
+
+def test_a_same_day_score_is_the_chance_that_the_other_comes_with_the_item() -> None:
+    items, scores = same_day_neighbours(SHOP, NeighbourConfig(count=1, shrink=0.0, half_life_days=None))
+    assert (items[0, 0], items[1, 0]) == (1, 0)
+    np.testing.assert_allclose(scores[:2, 0], [2 / 3, 1.0])
+
+
+def test_an_old_pair_counts_less_than_a_new_one() -> None:
+    rows = rows_of([(0, 0, 1), (0, 1, 1), (1, 0, 201), (1, 2, 201)], items=3)
+    config = NeighbourConfig(count=2, shrink=1.0, half_life_days=100.0)
+    items, scores = cosine_neighbours(rows, config)
+    assert items[0].tolist() == [2, 1]
+    np.testing.assert_allclose(scores[0], [1 / np.sqrt(2.25 * 2), 0.25 / np.sqrt(2.25 * 1.25)], rtol=1e-6)
 
 
 def test_neighbours_agree_with_a_dense_recount() -> None:
@@ -73,7 +87,7 @@ def test_neighbours_agree_with_a_dense_recount() -> None:
     size = np.sqrt(matrix.sum(0) + 2.0)
     dense = (matrix.T @ matrix) / size[:, None] / size
     np.fill_diagonal(dense, 0.0)
-    items, scores = cosine_neighbours(rows, NeighbourConfig(count=5, shrink=2.0))
+    items, scores = cosine_neighbours(rows, NeighbourConfig(count=5, shrink=2.0, half_life_days=None))
     for item in range(15):
         np.testing.assert_allclose(scores[item], np.sort(dense[item])[::-1][:5], atol=1e-6)
         known = items[item] >= 0
