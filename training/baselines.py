@@ -99,7 +99,7 @@ def _counted(group: NDArray[Any], rows: Interactions, config: NeighbourConfig) -
 
 
 def _newest_per_group(group: NDArray[Any], rows: Interactions, config: NeighbourConfig) -> Any:
-    """(groups, items) CSR of the newest rows of each group (rows ascend in time): the root of what each counts."""
+    """(groups, items) CSR of the newest rows of each group: the root of what each counts. Time ascends."""
     order = np.argsort(group, kind="stable")[::-1]
     ordered = group[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, int)
