@@ -1,0 +1,79 @@
+"""The typed client against the real API."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from afterclick.client import Accepted, AsyncClient, Client
+from afterclick.errors import BadInput, Unavailable
+from infra.embedded.kafka import KafkaServer
+from infra.embedded.ports import free_port
+from infra.topics_admin import ensure_topics
+from tests.serving.running import Running
+from tests.serving.test_faults import of
+from tests.waiting import wait_until
+
+
+def test_a_like_is_in_the_next_list(shop_api: Running) -> None:
+    with Client(shop_api.url) as client:
+        accepted = client.feedback("ned", "camera-4", "like", rating=5)
+        mine = client.recommendations("ned", 5, after=accepted.position)
+        assert mine.fresh
+        assert mine.source == "personalised"
+        assert [item.item_id.split("-")[0] for item in mine.items] == ["camera"] * 5
+        assert client.recommendations(items=["cable-1"], category="cables").source == "session"
+        assert [found.user_id for found in client.batch(["ned", "ola"]).lists] == ["ned", "ola"]
+        assert len(client.similar("camera-1", 3).items) == 3
+        wait_until(lambda: [row.item_id for row in client.popular(1).items] == ["camera-4"], 10)
+        assert client.item("camera-4").title == "The camera-4"
+        assert client.history("ned").events[0].rating == 5
+
+
+def test_the_same_from_an_event_loop(shop_api: Running) -> None:
+    async def talk() -> None:
+        async with AsyncClient(shop_api.url) as client:
+            accepted = await client.feedback("pia", "cable-4", "purchase")
+            mine = await client.recommendations("pia", 5, after=accepted.position)
+            assert mine.source == "personalised"
+            assert (await client.history("pia")).events[0].event_id == accepted.event_id
+            assert (await client.batch(["pia"])).lists[0].user_id == "pia"
+            assert (await client.similar("cable-1")).items
+            assert (await client.popular(window="hour")).items is not None
+            assert (await client.item("cable-1")).in_model
+
+    asyncio.run(talk())
+
+
+def test_refusals_and_absence_are_told_apart(hostile_api: Running) -> None:
+    with Client(hostile_api.url) as client, pytest.raises(BadInput, match="no item nothing"):
+        client.item("nothing")
+    with Client(hostile_api.url) as client, pytest.raises(BadInput, match="n: "):
+        client.recommendations("bob", 0)
+    with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(Unavailable, match="no answer"):
+        client.popular()
+
+
+def test_feedback_is_tried_again_under_the_same_id(
+    own_broker: KafkaServer, redis_url: str, tmp_path: Path
+) -> None:
+    settings = of(own_broker.address, redis_url, tmp_path)
+    ensure_topics(settings)
+    with Running(settings) as api, Client(api.url, timeout_s=10) as client:
+        api.ready()
+        own_broker.kill()
+        with pytest.raises(Unavailable, match="once"):
+            client.feedback("quin", "camera-1", "like", event_id="once")
+        own_broker.start()
+        accepted = wait_until(lambda: _try(client), 30)
+        assert accepted.position.startswith(settings.kafka.topics.feedback)
+        assert accepted.event_id == "once"
+
+
+def _try(client: Client) -> Accepted | None:
+    try:
+        return client.feedback("quin", "camera-1", "like", event_id="once")
+    except Unavailable:
+        return None
