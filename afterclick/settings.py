@@ -86,6 +86,10 @@ class StreamSettings(_Section):
     """How often the archive query writes the Parquet log."""
     master: str = "local[*]"
     """Spark master."""
+    handover_s: float = Field(1800.0, ge=5)
+    """Real-time: how long one query runs before the next one takes over."""
+    realtime_lag: int = Field(5_000, ge=1)
+    """Real-time: with more events than this to catch up with, they are drained in micro-batches first."""
     memory: str = "768m"
     """Memory of the Spark driver."""
     ahead_s: float = Field(86_400.0, gt=0)
@@ -123,7 +127,7 @@ class TrainingSettings(_Section):
     """How titles and categories become vectors: TF-IDF with SVD in a second, or Sentence-BERT in minutes."""
     holdout: float = Field(0.08, gt=0, lt=0.5)
     """Share of the newest interactions that champion and challenger are compared on."""
-    questions: int = Field(1500, ge=10)
+    questions: int = Field(800, ge=10)
     """Most questions of one protocol in that comparison."""
     ranker_cuts: int = Field(1, ge=1)
     """Past cuts the ranker learns from; each costs one more fit."""

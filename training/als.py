@@ -6,6 +6,7 @@ keeps its meaning when the data grows. A user's confidence in an item is 1 + alp
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,10 +64,14 @@ def fit(spark: SparkSession, rows: Interactions, config: AlsConfig) -> Factors:
         numUserBlocks=4,
         numItemBlocks=4,
         intermediateStorageLevel="MEMORY_AND_DISK",
+        checkpointInterval=5,
     )
-    model: ALSModel = als.fit(_frame(spark, rows))
     users, items = rows.shape
-    return Factors(_collect(model.userFactors, users), _collect(model.itemFactors, items))
+    # without checkpoints the lineage of many passes overflows the stack of Spark's scheduler
+    with tempfile.TemporaryDirectory(prefix="afterclick-als-") as folder:
+        spark.sparkContext.setCheckpointDir(folder)
+        model: ALSModel = als.fit(_frame(spark, rows))
+        return Factors(_collect(model.userFactors, users), _collect(model.itemFactors, items))
 
 
 def _frame(spark: SparkSession, rows: Interactions) -> DataFrame:

@@ -99,4 +99,4 @@ def score_of(folder: Path) -> Score | None:
     booster = lightgbm.Booster(model_str=path.read_text())
     if booster.feature_name() != list(FEATURE_NAMES):
         raise BadArtifact(f"{path}: its features are not those of this program; train again")
-    return lambda rows: np.asarray(booster.predict(rows, num_threads=2), np.float64)
+    return lambda rows: np.asarray(booster.predict(rows, num_threads=1), np.float64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 _CHUNK = 4096
 
@@ -25,6 +26,19 @@ def half_step(
 
     Interactions with what has no factors (a row of zeros) do not count. A row without any gets zeros.
     """
+    with threadpool_limits(1):  # many small solves: threads would wait for one another
+        return _half_step(row, other, weight, factors, n_rows, alpha, reg)
+
+
+def _half_step(
+    row: NDArray[np.int32],
+    other: NDArray[np.int32],
+    weight: NDArray[np.float32],
+    factors: NDArray[np.float32],
+    n_rows: int,
+    alpha: float,
+    reg: float,
+) -> NDArray[np.float32]:
     known = np.asarray(factors.any(axis=1))[other]
     order = np.argsort(row[known], kind="stable")
     row, other, weight = row[known][order], other[known][order], weight[known][order]

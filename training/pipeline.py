@@ -19,6 +19,7 @@ from pathlib import Path
 
 import structlog
 from pyspark.sql import SparkSession
+from threadpoolctl import threadpool_limits
 
 from afterclick import model as models
 from afterclick.errors import BadInput
@@ -66,7 +67,7 @@ class Pipeline:
                 cut_ms=cut,
                 parameters=knobs.model_dump(mode="json", exclude={"master", "memory", "mlflow_uri"}),
                 lineage=_lineage(tables, etl_version),
-                seconds=seconds,
+                seconds={},
             )
             with self._timed(seconds, "model", f"fitting on {len(rows):,} interactions"):
                 final = fit.fit(session, rows, known, config, version)
@@ -76,7 +77,10 @@ class Pipeline:
             with self._timed(seconds, "twin", "fitting the twin that has not seen the holdout"):
                 twin = fit.fit(session, rows.before(cut), known, config, version)
             with self._timed(seconds, "ranker", "training the ranker on past days"):
-                text = self._ranker(rows.before(cut), partial(_fit_past, session, known, config))
+                past = partial(_fit_past, session, known, config)
+                with threadpool_limits(1, "blas"):  # small products, one question at a time
+                    text = self._ranker(rows.before(cut), past)
+            facts = facts.model_copy(update={"seconds": seconds})
             write_model(folder, "model", final, text, facts)
             write_model(folder, "twin", twin, text, facts)
             (folder / "facts.json").write_text(facts.model_dump_json(indent=1))
@@ -91,11 +95,12 @@ class Pipeline:
         questions = holdout.make(rows, facts.cut_ms, knobs.least_reviews, knobs.questions, knobs.seed)
         self.progress(f"asking {questions.users:,} questions about the newest interactions")
         champion = publish.champion(self.settings.kafka)
-        against = {
-            "trends": holdout.baseline(questions),
-            "champion": self._judge_champion(questions, champion),
-        }
-        mine = self._judge(questions, folder / "twin")
+        with threadpool_limits(1, "blas"):
+            against = {
+                "trends": holdout.baseline(questions),
+                "champion": self._judge_champion(questions, champion),
+            }
+            mine = self._judge(questions, folder / "twin")
         verdict = gate.decide(mine, against)
         evaluation = Evaluation(
             questions=questions.users,

@@ -8,7 +8,7 @@ import typer
 
 # groups become `afterclick <group> <command>`; flat modules add their commands at the top
 _GROUPS = ("data", "ingest", "pipeline", "models", "bench")
-_FLAT = ("stack", "stream", "train", "evaluate", "serve", "ui", "simulate", "reconcile")
+_FLAT = ("stack", "stream", "train", "evaluate", "benchmark", "serve", "ui", "simulate", "reconcile")
 
 
 def register(app: typer.Typer) -> None:

@@ -1,0 +1,141 @@
+"""Popularity and item-item: no gradient, one pass over the data or one solve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.linalg import svds
+
+DENSE_BELOW = 6000
+"""Catalogues up to this size get the dense solve; larger ones solve among each item's neighbours."""
+
+
+@dataclass
+class Popularity:
+    """The same list for everybody."""
+
+    def fit(self, train: Any, seed: int) -> None:
+        self._count = np.asarray(train.sum(axis=0), np.float32).ravel()
+
+    def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
+        return np.tile(self._count, (len(users), 1))
+
+
+@dataclass
+class ItemItem:
+    """A linear model from a user's items to all items, with degrees taken out.
+
+    The ridge regression of EASE (Steck, WWW 2019) on X = Du^-user R Di^-item; with a large `ridge` it becomes
+    the plain normalised co-occurrence of GF-CF (Shen et al., CIKM 2021), whose low-pass filter may be mixed
+    in. Large catalogues solve the regression among each item's nearest neighbours only.
+    """
+
+    ridge: float = 20.0
+    """In units of the mean diagonal of XᵀX."""
+    user_power: float = 0.25
+    """How much less the word of an active user is worth."""
+    item_power: float = 0.25
+    """How much of an item's popularity is taken out of X."""
+    before: float = 0.25
+    """How much of it is taken out of the user's own items."""
+    after: float = 0.0
+    """How much of it is put back into the scores."""
+    low_pass: float = 0.0
+    """Weight of the filter on the first `components` singular vectors, of the scale of the rest."""
+    components: int = 32
+    neighbours: int = 200
+    """Neighbours of the sparse solve."""
+
+    def fit(self, train: Any, seed: int) -> None:
+        self._train = train.tocsr()
+        users = np.maximum(np.asarray(train.sum(axis=1)).ravel(), 1.0)
+        items = np.maximum(np.asarray(train.sum(axis=0)).ravel(), 1.0)
+        scaled = (
+            sparse.diags(users**-self.user_power) @ train @ sparse.diags(items**-self.item_power)
+        ).tocsr()
+        gram = (scaled.T @ scaled).tocsr()
+        diagonal = gram.diagonal()
+        ridge = self.ridge * float(diagonal[diagonal > 0].mean()) if diagonal.any() else 1.0
+        before, after = items**-self.before, items**self.after
+        if train.shape[1] <= DENSE_BELOW:
+            weights = _ease(gram, ridge)
+            self._weights: Any = (before[:, None] * weights * after[None, :]).astype(np.float32)
+        else:
+            weights = _local(gram, ridge, self.neighbours)
+            self._weights = (sparse.diags(before) @ weights @ sparse.diags(after)).astype(np.float32).tocsr()
+        self._filter = _low_pass(train, users, items, self.components, seed) if self.low_pass else None
+        self._share = self._scale(seed) if self._filter is not None else 0.0
+
+    def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
+        found = self._linear(users)
+        if self._filter is not None:
+            found = found + self._share * self._smooth(users)
+        return np.asarray(found, np.float32)
+
+    def _linear(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
+        found = self._train[users] @ self._weights
+        return np.asarray(found.toarray() if sparse.issparse(found) else found, np.float32)
+
+    def _smooth(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
+        assert self._filter is not None
+        into, out = self._filter
+        return np.asarray((self._train[users] @ into) @ out, np.float32)
+
+    def _scale(self, seed: int) -> float:
+        """The weight that gives the filter `low_pass` times the spread of the linear scores."""
+        users = np.random.default_rng(seed).integers(0, self._train.shape[0], 200)
+        smooth = float(self._smooth(users).std())
+        return self.low_pass * float(self._linear(users).std()) / smooth if smooth > 0 else 0.0
+
+
+def _ease(gram: Any, ridge: float) -> NDArray[np.float64]:
+    """(n, n) weights with a zero diagonal, times `ridge`, so that a large one tends to the Gram matrix."""
+    full = gram.toarray().astype(np.float64) / ridge
+    full[np.diag_indices_from(full)] += 1.0
+    inverse = np.linalg.inv(full)
+    weights = -inverse / np.diag(inverse) * ridge
+    np.fill_diagonal(weights, 0.0)
+    return np.asarray(weights)
+
+
+def _local(gram: Any, ridge: float, count: int) -> Any:
+    """CSR (n, n): the ridge regression of each item on its `count` strongest neighbours, times `ridge`."""
+    n = gram.shape[0]
+    diagonal = gram.diagonal()
+    off = (gram - sparse.diags(diagonal)).tocsr()
+    off.eliminate_zeros()
+    rows, columns, values = [], [], []
+    for item in range(n):
+        bounds = slice(off.indptr[item], off.indptr[item + 1])
+        near, strength = off.indices[bounds], off.data[bounds]
+        if not len(near):
+            continue
+        if len(near) > count:
+            # by cosine: a neighbour of few interactions says as much for its size
+            best = np.argpartition(-strength / np.sqrt(diagonal[near] + ridge), count)[:count]
+            near, strength = near[best], strength[best]
+        among = gram[near][:, near].toarray().astype(np.float64) / ridge
+        among[np.diag_indices_from(among)] += 1.0
+        rows.append(near)
+        columns.append(np.full(len(near), item, np.int32))
+        values.append(np.linalg.solve(among, strength.astype(np.float64)))
+    if not rows:
+        return sparse.csr_matrix((n, n))
+    where = (np.concatenate(rows), np.concatenate(columns))
+    return sparse.csr_matrix((np.concatenate(values), where), (n, n))
+
+
+def _low_pass(
+    train: Any, users: NDArray[Any], items: NDArray[Any], components: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(n, k) and (k, n): GF-CF's ideal low-pass filter, Di^-½ V and Vᵀ Di^½."""
+    scaled = (sparse.diags(users**-0.5) @ train @ sparse.diags(items**-0.5)).astype(np.float64)
+    k = max(1, min(components, min(scaled.shape) - 1))
+    start = np.random.default_rng(seed).normal(size=min(scaled.shape))
+    vectors = svds(scaled, k, v0=start, return_singular_vectors="vh")[2]
+    into = (items**-0.5)[:, None] * vectors.T
+    return into.astype(np.float32), (vectors * (items**0.5)[None, :]).astype(np.float32)

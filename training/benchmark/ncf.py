@@ -1,0 +1,93 @@
+"""NeuMF (He et al., WWW 2017): a generalised product and an MLP of user and item, with a modern loss.
+
+The first layer of the MLP on (user, item) is a sum of a user part and an item part, so a batch meets all its
+shared negatives without repeating either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from training.benchmark.neural import Batches, Clock, Negatives, adam, softmax_loss
+
+
+class NeuMf(nn.Module):
+    """Logits of users against items."""
+
+    def __init__(self, users: int, items: int, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.user, self.item = nn.Embedding(users, dim), nn.Embedding(items, dim)
+        self.mlp_user, self.mlp_item = nn.Embedding(users, hidden), nn.Embedding(items, hidden)
+        self.bias = nn.Embedding(items, 1)
+        self.middle = nn.Linear(hidden, hidden // 2)
+        self.last = nn.Linear(hidden // 2, 1, bias=False)
+        for table in (self.user, self.item, self.mlp_user, self.mlp_item):
+            nn.init.normal_(table.weight, std=0.1)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        """(b, n) logits of every user with every item."""
+        product = self.user(user) @ self.item(item).T
+        hidden = torch.relu(self.mlp_user(user)[:, None, :] + self.mlp_item(item)[None, :, :])
+        deep = self.last(torch.relu(self.middle(hidden)))[:, :, 0]
+        return product + deep + self.bias(item)[:, 0]
+
+    def pairs(self, user: Tensor, item: Tensor) -> Tensor:
+        """(b,) logits of each user with their own item."""
+        product = (self.user(user) * self.item(item)).sum(1)
+        hidden = torch.relu(self.mlp_user(user) + self.mlp_item(item))
+        return product + self.last(torch.relu(self.middle(hidden)))[:, 0] + self.bias(item)[:, 0]
+
+
+@dataclass
+class Ncf:
+    """NeuMF trained by sampled softmax with many shared negatives."""
+
+    dim: int = 64
+    """Width of the product's embeddings."""
+    hidden: int = 16
+    """Width of the MLP's first layer."""
+    decay: float = 1e-3
+    """AdamW's weight decay, per step."""
+    rate: float = 0.005
+    """Learning rate."""
+    epochs: int = 20
+    batch: int = 512
+    sample: int = 512
+    """Sampled items per batch."""
+    seconds: float = 240.0
+    """No epoch starts that would end later."""
+
+    def fit(self, train: Any, seed: int) -> None:
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        self._items = train.shape[1]
+        self._net = NeuMf(*train.shape, self.dim, self.hidden)
+        optimiser = adam(self._net, self.rate, self.decay)
+        batches = Batches.of(train, self.batch)
+        negatives = Negatives(np.asarray(train.sum(axis=0), np.float32).ravel(), self.sample, generator)
+        negatives.all = False  # the MLP meets a sample, whatever the size of the catalogue
+        clock = Clock(self.seconds)
+        while clock.more(self.epochs):
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate * max(0.05, 1 - (clock.epochs - 1) / self.epochs)
+            for user, item in batches.epoch(generator):
+                optimiser.zero_grad()
+                items, off = negatives.draw()
+                logits, positive = self._net(user, items), self._net.pairs(user, item)
+                softmax_loss(logits, positive, items, item, off, False).backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+
+    @torch.no_grad()
+    def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
+        """(b, n_items), some users at a time, for the MLP is wide."""
+        everything = torch.arange(self._items)
+        step = max(1, 4_000_000 // (self._items * self.hidden))
+        parts = torch.from_numpy(np.asarray(users, np.int64)).split(step)
+        return np.concatenate([self._net(part, everything).numpy() for part in parts]).astype(np.float32)

@@ -1,0 +1,101 @@
+"""Fit, tune on the validation rows, rank everything, measure on the test rows.
+
+The test rows are looked at once per seed, after the search; the model that is measured is fitted on the
+training rows alone (and on the rows cut off for the search, where the split has no validation rows).
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+
+from training.benchmark import registry
+from training.benchmark.measure import measure
+from training.benchmark.split import Split, load
+
+AIM = "ndcg@20"
+_ASKED = 10_000
+"""Most users that one trial is measured on."""
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    folder: Path
+    model: str
+    trials: int = 40
+    seeds: int = 1
+    seed: int = 42
+    seconds: float = 360.0
+    """For the search; no new trial starts after it."""
+
+
+def run(request: Request, progress: Progress = lambda _: None) -> dict[str, Any]:
+    """Everything that `afterclick benchmark --json` prints. Raises BadDataset."""
+    split = load(request.folder, request.seed)
+    users, items = split.shape
+    progress(f"{users:,} users, {items:,} items, {split.train.nnz:,} training interactions")
+    start = time.perf_counter()
+    knobs, trials = search(split, request, progress)
+    tuned = time.perf_counter() - start
+    train = (split.train + split.valid).tocsr() if split.inner else split.train
+    measured, seconds = [], []
+    for seed in range(request.seed, request.seed + request.seeds):
+        start = time.perf_counter()
+        model = registry.make(request.model, knobs)
+        model.fit(train, seed)
+        seconds.append(time.perf_counter() - start)
+        measured.append(measure(model.scores, train, split.test, seed))
+        progress(f"seed {seed}: {AIM} {measured[-1][AIM]:.4f}")
+    return {
+        "model": request.model,
+        **{name: float(np.mean([m[name] for m in measured])) for name in measured[0]},
+        "per_seed": {AIM: [m[AIM] for m in measured]},
+        "users": users,
+        "items": items,
+        "interactions": int(split.train.nnz),
+        "tuned_on": "rows cut from train" if split.inner else "valid",
+        "trials": trials,
+        "fit_seconds": round(float(np.mean(seconds)), 2),
+        "tune_seconds": round(tuned, 2),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "params": knobs,
+    }
+
+
+def search(split: Split, request: Request, progress: Progress) -> tuple[dict[str, Any], int]:
+    """The best knobs on the validation rows, and how many were tried. The first trial has the defaults."""
+    default = registry.defaults(request.model)
+    if request.trials <= 0 or request.model == "popularity":
+        return default, 0
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=request.seed))
+    for known in registry.starts(request.model):
+        study.enqueue_trial({**default, **known})
+
+    def objective(trial: optuna.Trial) -> float:
+        knobs = {**_limits(request, default), **registry.suggest(request.model, trial)}
+        model = registry.make(request.model, knobs)
+        start = time.perf_counter()
+        model.fit(split.train, request.seed)
+        value = measure(model.scores, split.train, split.valid, request.seed, _ASKED)[AIM]
+        shown = ", ".join(f"{k} {v:.3g}" for k, v in trial.params.items())
+        progress(f"trial {trial.number}: {AIM} {value:.4f} in {time.perf_counter() - start:.1f}s ({shown})")
+        return value
+
+    study.optimize(objective, n_trials=request.trials, timeout=request.seconds)
+    return {**default, **study.best_params}, len(study.trials)
+
+
+def _limits(request: Request, default: dict[str, Any]) -> dict[str, Any]:
+    """No single trial may take more than a third of the search."""
+    return {"seconds": request.seconds / 3} if "seconds" in default else {}

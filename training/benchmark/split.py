@@ -1,0 +1,111 @@
+"""A published split: train, optional validation, test.
+
+reads   csv  <folder>/train.csv, valid.csv (optional), test.csv, each also as .csv.gz, with the header
+             user_id,item_id[,timestamp]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from afterclick.errors import BadDataset
+
+
+@dataclass(frozen=True)
+class Train:
+    """What a model may see."""
+
+    matrix: Any
+    """(n_users, n_items) scipy CSR of float32 ones, its columns within a row in order of time where known"""
+    newest: list[NDArray[np.int32]] | None = None
+
+    @property
+    def users(self) -> int:
+        return int(self.matrix.shape[0])
+
+    @property
+    def items(self) -> int:
+        return int(self.matrix.shape[1])
+
+    def popularity(self) -> NDArray[np.float32]:
+        """(n_items,) interactions of each item."""
+        return np.asarray(self.matrix.sum(axis=0), np.float32).ravel()
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of a split as matrices of one shape."""
+
+    train: Any
+    valid: Any
+    test: Any
+    inner: bool
+    """The validation rows were cut from the training rows, for the split has none of its own."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_users, n_items)"""
+        return int(self.train.shape[0]), int(self.train.shape[1])
+
+
+def load(folder: Path, seed: int = 42) -> Split:
+    """The split in a folder. Raises BadDataset for what is missing or malformed."""
+    frames = {name: _read(folder, name) for name in ("train", "valid", "test")}
+    for name in ("train", "test"):
+        if frames[name] is None or not len(frames[name]):
+            raise BadDataset(f"{folder}: no {name}.csv (or .csv.gz) with rows")
+    known = [f for f in frames.values() if f is not None]
+    users = pd.Index(pd.unique(pd.concat([f["user_id"] for f in known])))
+    items = pd.Index(pd.unique(pd.concat([f["item_id"] for f in known])))
+    matrices = {
+        name: _matrix(f, users, items) if f is not None and len(f) else None for name, f in frames.items()
+    }
+    train, valid = frames["train"], matrices["valid"]
+    if valid is not None:
+        return Split(matrices["train"], valid, matrices["test"], inner=False)
+    assert train is not None
+    late = _held(train, seed)
+    inner = _matrix(train[~late], users, items), _matrix(train[late], users, items)
+    return Split(inner[0], inner[1], matrices["test"], inner=True)
+
+
+def _read(folder: Path, name: str) -> pd.DataFrame | None:
+    path = next((p for p in (folder / f"{name}.csv", folder / f"{name}.csv.gz") if p.is_file()), None)
+    if path is None:
+        return None
+    try:
+        frame = pd.read_csv(path, dtype={"user_id": str, "item_id": str})
+    except (ValueError, OSError, UnicodeDecodeError) as error:
+        raise BadDataset(f"{path}: cannot be read as CSV: {error}") from None
+    if not {"user_id", "item_id"} <= set(frame.columns):
+        raise BadDataset(f"{path}: expected the header user_id,item_id[,timestamp]")
+    return frame.dropna(subset=["user_id", "item_id"])
+
+
+def _matrix(frame: pd.DataFrame, users: pd.Index, items: pd.Index) -> Any:
+    row, column = users.get_indexer(frame["user_id"]), items.get_indexer(frame["item_id"])
+    ones = np.ones(len(frame), np.float32)
+    matrix = sparse.csr_matrix((ones, (row, column)), shape=(len(users), len(items)))
+    matrix.sum_duplicates()
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def _held(train: pd.DataFrame, seed: int, share: float = 0.1) -> NDArray[np.bool_]:
+    """About a tenth of each user's rows, one at least of those with three: the newest, or by chance."""
+    order = np.random.default_rng(seed).random(len(train))
+    if "timestamp" in train.columns:
+        order = train["timestamp"].to_numpy(np.float64)
+    ranked = pd.Series(order, index=train.index)
+    by_user = train["user_id"]
+    from_end = ranked.groupby(by_user).rank(method="first", ascending=False)
+    count = by_user.map(by_user.value_counts())
+    held = (from_end <= np.maximum(1, np.floor(share * count))) & (count >= 3)
+    return held.to_numpy(bool)
