@@ -135,6 +135,16 @@ class TrainingSettings(_Section):
     """Most questions of one cut that the ranker learns from."""
 
 
+ApiScope = Literal["recommend", "feedback", "admin"]
+
+
+class ApiKey(_Section):
+    """One key: the SHA-256 of it, and what it may do. `admin` may do everything."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    scopes: tuple[ApiScope, ...] = ("recommend", "feedback")
+
+
 class ServingSettings(_Section):
     host: str = "127.0.0.1"
     """Address to listen on."""
@@ -144,6 +154,14 @@ class ServingSettings(_Section):
     """Items in a list when the request does not say."""
     max_body_bytes: int = 65_536
     """Larger request bodies get 413."""
+    keys: dict[str, ApiKey] = {}
+    """API keys by name, as JSON; `afterclick api-key` makes one. Without keys: loopback only."""
+    open: bool = False
+    """Answer without keys on any address: only behind a gateway that checks."""
+    limit: str | None = None
+    """Requests per caller, as in 600/minute; more get 429."""
+    origins: tuple[str, ...] = ()
+    """Web origins whose pages may open WebSockets, besides the API's own."""
 
 
 class UiSettings(_Section):

@@ -194,7 +194,9 @@ class Applier:
     ) -> Output:
         """The record on `state-changes` that says what an event did."""
         data, record = step.event.data, step.record
-        effect = Effect.APPLIED if step.first else Effect.DUPLICATE
+        effect = Effect.DUPLICATE
+        if step.first:
+            effect = Effect.REPLAYED if self.plan.fence and record.offset <= position else Effect.APPLIED
         change = StateChange(
             user_id=data.user_id,
             item_id=data.item_id,
@@ -206,7 +208,7 @@ class Applier:
             topic=topic,
             partition=partition,
             offset=record.offset,
-            effect=Effect.REPLAYED if record.offset <= position and self.plan.fence else effect,
+            effect=effect,
             weight=step.weight,
             novel=step.novel,
             log_ms=record.log_ms,

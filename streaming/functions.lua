@@ -43,7 +43,8 @@ local function apply_user(keys, args)
     end
     answers[#answers + 1] = answer
   end
-  redis.call('ZREMRANGEBYRANK', history, 0, -(tonumber(args[1]) + 1))
+  local too_many = redis.call('ZCARD', history) - tonumber(args[1])
+  if too_many > 0 then redis.call('ZREMRANGEBYRANK', history, 0, too_many - 1) end
   local excess = redis.call('ZCARD', ledger) - tonumber(args[2])
   if excess > 0 then
     local passed = redis.call('ZCOUNT', ledger, '-inf', '(' .. args[3])

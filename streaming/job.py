@@ -7,26 +7,22 @@ writes  redis, topic, parquet  what streaming.apply and streaming.archive write
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
-from uuid import uuid4
 
 import redis
 import structlog
-from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
-from streaming import archive, lease, live, positions, session
-from streaming.apply import Plan
+from streaming import lease, positions, realtime, session
 from streaming.connection import load_functions
+from streaming.queries import Archive, Context, Kept, MicroBatch, RealTime, forget_checkpoints
 
 log = structlog.get_logger()
 
@@ -46,10 +42,19 @@ def run(settings: Settings, stop: threading.Event) -> None:
     with closing(client_of(settings)) as client:
         load_functions(client, function_library())
         with lease.held(client, settings.redis.keys.lease, settings.stream.lease_s):
-            positions.read_log(settings.kafka)
-            spark = session.build(settings)
+            spans = positions.read_log(settings.kafka)
+            real_time = settings.stream.trigger == "real-time"
+            # a real-time task holds its slot, and while a query hands over there are two per partition
+            slots = 3 * len(spans) + 2 if real_time else 4
+            spark = session.build(settings, slots, realtime.SPARK if real_time else {})
             try:
-                _Job(settings, client, spark, stop).run()
+                context = Context(settings, client, spark)
+                kept: list[Kept] = [
+                    RealTime(context) if real_time else MicroBatch(context),
+                    Archive(context),
+                ]
+                forget_checkpoints(context)
+                _Job(client, [_Watched(one) for one in kept]).run(stop)
             finally:
                 spark.stop()
 
@@ -68,104 +73,84 @@ def function_library() -> str:
 
 @dataclass
 class _Watched:
-    """A query that is kept running by `begin`."""
+    """Something kept running, and how often it has failed in a row."""
 
-    name: str
-    begin: Callable[[], StreamingQuery]
-    query: StreamingQuery | None = None
+    kept: Kept
+    started: bool = False
     failures: int = 0
     retry_at: float = 0.0
 
 
 @dataclass
 class _Job:
-    settings: Settings
     client: redis.Redis
-    spark: SparkSession
-    stop: threading.Event
-    _seen: dict[tuple[str, int], int] = field(default_factory=dict)
+    watched: list[_Watched]
+    _report_at: float = field(default=0.0, init=False)
 
-    def run(self) -> None:
-        watched = [_Watched("live", self._begin_live), _Watched("archive", self._begin_archive)]
-        report_at = 0.0
+    def run(self, stop: threading.Event) -> None:
         try:
-            for one in watched:
-                one.query = one.begin()
-            log.info("stream running", trigger=self.settings.stream.trigger)
-            while not self.stop.wait(_POLL_S):
-                for one in watched:
+            for one in self.watched:
+                one.kept.begin()
+                one.started = True
+            log.info("stream running")
+            while not stop.wait(_POLL_S):
+                for one in self.watched:
                     self._keep_running(one)
-                if time.monotonic() >= report_at:
-                    report_at = time.monotonic() + _REPORT_S
-                    self._report(watched)
+                self._report()
         finally:
-            for one in watched:
-                if one.query is not None:
-                    one.query.stop()
+            for one in self.watched:
+                for query in one.kept.running():
+                    query.stop()
             log.info("stream stopped")
 
-    def _begin_live(self) -> StreamingQuery:
-        root = self.settings.home.absolute() / "checkpoints"
-        kafka = self.settings.kafka
-        plan = Plan.of(self.settings, positions.partitions_of(kafka, kafka.topics.state_changes))
-        if not self.settings.stream.fence:
-            return live.start(self.spark, self.settings, plan, None, root / "unfenced")
-        load_functions(self.client, function_library())
-        spans = positions.read_log(self.settings.kafka)
-        self._seen = positions.read_positions(self.client, self.settings.redis.keys, spans)
-        offsets = positions.starting_offsets(self._seen, spans)
-        log.info("live query starts", behind=sum(span.end for span in spans.values()) - _total(offsets))
-        shutil.rmtree(root / "live", ignore_errors=True)
-        return live.start(self.spark, self.settings, plan, offsets, root / "live" / uuid4().hex)
-
-    def _begin_archive(self) -> StreamingQuery:
-        return archive.start(
-            self.spark, self.settings, self.settings.home.absolute() / "checkpoints" / "archive"
-        )
-
     def _keep_running(self, one: _Watched) -> None:
-        """Start a query again that has failed; wait longer each time."""
-        if one.query is not None:
-            if one.query.isActive:
-                return
-            log.error("query failed", query=one.name, reason=_reason(one.query))
-            self._count_failure(one)
-            one.query = None
-        if time.monotonic() < one.retry_at:
-            return
+        """Let it do what is due; start it again where it has failed, waiting longer each time."""
         try:
-            one.query = one.begin()
+            if one.started:
+                failed = [query for query in one.kept.running() if not query.isActive]
+                if not failed:
+                    one.kept.step()
+                    return
+                log.error("query failed", query=one.kept.name, reason=_reason(failed[0]))
+                self._count_failure(one)
+            if time.monotonic() >= one.retry_at:
+                load_functions(self.client, function_library())
+                one.kept.begin()
+                one.started = True
         except Unavailable as error:
-            log.warning("query waits", query=one.name, reason=str(error))
+            if one.failures > _MOST_FAILURES:
+                raise
+            log.warning("query waits", query=one.kept.name, reason=str(error))
             one.retry_at = time.monotonic() + 1.0
 
     def _count_failure(self, one: _Watched) -> None:
         """Raises Unavailable after too many failures in which nothing moved."""
-        moved = one.name == "live" and self._moved()
-        one.failures = 1 if moved else one.failures + 1
+        one.started = False
+        one.failures = 1 if _moved(one.kept) else one.failures + 1
         if one.failures > _MOST_FAILURES:
-            raise Unavailable(f"the {one.name} query failed {one.failures} times without moving; see the log")
+            raise Unavailable(
+                f"the {one.kept.name} query failed {one.failures} times without moving; see the log"
+            )
         one.retry_at = time.monotonic() + min(0.25 * 2**one.failures, _LONGEST_PAUSE_S)
 
-    def _moved(self) -> bool:
-        """Whether the state has moved since the live query was last started, or cannot be asked."""
-        try:
-            spans = dict.fromkeys(self._seen, positions.Span(0, 0))
-            return positions.read_positions(self.client, self.settings.redis.keys, spans) != self._seen
-        except Unavailable:
-            return True
-
-    def _report(self, watched: list[_Watched]) -> None:
-        for one in watched:
-            progress = one.query.lastProgress if one.query is not None and one.query.isActive else None
+    def _report(self) -> None:
+        if time.monotonic() < self._report_at:
+            return
+        self._report_at = time.monotonic() + _REPORT_S
+        for query in [query for one in self.watched for query in one.kept.running()]:
+            progress = query.lastProgress if query.isActive else None
             if progress and progress["numInputRows"]:
                 rows = progress["numInputRows"]
                 ms = max(progress["durationMs"].get("triggerExecution", 1), 1)
-                log.info("batch", query=one.name, events=rows, ms=ms, per_s=round(rows / ms * 1000))
+                log.info("batch", query=query.name, events=rows, ms=ms, per_s=round(rows / ms * 1000))
 
 
-def _total(offsets: dict[str, dict[int, int]]) -> int:
-    return sum(offset for partitions in offsets.values() for offset in partitions.values())
+def _moved(kept: Kept) -> bool:
+    """Whether it achieved anything, or what it depends on is away: then waiting is right."""
+    try:
+        return kept.moved()
+    except Unavailable:
+        return True
 
 
 def _reason(query: StreamingQuery) -> str:

@@ -11,6 +11,7 @@ from itertools import groupby
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from afterclick.settings import KafkaSettings
 from streaming.apply import Record
@@ -20,28 +21,29 @@ Offsets = dict[str, dict[int, int]]
 """Topic → partition → offset."""
 
 
-def frame(
-    spark: SparkSession, kafka: KafkaSettings, start: Offsets | None, most: int, **options: str
-) -> DataFrame:
-    """The interaction topics from the offsets `start` (None: the earliest), at most `most` rows a batch."""
+def frame(spark: SparkSession, kafka: KafkaSettings, start: Offsets | None, most: int | None) -> DataFrame:
+    """The interaction topics from the offsets `start` (None: the earliest), at most `most` rows a batch.
+
+    `timestamp` is in microseconds since the epoch.
+    """
     reader = (
         spark.readStream.format("kafka")
         .option("kafka.bootstrap.servers", kafka.bootstrap)
         .option("subscribe", ",".join(kafka.topics.interactions))
         .option("startingOffsets", json.dumps(start) if start else "earliest")
         .option("failOnDataLoss", "true")
-        .option("maxOffsetsPerTrigger", most)
     )
-    for name, value in options.items():
-        reader = reader.option(name, value)
-    return reader.load().select(*COLUMNS)
+    if most is not None:
+        reader = reader.option("maxOffsetsPerTrigger", most)
+    microseconds = F.unix_micros("timestamp").alias("timestamp")
+    return reader.load().select(*COLUMNS[:-1], microseconds)
 
 
 def runs(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, int, list[Record]]]:
     """The records of Arrow batches, in order, as runs of one topic and partition."""
     for batch in batches:
         columns = {name: batch.column(name) for name in COLUMNS}
-        log_us = columns["timestamp"].cast(pa.int64()).to_pylist()
+        log_us = columns["timestamp"].to_pylist()
         records = map(
             Record,
             columns["offset"].to_pylist(),

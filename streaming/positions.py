@@ -6,6 +6,8 @@ reads   redis  {p:<topic>:<partition>}:position
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import redis
@@ -27,32 +29,39 @@ class Span:
     end: int
 
 
-Spans = dict[tuple[str, int], Span]
+Place = tuple[str, int]
+"""Topic and partition."""
+Spans = dict[Place, Span]
+
+
+def places(kafka: KafkaSettings) -> list[Place]:
+    """Every partition of the interaction topics. Raises Unavailable."""
+    with _consumer(kafka) as consumer:
+        return [(topic, n) for topic in kafka.topics.interactions for n in _partitions(consumer, topic)]
 
 
 def read_log(kafka: KafkaSettings) -> Spans:
     """First and next offset of each partition of the interaction topics. Raises Unavailable."""
-    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "positions", "log_level": 2})
-    try:
+    with _consumer(kafka) as consumer:
         spans = {}
         for topic in kafka.topics.interactions:
             for partition in _partitions(consumer, topic):
-                begin, end = consumer.get_watermark_offsets(
-                    TopicPartition(topic, partition), timeout=_TIMEOUT_S
-                )
-                spans[topic, partition] = Span(begin, end)
+                place = TopicPartition(topic, partition)
+                spans[topic, partition] = Span(*consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S))
         return spans
-    except KafkaException as error:
-        raise Unavailable(f"Kafka at {kafka.bootstrap}: {error.args[0].str()}") from None
-    finally:
-        consumer.close()
 
 
 def partitions_of(kafka: KafkaSettings, topic: str) -> int:
     """How many partitions a topic has. Raises Unavailable where there is no such topic."""
+    with _consumer(kafka) as consumer:
+        return len(_partitions(consumer, topic))
+
+
+@contextmanager
+def _consumer(kafka: KafkaSettings) -> Iterator[Consumer]:
     consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "positions", "log_level": 2})
     try:
-        return len(_partitions(consumer, topic))
+        yield consumer
     except KafkaException as error:
         raise Unavailable(f"Kafka at {kafka.bootstrap}: {error.args[0].str()}") from None
     finally:
@@ -66,16 +75,21 @@ def _partitions(consumer: Consumer, topic: str) -> list[int]:
     return list(found.partitions)
 
 
-def read_positions(client: redis.Redis, keys: Keys, spans: Spans) -> dict[tuple[str, int], int]:
+def read_positions(client: redis.Redis, keys: Keys, of: Iterable[Place]) -> dict[Place, int]:
     """The last applied offset of each partition, −1 where there is none. Raises Unavailable."""
     try:
-        values = [client.get(keys.position(*place)) for place in spans]
+        values = {place: client.get(keys.position(*place)) for place in of}
     except redis.RedisError as error:
         raise Unavailable(f"Redis: {error}") from None
-    return {place: -1 if value is None else int(value) for place, value in zip(spans, values, strict=True)}
+    return {place: -1 if value is None else int(value) for place, value in values.items()}
 
 
-def starting_offsets(positions: dict[tuple[str, int], int], spans: Spans) -> Offsets:
+def lag(positions: dict[Place, int], spans: Spans) -> int:
+    """How many records of the log the state has not applied yet."""
+    return sum(span.end - 1 - max(positions[place], span.begin - 1) for place, span in spans.items())
+
+
+def starting_offsets(positions: dict[Place, int], spans: Spans) -> Offsets:
     """The next offset to apply of each partition.
 
     Raises LogTruncated where the log no longer reaches back to a position, and StateConflict where it ends

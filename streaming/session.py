@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 
 from pyspark.sql import SparkSession
 
 from afterclick.settings import Settings
 
 
-def build(settings: Settings, **more: str) -> SparkSession:
-    """A new session; `more` are Spark settings with dots written as two underscores.
+def build(settings: Settings, slots: int, more: Mapping[str, str]) -> SparkSession:
+    """A new session with `more` Spark settings. A local master gets `slots` task slots where it names none.
 
     Spark itself logs next to nothing: the job says why a query failed.
     """
@@ -23,6 +24,7 @@ def build(settings: Settings, **more: str) -> SparkSession:
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.jars": settings.spark_jars,
         "spark.log.level": "FATAL",
+        "spark.python.daemon.module": "streaming.worker_daemon",
         "spark.python.worker.reuse": "true",
         "spark.scheduler.mode": "FAIR",
         "spark.sql.adaptive.enabled": "false",
@@ -34,9 +36,9 @@ def build(settings: Settings, **more: str) -> SparkSession:
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
     }
-    config |= {key.replace("__", "."): value for key, value in more.items()}
-    builder = SparkSession.builder.appName("afterclick-stream").master(settings.stream.master)
-    for key, value in config.items():
+    master = f"local[{slots}]" if settings.stream.master == "local[*]" else settings.stream.master
+    builder = SparkSession.builder.appName("afterclick-stream").master(master)
+    for key, value in (config | dict(more)).items():
         builder = builder.config(key, value)
     spark: SparkSession = builder.getOrCreate()
     return spark

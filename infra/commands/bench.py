@@ -34,3 +34,24 @@ def serve(
         return
     for name, value in figures.items():
         typer.echo(f"{name:24} {value}")
+
+
+@app.command()
+def ingest(
+    events: Annotated[int, typer.Option(help="Events in the log.")] = 300_000,
+    users: Annotated[int, typer.Option(help="Users they come from.")] = 100_000,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """How many events a second the micro-batch trigger applies, exactly; beside a naive writer."""
+    from afterclick.settings import Settings
+    from infra.benches.ingest import Bench, run
+
+    _print(run(Bench(events=events, users=users), Settings().jars), as_json)
+
+
+def _print(figures: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        typer.echo(orjson.dumps(figures))
+        return
+    for name, value in figures.items():
+        typer.echo(f"{name:24} {value}")

@@ -95,7 +95,6 @@ def environment(settings: Settings) -> dict[str, str]:
         "KAFKA__PARTITIONS": settings.kafka.partitions,
         "REDIS__URL": settings.redis.url,
         "REDIS__PREFIX": settings.redis.prefix,
-        "STREAM__MASTER": "local[2]",
         "STREAM__BATCH_EVENTS": settings.stream.batch_events,
         "STREAM__ARCHIVE_SECONDS": "1",
     }

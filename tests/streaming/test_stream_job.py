@@ -68,6 +68,7 @@ def run_reconcile(settings: Settings) -> tuple[int, dict[str, object]]:
     """The command's exit code and its JSON."""
     command = [sys.executable, "-c", "from infra.cli import main; main()", "reconcile", "--json"]
     done = subprocess.run(command, env=environment(settings), capture_output=True, timeout=300)
+    assert done.returncode in (0, 1), done.stderr.decode()
     return done.returncode, orjson.loads(done.stdout.splitlines()[-1])
 
 
@@ -109,8 +110,11 @@ def test_the_same_kills_without_the_fence_count_twice(settings: Settings, stream
     assert report["counted_in_state"] > report["counted_in_log"]
 
 
-def test_what_the_job_makes_of_good_and_bad_records(settings: Settings, stream: StreamProcess) -> None:
-    stream.start()
+@pytest.mark.parametrize("trigger", ["micro-batch", "real-time"])
+def test_what_the_job_makes_of_good_and_bad_records(
+    settings: Settings, stream: StreamProcess, trigger: str
+) -> None:
+    stream.start(AFTERCLICK_STREAM__TRIGGER=trigger)
     good = list(many_events(500))
     produce(settings, good)
     produce(settings, [b"\xff", b"{}", b"null"], "feedback")

@@ -1,0 +1,163 @@
+"""A stack of a bench's own: Kafka, Valkey, and the stream job as a process that can be killed.
+
+reads   redis  {p:<topic>:<partition>}:position
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import redis
+
+from afterclick.errors import Unavailable
+from afterclick.settings import KafkaSettings, RedisSettings, Settings
+from infra.embedded.jars import KAFKA, ensure_jars
+from infra.embedded.kafka import KafkaServer
+from infra.embedded.valkey import ValkeyServer
+from infra.topics_admin import ensure_topics
+from streaming.positions import lag, places, read_log, read_positions
+
+
+@dataclass
+class StreamJob:
+    """`afterclick stream` as a process; its output is appended to `log`."""
+
+    settings: Settings
+    log: Path
+    env: dict[str, str] = field(default_factory=dict)
+    popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.popen is not None and self.popen.poll() is None
+
+    def start(self, **more: str) -> None:
+        command = [sys.executable, "-m", "infra", "stream"]
+        with self.log.open("ab") as log:
+            self.popen = subprocess.Popen(
+                command,
+                env=environment(self.settings) | self.env | more,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def family(self) -> list[psutil.Process]:
+        """The job's process and every one under it."""
+        if self.popen is None or not self.running:
+            return []
+        job = psutil.Process(self.popen.pid)
+        return [job, *job.children(recursive=True)]
+
+    def kill(self) -> None:
+        """SIGKILL all of it at once, as when a machine goes away."""
+        family = self.family()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if self.popen is not None:
+            self.popen.wait()
+        psutil.wait_procs(family, timeout=10)
+
+    def stop(self) -> None:
+        """SIGTERM; SIGKILL where that does not do."""
+        if self.popen is None or not self.running:
+            return
+        self.popen.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            self.popen.wait(20)
+        self.kill()
+
+    def printed(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def cpu_s(self) -> float:
+        """CPU seconds that the living processes of the job have used."""
+        total = 0.0
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+
+@dataclass
+class Stack:
+    """What a bench runs on."""
+
+    settings: Settings
+    kafka: KafkaServer
+    valkey: ValkeyServer
+    job: StreamJob
+
+    def client(self) -> redis.Redis:
+        return redis.Redis.from_url(self.settings.redis.url, socket_timeout=30)
+
+    def behind(self) -> int:
+        """Records of the log that the state has not applied yet; −1 where it cannot be asked now."""
+        try:
+            with self.client() as client:
+                at = read_positions(client, self.settings.redis.keys, places(self.settings.kafka))
+            return lag(at, read_log(self.settings.kafka))
+        except (Unavailable, redis.RedisError, ValueError):
+            return -1
+
+    def wait_caught_up(self, timeout_s: float = 300.0) -> float:
+        """Wait until the state has the whole log; the seconds it took."""
+        return self.wait(lambda: self.behind() == 0, "the stream to catch up", timeout_s)
+
+    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = 300.0) -> float:
+        started = time.monotonic()
+        while not condition():
+            if time.monotonic() - started > timeout_s:
+                raise Unavailable(f"waited {timeout_s:.0f} s for {what}; see {self.job.log}")
+            time.sleep(0.05)
+        return time.monotonic() - started
+
+
+@contextmanager
+def own_stack(jars: Path, partitions: int = 4, **env: str) -> Iterator[Stack]:
+    """Kafka and Valkey on free ports in a temporary folder, the topics, and a stream job not yet started."""
+    with tempfile.TemporaryDirectory(prefix="afterclick-bench-", ignore_cleanup_errors=True) as folder:
+        home = Path(folder)
+        kafka, valkey = KafkaServer(home / "kafka", ensure_jars(jars, KAFKA)), ValkeyServer(home / "valkey")
+        job: StreamJob | None = None
+        try:
+            kafka.start()
+            valkey.start()
+            settings = Settings(
+                home=home,
+                jars=jars,
+                kafka=KafkaSettings(bootstrap=kafka.address, partitions=partitions),
+                redis=RedisSettings(url=valkey.address),
+            )
+            ensure_topics(settings)
+            job = StreamJob(settings, home / "stream.log", env)
+            yield Stack(settings, kafka, valkey, job)
+        finally:
+            if job is not None:
+                job.kill()
+            kafka.kill()
+            valkey.kill()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment that gives a process these settings."""
+    values = {
+        "HOME": settings.home,
+        "JARS": settings.jars,
+        "KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
+        "KAFKA__PARTITIONS": settings.kafka.partitions,
+        "REDIS__URL": settings.redis.url,
+    }
+    return os.environ | {f"AFTERCLICK_{name}": str(value) for name, value in values.items()}
