@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afterclick.settings import Settings
 from serving import api, problems, sockets
+from serving.guard import Guard
 from serving.metrics import Metrics
 from serving.service import Service
 
@@ -45,6 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(sockets.router)
     problems.install(app)
     app.add_middleware(problems.BodyLimit, limit=settings.serving.max_body_bytes)
+    app.add_middleware(Guard, settings=settings.serving)
     app.add_middleware(Measured, metrics=service.metrics)
     _document_problems(app)
     return app

@@ -9,6 +9,7 @@ import uvicorn
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from serving.app import create_app
+from serving.guard import check_address
 
 DRAIN_S = 3
 """How long open requests and WebSockets may take to end; feedback is flushed after that."""
@@ -16,7 +17,9 @@ MAX_MESSAGE = 65_536
 
 
 def run(settings: Settings) -> None:
-    """Serve until told to stop. Raises Unavailable where the address is taken."""
+    """Serve until told to stop. Raises Unavailable where the address is taken, BadInput where it is
+    reachable by others and nobody needs a key."""
+    check_address(settings.serving)
     listener = bind(settings.serving.host, settings.serving.port)
     uvicorn.Server(config_of(settings)).run(sockets=[listener])
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 app = typer.Typer(help="Answer over HTTP and WebSocket.", no_args_is_help=True)
+
+
+class Scope(StrEnum):
+    """What a key may do."""
+
+    RECOMMEND = "recommend"
+    FEEDBACK = "feedback"
+    ADMIN = "admin"
 
 
 @app.command()
@@ -21,3 +30,20 @@ def serve(
     settings = Settings()
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     run(settings.model_copy(update={"serving": settings.serving.model_copy(update=given)}))
+
+
+@app.command("api-key")
+def api_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; repeat for several.")] = None,
+) -> None:
+    """Make an API key: prints it once, and the setting that makes the API know it."""
+    import orjson
+
+    from serving.guard import new_key
+
+    key, sha256 = new_key()
+    scopes = [str(s) for s in scope or (Scope.RECOMMEND, Scope.FEEDBACK)]
+    setting = orjson.dumps({name: {"sha256": sha256, "scopes": scopes}}).decode()
+    typer.echo(f"key      {key}")
+    typer.echo(f"setting  AFTERCLICK_SERVING__KEYS='{setting}'")

@@ -1,0 +1,105 @@
+"""Who may ask what."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from afterclick.errors import BadInput
+from afterclick.settings import ApiKey, ServingSettings, Settings
+from serving.guard import OPEN_PATHS, check_address, new_key, scope_of
+from tests.serving.running import Running
+
+KEYS = {"recommend": "r-key", "feedback": "f-key", "admin": "a-key"}
+
+
+def guarded(settings: Settings, **serving: Any) -> Settings:
+    keys = {
+        name: ApiKey(sha256=hashlib.sha256(key.encode()).hexdigest(), scopes=(name,))  # type: ignore[arg-type]
+        for name, key in KEYS.items()
+    }
+    return settings.model_copy(update={"serving": ServingSettings(keys=keys, **serving)})
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_every_route_needs_a_key_with_its_scope(settings: Settings) -> None:
+    with Running(guarded(settings)) as api:
+        document = api.get("/openapi.json")
+        checked = 0
+        for path, methods in document["paths"].items():
+            for method in methods:
+                if path in OPEN_PATHS:
+                    continue
+                real = path.format(item_id="i", user_id="u")
+                needed = scope_of(method.upper(), path)
+                for headers, allowed in (
+                    ({}, False),
+                    (bearer("wrong"), False),
+                    ({"authorization": "Basic r-key"}, False),
+                    (bearer(KEYS[needed]), True),
+                    ({"x-api-key": KEYS[needed]}, True),
+                    (bearer(KEYS["admin"]), True),
+                ):
+                    status = api.http.request(method, real, headers=headers).status_code
+                    assert (status not in {401, 403}) is allowed, (method, path, headers, status)
+                    assert status < 500 or status == 503, (path, status)
+                other = "feedback" if needed == "recommend" else "recommend"
+                assert api.http.request(method, real, headers=bearer(KEYS[other])).status_code == 403
+                checked += 1
+        assert checked >= 10
+        assert api.http.get("/recommendations").headers["www-authenticate"].startswith("Bearer")
+        assert api.http.get("/health/live").status_code == 200
+
+
+def test_sockets_need_the_key_and_a_known_origin(settings: Settings) -> None:
+    with Running(guarded(settings, origins=("https://shop.example",))) as api:
+        url = f"{api.ws}/ws/recommendations?user_id=bob"
+        for headers in (
+            {},
+            bearer("f-key"),
+            bearer("r-key") | {"origin": "https://evil.example"},
+            bearer("r-key") | {"origin": "null"},
+        ):
+            with pytest.raises(InvalidStatus) as refused, connect(url, additional_headers=headers):
+                pass
+            assert refused.value.response.status_code == 403
+        for origin in ({}, {"origin": "https://shop.example"}, {"origin": api.url}):
+            with connect(url, additional_headers=bearer("r-key") | origin) as socket:
+                assert socket.recv(10)
+
+
+def test_a_foreign_origin_is_refused_without_keys_too(hostile_api: Running) -> None:
+    headers = {"origin": "https://evil.example"}
+    with pytest.raises(InvalidStatus), connect(f"{hostile_api.ws}/ws/live", additional_headers=headers):
+        pass
+
+
+def test_over_the_limit_is_429_per_caller(settings: Settings) -> None:
+    with Running(guarded(settings, limit="5/minute")) as api:
+        statuses = [
+            api.http.get("/recommendations?user_id=b", headers=bearer("r-key")).status_code for _ in range(7)
+        ]
+        assert statuses == [200] * 5 + [429] * 2
+        response = api.http.get("/recommendations?user_id=b", headers=bearer("r-key"))
+        assert response.headers["retry-after"] == "60"
+        assert response.headers["content-type"] == "application/problem+json"
+        assert api.http.get("/recommendations?user_id=b", headers=bearer("a-key")).status_code == 200
+
+
+def test_without_keys_only_this_machine_is_answered() -> None:
+    for host in ("127.0.0.1", "localhost", "::1"):
+        check_address(ServingSettings(host=host))
+    for host in ("0.0.0.0", "::", "10.0.0.1", "shop.example"):
+        with pytest.raises(BadInput, match="api-key"):
+            check_address(ServingSettings(host=host))
+        check_address(ServingSettings(host=host, open=True))
+    key, sha256 = new_key()
+    check_address(ServingSettings(host="0.0.0.0", keys={"shop": ApiKey(sha256=sha256)}))
+    assert hashlib.sha256(key.encode()).hexdigest() == sha256
