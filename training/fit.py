@@ -102,4 +102,4 @@ def factorise(
 def _sample(users: NDArray[np.float32], seed: int, most: int = 500) -> NDArray[np.float32]:
     real = np.flatnonzero(users.any(axis=1))
     chosen = np.random.default_rng(seed).choice(real, min(most, len(real)), replace=False)
-    return users[np.sort(chosen)]
+    return np.asarray(users[np.sort(chosen)], np.float32)

@@ -36,13 +36,14 @@ class NeuMf(nn.Module):
         product = self.user(user) @ self.item(item).T
         hidden = torch.relu(self.mlp_user(user)[:, None, :] + self.mlp_item(item)[None, :, :])
         deep = self.last(torch.relu(self.middle(hidden)))[:, :, 0]
-        return product + deep + self.bias(item)[:, 0]
+        return torch.as_tensor(product + deep + self.bias(item)[:, 0])
 
     def pairs(self, user: Tensor, item: Tensor) -> Tensor:
         """(b,) logits of each user with their own item."""
         product = (self.user(user) * self.item(item)).sum(1)
         hidden = torch.relu(self.mlp_user(user) + self.mlp_item(item))
-        return product + self.last(torch.relu(self.middle(hidden)))[:, 0] + self.bias(item)[:, 0]
+        deep = self.last(torch.relu(self.middle(hidden)))[:, 0]
+        return torch.as_tensor(product + deep + self.bias(item)[:, 0])
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Ncf:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         self._items = train.shape[1]
-        self._net = NeuMf(*train.shape, self.dim, self.hidden)
+        self._net = NeuMf(train.shape[0], train.shape[1], self.dim, self.hidden)
         optimiser = adam(self._net, self.rate, self.decay)
         batches = Batches.of(train, self.batch)
         negatives = Negatives(np.asarray(train.sum(axis=0), np.float32).ravel(), self.sample, generator)
@@ -89,5 +90,5 @@ class Ncf:
         """(b, n_items), some users at a time, for the MLP is wide."""
         everything = torch.arange(self._items)
         step = max(1, 4_000_000 // (self._items * self.hidden))
-        parts = torch.from_numpy(np.asarray(users, np.int64)).split(step)
+        parts = torch.split(torch.from_numpy(np.asarray(users, np.int64)), step)
         return np.concatenate([self._net(part, everything).numpy() for part in parts]).astype(np.float32)

@@ -33,7 +33,7 @@ class Batches:
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Every interaction once."""
         order = torch.randperm(len(self.user), generator=generator)
-        for some in order.split(self.size):
+        for some in torch.split(order, self.size):
             yield self.user[some], self.item[some]
 
 

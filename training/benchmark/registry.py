@@ -30,7 +30,8 @@ class Recommender(Protocol):
 
 def make(name: str, knobs: Mapping[str, Any]) -> Recommender:
     """A model by its name. Raises KeyError for a name that is not in MODELS."""
-    return _maker(name)(**knobs)
+    model: Recommender = _maker(name)(**knobs)
+    return model
 
 
 def defaults(name: str) -> dict[str, Any]:

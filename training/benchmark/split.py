@@ -19,27 +19,6 @@ from afterclick.errors import BadDataset
 
 
 @dataclass(frozen=True)
-class Train:
-    """What a model may see."""
-
-    matrix: Any
-    """(n_users, n_items) scipy CSR of float32 ones, its columns within a row in order of time where known"""
-    newest: list[NDArray[np.int32]] | None = None
-
-    @property
-    def users(self) -> int:
-        return int(self.matrix.shape[0])
-
-    @property
-    def items(self) -> int:
-        return int(self.matrix.shape[1])
-
-    def popularity(self) -> NDArray[np.float32]:
-        """(n_items,) interactions of each item."""
-        return np.asarray(self.matrix.sum(axis=0), np.float32).ravel()
-
-
-@dataclass(frozen=True)
 class Split:
     """The rows of a split as matrices of one shape."""
 
@@ -59,7 +38,8 @@ def load(folder: Path, seed: int = 42) -> Split:
     """The split in a folder. Raises BadDataset for what is missing or malformed."""
     frames = {name: _read(folder, name) for name in ("train", "valid", "test")}
     for name in ("train", "test"):
-        if frames[name] is None or not len(frames[name]):
+        frame = frames[name]
+        if frame is None or frame.empty:
             raise BadDataset(f"{folder}: no {name}.csv (or .csv.gz) with rows")
     known = [f for f in frames.values() if f is not None]
     users = pd.Index(pd.unique(pd.concat([f["user_id"] for f in known])))
@@ -90,7 +70,7 @@ def _read(folder: Path, name: str) -> pd.DataFrame | None:
 
 
 def _matrix(frame: pd.DataFrame, users: pd.Index, items: pd.Index) -> Any:
-    row, column = users.get_indexer(frame["user_id"]), items.get_indexer(frame["item_id"])
+    row, column = users.get_indexer(pd.Index(frame["user_id"])), items.get_indexer(pd.Index(frame["item_id"]))
     ones = np.ones(len(frame), np.float32)
     matrix = sparse.csr_matrix((ones, (row, column)), shape=(len(users), len(items)))
     matrix.sum_duplicates()

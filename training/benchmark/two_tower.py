@@ -68,7 +68,7 @@ class TwoTower:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         self._train = train.tocsr()
-        self._towers = Towers(*train.shape, self.dim, self.own)
+        self._towers = Towers(train.shape[0], train.shape[1], self.dim, self.own)
         optimiser = adam(self._towers, self.rate, self.decay)
         batches = Batches.of(train, self.batch)
         count = np.asarray(train.sum(axis=0), np.float32).ravel()

@@ -1,0 +1,144 @@
+"""Every model behind one interface, on a checkerboard whose answer is obvious; and the protocol."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from afterclick.errors import BadDataset
+from tests.training import shop
+from training.benchmark import linear, registry
+from training.benchmark.measure import measure
+from training.benchmark.run import Request, run
+from training.benchmark.split import load
+
+SMALL = {
+    "two_tower": {"epochs": 40, "dim": 16, "own": 0.0},
+    "ncf": {"epochs": 20, "dim": 16, "batch": 64, "sample": 40},
+}
+FITTED = [name for name in registry.MODELS if name != "popularity"]
+
+
+@functools.cache
+def fitted(
+    name: str, again: int = 0
+) -> tuple[registry.Recommender, sparse.csr_matrix, list[tuple[int, int]]]:
+    rows, held = shop.checkerboard()
+    train = rows.matrix()
+    model = registry.make(name, {**registry.defaults(name), **SMALL.get(name, {})})
+    model.fit(train, seed=1)
+    return model, train, held
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_checkerboard_is_completed(name: str) -> None:
+    model, train, held = fitted(name)
+    target = sparse.csr_matrix((np.ones(len(held), np.float32), tuple(zip(*held, strict=True))), train.shape)
+    assert measure(model.scores, train, target)["recall@10"] > 0.95
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_scores_are_finite_and_do_not_depend_on_the_batch(name: str) -> None:
+    model, train, _ = fitted(name)
+    users = np.arange(train.shape[0])
+    together = model.scores(users)
+    assert together.shape == train.shape
+    assert np.isfinite(together).all()
+    apart = np.concatenate([model.scores(users[:7]), model.scores(users[7:])])
+    np.testing.assert_allclose(apart, together, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_the_same_seed_gives_the_same_model(name: str) -> None:
+    users = np.arange(5)
+    np.testing.assert_allclose(fitted(name)[0].scores(users), fitted(name, 1)[0].scores(users), atol=1e-4)
+
+
+def test_popularity_cannot_complete_a_checkerboard() -> None:
+    model, train, held = fitted("popularity")
+    target = sparse.csr_matrix((np.ones(len(held), np.float32), tuple(zip(*held, strict=True))), train.shape)
+    assert measure(model.scores, train, target)["recall@10"] < 0.8
+
+
+def test_a_large_catalogue_is_solved_among_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, train, _ = fitted("item_item")
+    monkeypatch.setattr(linear, "DENSE_BELOW", 10)
+    local, _, _ = fitted("item_item", 2)
+    users = np.arange(train.shape[0])
+    # with more neighbours than items it is the same regression
+    np.testing.assert_allclose(local.scores(users), dense.scores(users), rtol=1e-3, atol=1e-5)
+
+
+def test_a_two_tower_vector_is_computed_without_torch() -> None:
+    import torch
+
+    from training.benchmark.two_tower import TwoTower
+
+    model, train, _ = fitted("two_tower")
+    assert isinstance(model, TwoTower)
+    user = 3
+    past = torch.from_numpy(train[user].indices.astype(np.int64))
+    with torch.no_grad():
+        total = model._towers.past(past).sum(0)[None]
+        expected = model._towers.users(torch.tensor([user]), total, torch.tensor([float(len(past))]))
+    np.testing.assert_allclose(model.vectors(np.array([user])), expected.numpy(), atol=1e-5)
+
+
+def test_metrics_are_those_of_an_independent_count() -> None:
+    scores = np.array([[9.0, 8, 7, 6, 5], [1, 2, 3, 4, 5]], np.float32)
+    seen = sparse.csr_matrix(np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]], np.float32))
+    target = sparse.csr_matrix(np.array([[0, 0, 1, 1, 0], [0, 0, 0, 1, 0]], np.float32))
+    found = measure(lambda users: scores[users], seen, target)
+    first = (1 / np.log2(3) + 1 / np.log2(4)) / (1 + 1 / np.log2(3))  # places 2 and 3 of the best 1 and 2
+    assert found["ndcg@20"] == pytest.approx((first + 1.0) / 2)
+    assert found["recall@20"] == found["hr@20"] == 1.0
+    assert found["f1@20"] == pytest.approx((2 * 0.1 / 1.1 + 2 * 0.05 / 1.05) / 2)
+
+
+def write(folder: Path, valid: bool) -> Path:
+    rows, held = shop.checkerboard()
+    pairs = [f"u-{u},i-{i},{n}" for n, (u, i) in enumerate(zip(rows.user, rows.item, strict=True))]
+    (folder / "train.csv").write_text("\n".join(["user_id,item_id,timestamp", *pairs]))
+    lines = ["user_id,item_id", *(f"u-{u},i-{i}" for u, i in held)]
+    (folder / "test.csv").write_text("\n".join(lines[:1] + lines[1::2]))
+    if valid:
+        (folder / "valid.csv").write_text("\n".join(lines[:1] + lines[2::2]))
+    return folder
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_a_split_is_tuned_and_measured(tmp_path: Path, valid: bool) -> None:
+    answer = run(Request(write(tmp_path, valid), "item_item", trials=4))
+    assert answer["tuned_on"] == ("valid" if valid else "rows cut from train")
+    assert answer["trials"] == 4
+    assert answer["recall@20"] > 0.95
+    figures = {"recall@20", "ndcg@20", "f1@20", "hr@10", "ndcg@10", "hr@20", "fit_seconds", "tune_seconds"}
+    assert figures | {"model", "users", "items", "peak_mb", "params"} <= set(answer)
+
+
+def test_the_newest_rows_stand_in_for_missing_validation_rows(tmp_path: Path) -> None:
+    split = load(write(tmp_path, valid=False))
+    whole = sum(1 for _ in (tmp_path / "train.csv").open()) - 1
+    assert split.inner
+    assert split.train.nnz + split.valid.nnz == whole
+    assert not split.train.multiply(split.valid).nnz
+    assert np.diff(split.valid.indptr).min() >= 1
+
+
+def test_the_test_rows_do_not_touch_the_search(tmp_path: Path) -> None:
+    first = run(Request(write(tmp_path, valid=True), "item_item", trials=4))
+    test = (tmp_path / "test.csv").read_text().splitlines()
+    (tmp_path / "test.csv").write_text("\n".join(test[:5]))
+    assert run(Request(tmp_path, "item_item", trials=4))["params"] == first["params"]
+
+
+def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadDataset, match=r"no train\.csv"):
+        load(tmp_path)
+    (tmp_path / "train.csv").write_text("a,b\n1,2")
+    with pytest.raises(BadDataset, match="user_id,item_id"):
+        load(tmp_path)
