@@ -53,6 +53,10 @@ class Report:
     counted_in_log: int
     uniques_in_state: int
     uniques_in_log: int
+    lost: int = 0
+    """Counts missing from the state, over all items."""
+    double: int = 0
+    """Counts too many in the state, over all items."""
     differences: int = 0
     by_kind: Counter[str] = field(default_factory=Counter)
     examples: list[Difference] = field(default_factory=list)
@@ -113,6 +117,8 @@ def _attempt(client: redis.Redis, settings: Settings) -> Report | None:
         items=len(total.trending),
         counted_in_state=state.counts.total(),
         counted_in_log=total.counts.total(),
+        lost=(total.counts - state.counts).total(),
+        double=(state.counts - total.counts).total(),
         uniques_in_state=state.uniques.total(),
         uniques_in_log=sum(total.uniques.values()),
     )

@@ -126,7 +126,7 @@ class Stack:
 
 
 @contextmanager
-def own_stack(jars: Path, partitions: int = 4, **env: str) -> Iterator[Stack]:
+def own_stack(jars: Path, **env: str) -> Iterator[Stack]:
     """Kafka and Valkey on free ports in a temporary folder, the topics, and a stream job not yet started."""
     with tempfile.TemporaryDirectory(prefix="afterclick-bench-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
@@ -138,7 +138,7 @@ def own_stack(jars: Path, partitions: int = 4, **env: str) -> Iterator[Stack]:
             settings = Settings(
                 home=home,
                 jars=jars,
-                kafka=KafkaSettings(bootstrap=kafka.address, partitions=partitions),
+                kafka=KafkaSettings(bootstrap=kafka.address),
                 redis=RedisSettings(url=valkey.address),
             )
             ensure_topics(settings)

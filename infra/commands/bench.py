@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import orjson
@@ -55,3 +56,36 @@ def _print(figures: dict[str, object], as_json: bool) -> None:
         return
     for name, value in figures.items():
         typer.echo(f"{name:24} {value}")
+
+
+@app.command()
+def freshness(
+    rate: Annotated[float, typer.Option(help="Events per second.")] = 200.0,
+    seconds: Annotated[float, typer.Option(help="Length of the real-time run.")] = 300.0,
+    boundaries: Annotated[int, typer.Option(help="Hand-overs to another query in that time.")] = 2,
+    chart: Annotated[Path | None, typer.Option(help="Draw the run into this PNG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """From POST /feedback to the changed list on the user's WebSocket and in GET, in milliseconds."""
+    from afterclick.settings import Settings
+    from infra.benches.freshness import Bench, run
+
+    bench = Bench(rate=rate, seconds=seconds, boundaries=boundaries, chart=chart)
+    _print(run(bench, Settings().jars), as_json)
+
+
+@app.command()
+def faults(
+    events: Annotated[int, typer.Option(help="Events of each case.")] = 20_000,
+    kills: Annotated[int, typer.Option(help="Kills of each case.")] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="Only these cases; repeat for several.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """Kill, cut, flood and resend, then prove the state. Exit 1 if anything was lost or doubled."""
+    from afterclick.settings import Settings
+    from infra.benches.faults import Bench, run
+
+    figures = run(Bench(events=events, kills=kills, only=tuple(only or ())), Settings().jars)
+    _print(figures, as_json)
+    if figures["lost"] or figures["double"]:
+        raise typer.Exit(1)
