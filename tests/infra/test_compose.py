@@ -13,7 +13,9 @@ import jsonschema
 import pytest
 import yaml
 
+from afterclick.settings import Settings
 from infra import reference
+from serving.guard import check_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +54,22 @@ def test_every_variable_is_a_setting(compose: dict[str, Any]) -> None:
         used |= set(re.findall(r"AFTERCLICK_[A-Z_]+", dockerfile.read_text()))
     assert used
     assert used <= reference.setting_names()
+
+
+def test_the_settings_are_valid_and_let_the_api_start(
+    compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in compose["services"]["serve"]["environment"].items():
+        monkeypatch.setenv(name, value)
+    settings = Settings()
+    assert settings.kafka.bootstrap == "kafka:9092"
+    check_address(settings.serving)
+
+
+def test_only_this_machine_reaches_the_ports(compose: dict[str, Any]) -> None:
+    ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
 def test_every_command_exists(compose: dict[str, Any]) -> None:
