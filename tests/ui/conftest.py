@@ -66,7 +66,7 @@ def shop(broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempP
         shop = Shop(_ui_url(settings), settings.ui.api_url, settings, world, processes)
         processes["serve"].wait_ready(lambda: answers(f"{shop.api_url}/health/live"), 60)
         processes["ui"].wait_ready(lambda: answers(f"{shop.url}/health/live"), 60)
-        wait_until(lambda: _counted(shop) == world.reviews, 120, what="every review counted")
+        wait_until(lambda: _counted(shop) == world.reviews, 240, what="every review counted")
         yield shop
     delete_topics(settings.kafka)
 
