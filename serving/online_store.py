@@ -19,13 +19,15 @@ from redis.exceptions import RedisError
 from afterclick.errors import Unavailable
 from afterclick.settings import RedisSettings
 from afterclick.state import HistoryEntry
+from serving.redis_pipe import RedisPipe, suits
 
 log = structlog.get_logger()
 AWAY_S = 1.0
 """How long Redis is left alone after it failed, so that requests need not each wait for it."""
-
-Rows = list[tuple[bytes, float]]
-"""Members of a history and their event times, newest first."""
+FAILURES = 3
+"""Failures in a row after which it is left alone."""
+Rows = list[bytes]
+"""A history as it is stored: member, event time, member, …; newest first."""
 
 
 @dataclass
@@ -36,32 +38,40 @@ class Breaker:
     failures: int = 0
 
     def allows(self, now: float) -> bool:
-        if not self.failures:
+        if self.failures < FAILURES:
             return True
         if now - self.opened < AWAY_S:
             return False
         self.opened = now  # this request is the probe; the others go on without Redis
         return True
 
-    def failed(self, now: float) -> None:
+    def failed(self, error: Exception) -> None:
         self.failures += 1
-        self.opened = now
+        self.opened = time.monotonic()
+        if self.failures == FAILURES:
+            log.warning("Redis does not answer; going on without it", error=str(error))
 
     def worked(self) -> None:
+        if self.failures >= FAILURES:
+            log.info("Redis answers again")
         self.failures = 0
 
 
 def entries(rows: Rows) -> list[HistoryEntry]:
     """The events in stored rows."""
-    return [HistoryEntry.from_member(member, score) for member, score in rows]
+    return [
+        HistoryEntry.from_member(member, float(time_ms))
+        for member, time_ms in zip(rows[::2], rows[1::2], strict=True)
+    ]
 
 
 class OnlineStore:
     """Reads per-user history."""
 
     def __init__(self, settings: RedisSettings, history_length: int) -> None:
-        self._settings, self._keys, self._length = settings, settings.keys, history_length
-        self._client: Redis | RedisCluster = connect(settings)
+        self._keys, self._length = settings.keys, history_length
+        plain = not settings.cluster and suits(settings.url)
+        self._client = RedisPipe(settings.url, settings.timeout_s) if plain else _FullClient(settings)
         self.breaker = Breaker()
 
     async def history(self, user_id: str, newest: int | None = None) -> list[HistoryEntry]:
@@ -70,44 +80,65 @@ class OnlineStore:
 
     async def rows(self, user_id: str, newest: int | None = None) -> Rows:
         """The history as it is stored: for telling whether it has changed. Raises Unavailable."""
-        if not self.breaker.allows(time.monotonic()):
-            raise Unavailable("Redis is away")
-        key, last = self._keys.history(user_id), (newest or self._length) - 1
-        try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                rows: Any = await self._client.zrange(key, 0, last, desc=True, withscores=True)
-        except (RedisError, OSError, TimeoutError) as error:
-            if not self.breaker.failures:
-                log.warning("Redis does not answer; going on without it", error=repr(error))
-            self.breaker.failed(time.monotonic())
-            raise Unavailable("Redis does not answer") from error
-        if self.breaker.failures:
-            log.info("Redis answers again")
-            self.breaker.worked()
-        return list(rows)
+        last = (newest or self._length) - 1
+        rows: Rows = await self._call("ZRANGE", self._keys.history(user_id), 0, last, "REV", "WITHSCORES")
+        return rows
 
     async def ping(self) -> bool:
         """Whether Redis answers in time."""
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                await self._client.ping()
-        except (RedisError, OSError, TimeoutError):
+            await self._client.call("PING")
+        except Unavailable:
             return False
         self.breaker.worked()
         return True
 
     async def close(self) -> None:
+        await self._client.close()
+
+    async def _call(self, *command: str | int) -> Any:
+        if not self.breaker.allows(time.monotonic()):
+            raise Unavailable("Redis is away")
+        try:
+            answer = await self._client.call(*command)
+        except Unavailable as error:
+            self.breaker.failed(error)
+            raise
+        self.breaker.worked()
+        return answer
+
+
+class _FullClient:
+    """redis-py, for TLS and clusters: the same call."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        options: dict[str, Any] = {
+            "socket_timeout": settings.timeout_s,
+            "socket_connect_timeout": settings.timeout_s,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+        }
+        self._timeout_s = settings.timeout_s
+        self._client: Redis | RedisCluster = (
+            RedisCluster.from_url(settings.url, **options)
+            if settings.cluster
+            else Redis.from_url(settings.url, max_connections=64, **options)
+        )
+
+    async def call(self, *command: str | int) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await self._client.execute_command(*command)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise Unavailable(f"Redis does not answer: {error}") from error
+        return _flat(answer)
+
+    async def close(self) -> None:
         await self._client.aclose()
 
 
-def connect(settings: RedisSettings) -> Redis | RedisCluster:
-    """A client with its own bounded pool. Connects on first use."""
-    common: dict[str, Any] = {
-        "socket_timeout": settings.timeout_s,
-        "socket_connect_timeout": settings.timeout_s,
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,
-    }
-    if settings.cluster:
-        return RedisCluster.from_url(settings.url, **common)
-    return Redis.from_url(settings.url, max_connections=64, **common)
+def _flat(answer: Any) -> Any:
+    """Members with scores as the server sent them: redis-py may have paired them up."""
+    if isinstance(answer, list) and answer and isinstance(answer[0], tuple | list):
+        return [part if isinstance(part, bytes) else repr(part).encode() for pair in answer for part in pair]
+    return answer

@@ -24,9 +24,10 @@ def rows(count: int, seed: int = 3) -> FloatArray:
     return found
 
 
-def trained(features: int = len(FEATURE_NAMES), names: list[str] | None = None) -> str:
+def trained(names: list[str] | None = None) -> str:
     """The text of a LambdaMART model that learned something."""
-    x = rows(2000)[:, :features]
+    names = names or list(FEATURE_NAMES)
+    x = rows(2000)[:, : len(names)]
     wanted = np.nan_to_num(x[:, 0]) + np.nan_to_num(x[:, 3]) > 0.5
     data = lightgbm.Dataset(
         x, wanted.astype(int), group=[20] * 100, feature_name=names or list(FEATURE_NAMES)
@@ -73,3 +74,20 @@ def test_without_a_ranker_the_formula_ranks(tmp_path: Path) -> None:
     assert isinstance(load_ranker(tmp_path), FormulaRanker)
     (tmp_path / FILE).write_text(trained())
     assert isinstance(load_ranker(tmp_path), TreeRanker)
+
+
+def test_a_ranker_from_before_a_feature_was_added_goes_on() -> None:
+    older = [name for name in FEATURE_NAMES if name not in {"cosine_max", "trend_week"}]
+    ranker, x = TreeRanker(trained(names=older)), rows(300, seed=9)
+    columns = [FEATURE_NAMES.index(name) for name in older]
+    assert np.array_equal(ranker.score(x), Booster(trained(names=older)).score(x[:, columns]))
+    assert np.abs(sum(ranker.receipt(x).values()) - ranker.score(x)).max() < 1e-6
+
+
+def test_the_cascade_finds_what_all_trees_would_choose() -> None:
+    ranker, found = TreeRanker(trained()), []
+    for seed in range(20):
+        x = rows(400, seed=seed)
+        all_trees = np.sort(ranker.score(x))[-10:]
+        found.append(np.isin(ranker.score(x)[ranker.best(x, 10)], all_trees).mean())
+    assert np.mean(found) > 0.9
