@@ -13,11 +13,11 @@ _HEIGHT = 180
 
 
 def category_hue(categories: Sequence[str]) -> int:
-    """The hue (degrees) of an item's department: the second level of its path, where there is one."""
+    """The hue (degrees) of an item: its department's, shifted a little by its own category."""
     if not categories:
         return 225
-    name = categories[1] if len(categories) > 1 else categories[0]
-    return _digest(name)[0] * 360 // 256
+    department = categories[1] if len(categories) > 1 else categories[0]
+    return (_digest(department)[0] * 360 // 256 + _digest(categories[-1])[3] % 90 - 45) % 360
 
 
 def artwork(item_id: str, categories: Sequence[str]) -> str:
