@@ -39,6 +39,7 @@ def service_of(request: HttpRequest) -> Service:
 
 Parts = Annotated[Service, Depends(service_of)]
 ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
+ImpressionId = Annotated[Id, Path()]
 UserId = Annotated[Id, Path(examples=["bob"])]
 
 
@@ -78,6 +79,15 @@ async def batch(service: Parts, body: Annotated[schemas.BatchQuery, Body()]) -> 
         lists.append(await service.recommend(Ask(user_id, n)))
         await asyncio.sleep(0)
     return reply({"lists": lists})
+
+
+@router.get("/explain/{impression_id}", tags=["lists"], **answers(schemas.Recommendations, 404))
+async def explain(service: Parts, impression_id: ImpressionId) -> Response:
+    """A list that went out lately, as it was: what was shown then, and why."""
+    body = service.kept.get(impression_id)
+    if body is None:
+        raise ApiError(404, "no such impression in memory; older ones are on the impressions topic")
+    return reply(body)
 
 
 @router.get("/similar-items", tags=["lists"], **answers(schemas.SimilarItems, 404))
@@ -271,6 +281,7 @@ def ask_of(service: Service, query: schemas.RecommendationQuery) -> Ask:
         tuple(query.items),
         tuple(query.exclude),
         query.category,
+        query.explain,
     )
 
 

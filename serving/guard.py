@@ -26,6 +26,7 @@ from serving.problems import problem
 
 OPEN_PATHS = ("/health/live", "/health/ready", "/docs", "/openapi.json", "/redoc")
 ADMIN_PATHS = ("/metrics", "/exposure", "/models", "/dead-letters", "/ws/live")
+ADMIN_PREFIX = "/explain/"
 Headers = dict[bytes, bytes]
 
 
@@ -96,7 +97,7 @@ class Guard:
 
 def scope_of(method: str, path: str) -> ApiScope:
     """The scope a request needs."""
-    if path in ADMIN_PATHS:
+    if path in ADMIN_PATHS or path.startswith(ADMIN_PREFIX):
         return "admin"
     return "feedback" if method == "POST" and path == "/feedback" else "recommend"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ class Ranked:
     parts: dict[str, NDArray[np.float64]]
     sources: Sequence[str]
     reasons: Sequence[str]
+    because: Sequence[list[dict[str, Any]]] | None = None
+    """Per item the events of the user that moved it most, where that was asked for."""
 
 
 def overall(world: World, choice: Choice) -> Ranked:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from afterclick.scoring import UserState, features, fold_in
 from afterclick.state import HistoryEntry
 from serving.catalogue import Catalogue
 from serving.choice import Choice
+from serving.explain import because
 from serving.lists import Ranked, by_interests, overall
 from serving.online_store import OnlineStore, Rows, entries
 from serving.positions import Position, PositionWaiters
@@ -93,12 +95,16 @@ class Recommender:
         choice, model = self._choice(world, ask, state), world.loaded.model
         if model is not None and len(state.items):
             source = Source.PERSONALISED if rows else Source.SESSION
-            return personalised(world, model, state, choice, self._catalogue, history, source)
+            ranked = personalised(world, model, state, choice, self._catalogue, history, source)
+            if ask.explain:
+                causes = because(world, model, state, ranked.items, history, self._catalogue)
+                ranked = replace(ranked, because=causes)
+            return ranked
         interests = ask.interests or self._tastes(world, state)
         if interests:
-            ranked = by_interests(world, self._catalogue, interests, choice)
-            if ranked is not None:
-                return ranked
+            interesting = by_interests(world, self._catalogue, interests, choice)
+            if interesting is not None:
+                return interesting
         return overall(world, choice)
 
     def _choice(self, world: World, ask: Ask, state: UserState) -> Choice:
@@ -133,6 +139,9 @@ class Recommender:
                 ids, scores, ranked.sources, ranked.reasons, receipts, strict=True
             )
         ]
+        if ranked.because is not None:
+            for item, causes in zip(items, ranked.because, strict=True):
+                item["because"] = causes
         logged = [{name: item[name] for name in ("item_id", "score", "source")} for item in items]
         return Shown(ranked.source, orjson.dumps(items), orjson.dumps(logged), len(items))
 

@@ -17,6 +17,7 @@ from serving.world import World
 
 KEEP_S = 3.0
 ENTRIES = 4096
+KEPT_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Ask:
     """What is looked at now, the newest first."""
     exclude: tuple[str, ...] = ()
     category: str | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,26 @@ class Recommendation:
 
     body: dict[str, Any]
     shown: Shown
+
+
+class Kept:
+    """The newest lists that went out, up to `KEPT_BYTES`: to ask later what was shown and why."""
+
+    def __init__(self) -> None:
+        self._lists: dict[str, Recommendation] = {}
+        self._bytes = 0
+
+    def put(self, answer: Recommendation) -> None:
+        self._lists[answer.body["impression_id"]] = answer
+        self._bytes += len(answer.shown.items)
+        while self._bytes > KEPT_BYTES:
+            oldest = self._lists.pop(next(iter(self._lists)))
+            self._bytes -= len(oldest.shown.items)
+
+    def get(self, impression_id: str) -> dict[str, Any] | None:
+        """The list as it was answered, or None where it is too long ago."""
+        answer = self._lists.get(impression_id)
+        return answer.body if answer else None
 
 
 @dataclass(frozen=True, slots=True)

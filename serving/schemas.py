@@ -87,6 +87,9 @@ class RecommendationQuery(Request):
     interests: Interests = Field(
         [], description="Categories or item ids, for a user without history. Repeat, or separate by commas."
     )
+    explain: bool = Field(
+        False, description="Also name the events of the user that moved each item most, and by how much."
+    )
     after: After | None = Field(
         None,
         description="The position that POST /feedback answered: wait until that event is in the state.",
@@ -174,12 +177,13 @@ class Accepted(BaseModel):
 
 
 class Cause(BaseModel):
-    """An event of the user that moved an item up."""
+    """An event of the user that moved an item."""
 
-    event_id: str
+    event_id: str | None
     item_id: str
     title: str | None
     action: Action
+    effect: float = Field(description="The score, less the score had this event not happened.")
 
 
 class RecommendedItem(BaseModel):
@@ -195,6 +199,7 @@ class RecommendedItem(BaseModel):
         description="What the score is made of; adds up to it to 1e-6.",
         examples=[{"model": 1.2, "history": 0.7, "trend": 0.3, "content": 0.0}],
     )
+    because: list[Cause] | None = Field(None, description="Where `explain` was asked for.")
 
 
 class Recommendations(BaseModel):

@@ -27,7 +27,7 @@ from serving.model_feed import LoadedModel, ModelFeed, no_model
 from serving.online_store import OnlineStore
 from serving.positions import PositionWaiters
 from serving.recommender import Answer, Recommender
-from serving.remembered import Ask
+from serving.remembered import Ask, Kept
 from serving.text_search import TextSearch
 from serving.topic_reader import TopicReader
 from serving.trend_feed import TrendFeed
@@ -56,6 +56,7 @@ class Service:
     figures: Figures
     search: TextSearch = field(default_factory=TextSearch)
     exposure: Exposure = field(default_factory=Exposure)
+    kept: Kept = field(default_factory=Kept)
     draining: bool = False
     _loop: asyncio.AbstractEventLoop | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -98,6 +99,7 @@ class Service:
         self.metrics.listed(body["source"], body["degraded"])
         self.exposure.shown(body["impression_id"], body["source"], body["model_version"], shown.count)
         self.impressions.append(answer)
+        self.kept.put(answer)
         return body
 
     async def start(self) -> None:

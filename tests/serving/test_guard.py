@@ -37,7 +37,7 @@ def test_every_route_needs_a_key_with_its_scope(settings: Settings) -> None:
             for method in methods:
                 if path in OPEN_PATHS:
                     continue
-                real = path.format(item_id="i", user_id="u")
+                real = path.format(item_id="i", user_id="u", impression_id="x")
                 needed = scope_of(method.upper(), path)
                 for headers, allowed in (
                     ({}, False),

@@ -221,3 +221,23 @@ def test_a_batch_answers_for_each_user_as_a_request_would(shop_api: Running) -> 
     assert ids(mia) == ids(shop_api.list_for("mia", n=4))
     assert mia["source"] == "personalised"
     assert nobody["source"] in {"trending", "popular"}
+
+
+def test_because_is_what_leaving_the_event_out_would_change(shop_api: Running) -> None:
+    shop_api.tell("rea", "cable-2", event_id="the-cable")
+    position = shop_api.tell("rea", "camera-2", event_id="the-camera")
+    after(shop_api, "rea", position)
+    body = shop_api.list_for("rea", n=3, explain="true")
+    assert kinds(body) == {"camera"}
+    for item in body["items"]:
+        strongest = item["because"][0]
+        assert (strongest["event_id"], strongest["title"]) == ("the-camera", "The camera-2")
+        assert strongest["effect"] > 0
+    assert "because" not in shop_api.list_for("rea", n=3)["items"][0]
+
+
+def test_what_was_shown_can_be_asked_for_later(shop_api: Running) -> None:
+    then = shop_api.list_for("sam", n=4)
+    after(shop_api, "sam", shop_api.tell("sam", "camera-2"))
+    assert shop_api.get(f"/explain/{then['impression_id']}") == then
+    assert shop_api.http.get("/explain/never-shown").status_code == 404
