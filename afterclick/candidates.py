@@ -23,7 +23,7 @@ class CandidateLimits:
     recent: int = 5
     """Items of the history whose neighbours are fetched."""
     per_item: int = 50
-    """Neighbours of one item, of either kind."""
+    """Neighbours of one item, of each kind."""
     als: int = 100
     """Items nearest to the user's ALS vector."""
     content: int = 50
@@ -62,7 +62,7 @@ def candidate_items(
     recent = recent[recent < len(model)]
     found: list[IntArray] = [
         model.same_day_items[recent, : limits.per_item].ravel(),
-        model.neighbour_items[recent, : limits.per_item].ravel(),
+        _neighbours(model, recent, limits.per_item),
         _search(als_search, user_factors, limits.als),
         _search(content_search, _last_content(model, recent), limits.content),
         trends.top[: limits.trending],
@@ -87,6 +87,13 @@ def exact_search(vectors: FloatArray, allowed: NDArray[np.bool_] | None = None) 
         return best[np.argsort(-scores[best])].astype(np.int32)
 
     return search
+
+
+def _neighbours(model: Model, recent: IntArray, count: int) -> IntArray:
+    near = model.neighbour_items[recent, :count].ravel()
+    if model.reach_items is None:
+        return near
+    return np.concatenate([near, model.reach_items[recent, :count].ravel()])
 
 
 def _search(search: Search | None, query: FloatArray | None, count: int) -> IntArray:

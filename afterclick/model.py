@@ -1,7 +1,7 @@
 """A published model as NumPy arrays: what candidates and features are computed from.
 
 reads   artifact  item_ids, popularity, first_seen_ms, neighbour_items, neighbour_scores, same_day_items,
-                  same_day_scores; where there: als_item_factors, content
+                  same_day_scores; where there: reach_items, reach_scores, als_item_factors, content
         manifest  parameters.als.alpha, parameters.als.reg
 
 Rows of every array are items; a row number is an `item_index`. `−1` pads neighbour lists. An item that
@@ -32,7 +32,7 @@ _NEEDED = (
     "same_day_items",
     "same_day_scores",
 )
-_OPTIONAL = ("als_item_factors", "content")
+_OPTIONAL = ("reach_items", "reach_scores", "als_item_factors", "content")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,10 @@ class Model:
     """(n, d) embeddings of title and categories, of length 1 or 0."""
     als_alpha: float = 1.0
     als_reg: float = 0.1
+    reach_items: IntArray | None = None
+    """(n, K) items that a walk of one or two steps over both kinds of neighbours leads to."""
+    reach_scores: FloatArray | None = None
+    """(n, K) how often, with weight on what is popular."""
     index: dict[str, int] = field(init=False)
     """item_id → item_index."""
     gram: NDArray[np.float64] | None = field(init=False)
@@ -91,6 +95,8 @@ class Model:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by the names of their files in an artifact."""
         found = {name: getattr(self, name) for name in _NEEDED}
+        if self.reach_items is not None and self.reach_scores is not None:
+            found |= {"reach_items": self.reach_items, "reach_scores": self.reach_scores}
         if self.factors is not None:
             found["als_item_factors"] = self.factors
         if self.content is not None:
@@ -134,8 +140,12 @@ def _check(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
     for name in _finite(arrays):
         if not np.isfinite(arrays[name]).all():
             raise BadArtifact(f"{folder / name}.npy: holds NaN or infinity")
-    for name in ("neighbour_items", "same_day_items"):
-        if arrays[name].size and not (-1 <= arrays[name].min() <= arrays[name].max() < rows):
+    for name in ("neighbour_items", "same_day_items", "reach_items"):
+        if (
+            name in arrays
+            and arrays[name].size
+            and not (-1 <= arrays[name].min() <= arrays[name].max() < rows)
+        ):
             raise BadArtifact(f"{folder / name}.npy: an index is out of range")
 
 

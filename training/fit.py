@@ -58,20 +58,15 @@ def fit(
     rows = rows.choose((rows.item_counts() >= config.least) | np.isin(rows.item_ids, list(catalogue)))
     known = rows.where((rows.item_counts() >= config.least)[rows.item])
     users, items = factorise(spark, known, config)
-    cosine = baselines.cosine_neighbours(known, config.neighbours)
-    same_day = baselines.same_day_neighbours(known, config.neighbours)
     model = Model(
         version=version,
         item_ids=rows.item_ids,
         popularity=baselines.popularity(rows),
         first_seen_ms=baselines.first_seen(rows),
-        neighbour_items=cosine[0],
-        neighbour_scores=cosine[1],
-        same_day_items=same_day[0],
-        same_day_scores=same_day[1],
         factors=items,
         als_alpha=config.als.alpha,
         als_reg=config.als.reg,
+        **baselines.neighbour_arrays(known, config.neighbours),
     )
     described = content.embed(
         content.texts_of(model.item_ids.tolist(), catalogue), config.content, seed=config.als.seed
@@ -86,7 +81,7 @@ def factorise(
 
     Most users of a shop have one or two interactions: passing over them again and again costs most of the
     time and teaches little. So Spark factorises the core, every user with two interactions is folded in, and
-    from these users come the factors of the items outside the core. A thin core is not used.
+    from all of these users come the factors of all items. A thin core is not used.
     """
     core, alpha, reg = rows.core(config.core), config.als.alpha, config.als.reg
     thin = 10 * len(core) < len(rows)
@@ -94,9 +89,7 @@ def factorise(
     told = rows.where(rows.user_counts()[rows.user] >= 2)
     n_users, n_items = rows.shape
     users = half_step(told.user, told.item, told.weight, fitted.items, n_users, alpha, reg)
-    more = half_step(told.item, told.user, told.weight, users, n_items, alpha, reg)
-    missing = ~fitted.items.any(axis=1, keepdims=True)
-    return users, np.asarray(np.where(missing, more, fitted.items), np.float32)
+    return users, half_step(told.item, told.user, told.weight, users, n_items, alpha, reg)
 
 
 def _sample(users: NDArray[np.float32], seed: int, most: int = 500) -> NDArray[np.float32]:

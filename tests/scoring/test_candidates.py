@@ -22,6 +22,12 @@ def test_neighbours_same_day_and_trending_items_are_candidates() -> None:
     assert names == {3: "neighbours", 1: "same_day", 7: "trending"}
 
 
+def test_what_a_walk_reaches_is_a_neighbour() -> None:
+    reach = {"reach_items": np.full((10, 1), 5, np.int32), "reach_scores": np.ones((10, 1), np.float32)}
+    names = found(a_model(10, **reach), a_state([2]), a_view(10, hot=7, top=1))
+    assert names == {3: "neighbours", 5: "neighbours", 1: "same_day", 7: "trending"}
+
+
 def test_seen_and_excluded_items_are_not() -> None:
     state = a_state([2], seen=[2, 3])
     names = found(a_model(10), state, a_view(10, hot=7, top=1), exclude=np.array([7], np.int32))

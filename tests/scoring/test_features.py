@@ -38,6 +38,13 @@ def test_the_neighbour_of_the_newest_item_scores_its_cosine() -> None:
     np.testing.assert_allclose(column(rows, "same_day_last"), [0.0, 0.0, 0.0])
 
 
+def test_what_a_walk_from_the_newest_item_reaches_scores_its_weight() -> None:
+    reach = {"reach_items": np.full((6, 1), 5, np.int32), "reach_scores": np.full((6, 1), 0.5, np.float32)}
+    rows = features(a_model(**reach), a_state([2, 4]), a_view(), items(5, 1))
+    np.testing.assert_allclose(column(rows, "reach_last"), [0.5, 0.0])
+    np.testing.assert_allclose(column(rows, "reach_sum"), [0.75, 0.0])
+
+
 def test_a_click_changes_the_features_of_what_goes_with_it() -> None:
     before = features(a_model(), a_state([0]), a_view(), items(5))
     after = features(a_model(), a_state([4, 0]), a_view(), items(5))

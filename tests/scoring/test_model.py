@@ -27,6 +27,13 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert manifest.items == len(after) == 6
 
 
+def test_a_walk_s_lists_come_back_too(tmp_path: Path) -> None:
+    reach = {"reach_items": np.full((6, 1), 2, np.int32), "reach_scores": np.ones((6, 1), np.float32)}
+    model, _ = load(published(tmp_path, a_model(**reach)))
+    assert model.reach_items is not None
+    assert model.reach_items.tolist() == [[2]] * 6
+
+
 def test_als_and_content_may_be_missing(tmp_path: Path) -> None:
     model, _ = load(published(tmp_path, a_model(factors=None, content=None)))
     assert model.factors is None

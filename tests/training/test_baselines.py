@@ -11,6 +11,7 @@ from training.baselines import (
     decayed_popularity,
     first_seen,
     popularity,
+    reachable,
     same_day_neighbours,
 )
 from training.dataset import Interactions
@@ -75,6 +76,30 @@ def test_an_old_pair_counts_less_than_a_new_one() -> None:
     items, scores = cosine_neighbours(rows, config)
     assert items[0].tolist() == [2, 1]
     np.testing.assert_allclose(scores[0], [1 / np.sqrt(2.25 * 2), 0.25 / np.sqrt(2.25 * 1.25)], rtol=1e-6)
+
+
+def test_a_second_step_reaches_what_no_user_shares() -> None:
+    chain = np.array([[1, -1], [0, 2], [1, -1]], np.int32)
+    even = (chain, np.where(chain >= 0, 0.5, 0.0).astype(np.float32))
+    items, scores = reachable(even, even, np.array([1.0, 1.0, 1.0]), NeighbourConfig(count=2))
+    # from 0: one step to 1, two steps back to 0 or on to 2 in equal parts
+    assert items.tolist() == [[1, 2], [0, 2], [1, 0]]
+    np.testing.assert_allclose(scores[0], [0.5, 0.25], rtol=1e-6)
+
+
+def test_a_walk_prefers_what_is_popular_lately() -> None:
+    star = np.array([[1, 2], [0, -1], [0, -1]], np.int32)
+    even = (star, np.where(star >= 0, 0.5, 0.0).astype(np.float32))
+    items, scores = reachable(even, even, np.array([1.0, 1.0, 32.0]), NeighbourConfig(count=2))
+    assert items[0].tolist() == [2, 1]
+    assert scores[0, 0] / scores[0, 1] == pytest.approx(32**0.7, rel=1e-4)
+
+
+def test_an_item_without_neighbours_reaches_nothing() -> None:
+    none = (np.full((3, 2), -1, np.int32), np.zeros((3, 2), np.float32))
+    items, scores = reachable(none, none, np.ones(3), NeighbourConfig(count=2))
+    assert (items == -1).all()
+    assert not scores.any()
 
 
 def test_neighbours_agree_with_a_dense_recount() -> None:

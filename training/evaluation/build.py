@@ -36,21 +36,16 @@ def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Rec
     """A model of all items of `rows`; those with too few interactions have neither factors nor neighbours."""
     known = rows.where((rows.item_counts() >= recipe.least)[rows.item])
     paired = known.where(known.user_counts()[known.user] >= 2)
-    cosine = baselines.cosine_neighbours(known, recipe.neighbours)
-    same_day = baselines.same_day_neighbours(known, recipe.neighbours)
     return Model(
         version="evaluation",
         item_ids=rows.item_ids,
         popularity=baselines.popularity(rows),
         first_seen_ms=baselines.first_seen(rows),
-        neighbour_items=cosine[0],
-        neighbour_scores=cosine[1],
-        same_day_items=same_day[0],
-        same_day_scores=same_day[1],
         factors=recipe.factorise(paired, recipe.als).items if len(paired) else None,
         content=described,
         als_alpha=recipe.als.alpha,
         als_reg=recipe.als.reg,
+        **baselines.neighbour_arrays(known, recipe.neighbours),
     )
 
 
