@@ -63,21 +63,18 @@ def decode_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch
     for topic, partition, records in runs(batches):
         rows = [row for record in records if (row := _row(topic, partition, record))]
         if rows:
-            yield pa.RecordBatch.from_pylist(rows, schema=_SCHEMA)
+            columns = zip(*rows, strict=True)
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
 
 
-def _row(topic: str, partition: int, record: Record) -> dict[str, Any] | None:
+def _row(topic: str, partition: int, record: Record) -> tuple[Any, ...] | None:
     """One archive row; None for a record that is no valid event (the live query dead-letters it)."""
     try:
         event = decode_interaction(record.value)
     except BadEvent:
         return None
-    return {
-        "topic": topic,
-        "partition": partition,
-        "offset": record.offset,
-        "log_time": int(record.log_ms * 1000),
-        "event_id": event.id,
-        "event_time": event.time,
-        **event.data.model_dump(mode="python"),
-    }
+    data = event.data
+    place = (topic, partition, record.offset, int(record.log_ms * 1000))
+    what = (event.id, event.time, data.user_id, data.item_id, str(data.action), data.rating, data.text)
+    return (*place, *what, data.impression_id, data.session_id)

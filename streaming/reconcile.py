@@ -58,13 +58,13 @@ class Report:
     double: int = 0
     """Counts too many in the state, over all items."""
     differences: int = 0
-    by_kind: Counter[str] = field(default_factory=Counter)
+    by_kind: dict[str, int] = field(default_factory=dict)
     examples: list[Difference] = field(default_factory=list)
     seconds: float = 0.0
 
     def note(self, kind: str, where: str, state: object, log: object) -> None:
         self.differences += 1
-        self.by_kind[kind] += 1
+        self.by_kind[kind] = self.by_kind.get(kind, 0) + 1
         if self.by_kind[kind] <= _EXAMPLES:
             self.examples.append(Difference(f"{kind} {where}", str(state), str(log)))
 

@@ -36,6 +36,7 @@ log = structlog.get_logger()
 
 QUANTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
 ITEMS = 500
+WARM_UP_S = 180.0
 BOUNDARY_S = 5.0
 """Events this close to a boundary are left out of the figures without boundaries."""
 
@@ -191,10 +192,12 @@ async def _drive(bench: Bench, port: int, phase: Phase, seconds: float) -> None:
 
 
 async def _warm_up(client: httpx2.AsyncClient, users: list[str], phase: Phase) -> None:
-    """Every user once, until a push has come: the first events of a new query find everything cold."""
-    for _ in range(3):
+    """Every user once, until all is pushed; twice. The first events of a new query find everything cold."""
+    for _ in range(2):
         await asyncio.gather(*(_send(client, phase, user, "B000000001", False) for user in users))
-        await asyncio.sleep(2)
+        async with asyncio.timeout(WARM_UP_S):
+            while any(phase.waiting.values()):
+                await asyncio.sleep(0.1)
 
 
 async def _send(client: httpx2.AsyncClient, phase: Phase, user: str, item: str, then_get: bool) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
+import pyarrow as pa
 import pyarrow.dataset as pa_dataset
 import pytest
 import redis
@@ -159,5 +160,8 @@ def _at_least(records: list[object], number: int) -> list[object] | None:
 def _archive(settings: Settings, number: int) -> list[dict[str, object]] | None:
     if not list(Path(settings.archive).glob("log_day=*/*.parquet")):
         return None
-    rows = pa_dataset.dataset(settings.archive, partitioning="hive").to_table().to_pylist()
+    try:
+        rows = pa_dataset.dataset(settings.archive, partitioning="hive").to_table().to_pylist()
+    except pa.ArrowInvalid:
+        return None  # a file is being written
     return rows if len(rows) >= number else None

@@ -1,0 +1,99 @@
+"""Reconcile finds what is wrong in the state, and says so in JSON."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import orjson
+import pytest
+import redis
+from confluent_kafka import Consumer, TopicPartition
+from typer.testing import CliRunner
+
+from afterclick.settings import Settings
+from infra.cli import app
+from streaming.apply import Applier, Plan, Record
+from streaming.connection import NodeConnection, load_functions
+from streaming.job import function_library
+from streaming.positions import read_log
+from streaming.reconcile import reconcile
+from tests.streaming.builders import event
+from tests.streaming.stream_process import environment, produce
+
+
+@pytest.fixture
+def applied(settings: Settings) -> Settings:
+    """A log of likes, a skip, a repeat and poison, and the state it makes."""
+    events = [event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(30)]
+    produce(settings, [*events, event(action="skip"), events[3], b"poison"])
+    with redis.Redis.from_url(settings.redis.url) as client:
+        load_functions(client, function_library())
+    applier = Applier(Plan.of(settings, 2), NodeConnection(settings.redis.url))
+    for (topic, partition), span in read_log(settings.kafka).items():
+        list(applier.apply(topic, partition, list(records(settings, topic, partition, span.end))))
+    return settings
+
+
+def records(settings: Settings, topic: str, partition: int, end: int) -> Iterator[Record]:
+    consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap, "group.id": "test"})
+    consumer.assign([TopicPartition(topic, partition, 0)])
+    while end:
+        for message in consumer.consume(end, 1.0):
+            yield Record(message.offset(), message.key(), message.value(), message.timestamp()[1])
+            end -= 1
+    consumer.close()
+
+
+def test_a_right_state_has_no_differences(applied: Settings) -> None:
+    report = reconcile(applied)
+    assert report.differences == 0
+    assert (report.events, report.duplicates, report.poison, report.behind) == (33, 1, 1, 0)
+    assert report.counted_in_state == report.counted_in_log == 30
+
+
+def damage_count(client: redis.Redis, settings: Settings) -> None:
+    (key,) = list(client.scan_iter(settings.redis.prefix + "*counts"))[:1]
+    client.hincrby(key, next(iter(client.hkeys(key))), 1)
+
+
+def damage_trend(client: redis.Redis, settings: Settings) -> None:
+    (key,) = list(client.scan_iter(settings.redis.prefix + "*trends"))[:1]
+    item, packed = next(iter(client.hgetall(key).items()))
+    client.hset(key, item, packed[:-1] + bytes([packed[-1] ^ 1]))
+
+
+def damage_history(client: redis.Redis, settings: Settings) -> None:
+    client.zremrangebyrank(settings.redis.keys.history("user-1"), 0, 0)
+
+
+def invent_user(client: redis.Redis, settings: Settings) -> None:
+    client.zadd(settings.redis.keys.history("nobody"), {'["1","camera","like",null]': 1})
+
+
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        (damage_count, "count"),
+        (damage_trend, "trend"),
+        (damage_history, "history"),
+        (invent_user, "history"),
+    ],
+)
+def test_damage_is_found_named_and_exits_1(
+    applied: Settings,
+    damage: Callable[[redis.Redis, Settings], None],
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with redis.Redis.from_url(applied.redis.url) as client:
+        damage(client, applied)
+    for name, value in environment(applied).items():
+        if name.startswith("AFTERCLICK_") or name not in os.environ:
+            monkeypatch.setenv(name, value)
+    answer = CliRunner().invoke(app, ["reconcile", "--json"])
+    assert answer.exit_code == 1
+    report = orjson.loads(answer.stdout.splitlines()[-1])
+    assert report["by_kind"] == {kind: 1}
+    assert report["double"] == (1 if kind == "count" else 0)
+    assert report["examples"][0]["where"].startswith(kind)
