@@ -13,6 +13,7 @@ PART_NAMES = {
     "trend": "trend",
     "content": "content",
     "popularity": "popularity",
+    "base": "starting point",
     "explore": "exploration",
 }
 SOURCE_NAMES = {
@@ -21,6 +22,10 @@ SOURCE_NAMES = {
     "interests": "From your interests",
     "trending": "Trending now",
     "popular": "Popular",
+    "als": "People with a taste like yours",
+    "neighbours": "Chosen by the same people",
+    "same_day": "Chosen on the same day",
+    "content": "Described alike",
 }
 
 

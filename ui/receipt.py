@@ -14,6 +14,7 @@ EXPLANATIONS = {
     "history": "how near it is to what you did lately",
     "trend": "how many reach for it now",
     "content": "how alike its words and categories are to what you like",
+    "base": "what the ranker gives every item",
     "popularity": "how many chose it since the beginning",
 }
 SAME = 1e-6
