@@ -47,9 +47,8 @@ def sound(model: Model, before: Model | None = None) -> Verdict:
         return Verdict(False, "no items" if not len(model) else "an item stands twice in item_ids")
     if model.factors is not None and not model.factors.any():
         return Verdict(False, "every ALS factor is zero")
-    for name in ("neighbour_items", "same_day_items"):
-        near = model.arrays()[name]
-        if near.size and not (-1 <= near.min() <= near.max() < len(model)):
+    for name, near in model.arrays().items():
+        if name.endswith("_items") and near.size and not (-1 <= near.min() <= near.max() < len(model)):
             return Verdict(False, f"{name} points outside the items")
     if before is not None and 2 * len(model) < len(before):
         return Verdict(False, f"only {len(model):,} items, the champion has {len(before):,}")

@@ -31,6 +31,27 @@ def train(
         as_json({**published.model_dump(), "seconds": round(time.monotonic() - start, 1), **facts})
 
 
+@app.command()
+def retrain(
+    every: Annotated[float, typer.Option(min=1, help="Minutes between trainings.")] = 360.0,
+    events: Annotated[int, typer.Option(min=1, help="New events that make a training due before.")] = 50_000,
+) -> None:
+    """Train again by the clock and after so many new events, until it is told to stop (SIGTERM).
+
+    One training at a time, at low priority; its state is in retrain.json in the home folder.
+    """
+    import signal
+    import threading
+
+    from afterclick.settings import Settings
+    from training.schedule import Retrain
+
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    Retrain(Settings(), every * 60, events).run(stop)
+
+
 @contextmanager
 def steps_of(what: str) -> Iterator[Pipeline]:
     """The pipeline of this installation, while no other training runs. Raises AlreadyRunning."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.benchmark.neural import Batches, Clock, Negatives, adam, softmax_loss
+from training.benchmark.watch import Watch
 
 
 class NeuMf(nn.Module):
@@ -56,16 +57,17 @@ class Ncf:
     """Width of the MLP's first layer."""
     decay: float = 1e-3
     """AdamW's weight decay, per step."""
-    rate: float = 0.005
+    rate: float = 0.003
     """Learning rate."""
-    epochs: int = 20
+    epochs: int = 30
+    """At most; the search keeps as many as were best on the validation rows."""
     batch: int = 512
     sample: int = 512
     """Sampled items per batch."""
     seconds: float = 240.0
     """No epoch starts that would end later."""
 
-    def fit(self, train: Any, seed: int) -> None:
+    def fit(self, train: Any, seed: int, watch: Watch | None = None) -> None:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         self._items = train.shape[1]
@@ -76,14 +78,14 @@ class Ncf:
         negatives.all = False  # the MLP meets a sample, whatever the size of the catalogue
         clock = Clock(self.seconds)
         while clock.more(self.epochs):
-            for group in optimiser.param_groups:
-                group["lr"] = self.rate * max(0.05, 1 - (clock.epochs - 1) / self.epochs)
             for user, item in batches.epoch(generator):
                 optimiser.zero_grad()
                 items, off = negatives.draw()
                 logits, positive = self._net(user, items), self._net.pairs(user, item)
                 softmax_loss(logits, positive, items, item, off, False).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
+            if watch is not None and watch.over(clock.epochs):
+                break
 
     @torch.no_grad()
     def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:

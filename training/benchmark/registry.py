@@ -12,6 +12,7 @@ from optuna import Trial
 
 from training.benchmark.factors import Als
 from training.benchmark.linear import ItemItem, Popularity
+from training.benchmark.watch import Watch
 
 MODELS = ("popularity", "item_item", "als", "ncf", "two_tower")
 
@@ -25,6 +26,14 @@ class Recommender(Protocol):
 
     def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
         """(b, n_items) higher is better."""
+        ...
+
+
+class EpochRecommender(Recommender, Protocol):
+    """A model that learns in epochs, and lets itself be watched."""
+
+    def fit(self, train: Any, seed: int, watch: Watch | None = None) -> None:
+        """As before; after each epoch `watch` is asked whether to go on."""
         ...
 
 
@@ -90,8 +99,7 @@ def _als(trial: Trial) -> dict[str, Any]:
 def _ncf(trial: Trial) -> dict[str, Any]:
     return {
         "decay": trial.suggest_float("decay", 1e-5, 1e-2, log=True),
-        "rate": trial.suggest_float("rate", 0.002, 0.02, log=True),
-        "epochs": trial.suggest_int("epochs", 8, 30),
+        "rate": trial.suggest_float("rate", 0.001, 0.01, log=True),
     }
 
 
@@ -101,7 +109,6 @@ def _two_tower(trial: Trial) -> dict[str, Any]:
         "own": trial.suggest_float("own", 0.0, 1.5),
         "dropout": trial.suggest_float("dropout", 0.0, 0.7),
         "decay": trial.suggest_float("decay", 1e-6, 1e-3, log=True),
-        "epochs": trial.suggest_int("epochs", 10, 40),
     }
 
 

@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
 
 from training.benchmark import registry
 from training.benchmark.measure import measure
+from training.benchmark.registry import EpochRecommender
 from training.benchmark.split import Split, load
+from training.benchmark.watch import Watch
 
 AIM = "ndcg@20"
 _ASKED = 10_000
@@ -86,14 +88,25 @@ def search(split: Split, request: Request, progress: Progress) -> tuple[dict[str
         knobs = {**_limits(request, default), **registry.suggest(request.model, trial)}
         model = registry.make(request.model, knobs)
         start = time.perf_counter()
-        model.fit(split.train, request.seed)
-        value = measure(model.scores, split.train, split.valid, request.seed, _ASKED)[AIM]
+
+        def look() -> float:
+            return measure(model.scores, split.train, split.valid, request.seed, _ASKED)[AIM]
+
+        if "epochs" in default:
+            watch = Watch(look)
+            cast(EpochRecommender, model).fit(split.train, request.seed, watch)
+            trial.set_user_attr("epochs", watch.best_epochs)
+            value = watch.best
+        else:
+            model.fit(split.train, request.seed)
+            value = look()
         shown = ", ".join(f"{k} {v:.3g}" for k, v in trial.params.items())
         progress(f"trial {trial.number}: {AIM} {value:.4f} in {time.perf_counter() - start:.1f}s ({shown})")
         return value
 
     study.optimize(objective, n_trials=request.trials, timeout=request.seconds)
-    return {**default, **study.best_params}, len(study.trials)
+    best = study.best_trial
+    return {**default, **best.params, **best.user_attrs}, len(study.trials)
 
 
 def _limits(request: Request, default: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.benchmark.neural import Batches, Clock, Negatives, adam, softmax_loss
+from training.benchmark.watch import Watch
 
 
 class Towers(nn.Module):
@@ -24,11 +25,10 @@ class Towers(nn.Module):
     def __init__(self, users: int, items: int, dim: int, own: float) -> None:
         super().__init__()
         self.item = nn.Embedding(items, dim)
-        self.past = nn.Embedding(items, dim)
         self.user = nn.Embedding(users, dim)
         self.bias = nn.Parameter(torch.zeros(items))
         self.own = own
-        for table in (self.item, self.past, self.user):
+        for table in (self.item, self.user):
             nn.init.normal_(table.weight, std=dim**-0.5)
 
     def users(self, user: Tensor, total: Tensor, count: Tensor) -> Tensor:
@@ -51,20 +51,21 @@ class TwoTower:
     """Cosines are divided by this."""
     own: float = 0.5
     """Weight of the user's own embedding beside that of their items."""
-    dropout: float = 0.3
+    dropout: float = 0.5
     """Share of a user's items left out of the tower at random."""
     decay: float = 1e-4
     """AdamW's weight decay, per step."""
-    rate: float = 0.01
+    rate: float = 0.003
     """Learning rate."""
-    epochs: int = 30
+    epochs: int = 40
+    """At most; the search keeps as many as were best on the validation rows."""
     batch: int = 1024
     sample: int = 2048
     """Sampled items per batch where there are too many for all."""
     seconds: float = 240.0
     """No epoch starts that would end later."""
 
-    def fit(self, train: Any, seed: int) -> None:
+    def fit(self, train: Any, seed: int, watch: Watch | None = None) -> None:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         self._train = train.tocsr()
@@ -75,13 +76,13 @@ class TwoTower:
         negatives = Negatives(count, self.sample, generator)
         clock = Clock(self.seconds)
         while clock.more(self.epochs):
-            for group in optimiser.param_groups:
-                group["lr"] = self.rate * max(0.05, 1 - (clock.epochs - 1) / self.epochs)
             for user, item in batches.epoch(generator):
                 optimiser.zero_grad()
                 self._loss(user, item, negatives, generator).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-        self._freeze()
+            self._freeze()
+            if watch is not None and watch.over(clock.epochs):
+                break
 
     def _loss(self, user: Tensor, item: Tensor, negatives: Negatives, generator: torch.Generator) -> Tensor:
         towers = self._towers
@@ -100,7 +101,7 @@ class TwoTower:
         kept = column != item[index]
         kept &= torch.rand(len(kept), generator=generator) >= self.dropout
         index, column = index[kept], column[kept]
-        total = torch.zeros(len(user), self.dim).index_add(0, index, self._towers.past(column))
+        total = torch.zeros(len(user), self.dim).index_add(0, index, self._towers.item(column))
         return total, torch.bincount(index, minlength=len(user)).float()
 
     @torch.no_grad()
@@ -109,7 +110,7 @@ class TwoTower:
         towers = self._towers
         self._items = towers.items(torch.arange(self._train.shape[1])).numpy() / self.temperature
         self._bias = towers.bias.numpy()
-        self._past_of, self._user_of = towers.past.weight.numpy(), towers.user.weight.numpy()
+        self._past_of, self._user_of = towers.item.weight.numpy(), towers.user.weight.numpy()
 
     def vectors(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
         """(b, dim) unit vectors, in NumPy: what serving would compute from a live history."""

@@ -1,0 +1,98 @@
+"""ALS, in Spark and beyond it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from afterclick.model import Model
+from afterclick.scoring import UserState, fold_in
+from tests.training import shop
+from training import als, fit
+from training.als import AlsConfig
+from training.fold import half_step
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+CONFIG = AlsConfig(rank=8, reg=0.05, alpha=10.0, iterations=8)
+
+
+def model_of(factors: np.ndarray, config: AlsConfig) -> Model:
+    n = len(factors)
+    none = np.full((n, 1), -1, np.int32), np.zeros((n, 1), np.float32)
+    ids = np.array([f"i{i}" for i in range(n)])
+    ones = np.ones(n, np.float32)
+    return Model(
+        "v", ids, ones, np.zeros(n), *none, *none, factors, als_alpha=config.alpha, als_reg=config.reg
+    )
+
+
+def state_of(items: list[int]) -> UserState:
+    index = np.array(items, np.int32)
+    return UserState(index, np.ones(len(items), np.float32), np.zeros(len(items)), index, 0.0)
+
+
+@pytest.mark.spark
+def test_a_checkerboard_is_completed(spark: SparkSession) -> None:
+    rows, held = shop.checkerboard()
+    scores = als.fit(spark, rows, CONFIG).scores(np.arange(40, dtype=np.int32))
+    scores[rows.user, rows.item] = -np.inf
+    best = np.argsort(-scores, axis=1)[:, :2]
+    found = sum(item in best[user] for user, item in held)
+    assert found / len(held) > 0.95
+
+
+@pytest.mark.spark
+def test_folding_in_a_known_user_gives_sparks_own_factors(spark: SparkSession) -> None:
+    rows, _ = shop.checkerboard()
+    # many passes: Spark's user factors belong to the item factors of the pass before
+    config = AlsConfig(rank=8, reg=0.05, alpha=10.0, iterations=30)
+    factors = als.fit(spark, rows, config)
+    model = model_of(factors.items, config)
+    for user in (0, 1, 17):
+        folded = fold_in(model, state_of(rows.item[rows.user == user].tolist()))
+        assert folded is not None
+        np.testing.assert_allclose(folded, factors.users[user], atol=5e-3)
+
+
+def test_half_a_step_is_the_fold_in_of_every_user() -> None:
+    random = np.random.default_rng(1)
+    factors = random.normal(size=(60, 6)).astype(np.float32)
+    factors[3] = 0  # an item that ALS does not know
+    pairs = [(u, int(i)) for u in range(12) for i in random.choice(60, 1 + 2 * u, replace=False)]
+    pairs += [(12, 3)]
+    rows = shop.interactions(pairs, users=14, items=60)
+    users = half_step(rows.user, rows.item, rows.weight, factors, 14, CONFIG.alpha, CONFIG.reg)
+    model = model_of(factors, CONFIG)
+    for user in range(12):
+        folded = fold_in(model, state_of(rows.item[rows.user == user].tolist()))
+        assert folded is not None
+        np.testing.assert_allclose(users[user], folded, rtol=1e-4, atol=1e-5)
+    assert not users[12].any()
+    assert not users[13].any()
+
+
+@pytest.mark.spark
+def test_items_outside_the_core_get_factors_of_their_own_kind(spark: SparkSession) -> None:
+    rows, _ = shop.checkerboard()
+    extra = [(u, 40 + u % 2) for u in range(4)]  # two new items, too few interactions for the core
+    pairs = list(zip(rows.user.tolist(), rows.item.tolist(), strict=True)) + extra
+    rows = shop.interactions(pairs, users=40, items=42)
+    users, items = fit.factorise(spark, rows, fit.FitConfig(als=CONFIG))
+    even, odd = users[0] @ items[40], users[0] @ items[41]
+    assert even > odd + 0.1
+
+
+@pytest.mark.spark
+def test_the_same_seed_gives_the_same_factors(spark: SparkSession) -> None:
+    rows, _ = shop.checkerboard()
+    first, second = als.fit(spark, rows, CONFIG), als.fit(spark, rows, CONFIG)
+    np.testing.assert_allclose(first.items, second.items, atol=1e-5)
+
+
+def test_without_interactions_there_is_nothing_to_factorise() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        als.fit(None, shop.interactions([], 1, 1), CONFIG)  # type: ignore[arg-type]

@@ -1,0 +1,99 @@
+"""The ETL accounts for every row of the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from afterclick.errors import BadDataset
+from afterclick.events import Item
+from afterclick.settings import Settings
+from tests.training import shop
+from training import catalogue, dataset, etl
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.spark
+
+
+def run(spark: SparkSession, settings: Settings) -> tuple[Path, etl.Report]:
+    version, report = etl.run(spark, settings)
+    return settings.home / "etl" / version, report
+
+
+def test_every_row_is_kept_or_dropped_for_a_reason(spark: SparkSession, settings: Settings) -> None:
+    rows = [
+        shop.event("u1", "a", 1),
+        shop.event("u1", "a", 2),  # the same pair again
+        shop.event("u2", "a", 3, event_id="same"),
+        shop.event("u2", "a", 3, event_id="same"),  # sent twice
+        shop.event("u2", "b", 4, action="skip"),
+        shop.event("u3", "b", 5, action="view"),
+        shop.event("u3", None, 5),  # type: ignore[arg-type]
+    ]
+    shop.write_log(settings.archive, rows)
+    folder, report = run(spark, settings)
+    assert report.rows_in == 7
+    assert report.dropped == {"incomplete": 1, "duplicate_event": 1, "not_positive": 1, "repeated_pair": 1}
+    assert report.rows_out == 3
+    assert report.balanced()
+    table = dataset.load(folder)
+    pairs = {(table.user_ids[u], table.item_ids[i]) for u, i in zip(table.user, table.item, strict=True)}
+    assert pairs == {("u1", "a"), ("u2", "a"), ("u3", "b")}
+
+
+def test_a_repeated_pair_keeps_its_first_time_and_its_heaviest_action(
+    spark: SparkSession, settings: Settings
+) -> None:
+    rows = [shop.event("u", "a", 9, action="purchase"), shop.event("u", "a", 2, action="view")]
+    shop.write_log(settings.archive, rows)
+    table = dataset.load(run(spark, settings)[0])
+    assert table.time_ms.tolist() == [int(shop.START.timestamp() * 1000) + 2 * shop.DAY_MS]
+    assert table.weight.tolist() == [3.0]
+
+
+def test_the_core_is_what_repeated_filtering_leaves(spark: SparkSession, settings: Settings) -> None:
+    shop.write_log(settings.archive, shop.drifting_events(users=120, items=80))
+    folder, report = run(spark, settings)
+    core = dataset.load(folder).core(5)
+    assert report.core_rows == len(core) > 0
+    assert report.core_items == len(set(core.item.tolist()))
+    assert report.core_users == len(set(core.user.tolist()))
+    assert report.balanced()
+    assert sum(report.core_dropped.values()) > 0
+
+
+def test_numbers_go_by_popularity_and_the_same_log_gives_the_same_tables(
+    spark: SparkSession, settings: Settings
+) -> None:
+    shop.write_log(settings.archive, shop.drifting_events(users=60, items=20))
+    first, second = run(spark, settings)[0], run(spark, settings)[0]
+    counts = dataset.load(first).item_counts()
+    assert (counts[:-1] >= counts[1:]).all()
+    assert dataset.fingerprint(first) == dataset.fingerprint(second)
+    shop.write_log(settings.archive, [shop.event("somebody", "new", 200)])
+    assert dataset.fingerprint(run(spark, settings)[0]) != dataset.fingerprint(first)
+
+
+def test_the_catalogue_is_the_newest_event_of_each_item(spark: SparkSession, settings: Settings) -> None:
+    shop.write_log(settings.archive, [shop.event("u", "a")])
+    old, new = Item(item_id="a", title="Old"), Item(item_id="a", title="Lamp", categories=("Home", "Light"))
+    shop.publish_items(settings.kafka, [old, Item(item_id="b"), new])
+    folder, report = run(spark, settings)
+    assert report.catalogue == 2
+    assert catalogue.load(folder / "catalogue")["a"] == ("Lamp", ("Home", "Light"))
+
+
+def test_without_a_log_it_says_what_to_do(spark: SparkSession, settings: Settings) -> None:
+    with pytest.raises(BadDataset, match="afterclick stream"):
+        etl.run(spark, settings)
+    assert not [p for p in (settings.home / "etl").glob("*") if p.name != "LATEST"]
+
+
+def test_another_table_than_the_log_is_refused(spark: SparkSession, settings: Settings) -> None:
+    spark.createDataFrame([("a", 1)], "item_id string, n int").write.parquet(settings.archive)
+    with pytest.raises(BadDataset, match="lacks the columns"):
+        etl.run(spark, settings)

@@ -1,0 +1,171 @@
+"""Retrain by the clock and by the log: the pipeline in a child process, one at a time, at low priority.
+
+reads   topic  reviews, feedback (their end offsets)
+writes  json   <home>/retrain.json: what it does, since when, and why it failed last
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import structlog
+from apscheduler.schedulers.background import BackgroundScheduler
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from pydantic import BaseModel, ConfigDict
+
+from afterclick.errors import AfterclickError, Unavailable
+from afterclick.settings import KafkaSettings, Settings
+from training import etl, steps
+from training.lock import exclusive
+from training.pipeline import Pipeline
+
+log = structlog.get_logger()
+_LOOK_S = 10.0
+
+
+class Status(BaseModel):
+    """What the retraining process is doing."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: Literal["waiting", "training", "stopped"]
+    since: str
+    progress: str = ""
+    last: str | None = None
+    """How the last run ended: a version, or the reason of its failure."""
+
+
+class Retrain:
+    """Looks every few seconds whether a training is due, and runs it."""
+
+    def __init__(self, settings: Settings, every_s: float, events: int) -> None:
+        self.settings, self.every_s, self.events = settings, every_s, events
+        self._last_start = time.time()
+        self._outcome: str | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Retrain until `stop` is set. A running training is then ended; it leaves the champion as it is."""
+        scheduler = BackgroundScheduler(timezone=UTC)
+        scheduler.add_job(
+            lambda: self.look(stop),
+            "interval",
+            seconds=_LOOK_S,
+            max_instances=1,
+            coalesce=True,
+            next_run_time=datetime.now(UTC),
+        )
+        self._say("waiting")
+        scheduler.start()
+        try:
+            stop.wait()
+        finally:
+            scheduler.shutdown(wait=True)
+            self._say("stopped")
+
+    def look(self, stop: threading.Event) -> bool:
+        """Train once if it is due; whether it was."""
+        try:
+            reason = self.due()
+        except Unavailable as error:
+            log.warning("cannot look for new events", error=str(error))
+            return False
+        if reason is None or stop.is_set():
+            return False
+        log.info("retraining", reason=reason)
+        self._last_start = time.time()
+        self._say("training", reason)
+        self._outcome = self._train(stop)
+        self._say("waiting")
+        return True
+
+    def due(self) -> str | None:
+        """Why a training is due now, or None."""
+        if time.time() - self._last_start >= self.every_s:
+            return f"the last one began {self.every_s:.0f} s ago"
+        fresh = new_events(self.settings)
+        return f"{fresh:,} new events" if fresh >= self.events else None
+
+    def _train(self, stop: threading.Event) -> str:
+        """Run the pipeline in a child, whose memory is given back whole; returns how it ended."""
+        context = multiprocessing.get_context("spawn")
+        answers = context.SimpleQueue()
+        child = context.Process(target=_once, args=(self.settings, answers), name="training")
+        child.start()
+        while child.is_alive() and not stop.is_set():
+            child.join(0.2)
+        if child.is_alive():
+            child.terminate()
+            child.join()
+            return "ended with the process"
+        return str(answers.get()) if not answers.empty() else f"died with exit code {child.exitcode}"
+
+    def _say(self, state: Literal["waiting", "training", "stopped"], progress: str = "") -> None:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        write_status(
+            self.settings.home, Status(state=state, since=since, progress=progress, last=self._outcome)
+        )
+
+
+def write_status(home: Path, status: Status) -> None:
+    """Write retrain.json by one rename."""
+    home.mkdir(parents=True, exist_ok=True)
+    draft = home / f".retrain.{os.getpid()}"
+    draft.write_text(status.model_dump_json())
+    draft.replace(home / "retrain.json")
+
+
+def read_status(home: Path) -> Status | None:
+    """What retrain.json says; None where nothing ever retrained."""
+    path = home / "retrain.json"
+    return Status.model_validate_json(path.read_text()) if path.is_file() else None
+
+
+def new_events(settings: Settings) -> int:
+    """Events on the topics that the newest tables have not seen. Raises Unavailable."""
+    ends = end_offsets(settings.kafka)
+    try:
+        folder = steps.latest(settings.home / "etl", "pipeline etl")[1]
+    except steps.MissingStep:
+        return sum(ends.values())
+    seen = etl.read_report(folder).positions
+    return sum(max(0, end - seen.get(place, -1) - 1) for place, end in ends.items())
+
+
+def end_offsets(kafka: KafkaSettings, timeout_s: float = 10.0) -> dict[str, int]:
+    """topic/partition → the offset that the next event will have. Raises Unavailable."""
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "afterclick-training"})
+    ends: dict[str, int] = {}
+    try:
+        for topic in kafka.topics.interactions:
+            for partition in consumer.list_topics(topic, timeout=timeout_s).topics[topic].partitions:
+                place = TopicPartition(topic, partition)
+                ends[f"{topic}/{partition}"] = consumer.get_watermark_offsets(place, timeout=timeout_s)[1]
+    except KafkaException as error:
+        raise Unavailable(f"Kafka at {kafka.bootstrap} does not answer: {error.args[0]}") from None
+    finally:
+        consumer.close()
+    return ends
+
+
+def _once(settings: Settings, answers: multiprocessing.SimpleQueue[str]) -> None:
+    """The child: all steps once, then one line of how it went."""
+    os.nice(10)
+
+    def say(progress: str) -> None:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        write_status(settings.home, Status(state="training", since=since, progress=progress))
+
+    try:
+        with exclusive(settings.home, "the retraining process"):
+            answers.put(Pipeline(settings, say).everything()[2].version)
+    except AfterclickError as error:
+        answers.put(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        log.exception("training failed")
+        answers.put(f"{type(error).__name__}: {error}")
