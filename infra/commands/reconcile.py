@@ -40,3 +40,17 @@ def reconcile(
         console.print(f"[bold]{report.differences:,} differences[/bold] {dict(report.by_kind) or ''}")
     if report.differences:
         raise typer.Exit(1)
+
+
+@app.command()
+def rebuild(as_json: bool = typer.Option(False, "--json", help="Print one JSON object.")) -> None:
+    """Make the state anew from the Parquet log. Stop the stream first; it goes on from there."""
+    from dataclasses import asdict
+
+    import orjson
+
+    from afterclick.settings import Settings
+    from streaming.rebuild import rebuild as make_anew
+
+    found = make_anew(Settings())
+    typer.echo(orjson.dumps(asdict(found)) if as_json else f"{found.events:,} events, at {found.positions}")
