@@ -1,6 +1,6 @@
 """Let simulated shoppers shop: they look at what the API recommends, or at what is popular, and act.
 
-reads   http  GET /categories, /recommendations, /popular
+reads   http  GET /categories, /health/ready, /recommendations, /popular
 writes  http  POST /feedback
 
 Half of the shoppers are shown /popular in place of /recommendations, the same for everybody, less what they
@@ -26,7 +26,7 @@ AT_ONCE = 16
 POPULAR_POOL = 200
 RESAMPLES = 2000
 WIDEST_CATEGORY = 0.34
-"""Categories that hold more of the catalogue than this are no taste."""
+"""A category that holds more of the catalogue than this is no taste."""
 
 
 class Arm(StrEnum):
@@ -167,8 +167,8 @@ def summary(customers: Sequence[Customer], seed: int = 0) -> dict[str, Any]:
 async def categories(http: httpx2.AsyncClient) -> tuple[str, ...]:
     """Categories narrow enough to be a taste. Raises BadInput where the catalogue has none."""
     rows = (await _get(http, "/categories", {}))["categories"]
-    largest = max((row["items"] for row in rows), default=0)
-    narrow = tuple(row["category"] for row in rows if row["items"] <= WIDEST_CATEGORY * largest)
+    catalogue = (await _get(http, "/health/ready", {}))["parts"]["catalogue"]
+    narrow = tuple(row["category"] for row in rows if row["items"] <= WIDEST_CATEGORY * catalogue)
     if not narrow:
         raise BadInput("the catalogue has no categories to have a taste for: run `afterclick ingest items`")
     return narrow

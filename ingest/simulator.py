@@ -2,14 +2,14 @@
 
 The model, stated in full (so that what is measured on it can be judged):
 
-- A shopper likes one to three categories, each with a strength drawn from U(1, 2.5). Items of a liked
+- A shopper likes one to three categories, each with a strength drawn from U(2, 4). Items of a liked
   category have that strength as affinity (the strongest where several match), others 0. Each item has a
   quality ~ N(0, 0.5) that all feel, and each shopper a whim ~ N(0, 0.4) per item. Both come from hashes:
   the same seed, the same world.
 - The place on the list decides what is looked at: P(look | place k) = k^-0.35, k = 1, 2, … (position-
   based model).
-- P(click | looked at) = sigmoid(−2.6 + affinity + quality + whim): about 7 % for an item that means
-  nothing to them, about 35 % in a liked category. An item once clicked is not clicked again.
+- P(click | looked at) = sigmoid(−4 + affinity + quality + whim): about 2 % for an item that means
+  nothing to them, about 30 % in a liked category. An item once clicked is not clicked again.
 - After a click: buy with P = 0.12 · sigmoid(affinity), else like with P = 0.35 · sigmoid(affinity).
 - An item looked at, not clicked and of affinity 0 is skipped with P = 0.03.
 - Drift: between two visits, with the given probability, one liked category is exchanged for another.
@@ -27,7 +27,7 @@ from statistics import NormalDist
 from afterclick.events import Action
 
 LOOK_DECAY = 0.35
-CLICK_BIAS = -2.6
+CLICK_BIAS = -4.0
 QUALITY_SD = 0.5
 WHIM_SD = 0.4
 BUY = 0.12
@@ -97,7 +97,7 @@ class Shopper:
         """A shopper with one to three liked categories."""
         dice = random.Random(f"{seed}/{user_id}")
         liked = dice.sample(categories, k=min(dice.randint(1, 3), len(categories)))
-        return cls(user_id, {name: dice.uniform(1.0, 2.5) for name in liked}, dice)
+        return cls(user_id, {name: dice.uniform(2.0, 4.0) for name in liked}, dice)
 
     def affinity(self, item: SeenItem) -> float:
         return max((self.tastes.get(name, 0.0) for name in item.categories), default=0.0)
