@@ -82,8 +82,10 @@ class Archive:
     _query: StreamingQuery | None = None
 
     def begin(self) -> None:
-        context = self.context
-        self._query = archive.start(context.spark, context.settings, context.checkpoints / "archive")
+        context, checkpoint = self.context, self.context.checkpoints / "archive"
+        if not checkpoint.exists():
+            set_aside_log(context.settings)
+        self._query = archive.start(context.spark, context.settings, checkpoint)
 
     def step(self) -> None:
         return
@@ -218,6 +220,22 @@ class RealTime:
         for query in queries:
             if query is not None:
                 query.stop()
+
+
+def set_aside_log(settings: Settings) -> None:
+    """Rename a Parquet log that has lost its checkpoint; it is written anew from the topics.
+
+    Spark's sink would take the new query's batches for ones it has and drop them without a word. Raises
+    LogTruncated where the topics no longer have all of it.
+    """
+    log_folder = Path(settings.archive)
+    if not (log_folder / "_spark_metadata").exists():
+        return
+    spans = positions.read_log(settings.kafka)
+    positions.starting_offsets(dict.fromkeys(spans, -1), spans)
+    aside = log_folder.with_name(f"{log_folder.name}.{time.time():.0f}")
+    log_folder.rename(aside)
+    log.warning("the Parquet log had lost its checkpoint and is written anew", old=str(aside))
 
 
 def fresh_checkpoint(context: Context) -> Path:
