@@ -62,9 +62,12 @@ def affinity(model: Model, recent: IntArray, shown: IntArray) -> NDArray[np.floa
     near = _listed(model.neighbour_items[recent], model.neighbour_scores[recent], shown)
     near += _listed(model.same_day_items[recent], model.same_day_scores[recent], shown)
     rows = np.where(shown < len(model), shown, 0)
-    for vectors, weight in ((model.factors, 0.1), (model.content, 0.2)):
-        if vectors is not None:
-            near += weight * np.maximum(_cosine(vectors[rows], vectors[recent]), 0.0)
+    if model.factors is not None and model.norms is not None:
+        lengths = np.outer(model.norms[rows], model.norms[recent])
+        lengths[lengths == 0] = 1.0
+        near += 0.1 * np.maximum(model.factors[rows] @ model.factors[recent].T / lengths, 0.0)
+    if model.content is not None:  # of length 1, or 0
+        near += 0.2 * np.maximum(model.content[rows] @ model.content[recent].T, 0.0)
     near[shown >= len(model)] = 0.0
     return near
 
@@ -73,8 +76,3 @@ def _listed(neighbours: IntArray, scores: FloatArray, shown: IntArray) -> NDArra
     """(shown, recent) the score of each shown item in each recent item's list of neighbours."""
     hits = shown[:, None, None] == neighbours[None]
     return np.asarray(np.where(hits, scores[None], 0.0).max(axis=2, initial=0.0), np.float64)
-
-
-def _cosine(a: FloatArray, b: FloatArray) -> FloatArray:
-    norms = np.linalg.norm(a, axis=1)[:, None] * np.linalg.norm(b, axis=1)[None]
-    return np.asarray((a @ b.T) / np.where(norms > 0, norms, 1.0), np.float32)

@@ -15,7 +15,7 @@ from serving.positions import Position
 from serving.schemas import Source
 from serving.world import World
 
-KEEP_S = 3.0
+KEEP_S = 5.0
 ENTRIES = 4096
 KEPT_BYTES = 32 * 2**20
 
