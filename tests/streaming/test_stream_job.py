@@ -123,15 +123,15 @@ def test_what_the_job_makes_of_good_and_bad_records(
     stream.wait_applied()
     assert run_reconcile(settings)[1]["differences"] == 0
 
-    changes = wait_until(lambda: _at_least(read_topic(settings, "state-changes"), 501), 10)
+    changes = wait_until(lambda: _at_least(read_topic(settings, "state-changes"), 501), 120)
     decoded = [StateChange.decode(record.value) for record in changes]
     assert all(record.key == one.user_id.encode() for record, one in zip(changes, decoded, strict=True))
     assert {one.event_id for one in decoded} == {one.id for one in good} | {"last"}
     assert {one.effect for one in decoded} == {"applied", "duplicate"}
-    dead = wait_until(lambda: _at_least(read_topic(settings, "feedback.dlq"), 3), 10)
+    dead = wait_until(lambda: _at_least(read_topic(settings, "feedback.dlq"), 3), 120)
     assert {record.value for record in dead} == {b"\xff", b"{}", b"null"}
 
-    rows = wait_until(lambda: _archive(settings, 501), 30, what="the log has every valid event")
+    rows = wait_until(lambda: _archive(settings, 501), 120, what="the log has every valid event")
     assert {(row["topic"], row["partition"], row["offset"]) for row in rows} == {
         (one.topic, one.partition, one.offset) for one in decoded
     }
@@ -142,10 +142,10 @@ def test_what_the_job_makes_of_good_and_bad_records(
     second = StreamProcess(settings, stream.log.with_name("second.log"))
     second.start()
     assert second.popen
-    assert second.popen.wait(30) == 4
+    assert second.popen.wait(120) == 4
     assert "another stream job" in second.output()
     assert stream.running
-    assert stream.stop(10) == 0
+    assert stream.stop(30) == 0
 
     redis.Redis.from_url(settings.redis.url).hincrby(
         settings.redis.keys.counts(f"{settings.kafka.prefix}reviews", 0), "item-1", 1
