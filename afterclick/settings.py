@@ -113,9 +113,9 @@ class TrainingSettings(_Section):
     """Seed of everything random."""
     rank: int = Field(64, ge=1)
     """ALS: latent factors."""
-    reg: float = Field(0.1, gt=0)
+    reg: float = Field(1.0, gt=0)
     """ALS: regularisation (Spark's regParam)."""
-    alpha: float = Field(10.0, gt=0)
+    alpha: float = Field(3.0, gt=0)
     """ALS: confidence of an interaction (Spark's alpha)."""
     iterations: int = Field(10, ge=1)
     """ALS: passes."""
