@@ -128,9 +128,10 @@ class Demo:
             stage.note, stage.state = str(error), "failed"
 
     async def _train(self, stage: Stage) -> None:
-        following = asyncio.create_task(self._follow_training(stage))
+        process = command(self.stack.layout, "train", "train", "--json")
+        following = asyncio.create_task(self._follow_training(stage, process))
         try:
-            answer = await self._answer("train", "train", "--json")
+            answer = await self._last_line("train", process)
         finally:
             following.cancel()
         stage.note = f"model {answer['version']}"
@@ -141,13 +142,11 @@ class Demo:
             await asyncio.sleep(0.5)
         return str(answer["model_version"]) if answer["model_version"] else None
 
-    async def _follow_training(self, stage: Stage) -> None:
+    async def _follow_training(self, stage: Stage, process: Process) -> None:
         """Show the last thing that training said."""
-        said = command(self.stack.layout, "train").log
         while True:
-            with contextlib.suppress(OSError):
-                stage.note = said.read_text(errors="replace").rstrip().rpartition("\n")[2].strip()[:70]
             await asyncio.sleep(1.0)
+            stage.note = process.last_words(1).strip()[:70]
 
     async def _live(self, stage: Stage) -> None:
         stage.total = self.cut.rows - self.cut.history
