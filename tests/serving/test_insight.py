@@ -11,14 +11,10 @@ from serving.exposure import REMEMBERED, Exposure
 from tests.serving.running import Running
 
 
-def shown(impression_id: str, source: str = "trending", items: int = 3) -> dict[str, object]:
-    return {"source": source, "model_version": None, "impression_id": impression_id, "items": [{}] * items}
-
-
 def test_a_list_is_reacted_to_once_however_often_it_is_clicked() -> None:
     exposure = Exposure()
     for impression_id in ("a", "b"):
-        exposure.shown(shown(impression_id))
+        exposure.shown(impression_id, "trending", None, 3)
     exposure.reacted("a", Action.CLICK)
     exposure.reacted("a", Action.CLICK)
     exposure.reacted("b", Action.SKIP)
@@ -32,7 +28,7 @@ def test_a_list_is_reacted_to_once_however_often_it_is_clicked() -> None:
 def test_old_lists_are_forgotten() -> None:
     exposure = Exposure()
     for n in range(REMEMBERED + 1):
-        exposure.shown(shown(str(n)))
+        exposure.shown(str(n), "trending", None, 3)
     exposure.reacted("0", Action.CLICK)
     assert exposure.rows()[0]["reacted"] == 0
 
