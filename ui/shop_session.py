@@ -125,7 +125,8 @@ class ShopSession:
         """Take over a list that the API pushed, and say what changed and why."""
         before = [item.item_id for item in self.shown.items] if self.shown else []
         self._show(pushed)
-        self.change = compare(before, [item.item_id for item in pushed.items])
+        after = self.shown.items if self.shown else ()
+        self.change = compare(before, [item.item_id for item in after])
         if pushed.cause:
             self._explain(pushed.cause)
 
@@ -153,6 +154,8 @@ class ShopSession:
         self._known |= {item.item_id: item for item in items}
 
     def _show(self, answer: Recommendations) -> None:
+        if not answer.items and self.shown and self.shown.items:
+            return  # an API that has just begun knows nothing yet: the last list is better than none
         self.shown = answer
         self.know(*answer.items)
 

@@ -13,7 +13,7 @@ from nicegui.client import Client
 
 from afterclick.errors import AfterclickError
 from ui.api import Api
-from ui.api_types import ShopItem
+from ui.api_types import PushedList, Recommendations, ShopItem
 from ui.cards import item_url
 from ui.components.card_grid import CardGrid
 from ui.components.controls import Button, Heading
@@ -35,6 +35,7 @@ log = structlog.get_logger()
 DEGRADED = "Part of the system is away: this is the best list that could be had."
 OFFERED_CATEGORIES = 24
 FIRST_LIST_S = 0.8
+ASK_AGAIN = 120
 FOUND = 8
 
 
@@ -168,6 +169,25 @@ class ShopPage:
             session.receive(pushed)
             self._say(DEGRADED if pushed.degraded else "")
             self._show()
+            if not pushed.items:
+                await self._ask_until_filled()
+
+    async def _ask_until_filled(self) -> None:
+        """An API that has just begun answers empty lists, and pushes only when the user does something."""
+        for _ in range(ASK_AGAIN):
+            await asyncio.sleep(1.0)
+            answer = await self._ask()
+            if answer and answer.items:
+                self._session.receive(PushedList.model_validate(answer.model_dump()))
+                self._show()
+                return
+
+    async def _ask(self) -> Recommendations | None:
+        session = self._session
+        try:
+            return await self._api.recommendations(session.user_id, session.list_length, session.interests)
+        except AfterclickError:
+            return None
 
     async def _give_past(self) -> None:
         try:
