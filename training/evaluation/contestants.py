@@ -21,7 +21,7 @@ from training.ranker import Source
 Scores = NDArray[np.floating]
 Contestant = Callable[[Asked], Scores]
 BEST_HALF_LIFE = "week"
-"""What decayed popularity is shown with: the best of the six on the past cuts of Electronics."""
+"""What decayed popularity is shown with: the best or nearly so of the six on Electronics after 2014-06-01."""
 
 
 def contestants(model: Model, ranker: str, eligible: NDArray[np.bool_]) -> Mapping[str, Contestant]:
