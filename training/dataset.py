@@ -6,6 +6,7 @@ reads   parquet  <home>/etl/<version>/interactions, users, items
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,13 @@ class Interactions:
         index = np.cumsum(keep, dtype=np.int32) - 1
         rows = self.where(keep[self.item])
         return replace(rows, item_ids=self.item_ids[keep], item=index[rows.item])
+
+    def also(self, item_ids: Iterable[str]) -> Interactions:
+        """With these items too, after the others; those that are there already stay where they are."""
+        extra = sorted(set(item_ids) - set(self.item_ids.tolist()))
+        if not extra:
+            return self
+        return replace(self, item_ids=np.concatenate([self.item_ids, np.asarray(extra, np.str_)]))
 
     def core(self, k: int) -> Interactions:
         """The rows in which every user and every item has `k` or more, found by repeated filtering."""

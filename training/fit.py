@@ -55,6 +55,7 @@ def fit(
     spark: SparkSession, rows: Interactions, catalogue: content.Catalogue, config: FitConfig, version: str
 ) -> Fitted:
     """Fit on `rows` (in order of time). The items are those of `rows` with enough interactions or a text."""
+    rows = rows.also(catalogue)  # what nobody has bought yet can be found by its text
     rows = rows.choose((rows.item_counts() >= config.least) | np.isin(rows.item_ids, list(catalogue)))
     known = rows.where((rows.item_counts() >= config.least)[rows.item])
     users, items = factorise(spark, known, config)

@@ -15,6 +15,7 @@ from afterclick.artifact import MANIFEST, read_manifest, sha256, verify
 from afterclick.errors import BadEvent, Unavailable
 from afterclick.events import ModelEvent, ModelPublished, decode, encode, new_id, now
 from afterclick.settings import KafkaSettings
+from training.offsets import watermarks
 
 KEY = b"model"
 
@@ -81,7 +82,7 @@ def champion(kafka: KafkaSettings, timeout_s: float = 10.0) -> ModelPublished | 
 
 
 def _last(consumer: Consumer, topic: str, timeout_s: float) -> ModelPublished | None:
-    low, _ = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=timeout_s)
+    low, _ = watermarks(consumer, TopicPartition(topic, 0), timeout_s)
     consumer.assign([TopicPartition(topic, 0, low)])
     last: ModelPublished | None = None
     while (message := consumer.poll(timeout_s)) is not None:

@@ -23,6 +23,7 @@ from afterclick.errors import AfterclickError, Unavailable
 from afterclick.settings import KafkaSettings, Settings
 from training import etl, steps
 from training.lock import exclusive
+from training.offsets import watermarks
 from training.pipeline import Pipeline
 
 log = structlog.get_logger()
@@ -145,7 +146,7 @@ def end_offsets(kafka: KafkaSettings, timeout_s: float = 10.0) -> dict[str, int]
         for topic in kafka.topics.interactions:
             for partition in consumer.list_topics(topic, timeout=timeout_s).topics[topic].partitions:
                 place = TopicPartition(topic, partition)
-                ends[f"{topic}/{partition}"] = consumer.get_watermark_offsets(place, timeout=timeout_s)[1]
+                ends[f"{topic}/{partition}"] = watermarks(consumer, place, timeout_s)[1]
     except KafkaException as error:
         raise Unavailable(f"Kafka at {kafka.bootstrap} does not answer: {error.args[0]}") from None
     finally:
