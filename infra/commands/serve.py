@@ -25,7 +25,7 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
 ) -> None:
     """Run the API: recommendations, feedback, live pushes. Ctrl-C drains and stops it."""
-    # products of a few hundred rows: a second thread costs more than it brings (0.3 against 30 ms on a busy machine)
+    # products of a few hundred rows: a second thread costs more than it brings
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from afterclick.settings import Settings
     from serving.server import run
