@@ -6,12 +6,13 @@ reads   redis  {p:<topic>:<partition>}:position
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import redis
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from afterclick.errors import LogTruncated, StateConflict, Unavailable
 from afterclick.keys import Keys
@@ -19,6 +20,7 @@ from afterclick.settings import KafkaSettings
 from streaming.kafka_source import Offsets
 
 _TIMEOUT_S = 10.0
+_ELECTION = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,21 @@ def read_log(kafka: KafkaSettings) -> Spans:
         for topic in kafka.topics.interactions:
             for partition in _partitions(consumer, topic):
                 place = TopicPartition(topic, partition)
-                spans[topic, partition] = Span(*consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S))
+                spans[topic, partition] = Span(*_watermarks(consumer, place))
         return spans
+
+
+def _watermarks(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
+    """First and next offset. A new topic's broker may not know for a moment that it leads it: ask again."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
+            return int(low), int(high)
+        except KafkaException as error:
+            if error.args[0].code() not in _ELECTION or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def partitions_of(kafka: KafkaSettings, topic: str) -> int:
