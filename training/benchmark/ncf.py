@@ -55,7 +55,7 @@ class Ncf:
     """Width of the product's embeddings."""
     hidden: int = 16
     """Width of the MLP's first layer."""
-    decay: float = 1e-3
+    decay: float = 5e-3
     """AdamW's weight decay, per step."""
     rate: float = 0.003
     """Learning rate."""

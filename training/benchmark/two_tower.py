@@ -47,9 +47,9 @@ class TwoTower:
 
     dim: int = 64
     """Width of both towers."""
-    temperature: float = 0.15
+    temperature: float = 0.25
     """Cosines are divided by this."""
-    own: float = 0.5
+    own: float = 0.0
     """Weight of the user's own embedding beside that of their items."""
     dropout: float = 0.5
     """Share of a user's items left out of the tower at random."""
