@@ -43,6 +43,7 @@ class Action(StrEnum):
     BASKET = "basket"
     PURCHASE = "purchase"
     SKIP = "skip"
+    UNDO = "undo"  # takes back what the user did with the item before; see afterclick.state.standing
 
 
 def _printable(value: str) -> str:

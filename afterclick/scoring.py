@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from afterclick.events import Action
 from afterclick.model import FloatArray, IntArray, Model
-from afterclick.state import HistoryEntry
+from afterclick.state import HistoryEntry, standing
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 
 PARTS = ("model", "history", "trend", "content")
@@ -61,7 +61,7 @@ class UserState:
     times_ms: NDArray[np.float64]
     """(h,) event times."""
     seen: IntArray
-    """Item indices never to show: every item of the history, skipped ones too."""
+    """Item indices never to show: every item of the history, skipped ones too, undone ones not."""
     now_ms: float
 
     @classmethod
@@ -75,7 +75,7 @@ class UserState:
         """The state from a history, newest entry first. `index` gives an item's row, None if it has none."""
         liked: dict[int, tuple[float, float]] = {}
         seen: dict[int, None] = {}
-        for entry in history:
+        for entry in standing(history):
             item = index(entry.item_id)
             if item is None:
                 continue

@@ -80,8 +80,9 @@ class StreamSettings(_Section):
         Action.CLICK: 1.0,
         Action.VIEW: 0.25,
         Action.SKIP: -1.0,
+        Action.UNDO: 0.0,
     }
-    """What one event adds to a trend. A positive weight also counts as popularity."""
+    """What one event adds to a trend. A positive weight also counts as popularity. Undone or not."""
     archive_seconds: float = Field(5.0, gt=0)
     """How often the archive query writes the Parquet log."""
     master: str = "local[*]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -45,6 +46,27 @@ class HistoryEntry:
     def from_member(cls, member: bytes, time_ms: float) -> HistoryEntry:
         event_id, item_id, action, rating = orjson.loads(member)
         return cls(event_id, item_id, Action(action), rating, int(time_ms))
+
+
+def standing(history: Iterable[HistoryEntry]) -> list[HistoryEntry]:
+    """What is left of a history, in its order, once each `undo` has taken back what was not after it.
+
+    An undo takes back what the same user did with the same item at its event time or before, and is itself no
+    deed: an item of which nothing is left has not been seen.
+    """
+    entries = list(history)
+    undone: dict[str, int] = {}
+    for entry in entries:
+        if entry.action is Action.UNDO:
+            undone[entry.item_id] = max(entry.time_ms, undone.get(entry.item_id, entry.time_ms))
+    if not undone:
+        return entries
+    return [
+        entry
+        for entry in entries
+        if entry.action is not Action.UNDO
+        and (entry.item_id not in undone or entry.time_ms > undone[entry.item_id])
+    ]
 
 
 class Effect(StrEnum):

@@ -20,7 +20,7 @@ from afterclick.errors import Unavailable
 from afterclick.events import Action
 from afterclick.model import IntArray, Model
 from afterclick.scoring import UserState, features, fold_in
-from afterclick.state import HistoryEntry
+from afterclick.state import HistoryEntry, standing
 from serving.catalogue import Catalogue
 from serving.choice import Choice
 from serving.explain import because
@@ -90,7 +90,7 @@ class Recommender:
     def _rank(self, world: World, ask: Ask, rows: Rows) -> Ranked:
         """The best the ladder of cold start can do for this user."""
         now_ms = self._now(world)
-        history = [*_context(ask, now_ms), *entries(rows)]
+        history = standing([*_context(ask, now_ms), *entries(rows)])
         state = UserState.of(history, world.find, self._weights, now_ms)
         choice, model = self._choice(world, ask, state), world.loaded.model
         if model is not None and len(state.items):

@@ -22,6 +22,7 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as f
 
 from afterclick.errors import BadDataset
+from afterclick.events import Action
 from afterclick.settings import Settings
 from training import catalogue, steps
 
@@ -126,9 +127,9 @@ def _complete() -> Column:
 
 
 def _deduplicate(log: DataFrame, weights: dict[str, float]) -> tuple[DataFrame, list[int]]:
-    """One row per user and item: the first time, the heaviest action.
+    """One row per user and item: the first time, the heaviest action, of what was not undone later.
 
-    Also how many rows were left after each filter: events, positive events, pairs.
+    Also how many rows were left after each filter: events, positive events, standing events, pairs.
     """
     where = f.struct("topic", "partition", "offset", "user_id", "item_id", "event_time", "action")
     first = log.where(_complete()).groupBy("event_id").agg(f.min(where).alias("row"))  # earliest of an id
@@ -136,14 +137,28 @@ def _deduplicate(log: DataFrame, weights: dict[str, float]) -> tuple[DataFrame, 
     events = first.select("row.*").withColumn("weight", weight.cast("float")).persist()
     counts = events.agg(f.count("*"), f.count("weight")).first()
     assert counts is not None
-    grouped = events.where(f.col("weight").isNotNull()).groupBy("user_id", "item_id")
-    pairs = grouped.agg(f.min(f.unix_millis("event_time")).alias("time_ms"), f.max("weight").alias("weight"))
-    pairs = pairs.persist()
-    return pairs, [int(counts[0]), int(counts[1]), _count(pairs)]
+    positive = _standing(events.where(f.col("weight").isNotNull()), events)
+    grouped = positive.groupBy("user_id", "item_id")
+    pairs = grouped.agg(
+        f.min(f.unix_millis("event_time")).alias("time_ms"),
+        f.max("weight").alias("weight"),
+        f.count("*").alias("events"),
+    ).persist()
+    kept = pairs.agg(f.count("*"), f.sum("events")).first()
+    assert kept is not None
+    return pairs.drop("events"), [int(counts[0]), int(counts[1]), int(kept[1] or 0), int(kept[0])]
+
+
+def _standing(positive: DataFrame, events: DataFrame) -> DataFrame:
+    """What no undo of the same user and item, at the same time or later, takes back."""
+    undos = events.where(f.col("action") == str(Action.UNDO)).groupBy("user_id", "item_id")
+    undone = undos.agg(f.max("event_time").alias("undone"))
+    stands = f.col("undone").isNull() | (f.col("event_time") > f.col("undone"))
+    return positive.join(undone, ["user_id", "item_id"], "left").where(stands).drop("undone")
 
 
 def _differences(left: list[int]) -> dict[str, int]:
-    reasons = ("incomplete", "duplicate_event", "not_positive", "repeated_pair")
+    reasons = ("incomplete", "duplicate_event", "not_positive", "undone", "repeated_pair")
     return {r: a - b for r, a, b in zip(reasons, left[:-1], left[1:], strict=True)}
 
 

@@ -13,6 +13,7 @@ VERBS = {
     "purchase": "bought",
     "skip": "skipped",
     "review": "reviewed",
+    "undo": "took back",
 }
 
 

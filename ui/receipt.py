@@ -47,7 +47,6 @@ def receipt(item: RankedItem, answer: Recommendations, deeds: Iterable[Deed]) ->
         "as_of": [{"partition": name, "offset": offset} for name, offset in sorted(answer.as_of.items())],
         "deeds": [
             {"verb": VERBS.get(deed.action, deed.action), "title": deed.title, "position": deed.position}
-            for deed in list(deeds)[:6]
-            if not deed.failed
+            for deed in [deed for deed in deeds if deed.can_be_undone][:6]
         ],
     }

@@ -15,6 +15,7 @@ from ui.demo_users import demo_user
 
 TIMELINE_LENGTH = 40
 GUEST = "guest-"
+UNDO = "undo"
 PAST = 3
 """Items in the past of a toy user."""
 
@@ -32,7 +33,13 @@ class Deed:
     effect: str = ""
     answered_ms: float | None = None
     failed: bool = False
+    undone: bool = False
     sent: float = field(default_factory=time.perf_counter)
+
+    @property
+    def can_be_undone(self) -> bool:
+        """Whether it stands, so that an undo would take it back."""
+        return not (self.undone or self.failed or self.action == UNDO)
 
     def row(self) -> JsonObject:
         """The deed as the timeline shows it."""
@@ -44,6 +51,8 @@ class Deed:
             "position": self.position,
             "ms": None if self.answered_ms is None else round(self.answered_ms),
             "failed": self.failed,
+            "undone": self.undone,
+            "can_undo": self.can_be_undone,
         }
 
 
@@ -83,7 +92,7 @@ class ShopSession:
         for past in reversed((await self._api.history(self.user_id))[:TIMELINE_LENGTH]):
             known = self._known.get(past.item_id)
             title = past.title or (title_of(known) if known else past.item_id)
-            self.timeline.appendleft(Deed(past.event_id, past.action, past.item_id, title))
+            self._add(Deed(past.event_id, past.action, past.item_id, title))
 
     async def give_past(self) -> None:
         """A toy user without history likes the favourite of each of some tastes: so their story is true.
@@ -104,7 +113,7 @@ class ShopSession:
     async def act(self, item_id: str, action: str, token: str = "", event_id: str = "") -> Deed:
         """Tell the API what the user did. Raises what the API raises, and marks the deed as failed."""
         deed = Deed(event_id or new_id(), action, item_id, self.title(item_id), token)
-        self.timeline.appendleft(deed)
+        self._add(deed)
         body: JsonObject = {
             "user_id": self.user_id,
             "item_id": item_id,
@@ -112,14 +121,25 @@ class ShopSession:
             "event_id": deed.event_id,
             "session_id": self.session_id,
         }
-        if self.shown and self.shown.impression_id and not event_id:
+        if self.shown and self.shown.impression_id and not event_id and action != UNDO:
             body["impression_id"] = self.shown.impression_id
         try:
             deed.position = (await self._api.feedback(body)).position
         except Exception:
             deed.failed = True
+            self._mark_undone()
             raise
         return deed
+
+    async def undo(self, event_id: str, token: str = "") -> Deed | None:
+        """Take back a deed and all that was done to the same item. None where it does not stand."""
+        deed = next((d for d in self.timeline if d.event_id == event_id and d.can_be_undone), None)
+        return await self.act(deed.item_id, UNDO, token) if deed else None
+
+    @property
+    def last_deed(self) -> Deed | None:
+        """The newest deed that stands."""
+        return next((deed for deed in self.timeline if deed.can_be_undone), None)
 
     def receive(self, pushed: PushedList) -> None:
         """Take over a list that the API pushed, and say what changed and why."""
@@ -153,6 +173,18 @@ class ShopSession:
         """Remember items for their titles."""
         self._known |= {item.item_id: item for item in items}
 
+    def _add(self, deed: Deed) -> None:
+        self.timeline.appendleft(deed)
+        self._mark_undone()
+
+    def _mark_undone(self) -> None:
+        """Mark what a later undo of the same item has taken back."""
+        taken_back: set[str] = set()
+        for deed in self.timeline:
+            deed.undone = deed.item_id in taken_back
+            if deed.action == UNDO and not deed.failed:
+                taken_back.add(deed.item_id)
+
     def _show(self, answer: Recommendations) -> None:
         if not answer.items and self.shown and self.shown.items:
             return  # an API that has just begun knows nothing yet: the last list is better than none
@@ -164,7 +196,7 @@ class ShopSession:
         title = deed.title if deed else cause.title or (self.title(cause.item_id) if cause.item_id else None)
         if deed is None and cause.item_id and cause.action:
             deed = Deed(cause.event_id, cause.action, cause.item_id, title or cause.item_id)
-            self.timeline.appendleft(deed)
+            self._add(deed)
         elif deed and deed.answered_ms is None:
             deed.answered_ms = (time.perf_counter() - deed.sent) * 1000
             self.answered = deed.token

@@ -57,13 +57,13 @@ def enveloped(**fields: Any) -> bytes:
 def test_golden_events_stay_readable_and_are_written_as_they_were(path: Path) -> None:
     raw = path.read_bytes().strip()
     event = decode(raw)
-    assert event.type == f"afterclick.{path.stem}"
+    assert event.type == f"afterclick.{path.stem.partition('-')[0]}"
     assert encode(event) == raw
 
 
 def test_there_is_a_golden_event_of_every_type() -> None:
     types = {d["$ref"].rsplit("/", 1)[-1] for d in events.json_schema()["oneOf"]}
-    assert len(GOLDEN) == len(types) == 5
+    assert len({path.stem.partition("-")[0] for path in GOLDEN}) == len(types) == 5
 
 
 @settings(max_examples=300, deadline=None)

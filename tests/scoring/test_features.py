@@ -135,6 +135,28 @@ def test_a_skip_is_seen_but_is_no_taste() -> None:
     assert sorted(state.seen.tolist()) == [0, 1]
 
 
+def test_an_undo_takes_back_what_was_before_it_and_nothing_after() -> None:
+    history = [
+        HistoryEntry("5", "b", Action.LIKE, None, 50),
+        HistoryEntry("4", "b", Action.UNDO, None, 40),
+        HistoryEntry("3", "a", Action.UNDO, None, 30),
+        HistoryEntry("2", "b", Action.PURCHASE, None, 20),
+        HistoryEntry("1", "a", Action.SKIP, None, 10),
+        HistoryEntry("0", "a", Action.LIKE, None, 5),
+    ]
+    state = UserState.of(history, {"a": 0, "b": 1}.get, WEIGHTS, 100.0)
+    assert (state.items.tolist(), state.weights.tolist(), state.times_ms.tolist()) == ([1], [1.0], [50.0])
+    assert state.seen.tolist() == [1]
+
+
+def test_an_undo_of_the_same_moment_wins_in_any_order() -> None:
+    like, undo = HistoryEntry("x", "a", Action.LIKE, None, 10), HistoryEntry("u", "a", Action.UNDO, None, 10)
+    for history in ([like, undo], [undo, like]):
+        state = UserState.of(history, {"a": 0}.get, WEIGHTS, 100.0)
+        assert not len(state.items)
+        assert not len(state.seen)
+
+
 def test_an_item_counts_once_by_its_newest_positive_action() -> None:
     history = [
         HistoryEntry("2", "a", Action.CLICK, None, 20),

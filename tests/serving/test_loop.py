@@ -51,6 +51,29 @@ def test_a_new_user_is_personalised_after_the_first_event(shop_api: Running) -> 
     assert body["items"][0]["title"].startswith("The camera-")
 
 
+def test_an_undo_gives_back_the_list_of_before_and_the_history_keeps_both(shop_api: Running) -> None:
+    before = after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
+    liked = ids(before)[0]
+    changed = after(shop_api, "bob", shop_api.tell("bob", liked, "like"))
+    assert liked not in ids(changed)
+
+    body = after(shop_api, "bob", shop_api.tell("bob", liked, "undo"))
+
+    assert ids(body) == ids(before)
+    assert [item["reason"] for item in body["items"]] == [item["reason"] for item in before["items"]]
+    events_of_bob = shop_api.get("/users/bob/history")["events"]
+    assert [event["action"] for event in events_of_bob] == ["undo", "like", "like"]
+    # what was done stays counted
+    wait_until(lambda: shop_api.get(f"/items/{liked}")["interactions"] == 1, 10)
+
+
+def test_an_undo_of_the_only_event_makes_the_user_new_again(shop_api: Running) -> None:
+    assert after(shop_api, "bob", shop_api.tell("bob", "camera-3"))["source"] == "personalised"
+    body = after(shop_api, "bob", shop_api.tell("bob", "camera-3", "undo"))
+    assert body["source"] in {"trending", "popular"}
+    assert "camera-3" in ids(shop_api.list_for("bob", n=100))
+
+
 def test_a_skip_takes_the_item_out_of_the_list(shop_api: Running) -> None:
     body = after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
     unwanted = ids(body)[0]

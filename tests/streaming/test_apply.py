@@ -22,7 +22,7 @@ from tests.streaming.builders import DAY_S, event, expected, log_of, plan, store
 
 USERS = ("alice", "bob", "chloé", "{d:1}")
 ITEMS = ("camera", "lens", "a b", "ü")
-ACTIONS = ("review", "like", "click", "view", "purchase", "skip")
+ACTIONS = ("review", "like", "click", "view", "purchase", "skip", "undo")
 
 some_events = st.lists(
     st.builds(

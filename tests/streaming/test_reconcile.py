@@ -24,9 +24,10 @@ from tests.streaming.stream_process import environment, produce
 
 @pytest.fixture
 def applied(settings: Settings) -> Settings:
-    """A log of likes, a skip, a repeat and poison, and the state it makes."""
+    """A log of likes, a skip, an undo, a repeat and poison, and the state it makes."""
     events = [event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(30)]
-    produce(settings, [*events, event(action="skip"), events[3], b"poison"])
+    undo = event("user-3", "item-3", "undo", at=99)
+    produce(settings, [*events, event(action="skip"), undo, events[3], b"poison"])
     with redis.Redis.from_url(settings.redis.url) as client:
         load_functions(client, function_library())
     applier = Applier(Plan.of(settings, 2), NodeConnection(settings.redis.url))
@@ -48,7 +49,7 @@ def records(settings: Settings, topic: str, partition: int, end: int) -> Iterato
 def test_a_right_state_has_no_differences(applied: Settings) -> None:
     report = reconcile(applied)
     assert report.differences == 0
-    assert (report.events, report.duplicates, report.poison, report.behind) == (33, 1, 1, 0)
+    assert (report.events, report.duplicates, report.poison, report.behind) == (34, 1, 1, 0)
     assert report.counted_in_state == report.counted_in_log == 30
 
 

@@ -37,12 +37,39 @@ def test_every_row_is_kept_or_dropped_for_a_reason(spark: SparkSession, settings
     shop.write_log(settings.archive, rows)
     folder, report = run(spark, settings)
     assert report.rows_in == 7
-    assert report.dropped == {"incomplete": 1, "duplicate_event": 1, "not_positive": 1, "repeated_pair": 1}
+    assert report.dropped == {
+        "incomplete": 1,
+        "duplicate_event": 1,
+        "not_positive": 1,
+        "undone": 0,
+        "repeated_pair": 1,
+    }
     assert report.rows_out == 3
     assert report.balanced()
     table = dataset.load(folder)
     pairs = {(table.user_ids[u], table.item_ids[i]) for u, i in zip(table.user, table.item, strict=True)}
     assert pairs == {("u1", "a"), ("u2", "a"), ("u3", "b")}
+
+
+def test_what_was_undone_is_not_learned_from_unless_it_is_done_again(
+    spark: SparkSession, settings: Settings
+) -> None:
+    rows = [
+        shop.event("u1", "a", 1, action="like"),
+        shop.event("u1", "a", 2, action="undo"),
+        shop.event("u1", "b", 1, action="like"),
+        shop.event("u2", "a", 1, action="purchase"),
+        shop.event("u2", "a", 2, action="undo"),
+        shop.event("u2", "a", 3, action="like"),
+    ]
+    shop.write_log(settings.archive, rows)
+    folder, report = run(spark, settings)
+    assert (report.dropped["undone"], report.dropped["not_positive"]) == (2, 2)
+    assert report.balanced()
+    table = dataset.load(folder)
+    pairs = {(table.user_ids[u], table.item_ids[i]) for u, i in zip(table.user, table.item, strict=True)}
+    assert pairs == {("u1", "b"), ("u2", "a")}
+    assert table.weight.tolist() == [2.0, 2.0]
 
 
 def test_a_repeated_pair_keeps_its_first_time_and_its_heaviest_action(

@@ -62,6 +62,45 @@ def test_the_timeline_says_where_in_the_log_a_deed_lies(page: Page, shop: Shop) 
     expect(row).to_contain_text(re.compile(r"\d+ ms"))
 
 
+def test_the_last_action_can_be_undone_and_the_list_goes_back(page: Page, shop: Shop) -> None:
+    user_id = new_shopper()
+    visit(page, shop, user_id)
+    before = listed(page)
+    title = page.locator(f'[data-item="{before[1]}"] .ac-title').inner_text()
+    press(page, before[1], "skip")
+    expect(page.locator(f'[data-item="{before[1]}"]')).to_have_count(0)
+    page.get_by_test_id("undo-last").click()
+    expect(page.get_by_test_id("headline")).to_contain_text(f"Because you took back {title}")
+    expect(page.locator(f'[data-item="{before[1]}"]')).to_have_count(1)
+    assert sorted(listed(page)) == sorted(before)
+    expect(page.get_by_test_id("undo-last")).to_have_count(0)
+    expect(page.get_by_test_id("timeline").locator("li.did-skip")).to_have_class(re.compile("undone"))
+    events = get(f"{shop.api_url}/users/{user_id}/history")["events"]
+    assert [(event["item_id"], event["action"]) for event in events] == [
+        (before[1], "undo"),
+        (before[1], "skip"),
+    ]
+
+
+def test_each_entry_of_the_timeline_can_be_undone(page: Page, shop: Shop) -> None:
+    visit(page, shop, new_shopper())
+    first, second = listed(page)[:2]
+    for item_id in (first, second):
+        press(page, item_id, "like")
+        expect(page.locator(f'[data-item="{item_id}"]')).to_have_count(0)
+    rows = page.get_by_test_id("timeline").locator("li")
+    rows.nth(1).get_by_role("button", name="Undo").click()
+    expect(rows).to_have_count(3)
+    expect(page.locator(f'[data-item="{first}"]')).to_have_count(1)
+    expect(page.locator(f'[data-item="{second}"]')).to_have_count(0)
+    page.reload()
+    expect(rows).to_have_count(3)
+    expect(page.locator(".ac-timeline li.undone")).to_have_count(1)
+    page.locator(".ac-card").first.focus()
+    page.keyboard.press("u")
+    expect(page.locator(f'[data-item="{second}"]')).to_have_count(1)
+
+
 def test_picking_another_user_shows_their_list_and_story(page: Page, shop: Shop) -> None:
     visit(page, shop, "alice")
     expect(page.get_by_test_id("story")).to_contain_text("birds")

@@ -1,6 +1,6 @@
 // The grid of cards. Vue's TransitionGroup moves a card from where it was to where it is now (FLIP).
-// Emits act {item_id, action, token}, open {item_id} and why {item_id}.
-// Keys on a card: L S B P as on its buttons, W for why, Enter to open, arrows to walk.
+// Emits act {item_id, action, token}, undo {event_id, token}, open {item_id} and why {item_id}.
+// Keys on a card: L S B P as on its buttons, U to undo the last deed, W for why, Enter to open, arrows to walk.
 
 const ICONS = {
   like: "M12 20.3 4.6 13a4.9 4.9 0 0 1 0-7 4.9 4.9 0 0 1 7 0l.4.5.5-.5a4.9 4.9 0 0 1 7 0 4.9 4.9 0 0 1 0 7Z",
@@ -18,10 +18,14 @@ const ACTIONS = [
 export default {
   template: `
     <section class="ac-grid" aria-label="Recommendations">
-      <p class="ac-headline" role="status" aria-live="polite" data-testid="headline">
-        <span v-if="headline">{{ headline }}</span>
-        <span v-if="onScreenMs !== null" class="ac-ms" data-testid="on-screen-ms">{{ onScreenMs }} ms from click to screen</span>
-      </p>
+      <div class="ac-headline">
+        <p role="status" aria-live="polite" data-testid="headline">
+          <span v-if="headline">{{ headline }}</span>
+          <span v-if="onScreenMs !== null" class="ac-ms" data-testid="on-screen-ms">{{ onScreenMs }} ms from click to screen</span>
+        </p>
+        <button v-if="undo" type="button" class="ac-button" data-testid="undo-last" title="Take back the last action (U on a card)"
+                :aria-label="'Undo the last action: ' + undoTitle" @click="undoLast">Undo</button>
+      </div>
       <transition-group name="ac-card" tag="ol" class="ac-cards" data-testid="cards">
         <li v-for="card in cards" :key="card.id" class="ac-card" :data-item="card.id" tabindex="0"
             :class="{pending: pending[card.id], entered: card.entered, untitled: card.untitled}"
@@ -60,7 +64,7 @@ export default {
       </transition-group>
       <p v-if="!cards.length" class="ac-empty">Nothing to show yet: the list comes as soon as the first events have been counted.</p>
     </section>`,
-  props: { cards: Array, headline: String, answered: String, failed: String },
+  props: { cards: Array, headline: String, answered: String, failed: String, undo: String, undoTitle: String },
   data() {
     return { pending: {}, clicks: {}, onScreenMs: null, icons: ICONS, actions: ACTIONS };
   },
@@ -84,6 +88,12 @@ export default {
       this.pending[card.id] = token;
       this.$emit("act", { item_id: card.id, action, token });
       setTimeout(() => this.pending[card.id] === token && delete this.pending[card.id], 4000);
+    },
+    undoLast() {
+      if (!this.undo) return;
+      const token = "undo|" + this.undo + "|" + performance.now();
+      this.clicks[token] = { at: performance.now() };
+      this.$emit("undo", { event_id: this.undo, token });
     },
     open(card) {
       this.$emit("open", { item_id: card.id });
@@ -126,6 +136,7 @@ export default {
       if (event.target !== event.currentTarget || event.ctrlKey || event.metaKey || event.altKey) return;
       const action = ACTIONS.find((a) => a.key === event.key.toLowerCase());
       if (action) this.act(card, action.action);
+      else if (event.key.toLowerCase() === "u") this.undoLast();
       else if (event.key.toLowerCase() === "w" && card.parts.length) this.$emit("why", { item_id: card.id });
       else if (event.key === "Enter") this.open(card);
       else if (event.key.startsWith("Arrow")) this.step(event.key, event.currentTarget);

@@ -11,20 +11,26 @@ from nicegui.events import GenericEventArguments
 from ui.api_types import JsonObject
 
 Act = Callable[[str, str, str], Awaitable[None]]
+Undo = Callable[[str, str], Awaitable[None]]
 
 
 class CardGrid(Element, component="card_grid.js"):
     """Shows `cards`.
 
     Calls `on_act(item_id, action, token)` for a button, `on_open(item_id)` for a card, `on_why(item_id)` for
-    its score.
+    its score, `on_undo(event_id, token)` for the last deed, once that is offered.
     """
 
     def __init__(
-        self, on_act: Act, on_open: Callable[[str], Any], on_why: Callable[[str], Any] | None = None
+        self,
+        on_act: Act,
+        on_open: Callable[[str], Any],
+        on_why: Callable[[str], Any] | None = None,
+        on_undo: Undo | None = None,
     ) -> None:
         super().__init__()
         self._props["cards"] = []
+        self._props["undo"] = ""
 
         async def act(event: GenericEventArguments) -> None:
             await on_act(event.args["item_id"], event.args["action"], event.args["token"])
@@ -40,6 +46,12 @@ class CardGrid(Element, component="card_grid.js"):
         self.on("open", open_item)
         self.on("why", why)
 
+        async def undo(event: GenericEventArguments) -> None:
+            if on_undo:
+                await on_undo(event.args["event_id"], event.args["token"])
+
+        self.on("undo", undo)
+
     def show(self, cards: list[JsonObject], headline: str = "", answered: str = "", failed: str = "") -> None:
         """Show a list. `answered`: token of the deed that caused it; `failed`: of one that did not arrive."""
         self._props["cards"] = cards
@@ -47,3 +59,8 @@ class CardGrid(Element, component="card_grid.js"):
         self._props["answered"] = answered
         self._props["failed"] = failed
         self.update()
+
+    def offer_undo(self, event_id: str, title: str) -> None:
+        """With the next list, offer to take back the deed of this event; none where it is empty."""
+        self._props["undo"] = event_id
+        self._props["undoTitle"] = title

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from nicegui.element import Element
+from nicegui.events import GenericEventArguments
 
 from ui.api_types import JsonObject
+from ui.components.card_grid import Undo
 
 
 class Timeline(Element, component="timeline.js"):
-    """Shows rows of `shop_session.Deed.row`, newest first."""
+    """Shows rows of `shop_session.Deed.row`, newest first; calls `on_undo(event_id, "")`."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_undo: Undo) -> None:
         super().__init__()
         self._props["rows"] = []
+
+        async def undo(event: GenericEventArguments) -> None:
+            await on_undo(event.args["event_id"], "")
+
+        self.on("undo", undo)
 
     def show(self, rows: list[JsonObject]) -> None:
         self._props["rows"] = rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 from urllib.parse import urlencode
 
 import structlog
@@ -27,7 +28,7 @@ from ui.feeds import pushed_lists
 from ui.live import LiveBoard
 from ui.pages.frame import frame
 from ui.receipt import receipt
-from ui.shop_session import GUEST, ShopSession
+from ui.shop_session import GUEST, Deed, ShopSession
 from ui.snippets import feedback_snippet, list_snippet, watch_snippet
 
 log = structlog.get_logger()
@@ -73,9 +74,9 @@ class ShopPage:
                     Button("Compare", self._compare).props("data-testid=compare")
                     Button("API", self._show_snippets).props("data-testid=api")
                 self._notice = ui.label().classes("ac-notice").props("role=status")
-                self._grid = CardGrid(self.act, self.open, self.explain)
+                self._grid = CardGrid(self.act, self.open, self.explain, self.undo)
             with ui.element("aside").classes("ac-shop-side").props('aria-label="What you did"'):
-                self._timeline = Timeline()
+                self._timeline = Timeline(self.undo)
         self._receipt = ReceiptDrawer()
         self._snippets = SnippetDrawer()
 
@@ -116,11 +117,18 @@ class ShopPage:
 
     async def act(self, item_id: str, action: str, token: str) -> None:
         """Send what the user did; the list follows when the feed pushes it."""
-        deed = asyncio.ensure_future(self._session.act(item_id, action, token))
+        await self._send(self._session.act(item_id, action, token), token)
+
+    async def undo(self, event_id: str, token: str) -> None:
+        """Take back a deed; the list follows as after any other."""
+        await self._send(self._session.undo(event_id, token), token)
+
+    async def _send(self, deed: Coroutine[Any, Any, Deed | None], token: str) -> None:
+        sent = asyncio.ensure_future(deed)
         await asyncio.sleep(0)
         self._show_timeline()
         try:
-            await deed
+            await sent
             self._say("")
         except AfterclickError as error:
             self._say(f"That did not arrive: {error}")
@@ -202,6 +210,8 @@ class ShopPage:
     def _show(self) -> None:
         session = self._session
         self._picker.show(session.user_id, session.name, session.story)
+        last = session.last_deed
+        self._grid.offer_undo(last.event_id if last else "", last.title if last else "")
         self._grid.show(session.cards(), session.headline, session.answered)
         self._show_timeline()
 
