@@ -12,10 +12,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx2
 import numpy as np
@@ -27,6 +28,7 @@ from websockets.asyncio.client import connect
 
 from afterclick.events import new_id
 from afterclick.state import StateChange
+from infra.benches.load import Pool, get, json_body, post
 from infra.benches.stream_stack import Stack, environment, own_stack
 from infra.embedded.ports import LOOPBACK, free_port
 from infra.embedded.process import Process
@@ -37,6 +39,7 @@ log = structlog.get_logger()
 QUANTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
 ITEMS = 500
 WARM_UP_S = 180.0
+CONNECTIONS = 64
 BOUNDARY_S = 5.0
 """Events this close to a boundary are left out of the figures without boundaries."""
 
@@ -168,8 +171,7 @@ def _phase(stack: Stack, bench: Bench, port: int, trigger: str, seconds: float) 
 async def _drive(bench: Bench, port: int, phase: Phase, seconds: float) -> None:
     """Watch every user's list, then send feedback at the rate; wait a little for the last pushes."""
     users = [f"watcher-{n}" for n in range(bench.users)]
-    limits = httpx2.Limits(max_connections=64, max_keepalive_connections=64)
-    async with httpx2.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", limits=limits, timeout=10) as client:
+    with closing(Pool(LOOPBACK, port, CONNECTIONS)) as client:
         watchers = [asyncio.create_task(_watch(port, user, phase)) for user in users]
         await asyncio.sleep(2)
         await _warm_up(client, users, phase)
@@ -191,7 +193,7 @@ async def _drive(bench: Bench, port: int, phase: Phase, seconds: float) -> None:
         await asyncio.gather(*watchers, return_exceptions=True)
 
 
-async def _warm_up(client: httpx2.AsyncClient, users: list[str], phase: Phase) -> None:
+async def _warm_up(client: Pool, users: list[str], phase: Phase) -> None:
     """Every user once, until all is pushed; twice. The first events of a new query find everything cold."""
     for _ in range(2):
         await asyncio.gather(*(_send(client, phase, user, "B000000001", False) for user in users))
@@ -200,20 +202,21 @@ async def _warm_up(client: httpx2.AsyncClient, users: list[str], phase: Phase) -
                 await asyncio.sleep(0.1)
 
 
-async def _send(client: httpx2.AsyncClient, phase: Phase, user: str, item: str, then_get: bool) -> None:
+async def _send(client: Pool, phase: Phase, user: str, item: str, then_get: bool) -> None:
     one = Sent(new_id(), time.time())
     phase.sent[one.event_id] = one
     phase.waiting.setdefault(user, deque()).append(one)
     body = {"user_id": user, "item_id": item, "action": "click", "event_id": one.event_id}
     try:
-        answer = await client.post("/feedback", json=body)
-        answer.raise_for_status()
-        if then_get:
-            query = {"user_id": user, "after": answer.json()["position"]}
-            got = (await client.get("/recommendations", params=query)).json()
-            if got.get("fresh", True):
-                one.got = time.time()
-    except httpx2.HTTPError:
+        async with asyncio.timeout(10):
+            answer = await client.call(post("/feedback", LOOPBACK, orjson.dumps(body)))
+            position = json_body(answer, 202)["position"]
+            if then_get:
+                query = urlencode({"user_id": user, "after": position})
+                got = json_body(await client.call(get(f"/recommendations?{query}", LOOPBACK)), 200)
+                if got.get("fresh", True):
+                    one.got = time.time()
+    except (OSError, TimeoutError):
         phase.errors += 1
 
 

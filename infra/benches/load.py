@@ -11,8 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 CONNECTIONS = 512
@@ -100,7 +102,7 @@ class _Client(asyncio.Protocol):
             self._answer.set_exception(error or ConnectionError("the server closed the connection"))
 
 
-class _Pool:
+class Pool:
     """Connections that are free, and new ones up to a bound."""
 
     def __init__(self, host: str, port: int, most: int) -> None:
@@ -109,12 +111,21 @@ class _Pool:
         self._slots = asyncio.Semaphore(most)
 
     async def call(self, raw: bytes) -> bytes:
+        """The whole response to a request. Raises OSError."""
         async with self._slots:
-            client = self._free.pop() if self._free else await self._connect()
+            client = self._idle() or await self._connect()
             answer = await client.send(raw)
             if client.transport is not None:
                 self._free.append(client)
             return answer
+
+    def _idle(self) -> _Client | None:
+        """A free connection that the server has not closed meanwhile."""
+        while self._free:
+            client = self._free.pop()
+            if client.transport is not None:
+                return client
+        return None
 
     async def _connect(self) -> _Client:
         loop = asyncio.get_running_loop()
@@ -132,11 +143,25 @@ def get(path: str, host: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
 
 
+def post(path: str, host: str, body: bytes) -> bytes:
+    """The bytes of a POST of JSON."""
+    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+def json_body(answer: bytes, *statuses: int) -> Any:
+    """The JSON of a whole response. Raises OSError where its status is none of `statuses`."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if int(head[9:12]) not in statuses:
+        raise OSError(answer[:200].decode(errors="replace"))
+    return orjson.loads(body)
+
+
 async def open_loop(host: str, port: int, calls: Sequence[Call], rate: float, seed: int = 1) -> Outcome:
     """Send `calls` at `rate` per second on average, at random (Poisson) moments."""
     gaps = np.random.default_rng(seed).exponential(1 / rate, len(calls))
     due = np.cumsum(gaps) + time.perf_counter() + 0.2
-    pool = _Pool(host, port, CONNECTIONS)
+    pool = Pool(host, port, CONNECTIONS)
     answers: list[_Answer] = []
 
     async def one(call: Call, moment: float) -> None:
@@ -164,7 +189,7 @@ async def closed_loop(host: str, port: int, calls: Sequence[Call], seconds: floa
     """`clients` connections that each send the next call when the last is answered."""
     answers: list[_Answer] = []
     until, turn = time.perf_counter() + seconds, iter(range(10**9))
-    pool = _Pool(host, port, clients)
+    pool = Pool(host, port, clients)
 
     async def one() -> None:
         while time.perf_counter() < until:
