@@ -64,8 +64,8 @@ class RedisSettings(_Section):
 
 
 class StreamSettings(_Section):
-    trigger: Literal["micro-batch", "real-time"] = "micro-batch"
-    """How Spark runs the live query."""
+    trigger: Literal["micro-batch", "real-time"] = "real-time"
+    """How Spark runs the live query: `real-time` in milliseconds (a backlog is drained first)."""
     batch_events: int = Field(50_000, ge=1)
     """Most events in one micro-batch."""
     history_length: int = Field(200, ge=1)

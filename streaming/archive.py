@@ -81,5 +81,6 @@ def _row(topic: str, partition: int, record: Record) -> tuple[Any, ...] | None:
         return None
     data = event.data
     place = (topic, partition, record.offset, int(record.log_ms * 1000))
-    what = (event.id, round(event.time.timestamp() * 1e6), data.user_id, data.item_id, str(data.action), data.rating, data.text)
+    event_us = round(event.time.timestamp() * 1e6)
+    what = (event.id, event_us, data.user_id, data.item_id, str(data.action), data.rating, data.text)
     return (*place, *what, data.impression_id, data.session_id)

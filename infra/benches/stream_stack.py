@@ -127,7 +127,11 @@ class Stack:
 
 @contextmanager
 def own_stack(jars: Path, **env: str) -> Iterator[Stack]:
-    """Kafka and Valkey on free ports in a temporary folder, the topics, and a stream job not yet started."""
+    """Kafka and Valkey on free ports in a temporary folder, the topics, and a stream job not yet started.
+
+    The job runs micro-batches unless `env`, or what it is started with, says otherwise.
+    """
+    env = {"AFTERCLICK_STREAM__TRIGGER": "micro-batch"} | env
     with tempfile.TemporaryDirectory(prefix="afterclick-bench-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         kafka, valkey = KafkaServer(home / "kafka", ensure_jars(jars, KAFKA)), ValkeyServer(home / "valkey")

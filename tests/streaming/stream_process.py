@@ -97,6 +97,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "REDIS__PREFIX": settings.redis.prefix,
         "STREAM__BATCH_EVENTS": settings.stream.batch_events,
         "STREAM__ARCHIVE_SECONDS": "1",
+        "STREAM__TRIGGER": "micro-batch",
     }
     # a JVM that lives for seconds starts sooner with the quick compiler alone
     quick = {"JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
