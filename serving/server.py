@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import sys
 
 import uvicorn
 
@@ -21,7 +23,18 @@ def run(settings: Settings) -> None:
     reachable by others and nobody needs a key."""
     check_address(settings.serving)
     listener = bind(settings.serving.host, settings.serving.port)
+    prefer_requests()
     uvicorn.Server(config_of(settings)).run(sockets=[listener])
+
+
+def prefer_requests() -> None:
+    """Let neither background threads nor the collector hold a request up for long.
+
+    A thread that parses Kafka records gives the interpreter back after half a millisecond instead of five,
+    and the collector looks for cycles a fiftieth as often: requests leave next to none.
+    """
+    sys.setswitchinterval(0.0005)
+    gc.set_threshold(35_000, 20, 50)
 
 
 def config_of(settings: Settings) -> uvicorn.Config:

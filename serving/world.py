@@ -6,6 +6,7 @@ thread makes a new world every second where something changed, and at once when 
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterable
@@ -166,6 +167,7 @@ class Worlds:
             self._wake.wait(self._pause_s)
             self._wake.clear()
             state = (self._feed.changes, self._catalogue.version, self._next.version)
+            swapped = self._built_of is None or state[2] != self._built_of[2]
             if state == self._built_of and time.monotonic() - self._built_at < 30:
                 continue
             began = time.monotonic()
@@ -175,6 +177,8 @@ class Worlds:
                 log.exception("no new world; the old one stays")
                 continue
             self._built_of, self._built_at = state, time.monotonic()
+            if swapped:
+                gc.freeze()  # what a model brings lives long: the collector need not walk through it
             self._pause_s = max(PAUSE_S, SHARE * (self._built_at - began))
 
 
