@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from afterclick.model import FloatArray, IntArray, Model
 from afterclick.scoring import TrendView, UserState
 
-SOURCES = ("same_day", "neighbours", "als", "content", "trending")
+SOURCES = ("same_day", "neighbours", "als", "tower", "content", "trending")
 Search = Callable[[FloatArray, int], IntArray]
 """(query vector (k,), how many) → item indices, nearest first; -1 pads. FAISS, or `exact_search`."""
 
@@ -26,6 +26,8 @@ class CandidateLimits:
     """Neighbours of one item, of each kind."""
     als: int = 100
     """Items nearest to the user's ALS vector."""
+    tower: int = 100
+    """Items nearest to the user's vector of the two towers."""
     content: int = 50
     """Items with content like the newest one."""
     trending: int = 200
@@ -48,14 +50,17 @@ def candidate_items(
     trends: TrendView,
     *,
     user_factors: FloatArray | None = None,
+    user_towers: FloatArray | None = None,
     als_search: Search | None = None,
+    tower_search: Search | None = None,
     content_search: Search | None = None,
     limits: CandidateLimits | None = None,
     exclude: IntArray | None = None,
 ) -> Candidates:
     """The union of all sources, without what the user has seen and what is in `exclude`.
 
-    Give `user_factors` (from fold_in) with `als_search`. A source without its search or input brings nothing.
+    Give `user_factors` (from fold_in) with `als_search`, and `user_towers` (from tower_user) with
+    `tower_search`. A source without its search or input brings nothing.
     """
     limits = limits or CandidateLimits()
     recent = state.items[: limits.recent]
@@ -64,6 +69,7 @@ def candidate_items(
         model.same_day_items[recent, : limits.per_item].ravel(),
         _neighbours(model, recent, limits.per_item),
         _search(als_search, user_factors, limits.als),
+        _search(tower_search, user_towers, limits.tower),
         _search(content_search, _last_content(model, recent), limits.content),
         trends.top[: limits.trending],
     ]

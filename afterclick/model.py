@@ -1,8 +1,9 @@
 """A published model as NumPy arrays: what candidates and features are computed from.
 
 reads   artifact  item_ids, popularity, first_seen_ms, neighbour_items, neighbour_scores, same_day_items,
-                  same_day_scores; where there: reach_items, reach_scores, als_item_factors, content
-        manifest  parameters.als.alpha, parameters.als.reg
+                  same_day_scores; where there: reach_items, reach_scores, als_item_factors, content,
+                  tower_history, tower_targets
+        manifest  parameters.als.alpha, parameters.als.reg, parameters.towers.ages
 
 Rows of every array are items; a row number is an `item_index`. `−1` pads neighbour lists. An item that
 ALS or content knows nothing of has a row of zeros there. Items that appeared later have indices ≥ n.
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from afterclick.artifact import Manifest, load_array, read_manifest, verify
 from afterclick.errors import BadArtifact
+from afterclick.towers import AGES_DAYS, TowerArrays
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
@@ -32,7 +34,14 @@ _NEEDED = (
     "same_day_items",
     "same_day_scores",
 )
-_OPTIONAL = ("reach_items", "reach_scores", "als_item_factors", "content")
+_OPTIONAL = (
+    "reach_items",
+    "reach_scores",
+    "als_item_factors",
+    "content",
+    "tower_history",
+    "tower_targets",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +73,8 @@ class Model:
     """(n, K) items that a walk of one or two steps over both kinds of neighbours leads to."""
     reach_scores: FloatArray | None = None
     """(n, K) how often, with weight on what is popular."""
+    towers: TowerArrays | None = None
+    """What the two towers have learned."""
     index: dict[str, int] = field(init=False)
     """item_id → item_index."""
     gram: NDArray[np.float64] | None = field(init=False)
@@ -101,6 +112,8 @@ class Model:
             found["als_item_factors"] = self.factors
         if self.content is not None:
             found["content"] = self.content
+        if self.towers is not None:
+            found |= {"tower_history": self.towers.history, "tower_targets": self.towers.targets}
         return found
 
     def save(self, folder: Path) -> None:
@@ -110,7 +123,10 @@ class Model:
 
     def parameters(self) -> dict[str, Any]:
         """What belongs into the manifest's `parameters`."""
-        return {"als": {"alpha": self.als_alpha, "reg": self.als_reg}}
+        found: dict[str, Any] = {"als": {"alpha": self.als_alpha, "reg": self.als_reg}}
+        if self.towers is not None:
+            found["towers"] = {"ages": self.towers.ages.tolist()}
+        return found
 
 
 def load(folder: Path, manifest_sha256: str | None = None) -> tuple[Model, Manifest]:
@@ -122,14 +138,27 @@ def load(folder: Path, manifest_sha256: str | None = None) -> tuple[Model, Manif
     _check(folder, arrays)
     als = manifest.parameters.get("als", {})
     factors = arrays.pop("als_item_factors", None)
+    towers = _towers(folder, arrays, manifest)
     model = Model(
         version=manifest.version,
         factors=factors,
+        towers=towers,
         als_alpha=float(als.get("alpha", 1.0)),
         als_reg=float(als.get("reg", 0.1)),
         **arrays,
     )
     return model, manifest
+
+
+def _towers(folder: Path, arrays: dict[str, NDArray[Any]], manifest: Manifest) -> TowerArrays | None:
+    """Takes the towers' arrays out of `arrays`; None where the artifact has none."""
+    history, targets = arrays.pop("tower_history", None), arrays.pop("tower_targets", None)
+    if history is None or targets is None:
+        return None
+    ages = np.array(manifest.parameters.get("towers", {}).get("ages", []), np.float32)
+    if len(ages) != len(AGES_DAYS) + 1 or targets.shape[1] != history.shape[1] + 1:
+        raise BadArtifact(f"{folder}: the towers' parts do not fit together; train again")
+    return TowerArrays(history, targets, ages)
 
 
 def _check(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:

@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 
 from afterclick.events import Action
 from afterclick.model import FloatArray, IntArray, Model
+from afterclick.neighbour_columns import Order, neighbour_columns
 from afterclick.state import HistoryEntry, standing
-from afterclick.trends import DAY_MS, HALF_LIVES_MS
+from afterclick.trends import DAY_MS, HALF_LIVES_MS, HEAT
+from afterclick.user_vectors import fold_in, tower_user
 
 PARTS = ("model", "history", "trend", "content")
 RECENT = 10
 """How many of the newest items of a history are compared with each candidate."""
 _FLOOR = -200.0
-_FEW = 16
-"""Items of a history up to which fold-in is cheaper by Woodbury's identity."""
 
 FEATURES: tuple[tuple[str, str], ...] = (
     ("als", "model"),
+    ("tower", "model"),
     ("popularity", "model"),
     ("cosine_last", "history"),
     ("cosine_max", "history"),
@@ -36,17 +37,28 @@ FEATURES: tuple[tuple[str, str], ...] = (
     ("reach_max", "history"),
     ("reach_sum", "history"),
     ("als_last", "history"),
+    ("tower_last", "history"),
     ("history_length", "history"),
     ("last_age_days", "history"),
     ("last_popularity", "history"),
     ("age_gap_days", "history"),
+    ("second_age_gap_days", "history"),
+    ("last_item_age_days", "history"),
+    ("last_trend", "history"),
+    ("session_length", "history"),
+    ("taste_popularity", "history"),
+    ("taste_age_days", "history"),
     *((f"trend_{name}", "trend") for name in HALF_LIVES_MS),
     ("rise", "trend"),
+    ("rise_days", "trend"),
+    ("arrival_rate", "trend"),
     ("item_age_days", "trend"),
     ("content_last", "content"),
     ("content_mean", "content"),
 )
-_WEEK, _QUARTER = list(HALF_LIVES_MS).index("week"), list(HALF_LIVES_MS).index("quarter")
+_THREE_DAYS, _WEEK, _MONTH, _QUARTER = map(
+    list(HALF_LIVES_MS).index, ("three_days", "week", "month", "quarter")
+)
 FEATURE_NAMES: tuple[str, ...] = tuple(name for name, _ in FEATURES)
 
 
@@ -91,6 +103,10 @@ class UserState:
             now_ms,
         )
 
+    def newest(self) -> UserState:
+        """As if the newest item were the whole history."""
+        return UserState(self.items[:1], self.weights[:1], self.times_ms[:1], self.seen, self.now_ms)
+
 
 @dataclass(frozen=True)
 class TrendView:
@@ -100,6 +116,8 @@ class TrendView:
     """(m, H) log2 of an item's share of all decayed interactions, one column per half-life; m ≥ n."""
     first_seen_ms: NDArray[np.float64]
     """(m,) event time of the first interaction; NaN where unknown."""
+    heat: NDArray[np.float64]
+    """(m,) the decayed sums mixed: the trend of an item in one number, what users without history get."""
     top: IntArray
     """Trending items: the best of each half-life in turn, each once."""
 
@@ -111,7 +129,8 @@ class TrendView:
         share = np.full(values.shape, _FLOOR)
         with np.errstate(divide="ignore", invalid="ignore"):
             np.log2(values / np.where(totals > 0, totals, 1.0), out=share, where=values > 0)
-        return cls(np.maximum(share, _FLOOR).astype(np.float32), first_seen_ms, _best_of_each(values, top))
+        share = np.maximum(share, _FLOOR).astype(np.float32)
+        return cls(share, first_seen_ms, values @ HEAT, _best_of_each(values, top))
 
 
 def _best_of_each(values: NDArray[np.float64], top: int) -> IntArray:
@@ -127,57 +146,17 @@ def _best_of_each(values: NDArray[np.float64], top: int) -> IntArray:
     return ranked[np.sort(first)].astype(np.int32)
 
 
-def fold_in(model: Model, state: UserState) -> FloatArray | None:
-    """The user's factors (k,) from the live history, by one k×k solve; None where ALS knows no item of it.
-
-    Hu, Koren, Volinsky (ICDM 2008), eq. 4, as Spark's ALS solves it: confidence 1 + α·r with r the action's
-    weight, λ = regParam times the number of the user's interactions.
-    """
-    if model.factors is None or model.gram is None or model.norms is None:
-        return None
-    known = state.items < len(model)
-    items, weights = state.items[known], state.weights[known]
-    rated = model.norms[items] > 0
-    factors = model.factors[items[rated]].astype(np.float64)
-    extra = model.als_alpha * weights[rated].astype(np.float64)
-    if not len(factors):
-        return None
-    ridge = model.als_reg * len(factors)
-    if len(factors) <= _FEW and model.spectrum is not None:
-        return _fold_in_few(model.spectrum, factors, extra, ridge)
-    left = model.gram + (factors * extra[:, None]).T @ factors
-    left.flat[:: len(left) + 1] += ridge
-    return np.linalg.solve(left, factors.T @ (1.0 + extra)).astype(np.float32)
-
-
-def _fold_in_few(
-    spectrum: tuple[NDArray[np.float64], NDArray[np.float64]],
-    factors: NDArray[np.float64],
-    extra: NDArray[np.float64],
-    ridge: float,
-) -> FloatArray:
-    """The same solution by Woodbury's identity over the eigenvectors of the gram matrix: an h×h solve."""
-    values, vectors = spectrum
-    inverse = 1.0 / (values + ridge)
-    rotated = factors @ vectors
-    scaled = rotated * inverse
-    right = (1.0 + extra) @ rotated
-    small = scaled @ rotated.T
-    small.flat[:: len(small) + 1] += 1.0 / extra
-    solved = inverse * right - scaled.T @ np.linalg.solve(small, scaled @ right)
-    return np.asarray(vectors @ solved, np.float32)
-
-
 def features(
     model: Model,
     state: UserState,
     trends: TrendView,
     candidates: IntArray,
     user_factors: FloatArray | None = None,
+    user_towers: FloatArray | None = None,
 ) -> FloatArray:
     """(len(candidates), len(FEATURES)) float32. NaN where a model does not know the item or the user.
 
-    `user_factors` saves the fold-in where the caller has done it already.
+    `user_factors` and `user_towers` save what the caller has done already: fold_in and tower_user.
     """
     out = np.full((len(candidates), len(FEATURES)), np.nan, np.float32)
     column = {name: out[:, i] for i, name in enumerate(FEATURE_NAMES)}
@@ -185,78 +164,64 @@ def features(
     known = candidates < n
     rows = np.where(known, candidates, 0)
     column["popularity"][:] = np.where(known, np.log2(1.0 + model.popularity[rows]), 0.0)
-    first = FEATURE_NAMES.index("trend_" + next(iter(HALF_LIVES_MS)))
-    out[:, first : first + len(HALF_LIVES_MS)] = trends.log_share[candidates]
-    column["rise"][:] = trends.log_share[candidates, _WEEK] - trends.log_share[candidates, _QUARTER]
-    column["item_age_days"][:] = (state.now_ms - trends.first_seen_ms[candidates]) / DAY_MS
+    _trend_columns(state, trends, candidates, out, column)
     column["history_length"][:] = len(state.items)
     if not len(state.items):
         return out
-    column["last_age_days"][:] = (state.now_ms - state.times_ms[0]) / DAY_MS
-    last = int(state.items[0])
-    column["age_gap_days"][:] = (trends.first_seen_ms[candidates] - trends.first_seen_ms[last]) / DAY_MS
-    column["last_popularity"][:] = np.log2(1.0 + model.popularity[last]) if last < n else 0.0
+    _user_columns(model, state, trends, candidates, column)
     recent = state.items[:RECENT]
     recent = np.where(recent < n, recent, -1)
-    order = _Order(candidates)
-    _neighbour_columns(model.neighbour_items, model.neighbour_scores, recent, order, column, "cosine")
-    _neighbour_columns(model.same_day_items, model.same_day_scores, recent, order, column, "same_day")
+    order = Order(candidates)
+    neighbour_columns(model.neighbour_items, model.neighbour_scores, recent, order, column, "cosine")
+    neighbour_columns(model.same_day_items, model.same_day_scores, recent, order, column, "same_day")
     if model.reach_items is not None and model.reach_scores is not None:
-        _neighbour_columns(model.reach_items, model.reach_scores, recent, order, column, "reach")
+        neighbour_columns(model.reach_items, model.reach_scores, recent, order, column, "reach")
     _factor_columns(model, state, recent, rows, column, user_factors)
+    _tower_columns(model, state, rows, column, user_towers)
     _content_columns(model, recent, rows, column)
     if not known.all():
-        for name in ("als", "als_last", "content_last", "content_mean"):
+        for name in ("als", "als_last", "tower", "tower_last", "content_last", "content_mean"):
             column[name][~known] = np.nan
     return out
 
 
-class _Order:
-    """Finds items among the candidates, each of which is there once."""
-
-    def __init__(self, candidates: IntArray) -> None:
-        self._by: NDArray[np.intp] | None = None
-        self._sorted = candidates
-        if (candidates[1:] < candidates[:-1]).any():
-            self._by = candidates.argsort()
-            self._sorted = candidates[self._by]
-        self.count = len(candidates)
-
-    def find(self, items: IntArray) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-        """Where each item stands among the candidates, and whether it is there at all."""
-        at = self._sorted.searchsorted(items)
-        at[at == self.count] = 0
-        found = self._sorted[at] == items
-        return (at if self._by is None else self._by[at]), found
-
-
-def _neighbour_columns(
-    items: IntArray,
-    scores: FloatArray,
-    recent: IntArray,
-    order: _Order,
+def _trend_columns(
+    state: UserState,
+    trends: TrendView,
+    candidates: IntArray,
+    out: FloatArray,
     column: dict[str, FloatArray],
-    name: str,
 ) -> None:
-    """Similarity to the newest item and to the recent ones, an older one worth less (1, 1/2, 1/3, …)."""
-    last, total = column[f"{name}_last"], column[f"{name}_sum"]
-    best = column.get(f"{name}_max")
-    known = np.flatnonzero(recent >= 0)
-    last[:] = 0.0
-    total[:] = 0.0
-    if best is not None:
-        best[:] = 0.0
-    if not len(known) or not order.count:
-        return
-    near, score = items[recent[known]], scores[recent[known]]
-    at, found = order.find(near)
-    at, score = at[found], score[found]
-    step = np.broadcast_to(known[:, None], near.shape)[found]
-    if known[0] == 0:
-        last[at[step == 0]] = score[step == 0]
-    total[:] = np.bincount(at, score / (step + 1), order.count)
-    if best is not None:
-        np.maximum.at(best, at, score)
+    """What the candidates are worth to everyone, now."""
+    share = trends.log_share[candidates]
+    first = FEATURE_NAMES.index("trend_" + next(iter(HALF_LIVES_MS)))
+    out[:, first : first + len(HALF_LIVES_MS)] = share
+    column["rise"][:] = share[:, _WEEK] - share[:, _QUARTER]
+    column["rise_days"][:] = share[:, _THREE_DAYS] - share[:, _MONTH]
+    age = (state.now_ms - trends.first_seen_ms[candidates]) / DAY_MS
+    column["item_age_days"][:] = age
+    column["arrival_rate"][:] = column["popularity"] - np.log2(30.0 + np.maximum(np.nan_to_num(age), 0.0))
+
+
+def _user_columns(
+    model: Model, state: UserState, trends: TrendView, candidates: IntArray, column: dict[str, FloatArray]
+) -> None:
+    """What the user is like: the newest items, and how popular and how new what they choose is."""
+    items, times, born = state.items[:RECENT], state.times_ms[:RECENT], trends.first_seen_ms
+    popularity = np.log2(1.0 + np.where(items < len(model), model.popularity[items % len(model)], 0.0))
+    column["last_age_days"][:] = (state.now_ms - times[0]) / DAY_MS
+    column["last_popularity"][:] = popularity[0]
+    column["last_item_age_days"][:] = (state.now_ms - born[items[0]]) / DAY_MS
+    column["last_trend"][:] = trends.log_share[items[0], _MONTH]
+    column["age_gap_days"][:] = (born[candidates] - born[items[0]]) / DAY_MS
+    if len(items) > 1:
+        column["second_age_gap_days"][:] = (born[candidates] - born[items[1]]) / DAY_MS
+    column["session_length"][:] = (state.now_ms - state.times_ms < DAY_MS).sum()
+    column["taste_popularity"][:] = popularity.mean()
+    chosen_at = (times - born[items]) / DAY_MS
+    known = np.isfinite(chosen_at)
+    if known.any():
+        column["taste_age_days"][:] = chosen_at[known].mean()
 
 
 def _factor_columns(
@@ -278,6 +243,23 @@ def _factor_columns(
         with np.errstate(divide="ignore", invalid="ignore"):
             cosine = (near @ model.factors[recent[0]]) / (norms * model.norms[recent[0]])
         column["als_last"][:] = np.where(rated, cosine, np.nan)
+
+
+def _tower_columns(
+    model: Model,
+    state: UserState,
+    rows: NDArray[np.intp],
+    column: dict[str, FloatArray],
+    user: FloatArray | None,
+) -> None:
+    """The logits of the whole history and of its newest item alone."""
+    if model.towers is None:
+        return
+    user = tower_user(model, state) if user is None else user
+    last = tower_user(model, state.newest())
+    for name, vector in (("tower", user), ("tower_last", last)):
+        if vector is not None:
+            column[name][:] = model.towers.logits(vector, rows)
 
 
 def _content_columns(

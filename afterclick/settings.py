@@ -126,6 +126,8 @@ class TrainingSettings(_Section):
     """Items with fewer interactions are not served by the models."""
     content: Literal["tfidf", "sbert"] = "tfidf"
     """How titles and categories become vectors: TF-IDF with SVD in a second, or Sentence-BERT in minutes."""
+    tower_epochs: int = Field(3, ge=0)
+    """Two towers: passes over the interactions; 0 leaves them out of the model."""
     holdout: float = Field(0.08, gt=0, lt=0.5)
     """Share of the newest interactions that champion and challenger are compared on."""
     questions: int = Field(800, ge=10)

@@ -23,7 +23,7 @@ from afterclick.errors import AfterclickError, BadEvent
 from afterclick.events import ModelEvent, ModelPublished
 from afterclick.model import Model
 from serving.ranker import FormulaRanker, Ranker, load_ranker
-from serving.searches import als_search, content_search
+from serving.searches import content_search, index_search
 
 log = structlog.get_logger()
 Loaded = Callable[["LoadedModel"], None]
@@ -39,6 +39,7 @@ class LoadedModel:
     model: Model | None
     ranker: Ranker
     als_search: Search | None = None
+    tower_search: Search | None = None
     content_search: Search | None = None
 
 
@@ -116,6 +117,7 @@ def folder_of(uri: str) -> Path:
 def load(folder: Path, manifest_sha256: str | None) -> LoadedModel:
     """An artifact, checked and ready. Raises BadArtifact."""
     arrays, manifest = model.load(folder, manifest_sha256)
-    als = als_search(folder, arrays) if arrays.factors is not None else None
+    als = index_search(folder / "index.faiss", arrays.factors) if arrays.factors is not None else None
+    towers = index_search(folder / "towers.faiss", arrays.towers.targets) if arrays.towers else None
     content = content_search(arrays.content) if arrays.content is not None else None
-    return LoadedModel(manifest.version, arrays, load_ranker(folder), als, content)
+    return LoadedModel(manifest.version, arrays, load_ranker(folder), als, towers, content)

@@ -19,8 +19,9 @@ from afterclick.candidates import SOURCES, Candidates, candidate_items
 from afterclick.errors import Unavailable
 from afterclick.events import Action
 from afterclick.model import IntArray, Model
-from afterclick.scoring import UserState, features, fold_in
+from afterclick.scoring import UserState, features
 from afterclick.state import HistoryEntry, standing
+from afterclick.user_vectors import fold_in, tower_user
 from serving.catalogue import Catalogue
 from serving.choice import Choice
 from serving.explain import because
@@ -170,20 +171,22 @@ def personalised(
 ) -> Ranked:
     """Rank what the model, the live history and the trends bring for this user."""
     loaded, view = world.loaded, world.view
-    user = fold_in(model, state)
+    user, near = fold_in(model, state), tower_user(model, state)
     found = candidate_items(
         model,
         state,
         view,
         user_factors=user,
+        user_towers=near,
         als_search=loaded.als_search,
+        tower_search=loaded.tower_search,
         content_search=loaded.content_search,
         exclude=choice.excluded,
     )
     items, sources = _enough(world, choice, found)
     if not len(items):
         return overall(world, choice)
-    rows = features(model, state, view, items, user)
+    rows = features(model, state, view, items, user, near)
     top = loaded.ranker.best(rows, choice.n)
     shown = items[top]
     names = [SOURCES[s] if s >= 0 else "popular" for s in sources[top].tolist()]

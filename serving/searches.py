@@ -1,6 +1,6 @@
-"""Nearest items to a vector: FAISS for ALS factors, exact and remembered for content.
+"""Nearest items to a vector: FAISS for ALS factors and towers, exact and remembered for content.
 
-reads   artifact  index.faiss (inner product over als_item_factors)
+reads   artifact  index.faiss (inner product over als_item_factors), towers.faiss (over tower_targets)
 """
 
 from __future__ import annotations
@@ -12,26 +12,24 @@ from pathlib import Path
 import numpy as np
 
 from afterclick.candidates import Search, exact_search
-from afterclick.model import FloatArray, IntArray, Model
+from afterclick.model import FloatArray, IntArray
 
 HNSW_BREADTH = 128
 """How widely an HNSW index is searched: finds 95 % of the exact nearest 100."""
 
 
-def als_search(folder: Path, arrays: Model) -> Search:
-    """FAISS where the artifact has an index over the same rows, else exact."""
-    assert arrays.factors is not None
-    path = folder / "index.faiss"
+def index_search(path: Path, vectors: FloatArray) -> Search:
+    """The FAISS index in `path` where it is there and over the same rows, else exact."""
     if not path.is_file():
-        return exact_search(arrays.factors)
+        return exact_search(vectors)
     import faiss
 
     faiss.omp_set_num_threads(1)
     index = faiss.read_index(str(path))
     if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efSearch = HNSW_BREADTH
-    if index.ntotal != len(arrays) or index.d != arrays.factors.shape[1]:
-        return exact_search(arrays.factors)
+    if (index.ntotal, index.d) != vectors.shape:
+        return exact_search(vectors)
 
     def search(query: FloatArray, count: int) -> IntArray:
         _, found = index.search(query[None], count)

@@ -32,10 +32,6 @@ PAUSE_S = 1.0
 """Between two worlds, at least."""
 SHARE = 20.0
 """A world that takes long to build is built less often: at most a twentieth of the time."""
-# A sum of decays whose weights fall with the half-life is close to a power law of age: what is new moves the
-# list at once, what lasts stays in it.
-_MIX = np.array([h**-0.5 for h in HALF_LIVES_MS.values()])
-MIX: Array = _MIX / _MIX.max()
 
 
 @dataclass
@@ -199,11 +195,12 @@ def _world(
     if model is not None:
         first_seen[: len(model)] = model.first_seen_ms
         popularity[: len(model)] += model.popularity * 1e-9  # counts decide; the model breaks ties
-    heat = np.log2(1.0 + np.maximum(wide, 0.0) @ MIX)
+    view = TrendView.of(wide, first_seen)
+    heat = np.log2(1.0 + view.heat)
     return World(
         loaded=loaded,
         ids=space.ids,
-        view=TrendView.of(wide, first_seen),
+        view=view,
         values=wide,
         counts=many,
         heat=heat,

@@ -91,7 +91,7 @@ def same_day_neighbours(rows: Interactions, config: NeighbourConfig) -> tuple[In
     return _nearest(together, 1.0 / (total[together.row] + config.shrink), total, config.count)
 
 
-def neighbour_arrays(rows: Interactions, config: NeighbourConfig) -> dict[str, NDArray[Any]]:
+def neighbour_arrays(rows: Interactions, config: NeighbourConfig) -> dict[str, Any]:
     """Every neighbour list of a model, by the names of its fields."""
     cosine, same_day = cosine_neighbours(rows, config), same_day_neighbours(rows, config)
     now = float(rows.time_ms[-1]) if len(rows) else 0.0

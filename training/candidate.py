@@ -59,15 +59,20 @@ def write_model(root: Path, version: str, fitted: Fitted, ranker: str | None, fa
     """Write a fitted model, its FAISS index and its ranker as the artifact `root/version`."""
     arrays = fitted.model
     parameters = facts.parameters | arrays.parameters()
-    built = None
+    built = {}
     if arrays.factors is not None:
-        built, report = index.make(arrays.factors, fitted.user_factors)
+        built[index.FILE], report = index.make(arrays.factors, fitted.user_factors)
         parameters |= {"index": report.facts()}
+    if arrays.towers is not None:
+        queries = index.unit(arrays.towers.history[:500])
+        queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1.0)
+        built[index.TOWERS], report = index.make(arrays.towers.targets, queries)
+        parameters |= {"tower_index": report.facts()}
 
     def fill(folder: Path) -> None:
         arrays.save(folder)
-        if built is not None:
-            index.write(built, folder)
+        for name, made in built.items():
+            index.write(made, folder, name)
         if ranker is not None:
             (folder / RANKER).write_text(ranker)
 
@@ -97,6 +102,8 @@ def score_of(folder: Path) -> Score | None:
     if not path.is_file():
         return None
     booster = lightgbm.Booster(model_str=path.read_text())
-    if booster.feature_name() != list(FEATURE_NAMES):
-        raise BadArtifact(f"{path}: its features are not those of this program; train again")
-    return lambda rows: np.asarray(booster.predict(rows, num_threads=1), np.float64)
+    names = booster.feature_name()
+    if not set(names) <= set(FEATURE_NAMES):
+        raise BadArtifact(f"{path}: has features that this program does not know; train again")
+    columns = [FEATURE_NAMES.index(name) for name in names]  # fewer, where it is older than a feature
+    return lambda rows: np.asarray(booster.predict(rows[:, columns], num_threads=1), np.float64)

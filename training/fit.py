@@ -10,11 +10,12 @@ from pyspark.sql import SparkSession
 
 from afterclick.model import Model
 from afterclick.settings import TrainingSettings
-from training import als, baselines, content
+from training import als, baselines, content, two_tower
 from training.als import AlsConfig
 from training.baselines import NeighbourConfig
 from training.dataset import Interactions
 from training.fold import half_step
+from training.two_tower import TowerConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class FitConfig:
     """Items with fewer interactions get neither factors nor neighbours."""
     content: content.Engine = "tfidf"
     """How titles and categories are embedded."""
+    towers: TowerConfig | None = field(default_factory=TowerConfig)
+    """How the two towers are learned; None for none."""
 
     @classmethod
     def of(cls, settings: TrainingSettings) -> FitConfig:
@@ -39,7 +42,14 @@ class FitConfig:
             iterations=settings.iterations,
             seed=settings.seed,
         )
-        return cls(als=knobs, core=settings.core, least=settings.least_reviews, content=settings.content)
+        towers = TowerConfig(epochs=settings.tower_epochs, least=settings.least_reviews, seed=settings.seed)
+        return cls(
+            als=knobs,
+            core=settings.core,
+            least=settings.least_reviews,
+            content=settings.content,
+            towers=towers if settings.tower_epochs else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,8 @@ def fit(
     described = content.embed(
         content.texts_of(model.item_ids.tolist(), catalogue), config.content, seed=config.als.seed
     )
-    return Fitted(replace(model, content=described), _sample(users, config.als.seed))
+    towers = two_tower.fit(known, config.towers, described) if config.towers is not None else None
+    return Fitted(replace(model, content=described, towers=towers), _sample(users, config.als.seed))
 
 
 def factorise(

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from afterclick.candidates import candidate_items, exact_search
 from afterclick.model import FloatArray, Model
-from afterclick.scoring import features, fold_in
+from afterclick.scoring import features
 from afterclick.trends import DAY_MS
+from afterclick.user_vectors import fold_in, tower_user
 from training.dataset import Interactions
 from training.evaluation import metrics
 from training.evaluation.protocols import NOBODY, Queries, Split, queries, sample
@@ -98,15 +99,23 @@ def _renumbered(asked: Queries, place: NDArray[np.int32]) -> Queries:
 
 def _lists(model: Model, score: Score, rows: Interactions, asked: Queries) -> NDArray[np.int32]:
     als = exact_search(model.factors) if model.factors is not None else None
+    towers = exact_search(model.towers.targets) if model.towers is not None else None
     content = exact_search(model.content) if model.content is not None else None
     lists = np.full((len(asked), LENGTH), -1, np.int32)
 
     def answer(one: Asked) -> NDArray[np.int32]:
-        user = fold_in(model, one.state)
+        user, near = fold_in(model, one.state), tower_user(model, one.state)
         found = candidate_items(
-            model, one.state, one.trends, user_factors=user, als_search=als, content_search=content
+            model,
+            one.state,
+            one.trends,
+            user_factors=user,
+            user_towers=near,
+            als_search=als,
+            tower_search=towers,
+            content_search=content,
         ).items
-        return found[_best(score(features(model, one.state, one.trends, found, user)), LENGTH)]
+        return found[_best(score(features(model, one.state, one.trends, found, user, near)), LENGTH)]
 
     for one in replay(rows, asked):
         shown = answer(one)

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy import sparse
@@ -14,8 +16,11 @@ from threadpoolctl import threadpool_limits
 from training.als import AlsConfig, Factors
 from training.dataset import Interactions
 
+Watch = Callable[[int, Factors], None]
+"""Called after each pass, with its number from 1 and what is learned so far; may raise to end the fit."""
 
-def fit(rows: Interactions, config: AlsConfig) -> Factors:
+
+def fit(rows: Interactions, config: AlsConfig, watch: Watch | None = None) -> Factors:
     """Factorise the interactions. Raises ValueError where there are none."""
     if not len(rows):
         raise ValueError("ALS needs at least one interaction")
@@ -23,17 +28,25 @@ def fit(rows: Interactions, config: AlsConfig) -> Factors:
     matrix = sparse.csr_matrix((confidence, (rows.user, rows.item)), shape=rows.shape, dtype=np.float32)
     active = np.unique(rows.user)
     mean = 2 * len(rows) / (len(active) + len(np.unique(rows.item)))
-    als = AlternatingLeastSquares(
-        factors=config.rank,
-        regularization=config.reg * mean,
-        alpha=1.0,
-        iterations=config.iterations,
-        random_state=config.seed,
-        use_native=True,
-    )
     with threadpool_limits(1, "blas"):  # implicit runs its own threads; BLAS must not add more
-        als.fit(matrix[active], show_progress=False)
-    users = np.zeros((rows.shape[0], config.rank), np.float32)
-    users[active] = als.user_factors
-    items = np.where(rows.item_counts()[:, None] > 0, als.item_factors, 0.0).astype(np.float32)
-    return Factors(users, items)
+        als = AlternatingLeastSquares(
+            factors=config.rank,
+            regularization=config.reg * mean,
+            alpha=1.0,
+            iterations=config.iterations,
+            random_state=config.seed,
+            use_native=True,
+        )
+
+        def factors() -> Factors:
+            users = np.zeros((rows.shape[0], config.rank), np.float32)
+            users[active] = als.user_factors
+            items = np.where(rows.item_counts()[:, None] > 0, als.item_factors, 0.0)
+            return Factors(users, items.astype(np.float32))
+
+        def look(iteration: int, seconds: float, loss: float | None) -> None:
+            if watch is not None:
+                watch(iteration + 1, factors())
+
+        als.fit(matrix[active], show_progress=False, callback=look)
+        return factors()

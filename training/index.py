@@ -1,6 +1,6 @@
 """A FAISS index over item embeddings by inner product, and how much of the exact answer it finds.
 
-writes  artifact  index.faiss
+writes  artifact  index.faiss (ALS factors), towers.faiss (targets of the two towers)
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FILE = "index.faiss"
+TOWERS = "towers.faiss"
 FLAT_BELOW = 50_000
 HNSW_BELOW = 500_000
 
@@ -71,9 +72,15 @@ def make(
     return index, IndexReport(kind, len(vectors), recall(index, vectors, queries), seconds)
 
 
-def write(index: Any, folder: Path) -> None:
-    """Write `index.faiss` into an artifact's folder."""
-    faiss.write_index(index, str(folder / FILE))
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same rows with length 1, or 0."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(length > 0, length, 1.0), np.float32)
+
+
+def write(index: Any, folder: Path, name: str = FILE) -> None:
+    """Write an index into an artifact's folder."""
+    faiss.write_index(index, str(folder / name))
 
 
 def recall(index: Any, vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int = 100) -> float:

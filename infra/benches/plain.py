@@ -20,9 +20,10 @@ from redis.asyncio import Redis
 
 from afterclick import events
 from afterclick.candidates import SOURCES, candidate_items, exact_search
-from afterclick.scoring import UserState, features, fold_in, group_contributions
+from afterclick.scoring import UserState, features, group_contributions
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
+from afterclick.user_vectors import fold_in
 from serving import schemas
 from serving.choice import Choice
 from serving.lists import overall, similar

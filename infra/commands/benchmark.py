@@ -19,6 +19,13 @@ def benchmark(
     trials: Annotated[int, typer.Option(min=0, help="Most settings to try on valid; 0 for none.")] = 40,
     seeds: Annotated[int, typer.Option(min=1, help="Fits to take the mean of.")] = 1,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 42,
+    protocol: Annotated[
+        str, typer.Option(help="`full` ranks every item, `ncf` each test item among given negatives.")
+    ] = "full",
+    negatives: Annotated[
+        Path | None,
+        typer.Option(help="For `ncf`: lines (user,item)<tab>negative…, or CSV user_id,item_id."),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Time for the search.")] = 360.0,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
@@ -31,9 +38,13 @@ def benchmark(
     from training.benchmark.registry import MODELS
     from training.benchmark.run import Request, run
 
+    if protocol not in ("full", "ncf"):
+        raise BadInput(f"--protocol {protocol!r}: full or ncf")
+    if (protocol == "ncf") != (negatives is not None):
+        raise BadInput("--protocol ncf and --negatives FILE belong together")
     if model not in MODELS:
         raise BadInput(f"--model {model!r}: one of {', '.join(MODELS)}")
-    answer = run(Request(split, model, trials, seeds, seed, seconds), say)
+    answer = run(Request(split, model, trials, seeds, seed, seconds, negatives), say)
     if json:
         as_json(answer)
         return

@@ -22,6 +22,9 @@ def evaluate(
             help="First test day, yyyy-mm-dd. Default: the last first of a month before 5 % of the rows."
         ),
     ] = None,
+    end: Annotated[
+        str | None, typer.Option(help="The day after the last one; nothing from it on is looked at.")
+    ] = None,
     users: Annotated[int, typer.Option(min=10, help="Most questions of one protocol.")] = 5000,
     engine: Annotated[str, typer.Option(help="ALS by `implicit` or by `spark`.")] = "implicit",
     report: Annotated[
@@ -29,8 +32,8 @@ def evaluate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
-    """Compare popularity, item-item, ALS and the blend on interactions that none of them has seen."""
+    """Compare every model on interactions that none of them has seen: a global time split, full ranking."""
     from afterclick.settings import Settings
     from training.evaluation.command import Request, run
 
-    run(Settings(), Request(dataset, cut, users, engine, report, json))
+    run(Settings(), Request(dataset, cut, end, users, engine, report, json))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from afterclick.candidates import SOURCES, CandidateLimits, candidate_items, exact_search
-from afterclick.scoring import fold_in
+from afterclick.user_vectors import fold_in
 from tests.scoring.worlds import a_model, a_state, a_view
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from afterclick.model import Model
-from afterclick.scoring import UserState, fold_in
+from afterclick.scoring import UserState
+from afterclick.user_vectors import fold_in
 from tests.training import shop
 from training import als, fit
 from training.als import AlsConfig

@@ -142,3 +142,46 @@ def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("a,b\n1,2")
     with pytest.raises(BadDataset, match="user_id,item_id"):
         load(tmp_path)
+
+
+def given_negatives(folder: Path, paper: bool) -> Path:
+    """Every user's target among three items of the other kind, which nobody of the user's kind has."""
+    targets = [line.split(",") for line in (folder / "test.csv").read_text().splitlines()[1:]]
+    rows = []
+    for user, item in targets:
+        others = [f"i-{(int(item.split('-')[1]) + step) % 40}" for step in (1, 3, 5)]
+        rows.append((user, item, others))
+    path = folder / ("test.negative" if paper else "negatives.csv")
+    if paper:
+        path.write_text("".join(f"({user},{item})\t" + "\t".join(o) + "\n" for user, item, o in rows))
+    else:
+        pairs = [f"{user},{other}\n" for user, _, o in rows for other in o]
+        path.write_text("user_id,item_id\n" + "".join(pairs))
+    return path
+
+
+@pytest.mark.parametrize("paper", [True, False])
+def test_a_target_is_ranked_among_its_given_negatives_alone(tmp_path: Path, paper: bool) -> None:
+    write(tmp_path, valid=False)
+    negatives = given_negatives(tmp_path, paper)
+    split = load(tmp_path, negatives=negatives)
+    assert (np.diff(split.among.indptr)[np.diff(split.test.indptr) > 0] == 3).all()
+    answer = run(Request(tmp_path, "item_item", trials=0, negatives=negatives))
+    assert (answer["protocol"], answer["ndcg@10"]) == ("ncf", 1.0)
+    worst = measure(lambda users: -np.asarray(split.test[users].toarray()), split.train, split.test)
+    among = measure(
+        lambda users: -np.asarray(split.test[users].toarray()),
+        split.train,
+        split.test,
+        negatives=split.among,
+    )
+    assert worst["hr@10"] < 0.5  # last of all items
+    assert among["ndcg@10"] == pytest.approx(1 / np.log2(5))  # last of four
+
+
+@pytest.mark.parametrize("text", ["(u-1,i-1)", "user,item\n", "(1)\ti-2"])
+def test_malformed_negatives_are_refused(tmp_path: Path, text: str) -> None:
+    write(tmp_path, valid=False)
+    (tmp_path / "bad").write_text(text)
+    with pytest.raises(BadDataset, match="bad"):
+        load(tmp_path, negatives=tmp_path / "bad")

@@ -15,7 +15,7 @@ from training import baselines, ranker
 from training.baselines import NeighbourConfig
 from training.dataset import Interactions
 from training.evaluation.compare import Catalogue, answer_all, freshness, measure
-from training.evaluation.contestants import contestants
+from training.evaluation.contestants import Fitted, contestants
 from training.evaluation.protocols import Split
 from training.ranker import NotEnoughHistory, RankerConfig, past_splits
 
@@ -81,7 +81,7 @@ def blend(split: Split) -> ranker.Blend:
 
 def test_the_blend_uses_the_live_event_and_beats_every_source(split: Split, blend: ranker.Blend) -> None:
     model = build(split.train)
-    answers = answer_all(split, contestants(model, blend.text, split.eligible))
+    answers = answer_all(split, contestants(Fitted(model, blend.text, split.eligible)))
     facts = Catalogue(split.train.item_counts(), np.zeros((len(model), 1), np.float32), 120, 1500)
     live = measure(answers["live"], facts)
     frozen = measure(answers["frozen"], facts)

@@ -1,4 +1,4 @@
-"""Full ranking: every item that the user does not have is a candidate."""
+"""Full ranking: every item that the user does not have is a candidate; or ranking among given negatives."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ Scores = Callable[[NDArray[np.intp]], NDArray[np.floating]]
 DEPTH = 20
 
 
-def lists(scores: Scores, seen: Any, users: NDArray[np.intp], seed: int, batch: int) -> NDArray[np.int32]:
-    """(len(users), DEPTH) int32: the best items that are not in `seen`, ties broken at random."""
+def lists(
+    scores: Scores, seen: Any, users: NDArray[np.intp], seed: int, batch: int, among: Any = None
+) -> NDArray[np.int32]:
+    """(len(users), DEPTH) int32: the best items that are not in `seen`, ties broken at random.
+
+    Of those in `among` (n_users, n_items) alone, where it is given.
+    """
     random = np.random.default_rng(seed)
     items = np.arange(seen.shape[1], dtype=np.int32)
     found = []
@@ -26,19 +31,29 @@ def lists(scores: Scores, seen: Any, users: NDArray[np.intp], seed: int, batch: 
         values = np.array(scores(some), np.float32)
         row, column = seen[some].nonzero()
         values[row, column] = -np.inf
+        if among is not None:
+            values[among[some].toarray() == 0] = -np.inf
         found.append(top_n(values, items, random, DEPTH))
     return np.concatenate(found)
 
 
 def measure(
-    scores: Scores, seen: Any, target: Any, seed: int = 42, most: int | None = None
+    scores: Scores,
+    seen: Any,
+    target: Any,
+    seed: int = 42,
+    most: int | None = None,
+    negatives: Any = None,
 ) -> dict[str, float]:
-    """Recall, NDCG, HR and F1 at 10 and 20, the mean over users with a target (or `most` of them)."""
+    """Recall, NDCG, HR and F1 at 10 and 20, the mean over users with a target (or `most` of them).
+
+    With `negatives` (n_users, n_items) a user's targets are ranked among those alone.
+    """
     users = np.flatnonzero(np.diff(target.indptr))
     if most is not None and len(users) > most:
         users = np.sort(np.random.default_rng(seed).choice(users, most, replace=False))
     batch = max(16, min(1024, 20_000_000 // max(target.shape[1], 1)))
-    shown = lists(scores, seen, users, seed, batch)
+    shown = lists(scores, seen, users, seed, batch, None if negatives is None else negatives + target)
     relevant = np.diff(target.indptr)[users].astype(np.int32)
     hits = _hits(shown, target, users)
     out: dict[str, float] = {}

@@ -39,11 +39,13 @@ class Request:
     seed: int = 42
     seconds: float = 360.0
     """For the search; no new trial starts after it."""
+    negatives: Path | None = None
+    """Rank each test item among these alone (the NCF paper's leave-one-out). The search ranks in full."""
 
 
 def run(request: Request, progress: Progress = lambda _: None) -> dict[str, Any]:
     """Everything that `afterclick benchmark --json` prints. Raises BadDataset."""
-    split = load(request.folder, request.seed)
+    split = load(request.folder, request.seed, request.negatives)
     users, items = split.shape
     progress(f"{users:,} users, {items:,} items, {split.train.nnz:,} training interactions")
     start = time.perf_counter()
@@ -56,10 +58,11 @@ def run(request: Request, progress: Progress = lambda _: None) -> dict[str, Any]
         model = registry.make(request.model, knobs)
         model.fit(train, seed)
         seconds.append(time.perf_counter() - start)
-        measured.append(measure(model.scores, train, split.test, seed))
+        measured.append(measure(model.scores, train, split.test, seed, negatives=split.among))
         progress(f"seed {seed}: {AIM} {measured[-1][AIM]:.4f}")
     return {
         "model": request.model,
+        "protocol": "full" if split.among is None else "ncf",
         **{name: float(np.mean([m[name] for m in measured])) for name in measured[0]},
         "per_seed": {AIM: [m[AIM] for m in measured]},
         "users": users,

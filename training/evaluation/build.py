@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.model import Model
-from training import baselines, content, ranker
+from training import baselines, content, ranker, two_tower
 from training.als import AlsConfig, Factors
 from training.baselines import NeighbourConfig
 from training.content import Catalogue
 from training.dataset import Interactions
+from training.evaluation import ncf
+from training.evaluation.contestants import Fitted
 from training.evaluation.protocols import Split
 from training.ranker import Blend, RankerConfig
+from training.two_tower import TowerConfig
 
 Factorise = Callable[[Interactions, AlsConfig], Factors]
 """ALS by one engine or the other: training.als.fit with a session, or training.implicit_als.fit."""
@@ -28,6 +31,7 @@ class Recipe:
     factorise: Factorise
     als: AlsConfig
     neighbours: NeighbourConfig = field(default_factory=NeighbourConfig)
+    towers: TowerConfig = field(default_factory=TowerConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
     least: int = 5
 
@@ -45,12 +49,13 @@ def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Rec
         content=described,
         als_alpha=recipe.als.alpha,
         als_reg=recipe.als.reg,
+        towers=two_tower.fit(paired, recipe.towers, described) if len(paired) else None,
         **baselines.neighbour_arrays(known, recipe.neighbours),
     )
 
 
-def model_and_blend(split: Split, catalogue: Catalogue, recipe: Recipe) -> tuple[Model, Blend]:
-    """The model as of the cut, and a blend learned on cuts before it. Nothing is seen of what comes after."""
+def fit(split: Split, catalogue: Catalogue, recipe: Recipe) -> tuple[Fitted, Blend]:
+    """Every model as of the cut, and a blend learned on earlier cuts. Nothing is seen of what comes after."""
     rows = split.rows
     described = content.embed(content.texts_of(rows.item_ids.tolist(), catalogue), "tfidf")
     past = rows.before(split.cut_ms)
@@ -60,4 +65,10 @@ def model_and_blend(split: Split, catalogue: Catalogue, recipe: Recipe) -> tuple
         recipe.ranker,
         split.trusted[rows.time_ms < split.cut_ms],
     )
-    return model(split.train, described, recipe), blend
+    fitted = Fitted(
+        model=model(split.train, described, recipe),
+        ranker=blend.text,
+        eligible=split.eligible,
+        ncf=ncf.fit(split.train, recipe.least, recipe.als.seed),
+    )
+    return fitted, blend

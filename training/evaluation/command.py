@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from afterclick.trends import DAY_MS
 from training import als, catalogue, implicit_als, steps
 from training.als import AlsConfig
 from training.dataset import Interactions
-from training.evaluation import report, reviews
-from training.evaluation.build import Factorise, Recipe, model_and_blend
+from training.evaluation import build, report, reviews
+from training.evaluation.build import Factorise, Recipe
 from training.evaluation.clicks import simulate
 from training.evaluation.compare import Answers, Catalogue, answer_all, freshness, measure
 from training.evaluation.contestants import contestants
@@ -47,6 +47,7 @@ class Request:
 
     dataset: Path | None
     cut: str | None
+    end: str | None
     users: int
     engine: str
     report: Path | None
@@ -66,8 +67,7 @@ def run(settings: Settings, request: Request) -> Outcome:
     """Evaluate, print the table, and the JSON where asked for."""
     console = Console(stderr=request.json)
     with console.status("reading the interactions"):
-        data = _data(settings, request)
-    split = Split(data.rows, cut_of(data.rows, request.cut), int(data.rows.time_ms[-1]) + 1, data.trusted)
+        split, data = split_of(settings, request.dataset, request.cut, request.end)
     with (
         console.status("fitting every model as of the cut, and the blend on earlier cuts"),
         _engine(settings, request.engine) as factorise,
@@ -96,13 +96,14 @@ def evaluate(split: Split, data: Reviews, how: Recipe, users: int) -> Outcome:
     """Fit on the past, ask about the future, measure. Raises BadInput where there is too little past."""
     start = time.perf_counter()
     try:
-        model, blend = model_and_blend(split, data.catalogue, how)
+        made, blend = build.fit(split, data.catalogue, how)
     except NotEnoughHistory as error:
         raise BadInput(
             f"cannot evaluate the blend: {error}; give more interactions or a later --cut"
         ) from None
+    model = made.model
     fitted = time.perf_counter()
-    answers = answer_all(split, contestants(model, blend.text, split.eligible), users, how.als.seed)
+    answers = answer_all(split, contestants(made), users, how.als.seed)
     facts = Catalogue(
         counts=split.train.item_counts(),
         vectors=_unit(model.factors) if model.factors is not None else np.zeros((len(model), 1), np.float32),
@@ -127,17 +128,17 @@ def evaluate(split: Split, data: Reviews, how: Recipe, users: int) -> Outcome:
     return Outcome(split, answers, result)
 
 
-def cut_of(rows: Interactions, day: str | None) -> int:
+def cut_of(rows: Interactions, day: str | None, option: str = "--cut") -> int:
     """The first test moment, ms. Raises BadInput for a day that leaves no past or no future."""
     if day is None:
         return _default_cut(rows)
     try:
         cut = int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000)
     except ValueError:
-        raise BadInput(f"--cut {day!r}: expected a day as yyyy-mm-dd") from None
+        raise BadInput(f"{option} {day!r}: expected a day as yyyy-mm-dd") from None
     if not rows.time_ms[0] < cut <= rows.time_ms[-1]:
         raise BadInput(
-            f"--cut {day}: the interactions run from {_day(rows.time_ms[0])} to {_day(rows.time_ms[-1])}"
+            f"{option} {day}: the interactions run from {_day(rows.time_ms[0])} to {_day(rows.time_ms[-1])}"
         )
     return cut
 
@@ -153,9 +154,21 @@ def _default_cut(rows: Interactions) -> int:
     return midnight if rows.time_ms[0] < midnight else late
 
 
-def _data(settings: Settings, request: Request) -> Reviews:
-    if request.dataset is not None:
-        return reviews.load(request.dataset, settings.stream.weights[Action.REVIEW])
+def split_of(
+    settings: Settings, dataset: Path | None, cut: str | None, end: str | None = None
+) -> tuple[Split, Reviews]:
+    """The interactions, cut at a day, without those from the day `end` on. Raises BadInput, BadDataset."""
+    data = _data(settings, dataset)
+    if end is not None:
+        early = data.rows.time_ms < cut_of(data.rows, end, "--end")
+        data = replace(data, rows=data.rows.where(early), trusted=data.trusted[early])
+    rows = data.rows
+    return Split(rows, cut_of(rows, cut), int(rows.time_ms[-1]) + 1, data.trusted), data
+
+
+def _data(settings: Settings, dataset: Path | None) -> Reviews:
+    if dataset is not None:
+        return reviews.load(dataset, settings.stream.weights[Action.REVIEW])
     _, tables = steps.latest(settings.home / "etl", "pipeline etl")
     return reviews.from_etl(tables, catalogue.load(tables / "catalogue"))
 

@@ -7,14 +7,17 @@ and ties broken, by the evaluation, the same for all.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.model import Model
-from afterclick.scoring import RECENT, features, fold_in
+from afterclick.scoring import RECENT, features
+from afterclick.towers import UNKNOWN, TowerArrays
 from afterclick.trends import HALF_LIVES_MS
+from afterclick.user_vectors import fold_in, tower_user
 from training.evaluation.states import Asked
 from training.ranker import Source
 
@@ -24,15 +27,33 @@ BEST_HALF_LIFE = "week"
 """What decayed popularity is shown with: the best or nearly so of the six on Electronics after 2014-06-01."""
 
 
-def contestants(model: Model, ranker: str, eligible: NDArray[np.bool_]) -> Mapping[str, Contestant]:
+@dataclass(frozen=True)
+class Fitted:
+    """What the contestants are made of, fitted on the rows before the cut."""
+
+    model: Model
+    ranker: str
+    """The blend, as LightGBM's text."""
+    eligible: NDArray[np.bool_]
+    """(n_items,) items that are ranked."""
+    ncf: Callable[[int], Scores] | None = None
+    """user_index → (n_items,) scores; where it is fitted."""
+
+
+def contestants(fitted: Fitted) -> Mapping[str, Contestant]:
     """Every contestant, by the names of the results table."""
-    return {
+    model, ncf = fitted.model, fitted.ncf
+    found = {
         "popularity": popularity(model),
         "decayed_popularity": decayed_popularity(BEST_HALF_LIFE),
         "item_item": item_item(model),
         "als": als(model),
-        "blend": blend(model, ranker, eligible),
+        "ncf": None if ncf is None else lambda one: ncf(one.user),
+        "two_tower": None if model.towers is None else two_tower(model, model.towers),
+        "content": None if model.content is None else content(model, model.content),
+        "blend": blend(model, fitted.ranker, fitted.eligible),
     }
+    return {name: contestant for name, contestant in found.items() if contestant is not None}
 
 
 def popularity(model: Model) -> Contestant:
@@ -70,16 +91,46 @@ def als(model: Model) -> Contestant:
     return score
 
 
+def two_tower(model: Model, towers: TowerArrays) -> Contestant:
+    """The two towers' logits for the history, live event included; nothing for a user without one."""
+    unknown = towers.targets[:, -1] <= UNKNOWN
+
+    def score(one: Asked) -> Scores:
+        user = tower_user(model, one.state)
+        if user is None:
+            return np.zeros(len(model))
+        return np.where(unknown, -np.inf, towers.targets @ user)
+
+    return score
+
+
+def content(model: Model, vectors: NDArray[np.float32]) -> Contestant:
+    """Cosine of titles and categories to those of the user's newest items, an older one worth less."""
+
+    def score(one: Asked) -> Scores:
+        recent = one.state.items[:RECENT]
+        if not len(recent):
+            return np.zeros(len(model))
+        return np.asarray(vectors @ (vectors[recent] / np.arange(1, len(recent) + 1)[:, None]).sum(axis=0))
+
+    return score
+
+
 def blend(model: Model, ranker: str, eligible: NDArray[np.bool_]) -> Contestant:
-    """What serving shows: candidates of all sources, ranked by LambdaMART."""
+    """What serving shows: candidates of all sources, ranked by LambdaMART.
+
+    A user without a history gets what is hot.
+    """
     booster = lightgbm.Booster(model_str=ranker)
     source = Source(model, eligible)
 
     def score(one: Asked) -> Scores:
-        items, user = source.candidates(one)
+        if not len(one.state.items):
+            return one.trends.heat
+        items, vectors = source.candidates(one)
         scores = np.full(len(model), -np.inf)
         if len(items):
-            rows = features(model, one.state, one.trends, items, user)
+            rows = features(model, one.state, one.trends, items, *vectors)
             scores[items] = booster.predict(rows, num_threads=1)
         return scores
 

@@ -109,6 +109,11 @@ def as_of(asked: Queries, moment_ms: int) -> Queries:
     )
 
 
+def with_history(split: Split, asked: Queries) -> Queries:
+    """The questions of users of whom something is known: an interaction before the cut, or a live event."""
+    return asked.where((asked.live_item >= 0) | (split.train.user_counts()[asked.user] > 0))
+
+
 def sample(asked: Queries, most: int | None, seed: int) -> Queries:
     """At most this many of the questions, chosen at random."""
     if most is None or len(asked) <= most:

@@ -52,6 +52,8 @@ class Asked:
 
     query: int
     """Its row in the Queries."""
+    user: int
+    """user_index"""
     state: UserState
     trends: TrendView
 
@@ -66,4 +68,4 @@ def replay(rows: Interactions, asked: Queries, *, longest: int = 200, top: int =
         view = TrendView.of(values, first_seen, top)
         for query in by_time[np.searchsorted(moments, moment) : np.searchsorted(moments, moment, "right")]:
             user, live = int(asked.user[query]), int(asked.live_item[query])
-            yield Asked(int(query), histories.state(user, moment, live, weight, longest), view)
+            yield Asked(int(query), user, histories.state(user, moment, live, weight, longest), view)

@@ -1,0 +1,92 @@
+"""The search for ALS's settings goes on where it was stopped, and every trial is in MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from afterclick.settings import Settings, TrainingSettings
+from tests.training.test_evaluation_reports import a_dataset
+from training import als_engines, als_search
+from training.als import AlsConfig
+from training.als_quality import Exam
+from training.als_search import Search
+from training.evaluation.command import split_of
+from training.registry import Registry
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", training=TrainingSettings(rank=16, iterations=6))
+
+
+@pytest.fixture
+def exam(tmp_path: Path, settings: Settings) -> Exam:
+    return Exam.of(split_of(settings, a_dataset(tmp_path), None)[0], 60, 1)
+
+
+def test_every_trial_is_a_nested_run_with_its_metrics(settings: Settings, exam: Exam) -> None:
+    answer = als_search.run(settings, exam, Search(trials=3))
+    assert answer["trials"] == 3
+    registry = Registry(settings)
+    runs = registry.client.search_runs(
+        [registry.experiment()], f"tags.mlflow.parentRunId = '{answer['run']}'"
+    )
+    assert len(runs) == 3
+    finished = [run for run in runs if run.info.status == "FINISHED"]
+    assert len(finished) == 3 - answer["pruned"] >= 1
+    for run in finished:
+        assert {"rank", "reg", "alpha"} <= set(run.data.params)
+        assert {"rmse", "live.precision_at_10", "ndcg_at_10"} <= set(run.data.metrics)
+    best = max(run.data.metrics["ndcg_at_10"] for run in finished)
+    assert registry.client.get_run(answer["run"]).data.metrics["best.ndcg_at_10"] == pytest.approx(best)
+
+
+def test_a_search_goes_on_where_it_was_killed(settings: Settings, exam: Exam) -> None:
+    first = als_search.run(settings, exam, Search(trials=1))
+    study = optuna.load_study(study_name="als", storage=f"sqlite:///{settings.home / 'optuna.db'}")
+    study.ask()  # a trial that nobody will ever finish
+    again = als_search.run(settings, exam, Search(trials=4))
+    assert (again["run"], again["trials"], again["failed"]) == (first["run"], 4, 1)
+    assert not study.get_trials(states=(TrialState.RUNNING,))
+    assert als_search.run(settings, exam, Search(trials=4))["trials"] == 4  # nothing is left to do
+
+
+def test_what_is_used_today_is_tried_first(settings: Settings, exam: Exam) -> None:
+    als_search.run(settings, exam, Search(trials=1))
+    study = optuna.load_study(study_name="als", storage=f"sqlite:///{settings.home / 'optuna.db'}")
+    knobs = settings.training
+    assert study.trials[0].params == {"rank": knobs.rank, "reg": knobs.reg, "alpha": knobs.alpha}
+
+
+def test_a_trial_far_behind_the_others_is_pruned(settings: Settings, exam: Exam) -> None:
+    study = optuna.create_study(
+        study_name="als", storage=f"sqlite:///{_database(settings)}", direction="maximize"
+    )
+    study.set_user_attr("run", Registry(settings).start("search", {}, {}))
+    for _ in range(5):  # five trials that were better than anything can be
+        trial = study.ask()
+        trial.report(2.0, 2)
+        study.tell(trial, 2.0)
+    assert als_search.run(settings, exam, Search(trials=7))["pruned"] == 2
+
+
+def _database(settings: Settings) -> Path:
+    settings.home.mkdir(parents=True)
+    return settings.home / "optuna.db"
+
+
+@pytest.mark.spark
+def test_both_engines_are_asked_the_same(spark: SparkSession, exam: Exam) -> None:
+    answer = als_engines.compare(spark, exam, AlsConfig(rank=8, reg=0.1, alpha=10.0, iterations=8))
+    spark_s, implicit = answer["engines"]["spark"], answer["engines"]["implicit"]
+    assert spark_s["fit_seconds"] > 0 < implicit["fit_seconds"]
+    assert spark_s["live.hr@10"] == pytest.approx(implicit["live.hr@10"], abs=0.15)
+    assert answer["params"]["rank"] == 8

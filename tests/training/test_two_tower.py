@@ -1,0 +1,121 @@
+"""The two towers learn who goes with whom, and NumPy computes what torch has learned."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from afterclick.scoring import FEATURE_NAMES, UserState, features
+from afterclick.towers import AGES_DAYS, UNKNOWN, TowerArrays
+from afterclick.user_vectors import tower_user
+from tests.scoring.worlds import a_model, a_view
+from tests.training import shop
+from training import two_tower
+from training.dataset import Interactions
+from training.two_tower import Examples, TowerConfig
+
+DAY = 86_400_000
+CONFIG = TowerConfig(dim=16, epochs=60, batch=128, uniform=32, rate=0.01, least=2, threads=1, seed=1)
+
+
+def fitted(rows: Interactions) -> TowerArrays:
+    arrays = two_tower.fit(rows, CONFIG)
+    assert arrays is not None
+    return arrays
+
+
+def test_a_checkerboard_is_completed() -> None:
+    rows, held = shop.checkerboard()
+    arrays = fitted(rows)
+    found = 0
+    for user in range(40):
+        mine = rows.item[rows.user == user][::-1]
+        times = rows.time_ms[rows.user == user][::-1].astype(np.float64)
+        vector = arrays.user(mine, np.ones(len(mine), np.float32), times, times[0])
+        assert vector is not None
+        logits = arrays.logits(vector, np.arange(40))
+        logits[mine] = -np.inf
+        best = np.argsort(-logits)[:2].tolist()
+        found += sum(item in best for who, item in held if who == user)
+    assert found / len(held) > 0.95
+
+
+def test_numpy_computes_the_vectors_that_torch_has_learned() -> None:
+    rows, _ = shop.checkerboard()
+    examples = Examples.of(rows)
+    towers = two_tower.train(examples, 40, CONFIG)
+    arrays = towers.export(CONFIG.temperature)
+    some = slice(100, 130)
+    history = torch.from_numpy(
+        np.where(examples.history[some] >= 0, examples.history[some], 40).astype(np.int64)
+    )
+    with torch.no_grad():
+        users = towers.users(
+            history,
+            torch.from_numpy(examples.weight[some]),
+            torch.from_numpy(examples.age[some].astype(np.int64)),
+        )
+        logits = users @ towers.items(torch.arange(40)).T / CONFIG.temperature + towers.bias
+    middle = np.r_[AGES_DAYS[:1] / 2, (AGES_DAYS[1:] + AGES_DAYS[:-1]) / 2, 2 * AGES_DAYS[-1:]]
+    for row in range(30):
+        there = examples.history[some][row] >= 0
+        mine, age = examples.history[some][row][there], examples.age[some][row][there]
+        now = 1e12
+        vector = arrays.user(mine, examples.weight[some][row][there], now - middle[age] * DAY, now)
+        assert vector is not None
+        np.testing.assert_allclose(vector[:-1], users[row].numpy(), atol=1e-5)
+        np.testing.assert_allclose(arrays.logits(vector, np.arange(40)), logits[row].numpy(), atol=1e-4)
+
+
+def test_an_example_holds_what_came_before_it_newest_first() -> None:
+    rows = shop.interactions([(0, 0), (1, 5), (0, 1), (0, 2)], users=2, items=6, days=2)
+    examples = Examples.of(rows)
+    assert examples.target.tolist() == [1, 2]
+    assert examples.history[:, :3].tolist() == [[0, -1, -1], [1, 0, -1]]
+    # two interactions of others lie between: four days, and then two and six
+    assert examples.age[0, 0] == np.searchsorted(AGES_DAYS, 4)
+    assert examples.age[1, :2].tolist() == np.searchsorted(AGES_DAYS, [2, 6]).tolist()
+
+
+def test_an_item_with_too_few_interactions_is_unknown_and_never_near() -> None:
+    rows, _ = shop.checkerboard()
+    rows = rows.also(["rare"])
+    arrays = fitted(rows)
+    assert arrays.targets[40, -1] == UNKNOWN
+    assert not arrays.history[40].any()
+    vector = arrays.user(np.array([40, 0], np.int32), np.ones(2, np.float32), np.zeros(2), 0.0)
+    assert vector is not None
+    assert np.isnan(arrays.logits(vector, np.array([40]))).all()
+    assert (arrays.targets @ vector).argmin() == 40
+
+
+def test_without_a_pair_there_is_nothing_to_learn() -> None:
+    assert two_tower.fit(shop.interactions([(0, 0), (1, 1)], 2, 2), CONFIG) is None
+
+
+def test_the_same_seed_learns_the_same_towers() -> None:
+    rows, _ = shop.checkerboard()
+    np.testing.assert_array_equal(fitted(rows).targets, fitted(rows).targets)
+
+
+def test_the_towers_are_features_of_every_candidate() -> None:
+    random = np.random.default_rng(2)
+    arrays = TowerArrays(
+        random.normal(size=(6, 3)).astype(np.float32),
+        random.normal(size=(6, 4)).astype(np.float32),
+        np.ones(len(AGES_DAYS) + 1, np.float32),
+    )
+    model = a_model(towers=arrays)
+    state = UserState(
+        np.array([2, 4], np.int32), np.ones(2, np.float32), np.zeros(2), np.array([2, 4], np.int32), 0.0
+    )
+    asked = np.array([0, 1, 7], np.int32)
+    rows = features(model, state, a_view(8), asked)
+    whole, newest = (arrays.history[[2, 4]].sum(0), arrays.history[2])
+    for name, vector in (("tower", whole), ("tower_last", newest)):
+        expected = arrays.targets[[0, 1]] @ np.append(vector / np.linalg.norm(vector), 1)
+        column = rows[:, FEATURE_NAMES.index(name)]
+        np.testing.assert_allclose(column[:2], expected, rtol=1e-5)
+        assert np.isnan(column[2])  # an item that came after the model
+    given = features(model, state, a_view(8), asked, None, tower_user(model, state))
+    np.testing.assert_array_equal(given, rows)
