@@ -25,7 +25,20 @@ from afterclick import model as models
 from afterclick.errors import BadInput
 from afterclick.events import ModelPublished
 from afterclick.settings import Settings
-from training import catalogue, content, dataset, etl, fit, gate, holdout, publish, ranker, spark, steps
+from training import (
+    catalogue,
+    content,
+    dataset,
+    etl,
+    fit,
+    gate,
+    holdout,
+    publish,
+    ranker,
+    run_report,
+    spark,
+    steps,
+)
 from training.candidate import Evaluation, Facts, copy_model, score_of, write_model
 from training.dataset import Interactions
 from training.etl import Report
@@ -151,6 +164,13 @@ class Pipeline:
         first = f"{facts.version}-first"
         target = write_model(self.settings.artifacts, first, fitted, None, facts)
         publish.announce(self.settings.kafka, target)
+        registry = Registry(self.settings)
+        tags = {k: str(v) for k, v in facts.lineage.items()} | {"version": first}
+        run_id = registry.start(first, facts.parameters, tags)
+        registry.describe(run_id)
+        registry.register(target, run_id, facts.lineage)
+        registry.follow(first)
+        registry.finish(run_id)
         self.progress(f"{first} is served until the ranker is trained")
 
     def _ranker(self, rows: Interactions, build: ranker.Build) -> str | None:
@@ -198,6 +218,9 @@ class Pipeline:
         seconds = {f"seconds.{k}": v for k, v in facts.seconds.items()}
         registry.metrics(run_id, evaluation.metrics | against | seconds)
         registry.files(run_id, folder / "model")
+        registry.describe(run_id)
+        run_report.write(folder / "report", facts, evaluation)
+        registry.files(run_id, folder / "report")
         known.write_text(run_id)
         return run_id
 

@@ -1,7 +1,7 @@
 """The record of every training run, and of which model is champion, in MLflow.
 
-writes  mlflow  runs (parameters, metrics, files), the registered model `afterclick` with the aliases
-                champion, previous, challenger
+writes  mlflow  runs (parameters, metrics, files, signature), the registered model `afterclick` with the
+                aliases champion, previous, challenger
 
 The `models` topic decides what is served; the aliases follow it (`follow` mends what a killed run left).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from mlflow.tracking import MlflowClient
 from afterclick.artifact import MANIFEST, read_manifest, sha256
 from afterclick.errors import BadInput
 from afterclick.settings import Settings
+from training import signature
 
 MODEL = "afterclick"
 EXPERIMENT = "afterclick"
@@ -77,6 +79,12 @@ class Registry:
     def files(self, run_id: str, folder: Path) -> None:
         """Attach every file of a folder to a run."""
         self.client.log_artifacts(run_id, str(folder), folder.name)
+
+    def describe(self, run_id: str) -> None:
+        """Attach the model's signature and an input example to a run."""
+        with tempfile.TemporaryDirectory(prefix="afterclick-signature-") as folder:
+            signature.write(Path(folder), run_id)
+            self.client.log_artifacts(run_id, folder, "model")
 
     def finish(self, run_id: str, status: str = "FINISHED", reason: str | None = None) -> None:
         """End a run: FINISHED, FAILED or KILLED, with the reason as a tag."""

@@ -30,10 +30,13 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(help="Also write a Markdown report with pictures here.")
     ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Also keep it in MLflow: figures, settings, the report.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Compare every model on interactions that none of them has seen: a global time split, full ranking."""
     from afterclick.settings import Settings
     from training.evaluation.command import Request, run
 
-    run(Settings(), Request(dataset, cut, end, users, engine, report, json))
+    run(Settings(), Request(dataset, cut, end, users, engine, report, record, json))

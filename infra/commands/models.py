@@ -60,6 +60,32 @@ def show(version: Version, json: Json = False) -> None:
     Console().print_json(data=answer)
 
 
+@app.command("diff")
+def diff(first: Version, second: Version, json: Json = False) -> None:
+    """Show what two models differ in: settings, metrics, origin, items."""
+    from training.differences import between
+
+    _, registry = _open()
+    answer = between(registry.get(first).folder, registry.get(second).folder)
+    if json:
+        as_json(answer)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *answer["versions"])
+    for name, pair in (answer["parameters"] | answer["lineage"]).items():
+        table.add_row(name, *("" if value is None else str(value) for value in pair))
+    for name, values in answer["metrics"].items():
+        shown = [("" if values[side] is None else f"{values[side]:.5f}") for side in ("first", "second")]
+        table.add_row(name, *shown)
+    items = answer["items"]
+    table.add_row(
+        "items", str(items["both"] + items["only_first"]), str(items["both"] + items["only_second"])
+    )
+    Console().print(table)
+
+
 @app.command("promote")
 def promote(version: Version, json: Json = False) -> None:
     """Serve this model from now on, whatever its figures are."""

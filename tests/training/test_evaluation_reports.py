@@ -10,12 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from afterclick.errors import BadDataset, BadInput
+from afterclick.settings import Settings
 from infra.cli import app
 from training.evaluation import reviews
 from training.evaluation.clicks import ClickModel, simulate
 from training.evaluation.command import cut_of
 from training.evaluation.compare import Answers
 from training.evaluation.protocols import Queries
+from training.registry import Registry
 
 DAY_S = 86_400
 HEAD = "user_id,item_id,timestamp,time_quality\n"
@@ -37,7 +39,9 @@ def a_dataset(folder: Path, users: int = 700, items: int = 60) -> Path:
     return folder
 
 
-def test_evaluate_prints_every_model_and_protocol(tmp_path: Path) -> None:
+def test_evaluate_prints_and_records_every_model_and_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = tmp_path / "report"
     arguments = [
         "evaluate",
@@ -48,7 +52,9 @@ def test_evaluate_prints_every_model_and_protocol(tmp_path: Path) -> None:
         "--json",
         "--report",
         str(report),
+        "--record",
     ]
+    monkeypatch.setenv("AFTERCLICK_HOME", str(tmp_path / "home"))
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     result = orjson.loads(done.stdout.splitlines()[-1])
@@ -71,6 +77,11 @@ def test_evaluate_prints_every_model_and_protocol(tmp_path: Path) -> None:
         "segments.png",
     ]
     assert "| live | " in (report / "report.md").read_text()
+    registry = Registry(Settings(home=tmp_path / "home"))
+    run = registry.client.search_runs([registry.experiment()])[0]
+    assert run.data.metrics["blend.live.hr_at_10"] == live["blend"]
+    kept = [file.path for file in registry.client.list_artifacts(run.info.run_id, "report")]
+    assert {"report/report.md", "report/hit_rate.png"} <= set(kept)
 
 
 def test_reviews_of_guessed_time_are_not_trusted(tmp_path: Path) -> None:

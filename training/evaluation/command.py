@@ -1,11 +1,12 @@
 """`afterclick evaluate`: from interactions to the table of all models.
 
 reads   a dataset (training/evaluation/reviews.py), or parquet <home>/etl/<version>
-writes  standard output; with a report, <report>/report.md and its pictures
+writes  standard output; with a report, <report>/report.md and its pictures; recorded, an MLflow run
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from training.evaluation.protocols import Split
 from training.evaluation.reviews import Reviews
 from training.evaluation.segments import segments
 from training.ranker import NotEnoughHistory, RankerConfig
+from training.registry import Registry
 
 _SHOWN = ("hr@10", "hr@20", "ndcg@10", "recall@20", "mrr", "coverage@10")
 _LEAST_AFTER = 0.05
@@ -51,6 +53,7 @@ class Request:
     users: int
     engine: str
     report: Path | None
+    record: bool
     json: bool
 
 
@@ -76,9 +79,30 @@ def run(settings: Settings, request: Request) -> Outcome:
     _print(console, outcome.result)
     if request.report is not None:
         console.print(f"report: {report.write(request.report, outcome.result)}")
+    if request.record:
+        console.print(f"MLflow run: {record(settings, outcome.result)}")
     if request.json:
         print(orjson.dumps(outcome.result, option=orjson.OPT_SERIALIZE_NUMPY).decode())
     return outcome
+
+
+def record(settings: Settings, result: dict[str, Any]) -> str:
+    """An MLflow run with the settings, every metric as `model.protocol.metric`, and the report; its id."""
+    registry = Registry(settings)
+    knobs = settings.training.model_dump(mode="json", exclude={"mlflow_uri"})
+    run_id = registry.start(f"evaluate {result['split']['cut']}", knobs, {"kind": "evaluate"})
+    figures = {
+        f"{model}.{protocol}.{name}": value
+        for model, protocols in result["models"].items()
+        for protocol, measured in protocols.items()
+        for name, value in measured.items()
+        if isinstance(value, float)
+    }
+    registry.metrics(run_id, figures)
+    with tempfile.TemporaryDirectory(prefix="afterclick-report-") as folder:
+        registry.files(run_id, report.write(Path(folder) / "report", result).parent)
+    registry.finish(run_id)
+    return run_id
 
 
 def recipe(settings: Settings, factorise: Factorise) -> Recipe:

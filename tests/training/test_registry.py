@@ -1,0 +1,98 @@
+"""What the registry tells of a model: what it takes and gives, what it differs in, how it did."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import orjson
+import pytest
+from typer.testing import CliRunner
+
+from afterclick import artifact
+from afterclick.errors import BadArtifact
+from afterclick.settings import Settings
+from infra.cli import app
+from tests.scoring.worlds import a_model
+from training import differences, run_report
+from training.candidate import Evaluation, Facts
+from training.registry import Registry
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+def made(settings: Settings, version: str, items: int, **facts: Any) -> Path:
+    model = replace(a_model(items), version=version)
+    known = {"created": "now", "items": items, "parameters": {"rank": 8}, "metrics": {"live.hr@10": 0.5}}
+    return artifact.write(settings.artifacts, version, model.save, **{**known, **facts})[0]
+
+
+def test_a_run_says_what_the_model_takes_and_gives(settings: Settings) -> None:
+    registry = Registry(settings)
+    run_id = registry.start("v1", {}, {})
+    registry.describe(run_id)
+    mlflow.set_tracking_uri(settings.mlflow)
+    info = mlflow.models.get_model_info(f"runs:/{run_id}/model")
+    assert info.signature is not None
+    assert info.signature.inputs.input_names() == ["user_id", "items", "n"]
+    assert info.signature.outputs.input_names() == ["item_id", "score"]
+    example = Path(registry.client.download_artifacts(run_id, "model/input_example.json")).read_bytes()
+    assert set(orjson.loads(example)) == {"user_id", "items", "n"}
+
+
+def test_two_models_are_compared(settings: Settings) -> None:
+    one = made(settings, "v1", 6, lineage={"commit": "abc"})
+    other = made(
+        settings, "v2", 8, parameters={"rank": 16}, metrics={"live.hr@10": 0.6, "live.mrr": 0.1}, lineage={}
+    )
+    found = differences.between(one, other)
+    assert found["parameters"] == {"rank": [8, 16]}
+    assert found["metrics"]["live.hr@10"] == {"first": 0.5, "second": 0.6, "change": 0.1}
+    assert found["metrics"]["live.mrr"]["change"] is None
+    assert found["lineage"] == {"commit": ["abc", None]}
+    assert found["items"] == {"both": 6, "only_first": 0, "only_second": 2}
+
+
+def test_a_damaged_model_is_not_compared(settings: Settings) -> None:
+    one, other = made(settings, "v1", 6), made(settings, "v2", 6)
+    np.save(other / "popularity.npy", np.zeros(3))
+    with pytest.raises(BadArtifact, match="popularity"):
+        differences.between(one, other)
+
+
+def test_the_command_knows_models_by_version_and_alias(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(settings)
+    run_id = registry.start("test", {}, {})
+    for version, rank in (("v1", 8), ("v2", 16)):
+        registry.register(made(settings, version, 6, parameters={"rank": rank}), run_id, {})
+    monkeypatch.setenv("AFTERCLICK_HOME", str(settings.home))
+    done = CliRunner().invoke(app, ["models", "diff", "v1", "challenger", "--json"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert orjson.loads(done.stdout.splitlines()[-1])["parameters"] == {"rank": [8, 16]}
+    shown = CliRunner().invoke(app, ["models", "diff", "v1", "v2"], catch_exceptions=False)
+    assert "rank" in shown.stdout
+
+
+def test_a_training_s_report_shows_it_beside_the_champion(tmp_path: Path) -> None:
+    facts = Facts(version="v9", cut_ms=0, parameters={"rank": 8}, lineage={"rows": 5}, seconds={"model": 2.0})
+    evaluation = Evaluation(
+        questions=100,
+        metrics={"live.hr@10": 0.25, "live.ndcg@10": 0.125},
+        against={"champion": {"live.hr@10": 0.5}},
+        champion="v8",
+        passed=False,
+        reason="worse than the champion",
+    )
+    path = run_report.write(tmp_path / "report", facts, evaluation)
+    text = path.read_text()
+    assert "**Refused**: worse than the champion." in text
+    assert "| live.hr@10 | 0.2500 | 0.5000 |" in text
+    assert (path.parent / "comparison.png").stat().st_size > 1000
