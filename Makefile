@@ -8,7 +8,7 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
-CODE := afterclick ingest streaming training serving ui infra tests
+CODE := afterclick ingest streaming training serving ui infra tests notebooks/*.py
 # tried in this order: 3.11 is what CI runs
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3
 

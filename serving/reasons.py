@@ -25,7 +25,12 @@ _DID = {
 }
 _NEAR_ENOUGH = 0.05
 """Affinity from which an item counts as being like another."""
-_WORDS = {"trending": "trending now", "popular": "popular with everyone", "als": "people like you chose it"}
+_WORDS = {
+    "trending": "trending now",
+    "popular": "popular with everyone",
+    "als": "people like you chose it",
+    "tower": "people like you chose it",
+}
 
 
 def reasons(

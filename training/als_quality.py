@@ -37,7 +37,7 @@ class Exam:
 
     def metrics(self, factors: Factors, config: AlsConfig) -> dict[str, float]:
         """protocol.metric → mean over users; `ndcg@10`: that of both protocols; `rmse`: of preferences."""
-        contestant = {"als": contestants.als(_model(self.split.train, factors, config))}
+        contestant = {"als": contestants.als(model_of(self.split.train, factors, config))}
         found = {"rmse": self._rmse(factors)}
         for protocol, asked in self.asked.items():
             lists = answer(self.split, contestant, asked, self.seed).lists["als"]
@@ -59,8 +59,13 @@ def _mean(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
-def _model(rows: Interactions, factors: Factors, config: AlsConfig) -> Model:
-    """A model that has ALS alone."""
+def model_of(
+    rows: Interactions,
+    factors: Factors,
+    config: AlsConfig,
+    near: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None,
+) -> Model:
+    """A model of ALS, popularity and the neighbours given, without anything else."""
     n = len(rows.item_ids)
     nothing = np.full((n, 1), -1, np.int32), np.zeros((n, 1), np.float32)
     return Model(
@@ -68,7 +73,7 @@ def _model(rows: Interactions, factors: Factors, config: AlsConfig) -> Model:
         rows.item_ids,
         baselines.popularity(rows),
         baselines.first_seen(rows),
-        *nothing,
+        *(near or nothing),
         *nothing,
         factors.items,
         als_alpha=config.alpha,

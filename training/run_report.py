@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from training.candidate import Evaluation, Facts
 from training.registry import flat
@@ -57,7 +54,8 @@ def _lines(facts: Facts, evaluation: Evaluation, judged: dict[str, dict[str, flo
 
 def _picture(judged: dict[str, dict[str, float]], path: Path) -> None:
     names = [name for name in sorted(judged["this model"]) if name.endswith(("hr@10", "ndcg@10"))]
-    figure, axes = plt.subplots(figsize=(8, 3.5))
+    figure = Figure(figsize=(8, 3.5))
+    axes = figure.subplots()
     width = 0.8 / len(judged)
     for n, (who, figures) in enumerate(judged.items()):
         place = np.arange(len(names)) + (n - (len(judged) - 1) / 2) * width
@@ -67,7 +65,6 @@ def _picture(judged: dict[str, dict[str, float]], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
 
 
 def _cell(value: float | None) -> str:

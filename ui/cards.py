@@ -23,6 +23,7 @@ SOURCE_NAMES = {
     "trending": "Trending now",
     "popular": "Popular",
     "als": "People with a taste like yours",
+    "tower": "People with a history like yours",
     "neighbours": "Chosen by the same people",
     "same_day": "Chosen on the same day",
     "content": "Described alike",

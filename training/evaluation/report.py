@@ -8,10 +8,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -27,7 +23,6 @@ def write(folder: Path, result: Result) -> Path:
     _hit_rates(result).savefig(folder / "hit_rate.png", dpi=130, bbox_inches="tight")
     _segments(result).savefig(folder / "segments.png", dpi=130, bbox_inches="tight")
     _importance(result).savefig(folder / "importance.png", dpi=130, bbox_inches="tight")
-    plt.close("all")
     path = folder / "report.md"
     path.write_text("\n".join(_lines(result)) + "\n")
     return path
@@ -95,7 +90,8 @@ def _clicks(simulated: Result) -> list[str]:
 
 def _hit_rates(result: Result) -> Figure:
     names, protocols = list(result["models"]), list(result["split"]["users"])
-    figure, axes = plt.subplots(figsize=(10, 4))
+    figure = Figure(figsize=(10, 4))
+    axes = figure.subplots()
     groups = [[result["models"][name][p] for p in protocols] for name in names]
     _bars(axes, names, groups, protocols)
     axes.set_title("HR@10 by protocol")
@@ -104,7 +100,8 @@ def _hit_rates(result: Result) -> Figure:
 
 def _segments(result: Result) -> Figure:
     kinds = result["segments"]
-    figure, panes = plt.subplots(1, len(kinds), figsize=(12, 4), sharey=True)
+    figure = Figure(figsize=(12, 4))
+    panes = figure.subplots(1, len(kinds), sharey=True)
     for axes, (kind, found) in zip(np.atleast_1d(panes), kinds.items(), strict=True):
         names = list(result["models"])
         labels = [f"{label}\n({segment['users']:,})" for label, segment in found.items()]
@@ -129,7 +126,8 @@ def _bars(axes: Axes, names: list[str], groups: list[list[Result]], labels: list
 
 def _importance(result: Result) -> Figure:
     shares = sorted(result["blend"]["importance"].items(), key=lambda pair: pair[1])
-    figure, axes = plt.subplots(figsize=(7, 0.25 * len(shares) + 1))
+    figure = Figure(figsize=(7, 0.25 * len(shares) + 1))
+    axes = figure.subplots()
     axes.barh([name for name, _ in shares], [share for _, share in shares], color=_COLOURS[1])
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title("Share of the blend's gain")
