@@ -110,6 +110,8 @@ class TrainingSettings(_Section):
     """Memory of the Spark driver."""
     mlflow_uri: str | None = None
     """MLflow tracking store; by default SQLite in the home folder."""
+    store: str | None = None
+    """Where published models are copied to, for the API to read: s3://bucket/prefix. None: nowhere."""
     seed: int = 42
     """Seed of everything random."""
     rank: int = Field(64, ge=1)

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import structlog
 from confluent_kafka import Message
@@ -22,6 +21,7 @@ from afterclick.candidates import Search
 from afterclick.errors import AfterclickError, BadEvent
 from afterclick.events import ModelEvent, ModelPublished
 from afterclick.model import Model
+from serving.fetch import folder_of
 from serving.ranker import FormulaRanker, Ranker, load_ranker
 from serving.searches import content_search, index_search
 
@@ -51,8 +51,8 @@ def no_model() -> LoadedModel:
 class ModelFeed:
     """Loads the newest published model and calls `use` with it. A damaged one leaves the old one in place."""
 
-    def __init__(self, use: Loaded) -> None:
-        self._use = use
+    def __init__(self, use: Loaded, cache: Path) -> None:
+        self._use, self._cache = use, cache
         self._newest: ModelPublished | None = None
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
@@ -94,7 +94,8 @@ class ModelFeed:
     def _load(self, published: ModelPublished) -> None:
         began = time.monotonic()
         try:
-            loaded = load(folder_of(published.uri), published.manifest_sha256)
+            folder = folder_of(published.uri, self._cache, published.manifest_sha256)
+            loaded = load(folder, published.manifest_sha256)
         except AfterclickError as error:
             self.refused[published.version] = str(error)
             log.error("model refused; the old one stays", version=published.version, error=str(error))
@@ -106,12 +107,6 @@ class ModelFeed:
         self.version = loaded.version
         self._use(loaded)
         log.info("model loaded", version=loaded.version, seconds=round(time.monotonic() - began, 3))
-
-
-def folder_of(uri: str) -> Path:
-    """The folder of a published artifact: a path or a file:// URI."""
-    parts = urlsplit(uri)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else Path(uri)
 
 
 def load(folder: Path, manifest_sha256: str | None) -> LoadedModel:

@@ -69,7 +69,7 @@ class Service:
         store = OnlineStore(settings.redis, settings.stream.history_length)
         feed = TrendFeed(settings, lambda changes: service.hear(changes))
         worlds = Worlds(feed, catalogue, no_model())
-        models = ModelFeed(lambda loaded: service.use(loaded))
+        models = ModelFeed(lambda loaded: service.use(loaded), settings.home / "fetched")
         readers = (
             TopicReader(kafka.bootstrap, topics.items, catalogue.read),
             TopicReader(kafka.bootstrap, topics.models, models.read),

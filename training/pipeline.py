@@ -142,7 +142,7 @@ class Pipeline:
         target = copy_model(folder / "model", self.settings.artifacts, version, evaluation.metrics)
         copy_model(folder / "twin", self.home / "twins", version, evaluation.metrics)
         self._sound(models.load(target)[0])
-        published = publish.announce(self.settings.kafka, target)
+        published = publish.announce(self.settings.kafka, target, store=self.settings.training.store)
         registry.register(target, run_id, facts.lineage)
         registry.follow(version)
         registry.finish(run_id)
@@ -163,7 +163,7 @@ class Pipeline:
         """Serve a model that is sound but not evaluated: better than none, and soon replaced."""
         first = f"{facts.version}-first"
         target = write_model(self.settings.artifacts, first, fitted, None, facts)
-        publish.announce(self.settings.kafka, target)
+        publish.announce(self.settings.kafka, target, store=self.settings.training.store)
         registry = Registry(self.settings)
         tags = {k: str(v) for k, v in facts.lineage.items()} | {"version": first}
         run_id = registry.start(first, facts.parameters, tags)

@@ -1,7 +1,7 @@
 """Announce a model: the moment it becomes the champion.
 
 reads   topic     models (its last record is the champion)
-writes  artifact  <artifacts>/<version>/, whole or not at all
+writes  artifact  <artifacts>/<version>/, whole or not at all; a copy on S3 where one is set
         topic     models  ModelPublished, key `model`
 """
 
@@ -16,12 +16,17 @@ from afterclick.errors import BadEvent, Unavailable
 from afterclick.events import ModelEvent, ModelPublished, decode, encode, new_id, now
 from afterclick.settings import KafkaSettings
 from training.offsets import watermarks
+from training.store import upload
 
 KEY = b"model"
 
 
-def announce(kafka: KafkaSettings, folder: Path, timeout_s: float = 30.0) -> ModelPublished:
+def announce(
+    kafka: KafkaSettings, folder: Path, timeout_s: float = 30.0, store: str | None = None
+) -> ModelPublished:
     """Publish the artifact in `folder`: every file is checked first, and Kafka has acknowledged on return.
+
+    With a `store` (s3://bucket/prefix) it is copied there first, and read from there.
 
     Raises BadArtifact, or Unavailable if Kafka did not take it; then nothing has changed.
     """
@@ -29,7 +34,7 @@ def announce(kafka: KafkaSettings, folder: Path, timeout_s: float = 30.0) -> Mod
     verify(folder, manifest)
     published = ModelPublished(
         version=manifest.version,
-        uri=folder.absolute().as_uri(),
+        uri=folder.absolute().as_uri() if store is None else upload(folder, store),
         manifest_sha256=sha256(folder / MANIFEST),
         metrics=manifest.metrics,
     )

@@ -118,7 +118,7 @@ def _served(settings: Settings) -> str | None:
 def _promote(settings: Settings, registry: Registry, entry: Entry, json: bool) -> None:
     from training import publish
 
-    published = publish.announce(settings.kafka, entry.folder)
+    published = publish.announce(settings.kafka, entry.folder, store=settings.training.store)
     registry.follow(published.version)
     say(f"{published.version} is the champion")
     if json:

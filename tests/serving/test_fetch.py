@@ -1,0 +1,109 @@
+"""Models on S3: copied whole, announced, fetched and checked. Against moto's server, a real S3 API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx2
+import pytest
+from moto.server import ThreadedMotoServer
+
+from afterclick import artifact
+from afterclick.errors import BadArtifact, BadInput, Unavailable
+from afterclick.events import ModelPublished
+from serving.fetch import folder_of
+from serving.model_feed import LoadedModel, ModelFeed
+from tests.scoring.worlds import a_model
+from training.store import upload
+
+ROOT = "s3://shop/models"
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    httpx2.post(f"{address}/moto-api/reset")  # its buckets outlive the server
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="shop")
+    yield client
+    server.stop()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> tuple[Path, str]:
+    model = a_model()
+    facts = {"created": "now", "items": len(model), "parameters": model.parameters()}
+    return artifact.write(tmp_path / "artifacts", model.version, model.save, **facts)
+
+
+def announced(uri: str, sha256: str) -> ModelPublished:
+    return ModelPublished(version="m1", uri=uri, manifest_sha256=sha256, metrics={})
+
+
+def test_a_model_goes_to_s3_and_comes_back(s3: Any, made: tuple[Path, str], tmp_path: Path) -> None:
+    folder, sha256 = made
+    uri = upload(folder, ROOT)
+    assert uri == "s3://shop/models/m1"
+    fetched = folder_of(uri, tmp_path / "cache", sha256)
+    assert sorted(p.name for p in fetched.iterdir()) == sorted(p.name for p in folder.iterdir())
+    artifact.verify(fetched, artifact.read_manifest(fetched, sha256))
+    s3.delete_object(Bucket="shop", Key="models/m1/manifest.json")
+    assert folder_of(uri, tmp_path / "cache", sha256) == fetched  # it is here already
+
+
+def test_the_api_serves_what_lies_on_s3(s3: Any, made: tuple[Path, str], tmp_path: Path) -> None:
+    folder, sha256 = made
+    used: list[LoadedModel] = []
+    feed = ModelFeed(used.append, tmp_path / "cache")
+    feed._load(announced(upload(folder, ROOT), sha256))
+    assert [loaded.version for loaded in used] == ["m1"]
+    assert not feed.refused
+
+
+def test_an_object_damaged_on_s3_is_refused(s3: Any, made: tuple[Path, str], tmp_path: Path) -> None:
+    folder, sha256 = made
+    uri = upload(folder, ROOT)
+    raw = bytearray((folder / "popularity.npy").read_bytes())
+    raw[-1] ^= 1
+    s3.put_object(Bucket="shop", Key="models/m1/popularity.npy", Body=bytes(raw))
+    used: list[LoadedModel] = []
+    feed = ModelFeed(used.append, tmp_path / "cache")
+    feed._load(announced(uri, sha256))
+    assert not used
+    assert "damaged" in feed.refused["m1"]
+
+
+def test_an_upload_that_breaks_leaves_nothing_that_looks_whole(
+    s3: Any, made: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, sha256 = made
+    with pytest.raises(Unavailable, match="the old model stays"):
+        upload(folder, "s3://no-such-bucket/models")
+    names = sorted(p.name for p in folder.iterdir())
+    s3.upload_file(str(folder / names[0]), "shop", f"models/m1/{names[0]}")  # and then it was killed
+    with pytest.raises(Unavailable, match="cannot be fetched"):
+        folder_of("s3://shop/models/m1", tmp_path / "cache", sha256)
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_another_manifest_than_the_announced_is_refused(
+    s3: Any, made: tuple[Path, str], tmp_path: Path
+) -> None:
+    uri = upload(made[0], ROOT)
+    with pytest.raises(BadArtifact, match="not the manifest"):
+        folder_of(uri, tmp_path / "cache", "0" * 64)
+
+
+def test_only_s3_is_a_store(made: tuple[Path, str]) -> None:
+    with pytest.raises(BadInput, match="s3://bucket/prefix"):
+        upload(made[0], "ftp://shop/models")
