@@ -66,6 +66,15 @@ def test_an_item_without_events_has_the_lowest_trend_and_no_nan() -> None:
     assert view.top.tolist() == [0]
 
 
+def test_heat_is_what_came_lately_and_lasts() -> None:
+    values = np.ones((3, len(HALF_LIVES_MS)))
+    values[1] = 2.0
+    values[2, 0] = 50.0  # an hour's burst that was gone the next day
+    view = TrendView.of(values, np.full(3, NOW_MS))
+    assert view.heat.argmax() == 1
+    assert view.heat[2] == view.heat[0] > 0
+
+
 def test_trends_of_an_empty_system_are_finite() -> None:
     view = TrendView.of(np.zeros((3, len(HALF_LIVES_MS))), np.full(3, np.nan))
     assert np.isfinite(view.log_share).all()

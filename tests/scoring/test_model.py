@@ -10,6 +10,7 @@ import pytest
 from afterclick import artifact
 from afterclick.errors import BadArtifact
 from afterclick.model import Model, load
+from afterclick.towers import AGES_DAYS, TowerArrays
 from tests.scoring.worlds import a_model
 
 
@@ -32,6 +33,22 @@ def test_a_walk_s_lists_come_back_too(tmp_path: Path) -> None:
     model, _ = load(published(tmp_path, a_model(**reach)))
     assert model.reach_items is not None
     assert model.reach_items.tolist() == [[2]] * 6
+
+
+def test_the_two_towers_come_back_too(tmp_path: Path) -> None:
+    ages = np.linspace(1, 2, len(AGES_DAYS) + 1).astype(np.float32)
+    towers = TowerArrays(np.ones((6, 3), np.float32), np.full((6, 4), 2, np.float32), ages)
+    model, _ = load(published(tmp_path, a_model(towers=towers)))
+    assert model.towers is not None
+    for name in ("history", "targets", "ages"):
+        np.testing.assert_array_equal(getattr(model.towers, name), getattr(towers, name))
+
+
+def test_towers_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    ages = np.ones(len(AGES_DAYS) + 1, np.float32)
+    towers = TowerArrays(np.ones((6, 3), np.float32), np.ones((6, 3), np.float32), ages)
+    with pytest.raises(BadArtifact, match="towers"):
+        load(published(tmp_path, a_model(towers=towers)))
 
 
 def test_als_and_content_may_be_missing(tmp_path: Path) -> None:

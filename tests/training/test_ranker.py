@@ -16,7 +16,8 @@ from training.baselines import NeighbourConfig
 from training.dataset import Interactions
 from training.evaluation.compare import Catalogue, answer_all, freshness, measure
 from training.evaluation.contestants import Fitted, contestants
-from training.evaluation.protocols import Split
+from training.evaluation.protocols import Split, moments, queries, with_history
+from training.evaluation.states import replay
 from training.ranker import NotEnoughHistory, RankerConfig, past_splits
 
 DAY = 86_400_000
@@ -91,6 +92,21 @@ def test_the_blend_uses_the_live_event_and_beats_every_source(split: Split, blen
     gain = freshness(answers["live"], answers["frozen"], "blend")
     assert gain["hr@10"] == pytest.approx(live["blend"]["hr@10"] - frozen["blend"]["hr@10"])
     assert gain["hr@10_interval"][0] > 0.3
+
+
+def test_without_a_history_the_blend_shows_what_is_hot(split: Split, blend: ranker.Blend) -> None:
+    contestant = contestants(Fitted(build(split.train), blend.text, split.eligible))["blend"]
+    asked = queries(split, "cold")
+    for one in replay(split.rows, asked.where(np.arange(len(asked)) < 3)):
+        assert not len(one.state.items)
+        np.testing.assert_array_equal(contestant(one), one.trends.heat)
+
+
+def test_the_blend_learns_from_users_of_whom_something_is_known(split: Split) -> None:
+    known = with_history(split, moments(split))
+    history = split.train.user_counts()[known.user]
+    assert ((known.live_item >= 0) | (history > 0)).all()
+    assert 0 < len(known) < len(moments(split))
 
 
 def test_what_the_blend_learned_is_told(blend: ranker.Blend) -> None:

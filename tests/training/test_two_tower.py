@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
+from afterclick.candidates import SOURCES, CandidateLimits, candidate_items, exact_search
 from afterclick.scoring import FEATURE_NAMES, UserState, features
 from afterclick.towers import AGES_DAYS, UNKNOWN, TowerArrays
 from afterclick.user_vectors import tower_user
+from serving.searches import index_search
 from tests.scoring.worlds import a_model, a_view
 from tests.training import shop
-from training import two_tower
+from training import index, two_tower
 from training.dataset import Interactions
 from training.two_tower import Examples, TowerConfig
 
@@ -119,3 +123,34 @@ def test_the_towers_are_features_of_every_candidate() -> None:
         assert np.isnan(column[2])  # an item that came after the model
     given = features(model, state, a_view(8), asked, None, tower_user(model, state))
     np.testing.assert_array_equal(given, rows)
+
+
+def test_serving_finds_the_nearest_items_by_the_published_index(tmp_path: Path) -> None:
+    arrays = fitted(shop.checkerboard()[0])
+    vector = arrays.user(np.array([3, 5], np.int32), np.ones(2, np.float32), np.zeros(2), 0.0)
+    assert vector is not None
+    exact = np.argsort(-(arrays.targets @ vector))[:10].tolist()
+    assert set(index_search(tmp_path / "nowhere", arrays.targets)(vector, 10).tolist()) == set(exact)
+    built, report = index.make(arrays.targets, vector[None])
+    index.write(built, tmp_path, index.TOWERS)
+    assert report.recall == 1.0
+    assert index_search(tmp_path / index.TOWERS, arrays.targets)(vector, 10).tolist() == exact
+
+
+def test_the_towers_are_a_source_of_candidates() -> None:
+    arrays = fitted(shop.checkerboard()[0])
+    model = a_model(40, towers=arrays, factors=None, content=None)
+    state = UserState(
+        np.array([2, 4], np.int32), np.ones(2, np.float32), np.zeros(2), np.array([2, 4], np.int32), 0.0
+    )
+    found = candidate_items(
+        model,
+        state,
+        a_view(40),
+        user_towers=tower_user(model, state),
+        tower_search=exact_search(arrays.targets),
+        limits=CandidateLimits(recent=0, tower=12, trending=0),
+    )
+    assert {SOURCES[source] for source in found.sources} == {"tower"}
+    assert not {2, 4} & set(found.items.tolist())
+    assert sum(item % 2 == 0 for item in found.items.tolist()) >= 9  # the user's half of the board
