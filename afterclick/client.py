@@ -39,6 +39,7 @@ class RankedItem(_Answer):
     source: str = ""
     reason: str = ""
     parts: dict[str, float] = {}
+    propensity: float = 1.0
 
 
 class Recommendations(_Answer):
@@ -52,6 +53,7 @@ class Recommendations(_Answer):
     impression_id: str
     as_of: dict[str, int]
     items: tuple[RankedItem, ...]
+    next: str | None = None
 
 
 class Batch(_Answer):
@@ -137,8 +139,10 @@ def _recommendations(
     exclude: Sequence[str],
     category: str | None,
     after: str | None,
+    more: dict[str, Any],
 ) -> _Call[Recommendations]:
     body = _given(
+        **more,
         user_id=user_id,
         n=n,
         interests=list(interests),
@@ -194,9 +198,13 @@ class Client:
         exclude: Sequence[str] = (),
         category: str | None = None,
         after: str | None = None,
+        **more: Any,
     ) -> Recommendations:
-        """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position."""
-        return self._send(_recommendations(user_id, n, interests, items, exclude, category, after))
+        """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position.
+
+        `more` is what the API takes: filters, offset, cursor, diversity, explore, explain.
+        """
+        return self._send(_recommendations(user_id, n, interests, items, exclude, category, after, more))
 
     def batch(self, user_ids: Sequence[str], n: int | None = None) -> Batch:
         """Lists for up to 500 users."""
@@ -259,9 +267,15 @@ class AsyncClient:
         exclude: Sequence[str] = (),
         category: str | None = None,
         after: str | None = None,
+        **more: Any,
     ) -> Recommendations:
-        """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position."""
-        return await self._send(_recommendations(user_id, n, interests, items, exclude, category, after))
+        """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position.
+
+        `more` is what the API takes: filters, offset, cursor, diversity, explore, explain.
+        """
+        return await self._send(
+            _recommendations(user_id, n, interests, items, exclude, category, after, more)
+        )
 
     async def batch(self, user_ids: Sequence[str], n: int | None = None) -> Batch:
         """Lists for up to 500 users."""

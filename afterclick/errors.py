@@ -3,6 +3,8 @@
 AfterclickError
 ├── BadInput             what was handed in is wrong; says which input and what to do
 │   ├── BadEvent         a record on a topic, or a request, that is no valid event
+│   ├── NotFound         what was asked for by its name is not there
+│   ├── AlreadyThere     a name is taken
 │   ├── BadDataset       a dataset file or folder that cannot be read as one
 │   └── BadArtifact      a model artifact that is damaged, incomplete or of another version
 ├── Unavailable          a part that should answer does not (Kafka, Redis, Java, a port)
@@ -29,6 +31,14 @@ class BadInput(AfterclickError):
 
 class BadEvent(BadInput):
     """A record that is no valid event."""
+
+
+class NotFound(BadInput):
+    """What was asked for by its name is not there."""
+
+
+class AlreadyThere(BadInput):
+    """A name is taken."""
 
 
 class BadDataset(BadInput):

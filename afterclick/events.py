@@ -46,15 +46,16 @@ class Action(StrEnum):
     UNDO = "undo"  # takes back what the user did with the item before; see afterclick.state.standing
 
 
-def _printable(value: str) -> str:
+def printable(value: str) -> str:
+    """The same text. Raises ValueError for control characters and lone surrogates."""
     if value.isprintable():  # nearly always, and far quicker than looking at each character
         return value
     if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value):
-        raise ValueError("control characters and lone surrogates are not allowed in an id")
+        raise ValueError("control characters and lone surrogates are not allowed")
     return value
 
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
+Id = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(printable)]
 Rating = Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)]
 
 
@@ -93,6 +94,7 @@ class Impression(Payload):
     items: tuple[ShownItem, ...]
     model_version: str | None
     source: str
+    policy: str | None = None
     experiment: str | None = None
     arm: str | None = None
 

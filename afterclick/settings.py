@@ -164,9 +164,17 @@ class ServingSettings(_Section):
     open: bool = False
     """Answer without keys on any address: only behind a gateway that checks."""
     limit: str | None = None
-    """Requests per caller, as in 600/minute; more get 429."""
+    """Requests per caller (a token's user, a key, else an address), as in 600/minute; more get 429."""
+    limit_shared: bool = False
+    """Count them in Redis, for all processes together; else each process counts its own."""
+    token_secret: str | None = Field(None, min_length=32)
+    """Signs users' tokens (JWT, HS256), for browsers; at least 32 characters. Without it there are none."""
     origins: tuple[str, ...] = ()
-    """Web origins whose pages may open WebSockets, besides the API's own."""
+    """Web origins whose pages may call the API and open WebSockets, besides the API's own."""
+    database: str | None = None
+    """SQL database, as in postgresql://user:password@host/name; by default SQLite in the home folder."""
+    request_log_days: float = Field(1.0, ge=0)
+    """How long the request log keeps a row; 0 writes none."""
 
 
 class UiSettings(_Section):
@@ -216,6 +224,11 @@ class Settings(BaseSettings):
     def mlflow(self) -> str:
         """The MLflow tracking URI."""
         return self.training.mlflow_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def database(self) -> str:
+        """The URL of the SQL database."""
+        return self.serving.database or f"sqlite:///{self.home / 'serving.db'}"
 
     @property
     def spark_jars(self) -> str:

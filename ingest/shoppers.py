@@ -53,6 +53,8 @@ class Plan(BaseModel):
     hot: tuple[str, ...] = ()
     """Items that everybody likes just now."""
     seed: int = 7
+    control: bool = True
+    """Whether every second shopper sees what is popular, whatever the API recommends."""
     run: str = "sim"
     """Begins every shopper's id: the same run and seed are the same people."""
 
@@ -106,7 +108,8 @@ class Mall:
 
     def _invite(self) -> list[Customer]:
         plan = self._plan
-        arms = [Arm.RECOMMENDED, Arm.POPULAR] * ((plan.shoppers + 1) // 2)
+        others = Arm.POPULAR if plan.control else Arm.RECOMMENDED
+        arms = [Arm.RECOMMENDED, others] * ((plan.shoppers + 1) // 2)
         ids = [f"{plan.run}-{plan.seed}-{n}" for n in range(plan.shoppers)]
         return [
             Customer(Shopper.born(user_id, self._categories, plan.seed), arm)

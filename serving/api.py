@@ -1,61 +1,41 @@
-"""The REST routes: validate, ask the service, write JSON with orjson."""
+"""The routes of a shop: lists, catalogue, users and feedback. Validate, ask the service, write JSON."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
-import orjson
-from fastapi import APIRouter, Body, Depends, Path, Query
-from fastapi import Request as HttpRequest
+from fastapi import APIRouter, Body, Path, Query
 from numpy.typing import NDArray
 from starlette.responses import Response
 
 from afterclick.errors import Unavailable
 from afterclick.events import Id, Interaction
 from afterclick.trends import HALF_LIVES_MS
-from serving import schemas
-from serving.dead_letters import count_dead_letters, newest_dead_letters
+from serving import queries, schemas
+from serving.choice import without
+from serving.cursors import decode_cursor
 from serving.feedback import event_of
 from serving.lists import similar
+from serving.options import FIRST_PAGE, PLAIN, Options, Page
 from serving.positions import Position
-from serving.problems import ApiError, documented
+from serving.problems import ApiError
 from serving.recommender import describe
 from serving.remembered import Ask
+from serving.replies import Json, Parts, answers, reply, unavailable
 from serving.routing import DirectRoute
 from serving.service import Service
 from serving.world import World
 
-RETRY_AFTER_S: Final = 1
 router = APIRouter(route_class=DirectRoute)
-Json = dict[str, Any]
-
-
-def service_of(request: HttpRequest) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-Parts = Annotated[Service, Depends(service_of)]
 ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
 ImpressionId = Annotated[Id, Path()]
 UserId = Annotated[Id, Path(examples=["bob"])]
 
 
-def reply(body: Json, status: int = 200) -> Response:
-    """A JSON response, written by orjson."""
-    return Response(orjson.dumps(body), status, media_type="application/json")
-
-
-def answers(model: type[Any], *problems: int, status: int = 200) -> Json:
-    """The OpenAPI of a route that writes its own JSON."""
-    responses = {status: {"model": model}, **documented(*problems, 422, 503)}
-    return {"response_model": None, "responses": responses, "status_code": status}
-
-
 @router.get("/recommendations", tags=["lists"], **answers(schemas.Recommendations))
-async def recommendations(service: Parts, query: Annotated[schemas.RecommendationQuery, Query()]) -> Response:
+async def recommendations(service: Parts, query: Annotated[queries.RecommendationQuery, Query()]) -> Response:
     """A list for a user: personalised from the first event on, else by interests, else what is trending.
 
     It always answers 200 with a list; `degraded` says when something it needs was away.
@@ -65,14 +45,14 @@ async def recommendations(service: Parts, query: Annotated[schemas.Recommendatio
 
 @router.post("/recommendations", tags=["lists"], **answers(schemas.Recommendations, 413))
 async def recommendations_for(
-    service: Parts, body: Annotated[schemas.RecommendationQuery, Body()]
+    service: Parts, body: Annotated[queries.RecommendationQuery, Body()]
 ) -> Response:
     """The same with a body: for a session, a basket, long lists of interests or exclusions."""
     return reply(await service.recommend(ask_of(service, body)))
 
 
 @router.post("/recommendations/batch", tags=["lists"], **answers(schemas.Batch, 413))
-async def batch(service: Parts, body: Annotated[schemas.BatchQuery, Body()]) -> Response:
+async def batch(service: Parts, body: Annotated[queries.BatchQuery, Body()]) -> Response:
     """Lists for up to 500 users. Other requests are answered in between."""
     n, lists = body.n or service.settings.serving.list_length, []
     for user_id in body.user_ids:
@@ -91,24 +71,25 @@ async def explain(service: Parts, impression_id: ImpressionId) -> Response:
 
 
 @router.get("/similar-items", tags=["lists"], **answers(schemas.SimilarItems, 404))
-async def similar_items(service: Parts, query: Annotated[schemas.SimilarQuery, Query()]) -> Response:
+async def similar_items(service: Parts, query: Annotated[queries.SimilarQuery, Query()]) -> Response:
     """Items that the same users chose, or that are described alike."""
     world = service.worlds.current
     item = world.find(query.item_id)
     if item is None:
         raise ApiError(404, f"no item {query.item_id}")
-    n, model = query.n or service.settings.serving.list_length, world.loaded.model
-    name = service.catalogue.name(query.item_id)
-    rows: list[Json] = []
-    if model is not None:
-        items, scores = similar(model, world, item, n)
-        for at, score in zip(items.tolist(), scores.tolist(), strict=True):
-            rows.append(_row(service, world.ids[at], score, f"like {name}"))
+    n = query.n or service.settings.serving.list_length
+    reason = f"like {service.catalogue.name(query.item_id)}"
+    inside = service.recommender.filters.inside(world, query.category, query.filters)
+    items, scores = similar(world, item, n, inside)
+    rows = [
+        _row(service, world.ids[at], score, reason)
+        for at, score in zip(items.tolist(), scores.tolist(), strict=True)
+    ]
     return reply({"item_id": query.item_id, "model_version": world.loaded.version or None, "items": rows})
 
 
 @router.get("/popular", tags=["lists"], **answers(schemas.PopularItems))
-async def popular(service: Parts, query: Annotated[schemas.PopularQuery, Query()]) -> Response:
+async def popular(service: Parts, query: Annotated[queries.PopularQuery, Query()]) -> Response:
     """What everybody reaches for: of all time, or trending over a half-life."""
     world = service.worlds.current
     n = query.n or service.settings.serving.list_length
@@ -119,9 +100,10 @@ async def popular(service: Parts, query: Annotated[schemas.PopularQuery, Query()
         column = list(HALF_LIVES_MS).index(query.window)
         scores, order = world.values[:, column], world.by_window[query.window]
         reason = f"trending this {query.window}"
-    if query.category is not None:
-        inside = world.indices(service.catalogue.category(query.category))
+    inside = service.recommender.filters.inside(world, query.category, query.filters)
+    if inside is not None:
         order = inside[(-scores[inside]).argsort(kind="stable")]
+    order = without(order, world.rules.excluded)
     rows = [_row(service, world.ids[i], float(scores[i]), reason) for i in order[:n].tolist()]
     return reply({"window": query.window or "all", "items": rows})
 
@@ -147,7 +129,7 @@ async def item(service: Parts, item_id: ItemId) -> Response:
 
 
 @router.get("/search", tags=["catalogue"], **answers(schemas.FoundItems))
-async def search(service: Parts, query: Annotated[schemas.SearchQuery, Query()]) -> Response:
+async def search(service: Parts, query: Annotated[queries.SearchQuery, Query()]) -> Response:
     """Items whose title, categories or id match, as one types; the most chosen first."""
     world, catalogue = service.worlds.current, service.catalogue
     service.search.follow(list(catalogue.items.values()), catalogue.version)
@@ -166,7 +148,7 @@ async def categories(service: Parts) -> Response:
 
 @router.get("/users/{user_id}/history", tags=["users"], **answers(schemas.History))
 async def history(
-    service: Parts, user_id: UserId, query: Annotated[schemas.HistoryQuery, Query()]
+    service: Parts, user_id: UserId, query: Annotated[queries.HistoryQuery, Query()]
 ) -> Response:
     """What a user did, newest first; empty for an unknown user."""
     try:
@@ -188,7 +170,7 @@ async def history(
 
 
 @router.post("/feedback", tags=["feedback"], **answers(schemas.Accepted, 413, status=202))
-async def feedback(service: Parts, body: Annotated[schemas.Feedback, Body()]) -> Response:
+async def feedback(service: Parts, body: Annotated[queries.Feedback, Body()]) -> Response:
     """Tell what a user did. 202 means that Kafka has it; `position` says where.
 
     After a 503 send it again with the same `event_id`: it takes effect once.
@@ -199,77 +181,13 @@ async def feedback(service: Parts, body: Annotated[schemas.Feedback, Body()]) ->
         position = await service.feedback.append(event)
     except Unavailable as error:
         service.metrics.feedback.labels("unavailable").inc()
-        detail = f"{error}: {event.id}"
-        raise ApiError(503, detail, {"retry-after": str(RETRY_AFTER_S)}) from error
+        raise unavailable(f"{error}: {event.id}") from error
     service.metrics.feedback.labels("accepted").inc()
-    service.exposure.reacted(body.impression_id, body.action)
+    service.reacted(body.impression_id, body.action)
     return reply({"event_id": event.id, "position": str(position)}, 202)
 
 
-@router.get("/exposure", tags=["insight"], **answers(schemas.ExposureTable))
-async def exposure(service: Parts) -> Response:
-    """Lists shown and reacted to, per source and model, since this process began."""
-    return reply({"rows": service.exposure.rows()})
-
-
-@router.get("/models", tags=["insight"], **answers(schemas.Models))
-async def models(service: Parts) -> Response:
-    """The models published lately, which one serves, and why others do not."""
-    serving, feed = service.worlds.current.loaded.version, service.models
-    rows = [
-        {
-            "version": model.version,
-            "uri": model.uri,
-            "metrics": model.metrics,
-            "serving": model.version == serving,
-            "refused": feed.refused.get(model.version),
-        }
-        for model in reversed(feed.published)
-    ]
-    return reply({"serving": serving or None, "models": rows})
-
-
-@router.get("/dead-letters", tags=["insight"], **answers(schemas.DeadLetters))
-async def dead_letters(service: Parts) -> Response:
-    """Events that could not be read: how many per topic, and the newest with the reason."""
-    kafka = service.settings.kafka
-    try:
-        rows = await asyncio.to_thread(newest_dead_letters, kafka)
-        counts = await asyncio.to_thread(count_dead_letters, kafka)
-    except Unavailable as error:
-        raise ApiError(503, str(error), {"retry-after": str(RETRY_AFTER_S)}) from error
-    return reply({"counts": counts, "newest": rows})
-
-
-@router.get("/health/live", tags=["service"], **answers(schemas.Health))
-async def live() -> Response:
-    """The process runs."""
-    return reply({"status": "live"})
-
-
-@router.get("/health/ready", tags=["service"], **answers(schemas.Health))
-async def ready(service: Parts) -> Response:
-    """Whether it can answer well: 200 once trends are loaded, 503 before and while draining."""
-    world = service.worlds.current
-    parts = {
-        "redis": await service.store.ping(),
-        "trends": service.feed.loaded,
-        "catalogue": len(service.catalogue),
-        "items": len(world.heat),
-        "model": world.loaded.version or None,
-        "refused_models": service.models.refused,
-    }
-    good = service.feed.loaded and not service.draining
-    return reply({"status": "ready" if good else "not ready", "parts": parts}, 200 if good else 503)
-
-
-@router.get("/metrics", tags=["service"], response_class=Response, include_in_schema=True)
-async def metrics(service: Parts) -> Response:
-    """Prometheus metrics."""
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def ask_of(service: Service, query: schemas.RecommendationQuery) -> Ask:
+def ask_of(service: Service, query: queries.RecommendationQuery) -> Ask:
     """What a query asks of the recommender."""
     after = Position.parse(query.after) if query.after else None
     n = query.n or service.settings.serving.list_length
@@ -282,7 +200,22 @@ def ask_of(service: Service, query: schemas.RecommendationQuery) -> Ask:
         tuple(query.exclude),
         query.category,
         query.explain,
+        tuple(query.filters),
+        _options(query),
+        _page(query),
     )
+
+
+def _options(query: queries.RecommendationQuery) -> Options:
+    if query.explore is None and query.diversity is None:
+        return PLAIN
+    return Options(explore=query.explore or 0.0, diversity=query.diversity or 0.0)
+
+
+def _page(query: queries.RecommendationQuery) -> Page:
+    if query.cursor is None:
+        return Page(query.offset) if query.offset else FIRST_PAGE
+    return Page(query.offset, decode_cursor(query.cursor), follow=True)
 
 
 def split(interests: list[str]) -> tuple[str, ...]:

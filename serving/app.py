@@ -7,18 +7,24 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afterclick.settings import Settings
-from serving import api, problems, sockets
+from serving import api, control_api, insight_api, problems, sockets
+from serving.call_limit import CallLimit
 from serving.guard import Guard
 from serving.metrics import Metrics
+from serving.request_log import LoggedRequest, RequestLog
 from serving.service import Service
 
 DESCRIPTION = """The list changes after the click.
 
 Ask for a list, tell what the user did, and watch the next list change: every item says why it is there, and
 what its score is made of."""
+
+UNLOGGED = ("/health/live", "/health/ready", "/metrics")
+"""Routes that machines ask all day long: not in the request log."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -43,20 +49,33 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     app.include_router(api.router)
+    app.include_router(insight_api.router)
+    app.include_router(control_api.router)
     app.include_router(sockets.router)
     problems.install(app)
     app.add_middleware(problems.BodyLimit, limit=settings.serving.max_body_bytes)
-    app.add_middleware(Guard, settings=settings.serving)
-    app.add_middleware(Measured, metrics=service.metrics)
+    serving = settings.serving
+    shared = settings.redis if serving.limit_shared else None
+    limit = CallLimit(serving.limit, shared) if serving.limit else None
+    app.add_middleware(Guard, settings=serving, limit=limit)
+    if serving.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=serving.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+            expose_headers=["retry-after"],
+        )
+    app.add_middleware(Measured, metrics=service.metrics, requests=service.requests)
     _document_problems(app)
     return app
 
 
 class Measured:
-    """ASGI middleware: count and time each request under its route's path."""
+    """ASGI middleware: count, time and log each request under its route's path."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, requests: RequestLog) -> None:
+        self.app, self.metrics, self.requests = app, metrics, requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,7 +93,21 @@ class Measured:
             await self.app(scope, receive, watched)
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
-            self.metrics.answered_in(route, status, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self.metrics.answered_in(route, status, seconds)
+            if route not in UNLOGGED:
+                self.requests.append(
+                    LoggedRequest(
+                        time.time(),
+                        scope["method"],
+                        route,
+                        scope["path"],
+                        scope["query_string"],
+                        status,
+                        seconds,
+                        scope.get("caller"),
+                    )
+                )
 
 
 def _document_problems(app: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""The catalogue in memory: title and categories of each item, items of each category.
+"""The catalogue in memory: each item, items of each category and brand.
 
 reads   topic  items
 """
@@ -23,6 +23,7 @@ class Catalogue:
     def __init__(self) -> None:
         self.items: dict[str, Item] = {}
         self._by_category: dict[str, dict[str, None]] = {}
+        self._by_brand: dict[str, dict[str, None]] = {}
         self._names: dict[str, str] = {}
         self.version = 0
 
@@ -51,17 +52,25 @@ class Catalogue:
         for category in item.categories:
             self._by_category.setdefault(category.casefold(), {})[item.item_id] = None
             self._names[category.casefold()] = category
+        if item.brand:
+            self._by_brand.setdefault(item.brand.casefold(), {})[item.item_id] = None
         self.version += 1
 
     def remove(self, item_id: str) -> None:
         old = self.items.pop(item_id, None)
         for category in old.categories if old else ():
             self._by_category[category.casefold()].pop(item_id, None)
+        if old and old.brand:
+            self._by_brand[old.brand.casefold()].pop(item_id, None)
         self.version += 1
 
     def category(self, name: str) -> list[str]:
         """Ids of the items in a category, whatever its case; none for an unknown one."""
         return list(self._by_category.get(name.casefold(), ()))
+
+    def brand(self, name: str) -> list[str]:
+        """Ids of the items of a brand, whatever its case; none for an unknown one."""
+        return list(self._by_brand.get(name.casefold(), ()))
 
     def title(self, item_id: str) -> str | None:
         item = self.items.get(item_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,15 +25,23 @@ class Choice:
     excluded: IntArray = field(default_factory=nothing)
     inside: IntArray | None = None
     """Only these; None allows all."""
+    wanted: IntArray = field(default_factory=nothing)
+    """Ranked although no source brings them, where they may be shown."""
+    later: bool = False
+    """A later page: it may come to an end."""
 
     def fitting(self, items: IntArray, *unwanted: IntArray) -> IntArray:
         """`items` in their order, less what may not be shown, and less `unwanted`."""
         items = without(items, np.concatenate([self.seen, self.excluded, *unwanted]))
         return items if self.inside is None else items[np.isin(items, self.inside)]
 
+    def also(self, *unwanted: IntArray) -> IntArray:
+        """What is wanted and may be shown, less `unwanted`."""
+        return self.fitting(self.wanted, *unwanted) if len(self.wanted) else self.wanted
+
     def though_seen(self) -> Choice:
         """The same, with seen items allowed: better than no list."""
-        return Choice(self.n, nothing(), self.excluded, self.inside)
+        return replace(self, seen=nothing())
 
     def trending(self, world: World) -> IntArray:
         """What trends, hottest first."""

@@ -1,6 +1,7 @@
-"""Who may ask: API keys with scopes, a rate limit per caller, and WebSockets from this origin only.
+"""Who may ask: API keys with scopes, tokens of users, a limit per caller, WebSockets from known origins only.
 
-Keys are settings: a name, the SHA-256 of the key, and its scopes. Without any key the service answers
+Keys are settings: a name, the SHA-256 of the key, and its scopes. Tokens are good for one user, the request's
+`scope["subject"]`, which routes hold every user id against. Without keys and token secret the service answers
 everyone, and therefore listens on loopback only (see `check_address`).
 """
 
@@ -13,20 +14,20 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-from limits import RateLimitItem, parse
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterclick.errors import BadInput
 from afterclick.settings import ApiScope, ServingSettings
+from serving.call_limit import CallLimit
 from serving.problems import problem
+from serving.tokens import SCOPES, is_token, user_of
 
 OPEN_PATHS = ("/health/live", "/health/ready", "/docs", "/openapi.json", "/redoc")
 ADMIN_PATHS = ("/metrics", "/exposure", "/models", "/dead-letters", "/ws/live")
-ADMIN_PREFIX = "/explain/"
+ADMIN_PREFIXES = ("/explain/", "/rules", "/experiments", "/tokens")
+BEARER = b"bearer."
 Headers = dict[bytes, bytes]
 
 
@@ -42,10 +43,8 @@ class Refusal:
 class Guard:
     """ASGI middleware: 401 without a known key, 403 without its scope, 429 over the limit."""
 
-    def __init__(self, app: ASGIApp, settings: ServingSettings) -> None:
-        self.app, self._settings = app, settings
-        self._limit: RateLimitItem | None = parse(settings.limit) if settings.limit else None
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+    def __init__(self, app: ASGIApp, settings: ServingSettings, limit: CallLimit | None = None) -> None:
+        self.app, self._settings, self._limit = app, settings, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS:
@@ -63,48 +62,58 @@ class Guard:
             await response(scope, receive, send)
 
     def _key_refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
-        if not self._settings.keys:
+        if not self._settings.keys and not self._settings.token_secret:
             return None
-        scopes = self._scopes(_given_key(headers))
+        name, scopes = self._admitted(scope, _given_key(headers))
+        scope["caller"] = name
         if scopes is None:
             challenge = {"www-authenticate": 'Bearer realm="afterclick"'}
-            return Refusal(
-                HTTPStatus.UNAUTHORIZED, "an API key is needed: Authorization: Bearer …", challenge
-            )
+            needed = "an API key or a token that has not ended is needed: Authorization: Bearer …"
+            return Refusal(HTTPStatus.UNAUTHORIZED, needed, challenge)
         needed = scope_of(scope.get("method", "GET"), scope["path"])
         if needed not in scopes and "admin" not in scopes:
             return Refusal(HTTPStatus.FORBIDDEN, f"this key has no scope `{needed}`")
-        return None
+        return _subject_refusal(scope)
 
-    def _scopes(self, key: bytes) -> Iterable[ApiScope] | None:
-        """The scopes of a key, None for an unknown one. Compares with every key, each in constant time."""
-        digest, found = hashlib.sha256(key).hexdigest(), None
-        for known in self._settings.keys.values():
+    def _admitted(self, scope: Scope, key: bytes) -> tuple[str | None, Iterable[ApiScope] | None]:
+        """Name and scopes of a key or a token; a token's user becomes the request's subject."""
+        if not self._settings.token_secret or not is_token(key):
+            return self._known(key)
+        user_id = user_of(self._settings.token_secret, key)
+        if user_id is None:
+            return None, None
+        scope["subject"] = user_id
+        return "token", SCOPES
+
+    def _known(self, key: bytes) -> tuple[str | None, Iterable[ApiScope] | None]:
+        """Name and scopes of a key. Compares with every key, each in constant time."""
+        digest = hashlib.sha256(key).hexdigest()
+        found: tuple[str | None, Iterable[ApiScope] | None] = (None, None)
+        for name, known in self._settings.keys.items():
             if hmac.compare_digest(known.sha256, digest):
-                found = known.scopes
+                found = (name, known.scopes)
         return found
 
     async def _limit_refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
         if self._limit is None:
             return None
-        address = (scope.get("client") or ("unknown",))[0]
-        caller = hashlib.sha256(_given_key(headers)).hexdigest() if self._settings.keys else address
-        if await self._limiter.hit(self._limit, caller):
+        if await self._limit.allows(_caller(scope)):
             return None
-        wait = {"retry-after": str(self._limit.get_expiry())}
-        return Refusal(HTTPStatus.TOO_MANY_REQUESTS, f"more than {self._limit}", wait)
+        item = self._limit.item
+        wait = {"retry-after": str(item.get_expiry())}
+        return Refusal(HTTPStatus.TOO_MANY_REQUESTS, f"more than {item}", wait)
 
 
 def scope_of(method: str, path: str) -> ApiScope:
     """The scope a request needs."""
-    if path in ADMIN_PATHS or path.startswith(ADMIN_PREFIX):
+    if path in ADMIN_PATHS or path.startswith(ADMIN_PREFIXES):
         return "admin"
     return "feedback" if method == "POST" and path == "/feedback" else "recommend"
 
 
 def check_address(settings: ServingSettings) -> None:
     """Refuse to listen beyond this machine without keys. Raises BadInput."""
-    if settings.keys or settings.open or _is_loopback(settings.host):
+    if settings.keys or settings.token_secret or settings.open or _is_loopback(settings.host):
         return
     raise BadInput(
         f"{settings.host} is reachable by others and there are no API keys: make one with "
@@ -119,8 +128,34 @@ def new_key() -> tuple[str, str]:
 
 
 def _given_key(headers: Headers) -> bytes:
+    """What a request shows. A browser's WebSocket has no headers: it offers the protocol `bearer.TOKEN`."""
     kind, _, key = headers.get(b"authorization", b"").partition(b" ")
-    return key.strip() if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+    if kind.lower() == b"bearer":
+        return key.strip()
+    for protocol in headers.get(b"sec-websocket-protocol", b"").split(b","):
+        if protocol.strip().startswith(BEARER):
+            return protocol.strip().removeprefix(BEARER)
+    return headers.get(b"x-api-key", b"")
+
+
+def _caller(scope: Scope) -> str:
+    """Whose requests are counted together: a token's user, a key, else an address."""
+    if subject := scope.get("subject"):
+        return f"user:{subject}"
+    if name := scope.get("caller"):
+        return f"key:{name}"
+    return f"address:{(scope.get('client') or ('unknown',))[0]}"
+
+
+def _subject_refusal(scope: Scope) -> Refusal | None:
+    """A token asks for its own user in the query; `routing` looks at paths and bodies."""
+    subject = scope.get("subject")
+    if subject is None:
+        return None
+    for name, value in parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True):
+        if name == "user_id" and value != subject:
+            return Refusal(HTTPStatus.FORBIDDEN, "this token is for another user")
+    return None
 
 
 def _origin_refusal(scope: Scope, headers: Headers, allowed: tuple[str, ...]) -> Refusal | None:

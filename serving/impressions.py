@@ -72,7 +72,11 @@ def encode(answer: Recommendation) -> bytes:
         "items": orjson.Fragment(answer.shown.logged),
         "model_version": body["model_version"],
         "source": body["source"],
+        "policy": answer.policy,
     }
+    experiment = body.get("experiment")
+    if experiment is not None:
+        impression |= {"experiment": experiment["name"], "arm": experiment["arm"]}
     return orjson.dumps(
         {
             "specversion": "1.0",

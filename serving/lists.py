@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.model import IntArray, Model
+from afterclick.model import IntArray
 from serving.catalogue import Catalogue
 from serving.choice import Choice
 from serving.schemas import Source
@@ -30,20 +30,35 @@ class Ranked:
     reasons: Sequence[str]
     because: Sequence[list[dict[str, Any]]] | None = None
     """Per item the events of the user that moved it most, where that was asked for."""
+    propensities: NDArray[np.float64] | None = None
+    """(n,) the probability that each place shows its item; None where nothing is left to chance."""
+    arranged: bool = False
+    """Whether rules or options had a say."""
 
 
 def overall(world: World, choice: Choice) -> Ranked:
     """What is trending; what is popular where nothing trends. Shows seen items before it shows none."""
     n = choice.n
-    for bounds in (choice, choice.though_seen()):
-        trending = bounds.fitting(choice.trending(world))[:n]
-        rest = bounds.fitting(choice.popular(world), trending)[: n - len(trending)]
+    for bounds in (choice,) if choice.later else (choice, choice.though_seen()):
+        wanted = bounds.also()
+        trending = bounds.fitting(choice.trending(world), wanted)[:n]
+        rest = bounds.fitting(choice.popular(world), trending, wanted)[: n - len(trending)]
         if len(trending):
-            return _trending(world, trending, rest)
+            return _trending(world, trending, np.concatenate([rest, wanted]))
         if len(rest):
-            return _popular(world, rest)
+            return _popular(world, np.concatenate([rest, wanted]))
     everything = np.arange(len(world.heat), dtype=np.int32) if choice.inside is None else choice.inside
-    return _popular(world, choice.though_seen().fitting(everything)[:n])
+    bounds = choice if choice.later else choice.though_seen()
+    wanted = bounds.also()
+    return _popular(world, np.concatenate([bounds.fitting(everything, wanted)[:n], wanted]))
+
+
+def popular(world: World, choice: Choice) -> Ranked:
+    """What was chosen most of all time."""
+    wanted = choice.also()
+    return _popular(
+        world, np.concatenate([choice.fitting(choice.popular(world), wanted)[: choice.n], wanted])
+    )
 
 
 def _trending(world: World, items: IntArray, rest: IntArray) -> Ranked:
@@ -96,7 +111,9 @@ def by_interests(
     if not len(items):
         return None
     named = np.array(seeds, np.int32)
-    rest = choice.fitting(choice.trending(world), items, named)[: choice.n - len(items)]
+    wanted = choice.also(items, named)
+    rest = choice.fitting(choice.trending(world), items, named, wanted)[: choice.n - len(items)]
+    rest = np.concatenate([rest, wanted])
     return _interesting(world, items, rest, content, model, why)
 
 
@@ -117,12 +134,17 @@ def _interesting(
     return Ranked(Source.INTERESTS, both, {k: v[order] for k, v in parts.items()}, sources, reasons)
 
 
-def similar(model: Model, world: World, item: int, n: int) -> tuple[IntArray, NDArray[np.float64]]:
+def similar(
+    world: World, item: int, n: int, inside: IntArray | None = None
+) -> tuple[IntArray, NDArray[np.float64]]:
     """Items near an item and their scores: shared users, the same day's users, then content."""
     content, together = np.zeros(len(world.heat)), np.zeros(len(world.heat))
     _like(world, item, content, together)
     scores = content + together
     scores[item] = 0.0
+    scores[world.rules.excluded] = 0.0
+    if inside is not None:
+        scores = np.where(np.isin(np.arange(len(scores)), inside), scores, 0.0)
     items = best(scores, n)
     return items, scores[items]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from afterclick.state import StateChange
+from serving.request_log import RequestLog
 
 STAGES = ("queue", "apply", "notify", "total")
 """produced → read by the stream → in Redis → known here; and all of it."""
@@ -81,6 +82,15 @@ class Metrics:
         self.push_recent = Recent(1)
         self.seen = 0
         self.answered = 0
+
+    def follow(self, requests: RequestLog) -> None:
+        """Show how the request log keeps up: rows written, dropped and waiting."""
+        rows = Gauge(
+            "afterclick_request_log_rows", "Rows of the request log.", ["state"], registry=self.registry
+        )
+        rows.labels("written").set_function(lambda: requests.written)
+        rows.labels("dropped").set_function(lambda: requests.dropped)
+        rows.labels("waiting").set_function(lambda: requests.waiting)
 
     def saw(self, changes: Sequence[StateChange], now_ms: float) -> None:
         """Count changes, and measure how fresh the newest of them are."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,19 @@ from afterclick.model import IntArray, Model
 from afterclick.scoring import UserState, features
 from afterclick.state import HistoryEntry, standing
 from afterclick.user_vectors import fold_in, tower_user
+from serving.arrange import arrange, pool_size
 from serving.catalogue import Catalogue
 from serving.choice import Choice
+from serving.cursors import cursor_after
 from serving.explain import because
-from serving.lists import Ranked, by_interests, overall
+from serving.filters import Filters
+from serving.lists import Ranked, by_interests, overall, popular
 from serving.online_store import OnlineStore, Rows, entries
+from serving.options import FIRST_PAGE, PLAIN, Policy
 from serving.positions import Position, PositionWaiters
 from serving.reasons import reasons
 from serving.remembered import Ask, Recommendation, Remembered, Shown
+from serving.rules import NO_RULES
 from serving.schemas import Source
 from serving.trend_feed import TrendFeed
 from serving.world import World, Worlds
@@ -39,6 +45,8 @@ CATEGORY = 100
 """Trending items of a category that are ranked with the candidates inside it."""
 AFTER_S = 2.0
 """How long a request waits for the event it asks for."""
+_PERSONAL = (Source.PERSONALISED, Source.SESSION)
+_LOGGED = ("item_id", "score", "source")
 
 
 class Recommender:
@@ -56,6 +64,8 @@ class Recommender:
         self._store, self._worlds, self._feed, self._waiters = store, worlds, feed, waiters
         self._catalogue, self._weights = catalogue, weights
         self._remembered = Remembered()
+        self.filters = Filters(catalogue)
+        self._dice = np.random.default_rng()
 
     async def recommend(self, ask: Ask) -> Recommendation:
         """The list for a user. Never fails: `degraded` says that something was away."""
@@ -66,10 +76,12 @@ class Recommender:
         except Unavailable:
             rows, degraded = [], True
         world = self._worlds.current
-        shown = self._remembered.get(ask, rows, world)
+        chance = ask.options.explore > 0
+        shown = None if chance else self._remembered.get(ask, rows, world)
         if shown is None:
-            shown = self._show(world, self._rank(world, ask, rows))
-            self._remembered.put(ask, rows, world, shown)
+            shown = self._show(world, self._rank(world, ask, rows), ask)
+            if not chance:
+                self._remembered.put(ask, rows, world, shown)
         body = {
             "user_id": ask.user_id or None,
             "source": shown.source,
@@ -80,7 +92,9 @@ class Recommender:
             "as_of": as_of,
             "items": orjson.Fragment(shown.items),
         }
-        return Recommendation(body, shown)
+        if ask.page.follow:
+            body["next"] = shown.next
+        return Recommendation(body, shown, ask.options.label)
 
     async def _caught_up(self, after: Position | None) -> bool | None:
         """Wait for the event the caller has just sent; None where the caller does not ask."""
@@ -89,18 +103,34 @@ class Recommender:
         return await self._waiters.reached(after, self._feed.positions, AFTER_S)
 
     def _rank(self, world: World, ask: Ask, rows: Rows) -> Ranked:
-        """The best the ladder of cold start can do for this user."""
+        """The best the ladder of cold start can do for this user, as rules and options have it."""
         now_ms = self._now(world)
         history = standing([*_context(ask, now_ms), *entries(rows)])
         state = UserState.of(history, world.find, self._weights, now_ms)
-        choice, model = self._choice(world, ask, state), world.loaded.model
+        choice = self._choice(world, ask, state)
+        ranked = self._ladder(world, ask, rows, state, choice, history)
+        if choice.n != ask.n or world.rules is not NO_RULES:
+            ranked = arrange(world, self._catalogue, ranked, ask.n, ask.options, ask.page, self._dice)
+        if ask.explain and world.loaded.model is not None and ranked.source in _PERSONAL:
+            causes = because(world, world.loaded.model, state, ranked.items, history, self._catalogue)
+            ranked = replace(ranked, because=causes)
+        return ranked
+
+    def _ladder(
+        self,
+        world: World,
+        ask: Ask,
+        rows: Rows,
+        state: UserState,
+        choice: Choice,
+        history: Sequence[HistoryEntry],
+    ) -> Ranked:
+        model, policy = world.loaded.model, ask.options.policy
+        if policy is not Policy.BLEND:
+            return popular(world, choice) if policy is Policy.POPULAR else overall(world, choice)
         if model is not None and len(state.items):
             source = Source.PERSONALISED if rows else Source.SESSION
-            ranked = personalised(world, model, state, choice, self._catalogue, history, source)
-            if ask.explain:
-                causes = because(world, model, state, ranked.items, history, self._catalogue)
-                ranked = replace(ranked, because=causes)
-            return ranked
+            return personalised(world, model, state, choice, self._catalogue, history, source)
         interests = ask.interests or self._tastes(world, state)
         if interests:
             interesting = by_interests(world, self._catalogue, interests, choice)
@@ -110,8 +140,15 @@ class Recommender:
 
     def _choice(self, world: World, ask: Ask, state: UserState) -> Choice:
         """What may be in the list."""
-        inside = None if ask.category is None else world.indices(self._catalogue.category(ask.category))
-        return Choice(ask.n, state.seen, world.indices(ask.exclude), inside)
+        inside = self.filters.inside(world, ask.category, ask.filters)
+        excluded = world.indices(ask.exclude)
+        rules, page = world.rules, ask.page
+        if rules is NO_RULES and ask.options == PLAIN and page == FIRST_PAGE:
+            return Choice(ask.n, state.seen, excluded, inside)
+        excluded = np.concatenate([excluded, rules.excluded, world.indices(page.shown)])
+        wanted = rules.wanted if not ask.options.explore else np.union1d(rules.wanted, world.newest)
+        size = pool_size(ask.n, page, ask.options)
+        return Choice(size, state.seen, excluded, inside, wanted, page.start > 0)
 
     def _tastes(self, world: World, state: UserState) -> tuple[str, ...]:
         """Before any model: the finest category of each of the newest items."""
@@ -122,12 +159,14 @@ class Recommender:
         """Now, or the newest event time where a replay runs ahead of the clock."""
         return max(time.time() * 1000, world.now_ms)
 
-    def _show(self, world: World, ranked: Ranked) -> Shown:
+    def _show(self, world: World, ranked: Ranked, ask: Ask) -> Shown:
         """A ranked list as it is answered and logged."""
         ids = [world.ids[item] for item in ranked.items.tolist()]
         names, columns = list(ranked.parts), [part.tolist() for part in ranked.parts.values()]
         receipts = [dict(zip(names, parts, strict=True)) for parts in zip(*columns, strict=True)]
         scores = [sum(receipt.values()) for receipt in receipts]
+        if ranked.arranged:
+            scores = list(accumulate(scores, min))  # sums of parts may differ in the last bit
         items: list[Answer] = [
             {
                 **describe(self._catalogue, item_id),
@@ -143,8 +182,14 @@ class Recommender:
         if ranked.because is not None:
             for item, causes in zip(items, ranked.because, strict=True):
                 item["because"] = causes
-        logged = [{name: item[name] for name in ("item_id", "score", "source")} for item in items]
-        return Shown(ranked.source, orjson.dumps(items), orjson.dumps(logged), len(items))
+        told: tuple[str, ...] = _LOGGED
+        if ranked.propensities is not None:
+            told = (*_LOGGED, "propensity")
+            for item, propensity in zip(items, ranked.propensities.tolist(), strict=True):
+                item["propensity"] = propensity
+        logged = [{name: item[name] for name in told} for item in items]
+        following = cursor_after(ask.page.shown, ids, ask.n) if ask.page.follow else None
+        return Shown(ranked.source, orjson.dumps(items), orjson.dumps(logged), len(items), following)
 
 
 def describe(catalogue: Catalogue, item_id: str) -> Answer:
@@ -188,6 +233,9 @@ def personalised(
         return overall(world, choice)
     rows = features(model, state, view, items, user, near)
     top = loaded.ranker.best(rows, choice.n)
+    if len(choice.wanted):
+        asked_for = np.flatnonzero(np.isin(items, choice.wanted))
+        top = np.concatenate([top, np.setdiff1d(asked_for, top)])
     shown = items[top]
     names = [SOURCES[s] if s >= 0 else "popular" for s in sources[top].tolist()]
     return Ranked(
@@ -206,6 +254,8 @@ def _enough(world: World, choice: Choice, found: Candidates) -> tuple[IntArray, 
         keep = np.isin(items, choice.inside)
         items, sources = items[keep], sources[keep]
         items, sources = _add(items, sources, choice.fitting(choice.trending(world), items)[:CATEGORY])
+    if len(choice.wanted):
+        items, sources = _add(items, sources, choice.also(items))
     if len(items) < choice.n:
         more = choice.fitting(choice.popular(world), items)
         items, sources = _add(items, sources, more[: choice.n - len(items)])

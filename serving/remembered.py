@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from serving.online_store import Rows
+from serving.options import FIRST_PAGE, PLAIN, Options, Page
 from serving.positions import Position
 from serving.schemas import Source
 from serving.world import World
@@ -34,6 +35,10 @@ class Ask:
     exclude: tuple[str, ...] = ()
     category: str | None = None
     explain: bool = False
+    filters: tuple[str, ...] = ()
+    """Conditions on the catalogue's fields, as `catalogue_query` reads them."""
+    options: Options = PLAIN
+    page: Page = FIRST_PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +49,10 @@ class Shown:
     items: bytes
     """The JSON of the items."""
     logged: bytes
-    """The JSON of its rows in an impression: item, score, source."""
+    """The JSON of its rows in an impression: item, score, source; the propensity where chance had a say."""
     count: int
+    next: str | None = None
+    """The cursor of the next page, where it was asked for and there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,8 @@ class Recommendation:
 
     body: dict[str, Any]
     shown: Shown
+    policy: str
+    """What made it, as impressions name it."""
 
 
 class Kept:
@@ -84,7 +93,7 @@ class _Entry:
     shown: Shown
 
     def holds(self, rows: Rows, world: World) -> bool:
-        if self.rows != rows:
+        if self.rows != rows or self.world.rules is not world.rules:
             return False
         if self.world is world:
             return True

@@ -22,6 +22,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.responses import Response
 
+from serving.problems import ApiError
+
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -46,9 +48,21 @@ class DirectRoute(APIRoute):
                 values["query"] = query.read(request.scope["query_string"])
             if body is not None:
                 values["body"] = _checked(("body",), body.validate_json, await _json(request))
+            subject = request.scope.get("subject")
+            if subject is not None:
+                _check_subject(subject, values)
             return await endpoint(**values)
 
         return handle
+
+
+def _check_subject(subject: str, values: dict[str, Any]) -> None:
+    """A token speaks for its own user alone, wherever the request names one. Raises ApiError (403)."""
+    named: list[str | None] = [values.get("user_id")]
+    for value in values.values():
+        named += [getattr(value, "user_id", None), *getattr(value, "user_ids", ())]
+    if any(user_id is not None and user_id != subject for user_id in named):
+        raise ApiError(403, "this token is for another user")
 
 
 class _Query:

@@ -1,31 +1,16 @@
-"""Requests and responses of the API: what is accepted, and what OpenAPI says of the answers.
+"""What OpenAPI says of the answers of the API. `queries` says what is accepted.
 
-Requests are validated by these models. Responses are built as plain dicts and written by orjson; a test
-holds them against the models here.
+Responses are built as plain dicts and written by orjson; a test holds them against the models here.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-)
+from pydantic import BaseModel, Field
 
-from afterclick import events
-from afterclick.events import Action, Id, Rating
-from serving.positions import Position
-
-MAX_ITEMS = 200
-FUTURE = timedelta(minutes=5)
+from afterclick.events import Action
 
 
 class Source(StrEnum):
@@ -44,129 +29,6 @@ class Window(StrEnum):
     HOUR = "hour"
     DAY = "day"
     MONTH = "month"
-
-
-class Request(BaseModel):
-    """Base of every request: unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _position(text: str) -> str:
-    Position.parse(text)
-    return text
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("has to be a number")
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=MAX_ITEMS)]
-Interest = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-After = Annotated[str, StringConstraints(max_length=300), AfterValidator(_position)]
-ItemIds = Annotated[list[Id], Field(max_length=500)]
-Interests = Annotated[list[Interest], Field(max_length=50)]
-
-
-class RecommendationQuery(Request):
-    """GET /recommendations, and the body of POST /recommendations"""
-
-    user_id: Id | None = Field(
-        None,
-        description="Any id; an unknown one gets what is trending. Leave it out for a visitor.",
-        examples=["bob"],
-    )
-    items: ItemIds = Field(
-        [], description="What is looked at now, or lies in the basket, the newest first: the session."
-    )
-    exclude: ItemIds = Field([], description="Items that must not be in the list.")
-    category: Interest | None = Field(None, description="Only items of this category.")
-    n: Count | None = Field(None, description="Items in the list.")
-    interests: Interests = Field(
-        [], description="Categories or item ids, for a user without history. Repeat, or separate by commas."
-    )
-    explain: bool = Field(
-        False, description="Also name the events of the user that moved each item most, and by how much."
-    )
-    after: After | None = Field(
-        None,
-        description="The position that POST /feedback answered: wait until that event is in the state.",
-        examples=["feedback/2/1041"],
-    )
-
-
-class BatchQuery(Request):
-    """POST /recommendations/batch"""
-
-    user_ids: Annotated[list[Id], Field(min_length=1, max_length=500)]
-    n: Count | None = None
-
-
-class SimilarQuery(Request):
-    """GET /similar-items"""
-
-    item_id: Id = Field(examples=["B0019EHU8G"])
-    n: Count | None = None
-
-
-class PopularQuery(Request):
-    """GET /popular"""
-
-    n: Count | None = None
-    window: Window | None = Field(
-        None, description="Trending over this half-life; without it, all-time popularity."
-    )
-    category: Interest | None = Field(None, description="Only items of this category.")
-
-
-class SearchQuery(Request):
-    """GET /search"""
-
-    q: Annotated[str, StringConstraints(max_length=200)] = Field(
-        description="Beginnings of words of a title, category or id.", examples=["sand 32"]
-    )
-    n: Count | None = None
-
-
-class HistoryQuery(Request):
-    """GET /users/{user_id}/history"""
-
-    n: Count = 50
-
-
-def _not_future(value: AwareDatetime) -> AwareDatetime:
-    if value > events.now() + FUTURE:
-        raise ValueError("lies in the future")
-    if value.year < 1970:
-        raise ValueError("lies before 1970")
-    return value
-
-
-class Feedback(Request):
-    """POST /feedback"""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        json_schema_extra={
-            "examples": [{"user_id": "bob", "item_id": "B0019EHU8G", "action": "like"}],
-        },
-    )
-
-    user_id: Id
-    item_id: Id
-    action: Action
-    rating: Rating | None = Field(None, description="Stars, 0 to 5.")
-    impression_id: Id | None = Field(None, description="The list it reacts to.")
-    session_id: Id | None = None
-    event_id: Id | None = Field(
-        None, description="Send the same id again after a 503: the event takes effect once."
-    )
-    time: Annotated[AwareDatetime, AfterValidator(_not_future)] | None = Field(
-        None, description="When it happened, with a time zone; now by default."
-    )
 
 
 class Accepted(BaseModel):
@@ -197,9 +59,19 @@ class RecommendedItem(BaseModel):
     reason: str = Field(examples=["because you liked Sandisk 32 GB"])
     parts: dict[str, float] = Field(
         description="What the score is made of; adds up to it to 1e-6.",
-        examples=[{"model": 1.2, "history": 0.7, "trend": 0.3, "content": 0.0}],
+        examples=[{"model": 1.2, "history": 0.7, "trend": 0.3, "content": 0.0, "rules": 0.5}],
     )
     because: list[Cause] | None = Field(None, description="Where `explain` was asked for.")
+    propensity: float | None = Field(
+        None, description="Where chance had a say: the probability that this place shows this item."
+    )
+
+
+class AssignedArm(BaseModel):
+    """The experiment that made a list."""
+
+    name: str
+    arm: str
 
 
 class Recommendations(BaseModel):
@@ -215,6 +87,8 @@ class Recommendations(BaseModel):
         description="The newest event of each partition in it.", examples=[{"feedback/0": 17}]
     )
     items: list[RecommendedItem]
+    experiment: AssignedArm | None = Field(None, description="Where the user is in an experiment.")
+    next: str | None = Field(None, description="The cursor of the next page, where one was asked for.")
 
 
 class Batch(BaseModel):

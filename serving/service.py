@@ -9,14 +9,16 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 import structlog
 
+from afterclick.events import Action
 from afterclick.settings import Settings
 from afterclick.state import StateChange
 from serving.catalogue import Catalogue
+from serving.control_plane import ControlPlane
 from serving.exposure import Exposure
 from serving.feedback import FeedbackLog
 from serving.figures import Figures
@@ -28,6 +30,9 @@ from serving.online_store import OnlineStore
 from serving.positions import PositionWaiters
 from serving.recommender import Answer, Recommender
 from serving.remembered import Ask, Kept
+from serving.request_log import RequestLog
+from serving.rules import RuleBook
+from serving.sql.database import Database
 from serving.text_search import TextSearch
 from serving.topic_reader import TopicReader
 from serving.trend_feed import TrendFeed
@@ -54,6 +59,8 @@ class Service:
     feedback: FeedbackLog
     impressions: ImpressionLog
     figures: Figures
+    plane: ControlPlane
+    requests: RequestLog
     search: TextSearch = field(default_factory=TextSearch)
     exposure: Exposure = field(default_factory=Exposure)
     kept: Kept = field(default_factory=Kept)
@@ -66,9 +73,11 @@ class Service:
         """Wire the parts. Nothing connects yet, except the producer's threads."""
         kafka, topics = settings.kafka, settings.kafka.topics
         hub, metrics, catalogue, waiters = Hub(), Metrics(), Catalogue(), PositionWaiters()
+        database = Database(settings.database)
         store = OnlineStore(settings.redis, settings.stream.history_length)
         feed = TrendFeed(settings, lambda changes: service.hear(changes))
-        worlds = Worlds(feed, catalogue, no_model())
+        rules = RuleBook(catalogue)
+        worlds = Worlds(feed, catalogue, no_model(), rules)
         models = ModelFeed(lambda loaded: service.use(loaded), settings.home / "fetched")
         readers = (
             TopicReader(kafka.bootstrap, topics.items, catalogue.read),
@@ -89,18 +98,32 @@ class Service:
             feedback=FeedbackLog(kafka),
             impressions=ImpressionLog(kafka),
             figures=Figures(kafka, feed, worlds, hub, metrics),
+            plane=ControlPlane(database, rules, worlds.wake),
+            requests=RequestLog(database, settings.serving.request_log_days),
         )
+        metrics.follow(service.requests)
         return service
 
     async def recommend(self, ask: Ask) -> Answer:
         """A list, counted and logged as shown; its JSON."""
+        assigned = self.plane.assignment.of(ask.user_id)
+        if assigned is not None:
+            ask = replace(ask, options=assigned.options)
         answer = await self.recommender.recommend(ask)
         body, shown = answer.body, answer.shown
+        if assigned is not None:
+            body["experiment"] = {"name": assigned.experiment, "arm": assigned.arm}
+            self.plane.trials.shown(body["impression_id"], ask.user_id, assigned)
         self.metrics.listed(body["source"], body["degraded"])
         self.exposure.shown(body["impression_id"], body["source"], body["model_version"], shown.count)
         self.impressions.append(answer)
         self.kept.put(answer)
         return body
+
+    def reacted(self, impression_id: str | None, action: Action) -> None:
+        """Somebody acted on an item of a list that went out."""
+        self.exposure.reacted(impression_id, action)
+        self.plane.trials.reacted(impression_id, action)
 
     async def start(self) -> None:
         """Begin to follow the topics. Answers are possible at once, and get better as things load."""
@@ -110,6 +133,8 @@ class Service:
             reader.start()
         self.models.start()
         self.worlds.start()
+        self.plane.start()
+        self.requests.start()
         self._tasks.append(asyncio.create_task(self.figures.run(), name="figures"))
 
     async def stop(self) -> None:
@@ -125,10 +150,13 @@ class Service:
             self.worlds.stop,
             self.feedback.close,
             self.impressions.close,
+            self.plane.stop,
+            self.requests.stop,
         )
         await asyncio.gather(
             *(asyncio.to_thread(stop) for stop in stops + tuple(r.stop for r in self.readers))
         )
+        self.plane.database.close()
         await self.store.close()
 
     def hear(self, changes: Sequence[StateChange]) -> None:

@@ -19,16 +19,18 @@ from pydantic import ValidationError
 
 from serving.api import ask_of
 from serving.hub import Watcher, cause_of
+from serving.queries import RecommendationQuery
 from serving.remembered import Ask
 from serving.routing import query_values
-from serving.schemas import RecommendationQuery
 from serving.service import Service
 
 log = structlog.get_logger()
 router = APIRouter()
 SEND_TIMEOUT_S = 10.0
 INVALID = 1008
-LISTS = frozenset({"interests", "items", "exclude"})
+PROTOCOL = "afterclick"
+"""What a browser offers beside its token, to be answered with."""
+LISTS = frozenset({"interests", "items", "exclude", "filters"})
 
 
 @router.websocket("/ws/recommendations")
@@ -43,7 +45,7 @@ async def recommendations(socket: WebSocket) -> None:
     if query.user_id is None:
         await refuse(socket, "user_id is missing")
         return
-    await socket.accept()
+    await accept(socket)
     ask = ask_of(service, query)
     watcher = service.hub.watch(ask.user_id)
     try:
@@ -56,7 +58,7 @@ async def recommendations(socket: WebSocket) -> None:
 async def live(socket: WebSocket) -> None:
     """Stream events and figures."""
     service: Service = socket.app.state.service
-    await socket.accept()
+    await accept(socket)
     reader = service.hub.join_live()
 
     async def stream() -> None:
@@ -116,6 +118,11 @@ async def send(socket: WebSocket, message: bytes) -> None:
     """Send text; raises TimeoutError where the client does not read."""
     async with asyncio.timeout(SEND_TIMEOUT_S):
         await socket.send_text(message.decode())
+
+
+async def accept(socket: WebSocket) -> None:
+    """Accept; of the protocols that are offered, the one that is no token."""
+    await socket.accept(PROTOCOL if PROTOCOL in socket.scope.get("subprotocols", ()) else None)
 
 
 async def refuse(socket: WebSocket, reason: str) -> None:

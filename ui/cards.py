@@ -14,7 +14,9 @@ PART_NAMES = {
     "content": "content",
     "popularity": "popularity",
     "base": "starting point",
-    "explore": "exploration",
+    "rules": "the shop's rules",
+    "diversity": "variety",
+    "exploration": "exploration",
 }
 SOURCE_NAMES = {
     "personalised": "For you",

@@ -16,6 +16,9 @@ EXPLANATIONS = {
     "content": "how alike its words and categories are to what you like",
     "base": "what the ranker gives every item",
     "popularity": "how many chose it since the beginning",
+    "rules": "what the shop decided about it",
+    "diversity": "what it loses for being like an item above it",
+    "exploration": "what brings it up to find out whether it suits you",
 }
 SAME = 1e-6
 

@@ -112,10 +112,10 @@ def create_app(settings: Settings) -> FastAPI:
         item_id: str, n: Annotated[int, Query(ge=1, le=200)] = 10
     ) -> schemas.SimilarItems:
         world = service.worlds.current
-        at, model = world.find(item_id), world.loaded.model
-        if at is None or model is None:
+        at = world.find(item_id)
+        if at is None or world.loaded.model is None:
             raise HTTPException(404, "no such item")
-        items, scores = similar(model, world, at, n)
+        items, scores = similar(world, at, n)
         listed = [
             schemas.ListedItem(
                 **describe(service.catalogue, world.ids[item]), score=score, reason="like the item"

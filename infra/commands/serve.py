@@ -35,6 +35,22 @@ def serve(
     run(settings.model_copy(update={"serving": settings.serving.model_copy(update=given)}))
 
 
+@app.command("api-token")
+def api_token(
+    user_id: Annotated[str, typer.Argument(help="The user it is good for.")],
+    hours: Annotated[float, typer.Option(min=0.01, max=720, help="How long it is good for.")] = 1.0,
+) -> None:
+    """Make a token for one user's browser, signed with AFTERCLICK_SERVING__TOKEN_SECRET."""
+    from afterclick.errors import BadInput
+    from afterclick.settings import Settings
+    from serving.tokens import new_token
+
+    secret = Settings().serving.token_secret
+    if secret is None:
+        raise BadInput("there are no tokens: set AFTERCLICK_SERVING__TOKEN_SECRET (openssl rand -hex 32)")
+    typer.echo(new_token(secret, user_id, hours * 3600)[0])
+
+
 @app.command("api-key")
 def api_key(
     name: Annotated[str, typer.Argument(help="What the key is for.")],

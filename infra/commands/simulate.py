@@ -14,9 +14,7 @@ app = typer.Typer(help="simulate", no_args_is_help=True)
 
 @app.command()
 def simulate(
-    shoppers: Annotated[
-        int, typer.Option(min=2, help="How many; every second one sees what is popular.")
-    ] = 100,
+    shoppers: Annotated[int, typer.Option(min=2, help="How many.")] = 100,
     visits: Annotated[int, typer.Option(min=1, help="Lists that each looks at.")] = 10,
     n: Annotated[int, typer.Option("--n", min=1, max=100, help="Items in a list.")] = 10,
     pause: Annotated[float, typer.Option(min=0, help="Least seconds between two rounds of visits.")] = 1.0,
@@ -27,6 +25,10 @@ def simulate(
         list[str] | None, typer.Option(help="An item that everybody likes now; repeat for more.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed: the same people and tastes.")] = 7,
+    control: Annotated[
+        bool,
+        typer.Option(help="Show every second one what is popular; without it, experiments decide."),
+    ] = True,
     run: Annotated[str, typer.Option(help="Begins every shopper's id; another name, other people.")] = "sim",
     api_url: Annotated[str | None, typer.Option(help="Where the API answers.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
@@ -46,6 +48,7 @@ def simulate(
         drift=drift,
         hot=tuple(hot or ()),
         seed=seed,
+        control=control,
         run=run,
     )
     customers = asyncio.run(_shop(api_url or Settings().ui.api_url, plan, quiet=as_json))
@@ -79,6 +82,8 @@ def _print(figures: dict[str, Any]) -> None:
     console = Console()
     console.print(table)
     low, high = figures["lift_95"]
+    if not figures["arms"]["popular"]["shown"]:
+        return
     console.print(
         f"lift of recommending over popularity: {figures['lift']:+.1%} (95 % of {low:+.1%} to {high:+.1%}, "
         f"{figures['shoppers']} shoppers, {figures['feedback']:,} events sent)"

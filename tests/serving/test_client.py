@@ -25,6 +25,10 @@ def test_a_like_is_in_the_next_list(shop_api: Running) -> None:
         assert mine.source == "personalised"
         assert [item.item_id.split("-")[0] for item in mine.items] == ["camera"] * 5
         assert client.recommendations(items=["cable-1"], category="cables").source == "session"
+        first = client.recommendations("ned", 5, cursor="*", filters=["category:cameras"])
+        second = client.recommendations("ned", 5, cursor=first.next, explore=0.5, diversity=0.5)
+        assert not {item.item_id for item in first.items} & {item.item_id for item in second.items}
+        assert {item.propensity for item in second.items} < {0.5, *(0.5 / n for n in range(1, 11))}
         assert [found.user_id for found in client.batch(["ned", "ola"]).lists] == ["ned", "ola"]
         assert len(client.similar("camera-1", 3).items) == 3
         wait_until(lambda: [row.item_id for row in client.popular(1).items] == ["camera-4"], 10)

@@ -10,7 +10,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from afterclick.errors import BadInput
-from afterclick.settings import ApiKey, ServingSettings, Settings
+from afterclick.settings import ApiKey, RedisSettings, ServingSettings, Settings
+from infra.embedded.ports import free_port
+from serving.call_limit import CallLimit
 from serving.guard import OPEN_PATHS, check_address, new_key, scope_of
 from tests.serving.running import Running
 
@@ -37,7 +39,7 @@ def test_every_route_needs_a_key_with_its_scope(settings: Settings) -> None:
             for method in methods:
                 if path in OPEN_PATHS:
                     continue
-                real = path.format(item_id="i", user_id="u", impression_id="x")
+                real = path.format(item_id="i", user_id="u", impression_id="x", rule_id="r", name="e")
                 needed = scope_of(method.upper(), path)
                 for headers, allowed in (
                     ({}, False),
@@ -91,6 +93,29 @@ def test_over_the_limit_is_429_per_caller(settings: Settings) -> None:
         assert response.headers["retry-after"] == "60"
         assert response.headers["content-type"] == "application/problem+json"
         assert api.http.get("/recommendations?user_id=b", headers=bearer("a-key")).status_code == 200
+
+
+def test_processes_that_share_their_limit_count_together(settings: Settings) -> None:
+    shared = guarded(settings, limit="5/minute", limit_shared=True)
+    with Running(shared) as one, Running(shared) as other:
+        apis = [one, other] * 4
+        found = [api.http.get("/popular", headers=bearer("r-key")).status_code for api in apis]
+    assert found == [200] * 5 + [429] * 3
+
+
+def test_without_redis_each_process_counts_for_itself(settings: Settings) -> None:
+    shared = guarded(settings, limit="5/minute", limit_shared=True)
+    away = RedisSettings(url=f"redis://127.0.0.1:{free_port()}/0")
+    with Running(shared.model_copy(update={"redis": away})) as api:
+        found = [api.http.get("/popular", headers=bearer("r-key")).status_code for _ in range(7)]
+    assert found == [200] * 5 + [429] * 2
+
+
+def test_a_limit_that_is_none_is_named() -> None:
+    with pytest.raises(BadInput, match="AFTERCLICK_SERVING__LIMIT"):
+        CallLimit("many per day")
+    with pytest.raises(BadInput, match="cluster"):
+        CallLimit("5/minute", RedisSettings(cluster=True))
 
 
 def test_without_keys_only_this_machine_is_answered() -> None:

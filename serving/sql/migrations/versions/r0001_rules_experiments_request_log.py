@@ -1,0 +1,72 @@
+"""Business rules, experiments and the request log."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+from serving.sql.tables import UtcDateTime
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "rules",
+        sa.Column("rule_id", sa.String(64), nullable=False),
+        sa.Column("action", sa.String(16), nullable=False),
+        sa.Column("query", sa.JSON, nullable=False),
+        sa.Column("amount", sa.Float),
+        sa.Column("position", sa.Integer),
+        sa.Column("starts", UtcDateTime),
+        sa.Column("ends", UtcDateTime),
+        sa.Column("note", sa.Text, nullable=False),
+        sa.Column("created", UtcDateTime, nullable=False),
+        sa.PrimaryKeyConstraint("rule_id", name="pk_rules"),
+    )
+    op.create_table(
+        "experiments",
+        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("salt", sa.String(64), nullable=False),
+        sa.Column("traffic", sa.Float, nullable=False),
+        sa.Column("arms", sa.JSON, nullable=False),
+        sa.Column("note", sa.Text, nullable=False),
+        sa.Column("created", UtcDateTime, nullable=False),
+        sa.Column("stopped", UtcDateTime),
+        sa.PrimaryKeyConstraint("name", name="pk_experiments"),
+    )
+    op.create_table(
+        "experiment_users",
+        sa.Column("experiment", sa.String(64), nullable=False),
+        sa.Column("user_id", sa.String(128), nullable=False),
+        sa.Column("arm", sa.String(64), nullable=False),
+        sa.Column("lists", sa.BigInteger, nullable=False),
+        sa.Column("clicked", sa.BigInteger, nullable=False),
+        sa.Column("clicks", sa.BigInteger, nullable=False),
+        sa.Column("purchased", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("experiment", "user_id", name="pk_experiment_users"),
+    )
+    op.create_table(
+        "request_log",
+        sa.Column(
+            "id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), autoincrement=True, nullable=False
+        ),
+        sa.Column("at", UtcDateTime, nullable=False),
+        sa.Column("method", sa.String(16), nullable=False),
+        sa.Column("route", sa.String(128), nullable=False),
+        sa.Column("target", sa.Text, nullable=False),
+        sa.Column("status", sa.SmallInteger, nullable=False),
+        sa.Column("milliseconds", sa.Float, nullable=False),
+        sa.Column("caller", sa.String(128)),
+        sa.PrimaryKeyConstraint("id", name="pk_request_log"),
+    )
+    op.create_index("ix_request_log_at", "request_log", ["at"])
+
+
+def downgrade() -> None:
+    op.drop_index("ix_request_log_at", "request_log")
+    for table in ("request_log", "experiment_users", "experiments", "rules"):
+        op.drop_table(table)

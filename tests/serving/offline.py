@@ -1,0 +1,110 @@
+"""A recommender without services: histories, counts and a catalogue in memory, the real code between."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import orjson
+
+from afterclick.events import Action, Item
+from afterclick.model import Model
+from afterclick.settings import StreamSettings
+from afterclick.state import HistoryEntry
+from afterclick.trends import TrendTable
+from serving.catalogue import Catalogue
+from serving.model_feed import LoadedModel, no_model
+from serving.online_store import OnlineStore, Rows
+from serving.positions import PositionWaiters
+from serving.ranker import FormulaRanker
+from serving.recommender import Recommender
+from serving.remembered import Ask, Recommendation
+from serving.rules import Rule, RuleBook, RuleDraft
+from serving.searches import content_search
+from serving.trend_feed import TrendFeed
+from serving.world import World, Worlds
+from tests.serving import shop
+
+
+class MemoryStore:
+    """Histories by user, as Redis would give them."""
+
+    def __init__(self, liked: Mapping[str, Sequence[str]]) -> None:
+        self._liked = liked
+
+    async def rows(self, user_id: str, newest: int | None = None) -> Rows:
+        now, rows = time.time() * 1000, []
+        for n, item_id in enumerate(self._liked.get(user_id, ())):
+            entry = HistoryEntry(f"{user_id}-{n}", item_id, Action.LIKE, None, int(now) - n * 60_000)
+            rows += [entry.member(), str(entry.time_ms).encode()]
+        return rows
+
+
+class StillFeed:
+    """Trends in which item k of the catalogue was chosen `interactions[k]` times a moment ago."""
+
+    def __init__(self, items: Sequence[Item], interactions: Sequence[int]) -> None:
+        self.table, self.lock, self.changes = TrendTable(), threading.Lock(), 1
+        self.positions: dict[str, int] = {}
+        now = time.time() * 1000
+        for item, times in zip(items, interactions, strict=True):
+            for _ in range(times):
+                self.table.add(item.item_id, now, 1.0)
+
+
+class Offline:
+    """A served shop of the given items."""
+
+    def __init__(
+        self,
+        items: Sequence[Item] | None = None,
+        interactions: Sequence[int] | None = None,
+        liked: Mapping[str, Sequence[str]] | None = None,
+        model: Model | None = None,
+    ) -> None:
+        items = shop.catalogue() if items is None else items
+        self.catalogue = Catalogue()
+        for item in items:
+            self.catalogue.put(item)
+        counts = interactions if interactions is not None else [len(items) - i for i in range(len(items))]
+        self.feed = cast(TrendFeed, StillFeed(items, counts))
+        self.rules = RuleBook(self.catalogue)
+        loaded = no_model()
+        if model is not None:
+            search = content_search(model.content) if model.content is not None else None
+            loaded = LoadedModel(model.version, model, FormulaRanker(), None, search)
+        self.worlds = Worlds(self.feed, self.catalogue, loaded, self.rules)
+        store = cast(OnlineStore, MemoryStore(liked or {}))
+        weights = StreamSettings().weights
+        waiters = PositionWaiters()
+        self.recommender = Recommender(store, self.worlds, self.feed, self.catalogue, waiters, weights)
+
+    @property
+    def world(self) -> World:
+        return self.worlds.current
+
+    def decide(self, *drafts: RuleDraft) -> tuple[Rule, ...]:
+        """Put rules in force, in place of all before."""
+        self.rules.rules = tuple(Rule.of(draft) for draft in drafts)
+        self.worlds.current = self.worlds.build()
+        return self.rules.rules
+
+    def answer(self, ask: Ask) -> Recommendation:
+        return asyncio.run(self.recommender.recommend(ask))
+
+    def items(self, user_id: str = "", n: int = 10, **asked: Any) -> list[dict[str, Any]]:
+        """The rows of a list, with its receipt checked: parts add up, best first, nothing twice."""
+        answer = self.answer(Ask(user_id, n, **asked))
+        rows: list[dict[str, Any]] = orjson.loads(answer.shown.items)
+        for row in rows:
+            assert abs(sum(row["parts"].values()) - row["score"]) < 1e-6, row
+        scores = [row["score"] for row in rows]
+        assert scores == sorted(scores, reverse=True), scores
+        assert len({row["item_id"] for row in rows}) == len(rows)
+        return rows
+
+    def ids(self, user_id: str = "", n: int = 10, **asked: Any) -> list[str]:
+        return [row["item_id"] for row in self.items(user_id, n, **asked)]

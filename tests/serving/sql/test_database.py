@@ -1,0 +1,121 @@
+"""The tables are made, changed back and found again, on SQLite and on Postgres."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import insert, inspect, select, text
+
+from afterclick.errors import BadInput, Unavailable
+from serving.sql.database import Database, head
+from serving.sql.tables import metadata, rules
+
+NAMES = set(metadata.tables)
+
+
+def tables(database: Database) -> set[str]:
+    with database.begin() as connection:
+        return set(inspect(connection).get_table_names()) - {"alembic_version"}
+
+
+def test_upgrade_makes_the_tables_as_the_code_knows_them(database_url: str) -> None:
+    database = Database(database_url)
+    database.upgrade()
+    assert tables(database) == NAMES
+    assert database.revision() == head()
+    with database.begin() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    database.close()
+
+
+def test_downgrade_takes_them_away_and_upgrade_brings_them_back(database_url: str) -> None:
+    database = Database(database_url)
+    database.upgrade()
+    database.downgrade()
+    assert tables(database) == set()
+    assert database.revision() is None
+    database.upgrade()
+    assert tables(database) == NAMES
+    database.close()
+
+
+def test_a_second_upgrade_keeps_what_is_there(database_url: str) -> None:
+    database = Database(database_url)
+    database.upgrade()
+    moment = datetime(2026, 3, 29, 2, 30, tzinfo=timezone(timedelta(hours=2)))
+    row = {"rule_id": "r", "action": "boost", "query": ["brand:x"], "note": "ü\U0001f98a", "created": moment}
+    with database.begin() as connection:
+        connection.execute(insert(rules), [row])
+    database.upgrade()
+    with database.begin() as connection:
+        found = connection.execute(select(rules)).one()
+    assert (found.query, found.note, found.created) == (["brand:x"], "ü\U0001f98a", moment)
+    assert found.created.tzinfo is UTC
+    database.close()
+
+
+def test_several_services_may_upgrade_at_once(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(4)]
+    failures: list[Exception] = []
+
+    def upgrade(database: Database) -> None:
+        try:
+            database.upgrade()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=upgrade, args=(database,)) for database in databases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert tables(databases[0]) == NAMES
+    for database in databases:
+        database.close()
+
+
+def test_what_fails_inside_a_transaction_leaves_nothing(database_url: str) -> None:
+    database = Database(database_url)
+    database.upgrade()
+    row = {"rule_id": "r", "action": "boost", "query": [], "note": "", "created": datetime.now(UTC)}
+
+    def half() -> None:
+        with database.begin() as connection:
+            connection.execute(insert(rules), [row])
+            connection.execute(text("SELECT nothing FROM nowhere"))
+
+    with pytest.raises(Unavailable):
+        half()
+    with database.begin() as connection:
+        assert connection.execute(select(rules)).all() == []
+    database.close()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "nosuch://host/name", "postgresql+nodriver://host/name", ""])
+def test_a_url_that_is_none_is_named(url: str) -> None:
+    with pytest.raises(BadInput, match="AFTERCLICK_SERVING__DATABASE"):
+        Database(url)
+
+
+def test_a_database_that_is_away_is_unavailable_and_its_password_stays_hidden() -> None:
+    database = Database("postgresql://shop:secret@127.0.0.1:1/shop")
+    with pytest.raises(Unavailable) as failed, database.begin():
+        pass
+    assert "secret" not in str(failed.value)
+    assert "127.0.0.1" in str(failed.value)
+
+
+def test_a_revision_that_nobody_knows_is_named(database_url: str) -> None:
+    database = Database(database_url)
+    database.upgrade()
+    for move in (database.upgrade, database.downgrade):
+        with pytest.raises(BadInput, match="nosuch"):
+            move("nosuch")
+    assert tables(database) == NAMES
+    database.close()

@@ -1,0 +1,93 @@
+"""Rules by HTTP: kept, in force at once, in the receipt, gone again."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from afterclick.settings import ServingSettings, Settings
+from serving.arrange import PINNED
+from tests.serving.running import Running
+from tests.waiting import wait_until
+
+
+def add(api: Running, **rule: Any) -> dict[str, Any]:
+    wait_until(lambda: api.service.plane.available, 15)
+    response = api.http.post("/rules", json=rule)
+    assert response.status_code == 201, response.text
+    kept: dict[str, Any] = response.json()
+    return kept
+
+
+def test_a_rule_takes_effect_is_listed_and_ends_with_its_removal(shop_api: Running) -> None:
+    natural = [item["item_id"] for item in shop_api.list_for("newcomer", n=10)["items"]]
+    chosen = next(i for i in ("cable-20", "cable-21") if i not in natural)
+    rule = add(shop_api, action="pin", query=[f"item:{chosen}"], position=2, note="a present")
+    assert rule["in_force"]
+
+    def second() -> dict[str, Any]:
+        row: dict[str, Any] = shop_api.list_for("newcomer")["items"][1]
+        return row
+
+    wait_until(lambda: second()["item_id"] == chosen, 5)
+    assert second()["reason"] == PINNED
+    assert "rules" in second()["parts"]
+    assert [r["rule_id"] for r in shop_api.get("/rules")["rules"]] == [rule["rule_id"]]
+    assert shop_api.http.delete(f"/rules/{rule['rule_id']}").json() == {"removed": rule["rule_id"]}
+    wait_until(lambda: second()["item_id"] != chosen, 5)
+    assert shop_api.http.delete(f"/rules/{rule['rule_id']}").status_code == 404
+
+
+def test_a_rule_that_has_ended_is_listed_as_such(shop_api: Running) -> None:
+    ended = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    rule = add(shop_api, action="exclude", query=["category:Cameras"], ends=ended)
+    assert rule["in_force"] is False
+    assert any(i["item_id"].startswith("camera") for i in shop_api.list_for("x", n=50)["items"])
+
+
+def test_what_is_excluded_is_neither_similar_nor_popular(shop_api: Running) -> None:
+    shop_api.tell("bob", "camera-5")
+    lists = (("/similar-items", {"item_id": "camera-2", "n": 20}), ("/popular", {"n": 20}))
+
+    def ids() -> set[str]:
+        return {item["item_id"] for path, query in lists for item in shop_api.get(path, **query)["items"]}
+
+    wait_until(lambda: "camera-5" in {i["item_id"] for i in shop_api.get("/popular")["items"]}, 10)
+    inside = shop_api.get(
+        "/similar-items", item_id="camera-2", n=20, filters=["title:camera-5", "title:cable"]
+    )
+    assert [item["item_id"] for item in inside["items"]] == ["camera-5"]
+    outside = shop_api.get("/popular", category="cables", filters=["title:camera-5"])
+    assert outside["items"] == []
+    add(shop_api, action="exclude", query=["item:camera-5"])
+    wait_until(lambda: "camera-5" not in ids(), 5)
+
+
+def test_another_process_takes_a_rule_up(settings: Settings, shop_api: Running) -> None:
+    wait_until(lambda: shop_api.service.plane.available, 15)
+    with Running(settings) as other:
+        rule = add(other, action="exclude", query=["item:camera-1"])
+        wait_until(lambda: [r.rule_id for r in shop_api.service.plane.rules] == [rule["rule_id"]], 10)
+        wait_until(lambda: len(shop_api.service.worlds.current.rules.excluded) == 1, 10)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"action": "boost"}, {"action": "boost", "query": ["nonsense"]}, {"query": ["item:a"]}]
+)
+def test_a_wrong_rule_is_refused_with_a_reason(hostile_api: Running, wrong: dict[str, Any]) -> None:
+    response = hostile_api.http.post("/rules", json=wrong)
+    assert response.status_code == 422
+    assert response.json()["errors"]
+
+
+def test_without_its_database_rules_cannot_be_changed_and_lists_still_come(settings: Settings) -> None:
+    serving = ServingSettings(database="postgresql://nobody@127.0.0.1:1/nowhere")
+    with Running(settings.model_copy(update={"serving": serving})) as api:
+        response = api.http.post("/rules", json={"action": "exclude", "query": ["item:a"]})
+        assert response.status_code == 503
+        assert response.headers["retry-after"]
+        assert api.http.delete("/rules/r").status_code == 503
+        assert api.get("/rules") == {"rules": []}
+        assert api.list_for("bob")["items"] == []

@@ -1,0 +1,122 @@
+"""Experiments end to end: shoppers shop, the better arm is found, and between equals there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from afterclick import events
+from afterclick.events import ImpressionEvent, Item
+from afterclick.settings import Settings
+from ingest.shoppers import Mall, Plan
+from tests.serving import shop
+from tests.serving.mini_stream import MiniStream
+from tests.serving.running import Running
+from tests.waiting import wait_until
+
+KINDS, PER_KIND = 12, 20
+CATALOGUE = [
+    Item(item_id=f"i{n}", title=f"Item {n}", categories=("Everything", f"kind {n % KINDS}"))
+    for n in range(KINDS * PER_KIND)
+]
+LEVEL = 0.999
+
+
+@pytest.fixture
+def mall(settings: Settings, api: Running, stream: MiniStream) -> Running:
+    """The API with a catalogue of many kinds, and something that is popular."""
+    shop.publish_items(settings, CATALOGUE)
+    wait_until(lambda: len(api.service.catalogue) == len(CATALOGUE), 15)
+    wait_until(lambda: api.service.plane.available, 15)
+    for n in range(40):
+        api.tell(f"early-{n}", f"i{n}", "click")
+    wait_until(lambda: int(api.service.worlds.current.counts.sum()) == 40, 15)
+    return api
+
+
+def experiment(api: Running, name: str, *arms: dict[str, Any]) -> None:
+    response = api.http.post("/experiments", json={"name": name, "salt": name, "arms": list(arms)})
+    assert response.status_code == 201, response.text
+
+
+def shop_for(api: Running, run: str, shoppers: int = 160, visits: int = 6) -> None:
+    """Shoppers look at what the API recommends, in the arm that it put them in."""
+    asyncio.run(Mall(api.url, Plan(shoppers=shoppers, visits=visits, control=False, run=run)).run())
+
+
+def results(api: Running, name: str) -> dict[str, Any]:
+    return api.get(f"/experiments/{name}", level=LEVEL)
+
+
+def impressions(settings: Settings, name: str, count: int) -> list[ImpressionEvent]:
+    """The first impressions of an experiment on Kafka."""
+    consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap, "group.id": "none"})
+    topic = settings.kafka.topics.impressions
+    consumer.assign([TopicPartition(topic, p, 0) for p in range(settings.kafka.partitions)])
+    found: list[ImpressionEvent] = []
+
+    def enough() -> bool:
+        for message in consumer.consume(500, 0.2):
+            event = events.decode(message.value())
+            if isinstance(event, ImpressionEvent) and event.data.experiment == name:
+                found.append(event)
+        return len(found) >= count
+
+    wait_until(enough, 20)
+    consumer.close()
+    return found
+
+
+@pytest.mark.slow
+def test_the_better_arm_is_found_and_between_equals_there_is_none(mall: Running, settings: Settings) -> None:
+    experiment(mall, "a-a", {"name": "one"}, {"name": "two"})
+    shop_for(mall, "equals")
+    assert mall.http.post("/experiments/a-a/stop").json()["stopped"]
+    experiment(mall, "a-b", {"name": "popular", "policy": "popular"}, {"name": "blend"})
+    shop_for(mall, "unequal")
+
+    equal = results(mall, "a-a")
+    assert equal["running"] is False
+    assert equal["sample_ratio"]["broken"] is False
+    assert sum(arm["lists"] for arm in equal["arms"]) == 160 * 6
+    difference = equal["arms"][1]["ctr_difference"]
+    assert difference["low"] < 0 < difference["high"]
+
+    found = results(mall, "a-b")
+    assert found["sample_ratio"]["broken"] is False
+    assert [arm["policy"] for arm in found["arms"]] == ["popular", "blend"]
+    assert found["arms"][0]["ctr_difference"] is None
+    better = found["arms"][1]
+    assert better["ctr_difference"]["low"] > 0, found
+    assert better["ctr_p_value"] < 1 - LEVEL
+    assert better["ctr"]["low"] < better["ctr"]["value"] < better["ctr"]["high"]
+
+    logged = impressions(settings, "a-b", 160 * 6)
+    arms = {(e.data.arm, e.data.policy) for e in logged}
+    assert arms == {("popular", "popular"), ("blend", "blend")}
+    by_user = Counter((e.data.user_id, e.data.arm) for e in logged)
+    assert len(by_user) == 160, "somebody was in two arms"
+
+
+def test_an_experiment_changes_lists_until_it_is_stopped(mall: Running) -> None:
+    before = mall.list_for("zoe", n=5, interests=["kind 3"])
+    assert before["source"] == "interests"
+    assert "experiment" not in before
+    experiment(mall, "popular-for-all", *({"name": n, "policy": "popular"} for n in ("a", "b")))
+    during = mall.list_for("zoe", n=5, interests=["kind 3"])
+    assert during["source"] == "popular"
+    assert during["experiment"]["name"] == "popular-for-all"
+    assert "experiment" not in mall.get("/recommendations", n=5), "a visitor is in no experiment"
+    taken = mall.http.post(
+        "/experiments", json={"name": "popular-for-all", "arms": [{"name": "a"}, {"name": "b"}]}
+    )
+    assert taken.status_code == 409
+    mall.http.post("/experiments/popular-for-all/stop")
+    assert mall.list_for("zoe", n=5, interests=["kind 3"])["source"] == "interests"
+    assert [e["name"] for e in mall.get("/experiments")["experiments"]] == ["popular-for-all"]
+    assert mall.http.get("/experiments/none").status_code == 404
+    assert mall.http.post("/experiments/none/stop").status_code == 404

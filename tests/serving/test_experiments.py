@@ -1,0 +1,211 @@
+"""Experiments: who is in which arm, what is counted, and that no count is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from sqlalchemy.exc import IntegrityError
+
+from afterclick.errors import Unavailable
+from afterclick.events import Action
+from serving.experiments import (
+    Assigned,
+    Assignment,
+    Experiment,
+    ExperimentDraft,
+    add_experiment,
+    place,
+    read_experiments,
+    stop_experiment,
+)
+from serving.options import PLAIN, Policy
+from serving.remembered import Ask
+from serving.significance import sample_ratio_p_value
+from serving.sql.database import Database
+from serving.trials import Trials, read_sums
+from tests.serving import shop
+from tests.serving.offline import Offline
+
+
+def an_experiment(name: str = "e", salt: str = "salt", traffic: float = 1.0, **shares: float) -> Experiment:
+    arms = [{"name": arm, "share": share} for arm, share in (shares or {"a": 1, "b": 1}).items()]
+    draft = {"name": name, "arms": arms, "salt": salt, "traffic": traffic}
+    return Experiment.of(ExperimentDraft.model_validate(draft))
+
+
+def arms_of(experiment: Experiment, users: int = 20_000) -> Counter[str]:
+    arms = (experiment.arm_of(f"user {n}") for n in range(users))
+    return Counter(arm.name if arm else "" for arm in arms)
+
+
+def test_users_are_split_by_the_shares() -> None:
+    for shares in ({"a": 1.0, "b": 1.0}, {"a": 0.9, "b": 0.1}, {"a": 3.0, "b": 2.0, "c": 5.0}):
+        found = arms_of(an_experiment(**shares))
+        assert sample_ratio_p_value([found[arm] for arm in shares], list(shares.values())) > 0.001
+
+
+def test_traffic_takes_its_share_and_splits_it_alike() -> None:
+    found = arms_of(an_experiment(traffic=0.2))
+    assert sample_ratio_p_value([found[""], found["a"] + found["b"]], [0.8, 0.2]) > 0.001
+    assert sample_ratio_p_value([found["a"], found["b"]], [1, 1]) > 0.001
+
+
+def test_two_experiments_split_users_independently() -> None:
+    one, two = an_experiment(salt="one"), an_experiment(salt="two")
+    users = [f"user {n}" for n in range(20_000)]
+    pairs = Counter((one.arm_of(u).name, two.arm_of(u).name) for u in users)  # type: ignore[union-attr]
+    assert sample_ratio_p_value(list(pairs.values()), [1, 1, 1, 1]) > 0.001
+    same = an_experiment(salt="one")
+    assert all(one.arm_of(u).name == same.arm_of(u).name for u in users[:500])  # type: ignore[union-attr]
+
+
+@given(st.text(max_size=128), st.text(max_size=64))
+def test_everybody_has_a_place(user_id: str, salt: str) -> None:
+    user_id = user_id.encode("utf-8", "replace").decode()
+    salt = salt.encode("utf-8", "replace").decode()
+    assert 0 <= place(salt, user_id) < 1
+    assert place(salt, user_id) == place(salt, user_id)
+    assert an_experiment(traffic=1.0).arm_of(user_id) is not None
+
+
+def test_the_oldest_running_experiment_that_takes_a_user_has_them() -> None:
+    first = an_experiment("first", traffic=0.5)
+    second = an_experiment("second", salt="other")
+    both = Assignment([first, second])
+    found = Counter(assigned.experiment for n in range(2000) if (assigned := both.of(f"u{n}")))
+    assert 850 < found["first"] < 1150
+    assert found["first"] + found["second"] == 2000
+    stopped = first.model_copy(update={"stopped": first.created})
+    assert {a.experiment for n in range(50) if (a := Assignment([stopped, second]).of(f"u{n}"))} == {"second"}
+    assert both.of("") is None
+    assert Assignment().of("u1") is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "e", "arms": [{"name": "a"}]},
+        {"name": "e", "arms": [{"name": "a"}, {"name": "a"}]},
+        {"name": "e", "arms": [{"name": "a"}, {"name": "b", "share": 0}]},
+        {"name": "e", "arms": [{"name": "a"}, {"name": "b", "share": 5e-324}]},
+        {"name": "e", "arms": [{"name": "a"}, {"name": "b", "policy": "best"}]},
+        {"name": "e", "arms": [{"name": "a"}, {"name": "b", "explore": 1.5}]},
+        {"name": "e", "arms": [{"name": "a"}, {"name": "b", "weights": {"luck": 2}}]},
+        {"name": "e/f", "arms": [{"name": "a"}, {"name": "b"}]},
+        {"name": "e", "traffic": 0, "arms": [{"name": "a"}, {"name": "b"}]},
+    ],
+)
+def test_an_experiment_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ExperimentDraft.model_validate(wrong)
+
+
+def test_an_arm_is_the_options_of_its_users_lists() -> None:
+    draft = {
+        "name": "e",
+        "arms": [
+            {"name": "plain"},
+            {"name": "all", "policy": "trending", "explore": 0.1, "draw": "softmax", "diversity": 0.5},
+            {"name": "weighed", "weights": {"trend": 2, "model": 0.5}},
+        ],
+    }
+    arms = Experiment.of(ExperimentDraft.model_validate(draft)).arms
+    assert arms[0].options == PLAIN
+    assert [arm.options.label for arm in arms] == [
+        "blend",
+        "trending explore=0.1/softmax diversity=0.5",
+        "blend model*0.5 trend*2",
+    ]
+
+
+def test_weights_change_the_order_and_the_receipt() -> None:
+    served = Offline(liked={"ann": ["camera-3"]}, model=shop.model("m1"))
+    plain = {row["item_id"]: row for row in served.items("ann", 20)}
+    trend = dataclasses.replace(PLAIN, weights=(("content", 0.0), ("history", 0.0), ("model", 0.0)))
+    weighed = served.items("ann", 20, options=trend)
+    assert all(row["parts"]["history"] == 0 for row in weighed)
+    assert [row["item_id"] for row in weighed] != list(plain)
+    for row in weighed:
+        if row["item_id"] in plain:
+            assert row["parts"]["trend"] == pytest.approx(plain[row["item_id"]]["parts"]["trend"])
+
+
+def test_the_popular_policy_shows_what_is_popular_less_what_was_seen() -> None:
+    served = Offline(liked={"ann": ["camera-0", "cable-1"]}, model=shop.model("m1"))
+    popular = dataclasses.replace(PLAIN, policy=Policy.POPULAR)
+    expected = [i for i in shop.item_ids() if i not in ("camera-0", "cable-1")][:10]
+    assert served.ids("ann", options=popular) == expected
+    answer = served.answer(Ask("ann", 10, options=popular))
+    assert (answer.body["source"], answer.policy) == ("popular", "popular")
+
+
+def test_experiments_come_back_from_sql_and_stop_once(database_url: str) -> None:
+    database = Database(database_url)
+    database.upgrade()
+    kept = [an_experiment("one"), an_experiment("two", a=1, b=2, c=3)]
+    with database.begin() as connection:
+        for experiment in kept:
+            add_experiment(connection, experiment)
+    with database.begin() as connection:
+        assert list(read_experiments(connection)) == kept
+    with pytest.raises(IntegrityError), database.begin() as connection:
+        add_experiment(connection, kept[0])
+    with database.begin() as connection:
+        assert stop_experiment(connection, "one")
+        assert not stop_experiment(connection, "one")
+        assert not stop_experiment(connection, "three")
+        assert [e.stopped is None for e in read_experiments(connection)] == [False, True]
+    database.close()
+
+
+A, B = Assigned("e", "a", PLAIN), Assigned("e", "b", PLAIN)
+
+
+def act(trials: Trials, prefix: str = "") -> None:
+    """Ann looks at three lists, clicks twice on one and buys there; Bob looks once."""
+    for n in range(3):
+        trials.shown(f"{prefix}ann-{n}", "ann", A)
+    trials.shown(f"{prefix}bob-0", "bob", B)
+    for action in (Action.CLICK, Action.CLICK, Action.PURCHASE, Action.PURCHASE, Action.SKIP):
+        trials.reacted(f"{prefix}ann-0", action)
+    trials.reacted("unheard of", Action.CLICK)
+    trials.reacted(None, Action.CLICK)
+    trials.reacted(f"{prefix}bob-0", Action.SKIP)
+
+
+def test_counts_of_several_processes_add_up(database_url: str) -> None:
+    database = Database(database_url)
+    database.upgrade()
+    for prefix in ("1", "2"):
+        trials = Trials()
+        act(trials, prefix)
+        trials.flush(database)
+        trials.flush(database)  # nothing is written twice
+    with database.begin() as connection:
+        sums = read_sums(connection, "e")
+    ann = sums["a"]
+    assert (ann.users, ann.lists, ann.clicked, ann.clicks, ann.buyers, ann.purchased) == (1, 6, 2, 4, 1, 2)
+    assert (ann.lists_squared, ann.clicked_squared, ann.lists_clicked) == (36, 4, 12)
+    assert (sums["b"].users, sums["b"].lists, sums["b"].clicked) == (1, 2, 0)
+    database.close()
+
+
+def test_what_cannot_be_written_waits_and_is_written_once(database_url: str) -> None:
+    away, database = Database("postgresql://nobody@127.0.0.1:1/nowhere"), Database(database_url)
+    database.upgrade()
+    trials = Trials()
+    act(trials)
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            trials.flush(away)
+    trials.shown("later", "ann", A)
+    trials.flush(database)
+    with database.begin() as connection:
+        assert read_sums(connection, "e")["a"].lists == 4
+    database.close()

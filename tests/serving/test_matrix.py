@@ -1,0 +1,220 @@
+"""Every route of the OpenAPI document × who asks × what is sent."""
+
+from __future__ import annotations
+
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jwt
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from afterclick.settings import Settings
+from serving.guard import OPEN_PATHS, scope_of
+from serving.tokens import new_token, user_of
+from tests.serving.running import Running
+from tests.serving.test_guard import KEYS, bearer, guarded
+
+SECRET = "a secret that is long enough for HS256"
+BODIES: dict[str, dict[str, Any]] = {
+    "/recommendations": {"user_id": "ann"},
+    "/recommendations/batch": {"user_ids": ["ann"]},
+    "/feedback": {"user_id": "ann", "item_id": "i", "action": "view"},
+    "/rules": {"action": "exclude", "query": ["item:x"]},
+    "/experiments": {"name": "e", "arms": [{"name": "a"}, {"name": "b"}]},
+    "/tokens": {"user_id": "ann"},
+}
+QUERIES: dict[str, dict[str, str]] = {
+    "/recommendations": {"user_id": "ann"},
+    "/similar-items": {"item_id": "i"},
+    "/search": {"q": "x"},
+}
+IN_PATHS = {"item_id": "i", "user_id": "ann", "impression_id": "x", "rule_id": "r", "name": "none"}
+HOSTILE = (
+    "%00",
+    "%0a",
+    "%ed%a0%80",
+    "%ff",
+    "..%2f..%2fetc",
+    "x" * 600,
+    "%F0%9F%A6%8A",
+    "*",
+    "1e999",
+    "NaN",
+    "",
+)
+
+
+@dataclass(frozen=True)
+class Route:
+    """One operation of the document."""
+
+    method: str
+    path: str
+    operation: dict[str, Any]
+
+    @property
+    def body(self) -> dict[str, Any] | None:
+        return BODIES[self.path] if "requestBody" in self.operation else None
+
+    @property
+    def names_a_user(self) -> bool:
+        named = {parameter["name"] for parameter in self.operation.get("parameters", ())}
+        return "user_id" in named or (
+            bool({"user_id", "user_ids"} & set(self.body or ())) and self.path != "/tokens"
+        )
+
+    def send(self, api: Running, headers: dict[str, str], user_id: str = "ann") -> int:
+        """The status of a request that is right in itself, for a user."""
+        path = self.path.format(**IN_PATHS | {"user_id": user_id})
+        query = QUERIES.get(self.path, {}) if self.method == "GET" else {}
+        query = query | ({"user_id": user_id} if "user_id" in query else {})
+        body = self.body and {k: _for(user_id, k, v) for k, v in self.body.items()}
+        answer = api.http.request(self.method, path, params=query, json=body, headers=headers)
+        return answer.status_code
+
+
+def _for(user_id: str, name: str, value: Any) -> Any:
+    return {"user_id": user_id, "user_ids": [user_id]}.get(name, value)
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[Running]:
+    with Running(guarded(settings, token_secret=SECRET)) as running:
+        yield running
+
+
+def routes(api: Running) -> list[Route]:
+    paths = api.get("/openapi.json")["paths"]
+    found = [Route(m.upper(), path, op) for path, methods in paths.items() for m, op in methods.items()]
+    assert len(found) >= 25
+    return [route for route in found if route.path not in OPEN_PATHS]
+
+
+def signed(**changes: Any) -> str:
+    claims = {"sub": "ann", "aud": "afterclick", "exp": time.time() + 60} | changes
+    return jwt.encode({k: v for k, v in claims.items() if v is not None}, SECRET, "HS256")
+
+
+def unsigned() -> str:
+    head, claims = (
+        urlsafe_b64encode(part).rstrip(b"=").decode()
+        for part in (b'{"alg":"none"}', b'{"sub":"ann","aud":"afterclick","exp":9999999999}')
+    )
+    return f"{head}.{claims}."
+
+
+def test_no_route_answers_who_may_not_ask(api: Running) -> None:
+    good = signed()
+    strangers = {
+        "nobody": {},
+        "a wrong key": bearer("wrong"),
+        "another kind": {"authorization": "Basic r-key"},
+        "a token that has ended": bearer(signed(exp=time.time() - 1)),
+        "a token without end": bearer(signed(exp=None)),
+        "a token for something else": bearer(signed(aud="another")),
+        "a token of nobody": bearer(signed(sub="")),
+        "a token that was changed": bearer(good[:-4] + ("AAAA" if good[-4:] != "AAAA" else "BBBB")),
+        "a token by another secret": bearer(new_token("another secret of 32 characters!", "ann", 60)[0]),
+        "an unsigned token": bearer(unsigned()),
+        "dots": bearer(".."),
+    }
+    for route in routes(api):
+        for name, headers in strangers.items():
+            assert route.send(api, headers) == 401, (route.method, route.path, name)
+
+
+def test_a_key_opens_what_its_scope_says_and_nothing_else(api: Running) -> None:
+    for route in routes(api):
+        needed = scope_of(route.method, route.path)
+        for scope, key in KEYS.items():
+            allowed = scope in (needed, "admin")
+            status = route.send(api, bearer(key))
+            assert (status != 403) is allowed, (route.method, route.path, scope, status)
+            assert status < 500 or status == 503, (route.method, route.path, scope, status)
+
+
+def test_a_token_speaks_for_its_own_user_alone(api: Running) -> None:
+    own, checked = bearer(new_token(SECRET, "ann", 60)[0]), 0
+    for route in routes(api):
+        if scope_of(route.method, route.path) == "admin":
+            assert route.send(api, own) == 403, (route.method, route.path)
+            continue
+        assert route.send(api, own) not in (401, 403), (route.method, route.path)
+        if route.names_a_user:
+            assert route.send(api, own, user_id="bob") == 403, (route.method, route.path)
+            checked += 1
+    assert checked == 5
+    for query in ("user_id=ann&user_id=bob", "user_id=bob&user_id=ann", "user%5Fid=bob"):
+        assert api.http.get(f"/recommendations?{query}", headers=own).status_code == 403
+    assert api.http.get("/recommendations", headers=own).status_code == 200, (
+        "a visitor's list is for everybody"
+    )
+
+
+def test_a_body_that_is_too_large_is_refused_everywhere(api: Running) -> None:
+    checked = 0
+    for route in routes(api):
+        if route.body is None:
+            continue
+        headers = bearer(KEYS["admin"]) | {"content-type": "application/json"}
+        answer = api.http.request(route.method, route.path, content=b" " * 70_000, headers=headers)
+        assert answer.status_code == 413, (route.method, route.path)
+        checked += 1
+    assert checked == len(BODIES)
+
+
+def test_hostile_values_break_no_route(api: Running) -> None:
+    headers = bearer(KEYS["admin"])
+    for route in routes(api):
+        names = [p["name"] for p in route.operation.get("parameters", ()) if p["in"] == "query"]
+        for value in HOSTILE:
+            path = route.path.format(**dict.fromkeys(IN_PATHS, value or "%20"))
+            queries = [f"{name}={value}" for name in names]
+            if path != route.path or not names:
+                queries.append("")
+            for query in queries:
+                answer = api.http.request(route.method, f"{path}?{query}", json=route.body, headers=headers)
+                assert answer.status_code < 500 or answer.status_code == 503, (path, query, answer.text)
+            if path == route.path and not names:
+                break  # nothing hostile can be put in
+        for name, value in (route.body or {}).items():
+            for wrong in (None, 7, "", "\x00", [], {}, [[]], "x" * 5000, float("1e300"), [value] * 501):
+                body = {**(route.body or {}), name: wrong}
+                answer = api.http.request(route.method, path, json=body, headers=headers)
+                assert answer.status_code < 500 or answer.status_code == 503, (path, body, answer.text)
+
+
+def test_a_browser_opens_a_socket_with_its_token_for_its_own_user(api: Running) -> None:
+    token = new_token(SECRET, "ann", 60)[0]
+    offered: Any = ["afterclick", f"bearer.{token}"]
+    with connect(f"{api.ws}/ws/recommendations?user_id=ann", subprotocols=offered) as socket:
+        assert socket.subprotocol == "afterclick"
+        assert socket.recv(10)
+    for url in ("/ws/recommendations?user_id=bob", "/ws/live"):
+        with pytest.raises(InvalidStatus), connect(f"{api.ws}{url}", subprotocols=offered):
+            pass
+
+
+def test_tokens_are_made_by_admins_and_only_where_there_is_a_secret(
+    api: Running, hostile_api: Running
+) -> None:
+    made = api.http.post("/tokens", json={"user_id": "ann", "seconds": 60}, headers=bearer(KEYS["admin"]))
+    assert made.status_code == 201
+    assert user_of(SECRET, made.json()["token"].encode()) == "ann"
+    assert hostile_api.http.post("/tokens", json={"user_id": "ann"}).status_code == 409
+
+
+def test_pages_of_known_origins_may_call(settings: Settings) -> None:
+    with Running(guarded(settings, token_secret=SECRET, origins=("https://shop.example",))) as api:
+        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        for origin, allowed in (("https://shop.example", True), ("https://evil.example", False)):
+            answer = api.http.options("/feedback", headers=asked | {"origin": origin})
+            assert ("access-control-allow-origin" in answer.headers) is allowed
+        own = bearer(new_token(SECRET, "ann", 60)[0]) | {"origin": "https://shop.example"}
+        answer = api.http.get("/recommendations?user_id=ann", headers=own)
+        assert answer.headers["access-control-allow-origin"] == "https://shop.example"

@@ -1,0 +1,117 @@
+"""Pages: one list in stretches, without repeats, whatever happens in between."""
+
+from __future__ import annotations
+
+import dataclasses
+from base64 import urlsafe_b64encode
+from zlib import compress
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.cursors import BEGIN, DEEPEST, cursor_after, decode_cursor, encode_cursor
+from serving.options import PLAIN, Page
+from serving.remembered import Ask
+from serving.rules import RuleDraft
+from tests.serving import shop
+from tests.serving.offline import Offline
+
+LIKED = {"ann": ["camera-3", "camera-5"]}
+AUDIENCES = ("", "ann")
+
+
+def an_offline() -> Offline:
+    return Offline(liked=LIKED, model=shop.model("m1"))
+
+
+def pages(served: Offline, user_id: str, n: int, **asked: object) -> list[list[str]]:
+    """All pages of a list, by its cursor."""
+    found: list[list[str]] = []
+    cursor: str | None = BEGIN
+    while cursor is not None:
+        ask = Ask(user_id, n, page=Page(shown=decode_cursor(cursor), follow=True), **asked)  # type: ignore[arg-type]
+        answer = served.answer(ask)
+        found.append([row["item_id"] for row in orjson.loads(answer.shown.items)])
+        cursor = answer.body["next"]
+    return found
+
+
+@pytest.mark.parametrize("user_id", AUDIENCES)
+def test_pages_are_the_list_in_stretches(user_id: str) -> None:
+    served = an_offline()
+    whole = served.ids(user_id, 58)
+    assert len(whole) == 58
+    by_offset = [item for start in range(0, 58, 10) for item in served.ids(user_id, 10, page=Page(start))]
+    assert by_offset[:58] == whole
+    found = pages(served, user_id, 10)
+    everything = [item for page in found for item in page]
+    assert len(everything) == len(set(everything))
+    assert set(everything) >= set(whole)
+    assert everything[:10] == whole[:10]
+
+
+@pytest.mark.parametrize("user_id", AUDIENCES)
+def test_a_cursor_repeats_nothing_although_the_list_changes(user_id: str) -> None:
+    served = an_offline()
+    first = served.answer(Ask(user_id, 10, page=Page(follow=True)))
+    shown = [row["item_id"] for row in orjson.loads(first.shown.items)]
+    for item_id in served.ids(user_id, 50)[40:]:
+        for _ in range(200):
+            served.feed.table.add(item_id, served.feed.table.newest_ms, 1.0)
+    served.worlds.current = served.worlds.build()
+    later = Page(shown=decode_cursor(first.body["next"]), follow=True)
+    assert not set(shown) & set(served.ids(user_id, 10, page=later))
+    if user_id == "":
+        assert set(shown) & set(served.ids(user_id, 10, page=Page(10))), "the control: an offset repeats"
+
+
+def test_pages_under_rules_diversity_and_exploration_repeat_nothing() -> None:
+    served = an_offline()
+    pin = {"action": "pin", "query": ["item:cable-29"], "position": 14}
+    served.decide(RuleDraft.model_validate(pin))
+    options = dataclasses.replace(PLAIN, diversity=0.5, explore=0.5)
+    everything = [item for page in pages(served, "ann", 7, options=options) for item in page]
+    assert len(everything) == len(set(everything)) == 58
+    found = pages(served, "", 10)
+    assert found[1][3] == "cable-29", "place 14 is the fourth of the second page"
+    whole = served.ids("", 30)
+    assert whole[13] == "cable-29"
+    assert served.ids("", 10, page=Page(10)) == whole[10:20]
+
+
+def test_filters_of_a_list_hold_on_every_page() -> None:
+    served = an_offline()
+    found = pages(served, "ann", 10, filters=("category:cables",))
+    everything = [item for page in found for item in page]
+    assert sorted(everything) == sorted(f"cable-{n}" for n in range(30))
+    assert served.ids("ann", 50, filters=("title:cable-7", "item:camera-9")) == []
+    assert served.ids("ann", 50, filters=("title:cable-7", "title:camera-9"), category="cables") == [
+        "cable-7"
+    ]
+
+
+@given(st.lists(st.text(min_size=1, max_size=20).filter(str.isprintable), unique=True, max_size=200))
+def test_a_cursor_says_what_was_shown(shown: list[str]) -> None:
+    assert decode_cursor(encode_cursor(shown)) == tuple(shown)
+
+
+def test_a_cursor_ends_where_the_list_does_or_goes_too_deep() -> None:
+    assert cursor_after((), ["a", "b"], 3) is None
+    assert cursor_after((), ["a", "b"], 2) == encode_cursor(["a", "b"])
+    deep = [f"i{n}" for n in range(DEEPEST)]
+    assert cursor_after(deep, ["a"], 1) is None
+
+
+BOMB = urlsafe_b64encode(compress(b"[" + b'"a",' * 3_000_000 + b'"a"]')).decode()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["", "x", "ü", "AAAA", encode_cursor(["a"])[:-2], encode_cursor([""]), encode_cursor(["a\x00"]), BOMB],
+    ids=["empty", "x", "not ascii", "not packed", "cut", "empty id", "bad id", "bomb"],
+)
+def test_what_is_no_cursor_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match="cursor"):
+        decode_cursor(wrong)
