@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 from sqlalchemy import delete, insert
+from sqlalchemy.exc import DataError, IntegrityError
 
 from afterclick.errors import Unavailable
 from serving.sql.database import Database
@@ -104,6 +105,10 @@ class RequestLog:
             except Unavailable:
                 self._rows.extendleft(reversed(batch))
                 raise
+            except (DataError, IntegrityError):  # never to be written: the others shall not wait for it
+                log.exception("rows of the request log cannot be written", rows=len(batch))
+                self.dropped += len(batch)
+                continue
             self.written += len(batch)
 
     def _prune(self) -> None:
@@ -125,7 +130,7 @@ def _values(row: LoggedRequest) -> dict[str, Any]:
         "target": _storable(target)[:LONGEST],
         "status": row.status,
         "milliseconds": round(row.seconds * 1000, 3),
-        "caller": row.caller,
+        "caller": row.caller and row.caller[:128],
     }
 
 

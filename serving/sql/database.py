@@ -18,7 +18,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from afterclick.errors import BadInput, Unavailable
 
@@ -47,12 +47,12 @@ class Database:
         """A transaction: committed at the end, rolled back by an exception.
 
         Raises Unavailable where the database does not do its part, BadInput for a revision that this
-        program does not know; IntegrityError passes.
+        program does not know. IntegrityError and DataError pass: what was to be written is wrong.
         """
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except IntegrityError:
+        except (DataError, IntegrityError):
             raise
         except CommandError as error:
             raise BadInput(f"the tables of {self}: {error}") from error

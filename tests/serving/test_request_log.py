@@ -126,6 +126,19 @@ def test_a_full_queue_drops_the_newest_and_counts_them() -> None:
     assert WAITING >= 10_000
 
 
+def test_a_row_that_no_database_takes_holds_up_no_other(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    database.upgrade()
+    kept = RequestLog(database, days=1.0)
+    kept.start()
+    kept.append(row()._replace(status=70_000))  # more than a SMALLINT
+    wait_until(lambda: kept.dropped == 1, 15)
+    kept.append(row()._replace(caller="x" * 500))
+    wait_until(lambda: kept.written == 1, 15)
+    kept.stop()
+    database.close()
+
+
 def test_old_rows_go_and_none_are_kept_where_none_are_wanted(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
