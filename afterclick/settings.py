@@ -157,6 +157,8 @@ class ServingSettings(_Section):
     """Port to listen on."""
     list_length: int = Field(10, ge=1, le=200)
     """Items in a list when the request does not say."""
+    after_s: float = Field(0.3, gt=0, le=10)
+    """How long a request with `after=` waits for its event; then it answers with `fresh: false`."""
     max_body_bytes: int = 65_536
     """Larger request bodies get 413."""
     keys: dict[str, ApiKey] = {}

@@ -38,18 +38,19 @@ class Position:
 class PositionWaiters:
     """Requests that wait for a position. Lives on the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
         self._waiting: dict[Position, set[asyncio.Future[None]]] = {}
 
-    async def reached(self, wanted: Position, positions: Mapping[str, int], timeout_s: float) -> bool:
-        """Whether `positions` reach `wanted`, now or within the time."""
+    async def reached(self, wanted: Position, positions: Mapping[str, int]) -> bool:
+        """Whether `positions` reach `wanted`, now or within the time that a request may wait."""
         if positions.get(wanted.log, -1) >= wanted.offset:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(wanted, set())
         waiting.add(future)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(self._patience_s):
                 await future
         except TimeoutError:
             return False

@@ -43,8 +43,6 @@ from serving.world import World, Worlds
 Answer = dict[str, Any]
 CATEGORY = 100
 """Trending items of a category that are ranked with the candidates inside it."""
-AFTER_S = 2.0
-"""How long a request waits for the event it asks for."""
 _PERSONAL = (Source.PERSONALISED, Source.SESSION)
 _LOGGED = ("item_id", "score", "source")
 
@@ -100,7 +98,7 @@ class Recommender:
         """Wait for the event the caller has just sent; None where the caller does not ask."""
         if after is None:
             return None
-        return await self._waiters.reached(after, self._feed.positions, AFTER_S)
+        return await self._waiters.reached(after, self._feed.positions)
 
     def _rank(self, world: World, ask: Ask, rows: Rows) -> Ranked:
         """The best the ladder of cold start can do for this user, as rules and options have it."""

@@ -72,7 +72,8 @@ class Service:
     def of(cls, settings: Settings) -> Service:
         """Wire the parts. Nothing connects yet, except the producer's threads."""
         kafka, topics = settings.kafka, settings.kafka.topics
-        hub, metrics, catalogue, waiters = Hub(), Metrics(), Catalogue(), PositionWaiters()
+        hub, metrics, catalogue = Hub(), Metrics(), Catalogue()
+        waiters = PositionWaiters(settings.serving.after_s)
         database = Database(settings.database)
         store = OnlineStore(settings.redis, settings.stream.history_length)
         feed = TrendFeed(settings, lambda changes: service.hear(changes))

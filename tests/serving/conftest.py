@@ -16,7 +16,8 @@ from tests.waiting import wait_until
 @pytest.fixture
 def api(settings: Settings) -> Iterator[Running]:
     """The API of an empty installation, ready."""
-    with Running(settings) as running:
+    patient = settings.serving.model_copy(update={"after_s": 2.0})  # the machine may be busy with other tests
+    with Running(settings.model_copy(update={"serving": patient})) as running:
         running.ready()
         yield running
 

@@ -79,7 +79,7 @@ class Offline:
         self.worlds = Worlds(self.feed, self.catalogue, loaded, self.rules)
         store = cast(OnlineStore, MemoryStore(liked or {}))
         weights = StreamSettings().weights
-        waiters = PositionWaiters()
+        waiters = PositionWaiters(0.3)
         self.recommender = Recommender(store, self.worlds, self.feed, self.catalogue, waiters, weights)
 
     @property
