@@ -3,11 +3,16 @@
 {u:<user>}:history                zset    state.HistoryEntry → event time ms, the newest `history_length`
 {u:<user>}:items                  set     items with a positive action: "this user's first time here?"
 {u:<user>}:ledger:<topic>         zset    event id → state.place that first applied it, novel flag
+{u:<user>}:forgotten              string  event time ms up to which the user's events are refused
+{u:<user>}:forgetting             string  the same, while forgetting is not finished
 {p:<topic>:<partition>}:position  string  offset of the last applied record
+{p:<topic>:<partition>}:announced string  offset up to which `state-changes` is known to have the changes
 {p:<topic>:<partition>}:counts    hash    item → interactions of positive weight, exact, all time
 {p:<topic>:<partition>}:uniques   hash    item → users with a positive action, exact, all time
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
+{p:<topic>:<partition>}:taken     set     tokens of what was taken back of forgotten users
 lease                             string  the stream job that writes this state; expires
+boundary                          string  when its last batch began, or another query took over; epoch seconds
 """
 
 from __future__ import annotations
@@ -25,6 +30,10 @@ class Keys:
     def lease(self) -> str:
         return f"{self.prefix}lease"
 
+    @property
+    def boundary(self) -> str:
+        return f"{self.prefix}boundary"
+
     def user(self, user_id: str) -> str:
         return f"{self.prefix}{{u:{user_id}}}"
 
@@ -37,11 +46,20 @@ class Keys:
     def ledger(self, user_id: str, topic: str) -> str:
         return f"{self.user(user_id)}:ledger:{topic}"
 
+    def forgotten(self, user_id: str) -> str:
+        return f"{self.user(user_id)}:forgotten"
+
+    def forgetting(self, user_id: str) -> str:
+        return f"{self.user(user_id)}:forgetting"
+
     def partition(self, topic: str, partition: int) -> str:
         return f"{self.prefix}{{p:{topic}:{partition}}}"
 
     def position(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:position"
+
+    def announced(self, topic: str, partition: int) -> str:
+        return f"{self.partition(topic, partition)}:announced"
 
     def counts(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:counts"
@@ -51,3 +69,6 @@ class Keys:
 
     def trends(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:trends"
+
+    def taken(self, topic: str, partition: int) -> str:
+        return f"{self.partition(topic, partition)}:taken"

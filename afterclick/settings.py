@@ -98,9 +98,10 @@ class StreamSettings(_Section):
     lease_s: float = Field(10.0, ge=1)
     """How long a stream job that has died keeps its state locked against a job on another machine."""
     fence: bool = True
-    """Off only in the control of a fault test: positions from Spark's checkpoint, counts unfenced."""
+    """Off only in the control of a fault test: positions from Spark's checkpoint, no fence, gaps ignored."""
     fault: str | None = None
-    """Set by fault tests alone: `between-steps:<n>` kills a worker in its n-th chunk, between the steps."""
+    """Set by fault tests alone: `between-steps:<n>` kills a worker in its n-th chunk, between the steps;
+    `no-dead-letters` lets a record that cannot be read fail the query."""
 
 
 class TrainingSettings(_Section):

@@ -28,6 +28,13 @@ def place(partition: int, offset: int) -> int:
     return (offset * _PARTITIONS + partition) * 2
 
 
+def place_of(score: float) -> tuple[int, int, bool]:
+    """Partition, offset and novel flag of a ledger entry's score: the inverse of `place`."""
+    rest, novel = divmod(int(score), 2)
+    offset, partition = divmod(rest, _PARTITIONS)
+    return partition, offset, bool(novel)
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
     """One interaction in a user's history. The event time is the score beside it."""
@@ -74,7 +81,13 @@ class Effect(StrEnum):
 
     APPLIED = "applied"
     DUPLICATE = "duplicate"  # the same event id stands at an earlier position; nothing was counted
+    FORGOTTEN = "forgotten"  # its user was forgotten after it; nothing was counted
     REPLAYED = "replayed"  # this position was applied before a restart; nothing was counted again
+
+    @property
+    def counts(self) -> bool:
+        """Whether the state has the event."""
+        return self in (Effect.APPLIED, Effect.REPLAYED)
 
 
 class StateChange(BaseModel):

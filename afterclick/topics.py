@@ -59,6 +59,10 @@ class Topics:
         return f"{self.prefix}state-changes"
 
     @property
+    def forgotten(self) -> str:
+        return f"{self.prefix}forgotten"
+
+    @property
     def interactions(self) -> tuple[str, str]:
         """The topics whose events change the state, in the order of their topic number."""
         return (self.reviews, self.feedback)
@@ -73,6 +77,7 @@ class Topics:
             Topic(self.impressions, self.partitions, retention_ms=30 * DAY_MS),
             Topic(self.items, 1, cleanup="compact"),
             Topic(self.models, 1, cleanup="compact"),
+            Topic(self.forgotten, 1, cleanup="compact"),
             Topic(self.state_changes, self.partitions, retention_ms=DAY_MS),
         )
 

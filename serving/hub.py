@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from afterclick.state import Effect, StateChange
+from afterclick.state import StateChange
 
 LIVE_QUEUE = 64
 SAMPLED_PER_S = 20
@@ -105,7 +105,7 @@ class Hub:
         """Wake the watchers of the users that changed. Returns the changes to show on the live stream."""
         for change in changes:
             for watcher in self._watchers.get(change.user_id, ()):
-                if change.effect is not Effect.DUPLICATE:
+                if change.effect.counts:
                     watcher.tell(change)
         return self._sample(changes) if self._live else []
 

@@ -42,9 +42,9 @@ class Recent:
         self._next += 1
 
     def percentiles(self, seconds: float) -> NDArray[np.float64] | None:
-        """(2, columns) p50 and p99 of the values of the last `seconds`; None where there are none."""
+        """(3, columns) p50, p95 and p99 of the values of the last `seconds`; None where there are none."""
         values = self._values[self._times > time.monotonic() - seconds]
-        return np.percentile(values, (50, 99), axis=0) if len(values) else None
+        return np.percentile(values, (50, 95, 99), axis=0) if len(values) else None
 
 
 class Metrics:
@@ -74,6 +74,21 @@ class Metrics:
             "afterclick_push_ms", "Milliseconds from the log to the pushed list.", buckets=_FRESH, registry=r
         )
         self.lag = Gauge("afterclick_lag_events", "Events in the log that are not in the state.", registry=r)
+        self.lag_of = Gauge(
+            "afterclick_partition_lag_events",
+            "Events of a partition that are not in the state.",
+            ["partition"],
+            registry=r,
+        )
+        self.position = Gauge(
+            "afterclick_position_offset", "Offset up to which the state is known.", ["partition"], registry=r
+        )
+        self.dead_letters = Gauge("afterclick_dead_letters", "Dead letters held.", ["topic"], registry=r)
+        self.boundary = Gauge(
+            "afterclick_batch_boundary_seconds",
+            "When the last batch of the stream began, or another query took over; epoch seconds.",
+            registry=r,
+        )
         self.items = Gauge("afterclick_items", "Items by where they are known.", ["where"], registry=r)
         self.model = Gauge("afterclick_model_info", "1 for the model that serves.", ["version"], registry=r)
         self.watchers = Gauge("afterclick_websockets", "Open WebSockets.", ["kind"], registry=r)
@@ -81,6 +96,7 @@ class Metrics:
         self.latency_recent = Recent(1)
         self.push_recent = Recent(1)
         self.seen = 0
+        self.refused = 0
         self.answered = 0
 
     def follow(self, requests: RequestLog) -> None:
@@ -97,6 +113,7 @@ class Metrics:
         self.seen += len(changes)
         for change in changes:
             self.changes.labels(change.effect).inc()
+            self.refused += not change.effect.counts
         for change in changes[-SAMPLE:]:
             stages = (
                 change.read_ms - change.log_ms,

@@ -98,7 +98,7 @@ class Service:
             readers=readers,
             feedback=FeedbackLog(kafka),
             impressions=ImpressionLog(kafka),
-            figures=Figures(kafka, feed, worlds, hub, metrics),
+            figures=Figures(settings, feed, worlds, hub, metrics),
             plane=ControlPlane(database, rules, worlds.wake),
             requests=RequestLog(database, settings.serving.request_log_days),
         )

@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 
 from afterclick.errors import BadEvent
 from afterclick.settings import Settings
-from afterclick.state import Effect, StateChange
+from afterclick.state import StateChange
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.topic_reader import TopicReader
 
@@ -97,7 +97,7 @@ class TrendFeed:
             self.gaps += 1
             self._gap_at = self._gap_at or time.monotonic()
         self.positions[partition] = change.offset
-        if change.effect is not Effect.DUPLICATE:
+        if change.effect.counts:
             self.table.add(change.item_id, change.time_ms, change.weight)
         self.changes += 1
         return True

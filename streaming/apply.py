@@ -1,9 +1,10 @@
 """Apply records of one Kafka partition, in offset order, to the state. Both triggers call this alone.
 
-reads   redis  {u:<user>}:ledger:<topic>, {p:<topic>:<partition>}:position
+reads   redis  {u:<user>}:ledger:<topic>, :forgotten, {p:<topic>:<partition>}:position
 writes  redis  {u:<user>}:history, :items, :ledger:<topic>
-        redis  {p:<topic>:<partition>}:position, :counts, :uniques, :trends
-        (returned, for the Kafka sink) topic state-changes, <topic>.dlq
+        redis  {p:<topic>:<partition>}:position, :announced, :counts, :uniques, :trends
+        topic  <topic>.dlq, by `bury`
+        (returned, to be sent) topic state-changes
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from afterclick.errors import BadEvent
@@ -24,7 +25,13 @@ from streaming.connection import Command, Connection
 
 CHUNK = 500
 """Records per server-side call: some milliseconds, so that readers of the same server hardly wait."""
-_ANSWERS = {ord("0"): (False, False), ord("1"): (True, False), ord("2"): (True, True)}
+_FORGOTTEN = ord("3")
+_ANSWERS = {
+    ord("0"): (False, False),
+    ord("1"): (True, False),
+    ord("2"): (True, True),
+    _FORGOTTEN: (False, False),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +101,27 @@ class _Step:
     weight: float
     first: bool = False
     novel: bool = False
+    forgotten: bool = False
 
 
 @dataclass
 class Applier:
-    """Applies records to the state by the two-step protocol: each event takes effect once."""
+    """Applies records to the state by the two-step protocol: each event takes effect once.
+
+    `bury` puts dead letters on their topic and returns when they are there. It is called before the position
+    moves past them, so that a crash may repeat a dead letter but never loses one. Without `bury` they are
+    among the outputs.
+    """
 
     plan: Plan
     connection: Connection
+    bury: Callable[[Sequence[Output]], None] | None = None
+    announced: int = -1
+    """Offset up to which the outputs of this partition are known to be delivered; -1: nobody can say."""
     _chunks: int = field(default=0, init=False)
 
     def apply(self, topic: str, partition: int, records: Sequence[Record]) -> Iterator[Output]:
-        """Apply records in the order of their offsets; yields one output per record, in that order.
+        """Apply records in the order of their offsets; yields an output per record, but for buried ones.
 
         Raises redis.RedisError where the server fails: applying the same records again is safe.
         """
@@ -118,19 +134,29 @@ class Applier:
         events = [step for step in steps if isinstance(step, _Step)]
         self._apply_users(topic, partition, events, records[0].offset)
         self._fault_point()
+        if self.bury:
+            self.bury(
+                [
+                    dead_letter(topic, partition, record, step)
+                    for record, step in zip(records, steps, strict=True)
+                    if isinstance(step, str)
+                ]
+            )
         position = self._apply_partition(topic, partition, events, records)
         applied_ms = time.time() * 1000
         for record, step in zip(records, steps, strict=True):
-            if isinstance(step, str):
-                yield dead_letter(topic, partition, record, step)
-            else:
+            if isinstance(step, _Step):
                 yield self._change(topic, partition, step, position, (read_ms, applied_ms))
+            elif self.bury is None:
+                yield dead_letter(topic, partition, record, step)
 
     def _read(self, record: Record) -> _Step | str:
         """The event in a record, or what is wrong with it."""
         try:
             event = decode_interaction(record.value)
         except BadEvent as error:
+            if self.plan.fault == "no-dead-letters":
+                raise
             return str(error)
         if event.time_ms > record.log_ms + self.plan.ahead_ms:
             return "time: the event is dated too far after it reached the log"
@@ -147,6 +173,7 @@ class Applier:
         for steps, answer in zip(users.values(), answers, strict=True):
             for step, code in zip(steps, answer, strict=True):
                 step.first, step.novel = _ANSWERS[code]
+                step.forgotten = code == _FORGOTTEN
 
     def _user_command(
         self, topic: str, partition: int, floor: int, user_id: str, steps: list[_Step]
@@ -161,7 +188,8 @@ class Applier:
             )
             arguments += (event.id, place(partition, step.record.offset), entry.member(), step.time_ms)
             arguments.append(event.data.item_id if step.weight > 0 else "")
-        names = (keys.history(user_id), keys.items(user_id), keys.ledger(user_id, topic), *others)
+        own = (keys.history(user_id), keys.items(user_id), keys.ledger(user_id, topic))
+        names = (*own, keys.forgotten(user_id), *others)
         return ("FCALL", "afterclick_apply_user", len(names), *names, *arguments)
 
     def _apply_partition(
@@ -173,6 +201,7 @@ class Applier:
             "1" if plan.fence else "0",
             records[0].offset - 1,
             records[-1].offset,
+            self.announced,
         ]
         for step in events:
             if step.first:
@@ -183,6 +212,7 @@ class Applier:
             keys.counts(topic, partition),
             keys.uniques(topic, partition),
             keys.trends(topic, partition),
+            keys.announced(topic, partition),
         )
         (position,) = self.connection.call(
             [("FCALL", "afterclick_apply_partition", len(names), *names, *arguments)]
@@ -194,7 +224,7 @@ class Applier:
     ) -> Output:
         """The record on `state-changes` that says what an event did."""
         data, record = step.event.data, step.record
-        effect = Effect.DUPLICATE
+        effect = Effect.FORGOTTEN if step.forgotten else Effect.DUPLICATE
         if step.first:
             effect = Effect.REPLAYED if self.plan.fence and record.offset <= position else Effect.APPLIED
         change = StateChange(

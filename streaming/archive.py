@@ -1,12 +1,15 @@
 """The archive query: every valid event, exactly once, in the Parquet log.
 
 reads   topic  reviews, feedback
+        redis  {u:<user>}:forgotten
 writes  parquet  <archive>/log_day=<yyyy-mm-dd>/*.parquet
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from afterclick.errors import BadEvent
 from afterclick.events import decode_interaction
 from afterclick.settings import Settings
 from streaming.apply import Record
+from streaming.forgotten import Forgotten
 from streaming.kafka_source import frame, runs
 
 COLUMNS = (
@@ -40,12 +44,15 @@ _SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("text", "impression_id", "session_id")),
     ]
 )
+_TIME_OF, _USER = _SCHEMA.get_field_index("event_time"), _SCHEMA.get_field_index("user_id")
 
 
 def start(spark: SparkSession, settings: Settings, checkpoint: Path) -> StreamingQuery:
     """Start the query where its checkpoint stands; without one, at the beginning of the topics."""
     source = frame(spark, settings.kafka, None, 4 * settings.stream.batch_events)
-    rows = source.mapInArrow(decode_batches, COLUMNS).coalesce(1)
+    redis = settings.redis
+    decode = partial(decode_batches, forgotten=Forgotten(redis.url, redis.cluster, redis.keys))
+    rows = source.mapInArrow(decode, COLUMNS).coalesce(1)
     return (
         rows.withColumn("log_day", F.date_format("log_time", "yyyy-MM-dd"))
         .writeStream.format("parquet")
@@ -58,10 +65,15 @@ def start(spark: SparkSession, settings: Settings, checkpoint: Path) -> Streamin
     )
 
 
-def decode_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The valid events of Kafka rows as archive rows. Runs in a Spark worker."""
+def decode_batches(
+    batches: Iterable[pa.RecordBatch], forgotten: Forgotten | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The valid events of Kafka rows as archive rows, but for forgotten ones. Runs in a Spark worker."""
     for topic, partition, records in runs(batches):
         rows = [row for record in records if (row := _row(topic, partition, record))]
+        until = forgotten.among(row[_USER] for row in rows) if forgotten else {}
+        if until:
+            rows = [row for row in rows if row[_TIME_OF] > 1000 * until.get(row[_USER], -math.inf)]
         if rows:
             columns = zip(*rows, strict=True)
             arrays = [_array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]

@@ -12,15 +12,18 @@ local N = #HALF_LIVES
 local PACKED = '<ddddddd' -- event time ms, then the sums
 
 -- One user's events of a chunk, in log order.
--- keys: history, items, ledger of this topic, ledger of each other topic
+-- keys: history, items, ledger of this topic, forgotten, ledger of each other topic
 -- args: history length, ledger length, floor, then for each event: id, place, history member, event time ms,
 --       item ('' where the event is no positive action)
 -- A place is (offset * 1024 + partition) * 2; the ledger keeps it with the novel flag in its lowest bit.
 -- Ledger entries at or above the floor are never dropped: step 2 may not have passed them yet.
 -- Returns a character per event: 0 duplicate, 1 first, 2 first and novel (the user's first positive action on
--- the item).
+-- the item), 3 forgotten: new, and not after the moment up to which the user is forgotten. What stands in the
+-- ledger came before the forgetting, which waits for it to be counted and takes it back.
 local function apply_user(keys, args)
   local history, items, ledger = keys[1], keys[2], keys[3]
+  local forgotten = redis.call('GET', keys[4])
+  forgotten = forgotten and tonumber(forgotten)
   local answers = {}
   for i = 4, #args, 5 do
     local id, place, item = args[i], tonumber(args[i + 1]), args[i + 4]
@@ -30,8 +33,10 @@ local function apply_user(keys, args)
       known = tonumber(known)
       local novel = known % 2
       answer = known - novel == place and 1 + novel or 0
+    elseif forgotten and tonumber(args[i + 3]) <= forgotten then
+      answer = 3
     else
-      for k = 4, #keys do
+      for k = 5, #keys do
         if redis.call('ZSCORE', keys[k], id) then answer = 0 end
       end
     end
@@ -80,11 +85,20 @@ local function load_trend(key, item, time_ms)
   return trend
 end
 
+-- Set a number that only ever grows. keys: it; args: the number.
+local function raise_to(keys, args)
+  local number, known = tonumber(args[1]), redis.call('GET', keys[1])
+  if not known or number > tonumber(known) then
+    redis.call('SET', keys[1], string.format('%.0f', number))
+  end
+  return number
+end
+
 -- One partition's events of a chunk, in offset order.
--- keys: position, counts, uniques, trends
+-- keys: position, counts, uniques, trends, announced
 -- args: fence ('1', or '0' in the control of a fault test), the position the caller has come from, the last
---       offset of the chunk, then for each event that step 1 called first: offset, item, event time ms, weight,
---       novel ('1' or '0')
+--       offset of the chunk, the offset up to which state-changes has the changes (−1: nothing new to say), then for
+--       each event that step 1 called first: offset, item, event time ms, weight, novel ('1' or '0')
 -- Returns the position before this call. Fails with GAP where the state is older than the caller believes (the
 -- server lost its newest writes): counting on would lose events.
 local function apply_partition(keys, args)
@@ -94,7 +108,7 @@ local function apply_partition(keys, args)
     return redis.error_reply('GAP the position is ' .. string.format('%.0f', position))
   end
   local counts, uniques, trends = {}, {}, {}
-  for i = 4, #args, 5 do
+  for i = 5, #args, 5 do
     if not fence or tonumber(args[i]) > position then
       local item, time_ms, weight = args[i + 1], tonumber(args[i + 2]), tonumber(args[i + 3])
       if weight > 0 then counts[item] = (counts[item] or 0) + 1 end
@@ -109,7 +123,37 @@ local function apply_partition(keys, args)
     redis.call('HSET', keys[4], item, struct.pack(PACKED, unpack(trend)))
   end
   if last > position then redis.call('SET', keys[1], string.format('%.0f', last)) end
+  if tonumber(args[4]) >= 0 then raise_to({keys[5]}, {args[4]}) end
   return position
+end
+
+-- Refuse a user's events up to a moment from now on, and drop the history. What was counted of them stays in the
+-- ledgers until it is taken back; a forgetting that was not finished comes first.
+-- keys: forgotten, forgetting, history, items; args: event time ms
+-- Returns the moment that is being forgotten up to, as text.
+local function forget_user(keys, args)
+  local unfinished = redis.call('GET', keys[2])
+  if unfinished then return unfinished end
+  raise_to({keys[1]}, args)
+  redis.call('SET', keys[2], args[1])
+  redis.call('DEL', keys[3], keys[4])
+  return args[1]
+end
+
+-- Take back what a partition counted of events. keys: counts, uniques, trends, taken
+-- args: a token that makes repeating harmless, then for each event: item, event time ms, weight, novel
+-- Returns 1, or 0 where the token was used before.
+local function take_back(keys, args)
+  if redis.call('SADD', keys[4], args[1]) == 0 then return 0 end
+  for i = 2, #args, 4 do
+    local item, time_ms, weight = args[i], tonumber(args[i + 1]), tonumber(args[i + 2])
+    if weight > 0 and redis.call('HINCRBY', keys[1], item, -1) == 0 then redis.call('HDEL', keys[1], item) end
+    if args[i + 3] == '1' and redis.call('HINCRBY', keys[2], item, -1) == 0 then redis.call('HDEL', keys[2], item) end
+    local trend = load_trend(keys[3], item, time_ms)
+    add_to_trend(trend, time_ms, -weight)
+    redis.call('HSET', keys[3], item, struct.pack(PACKED, unpack(trend)))
+  end
+  return 1
 end
 
 -- Take, keep or give up the lease that lets one stream job at a time write this state.
@@ -128,4 +172,7 @@ end
 
 redis.register_function('afterclick_apply_user', apply_user)
 redis.register_function('afterclick_apply_partition', apply_partition)
+redis.register_function('afterclick_raise_to', raise_to)
+redis.register_function('afterclick_forget_user', forget_user)
+redis.register_function('afterclick_take_back', take_back)
 redis.register_function('afterclick_lease', lease)

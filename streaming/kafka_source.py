@@ -21,17 +21,24 @@ Offsets = dict[str, dict[int, int]]
 """Topic → partition → offset."""
 
 
-def frame(spark: SparkSession, kafka: KafkaSettings, start: Offsets | None, most: int | None) -> DataFrame:
+def frame(
+    spark: SparkSession,
+    kafka: KafkaSettings,
+    start: Offsets | None,
+    most: int | None,
+    complete: bool = True,
+) -> DataFrame:
     """The interaction topics from the offsets `start` (None: the earliest), at most `most` rows a batch.
 
-    `timestamp` is in microseconds since the epoch.
+    The query fails where the log has lost records it should read, unless `complete` is off. `timestamp` is in
+    microseconds since the epoch.
     """
     reader = (
         spark.readStream.format("kafka")
         .option("kafka.bootstrap.servers", kafka.bootstrap)
         .option("subscribe", ",".join(kafka.topics.interactions))
         .option("startingOffsets", json.dumps(start) if start else "earliest")
-        .option("failOnDataLoss", "true")
+        .option("failOnDataLoss", complete)
     )
     if most is not None:
         reader = reader.option("maxOffsetsPerTrigger", most)

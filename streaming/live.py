@@ -2,7 +2,7 @@
 
 reads   topic  reviews, feedback
 writes  redis  what streaming.apply writes
-        topic  state-changes, <topic>.dlq
+        topic  state-changes, by Spark's sink; <topic>.dlq, by the workers
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from afterclick.settings import Settings
 from streaming.apply import Applier, Output, Plan
 from streaming.connection import connect
 from streaming.kafka_source import Offsets, frame, runs
+from streaming.row import sender
 
 OUTPUT = (
     "topic string, key binary, value binary, partition int, headers array<struct<key: string, value: binary>>"
@@ -40,8 +41,8 @@ def start(
     spark: SparkSession, settings: Settings, plan: Plan, offsets: Offsets | None, checkpoint: Path
 ) -> StreamingQuery:
     """Start the query from `offsets`. Where the checkpoint folder holds a checkpoint, that one decides."""
-    source = frame(spark, settings.kafka, offsets, settings.stream.batch_events)
-    applied = source.mapInArrow(partial(apply_batches, plan), OUTPUT)
+    source = frame(spark, settings.kafka, offsets, settings.stream.batch_events, settings.stream.fence)
+    applied = source.mapInArrow(partial(apply_batches, plan, settings.kafka.bootstrap), OUTPUT)
     return (
         to_kafka(applied, settings, checkpoint).queryName("live").trigger(processingTime="0 seconds").start()
     )
@@ -58,9 +59,9 @@ def to_kafka(outputs: DataFrame, settings: Settings, checkpoint: Path) -> DataSt
     )
 
 
-def apply_batches(plan: Plan, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def apply_batches(plan: Plan, bootstrap: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """Apply one Kafka partition's rows of a micro-batch, in offset order. Runs in a Spark worker."""
-    applier = Applier(plan, connect(plan.url, plan.cluster))
+    applier = Applier(plan, connect(plan.url, plan.cluster), sender(bootstrap).bury)
     for topic, partition, records in runs(batches):
         yield to_arrow(applier.apply(topic, partition, records))
 

@@ -1,6 +1,7 @@
 """Where the state stands and where the log begins and ends: from these a job knows where to start.
 
-reads   redis  {p:<topic>:<partition>}:position
+reads   redis  {p:<topic>:<partition>}:position, :announced
+writes  redis  {p:<topic>:<partition>}:announced
         topic  reviews, feedback (offsets only)
 """
 
@@ -99,6 +100,29 @@ def read_positions(client: redis.Redis, keys: Keys, of: Iterable[Place]) -> dict
     return {place: -1 if value is None else int(value) for place, value in values.items()}
 
 
+def announced(client: redis.Redis, keys: Keys, positions: dict[Place, int]) -> dict[Place, int]:
+    """The offset of each partition up to which `state-changes` has its changes. Raises Unavailable.
+
+    Where nobody has said so yet, its position: from now on it is known.
+    """
+    try:
+        values = {place: client.get(keys.announced(*place)) for place in positions}
+    except redis.RedisError as error:
+        raise Unavailable(f"Redis: {error}") from None
+    new = {place: positions[place] for place, value in values.items() if value is None}
+    announce(client, keys, new)
+    return new | {place: int(value) for place, value in values.items() if value is not None}
+
+
+def announce(client: redis.Redis, keys: Keys, offsets: dict[Place, int]) -> None:
+    """Say that `state-changes` has the changes of each partition up to an offset. Raises Unavailable."""
+    try:
+        for place, offset in offsets.items():
+            client.fcall("afterclick_raise_to", 1, keys.announced(*place), str(offset))
+    except redis.RedisError as error:
+        raise Unavailable(f"Redis: {error}") from None
+
+
 def lag(positions: dict[Place, int], spans: Spans) -> int:
     """How many records of the log the state has not applied yet."""
     return sum(span.end - 1 - max(positions[place], span.begin - 1) for place, span in spans.items())
@@ -128,4 +152,17 @@ def starting_offsets(positions: dict[Place, int], spans: Spans) -> Offsets:
             f"{sum(missing.values())} events are missing: the log no longer reaches back to the state "
             f"({where}); run `afterclick rebuild`"
         )
+    return offsets
+
+
+def resume_offsets(positions: dict[Place, int], announced: dict[Place, int], spans: Spans) -> Offsets:
+    """The offset to read each partition from: before its position where `state-changes` may lack changes.
+
+    What stands between is applied again, which changes nothing in the state; its changes are sent again.
+    Raises what starting_offsets raises.
+    """
+    offsets = starting_offsets(positions, spans)
+    for (topic, partition), span in spans.items():
+        again = max(announced[topic, partition] + 1, span.begin)
+        offsets[topic][partition] = min(offsets[topic][partition], again)
     return offsets

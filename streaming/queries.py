@@ -1,14 +1,17 @@
 """The queries that the job keeps running: the live one under either trigger, and the archive.
 
 reads   topic  reviews, feedback (offsets, to know how far behind the state is)
-        redis  {p:<topic>:<partition>}:position
+        redis  {p:<topic>:<partition>}:position, :announced
+writes  redis  {p:<topic>:<partition>}:announced
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -18,8 +21,9 @@ import structlog
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
+from afterclick.errors import Unavailable
 from afterclick.settings import Settings
-from streaming import archive, live, positions, realtime
+from streaming import archive, forgotten, live, positions, realtime
 from streaming.apply import Plan
 from streaming.kafka_source import Offsets
 from streaming.positions import Place
@@ -53,6 +57,30 @@ class Context:
         kafka, keys = self.settings.kafka, self.settings.redis.keys
         at = positions.read_positions(self.client, keys, positions.places(kafka))
         return at, positions.read_log(kafka)
+
+    def resume(self, at: dict[Place, int], spans: positions.Spans) -> Offsets:
+        """Where a live query has to begin for positions `at`; by then Redis knows who is forgotten."""
+        forgotten.restore(self.client, self.settings.redis.keys, self.settings.kafka)
+        announced = positions.announced(self.client, self.settings.redis.keys, at)
+        return positions.resume_offsets(at, announced, spans)
+
+    def announce(self, query: StreamingQuery | None) -> None:
+        """Say how far the sink of a micro-batch query has got: to the end of its last batch."""
+        progress = query.lastProgress if query is not None and query.isActive else None
+        if not progress:
+            return
+        for source in progress["sources"]:
+            ends = json.loads(source["endOffset"] or "null") or {}
+            offsets = {(topic, int(n)): end - 1 for topic, of in ends.items() for n, end in of.items()}
+            positions.announce(self.client, self.settings.redis.keys, offsets)
+        self.mark_boundary(datetime.fromisoformat(progress["timestamp"]).timestamp())
+
+    def mark_boundary(self, moment: float) -> None:
+        """Note when a batch began, or another query took over (epoch seconds). Raises Unavailable."""
+        try:
+            self.client.set(self.settings.redis.keys.boundary, repr(moment))
+        except redis.RedisError as error:
+            raise Unavailable(f"Redis: {error}") from None
 
 
 class Kept(Protocol):
@@ -105,6 +133,7 @@ class MicroBatch:
     name: str = "live"
     _query: StreamingQuery | None = None
     _began: dict[Place, int] = field(default_factory=dict)
+    _check_at: float = 0.0
 
     def begin(self) -> None:
         context = self.context
@@ -113,14 +142,16 @@ class MicroBatch:
             self._query = live.start(context.spark, context.settings, context.plan(), None, checkpoint)
             return
         self._began, spans = context.read_positions()
-        offsets = positions.starting_offsets(self._began, spans)
+        offsets = self.context.resume(self._began, spans)
         log.info("live query starts", behind=positions.lag(self._began, spans))
         self._query = live.start(
             context.spark, context.settings, context.plan(), offsets, fresh_checkpoint(context)
         )
 
     def step(self) -> None:
-        return
+        if time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + _CHECK_EVERY_S
+            self.context.announce(self._query)
 
     def running(self) -> list[StreamingQuery]:
         return [self._query] if self._query else []
@@ -157,7 +188,7 @@ class RealTime:
         behind = positions.lag(self._began, spans)
         self._draining = behind > self.context.settings.stream.realtime_lag
         log.info("live query starts", behind=behind, draining=self._draining)
-        self._current = self._start(positions.starting_offsets(self._began, spans), self._draining)
+        self._current = self._start(self.context.resume(self._began, spans), self._draining)
         self._since, self._from = time.monotonic(), self._began
 
     def step(self) -> None:
@@ -182,7 +213,7 @@ class RealTime:
 
     def _begin_next(self, at: dict[Place, int], spans: positions.Spans) -> None:
         self._from = at
-        self._next = self._start(positions.starting_offsets(at, spans), draining=False)
+        self._next = self._start(self.context.resume(at, spans), draining=False)
 
     def _check(self) -> None:
         """Begin the next query where it is time: drained, overrun, old, or full of unread answers."""
@@ -191,6 +222,7 @@ class RealTime:
         at, spans = self.context.read_positions()
         behind = positions.lag(at, spans)
         if self._draining:
+            self.context.announce(self._current)
             if behind <= stream.realtime_lag:
                 self._begin_next(at, spans)
         elif behind > _OVERRUN * stream.realtime_lag:
@@ -213,6 +245,7 @@ class RealTime:
             old, self._current, self._next = self._current, self._next, None
             self._ready_at, self._draining, self._since = None, False, time.monotonic()
             self.handovers += 1
+            self.context.mark_boundary(time.time())
             self._drop(old)
             log.info("real-time query took over", handovers=self.handovers)
 

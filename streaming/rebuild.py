@@ -21,7 +21,7 @@ from afterclick.errors import StateConflict
 from afterclick.events import Interaction, encode, interaction_event
 from afterclick.keys import Keys
 from afterclick.settings import Settings
-from streaming import lease
+from streaming import forgotten, lease
 from streaming.apply import Applier, Plan, Record
 from streaming.connection import NodeConnection, load_functions
 from streaming.job import client_of, function_library
@@ -47,9 +47,10 @@ def rebuild(settings: Settings) -> Rebuilt:
     with closing(client_of(settings)) as client:
         load_functions(client, function_library())
         with lease.held(client, settings.redis.keys.lease, settings.stream.lease_s):
-            log = ds.dataset(_files(Path(settings.archive)), partitioning="hive")
+            log = ds.dataset(files_of(settings.archive), partitioning="hive")
             beside = Keys(f"{settings.redis.prefix}rebuilding:")
             _remove(client, beside)
+            forgotten.restore(client, beside, settings.kafka)
             plan = replace(Plan.of(settings, 1), keys=beside)
             applier = Applier(plan, NodeConnection(settings.redis.url))
             events = sum(_apply(applier, log, place) for place in places(settings.kafka))
@@ -60,8 +61,12 @@ def rebuild(settings: Settings) -> Rebuilt:
     return Rebuilt(events, found)
 
 
-def _files(archive: Path) -> list[str]:
-    """The files of the log that are complete: where Spark's sink keeps a list, those on it."""
+def files_of(folder: str) -> list[str]:
+    """The files of the log that are complete: where Spark's sink keeps a list, those on it.
+
+    Raises StateConflict where there are none.
+    """
+    archive = Path(folder)
     commits = sorted((archive / "_spark_metadata").glob("[0-9]*"))
     if commits:
         lines = (line for commit in commits for line in commit.read_text().splitlines()[1:])

@@ -1,7 +1,7 @@
 """Compare the state in Redis with an independent recount of the Kafka log.
 
 reads   redis  {p:*}:position, :counts, :uniques, :trends, {u:*}:history
-        topic  reviews, feedback
+        topic  reviews, feedback, forgotten
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Report:
     events: int
     poison: int
     duplicates: int
+    forgotten: int
     users: int
     items: int
     counted_in_state: int
@@ -113,6 +114,7 @@ def _attempt(client: redis.Redis, settings: Settings) -> Report | None:
         events=total.events,
         poison=total.poison,
         duplicates=total.duplicates,
+        forgotten=total.forgotten,
         users=len(total.users),
         items=len(total.trending),
         counted_in_state=state.counts.total(),
@@ -173,11 +175,14 @@ def _compare_integers(report: Report, kind: str, state: dict[str, int], log: dic
 def _compare_trends(report: Report, state: dict[str, list[Trend]], total: Recount) -> None:
     log_items = set(total.trending)
     for item in state.keys() | log_items:
-        if item not in state or item not in log_items:
+        taken_back = total.taken_back.get(item, -math.inf)
+        if item not in state or (item not in log_items and taken_back == -math.inf):
             report.note("trend", f"of item {item}", item in state, item in log_items)
             continue
         newest, sums = _merged(state[item])
         expected_newest, expected = total.trend(item)
+        if expected_newest < newest <= taken_back:  # it keeps the moment of an event that is forgotten
+            expected_newest, expected = newest, expected * _decay(newest - expected_newest)
         scale = np.maximum(1.0, np.abs(expected))
         if newest != expected_newest or np.any(np.abs(sums - expected) > TOLERANCE * scale):
             report.note("trend", f"of item {item}", (newest, *sums), (expected_newest, *expected))
@@ -191,6 +196,10 @@ def _merged(parts: list[Trend]) -> tuple[float, NDArray[np.float64]]:
         for i, half_life in enumerate(HALF_LIVES_MS.values())
     ]
     return newest, np.array(totals)
+
+
+def _decay(elapsed_ms: float) -> NDArray[np.float64]:
+    return np.asarray(np.exp2(-elapsed_ms / np.array(list(HALF_LIVES_MS.values()))))
 
 
 def _compare_histories(report: Report, client: redis.Redis, keys: Keys, total: Recount) -> None:

@@ -2,11 +2,12 @@
 
 Shares the event codec with the stream and nothing else: not its arithmetic, its order of work or its client.
 
-reads   topic  reviews, feedback
+reads   topic  reviews, feedback, forgotten
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 from numpy.typing import NDArray
 
+from afterclick import forgotten
 from afterclick.errors import BadEvent, LogTruncated, Unavailable
 from afterclick.events import decode_interaction
 from afterclick.settings import Settings
@@ -34,6 +36,11 @@ class Recount:
     events: int = 0
     poison: int = 0
     duplicates: int = 0
+    forgotten: int = 0
+    until: dict[str, int] = field(default_factory=dict)
+    """Event time ms up to which a user is forgotten."""
+    taken_back: dict[str, float] = field(default_factory=dict)
+    """Newest event time ms of the forgotten events of an item: its trend may have seen that moment."""
     counts: Counter[str] = field(default_factory=Counter)
     _seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _positive: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -57,6 +64,10 @@ class Recount:
         time_ms, data = event.time_ms, event.data
         if time_ms - log_ms > self.ahead_ms:
             self.poison += 1
+            return
+        if time_ms <= self.until.get(data.user_id, -math.inf):
+            self.forgotten += 1
+            self.taken_back[data.item_id] = max(time_ms, self.taken_back.get(data.item_id, time_ms))
             return
         if event.id in self._seen[data.user_id]:
             self.duplicates += 1
@@ -85,6 +96,8 @@ class Recount:
 
     def trend(self, item_id: str) -> tuple[float, NDArray[np.float64]]:
         """Event time ms of an item's newest event, and its decayed sums as of then."""
+        if item_id not in self._times:
+            return -math.inf, np.zeros(len(HALF_LIVES_MS))
         rows = np.array(self._times[item_id], np.float64)
         newest = rows[:, 0].max()
         ages = (newest - rows[:, 0])[:, None] / np.array(list(HALF_LIVES_MS.values()))
@@ -106,12 +119,28 @@ def recount(settings: Settings, positions: dict[Place, int]) -> Recount:
     try:
         consumer = _consumer(settings)
         try:
+            total.until = _forgotten(consumer, settings.kafka.topics.forgotten)
             _read(consumer, wanted, total)
         finally:
             consumer.close()
     except KafkaError as error:
         raise Unavailable(f"Kafka at {settings.kafka.bootstrap}: {error}") from None
     return total
+
+
+def _forgotten(consumer: KafkaConsumer, topic: str) -> dict[str, int]:
+    """Until when (event time ms) each forgotten user is forgotten."""
+    places = [TopicPartition(topic, n) for n in consumer.partitions_for_topic(topic) or ()]
+    until: dict[str, int] = {}
+    consumer.assign(places)
+    consumer.seek_to_beginning(*places)
+    ends = consumer.end_offsets(places) if places else {}
+    while any(consumer.position(place) < end for place, end in ends.items()):
+        for records in consumer.poll(timeout_ms=1000).values():
+            for record in records:
+                user_id, until_ms = forgotten.decode(record.key, record.value)
+                until[user_id] = max(until_ms, until.get(user_id, until_ms))
+    return until
 
 
 def log_ends(settings: Settings) -> dict[Place, int]:

@@ -1,7 +1,7 @@
 """Turn the Parquet log into the tables that models are fitted on, in Spark.
 
 reads   parquet  the log (settings.archive)
-        topic    items, by training.catalogue
+        topic    items, by training.catalogue; forgotten, by training.forgotten
 writes  parquet  <home>/etl/<version>/interactions  user_index, item_index, time_ms, weight, core
                  <home>/etl/<version>/users         user_index, user_id, reviews
                  <home>/etl/<version>/items         item_index, item_id, reviews, popularity, first_seen_ms
@@ -24,7 +24,7 @@ from pyspark.sql import functions as f
 from afterclick.errors import BadDataset
 from afterclick.events import Action
 from afterclick.settings import Settings
-from training import catalogue, steps
+from training import catalogue, forgotten, steps
 
 MONTH_MS = 30 * 86_400_000.0
 Progress = Callable[[str], None]
@@ -61,7 +61,7 @@ def run(spark: SparkSession, settings: Settings, progress: Progress = lambda _: 
     """Run the whole ETL; returns the new version and its report. Raises BadDataset without a usable log."""
     with steps.new_version(settings.home / "etl") as (version, folder):
         progress("reading the log")
-        log = _read(spark, settings.archive)
+        log = forgotten.without(_read(spark, settings.archive), settings.kafka)
         rows_in, complete, positions = _survey(log)
         if not rows_in:
             raise BadDataset(f"the Parquet log in {settings.archive} is empty: ingest events first")

@@ -7,12 +7,10 @@ at a fixed rate whatever the answers do. First under the real-time trigger, then
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,8 @@ from websockets.asyncio.client import connect
 from afterclick.events import new_id
 from afterclick.state import StateChange
 from infra.benches.load import Pool, get, json_body, post
-from infra.benches.stream_stack import Stack, environment, own_stack
-from infra.embedded.ports import LOOPBACK, free_port
-from infra.embedded.process import Process
+from infra.benches.stream_stack import Stack, own_stack, running_api
+from infra.embedded.ports import LOOPBACK
 from ingest.bench import producer_events_per_s
 
 log = structlog.get_logger()
@@ -121,7 +118,10 @@ def quantiles(values: list[float], names: tuple[str, ...] = tuple(QUANTILES)) ->
 def run(bench: Bench, jars: Path) -> dict[str, Any]:
     """Run it all; the figures."""
     handover = str(max(bench.seconds / (bench.boundaries + 1), 5.0))
-    with own_stack(jars, AFTERCLICK_STREAM__HANDOVER_S=handover) as stack, _api(stack) as port:
+    with (
+        own_stack(jars, AFTERCLICK_STREAM__HANDOVER_S=handover) as stack,
+        running_api(stack.settings) as port,
+    ):
         producer_events_per_s(stack.settings, 5000, 1000, ITEMS)
         live = _phase(stack, bench, port, "real-time", bench.seconds)
         micro = _phase(stack, bench, port, "micro-batch", bench.micro_batch_s)
@@ -255,27 +255,6 @@ def _read_changes(stack: Stack, phase: Phase, stop: threading.Event) -> None:
                 change = StateChange.decode(message.value() or b"")
                 phase.changes.setdefault(change.event_id, change)
     consumer.close()
-
-
-@contextmanager
-def _api(stack: Stack) -> Iterator[int]:
-    port = free_port()
-    env = environment(stack.settings) | {"AFTERCLICK_SERVING__PORT": str(port)}
-    command = [sys.executable, "-m", "infra", "serve"]
-    process = Process("API", command, stack.settings.home / "api.log", env)
-    process.start()
-    try:
-        process.wait_ready(lambda: _answers(port), 90)
-        yield port
-    finally:
-        process.stop()
-
-
-def _answers(port: int) -> bool:
-    try:
-        return httpx2.get(f"http://{LOOPBACK}:{port}/health/live", timeout=2).status_code == 200
-    except httpx2.HTTPError:
-        return False
 
 
 def draw(phase: Phase, path: Path) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx2
 import psutil
 import redis
 
@@ -23,6 +24,8 @@ from afterclick.errors import Unavailable
 from afterclick.settings import KafkaSettings, RedisSettings, Settings
 from infra.embedded.jars import KAFKA, ensure_jars
 from infra.embedded.kafka import KafkaServer
+from infra.embedded.ports import LOOPBACK, free_port
+from infra.embedded.process import Process
 from infra.embedded.valkey import ValkeyServer
 from infra.topics_admin import ensure_topics
 from streaming.positions import lag, places, read_log, read_positions
@@ -36,13 +39,24 @@ class StreamJob:
     log: Path
     env: dict[str, str] = field(default_factory=dict)
     popen: subprocess.Popen[bytes] | None = None
+    _log_start: int = field(default=0, init=False)
 
     @property
     def running(self) -> bool:
         return self.popen is not None and self.popen.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        return self.popen.pid if self.popen else None
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; None while it runs or was never started."""
+        return self.popen.poll() if self.popen else None
+
     def start(self, **more: str) -> None:
         command = [sys.executable, "-m", "infra", "stream"]
+        self._log_start = len(self.printed())
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
                 command,
@@ -80,6 +94,9 @@ class StreamJob:
 
     def printed(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def printed_since_start(self) -> str:
+        return self.printed()[self._log_start :]
 
     def cpu_s(self) -> float:
         """CPU seconds that the living processes of the job have used."""
@@ -123,6 +140,28 @@ class Stack:
                 raise Unavailable(f"waited {timeout_s:.0f} s for {what}; see {self.job.log}")
             time.sleep(0.05)
         return time.monotonic() - started
+
+
+@contextmanager
+def running_api(settings: Settings) -> Iterator[int]:
+    """The API as a process, for the time of a `with`; its port."""
+    port = free_port()
+    env = environment(settings) | {"AFTERCLICK_SERVING__PORT": str(port)}
+    command = [sys.executable, "-m", "infra", "serve"]
+    process = Process("API", command, settings.home / "api.log", env)
+    process.start()
+    try:
+        process.wait_ready(lambda: _answers(port), 90)
+        yield port
+    finally:
+        process.stop()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return httpx2.get(f"http://{LOOPBACK}:{port}/health/live", timeout=2).status_code == 200
+    except httpx2.HTTPError:
+        return False
 
 
 @contextmanager

@@ -8,7 +8,18 @@ import typer
 
 # groups become `afterclick <group> <command>`; flat modules add their commands at the top
 _GROUPS = ("data", "ingest", "pipeline", "models", "als", "bench", "dlq", "db", "rules", "experiments")
-_FLAT = ("stack", "stream", "train", "evaluate", "benchmark", "serve", "ui", "simulate", "reconcile")
+_FLAT = (
+    "stack",
+    "stream",
+    "train",
+    "evaluate",
+    "benchmark",
+    "serve",
+    "ui",
+    "simulate",
+    "reconcile",
+    "forget",
+)
 
 
 def register(app: typer.Typer) -> None:

@@ -24,7 +24,7 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{host}:{controller_port}
 listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=PLAINTEXT://{host}:{port}
+advertised.listeners=PLAINTEXT://{host}:{advertised_port}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={data}
@@ -75,12 +75,19 @@ class KafkaServer:
     """One broker. Its data stays in `folder` between starts; ports are chosen once, when it is built."""
 
     def __init__(
-        self, folder: Path, jars: Sequence[Path], port: int | None = None, controller_port: int | None = None
+        self,
+        folder: Path,
+        jars: Sequence[Path],
+        port: int | None = None,
+        controller_port: int | None = None,
+        advertised_port: int | None = None,
     ) -> None:
+        """`advertised_port`: where clients are told to find it, if something stands before it."""
         self.folder = folder.resolve()
         self.jars = jars
         self.port = port or free_port()
         self.controller_port = controller_port or free_port()
+        self.advertised_port = advertised_port or self.port
         self._process: Process | None = None
 
     @property
@@ -101,7 +108,11 @@ class KafkaServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         data = self.folder / "data"
         config = _CONFIG.format(
-            host=LOOPBACK, port=self.port, controller_port=self.controller_port, data=data
+            host=LOOPBACK,
+            port=self.port,
+            advertised_port=self.advertised_port,
+            controller_port=self.controller_port,
+            data=data,
         )
         (self.folder / "server.properties").write_text(config)
         (self.folder / "log4j2.yaml").write_text(_LOG4J)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from confluent_kafka import Consumer, TopicPartition
+import redis
+from confluent_kafka import Consumer, Producer, TopicPartition
 from websockets.sync.client import connect
 
 from afterclick import events
 from afterclick.events import ImpressionEvent
 from afterclick.settings import Settings
+from streaming.apply import Record, dead_letter
 from tests.serving import shop
 from tests.serving.running import Running
 from tests.waiting import wait_until
@@ -173,6 +175,42 @@ def test_the_live_stream_shows_events_and_figures(shop_api: Running) -> None:
     assert seen["figures"]["model_version"] == "m1"
     assert seen["figures"]["freshness_ms"]["p50"] >= 0
     assert seen["figures"]["lag"] is not None
+
+
+def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
+    settings: Settings, shop_api: Running
+) -> None:
+    for _ in range(3):
+        position = shop_api.tell("hugo", "camera-1", event_id="thrice")
+    topic, partition, offset = position.rsplit("/", 2)
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap})
+    letter = dead_letter(topic, 0, Record(0, b"key", b"poison", 1.0), "no event")
+    producer.produce(letter.topic, key=letter.key, value=letter.value, headers=list(letter.headers))
+    assert producer.flush(10) == 0
+    with redis.Redis.from_url(settings.redis.url) as client:
+        client.set(settings.redis.keys.boundary, "1700000000.5")
+
+    def figures() -> dict[str, Any] | None:
+        shop_api.service.figures.look()
+        now = shop_api.service.figures.now()
+        seen = now["refused"] == 2 and now["lag"] == 0 and now["dead_letters"] == 1
+        return now if seen and now["freshness_ms"] else None
+
+    now = wait_until(figures, 25, what="the figures; dead letters are counted every ten seconds")
+    assert now["positions"][f"{topic}/{partition}"] == int(offset)
+    assert set(now["lag_by_partition"].values()) == {0}
+    assert len(now["lag_by_partition"]) == 2 * settings.kafka.partitions
+    assert now["boundary"] == 1700000000.5
+    assert now["freshness_ms"]["stages"]["apply"].keys() == {"p50", "p95", "p99"}
+    text = shop_api.http.get("/metrics").text
+    for line in (
+        'afterclick_state_changes_total{effect="duplicate"} 2.0',
+        f'afterclick_position_offset{{partition="{topic}/{partition}"}} {offset}.0',
+        f'afterclick_partition_lag_events{{partition="{topic}/{partition}"}} 0.0',
+        "afterclick_batch_boundary_seconds 1.7000000005e+09",
+        f'afterclick_dead_letters{{topic="{topic}"}} 1.0',
+    ):
+        assert line in text, line
 
 
 def test_a_request_with_a_position_never_sees_an_older_state(shop_api: Running) -> None:

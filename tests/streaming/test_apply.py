@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
-from afterclick.events import InteractionEvent
+from afterclick.errors import BadEvent
 from afterclick.state import Effect, StateChange
 from streaming.apply import Applier, Output, Plan, Record
 from streaming.connection import Command, NodeConnection, load_functions
@@ -21,21 +17,6 @@ from streaming.job import function_library
 from tests.streaming.builders import DAY_S, event, expected, log_of, plan, stored
 
 USERS = ("alice", "bob", "chloé", "{d:1}")
-ITEMS = ("camera", "lens", "a b", "ü")
-ACTIONS = ("review", "like", "click", "view", "purchase", "skip", "undo")
-
-some_events = st.lists(
-    st.builds(
-        event,
-        user=st.sampled_from(USERS),
-        item=st.sampled_from(ITEMS),
-        action=st.sampled_from(ACTIONS),
-        at=st.one_of(st.integers(0, 40 * DAY_S), st.sampled_from([0, 1, DAY_S])),
-        event_id=st.uuids().map(str),
-    ),
-    min_size=1,
-    max_size=40,
-)
 
 
 class Crash(Exception):
@@ -79,50 +60,6 @@ def apply(connection: Any, the_plan: Plan, records: list[Record], topic: str = "
 def position(client: redis.Redis, the_plan: Plan, topic: str) -> int:
     value = client.get(the_plan.keys.position(topic, 0))
     return -1 if value is None else int(value)
-
-
-def run_through(
-    client: redis.Redis,
-    connection: NodeConnection,
-    the_plan: Plan,
-    log: list[Record],
-    topic: str,
-    sizes: list[int],
-    crashes: list[tuple[int, bool]],
-) -> None:
-    """Apply a log in batches of the given sizes; after each crash go on from the position, as a job does."""
-    batches, left = cycle(sizes), list(crashes)
-    at = position(client, the_plan, topic) + 1
-    while at < len(log):
-        batch = log[at : at + next(batches)]
-        here = CrashingConnection(connection, *left.pop()) if left else connection
-        try:
-            apply(here, the_plan, batch, topic)
-            at += len(batch)
-        except Crash:
-            at = position(client, the_plan, topic) + 1
-
-
-@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data(), events=some_events)
-def test_any_order_repeats_batches_and_crashes_end_in_the_same_state(
-    client: redis.Redis, connection: NodeConnection, redis_url: str, data: st.DataObject, events: list[Any]
-) -> None:
-    repeated = events + data.draw(st.lists(st.sampled_from(events), max_size=15), "repeats")
-    log: dict[str, list[InteractionEvent]] = {"reviews": [], "feedback": []}
-    for one in data.draw(st.permutations(repeated), "order"):
-        log[data.draw(st.sampled_from(list(log)), "topic")].append(one)
-    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5), "sizes")
-    crashes = data.draw(st.lists(st.tuples(st.integers(1, 3), st.booleans()), max_size=8), "crashes")
-    the_plan = plan(redis_url)
-    for topic, those in log.items():
-        run_through(client, connection, the_plan, log_of(those), topic, sizes, crashes)
-    stored(client, the_plan.keys, USERS).same_as(expected(events))
-    run_again = plan(redis_url, keys=the_plan.keys)
-    for topic, those in log.items():
-        if those:
-            apply(connection, run_again, log_of(those), topic)
-    stored(client, the_plan.keys, USERS).same_as(expected(events))
 
 
 def test_without_the_fence_a_replay_counts_again(
@@ -247,6 +184,17 @@ def test_poison_becomes_a_dead_letter_and_the_position_moves_on(
     assert headers["error"]
     assert position(client, the_plan, "reviews") == 2
     assert stored(client, the_plan.keys, ["alice"]).counts == {"camera": 2}
+
+
+def test_without_dead_letters_one_poison_record_stops_everything(
+    client: redis.Redis, connection: NodeConnection, redis_url: str
+) -> None:
+    the_plan = plan(redis_url, fault="no-dead-letters")
+    log = [Record(0, b"key", b"poison", 1.0), *log_of([event()], first=1)]
+    for _ in range(3):
+        with pytest.raises(BadEvent):
+            apply(connection, the_plan, log)
+    assert position(client, the_plan, "reviews") == -1
 
 
 def test_an_event_from_the_far_future_is_a_dead_letter(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -49,7 +51,7 @@ def many_events(number: int, seed: int = 0) -> Iterator[InteractionEvent]:
         yield last
 
 
-def read_topic(settings: Settings, topic: str) -> list[object]:
+def read_topic(settings: Settings, topic: str) -> list[Any]:
     """Every record of a topic."""
     consumer = KafkaConsumer(bootstrap_servers=settings.kafka.bootstrap, group_id=None)
     name = settings.kafka.prefix + topic
@@ -57,7 +59,7 @@ def read_topic(settings: Settings, topic: str) -> list[object]:
     consumer.assign(places)
     consumer.seek_to_beginning()
     left = sum(consumer.end_offsets(places).values())
-    records: list[object] = []
+    records: list[Any] = []
     while len(records) < left:
         for some in consumer.poll(timeout_ms=500).values():
             records += some
@@ -89,8 +91,10 @@ def kill_between_the_steps(stream: StreamProcess, times: int, **more: str) -> No
 def test_kill_9_three_times_during_a_replay_changes_nothing(
     settings: Settings, stream: StreamProcess
 ) -> None:
-    produced = produce(settings, many_events(20_000))
+    poison = [b"poison %d" % n for n in range(20)]
+    produced = produce(settings, [*poison, *many_events(20_000)])
     kill_between_the_steps(stream, 3)
+    shutil.rmtree(settings.home / "checkpoints")
     stream.start()
     stream.wait_applied()
     code, report = run_reconcile(settings)
@@ -98,6 +102,19 @@ def test_kill_9_three_times_during_a_replay_changes_nothing(
     assert report["events"] == produced
     assert report["duplicates"] > 0
     assert report["counted_in_state"] == report["counted_in_log"] > 0
+    assert {record.value for record in read_topic(settings, "reviews.dlq")} == set(poison)
+    wait_until(lambda: changed_places(settings) >= valid_places(settings), 60, what="every change is told")
+
+
+def changed_places(settings: Settings) -> set[tuple[int, int]]:
+    """Partition and offset of every event on `reviews` that `state-changes` tells of."""
+    changes = [StateChange.decode(record.value) for record in read_topic(settings, "state-changes")]
+    return {(one.partition, one.offset) for one in changes}
+
+
+def valid_places(settings: Settings) -> set[tuple[int, int]]:
+    records = [one for one in read_topic(settings, "reviews") if not one.value.startswith(b"poison")]
+    return {(one.partition, one.offset) for one in records}
 
 
 def test_the_same_kills_without_the_fence_count_twice(settings: Settings, stream: StreamProcess) -> None:

@@ -1,0 +1,62 @@
+"""Kafka's retention has passed the position: the job says how many events are missing, and stops."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+import redis
+from confluent_kafka import Consumer, TopicPartition
+from pyspark.sql import SparkSession
+
+from afterclick.errors import LogTruncated
+from afterclick.settings import Settings
+from infra.benches.faults.broker import truncate_past_position
+from infra.benches.faults.load import events, produce
+from streaming.connection import load_functions
+from streaming.job import function_library
+from streaming.queries import Context, MicroBatch, RealTime
+
+
+@pytest.fixture
+def missing(settings: Settings) -> int:
+    """A log whose beginning is gone although nothing was applied yet; how many events are missing."""
+    produce(settings, events(3000, 0))
+    return truncate_past_position(settings)
+
+
+@pytest.mark.parametrize("live", [MicroBatch, RealTime])
+def test_a_live_query_names_what_is_missing_and_does_not_start(
+    settings: Settings, missing: int, live: type[MicroBatch] | type[RealTime]
+) -> None:
+    no_spark = cast(SparkSession, None)  # it must not come that far
+    with redis.Redis.from_url(settings.redis.url) as client:
+        load_functions(client, function_library())
+        query = live(Context(settings, client, no_spark))
+        with pytest.raises(LogTruncated, match=f"^{missing} events are missing"):
+            query.begin()
+    assert query.running() == []
+    assert missing > 0
+
+
+def test_a_consumer_that_does_not_ask_goes_on_without_a_word(settings: Settings, missing: int) -> None:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.kafka.bootstrap,
+            "group.id": "control",
+            "auto.offset.reset": "earliest",
+            "enable.partition.eof": True,
+        }
+    )
+    topic, partitions = settings.kafka.topics.feedback, range(settings.kafka.partitions)
+    consumer.assign([TopicPartition(topic, n, 0) for n in partitions])
+    seen, ends = 0, 0
+    while ends < len(partitions):
+        message = consumer.poll(10)
+        assert message is not None
+        if message.error():
+            ends += 1
+        else:
+            seen += 1
+    consumer.close()
+    assert seen == 3000 - missing

@@ -1,0 +1,150 @@
+"""Redis may be killed, cut, emptied or full: the state ends exact, because it holds its own position.
+
+The control of each is a reader that trusts its own memory of where it was, as a stream checkpoint does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import redis
+
+from infra.embedded.valkey import ValkeyServer
+from streaming.apply import Applier, Plan
+from streaming.connection import NodeConnection, load_functions
+from streaming.job import function_library
+from streaming.positions import read_positions
+from tests.streaming.builders import State, event, expected, log_of, plan, stored
+
+PLACE = ("reviews", 0)
+USERS = [f"user-{n}" for n in range(20)]
+EVENTS = [event(USERS[n % 20], f"item-{n % 30}", "like", at=n, event_id=str(n)) for n in range(3000)]
+LOG = log_of(EVENTS)
+BATCH = 100
+
+
+@pytest.fixture
+def a_plan(own_redis: ValkeyServer) -> Plan:
+    return plan(own_redis.address)
+
+
+@dataclass
+class Reader:
+    """A stream job in a few lines: batches of a log, begun again after each failure."""
+
+    plan: Plan
+    believes_itself: bool = False
+    """Go on after a failure from its own memory, and not from the position in Redis."""
+    at: int = 0
+
+    def begin(self) -> Applier:
+        with redis.Redis.from_url(self.plan.url) as client:
+            load_functions(client, function_library())
+            if not self.believes_itself:
+                self.at = read_positions(client, self.plan.keys, [PLACE])[PLACE] + 1
+        return Applier(self.plan, NodeConnection(self.plan.url))
+
+    def read(self, until: int, after_batch: Callable[[int], None] = lambda _: None) -> None:
+        """Read to an offset, through whatever happens; `after_batch` is told how far it has got."""
+        applier: Applier | None = None
+        while self.at < until:
+            try:
+                applier = applier or self.begin()
+                list(applier.apply(*PLACE, LOG[self.at : min(self.at + BATCH, until)]))
+                self.at = min(self.at + BATCH, until)
+            except (redis.RedisError, OSError):
+                applier = None
+                continue
+            after_batch(self.at)
+
+
+def kill_and_start(server: ValkeyServer) -> None:
+    server.kill()
+    server.start()
+
+
+def cut_tail(server: ValkeyServer) -> None:
+    """Take the last third of the append-only file."""
+    server.kill()
+    newest = max((server.folder / "data").rglob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+    with newest.open("r+b") as file:
+        file.truncate(newest.stat().st_size * 2 // 3)
+    server.start()
+
+
+def flush(server: ValkeyServer) -> None:
+    with redis.Redis.from_url(server.address) as client:
+        client.flushall()
+
+
+def state(a_plan: Plan) -> State:
+    with redis.Redis.from_url(a_plan.url) as client:
+        return stored(client, a_plan.keys, USERS)
+
+
+def test_five_kills_of_redis_change_nothing(own_redis: ValkeyServer, a_plan: Plan) -> None:
+    kills: list[int] = []
+
+    def kill(at: int) -> None:
+        if at // 500 > len(kills) and len(kills) < 5:
+            kills.append(at)
+            kill_and_start(own_redis)
+
+    Reader(a_plan).read(len(LOG), kill)
+    assert len(kills) == 5
+    state(a_plan).same_as(expected(EVENTS))
+
+
+@pytest.mark.parametrize("lose", [cut_tail, flush])
+def test_lost_writes_are_made_again(
+    own_redis: ValkeyServer, a_plan: Plan, lose: Callable[[ValkeyServer], None]
+) -> None:
+    reader = Reader(a_plan)
+    reader.read(2000)
+    lose(own_redis)
+    reader.read(len(LOG))
+    state(a_plan).same_as(expected(EVENTS))
+
+
+@pytest.mark.parametrize("lose", [cut_tail, flush])
+def test_a_reader_that_trusts_its_own_memory_loses_them(
+    own_redis: ValkeyServer, lose: Callable[[ValkeyServer], None]
+) -> None:
+    unfenced = plan(own_redis.address, fence=False)
+    reader = Reader(unfenced, believes_itself=True)
+    reader.read(2000)
+    lose(own_redis)
+    reader.read(len(LOG))
+    assert state(unfenced).counts.total() < len(EVENTS)
+
+
+@pytest.fixture
+def full(own_redis: ValkeyServer, a_plan: Plan) -> Iterator[redis.Redis]:
+    """A Redis with half of the log and no room for more."""
+    Reader(a_plan).read(1500)
+    with redis.Redis.from_url(own_redis.address) as client:
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"]))
+        yield client
+
+
+def test_a_full_redis_loses_nothing_once_there_is_room(full: redis.Redis, a_plan: Plan) -> None:
+    applier = Applier(a_plan, NodeConnection(a_plan.url))
+    with pytest.raises(redis.ResponseError, match="maxmemory"):
+        list(applier.apply(*PLACE, LOG[1500:]))
+    full.config_set("maxmemory", 0)
+    Reader(a_plan).read(len(LOG))
+    state(a_plan).same_as(expected(EVENTS))
+
+
+def test_a_reader_that_goes_on_after_a_refused_write_loses_it(
+    full: redis.Redis, own_redis: ValkeyServer
+) -> None:
+    unfenced = plan(own_redis.address, fence=False)
+    applier = Applier(unfenced, NodeConnection(unfenced.url))
+    with pytest.raises(redis.ResponseError, match="maxmemory"):
+        list(applier.apply(*PLACE, LOG[:1500]))
+    full.config_set("maxmemory", 0)
+    list(applier.apply(*PLACE, LOG[1500:]))
+    assert state(unfenced).counts.total() < len(EVENTS)

@@ -1,0 +1,181 @@
+"""The same events end in the same state: any order, repeats, batches and crashes, under either trigger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from afterclick.events import InteractionEvent
+from afterclick.state import StateChange
+from streaming.apply import Applier, Output, Plan, Record
+from streaming.connection import Connection, NodeConnection, load_functions
+from streaming.job import function_library
+from streaming.row import RowApplier
+from tests.streaming.builders import DAY_S, event, expected, log_of, plan, stored
+from tests.streaming.test_apply import Crash, CrashingConnection
+
+USERS = ("alice", "bob", "chloé", "{d:1}")
+ITEMS = ("camera", "lens", "a b", "ü")
+ACTIONS = ("review", "like", "click", "view", "purchase", "skip", "undo")
+TOPICS = ("reviews", "feedback")
+POISON = Record(0, b"key", b"poison", 0.0)
+
+some_events = st.lists(
+    st.builds(
+        event,
+        user=st.sampled_from(USERS),
+        item=st.sampled_from(ITEMS),
+        action=st.sampled_from(ACTIONS),
+        at=st.one_of(st.integers(0, 40 * DAY_S), st.sampled_from([0, 1, DAY_S])),
+        event_id=st.uuids().map(str),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@dataclass
+class Outbox:
+    """The topics that workers write to, where nothing fails."""
+
+    outputs: list[Output] = field(default_factory=list)
+
+    def send(self, output: Output, delivered: Callable[[], None] | None = None) -> None:
+        self.outputs.append(output)
+        if delivered:
+            delivered()
+
+    def bury(self, letters: Sequence[Output]) -> None:
+        self.outputs += letters
+
+
+Trigger = Callable[[Plan, Connection, Outbox, str, list[Record]], None]
+
+
+def micro_batch(the_plan: Plan, here: Connection, outbox: Outbox, topic: str, batch: list[Record]) -> None:
+    """What a worker of the micro-batch trigger does: outputs reach the sink once the batch is through."""
+    outbox.outputs += list(Applier(the_plan, here, outbox.bury).apply(topic, 0, batch))
+
+
+def real_time(the_plan: Plan, here: Connection, outbox: Outbox, topic: str, batch: list[Record]) -> None:
+    """What a worker of the real-time trigger does, a row at a time."""
+    apply_row = RowApplier(the_plan, "", Applier(the_plan, here, outbox.bury), outbox)  # type: ignore[arg-type]
+    for record in batch:
+        apply_row(record.key, record.value, topic, 0, record.offset, int(record.log_ms * 1000))
+
+
+@pytest.fixture(scope="module")
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        load_functions(client, function_library())
+        yield client
+
+
+@dataclass
+class Run:
+    """A job over one log: batches by a trigger each, and after a crash on from the position."""
+
+    client: redis.Redis
+    plan: Plan
+    outbox: Outbox
+    triggers: Iterator[Trigger]
+    sizes: Iterator[int]
+    again: Iterator[int]
+    """How many records before the position are read again after a crash."""
+    crashes: list[tuple[int, bool]]
+
+    def through(self, topic: str, log: list[Record]) -> None:
+        connection = NodeConnection(self.plan.url)
+        at = self._position(topic) + 1
+        while at < len(log):
+            batch = log[at : at + next(self.sizes)]
+            here = CrashingConnection(connection, *self.crashes.pop()) if self.crashes else connection
+            try:
+                next(self.triggers)(self.plan, here, self.outbox, topic, batch)
+                at += len(batch)
+            except Crash:
+                at = max(self._position(topic) + 1 - next(self.again), 0)
+
+    def _position(self, topic: str) -> int:
+        value = self.client.get(self.plan.keys.position(topic, 0))
+        return -1 if value is None else int(value)
+
+
+@pytest.mark.parametrize(
+    "triggers",
+    [[micro_batch], [real_time], [micro_batch, real_time]],
+    ids=["micro-batch", "real-time", "both"],
+)
+@hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), events=some_events)
+def test_any_order_repeats_batches_and_crashes_end_in_the_same_state(
+    client: redis.Redis, redis_url: str, triggers: list[Trigger], data: st.DataObject, events: list[Any]
+) -> None:
+    log = _log(data, events)
+    run = Run(
+        client,
+        plan(redis_url),
+        Outbox(),
+        cycle(triggers),
+        cycle(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5), "sizes")),
+        cycle(data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=4), "again")),
+        data.draw(st.lists(st.tuples(st.integers(1, 6), st.booleans()), max_size=8), "crashes"),
+    )
+    for topic, records in log.items():
+        run.through(topic, records)
+    stored(client, run.plan.keys, USERS).same_as(expected(events))
+    letters = {
+        (dict(one.headers)["topic"].decode(), int(dict(one.headers)["offset"]))
+        for one in run.outbox.outputs
+        if one.headers
+    }
+    assert letters == {(t, one.offset) for t, of in log.items() for one in of if one.value == POISON.value}
+    for topic, records in log.items():
+        if records:
+            triggers[0](run.plan, NodeConnection(redis_url), run.outbox, topic, records)
+    stored(client, run.plan.keys, USERS).same_as(expected(events))
+
+
+def _log(data: st.DataObject, events: list[InteractionEvent]) -> dict[str, list[Record]]:
+    """The events in some order, some of them repeated, over two topics, with poison between."""
+    repeated = events + data.draw(st.lists(st.sampled_from(events), max_size=15), "repeats")
+    shuffled: dict[str, list[InteractionEvent]] = {topic: [] for topic in TOPICS}
+    for one in data.draw(st.permutations(repeated), "order"):
+        shuffled[data.draw(st.sampled_from(TOPICS), "topic")].append(one)
+    log = {topic: log_of(those) for topic, those in shuffled.items()}
+    for records in log.values():
+        for at in data.draw(st.lists(st.integers(0, len(records)), max_size=3), "poison"):
+            records.insert(at, POISON)
+        records[:] = [Record(n, one.key, one.value, one.log_ms) for n, one in enumerate(records)]
+    return log
+
+
+@pytest.mark.parametrize("trigger", [micro_batch, real_time])
+def test_without_the_fence_a_crash_counts_twice(
+    client: redis.Redis, redis_url: str, trigger: Trigger
+) -> None:
+    log = log_of([event(item=f"item-{n}") for n in range(10)])
+    for fence in (True, False):
+        the_plan = plan(redis_url, fence=fence)
+        run = Run(client, the_plan, Outbox(), cycle([trigger]), cycle([5]), cycle([3]), [(2, True)])
+        run.through("reviews", log)
+        counted = stored(client, the_plan.keys, ["alice"]).counts.total()
+        assert counted == 10 if fence else counted > 10
+
+
+def test_a_change_that_a_row_has_sent_is_announced_with_the_next_row(
+    client: redis.Redis, redis_url: str
+) -> None:
+    the_plan, outbox = plan(redis_url), Outbox()
+    log = log_of([event(item=f"item-{n}") for n in range(3)])
+    real_time(the_plan, NodeConnection(redis_url), outbox, "reviews", log)
+    assert int(client.get(the_plan.keys.announced("reviews", 0)) or -1) == 1
+    assert [StateChange.decode(one.value or b"").offset for one in outbox.outputs] == [0, 1, 2]

@@ -1,0 +1,225 @@
+"""A forgotten user has never been there: not in the state, not in the log, whatever is replayed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+import redis
+
+from afterclick.events import InteractionEvent
+from afterclick.settings import Settings
+from streaming import forgotten, lease
+from streaming.apply import Applier, Plan
+from streaming.archive import decode_batches
+from streaming.connection import NodeConnection, load_functions
+from streaming.forget import _Forgetter, forget
+from streaming.forgotten import Forgotten
+from streaming.job import function_library
+from streaming.positions import read_log, read_positions
+from streaming.rebuild import rebuild
+from streaming.reconcile import reconcile
+from tests.serving.mini_stream import MiniStream
+from tests.streaming.builders import event
+from tests.streaming.stream_process import produce
+from tests.streaming.test_reconcile import records
+
+ALICE = [
+    event("alice", f"item-{n % 5}", "like" if n % 3 else "skip", at=n, event_id=f"a{n}") for n in range(20)
+]
+OTHERS = [event(f"user-{n % 7}", f"item-{n % 6}", "like", at=n / 2, event_id=f"o{n}") for n in range(40)]
+LOG = [*OTHERS[:20], *ALICE, *OTHERS[20:]]
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterable[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        load_functions(client, function_library())
+        yield client
+
+
+def apply_new(settings: Settings, fence: bool = True) -> None:
+    """What the stream does with what is on the topics."""
+    applier = Applier(Plan.of(settings, 1), NodeConnection(settings.redis.url))
+    with redis.Redis.from_url(settings.redis.url) as client:
+        spans = read_log(settings.kafka)
+        at = read_positions(client, settings.redis.keys, spans)
+    for (topic, partition), span in spans.items():
+        rows = list(records(settings, topic, partition, span.end))[at[topic, partition] + 1 :]
+        list(applier.apply(topic, partition, rows))
+
+
+def archive_all(settings: Settings, name: str = "all") -> None:
+    """Write what is on the topics into the Parquet log, as the archive query does."""
+    redis_settings = settings.redis
+    known = Forgotten(redis_settings.url, redis_settings.cluster, redis_settings.keys)
+    folder = Path(settings.archive) / "log_day=2026-01-01"
+    folder.mkdir(parents=True, exist_ok=True)
+    for (topic, partition), span in read_log(settings.kafka).items():
+        rows = list(records(settings, topic, partition, span.end))
+        columns = {
+            "key": [row.key for row in rows],
+            "value": pa.array([row.value for row in rows], pa.binary()),
+            "topic": [topic] * len(rows),
+            "partition": [partition] * len(rows),
+            "offset": [row.offset for row in rows],
+            "timestamp": [int(row.log_ms * 1000) for row in rows],
+        }
+        batches = list(decode_batches([pa.RecordBatch.from_pydict(columns)], known)) if rows else []
+        if batches:
+            pq.write_table(pa.Table.from_batches(batches), folder / f"{name}-{topic}-{partition}.parquet")
+
+
+def archived_users(settings: Settings) -> set[str]:
+    table = ds.dataset(settings.archive, partitioning="hive").to_table(columns=["user_id"])
+    return set(table["user_id"].to_pylist())
+
+
+def names_of(client: redis.Redis, settings: Settings, user: str) -> set[str]:
+    """What is left of a user's keys."""
+    found = client.scan_iter(settings.redis.prefix + "{u:" + user + "}*", count=5000)
+    return {key.decode().split("}:")[1].split(":")[0] for key in found}
+
+
+def test_nothing_is_left_and_the_state_is_that_of_a_log_without_them(
+    settings: Settings, client: redis.Redis
+) -> None:
+    produce(settings, [*LOG, ALICE[3]])
+    apply_new(settings)
+    archive_all(settings)
+    assert "alice" in archived_users(settings)
+
+    found = forget(settings, "alice")
+
+    assert (found.events, found.unknown, found.rows) == (20, 0, 21)
+    assert names_of(client, settings, "alice") == {"forgotten"}
+    assert archived_users(settings) == {f"user-{n}" for n in range(7)}
+    report = reconcile(settings)
+    assert (report.differences, report.forgotten, report.counted_in_state) == (0, 21, 40)
+
+
+def test_neither_a_replay_of_the_dataset_nor_of_the_topic_brings_them_back(
+    settings: Settings, client: redis.Redis
+) -> None:
+    produce(settings, LOG)
+    apply_new(settings)
+    forget(settings, "alice")
+
+    produce(settings, LOG)  # the dataset once more, the same ids
+    anew = [one.model_copy(update={"id": f"again-{one.id}"}) for one in ALICE]
+    produce(settings, anew)  # and under other ids
+    apply_new(settings)
+    archive_all(settings)
+    assert reconcile(settings).differences == 0
+    assert "alice" not in archived_users(settings)
+    assert names_of(client, settings, "alice") == {"forgotten"}
+
+    for key in client.scan_iter(settings.redis.prefix + "*"):
+        client.delete(key)  # Redis forgets that it has forgotten
+    forgotten.restore(client, settings.redis.keys, settings.kafka)  # what a starting stream does first
+    apply_new(settings)
+    assert reconcile(settings).differences == 0
+    assert names_of(client, settings, "alice") == {"forgotten"}
+
+
+def test_without_the_topic_the_replay_brings_them_back(settings: Settings, client: redis.Redis) -> None:
+    """The control: Redis alone cannot keep a forgetting that it may lose."""
+    produce(settings, LOG)
+    apply_new(settings)
+    forget(settings, "alice")
+    for key in client.scan_iter(settings.redis.prefix + "*"):
+        client.delete(key)
+    apply_new(settings)
+    assert "history" in names_of(client, settings, "alice")
+    assert reconcile(settings).differences > 0
+
+
+def test_who_comes_back_is_new(settings: Settings, client: redis.Redis) -> None:
+    produce(settings, LOG)
+    apply_new(settings)
+    until_ms = forget(settings, "alice").until_ms
+    later = event("alice", "item-1", "like", at=(until_ms / 1000) + 60 - 1_400_000_000, event_id="back")
+    produce(settings, [later])
+    apply_new(settings)
+    assert client.zcard(settings.redis.keys.history("alice")) == 1
+    report = reconcile(settings)
+    assert (report.differences, report.counted_in_state) == (0, 41)
+    again = forget(settings, "alice")
+    assert again.events == 1
+    assert reconcile(settings).differences == 0
+
+
+def test_a_running_stream_goes_on_meanwhile(settings: Settings, client: redis.Redis) -> None:
+    produce(settings, LOG)
+    with MiniStream(settings), lease.held(client, settings.redis.keys.lease, 10):
+        found = forget(settings, "alice")
+        produce(settings, OTHERS)
+        report = reconcile(settings, wait_s=30)
+    assert found.events <= 20  # what the stream had not come to yet was refused
+    assert (report.differences, report.forgotten) == (0, 20)
+
+
+class CutOff(Exception):
+    """The process died here."""
+
+
+class DiesBeforeCounts(_Forgetter):
+    def _take_back(self, until_ms: int) -> tuple[int, int]:
+        raise CutOff
+
+
+class DiesBeforeLedgers(_Forgetter):
+    def _remove(self, entries: Iterable[object]) -> None:
+        if list(entries):
+            raise CutOff
+
+
+@pytest.mark.parametrize("dies", [DiesBeforeCounts, DiesBeforeLedgers])
+def test_cut_off_it_is_finished_by_running_it_again(
+    settings: Settings, client: redis.Redis, dies: type[_Forgetter]
+) -> None:
+    produce(settings, LOG)
+    apply_new(settings)
+    until_ms = int(time.time() * 1000)
+    forgotten.publish(settings.kafka, "alice", until_ms)
+    cut_off = dies(settings, client, "alice")
+    with pytest.raises(CutOff):
+        cut_off.finish(cut_off.begin(until_ms))
+    assert "forgetting" in names_of(client, settings, "alice")
+    assert forget(settings, "alice").events == 20
+    assert names_of(client, settings, "alice") == {"forgotten"}
+    assert reconcile(settings).differences == 0
+
+
+def test_a_rebuilt_state_has_them_no_more_than_the_log(settings: Settings, client: redis.Redis) -> None:
+    produce(settings, LOG)
+    archive_all(settings)
+    forgotten.publish(settings.kafka, "alice", int(time.time() * 1000))  # the log still has them
+    rebuild(settings)
+    assert names_of(client, settings, "alice") == {"forgotten"}
+    assert reconcile(settings).differences == 0
+
+
+def test_a_crash_between_the_steps_and_then_a_forgetting(settings: Settings, client: redis.Redis) -> None:
+    """Step 1 has the events, step 2 never came: they were not counted and never will be."""
+    produce(settings, LOG)
+
+    class Dies(Applier):
+        def _fault_point(self) -> None:
+            raise ConnectionError
+
+    applier = Dies(Plan.of(settings, 1), NodeConnection(settings.redis.url))
+    for (topic, partition), span in read_log(settings.kafka).items():
+        rows: list[InteractionEvent] = list(records(settings, topic, partition, span.end))
+        if rows:
+            with pytest.raises(ConnectionError):
+                list(applier.apply(topic, partition, rows))
+    assert forget(settings, "alice").events == 0
+    apply_new(settings)
+    report = reconcile(settings)
+    assert (report.differences, report.counted_in_state) == (0, 40)
