@@ -78,7 +78,7 @@ def forget(settings: Settings, user_id: str) -> Forgetting:
     with closing(client_of(settings)) as client:
         load_functions(client, function_library())
         try:
-            newest = client.zrevrange(keys.history(user_id), 0, 0, withscores=True)
+            newest: Any = client.zrevrange(keys.history(user_id), 0, 0, withscores=True)
             until_ms = max([int(time.time() * 1000), *(int(score) for _, score in newest)])
             forgotten.publish(settings.kafka, user_id, until_ms)
             one = _Forgetter(settings, client, user_id)
@@ -146,7 +146,8 @@ class _Forgetter:
     def _ledger(self) -> Iterator[_Counted]:
         for topic in self.settings.kafka.topics.interactions:
             key = self.settings.redis.keys.ledger(self.user_id, topic)
-            for event_id, score in self.client.zrange(key, 0, -1, withscores=True):
+            entries: Any = self.client.zrange(key, 0, -1, withscores=True)
+            for event_id, score in entries:
                 partition, offset, novel = place_of(score)
                 yield _Counted(event_id.decode(), (topic, partition, offset), novel)
 
