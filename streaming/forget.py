@@ -186,23 +186,42 @@ class _Forgetter:
 
 def _read_topics(kafka: KafkaSettings, spots: list[Spot]) -> Iterator[tuple[Spot, _Event]]:
     """The events at these spots of the topics, those that are still there. Raises Unavailable."""
-    if not spots:
-        return
+    wanted: dict[Place, set[int]] = {}
+    for topic, partition, offset in spots:
+        wanted.setdefault((topic, partition), set()).add(offset)
     consumer = Consumer(
         {"bootstrap.servers": kafka.bootstrap, "group.id": "forget", "enable.auto.commit": False}
     )
     try:
-        for topic, partition, offset in spots:
-            consumer.assign([TopicPartition(topic, partition, offset)])
-            message = consumer.poll(_FETCH_S)
-            if message is None or message.error() or message.offset() != offset:
-                continue
-            try:
-                event = decode_interaction(message.value())
-            except BadEvent:
-                continue
-            yield (topic, partition, offset), _Event(event.data.item_id, event.data.action, event.time_ms)
+        for place, offsets in wanted.items():
+            for message in _span(consumer, place, min(offsets), max(offsets)):
+                if message.offset() in offsets and (event := _event(message.value())):
+                    yield (*place, message.offset()), event
     except KafkaException as error:
         raise Unavailable(f"Kafka at {kafka.bootstrap}: {error.args[0].str()}") from None
     finally:
         consumer.close()
+
+
+def _span(consumer: Consumer, place: Place, first: int, last: int) -> Iterator[Any]:
+    """The records of a partition from one offset to another, as far as they are still there."""
+    begin, end = consumer.get_watermark_offsets(TopicPartition(*place), timeout=_FETCH_S)
+    at, last = max(first, begin), min(last, end - 1)
+    consumer.assign([TopicPartition(*place, at)])
+    while at <= last:
+        messages = consumer.consume(5000, _FETCH_S)
+        if not messages:
+            raise Unavailable(f"{place[0]}/{place[1]} stopped answering at offset {at}; run it again")
+        for message in messages:
+            if message.error():
+                raise KafkaException(message.error())
+            at = message.offset() + 1
+            yield message
+
+
+def _event(value: bytes | None) -> _Event | None:
+    try:
+        event = decode_interaction(value)
+    except BadEvent:
+        return None
+    return _Event(event.data.item_id, event.data.action, event.time_ms)
