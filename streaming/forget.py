@@ -215,7 +215,7 @@ def _span(consumer: Consumer, place: Place, first: int, last: int) -> Iterator[A
         for message in messages:
             if message.error():
                 raise KafkaException(message.error())
-            at = message.offset() + 1
+            at = int(message.offset() or 0) + 1
             yield message
 
 

@@ -17,24 +17,26 @@ MORE = 1000
 def redis_killed(bench: Bench, jars: Path) -> Case:
     """kill -9 of Redis while events are applied. The control has neither append-only file nor fence."""
     with own_stack(jars, **QUICK) as stack:
-        recovery = _kill_redis(stack, bench, bench.server_kills)
+        recovery = _kill_redis(stack, bench, bench.server_kills, within_part=True)
         report = reconcile(stack.settings)
     with own_stack(jars, **QUICK, **NO_FENCE) as stack:
         with stack.client() as client:
             client.config_set("appendonly", "no")
-        _kill_redis(stack, bench, 1)
+        _kill_redis(stack, bench, 1, within_part=False)
         control = reconcile(stack.settings)
     return judged("redis killed", bench.server_kills, report, recovery, control)
 
 
-def _kill_redis(stack: Stack, bench: Bench, kills: int) -> float:
+def _kill_redis(stack: Stack, bench: Bench, kills: int, within_part: bool) -> float:
+    """Kill Redis again and again: each time within a part of the log, or after it."""
     stack.job.start()
     part = bench.events // (kills + 1)
     for n in range(kills + 1):
         produce(stack.settings, events(part, n))
         if n == kills:
             break
-        stack.wait(lambda: 0 <= stack.behind() < part, "a part of the log to be applied")
+        left = part if within_part else 1
+        stack.wait(lambda left=left: 0 <= stack.behind() < left, "a part of the log")  # type: ignore[misc]
         stack.valkey.kill()
         stack.valkey.start()
     return stack.wait_caught_up()
