@@ -14,7 +14,7 @@ def forget(
     user_id: Annotated[str, typer.Argument(help="The user whose events until now never happened.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Erase a user from Redis, the log and the next model; no replay brings them back.
+    """Erase a user from Redis, SQL, the log and the next model; no replay brings them back.
 
     The stream may run meanwhile. Kafka keeps its records until their retention. Run it again where it was
     cut off.
@@ -24,13 +24,18 @@ def forget(
     import orjson
 
     from afterclick.settings import Settings
+    from infra.commands.db import upgraded_database
+    from serving.sql.forgetting import forget_user
     from streaming.forget import forget as erase
 
     found = erase(Settings(), user_id)
+    sql_rows = forget_user(upgraded_database(), user_id)
     if as_json:
-        typer.echo(orjson.dumps(asdict(found)))
+        typer.echo(orjson.dumps(asdict(found) | {"sql_rows": sql_rows}))
         return
-    typer.echo(f"{found.events:,} events taken back, {found.rows:,} rows erased from the log")
+    typer.echo(
+        f"{found.events:,} events taken back; erased: {found.rows:,} rows of the log, {sql_rows:,} rows in SQL"
+    )
     if found.unknown:
         typer.echo(
             f"{found.unknown:,} events are in no log any more: what they counted stays, without a name"

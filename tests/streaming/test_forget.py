@@ -6,14 +6,17 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import orjson
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import redis
+from typer.testing import CliRunner
 
 from afterclick.events import InteractionEvent
 from afterclick.settings import Settings
+from infra.cli import app
 from streaming import forgotten, lease
 from streaming.apply import Applier, Plan
 from streaming.archive import decode_batches
@@ -26,7 +29,7 @@ from streaming.rebuild import rebuild
 from streaming.reconcile import reconcile
 from tests.serving.mini_stream import MiniStream
 from tests.streaming.builders import event
-from tests.streaming.stream_process import produce
+from tests.streaming.stream_process import environment, produce
 from tests.streaming.test_reconcile import records
 
 ALICE = [
@@ -223,3 +226,22 @@ def test_a_crash_between_the_steps_and_then_a_forgetting(settings: Settings, cli
     apply_new(settings)
     report = reconcile(settings)
     assert (report.differences, report.counted_in_state) == (0, 40)
+
+
+def test_the_command_says_what_it_erased(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    produce(settings, LOG)
+    apply_new(settings)
+    archive_all(settings)
+    for name, value in environment(settings).items():
+        if name.startswith("AFTERCLICK_"):
+            monkeypatch.setenv(name, value)
+    answer = CliRunner().invoke(app, ["forget", "alice", "--json"])
+    assert answer.exit_code == 0, answer.output
+    said = orjson.loads(answer.stdout.splitlines()[-1])
+    assert {name: said[name] for name in ("events", "unknown", "rows", "sql_rows")} == {
+        "events": 20,
+        "unknown": 0,
+        "rows": 20,
+        "sql_rows": 0,
+    }
+    assert reconcile(settings).differences == 0
