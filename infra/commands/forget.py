@@ -33,9 +33,8 @@ def forget(
     if as_json:
         typer.echo(orjson.dumps(asdict(found) | {"sql_rows": sql_rows}))
         return
-    typer.echo(
-        f"{found.events:,} events taken back; erased: {found.rows:,} rows of the log, {sql_rows:,} rows in SQL"
-    )
+    typer.echo(f"{found.events:,} events taken back")
+    typer.echo(f"{found.rows:,} rows of the Parquet log and {sql_rows:,} rows in SQL erased")
     if found.unknown:
         typer.echo(
             f"{found.unknown:,} events are in no log any more: what they counted stays, without a name"
