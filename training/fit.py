@@ -65,9 +65,14 @@ def fit(
     spark: SparkSession, rows: Interactions, catalogue: content.Catalogue, config: FitConfig, version: str
 ) -> Fitted:
     """Fit on `rows` (in order of time). The items are those of `rows` with enough interactions or a text."""
-    rows = rows.also(catalogue)  # what nobody has bought yet can be found by its text
-    rows = rows.choose((rows.item_counts() >= config.least) | np.isin(rows.item_ids, list(catalogue)))
-    known = rows.where((rows.item_counts() >= config.least)[rows.item])
+    return with_towers(without_towers(spark, rows, catalogue, config, version), rows, catalogue, config)
+
+
+def without_towers(
+    spark: SparkSession, rows: Interactions, catalogue: content.Catalogue, config: FitConfig, version: str
+) -> Fitted:
+    """All but the two towers, which take longest: a model that can be served meanwhile."""
+    rows, known = _choose(rows, catalogue, config)
     users, items = factorise(spark, known, config)
     model = Model(
         version=version,
@@ -82,8 +87,27 @@ def fit(
     described = content.embed(
         content.texts_of(model.item_ids.tolist(), catalogue), config.content, seed=config.als.seed
     )
-    towers = two_tower.fit(known, config.towers, described) if config.towers is not None else None
-    return Fitted(replace(model, content=described, towers=towers), _sample(users, config.als.seed))
+    return Fitted(replace(model, content=described), _sample(users, config.als.seed))
+
+
+def with_towers(
+    fitted: Fitted, rows: Interactions, catalogue: content.Catalogue, config: FitConfig
+) -> Fitted:
+    """The same model with the two towers, learned from the same rows, where the configuration has them."""
+    if config.towers is None:
+        return fitted
+    _, known = _choose(rows, catalogue, config)
+    towers = two_tower.fit(known, config.towers, fitted.model.content)
+    return replace(fitted, model=replace(fitted.model, towers=towers))
+
+
+def _choose(
+    rows: Interactions, catalogue: content.Catalogue, config: FitConfig
+) -> tuple[Interactions, Interactions]:
+    """The rows with the items of the model, and of these the rows whose items have enough interactions."""
+    rows = rows.also(catalogue)  # what nobody has bought yet can be found by its text
+    rows = rows.choose((rows.item_counts() >= config.least) | np.isin(rows.item_ids, list(catalogue)))
+    return rows, rows.where((rows.item_counts() >= config.least)[rows.item])
 
 
 def factorise(

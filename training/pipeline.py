@@ -83,10 +83,13 @@ class Pipeline:
                 seconds={},
             )
             with self._timed(seconds, "model", f"fitting on {len(rows):,} interactions"):
-                final = fit.fit(session, rows, known, config, version)
+                final = fit.without_towers(session, rows, known, config, version)
             self._sound(final.model)
             if early is not None:
                 early(final, facts)
+            with self._timed(seconds, "towers", "training the two towers"):
+                final = fit.with_towers(final, rows, known, config)
+            self._sound(final.model)
             with self._timed(seconds, "twin", "fitting the twin that has not seen the holdout"):
                 twin = fit.fit(session, rows.before(cut), known, config, version)
             with self._timed(seconds, "ranker", "training the ranker on past days"):
