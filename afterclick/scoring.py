@@ -257,9 +257,11 @@ def _tower_columns(
         return
     user = tower_user(model, state) if user is None else user
     last = tower_user(model, state.newest())
-    for name, vector in (("tower", user), ("tower_last", last)):
-        if vector is not None:
-            column[name][:] = model.towers.logits(vector, rows)
+    given = {name: v for name, v in (("tower", user), ("tower_last", last)) if v is not None}
+    if given:
+        logits = model.towers.logits(np.stack(list(given.values()), axis=1), rows)
+        for at, name in enumerate(given):
+            column[name][:] = logits[:, at]
 
 
 def _content_columns(

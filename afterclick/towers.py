@@ -43,7 +43,12 @@ class TowerArrays:
         length = float(np.linalg.norm(total))
         return np.append(total / length, np.float32(1.0)).astype(np.float32) if length > 0 else None
 
-    def logits(self, user: FloatArray, items: NDArray[np.intp]) -> FloatArray:
-        """(len(items),) logits of these items; NaN for those that the towers know nothing of."""
+    def logits(self, users: FloatArray, items: NDArray[np.intp]) -> FloatArray:
+        """Logits of these items: (len(items),) for one user (d + 1,), (len(items), u) for columns (d + 1, u).
+
+        NaN for the items that the towers know nothing of.
+        """
         near = self.targets[items]
-        return np.where(near[:, -1] > UNKNOWN, near @ user, np.nan).astype(np.float32)
+        found = near @ users
+        found[near[:, -1] <= UNKNOWN] = np.nan
+        return np.asarray(found, np.float32)

@@ -23,7 +23,7 @@ from afterclick.candidates import SOURCES, candidate_items, exact_search
 from afterclick.scoring import UserState, features, group_contributions
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
-from afterclick.user_vectors import fold_in
+from afterclick.user_vectors import fold_in, tower_user
 from serving import schemas
 from serving.choice import Choice
 from serving.lists import overall, similar
@@ -67,16 +67,18 @@ def create_app(settings: Settings) -> FastAPI:
                 path = settings.artifacts / model.version / FILE
                 boosters[model.version] = lightgbm.Booster(model_file=str(path))
             booster = boosters[model.version]
-            user = fold_in(model, state)
+            user, near = fold_in(model, state), tower_user(model, state)
             found = candidate_items(
                 model,
                 state,
                 world.view,
                 user_factors=user,
+                user_towers=near,
                 als_search=exact_search(model.factors),
+                tower_search=exact_search(model.towers.targets) if model.towers is not None else None,
                 content_search=exact_search(model.content),
             )
-            table = features(model, state, world.view, found.items, user)
+            table = features(model, state, world.view, found.items, user, near)
             scores = np.asarray(booster.predict(table, num_threads=1))
             top = np.argsort(-scores)[:n]
             items = found.items[top]

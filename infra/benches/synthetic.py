@@ -23,6 +23,7 @@ from afterclick.model import Model
 from afterclick.scoring import FEATURE_NAMES
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
+from afterclick.towers import AGES_DAYS, TowerArrays
 from afterclick.trends import Trend
 from serving.ranker import FILE
 from training import index
@@ -74,12 +75,15 @@ def _publish_items(settings: Settings, shop: Shop, producer: Producer) -> None:
 def _publish_model(settings: Settings, shop: Shop, producer: Producer, rng: np.random.Generator) -> None:
     model = _model(shop, rng)
     assert model.factors is not None
-    faiss_index, _ = index.build(model.factors)
+    assert model.towers is not None
+    indexes = {index.FILE: model.factors, index.TOWERS: model.towers.targets}
+    built = {name: index.build(vectors)[0] for name, vectors in indexes.items()}
     ranker = _ranker(rng)
 
     def fill(folder: Path) -> None:
         model.save(folder)
-        index.write(faiss_index, folder)
+        for name, made in built.items():
+            index.write(made, folder, name)
         (folder / FILE).write_text(ranker)
 
     folder, sha256 = artifact.write(
@@ -108,6 +112,11 @@ def _model(shop: Shop, rng: np.random.Generator) -> Model:
     near = np.stack([rng.choice(members[t], NEIGHBOURS) for t in taste]).astype(np.int32)
     same_day = np.stack([rng.choice(members[t], NEIGHBOURS) for t in taste]).astype(np.int32)
     scores = -np.sort(-rng.random((n, NEIGHBOURS)).astype(np.float32) * 0.3, axis=1)
+    towers = TowerArrays(
+        history=(centres[taste] + rng.normal(size=(n, RANK)) * 0.1).astype(np.float32),
+        targets=np.c_[centres[taste] + rng.normal(size=(n, RANK)) * 0.1, np.zeros(n)].astype(np.float32),
+        ages=np.ones(len(AGES_DAYS) + 1, np.float32),
+    )
     return Model(
         version="bench",
         item_ids=np.array(shop.items),
@@ -119,6 +128,7 @@ def _model(shop: Shop, rng: np.random.Generator) -> Model:
         same_day_scores=scores,
         factors=(centres[taste] + rng.normal(size=(n, RANK)) * 0.1).astype(np.float32),
         content=content,
+        towers=towers,
     )
 
 
