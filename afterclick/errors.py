@@ -8,6 +8,7 @@ AfterclickError
 │   ├── BadDataset       a dataset file or folder that cannot be read as one
 │   └── BadArtifact      a model artifact that is damaged, incomplete or of another version
 ├── Unavailable          a part that should answer does not (Kafka, Redis, Java, a port)
+│   └── NotRunning       what was to be steered (a replay, shoppers, a stack) does not run
 ├── StateConflict        the state in Redis cannot be trusted to go on from
 │   ├── LogTruncated     the topic no longer reaches back to the position
 │   └── StateLocked      another stream job holds this state
@@ -53,6 +54,10 @@ class Unavailable(AfterclickError):
     """A part that should answer does not."""
 
     exit_code = 3
+
+
+class NotRunning(Unavailable):
+    """What was to be steered does not run."""
 
 
 class StateConflict(AfterclickError):

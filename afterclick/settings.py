@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Final, Literal
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -165,7 +166,7 @@ class ServingSettings(_Section):
     keys: dict[str, ApiKey] = {}
     """API keys by name, as JSON; `afterclick api-key` makes one. Without keys: loopback only."""
     open: bool = False
-    """Answer without keys on any address: only behind a gateway that checks."""
+    """Answer without keys on any address, /admin left out: only behind a gateway that checks."""
     limit: str | None = None
     """Requests per caller (a token's user, a key, else an address), as in 600/minute; more get 429."""
     limit_shared: bool = False
@@ -178,6 +179,8 @@ class ServingSettings(_Section):
     """SQL database, as in postgresql://user:password@host/name; by default SQLite in the home folder."""
     request_log_days: float = Field(1.0, ge=0)
     """How long the request log keeps a row; 0 writes none."""
+    break_it: bool = False
+    """Let an administrator kill the stream job, hold up Redis and resend events: for demonstrations alone."""
 
 
 class UiSettings(_Section):
@@ -187,6 +190,15 @@ class UiSettings(_Section):
     """Port to listen on."""
     api_url: str = "http://127.0.0.1:8000"
     """Where the API answers."""
+    api_key: str | None = None
+    """The key that the pages and the simulator present to the API, where it asks for one."""
+    steer: bool | None = None
+    """Let whoever opens the dashboard steer; by default where the pages listen on this machine alone."""
+
+    @property
+    def steers(self) -> bool:
+        """Whether the dashboard has the administrator's panels."""
+        return self.host in {"127.0.0.1", "::1", "localhost"} if self.steer is None else self.steer
 
 
 class Settings(BaseSettings):
@@ -212,6 +224,16 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
     ui: UiSettings = UiSettings()
+
+    def environment(self) -> dict[str, str]:
+        """What differs from the defaults, as AFTERCLICK_* variables: gives a child these settings."""
+        changed = self.model_dump(mode="json", exclude_defaults=True)
+        return {
+            f"AFTERCLICK_{name.upper()}": str(value)
+            if isinstance(value, str)
+            else orjson.dumps(value).decode()
+            for name, value in changed.items()
+        }
 
     @property
     def archive(self) -> str:

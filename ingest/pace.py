@@ -16,7 +16,7 @@ _SPEED = re.compile(r"(\d+(?:\.\d+)?)(?:([smhdw])/s|x)")
 
 
 class Pace(Protocol):
-    """Says how many of the next events are due."""
+    """Says how many of the next events are due; in words by `str`."""
 
     def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
         """How many events at the front of `times_ms` (sorted) may go, after so many seconds of running."""
@@ -30,6 +30,9 @@ class Pace(Protocol):
 
 class Unlimited:
     """Everything is due."""
+
+    def __str__(self) -> str:
+        return "max"
 
     def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
         return len(times_ms)
@@ -50,6 +53,9 @@ class Rate:
         self._per_second = per_second
         self._went = 0
 
+    def __str__(self) -> str:
+        return f"{self._per_second:g} events/s"
+
     def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
         return max(0, min(len(times_ms), int(running_s * self._per_second) - self._went))
 
@@ -68,6 +74,12 @@ class Speed:
             raise BadInput(f"speed {factor:g}: give more than 0")
         self._factor = factor
         self._origin_ms: float | None = None
+
+    def __str__(self) -> str:
+        for unit, seconds in reversed(_UNITS.items()):
+            if self._factor >= seconds and unit != "s":
+                return f"{self._factor / seconds:g}{unit}/s"
+        return f"{self._factor:g}x"
 
     def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
         if not len(times_ms):

@@ -2,8 +2,8 @@
 
 writes  file  <home>/replay/progress.json  next row per dataset and cluster; only after delivery reports
               <home>/replay/clock.json     shift per dataset of the rebased clock, chosen once
-              <home>/replay/status.json    the figures of the replay that runs, several times a second
-reads   file  <home>/replay/control.json   {"state": "running" | "paused"}, written by whoever pauses it
+              <home>/replay/status.json    afterclick.home.ReplayStatus, several times a second
+reads   file  <home>/replay/control.json   afterclick.home.ReplayControl, written by whoever steers it
 """
 
 from __future__ import annotations
@@ -12,39 +12,25 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from afterclick.errors import AlreadyRunning
-
-RUNNING, PAUSED, DONE, STOPPED, FAILED = "running", "paused", "done", "stopped", "failed"
-
-
-@dataclass(frozen=True)
-class Status:
-    """The figures of a replay at one moment. Times in ms; `eta_s` is None while nothing is known."""
-
-    state: str
-    dataset: str
-    sent: int
-    delivered: int
-    total: int
-    rate: float
-    event_time_ms: int
-    shift_ms: int
-    eta_s: float | None
-    kafka_away: bool
-    updated_ms: int
+from afterclick.home import ReplayControl, ReplayStatus
 
 
 @dataclass(frozen=True)
 class ReplayFiles:
     """The files of replays in one home folder."""
 
-    folder: Path
+    home: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "replay"
 
     def next_row(self, key: str) -> int:
         """The first row not known to be delivered; 0 where nothing is known."""
@@ -64,25 +50,21 @@ class ReplayFiles:
             _write(self.folder / "clock.json", shifts)
         return int(shifts[fingerprint])
 
-    def paused(self) -> bool:
-        """Whether someone asked the replay to wait."""
-        return bool(_read(self.folder / "control.json").get("state") == PAUSED)
+    def control(self) -> ReplayControl:
+        """How the replay is asked to go."""
+        return ReplayControl.read(self.home) or ReplayControl()
 
-    def ask(self, state: str) -> None:
-        """Ask the running replay to pause or to go on."""
-        _write(self.folder / "control.json", {"state": state})
+    def ask(self, control: ReplayControl) -> None:
+        """Ask the running replay to pause, to go on, or to change its pace."""
+        control.write(self.home)
 
-    def save_status(self, status: Status) -> None:
+    def save_status(self, status: ReplayStatus) -> None:
         """Publish the figures of this moment."""
-        _write(self.folder / "status.json", asdict(status))
+        status.write(self.home)
 
-    def status(self) -> Status | None:
+    def status(self) -> ReplayStatus | None:
         """The last figures published, or None if no replay ever ran."""
-        found = _read(self.folder / "status.json")
-        try:
-            return Status(**found) if found else None
-        except TypeError:
-            return None
+        return ReplayStatus.read(self.home)
 
     @contextmanager
     def only_one(self) -> Iterator[None]:
@@ -93,7 +75,7 @@ class ReplayFiles:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise AlreadyRunning(
-                    f"a replay runs from {self.folder.parent} already; stop it, or watch it with "
+                    f"a replay runs from {self.home} already; stop it, or watch it with "
                     "`afterclick ingest status`"
                 ) from None
             yield
@@ -109,7 +91,7 @@ class ReplayFiles:
 
 def replay_files(home: Path) -> ReplayFiles:
     """The replay files of a home folder."""
-    return ReplayFiles(home / "replay")
+    return ReplayFiles(home)
 
 
 def _read(path: Path) -> dict[str, Any]:

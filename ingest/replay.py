@@ -17,16 +17,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import structlog
 from numpy.typing import NDArray
 
-from afterclick.errors import AfterclickError
+from afterclick.errors import AfterclickError, BadInput
+from afterclick.home import DONE, FAILED, PAUSED, RUNNING, STOPPED, ReplayControl, ReplayStatus
 from afterclick.settings import Settings
 from ingest.encoder import Encoder
 from ingest.ordered import Ordered
-from ingest.pace import Pace, Unlimited, spread_days
+from ingest.pace import Pace, Unlimited, parse_pace, spread_days
 from ingest.producer import CHUNK, EventProducer
-from ingest.progress import DONE, FAILED, PAUSED, RUNNING, STOPPED, ReplayFiles, Status, replay_files
+from ingest.progress import ReplayFiles, replay_files
 
+log = structlog.get_logger()
 TICK_S = 0.2
 IDLE_S = 0.01
 
@@ -74,7 +77,7 @@ def replay(
     settings: Settings,
     options: ReplayOptions,
     *,
-    on_status: Callable[[Status], None] = lambda status: None,
+    on_status: Callable[[ReplayStatus], None] = lambda status: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Send the rows that are due until all are delivered or `stopping()`.
@@ -100,7 +103,7 @@ class _Replay:
         settings: Settings,
         options: ReplayOptions,
         files: ReplayFiles,
-        on_status: Callable[[Status], None],
+        on_status: Callable[[ReplayStatus], None],
     ) -> None:
         topics = settings.kafka.topics
         self.data, self.options, self.files, self.on_status = data, options, files, on_status
@@ -112,6 +115,8 @@ class _Replay:
         self.first_row = 0 if options.restart else files.next_row(self.key)
         self.total, self.span_ms = _measure(data, options, self.first_row)
         self.watch = _Stopwatch()
+        self.pace, self.pace_began = options.pace, 0.0
+        self.asked = ReplayControl()
         self.rate = _RateMeter()
         self.sent = 0
         self.row = self.saved = self.first_row
@@ -121,7 +126,7 @@ class _Replay:
 
     def go(self, stopping: Callable[[], bool]) -> Summary:
         """Send everything selected."""
-        self.files.ask(RUNNING)
+        self.files.ask(ReplayControl())
         # rows up to here are delivered already; the producer counts on from there
         self.producer.delivered = self.first_row
         state = DONE
@@ -142,7 +147,8 @@ class _Replay:
             self._tick()
             if stopping():
                 return False
-            due = 0 if self.watch.paused else self.options.pace.due(paced[at:], self.watch.seconds())
+            running_s = self.watch.seconds() - self.pace_began
+            due = 0 if self.watch.paused else self.pace.due(paced[at:], running_s)
             if not due:
                 self.producer.poll(IDLE_S)
                 continue
@@ -159,7 +165,7 @@ class _Replay:
             self.row += len(messages)
             self.producer.send(topic, messages, self.row)
         self.sent += len(rows)
-        self.options.pace.took(len(rows))
+        self.pace.took(len(rows))
 
     def _tick(self) -> None:
         """A few times a second: obey the control file, keep the progress, publish the figures."""
@@ -167,8 +173,25 @@ class _Replay:
         if now - self._ticked < TICK_S:
             return
         self._ticked = now
-        self.watch.pause(self.files.paused())
+        control = self.files.control()
+        self.watch.pause(control.state == PAUSED)
+        self._change_pace(control)
         self.report(PAUSED if self.watch.paused else RUNNING)
+
+    def _change_pace(self, control: ReplayControl) -> None:
+        """Go at the pace that is asked for from now on; one that cannot be read changes nothing."""
+        if control.speed is None and control.rate is None:
+            return
+        asked = control.model_copy(update={"state": RUNNING})
+        if asked == self.asked:
+            return
+        self.asked = asked
+        try:
+            self.pace = parse_pace(control.speed or "max", control.rate)
+        except BadInput as error:
+            log.warning("no such pace", error=str(error))
+            return
+        self.pace_began = self.watch.seconds()
 
     def report(self, state: str) -> None:
         """Keep how far everything is delivered, and publish the figures."""
@@ -176,7 +199,7 @@ class _Replay:
             self.saved = self.producer.delivered
             self.files.save_next_row(self.key, self.saved, self.event_ms)
         rate = self.rate.update(self.sent, self.watch.seconds())
-        status = Status(
+        status = ReplayStatus(
             state=state,
             dataset=self.data.facts.name,
             sent=self.sent,
@@ -188,6 +211,7 @@ class _Replay:
             eta_s=self._eta(rate),
             kafka_away=self.producer.away,
             updated_ms=time.time_ns() // 1_000_000,
+            pace=str(self.pace),
         )
         self.files.save_status(status)
         self.on_status(status)
@@ -195,7 +219,7 @@ class _Replay:
     def _eta(self, rate: float) -> float | None:
         left = self.total - self.sent
         share = left / self.total if self.total else 0.0
-        paced = self.options.pace.seconds_for(left, int(self.span_ms * share))
+        paced = self.pace.seconds_for(left, int(self.span_ms * share))
         if paced is None and rate:
             paced = left / rate
         return None if paced is None else round(paced, 1)

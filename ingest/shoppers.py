@@ -59,6 +59,17 @@ class Plan(BaseModel):
     """Begins every shopper's id: the same run and seed are the same people."""
 
 
+class Steering(BaseModel):
+    """What may change while shoppers shop; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    hot: tuple[str, ...] | None = None
+    drift: float | None = Field(None, ge=0, le=1)
+    held: bool | None = None
+    """Nobody begins a visit while this is true."""
+
+
 @dataclass
 class Ledger:
     """What a shopper was shown and did, per round."""
@@ -85,9 +96,12 @@ class Customer:
 class Mall:
     """Runs a plan against the API at `url`. Raises Unavailable where it does not answer."""
 
-    def __init__(self, url: str, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, url: str, plan: Plan, key: str | None = None) -> None:
+        self._plan, self._drift = plan, plan.drift
         self._url = url
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._going = asyncio.Event()
+        self._going.set()
         self._truth = Truth(plan.seed, frozenset(plan.hot))
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._categories: tuple[str, ...] = ()
@@ -95,7 +109,8 @@ class Mall:
 
     async def run(self, on_round: Callable[[int], None] = lambda _: None) -> list[Customer]:
         """Every shopper's visits, a round at a time; returns everybody with their ledgers."""
-        async with httpx2.AsyncClient(base_url=self._url, timeout=10.0) as http:
+        client = httpx2.AsyncClient(base_url=self._url, timeout=10.0, headers=self._headers)
+        async with client as http:
             self._categories = await categories(http)
             self.customers = self._invite()
             for n in range(self._plan.visits):
@@ -105,6 +120,15 @@ class Mall:
                 await pause
                 on_round(n + 1)
         return self.customers
+
+    def steer(self, steering: Steering) -> None:
+        """Change what may change, from the next visit on. Call on the event loop."""
+        if steering.hot is not None:
+            self._truth = Truth(self._plan.seed, frozenset(steering.hot))
+        if steering.drift is not None:
+            self._drift = steering.drift
+        if steering.held is not None:
+            (self._going.clear if steering.held else self._going.set)()
 
     def _invite(self) -> list[Customer]:
         plan = self._plan
@@ -118,8 +142,9 @@ class Mall:
 
     async def _visit(self, http: httpx2.AsyncClient, customer: Customer, popular: Sequence[SeenItem]) -> None:
         async with self._gate:
-            shopper, plan = customer.shopper, self._plan
-            if shopper.dice.random() < plan.drift:
+            await self._going.wait()
+            shopper = customer.shopper
+            if shopper.dice.random() < self._drift:
                 shopper.drift(self._categories)
             items, impression_id = await self._look(http, customer, popular)
             visit = shopper.visit(items, self._truth)
@@ -154,17 +179,27 @@ class Mall:
         customer.ledger.purchases += deed.action.value == "purchase"
 
 
-def summary(customers: Sequence[Customer], seed: int = 0) -> dict[str, Any]:
-    """Click-through rates of both arms, and the lift with its 95 % interval (bootstrap over shoppers)."""
-    arms = {arm: [c.ledger for c in customers if c.arm is arm] for arm in Arm}
-    lifts = sorted(_lift(_resampled(arms, random.Random(seed + n))) for n in range(RESAMPLES))
+def so_far(customers: Sequence[Customer]) -> dict[str, Any]:
+    """Click-through rates of both arms, and the lift; quickly, so without its interval."""
+    arms = _arms(customers)
     return {
         "shoppers": len(customers),
         "feedback": sum(c.ledger.sent for c in customers),
         "arms": {arm.value: _figures(ledgers) for arm, ledgers in arms.items()},
         "lift": round(_lift(arms), 4),
-        "lift_95": [round(lifts[int(RESAMPLES * q)], 4) for q in (0.025, 0.975)],
     }
+
+
+def summary(customers: Sequence[Customer], seed: int = 0) -> dict[str, Any]:
+    """Click-through rates of both arms, and the lift with its 95 % interval (bootstrap over shoppers)."""
+    arms = _arms(customers)
+    lifts = sorted(_lift(_resampled(arms, random.Random(seed + n))) for n in range(RESAMPLES))
+    interval = [round(lifts[int(RESAMPLES * q)], 4) for q in (0.025, 0.975)]
+    return {**so_far(customers), "lift_95": interval}
+
+
+def _arms(customers: Sequence[Customer]) -> dict[Arm, list[Ledger]]:
+    return {arm: [c.ledger for c in customers if c.arm is arm] for arm in Arm}
 
 
 async def categories(http: httpx2.AsyncClient) -> tuple[str, ...]:

@@ -11,10 +11,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afterclick.settings import Settings
-from serving import api, control_api, insight_api, problems, sockets
+from serving import admin, api, control_api, insight_api, problems, sockets
 from serving.call_limit import CallLimit
 from serving.guard import Guard
 from serving.metrics import Metrics
+from serving.recent import RecentRequests
 from serving.request_log import LoggedRequest, RequestLog
 from serving.service import Service
 
@@ -51,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(api.router)
     app.include_router(insight_api.router)
     app.include_router(control_api.router)
+    app.include_router(admin.router)
     app.include_router(sockets.router)
     problems.install(app)
     app.add_middleware(problems.BodyLimit, limit=settings.serving.max_body_bytes)
@@ -66,16 +68,16 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["authorization", "content-type"],
             expose_headers=["retry-after"],
         )
-    app.add_middleware(Measured, metrics=service.metrics, requests=service.requests)
+    app.add_middleware(Measured, metrics=service.metrics, requests=service.requests, recent=service.recent)
     _document_problems(app)
     return app
 
 
 class Measured:
-    """ASGI middleware: count, time and log each request under its route's path."""
+    """ASGI middleware: count, time and log each request under its route's path, and remember the newest."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, requests: RequestLog) -> None:
-        self.app, self.metrics, self.requests = app, metrics, requests
+    def __init__(self, app: ASGIApp, metrics: Metrics, requests: RequestLog, recent: RecentRequests) -> None:
+        self.app, self.metrics, self.requests, self.recent = app, metrics, requests, recent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -95,6 +97,7 @@ class Measured:
             route = getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - began
             self.metrics.answered_in(route, status, seconds)
+            self.recent.add(scope["method"], route, (scope["path"], scope["query_string"]), status, seconds)
             if route not in UNLOGGED:
                 self.requests.append(
                     LoggedRequest(

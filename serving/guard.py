@@ -25,8 +25,9 @@ from serving.problems import problem
 from serving.tokens import SCOPES, is_token, user_of
 
 OPEN_PATHS = ("/health/live", "/health/ready", "/docs", "/openapi.json", "/redoc")
-ADMIN_PATHS = ("/metrics", "/exposure", "/models", "/dead-letters", "/ws/live")
-ADMIN_PREFIXES = ("/explain/", "/rules", "/experiments", "/tokens")
+ADMIN_PATHS = ("/metrics", "/exposure", "/models", "/dead-letters", "/requests", "/ws/live")
+ADMIN_PREFIXES = ("/explain/", "/admin/", "/rules", "/experiments", "/tokens")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 BEARER = b"bearer."
 Headers = dict[bytes, bytes]
 
@@ -63,7 +64,7 @@ class Guard:
 
     def _key_refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
         if not self._settings.keys and not self._settings.token_secret:
-            return None
+            return _unkeyed_refusal(scope, headers, self._settings)
         name, scopes = self._admitted(scope, _given_key(headers))
         scope["caller"] = name
         if scopes is None:
@@ -159,13 +160,27 @@ def _subject_refusal(scope: Scope) -> Refusal | None:
 
 
 def _origin_refusal(scope: Scope, headers: Headers, allowed: tuple[str, ...]) -> Refusal | None:
-    """Browsers let any page open a WebSocket to any host and send its origin: refuse foreign ones."""
+    """Browsers let any page open a WebSocket to any host, or post to it, and send the page's origin.
+
+    Foreign ones are refused, for WebSockets and for what an administrator may do.
+    """
     origin = headers.get(b"origin", b"").decode("latin-1")
-    if scope["type"] != "websocket" or not origin:
+    steers = scope["path"].startswith("/admin/") and scope.get("method") not in SAFE_METHODS
+    if not origin or not (steers or scope["type"] == "websocket"):
         return None
     if origin in allowed or urlsplit(origin).netloc.encode() == headers.get(b"host", b""):
         return None
     return Refusal(HTTPStatus.FORBIDDEN, "this origin may not connect")
+
+
+def _unkeyed_refusal(scope: Scope, headers: Headers, settings: ServingSettings) -> Refusal | None:
+    """Without keys an administrator is whoever sits at this machine, and names it as such."""
+    if not scope["path"].startswith("/admin/"):
+        return None
+    host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
+    if not settings.open and _is_loopback(host):
+        return None
+    return Refusal(HTTPStatus.FORBIDDEN, "without API keys only this machine may do that")
 
 
 def _is_loopback(host: str) -> bool:

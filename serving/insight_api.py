@@ -22,6 +22,12 @@ async def exposure(service: Parts) -> Response:
     return reply({"rows": service.exposure.rows()})
 
 
+@router.get("/requests", tags=["insight"], **answers(schemas.RecentRequests))
+async def requests(service: Parts) -> Response:
+    """The newest requests that this process answered, what dashboards ask left out."""
+    return reply({"requests": service.recent.rows()})
+
+
 @router.get("/models", tags=["insight"], **answers(schemas.Models))
 async def models(service: Parts) -> Response:
     """The models published lately, which one serves, and why others do not."""

@@ -198,6 +198,22 @@ class ExposureTable(BaseModel):
     rows: list[ExposureRow]
 
 
+class RecentRequest(BaseModel):
+    """One request that was answered."""
+
+    time: float = Field(description="Seconds since the epoch.")
+    method: str
+    target: str = Field(description="Path and query, the first 200 characters.")
+    status: int
+    ms: float
+
+
+class RecentRequests(BaseModel):
+    """The newest first."""
+
+    requests: list[RecentRequest]
+
+
 class PublishedModel(BaseModel):
     """One model that was published."""
 

@@ -18,6 +18,7 @@ from afterclick.events import Action
 from afterclick.settings import Settings
 from afterclick.state import StateChange
 from serving.catalogue import Catalogue
+from serving.console import Console
 from serving.control_plane import ControlPlane
 from serving.exposure import Exposure
 from serving.feedback import FeedbackLog
@@ -28,6 +29,7 @@ from serving.metrics import Metrics
 from serving.model_feed import LoadedModel, ModelFeed, no_model
 from serving.online_store import OnlineStore
 from serving.positions import PositionWaiters
+from serving.recent import RecentRequests
 from serving.recommender import Answer, Recommender
 from serving.remembered import Ask, Kept
 from serving.request_log import RequestLog
@@ -61,9 +63,11 @@ class Service:
     figures: Figures
     plane: ControlPlane
     requests: RequestLog
+    console: Console
     search: TextSearch = field(default_factory=TextSearch)
     exposure: Exposure = field(default_factory=Exposure)
     kept: Kept = field(default_factory=Kept)
+    recent: RecentRequests = field(default_factory=RecentRequests)
     draining: bool = False
     _loop: asyncio.AbstractEventLoop | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -101,6 +105,7 @@ class Service:
             figures=Figures(settings, feed, worlds, hub, metrics),
             plane=ControlPlane(database, rules, worlds.wake),
             requests=RequestLog(database, settings.serving.request_log_days),
+            console=Console(settings),
         )
         metrics.follow(service.requests)
         return service
@@ -153,6 +158,7 @@ class Service:
             self.impressions.close,
             self.plane.stop,
             self.requests.stop,
+            self.console.stop,
         )
         await asyncio.gather(
             *(asyncio.to_thread(stop) for stop in stops + tuple(r.stop for r in self.readers))

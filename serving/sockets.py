@@ -78,12 +78,15 @@ async def _push(service: Service, socket: WebSocket, ask: Ask, watcher: Watcher)
     while True:
         change, coalesced = await watcher.next()
         cause = {**cause_of(change, service.catalogue.title(change.item_id)), "coalesced": coalesced}
+        cause["stamps_ms"] = {"log": change.log_ms, "applied": change.applied_ms}
         await send(socket, await _list(service, ask, cause))
         service.metrics.pushed_after(time.time() * 1000 - change.log_ms)
 
 
 async def _list(service: Service, ask: Ask, cause: dict[str, Any] | None) -> bytes:
     answer = await service.recommend(ask)
+    if cause is not None:
+        cause["stamps_ms"]["pushed"] = time.time() * 1000
     return orjson.dumps({"type": "recommendations", "cause": cause, **answer})
 
 

@@ -1,7 +1,7 @@
 """Retrain by the clock and by the log: the pipeline in a child process, one at a time, at low priority.
 
 reads   topic  reviews, feedback (their end offsets)
-writes  json   <home>/retrain.json: what it does, since when, and why it failed last
+writes  json   <home>/retrain.json: afterclick.home.TrainingStatus
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -17,9 +19,9 @@ from typing import Literal
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from pydantic import BaseModel, ConfigDict
 
 from afterclick.errors import AfterclickError, Unavailable
+from afterclick.home import TrainingStatus
 from afterclick.settings import KafkaSettings, Settings
 from training import etl, steps
 from training.lock import exclusive
@@ -28,18 +30,6 @@ from training.pipeline import Pipeline
 
 log = structlog.get_logger()
 _LOOK_S = 10.0
-
-
-class Status(BaseModel):
-    """What the retraining process is doing."""
-
-    model_config = ConfigDict(frozen=True)
-
-    state: Literal["waiting", "training", "stopped"]
-    since: str
-    progress: str = ""
-    last: str | None = None
-    """How the last run ended: a version, or the reason of its failure."""
 
 
 class Retrain:
@@ -107,24 +97,41 @@ class Retrain:
         return str(answers.get()) if not answers.empty() else f"died with exit code {child.exitcode}"
 
     def _say(self, state: Literal["waiting", "training", "stopped"], progress: str = "") -> None:
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        write_status(
-            self.settings.home, Status(state=state, since=since, progress=progress, last=self._outcome)
+        status(state, progress, self._outcome).write(self.settings.home)
+
+
+def status(
+    state: Literal["waiting", "training", "stopped"], progress: str = "", last: str | None = None
+) -> TrainingStatus:
+    """What training does from this moment on."""
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return TrainingStatus(state=state, since=since, progress=progress, last=last)
+
+
+@contextmanager
+def told(home: Path) -> Iterator[Callable[[str], None]]:
+    """Say in retrain.json that a training runs, and what it does; at its end how it ended.
+
+    A scheduler that waits beside it goes on waiting.
+    """
+    before, said = TrainingStatus.read(home), ""
+
+    def tell(progress: str) -> None:
+        nonlocal said
+        said = progress
+        status("training", progress).write(home)
+
+    tell("begins")
+    try:
+        yield tell
+    except BaseException as error:
+        said = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        state: Literal["waiting", "stopped"] = (
+            "waiting" if before and before.state == "waiting" else "stopped"
         )
-
-
-def write_status(home: Path, status: Status) -> None:
-    """Write retrain.json by one rename."""
-    home.mkdir(parents=True, exist_ok=True)
-    draft = home / f".retrain.{os.getpid()}"
-    draft.write_text(status.model_dump_json())
-    draft.replace(home / "retrain.json")
-
-
-def read_status(home: Path) -> Status | None:
-    """What retrain.json says; None where nothing ever retrained."""
-    path = home / "retrain.json"
-    return Status.model_validate_json(path.read_text()) if path.is_file() else None
+        status(state, last=said).write(home)
 
 
 def new_events(settings: Settings) -> int:
@@ -159,8 +166,7 @@ def _once(settings: Settings, answers: multiprocessing.SimpleQueue[str]) -> None
     os.nice(10)
 
     def say(progress: str) -> None:
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        write_status(settings.home, Status(state="training", since=since, progress=progress))
+        status("training", progress).write(settings.home)
 
     try:
         with exclusive(settings.home, "the retraining process"):

@@ -1,8 +1,8 @@
 """The API over REST.
 
 reads   http  GET /recommendations, /popular, /similar-items, /search, /categories, /items/{id},
-              /users/{id}/history
-writes  http  POST /feedback
+              /users/{id}/history, /admin/console
+writes  http  POST /feedback, /admin/…
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ _HISTORY = TypeAdapter(tuple[HistoryItem, ...])
 class Api:
     """Calls the API at `url`. Raises Unavailable where it does not answer, BadInput where it refuses."""
 
-    def __init__(self, url: str, timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str, key: str | None = None, timeout_s: float = 5.0) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx2.AsyncClient(base_url=self.url, timeout=timeout_s)
+        self.headers = {"authorization": f"Bearer {key}"} if key else {}
+        """What every call carries, WebSockets too."""
+        self._http = httpx2.AsyncClient(base_url=self.url, timeout=timeout_s, headers=self.headers)
 
     async def recommendations(self, user_id: str, n: int, interests: Sequence[str] = ()) -> Recommendations:
         query: JsonObject = {"user_id": user_id, "n": n, "interests": list(interests)}
@@ -55,7 +57,7 @@ class Api:
         return tuple(str(row["category"]) for row in rows)
 
     async def insight(self, path: str) -> JsonObject:
-        """/models, /exposure or /dead-letters, as they come."""
+        """/models, /exposure, /dead-letters or /admin/console, as they come."""
         return await self._get(path, {})
 
     async def item(self, item_id: str) -> ItemDetails:
@@ -69,6 +71,10 @@ class Api:
     async def feedback(self, body: JsonObject) -> Accepted:
         """Tell what a user did. Returns once Kafka has it."""
         return Accepted.model_validate(await self._call("POST", "/feedback", json=body))
+
+    async def post(self, path: str, body: JsonObject) -> JsonObject:
+        """What an administrator does, under /admin."""
+        return await self._call("POST", path, json=body)
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -46,6 +46,8 @@ class Cause(_Answer):
     item_id: str | None = None
     title: str | None = None
     action: str | None = None
+    stamps_ms: dict[str, float] = {}
+    """Milliseconds since the epoch at which the event was in the log, in the state, and its list pushed."""
 
 
 class Recommendations(_Answer):

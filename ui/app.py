@@ -25,8 +25,8 @@ STATIC = Path(__file__).parent / "static"
 
 def build(settings: UiSettings) -> FastAPI:
     """The application: the pages on NiceGUI, /static and /health/live beside them."""
-    api = Api(settings.api_url)
-    board = LiveBoard(settings.api_url)
+    api = Api(settings.api_url, settings.api_key)
+    board = LiveBoard(api)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -45,7 +45,7 @@ def build(settings: UiSettings) -> FastAPI:
     shop.register(api, board)
     item.register(api, board)
     compare.register(api, board)
-    live_page.register(api, board)
+    live_page.register(api, board, settings.steers)
     ui.run_with(
         app,
         title="Afterclick",

@@ -6,7 +6,7 @@ reads   websocket  /ws/recommendations?user_id=U, /ws/live
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from urllib.parse import urlencode
 
 import orjson
@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
+from ui.api import Api
 from ui.api_types import JsonObject, PushedList
 
 log = structlog.get_logger()
@@ -23,12 +24,14 @@ _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
 
 
-async def messages(url: str) -> AsyncIterator[JsonObject | None]:
+async def messages(url: str, headers: Mapping[str, str]) -> AsyncIterator[JsonObject | None]:
     """Every JSON message that comes from `url`; None each time the connection is lost. Never ends."""
     pause = _FIRST_PAUSE_S
     while True:
         try:
-            async with connect(url, max_size=2**22, open_timeout=5, compression=None) as socket:
+            async with connect(
+                url, max_size=2**22, open_timeout=5, compression=None, additional_headers=headers
+            ) as socket:
                 pause = _FIRST_PAUSE_S
                 async for raw in socket:
                     yield orjson.loads(raw)
@@ -42,11 +45,11 @@ async def messages(url: str) -> AsyncIterator[JsonObject | None]:
 
 
 async def pushed_lists(
-    api_url: str, user_id: str, n: int, interests: tuple[str, ...] = ()
+    api: Api, user_id: str, n: int, interests: tuple[str, ...] = ()
 ) -> AsyncIterator[PushedList | None]:
     """The user's list each time it changes; None while the connection is lost."""
     query = [("user_id", user_id), ("n", str(n)), *(("interests", interest) for interest in interests)]
-    async for message in messages(f"{_ws(api_url)}/ws/recommendations?{urlencode(query)}"):
+    async for message in messages(f"{_ws(api.url)}/ws/recommendations?{urlencode(query)}", api.headers):
         if message is None:
             yield None
         elif message.get("type") == "recommendations":
@@ -56,9 +59,9 @@ async def pushed_lists(
                 log.warning("a pushed list could not be read", error=str(error))
 
 
-async def live_messages(api_url: str) -> AsyncIterator[JsonObject | None]:
+async def live_messages(api: Api) -> AsyncIterator[JsonObject | None]:
     """Everything on /ws/live; None while the connection is lost."""
-    async for message in messages(f"{_ws(api_url)}/ws/live"):
+    async for message in messages(f"{_ws(api.url)}/ws/live", api.headers):
         yield message
 
 

@@ -22,8 +22,8 @@ def strip_tiles(figures: JsonObject) -> list[JsonObject]:
     ]
 
 
-def board_tiles(figures: JsonObject, effects: Effects) -> list[JsonObject]:
-    """The dashboard's tiles."""
+def board_tiles(figures: JsonObject, effects: Effects, letters: int | None = None) -> list[JsonObject]:
+    """The dashboard's tiles. `letters`: dead letters held."""
     latency, push = figures.get("latency_ms") or {}, figures.get("push_ms") or {}
     refused = effects.duplicate + effects.replayed
     return [
@@ -32,6 +32,7 @@ def board_tiles(figures: JsonObject, effects: Effects) -> list[JsonObject]:
         _tile("push p50", number(push.get("p50")), "ms", "From the log to the pushed list, last minute"),
         _tile("interactions", number(figures.get("interactions")), "", "Counted so far, each once"),
         _tile("refused", number(refused), "", "Resent or replayed events that were not counted again"),
+        _tile("dead letters", number(letters), "", "Events that could not be read, kept with the reason"),
     ]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from ui.api import Api
 from ui.api_types import JsonObject
 from ui.feeds import live_messages
 
@@ -34,8 +35,8 @@ class Effects:
 class LiveBoard:
     """The newest figures, those of the last half hour, and the newest events. Pages poll `version`."""
 
-    def __init__(self, api_url: str) -> None:
-        self._api_url = api_url
+    def __init__(self, api: Api) -> None:
+        self._api = api
         self._task: asyncio.Task[None] | None = None
         self._effects: Counter[str] = Counter()
         self.figures: JsonObject = {}
@@ -61,7 +62,7 @@ class LiveBoard:
         return Effects(**{name: self._effects[name] for name in ("applied", "duplicate", "replayed")})
 
     async def _listen(self) -> None:
-        async for message in live_messages(self._api_url):
+        async for message in live_messages(self._api):
             self.connected = message is not None
             if message is not None:
                 self.take(message)

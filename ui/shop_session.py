@@ -35,6 +35,7 @@ class Deed:
     failed: bool = False
     undone: bool = False
     sent: float = field(default_factory=time.perf_counter)
+    sent_ms: float = field(default_factory=lambda: time.time() * 1000)
 
     @property
     def can_be_undone(self) -> bool:
@@ -78,6 +79,7 @@ class ShopSession:
         self.change = ListChange({}, (), ())
         self.headline = ""
         self.answered = ""
+        self.stamps: dict[str, float] = {}
         self.timeline.clear()
 
     @property
@@ -143,12 +145,14 @@ class ShopSession:
 
     def receive(self, pushed: PushedList) -> None:
         """Take over a list that the API pushed, and say what changed and why."""
+        received_ms = time.time() * 1000
         before = [item.item_id for item in self.shown.items] if self.shown else []
         self._show(pushed)
         after = self.shown.items if self.shown else ()
         self.change = compare(before, [item.item_id for item in after])
         if pushed.cause:
             self._explain(pushed.cause)
+            self.stamps |= {**pushed.cause.stamps_ms, "received": received_ms}
 
     def title(self, item_id: str) -> str:
         known = self._known.get(item_id)
@@ -200,6 +204,7 @@ class ShopSession:
         elif deed and deed.answered_ms is None:
             deed.answered_ms = (time.perf_counter() - deed.sent) * 1000
             self.answered = deed.token
+            self.stamps = {"handled": deed.sent_ms}
         if deed:
             deed.effect = self.change.summary()
         self.headline = f"Because {because(cause.action, title)}: {self.change.summary()}"

@@ -44,8 +44,8 @@ class Shop:
     popularity: NDArray[np.float64]
 
 
-def make(settings: Settings, items: int, users: int, seed: int = 7) -> Shop:
-    """Fill Redis and the topics; returns what there is to ask for."""
+def make(settings: Settings, items: int, users: int, seed: int = 7, *, state: bool = True) -> Shop:
+    """Fill Redis and the topics; returns what there is to ask for. Without `state` Redis is left alone."""
     rng = np.random.default_rng(seed)
     ids = [f"B{i:09d}" for i in range(items)]
     popularity = 1.0 / (np.arange(items) + 20.0) ** 0.8
@@ -56,7 +56,8 @@ def make(settings: Settings, items: int, users: int, seed: int = 7) -> Shop:
     _publish_items(settings, shop, producer)
     _publish_model(settings, shop, producer, rng)
     assert producer.flush(60) == 0, "Kafka did not take the bench's catalogue"
-    _write_state(settings, shop, rng)
+    if state:
+        _write_state(settings, shop, rng)
     return shop
 
 

@@ -75,6 +75,22 @@ def freshness(
 
 
 @app.command()
+def ui(
+    likes: Annotated[int, typer.Option(min=2, help="Likes that are measured.")] = 60,
+    items: Annotated[int, typer.Option(min=100, help="Items of the shop.")] = 5_000,
+    trigger: Annotated[str, typer.Option(help="real-time or micro-batch.")] = "real-time",
+    chromium: Annotated[str, typer.Option(help="The browser's program.")] = "chromium",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """From the click on Like to the changed grid on the screen, in a real browser, stage by stage."""
+    from afterclick.settings import Settings
+    from infra.benches.screen import Bench, run
+
+    bench = Bench(likes=likes, items=items, trigger=trigger, chromium=chromium)
+    _print(run(bench, Settings().jars), as_json)
+
+
+@app.command()
 def faults(
     long: Annotated[
         bool, typer.Option("--long", help="100,000 events, 10 kills of the job, 5 of servers.")

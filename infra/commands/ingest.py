@@ -14,7 +14,7 @@ import typer
 from infra.commands.data import DatasetArgument, JsonOption, choose
 
 if TYPE_CHECKING:
-    from ingest.progress import Status
+    from afterclick.home import ReplayStatus
     from ingest.replay import Summary
 
 app = typer.Typer(help="Bring a dataset into Kafka.", no_args_is_help=True)
@@ -100,15 +100,13 @@ def resume() -> None:
 @app.command()
 def status(as_json: JsonOption = False) -> None:
     """Show how the replay goes, or how the last one went."""
-    from dataclasses import asdict
-
     from afterclick.settings import Settings
     from ingest.progress import replay_files
 
     files = replay_files(Settings().home)
     found = files.status()
     if as_json:
-        _print_json({"active": files.running(), **(asdict(found) if found else {})})
+        _print_json({"active": files.running(), **(found.model_dump() if found else {})})
     elif found is None:
         typer.echo("No replay ran from this home yet.")
     else:
@@ -123,7 +121,7 @@ def _ask(state: str) -> None:
     files = replay_files(Settings().home)
     if not files.running():
         raise Unavailable("no replay runs; start one with `afterclick ingest replay`")
-    files.ask(state)
+    files.ask(files.control().model_copy(update={"state": state}))
 
 
 def _ms(time: datetime | None) -> int | None:
@@ -145,7 +143,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _status_line(hidden: bool) -> Iterator[Callable[[Status], None]]:
+def _status_line(hidden: bool) -> Iterator[Callable[[ReplayStatus], None]]:
     """A progress bar with rate and time left, on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -160,7 +158,7 @@ def _status_line(hidden: bool) -> Iterator[Callable[[Status], None]]:
     with Progress(*columns, console=console, disable=hidden) as progress:
         task = progress.add_task("replay", total=None, how="")
 
-        def show(status: Status) -> None:
+        def show(status: ReplayStatus) -> None:
             progress.update(
                 task,
                 description=status.state,
@@ -172,14 +170,14 @@ def _status_line(hidden: bool) -> Iterator[Callable[[Status], None]]:
         yield show
 
 
-def _pace(status: Status) -> str:
+def _pace(status: ReplayStatus) -> str:
     day = datetime.fromtimestamp(status.event_time_ms / 1000, UTC).date()
     left = "" if status.eta_s is None else f", {_duration(status.eta_s)} left"
     away = ", Kafka is away: waiting" if status.kafka_away else ""
     return f"{status.rate:,.0f} events/s, at {day}{left}{away}"
 
 
-def _describe(status: Status) -> str:
+def _describe(status: ReplayStatus) -> str:
     return f"{status.state}: {status.dataset}, {status.delivered:,} of {status.total:,}, {_pace(status)}"
 
 

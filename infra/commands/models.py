@@ -19,12 +19,15 @@ Version = Annotated[str, typer.Argument(help="A version, or one of champion, pre
 
 @app.command("ls")
 def listing(json: Json = False) -> None:
-    """List the registered models, newest first, and which one is served."""
+    """List the registered models, newest first, and which one is served.
+
+    With --json also the gate's decisions on every candidate that is kept, the refused ones too.
+    """
     settings, registry = _open()
     served = _served(settings)
     entries = [_row(entry, served) for entry in registry.entries()]
     if json:
-        as_json({"served": served, "models": entries})
+        as_json({"served": served, "models": entries, "decisions": _decisions(settings)})
         return
     from rich.console import Console
     from rich.table import Table
@@ -142,3 +145,17 @@ def _row(entry: Entry, served: str | None) -> dict[str, Any]:
         "folder": str(entry.folder),
         "run": entry.run_id,
     }
+
+
+def _decisions(settings: Settings) -> list[dict[str, Any]]:
+    """What the gate decided on each candidate that was evaluated, newest first."""
+    from training.pipeline import read_evaluation
+    from training.steps import MissingStep
+
+    found = []
+    for folder in sorted((settings.home / "candidates").glob("*/"), reverse=True):
+        try:
+            found.append({"version": folder.name, **read_evaluation(folder).model_dump()})
+        except MissingStep:
+            continue
+    return found

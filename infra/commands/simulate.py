@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ingest.shoppers import Plan
+    from ingest.shoppers import Mall
 
 app = typer.Typer(help="simulate", no_args_is_help=True)
 
@@ -31,6 +31,13 @@ def simulate(
     ] = True,
     run: Annotated[str, typer.Option(help="Begins every shopper's id; another name, other people.")] = "sim",
     api_url: Annotated[str | None, typer.Option(help="Where the API answers.")] = None,
+    steered: Annotated[
+        bool,
+        typer.Option(
+            help='Read {"hot": […], "drift": …, "held": …} from standard input, a line each, and print the '
+            "figures after each round; the end of the input ends it."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
 ) -> None:
     """Let shoppers with hidden tastes shop by the API, and measure what recommending is worth in clicks."""
@@ -38,7 +45,7 @@ def simulate(
     import json
 
     from afterclick.settings import Settings
-    from ingest.shoppers import Plan, summary
+    from ingest.shoppers import Mall, Plan, summary
 
     plan = Plan(
         shoppers=shoppers,
@@ -51,7 +58,12 @@ def simulate(
         control=control,
         run=run,
     )
-    customers = asyncio.run(_shop(api_url or Settings().ui.api_url, plan, quiet=as_json))
+    ui = Settings().ui
+    mall = Mall(api_url or ui.api_url, plan, ui.api_key)
+    if steered:
+        asyncio.run(_steered(mall))
+        return
+    customers = asyncio.run(_shop(mall, plan.visits, quiet=as_json))
     figures = summary(customers, seed)
     if as_json:
         typer.echo(json.dumps(figures))
@@ -59,16 +71,48 @@ def simulate(
         _print(figures)
 
 
-async def _shop(url: str, plan: Plan, *, quiet: bool) -> Any:
+async def _steered(mall: Mall) -> None:
+    """Shop until the input ends, doing what its lines say and printing the figures of each round."""
+    import asyncio
+    import json
+    import sys
+
+    from pydantic import ValidationError
+
+    from ingest.shoppers import Steering, so_far
+
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+
+    async def obey() -> None:
+        while line := await reader.readline():
+            try:
+                mall.steer(Steering.model_validate_json(line))
+            except ValidationError as error:
+                typer.echo(f"not a steering: {error.errors()[0]['msg']}", err=True)
+
+    def tell(done: int) -> None:
+        typer.echo(json.dumps({"round": done, **so_far(mall.customers)}))
+
+    shopping = asyncio.create_task(mall.run(tell))
+    obeying = asyncio.create_task(obey())
+    await asyncio.wait({shopping, obeying}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (shopping, obeying):
+        task.cancel()
+    outcome, *_ = await asyncio.gather(shopping, obeying, return_exceptions=True)
+    if isinstance(outcome, Exception):
+        raise outcome
+
+
+async def _shop(mall: Mall, visits: int, *, quiet: bool) -> Any:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ingest.shoppers import Mall
-
     columns = (TextColumn("rounds of visits"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task("visits", total=plan.visits)
-        return await Mall(url, plan).run(lambda done: progress.update(task, completed=done))
+        task = progress.add_task("visits", total=visits)
+        return await mall.run(lambda done: progress.update(task, completed=done))
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -54,18 +54,27 @@ def retrain(
 
 @contextmanager
 def steps_of(what: str) -> Iterator[Pipeline]:
-    """The pipeline of this installation, while no other training runs. Raises AlreadyRunning."""
+    """The pipeline of this installation, while no other training runs. Raises AlreadyRunning.
+
+    What it does stands in retrain.json meanwhile, for whoever watches.
+    """
     import os
 
     from afterclick.settings import Settings
     from training.lock import exclusive
     from training.pipeline import Pipeline
+    from training.schedule import told
 
     settings = Settings()
     os.nice(5)  # what is served goes first
     start = time.monotonic()
-    with exclusive(settings.home, f"`afterclick {what}`"):
-        yield Pipeline(settings, lambda message: say(message, time.monotonic() - start))
+    with exclusive(settings.home, f"`afterclick {what}`"), told(settings.home) as tell:
+
+        def progress(message: str) -> None:
+            tell(message)
+            say(message, time.monotonic() - start)
+
+        yield Pipeline(settings, progress)
 
 
 def say(message: str, seconds: float | None = None) -> None:

@@ -96,8 +96,16 @@ class StackInATerminal:
         return found
 
     def list_for(self, user: str) -> dict[str, Any]:
-        url = f"http://127.0.0.1:{self.api}/recommendations?user_id={user}"
-        with urllib.request.urlopen(url, timeout=5) as response:
+        return self.get(f"/recommendations?user_id={user}")
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self._call(urllib.request.Request(f"http://127.0.0.1:{self.api}{path}"))
+
+    def post(self, path: str) -> dict[str, Any]:
+        return self._call(urllib.request.Request(f"http://127.0.0.1:{self.api}{path}", method="POST"))
+
+    def _call(self, request: urllib.request.Request) -> dict[str, Any]:
+        with urllib.request.urlopen(request, timeout=20) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
 
@@ -153,6 +161,25 @@ def test_a_killed_part_is_started_again(stack: StackInATerminal) -> None:
 
     wait_until(again, 60, every=1.0, what="the API is back")
     assert stack.list_for("nobody")["items"]
+
+
+def test_the_dashboard_kills_the_stream_job_it_comes_back_and_nothing_is_lost(
+    stack: StackInATerminal,
+) -> None:
+    killed = next(part["pid"] for part in stack.status()["parts"] if part["name"] == "stream")
+    assert str(killed) in stack.post("/admin/break/stream")["done"]
+    stack.said("stream ended with code -9; again in")
+    stack.post("/admin/reconcile")
+
+    def proof() -> dict[str, Any] | None:
+        job: dict[str, Any] = stack.get("/admin/console")["jobs"]["reconcile"]
+        return job if job["state"] != "running" else None
+
+    job = wait_until(proof, 180, every=1.0, what="the recount")
+    assert job["state"] == "done", job
+    assert job["answer"]["differences"] == 0
+    assert job["answer"]["behind"] == 0
+    assert stack.get("/admin/console")["replay"]["state"] in {"running", "done"}  # it goes on
 
 
 def test_ctrl_c_ends_everything_within_ten_seconds(stack: StackInATerminal) -> None:

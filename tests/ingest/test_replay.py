@@ -15,12 +15,13 @@ import pytest
 
 from afterclick.errors import AlreadyRunning, Unavailable
 from afterclick.events import decode_interaction
+from afterclick.home import PAUSED, ReplayControl, ReplayStatus
 from afterclick.settings import Settings
 from infra.embedded.kafka import KafkaServer
 from ingest.datasets import open_dataset
 from ingest.ordered import Ordered, prepare
 from ingest.pace import Rate, Speed
-from ingest.progress import PAUSED, RUNNING, Status, replay_files
+from ingest.progress import replay_files
 from ingest.replay import ReplayOptions, Summary, replay
 from tests.ingest.conftest import read
 from tests.ingest.test_producer import read_topic
@@ -132,20 +133,20 @@ def test_a_speed_is_kept(data: Ordered, settings: Settings) -> None:
 
 def test_it_pauses_and_goes_on_when_asked(data: Ordered, settings: Settings) -> None:
     files = replay_files(settings.home)
-    seen: list[Status] = []
+    seen: list[ReplayStatus] = []
     done: list[Summary] = []
     options = ReplayOptions(pace=Rate(1000))
     thread = threading.Thread(
         target=lambda: done.append(replay(data, settings, options, on_status=seen.append))
     )
     thread.start()
-    wait_until(lambda: any(s.state == RUNNING and s.delivered > 100 for s in seen))
-    files.ask(PAUSED)
+    wait_until(lambda: any(s.state == "running" and s.delivered > 100 for s in seen))
+    files.ask(ReplayControl(state="paused"))
     wait_until(lambda: seen[-1].state == PAUSED)
     at = len(seen)
     wait_until(lambda: len(seen) > at + 5)
     assert len({s.sent for s in seen[at:]}) == 1
-    files.ask(RUNNING)
+    files.ask(ReplayControl())
     thread.join(30)
     assert done[0].sent == 3000
     assert done[0].seconds < 6
@@ -219,7 +220,7 @@ def test_a_broker_killed_in_the_middle_costs_no_event(
     own = settings.model_copy(update={"kafka": kafka})
     ensure_topics(own)
     data = prepare(open_dataset(shop), own.home)
-    seen: list[Status] = []
+    seen: list[ReplayStatus] = []
     done: list[Summary] = []
     options = ReplayOptions(pace=Rate(1000))
     thread = threading.Thread(target=lambda: done.append(replay(data, own, options, on_status=seen.append)))

@@ -18,8 +18,8 @@ from tests.waiting import wait_until
 class Running:
     """A served application: `get` and `post` speak to it, `service` is its inside."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._socket = bind("127.0.0.1", 0)
+    def __init__(self, settings: Settings, port: int = 0) -> None:
+        self._socket = bind("127.0.0.1", port)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.ws = f"ws://127.0.0.1:{self.port}"

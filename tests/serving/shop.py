@@ -32,6 +32,17 @@ def catalogue() -> list[Item]:
     ]
 
 
+def wide_catalogue() -> list[Item]:
+    """The catalogue with four more kinds, so that one kind is narrow enough to be a taste."""
+    kinds = ("lamp", "drone", "radio", "tripod")
+    more = [
+        Item(item_id=f"{kind}-{i}", title=f"The {kind}-{i}", categories=("Electronics", f"{kind.title()}s"))
+        for kind in kinds
+        for i in range(PER_KIND)
+    ]
+    return catalogue() + more
+
+
 def model(version: str, rank: int = 8) -> Model:
     """Items of a kind are neighbours; their factors and content point the same way."""
     rng = np.random.default_rng(RNG_SEED)

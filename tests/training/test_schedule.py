@@ -8,6 +8,7 @@ import time
 import pytest
 
 from afterclick.errors import Unavailable
+from afterclick.home import TrainingStatus
 from afterclick.settings import KafkaSettings, Settings
 from tests.training import shop
 from tests.waiting import wait_until
@@ -51,7 +52,7 @@ def test_a_training_that_fails_says_why_and_the_next_one_may_come(settings: Sett
     process.start()
 
     def failed() -> bool:
-        status = schedule.read_status(settings.home)
+        status = TrainingStatus.read(settings.home)
         return status is not None and status.state == "waiting" and "no Parquet log" in (status.last or "")
 
     try:
@@ -60,7 +61,7 @@ def test_a_training_that_fails_says_why_and_the_next_one_may_come(settings: Sett
         stop.set()
         process.join(30)
     assert publish.champion(settings.kafka) is None
-    stopped = schedule.read_status(settings.home)
+    stopped = TrainingStatus.read(settings.home)
     assert stopped is not None
     assert stopped.state == "stopped"
 

@@ -138,20 +138,10 @@ def _settings(broker: str, redis_url: str, jars: Path, home: Path) -> Settings:
 
 def _run(stack: ExitStack, name: str, settings: Settings, home: Path) -> Process:
     command: list[str | Path] = [Path(sys.executable).with_name("afterclick"), name]
-    process = Process(name, command, home / f"{name}.log", _environment(settings))
+    process = Process(name, command, home / f"{name}.log", settings.environment())
     process.start()
     stack.callback(process.stop)
     return process
-
-
-def _environment(settings: Settings) -> dict[str, str]:
-    """The settings as AFTERCLICK_* variables."""
-    environment = {}
-    for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
-        environment[f"AFTERCLICK_{name.upper()}"] = (
-            json.dumps(value) if isinstance(value, dict) else str(value)
-        )
-    return environment
 
 
 def _ui_url(settings: Settings) -> str:

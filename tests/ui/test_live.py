@@ -106,3 +106,6 @@ def test_lists_dead_letters_and_models_are_shown(page: Page, shop: Shop) -> None
     expect(page.locator('[data-panel="exposure"]')).to_contain_text("Trending now")
     expect(page.locator('[data-panel="dead-letters"]')).to_contain_text("{no event", timeout=60_000)
     expect(page.locator('[data-panel="dead-letters"]')).to_contain_text("JSON")
+    expect(page.locator('[data-tile="dead letters"] dd:first-of-type')).not_to_have_text("0")
+    expect(page.locator('[data-panel="requests"]')).to_contain_text("GET /recommendations?user_id=visitor-")
+    expect(page.locator('[data-panel="requests"]')).not_to_contain_text("/dead-letters")

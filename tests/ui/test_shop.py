@@ -19,7 +19,7 @@ def visit(page: Page, shop: Shop, user_id: str) -> None:
 
 def listed(page: Page) -> list[str]:
     """The item ids on the screen, in order."""
-    cards = page.locator(".ac-card:not(.ac-card-leave-active)")
+    cards = page.locator(".ac-card")
     return [str(x) for x in cards.evaluate_all("cards => cards.map(card => card.dataset.item)")]
 
 

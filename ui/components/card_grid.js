@@ -1,4 +1,6 @@
-// The grid of cards. Vue's TransitionGroup moves a card from where it was to where it is now (FLIP).
+// The grid of cards. A card moves from where it was to where it is now (FLIP, by the Web Animations API: it measures
+// before and after the change and lets the compositor do the rest, so the new list waits for no animation). NiceGUI renders
+// every component of a page whenever one element changes: v-memo leaves out the cards that are as they were.
 // Emits act {item_id, action, token}, undo {event_id, token}, open {item_id} and why {item_id}.
 // Keys on a card: L S B P as on its buttons, U to undo the last deed, W for why, Enter to open, arrows to walk.
 
@@ -15,6 +17,16 @@ const ACTIONS = [
   { action: "purchase", label: "Buy", key: "p" },
 ];
 
+// milliseconds since the epoch
+const now = () => performance.timeOrigin + performance.now();
+
+// Runs after the frame that is being made has been painted: a message sent within it comes next.
+function afterPaint(work) {
+  const channel = new MessageChannel();
+  channel.port1.onmessage = work;
+  channel.port2.postMessage(null);
+}
+
 export default {
   template: `
     <section class="ac-grid" aria-label="Recommendations">
@@ -26,8 +38,8 @@ export default {
         <button v-if="undo" type="button" class="ac-button" data-testid="undo-last" title="Take back the last action (U on a card)"
                 :aria-label="'Undo the last action: ' + undoTitle" @click="undoLast">Undo</button>
       </div>
-      <transition-group name="ac-card" tag="ol" class="ac-cards" data-testid="cards">
-        <li v-for="card in cards" :key="card.id" class="ac-card" :data-item="card.id" tabindex="0"
+      <ol class="ac-cards" data-testid="cards">
+        <li v-for="card in cards" :key="card.id" v-memo="[card, pending[card.id]]" class="ac-card" :data-item="card.id" tabindex="0"
             :class="{pending: pending[card.id], entered: card.entered, untitled: card.untitled}"
             :style="{'--hue': card.hue}" :aria-label="'Place ' + card.place + ': ' + card.title"
             @keydown="onKey($event, card)">
@@ -61,15 +73,28 @@ export default {
             </button>
           </div>
         </li>
-      </transition-group>
+      </ol>
       <p v-if="!cards.length" class="ac-empty">Nothing to show yet: the list comes as soon as the first events have been counted.</p>
     </section>`,
-  props: { cards: Array, headline: String, answered: String, failed: String, undo: String, undoTitle: String },
+  props: { cards: Array, headline: String, answered: String, failed: String, undo: String, undoTitle: String, stamps: Object },
   data() {
     return { pending: {}, clicks: {}, onScreenMs: null, icons: ICONS, actions: ACTIONS };
   },
+  created() {
+    this.before = null; // places of the cards before a change, by item
+    this.moves = []; // animations that run
+  },
+  beforeUpdate() {
+    if (this.changed) this.before = new Map(this.cardElements().map((card) => [card.dataset.item, card.getBoundingClientRect()]));
+    this.changed = false;
+  },
+  updated() {
+    if (this.before) this.move(this.before);
+    this.before = null;
+  },
   watch: {
     cards() {
+      this.changed = true;
       const focused = this.focusedPlace();
       this.$nextTick(() => this.restoreFocus(focused));
     },
@@ -104,20 +129,41 @@ export default {
       delete this.clicks[token];
       delete this.pending[click.id];
       if (!arrived) return;
-      this.$nextTick(() =>
+      const stamps = { ...this.stamps, got: now() };
+      this.$nextTick(() => {
+        stamps.dom = now();
         requestAnimationFrame(() => {
-          const ms = performance.now() - click.at;
-          this.onScreenMs = Math.round(ms);
-          (window.afterclickLatencies ||= []).push(ms);
-        }),
-      );
+          stamps.frame = now();
+          afterPaint(() => this.arrived(click, stamps));
+        });
+      });
+    },
+    arrived(click, stamps) {
+      const ms = performance.now() - click.at;
+      this.onScreenMs = Math.round(ms);
+      (window.afterclickLatencies ||= []).push(ms);
+      (window.afterclickStages ||= []).push({ clicked: performance.timeOrigin + click.at, ...stamps, painted: now() });
+    },
+    move(before) {
+      for (const move of this.moves) move.cancel();
+      this.moves = [];
+      if (!before.size || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+      const cards = this.cardElements();
+      const after = cards.map((card) => card.getBoundingClientRect()); // the one layout that the frame needs anyway
+      cards.forEach((card, n) => {
+        const was = before.get(card.dataset.item);
+        const x = was ? was.left - after[n].left : 0;
+        const y = was ? was.top - after[n].top : 0;
+        if (!was) this.moves.push(card.animate([{ opacity: 0, transform: "scale(0.92)" }, {}], { duration: 300, easing: "ease-out" }));
+        else if (x || y) this.moves.push(card.animate([{ transform: `translate(${x}px, ${y}px)` }, {}], { duration: 380, easing: "cubic-bezier(0.2, 0.8, 0.2, 1)" }));
+      });
     },
     receipt(card) {
       const parts = card.parts.map((p) => p.label + " " + (p.value > 0 ? "+" : "") + p.value.toFixed(2));
       return "Score " + card.score.toFixed(2) + (parts.length ? " = " + parts.join(", ") : "");
     },
     cardElements() {
-      return [...this.$el.querySelectorAll(".ac-card:not(.ac-card-leave-active)")];
+      return [...this.$el.querySelectorAll(".ac-card")];
     },
     focusedPlace() {
       const card = document.activeElement?.closest?.(".ac-card");

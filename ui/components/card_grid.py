@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -31,6 +32,7 @@ class CardGrid(Element, component="card_grid.js"):
         super().__init__()
         self._props["cards"] = []
         self._props["undo"] = ""
+        self._props["stamps"] = {}
 
         async def act(event: GenericEventArguments) -> None:
             await on_act(event.args["item_id"], event.args["action"], event.args["token"])
@@ -51,6 +53,10 @@ class CardGrid(Element, component="card_grid.js"):
                 await on_undo(event.args["event_id"], event.args["token"])
 
         self.on("undo", undo)
+
+    def stamp(self, stamps_ms: dict[str, float]) -> None:
+        """With the next list, say when its event passed each stage: the browser measures against it."""
+        self._props["stamps"] = {**stamps_ms, "shown": time.time() * 1000}
 
     def show(self, cards: list[JsonObject], headline: str = "", answered: str = "", failed: str = "") -> None:
         """Show a list. `answered`: token of the deed that caused it; `failed`: of one that did not arrive."""

@@ -6,8 +6,8 @@ export default {
   template: `
     <section class="ac-panel ac-timeline" aria-labelledby="timeline-title">
       <h2 id="timeline-title">What you did, and what it changed</h2>
-      <transition-group name="ac-row" tag="ol" v-if="rows.length" data-testid="timeline">
-        <li v-for="row in rows" :key="row.id" :class="['did-' + row.action, {failed: row.failed, undone: row.undone}]" :data-event="row.id">
+      <ol v-if="rows.length" data-testid="timeline">
+        <li v-for="row in rows" :key="row.id" v-memo="[row.effect, row.position, row.ms, row.failed, row.undone]" :class="['did-' + row.action, {failed: row.failed, undone: row.undone}]" :data-event="row.id">
           <p><b>{{ verbs[row.action] || row.action }}</b> {{ row.title }}<span v-if="row.undone" class="ac-sr"> (taken back)</span></p>
           <p v-if="row.failed" class="ac-effect">did not arrive: the log is away</p>
           <p v-else-if="row.effect" class="ac-effect">{{ row.effect }}</p>
@@ -16,7 +16,7 @@ export default {
           <button v-if="row.can_undo" type="button" class="ac-undo" :aria-label="'Undo: ' + (verbs[row.action] || row.action) + ' ' + row.title"
                   @click="$emit('undo', { event_id: row.id })">undo</button>
         </li>
-      </transition-group>
+      </ol>
       <p v-else class="ac-empty">Nothing yet. Like something and watch the list.</p>
     </section>`,
   props: { rows: Array },

@@ -22,5 +22,6 @@ class Timeline(Element, component="timeline.js"):
         self.on("undo", undo)
 
     def show(self, rows: list[JsonObject]) -> None:
-        self._props["rows"] = rows
-        self.update()
+        if rows != self._props["rows"]:
+            self._props["rows"] = rows
+            self.update()

@@ -28,5 +28,7 @@ class UserPicker(Element, component="user_picker.js"):
         self.on("pick", pick)
 
     def show(self, user_id: str, name: str, story: str) -> None:
-        self._props["current"] = {"id": user_id, "name": name, "story": story, **face(name)}
-        self.update()
+        current = {"id": user_id, "name": name, "story": story, **face(name)}
+        if current != self._props["current"]:
+            self._props["current"] = current
+            self.update()

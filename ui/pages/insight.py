@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import structlog
 from nicegui import ui
@@ -22,15 +23,17 @@ SHOWN_METRICS = 5
 
 
 class InsightPanels:
-    """Three tables; `refresh` asks the API for all of them."""
+    """Four tables; `refresh` asks the API for all of them."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
+        self.letters: int | None = None
+        """Dead letters held; None before the API has said."""
 
     def build(self) -> None:
         """Lay out the panels."""
         with ui.element("div").classes("ac-charts"):
-            with panel("Models").props("data-panel=models"):
+            with panel("Models published").props("data-panel=models"):
                 self._models = DataTable(
                     "Models",
                     ("version", "state", "metrics"),
@@ -39,6 +42,10 @@ class InsightPanels:
             with panel("Lists shown, and reacted to").props("data-panel=exposure"):
                 columns = ("source", "model", "lists", "reacted", "clicks", "CTR per item")
                 self._exposure = DataTable("Lists shown", columns, "No list yet since the API began.")
+            with panel("Recent requests").props("data-panel=requests"):
+                self._requests = DataTable(
+                    "Recent requests", ("when", "request", "status", "ms"), "None yet since the API began."
+                )
             with panel("Dead letters").props("data-panel=dead-letters"):
                 self._letters = DataTable(
                     "Dead letters", ("topic", "reason", "bytes"), "None: every event could be read."
@@ -47,10 +54,11 @@ class InsightPanels:
     async def refresh(self) -> None:
         """Fetch and show; a silent API leaves the tables as they are."""
         try:
-            models, exposure, letters = await asyncio.gather(
+            models, exposure, letters, requests = await asyncio.gather(
                 self._api.insight("/models"),
                 self._api.insight("/exposure"),
                 self._api.insight("/dead-letters"),
+                self._api.insight("/requests"),
             )
         except AfterclickError as error:
             log.info("no insight", error=str(error))
@@ -58,7 +66,9 @@ class InsightPanels:
         rows = models["models"]
         self._models.show(model_rows(rows), [n for n, row in enumerate(rows) if row["serving"]])
         self._exposure.show([exposure_row(row) for row in exposure["rows"]])
+        self._requests.show([request_row(row) for row in requests["requests"]])
         self._letters.show([letter_row(row) for row in letters["newest"]])
+        self.letters = sum(letters["counts"].values())
 
 
 def model_rows(models: Sequence[JsonObject]) -> list[list[str]]:
@@ -87,3 +97,10 @@ def letter_row(letter: JsonObject) -> list[str]:
     """Where it lies, why it could not be read, how it begins."""
     place = f"{letter['topic']}/{letter['offset']}"
     return [place, letter["headers"].get("error", ""), letter["value"]]
+
+
+def request_row(request: JsonObject) -> list[str]:
+    """When (UTC), what, how it ended, how long it took."""
+    when = datetime.fromtimestamp(request["time"], UTC).strftime("%H:%M:%S")
+    what = f"{request['method']} {request['target']}"
+    return [when, what, str(request["status"]), f"{request['ms']:.1f}"]

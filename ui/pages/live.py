@@ -19,6 +19,7 @@ from ui.figures import board_tiles, flows, stations
 from ui.live import LiveBoard
 from ui.pages.frame import frame
 from ui.pages.insight import InsightPanels
+from ui.pages.operations import OperationsPanels
 
 log = structlog.get_logger()
 
@@ -27,12 +28,12 @@ RACE_WINDOWS = {"hour": "hour", "day": "day", "month": "month", "": "all time"}
 RACERS = 10
 
 
-def register(api: Api, board: LiveBoard) -> None:
-    """Add the dashboard at `/live`."""
+def register(api: Api, board: LiveBoard, steers: bool) -> None:
+    """Add the dashboard at `/live`; with the administrator's panels where `steers`."""
 
     @ui.page("/live", title="Afterclick · live")
     def live() -> None:
-        page = LivePage(api, board)
+        page = LivePage(api, board, OperationsPanels(api) if steers else None)
         with frame("/live", board):
             page.build()
         ui.context.client.on_connect(page.begin)
@@ -41,13 +42,14 @@ def register(api: Api, board: LiveBoard) -> None:
 class LivePage:
     """One open dashboard. It reads the board that all pages share, and only asks for what is popular."""
 
-    def __init__(self, api: Api, board: LiveBoard) -> None:
+    def __init__(self, api: Api, board: LiveBoard, operations: OperationsPanels | None) -> None:
         self._api, self._board = api, board
         self._paused = False
         self._window_s = 300
         self._race_window = "hour"
         self._seen = -1
         self._insight = InsightPanels(api)
+        self._operations = operations
         self._timers: list[ui.timer] = []
 
     def build(self) -> None:
@@ -64,6 +66,8 @@ class LivePage:
                 ]
                 self._race = self._build_chart("Popularity race", "race")
                 self._shares = self._build_chart("Departments of what is popular", "shares")
+            if self._operations:
+                self._operations.build()
             self._insight.build()
             with panel("Events as they take effect (a sample)"):
                 self._feed = EventFeed()
@@ -79,6 +83,8 @@ class LivePage:
                 ui.timer(2.0, self._refresh_race),
                 ui.timer(5.0, self._insight.refresh),
             ]
+            if self._operations:
+                self._timers.append(ui.timer(1.0, self._operations.refresh))
 
     def _build_controls(self) -> None:
         with ui.element("div").classes("ac-controls").props('role=group aria-label="Charts"'):
@@ -111,7 +117,8 @@ class LivePage:
 
     def _show(self) -> None:
         board = self._board
-        self._tiles.show(board_tiles(board.figures, board.effects) if board.figures else [], board.beats)
+        tiles = board_tiles(board.figures, board.effects, self._insight.letters)
+        self._tiles.show(tiles if board.figures else [], board.beats)
         self._pipeline.show(stations(board.figures), flows(board.figures))
         if self._paused:
             return

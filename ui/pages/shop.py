@@ -29,7 +29,7 @@ from ui.live import LiveBoard
 from ui.pages.frame import frame
 from ui.receipt import receipt
 from ui.shop_session import GUEST, Deed, ShopSession
-from ui.snippets import feedback_snippet, list_snippet, watch_snippet
+from ui.snippets import Endpoint, feedback_snippet, list_snippet, watch_snippet
 
 log = structlog.get_logger()
 
@@ -38,6 +38,7 @@ OFFERED_CATEGORIES = 24
 FIRST_LIST_S = 0.8
 ASK_AGAIN = 120
 FOUND = 8
+LIST_FOLLOWS_S = 0.15
 
 
 def register(api: Api, board: LiveBoard) -> None:
@@ -133,7 +134,8 @@ class ShopPage:
         except AfterclickError as error:
             self._say(f"That did not arrive: {error}")
             self._grid.show(self._session.cards(), self._session.headline, failed=token)
-        self._show_timeline()
+        # the list that follows shows the timeline, too: one change of the page, not two
+        asyncio.get_running_loop().call_later(LIST_FOLLOWS_S, self._show_timeline)
 
     async def open(self, item_id: str) -> None:
         """Go to an item's page; that is a click on it, too."""
@@ -159,18 +161,16 @@ class ShopPage:
         ui.navigate.to("/compare?" + urlencode({"user": self._session.user_id}))
 
     def _show_snippets(self) -> None:
-        session, url = self._session, self._api.url
-        snippets = [list_snippet(url, session.user_id, session.list_length, session.interests)]
+        session, api = self._session, Endpoint(self._api.url, bool(self._api.headers))
+        snippets = [list_snippet(api, session.user_id, session.list_length, session.interests)]
         if session.shown and session.shown.items:
-            snippets.append(feedback_snippet(url, session.user_id, session.shown.items[0].item_id))
-        self._snippets.show([*snippets, watch_snippet(url, session.user_id)])
+            snippets.append(feedback_snippet(api, session.user_id, session.shown.items[0].item_id))
+        self._snippets.show([*snippets, watch_snippet(api, session.user_id)])
 
     async def _listen(self) -> None:
         session = self._session
         await self._give_past()
-        async for pushed in pushed_lists(
-            self._api.url, session.user_id, session.list_length, session.interests
-        ):
+        async for pushed in pushed_lists(self._api, session.user_id, session.list_length, session.interests):
             if pushed is None:
                 self._say("The API is away; the list you see is the last one. Trying again…")
                 continue
@@ -212,7 +212,9 @@ class ShopPage:
         self._picker.show(session.user_id, session.name, session.story)
         last = session.last_deed
         self._grid.offer_undo(last.event_id if last else "", last.title if last else "")
-        self._grid.show(session.cards(), session.headline, session.answered)
+        cards = session.cards()
+        self._grid.stamp(session.stamps)
+        self._grid.show(cards, session.headline, session.answered)
         self._show_timeline()
 
     def _show_timeline(self) -> None:

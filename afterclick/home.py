@@ -1,0 +1,138 @@
+"""What the processes of one home folder tell one another in files: names and codecs.
+
+<home>/replay/control.json  ReplayControl   written by whoever steers the replay, read by the replay
+<home>/replay/status.json   ReplayStatus    written by the replay, several times a second
+<home>/retrain.json         TrainingStatus  written by whatever trains
+<home>/stack.json           StackRecord     written by `afterclick up`, once a second
+
+A file appears whole, by one rename; one that is missing or broken reads as None.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+RUNNING, PAUSED, DONE, STOPPED, FAILED = "running", "paused", "done", "stopped", "failed"
+FRESH_S = 5.0
+"""A process that lives has written its file within this time."""
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @classmethod
+    def path(cls, home: Path) -> Path:
+        """Where the file lies in a home folder."""
+        raise NotImplementedError
+
+    @classmethod
+    def read(cls, home: Path) -> Self | None:
+        """What the file says; None where there is no valid one."""
+        try:
+            return cls.model_validate_json(cls.path(home).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    @classmethod
+    def age_s(cls, home: Path) -> float | None:
+        """Seconds since the file was written; None where there is none."""
+        try:
+            return max(0.0, time.time() - cls.path(home).stat().st_mtime)
+        except OSError:
+            return None
+
+    @classmethod
+    def is_fresh(cls, home: Path) -> bool:
+        """Whether whoever writes the file again and again still does."""
+        age = cls.age_s(home)
+        return age is not None and age < FRESH_S
+
+    def write(self, home: Path) -> None:
+        path = self.path(home)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_name(f".{path.name}.{os.getpid()}")
+        staging.write_text(self.model_dump_json())
+        staging.replace(path)
+
+
+class ReplayControl(_File):
+    """How the replay is asked to go. Without a pace: as it was started."""
+
+    state: Literal["running", "paused"] = "running"
+    speed: str | None = None
+    """Event time per second: 1h/s, 30m/s, 60x, or max."""
+    rate: float | None = Field(None, gt=0)
+    """Events per second, in place of a speed."""
+
+    @classmethod
+    def path(cls, home: Path) -> Path:
+        return home / "replay" / "control.json"
+
+
+class ReplayStatus(_File):
+    """The figures of a replay at one moment. Times in ms; `eta_s` is None while nothing is known."""
+
+    state: str
+    dataset: str
+    sent: int
+    delivered: int
+    total: int
+    rate: float
+    event_time_ms: int
+    shift_ms: int
+    eta_s: float | None
+    kafka_away: bool
+    updated_ms: int
+    pace: str = ""
+    """The pace it was asked for, in words."""
+
+    @classmethod
+    def path(cls, home: Path) -> Path:
+        return home / "replay" / "status.json"
+
+
+class TrainingStatus(_File):
+    """What training is doing."""
+
+    state: Literal["waiting", "training", "stopped"]
+    since: str
+    progress: str = ""
+    last: str | None = None
+    """How the last run ended: a version, or the reason of its failure."""
+
+    @classmethod
+    def path(cls, home: Path) -> Path:
+        return home / "retrain.json"
+
+
+class PartRecord(BaseModel):
+    """One process of the stack."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    state: str
+    pid: int | None
+    restarts: int
+
+
+class StackRecord(_File):
+    """The stack that runs from this home."""
+
+    running: bool
+    pid: int
+    parts: tuple[PartRecord, ...]
+    figures: dict[str, Any] = {}
+
+    @classmethod
+    def path(cls, home: Path) -> Path:
+        return home / "stack.json"
+
+    def part(self, name: str) -> PartRecord | None:
+        """The part of this name."""
+        return next((part for part in self.parts if part.name == name), None)

@@ -1,0 +1,241 @@
+"""What an administrator steers from the dashboard, in a real browser, with an API that asks for keys."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from afterclick.events import new_id
+from afterclick.home import PartRecord, StackRecord
+from afterclick.settings import ApiKey, KafkaSettings, RedisSettings, ServingSettings, Settings, UiSettings
+from infra.embedded.ports import free_port
+from infra.embedded.process import Process
+from infra.topics_admin import delete_topics, ensure_topics
+from serving.guard import new_key
+from tests.serving import shop as wares
+from tests.serving.mini_stream import MiniStream
+from tests.serving.running import Running
+from tests.ui.conftest import answers
+from tests.waiting import wait_until
+
+EVENTS = 30
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A small installation that may be broken, and its pages, which hold an administrator's key."""
+
+    url: str
+    api: Running
+    settings: Settings
+
+
+@pytest.fixture(scope="module")
+def desk(broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    home = tmp_path_factory.mktemp("desk")
+    settings, key = _settings(broker, redis_url, jars, home)
+    ensure_topics(settings)
+    with ExitStack() as stack:
+        stack.enter_context(MiniStream(settings))
+        api = stack.enter_context(Running(settings, settings.serving.port))
+        api.http.headers["authorization"] = f"Bearer {key}"
+        api.ready()
+        wares.publish_items(settings, wares.wide_catalogue())
+        wares.publish(settings, *wares.write(settings, "m1"))
+        for n in range(EVENTS):
+            api.tell(f"user-{n % 5}", f"camera-{n}", event_id=new_id())
+        command = [Path(sys.executable).with_name("afterclick"), "ui"]
+        pages = Process("ui", command, home / "ui.log", settings.environment())
+        pages.start()
+        stack.callback(pages.stop)
+        url = f"http://127.0.0.1:{settings.ui.port}"
+        pages.wait_ready(lambda: answers(f"{url}/health/live"), 60)
+        yield Desk(url, api, settings)
+    delete_topics(settings.kafka)
+
+
+def _settings(broker: str, redis_url: str, jars: Path, home: Path) -> tuple[Settings, str]:
+    """The settings, and the administrator's key."""
+    unique, port = uuid4().hex[:8], free_port()
+    key, digest = new_key()
+    keys = {"administrator": ApiKey(sha256=digest, scopes=("admin",))}
+    settings = Settings(
+        home=home,
+        jars=jars,
+        kafka=KafkaSettings(bootstrap=broker, prefix=f"desk{unique}-", partitions=2),
+        redis=RedisSettings(url=redis_url, prefix=f"desk{unique}:"),
+        serving=ServingSettings(port=port, break_it=True, keys=keys),
+        ui=UiSettings(port=free_port(), api_url=f"http://127.0.0.1:{port}", api_key=key),
+    )
+    return settings, key
+
+
+def open_live(page: Page, desk: Desk) -> None:
+    page.goto(f"{desk.url}/live")
+    expect(page.locator(".ac-pulse")).to_have_text("live")
+
+
+def panel(page: Page, name: str) -> Locator:
+    return page.get_by_test_id(name)
+
+
+def console(desk: Desk) -> dict[str, Any]:
+    return desk.api.get("/admin/console")
+
+
+def test_the_shop_works_where_the_api_asks_for_a_key(page: Page, desk: Desk) -> None:
+    page.goto(f"{desk.url}/?user=visitor-1")
+    expect(page.locator(".ac-card").first).to_be_visible()
+    expect(page.locator(".ac-pulse")).to_have_text("live")
+    item_id = page.locator(".ac-card").first.get_attribute("data-item")
+    page.locator(f'[data-item="{item_id}"] [data-action="like"]').click()
+    expect(page.locator(f'[data-item="{item_id}"]')).to_have_count(0)
+    page.get_by_test_id("api").click()
+    snippets = page.locator("dialog[open] pre")
+    expect(snippets.first).to_contain_text("$AFTERCLICK_UI__API_KEY")
+    key = desk.settings.ui.api_key
+    assert key is not None
+    assert key not in page.content()
+
+
+def test_the_replay_is_paused_goes_on_and_changes_its_pace(page: Page, desk: Desk) -> None:
+    rows = "".join(f"u{n % 9},cable-{n % 7},{1_400_000_000 + 3600 * n}\n" for n in range(3000))
+    file = desk.settings.home / "replayed.csv"
+    file.write_text(f"user_id,item_id,timestamp\n{rows}")
+    open_live(page, desk)
+    replay = panel(page, "replay")
+    expect(replay).to_contain_text("No replay has run")
+    command = [sys.executable, "-m", "infra", "ingest", "replay", file, "--rate", "20", "--json"]
+    env = {**os.environ, **desk.settings.environment()}
+    running = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        expect(replay).to_have_attribute("data-state", "running", timeout=60_000)
+        expect(replay.locator("time")).to_have_text(re.compile(r"2014-05-\d\d"))
+        page.get_by_test_id("replay-toggle").click()
+        expect(replay).to_have_attribute("data-state", "paused")
+        expect(page.get_by_test_id("replay-toggle")).to_have_text("Go on")
+        page.get_by_test_id("replay-pace").select_option(label="1 day a second")
+        expect(replay).to_contain_text("1d/s")
+        page.get_by_test_id("replay-toggle").click()
+        expect(replay).to_have_attribute("data-state", "running")
+        page.get_by_test_id("replay-pace").select_option(label="as fast as it goes")
+        expect(replay).to_have_attribute("data-state", "ended", timeout=60_000)
+        expect(replay).to_contain_text("3,000 of 3,000")
+        assert running.wait(30) == 0
+    finally:
+        running.kill()
+        running.wait()
+
+
+def test_shoppers_are_started_steered_and_sent_home(page: Page, desk: Desk) -> None:
+    open_live(page, desk)
+    simulator = panel(page, "simulator")
+    page.get_by_test_id("simulator-shoppers").fill("6")
+    page.get_by_test_id("simulator-start").click()
+    expect(simulator).to_have_attribute("data-state", "running")
+    expect(page.get_by_test_id("simulator-figures")).to_contain_text("recommended", timeout=60_000)
+    page.get_by_test_id("simulator-hot").fill("camera-2")
+    page.get_by_test_id("simulator-drift").fill("0.5")
+    page.get_by_test_id("simulator-steer").click()
+    expect(simulator).to_contain_text("hot: camera-2")
+    assert console(desk)["simulator"]["plan"] == {
+        "shoppers": 6,
+        "pause_s": 1.0,
+        "drift": 0.5,
+        "hot": ["camera-2"],
+    }
+    page.get_by_test_id("simulator-stop").click()
+    expect(simulator).to_have_attribute("data-state", "stopped")
+    assert console(desk)["simulator"]["running"] is False
+
+
+def test_models_stand_beside_each_other_and_are_promoted_and_rolled_back(page: Page, desk: Desk) -> None:
+    _register(desk.settings)
+    open_live(page, desk)
+    models = panel(page, "models")
+    page.get_by_test_id("list-models").click()
+    expect(models.locator('[data-model="m1"]')).to_contain_text("champion", timeout=60_000)
+    expect(models.locator('[data-model="m2"]')).to_contain_text("challenger")
+    expect(page.get_by_test_id("decisions")).to_contain_text("worse than the champion")
+    models.locator('[data-promote="m2"]').click()
+    expect(models.locator('[data-model="m2"]')).to_contain_text("champion", timeout=60_000)
+    expect(models.locator('[data-model="m1"]')).to_contain_text("previous", timeout=60_000)
+    wait_until(lambda: desk.api.get("/models")["serving"] == "m2", 15)
+    page.get_by_test_id("rollback").click()
+    expect(models.locator('[data-model="m1"]')).to_contain_text("champion", timeout=60_000)
+    wait_until(lambda: desk.api.get("/models")["serving"] == "m1", 15)
+
+
+def test_a_training_is_started_and_says_how_it_ended(page: Page, desk: Desk) -> None:
+    open_live(page, desk)
+    page.get_by_test_id("train").click()
+    expect(page.get_by_test_id("training")).to_contain_text("Training", timeout=60_000)
+    expect(page.get_by_test_id("train")).to_be_disabled()
+    expect(page.get_by_test_id("training")).to_contain_text("no Parquet log", timeout=120_000)
+    expect(page.get_by_test_id("train")).to_be_enabled()
+
+
+def test_what_was_broken_is_recounted_to_no_difference(page: Page, desk: Desk) -> None:
+    open_live(page, desk)
+    faults = page.get_by_test_id("faults")
+    page.locator('[data-fault="duplicates"]').click()
+    expect(faults).to_contain_text("a second time")
+    page.locator('[data-fault="redis"]').click()
+    expect(faults).to_contain_text("Redis answers nobody")
+    page.get_by_test_id("reconcile").click()
+    expect(page.get_by_test_id("proof")).to_contain_text("Recounting")
+    expect(page.get_by_test_id("proof")).to_contain_text("0 differences", timeout=120_000)
+    assert console(desk)["jobs"]["reconcile"]["answer"]["duplicates"] >= EVENTS
+
+
+def test_the_stream_job_is_killed_where_a_stack_runs_and_a_refusal_is_said(page: Page, desk: Desk) -> None:
+    open_live(page, desk)
+    page.locator('[data-fault="stream"]').click()
+    expect(page.get_by_test_id("operations-notice")).to_contain_text("no stack runs from this home")
+    victim = subprocess.Popen(["sleep", "600"])
+    try:
+        part = PartRecord(name="stream", state="ready", pid=victim.pid, restarts=3)
+        StackRecord(running=True, pid=1, parts=(part,)).write(desk.settings.home)
+        page.locator('[data-fault="stream"]').click()
+        expect(page.get_by_test_id("faults")).to_contain_text(f"process {victim.pid}")
+        assert victim.wait(10) == -9
+        expect(page.get_by_test_id("operations-notice")).to_have_text("")
+    finally:
+        victim.kill()
+        victim.wait()
+
+
+def _register(settings: Settings) -> None:
+    """Two models in the registry, m1 served, and a candidate that the gate refused."""
+    from training.candidate import Evaluation
+    from training.registry import Registry
+
+    registry = Registry(settings)
+    registry.experiment()
+    wares.write(settings, "m2")
+    for version in ("m1", "m2"):
+        run_id = registry.start(version, {}, {"version": version})
+        registry.register(settings.artifacts / version, run_id, {"rows": "60"})
+    registry.follow("m1")
+    refused = Evaluation(
+        questions=100,
+        metrics={"live.ndcg@10": 0.01},
+        against={"champion": {"live.ndcg@10": 0.05}},
+        champion="m1",
+        passed=False,
+        reason="worse than the champion: ndcg@10 0.0100, champion 0.0500",
+    )
+    folder = settings.home / "candidates" / "20260101-000000"
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text(refused.model_dump_json())

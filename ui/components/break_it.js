@@ -1,0 +1,31 @@
+// Faults on purpose, and the proof that follows. Emits fault {fault} and reconcile.
+
+const FAULTS = [
+  { fault: "stream", name: "Kill the stream job", what: "as kill -9 would: the supervisor starts it again" },
+  { fault: "redis", name: "Hold up Redis", what: "for 3 seconds it answers nobody; lists still come" },
+  { fault: "duplicates", name: "Send events twice", what: "50 of the newest, the same bytes: none counts again" },
+];
+
+export default {
+  template: `
+    <div class="ac-steer" data-testid="break-it">
+      <ul v-if="allowed" class="ac-faults"><li v-for="f in faults" :key="f.fault">
+        <button type="button" class="ac-button ac-danger" :data-fault="f.fault" @click="$emit('fault', { fault: f.fault })">{{ f.name }}</button> <small>{{ f.what }}</small></li></ul>
+      <p v-else class="ac-empty">Faults on purpose are for the demo: <code>AFTERCLICK_SERVING__BREAK_IT=true</code> allows them.</p>
+      <p v-if="parts.length" class="ac-steer-line" data-testid="parts"><span v-for="p in parts" :key="p.name" :class="'part-is-' + p.state">{{ p.name }}: {{ p.state }}<template v-if="p.restarts"> ({{ p.restarts }} restarts)</template></span></p>
+      <ol v-if="done.length" class="ac-done" data-testid="faults"><li v-for="d in done" :key="d.time + d.done"><time>{{ clock(d.time) }}</time> {{ d.done }}</li></ol>
+      <div class="ac-steer-buttons">
+        <button type="button" class="ac-button" data-testid="reconcile" :disabled="proof.state === 'running'" @click="$emit('reconcile', {})">Recount the log and compare</button>
+      </div>
+      <p v-if="proof.state" class="ac-proof" :class="proof.state" data-testid="proof"><b role="status">{{ proof.words }}</b> <span>{{ proof.more }}</span></p>
+    </div>`,
+  props: { allowed: Boolean, parts: Array, done: Array, proof: Object },
+  data() {
+    return { faults: FAULTS };
+  },
+  methods: {
+    clock(time) {
+      return new Date(time * 1000).toTimeString().slice(0, 8);
+    },
+  },
+};

@@ -1,0 +1,41 @@
+// Models beside each other, the gate's decisions with their reasons, and what an administrator may do about them.
+// Emits act {what: "train" | "rollback" | "promote" | "list", version}.
+
+export default {
+  template: `
+    <div class="ac-steer" data-testid="models" :data-busy="!!busy">
+      <p class="ac-steer-line" data-testid="training"><b role="status">{{ training.words }}</b> <span>{{ training.progress }}</span></p>
+      <progress v-if="training.running" aria-label="A training runs"></progress>
+      <div v-if="columns.length" class="ac-feed" tabindex="0" role="region" aria-label="Models beside each other">
+        <table class="ac-small-table">
+          <thead><tr><td></td><th v-for="c in columns" :key="c.version" scope="col" :data-model="c.version"><span :class="'role-' + c.role">{{ c.role }}</span><code>{{ c.version }}</code></th></tr></thead>
+          <tbody>
+            <tr v-for="(name, n) in metrics" :key="name"><th scope="row">{{ name }}</th>
+              <td v-for="c in columns" :key="c.version" class="num" :class="{best: c.best.includes(name)}">{{ c.metrics[n] }}</td></tr>
+            <tr><th scope="row">serve</th><td v-for="c in columns" :key="c.version">
+              <button v-if="c.promotable" type="button" class="ac-button" :disabled="!!busy" :data-promote="c.version" @click="act('promote', c.version)">Promote</button>
+              <span v-else>{{ c.why }}</span></td></tr>
+          </tbody>
+        </table>
+      </div>
+      <p v-else class="ac-empty">{{ listed ? "No model in the registry yet: train one." : "The registry has not been asked yet." }}</p>
+      <div class="ac-steer-buttons">
+        <button type="button" class="ac-button" data-testid="train" :disabled="training.running" @click="act('train')">Retrain now</button>
+        <button type="button" class="ac-button" data-testid="rollback" :disabled="!!busy || !canRollBack" @click="act('rollback')">Roll back</button>
+        <button type="button" class="ac-button" data-testid="list-models" :disabled="!!busy" @click="act('list')">{{ listed ? "Ask again" : "Ask the registry" }}</button>
+        <span v-if="busy" class="ac-steer-busy">{{ busy }}…</span>
+      </div>
+      <p v-if="error" class="ac-steer-error" role="alert">{{ error }}</p>
+      <div v-if="decisions.length">
+        <h3>The gate's decisions</h3>
+        <ul class="ac-decisions" data-testid="decisions"><li v-for="d in decisions" :key="d.version" :class="{refused: !d.passed}">
+          <b>{{ d.passed ? "passed" : "refused" }}</b> <code>{{ d.version }}</code> {{ d.reason }}</li></ul>
+      </div>
+    </div>`,
+  props: { training: Object, columns: Array, metrics: Array, decisions: Array, busy: String, error: String, listed: Boolean, canRollBack: Boolean },
+  methods: {
+    act(what, version) {
+      this.$emit("act", { what, version: version || "" });
+    },
+  },
+};
