@@ -6,6 +6,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 CODE := afterclick ingest streaming training serving ui infra tests notebooks/*.py
@@ -53,7 +54,7 @@ doctor: setup ## what is missing on this machine, and how to mend it
 	@$(BIN)/afterclick doctor
 
 test: setup ## every test, against real services on free ports (DATASET adds those on real data)
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 lint: setup ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check $(CODE)

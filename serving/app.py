@@ -11,12 +11,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afterclick.settings import Settings
-from serving import admin, api, control_api, insight_api, problems, sockets
-from serving.call_limit import CallLimit
-from serving.guard import Guard
-from serving.metrics import Metrics
-from serving.recent import RecentRequests
-from serving.request_log import LoggedRequest, RequestLog
+from serving.access.call_limit import CallLimit
+from serving.access.guard import Guard
+from serving.records.metrics import Metrics
+from serving.records.recent import RecentRequests
+from serving.records.request_log import LoggedRequest, RequestLog
+from serving.routes import admin, control, insight, problems, shop, sockets
 from serving.service import Service
 
 DESCRIPTION = """The list changes after the click.
@@ -49,9 +49,9 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
-    app.include_router(api.router)
-    app.include_router(insight_api.router)
-    app.include_router(control_api.router)
+    app.include_router(shop.router)
+    app.include_router(insight.router)
+    app.include_router(control.router)
     app.include_router(admin.router)
     app.include_router(sockets.router)
     problems.install(app)

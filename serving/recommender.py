@@ -23,21 +23,21 @@ from afterclick.model import IntArray, Model
 from afterclick.scoring import UserState, features
 from afterclick.state import HistoryEntry, standing
 from afterclick.user_vectors import fold_in, tower_user
-from serving.arrange import arrange, pool_size
-from serving.catalogue import Catalogue
-from serving.choice import Choice
-from serving.cursors import cursor_after
-from serving.explain import because
-from serving.filters import Filters
-from serving.lists import Ranked, by_interests, overall, popular
-from serving.online_store import OnlineStore, Rows, entries
-from serving.options import FIRST_PAGE, PLAIN, Policy
-from serving.positions import Position, PositionWaiters
-from serving.reasons import reasons
-from serving.remembered import Ask, Recommendation, Remembered, Shown
-from serving.rules import NO_RULES
-from serving.schemas import Source
-from serving.trend_feed import TrendFeed
+from serving.decisions.rules import NO_RULES
+from serving.feeds.catalogue import Catalogue
+from serving.feeds.positions import Position, PositionWaiters
+from serving.feeds.trend_feed import TrendFeed
+from serving.online.online_store import OnlineStore, Rows, entries
+from serving.ranking.arrange import arrange, pool_size
+from serving.ranking.choice import Choice
+from serving.ranking.cursors import cursor_after
+from serving.ranking.explain import because
+from serving.ranking.filters import Filters
+from serving.ranking.lists import Ranked, by_interests, overall, popular
+from serving.ranking.options import FIRST_PAGE, PLAIN, Policy
+from serving.ranking.reasons import reasons
+from serving.ranking.remembered import Ask, Recommendation, Remembered, Shown
+from serving.routes.schemas import Source
 from serving.world import World, Worlds
 
 Answer = dict[str, Any]

@@ -10,8 +10,8 @@ import uvicorn
 
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
+from serving.access.guard import check_address
 from serving.app import create_app
-from serving.guard import check_address
 
 DRAIN_S = 3
 """How long open requests and WebSockets may take to end; feedback is flushed after that."""

@@ -17,27 +17,27 @@ import structlog
 from afterclick.events import Action
 from afterclick.settings import Settings
 from afterclick.state import StateChange
-from serving.catalogue import Catalogue
-from serving.console import Console
-from serving.control_plane import ControlPlane
-from serving.exposure import Exposure
-from serving.feedback import FeedbackLog
-from serving.figures import Figures
+from serving.decisions.control_plane import ControlPlane
+from serving.decisions.rules import RuleBook
+from serving.feeds.catalogue import Catalogue
+from serving.feeds.model_feed import LoadedModel, ModelFeed, no_model
+from serving.feeds.positions import PositionWaiters
+from serving.feeds.text_search import TextSearch
+from serving.feeds.topic_reader import TopicReader
+from serving.feeds.trend_feed import TrendFeed
 from serving.hub import Hub, cause_of
-from serving.impressions import ImpressionLog
-from serving.metrics import Metrics
-from serving.model_feed import LoadedModel, ModelFeed, no_model
-from serving.online_store import OnlineStore
-from serving.positions import PositionWaiters
-from serving.recent import RecentRequests
+from serving.online.online_store import OnlineStore
+from serving.operations.console import Console
+from serving.ranking.remembered import Ask, Kept
 from serving.recommender import Answer, Recommender
-from serving.remembered import Ask, Kept
-from serving.request_log import RequestLog
-from serving.rules import RuleBook
+from serving.records.exposure import Exposure
+from serving.records.feedback import FeedbackLog
+from serving.records.figures import Figures
+from serving.records.impressions import ImpressionLog
+from serving.records.metrics import Metrics
+from serving.records.recent import RecentRequests
+from serving.records.request_log import RequestLog
 from serving.sql.database import Database
-from serving.text_search import TextSearch
-from serving.topic_reader import TopicReader
-from serving.trend_feed import TrendFeed
 from serving.world import Worlds
 
 log = structlog.get_logger()

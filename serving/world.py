@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from afterclick.model import IntArray
 from afterclick.scoring import TrendView
 from afterclick.trends import HALF_LIVES_MS, TrendTable
-from serving.catalogue import Catalogue
-from serving.model_feed import LoadedModel
-from serving.rules import NO_RULES, ActiveRules, RuleBook
-from serving.trend_feed import TrendFeed
+from serving.decisions.rules import NO_RULES, ActiveRules, RuleBook
+from serving.feeds.catalogue import Catalogue
+from serving.feeds.model_feed import LoadedModel
+from serving.feeds.trend_feed import TrendFeed
 
 log = structlog.get_logger()
 Array = NDArray[np.float64]

@@ -37,7 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what needs the real data where DATASET is unset."""
+    """Deselect what needs the real data where DATASET is unset.
+
+    With several workers a file stays on one of them, and so do all pages: they share a running stack.
+    """
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder == "ui" else str(item.path)))
     if DATASET:
         return
     wanting = [item for item in items if item.get_closest_marker("dataset")]

@@ -24,12 +24,12 @@ from afterclick.scoring import UserState, features, group_contributions
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
 from afterclick.user_vectors import fold_in, tower_user
-from serving import schemas
-from serving.choice import Choice
-from serving.lists import overall, similar
-from serving.ranker import FILE
-from serving.reasons import reasons
+from serving.ranking.choice import Choice
+from serving.ranking.lists import overall, similar
+from serving.ranking.ranker import FILE
+from serving.ranking.reasons import reasons
 from serving.recommender import describe
+from serving.routes import schemas
 from serving.service import Service
 
 

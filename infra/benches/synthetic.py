@@ -25,7 +25,7 @@ from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
 from afterclick.towers import AGES_DAYS, TowerArrays
 from afterclick.trends import Trend
-from serving.ranker import FILE
+from serving.ranking.ranker import FILE
 from training import index
 
 RANK, NEIGHBOURS, CONTENT = 64, 50, 64

@@ -43,7 +43,7 @@ def api_token(
     """Make a token for one user's browser, signed with AFTERCLICK_SERVING__TOKEN_SECRET."""
     from afterclick.errors import BadInput
     from afterclick.settings import Settings
-    from serving.tokens import new_token
+    from serving.access.tokens import new_token
 
     secret = Settings().serving.token_secret
     if secret is None:
@@ -59,7 +59,7 @@ def api_key(
     """Make an API key: prints it once, and the setting that makes the API know it."""
     import orjson
 
-    from serving.guard import new_key
+    from serving.access.guard import new_key
 
     key, sha256 = new_key()
     scopes = [str(s) for s in scope or (Scope.RECOMMEND, Scope.FEEDBACK)]

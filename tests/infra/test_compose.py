@@ -15,7 +15,7 @@ import yaml
 
 from afterclick.settings import Settings
 from infra import reference
-from serving.guard import check_address
+from serving.access.guard import check_address
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,16 +15,16 @@ from afterclick.model import Model
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
 from afterclick.trends import TrendTable
-from serving.catalogue import Catalogue
-from serving.model_feed import LoadedModel, no_model
-from serving.online_store import OnlineStore, Rows
-from serving.positions import PositionWaiters
-from serving.ranker import FormulaRanker
+from serving.decisions.rules import Rule, RuleBook, RuleDraft
+from serving.feeds.catalogue import Catalogue
+from serving.feeds.model_feed import LoadedModel, no_model
+from serving.feeds.positions import PositionWaiters
+from serving.feeds.trend_feed import TrendFeed
+from serving.online.online_store import OnlineStore, Rows
+from serving.ranking.ranker import FormulaRanker
+from serving.ranking.remembered import Ask, Recommendation
+from serving.ranking.searches import content_search
 from serving.recommender import Recommender
-from serving.remembered import Ask, Recommendation
-from serving.rules import Rule, RuleBook, RuleDraft
-from serving.searches import content_search
-from serving.trend_feed import TrendFeed
 from serving.world import World, Worlds
 from tests.serving import shop
 

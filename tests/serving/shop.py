@@ -12,7 +12,7 @@ from afterclick import artifact, events
 from afterclick.events import Item, ItemEvent, ModelEvent, ModelPublished
 from afterclick.model import Model
 from afterclick.settings import Settings
-from serving.ranker import FILE
+from serving.ranking.ranker import FILE
 
 KINDS = ("camera", "cable")
 PER_KIND = 30

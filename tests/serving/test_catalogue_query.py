@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterclick.events import Item
-from serving.catalogue import Catalogue
-from serving.catalogue_query import matching, parsed
+from serving.decisions.catalogue_query import matching, parsed
+from serving.feeds.catalogue import Catalogue
 
 ITEMS = [
     Item(item_id="a", title="Card, 32 GB", categories=("Electronics", "Cards"), brand="Sandisk", price=9.5),

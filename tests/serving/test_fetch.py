@@ -14,8 +14,8 @@ from moto.server import ThreadedMotoServer
 from afterclick import artifact
 from afterclick.errors import BadArtifact, BadInput, Unavailable
 from afterclick.events import ModelPublished
-from serving.fetch import folder_of
-from serving.model_feed import LoadedModel, ModelFeed
+from serving.feeds.fetch import folder_of
+from serving.feeds.model_feed import LoadedModel, ModelFeed
 from tests.scoring.worlds import a_model
 from training.store import upload
 

@@ -12,8 +12,8 @@ from websockets.sync.client import connect
 from afterclick.errors import BadInput
 from afterclick.settings import ApiKey, RedisSettings, ServingSettings, Settings
 from infra.embedded.ports import free_port
-from serving.call_limit import CallLimit
-from serving.guard import OPEN_PATHS, check_address, new_key, scope_of
+from serving.access.call_limit import CallLimit
+from serving.access.guard import OPEN_PATHS, check_address, new_key, scope_of
 from tests.serving.running import Running
 
 KEYS = {"recommend": "r-key", "feedback": "f-key", "admin": "a-key"}

@@ -14,8 +14,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from afterclick.settings import Settings
-from serving.guard import OPEN_PATHS, scope_of
-from serving.tokens import new_token, user_of
+from serving.access.guard import OPEN_PATHS, scope_of
+from serving.access.tokens import new_token, user_of
 from tests.serving.running import Running
 from tests.serving.test_guard import KEYS, bearer, guarded
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.cursors import BEGIN, DEEPEST, cursor_after, decode_cursor, encode_cursor
-from serving.options import PLAIN, Page
-from serving.remembered import Ask
-from serving.rules import RuleDraft
+from serving.decisions.rules import RuleDraft
+from serving.ranking.cursors import BEGIN, DEEPEST, cursor_after, decode_cursor, encode_cursor
+from serving.ranking.options import PLAIN, Page
+from serving.ranking.remembered import Ask
 from tests.serving import shop
 from tests.serving.offline import Offline
 

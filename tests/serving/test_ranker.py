@@ -11,8 +11,8 @@ import pytest
 from afterclick.errors import BadArtifact
 from afterclick.model import FloatArray
 from afterclick.scoring import FEATURE_NAMES, PARTS
-from serving.lightgbm_library import Booster
-from serving.ranker import FILE, FormulaRanker, Ranker, TreeRanker, load_ranker
+from serving.ranking.lightgbm_library import Booster
+from serving.ranking.ranker import FILE, FormulaRanker, Ranker, TreeRanker, load_ranker
 
 
 def rows(count: int, seed: int = 3) -> FloatArray:

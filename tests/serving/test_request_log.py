@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import func, insert, select
 
 from afterclick.settings import ServingSettings, Settings
-from serving.request_log import WAITING, LoggedRequest, RequestLog
+from serving.records.request_log import WAITING, LoggedRequest, RequestLog
 from serving.sql.database import Database
 from serving.sql.tables import request_log
 from tests.serving.running import Running

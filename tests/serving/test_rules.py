@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from sqlalchemy import insert
 
 from afterclick.events import Item
-from serving.arrange import PINNED
-from serving.catalogue_query import matching
-from serving.rules import NO_RULES, Rule, RuleDraft, add_rule, read_rules, remove_rule
+from serving.decisions.catalogue_query import matching
+from serving.decisions.rules import NO_RULES, Rule, RuleDraft, add_rule, read_rules, remove_rule
+from serving.ranking.arrange import PINNED
 from serving.sql.database import Database
 from serving.sql.tables import rules as table
 from tests.serving import shop

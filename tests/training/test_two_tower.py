@@ -11,7 +11,7 @@ from afterclick.candidates import SOURCES, CandidateLimits, candidate_items, exa
 from afterclick.scoring import FEATURE_NAMES, UserState, features
 from afterclick.towers import AGES_DAYS, UNKNOWN, TowerArrays
 from afterclick.user_vectors import tower_user
-from serving.searches import index_search
+from serving.ranking.searches import index_search
 from tests.scoring.worlds import a_model, a_view
 from tests.training import shop
 from training import index, two_tower

@@ -1,0 +1,1 @@
+"""What people decide: business rules and experiments, kept in SQL, read from memory."""

@@ -1,0 +1,142 @@
+"""What people decide about the service, kept in SQL and read from memory.
+
+reads   sql  rules, experiments
+writes  sql  rules, experiments, experiment_users
+
+A thread makes the tables and looks for changes every two seconds. While the database is away, what was read
+last stays in force; no request for a list ever waits for SQL.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import IntegrityError
+
+from afterclick.errors import AfterclickError, AlreadyThere, NotFound
+from serving.decisions.experiments import (
+    Assignment,
+    Experiment,
+    ExperimentDraft,
+    add_experiment,
+    read_experiments,
+    stop_experiment,
+)
+from serving.decisions.results import Json, results
+from serving.decisions.rules import Rule, RuleBook, RuleDraft, add_rule, read_rules, remove_rule
+from serving.decisions.trials import Trials, read_sums
+from serving.sql.database import Database
+
+log = structlog.get_logger()
+PAUSE_S: Final = 2.0
+
+
+class ControlPlane:
+    """Follows the database. `available` says whether it answered last time."""
+
+    def __init__(self, database: Database, rules: RuleBook, on_rules: Callable[[], None]) -> None:
+        self.database, self._rules, self._on_rules = database, rules, on_rules
+        self.trials = Trials()
+        self.assignment = Assignment()
+        self.experiments: tuple[Experiment, ...] = ()
+        self.available = False
+        self._upgraded = self._told = False
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Every rule that is kept, in force or not, the oldest first."""
+        return self._rules.rules
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="control-plane", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what was counted, and end."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join(3.0)
+
+    def refresh(self) -> None:
+        """Read what is decided now, and write what was counted. Raises Unavailable."""
+        with self._lock:
+            if not self._upgraded:
+                self.database.upgrade()
+                self._upgraded = True
+            with self.database.begin() as connection:
+                rules, experiments = read_rules(connection), read_experiments(connection)
+            if rules != self._rules.rules:
+                self._rules.rules = rules
+                self._on_rules()
+            if experiments != self.experiments:
+                self.experiments, self.assignment = experiments, Assignment(experiments)
+            self.trials.flush(self.database)
+
+    def add_rule(self, draft: RuleDraft) -> Rule:
+        """Keep a rule. It is in force here in a moment, elsewhere in seconds. Raises Unavailable. Blocks."""
+        rule = Rule.of(draft)
+        with self.database.begin() as connection:
+            add_rule(connection, rule)
+        self.refresh()
+        return rule
+
+    def remove_rule(self, rule_id: str) -> None:
+        """Forget a rule. Raises NotFound, Unavailable. Blocks."""
+        with self.database.begin() as connection:
+            if not remove_rule(connection, rule_id):
+                raise NotFound(f"no rule {rule_id}")
+        self.refresh()
+
+    def experiment(self, name: str) -> Experiment:
+        """An experiment by its name. Raises NotFound."""
+        for experiment in self.experiments:
+            if experiment.name == name:
+                return experiment
+        raise NotFound(f"no experiment {name}")
+
+    def create(self, draft: ExperimentDraft) -> Experiment:
+        """Begin an experiment. Raises AlreadyThere, Unavailable. Blocks."""
+        experiment = Experiment.of(draft)
+        try:
+            with self.database.begin() as connection:
+                add_experiment(connection, experiment)
+        except IntegrityError as error:
+            raise AlreadyThere(f"there is an experiment {draft.name} already: take another name") from error
+        self.refresh()
+        return experiment
+
+    def stop_experiment(self, name: str) -> Experiment:
+        """End an experiment; everybody gets what they got before. Raises NotFound, Unavailable. Blocks."""
+        with self.database.begin() as connection:
+            stop_experiment(connection, name)
+        self.refresh()
+        return self.experiment(name)
+
+    def results(self, name: str, level: float) -> Json:
+        """What an experiment says so far. Raises NotFound, Unavailable. Blocks."""
+        self.refresh()
+        experiment = self.experiment(name)
+        with self.database.begin() as connection:
+            return results(experiment, read_sums(connection, name), level)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.refresh()
+                self.available, self._told = True, False
+            except AfterclickError as error:
+                if not self._told:
+                    log.warning("the control plane goes on with what it knows", error=str(error))
+                self.available, self._told = False, True
+            except Exception:
+                log.exception("the control plane could not be read")
+                self.available = False
+            if self._stop.is_set():  # looked at after a last refresh: what was counted is written
+                return
+            self._stop.wait(PAUSE_S)

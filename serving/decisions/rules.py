@@ -1,0 +1,239 @@
+"""Business rules: what people decide about lists, beside what the model finds.
+
+boost    the items of a query gain `amount` in score
+bury     they lose it
+pin      they stand from place `position` on, in the order of the query, hottest first beyond it
+exclude  they are in no list
+
+`World` carries the rules in force as item indices, so that a request looks nothing up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+from sqlalchemy import Connection, delete, insert, select
+
+from afterclick.events import Id, new_id, now, printable
+from afterclick.model import IntArray
+from serving.decisions.catalogue_query import Condition, matching
+from serving.feeds.catalogue import Catalogue
+from serving.sql.reading import readable
+from serving.sql.tables import rules as table
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies outside the calendar") from None
+
+
+MOST_BOOSTED = 100
+"""Boosted items that join the candidates of a list, the hottest first."""
+MOST_PINNED = 20
+Text = Annotated[str, StringConstraints(max_length=500), AfterValidator(printable)]
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+class RuleAction(StrEnum):
+    """What a rule does to the items of its query."""
+
+    BOOST = "boost"
+    BURY = "bury"
+    PIN = "pin"
+    EXCLUDE = "exclude"
+
+
+class RuleDraft(BaseModel):
+    """A rule as it is asked for."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"examples": [{"action": "boost", "query": ["brand:Sony"], "amount": 2.0}]},
+    )
+
+    action: RuleAction
+    query: Annotated[list[Condition], Field(min_length=1, max_length=50)] = Field(
+        description="Conditions FIELD:VALUE; fields are item, category, brand, title, price."
+    )
+    amount: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = Field(
+        None, description="Boost and bury: what the score gains or loses; 1 by default."
+    )
+    position: Annotated[int, Field(ge=1, le=200)] | None = Field(
+        None, description="Pin: the place, from 1; 1 by default."
+    )
+    starts: Moment | None = Field(None, description="In force from then on; at once by default.")
+    ends: Moment | None = Field(None, description="In force until then; for ever by default.")
+    note: Text = ""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.amount is not None and self.action not in (RuleAction.BOOST, RuleAction.BURY):
+            raise ValueError(f"a rule that says {self.action} has no amount")
+        if self.position is not None and self.action is not RuleAction.PIN:
+            raise ValueError(f"a rule that says {self.action} has no position")
+        if self.starts and self.ends and self.ends <= self.starts:
+            raise ValueError("ends before it starts")
+        return self
+
+
+class Rule(RuleDraft):
+    """A rule as it is kept."""
+
+    rule_id: Id
+    created: AwareDatetime
+
+    @classmethod
+    def of(cls, draft: RuleDraft) -> Self:
+        """A new rule with its own id, and the defaults of its action filled in."""
+        values = draft.model_dump(exclude={"rule_id", "created"})
+        if draft.action in (RuleAction.BOOST, RuleAction.BURY) and draft.amount is None:
+            values["amount"] = 1.0
+        if draft.action is RuleAction.PIN and draft.position is None:
+            values["position"] = 1
+        return cls(**values, rule_id=new_id()[:12], created=now())
+
+    def holds(self, at: datetime) -> bool:
+        return (self.starts is None or self.starts <= at) and (self.ends is None or at < self.ends)
+
+
+def read_rules(connection: Connection) -> tuple[Rule, ...]:
+    """Every rule, the oldest first. One that this program cannot read is left out, and said to be."""
+    rows = connection.execute(select(table).order_by(table.c.created, table.c.rule_id)).mappings()
+    return tuple(readable(Rule, rows))
+
+
+def add_rule(connection: Connection, rule: Rule) -> None:
+    """Keep a rule."""
+    connection.execute(insert(table), [{**rule.model_dump(), "action": str(rule.action)}])
+
+
+def remove_rule(connection: Connection, rule_id: str) -> bool:
+    """Forget a rule; whether there was one."""
+    return bool(connection.execute(delete(table).where(table.c.rule_id == rule_id)).rowcount)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """An item and the place it is given, from 0."""
+
+    place: int
+    item: int
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveRules:
+    """The rules in force, in the item indices of one world."""
+
+    excluded: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
+    """Items that are in no list."""
+    boosted: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
+    """(b,) items whose score changes, each once."""
+    amounts: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """(b,) what it changes by: boosts less buries."""
+    pins: tuple[Pin, ...] = ()
+    """Each place and each item once, in the order of the places."""
+    wanted: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
+    """Items that are ranked although no source brings them: pinned, and the hottest of those that gain."""
+
+    def amount_of(self, items: IntArray) -> NDArray[np.float64]:
+        """(c,) what the rules add to the score of each item."""
+        added = np.zeros(len(items))
+        if len(self.boosted):
+            at = np.searchsorted(self.boosted, items)
+            at[at == len(self.boosted)] = 0
+            hit = self.boosted[at] == items
+            added[hit] = self.amounts[at[hit]]
+        return added
+
+
+NO_RULES = ActiveRules()
+
+
+class RuleBook:
+    """Turns rules into item indices, again only where rules, catalogue or item space changed."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._of: tuple[object, ...] | None = None
+        self._find: dict[str, int] | None = None
+        self._active = NO_RULES
+        self.rules: tuple[Rule, ...] = ()
+
+    def state(self) -> tuple[str, ...]:
+        """Ids of the rules that are in force now."""
+        at = datetime.now(UTC)
+        return tuple(rule.rule_id for rule in self.rules if rule.holds(at))
+
+    def active(self, find: dict[str, int], heat: NDArray[np.float64]) -> ActiveRules:
+        """The rules in force, for the items that `find` has an index of and `heat` (m,) a value."""
+        of = (self.state(), self._catalogue.version, len(heat))
+        if of != self._of or find is not self._find:
+            in_force = set(of[0])
+            rules = [rule for rule in self.rules if rule.rule_id in in_force]
+            self._active = _active(rules, self._catalogue, find, heat) if rules else NO_RULES
+            self._of, self._find = of, find
+        return self._active
+
+
+def _active(
+    rules: Sequence[Rule], catalogue: Catalogue, find: dict[str, int], heat: NDArray[np.float64]
+) -> ActiveRules:
+    excluded: dict[int, None] = {}
+    amounts: dict[int, float] = {}
+    gaining: dict[int, None] = {}
+    pins: dict[int, int] = {}
+    for rule in rules:
+        known = (find.get(item_id) for item_id in matching(catalogue, rule.query))
+        items = [at for at in known if at is not None and at < len(heat)]
+        if rule.action is RuleAction.EXCLUDE:
+            excluded.update(dict.fromkeys(items))
+        elif rule.action is RuleAction.PIN:
+            _pin(pins, (rule.position or 1) - 1, items, heat)
+        else:
+            sign = 1.0 if rule.action is RuleAction.BOOST else -1.0
+            for item in items:
+                amounts[item] = amounts.get(item, 0.0) + sign * (rule.amount or 1.0)
+    amounts = {item: amount for item, amount in amounts.items() if amount}
+    gaining = dict.fromkeys(item for item, amount in amounts.items() if amount > 0)
+    hottest = sorted(gaining, key=lambda item: -heat[item])[:MOST_BOOSTED]
+    boosted = np.array(sorted(amounts), np.int32)
+    return ActiveRules(
+        excluded=_indices(excluded),
+        boosted=boosted,
+        amounts=np.array([amounts[item] for item in boosted.tolist()]),
+        pins=tuple(Pin(place, item) for place, item in sorted(pins.items()) if item not in excluded),
+        wanted=_indices(dict.fromkeys((*pins.values(), *hottest))),
+    )
+
+
+def _pin(pins: dict[int, int], place: int, items: Sequence[int], heat: NDArray[np.float64]) -> None:
+    """Give each item the first free place from `place` on; an older rule keeps its places."""
+    for item in sorted(items, key=lambda item: -heat[item])[:MOST_PINNED]:
+        if item in pins.values():
+            continue
+        while place in pins:
+            place += 1
+        pins[place] = item
+
+
+def _indices(items: Iterable[int]) -> IntArray:
+    return np.fromiter(items, np.int32)

@@ -1,0 +1,154 @@
+"""Trends and positions in memory, kept current behind the stream.
+
+reads   redis  {p:<topic>:<partition>}:position, :counts, :trends
+        topic  state-changes
+
+The snapshot of a partition is read in one transaction, so its numbers belong to its position. Changes come
+from `state-changes`, begun where that topic ended before the snapshot; those at or below the position are
+in the snapshot already. A partition whose changes leave a gap (a dead letter, or a change whose
+notification was lost in a crash) is read again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import structlog
+from confluent_kafka import Message
+from redis import Redis, RedisCluster
+from redis.exceptions import RedisError
+
+from afterclick.errors import BadEvent
+from afterclick.settings import Settings
+from afterclick.state import StateChange
+from afterclick.trends import HALF_LIVES_MS, TrendTable
+from serving.feeds.topic_reader import TopicReader
+
+log = structlog.get_logger()
+Listener = Callable[[Sequence[StateChange]], None]
+RESYNC_S = 600.0
+GAP_RESYNC_S = 15.0
+_COLUMNS = 1 + len(HALF_LIVES_MS)
+
+
+class TrendFeed:
+    """Owns the TrendTable. `table` and `positions` are read under `lock` by other threads."""
+
+    def __init__(self, settings: Settings, listener: Listener) -> None:
+        self._settings, self._listener = settings, listener
+        self._topics, self._keys = settings.kafka.topics, settings.redis.keys
+        self.table = TrendTable()
+        self.positions: dict[str, int] = {}
+        self.lock = threading.Lock()
+        self.changes = 0
+        self.gaps = 0
+        self._loaded_at: float | None = None
+        self._gap_at: float | None = None
+        self.reader = TopicReader(
+            settings.kafka.bootstrap, self._topics.state_changes, self._read, self._start_at, idle=self._idle
+        )
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the state of Redis is in the table."""
+        return self._loaded_at is not None
+
+    def start(self) -> None:
+        self.reader.start()
+
+    def stop(self) -> None:
+        self.reader.stop()
+
+    def _start_at(self, ends: Mapping[int, int]) -> Mapping[int, int]:
+        self._load()
+        return ends
+
+    def _idle(self) -> None:
+        now = time.monotonic()
+        stale = self._loaded_at is None or now - self._loaded_at > RESYNC_S
+        if stale or (self._gap_at is not None and now - self._gap_at > GAP_RESYNC_S):
+            self._load()
+
+    def _read(self, messages: Sequence[Message]) -> None:
+        fresh: list[StateChange] = []
+        with self.lock:
+            for message in messages:
+                try:
+                    change = StateChange.decode(message.value() or b"")
+                except BadEvent as error:
+                    log.warning("no valid state change", offset=message.offset(), error=str(error))
+                    continue
+                if self._apply(change):
+                    fresh.append(change)
+        if fresh:
+            self._listener(fresh)
+        self._idle()
+
+    def _apply(self, change: StateChange) -> bool:
+        """Move the table by one change. False for one that is in it already."""
+        partition = f"{change.topic}/{change.partition}"
+        position = self.positions.get(partition, -1)
+        if change.offset <= position:
+            return False
+        if change.offset > position + 1:
+            self.gaps += 1
+            self._gap_at = self._gap_at or time.monotonic()
+        self.positions[partition] = change.offset
+        if change.effect.counts:
+            self.table.add(change.item_id, change.time_ms, change.weight)
+        self.changes += 1
+        return True
+
+    def _load(self) -> None:
+        """Read the whole state. Leaves the old one where Redis does not answer."""
+        began = time.monotonic()
+        try:
+            table, positions = self._snapshot()
+        except (RedisError, OSError) as error:
+            log.warning("trends not loaded; trying again", error=repr(error))
+            return
+        with self.lock:
+            # a snapshot is never behind what the feed has applied: the stream writes Redis first
+            self.table, self.positions = table, positions
+            self.changes += 1
+        self._loaded_at, self._gap_at = time.monotonic(), None
+        log.info("trends loaded", items=len(table), seconds=round(time.monotonic() - began, 3))
+
+    def _snapshot(self) -> tuple[TrendTable, dict[str, int]]:
+        table, positions = TrendTable(), {}
+        client = _connect(self._settings)
+        try:
+            for topic in self._topics.interactions:
+                for partition in range(self._settings.kafka.partitions):
+                    position = self._read_partition(client, topic, partition, table)
+                    if position is not None:
+                        positions[f"{topic}/{partition}"] = position
+        finally:
+            client.close()
+        return table, positions
+
+    def _read_partition(
+        self, client: Redis | RedisCluster, topic: str, partition: int, table: TrendTable
+    ) -> int | None:
+        pipe = client.pipeline(transaction=True)
+        pipe.get(self._keys.position(topic, partition))
+        pipe.hgetall(self._keys.counts(topic, partition))
+        pipe.hgetall(self._keys.trends(topic, partition))
+        position, counts, trends = pipe.execute()
+        names = list(trends.keys() | counts.keys())
+        values = np.zeros((len(names), _COLUMNS))
+        known = [i for i, name in enumerate(names) if name in trends]
+        if known:
+            raw = b"".join(trends[names[i]] for i in known)
+            values[known] = np.frombuffer(raw, "<f8").reshape(-1, _COLUMNS)
+        numbers = np.array([int(counts.get(name, 0)) for name in names], np.int64)
+        table.merge_many([n.decode() for n in names], values[:, 0], values[:, 1:], numbers)
+        return None if position is None else int(position)
+
+
+def _connect(settings: Settings) -> Redis | RedisCluster:
+    kind = RedisCluster if settings.redis.cluster else Redis
+    return kind.from_url(settings.redis.url, socket_timeout=10, socket_connect_timeout=2, protocol=2)

@@ -1,0 +1,1 @@
+"""The live state of one user, in one round trip to Redis."""

@@ -1,0 +1,1 @@
+"""What an administrator steers: replay, simulator, training and models, faults on purpose."""

@@ -1,0 +1,71 @@
+"""Diversity: maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
+
+Items are taken one by one, each time the one with the greatest
+
+    score − diversity · range · (its greatest similarity to what was taken)
+
+where `range` is the difference between the best and the worst score, so that the similarity counts in the
+score's own units. With λ = 1 / (1 + diversity) that is their formula, scaled. What is subtracted is the part
+`diversity` of the receipt. As more is taken, penalties only grow, so the values at which items are taken
+never rise: a diversified list is still sorted by score.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.model import IntArray
+from serving.feeds.catalogue import Catalogue
+from serving.world import World
+
+Floats = NDArray[np.float64]
+
+
+def diversify(
+    scores: Floats, vectors: Floats, diversity: float, count: int
+) -> tuple[NDArray[np.intp], Floats]:
+    """The rows taken, in their order (count,), and what each lost (count,).
+
+    `scores` (c,); `vectors` (c, d) of length 1 or 0, whose products are the similarities.
+    """
+    count = min(count, len(scores))
+    taken, lost = np.empty(count, np.intp), np.zeros(count)
+    nearest = np.zeros(len(scores))
+    scale = diversity * float(np.ptp(scores)) if len(scores) else 0.0
+    free = np.ones(len(scores), bool)
+    for place in range(count):
+        values = np.where(free, scores - scale * nearest, -np.inf)
+        row = int(values.argmax())
+        taken[place], lost[place] = row, scale * nearest[row]
+        free[row] = False
+        np.maximum(nearest, vectors @ vectors[row], out=nearest)
+    return taken, lost
+
+
+def vectors_of(world: World, catalogue: Catalogue, items: IntArray) -> Floats:
+    """(c, d) what each item is, as a vector of length 1 or 0: its content, its factors, or its categories."""
+    model = world.loaded.model
+    if model is None or (model.content is None and model.factors is None):
+        return _categories(world, catalogue, items)
+    source = model.content if model.content is not None else model.factors
+    assert source is not None
+    known = items < len(model)
+    vectors = np.zeros((len(items), source.shape[1]))
+    vectors[known] = source[items[known]]
+    return _unit(vectors)
+
+
+def _categories(world: World, catalogue: Catalogue, items: IntArray) -> Floats:
+    found = [catalogue.items.get(world.ids[item]) for item in items.tolist()]
+    names = {name: i for i, name in enumerate({n for item in found if item for n in item.categories})}
+    vectors = np.zeros((len(items), max(len(names), 1)))
+    for row, item in enumerate(found):
+        for name in item.categories if item else ():
+            vectors[row, names[name]] = 1.0
+    return _unit(vectors)
+
+
+def _unit(vectors: Floats) -> Floats:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1.0))

@@ -1,0 +1,171 @@
+"""Lists that need no model: by interests, trending, popular."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.model import IntArray
+from serving.feeds.catalogue import Catalogue
+from serving.ranking.choice import Choice
+from serving.routes.schemas import Source
+from serving.world import World, best
+
+HEAT_WEIGHT = 0.05
+"""What heat counts for beside content: enough to order items that match an interest equally well."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Items in order, with their receipts: `parts` hold a number per item and add up to its score."""
+
+    source: Source
+    items: IntArray
+    parts: dict[str, NDArray[np.float64]]
+    sources: Sequence[str]
+    reasons: Sequence[str]
+    because: Sequence[list[dict[str, Any]]] | None = None
+    """Per item the events of the user that moved it most, where that was asked for."""
+    propensities: NDArray[np.float64] | None = None
+    """(n,) the probability that each place shows its item; None where nothing is left to chance."""
+    arranged: bool = False
+    """Whether rules or options had a say."""
+
+
+def overall(world: World, choice: Choice) -> Ranked:
+    """What is trending; what is popular where nothing trends. Shows seen items before it shows none."""
+    n = choice.n
+    for bounds in (choice,) if choice.later else (choice, choice.though_seen()):
+        wanted = bounds.also()
+        trending = bounds.fitting(choice.trending(world), wanted)[:n]
+        rest = bounds.fitting(choice.popular(world), trending, wanted)[: n - len(trending)]
+        if len(trending):
+            return _trending(world, trending, np.concatenate([rest, wanted]))
+        if len(rest):
+            return _popular(world, np.concatenate([rest, wanted]))
+    everything = np.arange(len(world.heat), dtype=np.int32) if choice.inside is None else choice.inside
+    bounds = choice if choice.later else choice.though_seen()
+    wanted = bounds.also()
+    return _popular(world, np.concatenate([bounds.fitting(everything, wanted)[:n], wanted]))
+
+
+def popular(world: World, choice: Choice) -> Ranked:
+    """What was chosen most of all time."""
+    wanted = choice.also()
+    return _popular(
+        world, np.concatenate([choice.fitting(choice.popular(world), wanted)[: choice.n], wanted])
+    )
+
+
+def _trending(world: World, items: IntArray, rest: IntArray) -> Ranked:
+    """`rest` fills the list up; it has no heat, so it stays behind."""
+    both = np.concatenate([items, rest])
+    return Ranked(
+        Source.TRENDING,
+        both,
+        {"trend": world.heat[both]},
+        ["trending"] * len(items) + ["popular"] * len(rest),
+        ["trending now"] * len(items) + ["popular with everyone"] * len(rest),
+    )
+
+
+def _popular(world: World, items: IntArray) -> Ranked:
+    scores = np.log2(1.0 + world.counts[items])
+    count = len(items)
+    return Ranked(
+        Source.POPULAR, items, {"popularity": scores}, ["popular"] * count, ["popular with everyone"] * count
+    )
+
+
+def by_interests(
+    world: World, catalogue: Catalogue, interests: Iterable[str], choice: Choice
+) -> Ranked | None:
+    """Items like the named items or of the named categories; None where no interest is known.
+
+    score = content (similarity, or 1 per category) + model (bought by the same users) + trend (0.05 × heat).
+    """
+    m = len(world.heat)
+    content, model = np.zeros(m), np.zeros(m)
+    why: dict[int, str] = {}
+    seeds: list[int] = []
+    for interest in interests:
+        seed = world.find(interest)
+        if seed is not None:
+            seeds.append(seed)
+            near = _like(world, seed, content, model)
+            reason = f"like {catalogue.name(interest)}"
+        else:
+            near = world.indices(catalogue.category(interest))
+            content[near] += 1.0
+            reason = f"in {interest}, which interests you"
+        why.update(dict.fromkeys(near.tolist(), reason) | why)
+    scores = np.where(content + model > 0, content + model + HEAT_WEIGHT * world.heat, 0.0)
+    scores[seeds] = 0.0
+    candidates = np.flatnonzero(scores > 0).astype(np.int32)
+    candidates = choice.fitting(candidates)
+    items = candidates[best(scores[candidates], choice.n)]
+    if not len(items):
+        return None
+    named = np.array(seeds, np.int32)
+    wanted = choice.also(items, named)
+    rest = choice.fitting(choice.trending(world), items, named, wanted)[: choice.n - len(items)]
+    rest = np.concatenate([rest, wanted])
+    return _interesting(world, items, rest, content, model, why)
+
+
+def _interesting(
+    world: World,
+    items: IntArray,
+    rest: IntArray,
+    content: NDArray[np.float64],
+    model: NDArray[np.float64],
+    why: dict[int, str],
+) -> Ranked:
+    both = np.concatenate([items, rest])
+    parts = {"content": content[both], "model": model[both], "trend": HEAT_WEIGHT * world.heat[both]}
+    order = np.argsort(-sum(parts.values()), kind="stable") if len(rest) else np.arange(len(both))
+    both = both[order]
+    sources = np.array(["interests"] * len(items) + ["trending"] * len(rest))[order].tolist()
+    reasons = [why.get(item, "trending now") for item in both.tolist()]
+    return Ranked(Source.INTERESTS, both, {k: v[order] for k, v in parts.items()}, sources, reasons)
+
+
+def similar(
+    world: World, item: int, n: int, inside: IntArray | None = None
+) -> tuple[IntArray, NDArray[np.float64]]:
+    """Items near an item and their scores: shared users, the same day's users, then content."""
+    content, together = np.zeros(len(world.heat)), np.zeros(len(world.heat))
+    _like(world, item, content, together)
+    scores = content + together
+    scores[item] = 0.0
+    scores[world.rules.excluded] = 0.0
+    if inside is not None:
+        scores = np.where(np.isin(np.arange(len(scores)), inside), scores, 0.0)
+    items = best(scores, n)
+    return items, scores[items]
+
+
+def _like(world: World, seed: int, content: NDArray[np.float64], together: NDArray[np.float64]) -> IntArray:
+    """Add the similarity to `seed` to both arrays; returns the items near it."""
+    model = world.loaded.model
+    if model is None or seed >= len(model):
+        return np.empty(0, np.int32)
+    found = []
+    for near, score in (
+        (model.neighbour_items[seed], model.neighbour_scores[seed]),
+        (model.same_day_items[seed], model.same_day_scores[seed]),
+    ):
+        known = near >= 0
+        np.add.at(together, near[known], score[known])
+        found.append(near[known])
+    search, vectors = world.loaded.content_search, model.content
+    if search is not None and vectors is not None and vectors[seed].any():
+        near = search(vectors[seed], 100)
+        near = near[near >= 0]
+        content[near] += np.maximum(vectors[near] @ vectors[seed], 0.0)
+        found.append(near)
+    return np.concatenate(found)

@@ -1,0 +1,83 @@
+"""Why an item is in the list, in words: the event of the user that it is nearest to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.events import Action
+from afterclick.model import FloatArray, IntArray, Model
+from afterclick.scoring import RECENT, UserState
+from afterclick.state import HistoryEntry
+from serving.feeds.catalogue import Catalogue
+from serving.world import World
+
+_DID = {
+    Action.REVIEW: "reviewed",
+    Action.VIEW: "viewed",
+    Action.CLICK: "clicked",
+    Action.LIKE: "liked",
+    Action.BASKET: "put into your basket",
+    Action.PURCHASE: "bought",
+    Action.SKIP: "skipped",
+}
+_NEAR_ENOUGH = 0.05
+"""Affinity from which an item counts as being like another."""
+_WORDS = {
+    "trending": "trending now",
+    "popular": "popular with everyone",
+    "als": "people like you chose it",
+    "tower": "people like you chose it",
+}
+
+
+def reasons(
+    model: Model,
+    world: World,
+    state: UserState,
+    shown: IntArray,
+    sources: Sequence[str],
+    history: Sequence[HistoryEntry],
+    catalogue: Catalogue,
+) -> list[str]:
+    """A reason for each shown item."""
+    recent = state.items[:RECENT]
+    recent = recent[recent < len(model)]
+    if not len(recent):
+        return [_WORDS.get(source, "fits what you did lately") for source in sources]
+    near = affinity(model, recent, shown)
+    nearest, strength = near.argmax(axis=1).tolist(), near.max(axis=1).tolist()
+    did = {
+        entry.item_id: _DID[entry.action] for entry in reversed(history) if entry.action is not Action.SKIP
+    }
+    words = []
+    for at, how_near, source in zip(nearest, strength, sources, strict=True):
+        if how_near < _NEAR_ENOUGH:
+            words.append(_WORDS.get(source, "fits what you did lately"))
+            continue
+        because = world.ids[int(recent[at])]
+        words.append(f"because you {did.get(because, 'chose')} {catalogue.name(because)}")
+    return words
+
+
+def affinity(model: Model, recent: IntArray, shown: IntArray) -> NDArray[np.float64]:
+    """(shown, recent) how near each shown item is to each recent one: shared users first, then vectors."""
+    near = _listed(model.neighbour_items[recent], model.neighbour_scores[recent], shown)
+    near += _listed(model.same_day_items[recent], model.same_day_scores[recent], shown)
+    rows = np.where(shown < len(model), shown, 0)
+    if model.factors is not None and model.norms is not None:
+        lengths = np.outer(model.norms[rows], model.norms[recent])
+        lengths[lengths == 0] = 1.0
+        near += 0.1 * np.maximum(model.factors[rows] @ model.factors[recent].T / lengths, 0.0)
+    if model.content is not None:  # of length 1, or 0
+        near += 0.2 * np.maximum(model.content[rows] @ model.content[recent].T, 0.0)
+    near[shown >= len(model)] = 0.0
+    return near
+
+
+def _listed(neighbours: IntArray, scores: FloatArray, shown: IntArray) -> NDArray[np.float64]:
+    """(shown, recent) the score of each shown item in each recent item's list of neighbours."""
+    hits = shown[:, None, None] == neighbours[None]
+    return np.asarray(np.where(hits, scores[None], 0.0).max(axis=2, initial=0.0), np.float64)

@@ -1,0 +1,125 @@
+"""Lists that were just made: the same user with the same history need not be ranked again at once.
+
+What the user does changes the history, and so takes effect in the very next list. What others do, the
+trends, may come up to `KEEP_S` late in a personalised list; other lists are kept for one world only.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from serving.feeds.positions import Position
+from serving.online.online_store import Rows
+from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page
+from serving.routes.schemas import Source
+from serving.world import World
+
+KEEP_S = 5.0
+ENTRIES = 4096
+KEPT_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one request wants."""
+
+    user_id: str
+    """Empty for a visitor who is not known."""
+    n: int
+    interests: tuple[str, ...] = ()
+    after: Position | None = None
+    items: tuple[str, ...] = ()
+    """What is looked at now, the newest first."""
+    exclude: tuple[str, ...] = ()
+    category: str | None = None
+    explain: bool = False
+    filters: tuple[str, ...] = ()
+    """Conditions on the catalogue's fields, as `catalogue_query` reads them."""
+    options: Options = PLAIN
+    page: Page = FIRST_PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A list as it is answered."""
+
+    source: Source
+    items: bytes
+    """The JSON of the items."""
+    logged: bytes
+    """The JSON of its rows in an impression: item, score, source; the propensity where chance had a say."""
+    count: int
+    next: str | None = None
+    """The cursor of the next page, where it was asked for and there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One answer: its JSON as orjson writes it, and the list in it."""
+
+    body: dict[str, Any]
+    shown: Shown
+    policy: str
+    """What made it, as impressions name it."""
+
+
+class Kept:
+    """The newest lists that went out, up to `KEPT_BYTES`: to ask later what was shown and why."""
+
+    def __init__(self) -> None:
+        self._lists: dict[str, Recommendation] = {}
+        self._bytes = 0
+
+    def put(self, answer: Recommendation) -> None:
+        self._lists[answer.body["impression_id"]] = answer
+        self._bytes += len(answer.shown.items)
+        while self._bytes > KEPT_BYTES:
+            oldest = self._lists.pop(next(iter(self._lists)))
+            self._bytes -= len(oldest.shown.items)
+
+    def get(self, impression_id: str) -> dict[str, Any] | None:
+        """The list as it was answered, or None where it is too long ago."""
+        answer = self._lists.get(impression_id)
+        return answer.body if answer else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    rows: Rows
+    world: World
+    until: float
+    shown: Shown
+
+    def holds(self, rows: Rows, world: World) -> bool:
+        if self.rows != rows or self.world.rules is not world.rules:
+            return False
+        if self.world is world:
+            return True
+        personal = self.shown.source is Source.PERSONALISED
+        return personal and self.world.loaded is world.loaded and time.monotonic() < self.until
+
+
+class Remembered:
+    """The lists of the last seconds, bounded; the oldest goes first."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Ask, _Entry] = {}
+
+    def get(self, ask: Ask, rows: Rows, world: World) -> Shown | None:
+        """The list made for the same question, history and model, if it is fresh enough."""
+        entry = self._entries.get(_key(ask, rows))
+        return entry.shown if entry is not None and entry.holds(rows, world) else None
+
+    def put(self, ask: Ask, rows: Rows, world: World, shown: Shown) -> None:
+        key = _key(ask, rows)
+        self._entries.pop(key, None)
+        self._entries[key] = _Entry(rows, world, time.monotonic() + KEEP_S, shown)
+        while len(self._entries) > ENTRIES:
+            del self._entries[next(iter(self._entries))]
+
+
+def _key(ask: Ask, rows: Rows) -> Ask:
+    """Users without history share their list; what was waited for does not matter."""
+    return replace(ask, user_id=ask.user_id if rows else "", after=None)

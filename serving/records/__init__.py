@@ -1,0 +1,1 @@
+"""What went out and what came back: feedback, impressions, the request log, metrics."""

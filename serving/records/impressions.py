@@ -1,0 +1,91 @@
+"""Say what was shown: an impression per list, behind the response.
+
+writes  topic  impressions
+
+Nothing waits for it. Where Kafka is away the buffer fills, then impressions are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import orjson
+from confluent_kafka import Producer
+
+from afterclick import events
+from afterclick.events import IMPRESSION_TYPE
+from afterclick.settings import KafkaSettings
+from serving.ranking.remembered import Recommendation
+
+SOURCE = "/serving"
+BUFFER = 20_000
+VISITOR = "visitor"
+"""Who saw a list that was made for nobody in particular."""
+
+
+class ImpressionLog:
+    """A producer that never makes anyone wait."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._topic = settings.topics.impressions
+        self._producer = Producer(
+            {
+                "bootstrap.servers": settings.bootstrap,
+                "partitioner": "murmur2_random",
+                "acks": "all",
+                "linger.ms": 50,
+                "message.timeout.ms": 30_000,
+                "queue.buffering.max.messages": BUFFER,
+                "log_level": 0,
+            }
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="impression-reports", daemon=True)
+        self._thread.start()
+        self.dropped = 0
+
+    def append(self, answer: Recommendation) -> None:
+        """Hand over one impression."""
+        try:
+            self._producer.produce(self._topic, encode(answer), answer.body["user_id"] or VISITOR)
+        except BufferError:
+            self.dropped += 1
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Send what is held, as far as the time reaches."""
+        self._producer.flush(timeout_s)
+        self._stop.set()
+        self._thread.join(1.0)
+
+    def _poll(self) -> None:
+        while not self._stop.is_set():
+            self._producer.poll(0.2)
+
+
+def encode(answer: Recommendation) -> bytes:
+    """An ImpressionEvent: the JSON that `events.encode` writes, without building the event first."""
+    body = answer.body
+    impression: dict[str, Any] = {
+        "impression_id": body["impression_id"],
+        "user_id": body["user_id"] or VISITOR,
+        "items": orjson.Fragment(answer.shown.logged),
+        "model_version": body["model_version"],
+        "source": body["source"],
+        "policy": answer.policy,
+    }
+    experiment = body.get("experiment")
+    if experiment is not None:
+        impression |= {"experiment": experiment["name"], "arm": experiment["arm"]}
+    return orjson.dumps(
+        {
+            "specversion": "1.0",
+            "id": body["impression_id"],
+            "source": SOURCE,
+            "type": IMPRESSION_TYPE,
+            "time": events.now(),
+            "subject": body["user_id"] or VISITOR,
+            "datacontenttype": "application/json",
+            "data": impression,
+        }
+    )

@@ -1,0 +1,106 @@
+"""The routes of what people decide: business rules, experiments, and who gets a token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Body, Path, Query
+from starlette.responses import Response
+
+from afterclick.errors import AlreadyThere, NotFound, Unavailable
+from afterclick.events import now
+from serving.access.tokens import new_token
+from serving.decisions.experiments import Experiment, ExperimentDraft
+from serving.decisions.rules import Name, Rule, RuleDraft
+from serving.routes import control_schemas as schemas
+from serving.routes.problems import ApiError
+from serving.routes.replies import Json, Parts, answers, reply, unavailable
+from serving.routes.routing import DirectRoute
+
+router = APIRouter(route_class=DirectRoute)
+T = TypeVar("T")
+ExperimentName = Annotated[Name, Path(examples=["blend"])]
+RuleId = Annotated[Name, Path(examples=["5f1c0a9be3b8"])]
+
+
+@router.get("/rules", tags=["rules"], **answers(schemas.Rules))
+async def rules(service: Parts) -> Response:
+    """Every business rule, the oldest first, and whether it is in force."""
+    return reply({"rules": [rule_row(rule) for rule in service.plane.rules]})
+
+
+@router.post("/rules", tags=["rules"], **answers(schemas.KeptRule, 413, status=201))
+async def add_rule(service: Parts, body: Annotated[RuleDraft, Body()]) -> Response:
+    """Boost, bury, pin or exclude the items of a query, from now on or for a time.
+
+    It is in force here within a second, in other processes within a few.
+    """
+    rule = await _known(service.plane.add_rule, body)
+    return reply(rule_row(rule), 201)
+
+
+@router.delete("/rules/{rule_id}", tags=["rules"], **answers(schemas.Removed, 404))
+async def remove_rule(service: Parts, rule_id: RuleId) -> Response:
+    """Forget a rule."""
+    await _known(service.plane.remove_rule, rule_id)
+    return reply({"removed": rule_id})
+
+
+@router.get("/experiments", tags=["experiments"], **answers(schemas.Experiments))
+async def experiments(service: Parts) -> Response:
+    """Every experiment, the oldest first."""
+    return reply({"experiments": [experiment.model_dump() for experiment in service.plane.experiments]})
+
+
+@router.post("/experiments", tags=["experiments"], **answers(Experiment, 409, 413, status=201))
+async def create_experiment(service: Parts, body: Annotated[ExperimentDraft, Body()]) -> Response:
+    """Begin an experiment: from now on its users get the lists of their arm."""
+    try:
+        experiment = await asyncio.to_thread(service.plane.create, body)
+    except AlreadyThere as error:
+        raise ApiError(409, str(error)) from error
+    except Unavailable as error:
+        raise unavailable(str(error)) from error
+    return reply(experiment.model_dump(), 201)
+
+
+@router.get("/experiments/{name}", tags=["experiments"], **answers(schemas.Results, 404))
+async def experiment_results(
+    service: Parts, name: ExperimentName, query: Annotated[schemas.ResultsQuery, Query()]
+) -> Response:
+    """What an experiment says so far: CTR and conversion with intervals, and the sample ratio check."""
+    return reply(await _known(service.plane.results, name, query.level))
+
+
+@router.post("/experiments/{name}/stop", tags=["experiments"], **answers(Experiment, 404))
+async def stop_experiment(service: Parts, name: ExperimentName) -> Response:
+    """End an experiment. Its results stay; its users get what they got before."""
+    return reply((await _known(service.plane.stop_experiment, name)).model_dump())
+
+
+async def _known(call: Callable[..., T], *arguments: object) -> T:
+    """What a call of the control plane gives, made in a thread."""
+    try:
+        return await asyncio.to_thread(call, *arguments)
+    except NotFound as error:
+        raise ApiError(404, str(error)) from error
+    except Unavailable as error:
+        raise unavailable(str(error)) from error
+
+
+@router.post("/tokens", tags=["tokens"], **answers(schemas.Token, 409, 413, status=201))
+async def new_user_token(service: Parts, body: Annotated[schemas.TokenRequest, Body()]) -> Response:
+    """A token for one user's browser: it may ask for lists and give feedback, for this user alone."""
+    secret = service.settings.serving.token_secret
+    if secret is None:
+        raise ApiError(409, "there are no tokens: set AFTERCLICK_SERVING__TOKEN_SECRET")
+    token, expires = new_token(secret, body.user_id, body.seconds)
+    return reply({"token": token, "expires": datetime.fromtimestamp(expires, UTC)}, 201)
+
+
+def rule_row(rule: Rule) -> Json:
+    """A rule as it is answered."""
+    return {**rule.model_dump(), "in_force": rule.holds(now())}

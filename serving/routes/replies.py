@@ -1,0 +1,40 @@
+"""What every module of routes shares: how it gets the service, and how it answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import Depends
+from fastapi import Request as HttpRequest
+from starlette.responses import Response
+
+from serving.routes.problems import ApiError, documented
+from serving.service import Service
+
+RETRY_AFTER_S: Final = 1
+Json = dict[str, Any]
+
+
+def service_of(request: HttpRequest) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+Parts = Annotated[Service, Depends(service_of)]
+
+
+def reply(body: Json, status: int = 200) -> Response:
+    """A JSON response, written by orjson."""
+    return Response(orjson.dumps(body), status, media_type="application/json")
+
+
+def answers(model: type[Any], *problems: int, status: int = 200) -> Json:
+    """The OpenAPI of a route that writes its own JSON."""
+    responses = {status: {"model": model}, **documented(*problems, 422, 503)}
+    return {"response_model": None, "responses": responses, "status_code": status}
+
+
+def unavailable(detail: str) -> ApiError:
+    """503, to be asked again in a moment."""
+    return ApiError(503, detail, {"retry-after": str(RETRY_AFTER_S)})

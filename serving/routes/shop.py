@@ -1,0 +1,233 @@
+"""The routes of a shop: lists, catalogue, users and feedback. Validate, ask the service, write JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Path, Query
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from afterclick.errors import Unavailable
+from afterclick.events import Id, Interaction
+from afterclick.trends import HALF_LIVES_MS
+from serving.feeds.positions import Position
+from serving.ranking.choice import without
+from serving.ranking.cursors import decode_cursor
+from serving.ranking.lists import similar
+from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page
+from serving.ranking.remembered import Ask
+from serving.recommender import describe
+from serving.records.feedback import event_of
+from serving.routes import queries, schemas
+from serving.routes.problems import ApiError
+from serving.routes.replies import Json, Parts, answers, reply, unavailable
+from serving.routes.routing import DirectRoute
+from serving.service import Service
+from serving.world import World
+
+router = APIRouter(route_class=DirectRoute)
+ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
+ImpressionId = Annotated[Id, Path()]
+UserId = Annotated[Id, Path(examples=["bob"])]
+
+
+@router.get("/recommendations", tags=["lists"], **answers(schemas.Recommendations))
+async def recommendations(service: Parts, query: Annotated[queries.RecommendationQuery, Query()]) -> Response:
+    """A list for a user: personalised from the first event on, else by interests, else what is trending.
+
+    It always answers 200 with a list; `degraded` says when something it needs was away.
+    """
+    return reply(await service.recommend(ask_of(service, query)))
+
+
+@router.post("/recommendations", tags=["lists"], **answers(schemas.Recommendations, 413))
+async def recommendations_for(
+    service: Parts, body: Annotated[queries.RecommendationQuery, Body()]
+) -> Response:
+    """The same with a body: for a session, a basket, long lists of interests or exclusions."""
+    return reply(await service.recommend(ask_of(service, body)))
+
+
+@router.post("/recommendations/batch", tags=["lists"], **answers(schemas.Batch, 413))
+async def batch(service: Parts, body: Annotated[queries.BatchQuery, Body()]) -> Response:
+    """Lists for up to 500 users. Other requests are answered in between."""
+    n, lists = body.n or service.settings.serving.list_length, []
+    for user_id in body.user_ids:
+        lists.append(await service.recommend(Ask(user_id, n)))
+        await asyncio.sleep(0)
+    return reply({"lists": lists})
+
+
+@router.get("/explain/{impression_id}", tags=["lists"], **answers(schemas.Recommendations, 404))
+async def explain(service: Parts, impression_id: ImpressionId) -> Response:
+    """A list that went out lately, as it was: what was shown then, and why."""
+    body = service.kept.get(impression_id)
+    if body is None:
+        raise ApiError(404, "no such impression in memory; older ones are on the impressions topic")
+    return reply(body)
+
+
+@router.get("/similar-items", tags=["lists"], **answers(schemas.SimilarItems, 404))
+async def similar_items(service: Parts, query: Annotated[queries.SimilarQuery, Query()]) -> Response:
+    """Items that the same users chose, or that are described alike."""
+    world = service.worlds.current
+    item = world.find(query.item_id)
+    if item is None:
+        raise ApiError(404, f"no item {query.item_id}")
+    n = query.n or service.settings.serving.list_length
+    reason = f"like {service.catalogue.name(query.item_id)}"
+    inside = service.recommender.filters.inside(world, query.category, query.filters)
+    items, scores = similar(world, item, n, inside)
+    rows = [
+        _row(service, world.ids[at], score, reason)
+        for at, score in zip(items.tolist(), scores.tolist(), strict=True)
+    ]
+    return reply({"item_id": query.item_id, "model_version": world.loaded.version or None, "items": rows})
+
+
+@router.get("/popular", tags=["lists"], **answers(schemas.PopularItems))
+async def popular(service: Parts, query: Annotated[queries.PopularQuery, Query()]) -> Response:
+    """What everybody reaches for: of all time, or trending over a half-life."""
+    world = service.worlds.current
+    n = query.n or service.settings.serving.list_length
+    scores: NDArray[Any]
+    if query.window is None:
+        scores, order, reason = world.counts, world.popular, "popular with everyone"
+    else:
+        column = list(HALF_LIVES_MS).index(query.window)
+        scores, order = world.values[:, column], world.by_window[query.window]
+        reason = f"trending this {query.window}"
+    inside = service.recommender.filters.inside(world, query.category, query.filters)
+    if inside is not None:
+        order = inside[(-scores[inside]).argsort(kind="stable")]
+    order = without(order, world.rules.excluded)
+    rows = [_row(service, world.ids[i], float(scores[i]), reason) for i in order[:n].tolist()]
+    return reply({"window": query.window or "all", "items": rows})
+
+
+@router.get("/items/{item_id}", tags=["catalogue"], **answers(schemas.ItemDetails, 404))
+async def item(service: Parts, item_id: ItemId) -> Response:
+    """One item: what the catalogue says, and its live counts."""
+    world = service.worlds.current
+    at, known = world.find(item_id), service.catalogue.items.get(item_id)
+    if at is None and known is None:
+        raise ApiError(404, f"no item {item_id}")
+    values = world.values[at].round(6).tolist() if at is not None else [0.0] * len(HALF_LIVES_MS)
+    return reply(
+        {
+            **describe(service.catalogue, item_id),
+            "brand": known.brand if known else None,
+            "price": known.price if known else None,
+            "interactions": int(world.counts[at]) if at is not None else 0,
+            "trends": dict(zip(HALF_LIVES_MS, values, strict=True)),
+            "in_model": world.loaded.model is not None and item_id in world.loaded.model.index,
+        }
+    )
+
+
+@router.get("/search", tags=["catalogue"], **answers(schemas.FoundItems))
+async def search(service: Parts, query: Annotated[queries.SearchQuery, Query()]) -> Response:
+    """Items whose title, categories or id match, as one types; the most chosen first."""
+    world, catalogue = service.worlds.current, service.catalogue
+    service.search.follow(list(catalogue.items.values()), catalogue.version)
+    counts = {item_id: _chosen(world, item_id) for item_id in service.search.find(query.q)}
+    best = sorted(counts, key=lambda item_id: -counts[item_id])
+    found = best[: query.n or service.settings.serving.list_length]
+    return reply({"items": [describe(catalogue, item_id) for item_id in found]})
+
+
+@router.get("/categories", tags=["catalogue"], **answers(schemas.Categories))
+async def categories(service: Parts) -> Response:
+    """Every category with its number of items, biggest first."""
+    rows = [{"category": name, "items": count} for name, count in service.catalogue.categories()]
+    return reply({"categories": rows})
+
+
+@router.get("/users/{user_id}/history", tags=["users"], **answers(schemas.History))
+async def history(
+    service: Parts, user_id: UserId, query: Annotated[queries.HistoryQuery, Query()]
+) -> Response:
+    """What a user did, newest first; empty for an unknown user."""
+    try:
+        entries, degraded = await service.store.history(user_id, query.n), False
+    except Unavailable:
+        entries, degraded = [], True
+    rows = [
+        {
+            "event_id": entry.event_id,
+            "item_id": entry.item_id,
+            "title": service.catalogue.title(entry.item_id),
+            "action": entry.action,
+            "rating": entry.rating,
+            "time": datetime.fromtimestamp(entry.time_ms / 1000, UTC),
+        }
+        for entry in entries
+    ]
+    return reply({"user_id": user_id, "degraded": degraded, "events": rows})
+
+
+@router.post("/feedback", tags=["feedback"], **answers(schemas.Accepted, 413, status=202))
+async def feedback(service: Parts, body: Annotated[queries.Feedback, Body()]) -> Response:
+    """Tell what a user did. 202 means that Kafka has it; `position` says where.
+
+    After a 503 send it again with the same `event_id`: it takes effect once.
+    """
+    interaction = Interaction(**body.model_dump(exclude={"event_id", "time"}))
+    event = event_of(interaction, body.event_id, body.time)
+    try:
+        position = await service.feedback.append(event)
+    except Unavailable as error:
+        service.metrics.feedback.labels("unavailable").inc()
+        raise unavailable(f"{error}: {event.id}") from error
+    service.metrics.feedback.labels("accepted").inc()
+    service.reacted(body.impression_id, body.action)
+    return reply({"event_id": event.id, "position": str(position)}, 202)
+
+
+def ask_of(service: Service, query: queries.RecommendationQuery) -> Ask:
+    """What a query asks of the recommender."""
+    after = Position.parse(query.after) if query.after else None
+    n = query.n or service.settings.serving.list_length
+    return Ask(
+        query.user_id or "",
+        n,
+        split(query.interests),
+        after,
+        tuple(query.items),
+        tuple(query.exclude),
+        query.category,
+        query.explain,
+        tuple(query.filters),
+        _options(query),
+        _page(query),
+    )
+
+
+def _options(query: queries.RecommendationQuery) -> Options:
+    if query.explore is None and query.diversity is None:
+        return PLAIN
+    return Options(explore=query.explore or 0.0, diversity=query.diversity or 0.0)
+
+
+def _page(query: queries.RecommendationQuery) -> Page:
+    if query.cursor is None:
+        return Page(query.offset) if query.offset else FIRST_PAGE
+    return Page(query.offset, decode_cursor(query.cursor), follow=True)
+
+
+def split(interests: list[str]) -> tuple[str, ...]:
+    """Interests as they were meant: repeated, separated by commas, or both."""
+    parts = (part.strip() for interest in interests for part in interest.split(","))
+    return tuple(dict.fromkeys(p for p in (*interests, *parts) if p))
+
+
+def _chosen(world: World, item_id: str) -> int:
+    at = world.find(item_id)
+    return int(world.counts[at]) if at is not None else 0
+
+
+def _row(service: Service, item_id: str, score: float, reason: str) -> Json:
+    return {**describe(service.catalogue, item_id), "score": score, "reason": reason}

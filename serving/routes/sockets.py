@@ -1,0 +1,133 @@
+"""The WebSocket routes.
+
+/ws/recommendations?user_id=U  the user's list, and a new one each time the user's state changes
+/ws/live                       a sample of all events, and the figures once a second
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from pydantic import ValidationError
+
+from serving.hub import Watcher, cause_of
+from serving.ranking.remembered import Ask
+from serving.routes.queries import RecommendationQuery
+from serving.routes.routing import query_values
+from serving.routes.shop import ask_of
+from serving.service import Service
+
+log = structlog.get_logger()
+router = APIRouter()
+SEND_TIMEOUT_S = 10.0
+INVALID = 1008
+PROTOCOL = "afterclick"
+"""What a browser offers beside its token, to be answered with."""
+LISTS = frozenset({"interests", "items", "exclude", "filters"})
+
+
+@router.websocket("/ws/recommendations")
+async def recommendations(socket: WebSocket) -> None:
+    """Push a user's list now and after each of the user's events."""
+    service: Service = socket.app.state.service
+    try:
+        query = RecommendationQuery.model_validate(query_values(socket.scope["query_string"], LISTS))
+    except ValidationError as error:
+        await refuse(socket, str(error.errors(include_url=False)[0]["msg"]))
+        return
+    if query.user_id is None:
+        await refuse(socket, "user_id is missing")
+        return
+    await accept(socket)
+    ask = ask_of(service, query)
+    watcher = service.hub.watch(ask.user_id)
+    try:
+        await until_closed(socket, lambda: _push(service, socket, ask, watcher))
+    finally:
+        service.hub.unwatch(watcher)
+
+
+@router.websocket("/ws/live")
+async def live(socket: WebSocket) -> None:
+    """Stream events and figures."""
+    service: Service = socket.app.state.service
+    await accept(socket)
+    reader = service.hub.join_live()
+
+    async def stream() -> None:
+        await send(socket, orjson.dumps(service.figures.now()))
+        while True:
+            await send(socket, await reader.next())
+
+    try:
+        await until_closed(socket, stream)
+    finally:
+        service.hub.leave_live(reader)
+
+
+async def _push(service: Service, socket: WebSocket, ask: Ask, watcher: Watcher) -> None:
+    """Send the list; then, after each change, send it again. Changes that come meanwhile are one."""
+    await send(socket, await _list(service, ask, None))
+    while True:
+        change, coalesced = await watcher.next()
+        cause = {**cause_of(change, service.catalogue.title(change.item_id)), "coalesced": coalesced}
+        cause["stamps_ms"] = {"log": change.log_ms, "applied": change.applied_ms}
+        await send(socket, await _list(service, ask, cause))
+        service.metrics.pushed_after(time.time() * 1000 - change.log_ms)
+
+
+async def _list(service: Service, ask: Ask, cause: dict[str, Any] | None) -> bytes:
+    answer = await service.recommend(ask)
+    if cause is not None:
+        cause["stamps_ms"]["pushed"] = time.time() * 1000
+    return orjson.dumps({"type": "recommendations", "cause": cause, **answer})
+
+
+async def until_closed(socket: WebSocket, work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work` until the client goes, stops reading, or the work fails; then close."""
+    task = asyncio.ensure_future(work())
+    gone = asyncio.ensure_future(_gone(socket))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+        results = await asyncio.gather(task, gone, return_exceptions=True)
+    failed = results[0]
+    if isinstance(failed, Exception) and not isinstance(
+        failed, WebSocketDisconnect | TimeoutError | RuntimeError
+    ):
+        log.error("push failed", path=socket.url.path, exc_info=failed)
+    with suppress(RuntimeError, WebSocketDisconnect):
+        await socket.close()
+
+
+async def _gone(socket: WebSocket) -> None:
+    """Return when the client disconnects. What it sends is ignored."""
+    while True:
+        message = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+
+
+async def send(socket: WebSocket, message: bytes) -> None:
+    """Send text; raises TimeoutError where the client does not read."""
+    async with asyncio.timeout(SEND_TIMEOUT_S):
+        await socket.send_text(message.decode())
+
+
+async def accept(socket: WebSocket) -> None:
+    """Accept; of the protocols that are offered, the one that is no token."""
+    await socket.accept(PROTOCOL if PROTOCOL in socket.scope.get("subprotocols", ()) else None)
+
+
+async def refuse(socket: WebSocket, reason: str) -> None:
+    """Close before accepting: the client sees 403."""
+    await socket.close(INVALID, reason[:120].encode("ascii", "replace").decode())
