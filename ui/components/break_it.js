@@ -12,7 +12,7 @@ export default {
       <ul v-if="allowed" class="ac-faults"><li v-for="f in faults" :key="f.fault">
         <button type="button" class="ac-button ac-danger" :data-fault="f.fault" @click="$emit('fault', { fault: f.fault })">{{ f.name }}</button> <small>{{ f.what }}</small></li></ul>
       <p v-else class="ac-empty">Faults on purpose are for the demo: <code>AFTERCLICK_SERVING__BREAK_IT=true</code> allows them.</p>
-      <p v-if="parts.length" class="ac-steer-line" data-testid="parts"><span v-for="p in parts" :key="p.name" :class="'part-is-' + p.state">{{ p.name }}: {{ p.state }}<template v-if="p.restarts"> ({{ p.restarts }} restarts)</template></span></p>
+      <p v-if="parts.length" class="ac-steer-line" data-testid="parts"><span v-for="p in parts" :key="p.name" :class="'part-is-' + p.state">{{ p.name }}: {{ p.state }}<template v-if="p.restarts"> ({{ p.restarts }} {{ p.restarts > 1 ? 'restarts' : 'restart' }})</template></span></p>
       <ol v-if="done.length" class="ac-done" data-testid="faults"><li v-for="d in done" :key="d.time + d.done"><time>{{ clock(d.time) }}</time> {{ d.done }}</li></ol>
       <div class="ac-steer-buttons">
         <button type="button" class="ac-button" data-testid="reconcile" :disabled="proof.state === 'running'" @click="$emit('reconcile', {})">Recount the log and compare</button>

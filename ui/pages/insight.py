@@ -32,7 +32,7 @@ class InsightPanels:
 
     def build(self) -> None:
         """Lay out the panels."""
-        with ui.element("div").classes("ac-charts"):
+        with ui.element("div").classes("ac-charts ac-pairs"):
             with panel("Models published").props("data-panel=models"):
                 self._models = DataTable(
                     "Models",

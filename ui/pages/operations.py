@@ -36,7 +36,7 @@ class OperationsPanels:
     def build(self) -> None:
         """Lay out the panels."""
         self._notice = ui.label().classes("ac-notice").props("role=status data-testid=operations-notice")
-        with ui.element("div").classes("ac-charts ac-operations"):
+        with ui.element("div").classes("ac-charts ac-pairs"):
             with panel("Replay"):
                 self._replay = ReplayControl(self._steer_replay, replay=None)
             with panel("Shoppers"):
