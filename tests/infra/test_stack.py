@@ -179,7 +179,8 @@ def test_the_dashboard_kills_the_stream_job_it_comes_back_and_nothing_is_lost(
     assert job["state"] == "done", job
     assert job["answer"]["differences"] == 0
     assert job["answer"]["behind"] == 0
-    assert stack.get("/admin/console")["replay"]["state"] in {"running", "done"}  # it goes on
+    goes_on = {"running", "done"}
+    wait_until(lambda: stack.get("/admin/console")["replay"]["state"] in goes_on, 10, what="the replay")
 
 
 def test_ctrl_c_ends_everything_within_ten_seconds(stack: StackInATerminal) -> None:
