@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 
 from pyspark.sql import SparkSession
 
+from afterclick.errors import BadInput
 from afterclick.settings import Settings
 
 
 def build(settings: Settings, slots: int, more: Mapping[str, str]) -> SparkSession:
     """A new session with `more` Spark settings. A local master gets `slots` task slots where it names none.
 
+    Raises BadInput where a local master names fewer: some queries would wait for a slot for ever.
     Spark itself logs next to nothing: the job says why a query failed.
     """
+    master = f"local[{slots}]" if settings.stream.master == "local[*]" else settings.stream.master
+    named = re.fullmatch(r"local(?:\[(\d+)])?", master)
+    if named and int(named[1] or 1) < slots:
+        raise BadInput(
+            f"stream.master is {master}, but the {settings.stream.trigger} trigger needs {slots} task slots "
+            "with the partitions that there are: leave it at local[*], or name as many"
+        )
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     config = {
         "spark.driver.memory": settings.stream.memory,
@@ -36,7 +46,6 @@ def build(settings: Settings, slots: int, more: Mapping[str, str]) -> SparkSessi
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
     }
-    master = f"local[{slots}]" if settings.stream.master == "local[*]" else settings.stream.master
     builder = SparkSession.builder.appName("afterclick-stream").master(master)
     for key, value in (config | dict(more)).items():
         builder = builder.config(key, value)

@@ -43,7 +43,6 @@ class StackInATerminal:
             "AFTERCLICK_SERVING__PORT": str(self.api),
             "AFTERCLICK_UI__PORT": str(free_port()),
             "AFTERCLICK_UI__API_URL": f"http://127.0.0.1:{self.api}",
-            "AFTERCLICK_STREAM__MASTER": "local[2]",
             "AFTERCLICK_TRAINING__MEMORY": "1g",
             "AFTERCLICK_TRAINING__RANK": "16",
             "AFTERCLICK_TRAINING__ITERATIONS": "3",

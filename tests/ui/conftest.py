@@ -22,7 +22,6 @@ from afterclick.settings import (
     RedisSettings,
     ServingSettings,
     Settings,
-    StreamSettings,
     UiSettings,
 )
 from infra.embedded.ports import free_port
@@ -130,7 +129,6 @@ def _settings(broker: str, redis_url: str, jars: Path, home: Path) -> Settings:
         jars=jars,
         kafka=KafkaSettings(bootstrap=broker, prefix=f"ui{unique}-", partitions=2),
         redis=RedisSettings(url=redis_url, prefix=f"ui{unique}:"),
-        stream=StreamSettings(master="local[2]"),
         serving=ServingSettings(port=api_port),
         ui=UiSettings(port=free_port(), api_url=f"http://127.0.0.1:{api_port}"),
     )
