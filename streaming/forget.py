@@ -209,7 +209,7 @@ def _span(consumer: Consumer, place: Place, first: int, last: int) -> Iterator[A
     at, last = max(first, begin), min(last, end - 1)
     consumer.assign([TopicPartition(*place, at)])
     while at <= last:
-        messages = consumer.consume(5000, _FETCH_S)
+        messages = consumer.consume(min(last - at + 1, 5000), _FETCH_S)
         if not messages:
             raise Unavailable(f"{place[0]}/{place[1]} stopped answering at offset {at}; run it again")
         for message in messages:
