@@ -54,7 +54,7 @@ doctor: setup ## what is missing on this machine, and how to mend it
 	@$(BIN)/afterclick doctor
 
 test: setup ## every test, against real services on free ports (DATASET adds those on real data)
-	@$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 lint: setup ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check $(CODE)

@@ -36,15 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of its own
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what needs the real data where DATASET is unset.
-
-    With several workers a file stays on one of them, and so do all pages: they share a running stack.
-    """
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "ui" else str(item.path)))
+    """Deselect what needs the real data where DATASET is unset."""
     if DATASET:
         return
     wanting = [item for item in items if item.get_closest_marker("dataset")]

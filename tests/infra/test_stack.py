@@ -129,7 +129,7 @@ def test_it_answers_before_there_is_a_model_and_then_from_one(stack: StackInATer
 
 
 def test_status_tells_each_part_with_its_memory_and_how_far_it_is(stack: StackInATerminal) -> None:
-    stack.said("training: model")
+    stack.said("training: model", timeout=280)
     found = wait_until(lambda: (s := stack.status())["figures"]["log_events"] >= 3500 and s, 30)
     parts = {part["name"]: part for part in found["parts"]}
     assert set(parts) == {"kafka", "valkey", "serve", "stream", "ui"}

@@ -53,6 +53,6 @@ def test_axe_would_find_a_fault(page: Page, shop: Shop) -> None:
 
 def test_a_changed_list_is_announced(page: Page, shop: Shop) -> None:
     visit(page, shop, "guest-announced")
-    region = page.locator('.ac-headline[aria-live="polite"]')
+    region = page.locator('.ac-headline [aria-live="polite"]')
     press(page, listed(page)[0], "skip")
     expect(region).to_contain_text("Because you skipped")
