@@ -159,8 +159,9 @@ def train(
     optimiser = torch.optim.AdamW(towers.parameters(), lr=config.rate, weight_decay=shrink)
     draws = _Draws(examples, items, config)
     steps = config.epochs * max(1, len(examples) // config.batch)
+    warm_up = max(0.1, 2 / (steps + 1))  # of one step at least: torch divides by what is less
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.rate, total_steps=steps + 1, pct_start=0.1
+        optimiser, config.rate, total_steps=steps + 1, pct_start=warm_up
     )
     for chosen in draws.batches(steps):
         optimiser.zero_grad()

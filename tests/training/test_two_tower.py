@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from afterclick.candidates import SOURCES, CandidateLimits, candidate_items, exact_search
@@ -95,6 +97,12 @@ def test_an_item_with_too_few_interactions_is_unknown_and_never_near() -> None:
 
 def test_without_a_pair_there_is_nothing_to_learn() -> None:
     assert two_tower.fit(shop.interactions([(0, 0), (1, 1)], 2, 2), CONFIG) is None
+
+
+@pytest.mark.parametrize("epochs", range(1, 13))
+def test_few_examples_are_enough_whatever_the_number_of_steps(epochs: int) -> None:
+    rows, _ = shop.checkerboard()
+    assert two_tower.fit(rows, replace(CONFIG, epochs=epochs, batch=10_000)) is not None
 
 
 def test_the_same_seed_learns_the_same_towers() -> None:
