@@ -62,8 +62,9 @@ def shop(broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempP
     delete_topics(settings.kafka)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """A browser for one module: while it runs, this thread has Playwright's loop; others want their own."""
     with sync_playwright() as playwright:
         expect.set_options(timeout=20_000)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
