@@ -11,6 +11,7 @@
 {p:<topic>:<partition>}:uniques   hash    item → users with a positive action, exact, all time
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
 {p:<topic>:<partition>}:taken     set     tokens of what was taken back of forgotten users
+forgotten                         set     users of whom anything is forgotten: asked for many at once
 lease                             string  the stream job that writes this state; expires
 boundary                          string  when its last batch began, or another query took over; epoch seconds
 """
@@ -29,6 +30,10 @@ class Keys:
     @property
     def lease(self) -> str:
         return f"{self.prefix}lease"
+
+    @property
+    def forgotten_users(self) -> str:
+        return f"{self.prefix}forgotten"
 
     @property
     def boundary(self) -> str:

@@ -20,6 +20,7 @@ from afterclick.state import StateChange
 from serving.decisions.control_plane import ControlPlane
 from serving.decisions.rules import RuleBook
 from serving.feeds.catalogue import Catalogue
+from serving.feeds.dead_letters import DeadLetters
 from serving.feeds.model_feed import LoadedModel, ModelFeed, no_model
 from serving.feeds.positions import PositionWaiters
 from serving.feeds.text_search import TextSearch
@@ -60,6 +61,7 @@ class Service:
     readers: tuple[TopicReader, ...]
     feedback: FeedbackLog
     impressions: ImpressionLog
+    letters: DeadLetters
     figures: Figures
     plane: ControlPlane
     requests: RequestLog
@@ -81,7 +83,7 @@ class Service:
         database = Database(settings.database)
         store = OnlineStore(settings.redis, settings.stream.history_length)
         feed = TrendFeed(settings, lambda changes: service.hear(changes))
-        rules = RuleBook(catalogue)
+        rules, letters = RuleBook(catalogue), DeadLetters(kafka)
         worlds = Worlds(feed, catalogue, no_model(), rules)
         models = ModelFeed(lambda loaded: service.use(loaded), settings.home / "fetched")
         readers = (
@@ -102,7 +104,8 @@ class Service:
             readers=readers,
             feedback=FeedbackLog(kafka),
             impressions=ImpressionLog(kafka),
-            figures=Figures(settings, feed, worlds, hub, metrics),
+            letters=letters,
+            figures=Figures(settings, feed, worlds, hub, metrics, letters),
             plane=ControlPlane(database, rules, worlds.wake),
             requests=RequestLog(database, settings.serving.request_log_days),
             console=Console(settings),
@@ -156,6 +159,7 @@ class Service:
             self.worlds.stop,
             self.feedback.close,
             self.impressions.close,
+            self.letters.close,
             self.plane.stop,
             self.requests.stop,
             self.console.stop,

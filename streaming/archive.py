@@ -1,7 +1,7 @@
 """The archive query: every valid event, exactly once, in the Parquet log.
 
 reads   topic  reviews, feedback
-        redis  {u:<user>}:forgotten
+        redis  forgotten, {u:<user>}:forgotten
 writes  parquet  <archive>/log_day=<yyyy-mm-dd>/*.parquet
 """
 

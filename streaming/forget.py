@@ -3,7 +3,7 @@
 reads   redis    {u:<user>}:ledger:*, {p:<topic>:<partition>}:position
         parquet  <archive>; topic reviews, feedback for what is not in it yet
 writes  topic    forgotten
-        redis    {u:<user>}:*, {p:<topic>:<partition>}:counts, :uniques, :trends, :taken
+        redis    forgotten, {u:<user>}:*, {p:<topic>:<partition>}:counts, :uniques, :trends, :taken
         parquet  <archive>
 
 In this order, so that a crash anywhere is mended by running it again: the topic says it, Redis refuses the
@@ -101,6 +101,7 @@ class _Forgetter:
     def begin(self, until_ms: int) -> int:
         """Refuse the user's events from now on; the moment that has to be finished now."""
         keys, user = self.settings.redis.keys, self.user_id
+        self.client.sadd(keys.forgotten_users, user)
         names = (keys.forgotten(user), keys.forgetting(user), keys.history(user), keys.items(user))
         return int(self.client.fcall("afterclick_forget_user", len(names), *names, str(until_ms)))
 

@@ -1,9 +1,9 @@
 """Who is forgotten, and up to when: kept on a compacted topic, and in Redis where events are refused.
 
 reads   topic  forgotten
-        redis  {u:<user>}:forgotten
+        redis  forgotten, {u:<user>}:forgotten
 writes  topic  forgotten
-        redis  {u:<user>}:forgotten
+        redis  forgotten, {u:<user>}:forgotten
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ class Forgotten:
     def among(self, user_ids: Iterable[str]) -> dict[str, int]:
         """Of these users the forgotten ones, and the event time ms up to which they are."""
         users = list(dict.fromkeys(user_ids))
-        commands = [("GET", self.keys.forgotten(user)) for user in users]
-        answers = connect(self.url, self.cluster).call(commands) if commands else []
+        if not users:
+            return {}
+        connection = connect(self.url, self.cluster)
+        (known,) = connection.call([("SMISMEMBER", self.keys.forgotten_users, *users)])
+        users = [user for user, one in zip(users, known, strict=True) if one]
+        answers = connection.call([("GET", self.keys.forgotten(user)) for user in users]) if users else []
         return {user: int(until) for user, until in zip(users, answers, strict=True) if until is not None}
 
 
@@ -95,6 +99,7 @@ def restore(client: redis.Redis, keys: Keys, kafka: KafkaSettings) -> None:
     """Bring what the topic says into Redis, which may have lost it. Raises Unavailable."""
     try:
         for user_id, until_ms in read(kafka).items():
+            client.sadd(keys.forgotten_users, user_id)
             client.fcall("afterclick_raise_to", 1, keys.forgotten(user_id), str(until_ms))
     except redis.RedisError as error:
         raise Unavailable(f"Redis: {error}") from None

@@ -1,7 +1,7 @@
 """Make the state anew from the Parquet log, beside the live one, and swap it in. The stream goes on there.
 
 reads   parquet  <archive>/log_day=*/*.parquet
-writes  redis    {u:<user>}:*, {p:<topic>:<partition>}:*
+writes  redis    forgotten, {u:<user>}:*, {p:<topic>:<partition>}:*
 """
 
 from __future__ import annotations
@@ -121,6 +121,6 @@ def _rename(client: redis.Redis, old: Keys, new: Keys) -> None:
             client.rename(key, new.prefix.encode() + key.removeprefix(old.prefix.encode()))
 
 
-def _patterns(keys: Keys) -> tuple[str, str]:
+def _patterns(keys: Keys) -> tuple[str, ...]:
     prefix = "".join(f"\\{c}" if c in "*?[]\\" else c for c in keys.prefix)
-    return f"{prefix}{{u:*", f"{prefix}{{p:*"
+    return f"{prefix}{{u:*", f"{prefix}{{p:*", f"{prefix}forgotten"

@@ -19,7 +19,7 @@ from afterclick.errors import BadEvent
 from afterclick.events import decode_interaction
 from infra.benches.stream_stack import Stack, own_stack
 from ingest.bench import producer_events_per_s
-from streaming.positions import read_log
+from streaming.positions import lag, read_log, read_positions
 from streaming.reconcile import reconcile
 
 log = structlog.get_logger()
@@ -57,12 +57,17 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
 
 def _apply_all(stack: Stack, bench: Bench) -> dict[str, Any]:
     """Let the job apply the log. The clock starts with the first event applied, not with Spark."""
+    spans, keys = read_log(stack.settings.kafka), stack.settings.redis.keys
     with stack.client() as client:
         memory, server_cpu = _memory(client), _server_cpu(client)
+
+        def left() -> int:
+            return lag(read_positions(client, keys, spans), spans)
+
         stack.job.start()
-        stack.wait(lambda: stack.behind() not in (-1, bench.events), "the first event to be applied", 180)
-        started, first, job_cpu = time.monotonic(), stack.behind(), stack.job.cpu_s()
-        stack.wait_caught_up(900)
+        stack.wait(lambda: left() < bench.events, "the first event to be applied", 180)
+        started, first, job_cpu = time.monotonic(), left(), stack.job.cpu_s()
+        stack.wait(lambda: left() == 0, "the stream to catch up", 900)
         seconds = time.monotonic() - started
         cpu = stack.job.cpu_s() - job_cpu + _server_cpu(client) - server_cpu
         stack.job.stop()

@@ -19,7 +19,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
-from serving.feeds.dead_letters import count_dead_letters
+from serving.feeds.dead_letters import DeadLetters
 from serving.feeds.trend_feed import TrendFeed
 from serving.hub import Hub
 from serving.records.metrics import STAGES, Metrics
@@ -33,14 +33,20 @@ class Figures:
     """Computes the figures; `run` sends them."""
 
     def __init__(
-        self, settings: Settings, feed: TrendFeed, worlds: Worlds, hub: Hub, metrics: Metrics
+        self,
+        settings: Settings,
+        feed: TrendFeed,
+        worlds: Worlds,
+        hub: Hub,
+        metrics: Metrics,
+        letters: DeadLetters,
     ) -> None:
         self._settings, self._feed, self._worlds = settings.kafka, feed, worlds
         self._redis = redis.Redis.from_url(
             settings.redis.url, socket_timeout=settings.redis.timeout_s, socket_connect_timeout=1
         )
         self._boundary_key = settings.redis.keys.boundary
-        self._hub, self._metrics = hub, metrics
+        self._hub, self._metrics, self._letters = hub, metrics, letters
         self._admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap, "log_level": 0})
         self._then, self._seen, self._answered = time.monotonic(), 0, 0
         self._lag: dict[str, int] | None = None
@@ -97,7 +103,7 @@ class Figures:
         if time.monotonic() - self._dead_at > WINDOW_S:
             self._dead_at = time.monotonic()
             try:
-                self._dead = count_dead_letters(self._settings)
+                self._dead = self._letters.counts()
             except Unavailable:
                 self._dead = None
             for topic, number in (self._dead or {}).items():

@@ -8,7 +8,6 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from afterclick.errors import Unavailable
-from serving.feeds.dead_letters import count_dead_letters, newest_dead_letters
 from serving.routes import schemas
 from serving.routes.replies import Parts, answers, reply, unavailable
 from serving.routes.routing import DirectRoute
@@ -48,10 +47,9 @@ async def models(service: Parts) -> Response:
 @router.get("/dead-letters", tags=["insight"], **answers(schemas.DeadLetters))
 async def dead_letters(service: Parts) -> Response:
     """Events that could not be read: how many per topic, and the newest with the reason."""
-    kafka = service.settings.kafka
     try:
-        rows = await asyncio.to_thread(newest_dead_letters, kafka)
-        counts = await asyncio.to_thread(count_dead_letters, kafka)
+        rows = await asyncio.to_thread(service.letters.newest)
+        counts = await asyncio.to_thread(service.letters.counts)
     except Unavailable as error:
         raise unavailable(str(error)) from error
     return reply({"counts": counts, "newest": rows})
