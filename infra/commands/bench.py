@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -95,6 +96,8 @@ def faults(
     long: Annotated[
         bool, typer.Option("--long", help="100,000 events, 10 kills of the job, 5 of servers.")
     ] = False,
+    events: Annotated[int | None, typer.Option(min=1000, help="Events of each case.")] = None,
+    kills: Annotated[int | None, typer.Option(min=1, help="Kills of each process.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only these cases; repeat for several.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
 ) -> None:
@@ -106,8 +109,15 @@ def faults(
     from infra.benches.faults.case import Bench
     from infra.benches.faults.run import run
 
-    chosen = tuple(only or ())
-    figures = run(Bench.long(chosen) if long else Bench(only=chosen), Settings().jars)
+    bench = Bench.long() if long else Bench()
+    bench = replace(
+        bench,
+        events=events or bench.events,
+        job_kills=kills or bench.job_kills,
+        server_kills=kills or bench.server_kills,
+        only=tuple(only or ()),
+    )
+    figures = run(bench, Settings().jars)
     if as_json:
         typer.echo(orjson.dumps(figures))
     else:

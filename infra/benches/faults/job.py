@@ -8,8 +8,8 @@ from pathlib import Path
 
 from afterclick.errors import StateConflict
 from afterclick.settings import Settings
-from infra.benches.faults.case import NO_FENCE, QUICK, Bench, Case, judged, lost
-from infra.benches.faults.load import events, produce
+from infra.benches.faults.case import NO_FENCE, QUICK, REAL_TIME, Bench, Case, judged, lost
+from infra.benches.faults.load import SteadyProducer, events, produce
 from infra.benches.stream_stack import Stack, StreamJob, own_stack
 from streaming.apply import CHUNK
 from streaming.reconcile import Report, reconcile
@@ -53,6 +53,44 @@ def _die_between_steps(stack: Stack, chunk: int) -> None:
     """Start the job so that each worker dies in its n-th chunk between the steps; until one has."""
     stack.job.start(AFTERCLICK_STREAM__FAULT=f"between-steps:{chunk}")
     stack.wait(lambda: "query failed" in stack.job.printed_since_start(), "a worker to die between the steps")
+
+
+def realtime_killed(bench: Bench, jars: Path) -> Case:
+    """kill -9 under the real-time trigger, while events come and queries hand over: at random moments, and
+    between the steps."""
+    part = bench.events // bench.job_kills
+    with own_stack(jars, **REAL_TIME) as stack:
+        with SteadyProducer(stack.settings, 0, per_s=500) as producer:
+            for n in range(bench.job_kills):
+                if n % 2:
+                    _die_between_steps(stack, chunk=700)
+                else:
+                    stack.job.start()
+                    _wait_for_handovers(stack, 1)
+                stack.wait(lambda n=n: len(producer.sent) >= (n + 1) * part, "the next kill")  # type: ignore[misc]
+                stack.job.kill()
+        stack.job.start()
+        recovery = stack.wait_caught_up()
+        report = reconcile(stack.settings)
+    return judged("real time killed", bench.job_kills, report, recovery, _handed_over_without_fence(jars))
+
+
+def _handed_over_without_fence(jars: Path) -> Report:
+    """Two queries do the work of one for a while, and nothing fences what both of them count."""
+    with own_stack(jars, **REAL_TIME, **NO_FENCE) as stack:
+        with SteadyProducer(stack.settings, 0, per_s=500):
+            stack.job.start()
+            _wait_for_handovers(stack, 2)
+        stack.wait_caught_up()
+        stack.job.stop()
+        return reconcile(stack.settings)
+
+
+def _wait_for_handovers(stack: Stack, number: int) -> None:
+    def handed_over() -> bool:
+        return stack.job.printed_since_start().count("real-time query took over") >= number
+
+    stack.wait(handed_over, "a real-time query to take over")
 
 
 def checkpoint_deleted(bench: Bench, jars: Path) -> Case:

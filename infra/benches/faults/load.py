@@ -35,6 +35,7 @@ Row = tuple[str, bytes]
 """Key and value."""
 HEEDLESS = {"enable.idempotence": False, "acks": "0", "delivery.timeout.ms": 1000, "request.timeout.ms": 1000}
 """The control of a producer: what the log does not take within a second is dropped, and nobody looks."""
+_TICK_S = 0.02
 
 
 def events(number: int, seed: int) -> Iterator[Row]:
@@ -74,9 +75,10 @@ def _queue(producer: Producer, topic: str, key: str, value: bytes) -> None:
 
 
 class SteadyProducer:
-    """Produces some thousand events a second for the time of a `with`; `sent` holds their values."""
+    """Produces `per_s` events a second for the time of a `with`; `sent` holds their values."""
 
-    def __init__(self, settings: Settings, seed: int, **overrides: Any) -> None:
+    def __init__(self, settings: Settings, seed: int, per_s: int = 2500, **overrides: Any) -> None:
+        self._per_tick = max(1, round(per_s * _TICK_S))
         self._producer = Producer(producer_config(settings.kafka.bootstrap, 120) | overrides)
         self._topic = settings.kafka.topics.feedback
         self._rows = events(1_000_000, seed)
@@ -96,8 +98,8 @@ class SteadyProducer:
         self._producer.flush(120)
 
     def _run(self) -> None:
-        while not self._stop.wait(0.02):
-            for _ in range(50):
+        while not self._stop.wait(_TICK_S):
+            for _ in range(self._per_tick):
                 key, value = next(self._rows)
                 _queue(self._producer, self._topic, key, value)
                 self.sent.append(value)

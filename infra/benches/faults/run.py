@@ -19,6 +19,7 @@ CASES: dict[str, Callable[[Bench, Path], Case]] = {
     case.__name__: case
     for case in (
         job.stream_killed,
+        job.realtime_killed,
         job.checkpoint_deleted,
         job.second_job,
         store.redis_killed,
