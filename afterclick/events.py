@@ -127,6 +127,8 @@ class _Envelope(BaseModel):
     time: AwareDatetime
     subject: Id
     datacontenttype: Literal["application/json"] = "application/json"
+    producedtime: AwareDatetime | None = None
+    """Extension: when whoever made the event handed it to Kafka, which may be long after `time`."""
 
     @property
     def time_ms(self) -> int:
@@ -224,11 +226,18 @@ def now() -> datetime:
 
 
 def interaction_event(
-    interaction: Interaction, *, event_id: str, time: datetime, source: str
+    interaction: Interaction, *, event_id: str, time: datetime, source: str, produced: datetime | None = None
 ) -> InteractionEvent:
     """The event for an interaction: a review where the action is `review`, else feedback."""
     kind = ReviewEvent if interaction.action is Action.REVIEW else FeedbackEvent
-    return kind(id=event_id, source=source, time=time, subject=interaction.item_id, data=interaction)
+    return kind(
+        id=event_id,
+        source=source,
+        time=time,
+        subject=interaction.item_id,
+        producedtime=produced,
+        data=interaction,
+    )
 
 
 def _first_problem(error: ValidationError) -> str:

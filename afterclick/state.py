@@ -95,7 +95,8 @@ class StateChange(BaseModel):
 
     Delivered at least once and, per source partition, in offset order: a reader that keeps the highest
     `offset` per (`topic`, `partition`) and ignores what is not above it sees each change once.
-    Stamps are wall-clock milliseconds since the epoch; `produced_ms` and `log_ms` come from the record.
+    Stamps are wall-clock milliseconds since the epoch: handed to Kafka by who made the event (where that
+    was said), appended by the broker, read by Spark, applied to Redis.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -113,6 +114,7 @@ class StateChange(BaseModel):
     effect: Effect
     weight: float
     novel: bool
+    produced_ms: float | None = None
     log_ms: float
     read_ms: float
     applied_ms: float

@@ -11,12 +11,16 @@ PARTITIONER = "murmur2_random"
 
 @dataclass(frozen=True)
 class Topic:
-    """One topic as it is created. `retention_ms` −1 keeps for ever."""
+    """One topic as it is created. `retention_ms` −1 keeps for ever.
+
+    With `arrival` a record's timestamp is when the broker appended it, whatever its producer says.
+    """
 
     name: str
     partitions: int
     cleanup: str = "delete"
     retention_ms: int = -1
+    arrival: bool = False
 
     @property
     def config(self) -> dict[str, str]:
@@ -24,6 +28,8 @@ class Topic:
         config = {"cleanup.policy": self.cleanup}
         if self.cleanup == "delete":
             config["retention.ms"] = str(self.retention_ms)
+        if self.arrival:
+            config["message.timestamp.type"] = "LogAppendTime"
         return config
 
 
@@ -69,7 +75,7 @@ class Topics:
 
     def all(self) -> tuple[Topic, ...]:
         """Every topic to create, dead-letter topics included."""
-        logs = [Topic(name, self.partitions) for name in self.interactions]
+        logs = [Topic(name, self.partitions, arrival=True) for name in self.interactions]
         dead = [Topic(dlq(name), 1) for name in self.interactions]
         return (
             *logs,

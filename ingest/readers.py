@@ -9,6 +9,7 @@ A block of lines takes the fast way (pyarrow, columns at a time) if nothing in i
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,8 @@ from ingest.records import records
 from ingest.rows import SCHEMA, ReadReport, Row, all_valid, check, parse_time, to_batch
 
 _CONTROL = bytes(c for c in range(32) if c not in b"\n\r") + b"\x7f"
+_HEX = re.compile(rb"[,\n] *0[xX]")
+"""What Arrow would take for a whole number; nobody means a time by it."""
 _PARQUET_ROWS = 65_536
 
 
@@ -73,6 +76,8 @@ def _csv(path: Path, found: Detected, report: ReadReport, size: int) -> Iterator
 
 def _csv_fast(raw: bytes, found: Detected) -> pa.RecordBatch | None:
     if len(raw.translate(None, _CONTROL)) != len(raw) or raw.count(b"\r") != raw.count(b"\r\n"):
+        return None
+    if _HEX.search(b"\n" + raw):
         return None
     names = [f"c{i}" for i in range(len(found.header))]
     types = {"user_id": pa.string(), "item_id": pa.string(), "time": pa.int64(), "rating": pa.float64()}

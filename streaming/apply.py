@@ -224,6 +224,7 @@ class Applier:
     ) -> Output:
         """The record on `state-changes` that says what an event did."""
         data, record = step.event.data, step.record
+        produced = step.event.producedtime
         effect = Effect.FORGOTTEN if step.forgotten else Effect.DUPLICATE
         if step.first:
             effect = Effect.REPLAYED if self.plan.fence and record.offset <= position else Effect.APPLIED
@@ -241,6 +242,7 @@ class Applier:
             effect=effect,
             weight=step.weight,
             novel=step.novel,
+            produced_ms=produced.timestamp() * 1000 if produced else None,
             log_ms=record.log_ms,
             read_ms=stamps[0],
             applied_ms=stamps[1],

@@ -53,6 +53,7 @@ TIME_CHARTS = (
         "Freshness by stage (p50), and in all (p99)",
         "ms",
         (
+            Curve("log", ("freshness_ms", "stages", "log", "p50")),
             Curve("queue", ("freshness_ms", "stages", "queue", "p50")),
             Curve("apply", ("freshness_ms", "stages", "apply", "p50")),
             Curve("notify", ("freshness_ms", "stages", "notify", "p50")),

@@ -66,8 +66,9 @@ class FeedbackLog:
 
 def event_of(interaction: Interaction, event_id: str | None, time: datetime | None) -> InteractionEvent:
     """The event for one request's feedback."""
+    now = events.now()
     return events.interaction_event(
-        interaction, event_id=event_id or events.new_id(), time=time or events.now(), source=SOURCE
+        interaction, event_id=event_id or events.new_id(), time=time or now, source=SOURCE, produced=now
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,8 +15,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from afterclick.state import StateChange
 from serving.records.request_log import RequestLog
 
-STAGES = ("queue", "apply", "notify", "total")
-"""produced → read by the stream → in Redis → known here; and all of it."""
+STAGES = ("log", "queue", "apply", "notify", "total")
+"""produced → in the log → read by the stream → in Redis → known here; and all of it.
+
+Only what this API produced says when: of other events `log` is unknown, and their total begins in the log."""
 SAMPLE = 50
 """Changes of one batch whose freshness is measured."""
 _FRESH = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 60_000)
@@ -42,9 +46,16 @@ class Recent:
         self._next += 1
 
     def percentiles(self, seconds: float) -> NDArray[np.float64] | None:
-        """(3, columns) p50, p95 and p99 of the values of the last `seconds`; None where there are none."""
+        """(3, columns) p50, p95 and p99 of the values of the last `seconds`; None where there are none.
+
+        NaN counts as no value; a column without any value is NaN.
+        """
         values = self._values[self._times > time.monotonic() - seconds]
-        return np.percentile(values, (50, 95, 99), axis=0) if len(values) else None
+        if not len(values):
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN alone
+            return np.nanpercentile(values, (50, 95, 99), axis=0)
 
 
 class Metrics:
@@ -65,7 +76,7 @@ class Metrics:
         self.changes = Counter("afterclick_state_changes", "State changes seen.", ["effect"], registry=r)
         self.freshness = Histogram(
             "afterclick_freshness_ms",
-            f"Milliseconds of each stage from the log to here; up to {SAMPLE} changes per batch.",
+            f"Milliseconds of each stage from the producer to here; up to {SAMPLE} changes per batch.",
             ["stage"],
             buckets=_FRESH,
             registry=r,
@@ -115,15 +126,18 @@ class Metrics:
             self.changes.labels(change.effect).inc()
             self.refused += not change.effect.counts
         for change in changes[-SAMPLE:]:
+            began_ms = change.log_ms if change.produced_ms is None else change.produced_ms
             stages = (
+                math.nan if change.produced_ms is None else change.log_ms - began_ms,
                 change.read_ms - change.log_ms,
                 change.applied_ms - change.read_ms,
                 now_ms - change.applied_ms,
-                now_ms - change.log_ms,
+                now_ms - began_ms,
             )
             self.fresh_recent.add(stages)
             for stage, value in zip(STAGES, stages, strict=True):
-                self.freshness.labels(stage).observe(value)
+                if not math.isnan(value):
+                    self.freshness.labels(stage).observe(value)
 
     def listed(self, source: str, degraded: bool) -> None:
         """A list went out."""

@@ -10,7 +10,11 @@ def test_interactions_are_kept_for_ever_and_have_dead_letters() -> None:
     by_name = {topic.name: topic for topic in topics.all()}
     for name in topics.interactions:
         assert by_name[name].partitions == 6
-        assert by_name[name].config == {"cleanup.policy": "delete", "retention.ms": "-1"}
+        assert by_name[name].config == {
+            "cleanup.policy": "delete",
+            "retention.ms": "-1",
+            "message.timestamp.type": "LogAppendTime",
+        }
         assert by_name[dlq(name)].partitions == 1
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from afterclick.errors import BadDataset
@@ -260,6 +260,8 @@ LINES = st.lists(st.lists(FIELDS, min_size=3, max_size=5).map(",".join), max_siz
 
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@example(["u1,u1,0x5,"], False)
+@example(["0x1, 0x2, 0X5,"], True)
 @given(LINES, st.booleans())
 def test_the_fast_way_reads_what_the_slow_way_reads(lines: list[str], named_columns: bool) -> None:
     places = {"user_id": 0, "item_id": 1, "time": 2, "rating": 3}
