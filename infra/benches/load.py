@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -157,9 +158,11 @@ def json_body(answer: bytes, *statuses: int) -> Any:
     return orjson.loads(body)
 
 
-async def open_loop(host: str, port: int, calls: Sequence[Call], rate: float, seed: int = 1) -> Outcome:
-    """Send `calls` at `rate` per second on average, at random (Poisson) moments."""
-    gaps = np.random.default_rng(seed).exponential(1 / rate, len(calls))
+async def open_loop(
+    host: str, port: int, calls: Sequence[Call], rate: float, stop: Event | None = None
+) -> Outcome:
+    """Send `calls` at `rate` per second on average, at random (Poisson) moments; or until `stop`."""
+    gaps = np.random.default_rng(1).exponential(1 / rate, len(calls))
     due = np.cumsum(gaps) + time.perf_counter() + 0.2
     pool = Pool(host, port, CONNECTIONS)
     answers: list[_Answer] = []
@@ -178,6 +181,8 @@ async def open_loop(host: str, port: int, calls: Sequence[Call], rate: float, se
         wait = moment - time.perf_counter()
         if wait > 0:
             await asyncio.sleep(wait)
+        if stop is not None and stop.is_set():
+            break
         tasks.append(asyncio.create_task(one(call, moment)))
     await asyncio.gather(*tasks)
     seconds = time.perf_counter() - began

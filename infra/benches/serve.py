@@ -7,41 +7,24 @@ state changes arrive at a steady rate, as they do in a shop.
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
-import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import orjson
 import psutil
 import structlog
-from confluent_kafka import Producer
 
-from afterclick.events import Action
-from afterclick.settings import KafkaSettings, RedisSettings, Settings
-from afterclick.state import Effect, StateChange
 from infra.benches import synthetic
 from infra.benches.load import Call, Outcome, closed_loop, get, open_loop
+from infra.benches.served import changes, cpu_s, own_servers, served
 from infra.benches.synthetic import Shop
-from infra.embedded.jars import KAFKA, ensure_jars
-from infra.embedded.kafka import KafkaServer
-from infra.embedded.ports import LOOPBACK, free_port
-from infra.embedded.process import Process
-from infra.embedded.valkey import ValkeyServer
-from infra.topics_admin import ensure_topics
+from infra.embedded.ports import LOOPBACK
 
 log = structlog.get_logger()
 N = 10
 CLIENTS = 24
-SERVED = ("-m", "infra", "serve")
 PLAIN = ("-m", "infra.benches.plain")
 
 
@@ -62,10 +45,7 @@ class Bench:
 
 def run(bench: Bench, jars: Path) -> dict[str, Any]:
     """Run it all; the figures."""
-    with (
-        tempfile.TemporaryDirectory(prefix="afterclick-bench-") as home,
-        _stack(Path(home), jars) as settings,
-    ):
+    with own_servers(jars) as settings:
         log.info("making the shop", items=bench.items, users=bench.users)
         shop = synthetic.make(settings, bench.items, bench.users)
         calls = mixed_calls(bench, shop)
@@ -75,12 +55,12 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
             "users": bench.users,
             "workers": 1,
         }
-        with _changes(settings, shop, bench.events_per_s):
-            with _served(settings, SERVED) as (port, process):
+        with changes(settings, shop, bench.events_per_s):
+            with served(settings) as (port, process):
                 figures |= _fixed_rate(bench, port, process, calls)
                 figures |= {"max_rps": round(_saturated(bench, port, calls, figures), 1)}
             if bench.plain:
-                with _served(settings, PLAIN) as (port, _):
+                with served(settings, PLAIN) as (port, _):
                     figures |= {"plain_fastapi_max_rps": round(_saturated(bench, port, calls, figures), 1)}
                 figures["times_plain"] = round(figures["max_rps"] / figures["plain_fastapi_max_rps"], 2)
         return figures
@@ -123,9 +103,9 @@ def _is_similar(raw: bytes) -> str | None:
 def _fixed_rate(bench: Bench, port: int, process: psutil.Process, calls: list[Call]) -> dict[str, Any]:
     warm = calls[: int(bench.rate * 3)]
     asyncio.run(open_loop(LOOPBACK, port, warm, bench.rate))
-    before, answered = _cpu(process), int(bench.rate * bench.seconds)
+    before, answered = cpu_s(process), int(bench.rate * bench.seconds)
     found = asyncio.run(open_loop(LOOPBACK, port, calls[:answered], bench.rate))
-    cpu_ms = (_cpu(process) - before) * 1000 / max(len(found.latencies_ms), 1)
+    cpu_ms = (cpu_s(process) - before) * 1000 / max(len(found.latencies_ms), 1)
     _tell("fixed rate", found)
     return {
         "requests": len(found.latencies_ms),
@@ -152,95 +132,3 @@ def _saturated(bench: Bench, port: int, calls: list[Call], figures: dict[str, An
 def _tell(what: str, found: Outcome) -> None:
     quantiles = {f"p{name}": round(found.percentile(q), 2) for name, q in QUANTILES.items()}
     log.info(what, rps=round(found.rate, 1), errors=found.errors[:3], **quantiles)
-
-
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
-@contextmanager
-def _stack(home: Path, jars: Path) -> Iterator[Settings]:
-    """Kafka and Valkey of the bench's own, and settings that lead there."""
-    kafka, valkey = KafkaServer(home / "kafka", ensure_jars(jars, KAFKA)), ValkeyServer(home / "valkey")
-    try:
-        kafka.start()
-        valkey.start()
-        settings = Settings(
-            home=home,
-            kafka=KafkaSettings(bootstrap=kafka.address),
-            redis=RedisSettings(url=valkey.address),
-        )
-        ensure_topics(settings)
-        yield settings
-    finally:
-        kafka.kill()
-        valkey.kill()
-
-
-@contextmanager
-def _served(settings: Settings, command: tuple[str, ...]) -> Iterator[tuple[int, psutil.Process]]:
-    """One server process, with its model loaded."""
-    port = free_port()
-    os.environ.update(
-        AFTERCLICK_HOME=str(settings.home),
-        AFTERCLICK_KAFKA__BOOTSTRAP=settings.kafka.bootstrap,
-        AFTERCLICK_REDIS__URL=settings.redis.url,
-        AFTERCLICK_SERVING__PORT=str(port),
-    )
-    process = Process("API", [sys.executable, *command], settings.home / f"api-{port}.log")
-    process.start()
-    try:
-        process.wait_ready(lambda: _has_model(port), 60)
-        yield port, psutil.Process(process.pid)
-    finally:
-        process.stop()
-
-
-def _has_model(port: int) -> bool:
-    try:
-        body = httpx2.get(f"http://{LOOPBACK}:{port}/health/ready", timeout=2).json()
-    except (httpx2.HTTPError, ValueError):
-        return False
-    return bool(body.get("model") or body.get("parts", {}).get("model"))
-
-
-@contextmanager
-def _changes(settings: Settings, shop: Shop, per_s: float) -> Iterator[None]:
-    """State changes at a steady rate while the bench asks."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_send_changes, args=(settings, shop, per_s, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(5)
-
-
-def _send_changes(settings: Settings, shop: Shop, per_s: float, stop: threading.Event) -> None:
-    topics = settings.kafka.topics
-    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap, "linger.ms": 5})
-    rng, offset = np.random.default_rng(11), 700_000
-    while per_s and not stop.wait(1 / per_s):
-        offset += 1
-        now = time.time() * 1000
-        change = StateChange(
-            user_id=f"someone-{offset}",
-            item_id=shop.items[int(rng.choice(len(shop.items), p=shop.popularity))],
-            action=Action.LIKE,
-            event_id=f"c{offset}",
-            time_ms=int(now),
-            topic=topics.reviews,
-            partition=0,
-            offset=offset,
-            effect=Effect.APPLIED,
-            weight=2.0,
-            novel=True,
-            log_ms=now,
-            read_ms=now,
-            applied_ms=now,
-        )
-        producer.produce(topics.state_changes, change.encode(), change.user_id, partition=0)
-        producer.poll(0)
-    producer.flush(5)

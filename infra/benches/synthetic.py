@@ -8,7 +8,9 @@ writes  artifact  <home>/artifacts/bench
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import lightgbm
@@ -33,6 +35,8 @@ DESCRIBED = 0.3
 """Share of the items that have a title, as in the real data."""
 TREES, LEAVES = 120, 31
 DAY_MS = 86_400_000.0
+POSITION = 700_000
+"""Offset up to which the state of the first partition of `reviews` is said to be applied."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,22 @@ class Shop:
     items: list[str]
     users: list[str]
     popularity: NDArray[np.float64]
+    models: dict[str, ModelPublished] = field(default_factory=dict)
 
 
-def make(settings: Settings, items: int, users: int, seed: int = 7, *, state: bool = True) -> Shop:
-    """Fill Redis and the topics; returns what there is to ask for. Without `state` Redis is left alone."""
+def make(
+    settings: Settings,
+    items: int,
+    users: int,
+    seed: int = 7,
+    *,
+    state: bool = True,
+    versions: Sequence[str] = ("bench",),
+) -> Shop:
+    """Fill Redis and the topics; returns what there is to ask for. Without `state` Redis is left alone.
+
+    The same model is written under each of `versions`, and the first is published.
+    """
     rng = np.random.default_rng(seed)
     ids = [f"B{i:09d}" for i in range(items)]
     popularity = 1.0 / (np.arange(items) + 20.0) ** 0.8
@@ -54,7 +70,8 @@ def make(settings: Settings, items: int, users: int, seed: int = 7, *, state: bo
         {"bootstrap.servers": settings.kafka.bootstrap, "queue.buffering.max.messages": 1_000_000}
     )
     _publish_items(settings, shop, producer)
-    _publish_model(settings, shop, producer, rng)
+    shop.models.update(_write_models(settings, shop, versions, rng))
+    publish_model(producer, settings, shop.models[versions[0]])
     assert producer.flush(60) == 0, "Kafka did not take the bench's catalogue"
     if state:
         _write_state(settings, shop, rng)
@@ -73,7 +90,17 @@ def _publish_items(settings: Settings, shop: Shop, producer: Producer) -> None:
         producer.poll(0)
 
 
-def _publish_model(settings: Settings, shop: Shop, producer: Producer, rng: np.random.Generator) -> None:
+def publish_model(producer: Producer, settings: Settings, model: ModelPublished) -> None:
+    """Say that a model may be loaded."""
+    event = ModelEvent(
+        id=events.new_id(), source="/bench", time=events.now(), subject=model.version, data=model
+    )
+    producer.produce(settings.kafka.topics.models, events.encode(event), "model")
+
+
+def _write_models(
+    settings: Settings, shop: Shop, versions: Sequence[str], rng: np.random.Generator
+) -> dict[str, ModelPublished]:
     model = _model(shop, rng)
     assert model.factors is not None
     assert model.towers is not None
@@ -81,23 +108,25 @@ def _publish_model(settings: Settings, shop: Shop, producer: Producer, rng: np.r
     built = {name: index.build(vectors)[0] for name, vectors in indexes.items()}
     ranker = _ranker(rng)
 
-    def fill(folder: Path) -> None:
-        model.save(folder)
+    def fill(folder: Path, version: str) -> None:
+        replace(model, version=version).save(folder)
         for name, made in built.items():
             index.write(made, folder, name)
         (folder / FILE).write_text(ranker)
 
-    folder, sha256 = artifact.write(
-        settings.artifacts,
-        model.version,
-        fill,
-        items=len(model),
-        created=events.now().isoformat(),
-        parameters=model.parameters(),
-    )
-    data = ModelPublished(version=model.version, uri=folder.absolute().as_uri(), manifest_sha256=sha256)
-    event = ModelEvent(id="m", source="/bench", time=events.now(), subject=model.version, data=data)
-    producer.produce(settings.kafka.topics.models, events.encode(event), "model")
+    written = {}
+    for version in versions:
+        folder, sha256 = artifact.write(
+            settings.artifacts,
+            version,
+            partial(fill, version=version),
+            items=len(model),
+            created=events.now().isoformat(),
+            parameters=model.parameters(),
+        )
+        uri = folder.absolute().as_uri()
+        written[version] = ModelPublished(version=version, uri=uri, manifest_sha256=sha256)
+    return written
 
 
 def _model(shop: Shop, rng: np.random.Generator) -> Model:
@@ -161,6 +190,6 @@ def _write_state(settings: Settings, shop: Shop, rng: np.random.Generator) -> No
         sums = tuple(count * 2.0 ** -(10 - h) for h in range(6))
         pipe.hset(keys.counts(topic, 0), item_id, count)
         pipe.hset(keys.trends(topic, 0), item_id, Trend(now - rng.random() * 30 * DAY_MS, sums).pack())
-    pipe.set(keys.position(topic, 0), 700_000)
+    pipe.set(keys.position(topic, 0), POSITION)
     pipe.execute()
     client.close()

@@ -39,6 +39,34 @@ def serve(
 
 
 @app.command()
+def swap(
+    swaps: Annotated[int, typer.Option(min=1, help="Models published, one after the other.")] = 20,
+    rate: Annotated[float, typer.Option(help="Requests per second meanwhile.")] = 200.0,
+    items: Annotated[int, typer.Option(help="Items of the shop.")] = 60_000,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """Models replaced while the API answers: errors, and latencies beside those of a quiet time."""
+    from afterclick.settings import Settings
+    from infra.benches.swap import Bench, run
+
+    _print(run(Bench(swaps=swaps, rate=rate, items=items), Settings().jars), as_json)
+
+
+@app.command()
+def sockets(
+    clients: Annotated[int, typer.Option(min=2, help="Viewers on WebSockets.")] = 500,
+    stalled: Annotated[int, typer.Option(min=1, help="Those of them that never read.")] = 25,
+    seconds: Annotated[float, typer.Option(help="Length of each of the three phases.")] = 20.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """Many viewers, some of whom never read: what the others wait, and what the API's memory does."""
+    from afterclick.settings import Settings
+    from infra.benches.sockets import Bench, run
+
+    _print(run(Bench(clients=clients, stalled=stalled, seconds=seconds), Settings().jars), as_json)
+
+
+@app.command()
 def ingest(
     events: Annotated[int, typer.Option(help="Events in the log.")] = 300_000,
     users: Annotated[int, typer.Option(help="Users they come from.")] = 100_000,

@@ -1,0 +1,135 @@
+"""A served shop of a bench's own: Kafka, Valkey, a large catalogue and one API process.
+
+writes  topic  state-changes
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import psutil
+from confluent_kafka import Producer
+
+from afterclick.events import Action
+from afterclick.settings import KafkaSettings, RedisSettings, Settings
+from afterclick.state import Effect, StateChange
+from infra.benches import synthetic
+from infra.benches.synthetic import Shop
+from infra.embedded.jars import KAFKA, ensure_jars
+from infra.embedded.kafka import KafkaServer
+from infra.embedded.ports import LOOPBACK, free_port
+from infra.embedded.process import Process
+from infra.embedded.valkey import ValkeyServer
+from infra.topics_admin import ensure_topics
+
+SERVED = ("-m", "infra", "serve")
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """Processor seconds that a process has used."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+@contextmanager
+def own_servers(jars: Path) -> Iterator[Settings]:
+    """Kafka and Valkey in a temporary folder, and settings that lead there."""
+    with tempfile.TemporaryDirectory(prefix="afterclick-bench-") as folder:
+        home = Path(folder)
+        kafka, valkey = KafkaServer(home / "kafka", ensure_jars(jars, KAFKA)), ValkeyServer(home / "valkey")
+        try:
+            kafka.start()
+            valkey.start()
+            settings = Settings(
+                home=home,
+                kafka=KafkaSettings(bootstrap=kafka.address),
+                redis=RedisSettings(url=valkey.address),
+            )
+            ensure_topics(settings)
+            yield settings
+        finally:
+            kafka.kill()
+            valkey.kill()
+
+
+@contextmanager
+def served(settings: Settings, command: tuple[str, ...] = SERVED) -> Iterator[tuple[int, psutil.Process]]:
+    """One server process, with its model loaded."""
+    port = free_port()
+    os.environ.update(
+        AFTERCLICK_HOME=str(settings.home),
+        AFTERCLICK_KAFKA__BOOTSTRAP=settings.kafka.bootstrap,
+        AFTERCLICK_REDIS__URL=settings.redis.url,
+        AFTERCLICK_SERVING__PORT=str(port),
+    )
+    process = Process("API", [sys.executable, *command], settings.home / f"api-{port}.log")
+    process.start()
+    try:
+        process.wait_ready(lambda: model_of(port) is not None, 60)
+        yield port, psutil.Process(process.pid)
+    finally:
+        process.stop()
+
+
+def model_of(port: int) -> str | None:
+    """The version of the model that serves; None where there is none yet."""
+    try:
+        body = httpx2.get(f"http://{LOOPBACK}:{port}/health/ready", timeout=5).json()
+    except (httpx2.HTTPError, ValueError):
+        return None
+    return body.get("model") or body.get("parts", {}).get("model") or None
+
+
+@contextmanager
+def changes(settings: Settings, shop: Shop, per_s: float) -> Iterator[None]:
+    """State changes at a steady rate while the bench asks."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_send_changes, args=(settings, shop, per_s, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(5)
+
+
+def _send_changes(settings: Settings, shop: Shop, per_s: float, stop: threading.Event) -> None:
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap, "linger.ms": 5})
+    rng, offset = np.random.default_rng(11), synthetic.POSITION
+    while per_s and not stop.wait(1 / per_s):
+        offset += 1
+        item = shop.items[int(rng.choice(len(shop.items), p=shop.popularity))]
+        tell(producer, settings, f"someone-{offset}", item, offset)
+    producer.flush(5)
+
+
+def tell(producer: Producer, settings: Settings, user_id: str, item_id: str, offset: int) -> None:
+    """Say on `state-changes` that a user's like stands at an offset of the first partition of `reviews`."""
+    now = time.time() * 1000
+    change = StateChange(
+        user_id=user_id,
+        item_id=item_id,
+        action=Action.LIKE,
+        event_id=f"c{offset}",
+        time_ms=int(now),
+        topic=settings.kafka.topics.reviews,
+        partition=0,
+        offset=offset,
+        effect=Effect.APPLIED,
+        weight=2.0,
+        novel=True,
+        log_ms=now,
+        read_ms=now,
+        applied_ms=now,
+    )
+    producer.produce(settings.kafka.topics.state_changes, change.encode(), change.user_id, partition=0)
+    producer.poll(0)
