@@ -202,7 +202,7 @@ class Client:
     ) -> Recommendations:
         """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position.
 
-        `more` is what the API takes: filters, offset, cursor, diversity, explore, explain.
+        `more` is what the API takes: policy, filters, offset, cursor, diversity, explore, explain.
         """
         return self._send(_recommendations(user_id, n, interests, items, exclude, category, after, more))
 
@@ -271,7 +271,7 @@ class AsyncClient:
     ) -> Recommendations:
         """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position.
 
-        `more` is what the API takes: filters, offset, cursor, diversity, explore, explain.
+        `more` is what the API takes: policy, filters, offset, cursor, diversity, explore, explain.
         """
         return await self._send(
             _recommendations(user_id, n, interests, items, exclude, category, after, more)

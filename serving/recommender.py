@@ -34,6 +34,7 @@ from serving.ranking.cursors import cursor_after
 from serving.ranking.explain import because
 from serving.ranking.filters import Filters
 from serving.ranking.lists import Ranked, by_interests, overall, popular
+from serving.ranking.one_model import by_one_model
 from serving.ranking.options import FIRST_PAGE, PLAIN, Policy
 from serving.ranking.reasons import reasons
 from serving.ranking.remembered import Ask, Recommendation, Remembered, Shown
@@ -43,7 +44,6 @@ from serving.world import World, Worlds
 Answer = dict[str, Any]
 CATEGORY = 100
 """Trending items of a category that are ranked with the candidates inside it."""
-_PERSONAL = (Source.PERSONALISED, Source.SESSION)
 _LOGGED = ("item_id", "score", "source")
 
 
@@ -109,8 +109,8 @@ class Recommender:
         ranked = self._ladder(world, ask, rows, state, choice, history)
         if choice.n != ask.n or world.rules is not NO_RULES:
             ranked = arrange(world, self._catalogue, ranked, ask.n, ask.options, ask.page, self._dice)
-        if ask.explain and world.loaded.model is not None and ranked.source in _PERSONAL:
-            causes = because(world, world.loaded.model, state, ranked.items, history, self._catalogue)
+        if ask.explain and ranked.by is not None:
+            causes = because(world, ranked.by, state, ranked.items, history, self._catalogue)
             ranked = replace(ranked, because=causes)
         return ranked
 
@@ -124,11 +124,15 @@ class Recommender:
         history: Sequence[HistoryEntry],
     ) -> Ranked:
         model, policy = world.loaded.model, ask.options.policy
-        if policy is not Policy.BLEND:
+        if policy in (Policy.POPULAR, Policy.TRENDING):
             return popular(world, choice) if policy is Policy.POPULAR else overall(world, choice)
         if model is not None and len(state.items):
             source = Source.PERSONALISED if rows else Source.SESSION
-            return personalised(world, model, state, choice, self._catalogue, history, source)
+            if policy is Policy.BLEND:
+                return personalised(world, model, state, choice, self._catalogue, history, source)
+            alone = by_one_model(world, policy, state, choice, self._catalogue, history, source)
+            if alone is not None:
+                return alone
         interests = ask.interests or self._tastes(world, state)
         if interests:
             interesting = by_interests(world, self._catalogue, interests, choice)
@@ -242,6 +246,7 @@ def personalised(
         parts=loaded.ranker.receipt(rows[top]),
         sources=names,
         reasons=reasons(model, world, state, shown, names, history, catalogue),
+        by=lambda state, items: loaded.ranker.score(features(model, state, view, items)),
     )
 
 

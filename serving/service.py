@@ -115,7 +115,7 @@ class Service:
 
     async def recommend(self, ask: Ask) -> Answer:
         """A list, counted and logged as shown; its JSON."""
-        assigned = self.plane.assignment.of(ask.user_id)
+        assigned = None if ask.settled else self.plane.assignment.of(ask.user_id)
         if assigned is not None:
             ask = replace(ask, options=assigned.options)
         answer = await self.recommender.recommend(ask)

@@ -31,8 +31,13 @@ class Api:
         """What every call carries, WebSockets too."""
         self._http = httpx2.AsyncClient(base_url=self.url, timeout=timeout_s, headers=self.headers)
 
-    async def recommendations(self, user_id: str, n: int, interests: Sequence[str] = ()) -> Recommendations:
+    async def recommendations(
+        self, user_id: str, n: int, interests: Sequence[str] = (), policy: str | None = None
+    ) -> Recommendations:
+        """A user's list, ordered by the policy where one is named."""
         query: JsonObject = {"user_id": user_id, "n": n, "interests": list(interests)}
+        if policy is not None:
+            query["policy"] = policy
         return Recommendations.model_validate(await self._get("/recommendations", query))
 
     async def popular(

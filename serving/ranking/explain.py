@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.model import IntArray, Model
-from afterclick.scoring import UserState, features
+from afterclick.model import IntArray
+from afterclick.scoring import UserState
 from afterclick.state import HistoryEntry
 from serving.feeds.catalogue import Catalogue
 from serving.world import World
@@ -23,7 +23,7 @@ NAMED = 3
 
 def because(
     world: World,
-    model: Model,
+    score: Callable[[UserState, IntArray], NDArray[np.float64]],
     state: UserState,
     shown: IntArray,
     history: Sequence[HistoryEntry],
@@ -33,13 +33,11 @@ def because(
 
     `effect` is the item's score less its score had the event not happened: same model, same moment.
     """
-    ranker, view = world.loaded.ranker, world.view
-    full = ranker.score(features(model, state, view, shown))
+    full = score(state, shown)
     recent = state.items[:EVENTS].tolist()
     effects = np.zeros((len(recent), len(shown)))
     for row in range(len(recent)):
-        without = _without(state, row)
-        effects[row] = full - ranker.score(features(model, without, view, shown))
+        effects[row] = full - score(_without(state, row), shown)
     newest = {entry.item_id: entry for entry in reversed(history)}
     events = [_event(newest[world.ids[item]], catalogue) for item in recent]
     return [_strongest(events, effects[:, column]) for column in range(len(shown))]

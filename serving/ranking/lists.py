@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.model import IntArray
+from afterclick.scoring import UserState
 from serving.feeds.catalogue import Catalogue
 from serving.ranking.choice import Choice
 from serving.routes.schemas import Source
@@ -28,6 +29,8 @@ class Ranked:
     parts: dict[str, NDArray[np.float64]]
     sources: Sequence[str]
     reasons: Sequence[str]
+    by: Callable[[UserState, IntArray], NDArray[np.float64]] | None = None
+    """What scored the items (n,) for a user's state; None where the user's history has no say."""
     because: Sequence[list[dict[str, Any]]] | None = None
     """Per item the events of the user that moved it most, where that was asked for."""
     propensities: NDArray[np.float64] | None = None
@@ -54,11 +57,10 @@ def overall(world: World, choice: Choice) -> Ranked:
 
 
 def popular(world: World, choice: Choice) -> Ranked:
-    """What was chosen most of all time."""
+    """What was chosen most of all time; where nothing that may be shown was, as `overall`."""
     wanted = choice.also()
-    return _popular(
-        world, np.concatenate([choice.fitting(choice.popular(world), wanted)[: choice.n], wanted])
-    )
+    items = np.concatenate([choice.fitting(choice.popular(world), wanted)[: choice.n], wanted])
+    return _popular(world, items) if len(items) else overall(world, choice)
 
 
 def _trending(world: World, items: IntArray, rest: IntArray) -> Ranked:

@@ -16,6 +16,10 @@ class Policy(StrEnum):
     """What is trending, the same for everybody, less what the user has seen."""
     POPULAR = "popular"
     """What was chosen most of all time, the same for everybody, less what the user has seen."""
+    ALS = "als"
+    """ALS alone, the user folded in from the live history; without a history, down the ladder."""
+    TWO_TOWER = "two_tower"
+    """The two towers alone, likewise."""
 
 
 class Draw(StrEnum):

@@ -38,6 +38,8 @@ class Ask:
     filters: tuple[str, ...] = ()
     """Conditions on the catalogue's fields, as `catalogue_query` reads them."""
     options: Options = PLAIN
+    settled: bool = False
+    """Whether the request names its policy, so that no experiment decides."""
     page: Page = FIRST_PAGE
 
 

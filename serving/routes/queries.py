@@ -20,6 +20,7 @@ from afterclick.events import Action, Id, Rating
 from serving.decisions.catalogue_query import Condition
 from serving.feeds.positions import Position
 from serving.ranking.cursors import LONGEST, decode_cursor
+from serving.ranking.options import Policy
 from serving.routes.schemas import Window
 
 MAX_ITEMS = 200
@@ -90,6 +91,13 @@ class RecommendationQuery(Request):
         None,
         description="Pages without repeats: * begins, the answer's `next` goes on.",
         examples=["*"],
+    )
+    policy: Policy | None = Field(
+        None,
+        description="What orders the list: the blend (the default, unless the user's experiment says "
+        "otherwise), ALS or the two towers alone, what trends, what is popular. A model that is not there "
+        "or knows nothing of the history, leaves the list to interests, then trends: `source` says so.",
+        examples=["als"],
     )
     diversity: Share | None = Field(
         None, description="0 to 1: what an item loses for being like one above it."

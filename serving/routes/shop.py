@@ -17,7 +17,7 @@ from serving.feeds.positions import Position
 from serving.ranking.choice import without
 from serving.ranking.cursors import decode_cursor
 from serving.ranking.lists import similar
-from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page
+from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page, Policy
 from serving.ranking.remembered import Ask
 from serving.recommender import describe
 from serving.records.feedback import event_of
@@ -202,14 +202,16 @@ def ask_of(service: Service, query: queries.RecommendationQuery) -> Ask:
         query.explain,
         tuple(query.filters),
         _options(query),
+        query.policy is not None,
         _page(query),
     )
 
 
 def _options(query: queries.RecommendationQuery) -> Options:
-    if query.explore is None and query.diversity is None:
+    if query.policy is None and query.explore is None and query.diversity is None:
         return PLAIN
-    return Options(explore=query.explore or 0.0, diversity=query.diversity or 0.0)
+    policy = query.policy or Policy.BLEND
+    return Options(policy, explore=query.explore or 0.0, diversity=query.diversity or 0.0)
 
 
 def _page(query: queries.RecommendationQuery) -> Page:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import orjson
 
+from afterclick.candidates import exact_search
 from afterclick.events import Action, Item
 from afterclick.model import Model
 from afterclick.settings import StreamSettings
@@ -74,8 +75,14 @@ class Offline:
         self.rules = RuleBook(self.catalogue)
         loaded = no_model()
         if model is not None:
-            search = content_search(model.content) if model.content is not None else None
-            loaded = LoadedModel(model.version, model, FormulaRanker(), None, search)
+            loaded = LoadedModel(
+                model.version,
+                model,
+                FormulaRanker(),
+                exact_search(model.factors) if model.factors is not None else None,
+                exact_search(model.towers.targets) if model.towers is not None else None,
+                content_search(model.content) if model.content is not None else None,
+            )
         self.worlds = Worlds(self.feed, self.catalogue, loaded, self.rules)
         store = cast(OnlineStore, MemoryStore(liked or {}))
         weights = StreamSettings().weights

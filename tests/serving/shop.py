@@ -12,6 +12,7 @@ from afterclick import artifact, events
 from afterclick.events import Item, ItemEvent, ModelEvent, ModelPublished
 from afterclick.model import Model
 from afterclick.settings import Settings
+from afterclick.towers import AGES_DAYS, UNKNOWN, TowerArrays
 from serving.ranking.ranker import FILE
 
 KINDS = ("camera", "cable")
@@ -65,6 +66,16 @@ def model(version: str, rank: int = 8) -> Model:
         factors=near.astype(np.float32),
         content=content.astype(np.float32),
     )
+
+
+def towers() -> TowerArrays:
+    """Two towers for the items of `model`: a history is near its own kind, the later an item the nearer.
+    They know nothing of the last cable."""
+    kind = np.repeat(np.eye(len(KINDS), dtype=np.float32), PER_KIND, axis=0)
+    bias = np.linspace(0.0, 1.0, len(kind), dtype=np.float32)[:, None]
+    targets = np.concatenate([4.0 * kind, bias], axis=1)
+    targets[-1] = [0.0] * len(KINDS) + [UNKNOWN]
+    return TowerArrays(kind, targets, np.ones(len(AGES_DAYS) + 1, np.float32))
 
 
 def write(settings: Settings, version: str, ranker: str | None = None) -> tuple[Path, str]:

@@ -75,14 +75,16 @@ def test_interests_of_somebody_new_change_the_list(page: Page, shop: Shop) -> No
     expect(page.locator(".ac-card .ac-reason").first).to_contain_text("Remote Controls")
 
 
-def test_comparison_shows_the_served_list_beside_others(page: Page, shop: Shop) -> None:
+def test_comparison_shows_the_list_beside_those_of_other_policies(page: Page, shop: Shop) -> None:
     visit(page, shop, new_shopper())
     served = listed(page)[:10]
     page.get_by_test_id("compare").click()
-    columns = page.get_by_test_id("comparison").locator("section")
-    expect(columns.first).to_contain_text("Served")
-    expect(page.get_by_test_id("comparison")).to_contain_text("of all time, for everybody")
-    first = columns.first.locator("li a").evaluate_all(
+    comparison = page.get_by_test_id("comparison")
+    names = ["Blend", "ALS", "Two towers", "Trending", "Popular"]
+    expect(comparison.locator("section h2")).to_have_text(names)
+    expect(comparison.locator('[data-policy="als"] .ac-instead')).to_contain_text("Instead: ")
+    expect(comparison.locator('[data-policy="popular"] .ac-instead')).to_have_count(0)
+    first = comparison.locator('[data-policy="blend"] li a').evaluate_all(
         "links => links.map(link => new URL(link.href).searchParams.get('id'))"
     )
     assert first == served

@@ -109,6 +109,19 @@ def test_the_shop_works_where_the_api_asks_for_a_key(page: Page, desk: Desk) -> 
     assert key not in page.content()
 
 
+def test_the_comparison_ranks_by_one_model_and_says_where_there_is_none(page: Page, desk: Desk) -> None:
+    page.goto(f"{desk.url}/compare?user=user-1")
+    alone = page.locator('[data-policy="als"]')
+    expect(alone.locator("li")).to_have_count(10)
+    expect(alone.locator(".ac-instead")).to_have_count(0)
+    ids = alone.locator("li a").evaluate_all(
+        "links => links.map(link => new URL(link.href).searchParams.get('id'))"
+    )
+    assert ids == [item["item_id"] for item in desk.api.list_for("user-1", policy="als")["items"]]
+    assert all(item.startswith("camera-") for item in ids)
+    expect(page.locator('[data-policy="two_tower"] .ac-instead')).to_contain_text("Instead: ")
+
+
 def test_the_replay_is_paused_goes_on_and_changes_its_pace(page: Page, desk: Desk) -> None:
     rows = "".join(f"u{n % 9},cable-{n % 7},{1_400_000_000 + 3600 * n}\n" for n in range(3000))
     file = desk.settings.home / "replayed.csv"

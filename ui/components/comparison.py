@@ -8,7 +8,7 @@ from ui.api_types import JsonObject
 
 
 class Comparison(Element, component="comparison.js"):
-    """Shows columns {name, what, shared, items}."""
+    """Shows columns {key, name, what, instead, shared, items}."""
 
     def __init__(self, columns: list[JsonObject]) -> None:
         super().__init__()

@@ -1,0 +1,213 @@
+"""Policies: who orders the list. Each one × what else a request may ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from afterclick.client import Client
+from afterclick.errors import BadInput
+from afterclick.events import Action, Item
+from afterclick.model import Model
+from afterclick.scoring import UserState
+from afterclick.settings import StreamSettings
+from afterclick.user_vectors import fold_in, tower_user
+from serving.decisions.rules import RuleDraft
+from serving.ranking.options import PLAIN, Options, Page, Policy
+from serving.ranking.remembered import Ask
+from serving.routes.schemas import Source
+from tests.serving import shop
+from tests.serving.offline import Offline
+from tests.serving.running import Running
+from tests.serving.test_loop import after
+
+LIKED = {"ann": ["camera-3", "cable-1", "camera-5"]}
+ALONE = (Policy.ALS, Policy.TWO_TOWER)
+
+
+def a_model() -> Model:
+    return dataclasses.replace(shop.model("m1"), towers=shop.towers())
+
+
+def an_offline(**changes: Any) -> Offline:
+    return Offline(**({"liked": LIKED, "model": a_model()} | changes))
+
+
+def only(policy: Policy, **more: Any) -> Options:
+    return dataclasses.replace(PLAIN, policy=policy, **more)
+
+
+def scores_of(policy: Policy, model: Model, liked: list[str], now_ms: float) -> dict[str, float]:
+    """Item → what the model scores for a history, of every item that it knows."""
+    items = np.array([model.index[item] for item in liked], np.int32)
+    weights = np.full(len(items), StreamSettings().weights[Action.LIKE], np.float32)
+    state = UserState(items, weights, now_ms - 60_000.0 * np.arange(len(items)), items, now_ms)
+    if policy is Policy.ALS:
+        user, vectors = fold_in(model, state), model.factors
+    else:
+        user, vectors = tower_user(model, state), shop.towers().targets[:-1]
+    assert user is not None
+    assert vectors is not None
+    return dict(zip(model.item_ids.tolist(), (vectors @ user).tolist(), strict=False))
+
+
+@pytest.mark.parametrize("policy", ALONE)
+def test_one_model_alone_shows_what_it_scores_highest_less_what_was_seen(policy: Policy) -> None:
+    served = an_offline()
+    rows = served.items("ann", 20, options=only(policy))
+    scores = scores_of(policy, a_model(), LIKED["ann"], served.world.now_ms)
+    best = sorted((item for item in scores if item not in LIKED["ann"]), key=lambda item: -scores[item])
+    assert [row["item_id"] for row in rows] == best[:20]
+    assert {row["source"] for row in rows} == {{"als": "als", "two_tower": "tower"}[policy]}
+    for row in rows:
+        assert row["parts"] == {"model": pytest.approx(scores[row["item_id"]], abs=1e-5)}
+    answer = served.answer(Ask("ann", 5, options=only(policy)))
+    assert (answer.body["source"], answer.policy) == ("personalised", policy)
+
+
+def test_policies_differ() -> None:
+    served = an_offline()
+    lists = {tuple(served.ids("ann", 10, options=only(policy))) for policy in Policy}
+    assert len(lists) >= len(Policy) - 1, "what trends may be what is popular"
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+@pytest.mark.parametrize("user_id", ["", "ann", "nobody"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"exclude": ("camera-1", "cable-28", "camera-29")},
+        {"category": "Cables"},
+        {"filters": ("item:camera-7", "item:cable-7", "item:camera-3")},
+        {"items": ("cable-9",)},
+        {"interests": ("Cables",)},
+        {"explain": True},
+        {"page": Page(7)},
+        {"options": {"diversity": 0.7}},
+        {"options": {"explore": 0.5}},
+        {"options": {"weights": (("model", 0.5), ("trend", 2.0))}},
+    ],
+    ids=lambda asked: "-".join(asked) or "plain",
+)
+def test_every_policy_does_what_else_is_asked(policy: Policy, user_id: str, asked: dict[str, Any]) -> None:
+    asked = {**asked, "options": only(policy, **asked.get("options", {}))}
+    served = an_offline()
+    rows = served.items(user_id, 10, **asked)
+    ids = [row["item_id"] for row in rows]
+    assert len(ids) == (2 if "filters" in asked and user_id == "ann" else 3 if "filters" in asked else 10)
+    assert not set(ids) & {*LIKED.get(user_id, ()), *asked.get("exclude", ()), *asked.get("items", ())}
+    if "category" in asked:
+        assert all(item.startswith("cable-") for item in ids)
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+def test_rules_hold_under_every_policy(policy: Policy) -> None:
+    served = an_offline()
+    first = served.ids("ann", 1, options=only(policy))[0]
+    drafts: list[dict[str, Any]] = [
+        {"action": "exclude", "query": [f"item:{first}"]},
+        {"action": "pin", "query": ["item:cable-29"], "position": 3},
+        {"action": "boost", "query": ["item:cable-17"], "amount": 1000},
+    ]
+    served.decide(*(RuleDraft.model_validate(draft) for draft in drafts))
+    rows = served.items("ann", 6, options=only(policy))
+    ids = [row["item_id"] for row in rows]
+    assert first not in ids
+    assert ids[0] == "cable-17"
+    assert rows[0]["parts"]["rules"] == 1000
+    assert ids[2] == "cable-29"
+
+
+@pytest.mark.parametrize("policy", ALONE)
+def test_pages_of_one_model_repeat_nothing_and_come_to_an_end(policy: Policy) -> None:
+    served = an_offline()
+    first = served.ids("ann", 20, options=only(policy), page=Page(follow=True))
+    second = served.ids("ann", 20, options=only(policy), page=Page(shown=tuple(first), follow=True))
+    third = served.ids("ann", 20, options=only(policy), page=Page(shown=(*first, *second), follow=True))
+    everything = [*first, *second, *third]
+    assert len(everything) == len(set(everything)) == 57
+    assert first + second == served.ids("ann", 40, options=only(policy))
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes"),
+    [
+        (Policy.TWO_TOWER, {"model": shop.model("m1")}),
+        (Policy.ALS, {"model": dataclasses.replace(a_model(), factors=None)}),
+        (Policy.ALS, {"model": None}),
+        (Policy.TWO_TOWER, {"liked": {}}),
+        (Policy.ALS, {"liked": {}}),
+        (Policy.ALS, {"liked": {"ann": ["lamp-1"]}, "items": shop.wide_catalogue()}),
+    ],
+    ids=["no towers", "no factors", "no model", "no history", "no history", "history unknown to the model"],
+)
+def test_what_a_policy_cannot_do_goes_down_the_ladder_and_says_so(
+    policy: Policy, changes: dict[str, Any]
+) -> None:
+    served = an_offline(**changes)
+    asked = Ask("ann", 5, options=only(policy), interests=("Cables",))
+    assert served.answer(asked).body["source"] == Source.INTERESTS
+    if changes.get("liked") == {}:
+        answer = served.answer(dataclasses.replace(asked, interests=()))
+        assert (answer.body["source"], answer.policy) == (Source.TRENDING, policy)
+
+
+@pytest.mark.parametrize("policy", ALONE)
+def test_items_that_came_after_the_model_fill_a_list_up(policy: Policy) -> None:
+    late = [Item(item_id=f"late-{n}", title="Late", categories=("Electronics", "Cables")) for n in range(3)]
+    served = an_offline(items=[*shop.catalogue(), *late])
+    rows = served.items("ann", 40, category="Cables", options=only(policy))
+    assert {row["item_id"] for row in rows} >= {item.item_id for item in late}
+    assert {row["source"] for row in rows if row["item_id"].startswith("late-")} == {"popular"}
+
+
+@pytest.mark.parametrize("policy", ALONE)
+def test_because_is_what_leaving_the_event_out_would_change_for_this_model(policy: Policy) -> None:
+    served = an_offline()
+    row = served.items("ann", 1, explain=True, options=only(policy))[0]
+    liked, now_ms = LIKED["ann"], served.world.now_ms
+    effects = {cause["item_id"]: cause["effect"] for cause in row["because"]}
+    assert set(effects) == set(liked)
+    for left_out, effect in effects.items():
+        without = [(n, item) for n, item in enumerate(liked) if item != left_out]
+        scores = scores_of(policy, a_model(), [item for _, item in without], now_ms)
+        assert effect == pytest.approx(row["score"] - scores[row["item_id"]], abs=1e-4)
+
+
+def test_an_arm_may_name_any_policy_and_a_request_may_settle_on_another(shop_api: Running) -> None:
+    after(shop_api, "zoe", shop_api.tell("zoe", "camera-1"))
+    blend = shop_api.list_for("zoe", n=5)
+    draft = {"name": "factors", "arms": [{"name": name, "policy": "als"} for name in ("a", "b")]}
+    assert shop_api.http.post("/experiments", json=draft).status_code == 201
+    during = shop_api.list_for("zoe", n=5)
+    assert during["experiment"]["name"] == "factors"
+    assert {item["source"] for item in during["items"]} == {"als"}
+    settled = shop_api.list_for("zoe", n=5, policy="blend")
+    assert "experiment" not in settled
+    assert [item["parts"] for item in settled["items"]] == [item["parts"] for item in blend["items"]]
+    arms = shop_api.get("/experiments/factors")["arms"]
+    assert sum(arm["lists"] for arm in arms) == 1, "a list of a named policy is not the experiment's"
+
+
+def test_policies_over_http_and_by_the_client(shop_api: Running) -> None:
+    after(shop_api, "ned", shop_api.tell("ned", "camera-1"))
+    found = {policy: shop_api.list_for("ned", n=8, policy=policy) for policy in Policy}
+    assert {policy: body["source"] for policy, body in found.items()} == {
+        "blend": "personalised",
+        "als": "personalised",
+        "two_tower": "interests",  # this model has none
+        "trending": "popular",  # all that trends was seen
+        "popular": "popular",
+    }
+    assert shop_api.http.get("/recommendations?policy=best").status_code == 422
+    with Client(shop_api.url) as client:
+        mine = client.recommendations("ned", 8, policy="als")
+        assert [item.item_id for item in mine.items] == [
+            item["item_id"] for item in found[Policy.ALS]["items"]
+        ]
+        with pytest.raises(BadInput, match="policy"):
+            client.recommendations("ned", policy="best")
