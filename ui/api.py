@@ -1,7 +1,7 @@
 """The API over REST.
 
 reads   http  GET /recommendations, /popular, /similar-items, /search, /categories, /items/{id},
-              /users/{id}/history, /admin/console
+              /users/{id}/history, /models, /exposure, /requests, /dead-letters, /experiments, /admin/console
 writes  http  POST /feedback, /admin/…
 """
 
@@ -62,7 +62,7 @@ class Api:
         return tuple(str(row["category"]) for row in rows)
 
     async def insight(self, path: str) -> JsonObject:
-        """/models, /exposure, /dead-letters or /admin/console, as they come."""
+        """/models, /exposure, /dead-letters, /requests, /experiments or /admin/console, as they come."""
         return await self._get(path, {})
 
     async def item(self, item_id: str) -> ItemDetails:

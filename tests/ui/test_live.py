@@ -114,7 +114,9 @@ def test_lists_dead_letters_and_models_are_shown(page: Page, shop: Shop) -> None
     assert producer.flush(20) == 0
     get(f"{shop.api_url}/recommendations?user_id={new_shopper()}")
     visit(page, shop)
+    expect(page.locator('[data-panel="models"]')).to_have_count(1)
     expect(page.locator('[data-panel="models"]')).to_contain_text("No model yet")
+    expect(page.locator('[data-panel="experiments"]')).to_contain_text("No experiment yet")
     expect(page.locator('[data-panel="exposure"]')).to_contain_text("Trending now")
     expect(page.locator('[data-panel="dead-letters"]')).to_contain_text("{no event", timeout=60_000)
     expect(page.locator('[data-panel="dead-letters"]')).to_contain_text("JSON")

@@ -27,7 +27,9 @@ from tests.serving import shop as wares
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
 from tests.ui.conftest import answers
+from tests.ui.test_accessibility import faults
 from tests.waiting import wait_until
+from ui.experiments import interval
 
 EVENTS = 30
 
@@ -188,6 +190,41 @@ def test_models_stand_beside_each_other_and_are_promoted_and_rolled_back(page: P
     page.get_by_test_id("rollback").click()
     expect(models.locator('[data-model="m1"]')).to_contain_text("champion", timeout=60_000)
     wait_until(lambda: desk.api.get("/models")["serving"] == "m1", 15)
+
+
+def test_experiments_show_their_arms_with_intervals_and_whether_to_read_them(page: Page, desk: Desk) -> None:
+    arms = [{"name": "old", "policy": "popular"}, {"name": "new", "policy": "als", "diversity": 0.2}]
+    for draft in (
+        {"name": "factors", "arms": arms, "note": "is ALS alone enough?"},
+        {"name": "later", "arms": [{"name": "a"}, {"name": "b"}], "traffic": 0.25},
+    ):
+        assert desk.api.http.post("/experiments", json=draft).status_code == 201
+    for n in range(24):
+        shown = desk.api.list_for(f"tried-{n}", n=5)
+        assert shown["experiment"]["name"] == "factors"
+        if n % 3 == 0:
+            item, impression = shown["items"][0]["item_id"], shown["impression_id"]
+            desk.api.tell(f"tried-{n}", item, "click", impression_id=impression)
+    open_live(page, desk)
+    expect(page.locator("[data-experiment]")).to_have_count(2)
+    found = page.locator('[data-experiment="factors"]')
+    expect(found).to_have_attribute("data-state", "running")
+    expect(found).to_contain_text("is ALS alone enough?")
+    new = found.locator('[data-arm="new"]')
+    expect(new).to_contain_text("als diversity=0.2")
+    told = {row["name"]: row for row in desk.api.get("/experiments/factors")["arms"]}
+    assert sum(row["lists"] for row in told.values()) == 24
+    for name, row in told.items():
+        arm = found.locator(f'[data-arm="{name}"]')
+        expect(arm.locator('[data-figure="lists"]')).to_have_text(str(row["lists"]))
+        expect(arm.locator('[data-figure="ctr"]')).to_have_text(interval(row["ctr"]))
+    expect(found.locator('[data-figure="ratio"]')).to_contain_text("Users came as planned")
+    expect(page.locator('[data-experiment="later"]')).to_contain_text("Nobody has come yet")
+    assert faults(page) == []
+    assert desk.api.http.post("/experiments/factors/stop").status_code == 200
+    expect(found).to_have_attribute("data-state", "stopped")
+    expect(page.locator("[data-experiment]").first).to_have_attribute("data-experiment", "later")
+    assert desk.api.http.post("/experiments/later/stop").status_code == 200
 
 
 def test_a_training_is_started_and_says_how_it_ended(page: Page, desk: Desk) -> None:

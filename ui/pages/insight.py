@@ -1,4 +1,4 @@
-"""Panels of the dashboard that are asked for, not pushed: models, exposure, dead letters."""
+"""Panels of the dashboard that are asked for, not pushed: models, exposure, requests, dead letters."""
 
 from __future__ import annotations
 
@@ -30,15 +30,19 @@ class InsightPanels:
         self.letters: int | None = None
         """Dead letters held; None before the API has said."""
 
-    def build(self) -> None:
-        """Lay out the panels."""
+    def build_models(self) -> None:
+        """Lay out the table of published models, inside a panel."""
+        columns = ("published", "state", "metrics")
+        self._models = DataTable(
+            "Models published", columns, "No model yet: trends answer until one is trained."
+        )
+
+    def build(self, models: bool) -> None:
+        """Lay out the panels; the models' own, too, where no other panel has them."""
         with ui.element("div").classes("ac-charts ac-pairs"):
-            with panel("Models published").props("data-panel=models"):
-                self._models = DataTable(
-                    "Models",
-                    ("version", "state", "metrics"),
-                    "No model yet: trends answer until one is trained.",
-                )
+            if models:
+                with panel("Models").props("data-panel=models"):
+                    self.build_models()
             with panel("Lists shown, and reacted to").props("data-panel=exposure"):
                 columns = ("source", "model", "lists", "reacted", "clicks", "CTR per item")
                 self._exposure = DataTable("Lists shown", columns, "No list yet since the API began.")

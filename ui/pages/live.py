@@ -17,6 +17,7 @@ from ui.components.pipeline import Pipeline
 from ui.components.tiles import Tiles
 from ui.figures import board_tiles, flows, stations
 from ui.live import LiveBoard
+from ui.pages.experiments import ExperimentsPanel
 from ui.pages.frame import frame
 from ui.pages.insight import InsightPanels
 from ui.pages.operations import OperationsPanels
@@ -49,6 +50,7 @@ class LivePage:
         self._race_window = "hour"
         self._seen = -1
         self._insight = InsightPanels(api)
+        self._experiments = ExperimentsPanel(api)
         self._operations = operations
         self._timers: list[ui.timer] = []
 
@@ -67,8 +69,9 @@ class LivePage:
                 self._race = self._build_chart("Popularity race", "race")
                 self._shares = self._build_chart("Departments of what is popular", "shares")
             if self._operations:
-                self._operations.build()
-            self._insight.build()
+                self._operations.build(self._insight.build_models)
+            self._experiments.build()
+            self._insight.build(models=self._operations is None)
             with panel("Events as they take effect (a sample)"):
                 self._feed = EventFeed()
         self._show()
@@ -82,6 +85,7 @@ class LivePage:
                 ui.timer(0.5, self._refresh),
                 ui.timer(2.0, self._refresh_race),
                 ui.timer(5.0, self._insight.refresh),
+                ui.timer(5.0, self._experiments.refresh),
             ]
             if self._operations:
                 self._timers.append(ui.timer(1.0, self._operations.refresh))

@@ -33,8 +33,8 @@ class OperationsPanels:
         self._waits = 0
         self._offered = False
 
-    def build(self) -> None:
-        """Lay out the panels."""
+    def build(self, build_models: Callable[[], None]) -> None:
+        """Lay out the panels; `build_models` adds the published models to the panel about models."""
         self._notice = ui.label().classes("ac-notice").props("role=status data-testid=operations-notice")
         with ui.element("div").classes("ac-charts ac-pairs"):
             with panel("Replay"):
@@ -43,7 +43,7 @@ class OperationsPanels:
                 self._simulator = SimulatorControl(
                     self._steer_simulator, running=False, plan={}, figures={}, said="", items=[]
                 )
-            with panel("Training and models"):
+            with panel("Models").props("data-panel=models"):
                 self._models = ModelsControl(
                     self._act_on_models,
                     training={"running": False, "words": "", "progress": ""},
@@ -55,6 +55,7 @@ class OperationsPanels:
                     listed=False,
                     canRollBack=False,
                 )
+                build_models()
             with panel("Break it"):
                 self._break = BreakIt(self._break_it, allowed=False, parts=[], done=[], proof=EMPTY)
 
