@@ -33,10 +33,15 @@ class IndexReport:
         return {"kind": self.kind, "recall@100": self.recall, "build_seconds": round(self.build_seconds, 3)}
 
 
+def kind_of(items: int) -> str:
+    """The kind of index that suits a catalogue's size: flat, hnsw or ivf."""
+    return "flat" if items < FLAT_BELOW else "hnsw" if items < HNSW_BELOW else "ivf"
+
+
 def build(vectors: NDArray[np.float32], kind: str | None = None, seed: int = 42) -> tuple[Any, str]:
     """An index over `vectors` (n, d), of a kind chosen by n unless given: flat, hnsw or ivf."""
     n, dim = vectors.shape
-    kind = kind or ("flat" if n < FLAT_BELOW else "hnsw" if n < HNSW_BELOW else "ivf")
+    kind = kind or kind_of(n)
     vectors = np.ascontiguousarray(vectors, np.float32)
     if kind == "flat":
         index: Any = faiss.IndexFlatIP(dim)

@@ -88,6 +88,26 @@ def _print(figures: dict[str, object], as_json: bool) -> None:
 
 
 @app.command()
+def index(
+    items: Annotated[
+        list[int] | None, typer.Option(min=1000, help="Catalogue sizes; 60,000 and 1,000,000 by default.")
+    ] = None,
+    dim: Annotated[int, typer.Option(min=2, help="Length of a vector: the model's rank.")] = 64,
+    queries: Annotated[int, typer.Option(min=1, help="Queries that are timed.")] = 300,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """Flat, IVF and HNSW over made-up clustered vectors: build time, memory, recall, time of a query."""
+    from infra.benches.index import Bench, run
+
+    figures = run(Bench(items=tuple(items or Bench.items), dim=dim, queries=queries))
+    if as_json:
+        typer.echo(orjson.dumps(figures))
+        return
+    for row in figures["rows"]:
+        typer.echo("  ".join(f"{name} {value}" for name, value in row.items()))
+
+
+@app.command()
 def freshness(
     rate: Annotated[float, typer.Option(help="Events per second.")] = 200.0,
     seconds: Annotated[float, typer.Option(help="Length of the real-time run.")] = 300.0,
