@@ -1,8 +1,9 @@
 """Turn the Parquet log into the tables that models are fitted on, in Spark.
 
-reads   parquet  the log (settings.archive)
-        topic    items, by training.catalogue; forgotten, by training.forgotten
-writes  parquet  <home>/etl/<version>/interactions  user_index, item_index, time_ms, weight, core
+reads   parquet  the log, by training.increment: what came since the last run
+        topic    items, by training.catalogue
+writes  parquet  <home>/etl/<version>/events        one row per event id, for the next run
+                 <home>/etl/<version>/interactions  user_index, item_index, time_ms, weight, core
                  <home>/etl/<version>/users         user_index, user_id, reviews
                  <home>/etl/<version>/items         item_index, item_id, reviews, popularity, first_seen_ms
                  <home>/etl/<version>/catalogue     item_id, title, categories
@@ -17,14 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
-from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as f
 
 from afterclick.errors import BadDataset
 from afterclick.events import Action
 from afterclick.settings import Settings
-from training import catalogue, forgotten, steps
+from training import catalogue, increment, steps
 
 MONTH_MS = 30 * 86_400_000.0
 Progress = Callable[[str], None]
@@ -50,23 +50,37 @@ class Report(BaseModel):
     newest_ms: int
     positions: dict[str, int]
     """topic/partition → highest offset that was read"""
+    files_read: int = 0
+    rows_read: int = 0
+    files_reused: int = 0
+    """Files of the log that an earlier run had read: their rows were taken from its tables."""
+    rows_reused: int = 0
+    whole: str | None = None
+    """Why all of the log was read; None where only new files were."""
 
     def balanced(self) -> bool:
         """Whether every row is accounted for, in both filters."""
+        read = self.rows_in == self.rows_read + self.rows_reused
         whole = self.rows_in == self.rows_out + sum(self.dropped.values())
-        return whole and self.rows_out == self.core_rows + sum(self.core_dropped.values())
+        return read and whole and self.rows_out == self.core_rows + sum(self.core_dropped.values())
 
 
-def run(spark: SparkSession, settings: Settings, progress: Progress = lambda _: None) -> tuple[str, Report]:
-    """Run the whole ETL; returns the new version and its report. Raises BadDataset without a usable log."""
+def run(
+    spark: SparkSession, settings: Settings, progress: Progress = lambda _: None, *, full: bool = False
+) -> tuple[str, Report]:
+    """Run the ETL, over new files of the log alone unless `full`; returns the new version and its report.
+
+    Raises BadDataset without a usable log.
+    """
     with steps.new_version(settings.home / "etl") as (version, folder):
         progress("reading the log")
-        log = forgotten.without(_read(spark, settings.archive), settings.kafka)
-        rows_in, complete, positions = _survey(log)
+        reading = increment.read(spark, settings, folder, full)
+        progress(_account(reading))
+        rows_in, complete = reading.kept.rows, reading.kept.complete
         if not rows_in:
             raise BadDataset(f"the Parquet log in {settings.archive} is empty: ingest events first")
         weights = {str(a): w for a, w in settings.stream.weights.items() if w > 0}
-        pairs, left = _deduplicate(log, weights)
+        pairs, left = _pairs(reading.events, weights)
         progress("numbering users and items")
         rows = _number(pairs, folder)
         rows, core_dropped, rounds = _mark_core(rows, settings.training.core, progress)
@@ -79,7 +93,12 @@ def run(spark: SparkSession, settings: Settings, progress: Progress = lambda _: 
             core_dropped=core_dropped,
             core_rounds=rounds,
             catalogue=catalogue.write(settings.kafka, folder / "catalogue"),
-            positions=positions,
+            positions=reading.kept.positions,
+            files_read=reading.files_read,
+            rows_read=reading.rows_read,
+            files_reused=reading.files_reused,
+            rows_reused=reading.rows_reused,
+            whole=reading.whole,
             **_totals(spark, folder),
         )
         (folder / "report.json").write_text(report.model_dump_json(indent=1))
@@ -92,49 +111,24 @@ def read_report(folder: Path) -> Report:
     return Report.model_validate_json((folder / "report.json").read_text())
 
 
-def _read(spark: SparkSession, archive: str) -> DataFrame:
-    try:
-        log = spark.read.parquet(archive)
-    except AnalysisException:
-        raise BadDataset(
-            f"no Parquet log in {archive}: start `afterclick stream`, then ingest events"
-        ) from None
-    columns = ("topic", "partition", "offset", "event_id", "event_time", "user_id", "item_id", "action")
-    missing = set(columns) - set(log.columns)
-    if missing:
-        raise BadDataset(f"the log in {archive} lacks the columns {', '.join(sorted(missing))}")
-    log = log.select(*columns).withColumn("event_time", f.col("event_time").cast("timestamp"))
-    return log.persist()
+def _account(reading: increment.Reading) -> str:
+    read = f"{reading.rows_read:,} rows read from {reading.files_read:,} files"
+    if reading.whole is not None:
+        return f"{read}: all of the log, as {reading.whole}"
+    return f"{read}, {reading.rows_reused:,} rows of {reading.files_reused:,} files kept from the last run"
 
 
 def _count(frame: DataFrame) -> int:
     return int(frame.count())
 
 
-def _survey(log: DataFrame) -> tuple[int, int, dict[str, int]]:
-    """Rows, complete rows, and the highest offset of each topic/partition."""
-    complete = f.count_if(_complete())
-    parts = log.groupBy("topic", "partition").agg(f.max("offset"), f.count("*"), complete).collect()
-    positions = {f"{p[0]}/{p[1]}": int(p[2]) for p in parts}
-    return sum(p[3] for p in parts), sum(p[4] for p in parts), positions
-
-
-def _complete() -> Column:
-    whole = f.lit(True)
-    for name in ("event_id", "user_id", "item_id", "event_time", "action"):
-        whole = whole & f.col(name).isNotNull()
-    return whole
-
-
-def _deduplicate(log: DataFrame, weights: dict[str, float]) -> tuple[DataFrame, list[int]]:
+def _pairs(events: DataFrame, weights: dict[str, float]) -> tuple[DataFrame, list[int]]:
     """One row per user and item: the first time, the heaviest action, of what was not undone later.
 
     Also how many rows were left after each filter: events, positive events, standing events, pairs.
     """
-    where = f.struct("topic", "partition", "offset", "user_id", "item_id", "event_time", "action")
-    first = log.where(_complete()).groupBy("event_id").agg(f.min(where).alias("row"))  # earliest of an id
     weight = f.create_map(*[f.lit(x) for pair in weights.items() for x in pair])[f.col("action")]
-    events = first.select("row.*").withColumn("weight", weight.cast("float")).persist()
+    events = events.withColumn("weight", weight.cast("float")).persist()
     counts = events.agg(f.count("*"), f.count("weight")).first()
     assert counts is not None
     positive = _standing(events.where(f.col("weight").isNotNull()), events)

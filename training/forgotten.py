@@ -12,13 +12,20 @@ from afterclick import forgotten
 from afterclick.settings import KafkaSettings
 from training import compacted
 
+Until = dict[str, int]
+"""user_id → event time ms up to which the user is forgotten"""
 
-def without(log: DataFrame, kafka: KafkaSettings) -> DataFrame:
-    """The rows of the log (user_id, event_time, …) that no forgetting covers. Raises Unavailable."""
+
+def newest(kafka: KafkaSettings) -> Until:
+    """Who is forgotten now. Raises Unavailable."""
     records = compacted.newest(kafka, kafka.topics.forgotten)
-    rows = [forgotten.decode(key, value) for key, value in records.items()]
-    if not rows:
+    return dict(forgotten.decode(key, value) for key, value in records.items())
+
+
+def without(log: DataFrame, until: Until) -> DataFrame:
+    """The rows of the log (user_id, event_time, …) that no forgetting covers."""
+    if not until:
         return log
-    until = log.sparkSession.createDataFrame(rows, "user_id string, until_ms long")
-    covered = (log.user_id == until.user_id) & (f.unix_millis(log.event_time) <= until.until_ms)
-    return log.join(f.broadcast(until), covered, "left_anti")
+    users = log.sparkSession.createDataFrame(list(until.items()), "user_id string, until_ms long")
+    covered = (log.user_id == users.user_id) & (f.unix_millis(log.event_time) <= users.until_ms)
+    return log.join(f.broadcast(users), covered, "left_anti")

@@ -57,10 +57,10 @@ class Pipeline:
         self.progress = progress
         self.home = settings.home
 
-    def etl(self) -> Report:
-        """Turn the log into tables."""
+    def etl(self, *, full: bool = False) -> Report:
+        """Turn the log into tables, reading new files of it alone unless `full`."""
         with spark.session(self.settings) as session:
-            version, report = etl.run(session, self.settings, self.progress)
+            version, report = etl.run(session, self.settings, self.progress, full=full)
         self.progress(
             f"tables {version}: {report.rows_out:,} of {report.rows_in:,} rows, {report.items:,} items"
         )

@@ -34,6 +34,7 @@ def build(settings: Settings) -> SparkSession:
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "4",
         "spark.default.parallelism": "4",
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",  # not a task for each of many files
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         "spark.sql.warehouse.dir": str(settings.home.absolute() / "warehouse"),
         "spark.ui.enabled": "false",

@@ -13,10 +13,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 
 
 @app.command("etl")
-def etl(json: Json = False) -> None:
-    """Turn the Parquet log into tables: duplicates out, numeric ids, the k-core, popularity."""
+def etl(
+    full: Annotated[bool, typer.Option("--full", help="Read all of the log, not only new files.")] = False,
+    json: Json = False,
+) -> None:
+    """Turn the Parquet log into tables: duplicates out, numeric ids, the k-core, popularity.
+
+    Only files are read that came since the last time; all, where one of the others has changed.
+    """
     with steps_of("pipeline etl") as steps:
-        report = steps.etl()
+        report = steps.etl(full=full)
     if json:
         as_json(report.model_dump())
 

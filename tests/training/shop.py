@@ -94,11 +94,13 @@ def event(user_id: str, item_id: str, day: float = 0.0, **changes: Any) -> dict[
     return {**row, **changes}
 
 
-def write_log(archive: str, rows: list[dict[str, Any]], partitions: int = 2) -> None:
-    """Append rows to a Parquet log the way the archive query lays it out."""
-    folder = Path(archive) / "log_day=2026-01-01"
+def write_log(
+    archive: str, rows: list[dict[str, Any]], partitions: int = 2, log_day: str = "2026-01-01"
+) -> None:
+    """Append rows to a Parquet log the way the archive query lays it out, as one file of a day."""
+    folder = Path(archive) / f"log_day={log_day}"
     folder.mkdir(parents=True, exist_ok=True)
-    first = sum(pq.read_metadata(p).num_rows for p in folder.glob("*.parquet"))
+    first = sum(pq.read_metadata(p).num_rows for p in folder.parent.glob("log_day=*/*.parquet"))
     placed = [
         {**row, "topic": "reviews", "partition": n % partitions, "offset": n // partitions, "log_time": START}
         for n, row in enumerate(rows, start=first)

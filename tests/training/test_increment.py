@@ -1,0 +1,198 @@
+"""An ETL run over what is new gives what a run over the whole log gives, and knows when it may not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from afterclick.settings import Settings
+from streaming import forgotten
+from streaming.erase import erase
+from tests.training import shop
+from training import etl
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.spark
+START_MS = int(shop.START.timestamp() * 1000)
+READING = {"files_read", "rows_read", "files_reused", "rows_reused", "whole"}
+TABLES = {
+    "interactions": ["user_index", "item_index", "time_ms", "weight", "core"],
+    "users": ["user_index", "user_id", "reviews"],
+    "items": ["item_index", "item_id", "reviews", "first_seen_ms"],
+    "events": ["event_id", "topic", "partition", "offset", "user_id", "item_id", "event_time", "action"],
+}
+
+
+class Log:
+    """A log of this test's own, and runs of the ETL over it."""
+
+    def __init__(self, spark: SparkSession, settings: Settings) -> None:
+        self.spark, self.settings = spark, settings
+        self.days = 0
+
+    def day(self, *rows: dict[str, Any]) -> None:
+        """The next log day, as one file."""
+        self.days += 1
+        shop.write_log(self.settings.archive, list(rows), log_day=f"2026-01-{self.days:02}")
+
+    def run(self, *, full: bool = False) -> etl.Report:
+        version, report = etl.run(self.spark, self.settings, full=full)
+        self.folder = self.settings.home / "etl" / version
+        return report
+
+    def compared(self) -> etl.Report:
+        """Run over what is new, which must give what a run over all of it gives; the report of the first."""
+        report = self.run()
+        assert report.balanced()
+        found, account = tables(self.folder), report.model_dump(exclude=READING)
+        whole = self.run(full=True)
+        assert whole.whole is not None
+        assert whole.rows_read == whole.rows_in
+        assert account == whole.model_dump(exclude=READING)
+        assert found == tables(self.folder)
+        return report
+
+
+@pytest.fixture
+def log(spark: SparkSession, settings: Settings) -> Log:
+    """A log whose first day has been read."""
+    log = Log(spark, settings)
+    log.day(
+        *[shop.event(f"w{user}", f"j{item}", item) for user in range(6) for item in range(6)],
+        shop.event("u1", "a", 1, event_id="one", action="like"),
+        shop.event("u2", "a", 1, event_id="two", action="purchase"),
+        shop.event("u2", "b", 1, action="view"),
+        shop.event("u3", None, 1),  # type: ignore[arg-type]
+    )
+    assert log.run().whole == "there is nothing from an earlier run"
+    return log
+
+
+def tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    found = {}
+    for name, columns in TABLES.items():
+        rows = pq.read_table(folder / name, columns=columns)
+        found[name] = rows.sort_by([(column, "ascending") for column in columns[:2]]).to_pylist()
+    return found
+
+
+def pairs(folder: Path) -> set[tuple[str, str]]:
+    """Who has interacted with what, by the tables."""
+    users = pq.read_table(folder / "users").to_pylist()
+    items = pq.read_table(folder / "items").to_pylist()
+    user = {row["user_index"]: row["user_id"] for row in users}
+    item = {row["item_index"]: row["item_id"] for row in items}
+    rows = pq.read_table(folder / "interactions").to_pylist()
+    return {(user[row["user_index"]], item[row["item_index"]]) for row in rows}
+
+
+def test_only_new_days_are_read_in_run_after_run(log: Log) -> None:
+    first = log.run(full=True)
+    assert (first.files_read, first.rows_read) == (1, first.rows_in)
+    nothing = log.run()
+    assert (nothing.files_read, nothing.rows_read, nothing.files_reused) == (0, 0, 1)
+    log.day(shop.event("u9", "new", 130), shop.event("u9", "a", 131))
+    assert log.run().rows_read == 2
+    log.day(shop.event("u8", "new", 132))
+    log.day(shop.event("u7", "new", 133))
+    report = log.compared()
+    assert (report.files_read, report.rows_read, report.whole) == (2, 2, None)
+    assert (report.files_reused, report.rows_reused) == (2, first.rows_in + 2)
+    assert {("u9", "a"), ("u8", "new"), ("u7", "new")} <= pairs(log.folder)
+
+
+def test_a_late_duplicate_of_an_old_event_counts_once(log: Log) -> None:
+    log.day(
+        shop.event("u1", "a", 1, event_id="one", action="like"),
+        shop.event("somebody else", "c", 2, event_id="two", action="like"),  # the earliest place has it
+    )
+    report = log.compared()
+    assert report.dropped["duplicate_event"] == 2
+    assert report.files_reused == 1
+    assert ("somebody else", "c") not in pairs(log.folder)
+
+
+def test_an_undo_takes_back_an_old_event(log: Log) -> None:
+    assert ("u2", "a") in pairs(log.folder)
+    log.day(shop.event("u2", "a", 2, action="undo"))
+    report = log.compared()
+    assert report.files_reused == 1
+    assert report.dropped["undone"] == 1
+    assert ("u2", "a") not in pairs(log.folder)
+
+
+def test_a_forgotten_user_is_not_in_what_was_kept(log: Log) -> None:
+    log.day(shop.event("u1", "c", 130), shop.event("u1", "c", 200))
+    forgotten.publish(log.settings.kafka, "u1", START_MS + 150 * shop.DAY_MS)
+    report = log.compared()
+    assert report.whole == "other users are forgotten now"
+    kept = [row for row in tables(log.folder)["events"] if row["user_id"] == "u1"]
+    assert [row["item_id"] for row in kept] == ["c"]  # the one of the day they came back
+    log.day(shop.event("u1", "d", 140), shop.event("u1", "d", 210))
+    assert log.compared().rows_read == 1  # still refused, in new files too
+
+
+def test_a_file_that_was_rewritten_is_read_again(log: Log) -> None:
+    log.day(shop.event("u9", "new", 130))
+    assert erase(log.settings.archive, "u2", START_MS + 9 * shop.DAY_MS) > 0
+    report = log.compared()
+    assert report.whole == "of the files that the last run had read 1 have changed or are gone"
+    assert (report.files_read, report.files_reused) == (2, 0)
+    assert ("u2", "a") not in pairs(log.folder)
+
+
+def test_a_file_that_changed_and_kept_its_size_is_read_again(log: Log) -> None:
+    log.day(shop.event("w1", "new", 130))
+    log.run()
+    (path,) = Path(log.settings.archive).glob("log_day=2026-01-02/*.parquet")
+    size = path.stat().st_size
+    rows = pq.read_table(path, partitioning=None)
+    users = rows.schema.get_field_index("user_id")
+    pq.write_table(rows.set_column(users, "user_id", [["w2"]]), path)
+    assert path.stat().st_size == size, "the test needs a rewrite of the same size"
+    assert log.compared().files_reused == 0
+    assert ("w2", "new") in pairs(log.folder)
+
+
+def test_with_a_damaged_account_of_the_last_run_all_is_read(log: Log) -> None:
+    (log.folder / "kept.json").write_text("{")
+    assert log.compared().files_reused == 0
+
+
+def test_files_that_the_sink_has_not_finished_are_left_for_later(log: Log) -> None:
+    archive = Path(log.settings.archive)
+    listing = archive / "_spark_metadata"
+    listing.mkdir()
+    (done,) = archive.glob("log_day=*/*.parquet")
+    (listing / "0").write_text(f"v1\n{sink_line(done)}")
+    log.day(shop.event("u9", "new", 130))
+    assert log.run().files_read == 0
+    assert ("u9", "new") not in pairs(log.folder)
+    (new,) = archive.glob("log_day=2026-01-02/*.parquet")
+    (listing / "1").write_text(f"v1\n{sink_line(new)}")
+    assert log.run().files_read == 1
+    assert ("u9", "new") in pairs(log.folder)
+    new.unlink()
+    (listing / "1").unlink()
+    assert erase(str(archive), "u2", START_MS + 9 * shop.DAY_MS) > 0
+    assert log.compared().whole == "of the files that the last run had read 2 have changed or are gone"
+
+
+def sink_line(path: Path) -> str:
+    status = path.stat()
+    entry = {
+        "path": f"file://{path}",
+        "size": status.st_size,
+        "isDir": False,
+        "modificationTime": status.st_mtime_ns // 1_000_000,
+        "blockReplication": 1,
+        "blockSize": 33_554_432,
+        "action": "add",
+    }
+    return json.dumps(entry)
