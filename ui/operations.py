@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from ui.api_types import JsonObject
 
@@ -34,12 +35,16 @@ def models_panel(console: JsonObject) -> JsonObject:
     }
 
 
-def registry_changed(jobs: JsonObject) -> bool:
-    """Whether a training or a promotion has ended since the registry was asked last."""
+def registry_changed(console: JsonObject) -> bool:
+    """Whether a training, whoever started it, or a promotion has ended since the registry was asked last."""
+    jobs: JsonObject = console["jobs"]
     if _runs(jobs, "models"):
         return False
     asked = (jobs.get("models") or {}).get("ended")
     ended = [jobs[name]["ended"] for name in ("promote", "train") if (jobs.get(name) or {}).get("ended")]
+    status: JsonObject = console.get("training") or {}
+    if asked is not None and status.get("last") and status["state"] != "training":
+        ended.append(datetime.fromisoformat(status["since"]).timestamp())
     return any(asked is None or time > asked for time in ended)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 
 from afterclick.events import new_id, stable_id
 from ui.api import Api
@@ -16,6 +17,7 @@ from ui.demo_users import demo_user
 TIMELINE_LENGTH = 40
 GUEST = "guest-"
 UNDO = "undo"
+TOGETHER = "in one list with what came next"
 PAST = 3
 """Items in the past of a toy user."""
 
@@ -181,6 +183,12 @@ class ShopSession:
         self.timeline.appendleft(deed)
         self._mark_undone()
 
+    def _settle_before(self, deed: Deed) -> None:
+        """Events of a user take effect in their order: what was waiting came with this one's list."""
+        for older in islice(self.timeline, self.timeline.index(deed) + 1, None):
+            if older.position and not older.effect:
+                older.effect = TOGETHER
+
     def _mark_undone(self) -> None:
         """Mark what a later undo of the same item has taken back."""
         taken_back: set[str] = set()
@@ -207,4 +215,5 @@ class ShopSession:
             self.stamps = {"handled": deed.sent_ms}
         if deed:
             deed.effect = self.change.summary()
+            self._settle_before(deed)
         self.headline = f"Because {because(cause.action, title)}: {self.change.summary()}"

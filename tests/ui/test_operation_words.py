@@ -70,11 +70,17 @@ def test_a_training_is_told_whoever_started_it() -> None:
 
 
 def test_the_registry_is_asked_again_once_something_has_changed_it() -> None:
-    assert not registry_changed({})
-    assert registry_changed({"train": job(ended=5.0)})
-    assert registry_changed({"models": job(ended=4.0), "promote": job(ended=5.0)})
-    assert not registry_changed({"models": job(ended=6.0), "promote": job(ended=5.0)})
-    assert not registry_changed({"models": job("running", ended=None), "promote": job(ended=5.0)})
+    assert not registry_changed(console())
+    assert registry_changed(console(train=job(ended=5.0)))
+    assert registry_changed(console(models=job(ended=4.0), promote=job(ended=5.0)))
+    assert not registry_changed(console(models=job(ended=6.0), promote=job(ended=5.0)))
+    assert not registry_changed(console(models=job("running", ended=None), promote=job(ended=5.0)))
+    scheduled = {"state": "waiting", "since": "1970-01-01T00:00:05+00:00", "last": "m2 is the champion"}
+    assert registry_changed({**console(models=job(ended=4.0)), "training": scheduled})
+    assert not registry_changed({**console(models=job(ended=6.0)), "training": scheduled})
+    assert not registry_changed({**console(models=job(ended=4.0)), "training": {**scheduled, "last": None}})
+    running = {**scheduled, "state": "training"}
+    assert not registry_changed({**console(models=job(ended=4.0)), "training": running})
 
 
 def test_the_proof_counts_its_differences() -> None:

@@ -36,7 +36,7 @@ class Policy:
 
 
 POLICIES = (
-    Policy("blend", "Blend", "all of it together, as the shop shows it"),
+    Policy("blend", "Blend", "all of it together, by the learned ranker"),
     Policy("als", "ALS", "matrix factors alone, this user folded in just now", learned=True),
     Policy("two_tower", "Two towers", "neural vectors alone, of the newest history", learned=True),
     Policy("trending", "Trending", "what trends now, for everybody"),

@@ -46,13 +46,13 @@ class InsightPanels:
             with panel("Lists shown, and reacted to").props("data-panel=exposure"):
                 columns = ("source", "model", "lists", "reacted", "clicks", "CTR per item")
                 self._exposure = DataTable("Lists shown", columns, "No list yet since the API began.")
-            with panel("Recent requests").props("data-panel=requests"):
-                self._requests = DataTable(
-                    "Recent requests", ("when", "request", "status", "ms"), "None yet since the API began."
-                )
             with panel("Dead letters").props("data-panel=dead-letters"):
                 self._letters = DataTable(
                     "Dead letters", ("topic", "reason", "bytes"), "None: every event could be read."
+                )
+            with panel("Recent requests").props("data-panel=requests"):
+                self._requests = DataTable(
+                    "Recent requests", ("when", "request", "status", "ms"), "None yet since the API began."
                 )
 
     async def refresh(self) -> None:

@@ -84,7 +84,7 @@ class OperationsPanels:
         self._simulator.show(**{name: simulator[name] for name in ("running", "plan", "figures", "said")})
         self._models.show(**models_panel(console))
         self._break.show(**break_panel(console))
-        if registry_changed(console["jobs"]):
+        if registry_changed(console):
             with suppress(AfterclickError):  # somebody else asks at this moment
                 await self._api.post("/admin/models/list", {})
 
