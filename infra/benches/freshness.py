@@ -26,7 +26,8 @@ from websockets.asyncio.client import connect
 from afterclick.events import new_id
 from afterclick.state import StateChange
 from infra.benches.load import Pool, get, json_body, post
-from infra.benches.stream_stack import Stack, own_stack, running_api
+from infra.benches.servers import running_api
+from infra.benches.stream_stack import Stack, own_stack
 from infra.embedded.ports import LOOPBACK
 from ingest.bench import producer_events_per_s
 
@@ -119,7 +120,7 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
     handover = str(max(bench.seconds / (bench.boundaries + 1), 5.0))
     with (
         own_stack(jars, AFTERCLICK_STREAM__HANDOVER_S=handover) as stack,
-        running_api(stack.settings) as port,
+        running_api(stack.settings) as (port, _),
     ):
         producer_events_per_s(stack.settings, 5000, 1000, ITEMS)
         live = _phase(stack, bench, port, "real-time", bench.seconds)

@@ -18,7 +18,8 @@ import structlog
 
 from infra.benches import synthetic
 from infra.benches.load import Call, Outcome, closed_loop, get, open_loop
-from infra.benches.served import changes, cpu_s, own_servers, served
+from infra.benches.served import changes, cpu_s, served
+from infra.benches.servers import own_servers
 from infra.benches.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
 
@@ -45,7 +46,8 @@ class Bench:
 
 def run(bench: Bench, jars: Path) -> dict[str, Any]:
     """Run it all; the figures."""
-    with own_servers(jars) as settings:
+    with own_servers(jars) as servers:
+        settings = servers.settings
         log.info("making the shop", items=bench.items, users=bench.users)
         shop = synthetic.make(settings, bench.items, bench.users)
         calls = mixed_calls(bench, shop)

@@ -5,14 +5,10 @@ writes  topic  state-changes
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -20,18 +16,12 @@ import psutil
 from confluent_kafka import Producer
 
 from afterclick.events import Action
-from afterclick.settings import KafkaSettings, RedisSettings, Settings
+from afterclick.settings import Settings
 from afterclick.state import Effect, StateChange
 from infra.benches import synthetic
+from infra.benches.servers import API, running_api
 from infra.benches.synthetic import Shop
-from infra.embedded.jars import KAFKA, ensure_jars
-from infra.embedded.kafka import KafkaServer
-from infra.embedded.ports import LOOPBACK, free_port
-from infra.embedded.process import Process
-from infra.embedded.valkey import ValkeyServer
-from infra.topics_admin import ensure_topics
-
-SERVED = ("-m", "infra", "serve")
+from infra.embedded.ports import LOOPBACK
 
 
 def cpu_s(process: psutil.Process) -> float:
@@ -41,43 +31,10 @@ def cpu_s(process: psutil.Process) -> float:
 
 
 @contextmanager
-def own_servers(jars: Path) -> Iterator[Settings]:
-    """Kafka and Valkey in a temporary folder, and settings that lead there."""
-    with tempfile.TemporaryDirectory(prefix="afterclick-bench-") as folder:
-        home = Path(folder)
-        kafka, valkey = KafkaServer(home / "kafka", ensure_jars(jars, KAFKA)), ValkeyServer(home / "valkey")
-        try:
-            kafka.start()
-            valkey.start()
-            settings = Settings(
-                home=home,
-                kafka=KafkaSettings(bootstrap=kafka.address),
-                redis=RedisSettings(url=valkey.address),
-            )
-            ensure_topics(settings)
-            yield settings
-        finally:
-            kafka.kill()
-            valkey.kill()
-
-
-@contextmanager
-def served(settings: Settings, command: tuple[str, ...] = SERVED) -> Iterator[tuple[int, psutil.Process]]:
+def served(settings: Settings, command: tuple[str, ...] = API) -> Iterator[tuple[int, psutil.Process]]:
     """One server process, with its model loaded."""
-    port = free_port()
-    os.environ.update(
-        AFTERCLICK_HOME=str(settings.home),
-        AFTERCLICK_KAFKA__BOOTSTRAP=settings.kafka.bootstrap,
-        AFTERCLICK_REDIS__URL=settings.redis.url,
-        AFTERCLICK_SERVING__PORT=str(port),
-    )
-    process = Process("API", [sys.executable, *command], settings.home / f"api-{port}.log")
-    process.start()
-    try:
-        process.wait_ready(lambda: model_of(port) is not None, 60)
-        yield port, psutil.Process(process.pid)
-    finally:
-        process.stop()
+    with running_api(settings, command, lambda port: model_of(port) is not None) as (port, pid):
+        yield port, psutil.Process(pid)
 
 
 def model_of(port: int) -> str | None:

@@ -25,7 +25,8 @@ from websockets.exceptions import ConnectionClosed
 
 from afterclick.settings import Settings
 from infra.benches import serve, synthetic
-from infra.benches.served import own_servers, served, tell
+from infra.benches.served import served, tell
+from infra.benches.servers import own_servers
 from infra.benches.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
 
@@ -59,7 +60,8 @@ class _Viewers:
 
 def run(bench: Bench, jars: Path) -> dict[str, Any]:
     """Run it all; the figures."""
-    with own_servers(jars) as settings:
+    with own_servers(jars) as servers:
+        settings = servers.settings
         log.info("making the shop", items=bench.items, users=bench.clients)
         shop = synthetic.make(settings, bench.items, bench.clients)
         with served(settings) as (port, process):

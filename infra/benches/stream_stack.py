@@ -5,29 +5,22 @@ reads   redis  {p:<topic>:<partition>}:position
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx2
 import psutil
 import redis
 
 from afterclick.errors import Unavailable
-from afterclick.settings import KafkaSettings, RedisSettings, Settings
-from infra.embedded.jars import KAFKA, ensure_jars
+from afterclick.settings import Settings
+from infra.benches.servers import environment, own_servers, wait
 from infra.embedded.kafka import KafkaServer
-from infra.embedded.ports import LOOPBACK, free_port
-from infra.embedded.process import Process
 from infra.embedded.valkey import ValkeyServer
-from infra.topics_admin import ensure_topics
 from streaming.positions import lag, places, read_log, read_positions
 
 
@@ -134,34 +127,8 @@ class Stack:
         return self.wait(lambda: self.behind() == 0, "the stream to catch up", timeout_s)
 
     def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = 300.0) -> float:
-        started = time.monotonic()
-        while not condition():
-            if time.monotonic() - started > timeout_s:
-                raise Unavailable(f"waited {timeout_s:.0f} s for {what}; see {self.job.log}")
-            time.sleep(0.05)
-        return time.monotonic() - started
-
-
-@contextmanager
-def running_api(settings: Settings) -> Iterator[int]:
-    """The API as a process, for the time of a `with`; its port."""
-    port = free_port()
-    env = environment(settings) | {"AFTERCLICK_SERVING__PORT": str(port)}
-    command = [sys.executable, "-m", "infra", "serve"]
-    process = Process("API", command, settings.home / "api.log", env)
-    process.start()
-    try:
-        process.wait_ready(lambda: _answers(port), 90)
-        yield port
-    finally:
-        process.stop()
-
-
-def _answers(port: int) -> bool:
-    try:
-        return httpx2.get(f"http://{LOOPBACK}:{port}/health/live", timeout=2).status_code == 200
-    except httpx2.HTTPError:
-        return False
+        """Wait until a condition holds; the seconds it took."""
+        return wait(condition, what, timeout_s, self.job.log)
 
 
 @contextmanager
@@ -171,36 +138,9 @@ def own_stack(jars: Path, **env: str) -> Iterator[Stack]:
     The job runs micro-batches unless `env`, or what it is started with, says otherwise.
     """
     env = {"AFTERCLICK_STREAM__TRIGGER": "micro-batch"} | env
-    with tempfile.TemporaryDirectory(prefix="afterclick-bench-", ignore_cleanup_errors=True) as folder:
-        home = Path(folder)
-        kafka, valkey = KafkaServer(home / "kafka", ensure_jars(jars, KAFKA)), ValkeyServer(home / "valkey")
-        job: StreamJob | None = None
+    with own_servers(jars) as servers:
+        job = StreamJob(servers.settings, servers.settings.home / "stream.log", env)
         try:
-            kafka.start()
-            valkey.start()
-            settings = Settings(
-                home=home,
-                jars=jars,
-                kafka=KafkaSettings(bootstrap=kafka.address),
-                redis=RedisSettings(url=valkey.address),
-            )
-            ensure_topics(settings)
-            job = StreamJob(settings, home / "stream.log", env)
-            yield Stack(settings, kafka, valkey, job)
+            yield Stack(servers.settings, servers.kafka, servers.valkey, job)
         finally:
-            if job is not None:
-                job.kill()
-            kafka.kill()
-            valkey.kill()
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    """The environment that gives a process these settings."""
-    values = {
-        "HOME": settings.home,
-        "JARS": settings.jars,
-        "KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
-        "KAFKA__PARTITIONS": settings.kafka.partitions,
-        "REDIS__URL": settings.redis.url,
-    }
-    return os.environ | {f"AFTERCLICK_{name}": str(value) for name, value in values.items()}
+            job.kill()

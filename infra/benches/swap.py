@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from threading import Event
@@ -21,11 +21,11 @@ import orjson
 import structlog
 from confluent_kafka import Producer
 
-from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from infra.benches import serve, synthetic
 from infra.benches.load import Call, Outcome, open_loop
-from infra.benches.served import changes, model_of, own_servers, served
+from infra.benches.served import changes, model_of, served
+from infra.benches.servers import own_servers, wait
 from infra.benches.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
 
@@ -49,7 +49,8 @@ class Bench:
 def run(bench: Bench, jars: Path) -> dict[str, Any]:
     """Run it all; the figures."""
     versions = [f"model-{n}" for n in range(VERSIONS)]
-    with own_servers(jars) as settings:
+    with own_servers(jars) as servers:
+        settings = servers.settings
         log.info("making the shop", items=bench.items, models=VERSIONS)
         shop = synthetic.make(settings, bench.items, bench.users, versions=versions)
         load = serve.Bench(rate=bench.rate, seconds=bench.quiet_s, items=bench.items, users=bench.users)
@@ -104,16 +105,12 @@ def _swap(bench: Bench, settings: Settings, shop: Shop, port: int, done: Event) 
             version, began = versions[(n + 1) % len(versions)], time.monotonic()
             synthetic.publish_model(producer, settings, shop.models[version])
             producer.flush(10)
-            _wait(lambda version=version: model_of(port) == version)  # type: ignore[misc]
+            wait(partial(_serves, port, version), f"{version} to serve", SWAP_S)
             seconds.append(time.monotonic() - began)
     finally:
         done.set()
     return seconds
 
 
-def _wait(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SWAP_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise Unavailable(f"a model was not loaded within {SWAP_S:.0f} s")
-        time.sleep(0.1)
+def _serves(port: int, version: str) -> bool:
+    return model_of(port) == version

@@ -30,12 +30,8 @@ def serve(
     from afterclick.settings import Settings
     from infra.benches.serve import Bench, run
 
-    figures = run(Bench(rate=rate, seconds=seconds, items=items, users=users, plain=plain), Settings().jars)
-    if as_json:
-        typer.echo(orjson.dumps(figures))
-        return
-    for name, value in figures.items():
-        typer.echo(f"{name:24} {value}")
+    bench = Bench(rate=rate, seconds=seconds, items=items, users=users, plain=plain)
+    _print(run(bench, Settings().jars), as_json)
 
 
 @app.command()
@@ -77,14 +73,6 @@ def ingest(
     from infra.benches.ingest import Bench, run
 
     _print(run(Bench(events=events, users=users), Settings().jars), as_json)
-
-
-def _print(figures: dict[str, object], as_json: bool) -> None:
-    if as_json:
-        typer.echo(orjson.dumps(figures))
-        return
-    for name, value in figures.items():
-        typer.echo(f"{name:24} {value}")
 
 
 @app.command()
@@ -177,3 +165,11 @@ def faults(
             )
     if not figures["passed"]:
         raise typer.Exit(1)
+
+
+def _print(figures: dict[str, object], as_json: bool) -> None:
+    if as_json:
+        typer.echo(orjson.dumps(figures))
+        return
+    for name, value in figures.items():
+        typer.echo(f"{name:24} {value}")

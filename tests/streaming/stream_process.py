@@ -99,9 +99,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "STREAM__ARCHIVE_SECONDS": "1",
         "STREAM__TRIGGER": "micro-batch",
     }
-    # a JVM that lives for seconds starts sooner with the quick compiler alone
-    quick = {"JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
-    return os.environ | quick | {prefix + name: str(value) for name, value in values.items()}
+    return os.environ | {prefix + name: str(value) for name, value in values.items()}
 
 
 def produce(settings: Settings, events: Iterable[InteractionEvent | bytes], topic: str = "reviews") -> int:

@@ -8,7 +8,8 @@ import httpx2
 
 from infra.benches.faults.case import QUICK, Bench, Case, lost
 from infra.benches.faults.load import POISON, Row, events, produce
-from infra.benches.stream_stack import own_stack, running_api
+from infra.benches.servers import running_api
+from infra.benches.stream_stack import own_stack
 from infra.embedded.ports import LOOPBACK
 from streaming.dead_letters import read
 from streaming.reconcile import reconcile
@@ -21,7 +22,7 @@ RESENT = 300
 def resent(bench: Bench, jars: Path) -> Case:
     """Each client event is sent three times by HTTP retry. The control's clients give no event id."""
     number = min(bench.events, RESENT)
-    with own_stack(jars, **QUICK) as stack, running_api(stack.settings) as port:
+    with own_stack(jars, **QUICK) as stack, running_api(stack.settings) as (port, _):
         stack.job.start()
         _post(port, "kept", number, with_id=True)
         recovery = stack.wait_caught_up()
