@@ -27,6 +27,11 @@ what its score is made of."""
 UNLOGGED = ("/health/live", "/health/ready", "/metrics")
 """Routes that machines ask all day long: not in the request log."""
 
+NOT_HTTP = {
+    "description": "Not valid HTTP, such as a target over 64 KiB: answered before any route.",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
+
 
 def create_app(settings: Settings) -> FastAPI:
     """The application of one process. Its parts start and stop with the ASGI lifespan."""
@@ -122,3 +127,6 @@ def _document_problems(app: FastAPI) -> None:
     components["Problem"] = problem
     for unused in ("HTTPValidationError", "ValidationError"):
         components.pop(unused, None)
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].setdefault("400", NOT_HTTP)
