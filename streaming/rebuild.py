@@ -7,7 +7,7 @@ writes  redis    forgotten, {u:<user>}:*, {p:<topic>:<partition>}:*
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,13 +49,14 @@ def rebuild(settings: Settings) -> Rebuilt:
         with lease.held(client, settings.redis.keys.lease, settings.stream.lease_s):
             log = ds.dataset(files_of(settings.archive), partitioning="hive")
             beside = Keys(f"{settings.redis.prefix}rebuilding:")
-            _remove(client, beside)
+            _remove(client, beside, "u")
+            _remove(client, beside, "p")
+            client.delete(beside.forgotten_users)
             forgotten.restore(client, beside, settings.kafka)
             plan = replace(Plan.of(settings, 1), keys=beside)
             applier = Applier(plan, NodeConnection(settings.redis.url))
             events = sum(_apply(applier, log, place) for place in places(settings.kafka))
-            _remove(client, settings.redis.keys)
-            _rename(client, beside, settings.redis.keys)
+            swap(client, beside, settings.redis.keys)
             at = {place: client.get(settings.redis.keys.position(*place)) for place in places(settings.kafka)}
     found = {f"{topic}/{n}": int(value) for (topic, n), value in at.items() if value is not None}
     return Rebuilt(events, found)
@@ -109,18 +110,34 @@ def _records(rows: list[dict[str, Any]], following: int) -> Iterator[Record]:
         following = max(following, row["offset"] + 1)
 
 
-def _remove(client: redis.Redis, keys: Keys) -> None:
-    for pattern in _patterns(keys):
-        for key in client.scan_iter(match=pattern, count=5000):
-            client.unlink(key)
+def swap(client: redis.Redis, new: Keys, old: Keys) -> None:
+    """Put the state under `new` in the place of the one under `old`, which goes.
+
+    Killed at any moment, what is there is exact: what one user or partition has moves in one transaction, and
+    until all users have moved no partition has a position: the next stream begins at the start of the log.
+    """
+    _remove(client, old, "p")
+    _remove(client, old, "u")
+    client.unlink(old.forgotten_users)
+    for kind in "up":
+        for keys in _groups(client, new, kind):
+            with client.pipeline() as moved:
+                for key in keys:
+                    moved.rename(key, old.prefix.encode() + key.removeprefix(new.prefix.encode()))
+                moved.execute()
+    if client.exists(new.forgotten_users):
+        client.rename(new.forgotten_users, old.forgotten_users)
 
 
-def _rename(client: redis.Redis, old: Keys, new: Keys) -> None:
-    for pattern in _patterns(old):
-        for key in list(client.scan_iter(match=pattern, count=5000)):
-            client.rename(key, new.prefix.encode() + key.removeprefix(old.prefix.encode()))
+def _remove(client: redis.Redis, keys: Keys, kind: str) -> None:
+    for group in _groups(client, keys, kind):
+        client.delete(*group)
 
 
-def _patterns(keys: Keys) -> tuple[str, ...]:
+def _groups(client: redis.Redis, keys: Keys, kind: str) -> Iterable[list[bytes]]:
+    """The keys of each user (kind u) or partition (p)."""
     prefix = "".join(f"\\{c}" if c in "*?[]\\" else c for c in keys.prefix)
-    return f"{prefix}{{u:*", f"{prefix}{{p:*", f"{prefix}forgotten"
+    groups: dict[bytes, list[bytes]] = {}
+    for key in client.scan_iter(match=f"{prefix}{{{kind}:*", count=5000):
+        groups.setdefault(key.rpartition(b"}")[0], []).append(key)
+    return groups.values()

@@ -30,10 +30,15 @@ def applied(settings: Settings) -> Settings:
     produce(settings, [*events, event(action="skip"), undo, events[3], b"poison"])
     with redis.Redis.from_url(settings.redis.url) as client:
         load_functions(client, function_library())
+    apply_log(settings)
+    return settings
+
+
+def apply_log(settings: Settings) -> None:
+    """Apply the whole log, as a stream does that finds no position."""
     applier = Applier(Plan.of(settings, 2), NodeConnection(settings.redis.url))
     for (topic, partition), span in read_log(settings.kafka).items():
         list(applier.apply(topic, partition, list(records(settings, topic, partition, span.end))))
-    return settings
 
 
 def records(settings: Settings, topic: str, partition: int, end: int) -> Iterator[Record]:
