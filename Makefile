@@ -54,7 +54,7 @@ doctor: setup ## what is missing on this machine, and how to mend it
 	@$(BIN)/afterclick doctor
 
 test: setup ## every test, against real services on free ports (DATASET adds those on real data)
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: setup ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check $(CODE)

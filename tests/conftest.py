@@ -37,12 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what needs the real data where DATASET is unset."""
-    if DATASET:
-        return
-    wanting = [item for item in items if item.get_closest_marker("dataset")]
-    config.hook.pytest_deselected(items=wanting)
-    items[:] = [item for item in items if item not in wanting]
+    """Files with slow tests first, so that no worker is left with one at the end; no real data, no tests of it."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    if not DATASET:
+        wanting = [item for item in items if item.get_closest_marker("dataset")]
+        config.hook.pytest_deselected(items=wanting)
+        items[:] = [item for item in items if item not in wanting]
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ def test_both_of_a_pair_hold_the_same_cells(name: str) -> None:
     assert [(c.cell_type, c.source) for c in text.cells] == [(c.cell_type, c.source) for c in notebook.cells]
 
 
+@pytest.mark.slow
 @pytest.mark.dataset
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_and_draws(name: str, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

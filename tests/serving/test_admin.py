@@ -217,6 +217,7 @@ def test_a_foreign_page_steers_nothing(admin_api: Running) -> None:
     assert admin_api.http.post("/admin/simulator/stop", headers={"origin": admin_api.url}).status_code == 200
 
 
+@pytest.mark.slow
 def test_models_are_listed_promoted_and_rolled_back(admin_api: Running, breakable: Settings) -> None:
     from training.registry import Registry
 

@@ -39,6 +39,7 @@ def a_dataset(folder: Path, users: int = 700, items: int = 60) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_evaluate_prints_and_records_every_model_and_protocol(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
