@@ -75,7 +75,7 @@ def candidate_items(
     ]
     items = np.concatenate(found).astype(np.int32, copy=False)
     sources = np.repeat(np.arange(len(found), dtype=np.int8), [len(f) for f in found])
-    keep = _wanted(items, len(trends.log_share), state.seen, exclude)
+    keep = _wanted(items, state.seen if exclude is None else np.concatenate([state.seen, exclude]))
     items, sources = items[keep], sources[keep]
     items, first = np.unique(items, return_index=True)
     return Candidates(items, sources[first])
@@ -115,10 +115,10 @@ def _last_content(model: Model, recent: IntArray) -> FloatArray | None:
     return last if last.any() else None
 
 
-def _wanted(items: IntArray, size: int, seen: IntArray, exclude: IntArray | None) -> NDArray[np.bool_]:
-    banned = np.zeros(size + 1, bool)
-    banned[-1] = True  # where −1 lands
-    banned[seen] = True
-    if exclude is not None:
-        banned[exclude] = True
-    return ~banned[items]
+def _wanted(items: IntArray, banned: IntArray) -> NDArray[np.bool_]:
+    """Which are items, and not banned."""
+    wanted = items >= 0
+    if len(banned):
+        banned = np.sort(banned)
+        wanted &= banned[np.minimum(banned.searchsorted(items), len(banned) - 1)] != items
+    return wanted

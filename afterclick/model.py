@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from afterclick.towers import AGES_DAYS, TowerArrays
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
+_STEP = 2000
 _NEEDED = (
     "item_ids",
     "popularity",
@@ -77,6 +79,8 @@ class Model:
     """What the two towers have learned."""
     index: dict[str, int] = field(init=False)
     """item_id → item_index."""
+    log_popularity: FloatArray = field(init=False)
+    """(n,) log2 of one more than `popularity`."""
     gram: NDArray[np.float64] | None = field(init=False)
     """(k, k) Yᵀ Y of the item factors, for fold-in."""
     spectrum: tuple[NDArray[np.float64], NDArray[np.float64]] | None = field(init=False)
@@ -87,13 +91,13 @@ class Model:
     """(n,) whether the item has content."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "index", {item: i for i, item in enumerate(self.item_ids.tolist())})
+        object.__setattr__(self, "index", _index(self.item_ids))
+        object.__setattr__(self, "log_popularity", np.log2(1.0 + self.popularity))
         gram = spectrum = norms = None
         if self.factors is not None:
-            wide = self.factors.astype(np.float64)
-            gram = wide.T @ wide
+            gram = _gram(self.factors)
             spectrum = tuple(np.linalg.eigh(gram)) if np.isfinite(gram).all() else None
-            norms = np.linalg.norm(self.factors, axis=1)
+            norms = np.sqrt(np.einsum("ij,ij->i", self.factors, self.factors))
         object.__setattr__(self, "gram", gram)
         object.__setattr__(self, "spectrum", spectrum)
         object.__setattr__(self, "norms", norms)
@@ -127,6 +131,23 @@ class Model:
         if self.towers is not None:
             found["towers"] = {"ages": self.towers.ages.tolist()}
         return found
+
+
+def _gram(factors: FloatArray) -> NDArray[np.float64]:
+    """Yᵀ Y in double precision, a block of rows at a time: the whole of Y as doubles is never in memory."""
+    gram = np.zeros((factors.shape[1], factors.shape[1]))
+    for start in range(0, len(factors), _STEP):
+        block = factors[start : start + _STEP].astype(np.float64)
+        gram += block.T @ block
+    return gram
+
+
+def _index(item_ids: NDArray[np.str_]) -> dict[str, int]:
+    """item_id → row. In steps, between which other threads get the interpreter."""
+    index: dict[str, int] = {}
+    for start in range(0, len(item_ids), _STEP):
+        index.update(zip(item_ids[start : start + _STEP].tolist(), count(start), strict=False))
+    return index
 
 
 def load(folder: Path, manifest_sha256: str | None = None) -> tuple[Model, Manifest]:

@@ -60,6 +60,8 @@ _THREE_DAYS, _WEEK, _MONTH, _QUARTER = map(
     list(HALF_LIVES_MS).index, ("three_days", "week", "month", "quarter")
 )
 FEATURE_NAMES: tuple[str, ...] = tuple(name for name, _ in FEATURES)
+_COLUMN = {name: at for at, name in enumerate(FEATURE_NAMES)}
+_TRENDS = _COLUMN["trend_" + next(iter(HALF_LIVES_MS))]
 
 
 @dataclass(frozen=True)
@@ -158,17 +160,21 @@ def features(
 
     `user_factors` and `user_towers` save what the caller has done already: fold_in and tower_user.
     """
-    out = np.full((len(candidates), len(FEATURES)), np.nan, np.float32)
-    column = {name: out[:, i] for i, name in enumerate(FEATURE_NAMES)}
+    out = np.full((len(FEATURES), len(candidates)), np.nan, np.float32)  # a feature's values side by side
+    column = dict(zip(FEATURE_NAMES, out, strict=True))
     n = len(model)
     known = candidates < n
-    rows = np.where(known, candidates, 0)
-    column["popularity"][:] = np.where(known, np.log2(1.0 + model.popularity[rows]), 0.0)
-    _trend_columns(state, trends, candidates, out, column)
+    every = bool(known.all())
+    rows = (candidates if every else np.where(known, candidates, 0)).astype(np.intp)
+    column["popularity"][:] = model.log_popularity[rows]
+    if not every:
+        column["popularity"][~known] = 0.0
+    born = trends.first_seen_ms[candidates]
+    _trend_columns(state, trends, candidates, born, out)
     column["history_length"][:] = len(state.items)
     if not len(state.items):
-        return out
-    _user_columns(model, state, trends, candidates, column)
+        return np.ascontiguousarray(out.T)
+    _user_columns(model, state, trends, born, column)
     recent = state.items[:RECENT]
     recent = np.where(recent < n, recent, -1)
     order = Order(candidates)
@@ -179,46 +185,47 @@ def features(
     _factor_columns(model, state, recent, rows, column, user_factors)
     _tower_columns(model, state, rows, column, user_towers)
     _content_columns(model, recent, rows, column)
-    if not known.all():
+    if not every:
         for name in ("als", "als_last", "tower", "tower_last", "content_last", "content_mean"):
             column[name][~known] = np.nan
-    return out
+    return np.ascontiguousarray(out.T)
 
 
 def _trend_columns(
-    state: UserState,
-    trends: TrendView,
-    candidates: IntArray,
-    out: FloatArray,
-    column: dict[str, FloatArray],
+    state: UserState, trends: TrendView, candidates: IntArray, born: NDArray[np.float64], out: FloatArray
 ) -> None:
-    """What the candidates are worth to everyone, now."""
-    share = trends.log_share[candidates]
-    first = FEATURE_NAMES.index("trend_" + next(iter(HALF_LIVES_MS)))
-    out[:, first : first + len(HALF_LIVES_MS)] = share
-    column["rise"][:] = share[:, _WEEK] - share[:, _QUARTER]
-    column["rise_days"][:] = share[:, _THREE_DAYS] - share[:, _MONTH]
-    age = (state.now_ms - trends.first_seen_ms[candidates]) / DAY_MS
-    column["item_age_days"][:] = age
-    column["arrival_rate"][:] = column["popularity"] - np.log2(30.0 + np.maximum(np.nan_to_num(age), 0.0))
+    """What the candidates are worth to everyone, now. `born` (c,) is when each was first seen."""
+    share = trends.log_share[candidates].T
+    out[_TRENDS : _TRENDS + len(HALF_LIVES_MS)] = share
+    np.subtract(share[_WEEK], share[_QUARTER], out=out[_COLUMN["rise"]])
+    np.subtract(share[_THREE_DAYS], share[_MONTH], out=out[_COLUMN["rise_days"]])
+    age = (state.now_ms - born) / DAY_MS
+    out[_COLUMN["item_age_days"]] = age
+    arrived = np.log2(30.0 + np.fmax(age, 0.0))  # of an item of unknown age as of a new one
+    out[_COLUMN["arrival_rate"]] = out[_COLUMN["popularity"]] - arrived
 
 
 def _user_columns(
-    model: Model, state: UserState, trends: TrendView, candidates: IntArray, column: dict[str, FloatArray]
+    model: Model,
+    state: UserState,
+    trends: TrendView,
+    candidates_born: NDArray[np.float64],
+    column: dict[str, FloatArray],
 ) -> None:
     """What the user is like: the newest items, and how popular and how new what they choose is."""
-    items, times, born = state.items[:RECENT], state.times_ms[:RECENT], trends.first_seen_ms
-    popularity = np.log2(1.0 + np.where(items < len(model), model.popularity[items % len(model)], 0.0))
+    items, times = state.items[:RECENT], state.times_ms[:RECENT]
+    born = trends.first_seen_ms[items]
+    popularity = np.where(items < len(model), model.log_popularity[items % len(model)], 0.0)
     column["last_age_days"][:] = (state.now_ms - times[0]) / DAY_MS
     column["last_popularity"][:] = popularity[0]
-    column["last_item_age_days"][:] = (state.now_ms - born[items[0]]) / DAY_MS
+    column["last_item_age_days"][:] = (state.now_ms - born[0]) / DAY_MS
     column["last_trend"][:] = trends.log_share[items[0], _MONTH]
-    column["age_gap_days"][:] = (born[candidates] - born[items[0]]) / DAY_MS
+    column["age_gap_days"][:] = (candidates_born - born[0]) / DAY_MS
     if len(items) > 1:
-        column["second_age_gap_days"][:] = (born[candidates] - born[items[1]]) / DAY_MS
-    column["session_length"][:] = (state.now_ms - state.times_ms < DAY_MS).sum()
+        column["second_age_gap_days"][:] = (candidates_born - born[1]) / DAY_MS
+    column["session_length"][:] = np.count_nonzero(state.now_ms - state.times_ms < DAY_MS)
     column["taste_popularity"][:] = popularity.mean()
-    chosen_at = (times - born[items]) / DAY_MS
+    chosen_at = (times - born) / DAY_MS
     known = np.isfinite(chosen_at)
     if known.any():
         column["taste_age_days"][:] = chosen_at[known].mean()
@@ -232,17 +239,19 @@ def _factor_columns(
     column: dict[str, FloatArray],
     user_factors: FloatArray | None,
 ) -> None:
+    """What ALS thinks of each candidate for the user, and how near it is to the newest item."""
     if model.factors is None or model.norms is None:
         return
     user = fold_in(model, state) if user_factors is None else user_factors
     near, norms = model.factors[rows], model.norms[rows]
-    rated = norms > 0
+    unrated = norms <= 0
     if user is not None:
-        column["als"][:] = np.where(rated, near @ user, np.nan)
+        np.matmul(near, user, out=column["als"])
+        column["als"][unrated] = np.nan
     if recent[0] >= 0 and model.norms[recent[0]] > 0:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            cosine = (near @ model.factors[recent[0]]) / (norms * model.norms[recent[0]])
-        column["als_last"][:] = np.where(rated, cosine, np.nan)
+        lengths = norms * model.norms[recent[0]]
+        lengths[unrated] = np.nan
+        np.divide(near @ model.factors[recent[0]], lengths, out=column["als_last"])
 
 
 def _tower_columns(

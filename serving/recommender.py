@@ -234,16 +234,17 @@ def personalised(
     if not len(items):
         return overall(world, choice)
     rows = features(model, state, view, items, user, near)
-    top = loaded.ranker.best(rows, choice.n)
+    top, receipt = loaded.ranker.best(rows, choice.n)
     if len(choice.wanted):
         asked_for = np.flatnonzero(np.isin(items, choice.wanted))
         top = np.concatenate([top, np.setdiff1d(asked_for, top)])
+        receipt = loaded.ranker.receipt(rows[top])
     shown = items[top]
     names = [SOURCES[s] if s >= 0 else "popular" for s in sources[top].tolist()]
     return Ranked(
         source=source,
         items=shown,
-        parts=loaded.ranker.receipt(rows[top]),
+        parts=receipt,
         sources=names,
         reasons=reasons(model, world, state, shown, names, history, catalogue),
         by=lambda state, items: loaded.ranker.score(features(model, state, view, items)),

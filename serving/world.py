@@ -91,6 +91,8 @@ class World:
     _index: dict[str, int]
     rules: ActiveRules = NO_RULES
     """The business rules in force."""
+    number: int = 0
+    """Each world of a process has its own."""
 
     @cached_property
     def by_window(self) -> dict[str, IntArray]:
@@ -124,7 +126,7 @@ class Worlds:
         self._next = loaded
         self._space, self._space_of = ItemSpace(), ""
         self._rows = _Rows(feed.table, np.empty(0, np.int64))
-        self._listed = -1
+        self._listed, self._number = -1, 0
         self._wake, self._stop = threading.Event(), threading.Event()
         self._built_of: tuple[object, ...] | None = None
         self._built_at = 0.0
@@ -166,14 +168,14 @@ class Worlds:
             self._listed = self._catalogue.version
             self._space.add_all(list(self._catalogue.items))
         world = _world(loaded, self._space, self._rows.at, values, counts, now_ms)
-        rules = self._rules.active(self._space.index, world.heat)
-        return world if rules is NO_RULES else replace(world, rules=rules)
+        self._number += 1
+        return replace(world, rules=self._rules.active(self._space.index, world.heat), number=self._number)
 
     def _adopt(self, loaded: LoadedModel) -> None:
         """Begin a new item space where the model is another: its rows come first."""
         if loaded.version != self._space_of:
             model = loaded.model
-            self._space = ItemSpace(model.item_ids.tolist(), dict(model.index)) if model else ItemSpace()
+            self._space = ItemSpace(list(model.index), dict(model.index)) if model else ItemSpace()
             self._space_of, self._listed = loaded.version, -1
             self._rows = _Rows(self._feed.table, np.empty(0, np.int64))
 

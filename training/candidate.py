@@ -68,6 +68,8 @@ def write_model(root: Path, version: str, fitted: Fitted, ranker: str | None, fa
         queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1.0)
         built[index.TOWERS], report = index.make(arrays.towers.targets, queries)
         parameters |= {"tower_index": report.facts()}
+    if arrays.content is not None and (content := index.of_content(arrays.content)) is not None:
+        built[index.CONTENT] = content
 
     def fill(folder: Path) -> None:
         arrays.save(folder)

@@ -1,6 +1,7 @@
 """A FAISS index over item embeddings by inner product, and how much of the exact answer it finds.
 
-writes  artifact  index.faiss (ALS factors), towers.faiss (targets of the two towers)
+writes  artifact  index.faiss (ALS factors), towers.faiss (targets of the two towers), content.faiss (content
+                  of described items, where they are many)
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 
 FILE = "index.faiss"
 TOWERS = "towers.faiss"
+CONTENT = "content.faiss"
 FLAT_BELOW = 50_000
-HNSW_BELOW = 500_000
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,12 @@ class IndexReport:
 
 
 def kind_of(items: int) -> str:
-    """The kind of index that suits a catalogue's size: flat, hnsw or ivf."""
-    return "flat" if items < FLAT_BELOW else "hnsw" if items < HNSW_BELOW else "ivf"
+    """The kind of index that suits a catalogue's size: exact, or IVF.
+
+    HNSW is built on request only: at 60,000 items it takes longer to build and to search, and twice the
+    memory, for no more of the exact nearest hundred (`afterclick bench index`).
+    """
+    return "flat" if items < FLAT_BELOW else "ivf"
 
 
 def build(vectors: NDArray[np.float32], kind: str | None = None, seed: int = 42) -> tuple[Any, str]:
@@ -54,6 +59,12 @@ def build(vectors: NDArray[np.float32], kind: str | None = None, seed: int = 42)
         raise ValueError(f"index kind {kind!r}: flat, hnsw or ivf")
     index.add(vectors)
     return index, kind
+
+
+def of_content(content: NDArray[np.float32]) -> Any:
+    """An index over the described rows of `content` (n, d); None where exact search is as fast."""
+    described = content[content.any(axis=1)]
+    return None if kind_of(len(described)) == "flat" else build(described)[0]
 
 
 def _ivf(vectors: NDArray[np.float32], seed: int) -> Any:

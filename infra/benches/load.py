@@ -7,9 +7,11 @@ every request that should have been sent meanwhile (no coordinated omission).
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event
 from typing import Any
@@ -177,15 +179,16 @@ async def open_loop(
         answers.append(_Answer(call, time.perf_counter() - moment, sent - moment, answer))
 
     began, tasks = time.perf_counter(), []
-    for call, moment in zip(calls, due.tolist(), strict=True):
-        wait = moment - time.perf_counter()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        if stop is not None and stop.is_set():
-            break
-        tasks.append(asyncio.create_task(one(call, moment)))
-    await asyncio.gather(*tasks)
-    seconds = time.perf_counter() - began
+    with _uncollected():
+        for call, moment in zip(calls, due.tolist(), strict=True):
+            wait = moment - time.perf_counter()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            if stop is not None and stop.is_set():
+                break
+            tasks.append(asyncio.create_task(one(call, moment)))
+        await asyncio.gather(*tasks)
+        seconds = time.perf_counter() - began
     pool.close()
     return _outcome(answers, seconds)
 
@@ -212,6 +215,17 @@ async def closed_loop(host: str, port: int, calls: Sequence[Call], seconds: floa
     seconds = time.perf_counter() - began
     pool.close()
     return _outcome(answers, seconds)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for cycles among the answers that pile up: the load must not stall itself."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _outcome(answers: list[_Answer], seconds: float) -> Outcome:

@@ -18,6 +18,7 @@ import structlog
 
 from infra.benches import synthetic
 from infra.benches.load import Call, Outcome, closed_loop, get, open_loop
+from infra.benches.machine import watched
 from infra.benches.served import changes, cpu_s, served
 from infra.benches.servers import own_servers
 from infra.benches.synthetic import Shop
@@ -73,7 +74,7 @@ def mixed_calls(bench: Bench, shop: Shop) -> list[Call]:
     rng = np.random.default_rng(3)
     count = int(max(bench.rate * bench.seconds, 5000))
     kinds = rng.choice(3, count, p=(bench.known, bench.cold, 1 - bench.known - bench.cold))
-    users, items = rng.choice(shop.users, count), rng.choice(len(shop.items), count, p=shop.popularity)
+    users, items = rng.choice(shop.users, count), synthetic.draw(rng, shop, count)
     calls = []
     for i, kind in enumerate(kinds.tolist()):
         if kind == 2:
@@ -106,7 +107,8 @@ def _fixed_rate(bench: Bench, port: int, process: psutil.Process, calls: list[Ca
     warm = calls[: int(bench.rate * 3)]
     asyncio.run(open_loop(LOOPBACK, port, warm, bench.rate))
     before, answered = cpu_s(process), int(bench.rate * bench.seconds)
-    found = asyncio.run(open_loop(LOOPBACK, port, calls[:answered], bench.rate))
+    with watched() as machine:
+        found = asyncio.run(open_loop(LOOPBACK, port, calls[:answered], bench.rate))
     cpu_ms = (cpu_s(process) - before) * 1000 / max(len(found.latencies_ms), 1)
     _tell("fixed rate", found)
     return {
@@ -117,6 +119,7 @@ def _fixed_rate(bench: Bench, port: int, process: psutil.Process, calls: list[Ca
         "late_p99_ms": round(float(np.percentile(found.late_ms, 99)), 3),
         "cpu_ms_per_request": round(cpu_ms, 3),
         "rss_mb": round(process.memory_info().rss / 2**20),
+        **machine.figures(),
     }
 
 

@@ -64,7 +64,7 @@ def _send_changes(settings: Settings, shop: Shop, per_s: float, stop: threading.
     rng, offset = np.random.default_rng(11), synthetic.POSITION
     while per_s and not stop.wait(1 / per_s):
         offset += 1
-        item = shop.items[int(rng.choice(len(shop.items), p=shop.popularity))]
+        item = shop.items[int(synthetic.draw(rng, shop, 1)[0])]
         tell(producer, settings, f"someone-{offset}", item, offset)
     producer.flush(5)
 

@@ -23,6 +23,8 @@ from infra.embedded.valkey import ValkeyServer
 from infra.topics_admin import ensure_topics
 
 API = ("-m", "infra", "serve")
+READY_S = 300
+"""How long an API may take until its model serves: of a million items it has gigabytes to check."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def running_api(
     process = Process("API", [sys.executable, *command], settings.home / f"api-{port}.log", env)
     process.start()
     try:
-        process.wait_ready(lambda: ready(port), 90)
+        process.wait_ready(lambda: ready(port), READY_S)
         assert process.pid is not None
         yield port, process.pid
     finally:

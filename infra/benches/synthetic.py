@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import lightgbm
@@ -26,7 +26,7 @@ from afterclick.scoring import FEATURE_NAMES
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
 from afterclick.towers import AGES_DAYS, TowerArrays
-from afterclick.trends import Trend
+from afterclick.trends import HALF_LIVES_MS
 from serving.ranking.ranker import FILE
 from training import index
 
@@ -34,6 +34,8 @@ RANK, NEIGHBOURS, CONTENT = 64, 50, 64
 DESCRIBED = 0.3
 """Share of the items that have a title, as in the real data."""
 TREES, LEAVES = 120, 31
+CHUNK = 10_000
+"""Items whose counts and trends are written in one go."""
 DAY_MS = 86_400_000.0
 POSITION = 700_000
 """Offset up to which the state of the first partition of `reviews` is said to be applied."""
@@ -47,6 +49,11 @@ class Shop:
     users: list[str]
     popularity: NDArray[np.float64]
     models: dict[str, ModelPublished] = field(default_factory=dict)
+
+    @cached_property
+    def cumulated(self) -> NDArray[np.float64]:
+        """(items,) the share of an item and of all before it."""
+        return np.cumsum(self.popularity)
 
 
 def make(
@@ -78,6 +85,11 @@ def make(
     return shop
 
 
+def draw(rng: np.random.Generator, shop: Shop, count: int) -> NDArray[np.int64]:
+    """(count,) items at random, as popular as they are."""
+    return np.minimum(shop.cumulated.searchsorted(rng.random(count)), len(shop.items) - 1)
+
+
 def _publish_items(settings: Settings, shop: Shop, producer: Producer) -> None:
     for i, item_id in enumerate(shop.items[: int(len(shop.items) * DESCRIBED)]):
         item = Item(
@@ -106,6 +118,8 @@ def _write_models(
     assert model.towers is not None
     indexes = {index.FILE: model.factors, index.TOWERS: model.towers.targets}
     built = {name: index.build(vectors)[0] for name, vectors in indexes.items()}
+    if model.content is not None and (content := index.of_content(model.content)) is not None:
+        built[index.CONTENT] = content
     ranker = _ranker(rng)
 
     def fill(folder: Path, version: str) -> None:
@@ -134,14 +148,12 @@ def _model(shop: Shop, rng: np.random.Generator) -> Model:
     n = len(shop.items)
     taste = rng.integers(0, 200, n)
     centres = rng.normal(size=(200, RANK)) * 0.2
-    members = [np.flatnonzero(taste == t) for t in range(200)]
     content = np.zeros((n, CONTENT), np.float32)
     known = int(n * DESCRIBED)
     content[:known] = centres[taste[:known], :CONTENT] + rng.normal(size=(known, CONTENT)) * 0.1
     content[:known] /= np.linalg.norm(content[:known], axis=1, keepdims=True)
-    near = np.stack([rng.choice(members[t], NEIGHBOURS) for t in taste]).astype(np.int32)
-    same_day = np.stack([rng.choice(members[t], NEIGHBOURS) for t in taste]).astype(np.int32)
-    scores = -np.sort(-rng.random((n, NEIGHBOURS)).astype(np.float32) * 0.3, axis=1)
+    near, same_day = _alike(taste, rng), _alike(taste, rng)
+    scores = -np.sort(-rng.random((n, NEIGHBOURS), np.float32) * np.float32(0.3), axis=1)
     towers = TowerArrays(
         history=(centres[taste] + rng.normal(size=(n, RANK)) * 0.1).astype(np.float32),
         targets=np.c_[centres[taste] + rng.normal(size=(n, RANK)) * 0.1, np.zeros(n)].astype(np.float32),
@@ -162,6 +174,15 @@ def _model(shop: Shop, rng: np.random.Generator) -> Model:
     )
 
 
+def _alike(taste: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int32]:
+    """(n, NEIGHBOURS) for each item, items of the same taste."""
+    found = np.empty((len(taste), NEIGHBOURS), np.int32)
+    for one in np.unique(taste):
+        members = np.flatnonzero(taste == one)
+        found[members] = rng.choice(members, (len(members), NEIGHBOURS))
+    return found
+
+
 def _ranker(rng: np.random.Generator) -> str:
     """A LambdaMART of the size that training makes, over all features."""
     rows = rng.normal(size=(40_000, len(FEATURE_NAMES))).astype(np.float32)
@@ -177,19 +198,25 @@ def _write_state(settings: Settings, shop: Shop, rng: np.random.Generator) -> No
     client = redis.Redis.from_url(settings.redis.url)
     pipe = client.pipeline(transaction=False)
     for user in shop.users:
-        chosen = rng.choice(len(shop.items), min(int(rng.geometric(0.25)), 30), p=shop.popularity)
+        chosen = np.unique(draw(rng, shop, min(int(rng.geometric(0.25)), 30)))
         rows = {}
-        for step, item in enumerate(chosen.tolist()):
+        for step, item in enumerate(rng.permutation(chosen).tolist()):
             time_ms = int(now - step * DAY_MS - rng.random() * DAY_MS)
             entry = HistoryEntry(f"{user}-{step}", shop.items[item], Action.REVIEW, 5.0, time_ms)
             rows[entry.member()] = time_ms
         pipe.zadd(keys.history(user), rows)
-    topic = settings.kafka.topics.reviews
-    for item_id, share in zip(shop.items, shop.popularity.tolist(), strict=True):
-        count = int(share * 700_000) + 1
-        sums = tuple(count * 2.0 ** -(10 - h) for h in range(6))
-        pipe.hset(keys.counts(topic, 0), item_id, count)
-        pipe.hset(keys.trends(topic, 0), item_id, Trend(now - rng.random() * 30 * DAY_MS, sums).pack())
-    pipe.set(keys.position(topic, 0), POSITION)
     pipe.execute()
+    topic = settings.kafka.topics.reviews
+    for start in range(0, len(shop.items), CHUNK):
+        some = slice(start, start + CHUNK)
+        counts = (shop.popularity[some] * 700_000).astype(np.int64) + 1
+        trends = np.empty((len(counts), 1 + len(HALF_LIVES_MS)))
+        trends[:, 0] = now - rng.random(len(counts)) * 30 * DAY_MS
+        trends[:, 1:] = counts[:, None] * 2.0 ** -(10.0 - np.arange(len(HALF_LIVES_MS)))
+        items = shop.items[some]
+        pipe.hset(keys.counts(topic, 0), mapping=dict(zip(items, counts.tolist(), strict=True)))
+        packed = (row.astype("<f8").tobytes() for row in trends)
+        pipe.hset(keys.trends(topic, 0), mapping=dict(zip(items, packed, strict=True)))
+        pipe.execute()
+    client.set(keys.position(topic, 0), POSITION)
     client.close()

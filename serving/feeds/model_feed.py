@@ -114,5 +114,5 @@ def load(folder: Path, manifest_sha256: str | None) -> LoadedModel:
     arrays, manifest = model.load(folder, manifest_sha256)
     als = index_search(folder / "index.faiss", arrays.factors) if arrays.factors is not None else None
     towers = index_search(folder / "towers.faiss", arrays.towers.targets) if arrays.towers else None
-    content = content_search(arrays.content) if arrays.content is not None else None
+    content = content_search(arrays.content, folder / "content.faiss") if arrays.content is not None else None
     return LoadedModel(manifest.version, arrays, load_ranker(folder), als, towers, content)

@@ -10,10 +10,9 @@ import ctypes
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from afterclick.errors import BadArtifact, Unavailable
@@ -52,21 +51,6 @@ class Booster:
     def leaves(self, features: FloatArray) -> NDArray[np.int64]:
         """(rows, trees) the leaf each row ends in."""
         return self._predict(features, _LEAF, self.trees).astype(np.int64)
-
-    def dump(self) -> dict[str, Any]:
-        """The model as LightGBM describes it: `feature_names`, `tree_info`."""
-        size = 1 << 20
-        while True:
-            buffer, needed = ctypes.create_string_buffer(size), ctypes.c_int64()
-            _check(
-                self._library.LGBM_BoosterDumpModel(
-                    self._handle, 0, -1, 0, ctypes.c_int64(size), ctypes.byref(needed), buffer
-                )
-            )
-            if needed.value <= size:
-                found: dict[str, Any] = orjson.loads(buffer.value)
-                return found
-            size = needed.value
 
     def _predict(self, features: FloatArray, kind: int, width: int, trees: int = -1) -> NDArray[np.float64]:
         rows = np.ascontiguousarray(features, np.float32)

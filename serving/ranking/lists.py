@@ -98,7 +98,9 @@ def by_interests(
         seed = world.find(interest)
         if seed is not None:
             seeds.append(seed)
-            near = _like(world, seed, content, model)
+            near, alike, together = _like(world, seed)
+            content[near] += alike
+            model[near] += together
             reason = f"like {catalogue.name(interest)}"
         else:
             near = world.indices(catalogue.category(interest))
@@ -140,34 +142,34 @@ def similar(
     world: World, item: int, n: int, inside: IntArray | None = None
 ) -> tuple[IntArray, NDArray[np.float64]]:
     """Items near an item and their scores: shared users, the same day's users, then content."""
-    content, together = np.zeros(len(world.heat)), np.zeros(len(world.heat))
-    _like(world, item, content, together)
+    items, content, together = _like(world, item)
     scores = content + together
-    scores[item] = 0.0
-    scores[world.rules.excluded] = 0.0
+    fits = (items != item) & ~np.isin(items, world.rules.excluded)
     if inside is not None:
-        scores = np.where(np.isin(np.arange(len(scores)), inside), scores, 0.0)
-    items = best(scores, n)
-    return items, scores[items]
+        fits &= np.isin(items, inside)
+    items, scores = items[fits], scores[fits]
+    top = best(scores, n)
+    return items[top], scores[top]
 
 
-def _like(world: World, seed: int, content: NDArray[np.float64], together: NDArray[np.float64]) -> IntArray:
-    """Add the similarity to `seed` to both arrays; returns the items near it."""
+def _like(world: World, seed: int) -> tuple[IntArray, NDArray[np.float64], NDArray[np.float64]]:
+    """The items near `seed`, each once, by content and by the users they share."""
     model = world.loaded.model
     if model is None or seed >= len(model):
-        return np.empty(0, np.int32)
-    found = []
-    for near, score in (
-        (model.neighbour_items[seed], model.neighbour_scores[seed]),
-        (model.same_day_items[seed], model.same_day_scores[seed]),
-    ):
-        known = near >= 0
-        np.add.at(together, near[known], score[known])
-        found.append(near[known])
+        return np.empty(0, np.int32), np.empty(0), np.empty(0)
+    found = [model.neighbour_items[seed], model.same_day_items[seed]]
+    shared = [model.neighbour_scores[seed], model.same_day_scores[seed]]
+    alike = [np.zeros(len(one)) for one in found]
     search, vectors = world.loaded.content_search, model.content
     if search is not None and vectors is not None and vectors[seed].any():
         near = search(vectors[seed], 100)
         near = near[near >= 0]
-        content[near] += np.maximum(vectors[near] @ vectors[seed], 0.0)
         found.append(near)
-    return np.concatenate(found)
+        shared.append(np.zeros(len(near), np.float32))
+        alike.append(np.maximum(vectors[near] @ vectors[seed], 0.0))
+    items, where = np.unique(np.concatenate(found), return_inverse=True)
+    content, together = (
+        np.asarray(np.bincount(where, np.concatenate(one), len(items)), np.float64) for one in (alike, shared)
+    )
+    known = items >= 0
+    return items[known], content[known], together[known]

@@ -9,7 +9,7 @@ The parts add up to the score exactly, by construction.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from afterclick.errors import BadArtifact
 from afterclick.model import FloatArray
 from afterclick.scoring import FEATURE_NAMES, FEATURES, PARTS
+from serving.ranking.leaf_parts import feature_names, leaf_parts
 from serving.ranking.lightgbm_library import Booster
 
 Scores = NDArray[np.float64]
@@ -40,8 +41,8 @@ class Ranker(Protocol):
         """(c,) higher is better."""
         ...
 
-    def best(self, features: FloatArray, n: int) -> NDArray[np.intp]:
-        """The rows of the n highest scores, best first."""
+    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Receipt]:
+        """The rows of the n highest scores, best first, and their receipt."""
         ...
 
     def receipt(self, features: FloatArray) -> Receipt:
@@ -80,8 +81,9 @@ class FormulaRanker:
     def score(self, features: FloatArray) -> Scores:
         return np.asarray(self._values(features).sum(axis=1))
 
-    def best(self, features: FloatArray, n: int) -> NDArray[np.intp]:
-        return _top(self.score(features), n)
+    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Receipt]:
+        top = _top(self.score(features), n)
+        return top, self.receipt(features[top])
 
     def receipt(self, features: FloatArray) -> Receipt:
         parts = self._values(features) @ self._parts
@@ -95,60 +97,43 @@ class FormulaRanker:
 
 
 class TreeRanker:
-    """A LightGBM booster.
-
-    The receipt follows each row's path through each tree: what a split changes of the expected value goes to
-    the part of the feature it splits on (Saabas, 2014). What is left, the expected value itself, is `base`.
-    """
+    """A LightGBM booster. `leaf_parts` says what its receipts are made of."""
 
     def __init__(self, text: str) -> None:
         self._booster = Booster(text)
-        dump = self._booster.dump()
-        names = dump["feature_names"]
+        names = feature_names(text)
         if not set(names) <= set(FEATURE_NAMES):
             raise BadArtifact(f"{FILE}: has features that this program does not know; train again")
         # a ranker from before a feature was added goes on with those it learned from
         self._columns = None if names == list(FEATURE_NAMES) else [FEATURE_NAMES.index(n) for n in names]
-        self._part_of = [PARTS.index(dict(FEATURES)[name]) for name in names]
-        trees = dump["tree_info"]
-        leaves = max((t["num_leaves"] for t in trees), default=1)
-        self._parts = np.zeros((len(trees), leaves, len(PARTS) + 1))
-        for tree, info in enumerate(trees):
-            root = info["tree_structure"]
-            self._fill(self._parts[tree], root, np.array([0.0] * len(PARTS) + [_value(root)]))
-        self._trees = np.arange(len(trees))
-        self._first = max(1, len(trees) // FIRST)
+        self._parts = leaf_parts(text, [PARTS.index(dict(FEATURES)[name]) for name in names], len(PARTS))
+        self._values = self._parts.sum(axis=2)
+        self._trees = np.arange(len(self._parts))
+        self._first = max(1, len(self._trees) // FIRST)
 
     def score(self, features: FloatArray) -> Scores:
         return self._booster.score(self._learned(features))
 
-    def best(self, features: FloatArray, n: int) -> NDArray[np.intp]:
+    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Receipt]:
         """The first trees choose among many rows, all trees rank what they chose."""
-        kept = max(KEPT_PER_SHOWN * n, LEAST_KEPT)
-        if len(features) <= kept:
-            return _top(self.score(features), n)
-        rows = self._learned(features)
-        chosen = _top(self._booster.score(rows, self._first), kept)
-        return np.asarray(chosen[_top(self._booster.score(rows[chosen]), n)])
+        rows, kept = self._learned(features), max(KEPT_PER_SHOWN * n, LEAST_KEPT)
+        few = len(rows) <= kept
+        chosen = np.arange(len(rows)) if few else _top(self._booster.score(rows, self._first), kept)
+        leaves = self._booster.leaves(rows[chosen])
+        top = _top(self._values[self._trees, leaves].sum(axis=1), n)
+        return chosen[top], self._receipt(leaves[top])
 
     def receipt(self, features: FloatArray) -> Receipt:
-        parts = self._parts[self._trees, self._booster.leaves(self._learned(features))].sum(axis=1)
+        return self._receipt(self._booster.leaves(self._learned(features)))
+
+    def _receipt(self, leaves: NDArray[np.int64]) -> Receipt:
+        """Of rows that end in these leaves (rows, trees)."""
+        parts = self._parts[self._trees, leaves].sum(axis=1)
         return {name: parts[:, i] for i, name in enumerate((*PARTS, "base"))}
 
     def _learned(self, features: FloatArray) -> FloatArray:
         """The columns that this ranker learned from, in its order."""
         return features if self._columns is None else features[:, self._columns]
-
-    def _fill(self, out: Scores, node: dict[str, Any], path: Scores) -> None:
-        """Write the contributions at each leaf below `node` into `out` (leaves, parts + 1)."""
-        if "split_index" not in node:
-            out[node.get("leaf_index", 0)] = path
-            return
-        part = self._part_of[node["split_feature"]]
-        for child in (node["left_child"], node["right_child"]):
-            below = path.copy()
-            below[part] += _value(child) - _value(node)
-            self._fill(out, child, below)
 
 
 def _top(scores: Scores, n: int) -> NDArray[np.intp]:
@@ -164,7 +149,3 @@ def load_ranker(folder: Path) -> Ranker:
     """The ranker of an artifact whose hashes were checked; the formula where it has none."""
     path = folder / FILE
     return TreeRanker(path.read_text()) if path.is_file() else FormulaRanker()
-
-
-def _value(node: dict[str, Any]) -> float:
-    return float(node["internal_value"] if "split_index" in node else node["leaf_value"])

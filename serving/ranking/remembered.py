@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serving.decisions.rules import ActiveRules
 from serving.feeds.positions import Position
 from serving.online.online_store import Rows
 from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page
@@ -90,17 +91,20 @@ class Kept:
 @dataclass(frozen=True, slots=True)
 class _Entry:
     rows: Rows
-    world: World
+    world: int
+    """The number of the world: a world itself, with all its arrays, would live as long as the list."""
+    model: str
+    rules: ActiveRules
     until: float
     shown: Shown
 
     def holds(self, rows: Rows, world: World) -> bool:
-        if self.rows != rows or self.world.rules is not world.rules:
+        if self.rows != rows or self.rules is not world.rules:
             return False
-        if self.world is world:
+        if self.world == world.number:
             return True
         personal = self.shown.source is Source.PERSONALISED
-        return personal and self.world.loaded is world.loaded and time.monotonic() < self.until
+        return personal and self.model == world.loaded.version and time.monotonic() < self.until
 
 
 class Remembered:
@@ -117,7 +121,8 @@ class Remembered:
     def put(self, ask: Ask, rows: Rows, world: World, shown: Shown) -> None:
         key = _key(ask, rows)
         self._entries.pop(key, None)
-        self._entries[key] = _Entry(rows, world, time.monotonic() + KEEP_S, shown)
+        until = time.monotonic() + KEEP_S
+        self._entries[key] = _Entry(rows, world.number, world.loaded.version, world.rules, until, shown)
         while len(self._entries) > ENTRIES:
             del self._entries[next(iter(self._entries))]
 

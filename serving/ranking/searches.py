@@ -1,6 +1,7 @@
-"""Nearest items to a vector: FAISS for ALS factors and towers, exact and remembered for content.
+"""Nearest items to a vector: FAISS, exact where there is no index; for content remembered.
 
-reads   artifact  index.faiss (inner product over als_item_factors), towers.faiss (over tower_targets)
+reads   artifact  index.faiss (inner product over als_item_factors), towers.faiss (over tower_targets),
+                  content.faiss (over the rows of content that are not zero)
 """
 
 from __future__ import annotations
@@ -45,18 +46,20 @@ def remembered(
     return lru_cache(maxsize=size)(search)
 
 
-def content_search(vectors: FloatArray) -> Search:
-    """Items with content near a vector: over the described items only, answers remembered."""
+def content_search(vectors: FloatArray, path: Path | None = None) -> Search:
+    """Items with content near a vector: over the described items only, answers remembered.
+
+    `path`: a FAISS index over the described rows in their order, which large catalogues have.
+    """
     described = np.flatnonzero(vectors.any(axis=1)).astype(np.int32)
     dense = np.ascontiguousarray(vectors[described])
+    near = exact_search(dense) if path is None else index_search(path, dense)
 
-    def exact(raw: bytes, count: int) -> IntArray:
-        scores = dense @ np.frombuffer(raw, np.float32)
-        count = min(count, len(scores))
-        top = np.argpartition(-scores, count - 1)[:count]
-        return described[top[np.argsort(-scores[top])]]
+    def found(raw: bytes, count: int) -> IntArray:
+        rows = near(np.frombuffer(raw, np.float32), count)
+        return described[rows[rows >= 0]]
 
-    kept = remembered(exact)
+    kept = remembered(found)
 
     def search(query: FloatArray, count: int) -> IntArray:
         if not len(described):

@@ -59,12 +59,14 @@ class Figures:
         while True:
             began = time.monotonic()
             try:
-                await asyncio.to_thread(self.look)
-                figures = self.now()
-                self._hub.broadcast(orjson.dumps(figures))
+                self._hub.broadcast(await asyncio.to_thread(self._newest))
             except Exception:
                 log.exception("no figures this second")
             await asyncio.sleep(max(0.1, 1.0 - (time.monotonic() - began)))
+
+    def _newest(self) -> bytes:
+        self.look()
+        return orjson.dumps(self.now())
 
     def now(self) -> dict[str, Any]:
         """The figures of this moment; rates since the last call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 
 from afterclick.errors import BadArtifact
 from afterclick.model import FloatArray
-from afterclick.scoring import FEATURE_NAMES, PARTS
+from afterclick.scoring import FEATURE_NAMES, FEATURES, PARTS
+from serving.ranking.leaf_parts import leaf_parts
 from serving.ranking.lightgbm_library import Booster
 from serving.ranking.ranker import FILE, FormulaRanker, Ranker, TreeRanker, load_ranker
 
@@ -64,6 +66,44 @@ def test_a_tree_gives_each_part_what_its_features_changed() -> None:
     assert np.abs(receipt["model"]).mean() > 3 * np.abs(receipt["content"]).mean()
 
 
+@pytest.mark.parametrize("count", [40, 400])
+def test_the_best_rows_come_with_their_receipt(count: int) -> None:
+    ranker, x = TreeRanker(trained()), rows(count, seed=2)
+    top, receipt = ranker.best(x, 10)
+    assert np.abs(sum(receipt.values()) - ranker.score(x)[top]).max() < 1e-6
+    assert (np.diff(ranker.score(x)[top]) < 1e-9).all()
+    assert all(np.array_equal(part, receipt[name]) for name, part in ranker.receipt(x[top]).items())
+
+
+def test_parts_follow_each_split_from_the_root() -> None:
+    """Against a walk of one tree at a time over what the package tells of the same model."""
+    text = trained()
+    of = [PARTS.index(dict(FEATURES)[name]) for name in FEATURE_NAMES]
+    found = leaf_parts(text, of, len(PARTS))
+
+    def walk(node: dict[str, Any], path: list[float], tree: int) -> None:
+        if "leaf_index" in node:
+            assert np.allclose(found[tree, node["leaf_index"]], path, atol=1e-6)
+            return
+        for child in (node["left_child"], node["right_child"]):
+            below, value = list(path), child.get("internal_value", child.get("leaf_value"))
+            below[of[node["split_feature"]]] += value - node["internal_value"]
+            walk(child, below, tree)
+
+    for at, tree in enumerate(lightgbm.Booster(model_str=text).dump_model()["tree_info"]):
+        root = tree["tree_structure"]
+        walk(root, [0.0] * len(PARTS) + [root["internal_value"]], at)
+
+
+def test_a_tree_that_learned_nothing_is_all_base() -> None:
+    x = np.zeros((100, len(FEATURE_NAMES)), np.float32)
+    data = lightgbm.Dataset(x, np.arange(100) % 2, feature_name=list(FEATURE_NAMES))
+    stump = lightgbm.train({"objective": "regression", "verbose": -1}, data, 1).model_to_string()
+    receipt = TreeRanker(stump).receipt(x[:3])
+    assert receipt["base"] == pytest.approx([0.5] * 3)
+    assert not any(receipt[part].any() for part in PARTS)
+
+
 def test_a_ranker_of_other_features_is_refused() -> None:
     names = [f"f{i}" for i in range(len(FEATURE_NAMES))]
     with pytest.raises(BadArtifact, match="train again"):
@@ -89,5 +129,5 @@ def test_the_cascade_finds_what_all_trees_would_choose() -> None:
     for seed in range(20):
         x = rows(400, seed=seed)
         all_trees = np.sort(ranker.score(x))[-10:]
-        found.append(np.isin(ranker.score(x)[ranker.best(x, 10)], all_trees).mean())
+        found.append(np.isin(ranker.score(x)[ranker.best(x, 10)[0]], all_trees).mean())
     assert np.mean(found) > 0.9

@@ -1,0 +1,29 @@
+"""Items with content like an item's: the same with an index as without, of described items only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from serving.ranking.searches import content_search
+from training import index
+
+
+def test_an_index_over_content_finds_what_exact_search_finds(tmp_path: Path) -> None:
+    content = np.random.default_rng(1).normal(size=(400, 16)).astype(np.float32)
+    content[::3] = 0.0
+    described = content[content.any(axis=1)]
+    index.write(index.build(described, "flat")[0], tmp_path, index.CONTENT)
+    indexed, exact = content_search(content, tmp_path / index.CONTENT), content_search(content)
+    for row in (1, 2, 50):
+        found = indexed(content[row], 20)
+        assert found.tolist() == exact(content[row], 20).tolist()
+        assert content[found].any(axis=1).all()
+    assert len(indexed(content[1], 1000)) == len(described)
+
+
+def test_only_many_described_items_get_an_index() -> None:
+    few = np.ones((100, 4), np.float32)
+    assert index.of_content(few) is None
+    assert index.kind_of(index.FLAT_BELOW) == "ivf"
