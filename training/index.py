@@ -72,7 +72,7 @@ def _ivf(vectors: NDArray[np.float32], seed: int) -> Any:
     index = faiss.IndexIVFFlat(
         faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], cells, faiss.METRIC_INNER_PRODUCT
     )
-    index.cp.seed, index.cp.max_points_per_centroid = seed, 64
+    index.cp.seed, index.cp.max_points_per_centroid, index.cp.niter = seed, 64, 10
     index.nprobe = max(1, cells // 16)
     index.train(vectors)
     return index
