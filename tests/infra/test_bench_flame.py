@@ -6,10 +6,11 @@ from xml.etree import ElementTree
 
 from infra.benches.flame import draw, read
 
-RAW = """\
-thread (1): MainThread;main (/home/me/app/.venv/lib/python3/site-packages/uvicorn/run.py:3);rank (serving/rank.py:10) 60
-thread (1): MainThread;main (/home/me/app/.venv/lib/python3/site-packages/uvicorn/run.py:3);rank (serving/rank.py:12) 20
-thread (1): MainThread;main (/home/me/app/.venv/lib/python3/site-packages/uvicorn/run.py:3);<reply> (/opt/tool.py:1) 20
+START = "thread (1): MainThread;main (/srv/app/.venv/lib/python3/site-packages/uvicorn/run.py:3)"
+RAW = f"""\
+{START};rank (serving/rank.py:10) 60
+{START};rank (serving/rank.py:12) 20
+{START};<reply> (/opt/tool.py:1) 20
 thread (2): other;work (elsewhere.py:1) 900
 """
 
@@ -26,5 +27,5 @@ def test_frames_are_as_wide_as_their_share() -> None:
 
 def test_no_folder_of_the_machine_is_in_it() -> None:
     svg = draw(read(RAW))
-    assert "/home/" not in svg
+    assert "/srv/" not in svg
     assert "/opt/" not in svg
