@@ -129,4 +129,6 @@ class Remembered:
 
 def _key(ask: Ask, rows: Rows) -> Ask:
     """Users without history share their list; what was waited for does not matter."""
+    if rows and ask.after is None:
+        return ask
     return replace(ask, user_id=ask.user_id if rows else "", after=None)

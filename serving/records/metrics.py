@@ -103,6 +103,9 @@ class Metrics:
         self.items = Gauge("afterclick_items", "Items by where they are known.", ["where"], registry=r)
         self.model = Gauge("afterclick_model_info", "1 for the model that serves.", ["version"], registry=r)
         self.watchers = Gauge("afterclick_websockets", "Open WebSockets.", ["kind"], registry=r)
+        # looking a child up by its labels costs as much as counting
+        self._listed: dict[tuple[str, bool], Counter] = {}
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self.fresh_recent = Recent(len(STAGES))
         self.latency_recent = Recent(1)
         self.push_recent = Recent(1)
@@ -141,11 +144,20 @@ class Metrics:
 
     def listed(self, source: str, degraded: bool) -> None:
         """A list went out."""
-        self.lists.labels(source, "true" if degraded else "false").inc()
+        counter = self._listed.get((source, degraded))
+        if counter is None:
+            counter = self.lists.labels(source, "true" if degraded else "false")
+            self._listed[source, degraded] = counter
+        counter.inc()
 
     def answered_in(self, route: str, status: int, seconds: float) -> None:
-        self.requests.labels(route, str(status)).inc()
-        self.latency.labels(route).observe(seconds)
+        found = self._answered.get((route, status))
+        if found is None:
+            found = self.requests.labels(route, str(status)), self.latency.labels(route)
+            self._answered[route, status] = found
+        counter, latency = found
+        counter.inc()
+        latency.observe(seconds)
         self.latency_recent.add((seconds * 1000,))
         self.answered += 1
 
