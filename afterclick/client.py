@@ -158,8 +158,12 @@ def _batch(user_ids: Sequence[str], n: int | None) -> _Call[Batch]:
     return _Call(Batch, "POST", "/recommendations/batch", body=_given(user_ids=list(user_ids), n=n))
 
 
-def _similar(item_id: str, n: int | None) -> _Call[Items]:
-    return _Call(Items, "GET", "/similar-items", _given(item_id=item_id, n=n))
+def _similar(item_id: str, n: int | None, by: str | None) -> _Call[Items]:
+    return _Call(Items, "GET", "/similar-items", _given(item_id=item_id, n=n, by=by))
+
+
+def _latest(n: int | None, category: str | None) -> _Call[Items]:
+    return _Call(Items, "GET", "/latest", _given(n=n, category=category))
 
 
 def _popular(n: int | None, window: str | None, category: str | None) -> _Call[Items]:
@@ -202,7 +206,7 @@ class Client:
     ) -> Recommendations:
         """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position.
 
-        `more` is what the API takes: policy, filters, offset, cursor, diversity, explore, explain.
+        `more` is what the API takes: session_id, policy, filters, offset, cursor, diversity, explore …
         """
         return self._send(_recommendations(user_id, n, interests, items, exclude, category, after, more))
 
@@ -210,8 +214,12 @@ class Client:
         """Lists for up to 500 users."""
         return self._send(_batch(user_ids, n))
 
-    def similar(self, item_id: str, n: int | None = None) -> Items:
-        return self._send(_similar(item_id, n))
+    def similar(self, item_id: str, n: int | None = None, by: str | None = None) -> Items:
+        """Items like this one; `by="bought"`: chosen by the same users, `by="content"`: described alike."""
+        return self._send(_similar(item_id, n, by))
+
+    def latest(self, n: int | None = None, category: str | None = None) -> Items:
+        return self._send(_latest(n, category))
 
     def popular(self, n: int | None = None, window: str | None = None, category: str | None = None) -> Items:
         return self._send(_popular(n, window, category))
@@ -271,7 +279,7 @@ class AsyncClient:
     ) -> Recommendations:
         """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position.
 
-        `more` is what the API takes: policy, filters, offset, cursor, diversity, explore, explain.
+        `more` is what the API takes: session_id, policy, filters, offset, cursor, diversity, explore …
         """
         return await self._send(
             _recommendations(user_id, n, interests, items, exclude, category, after, more)
@@ -281,8 +289,12 @@ class AsyncClient:
         """Lists for up to 500 users."""
         return await self._send(_batch(user_ids, n))
 
-    async def similar(self, item_id: str, n: int | None = None) -> Items:
-        return await self._send(_similar(item_id, n))
+    async def similar(self, item_id: str, n: int | None = None, by: str | None = None) -> Items:
+        """Items like this one; `by="bought"`: chosen by the same users, `by="content"`: described alike."""
+        return await self._send(_similar(item_id, n, by))
+
+    async def latest(self, n: int | None = None, category: str | None = None) -> Items:
+        return await self._send(_latest(n, category))
 
     async def popular(
         self, n: int | None = None, window: str | None = None, category: str | None = None

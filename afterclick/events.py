@@ -55,7 +55,22 @@ def printable(value: str) -> str:
     return value
 
 
-Id = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(printable)]
+PRINTABLE: Final = r"^[^\x00-\x1f\x7f]*$"
+"""What JSON Schema says of text that has to be printable."""
+Id = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=128),
+    AfterValidator(printable),
+    Field(json_schema_extra={"pattern": PRINTABLE}),
+]
+SESSION: Final = "session:"
+"""How the id of a user begins who is nobody but a session."""
+SessionId = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=128 - len(SESSION)),
+    AfterValidator(printable),
+    Field(json_schema_extra={"pattern": PRINTABLE}),
+]
 Rating = Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -12,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afterclick.settings import Settings
 from serving.access.call_limit import CallLimit
-from serving.access.guard import Guard
+from serving.access.guard import OPEN_PATHS, Guard
 from serving.records.metrics import Metrics
 from serving.records.recent import RecentRequests
 from serving.records.request_log import LoggedRequest, RequestLog
@@ -26,6 +27,12 @@ what its score is made of."""
 
 UNLOGGED = ("/health/live", "/health/ready", "/metrics")
 """Routes that machines ask all day long: not in the request log."""
+
+SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, or a user's token."},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+"""How a request shows who asks; without keys nobody needs to."""
 
 NOT_HTTP = {
     "description": "Not valid HTTP, such as a target over 64 KiB: answered before any route.",
@@ -64,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
     serving = settings.serving
     shared = settings.redis if serving.limit_shared else None
     limit = CallLimit(serving.limit, shared) if serving.limit else None
-    app.add_middleware(Guard, settings=serving, limit=limit)
+    app.add_middleware(Guard, settings=serving, keys=service.plane.keys, limit=limit)
     if serving.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -118,6 +125,13 @@ class Measured:
                 )
 
 
+def _document_guard(operation: dict[str, Any]) -> None:
+    """What the guard may answer before a route is asked, and what it wants to see."""
+    for status, entry in problems.documented(401, 403, 429).items():
+        operation["responses"].setdefault(str(status), entry)
+    operation["security"] = [{name: []} for name in SECURITY]
+
+
 def _document_problems(app: FastAPI) -> None:
     """Put the shape of a problem into the OpenAPI document, and out its default validation error."""
     schema = app.openapi()
@@ -125,8 +139,13 @@ def _document_problems(app: FastAPI) -> None:
     problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     components.update(problem.pop("$defs", {}))
     components["Problem"] = problem
+    schema["components"]["securitySchemes"] = SECURITY
     for unused in ("HTTPValidationError", "ValidationError"):
         components.pop(unused, None)
     for path in schema["paths"].values():
         for operation in path.values():
             operation["responses"].setdefault("400", NOT_HTTP)
+    for route, path in schema["paths"].items():
+        if route not in OPEN_PATHS:
+            for operation in path.values():
+                _document_guard(operation)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from afterclick import events
 from afterclick.candidates import SOURCES, Candidates, candidate_items
 from afterclick.errors import Unavailable
-from afterclick.events import Action
+from afterclick.events import SESSION, Action
 from afterclick.model import IntArray, Model
 from afterclick.scoring import UserState, features
 from afterclick.state import HistoryEntry, standing
@@ -73,7 +73,7 @@ class Recommender:
             rows, degraded = await self._store.rows(ask.user_id) if ask.user_id else [], False
         except Unavailable:
             rows, degraded = [], True
-        world = self._worlds.current
+        world = self._worlds.of(ask.options.model)
         chance = ask.options.explore > 0
         shown = None if chance else self._remembered.get(ask, rows, world)
         if shown is None:
@@ -127,7 +127,8 @@ class Recommender:
         if policy in (Policy.POPULAR, Policy.TRENDING):
             return popular(world, choice) if policy is Policy.POPULAR else overall(world, choice)
         if model is not None and len(state.items):
-            source = Source.PERSONALISED if rows else Source.SESSION
+            known = rows and not ask.user_id.startswith(SESSION)
+            source = Source.PERSONALISED if known else Source.SESSION
             if policy is Policy.BLEND:
                 return personalised(world, model, state, choice, self._catalogue, history, source)
             alone = by_one_model(world, policy, state, choice, self._catalogue, history, source)

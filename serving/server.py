@@ -11,7 +11,9 @@ import uvicorn
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from serving.access.guard import check_address
+from serving.access.keys import read_keys
 from serving.app import create_app
+from serving.sql.database import Database
 
 DRAIN_S = 3
 """How long open requests and WebSockets may take to end; feedback is flushed after that."""
@@ -19,12 +21,22 @@ MAX_MESSAGE = 65_536
 
 
 def run(settings: Settings) -> None:
-    """Serve until told to stop. Raises Unavailable where the address is taken, BadInput where it is
-    reachable by others and nobody needs a key."""
-    check_address(settings.serving)
+    """Serve until told to stop. Raises Unavailable where the address is taken or, where it is reachable by
+    others, the database does not say whether there are keys; BadInput where nobody needs one."""
+    check_address(settings.serving, lambda: _has_keys(settings))
     listener = bind(settings.serving.host, settings.serving.port)
     prefer_requests()
     uvicorn.Server(config_of(settings)).run(sockets=[listener])
+
+
+def _has_keys(settings: Settings) -> bool:
+    """Whether SQL holds API keys. Raises Unavailable."""
+    database = Database(settings.database)
+    database.upgrade()
+    with database.begin() as connection:
+        kept = read_keys(connection)
+    database.close()
+    return bool(kept)
 
 
 def prefer_requests() -> None:

@@ -17,11 +17,12 @@ import structlog
 from afterclick.events import Action
 from afterclick.settings import Settings
 from afterclick.state import StateChange
+from serving.access.keys import KeyRing
 from serving.decisions.control_plane import ControlPlane
 from serving.decisions.rules import RuleBook
 from serving.feeds.catalogue import Catalogue
 from serving.feeds.dead_letters import DeadLetters
-from serving.feeds.model_feed import LoadedModel, ModelFeed, no_model
+from serving.feeds.model_feed import LoadedModel, ModelFeed, ModelStore, no_model
 from serving.feeds.positions import PositionWaiters
 from serving.feeds.text_search import TextSearch
 from serving.feeds.topic_reader import TopicReader
@@ -31,6 +32,7 @@ from serving.online.online_store import OnlineStore
 from serving.operations.console import Console
 from serving.ranking.remembered import Ask, Kept
 from serving.recommender import Answer, Recommender
+from serving.records.catalogue_copy import CatalogueCopy
 from serving.records.exposure import Exposure
 from serving.records.feedback import FeedbackLog
 from serving.records.figures import Figures
@@ -38,6 +40,8 @@ from serving.records.impressions import ImpressionLog
 from serving.records.metrics import Metrics
 from serving.records.recent import RecentRequests
 from serving.records.request_log import RequestLog
+from serving.records.users import Users
+from serving.sql.behind import WrittenBehind
 from serving.sql.database import Database
 from serving.world import Worlds
 
@@ -66,6 +70,8 @@ class Service:
     plane: ControlPlane
     requests: RequestLog
     console: Console
+    users: Users
+    behind: WrittenBehind
     search: TextSearch = field(default_factory=TextSearch)
     exposure: Exposure = field(default_factory=Exposure)
     kept: Kept = field(default_factory=Kept)
@@ -85,9 +91,12 @@ class Service:
         feed = TrendFeed(settings, lambda changes: service.hear(changes))
         rules, letters = RuleBook(catalogue), DeadLetters(kafka)
         worlds = Worlds(feed, catalogue, no_model(), rules)
-        models = ModelFeed(lambda loaded: service.use(loaded), settings.home / "fetched")
+        kept = ModelStore(settings.training.store or str(settings.artifacts), settings.home / "fetched")
+        models = ModelFeed(lambda loaded: service.use(loaded), worlds.use_beside, kept)
+        items = TopicReader(kafka.bootstrap, topics.items, lambda read: copy.take(catalogue.read(read)))
+        copy, users = CatalogueCopy(catalogue, items.caught_up.is_set), Users()
         readers = (
-            TopicReader(kafka.bootstrap, topics.items, catalogue.read),
+            items,
             TopicReader(kafka.bootstrap, topics.models, models.read),
         )
         service = cls(
@@ -106,15 +115,19 @@ class Service:
             impressions=ImpressionLog(kafka),
             letters=letters,
             figures=Figures(settings, feed, worlds, hub, metrics, letters),
-            plane=ControlPlane(database, rules, worlds.wake),
+            plane=ControlPlane(database, rules, KeyRing(settings.serving), worlds.wake, models.want),
             requests=RequestLog(database, settings.serving.request_log_days),
             console=Console(settings),
+            users=users,
+            behind=WrittenBehind(database, (copy, users)),
         )
         metrics.follow(service.requests)
         return service
 
     async def recommend(self, ask: Ask) -> Answer:
         """A list, counted and logged as shown; its JSON."""
+        if not ask.interests and (named := self.users.interests.get(ask.user_id)):
+            ask = replace(ask, interests=named)
         assigned = None if ask.settled else self.plane.assignment.of(ask.user_id)
         if assigned is not None:
             ask = replace(ask, options=assigned.options)
@@ -122,6 +135,9 @@ class Service:
         body, shown = answer.body, answer.shown
         if assigned is not None:
             body["experiment"] = {"name": assigned.experiment, "arm": assigned.arm}
+            wanted = assigned.options.model
+            if wanted is not None and body["model_version"] != wanted:
+                body["experiment"]["fallback"] = f"model {wanted}: {self.models.why_not(wanted)}"
             self.plane.trials.shown(body["impression_id"], ask.user_id, assigned)
         self.metrics.listed(body["source"], body["degraded"])
         self.exposure.shown(body["impression_id"], body["source"], body["model_version"], shown.count)
@@ -129,14 +145,15 @@ class Service:
         self.kept.put(answer)
         return body
 
-    def reacted(self, impression_id: str | None, action: Action) -> None:
+    def reacted(self, impression_id: str | None, item_id: str, action: Action) -> None:
         """Somebody acted on an item of a list that went out."""
-        self.exposure.reacted(impression_id, action)
+        self.exposure.reacted(impression_id, action, self.kept.place(impression_id, item_id))
         self.plane.trials.reacted(impression_id, action)
 
     async def start(self) -> None:
         """Begin to follow the topics. Answers are possible at once, and get better as things load."""
         self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self.plane.look)  # who may ask has to be known before anybody asks
         self.feed.start()
         for reader in self.readers:
             reader.start()
@@ -144,6 +161,7 @@ class Service:
         self.worlds.start()
         self.plane.start()
         self.requests.start()
+        self.behind.start()
         self._tasks.append(asyncio.create_task(self.figures.run(), name="figures"))
 
     async def stop(self) -> None:
@@ -162,6 +180,7 @@ class Service:
             self.letters.close,
             self.plane.stop,
             self.requests.stop,
+            self.behind.stop,
             self.console.stop,
         )
         await asyncio.gather(

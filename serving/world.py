@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 import structlog
@@ -35,6 +36,8 @@ PAUSE_S = 1.0
 """Between two worlds, at least."""
 SHARE = 20.0
 """A world that takes long to build is built less often: at most a twentieth of the time."""
+
+_NUMBERS = count(1)
 
 
 @dataclass
@@ -104,6 +107,17 @@ class World:
         """The items that came last, which may not have been seen by anybody yet."""
         return np.arange(max(0, len(self.heat) - NEWEST), len(self.heat), dtype=np.int32)
 
+    @cached_property
+    def latest(self) -> IntArray:
+        """Every item, the newest first: those that came after the model, then by their first interaction."""
+        m, model = len(self.heat), self.loaded.model
+        known = len(model) if model is not None else 0
+        after = np.arange(m - 1, known - 1, -1)
+        if model is None:
+            return after.astype(np.int32)
+        seen = np.nan_to_num(model.first_seen_ms, nan=-np.inf)
+        return np.concatenate([after, np.argsort(-seen, kind="stable")]).astype(np.int32)
+
     def find(self, item_id: str) -> int | None:
         """The index of an item in this world's arrays, or None."""
         at = self._index.get(item_id)
@@ -115,8 +129,43 @@ class World:
         return np.array(found, np.int32)
 
 
+class _Builder:
+    """Makes the worlds of one model after another; what they are indexed by stays while the model does."""
+
+    def __init__(self, feed: TrendFeed, catalogue: Catalogue, rules: RuleBook) -> None:
+        self._feed, self._catalogue, self._rules = feed, catalogue, rules
+        self._space, self._space_of = ItemSpace(), ""
+        self._rows = _Rows(feed.table, np.empty(0, np.int64))
+        self._listed = -1
+
+    def build(self, loaded: LoadedModel) -> World:
+        """A new world from what the feeds hold now."""
+        self._adopt(loaded)
+        with self._feed.lock:
+            table = self._feed.table
+            now_ms = max(time.time() * 1000, table.newest_ms)
+            values, counts = table.values(now_ms), table.counts.copy()
+            if table is not self._rows.table:
+                self._rows = _Rows(table, np.empty(0, np.int64))
+            self._rows.follow(self._space)
+        if self._catalogue.version != self._listed:
+            self._listed = self._catalogue.version
+            self._space.add_all(list(self._catalogue.items))
+        world = _world(loaded, self._space, self._rows.at, values, counts, now_ms)
+        rules = self._rules.active(self._space.index, world.heat)
+        return replace(world, rules=rules, number=next(_NUMBERS))
+
+    def _adopt(self, loaded: LoadedModel) -> None:
+        """Begin a new item space where the model is another: its rows come first."""
+        if loaded.version != self._space_of:
+            model = loaded.model
+            self._space = ItemSpace(list(model.index), dict(model.index)) if model else ItemSpace()
+            self._space_of, self._listed = loaded.version, -1
+            self._rows = _Rows(self._feed.table, np.empty(0, np.int64))
+
+
 class Worlds:
-    """Keeps `current` current."""
+    """Keeps `current` current, and beside it a world for each model that an arm of an experiment asks for."""
 
     def __init__(
         self, feed: TrendFeed, catalogue: Catalogue, loaded: LoadedModel, rules: RuleBook | None = None
@@ -124,15 +173,20 @@ class Worlds:
         self._feed, self._catalogue = feed, catalogue
         self._rules = rules or RuleBook(catalogue)
         self._next = loaded
-        self._space, self._space_of = ItemSpace(), ""
-        self._rows = _Rows(feed.table, np.empty(0, np.int64))
-        self._listed, self._number = -1, 0
+        self._builder = self._new_builder()
+        self._beside: Mapping[str, LoadedModel] = {}
+        self._builders: dict[str, _Builder] = {}
+        self._worlds: dict[str, World] = {}
         self._wake, self._stop = threading.Event(), threading.Event()
         self._built_of: tuple[object, ...] | None = None
         self._built_at = 0.0
         self._pause_s = PAUSE_S
         self._thread: threading.Thread | None = None
         self.current = self.build()
+
+    def of(self, version: str | None) -> World:
+        """The world of a model; the current one where that is not loaded, or none is named."""
+        return self.current if version is None else self._worlds.get(version, self.current)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="world-builder", daemon=True)
@@ -149,35 +203,24 @@ class Worlds:
         self._next = loaded
         self._wake.set()
 
+    def use_beside(self, loaded: Mapping[str, LoadedModel]) -> None:
+        """Have these models, too, and no others, for the arms that ask for them."""
+        self._beside = dict(loaded)
+        self._wake.set()
+
     def wake(self) -> None:
         """Look at once whether there is something new."""
         self._wake.set()
 
     def build(self) -> World:
-        """A new world from what the feeds hold now."""
-        loaded = self._next
-        self._adopt(loaded)
-        with self._feed.lock:
-            table = self._feed.table
-            now_ms = max(time.time() * 1000, table.newest_ms)
-            values, counts = table.values(now_ms), table.counts.copy()
-            if table is not self._rows.table:
-                self._rows = _Rows(table, np.empty(0, np.int64))
-            self._rows.follow(self._space)
-        if self._catalogue.version != self._listed:
-            self._listed = self._catalogue.version
-            self._space.add_all(list(self._catalogue.items))
-        world = _world(loaded, self._space, self._rows.at, values, counts, now_ms)
-        self._number += 1
-        return replace(world, rules=self._rules.active(self._space.index, world.heat), number=self._number)
+        """A new world of the model that serves, and of those beside it."""
+        beside = self._beside
+        self._builders = {version: self._builders.get(version) or self._new_builder() for version in beside}
+        self._worlds = {version: self._builders[version].build(loaded) for version, loaded in beside.items()}
+        return self._builder.build(self._next)
 
-    def _adopt(self, loaded: LoadedModel) -> None:
-        """Begin a new item space where the model is another: its rows come first."""
-        if loaded.version != self._space_of:
-            model = loaded.model
-            self._space = ItemSpace(list(model.index), dict(model.index)) if model else ItemSpace()
-            self._space_of, self._listed = loaded.version, -1
-            self._rows = _Rows(self._feed.table, np.empty(0, np.int64))
+    def _new_builder(self) -> _Builder:
+        return _Builder(self._feed, self._catalogue, self._rules)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -187,6 +230,7 @@ class Worlds:
                 self._feed.changes,
                 self._catalogue.version,
                 self._next.version,
+                tuple(self._beside),
                 self._rules.state(),
             )
             swapped = self._built_of is None or state[2] != self._built_of[2]

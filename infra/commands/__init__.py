@@ -7,7 +7,19 @@ import importlib
 import typer
 
 # groups become `afterclick <group> <command>`; flat modules add their commands at the top
-_GROUPS = ("data", "ingest", "pipeline", "models", "als", "bench", "dlq", "db", "rules", "experiments")
+_GROUPS = (
+    "data",
+    "ingest",
+    "pipeline",
+    "models",
+    "als",
+    "bench",
+    "dlq",
+    "db",
+    "rules",
+    "experiments",
+    "api_key",
+)
 _FLAT = (
     "stack",
     "stream",
@@ -25,6 +37,6 @@ _FLAT = (
 def register(app: typer.Typer) -> None:
     """Add every command module to the application. Each has an `app` (a typer.Typer)."""
     for name in _GROUPS:
-        app.add_typer(importlib.import_module(f"infra.commands.{name}").app, name=name)
+        app.add_typer(importlib.import_module(f"infra.commands.{name}").app, name=name.replace("_", "-"))
     for name in _FLAT:
         app.registered_commands += importlib.import_module(f"infra.commands.{name}").app.registered_commands

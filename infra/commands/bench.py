@@ -63,6 +63,19 @@ def sockets(
 
 
 @app.command()
+def degrade(
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 100.0,
+    away: Annotated[float, typer.Option(help="Seconds that each part is away.")] = 8.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """Redis, Kafka, a model, SQL away one by one under load: what lists say, how late, how soon mended."""
+    from afterclick.settings import Settings
+    from infra.benches.degrade import Bench, run
+
+    _print(run(Bench(rate=rate, away=away), Settings().jars), as_json)
+
+
+@app.command()
 def ingest(
     events: Annotated[int, typer.Option(help="Events in the log.")] = 300_000,
     users: Annotated[int, typer.Option(help="Users they come from.")] = 100_000,

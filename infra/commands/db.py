@@ -9,7 +9,9 @@ import typer
 if TYPE_CHECKING:
     from serving.sql.database import Database
 
-app = typer.Typer(help="The SQL tables of rules, experiments and the request log.", no_args_is_help=True)
+app = typer.Typer(
+    help="The SQL tables: rules, experiments, keys, items, users, the request log.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -41,7 +43,7 @@ def status() -> None:
 
 @app.command()
 def forget(user_id: Annotated[str, typer.Argument(help="The user to erase.")]) -> None:
-    """Erase a user from the SQL tables: the counts of experiments, and the request log."""
+    """Erase a user from the SQL tables: the counts of experiments, the row of the user, the request log."""
     from serving.sql.forgetting import forget_user
 
     typer.echo(f"{forget_user(upgraded_database(), user_id):,} rows erased")

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
 app = typer.Typer(help="Answer over HTTP and WebSocket.", no_args_is_help=True)
-
-
-class Scope(StrEnum):
-    """What a key may do."""
-
-    RECOMMEND = "recommend"
-    FEEDBACK = "feedback"
-    ADMIN = "admin"
 
 
 @app.command()
@@ -49,20 +40,3 @@ def api_token(
     if secret is None:
         raise BadInput("there are no tokens: set AFTERCLICK_SERVING__TOKEN_SECRET (openssl rand -hex 32)")
     typer.echo(new_token(secret, user_id, hours * 3600)[0])
-
-
-@app.command("api-key")
-def api_key(
-    name: Annotated[str, typer.Argument(help="What the key is for.")],
-    scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; repeat for several.")] = None,
-) -> None:
-    """Make an API key: prints it once, and the setting that makes the API know it."""
-    import orjson
-
-    from serving.access.guard import new_key
-
-    key, sha256 = new_key()
-    scopes = [str(s) for s in scope or (Scope.RECOMMEND, Scope.FEEDBACK)]
-    setting = orjson.dumps({name: {"sha256": sha256, "scopes": scopes}}).decode()
-    typer.echo(f"key      {key}")
-    typer.echo(f"setting  AFTERCLICK_SERVING__KEYS='{setting}'")

@@ -1,17 +1,14 @@
 """Who may ask: API keys with scopes, tokens of users, a limit per caller, WebSockets from known origins only.
 
-Keys are settings: a name, the SHA-256 of the key, and its scopes. Tokens are good for one user, the request's
-`scope["subject"]`, which routes hold every user id against. Without keys and token secret the service answers
-everyone, and therefore listens on loopback only (see `check_address`).
+Keys are looked up in the `KeyRing`. Tokens are good for one user, the request's `scope["subject"]`, which
+routes hold every user id against. Without keys and token secret the service answers everyone, and therefore
+listens on loopback only (see `check_address`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
-import secrets
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import parse_qsl, urlsplit
@@ -21,12 +18,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from afterclick.errors import BadInput
 from afterclick.settings import ApiScope, ServingSettings
 from serving.access.call_limit import CallLimit
+from serving.access.keys import Found, KeyRing
 from serving.access.tokens import SCOPES, is_token, user_of
 from serving.routes.problems import problem
 
 OPEN_PATHS = ("/health/live", "/health/ready", "/docs", "/openapi.json", "/redoc")
 ADMIN_PATHS = ("/metrics", "/exposure", "/models", "/dead-letters", "/requests", "/ws/live")
-ADMIN_PREFIXES = ("/explain/", "/admin/", "/rules", "/experiments", "/tokens")
+ADMIN_PREFIXES = ("/explain/", "/admin/", "/rules", "/experiments", "/tokens", "/keys")
+STEERING = ("/admin/", "/keys")
+"""What no foreign page may ask for, and nobody but this machine where there are no keys."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 BEARER = b"bearer."
 Headers = dict[bytes, bytes]
@@ -41,11 +41,20 @@ class Refusal:
     headers: dict[str, str] | None = None
 
 
+_UNSURE = Refusal(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "the database has not said yet which API keys there are",
+    {"retry-after": "1"},
+)
+
+
 class Guard:
     """ASGI middleware: 401 without a known key, 403 without its scope, 429 over the limit."""
 
-    def __init__(self, app: ASGIApp, settings: ServingSettings, limit: CallLimit | None = None) -> None:
-        self.app, self._settings, self._limit = app, settings, limit
+    def __init__(
+        self, app: ASGIApp, settings: ServingSettings, keys: KeyRing, limit: CallLimit | None = None
+    ) -> None:
+        self.app, self._settings, self._keys, self._limit = app, settings, keys, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS:
@@ -63,10 +72,12 @@ class Guard:
             await response(scope, receive, send)
 
     def _key_refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
-        if not self._settings.keys and not self._settings.token_secret:
-            return _unkeyed_refusal(scope, headers, self._settings)
+        if not self._keys.needed:
+            return _UNSURE if self._keys.unsure else _unkeyed_refusal(scope, headers, self._settings)
         name, scopes = self._admitted(scope, _given_key(headers))
         scope["caller"] = name
+        if scopes is None and self._keys.unsure:
+            return _UNSURE
         if scopes is None:
             challenge = {"www-authenticate": 'Bearer realm="afterclick"'}
             needed = "an API key or a token that has not ended is needed: Authorization: Bearer …"
@@ -76,24 +87,15 @@ class Guard:
             return Refusal(HTTPStatus.FORBIDDEN, f"this key has no scope `{needed}`")
         return _subject_refusal(scope)
 
-    def _admitted(self, scope: Scope, key: bytes) -> tuple[str | None, Iterable[ApiScope] | None]:
+    def _admitted(self, scope: Scope, key: bytes) -> Found:
         """Name and scopes of a key or a token; a token's user becomes the request's subject."""
         if not self._settings.token_secret or not is_token(key):
-            return self._known(key)
+            return self._keys.find(key)
         user_id = user_of(self._settings.token_secret, key)
         if user_id is None:
             return None, None
         scope["subject"] = user_id
         return "token", SCOPES
-
-    def _known(self, key: bytes) -> tuple[str | None, Iterable[ApiScope] | None]:
-        """Name and scopes of a key. Compares with every key, each in constant time."""
-        digest = hashlib.sha256(key).hexdigest()
-        found: tuple[str | None, Iterable[ApiScope] | None] = (None, None)
-        for name, known in self._settings.keys.items():
-            if hmac.compare_digest(known.sha256, digest):
-                found = (name, known.scopes)
-        return found
 
     async def _limit_refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
         if self._limit is None:
@@ -109,23 +111,18 @@ def scope_of(method: str, path: str) -> ApiScope:
     """The scope a request needs."""
     if path in ADMIN_PATHS or path.startswith(ADMIN_PREFIXES):
         return "admin"
-    return "feedback" if method == "POST" and path == "/feedback" else "recommend"
+    tells = path == "/feedback" if method == "POST" else method == "PUT"
+    return "feedback" if tells else "recommend"
 
 
-def check_address(settings: ServingSettings) -> None:
-    """Refuse to listen beyond this machine without keys. Raises BadInput."""
-    if settings.keys or settings.token_secret or settings.open or _is_loopback(settings.host):
+def check_address(settings: ServingSettings, has_keys: Callable[[], bool] = lambda: False) -> None:
+    """Refuse to listen beyond this machine without keys; SQL is asked last. Raises BadInput."""
+    if settings.keys or settings.token_secret or settings.open or _is_loopback(settings.host) or has_keys():
         return
     raise BadInput(
         f"{settings.host} is reachable by others and there are no API keys: make one with "
-        "`afterclick api-key`, or set AFTERCLICK_SERVING__OPEN=true behind a gateway that checks"
+        "`afterclick api-key add`, or set AFTERCLICK_SERVING__OPEN=true behind a gateway that checks"
     )
-
-
-def new_key() -> tuple[str, str]:
-    """A new key and its SHA-256: the key is shown once, the hash is what is kept."""
-    key = f"ac_{secrets.token_urlsafe(32)}"
-    return key, hashlib.sha256(key.encode()).hexdigest()
 
 
 def _given_key(headers: Headers) -> bytes:
@@ -165,7 +162,7 @@ def _origin_refusal(scope: Scope, headers: Headers, allowed: tuple[str, ...]) ->
     Foreign ones are refused, for WebSockets and for what an administrator may do.
     """
     origin = headers.get(b"origin", b"").decode("latin-1")
-    steers = scope["path"].startswith("/admin/") and scope.get("method") not in SAFE_METHODS
+    steers = scope["path"].startswith(STEERING) and scope.get("method") not in SAFE_METHODS
     if not origin or not (steers or scope["type"] == "websocket"):
         return None
     if origin in allowed or urlsplit(origin).netloc.encode() == headers.get(b"host", b""):
@@ -175,7 +172,7 @@ def _origin_refusal(scope: Scope, headers: Headers, allowed: tuple[str, ...]) ->
 
 def _unkeyed_refusal(scope: Scope, headers: Headers, settings: ServingSettings) -> Refusal | None:
     """Without keys an administrator is whoever sits at this machine, and names it as such."""
-    if not scope["path"].startswith("/admin/"):
+    if not scope["path"].startswith(STEERING):
         return None
     host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
     if not settings.open and _is_loopback(host):

@@ -23,6 +23,11 @@ from pydantic import AfterValidator, Field, StringConstraints
 from afterclick.events import Item, printable
 from serving.feeds.catalogue import Catalogue
 
+PATTERN = (
+    r"^((item|category|brand):[^\x00-\x1f\x7f\s]+|title:\w[^\x00-\x1f\x7f]*|"
+    r"price:([0-9]{1,9}\.\.|\.\.[0-9]{1,9}|[0-9]\.\.[1-9][0-9]))$"
+)
+"""What the OpenAPI document says of a condition: simpler than `parsed`, which takes more."""
 FIELDS = ("item", "category", "brand", "title", "price")
 Test = Callable[[Item], bool]
 _WORD = re.compile(r"\w+")
@@ -49,7 +54,7 @@ Condition = Annotated[
     str,
     StringConstraints(min_length=1, max_length=256),
     AfterValidator(_condition),
-    Field(examples=["brand:Sony"]),
+    Field(examples=["brand:Sony"], json_schema_extra={"pattern": PATTERN}),
 ]
 """One condition, as pydantic checks it."""
 

@@ -1,7 +1,7 @@
 """What people decide about the service, kept in SQL and read from memory.
 
-reads   sql  rules, experiments
-writes  sql  rules, experiments, experiment_users
+reads   sql  rules, experiments, api_keys
+writes  sql  rules, experiments, experiment_users, api_keys
 
 A thread makes the tables and looks for changes every two seconds. While the database is away, what was read
 last stays in force; no request for a list ever waits for SQL.
@@ -10,13 +10,14 @@ last stays in force; no request for a list ever waits for SQL.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
 from sqlalchemy.exc import IntegrityError
 
 from afterclick.errors import AfterclickError, AlreadyThere, NotFound
+from serving.access.keys import KeptKey, KeyDraft, KeyRing, add_key, read_keys, revoke_key
 from serving.decisions.experiments import (
     Assignment,
     Experiment,
@@ -37,8 +38,16 @@ PAUSE_S: Final = 2.0
 class ControlPlane:
     """Follows the database. `available` says whether it answered last time."""
 
-    def __init__(self, database: Database, rules: RuleBook, on_rules: Callable[[], None]) -> None:
-        self.database, self._rules, self._on_rules = database, rules, on_rules
+    def __init__(
+        self,
+        database: Database,
+        rules: RuleBook,
+        keys: KeyRing,
+        on_rules: Callable[[], None],
+        on_models: Callable[[Sequence[str]], None],
+    ) -> None:
+        self.database, self.keys = database, keys
+        self._rules, self._on_rules, self._on_models = rules, on_rules, on_models
         self.trials = Trials()
         self.assignment = Assignment()
         self.experiments: tuple[Experiment, ...] = ()
@@ -71,11 +80,13 @@ class ControlPlane:
                 self._upgraded = True
             with self.database.begin() as connection:
                 rules, experiments = read_rules(connection), read_experiments(connection)
+                self.keys.take(read_keys(connection))
             if rules != self._rules.rules:
                 self._rules.rules = rules
                 self._on_rules()
             if experiments != self.experiments:
                 self.experiments, self.assignment = experiments, Assignment(experiments)
+                self._on_models(self.assignment.models)
             self.trials.flush(self.database)
 
     def add_rule(self, draft: RuleDraft) -> Rule:
@@ -125,18 +136,34 @@ class ControlPlane:
         with self.database.begin() as connection:
             return results(experiment, read_sums(connection, name), level)
 
+    def add_key(self, draft: KeyDraft) -> tuple[KeptKey, str]:
+        """Make a key, in force here in a moment, elsewhere in seconds. Raises AlreadyThere, Unavailable."""
+        self.keys.takes(draft.name)
+        made = add_key(self.database, draft)
+        self.refresh()
+        return made
+
+    def revoke_key(self, name: str) -> None:
+        """End a key. Raises NotFound, Unavailable. Blocks."""
+        revoke_key(self.database, name)
+        self.refresh()
+
+    def look(self) -> None:
+        """Read what is decided now; where that fails, say so once and go on with what is known."""
+        try:
+            self.refresh()
+            self.available, self._told = True, False
+        except AfterclickError as error:
+            if not self._told:
+                log.warning("the control plane goes on with what it knows", error=str(error))
+            self.available, self._told = False, True
+        except Exception:
+            log.exception("the control plane could not be read")
+            self.available = False
+
     def _run(self) -> None:
         while True:
-            try:
-                self.refresh()
-                self.available, self._told = True, False
-            except AfterclickError as error:
-                if not self._told:
-                    log.warning("the control plane goes on with what it knows", error=str(error))
-                self.available, self._told = False, True
-            except Exception:
-                log.exception("the control plane could not be read")
-                self.available = False
+            self.look()
             if self._stop.is_set():  # looked at after a last refresh: what was counted is written
                 return
             self._stop.wait(PAUSE_S)

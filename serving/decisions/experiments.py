@@ -24,6 +24,7 @@ from serving.sql.tables import experiments as table
 
 Part = Literal["model", "history", "trend", "content", "base", "popularity"]
 Weight = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
@@ -41,11 +42,16 @@ class Arm(BaseModel):
     draw: Draw = Draw.UNIFORM
     diversity: Share = 0.0
     weights: dict[Part, Weight] = Field({}, description="What parts of the score are multiplied by.")
+    model: Version | None = Field(
+        None,
+        description="A version of the model that makes its lists, loaded beside the one that serves. Where "
+        "it is not there, the one that serves does, and the answer says so.",
+    )
 
     @property
     def options(self) -> Options:
         weights = tuple(sorted(self.weights.items()))
-        return Options(self.policy, self.explore, self.draw, self.diversity, weights)
+        return Options(self.policy, self.explore, self.draw, self.diversity, weights, self.model)
 
 
 class ExperimentDraft(BaseModel):
@@ -125,6 +131,12 @@ class Assignment:
             for e in self._running
             for arm in e.arms
         }
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The versions that arms of what runs ask for, the oldest experiment's first."""
+        asked = (arm.model for e in self._running for arm in e.arms if arm.model is not None)
+        return tuple(dict.fromkeys(asked))
 
     def of(self, user_id: str) -> Assigned | None:
         """The user's experiment and arm; None where there is none."""

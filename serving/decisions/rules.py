@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from pydantic import (
 )
 from sqlalchemy import Connection, delete, insert, select
 
-from afterclick.events import Id, new_id, now, printable
+from afterclick.events import PRINTABLE, Id, new_id, now, printable
 from afterclick.model import IntArray
 from serving.decisions.catalogue_query import Condition, matching
 from serving.feeds.catalogue import Catalogue
@@ -47,9 +47,22 @@ def _in_utc(value: datetime) -> datetime:
 MOST_BOOSTED = 100
 """Boosted items that join the candidates of a list, the hottest first."""
 MOST_PINNED = 20
-Text = Annotated[str, StringConstraints(max_length=500), AfterValidator(printable)]
+SPACES = 3
+"""Item spaces, one for each model that serves, that rules are kept for."""
+Text = Annotated[
+    str,
+    StringConstraints(max_length=500),
+    AfterValidator(printable),
+    Field(json_schema_extra={"pattern": PRINTABLE}),
+]
 Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+def _only_with(field: str, *actions: str) -> dict[str, Any]:
+    """JSON Schema: `field` is null but for these actions."""
+    fits = {"properties": {"action": {"enum": list(actions)}}}
+    return {"anyOf": [fits, {"properties": {field: {"type": "null"}}}]}
 
 
 class RuleAction(StrEnum):
@@ -67,7 +80,10 @@ class RuleDraft(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        json_schema_extra={"examples": [{"action": "boost", "query": ["brand:Sony"], "amount": 2.0}]},
+        json_schema_extra={
+            "examples": [{"action": "boost", "query": ["brand:Sony"], "amount": 2.0}],
+            "allOf": [_only_with("amount", "boost", "bury"), _only_with("position", "pin")],
+        },
     )
 
     action: RuleAction
@@ -173,9 +189,7 @@ class RuleBook:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._of: tuple[object, ...] | None = None
-        self._find: dict[str, int] | None = None
-        self._active = NO_RULES
+        self._kept: list[tuple[dict[str, int], tuple[object, ...], ActiveRules]] = []
         self.rules: tuple[Rule, ...] = ()
 
     def state(self) -> tuple[str, ...]:
@@ -186,12 +200,15 @@ class RuleBook:
     def active(self, find: dict[str, int], heat: NDArray[np.float64]) -> ActiveRules:
         """The rules in force, for the items that `find` has an index of and `heat` (m,) a value."""
         of = (self.state(), self._catalogue.version, len(heat))
-        if of != self._of or find is not self._find:
-            in_force = set(of[0])
-            rules = [rule for rule in self.rules if rule.rule_id in in_force]
-            self._active = _active(rules, self._catalogue, find, heat) if rules else NO_RULES
-            self._of, self._find = of, find
-        return self._active
+        for space, made_of, active in self._kept:
+            if space is find and made_of == of:
+                return active
+        in_force = set(of[0])
+        rules = [rule for rule in self.rules if rule.rule_id in in_force]
+        active = _active(rules, self._catalogue, find, heat) if rules else NO_RULES
+        others = [entry for entry in self._kept if entry[0] is not find]
+        self._kept = [(find, of, active), *others[: SPACES - 1]]
+        return active
 
 
 def _active(

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Connection, case, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from afterclick.errors import Unavailable
 from afterclick.events import Action
@@ -23,6 +22,7 @@ from serving.decisions.experiments import Assigned
 from serving.decisions.significance import Sums
 from serving.sql.database import Database
 from serving.sql.tables import experiment_users as table
+from serving.sql.upsert import insert_into
 
 REMEMBERED: Final = 50_000
 WAITING: Final = 100_000
@@ -121,8 +121,7 @@ class Trials:
 
 def _add(connection: Connection, waiting: Waiting) -> None:
     """One upsert per user, in one order everywhere, so that two processes never wait for each other."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    insert = dialect.insert(table)
+    insert = insert_into(connection, table)
     added: dict[str, Any] = {name: table.c[name] + insert.excluded[name] for name in _COUNTS}
     upsert = insert.on_conflict_do_update(index_elements=["experiment", "user_id"], set_=added)
     rows = [

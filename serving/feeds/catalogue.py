@@ -6,6 +6,7 @@ reads   topic  items
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import structlog
 from confluent_kafka import Message
@@ -15,6 +16,15 @@ from afterclick.errors import BadEvent
 from afterclick.events import Item, ItemEvent
 
 log = structlog.get_logger()
+
+
+class Change(NamedTuple):
+    """What one record said: an item, or its removal."""
+
+    item_id: str
+    item: Item | None
+    written_ms: int
+    """The record's timestamp."""
 
 
 class Catalogue:
@@ -30,12 +40,15 @@ class Catalogue:
     def __len__(self) -> int:
         return len(self.items)
 
-    def read(self, messages: Sequence[Message]) -> None:
-        """Take what stands on the topic: an item, or its removal (a record without value)."""
+    def read(self, messages: Sequence[Message]) -> list[Change]:
+        """Take what stands on the topic: items, and removals (records without value). Says what it was."""
+        changes = []
         for message in messages:
             raw, key = message.value(), message.key()
             if raw is None:
-                self.remove((key or b"").decode(errors="replace"))
+                item_id = (key or b"").decode(errors="replace")
+                self.remove(item_id)
+                changes.append(Change(item_id, None, message.timestamp()[1]))
                 continue
             try:
                 event = events.decode(raw)
@@ -44,6 +57,13 @@ class Catalogue:
                 continue
             if isinstance(event, ItemEvent):
                 self.put(event.data)
+                changes.append(Change(event.data.item_id, event.data, message.timestamp()[1]))
+        return changes
+
+    def put_new(self, item: Item) -> None:
+        """Add an item that is not there."""
+        if item.item_id not in self.items:
+            self.put(item)
 
     def put(self, item: Item) -> None:
         """Add or replace an item."""

@@ -1,4 +1,4 @@
-"""Follow published models: verify, load in a thread, hand over whole.
+"""Follow published models: verify, load in a thread, hand over whole. Beside the newest, what arms ask for.
 
 reads   topic     models
         artifact  every file named in its manifest
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ log = structlog.get_logger()
 Loaded = Callable[["LoadedModel"], None]
 REMEMBERED = 20
 """Published models that are remembered, to show."""
+BESIDE = 2
+"""Models that are loaded beside the newest, at most: each costs its arrays once more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,16 +45,34 @@ class LoadedModel:
     content_search: Search | None = None
 
 
+@dataclass(frozen=True)
+class ModelStore:
+    """Where models lie."""
+
+    kept: str
+    """Folder or s3:// prefix with a model per version."""
+    cache: Path
+    """Where what lies on S3 is fetched to."""
+
+
 def no_model() -> LoadedModel:
     """What is served before the first model is published."""
     return LoadedModel("", None, FormulaRanker())
 
 
 class ModelFeed:
-    """Loads the newest published model and calls `use` with it. A damaged one leaves the old one in place."""
+    """Loads the newest published model and calls `use` with it. A damaged one leaves the old one in place.
 
-    def __init__(self, use: Loaded, cache: Path) -> None:
-        self._use, self._cache = use, cache
+    Models that arms of experiments want are looked for among those published, then where models are kept,
+    and handed to `use_beside`, all of them each time.
+    """
+
+    def __init__(
+        self, use: Loaded, use_beside: Callable[[Mapping[str, LoadedModel]], None], store: ModelStore
+    ):
+        self._use, self._use_beside, self._store = use, use_beside, store
+        self._wanted: tuple[str, ...] = ()
+        self._beside: dict[str, LoadedModel] = {}
         self._newest: ModelPublished | None = None
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
@@ -67,6 +87,19 @@ class ModelFeed:
         self._stop.set()
         self._wake.set()
         self._thread.join(3.0)
+
+    def want(self, versions: Sequence[str]) -> None:
+        """Have these loaded beside the newest, the first ones where there are too many."""
+        self._wanted = tuple(versions)
+        self._wake.set()
+
+    def why_not(self, version: str) -> str:
+        """Why lists are not made by a version that an arm asks for."""
+        if version in self.refused:
+            return "it cannot be loaded; `refused_models` of /health/ready says why"
+        if version in self._wanted[BESIDE:]:
+            return f"no more than {BESIDE} models are loaded beside the one that serves"
+        return "it is not loaded yet"
 
     def read(self, messages: Sequence[Message]) -> None:
         """Remember the last model among these records; an older one that waits is skipped."""
@@ -89,24 +122,49 @@ class ModelFeed:
             self._wake.clear()
             published, self._newest = self._newest, None
             if published is not None and not self._stop.is_set():
-                self._load(published)
+                loaded = self._load(published.version, published.uri, published.manifest_sha256)
+                if loaded is not None:
+                    self.version = loaded.version
+                    self._use(loaded)
+            if not self._stop.is_set():
+                self._load_beside()
 
-    def _load(self, published: ModelPublished) -> None:
+    def _load_beside(self) -> None:
+        """Load what arms ask for and nobody serves yet; let go of what none asks for."""
+        wanted = [version for version in self._wanted[:BESIDE] if version != self.version]
+        beside = {version: self._beside[version] for version in wanted if version in self._beside}
+        for version in wanted:
+            if version not in beside:
+                uri, sha256 = self._place(version)
+                if (loaded := self._load(version, uri, sha256)) is not None:
+                    beside[version] = loaded
+        if beside != self._beside:
+            self._beside = beside
+            self._use_beside(beside)
+
+    def _place(self, version: str) -> tuple[str, str | None]:
+        """Where a version lies, and its manifest's hash where it was published lately."""
+        for published in self.published:
+            if published.version == version:
+                return published.uri, published.manifest_sha256
+        return f"{self._store.kept}/{version}", None
+
+    def _load(self, version: str, uri: str, sha256: str | None) -> LoadedModel | None:
+        """A model, or None: then `refused` says why."""
         began = time.monotonic()
         try:
-            folder = folder_of(published.uri, self._cache, published.manifest_sha256)
-            loaded = load(folder, published.manifest_sha256)
+            loaded = load(folder_of(uri, self._store.cache, sha256), sha256)
         except AfterclickError as error:
-            self.refused[published.version] = str(error)
-            log.error("model refused; the old one stays", version=published.version, error=str(error))
-            return
+            self.refused[version] = str(error)
+            log.error("model refused; the old one stays", version=version, error=str(error))
+            return None
         except Exception:
-            self.refused[published.version] = "cannot be loaded"
-            log.exception("model refused; the old one stays", version=published.version)
-            return
-        self.version = loaded.version
-        self._use(loaded)
+            self.refused[version] = "cannot be loaded"
+            log.exception("model refused; the old one stays", version=version)
+            return None
+        self.refused.pop(version, None)
         log.info("model loaded", version=loaded.version, seconds=round(time.monotonic() - began, 3))
+        return loaded
 
 
 def load(folder: Path, manifest_sha256: str | None) -> LoadedModel:

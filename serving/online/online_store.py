@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import Any
 
-import structlog
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -19,42 +17,11 @@ from redis.exceptions import RedisError
 from afterclick.errors import Unavailable
 from afterclick.settings import RedisSettings
 from afterclick.state import HistoryEntry
+from serving.online.breaker import Breaker
 from serving.online.redis_pipe import RedisPipe, suits
 
-log = structlog.get_logger()
-AWAY_S = 1.0
-"""How long Redis is left alone after it failed, so that requests need not each wait for it."""
-FAILURES = 3
-"""Failures in a row after which it is left alone."""
 Rows = list[bytes]
 """A history as it is stored: member, event time, member, …; newest first."""
-
-
-@dataclass
-class Breaker:
-    """Remembers that Redis failed. While open, one request per `AWAY_S` tries again."""
-
-    opened: float = 0.0
-    failures: int = 0
-
-    def allows(self, now: float) -> bool:
-        if self.failures < FAILURES:
-            return True
-        if now - self.opened < AWAY_S:
-            return False
-        self.opened = now  # this request is the probe; the others go on without Redis
-        return True
-
-    def failed(self, error: Exception) -> None:
-        self.failures += 1
-        self.opened = time.monotonic()
-        if self.failures == FAILURES:
-            log.warning("Redis does not answer; going on without it", error=str(error))
-
-    def worked(self) -> None:
-        if self.failures >= FAILURES:
-            log.info("Redis answers again")
-        self.failures = 0
 
 
 def entries(rows: Rows) -> list[HistoryEntry]:
@@ -72,7 +39,7 @@ class OnlineStore:
         self._keys, self._length = settings.keys, history_length
         plain = not settings.cluster and suits(settings.url)
         self._client = RedisPipe(settings.url, settings.timeout_s) if plain else _FullClient(settings)
-        self.breaker = Breaker()
+        self.breaker = Breaker("Redis")
 
     async def history(self, user_id: str, newest: int | None = None) -> list[HistoryEntry]:
         """What the user did, newest first. Raises Unavailable if Redis does not answer in time."""

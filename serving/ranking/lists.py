@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from afterclick.model import IntArray
 from afterclick.scoring import UserState
 from serving.feeds.catalogue import Catalogue
-from serving.ranking.choice import Choice
-from serving.routes.schemas import Source
+from serving.ranking.choice import Choice, without
+from serving.routes.schemas import Kinship, Source
 from serving.world import World, best
 
 HEAT_WEIGHT = 0.05
@@ -138,12 +138,18 @@ def _interesting(
     return Ranked(Source.INTERESTS, both, {k: v[order] for k, v in parts.items()}, sources, reasons)
 
 
+def latest(world: World, inside: IntArray | None = None) -> IntArray:
+    """Items that may be shown, the newest first."""
+    order = without(world.latest, world.rules.excluded)
+    return order if inside is None else order[np.isin(order, inside)]
+
+
 def similar(
-    world: World, item: int, n: int, inside: IntArray | None = None
+    world: World, item: int, n: int, inside: IntArray | None = None, by: Kinship = Kinship.ALL
 ) -> tuple[IntArray, NDArray[np.float64]]:
     """Items near an item and their scores: shared users, the same day's users, then content."""
     items, content, together = _like(world, item)
-    scores = content + together
+    scores = {Kinship.ALL: content + together, Kinship.BOUGHT: together, Kinship.CONTENT: content}[by]
     fits = (items != item) & ~np.isin(items, world.rules.excluded)
     if inside is not None:
         fits &= np.isin(items, inside)

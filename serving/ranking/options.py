@@ -43,6 +43,8 @@ class Options:
     """0 to 1: what an item loses for being like one above it, in ranges of the scores."""
     weights: tuple[tuple[str, float], ...] = ()
     """What parts of the score are multiplied by."""
+    model: str | None = None
+    """The version of the model that makes it; the one that serves by default."""
 
     @cached_property
     def label(self) -> str:
@@ -52,6 +54,8 @@ class Options:
             words.append(f"explore={self.explore:g}/{self.draw}")
         if self.diversity:
             words.append(f"diversity={self.diversity:g}")
+        if self.model:
+            words.append(f"model={self.model}")
         words += [f"{part}*{weight:g}" for part, weight in self.weights]
         return " ".join(words)
 

@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
+
 from serving.decisions.rules import ActiveRules
 from serving.feeds.positions import Position
 from serving.online.online_store import Rows
@@ -81,6 +83,12 @@ class Kept:
         while self._bytes > KEPT_BYTES:
             oldest = self._lists.pop(next(iter(self._lists)))
             self._bytes -= len(oldest.shown.items)
+
+    def place(self, impression_id: str | None, item_id: str) -> int | None:
+        """Where an item stood in a list, from 0; None where that is not known any more."""
+        answer = self._lists.get(impression_id or "")
+        ids = [row["item_id"] for row in orjson.loads(answer.shown.logged)] if answer else []
+        return ids.index(item_id) if item_id in ids else None
 
     def get(self, impression_id: str) -> dict[str, Any] | None:
         """The list as it was answered, or None where it is too long ago."""

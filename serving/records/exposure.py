@@ -1,4 +1,4 @@
-"""What was shown and what came of it: lists and reactions per source and model, since this process began.
+"""What was shown and what came of it: per source and model, and per place, since this process began.
 
 A list counts as reacted to at its first click, like, basket or purchase that names its impression. The newest
 lists are remembered, a bounded number; a reaction to an older one is not counted.
@@ -6,7 +6,7 @@ lists are remembered, a bounded number; a reaction to an older one is not counte
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ class Exposure:
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._open: OrderedDict[str, Tally] = OrderedDict()
         self._reacted: OrderedDict[str, None] = OrderedDict()
+        self._lengths: Counter[int] = Counter()
+        self._clicks: Counter[int] = Counter()
 
     def shown(self, impression_id: str, source: str, model_version: str | None, items: int) -> None:
         """A list of so many items went out."""
@@ -40,15 +42,18 @@ class Exposure:
         tally = self._tallies.setdefault(key, Tally())
         tally.lists += 1
         tally.items += items
+        self._lengths[items] += 1
         self._open[impression_id] = tally
         _bound(self._open)
 
-    def reacted(self, impression_id: str | None, action: Action) -> None:
-        """Somebody acted on an item of a list."""
+    def reacted(self, impression_id: str | None, action: Action, place: int | None = None) -> None:
+        """Somebody acted on an item of a list, at a place that counts from 0, where it is known."""
         tally = self._open.get(impression_id or "")
         if tally is None or impression_id is None or action not in _REACTIONS:
             return
         tally.clicks += action is Action.CLICK
+        if place is not None and action is Action.CLICK:
+            self._clicks[place] += 1
         if impression_id not in self._reacted:
             tally.reacted += 1
             self._reacted[impression_id] = None
@@ -61,6 +66,15 @@ class Exposure:
             {"source": source, "model_version": model or None, **vars(tally)}
             for (source, model), tally in ordered
         ]
+
+    def places(self) -> list[dict[str, int]]:
+        """A row per place, from 1: items shown there, and clicks on them."""
+        longest = max(self._lengths, default=0)
+        shown, rows = 0, []
+        for place in reversed(range(longest)):
+            shown += self._lengths[place + 1]
+            rows.append({"place": place + 1, "shown": shown, "clicks": self._clicks[place]})
+        return rows[::-1]
 
 
 def _bound(remembered: OrderedDict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from datetime import datetime
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -17,9 +18,11 @@ from afterclick.events import Interaction, InteractionEvent, ReviewEvent
 from afterclick.settings import KafkaSettings
 from afterclick.topics import PARTITIONER
 from serving.feeds.positions import Position
+from serving.online.breaker import Breaker
 
 WAIT_S = 2.0
 """How long Kafka may take to acknowledge before the client is told to try again."""
+AWAY = "Kafka does not take feedback now; send it again with its event_id"
 SOURCE = "afterclick/api"
 
 
@@ -29,6 +32,7 @@ class FeedbackLog:
     def __init__(self, settings: KafkaSettings) -> None:
         self._topics = settings.topics
         self._producer = Producer(_config(settings.bootstrap))
+        self._breaker = Breaker("Kafka")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="feedback-reports", daemon=True)
         self._thread.start()
@@ -36,9 +40,11 @@ class FeedbackLog:
     async def append(self, event: InteractionEvent) -> Position:
         """Write the event; its position once all in-sync replicas have it.
 
-        Raises Unavailable when Kafka does not say so in time. The event may still arrive: the same event
-        id sent again takes effect once.
+        Raises Unavailable when Kafka does not say so in time, at once where it is known to be away. The
+        event may still arrive: the same event id sent again takes effect once.
         """
+        if not self._breaker.allows(time.monotonic()):
+            raise Unavailable(AWAY)
         topic = self._topics.reviews if isinstance(event, ReviewEvent) else self._topics.feedback
         loop = asyncio.get_running_loop()
         acked: asyncio.Future[Position] = loop.create_future()
@@ -49,9 +55,12 @@ class FeedbackLog:
         try:
             self._producer.produce(topic, events.encode(event), event.data.user_id, on_delivery=report)
             async with asyncio.timeout(WAIT_S):
-                return await acked
+                position = await acked
         except (BufferError, KafkaException, TimeoutError) as error:
-            raise Unavailable("Kafka does not take feedback now; send it again with its event_id") from error
+            self._breaker.failed(error)
+            raise Unavailable(AWAY) from error
+        self._breaker.worked()
+        return position
 
     def close(self, timeout_s: float = 3.0) -> None:
         """Wait for what was handed in, then stop."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Body, Path
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
 from afterclick.errors import AfterclickError, AlreadyRunning, BadInput, NotRunning, Unavailable
@@ -30,6 +30,10 @@ Fault = Annotated[Literal["stream", "redis", "duplicates"], Path()]
 class ReplaySteering(Request):
     """POST /admin/replay"""
 
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, json_schema_extra={"not": {"required": ["speed", "rate"]}}
+    )
+
     state: Literal["running", "paused"] | None = None
     speed: Annotated[str, Field(max_length=20, pattern=r"^(max|\d+(\.\d+)?([smhdwSMHDW]/s|x))$")] | None = (
         Field(None, description="Event time per second.", examples=["1h/s", "60x", "max"])
@@ -38,7 +42,7 @@ class ReplaySteering(Request):
 
     @model_validator(mode="after")
     def _one_pace(self) -> ReplaySteering:
-        if self.speed is not None and self.rate is not None:
+        if {"speed", "rate"} <= self.model_fields_set:
             raise ValueError("give speed or rate, not both")
         return self
 

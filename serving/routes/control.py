@@ -1,4 +1,4 @@
-"""The routes of what people decide: business rules, experiments, and who gets a token."""
+"""The routes of what people decide: business rules, experiments, and who gets a key or a token."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from afterclick.errors import AlreadyThere, NotFound, Unavailable
 from afterclick.events import now
+from serving.access.keys import KeyDraft
 from serving.access.tokens import new_token
 from serving.decisions.experiments import Experiment, ExperimentDraft
 from serving.decisions.rules import Name, Rule, RuleDraft
@@ -23,6 +24,7 @@ from serving.routes.routing import DirectRoute
 router = APIRouter(route_class=DirectRoute)
 T = TypeVar("T")
 ExperimentName = Annotated[Name, Path(examples=["blend"])]
+KeyName = Annotated[Name, Path(examples=["shop"])]
 RuleId = Annotated[Name, Path(examples=["5f1c0a9be3b8"])]
 
 
@@ -58,12 +60,7 @@ async def experiments(service: Parts) -> Response:
 @router.post("/experiments", tags=["experiments"], **answers(Experiment, 409, 413, status=201))
 async def create_experiment(service: Parts, body: Annotated[ExperimentDraft, Body()]) -> Response:
     """Begin an experiment: from now on its users get the lists of their arm."""
-    try:
-        experiment = await asyncio.to_thread(service.plane.create, body)
-    except AlreadyThere as error:
-        raise ApiError(409, str(error)) from error
-    except Unavailable as error:
-        raise unavailable(str(error)) from error
+    experiment = await _known(service.plane.create, body)
     return reply(experiment.model_dump(), 201)
 
 
@@ -87,8 +84,34 @@ async def _known(call: Callable[..., T], *arguments: object) -> T:
         return await asyncio.to_thread(call, *arguments)
     except NotFound as error:
         raise ApiError(404, str(error)) from error
+    except AlreadyThere as error:
+        raise ApiError(409, str(error)) from error
     except Unavailable as error:
         raise unavailable(str(error)) from error
+
+
+@router.get("/keys", tags=["keys"], **answers(schemas.Keys))
+async def keys(service: Parts) -> Response:
+    """Every key in SQL, the oldest first, revoked ones among them; never the key itself."""
+    kept = service.plane.keys.kept
+    return reply({"keys": [key.model_dump(exclude={"sha256"}) for key in kept]})
+
+
+@router.post("/keys", tags=["keys"], **answers(schemas.NewKey, 409, 413, status=201))
+async def add_key(service: Parts, body: Annotated[KeyDraft, Body()]) -> Response:
+    """Make a key. It is shown this once, and in force within seconds.
+
+    The first one makes the service ask everybody for a key.
+    """
+    kept, key = await _known(service.plane.add_key, body)
+    return reply({"key": key, **kept.model_dump(exclude={"sha256"})}, 201)
+
+
+@router.delete("/keys/{name}", tags=["keys"], **answers(schemas.Removed, 404))
+async def revoke_key(service: Parts, name: KeyName) -> Response:
+    """End a key: here at once, in other processes within seconds."""
+    await _known(service.plane.revoke_key, name)
+    return reply({"removed": name})
 
 
 @router.post("/tokens", tags=["tokens"], **answers(schemas.Token, 409, 413, status=201))

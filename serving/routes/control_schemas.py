@@ -1,4 +1,4 @@
-"""Requests and answers about rules, experiments and tokens."""
+"""Requests and answers about rules, experiments, keys and tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from afterclick.events import Id
+from serving.access.keys import KeyDraft
 from serving.access.tokens import LONGEST_S
 from serving.decisions.experiments import Experiment
 from serving.decisions.rules import Rule
@@ -88,6 +89,25 @@ class Results(BaseModel):
     level: float
     arms: list[ArmResults]
     sample_ratio: SampleRatio
+
+
+class KeyRow(KeyDraft):
+    """A key in SQL, without the key."""
+
+    created: AwareDatetime
+    revoked: AwareDatetime | None
+
+
+class Keys(BaseModel):
+    """Every key in SQL, the oldest first."""
+
+    keys: list[KeyRow]
+
+
+class NewKey(KeyRow):
+    """A key that was just made."""
+
+    key: str = Field(description="Shown this once; only its hash is kept.")
 
 
 class TokenRequest(BaseModel):

@@ -17,8 +17,8 @@ router = APIRouter(route_class=DirectRoute)
 
 @router.get("/exposure", tags=["insight"], **answers(schemas.ExposureTable))
 async def exposure(service: Parts) -> Response:
-    """Lists shown and reacted to, per source and model, since this process began."""
-    return reply({"rows": service.exposure.rows()})
+    """Lists shown and reacted to, per source and model, and clicks per place, since this process began."""
+    return reply({"rows": service.exposure.rows(), "places": service.exposure.places()})
 
 
 @router.get("/requests", tags=["insight"], **answers(schemas.RecentRequests))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -13,15 +13,16 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    model_validator,
 )
 
 from afterclick import events
-from afterclick.events import Action, Id, Rating
+from afterclick.events import SESSION, Action, Id, Rating, SessionId
 from serving.decisions.catalogue_query import Condition
 from serving.feeds.positions import Position
 from serving.ranking.cursors import LONGEST, decode_cursor
 from serving.ranking.options import Policy
-from serving.routes.schemas import Window
+from serving.routes.schemas import Kinship, Window
 
 MAX_ITEMS = 200
 FUTURE = timedelta(minutes=5)
@@ -31,6 +32,20 @@ class Request(BaseModel):
     """Base of every request: unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OfSomebody(Request):
+    """A request that may name a user or, where there is none, a session: a user of its own kind."""
+
+    user_id: Id | None = None
+    session_id: SessionId | None = None
+
+    @property
+    def who(self) -> str | None:
+        """Whose request it is; a session is known as `session:ID`."""
+        if self.user_id is None and self.session_id is not None:
+            return SESSION + self.session_id
+        return self.user_id
 
 
 def _position(text: str) -> str:
@@ -61,13 +76,18 @@ Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1, allow_inf_n
 Cursor = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST), AfterValidator(_cursor)]
 
 
-class RecommendationQuery(Request):
+class RecommendationQuery(OfSomebody):
     """GET /recommendations, and the body of POST /recommendations"""
 
     user_id: Id | None = Field(
         None,
         description="Any id; an unknown one gets what is trending. Leave it out for a visitor.",
         examples=["bob"],
+    )
+    session_id: SessionId | None = Field(
+        None,
+        description="A visitor's session: without a user, its feedback is the history. Beside a user_id it "
+        "changes nothing.",
     )
     items: ItemIds = Field(
         [], description="What is looked at now, or lies in the basket, the newest first: the session."
@@ -127,6 +147,17 @@ class SimilarQuery(Request):
 
     item_id: Id = Field(examples=["B0019EHU8G"])
     n: Count | None = None
+    by: Kinship = Field(
+        Kinship.ALL, description="`bought`: chosen by the same users; `content`: described alike; or both."
+    )
+    category: Interest | None = Field(None, description="Only items of this category.")
+    filters: Filters = Field([], description="Only items that meet these conditions FIELD:VALUE.")
+
+
+class LatestQuery(Request):
+    """GET /latest"""
+
+    n: Count | None = None
     category: Interest | None = Field(None, description="Only items of this category.")
     filters: Filters = Field([], description="Only items that meet these conditions FIELD:VALUE.")
 
@@ -151,6 +182,14 @@ class SearchQuery(Request):
     n: Count | None = None
 
 
+class InterestsNamed(Request):
+    """PUT /users/{user_id}/interests"""
+
+    interests: Interests = Field(
+        description="Categories or item ids; none forgets them.", examples=[["Cameras", "B0019EHU8G"]]
+    )
+
+
 class HistoryQuery(Request):
     """GET /users/{user_id}/history"""
 
@@ -165,7 +204,7 @@ def _not_future(value: AwareDatetime) -> AwareDatetime:
     return value
 
 
-class Feedback(Request):
+class Feedback(OfSomebody):
     """POST /feedback"""
 
     model_config = ConfigDict(
@@ -173,18 +212,28 @@ class Feedback(Request):
         frozen=True,
         json_schema_extra={
             "examples": [{"user_id": "bob", "item_id": "B0019EHU8G", "action": "like"}],
+            "anyOf": [
+                {"required": ["user_id"], "properties": {"user_id": {"type": "string"}}},
+                {"required": ["session_id"], "properties": {"session_id": {"type": "string"}}},
+            ],
         },
     )
 
-    user_id: Id
+    user_id: Id | None = Field(None, description="Who did it; without it the session is a user of its own.")
     item_id: Id
     action: Action
     rating: Rating | None = Field(None, description="Stars, 0 to 5.")
     impression_id: Id | None = Field(None, description="The list it reacts to.")
-    session_id: Id | None = None
+    session_id: SessionId | None = None
     event_id: Id | None = Field(
         None, description="Send the same id again after a 503: the event takes effect once."
     )
     time: Annotated[AwareDatetime, AfterValidator(_not_future)] | None = Field(
         None, description="When it happened, with a time zone; now by default."
     )
+
+    @model_validator(mode="after")
+    def _of_somebody(self) -> Self:
+        if self.who is None:
+            raise ValueError("name a user_id or a session_id")
+        return self

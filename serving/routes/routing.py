@@ -60,7 +60,11 @@ def _check_subject(subject: str, values: dict[str, Any]) -> None:
     """A token speaks for its own user alone, wherever the request names one. Raises ApiError (403)."""
     named: list[str | None] = [values.get("user_id")]
     for value in values.values():
-        named += [getattr(value, "user_id", None), *getattr(value, "user_ids", ())]
+        named += [
+            getattr(value, "who", None),
+            getattr(value, "user_id", None),
+            *getattr(value, "user_ids", ()),
+        ]
     if any(user_id is not None and user_id != subject for user_id in named):
         raise ApiError(403, "this token is for another user")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from afterclick.events import Action
 
@@ -29,6 +29,14 @@ class Window(StrEnum):
     HOUR = "hour"
     DAY = "day"
     MONTH = "month"
+
+
+class Kinship(StrEnum):
+    """What makes two items alike."""
+
+    ALL = "all"
+    BOUGHT = "bought"
+    CONTENT = "content"
 
 
 class Accepted(BaseModel):
@@ -72,6 +80,7 @@ class AssignedArm(BaseModel):
 
     name: str
     arm: str
+    fallback: str | None = Field(None, description="Why the arm's model did not make the list.")
 
 
 class Recommendations(BaseModel):
@@ -112,6 +121,12 @@ class SimilarItems(BaseModel):
 
     item_id: str
     model_version: str | None
+    items: list[ListedItem]
+
+
+class LatestItems(BaseModel):
+    """What came last."""
+
     items: list[ListedItem]
 
 
@@ -181,6 +196,21 @@ class History(BaseModel):
     events: list[HistoryRow]
 
 
+class Named(BaseModel):
+    """A user's interests are kept."""
+
+    user_id: str
+    interests: list[str]
+
+
+class User(Named):
+    """What is known of a user."""
+
+    first_seen: AwareDatetime
+    last_seen: AwareDatetime
+    experiment: AssignedArm | None
+
+
 class ExposureRow(BaseModel):
     """Of one source and model."""
 
@@ -192,10 +222,19 @@ class ExposureRow(BaseModel):
     clicks: int
 
 
+class PlaceRow(BaseModel):
+    """Of one place in lists."""
+
+    place: int = Field(description="From 1.")
+    shown: int
+    clicks: int
+
+
 class ExposureTable(BaseModel):
     """What was shown and what came of it."""
 
     rows: list[ExposureRow]
+    places: list[PlaceRow]
 
 
 class RecentRequest(BaseModel):

@@ -16,11 +16,12 @@ from afterclick.trends import HALF_LIVES_MS
 from serving.feeds.positions import Position
 from serving.ranking.choice import without
 from serving.ranking.cursors import decode_cursor
-from serving.ranking.lists import similar
+from serving.ranking.lists import latest, similar
 from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page, Policy
 from serving.ranking.remembered import Ask
 from serving.recommender import describe
 from serving.records.feedback import event_of
+from serving.records.users import read_user
 from serving.routes import queries, schemas
 from serving.routes.problems import ApiError
 from serving.routes.replies import Json, Parts, answers, reply, unavailable
@@ -32,6 +33,11 @@ router = APIRouter(route_class=DirectRoute)
 ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
 ImpressionId = Annotated[Id, Path()]
 UserId = Annotated[Id, Path(examples=["bob"])]
+_ALIKE = {
+    schemas.Kinship.ALL: "like {}",
+    schemas.Kinship.BOUGHT: "chosen by who chose {}",
+    schemas.Kinship.CONTENT: "described like {}",
+}
 
 
 @router.get("/recommendations", tags=["lists"], **answers(schemas.Recommendations))
@@ -72,20 +78,31 @@ async def explain(service: Parts, impression_id: ImpressionId) -> Response:
 
 @router.get("/similar-items", tags=["lists"], **answers(schemas.SimilarItems, 404))
 async def similar_items(service: Parts, query: Annotated[queries.SimilarQuery, Query()]) -> Response:
-    """Items that the same users chose, or that are described alike."""
+    """Items that the same users chose (`by=bought`: bought also), or that are described alike."""
     world = service.worlds.current
     item = world.find(query.item_id)
     if item is None:
         raise ApiError(404, f"no item {query.item_id}")
     n = query.n or service.settings.serving.list_length
-    reason = f"like {service.catalogue.name(query.item_id)}"
+    reason = _ALIKE[query.by].format(service.catalogue.name(query.item_id))
     inside = service.recommender.filters.inside(world, query.category, query.filters)
-    items, scores = similar(world, item, n, inside)
+    items, scores = similar(world, item, n, inside, query.by)
     rows = [
         _row(service, world.ids[at], score, reason)
         for at, score in zip(items.tolist(), scores.tolist(), strict=True)
     ]
     return reply({"item_id": query.item_id, "model_version": world.loaded.version or None, "items": rows})
+
+
+@router.get("/latest", tags=["lists"], **answers(schemas.LatestItems))
+async def latest_items(service: Parts, query: Annotated[queries.LatestQuery, Query()]) -> Response:
+    """What came last: items that the model does not know yet, then by when they were first chosen."""
+    world = service.worlds.current
+    n = query.n or service.settings.serving.list_length
+    inside = service.recommender.filters.inside(world, query.category, query.filters)
+    order = latest(world, inside)[:n].tolist()
+    rows = [_row(service, world.ids[at], float(len(order) - place), "new") for place, at in enumerate(order)]
+    return reply({"items": rows})
 
 
 @router.get("/popular", tags=["lists"], **answers(schemas.PopularItems))
@@ -146,6 +163,34 @@ async def categories(service: Parts) -> Response:
     return reply({"categories": rows})
 
 
+@router.get("/users/{user_id}", tags=["users"], **answers(schemas.User, 404))
+async def user(service: Parts, user_id: UserId) -> Response:
+    """What is known of a user beside the history: since when, named interests, the experiment."""
+    try:
+        row = await asyncio.to_thread(read_user, service.plane.database, user_id)
+    except Unavailable as error:
+        raise unavailable(str(error)) from error
+    if row is None:
+        raise ApiError(404, f"nothing was heard of {user_id} yet")
+    assigned = service.plane.assignment.of(user_id)
+    experiment = {"name": assigned.experiment, "arm": assigned.arm} if assigned else None
+    del row["interests_at"]
+    return reply({**row, "interests": row["interests"] or [], "experiment": experiment})
+
+
+@router.put("/users/{user_id}/interests", tags=["users"], **answers(schemas.Named, 413))
+async def name_interests(
+    service: Parts, user_id: UserId, body: Annotated[queries.InterestsNamed, Body()]
+) -> Response:
+    """Keep what a user says they like: for lists that name no interests, until there is a history."""
+    interests = split(body.interests)
+    try:
+        await asyncio.to_thread(service.users.name, service.plane.database, user_id, interests)
+    except Unavailable as error:
+        raise unavailable(str(error)) from error
+    return reply({"user_id": user_id, "interests": interests})
+
+
 @router.get("/users/{user_id}/history", tags=["users"], **answers(schemas.History))
 async def history(
     service: Parts, user_id: UserId, query: Annotated[queries.HistoryQuery, Query()]
@@ -175,7 +220,7 @@ async def feedback(service: Parts, body: Annotated[queries.Feedback, Body()]) ->
 
     After a 503 send it again with the same `event_id`: it takes effect once.
     """
-    interaction = Interaction(**body.model_dump(exclude={"event_id", "time"}))
+    interaction = Interaction(**body.model_dump(exclude={"event_id", "time"}) | {"user_id": body.who})
     event = event_of(interaction, body.event_id, body.time)
     try:
         position = await service.feedback.append(event)
@@ -183,7 +228,8 @@ async def feedback(service: Parts, body: Annotated[queries.Feedback, Body()]) ->
         service.metrics.feedback.labels("unavailable").inc()
         raise unavailable(f"{error}: {event.id}") from error
     service.metrics.feedback.labels("accepted").inc()
-    service.reacted(body.impression_id, body.action)
+    service.reacted(body.impression_id, body.item_id, body.action)
+    service.users.seen(interaction.user_id)
     return reply({"event_id": event.id, "position": str(position)}, 202)
 
 
@@ -192,7 +238,7 @@ def ask_of(service: Service, query: queries.RecommendationQuery) -> Ask:
     after = Position.parse(query.after) if query.after else None
     n = query.n or service.settings.serving.list_length
     return Ask(
-        query.user_id or "",
+        query.who or "",
         n,
         split(query.interests),
         after,

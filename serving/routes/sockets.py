@@ -28,6 +28,8 @@ log = structlog.get_logger()
 router = APIRouter()
 SEND_TIMEOUT_S = 10.0
 INVALID = 1008
+MESSAGES_PER_S = 20
+"""What a client may send; nothing it says is listened to, so that more is no use to anybody."""
 PROTOCOL = "afterclick"
 """What a browser offers beside its token, to be answered with."""
 LISTS = frozenset({"interests", "items", "exclude", "filters"})
@@ -42,8 +44,11 @@ async def recommendations(socket: WebSocket) -> None:
     except ValidationError as error:
         await refuse(socket, str(error.errors(include_url=False)[0]["msg"]))
         return
-    if query.user_id is None:
-        await refuse(socket, "user_id is missing")
+    if query.who is None:
+        await refuse(socket, "user_id and session_id are missing")
+        return
+    if socket.scope.get("subject") not in (None, query.who):
+        await refuse(socket, "this token is for another user")
         return
     await accept(socket)
     ask = ask_of(service, query)
@@ -99,22 +104,27 @@ async def until_closed(socket: WebSocket, work: Callable[[], Awaitable[None]]) -
     finally:
         for pending in (task, gone):
             pending.cancel()
-        results = await asyncio.gather(task, gone, return_exceptions=True)
-    failed = results[0]
+        failed, code = await asyncio.gather(task, gone, return_exceptions=True)
     if isinstance(failed, Exception) and not isinstance(
         failed, WebSocketDisconnect | TimeoutError | RuntimeError
     ):
         log.error("push failed", path=socket.url.path, exc_info=failed)
     with suppress(RuntimeError, WebSocketDisconnect):
-        await socket.close()
+        await socket.close(code if isinstance(code, int) else 1000)
 
 
-async def _gone(socket: WebSocket) -> None:
-    """Return when the client disconnects. What it sends is ignored."""
+async def _gone(socket: WebSocket) -> int:
+    """Return when the client disconnects or floods, with the code to close with. What it sends is ignored."""
+    began, count = time.monotonic(), 0
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
-            return
+            return 1000
+        if time.monotonic() - began >= 1.0:
+            began, count = time.monotonic(), 0
+        count += 1
+        if count > MESSAGES_PER_S:
+            return INVALID
 
 
 async def send(socket: WebSocket, message: bytes) -> None:

@@ -1,6 +1,6 @@
 """Erase a user from the SQL tables.
 
-writes  sql  experiment_users, request_log
+writes  sql  experiment_users, request_log, users
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 from sqlalchemy import delete, or_
 
 from serving.sql.database import Database
-from serving.sql.tables import experiment_users, request_log
+from serving.sql.tables import experiment_users, request_log, users
 
 
 def forget_user(database: Database, user_id: str) -> int:
@@ -23,5 +23,6 @@ def forget_user(database: Database, user_id: str) -> int:
     named = [request_log.c.target.contains(spelling, autoescape=True) for spelling in spellings]
     with database.begin() as connection:
         counted = connection.execute(delete(experiment_users).where(experiment_users.c.user_id == user_id))
+        known = connection.execute(delete(users).where(users.c.user_id == user_id))
         logged = connection.execute(delete(request_log).where(or_(*named)))
-        return counted.rowcount + logged.rowcount
+        return counted.rowcount + known.rowcount + logged.rowcount

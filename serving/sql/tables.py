@@ -4,6 +4,9 @@ rules             business rules
 experiments       experiments and their arms
 experiment_users  what each user of an experiment was shown and did: whole numbers, only ever added to
 request_log       one row per answered request
+api_keys          who may ask: hashes of keys and their scopes
+items             a copy of the catalogue's topic; `written` is when its newest record was
+users             who gave feedback or named interests, since when
 """
 
 from __future__ import annotations
@@ -96,4 +99,37 @@ request_log = Table(
     Column("milliseconds", Float, nullable=False),
     Column("caller", String(128)),
     Index(None, "at"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("note", Text, nullable=False),
+    Column("created", UtcDateTime, nullable=False),
+    Column("revoked", UtcDateTime),
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("item_id", String(128), primary_key=True),
+    Column("title", Text),
+    Column("categories", JSON, nullable=False),
+    Column("brand", Text),
+    Column("price", Float),
+    Column("written", UtcDateTime, nullable=False),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("user_id", String(128), primary_key=True),
+    Column("first_seen", UtcDateTime, nullable=False),
+    Column("last_seen", UtcDateTime, nullable=False),
+    Column("interests", JSON(none_as_null=True)),
+    Column("interests_at", UtcDateTime),
+    Index(None, "interests_at"),
 )

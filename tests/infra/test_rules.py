@@ -38,6 +38,6 @@ def test_a_rule_that_makes_no_sense_is_one_line(tmp_path: Path) -> None:
 def test_the_tables_can_be_made_and_taken_back(tmp_path: Path) -> None:
     assert "is at base" in afterclick(tmp_path, "db", "status").stdout
     assert afterclick(tmp_path, "db", "upgrade").returncode == 0
-    assert "is at 0001" in afterclick(tmp_path, "db", "status").stdout
+    assert "is at 0003" in afterclick(tmp_path, "db", "status").stdout
     assert "is at base" in afterclick(tmp_path, "db", "downgrade", "base").stdout
     assert afterclick(tmp_path, "db", "downgrade", "nosuch").returncode == 2

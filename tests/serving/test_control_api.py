@@ -81,7 +81,7 @@ def test_a_wrong_rule_is_refused_with_a_reason(hostile_api: Running, wrong: dict
 
 
 def test_without_its_database_rules_cannot_be_changed_and_lists_still_come(settings: Settings) -> None:
-    serving = ServingSettings(database="postgresql://nobody@127.0.0.1:1/nowhere")
+    serving = ServingSettings(database="postgresql://nobody@127.0.0.1:1/nowhere", open=True)
     with Running(settings.model_copy(update={"serving": serving})) as api:
         response = api.http.post("/rules", json={"action": "exclude", "query": ["item:a"]})
         assert response.status_code == 503

@@ -13,9 +13,8 @@ from moto.server import ThreadedMotoServer
 
 from afterclick import artifact
 from afterclick.errors import BadArtifact, BadInput, Unavailable
-from afterclick.events import ModelPublished
 from serving.feeds.fetch import folder_of
-from serving.feeds.model_feed import LoadedModel, ModelFeed
+from serving.feeds.model_feed import ModelFeed, ModelStore
 from tests.scoring.worlds import a_model
 from training.store import upload
 
@@ -46,10 +45,6 @@ def made(tmp_path: Path) -> tuple[Path, str]:
     return artifact.write(tmp_path / "artifacts", model.version, model.save, **facts)
 
 
-def announced(uri: str, sha256: str) -> ModelPublished:
-    return ModelPublished(version="m1", uri=uri, manifest_sha256=sha256, metrics={})
-
-
 def test_a_model_goes_to_s3_and_comes_back(s3: Any, made: tuple[Path, str], tmp_path: Path) -> None:
     folder, sha256 = made
     uri = upload(folder, ROOT)
@@ -63,10 +58,10 @@ def test_a_model_goes_to_s3_and_comes_back(s3: Any, made: tuple[Path, str], tmp_
 
 def test_the_api_serves_what_lies_on_s3(s3: Any, made: tuple[Path, str], tmp_path: Path) -> None:
     folder, sha256 = made
-    used: list[LoadedModel] = []
-    feed = ModelFeed(used.append, tmp_path / "cache")
-    feed._load(announced(upload(folder, ROOT), sha256))
-    assert [loaded.version for loaded in used] == ["m1"]
+    feed = ModelFeed(print, print, ModelStore(ROOT, tmp_path / "cache"))
+    loaded = feed._load("m1", upload(folder, ROOT), sha256)
+    assert loaded
+    assert loaded.version == "m1"
     assert not feed.refused
 
 
@@ -76,10 +71,8 @@ def test_an_object_damaged_on_s3_is_refused(s3: Any, made: tuple[Path, str], tmp
     raw = bytearray((folder / "popularity.npy").read_bytes())
     raw[-1] ^= 1
     s3.put_object(Bucket="shop", Key="models/m1/popularity.npy", Body=bytes(raw))
-    used: list[LoadedModel] = []
-    feed = ModelFeed(used.append, tmp_path / "cache")
-    feed._load(announced(uri, sha256))
-    assert not used
+    feed = ModelFeed(print, print, ModelStore(ROOT, tmp_path / "cache"))
+    assert feed._load("m1", uri, sha256) is None
     assert "damaged" in feed.refused["m1"]
 
 

@@ -13,7 +13,8 @@ from afterclick.errors import BadInput
 from afterclick.settings import ApiKey, RedisSettings, ServingSettings, Settings
 from infra.embedded.ports import free_port
 from serving.access.call_limit import CallLimit
-from serving.access.guard import OPEN_PATHS, check_address, new_key, scope_of
+from serving.access.guard import OPEN_PATHS, check_address, scope_of
+from serving.access.keys import new_key
 from tests.serving.running import Running
 
 KEYS = {"recommend": "r-key", "feedback": "f-key", "admin": "a-key"}

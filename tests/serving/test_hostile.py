@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx2
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from tests.serving.running import Running
 
@@ -162,13 +165,28 @@ def test_hostile_ids_never_break_a_route(hostile_api: Running) -> None:
 
 
 def test_sockets_refuse_bad_queries(hostile_api: Running) -> None:
-    from websockets.exceptions import InvalidStatus
-    from websockets.sync.client import connect
-
     for query in ("", "?user_id=", "?user_id=%00", "?user_id=b&n=0", "?user_id=b&x=1"):
         with pytest.raises(InvalidStatus) as refused, connect(f"{hostile_api.ws}/ws/recommendations{query}"):
             pass
         assert refused.value.response.status_code == 403
+
+
+def test_a_socket_that_floods_or_shouts_is_closed_and_a_quiet_one_is_not(hostile_api: Running) -> None:
+    url = f"{hostile_api.ws}/ws/recommendations?user_id=bob"
+    for said, code in ((["x" * 70_000], 1009), (["x"] * 100, 1008)):
+        with connect(url) as socket:
+            assert socket.recv(10)
+            with suppress(ConnectionClosed):
+                for message in said:
+                    socket.send(message)
+            with pytest.raises(ConnectionClosed):
+                socket.recv(10)
+            assert socket.close_code == code
+    with connect(url) as socket:
+        assert socket.recv(10)
+        for _ in range(10):
+            socket.send("x")
+        socket.ping().wait(5)
 
 
 def test_every_answer_is_as_documented(hostile_api: Running) -> None:

@@ -29,13 +29,14 @@ def test_old_lists_are_forgotten() -> None:
     exposure = Exposure()
     for n in range(REMEMBERED + 1):
         exposure.shown(str(n), "trending", None, 3)
-    exposure.reacted("0", Action.CLICK)
+    exposure.reacted("0", Action.CLICK, 0)
+    assert exposure.places()[0]["clicks"] == 0
     assert exposure.rows()[0]["reacted"] == 0
 
 
 def test_exposure_counts_what_http_served_and_was_told(shop_api: Running) -> None:
     body = shop_api.list_for("erin")
-    item_id = body["items"][0]["item_id"]
+    item_id = body["items"][2]["item_id"]
     feedback = {
         "user_id": "erin",
         "item_id": item_id,
@@ -46,6 +47,11 @@ def test_exposure_counts_what_http_served_and_was_told(shop_api: Running) -> Non
     rows = {row["source"]: row for row in shop_api.get("/exposure")["rows"]}
     assert rows[body["source"]]["reacted"] == 1
     assert rows[body["source"]]["clicks"] == 1
+    assert rows[body["source"]]["items"] == len(body["items"])
+    places = shop_api.get("/exposure")["places"]
+    assert places[0] == {"place": 1, "shown": 1, "clicks": 0}
+    assert places[2] == {"place": 3, "shown": 1, "clicks": 1}
+    assert len(places) == len(body["items"])
 
 
 def test_the_models_say_which_one_serves(shop_api: Running) -> None:

@@ -27,6 +27,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/rules": {"action": "exclude", "query": ["item:x"]},
     "/experiments": {"name": "e", "arms": [{"name": "a"}, {"name": "b"}]},
     "/tokens": {"user_id": "ann"},
+    "/keys": {"name": "k"},
+    "/users/{user_id}/interests": {"interests": ["x"]},
     "/admin/replay": {"state": "running"},
     "/admin/simulator": {"shoppers": 2},
     "/admin/simulator/steer": {"drift": 0.5},
@@ -140,6 +142,7 @@ def test_no_route_answers_who_may_not_ask(api: Running) -> None:
         "dots": bearer(".."),
     }
     for route in routes(api):
+        assert {"400", "401", "403", "429"} <= route.operation["responses"].keys(), route.path
         for name, headers in strangers.items():
             assert route.send(api, headers) == 401, (route.method, route.path, name)
 
@@ -166,7 +169,7 @@ def test_a_token_speaks_for_its_own_user_alone(api: Running) -> None:
         if route.names_a_user:
             assert route.send(api, own, user_id="bob") == 403, (route.method, route.path)
             checked += 1
-    assert checked == 5
+    assert checked == 7
     for query in ("user_id=ann&user_id=bob", "user_id=bob&user_id=ann", "user%5Fid=bob"):
         assert api.http.get(f"/recommendations?{query}", headers=own).status_code == 403
     assert api.http.get("/recommendations", headers=own).status_code == 200, (

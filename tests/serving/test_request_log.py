@@ -23,7 +23,7 @@ SLOW_S = 1.0
 
 
 def with_database(settings: Settings, url: str, days: float = 1.0) -> Settings:
-    serving = ServingSettings(database=url, request_log_days=days)
+    serving = ServingSettings(database=url, request_log_days=days, open=True)
     return settings.model_copy(update={"serving": serving})
 
 

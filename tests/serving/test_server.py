@@ -12,7 +12,9 @@ import time
 import httpx2
 import psutil
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 
+from afterclick import events
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from infra.embedded.ports import free_port
@@ -42,14 +44,44 @@ def answers(url: str) -> bool:
         return False
 
 
+def busy(url: str) -> tuple[set[str], set[str]]:
+    """Ask and tell until the moment before the end: ids of the events accepted and of the lists shown."""
+    told, shown = set(), set()
+    with httpx2.Client(base_url=url, timeout=5) as http:
+        for n in range(50):
+            body = {"user_id": "bob", "item_id": f"i{n}", "action": "view"}
+            told.add(http.post("/feedback", json=body).json()["event_id"])
+            shown.add(http.get("/recommendations?user_id=bob").json()["impression_id"])
+    return told, shown
+
+
+def kept(settings: Settings, topic: str) -> set[str]:
+    """The ids of the events on a topic."""
+    consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap, "group.id": "none"})
+    parts = [TopicPartition(topic, p, 0) for p in range(settings.kafka.partitions)]
+    left = sum(consumer.get_watermark_offsets(part, timeout=5)[1] for part in parts)
+    consumer.assign(parts)
+    found: set[str] = set()
+    while left > 0:
+        messages = consumer.consume(min(left, 500), 5)
+        assert messages, "the topic ends early"
+        left -= len(messages)
+        decoded = [events.decode(message.value()) for message in messages]
+        found |= {getattr(event.data, "impression_id", None) or event.id for event in decoded}
+    consumer.close()
+    return found
+
+
 def test_the_command_starts_fast_and_ends_in_order(settings: Settings) -> None:
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "infra", "serve"], env=environment(settings, port), stderr=subprocess.PIPE
     )
     try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}"), 60)
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: answers(url), 60)
         spent = psutil.Process(process.pid).cpu_times()
+        told, shown = busy(url)
         process.send_signal(signal.SIGTERM)
         began = time.monotonic()
         code = process.wait(10)
@@ -60,6 +92,9 @@ def test_the_command_starts_fast_and_ends_in_order(settings: Settings) -> None:
     # processor time: what the start costs however busy the machine is
     assert spent.user + spent.system < 8, spent
     assert ended < 5, ended
+    topics = settings.kafka.topics
+    assert told <= kept(settings, topics.feedback), "what was accepted is lost"
+    assert shown <= kept(settings, topics.impressions), "what was shown is lost"
 
 
 def test_a_taken_port_is_one_clear_line() -> None:

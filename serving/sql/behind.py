@@ -1,0 +1,60 @@
+"""Write to SQL behind the answers: one thread, every two seconds, going on where it was after an outage."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import structlog
+
+from afterclick.errors import AfterclickError
+from serving.sql.database import Database
+
+log = structlog.get_logger()
+PAUSE_S: Final = 2.0
+
+
+class Part(Protocol):
+    """Something that has rows to write, or to read again."""
+
+    def exchange(self, database: Database) -> None:
+        """Write what waits, read what is wanted. Raises Unavailable; what was not written goes on waiting."""
+        ...
+
+
+class WrittenBehind:
+    """Lets each part exchange with the database, in turn, beside the requests."""
+
+    def __init__(self, database: Database, parts: Sequence[Part]) -> None:
+        self._database, self._parts = database, parts
+        self._told = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="sql-behind", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Once more, then end."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(3.0)
+
+    def _run(self) -> None:
+        while True:
+            last = self._stop.is_set()
+            try:
+                self._database.upgrade()
+                for part in self._parts:
+                    part.exchange(self._database)
+                self._told = False
+            except AfterclickError as error:
+                if not self._told:
+                    log.warning("catalogue and users are not copied into SQL", error=str(error))
+                self._told = True
+            except Exception:
+                log.exception("catalogue and users could not be copied into SQL")
+            if last:
+                return
+            self._stop.wait(PAUSE_S)

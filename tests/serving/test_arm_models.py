@@ -1,0 +1,85 @@
+"""Arms of experiments with models of their own: side by side, bounded, and said where one is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+import pytest
+
+from afterclick.settings import Settings
+from serving.feeds.model_feed import BESIDE, LoadedModel, ModelFeed, ModelStore
+from tests.serving import shop
+from tests.serving.running import Running
+from tests.serving.test_loop import after
+from tests.waiting import wait_until
+
+
+def create(api: Running, name: str, *arms: dict[str, Any]) -> httpx2.Response:
+    return api.http.post("/experiments", json={"name": name, "salt": name, "arms": list(arms)})
+
+
+def shown(api: Running, users: range = range(20)) -> dict[str, tuple[str, str | None]]:
+    """Arm → model version and fallback of its users' lists; each arm's have to agree."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for n in users:
+        body = api.list_for(f"user-{n}", n=3)
+        told = body["experiment"]
+        made = (body["model_version"], told.get("fallback"))
+        assert found.setdefault(told["arm"], made) == made
+    return found
+
+
+def test_two_models_serve_side_by_side_and_one_that_is_not_there_is_said(
+    shop_api: Running, settings: Settings
+) -> None:
+    shop.publish(settings, *shop.write(settings, "m2"))
+    wait_until(lambda: shop_api.service.worlds.current.loaded.version == "m2", 15)
+    after(shop_api, "user-1", shop_api.tell("user-1", "camera-1"))
+    made = create(shop_api, "old-new", {"name": "old", "model": "m1"}, {"name": "new"})
+    assert made.status_code == 201, made.text
+    wait_until(lambda: shown(shop_api) == {"old": ("m1", None), "new": ("m2", None)}, 10)
+    rules = shop_api.http.post("/rules", json={"action": "exclude", "query": ["category:Cameras"]})
+    assert rules.status_code == 201
+
+    def cables_alone() -> bool:
+        lists = (shop_api.list_for(f"user-{n}", n=50)["items"] for n in range(8))
+        return all(item["item_id"].startswith("cable") for items in lists for item in items)
+
+    wait_until(cables_alone, 5, what="rules hold under each model")
+    shop.publish(settings, *shop.write(settings, "m3"))
+    wait_until(lambda: shown(shop_api) == {"old": ("m1", None), "new": ("m3", None)}, 15)
+
+    shop_api.http.post("/experiments/old-new/stop")
+    create(shop_api, "none", {"name": "gone", "model": "never"}, {"name": "m3", "model": "m3"})
+    missing = "model never: "
+    wait_until(lambda: (shown(shop_api)["gone"][1] or "").startswith(missing), 10)
+    assert shown(shop_api)["gone"][0] == "m3"
+    assert shown(shop_api)["m3"] == ("m3", None)
+    wait_until(lambda: shop_api.service.worlds.of("m1").loaded.version == "m3", 10, what="m1 is let go")
+
+
+@pytest.mark.parametrize("version", ["../m1", ".m1", "a/b", "", "-v"])
+def test_a_version_that_could_be_a_path_is_refused(hostile_api: Running, version: str) -> None:
+    assert create(hostile_api, "e", {"name": "a", "model": version}, {"name": "b"}).status_code == 422
+
+
+def test_no_more_models_than_the_bound_are_loaded(settings: Settings) -> None:
+    versions = [f"m{n}" for n in range(BESIDE + 1)]
+    for version in versions:
+        shop.write(settings, version)
+    handed: list[Mapping[str, LoadedModel]] = []
+    feed = ModelFeed(print, handed.append, ModelStore(str(settings.artifacts), settings.home / "fetched"))
+    feed.want(versions)
+    feed.start()
+    try:
+        wait_until(lambda: handed and len(handed[-1]) == BESIDE, 15)
+        assert list(handed[-1]) == versions[:BESIDE]
+        assert "no more than" in feed.why_not(versions[-1])
+        feed.want(versions[-1:])
+        wait_until(lambda: list(handed[-1]) == versions[-1:], 15)
+        feed.want([])
+        wait_until(lambda: handed[-1] == {}, 15)
+    finally:
+        feed.stop()

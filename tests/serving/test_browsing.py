@@ -1,0 +1,102 @@
+"""Lists for who has no account, for one item, for everybody; and an item nobody has seen yet."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from afterclick.events import Item
+from afterclick.settings import Settings
+from serving.access.tokens import new_token
+from tests.serving import shop
+from tests.serving.running import Running
+from tests.serving.test_guard import bearer, guarded
+from tests.serving.test_loop import after, ids, kinds
+from tests.waiting import wait_until
+
+SECRET = "a secret that is long enough for HS256"
+
+
+def post(api: Running, path: str, **body: object) -> httpx2.Response:
+    return api.http.post(path, json=body)
+
+
+def test_a_session_is_known_by_what_was_done_in_it(shop_api: Running) -> None:
+    told = post(shop_api, "/feedback", session_id="s1", item_id="cable-3", action="like")
+    assert told.status_code == 202, told.text
+    body = shop_api.get("/recommendations", session_id="s1", n=5, after=told.json()["position"])
+    assert (body["source"], body["user_id"], kinds(body)) == ("session", "session:s1", {"cable"})
+    assert body["items"][0]["reason"] == "because you liked The cable-3"
+    assert shop_api.get("/recommendations", session_id="another", n=5)["source"] in {"trending", "popular"}
+    with connect(f"{shop_api.ws}/ws/recommendations?session_id=s1") as socket:
+        assert b'"session:s1"' in str(socket.recv(10)).encode()
+    known = shop_api.tell("bob", "camera-1", session_id="s1")
+    body = shop_api.get("/recommendations", session_id="s1", user_id="bob", n=5, after=known)
+    assert (body["source"], kinds(body)) == ("personalised", {"camera"}), "a user's session is the user"
+    assert post(shop_api, "/feedback", item_id="cable-3", action="like").status_code == 422
+    assert post(shop_api, "/feedback", session_id="s" * 121, item_id="i", action="like").status_code == 422
+
+
+def test_a_token_opens_no_other_session(settings: Settings) -> None:
+    with Running(guarded(settings, token_secret=SECRET)) as api:
+        own, other = (new_token(SECRET, who, 60)[0] for who in ("session:s1", "ann"))
+        feedback = {"session_id": "s1", "item_id": "i", "action": "view"}
+        for token, allowed in ((own, True), (other, False)):
+            answers = (
+                api.http.get("/recommendations?session_id=s1", headers=bearer(token)),
+                api.http.post("/recommendations", json={"session_id": "s1"}, headers=bearer(token)),
+                api.http.post("/feedback", json=feedback, headers=bearer(token)),
+            )
+            assert [answer.status_code != 403 for answer in answers] == [allowed] * 3
+        url = f"{api.ws}/ws/recommendations?session_id=s1"
+        with connect(url, additional_headers=bearer(own)) as socket:
+            assert socket.recv(10)
+        with pytest.raises(InvalidStatus), connect(url, additional_headers=bearer(other)):
+            pass
+
+
+def test_lists_of_one_item_and_of_everybody(shop_api: Running) -> None:
+    bought = shop_api.get("/similar-items", item_id="camera-2", by="bought", n=40)
+    alike = shop_api.get("/similar-items", item_id="camera-2", by="content", n=40)
+    assert kinds(bought) == {"camera"}
+    assert bought["items"][0]["reason"] == "chosen by who chose The camera-2"
+    assert len(bought["items"]) == 20, "the neighbours of the model, and nothing that is only described alike"
+    assert len(alike["items"]) > 20
+    assert shop_api.http.get("/similar-items?item_id=camera-2&by=colour").status_code == 422
+
+    shop_api.tell("ann", "cable-9", "purchase")
+    position = shop_api.tell("bea", "camera-9", "purchase")
+    after(shop_api, "bea", position)
+    for window in ("hour", "day", "month"):
+        query = {"window": window, "category": "Cables", "n": 1}
+        wait_until(lambda q=query: ids(shop_api.get("/popular", **q)) == ["cable-9"], 10)
+
+    basket = {"items": ["camera-1", "camera-2"], "exclude": ["camera-3"], "category": "Cameras", "n": 6}
+    body = post(shop_api, "/recommendations", **basket).json()
+    assert (body["source"], kinds(body), len(body["items"])) == ("session", {"camera"}, 6)
+    assert {"camera-1", "camera-2", "camera-3"}.isdisjoint(ids(body))
+
+    users = [f"user-{n}" for n in range(499)] + ["bea"]
+    lists = post(shop_api, "/recommendations/batch", user_ids=users, n=3).json()["lists"]
+    assert [row["user_id"] for row in lists] == users
+    assert [row["source"] for row in lists[-2:]] == ["trending", "personalised"]
+    assert all(len(row["items"]) == 3 for row in lists)
+    assert post(shop_api, "/recommendations/batch", user_ids=[*users, "one-more"]).status_code == 422
+
+
+def test_a_new_item_is_shown_within_seconds_although_nobody_has_touched_it(
+    shop_api: Running, settings: Settings
+) -> None:
+    fresh = Item(item_id="new-1", title="A tripod for The camera-3", categories=("Tripods",))
+    shop.publish_items(settings, [fresh])
+    wait_until(lambda: ids(shop_api.get("/latest", n=1)) == ["new-1"], 5)
+    assert ids(shop_api.get("/latest", n=5, category="Tripods")) == ["new-1"]
+    assert "new-1" in ids(shop_api.get("/search", q="tripod"))
+    # by content: who is interested in what it is
+    assert ids(shop_api.list_for("eve", n=5, interests="Tripods"))[0] == "new-1"
+    # by exploration: who is interested in something else
+    after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
+    assert "new-1" not in ids(shop_api.list_for("bob"))
+    wait_until(lambda: "new-1" in ids(shop_api.list_for("bob", explore=1.0)), 10)

@@ -1,0 +1,99 @@
+"""The catalogue's copy in SQL: it follows the topic, whoever writes, and stands in where Kafka is away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import select
+
+from afterclick.errors import Unavailable
+from afterclick.events import Item
+from afterclick.settings import KafkaSettings, Settings
+from infra.embedded.ports import free_port
+from serving.feeds.catalogue import Catalogue, Change
+from serving.records.catalogue_copy import SKEW_MS, CatalogueCopy
+from serving.sql.database import Database
+from serving.sql.tables import items
+from tests.serving import shop
+from tests.serving.running import Running
+from tests.waiting import wait_until
+
+NOW_MS = 1_700_000_000_000
+
+
+def change(number: int, title: str | None = "", at: int = NOW_MS) -> Change:
+    """An item's record, or its removal where the title is None."""
+    item_id = f"i{number}"
+    item = None if title is None else Item(item_id=item_id, title=title, categories=("a", "b"), price=1.5)
+    return Change(item_id, item, at)
+
+
+def titles(database: Database) -> dict[str, str]:
+    with database.begin() as connection:
+        return {row.item_id: row.title for row in connection.execute(select(items))}
+
+
+def copy(caught_up: Callable[[], bool] = lambda: False) -> CatalogueCopy:
+    return CatalogueCopy(Catalogue(), caught_up)
+
+
+@pytest.fixture
+def database(database_url: str) -> Database:
+    made = Database(database_url)
+    made.upgrade()
+    return made
+
+
+def test_of_two_processes_the_newer_record_wins_whatever_the_order(database: Database) -> None:
+    one, other = copy(), copy()
+    other.exchange(database)
+    one.take([change(1, "new", NOW_MS + 5), change(2, "here"), change(3, "to go")])
+    one.exchange(database)
+    other.take([change(1, "old", NOW_MS), change(3, None, NOW_MS + 1), change(2, None, NOW_MS - 1)])
+    other.exchange(database)
+    assert titles(database) == {"i1": "new", "i2": "here"}
+    database.close()
+
+
+def test_what_the_topic_does_not_have_goes_once_it_was_read_to_its_end(database: Database) -> None:
+    first = copy()
+    first.take([change(n, "kept") for n in range(1200)] + [change(9999, "fresh", 2 * NOW_MS)])
+    first.exchange(database)
+    assert len(titles(database)) == 1201
+    ended = False
+    second = copy(lambda: ended)
+    second.take([change(n, "kept") for n in range(1, 1200)])
+    second.exchange(database)
+    assert "i0" in titles(database), "it may still come"
+    ended = True
+    second.exchange(database)
+    assert "i0" not in titles(database)
+    assert "i9999" in titles(database), f"newer than this process, less {SKEW_MS} ms: another may know it"
+    lost = copy(lambda: True)
+    lost.exchange(database)
+    assert len(titles(database)) == 1200, "an empty topic takes nothing away"
+    database.close()
+
+
+def test_what_cannot_be_written_waits(database: Database) -> None:
+    late = copy()
+    late.take([change(1, "old")])
+    with pytest.raises(Unavailable):
+        late.exchange(Database("postgresql://nobody@127.0.0.1:1/nowhere"))
+    late.take([change(2, "other")])
+    late.exchange(database)
+    assert titles(database) == {"i1": "old", "i2": "other"}
+    database.close()
+
+
+def test_a_restart_without_kafka_still_knows_titles(settings: Settings) -> None:
+    shop.publish_items(settings, shop.catalogue())
+    with Running(settings) as api:
+        wait_until(lambda: len(titles(api.service.plane.database)) == len(shop.catalogue()), 20)
+    away = KafkaSettings(bootstrap=f"127.0.0.1:{free_port()}", prefix=settings.kafka.prefix, partitions=2)
+    with Running(settings.model_copy(update={"kafka": away})) as api:
+        wait_until(lambda: len(api.service.catalogue) == len(shop.catalogue()), 20)
+        found = api.get("/items/camera-3")
+        assert (found["title"], found["categories"]) == ("The camera-3", ["Electronics", "Cameras"])
+        wait_until(lambda: api.list_for("eve", n=3, interests="Cables")["source"] == "interests", 5)

@@ -1,0 +1,136 @@
+"""API keys are made and revoked while the service runs; what it does not know it lets nobody do."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import httpx2
+import pytest
+from sqlalchemy import select
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from afterclick.errors import AlreadyThere, BadInput, NotFound
+from afterclick.settings import ApiKey, ServingSettings, Settings
+from serving.access.guard import check_address
+from serving.access.keys import KeptKey, KeyDraft, KeyRing, add_key, new_key, read_keys, revoke_key
+from serving.server import run
+from serving.sql.database import Database
+from serving.sql.tables import api_keys
+from tests.serving.running import Running
+from tests.serving.test_guard import bearer
+from tests.waiting import wait_until
+
+AWAY = "postgresql://nobody@127.0.0.1:1/nowhere"
+
+
+def serving(settings: Settings, **more: object) -> Settings:
+    return settings.model_copy(update={"serving": ServingSettings(**more)})  # type: ignore[arg-type]
+
+
+def status(api: Running, key: str | None, path: str = "/popular") -> int:
+    answer: httpx2.Response = api.http.get(path, headers=bearer(key) if key else {})
+    return answer.status_code
+
+
+def test_keys_come_back_from_sql_and_are_revoked_once(database_url: str) -> None:
+    database = Database(database_url)
+    database.upgrade()
+    kept, key = add_key(database, KeyDraft(name="shop", scopes=("recommend",), note="the shop's server"))
+    with database.begin() as connection:
+        assert read_keys(connection) == (kept,)
+        assert key not in str(connection.execute(select(api_keys)).all()), "only the hash is kept"
+    assert kept.sha256 == hashlib.sha256(key.encode()).hexdigest()
+    with pytest.raises(AlreadyThere, match="shop"):
+        add_key(database, KeyDraft(name="shop"))
+    revoke_key(database, "shop")
+    for name in ("shop", "nobody"):
+        with pytest.raises(NotFound, match=name):
+            revoke_key(database, name)
+    with pytest.raises(AlreadyThere, match="shop"):
+        add_key(database, KeyDraft(name="shop"))
+    with database.begin() as connection:
+        assert read_keys(connection)[0].revoked
+    database.close()
+
+
+def test_a_key_made_elsewhere_opens_and_its_revocation_closes_without_a_restart(settings: Settings) -> None:
+    database = Database(settings.database)
+    with Running(settings) as api:
+        assert status(api, None) == 200, "without keys this machine is answered"
+        _, key = add_key(database, KeyDraft(name="shop"))
+        wait_until(lambda: status(api, None) == 401, 10)
+        assert (status(api, key), status(api, key, "/rules")) == (200, 403)
+        url = f"{api.ws}/ws/recommendations?user_id=bob"
+        with connect(url, additional_headers=bearer(key)) as socket:
+            assert socket.recv(10)
+        revoke_key(database, "shop")
+        wait_until(lambda: status(api, key) == 401, 10)
+        with pytest.raises(InvalidStatus), connect(url, additional_headers=bearer(key)):
+            pass
+        assert status(api, None) == 401, "the last key's end does not open the service to everyone"
+    database.close()
+
+
+def test_keys_by_http_beside_those_of_the_settings(settings: Settings) -> None:
+    root, sha256 = new_key()
+    with Running(serving(settings, keys={"root": ApiKey(sha256=sha256, scopes=("admin",))})) as api:
+        made = api.http.post("/keys", json={"name": "page", "scopes": ["recommend"]}, headers=bearer(root))
+        assert made.status_code == 201, made.text
+        key = made.json()["key"]
+        assert status(api, key) == 200
+        listed = api.http.get("/keys", headers=bearer(root)).json()["keys"]
+        assert [(row["name"], row["scopes"], row["revoked"]) for row in listed] == [
+            ("page", ["recommend"], None)
+        ]
+        assert "sha256" not in listed[0]
+        assert "key" not in listed[0]
+        for name in ("page", "root"):
+            taken = api.http.post("/keys", json={"name": name}, headers=bearer(root))
+            assert taken.status_code == 409, (name, taken.text)
+        assert api.http.delete("/keys/page", headers=bearer(root)).status_code == 200
+        assert status(api, key) == 401
+        assert api.http.delete("/keys/page", headers=bearer(root)).status_code == 404
+        assert status(api, root, "/keys") == 200
+
+
+def test_a_foreign_page_makes_no_key(settings: Settings) -> None:
+    with Running(settings) as api:
+        for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}):
+            assert api.http.post("/keys", json={"name": "k"}, headers=headers).status_code == 403
+        assert api.get("/keys") == {"keys": []}
+
+
+def test_until_the_database_has_said_which_keys_there_are_nobody_unknown_is_let_in(
+    settings: Settings,
+) -> None:
+    root, sha256 = new_key()
+    own = {"root": ApiKey(sha256=sha256, scopes=("admin",))}
+    with Running(serving(settings, database=AWAY)) as api:
+        answer = api.http.get("/popular")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert api.http.get("/health/live").status_code == 200
+    with Running(serving(settings, database=AWAY, keys=own)) as api:
+        assert (status(api, root), status(api, "another"), status(api, None)) == (200, 503, 503)
+
+
+def test_what_was_read_last_holds_while_the_database_is_away() -> None:
+    ring = KeyRing(ServingSettings())
+    assert (ring.needed, ring.unsure) == (False, True)
+    kept, key = KeptKey.of(KeyDraft(name="shop"))
+    ring.take([kept])
+    assert (ring.needed, ring.unsure) == (True, False)
+    assert ring.find(key.encode()) == ("shop", ("recommend", "feedback"))
+    assert ring.find(b"") == (None, None)
+    assert KeyRing(ServingSettings(open=True)).unsure is False
+
+
+def test_a_key_in_sql_lets_the_service_listen_beyond_this_machine(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path / "home", serving=ServingSettings(host="203.0.113.7"))
+    with pytest.raises(BadInput, match="api-key add"):
+        run(settings)
+    add_key(Database(settings.database), KeyDraft(name="shop"))
+    with pytest.raises(Exception, match="cannot listen on"):  # no address of this machine
+        run(settings)
+    check_address(settings.serving, lambda: True)

@@ -1,0 +1,79 @@
+"""What is known of users: since when, what they like, and nothing once they are forgotten."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from afterclick.errors import Unavailable
+from afterclick.settings import Settings
+from serving.records.users import Users, read_user
+from serving.sql.database import Database
+from serving.sql.forgetting import forget_user
+from tests.serving.running import Running
+from tests.serving.test_loop import after, ids, kinds
+from tests.waiting import wait_until
+
+
+def test_users_are_kept_and_forgotten_by_every_process(database_url: str) -> None:
+    database = Database(database_url)
+    database.upgrade()
+    one, other = Users(), Users()
+    one.seen("ann")
+    one.exchange(database)
+    first = read_user(database, "ann")
+    assert first is not None
+    assert datetime.now(UTC) - first["first_seen"] < timedelta(minutes=1)
+    other.seen("ann")
+    other.seen("bob")
+    other.name(database, "ann", ("Cameras", "i1"))
+    other.exchange(database)
+    one.exchange(database)
+    later = read_user(database, "ann")
+    assert later is not None
+    assert later["first_seen"] == first["first_seen"] < later["last_seen"]
+    assert one.interests == other.interests == {"ann": ("Cameras", "i1")}
+    one.name(database, "bob", ("Cables",))
+    one.name(database, "bob", ())
+    assert one.interests == {"ann": ("Cameras", "i1")}
+    assert forget_user(database, "ann") == 1
+    assert read_user(database, "ann") is None
+    for users in (one, other):
+        users.exchange(database)
+        assert users.interests == {}
+    database.close()
+
+
+def test_who_was_seen_while_the_database_was_away_is_written_later(database_url: str) -> None:
+    users = Users()
+    users.seen("ann")
+    with pytest.raises(Unavailable):
+        users.exchange(Database("postgresql://nobody@127.0.0.1:1/nowhere"))
+    users.seen("bob")
+    database = Database(database_url)
+    database.upgrade()
+    users.exchange(database)
+    assert read_user(database, "ann")
+    assert read_user(database, "bob")
+    database.close()
+
+
+def test_named_interests_make_the_lists_of_who_has_no_history(shop_api: Running, settings: Settings) -> None:
+    assert shop_api.http.get("/users/eve").status_code == 404
+    named = shop_api.http.put("/users/eve/interests", json={"interests": ["Cables", "nothing"]})
+    assert named.json() == {"user_id": "eve", "interests": ["Cables", "nothing"]}
+    body = shop_api.list_for("eve", n=5)
+    assert (body["source"], kinds(body)) == ("interests", {"cable"})
+    asked = shop_api.list_for("eve", n=5, interests="Cameras")
+    assert kinds(asked) == {"camera"}, "what a request names comes first"
+    with Running(settings) as other:
+        wait_until(lambda: other.list_for("eve", n=5)["source"] == "interests", 10)
+    known = shop_api.get("/users/eve")
+    assert (known["interests"], known["experiment"]) == (["Cables", "nothing"], None)
+    liked = ids(body)[0]
+    body = after(shop_api, "eve", shop_api.tell("eve", liked))
+    assert body["source"] == "personalised"
+    shop_api.http.put("/users/zoe/interests", json={"interests": ["Cables"]})
+    shop_api.http.put("/users/zoe/interests", json={"interests": []})
+    assert shop_api.list_for("zoe")["source"] in {"trending", "popular"}
