@@ -6,6 +6,7 @@ Nested names are joined with two underscores: AFTERCLICK_KAFKA__BOOTSTRAP=localh
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Final, Literal
 
@@ -111,7 +112,7 @@ class TrainingSettings(_Section):
     memory: str = "3g"
     """Memory of the Spark driver."""
     mlflow_uri: str | None = None
-    """MLflow tracking store; by default SQLite in the home folder."""
+    """MLflow tracking store: http://server, postgresql://user:password@host/name; by default SQLite."""
     store: str | None = None
     """Where published models are copied to, for the API to read: s3://bucket/prefix. None: nowhere."""
     seed: int = 42
@@ -140,6 +141,8 @@ class TrainingSettings(_Section):
     """Past cuts the ranker learns from; each costs one more fit."""
     ranker_questions: int = Field(6000, ge=100)
     """Most questions of one cut that the ranker learns from."""
+    longest_hours: float = Field(12.0, gt=0)
+    """A scheduled training that takes longer is ended, and the next one may begin."""
 
 
 ApiScope = Literal["recommend", "feedback", "admin"]
@@ -249,7 +252,10 @@ class Settings(BaseSettings):
     @property
     def mlflow(self) -> str:
         """The MLflow tracking URI."""
-        return self.training.mlflow_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+        given = self.training.mlflow_uri
+        if given is None:
+            return f"sqlite:///{self.home / 'mlflow.db'}"
+        return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", given)
 
     @property
     def database(self) -> str:

@@ -1,4 +1,8 @@
-"""One training run at a time on this machine: a lock that ends with its process, however it ends."""
+"""One training run at a time on this machine: a lock that ends with its process, however it ends.
+
+So nobody has to guess from a clock whether its owner still lives. One that hangs is ended by the schedule
+(training/schedule.py).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from afterclick.errors import AlreadyRunning
@@ -24,7 +29,8 @@ def exclusive(home: Path, what: str) -> Iterator[None]:
                 f"{file.read().strip() or 'a training run'} is running; wait for it"
             ) from None
         file.truncate(0)
-        file.write(f"{what} (process {os.getpid()})")
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(f"{what} (process {os.getpid()}, since {since})")
         file.flush()
         try:
             yield

@@ -83,21 +83,32 @@ class Retrain:
         return f"{fresh:,} new events" if fresh >= self.events else None
 
     def _train(self, stop: threading.Event) -> str:
-        """Run the pipeline in a child, whose memory is given back whole; returns how it ended."""
+        """Run the pipeline in a child, whose memory is given back whole; returns how it ended.
+
+        One that hangs is killed, and its lock ends with it.
+        """
         context = multiprocessing.get_context("spawn")
         answers = context.SimpleQueue()
         child = context.Process(target=_once, args=(self.settings, answers), name="training")
         child.start()
-        while child.is_alive() and not stop.is_set():
+        late = time.monotonic() + self.settings.training.longest_hours * 3600
+        while child.is_alive() and not stop.is_set() and time.monotonic() < late:
             child.join(0.2)
         if child.is_alive():
-            child.terminate()
-            child.join()
-            return "ended with the process"
+            _end(child)
+            longest = f"took longer than {self.settings.training.longest_hours:g} h and was ended"
+            return "ended with the process" if stop.is_set() else longest
         return str(answers.get()) if not answers.empty() else f"died with exit code {child.exitcode}"
 
     def _say(self, state: Literal["waiting", "training", "stopped"], progress: str = "") -> None:
         status(state, progress, self._outcome).write(self.settings.home)
+
+
+def _end(child: multiprocessing.process.BaseProcess) -> None:
+    child.terminate()
+    child.join(10)
+    child.kill()
+    child.join()
 
 
 def status(

@@ -96,3 +96,19 @@ def test_a_training_s_report_shows_it_beside_the_champion(tmp_path: Path) -> Non
     assert "**Refused**: worse than the champion." in text
     assert "| live.hr@10 | 0.2500 | 0.5000 |" in text
     assert (path.parent / "comparison.png").stat().st_size > 1000
+
+
+def test_the_record_may_be_kept_in_postgres(settings: Settings, postgres_url: str) -> None:
+    there = settings.model_copy(
+        update={"training": settings.training.model_copy(update={"mlflow_uri": postgres_url})}
+    )
+    folder = made(settings, "v1", 6)
+    registry = Registry(there)
+    run_id = registry.start("v1", {"rank": 8}, {"data": "hash"})
+    registry.metrics(run_id, {"live.ndcg@10": 0.5})
+    registry.register(folder, run_id, {"data": "hash"})
+    registry.follow("v1")
+    registry.finish(run_id)
+    again = Registry(there).get("champion")
+    assert (again.version, again.run_id, again.tags["data"]) == ("v1", run_id, "hash")
+    assert not (settings.home / "mlflow.db").exists()

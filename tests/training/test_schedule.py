@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
-from afterclick.errors import Unavailable
+from afterclick.errors import AlreadyRunning, Unavailable
 from afterclick.home import TrainingStatus
 from afterclick.settings import KafkaSettings, Settings
 from tests.training import shop
 from tests.waiting import wait_until
 from training import publish, schedule
+from training.lock import exclusive
 from training.schedule import Retrain
 
 
@@ -64,6 +67,32 @@ def test_a_training_that_fails_says_why_and_the_next_one_may_come(settings: Sett
     stopped = TrainingStatus.read(settings.home)
     assert stopped is not None
     assert stopped.state == "stopped"
+
+
+def test_a_training_that_hangs_is_ended_and_says_so(settings: Settings) -> None:
+    short = settings.training.model_copy(update={"longest_hours": 0.2 / 3600})
+    hasty = settings.model_copy(update={"training": short})
+    outcome = Retrain(hasty, every_s=3600, events=1)._train(threading.Event())
+    assert "took longer" in outcome
+    with exclusive(settings.home, "the next one"):  # its lock is gone with it
+        pass
+
+
+def test_a_killed_owner_leaves_no_lock(settings: Settings) -> None:
+    hold = "import sys, time; from pathlib import Path; from training.lock import exclusive\n"
+    hold += "with exclusive(Path(sys.argv[1]), 'a training'): print('held', flush=True); time.sleep(600)"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", hold, str(settings.home)], stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "held\n"
+    held = pytest.raises(AlreadyRunning, match=f"a training .process {owner.pid}, since 20")
+    with held, exclusive(settings.home, "another"):
+        pass
+    owner.kill()
+    owner.wait()
+    with exclusive(settings.home, "another"):
+        pass
 
 
 def test_the_log_that_was_read_counts_as_seen(settings: Settings) -> None:
