@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -118,6 +119,29 @@ def test_a_split_is_tuned_and_measured(tmp_path: Path, valid: bool) -> None:
     assert answer["recall@20"] > 0.95
     figures = {"recall@20", "ndcg@20", "f1@20", "hr@10", "ndcg@10", "hr@20", "fit_seconds", "tune_seconds"}
     assert figures | {"model", "users", "items", "peak_mb", "params"} <= set(answer)
+
+
+def test_ids_may_be_anything_files_packed_and_users_new(tmp_path: Path) -> None:
+    write(tmp_path, valid=False)
+    odd = {"i-0": "NA", "i-1": "null", "i-2": "1e5", "u-0": 'ü, "x"', "u-1": "a\tb;c"}
+    for name in ("train", "test"):
+        frame = pd.read_csv(tmp_path / f"{name}.csv").replace(odd)
+        if name == "test":
+            frame.loc[len(frame)] = ["new\u00a0user", "NA"]
+        else:
+            frame["timestamp"] = pd.to_datetime(frame["timestamp"], unit="D")
+        frame.to_csv(tmp_path / f"{name}.csv.gz", index=False, encoding="utf-8-sig")
+        (tmp_path / f"{name}.csv").unlink()
+    whole = len(shop.checkerboard()[0])
+    split = load(tmp_path)
+    assert split.train.nnz + split.valid.nnz == whole
+    answer = run(Request(tmp_path, "item_item", trials=1))
+    assert (answer["users"], answer["items"]) == (41, 40)
+    assert answer["recall@20"] > 0.9
+
+
+def test_a_search_out_of_time_tries_once(tmp_path: Path) -> None:
+    assert run(Request(write(tmp_path, valid=True), "item_item", trials=9, seconds=1e-3))["trials"] == 1
 
 
 def test_the_newest_rows_stand_in_for_missing_validation_rows(tmp_path: Path) -> None:

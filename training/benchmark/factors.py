@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.benchmark.clock import Clock
 from training.fold import half_step
 
 
@@ -22,7 +23,9 @@ class Als:
     alpha: float = 10.0
     """Confidence of an interaction beyond that of none."""
     iterations: int = 12
-    """Passes over users and items."""
+    """Passes over users and items, at most."""
+    seconds: float = 240.0
+    """No pass starts that would end later."""
 
     def fit(self, train: Any, seed: int) -> None:
         random = np.random.default_rng(seed)
@@ -30,7 +33,8 @@ class Als:
         user, item = rows.row.astype(np.int32), rows.col.astype(np.int32)
         weight = np.ones(len(user), np.float32)
         items = random.normal(size=(train.shape[1], self.rank)).astype(np.float32) / np.sqrt(self.rank)
-        for _ in range(self.iterations):
+        clock = Clock(self.seconds)
+        while clock.more(self.iterations):
             users = half_step(user, item, weight, items, train.shape[0], self.alpha, self.reg)
             items = half_step(item, user, weight, users, train.shape[1], self.alpha, self.reg)
         self._users = half_step(user, item, weight, items, train.shape[0], self.alpha, self.reg)

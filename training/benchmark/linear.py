@@ -108,6 +108,7 @@ def _local(gram: Any, ridge: float, count: int) -> Any:
     diagonal = gram.diagonal()
     off = (gram - sparse.diags(diagonal)).tocsr()
     off.eliminate_zeros()
+    place = np.full(n, -1, np.int32)
     rows, columns, values = [], [], []
     for item in range(n):
         bounds = slice(off.indptr[item], off.indptr[item + 1])
@@ -118,8 +119,8 @@ def _local(gram: Any, ridge: float, count: int) -> Any:
             # by cosine: a neighbour of few interactions says as much for its size
             best = np.argpartition(-strength / np.sqrt(diagonal[near] + ridge), count)[:count]
             near, strength = near[best], strength[best]
-        among = gram[near][:, near].toarray().astype(np.float64) / ridge
-        among[np.diag_indices_from(among)] += 1.0
+        among = _among(off, near, place) / ridge
+        among[np.diag_indices_from(among)] = diagonal[near] / ridge + 1.0
         rows.append(near)
         columns.append(np.full(len(near), item, np.int32))
         values.append(np.linalg.solve(among, strength.astype(np.float64)))
@@ -127,6 +128,23 @@ def _local(gram: Any, ridge: float, count: int) -> Any:
         return sparse.csr_matrix((n, n))
     where = (np.concatenate(rows), np.concatenate(columns))
     return sparse.csr_matrix((np.concatenate(values), where), (n, n))
+
+
+def _among(matrix: Any, near: NDArray[np.int32], place: NDArray[np.int32]) -> NDArray[np.float64]:
+    """The dense part of a CSR among a few of its items: cheaper than slicing it twice.
+
+    `place` (n,) is all -1, and is left so.
+    """
+    start, length = matrix.indptr[near], matrix.indptr[near + 1] - matrix.indptr[near]
+    row = np.repeat(np.arange(len(near)), length)
+    at = np.arange(len(row)) + np.repeat(start - np.cumsum(length) + length, length)
+    place[near] = np.arange(len(near))
+    column = place[matrix.indices[at]]
+    place[near] = -1
+    there = column >= 0
+    found = np.zeros((len(near), len(near)))
+    found[row[there], column[there]] = matrix.data[at[there]]
+    return found
 
 
 def _low_pass(

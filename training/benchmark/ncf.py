@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.benchmark.neural import Batches, Clock, Negatives, adam, softmax_loss
+from training.benchmark.clock import Clock
+from training.benchmark.neural import Batches, Negatives, adam, softmax_loss
 from training.benchmark.watch import Watch
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -78,23 +77,3 @@ def softmax_loss(
         return nn.functional.cross_entropy(logits, target)
     logits = (logits - off).masked_fill(items[None, :] == target[:, None], -1e9)
     return (torch.logsumexp(torch.cat([positive[:, None], logits], 1), 1) - positive).mean()
-
-
-@dataclass
-class Clock:
-    """Ends a training in time: no new epoch starts that would not end before `seconds` are over."""
-
-    seconds: float
-    start: float = 0.0
-    epochs: int = 0
-
-    def __post_init__(self) -> None:
-        self.start = time.monotonic()
-
-    def more(self, most: int) -> bool:
-        """Whether another epoch may start; at least one may."""
-        spent = time.monotonic() - self.start
-        fits = self.epochs == 0 or spent * (self.epochs + 1) / self.epochs <= self.seconds
-        go = self.epochs < most and fits
-        self.epochs += go
-        return go

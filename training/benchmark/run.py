@@ -24,7 +24,9 @@ from training.benchmark.watch import Watch
 
 AIM = "ndcg@20"
 _ASKED = 10_000
-"""Most users that one trial is measured on."""
+"""Most users that one trial is measured on,"""
+_SCORED = 150_000_000
+"""and most scores that it takes, 1,000 users at least."""
 Progress = Callable[[str], None]
 
 
@@ -38,7 +40,7 @@ class Request:
     seeds: int = 1
     seed: int = 42
     seconds: float = 360.0
-    """For the search; no new trial starts after it."""
+    """For the search; no trial starts that might end later, the first excepted."""
     negatives: Path | None = None
     """Rank each test item among these alone (the NCF paper's leave-one-out). The search ranks in full."""
 
@@ -87,13 +89,15 @@ def search(split: Split, request: Request, progress: Progress) -> tuple[dict[str
     for known in registry.starts(request.model):
         study.enqueue_trial({**default, **known})
 
+    most = min(_ASKED, max(1000, _SCORED // split.shape[1]))
+
     def objective(trial: optuna.Trial) -> float:
         knobs = {**_limits(request, default), **registry.suggest(request.model, trial)}
         model = registry.make(request.model, knobs)
         start = time.perf_counter()
 
         def look() -> float:
-            return measure(model.scores, split.train, split.valid, request.seed, _ASKED)[AIM]
+            return measure(model.scores, split.train, split.valid, request.seed, most)[AIM]
 
         if "epochs" in default:
             watch = Watch(look)
@@ -107,9 +111,21 @@ def search(split: Split, request: Request, progress: Progress) -> tuple[dict[str
         progress(f"trial {trial.number}: {AIM} {value:.4f} in {time.perf_counter() - start:.1f}s ({shown})")
         return value
 
-    study.optimize(objective, n_trials=request.trials, timeout=request.seconds)
+    study.optimize(objective, n_trials=request.trials, callbacks=[_in_time(request.seconds)])
     best = study.best_trial
     return {**default, **best.params, **best.user_attrs}, len(study.trials)
+
+
+def _in_time(seconds: float) -> Callable[[optuna.Study, optuna.trial.FrozenTrial], None]:
+    """Ends a search before a trial that might take as long as the longest one and be over too late."""
+    start = time.monotonic()
+
+    def look(study: optuna.Study, _: optuna.trial.FrozenTrial) -> None:
+        took = [t.duration.total_seconds() for t in study.trials if t.duration is not None]
+        if time.monotonic() - start + max(took) > seconds:
+            study.stop()
+
+    return look
 
 
 def _limits(request: Request, default: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,9 @@ def _read(folder: Path, name: str) -> pd.DataFrame | None:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(path, dtype={"user_id": str, "item_id": str})
+        # an id may be NA or null; only an empty one is none
+        kinds, no_id = {"user_id": str, "item_id": str}, [""]
+        frame = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=no_id, encoding="utf-8-sig")
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise BadDataset(f"{path}: cannot be read as CSV: {error}") from None
     if not {"user_id", "item_id"} <= set(frame.columns):
@@ -109,7 +111,7 @@ def _held(train: pd.DataFrame, seed: int, share: float = 0.1) -> NDArray[np.bool
     """About a tenth of each user's rows, one at least of those with three: the newest, or by chance."""
     order = np.random.default_rng(seed).random(len(train))
     if "timestamp" in train.columns:
-        order = train["timestamp"].to_numpy(np.float64)
+        order = train["timestamp"].rank(method="dense").to_numpy(np.float64)  # numbers, or 2014-06-01
     ranked = pd.Series(order, index=train.index)
     by_user = train["user_id"]
     from_end = ranked.groupby(by_user).rank(method="first", ascending=False)
