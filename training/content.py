@@ -28,8 +28,11 @@ def texts_of(item_ids: Sequence[str], catalogue: Catalogue) -> list[str]:
 
 
 def embed(texts: Sequence[str], engine: Engine, dim: int = 64, seed: int = 42) -> NDArray[np.float32] | None:
-    """(len(texts), d) float32; None where fewer than two texts say anything."""
-    told = [i for i, text in enumerate(texts) if text]
+    """(len(texts), d) float32; None where fewer than two texts say anything.
+
+    The same texts in another order have the same vectors.
+    """
+    told = sorted((i for i, text in enumerate(texts) if text), key=lambda i: texts[i])
     if len(told) < 2:
         return None
     described = [texts[i] for i in told]

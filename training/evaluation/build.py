@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.model import Model
-from training import baselines, content, ranker, two_tower
+from training import baselines, content, ranker
 from training.als import AlsConfig, Factors
 from training.baselines import NeighbourConfig
 from training.content import Catalogue
@@ -18,7 +18,7 @@ from training.evaluation import ncf
 from training.evaluation.contestants import Fitted
 from training.evaluation.protocols import Split
 from training.ranker import Blend, RankerConfig
-from training.two_tower import TowerConfig
+from training.two_tower import Course, TowerConfig
 
 Factorise = Callable[[Interactions, AlsConfig], Factors]
 """ALS by one engine or the other: training.als.fit with a session, or training.implicit_als.fit."""
@@ -36,7 +36,7 @@ class Recipe:
     least: int = 5
 
 
-def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Recipe) -> Model:
+def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Recipe, course: Course) -> Model:
     """A model of all items of `rows`; those with too few interactions have neither factors nor neighbours."""
     known = rows.where((rows.item_counts() >= recipe.least)[rows.item])
     paired = known.where(known.user_counts()[known.user] >= 2)
@@ -49,7 +49,7 @@ def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Rec
         content=described,
         als_alpha=recipe.als.alpha,
         als_reg=recipe.als.reg,
-        towers=two_tower.fit(paired, recipe.towers, described) if len(paired) else None,
+        towers=course.fit(paired, described) if len(paired) else None,
         **baselines.neighbour_arrays(known, recipe.neighbours),
     )
 
@@ -58,15 +58,15 @@ def fit(split: Split, catalogue: Catalogue, recipe: Recipe) -> tuple[Fitted, Ble
     """Every model as of the cut, and a blend learned on earlier cuts. Nothing is seen of what comes after."""
     rows = split.rows
     described = content.embed(content.texts_of(rows.item_ids.tolist(), catalogue), "tfidf")
-    past = rows.before(split.cut_ms)
+    past, course = rows.before(split.cut_ms), Course(recipe.towers)
     blend = ranker.train(
         past,
-        lambda before: model(before, described, recipe),
+        lambda before: model(before, described, recipe, course),
         recipe.ranker,
         split.trusted[rows.time_ms < split.cut_ms],
     )
     fitted = Fitted(
-        model=model(split.train, described, recipe),
+        model=model(split.train, described, recipe, course),
         ranker=blend.text,
         eligible=split.eligible,
         ncf=ncf.fit(split.train, recipe.least, recipe.als.seed),
