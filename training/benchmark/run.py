@@ -113,7 +113,8 @@ def search(split: Split, request: Request, progress: Progress) -> tuple[dict[str
 
     study.optimize(objective, n_trials=request.trials, callbacks=[_in_time(request.seconds)])
     best = study.best_trial
-    return {**default, **best.params, **best.user_attrs}, len(study.trials)
+    tried = sum(trial.state.is_finished() for trial in study.trials)  # others may wait to be started
+    return {**default, **best.params, **best.user_attrs}, tried
 
 
 def _in_time(seconds: float) -> Callable[[optuna.Study, optuna.trial.FrozenTrial], None]:

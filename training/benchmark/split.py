@@ -111,7 +111,7 @@ def _held(train: pd.DataFrame, seed: int, share: float = 0.1) -> NDArray[np.bool
     """About a tenth of each user's rows, one at least of those with three: the newest, or by chance."""
     order = np.random.default_rng(seed).random(len(train))
     if "timestamp" in train.columns:
-        order = train["timestamp"].rank(method="dense").to_numpy(np.float64)  # numbers, or 2014-06-01
+        order = np.asarray(train["timestamp"].rank(method="dense"), np.float64)  # numbers, or 2014-06-01
     ranked = pd.Series(order, index=train.index)
     by_user = train["user_id"]
     from_end = ranked.groupby(by_user).rank(method="first", ascending=False)
