@@ -23,7 +23,7 @@ CATALOGUE = [
     Item(item_id=f"i{n}", title=f"Item {n}", categories=("Everything", f"kind {n % KINDS}"))
     for n in range(KINDS * PER_KIND)
 ]
-EQUAL, BETTER = 0.999, 0.99
+EQUAL, BETTER = 0.999, 0.95
 """Levels of the intervals: a false alarm between equals is rarer than a planted difference overlooked."""
 VISITS = 10
 
