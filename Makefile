@@ -6,6 +6,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
+# test processes; each computes with one thread, as there are not more cores than they are
 WORKERS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
@@ -54,7 +55,7 @@ doctor: setup ## what is missing on this machine, and how to mend it
 	@$(BIN)/afterclick doctor
 
 test: setup ## every test, against real services on free ports (DATASET adds those on real data)
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 
 lint: setup ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check $(CODE)
