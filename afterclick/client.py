@@ -39,6 +39,7 @@ class RankedItem(_Answer):
     source: str = ""
     reason: str = ""
     parts: dict[str, float] = {}
+    badges: tuple[str, ...] = ()
     propensity: float = 1.0
 
 
@@ -50,7 +51,8 @@ class Recommendations(_Answer):
     degraded: bool
     fresh: bool | None = None
     model_version: str | None
-    impression_id: str
+    impression_id: str | None
+    """None where the list was only a preview."""
     as_of: dict[str, int]
     items: tuple[RankedItem, ...]
     next: str | None = None
@@ -158,8 +160,8 @@ def _batch(user_ids: Sequence[str], n: int | None) -> _Call[Batch]:
     return _Call(Batch, "POST", "/recommendations/batch", body=_given(user_ids=list(user_ids), n=n))
 
 
-def _similar(item_id: str, n: int | None) -> _Call[Items]:
-    return _Call(Items, "GET", "/similar-items", _given(item_id=item_id, n=n))
+def _similar(item_id: str, n: int | None, by: str | None) -> _Call[Items]:
+    return _Call(Items, "GET", "/similar-items", _given(item_id=item_id, n=n, by=by))
 
 
 def _popular(n: int | None, window: str | None, category: str | None) -> _Call[Items]:
@@ -202,7 +204,7 @@ class Client:
     ) -> Recommendations:
         """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position.
 
-        `more` is what the API takes: policy, filters, offset, cursor, diversity, explore, explain.
+        `more` is what the API takes: policy, filters, offset, cursor, diversity, explore, explain, preview.
         """
         return self._send(_recommendations(user_id, n, interests, items, exclude, category, after, more))
 
@@ -210,8 +212,9 @@ class Client:
         """Lists for up to 500 users."""
         return self._send(_batch(user_ids, n))
 
-    def similar(self, item_id: str, n: int | None = None) -> Items:
-        return self._send(_similar(item_id, n))
+    def similar(self, item_id: str, n: int | None = None, by: str | None = None) -> Items:
+        """`by` content: described alike; `together`: chosen by the same people; without it, both."""
+        return self._send(_similar(item_id, n, by))
 
     def popular(self, n: int | None = None, window: str | None = None, category: str | None = None) -> Items:
         return self._send(_popular(n, window, category))
@@ -271,7 +274,7 @@ class AsyncClient:
     ) -> Recommendations:
         """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position.
 
-        `more` is what the API takes: policy, filters, offset, cursor, diversity, explore, explain.
+        `more` is what the API takes: policy, filters, offset, cursor, diversity, explore, explain, preview.
         """
         return await self._send(
             _recommendations(user_id, n, interests, items, exclude, category, after, more)
@@ -281,8 +284,9 @@ class AsyncClient:
         """Lists for up to 500 users."""
         return await self._send(_batch(user_ids, n))
 
-    async def similar(self, item_id: str, n: int | None = None) -> Items:
-        return await self._send(_similar(item_id, n))
+    async def similar(self, item_id: str, n: int | None = None, by: str | None = None) -> Items:
+        """`by` content: described alike; `together`: chosen by the same people; without it, both."""
+        return await self._send(_similar(item_id, n, by))
 
     async def popular(
         self, n: int | None = None, window: str | None = None, category: str | None = None

@@ -114,7 +114,7 @@ class Service:
         return service
 
     async def recommend(self, ask: Ask) -> Answer:
-        """A list, counted and logged as shown; its JSON."""
+        """A list, counted and logged as shown unless it is a preview; its JSON."""
         assigned = None if ask.settled else self.plane.assignment.of(ask.user_id)
         if assigned is not None:
             ask = replace(ask, options=assigned.options)
@@ -122,6 +122,9 @@ class Service:
         body, shown = answer.body, answer.shown
         if assigned is not None:
             body["experiment"] = {"name": assigned.experiment, "arm": assigned.arm}
+        if ask.preview:
+            return {**body, "impression_id": None}
+        if assigned is not None:
             self.plane.trials.shown(body["impression_id"], ask.user_id, assigned)
         self.metrics.listed(body["source"], body["degraded"])
         self.exposure.shown(body["impression_id"], body["source"], body["model_version"], shown.count)
@@ -188,6 +191,7 @@ class Service:
             self.hub.broadcast(orjson.dumps(self._event(change, now_ms)))
 
     def _event(self, change: StateChange, now_ms: float) -> dict[str, object]:
+        known = self.catalogue.items.get(change.item_id)
         title = self.catalogue.title(change.item_id)
         return {
             "type": "event",
@@ -196,4 +200,5 @@ class Service:
             "effect": change.effect,
             "time_ms": change.time_ms,
             "fresh_ms": round(now_ms - change.log_ms, 2),
+            "categories": known.categories if known else (),
         }

@@ -13,7 +13,7 @@ from afterclick.model import IntArray
 from afterclick.scoring import UserState
 from serving.feeds.catalogue import Catalogue
 from serving.ranking.choice import Choice
-from serving.routes.schemas import Source
+from serving.routes.schemas import Likeness, Source
 from serving.world import World, best
 
 HEAT_WEIGHT = 0.05
@@ -137,12 +137,12 @@ def _interesting(
 
 
 def similar(
-    world: World, item: int, n: int, inside: IntArray | None = None
+    world: World, item: int, n: int, inside: IntArray | None = None, by: Likeness | None = None
 ) -> tuple[IntArray, NDArray[np.float64]]:
-    """Items near an item and their scores: shared users, the same day's users, then content."""
+    """Items near an item and their scores: shared users, the same day's users, content; or by one of them."""
     content, together = np.zeros(len(world.heat)), np.zeros(len(world.heat))
     _like(world, item, content, together)
-    scores = content + together
+    scores = {Likeness.CONTENT: content, Likeness.TOGETHER: together, None: content + together}[by]
     scores[item] = 0.0
     scores[world.rules.excluded] = 0.0
     if inside is not None:

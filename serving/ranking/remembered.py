@@ -41,6 +41,8 @@ class Ask:
     settled: bool = False
     """Whether the request names its policy, so that no experiment decides."""
     page: Page = FIRST_PAGE
+    preview: bool = False
+    """Whether nobody is shown the list, so that nothing counts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,5 +125,5 @@ class Remembered:
 
 
 def _key(ask: Ask, rows: Rows) -> Ask:
-    """Users without history share their list; what was waited for does not matter."""
-    return replace(ask, user_id=ask.user_id if rows else "", after=None)
+    """Users without history share their list; what was waited for, or looked at, does not matter."""
+    return replace(ask, user_id=ask.user_id if rows else "", after=None, preview=False)

@@ -21,7 +21,7 @@ from serving.decisions.catalogue_query import Condition
 from serving.feeds.positions import Position
 from serving.ranking.cursors import LONGEST, decode_cursor
 from serving.ranking.options import Policy
-from serving.routes.schemas import Window
+from serving.routes.schemas import Likeness, Window
 
 MAX_ITEMS = 200
 FUTURE = timedelta(minutes=5)
@@ -108,6 +108,11 @@ class RecommendationQuery(Request):
     explain: bool = Field(
         False, description="Also name the events of the user that moved each item most, and by how much."
     )
+    preview: bool = Field(
+        False,
+        description="Only to look, not to show to the user: the list is no impression (its id is null), and "
+        "neither exposure nor an experiment counts it.",
+    )
     after: After | None = Field(
         None,
         description="The position that POST /feedback answered: wait until that event is in the state.",
@@ -127,6 +132,9 @@ class SimilarQuery(Request):
 
     item_id: Id = Field(examples=["B0019EHU8G"])
     n: Count | None = None
+    by: Likeness | None = Field(
+        None, description="Described alike (content), or chosen by the same people (together); else both."
+    )
     category: Interest | None = Field(None, description="Only items of this category.")
     filters: Filters = Field([], description="Only items that meet these conditions FIELD:VALUE.")
 

@@ -32,6 +32,11 @@ router = APIRouter(route_class=DirectRoute)
 ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
 ImpressionId = Annotated[Id, Path()]
 UserId = Annotated[Id, Path(examples=["bob"])]
+LIKE = {
+    None: "like {}",
+    schemas.Likeness.CONTENT: "described like {}",
+    schemas.Likeness.TOGETHER: "chosen by those who chose {}",
+}
 
 
 @router.get("/recommendations", tags=["lists"], **answers(schemas.Recommendations))
@@ -72,15 +77,15 @@ async def explain(service: Parts, impression_id: ImpressionId) -> Response:
 
 @router.get("/similar-items", tags=["lists"], **answers(schemas.SimilarItems, 404))
 async def similar_items(service: Parts, query: Annotated[queries.SimilarQuery, Query()]) -> Response:
-    """Items that the same users chose, or that are described alike."""
+    """Items that the same users chose and that are described alike, or by one of the two."""
     world = service.worlds.current
     item = world.find(query.item_id)
     if item is None:
         raise ApiError(404, f"no item {query.item_id}")
     n = query.n or service.settings.serving.list_length
-    reason = f"like {service.catalogue.name(query.item_id)}"
+    reason = LIKE[query.by].format(service.catalogue.name(query.item_id))
     inside = service.recommender.filters.inside(world, query.category, query.filters)
-    items, scores = similar(world, item, n, inside)
+    items, scores = similar(world, item, n, inside, query.by)
     rows = [
         _row(service, world.ids[at], score, reason)
         for at, score in zip(items.tolist(), scores.tolist(), strict=True)
@@ -124,6 +129,7 @@ async def item(service: Parts, item_id: ItemId) -> Response:
             "interactions": int(world.counts[at]) if at is not None else 0,
             "trends": dict(zip(HALF_LIVES_MS, values, strict=True)),
             "in_model": world.loaded.model is not None and item_id in world.loaded.model.index,
+            "badges": world.badges.get(at, ()) if at is not None else (),
         }
     )
 
@@ -204,6 +210,7 @@ def ask_of(service: Service, query: queries.RecommendationQuery) -> Ask:
         _options(query),
         query.policy is not None,
         _page(query),
+        query.preview,
     )
 
 
