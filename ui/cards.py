@@ -63,6 +63,8 @@ def sureness(item: RankedItem, answer: Recommendations) -> JsonObject:
     The ranker learns from pairs: the odds that one item is chosen before another are exp(difference of their
     scores). What is said is the probability against the last item of the list, so at least one half.
     """
+    if answer.source == "interests":
+        return {"dots": 1, "words": "a guess", "what": "From interests alone: nothing that you did is in it."}
     if answer.source not in PERSONAL:
         return {"dots": 0, "words": "not personal", "what": "It is shown to everybody: not about you yet."}
     share = 1 / (1 + math.exp(-max(item.score - answer.items[-1].score, 0.0)))

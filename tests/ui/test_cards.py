@@ -47,6 +47,8 @@ def test_how_sure_a_list_is_comes_from_the_distance_to_its_last_item() -> None:
 def test_a_list_for_everybody_is_not_said_to_be_sure() -> None:
     answer = Recommendations(user_id="u", items=(ranked(),), source="trending")
     assert sureness(answer.items[0], answer)["words"] == "not personal"
+    guessed = answer.model_copy(update={"source": "interests"})
+    assert sureness(guessed.items[0], guessed)["words"] == "a guess"
 
 
 @given(st.text(min_size=1, max_size=40), st.lists(st.text(max_size=20), max_size=3))
