@@ -39,6 +39,7 @@ class RankedItem(_Answer):
     source: str = ""
     reason: str = ""
     parts: dict[str, float] = {}
+    badges: tuple[str, ...] = ()
     propensity: float = 1.0
 
 
@@ -50,7 +51,8 @@ class Recommendations(_Answer):
     degraded: bool
     fresh: bool | None = None
     model_version: str | None
-    impression_id: str
+    impression_id: str | None
+    """None where the list was only a preview."""
     as_of: dict[str, int]
     items: tuple[RankedItem, ...]
     next: str | None = None
@@ -206,7 +208,7 @@ class Client:
     ) -> Recommendations:
         """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position.
 
-        `more` is what the API takes: session_id, policy, filters, offset, cursor, diversity, explore …
+        `more` is what the API takes: session_id, policy, filters, offset, cursor, diversity, preview …
         """
         return self._send(_recommendations(user_id, n, interests, items, exclude, category, after, more))
 
@@ -279,7 +281,7 @@ class AsyncClient:
     ) -> Recommendations:
         """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position.
 
-        `more` is what the API takes: session_id, policy, filters, offset, cursor, diversity, explore …
+        `more` is what the API takes: session_id, policy, filters, offset, cursor, diversity, preview …
         """
         return await self._send(
             _recommendations(user_id, n, interests, items, exclude, category, after, more)

@@ -167,6 +167,7 @@ class Recommender:
         ids = [world.ids[item] for item in ranked.items.tolist()]
         names, columns = list(ranked.parts), [part.tolist() for part in ranked.parts.values()]
         receipts = [dict(zip(names, parts, strict=True)) for parts in zip(*columns, strict=True)]
+        badges = [world.badges.get(item, ()) for item in ranked.items.tolist()]
         scores = [sum(receipt.values()) for receipt in receipts]
         if ranked.arranged:
             scores = list(accumulate(scores, min))  # sums of parts may differ in the last bit
@@ -177,9 +178,10 @@ class Recommender:
                 "source": source,
                 "reason": reason,
                 "parts": receipt,
+                "badges": marks,
             }
-            for item_id, score, source, reason, receipt in zip(
-                ids, scores, ranked.sources, ranked.reasons, receipts, strict=True
+            for item_id, score, source, reason, receipt, marks in zip(
+                ids, scores, ranked.sources, ranked.reasons, receipts, badges, strict=True
             )
         ]
         if ranked.because is not None:

@@ -125,7 +125,7 @@ class Service:
         return service
 
     async def recommend(self, ask: Ask) -> Answer:
-        """A list, counted and logged as shown; its JSON."""
+        """A list, counted and logged as shown unless it is a preview; its JSON."""
         if not ask.interests and (named := self.users.interests.get(ask.user_id)):
             ask = replace(ask, interests=named)
         assigned = None if ask.settled else self.plane.assignment.of(ask.user_id)
@@ -138,6 +138,9 @@ class Service:
             wanted = assigned.options.model
             if wanted is not None and body["model_version"] != wanted:
                 body["experiment"]["fallback"] = f"model {wanted}: {self.models.why_not(wanted)}"
+        if ask.preview:
+            return {**body, "impression_id": None}
+        if assigned is not None:
             self.plane.trials.shown(body["impression_id"], ask.user_id, assigned)
         self.metrics.listed(body["source"], body["degraded"])
         self.exposure.shown(body["impression_id"], body["source"], body["model_version"], shown.count)
@@ -207,6 +210,7 @@ class Service:
             self.hub.broadcast(orjson.dumps(self._event(change, now_ms)))
 
     def _event(self, change: StateChange, now_ms: float) -> dict[str, object]:
+        known = self.catalogue.items.get(change.item_id)
         title = self.catalogue.title(change.item_id)
         return {
             "type": "event",
@@ -215,4 +219,5 @@ class Service:
             "effect": change.effect,
             "time_ms": change.time_ms,
             "fresh_ms": round(now_ms - change.log_ms, 2),
+            "categories": known.categories if known else (),
         }

@@ -25,6 +25,7 @@ from serving.decisions.rules import NO_RULES, ActiveRules, RuleBook
 from serving.feeds.catalogue import Catalogue
 from serving.feeds.model_feed import LoadedModel
 from serving.feeds.trend_feed import TrendFeed
+from serving.ranking.badges import Badges, badges
 
 log = structlog.get_logger()
 Array = NDArray[np.float64]
@@ -101,6 +102,11 @@ class World:
     def by_window(self) -> dict[str, IntArray]:
         """The best items of each half-life."""
         return {name: best(self.values[:, i], KEPT) for i, name in enumerate(HALF_LIVES_MS)}
+
+    @cached_property
+    def badges(self) -> Badges:
+        """What is true of items for everybody just now, by index; most have none."""
+        return badges(self.values, self.view.first_seen_ms, self.now_ms)
 
     @cached_property
     def newest(self) -> IntArray:

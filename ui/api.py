@@ -34,8 +34,8 @@ class Api:
     async def recommendations(
         self, user_id: str, n: int, interests: Sequence[str] = (), policy: str | None = None
     ) -> Recommendations:
-        """A user's list, ordered by the policy where one is named."""
-        query: JsonObject = {"user_id": user_id, "n": n, "interests": list(interests)}
+        """A preview of a user's list, ordered by the policy where one is named: it counts nowhere."""
+        query: JsonObject = {"user_id": user_id, "n": n, "interests": list(interests), "preview": True}
         if policy is not None:
             query["policy"] = policy
         return Recommendations.model_validate(await self._get("/recommendations", query))
@@ -48,8 +48,20 @@ class Api:
         query = {name: value for name, value in given.items() if value is not None}
         return _RANKED.validate_python((await self._get("/popular", query))["items"])
 
-    async def similar(self, item_id: str, n: int) -> tuple[RankedItem, ...]:
-        answer = await self._get("/similar-items", {"item_id": item_id, "n": n})
+    async def in_list(self, user_id: str, item_id: str) -> Recommendations:
+        """A preview of the user's list with this item alone in it, and the events that moved it."""
+        query = {
+            "user_id": user_id,
+            "n": 1,
+            "filters": f"item:{item_id}",
+            "preview": True,
+            "explain": True,
+        }
+        return Recommendations.model_validate(await self._get("/recommendations", query))
+
+    async def similar(self, item_id: str, n: int, by: str) -> tuple[RankedItem, ...]:
+        """Items described alike (`content`), or chosen by the same people (`bought`)."""
+        answer = await self._get("/similar-items", {"item_id": item_id, "n": n, "by": by})
         return _RANKED.validate_python(answer["items"])
 
     async def search(self, words: str, n: int) -> tuple[ShopItem, ...]:

@@ -28,6 +28,16 @@ class ItemDetails(ShopItem):
     interactions: int = 0
     trends: dict[str, float] = {}
     in_model: bool = False
+    badges: tuple[str, ...] = ()
+
+
+class Moved(_Answer):
+    """An event of the user that moved an item: the item's score, less its score without that event."""
+
+    item_id: str
+    action: str
+    effect: float
+    title: str | None = None
 
 
 class RankedItem(ShopItem):
@@ -37,6 +47,8 @@ class RankedItem(ShopItem):
     source: str = ""
     reason: str = ""
     parts: dict[str, float] = {}
+    badges: tuple[str, ...] = ()
+    because: tuple[Moved, ...] | None = None
 
 
 class Cause(_Answer):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from urllib.parse import urlencode
 
-from ui.api_types import JsonObject, RankedItem, ShopItem
+from ui.api_types import JsonObject, RankedItem, Recommendations, ShopItem
 from ui.artwork import artwork, category_hue
 
 PART_NAMES = {
@@ -30,6 +32,11 @@ SOURCE_NAMES = {
     "same_day": "Chosen on the same day",
     "content": "Described alike",
 }
+BADGE_NAMES = {"trending": "trending now", "new": "new"}
+PERSONAL = ("personalised", "session")
+"""Sources of lists that the ranker has ordered for one user."""
+SURE = (0.6, 0.7)
+"""From where on an item has two dots, and three."""
 
 
 def title_of(item: ShopItem) -> str:
@@ -40,9 +47,33 @@ def title_of(item: ShopItem) -> str:
     return f"{kind} {item.item_id}"
 
 
+def department_of(categories: Sequence[str]) -> str:
+    """The broad category of an item: the second, since the first is often the same for all."""
+    return categories[1] if len(categories) > 1 else "".join(categories) or "no department"
+
+
 def item_url(item_id: str, user_id: str) -> str:
     """The address of an item's page. Ids may hold any character, also a slash."""
     return "/item?" + urlencode({"id": item_id, "user": user_id})
+
+
+def sureness(item: RankedItem, answer: Recommendations) -> JsonObject:
+    """How sure a list is of an item: `dots` of 3, in `words`, and `what` that means.
+
+    The ranker learns from pairs: the odds that one item is chosen before another are exp(difference of their
+    scores). What is said is the probability against the last item of the list, so at least one half.
+    """
+    if answer.source == "interests":
+        return {"dots": 1, "words": "a guess", "what": "From interests alone: nothing that you did is in it."}
+    if answer.source not in PERSONAL:
+        return {"dots": 0, "words": "not personal", "what": "It is shown to everybody: not about you yet."}
+    share = 1 / (1 + math.exp(-max(item.score - answer.items[-1].score, 0.0)))
+    return {
+        "dots": 1 + sum(share >= least for least in SURE),
+        "words": f"{share:.0%} sure",
+        "what": f"By the ranker's scale, chosen before the last of this list {share:.0%} of the time; "
+        "50 % would be no difference.",
+    }
 
 
 def card(item: RankedItem, place: int, scale: float, moved: int, entered: bool) -> JsonObject:
@@ -68,7 +99,7 @@ def card(item: RankedItem, place: int, scale: float, moved: int, entered: bool) 
             for name, value in item.parts.items()
             if value
         ],
-        "badges": _badges(item),
+        "badges": [BADGE_NAMES.get(badge, badge) for badge in item.badges],
         "moved": moved,
         "entered": entered,
     }
@@ -77,9 +108,3 @@ def card(item: RankedItem, place: int, scale: float, moved: int, entered: bool) 
 def bar_scale(items: tuple[RankedItem, ...]) -> float:
     """The largest sum of absolute parts in a list: its bar is full."""
     return max((sum(abs(value) for value in item.parts.values()) for item in items), default=0.0) or 1.0
-
-
-def _badges(item: RankedItem) -> list[str]:
-    trend = item.parts.get("trend", 0.0)
-    total = sum(abs(value) for value in item.parts.values())
-    return ["trending"] if total and trend > 0.5 * total else []

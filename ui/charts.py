@@ -5,15 +5,25 @@ Colours are those of the style sheet, chosen to be legible on both light and dar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ui.api_types import JsonObject
 
-TEXT = "#7d8696"
+TEXT = "#757e8d"
 LINE = "#7d869633"
 COLOURS = ("#4c66e0", "#0d9a6c", "#e58a00", "#a83fbd", "#d0455e", "#2a9fb8")
+FONT = {
+    ":fontSize": "Math.round(0.72 * parseFloat(getComputedStyle(document.documentElement).fontSize))",
+    ":fontFamily": "getComputedStyle(document.body).fontFamily",
+}
+"""The page's letters, as large as it makes them: a canvas inherits nothing."""
+WORDS = {"color": TEXT, **FONT}
+POINTS = 180
+"""Most points of a curve that are sent; a longer past is thinned."""
+Cell = float | int | None
 
 
 @dataclass(frozen=True)
@@ -32,13 +42,25 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart over time."""
+    """A chart over time: of fixed curves, or of the entries of a `group` of the figures."""
 
     key: str
     title: str
     unit: str
-    curves: tuple[Curve, ...]
+    curves: tuple[Curve, ...] = ()
+    group: str = ""
     logarithmic: bool = False
+    stacked: bool = False
+    """Whether the curves are parts of a hundred."""
+
+    def drawn(self, past: Sequence[JsonObject]) -> tuple[Curve, ...]:
+        """The curves; of a group the largest, as many as there are colours."""
+        if not self.group:
+            return self.curves
+        sums: Counter[str] = Counter()
+        for figures in past:
+            sums.update(figures.get(self.group) or {})
+        return tuple(Curve(name, (self.group, name)) for name in sorted(_most(sums, len(COLOURS))))
 
 
 TIME_CHARTS = (
@@ -63,7 +85,7 @@ TIME_CHARTS = (
     ),
     Chart(
         "latency",
-        "Latency of the API, and event to pushed list",
+        "Latency of the API, and log to pushed list",
         "ms",
         (
             Curve("request p50", ("latency_ms", "p50")),
@@ -73,62 +95,80 @@ TIME_CHARTS = (
         logarithmic=True,
     ),
     Chart("lag", "Lag: in the log but not in the state", "events", (Curve("lag", ("lag",)),)),
+    Chart("ctr", "CTR by source and model, last minute", "%", group="ctr"),
+    Chart("shares", "Departments of events, last minute", "%", group="departments", stacked=True),
 )
 
 
 def time_options(chart: Chart, past: Iterable[JsonObject]) -> JsonObject:
-    """A line chart of `chart.curves` over `past`."""
-    figures = list(past)
+    """A line chart of `chart.drawn` over `past`."""
+    figures = thinned(list(past))
+    curves = chart.drawn(figures)
     return {
         "animation": False,
-        "textStyle": {"color": TEXT, "fontFamily": "inherit"},
-        "color": list(COLOURS),
-        "grid": {"left": 8, "right": 16, "top": 36, "bottom": 4, "containLabel": True},
-        "legend": {"top": 0, "left": 0, "textStyle": {"color": TEXT}, "icon": "roundRect", "itemHeight": 4},
-        "tooltip": {"trigger": "axis"},
-        "xAxis": {"type": "time", "axisLine": {"lineStyle": {"color": LINE}}, "splitNumber": 4},
+        "textStyle": WORDS,
+        "color": [*COLOURS],
+        "grid": {"left": 8, "right": 16, "top": "18%", "bottom": 4, "containLabel": True},
+        "legend": {
+            "type": "scroll",
+            "top": 0,
+            "left": 0,
+            "textStyle": WORDS,
+            "icon": "roundRect",
+            "itemHeight": 4,
+        },
+        "tooltip": _hover(chart.unit),
+        "xAxis": {
+            "type": "time",
+            "axisLine": {"lineStyle": {"color": LINE}},
+            "axisLabel": {**WORDS, "hideOverlap": True},
+            "splitNumber": 4,
+        },
         "yAxis": {
             "type": "log" if chart.logarithmic else "value",
             "splitLine": {"lineStyle": {"color": LINE}},
+            "axisLabel": WORDS,
+            "max": 100 if chart.stacked else None,
         },
-        "series": [
-            {
-                "name": curve.name,
-                "type": "line",
-                "showSymbol": False,
-                "lineStyle": {"width": 2},
-                "areaStyle": {"opacity": 0.08} if not chart.logarithmic else None,
-                "data": time_points(curve, figures, chart.logarithmic),
-            }
-            for curve in chart.curves
-        ],
+        "dataset": {"source": rows(chart, curves, figures)},
+        "series": [_series(chart, curve, n) for n, curve in enumerate(curves, start=1)],
     }
 
 
-def time_points(curve: Curve, past: Sequence[JsonObject], logarithmic: bool) -> list[list[float | None]]:
-    """[milliseconds, value] per figures message; a gap where there is none. A log axis begins at 0.01."""
-    points: list[list[float | None]] = []
-    for figures in past:
-        value = curve.value(figures)
-        if value is not None and logarithmic:
-            value = max(value, 0.01)
-        points.append([figures["time"] * 1000, None if value is None else round(value, 3)])
-    return points
+def rows(chart: Chart, curves: Sequence[Curve], past: Sequence[JsonObject]) -> list[list[Cell]]:
+    """[milliseconds, a value per curve] per figures message; None where there is none."""
+    return [
+        [round(figures["time"] * 1000), *(_drawn(chart, curve.value(figures)) for curve in curves)]
+        for figures in past
+    ]
 
 
-def race_options(rows: Sequence[tuple[str, float]], unit: str) -> JsonObject:
+def _drawn(chart: Chart, value: float | None) -> float | None:
+    """A value as it is drawn: a log axis begins at 0.01, and what is no part of a stack is 0 of it."""
+    if value is None:
+        return 0.0 if chart.stacked else None
+    return round(max(value, 0.01) if chart.logarithmic else value, 2)
+
+
+def thinned(past: Sequence[JsonObject]) -> Sequence[JsonObject]:
+    """At most POINTS of them, evenly, the newest among them."""
+    every = -(-len(past) // POINTS)
+    return past[::-1][::every][::-1] if every > 1 else past
+
+
+def race_options(rows: Sequence[tuple[str, float]]) -> JsonObject:
     """A bar race: the longest bar on top; bars slide when the order changes."""
     return {
         "animationDurationUpdate": 600,
-        "textStyle": {"color": TEXT, "fontFamily": "inherit"},
+        "textStyle": WORDS,
         "grid": {"left": 8, "right": 48, "top": 4, "bottom": 4, "containLabel": True},
-        "tooltip": {"trigger": "item"},
-        "xAxis": {"type": "value", "splitLine": {"lineStyle": {"color": LINE}}, "name": unit},
+        "tooltip": {**_hover(""), "trigger": "item"},
+        "xAxis": {"type": "value", "splitLine": {"lineStyle": {"color": LINE}}, "axisLabel": WORDS},
         "yAxis": {
             "type": "category",
             "inverse": True,
             "data": [name for name, _ in rows],
-            "axisLabel": {"width": 150, "overflow": "truncate", "color": TEXT},
+            "axisLabel": {**WORDS, "width": 190, "overflow": "truncate"},
             "animationDurationUpdate": 300,
         },
         "series": [
@@ -137,26 +177,36 @@ def race_options(rows: Sequence[tuple[str, float]], unit: str) -> JsonObject:
                 "realtimeSort": True,
                 "barCategoryGap": "30%",
                 "itemStyle": {"color": COLOURS[0], "borderRadius": [0, 4, 4, 0]},
-                "label": {"show": True, "position": "right", "color": TEXT, "valueAnimation": True},
+                "label": {"show": True, "position": "right", "valueAnimation": True, **WORDS},
                 "data": [round(value, 1) for _, value in rows],
             }
         ],
     }
 
 
-def share_options(rows: Sequence[tuple[str, float]]) -> JsonObject:
-    """A ring of shares."""
+def _series(chart: Chart, curve: Curve, column: int) -> JsonObject:
+    filled = 0.5 if chart.stacked else 0.08
     return {
-        "animationDurationUpdate": 400,
-        "textStyle": {"color": TEXT, "fontFamily": "inherit"},
-        "color": list(COLOURS),
-        "tooltip": {"trigger": "item"},
-        "series": [
-            {
-                "type": "pie",
-                "radius": ["42%", "64%"],
-                "label": {"color": TEXT, "width": 90, "overflow": "break"},
-                "data": [{"name": name, "value": round(value, 2)} for name, value in rows],
-            }
-        ],
+        "name": curve.name,
+        "type": "line",
+        "showSymbol": False,
+        "lineStyle": {"width": 1 if chart.stacked else 2},
+        "areaStyle": None if chart.logarithmic or chart.key == "ctr" else {"opacity": filled},
+        "stack": "all" if chart.stacked else None,
+        "encode": {"x": 0, "y": column},
     }
+
+
+def _hover(unit: str) -> JsonObject:
+    """What is said where one points: every curve's value with its unit."""
+    return {
+        "trigger": "axis",
+        "backgroundColor": "#161a21f2",
+        "borderWidth": 0,
+        "textStyle": {"color": "#e9ecf1", **FONT},
+        ":valueFormatter": f"(value) => value == null ? '-' : (+value).toLocaleString('en') + ' {unit}'",
+    }
+
+
+def _most(sums: Counter[str], count: int) -> list[str]:
+    return [name for name, _ in sums.most_common(count)]

@@ -1,6 +1,7 @@
 """The live figures: one connection to the API for the whole process, shared by every page.
 
 reads   websocket  /ws/live
+        http       GET /exposure, GET /popular
 """
 
 from __future__ import annotations
@@ -9,27 +10,28 @@ import asyncio
 import time
 from collections import Counter, deque
 from contextlib import suppress
-from dataclasses import dataclass
 
 import structlog
 
+from afterclick.errors import AfterclickError
 from ui.api import Api
-from ui.api_types import JsonObject
+from ui.api_types import JsonObject, RankedItem
+from ui.cards import SOURCE_NAMES, department_of
 from ui.feeds import live_messages
+from ui.moving import Moving
 
 log = structlog.get_logger()
 
 KEPT_FIGURES = 1800  # half an hour, one a second
 KEPT_EVENTS = 60
-
-
-@dataclass(frozen=True)
-class Effects:
-    """What the sampled events did: counted once, or refused as resent or replayed."""
-
-    applied: int = 0
-    duplicate: int = 0
-    replayed: int = 0
+WINDOW_S = 60.0
+"""Over how long clicks per item and the shares of departments are taken."""
+ASK_S = 2.0
+BACKLOG_S = 12.0
+"""How long after a backlog its events are still in the freshness figures."""
+BACKLOG = 200
+"""Events of lag that make a backlog, at least; two seconds' worth where more come."""
+RACERS = 60
 
 
 class LiveBoard:
@@ -37,29 +39,45 @@ class LiveBoard:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._task: asyncio.Task[None] | None = None
-        self._effects: Counter[str] = Counter()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._departments: Counter[str] = Counter()
+        self._moving: dict[str, Moving[tuple[str, str]]] = {
+            "ctr": Moving(WINDOW_S),
+            "departments": Moving(WINDOW_S),
+        }
+        self._races: dict[str, tuple[float, tuple[RankedItem, ...]]] = {}
+        self._backlog_at = 0.0
         self.figures: JsonObject = {}
         self.past: deque[JsonObject] = deque(maxlen=KEPT_FIGURES)
         self.events: deque[JsonObject] = deque(maxlen=KEPT_EVENTS)
+        self.exposure: list[JsonObject] = []
+        """Rows of /exposure: lists and reactions per source and model."""
+        self.asked = 0
+        """How often /exposure has answered."""
         self.connected = False
         self.version = 0
         self.beats = 0
 
     def start(self) -> None:
         """Begin to listen. Call inside the event loop."""
-        self._task = asyncio.create_task(self._listen(), name="live-board")
+        self._tasks = [
+            asyncio.create_task(self._listen(), name="live-board"),
+            asyncio.create_task(self._ask(), name="live-exposure"),
+        ]
 
     async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._task
+                await task
 
-    @property
-    def effects(self) -> Effects:
-        """What the events did that were seen since this process began."""
-        return Effects(**{name: self._effects[name] for name in ("applied", "duplicate", "replayed")})
+    async def race(self, window: str) -> tuple[RankedItem, ...]:
+        """What is popular over a window, asked once for all pages. Raises what the API raises."""
+        asked_at, items = self._races.get(window, (0.0, ()))
+        if time.monotonic() - asked_at > ASK_S:
+            items = await self._api.popular(RACERS, window=window or None)
+            self._races[window] = (time.monotonic(), items)
+        return items
 
     async def _listen(self) -> None:
         async for message in live_messages(self._api):
@@ -68,12 +86,53 @@ class LiveBoard:
                 self.take(message)
             self.version += 1
 
+    async def _ask(self) -> None:
+        while True:
+            with suppress(AfterclickError):  # the tiles say that the API is away
+                self.exposure = (await self._api.insight("/exposure"))["rows"]
+                self.asked += 1
+            await asyncio.sleep(ASK_S)
+
     def take(self, message: JsonObject) -> None:
         """Keep one message of /ws/live."""
         if message.get("type") == "figures":
             self.beats += 1
-            self.figures = {"time": time.time(), **message}
+            now = message.get("time") or time.time()
+            self.figures = {
+                **message,
+                "time": now,
+                "backlog": self._backlog(now, message),
+                "ctr": self._ctr(now),
+                "departments": self._shares(now),
+            }
             self.past.append(self.figures)
         elif message.get("type") == "event":
-            self._effects[str(message.get("effect", "applied"))] += 1
+            self._departments[department_of(message.get("categories") or ())] += 1
             self.events.appendleft(message)
+
+    def _backlog(self, now: float, figures: JsonObject) -> bool:
+        """Whether the newest events have waited in the log for others, so that their age is no delay."""
+        if (figures.get("lag") or 0) > max(BACKLOG, 2 * (figures.get("events_per_s") or 0)):
+            self._backlog_at = now
+        return now - self._backlog_at < BACKLOG_S
+
+    def _ctr(self, now: float) -> dict[str, float]:
+        """Clicks per hundred items shown, of each source and model that was shown lately."""
+        counts = {(what, _shown_by(row)): row[what] for row in self.exposure for what in ("items", "clicks")}
+        grown = self._moving["ctr"].grown(now, counts)
+        names = {name: count for (what, name), count in grown.items() if what == "items" and count}
+        return {name: 100 * grown["clicks", name] / items for name, items in names.items()}
+
+    def _shares(self, now: float) -> dict[str, float]:
+        """Per cent of the sampled events by department."""
+        grown = self._moving["departments"].grown(
+            now, {("events", name): count for name, count in self._departments.items()}
+        )
+        total = sum(grown.values())
+        return {name: 100 * count / total for (_, name), count in grown.items() if count} if total else {}
+
+
+def _shown_by(row: JsonObject) -> str:
+    """The source and the model of a row of /exposure, as the chart names them."""
+    source = SOURCE_NAMES.get(row["source"], str(row["source"]))
+    return f"{source}, {row['model_version'] or 'no model'}"

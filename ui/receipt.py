@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ui.api_types import JsonObject, RankedItem, Recommendations
-from ui.cards import PART_NAMES, SOURCE_NAMES, title_of
+from ui.api_types import JsonObject, Moved, RankedItem, Recommendations
+from ui.cards import PART_NAMES, SOURCE_NAMES, sureness, title_of
 from ui.changes import VERBS
 from ui.shop_session import Deed
 
@@ -21,6 +21,7 @@ EXPLANATIONS = {
     "exploration": "what brings it up to find out whether it suits you",
 }
 SAME = 1e-6
+SHOWN_DEEDS = 6
 
 
 def receipt(item: RankedItem, answer: Recommendations, deeds: Iterable[Deed]) -> JsonObject:
@@ -32,6 +33,9 @@ def receipt(item: RankedItem, answer: Recommendations, deeds: Iterable[Deed]) ->
         "item_id": item.item_id,
         "score": item.score,
         "reason": item.reason,
+        "sure": sureness(item, answer),
+        "moved_by": None if item.because is None else [_moved(cause) for cause in item.because],
+        "left_out": False,
         "source": SOURCE_NAMES.get(item.source, item.source),
         "list_source": SOURCE_NAMES.get(answer.source, answer.source),
         "adds_up": abs(total - item.score) <= SAME,
@@ -50,6 +54,21 @@ def receipt(item: RankedItem, answer: Recommendations, deeds: Iterable[Deed]) ->
         "as_of": [{"partition": name, "offset": offset} for name, offset in sorted(answer.as_of.items())],
         "deeds": [
             {"verb": VERBS.get(deed.action, deed.action), "title": deed.title, "position": deed.position}
-            for deed in [deed for deed in deeds if deed.can_be_undone][:6]
+            for deed in _newest(deeds)
         ],
     }
+
+
+def _moved(cause: Moved) -> JsonObject:
+    """An event that moved the item, and by how much."""
+    verb = VERBS.get(cause.action, cause.action)
+    return {"verb": verb, "title": cause.title or cause.item_id, "effect": cause.effect}
+
+
+def _newest(deeds: Iterable[Deed]) -> list[Deed]:
+    """The newest deeds that stand, each kind of deed with an item once."""
+    found: dict[tuple[str, str], Deed] = {}
+    for deed in deeds:
+        if deed.can_be_undone:
+            found.setdefault((deed.action, deed.item_id), deed)
+    return list(found.values())[:SHOWN_DEEDS]

@@ -10,7 +10,7 @@ from itertools import islice
 from afterclick.events import new_id, stable_id
 from ui.api import Api
 from ui.api_types import Cause, JsonObject, PushedList, RankedItem, Recommendations, ShopItem
-from ui.cards import bar_scale, card, item_url, title_of
+from ui.cards import bar_scale, card, item_url, sureness, title_of
 from ui.changes import ListChange, because, compare
 from ui.demo_users import demo_user
 
@@ -79,7 +79,7 @@ class ShopSession:
         self.interests = person.tastes if person else ()
         self.shown: Recommendations | None = None
         self.change = ListChange({}, (), ())
-        self.headline = ""
+        self.headline = self.because = ""
         self.answered = ""
         self.stamps: dict[str, float] = {}
         self.timeline.clear()
@@ -91,12 +91,15 @@ class ShopSession:
 
     async def load(self) -> None:
         """Fetch the list and the history, for the first paint."""
-        answer = await self._api.recommendations(self.user_id, self.list_length, self.interests)
-        self._show(answer)
+        self._show(await self.preview())
         for past in reversed((await self._api.history(self.user_id))[:TIMELINE_LENGTH]):
             known = self._known.get(past.item_id)
             title = past.title or (title_of(known) if known else past.item_id)
             self._add(Deed(past.event_id, past.action, past.item_id, title))
+
+    async def preview(self) -> Recommendations:
+        """The list as it is now. What the feed pushes a moment later is what counts as shown."""
+        return await self._api.recommendations(self.user_id, self.list_length, self.interests)
 
     async def give_past(self) -> None:
         """A toy user without history likes the favourite of each of some tastes: so their story is true.
@@ -166,9 +169,12 @@ class ShopSession:
         scale = bar_scale(items)
         return [
             card(item, n, scale, self.change.moved.get(item.item_id, 0), item.item_id in self.change.entered)
-            | {"href": item_url(item.item_id, self.user_id)}
+            | {"href": item_url(item.item_id, self.user_id), "sure": self._sureness(item)}
             for n, item in enumerate(items, start=1)
         ]
+
+    def _sureness(self, item: RankedItem) -> JsonObject | None:
+        return sureness(item, self.shown) if self.shown else None
 
     def shown_item(self, item_id: str) -> RankedItem | None:
         """The item of this id in the list on the screen."""
@@ -216,4 +222,5 @@ class ShopSession:
         if deed:
             deed.effect = self.change.summary()
             self._settle_before(deed)
-        self.headline = f"Because {because(cause.action, title)}: {self.change.summary()}"
+        self.because = because(cause.action, title)
+        self.headline = f"Because {self.because}: {self.change.summary()}"

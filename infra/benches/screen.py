@@ -27,11 +27,12 @@ from afterclick.events import Action, Interaction
 from afterclick.settings import ServingSettings, Settings, StreamSettings, UiSettings
 from infra.benches import synthetic
 from infra.benches.stream_stack import Stack, own_stack
+from infra.benches.viewers import measure
 from infra.embedded.ports import free_port
 from infra.embedded.process import Process
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import BrowserContext, Page
 
 FLAGS = (
     "--no-sandbox",
@@ -44,6 +45,7 @@ FLAGS = (
 )
 WARM_UP = 8
 """Likes before the measured ones: the browser compiles, the connections open."""
+PAINTS = 8
 TIMEOUT_MS = 60_000.0
 STILL = "[...document.querySelectorAll('.ac-card')].every((card) => !card.getAnimations().length)"
 STAGES = {
@@ -68,6 +70,8 @@ class Bench:
     items: int = 5_000
     reviews: int = 2_000
     trigger: str = "real-time"
+    viewers: int = 0
+    """People who watch while lists are asked for; 0 leaves that part out."""
     chromium: str = "chromium"
 
 
@@ -78,8 +82,10 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
         _review(stack.settings, shop, bench.reviews)
         stack.job.start()
         stack.wait_caught_up()
-        with _pages(stack) as url, _browser(bench.chromium) as page:
-            rows = _like(page, url, bench.likes)
+        with _pages(stack) as (url, api_url), _browser(bench.chromium) as context:
+            rows = _like(context.new_page(), url, bench.likes)
+            paints = [_first_paint(context, url) for _ in range(PAINTS)]
+            watched = measure(context, url, api_url, bench.viewers) if bench.viewers else None
     totals = [row["painted"] - row["clicked"] for row in rows]
     return {
         "trigger": bench.trigger,
@@ -90,6 +96,8 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
             name: _quantiles([row[last] - row[first] for row in rows])
             for name, (first, last) in STAGES.items()
         },
+        "first_paint_ms": _quantiles(paints),
+        "watched": watched,
         "load_average": [round(value, 1) for value in psutil.getloadavg()],
     }
 
@@ -112,8 +120,8 @@ def _review(settings: Settings, shop: synthetic.Shop, count: int) -> None:
 
 
 @contextmanager
-def _pages(stack: Stack) -> Iterator[str]:
-    """The API and the pages, once the model is loaded; the address of the shop."""
+def _pages(stack: Stack) -> Iterator[tuple[str, str]]:
+    """The pages and the API, once the model is loaded; their addresses."""
     api_port, ui_port = free_port(), free_port()
     api_url, url = f"http://127.0.0.1:{api_port}", f"http://127.0.0.1:{ui_port}"
     settings = stack.settings.model_copy(
@@ -131,7 +139,7 @@ def _pages(stack: Stack) -> Iterator[str]:
             running.callback(process.stop)
         stack.wait(lambda: _served(api_url), "the API to serve the model")
         stack.wait(lambda: _get(f"{url}/health/live") is not None, "the pages")
-        yield url
+        yield url, api_url
 
 
 def _served(api_url: str) -> bool:
@@ -148,8 +156,8 @@ def _get(url: str) -> Any:
 
 
 @contextmanager
-def _browser(program: str) -> Iterator[Page]:
-    """A window of 1440 × 900. Raises Unavailable where there is no such browser."""
+def _browser(program: str) -> Iterator[BrowserContext]:
+    """Windows of 1440 × 900. Raises Unavailable where there is no such browser."""
     from playwright.sync_api import sync_playwright
 
     found = shutil.which(program)
@@ -159,7 +167,7 @@ def _browser(program: str) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
         context = browser.new_context(viewport={"width": 1440, "height": 900})
         context.set_default_timeout(TIMEOUT_MS)
-        yield context.new_page()
+        yield context
         browser.close()
 
 
@@ -175,6 +183,16 @@ def _like(page: Page, url: str, likes: int) -> list[dict[str, float]]:
         page.wait_for_function(STILL)
     rows: list[dict[str, float]] = page.evaluate("window.afterclickStages")
     return rows[WARM_UP:]
+
+
+def _first_paint(context: BrowserContext, url: str) -> float:
+    """Milliseconds to the first contentful paint of somebody's shop, the list in it, in a new tab."""
+    page = context.new_page()
+    page.goto(f"{url}/?user=bench-{events.new_id()[:8]}")
+    page.locator(".ac-card").first.wait_for()
+    paint: float = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    page.close()
+    return paint
 
 
 def _quantiles(values: list[float]) -> dict[str, float]:

@@ -129,6 +129,9 @@ def ui(
     likes: Annotated[int, typer.Option(min=2, help="Likes that are measured.")] = 60,
     items: Annotated[int, typer.Option(min=100, help="Items of the shop.")] = 5_000,
     trigger: Annotated[str, typer.Option(help="real-time or micro-batch.")] = "real-time",
+    viewers: Annotated[
+        int, typer.Option(min=0, max=100, help="Then time lists alone, beside so many sockets, pages.")
+    ] = 0,
     chromium: Annotated[str, typer.Option(help="The browser's program.")] = "chromium",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
 ) -> None:
@@ -136,7 +139,7 @@ def ui(
     from afterclick.settings import Settings
     from infra.benches.screen import Bench, run
 
-    bench = Bench(likes=likes, items=items, trigger=trigger, chromium=chromium)
+    bench = Bench(likes=likes, items=items, trigger=trigger, viewers=viewers, chromium=chromium)
     _print(run(bench, Settings().jars), as_json)
 
 

@@ -193,7 +193,7 @@ class Demo:
             await asyncio.sleep(0.5)
 
     def _list(self) -> dict[str, Any]:
-        query = urlencode({"user_id": self.cut.user, "n": 10})
+        query = urlencode({"user_id": self.cut.user, "n": 10, "preview": "true"})
         url = f"{self.stack.layout.api_url}/recommendations?{query}"
         with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=2) as response:
             answer: dict[str, Any] = json.load(response)

@@ -44,6 +44,8 @@ class Ask:
     settled: bool = False
     """Whether the request names its policy, so that no experiment decides."""
     page: Page = FIRST_PAGE
+    preview: bool = False
+    """Whether nobody is shown the list, so that nothing counts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ class Remembered:
 
 
 def _key(ask: Ask, rows: Rows) -> Ask:
-    """Users without history share their list; what was waited for does not matter."""
-    if rows and ask.after is None:
+    """Users without history share their list; what was waited for, or looked at, does not matter."""
+    if rows and ask.after is None and not ask.preview:
         return ask
-    return replace(ask, user_id=ask.user_id if rows else "", after=None)
+    return replace(ask, user_id=ask.user_id if rows else "", after=None, preview=False)

@@ -128,6 +128,11 @@ class RecommendationQuery(OfSomebody):
     explain: bool = Field(
         False, description="Also name the events of the user that moved each item most, and by how much."
     )
+    preview: bool = Field(
+        False,
+        description="Only to look, not to show to the user: the list is no impression (its id is null), and "
+        "neither exposure nor an experiment counts it.",
+    )
     after: After | None = Field(
         None,
         description="The position that POST /feedback answered: wait until that event is in the state.",

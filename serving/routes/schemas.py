@@ -39,6 +39,15 @@ class Kinship(StrEnum):
     CONTENT = "content"
 
 
+class Badge(StrEnum):
+    """What is true of an item for everybody just now."""
+
+    TRENDING = "trending"
+    """Among the most reached for of this hour, at several times its rate of the month."""
+    NEW = "new"
+    """First seen in the last month, or since the model was trained."""
+
+
 class Accepted(BaseModel):
     """The event is in Kafka."""
 
@@ -65,6 +74,7 @@ class RecommendedItem(BaseModel):
     score: float
     source: str = Field(description="The candidate source that brought it in.", examples=["als"])
     reason: str = Field(examples=["because you liked Sandisk 32 GB"])
+    badges: list[Badge] = Field(description="What is true of the item for everybody just now.")
     parts: dict[str, float] = Field(
         description="What the score is made of; adds up to it to 1e-6.",
         examples=[{"model": 1.2, "history": 0.7, "trend": 0.3, "content": 0.0, "rules": 0.5}],
@@ -91,7 +101,7 @@ class Recommendations(BaseModel):
     degraded: bool = Field(description="Something was away; the list is the best that could be had.")
     fresh: bool | None = Field(description="Whether the event asked for with `after` is in it.")
     model_version: str | None
-    impression_id: str
+    impression_id: str | None = Field(description="Null where the list was only a preview.")
     as_of: dict[str, int] = Field(
         description="The newest event of each partition in it.", examples=[{"feedback/0": 17}]
     )
@@ -162,6 +172,7 @@ class ItemDetails(BaseModel):
     interactions: int
     trends: dict[str, float]
     in_model: bool
+    badges: list[Badge]
 
 
 class CategoryRow(BaseModel):

@@ -141,6 +141,7 @@ async def item(service: Parts, item_id: ItemId) -> Response:
             "interactions": int(world.counts[at]) if at is not None else 0,
             "trends": dict(zip(HALF_LIVES_MS, values, strict=True)),
             "in_model": world.loaded.model is not None and item_id in world.loaded.model.index,
+            "badges": world.badges.get(at, ()) if at is not None else (),
         }
     )
 
@@ -250,6 +251,7 @@ def ask_of(service: Service, query: queries.RecommendationQuery) -> Ask:
         _options(query),
         query.policy is not None,
         _page(query),
+        query.preview,
     )
 
 

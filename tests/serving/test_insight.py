@@ -54,6 +54,17 @@ def test_exposure_counts_what_http_served_and_was_told(shop_api: Running) -> Non
     assert len(places) == len(body["items"])
 
 
+def test_a_preview_is_the_same_list_and_counts_nowhere(shop_api: Running) -> None:
+    shown = shop_api.list_for("paula")
+    before = shop_api.get("/exposure")
+    preview = shop_api.list_for("paula", preview=True)
+    assert preview["impression_id"] is None
+    assert preview["items"] == shown["items"]
+    assert shop_api.get("/exposure") == before
+    shop_api.list_for("paula")
+    assert shop_api.get("/exposure") != before, "what is shown counts"
+
+
 def test_the_models_say_which_one_serves(shop_api: Running) -> None:
     body = shop_api.get("/models")
     assert body["serving"] == "m1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+import pytest
 import redis
 from confluent_kafka import Consumer, Producer, TopicPartition
 from websockets.sync.client import connect
@@ -143,6 +144,21 @@ def test_similar_items_are_of_the_same_kind(shop_api: Running) -> None:
     assert len(body["items"]) == 4
     assert kinds(body) == {"camera"}
     assert "camera-2" not in ids(body)
+
+
+def test_items_alike_by_words_and_by_people_add_up_to_those_alike_by_both(shop_api: Running) -> None:
+    scores = {
+        by: {
+            row["item_id"]: row["score"]
+            for row in shop_api.get("/similar-items", item_id="camera-2", n=60, **asked)["items"]
+        }
+        for by, asked in (("both", {}), ("content", {"by": "content"}), ("bought", {"by": "bought"}))
+    }
+    assert scores["content"]
+    assert scores["content"] != scores["bought"]
+    for item_id, score in scores["both"].items():
+        parts = scores["content"].get(item_id, 0.0) + scores["bought"].get(item_id, 0.0)
+        assert score == pytest.approx(parts, abs=1e-6)
 
 
 def test_history_is_newest_first_and_the_same_event_counts_once(shop_api: Running) -> None:

@@ -8,11 +8,11 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ui.api_types import RankedItem
+from ui.api_types import RankedItem, Recommendations
 from ui.artwork import artwork, face
-from ui.cards import bar_scale, card, title_of
+from ui.cards import bar_scale, card, department_of, sureness, title_of
 from ui.demo_users import demo_user, demo_users
-from ui.figures import number, strip_tiles
+from ui.figures import board_tiles, flows, number, span, strip_tiles
 
 
 def ranked(item_id: str = "B1", score: float = 1.0, **fields: object) -> RankedItem:
@@ -32,9 +32,23 @@ def test_the_bar_of_the_highest_score_is_full_and_parts_share_it() -> None:
     assert card(items[1], 2, scale, 0, False)["parts"][0]["width"] == 25.0
 
 
-def test_an_item_that_lives_on_its_trend_is_called_trending() -> None:
-    shown = card(ranked(parts={"trend": 0.9, "model": 0.1}), 1, 1.0, 0, False)
-    assert shown["badges"] == ["trending"]
+def test_badges_are_those_that_the_api_gives() -> None:
+    assert card(ranked(badges=("trending", "new")), 1, 1.0, 0, False)["badges"] == ["trending now", "new"]
+    assert card(ranked(parts={"trend": 0.9, "model": 0.1}), 1, 1.0, 0, False)["badges"] == []
+
+
+def test_how_sure_a_list_is_comes_from_the_distance_to_its_last_item() -> None:
+    items = tuple(ranked(name, score) for name, score in (("a", 2.0), ("b", 0.6), ("c", 0.0)))
+    answer = Recommendations(user_id="u", items=items, source="personalised")
+    assert [sureness(item, answer)["words"] for item in items] == ["88% sure", "65% sure", "50% sure"]
+    assert [sureness(item, answer)["dots"] for item in items] == [3, 2, 1]
+
+
+def test_a_list_for_everybody_is_not_said_to_be_sure() -> None:
+    answer = Recommendations(user_id="u", items=(ranked(),), source="trending")
+    assert sureness(answer.items[0], answer)["words"] == "not personal"
+    guessed = answer.model_copy(update={"source": "interests"})
+    assert sureness(guessed.items[0], guessed)["words"] == "a guess"
 
 
 @given(st.text(min_size=1, max_size=40), st.lists(st.text(max_size=20), max_size=3))
@@ -70,3 +84,21 @@ def test_figures_are_short_and_a_missing_one_is_a_dash() -> None:
         "2.5M",
     ]
     assert strip_tiles({}) == []
+
+
+def test_times_have_the_unit_that_reads_best() -> None:
+    times = (None, 0.43, 12.6, 999.0, 58_932.0, 240_000.0)
+    assert [" ".join(span(time)) for time in times] == ["- ", "0.4 ms", "13 ms", "999 ms", "59 s", "4 min"]
+
+
+def test_the_age_of_a_backlog_is_not_passed_off_as_a_delay() -> None:
+    figures = {"freshness_ms": {"p50": 58_932.0, "p99": 61_000.0, "stages": {}}, "backlog": True}
+    notes = {tile["name"]: tile["note"] for tile in board_tiles(figures) if tile["note"]}
+    assert notes == {"fresh p50": "backlog", "fresh p99": "backlog"}
+    assert "waited" in flows(figures)[0]["title"]
+    assert not any(tile["note"] for tile in board_tiles(figures | {"backlog": False}))
+
+
+def test_a_department_is_the_second_category_where_there_is_one() -> None:
+    found = [department_of(path) for path in ((), ("Lenses",), ("Electronics", "Cameras", "Lenses"))]
+    assert found == ["no department", "Lenses", "Cameras"]

@@ -62,6 +62,25 @@ def test_the_item_page_shows_counts_and_trend_and_takes_a_like(page: Page, shop:
     wait_until(lambda: get(f"{shop.api_url}/items/G0001")["interactions"] > counted + 1, 60)
 
 
+def test_the_item_page_follows_its_counts_and_says_what_its_receipt_would_be(page: Page, shop: Shop) -> None:
+    user_id = new_shopper()
+    page.goto(f"{shop.url}/item?id=G0006&user={user_id}")
+    counts = page.locator(".ac-main").get_by_text("interactions counted")
+    before = counts.inner_text()
+    page.get_by_role("button", name="Add to basket").click()
+    expect(counts).not_to_have_text(before)
+    page.get_by_role("button", name="Why?").click()
+    receipt = page.get_by_test_id("receipt")
+    expect(receipt).to_contain_text("the parts add up to it")
+    expect(receipt.get_by_test_id("left-out")).to_be_visible()
+    page.keyboard.press("Escape")
+    for heading in ("Who chose this, also chose", "Similar items"):
+        expect(page.get_by_role("heading", name=heading)).to_be_visible()
+    page.get_by_role("link", name="Back to the list").click()
+    expect(page.locator(".ac-card").first).to_be_visible()
+    assert page.url.endswith(f"user={user_id}")
+
+
 def test_an_unknown_item_is_said_in_words(page: Page, shop: Shop) -> None:
     page.goto(f"{shop.url}/item?id=no/such%20item")
     expect(page.get_by_role("heading", level=1)).to_have_text("There is no item no/such item")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.request
 
 import orjson
@@ -32,7 +33,8 @@ def newest(page: Page, chart: str) -> float:
     found: float = page.evaluate(
         """chart => {
             const element = document.querySelector(`[data-chart=${chart}] .nicegui-echart`);
-            return getElement(element.id.slice(1))?.chart?.getOption()?.series?.[0]?.data?.at(-1)?.[0] ?? 0;
+            const option = getElement(element.id.slice(1))?.chart?.getOption();
+            return option?.dataset?.[0]?.source?.at(-1)?.[0] ?? 0;
         }""",
         chart,
     )
@@ -44,7 +46,8 @@ def points(page: Page, chart: str) -> int:
     found: int = page.evaluate(
         """chart => {
             const element = document.querySelector(`[data-chart=${chart}] .nicegui-echart`);
-            return getElement(element.id.slice(1))?.chart?.getOption()?.series?.[0]?.data?.length ?? 0;
+            const option = getElement(element.id.slice(1))?.chart?.getOption();
+            return (option?.dataset?.[0]?.source ?? option?.series?.[0]?.data)?.length ?? 0;
         }""",
         chart,
     )
@@ -59,6 +62,10 @@ def test_the_pipeline_shows_every_station_with_its_figures(page: Page, shop: Sho
     expect(pipeline).to_contain_text("reviews")
     expect(page.locator('[data-tile="interactions"] dd:first-of-type')).not_to_have_text("-")
     expect(page.locator('[data-tile="lag"] .ac-age')).to_contain_text("s ago")
+    expect(pipeline.locator('[data-row="lag"] dd')).not_to_have_text("-")
+    expect(pipeline.locator('[data-row$="reviews"]')).to_have_attribute("title", re.compile(r"position \d+"))
+    for stage in ("queue", "apply", "notify", "push"):
+        expect(pipeline.locator(f'[data-flow="{stage}"]')).to_contain_text("p50 / p99")
 
 
 def test_an_event_shows_in_the_feed_as_applied_and_sent_again_as_duplicate(page: Page, shop: Shop) -> None:
@@ -70,9 +77,8 @@ def test_an_event_shows_in_the_feed_as_applied_and_sent_again_as_duplicate(page:
     like(shop, user_id, "G0003", event_id)
     expect(row).to_have_count(2)
     expect(row.first).to_contain_text("duplicate")
-    wait_until(
-        lambda: page.locator('[data-tile="refused"] dd:first-of-type').inner_text() not in {"0", "-"}, 10
-    )
+    for figure in ('[data-tile="refused"] dd:first-of-type', '[data-row="duplicates refused"] dd'):
+        expect(page.locator(figure)).not_to_have_text(re.compile("^[0-]$"))
     assert len(get(f"{shop.api_url}/users/{user_id}/history")["events"]) == 1
 
 
@@ -123,3 +129,49 @@ def test_lists_dead_letters_and_models_are_shown(page: Page, shop: Shop) -> None
     expect(page.locator('[data-tile="dead letters"] dd:first-of-type')).not_to_have_text("0")
     expect(page.locator('[data-panel="requests"]')).to_contain_text("GET /recommendations?user_id=visitor-")
     expect(page.locator('[data-panel="requests"]')).not_to_contain_text("/dead-letters")
+
+
+def curves(page: Page, chart: str) -> list[str]:
+    """The names of a chart's curves."""
+    found: list[str] = page.evaluate(
+        """chart => {
+            const element = document.querySelector(`[data-chart=${chart}] .nicegui-echart`);
+            return (getElement(element.id.slice(1))?.chart?.getOption()?.series ?? []).map(one => one.name);
+        }""",
+        chart,
+    )
+    return found
+
+
+def test_clicks_by_source_and_the_shares_of_departments_stream(page: Page, shop: Shop) -> None:
+    user_id = new_shopper()
+    visit(page, shop)
+    shown = get(f"{shop.api_url}/recommendations?user_id={user_id}")
+    like(shop, user_id, "G0000", new_id())
+    wait_until(
+        lambda: "Trending now, no model" in curves(page, "ctr"), 15, what=f"a curve of {shown['source']}"
+    )
+    wait_until(lambda: "Camera & Photo" in curves(page, "shares"), 15)
+
+
+def test_pointing_at_a_chart_says_its_values(page: Page, shop: Shop) -> None:
+    visit(page, shop)
+    wait_until(lambda: points(page, "rates") > 3, 15)
+    canvas = page.locator('[data-chart="rates"] canvas').first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] / 2)
+    expect(page.locator('[data-chart="rates"]')).to_contain_text(re.compile(r"events.*per second", re.S))
+
+
+def test_looking_at_the_comparison_is_no_list_shown(page: Page, shop: Shop) -> None:
+    def lists() -> int:
+        return sum(row["lists"] for row in get(f"{shop.api_url}/exposure")["rows"])
+
+    user_id, before = new_shopper(), lists()
+    page.goto(f"{shop.url}/compare?user={user_id}")
+    expect(page.get_by_test_id("comparison").locator("section")).to_have_count(5)
+    assert lists() == before
+    page.goto(f"{shop.url}/?user={user_id}")
+    wait_until(lambda: lists() == before + 1, 10, what="the shop's list is counted, once")

@@ -124,6 +124,32 @@ def test_the_comparison_ranks_by_one_model_and_says_where_there_is_none(page: Pa
     expect(page.locator('[data-policy="two_tower"] .ac-instead')).to_contain_text("Instead: ")
 
 
+def test_the_item_page_has_items_alike_by_people_and_by_words(page: Page, desk: Desk) -> None:
+    page.goto(f"{desk.url}/item?id=camera-2&user=user-1")
+    for kind in ("bought", "content"):
+        wanted = desk.api.get("/similar-items", item_id="camera-2", n=6, by=kind)["items"]
+        cards = page.locator(f'[data-alike="{kind}"] .ac-card')
+        expect(cards).to_have_count(len(wanted))
+        ids = cards.evaluate_all("cards => cards.map(card => card.dataset.item)")
+        assert ids == [item["item_id"] for item in wanted]
+    cards.first.get_by_role("button", name="Like").click()
+    expect(page.locator('[data-alike="content"] [role=status]')).to_contain_text("in the log at")
+
+
+def test_a_personal_list_says_how_sure_it_is(page: Page, desk: Desk) -> None:
+    page.goto(f"{desk.url}/?user=user-2")
+    words = page.locator(".ac-sure")
+    expect(words.first).to_contain_text("% sure")
+    shares = [int(text.split("%")[0]) for text in words.all_inner_texts()]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] == 50
+    page.locator('[data-action="why"]').first.click()
+    expect(page.get_by_test_id("receipt-sure")).to_contain_text(f"{shares[0]}% sure")
+    expect(page.get_by_test_id("moved-by").locator("li").first).to_contain_text(
+        re.compile(r"\d\.\d+ liked The")
+    )
+
+
 def test_the_replay_is_paused_goes_on_and_changes_its_pace(page: Page, desk: Desk) -> None:
     rows = "".join(f"u{n % 9},cable-{n % 7},{1_400_000_000 + 3600 * n}\n" for n in range(3000))
     file = desk.settings.home / "replayed.csv"

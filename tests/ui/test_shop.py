@@ -43,6 +43,40 @@ def test_a_like_changes_the_list_on_the_screen_and_says_why(page: Page, shop: Sh
     assert [(event["item_id"], event["action"]) for event in events] == [(before[2], "like")]
 
 
+def test_cards_move_in_place_and_each_says_what_moved_it(page: Page, shop: Shop) -> None:
+    visit(page, shop, new_shopper())
+    page.evaluate(
+        """() => {
+            window.moves = [];
+            const animate = Element.prototype.animate;
+            Element.prototype.animate = function (frames, ...more) {
+                if (this.matches('.ac-card')) window.moves.push(JSON.stringify(frames));
+                return animate.call(this, frames, ...more);
+            };
+            for (const card of document.querySelectorAll('.ac-card')) card.seenBefore = true;
+        }"""
+    )
+    first, second = listed(page)[:2]
+    title = page.locator(f'[data-item="{first}"] .ac-title').inner_text()
+    press(page, first, "like")
+    moved = page.locator(".ac-card .ac-moved").first
+    expect(moved).to_have_attribute(
+        "title", re.compile(rf"^(up|down) \d+: you liked {re.escape(title)}|came in")
+    )
+    moves = page.evaluate("window.moves")
+    assert any("translate" in move for move in moves), "cards that stay slide to their new place"
+    assert any("opacity" in move for move in moves), "cards that come in fade in"
+    kept = page.locator(f'[data-item="{second}"]')
+    if kept.count():
+        assert kept.evaluate("card => card.seenBefore"), "a card that stays is the same element"
+
+
+def test_what_everybody_reaches_for_is_marked_as_trending_now(page: Page, shop: Shop) -> None:
+    visit(page, shop, new_shopper())
+    expect(page.locator(".ac-badge", has_text="trending now").first).to_be_visible()
+    expect(page.locator(".ac-sure").first).to_have_text("not personal")
+
+
 def test_every_button_sends_its_event(page: Page, shop: Shop) -> None:
     user_id = new_shopper()
     visit(page, shop, user_id)
@@ -174,10 +208,19 @@ def test_when_the_api_goes_the_list_stays_and_when_it_comes_back_the_page_mends(
 ) -> None:
     visit(page, shop, "alice")
     before = listed(page)
+    board = page.context.new_page()
+    board.clock.install()
+    board.goto(f"{shop.url}/live")
+    aged = ('[data-tile="lag"] .ac-age', ".ac-pipeline", '[data-panel="requests"] .ac-age')
+    expect(board.locator(aged[2])).to_contain_text("s ago")
     api = shop.processes["serve"]
     api.kill()
     try:
         expect(page.locator(".ac-notice")).to_contain_text("The API is away")
+        board.clock.fast_forward(12_000)
+        for place in aged:
+            expect(board.locator(place)).to_contain_text("stale")
+        board.close()
         expect(page.locator(".ac-pulse")).to_have_text("connecting…")
         assert listed(page) == before
         press(page, before[0], "like")

@@ -33,6 +33,7 @@ export default {
       <div class="ac-headline">
         <p role="status" aria-live="polite" data-testid="headline">
           <span v-if="headline">{{ headline }}</span>
+          <span v-else-if="hint" class="ac-hint">{{ hint }}</span>
           <span v-if="onScreenMs !== null" class="ac-ms" data-testid="on-screen-ms">{{ onScreenMs }} ms from click to screen</span>
         </p>
         <button v-if="undo" type="button" class="ac-button" data-testid="undo-last" title="Take back the last action (U on a card)"
@@ -46,11 +47,11 @@ export default {
           <div class="ac-art" @click="open(card)">
             <div class="ac-art-svg" v-html="card.art"></div>
             <span class="ac-place">{{ card.place }}</span>
-            <span v-if="card.moved" class="ac-moved" :class="card.moved > 0 ? 'up' : 'down'" :key="answered + card.moved">
+            <span v-if="card.moved" class="ac-moved" :class="card.moved > 0 ? 'up' : 'down'" :key="answered + card.moved" :title="(card.moved > 0 ? 'up ' : 'down ') + Math.abs(card.moved) + (cause ? ': ' + cause : '')">
               {{ card.moved > 0 ? '▲' : '▼' }} {{ Math.abs(card.moved) }}<span class="ac-sr">{{ card.moved > 0 ? ' up' : ' down' }}</span>
             </span>
-            <span v-if="card.entered" class="ac-moved new">new</span>
-            <span v-for="badge in card.badges" :key="badge" class="ac-badge">{{ badge }}</span>
+            <span v-if="card.entered" class="ac-moved new" :title="cause ? 'came in: ' + cause : ''">came in</span>
+            <span v-if="card.badges.length" class="ac-badges"><span v-for="badge in card.badges" :key="badge" class="ac-badge" :class="badge.split(' ')[0]">{{ badge }}</span></span>
           </div>
           <div class="ac-body">
             <h2><a class="ac-title" :href="card.href" @click.exact.prevent="open(card)">{{ card.title }}</a></h2>
@@ -62,7 +63,8 @@ export default {
                 <i v-for="part in card.parts" :key="part.name" :class="['part-' + part.name, {minus: part.value < 0}]"
                    :style="{width: part.width + '%'}"></i>
               </span>
-              <span class="ac-score-value">{{ card.score.toFixed(2) }}</span><span class="ac-why" aria-hidden="true">why?</span>
+              <span v-if="card.sure" class="ac-sure" :data-dots="card.sure.dots"><span class="ac-dots" aria-hidden="true"><i v-for="n in 3" :class="{on: n <= card.sure.dots}"></i></span>{{ card.sure.words }}</span>
+              <span class="ac-why" aria-hidden="true">why?</span>
             </button>
           </div>
           <div class="ac-actions">
@@ -76,7 +78,7 @@ export default {
       </ol>
       <p v-if="!cards.length" class="ac-empty">Nothing to show yet: the list comes as soon as the first events have been counted.</p>
     </section>`,
-  props: { cards: Array, headline: String, answered: String, failed: String, undo: String, undoTitle: String, stamps: Object },
+  props: { cards: Array, headline: String, hint: String, answered: String, failed: String, undo: String, undoTitle: String, cause: String, stamps: Object },
   data() {
     return { pending: {}, clicks: {}, onScreenMs: null, icons: ICONS, actions: ACTIONS };
   },
@@ -160,7 +162,7 @@ export default {
     },
     receipt(card) {
       const parts = card.parts.map((p) => p.label + " " + (p.value > 0 ? "+" : "") + p.value.toFixed(2));
-      return "Score " + card.score.toFixed(2) + (parts.length ? " = " + parts.join(", ") : "");
+      return (card.sure ? card.sure.words + ". " : "") + "Score " + card.score.toFixed(2) + (parts.length ? " = " + parts.join(", ") : "");
     },
     cardElements() {
       return [...this.$el.querySelectorAll(".ac-card")];

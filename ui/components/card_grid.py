@@ -19,7 +19,8 @@ class CardGrid(Element, component="card_grid.js"):
     """Shows `cards`.
 
     Calls `on_act(item_id, action, token)` for a button, `on_open(item_id)` for a card, `on_why(item_id)` for
-    its score, `on_undo(event_id, token)` for the last deed, once that is offered.
+    its score, `on_undo(event_id, token)` for the last deed, once that is offered. `hint` stands where nothing
+    has been said yet.
     """
 
     def __init__(
@@ -28,8 +29,10 @@ class CardGrid(Element, component="card_grid.js"):
         on_open: Callable[[str], Any],
         on_why: Callable[[str], Any] | None = None,
         on_undo: Undo | None = None,
+        hint: str = "",
     ) -> None:
         super().__init__()
+        self._props["hint"] = hint
         self._props["cards"] = []
         self._props["undo"] = ""
         self._props["stamps"] = {}
@@ -57,6 +60,10 @@ class CardGrid(Element, component="card_grid.js"):
     def stamp(self, stamps_ms: dict[str, float]) -> None:
         """With the next list, say when its event passed each stage: the browser measures against it."""
         self._props["stamps"] = {**stamps_ms, "shown": time.time() * 1000}
+
+    def because(self, cause: str) -> None:
+        """With the next list, say what moved its cards, as in `you liked Canon EOS Rebel`."""
+        self._props["cause"] = cause
 
     def show(self, cards: list[JsonObject], headline: str = "", answered: str = "", failed: str = "") -> None:
         """Show a list. `answered`: token of the deed that caused it; `failed`: of one that did not arrive."""

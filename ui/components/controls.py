@@ -46,6 +46,19 @@ class Segments(Element, component="segments.js"):
         self.on("pick", pick)
 
 
+class Age(Element, component="age.js"):
+    """How long ago something was heard; the browser counts, so that a silent server shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._props["beat"] = 0
+
+    def heard(self) -> None:
+        """It is new."""
+        self._props["beat"] += 1
+        self.update()
+
+
 def panel(title: str) -> Element:
     """A panel with a heading; build its content inside."""
     section = ui.element("section").classes("ac-panel")

@@ -19,10 +19,17 @@ class ReceiptDrawer(Element, component="receipt_drawer.js"):
         self._props["receipt"] = None
 
     def show(self, receipt: JsonObject) -> None:
-        """Open the drawer; while it is open, a new receipt replaces the old one."""
+        """Open the drawer."""
         self._props["receipt"] = receipt
         self.run_method("open")
         self.update()
+
+    def replace(self, receipt: JsonObject) -> None:
+        """Say more of the item that is shown; of another one it says nothing."""
+        shown = self._props["receipt"]
+        if shown and shown["item_id"] == receipt["item_id"]:
+            self._props["receipt"] = receipt
+            self.update()
 
 
 class SnippetDrawer(Element, component="snippet_drawer.js"):

@@ -9,10 +9,16 @@ export default {
         <tbody><tr v-for="event in events" :key="event.position + event.effect" :class="'effect-' + event.effect">
           <td><a :href="'/?user=' + encodeURIComponent(event.user_id)">{{ event.user_id }}</a></td><td>{{ event.action }}</td>
           <td :title="event.item_id">{{ event.title || event.item_id }}</td><td>{{ event.effect }}</td>
-          <td class="num">{{ event.fresh_ms === undefined ? '' : Math.round(event.fresh_ms) + ' ms' }}</td><td><code>{{ event.position }}</code></td>
+          <td class="num">{{ fresh(event.fresh_ms) }}</td><td><code>{{ event.position }}</code></td>
         </tr></tbody>
       </table>
       <p v-else class="ac-empty">No event yet. Like something in the shop, start a replay or the simulator.</p>
     </div>`,
   props: { events: Array },
+  methods: {
+    fresh(ms) {
+      if (ms === undefined) return "";
+      return ms < 1000 ? Math.round(ms) + " ms" : "waited " + (ms < 120000 ? Math.round(ms / 1000) + " s" : Math.round(ms / 60000) + " min");
+    },
+  },
 };

@@ -8,14 +8,17 @@ from ui.api_types import JsonObject
 
 
 class Pipeline(Element, component="pipeline.js"):
-    """Shows `stations` {name, what, rows: [[label, value]]} and `flows` {label, value, rate} between them."""
+    """Shows `stations` {name, what, rows: [[label, value, title]]} and, between them, `flows` {label, value,
+    speed, rate, title}; `beat` changes whenever the figures are new."""
 
     def __init__(self) -> None:
         super().__init__()
         self._props["stations"] = []
         self._props["flows"] = []
+        self._props["beat"] = 0
 
-    def show(self, stations: list[JsonObject], flows: list[JsonObject]) -> None:
+    def show(self, stations: list[JsonObject], flows: list[JsonObject], beat: int) -> None:
         self._props["stations"] = stations
         self._props["flows"] = flows
+        self._props["beat"] = beat
         self.update()

@@ -6,7 +6,7 @@ export default {
       <div v-for="tile in tiles" :key="tile.name" class="ac-tile" :class="{stale: age > 10}" :title="tile.title" :data-tile="tile.name">
         <dt>{{ tile.name }}</dt>
         <dd>{{ tile.value }}<small v-if="tile.unit"> {{ tile.unit }}</small></dd>
-        <dd class="ac-age"><b v-if="age > 10">stale</b> {{ age }} s ago</dd>
+        <dd class="ac-age"><b v-if="age > 10">stale</b><b v-else-if="tile.note">{{ tile.note }}</b> {{ age }} s ago</dd>
       </div>
     </dl>`,
   props: { tiles: Array, beat: Number },

@@ -10,7 +10,7 @@ export default {
   props: { rows: Array },
   methods: {
     short(rate) {
-      return rate >= 100 ? Math.round(rate).toLocaleString("en") : rate >= 1 ? rate.toFixed(1) : rate.toPrecision(1);
+      return Math.abs(rate) < 0.05 ? "0" : rate.toLocaleString("en", { maximumFractionDigits: Math.abs(rate) < 100 ? 1 : 0 });
     },
   },
 };

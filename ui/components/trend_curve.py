@@ -38,6 +38,11 @@ def curve(trends: Mapping[str, float]) -> list[JsonObject]:
 class TrendCurve(Element, component="trend_curve.js"):
     """Draws the rows of `curve`."""
 
-    def __init__(self, rows: list[JsonObject]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._props["rows"] = rows
+        self._props["rows"] = []
+
+    def show(self, rows: list[JsonObject]) -> None:
+        if rows != self._props["rows"]:
+            self._props["rows"] = rows
+            self.update()

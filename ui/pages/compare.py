@@ -12,7 +12,7 @@ from afterclick.errors import AfterclickError
 from ui.api import Api
 from ui.api_types import JsonObject, Recommendations
 from ui.artwork import category_hue
-from ui.cards import SOURCE_NAMES, item_url, title_of
+from ui.cards import PERSONAL, SOURCE_NAMES, item_url, title_of
 from ui.components.comparison import Comparison
 from ui.components.controls import Heading
 from ui.demo_users import demo_user, demo_users
@@ -20,7 +20,6 @@ from ui.live import LiveBoard
 from ui.pages.frame import frame
 
 SHOWN = 10
-PERSONAL = ("personalised", "session")
 SLOWEST_S = 12.0
 
 

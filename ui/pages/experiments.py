@@ -9,7 +9,7 @@ import structlog
 
 from afterclick.errors import AfterclickError, BadInput
 from ui.api import Api
-from ui.components.controls import panel
+from ui.components.controls import Age, panel
 from ui.components.experiments import Experiments
 from ui.experiments import experiment_panel, newest
 
@@ -26,6 +26,7 @@ class ExperimentsPanel:
 
     def build(self) -> None:
         with panel("Experiments").props("data-panel=experiments"):
+            self._age = Age()
             self._experiments = Experiments("Not asked yet.")
 
     async def refresh(self) -> None:
@@ -42,3 +43,4 @@ class ExperimentsPanel:
         else:
             rows = [experiment_panel(one, found) for one, found in zip(shown, results, strict=True)]
             self._experiments.show(rows, NONE)
+            self._age.heard()

@@ -13,6 +13,7 @@ from ui.live import LiveBoard
 
 _PAGES = (("/", "Shop"), ("/live", "Live"))
 _HEAD = '<link rel="stylesheet" href="/static/afterclick.css"><script src="/static/theme.js"></script>'
+_SKIP = '<a class="ac-skip" href="#main">Skip to the content</a>'
 _THEME_BUTTON = (
     '<button type="button" class="ac-theme" onclick="afterclickTheme()" '
     'aria-label="Light or dark" title="Light or dark">◐</button>'
@@ -25,8 +26,7 @@ def frame(here: str, board: LiveBoard) -> Iterator[None]:
     ui.add_head_html(_HEAD)
     ui.query(".nicegui-content").classes("ac-page")
     with ui.element("header").classes("ac-header"):
-        ui.html('<a class="ac-skip" href="#main">Skip to the content</a>', sanitize=False)
-        ui.html('<a class="ac-logo" href="/"><i></i>Afterclick</a>', sanitize=False)
+        ui.html(_SKIP + '<a class="ac-logo" href="/"><i></i>Afterclick</a>', sanitize=False)
         with ui.element("nav").props('aria-label="Pages"'):
             for path, name in _PAGES:
                 current = ' aria-current="page"' if path == here else ""

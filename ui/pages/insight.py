@@ -13,9 +13,10 @@ from afterclick.errors import AfterclickError
 from ui.api import Api
 from ui.api_types import JsonObject
 from ui.cards import SOURCE_NAMES
-from ui.components.controls import panel
+from ui.components.controls import Age, panel
 from ui.components.data_table import DataTable
 from ui.figures import number
+from ui.live import LiveBoard
 
 log = structlog.get_logger()
 
@@ -23,12 +24,12 @@ SHOWN_METRICS = 5
 
 
 class InsightPanels:
-    """Four tables; `refresh` asks the API for all of them."""
+    """Four tables; `refresh` asks the API for what the board does not hold."""
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
-        self.letters: int | None = None
-        """Dead letters held; None before the API has said."""
+    def __init__(self, api: Api, board: LiveBoard) -> None:
+        self._api, self._board = api, board
+        self._ages: list[Age] = []
+        self._asked = 0
 
     def build_models(self) -> None:
         """Lay out the table of published models, inside a panel."""
@@ -42,25 +43,29 @@ class InsightPanels:
         with ui.element("div").classes("ac-charts ac-pairs"):
             if models:
                 with panel("Models").props("data-panel=models"):
+                    self._ages.append(Age())
                     self.build_models()
             with panel("Lists shown, and reacted to").props("data-panel=exposure"):
+                self._exposure_age = Age()
                 columns = ("source", "model", "lists", "reacted", "clicks", "CTR per item")
                 self._exposure = DataTable("Lists shown", columns, "No list yet since the API began.")
             with panel("Dead letters").props("data-panel=dead-letters"):
+                self._ages.append(Age())
                 self._letters = DataTable(
                     "Dead letters", ("topic", "reason", "bytes"), "None: every event could be read."
                 )
             with panel("Recent requests").props("data-panel=requests"):
+                self._ages.append(Age())
                 self._requests = DataTable(
                     "Recent requests", ("when", "request", "status", "ms"), "None yet since the API began."
                 )
 
     async def refresh(self) -> None:
-        """Fetch and show; a silent API leaves the tables as they are."""
+        """Fetch and show; a silent API leaves the tables as they are, and their age says so."""
+        self._show_exposure()
         try:
-            models, exposure, letters, requests = await asyncio.gather(
+            models, letters, requests = await asyncio.gather(
                 self._api.insight("/models"),
-                self._api.insight("/exposure"),
                 self._api.insight("/dead-letters"),
                 self._api.insight("/requests"),
             )
@@ -69,10 +74,16 @@ class InsightPanels:
             return
         rows = models["models"]
         self._models.show(model_rows(rows), [n for n, row in enumerate(rows) if row["serving"]])
-        self._exposure.show([exposure_row(row) for row in exposure["rows"]])
         self._requests.show([request_row(row) for row in requests["requests"]])
         self._letters.show([letter_row(row) for row in letters["newest"]])
-        self.letters = sum(letters["counts"].values())
+        for age in self._ages:
+            age.heard()
+
+    def _show_exposure(self) -> None:
+        if self._board.asked != self._asked:
+            self._asked = self._board.asked
+            self._exposure.show([exposure_row(row) for row in self._board.exposure])
+            self._exposure_age.heard()
 
 
 def model_rows(models: Sequence[JsonObject]) -> list[list[str]]:

@@ -10,7 +10,7 @@ from nicegui import ui
 from afterclick.errors import AfterclickError
 from ui.api import Api
 from ui.cards import title_of
-from ui.charts import TIME_CHARTS, race_options, share_options, time_options
+from ui.charts import TIME_CHARTS, race_options, time_options
 from ui.components.controls import Button, Heading, Segments, panel
 from ui.components.event_feed import EventFeed
 from ui.components.pipeline import Pipeline
@@ -48,8 +48,8 @@ class LivePage:
         self._paused = False
         self._window_s = 300
         self._race_window = "hour"
-        self._seen = -1
-        self._insight = InsightPanels(api)
+        self._seen = self._drawn = -1
+        self._insight = InsightPanels(api, board)
         self._experiments = ExperimentsPanel(api)
         self._operations = operations
         self._timers: list[ui.timer] = []
@@ -67,7 +67,6 @@ class LivePage:
                     self._build_chart(f"{chart.title}, {chart.unit}", chart.key) for chart in TIME_CHARTS
                 ]
                 self._race = self._build_chart("Popularity race", "race")
-                self._shares = self._build_chart("Departments of what is popular", "shares")
             if self._operations:
                 self._operations.build(self._insight.build_models)
             self._experiments.build()
@@ -107,7 +106,7 @@ class LivePage:
         self._show()
 
     def _set_window(self, value: str) -> None:
-        self._window_s = int(value)
+        self._window_s, self._drawn = int(value), -1
         self._show()
 
     async def _set_race(self, value: str) -> None:
@@ -121,33 +120,32 @@ class LivePage:
 
     def _show(self) -> None:
         board = self._board
-        tiles = board_tiles(board.figures, board.effects, self._insight.letters)
-        self._tiles.show(tiles if board.figures else [], board.beats)
-        self._pipeline.show(stations(board.figures), flows(board.figures))
+        self._tiles.show(board_tiles(board.figures) if board.figures else [], board.beats)
+        self._pipeline.show(stations(board.figures), flows(board.figures), board.beats)
         if self._paused:
             return
         self._feed.show(list(islice(board.events, 20)))
+        if self._drawn != board.beats:
+            self._draw()
+
+    def _draw(self) -> None:
+        """Draw the charts anew: once a second, as the figures come."""
+        board = self._board
+        self._drawn = board.beats
         newest = board.figures.get("time", 0.0)
         past = [figures for figures in board.past if figures["time"] > newest - self._window_s]
         for chart, shown in zip(TIME_CHARTS, self._charts, strict=True):
-            shown.options.clear()
-            shown.options.update(time_options(chart, past))
-            shown.update()
+            _replace(shown, time_options(chart, past))
 
     async def _refresh_race(self) -> None:
         if self._paused:
             return
         try:
-            items = await self._api.popular(60, window=self._race_window or None)
+            items = await self._board.race(self._race_window)
         except AfterclickError as error:
             log.info("no popular items", error=str(error))
             return
-        shares: dict[str, float] = {}
-        for item in items:
-            department = item.categories[1] if len(item.categories) > 1 else "no department"
-            shares[department] = shares.get(department, 0.0) + item.score
-        _replace(self._race, race_options([(title_of(item), item.score) for item in items[:RACERS]], ""))
-        _replace(self._shares, share_options(sorted(shares.items(), key=lambda share: -share[1])[:8]))
+        _replace(self._race, race_options([(title_of(item), item.score) for item in items[:RACERS]]))
 
 
 def _replace(chart: ui.echart, options: dict[str, object]) -> None:

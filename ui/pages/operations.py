@@ -11,7 +11,7 @@ from nicegui import ui
 from afterclick.errors import AfterclickError, BadInput
 from ui.api import Api
 from ui.api_types import JsonObject
-from ui.components.controls import panel
+from ui.components.controls import Age, panel
 from ui.components.operations import BreakIt, ModelsControl, ReplayControl, SimulatorControl
 from ui.operations import break_panel, models_panel, registry_changed
 
@@ -32,18 +32,22 @@ class OperationsPanels:
         self._api = api
         self._waits = 0
         self._offered = False
+        self._ages: list[Age] = []
 
     def build(self, build_models: Callable[[], None]) -> None:
         """Lay out the panels; `build_models` adds the published models to the panel about models."""
         self._notice = ui.label().classes("ac-notice").props("role=status data-testid=operations-notice")
         with ui.element("div").classes("ac-charts ac-pairs"):
             with panel("Replay"):
+                self._ages.append(Age())
                 self._replay = ReplayControl(self._steer_replay, replay=None)
             with panel("Shoppers"):
+                self._ages.append(Age())
                 self._simulator = SimulatorControl(
                     self._steer_simulator, running=False, plan={}, figures={}, said="", items=[]
                 )
             with panel("Models").props("data-panel=models"):
+                self._ages.append(Age())
                 self._models = ModelsControl(
                     self._act_on_models,
                     training={"running": False, "words": "", "progress": ""},
@@ -57,6 +61,7 @@ class OperationsPanels:
                 )
                 build_models()
             with panel("Break it"):
+                self._ages.append(Age())
                 self._break = BreakIt(self._break_it, allowed=False, parts=[], done=[], proof=EMPTY)
 
     async def refresh(self) -> None:
@@ -84,6 +89,8 @@ class OperationsPanels:
         self._simulator.show(**{name: simulator[name] for name in ("running", "plan", "figures", "said")})
         self._models.show(**models_panel(console))
         self._break.show(**break_panel(console))
+        for age in self._ages:
+            age.heard()
         if registry_changed(console):
             with suppress(AfterclickError):  # somebody else asks at this moment
                 await self._api.post("/admin/models/list", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlencode
 
@@ -34,6 +35,7 @@ from ui.snippets import Endpoint, feedback_snippet, list_snippet, watch_snippet
 log = structlog.get_logger()
 
 DEGRADED = "Part of the system is away: this is the best list that could be had."
+HINT = "Like or skip something: the list changes while you look at it."
 OFFERED_CATEGORIES = 24
 FIRST_LIST_S = 0.8
 ASK_AGAIN = 120
@@ -75,7 +77,7 @@ class ShopPage:
                     Button("Compare", self._compare).props("data-testid=compare")
                     Button("API", self._show_snippets).props("data-testid=api")
                 self._notice = ui.label().classes("ac-notice").props("role=status")
-                self._grid = CardGrid(self.act, self.open, self.explain, self.undo)
+                self._grid = CardGrid(self.act, self.open, self.explain, self.undo, HINT)
             with ui.element("aside").classes("ac-shop-side").props('aria-label="What you did"'):
                 self._timeline = Timeline(self.undo)
         self._receipt = ReceiptDrawer()
@@ -142,11 +144,17 @@ class ShopPage:
         await self.act(item_id, "click", "")
         ui.navigate.to(item_url(item_id, self._session.user_id))
 
-    def explain(self, item_id: str) -> None:
-        """Show the receipt of an item in the list."""
+    async def explain(self, item_id: str) -> None:
+        """Show the receipt of an item in the list; which deeds moved it, follows."""
         item, answer = self._session.shown_item(item_id), self._session.shown
-        if item and answer:
-            self._receipt.show(receipt(item, answer, self._session.timeline))
+        if not item or not answer:
+            return
+        self._receipt.show(receipt(item, answer, self._session.timeline))
+        with suppress(AfterclickError):
+            alone = await self._api.in_list(self._session.user_id, item_id)
+            causes = alone.items[0].because if alone.items else None
+            explained = item.model_copy(update={"because": causes})
+            self._receipt.replace(receipt(explained, answer, self._session.timeline))
 
     async def _find(self, words: str) -> Sequence[ShopItem]:
         try:
@@ -191,9 +199,8 @@ class ShopPage:
                 return
 
     async def _ask(self) -> Recommendations | None:
-        session = self._session
         try:
-            return await self._api.recommendations(session.user_id, session.list_length, session.interests)
+            return await self._session.preview()
         except AfterclickError:
             return None
 
@@ -214,6 +221,7 @@ class ShopPage:
         self._grid.offer_undo(last.event_id if last else "", last.title if last else "")
         cards = session.cards()
         self._grid.stamp(session.stamps)
+        self._grid.because(session.because)
         self._grid.show(cards, session.headline, session.answered)
         self._show_timeline()
 
