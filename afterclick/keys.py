@@ -1,8 +1,9 @@
 """Every Redis key, named once. The part in braces is the cluster hash tag: one call, one slot.
 
 {u:<user>}:history                zset    state.HistoryEntry → event time ms, the newest `history_length`
-{u:<user>}:items                  set     items with a positive action: "this user's first time here?"
-{u:<user>}:ledger:<topic>         zset    event id → state.place that first applied it, novel flag
+{u:<user>}:votes                  hash    item → newest event time of each action; '' → the first's
+{u:<user>}:ledger:<topic>         zset    event id → state.place that first applied it, and two flags
+{u:<user>}:corrections:<topic>    hash    event id of the ledger → what it corrected (JSON)
 {u:<user>}:forgotten              string  event time ms up to which the user's events are refused
 {u:<user>}:forgetting             string  the same, while forgetting is not finished
 {p:<topic>:<partition>}:position  string  offset of the last applied record
@@ -12,6 +13,7 @@
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
 {p:<topic>:<partition>}:taken     set     tokens of what was taken back of forgotten users
 forgotten                         set     users of whom anything is forgotten: asked for many at once
+lifted                            set     items an administrator has taken out of quarantine
 lease                             string  the stream job that writes this state; expires
 boundary                          string  when its last batch began, or another query took over; epoch seconds
 """
@@ -36,6 +38,10 @@ class Keys:
         return f"{self.prefix}forgotten"
 
     @property
+    def lifted(self) -> str:
+        return f"{self.prefix}lifted"
+
+    @property
     def boundary(self) -> str:
         return f"{self.prefix}boundary"
 
@@ -45,11 +51,14 @@ class Keys:
     def history(self, user_id: str) -> str:
         return f"{self.user(user_id)}:history"
 
-    def items(self, user_id: str) -> str:
-        return f"{self.user(user_id)}:items"
+    def votes(self, user_id: str) -> str:
+        return f"{self.user(user_id)}:votes"
 
     def ledger(self, user_id: str, topic: str) -> str:
         return f"{self.user(user_id)}:ledger:{topic}"
+
+    def corrections(self, user_id: str, topic: str) -> str:
+        return f"{self.user(user_id)}:corrections:{topic}"
 
     def forgotten(self, user_id: str) -> str:
         return f"{self.user(user_id)}:forgotten"

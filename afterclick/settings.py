@@ -84,7 +84,10 @@ class StreamSettings(_Section):
         Action.SKIP: -1.0,
         Action.UNDO: 0.0,
     }
-    """What one event adds to a trend. A positive weight also counts as popularity. Undone or not."""
+    """What a user's newest such event adds to an item's trend. A positive weight also counts, each time, as
+    popularity. Undone or not."""
+    established_days: float = Field(7.0, ge=0)
+    """Days after their first event from which a user's votes vouch for an item. Another value: `rebuild`."""
     archive_seconds: float = Field(5.0, gt=0)
     """How often the archive query writes the Parquet log."""
     master: str = "local[*]"
@@ -183,6 +186,11 @@ class ServingSettings(_Section):
     """SQL database, as in postgresql://user:password@host/name; by default SQLite in the home folder."""
     request_log_days: float = Field(1.0, ge=0)
     """How long the request log keeps a row; 0 writes none."""
+    quarantine_slack: float = Field(4.0, ge=0)
+    """An item with more than this many times the votes that its established users stand for is in quarantine:
+    new accounts' votes do not count. 0: none ever is."""
+    quarantine_free: float = Field(20.0, ge=0)
+    """Votes (in weight, decayed) that an item may have besides, whoever casts them."""
     break_it: bool = False
     """Let an administrator kill the stream job, hold up Redis and resend events: for demonstrations alone."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,26 +13,47 @@ from afterclick.errors import BadEvent
 from afterclick.events import Action
 
 _PARTITIONS = 1024
-_MAX_OFFSET = 2**53 // (_PARTITIONS * 2) - 1
+_FLAGS = 4
+_MAX_OFFSET = 2**53 // (_PARTITIONS * _FLAGS) - 1
+Correction = tuple[str, int, float, float]
+"""What an event adds to a trend besides its own vote: item_id, event time ms, weight, established weight."""
 
 
 def place(partition: int, offset: int) -> int:
-    """Where in a topic a record stands, as one even integer that a Redis score (a double) holds exactly.
+    """Where in a topic a record stands, as an integer that a Redis score (a double) holds exactly.
 
-    Ordered by offset first. The ledger adds 1 to it where the event was *novel*. Offsets reach 2**42 − 1.
+    Ordered by offset first. The ledger adds 1 to it where the event was *novel*, 2 where its user was
+    *established*. Offsets reach 2**41 − 1.
     """
     if not 0 <= partition < _PARTITIONS:
         raise ValueError(f"partition {partition} out of range 0..{_PARTITIONS - 1}")
     if not 0 <= offset <= _MAX_OFFSET:
         raise ValueError(f"offset {offset} out of range 0..{_MAX_OFFSET}")
-    return (offset * _PARTITIONS + partition) * 2
+    return (offset * _PARTITIONS + partition) * _FLAGS
 
 
-def place_of(score: float) -> tuple[int, int, bool]:
-    """Partition, offset and novel flag of a ledger entry's score: the inverse of `place`."""
-    rest, novel = divmod(int(score), 2)
+def place_of(score: float) -> tuple[int, int, bool, bool]:
+    """Partition, offset, novel and established of a ledger entry's score: the inverse of `place`."""
+    rest, flags = divmod(int(score), _FLAGS)
     offset, partition = divmod(rest, _PARTITIONS)
-    return partition, offset, bool(novel)
+    return partition, offset, bool(flags & 1), bool(flags & 2)
+
+
+def vote_codes(weights: Mapping[str, float]) -> dict[str, str]:
+    """Action → the letter of its vote: a capital where it is positive, empty where it has no weight."""
+    codes = {}
+    for action, letter in zip(Action, "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False):
+        weight = weights.get(action, 0.0)
+        codes[str(action)] = letter if weight > 0 else letter.lower() if weight else ""
+    return codes
+
+
+def corrections_of(raw: bytes, weights: Mapping[str, float]) -> tuple[Correction, ...]:
+    """What the stream's functions say an event corrects. `weights` by code of `vote_codes`."""
+    return tuple(
+        (item_id, int(time_ms), votes * weights[code], established * weights[code])
+        for item_id, code, time_ms, votes, established in orjson.loads(raw)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +135,8 @@ class StateChange(BaseModel):
     effect: Effect
     weight: float
     novel: bool
+    established: bool = False
+    corrections: tuple[Correction, ...] = ()
     produced_ms: float | None = None
     log_ms: float
     read_ms: float

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.state import StateChange
+
 HOUR_MS = 3_600_000.0
 DAY_MS = 24 * HOUR_MS
 HALF_LIVES_MS: dict[str, float] = {
@@ -30,33 +32,35 @@ HEAT = np.array([0.0, 0.0, 1 / 3, 1 / 7, 1 / 30, 0.0])
 
 Chosen on Electronics from January to May 2014: never below the best single half-life by more than noise."""
 _HALF_LIVES = np.array(list(HALF_LIVES_MS.values()))
-_FORMAT = struct.Struct(f"<{1 + len(HALF_LIVES_MS)}d")
+_FORMAT = struct.Struct(f"<{1 + 2 * len(HALF_LIVES_MS)}d")
 
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """The decayed sums of one item: `time_ms` of its newest event, and as of then one sum per half-life."""
+    """The decayed sums of one item: `time_ms` of its newest event, and as of then two sums per half-life."""
 
     time_ms: float
     sums: tuple[float, ...]
-    """In the order of HALF_LIVES_MS."""
+    """Of all votes, in the order of HALF_LIVES_MS."""
+    established: tuple[float, ...] = (0.0,) * len(HALF_LIVES_MS)
+    """Of the votes of established users alone."""
 
     def pack(self) -> bytes:
         """The value in Redis: little-endian doubles, time_ms and then the sums."""
-        return _FORMAT.pack(self.time_ms, *self.sums)
+        return _FORMAT.pack(self.time_ms, *self.sums, *self.established)
 
     @classmethod
     def unpack(cls, raw: bytes) -> Trend:
         time_ms, *sums = _FORMAT.unpack(raw)
-        return cls(time_ms, tuple(sums))
+        return cls(time_ms, tuple(sums[: len(HALF_LIVES_MS)]), tuple(sums[len(HALF_LIVES_MS) :]))
 
-    def add(self, time_ms: float, weight: float) -> Trend:
-        """This trend with one more event. The same arithmetic as streaming/functions.lua."""
+    def add(self, time_ms: float, weight: float, established: float = 0.0) -> Trend:
+        """This trend with one more vote. The same arithmetic as streaming/functions.lua."""
         newest = max(self.time_ms, time_ms)
-        old = _decay(newest - self.time_ms)
-        new = _decay(newest - time_ms) * weight
-        sums = np.array(self.sums) * old + new
-        return Trend(newest, tuple(sums.tolist()))
+        old, new = _decay(newest - self.time_ms), _decay(newest - time_ms)
+        sums = np.array(self.sums) * old + new * weight
+        vouched = np.array(self.established) * old + new * established
+        return Trend(newest, tuple(sums.tolist()), tuple(vouched.tolist()))
 
 
 def _decay(elapsed_ms: float | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -73,7 +77,7 @@ class TrendTable:
         self._rows: dict[str, int] = {}
         self._ids: list[str] = []
         self._time = np.zeros(capacity)
-        self._sums = np.zeros((capacity, len(HALF_LIVES_MS)))
+        self._sums = np.zeros((capacity, 2, len(HALF_LIVES_MS)))  # all votes, those of established users
         self._counts = np.zeros(capacity, np.int64)
         self.newest_ms = 0.0
 
@@ -104,27 +108,26 @@ class TrendTable:
         """The row of an item, or None."""
         return self._rows.get(item_id)
 
-    def add(self, item_id: str, time_ms: float, weight: float) -> None:
-        """Apply one event; a positive weight also counts."""
+    def apply(self, change: StateChange) -> None:
+        """Apply what an event did."""
+        established = change.weight if change.established else 0.0
+        self.add(change.item_id, change.time_ms, change.weight, established)
+        for correction in change.corrections:
+            self.correct(*correction)
+
+    def add(self, item_id: str, time_ms: float, weight: float, established: float = 0.0) -> None:
+        """Apply one event, `established` of its weight by an established user; a positive weight counts."""
+        self.correct(item_id, time_ms, weight, established)
+        self._counts[self._rows[item_id]] += weight > 0
+
+    def correct(self, item_id: str, time_ms: float, weight: float, established: float) -> None:
+        """Add to the sums alone."""
         row = self.row(item_id)
         newest = max(self._time[row], time_ms)
         self._sums[row] *= _decay(newest - self._time[row])
-        self._sums[row] += weight * _decay(newest - time_ms)
+        self._sums[row] += np.outer((weight, established), _decay(newest - time_ms))
         self._time[row] = newest
-        self._counts[row] += weight > 0
         self.newest_ms = max(self.newest_ms, time_ms)
-
-    def merge(self, item_id: str, trend: Trend | None, count: int) -> None:
-        """Add what one partition holds of an item."""
-        row = self.row(item_id)
-        self._counts[row] += count
-        if trend is None:
-            return
-        newest = max(self._time[row], trend.time_ms)
-        self._sums[row] *= _decay(newest - self._time[row])
-        self._sums[row] += np.array(trend.sums) * _decay(newest - trend.time_ms)
-        self._time[row] = newest
-        self.newest_ms = max(self.newest_ms, trend.time_ms)
 
     def merge_many(
         self,
@@ -133,24 +136,30 @@ class TrendTable:
         sums: NDArray[np.float64],
         counts: NDArray[np.int64],
     ) -> None:
-        """Add what one partition holds of many items, each named once: `merge` for a whole snapshot."""
+        """Add what one partition holds of many items, each named once. `sums` (n, 2 · H) as in a Trend."""
         if not len(item_ids):
             return
         rows = np.fromiter((self.row(item) for item in item_ids), np.int64, len(item_ids))
         newest = np.maximum(self._time[rows], times_ms)
-        old = _decay((newest - self._time[rows])[:, None])
-        self._sums[rows] = self._sums[rows] * old + sums * _decay((newest - times_ms)[:, None])
+        old = _decay((newest - self._time[rows])[:, None, None])
+        new = sums.reshape(-1, 2, len(HALF_LIVES_MS)) * _decay((newest - times_ms)[:, None, None])
+        self._sums[rows] = self._sums[rows] * old + new
         self._time[rows] = newest
         self._counts[rows] += counts
         self.newest_ms = max(self.newest_ms, float(times_ms.max()))
 
     def values(self, now_ms: float) -> NDArray[np.float64]:
-        """(len, len(HALF_LIVES_MS)) float64: the sums of each half-life, decayed to `now_ms`."""
+        """(len, H) float64: the sums of all votes of each half-life, decayed to `now_ms`."""
+        return self.both(now_ms)[0]
+
+    def both(self, now_ms: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """`values`, and (len, H) the same of established users' votes alone."""
         age = np.maximum(now_ms - self._time[: len(self)], 0.0)
-        return np.asarray(self._sums[: len(self)] * np.exp2(-age[:, None] / _HALF_LIVES))
+        worth = np.exp2(-age[:, None] / _HALF_LIVES)
+        return self._sums[: len(self), 0] * worth, self._sums[: len(self), 1] * worth
 
     def _grow(self) -> None:
         extra = len(self._time)
         self._time = np.concatenate([self._time, np.zeros(extra)])
-        self._sums = np.concatenate([self._sums, np.zeros((extra, self._sums.shape[1]))])
+        self._sums = np.concatenate([self._sums, np.zeros((extra, *self._sums.shape[1:]))])
         self._counts = np.concatenate([self._counts, np.zeros(extra, np.int64)])

@@ -15,6 +15,7 @@ import orjson
 import structlog
 
 from afterclick.events import Action
+from afterclick.quarantine import Bounds
 from afterclick.settings import Settings
 from afterclick.state import StateChange
 from serving.access.keys import KeyRing
@@ -90,7 +91,8 @@ class Service:
         store = OnlineStore(settings.redis, settings.stream.history_length)
         feed = TrendFeed(settings, lambda changes: service.hear(changes))
         rules, letters = RuleBook(catalogue), DeadLetters(kafka)
-        worlds = Worlds(feed, catalogue, no_model(), rules)
+        bounds = Bounds(settings.serving.quarantine_slack, settings.serving.quarantine_free)
+        worlds = Worlds(feed, catalogue, no_model(), rules, bounds)
         kept = ModelStore(settings.training.store or str(settings.artifacts), settings.home / "fetched")
         models = ModelFeed(lambda loaded: service.use(loaded), worlds.use_beside, kept)
         items = TopicReader(kafka.bootstrap, topics.items, lambda read: copy.take(catalogue.read(read)))

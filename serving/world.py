@@ -19,6 +19,7 @@ import structlog
 from numpy.typing import NDArray
 
 from afterclick.model import IntArray
+from afterclick.quarantine import Bounds, Guarded, guard
 from afterclick.scoring import TrendView
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.decisions.rules import NO_RULES, ActiveRules, RuleBook
@@ -82,17 +83,23 @@ class World:
     ids: list[str]
     view: TrendView
     values: Array
-    """(m, H) decayed sums."""
+    """(m, H) decayed sums; of items in quarantine what is left of them."""
     counts: NDArray[np.int64]
     """(m,) interactions of positive weight, all time."""
     heat: Array
     """(m,) log2(1 + the decayed sums mixed): the trend of an item in one number."""
+    popularity: Array
+    """(m,) `counts`; of those of items in quarantine a part."""
     popular: IntArray
     """The most popular items of all time, best first."""
     trending: IntArray
     """The items of the greatest heat."""
     now_ms: float
     _index: dict[str, int]
+    held: IntArray
+    """Items in quarantine: of their trends only what established users stand for."""
+    established_share: float
+    """The share of an item's votes that established users usually have; 0 where it is not known."""
     rules: ActiveRules = NO_RULES
     """The business rules in force."""
     number: int = 0
@@ -138,8 +145,8 @@ class World:
 class _Builder:
     """Makes the worlds of one model after another; what they are indexed by stays while the model does."""
 
-    def __init__(self, feed: TrendFeed, catalogue: Catalogue, rules: RuleBook) -> None:
-        self._feed, self._catalogue, self._rules = feed, catalogue, rules
+    def __init__(self, feed: TrendFeed, catalogue: Catalogue, rules: RuleBook, bounds: Bounds) -> None:
+        self._feed, self._catalogue, self._rules, self._bounds = feed, catalogue, rules, bounds
         self._space, self._space_of = ItemSpace(), ""
         self._rows = _Rows(feed.table, np.empty(0, np.int64))
         self._listed = -1
@@ -150,14 +157,16 @@ class _Builder:
         with self._feed.lock:
             table = self._feed.table
             now_ms = max(time.time() * 1000, table.newest_ms)
-            values, counts = table.values(now_ms), table.counts.copy()
+            (votes, established), counts = table.both(now_ms), table.counts.copy()
+            lifted = [row for item in self._feed.lifted if (row := table.find(item)) is not None]
             if table is not self._rows.table:
                 self._rows = _Rows(table, np.empty(0, np.int64))
             self._rows.follow(self._space)
         if self._catalogue.version != self._listed:
             self._listed = self._catalogue.version
             self._space.add_all(list(self._catalogue.items))
-        world = _world(loaded, self._space, self._rows.at, values, counts, now_ms)
+        guarded = guard(votes, established, self._bounds, np.array(lifted, np.intp))
+        world = _world(loaded, self._space, self._rows.at, guarded, counts, now_ms)
         rules = self._rules.active(self._space.index, world.heat)
         return replace(world, rules=rules, number=next(_NUMBERS))
 
@@ -174,9 +183,15 @@ class Worlds:
     """Keeps `current` current, and beside it a world for each model that an arm of an experiment asks for."""
 
     def __init__(
-        self, feed: TrendFeed, catalogue: Catalogue, loaded: LoadedModel, rules: RuleBook | None = None
+        self,
+        feed: TrendFeed,
+        catalogue: Catalogue,
+        loaded: LoadedModel,
+        rules: RuleBook | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
         self._feed, self._catalogue = feed, catalogue
+        self._bounds = bounds or Bounds()
         self._rules = rules or RuleBook(catalogue)
         self._next = loaded
         self._builder = self._new_builder()
@@ -226,7 +241,7 @@ class Worlds:
         return self._builder.build(self._next)
 
     def _new_builder(self) -> _Builder:
-        return _Builder(self._feed, self._catalogue, self._rules)
+        return _Builder(self._feed, self._catalogue, self._rules, self._bounds)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -258,19 +273,21 @@ def _world(
     loaded: LoadedModel,
     space: ItemSpace,
     at: NDArray[np.int64],
-    values: Array,
+    guarded: Guarded,
     counts: NDArray[np.int64],
     now: float,
 ) -> World:
     m = len(space.ids)
-    wide, many = np.zeros((m, values.shape[1])), np.zeros(m, np.int64)
-    wide[at], many[at] = values, counts
+    wide, many = np.zeros((m, guarded.values.shape[1])), np.zeros(m, np.int64)
+    wide[at], many[at] = guarded.values, counts
     first_seen = np.full(m, np.nan)
     model = loaded.model
     popularity = many.astype(np.float64)
+    popularity[at] *= guarded.kept
+    ties = np.zeros(m)
     if model is not None:
         first_seen[: len(model)] = model.first_seen_ms
-        popularity[: len(model)] += model.popularity * 1e-9  # counts decide; the model breaks ties
+        ties[: len(model)] = model.popularity * 1e-9  # counts decide; the model breaks ties
     view = TrendView.of(wide, first_seen)
     heat = np.log2(1.0 + view.heat)
     return World(
@@ -280,10 +297,13 @@ def _world(
         values=wide,
         counts=many,
         heat=heat,
-        popular=best(popularity, KEPT),
+        popularity=popularity,
+        popular=best(popularity + ties, KEPT),
         trending=best(heat, KEPT),
         now_ms=now,
         _index=space.index,
+        held=at[guarded.held].astype(np.int32),
+        established_share=guarded.share,
     )
 
 

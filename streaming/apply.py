@@ -1,7 +1,7 @@
 """Apply records of one Kafka partition, in offset order, to the state. Both triggers call this alone.
 
-reads   redis  {u:<user>}:ledger:<topic>, :forgotten, {p:<topic>:<partition>}:position
-writes  redis  {u:<user>}:history, :items, :ledger:<topic>
+reads   redis  {u:<user>}:ledger:<topic>, :votes, :forgotten, {p:<topic>:<partition>}:position
+writes  redis  {u:<user>}:history, :votes, :ledger:<topic>, :corrections:<topic>
         redis  {p:<topic>:<partition>}:position, :announced, :counts, :uniques, :trends
         topic  <topic>.dlq, by `bury`
         (returned, to be sent) topic state-changes
@@ -19,19 +19,14 @@ from afterclick.errors import BadEvent
 from afterclick.events import InteractionEvent, decode_interaction
 from afterclick.keys import Keys
 from afterclick.settings import Settings
-from afterclick.state import Effect, HistoryEntry, StateChange, place
+from afterclick.state import Correction, Effect, HistoryEntry, StateChange, corrections_of, place, vote_codes
 from afterclick.topics import dlq
+from afterclick.trends import DAY_MS
 from streaming.connection import Command, Connection
 
 CHUNK = 500
 """Records per server-side call: some milliseconds, so that readers of the same server hardly wait."""
-_FORGOTTEN = ord("3")
-_ANSWERS = {
-    ord("0"): (False, False),
-    ord("1"): (True, False),
-    ord("2"): (True, True),
-    _FORGOTTEN: (False, False),
-}
+_DUPLICATE, _FORGOTTEN = ord("0"), ord("5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +64,8 @@ class Plan:
     history_length: int
     ledger_length: int
     ahead_ms: float
+    age_ms: int
+    """From when on, after their first event, a user is established."""
     fence: bool = True
     fault: str | None = None
 
@@ -86,6 +83,7 @@ class Plan:
             history_length=stream.history_length,
             ledger_length=stream.ledger_length,
             ahead_ms=stream.ahead_s * 1000,
+            age_ms=round(stream.established_days * DAY_MS),
             fence=stream.fence,
             fault=stream.fault,
         )
@@ -101,7 +99,24 @@ class _Step:
     weight: float
     first: bool = False
     novel: bool = False
+    established: bool = False
     forgotten: bool = False
+    corrections: tuple[Correction, ...] = ()
+
+    def learn(self, code: int) -> None:
+        """What step 1 has answered."""
+        self.forgotten = code == _FORGOTTEN
+        self.first = code not in (_DUPLICATE, _FORGOTTEN)
+        flags = code - ord("1") if self.first else 0
+        self.novel, self.established = bool(flags & 1), bool(flags & 2)
+
+    def effects(self) -> Iterator[str | bytes | int]:
+        """What step 2 is told of it: its own vote, then its corrections."""
+        data, own = self.event.data, repr(self.weight if self.established else 0.0)
+        counts = "2" if self.novel else "1" if self.weight > 0 else "0"
+        yield from (self.record.offset, data.item_id, self.time_ms, repr(self.weight), own, counts)
+        for item_id, time_ms, weight, established in self.corrections:
+            yield from (self.record.offset, item_id, time_ms, repr(weight), repr(established), "0")
 
 
 @dataclass
@@ -119,6 +134,12 @@ class Applier:
     announced: int = -1
     """Offset up to which the outputs of this partition are known to be delivered; -1: nobody can say."""
     _chunks: int = field(default=0, init=False)
+    _codes: dict[str, str] = field(init=False)
+    _weights: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._codes = vote_codes(self.plan.weights)
+        self._weights = {code: self.plan.weights[action] for action, code in self._codes.items() if code}
 
     def apply(self, topic: str, partition: int, records: Sequence[Record]) -> Iterator[Output]:
         """Apply records in the order of their offsets; yields an output per record, but for buried ones.
@@ -163,33 +184,34 @@ class Applier:
         return _Step(record, event, event.time_ms, self.plan.weights.get(event.data.action, 0.0))
 
     def _apply_users(self, topic: str, partition: int, events: list[_Step], first_offset: int) -> None:
-        """Step 1, a call per user, in one round trip: sets `first` and `novel` of each event."""
+        """Step 1, a call per user, in one round trip: what each event is, and what it corrects."""
         users: dict[str, list[_Step]] = {}
         for step in events:
             users.setdefault(step.event.data.user_id, []).append(step)
         floor = place(partition, first_offset)
         commands = [self._user_command(topic, partition, floor, *user) for user in users.items()]
         answers = self.connection.call(commands) if commands else []
-        for steps, answer in zip(users.values(), answers, strict=True):
-            for step, code in zip(steps, answer, strict=True):
-                step.first, step.novel = _ANSWERS[code]
-                step.forgotten = code == _FORGOTTEN
+        for steps, (codes, *corrected) in zip(users.values(), answers, strict=True):
+            for step, code in zip(steps, codes, strict=True):
+                step.learn(code)
+            for number, raw in zip(corrected[::2], corrected[1::2], strict=True):
+                steps[number].corrections = corrections_of(raw, self._weights)
 
     def _user_command(
         self, topic: str, partition: int, floor: int, user_id: str, steps: list[_Step]
     ) -> Command:
         plan, keys = self.plan, self.plan.keys
         others = [keys.ledger(user_id, other) for other in plan.topics if other != topic]
-        arguments: list[str | bytes | int] = [plan.history_length, plan.ledger_length, floor]
+        arguments: list[str | bytes | int] = [plan.history_length, plan.ledger_length, floor, plan.age_ms]
         for step in steps:
             event = step.event
             entry = HistoryEntry(
                 event.id, event.data.item_id, event.data.action, event.data.rating, step.time_ms
             )
             arguments += (event.id, place(partition, step.record.offset), entry.member(), step.time_ms)
-            arguments.append(event.data.item_id if step.weight > 0 else "")
-        own = (keys.history(user_id), keys.items(user_id), keys.ledger(user_id, topic))
-        names = (*own, keys.forgotten(user_id), *others)
+            arguments += (event.data.item_id, self._codes.get(event.data.action, ""))
+        own = (keys.history(user_id), keys.votes(user_id), keys.ledger(user_id, topic))
+        names = (*own, keys.corrections(user_id, topic), keys.forgotten(user_id), *others)
         return ("FCALL", "afterclick_apply_user", len(names), *names, *arguments)
 
     def _apply_partition(
@@ -205,8 +227,7 @@ class Applier:
         ]
         for step in events:
             if step.first:
-                arguments += (step.record.offset, step.event.data.item_id, step.time_ms)
-                arguments += (repr(step.weight), "1" if step.novel else "0")
+                arguments += step.effects()
         names = (
             keys.position(topic, partition),
             keys.counts(topic, partition),
@@ -242,6 +263,8 @@ class Applier:
             effect=effect,
             weight=step.weight,
             novel=step.novel,
+            established=step.established,
+            corrections=step.corrections,
             produced_ms=produced.timestamp() * 1000 if produced else None,
             log_ms=record.log_ms,
             read_ms=stamps[0],

@@ -27,7 +27,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from afterclick.errors import BadEvent, StateConflict, StateLocked, Unavailable
 from afterclick.events import decode_interaction, stable_id
 from afterclick.settings import KafkaSettings, Settings
-from afterclick.state import place_of
+from afterclick.state import Correction, corrections_of, place_of, vote_codes
 from streaming import erase, forgotten, lease, positions
 from streaming.connection import load_functions
 from streaming.job import client_of, function_library
@@ -60,6 +60,16 @@ class _Counted:
     event_id: str
     spot: Spot
     novel: bool
+    established: bool
+    corrections: tuple[Correction, ...]
+
+    def effects(self, event: _Event, weight: float) -> Iterator[str | int]:
+        """What it did to counts and trends, as the stream's functions are told."""
+        counts = "2" if self.novel else "1" if weight > 0 else "0"
+        own = weight if self.established else 0.0
+        yield from (event.item_id, event.time_ms, repr(weight), repr(own), counts)
+        for item_id, time_ms, corrected, established in self.corrections:
+            yield from (item_id, time_ms, repr(corrected), repr(established), "0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +108,17 @@ class _Forgetter:
     client: redis.Redis
     user_id: str
 
+    @property
+    def _weights(self) -> dict[str, float]:
+        """By code of a vote."""
+        weights = {str(action): weight for action, weight in self.settings.stream.weights.items()}
+        return {code: weights[action] for action, code in vote_codes(weights).items() if code}
+
     def begin(self, until_ms: int) -> int:
         """Refuse the user's events from now on; the moment that has to be finished now."""
         keys, user = self.settings.redis.keys, self.user_id
         self.client.sadd(keys.forgotten_users, user)
-        names = (keys.forgotten(user), keys.forgetting(user), keys.history(user), keys.items(user))
+        names = (keys.forgotten(user), keys.forgetting(user), keys.history(user), keys.votes(user))
         return int(self.client.fcall("afterclick_forget_user", len(names), *names, str(until_ms)))
 
     def finish(self, until_ms: int) -> tuple[int, int]:
@@ -146,11 +162,14 @@ class _Forgetter:
 
     def _ledger(self) -> Iterator[_Counted]:
         for topic in self.settings.kafka.topics.interactions:
-            key = self.settings.redis.keys.ledger(self.user_id, topic)
-            entries: Any = self.client.zrange(key, 0, -1, withscores=True)
+            keys = self.settings.redis.keys
+            entries: Any = self.client.zrange(keys.ledger(self.user_id, topic), 0, -1, withscores=True)
+            corrected: Any = self.client.hgetall(keys.corrections(self.user_id, topic))
             for event_id, score in entries:
-                partition, offset, novel = place_of(score)
-                yield _Counted(event_id.decode(), (topic, partition, offset), novel)
+                partition, offset, novel, established = place_of(score)
+                corrections = corrections_of(corrected.get(event_id, b"[]"), self._weights)
+                spot = (topic, partition, offset)
+                yield _Counted(event_id.decode(), spot, novel, established, corrections)
 
     def _events(self, spots: list[Spot]) -> dict[Spot, _Event]:
         """The events that stand at these spots, from the Parquet log, else from the topics."""
@@ -177,12 +196,14 @@ class _Forgetter:
         arguments: list[Any] = [token]
         by_name = {str(action): weight for action, weight in weights.items()}
         for one, event in events:
-            arguments += (event.item_id, event.time_ms, repr(by_name.get(event.action, 0.0)), int(one.novel))
+            arguments += one.effects(event, by_name.get(event.action, 0.0))
         self.client.fcall("afterclick_take_back", len(names), *names, *arguments)
 
     def _remove(self, entries: Iterable[_Counted]) -> None:
         for one in entries:
-            self.client.zrem(self.settings.redis.keys.ledger(self.user_id, one.spot[0]), one.event_id)
+            keys, topic = self.settings.redis.keys, one.spot[0]
+            self.client.zrem(keys.ledger(self.user_id, topic), one.event_id)
+            self.client.hdel(keys.corrections(self.user_id, topic), one.event_id)
 
 
 def _read_topics(kafka: KafkaSettings, spots: list[Spot]) -> Iterator[tuple[Spot, _Event]]:

@@ -9,42 +9,110 @@
 local DAY = 86400000
 local HALF_LIVES = {DAY / 24, DAY, 3 * DAY, 7 * DAY, 30 * DAY, 90 * DAY}
 local N = #HALF_LIVES
-local PACKED = '<ddddddd' -- event time ms, then the sums
+local PACKED = '<ddddddddddddd' -- event time ms, then the sums of all votes, then those of established users
+
+-- The votes of a user on an item, as text: for each action its code (capital where it is positive) and the event
+-- time of its vote.
+local function votes_of(text)
+  local votes = {}
+  for code, time in string.gmatch(text or '', '(%a)(-?%d+)') do votes[code] = tonumber(time) end
+  return votes
+end
+
+local function text_of(votes)
+  local parts = {}
+  for code, time in pairs(votes) do parts[#parts + 1] = code .. string.format('%.0f', time) end
+  return table.concat(parts)
+end
+
+-- The votes that become established where a user turns out to have been here since `first`, not since `known`: what
+-- has to be added to their trends, as corrections.
+local function aged(key, known, first, age)
+  local corrections, all = {}, redis.call('HGETALL', key)
+  for i = 1, #all, 2 do
+    for code, time in pairs(all[i] == '' and {} or votes_of(all[i + 1])) do
+      if time - first >= age and time - known < age then
+        corrections[#corrections + 1] = {all[i], code, string.format('%.0f', time), 0, 1}
+      end
+    end
+  end
+  return corrections
+end
+
+-- Put one event's vote among its user's. keys: votes; args: see apply_user.
+-- An event counts as one vote. Where the user has voted so on this item before, corrections take the older of the
+-- two back, so that the newest alone stands, in whatever order they come.
+-- Returns novel (1 or 0), established (1 or 0), corrections: {item, code, event time ms, votes, established votes}.
+local function vote(key, item, code, time, age)
+  local since, text = unpack(redis.call('HMGET', key, '', item))
+  local known = tonumber(since or time)
+  local first, corrections = math.min(known, time), {}
+  if first < known then corrections = aged(key, known, first, age) end
+  local established = time - first >= age and 1 or 0
+  local votes = votes_of(text)
+  local before = votes[code]
+  if before then
+    local older = math.min(before, time)
+    corrections[#corrections + 1] = {item, code, string.format('%.0f', older), -1, older - first >= age and -1 or 0}
+  end
+  local novel = string.find(code, '%u') and not string.find(text or '', '%u') and 1 or 0
+  local changed = {}
+  if not since or first < known then changed = {'', string.format('%.0f', first)} end
+  if code ~= '' and (not before or before < time) then
+    votes[code] = time
+    changed[#changed + 1] = item
+    changed[#changed + 1] = text_of(votes)
+  end
+  if #changed > 0 then redis.call('HSET', key, unpack(changed)) end
+  return novel, established, corrections
+end
 
 -- One user's events of a chunk, in log order.
--- keys: history, items, ledger of this topic, forgotten, ledger of each other topic
--- args: history length, ledger length, floor, then for each event: id, place, history member, event time ms,
---       item ('' where the event is no positive action)
--- A place is (offset * 1024 + partition) * 2; the ledger keeps it with the novel flag in its lowest bit.
+-- keys: history, votes, ledger of this topic, corrections, forgotten, ledger of each other topic
+-- args: history length, ledger length, floor, age (ms) from which a user is established, then for each event: id,
+--       place, history member, event time ms, item, code of the action ('' where it has no weight, and no vote)
+-- A place is (offset * 1024 + partition) * 4; the ledger keeps it with novel in its lowest bit, established in the next.
 -- Ledger entries at or above the floor are never dropped: step 2 may not have passed them yet.
--- Returns a character per event: 0 duplicate, 1 first, 2 first and novel (the user's first positive action on
--- the item), 3 forgotten: new, and not after the moment up to which the user is forgotten. What stands in the
--- ledger came before the forgetting, which waits for it to be counted and takes it back.
+-- Returns a list: first a character per event: 0 duplicate, 1 to 4 first (1 + novel + 2 * established; novel is the
+-- user's first positive action on the item), 5 forgotten: new, and not after the moment up to which the user is
+-- forgotten. What stands in the ledger came before the forgetting, which waits for it to be counted and takes it back.
+-- Then for each event with corrections: its number (from 0), and they as JSON.
 local function apply_user(keys, args)
-  local history, items, ledger = keys[1], keys[2], keys[3]
-  local forgotten = redis.call('GET', keys[4])
+  local history, votes, ledger = keys[1], keys[2], keys[3]
+  local age = tonumber(args[4])
+  local forgotten = redis.call('GET', keys[5])
   forgotten = forgotten and tonumber(forgotten)
-  local answers = {}
-  for i = 4, #args, 5 do
-    local id, place, item = args[i], tonumber(args[i + 1]), args[i + 4]
-    local answer
+  local answers, found = {}, {''}
+  for i = 5, #args, 6 do
+    local id, place, time = args[i], tonumber(args[i + 1]), tonumber(args[i + 3])
+    local answer, corrections
     local known = redis.call('ZSCORE', ledger, id)
     if known then
       known = tonumber(known)
-      local novel = known % 2
-      answer = known - novel == place and 1 + novel or 0
-    elseif forgotten and tonumber(args[i + 3]) <= forgotten then
-      answer = 3
+      local flags = known % 4
+      answer = known - flags == place and 1 + flags or 0
+      corrections = answer > 0 and redis.call('HGET', keys[4], id)
+    elseif forgotten and time <= forgotten then
+      answer = 5
     else
-      for k = 5, #keys do
+      for k = 6, #keys do
         if redis.call('ZSCORE', keys[k], id) then answer = 0 end
       end
     end
     if not answer then
-      local novel = item ~= '' and redis.call('SADD', items, item) or 0
-      redis.call('ZADD', ledger, string.format('%.0f', place + novel), id)
+      local novel, established, list = vote(votes, args[i + 4], args[i + 5], time, age)
+      local flags = novel + 2 * established
+      if #list > 0 then
+        corrections = cjson.encode(list)
+        redis.call('HSET', keys[4], id, corrections)
+      end
+      redis.call('ZADD', ledger, string.format('%.0f', place + flags), id)
       redis.call('ZADD', history, args[i + 3], args[i + 2])
-      answer = 1 + novel
+      answer = 1 + flags
+    end
+    if corrections then
+      found[#found + 1] = #answers
+      found[#found + 1] = corrections
     end
     answers[#answers + 1] = answer
   end
@@ -54,21 +122,27 @@ local function apply_user(keys, args)
   if excess > 0 then
     local passed = redis.call('ZCOUNT', ledger, '-inf', '(' .. args[3])
     local drop = math.min(excess, passed)
-    if drop > 0 then redis.call('ZREMRANGEBYRANK', ledger, 0, drop - 1) end
+    if drop > 0 then
+      for _, id in ipairs(redis.call('ZRANGE', ledger, 0, drop - 1)) do redis.call('HDEL', keys[4], id) end
+      redis.call('ZREMRANGEBYRANK', ledger, 0, drop - 1)
+    end
   end
-  return table.concat(answers)
+  found[1] = table.concat(answers)
+  return found
 end
 
 local function decay(elapsed_ms, half_life)
   return 2 ^ (-elapsed_ms / half_life)
 end
 
--- Add one event to a trend, a table {time ms, sum, ...}. The same arithmetic as afterclick.trends.Trend.add.
-local function add_to_trend(trend, time_ms, weight)
+-- Add to a trend, a table {time ms, sum, ...}, a weight and what of it is established. The same arithmetic as
+-- afterclick.trends.TrendTable.add.
+local function add_to_trend(trend, time_ms, weight, established)
   local newest = math.max(trend[1], time_ms)
   for h = 1, N do
-    trend[h + 1] = trend[h + 1] * decay(newest - trend[1], HALF_LIVES[h])
-      + decay(newest - time_ms, HALF_LIVES[h]) * weight
+    local old, new = decay(newest - trend[1], HALF_LIVES[h]), decay(newest - time_ms, HALF_LIVES[h])
+    trend[h + 1] = trend[h + 1] * old + new * weight
+    trend[h + N + 1] = trend[h + N + 1] * old + new * established
   end
   trend[1] = newest
 end
@@ -77,11 +151,11 @@ local function load_trend(key, item, time_ms)
   local packed = redis.call('HGET', key, item)
   if packed then
     local trend = {struct.unpack(PACKED, packed)}
-    trend[N + 2] = nil -- struct.unpack also returns where it stopped
+    trend[2 * N + 2] = nil -- struct.unpack also returns where it stopped
     return trend
   end
   local trend = {time_ms}
-  for h = 1, N do trend[h + 1] = 0 end
+  for h = 1, 2 * N do trend[h + 1] = 0 end
   return trend
 end
 
@@ -98,7 +172,8 @@ end
 -- keys: position, counts, uniques, trends, announced
 -- args: fence ('1', or '0' in the control of a fault test), the position the caller has come from, the last
 --       offset of the chunk, the offset up to which state-changes has the changes (−1: nothing new to say), then for
---       each event that step 1 called first: offset, item, event time ms, weight, novel ('1' or '0')
+--       each event that step 1 called first, and each correction of it: offset, item, event time ms, weight, what of
+--       it is established, and what it counts: '0' nothing, '1' an interaction, '2' a user, too
 -- Returns the position before this call. Fails with GAP where the state is older than the caller believes (the
 -- server lost its newest writes): counting on would lose events.
 local function apply_partition(keys, args)
@@ -108,13 +183,13 @@ local function apply_partition(keys, args)
     return redis.error_reply('GAP the position is ' .. string.format('%.0f', position))
   end
   local counts, uniques, trends = {}, {}, {}
-  for i = 5, #args, 5 do
+  for i = 5, #args, 6 do
     if not fence or tonumber(args[i]) > position then
-      local item, time_ms, weight = args[i + 1], tonumber(args[i + 2]), tonumber(args[i + 3])
-      if weight > 0 then counts[item] = (counts[item] or 0) + 1 end
-      if args[i + 4] == '1' then uniques[item] = (uniques[item] or 0) + 1 end
+      local item, time_ms, count = args[i + 1], tonumber(args[i + 2]), args[i + 5]
+      if count ~= '0' then counts[item] = (counts[item] or 0) + 1 end
+      if count == '2' then uniques[item] = (uniques[item] or 0) + 1 end
       trends[item] = trends[item] or load_trend(keys[4], item, time_ms)
-      add_to_trend(trends[item], time_ms, weight)
+      add_to_trend(trends[item], time_ms, tonumber(args[i + 3]), tonumber(args[i + 4]))
     end
   end
   for item, count in pairs(counts) do redis.call('HINCRBY', keys[2], item, count) end
@@ -129,7 +204,7 @@ end
 
 -- Refuse a user's events up to a moment from now on, and drop the history. What was counted of them stays in the
 -- ledgers until it is taken back; a forgetting that was not finished comes first.
--- keys: forgotten, forgetting, history, items; args: event time ms
+-- keys: forgotten, forgetting, history, votes; args: event time ms
 -- Returns the moment that is being forgotten up to, as text.
 local function forget_user(keys, args)
   local unfinished = redis.call('GET', keys[2])
@@ -141,16 +216,17 @@ local function forget_user(keys, args)
 end
 
 -- Take back what a partition counted of events. keys: counts, uniques, trends, taken
--- args: a token that makes repeating harmless, then for each event: item, event time ms, weight, novel
+-- args: a token that makes repeating harmless, then for each event and correction what apply_partition was given, without
+--       the offset
 -- Returns 1, or 0 where the token was used before.
 local function take_back(keys, args)
   if redis.call('SADD', keys[4], args[1]) == 0 then return 0 end
-  for i = 2, #args, 4 do
-    local item, time_ms, weight = args[i], tonumber(args[i + 1]), tonumber(args[i + 2])
-    if weight > 0 and redis.call('HINCRBY', keys[1], item, -1) == 0 then redis.call('HDEL', keys[1], item) end
-    if args[i + 3] == '1' and redis.call('HINCRBY', keys[2], item, -1) == 0 then redis.call('HDEL', keys[2], item) end
+  for i = 2, #args, 5 do
+    local item, time_ms, count = args[i], tonumber(args[i + 1]), args[i + 4]
+    if count ~= '0' and redis.call('HINCRBY', keys[1], item, -1) == 0 then redis.call('HDEL', keys[1], item) end
+    if count == '2' and redis.call('HINCRBY', keys[2], item, -1) == 0 then redis.call('HDEL', keys[2], item) end
     local trend = load_trend(keys[3], item, time_ms)
-    add_to_trend(trend, time_ms, -weight)
+    add_to_trend(trend, time_ms, -tonumber(args[i + 2]), -tonumber(args[i + 3]))
     redis.call('HSET', keys[3], item, struct.pack(PACKED, unpack(trend)))
   end
   return 1

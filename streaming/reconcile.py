@@ -192,14 +192,18 @@ def _merged(parts: list[Trend]) -> tuple[float, NDArray[np.float64]]:
     """The trend of an item over all partitions, as of its newest event."""
     newest = max(part.time_ms for part in parts)
     totals = [
-        math.fsum(part.sums[i] * 2.0 ** ((part.time_ms - newest) / half_life) for part in parts)
+        math.fsum(sums[i] * 2.0 ** ((at - newest) / half_life) for at, sums in kind)
+        for kind in (
+            [(part.time_ms, part.sums) for part in parts],
+            [(part.time_ms, part.established) for part in parts],
+        )
         for i, half_life in enumerate(HALF_LIVES_MS.values())
     ]
     return newest, np.array(totals)
 
 
 def _decay(elapsed_ms: float) -> NDArray[np.float64]:
-    return np.asarray(np.exp2(-elapsed_ms / np.array(list(HALF_LIVES_MS.values()))))
+    return np.tile(np.exp2(-elapsed_ms / np.array(list(HALF_LIVES_MS.values()))), 2)
 
 
 def _compare_histories(report: Report, client: redis.Redis, keys: Keys, total: Recount) -> None:

@@ -33,6 +33,7 @@ class Recount:
     weights: dict[str, float]
     history_length: int
     ahead_ms: float
+    established_ms: float
     events: int = 0
     poison: int = 0
     duplicates: int = 0
@@ -44,14 +45,17 @@ class Recount:
     counts: Counter[str] = field(default_factory=Counter)
     _seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _positive: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    _times: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+    _newest: dict[str, int] = field(default_factory=dict)
+    _votes: dict[str, dict[tuple[str, str], int]] = field(default_factory=lambda: defaultdict(dict))
+    _since: dict[str, int] = field(default_factory=dict)
     _histories: dict[str, list[tuple[int, bytes]]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
     def of(cls, settings: Settings) -> Recount:
         stream = settings.stream
         weights = {str(action): weight for action, weight in stream.weights.items()}
-        return cls(weights, stream.history_length, stream.ahead_s * 1000)
+        established_ms = stream.established_days * 86_400_000
+        return cls(weights, stream.history_length, stream.ahead_s * 1000, established_ms)
 
     def add(self, value: bytes | None, log_ms: float) -> None:
         """Count one record of the log."""
@@ -77,7 +81,11 @@ class Recount:
         if weight > 0:
             self.counts[data.item_id] += 1
             self._positive[data.item_id].add(data.user_id)
-        self._times[data.item_id].append((time_ms, weight))
+        if weight:
+            votes, voter = self._votes[data.item_id], (data.user_id, str(data.action))
+            votes[voter] = max(time_ms, votes.get(voter, time_ms))
+        self._newest[data.item_id] = max(time_ms, self._newest.get(data.item_id, time_ms))
+        self._since[data.user_id] = min(time_ms, self._since.get(data.user_id, time_ms))
         member = HistoryEntry(event.id, data.item_id, data.action, data.rating, time_ms).member()
         self._histories[data.user_id].append((time_ms, member))
 
@@ -95,18 +103,24 @@ class Recount:
         return sorted(self._histories[user_id])[-self.history_length :]
 
     def trend(self, item_id: str) -> tuple[float, NDArray[np.float64]]:
-        """Event time ms of an item's newest event, and its decayed sums as of then."""
-        if item_id not in self._times:
-            return -math.inf, np.zeros(len(HALF_LIVES_MS))
-        rows = np.array(self._times[item_id], np.float64)
-        newest = rows[:, 0].max()
-        ages = (newest - rows[:, 0])[:, None] / np.array(list(HALF_LIVES_MS.values()))
-        return float(newest), (rows[:, 1:] * 0.5**ages).sum(axis=0)
+        """Event time ms of an item's newest event, and its decayed sums as of then.
+
+        First of each user's newest event of each action, then of those by users who were here long enough.
+        """
+        half_lives = np.array(list(HALF_LIVES_MS.values()))
+        if item_id not in self._newest:
+            return -math.inf, np.zeros(2 * len(half_lives))
+        newest, votes = self._newest[item_id], self._votes[item_id]
+        rows = [(at, self.weights[action], self._since[user]) for (user, action), at in votes.items()]
+        at, weight, since = np.array(rows, np.float64).reshape(-1, 3).T
+        worth = weight[:, None] * 0.5 ** ((newest - at)[:, None] / half_lives)
+        vouched = worth[at - since >= self.established_ms]
+        return float(newest), np.concatenate([worth.sum(axis=0), vouched.sum(axis=0)])
 
     @property
     def trending(self) -> list[str]:
         """Items that must have a trend."""
-        return list(self._times)
+        return list(self._newest)
 
 
 def recount(settings: Settings, positions: dict[Place, int]) -> Recount:

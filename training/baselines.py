@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from afterclick.quarantine import ESTABLISHED_DAYS, Bounds, guard
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from training.dataset import Interactions
 
@@ -53,12 +54,42 @@ def decayed_popularity(rows: Interactions, now_ms: float, half_life_ms: float) -
 
 
 def trends_at(
-    rows: Interactions, moments: NDArray[np.int64]
+    rows: Interactions, moments: NDArray[np.int64], bounds: Bounds | None = None
 ) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
     """For each moment, ascending: the trends (n_items, H) and first_seen (n_items,) of the rows before it.
 
-    The same numbers as `afterclick.trends.TrendTable.values` at that moment, item by item.
+    The same numbers as serving's at that moment, item by item: those of `afterclick.trends.TrendTable`, held
+    back as `bounds` (None: the usual ones) have it.
     """
+    vouched = rows.where(established(rows))
+    for (moment, votes, seen), (_, theirs, _) in zip(
+        sums_at(rows, moments), sums_at(vouched, moments), strict=True
+    ):
+        yield moment, guard(votes, theirs, bounds or Bounds()).values, seen
+
+
+def established(rows: Interactions) -> NDArray[np.bool_]:
+    """(n,) the rows whose user had been here for some days."""
+    since = np.full(len(rows.user_ids), np.iinfo(np.int64).max)
+    np.minimum.at(since, rows.user, rows.time_ms)
+    return np.asarray(rows.time_ms - since[rows.user] >= ESTABLISHED_DAYS * DAY_MS)
+
+
+def unpushed(rows: Interactions, bounds: Bounds | None = None) -> Interactions:
+    """The rows less new accounts' on items in quarantine as of the newest row: what may be learned from."""
+    if not len(rows):
+        return rows
+    old = established(rows)
+    now = rows.time_ms[-1:] + 1
+    (_, votes, _), (_, theirs, _) = *sums_at(rows, now), *sums_at(rows.where(old), now)
+    held = guard(votes, theirs, bounds or Bounds()).held
+    return rows.where(old | ~held[rows.item])
+
+
+def sums_at(
+    rows: Interactions, moments: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
+    """For each moment, ascending: decayed sums (n_items, H), first_seen (n_items,) of the rows before it."""
     half_lives = np.array(list(HALF_LIVES_MS.values()))
     sums = np.zeros((len(rows.item_ids), len(half_lives)))
     seen = np.full(len(rows.item_ids), np.inf)

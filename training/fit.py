@@ -100,7 +100,7 @@ def _choose(
     rows: Interactions, catalogue: content.Catalogue, config: FitConfig
 ) -> tuple[Interactions, Interactions]:
     """The rows with the items of the model, and of these the rows whose items have enough interactions."""
-    rows = rows.also(catalogue)  # what nobody has bought yet can be found by its text
+    rows = baselines.unpushed(rows).also(catalogue)  # what nobody has bought yet can be found by its text
     rows = rows.choose((rows.item_counts() >= config.least) | np.isin(rows.item_ids, list(catalogue)))
     return rows, rows.where((rows.item_counts() >= config.least)[rows.item])
 

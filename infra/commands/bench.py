@@ -183,6 +183,46 @@ def faults(
         raise typer.Exit(1)
 
 
+@app.command()
+def poison(
+    dataset: Annotated[
+        Path | None,
+        typer.Option(envvar="DATASET", help="A dataset folder or file; else a shop is generated."),
+    ] = None,
+    cut: Annotated[str | None, typer.Option(help="The day after the attack, yyyy-mm-dd.")] = None,
+    percent: Annotated[
+        list[float] | None,
+        typer.Option(help="Fake accounts per 100 genuine users; 1, 3 and 5 by default."),
+    ] = None,
+    learned: Annotated[
+        float, typer.Option(help="Per cent of the attack that is in the training log, too; 0: none.")
+    ] = 3.0,
+    targets: Annotated[int, typer.Option(min=1, help="Items pushed, one at a time.")] = 3,
+    fillers: Annotated[int, typer.Option(min=0, help="Popular items each account votes for, too.")] = 2,
+    questions: Annotated[int, typer.Option(min=10, help="Genuine questions of each kind.")] = 1000,
+    model: Annotated[bool, typer.Option(help="Also attack the personal lists of a model: minutes.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """Fake accounts push an item: its gain in HR@10 and the genuine NDCG@10, with the guards and without."""
+    from afterclick.settings import Settings
+    from infra.benches.poison import Bench, run
+    from training.evaluation.poison import Request
+
+    shares = tuple(value / 100 for value in percent or (1.0, 3.0, 5.0))
+    request = Request(shares, learned / 100, targets, questions, fillers)
+    figures = run(Bench(dataset, cut, model, request), Settings())
+    if as_json:
+        typer.echo(orjson.dumps(figures))
+        return
+    for kind in ("trending", "lists"):
+        for row in figures.get(kind, {"rows": ()})["rows"]:
+            typer.echo(f"{kind:9}" + "".join(f"  {name} {_short(value)}" for name, value in row.items()))
+
+
+def _short(value: object) -> object:
+    return f"{value:.4f}" if isinstance(value, float) else value
+
+
 def _print(figures: dict[str, object], as_json: bool) -> None:
     if as_json:
         typer.echo(orjson.dumps(figures))

@@ -68,6 +68,7 @@ class Layout:
             "AFTERCLICK_REDIS__URL": settings.redis.url,
             "AFTERCLICK_SERVING__PORT": str(settings.serving.port),
             "AFTERCLICK_SERVING__BREAK_IT": str(settings.serving.break_it).lower(),
+            "AFTERCLICK_SERVING__QUARANTINE_SLACK": str(settings.serving.quarantine_slack),
             "AFTERCLICK_UI__PORT": str(settings.ui.port),
             "AFTERCLICK_UI__API_URL": settings.ui.api_url,
             "PYSPARK_PYTHON": sys.executable,

@@ -34,15 +34,16 @@ class UpOptions:
 
 def up(settings: Settings, options: UpOptions) -> None:
     """Run the whole stack until it is told to stop. Raises AlreadyRunning, Unavailable."""
-    layout = lay_out(breakable(settings) if options.demo else settings, options.port_offset)
+    layout = lay_out(for_show(settings) if options.demo else settings, options.port_offset)
     with only_stack(layout.home):
         require_free_ports(layout)
         asyncio.run(_run(layout, options))
 
 
-def breakable(settings: Settings) -> Settings:
-    """The settings of a demo, whose dashboard may kill, hold up and resend."""
-    return settings.model_copy(update={"serving": settings.serving.model_copy(update={"break_it": True})})
+def for_show(settings: Settings) -> Settings:
+    """The settings of a demo: its dashboard may break things, its shoppers, all new accounts, make trends."""
+    serving = settings.serving.model_copy(update={"break_it": True, "quarantine_slack": 0.0})
+    return settings.model_copy(update={"serving": serving})
 
 
 async def _run(layout: Layout, options: UpOptions) -> None:

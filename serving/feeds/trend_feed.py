@@ -1,6 +1,7 @@
 """Trends and positions in memory, kept current behind the stream.
 
-reads   redis  {p:<topic>:<partition>}:position, :counts, :trends
+reads   redis  {p:<topic>:<partition>}:position, :counts, :trends; lifted
+writes  redis  lifted
         topic  state-changes
 
 The snapshot of a partition is read in one transaction, so its numbers belong to its position. Changes come
@@ -14,6 +15,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
 
 import numpy as np
 import structlog
@@ -21,7 +24,7 @@ from confluent_kafka import Message
 from redis import Redis, RedisCluster
 from redis.exceptions import RedisError
 
-from afterclick.errors import BadEvent
+from afterclick.errors import BadEvent, Unavailable
 from afterclick.settings import Settings
 from afterclick.state import StateChange
 from afterclick.trends import HALF_LIVES_MS, TrendTable
@@ -31,7 +34,7 @@ log = structlog.get_logger()
 Listener = Callable[[Sequence[StateChange]], None]
 RESYNC_S = 600.0
 GAP_RESYNC_S = 15.0
-_COLUMNS = 1 + len(HALF_LIVES_MS)
+_COLUMNS = 1 + 2 * len(HALF_LIVES_MS)
 
 
 class TrendFeed:
@@ -42,6 +45,7 @@ class TrendFeed:
         self._topics, self._keys = settings.kafka.topics, settings.redis.keys
         self.table = TrendTable()
         self.positions: dict[str, int] = {}
+        self.lifted: frozenset[str] = frozenset()
         self.lock = threading.Lock()
         self.changes = 0
         self.gaps = 0
@@ -61,6 +65,20 @@ class TrendFeed:
 
     def stop(self) -> None:
         self.reader.stop()
+
+    def lift(self, item_id: str, lifted: bool) -> None:
+        """Let new accounts' votes on an item count whatever they are, or no more. Raises Unavailable.
+
+        Other processes see it with their next snapshot.
+        """
+        try:
+            with closing(_connect(self._settings)) as client:
+                (client.sadd if lifted else client.srem)(self._keys.lifted, item_id)
+        except (RedisError, OSError) as error:
+            raise Unavailable(f"Redis: {error}") from None
+        with self.lock:
+            self.lifted = self.lifted | {item_id} if lifted else self.lifted - {item_id}
+            self.changes += 1
 
     def _start_at(self, ends: Mapping[int, int]) -> Mapping[int, int]:
         self._load()
@@ -98,7 +116,7 @@ class TrendFeed:
             self._gap_at = self._gap_at or time.monotonic()
         self.positions[partition] = change.offset
         if change.effect.counts:
-            self.table.add(change.item_id, change.time_ms, change.weight)
+            self.table.apply(change)
         self.changes += 1
         return True
 
@@ -106,18 +124,18 @@ class TrendFeed:
         """Read the whole state. Leaves the old one where Redis does not answer."""
         began = time.monotonic()
         try:
-            table, positions = self._snapshot()
+            table, positions, lifted = self._snapshot()
         except (RedisError, OSError) as error:
             log.warning("trends not loaded; trying again", error=repr(error))
             return
         with self.lock:
             # a snapshot is never behind what the feed has applied: the stream writes Redis first
-            self.table, self.positions = table, positions
+            self.table, self.positions, self.lifted = table, positions, lifted
             self.changes += 1
         self._loaded_at, self._gap_at = time.monotonic(), None
         log.info("trends loaded", items=len(table), seconds=round(time.monotonic() - began, 3))
 
-    def _snapshot(self) -> tuple[TrendTable, dict[str, int]]:
+    def _snapshot(self) -> tuple[TrendTable, dict[str, int], frozenset[str]]:
         table, positions = TrendTable(), {}
         client = _connect(self._settings)
         try:
@@ -126,9 +144,10 @@ class TrendFeed:
                     position = self._read_partition(client, topic, partition, table)
                     if position is not None:
                         positions[f"{topic}/{partition}"] = position
+            lifted: Any = client.smembers(self._keys.lifted)
         finally:
             client.close()
-        return table, positions
+        return table, positions, frozenset(item.decode() for item in lifted)
 
     def _read_partition(
         self, client: Redis | RedisCluster, topic: str, partition: int, table: TrendTable

@@ -49,7 +49,7 @@ class Choice:
 
     def popular(self, world: World) -> IntArray:
         """What is popular, most popular first."""
-        return world.popular if self.inside is None else _ordered(self.inside, world.counts)
+        return world.popular if self.inside is None else _ordered(self.inside, world.popularity)
 
 
 def without(items: IntArray, unwanted: IntArray) -> IntArray:

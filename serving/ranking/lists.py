@@ -76,7 +76,7 @@ def _trending(world: World, items: IntArray, rest: IntArray) -> Ranked:
 
 
 def _popular(world: World, items: IntArray) -> Ranked:
-    scores = np.log2(1.0 + world.counts[items])
+    scores = np.log2(1.0 + world.popularity[items])
     count = len(items)
     return Ranked(
         Source.POPULAR, items, {"popularity": scores}, ["popular"] * count, ["popular with everyone"] * count

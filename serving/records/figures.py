@@ -153,6 +153,8 @@ class Figures:
 
     def _set_gauges(self) -> None:
         world, metrics = self._worlds.current, self._metrics
+        metrics.held.set(len(world.held))
+        metrics.established_share.set(world.established_share)
         metrics.items.labels("known").set(len(world.heat))
         metrics.items.labels("model").set(len(world.loaded.model) if world.loaded.model else 0)
         metrics.watchers.labels("user").set(self._hub.watching)

@@ -101,6 +101,12 @@ class Metrics:
             registry=r,
         )
         self.items = Gauge("afterclick_items", "Items by where they are known.", ["where"], registry=r)
+        self.held = Gauge("afterclick_quarantined_items", "Items that new accounts push.", registry=r)
+        self.established_share = Gauge(
+            "afterclick_established_share",
+            "Usual share of established users in the votes on an item; 0 while unknown.",
+            registry=r,
+        )
         self.model = Gauge("afterclick_model_info", "1 for the model that serves.", ["version"], registry=r)
         self.watchers = Gauge("afterclick_websockets", "Open WebSockets.", ["kind"], registry=r)
         # looking a child up by its labels costs as much as counting

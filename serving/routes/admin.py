@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from afterclick.errors import AfterclickError, AlreadyRunning, BadInput, NotRunning, Unavailable
 from afterclick.events import Id
+from afterclick.trends import HALF_LIVES_MS
 from serving.routes.problems import ApiError
 from serving.routes.queries import ItemIds, Request
 from serving.routes.replies import Parts, answers, reply
@@ -93,6 +94,31 @@ class ConsoleState(BaseModel):
     faults: list[dict[str, Any]]
 
 
+class HeldItem(BaseModel):
+    """An item in quarantine."""
+
+    item_id: str
+    title: str | None
+    trends: dict[str, float] = Field(description="What is left of them, by half-life.")
+
+
+class QuarantineState(BaseModel):
+    """Items whose votes by new accounts do not count."""
+
+    established_share: float = Field(
+        description="Of an item's votes, what established users usually cast; 0 while it is not known."
+    )
+    held: list[HeldItem]
+    lifted: list[str] = Field(description="Items an administrator vouches for.")
+
+
+class Lift(Request):
+    """POST /admin/quarantine"""
+
+    item_id: Id
+    lifted: bool = Field(True, description="false: judge the item like any other again.")
+
+
 class Done(BaseModel):
     """What was done."""
 
@@ -169,6 +195,33 @@ async def reconcile(service: Parts) -> Response:
     The replay and the simulator stand still meanwhile, so that the state does.
     """
     return await _job(service, service.console.reconcile)
+
+
+@router.get("/quarantine", **answers(QuarantineState))
+async def quarantine(service: Parts) -> Response:
+    """Items that new accounts push far beyond what established users support. They leave by themselves."""
+    world = service.worlds.current
+    items = [
+        {
+            "item_id": world.ids[at],
+            "title": service.catalogue.title(world.ids[at]),
+            "trends": dict(zip(HALF_LIVES_MS, world.values[at].round(6).tolist(), strict=True)),
+        }
+        for at in world.held.tolist()
+    ]
+    lifted = sorted(service.feed.lifted)
+    return reply({"established_share": world.established_share, "held": items, "lifted": lifted})
+
+
+@router.post("/quarantine", **answers(Done, 413))
+async def lift(service: Parts, body: Annotated[Lift, Body()]) -> Response:
+    """Let every vote on an item count, whoever casts it; or no more.
+
+    At once in this process, in others within ten minutes.
+    """
+    await _done(lambda: service.feed.lift(body.item_id, body.lifted))
+    service.worlds.wake()
+    return reply({"done": f"{body.item_id} {'lifted' if body.lifted else 'judged again'}"})
 
 
 @router.post("/break/{fault}", **answers(Done, 403, 409))

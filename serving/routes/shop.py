@@ -112,7 +112,7 @@ async def popular(service: Parts, query: Annotated[queries.PopularQuery, Query()
     n = query.n or service.settings.serving.list_length
     scores: NDArray[Any]
     if query.window is None:
-        scores, order, reason = world.counts, world.popular, "popular with everyone"
+        scores, order, reason = world.popularity, world.popular, "popular with everyone"
     else:
         column = list(HALF_LIVES_MS).index(query.window)
         scores, order = world.values[:, column], world.by_window[query.window]

@@ -33,6 +33,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/admin/simulator": {"shoppers": 2},
     "/admin/simulator/steer": {"drift": 0.5},
     "/admin/models/promote": {"version": "none"},
+    "/admin/quarantine": {"item_id": "i"},
 }
 QUERIES: dict[str, dict[str, str]] = {
     "/recommendations": {"user_id": "ann"},

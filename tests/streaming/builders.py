@@ -19,6 +19,7 @@ from streaming.apply import Plan, Record
 
 TOPICS = ("reviews", "feedback")
 DAY_S = 86_400
+AGE_S = 7 * DAY_S
 START_S = 1_400_000_000
 WEIGHTS = {str(action): weight for action, weight in StreamSettings().weights.items()}
 
@@ -56,6 +57,7 @@ def plan(url: str, **more: object) -> Plan:
         "history_length": 200,
         "ledger_length": 4096,
         "ahead_ms": DAY_S * 1000.0,
+        "age_ms": AGE_S * 1000,
     }
     return Plan(**(options | more))  # type: ignore[arg-type]
 
@@ -77,13 +79,17 @@ class State:
         assert self.trends.keys() == other.trends.keys()
         for item, trend in self.trends.items():
             assert trend.time_ms == other.trends[item].time_ms
-            for mine, its in zip(trend.sums, other.trends[item].sums, strict=True):
+            its_trend = other.trends[item]
+            pairs = zip(trend.sums + trend.established, its_trend.sums + its_trend.established, strict=True)
+            for mine, its in pairs:
                 assert abs(mine - its) <= 1e-9 * max(1.0, abs(its)), item
 
 
 def expected(events: Iterable[InteractionEvent], history_length: int = 200) -> State:
     """What events must make, each counted once, by afterclick.trends.Trend."""
     state, seen, pairs = State(), set(), set()
+    votes: dict[tuple[str, str, str], int] = {}
+    since: dict[str, int] = {}
     for one in events:
         data = one.data
         if (data.user_id, one.id) in seen:
@@ -96,9 +102,16 @@ def expected(events: Iterable[InteractionEvent], history_length: int = 200) -> S
                 pairs.add((data.user_id, data.item_id))
                 state.uniques[data.item_id] += 1
         none_yet = Trend(one.time_ms, (0.0,) * len(HALF_LIVES_MS))
-        state.trends[data.item_id] = state.trends.get(data.item_id, none_yet).add(one.time_ms, weight)
+        state.trends[data.item_id] = state.trends.get(data.item_id, none_yet).add(one.time_ms, 0.0)
+        vote = (data.user_id, data.item_id, data.action)
+        votes[vote] = max(one.time_ms, votes.get(vote, one.time_ms))
+        since[data.user_id] = min(one.time_ms, since.get(data.user_id, one.time_ms))
         entry = HistoryEntry(one.id, data.item_id, data.action, data.rating, one.time_ms)
         state.histories.setdefault(data.user_id, []).append((float(one.time_ms), entry.member()))
+    for (user, item, action), time_ms in votes.items():
+        weight = WEIGHTS[action]
+        established = weight if time_ms - since[user] >= AGE_S * 1000 else 0.0
+        state.trends[item] = state.trends[item].add(time_ms, weight, established)
     state.histories = {user: sorted(rows)[-history_length:] for user, rows in state.histories.items()}
     return state
 
@@ -124,8 +137,9 @@ def stored(client: redis.Redis, keys: Keys, users: Iterable[str], partitions: in
 
 def _merge(a: Trend, b: Trend) -> Trend:
     newest = max(a.time_ms, b.time_ms)
-    sums = (
-        x * 2.0 ** ((a.time_ms - newest) / half_life) + y * 2.0 ** ((b.time_ms - newest) / half_life)
-        for x, y, half_life in zip(a.sums, b.sums, HALF_LIVES_MS.values(), strict=True)
-    )
-    return Trend(newest, tuple(sums))
+
+    def both(x: tuple[float, ...], y: tuple[float, ...]) -> tuple[float, ...]:
+        decays = [[2.0 ** ((one.time_ms - newest) / h) for h in HALF_LIVES_MS.values()] for one in (a, b)]
+        return tuple(p * k + q * m for p, q, k, m in zip(x, y, *decays, strict=True))
+
+    return Trend(newest, both(a.sums, b.sums), both(a.established, b.established))

@@ -28,12 +28,13 @@ from streaming.positions import read_log, read_positions
 from streaming.rebuild import rebuild
 from streaming.reconcile import reconcile
 from tests.serving.mini_stream import MiniStream
-from tests.streaming.builders import event
+from tests.streaming.builders import DAY_S, event
 from tests.streaming.stream_process import environment, produce
 from tests.streaming.test_reconcile import records
 
 ALICE = [
-    event("alice", f"item-{n % 5}", "like" if n % 3 else "skip", at=n, event_id=f"a{n}") for n in range(20)
+    event("alice", f"item-{n % 5}", "like" if n % 3 else "skip", at=n * 7 % 20 * DAY_S, event_id=f"a{n}")
+    for n in range(20)
 ]
 OTHERS = [event(f"user-{n % 7}", f"item-{n % 6}", "like", at=n / 2, event_id=f"o{n}") for n in range(40)]
 LOG = [*OTHERS[:20], *ALICE, *OTHERS[20:]]

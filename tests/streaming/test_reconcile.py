@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import orjson
 import pytest
@@ -12,6 +13,7 @@ from confluent_kafka import Consumer, TopicPartition
 from typer.testing import CliRunner
 
 from afterclick.settings import Settings
+from afterclick.trends import Trend
 from infra.cli import app
 from streaming.apply import Applier, Plan, Record
 from streaming.connection import NodeConnection, load_functions
@@ -66,7 +68,15 @@ def damage_count(client: redis.Redis, settings: Settings) -> None:
 def damage_trend(client: redis.Redis, settings: Settings) -> None:
     (key,) = list(client.scan_iter(settings.redis.prefix + "*trends"))[:1]
     item, packed = next(iter(client.hgetall(key).items()))
-    client.hset(key, item, packed[:-1] + bytes([packed[-1] ^ 1]))
+    trend = Trend.unpack(packed)
+    client.hset(key, item, replace(trend, sums=(*trend.sums[:-1], trend.sums[-1] + 1e-6)).pack())
+
+
+def damage_established(client: redis.Redis, settings: Settings) -> None:
+    (key,) = list(client.scan_iter(settings.redis.prefix + "*trends"))[:1]
+    item, packed = next(iter(client.hgetall(key).items()))
+    trend = Trend.unpack(packed)
+    client.hset(key, item, replace(trend, established=trend.sums).pack())
 
 
 def damage_history(client: redis.Redis, settings: Settings) -> None:
@@ -82,6 +92,7 @@ def invent_user(client: redis.Redis, settings: Settings) -> None:
     [
         (damage_count, "count"),
         (damage_trend, "trend"),
+        (damage_established, "trend"),
         (damage_history, "history"),
         (invent_user, "history"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from afterclick.quarantine import Bounds, guard
 from afterclick.scoring import TrendView
 from afterclick.trends import TrendTable
 from training.baselines import trends_at
@@ -131,16 +132,22 @@ def test_a_state_holds_the_live_event_and_nothing_of_its_day_or_later() -> None:
 def test_trends_of_a_replay_are_those_that_serving_holds() -> None:
     """Parity: the same rows through the table of the stream and through the evaluation's arrays."""
     random = np.random.default_rng(3)
-    rows = [(f"u{n}", f"i{random.integers(8)}", float(random.uniform(0, 90))) for n in range(300)]
-    split, now = split_of(rows), 95 * DAY
-    table = TrendTable()
-    for item, time_ms in zip(split.rows.item.tolist(), split.rows.time_ms.tolist(), strict=True):
-        table.add(str(split.rows.item_ids[item]), time_ms, 1.0)
+    genuine = [(f"u{n % 300}", f"i{random.integers(25)}", float(random.uniform(0, 90))) for n in range(1500)]
+    fakes = [(f"fake{n}", "i3", float(random.uniform(88, 90))) for n in range(200)]
+    split, now = split_of([*genuine, *fakes]), 95 * DAY
+    table, since = TrendTable(), dict[int, int]()
+    for user, item, time_ms in zip(
+        split.rows.user.tolist(), split.rows.item.tolist(), split.rows.time_ms.tolist(), strict=True
+    ):
+        old = time_ms - since.setdefault(user, time_ms) >= 7 * DAY
+        table.add(str(split.rows.item_ids[item]), time_ms, 1.0, float(old))
+    guarded = guard(*table.both(now), Bounds())
+    assert [table.ids[row] for row in np.flatnonzero(guarded.held)] == ["i3"]
     (_, values, first_seen), *_ = trends_at(split.rows, np.array([now]))
     order = [table.ids.index(item) for item in split.rows.item_ids.tolist()]
     # what is 90 days old is 1e-650 of an hour's trend: zero in one, one ulp of it in the other
-    np.testing.assert_allclose(values, table.values(now)[order], rtol=1e-9, atol=1e-290)
-    served = TrendView.of(table.values(now)[order], first_seen)
+    np.testing.assert_allclose(values, guarded.values[order], rtol=1e-9, atol=1e-290)
+    served = TrendView.of(guarded.values[order], first_seen)
     np.testing.assert_allclose(TrendView.of(values, first_seen).log_share, served.log_share, rtol=1e-5)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.model import Model
+from afterclick.quarantine import Bounds
 from training import baselines, content, ranker
 from training.als import AlsConfig, Factors
 from training.baselines import NeighbourConfig
@@ -34,10 +35,12 @@ class Recipe:
     towers: TowerConfig = field(default_factory=TowerConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
     least: int = 5
+    bounds: Bounds = field(default_factory=Bounds)
 
 
 def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Recipe, course: Course) -> Model:
     """A model of all items of `rows`; those with too few interactions have neither factors nor neighbours."""
+    rows = baselines.unpushed(rows, recipe.bounds)
     known = rows.where((rows.item_counts() >= recipe.least)[rows.item])
     paired = known.where(known.user_counts()[known.user] >= 2)
     return Model(

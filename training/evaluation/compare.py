@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.quarantine import Bounds
 from training.evaluation import metrics
 from training.evaluation.contestants import Contestant
 from training.evaluation.protocols import PROTOCOLS, Queries, Split, queries, sample
@@ -63,13 +64,19 @@ def _questions(split: Split, protocol: str, live: Queries, most: int | None, see
     return sample(asked, most, seed)
 
 
-def answer(split: Split, contestants: Mapping[str, Contestant], asked: Queries, seed: int) -> Answers:
+def answer(
+    split: Split,
+    contestants: Mapping[str, Contestant],
+    asked: Queries,
+    seed: int,
+    bounds: Bounds | None = None,
+) -> Answers:
     """The lists of every contestant for these questions."""
     lists = {name: np.full((len(asked), LENGTH), -1, np.int32) for name in contestants}
     random = np.random.default_rng(seed)
     ranked = np.flatnonzero(split.eligible).astype(np.int32)
     batch: list[Asked] = []
-    for one in replay(split.rows, asked):
+    for one in replay(split.rows, asked, bounds=bounds):
         batch.append(one)
         if len(batch) == _BATCH:
             _fill(lists, contestants, batch, ranked, random)

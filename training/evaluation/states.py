@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.quarantine import Bounds
 from afterclick.scoring import TrendView, UserState
 from training.baselines import trends_at
 from training.dataset import Interactions
@@ -58,13 +59,15 @@ class Asked:
     trends: TrendView
 
 
-def replay(rows: Interactions, asked: Queries, *, longest: int = 200, top: int = 60) -> Iterator[Asked]:
+def replay(
+    rows: Interactions, asked: Queries, *, longest: int = 200, top: int = 60, bounds: Bounds | None = None
+) -> Iterator[Asked]:
     """Each question with the user's state and the trends of its moment, in order of time."""
     histories = Histories.of(rows)
     weight = float(np.median(rows.weight)) if len(rows) else 1.0
     by_time = np.argsort(asked.now_ms, kind="stable")
     moments = asked.now_ms[by_time]
-    for moment, values, first_seen in trends_at(rows, np.unique(moments)):
+    for moment, values, first_seen in trends_at(rows, np.unique(moments), bounds):
         view = TrendView.of(values, first_seen, top)
         for query in by_time[np.searchsorted(moments, moment) : np.searchsorted(moments, moment, "right")]:
             user, live = int(asked.user[query]), int(asked.live_item[query])

@@ -1,0 +1,76 @@
+"""Items pushed by new accounts: found, and left with what established users say of them.
+
+In a shop as it is, established users cast about the same share of the votes of every popular item. Where new
+accounts cast many more than that on one item, it is pushed, or cannot be told from one that is. As long as it
+lasts only the votes of established users count for it, times what makes up for the new ones of an ordinary
+item: so an item that is wrongly suspected keeps about the trend it has earned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+ESTABLISHED_DAYS = 7.0
+_ACTIVE = 20.0
+"""Decayed weight by the longest half-life from which on an item's share is looked at."""
+_FEWEST = 20
+"""So many active items make a shop whose usual share is known."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How much new accounts may do."""
+
+    slack: float = 4.0
+    """An item may have this many times the votes that its established users stand for; 0: no bound."""
+    free: float = 20.0
+    """And this weight of votes more, whoever casts them: items begin with nobody."""
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """The trends of the catalogue as they may be used."""
+
+    values: Array
+    """(m, H) decayed sums, of suspected items what established users stand for"""
+    held: NDArray[np.bool_]
+    """(m,) items in quarantine"""
+    kept: Array
+    """(m,) how much of the longest half-life, which forgets a push last, is left"""
+    share: float
+    """The established users' usual share of the votes on an item; 0 where it is not known yet."""
+
+
+def guard(
+    votes: Array, established: Array, bounds: Bounds, lifted: NDArray[np.intp] | None = None
+) -> Guarded:
+    """Hold back the items whose votes, by any half-life, exceed what their established users support.
+
+    `votes` and `established` (m, H): the decayed sums of all votes and of established users' alone. `lifted`:
+    rows that an administrator vouches for.
+    """
+    share = usual_share(votes, established)
+    if share == 0.0 or bounds.slack == 0.0:
+        return Guarded(votes, np.zeros(len(votes), bool), np.ones(len(votes)), share)
+    supported = np.maximum(established, 0.0) / share
+    over = votes > bounds.slack * supported + bounds.free
+    if lifted is not None:
+        over[lifted] = False
+    values = np.where(over, supported, votes)
+    kept = np.divide(values[:, -1], votes[:, -1], out=np.ones(len(votes)), where=over[:, -1])
+    return Guarded(values, np.asarray(over.any(axis=1)), kept, share)
+
+
+def usual_share(votes: Array, established: Array) -> float:
+    """The median, over the active items, of the share that established users have in the longest half-life.
+
+    A median, and of months: who wants to move it has to vote on half of the shop for weeks.
+    """
+    active = votes[:, -1] >= _ACTIVE
+    if active.sum() < _FEWEST:
+        return 0.0
+    return float(np.clip(np.median(established[active, -1] / votes[active, -1]), 0.0, 1.0))

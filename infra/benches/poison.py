@@ -1,0 +1,62 @@
+"""`afterclick bench poison`: fake accounts push an item; what it gains, and what the guards cost others.
+
+reads  a dataset (training/evaluation/reviews.py); without one, a shop generated for the occasion
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from afterclick.settings import Settings
+from ingest.shop import make_shop
+from training import implicit_als
+from training.evaluation import poison, poison_trends
+from training.evaluation.build import Recipe
+from training.evaluation.command import recipe, split_of
+from training.evaluation.poison import Request
+from training.ranker import RankerConfig
+from training.two_tower import TowerConfig
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to run."""
+
+    dataset: Path | None = None
+    cut: str | None = None
+    """First day after the attack; None: as in an evaluation."""
+    model: bool = True
+    """Also fit a model and attack the personal lists: minutes, not seconds."""
+    request: Request = field(default_factory=Request)
+
+
+def run(bench: Bench, settings: Settings) -> dict[str, Any]:
+    """Fit on the past, attack, ask; a row per situation."""
+    with _dataset(bench.dataset) as dataset:
+        split, data = split_of(settings, dataset, bench.cut)
+        figures = {"trending": poison_trends.run(split, bench.request)}
+        if bench.model:
+            how = _small(recipe(settings, implicit_als.fit))
+            figures["lists"] = poison.run(split, data, how, bench.request)
+    return {"dataset": "generated" if bench.dataset is None else "given", **figures}
+
+
+def _small(how: Recipe) -> Recipe:
+    """One past cut and one pass of the towers: enough to see what an attack does."""
+    ranker = RankerConfig(cuts=1, questions=4000, least=how.least, seed=how.ranker.seed)
+    return Recipe(how.factorise, how.als, how.neighbours, TowerConfig(epochs=1), ranker, how.least)
+
+
+@contextmanager
+def _dataset(given: Path | None) -> Iterator[Path]:
+    if given is not None:
+        yield given
+        return
+    with TemporaryDirectory(prefix="afterclick-poison-") as folder:
+        make_shop(Path(folder))
+        yield Path(folder)

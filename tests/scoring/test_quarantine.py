@@ -1,0 +1,79 @@
+"""What new accounts push is held back; what established users support, and what is merely new, is not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from afterclick.quarantine import Bounds, guard, usual_share
+from afterclick.trends import HALF_LIVES_MS
+
+H = len(HALF_LIVES_MS)
+ITEMS = 50
+
+
+def a_shop(votes: float = 40.0, share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Items of which established users cast the same share of the votes."""
+    return np.full((ITEMS, H), votes), np.full((ITEMS, H), votes * share)
+
+
+def test_an_ordinary_shop_is_left_as_it_is() -> None:
+    votes, established = a_shop()
+    found = guard(votes, established, Bounds())
+    assert found.share == 0.5
+    assert not found.held.any()
+    assert (found.values == votes).all()
+    assert (found.kept == 1.0).all()
+
+
+def test_a_push_by_new_accounts_leaves_what_established_users_support() -> None:
+    votes, established = a_shop()
+    votes[3] += 1000.0
+    found = guard(votes, established, Bounds())
+    assert np.flatnonzero(found.held).tolist() == [3]
+    np.testing.assert_allclose(found.values[3], 40.0)  # what it would have had without the push
+    np.testing.assert_allclose(found.kept[3], 40.0 / 1040.0)
+    free = guard(votes, established, Bounds(slack=0.0))
+    assert not free.held.any()
+    assert (free.values == votes).all()
+
+
+def test_a_push_of_an_hour_holds_back_the_hour_alone() -> None:
+    votes, established = a_shop()
+    votes[3, 0] += 1000.0
+    found = guard(votes, established, Bounds())
+    assert found.values[3].tolist() == [40.0] * H
+    assert found.held[3]
+    assert found.kept[3] == 1.0
+
+
+def test_an_item_begins_with_nobody() -> None:
+    votes, established = a_shop()
+    votes[3], established[3] = 20.0, 0.0
+    assert not guard(votes, established, Bounds()).held.any()
+    votes[3] = 21.0
+    assert guard(votes, established, Bounds()).held[3]
+
+
+def test_a_shop_in_which_everybody_is_new_has_no_bound() -> None:
+    votes, _ = a_shop()
+    votes[3] += 1000.0
+    assert usual_share(votes, np.zeros_like(votes)) == 0.0
+    assert not guard(votes, np.zeros_like(votes), Bounds()).held.any()
+    few = guard(votes[:10], votes[:10] * 0.0, Bounds())
+    assert not few.held.any()
+
+
+def test_who_votes_on_a_third_of_the_shop_does_not_move_the_usual_share() -> None:
+    votes, established = a_shop()
+    votes[:16] += 1000.0
+    found = guard(votes, established, Bounds())
+    assert found.share == 0.5
+    assert found.held.sum() == 16
+
+
+def test_an_administrator_may_lift_it() -> None:
+    votes, established = a_shop()
+    votes[3] += 1000.0
+    found = guard(votes, established, Bounds(), np.array([3]))
+    assert not found.held.any()
+    assert (found.values == votes).all()

@@ -1,0 +1,81 @@
+"""What new accounts push neither trends nor is popular; the administrator is told, and may lift it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from afterclick.events import Interaction, InteractionEvent, interaction_event
+from afterclick.settings import Settings
+from tests.serving.mini_stream import MiniStream
+from tests.serving.running import Running
+from tests.streaming.stream_process import produce
+from tests.waiting import wait_until
+
+DAY_S = 86_400
+ITEMS, USERS = 24, 72
+
+
+def a_review(user: str, item: str, days_ago: float) -> InteractionEvent:
+    return interaction_event(
+        Interaction.model_validate({"user_id": user, "item_id": item, "action": "review"}),
+        event_id=f"{user}-{item}",
+        time=datetime.fromtimestamp(time.time() - days_ago * DAY_S, UTC),
+        source="test",
+    )
+
+
+def a_month() -> Iterator[InteractionEvent]:
+    """Everybody reviews six items, the first a month ago and one every five days."""
+    for user in range(USERS):
+        for n in range(6):
+            yield a_review(f"user-{user}", f"item-{(user + 4 * n) % ITEMS}", 28 - 5 * n)
+
+
+@pytest.fixture
+def pushed(settings: Settings, api: Running, stream: MiniStream) -> Running:
+    """The API of a shop in which sixty new accounts push `junk`."""
+    fakes = [a_review(f"fake-{n}", item, 0.01) for n in range(60) for item in ("junk", f"item-{n % ITEMS}")]
+    events = [*a_month(), *fakes]
+    produce(settings, events)
+    wait_until(lambda: sum(api.service.worlds.current.counts) == len(events), 30)
+    return api
+
+
+def shown(api: Running, **query: Any) -> list[str]:
+    return [item["item_id"] for item in api.get("/popular", n=100, **query)["items"]]
+
+
+def test_what_new_accounts_push_neither_trends_nor_is_popular(pushed: Running) -> None:
+    found = pushed.get("/admin/quarantine")
+    assert 0.5 < found["established_share"] < 1.0
+    assert [item["item_id"] for item in found["held"]] == ["junk"]
+    assert all("junk" not in shown(pushed, window=window) for window in ("hour", "day", "month"))
+    assert "junk" not in shown(pushed)
+    assert "junk" not in [item["item_id"] for item in pushed.list_for("nobody")["items"]]
+    assert pushed.get("/items/junk")["interactions"] == 60  # counts are what happened
+    wait_until(lambda: "afterclick_quarantined_items 1.0" in pushed.http.get("/metrics").text, 10)
+
+
+def test_an_administrator_lifts_it_and_takes_that_back(pushed: Running) -> None:
+    for lifted in (True, False):
+        answer = pushed.http.post("/admin/quarantine", json={"item_id": "junk", "lifted": lifted})
+        assert answer.status_code == 200, answer.text
+        wait_until(lambda: (shown(pushed, window="day")[:1] == ["junk"]) is lifted, 10)  # noqa: B023
+        found = pushed.get("/admin/quarantine")
+        assert found["lifted"] == (["junk"] if lifted else [])
+        assert [item["item_id"] for item in found["held"]] == ([] if lifted else ["junk"])
+
+
+def test_without_the_bound_it_is_first(settings: Settings, pushed: Running) -> None:
+    """The control."""
+    serving = settings.serving.model_copy(update={"quarantine_slack": 0.0})
+    with Running(settings.model_copy(update={"serving": serving})) as unbound:
+        unbound.ready()
+        wait_until(lambda: shown(unbound, window="day")[:1] == ["junk"], 10)
+        assert unbound.get("/admin/quarantine")["held"] == []
+        assert shown(unbound)[0] == "junk"

@@ -1,0 +1,76 @@
+"""Fake accounts push an item: with the guards they gain nothing; without them they do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from afterclick.settings import Settings
+from training import implicit_als
+from training.als import AlsConfig
+from training.baselines import unpushed
+from training.evaluation.build import Recipe
+from training.evaluation.command import split_of
+from training.evaluation.poison import Attack, Request, inject, one_vote, run
+from training.evaluation.protocols import Split
+from training.evaluation.reviews import Reviews
+from training.ranker import RankerConfig
+from training.two_tower import TowerConfig
+
+DAY_S = 86_400
+
+
+@pytest.fixture(scope="module")
+def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, Reviews]:
+    """Users with half of the catalogue each, who come back every three weeks; and some rare items."""
+    folder, random, rows = tmp_path_factory.mktemp("shop"), np.random.default_rng(4), []
+    for user in range(600):
+        start = random.integers(0, 280)
+        chosen = random.choice(30, random.integers(2, 7), replace=False)
+        rows += [(start + 20 * n, user, f"i{2 * item + user % 2}") for n, item in enumerate(chosen)]
+    rows += [(150 + 10 * n + item, n, f"rare-{item}") for item in range(3) for n in range(12)]
+    lines = (f"u{user},{item},{day * DAY_S}\n" for day, user, item in sorted(rows) if day < 300)
+    (folder / "reviews.csv").write_text("user_id,item_id,timestamp\n" + "".join(lines))
+    titles = (f"i{n},Cable {n},Electronics\n" for n in range(60))
+    (folder / "items.csv").write_text("item_id,title,categories\n" + "".join(titles))
+    return split_of(Settings(), folder, "1970-09-18")
+
+
+def test_a_push_gains_much_without_the_guards_and_nothing_with_them(a_shop: tuple[Split, Reviews]) -> None:
+    recipe = Recipe(
+        implicit_als.fit,
+        AlsConfig(rank=8, iterations=3),
+        towers=TowerConfig(dim=8, epochs=1),
+        ranker=RankerConfig(cuts=1, horizon_days=60, questions=300, rounds=10),
+    )
+    found = run(*a_shop, recipe, Request(shares=(0.1,), learned=0.1, targets=1, questions=60))
+    rows = {(row["attack"], row["guards"]): row for row in found["rows"]}
+    assert len(rows) == 6
+    assert rows["trends", False]["target_gain"] > 0.2
+    assert rows["trends", True]["worst_gain"] <= 0.01
+    assert rows["trends and model", False]["target_gain"] > 0.2
+    # another model than in peace: one question of these few may come to hold the target by itself
+    assert rows["trends and model", True]["worst_gain"] < 1.5 / found["questions"]
+    assert rows["none", True]["ndcg_change"] > -0.05
+
+
+def test_training_leaves_out_the_fake_votes_for_the_target_alone(a_shop: tuple[Split, Reviews]) -> None:
+    split, _ = a_shop
+    target = split.rows.item_ids.tolist().index("rare-1")
+    attacked = one_vote(inject(split.rows, Attack(0.2), target, split.cut_ms, 1)).before(split.cut_ms)
+    learned = unpushed(attacked)
+    of_target = learned.item == target
+    assert not np.char.startswith(learned.user_ids[learned.user[of_target]], "fake").any()
+    assert of_target.sum() > 0
+    assert (attacked.item != target).sum() == (~of_target).sum()
+
+
+def test_an_account_votes_once_however_often_it_says_so(a_shop: tuple[Split, Reviews]) -> None:
+    split, _ = a_shop
+    rows = inject(split.rows, Attack(0.1, repeats=5), 0, split.cut_ms, 1)
+    fakes = rows.user >= len(split.rows.user_ids)
+    assert (np.diff(rows.time_ms) >= 0).all()
+    assert (rows.item[fakes] == 0).sum() >= 5 * len(set(rows.user[fakes].tolist()))
+    counted = one_vote(rows)
+    votes = counted.user[(counted.item == 0) & (counted.user >= len(split.rows.user_ids))]
+    assert len(votes) == len(set(votes.tolist())) == len(set(rows.user[fakes].tolist()))

@@ -1,0 +1,205 @@
+"""What a push attack gains, and what the guards against it cost everybody else.
+
+The attack: accounts made for it, as many as a share of the genuine users, each at some moment of the week
+before the cut. Each votes for one target, several times, and for a few items drawn by their popularity, to be
+like anybody (the bandwagon attack of Burke et al., 2005). The target is an item that hardly anybody buys.
+
+Its gain is the share of genuine questions after the cut whose first ten places hold the target, less the same
+without the attack. Genuine quality is NDCG@10 of the same questions, beside the unguarded system in peace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.model import Model
+from afterclick.quarantine import Bounds
+from afterclick.trends import DAY_MS
+from training import content, ranker
+from training.dataset import Interactions
+from training.evaluation import build, metrics
+from training.evaluation.build import Recipe
+from training.evaluation.compare import answer
+from training.evaluation.contestants import blend
+from training.evaluation.protocols import Queries, Split, as_of, queries, sample, with_history
+from training.evaluation.reviews import Reviews
+from training.two_tower import Course
+
+UNBOUND = Bounds(slack=0.0)
+_DAYS = 7
+"""Days before the cut in which the accounts are made; questions come from twice as many after it."""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How the target is pushed."""
+
+    share: float
+    """Fake accounts, as a share of the genuine users before the cut."""
+    fillers: int = 2
+    """Other items each votes for. Most genuine users have two or three reviews in all."""
+    repeats: int = 3
+    """Votes of each for the target."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to try."""
+
+    shares: tuple[float, ...] = (0.01, 0.03, 0.05)
+    learned: float = 0.03
+    """The attack that is also in what the model is trained on; 0: none."""
+    targets: int = 3
+    questions: int = 1000
+    """Of users with a history and a live event, and of users nobody knows: so many of each."""
+    fillers: int = Attack.fillers
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Found:
+    """The lists of one situation, measured."""
+
+    shown: float
+    """Share of the questions whose first ten places hold the target."""
+    ndcg: float
+
+
+def fakes(past: Interactions, attack: Attack, target: int, cut_ms: int, seed: int) -> Interactions:
+    """The attack's rows alone, in order of time. Its accounts come after the genuine users of `past`."""
+    random = np.random.default_rng(seed)
+    accounts = round(attack.share * len(np.unique(past.user)))
+    popularity = past.item_counts() / max(len(past), 1)
+    times = np.sort(cut_ms - 1 - random.integers(0, _DAYS * int(DAY_MS), accounts))
+    fillers = random.choice(len(popularity), (accounts, attack.fillers), p=popularity)
+    items = np.concatenate([fillers, np.full((accounts, attack.repeats), target)], axis=1).astype(np.int32)
+    return Interactions(
+        user_ids=np.concatenate([past.user_ids, [f"fake-{n}" for n in range(accounts)]]),
+        item_ids=past.item_ids,
+        user=np.repeat(len(past.user_ids) + np.arange(accounts, dtype=np.int32), items.shape[1]),
+        item=items.ravel(),
+        time_ms=np.repeat(times, items.shape[1]),
+        weight=np.full(items.size, np.median(past.weight), np.float32),
+    )
+
+
+def inject(rows: Interactions, attack: Attack, target: int, cut_ms: int, seed: int) -> Interactions:
+    """The rows with the attack's among them, in order of time."""
+    made = fakes(rows.before(cut_ms), attack, target, cut_ms, seed)
+    names = ("user", "item", "time_ms", "weight")
+    columns = {name: np.concatenate([getattr(rows, name), getattr(made, name)]) for name in names}
+    order = np.argsort(columns["time_ms"], kind="stable")
+    return replace(made, **{name: column[order] for name, column in columns.items()})
+
+
+def one_vote(rows: Interactions) -> Interactions:
+    """The newest row of each user and item alone, as the stream counts them."""
+    pair = rows.user.astype(np.int64) * len(rows.item_ids) + rows.item
+    _, last = np.unique(pair[::-1], return_index=True)
+    keep = np.zeros(len(rows), bool)
+    keep[len(rows) - 1 - last] = True
+    return rows.where(keep)
+
+
+@dataclass(frozen=True)
+class _Shop:
+    """What is attacked, and what is asked of it."""
+
+    split: Split
+    asked: Queries
+    targets: list[int]
+    ranker: str
+    seed: int
+
+    def attacked(self, attack: Attack, target: int, guards: bool) -> Interactions:
+        """The rows with the attack among them."""
+        rows = inject(self.split.rows, attack, target, self.split.cut_ms, self.seed)
+        return one_vote(rows) if guards else rows
+
+    def lists(self, model: Model, rows: Interactions, guards: bool) -> NDArray[np.int32]:
+        """(q, 10) what is shown where these rows have happened."""
+        split = replace(self.split, rows=rows, trusted=np.ones(len(rows), bool))
+        contestant = {"blend": blend(model, self.ranker, self.split.eligible)}
+        found = answer(split, contestant, self.asked, self.seed, None if guards else UNBOUND)
+        return found.lists["blend"][:, :10]
+
+    def measure(self, lists: NDArray[np.int32], target: int) -> Found:
+        hits = metrics.hits_of(lists, self.asked.target)
+        ndcg = metrics.ndcg(hits, np.ones(len(hits), np.int32), 10)
+        return Found(float((lists == target).any(axis=1).mean()), float(ndcg.mean()))
+
+
+def run(split: Split, data: Reviews, how: Recipe, request: Request) -> dict[str, Any]:
+    """Every situation, as rows of a table. The ranker is the one learned before the attack."""
+    described = content.embed(content.texts_of(split.rows.item_ids.tolist(), data.catalogue), "tfidf")
+    past, free = split.train, replace(how, bounds=UNBOUND)
+
+    def fit(rows: Interactions, recipe: Recipe) -> Model:
+        return build.model(rows, described, recipe, Course(recipe.towers))
+
+    trusted = split.trusted[split.rows.time_ms < split.cut_ms]
+    text = ranker.train(past, lambda rows: fit(rows, free), how.ranker, trusted).text
+    shop = _Shop(split, _questions(split, request), _targets(split, request), text, request.seed)
+    model = fit(past, free)
+    peace = {guards: shop.lists(model, split.rows, guards) for guards in (False, True)}
+    found = {guards: {t: shop.measure(peace[guards], t) for t in shop.targets} for guards in peace}
+    base = found[False]
+    rows = [_row(found[guards], base, None, "none", guards) for guards in peace]
+    attacks = [Attack(share, request.fillers) for share in request.shares]
+    for attack, guards in product(attacks, (False, True)):
+        lists = {t: shop.lists(model, shop.attacked(attack, t, guards), guards) for t in shop.targets}
+        pushed = {t: shop.measure(lists[t], t) for t in shop.targets}
+        rows.append(_row(pushed, base, attack, "trends", guards))
+    for guards in (False, True) if request.learned else ():
+        attack, target = Attack(request.learned, request.fillers), shop.targets[0]
+        seen = shop.attacked(attack, target, guards)
+        learned = fit(seen.before(split.cut_ms), how if guards else free)
+        pushed = {target: shop.measure(shop.lists(learned, seen, guards), target)}
+        rows.append(_row(pushed, base, attack, "trends and model", guards))
+    return {"questions": len(shop.asked), "targets": len(shop.targets), "rows": rows}
+
+
+def _questions(split: Split, request: Request) -> Queries:
+    """What comes in two weeks after the cut: of users with a live event, and of users nobody knows."""
+    end = split.cut_ms + 2 * _DAYS * int(DAY_MS)
+    live = with_history(split, queries(split, "live"))
+    cold = as_of(queries(split, "cold"), split.cut_ms)
+    parts = [sample(one.where(one.target_ms < end), request.questions, request.seed) for one in (live, cold)]
+    return Queries(
+        *(
+            np.concatenate([getattr(one, name) for one in parts])
+            for name in ("user", "target", "target_ms", "now_ms", "live_item")
+        )
+    )
+
+
+def _targets(split: Split, request: Request) -> list[int]:
+    """Items at random among those that are ranked and have 20 interactions at most."""
+    counts = split.train.item_counts()
+    rare = np.flatnonzero(split.eligible & (counts <= 20))
+    chosen = np.random.default_rng(request.seed).choice(rare, min(request.targets, len(rare)), replace=False)
+    return [int(item) for item in chosen]
+
+
+def _row(
+    found: Mapping[int, Found], base: Mapping[int, Found], attack: Attack | None, where: str, guards: bool
+) -> dict[str, Any]:
+    def mean(name: str, of: Mapping[int, Found]) -> float:
+        return float(np.mean([getattr(of[target], name) for target in found]))
+
+    return {
+        "attack": where,
+        **({"share": 0.0} if attack is None else asdict(attack)),
+        "guards": guards,
+        "target_hr@10": mean("shown", found),
+        "target_gain": mean("shown", found) - mean("shown", base),
+        "worst_gain": max(found[t].shown - base[t].shown for t in found),
+        "ndcg@10": mean("ndcg", found),
+        "ndcg_change": mean("ndcg", found) / max(mean("ndcg", base), 1e-12) - 1.0,
+    }
