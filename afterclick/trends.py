@@ -33,6 +33,8 @@ HEAT = np.array([0.0, 0.0, 1 / 3, 1 / 7, 1 / 30, 0.0])
 Chosen on Electronics from January to May 2014: never below the best single half-life by more than noise."""
 _HALF_LIVES = np.array(list(HALF_LIVES_MS.values()))
 _FORMAT = struct.Struct(f"<{1 + 2 * len(HALF_LIVES_MS)}d")
+PACKED_BYTES = _FORMAT.size
+"""Length of a trend in Redis."""
 
 
 @dataclass(frozen=True, slots=True)

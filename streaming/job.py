@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -18,10 +19,13 @@ import redis
 import structlog
 from pyspark.sql.streaming.query import StreamingQuery
 
-from afterclick.errors import Unavailable
+from afterclick.errors import StateConflict, Unavailable
+from afterclick.keys import Keys
 from afterclick.settings import Settings
+from afterclick.trends import PACKED_BYTES
 from streaming import lease, positions, realtime, session
 from streaming.connection import load_functions
+from streaming.positions import Place
 from streaming.queries import Archive, Context, Kept, MicroBatch, RealTime, forget_checkpoints
 
 log = structlog.get_logger()
@@ -43,6 +47,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         load_functions(client, function_library())
         with lease.held(client, settings.redis.keys.lease, settings.stream.lease_s):
             spans = positions.read_log(settings.kafka)
+            refuse_older_form(client, settings.redis.keys, spans)
             real_time = settings.stream.trigger == "real-time"
             # a real-time task holds its slot, and while a query hands over there are two per partition
             slots = 3 * len(spans) + 2 if real_time else 4
@@ -69,6 +74,14 @@ def client_of(settings: Settings) -> redis.Redis:
 def function_library() -> str:
     """The source of the server-side functions."""
     return (files("streaming") / "functions.lua").read_text()
+
+
+def refuse_older_form(client: redis.Redis, keys: Keys, places: Iterable[Place]) -> None:
+    """Raises StateConflict where an earlier version of Afterclick wrote the state."""
+    for place in places:
+        found: Any = client.hrandfield(keys.trends(*place), 1, withvalues=True)
+        if found and len(found[1]) != PACKED_BYTES:
+            raise StateConflict("an earlier version wrote the state in Redis: run `afterclick rebuild` once")
 
 
 @dataclass
