@@ -10,12 +10,12 @@ from pyspark.sql import SparkSession
 
 from afterclick.model import Model
 from afterclick.settings import TrainingSettings
-from training import als, baselines, content
+from training import als, baselines, content, two_tower
 from training.als import AlsConfig
 from training.baselines import NeighbourConfig
 from training.dataset import Interactions
 from training.fold import half_step
-from training.two_tower import Course, TowerConfig
+from training.two_tower import TowerConfig
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,17 @@ class Fitted:
     """(q, k) a sample of users"""
 
 
+def fit(
+    spark: SparkSession, rows: Interactions, catalogue: content.Catalogue, config: FitConfig, version: str
+) -> Fitted:
+    """Fit on `rows` (in order of time). The items are those of `rows` with enough interactions or a text."""
+    return with_towers(without_towers(spark, rows, catalogue, config, version), rows, catalogue, config)
+
+
 def without_towers(
     spark: SparkSession, rows: Interactions, catalogue: content.Catalogue, config: FitConfig, version: str
 ) -> Fitted:
-    """All but the two towers, which take longest: a model that can be served meanwhile.
-
-    `rows` are in order of time. The items are those with enough interactions or a text.
-    """
+    """All but the two towers, which take longest: a model that can be served meanwhile."""
     rows, known = _choose(rows, catalogue, config)
     users, items = factorise(spark, known, config)
     model = Model(
@@ -87,13 +91,14 @@ def without_towers(
 
 
 def with_towers(
-    fitted: Fitted, rows: Interactions, catalogue: content.Catalogue, config: FitConfig, course: Course | None
+    fitted: Fitted, rows: Interactions, catalogue: content.Catalogue, config: FitConfig
 ) -> Fitted:
-    """The same model with the two towers, learned from the same rows; None leaves them out."""
-    if course is None:
+    """The same model with the two towers, learned from the same rows, where the configuration has them."""
+    if config.towers is None:
         return fitted
     _, known = _choose(rows, catalogue, config)
-    return replace(fitted, model=replace(fitted.model, towers=course.fit(known, fitted.model.content)))
+    towers = two_tower.fit(known, config.towers, fitted.model.content)
+    return replace(fitted, model=replace(fitted.model, towers=towers))
 
 
 def _choose(

@@ -44,7 +44,6 @@ from training.dataset import Interactions
 from training.etl import Report
 from training.ranker import RankerConfig
 from training.registry import Registry, git_commit
-from training.two_tower import Course
 
 log = structlog.get_logger()
 Progress = Callable[[str], None]
@@ -88,18 +87,15 @@ class Pipeline:
             self._sound(final.model)
             if early is not None:
                 early(final, facts)
-            course = Course(config.towers) if config.towers is not None else None  # forward in time
-            build = partial(_fit, session, known, config, course)
-            with (
-                self._timed(seconds, "ranker", "training the ranker on past days"),
-                threadpool_limits(1, "blas"),  # small products, one question at a time
-            ):
-                text = self._ranker(rows.before(cut), lambda before: build("past", before).model)
-            with self._timed(seconds, "twin", "fitting the twin that has not seen the holdout"):
-                twin = build(version, rows.before(cut))
             with self._timed(seconds, "towers", "training the two towers"):
-                final = fit.with_towers(final, rows, known, config, course)
+                final = fit.with_towers(final, rows, known, config)
             self._sound(final.model)
+            with self._timed(seconds, "twin", "fitting the twin that has not seen the holdout"):
+                twin = fit.fit(session, rows.before(cut), known, config, version)
+            with self._timed(seconds, "ranker", "training the ranker on past days"):
+                past = partial(_fit_past, session, known, config)
+                with threadpool_limits(1, "blas"):  # small products, one question at a time
+                    text = self._ranker(rows.before(cut), past)
             facts = facts.model_copy(update={"seconds": seconds})
             write_model(folder, "model", final, text, facts)
             write_model(folder, "twin", twin, text, facts)
@@ -244,16 +240,10 @@ class Pipeline:
         seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def _fit(
-    session: SparkSession,
-    known: content.Catalogue,
-    config: fit.FitConfig,
-    course: Course | None,
-    version: str,
-    rows: Interactions,
-) -> fit.Fitted:
-    fitted = fit.without_towers(session, rows, known, config, version)
-    return fit.with_towers(fitted, rows, known, config, course)
+def _fit_past(
+    session: SparkSession, known: content.Catalogue, config: fit.FitConfig, rows: Interactions
+) -> models.Model:
+    return fit.fit(session, rows, known, config, "past").model
 
 
 def read_facts(folder: Path) -> Facts:

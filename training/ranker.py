@@ -26,7 +26,7 @@ from training.evaluation.states import Asked, replay
 from training.holdout import renumber
 
 Build = Callable[[Interactions], Model]
-"""Fits everything without labels on the rows given, all before a cut; is asked for the oldest cut first."""
+"""Fits ALS, neighbours and popularity on the rows given, all before a cut."""
 Vectors = tuple[FloatArray | None, FloatArray | None]
 """The user's ALS factors and two-tower vector."""
 
@@ -92,8 +92,7 @@ def train(
     """
     start = time.perf_counter()
     trusted = np.ones(len(rows), bool) if trusted is None else trusted
-    past = reversed(list(past_splits(rows, trusted, config)))  # oldest first
-    found = [examples(split, build(split.train), config) for split in past]
+    found = [examples(split, build(split.train), config) for split in past_splits(rows, trusted, config)]
     groups = np.concatenate([e.groups for e in found]) if found else np.empty(0, np.int32)
     if len(groups) < 50:
         raise NotEnoughHistory(f"only {len(groups)} questions to learn from, 50 are needed")

@@ -6,9 +6,6 @@ So serving has a user's vector from the live history by one weighted sum (afterc
 
 Learned by sampled softmax over the batch's own targets and uniform items (Yi et al., RecSys 2019): logits
 less the log of how often an item is drawn, accidental hits masked, cosines over a temperature.
-
-A training learns towers several times, as of ever later moments: for the ranker's past cuts, the twin, and
-the model. Only the first of them begins from nothing (`Course`).
 """
 
 from __future__ import annotations
@@ -42,9 +39,6 @@ class TowerConfig:
     decay: float = 1e-4
     """AdamW's weight decay, per step."""
     epochs: int = 6
-    """Passes over the examples, from nothing."""
-    again: int = 1
-    """Passes where the towers of an earlier moment are at hand: as good as three from nothing."""
     batch: int = 1024
     uniform: int = 1024
     """Items drawn uniformly beside the batch's own."""
@@ -125,16 +119,6 @@ class Towers(nn.Module):
         return nn.functional.normalize(vector, dim=1)
 
     @torch.no_grad()
-    def inherit(self, earlier: Towers, mine: NDArray[np.str_], theirs: NDArray[np.str_]) -> None:
-        """Begin with what earlier towers know; `mine` and `theirs` are the item ids of both."""
-        _, new, old = np.intersect1d(mine, theirs, assume_unique=True, return_indices=True)
-        for name in ("history.weight", "item.weight", "bias"):
-            self.get_parameter(name)[new] = earlier.get_parameter(name)[old]
-        self.ages.copy_(earlier.ages)
-        if self.text is not None and earlier.text is not None:
-            self.text.weight.copy_(earlier.text.weight)
-
-    @torch.no_grad()
     def export(self, temperature: float) -> TowerArrays:
         """What serving computes with."""
         items = self.items(torch.arange(len(self.bias))) / temperature
@@ -152,57 +136,30 @@ def fit(
 
     `texts` (n_items, d) are the items' content embeddings.
     """
-    return Course(config).fit(rows, texts)
-
-
-class Course:
-    """Towers learned as of ever later moments of one log, each beginning where the last ones ended.
-
-    Whoever takes the same course learns the same towers. Half an epoch on old weights does what three do from
-    nothing (docs/results.md).
-    """
-
-    def __init__(self, config: TowerConfig) -> None:
-        self._config = config
-        self._last: tuple[NDArray[np.str_], Towers] | None = None
-        self._newest_ms = 0
-
-    def fit(self, rows: Interactions, texts: NDArray[np.float32] | None = None) -> TowerArrays | None:
-        """As `fit`. Raises ValueError for rows that end before the last ones, whose future is known."""
-        newest = int(rows.time_ms[-1]) if len(rows) else 0
-        if newest < self._newest_ms:
-            raise ValueError("a course of towers goes forward in time")
-        known = rows.item_counts() >= self._config.least
-        few = rows.choose(known)
-        examples = Examples.of(few)
-        if not len(examples):
-            return None
-        told = None if texts is None else torch.from_numpy(texts[known])
-        torch.manual_seed(self._config.seed)
-        towers = Towers(len(few.item_ids), self._config.dim, told)
-        if self._last is not None:
-            towers.inherit(self._last[1], few.item_ids, self._last[0])
-        epochs = self._config.epochs if self._last is None else self._config.again
-        train(examples, towers, self._config, epochs)
-        self._last, self._newest_ms = (few.item_ids, towers), newest
-        return _of_all(towers.export(self._config.temperature), known)
-
-
-def _of_all(learned: TowerArrays, known: NDArray[np.bool_]) -> TowerArrays:
-    """With rows for the items that the towers know nothing of."""
-    history = np.zeros((len(known), learned.history.shape[1]), np.float32)
-    targets = np.zeros((len(known), learned.targets.shape[1]), np.float32)
+    known = rows.item_counts() >= config.least
+    few = rows.choose(known)
+    examples = Examples.of(few)
+    if not len(examples):
+        return None
+    towers = train(examples, len(few.item_ids), config, None if texts is None else texts[known])
+    learned = towers.export(config.temperature)
+    history = np.zeros((len(known), config.dim), np.float32)
+    targets = np.zeros((len(known), config.dim + 1), np.float32)
     targets[:, -1] = UNKNOWN
     history[known], targets[known] = learned.history, learned.targets
     return TowerArrays(history, targets, learned.ages)
 
 
-def train(examples: Examples, towers: Towers, config: TowerConfig, epochs: int) -> None:
-    """Teach the towers the examples."""
+def train(
+    examples: Examples, items: int, config: TowerConfig, texts: NDArray[np.float32] | None = None
+) -> Towers:
+    """The towers as torch has them, learned from examples."""
+    torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
+    towers = Towers(items, config.dim, None if texts is None else torch.from_numpy(texts))
     optimiser = adam(towers, config.rate, config.decay)
-    draws = _Draws(examples, len(towers.bias), config)
-    steps = epochs * max(1, len(examples) // config.batch)
+    draws = _Draws(examples, items, config)
+    steps = config.epochs * max(1, len(examples) // config.batch)
     warm_up = max(0.1, 2 / (steps + 1))  # of one step at least: torch divides by what is less
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.rate, total_steps=steps + 1, pct_start=warm_up
@@ -212,6 +169,7 @@ def train(examples: Examples, towers: Towers, config: TowerConfig, epochs: int) 
         _loss(towers, examples, chosen, draws, config).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
+    return towers
 
 
 class _Draws:

@@ -10,7 +10,7 @@ from afterclick.scoring import TrendView
 from afterclick.trends import TrendTable
 from training.baselines import trends_at
 from training.dataset import Interactions
-from training.evaluation.protocols import PROTOCOLS, Split, moments, queries, sample, with_history
+from training.evaluation.protocols import PROTOCOLS, Split, moments, queries, sample
 from training.evaluation.ranking import top_n
 from training.evaluation.states import replay
 
@@ -70,14 +70,6 @@ def test_a_target_on_a_later_day_is_live_later() -> None:
     assert asked(split, "live_later") == [("cy", "i2", "i1", 110)]
 
 
-def test_whoever_comes_back_is_asked_on_that_day_with_the_live_event_in_the_history() -> None:
-    split = split_of([*PAST, ("cy", "i1", 110), ("cy", "i2", 113), ("dan", "i1", 110), ("dan", "i3", 110)])
-    assert asked(split, "back") == [("cy", "i2", None, 113)]
-    (one,) = replay(split.rows, queries(split, "back"))
-    assert one.state.items.tolist() == [1]
-    assert one.state.now_ms - one.state.times_ms[0] == 3 * DAY
-
-
 def test_an_item_with_too_few_training_rows_is_no_target_but_may_be_a_live_event() -> None:
     split = split_of([*PAST, ("cy", "new", 110), ("cy", "i0", 110), ("bob", "new", 111)], least=2)
     assert asked(split, "live") == [("cy", "i0", "new", 110)]
@@ -92,11 +84,8 @@ def test_rows_with_a_guessed_time_are_neither_target_nor_live_event() -> None:
 def test_learning_asks_every_next_item() -> None:
     split = split_of([*PAST, ("cy", "i1", 110), ("cy", "i2", 111), ("cy", "i3", 112)])
     found = moments(split)
-    assert found.live_item.tolist() == [-1, 1, 2, -1, -1]
-    assert found.target.tolist() == [1, 2, 3, 2, 3]
-    assert (found.now_ms // DAY).tolist() == [100, 110, 111, 111, 112]
-    known = with_history(split, found)  # all but the first, of whom nothing was known at the cut
-    assert known.target.tolist() == [2, 3, 2, 3]
+    assert found.live_item.tolist() == [-1, 1, 2]
+    assert found.target.tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

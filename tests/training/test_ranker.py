@@ -104,8 +104,8 @@ def test_without_a_history_the_blend_shows_what_is_hot(split: Split, blend: rank
 
 def test_the_blend_learns_from_users_of_whom_something_is_known(split: Split) -> None:
     known = with_history(split, moments(split))
-    for one in replay(split.rows, known):
-        assert len(one.state.items)
+    history = split.train.user_counts()[known.user]
+    assert ((known.live_item >= 0) | (history > 0)).all()
     assert 0 < len(known) < len(moments(split))
 
 
@@ -149,7 +149,7 @@ def test_models_of_past_cuts_see_nothing_after_them(split: Split) -> None:
     ranker.train(split.train, watch, replace(CONFIG, rounds=2))
     cuts = [s.cut_ms for s in past_splits(split.train, np.ones(len(split.train), bool), CONFIG)]
     assert len(newest) == len(cuts) == 2
-    assert all(latest < cut for latest, cut in zip(newest, cuts[::-1], strict=True))
+    assert all(latest < cut for latest, cut in zip(newest, cuts, strict=True))
 
 
 def test_a_model_may_have_other_items_in_another_order(split: Split) -> None:

@@ -18,7 +18,7 @@ from tests.scoring.worlds import a_model, a_view
 from tests.training import shop
 from training import index, two_tower
 from training.dataset import Interactions
-from training.two_tower import Course, Examples, TowerConfig, Towers
+from training.two_tower import Examples, TowerConfig
 
 DAY = 86_400_000
 CONFIG = TowerConfig(dim=16, epochs=60, batch=128, uniform=32, rate=0.01, least=2, threads=1, seed=1)
@@ -49,9 +49,7 @@ def test_a_checkerboard_is_completed() -> None:
 def test_numpy_computes_the_vectors_that_torch_has_learned() -> None:
     rows, _ = shop.checkerboard()
     examples = Examples.of(rows)
-    torch.manual_seed(1)
-    towers = Towers(40, CONFIG.dim, None)
-    two_tower.train(examples, towers, CONFIG, CONFIG.epochs)
+    towers = two_tower.train(examples, 40, CONFIG)
     arrays = towers.export(CONFIG.temperature)
     some = slice(100, 130)
     history = torch.from_numpy(
@@ -110,36 +108,6 @@ def test_few_examples_are_enough_whatever_the_number_of_steps(epochs: int) -> No
 def test_the_same_seed_learns_the_same_towers() -> None:
     rows, _ = shop.checkerboard()
     np.testing.assert_array_equal(fitted(rows).targets, fitted(rows).targets)
-
-
-def test_a_later_moment_begins_where_the_earlier_one_ended() -> None:
-    rows, _ = shop.checkerboard()
-    few = replace(CONFIG, again=1)
-    course, half = Course(few), rows.before(int(rows.time_ms[len(rows) // 2]))
-    before = course.fit(half)
-    after = course.fit(rows.also(["new"]))
-    assert before is not None
-    assert after is not None
-    cold = two_tower.fit(rows, replace(CONFIG, epochs=1))
-    assert cold is not None
-    own, other = rows.item[rows.user == 0], rows.item[rows.user == 1]
-
-    def apart(arrays: TowerArrays) -> float:
-        """How much nearer an even user is to the even items."""
-        vector = arrays.user(own[:5], np.ones(5, np.float32), np.zeros(5), 0.0)
-        assert vector is not None
-        return float(arrays.logits(vector, own).mean() - arrays.logits(vector, other).mean())
-
-    assert apart(after) > 0.8 * apart(before) > 1.5 * apart(cold)
-    assert after.targets.shape[0] == 41
-
-
-def test_a_course_never_goes_back_in_time() -> None:
-    rows, _ = shop.checkerboard()
-    course = Course(replace(CONFIG, epochs=1))
-    course.fit(rows)
-    with pytest.raises(ValueError, match="forward"):
-        course.fit(rows.before(int(rows.time_ms[-1])))
 
 
 def test_the_towers_are_features_of_every_candidate() -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from afterclick.model import Model
 from afterclick.quarantine import Bounds
-from training import baselines, content, ranker
+from training import baselines, content, ranker, two_tower
 from training.als import AlsConfig, Factors
 from training.baselines import NeighbourConfig
 from training.content import Catalogue
@@ -19,7 +19,7 @@ from training.evaluation import ncf
 from training.evaluation.contestants import Fitted
 from training.evaluation.protocols import Split
 from training.ranker import Blend, RankerConfig
-from training.two_tower import Course, TowerConfig
+from training.two_tower import TowerConfig
 
 Factorise = Callable[[Interactions, AlsConfig], Factors]
 """ALS by one engine or the other: training.als.fit with a session, or training.implicit_als.fit."""
@@ -38,7 +38,7 @@ class Recipe:
     bounds: Bounds = field(default_factory=Bounds)
 
 
-def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Recipe, course: Course) -> Model:
+def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Recipe) -> Model:
     """A model of all items of `rows`; those with too few interactions have neither factors nor neighbours."""
     rows = baselines.unpushed(rows, recipe.bounds)
     known = rows.where((rows.item_counts() >= recipe.least)[rows.item])
@@ -52,7 +52,7 @@ def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Rec
         content=described,
         als_alpha=recipe.als.alpha,
         als_reg=recipe.als.reg,
-        towers=course.fit(paired, described) if len(paired) else None,
+        towers=two_tower.fit(paired, recipe.towers, described) if len(paired) else None,
         **baselines.neighbour_arrays(known, recipe.neighbours),
     )
 
@@ -61,15 +61,15 @@ def fit(split: Split, catalogue: Catalogue, recipe: Recipe) -> tuple[Fitted, Ble
     """Every model as of the cut, and a blend learned on earlier cuts. Nothing is seen of what comes after."""
     rows = split.rows
     described = content.embed(content.texts_of(rows.item_ids.tolist(), catalogue), "tfidf")
-    past, course = rows.before(split.cut_ms), Course(recipe.towers)
+    past = rows.before(split.cut_ms)
     blend = ranker.train(
         past,
-        lambda before: model(before, described, recipe, course),
+        lambda before: model(before, described, recipe),
         recipe.ranker,
         split.trusted[rows.time_ms < split.cut_ms],
     )
     fitted = Fitted(
-        model=model(split.train, described, recipe, course),
+        model=model(split.train, described, recipe),
         ranker=blend.text,
         eligible=split.eligible,
         ncf=ncf.fit(split.train, recipe.least, recipe.als.seed),

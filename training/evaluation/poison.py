@@ -29,7 +29,6 @@ from training.evaluation.compare import answer
 from training.evaluation.contestants import blend
 from training.evaluation.protocols import Queries, Split, as_of, queries, sample, with_history
 from training.evaluation.reviews import Reviews
-from training.two_tower import Course
 
 UNBOUND = Bounds(slack=0.0)
 _DAYS = 7
@@ -141,7 +140,7 @@ def run(split: Split, data: Reviews, how: Recipe, request: Request) -> dict[str,
     past, free = split.train, replace(how, bounds=UNBOUND)
 
     def fit(rows: Interactions, recipe: Recipe) -> Model:
-        return build.model(rows, described, recipe, Course(recipe.towers))
+        return build.model(rows, described, recipe)
 
     trusted = split.trusted[split.rows.time_ms < split.cut_ms]
     text = ranker.train(past, lambda rows: fit(rows, free), how.ranker, trusted).text

@@ -3,9 +3,7 @@
 `returning`   users with five or more training interactions; the first test item; everything as of the cut
 `live`        users with two or more different test items; the second one, with the first as a live event:
               trends hold what came before the day of that event
-`live_later`  those of `live` whose target came on a later day than the live event, asked at the live event
-`back`        the targets of `live_later`, asked on the day they came: the live event is history by then, and
-              trends hold what came before that day
+`live_later`  those of `live` whose target came on a later day than the live event
 `trends`      the targets of `live` with live trends, but without the live event
 `frozen`      the targets of `live`, everything as of the cut
 `cold`        users without a training interaction; the first test item; everything as of the cut
@@ -24,7 +22,7 @@ from numpy.typing import NDArray
 from afterclick.trends import DAY_MS
 from training.dataset import Interactions
 
-PROTOCOLS = ("returning", "live", "live_later", "back", "trends", "frozen", "cold")
+PROTOCOLS = ("returning", "live", "live_later", "trends", "frozen", "cold")
 NOBODY = -1
 
 
@@ -94,9 +92,7 @@ def queries(split: Split, protocol: str) -> Queries:
         return first.where(known >= 5 if protocol == "returning" else known == 0)
     live = _next(split, second_only=True)
     if protocol == "live_later":
-        return _later(live)
-    if protocol == "back":
-        return when_back(live)
+        return live.where(live.target_ms // int(DAY_MS) > live.now_ms // int(DAY_MS))
     if protocol == "trends":
         return replace(live, live_item=np.full(len(live), NOBODY, np.int32))
     if protocol == "frozen":
@@ -113,21 +109,9 @@ def as_of(asked: Queries, moment_ms: int) -> Queries:
     )
 
 
-def when_back(asked: Queries) -> Queries:
-    """Those whose target came on a later day than the live event, asked when the user was there again."""
-    later = _later(asked)
-    return replace(later, now_ms=later.target_ms, live_item=np.full(len(later), NOBODY, np.int32))
-
-
-def _later(asked: Queries) -> Queries:
-    return asked.where(asked.target_ms // int(DAY_MS) > asked.now_ms // int(DAY_MS))
-
-
 def with_history(split: Split, asked: Queries) -> Queries:
-    """The questions of users of whom something is known then: an interaction before, or a live event."""
-    first_ms = np.full(len(split.rows.user_ids), np.iinfo(np.int64).max)
-    np.minimum.at(first_ms, split.rows.user, split.rows.time_ms)
-    return asked.where((asked.live_item >= 0) | (first_ms[asked.user] < asked.now_ms))
+    """The questions of users of whom something is known: an interaction before the cut, or a live event."""
+    return asked.where((asked.live_item >= 0) | (split.train.user_counts()[asked.user] > 0))
 
 
 def sample(asked: Queries, most: int | None, seed: int) -> Queries:
@@ -141,13 +125,11 @@ def sample(asked: Queries, most: int | None, seed: int) -> Queries:
 def moments(split: Split) -> Queries:
     """Every question that the test rows answer, to learn from.
 
-    The first item as of the cut; each next item with the one before it as a live event; and, where it came on
-    a later day, the same on that day: so the age of the last event tells what may be expected.
+    The first item as of the cut, and each next item with the one before it as a live event.
     """
     first, live = _first(split), _next(split)
-    found = (first, live, when_back(live))
     fields = ("user", "target", "target_ms", "now_ms", "live_item")
-    return Queries(*(np.concatenate([getattr(asked, f) for asked in found]) for f in fields))
+    return Queries(*(np.concatenate([getattr(first, f), getattr(live, f)]) for f in fields))
 
 
 def _first(split: Split) -> Queries:
