@@ -22,7 +22,7 @@ from afterclick.settings import ApiKey, KafkaSettings, RedisSettings, ServingSet
 from infra.embedded.ports import free_port
 from infra.embedded.process import Process
 from infra.topics_admin import delete_topics, ensure_topics
-from serving.access.guard import new_key
+from serving.access.keys import new_key
 from tests.serving import shop as wares
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
