@@ -183,7 +183,7 @@ def test_killed_three_times_it_loses_nothing(data: Ordered, shop: Path, settings
     for _ in range(3):
         process = run_command(settings, "replay", str(shop), "--rate", "1500", "--json")
         before = files.status()
-        wait_until(lambda b=before: (s := files.status()) and s != b and s.delivered > 300, 60)
+        wait_until(lambda b=before: (s := files.status()) and s != b and s.delivered > 300)
         process.kill()
         process.communicate()
     summary = replay(data, settings, ReplayOptions())
@@ -198,7 +198,7 @@ def test_killed_three_times_it_loses_nothing(data: Ordered, shop: Path, settings
 def test_a_signal_ends_it_in_order(shop: Path, settings: Settings, number: signal.Signals) -> None:
     files = replay_files(settings.home)
     process = run_command(settings, "replay", str(shop), "--rate", "500", "--json")
-    wait_until(lambda: (s := files.status()) and s.delivered > 50, 60)
+    wait_until(lambda: (s := files.status()) and s.delivered > 50)
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     summary = orjson.loads(out.splitlines()[-1])

@@ -31,7 +31,7 @@ class Running:
 
     def __enter__(self) -> Running:
         self._thread.start()
-        wait_until(lambda: self._server.started, 10)
+        wait_until(lambda: self._server.started)
         return self
 
     def __exit__(
@@ -69,4 +69,4 @@ class Running:
 
     def ready(self) -> None:
         """Wait until the trends are loaded."""
-        wait_until(lambda: self.http.get("/health/ready").status_code == 200, 15)
+        wait_until(lambda: self.http.get("/health/ready").status_code == 200)

@@ -37,8 +37,8 @@ def admin_api(breakable: Settings, stream: MiniStream) -> Iterator[Running]:
         api.ready()
         shop.publish_items(breakable, shop.wide_catalogue())
         shop.publish(breakable, *shop.write(breakable, "m1"))
-        wait_until(lambda: api.service.worlds.current.loaded.version == "m1", 15)
-        wait_until(lambda: len(api.service.catalogue) == len(shop.wide_catalogue()), 15)
+        wait_until(lambda: api.service.worlds.current.loaded.version == "m1")
+        wait_until(lambda: len(api.service.catalogue) == len(shop.wide_catalogue()))
         yield api
 
 
@@ -99,16 +99,16 @@ def test_a_running_replay_is_paused_and_its_pace_changed(admin_api: Running, bre
     env = {**os.environ, **breakable.environment()}
     replay = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        wait_until(lambda: (console(admin_api)["replay"] or {}).get("delivered", 0) > 10, 60)
+        wait_until(lambda: (console(admin_api)["replay"] or {}).get("delivered", 0) > 10)
         assert console(admin_api)["replay"]["pace"] == "50 events/s"
         post(admin_api, "/admin/replay", {"state": "paused"})
-        wait_until(lambda: console(admin_api)["replay"]["state"] == "paused", 10)
+        wait_until(lambda: console(admin_api)["replay"]["state"] == "paused")
         held = console(admin_api)["replay"]["sent"]
         post(admin_api, "/admin/replay", {"speed": "1h/s"})
-        wait_until(lambda: console(admin_api)["replay"]["pace"] == "1h/s", 10)
+        wait_until(lambda: console(admin_api)["replay"]["pace"] == "1h/s")
         assert console(admin_api)["replay"]["sent"] == held
         post(admin_api, "/admin/replay", {"state": "running"})
-        wait_until(lambda: console(admin_api)["replay"]["sent"] > held, 10)
+        wait_until(lambda: console(admin_api)["replay"]["sent"] > held)
         post(admin_api, "/admin/replay", {"speed": "max"})
         out, _ = replay.communicate(timeout=60)
         assert orjson.loads(out.splitlines()[-1])["sent"] == 5000
@@ -127,12 +127,12 @@ def test_a_pace_that_is_none_is_refused(admin_api: Running, pace: dict[str, Any]
 def test_shoppers_shop_are_steered_and_go_home(admin_api: Running) -> None:
     post(admin_api, "/admin/simulator", {"shoppers": 4, "pause_s": 0.1})
     try:
-        wait_until(lambda: console(admin_api)["simulator"]["figures"].get("feedback", 0) > 3, 60)
+        wait_until(lambda: console(admin_api)["simulator"]["figures"].get("feedback", 0) > 3)
         assert "shop already" in post(admin_api, "/admin/simulator", {}, 409)["detail"]
         post(admin_api, "/admin/simulator/steer", {"hot": ["camera-1"], "drift": 0.5})
         assert console(admin_api)["simulator"]["plan"]["hot"] == ["camera-1"]
         rounds = console(admin_api)["simulator"]["figures"]["round"]
-        wait_until(lambda: console(admin_api)["simulator"]["figures"]["round"] > rounds + 1, 30)
+        wait_until(lambda: console(admin_api)["simulator"]["figures"]["round"] > rounds + 1)
     finally:
         post(admin_api, "/admin/simulator/stop")
     assert console(admin_api)["simulator"]["running"] is False
@@ -143,7 +143,7 @@ def test_resent_events_are_refused_and_the_recount_finds_no_difference(admin_api
     events = 20
     for n in range(events):
         position = admin_api.tell(f"user-{n % 3}", f"camera-{n}", event_id=new_id())
-    wait_until(lambda: admin_api.list_for("user-1", after=position)["fresh"], 15)
+    wait_until(lambda: admin_api.list_for("user-1", after=position)["fresh"])
     post(admin_api, "/admin/simulator", {"shoppers": 4, "pause_s": 0.1})  # stands still for the recount
     try:
         assert "a second time" in post(admin_api, "/admin/break/duplicates")["done"]
@@ -161,7 +161,7 @@ def test_resent_events_are_refused_and_the_recount_finds_no_difference(admin_api
 
 def test_the_recount_says_what_differs(admin_api: Running, breakable: Settings) -> None:
     position = admin_api.tell("bob", "camera-3")
-    wait_until(lambda: admin_api.list_for("bob", after=position)["fresh"], 15)
+    wait_until(lambda: admin_api.list_for("bob", after=position)["fresh"])
     with redis.Redis.from_url(breakable.redis.url) as client:
         topic = breakable.kafka.topics.feedback
         for partition in range(breakable.kafka.partitions):
@@ -177,7 +177,7 @@ def test_lists_still_come_while_redis_is_held_up(admin_api: Running) -> None:
     body = admin_api.get("/recommendations", user_id="bob", n=5)
     assert body["degraded"]
     assert len(body["items"]) == 5
-    wait_until(lambda: not admin_api.get("/recommendations", user_id="bob", n=5)["degraded"], 20)
+    wait_until(lambda: not admin_api.get("/recommendations", user_id="bob", n=5)["degraded"])
 
 
 def test_the_stream_job_of_the_stack_is_killed_and_no_other_process(
@@ -238,10 +238,10 @@ def test_models_are_listed_promoted_and_rolled_back(admin_api: Running, breakabl
     }
     post(admin_api, "/admin/models/promote", {"version": "m2"}, 202)
     assert finished(admin_api, "promote")["answer"]["version"] == "m2"
-    wait_until(lambda: admin_api.get("/models")["serving"] == "m2", 15)
+    wait_until(lambda: admin_api.get("/models")["serving"] == "m2")
     post(admin_api, "/admin/models/rollback", status=202)
     assert finished(admin_api, "promote")["answer"]["version"] == "m1"
-    wait_until(lambda: admin_api.get("/models")["serving"] == "m1", 15)
+    wait_until(lambda: admin_api.get("/models")["serving"] == "m1")
     post(admin_api, "/admin/models/promote", {"version": "m9"}, 202)
     job = finished(admin_api, "promote")
     assert job["state"] == "failed"
@@ -250,7 +250,7 @@ def test_models_are_listed_promoted_and_rolled_back(admin_api: Running, breakabl
 
 def test_a_training_tells_its_progress_and_why_it_failed(admin_api: Running) -> None:
     post(admin_api, "/admin/models/train", status=202)
-    wait_until(lambda: (console(admin_api)["training"] or {}).get("state") == "training", 60)
+    wait_until(lambda: (console(admin_api)["training"] or {}).get("state") == "training")
     job = finished(admin_api, "train", 180)  # there is no Parquet log
     assert job["state"] == "failed"
     assert "no Parquet log" in job["error"]
@@ -263,7 +263,7 @@ def test_the_shoppers_go_home_with_the_api(breakable: Settings, stream: MiniStre
     with Running(breakable, breakable.serving.port) as api:
         api.ready()
         shop.publish_items(breakable, shop.wide_catalogue())
-        wait_until(lambda: len(api.service.catalogue) == len(shop.wide_catalogue()), 15)
+        wait_until(lambda: len(api.service.catalogue) == len(shop.wide_catalogue()))
         post(api, "/admin/simulator", {"shoppers": 2})
         child = api.service.console.simulator._child
         assert child is not None

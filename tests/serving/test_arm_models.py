@@ -35,11 +35,11 @@ def test_two_models_serve_side_by_side_and_one_that_is_not_there_is_said(
     shop_api: Running, settings: Settings
 ) -> None:
     shop.publish(settings, *shop.write(settings, "m2"))
-    wait_until(lambda: shop_api.service.worlds.current.loaded.version == "m2", 15)
+    wait_until(lambda: shop_api.service.worlds.current.loaded.version == "m2")
     after(shop_api, "user-1", shop_api.tell("user-1", "camera-1"))
     made = create(shop_api, "old-new", {"name": "old", "model": "m1"}, {"name": "new"})
     assert made.status_code == 201, made.text
-    wait_until(lambda: shown(shop_api) == {"old": ("m1", None), "new": ("m2", None)}, 10)
+    wait_until(lambda: shown(shop_api) == {"old": ("m1", None), "new": ("m2", None)})
     rules = shop_api.http.post("/rules", json={"action": "exclude", "query": ["category:Cameras"]})
     assert rules.status_code == 201
 
@@ -47,17 +47,17 @@ def test_two_models_serve_side_by_side_and_one_that_is_not_there_is_said(
         lists = (shop_api.list_for(f"user-{n}", n=50)["items"] for n in range(8))
         return all(item["item_id"].startswith("cable") for items in lists for item in items)
 
-    wait_until(cables_alone, 5, what="rules hold under each model")
+    wait_until(cables_alone, what="rules hold under each model")
     shop.publish(settings, *shop.write(settings, "m3"))
-    wait_until(lambda: shown(shop_api) == {"old": ("m1", None), "new": ("m3", None)}, 15)
+    wait_until(lambda: shown(shop_api) == {"old": ("m1", None), "new": ("m3", None)})
 
     shop_api.http.post("/experiments/old-new/stop")
     create(shop_api, "none", {"name": "gone", "model": "never"}, {"name": "m3", "model": "m3"})
     missing = "model never: "
-    wait_until(lambda: (shown(shop_api)["gone"][1] or "").startswith(missing), 10)
+    wait_until(lambda: (shown(shop_api)["gone"][1] or "").startswith(missing))
     assert shown(shop_api)["gone"][0] == "m3"
     assert shown(shop_api)["m3"] == ("m3", None)
-    wait_until(lambda: shop_api.service.worlds.of("m1").loaded.version == "m3", 10, what="m1 is let go")
+    wait_until(lambda: shop_api.service.worlds.of("m1").loaded.version == "m3", what="m1 is let go")
 
 
 @pytest.mark.parametrize("version", ["../m1", ".m1", "a/b", "", "-v"])
@@ -74,12 +74,12 @@ def test_no_more_models_than_the_bound_are_loaded(settings: Settings) -> None:
     feed.want(versions)
     feed.start()
     try:
-        wait_until(lambda: handed and len(handed[-1]) == BESIDE, 15)
+        wait_until(lambda: handed and len(handed[-1]) == BESIDE)
         assert list(handed[-1]) == versions[:BESIDE]
         assert "no more than" in feed.why_not(versions[-1])
         feed.want(versions[-1:])
-        wait_until(lambda: list(handed[-1]) == versions[-1:], 15)
+        wait_until(lambda: list(handed[-1]) == versions[-1:])
         feed.want([])
-        wait_until(lambda: handed[-1] == {}, 15)
+        wait_until(lambda: handed[-1] == {})
     finally:
         feed.stop()

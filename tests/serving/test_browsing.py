@@ -71,7 +71,7 @@ def test_lists_of_one_item_and_of_everybody(shop_api: Running) -> None:
     after(shop_api, "bea", position)
     for window in ("hour", "day", "month"):
         query = {"window": window, "category": "Cables", "n": 1}
-        wait_until(lambda q=query: ids(shop_api.get("/popular", **q)) == ["cable-9"], 10)
+        wait_until(lambda q=query: ids(shop_api.get("/popular", **q)) == ["cable-9"])
 
     basket = {"items": ["camera-1", "camera-2"], "exclude": ["camera-3"], "category": "Cameras", "n": 6}
     body = post(shop_api, "/recommendations", **basket).json()
@@ -91,7 +91,7 @@ def test_a_new_item_is_shown_within_seconds_although_nobody_has_touched_it(
 ) -> None:
     fresh = Item(item_id="new-1", title="A tripod for The camera-3", categories=("Tripods",))
     shop.publish_items(settings, [fresh])
-    wait_until(lambda: ids(shop_api.get("/latest", n=1)) == ["new-1"], 5)
+    wait_until(lambda: ids(shop_api.get("/latest", n=1)) == ["new-1"])
     assert ids(shop_api.get("/latest", n=5, category="Tripods")) == ["new-1"]
     assert "new-1" in ids(shop_api.get("/search", q="tripod"))
     # by content: who is interested in what it is
@@ -99,4 +99,4 @@ def test_a_new_item_is_shown_within_seconds_although_nobody_has_touched_it(
     # by exploration: who is interested in something else
     after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
     assert "new-1" not in ids(shop_api.list_for("bob"))
-    wait_until(lambda: "new-1" in ids(shop_api.list_for("bob", explore=1.0)), 10)
+    wait_until(lambda: "new-1" in ids(shop_api.list_for("bob", explore=1.0)))

@@ -90,10 +90,10 @@ def test_what_cannot_be_written_waits(database: Database) -> None:
 def test_a_restart_without_kafka_still_knows_titles(settings: Settings) -> None:
     shop.publish_items(settings, shop.catalogue())
     with Running(settings) as api:
-        wait_until(lambda: len(titles(api.service.plane.database)) == len(shop.catalogue()), 20)
+        wait_until(lambda: len(titles(api.service.plane.database)) == len(shop.catalogue()))
     away = KafkaSettings(bootstrap=f"127.0.0.1:{free_port()}", prefix=settings.kafka.prefix, partitions=2)
     with Running(settings.model_copy(update={"kafka": away})) as api:
-        wait_until(lambda: len(api.service.catalogue) == len(shop.catalogue()), 20)
+        wait_until(lambda: len(api.service.catalogue) == len(shop.catalogue()))
         found = api.get("/items/camera-3")
         assert (found["title"], found["categories"]) == ("The camera-3", ["Electronics", "Cameras"])
-        wait_until(lambda: api.list_for("eve", n=3, interests="Cables")["source"] == "interests", 5)
+        wait_until(lambda: api.list_for("eve", n=3, interests="Cables")["source"] == "interests")

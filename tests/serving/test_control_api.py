@@ -14,7 +14,7 @@ from tests.waiting import wait_until
 
 
 def add(api: Running, **rule: Any) -> dict[str, Any]:
-    wait_until(lambda: api.service.plane.available, 15)
+    wait_until(lambda: api.service.plane.available)
     response = api.http.post("/rules", json=rule)
     assert response.status_code == 201, response.text
     kept: dict[str, Any] = response.json()
@@ -31,12 +31,12 @@ def test_a_rule_takes_effect_is_listed_and_ends_with_its_removal(shop_api: Runni
         row: dict[str, Any] = shop_api.list_for("newcomer")["items"][1]
         return row
 
-    wait_until(lambda: second()["item_id"] == chosen, 5)
+    wait_until(lambda: second()["item_id"] == chosen)
     assert second()["reason"] == PINNED
     assert "rules" in second()["parts"]
     assert [r["rule_id"] for r in shop_api.get("/rules")["rules"]] == [rule["rule_id"]]
     assert shop_api.http.delete(f"/rules/{rule['rule_id']}").json() == {"removed": rule["rule_id"]}
-    wait_until(lambda: second()["item_id"] != chosen, 5)
+    wait_until(lambda: second()["item_id"] != chosen)
     assert shop_api.http.delete(f"/rules/{rule['rule_id']}").status_code == 404
 
 
@@ -54,21 +54,21 @@ def test_what_is_excluded_is_neither_similar_nor_popular(shop_api: Running) -> N
     def ids() -> set[str]:
         return {item["item_id"] for path, query in lists for item in shop_api.get(path, **query)["items"]}
 
-    wait_until(lambda: "camera-5" in {i["item_id"] for i in shop_api.get("/popular")["items"]}, 10)
+    wait_until(lambda: "camera-5" in {i["item_id"] for i in shop_api.get("/popular")["items"]})
     inside = shop_api.get("/similar-items", item_id="camera-2", n=20, filters=["title:camera-5"])
     assert [item["item_id"] for item in inside["items"]] == ["camera-5"]
     outside = shop_api.get("/popular", category="cables", filters=["title:camera-5"])
     assert outside["items"] == []
     add(shop_api, action="exclude", query=["item:camera-5"])
-    wait_until(lambda: "camera-5" not in ids(), 5)
+    wait_until(lambda: "camera-5" not in ids())
 
 
 def test_another_process_takes_a_rule_up(settings: Settings, shop_api: Running) -> None:
-    wait_until(lambda: shop_api.service.plane.available, 15)
+    wait_until(lambda: shop_api.service.plane.available)
     with Running(settings) as other:
         rule = add(other, action="exclude", query=["item:camera-1"])
-        wait_until(lambda: [r.rule_id for r in shop_api.service.plane.rules] == [rule["rule_id"]], 10)
-        wait_until(lambda: len(shop_api.service.worlds.current.rules.excluded) == 1, 10)
+        wait_until(lambda: [r.rule_id for r in shop_api.service.plane.rules] == [rule["rule_id"]])
+        wait_until(lambda: len(shop_api.service.worlds.current.rules.excluded) == 1)
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,11 @@ FEW, MANY = 160, 320
 def mall(settings: Settings, api: Running, stream: MiniStream) -> Running:
     """The API with a catalogue of many kinds, and something that is popular."""
     shop.publish_items(settings, CATALOGUE)
-    wait_until(lambda: len(api.service.catalogue) == len(CATALOGUE), 15)
-    wait_until(lambda: api.service.plane.available, 15)
+    wait_until(lambda: len(api.service.catalogue) == len(CATALOGUE))
+    wait_until(lambda: api.service.plane.available)
     for n in range(40):
         api.tell(f"early-{n}", f"i{n}", "click")
-    wait_until(lambda: int(api.service.worlds.current.counts.sum()) == 40, 15)
+    wait_until(lambda: int(api.service.worlds.current.counts.sum()) == 40)
     return api
 
 
@@ -70,7 +70,7 @@ def impressions(settings: Settings, name: str, count: int) -> list[ImpressionEve
                 found.append(event)
         return len(found) >= count
 
-    wait_until(enough, 20)
+    wait_until(enough)
     consumer.close()
     return found
 

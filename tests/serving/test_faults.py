@@ -38,7 +38,7 @@ def test_without_redis_lists_go_on_and_say_so(broker: str, own_redis: ValkeyServ
         api.ready()
         shop.publish_items(settings, shop.catalogue())
         shop.publish(settings, *shop.write(settings, "m1"))
-        wait_until(lambda: api.service.worlds.current.loaded.version == "m1", 15)
+        wait_until(lambda: api.service.worlds.current.loaded.version == "m1")
         body = after(api, "bob", api.tell("bob", "camera-1"))
         assert (body["source"], body["degraded"]) == ("personalised", False)
 
@@ -56,8 +56,8 @@ def test_without_redis_lists_go_on_and_say_so(broker: str, own_redis: ValkeyServ
         api.tell("bob", "cable-1")  # feedback needs Kafka alone
 
         own_redis.start()
-        wait_until(lambda: api.list_for("bob")["degraded"] is False, 15)
-        wait_until(lambda: kinds(api.list_for("bob", n=60)) == {"camera", "cable"}, 15)
+        wait_until(lambda: api.list_for("bob")["degraded"] is False)
+        wait_until(lambda: kinds(api.list_for("bob", n=60)) == {"camera", "cable"})
 
 
 def test_a_frozen_redis_costs_no_more_than_the_timeout(
@@ -74,7 +74,7 @@ def test_a_frozen_redis_costs_no_more_than_the_timeout(
             assert time.perf_counter() - began < settings.redis.timeout_s + 0.2
         finally:
             os.kill(own_redis.process.pid or 0, signal.SIGCONT)
-        wait_until(lambda: api.list_for("bob")["degraded"] is False, 15)
+        wait_until(lambda: api.list_for("bob")["degraded"] is False)
 
 
 def test_without_kafka_feedback_says_when_to_try_again(
@@ -102,8 +102,8 @@ def test_without_kafka_feedback_says_when_to_try_again(
         )
 
         own_broker.start()
-        wait_until(lambda: api.http.post("/feedback", json=body).status_code == 202, 30)
-        wait_until(lambda: len(api.get("/users/bob/history")["events"]) == 2, 30)
+        wait_until(lambda: api.http.post("/feedback", json=body).status_code == 202)
+        wait_until(lambda: len(api.get("/users/bob/history")["events"]) == 2)
 
 
 def test_it_starts_before_kafka_and_redis_do(own_broker: KafkaServer, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_it_starts_before_kafka_and_redis_do(own_broker: KafkaServer, tmp_path: 
         ensure_topics(settings)
         try:
             with MiniStream(settings):
-                wait_until(lambda: api.http.get("/health/ready").status_code == 200, 30)
+                wait_until(lambda: api.http.get("/health/ready").status_code == 200)
                 after(api, "bob", api.tell("bob", "camera-1"))
         finally:
             redis.kill()
@@ -145,7 +145,7 @@ def test_models_are_swapped_under_requests_without_one_failure(shop_api: Running
     try:
         for number in range(2, 8):
             shop.publish(settings, *shop.write(settings, f"m{number}"))
-            wait_until(lambda version=f"m{number}": versions[-1] == version, 15)
+            wait_until(lambda version=f"m{number}": versions[-1] == version)
     finally:
         stop.set()
         for thread in threads:
@@ -161,16 +161,16 @@ def test_a_damaged_model_is_refused_and_the_old_one_serves(shop_api: Running, se
     raw[-3] ^= 1
     path.write_bytes(raw)
     shop.publish(settings, folder, sha256)
-    wait_until(lambda: "broken" in shop_api.service.models.refused, 15)
+    wait_until(lambda: "broken" in shop_api.service.models.refused)
     assert shop_api.list_for("bob")["model_version"] == "m1"
     shop.publish(settings, *shop.write(settings, "mended"))
-    wait_until(lambda: shop_api.list_for("bob")["model_version"] == "mended", 15)
+    wait_until(lambda: shop_api.list_for("bob")["model_version"] == "mended")
 
 
 def test_the_newest_model_is_loaded_at_the_start(shop_api: Running, settings: Settings) -> None:
     shop.publish(settings, *shop.write(settings, "m2"))
     with Running(settings) as second:
-        wait_until(lambda: second.list_for("bob")["model_version"] == "m2", 15)
+        wait_until(lambda: second.list_for("bob")["model_version"] == "m2")
         assert second.list_for("bob")["items"]
 
 
@@ -180,7 +180,7 @@ def test_trends_survive_a_restart_and_agree_with_redis(shop_api: Running, settin
         after(shop_api, f"u{user}", position)
     with Running(settings) as second:
         second.ready()
-        wait_until(lambda: second.get("/popular", n=1)["items"], 10)
+        wait_until(lambda: second.get("/popular", n=1)["items"])
         ours = second.service.feed.table
         theirs = shop_api.service.feed.table
         row, other = ours.find("camera-5"), theirs.find("camera-5")

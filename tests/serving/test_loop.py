@@ -29,7 +29,7 @@ def kinds(body: dict[str, Any]) -> set[str]:
 
 def after(api: Running, user: str, position: str) -> dict[str, Any]:
     """The user's list once the event at `position` is in it."""
-    body = wait_until(lambda: fresh(api.list_for(user, after=position)), 10)
+    body = wait_until(lambda: fresh(api.list_for(user, after=position)))
     partition, offset = position.rsplit("/", 1)
     assert body["as_of"][partition] >= int(offset)
     return body
@@ -67,7 +67,7 @@ def test_an_undo_gives_back_the_list_of_before_and_the_history_keeps_both(shop_a
     events_of_bob = shop_api.get("/users/bob/history")["events"]
     assert [event["action"] for event in events_of_bob] == ["undo", "like", "like"]
     # what was done stays counted
-    wait_until(lambda: shop_api.get(f"/items/{liked}")["interactions"] == 1, 10)
+    wait_until(lambda: shop_api.get(f"/items/{liked}")["interactions"] == 1)
 
 
 def test_an_undo_of_the_only_event_makes_the_user_new_again(shop_api: Running) -> None:
@@ -115,7 +115,7 @@ def test_the_trend_follows_what_everybody_does(shop_api: Running) -> None:
     def first() -> bool:
         return ids(shop_api.list_for("newcomer"))[:1] == ["cable-9"]
 
-    wait_until(first, 10)
+    wait_until(first)
     body = shop_api.list_for("newcomer")
     assert body["source"] == "trending"
     assert ids(shop_api.get("/popular", n=1)) == ["cable-9"]
@@ -168,7 +168,7 @@ def test_history_is_newest_first_and_the_same_event_counts_once(shop_api: Runnin
     after(shop_api, "fay", shop_api.tell("fay", "cable-2", "purchase"))
     events = shop_api.get("/users/fay/history")["events"]
     assert [(e["item_id"], e["action"]) for e in events] == [("cable-2", "purchase"), ("camera-1", "view")]
-    wait_until(lambda: shop_api.get("/items/camera-1")["interactions"] == 1, 5)
+    wait_until(lambda: shop_api.get("/items/camera-1")["interactions"] == 1)
 
 
 def test_a_long_list_has_every_unseen_item_once(shop_api: Running) -> None:
@@ -186,7 +186,7 @@ def test_the_live_stream_shows_events_and_figures(shop_api: Running) -> None:
             seen[message["type"]] = message
             return message["type"] == "figures" and message["freshness_ms"] is not None
 
-        wait_until(both, 15, every=0)
+        wait_until(both, every=0)
     assert seen["event"]["user_id"] == "hal"
     assert seen["figures"]["model_version"] == "m1"
     assert seen["figures"]["freshness_ms"]["p50"] >= 0
@@ -211,7 +211,7 @@ def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
         now = shop_api.service.figures.now()
         return now if now["refused"] == 2 and now["lag"] == 0 and now["freshness_ms"] else None
 
-    now = wait_until(figures, 15)
+    now = wait_until(figures)
     assert now["positions"][f"{topic}/{partition}"] == int(offset)
     assert set(now["lag_by_partition"].values()) == {0}
     assert len(now["lag_by_partition"]) == 2 * settings.kafka.partitions
@@ -219,7 +219,7 @@ def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
     stages = now["freshness_ms"]["stages"]
     assert stages["apply"].keys() == {"p50", "p95", "p99"}
     assert -1 < stages["log"]["p50"] < stages["total"]["p50"]  # the log's clock has whole milliseconds
-    wait_until(lambda: shop_api.service.figures.now()["dead_letters"] == 1, 25, what="they are counted")
+    wait_until(lambda: shop_api.service.figures.now()["dead_letters"] == 1, what="they are counted")
     text = shop_api.http.get("/metrics").text
     for line in (
         'afterclick_state_changes_total{effect="duplicate"} 2.0',
@@ -253,7 +253,7 @@ def test_an_impression_of_every_list_goes_to_kafka(shop_api: Running, settings: 
     )
     topic = settings.kafka.topics.impressions
     consumer.assign([TopicPartition(topic, p, 0) for p in range(settings.kafka.partitions)])
-    message = wait_until(lambda: consumer.poll(0.2), 15)
+    message = wait_until(lambda: consumer.poll(0.2))
     consumer.close()
     event = events.decode(message.value())
     assert isinstance(event, ImpressionEvent)
@@ -284,7 +284,7 @@ def test_excluded_items_and_other_categories_stay_out(shop_api: Running) -> None
     after(shop_api, "lea", shop_api.tell("lea", "camera-1"))
     first = ids(shop_api.list_for("lea", n=3))
     assert set(first).isdisjoint(ids(shop_api.list_for("lea", n=50, exclude=first)))
-    wait_until(lambda: shop_api.service.worlds.current.find("cable-3") is not None, 5)
+    wait_until(lambda: shop_api.service.worlds.current.find("cable-3") is not None)
     inside = shop_api.list_for("lea", n=5, category="cables")
     assert kinds(inside) <= {"cable"}
     visitor = shop_api.get("/recommendations", n=5, category="cables", exclude=["cable-0"])

@@ -42,7 +42,7 @@ def pushed(settings: Settings, api: Running, stream: MiniStream) -> Running:
     fakes = [a_review(f"fake-{n}", item, 0.01) for n in range(60) for item in ("junk", f"item-{n % ITEMS}")]
     events = [*a_month(), *fakes]
     produce(settings, events)
-    wait_until(lambda: sum(api.service.worlds.current.counts) == len(events), 30)
+    wait_until(lambda: sum(api.service.worlds.current.counts) == len(events))
     return api
 
 
@@ -58,14 +58,14 @@ def test_what_new_accounts_push_neither_trends_nor_is_popular(pushed: Running) -
     assert "junk" not in shown(pushed)
     assert "junk" not in [item["item_id"] for item in pushed.list_for("nobody")["items"]]
     assert pushed.get("/items/junk")["interactions"] == 60  # counts are what happened
-    wait_until(lambda: "afterclick_quarantined_items 1.0" in pushed.http.get("/metrics").text, 10)
+    wait_until(lambda: "afterclick_quarantined_items 1.0" in pushed.http.get("/metrics").text)
 
 
 def test_an_administrator_lifts_it_and_takes_that_back(pushed: Running) -> None:
     for lifted in (True, False):
         answer = pushed.http.post("/admin/quarantine", json={"item_id": "junk", "lifted": lifted})
         assert answer.status_code == 200, answer.text
-        wait_until(lambda: (shown(pushed, window="day")[:1] == ["junk"]) is lifted, 10)  # noqa: B023
+        wait_until(lambda: (shown(pushed, window="day")[:1] == ["junk"]) is lifted)  # noqa: B023
         found = pushed.get("/admin/quarantine")
         assert found["lifted"] == (["junk"] if lifted else [])
         assert [item["item_id"] for item in found["held"]] == ([] if lifted else ["junk"])
@@ -76,6 +76,6 @@ def test_without_the_bound_it_is_first(settings: Settings, pushed: Running) -> N
     serving = settings.serving.model_copy(update={"quarantine_slack": 0.0})
     with Running(settings.model_copy(update={"serving": serving})) as unbound:
         unbound.ready()
-        wait_until(lambda: shown(unbound, window="day")[:1] == ["junk"], 10)
+        wait_until(lambda: shown(unbound, window="day")[:1] == ["junk"])
         assert unbound.get("/admin/quarantine")["held"] == []
         assert shown(unbound)[0] == "junk"

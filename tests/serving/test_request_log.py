@@ -50,7 +50,7 @@ def test_every_request_leaves_a_row(settings: Settings, database_url: str) -> No
         assert api.http.get("/items/%F0%9F%A6%8A").status_code == 404
         assert api.http.get("/nothing%00?q=%00").status_code == 404
         assert api.http.get("/health/live").status_code == 200
-        wait_until(lambda: api.service.requests.written == 3, 15)
+        wait_until(lambda: api.service.requests.written == 3)
     database = Database(database_url)
     with database.begin() as connection:
         rows = connection.execute(select(request_log).order_by(request_log.c.id)).all()
@@ -67,7 +67,7 @@ def test_every_request_leaves_a_row(settings: Settings, database_url: str) -> No
 
 def test_what_waits_at_the_end_is_written(settings: Settings, database_url: str) -> None:
     with Running(with_database(settings, database_url)) as api:
-        wait_until(lambda: api.service.plane.available, 15)
+        wait_until(lambda: api.service.plane.available)
         for _ in range(20):
             assert api.http.get("/popular").status_code == 200
     database = Database(database_url)
@@ -77,7 +77,7 @@ def test_what_waits_at_the_end_is_written(settings: Settings, database_url: str)
 
 def test_a_slow_database_slows_no_answer_and_loses_nothing(settings: Settings, postgres_url: str) -> None:
     with Running(with_database(settings, postgres_url)) as api:
-        wait_until(lambda: api.service.plane.available, 15)
+        wait_until(lambda: api.service.plane.available)
         with locked(postgres_url):
             api.http.get("/popular")
             began = time.monotonic()
@@ -87,7 +87,7 @@ def test_a_slow_database_slows_no_answer_and_loses_nothing(settings: Settings, p
                 assert time.monotonic() - asked < SLOW_S
             assert api.service.requests.written == 0
             assert time.monotonic() - began < 50 * SLOW_S
-        wait_until(lambda: api.service.requests.written == 51, 30)
+        wait_until(lambda: api.service.requests.written == 51)
         assert api.service.requests.dropped == 0
 
 
@@ -103,7 +103,7 @@ def test_writing_in_the_request_would_have_been_slow(settings: Settings, postgre
         written.stop(timeout_s=SLOW_S)
         assert time.monotonic() - began >= SLOW_S, "the lock held nobody up"
         assert written.written == 0
-    wait_until(lambda: written.written == 1, 15)
+    wait_until(lambda: written.written == 1)
     database.close()
 
 
@@ -132,9 +132,9 @@ def test_a_row_that_no_database_takes_holds_up_no_other(postgres_url: str) -> No
     kept = RequestLog(database, days=1.0)
     kept.start()
     kept.append(row()._replace(status=70_000))  # more than a SMALLINT
-    wait_until(lambda: kept.dropped == 1, 15)
+    wait_until(lambda: kept.dropped == 1)
     kept.append(row()._replace(caller="x" * 500))
-    wait_until(lambda: kept.written == 1, 15)
+    wait_until(lambda: kept.written == 1)
     kept.stop()
     database.close()
 
@@ -151,7 +151,7 @@ def test_old_rows_go_and_none_are_kept_where_none_are_wanted(database_url: str) 
     kept = RequestLog(database, days=2.0)
     kept.append(row())
     kept.start()
-    wait_until(lambda: kept.written == 1, 15)
+    wait_until(lambda: kept.written == 1)
     kept.stop()
     assert count(database) == 1
     unwanted = RequestLog(database, days=0)
@@ -165,7 +165,7 @@ def test_the_metrics_say_how_the_log_keeps_up(settings: Settings, days: float) -
     url = f"sqlite:///{settings.home / 'serving.db'}"
     with Running(with_database(settings, url, days)) as api:
         api.http.get("/popular")
-        wait_until(lambda: api.service.requests.written == (1 if days else 0), 15)
+        wait_until(lambda: api.service.requests.written == (1 if days else 0))
         text = api.http.get("/metrics").text
     assert f'afterclick_request_log_rows{{state="written"}} {1.0 if days else 0.0}' in text
     assert 'afterclick_request_log_rows{state="dropped"} 0.0' in text

@@ -38,7 +38,7 @@ def keyed_shop(settings: Settings) -> Iterator[Running]:
         api.ready()
         shop.publish_items(settings, shop.catalogue())
         shop.publish(settings, *shop.write(settings, "m1"))
-        wait_until(lambda: api.service.worlds.current.loaded.version == "m1", 15)
+        wait_until(lambda: api.service.worlds.current.loaded.version == "m1")
         yield api
 
 

@@ -79,7 +79,7 @@ def test_the_command_starts_fast_and_ends_in_order(settings: Settings) -> None:
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: answers(url), 60)
+        wait_until(lambda: answers(url))
         spent = psutil.Process(process.pid).cpu_times()
         told, shown = busy(url)
         process.send_signal(signal.SIGTERM)

@@ -68,7 +68,7 @@ def test_named_interests_make_the_lists_of_who_has_no_history(shop_api: Running,
     asked = shop_api.list_for("eve", n=5, interests="Cameras")
     assert kinds(asked) == {"camera"}, "what a request names comes first"
     with Running(settings) as other:
-        wait_until(lambda: other.list_for("eve", n=5)["source"] == "interests", 10)
+        wait_until(lambda: other.list_for("eve", n=5)["source"] == "interests")
     known = shop_api.get("/users/eve")
     assert (known["interests"], known["experiment"]) == (["Cables", "nothing"], None)
     liked = ids(body)[0]

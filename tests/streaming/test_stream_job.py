@@ -103,7 +103,7 @@ def test_kill_9_three_times_during_a_replay_changes_nothing(
     assert report["duplicates"] > 0
     assert report["counted_in_state"] == report["counted_in_log"] > 0
     assert {record.value for record in read_topic(settings, "reviews.dlq")} == set(poison)
-    wait_until(lambda: changed_places(settings) >= valid_places(settings), 60, what="every change is told")
+    wait_until(lambda: changed_places(settings) >= valid_places(settings), what="every change is told")
 
 
 def changed_places(settings: Settings) -> set[tuple[int, int]]:

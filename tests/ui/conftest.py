@@ -66,7 +66,7 @@ def shop(broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempP
 def chromium() -> Iterator[Browser]:
     """A browser for one module: while it runs, this thread has Playwright's loop; others want their own."""
     with sync_playwright() as playwright:
-        expect.set_options(timeout=20_000)
+        expect.set_options(timeout=45_000)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
         yield browser
         browser.close()
@@ -76,7 +76,7 @@ def chromium() -> Iterator[Browser]:
 def context(chromium: Browser) -> Iterator[BrowserContext]:
     """A browser window of this test's own."""
     context = chromium.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="no-preference")
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(45_000)
     yield context
     context.close()
 

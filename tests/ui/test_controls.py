@@ -41,7 +41,7 @@ def test_search_finds_as_one_types_and_opens_the_item(page: Page, shop: Shop) ->
     field.press("Enter")
     expect(page.get_by_role("heading", level=1)).to_have_text("Waymark GPS 8")
     history = f"{shop.api_url}/users/{user_id}/history"
-    wait_until(lambda: [event["action"] for event in get(history)["events"]] == ["view", "click"], 60)
+    wait_until(lambda: [event["action"] for event in get(history)["events"]] == ["view", "click"])
 
 
 def test_search_says_when_nothing_is_found(page: Page, shop: Shop) -> None:
@@ -59,7 +59,9 @@ def test_the_item_page_shows_counts_and_trend_and_takes_a_like(page: Page, shop:
     expect(page.get_by_test_id("curve").locator("td")).to_have_count(6)
     page.get_by_role("button", name="Like", exact=True).click()
     expect(page.locator(".ac-item .ac-effect")).to_contain_text("in the log at")
-    wait_until(lambda: get(f"{shop.api_url}/items/G0001")["interactions"] > counted + 1, 60)
+    history = f"{shop.api_url}/users/{user_id}/history"
+    wait_until(lambda: [event["action"] for event in get(history)["events"]] == ["view", "like"])
+    assert get(f"{shop.api_url}/items/G0001")["interactions"] > counted  # its view may be in it
 
 
 def test_the_item_page_follows_its_counts_and_says_what_its_receipt_would_be(page: Page, shop: Shop) -> None:

@@ -84,8 +84,8 @@ def test_an_event_shows_in_the_feed_as_applied_and_sent_again_as_duplicate(page:
 
 def test_charts_stream_and_pause_holds_them_still(page: Page, shop: Shop) -> None:
     visit(page, shop)
-    first = wait_until(lambda: newest(page, "rates"), 15)
-    wait_until(lambda: newest(page, "rates") > first, 10, what="the chart goes on")
+    first = wait_until(lambda: newest(page, "rates"))
+    wait_until(lambda: newest(page, "rates") > first, what="the chart goes on")
     page.get_by_test_id("pause").click()
     expect(page.get_by_test_id("pause")).to_have_attribute("aria-pressed", "true")
     expect(page.get_by_test_id("pause")).to_have_text("Go on")
@@ -93,24 +93,24 @@ def test_charts_stream_and_pause_holds_them_still(page: Page, shop: Shop) -> Non
     page.wait_for_timeout(2500)
     assert newest(page, "rates") == held
     page.get_by_test_id("pause").click()
-    wait_until(lambda: newest(page, "rates") > held, 10, what="the chart goes on")
+    wait_until(lambda: newest(page, "rates") > held, what="the chart goes on")
 
 
 def test_the_window_shortens_the_charts(page: Page, shop: Shop) -> None:
     visit(page, shop)
     page.locator('[data-key="60"]').click()
     expect(page.locator('[data-key="60"]')).to_have_attribute("aria-pressed", "true")
-    wait_until(lambda: 0 < points(page, "rates") <= 62, 10)
+    wait_until(lambda: 0 < points(page, "rates") <= 62)
 
 
 def test_the_race_follows_the_chosen_window(page: Page, shop: Shop) -> None:
     visit(page, shop)
-    wait_until(lambda: points(page, "race") == 10, 15)
+    wait_until(lambda: points(page, "race") == 10)
     page.locator('.ac-segments [data-key=""]').click()
     names = """() => getElement(document.querySelector('[data-chart=race] .nicegui-echart').id.slice(1))
         .chart.getOption().yAxis[0].data[0]"""
     best = get(f"{shop.api_url}/popular?n=1")["items"][0]
-    wait_until(lambda: page.evaluate(names) == best["title"], 10)
+    wait_until(lambda: page.evaluate(names) == best["title"])
 
 
 def test_lists_dead_letters_and_models_are_shown(page: Page, shop: Shop) -> None:
@@ -151,12 +151,12 @@ def test_clicks_by_source_and_the_shares_of_departments_stream(page: Page, shop:
     wait_until(
         lambda: "Trending now, no model" in curves(page, "ctr"), 15, what=f"a curve of {shown['source']}"
     )
-    wait_until(lambda: "Camera & Photo" in curves(page, "shares"), 15)
+    wait_until(lambda: "Camera & Photo" in curves(page, "shares"))
 
 
 def test_pointing_at_a_chart_says_its_values(page: Page, shop: Shop) -> None:
     visit(page, shop)
-    wait_until(lambda: points(page, "rates") > 3, 15)
+    wait_until(lambda: points(page, "rates") > 3)
     canvas = page.locator('[data-chart="rates"] canvas').first
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
@@ -174,4 +174,4 @@ def test_looking_at_the_comparison_is_no_list_shown(page: Page, shop: Shop) -> N
     expect(page.get_by_test_id("comparison").locator("section")).to_have_count(5)
     assert lists() == before
     page.goto(f"{shop.url}/?user={user_id}")
-    wait_until(lambda: lists() == before + 1, 10, what="the shop's list is counted, once")
+    wait_until(lambda: lists() == before + 1, what="the shop's list is counted, once")

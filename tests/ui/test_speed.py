@@ -39,7 +39,7 @@ def test_the_pages_add_little_between_click_and_screen(page: Page, shop: Shop) -
     totals: list[float] = []
     for n in range(8):
         press(page, listed(page)[n % 3], "like")
-        wait_until(lambda: measured(page), 20)
+        wait_until(lambda: measured(page))
         row = page.get_by_test_id("timeline").locator("li").first
         server_ms = int(row.locator("code").last.inner_text().split()[-2])
         on_screen = measured(page)[0]
