@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError
 
 from afterclick.errors import Unavailable
@@ -16,7 +17,10 @@ from afterclick.settings import KafkaSettings, Settings
 
 
 def ensure_topics(settings: Settings) -> list[str]:
-    """Create the topics that do not exist yet and return their names; leave the others as they are."""
+    """Create the topics that do not exist yet and return their names; leave the others as they are.
+
+    Returns when each of their partitions has a leader that knows it: a moment later than the metadata say.
+    """
     kafka = settings.kafka
     with _admin(kafka.bootstrap) as admin:
         existing = set(admin.list_topics())
@@ -31,6 +35,9 @@ def ensure_topics(settings: Settings) -> list[str]:
         }
         if missing:
             admin.create_topics(missing, wait_for_metadata=True)
+            made = [topic for topic in kafka.topics.all() if topic.name in missing]
+            places = [TopicPartition(topic.name, n) for topic in made for n in range(topic.partitions)]
+            admin.list_partition_offsets({place: OffsetSpec.LATEST for place in places})
     return sorted(missing)
 
 

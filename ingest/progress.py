@@ -50,6 +50,11 @@ class ReplayFiles:
             _write(self.folder / "clock.json", shifts)
         return int(shifts[fingerprint])
 
+    def known_shift_ms(self, fingerprint: str) -> int | None:
+        """The shift of a dataset's rebased clock; None where no replay has chosen one."""
+        shift = _read(self.folder / "clock.json").get(fingerprint)
+        return None if shift is None else int(shift)
+
     def control(self) -> ReplayControl:
         """How the replay is asked to go."""
         return ReplayControl.read(self.home) or ReplayControl()

@@ -49,6 +49,20 @@ def swap(
 
 
 @app.command()
+def retrain(
+    rate: Annotated[float, typer.Option(help="Requests per second.")] = 50.0,
+    events: Annotated[float, typer.Option(help="New events per second meanwhile.")] = 100.0,
+    due: Annotated[int, typer.Option(min=1, help="New events that make a training due.")] = 2_000,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """A model trained, judged, published and swapped in while events come and lists are asked for."""
+    from afterclick.settings import Settings
+    from infra.benches.retrain import Bench, run
+
+    _print(run(Bench(rate=rate, events_per_s=events, due=due), Settings().jars), as_json)
+
+
+@app.command()
 def sockets(
     clients: Annotated[int, typer.Option(min=2, help="Viewers on WebSockets.")] = 500,
     stalled: Annotated[int, typer.Option(min=1, help="Those of them that never read.")] = 25,

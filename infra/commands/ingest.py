@@ -86,6 +86,40 @@ def items(dataset: DatasetArgument = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def people(
+    dataset: DatasetArgument = None,
+    until: Annotated[
+        datetime | None, typer.Option(help="Leave out what is from this day or time on (UTC).")
+    ] = None,
+    clock: Annotated[
+        Literal["original", "rebased"], typer.Option(help="Event times as they were, or as the replay's.")
+    ] = "original",
+    as_json: JsonOption = False,
+) -> None:
+    """Give the shop's toy users the history of somebody in the data with their tastes."""
+    from afterclick.settings import Settings
+    from infra.topics_admin import ensure_topics
+    from ingest.lookalikes import lend
+    from ingest.ordered import prepare
+    from ui.demo_users import demo_users
+
+    settings = Settings()
+    chosen = choose(dataset).dataset
+    ensure_topics(settings)
+    tastes = {user.user_id: user.tastes for user in demo_users()}
+    data = prepare(chosen, settings.home)
+    found = lend(chosen, data, settings, tastes, until_ms=_ms(until), rebased=clock == "rebased")
+    if as_json:
+        reviews = {person: lender.reviews for person, lender in found.items()}
+        _print_json({"people": reviews, "sent": sum(reviews.values())})
+        return
+    for user in demo_users():
+        lender = found.get(user.user_id)
+        has = f"{lender.reviews} reviews, {lender.alike} to their taste" if lender else "nobody like them"
+        typer.echo(f"{user.name}: {has}")
+
+
+@app.command()
 def pause() -> None:
     """Make the running replay wait."""
     _ask("paused")

@@ -27,7 +27,7 @@ from infra.stack.stages import Stage
 from infra.stack.supervisor import Stack
 from infra.stack.view import View
 
-_IN_TURN = ("catalogue", "history", "log", "training")
+_IN_TURN = ("catalogue", "history", "people", "log", "training")
 _BESIDE = ("live", "retraining")
 _PATIENCE_S = 60.0
 _ENOUGH = 100_000
@@ -50,6 +50,7 @@ class Demo:
         self.stages = [Stage(name) for name in (*_IN_TURN, *_BESIDE)]
         self._served: str | None = None
         self._partial = False
+        self._begun = False
 
     async def run(self) -> None:
         """Every stage in turn; a failure is shown and ends the demo, never the stack."""
@@ -79,11 +80,27 @@ class Demo:
         stage.note = f"{answer['items']:,} items published"
 
     async def _history(self, stage: Stage) -> None:
-        until = datetime.fromtimestamp(self.cut.until_ms / 1000, UTC)
         stage.total = self.cut.history
-        answer = await self._replay(stage, "replay-history", "--until", f"{until:%Y-%m-%dT%H:%M:%S}")
-        stage.done = stage.total
-        stage.note = f"{answer['sent']:,} reviews before {until:%Y-%m-%d} at {answer['events_per_s']:,.0f}/s"
+        until = self._until_text()
+        answer = await self._replay(stage, "replay-history", "--until", until)
+        stage.done, self._begun = stage.total, answer["started_at_row"] > 0
+        stage.note = f"{answer['sent']:,} reviews before {until[:10]} at {answer['events_per_s']:,.0f}/s"
+
+    async def _people(self, stage: Stage) -> None:
+        """The toy users' histories, once; a demo without them is still one."""
+        if self._begun:
+            stage.note, stage.state = "they have them", "left out"
+            return
+        arguments = ("ingest", "people", self.cut.path, "--clock", "rebased", "--until", self._until_text())
+        try:
+            answer = await self._answer("people", *arguments, "--json")
+        except Unavailable as error:
+            stage.note, stage.state = str(error), "failed"
+            return
+        stage.note = f"{len(answer['people'])} toy users with {answer['sent']} reviews"
+
+    def _until_text(self) -> str:
+        return f"{datetime.fromtimestamp(self.cut.until_ms / 1000, UTC):%Y-%m-%dT%H:%M:%S}"
 
     async def _log(self, stage: Stage) -> None:
         """Wait until the Parquet log, which training reads, has every event; the state may still lag.

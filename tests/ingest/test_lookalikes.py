@@ -1,0 +1,87 @@
+"""Toy users get what somebody with their tastes did: by count, nobody twice, the same events each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from afterclick.errors import BadDataset
+from afterclick.events import InteractionEvent, decode
+from afterclick.settings import Settings
+from ingest.datasets import Dataset, open_dataset
+from ingest.lookalikes import Lookalike, lend, lookalikes
+from ingest.ordered import Ordered, prepare
+from ingest.replay import ReplayOptions, replay
+from tests.ingest.conftest import ratings_csv
+from tests.ingest.test_producer import read_topic
+
+TASTES = {"ann": ("lenses",), "ben": ("LENSES", "Fans"), "cem": ("Nothing of the kind",)}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[Dataset, Ordered]:
+    """`keen` reviews three lenses, `mild` two, `whole` as many among too many others, `few` nothing else."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lenses = [f"l{n},Lens {n},Cameras|Lenses" for n in range(4)]
+    others = [f"x{n},Thing {n},Things" for n in range(40)]
+    (folder / "items.csv").write_text("\n".join(["item_id,title,categories", *lenses, *others]) + "\n")
+    did = {
+        "keen": ["l0", "l1", "l2", "x0"],
+        "mild": ["l0", "l3", "x0", "x1", "x2"],
+        "whole": ["l0", "l1", "l2", "l3", *(f"x{n}" for n in range(40))],
+        "few": ["l0", "l1", "l2"],
+    }
+    rows = [
+        f"{user},{item},{1_300_000_000 + 86_400 * n}" for user, of in did.items() for n, item in enumerate(of)
+    ]
+    (folder / "reviews.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    dataset = open_dataset(folder)
+    return dataset, prepare(dataset, tmp_path / "home")
+
+
+def _reviews(settings: Settings) -> list[InteractionEvent]:
+    records = read_topic(settings.kafka.bootstrap, settings.kafka.topics.reviews)
+    events = [decode(value) for _, _, value in records]
+    assert all(isinstance(event, InteractionEvent) for event in events)
+    return [event for event in events if isinstance(event, InteractionEvent)]
+
+
+def test_the_most_alike_of_a_handy_length_is_chosen_and_nobody_twice(data: tuple[Dataset, Ordered]) -> None:
+    assert lookalikes(*data, TASTES) == {"ann": Lookalike("keen", 4, 3), "ben": Lookalike("mild", 5, 2)}
+
+
+def test_what_is_after_the_cut_does_not_count(data: tuple[Dataset, Ordered]) -> None:
+    third_day = (1_300_000_000 + 2 * 86_400) * 1000
+    assert lookalikes(*data, TASTES, third_day) == {}
+
+
+def test_the_events_are_the_lenders_under_the_persons_name_the_same_each_time(
+    data: tuple[Dataset, Ordered], settings: Settings
+) -> None:
+    lend(*data, settings, TASTES)
+    first = _reviews(settings)
+    assert sorted((event.data.user_id, event.data.item_id) for event in first) == [
+        *(("ann", item) for item in ("l0", "l1", "l2", "x0")),
+        *(("ben", item) for item in ("l0", "l3", "x0", "x1", "x2")),
+    ]
+    assert first[0].time_ms == 1_300_000_000_000
+    lend(*data, settings, TASTES)
+    assert {event.id for event in _reviews(settings)} == {event.id for event in first}
+
+
+def test_the_clock_is_that_of_the_replay(data: tuple[Dataset, Ordered], settings: Settings) -> None:
+    dataset, ordered = data
+    with pytest.raises(BadDataset, match="no rebased replay"):
+        lend(dataset, ordered, settings, TASTES, rebased=True)
+    summary = replay(ordered, settings, ReplayOptions(rebased=True))
+    lend(dataset, ordered, settings, TASTES, rebased=True)
+    times = {event.data.user_id: event.time_ms for event in _reviews(settings) if event.data.item_id == "l0"}
+    assert times["ann"] == times["keen"] == 1_300_000_000_000 + summary.shift_ms
+
+
+def test_a_dataset_without_items_says_so(settings: Settings, tmp_path: Path) -> None:
+    dataset = open_dataset(ratings_csv(tmp_path))
+    with pytest.raises(BadDataset, match="no items file"):
+        lookalikes(dataset, prepare(dataset, tmp_path / "home"), TASTES)
