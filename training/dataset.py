@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import sparse
 
+from training.core import k_core
+
 
 @dataclass(frozen=True)
 class Interactions:
@@ -90,14 +92,8 @@ class Interactions:
         return replace(self, item_ids=np.concatenate([self.item_ids, np.asarray(extra, np.str_)]))
 
     def core(self, k: int) -> Interactions:
-        """The rows in which every user and every item has `k` or more, found by repeated filtering."""
-        rows = self
-        while len(rows):
-            keep = (rows.user_counts() >= k)[rows.user] & (rows.item_counts() >= k)[rows.item]
-            if keep.all():
-                break
-            rows = rows.where(keep)
-        return rows
+        """The rows in which every user and every item has `k` or more."""
+        return self.where(k_core(self.user, self.item, k).inside)
 
 
 def load(folder: Path) -> Interactions:

@@ -1,4 +1,4 @@
-"""Turn the Parquet log into the tables that models are fitted on, in Spark.
+"""Turn the Parquet log into the tables that models are fitted on: in Spark, but for the k-core, in memory.
 
 reads   parquet  the log, by training.increment: what came since the last run
         topic    items, by training.catalogue
@@ -17,6 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as f
@@ -25,8 +29,10 @@ from afterclick.errors import BadDataset
 from afterclick.events import Action
 from afterclick.settings import Settings
 from training import catalogue, increment, steps
+from training.core import Core, k_core
 
 MONTH_MS = 30 * 86_400_000.0
+_PART = "part-0.parquet"
 Progress = Callable[[str], None]
 
 
@@ -82,16 +88,19 @@ def run(
         weights = {str(a): w for a, w in settings.stream.weights.items() if w > 0}
         pairs, left = _pairs(reading.events, weights)
         progress("numbering users and items")
-        rows = _number(pairs, folder)
-        rows, core_dropped, rounds = _mark_core(rows, settings.training.core, progress)
-        progress("writing the tables")
-        rows.write.parquet(str(folder / "interactions"))
+        rows = _number(pairs, folder).toArrow()
+        core = k_core(rows["user_index"].to_numpy(), rows["item_index"].to_numpy(), settings.training.core)
+        kept = np.count_nonzero(core.inside)
+        progress(
+            f"{settings.training.core}-core: {kept:,} of {len(rows):,} interactions, {core.rounds} rounds"
+        )
+        _write_interactions(rows, core, folder / "interactions")
         report = Report(
             rows_in=rows_in,
             dropped=_differences([rows_in, complete, *left]),
             core_k=settings.training.core,
-            core_dropped=core_dropped,
-            core_rounds=rounds,
+            core_dropped={"user_below": core.user_below, "item_below": core.item_below},
+            core_rounds=core.rounds,
             catalogue=catalogue.write(settings.kafka, folder / "catalogue"),
             positions=reading.kept.positions,
             files_read=reading.files_read,
@@ -99,7 +108,7 @@ def run(
             files_reused=reading.files_reused,
             rows_reused=reading.rows_reused,
             whole=reading.whole,
-            **_totals(spark, folder),
+            **_totals(rows, core),
         )
         (folder / "report.json").write_text(report.model_dump_json(indent=1))
         spark.catalog.clearCache()
@@ -116,10 +125,6 @@ def _account(reading: increment.Reading) -> str:
     if reading.whole is not None:
         return f"{read}: all of the log, as {reading.whole}"
     return f"{read}, {reading.rows_reused:,} rows of {reading.files_reused:,} files kept from the last run"
-
-
-def _count(frame: DataFrame) -> int:
-    return int(frame.count())
 
 
 def _pairs(events: DataFrame, weights: dict[str, float]) -> tuple[DataFrame, list[int]]:
@@ -166,7 +171,7 @@ def _number(pairs: DataFrame, folder: Path) -> DataFrame:
     facts = [reviews, f.sum(recency).alias("popularity"), f.min("time_ms").alias("first_seen_ms")]
     items = _table(pairs, "item", facts, folder / "items")
     rows = pairs.join(users, "user_id").join(f.broadcast(items), "item_id")
-    return rows.select("user_index", "item_index", "time_ms", "weight").persist()
+    return rows.select("user_index", "item_index", "time_ms", "weight")
 
 
 def _table(pairs: DataFrame, kind: str, facts: list[Column], folder: Path) -> DataFrame:
@@ -178,38 +183,21 @@ def _table(pairs: DataFrame, kind: str, facts: list[Column], folder: Path) -> Da
     return pairs.sparkSession.read.parquet(str(folder)).select(key, f"{kind}_index")
 
 
-def _mark_core(rows: DataFrame, k: int, progress: Progress) -> tuple[DataFrame, dict[str, int], int]:
-    """Add the column `core`: whether the row is in the k-core. Also what fell out, and the rounds."""
-    core, total, rounds = rows.select("user_index", "item_index"), _count(rows), 0
-    dropped, left = {"user_below": 0, "item_below": 0}, total
-    while left:
-        rounds += 1
-        before = left
-        for column, reason in (("item_index", "item_below"), ("user_index", "user_below")):
-            enough = f.count("*").over(Window.partitionBy(column)) >= k
-            core = core.withColumn("enough", enough).where("enough").drop("enough").localCheckpoint()
-            now = _count(core)
-            dropped[reason] += left - now
-            left = now
-        progress(f"{k}-core, round {rounds}: {left:,} of {total:,} interactions")
-        if left == before:
-            break
-    marked = core.withColumn("core", f.lit(True))
-    joined = rows.join(marked, ["user_index", "item_index"], "left")
-    return joined.withColumn("core", f.coalesce("core", f.lit(False))), dropped, rounds
+def _write_interactions(rows: pa.Table, core: Core, folder: Path) -> None:
+    """Write the rows, with the column `core`, in the order of users and items."""
+    folder.mkdir()
+    rows = rows.append_column("core", pa.array(core.inside))
+    pq.write_table(rows.sort_by([("user_index", "ascending"), ("item_index", "ascending")]), folder / _PART)
 
 
-def _totals(spark: SparkSession, folder: Path) -> dict[str, int]:
-    rows = spark.read.parquet(str(folder / "interactions"))
-    core = f.col("core")
-    totals = rows.agg(
-        f.count("*").alias("rows_out"),
-        f.countDistinct("user_index").alias("users"),
-        f.countDistinct("item_index").alias("items"),
-        f.count(f.when(core, 1)).alias("core_rows"),
-        f.countDistinct(f.when(core, f.col("user_index"))).alias("core_users"),
-        f.countDistinct(f.when(core, f.col("item_index"))).alias("core_items"),
-        f.max("time_ms").alias("newest_ms"),
-    ).first()
-    assert totals is not None
-    return {name: int(value) for name, value in totals.asDict().items()}
+def _totals(rows: pa.Table, core: Core) -> dict[str, int]:
+    inside = rows.filter(pa.array(core.inside))
+    return {
+        "rows_out": len(rows),
+        "users": pc.count_distinct(rows["user_index"]).as_py(),
+        "items": pc.count_distinct(rows["item_index"]).as_py(),
+        "core_rows": len(inside),
+        "core_users": pc.count_distinct(inside["user_index"]).as_py(),
+        "core_items": pc.count_distinct(inside["item_index"]).as_py(),
+        "newest_ms": pc.max(rows["time_ms"]).as_py(),
+    }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.parquet as pq
 import pytest
 
 from afterclick.errors import BadDataset
@@ -82,13 +84,23 @@ def test_a_repeated_pair_keeps_its_first_time_and_its_heaviest_action(
     assert table.weight.tolist() == [3.0]
 
 
+def _filtered(pairs: set[tuple[int, int]], k: int) -> set[tuple[int, int]]:
+    """The k-core, pair by pair."""
+    users, items = Counter(user for user, _ in pairs), Counter(item for _, item in pairs)
+    kept = {(user, item) for user, item in pairs if users[user] >= k and items[item] >= k}
+    return kept if kept == pairs else _filtered(kept, k)
+
+
 def test_the_core_is_what_repeated_filtering_leaves(spark: SparkSession, settings: Settings) -> None:
     shop.write_log(settings.archive, shop.drifting_events(users=120, items=80))
     folder, report = run(spark, settings)
-    core = dataset.load(folder).core(5)
+    table = dataset.load(folder)
+    core = _filtered(set(zip(table.user.tolist(), table.item.tolist(), strict=True)), 5)
+    written = pq.read_table(folder / "interactions").to_pylist()
+    assert {(row["user_index"], row["item_index"]) for row in written if row["core"]} == core
     assert report.core_rows == len(core) > 0
-    assert report.core_items == len(set(core.item.tolist()))
-    assert report.core_users == len(set(core.user.tolist()))
+    assert report.core_items == len({item for _, item in core})
+    assert report.core_users == len({user for user, _ in core})
     assert report.balanced()
     assert sum(report.core_dropped.values()) > 0
 
