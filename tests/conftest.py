@@ -157,6 +157,10 @@ def spark(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spar
         .config("spark.jars", Settings(jars=jars).spark_jars)
         .config("spark.log.level", "ERROR")
         .config("spark.scheduler.mode", "FAIR")
+        # a test's rows are few: interpreting a plan takes less than compiling it
+        .config("spark.sql.codegen.wholeStage", "false")
+        .config("spark.sql.codegen.factoryMode", "NO_CODEGEN")
+        .config("spark.sql.adaptive.enabled", "false")
         .config("spark.sql.execution.arrow.pyspark.enabled", "true")
         .config("spark.sql.session.timeZone", "UTC")
         .config("spark.sql.shuffle.partitions", "2")
