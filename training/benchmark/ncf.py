@@ -63,7 +63,7 @@ class Ncf:
     epochs: int = 30
     """At most; the search keeps as many as were best on the validation rows."""
     batch: int = 512
-    sample: int = 512
+    sample: int = 256
     """Sampled items per batch."""
     seconds: float = 240.0
     """No epoch starts that would end later."""
