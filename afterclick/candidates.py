@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.content import ItemContent
 from afterclick.model import FloatArray, IntArray, Model
 from afterclick.scoring import TrendView, UserState
 
@@ -54,23 +55,26 @@ def candidate_items(
     als_search: Search | None = None,
     tower_search: Search | None = None,
     content_search: Search | None = None,
+    content: ItemContent | None = None,
     limits: CandidateLimits | None = None,
     exclude: IntArray | None = None,
 ) -> Candidates:
     """The union of all sources, without what the user has seen and what is in `exclude`.
 
     Give `user_factors` (from fold_in) with `als_search`, and `user_towers` (from tower_user) with
-    `tower_search`. A source without its search or input brings nothing.
+    `tower_search`. `content` is the model's own unless that of items which came after it is given, too. A
+    source without its search or input brings nothing.
     """
     limits = limits or CandidateLimits()
     recent = state.items[: limits.recent]
+    like = _newest_content(model, content or model.item_content, recent)
     recent = recent[recent < len(model)]
     found: list[IntArray] = [
         model.same_day_items[recent, : limits.per_item].ravel(),
         _neighbours(model, recent, limits.per_item),
         _search(als_search, user_factors, limits.als),
         _search(tower_search, user_towers, limits.tower),
-        _search(content_search, _last_content(model, recent), limits.content),
+        _search(content_search, like, limits.content),
         trends.top[: limits.trending],
     ]
     items = np.concatenate(found).astype(np.int32, copy=False)
@@ -108,11 +112,15 @@ def _search(search: Search | None, query: FloatArray | None, count: int) -> IntA
     return search(query, count)
 
 
-def _last_content(model: Model, recent: IntArray) -> FloatArray | None:
-    if model.content is None or not len(recent):
+def _newest_content(model: Model, content: ItemContent | None, recent: IntArray) -> FloatArray | None:
+    """Content of the newest item, passing over those that came after the model and say nothing."""
+    if content is None:
         return None
-    last = model.content[recent[0]]
-    return last if last.any() else None
+    for item in recent.tolist():
+        said = content.row(item)
+        if said is not None or item < len(model):
+            return said
+    return None
 
 
 def _wanted(items: IntArray, banned: IntArray) -> NDArray[np.bool_]:

@@ -2,11 +2,12 @@
 
 reads   artifact  item_ids, popularity, first_seen_ms, neighbour_items, neighbour_scores, same_day_items,
                   same_day_scores; where there: reach_items, reach_scores, als_item_factors, content,
-                  tower_history, tower_targets
+                  content_words, content_word_vectors, tower_history, tower_targets
         manifest  parameters.als.alpha, parameters.als.reg, parameters.towers.ages
 
-Rows of every array are items; a row number is an `item_index`. `−1` pads neighbour lists. An item that
-ALS or content knows nothing of has a row of zeros there. Items that appeared later have indices ≥ n.
+Rows of every array are items, but of those of words; a row number is an `item_index`. `−1` pads neighbour
+lists. An item that ALS or content knows nothing of has a row of zeros there. Items that appeared later have
+indices ≥ n; what they say of themselves is looked up in the vectors of words.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.artifact import Manifest, load_array, read_manifest, verify
+from afterclick.content import ItemContent, WordVectors, fit_together
 from afterclick.errors import BadArtifact
 from afterclick.towers import AGES_DAYS, TowerArrays
 
@@ -41,9 +43,13 @@ _OPTIONAL = (
     "reach_scores",
     "als_item_factors",
     "content",
+    "content_words",
+    "content_word_vectors",
     "tower_history",
     "tower_targets",
 )
+OF_WORDS = ("content_words", "content_word_vectors")
+"""Arrays whose rows are words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +83,8 @@ class Model:
     """(n, K) how often, with weight on what is popular."""
     towers: TowerArrays | None = None
     """What the two towers have learned."""
+    words: WordVectors | None = None
+    """What each word adds to `content`: gives items that come later theirs."""
     index: dict[str, int] = field(init=False)
     """item_id → item_index."""
     log_popularity: FloatArray = field(init=False)
@@ -87,8 +95,8 @@ class Model:
     """(k,) eigenvalues and (k, k) eigenvectors of `gram`: for a cheap fold-in of few items."""
     norms: FloatArray | None = field(init=False)
     """(n,) lengths of the item factors; 0 where ALS does not know the item."""
-    described: NDArray[np.bool_] | None = field(init=False)
-    """(n,) whether the item has content."""
+    item_content: ItemContent | None = field(init=False)
+    """`content` as it is looked up."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", _index(self.item_ids))
@@ -101,8 +109,8 @@ class Model:
         object.__setattr__(self, "gram", gram)
         object.__setattr__(self, "spectrum", spectrum)
         object.__setattr__(self, "norms", norms)
-        described = None if self.content is None else self.content.any(axis=1)
-        object.__setattr__(self, "described", described)
+        content = None if self.content is None else ItemContent.of(self.content)
+        object.__setattr__(self, "item_content", content)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -116,6 +124,8 @@ class Model:
             found["als_item_factors"] = self.factors
         if self.content is not None:
             found["content"] = self.content
+        if self.words is not None:
+            found |= {"content_words": self.words.words, "content_word_vectors": self.words.vectors}
         if self.towers is not None:
             found |= {"tower_history": self.towers.history, "tower_targets": self.towers.targets}
         return found
@@ -160,10 +170,12 @@ def load(folder: Path, manifest_sha256: str | None = None) -> tuple[Model, Manif
     als = manifest.parameters.get("als", {})
     factors = arrays.pop("als_item_factors", None)
     towers = _towers(folder, arrays, manifest)
+    words = _words(folder, arrays)
     model = Model(
         version=manifest.version,
         factors=factors,
         towers=towers,
+        words=words,
         als_alpha=float(als.get("alpha", 1.0)),
         als_reg=float(als.get("reg", 0.1)),
         **arrays,
@@ -182,10 +194,20 @@ def _towers(folder: Path, arrays: dict[str, NDArray[Any]], manifest: Manifest) -
     return TowerArrays(history, targets, ages)
 
 
+def _words(folder: Path, arrays: dict[str, NDArray[Any]]) -> WordVectors | None:
+    """Takes the arrays of words out of `arrays`; None where the artifact has none, as older ones."""
+    words, vectors = arrays.pop("content_words", None), arrays.pop("content_word_vectors", None)
+    if words is None or vectors is None:
+        return None
+    if not fit_together(words, vectors, arrays.get("content")):
+        raise BadArtifact(f"{folder}: words, their vectors and content do not fit together; train again")
+    return WordVectors(words, vectors)
+
+
 def _check(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
     rows = len(arrays["item_ids"])
     for name, array in arrays.items():
-        if len(array) != rows:
+        if len(array) != rows and name not in OF_WORDS:
             raise BadArtifact(f"{folder / name}.npy: {len(array)} rows, item_ids has {rows}")
     for name in _finite(arrays):
         if not np.isfinite(arrays[name]).all():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.content import ItemContent
 from afterclick.events import Action
 from afterclick.model import FloatArray, IntArray, Model
 from afterclick.neighbour_columns import Order, neighbour_columns
@@ -155,10 +156,12 @@ def features(
     candidates: IntArray,
     user_factors: FloatArray | None = None,
     user_towers: FloatArray | None = None,
+    content: ItemContent | None = None,
 ) -> FloatArray:
     """(len(candidates), len(FEATURES)) float32. NaN where a model does not know the item or the user.
 
-    `user_factors` and `user_towers` save what the caller has done already: fold_in and tower_user.
+    `user_factors` and `user_towers` save what the caller has done already: fold_in and tower_user. `content`
+    is the model's own unless that of items which came after it is given, too.
     """
     out = np.full((len(FEATURES), len(candidates)), np.nan, np.float32)  # a feature's values side by side
     column = dict(zip(FEATURE_NAMES, out, strict=True))
@@ -184,9 +187,9 @@ def features(
         neighbour_columns(model.reach_items, model.reach_scores, recent, order, column, "reach")
     _factor_columns(model, state, recent, rows, column, user_factors)
     _tower_columns(model, state, rows, column, user_towers)
-    _content_columns(model, recent, rows, column)
+    _content_columns(content or model.item_content, state.items[:RECENT], candidates, column)
     if not every:
-        for name in ("als", "als_last", "tower", "tower_last", "content_last", "content_mean"):
+        for name in ("als", "als_last", "tower", "tower_last"):
             column[name][~known] = np.nan
     return np.ascontiguousarray(out.T)
 
@@ -274,18 +277,18 @@ def _tower_columns(
 
 
 def _content_columns(
-    model: Model, recent: IntArray, rows: NDArray[np.intp], column: dict[str, FloatArray]
+    content: ItemContent | None, recent: IntArray, candidates: IntArray, column: dict[str, FloatArray]
 ) -> None:
-    if model.content is None or model.described is None:
+    """How alike each candidate and the newest items are described."""
+    if content is None:
         return
-    newest, recent = recent[0], recent[recent >= 0]
-    past = recent[model.described[recent]]
+    past = recent[content.has(recent)]
     if not len(past):
         return
-    described = np.flatnonzero(model.described[rows])
-    similar = model.content[rows[described]] @ model.content[past].T
+    described = np.flatnonzero(content.has(candidates))
+    similar = content.rows(candidates[described]) @ content.rows(past).T
     column["content_mean"][described] = similar.mean(axis=1)
-    if newest == past[0]:
+    if recent[0] == past[0]:
         column["content_last"][described] = similar[:, 0]
 
 

@@ -133,7 +133,8 @@ class TrainingSettings(_Section):
     least_reviews: int = Field(5, ge=1)
     """Items with fewer interactions are not served by the models."""
     content: Literal["tfidf", "sbert"] = "tfidf"
-    """How titles and categories become vectors: TF-IDF with SVD in a second, or Sentence-BERT in minutes."""
+    """How titles and categories become vectors: TF-IDF with SVD in a second, or Sentence-BERT in minutes.
+    Items that come later get theirs at once, from what the training learned of words."""
     tower_epochs: int = Field(3, ge=0)
     """Two towers: passes over the interactions; 0 leaves them out of the model."""
     holdout: float = Field(0.08, gt=0, lt=0.5)

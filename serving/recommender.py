@@ -220,7 +220,7 @@ def personalised(
     source: Source,
 ) -> Ranked:
     """Rank what the model, the live history and the trends bring for this user."""
-    loaded, view = world.loaded, world.view
+    loaded, view, content = world.loaded, world.view, world.content
     user, near = fold_in(model, state), tower_user(model, state)
     found = candidate_items(
         model,
@@ -230,13 +230,14 @@ def personalised(
         user_towers=near,
         als_search=loaded.als_search,
         tower_search=loaded.tower_search,
-        content_search=loaded.content_search,
+        content_search=world.content_search,
+        content=content,
         exclude=choice.excluded,
     )
     items, sources = _enough(world, choice, found)
     if not len(items):
         return overall(world, choice)
-    rows = features(model, state, view, items, user, near)
+    rows = features(model, state, view, items, user, near, content)
     top, receipt = loaded.ranker.best(rows, choice.n)
     if len(choice.wanted):
         asked_for = np.flatnonzero(np.isin(items, choice.wanted))
@@ -250,7 +251,7 @@ def personalised(
         parts=receipt,
         sources=names,
         reasons=reasons(model, world, state, shown, names, history, catalogue),
-        by=lambda state, items: loaded.ranker.score(features(model, state, view, items)),
+        by=lambda state, items: loaded.ranker.score(features(model, state, view, items, content=content)),
     )
 
 

@@ -18,14 +18,17 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from afterclick.candidates import Search
+from afterclick.content import ItemContent
 from afterclick.model import IntArray
 from afterclick.quarantine import Bounds, Guarded, guard
 from afterclick.scoring import TrendView
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.decisions.rules import NO_RULES, ActiveRules, RuleBook
 from serving.feeds.catalogue import Catalogue
-from serving.feeds.model_feed import LoadedModel
+from serving.feeds.model_feed import LoadedModel, no_model
 from serving.feeds.trend_feed import TrendFeed
+from serving.late_content import LateContent
 from serving.ranking.badges import Badges, badges
 
 log = structlog.get_logger()
@@ -100,6 +103,10 @@ class World:
     """Items in quarantine: of their trends only what established users stand for."""
     established_share: float
     """The share of an item's votes that established users usually have; 0 where it is not known."""
+    content: ItemContent | None = None
+    """What all items say of themselves; None where the model has no content."""
+    content_search: Search | None = None
+    """The items whose content is near a vector."""
     rules: ActiveRules = NO_RULES
     """The business rules in force."""
     number: int = 0
@@ -150,6 +157,7 @@ class _Builder:
         self._space, self._space_of = ItemSpace(), ""
         self._rows = _Rows(feed.table, np.empty(0, np.int64))
         self._listed = -1
+        self._late = LateContent(no_model())
 
     def build(self, loaded: LoadedModel) -> World:
         """A new world from what the feeds hold now."""
@@ -167,8 +175,10 @@ class _Builder:
             self._space.add_all(list(self._catalogue.items))
         guarded = guard(votes, established, self._bounds, np.array(lifted, np.intp))
         world = _world(loaded, self._space, self._rows.at, guarded, counts, now_ms)
+        self._late.follow(self._space.ids, self._catalogue)
+        content, search = self._late.content, self._late.search
         rules = self._rules.active(self._space.index, world.heat)
-        return replace(world, rules=rules, number=next(_NUMBERS))
+        return replace(world, content=content, content_search=search, rules=rules, number=next(_NUMBERS))
 
     def _adopt(self, loaded: LoadedModel) -> None:
         """Begin a new item space where the model is another: its rows come first."""
@@ -177,6 +187,7 @@ class _Builder:
             self._space = ItemSpace(list(model.index), dict(model.index)) if model else ItemSpace()
             self._space_of, self._listed = loaded.version, -1
             self._rows = _Rows(self._feed.table, np.empty(0, np.int64))
+            self._late = LateContent(loaded)
 
 
 class Worlds:

@@ -84,10 +84,11 @@ def without_towers(
         als_reg=config.als.reg,
         **baselines.neighbour_arrays(known, config.neighbours),
     )
-    described = content.embed(
-        content.texts_of(model.item_ids.tolist(), catalogue), config.content, seed=config.als.seed
-    )
-    return Fitted(replace(model, content=described), _sample(users, config.als.seed))
+    texts = content.texts_of(model.item_ids.tolist(), catalogue)
+    learned = content.learn(texts, config.content, seed=config.als.seed)
+    if learned is not None:
+        model = replace(model, content=learned.vectors, words=learned.words)
+    return Fitted(model, _sample(users, config.als.seed))
 
 
 def with_towers(

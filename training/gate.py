@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.content import fit_together
 from afterclick.errors import AfterclickError
-from afterclick.model import Model
+from afterclick.model import OF_WORDS, Model
 
 METRIC = "ndcg@10"
 FEWEST = 50
@@ -39,10 +40,12 @@ class Verdict:
 def sound(model: Model, before: Model | None = None) -> Verdict:
     """Whether a model could be served at all: finite, of one shape, with about the champion's items."""
     for name, array in model.arrays().items():
-        if len(array) != len(model):
+        if len(array) != len(model) and name not in OF_WORDS:
             return Verdict(False, f"{name} has {len(array)} rows for {len(model)} items")
         if array.dtype.kind == "f" and name != "first_seen_ms" and not np.isfinite(array).all():
             return Verdict(False, f"{name} holds NaN or infinity")
+    if model.words is not None and not fit_together(model.words.words, model.words.vectors, model.content):
+        return Verdict(False, "words, their vectors and content do not fit together")
     if not len(model) or len(model.index) != len(model):
         return Verdict(False, "no items" if not len(model) else "an item stands twice in item_ids")
     if model.factors is not None and not model.factors.any():

@@ -46,13 +46,13 @@ def diversify(
 def vectors_of(world: World, catalogue: Catalogue, items: IntArray) -> Floats:
     """(c, d) what each item is, as a vector of length 1 or 0: its content, its factors, or its categories."""
     model = world.loaded.model
-    if model is None or (model.content is None and model.factors is None):
+    if world.content is not None:
+        return _unit(world.content.rows(items).astype(np.float64))
+    if model is None or model.factors is None:
         return _categories(world, catalogue, items)
-    source = model.content if model.content is not None else model.factors
-    assert source is not None
     known = items < len(model)
-    vectors = np.zeros((len(items), source.shape[1]))
-    vectors[known] = source[items[known]]
+    vectors = np.zeros((len(items), model.factors.shape[1]))
+    vectors[known] = model.factors[items[known]]
     return _unit(vectors)
 
 

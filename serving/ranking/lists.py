@@ -161,18 +161,20 @@ def similar(
 def _like(world: World, seed: int) -> tuple[IntArray, NDArray[np.float64], NDArray[np.float64]]:
     """The items near `seed`, each once, by content and by the users they share."""
     model = world.loaded.model
-    if model is None or seed >= len(model):
+    if model is None:
         return np.empty(0, np.int32), np.empty(0), np.empty(0)
-    found = [model.neighbour_items[seed], model.same_day_items[seed]]
-    shared = [model.neighbour_scores[seed], model.same_day_scores[seed]]
+    row = slice(seed, seed + 1)  # of nothing, where the item came after the model
+    found = [model.neighbour_items[row].ravel(), model.same_day_items[row].ravel()]
+    shared = [model.neighbour_scores[row].ravel(), model.same_day_scores[row].ravel()]
     alike = [np.zeros(len(one)) for one in found]
-    search, vectors = world.loaded.content_search, model.content
-    if search is not None and vectors is not None and vectors[seed].any():
-        near = search(vectors[seed], 100)
+    search, vectors = world.content_search, world.content
+    said = vectors.row(seed) if vectors is not None else None
+    if search is not None and vectors is not None and said is not None:
+        near = search(said, 100)
         near = near[near >= 0]
         found.append(near)
         shared.append(np.zeros(len(near), np.float32))
-        alike.append(np.maximum(vectors[near] @ vectors[seed], 0.0))
+        alike.append(np.maximum(vectors.rows(near) @ said, 0.0))
     items, where = np.unique(np.concatenate(found), return_inverse=True)
     content, together = (
         np.asarray(np.bincount(where, np.concatenate(one), len(items)), np.float64) for one in (alike, shared)

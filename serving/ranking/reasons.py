@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.content import ItemContent
 from afterclick.events import Action
 from afterclick.model import FloatArray, IntArray, Model
 from afterclick.scoring import RECENT, UserState
@@ -44,10 +45,9 @@ def reasons(
 ) -> list[str]:
     """A reason for each shown item."""
     recent = state.items[:RECENT]
-    recent = recent[recent < len(model)]
     if not len(recent):
         return [_WORDS.get(source, "fits what you did lately") for source in sources]
-    near = affinity(model, recent, shown)
+    near = affinity(model, world.content, recent, shown)
     nearest, strength = near.argmax(axis=1).tolist(), near.max(axis=1).tolist()
     did = {
         entry.item_id: _DID[entry.action] for entry in reversed(history) if entry.action is not Action.SKIP
@@ -62,18 +62,21 @@ def reasons(
     return words
 
 
-def affinity(model: Model, recent: IntArray, shown: IntArray) -> NDArray[np.float64]:
+def affinity(
+    model: Model, content: ItemContent | None, recent: IntArray, shown: IntArray
+) -> NDArray[np.float64]:
     """(shown, recent) how near each shown item is to each recent one: shared users first, then vectors."""
-    near = _listed(model.neighbour_items[recent], model.neighbour_scores[recent], shown)
-    near += _listed(model.same_day_items[recent], model.same_day_scores[recent], shown)
-    rows = np.where(shown < len(model), shown, 0)
+    rows, past = (np.where(items < len(model), items, 0) for items in (shown, recent))
+    near = _listed(model.neighbour_items[past], model.neighbour_scores[past], shown)
+    near += _listed(model.same_day_items[past], model.same_day_scores[past], shown)
     if model.factors is not None and model.norms is not None:
-        lengths = np.outer(model.norms[rows], model.norms[recent])
+        lengths = np.outer(model.norms[rows], model.norms[past])
         lengths[lengths == 0] = 1.0
-        near += 0.1 * np.maximum(model.factors[rows] @ model.factors[recent].T / lengths, 0.0)
-    if model.content is not None:  # of length 1, or 0
-        near += 0.2 * np.maximum(model.content[rows] @ model.content[recent].T, 0.0)
+        near += 0.1 * np.maximum(model.factors[rows] @ model.factors[past].T / lengths, 0.0)
     near[shown >= len(model)] = 0.0
+    near[:, recent >= len(model)] = 0.0
+    if content is not None:  # of length 1, or 0
+        near += 0.2 * np.maximum(content.rows(shown) @ content.rows(recent).T, 0.0)
     return near
 
 

@@ -1,4 +1,4 @@
-"""Nearest items to a vector: FAISS, exact where there is no index; for content remembered.
+"""Nearest items to a vector: FAISS, exact where there is no index; for content remembered, with late items.
 
 reads   artifact  index.faiss (inner product over als_item_factors), towers.faiss (over tower_targets),
                   content.faiss (over the rows of content that are not zero)
@@ -17,6 +17,8 @@ from afterclick.model import FloatArray, IntArray
 
 HNSW_BREADTH = 128
 """How widely an HNSW index is searched: finds 95 % of the exact nearest 100."""
+LATE = 20
+"""Items that came after the model, beside those of the model, that one search brings at most."""
 
 
 def index_search(path: Path, vectors: FloatArray) -> Search:
@@ -67,3 +69,20 @@ def content_search(vectors: FloatArray, path: Path | None = None) -> Search:
         return kept(np.ascontiguousarray(query, np.float32).tobytes(), count)
 
     return search
+
+
+def with_late(search: Search, late: FloatArray, first: int) -> Search:
+    """What `search` finds, then up to `LATE` of the items that came after the model and are at all alike.
+
+    `late` (m − n, d): their content, of length 1 or 0; the first of them has the index `first`.
+    """
+    if not late.any():
+        return search
+    near = content_search(late)
+
+    def both(query: FloatArray, count: int) -> IntArray:
+        rows = near(query, min(count, LATE))
+        rows = rows[late[rows] @ query > 0]
+        return np.concatenate([search(query, count), rows + np.int32(first)])
+
+    return both

@@ -6,7 +6,7 @@ import numpy as np
 
 from afterclick.candidates import SOURCES, CandidateLimits, candidate_items, exact_search
 from afterclick.user_vectors import fold_in
-from tests.scoring.worlds import a_model, a_state, a_view
+from tests.scoring.worlds import a_model, a_state, a_view, late
 
 
 def found(model, state, view, **more):
@@ -54,6 +54,18 @@ def test_a_user_without_history_gets_what_trends() -> None:
 
 def test_items_newer_than_the_model_may_trend() -> None:
     assert 11 in found(a_model(10), a_state([11, 2], seen=[2]), a_view(12, hot=11, top=1))
+
+
+def test_what_the_newest_item_says_is_searched_for_although_it_came_after_the_model() -> None:
+    model, asked = a_model(10), []
+
+    def search(query: np.ndarray, count: int) -> np.ndarray:
+        asked.append(query.tolist())
+        return np.empty(0, np.int32)
+
+    for state in (a_state([11, 2]), a_state([10, 2]), a_state([2, 11]), a_state([12, 2]), a_state([10, 12])):
+        found(model, state, a_view(13, top=1), content_search=search, content=late(model, None, 1))
+    assert asked == [[0, 1, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]]
 
 
 def test_limits_are_kept() -> None:

@@ -17,7 +17,7 @@ from afterclick.scoring import (
 )
 from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS
-from tests.scoring.worlds import NOW_MS, a_model, a_state, a_view
+from tests.scoring.worlds import NOW_MS, a_model, a_state, a_view, late
 
 WEIGHTS = dict.fromkeys(Action, 1.0) | {Action.SKIP: -1.0, Action.PURCHASE: 3.0}
 
@@ -88,6 +88,20 @@ def test_an_item_newer_than_the_model_is_scored_by_its_trend() -> None:
     assert np.isnan(column(rows, "content_last")[0])
     assert column(rows, "cosine_last").tolist() == [0.0, 0.5]
     assert column(rows, "popularity")[0] == 0.0
+
+
+def test_an_item_newer_than_the_model_is_as_alike_as_its_words() -> None:
+    model = a_model(6)
+    content = late(model, 1, None)
+    rows = features(model, a_state([1, 2]), a_view(8), items(6, 7, 1, 0), content=content)
+    np.testing.assert_allclose(column(rows, "content_last"), [1, np.nan, 1, 0])
+    np.testing.assert_allclose(column(rows, "content_mean"), [0.5, np.nan, 0.5, 0])
+    assert np.isnan(column(rows, "als")[0])
+    alone = features(model, a_state([6]), a_view(8), items(1, 0, 7), content=content)
+    np.testing.assert_allclose(column(alone, "content_last"), [1, 0, np.nan])
+    after_nothing = features(model, a_state([7, 6]), a_view(8), items(1), content=content)
+    assert np.isnan(column(after_nothing, "content_last")[0])
+    assert column(after_nothing, "content_mean")[0] == 1
 
 
 def test_a_history_of_items_newer_than_the_model_says_nothing_of_the_old_ones() -> None:

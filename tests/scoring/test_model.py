@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from afterclick import artifact
+from afterclick.content import WordVectors
 from afterclick.errors import BadArtifact
 from afterclick.model import Model, load
 from afterclick.towers import AGES_DAYS, TowerArrays
@@ -51,6 +52,18 @@ def test_towers_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
         load(published(tmp_path, a_model(towers=towers)))
 
 
+def words(*shape: int, value: float = 1.0) -> WordVectors:
+    return WordVectors(np.array(["camera", "usb"]), np.full(shape, value, np.float32))
+
+
+def test_what_words_say_comes_back_and_older_artifacts_have_none(tmp_path: Path) -> None:
+    model, _ = load(published(tmp_path / "new", a_model(words=words(2, 3))))
+    assert model.words is not None
+    assert model.words.index == {"camera": 0, "usb": 1}
+    np.testing.assert_allclose(model.words.vector("A USB"), np.full(3, 1 / np.sqrt(3)), rtol=1e-6)
+    assert load(published(tmp_path / "old", a_model()))[0].words is None
+
+
 def test_als_and_content_may_be_missing(tmp_path: Path) -> None:
     model, _ = load(published(tmp_path, a_model(factors=None, content=None)))
     assert model.factors is None
@@ -63,6 +76,12 @@ def test_als_and_content_may_be_missing(tmp_path: Path) -> None:
         ({"popularity": np.ones(5, np.float32)}, "rows"),
         ({"factors": np.full((6, 4), np.nan, np.float32)}, "NaN"),
         ({"neighbour_items": np.full((6, 2), 6, np.int32)}, "range"),
+        ({"words": words(2, 3, value=np.nan)}, "NaN"),
+        ({"words": words(3, 3)}, "fit together"),
+        ({"words": words(2, 4)}, "fit together"),
+        ({"words": words(2)}, "fit together"),
+        ({"words": WordVectors(np.arange(2), np.ones((2, 3), np.float32))}, "fit together"),
+        ({"words": words(2, 3), "content": None}, "fit together"),
     ],
 )
 def test_a_model_that_cannot_be_right_is_refused(tmp_path: Path, changes: dict, problem: str) -> None:
@@ -70,9 +89,10 @@ def test_a_model_that_cannot_be_right_is_refused(tmp_path: Path, changes: dict, 
         load(published(tmp_path, a_model(**changes)))
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
-    folder = published(tmp_path, a_model())
-    path = folder / "als_item_factors.npy"
+@pytest.mark.parametrize("name", ["als_item_factors", "content_words", "content_word_vectors"])
+def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
+    folder = published(tmp_path, a_model(words=words(2, 3)))
+    path = folder / f"{name}.npy"
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)

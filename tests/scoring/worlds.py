@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from afterclick.content import ItemContent
 from afterclick.model import Model
 from afterclick.scoring import TrendView, UserState
 from afterclick.trends import HALF_LIVES_MS
@@ -32,6 +33,13 @@ def a_model(n: int = 6, **changes: Any) -> Model:
         "als_reg": 0.1,
     }
     return Model(**(facts | changes))
+
+
+def late(model: Model, *like: int | None) -> ItemContent:
+    """Content with an item after the model's for each of `like`: described as that one is, or not at all."""
+    assert model.item_content is not None
+    rows = [np.zeros(3, np.float32) if i is None else model.item_content.vectors[i] for i in like]
+    return model.item_content.with_late(np.stack(rows))
 
 
 def a_state(items: list[int], seen: list[int] | None = None, age_days: float = 1.0) -> UserState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from confluent_kafka import Producer
 
 from afterclick import artifact, events
+from afterclick.content import WordVectors
 from afterclick.events import Item, ItemEvent, ModelEvent, ModelPublished
 from afterclick.model import Model
 from afterclick.settings import Settings
@@ -78,9 +80,17 @@ def towers() -> TowerArrays:
     return TowerArrays(kind, targets, np.ones(len(AGES_DAYS) + 1, np.float32))
 
 
-def write(settings: Settings, version: str, ranker: str | None = None) -> tuple[Path, str]:
+def words(rank: int = 8) -> WordVectors:
+    """The words of the two kinds, each as near as can be to the items of its kind."""
+    names = [name for kind in KINDS for name in (kind, f"{kind}s")]
+    return WordVectors(np.array(names), np.eye(len(KINDS), rank, dtype=np.float32).repeat(2, axis=0))
+
+
+def write(
+    settings: Settings, version: str, ranker: str | None = None, words: WordVectors | None = None
+) -> tuple[Path, str]:
     """The artifact of `model(version)`, with a LightGBM ranker where its text is given."""
-    made = model(version)
+    made = replace(model(version), words=words)
 
     def fill(folder: Path) -> None:
         made.save(folder)

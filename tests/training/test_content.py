@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from afterclick.content import WordVectors
 from training import content
 
 CATALOGUE: content.Catalogue = {
@@ -36,3 +37,45 @@ def test_titles_of_nothing_but_stop_words_do_no_harm() -> None:
     vectors = content.embed(["the", "and"], "tfidf")
     assert vectors is not None
     assert np.isfinite(vectors).all()
+
+
+def near(words: WordVectors, texts: list[str], vectors: np.ndarray) -> np.ndarray:
+    """Cosines of what words say of texts, in rows, and what vectors do, in columns."""
+    return np.stack([words.vector(text) for text in texts]) @ vectors.T
+
+
+def test_words_say_of_a_text_what_tfidf_says_of_it() -> None:
+    texts = content.texts_of("abcde", CATALOGUE)
+    texts += ["The USB cable, a cable for CABLES. Überlänge 2m", "and the", "Shoes & shoes: x shoes_2"]
+    learned = content.learn(texts, "tfidf")
+    assert learned is not None
+    said = np.stack([learned.words.vector(text) for text in texts])
+    np.testing.assert_allclose(said, learned.vectors, atol=1e-5)
+    assert not said[texts.index("and the")].any()
+
+
+def test_one_word_and_no_words_have_vectors_too() -> None:
+    for texts in (["shoes", "shoes shoes"], ["the", "and"]):
+        learned = content.learn(texts, "tfidf")
+        assert learned is not None
+        np.testing.assert_allclose([learned.words.vector(text) for text in texts], learned.vectors)
+        assert not learned.words.vector("lamps").any()
+
+
+def test_words_say_of_a_new_text_nearly_what_sentence_bert_says() -> None:
+    things = {
+        "usb cable": "Electronics, Cables",
+        "camera lens": "Photo, Lenses",
+        "running shoes": "Sport, Shoes",
+        "coffee grinder": "Kitchen, Coffee",
+        "garden hose": "Garden, Watering",
+    }
+    kinds = ("black", "long", "cheap", "small", "professional", "used")
+    texts = [f"{kind} {thing}. {where}" for thing, where in things.items() for kind in kinds]
+    new = [f"robust {thing} for travelling" for thing in things]
+    learned = content.learn(texts, "sbert")
+    assert learned is not None
+    own = content.sentence_bert(new)
+    cosines = near(learned.words, new, own / np.linalg.norm(own, axis=1, keepdims=True))
+    others = cosines[~np.eye(len(new), dtype=bool)]
+    assert cosines.diagonal().min() > others.max() + 0.2

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from afterclick.content import WordVectors
 from afterclick.model import Model
 from training import gate
 
@@ -19,12 +21,17 @@ def model(n: int = 20) -> Model:
     return Model("v", ids, np.ones(n, np.float32), np.zeros(n), *near, *near, factors)
 
 
+def words(*shape: int, value: float = 1.0) -> WordVectors:
+    return WordVectors(np.array(["camera", "usb"]), np.full(shape, value, np.float32))
+
+
 def judged(values: np.ndarray) -> gate.Judged:
     return {"live": {gate.METRIC: values}}
 
 
 def test_a_sound_model_passes() -> None:
     assert gate.sound(model()).passed
+    assert gate.sound(replace(model(), content=np.ones((20, 3), np.float32), words=words(2, 3))).passed
 
 
 def test_nan_is_refused() -> None:
@@ -43,9 +50,12 @@ def test_nan_is_refused() -> None:
         ({"factors": np.zeros((20, 4), np.float32)}, "every ALS factor is zero"),
         ({"neighbour_items": np.full((20, 2), 20, np.int32)}, "points outside"),
         ({"item_ids": np.array(["same"] * 20)}, "stands twice"),
+        ({"words": words(2, 3)}, "fit together"),
+        ({"words": words(2, 3), "content": np.ones((20, 4), np.float32)}, "fit together"),
+        ({"words": words(2, 3, value=np.nan)}, "content_word_vectors holds NaN"),
     ],
 )
-def test_a_wrong_shape_is_refused(change: dict[str, np.ndarray], reason: str) -> None:
+def test_a_wrong_shape_is_refused(change: dict[str, Any], reason: str) -> None:
     verdict = gate.sound(replace(model(), **change))
     assert not verdict.passed
     assert reason in verdict.reason

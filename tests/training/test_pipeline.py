@@ -57,6 +57,8 @@ def test_the_whole_way_twice(pipeline: Pipeline) -> None:
 
     served, manifest = models.load(pipeline.settings.artifacts / published.version, published.manifest_sha256)
     assert {RANKER, "index.faiss", "als_item_factors.npy", "content.npy"} <= set(manifest.files)
+    assert served.words is not None
+    assert len(served.words.words) > 0
     assert manifest.parameters["index"]["recall@100"] == 1.0
     assert manifest.lineage["positions"] == report.positions
     assert "cold" in served.index
