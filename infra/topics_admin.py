@@ -37,7 +37,7 @@ def ensure_topics(settings: Settings) -> list[str]:
             admin.create_topics(missing, wait_for_metadata=True)
             made = [topic for topic in kafka.topics.all() if topic.name in missing]
             places = [TopicPartition(topic.name, n) for topic in made for n in range(topic.partitions)]
-            admin.list_partition_offsets({place: OffsetSpec.LATEST for place in places})
+            admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
     return sorted(missing)
 
 
