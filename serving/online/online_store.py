@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import lru_cache
 from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
@@ -26,10 +27,13 @@ Rows = list[bytes]
 
 def entries(rows: Rows) -> list[HistoryEntry]:
     """The events in stored rows."""
-    return [
-        HistoryEntry.from_member(member, float(time_ms))
-        for member, time_ms in zip(rows[::2], rows[1::2], strict=True)
-    ]
+    return list(map(_entry, rows[::2], rows[1::2]))
+
+
+@lru_cache(maxsize=16_384)
+def _entry(member: bytes, time_ms: bytes) -> HistoryEntry:
+    """Remembered: with each event of theirs, a user's whole history is read again."""
+    return HistoryEntry.from_member(member, float(time_ms))
 
 
 class OnlineStore:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.candidates import not_banned
 from afterclick.model import IntArray
 from serving.world import World
 
@@ -54,7 +55,7 @@ class Choice:
 
 def without(items: IntArray, unwanted: IntArray) -> IntArray:
     """`items` in their order, less those in `unwanted`."""
-    return items[~np.isin(items, unwanted)] if len(unwanted) else items
+    return items[not_banned(items, unwanted)] if len(unwanted) else items
 
 
 def _ordered(items: IntArray, scores: NDArray[np.float64] | NDArray[np.int64]) -> IntArray:

@@ -45,7 +45,9 @@ def overall(world: World, choice: Choice) -> Ranked:
     for bounds in (choice,) if choice.later else (choice, choice.though_seen()):
         wanted = bounds.also()
         trending = bounds.fitting(choice.trending(world), wanted)[:n]
-        rest = bounds.fitting(choice.popular(world), trending, wanted)[: n - len(trending)]
+        rest = trending[:0]
+        if len(trending) < n:
+            rest = bounds.fitting(choice.popular(world), trending, wanted)[: n - len(trending)]
         if len(trending):
             return _trending(world, trending, np.concatenate([rest, wanted]))
         if len(rest):
