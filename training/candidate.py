@@ -10,11 +10,11 @@ The twin has never seen the holdout, so that it may be asked about it; it is kep
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import lightgbm
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
@@ -103,9 +103,22 @@ def score_of(folder: Path) -> Score | None:
     path = folder / RANKER
     if not path.is_file():
         return None
+    import lightgbm
+
     booster = lightgbm.Booster(model_str=path.read_text())
     names = booster.feature_name()
     if not set(names) <= set(FEATURE_NAMES):
         raise BadArtifact(f"{path}: has features that this program does not know; train again")
     columns = [FEATURE_NAMES.index(name) for name in names]  # fewer, where it is older than a feature
     return lambda rows: np.asarray(booster.predict(rows[:, columns], num_threads=1), np.float64)
+
+
+def flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters with dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out

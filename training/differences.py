@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from afterclick.artifact import Manifest, load_array, read_manifest, verify
-from training.registry import flat
+from training.candidate import flat
 
 
 def between(one: Path, other: Path) -> dict[str, Any]:

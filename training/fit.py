@@ -10,12 +10,12 @@ from pyspark.sql import SparkSession
 
 from afterclick.model import Model
 from afterclick.settings import TrainingSettings
-from training import als, baselines, content, two_tower
+from training import als, baselines, content
 from training.als import AlsConfig
 from training.baselines import NeighbourConfig
 from training.dataset import Interactions
 from training.fold import half_step
-from training.two_tower import TowerConfig
+from training.tower_config import TowerConfig
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ def with_towers(
     if config.towers is None:
         return fitted
     _, known = _choose(rows, catalogue, config)
+    from training import two_tower  # torch takes seconds to import: the first model does not wait for it
+
     towers = two_tower.fit(known, config.towers, fitted.model.content)
     return replace(fitted, model=replace(fitted.model, towers=towers))
 

@@ -11,11 +11,13 @@ the champion changes by the announcement alone.
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 from pyspark.sql import SparkSession
@@ -35,7 +37,6 @@ from training import (
     holdout,
     publish,
     ranker,
-    run_report,
     spark,
     steps,
 )
@@ -43,7 +44,9 @@ from training.candidate import Evaluation, Facts, copy_model, score_of, write_mo
 from training.dataset import Interactions
 from training.etl import Report
 from training.ranker import RankerConfig
-from training.registry import Registry, git_commit
+
+if TYPE_CHECKING:
+    from training.registry import Registry
 
 log = structlog.get_logger()
 Progress = Callable[[str], None]
@@ -52,9 +55,16 @@ Progress = Callable[[str], None]
 class Pipeline:
     """The steps, with one set of settings. `progress` is told what happens, a line at a time."""
 
-    def __init__(self, settings: Settings, progress: Progress = lambda _: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        progress: Progress = lambda _: None,
+        on_served: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`on_served` is called when a model is served where there was none, long before the end."""
         self.settings = settings
         self.progress = progress
+        self.on_served = on_served
         self.home = settings.home
 
     def etl(self, *, full: bool = False) -> Report:
@@ -134,6 +144,8 @@ class Pipeline:
         """Publish the newest candidate if its verdict allows. Raises Refused with the reason if not."""
         version, folder = steps.latest(self.home / "candidates", "pipeline train")
         facts, evaluation = read_facts(folder), read_evaluation(folder)
+        from training.registry import Registry
+
         registry = Registry(self.settings)
         run_id = self._record(registry, folder, facts, evaluation)
         if not evaluation.passed:
@@ -167,6 +179,8 @@ class Pipeline:
         first = f"{facts.version}-first"
         target = write_model(self.settings.artifacts, first, fitted, None, facts)
         publish.announce(self.settings.kafka, target, store=self.settings.training.store)
+        from training.registry import Registry  # MLflow takes seconds to import: it serves by now
+
         registry = Registry(self.settings)
         tags = {k: str(v) for k, v in facts.lineage.items()} | {"version": first}
         run_id = registry.start(first, facts.parameters, tags)
@@ -174,6 +188,7 @@ class Pipeline:
         registry.register(target, run_id, facts.lineage)
         registry.follow(first)
         registry.finish(run_id)
+        self.on_served()
         self.progress(f"{first} is served until the ranker is trained")
 
     def _ranker(self, rows: Interactions, build: ranker.Build) -> str | None:
@@ -212,6 +227,8 @@ class Pipeline:
 
     def _record(self, registry: Registry, folder: Path, facts: Facts, evaluation: Evaluation) -> str:
         """The MLflow run of a candidate; deploying twice writes one run."""
+        from training import run_report
+
         known = folder / "run"
         if known.is_file():
             return known.read_text()
@@ -279,3 +296,19 @@ def _lineage(tables: Path, etl_version: str) -> dict[str, object]:
         "data": dataset.fingerprint(tables),
         "commit": git_commit(),
     }
+
+
+def git_commit() -> str:
+    """The commit of the code that runs, with `+` where files differ from it; empty outside a checkout."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if changed else "")
+
+
+def _git(*words: str) -> str:
+    where = Path(__file__).parent
+    done = subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True)
+    return done.stdout.strip()

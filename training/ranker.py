@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +24,9 @@ from training.dataset import Interactions
 from training.evaluation.protocols import Split, moments, sample, with_history
 from training.evaluation.states import Asked, replay
 from training.holdout import renumber
+
+if TYPE_CHECKING:
+    import lightgbm
 
 Build = Callable[[Interactions], Model]
 """Fits ALS, neighbours and popularity on the rows given, all before a cut."""
@@ -171,6 +174,8 @@ class Source:
 
 def fit(rows: FloatArray, groups: NDArray[np.int32], config: RankerConfig) -> lightgbm.Booster:
     """LambdaMART on groups whose first row is the target."""
+    import lightgbm  # seconds, which the first model does not wait for
+
     label = np.zeros(len(rows), np.int8)
     label[np.cumsum(groups) - groups] = 1
     table = lightgbm.Dataset(rows, label, group=groups, feature_name=list(FEATURE_NAMES))

@@ -9,7 +9,6 @@ The `models` topic decides what is served; the aliases follow it (`follow` mends
 from __future__ import annotations
 
 import logging
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from afterclick.artifact import MANIFEST, read_manifest, sha256
 from afterclick.errors import BadInput
 from afterclick.settings import Settings
 from training import signature
+from training.candidate import flat
 
 MODEL = "afterclick"
 EXPERIMENT = "afterclick"
@@ -153,33 +153,6 @@ class Registry:
 
     def _alias(self, alias: str, number: int) -> None:
         self.client.set_registered_model_alias(MODEL, alias, str(number))
-
-
-def flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parameters with dotted names."""
-    out: dict[str, Any] = {}
-    for key, value in parameters.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
-
-
-def git_commit() -> str:
-    """The commit of the code that runs, with `+` where files differ from it; empty outside a checkout."""
-    try:
-        head = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head + ("+" if changed else "")
-
-
-def _git(*words: str) -> str:
-    where = Path(__file__).parent
-    done = subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 def _entry(version: ModelVersion, aliases: Mapping[str, str]) -> Entry:

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from training.candidate import Evaluation, Facts
-from training.registry import flat
+from training.candidate import Evaluation, Facts, flat
 
 _COLOURS = {"this model": "#3bb273", "champion": "#5b8def", "trends": "#9aa5b1"}
 

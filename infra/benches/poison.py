@@ -20,7 +20,7 @@ from training.evaluation.build import Recipe
 from training.evaluation.command import recipe, split_of
 from training.evaluation.poison import Request
 from training.ranker import RankerConfig
-from training.two_tower import TowerConfig
+from training.tower_config import TowerConfig
 
 
 @dataclass(frozen=True)

@@ -59,14 +59,18 @@ def steps_of(what: str) -> Iterator[Pipeline]:
     What it does stands in retrain.json meanwhile, for whoever watches.
     """
     import os
+    from functools import partial
 
     from afterclick.settings import Settings
     from training.lock import exclusive
     from training.pipeline import Pipeline
+    from training.publish import champion
     from training.schedule import told
 
     settings = Settings()
-    os.nice(5)  # what is served goes first
+    step_back = partial(os.nice, 5)  # what is served goes first; where nothing is, people wait for this
+    if champion(settings.kafka) is not None:
+        step_back()
     start = time.monotonic()
     with exclusive(settings.home, f"`afterclick {what}`"), told(settings.home) as tell:
 
@@ -74,7 +78,7 @@ def steps_of(what: str) -> Iterator[Pipeline]:
             tell(message)
             say(message, time.monotonic() - start)
 
-        yield Pipeline(settings, progress)
+        yield Pipeline(settings, progress, step_back)
 
 
 def say(message: str, seconds: float | None = None) -> None:

@@ -27,8 +27,8 @@ from infra.stack.stages import Stage
 from infra.stack.supervisor import Stack
 from infra.stack.view import View
 
-_IN_TURN = ("catalogue", "history", "people", "log", "training")
-_BESIDE = ("live", "retraining")
+_IN_TURN = (("catalogue",), ("history",), ("people", "log"), ("training",), ("live", "retraining"))
+"""Stages, those of one bracket beside one another."""
 _PATIENCE_S = 60.0
 _ENOUGH = 100_000
 
@@ -47,7 +47,7 @@ class Demo:
 
     def __init__(self, stack: Stack, options: DemoOptions, view: View) -> None:
         self.stack, self.options, self.cut, self.view = stack, options, options.cut, view
-        self.stages = [Stage(name) for name in (*_IN_TURN, *_BESIDE)]
+        self.stages = [Stage(name) for names in _IN_TURN for name in names]
         self._served: str | None = None
         self._partial = False
         self._begun = False
@@ -56,9 +56,8 @@ class Demo:
         """Every stage in turn; a failure is shown and ends the demo, never the stack."""
         announcing = asyncio.create_task(self._announce())
         try:
-            for name in _IN_TURN:
-                await self._stage(name)
-            await asyncio.gather(*(self._stage(name) for name in _BESIDE))
+            for names in _IN_TURN:
+                await asyncio.gather(*(self._stage(name) for name in names))
         except AfterclickError as error:
             self.view.note(f"[red]the replay stops here, the stack goes on[/red]: {error}")
         await announcing

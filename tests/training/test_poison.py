@@ -15,7 +15,7 @@ from training.evaluation.poison import Attack, Request, inject, one_vote, run
 from training.evaluation.protocols import Split
 from training.evaluation.reviews import Reviews
 from training.ranker import RankerConfig
-from training.two_tower import TowerConfig
+from training.tower_config import TowerConfig
 
 DAY_S = 86_400
 

@@ -18,7 +18,8 @@ from tests.scoring.worlds import a_model, a_view
 from tests.training import shop
 from training import index, two_tower
 from training.dataset import Interactions
-from training.two_tower import Examples, TowerConfig
+from training.tower_config import TowerConfig
+from training.two_tower import Examples
 
 DAY = 86_400_000
 CONFIG = TowerConfig(dim=16, epochs=60, batch=128, uniform=32, rate=0.01, least=2, threads=1, seed=1)

@@ -19,7 +19,7 @@ from training.evaluation import ncf
 from training.evaluation.contestants import Fitted
 from training.evaluation.protocols import Split
 from training.ranker import Blend, RankerConfig
-from training.two_tower import TowerConfig
+from training.tower_config import TowerConfig
 
 Factorise = Callable[[Interactions, AlsConfig], Factors]
 """ALS by one engine or the other: training.als.fit with a session, or training.implicit_als.fit."""
