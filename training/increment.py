@@ -84,10 +84,9 @@ def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> R
     except _Stale as reason:
         before, events, whole = nothing, None, str(reason)
     added = sorted(files.keys() - before.files.keys())
-    new = forgotten.without(_rows(spark, settings.archive, log, added), until).persist()
+    new = forgotten.without(_rows(spark, settings.archive, log, added), until)
     rows, complete, positions = _survey(new)
     _write(new, events, folder)
-    new.unpersist()
     kept = Kept(
         archive=settings.archive,
         files=files,

@@ -31,6 +31,7 @@ def build(settings: Settings) -> SparkSession:
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     config = {
         "spark.driver.memory": settings.training.memory,
+        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "4",
         "spark.default.parallelism": "4",

@@ -29,7 +29,7 @@ from infra.stack.view import View
 
 _IN_TURN = (("catalogue",), ("history",), ("people", "log"), ("training",), ("live", "retraining"))
 """Stages, those of one bracket beside one another."""
-_PATIENCE_S = 60.0
+_PATIENCE_S = 30.0
 _ENOUGH = 100_000
 
 
@@ -104,7 +104,7 @@ class Demo:
     async def _log(self, stage: Stage) -> None:
         """Wait until the Parquet log, which training reads, has every event; the state may still lag.
 
-        Not for ever: on a small machine the first model comes from what is there after a minute.
+        Not for ever: on a small machine the first model comes from what is there after half a minute.
         """
         self._served = await self._model_served()
         if self._served:
