@@ -49,7 +49,7 @@ _TIME_OF, _USER = _SCHEMA.get_field_index("event_time"), _SCHEMA.get_field_index
 
 def start(spark: SparkSession, settings: Settings, checkpoint: Path) -> StreamingQuery:
     """Start the query where its checkpoint stands; without one, at the beginning of the topics."""
-    source = frame(spark, settings.kafka, None, 4 * settings.stream.batch_events)
+    source = frame(spark, settings.kafka, None, 2 * settings.stream.batch_events)
     redis = settings.redis
     decode = partial(decode_batches, forgotten=Forgotten(redis.url, redis.cluster, redis.keys))
     rows = source.mapInArrow(decode, COLUMNS).coalesce(1)
