@@ -95,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
                     score=sum(receipt.values()),
                     source=sources[i],
                     reason=words[i],
+                    badges=list(world.badges.get(item, ())),
                     parts=receipt,
                 )
             )

@@ -34,6 +34,8 @@ RANK, NEIGHBOURS, CONTENT = 64, 50, 64
 DESCRIBED = 0.3
 """Share of the items that have a title, as in the real data."""
 TREES, LEAVES = 120, 31
+ESTABLISHED = 0.6
+"""Share of the votes that established users cast."""
 CHUNK = 10_000
 """Items whose counts and trends are written in one go."""
 DAY_MS = 86_400_000.0
@@ -210,9 +212,9 @@ def _write_state(settings: Settings, shop: Shop, rng: np.random.Generator) -> No
     for start in range(0, len(shop.items), CHUNK):
         some = slice(start, start + CHUNK)
         counts = (shop.popularity[some] * 700_000).astype(np.int64) + 1
-        trends = np.empty((len(counts), 1 + len(HALF_LIVES_MS)))
-        trends[:, 0] = now - rng.random(len(counts)) * 30 * DAY_MS
-        trends[:, 1:] = counts[:, None] * 2.0 ** -(10.0 - np.arange(len(HALF_LIVES_MS)))
+        votes = counts[:, None] * 2.0 ** -(10.0 - np.arange(len(HALF_LIVES_MS)))
+        times = now - rng.random((len(counts), 1)) * 30 * DAY_MS
+        trends = np.hstack([times, votes, votes * ESTABLISHED])
         items = shop.items[some]
         pipe.hset(keys.counts(topic, 0), mapping=dict(zip(items, counts.tolist(), strict=True)))
         packed = (row.astype("<f8").tobytes() for row in trends)
