@@ -57,24 +57,18 @@ def lookalikes(
     handy = pc.and_(pc.greater_equal(counts["count_all"], FEWEST), pc.less_equal(counts["count_all"], MOST))
     counts = counts.filter(handy)
     found: dict[str, Lookalike] = {}
-    taken: set[str] = set()
     for person, items in within.items():
         liked = rows.filter(pc.is_in(rows["item_id"], pa.array(sorted(items), pa.string())))
-        alike = (
-            liked.group_by("user_id")
-            .aggregate([("item_id", "count_distinct")])
-            .join(counts, "user_id", join_type="inner")
-        )
-        best = alike.sort_by(
+        alike = liked.group_by("user_id").aggregate([("item_id", "count_distinct")])
+        alike = alike.filter(pc.greater_equal(alike["item_id_count_distinct"], ALIKE))
+        best = alike.join(counts, "user_id", join_type="inner").sort_by(
             [("item_id_count_distinct", "descending"), ("count_all", "ascending"), ("user_id", "ascending")]
         )
-        for row in best.slice(0, len(taken) + 1).to_pylist():
-            if row["item_id_count_distinct"] >= ALIKE:
-                candidate = Lookalike(row["user_id"], row["count_all"], row["item_id_count_distinct"])
-                if candidate.user_id not in taken:
-                    taken.add(candidate.user_id)
-                    found[person] = candidate
-                    break
+        taken = {lender.user_id for lender in found.values()}
+        likely = best.slice(0, len(taken) + 1).to_pylist()  # one of them is free, if there are so many
+        free = next((row for row in likely if row["user_id"] not in taken), None)
+        if free is not None:
+            found[person] = Lookalike(free["user_id"], free["count_all"], free["item_id_count_distinct"])
     return found
 
 

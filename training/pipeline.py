@@ -142,10 +142,10 @@ class Pipeline:
 
     def deploy(self) -> ModelPublished:
         """Publish the newest candidate if its verdict allows. Raises Refused with the reason if not."""
-        version, folder = steps.latest(self.home / "candidates", "pipeline train")
-        facts, evaluation = read_facts(folder), read_evaluation(folder)
         from training.registry import Registry
 
+        version, folder = steps.latest(self.home / "candidates", "pipeline train")
+        facts, evaluation = read_facts(folder), read_evaluation(folder)
         registry = Registry(self.settings)
         run_id = self._record(registry, folder, facts, evaluation)
         if not evaluation.passed:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -21,9 +21,7 @@ from threading import Event
 from typing import Any
 
 import orjson
-import pyarrow as pa
 import pyarrow.csv as csv
-import pyarrow.parquet as pq
 import structlog
 
 from afterclick.home import TrainingStatus
@@ -33,6 +31,7 @@ from infra.benches.served import model_of
 from infra.benches.servers import environment, running_api, wait
 from infra.benches.stream_stack import Stack, own_stack
 from infra.embedded.ports import LOOPBACK
+from infra.stack.gauge import archived
 from ingest.shop import ShopConfig, make_shop
 
 log = structlog.get_logger()
@@ -139,12 +138,7 @@ def _latencies(outcome: Outcome) -> dict[str, float]:
 
 
 def _archived(settings: Settings) -> int:
-    """Events in the Parquet log."""
-    rows = 0
-    for file in Path(settings.archive).glob("log_day=*/*.parquet"):
-        with suppress(OSError, pa.ArrowInvalid):  # it is being written
-            rows += pq.read_metadata(file).num_rows
-    return rows
+    return archived(settings.home / "checkpoints" / "archive")
 
 
 def _training(settings: Settings) -> str | None:
