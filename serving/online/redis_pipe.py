@@ -28,23 +28,79 @@ def suits(url: str) -> bool:
     return urlsplit(url).scheme in ("redis", "unix")
 
 
-class RedisPipe(asyncio.Protocol):
+class RedisPipe:
     """Connects on first use and again after a loss."""
 
     def __init__(self, url: str, timeout_s: float) -> None:
         self._options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
+        self._connection: _Connection | None = None
+        self._connecting = asyncio.Lock()
+
+    async def call(self, *command: str | bytes | int) -> Any:
+        """The answer to a command. Raises Unavailable where there is none in time, or an error instead."""
+        connection = self._connection
+        if connection is None or connection.lost:
+            connection = await self._connected()
+        return await connection.call(*command)
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    async def _connected(self) -> _Connection:
+        """The connection; made where there is none. Raises Unavailable."""
+        async with self._connecting:
+            if self._connection is not None and not self._connection.lost:
+                return self._connection
+            fresh = _Connection(self._timeout_s)
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._open(fresh)
+            except (OSError, TimeoutError) as error:
+                fresh.close()
+                raise Unavailable(f"Redis cannot be reached: {str(error) or 'no answer in time'}") from error
+            except Unavailable:
+                fresh.close()
+                raise
+            self._connection = fresh
+            return fresh
+
+    async def _open(self, fresh: _Connection) -> None:
+        loop, options = asyncio.get_running_loop(), self._options
+        if "path" in options:
+            await loop.create_unix_connection(lambda: fresh, options["path"])
+        else:
+            host, port = options.get("host", "localhost"), options.get("port", 6379)
+            await loop.create_connection(lambda: fresh, host, port)
+        if "password" in options:
+            user = [options["username"]] if "username" in options else []
+            await fresh.call("AUTH", *user, options["password"])
+        if options.get("db"):
+            await fresh.call("SELECT", int(options["db"]))
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, once: its commands and, in the same order, who waits for their answers.
+
+    A connection after it has its own, so that no answer can reach somebody who asked another one.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._out: list[bytes] = []
-        self._connecting = asyncio.Lock()
-        self._ready = False
+
+    @property
+    def lost(self) -> bool:
+        return self._transport is None
 
     async def call(self, *command: str | bytes | int) -> Any:
-        """The answer to a command. Raises Unavailable where there is none in time, or an error instead."""
-        if not self._ready:
-            await self._connect()
+        """The answer to a command. Raises Unavailable."""
+        if self._transport is None:
+            raise Unavailable("the connection to Redis was lost")
         if len(self._waiting) >= PENDING:
             raise Unavailable("Redis is behind: too many commands wait")
         answer = await self._send(command)
@@ -52,7 +108,7 @@ class RedisPipe(asyncio.Protocol):
             raise Unavailable(f"Redis refuses: {answer}")
         return answer
 
-    async def close(self) -> None:
+    def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
 
@@ -79,39 +135,8 @@ class RedisPipe(asyncio.Protocol):
         if not future.done():  # its place in the queue stays: the late answer belongs to it
             future.set_exception(Unavailable("Redis does not answer in time"))
 
-    async def _connect(self) -> None:
-        async with self._connecting:
-            if self._ready:
-                return
-            loop, options = asyncio.get_running_loop(), self._options
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    if "path" in options:
-                        await loop.create_unix_connection(lambda: self, options["path"])
-                    else:
-                        host, port = options.get("host", "localhost"), options.get("port", 6379)
-                        await loop.create_connection(lambda: self, host, port)
-                    await self._introduce()
-                self._ready = self._transport is not None
-            except (OSError, TimeoutError) as error:
-                raise Unavailable(f"Redis cannot be reached: {error or 'no answer in time'}") from error
-
-    async def _introduce(self) -> None:
-        options = self._options
-        if "password" in options:
-            user = [options["username"]] if "username" in options else []
-            await self._checked("AUTH", *user, options["password"])
-        if options.get("db"):
-            await self._checked("SELECT", int(options["db"]))
-
-    async def _checked(self, *command: str | int) -> None:
-        answer = await self._send(command)
-        if isinstance(answer, hiredis.HiredisError):
-            await self.close()
-            raise Unavailable(f"Redis refuses: {answer}")
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport, self._reader = cast(asyncio.Transport, transport), hiredis.Reader()
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -121,7 +146,7 @@ class RedisPipe(asyncio.Protocol):
                 future.set_result(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport, self._ready = None, False
+        self._transport = None
         self._out.clear()
         while self._waiting:
             future = self._waiting.popleft()

@@ -1,0 +1,119 @@
+"""The request path's connection to Redis: each answer reaches who asked, whatever becomes of connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+import uvloop
+
+from afterclick.errors import Unavailable
+from infra.embedded.valkey import ValkeyServer
+from serving.online.redis_pipe import RedisPipe
+
+Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def test_answers_belong_to_their_questions_through_kills(own_redis: ValkeyServer) -> None:
+    """A thousand questions a second while the server is killed and started again, five times."""
+    counts = {"right": 0, "wrong": 0, "away": 0}
+
+    async def ask(pipe: RedisPipe, number: int) -> None:
+        try:
+            answer = await pipe.call("ECHO", f"u{number}")
+        except Unavailable:
+            counts["away"] += 1
+            return
+        counts["right" if answer == f"u{number}".encode() else "wrong"] += 1
+
+    async def asking(pipe: RedisPipe, over: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            number = 0
+            while not over.is_set():
+                number += 1
+                group.create_task(ask(pipe, number))
+                await asyncio.sleep(0.001)
+
+    async def more_right() -> None:
+        known = counts["right"]
+        async with asyncio.timeout(30):
+            while counts["right"] < known + 50:
+                await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        pipe, over = RedisPipe(own_redis.address, 0.25), asyncio.Event()
+        load = asyncio.create_task(asking(pipe, over))
+        for _ in range(5):
+            await more_right()
+            own_redis.kill()
+            await asyncio.sleep(0.1)  # questions that find nobody
+            own_redis.start()
+        await more_right()
+        over.set()
+        await load
+        await pipe.close()
+
+    uvloop.run(main())
+    assert counts["wrong"] == 0
+    assert counts["away"] > 0
+
+
+@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
+def test_what_a_connection_says_too_late_is_nobody_s_answer(loop: Callable[..., None]) -> None:
+    """The first connection holds its answer back until the second is in use."""
+    second_in_use = asyncio.Event()
+    connections = 0
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"secret\r\n")
+        if connections == 1:
+            await second_in_use.wait()
+            writer.write(b"+LATE\r\n")
+        else:
+            writer.write(b"+OK\r\n")
+            while await reader.read(1000):
+                writer.write(b"+MINE\r\n")
+        await writer.drain()
+
+    async def main() -> None:
+        server = await asyncio.start_server(peer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        pipe = RedisPipe(f"redis://:secret@127.0.0.1:{port}/0", 0.2)
+        with pytest.raises(Unavailable, match="in time"):
+            await pipe.call("ECHO", "one")
+        for _ in range(3):
+            assert await pipe.call("ECHO", "two") == b"MINE"
+            second_in_use.set()
+            await asyncio.sleep(0.05)
+        await pipe.close()
+        server.close()
+
+    loop(main())
+
+
+def test_a_server_that_hangs_up_at_once_is_away_and_then_found(own_redis: ValkeyServer) -> None:
+    async def main() -> None:
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.transport.abort()
+
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        pipe = RedisPipe(f"redis://127.0.0.1:{port}/0", 0.5)
+        for number in range(50):
+            with pytest.raises(Unavailable):
+                await pipe.call("ECHO", str(number))
+        server.close()
+        await server.wait_closed()
+        own_redis.stop()
+        moved = ValkeyServer(own_redis.folder / "moved", port)
+        moved.start()
+        try:
+            for number in range(50):
+                assert await pipe.call("ECHO", str(number)) == str(number).encode()
+        finally:
+            moved.stop()
+
+    uvloop.run(main())
