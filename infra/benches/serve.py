@@ -59,7 +59,7 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
             "workers": 1,
         }
         with changes(settings, shop, bench.events_per_s):
-            with served(settings) as (port, process):
+            with served(settings, described=shop.described) as (port, process):
                 figures |= _fixed_rate(bench, port, process, calls)
                 figures |= {"max_rps": round(_saturated(bench, port, calls, figures), 1)}
             if bench.plain:

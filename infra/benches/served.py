@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -31,19 +32,30 @@ def cpu_s(process: psutil.Process) -> float:
 
 
 @contextmanager
-def served(settings: Settings, command: tuple[str, ...] = API) -> Iterator[tuple[int, psutil.Process]]:
-    """One server process, with its model loaded."""
-    with running_api(settings, command, lambda port: model_of(port) is not None) as (port, pid):
+def served(
+    settings: Settings, command: tuple[str, ...] = API, described: int = 0
+) -> Iterator[tuple[int, psutil.Process]]:
+    """One server process, with its model loaded, and a catalogue of so many items read."""
+
+    def ready(port: int) -> bool:
+        return model_of(port) is not None and int(_parts(port).get("catalogue", 0)) >= described
+
+    with running_api(settings, command, ready) as (port, pid):
         yield port, psutil.Process(pid)
 
 
 def model_of(port: int) -> str | None:
     """The version of the model that serves; None where there is none yet."""
+    return _parts(port).get("model") or None
+
+
+def _parts(port: int) -> dict[str, Any]:
+    """What an API, or the plain version, says of its parts; nothing while it does not answer."""
     try:
-        body = httpx2.get(f"http://{LOOPBACK}:{port}/health/ready", timeout=5).json()
+        body: dict[str, Any] = httpx2.get(f"http://{LOOPBACK}:{port}/health/ready", timeout=5).json()
     except (httpx2.HTTPError, ValueError):
-        return None
-    return body.get("model") or body.get("parts", {}).get("model") or None
+        return {}
+    return dict(body.get("parts", body))
 
 
 @contextmanager

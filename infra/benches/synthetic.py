@@ -52,6 +52,11 @@ class Shop:
     popularity: NDArray[np.float64]
     models: dict[str, ModelPublished] = field(default_factory=dict)
 
+    @property
+    def described(self) -> int:
+        """How many of the items, the first, have a title."""
+        return int(len(self.items) * DESCRIBED)
+
     @cached_property
     def cumulated(self) -> NDArray[np.float64]:
         """(items,) the share of an item and of all before it."""
@@ -93,7 +98,7 @@ def draw(rng: np.random.Generator, shop: Shop, count: int) -> NDArray[np.int64]:
 
 
 def _publish_items(settings: Settings, shop: Shop, producer: Producer) -> None:
-    for i, item_id in enumerate(shop.items[: int(len(shop.items) * DESCRIBED)]):
+    for i, item_id in enumerate(shop.items[: shop.described]):
         item = Item(
             item_id=item_id,
             title=f"Item {i} of the usual length of a title",

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final
 
 import structlog
@@ -27,8 +28,11 @@ from serving.sql.upsert import insert_into
 
 log = structlog.get_logger()
 BATCH: Final = 500
+"""Rows of one statement."""
+SLICE: Final = 1000
+"""Records of one transaction, after which requests have the interpreter to themselves for a while."""
 PATIENCE_S: Final = 3.0
-"""How long Kafka may take before the catalogue comes from SQL."""
+"""How long Kafka may say nothing before the catalogue comes from SQL."""
 SKEW_MS: Final = 60_000
 _FIELDS: Final = ("title", "categories", "brand", "price", "written")
 
@@ -40,7 +44,7 @@ class CatalogueCopy:
         self._catalogue, self._caught_up = catalogue, caught_up
         self._lock = threading.Lock()
         self._waiting: dict[str, Change] = {}
-        self._began = time.time()
+        self._began = self._heard = time.time()
         self._written: dict[str, int] | None = None
         """When the newest record of each row was, until the topic was read to its end."""
         self._seen: set[str] = set()
@@ -49,25 +53,28 @@ class CatalogueCopy:
     def take(self, changes: Sequence[Change]) -> None:
         """What the topic said."""
         with self._lock:
+            self._heard = time.time()
             self._waiting.update({change.item_id: change for change in changes})
             if not self._settled:
                 self._seen.update(change.item_id for change in changes if change.item is not None)
 
-    def exchange(self, database: Database) -> None:
-        """Write what changed; first read the copy, where Kafka does not come."""
-        if not (self._loaded or self._caught_up()) and time.time() - self._began > PATIENCE_S:
+    def exchange(self, database: Database) -> bool:
+        """Write some of what changed; first read the copy, where Kafka does not come. Whether more waits."""
+        if not (self._loaded or self._caught_up()) and time.time() - self._heard > PATIENCE_S:
             self._load(database)
         ended = self._caught_up()
         with self._lock:
-            changes, self._waiting = list(self._waiting.values()), {}
+            changes = [self._waiting.pop(item_id) for item_id in list(islice(self._waiting, SLICE))]
+            more = bool(self._waiting)
         try:
             self._write(database, changes)
-            if ended and not self._settled:
+            if ended and not more and not self._settled:
                 self._settle(database)
         except Exception:
             with self._lock:
                 self._waiting = {change.item_id: change for change in changes} | self._waiting
             raise
+        return more
 
     def _load(self, database: Database) -> None:
         with database.begin() as connection:

@@ -51,8 +51,11 @@ class Users:
             if before is not None or len(self._waiting) < WAITING:
                 self._waiting[user_id] = _Seen(before.first if before else at, at)
 
-    def exchange(self, database: Database) -> None:
-        """Write who was seen, read who is interested in what. Raises Unavailable; nothing is lost."""
+    def exchange(self, database: Database) -> bool:
+        """Write who was seen, read who is interested in what. Raises Unavailable; nothing is lost.
+
+        All of it at once: nothing more waits.
+        """
         with self._lock:
             waiting, self._waiting = self._waiting, {}
         try:
@@ -65,6 +68,7 @@ class Users:
                     after = self._waiting.get(user_id)
                     self._waiting[user_id] = _Seen(before.first, after.last if after else before.last)
             raise
+        return False
 
     def name(self, database: Database, user_id: str, interests: tuple[str, ...]) -> None:
         """Keep a user's interests, in force here at once. Raises Unavailable. Blocks."""

@@ -1,8 +1,13 @@
-"""Write to SQL behind the answers: one thread, every two seconds, going on where it was after an outage."""
+"""Write to SQL behind the answers: one thread, every two seconds, going on where it was after an outage.
+
+What comes in a flood, as a catalogue does, is written in slices, with four times as long between them as
+they take: requests are answered meanwhile.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -13,13 +18,19 @@ from serving.sql.database import Database
 
 log = structlog.get_logger()
 PAUSE_S: Final = 2.0
+LEAST_PAUSE_S: Final = 0.02
+SHARE: Final = 4.0
+"""Between two slices, so many times as long as a slice takes."""
 
 
 class Part(Protocol):
     """Something that has rows to write, or to read again."""
 
-    def exchange(self, database: Database) -> None:
-        """Write what waits, read what is wanted. Raises Unavailable; what was not written goes on waiting."""
+    def exchange(self, database: Database) -> bool:
+        """Write what waits or a slice of it, read what is wanted; whether more waits.
+
+        Raises Unavailable; what was not written goes on waiting.
+        """
         ...
 
 
@@ -43,11 +54,12 @@ class WrittenBehind:
 
     def _run(self) -> None:
         while True:
-            last = self._stop.is_set()
+            last, more = self._stop.is_set(), False
+            began = time.monotonic()
             try:
                 self._database.upgrade()
                 for part in self._parts:
-                    part.exchange(self._database)
+                    more |= part.exchange(self._database)
                 self._told = False
             except AfterclickError as error:
                 if not self._told:
@@ -57,4 +69,5 @@ class WrittenBehind:
                 log.exception("catalogue and users could not be copied into SQL")
             if last:
                 return
-            self._stop.wait(PAUSE_S)
+            slice_s = time.monotonic() - began
+            self._stop.wait(max(LEAST_PAUSE_S, SHARE * slice_s) if more else PAUSE_S)

@@ -12,7 +12,7 @@ from afterclick.events import Item
 from afterclick.settings import KafkaSettings, Settings
 from infra.embedded.ports import free_port
 from serving.feeds.catalogue import Catalogue, Change
-from serving.records.catalogue_copy import SKEW_MS, CatalogueCopy
+from serving.records.catalogue_copy import SKEW_MS, SLICE, CatalogueCopy
 from serving.sql.database import Database
 from serving.sql.tables import items
 from tests.serving import shop
@@ -59,12 +59,14 @@ def test_of_two_processes_the_newer_record_wins_whatever_the_order(database: Dat
 def test_what_the_topic_does_not_have_goes_once_it_was_read_to_its_end(database: Database) -> None:
     first = copy()
     first.take([change(n, "kept") for n in range(1200)] + [change(9999, "fresh", 2 * NOW_MS)])
-    first.exchange(database)
+    assert first.exchange(database), "a flood is written in slices"
+    assert len(titles(database)) == SLICE
+    assert not first.exchange(database)
     assert len(titles(database)) == 1201
     ended = False
     second = copy(lambda: ended)
     second.take([change(n, "kept") for n in range(1, 1200)])
-    second.exchange(database)
+    assert second.exchange(database)
     assert "i0" in titles(database), "it may still come"
     ended = True
     second.exchange(database)
