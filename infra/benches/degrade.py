@@ -25,6 +25,7 @@ import orjson
 import structlog
 from confluent_kafka import Producer
 
+from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from infra.benches import synthetic
 from infra.benches.load import Pool, get, post
@@ -82,10 +83,11 @@ class Seen:
 
 def run(bench: Bench, jars: Path) -> dict[str, Any]:
     """Every case, one after the other; the figures."""
-    with own_servers(jars) as servers:
+    # one thread for all cases: what it starts again ends with it
+    with ThreadPoolExecutor(1) as actor, own_servers(jars) as servers:
         shop = synthetic.make(servers.settings, bench.items, bench.users, versions=["m1", "broken", "m2"])
         with served(servers.settings) as (port, _):
-            rows = [_judged(bench, case, port, shop) for case in _cases(servers, shop)]
+            rows = [_judged(bench, case, actor, port, shop) for case in _cases(servers, shop)]
     return {
         "rate": bench.rate,
         "away_s": bench.away,
@@ -110,13 +112,12 @@ def _cases(servers: Servers, shop: Shop) -> list[Case]:
     ]
 
 
-def _judged(bench: Bench, case: Case, port: int, shop: Shop) -> dict[str, Any]:
+def _judged(bench: Bench, case: Case, actor: ThreadPoolExecutor, port: int, shop: Shop) -> dict[str, Any]:
     seen: list[Seen] = []
     over = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        acted = pool.submit(_act, bench, case, seen, over)
-        asyncio.run(_load(bench, port, shop, seen, over))
-        taken, given = acted.result()
+    acted = actor.submit(_act, bench, case, seen, over)
+    asyncio.run(_load(bench, port, shop, seen, over))
+    taken, given = acted.result()
     row = _row(case.name, seen, taken, given)
     log.info("degrade", **row)
     return row
@@ -214,11 +215,17 @@ def _tier(answer: bytes) -> str:
 
 
 def _still(server: ValkeyServer | KafkaServer) -> None:
-    os.kill(server.process.pid or 0, signal.SIGSTOP)
+    os.kill(_pid(server), signal.SIGSTOP)
 
 
 def _goes_on(server: ValkeyServer | KafkaServer) -> None:
-    os.kill(server.process.pid or 0, signal.SIGCONT)
+    os.kill(_pid(server), signal.SIGCONT)
+
+
+def _pid(server: ValkeyServer | KafkaServer) -> int:
+    if server.process.pid is None or not server.process.running:
+        raise Unavailable(f"{server.process.name} does not run; see {server.process.log}")
+    return server.process.pid
 
 
 def _damage(settings: Settings, shop: Shop) -> None:
