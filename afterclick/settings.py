@@ -116,6 +116,9 @@ class TrainingSettings(_Section):
     """Memory of the Spark driver."""
     mlflow_uri: str | None = None
     """MLflow tracking store: http://server, postgresql://user:password@host/name; by default SQLite."""
+    mlflow_files: str | None = None
+    """Where the files of a new MLflow experiment lie: a folder, or s3://bucket/prefix. By default the home
+    folder, or what the server says where `mlflow_uri` names one."""
     store: str | None = None
     """Where published models are copied to, for the API to read: s3://bucket/prefix. None: nowhere."""
     seed: int = 42
@@ -265,6 +268,16 @@ class Settings(BaseSettings):
         if given is None:
             return f"sqlite:///{self.home / 'mlflow.db'}"
         return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", given)
+
+    @property
+    def mlflow_files(self) -> str | None:
+        """Where the files of a new MLflow experiment lie, as a URI; None: MLflow's server decides."""
+        given = self.training.mlflow_files
+        if given is None and self.mlflow.startswith(("http://", "https://")):
+            return None
+        if given is not None and "://" in given:
+            return given
+        return Path(given or self.home / "mlflow").absolute().as_uri()
 
     @property
     def database(self) -> str:

@@ -52,15 +52,15 @@ class Registry:
         for name in ("mlflow.store.db.utils", "alembic"):  # they narrate their migrations
             logging.getLogger(name).setLevel(logging.WARNING)
         settings.home.mkdir(parents=True, exist_ok=True)
-        self._files = (settings.home / "mlflow").absolute()
+        self._files = settings.mlflow_files
         self.client = MlflowClient(tracking_uri=settings.mlflow, registry_uri=settings.mlflow)
 
     def experiment(self, name: str = EXPERIMENT) -> str:
-        """The id of an experiment; made where it is missing, its files in the home folder."""
+        """The id of an experiment; made where it is missing, its files where the settings say."""
         found = self.client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        return str(self.client.create_experiment(name, artifact_location=self._files.as_uri()))
+        return str(self.client.create_experiment(name, artifact_location=self._files))
 
     def start(self, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         """Begin a run; returns its id."""

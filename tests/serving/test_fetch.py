@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
-import httpx2
 import pytest
-from moto.server import ThreadedMotoServer
 
 from afterclick import artifact
 from afterclick.errors import BadArtifact, BadInput, Unavailable
@@ -19,23 +15,6 @@ from tests.scoring.worlds import a_model
 from training.store import upload
 
 ROOT = "s3://shop/models"
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    httpx2.post(f"{address}/moto-api/reset")  # its buckets outlive the server
-    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="shop")
-    yield client
-    server.stop()
 
 
 @pytest.fixture

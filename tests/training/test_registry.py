@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from afterclick import artifact
 from afterclick.errors import BadArtifact
-from afterclick.settings import Settings
+from afterclick.settings import Settings, TrainingSettings
 from infra.cli import app
 from tests.scoring.worlds import a_model
 from training import differences, run_report
@@ -112,3 +112,33 @@ def test_the_record_may_be_kept_in_postgres(settings: Settings, postgres_url: st
     again = Registry(there).get("champion")
     assert (again.version, again.run_id, again.tags["data"]) == ("v1", run_id, "hash")
     assert not (settings.home / "mlflow.db").exists()
+
+
+def test_a_run_s_files_may_lie_on_s3(settings: Settings, s3: Any, tmp_path: Path) -> None:
+    where = settings.training.model_copy(update={"mlflow_files": "s3://shop/runs"})
+    registry = Registry(settings.model_copy(update={"training": where}))
+    run_id = registry.start("v1", {}, {})
+    registry.describe(run_id)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.md").write_text("as it went")
+    registry.files(run_id, tmp_path / "report")
+    kept = {found["Key"] for found in s3.list_objects_v2(Bucket="shop")["Contents"]}
+    assert f"runs/{run_id}/artifacts/report/report.md" in kept
+    assert f"runs/{run_id}/artifacts/model/MLmodel" in kept
+    assert not (settings.home / "mlflow").exists()
+    read = registry.client.download_artifacts(run_id, "report/report.md", str(tmp_path))
+    assert Path(read).read_text() == "as it went"
+
+
+@pytest.mark.parametrize(
+    ("uri", "files", "expected"),
+    [
+        (None, "s3://bucket/prefix", "s3://bucket/prefix"),
+        (None, "/data/runs", "file:///data/runs"),
+        ("http://mlflow:5000", None, None),
+        ("http://mlflow:5000", "s3://bucket", "s3://bucket"),
+    ],
+)
+def test_where_the_files_of_runs_lie(uri: str | None, files: str | None, expected: str | None) -> None:
+    settings = Settings(training=TrainingSettings(mlflow_uri=uri, mlflow_files=files))
+    assert settings.mlflow_files == expected
