@@ -8,7 +8,7 @@ export default {
       <h2 id="timeline-title">What you did, and what it changed</h2>
       <ol v-if="rows.length" data-testid="timeline">
         <li v-for="row in rows" :key="row.id" v-memo="[row.effect, row.position, row.ms, row.failed, row.undone]" :class="['did-' + row.action, {failed: row.failed, undone: row.undone}]" :data-event="row.id">
-          <p><b>{{ verbs[row.action] || row.action }}</b> {{ row.title }}<span v-if="row.undone" class="ac-sr"> (taken back)</span></p>
+          <p class="ac-deed" :title="row.title"><b>{{ verbs[row.action] || row.action }}</b> {{ row.title }}<span v-if="row.undone" class="ac-sr"> (taken back)</span></p>
           <p v-if="row.failed" class="ac-effect">did not arrive: the log is away</p>
           <p v-else-if="row.effect" class="ac-effect">{{ row.effect }}</p>
           <p v-else-if="row.position" class="ac-effect waiting">in the log, waiting for the list…</p>

@@ -37,7 +37,10 @@ KINDS = {
         "Who chose this, also chose",
         "Nothing yet: that comes with the first model that knows it.",
     ),
-    "content": ("Similar items", "Nothing yet: similar items come with the first model that knows it."),
+    "content": (
+        "Similar items",
+        "Nothing yet: that takes a model, and a title or categories of this item to compare.",
+    ),
 }
 """Heading, and what is said where there is none, of the two kinds of items alike."""
 
@@ -102,7 +105,11 @@ class ItemPage:
             with ui.element("div").classes("ac-item-body"):
                 ui.label(" / ".join(item.categories) or "Uncategorised").classes("ac-category")
                 Heading(title_of(item), "h1")
-                facts = [item.item_id, item.brand, f"${item.price:,.2f}" if item.price is not None else None]
+                facts = [
+                    item.item_id if item.title else None,
+                    item.brand,
+                    f"${item.price:,.2f}" if item.price is not None else None,
+                ]
                 ui.label(" · ".join(fact for fact in facts if fact)).classes("ac-facts-line")
                 self._badges = ui.label().classes("ac-item-badges")
                 with ui.element("div").classes("ac-item-actions"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 
 import structlog
@@ -11,7 +12,7 @@ from afterclick.errors import AfterclickError
 from ui.api import Api
 from ui.cards import title_of
 from ui.charts import TIME_CHARTS, race_options, time_options
-from ui.components.controls import Button, Heading, Segments, panel
+from ui.components.controls import Age, Button, Heading, Segments, panel
 from ui.components.event_feed import EventFeed
 from ui.components.pipeline import Pipeline
 from ui.components.tiles import Tiles
@@ -48,7 +49,7 @@ class LivePage:
         self._paused = False
         self._window_s = 300
         self._race_window = "hour"
-        self._seen = self._drawn = -1
+        self._seen = self._heard = -1
         self._insight = InsightPanels(api, board)
         self._experiments = ExperimentsPanel(api)
         self._operations = operations
@@ -72,6 +73,7 @@ class LivePage:
             self._experiments.build()
             self._insight.build(models=self._operations is None)
             with panel("Events as they take effect (a sample)"):
+                self._feed_age = Age()
                 self._feed = EventFeed()
         self._show()
 
@@ -95,9 +97,9 @@ class LivePage:
             Segments("Window", WINDOWS, str(self._window_s), self._set_window)
             Segments("Race over", RACE_WINDOWS, self._race_window, self._set_race)
 
-    def _build_chart(self, title: str, key: str) -> ui.echart:
+    def _build_chart(self, title: str, key: str) -> _Chart:
         with panel(title).classes("ac-chart").props(f"data-chart={key}"):
-            return ui.echart({"series": []}).props(f'role=img aria-label="{title}"')
+            return _Chart(Age(), ui.echart({"series": []}).props(f'role=img aria-label="{title}"'))
 
     def _toggle(self) -> None:
         self._paused = not self._paused
@@ -106,8 +108,9 @@ class LivePage:
         self._show()
 
     def _set_window(self, value: str) -> None:
-        self._window_s, self._drawn = int(value), -1
-        self._show()
+        self._window_s = int(value)
+        if not self._paused:
+            self._draw()
 
     async def _set_race(self, value: str) -> None:
         self._race_window = value
@@ -125,17 +128,19 @@ class LivePage:
         if self._paused:
             return
         self._feed.show(list(islice(board.events, 20)))
-        if self._drawn != board.beats:
+        if self._heard != board.beats:
+            self._heard = board.beats
             self._draw()
+            for age in (self._feed_age, *(chart.age for chart in self._charts)):
+                age.heard()
 
     def _draw(self) -> None:
-        """Draw the charts anew: once a second, as the figures come."""
+        """Draw the charts anew: once a second, as the figures come, and where the window changes."""
         board = self._board
-        self._drawn = board.beats
         newest = board.figures.get("time", 0.0)
         past = [figures for figures in board.past if figures["time"] > newest - self._window_s]
         for chart, shown in zip(TIME_CHARTS, self._charts, strict=True):
-            _replace(shown, time_options(chart, past))
+            shown.draw(time_options(chart, past))
 
     async def _refresh_race(self) -> None:
         if self._paused:
@@ -145,10 +150,18 @@ class LivePage:
         except AfterclickError as error:
             log.info("no popular items", error=str(error))
             return
-        _replace(self._race, race_options([(title_of(item), item.score) for item in items[:RACERS]]))
+        self._race.draw(race_options([(title_of(item), item.score) for item in items[:RACERS]]))
+        self._race.age.heard()
 
 
-def _replace(chart: ui.echart, options: dict[str, object]) -> None:
-    chart.options.clear()
-    chart.options.update(options)
-    chart.update()
+@dataclass(frozen=True)
+class _Chart:
+    """A chart and how old what it shows is: held still by *Pause*, it says so."""
+
+    age: Age
+    chart: ui.echart
+
+    def draw(self, options: dict[str, object]) -> None:
+        self.chart.options.clear()
+        self.chart.options.update(options)
+        self.chart.update()
