@@ -1,0 +1,65 @@
+"""The demo's stages, against a real Kafka: which of them it can do without, and which end it."""
+
+from __future__ import annotations
+
+import asyncio
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from afterclick.errors import Unavailable
+from afterclick.settings import Settings
+from infra.stack.cut import Cut
+from infra.stack.demo import Demo, DemoOptions
+from infra.stack.layout import lay_out
+from infra.stack.supervisor import Stack
+from infra.stack.view import View
+
+DAY_S = 86_400
+REVIEWS = 12
+
+
+def demo_on(settings: Settings, ratings: Path) -> tuple[Demo, StringIO]:
+    """A demo of nothing but ratings, on a stack whose servers run already; and what it says."""
+    said = StringIO()
+    view = View(Console(file=said, width=200))
+    until_ms = (REVIEWS - 2) * DAY_S * 1000
+    cut = Cut(
+        str(ratings),
+        "ratings",
+        "named",
+        rows=REVIEWS,
+        bad=0,
+        history=REVIEWS - 2,
+        until_ms=until_ms,
+        user="u1",
+    )
+    stack = Stack(lay_out(settings), [], [], view.note)
+    return Demo(stack, DemoOptions(cut), view), said
+
+
+def test_a_dataset_of_ratings_alone_has_no_catalogue_and_is_replayed(
+    settings: Settings, tmp_path: Path
+) -> None:
+    ratings = tmp_path / "ratings_Electronics.csv"
+    ratings.write_text("".join(f"u{day % 3},i{day % 4},5.0,{day * DAY_S}\n" for day in range(REVIEWS)))
+    demo, said = demo_on(settings, ratings)
+
+    async def stages() -> None:
+        for name in ("catalogue", "people", "history"):
+            await demo._stage(name)
+
+    asyncio.run(stages())
+    states = {stage.name: stage.state for stage in demo.stages if stage.state != "waiting"}
+    assert states == {"catalogue": "failed", "people": "failed", "history": "done"}
+    assert f"history: {REVIEWS - 2} reviews before" in said.getvalue()
+    assert "items" in next(stage.note for stage in demo.stages if stage.name == "catalogue")
+
+
+def test_without_a_history_the_demo_ends_and_says_why(settings: Settings, tmp_path: Path) -> None:
+    demo, _ = demo_on(settings, tmp_path / "gone.csv")
+    with pytest.raises(Unavailable, match=r"gone\.csv"):
+        asyncio.run(demo._stage("history"))
+    assert next(stage.state for stage in demo.stages if stage.name == "history") == "failed"
