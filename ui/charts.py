@@ -163,7 +163,11 @@ def race_options(rows: Sequence[tuple[str, float]]) -> JsonObject:
         "textStyle": WORDS,
         "grid": {"left": 8, "right": 48, "top": 4, "bottom": 4, "containLabel": True},
         "tooltip": {**_hover(""), "trigger": "item"},
-        "xAxis": {"type": "value", "splitLine": {"lineStyle": {"color": LINE}}, "axisLabel": WORDS},
+        "xAxis": {
+            "type": "value",
+            "splitLine": {"lineStyle": {"color": LINE}},
+            "axisLabel": {**WORDS, "hideOverlap": True},
+        },
         "yAxis": {
             "type": "category",
             "inverse": True,

@@ -206,7 +206,7 @@ def test_the_strip_shows_live_figures(page: Page, shop: Shop) -> None:
 def test_when_the_api_goes_the_list_stays_and_when_it_comes_back_the_page_mends(
     page: Page, shop: Shop
 ) -> None:
-    visit(page, shop, "alice")
+    visit(page, shop, new_shopper())
     before = listed(page)
     board = page.context.new_page()
     board.clock.install()

@@ -176,12 +176,15 @@ class ShopPage:
         self._snippets.show([*snippets, watch_snippet(api, session.user_id)])
 
     async def _listen(self) -> None:
-        session = self._session
+        session, away = self._session, False
         await self._give_past()
         async for pushed in pushed_lists(self._api, session.user_id, session.list_length, session.interests):
             if pushed is None:
-                self._say("The API is away; the list you see is the last one. Trying again…")
+                if not away:  # said once: what is said after it, as that a deed did not arrive, stays
+                    self._say("The API is away; the list you see is the last one. Trying again…")
+                away = True
                 continue
+            away = False
             session.receive(pushed)
             self._say(DEGRADED if pushed.degraded else "")
             self._show()
