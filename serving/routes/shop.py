@@ -119,6 +119,7 @@ async def popular(service: Parts, query: Annotated[queries.PopularQuery, Query()
         reason = f"trending this {query.window}"
     inside = service.recommender.filters.inside(world, query.category, query.filters)
     if inside is not None:
+        inside = inside if query.window is None else inside[scores[inside] > 0]  # what trends, trends
         order = inside[(-scores[inside]).argsort(kind="stable")]
     order = without(order, world.rules.excluded)
     rows = [_row(service, world.ids[i], float(scores[i]), reason) for i in order[:n].tolist()]

@@ -72,6 +72,8 @@ def test_lists_of_one_item_and_of_everybody(shop_api: Running) -> None:
     for window in ("hour", "day", "month"):
         query = {"window": window, "category": "Cables", "n": 1}
         wait_until(lambda q=query: ids(shop_api.get("/popular", **q)) == ["cable-9"])
+    hot = shop_api.get("/popular", window="hour", category="Cables", n=100)["items"]
+    assert all(item["score"] > 0 for item in hot), "nothing that nobody reached for fills the list up"
 
     basket = {"items": ["camera-1", "camera-2"], "exclude": ["camera-3"], "category": "Cameras", "n": 6}
     body = post(shop_api, "/recommendations", **basket).json()
