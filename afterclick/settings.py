@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -273,11 +274,11 @@ class Settings(BaseSettings):
     def mlflow_files(self) -> str | None:
         """Where the files of a new MLflow experiment lie, as a URI; None: MLflow's server decides."""
         given = self.training.mlflow_files
-        if given is None and self.mlflow.startswith(("http://", "https://")):
+        if not given and self.mlflow.startswith(("http://", "https://")):
             return None
-        if given is not None and "://" in given:
+        if given and urlsplit(given).scheme:
             return given
-        return Path(given or self.home / "mlflow").absolute().as_uri()
+        return Path(given or self.home / "mlflow").expanduser().absolute().as_uri()
 
     @property
     def database(self) -> str:

@@ -84,7 +84,7 @@ class Seen:
 def run(bench: Bench, jars: Path) -> dict[str, Any]:
     """Every case, one after the other; the figures."""
     # one thread for all cases: what it starts again ends with it
-    with ThreadPoolExecutor(1) as actor, own_servers(jars) as servers:
+    with own_servers(jars) as servers, ThreadPoolExecutor(1) as actor:
         shop = synthetic.make(servers.settings, bench.items, bench.users, versions=["m1", "broken", "m2"])
         with served(servers.settings) as (port, _):
             rows = [_judged(bench, case, actor, port, shop) for case in _cases(servers, shop)]

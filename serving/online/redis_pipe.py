@@ -35,7 +35,7 @@ class RedisPipe:
         self._options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
         self._timeout_s = timeout_s
         self._connection: _Connection | None = None
-        self._connecting = asyncio.Lock()
+        self._attempt: asyncio.Task[_Connection] | None = None
 
     async def call(self, *command: str | bytes | int) -> Any:
         """The answer to a command. Raises Unavailable where there is none in time, or an error instead."""
@@ -45,26 +45,35 @@ class RedisPipe:
         return await connection.call(*command)
 
     async def close(self) -> None:
+        if self._attempt is not None:
+            self._attempt.cancel()
         if self._connection is not None:
             self._connection.close()
 
     async def _connected(self) -> _Connection:
-        """The connection; made where there is none. Raises Unavailable."""
-        async with self._connecting:
-            if self._connection is not None and not self._connection.lost:
-                return self._connection
-            fresh = _Connection(self._timeout_s)
-            try:
-                async with asyncio.timeout(self._timeout_s):
-                    await self._open(fresh)
-            except (OSError, TimeoutError) as error:
-                fresh.close()
+        """A new connection: one attempt for all who wait for it, with one outcome. Raises Unavailable."""
+        if self._attempt is None:
+            self._attempt = asyncio.ensure_future(self._connect())
+            self._attempt.add_done_callback(self._attempted)
+        return await asyncio.shield(self._attempt)
+
+    def _attempted(self, attempt: asyncio.Task[_Connection]) -> None:
+        self._attempt = None
+        if not attempt.cancelled():
+            attempt.exception()  # looked at, also where nobody waits any more
+
+    async def _connect(self) -> _Connection:
+        fresh = _Connection(self._timeout_s)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._open(fresh)
+        except BaseException as error:
+            fresh.close()
+            if isinstance(error, OSError):  # a TimeoutError is one
                 raise Unavailable(f"Redis cannot be reached: {str(error) or 'no answer in time'}") from error
-            except Unavailable:
-                fresh.close()
-                raise
-            self._connection = fresh
-            return fresh
+            raise
+        self._connection = fresh
+        return fresh
 
     async def _open(self, fresh: _Connection) -> None:
         loop, options = asyncio.get_running_loop(), self._options

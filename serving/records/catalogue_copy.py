@@ -33,6 +33,8 @@ SLICE: Final = 1000
 """Records of one transaction, after which requests have the interpreter to themselves for a while."""
 PATIENCE_S: Final = 3.0
 """How long Kafka may say nothing before the catalogue comes from SQL."""
+LONGEST_S: Final = 60.0
+"""How long it may take in all: one of its partitions may be away."""
 SKEW_MS: Final = 60_000
 _FIELDS: Final = ("title", "categories", "brand", "price", "written")
 
@@ -60,7 +62,7 @@ class CatalogueCopy:
 
     def exchange(self, database: Database) -> bool:
         """Write some of what changed; first read the copy, where Kafka does not come. Whether more waits."""
-        if not (self._loaded or self._caught_up()) and time.time() - self._heard > PATIENCE_S:
+        if not (self._loaded or self._caught_up()) and self._kept_waiting(time.time()):
             self._load(database)
         ended = self._caught_up()
         with self._lock:
@@ -76,11 +78,17 @@ class CatalogueCopy:
             raise
         return more
 
+    def _kept_waiting(self, now: float) -> bool:
+        return now - self._heard > PATIENCE_S or now - self._began > LONGEST_S
+
     def _load(self, database: Database) -> None:
         with database.begin() as connection:
             rows = connection.execute(select(*(c for c in table.c if c.name != "written"))).mappings().all()
+        with self._lock:
+            removed = {change.item_id for change in self._waiting.values() if change.item is None}
         for item in readable(Item, rows):
-            self._catalogue.put_new(item)
+            if item.item_id not in removed:
+                self._catalogue.put_new(item)
         self._loaded = True
         if rows:
             log.info("Kafka does not come: the catalogue comes from its copy", items=len(rows))

@@ -39,7 +39,10 @@ class WrittenBehind:
 
     def __init__(self, database: Database, parts: Sequence[Part]) -> None:
         self._database, self._parts = database, parts
-        self._told = False
+        self._busy: list[Part] = []
+        """Those that have more to write than a slice."""
+        self._round_at = -PAUSE_S
+        self._ready = self._told = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sql-behind", daemon=True)
 
@@ -53,21 +56,33 @@ class WrittenBehind:
             self._thread.join(3.0)
 
     def _run(self) -> None:
-        while True:
-            last, more = self._stop.is_set(), False
+        last = False
+        while not last:
+            last = self._stop.is_set()
             began = time.monotonic()
             try:
-                self._database.upgrade()
-                for part in self._parts:
-                    more |= part.exchange(self._database)
+                self._exchange(last)
                 self._told = False
             except AfterclickError as error:
                 if not self._told:
                     log.warning("catalogue and users are not copied into SQL", error=str(error))
-                self._told = True
+                self._told, self._ready, self._busy = True, False, []
             except Exception:
                 log.exception("catalogue and users could not be copied into SQL")
-            if last:
-                return
+                self._ready, self._busy = False, []
+            last = last and not self._busy
             slice_s = time.monotonic() - began
-            self._stop.wait(max(LEAST_PAUSE_S, SHARE * slice_s) if more else PAUSE_S)
+            pause_s = min(PAUSE_S, max(LEAST_PAUSE_S, SHARE * slice_s)) if self._busy else PAUSE_S
+            self._stop.wait(pause_s)
+
+    def _exchange(self, last: bool) -> None:
+        """Every part in turn; between two rounds those alone that have more to write."""
+        if not self._ready:
+            self._database.upgrade()
+            self._ready = True
+        whole = last or not self._busy or time.monotonic() - self._round_at >= PAUSE_S
+        if whole:
+            self._round_at = time.monotonic()
+        self._busy = [
+            part for part in (self._parts if whole else self._busy) if part.exchange(self._database)
+        ]

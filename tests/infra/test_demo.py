@@ -21,6 +21,13 @@ DAY_S = 86_400
 REVIEWS = 12
 
 
+@pytest.fixture(autouse=True)
+def own_topics(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the demo's commands write goes to this test's topics."""
+    monkeypatch.setenv("AFTERCLICK_KAFKA__PREFIX", settings.kafka.prefix)
+    monkeypatch.setenv("AFTERCLICK_KAFKA__PARTITIONS", str(settings.kafka.partitions))
+
+
 def demo_on(settings: Settings, ratings: Path) -> tuple[Demo, StringIO]:
     """A demo of nothing but ratings, on a stack whose servers run already; and what it says."""
     said = StringIO()
@@ -55,7 +62,9 @@ def test_a_dataset_of_ratings_alone_has_no_catalogue_and_is_replayed(
     states = {stage.name: stage.state for stage in demo.stages if stage.state != "waiting"}
     assert states == {"catalogue": "failed", "people": "failed", "history": "done"}
     assert f"history: {REVIEWS - 2} reviews before" in said.getvalue()
-    assert "items" in next(stage.note for stage in demo.stages if stage.name == "catalogue")
+    notes = {stage.name: stage.note for stage in demo.stages}
+    assert "items file" in notes["catalogue"]
+    assert "items file" in notes["people"]
 
 
 def test_without_a_history_the_demo_ends_and_says_why(settings: Settings, tmp_path: Path) -> None:

@@ -68,15 +68,18 @@ def test_what_a_connection_says_too_late_is_nobody_s_answer(loop: Callable[..., 
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal connections
         connections += 1
-        await reader.readuntil(b"secret\r\n")
-        if connections == 1:
-            await second_in_use.wait()
-            writer.write(b"+LATE\r\n")
-        else:
+        first = connections == 1
+        try:
+            await reader.readuntil(b"secret\r\n")
+            if first:
+                await second_in_use.wait()
+                writer.write(b"+LATE\r\n")
+                return
             writer.write(b"+OK\r\n")
             while await reader.read(1000):
                 writer.write(b"+MINE\r\n")
-        await writer.drain()
+        finally:
+            writer.close()
 
     async def main() -> None:
         server = await asyncio.start_server(peer, "127.0.0.1", 0)
@@ -115,5 +118,37 @@ def test_a_server_that_hangs_up_at_once_is_away_and_then_found(own_redis: Valkey
                 assert await pipe.call("ECHO", str(number)) == str(number).encode()
         finally:
             moved.stop()
+
+    uvloop.run(main())
+
+
+def test_a_server_that_lets_nobody_in_costs_everybody_one_timeout() -> None:
+    """A hundred who ask at once wait for one attempt, not for each other's; who goes away leaves nothing."""
+    closed: list[bool] = []
+
+    async def main() -> None:
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while await reader.read(1000):
+                pass
+            closed.append(True)
+            writer.close()
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        pipe = RedisPipe(f"redis://:secret@127.0.0.1:{port}/0", 0.2)
+        gone = asyncio.ensure_future(pipe.call("ECHO", "gone"))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        asked = [pipe.call("ECHO", str(number)) for number in range(100)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+        assert loop.time() - began < 2.0
+        async with asyncio.timeout(10):
+            while not closed:
+                await asyncio.sleep(0.01)
+        assert len(closed) == 1, "one attempt, closed behind whoever asked first"
+        server.close()
 
     uvloop.run(main())

@@ -126,7 +126,8 @@ def test_a_run_s_files_may_lie_on_s3(settings: Settings, s3: Any, tmp_path: Path
     assert f"runs/{run_id}/artifacts/report/report.md" in kept
     assert f"runs/{run_id}/artifacts/model/MLmodel" in kept
     assert not (settings.home / "mlflow").exists()
-    read = registry.client.download_artifacts(run_id, "report/report.md", str(tmp_path))
+    (tmp_path / "read").mkdir()
+    read = registry.client.download_artifacts(run_id, "report/report.md", str(tmp_path / "read"))
     assert Path(read).read_text() == "as it went"
 
 
@@ -136,6 +137,8 @@ def test_a_run_s_files_may_lie_on_s3(settings: Settings, s3: Any, tmp_path: Path
         (None, "s3://bucket/prefix", "s3://bucket/prefix"),
         (None, "/data/runs", "file:///data/runs"),
         ("http://mlflow:5000", None, None),
+        ("http://mlflow:5000", "", None),
+        (None, "mlflow-artifacts:/runs", "mlflow-artifacts:/runs"),
         ("http://mlflow:5000", "s3://bucket", "s3://bucket"),
     ],
 )

@@ -49,7 +49,7 @@ class LivePage:
         self._paused = False
         self._window_s = 300
         self._race_window = "hour"
-        self._seen = self._heard = -1
+        self._seen, self._heard = -1, 0
         self._insight = InsightPanels(api, board)
         self._experiments = ExperimentsPanel(api)
         self._operations = operations
@@ -75,6 +75,7 @@ class LivePage:
             with panel("Events as they take effect (a sample)"):
                 self._feed_age = Age()
                 self._feed = EventFeed()
+        self._draw()
         self._show()
 
     def begin(self) -> None:
@@ -105,6 +106,8 @@ class LivePage:
         self._paused = not self._paused
         self._pause.props(f"aria-pressed={'true' if self._paused else 'false'}")
         self._pause.text = "Go on" if self._paused else "Pause"
+        if not self._paused:
+            self._draw()  # the window may be another
         self._show()
 
     def _set_window(self, value: str) -> None:

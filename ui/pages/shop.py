@@ -34,6 +34,8 @@ from ui.snippets import Endpoint, feedback_snippet, list_snippet, watch_snippet
 
 log = structlog.get_logger()
 
+AWAY = "The API is away; the list you see is the last one. Trying again…"
+AWAY = "The API is away; the list you see is the last one. Trying again…"
 DEGRADED = "Part of the system is away: this is the best list that could be had."
 HINT = "Like or skip something: the list changes while you look at it."
 OFFERED_CATEGORIES = 24
@@ -64,6 +66,7 @@ class ShopPage:
         self._api = api
         self._session = ShopSession(api, user_id)
         self._feed: asyncio.Task[None] | None = None
+        self._away = False
 
     def build(self) -> None:
         """Lay out the page."""
@@ -132,7 +135,7 @@ class ShopPage:
         self._show_timeline()
         try:
             await sent
-            self._say("")
+            self._say(AWAY if self._away else "")
         except AfterclickError as error:
             self._say(f"That did not arrive: {error}")
             self._grid.show(self._session.cards(), self._session.headline, failed=token)
@@ -176,15 +179,15 @@ class ShopPage:
         self._snippets.show([*snippets, watch_snippet(api, session.user_id)])
 
     async def _listen(self) -> None:
-        session, away = self._session, False
+        session = self._session
         await self._give_past()
         async for pushed in pushed_lists(self._api, session.user_id, session.list_length, session.interests):
             if pushed is None:
-                if not away:  # said once: what is said after it, as that a deed did not arrive, stays
-                    self._say("The API is away; the list you see is the last one. Trying again…")
-                away = True
+                if not self._away:  # said once: what is said after it, as that a deed did not arrive, stays
+                    self._say(AWAY)
+                self._away = True
                 continue
-            away = False
+            self._away = False
             session.receive(pushed)
             self._say(DEGRADED if pushed.degraded else "")
             self._show()
