@@ -49,7 +49,8 @@ _TIME_OF, _USER = _SCHEMA.get_field_index("event_time"), _SCHEMA.get_field_index
 
 def start(spark: SparkSession, settings: Settings, checkpoint: Path) -> StreamingQuery:
     """Start the query where its checkpoint stands; without one, at the beginning of the topics."""
-    source = frame(spark, settings.kafka, None, 2 * settings.stream.batch_events)
+    stream = settings.stream
+    source = frame(spark, settings.kafka, None, 2 * stream.batch_events, stream.fence)
     redis = settings.redis
     decode = partial(decode_batches, forgotten=Forgotten(redis.url, redis.cluster, redis.keys))
     rows = source.mapInArrow(decode, COLUMNS).coalesce(1)
@@ -60,7 +61,7 @@ def start(spark: SparkSession, settings: Settings, checkpoint: Path) -> Streamin
         .option("path", settings.archive)
         .option("checkpointLocation", str(checkpoint))
         .partitionBy("log_day")
-        .trigger(processingTime=f"{settings.stream.archive_seconds} seconds")
+        .trigger(processingTime=f"{stream.archive_seconds} seconds")
         .start()
     )
 
