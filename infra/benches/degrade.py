@@ -8,8 +8,6 @@ until all was well again, and how long that took after the part was back.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import sqlite3
 import threading
 import time
@@ -25,16 +23,13 @@ import orjson
 import structlog
 from confluent_kafka import Producer
 
-from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from infra.benches import synthetic
 from infra.benches.load import Pool, get, post
 from infra.benches.served import served
 from infra.benches.servers import Servers, own_servers
 from infra.benches.synthetic import Shop
-from infra.embedded.kafka import KafkaServer
 from infra.embedded.ports import LOOPBACK
-from infra.embedded.valkey import ValkeyServer
 
 log = structlog.get_logger()
 CONNECTIONS = 400
@@ -104,9 +99,9 @@ def _cases(servers: Servers, shop: Shop) -> list[Case]:
     return [
         Case("nothing", lambda: None, lambda: None),
         Case("redis killed", valkey.kill, valkey.start),
-        Case("redis held still", partial(_still, valkey), partial(_goes_on, valkey)),
+        Case("redis held still", valkey.process.hold, valkey.process.go_on),
         Case("kafka killed", kafka.kill, kafka.start),
-        Case("kafka held still", partial(_still, kafka), partial(_goes_on, kafka)),
+        Case("kafka held still", kafka.process.hold, kafka.process.go_on),
         Case("model damaged", partial(_damage, settings, shop), partial(_publish, settings, shop, "m2")),
         Case("sql locked", lock.take, lock.give),
     ]
@@ -212,20 +207,6 @@ def _tier(answer: bytes) -> str:
     body = orjson.loads(answer[answer.find(b"\r\n\r\n") + 4 :])
     words = [str(body.get("source")), str(body.get("model_version"))]
     return " ".join(words + (["degraded"] if body.get("degraded") else []))
-
-
-def _still(server: ValkeyServer | KafkaServer) -> None:
-    os.kill(_pid(server), signal.SIGSTOP)
-
-
-def _goes_on(server: ValkeyServer | KafkaServer) -> None:
-    os.kill(_pid(server), signal.SIGCONT)
-
-
-def _pid(server: ValkeyServer | KafkaServer) -> int:
-    if server.process.pid is None or not server.process.running:
-        raise Unavailable(f"{server.process.name} does not run; see {server.process.log}")
-    return server.process.pid
 
 
 def _damage(settings: Settings, shop: Shop) -> None:

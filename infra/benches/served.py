@@ -38,7 +38,8 @@ def served(
     """One server process, with its model loaded, and a catalogue of so many items read."""
 
     def ready(port: int) -> bool:
-        return model_of(port) is not None and int(_parts(port).get("catalogue", 0)) >= described
+        parts = _parts(port)
+        return bool(parts.get("model")) and int(parts.get("catalogue", 0)) >= described
 
     with running_api(settings, command, ready) as (port, pid):
         yield port, psutil.Process(pid)

@@ -96,6 +96,19 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 self._popen.terminate()
 
+    def hold(self) -> None:
+        """SIGSTOP: it is there and does nothing until `go_on`. Raises Unavailable where it does not run."""
+        self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """SIGCONT, after `hold`. Raises Unavailable where it does not run."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._popen is None or not self.running:
+            raise Unavailable(f"{self.name} does not run; see {self.log}")
+        self._popen.send_signal(number)
+
     def kill(self) -> None:
         """SIGKILL to the process and to everything it started, in whatever process group that is by now."""
         if self._popen is None:

@@ -67,13 +67,13 @@ class RedisPipe:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._open(fresh)
-        except BaseException as error:
-            fresh.close()
-            if isinstance(error, OSError):  # a TimeoutError is one
-                raise Unavailable(f"Redis cannot be reached: {str(error) or 'no answer in time'}") from error
-            raise
-        self._connection = fresh
-        return fresh
+            self._connection = fresh
+            return fresh
+        except OSError as error:  # a TimeoutError is one
+            raise Unavailable(f"Redis cannot be reached: {str(error) or 'no answer in time'}") from error
+        finally:
+            if self._connection is not fresh:
+                fresh.close()
 
     async def _open(self, fresh: _Connection) -> None:
         loop, options = asyncio.get_running_loop(), self._options

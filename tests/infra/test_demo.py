@@ -24,8 +24,8 @@ REVIEWS = 12
 @pytest.fixture(autouse=True)
 def own_topics(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the demo's commands write goes to this test's topics."""
-    monkeypatch.setenv("AFTERCLICK_KAFKA__PREFIX", settings.kafka.prefix)
-    monkeypatch.setenv("AFTERCLICK_KAFKA__PARTITIONS", str(settings.kafka.partitions))
+    for name, value in settings.environment().items():
+        monkeypatch.setenv(name, value)
 
 
 def demo_on(settings: Settings, ratings: Path) -> tuple[Demo, StringIO]:

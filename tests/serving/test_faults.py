@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -67,13 +65,13 @@ def test_a_frozen_redis_costs_no_more_than_the_timeout(
     ensure_topics(settings)
     with Running(settings) as api:
         api.ready()
-        os.kill(own_redis.process.pid or 0, signal.SIGSTOP)
+        own_redis.process.hold()
         try:
             began = time.perf_counter()
             assert api.list_for("bob")["degraded"] is True
             assert time.perf_counter() - began < settings.redis.timeout_s + 0.2
         finally:
-            os.kill(own_redis.process.pid or 0, signal.SIGCONT)
+            own_redis.process.go_on()
         wait_until(lambda: api.list_for("bob")["degraded"] is False)
 
 

@@ -55,7 +55,11 @@ class Age(Element, component="age.js"):
 
     def heard(self) -> None:
         """It is new."""
-        self._props["beat"] += 1
+        self.show(self._props["beat"] + 1)
+
+    def show(self, beat: int) -> None:
+        """It is new if `beat` is another than before; of 0 nothing has been heard yet."""
+        self._props["beat"] = beat
         self.update()
 
 

@@ -49,7 +49,7 @@ class LivePage:
         self._paused = False
         self._window_s = 300
         self._race_window = "hour"
-        self._seen, self._heard = -1, 0
+        self._seen = self._drawn = -1
         self._insight = InsightPanels(api, board)
         self._experiments = ExperimentsPanel(api)
         self._operations = operations
@@ -75,7 +75,6 @@ class LivePage:
             with panel("Events as they take effect (a sample)"):
                 self._feed_age = Age()
                 self._feed = EventFeed()
-        self._draw()
         self._show()
 
     def begin(self) -> None:
@@ -106,14 +105,11 @@ class LivePage:
         self._paused = not self._paused
         self._pause.props(f"aria-pressed={'true' if self._paused else 'false'}")
         self._pause.text = "Go on" if self._paused else "Pause"
-        if not self._paused:
-            self._draw()  # the window may be another
         self._show()
 
     def _set_window(self, value: str) -> None:
-        self._window_s = int(value)
-        if not self._paused:
-            self._draw()
+        self._window_s, self._drawn = int(value), -1
+        self._show()
 
     async def _set_race(self, value: str) -> None:
         self._race_window = value
@@ -131,19 +127,19 @@ class LivePage:
         if self._paused:
             return
         self._feed.show(list(islice(board.events, 20)))
-        if self._heard != board.beats:
-            self._heard = board.beats
+        if self._drawn != board.beats:
             self._draw()
-            for age in (self._feed_age, *(chart.age for chart in self._charts)):
-                age.heard()
 
     def _draw(self) -> None:
         """Draw the charts anew: once a second, as the figures come, and where the window changes."""
         board = self._board
+        self._drawn = board.beats
         newest = board.figures.get("time", 0.0)
         past = [figures for figures in board.past if figures["time"] > newest - self._window_s]
         for chart, shown in zip(TIME_CHARTS, self._charts, strict=True):
             shown.draw(time_options(chart, past))
+        for age in (self._feed_age, *(shown.age for shown in self._charts)):
+            age.show(board.beats)
 
     async def _refresh_race(self) -> None:
         if self._paused:

@@ -35,7 +35,6 @@ from ui.snippets import Endpoint, feedback_snippet, list_snippet, watch_snippet
 log = structlog.get_logger()
 
 AWAY = "The API is away; the list you see is the last one. Trying again…"
-AWAY = "The API is away; the list you see is the last one. Trying again…"
 DEGRADED = "Part of the system is away: this is the best list that could be had."
 HINT = "Like or skip something: the list changes while you look at it."
 OFFERED_CATEGORIES = 24
