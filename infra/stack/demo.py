@@ -3,6 +3,7 @@
 Every stage is an `afterclick` command that could be run by hand; a second demo goes on where the first was.
 
 reads   file  <home>/replay/status.json  how the replay goes
+        topic models  whether there is a champion
         http  GET /recommendations
 """
 
@@ -26,6 +27,7 @@ from infra.stack.parts import command
 from infra.stack.stages import Stage
 from infra.stack.supervisor import Stack
 from infra.stack.view import View
+from training.publish import champion
 
 _IN_TURN = (("catalogue",), ("history",), ("people", "log"), ("training",), ("live", "retraining"))
 """Stages, those of one bracket beside one another."""
@@ -50,7 +52,7 @@ class Demo:
     def __init__(self, stack: Stack, options: DemoOptions, view: View) -> None:
         self.stack, self.options, self.cut, self.view = stack, options, options.cut, view
         self.stages = [Stage(name) for names in _IN_TURN for name in names]
-        self._served: str | None = None
+        self._champion: str | None = None
         self._partial = False
         self._begun = False
 
@@ -106,8 +108,9 @@ class Demo:
 
         Not for ever: on a small machine the first model comes from what is there after half a minute.
         """
-        self._served = await self._model_served()
-        if self._served:
+        published = await asyncio.to_thread(champion, self.stack.layout.settings.kafka)
+        if published:
+            self._champion = published.version
             stage.note, stage.state = "not waited for: there is a model", "left out"
             return
         while not self._log_complete(stage):
@@ -124,8 +127,8 @@ class Demo:
         return stage.done >= stage.total > 0
 
     async def _training(self, stage: Stage) -> None:
-        if self._served:
-            stage.note, stage.state = f"goes on with model {self._served}", "left out"
+        if self._champion:
+            stage.note, stage.state = f"goes on with model {self._champion}", "left out"
             return
         await self._train(stage)
 
@@ -148,12 +151,6 @@ class Demo:
         finally:
             following.cancel()
         stage.note = f"model {answer['version']}"
-
-    async def _model_served(self) -> str | None:
-        """The model that the API serves, once the API answers."""
-        while not (answer := await asyncio.to_thread(self._list)):
-            await asyncio.sleep(0.5)
-        return str(answer["model_version"]) if answer["model_version"] else None
 
     async def _follow_training(self, stage: Stage, process: Process) -> None:
         """Show the last thing that training said."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from afterclick import artifact
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from infra.stack.cut import Cut
@@ -16,6 +17,7 @@ from infra.stack.demo import Demo, DemoOptions
 from infra.stack.layout import lay_out
 from infra.stack.supervisor import Stack
 from infra.stack.view import View
+from training.publish import announce
 
 DAY_S = 86_400
 REVIEWS = 12
@@ -72,3 +74,22 @@ def test_without_a_history_the_demo_ends_and_says_why(settings: Settings, tmp_pa
     with pytest.raises(Unavailable, match=r"gone\.csv"):
         asyncio.run(demo._stage("history"))
     assert next(stage.state for stage in demo.stages if stage.name == "history") == "failed"
+
+
+def test_a_champion_is_not_trained_again_though_the_api_does_not_serve_it_yet(
+    settings: Settings, tmp_path: Path
+) -> None:
+    folder, _ = artifact.write(
+        tmp_path / "models", "a-champion", lambda at: (at / "file").write_bytes(b"1"), items=1, created="now"
+    )
+    announce(settings.kafka, folder)
+    demo, _ = demo_on(settings, tmp_path / "ratings.csv")
+
+    async def stages() -> None:
+        for name in ("log", "training"):
+            await demo._stage(name)
+
+    asyncio.run(stages())
+    notes = {stage.name: stage.note for stage in demo.stages}
+    assert notes["log"] == "not waited for: there is a model"
+    assert notes["training"] == "goes on with model a-champion"
