@@ -12,6 +12,8 @@ from scipy.sparse.linalg import svds
 
 DENSE_BELOW = 6000
 """Catalogues up to this size get the dense solve; larger ones solve among each item's neighbours."""
+PLAIN_FROM = 300.0
+"""With so large a ridge a large catalogue solves nothing: the solution is nearly the Gram matrix itself."""
 
 
 @dataclass
@@ -31,7 +33,8 @@ class ItemItem:
 
     The ridge regression of EASE (Steck, WWW 2019) on X = Du^-user R Di^-item; with a large `ridge` it becomes
     the plain normalised co-occurrence of GF-CF (Shen et al., CIKM 2021), whose low-pass filter may be mixed
-    in. Large catalogues solve the regression among each item's nearest neighbours only.
+    in. Large catalogues solve the regression among each item's nearest neighbours only, and take the plain
+    co-occurrence beyond them.
     """
 
     ridge: float = 20.0
@@ -47,7 +50,7 @@ class ItemItem:
     low_pass: float = 0.0
     """Weight of the filter on the first `components` singular vectors, of the scale of the rest."""
     components: int = 32
-    neighbours: int = 200
+    neighbours: int = 100
     """Neighbours of the sparse solve."""
 
     def fit(self, train: Any, seed: int) -> None:
@@ -65,7 +68,8 @@ class ItemItem:
             weights = _ease(gram, ridge)
             self._weights: Any = (before[:, None] * weights * after[None, :]).astype(np.float32)
         else:
-            weights = _local(gram, ridge, self.neighbours)
+            plain = self.ridge >= PLAIN_FROM
+            weights = _others(gram) if plain else _local(gram, ridge, self.neighbours)
             self._weights = (sparse.diags(before) @ weights @ sparse.diags(after)).astype(np.float32).tocsr()
         self._filter = _low_pass(train, users, items, self.components, seed) if self.low_pass else None
         self._share = self._scale(seed) if self._filter is not None else 0.0
@@ -103,31 +107,35 @@ def _ease(gram: Any, ridge: float) -> NDArray[np.float64]:
 
 
 def _local(gram: Any, ridge: float, count: int) -> Any:
-    """CSR (n, n): the ridge regression of each item on its `count` strongest neighbours, times `ridge`."""
-    n = gram.shape[0]
-    diagonal = gram.diagonal()
-    off = (gram - sparse.diags(diagonal)).tocsr()
-    off.eliminate_zeros()
-    place = np.full(n, -1, np.int32)
-    rows, columns, values = [], [], []
-    for item in range(n):
+    """CSC (n, n): the ridge regression of each item on its `count` strongest neighbours, times `ridge`.
+
+    What lies beyond them keeps the weight that it would have by itself.
+    """
+    diagonal, off = gram.diagonal(), _others(gram)
+    place = np.full(gram.shape[0], -1, np.int32)
+    weights = off.data.astype(np.float64)
+    for item in range(gram.shape[0]):
         bounds = slice(off.indptr[item], off.indptr[item + 1])
         near, strength = off.indices[bounds], off.data[bounds]
         if not len(near):
             continue
+        best: Any = slice(None)
         if len(near) > count:
             # by cosine: a neighbour of few interactions says as much for its size
             best = np.argpartition(-strength / np.sqrt(diagonal[near] + ridge), count)[:count]
             near, strength = near[best], strength[best]
         among = _among(off, near, place) / ridge
         among[np.diag_indices_from(among)] = diagonal[near] / ridge + 1.0
-        rows.append(near)
-        columns.append(np.full(len(near), item, np.int32))
-        values.append(np.linalg.solve(among, strength.astype(np.float64)))
-    if not rows:
-        return sparse.csr_matrix((n, n))
-    where = (np.concatenate(rows), np.concatenate(columns))
-    return sparse.csr_matrix((np.concatenate(values), where), (n, n))
+        weights[bounds][best] = np.linalg.solve(among, strength.astype(np.float64))
+    # the Gram matrix is symmetric: its rows are its columns
+    return sparse.csc_matrix((weights, off.indices, off.indptr), gram.shape)
+
+
+def _others(gram: Any) -> Any:
+    """CSR (n, n): the Gram matrix without its diagonal."""
+    off = (gram - sparse.diags(gram.diagonal())).tocsr()
+    off.eliminate_zeros()
+    return off
 
 
 def _among(matrix: Any, near: NDArray[np.int32], place: NDArray[np.int32]) -> NDArray[np.float64]:

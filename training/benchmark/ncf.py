@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.benchmark.clock import Clock
-from training.benchmark.neural import Batches, Negatives, adam, softmax_loss
+from training.benchmark.neural import Batches, Negatives, softmax_loss
+from training.benchmark.tables import Optimiser, Table
 from training.benchmark.watch import Watch
 
 
@@ -24,14 +25,11 @@ class NeuMf(nn.Module):
 
     def __init__(self, users: int, items: int, dim: int, hidden: int) -> None:
         super().__init__()
-        self.user, self.item = nn.Embedding(users, dim), nn.Embedding(items, dim)
-        self.mlp_user, self.mlp_item = nn.Embedding(users, hidden), nn.Embedding(items, hidden)
-        self.bias = nn.Embedding(items, 1)
+        self.user, self.item = Table(users, dim, 0.1), Table(items, dim, 0.1)
+        self.mlp_user, self.mlp_item = Table(users, hidden, 0.1), Table(items, hidden, 0.1)
+        self.bias = Table(items, 1, 0.0)
         self.middle = nn.Linear(hidden, hidden // 2)
         self.last = nn.Linear(hidden // 2, 1, bias=False)
-        for table in (self.user, self.item, self.mlp_user, self.mlp_item):
-            nn.init.normal_(table.weight, std=0.1)
-        nn.init.zeros_(self.bias.weight)
 
     def forward(self, user: Tensor, item: Tensor) -> Tensor:
         """(b, n) logits of every user with every item."""
@@ -56,14 +54,14 @@ class Ncf:
     """Width of the product's embeddings."""
     hidden: int = 16
     """Width of the MLP's first layer."""
-    decay: float = 5e-3
-    """AdamW's weight decay, per step."""
+    decay: float = 0.27
+    """AdamW's weight decay: what a weight loses in an epoch."""
     rate: float = 0.003
     """Learning rate."""
     epochs: int = 30
-    """At most; the search keeps as many as were best on the validation rows."""
+    """At most; the search keeps as many as were best on the validation rows, if it saw them get worse."""
     batch: int = 512
-    sample: int = 256
+    sample: int = 128
     """Sampled items per batch."""
     seconds: float = 240.0
     """No epoch starts that would end later."""
@@ -73,18 +71,16 @@ class Ncf:
         generator = torch.Generator().manual_seed(seed)
         self._items = train.shape[1]
         self._net = NeuMf(train.shape[0], train.shape[1], self.dim, self.hidden)
-        optimiser = adam(self._net, self.rate, self.decay)
         batches = Batches.of(train, self.batch)
+        optimiser = Optimiser(self._net, self.rate, self.decay, len(batches))
         negatives = Negatives(np.asarray(train.sum(axis=0), np.float32).ravel(), self.sample, generator)
         negatives.all = False  # the MLP meets a sample, whatever the size of the catalogue
         clock = Clock(self.seconds)
         while clock.more(self.epochs):
             for user, item in batches.epoch(generator):
-                optimiser.zero_grad()
                 items, off = negatives.draw()
                 logits, positive = self._net(user, items), self._net.pairs(user, item)
-                softmax_loss(logits, positive, items, item, off, False).backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
+                optimiser.step(softmax_loss(logits, positive, items, item, off, False))
             if watch is not None and watch.over(clock.epochs):
                 break
 

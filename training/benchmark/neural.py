@@ -29,6 +29,9 @@ class Batches:
         user = torch.from_numpy(rows.row.astype(np.int64))
         return cls(user, torch.from_numpy(rows.col.astype(np.int64)), size)
 
+    def __len__(self) -> int:
+        return -(-len(self.user) // self.size)
+
     def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Every interaction once."""
         order = torch.randperm(len(self.user), generator=generator)

@@ -102,7 +102,8 @@ def search(split: Split, request: Request, progress: Progress) -> tuple[dict[str
         if "epochs" in default:
             watch = Watch(look)
             cast(EpochRecommender, model).fit(split.train, request.seed, watch)
-            trial.set_user_attr("epochs", watch.best_epochs)
+            if not watch.rising:
+                trial.set_user_attr("epochs", watch.best_epochs)
             value = watch.best
         else:
             model.fit(split.train, request.seed)

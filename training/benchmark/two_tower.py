@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.benchmark.clock import Clock
-from training.benchmark.neural import Batches, Negatives, adam, softmax_loss
+from training.benchmark.neural import Batches, Negatives, softmax_loss
+from training.benchmark.tables import Optimiser, Table
 from training.benchmark.watch import Watch
 
 
@@ -25,17 +26,14 @@ class Towers(nn.Module):
 
     def __init__(self, users: int, items: int, dim: int, own: float) -> None:
         super().__init__()
-        self.item = nn.Embedding(items, dim)
-        self.user = nn.Embedding(users, dim)
+        self.item, self.user = Table(items, dim, dim**-0.5), Table(users, dim, dim**-0.5)
         self.bias = nn.Parameter(torch.zeros(items))
         self.own = own
-        for table in (self.item, self.user):
-            nn.init.normal_(table.weight, std=dim**-0.5)
 
     def users(self, user: Tensor, total: Tensor, count: Tensor) -> Tensor:
         """(b, dim) unit vectors from the sum (b, dim) and number (b,) of the past items' embeddings."""
         mean = total / count.clamp(min=1.0)[:, None]
-        return nn.functional.normalize(mean + self.own * self.user(user), dim=1)
+        return nn.functional.normalize(mean + self.own * self.user(user) if self.own else mean, dim=1)
 
     def items(self, item: Tensor) -> Tensor:
         """(n, dim) unit vectors."""
@@ -54,14 +52,14 @@ class TwoTower:
     """Weight of the user's own embedding beside that of their items."""
     dropout: float = 0.5
     """Share of a user's items left out of the tower at random."""
-    decay: float = 1e-4
-    """AdamW's weight decay, per step."""
+    decay: float = 0.003
+    """AdamW's weight decay: what a weight loses in an epoch."""
     rate: float = 0.003
     """Learning rate."""
     epochs: int = 40
-    """At most; the search keeps as many as were best on the validation rows."""
+    """At most; the search keeps as many as were best on the validation rows, if it saw them get worse."""
     batch: int = 1024
-    sample: int = 2048
+    sample: int = 1024
     """Sampled items per batch where there are too many for all."""
     seconds: float = 240.0
     """No epoch starts that would end later."""
@@ -71,16 +69,14 @@ class TwoTower:
         generator = torch.Generator().manual_seed(seed)
         self._train = train.tocsr()
         self._towers = Towers(train.shape[0], train.shape[1], self.dim, self.own)
-        optimiser = adam(self._towers, self.rate, self.decay)
         batches = Batches.of(train, self.batch)
+        optimiser = Optimiser(self._towers, self.rate, self.decay, len(batches))
         count = np.asarray(train.sum(axis=0), np.float32).ravel()
         negatives = Negatives(count, self.sample, generator)
         clock = Clock(self.seconds)
         while clock.more(self.epochs):
             for user, item in batches.epoch(generator):
-                optimiser.zero_grad()
-                self._loss(user, item, negatives, generator).backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
+                optimiser.step(self._loss(user, item, negatives, generator))
             self._freeze()
             if watch is not None and watch.over(clock.epochs):
                 break
@@ -96,22 +92,20 @@ class TwoTower:
     def _past(self, user: Tensor, item: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Sum and number of the other items of each user, some of them dropped."""
         rows = self._train[user.numpy()]
-        row = np.repeat(np.arange(len(user)), np.diff(rows.indptr))
         column = torch.from_numpy(rows.indices.astype(np.int64))
-        index = torch.from_numpy(row.astype(np.int64))
-        kept = column != item[index]
+        owner = torch.repeat_interleave(torch.from_numpy(np.diff(rows.indptr).astype(np.int64)))
+        kept = column != item[owner]
         kept &= torch.rand(len(kept), generator=generator) >= self.dropout
-        index, column = index[kept], column[kept]
-        total = torch.zeros(len(user), self.dim).index_add(0, index, self._towers.item(column))
-        return total, torch.bincount(index, minlength=len(user)).float()
+        count = torch.bincount(owner[kept], minlength=len(user))
+        return self._towers.item.sums(column[kept], count.cumsum(0) - count), count.float()
 
     @torch.no_grad()
     def _freeze(self) -> None:
         """Keep what scoring needs as NumPy arrays."""
         towers = self._towers
+        self._past_of, self._user_of = towers.item.current().numpy(), towers.user.current().numpy()
         self._items = towers.items(torch.arange(self._train.shape[1])).numpy() / self.temperature
         self._bias = towers.bias.numpy()
-        self._past_of, self._user_of = towers.item.weight.numpy(), towers.user.weight.numpy()
 
     def vectors(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
         """(b, dim) unit vectors, in NumPy: what serving would compute from a live history."""

@@ -11,13 +11,19 @@ class Watch:
     """Looks at a model after every epoch, and stops it where it no longer gets better."""
 
     look: Callable[[], float]
-    patience: int = 3
+    patience: int = 5
     best: float = -1.0
     best_epochs: int = 0
+    epochs: int = 0
+
+    @property
+    def rising(self) -> bool:
+        """Whether the last epoch was the best: training ended for want of time, and may go on."""
+        return self.best_epochs == self.epochs
 
     def over(self, epochs: int) -> bool:
         """Whether the last `patience` epochs were no better than the best before them."""
-        value = self.look()
+        self.epochs, value = epochs, self.look()
         if value > self.best:
             self.best, self.best_epochs = value, epochs
         return epochs - self.best_epochs >= self.patience

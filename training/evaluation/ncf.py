@@ -11,8 +11,8 @@ from training.benchmark.ncf import Ncf
 from training.dataset import Interactions
 
 Scores = NDArray[np.floating]
-DECAY = 2e-5
-"""Weight decay per step: most users have two interactions, and thousands of steps lie between them."""
+DECAY = 0.005
+"""What a weight loses in an epoch: most users have two interactions to keep it up."""
 EPOCHS = 2
 """So many whatever the machine does meanwhile: a clock would make another model of a slow moment."""
 
