@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from afterclick.towers import AGES_DAYS, LONGEST, UNKNOWN, TowerArrays
 from afterclick.trends import DAY_MS
-from training.benchmark.neural import adam
 from training.dataset import Interactions
 from training.tower_config import TowerConfig
 
@@ -131,7 +130,9 @@ def train(
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
     towers = Towers(items, config.dim, None if texts is None else torch.from_numpy(texts))
-    optimiser = adam(towers, config.rate, config.decay)
+    optimiser = torch.optim.AdamW(
+        towers.parameters(), lr=config.rate, weight_decay=config.decay / config.rate
+    )
     draws = _Draws(examples, items, config)
     steps = config.epochs * max(1, len(examples) // config.batch)
     warm_up = max(0.1, 2 / (steps + 1))  # of one step at least: torch divides by what is less

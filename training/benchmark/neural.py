@@ -1,4 +1,4 @@
-"""What the two neural models share: batches of interactions, sampled softmax, early stopping by time."""
+"""What the two neural models share: batches of interactions and sampled softmax."""
 
 from __future__ import annotations
 
@@ -61,11 +61,6 @@ class Negatives:
         points = torch.rand(self._sample, generator=self._generator, dtype=torch.float64)
         items = torch.searchsorted(self._cumulated, points).clamp(max=self._items - 1)
         return items, self._log[items] + float(np.log(self._sample))
-
-
-def adam(model: nn.Module, rate: float, decay: float) -> torch.optim.AdamW:
-    """AdamW whose weights shrink by the share `decay` per step at the full `rate`."""
-    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay / rate)
 
 
 def softmax_loss(
