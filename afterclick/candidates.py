@@ -35,6 +35,10 @@ class CandidateLimits:
     """Trending items, whatever the half-life."""
 
 
+BRIEF = CandidateLimits(recent=3, per_item=30, als=0, tower=0, content=0, trending=60)
+"""For a moment when there is no time: no search of an index, a fifth of the items to rank."""
+
+
 @dataclass(frozen=True)
 class Candidates:
     """Items to rank and where each came from first."""

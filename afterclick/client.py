@@ -49,6 +49,8 @@ class Recommendations(_Answer):
     user_id: str | None
     source: str
     degraded: bool
+    brief: bool = False
+    """Whether the server was busy and ranked fewer candidates."""
     fresh: bool | None = None
     model_version: str | None
     impression_id: str | None

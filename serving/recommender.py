@@ -6,7 +6,7 @@ reads   redis  {u:<user>}:history, in one round trip; everything else is in memo
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from afterclick import events
-from afterclick.candidates import SOURCES, Candidates, candidate_items
+from afterclick.candidates import BRIEF, SOURCES, CandidateLimits, Candidates, candidate_items
 from afterclick.errors import Unavailable
 from afterclick.events import SESSION, Action
 from afterclick.model import IntArray, Model
@@ -58,7 +58,9 @@ class Recommender:
         catalogue: Catalogue,
         waiters: PositionWaiters,
         weights: Mapping[Action, float],
+        busy: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._busy = busy
         self._store, self._worlds, self._feed, self._waiters = store, worlds, feed, waiters
         self._catalogue, self._weights = catalogue, weights
         self._remembered = Remembered()
@@ -66,7 +68,10 @@ class Recommender:
         self._dice = np.random.default_rng()
 
     async def recommend(self, ask: Ask) -> Recommendation:
-        """The list for a user. Never fails: `degraded` says that something was away."""
+        """The list for a user. Never fails: `degraded` says that something was away.
+
+        `brief` says that requests queue up, and that it was made from fewer candidates for that.
+        """
         fresh = await self._caught_up(ask.after)
         as_of = dict(self._feed.positions)  # taken first: the state read below is at least as new
         try:
@@ -76,14 +81,17 @@ class Recommender:
         world = self._worlds.of(ask.options.model)
         chance = ask.options.explore > 0
         shown = None if chance else self._remembered.get(ask, rows, world)
+        personal = bool(rows or ask.items)
+        brief = shown is None and personal and not ask.patient and self._busy()
         if shown is None:
-            shown = self._show(world, self._rank(world, ask, rows), ask)
-            if not chance:
+            shown = self._show(world, self._rank(world, ask, rows, BRIEF if brief else None), ask)
+            if not chance and not brief:
                 self._remembered.put(ask, rows, world, shown)
         body = {
             "user_id": ask.user_id or None,
             "source": shown.source,
             "degraded": degraded,
+            "brief": brief,
             "fresh": fresh,
             "model_version": world.loaded.version or None,
             "impression_id": events.new_id(),
@@ -100,13 +108,13 @@ class Recommender:
             return None
         return await self._waiters.reached(after, self._feed.positions)
 
-    def _rank(self, world: World, ask: Ask, rows: Rows) -> Ranked:
+    def _rank(self, world: World, ask: Ask, rows: Rows, limits: CandidateLimits | None) -> Ranked:
         """The best the ladder of cold start can do for this user, as rules and options have it."""
         now_ms = self._now(world)
         history = standing([*_context(ask, now_ms), *entries(rows)])
         state = UserState.of(history, world.find, self._weights, now_ms)
         choice = self._choice(world, ask, state)
-        ranked = self._ladder(world, ask, rows, state, choice, history)
+        ranked = self._ladder(world, ask, rows, state, choice, history, limits)
         if choice.n != ask.n or world.rules is not NO_RULES:
             ranked = arrange(world, self._catalogue, ranked, ask.n, ask.options, ask.page, self._dice)
         if ask.explain and ranked.by is not None:
@@ -122,6 +130,7 @@ class Recommender:
         state: UserState,
         choice: Choice,
         history: Sequence[HistoryEntry],
+        limits: CandidateLimits | None,
     ) -> Ranked:
         model, policy = world.loaded.model, ask.options.policy
         if policy in (Policy.POPULAR, Policy.TRENDING):
@@ -130,7 +139,7 @@ class Recommender:
             known = rows and not ask.user_id.startswith(SESSION)
             source = Source.PERSONALISED if known else Source.SESSION
             if policy is Policy.BLEND:
-                return personalised(world, model, state, choice, self._catalogue, history, source)
+                return personalised(world, model, state, choice, self._catalogue, history, source, limits)
             alone = by_one_model(world, policy, state, choice, self._catalogue, history, source)
             if alone is not None:
                 return alone
@@ -218,6 +227,7 @@ def personalised(
     catalogue: Catalogue,
     history: Sequence[HistoryEntry],
     source: Source,
+    limits: CandidateLimits | None = None,
 ) -> Ranked:
     """Rank what the model, the live history and the trends bring for this user."""
     loaded, view, content = world.loaded, world.view, world.content
@@ -232,6 +242,7 @@ def personalised(
         tower_search=loaded.tower_search,
         content_search=world.content_search,
         content=content,
+        limits=limits,
         exclude=choice.excluded,
     )
     items, sources = _enough(world, choice, found)

@@ -31,6 +31,7 @@ from serving.feeds.trend_feed import TrendFeed
 from serving.hub import Hub, cause_of
 from serving.online.online_store import OnlineStore
 from serving.operations.console import Console
+from serving.pulse import Pulse
 from serving.ranking.remembered import Ask, Kept
 from serving.recommender import Answer, Recommender
 from serving.records.catalogue_copy import CatalogueCopy
@@ -73,6 +74,7 @@ class Service:
     console: Console
     users: Users
     behind: WrittenBehind
+    pulse: Pulse
     search: TextSearch = field(default_factory=TextSearch)
     exposure: Exposure = field(default_factory=Exposure)
     kept: Kept = field(default_factory=Kept)
@@ -92,6 +94,7 @@ class Service:
         feed = TrendFeed(settings, lambda changes: service.hear(changes))
         rules, letters = RuleBook(catalogue), DeadLetters(kafka)
         bounds = Bounds(settings.serving.quarantine_slack, settings.serving.quarantine_free)
+        pulse = Pulse()
         worlds = Worlds(feed, catalogue, no_model(), rules, bounds)
         kept = ModelStore(settings.training.store or str(settings.artifacts), settings.home / "fetched")
         models = ModelFeed(lambda loaded: service.use(loaded), worlds.use_beside, kept)
@@ -108,7 +111,15 @@ class Service:
             catalogue=catalogue,
             models=models,
             worlds=worlds,
-            recommender=Recommender(store, worlds, feed, catalogue, waiters, settings.stream.weights),
+            recommender=Recommender(
+                store,
+                worlds,
+                feed,
+                catalogue,
+                waiters,
+                settings.stream.weights,
+                busy=lambda: pulse.late_ms > settings.serving.busy_ms,
+            ),
             hub=hub,
             waiters=waiters,
             metrics=metrics,
@@ -122,6 +133,7 @@ class Service:
             console=Console(settings),
             users=users,
             behind=WrittenBehind(database, (copy, users)),
+            pulse=pulse,
         )
         metrics.follow(service.requests)
         return service
@@ -144,7 +156,7 @@ class Service:
             return {**body, "impression_id": None}
         if assigned is not None:
             self.plane.trials.shown(body["impression_id"], ask.user_id, assigned)
-        self.metrics.listed(body["source"], body["degraded"])
+        self.metrics.listed(body["source"], body["degraded"], body["brief"])
         self.exposure.shown(body["impression_id"], body["source"], body["model_version"], shown.count)
         self.impressions.append(answer)
         self.kept.put(answer)
@@ -158,6 +170,7 @@ class Service:
     async def start(self) -> None:
         """Begin to follow the topics. Answers are possible at once, and get better as things load."""
         self._loop = asyncio.get_running_loop()
+        self.pulse.start()
         await asyncio.to_thread(self.plane.look)  # who may ask has to be known before anybody asks
         self.feed.start()
         for reader in self.readers:
@@ -172,6 +185,7 @@ class Service:
     async def stop(self) -> None:
         """Flush feedback and stop every thread, in seconds."""
         self.draining = True
+        self.pulse.stop()
         for task in self._tasks:
             task.cancel()
             with suppress(asyncio.CancelledError):

@@ -19,7 +19,7 @@ import structlog
 from infra.benches import synthetic
 from infra.benches.load import Call, Outcome, closed_loop, get, open_loop
 from infra.benches.machine import watched
-from infra.benches.served import changes, cpu_s, served
+from infra.benches.served import brief_lists, changes, cpu_s, served
 from infra.benches.servers import own_servers
 from infra.benches.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
@@ -61,7 +61,9 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
         with changes(settings, shop, bench.events_per_s):
             with served(settings, described=shop.described) as (port, process):
                 figures |= _fixed_rate(bench, port, process, calls)
+                before = brief_lists(port)
                 figures |= {"max_rps": round(_saturated(bench, port, calls, figures), 1)}
+                figures |= {"brief_at_max": brief_lists(port) - before}
             if bench.plain:
                 with served(settings, PLAIN) as (port, _):
                     figures |= {"plain_fastapi_max_rps": round(_saturated(bench, port, calls, figures), 1)}
@@ -107,6 +109,7 @@ def _fixed_rate(bench: Bench, port: int, process: psutil.Process, calls: list[Ca
     warm = calls[: int(bench.rate * 3)]
     asyncio.run(open_loop(LOOPBACK, port, warm, bench.rate))
     before, answered = cpu_s(process), int(bench.rate * bench.seconds)
+    brief = brief_lists(port)
     with watched() as machine:
         found = asyncio.run(open_loop(LOOPBACK, port, calls[:answered], bench.rate))
     cpu_ms = (cpu_s(process) - before) * 1000 / max(len(found.latencies_ms), 1)
@@ -115,6 +118,7 @@ def _fixed_rate(bench: Bench, port: int, process: psutil.Process, calls: list[Ca
         "requests": len(found.latencies_ms),
         "errors": len(found.errors),
         "first_error": found.errors[0] if found.errors else None,
+        "brief": brief_lists(port) - brief,
         **{f"p{name}_ms": round(found.percentile(q), 3) for name, q in QUANTILES.items()},
         "late_p99_ms": round(float(np.percentile(found.late_ms, 99)), 3),
         "cpu_ms_per_request": round(cpu_ms, 3),

@@ -15,6 +15,7 @@ import httpx2
 import numpy as np
 import psutil
 from confluent_kafka import Producer
+from prometheus_client.parser import text_string_to_metric_families
 
 from afterclick.events import Action
 from afterclick.settings import Settings
@@ -48,6 +49,19 @@ def served(
 def model_of(port: int) -> str | None:
     """The version of the model that serves; None where there is none yet."""
     return _parts(port).get("model") or None
+
+
+def metric(port: int, name: str, **labels: str) -> int:
+    """A counter or gauge of an API, summed over what the labels leave open."""
+    text = httpx2.get(f"http://{LOOPBACK}:{port}/metrics", timeout=30).text
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    found = (s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+    return round(sum(found))
+
+
+def brief_lists(port: int) -> int:
+    """How many lists an API has made from fewer candidates, because requests queued up."""
+    return metric(port, "afterclick_brief_lists_total")
 
 
 def _parts(port: int) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import orjson
 import psutil
@@ -25,7 +24,7 @@ from websockets.exceptions import ConnectionClosed
 
 from afterclick.settings import Settings
 from infra.benches import serve, synthetic
-from infra.benches.served import served, tell
+from infra.benches.served import metric, served, tell
 from infra.benches.servers import own_servers
 from infra.benches.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
@@ -169,9 +168,7 @@ def _url(port: int, user: str, n: int) -> str:
 
 def _watching(port: int) -> int:
     """Viewers that the server still has: those that never read are let go."""
-    text = httpx2.get(f"http://{LOOPBACK}:{port}/metrics", timeout=10).text
-    lines = (line.split() for line in text.splitlines())
-    return next(round(float(line[1])) for line in lines if line[0] == 'afterclick_websockets{kind="user"}')
+    return metric(port, "afterclick_websockets", kind="user")
 
 
 def _quantiles(values: list[float]) -> dict[str, float]:

@@ -22,8 +22,13 @@ class Breaker:
     opened: float = 0.0
     failures: int = 0
 
+    @property
+    def open(self) -> bool:
+        """Whether it is left alone."""
+        return self.failures >= FAILURES
+
     def allows(self, now: float) -> bool:
-        if self.failures < FAILURES:
+        if not self.open:
             return True
         if now - self.opened < AWAY_S:
             return False
@@ -36,7 +41,12 @@ class Breaker:
         if self.failures == FAILURES:
             log.warning(f"{self.name} does not answer; going on without it", error=str(error))
 
+    def gone(self, error: Exception) -> None:
+        """It is known to be away: nobody has to find out."""
+        self.failures = max(self.failures, FAILURES - 1)
+        self.failed(error)
+
     def worked(self) -> None:
-        if self.failures >= FAILURES:
+        if self.open:
             log.info(f"{self.name} answers again")
         self.failures = 0

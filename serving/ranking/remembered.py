@@ -46,6 +46,8 @@ class Ask:
     page: Page = FIRST_PAGE
     preview: bool = False
     """Whether nobody is shown the list, so that nothing counts it."""
+    patient: bool = False
+    """Whether nobody waits for the list, so that it is made in full however busy the server is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import suppress
 from datetime import datetime
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -18,24 +19,37 @@ from afterclick.events import Interaction, InteractionEvent, ReviewEvent
 from afterclick.settings import KafkaSettings
 from afterclick.topics import PARTITIONER
 from serving.feeds.positions import Position
-from serving.online.breaker import Breaker
+from serving.online.breaker import AWAY_S, Breaker
 
 WAIT_S = 2.0
 """How long Kafka may take to acknowledge before the client is told to try again."""
+LOOK_S = 0.3
+"""How long it may take to say that it is there."""
 AWAY = "Kafka does not take feedback now; send it again with its event_id"
 SOURCE = "afterclick/api"
 
 
 class FeedbackLog:
-    """An idempotent producer whose delivery reports wake the waiting request."""
+    """An idempotent producer whose delivery reports wake the waiting request.
+
+    While Kafka is away no request has to find out: the thread that hears of deliveries hears of lost
+    connections too, tells who waits, and looks every second whether Kafka is back.
+    """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._topics = settings.topics
-        self._producer = Producer(_config(settings.bootstrap))
         self._breaker = Breaker("Kafka")
+        self._waiting: set[asyncio.Future[Position]] = set()
+        self._disconnected = False
+        self._producer = Producer(_config(settings.bootstrap) | {"error_cb": self._lost})
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="feedback-reports", daemon=True)
         self._thread.start()
+
+    @property
+    def away(self) -> bool:
+        """Whether Kafka is known to be away, so that feedback is refused at once."""
+        return self._breaker.open
 
     async def append(self, event: InteractionEvent) -> Position:
         """Write the event; its position once all in-sync replicas have it.
@@ -43,7 +57,7 @@ class FeedbackLog:
         Raises Unavailable when Kafka does not say so in time, at once where it is known to be away. The
         event may still arrive: the same event id sent again takes effect once.
         """
-        if not self._breaker.allows(time.monotonic()):
+        if self.away:
             raise Unavailable(AWAY)
         topic = self._topics.reviews if isinstance(event, ReviewEvent) else self._topics.feedback
         loop = asyncio.get_running_loop()
@@ -52,6 +66,7 @@ class FeedbackLog:
         def report(error: KafkaError | None, message: Message) -> None:
             loop.call_soon_threadsafe(_settle, acked, error, message)
 
+        self._waiting.add(acked)
         try:
             self._producer.produce(topic, events.encode(event), event.data.user_id, on_delivery=report)
             async with asyncio.timeout(WAIT_S):
@@ -59,6 +74,8 @@ class FeedbackLog:
         except (BufferError, KafkaException, TimeoutError) as error:
             self._breaker.failed(error)
             raise Unavailable(AWAY) from error
+        finally:
+            self._waiting.discard(acked)
         self._breaker.worked()
         return position
 
@@ -69,8 +86,30 @@ class FeedbackLog:
         self._thread.join(1.0)
 
     def _poll(self) -> None:
+        looked = 0.0
         while not self._stop.is_set():
             self._producer.poll(0.1)
+            if self._disconnected or (self._breaker.open and time.monotonic() - looked > AWAY_S):
+                self._look()
+                looked = time.monotonic()
+
+    def _lost(self, error: KafkaError) -> None:
+        """An error that concerns no message; a connection that was merely idle may be among them."""
+        self._disconnected |= error.code() == KafkaError._ALL_BROKERS_DOWN
+
+    def _look(self) -> None:
+        """Ask whether Kafka is there."""
+        self._disconnected = False
+        try:
+            self._producer.list_topics(self._topics.feedback, timeout=LOOK_S)
+        except KafkaException as error:
+            self._breaker.gone(error)
+            for acked in tuple(self._waiting):
+                with suppress(RuntimeError):  # its loop closed in between
+                    acked.get_loop().call_soon_threadsafe(_give_up, acked, error)
+        else:
+            if self._breaker.open:
+                self._breaker.worked()
 
 
 def event_of(interaction: Interaction, event_id: str | None, time: datetime | None) -> InteractionEvent:
@@ -90,6 +129,11 @@ def _settle(acked: asyncio.Future[Position], error: KafkaError | None, message: 
     acked.set_result(
         Position(str(message.topic()), int(message.partition() or 0), int(message.offset() or 0))
     )
+
+
+def _give_up(acked: asyncio.Future[Position], error: KafkaException) -> None:
+    if not acked.done():
+        acked.set_exception(error)
 
 
 def _config(bootstrap: str) -> dict[str, object]:

@@ -71,6 +71,9 @@ class Metrics:
             "afterclick_request_seconds", "Time to answer.", ["route"], buckets=_LATENCY, registry=r
         )
         self.lists = Counter("afterclick_lists", "Lists by source.", ["source", "degraded"], registry=r)
+        self.brief = Counter(
+            "afterclick_brief_lists", "Lists of fewer candidates, made while requests queued up.", registry=r
+        )
         self.feedback = Counter("afterclick_feedback", "Feedback by outcome.", ["outcome"], registry=r)
         self.pushes = Counter("afterclick_pushes", "Lists pushed on WebSockets.", registry=r)
         self.changes = Counter("afterclick_state_changes", "State changes seen.", ["effect"], registry=r)
@@ -148,8 +151,10 @@ class Metrics:
                 if not math.isnan(value):
                     self.freshness.labels(stage).observe(value)
 
-    def listed(self, source: str, degraded: bool) -> None:
+    def listed(self, source: str, degraded: bool, brief: bool) -> None:
         """A list went out."""
+        if brief:
+            self.brief.inc()
         counter = self._listed.get((source, degraded))
         if counter is None:
             counter = self.lists.labels(source, "true" if degraded else "false")

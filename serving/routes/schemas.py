@@ -99,6 +99,7 @@ class Recommendations(BaseModel):
     user_id: str | None
     source: Source
     degraded: bool = Field(description="Something was away; the list is the best that could be had.")
+    brief: bool = Field(False, description="The server was busy, so that fewer candidates were ranked.")
     fresh: bool | None = Field(description="Whether the event asked for with `after` is in it.")
     model_version: str | None
     impression_id: str | None = Field(description="Null where the list was only a preview.")

@@ -62,7 +62,7 @@ async def batch(service: Parts, body: Annotated[queries.BatchQuery, Body()]) -> 
     """Lists for up to 500 users. Other requests are answered in between."""
     n, lists = body.n or service.settings.serving.list_length, []
     for user_id in body.user_ids:
-        lists.append(await service.recommend(Ask(user_id, n)))
+        lists.append(await service.recommend(Ask(user_id, n, patient=True)))
         await asyncio.sleep(0)
     return reply({"lists": lists})
 

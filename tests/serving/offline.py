@@ -34,12 +34,12 @@ class MemoryStore:
     """Histories by user, as Redis would give them."""
 
     def __init__(self, liked: Mapping[str, Sequence[str]]) -> None:
-        self._liked = liked
+        self._liked, self._now = liked, time.time() * 1000
 
     async def rows(self, user_id: str, newest: int | None = None) -> Rows:
-        now, rows = time.time() * 1000, []
+        rows: Rows = []
         for n, item_id in enumerate(self._liked.get(user_id, ())):
-            entry = HistoryEntry(f"{user_id}-{n}", item_id, Action.LIKE, None, int(now) - n * 60_000)
+            entry = HistoryEntry(f"{user_id}-{n}", item_id, Action.LIKE, None, int(self._now) - n * 60_000)
             rows += [entry.member(), str(entry.time_ms).encode()]
         return rows
 
@@ -88,7 +88,10 @@ class Offline:
         store = cast(OnlineStore, MemoryStore(liked or {}))
         weights = StreamSettings().weights
         waiters = PositionWaiters(0.3)
-        self.recommender = Recommender(store, self.worlds, self.feed, self.catalogue, waiters, weights)
+        self.busy = False
+        self.recommender = Recommender(
+            store, self.worlds, self.feed, self.catalogue, waiters, weights, busy=lambda: self.busy
+        )
 
     @property
     def world(self) -> World:

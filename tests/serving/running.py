@@ -14,11 +14,16 @@ from serving.server import bind, config_of
 from serving.service import Service
 from tests.waiting import wait_until
 
+NEVER_BUSY_MS = 1e6
+"""The tests' machine may be slow: lists are made in full all the same."""
+
 
 class Running:
     """A served application: `get` and `post` speak to it, `service` is its inside."""
 
-    def __init__(self, settings: Settings, port: int = 0) -> None:
+    def __init__(self, settings: Settings, port: int = 0, busy_ms: float = NEVER_BUSY_MS) -> None:
+        serving = settings.serving.model_copy(update={"busy_ms": busy_ms})
+        settings = settings.model_copy(update={"serving": serving})
         self._socket = bind("127.0.0.1", port)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
