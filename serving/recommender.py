@@ -58,9 +58,10 @@ class Recommender:
         catalogue: Catalogue,
         waiters: PositionWaiters,
         weights: Mapping[Action, float],
-        busy: Callable[[], bool] = lambda: False,
+        late: Callable[[float], bool] = lambda _: False,
     ) -> None:
-        self._busy = busy
+        """`late` says of the moment an answer was begun (time.monotonic) whether there is no time left."""
+        self._late = late
         self._store, self._worlds, self._feed, self._waiters = store, worlds, feed, waiters
         self._catalogue, self._weights = catalogue, weights
         self._remembered = Remembered()
@@ -73,6 +74,7 @@ class Recommender:
         `brief` says that requests queue up, and that it was made from fewer candidates for that.
         """
         fresh = await self._caught_up(ask.after)
+        began = time.monotonic()
         as_of = dict(self._feed.positions)  # taken first: the state read below is at least as new
         try:
             rows, degraded = await self._store.rows(ask.user_id) if ask.user_id else [], False
@@ -82,7 +84,7 @@ class Recommender:
         chance = ask.options.explore > 0
         shown = None if chance else self._remembered.get(ask, rows, world)
         personal = bool(rows or ask.items)
-        brief = shown is None and personal and not ask.patient and self._busy()
+        brief = shown is None and personal and not ask.patient and self._late(began)
         if shown is None:
             shown = self._show(world, self._rank(world, ask, rows, BRIEF if brief else None), ask)
             if not chance and not brief:

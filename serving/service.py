@@ -118,7 +118,7 @@ class Service:
                 catalogue,
                 waiters,
                 settings.stream.weights,
-                busy=lambda: pulse.late_ms > settings.serving.busy_ms,
+                late=lambda began: pulse.late_ms(began) > settings.serving.busy_ms,
             ),
             hub=hub,
             waiters=waiters,

@@ -36,11 +36,16 @@ def cpu_s(process: psutil.Process) -> float:
 def served(
     settings: Settings, command: tuple[str, ...] = API, described: int = 0
 ) -> Iterator[tuple[int, psutil.Process]]:
-    """One server process, with its model loaded, and a catalogue of so many items read."""
+    """One server process, with its model and its trends loaded, and a catalogue of so many items in both.
+
+    What it loads at its start, it loads before it is asked.
+    """
 
     def ready(port: int) -> bool:
-        parts = _parts(port)
-        return bool(parts.get("model")) and int(parts.get("catalogue", 0)) >= described
+        health = _health(port)
+        parts = _parts(health)
+        known = min(int(parts.get(name, 0)) for name in ("catalogue", "items"))
+        return health.get("status") == "ready" and bool(parts.get("model")) and known >= described
 
     with running_api(settings, command, ready) as (port, pid):
         yield port, psutil.Process(pid)
@@ -48,7 +53,7 @@ def served(
 
 def model_of(port: int) -> str | None:
     """The version of the model that serves; None where there is none yet."""
-    return _parts(port).get("model") or None
+    return _parts(_health(port)).get("model") or None
 
 
 def metric(port: int, name: str, **labels: str) -> int:
@@ -64,13 +69,17 @@ def brief_lists(port: int) -> int:
     return metric(port, "afterclick_brief_lists_total")
 
 
-def _parts(port: int) -> dict[str, Any]:
-    """What an API, or the plain version, says of its parts; nothing while it does not answer."""
+def _health(port: int) -> dict[str, Any]:
+    """What an API, or the plain version, says of itself; nothing while it does not answer."""
     try:
         body: dict[str, Any] = httpx2.get(f"http://{LOOPBACK}:{port}/health/ready", timeout=5).json()
     except (httpx2.HTTPError, ValueError):
         return {}
-    return dict(body.get("parts", body))
+    return body
+
+
+def _parts(health: dict[str, Any]) -> dict[str, Any]:
+    return dict(health.get("parts", health))
 
 
 @contextmanager

@@ -90,7 +90,7 @@ class Offline:
         waiters = PositionWaiters(0.3)
         self.busy = False
         self.recommender = Recommender(
-            store, self.worlds, self.feed, self.catalogue, waiters, weights, busy=lambda: self.busy
+            store, self.worlds, self.feed, self.catalogue, waiters, weights, late=lambda _: self.busy
         )
 
     @property
