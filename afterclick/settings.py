@@ -170,7 +170,7 @@ class ServingSettings(_Section):
     """Port to listen on."""
     list_length: int = Field(10, ge=1, le=200)
     """Items in a list when the request does not say."""
-    busy_ms: float = Field(20.0, gt=0)
+    busy_ms: float = Field(50.0, gt=0)
     """How late the event loop may be: beyond it lists are made from fewer candidates, and say `brief`."""
     after_s: float = Field(0.3, gt=0, le=10)
     """How long a request with `after=` waits for its event; then it answers with `fresh: false`."""

@@ -16,6 +16,7 @@ from training.benchmark import linear, registry
 from training.benchmark.measure import measure
 from training.benchmark.run import Request, run
 from training.benchmark.split import load
+from training.benchmark.watch import Watch
 
 SMALL = {
     "two_tower": {"epochs": 40, "dim": 16, "own": 0.0},
@@ -209,3 +210,30 @@ def test_malformed_negatives_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad").write_text(text)
     with pytest.raises(BadDataset, match="bad"):
         load(tmp_path, negatives=tmp_path / "bad")
+
+
+@pytest.mark.parametrize(("values", "rising"), [((0.1, 0.2, 0.3), True), ((0.1, 0.3, 0.2), False)])
+def test_only_a_training_that_was_seen_to_get_worse_is_over(values: tuple[float, ...], rising: bool) -> None:
+    told = iter(values)
+    watch = Watch(lambda: next(told))
+    assert not any(watch.over(epoch) for epoch in (1, 2, 3))
+    assert watch.rising is rising
+    assert watch.best == 0.3
+
+
+def test_beyond_the_neighbours_an_item_keeps_its_plain_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "DENSE_BELOW", 10)
+    rows, _ = shop.checkerboard()
+    train = rows.matrix()
+    weights = {}
+    for neighbours in (3, 10**6):
+        model = linear.ItemItem(ridge=20.0, neighbours=neighbours)
+        model.fit(train, 1)
+        weights[neighbours] = model._weights.toarray()
+    plain = linear.ItemItem(ridge=linear.PLAIN_FROM)
+    plain.fit(train, 1)
+    few, all_of_them, unsolved = weights[3], weights[10**6], plain._weights.toarray()
+    solved = ~np.isclose(few, unsolved, rtol=1e-4)
+    assert solved.any()
+    assert solved.sum(axis=0).max() <= 3
+    assert not np.allclose(few, all_of_them)
