@@ -57,7 +57,7 @@ class Ncf:
     decay: float = 0.27
     """AdamW's weight decay: what a weight loses in an epoch."""
     rate: float = 0.003
-    """Learning rate."""
+    """Learning rate, at batches of `batch`."""
     epochs: int = 30
     """At most; the search keeps as many as were best on the validation rows, if it saw them get worse."""
     batch: int = 512
@@ -72,7 +72,9 @@ class Ncf:
         self._items = train.shape[1]
         self._net = NeuMf(train.shape[0], train.shape[1], self.dim, self.hidden)
         batches = Batches.of(train, self.batch)
-        optimiser = Optimiser(self._net, self.rate, self.decay, len(batches))
+        # the linear scaling rule (Goyal et al., 2017): fewer steps, each as much longer
+        rate = self.rate * batches.size / self.batch
+        optimiser = Optimiser(self._net, rate, self.decay, len(batches))
         negatives = Negatives(np.asarray(train.sum(axis=0), np.float32).ravel(), self.sample, generator)
         negatives.all = False  # the MLP meets a sample, whatever the size of the catalogue
         clock = Clock(self.seconds)

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 FULL_BELOW = 3000
 """Up to this many items the softmax is over all of them; beyond, over sampled ones."""
 
+STEPS = 350
+"""Most steps of an epoch."""
+
 
 @dataclass(frozen=True)
 class Batches:
@@ -25,9 +28,14 @@ class Batches:
 
     @classmethod
     def of(cls, train: Any, size: int) -> Batches:
+        """Batches of `size`, or larger ones where an epoch would have more than STEPS.
+
+        Fewer steps cost less.
+        """
         rows = train.tocoo()
         user = torch.from_numpy(rows.row.astype(np.int64))
-        return cls(user, torch.from_numpy(rows.col.astype(np.int64)), size)
+        item = torch.from_numpy(rows.col.astype(np.int64))
+        return cls(user, item, max(size, -(-len(user) // STEPS)))
 
     def __len__(self) -> int:
         return -(-len(self.user) // self.size)
