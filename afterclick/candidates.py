@@ -36,7 +36,7 @@ class CandidateLimits:
 
 
 BRIEF = CandidateLimits(recent=3, per_item=30, als=0, tower=0, content=0, trending=60)
-"""For a moment when there is no time: no search of an index, a fifth of the items to rank."""
+"""For a moment when there is no time: no search of an index, about a quarter of the items to rank."""
 
 
 @dataclass(frozen=True)
