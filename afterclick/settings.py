@@ -171,7 +171,8 @@ class ServingSettings(_Section):
     list_length: int = Field(10, ge=1, le=200)
     """Items in a list when the request does not say."""
     busy_ms: float = Field(50.0, gt=0)
-    """How late the event loop may be: beyond it lists are made from fewer candidates, and say `brief`."""
+    """How long a personal list may wait for its turn, or for Redis. After more it is made from fewer
+    candidates, and says `brief`."""
     after_s: float = Field(0.3, gt=0, le=10)
     """How long a request with `after=` waits for its event; then it answers with `fresh: false`."""
     max_body_bytes: int = 65_536

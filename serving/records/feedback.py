@@ -106,7 +106,7 @@ class FeedbackLog:
             self._breaker.gone(error)
             for acked in tuple(self._waiting):
                 with suppress(RuntimeError):  # its loop closed in between
-                    acked.get_loop().call_soon_threadsafe(_give_up, acked, error)
+                    acked.get_loop().call_soon_threadsafe(_settle, acked, error.args[0], None)
         else:
             if self._breaker.open:
                 self._breaker.worked()
@@ -120,20 +120,15 @@ def event_of(interaction: Interaction, event_id: str | None, time: datetime | No
     )
 
 
-def _settle(acked: asyncio.Future[Position], error: KafkaError | None, message: Message) -> None:
+def _settle(acked: asyncio.Future[Position], error: KafkaError | None, message: Message | None) -> None:
     if acked.done():
         return
-    if error is not None:
+    if message is None or error is not None:
         acked.set_exception(KafkaException(error))
         return
     acked.set_result(
         Position(str(message.topic()), int(message.partition() or 0), int(message.offset() or 0))
     )
-
-
-def _give_up(acked: asyncio.Future[Position], error: KafkaException) -> None:
-    if not acked.done():
-        acked.set_exception(error)
 
 
 def _config(bootstrap: str) -> dict[str, object]:

@@ -28,10 +28,7 @@ class Batches:
 
     @classmethod
     def of(cls, train: Any, size: int) -> Batches:
-        """Batches of `size`, or larger ones where an epoch would have more than STEPS.
-
-        Fewer steps cost less.
-        """
+        """Batches of `size`, or larger ones where an epoch would have more than STEPS."""
         rows = train.tocoo()
         user = torch.from_numpy(rows.row.astype(np.int64))
         item = torch.from_numpy(rows.col.astype(np.int64))
