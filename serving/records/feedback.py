@@ -23,8 +23,13 @@ from serving.online.breaker import AWAY_S, Breaker
 
 WAIT_S = 2.0
 """How long Kafka may take to acknowledge before the client is told to try again."""
-LOOK_S = 0.3
-"""How long it may take to say that it is there."""
+DOUBT_S = 0.1
+"""An acknowledgement this late, and ten times as late as usual: a reason to look whether Kafka is there."""
+LOOK_S = 0.15
+"""How long it may then take to say so: this, or ten times what an acknowledgement usually takes."""
+_LATE = 10
+_POLL_S = 0.03
+_MEMORY = 0.05
 AWAY = "Kafka does not take feedback now; send it again with its event_id"
 SOURCE = "afterclick/api"
 
@@ -33,13 +38,16 @@ class FeedbackLog:
     """An idempotent producer whose delivery reports wake the waiting request.
 
     While Kafka is away no request has to find out: the thread that hears of deliveries hears of lost
-    connections too, tells who waits, and looks every second whether Kafka is back.
+    connections too, and sees an acknowledgement that is late; it then looks whether Kafka is there, tells
+    who waits if it is not, and looks every second whether it is back. A Kafka that is slow, but answers, is
+    waited for.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._topics = settings.topics
         self._breaker = Breaker("Kafka")
-        self._waiting: set[asyncio.Future[Position]] = set()
+        self._waiting: dict[asyncio.Future[Position], float] = {}
+        self._usual_s = 0.0
         self._disconnected = False
         self._producer = Producer(_config(settings.bootstrap) | {"error_cb": self._lost})
         self._stop = threading.Event()
@@ -66,7 +74,7 @@ class FeedbackLog:
         def report(error: KafkaError | None, message: Message) -> None:
             loop.call_soon_threadsafe(_settle, acked, error, message)
 
-        self._waiting.add(acked)
+        handed_in = self._waiting[acked] = time.monotonic()
         try:
             self._producer.produce(topic, events.encode(event), event.data.user_id, on_delivery=report)
             async with asyncio.timeout(WAIT_S):
@@ -75,8 +83,9 @@ class FeedbackLog:
             self._breaker.failed(error)
             raise Unavailable(AWAY) from error
         finally:
-            self._waiting.discard(acked)
+            del self._waiting[acked]
         self._breaker.worked()
+        self._usual_s += _MEMORY * (time.monotonic() - handed_in - self._usual_s)
         return position
 
     def close(self, timeout_s: float = 3.0) -> None:
@@ -88,10 +97,21 @@ class FeedbackLog:
     def _poll(self) -> None:
         looked = 0.0
         while not self._stop.is_set():
-            self._producer.poll(0.1)
-            if self._disconnected or (self._breaker.open and time.monotonic() - looked > AWAY_S):
+            self._producer.poll(_POLL_S)
+            due = AWAY_S if self._breaker.open else self._late_s(DOUBT_S)
+            in_doubt = self._breaker.open or self._overdue()
+            if self._disconnected or (in_doubt and time.monotonic() - looked > due):
                 self._look()
                 looked = time.monotonic()
+
+    def _late_s(self, least_s: float) -> float:
+        """What is late, measured by what is usual: on a busy machine everything takes longer."""
+        return min(max(least_s, _LATE * self._usual_s), WAIT_S)
+
+    def _overdue(self) -> bool:
+        """Whether someone waits longer for an acknowledgement than is usual."""
+        oldest = tuple(self._waiting.values())[:1]
+        return bool(oldest) and time.monotonic() - oldest[0] > self._late_s(DOUBT_S)
 
     def _lost(self, error: KafkaError) -> None:
         """An error that concerns no message; a connection that was merely idle may be among them."""
@@ -101,7 +121,7 @@ class FeedbackLog:
         """Ask whether Kafka is there."""
         self._disconnected = False
         try:
-            self._producer.list_topics(self._topics.feedback, timeout=LOOK_S)
+            self._producer.list_topics(self._topics.feedback, timeout=self._late_s(LOOK_S))
         except KafkaException as error:
             self._breaker.gone(error)
             for acked in tuple(self._waiting):

@@ -201,7 +201,7 @@ def test_started_again_it_goes_on_where_it_was(stack: StackInATerminal) -> None:
 def test_a_killed_supervisor_leaves_no_process(stack: StackInATerminal) -> None:
     assert len(stack.processes()) > 5
     stack.end(signal.SIGKILL)
-    wait_until(lambda: not stack.processes(), 15, every=0.5, what="every child is gone")
+    wait_until(lambda: not stack.processes(), every=0.5, what="every child is gone")
 
 
 def test_down_ends_it_from_another_shell(stack: StackInATerminal) -> None:
@@ -211,5 +211,5 @@ def test_down_ends_it_from_another_shell(stack: StackInATerminal) -> None:
     assert answer.returncode == 0
     assert "stopped the stack" in answer.stdout
     assert stack.up is not None
-    assert stack.up.wait(5) == 0
+    assert stack.up.wait(10) == 0
     assert stack.processes() == []

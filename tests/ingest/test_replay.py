@@ -25,7 +25,7 @@ from ingest.progress import replay_files
 from ingest.replay import ReplayOptions, Summary, replay
 from tests.ingest.conftest import read
 from tests.ingest.test_producer import read_topic
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 DAY_MS = 86_400_000
 
@@ -120,7 +120,7 @@ def test_the_rebased_clock_ends_at_the_first_replay_and_stays(data: Ordered, set
 
 def test_a_rate_is_kept(data: Ordered, settings: Settings) -> None:
     summary = replay(data, settings, ReplayOptions(pace=Rate(1000), limit=1500))
-    assert 1.3 < summary.seconds < 4
+    assert 1.3 < summary.seconds < 12
 
 
 def test_a_speed_is_kept(data: Ordered, settings: Settings) -> None:
@@ -128,7 +128,7 @@ def test_a_speed_is_kept(data: Ordered, settings: Settings) -> None:
     # two seconds for the first half of the events
     factor = (all_times[1500] - all_times[0]) / 2000
     summary = replay(data, settings, ReplayOptions(pace=Speed(factor), until_ms=all_times[1500]))
-    assert 1.5 < summary.seconds < 6
+    assert 1.5 < summary.seconds < 15
 
 
 def test_it_pauses_and_goes_on_when_asked(data: Ordered, settings: Settings) -> None:
@@ -147,9 +147,9 @@ def test_it_pauses_and_goes_on_when_asked(data: Ordered, settings: Settings) -> 
     wait_until(lambda: len(seen) > at + 5)
     assert len({s.sent for s in seen[at:]}) == 1
     files.ask(ReplayControl())
-    thread.join(30)
+    thread.join(PATIENCE_S)
     assert done[0].sent == 3000
-    assert done[0].seconds < 6
+    assert done[0].seconds < 20
 
 
 def test_a_second_replay_at_the_same_time_is_refused(data: Ordered, settings: Settings) -> None:
@@ -200,12 +200,12 @@ def test_a_signal_ends_it_in_order(shop: Path, settings: Settings, number: signa
     process = run_command(settings, "replay", str(shop), "--rate", "500", "--json")
     wait_until(lambda: (s := files.status()) and s.delivered > 50)
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=PATIENCE_S)
     summary = orjson.loads(out.splitlines()[-1])
     assert (process.returncode, summary["state"]) == (0, "stopped"), err
     # nothing is sent twice after an orderly end
     follow = run_command(settings, "replay", str(shop), "--json")
-    out, _ = follow.communicate(timeout=60)
+    out, _ = follow.communicate(timeout=PATIENCE_S)
     assert orjson.loads(out.splitlines()[-1])["sent"] == 3000 - summary["sent"]
     ids = Log(settings).ids()
     assert len(ids) == len(set(ids)) == 3000
@@ -229,7 +229,7 @@ def test_a_broker_killed_in_the_middle_costs_no_event(
     own_broker.kill()
     wait_until(lambda: seen[-1].sent - seen[-1].delivered > 300)
     own_broker.start()
-    thread.join(60)
+    thread.join(PATIENCE_S)
     assert done[0].sent == 3000
     ids = Log(own).ids()
     assert len(ids) == len(set(ids)) == 3000

@@ -12,7 +12,7 @@ import uvicorn
 from afterclick.settings import Settings
 from serving.server import bind, config_of
 from serving.service import Service
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 NEVER_BUSY_MS = 1e6
 """The tests' machine may be slow: lists are made in full all the same."""
@@ -32,7 +32,7 @@ class Running:
         self.service: Service = config.app.state.service  # type: ignore[union-attr]
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
-        self.http = httpx2.Client(base_url=self.url, timeout=10)
+        self.http = httpx2.Client(base_url=self.url, timeout=PATIENCE_S)
 
     def __enter__(self) -> Running:
         self._thread.start()
@@ -44,7 +44,7 @@ class Running:
     ) -> None:
         self.http.close()
         self._server.should_exit = True
-        self._thread.join(15)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the server did not stop"
 
     def get(self, path: str, **query: Any) -> dict[str, Any]:

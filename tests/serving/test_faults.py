@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
+import httpx2
 import orjson
 import pytest
 
@@ -19,7 +20,11 @@ from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
 from tests.serving.test_loop import after, kinds
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
+
+NOBODY_WAITS_S = 10 * PATIENCE_S
+# long enough that a busy machine is not taken for a second wait
+REDIS_S = 1.0
 
 
 def of(broker: str, redis_url: str, home: Path) -> Settings:
@@ -27,7 +32,7 @@ def of(broker: str, redis_url: str, home: Path) -> Settings:
     return Settings(
         home=home,
         kafka=KafkaSettings(bootstrap=broker, prefix=f"f{unique}-", partitions=2),
-        redis=RedisSettings(url=redis_url, prefix=f"f{unique}:"),
+        redis=RedisSettings(url=redis_url, prefix=f"f{unique}:", timeout_s=REDIS_S),
     )
 
 
@@ -50,7 +55,7 @@ def test_without_redis_lists_go_on_and_say_so(broker: str, own_redis: ValkeyServ
             slowest = max(slowest, time.perf_counter() - began)
             assert body["degraded"] is True
             assert body["items"]
-        assert slowest < 2 * settings.redis.timeout_s
+        assert slowest < 2 * REDIS_S
         assert api.get("/users/bob/history")["degraded"] is True
         assert api.list_for("bob", interests="Cables")["source"] == "interests"
         api.tell("bob", "cable-1")  # feedback needs Kafka alone
@@ -71,7 +76,7 @@ def test_a_frozen_redis_costs_no_more_than_the_timeout(
         try:
             began = time.perf_counter()
             assert api.list_for("bob")["degraded"] is True
-            assert time.perf_counter() - began < settings.redis.timeout_s + 0.2
+            assert time.perf_counter() - began < 2 * REDIS_S
         finally:
             own_redis.process.go_on()
         wait_until(lambda: api.list_for("bob")["degraded"] is False)
@@ -81,7 +86,7 @@ def test_without_kafka_feedback_says_when_to_try_again(
     own_broker: KafkaServer, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # nobody waits that long: who asks is told as soon as the connection is lost, before the client gives up
-    monkeypatch.setattr(feedback, "WAIT_S", 60.0)
+    monkeypatch.setattr(feedback, "WAIT_S", NOBODY_WAITS_S)
     settings = of(own_broker.address, redis_url, tmp_path)
     ensure_topics(settings)
     with Running(settings) as api, MiniStream(settings):
@@ -109,6 +114,32 @@ def test_without_kafka_feedback_says_when_to_try_again(
         wait_until(lambda: len(api.get("/users/bob/history")["events"]) == 2)
 
 
+@pytest.mark.parametrize("looks", [True, False], ids=["it looks", "control: it only waits"])
+def test_a_frozen_kafka_is_told_from_a_slow_one(
+    own_broker: KafkaServer, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: bool
+) -> None:
+    monkeypatch.setattr(feedback, "WAIT_S", NOBODY_WAITS_S)
+    if not looks:
+        monkeypatch.setattr(feedback, "DOUBT_S", NOBODY_WAITS_S)
+    settings = of(own_broker.address, redis_url, tmp_path)
+    ensure_topics(settings)
+    with Running(settings) as api:
+        api.ready()
+        api.tell("bob", "camera-1")
+        body = {"user_id": "bob", "item_id": "camera-2", "action": "like", "event_id": "try-again"}
+        own_broker.process.hold()
+        try:
+            if looks:
+                assert api.http.post("/feedback", json=body).status_code == 503
+            else:
+                with pytest.raises(httpx2.ReadTimeout):
+                    api.http.post("/feedback", json=body, timeout=3)
+        finally:
+            own_broker.process.go_on()
+        wait_until(lambda: not api.service.feedback.away, what="it sees by itself that Kafka goes on")
+        wait_until(lambda: api.http.post("/feedback", json=body).status_code == 202)
+
+
 def test_it_starts_before_kafka_and_redis_do(own_broker: KafkaServer, tmp_path: Path) -> None:
     redis = ValkeyServer(tmp_path / "late")
     settings = of(own_broker.address, redis.address, tmp_path)
@@ -124,6 +155,9 @@ def test_it_starts_before_kafka_and_redis_do(own_broker: KafkaServer, tmp_path: 
         try:
             with MiniStream(settings):
                 wait_until(lambda: api.http.get("/health/ready").status_code == 200)
+                wait_until(
+                    lambda: not api.service.feedback.away, what="it sees by itself that Kafka is there"
+                )
                 after(api, "bob", api.tell("bob", "camera-1"))
         finally:
             redis.kill()

@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.serving.running import Running
+from tests.waiting import PATIENCE_S
 
 GOOD = {"user_id": "bob", "item_id": "camera-1", "action": "like"}
 LATER = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
@@ -88,7 +89,7 @@ def test_a_body_of_another_type_is_refused(api: Running) -> None:
 
 
 def test_a_chunked_body_is_cut_at_the_limit(api: Running) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=PATIENCE_S)
     chunks = (b"x" * 8192 for _ in range(20))
     connection.request("POST", "/feedback", chunks, {"content-type": "application/json"}, encode_chunked=True)
     assert connection.getresponse().status == 413
@@ -186,7 +187,7 @@ def test_a_socket_that_floods_or_shouts_is_closed_and_a_quiet_one_is_not(hostile
         assert socket.recv(10)
         for _ in range(10):
             socket.send("x")
-        socket.ping().wait(5)
+        assert socket.ping().wait(PATIENCE_S)
 
 
 def test_every_answer_is_as_documented(hostile_api: Running) -> None:
