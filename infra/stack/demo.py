@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from afterclick.errors import AfterclickError, Unavailable
+from afterclick.home import TrainingStatus
 from infra.embedded.process import Process
 from infra.stack.cut import Cut
 from infra.stack.part import State
@@ -145,18 +146,20 @@ class Demo:
 
     async def _train(self, stage: Stage) -> None:
         process = command(self.stack.layout, "train", "train", "--json")
-        following = asyncio.create_task(self._follow_training(stage, process))
+        following = asyncio.create_task(self._follow_training(stage))
         try:
             answer = await self._last_line("train", process)
         finally:
             following.cancel()
         stage.note = f"model {answer['version']}"
 
-    async def _follow_training(self, stage: Stage, process: Process) -> None:
-        """Show the last thing that training said."""
+    async def _follow_training(self, stage: Stage) -> None:
+        """Show what training says that it does."""
         while True:
             await asyncio.sleep(1.0)
-            stage.note = process.last_words(1).strip()[:70]
+            status = TrainingStatus.read(self.stack.layout.home)
+            if status is not None and status.state == "training":
+                stage.note = status.progress[:70]
 
     async def _live(self, stage: Stage) -> None:
         stage.total = self.cut.rows - self.cut.history

@@ -17,7 +17,9 @@ from infra.stack.demo import Demo, DemoOptions
 from infra.stack.layout import lay_out
 from infra.stack.supervisor import Stack
 from infra.stack.view import View
+from tests.waiting import PATIENCE_S
 from training.publish import announce
+from training.schedule import told
 
 DAY_S = 86_400
 REVIEWS = 12
@@ -93,3 +95,20 @@ def test_a_champion_is_not_trained_again_though_the_api_does_not_serve_it_yet(
     notes = {stage.name: stage.note for stage in demo.stages}
     assert notes["log"] == "not waited for: there is a model"
     assert notes["training"] == "goes on with model a-champion"
+
+
+def test_a_training_that_runs_is_shown_by_what_it_does(settings: Settings, tmp_path: Path) -> None:
+    demo, _ = demo_on(settings, tmp_path / "ratings.csv")
+    stage = next(stage for stage in demo.stages if stage.name == "training")
+
+    async def shown() -> str:
+        following = asyncio.create_task(demo._follow_training(stage))
+        async with asyncio.timeout(PATIENCE_S):
+            while not stage.note:
+                await asyncio.sleep(0.05)
+        following.cancel()
+        return stage.note
+
+    with told(settings.home) as tell:
+        tell("fitting on 300 interactions")
+        assert asyncio.run(shown()) == "fitting on 300 interactions"
