@@ -89,6 +89,7 @@ def test_the_blend_uses_the_live_event_and_beats_every_source(split: Split, blen
     assert live["blend"]["hr@10"] > 0.6  # two of three are predictable
     assert live["blend"]["ndcg@10"] >= max(live[name]["ndcg@10"] for name in live) - 0.02
     assert frozen["blend"]["hr@10"] < 0.3  # ten of 120 by chance are 0.08
+    assert live["blend_brief"]["hr@10"] > 0.4  # a list made in a hurry knows the live event, too
     gain = freshness(answers["live"], answers["frozen"], "blend")
     assert gain["hr@10"] == pytest.approx(live["blend"]["hr@10"] - frozen["blend"]["hr@10"])
     assert gain["hr@10_interval"][0] > 0.3

@@ -13,6 +13,7 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.candidates import BRIEF, CandidateLimits
 from afterclick.model import Model
 from afterclick.scoring import RECENT, features
 from afterclick.towers import UNKNOWN, TowerArrays
@@ -52,6 +53,7 @@ def contestants(fitted: Fitted) -> Mapping[str, Contestant]:
         "two_tower": None if model.towers is None else two_tower(model, model.towers),
         "content": None if model.content is None else content(model, model.content),
         "blend": blend(model, fitted.ranker, fitted.eligible),
+        "blend_brief": blend(model, fitted.ranker, fitted.eligible, BRIEF),
     }
     return {name: contestant for name, contestant in found.items() if contestant is not None}
 
@@ -116,13 +118,15 @@ def content(model: Model, vectors: NDArray[np.float32]) -> Contestant:
     return score
 
 
-def blend(model: Model, ranker: str, eligible: NDArray[np.bool_]) -> Contestant:
+def blend(
+    model: Model, ranker: str, eligible: NDArray[np.bool_], limits: CandidateLimits | None = None
+) -> Contestant:
     """What serving shows: candidates of all sources, ranked by LambdaMART.
 
-    A user without a history gets what is hot.
+    With the limits `BRIEF`: what it shows while requests queue up. A user without a history gets what is hot.
     """
     booster = lightgbm.Booster(model_str=ranker)
-    source = Source(model, eligible)
+    source = Source(model, eligible, limits)
 
     def score(one: Asked) -> Scores:
         if not len(one.state.items):
