@@ -22,6 +22,14 @@ from afterclick.errors import BadArtifact
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CHUNK = 1 << 20
+"""Bytes that are hashed or copied in one go."""
+Rest = Callable[[], object]
+"""Called after each chunk: who shares the machine with something quicker lets it go first."""
+
+
+def no_rest() -> None:
+    """Go on at once."""
 
 
 class FileEntry(BaseModel):
@@ -91,29 +99,40 @@ def read_manifest(folder: Path, expected_sha256: str | None = None) -> Manifest:
     return manifest
 
 
-def verify(folder: Path, manifest: Manifest) -> None:
+def verify(folder: Path, manifest: Manifest, rest: Rest = no_rest) -> None:
     """Check size and SHA-256 of every file. Raises BadArtifact naming the first that differs."""
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != entry.bytes:
             raise BadArtifact(f"{path}: missing or of another size than its manifest says")
-        if sha256(path) != entry.sha256:
+        if sha256(path, rest) != entry.sha256:
             raise BadArtifact(f"{path}: damaged, its SHA-256 is not the manifest's")
 
 
-def load_array(folder: Path, name: str) -> NDArray[Any]:
-    """The array in `<name>.npy`. Pickled arrays are refused."""
+def load_array(folder: Path, name: str, rest: Rest = no_rest) -> NDArray[Any]:
+    """The array in `<name>.npy`, in memory. Pickled arrays are refused."""
     try:
-        array: NDArray[Any] = np.load(folder / f"{name}.npy", allow_pickle=False)
+        mapped = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise BadArtifact(f"{folder / name}.npy: cannot be read: {error}") from None
+    if not mapped.ndim or not mapped.size:
+        return np.array(mapped)
+    array: NDArray[Any] = np.empty_like(mapped, subok=False)
+    rows = max(1, CHUNK * len(mapped) // mapped.nbytes)
+    for start in range(0, len(mapped), rows):
+        array[start : start + rows] = mapped[start : start + rows]
+        rest()
     return array
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Path, rest: Rest = no_rest) -> str:
     """The SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            rest()
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

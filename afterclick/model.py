@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.artifact import Manifest, load_array, read_manifest, verify
+from afterclick.artifact import Manifest, Rest, load_array, no_rest, read_manifest, verify
 from afterclick.content import ItemContent, WordVectors, fit_together
 from afterclick.errors import BadArtifact
 from afterclick.towers import AGES_DAYS, TowerArrays
@@ -160,12 +160,12 @@ def _index(item_ids: NDArray[np.str_]) -> dict[str, int]:
     return index
 
 
-def load(folder: Path, manifest_sha256: str | None = None) -> tuple[Model, Manifest]:
+def load(folder: Path, manifest_sha256: str | None = None, rest: Rest = no_rest) -> tuple[Model, Manifest]:
     """The model of an artifact, after every hash was checked. Raises BadArtifact."""
     manifest = read_manifest(folder, manifest_sha256)
-    verify(folder, manifest)
+    verify(folder, manifest, rest)
     names = [*_NEEDED, *(n for n in _OPTIONAL if f"{n}.npy" in manifest.files)]
-    arrays = {name: load_array(folder, name) for name in names}
+    arrays = {name: load_array(folder, name, rest) for name in names}
     _check(folder, arrays)
     als = manifest.parameters.get("als", {})
     factors = arrays.pop("als_item_factors", None)

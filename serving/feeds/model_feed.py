@@ -17,6 +17,7 @@ import structlog
 from confluent_kafka import Message
 
 from afterclick import events, model
+from afterclick.artifact import Rest, no_rest
 from afterclick.candidates import Search
 from afterclick.errors import AfterclickError, BadEvent
 from afterclick.events import ModelEvent, ModelPublished
@@ -29,6 +30,8 @@ log = structlog.get_logger()
 Loaded = Callable[["LoadedModel"], None]
 REMEMBERED = 20
 """Published models that are remembered, to show."""
+SHARE = 0.25
+"""Of a core, at most, for loading a model while another one serves."""
 BESIDE = 2
 """Models that are loaded beside the newest, at most: each costs its arrays once more."""
 
@@ -152,8 +155,9 @@ class ModelFeed:
     def _load(self, version: str, uri: str, sha256: str | None) -> LoadedModel | None:
         """A model, or None: then `refused` says why."""
         began = time.monotonic()
+        rest = Pace(SHARE).rest if self.version else no_rest
         try:
-            loaded = load(folder_of(uri, self._store.cache, sha256), sha256)
+            loaded = load(folder_of(uri, self._store.cache, sha256), sha256, rest)
         except AfterclickError as error:
             self.refused[version] = str(error)
             log.error("model refused; the old one stays", version=version, error=str(error))
@@ -167,10 +171,26 @@ class ModelFeed:
         return loaded
 
 
-def load(folder: Path, manifest_sha256: str | None) -> LoadedModel:
+class Pace:
+    """Lets one thread compute for a share of the time: `rest` sleeps for what it has computed since."""
+
+    def __init__(self, share: float) -> None:
+        self._pause = (1 - share) / share
+        self._spent_s = time.thread_time()
+
+    def rest(self) -> None:
+        spent = time.thread_time()
+        time.sleep(self._pause * (spent - self._spent_s))
+        self._spent_s = spent
+
+
+def load(folder: Path, manifest_sha256: str | None, rest: Rest = no_rest) -> LoadedModel:
     """An artifact, checked and ready. Raises BadArtifact."""
-    arrays, manifest = model.load(folder, manifest_sha256)
+    arrays, manifest = model.load(folder, manifest_sha256, rest)
     als = index_search(folder / "index.faiss", arrays.factors) if arrays.factors is not None else None
+    rest()
     towers = index_search(folder / "towers.faiss", arrays.towers.targets) if arrays.towers else None
+    rest()
     content = content_search(arrays.content, folder / "content.faiss") if arrays.content is not None else None
+    rest()
     return LoadedModel(manifest.version, arrays, load_ranker(folder), als, towers, content)

@@ -86,3 +86,47 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(BadArtifact, match="evil"):
         artifact.load_array(tmp_path, "evil")
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6.0).reshape(3, 2),
+        np.asfortranarray(np.arange(6.0).reshape(3, 2)),
+        np.array(["a", "bcd"]),
+        np.zeros((0, 4), np.float32),
+        np.array(2.5),
+    ],
+    ids=["rows", "columns", "text", "empty", "one number"],
+)
+def test_an_array_is_read_into_memory_as_it_was(tmp_path: Path, array: np.ndarray) -> None:
+    np.save(tmp_path / "array.npy", array)
+    found = artifact.load_array(tmp_path, "array")
+    (tmp_path / "array.npy").write_bytes(b"")
+    np.testing.assert_array_equal(found, array)
+    assert (found.dtype, found.shape) == (array.dtype, array.shape)
+    assert type(found) is np.ndarray
+
+
+def test_it_rests_after_every_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifact, "CHUNK", 80)
+    folder = tmp_path / "v1"
+    folder.mkdir()
+    np.save(folder / "array.npy", np.arange(100.0))
+    rests: list[str] = []
+    whole = artifact.sha256(folder / "array.npy", lambda: rests.append("hashed"))
+    assert whole == artifact.sha256(folder / "array.npy")
+    found = artifact.load_array(folder, "array", lambda: rests.append("copied"))
+    np.testing.assert_array_equal(found, np.arange(100.0))
+    assert (rests.count("hashed"), rests.count("copied")) == (
+        12,
+        10,
+    )  # 128 bytes of header and 800 of numbers
+
+
+def test_a_file_that_ends_early_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.arange(100.0))
+    with (tmp_path / "array.npy").open("r+b") as file:
+        file.truncate(500)
+    with pytest.raises(BadArtifact, match="cannot be read"):
+        artifact.load_array(tmp_path, "array")
