@@ -33,10 +33,13 @@ def evaluate(
     record: Annotated[
         bool, typer.Option("--record", help="Also keep it in MLflow: figures, settings, the report.")
     ] = False,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Also the blend as it is made while requests queue up.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
 ) -> None:
     """Compare every model on interactions that none of them has seen: a global time split, full ranking."""
     from afterclick.settings import Settings
     from training.evaluation.command import Request, run
 
-    run(Settings(), Request(dataset, cut, end, users, engine, report, record, json))
+    run(Settings(), Request(dataset, cut, end, users, engine, report, record, brief, json))

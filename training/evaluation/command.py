@@ -54,6 +54,7 @@ class Request:
     engine: str
     report: Path | None
     record: bool
+    brief: bool
     json: bool
 
 
@@ -75,7 +76,7 @@ def run(settings: Settings, request: Request) -> Outcome:
         console.status("fitting every model as of the cut, and the blend on earlier cuts"),
         _engine(settings, request.engine) as factorise,
     ):
-        outcome = evaluate(split, data, recipe(settings, factorise), request.users)
+        outcome = evaluate(split, data, recipe(settings, factorise), request.users, request.brief)
     _print(console, outcome.result)
     if request.report is not None:
         console.print(f"report: {report.write(request.report, outcome.result)}")
@@ -116,7 +117,7 @@ def recipe(settings: Settings, factorise: Factorise) -> Recipe:
     )
 
 
-def evaluate(split: Split, data: Reviews, how: Recipe, users: int) -> Outcome:
+def evaluate(split: Split, data: Reviews, how: Recipe, users: int, brief: bool = False) -> Outcome:
     """Fit on the past, ask about the future, measure. Raises BadInput where there is too little past."""
     start = time.perf_counter()
     try:
@@ -127,7 +128,7 @@ def evaluate(split: Split, data: Reviews, how: Recipe, users: int) -> Outcome:
         ) from None
     model = made.model
     fitted = time.perf_counter()
-    answers = answer_all(split, contestants(made), users, how.als.seed)
+    answers = answer_all(split, contestants(made, brief=brief), users, how.als.seed)
     facts = Catalogue(
         counts=split.train.item_counts(),
         vectors=_unit(model.factors) if model.factors is not None else np.zeros((len(model), 1), np.float32),

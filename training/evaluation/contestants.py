@@ -41,8 +41,8 @@ class Fitted:
     """user_index → (n_items,) scores; where it is fitted."""
 
 
-def contestants(fitted: Fitted) -> Mapping[str, Contestant]:
-    """Every contestant, by the names of the results table."""
+def contestants(fitted: Fitted, *, brief: bool = False) -> Mapping[str, Contestant]:
+    """Every contestant, by the names of the results table; `brief`: the blend made in a hurry, too."""
     model, ncf = fitted.model, fitted.ncf
     found = {
         "popularity": popularity(model),
@@ -53,7 +53,7 @@ def contestants(fitted: Fitted) -> Mapping[str, Contestant]:
         "two_tower": None if model.towers is None else two_tower(model, model.towers),
         "content": None if model.content is None else content(model, model.content),
         "blend": blend(model, fitted.ranker, fitted.eligible),
-        "blend_brief": blend(model, fitted.ranker, fitted.eligible, BRIEF),
+        "blend_brief": blend(model, fitted.ranker, fitted.eligible, BRIEF) if brief else None,
     }
     return {name: contestant for name, contestant in found.items() if contestant is not None}
 
