@@ -111,17 +111,20 @@ def verify(folder: Path, manifest: Manifest, rest: Rest = no_rest) -> None:
 
 def load_array(folder: Path, name: str, rest: Rest = no_rest) -> NDArray[Any]:
     """The array in `<name>.npy`, in memory. Pickled arrays are refused."""
+    path = folder / f"{name}.npy"
     try:
-        mapped = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[Any] = np.empty_like(mapped, subok=False)
+        raw = array.reshape(-1, order="A").view(np.uint8).data
+        with path.open("rb") as file:  # not from the map: a file cut meanwhile would end the process
+            file.seek(mapped.offset)
+            for start in range(0, len(raw), CHUNK):
+                part = raw[start : start + CHUNK]
+                if file.readinto(part) != len(part):
+                    raise ValueError("it ends early")
+                rest()
     except (OSError, ValueError) as error:
-        raise BadArtifact(f"{folder / name}.npy: cannot be read: {error}") from None
-    if not mapped.ndim or not mapped.size:
-        return np.array(mapped)
-    array: NDArray[Any] = np.empty_like(mapped, subok=False)
-    rows = max(1, CHUNK * len(mapped) // mapped.nbytes)
-    for start in range(0, len(mapped), rows):
-        array[start : start + rows] = mapped[start : start + rows]
-        rest()
+        raise BadArtifact(f"{path}: cannot be read: {error}") from None
     return array
 
 
