@@ -123,6 +123,23 @@ def index(
 
 
 @app.command()
+def split(
+    model: Annotated[str, typer.Option(help="popularity, item_item, als, ncf or two_tower.")],
+    users: Annotated[int, typer.Option(min=10, help="Users of the split.")] = 50_000,
+    items: Annotated[int, typer.Option(min=10, help="Items of the split.")] = 50_000,
+    interactions: Annotated[
+        int, typer.Option(min=100, help="Pairs drawn; those drawn twice count once.")
+    ] = 1_000_000,
+    trials: Annotated[int, typer.Option(min=0, help="Most settings to try; 0 for none.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+) -> None:
+    """`afterclick benchmark` of a model on a made-up split of this size: time, memory, quality."""
+    from infra.benches.split import Bench, run
+
+    _print(run(Bench(model, users, items, interactions, trials)), as_json)
+
+
+@app.command()
 def freshness(
     rate: Annotated[float, typer.Option(help="Events per second.")] = 200.0,
     seconds: Annotated[float, typer.Option(help="Length of the real-time run.")] = 300.0,
