@@ -4,6 +4,11 @@ In a shop as it is, established users cast about the same share of the votes of 
 accounts cast many more than that on one item, it is pushed, or cannot be told from one that is. As long as it
 lasts only the votes of established users count for it, times what makes up for the new ones of an ordinary
 item: so an item that is wrongly suspected keeps about the trend it has earned.
+
+Accounts that push one item vote for others, too, to look like anybody. No item shows that, but their number
+does: where new accounts together cast more votes of a half-life than they usually do, they are counted as if
+they had cast the usual number, and that half-life counts for less beside longer ones, which remember the time
+before.
 """
 
 from __future__ import annotations
@@ -19,6 +24,8 @@ _ACTIVE = 20.0
 """Decayed weight by the longest half-life from which on an item's share is looked at."""
 _FEWEST = 20
 """So many active items make a shop whose usual share is known."""
+_DOUBT = 2
+"""Power of the trust in a half-life that its sums are multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,15 @@ class Guarded:
     """The trends of the catalogue as they may be used."""
 
     values: Array
-    """(m, H) decayed sums, of suspected items what established users stand for"""
+    """(m, H) decayed sums: of suspected items what established users stand for, of all as `trust` has it"""
     held: NDArray[np.bool_]
     """(m,) items in quarantine"""
     kept: Array
     """(m,) how much of the longest half-life, which forgets a push last, is left"""
     share: float
     """The established users' usual share of the votes on an item; 0 where it is not known yet."""
+    trust: Array
+    """(H,) what a new account's vote counts: 1 where they cast no more than they usually do"""
 
 
 def guard(
@@ -55,14 +64,26 @@ def guard(
     """
     share = usual_share(votes, established)
     if share == 0.0 or bounds.slack == 0.0:
-        return Guarded(votes, np.zeros(len(votes), bool), np.ones(len(votes)), share)
+        full = np.ones(votes.shape[1])
+        return Guarded(votes, np.zeros(len(votes), bool), np.ones(len(votes)), share, full)
     supported = np.maximum(established, 0.0) / share
     over = votes > bounds.slack * supported + bounds.free
     if lifted is not None:
         over[lifted] = False
     values = np.where(over, supported, votes)
     kept = np.divide(values[:, -1], votes[:, -1], out=np.ones(len(votes)), where=over[:, -1])
-    return Guarded(values, np.asarray(over.any(axis=1)), kept, share)
+    new = np.maximum(values - established, 0.0)
+    if lifted is not None:
+        new[lifted] = 0.0
+    trust = _trust(new.sum(axis=0), np.maximum(established, 0.0).sum(axis=0), share, bounds)
+    values = (values - new * (1.0 - trust)) * trust**_DOUBT
+    return Guarded(values, np.asarray(over.any(axis=1)), kept, share, trust)
+
+
+def _trust(new: Array, established: Array, share: float, bounds: Bounds) -> Array:
+    """(H,) from the sums of all items by new accounts and by established users."""
+    usual = established * (1.0 - share) / share + bounds.free
+    return np.divide(usual, new, out=np.ones_like(new), where=new > usual)
 
 
 def usual_share(votes: Array, established: Array) -> float:

@@ -196,9 +196,9 @@ class ServingSettings(_Section):
     """How long the request log keeps a row; 0 writes none."""
     quarantine_slack: float = Field(4.0, ge=0)
     """An item with more than this many times the votes that its established users stand for is in quarantine:
-    new accounts' votes do not count. 0: none ever is."""
+    new accounts' votes do not count. 0: none ever is, nor are new accounts held to their usual share."""
     quarantine_free: float = Field(20.0, ge=0)
-    """Votes (in weight, decayed) that an item may have besides, whoever casts them."""
+    """Votes (in weight, decayed) that an item, and new accounts together, may have besides."""
     break_it: bool = False
     """Let an administrator kill the stream job, hold up Redis and resend events: for demonstrations alone."""
 

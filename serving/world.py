@@ -86,7 +86,7 @@ class World:
     ids: list[str]
     view: TrendView
     values: Array
-    """(m, H) decayed sums; of items in quarantine what is left of them."""
+    """(m, H) decayed sums, as the guard against pushed items leaves them."""
     counts: NDArray[np.int64]
     """(m,) interactions of positive weight, all time."""
     heat: Array
@@ -103,6 +103,8 @@ class World:
     """Items in quarantine: of their trends only what established users stand for."""
     established_share: float
     """The share of an item's votes that established users usually have; 0 where it is not known."""
+    trust: Array
+    """(H,) what a new account's vote counts, by half-life: 1 while they are no more than usual."""
     content: ItemContent | None = None
     """What all items say of themselves; None where the model has no content."""
     content_search: Search | None = None
@@ -315,6 +317,7 @@ def _world(
         _index=space.index,
         held=at[guarded.held].astype(np.int32),
         established_share=guarded.share,
+        trust=guarded.trust,
     )
 
 

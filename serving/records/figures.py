@@ -19,6 +19,7 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
+from afterclick.trends import HALF_LIVES_MS
 from serving.feeds.dead_letters import DeadLetters
 from serving.feeds.trend_feed import TrendFeed
 from serving.hub import Hub
@@ -155,6 +156,8 @@ class Figures:
         world, metrics = self._worlds.current, self._metrics
         metrics.held.set(len(world.held))
         metrics.established_share.set(world.established_share)
+        for name, trust in zip(HALF_LIVES_MS, world.trust.tolist(), strict=True):
+            metrics.trust.labels(name).set(trust)
         metrics.items.labels("known").set(len(world.heat))
         metrics.items.labels("model").set(len(world.loaded.model) if world.loaded.model else 0)
         metrics.watchers.labels("user").set(self._hub.watching)

@@ -110,6 +110,12 @@ class Metrics:
             "Usual share of established users in the votes on an item; 0 while unknown.",
             registry=r,
         )
+        self.trust = Gauge(
+            "afterclick_new_account_trust",
+            "What a new account's vote counts; less than 1 where they flood the shop.",
+            ["half_life"],
+            registry=r,
+        )
         self.model = Gauge("afterclick_model_info", "1 for the model that serves.", ["version"], registry=r)
         self.watchers = Gauge("afterclick_websockets", "Open WebSockets.", ["kind"], registry=r)
         # looking a child up by its labels costs as much as counting

@@ -108,6 +108,9 @@ class QuarantineState(BaseModel):
     established_share: float = Field(
         description="Of an item's votes, what established users usually cast; 0 while it is not known."
     )
+    trust: dict[str, float] = Field(
+        description="What a new account's vote counts, by half-life: less than 1 where they flood the shop."
+    )
     held: list[HeldItem]
     lifted: list[str] = Field(description="Items an administrator vouches for.")
 
@@ -199,7 +202,10 @@ async def reconcile(service: Parts) -> Response:
 
 @router.get("/quarantine", **answers(QuarantineState))
 async def quarantine(service: Parts) -> Response:
-    """Items that new accounts push far beyond what established users support. They leave by themselves."""
+    """Items that new accounts push far beyond what established users support. They leave by themselves.
+
+    And how far the votes of new accounts are trusted, all together.
+    """
     world = service.worlds.current
     items = [
         {
@@ -210,7 +216,9 @@ async def quarantine(service: Parts) -> Response:
         for at in world.held.tolist()
     ]
     lifted = sorted(service.feed.lifted)
-    return reply({"established_share": world.established_share, "held": items, "lifted": lifted})
+    trust = dict(zip(HALF_LIVES_MS, world.trust.tolist(), strict=True))
+    shop = {"established_share": world.established_share, "trust": trust}
+    return reply({**shop, "held": items, "lifted": lifted})
 
 
 @router.post("/quarantine", **answers(Done, 413))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from afterclick.quarantine import Bounds, guard, usual_share
-from afterclick.trends import HALF_LIVES_MS
+from afterclick.trends import HALF_LIVES_MS, HEAT
 
 H = len(HALF_LIVES_MS)
 ITEMS = 50
@@ -44,6 +44,39 @@ def test_a_push_of_an_hour_holds_back_the_hour_alone() -> None:
     assert found.values[3].tolist() == [40.0] * H
     assert found.held[3]
     assert found.kept[3] == 1.0
+
+
+def test_many_new_accounts_count_as_if_they_were_as_many_as_usual() -> None:
+    votes, established = a_shop()
+    votes[:, 3] += 60.0  # on every item as many: none of them stands out
+    found = guard(votes, established, Bounds())
+    assert not found.held.any()
+    usual, cast = ITEMS * 20.0 + Bounds().free, ITEMS * 80.0
+    np.testing.assert_allclose(found.trust, [1, 1, 1, usual / cast, 1, 1])
+    counted = (20.0 + 80.0 * found.trust[3]) * found.trust[3] ** 2
+    np.testing.assert_allclose(found.values[:, 3], counted)
+    assert (np.delete(found.values, 3, axis=1) == 40.0).all()
+
+
+def test_a_list_looks_further_back_while_new_accounts_flood_the_week() -> None:
+    votes, established = a_shop()
+    votes[7] *= 2.5  # has sold best for months
+    established[7] *= 2.5
+    week = list(HALF_LIVES_MS).index("week")
+    pushed = votes.copy()
+    pushed[20:40, : week + 1] += 70.0
+    top = int(np.argmax(guard(pushed, established, Bounds()).values @ HEAT))
+    assert top == 7
+    assert int(np.argmax(guard(pushed, established, Bounds(slack=0.0)).values @ HEAT)) != 7
+
+
+def test_a_few_new_accounts_in_a_quiet_hour_count_in_full() -> None:
+    votes, established = a_shop()
+    votes[:, 0], established[:, 0] = 0.0, 0.0
+    votes[3:6, 0] = 1.0
+    found = guard(votes, established, Bounds())
+    assert (found.trust == 1.0).all()
+    assert found.values[3:6, 0].tolist() == [1.0] * 3
 
 
 def test_an_item_begins_with_nobody() -> None:

@@ -53,6 +53,8 @@ def shown(api: Running, **query: Any) -> list[str]:
 def test_what_new_accounts_push_neither_trends_nor_is_popular(pushed: Running) -> None:
     found = pushed.get("/admin/quarantine")
     assert 0.5 < found["established_share"] < 1.0
+    assert found["trust"]["hour"] < 0.5  # sixty accounts vote for others, too
+    assert found["trust"]["quarter"] == 1.0
     assert [item["item_id"] for item in found["held"]] == ["junk"]
     assert all("junk" not in shown(pushed, window=window) for window in ("hour", "day", "month"))
     assert "junk" not in shown(pushed)
