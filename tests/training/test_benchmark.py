@@ -14,7 +14,7 @@ from afterclick.errors import BadDataset
 from tests.training import shop
 from training.benchmark import linear, registry
 from training.benchmark.measure import measure
-from training.benchmark.run import Request, run
+from training.benchmark.run import Request, run, search
 from training.benchmark.split import load
 from training.benchmark.watch import Watch
 
@@ -237,3 +237,25 @@ def test_beyond_the_neighbours_an_item_keeps_its_plain_weight(monkeypatch: pytes
     assert solved.any()
     assert solved.sum(axis=0).max() <= 3
     assert not np.allclose(few, all_of_them)
+
+
+@pytest.mark.parametrize(("most", "cut"), [(3, False), (4, True)])
+def test_a_training_that_the_clock_ended_is_told_from_one_that_was_over(most: int, cut: bool) -> None:
+    told = iter((0.1, 0.2, 0.3))
+    watch = Watch(lambda: next(told))
+    assert not any(watch.over(epoch) for epoch in (1, 2, 3))
+    assert watch.cut_off(most) is cut
+    told = iter((0.3, 0.2, 0.1))
+    over = Watch(lambda: next(told), patience=2)
+    assert [over.over(epoch) for epoch in (1, 2, 3)] == [False, False, True]
+    assert not over.cut_off(most)
+
+
+def test_where_the_defaults_have_no_time_to_learn_nothing_else_is_preferred(tmp_path: Path) -> None:
+    write(tmp_path, valid=True)
+    split = load(tmp_path)
+    enough = search(split, Request(tmp_path, "ncf", trials=2, seconds=600.0), str)
+    assert (enough.trials, enough.cut_off) == (2, False)
+    short = search(split, Request(tmp_path, "ncf", trials=2, seconds=1e-3), str)  # one epoch
+    assert (short.trials, short.cut_off) == (1, True)
+    assert {**short.knobs, "seconds": 0} == {**registry.defaults("ncf"), "seconds": 0}

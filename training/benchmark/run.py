@@ -18,7 +18,7 @@ import optuna
 
 from training.benchmark import registry
 from training.benchmark.measure import measure
-from training.benchmark.registry import EpochRecommender
+from training.benchmark.registry import EpochRecommender, Recommender
 from training.benchmark.split import Split, load
 from training.benchmark.watch import Watch
 
@@ -51,14 +51,21 @@ def run(request: Request, progress: Progress = lambda _: None) -> dict[str, Any]
     users, items = split.shape
     progress(f"{users:,} users, {items:,} items, {split.train.nnz:,} training interactions")
     start = time.perf_counter()
-    knobs, trials = search(split, request, progress)
+    found = search(split, request, progress)
     tuned = time.perf_counter() - start
+    knobs = found.knobs
+    if found.cut_off:
+        knobs = {**knobs, "seconds": knobs["seconds"] + max(0.0, request.seconds - tuned) / 2}
     train = (split.train + split.valid).tocsr() if split.inner else split.train
     measured, seconds = [], []
     for seed in range(request.seed, request.seed + request.seeds):
         start = time.perf_counter()
         model = registry.make(request.model, knobs)
-        model.fit(train, seed)
+        if found.cut_off and not split.inner:
+            watch = Watch(_look(model, split, request), patience=2)  # how many epochs it takes is not known
+            cast(EpochRecommender, model).fit(train, seed, watch)
+        else:
+            model.fit(train, seed)
         seconds.append(time.perf_counter() - start)
         measured.append(measure(model.scores, train, split.test, seed, negatives=split.among))
         progress(f"seed {seed}: {AIM} {measured[-1][AIM]:.4f}")
@@ -71,7 +78,7 @@ def run(request: Request, progress: Progress = lambda _: None) -> dict[str, Any]
         "items": items,
         "interactions": int(split.train.nnz),
         "tuned_on": "rows cut from train" if split.inner else "valid",
-        "trials": trials,
+        "trials": found.trials,
         "fit_seconds": round(float(np.mean(seconds)), 2),
         "tune_seconds": round(tuned, 2),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
@@ -79,31 +86,40 @@ def run(request: Request, progress: Progress = lambda _: None) -> dict[str, Any]
     }
 
 
-def search(split: Split, request: Request, progress: Progress) -> tuple[dict[str, Any], int]:
-    """The best knobs on the validation rows, and how many were tried. The first trial has the defaults."""
+@dataclass(frozen=True)
+class Found:
+    """What a search came to."""
+
+    knobs: dict[str, Any]
+    trials: int
+    """How many were tried."""
+    cut_off: bool = False
+    """The defaults could not learn to the end in a trial's time. So the knobs are the defaults: what others
+    reach in that time says how fast they learn, not how well."""
+
+
+def search(split: Split, request: Request, progress: Progress) -> Found:
+    """The best knobs on the validation rows. The first trial has the defaults."""
     default = registry.defaults(request.model)
     if request.trials <= 0 or request.model == "popularity":
-        return default, 0
+        return Found(default, 0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=request.seed))
     for known in registry.starts(request.model):
         study.enqueue_trial({**default, **known})
 
-    most = min(_ASKED, max(1000, _SCORED // split.shape[1]))
-
     def objective(trial: optuna.Trial) -> float:
         knobs = {**_limits(request, default), **registry.suggest(request.model, trial)}
         model = registry.make(request.model, knobs)
-        start = time.perf_counter()
-
-        def look() -> float:
-            return measure(model.scores, split.train, split.valid, request.seed, most)[AIM]
-
+        start, look = time.perf_counter(), _look(model, split, request)
         if "epochs" in default:
             watch = Watch(look)
             cast(EpochRecommender, model).fit(split.train, request.seed, watch)
             if not watch.rising:
                 trial.set_user_attr("epochs", watch.best_epochs)
+            elif not trial.number and watch.cut_off(default["epochs"]):
+                study.set_user_attr("cut_off", True)
+                study.stop()
             value = watch.best
         else:
             model.fit(split.train, request.seed)
@@ -115,7 +131,14 @@ def search(split: Split, request: Request, progress: Progress) -> tuple[dict[str
     study.optimize(objective, n_trials=request.trials, callbacks=[_in_time(request.seconds)])
     best = study.best_trial
     tried = sum(trial.state.is_finished() for trial in study.trials)  # others may wait to be started
-    return {**default, **best.params, **best.user_attrs}, tried
+    knobs = {**default, **best.params, **best.user_attrs}
+    return Found(knobs, tried, study.user_attrs.get("cut_off", False))
+
+
+def _look(model: Recommender, split: Split, request: Request) -> Callable[[], float]:
+    """What the model is worth on the validation rows, of many users at most."""
+    most = min(_ASKED, max(1000, _SCORED // split.shape[1]))
+    return lambda: measure(model.scores, split.train, split.valid, request.seed, most)[AIM]
 
 
 def _in_time(seconds: float) -> Callable[[optuna.Study, optuna.trial.FrozenTrial], None]:

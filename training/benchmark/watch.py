@@ -21,6 +21,10 @@ class Watch:
         """Whether the last epoch was the best: training ended for want of time, and may go on."""
         return self.best_epochs == self.epochs
 
+    def cut_off(self, most: int) -> bool:
+        """Whether training ended before its `most` epochs, and not because it got no better."""
+        return self.epochs < most and self.epochs - self.best_epochs < self.patience
+
     def over(self, epochs: int) -> bool:
         """Whether the last `patience` epochs were no better than the best before them."""
         self.epochs, value = epochs, self.look()

@@ -31,6 +31,8 @@ from training.evaluation.protocols import Queries, Split, as_of, queries, sample
 from training.evaluation.reviews import Reviews
 
 UNBOUND = Bounds(slack=0.0)
+_Z95 = 1.96
+"""Half of a 95 % interval, in standard errors: the same questions are asked before and after."""
 _DAYS = 7
 """Days before the cut in which the accounts are made; questions come from twice as many after it."""
 
@@ -67,7 +69,8 @@ class Found:
 
     shown: float
     """Share of the questions whose first ten places hold the target."""
-    ndcg: float
+    ndcg: NDArray[np.float64]
+    """(q,) NDCG@10 of each question"""
 
 
 def fakes(past: Interactions, attack: Attack, target: int, cut_ms: int, seed: int) -> Interactions:
@@ -131,7 +134,7 @@ class _Shop:
     def measure(self, lists: NDArray[np.int32], target: int) -> Found:
         hits = metrics.hits_of(lists, self.asked.target)
         ndcg = metrics.ndcg(hits, np.ones(len(hits), np.int32), 10)
-        return Found(float((lists == target).any(axis=1).mean()), float(ndcg.mean()))
+        return Found(float((lists == target).any(axis=1).mean()), np.asarray(ndcg, np.float64))
 
 
 def run(split: Split, data: Reviews, how: Recipe, request: Request) -> dict[str, Any]:
@@ -189,16 +192,21 @@ def _targets(split: Split, request: Request) -> list[int]:
 def _row(
     found: Mapping[int, Found], base: Mapping[int, Found], attack: Attack | None, where: str, guards: bool
 ) -> dict[str, Any]:
-    def mean(name: str, of: Mapping[int, Found]) -> float:
-        return float(np.mean([getattr(of[target], name) for target in found]))
+    def shown(of: Mapping[int, Found]) -> float:
+        return float(np.mean([of[target].shown for target in found]))
 
+    before, after = (np.mean([of[target].ndcg for target in found], axis=0) for of in (base, found))
+    peace = max(float(before.mean()), 1e-12)
+    change = (after - before) / peace
+    noise = _Z95 * float(change.std()) / len(change) ** 0.5
     return {
         "attack": where,
         **({"share": 0.0} if attack is None else asdict(attack)),
         "guards": guards,
-        "target_hr@10": mean("shown", found),
-        "target_gain": mean("shown", found) - mean("shown", base),
+        "target_hr@10": shown(found),
+        "target_gain": shown(found) - shown(base),
         "worst_gain": max(found[t].shown - base[t].shown for t in found),
-        "ndcg@10": mean("ndcg", found),
-        "ndcg_change": mean("ndcg", found) / max(mean("ndcg", base), 1e-12) - 1.0,
+        "ndcg@10": float(after.mean()),
+        "ndcg_change": float(change.mean()),
+        "ndcg_change_interval": [float(change.mean()) - noise, float(change.mean()) + noise],
     }
