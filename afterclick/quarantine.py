@@ -76,7 +76,8 @@ def guard(
     if lifted is not None:
         new[lifted] = 0.0
     trust = _trust(new.sum(axis=0), np.maximum(established, 0.0).sum(axis=0), share, bounds)
-    values = (values - new * (1.0 - trust)) * trust**_DOUBT
+    if (trust < 1.0).any():
+        values = (values - new * (1.0 - trust)) * trust**_DOUBT
     return Guarded(values, np.asarray(over.any(axis=1)), kept, share, trust)
 
 
