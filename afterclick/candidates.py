@@ -39,8 +39,8 @@ class CandidateLimits:
     """Trending items, whatever the half-life."""
 
 
-BRIEF = CandidateLimits(recent=3, per_item=30, als=0, tower=0, content=0, trending=60)
-"""For a moment when there is no time: no search of an index, about a quarter of the items to rank."""
+BRIEF = CandidateLimits(per_item=30, als=0, tower=0, content=0, trending=100)
+"""For a moment when there is no time: no search of an index, two thirds of the items to rank."""
 
 
 @dataclass(frozen=True)
