@@ -13,6 +13,7 @@ from scipy import sparse
 from afterclick.errors import BadDataset
 from tests.training import shop
 from training.benchmark import linear, registry
+from training.benchmark import run as run_module
 from training.benchmark.measure import measure
 from training.benchmark.run import Request, run, search
 from training.benchmark.split import load
@@ -259,3 +260,26 @@ def test_where_the_defaults_have_no_time_to_learn_nothing_else_is_preferred(tmp_
     short = search(split, Request(tmp_path, "ncf", trials=2, seconds=1e-3), str)  # one epoch
     assert (short.trials, short.cut_off) == (1, True)
     assert {**short.knobs, "seconds": 0} == {**registry.defaults("ncf"), "seconds": 0}
+
+
+@pytest.mark.parametrize(("other", "kept"), [(0.51, True), (0.53, False)])
+def test_defaults_stay_where_others_are_better_by_no_more_than_a_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: float, kept: bool
+) -> None:
+    class Told:
+        """Is worth what its learning rate says."""
+
+        def __init__(self, rate: float, **_: float) -> None:
+            self.rate = rate
+
+        def fit(self, train: object, seed: int, watch: Watch) -> None:
+            for epoch in range(1, 30):
+                if watch.over(epoch):
+                    return
+
+    usual = registry.defaults("ncf")["rate"]
+    monkeypatch.setattr(registry, "make", lambda _, knobs: Told(**knobs))
+    monkeypatch.setattr(run_module, "_look", lambda model, *_: lambda: 0.5 if model.rate == usual else other)
+    found = search(load(write(tmp_path, valid=True)), Request(tmp_path, "ncf", trials=3), str)
+    assert found.trials == 3
+    assert (found.knobs["rate"] == usual) is kept
