@@ -13,7 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 _COLUMNS = ("hr@10", "hr@20", "ndcg@10", "recall@20", "mrr", "coverage@10", "diversity@10", "novelty@10")
-_COLOURS = ("#9aa5b1", "#5b8def", "#3bb273", "#e6a23c", "#d64550", "#8e6bbf")
+_COLOURS = {
+    "popularity": "#c2c9d1",
+    "decayed_popularity": "#7b8794",
+    "item_item": "#e6a23c",
+    "als": "#5b8def",
+    "ncf": "#d64550",
+    "two_tower": "#8e6bbf",
+    "content": "#d9a5c7",
+    "blend": "#1f8f57",
+    "blend_brief": "#9bd6b6",
+}
 Result = dict[str, Any]
 
 
@@ -118,7 +128,7 @@ def _bars(axes: Axes, names: list[str], groups: list[list[Result]], labels: list
         low, high = np.array([m["hr@10_interval"] or (0.0, 0.0) for m in measured]).reshape(-1, 2).T
         error = np.maximum([value - low, high - value], 0.0)
         place = np.arange(len(value)) + (n - (len(names) - 1) / 2) * width
-        axes.bar(place, value, width, yerr=error, label=name, color=_COLOURS[n % len(_COLOURS)], capsize=2)
+        axes.bar(place, value, width, yerr=error, label=name, color=_COLOURS.get(name), capsize=2)
     axes.set_xticks(range(len(labels)), labels)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
@@ -128,7 +138,7 @@ def _importance(result: Result) -> Figure:
     shares = sorted(result["blend"]["importance"].items(), key=lambda pair: pair[1])
     figure = Figure(figsize=(7, 0.25 * len(shares) + 1))
     axes = figure.subplots()
-    axes.barh([name for name, _ in shares], [share for _, share in shares], color=_COLOURS[1])
+    axes.barh([name for name, _ in shares], [share for _, share in shares], color=_COLOURS["als"])
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title("Share of the blend's gain")
     return figure
