@@ -7,8 +7,8 @@ item: so an item that is wrongly suspected keeps about the trend it has earned.
 
 Accounts that push one item vote for others, too, to look like anybody. No item shows that, but their number
 does: where new accounts together cast more votes of a half-life than they usually do, they are counted as if
-they had cast the usual number, and that half-life counts for less beside longer ones, which remember the time
-before.
+they had cast the usual number, and in an item's heat that half-life counts for less beside longer ones, which
+remember the time before.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.trends import HEAT
+
 Array = NDArray[np.float64]
 ESTABLISHED_DAYS = 7.0
 _ACTIVE = 20.0
@@ -25,7 +27,7 @@ _ACTIVE = 20.0
 _FEWEST = 20
 """So many active items make a shop whose usual share is known."""
 _DOUBT = 2
-"""Power of the trust in a half-life that its sums are multiplied by."""
+"""Power of the trust in a half-life that its weight in the heat is multiplied by."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,13 @@ class Guarded:
     share: float
     """The established users' usual share of the votes on an item; 0 where it is not known yet."""
     trust: Array
-    """(H,) what a new account's vote counts: 1 where they cast no more than they usually do"""
+    """(H,) what a new account's vote counts: 1 where they cast no more than they usually do, or where that is
+    not known"""
+
+    @property
+    def weights(self) -> Array:
+        """(H,) what each half-life counts for in an item's heat."""
+        return HEAT * self.trust**_DOUBT
 
 
 def guard(
@@ -66,18 +74,19 @@ def guard(
     if share == 0.0 or bounds.slack == 0.0:
         full = np.ones(votes.shape[1])
         return Guarded(votes, np.zeros(len(votes), bool), np.ones(len(votes)), share, full)
-    supported = np.maximum(established, 0.0) / share
+    vouched = np.maximum(established, 0.0)  # who skips an item votes against it
+    supported = vouched / share
     over = votes > bounds.slack * supported + bounds.free
     if lifted is not None:
         over[lifted] = False
     values = np.where(over, supported, votes)
     kept = np.divide(values[:, -1], votes[:, -1], out=np.ones(len(votes)), where=over[:, -1])
-    new = np.maximum(values - established, 0.0)
+    new = np.maximum(values - vouched, 0.0)
     if lifted is not None:
         new[lifted] = 0.0
-    trust = _trust(new.sum(axis=0), np.maximum(established, 0.0).sum(axis=0), share, bounds)
+    trust = _trust(new.sum(axis=0), vouched.sum(axis=0), share, bounds)
     if (trust < 1.0).any():
-        values = (values - new * (1.0 - trust)) * trust**_DOUBT
+        values = values - new * (1.0 - trust)
     return Guarded(values, np.asarray(over.any(axis=1)), kept, share, trust)
 
 

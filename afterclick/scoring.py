@@ -125,15 +125,24 @@ class TrendView:
     """Trending items: the best of each half-life in turn, each once."""
 
     @classmethod
-    def of(cls, values: NDArray[np.float64], first_seen_ms: NDArray[np.float64], top: int = 60) -> TrendView:
-        """From the decayed sums (m, H) as of now, in the order of HALF_LIVES_MS; `top` items of each."""
+    def of(
+        cls,
+        values: NDArray[np.float64],
+        first_seen_ms: NDArray[np.float64],
+        top: int = 60,
+        weights: NDArray[np.float64] = HEAT,
+    ) -> TrendView:
+        """From the decayed sums (m, H) as of now, in the order of HALF_LIVES_MS; `top` items of each.
+
+        `weights` (H,) is what each half-life counts for in an item's heat.
+        """
         values = np.maximum(values, 0.0)
         totals = values.sum(axis=0)
         share = np.full(values.shape, _FLOOR)
         with np.errstate(divide="ignore", invalid="ignore"):
             np.log2(values / np.where(totals > 0, totals, 1.0), out=share, where=values > 0)
         share = np.maximum(share, _FLOOR).astype(np.float32)
-        return cls(share, first_seen_ms, values @ HEAT, _best_of_each(values, top))
+        return cls(share, first_seen_ms, values @ weights, _best_of_each(values, top))
 
 
 def _best_of_each(values: NDArray[np.float64], top: int) -> IntArray:

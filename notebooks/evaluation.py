@@ -85,9 +85,9 @@ assert broken < kept
 # Among 100 random items popularity looks many times as good as among all of them.
 
 # %%
-_, values, _ = next(trends_at(rows, np.array([split.cut_ms])))
+_, guarded, _ = next(trends_at(rows, np.array([split.cut_ms])))
 scores = {
-    name: values[:, n]
+    name: guarded.values[:, n]
     for n, name in enumerate(HALF_LIVES_MS)
     if name in ("three_days", "week", "month", "quarter")
 }

@@ -301,7 +301,7 @@ def _world(
     if model is not None:
         first_seen[: len(model)] = model.first_seen_ms
         ties[: len(model)] = model.popularity * 1e-9  # counts decide; the model breaks ties
-    view = TrendView.of(wide, first_seen)
+    view = TrendView.of(wide, first_seen, weights=guarded.weights)
     heat = np.log2(1.0 + view.heat)
     return World(
         loaded=loaded,

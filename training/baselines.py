@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from afterclick.quarantine import ESTABLISHED_DAYS, Bounds, guard
+from afterclick.quarantine import ESTABLISHED_DAYS, Bounds, Guarded, guard
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from training.dataset import Interactions
 
@@ -55,7 +55,7 @@ def decayed_popularity(rows: Interactions, now_ms: float, half_life_ms: float) -
 
 def trends_at(
     rows: Interactions, moments: NDArray[np.int64], bounds: Bounds | None = None
-) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
+) -> Iterator[tuple[int, Guarded, NDArray[np.float64]]]:
     """For each moment, ascending: the trends (n_items, H) and first_seen (n_items,) of the rows before it.
 
     The same numbers as serving's at that moment, item by item: those of `afterclick.trends.TrendTable`, held
@@ -65,7 +65,7 @@ def trends_at(
     for (moment, votes, seen), (_, theirs, _) in zip(
         sums_at(rows, moments), sums_at(vouched, moments), strict=True
     ):
-        yield moment, guard(votes, theirs, bounds or Bounds()).values, seen
+        yield moment, guard(votes, theirs, bounds or Bounds()), seen
 
 
 def established(rows: Interactions) -> NDArray[np.bool_]:

@@ -251,6 +251,8 @@ def poison(
 
 
 def _short(value: object) -> object:
+    if isinstance(value, list):
+        return [_short(one) for one in value]
     return f"{value:.4f}" if isinstance(value, float) else value
 
 

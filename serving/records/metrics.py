@@ -112,7 +112,7 @@ class Metrics:
         )
         self.trust = Gauge(
             "afterclick_new_account_trust",
-            "What a new account's vote counts; less than 1 where they flood the shop.",
+            "What a new account's vote counts: the lower, the more they exceed their usual share.",
             ["half_life"],
             registry=r,
         )

@@ -109,7 +109,8 @@ class QuarantineState(BaseModel):
         description="Of an item's votes, what established users usually cast; 0 while it is not known."
     )
     trust: dict[str, float] = Field(
-        description="What a new account's vote counts, by half-life: less than 1 where they flood the shop."
+        description="What a new account's vote counts, by half-life: the lower, the more they exceed "
+        "their usual share; 1 while that is not known."
     )
     held: list[HeldItem]
     lifted: list[str] = Field(description="Items an administrator vouches for.")

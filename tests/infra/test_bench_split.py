@@ -6,6 +6,7 @@ import numpy as np
 import orjson
 from typer.testing import CliRunner
 
+from afterclick.errors import BadInput
 from infra.benches.split import Bench, made
 from infra.cli import app
 
@@ -36,4 +37,5 @@ def test_each_pair_is_there_once_in_order_of_time() -> None:
 
 def test_a_model_that_does_not_exist_is_refused() -> None:
     result = CliRunner().invoke(app, ["bench", "split", "--model", "none", *SIZES])
-    assert result.exit_code != 0
+    assert isinstance(result.exception, BadInput)
+    assert "popularity, item_item" in str(result.exception)

@@ -53,21 +53,30 @@ def test_many_new_accounts_count_as_if_they_were_as_many_as_usual() -> None:
     assert not found.held.any()
     usual, cast = ITEMS * 20.0 + Bounds().free, ITEMS * 80.0
     np.testing.assert_allclose(found.trust, [1, 1, 1, usual / cast, 1, 1])
-    counted = (20.0 + 80.0 * found.trust[3]) * found.trust[3] ** 2
-    np.testing.assert_allclose(found.values[:, 3], counted)
+    np.testing.assert_allclose(found.values[:, 3], 20.0 + 80.0 * found.trust[3])
     assert (np.delete(found.values, 3, axis=1) == 40.0).all()
 
 
 def test_a_list_looks_further_back_while_new_accounts_flood_the_week() -> None:
     votes, established = a_shop()
-    votes[7] *= 2.5  # has sold best for months
-    established[7] *= 2.5
-    week = list(HALF_LIVES_MS).index("week")
+    week, month = (list(HALF_LIVES_MS).index(name) for name in ("week", "month"))
+    votes[7, month:] *= 4.0  # has sold best for months
+    established[7, month:] *= 4.0
     pushed = votes.copy()
     pushed[20:40, : week + 1] += 70.0
-    top = int(np.argmax(guard(pushed, established, Bounds()).values @ HEAT))
-    assert top == 7
-    assert int(np.argmax(guard(pushed, established, Bounds(slack=0.0)).values @ HEAT)) != 7
+    guarded, free = (guard(pushed, established, bounds) for bounds in (Bounds(), Bounds(slack=0.0)))
+    assert int(np.argmax(guarded.values @ guarded.weights)) == 7
+    assert int(np.argmax(guarded.values @ HEAT)) != 7  # fewer votes alone are not enough
+    assert int(np.argmax(free.values @ free.weights)) != 7
+
+
+def test_skips_by_established_users_make_no_votes_of_new_accounts() -> None:
+    votes, established = a_shop()
+    votes[3], established[3] = 500.0, -30.0
+    found = guard(votes, established, Bounds())
+    assert found.held[3]
+    assert (found.values[3] == 0.0).all()
+    assert (found.trust == 1.0).all()
 
 
 def test_a_few_new_accounts_in_a_quiet_hour_count_in_full() -> None:

@@ -262,6 +262,28 @@ def test_where_the_defaults_have_no_time_to_learn_nothing_else_is_preferred(tmp_
     assert {**short.knobs, "seconds": 0} == {**registry.defaults("ncf"), "seconds": 0}
 
 
+@pytest.mark.parametrize("values", [(0.1, 0.2), (0.2, 0.1)])  # rising, or in a dip
+def test_a_search_ends_where_the_defaults_were_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: tuple[float, ...]
+) -> None:
+    class Cut:
+        def fit(self, train: object, seed: int, watch: Watch) -> None:
+            assert not any(watch.over(epoch) for epoch in (1, 2))
+
+    told = iter(values)
+    monkeypatch.setattr(registry, "make", lambda *_: Cut())
+    monkeypatch.setattr(run_module, "_look", lambda *_: lambda: next(told))
+    found = search(load(write(tmp_path, valid=True)), Request(tmp_path, "ncf", trials=3), str)
+    assert (found.trials, found.cut_off, found.knobs) == (1, True, registry.defaults("ncf"))
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_what_was_cut_off_is_fitted_in_the_time_that_is_left(tmp_path: Path, valid: bool) -> None:
+    answer = run(Request(write(tmp_path, valid), "ncf", trials=2, seconds=1e-3))
+    assert (answer["trials"], answer["cut_off"]) == (1, True)
+    assert answer["recall@20"] > 0.6
+
+
 @pytest.mark.parametrize(("other", "kept"), [(0.51, True), (0.53, False)])
 def test_defaults_stay_where_others_are_better_by_no_more_than_a_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: float, kept: bool

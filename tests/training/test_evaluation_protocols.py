@@ -113,8 +113,8 @@ def test_a_state_holds_the_live_event_and_nothing_of_its_day_or_later() -> None:
     assert states["ann"].state.items.tolist() == [5, 4, 3, 2, 1, 0]
     assert states["ann"].state.times_ms[0] == 110 * DAY == states["ann"].state.now_ms
     # items 5 and 6 were bought by two users that very day: unknown yet
-    (_, values, first_seen), *_ = trends_at(split_of(past).rows, np.array([110 * DAY]))
-    known = TrendView.of(values, first_seen)
+    (_, trends, first_seen), *_ = trends_at(split_of(past).rows, np.array([110 * DAY]))
+    known = TrendView.of(trends.values, first_seen)
     np.testing.assert_array_equal(states["bob"].trends.log_share, known.log_share)
 
 
@@ -132,12 +132,13 @@ def test_trends_of_a_replay_are_those_that_serving_holds() -> None:
         table.add(str(split.rows.item_ids[item]), time_ms, 1.0, float(old))
     guarded = guard(*table.both(now), Bounds())
     assert [table.ids[row] for row in np.flatnonzero(guarded.held)] == ["i3"]
-    (_, values, first_seen), *_ = trends_at(split.rows, np.array([now]))
+    (_, trends, first_seen), *_ = trends_at(split.rows, np.array([now]))
     order = [table.ids.index(item) for item in split.rows.item_ids.tolist()]
     # what is 90 days old is 1e-650 of an hour's trend: zero in one, one ulp of it in the other
-    np.testing.assert_allclose(values, guarded.values[order], rtol=1e-9, atol=1e-290)
+    np.testing.assert_allclose(trends.values, guarded.values[order], rtol=1e-9, atol=1e-290)
+    np.testing.assert_allclose(trends.weights, guarded.weights, rtol=1e-9)
     served = TrendView.of(guarded.values[order], first_seen)
-    np.testing.assert_allclose(TrendView.of(values, first_seen).log_share, served.log_share, rtol=1e-5)
+    np.testing.assert_allclose(TrendView.of(trends.values, first_seen).log_share, served.log_share, rtol=1e-5)
 
 
 def test_ties_are_broken_at_random_and_differences_never_are() -> None:

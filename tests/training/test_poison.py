@@ -52,6 +52,9 @@ def test_a_push_gains_much_without_the_guards_and_nothing_with_them(a_shop: tupl
     # another model than in peace: one question of these few may come to hold the target by itself
     assert rows["trends and model", True]["worst_gain"] < 1.5 / found["questions"]
     assert rows["none", True]["ndcg_change"] > -0.05
+    assert rows["none", False]["ndcg_change_interval"] == [0.0, 0.0]
+    low, high = rows["trends and model", False]["ndcg_change_interval"]
+    assert low < rows["trends and model", False]["ndcg_change"] < high
 
 
 def test_training_leaves_out_the_fake_votes_for_the_target_alone(a_shop: tuple[Split, Reviews]) -> None:

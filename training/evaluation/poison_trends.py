@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.quarantine import Bounds, guard
-from afterclick.trends import DAY_MS, HEAT
+from afterclick.trends import DAY_MS
 from training.baselines import established, sums_at
 from training.evaluation.poison import UNBOUND, Attack, Request, fakes, one_vote
 from training.evaluation.protocols import Split
@@ -47,7 +47,8 @@ class Moment:
     def top(self, extra: Array | None, bounds: Bounds) -> NDArray[np.intp]:
         """The ten items that are shown, with an attack's sums on top."""
         votes = self.votes if extra is None else self.votes + extra
-        heat = guard(votes, self.established, bounds).values @ HEAT
+        guarded = guard(votes, self.established, bounds)
+        heat = guarded.values @ guarded.weights
         return np.argsort(-np.where(self.split.eligible, heat, -np.inf), kind="stable")[:10]
 
     def gain(self, top: NDArray[np.intp]) -> float:

@@ -67,8 +67,8 @@ def replay(
     weight = float(np.median(rows.weight)) if len(rows) else 1.0
     by_time = np.argsort(asked.now_ms, kind="stable")
     moments = asked.now_ms[by_time]
-    for moment, values, first_seen in trends_at(rows, np.unique(moments), bounds):
-        view = TrendView.of(values, first_seen, top)
+    for moment, guarded, first_seen in trends_at(rows, np.unique(moments), bounds):
+        view = TrendView.of(guarded.values, first_seen, top, guarded.weights)
         for query in by_time[np.searchsorted(moments, moment) : np.searchsorted(moments, moment, "right")]:
             user, live = int(asked.user[query]), int(asked.live_item[query])
             yield Asked(int(query), user, histories.state(user, moment, live, weight, longest), view)
