@@ -27,6 +27,8 @@ DOUBT_S = 0.1
 """An acknowledgement this late, and ten times as late as usual: a reason to look whether Kafka is there."""
 LOOK_S = 0.15
 """How long it may then take to say so: this, or ten times what an acknowledgement usually takes."""
+USUAL_S = 0.05
+"""What an acknowledgement takes, as far as a process knows that has seen none; the first is slow."""
 _LATE = 10
 _POLL_S = 0.03
 _MEMORY = 0.05
@@ -47,7 +49,7 @@ class FeedbackLog:
         self._topics = settings.topics
         self._breaker = Breaker("Kafka")
         self._waiting: dict[asyncio.Future[Position], float] = {}
-        self._usual_s = 0.0
+        self._usual_s = USUAL_S
         self._disconnected = False
         self._producer = Producer(_config(settings.bootstrap) | {"error_cb": self._lost})
         self._stop = threading.Event()

@@ -25,6 +25,7 @@ from tests.waiting import PATIENCE_S, wait_until
 NOBODY_WAITS_S = 10 * PATIENCE_S
 # long enough that a busy machine is not taken for a second wait
 REDIS_S = 1.0
+STALL_S = 0.4
 
 
 def of(broker: str, redis_url: str, home: Path) -> Settings:
@@ -138,6 +139,25 @@ def test_a_frozen_kafka_is_told_from_a_slow_one(
             own_broker.process.go_on()
         wait_until(lambda: not api.service.feedback.away, what="it sees by itself that Kafka goes on")
         wait_until(lambda: api.http.post("/feedback", json=body).status_code == 202)
+
+
+@pytest.mark.parametrize("usual_s", [feedback.USUAL_S, 0.0], ids=["patient", "control: sure at once"])
+def test_a_young_process_waits_for_a_kafka_that_stalls(
+    own_broker: KafkaServer, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual_s: float
+) -> None:
+    monkeypatch.setattr(feedback, "USUAL_S", usual_s)
+    settings = of(own_broker.address, redis_url, tmp_path)
+    ensure_topics(settings)
+    with Running(settings) as api:
+        api.ready()
+        own_broker.process.hold()
+        goes_on = threading.Timer(STALL_S, own_broker.process.go_on)
+        goes_on.start()
+        response = api.http.post(
+            "/feedback", json={"user_id": "bob", "item_id": "camera-1", "action": "like"}
+        )
+        goes_on.join()
+        assert response.status_code == (202 if usual_s else 503)
 
 
 def test_it_starts_before_kafka_and_redis_do(own_broker: KafkaServer, tmp_path: Path) -> None:

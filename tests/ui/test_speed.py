@@ -40,7 +40,11 @@ def test_the_pages_add_little_between_click_and_screen(page: Page, shop: Shop) -
     totals: list[float] = []
     for n in range(8):
         press(page, listed(page)[n % 3], "like")
-        wait_until(lambda: measured(page))
+        try:
+            wait_until(lambda: measured(page))
+        except AssertionError as error:
+            said = page.get_by_test_id("timeline").inner_text()
+            raise AssertionError(f"no list came of the click: {error}; the page says {said!r}") from None
         row = page.get_by_test_id("timeline").locator("li").first
         server_ms = int(row.locator("code").last.inner_text().split()[-2])
         on_screen = measured(page)[0]
