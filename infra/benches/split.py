@@ -20,7 +20,7 @@ import pandas as pd
 import psutil
 
 from afterclick.errors import BadInput
-from training.benchmark.registry import MODELS
+from training.benchmark import registry
 
 PER_TOPIC, TASTE, LOYAL = 125, 4, 0.7
 """Items of a topic, topics of a user, and the share of interactions that come from those."""
@@ -45,8 +45,7 @@ class Bench:
 
 def run(bench: Bench) -> dict[str, Any]:
     """What `afterclick benchmark --json` says; `seconds` and `cpu_s` are of that whole command."""
-    if bench.model not in MODELS:
-        raise BadInput(f"--model {bench.model!r}: one of {', '.join(MODELS)}")
+    registry.check(bench.model)
     with tempfile.TemporaryDirectory() as folder:
         write(bench, Path(folder))
         asked = ["--split", folder, "--model", bench.model, "--trials", str(bench.trials), "--json"]

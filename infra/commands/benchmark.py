@@ -35,15 +35,14 @@ def benchmark(
     each user's training rows, the newest where there are timestamps, stands in for it.
     """
     from afterclick.errors import BadInput
-    from training.benchmark.registry import MODELS
+    from training.benchmark import registry
     from training.benchmark.run import Request, run
 
     if protocol not in ("full", "ncf"):
         raise BadInput(f"--protocol {protocol!r}: full or ncf")
     if (protocol == "ncf") != (negatives is not None):
         raise BadInput("--protocol ncf and --negatives FILE belong together")
-    if model not in MODELS:
-        raise BadInput(f"--model {model!r}: one of {', '.join(MODELS)}")
+    registry.check(model)
     answer = run(Request(split, model, trials, seeds, seed, seconds, negatives), say)
     if json:
         as_json(answer)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna import Trial
 
+from afterclick.errors import BadInput
 from training.benchmark.factors import Als
 from training.benchmark.linear import ItemItem, Popularity
 from training.benchmark.watch import Watch
@@ -35,6 +36,12 @@ class EpochRecommender(Recommender, Protocol):
     def fit(self, train: Any, seed: int, watch: Watch | None = None) -> None:
         """As before; after each epoch `watch` is asked whether to go on."""
         ...
+
+
+def check(name: str) -> None:
+    """Raises BadInput for a name that is not in MODELS."""
+    if name not in MODELS:
+        raise BadInput(f"--model {name!r}: one of {', '.join(MODELS)}")
 
 
 def make(name: str, knobs: Mapping[str, Any]) -> Recommender:
