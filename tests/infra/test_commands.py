@@ -18,7 +18,7 @@ def afterclick(home: Path, *arguments: str, **env: str) -> subprocess.CompletedP
     """Run a command with a home and free ports of its own."""
     own = {
         "AFTERCLICK_HOME": str(home),
-        "AFTERCLICK_KAFKA__BOOTSTRAP": f"127.0.0.1:{free_port()}",
+        "AFTERCLICK_KAFKA__BOOTSTRAP": f"127.0.0.1:{free_port(together=2)}",
         "AFTERCLICK_REDIS__URL": f"redis://127.0.0.1:{free_port()}/0",
         "AFTERCLICK_SERVING__PORT": str(free_port()),
         "AFTERCLICK_UI__PORT": str(free_port()),

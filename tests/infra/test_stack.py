@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.embedded.ports import free_port, is_free
+from infra.embedded.ports import free_port
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.spark, pytest.mark.timeout(600)]
@@ -32,7 +32,7 @@ class StackInATerminal:
     def __init__(self, folder: Path, jars: Path) -> None:
         self.home = folder / "home"
         self.output = folder / "up.log"
-        kafka, self.api = _two_free_ports(), free_port()
+        kafka, self.api = free_port(together=2), free_port()
         self.env = {
             **os.environ,
             "AFTERCLICK_HOME": str(self.home),
@@ -107,11 +107,6 @@ class StackInATerminal:
         with urllib.request.urlopen(request, timeout=20) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
-
-
-def _two_free_ports() -> int:
-    """A free port whose neighbour is free too: Kafka takes both."""
-    return next(port for _ in range(100) if is_free((port := free_port()) + 1))
 
 
 @pytest.fixture(scope="module")
