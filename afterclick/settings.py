@@ -173,6 +173,8 @@ class ServingSettings(_Section):
     busy_ms: float = Field(50.0, gt=0)
     """How long a personal list may wait for its turn, or for Redis. After more it is made from fewer
     candidates, and says `brief`."""
+    remember_s: float = Field(30.0, ge=0)
+    """How late others' events may come in the personal list of somebody who does nothing meanwhile."""
     after_s: float = Field(0.3, gt=0, le=10)
     """How long a request with `after=` waits for its event; then it answers with `fresh: false`."""
     max_body_bytes: int = 65_536

@@ -59,12 +59,16 @@ class Recommender:
         waiters: PositionWaiters,
         weights: Mapping[Action, float],
         late: Callable[[float], bool] = lambda _: False,
+        remember_s: float = 0.0,
     ) -> None:
-        """`late` says of the moment an answer was begun (time.monotonic) whether there is no time left."""
+        """`late` says of the moment an answer was begun (time.monotonic) whether there is no time left.
+
+        A personal list is given again for `remember_s` seconds, while the user does nothing.
+        """
         self._late = late
         self._store, self._worlds, self._feed, self._waiters = store, worlds, feed, waiters
         self._catalogue, self._weights = catalogue, weights
-        self._remembered = Remembered()
+        self._remembered = Remembered(remember_s)
         self.filters = Filters(catalogue)
         self._dice = np.random.default_rng()
 
@@ -82,18 +86,18 @@ class Recommender:
             rows, degraded = [], True
         world = self._worlds.of(ask.options.model)
         chance = ask.options.explore > 0
-        shown = None if chance else self._remembered.get(ask, rows, world)
-        personal = bool(rows or ask.items)
-        brief = shown is None and personal and not ask.patient and self._late(began)
+        brief = bool(rows or ask.items) and not ask.patient and self._late(began)
+        shown = None if chance else self._remembered.get(ask, rows, world, brief)
+        remembered = shown is not None
         if shown is None:
-            shown = self._show(world, self._rank(world, ask, rows, BRIEF if brief else None), ask)
-            if not chance and not brief:
+            shown = self._show(world, self._rank(world, ask, rows, BRIEF if brief else None), ask, brief)
+            if not chance:
                 self._remembered.put(ask, rows, world, shown)
         body = {
             "user_id": ask.user_id or None,
             "source": shown.source,
             "degraded": degraded,
-            "brief": brief,
+            "brief": shown.brief,
             "fresh": fresh,
             "model_version": world.loaded.version or None,
             "impression_id": events.new_id(),
@@ -102,7 +106,7 @@ class Recommender:
         }
         if ask.page.follow:
             body["next"] = shown.next
-        return Recommendation(body, shown, ask.options.label)
+        return Recommendation(body, shown, ask.options.label, remembered)
 
     async def _caught_up(self, after: Position | None) -> bool | None:
         """Wait for the event the caller has just sent; None where the caller does not ask."""
@@ -173,7 +177,7 @@ class Recommender:
         """Now, or the newest event time where a replay runs ahead of the clock."""
         return max(time.time() * 1000, world.now_ms)
 
-    def _show(self, world: World, ranked: Ranked, ask: Ask) -> Shown:
+    def _show(self, world: World, ranked: Ranked, ask: Ask, brief: bool) -> Shown:
         """A ranked list as it is answered and logged."""
         ids = [world.ids[item] for item in ranked.items.tolist()]
         names, columns = list(ranked.parts), [part.tolist() for part in ranked.parts.values()]
@@ -205,7 +209,7 @@ class Recommender:
                 item["propensity"] = propensity
         logged = [{name: item[name] for name in told} for item in items]
         following = cursor_after(ask.page.shown, ids, ask.n) if ask.page.follow else None
-        return Shown(ranked.source, orjson.dumps(items), orjson.dumps(logged), len(items), following)
+        return Shown(ranked.source, orjson.dumps(items), orjson.dumps(logged), len(items), following, brief)
 
 
 def describe(catalogue: Catalogue, item_id: str) -> Answer:

@@ -119,6 +119,7 @@ class Service:
                 waiters,
                 settings.stream.weights,
                 late=lambda began: pulse.late_ms(began) > settings.serving.busy_ms,
+                remember_s=settings.serving.remember_s,
             ),
             hub=hub,
             waiters=waiters,
@@ -156,7 +157,7 @@ class Service:
             return {**body, "impression_id": None}
         if assigned is not None:
             self.plane.trials.shown(body["impression_id"], ask.user_id, assigned)
-        self.metrics.listed(body["source"], body["degraded"], body["brief"])
+        self.metrics.listed(body["source"], body["degraded"], body["brief"], answer.remembered)
         self.exposure.shown(body["impression_id"], body["source"], body["model_version"], shown.count)
         self.impressions.append(answer)
         self.kept.put(answer)

@@ -111,6 +111,8 @@ class World:
     """The items whose content is near a vector."""
     rules: ActiveRules = NO_RULES
     """The business rules in force."""
+    catalogue_version: int = 0
+    """Counts the changes of the catalogue that this world knows of."""
     number: int = 0
     """Each world of a process has its own."""
 
@@ -180,7 +182,14 @@ class _Builder:
         self._late.follow(self._space.ids, self._catalogue)
         content, search = self._late.content, self._late.search
         rules = self._rules.active(self._space.index, world.heat)
-        return replace(world, content=content, content_search=search, rules=rules, number=next(_NUMBERS))
+        return replace(
+            world,
+            content=content,
+            content_search=search,
+            rules=rules,
+            catalogue_version=self._listed,
+            number=next(_NUMBERS),
+        )
 
     def _adopt(self, loaded: LoadedModel) -> None:
         """Begin a new item space where the model is another: its rows come first."""

@@ -19,7 +19,7 @@ import structlog
 from infra.benches import synthetic
 from infra.benches.load import Call, Outcome, closed_loop, get, open_loop
 from infra.benches.machine import watched
-from infra.benches.served import brief_lists, changes, cpu_s, served
+from infra.benches.served import brief_lists, changes, cpu_s, remembered_lists, served
 from infra.benches.servers import own_servers
 from infra.benches.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
@@ -61,9 +61,10 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
         with changes(settings, shop, bench.events_per_s):
             with served(settings, described=shop.described) as (port, process):
                 figures |= _fixed_rate(bench, port, process, calls)
-                before = brief_lists(port)
+                brief, remembered = brief_lists(port), remembered_lists(port)
                 figures |= {"max_rps": round(_saturated(bench, port, calls, figures), 1)}
-                figures |= {"brief_at_max": brief_lists(port) - before}
+                figures |= {"brief_at_max": brief_lists(port) - brief}
+                figures |= {"remembered_at_max": remembered_lists(port) - remembered}
             if bench.plain:
                 with served(settings, PLAIN) as (port, _):
                     figures |= {"plain_fastapi_max_rps": round(_saturated(bench, port, calls, figures), 1)}
@@ -109,7 +110,7 @@ def _fixed_rate(bench: Bench, port: int, process: psutil.Process, calls: list[Ca
     warm = calls[: int(bench.rate * 3)]
     asyncio.run(open_loop(LOOPBACK, port, warm, bench.rate))
     before, answered = cpu_s(process), int(bench.rate * bench.seconds)
-    brief = brief_lists(port)
+    brief, remembered = brief_lists(port), remembered_lists(port)
     with watched() as machine:
         found = asyncio.run(open_loop(LOOPBACK, port, calls[:answered], bench.rate))
     cpu_ms = (cpu_s(process) - before) * 1000 / max(len(found.latencies_ms), 1)
@@ -119,6 +120,7 @@ def _fixed_rate(bench: Bench, port: int, process: psutil.Process, calls: list[Ca
         "errors": len(found.errors),
         "first_error": found.errors[0] if found.errors else None,
         "brief": brief_lists(port) - brief,
+        "remembered": remembered_lists(port) - remembered,
         **{f"p{name}_ms": round(found.percentile(q), 3) for name, q in QUANTILES.items()},
         "late_p99_ms": round(float(np.percentile(found.late_ms, 99)), 3),
         "cpu_ms_per_request": round(cpu_ms, 3),

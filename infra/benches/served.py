@@ -14,12 +14,13 @@ from typing import Any
 import httpx2
 import numpy as np
 import psutil
+import redis
 from confluent_kafka import Producer
 from prometheus_client.parser import text_string_to_metric_families
 
 from afterclick.events import Action
 from afterclick.settings import Settings
-from afterclick.state import Effect, StateChange
+from afterclick.state import Effect, HistoryEntry, StateChange
 from infra.benches import synthetic
 from infra.benches.servers import API, running_api
 from infra.benches.synthetic import Shop
@@ -64,6 +65,11 @@ def metric(port: int, name: str, **labels: str) -> int:
     return round(sum(found))
 
 
+def remembered_lists(port: int) -> int:
+    """How many lists an API has given again as they were."""
+    return metric(port, "afterclick_remembered_lists_total")
+
+
 def brief_lists(port: int) -> int:
     """How many lists an API has made from fewer candidates, because requests queued up."""
     return metric(port, "afterclick_brief_lists_total")
@@ -84,7 +90,7 @@ def _parts(health: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def changes(settings: Settings, shop: Shop, per_s: float) -> Iterator[None]:
-    """State changes at a steady rate while the bench asks."""
+    """What the users do while the bench asks, at a steady rate: their histories and the trends change."""
     stop = threading.Event()
     thread = threading.Thread(target=_send_changes, args=(settings, shop, per_s, stop), daemon=True)
     thread.start()
@@ -98,10 +104,15 @@ def changes(settings: Settings, shop: Shop, per_s: float) -> Iterator[None]:
 def _send_changes(settings: Settings, shop: Shop, per_s: float, stop: threading.Event) -> None:
     producer = Producer({"bootstrap.servers": settings.kafka.bootstrap, "linger.ms": 5})
     rng, offset = np.random.default_rng(11), synthetic.POSITION
-    while per_s and not stop.wait(1 / per_s):
-        offset += 1
-        item = shop.items[int(synthetic.draw(rng, shop, 1)[0])]
-        tell(producer, settings, f"someone-{offset}", item, offset)
+    with redis.Redis.from_url(settings.redis.url) as client:
+        while per_s and not stop.wait(1 / per_s):
+            offset += 1
+            user, item = str(rng.choice(shop.users)), shop.items[int(synthetic.draw(rng, shop, 1)[0])]
+            key, now = settings.redis.keys.history(user), int(time.time() * 1000)
+            client.zadd(key, {HistoryEntry(f"c{offset}", item, Action.LIKE, None, now).member(): now})
+            client.zremrangebyrank(key, 0, -synthetic.HISTORY - 1)
+            client.set(settings.redis.keys.position(settings.kafka.topics.reviews, 0), offset)
+            tell(producer, settings, user, item, offset)
     producer.flush(5)
 
 

@@ -36,6 +36,8 @@ DESCRIBED = 0.3
 TREES, LEAVES = 120, 31
 ESTABLISHED = 0.6
 """Share of the votes that established users cast."""
+HISTORY = 30
+"""Events of a user that are kept."""
 CHUNK = 10_000
 """Items whose counts and trends are written in one go."""
 DAY_MS = 86_400_000.0
@@ -200,12 +202,12 @@ def _ranker(rng: np.random.Generator) -> str:
 
 
 def _write_state(settings: Settings, shop: Shop, rng: np.random.Generator) -> None:
-    """Histories of 1 to 30 events (mean 4), and the counts and trends of all items."""
+    """Histories of 1 to `HISTORY` events (mean 4), and the counts and trends of all items."""
     keys, now = settings.redis.keys, time.time() * 1000
     client = redis.Redis.from_url(settings.redis.url)
     pipe = client.pipeline(transaction=False)
     for user in shop.users:
-        chosen = np.unique(draw(rng, shop, min(int(rng.geometric(0.25)), 30)))
+        chosen = np.unique(draw(rng, shop, min(int(rng.geometric(0.25)), HISTORY)))
         rows = {}
         for step, item in enumerate(rng.permutation(chosen).tolist()):
             time_ms = int(now - step * DAY_MS - rng.random() * DAY_MS)

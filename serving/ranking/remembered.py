@@ -1,7 +1,8 @@
 """Lists that were just made: the same user with the same history need not be ranked again at once.
 
-What the user does changes the history, and so takes effect in the very next list. What others do, the
-trends, may come up to `KEEP_S` late in a personalised list; other lists are kept for one world only.
+What the user does changes the history, and so takes effect in the very next list; so do another model and
+other rules. What others do, the trends, may come as late in a personalised list as the settings say
+(`serving.remember_s`), what changes in the catalogue `CATALOGUE_S`. Other lists are kept for one world only.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page
 from serving.routes.schemas import Source
 from serving.world import World
 
-KEEP_S = 5.0
-ENTRIES = 4096
+CATALOGUE_S = 5.0
+ENTRIES = 8192
 KEPT_BYTES = 32 * 2**20
 
 
@@ -62,6 +63,8 @@ class Shown:
     count: int
     next: str | None = None
     """The cursor of the next page, where it was asked for and there is one."""
+    brief: bool = False
+    """Whether it was made from fewer candidates, because requests queued up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class Recommendation:
     shown: Shown
     policy: str
     """What made it, as impressions name it."""
+    remembered: bool = False
+    """Whether the list had been made for an earlier request."""
 
 
 class Kept:
@@ -107,34 +112,43 @@ class _Entry:
     """The number of the world: a world itself, with all its arrays, would live as long as the list."""
     model: str
     rules: ActiveRules
-    until: float
+    catalogue: int
+    made: float
     shown: Shown
 
-    def holds(self, rows: Rows, world: World) -> bool:
+    def holds(self, rows: Rows, world: World, keep_s: float) -> bool:
         if self.rows != rows or self.rules is not world.rules:
             return False
         if self.world == world.number:
             return True
-        personal = self.shown.source is Source.PERSONALISED
-        return personal and self.model == world.loaded.version and time.monotonic() < self.until
+        if self.shown.source is not Source.PERSONALISED or self.model != world.loaded.version:
+            return False
+        same = self.catalogue == world.catalogue_version
+        return time.monotonic() - self.made < (keep_s if same else min(keep_s, CATALOGUE_S))
 
 
 class Remembered:
     """The lists of the last seconds, bounded; the oldest goes first."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_s: float) -> None:
+        self._keep_s = keep_s
         self._entries: dict[Ask, _Entry] = {}
 
-    def get(self, ask: Ask, rows: Rows, world: World) -> Shown | None:
-        """The list made for the same question, history and model, if it is fresh enough."""
+    def get(self, ask: Ask, rows: Rows, world: World, brief: bool = False) -> Shown | None:
+        """The list made for the same question, history and model, if it is fresh enough.
+
+        One that was made in a hurry is good enough only where this one would be, too (`brief`).
+        """
         entry = self._entries.get(_key(ask, rows))
-        return entry.shown if entry is not None and entry.holds(rows, world) else None
+        if entry is None or not entry.holds(rows, world, self._keep_s):
+            return None
+        return entry.shown if brief or not entry.shown.brief else None
 
     def put(self, ask: Ask, rows: Rows, world: World, shown: Shown) -> None:
         key = _key(ask, rows)
         self._entries.pop(key, None)
-        until = time.monotonic() + KEEP_S
-        self._entries[key] = _Entry(rows, world.number, world.loaded.version, world.rules, until, shown)
+        of = (world.number, world.loaded.version, world.rules, world.catalogue_version)
+        self._entries[key] = _Entry(rows, *of, time.monotonic(), shown)
         while len(self._entries) > ENTRIES:
             del self._entries[next(iter(self._entries))]
 

@@ -74,6 +74,9 @@ class Metrics:
         self.brief = Counter(
             "afterclick_brief_lists", "Lists of fewer candidates, made while requests queued up.", registry=r
         )
+        self.remembered = Counter(
+            "afterclick_remembered_lists", "Lists given again as they were.", registry=r
+        )
         self.feedback = Counter("afterclick_feedback", "Feedback by outcome.", ["outcome"], registry=r)
         self.pushes = Counter("afterclick_pushes", "Lists pushed on WebSockets.", registry=r)
         self.changes = Counter("afterclick_state_changes", "State changes seen.", ["effect"], registry=r)
@@ -157,10 +160,12 @@ class Metrics:
                 if not math.isnan(value):
                     self.freshness.labels(stage).observe(value)
 
-    def listed(self, source: str, degraded: bool, brief: bool) -> None:
+    def listed(self, source: str, degraded: bool, brief: bool, remembered: bool) -> None:
         """A list went out."""
         if brief:
             self.brief.inc()
+        if remembered:
+            self.remembered.inc()
         counter = self._listed.get((source, degraded))
         if counter is None:
             counter = self.lists.labels(source, "true" if degraded else "false")

@@ -66,6 +66,7 @@ class Offline:
         interactions: Sequence[int] | None = None,
         liked: Mapping[str, Sequence[str]] | None = None,
         model: Model | None = None,
+        remember_s: float = 0.0,
     ) -> None:
         items = shop.catalogue() if items is None else items
         self.catalogue = Catalogue()
@@ -90,7 +91,14 @@ class Offline:
         waiters = PositionWaiters(0.3)
         self.busy = False
         self.recommender = Recommender(
-            store, self.worlds, self.feed, self.catalogue, waiters, weights, late=lambda _: self.busy
+            store,
+            self.worlds,
+            self.feed,
+            self.catalogue,
+            waiters,
+            weights,
+            late=lambda _: self.busy,
+            remember_s=remember_s,
         )
 
     @property
