@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,16 @@ class Recipe:
     neighbours: NeighbourConfig = field(default_factory=NeighbourConfig)
     towers: TowerConfig = field(default_factory=TowerConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
+    content: content.Engine = "tfidf"
+    """How titles and categories are embedded."""
     least: int = 5
     bounds: Bounds = field(default_factory=Bounds)
+
+    def parameters(self) -> dict[str, Any]:
+        """Every knob, as it is used."""
+        knobs = asdict(self)
+        del knobs["factorise"]
+        return {**knobs, "ncf": {"decay": ncf.DECAY, "epochs": ncf.EPOCHS}}
 
 
 def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Recipe) -> Model:
@@ -60,7 +69,7 @@ def model(rows: Interactions, described: NDArray[np.float32] | None, recipe: Rec
 def fit(split: Split, catalogue: Catalogue, recipe: Recipe) -> tuple[Fitted, Blend]:
     """Every model as of the cut, and a blend learned on earlier cuts. Nothing is seen of what comes after."""
     rows = split.rows
-    described = content.embed(content.texts_of(rows.item_ids.tolist(), catalogue), "tfidf")
+    described = content.embed(content.texts_of(rows.item_ids.tolist(), catalogue), recipe.content)
     past = rows.before(split.cut_ms)
     blend = ranker.train(
         past,

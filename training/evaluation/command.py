@@ -81,17 +81,18 @@ def run(settings: Settings, request: Request) -> Outcome:
     if request.report is not None:
         console.print(f"report: {report.write(request.report, outcome.result)}")
     if request.record:
-        console.print(f"MLflow run: {record(settings, outcome.result)}")
+        console.print(f"MLflow run: {record(settings, outcome.result, request)}")
     if request.json:
         print(orjson.dumps(outcome.result, option=orjson.OPT_SERIALIZE_NUMPY).decode())
     return outcome
 
 
-def record(settings: Settings, result: dict[str, Any]) -> str:
-    """An MLflow run with the settings, every metric as `model.protocol.metric`, and the report; its id."""
+def record(settings: Settings, result: dict[str, Any], request: Request) -> str:
+    """An MLflow run with the recipe, every metric as `model.protocol.metric`, and the report; its id."""
     registry = Registry(settings)
-    knobs = settings.training.model_dump(mode="json", exclude={"mlflow_uri"})
-    run_id = registry.start(f"evaluate {result['split']['cut']}", knobs, {"kind": "evaluate"})
+    split = result["split"]
+    asked = {"users": request.users, "engine": request.engine, "cut": split["cut"], "end": split["end"]}
+    run_id = registry.start(f"evaluate {split['cut']}", result["recipe"] | asked, {"kind": "evaluate"})
     figures = {
         f"{model}.{protocol}.{name}": value
         for model, protocols in result["models"].items()
@@ -138,6 +139,7 @@ def evaluate(split: Split, data: Reviews, how: Recipe, users: int, brief: bool =
     measured = {protocol: measure(found, facts) for protocol, found in answers.items()}
     names = next(iter(measured.values()))
     result = {
+        "recipe": how.parameters(),
         "split": _facts(split, answers, how),
         "models": {name: {p: measured[p][name] for p in measured} for name in names},
         "segments": segments(split, answers["live"]),
