@@ -1,6 +1,6 @@
 """Let simulated shoppers shop: they look at what the API recommends, or at what is popular, and act.
 
-reads   http  GET /categories, /health/ready, /recommendations, /popular
+reads   http  GET /categories, /health/ready, /popular; POST /recommendations
 writes  http  POST /feedback
 
 Half of the shoppers are shown /popular in place of /recommendations, the same for everybody, less what they
@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-import httpx2
 from pydantic import BaseModel, ConfigDict, Field
 
-from afterclick.errors import BadInput, Unavailable
+from afterclick.client import AsyncClient, RankedItem
+from afterclick.errors import BadInput
 from ingest.simulator import Deed, SeenItem, Shopper, Truth
 
 AT_ONCE = 16
@@ -98,8 +98,7 @@ class Mall:
 
     def __init__(self, url: str, plan: Plan, key: str | None = None) -> None:
         self._plan, self._drift = plan, plan.drift
-        self._url = url
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._url, self._key = url, key
         self._going = asyncio.Event()
         self._going.set()
         self._truth = Truth(plan.seed, frozenset(plan.hot))
@@ -109,14 +108,13 @@ class Mall:
 
     async def run(self, on_round: Callable[[int], None] = lambda _: None) -> list[Customer]:
         """Every shopper's visits, a round at a time; returns everybody with their ledgers."""
-        client = httpx2.AsyncClient(base_url=self._url, timeout=10.0, headers=self._headers)
-        async with client as http:
-            self._categories = await categories(http)
+        async with AsyncClient(self._url, self._key, timeout_s=10.0) as api:
+            self._categories = await categories(api)
             self.customers = self._invite()
             for n in range(self._plan.visits):
                 pause = asyncio.create_task(asyncio.sleep(self._plan.pause_s))
-                popular = _items(await _get(http, "/popular", {"n": POPULAR_POOL}))
-                await asyncio.gather(*(self._visit(http, customer, popular) for customer in self.customers))
+                popular = _seen((await api.popular(POPULAR_POOL)).items)
+                await asyncio.gather(*(self._visit(api, customer, popular) for customer in self.customers))
                 await pause
                 on_round(n + 1)
         return self.customers
@@ -140,40 +138,38 @@ class Mall:
             for user_id, arm in zip(ids, arms, strict=False)
         ]
 
-    async def _visit(self, http: httpx2.AsyncClient, customer: Customer, popular: Sequence[SeenItem]) -> None:
+    async def _visit(self, api: AsyncClient, customer: Customer, popular: Sequence[SeenItem]) -> None:
         async with self._gate:
             await self._going.wait()
             shopper = customer.shopper
             if shopper.dice.random() < self._drift:
                 shopper.drift(self._categories)
-            items, impression_id = await self._look(http, customer, popular)
+            items, impression_id = await self._look(api, customer, popular)
             visit = shopper.visit(items, self._truth)
             ledger = customer.ledger
             ledger.shown += visit.shown
             ledger.clicks += visit.clicks
             ledger.expected_clicks += visit.expected_clicks
             for deed in visit.deeds:
-                await self._tell(http, customer, deed, impression_id)
+                await self._tell(api, customer, deed, impression_id)
 
     async def _look(
-        self, http: httpx2.AsyncClient, customer: Customer, popular: Sequence[SeenItem]
+        self, api: AsyncClient, customer: Customer, popular: Sequence[SeenItem]
     ) -> tuple[Sequence[SeenItem], str | None]:
         if customer.arm is Arm.POPULAR:
             fresh = [item for item in popular if item.item_id not in customer.acted_on]
             return fresh[: self._plan.n], None
-        query = {"user_id": customer.shopper.user_id, "n": self._plan.n}
-        if customer.position:
-            query["after"] = customer.position  # never a list that does not know the last deed
-        answer = await _get(http, "/recommendations", query)
-        return _items(answer), answer.get("impression_id")
+        # never a list that does not know the last deed
+        after = customer.position or None
+        answer = await api.recommendations(customer.shopper.user_id, self._plan.n, after=after)
+        return _seen(answer.items), answer.impression_id
 
     async def _tell(
-        self, http: httpx2.AsyncClient, customer: Customer, deed: Deed, impression_id: str | None
+        self, api: AsyncClient, customer: Customer, deed: Deed, impression_id: str | None
     ) -> None:
-        body = {"user_id": customer.shopper.user_id, "item_id": deed.item_id, "action": deed.action.value}
-        if impression_id:
-            body["impression_id"] = impression_id
-        customer.position = (await _call(http, "POST", "/feedback", json=body))["position"]
+        user_id = customer.shopper.user_id
+        told = await api.feedback(user_id, deed.item_id, deed.action, impression_id=impression_id)
+        customer.position = told.position
         customer.acted_on.add(deed.item_id)
         customer.ledger.sent += 1
         customer.ledger.purchases += deed.action.value == "purchase"
@@ -202,11 +198,11 @@ def _arms(customers: Sequence[Customer]) -> dict[Arm, list[Ledger]]:
     return {arm: [c.ledger for c in customers if c.arm is arm] for arm in Arm}
 
 
-async def categories(http: httpx2.AsyncClient) -> tuple[str, ...]:
+async def categories(api: AsyncClient) -> tuple[str, ...]:
     """Categories narrow enough to be a taste. Raises BadInput where the catalogue has none."""
-    rows = (await _get(http, "/categories", {}))["categories"]
-    catalogue = (await _get(http, "/health/ready", {}))["parts"]["catalogue"]
-    narrow = tuple(row["category"] for row in rows if row["items"] <= WIDEST_CATEGORY * catalogue)
+    rows = (await api.categories()).categories
+    catalogue = (await api.get("/health/ready"))["parts"]["catalogue"]
+    narrow = tuple(row.category for row in rows if row.items <= WIDEST_CATEGORY * catalogue)
     if not narrow:
         raise BadInput("the catalogue has no categories to have a taste for: run `afterclick ingest items`")
     return narrow
@@ -235,23 +231,5 @@ def _lift(arms: dict[Arm, list[Ledger]]) -> float:
     return rates[Arm.RECOMMENDED] / rates[Arm.POPULAR] - 1.0 if rates[Arm.POPULAR] else 0.0
 
 
-def _items(answer: dict[str, Any]) -> list[SeenItem]:
-    return [SeenItem(row["item_id"], tuple(row["categories"])) for row in answer["items"]]
-
-
-async def _get(http: httpx2.AsyncClient, path: str, query: dict[str, Any]) -> dict[str, Any]:
-    return await _call(http, "GET", path, params=query)
-
-
-async def _call(http: httpx2.AsyncClient, method: str, path: str, **request: Any) -> dict[str, Any]:
-    try:
-        response = await http.request(method, path, **request)
-    except httpx2.HTTPError as error:
-        why = str(error) or type(error).__name__
-        raise Unavailable(f"no answer from the API at {http.base_url}: {why}") from None
-    if response.status_code >= 400:
-        raise Unavailable(
-            f"the API answered {response.status_code} to {method} {path}: {response.text[:200]}"
-        )
-    answer: dict[str, Any] = response.json()
-    return answer
+def _seen(items: Sequence[RankedItem]) -> list[SeenItem]:
+    return [SeenItem(item.item_id, item.categories) for item in items]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from urllib.parse import urlencode
 
-from ui.api_types import JsonObject, RankedItem, Recommendations, ShopItem
+from afterclick.client import JsonObject, RankedItem, Recommendations, ShopItem
 from ui.artwork import artwork, category_hue
 
 PART_NAMES = {

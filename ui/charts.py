@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ui.api_types import JsonObject
+from afterclick.client import JsonObject
 
 TEXT = "#757e8d"
 LINE = "#7d869633"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ui.api_types import JsonObject
+from afterclick.client import JsonObject
 
 SHOWN = 4
 

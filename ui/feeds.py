@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
+from afterclick.client import JsonObject, PushedList
 from ui.api import Api
-from ui.api_types import JsonObject, PushedList
 
 log = structlog.get_logger()
 

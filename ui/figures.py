@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ui.api_types import JsonObject
+from afterclick.client import JsonObject
 
 NONE = "-"
 BACKLOG_NOTE = "backlog"

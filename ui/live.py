@@ -13,9 +13,9 @@ from contextlib import suppress
 
 import structlog
 
+from afterclick.client import JsonObject, RankedItem
 from afterclick.errors import AfterclickError
 from ui.api import Api
-from ui.api_types import JsonObject, RankedItem
 from ui.cards import SOURCE_NAMES, department_of
 from ui.feeds import live_messages
 from ui.moving import Moving
@@ -75,7 +75,7 @@ class LiveBoard:
         """What is popular over a window, asked once for all pages. Raises what the API raises."""
         asked_at, items = self._races.get(window, (0.0, ()))
         if time.monotonic() - asked_at > ASK_S:
-            items = await self._api.popular(RACERS, window=window or None)
+            items = (await self._api.popular(RACERS, window=window or None)).items
             self._races[window] = (time.monotonic(), items)
         return items
 
@@ -89,7 +89,7 @@ class LiveBoard:
     async def _ask(self) -> None:
         while True:
             with suppress(AfterclickError):  # the tiles say that the API is away
-                self.exposure = (await self._api.insight("/exposure"))["rows"]
+                self.exposure = (await self._api.get("/exposure"))["rows"]
                 self.asked += 1
             await asyncio.sleep(ASK_S)
 

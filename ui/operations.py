@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from ui.api_types import JsonObject
+from afterclick.client import JsonObject
 
 ROLES = ("champion", "previous", "challenger")
 SHOWN_METRICS = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ui.api_types import JsonObject, Moved, RankedItem, Recommendations
+from afterclick.client import JsonObject, Moved, RankedItem, Recommendations
 from ui.cards import PART_NAMES, SOURCE_NAMES, sureness, title_of
 from ui.changes import VERBS
 from ui.shop_session import Deed

@@ -7,9 +7,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
 
+from afterclick.client import Cause, JsonObject, PushedList, RankedItem, Recommendations, ShopItem
 from afterclick.events import new_id, stable_id
 from ui.api import Api
-from ui.api_types import Cause, JsonObject, PushedList, RankedItem, Recommendations, ShopItem
 from ui.cards import bar_scale, card, item_url, sureness, title_of
 from ui.changes import ListChange, because, compare
 from ui.demo_users import demo_user
@@ -92,14 +92,14 @@ class ShopSession:
     async def load(self) -> None:
         """Fetch the list and the history, for the first paint."""
         self._show(await self.preview())
-        for past in reversed((await self._api.history(self.user_id))[:TIMELINE_LENGTH]):
+        for past in reversed((await self._api.history(self.user_id)).events[:TIMELINE_LENGTH]):
             known = self._known.get(past.item_id)
             title = past.title or (title_of(known) if known else past.item_id)
             self._add(Deed(past.event_id, past.action, past.item_id, title))
 
     async def preview(self) -> Recommendations:
         """The list as it is now. What the feed pushes a moment later is what counts as shown."""
-        return await self._api.recommendations(self.user_id, self.list_length, self.interests)
+        return await self._api.preview(self.user_id, self.list_length, self.interests)
 
     async def give_past(self) -> None:
         """A toy user without history likes the favourite of each of some tastes: so their story is true.
@@ -110,7 +110,7 @@ class ShopSession:
             return
         liked: set[str] = set()
         for taste in self.interests:
-            best = await self._api.popular(PAST, category=taste)
+            best = (await self._api.popular(PAST, category=taste)).items
             fresh = next((item for item in best if item.item_id not in liked), None)
             if fresh and len(liked) < PAST:
                 liked.add(fresh.item_id)
@@ -121,17 +121,15 @@ class ShopSession:
         """Tell the API what the user did. Raises what the API raises, and marks the deed as failed."""
         deed = Deed(event_id or new_id(), action, item_id, self.title(item_id), token)
         self._add(deed)
-        body: JsonObject = {
-            "user_id": self.user_id,
-            "item_id": item_id,
-            "action": action,
-            "event_id": deed.event_id,
-            "session_id": self.session_id,
-        }
-        if self.shown and self.shown.impression_id and not event_id and action != UNDO:
-            body["impression_id"] = self.shown.impression_id
+        shown = self.shown.impression_id if self.shown and not event_id and action != UNDO else None
         try:
-            deed.position = (await self._api.feedback(body)).position
+            accepted = await self._api.feedback(
+                *(self.user_id, item_id, action),
+                event_id=deed.event_id,
+                session_id=self.session_id,
+                impression_id=shown,
+            )
+            deed.position = accepted.position
         except Exception:
             deed.failed = True
             self._mark_undone()

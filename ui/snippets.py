@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from ui.api_types import JsonObject
+from afterclick.client import JsonObject
 
 KEY = "AFTERCLICK_UI__API_KEY"
 """The variable in which a snippet expects the key."""

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ui.api_types import RankedItem, Recommendations
+from afterclick.client import RankedItem, Recommendations
 from ui.artwork import artwork, face
 from ui.cards import bar_scale, card, department_of, sureness, title_of
 from ui.demo_users import demo_user, demo_users

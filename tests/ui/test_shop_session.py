@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from afterclick.client import Cause, PushedList, RankedItem
 from ui.api import Api
-from ui.api_types import Cause, PushedList, RankedItem
 from ui.shop_session import TOGETHER, Deed, ShopSession
 
 
 def a_list(*ids: str, cause: Cause | None = None) -> PushedList:
-    return PushedList(user_id="ann", items=tuple(RankedItem(item_id=item_id) for item_id in ids), cause=cause)
+    items = tuple(RankedItem(item_id=item_id, score=1.0) for item_id in ids)
+    return PushedList(user_id="ann", source="personalised", items=items, cause=cause)
 
 
 def test_events_that_came_in_one_list_are_not_said_to_wait() -> None:

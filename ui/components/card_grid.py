@@ -9,7 +9,7 @@ from typing import Any
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
-from ui.api_types import JsonObject
+from afterclick.client import JsonObject
 
 Act = Callable[[str, str, str], Awaitable[None]]
 Undo = Callable[[str, str], Awaitable[None]]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from nicegui.element import Element
 
-from ui.api_types import JsonObject
+from afterclick.client import JsonObject
 from ui.snippets import Snippet
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nicegui.element import Element
 
-from ui.api_types import JsonObject
+from afterclick.client import JsonObject
 
 
 class EventFeed(Element, component="event_feed.js"):

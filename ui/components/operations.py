@@ -8,7 +8,7 @@ from typing import Any
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
-from ui.api_types import JsonObject
+from afterclick.client import JsonObject
 
 Steer = Callable[[str, JsonObject], Awaitable[None]]
 """(event, what it says)"""

@@ -8,7 +8,7 @@ from typing import Any
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
-from ui.api_types import ShopItem
+from afterclick.client import ShopItem
 from ui.artwork import category_hue
 from ui.cards import title_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
-from ui.api_types import JsonObject
+from afterclick.client import JsonObject
 from ui.components.card_grid import Undo
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from nicegui.element import Element
 
+from afterclick.client import JsonObject
 from afterclick.trends import HALF_LIVES_MS
-from ui.api_types import JsonObject
 
 _DAY_MS = 86_400_000
 

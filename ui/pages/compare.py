@@ -8,9 +8,9 @@ from urllib.parse import urlencode
 
 from nicegui import ui
 
+from afterclick.client import JsonObject, Recommendations
 from afterclick.errors import AfterclickError
 from ui.api import Api
-from ui.api_types import JsonObject, Recommendations
 from ui.artwork import category_hue
 from ui.cards import PERSONAL, SOURCE_NAMES, item_url, title_of
 from ui.components.comparison import Comparison
@@ -58,7 +58,10 @@ def register(api: Api, board: LiveBoard) -> None:
                 ui.label(str(error)).classes("ac-notice")
                 return
             Comparison(
-                [column(policy, found, lists[0]) for policy, found in zip(POLICIES, lists, strict=True)]
+                [
+                    column(policy, found, lists[0], user_id)
+                    for policy, found in zip(POLICIES, lists, strict=True)
+                ]
             )
 
 
@@ -66,12 +69,10 @@ async def rank(api: Api, user_id: str) -> list[Recommendations]:
     """The user's list by each policy, in their order."""
     person = demo_user(user_id)
     tastes = person.tastes if person else ()
-    return await asyncio.gather(
-        *(api.recommendations(user_id, SHOWN, tastes, policy.key) for policy in POLICIES)
-    )
+    return await asyncio.gather(*(api.preview(user_id, SHOWN, tastes, policy.key) for policy in POLICIES))
 
 
-def column(policy: Policy, found: Recommendations, blend: Recommendations) -> JsonObject:
+def column(policy: Policy, found: Recommendations, blend: Recommendations, user_id: str) -> JsonObject:
     """A column: each item with its place in the blend, where it has one."""
     places = {item.item_id: n for n, item in enumerate(blend.items, start=1)}
     return {
@@ -87,7 +88,7 @@ def column(policy: Policy, found: Recommendations, blend: Recommendations) -> Js
                 "category": item.categories[-1] if item.categories else "",
                 "hue": category_hue(item.categories),
                 "blend": places.get(item.item_id),
-                "href": item_url(item.item_id, blend.user_id),
+                "href": item_url(item.item_id, user_id),
             }
             for item in found.items
         ],

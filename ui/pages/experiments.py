@@ -32,9 +32,9 @@ class ExperimentsPanel:
     async def refresh(self) -> None:
         """Ask and show; a silent API leaves the panel as it is."""
         try:
-            shown = newest((await self._api.insight("/experiments"))["experiments"])
+            shown = newest((await self._api.get("/experiments"))["experiments"])
             results = await asyncio.gather(
-                *(self._api.insight(f"/experiments/{quote(one['name'], safe='')}") for one in shown)
+                *(self._api.get(f"/experiments/{quote(one['name'], safe='')}") for one in shown)
             )
         except BadInput as error:
             self._experiments.show([], f"The API does not say: {error}")

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import structlog
 from nicegui import ui
 
+from afterclick.client import JsonObject
 from afterclick.errors import AfterclickError
 from ui.api import Api
-from ui.api_types import JsonObject
 from ui.cards import SOURCE_NAMES
 from ui.components.controls import Age, panel
 from ui.components.data_table import DataTable
@@ -65,9 +65,9 @@ class InsightPanels:
         self._show_exposure()
         try:
             models, letters, requests = await asyncio.gather(
-                self._api.insight("/models"),
-                self._api.insight("/dead-letters"),
-                self._api.insight("/requests"),
+                self._api.get("/models"),
+                self._api.get("/dead-letters"),
+                self._api.get("/requests"),
             )
         except AfterclickError as error:
             log.info("no insight", error=str(error))

@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 import structlog
 from nicegui import ui
 
+from afterclick.client import ItemDetails, RankedItem
 from afterclick.errors import AfterclickError, BadInput
 from ui.api import Api
-from ui.api_types import ItemDetails, RankedItem
 from ui.artwork import artwork
 from ui.cards import BADGE_NAMES, card, item_url, title_of
 from ui.changes import VERBS
@@ -80,11 +80,11 @@ class ItemPage:
             ui.link("To the shop", shop)
             return
         ui.link(f"Back to the list of {self._session.name}", shop).classes("ac-back")
-        self._session.know(item, *(other for kind in alike for other in kind))
+        self._session.know(item, *(other for kind in alike for other in kind.items))
         self._known = True
         self._hero(item)
         for kind, others in zip(KINDS, alike, strict=True):
-            self._alike(kind, others)
+            self._alike(kind, others.items)
         self._receipt = ReceiptDrawer()
 
     async def viewed(self) -> None:

@@ -8,9 +8,9 @@ from contextlib import suppress
 import structlog
 from nicegui import ui
 
+from afterclick.client import JsonObject
 from afterclick.errors import AfterclickError, BadInput
 from ui.api import Api
-from ui.api_types import JsonObject
 from ui.components.controls import Age, panel
 from ui.components.operations import BreakIt, ModelsControl, ReplayControl, SimulatorControl
 from ui.operations import break_panel, models_panel, registry_changed
@@ -70,7 +70,7 @@ class OperationsPanels:
             self._waits -= 1
             return
         try:
-            console = await self._api.insight("/admin/console")
+            console = await self._api.get("/admin/console")
             await self._offer_items()
         except BadInput as error:
             self._waits = REFUSED_FOR
@@ -122,7 +122,7 @@ class OperationsPanels:
         """Popular items to make hot, once there are some."""
         if self._offered:
             return
-        items = await self._api.popular(OFFERED_ITEMS)
+        items = (await self._api.popular(OFFERED_ITEMS)).items
         if items:
             self._offered = True
             self._simulator.show(items=[{"item_id": i.item_id, "title": i.title or ""} for i in items])

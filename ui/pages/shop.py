@@ -13,9 +13,9 @@ import structlog
 from nicegui import background_tasks, ui
 from nicegui.client import Client
 
+from afterclick.client import PushedList, Recommendations, ShopItem
 from afterclick.errors import AfterclickError
 from ui.api import Api
-from ui.api_types import PushedList, Recommendations, ShopItem
 from ui.cards import item_url
 from ui.components.card_grid import CardGrid
 from ui.components.controls import Button, Heading
@@ -89,8 +89,9 @@ class ShopPage:
         """Fetch and show the list; where the API is away, say so and wait for the feed."""
         try:
             await self._session.load()
-            offer = await self._api.categories() if self._session.is_guest else ()
-            self._interests.show(offer[:OFFERED_CATEGORIES], self._session.interests)
+            offer = (await self._api.categories()).categories if self._session.is_guest else ()
+            names = tuple(row.category for row in offer[:OFFERED_CATEGORIES])
+            self._interests.show(names, self._session.interests)
             self._say("")
         except AfterclickError as error:
             self._say(str(error))
@@ -160,7 +161,7 @@ class ShopPage:
 
     async def _find(self, words: str) -> Sequence[ShopItem]:
         try:
-            found = await self._api.search(words, FOUND)
+            found = (await self._api.search(words, FOUND)).items
         except AfterclickError as error:
             self._say(str(error))
             return ()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx2
-
+from afterclick.client import Client
+from afterclick.events import Action
 from infra.benches.faults.case import QUICK, Bench, Case, lost
 from infra.benches.faults.load import POISON, Row, events, produce
 from infra.benches.servers import running_api
@@ -20,7 +20,7 @@ RESENT = 300
 
 
 def resent(bench: Bench, jars: Path) -> Case:
-    """Each client event is sent three times by HTTP retry. The control's clients give no event id."""
+    """Each client event is sent three times by HTTP retry. The control's give each try an id of its own."""
     number = min(bench.events, RESENT)
     with own_stack(jars, **QUICK) as stack, running_api(stack.settings) as (port, _):
         stack.job.start()
@@ -44,13 +44,11 @@ def resent(bench: Bench, jars: Path) -> Case:
 
 
 def _post(port: int, name: str, number: int, with_id: bool) -> None:
-    with httpx2.Client(base_url=f"http://{LOOPBACK}:{port}", timeout=10) as client:
+    with Client(f"http://{LOOPBACK}:{port}", timeout_s=10) as client:
         for n in range(number):
-            body = {"user_id": f"{name}-{n % 50}", "item_id": f"item-{n % 20}", "action": "like"}
-            if with_id:
-                body["event_id"] = f"{name}-{n}"
+            event_id = f"{name}-{n}" if with_id else None
             for _ in range(TIMES):
-                client.post("/feedback", json=body).raise_for_status()
+                client.feedback(f"{name}-{n % 50}", f"item-{n % 20}", Action.LIKE, event_id=event_id)
 
 
 def poison(bench: Bench, jars: Path) -> Case:
