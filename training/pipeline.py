@@ -44,6 +44,7 @@ from training.candidate import Evaluation, Facts, copy_model, score_of, write_mo
 from training.dataset import Interactions
 from training.etl import Report
 from training.ranker import RankerConfig
+from training.trained import Trained
 
 if TYPE_CHECKING:
     from training.registry import Registry
@@ -94,12 +95,12 @@ class Pipeline:
             )
             with self._timed(seconds, "model", f"fitting on {len(rows):,} interactions"):
                 final = fit.without_towers(session, rows, known, config, version)
-            self._sound(final.model)
+            self._sound(final.model, facts)
             if early is not None:
                 early(final, facts)
             with self._timed(seconds, "towers", "training the two towers"):
                 final = fit.with_towers(final, rows, known, config)
-            self._sound(final.model)
+            self._sound(final.model, facts)
             with self._timed(seconds, "twin", "fitting the twin that has not seen the holdout"):
                 twin = fit.fit(session, rows.before(cut), known, config, version)
             with self._timed(seconds, "ranker", "training the ranker on past days"):
@@ -150,17 +151,19 @@ class Pipeline:
         run_id = self._record(registry, folder, facts, evaluation)
         if not evaluation.passed:
             registry.finish(run_id, "FAILED", evaluation.reason)
+            Trained.of(facts).write(self.home)
             raise gate.Refused(f"{version} is not published: {evaluation.reason}")
         champion = publish.champion(self.settings.kafka)
         if champion is not None and champion.version not in (evaluation.champion, version):
             raise BadInput(f"the champion is {champion.version} by now: run `afterclick pipeline eval` again")
         target = copy_model(folder / "model", self.settings.artifacts, version, evaluation.metrics)
         copy_model(folder / "twin", self.home / "twins", version, evaluation.metrics)
-        self._sound(models.load(target)[0])
+        self._sound(models.load(target)[0], facts)
         published = publish.announce(self.settings.kafka, target, store=self.settings.training.store)
         registry.register(target, run_id, facts.lineage)
         registry.follow(version)
         registry.finish(run_id)
+        Trained.of(facts).write(self.home)
         self.progress(f"{version} is the champion")
         return published
 
@@ -244,9 +247,10 @@ class Pipeline:
         known.write_text(run_id)
         return run_id
 
-    def _sound(self, arrays: models.Model) -> None:
+    def _sound(self, arrays: models.Model, facts: Facts) -> None:
         verdict = gate.sound(arrays)
         if not verdict.passed:
+            Trained.of(facts).write(self.home)
             raise gate.Refused(f"{arrays.version} is not published: {verdict.reason}")
 
     @contextmanager

@@ -1,6 +1,7 @@
 """Retrain by the clock and by the log: the pipeline in a child process, one at a time, at low priority.
 
 reads   topic  reviews, feedback (their end offsets)
+        json   <home>/trained.json: how far the last training read that went through
 writes  json   <home>/retrain.json: afterclick.home.TrainingStatus
 """
 
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -23,22 +25,41 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from afterclick.errors import AfterclickError, Unavailable
 from afterclick.home import TrainingStatus
 from afterclick.settings import KafkaSettings, Settings
-from training import etl, steps
-from training.lock import exclusive
+from training.backoff import Backoff
+from training.gate import Refused
+from training.lock import exclusive, holder
 from training.offsets import watermarks
 from training.pipeline import Pipeline
+from training.trained import Trained
 
 log = structlog.get_logger()
 _LOOK_S = 10.0
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a training ended."""
+
+    went_through: bool
+    """Published, or refused by the gate; else it failed."""
+    how: str
+    """A version, or the reason."""
+
+
 class Retrain:
     """Looks every few seconds whether a training is due, and runs it."""
 
-    def __init__(self, settings: Settings, every_s: float, events: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        every_s: float,
+        events: int,
+        clock: Callable[[], float] = time.time,
+        backoff: Backoff | None = None,
+    ) -> None:
         self.settings, self.every_s, self.events = settings, every_s, events
-        self._last_start = time.time()
-        self._outcome: str | None = None
+        self._clock, self._backoff = clock, backoff or Backoff()
+        self._last_start = clock()
 
     def run(self, stop: threading.Event) -> None:
         """Retrain until `stop` is set. A running training is then ended; it leaves the champion as it is."""
@@ -60,7 +81,10 @@ class Retrain:
             self._say("stopped")
 
     def look(self, stop: threading.Event) -> bool:
-        """Train once if it is due; whether it was."""
+        """Train once if it is due and nobody else trains; whether it was."""
+        if holder(self.settings.home) is not None:
+            return False
+        self._say("waiting")
         try:
             reason = self.due()
         except Unavailable as error:
@@ -69,27 +93,35 @@ class Retrain:
         if reason is None or stop.is_set():
             return False
         log.info("retraining", reason=reason)
-        self._last_start = time.time()
-        self._say("training", reason)
-        self._outcome = self._train(stop)
-        self._say("waiting")
+        began = self._clock()
+        ended = self._train(reason, stop)
+        if ended.went_through:
+            self._last_start = began
+            self._backoff.reset()
+        elif not stop.is_set():
+            wait = self._backoff.failed(self._clock())
+            log.warning("training failed", reason=ended.how, next_try_in_s=wait)
+        self._say("waiting", ended.how)
         return True
 
     def due(self) -> str | None:
-        """Why a training is due now, or None."""
-        if time.time() - self._last_start >= self.every_s:
-            return f"the last one began {self.every_s:.0f} s ago"
+        """Why a training is due now, or None; for a while after one that failed nothing is due."""
+        now = self._clock()
+        if not self._backoff.over(now):
+            return None
+        if now - self._last_start >= self.every_s:
+            return f"the last one that went through began {now - self._last_start:.0f} s ago"
         fresh = new_events(self.settings)
         return f"{fresh:,} new events" if fresh >= self.events else None
 
-    def _train(self, stop: threading.Event) -> str:
+    def _train(self, reason: str, stop: threading.Event) -> Ended:
         """Run the pipeline in a child, whose memory is given back whole; returns how it ended.
 
         One that hangs is killed, and its lock ends with it.
         """
         context = multiprocessing.get_context("spawn")
-        answers = context.SimpleQueue()
-        child = context.Process(target=_once, args=(self.settings, answers), name="training")
+        answers: multiprocessing.SimpleQueue[Ended] = context.SimpleQueue()
+        child = context.Process(target=_once, args=(self.settings, reason, answers), name="training")
         child.start()
         late = time.monotonic() + self.settings.training.longest_hours * 3600
         while child.is_alive() and not stop.is_set() and time.monotonic() < late:
@@ -97,11 +129,18 @@ class Retrain:
         if child.is_alive():
             _end(child)
             longest = f"took longer than {self.settings.training.longest_hours:g} h and was ended"
-            return "ended with the process" if stop.is_set() else longest
-        return str(answers.get()) if not answers.empty() else f"died with exit code {child.exitcode}"
+            return Ended(False, "ended with the process" if stop.is_set() else longest)
+        return answers.get() if not answers.empty() else Ended(False, f"died with exit code {child.exitcode}")
 
-    def _say(self, state: Literal["waiting", "training", "stopped"], progress: str = "") -> None:
-        status(state, progress, self._outcome).write(self.settings.home)
+    def _say(self, state: Literal["waiting", "stopped"], last: str | None = None) -> None:
+        """Say so where it is news, unless somebody trains: what they say stays."""
+        home = self.settings.home
+        if holder(home) is not None:
+            return
+        known = TrainingStatus.read(home)
+        last = last or (known.last if known else None)
+        if known is None or (known.state, known.last) != (state, last):
+            status(state, last=last).write(home)
 
 
 def _end(child: multiprocessing.process.BaseProcess) -> None:
@@ -146,13 +185,10 @@ def told(home: Path) -> Iterator[Callable[[str], None]]:
 
 
 def new_events(settings: Settings) -> int:
-    """Events on the topics that the newest tables have not seen. Raises Unavailable."""
+    """Events on the topics that the last training that went through has not read. Raises Unavailable."""
     ends = end_offsets(settings.kafka)
-    try:
-        folder = steps.latest(settings.home / "etl", "pipeline etl")[1]
-    except steps.MissingStep:
-        return sum(ends.values())
-    seen = etl.read_report(folder).positions
+    trained = Trained.read(settings.home)
+    seen = trained.positions if trained is not None else {}
     return sum(max(0, end - seen.get(place, -1) - 1) for place, end in ends.items())
 
 
@@ -172,8 +208,8 @@ def end_offsets(kafka: KafkaSettings, timeout_s: float = 10.0) -> dict[str, int]
     return ends
 
 
-def _once(settings: Settings, answers: multiprocessing.SimpleQueue[str]) -> None:
-    """The child: all steps once, then one line of how it went."""
+def _once(settings: Settings, reason: str, answers: multiprocessing.SimpleQueue[Ended]) -> None:
+    """The child: all steps once, then how it went."""
     os.nice(10)
 
     def say(progress: str) -> None:
@@ -181,9 +217,10 @@ def _once(settings: Settings, answers: multiprocessing.SimpleQueue[str]) -> None
 
     try:
         with exclusive(settings.home, "the retraining process"):
-            answers.put(Pipeline(settings, say).everything()[2].version)
+            say(reason)
+            answers.put(Ended(True, Pipeline(settings, say).everything()[2].version))
     except AfterclickError as error:
-        answers.put(f"{type(error).__name__}: {error}")
+        answers.put(Ended(isinstance(error, Refused), f"{type(error).__name__}: {error}"))
     except Exception as error:
         log.exception("training failed")
-        answers.put(f"{type(error).__name__}: {error}")
+        answers.put(Ended(False, f"{type(error).__name__}: {error}"))

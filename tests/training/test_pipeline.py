@@ -19,6 +19,7 @@ from training.candidate import RANKER, Evaluation
 from training.lock import exclusive
 from training.pipeline import Pipeline
 from training.registry import Registry
+from training.trained import Trained
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -50,7 +51,9 @@ def test_the_whole_way_twice(pipeline: Pipeline) -> None:
     kafka = pipeline.settings.kafka
     with pytest.raises(steps.MissingStep, match="pipeline etl"):
         pipeline.train()
+    assert Trained.read(pipeline.home) is None
     report, evaluation, published = pipeline.everything()
+    assert Trained.read(pipeline.home) == Trained(version=published.version, positions=report.positions)
     assert report.balanced()
     assert evaluation.passed
     assert evaluation.metrics["live.hr@10"] > evaluation.against["trends"]["live.hr@10"]
@@ -87,6 +90,7 @@ def test_the_whole_way_twice(pipeline: Pipeline) -> None:
     refuse(pipeline)
     with pytest.raises(gate.Refused, match="worse"):
         pipeline.deploy()
+    assert Trained.read(pipeline.home) == Trained(version=second, positions=report.positions)
     assert publish.champion(kafka) == published
     assert registry.get("champion") == entry
 
@@ -101,6 +105,7 @@ def test_a_run_that_breaks_leaves_the_champion_and_no_candidate(pipeline: Pipeli
     assert publish.champion(pipeline.settings.kafka) is None
     with pytest.raises(steps.MissingStep, match="pipeline train"):
         pipeline.evaluate()
+    assert Trained.read(pipeline.home) is None  # there are tables, and what they hold still makes one due
 
 
 def test_one_training_at_a_time(settings: Settings) -> None:
