@@ -180,8 +180,8 @@ class ServingSettings(_Section):
     max_body_bytes: int = 65_536
     """Larger request bodies get 413."""
     keys: dict[str, ApiKey] = {}
-    """API keys by name, as JSON (`afterclick api-key add --setting`), beside those in SQL. Without any:
-    loopback only."""
+    """API keys by name, as JSON (`afterclick api-key add --setting`), beside those in SQL. Without any,
+    a token secret or `open`: loopback only."""
     open: bool = False
     """Answer without keys on any address, /admin left out: only behind a gateway that checks."""
     limit: str | None = None

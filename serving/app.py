@@ -145,6 +145,8 @@ def _document_problems(app: FastAPI) -> None:
     for path in schema["paths"].values():
         for operation in path.values():
             operation["responses"].setdefault("400", NOT_HTTP)
+            if "413" in operation["responses"]:
+                operation["responses"] |= {"408": problems.documented(408)[408]}
     for route, path in schema["paths"].items():
         if route not in OPEN_PATHS:
             for operation in path.values():

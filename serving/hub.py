@@ -1,7 +1,7 @@
 """Tell the open WebSockets what changed: per user the newest cause, for everyone a sample of events.
 
 Nothing here grows with a slow reader: a user's connection holds one pending cause, newer ones replace it
-and are counted; a live connection holds a bounded queue that drops the oldest.
+and are counted; a live connection holds a bounded queue that drops the oldest, and says how many.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 from afterclick.state import StateChange
 
@@ -51,17 +53,24 @@ class LiveReader:
     queue: deque[bytes] = field(default_factory=lambda: deque(maxlen=LIVE_QUEUE))
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     dropped: int = 0
+    """Messages left out since the reader was last told so."""
 
-    def put(self, message: bytes) -> None:
-        self.dropped += len(self.queue) == LIVE_QUEUE
+    def put(self, message: bytes) -> bool:
+        """Hold a message; whether the oldest made room for it."""
+        full = len(self.queue) == LIVE_QUEUE
+        self.dropped += full
         self.queue.append(message)
         self.ready.set()
+        return full
 
     async def next(self) -> bytes:
-        """The oldest message that is still held."""
+        """How many messages were dropped, if any were; else the oldest that is still held."""
         while not self.queue:
             self.ready.clear()
             await self.ready.wait()
+        if self.dropped:
+            dropped, self.dropped = self.dropped, 0
+            return orjson.dumps({"type": "dropped", "messages": dropped})
         return self.queue.popleft()
 
 
@@ -72,6 +81,8 @@ class Hub:
         self._watchers: dict[str, set[Watcher]] = {}
         self._live: set[LiveReader] = set()
         self._second, self._sampled = 0, 0
+        self.dropped = 0
+        """Messages that live connections did not read in time."""
 
     @property
     def watching(self) -> int:
@@ -112,7 +123,7 @@ class Hub:
     def broadcast(self, message: bytes) -> None:
         """Put a message on every live connection."""
         for reader in self._live:
-            reader.put(message)
+            self.dropped += reader.put(message)
 
     def _sample(self, changes: Sequence[StateChange]) -> list[StateChange]:
         second = int(time.monotonic())

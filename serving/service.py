@@ -136,7 +136,14 @@ class Service:
             behind=WrittenBehind(database, (copy, users)),
             pulse=pulse,
         )
-        metrics.follow(service.requests)
+        metrics.follow(
+            service.requests,
+            {
+                "impressions": lambda: service.impressions.dropped,
+                "live_messages": lambda: service.hub.dropped,
+                "experiment_counts": lambda: service.plane.trials.dropped,
+            },
+        )
         return service
 
     async def recommend(self, ask: Ask) -> Answer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,7 +49,7 @@ def run(bench: Bench, settings: Settings) -> dict[str, Any]:
 def _small(how: Recipe) -> Recipe:
     """One past cut and one pass of the towers: enough to see what an attack does."""
     ranker = RankerConfig(cuts=1, questions=4000, least=how.least, seed=how.ranker.seed)
-    return Recipe(how.factorise, how.als, how.neighbours, TowerConfig(epochs=1), ranker, how.least)
+    return replace(how, towers=TowerConfig(epochs=1), ranker=ranker)
 
 
 @contextmanager

@@ -31,6 +31,9 @@ def up(
     live_share: Annotated[
         float, typer.Option(help="The newest part of the data, kept for the live part.", min=0.001, max=0.9)
     ] = 0.1,
+    retrain: Annotated[
+        bool, typer.Option("--retrain", help="Also train by the clock and after new events.")
+    ] = False,
     port_offset: Offset = 0,
 ) -> None:
     """Run Kafka, Valkey, the stream job, the API and the page until Ctrl-C; restart what fails."""
@@ -44,7 +47,7 @@ def up(
     settings = Settings()
     require_no_stack(settings.home)
     cut = find_cut(settings.home.absolute(), live_share, dataset) if replay else None
-    run(settings, UpOptions(port_offset, DemoOptions(cut, rate) if cut else None))
+    run(settings, UpOptions(port_offset, DemoOptions(cut, rate) if cut else None, retrain))
 
 
 @app.command()

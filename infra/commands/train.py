@@ -43,9 +43,12 @@ def retrain(
     import signal
     import threading
 
+    import structlog
+
     from afterclick.settings import Settings
     from training.schedule import Retrain
 
+    structlog.get_logger().info("training by the clock", every_minutes=every, or_after_events=events)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -42,10 +42,10 @@ def servers(layout: Layout) -> list[Part]:
     return parts
 
 
-def applications(layout: Layout) -> list[Part]:
-    """The API, the stream job and the page."""
+def applications(layout: Layout, retrain: bool = False) -> list[Part]:
+    """The API, the stream job and the page; where it is asked for, trainings by the clock."""
     api, page, stream = (command(layout, name, name) for name in ("serve", "ui", "stream"))
-    return [
+    found = [
         Part(
             *("serve", api, lambda: http_ok(f"{layout.api_url}/health/live")),
             url=layout.api_url,
@@ -58,6 +58,10 @@ def applications(layout: Layout) -> list[Part]:
             port=layout.settings.ui.port,
         ),
     ]
+    if retrain:
+        trainer = command(layout, "retrain", "retrain")
+        found.append(Part("retrain", trainer, lambda: trainer.said("training by the clock")))
+    return found
 
 
 def command(layout: Layout, name: str, *arguments: str) -> Process:

@@ -30,6 +30,8 @@ class UpOptions:
 
     port_offset: int = 0
     demo: DemoOptions | None = None
+    retrain: bool = False
+    """Train by the clock and after new events, as `afterclick retrain` does."""
 
 
 def up(settings: Settings, options: UpOptions) -> None:
@@ -48,7 +50,7 @@ def for_show(settings: Settings) -> Settings:
 
 async def _run(layout: Layout, options: UpOptions) -> None:
     view = View(Console())
-    stack = Stack(layout, parts.servers(layout), parts.applications(layout), view.note)
+    stack = Stack(layout, parts.servers(layout), parts.applications(layout, options.retrain), view.note)
     ending = threading.Event()
     measuring = threading.Thread(target=_measure, args=(layout, view, ending), daemon=True)
     beside = [lambda stack: record.keep(stack, lambda: view.figures)]

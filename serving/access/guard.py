@@ -49,7 +49,11 @@ _UNSURE = Refusal(
 
 
 class Guard:
-    """ASGI middleware: 401 without a known key, 403 without its scope, 429 over the limit."""
+    """ASGI middleware: 401 without a known key, 403 without its scope, 429 over the limit.
+
+    Who is refused is counted by address, so that nobody guesses keys at any rate. A WebSocket asks
+    `scope["admitted"]` whether what opened it still would.
+    """
 
     def __init__(
         self, app: ASGIApp, settings: ServingSettings, keys: KeyRing, limit: CallLimit | None = None
@@ -62,7 +66,9 @@ class Guard:
             return
         headers: Headers = dict(scope["headers"])
         refusal = self._key_refusal(scope, headers) or _origin_refusal(scope, headers, self._settings.origins)
-        refusal = refusal or await self._limit_refusal(scope, headers)
+        caller = _address(scope) if refusal else _caller(scope)
+        refusal = await self._limit_refusal(caller) or refusal
+        scope["admitted"] = lambda: self._key_refusal(scope, headers) is None
         if refusal is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -97,10 +103,8 @@ class Guard:
         scope["subject"] = user_id
         return "token", SCOPES
 
-    async def _limit_refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
-        if self._limit is None:
-            return None
-        if await self._limit.allows(_caller(scope)):
+    async def _limit_refusal(self, caller: str) -> Refusal | None:
+        if self._limit is None or await self._limit.allows(caller):
             return None
         item = self._limit.item
         wait = {"retry-after": str(item.get_expiry())}
@@ -142,6 +146,10 @@ def _caller(scope: Scope) -> str:
         return f"user:{subject}"
     if name := scope.get("caller"):
         return f"key:{name}"
+    return _address(scope)
+
+
+def _address(scope: Scope) -> str:
     return f"address:{(scope.get('client') or ('unknown',))[0]}"
 
 

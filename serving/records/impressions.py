@@ -2,7 +2,7 @@
 
 writes  topic  impressions
 
-Nothing waits for it. Where Kafka is away the buffer fills, then impressions are dropped and counted.
+Nothing waits for it. Where Kafka stays away, or the buffer fills, impressions are dropped and counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 import orjson
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from afterclick import events
 from afterclick.events import IMPRESSION_TYPE
@@ -29,6 +29,7 @@ class ImpressionLog:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._topic = settings.topics.impressions
+        self.dropped = 0
         self._producer = Producer(
             {
                 "bootstrap.servers": settings.bootstrap,
@@ -38,12 +39,13 @@ class ImpressionLog:
                 "message.timeout.ms": 30_000,
                 "queue.buffering.max.messages": BUFFER,
                 "log_level": 0,
+                "delivery.report.only.error": True,
+                "on_delivery": self._lost,
             }
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="impression-reports", daemon=True)
         self._thread.start()
-        self.dropped = 0
 
     def append(self, answer: Recommendation) -> None:
         """Hand over one impression."""
@@ -57,6 +59,9 @@ class ImpressionLog:
         self._producer.flush(timeout_s)
         self._stop.set()
         self._thread.join(1.0)
+
+    def _lost(self, error: KafkaError | None, _: Message) -> None:
+        self.dropped += error is not None
 
     def _poll(self) -> None:
         while not self._stop.is_set():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -131,8 +131,13 @@ class Metrics:
         self.refused = 0
         self.answered = 0
 
-    def follow(self, requests: RequestLog) -> None:
-        """Show how the request log keeps up: rows written, dropped and waiting."""
+    def follow(self, requests: RequestLog, dropped: Mapping[str, Callable[[], int]]) -> None:
+        """Show how the request log keeps up: rows written, dropped and waiting; and what else was dropped."""
+        lost = Gauge(
+            "afterclick_dropped", "What bounded buffers had no room for.", ["what"], registry=self.registry
+        )
+        for what, count in dropped.items():
+            lost.labels(what).set_function(count)
         rows = Gauge(
             "afterclick_request_log_rows", "Rows of the request log.", ["state"], registry=self.registry
         )

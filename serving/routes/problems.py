@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +19,8 @@ MEDIA_TYPE = "application/problem+json"
 MAX_PROBLEMS = 8
 DISCARDED = 1_048_576
 """Bytes of a body that is too large which are read before the answer; a larger one is cut off."""
+BODY_S = 10.0
+"""How long a client may take to send a body."""
 log = structlog.get_logger()
 
 
@@ -105,7 +108,7 @@ def install(app: FastAPI) -> None:
 
 
 class BodyLimit:
-    """ASGI middleware: 413 for a request body over `limit` bytes, announced or chunked.
+    """ASGI middleware: 413 for a request body over `limit` bytes, announced or chunked; 408 for a slow one.
 
     The whole body is read before the application sees any of it, so nothing half-read is acted upon.
     """
@@ -117,7 +120,13 @@ class BodyLimit:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, send)
             return
-        body = await self._read(scope, receive)
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            too_slow = problem(408, f"the body did not come in {BODY_S:g} s", {"connection": "close"})
+            await too_slow(scope, receive, send)
+            return
         if body is None:
             too_large = problem(413, f"the body is over {self.limit} bytes", {"connection": "close"})
             await too_large(scope, receive, send)

@@ -28,6 +28,8 @@ log = structlog.get_logger()
 router = APIRouter()
 SEND_TIMEOUT_S = 10.0
 INVALID = 1008
+ADMITTED_S = 5.0
+"""How often a connection looks whether its key or token is still good."""
 MESSAGES_PER_S = 20
 """What a client may send; nothing it says is listened to, so that more is no use to anybody."""
 PROTOCOL = "afterclick"
@@ -96,21 +98,21 @@ async def _list(service: Service, ask: Ask, cause: dict[str, Any] | None) -> byt
 
 
 async def until_closed(socket: WebSocket, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` until the client goes, stops reading, or the work fails; then close."""
+    """Run `work` until the client goes, stops reading, may no longer, or the work fails; then close."""
     task = asyncio.ensure_future(work())
-    gone = asyncio.ensure_future(_gone(socket))
+    ends = (asyncio.ensure_future(_gone(socket)), asyncio.ensure_future(_no_longer_admitted(socket)))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, *ends), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for pending in (task, gone):
+        for pending in (task, *ends):
             pending.cancel()
-        failed, code = await asyncio.gather(task, gone, return_exceptions=True)
+        failed, *codes = await asyncio.gather(task, *ends, return_exceptions=True)
     if isinstance(failed, Exception) and not isinstance(
         failed, WebSocketDisconnect | TimeoutError | RuntimeError
     ):
         log.error("push failed", path=socket.url.path, exc_info=failed)
     with suppress(RuntimeError, WebSocketDisconnect):
-        await socket.close(code if isinstance(code, int) else 1000)
+        await socket.close(next((code for code in codes if isinstance(code, int)), 1000))
 
 
 async def _gone(socket: WebSocket) -> int:
@@ -125,6 +127,13 @@ async def _gone(socket: WebSocket) -> int:
         count += 1
         if count > MESSAGES_PER_S:
             return INVALID
+
+
+async def _no_longer_admitted(socket: WebSocket) -> int:
+    """Return when the key that opened it is revoked or the token has ended, with the code to close with."""
+    while socket.scope["admitted"]():
+        await asyncio.sleep(ADMITTED_S)
+    return INVALID
 
 
 async def send(socket: WebSocket, message: bytes) -> None:

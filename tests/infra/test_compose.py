@@ -20,9 +20,19 @@ from serving.access.guard import check_address
 ROOT = Path(__file__).parents[2]
 
 
+class Strict(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, as Compose does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"twice: {twice}", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    content: dict[str, Any] = yaml.load((ROOT / "docker-compose.yml").read_text(), Strict)
     return content
 
 
@@ -38,6 +48,13 @@ def test_it_follows_the_compose_specification(compose: dict[str, Any], schema: d
     jsonschema.validate(compose, schema)
 
 
+def test_no_key_stands_twice() -> None:
+    """The control: what stands twice is noticed, also below a merge."""
+    with pytest.raises(yaml.constructor.ConstructorError, match=r"twice: \{'a'\}"):
+        yaml.load("x: {a: 1, b: 2, a: 3}", Strict)
+    yaml.load((ROOT / "docker-compose.yml").read_text(), Strict)
+
+
 def test_the_schema_would_notice_a_mistake(compose: dict[str, Any], schema: dict[str, Any]) -> None:
     wrong = {**compose, "services": {"api": {"image": "x", "portz": ["8000:8000"]}}}
     with pytest.raises(jsonschema.ValidationError):
@@ -45,7 +62,9 @@ def test_the_schema_would_notice_a_mistake(compose: dict[str, Any], schema: dict
 
 
 def test_it_runs_every_part(compose: dict[str, Any]) -> None:
-    assert {"kafka", "valkey", "stream", "serve", "ui", "train", "replay"} <= set(compose["services"])
+    assert {"kafka", "valkey", "stream", "serve", "ui", "train", "retrain", "replay"} <= set(
+        compose["services"]
+    )
 
 
 def test_every_variable_is_a_setting(compose: dict[str, Any]) -> None:

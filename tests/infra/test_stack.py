@@ -112,7 +112,7 @@ class StackInATerminal:
 @pytest.fixture(scope="module")
 def stack(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackInATerminal]:
     stack = StackInATerminal(tmp_path_factory.mktemp("stack"), jars)
-    stack.start("--replay", "--rate", "5")
+    stack.start("--replay", "--rate", "5", "--retrain")
     yield stack
     if stack.up and stack.up.poll() is None:
         stack.up.kill()
@@ -127,7 +127,7 @@ def test_status_tells_each_part_with_its_memory_and_how_far_it_is(stack: StackIn
     stack.said("training: model", timeout=280)
     found = wait_until(lambda: (s := stack.status())["figures"]["log_events"] >= 3500 and s)
     parts = {part["name"]: part for part in found["parts"]}
-    assert set(parts) == {"kafka", "valkey", "serve", "stream", "ui"}
+    assert set(parts) == {"kafka", "valkey", "serve", "stream", "ui", "retrain"}
     assert {part["state"] for part in parts.values()} == {"ready"}
     assert all(part["memory_mib"] > 1 for part in parts.values())
     assert found["figures"]["model_version"]

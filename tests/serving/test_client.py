@@ -33,7 +33,31 @@ def test_a_like_is_in_the_next_list(shop_api: Running) -> None:
         assert len(client.similar("camera-1", 3).items) == 3
         wait_until(lambda: [row.item_id for row in client.popular(1).items] == ["camera-4"])
         assert client.item("camera-4").title == "The camera-4"
+        assert {item.item_id for item in client.search("camera-4", 3).items} == {"camera-4"}
+        assert {row.category for row in client.categories().categories} >= {"Cameras", "Cables"}
+        assert client.get("/health/live")["status"]
         assert client.history("ned").events[0].rating == 5
+
+
+def test_why_an_item_is_there_and_what_was_shown_can_be_asked(shop_api: Running) -> None:
+    with Client(shop_api.url) as client:
+        after = client.feedback("ron", "camera-4", "like").position
+        mine = client.recommendations("ron", 5, after=after, explain=True)
+        causes = mine.items[0].because
+        assert causes is not None
+        assert [(cause.item_id, cause.action) for cause in causes] == [("camera-4", "like")]
+        assert mine.impression_id is not None
+        shown = client.explain(mine.impression_id)
+        assert [item.item_id for item in shown.items] == [item.item_id for item in mine.items]
+        assert shown.items[0].parts == mine.items[0].parts
+        with pytest.raises(BadInput, match="impression"):
+            client.explain("of-nobody")
+
+
+def test_a_visitor_without_an_account_gives_feedback(shop_api: Running) -> None:
+    with Client(shop_api.url) as client:
+        after = client.feedback(None, "cable-3", "like", session_id="v1").position
+        assert client.recommendations(session_id="v1", after=after).source == "session"
 
 
 def test_the_same_from_an_event_loop(shop_api: Running) -> None:

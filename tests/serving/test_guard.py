@@ -109,6 +109,13 @@ def test_over_the_limit_is_429_per_caller(settings: Settings) -> None:
         assert api.http.get("/recommendations?user_id=b", headers=bearer("a-key")).status_code == 200
 
 
+def test_who_guesses_keys_is_held_to_the_limit_by_address(settings: Settings) -> None:
+    with Running(guarded(settings, limit="5/minute")) as api:
+        statuses = [api.http.get("/popular", headers=bearer(f"guess-{n}")).status_code for n in range(7)]
+        assert statuses == [401] * 5 + [429] * 2
+        assert api.http.get("/popular", headers=bearer("r-key")).status_code == 200, "keys are counted apart"
+
+
 def test_processes_that_share_their_limit_count_together(settings: Settings) -> None:
     shared = guarded(settings, limit="5/minute", limit_shared=True)
     with Running(shared) as one, Running(shared) as other:

@@ -6,6 +6,7 @@ import http.client
 import json
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from socket import create_connection
 from typing import Any
 
 import httpx2
@@ -13,6 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from serving.routes import problems
 from tests.serving.running import Running
 from tests.waiting import PATIENCE_S
 
@@ -94,6 +96,15 @@ def test_a_chunked_body_is_cut_at_the_limit(api: Running) -> None:
     connection.request("POST", "/feedback", chunks, {"content-type": "application/json"}, encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problems, "BODY_S", 0.3)
+    with create_connection(("127.0.0.1", api.port), timeout=PATIENCE_S) as slow:
+        slow.sendall(b"POST /feedback HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        answer = b"".join(iter(lambda: slow.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"application/problem+json" in answer
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,20 @@ from pathlib import Path
 import httpx2
 import pytest
 from sqlalchemy import select
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from afterclick.errors import AlreadyThere, BadInput, NotFound
 from afterclick.settings import ApiKey, ServingSettings, Settings
 from serving.access.guard import check_address
 from serving.access.keys import KeptKey, KeyDraft, KeyRing, add_key, new_key, read_keys, revoke_key
+from serving.routes.sockets import INVALID
 from serving.server import run
 from serving.sql.database import Database
 from serving.sql.tables import api_keys
 from tests.serving.running import Running
 from tests.serving.test_guard import bearer
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 AWAY = "postgresql://nobody@127.0.0.1:1/nowhere"
 
@@ -65,7 +66,11 @@ def test_a_key_made_elsewhere_opens_and_its_revocation_closes_without_a_restart(
         url = f"{api.ws}/ws/recommendations?user_id=bob"
         with connect(url, additional_headers=bearer(key)) as socket:
             assert socket.recv(10)
-        revoke_key(database, "shop")
+            revoke_key(database, "shop")
+            with pytest.raises(ConnectionClosedError) as closed:
+                socket.recv(PATIENCE_S)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == INVALID
         wait_until(lambda: status(api, key) == 401)
         with pytest.raises(InvalidStatus), connect(url, additional_headers=bearer(key)):
             pass

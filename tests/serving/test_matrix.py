@@ -10,14 +10,16 @@ from typing import Any
 
 import jwt
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from afterclick.settings import Settings
 from serving.access.guard import OPEN_PATHS, scope_of
 from serving.access.tokens import new_token, user_of
+from serving.routes import sockets
 from tests.serving.running import Running
 from tests.serving.test_guard import KEYS, bearer, guarded
+from tests.waiting import PATIENCE_S
 
 SECRET = "a secret that is long enough for HS256"
 BODIES: dict[str, dict[str, Any]] = {
@@ -229,6 +231,17 @@ def test_a_browser_opens_a_socket_with_its_token_for_its_own_user(api: Running) 
     for url in ("/ws/recommendations?user_id=bob", "/ws/live"):
         with pytest.raises(InvalidStatus), connect(f"{api.ws}{url}", subprotocols=offered):
             pass
+
+
+def test_a_socket_does_not_outlive_its_token(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "ADMITTED_S", 0.1)
+    url = f"{api.ws}/ws/recommendations?user_id=ann"
+    with connect(url, additional_headers=bearer(new_token(SECRET, "ann", 2)[0])) as socket:
+        assert socket.recv(PATIENCE_S)
+        with pytest.raises(ConnectionClosedError) as closed:
+            socket.recv(PATIENCE_S)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == sockets.INVALID
 
 
 def test_tokens_are_made_by_admins_and_only_where_there_is_a_secret(
