@@ -32,6 +32,7 @@ from training import (
     content,
     dataset,
     etl,
+    failures,
     fit,
     gate,
     holdout,
@@ -70,7 +71,7 @@ class Pipeline:
 
     def etl(self, *, full: bool = False) -> Report:
         """Turn the log into tables, reading new files of it alone unless `full`."""
-        with spark.session(self.settings) as session:
+        with failures.recorded(self.settings, "etl"), spark.session(self.settings) as session:
             version, report = etl.run(session, self.settings, self.progress, full=full)
         self.progress(
             f"tables {version}: {report.rows_out:,} of {report.rows_in:,} rows, {report.items:,} items"
@@ -78,102 +79,109 @@ class Pipeline:
         return report
 
     def train(self, early: Callable[[fit.Fitted, Facts], None] | None = None) -> Facts:
-        """Fit the model, its twin and the ranker. `early` is handed the model before the slower rest."""
-        knobs = self.settings.training
-        etl_version, tables = steps.latest(self.home / "etl", "pipeline etl")
-        rows, known = dataset.load(tables), catalogue.load(tables / "catalogue")
-        config, cut = fit.FitConfig.of(knobs), holdout.cut_of(rows, knobs.holdout)
-        seconds: dict[str, float] = {}
-        with spark.session(self.settings) as session, steps.new_version(self.home / "candidates") as made:
-            version, folder = made
-            facts = Facts(
-                version=version,
-                cut_ms=cut,
-                parameters=knobs.model_dump(mode="json", exclude={"master", "memory", "mlflow_uri"}),
-                lineage=_lineage(tables, etl_version),
-                seconds={},
-            )
-            with self._timed(seconds, "model", f"fitting on {len(rows):,} interactions"):
-                final = fit.without_towers(session, rows, known, config, version)
-            self._sound(final.model, facts)
-            if early is not None:
-                early(final, facts)
-            with self._timed(seconds, "towers", "training the two towers"):
-                final = fit.with_towers(final, rows, known, config)
-            self._sound(final.model, facts)
-            with self._timed(seconds, "twin", "fitting the twin that has not seen the holdout"):
-                twin = fit.fit(session, rows.before(cut), known, config, version)
-            with self._timed(seconds, "ranker", "training the ranker on past days"):
-                past = partial(_fit_past, session, known, config)
-                with threadpool_limits(1, "blas"):  # small products, one question at a time
-                    text = self._ranker(rows.before(cut), past)
-            facts = facts.model_copy(update={"seconds": seconds})
-            write_model(folder, "model", final, text, facts)
-            write_model(folder, "twin", twin, text, facts)
-            (folder / "facts.json").write_text(facts.model_dump_json(indent=1))
-        return facts
+        """Fit the model, its twin and the ranker.
+
+        Where nothing is served yet, `early` is handed the model before the slower rest.
+        """
+        with failures.recorded(self.settings, "train"):
+            knobs = self.settings.training
+            etl_version, tables = steps.latest(self.home / "etl", "pipeline etl")
+            rows, known = dataset.load(tables), catalogue.load(tables / "catalogue")
+            config, cut = fit.FitConfig.of(knobs), holdout.cut_of(rows, knobs.holdout)
+            seconds: dict[str, float] = {}
+            with spark.session(self.settings) as session, steps.new_version(self.home / "candidates") as made:
+                version, folder = made
+                facts = Facts(
+                    version=version,
+                    cut_ms=cut,
+                    parameters=knobs.model_dump(mode="json", exclude={"master", "memory", "mlflow_uri"}),
+                    lineage=_lineage(tables, etl_version),
+                    seconds={},
+                )
+                with self._timed(seconds, "model", f"fitting on {len(rows):,} interactions"):
+                    final = fit.without_towers(session, rows, known, config, version)
+                self._sound(final.model, facts)
+                if early is not None and publish.champion(self.settings.kafka) is None:
+                    early(final, facts)
+                with self._timed(seconds, "towers", "training the two towers"):
+                    final = fit.with_towers(final, rows, known, config)
+                self._sound(final.model, facts)
+                with self._timed(seconds, "twin", "fitting the twin that has not seen the holdout"):
+                    twin = fit.fit(session, rows.before(cut), known, config, version)
+                with self._timed(seconds, "ranker", "training the ranker on past days"):
+                    past = partial(_fit_past, session, known, config)
+                    with threadpool_limits(1, "blas"):  # small products, one question at a time
+                        text = self._ranker(rows.before(cut), past)
+                facts = facts.model_copy(update={"seconds": seconds})
+                write_model(folder, "model", final, text, facts)
+                write_model(folder, "twin", twin, text, facts)
+                (folder / "facts.json").write_text(facts.model_dump_json(indent=1))
+            return facts
 
     def evaluate(self) -> Evaluation:
         """Ask the twin about the holdout, beside the champion's twin and plain trends; write the verdict."""
-        folder = steps.latest(self.home / "candidates", "pipeline train")[1]
-        facts = read_facts(folder)
-        rows = self._rows(facts)
-        knobs = self.settings.training
-        questions = holdout.make(rows, facts.cut_ms, knobs.least_reviews, knobs.questions, knobs.seed)
-        self.progress(f"asking {questions.users:,} questions about the newest interactions")
-        champion = publish.champion(self.settings.kafka)
-        with threadpool_limits(1, "blas"):
-            against = {
-                "trends": holdout.baseline(questions),
-                "champion": self._judge_champion(questions, champion),
-            }
-            mine = self._judge(questions, folder / "twin")
-        verdict = gate.decide(mine, against)
-        evaluation = Evaluation(
-            questions=questions.users,
-            metrics=means(mine or {}),
-            against={name: means(result) for name, result in against.items() if result is not None},
-            champion=champion.version if champion else None,
-            passed=verdict.passed,
-            reason=verdict.reason,
-        )
-        (folder / "evaluation.json").write_text(evaluation.model_dump_json(indent=1))
-        self.progress(evaluation.reason)
-        return evaluation
+        with failures.recorded(self.settings, "eval"):
+            folder = steps.latest(self.home / "candidates", "pipeline train")[1]
+            facts = read_facts(folder)
+            rows = self._rows(facts)
+            knobs = self.settings.training
+            questions = holdout.make(rows, facts.cut_ms, knobs.least_reviews, knobs.questions, knobs.seed)
+            self.progress(f"asking {questions.users:,} questions about the newest interactions")
+            champion = publish.champion(self.settings.kafka)
+            with threadpool_limits(1, "blas"):
+                against = {
+                    "trends": holdout.baseline(questions),
+                    "champion": self._judge_champion(questions, champion),
+                }
+                mine = self._judge(questions, folder / "twin")
+            verdict = gate.decide(mine, against)
+            evaluation = Evaluation(
+                questions=questions.users,
+                metrics=means(mine or {}),
+                against={name: means(result) for name, result in against.items() if result is not None},
+                champion=champion.version if champion else None,
+                passed=verdict.passed,
+                reason=verdict.reason,
+            )
+            (folder / "evaluation.json").write_text(evaluation.model_dump_json(indent=1))
+            self.progress(evaluation.reason)
+            return evaluation
 
     def deploy(self) -> ModelPublished:
         """Publish the newest candidate if its verdict allows. Raises Refused with the reason if not."""
         from training.registry import Registry
 
-        version, folder = steps.latest(self.home / "candidates", "pipeline train")
-        facts, evaluation = read_facts(folder), read_evaluation(folder)
-        registry = Registry(self.settings)
-        run_id = self._record(registry, folder, facts, evaluation)
-        if not evaluation.passed:
-            registry.finish(run_id, "FAILED", evaluation.reason)
+        with failures.recorded(self.settings, "deploy") as attempt:
+            version, folder = steps.latest(self.home / "candidates", "pipeline train")
+            facts, evaluation = read_facts(folder), read_evaluation(folder)
+            registry = Registry(self.settings)
+            run_id = attempt.run_id = self._record(registry, folder, facts, evaluation)
+            if not evaluation.passed:
+                Trained.of(facts).write(self.home)
+                raise gate.Refused(f"{version} is not published: {evaluation.reason}")
+            champion = publish.champion(self.settings.kafka)
+            if champion is not None and champion.version not in (evaluation.champion, version):
+                raise BadInput(
+                    f"the champion is {champion.version} by now: run `afterclick pipeline eval` again"
+                )
+            target = copy_model(folder / "model", self.settings.artifacts, version, evaluation.metrics)
+            copy_model(folder / "twin", self.home / "twins", version, evaluation.metrics)
+            self._sound(models.load(target)[0], facts)
+            published = publish.announce(self.settings.kafka, target, store=self.settings.training.store)
+            registry.register(target, run_id, facts.lineage)
+            registry.follow(version)
+            registry.mend(run_id)
             Trained.of(facts).write(self.home)
-            raise gate.Refused(f"{version} is not published: {evaluation.reason}")
-        champion = publish.champion(self.settings.kafka)
-        if champion is not None and champion.version not in (evaluation.champion, version):
-            raise BadInput(f"the champion is {champion.version} by now: run `afterclick pipeline eval` again")
-        target = copy_model(folder / "model", self.settings.artifacts, version, evaluation.metrics)
-        copy_model(folder / "twin", self.home / "twins", version, evaluation.metrics)
-        self._sound(models.load(target)[0], facts)
-        published = publish.announce(self.settings.kafka, target, store=self.settings.training.store)
-        registry.register(target, run_id, facts.lineage)
-        registry.follow(version)
-        registry.finish(run_id)
-        Trained.of(facts).write(self.home)
-        self.progress(f"{version} is the champion")
-        return published
+            self.progress(f"{version} is the champion")
+            return published
 
     def everything(self) -> tuple[Report, Evaluation, ModelPublished]:
         """All steps. Where nothing is served yet, the model without its ranker is published on the way."""
         with ExitStack() as stack:
-            stack.enter_context(spark.session(self.settings))
+            with failures.recorded(self.settings, "etl"):
+                stack.enter_context(spark.session(self.settings))
             report = self.etl()
-            nothing_served = publish.champion(self.settings.kafka) is None
-            self.train(self.publish_early if nothing_served else None)
+            self.train(self.publish_early)
         evaluation = self.evaluate()
         return report, evaluation, self.deploy()
 

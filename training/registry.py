@@ -62,9 +62,11 @@ class Registry:
             return str(found.experiment_id)
         return str(self.client.create_experiment(name, artifact_location=self._files))
 
-    def start(self, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> str:
-        """Begin a run; returns its id."""
-        run = self.client.create_run(self.experiment(), run_name=name, tags=dict(tags))
+    def start(
+        self, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], began_ms: int | None = None
+    ) -> str:
+        """Begin a run, now or at a moment that has passed; returns its id."""
+        run = self.client.create_run(self.experiment(), began_ms, dict(tags), name)
         run_id = str(run.info.run_id)
         known = [Param(key, str(value)) for key, value in flat(parameters).items()]
         self.client.log_batch(run_id, params=known)
@@ -91,6 +93,18 @@ class Registry:
         if reason:
             self.client.set_tag(run_id, "reason", reason[:500])
         self.client.set_terminated(run_id, status)
+
+    def fail(self, run_id: str, step: str, reason: str) -> None:
+        """End a run as FAILED, with the step too as a tag."""
+        self.client.set_tag(run_id, "step", step)
+        self.finish(run_id, "FAILED", reason)
+
+    def mend(self, run_id: str) -> None:
+        """End a run well, also one that failed before."""
+        tags = self.client.get_run(run_id).data.tags
+        for stale in {"step", "reason"} & set(tags):
+            self.client.delete_tag(run_id, stale)
+        self.finish(run_id)
 
     def register(self, folder: Path, run_id: str, tags: Mapping[str, str]) -> Entry:
         """Put an artifact into the registry as the challenger; the same version only once."""

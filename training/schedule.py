@@ -25,6 +25,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from afterclick.errors import AfterclickError, Unavailable
 from afterclick.home import TrainingStatus
 from afterclick.settings import KafkaSettings, Settings
+from training import failures
 from training.backoff import Backoff
 from training.gate import Refused
 from training.lock import exclusive, holder
@@ -34,6 +35,8 @@ from training.trained import Trained
 
 log = structlog.get_logger()
 _LOOK_S = 10.0
+_RECORD_S = 300.0
+"""How long MLflow may take to note a failure."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,10 @@ class Retrain:
     def _train(self, reason: str, stop: threading.Event) -> Ended:
         """Run the pipeline in a child, whose memory is given back whole; returns how it ended.
 
-        One that hangs is killed, and its lock ends with it.
+        One that hangs is killed, and its lock ends with it. One that could not say how it ended is recorded
+        as failed.
         """
+        began_ms = failures.now_ms()
         context = multiprocessing.get_context("spawn")
         answers: multiprocessing.SimpleQueue[Ended] = context.SimpleQueue()
         child = context.Process(target=_once, args=(self.settings, reason, answers), name="training")
@@ -126,11 +131,28 @@ class Retrain:
         late = time.monotonic() + self.settings.training.longest_hours * 3600
         while child.is_alive() and not stop.is_set() and time.monotonic() < late:
             child.join(0.2)
-        if child.is_alive():
+        hung = child.is_alive()
+        if hung:
             _end(child)
-            longest = f"took longer than {self.settings.training.longest_hours:g} h and was ended"
-            return Ended(False, "ended with the process" if stop.is_set() else longest)
-        return answers.get() if not answers.empty() else Ended(False, f"died with exit code {child.exitcode}")
+        elif not answers.empty():
+            return answers.get()
+        if stop.is_set():
+            return Ended(False, "ended with the process")
+        longest = f"took longer than {self.settings.training.longest_hours:g} h and was ended"
+        ended = Ended(False, longest if hung else f"died with exit code {child.exitcode}")
+        self._record(ended.how, began_ms)
+        return ended
+
+    def _record(self, reason: str, began_ms: int) -> None:
+        """Tell MLflow, from a child too, where it was when it last said something."""
+        known = TrainingStatus.read(self.settings.home)
+        step = known.progress if known is not None and known.state == "training" else "start"
+        child = multiprocessing.get_context("spawn").Process(
+            target=failures.record, args=(self.settings, step, reason, began_ms), name="record"
+        )
+        child.start()
+        child.join(_RECORD_S)
+        _end(child)
 
     def _say(self, state: Literal["waiting", "stopped"], last: str | None = None) -> None:
         """Say so where it is news, unless somebody trains: what they say stays."""

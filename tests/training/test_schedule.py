@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from mlflow.entities import Run
 
 from afterclick.errors import AlreadyRunning, Unavailable
 from afterclick.home import TrainingStatus
@@ -16,6 +17,7 @@ from tests.waiting import wait_until
 from training import publish, schedule
 from training.backoff import Backoff
 from training.lock import exclusive, holder
+from training.registry import Registry
 from training.schedule import Ended, Retrain
 from training.trained import Trained
 
@@ -40,6 +42,11 @@ class Scripted(Retrain):
     def _train(self, reason: str, stop: threading.Event) -> Ended:
         self.trained_at.append(self._clock())
         return self.ends
+
+
+def failed_runs(settings: Settings) -> list[Run]:
+    registry = Registry(settings)
+    return list(registry.client.search_runs([registry.experiment()], "tags.kind = 'failed'"))
 
 
 def look_for(retrain: Scripted, clock: Clock, seconds: int) -> list[float]:
@@ -166,6 +173,10 @@ def test_a_training_that_fails_says_why_and_the_next_one_may_come(settings: Sett
     stopped = TrainingStatus.read(settings.home)
     assert stopped is not None
     assert stopped.state == "stopped"
+    (run,) = failed_runs(settings)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["step"] == "etl"
+    assert "no Parquet log" in run.data.tags["reason"]
 
 
 def test_a_training_that_hangs_is_ended_and_says_so(settings: Settings) -> None:
@@ -176,6 +187,8 @@ def test_a_training_that_hangs_is_ended_and_says_so(settings: Settings) -> None:
     assert "took longer" in ended.how
     with exclusive(settings.home, "the next one"):  # its lock is gone with it
         pass
+    (run,) = failed_runs(hasty)
+    assert "took longer" in run.data.tags["reason"]
 
 
 def test_a_killed_owner_leaves_no_lock(settings: Settings) -> None:
