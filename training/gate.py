@@ -37,8 +37,11 @@ class Verdict:
     """90 % paired bootstrap interval of the difference."""
 
 
-def sound(model: Model, before: Model | None = None) -> Verdict:
-    """Whether a model could be served at all: finite, of one shape, with about the champion's items."""
+def sound(model: Model, before: int | None = None) -> Verdict:
+    """Whether a model could be served at all: finite, of one shape, with about the champion's items.
+
+    `before` is how many those are, where it is known; half of them suffices.
+    """
     for name, array in model.arrays().items():
         if len(array) != len(model) and name not in OF_WORDS:
             return Verdict(False, f"{name} has {len(array)} rows for {len(model)} items")
@@ -53,8 +56,8 @@ def sound(model: Model, before: Model | None = None) -> Verdict:
     for name, near in model.arrays().items():
         if name.endswith("_items") and near.size and not (-1 <= near.min() <= near.max() < len(model)):
             return Verdict(False, f"{name} points outside the items")
-    if before is not None and 2 * len(model) < len(before):
-        return Verdict(False, f"only {len(model):,} items, the champion has {len(before):,}")
+    if before is not None and 2 * len(model) < before:
+        return Verdict(False, f"only {len(model):,} items, the champion has {before:,}")
     return Verdict(True, "sound")
 
 

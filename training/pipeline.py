@@ -24,7 +24,8 @@ from pyspark.sql import SparkSession
 from threadpoolctl import threadpool_limits
 
 from afterclick import model as models
-from afterclick.errors import BadInput
+from afterclick.artifact import read_manifest
+from afterclick.errors import BadArtifact, BadInput
 from afterclick.events import ModelPublished
 from afterclick.settings import Settings
 from training import (
@@ -88,6 +89,7 @@ class Pipeline:
             etl_version, tables = steps.latest(self.home / "etl", "pipeline etl")
             rows, known = dataset.load(tables), catalogue.load(tables / "catalogue")
             config, cut = fit.FitConfig.of(knobs), holdout.cut_of(rows, knobs.holdout)
+            champion = publish.champion(self.settings.kafka)
             seconds: dict[str, float] = {}
             with spark.session(self.settings) as session, steps.new_version(self.home / "candidates") as made:
                 version, folder = made
@@ -100,12 +102,12 @@ class Pipeline:
                 )
                 with self._timed(seconds, "model", f"fitting on {len(rows):,} interactions"):
                     final = fit.without_towers(session, rows, known, config, version)
-                self._sound(final.model, facts)
-                if early is not None and publish.champion(self.settings.kafka) is None:
+                self._sound(final.model, facts, champion)
+                if early is not None and champion is None:
                     early(final, facts)
                 with self._timed(seconds, "towers", "training the two towers"):
                     final = fit.with_towers(final, rows, known, config)
-                self._sound(final.model, facts)
+                self._sound(final.model, facts, champion)
                 with self._timed(seconds, "twin", "fitting the twin that has not seen the holdout"):
                     twin = fit.fit(session, rows.before(cut), known, config, version)
                 with self._timed(seconds, "ranker", "training the ranker on past days"):
@@ -166,7 +168,7 @@ class Pipeline:
                 )
             target = copy_model(folder / "model", self.settings.artifacts, version, evaluation.metrics)
             copy_model(folder / "twin", self.home / "twins", version, evaluation.metrics)
-            self._sound(models.load(target)[0], facts)
+            self._sound(models.load(target)[0], facts, champion)
             published = publish.announce(self.settings.kafka, target, store=self.settings.training.store)
             registry.register(target, run_id, facts.lineage)
             registry.follow(version)
@@ -255,11 +257,18 @@ class Pipeline:
         known.write_text(run_id)
         return run_id
 
-    def _sound(self, arrays: models.Model, facts: Facts) -> None:
-        verdict = gate.sound(arrays)
+    def _sound(self, arrays: models.Model, facts: Facts, champion: ModelPublished | None) -> None:
+        verdict = gate.sound(arrays, self._items(champion))
         if not verdict.passed:
             Trained.of(facts).write(self.home)
             raise gate.Refused(f"{arrays.version} is not published: {verdict.reason}")
+
+    def _items(self, champion: ModelPublished | None) -> int | None:
+        """How many items the champion has; None where its artifact is not kept here."""
+        try:
+            return read_manifest(self.settings.artifacts / champion.version).items if champion else None
+        except BadArtifact:
+            return None
 
     @contextmanager
     def _timed(self, seconds: dict[str, float], name: str, message: str) -> Iterator[None]:

@@ -13,7 +13,9 @@ from afterclick import model as models
 from afterclick.errors import AlreadyRunning, BadArtifact
 from afterclick.events import Item
 from afterclick.settings import Settings
+from tests.scoring.worlds import a_model
 from tests.training import shop
+from tests.training.candidates import champion
 from training import gate, publish, steps
 from training.candidate import RANKER, Evaluation
 from training.lock import exclusive
@@ -106,6 +108,21 @@ def test_a_run_that_breaks_leaves_the_champion_and_no_candidate(pipeline: Pipeli
     with pytest.raises(steps.MissingStep, match="pipeline train"):
         pipeline.evaluate()
     assert Trained.read(pipeline.home) is None  # there are tables, and what they hold still makes one due
+
+
+def test_a_model_that_lost_most_items_is_no_candidate(pipeline: Pipeline) -> None:
+    said: list[str] = []
+    pipeline.progress = said.append
+    pipeline.etl()
+    champion(pipeline.settings, "large", a_model(1000))
+    with pytest.raises(gate.Refused, match="items, the champion has 1,000"):
+        pipeline.train()
+    assert "training the two towers" not in said  # nor is time lost on it
+    with pytest.raises(steps.MissingStep, match="pipeline train"):
+        pipeline.evaluate()
+    trained = Trained.read(pipeline.home)
+    assert trained is not None
+    assert sum(trained.positions.values()) > 0
 
 
 def test_one_training_at_a_time(settings: Settings) -> None:
