@@ -41,8 +41,8 @@ def create(
     arm: Annotated[
         list[str],
         typer.Option(
-            help="NAME, or NAME:OPTION=VALUE,… with the options policy, share, model, explore, draw, diversity "
-            "and weights.PART; the first one is the control. Repeat."
+            help="NAME, or NAME:OPTION=VALUE,… with the options policy, share, model, explore, draw, "
+            "diversity and weights.PART; the first one is the control. Repeat."
         ),
     ],
     traffic: Annotated[float, typer.Option(help="The share of users who take part.")] = 1.0,

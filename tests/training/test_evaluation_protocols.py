@@ -76,6 +76,14 @@ def test_an_item_with_too_few_training_rows_is_no_target_but_may_be_a_live_event
     assert asked(split, "returning") == []
 
 
+def test_cold_items_are_asked_for_on_their_own() -> None:
+    split = split_of([*PAST, ("cy", "i1", 110), ("cy", "new", 111), ("dan", "new", 112)], least=2)
+    assert asked(split, "cold_items") == [("cy", "new", "i1", 110)]
+    assert asked(split, "live") == []
+    assert split.eligible.sum() == 1
+    assert split.of_every_item.eligible.all()
+
+
 def test_rows_with_a_guessed_time_are_neither_target_nor_live_event() -> None:
     rows = [*PAST, ("cy", "i1", 110), ("cy", "i2", 111), ("cy", "i3", 112)]
     assert asked(split_of(rows, untrusted={6}), "live") == [("cy", "i3", "i2", 111)]

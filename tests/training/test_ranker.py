@@ -82,7 +82,8 @@ def blend(split: Split) -> ranker.Blend:
 
 def test_the_blend_uses_the_live_event_and_beats_every_source(split: Split, blend: ranker.Blend) -> None:
     model = build(split.train)
-    answers = answer_all(split, contestants(Fitted(model, blend.text, split.eligible), brief=True))
+    asked = contestants(Fitted(model, blend.text, split.eligible), brief=True)
+    answers = answer_all(split, asked, asked)
     facts = Catalogue(split.train.item_counts(), np.zeros((len(model), 1), np.float32), 120, 1500)
     live = measure(answers["live"], facts)
     frozen = measure(answers["frozen"], facts)

@@ -129,14 +129,17 @@ def evaluate(split: Split, data: Reviews, how: Recipe, users: int, brief: bool =
         ) from None
     model = made.model
     fitted = time.perf_counter()
-    answers = answer_all(split, contestants(made, brief=brief), users, how.als.seed)
+    every = replace(made, eligible=np.ones_like(made.eligible))
+    asked = contestants(made, brief=brief), contestants(every, brief=brief)
+    answers = answer_all(split, *asked, users, how.als.seed)
     facts = Catalogue(
         counts=split.train.item_counts(),
         vectors=_unit(model.factors) if model.factors is not None else np.zeros((len(model), 1), np.float32),
         ranked=int(split.eligible.sum()),
         users=len(np.unique(split.train.user)),
     )
-    measured = {protocol: measure(found, facts) for protocol, found in answers.items()}
+    ranked = {"cold_items": replace(facts, ranked=len(model))}
+    measured = {protocol: measure(found, ranked.get(protocol, facts)) for protocol, found in answers.items()}
     names = next(iter(measured.values()))
     result = {
         "recipe": how.parameters(),

@@ -46,14 +46,25 @@ class Catalogue:
 
 
 def answer_all(
-    split: Split, contestants: Mapping[str, Contestant], most: int | None = None, seed: int = 42
+    split: Split,
+    contestants: Mapping[str, Contestant],
+    of_every_item: Mapping[str, Contestant],
+    most: int | None = None,
+    seed: int = 42,
 ) -> dict[str, Answers]:
-    """Protocol → the lists of every contestant, on at most `most` questions each."""
+    """Protocol → the lists of every contestant, on at most `most` questions each.
+
+    `of_every_item`: the same contestants, who may show every item; they answer `cold_items`.
+    """
     live = sample(queries(split, "live"), most, seed)
-    return {
-        protocol: answer(split, contestants, _questions(split, protocol, live, most, seed), seed)
-        for protocol in PROTOCOLS
-    }
+    found = {}
+    for protocol in PROTOCOLS:
+        asked = _questions(split, protocol, live, most, seed)
+        if protocol == "cold_items":
+            found[protocol] = answer(split.of_every_item, of_every_item, asked, seed)
+        else:
+            found[protocol] = answer(split, contestants, asked, seed)
+    return found
 
 
 def _questions(split: Split, protocol: str, live: Queries, most: int | None, seed: int) -> Queries:

@@ -7,9 +7,10 @@
 `trends`      the targets of `live` with live trends, but without the live event
 `frozen`      the targets of `live`, everything as of the cut
 `cold`        users without a training interaction; the first test item; everything as of the cut
+`cold_items`  as `live`, but of every item, of which the targets have fewer than five training interactions
 
-`live` minus `frozen` is the value of freshness. Targets are items with five or more training interactions
-(`least`), never seen by the user before.
+`live` minus `frozen` is the value of freshness. But for `cold_items`, targets are items with five or more
+training interactions (`least`); they were never seen by the user before.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from afterclick.trends import DAY_MS
 from training.dataset import Interactions
 
-PROTOCOLS = ("returning", "live", "live_later", "trends", "frozen", "cold")
+PROTOCOLS = ("returning", "live", "live_later", "trends", "frozen", "cold", "cold_items")
 NOBODY = -1
 
 
@@ -66,6 +67,11 @@ class Split:
     """Training interactions an item needs to be ranked."""
 
     @property
+    def of_every_item(self) -> Split:
+        """The same, with every item ranked, also those that nobody has chosen yet."""
+        return replace(self, least=0)
+
+    @property
     def train(self) -> Interactions:
         """The rows before the cut."""
         return self.rows.before(self.cut_ms)
@@ -90,6 +96,9 @@ def queries(split: Split, protocol: str) -> Queries:
         first = _first(split)
         known = history[first.user]
         return first.where(known >= 5 if protocol == "returning" else known == 0)
+    if protocol == "cold_items":
+        asked = _next(split.of_every_item, second_only=True)
+        return asked.where(split.train.item_counts()[asked.target] < split.least)
     live = _next(split, second_only=True)
     if protocol == "live_later":
         return live.where(live.target_ms // int(DAY_MS) > live.now_ms // int(DAY_MS))
