@@ -169,8 +169,10 @@ class Pipeline:
             target = copy_model(folder / "model", self.settings.artifacts, version, evaluation.metrics)
             copy_model(folder / "twin", self.home / "twins", version, evaluation.metrics)
             self._sound(models.load(target)[0], facts, champion)
-            published = publish.announce(self.settings.kafka, target, store=self.settings.training.store)
+            if champion is not None:  # else a kill before this would lose the one that goes now
+                registry.follow(champion.version)
             registry.register(target, run_id, facts.lineage)
+            published = publish.announce(self.settings.kafka, target, store=self.settings.training.store)
             registry.follow(version)
             registry.mend(run_id)
             Trained.of(facts).write(self.home)

@@ -3,7 +3,8 @@
 writes  mlflow  runs (parameters, metrics, files, signature), the registered model `afterclick` with the
                 aliases champion, previous, challenger
 
-The `models` topic decides what is served; the aliases follow it (`follow` mends what a killed run left).
+The `models` topic decides what is served; the aliases follow it. Where a run was killed between the two,
+whoever asks next for a model lets them catch up.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from mlflow.entities import Metric, Param
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from afterclick.artifact import MANIFEST, read_manifest, sha256
-from afterclick.errors import BadInput
+from afterclick.errors import BadInput, Unavailable
 from afterclick.settings import Settings
-from training import signature
+from training import publish, signature
 from training.candidate import flat
 
+log = structlog.get_logger()
 MODEL = "afterclick"
 EXPERIMENT = "afterclick"
+_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Entry:
     number: int
     """MLflow's own number."""
     run_id: str
+    """Empty where a killed training never told of it."""
     aliases: tuple[str, ...]
     folder: Path
     tags: dict[str, str]
@@ -52,7 +57,8 @@ class Registry:
         for name in ("mlflow.store.db.utils", "alembic"):  # they narrate their migrations
             logging.getLogger(name).setLevel(logging.WARNING)
         settings.home.mkdir(parents=True, exist_ok=True)
-        self._files = settings.mlflow_files
+        self._files, self._artifacts, self._kafka = settings.mlflow_files, settings.artifacts, settings.kafka
+        self._caught_up = False
         self.client = MlflowClient(tracking_uri=settings.mlflow, registry_uri=settings.mlflow)
 
     def experiment(self, name: str = EXPERIMENT) -> str:
@@ -106,7 +112,7 @@ class Registry:
             self.client.delete_tag(run_id, stale)
         self.finish(run_id)
 
-    def register(self, folder: Path, run_id: str, tags: Mapping[str, str]) -> Entry:
+    def register(self, folder: Path, run_id: str | None, tags: Mapping[str, str]) -> Entry:
         """Put an artifact into the registry as the challenger; the same version only once."""
         version = read_manifest(folder).version
         try:
@@ -145,7 +151,8 @@ class Registry:
         return next((e for e in self.entries() if e.version == version), None)
 
     def get(self, version: str) -> Entry:
-        """The entry of a version, or of an alias. Raises BadInput."""
+        """The entry of a version, or of an alias, which then says what the topic says. Raises BadInput."""
+        self._catch_up()
         for entry in self.entries():
             if entry.version == version or version in entry.aliases:
                 return entry
@@ -153,17 +160,41 @@ class Registry:
         raise BadInput(f"no model {version!r} in the registry; the newest are: {known}")
 
     def follow(self, champion: str) -> None:
-        """Let the aliases say what the topic says: `champion` is served, what was before it is `previous`."""
-        entries = {e.version: e for e in self.entries()}
-        new = entries.get(champion)
-        if new is None or "champion" in new.aliases:
+        """Let the aliases say what the topic says: `champion` is served, what was before it is `previous`.
+
+        A champion that a killed run did not register is registered; its run has gone well.
+        """
+        new = self.find(champion) or self._adopt(champion)
+        if new is None:
             return
-        old = next((e for e in entries.values() if "champion" in e.aliases), None)
-        if old is not None:
-            self._alias("previous", old.number)
-        self._alias("champion", new.number)
+        if "champion" not in new.aliases:
+            old = next((e for e in self.entries() if "champion" in e.aliases), None)
+            if old is not None:
+                self._alias("previous", old.number)
+            self._alias("champion", new.number)
+            if new.run_id:
+                self.mend(new.run_id)
         if "challenger" in new.aliases:
             self.client.delete_registered_model_alias(MODEL, "challenger")
+
+    def _catch_up(self) -> None:
+        """Follow the topic, once; without Kafka the aliases stay as they are."""
+        if self._caught_up:
+            return
+        self._caught_up = True
+        try:
+            served = publish.champion(self._kafka, _PATIENCE_S)
+        except Unavailable as error:
+            log.warning("the aliases may be behind the topic", error=str(error))
+            return
+        if served is not None:
+            self.follow(served.version)
+
+    def _adopt(self, version: str) -> Entry | None:
+        folder = self._artifacts / version
+        if not (folder / MANIFEST).is_file():
+            return None
+        return self.register(folder, None, read_manifest(folder).lineage)
 
     def _alias(self, alias: str, number: int) -> None:
         self.client.set_registered_model_alias(MODEL, alias, str(number))
@@ -175,7 +206,7 @@ def _entry(version: ModelVersion, aliases: Mapping[str, str]) -> Entry:
     return Entry(
         version=tags.get("version", str(number)),
         number=number,
-        run_id=str(version.run_id),
+        run_id=str(version.run_id or ""),
         aliases=tuple(sorted(a for a, n in aliases.items() if int(n) == number)),
         folder=Path(tags.get("folder", "")),
         tags=tags,

@@ -43,14 +43,14 @@ def main(what: Callable[[Settings], None]) -> None:
     settings = Settings()
     for place in range(1, 1000, STEP):
         shutil.rmtree(settings.artifacts / NEW, ignore_errors=True)
-        killed = _forked(_killed_at, place, what, settings)
-        if _forked(_tell, what.__name__, killed, settings):
+        killed = forked(_killed_at, place, what, settings)
+        if forked(_tell, what.__name__, killed, settings):
             raise SystemExit("the look at what is left failed")
         if not killed:
             return
 
 
-def _forked(act: Callable[..., None], *given: object) -> int:
+def forked(act: Callable[..., None], *given: object) -> int:
     """Run it in a fork; the signal that ended it as a negative number, or its exit code."""
     child = os.fork()
     if child:

@@ -9,10 +9,11 @@ from afterclick.errors import BadArtifact
 from afterclick.model import Model
 from afterclick.settings import Settings
 from tests.scoring.worlds import a_model
-from tests.training.candidates import candidate, champion
+from tests.training.candidates import an_artifact, candidate, champion
 from training import publish
 from training.gate import Refused
 from training.pipeline import Pipeline
+from training.registry import Registry
 from training.trained import Trained
 
 
@@ -52,3 +53,16 @@ def test_a_sound_model_is_published(settings: Settings) -> None:
     candidate(settings, "new", a_model(10))
     assert Pipeline(settings).deploy().version == "new"
     assert served(settings) == "new"
+
+
+def test_a_champion_that_a_killed_deploy_never_registered_is_what_one_goes_back_to(
+    settings: Settings,
+) -> None:
+    champion(settings, "oldest")
+    champion(settings, "old")
+    publish.announce(settings.kafka, an_artifact(settings.artifacts, "new"))
+    assert Registry(settings).find("new") is None
+    candidate(settings, "newer")
+    Pipeline(settings).deploy()
+    aliases = {alias: entry.version for entry in Registry(settings).entries() for alias in entry.aliases}
+    assert aliases == {"champion": "newer", "previous": "new"}
