@@ -22,7 +22,8 @@ from training.als_quality import Exam
 from training.registry import Registry
 
 AIM = "ndcg@10"
-Progress = Callable[[str], None]
+Progress = Callable[[int, str], None]
+"""Is told how many trials have ended, and how the newest did."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Search:
 
 
 def run(
-    settings: Settings, exam: Exam, search: Search, progress: Progress = lambda _: None
+    settings: Settings, exam: Exam, search: Search, progress: Progress = lambda _, __: None
 ) -> dict[str, Any]:
     """Search; returns the best settings and metrics, and how many trials there are."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -85,10 +86,10 @@ class _Trials:
         tags = {"mlflow.parentRunId": self.parent, "kind": "trial"}
         run_id = self.registry.start(f"trial {trial.number}", knobs, tags)
         try:
-            measured = self._fit(trial, config)
+            measured = self._fit(trial, config, run_id)
         except optuna.TrialPruned:
             self.registry.finish(run_id, "KILLED", "pruned")
-            self.progress(f"trial {trial.number}: pruned ({_shown(knobs)})")
+            self.progress(trial.number + 1, f"trial {trial.number}: pruned ({_shown(knobs)})")
             raise
         except BaseException as error:
             self.registry.finish(run_id, "FAILED", repr(error))
@@ -96,7 +97,7 @@ class _Trials:
         self.registry.metrics(run_id, measured)
         self.registry.finish(run_id)
         trial.set_user_attr("metrics", measured)
-        self.progress(f"trial {trial.number}: {AIM} {measured[AIM]:.4f} ({_shown(knobs)})")
+        self.progress(trial.number + 1, f"trial {trial.number}: {AIM} {measured[AIM]:.4f} ({_shown(knobs)})")
         return measured[AIM]
 
     def _suggest(self, trial: optuna.Trial) -> AlsConfig:
@@ -108,11 +109,13 @@ class _Trials:
             seed=self.settings.training.seed,
         )
 
-    def _fit(self, trial: optuna.Trial, config: AlsConfig) -> dict[str, float]:
+    def _fit(self, trial: optuna.Trial, config: AlsConfig, run_id: str) -> dict[str, float]:
         def watch(done: int, factors: Factors) -> None:
             if done in self.search.looks and done < config.iterations:
-                trial.report(self.exam.metrics(factors, config)[AIM], done)
+                measured = self.exam.metrics(factors, config)
+                trial.report(measured[AIM], done)
                 if trial.should_prune():
+                    self.registry.metrics(run_id, measured)
                     raise optuna.TrialPruned
 
         return self.exam.metrics(implicit_als.fit(self.exam.known, config, watch), config)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from infra.commands.train import as_json, say
 
@@ -22,6 +24,7 @@ Dataset = Annotated[
 Cut = Annotated[str | None, typer.Option(help="First day that is asked about, yyyy-mm-dd.")]
 End = Annotated[str | None, typer.Option(help="The day after the last one; nothing from it on is looked at.")]
 Users = Annotated[int, typer.Option(min=10, help="Most questions of one protocol.")]
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
 
 
 @app.command("search")
@@ -42,7 +45,14 @@ def search(
     from training.als_search import Search, run
 
     settings, exam = _exam(dataset, cut, end, users)
-    answer = run(settings, exam, Search(name, trials, seconds), say)
+    with Progress(*_COLUMNS, console=Console(stderr=True)) as bar:
+        task = bar.add_task("trials", total=trials)
+
+        def tell(done: int, line: str) -> None:
+            bar.console.print(line, highlight=False)
+            bar.update(task, completed=done)
+
+        answer = run(settings, exam, Search(name, trials, seconds), tell)
     best = answer["best"]
     say(f"best of {answer['trials']} ({answer['pruned']} pruned): {best['params']}, {best['metrics']}")
     if json:

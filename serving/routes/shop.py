@@ -72,7 +72,7 @@ async def explain(service: Parts, impression_id: ImpressionId) -> Response:
     """A list that went out lately, as it was: what was shown then, and why."""
     body = service.kept.get(impression_id)
     if body is None:
-        raise ApiError(404, "no such impression in memory; what older ones showed is on the impressions topic")
+        raise ApiError(404, "no such impression in memory; what others showed is on the impressions topic")
     return reply(body)
 
 

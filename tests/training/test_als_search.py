@@ -75,7 +75,17 @@ def test_a_trial_far_behind_the_others_is_pruned(settings: Settings, exam: Exam)
         trial = study.ask()
         trial.report(2.0, 2)
         study.tell(trial, 2.0)
-    assert als_search.run(settings, exam, Search(trials=7))["pruned"] == 2
+    told: list[tuple[int, str]] = []
+    answer = als_search.run(settings, exam, Search(trials=7), lambda *said: told.append(said))
+    assert answer["pruned"] == 2
+    assert [(done, line.split(":")[1].split(" (")[0]) for done, line in told] == [
+        (6, " pruned"),
+        (7, " pruned"),
+    ]
+    registry = Registry(settings)
+    runs = registry.client.search_runs([registry.experiment()], "attributes.status = 'KILLED'")
+    assert len(runs) == 2
+    assert all({"rmse", "ndcg_at_10"} <= set(run.data.metrics) for run in runs), "how far they came"
 
 
 def _database(settings: Settings) -> Path:

@@ -40,9 +40,7 @@ def test_any_model_by_name_or_folder() -> None:
     assert own is not None
     assert named is not None
     np.testing.assert_array_equal(own, named)
-    with pytest.raises(
-        BadInput, match="no Sentence-BERT model ./nowhere/model"
-    ):
+    with pytest.raises(BadInput, match="no Sentence-BERT model"):
         content.embed(texts, "sbert:/nowhere/model")
     assert TrainingSettings(content="sbert:some/model").content == "sbert:some/model"
     with pytest.raises(ValidationError):
