@@ -82,6 +82,18 @@ def test_novelty_is_the_surprise_of_what_is_shown() -> None:
     np.testing.assert_allclose(found, [2.0, 3.0])
 
 
+def test_popularity_lift_is_how_much_more_popular_lists_are_than_what_users_chose() -> None:
+    user, item = np.array([[0, 0, 1, 2, 3], [0, 1, 1, 1, 1]], np.int32)  # popularity 1 and 4
+    profiles = metrics.profile_popularity(user, item, users=5)
+    np.testing.assert_allclose(profiles, [2.5, 4.0, 4.0, 4.0, np.nan])
+    counts = np.array([1, 4, 8])
+    lists = np.array([[0, 1], [2, 2], [1, -1]], np.int32)
+    # lists (2.5 + 8 + 4) / 3, profiles (2.5 + 4 + 4) / 3
+    assert metrics.popularity_lift(lists, counts, profiles[:3]) == pytest.approx(14.5 / 10.5 - 1)
+    assert metrics.popularity_lift(lists[:2], counts, profiles[[0, 4]]) == 0.0  # without a past: not counted
+    assert metrics.popularity_lift(lists[:1], counts, profiles[4:]) is None
+
+
 def test_the_interval_of_a_mean_covers_it_and_narrows_with_users() -> None:
     random = np.random.default_rng(1)
     few, many = (random.random(n) < 0.3 for n in (100, 10_000))

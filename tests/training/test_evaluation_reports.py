@@ -73,13 +73,18 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
     # whoever has bought odd items buys odd items: ten of thirty against ten of sixty by chance
     live = {name: measured["live"]["hr@10"] for name, measured in result["models"].items()}
     assert live["blend"] > live["popularity"]
+    lift = {name: measured["live"]["popularity_lift@10"] for name, measured in result["models"].items()}
+    assert lift["popularity"] == max(lift.values()) > 0.0
+    assert result["models"]["popularity"]["cold"]["popularity_lift@10"] is None
     assert sorted(p.name for p in report.iterdir()) == [
         "hit_rate.png",
         "importance.png",
         "report.md",
         "segments.png",
     ]
-    assert "| live | " in (report / "report.md").read_text()
+    text = (report / "report.md").read_text()
+    assert "| live | " in text
+    assert "| gini@10 | diversity@10 | novelty@10 | popularity_lift@10 |" in text
     registry = Registry(Settings(home=tmp_path / "home"))
     run = registry.client.search_runs([registry.experiment()])[0]
     assert run.data.metrics["blend.live.hr_at_10"] == live["blend"]

@@ -80,11 +80,14 @@ def blend(split: Split) -> ranker.Blend:
     return ranker.train(split.train, build, CONFIG)
 
 
-def test_the_blend_uses_the_live_event_and_beats_every_source(split: Split, blend: ranker.Blend) -> None:
+def test_the_blend_uses_the_live_event_and_beats_every_source(
+    shop: Interactions, split: Split, blend: ranker.Blend
+) -> None:
     model = build(split.train)
     asked = contestants(Fitted(model, blend.text, split.eligible), brief=True)
     answers = answer_all(split, asked, asked)
-    facts = Catalogue(split.train.item_counts(), np.zeros((len(model), 1), np.float32), 120, 1500)
+    profiles = np.full(len(shop.user_ids), np.nan)
+    facts = Catalogue(split.train.item_counts(), np.zeros((len(model), 1), np.float32), 120, 1500, profiles)
     live = measure(answers["live"], facts)
     frozen = measure(answers["frozen"], facts)
     assert live["blend"]["hr@10"] > 0.6  # two of three are predictable

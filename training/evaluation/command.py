@@ -27,7 +27,7 @@ from afterclick.trends import DAY_MS
 from training import als, catalogue, implicit_als, steps
 from training.als import AlsConfig
 from training.dataset import Interactions
-from training.evaluation import build, report, reviews
+from training.evaluation import build, metrics, report, reviews
 from training.evaluation.build import Factorise, Recipe
 from training.evaluation.clicks import simulate
 from training.evaluation.compare import Answers, Catalogue, answer_all, freshness, measure
@@ -137,6 +137,7 @@ def evaluate(split: Split, data: Reviews, how: Recipe, users: int, brief: bool =
         vectors=_unit(model.factors) if model.factors is not None else np.zeros((len(model), 1), np.float32),
         ranked=int(split.eligible.sum()),
         users=len(np.unique(split.train.user)),
+        profiles=metrics.profile_popularity(split.train.user, split.train.item, len(split.rows.user_ids)),
     )
     ranked = {"cold_items": replace(facts, ranked=len(model))}
     measured = {protocol: measure(found, ranked.get(protocol, facts)) for protocol, found in answers.items()}

@@ -20,7 +20,7 @@ IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float64]
 _BATCH = 256
 SHOWN = 10
-"""Places that coverage, diversity and novelty look at."""
+"""Places that the metrics beyond accuracy look at."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Catalogue:
     ranked: int
     """How many items are ranked."""
     users: int
+    profiles: FloatArray
+    """(n_users,) mean popularity of each user's own training interactions; NaN without any"""
 
 
 def answer_all(
@@ -132,6 +134,8 @@ def _measures(lists: IntArray, asked: Queries, catalogue: Catalogue, seed: int) 
     out["coverage@10"] = metrics.coverage(shown, catalogue.ranked)
     out["coverage@10_interval"] = _list_interval(shown, catalogue.ranked, seed)
     out["gini@10"] = metrics.gini(shown, catalogue.ranked)
+    own = catalogue.profiles[asked.user]
+    out["popularity_lift@10"] = metrics.popularity_lift(shown, catalogue.counts, own)
     return out
 
 

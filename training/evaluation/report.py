@@ -12,7 +12,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_COLUMNS = ("hr@10", "hr@20", "ndcg@10", "recall@20", "mrr", "coverage@10", "diversity@10", "novelty@10")
+_COLUMNS = (
+    "hr@10",
+    "hr@20",
+    "ndcg@10",
+    "recall@20",
+    "mrr",
+    "coverage@10",
+    "gini@10",
+    "diversity@10",
+    "novelty@10",
+    "popularity_lift@10",
+)
 _COLOURS = {
     "popularity": "#c2c9d1",
     "decayed_popularity": "#7b8794",
@@ -148,6 +159,8 @@ def _cell(measured: Result, column: str) -> str:
     value = measured[column]
     if value is None:
         return ""
+    if column == "popularity_lift@10":
+        return f"{value:+.2f}"
     digits = 2 if column.startswith("novelty") else 4
     text = f"{value:.{digits}f}"
     if column in ("hr@10", "ndcg@10"):
