@@ -15,6 +15,9 @@ from serving.access.keys import read_keys
 from serving.app import create_app
 from serving.sql.database import Database
 
+KEEP_ALIVE_S = 75
+"""How long an idle connection is kept: longer than proxies keep theirs (a minute at most), so that none
+sends a request on one that is just being closed."""
 DRAIN_S = 3
 """How long open requests and WebSockets may take to end; feedback is flushed after that."""
 MAX_MESSAGE = 65_536
@@ -62,6 +65,7 @@ def config_of(settings: Settings) -> uvicorn.Config:
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=DRAIN_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
         backlog=1024,
     )
 

@@ -16,7 +16,7 @@ from afterclick import events
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from infra.embedded.ports import free_port
-from serving.server import bind
+from serving.server import bind, config_of
 from tests.waiting import PATIENCE_S, wait_until
 
 HEAVY = ("torch", "pyspark", "mlflow", "sklearn", "pandas")
@@ -87,6 +87,11 @@ def test_the_command_ends_in_order(settings: Settings) -> None:
     topics = settings.kafka.topics
     assert told <= kept(settings, topics.feedback), "what was accepted is lost"
     assert shown <= kept(settings, topics.impressions), "what was shown is lost"
+
+
+def test_no_proxy_is_surprised_by_the_end_of_an_idle_connection(settings: Settings) -> None:
+    """Proxies keep theirs for a minute at most: one that this server ends first may just carry a request."""
+    assert config_of(settings).timeout_keep_alive > 60
 
 
 def test_a_taken_port_is_one_clear_line() -> None:
