@@ -23,7 +23,9 @@ FRESH_S = 5.0
 """A process that lives has written its file within this time."""
 
 
-class _File(BaseModel):
+class HomeFile(BaseModel):
+    """A file of a home folder, whole or not there."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     @classmethod
@@ -61,7 +63,7 @@ class _File(BaseModel):
         staging.replace(path)
 
 
-class ReplayControl(_File):
+class ReplayControl(HomeFile):
     """How the replay is asked to go. Without a pace: as it was started."""
 
     state: Literal["running", "paused"] = "running"
@@ -75,7 +77,7 @@ class ReplayControl(_File):
         return home / "replay" / "control.json"
 
 
-class ReplayStatus(_File):
+class ReplayStatus(HomeFile):
     """The figures of a replay at one moment. Times in ms; `eta_s` is None while nothing is known."""
 
     state: str
@@ -97,7 +99,7 @@ class ReplayStatus(_File):
         return home / "replay" / "status.json"
 
 
-class TrainingStatus(_File):
+class TrainingStatus(HomeFile):
     """What training is doing."""
 
     state: Literal["waiting", "training", "stopped"]
@@ -122,7 +124,7 @@ class PartRecord(BaseModel):
     restarts: int
 
 
-class StackRecord(_File):
+class StackRecord(HomeFile):
     """The stack that runs from this home."""
 
     running: bool

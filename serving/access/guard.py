@@ -68,7 +68,8 @@ class Guard:
         refusal = self._key_refusal(scope, headers) or _origin_refusal(scope, headers, self._settings.origins)
         caller = _address(scope) if refusal else _caller(scope)
         refusal = await self._limit_refusal(caller) or refusal
-        scope["admitted"] = lambda: self._key_refusal(scope, headers) is None
+        if scope["type"] == "websocket":
+            scope["admitted"] = lambda: self._key_refusal(scope, headers) is None
         if refusal is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
