@@ -97,17 +97,22 @@ class Process:
                 self._popen.terminate()
 
     def hold(self) -> None:
-        """SIGSTOP: it is there and does nothing until `go_on`. Raises Unavailable where it does not run."""
-        self._signal(signal.SIGSTOP)
+        """SIGSTOP: it is there and does nothing until `go_on`. Raises Unavailable where it does not run.
+
+        Returns when all of its threads stand: on a busy machine they run on for a while after the signal.
+        """
+        os.waitid(os.P_PID, self._signal(signal.SIGSTOP), os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def go_on(self) -> None:
         """SIGCONT, after `hold`. Raises Unavailable where it does not run."""
         self._signal(signal.SIGCONT)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals) -> int:
+        """Its process id. Raises Unavailable where it does not run."""
         if self._popen is None or not self.running:
             raise Unavailable(f"{self.name} does not run; see {self.log}")
         self._popen.send_signal(number)
+        return self._popen.pid
 
     def kill(self) -> None:
         """SIGKILL to the process and to everything it started, in whatever process group that is by now."""

@@ -101,6 +101,44 @@ def test_a_process_that_ends_at_once_is_reported_with_its_last_words(tmp_path: P
         process.wait_ready(lambda: False, 10)
 
 
+BUSY = """
+import threading, zlib
+for _ in range(12):
+    threading.Thread(target=lambda: [zlib.crc32(bytes(50_000_000)) for _ in iter(int, 1)]).start()
+print("busy", flush=True)
+"""
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["held", "control: only the signal"])
+def test_a_process_that_is_held_does_nothing_any_more(tmp_path: Path, waits: bool) -> None:
+    process = Process("busy", [sys.executable, "-c", BUSY], tmp_path / "busy.log")
+    process.start()
+    try:
+        process.wait_ready(lambda: process.said("busy"), 60)
+        threads = [thread.id for thread in psutil.Process(process.pid).threads()]
+        assert len(threads) >= 12
+        running = []
+        for _ in range(20):
+            if waits:
+                process.hold()
+            else:
+                psutil.Process(process.pid).suspend()
+            states = [psutil.Process(thread).status() for thread in threads]
+            running.append(sum(state != psutil.STATUS_STOPPED for state in states))
+            process.go_on()
+        assert (sum(running) == 0) is waits, running
+    finally:
+        process.kill()
+
+
+def test_a_process_that_has_ended_cannot_be_held(tmp_path: Path) -> None:
+    process = Process("brief", [sys.executable, "-c", ""], tmp_path / "brief.log")
+    process.start()
+    wait_until(lambda: not process.running)
+    with pytest.raises(Unavailable, match="brief does not run"):
+        process.hold()
+
+
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_children_die_with_their_parent_however_it_ends(tmp_path: Path, end: signal.Signals) -> None:
     script = f"""
