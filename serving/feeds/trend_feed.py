@@ -6,8 +6,9 @@ writes  redis  lifted
 
 The snapshot of a partition is read in one transaction, so its numbers belong to its position. Changes come
 from `state-changes`, begun where that topic ended before the snapshot; those at or below the position are
-in the snapshot already. A partition whose changes leave a gap (a dead letter, or a change whose
-notification was lost in a crash) is read again.
+in the snapshot already, and are heard of all the same: whoever watches has not seen them. The whole is read
+again now and then, and after a gap (a dead letter, or a change whose notification was lost in a crash), in a
+thread of its own: changes go on meanwhile.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class TrendFeed:
         self.gaps = 0
         self._loaded_at: float | None = None
         self._gap_at: float | None = None
+        self._heard: dict[str, int] = {}
+        self._meanwhile: list[StateChange] | None = None
+        self._loader: threading.Thread | None = None
         self.reader = TopicReader(
             settings.kafka.bootstrap, self._topics.state_changes, self._read, self._start_at, idle=self._idle
         )
@@ -63,8 +67,10 @@ class TrendFeed:
     def start(self) -> None:
         self.reader.start()
 
-    def stop(self) -> None:
-        self.reader.stop()
+    def stop(self, timeout_s: float = 3.0) -> None:
+        self.reader.stop(timeout_s)
+        if self._loader is not None:
+            self._loader.join(timeout_s)
 
     def lift(self, item_id: str, lifted: bool) -> None:
         """Let new accounts' votes on an item count whatever they are, or no more. Raises Unavailable.
@@ -81,14 +87,18 @@ class TrendFeed:
             self.changes += 1
 
     def _start_at(self, ends: Mapping[int, int]) -> Mapping[int, int]:
+        if self._loader is not None:
+            self._loader.join()
         self._load()
         return ends
 
     def _idle(self) -> None:
         now = time.monotonic()
         stale = self._loaded_at is None or now - self._loaded_at > RESYNC_S
-        if stale or (self._gap_at is not None and now - self._gap_at > GAP_RESYNC_S):
-            self._load()
+        due = stale or (self._gap_at is not None and now - self._gap_at > GAP_RESYNC_S)
+        if due and (self._loader is None or not self._loader.is_alive()):
+            self._loader = threading.Thread(target=self._load, name="trends", daemon=True)
+            self._loader.start()
 
     def _read(self, messages: Sequence[Message]) -> None:
         fresh: list[StateChange] = []
@@ -99,18 +109,29 @@ class TrendFeed:
                 except BadEvent as error:
                     log.warning("no valid state change", offset=message.offset(), error=str(error))
                     continue
-                if self._apply(change):
+                if self._meanwhile is not None:
+                    self._meanwhile.append(change)
+                self._apply(change)
+                if self._is_news(change):
                     fresh.append(change)
         if fresh:
             self._listener(fresh)
         self._idle()
 
-    def _apply(self, change: StateChange) -> bool:
-        """Move the table by one change. False for one that is in it already."""
+    def _is_news(self, change: StateChange) -> bool:
+        """Whether it was not heard of before; a stream that crashed may tell it twice."""
+        partition = f"{change.topic}/{change.partition}"
+        news = change.offset > self._heard.get(partition, -1)
+        if news:
+            self._heard[partition] = change.offset
+        return news
+
+    def _apply(self, change: StateChange) -> None:
+        """Move the table by one change, if it is not in it already."""
         partition = f"{change.topic}/{change.partition}"
         position = self.positions.get(partition, -1)
         if change.offset <= position:
-            return False
+            return
         if change.offset > position + 1:
             self.gaps += 1
             self._gap_at = self._gap_at or time.monotonic()
@@ -118,21 +139,28 @@ class TrendFeed:
         if change.effect.counts:
             self.table.apply(change)
         self.changes += 1
-        return True
 
     def _load(self) -> None:
         """Read the whole state. Leaves the old one where Redis does not answer."""
         began = time.monotonic()
+        with self.lock:
+            self._meanwhile = []
         try:
             table, positions, lifted = self._snapshot()
         except (RedisError, OSError) as error:
+            with self.lock:
+                self._meanwhile = None
             log.warning("trends not loaded; trying again", error=repr(error))
             return
         with self.lock:
-            # a snapshot is never behind what the feed has applied: the stream writes Redis first
+            # not behind what the feed had applied when it began: the stream writes Redis first
             self.table, self.positions, self.lifted = table, positions, lifted
+            self._gap_at = None
+            for change in self._meanwhile or ():
+                self._apply(change)
+            self._meanwhile = None
             self.changes += 1
-        self._loaded_at, self._gap_at = time.monotonic(), None
+        self._loaded_at = time.monotonic()
         log.info("trends loaded", items=len(table), seconds=round(time.monotonic() - began, 3))
 
     def _snapshot(self) -> tuple[TrendTable, dict[str, int], frozenset[str]]:
