@@ -116,9 +116,11 @@ def _clean(text: object) -> str | None:
 
 
 def _categories(found: object) -> tuple[str, ...]:
-    """One path of categories: of the 2014 files' several the longest; from text by | or commas or JSON."""
+    """One path of categories, the longest of several; from lists, JSON, or text by | or commas, paths by ;;."""
     if isinstance(found, str):
         text = found.strip()
+        if ";;" in text:
+            return max(map(_categories, text.split(";;")), key=len)
         if text.startswith("["):
             try:
                 return _categories(orjson.loads(text))
