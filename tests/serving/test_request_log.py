@@ -18,7 +18,7 @@ from serving.sql.tables import request_log
 from tests.serving.running import Running
 from tests.waiting import wait_until
 
-SLOW_S = 1.0
+SLOW_S = 3.0
 """Far less than the database takes in the tests in which it is slow."""
 
 
