@@ -116,7 +116,7 @@ def _clean(text: object) -> str | None:
 
 
 def _categories(found: object) -> tuple[str, ...]:
-    """One path of categories, the longest of several; from lists, JSON, or text by | or commas, paths by ;;."""
+    """One path of categories, the longest of several; of lists, JSON, or text by | or commas, paths by ;;."""
     if isinstance(found, str):
         text = found.strip()
         if ";;" in text:

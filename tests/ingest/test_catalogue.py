@@ -83,7 +83,9 @@ def test_prices_of_every_spelling(tmp_path: Path, price: object, expected: float
 
 def test_of_several_paths_in_a_text_the_longest_counts(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
-    path.write_text('item_id,title,categories\nB1,Case,"Phones,Cases;;Electronics,Audio,Cases;;"\nB2,None,;;\n')
+    path.write_text(
+        'item_id,title,categories\nB1,Case,"Phones,Cases;;Electronics,Audio,Cases;;"\nB2,None,;;\n'
+    )
     found, _ = items(path)
     assert [item.categories for item in found] == [("Electronics", "Audio", "Cases"), ()]
 
