@@ -70,6 +70,14 @@ def test_a_target_on_a_later_day_is_live_later() -> None:
     assert asked(split, "live_later") == [("cy", "i2", "i1", 110)]
 
 
+def test_who_is_back_is_asked_on_that_day_with_what_they_did_before() -> None:
+    split = split_of([*PAST, ("cy", "i1", 110), ("bob", "i3", 112), ("cy", "i2", 115), ("cy", "i0", 115)])
+    assert asked(split, "back") == [("cy", "i2", None, 115)]
+    (one,) = replay(split.rows, queries(split, "back"))
+    known = split.rows.item_ids[one.state.items].tolist()
+    assert (known, one.state.times_ms.tolist()) == (["i1"], [110 * DAY])
+
+
 def test_an_item_with_too_few_training_rows_is_no_target_but_may_be_a_live_event() -> None:
     split = split_of([*PAST, ("cy", "new", 110), ("cy", "i0", 110), ("bob", "new", 111)], least=2)
     assert asked(split, "live") == [("cy", "i0", "new", 110)]

@@ -65,7 +65,16 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
     assert list(result["models"]) == compared.split()
     assert {"train", "valid", "items", "cut", "users"} <= set(result["split"])
     for measured in result["models"].values():
-        assert set(measured) == {"returning", "live", "live_later", "trends", "frozen", "cold", "cold_items"}
+        assert set(measured) == {
+            "returning",
+            "live",
+            "live_later",
+            "back",
+            "trends",
+            "frozen",
+            "cold",
+            "cold_items",
+        }
         for metric in ("hr@10", "hr@20", "ndcg@10", "recall@20", "ndcg@20", "mrr", "coverage@10"):
             value, (low, high) = measured["live"][metric], measured["live"][f"{metric}_interval"]
             assert 0.0 <= value <= 1.0

@@ -3,7 +3,9 @@
 `returning`   users with five or more training interactions; the first test item; everything as of the cut
 `live`        users with two or more different test items; the second one, with the first as a live event:
               trends hold what came before the day of that event
-`live_later`  those of `live` whose target came on a later day than the live event
+`live_later`  those of `live` whose target came on a later day than the live event, asked at the live event
+`back`        the targets of `live_later`, asked on the day they came, when the user is there again: the live
+              event is history by then, and trends hold what came before that day
 `trends`      the targets of `live` with live trends, but without the live event
 `frozen`      the targets of `live`, everything as of the cut
 `cold`        users without a training interaction; the first test item; everything as of the cut
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from afterclick.trends import DAY_MS
 from training.dataset import Interactions
 
-PROTOCOLS = ("returning", "live", "live_later", "trends", "frozen", "cold", "cold_items")
+PROTOCOLS = ("returning", "live", "live_later", "back", "trends", "frozen", "cold", "cold_items")
 NOBODY = -1
 
 
@@ -100,8 +102,9 @@ def queries(split: Split, protocol: str) -> Queries:
         asked = _next(split.of_every_item, second_only=True)
         return asked.where(split.train.item_counts()[asked.target] < split.least)
     live = _next(split, second_only=True)
-    if protocol == "live_later":
-        return live.where(live.target_ms // int(DAY_MS) > live.now_ms // int(DAY_MS))
+    if protocol in ("live_later", "back"):
+        later = live.where(live.target_ms // int(DAY_MS) > live.now_ms // int(DAY_MS))
+        return later if protocol == "live_later" else _when_back(later)
     if protocol == "trends":
         return replace(live, live_item=np.full(len(live), NOBODY, np.int32))
     if protocol == "frozen":
@@ -116,6 +119,11 @@ def as_of(asked: Queries, moment_ms: int) -> Queries:
         now_ms=np.full(len(asked), moment_ms, np.int64),
         live_item=np.full(len(asked), NOBODY, np.int32),
     )
+
+
+def _when_back(asked: Queries) -> Queries:
+    """The same questions on the days of their targets; what was live is history then."""
+    return replace(asked, now_ms=asked.target_ms, live_item=np.full(len(asked), NOBODY, np.int32))
 
 
 def with_history(split: Split, asked: Queries) -> Queries:
