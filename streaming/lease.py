@@ -19,6 +19,8 @@ import structlog
 from afterclick.errors import StateLocked, Unavailable
 
 log = structlog.get_logger()
+_OWN: set[str] = set()
+"""The owners that this process is, or was."""
 
 
 @contextmanager
@@ -29,6 +31,7 @@ def held(client: redis.Redis, key: str, lease_s: float) -> Iterator[None]:
     StateLocked where the holder lives.
     """
     owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:8]}"
+    _OWN.add(owner)
     _take(client, key, owner, lease_s)
     stop = threading.Event()
     renewer = threading.Thread(target=_renew, args=(client, key, owner, lease_s, stop), daemon=True)
@@ -61,6 +64,8 @@ def _lives(holder: str) -> bool | None:
     host, pid, _ = holder.split("/")
     if host != socket.gethostname():
         return None
+    if int(pid) == os.getpid() and holder not in _OWN:
+        return False  # in a container a restarted process gets the id of the one before it
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

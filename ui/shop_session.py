@@ -90,9 +90,11 @@ class ShopSession:
         return self.user_id.startswith(GUEST)
 
     async def load(self) -> None:
-        """Fetch the list and the history, for the first paint."""
+        """Fetch the list and the history, for the first paint; deeds on the timeline are there once."""
         self._show(await self.preview())
-        for past in reversed((await self._api.history(self.user_id)).events[:TIMELINE_LENGTH]):
+        events = (await self._api.history(self.user_id)).events[:TIMELINE_LENGTH]
+        told = {deed.event_id for deed in self.timeline}
+        for past in reversed([event for event in events if event.event_id not in told]):
             known = self._known.get(past.item_id)
             title = past.title or (title_of(known) if known else past.item_id)
             self._add(Deed(past.event_id, past.action, past.item_id, title))

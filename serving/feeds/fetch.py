@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from afterclick.artifact import MANIFEST, read_manifest
 from afterclick.errors import Unavailable
+
+KEEP = 8
+"""Models that are kept here: the one that serves, those of arms, some to go back to."""
+UNFINISHED_S = 86_400.0
+_STAGING = ".fetching-"
 
 
 def folder_of(uri: str, cache: Path, manifest_sha256: str | None = None) -> Path:
@@ -36,7 +42,8 @@ def _fetched(bucket: str, prefix: str, cache: Path, manifest_sha256: str | None)
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".fetching-", dir=cache))
+    _make_room(cache)
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=cache))
     client: Any = boto3.client("s3")
     try:
         client.download_file(bucket, f"{prefix}/{MANIFEST}", str(staging / MANIFEST))
@@ -44,7 +51,19 @@ def _fetched(bucket: str, prefix: str, cache: Path, manifest_sha256: str | None)
             client.download_file(bucket, f"{prefix}/{name}", str(staging / name))
         staging.rename(target)
     except (BotoCoreError, ClientError, OSError) as error:
+        if target.is_dir():  # another process of this machine was faster
+            return target
         raise Unavailable(f"s3://{bucket}/{prefix}: cannot be fetched: {error}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def _make_room(cache: Path) -> None:
+    """Leave the models fetched last, and no fetch that ended early."""
+    folders = sorted(cache.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
+    unfinished = [folder for folder in folders if folder.name.startswith(_STAGING)]
+    whole = [folder for folder in folders if folder not in unfinished]
+    old = [folder for folder in unfinished if time.time() - folder.stat().st_mtime > UNFINISHED_S]
+    for folder in (*whole[KEEP - 1 :], *old):
+        shutil.rmtree(folder, ignore_errors=True)

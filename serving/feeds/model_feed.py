@@ -19,7 +19,7 @@ from confluent_kafka import Message
 from afterclick import events, model
 from afterclick.artifact import Rest, no_rest
 from afterclick.candidates import Search
-from afterclick.errors import AfterclickError, BadEvent
+from afterclick.errors import AfterclickError, BadEvent, Unavailable
 from afterclick.events import ModelEvent, ModelPublished
 from afterclick.model import Model
 from serving.feeds.fetch import folder_of
@@ -32,6 +32,8 @@ REMEMBERED = 20
 """Published models that are remembered, to show."""
 SHARE = 0.25
 """Of a core, at most, for loading a model while another one serves."""
+AGAIN_S = 30.0
+"""How often a model is asked for again that could not be fetched."""
 BESIDE = 2
 """Models that are loaded beside the newest, at most: each costs its arrays once more."""
 
@@ -66,6 +68,7 @@ def no_model() -> LoadedModel:
 class ModelFeed:
     """Loads the newest published model and calls `use` with it. A damaged one leaves the old one in place.
 
+    One that cannot be fetched is asked for again, until it can or a newer one is published.
     Models that arms of experiments want are looked for among those published, then where models are kept,
     and handed to `use_beside`, all of them each time.
     """
@@ -76,7 +79,9 @@ class ModelFeed:
         self._use, self._use_beside, self._store = use, use_beside, store
         self._wanted: tuple[str, ...] = ()
         self._beside: dict[str, LoadedModel] = {}
-        self._newest: ModelPublished | None = None
+        self._coming: deque[ModelPublished] = deque(maxlen=1)
+        self._missed: ModelPublished | None = None
+        self._again = False
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
         self.version: str | None = None
@@ -115,17 +120,20 @@ class ModelFeed:
                 log.warning("no valid model event", offset=message.offset(), error=str(error))
                 continue
             if isinstance(event, ModelEvent):
-                self._newest = event.data
+                self._coming.append(event.data)
                 self.published.append(event.data)
                 self._wake.set()
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._wake.wait()
+            self._wake.wait(AGAIN_S if self._again else None)
             self._wake.clear()
-            published, self._newest = self._newest, None
+            published = self._coming.pop() if self._coming else self._missed
+            self._missed, self._again = None, False
             if published is not None and not self._stop.is_set():
                 loaded = self._load(published.version, published.uri, published.manifest_sha256)
+                if self._again:
+                    self._missed = published
                 if loaded is not None:
                     self.version = loaded.version
                     self._use(loaded)
@@ -159,6 +167,7 @@ class ModelFeed:
         try:
             loaded = load(folder_of(uri, self._store.cache, sha256), sha256, rest)
         except AfterclickError as error:
+            self._again |= isinstance(error, Unavailable)
             self.refused[version] = str(error)
             log.error("model refused; the old one stays", version=version, error=str(error))
             return None

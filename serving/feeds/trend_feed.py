@@ -35,6 +35,7 @@ log = structlog.get_logger()
 Listener = Callable[[Sequence[StateChange]], None]
 RESYNC_S = 600.0
 GAP_RESYNC_S = 15.0
+AGAIN_S = 1.0
 _COLUMNS = 1 + 2 * len(HALF_LIVES_MS)
 
 
@@ -52,7 +53,9 @@ class TrendFeed:
         self.gaps = 0
         self._loaded_at: float | None = None
         self._gap_at: float | None = None
+        self._tried_at = float("-inf")
         self._heard: dict[str, int] = {}
+        self._next: dict[int, int] = {}
         self._meanwhile: list[StateChange] | None = None
         self._loader: threading.Thread | None = None
         self.reader = TopicReader(
@@ -90,13 +93,16 @@ class TrendFeed:
         if self._loader is not None:
             self._loader.join()
         self._load()
-        return ends
+        # not from the end where it has read before: what came while it did not is news to those who watch
+        return {partition: min(end, self._next.get(partition, end)) for partition, end in ends.items()}
 
     def _idle(self) -> None:
         now = time.monotonic()
         stale = self._loaded_at is None or now - self._loaded_at > RESYNC_S
         due = stale or (self._gap_at is not None and now - self._gap_at > GAP_RESYNC_S)
-        if due and (self._loader is None or not self._loader.is_alive()):
+        loading = self._loader is not None and self._loader.is_alive()
+        if due and not loading and now - self._tried_at > AGAIN_S:
+            self._tried_at = now
             self._loader = threading.Thread(target=self._load, name="trends", daemon=True)
             self._loader.start()
 
@@ -104,6 +110,7 @@ class TrendFeed:
         fresh: list[StateChange] = []
         with self.lock:
             for message in messages:
+                self._next[message.partition() or 0] = (message.offset() or 0) + 1
                 try:
                     change = StateChange.decode(message.value() or b"")
                 except BadEvent as error:
@@ -111,7 +118,7 @@ class TrendFeed:
                     continue
                 if self._meanwhile is not None:
                     self._meanwhile.append(change)
-                self._apply(change)
+                self._apply(change, self.table, self.positions)
                 if self._is_news(change):
                     fresh.append(change)
         if fresh:
@@ -126,18 +133,18 @@ class TrendFeed:
             self._heard[partition] = change.offset
         return news
 
-    def _apply(self, change: StateChange) -> None:
+    def _apply(self, change: StateChange, table: TrendTable, positions: dict[str, int]) -> None:
         """Move the table by one change, if it is not in it already."""
         partition = f"{change.topic}/{change.partition}"
-        position = self.positions.get(partition, -1)
+        position = positions.get(partition, -1)
         if change.offset <= position:
             return
         if change.offset > position + 1:
             self.gaps += 1
             self._gap_at = self._gap_at or time.monotonic()
-        self.positions[partition] = change.offset
+        positions[partition] = change.offset
         if change.effect.counts:
-            self.table.apply(change)
+            table.apply(change)
         self.changes += 1
 
     def _load(self) -> None:
@@ -154,11 +161,13 @@ class TrendFeed:
             return
         with self.lock:
             # not behind what the feed had applied when it began: the stream writes Redis first
-            self.table, self.positions, self.lifted = table, positions, lifted
             self._gap_at = None
             for change in self._meanwhile or ():
-                self._apply(change)
+                self._apply(change, table, positions)
             self._meanwhile = None
+            self.table, self.positions, self.lifted = table, positions, lifted
+            # a log that was begun anew has lower offsets, and they are news
+            self._heard = {p: min(heard, positions.get(p, -1)) for p, heard in self._heard.items()}
             self.changes += 1
         self._loaded_at = time.monotonic()
         log.info("trends loaded", items=len(table), seconds=round(time.monotonic() - began, 3))

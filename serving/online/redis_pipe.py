@@ -19,6 +19,8 @@ from afterclick.errors import Unavailable
 
 PENDING = 2000
 """Commands that may wait for their answers; more are refused at once."""
+SILENT_S = 2.0
+"""A server that says nothing for so long while commands wait may be gone for good: another connection."""
 GRACE_S = 0.02
 """After the timeout: one more turn of the loop, in which an answer that lies in the socket is read."""
 
@@ -100,6 +102,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._silent_since = 0.0
         self._out: list[bytes] = []
 
     @property
@@ -124,6 +127,8 @@ class _Connection(asyncio.Protocol):
     def _send(self, command: tuple[str | bytes | int, ...]) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
+        if not self._waiting:
+            self._silent_since = loop.time()
         self._waiting.append(future)
         if not self._out:
             loop.call_soon(self._flush)
@@ -143,11 +148,15 @@ class _Connection(asyncio.Protocol):
     def _fail(self, future: asyncio.Future[Any]) -> None:
         if not future.done():  # its place in the queue stays: the late answer belongs to it
             future.set_exception(Unavailable("Redis does not answer in time"))
+            silent_s = asyncio.get_running_loop().time() - self._silent_since
+            if silent_s > SILENT_S and self._transport is not None:
+                self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        self._silent_since = asyncio.get_running_loop().time()
         self._reader.feed(data)
         while (answer := self._reader.gets()) is not False:
             future = self._waiting.popleft()

@@ -23,6 +23,9 @@ from serving.world import World
 CATALOGUE_S = 5.0
 ENTRIES = 8192
 KEPT_BYTES = 32 * 2**20
+REMEMBERED_BYTES = 128 * 2**20
+_LIST_BYTES = 1500
+"""What a list takes beside its items."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Shown:
     brief: bool = False
     """Whether it was made from fewer candidates, because requests queued up."""
 
+    @property
+    def bytes(self) -> int:
+        """About what it takes in memory, with what belongs to it."""
+        return len(self.items) + len(self.logged) + _LIST_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
@@ -88,10 +96,10 @@ class Kept:
 
     def put(self, answer: Recommendation) -> None:
         self._lists[answer.body["impression_id"]] = answer
-        self._bytes += len(answer.shown.items)
+        self._bytes += answer.shown.bytes
         while self._bytes > KEPT_BYTES:
             oldest = self._lists.pop(next(iter(self._lists)))
-            self._bytes -= len(oldest.shown.items)
+            self._bytes -= oldest.shown.bytes
 
     def place(self, impression_id: str | None, item_id: str) -> int | None:
         """Where an item stood in a list, from 0; None where that is not known any more."""
@@ -133,6 +141,7 @@ class Remembered:
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s
         self._entries: dict[Ask, _Entry] = {}
+        self._bytes = 0
 
     def get(self, ask: Ask, rows: Rows, world: World, brief: bool = False) -> Shown | None:
         """The list made for the same question, history and model, if it is fresh enough.
@@ -146,11 +155,16 @@ class Remembered:
 
     def put(self, ask: Ask, rows: Rows, world: World, shown: Shown) -> None:
         key = _key(ask, rows)
-        self._entries.pop(key, None)
+        self._forget(key)
         of = (world.number, world.loaded.version, world.rules, world.catalogue_version)
         self._entries[key] = _Entry(rows, *of, time.monotonic(), shown)
-        while len(self._entries) > ENTRIES:
-            del self._entries[next(iter(self._entries))]
+        self._bytes += shown.bytes
+        while len(self._entries) > ENTRIES or self._bytes > REMEMBERED_BYTES:
+            self._forget(next(iter(self._entries)))
+
+    def _forget(self, key: Ask) -> None:
+        entry = self._entries.pop(key, None)
+        self._bytes -= entry.shown.bytes if entry else 0
 
 
 def _key(ask: Ask, rows: Rows) -> Ask:

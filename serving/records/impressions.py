@@ -11,7 +11,7 @@ import threading
 from typing import Any
 
 import orjson
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from afterclick import events
 from afterclick.events import IMPRESSION_TYPE
@@ -51,7 +51,7 @@ class ImpressionLog:
         """Hand over one impression."""
         try:
             self._producer.produce(self._topic, encode(answer), answer.body["user_id"] or VISITOR)
-        except BufferError:
+        except (BufferError, KafkaException):  # the second where the topic is not there
             self.dropped += 1
 
     def close(self, timeout_s: float = 2.0) -> None:

@@ -1,6 +1,7 @@
 """The WebSocket routes.
 
-/ws/recommendations?user_id=U  the user's list, and a new one each time the user's state changes
+/ws/recommendations?user_id=U  the user's list, and a new one each time the user's state changes, or when a
+                               list that lacked the history or a model can be whole
 /ws/live                       a sample of all events, and the figures once a second
 """
 
@@ -10,6 +11,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
+from enum import Enum, auto
 from typing import Any
 
 import orjson
@@ -17,6 +20,7 @@ import structlog
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
+from afterclick.state import StateChange
 from serving.hub import Watcher, cause_of
 from serving.ranking.remembered import Ask
 from serving.routes.queries import RecommendationQuery
@@ -28,6 +32,8 @@ log = structlog.get_logger()
 router = APIRouter()
 SEND_TIMEOUT_S = 10.0
 INVALID = 1008
+AGAIN_S = 1.0
+"""How often a list that lacks something is looked at again."""
 ADMITTED_S = 5.0
 """How often a connection looks whether its key or token is still good."""
 MESSAGES_PER_S = 20
@@ -80,21 +86,55 @@ async def live(socket: WebSocket) -> None:
 
 
 async def _push(service: Service, socket: WebSocket, ask: Ask, watcher: Watcher) -> None:
-    """Send the list; then, after each change, send it again. Changes that come meanwhile are one."""
-    await send(socket, await _list(service, ask, None))
+    """Send the list; then, after each change, send it again. Changes that come meanwhile are one.
+
+    A list that was made without the user's history, or before there was a model, is sent again when it can
+    be whole, with the cause it had.
+    """
+    cause: dict[str, Any] | None = None
+    lacks = await _send_list(service, socket, ask, cause)
     while True:
-        change, coalesced = await watcher.next()
-        cause = {**cause_of(change, service.catalogue.title(change.item_id)), "coalesced": coalesced}
-        cause["stamps_ms"] = {"log": change.log_ms, "applied": change.applied_ms}
-        await send(socket, await _list(service, ask, cause))
-        service.metrics.pushed_after(time.time() * 1000 - change.log_ms)
+        news = await _next(service, ask, watcher, lacks)
+        if news is not None:
+            change, coalesced = news
+            cause = {**cause_of(change, service.catalogue.title(change.item_id)), "coalesced": coalesced}
+            cause["stamps_ms"] = {"log": change.log_ms, "applied": change.applied_ms}
+        lacks = await _send_list(service, socket, ask, cause)
+        if news is not None:
+            service.metrics.pushed_after(time.time() * 1000 - change.log_ms)
 
 
-async def _list(service: Service, ask: Ask, cause: dict[str, Any] | None) -> bytes:
+class _Lacks(Enum):
+    NOTHING = auto()
+    HISTORY = auto()
+    MODEL = auto()
+
+
+async def _send_list(service: Service, socket: WebSocket, ask: Ask, cause: dict[str, Any] | None) -> _Lacks:
+    """Send the list as it is now; what it lacks."""
+    modelled = bool(service.worlds.current.loaded.version)
     answer = await service.recommend(ask)
     if cause is not None:
         cause["stamps_ms"]["pushed"] = time.time() * 1000
-    return orjson.dumps({"type": "recommendations", "cause": cause, **answer})
+    await send(socket, orjson.dumps({"type": "recommendations", "cause": cause, **answer}))
+    if answer["degraded"]:
+        return _Lacks.HISTORY
+    return _Lacks.NOTHING if modelled else _Lacks.MODEL
+
+
+async def _next(
+    service: Service, ask: Ask, watcher: Watcher, lacks: _Lacks
+) -> tuple[StateChange, int] | None:
+    """The next change; None when there is what the last list lacked."""
+    while lacks is not _Lacks.NOTHING:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(AGAIN_S):
+                return await watcher.next()
+        if lacks is _Lacks.MODEL and service.worlds.current.loaded.version:
+            return None
+        if lacks is _Lacks.HISTORY and not (await service.recommend(replace(ask, preview=True)))["degraded"]:
+            return None
+    return await watcher.next()
 
 
 async def until_closed(socket: WebSocket, work: Callable[[], Awaitable[None]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from afterclick import artifact
 from afterclick.errors import BadArtifact, BadInput, Unavailable
+from serving.feeds import fetch
 from serving.feeds.fetch import folder_of
 from serving.feeds.model_feed import ModelFeed, ModelStore
 from tests.scoring.worlds import a_model
@@ -42,6 +45,39 @@ def test_the_api_serves_what_lies_on_s3(s3: Any, made: tuple[Path, str], tmp_pat
     assert loaded
     assert loaded.version == "m1"
     assert not feed.refused
+
+
+def test_two_processes_that_fetch_the_same_model_at_once_both_have_it(
+    s3: Any, made: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sha256 = made
+    uri, read = upload(folder, ROOT), fetch.read_manifest
+    other: list[Path] = []
+
+    def meanwhile(staging: Path, expected: str | None) -> Any:
+        monkeypatch.setattr(fetch, "read_manifest", read)
+        other.append(folder_of(uri, tmp_path / "cache", expected))
+        return read(staging, expected)
+
+    monkeypatch.setattr(fetch, "read_manifest", meanwhile)
+    assert [folder_of(uri, tmp_path / "cache", sha256)] == other
+    assert [found.name for found in (tmp_path / "cache").iterdir()] == [other[0].name]
+
+
+def test_old_models_and_fetches_that_ended_early_make_room(
+    s3: Any, made: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, sha256 = made
+    cache = tmp_path / "cache"
+    for age in range(12):
+        (cache / f"m{age}-old").mkdir(parents=True)
+        os.utime(cache / f"m{age}-old", (1e9 - age, 1e9 - age))
+    for name, when in ((".fetching-old", 1e9), (".fetching-now", time.time())):
+        (cache / name).mkdir()
+        os.utime(cache / name, (when, when))
+    fetched = folder_of(upload(folder, ROOT), cache, sha256)
+    kept = {f"m{age}-old" for age in range(fetch.KEEP - 1)}
+    assert {found.name for found in cache.iterdir()} == kept | {fetched.name, ".fetching-now"}
 
 
 def test_an_object_damaged_on_s3_is_refused(s3: Any, made: tuple[Path, str], tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from serving.decisions.rules import RuleDraft
 from serving.feeds.model_feed import LoadedModel
 from serving.ranking import remembered
 from serving.ranking.ranker import FormulaRanker
-from serving.ranking.remembered import Ask
+from serving.ranking.remembered import Ask, Kept, Recommendation, Shown
+from serving.routes.schemas import Source
 from tests.serving import shop
 from tests.serving.offline import Offline
 
@@ -111,3 +112,32 @@ def test_a_list_made_in_a_hurry_comes_again_only_in_a_hurry(shop_now: Shop) -> N
     assert (answer.body["brief"], answer.remembered) == (False, True), (
         "a whole list is given before a brief one"
     )
+
+
+def a_list(number: int, items: bytes = b"[]") -> Recommendation:
+    shown = Shown(Source.TRENDING, items, b"[]", 0)
+    return Recommendation({"impression_id": f"l{number}"}, shown, "blend")
+
+
+def test_what_went_out_is_kept_within_bounds_even_where_lists_are_empty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(remembered, "KEPT_BYTES", 20_000)
+    kept = Kept()
+    for number in range(1000):
+        kept.put(a_list(number))
+    assert 5 < len(kept._lists) <= 20_000 / 1500
+    assert kept.get("l999") == {"impression_id": "l999"}
+    assert kept.get("l0") is None
+
+
+def test_remembered_lists_are_bounded_in_bytes_as_well(
+    shop_now: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "REMEMBERED_BYTES", 100_000)
+    lists, world = remembered.Remembered(30.0), shop_now.served.worlds.current
+    for number in range(100):
+        lists.put(Ask(f"u{number % 40}", 10), [b"row"], world, a_list(number, b"x" * 5000).shown)
+    assert 0 < lists._bytes <= 100_000
+    assert lists._bytes == sum(entry.shown.bytes for entry in lists._entries.values())
+    assert lists.get(Ask("u19", 10), [b"row"], world) is not None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from afterclick.client import Cause, PushedList, RankedItem
+import asyncio
+from unittest.mock import AsyncMock, Mock
+
+from afterclick.client import Cause, History, HistoryRow, PushedList, RankedItem
 from ui.api import Api
 from ui.shop_session import TOGETHER, Deed, ShopSession
 
@@ -28,3 +31,18 @@ def test_events_that_came_in_one_list_are_not_said_to_wait() -> None:
     effects = {deed.event_id: deed.effect for deed in session.timeline}
     assert effects["e2"] == TOGETHER
     assert effects["e1"] == "1 up, 1 down", "what was said of an earlier list stands"
+
+
+def test_a_list_loaded_again_tells_no_deed_twice() -> None:
+    past = tuple(HistoryRow(event_id=f"e{n}", item_id=f"i{n}", action="like") for n in (2, 1))
+    history = History(user_id="guest-1", events=past)
+    api = Mock(preview=AsyncMock(return_value=a_list("a")), history=AsyncMock(return_value=history))
+    session = ShopSession(api, "guest-1")
+
+    async def visit() -> None:
+        await session.load()
+        session.interests = ("Cables",)
+        await session.load()
+
+    asyncio.run(visit())
+    assert [deed.event_id for deed in session.timeline] == ["e2", "e1"]

@@ -110,6 +110,7 @@ class ShopPage:
 
     async def become(self, user_id: str) -> None:
         """Shop as somebody else."""
+        self.unfollow()
         self._session.become(user_id or GUEST + secrets.token_hex(3))
         ui.navigate.history.replace("/?" + urlencode({"user": self._session.user_id}))
         await self.load()
@@ -117,6 +118,7 @@ class ShopPage:
 
     async def take_interest(self, chosen: tuple[str, ...]) -> None:
         """Somebody new says what they like."""
+        self.unfollow()
         self._session.interests = chosen
         await self.load()
         self.follow()

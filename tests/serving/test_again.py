@@ -1,0 +1,236 @@
+"""What failed once, or lacked something, is looked at again by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import orjson
+import pytest
+import uvloop
+from confluent_kafka import KafkaError, KafkaException
+from websockets.sync.client import ClientConnection, connect
+
+from afterclick.artifact import write
+from afterclick.errors import BadArtifact, Unavailable
+from afterclick.events import ModelEvent, ModelPublished, encode, new_id, now
+from afterclick.settings import Settings
+from afterclick.state import Effect, StateChange
+from afterclick.trends import TrendTable
+from infra.embedded.valkey import ValkeyServer
+from infra.topics_admin import ensure_topics
+from serving.feeds import model_feed
+from serving.feeds.model_feed import ModelFeed, ModelStore
+from serving.feeds.trend_feed import TrendFeed
+from serving.online import redis_pipe
+from serving.online.redis_pipe import RedisPipe
+from serving.records.impressions import ImpressionLog
+from serving.routes import sockets
+from tests.scoring.worlds import a_model
+from tests.serving import shop
+from tests.serving.mini_stream import MiniStream
+from tests.serving.running import Running
+from tests.serving.test_loop import after
+from tests.waiting import PATIENCE_S, wait_until
+
+NEVER_S = 10 * PATIENCE_S
+
+
+def received(socket: ClientConnection) -> dict[str, Any]:
+    message: dict[str, Any] = orjson.loads(socket.recv(PATIENCE_S))
+    return message
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["again", "control: at the next deed"])
+def test_a_list_made_without_the_history_is_pushed_again_once_it_can_be_whole(
+    settings: Settings, own_redis: ValkeyServer, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    monkeypatch.setattr(sockets, "AGAIN_S", 0.2 if again else NEVER_S)
+    redis = settings.redis.model_copy(update={"url": own_redis.address, "timeout_s": 1.0})
+    settings = settings.model_copy(update={"redis": redis})
+    with Running(settings) as api, MiniStream(settings):
+        api.ready()
+        after(api, "bob", api.tell("bob", "camera-1"))
+        own_redis.process.hold()
+        with connect(f"{api.ws}/ws/recommendations?user_id=bob") as socket:
+            try:
+                assert received(socket)["degraded"] is True
+            finally:
+                own_redis.process.go_on()
+            wait_until(lambda: not api.list_for("bob")["degraded"])
+            if not again:
+                api.tell("bob", "camera-2")
+            whole = received(socket)
+            assert (whole["cause"] is None) is again
+            assert again is False or whole["degraded"] is False
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["again", "control: at the next deed"])
+def test_who_watches_from_before_the_first_model_gets_its_list(
+    settings: Settings, stream: MiniStream, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    monkeypatch.setattr(sockets, "AGAIN_S", 0.2 if again else NEVER_S)
+    with Running(settings) as api:
+        api.ready()
+        with connect(f"{api.ws}/ws/recommendations?user_id=bob") as socket:
+            assert received(socket)["model_version"] is None
+            shop.publish_items(settings, shop.catalogue())
+            shop.publish(settings, *shop.write(settings, "m1"))
+            wait_until(lambda: api.service.worlds.current.loaded.version == "m1")
+            if not again:
+                api.tell("bob", "camera-2")
+            modelled = received(socket)
+            assert modelled["model_version"] == "m1"
+            assert (modelled["cause"] is None) is again
+
+
+def announced(folder: Path, sha256: str) -> Any:
+    """A record of the models topic."""
+    published = ModelPublished(version="m1", uri=folder.as_uri(), manifest_sha256=sha256)
+    raw = encode(ModelEvent(id=new_id(), source="test", time=now(), subject="m1", data=published))
+    return SimpleNamespace(value=lambda: raw, offset=lambda: 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"), [(Unavailable("S3 is away"), 3), (BadArtifact("damaged"), 1)], ids=["away", "damaged"]
+)
+def test_a_model_that_could_not_be_fetched_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, asked: int
+) -> None:
+    model = a_model()
+    facts = {"created": "now", "items": len(model), "parameters": model.parameters()}
+    folder, sha256 = write(tmp_path, model.version, model.save, **facts)
+    asks: list[str] = []
+    rounds = threading.Semaphore(0)
+    found = model_feed.folder_of
+
+    def fetch(uri: str, *rest: Any) -> Path:
+        asks.append(uri)
+        if len(asks) < 3:
+            raise error
+        return found(uri, *rest)
+
+    monkeypatch.setattr(model_feed, "folder_of", fetch)
+    monkeypatch.setattr(model_feed, "AGAIN_S", 0.01)
+    used: list[str] = []
+    feed = ModelFeed(
+        lambda loaded: used.append(loaded.version), print, ModelStore(str(tmp_path), tmp_path / "cache")
+    )
+    monkeypatch.setattr(feed, "_load_beside", rounds.release)
+    feed.start()
+    try:
+        feed.read([announced(folder, sha256)])
+        for _ in range(asked):
+            assert rounds.acquire(timeout=PATIENCE_S)
+        if isinstance(error, BadArtifact):
+            feed.want(())  # another round: what is damaged is not read again
+            assert rounds.acquire(timeout=PATIENCE_S)
+    finally:
+        feed.stop()
+    assert len(asks) == asked
+    assert used == (["m1"] if asked == 3 else [])
+    assert ("m1" in feed.refused) is (asked == 1)
+
+
+@pytest.mark.parametrize("silent_s", [0.3, NEVER_S], ids=["another connection", "control: the same one"])
+def test_a_peer_that_has_gone_without_a_word_is_left(
+    silent_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_pipe, "SILENT_S", silent_s)
+    connections = 0
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        silent = connections == 1
+        while await reader.read(1000):
+            if not silent:
+                writer.write(b"+HERE\r\n")
+        writer.close()
+
+    async def main() -> int:
+        server = await asyncio.start_server(peer, "127.0.0.1", 0)
+        pipe = RedisPipe(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", 0.2)
+        answered = 0
+        for _ in range(8):
+            try:
+                answered += await pipe.call("PING") == b"HERE"
+            except Unavailable:
+                continue
+        await pipe.close()
+        server.close()
+        return answered
+
+    answered = uvloop.run(main())
+    assert (connections > 1) is (silent_s < 1)
+    assert (answered > 0) is (silent_s < 1)
+
+
+def change(offset: int, user_id: str = "bob") -> StateChange:
+    facts: Mapping[str, Any] = {"action": "like", "time_ms": 1, "weight": 1.0, "novel": True}
+    stamps = {"log_ms": 1.0, "read_ms": 1.0, "applied_ms": 1.0}
+    where: Mapping[str, Any] = {"topic": "feedback", "partition": 0, "offset": offset}
+    return StateChange(
+        user_id=user_id,
+        item_id=f"i{offset}",
+        event_id=f"e{offset}",
+        effect=Effect.APPLIED,
+        **facts,
+        **stamps,
+        **where,
+    )
+
+
+def notice(offset: int) -> Any:
+    """A record of the state-changes topic, of the event at the same offset of its own."""
+    return SimpleNamespace(value=change(offset).encode, offset=lambda: offset, partition=lambda: 0)
+
+
+@pytest.fixture
+def feed(settings: Settings) -> tuple[TrendFeed, list[int]]:
+    """A feed that is not started, and the offsets of the changes that it tells."""
+    told: list[int] = []
+    return TrendFeed(settings, lambda changes: told.extend(c.offset for c in changes)), told
+
+
+def test_a_reader_that_begins_again_goes_on_where_it_was(
+    feed: tuple[TrendFeed, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trends, _ = feed
+    monkeypatch.setattr(trends, "_load", lambda: None)
+    assert trends._start_at({0: 5, 1: 7}) == {0: 5, 1: 7}, "what came before the start is nobody's news"
+    trends._read([notice(5), notice(6)])
+    assert trends._start_at({0: 20, 1: 7}) == {0: 7, 1: 7}
+    assert trends._start_at({0: 3, 1: 0}) == {0: 3, 1: 0}, "a topic that was made anew"
+
+
+def test_a_log_that_was_begun_anew_is_heard(
+    feed: tuple[TrendFeed, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trends, told = feed
+    monkeypatch.setattr(trends, "_snapshot", lambda: (TrendTable(), {}, frozenset()))
+    trends._load()
+    trends._read([notice(0), notice(1), notice(1)])
+    assert told == [0, 1]
+    trends._load()  # Redis is empty, too
+    trends._read([notice(0)])
+    assert told == [0, 1, 0]
+
+
+def test_a_list_is_answered_where_impressions_have_no_topic(settings: Settings) -> None:
+    ensure_topics(settings)
+    impressions = ImpressionLog(settings.kafka)
+    try:
+        unknown = KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
+        impressions._producer = Mock(produce=Mock(side_effect=unknown))
+        answer = Mock(body=Mock(), shown=Mock(logged=b"[]"), policy="blend")
+        answer.body = {"impression_id": "x", "user_id": "bob", "model_version": "m1", "source": "trending"}
+        impressions.append(answer)
+        assert impressions.dropped == 1
+    finally:
+        impressions.close()
