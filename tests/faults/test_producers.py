@@ -15,7 +15,7 @@ from infra.embedded.kafka import KafkaServer
 from infra.topics_admin import ensure_topics
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 VALUES = [b"%d" % n for n in range(5000)]
 
 

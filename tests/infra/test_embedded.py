@@ -156,7 +156,7 @@ def test_children_die_with_their_parent_however_it_ends(tmp_path: Path, end: sig
         child = int(parent.stdout.readline())
         assert psutil.pid_exists(child)
         os.kill(parent.pid, end)
-    wait_until(lambda: not alive(child), 5, what="the child is gone")
+    wait_until(lambda: not alive(child), what="the child is gone")
 
 
 def alive(pid: int) -> bool:

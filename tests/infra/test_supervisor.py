@@ -15,6 +15,7 @@ from infra.embedded.process import Process
 from infra.stack.layout import lay_out
 from infra.stack.part import Part, State
 from infra.stack.supervisor import Stack
+from tests.waiting import PATIENCE_S, wait_until
 
 SLEEPS = "import time; print('ready', flush=True); time.sleep(600)"
 CRASHES = "print('ready', flush=True); raise SystemExit('on purpose')"
@@ -36,7 +37,7 @@ class Small:
         process = Process(name, [sys.executable, "-c", script], folder / f"{name}.log")
         return Part(name, process, lambda: process.said("ready"), essential=essential)
 
-    async def until(self, condition: str, timeout_s: float = 15.0) -> None:
+    async def until(self, condition: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait for a note that holds these words, then stop the stack."""
         deadline = time.monotonic() + timeout_s
         while not any(condition in note for note in self.notes):
@@ -90,8 +91,11 @@ def test_the_children_of_a_part_go_with_it(tmp_path: Path) -> None:
 
     small = Small(tmp_path, application=HAS_CHILD)
     small.run_until("application ready")
-    left = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "599.25"]]
-    assert left == []
+
+    def left() -> list[psutil.Process]:
+        return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "599.25"]]
+
+    wait_until(lambda: not left(), what="the child is gone")
 
 
 def test_a_failing_command_says_what_it_said_last(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from afterclick.settings import KafkaSettings, RedisSettings, Settings
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
-from tests.waiting import wait_until
+from tests.waiting import REDIS_S, wait_until
 
 
 @pytest.fixture
 def api(settings: Settings) -> Iterator[Running]:
     """The API of an empty installation, ready."""
-    patient = settings.serving.model_copy(update={"after_s": 2.0})  # the machine may be busy with other tests
+    patient = settings.serving.model_copy(update={"after_s": 10.0})  # the machine may be busy
     with Running(settings.model_copy(update={"serving": patient})) as running:
         running.ready()
         yield running
@@ -44,7 +44,7 @@ def hostile_api(broker: str, redis_url: str, tmp_path_factory: pytest.TempPathFa
     settings = Settings(
         home=tmp_path_factory.mktemp("home"),
         kafka=KafkaSettings(bootstrap=broker, prefix="nowhere-"),
-        redis=RedisSettings(url=redis_url, prefix="nowhere:"),
+        redis=RedisSettings(url=redis_url, prefix="nowhere:", timeout_s=REDIS_S),
     )
     with Running(settings) as running:
         yield running

@@ -9,6 +9,7 @@ from typing import Any
 import httpx2
 import uvicorn
 
+from afterclick.events import new_id
 from afterclick.settings import Settings
 from serving.server import bind, config_of
 from serving.service import Service
@@ -65,9 +66,14 @@ class Running:
         return body
 
     def tell(self, user_id: str, item_id: str, action: str = "like", **more: Any) -> str:
-        """Send feedback; the position it was given."""
-        body = {"user_id": user_id, "item_id": item_id, "action": action, **more}
-        response = self.http.post("/feedback", json=body)
+        """Send feedback, again while Kafka is too slow to take it; the position it was given."""
+        body = {"user_id": user_id, "item_id": item_id, "action": action, "event_id": new_id(), **more}
+
+        def answer() -> httpx2.Response | None:
+            response = self.http.post("/feedback", json=body)
+            return None if response.status_code == 503 else response
+
+        response = wait_until(answer, what="Kafka takes feedback")
         assert response.status_code == 202, (response.status_code, response.text)
         position: str = response.json()["position"]
         return position

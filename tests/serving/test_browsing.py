@@ -14,7 +14,7 @@ from tests.serving import shop
 from tests.serving.running import Running
 from tests.serving.test_guard import bearer, guarded
 from tests.serving.test_loop import after, ids, kinds
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 SECRET = "a secret that is long enough for HS256"
 
@@ -31,7 +31,7 @@ def test_a_session_is_known_by_what_was_done_in_it(shop_api: Running) -> None:
     assert body["items"][0]["reason"] == "because you liked The cable-3"
     assert shop_api.get("/recommendations", session_id="another", n=5)["source"] in {"trending", "popular"}
     with connect(f"{shop_api.ws}/ws/recommendations?session_id=s1") as socket:
-        assert b'"session:s1"' in str(socket.recv(10)).encode()
+        assert b'"session:s1"' in str(socket.recv(PATIENCE_S)).encode()
     known = shop_api.tell("bob", "camera-1", session_id="s1")
     body = shop_api.get("/recommendations", session_id="s1", user_id="bob", n=5, after=known)
     assert (body["source"], kinds(body)) == ("personalised", {"camera"}), "a user's session is the user"
@@ -52,7 +52,7 @@ def test_a_token_opens_no_other_session(settings: Settings) -> None:
             assert [answer.status_code != 403 for answer in answers] == [allowed] * 3
         url = f"{api.ws}/ws/recommendations?session_id=s1"
         with connect(url, additional_headers=bearer(own)) as socket:
-            assert socket.recv(10)
+            assert socket.recv(PATIENCE_S)
         with pytest.raises(InvalidStatus), connect(url, additional_headers=bearer(other)):
             pass
 

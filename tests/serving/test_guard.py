@@ -16,6 +16,7 @@ from serving.access.call_limit import CallLimit
 from serving.access.guard import OPEN_PATHS, check_address, scope_of
 from serving.access.keys import new_key
 from tests.serving.running import Running
+from tests.waiting import PATIENCE_S
 
 KEYS = {"recommend": "r-key", "feedback": "f-key", "admin": "a-key"}
 
@@ -79,7 +80,7 @@ def test_sockets_need_the_key_and_a_known_origin(settings: Settings) -> None:
             assert refused.value.response.status_code == 403
         for origin in ({}, {"origin": "https://shop.example"}, {"origin": api.url}):
             with connect(url, additional_headers=bearer("r-key") | origin) as socket:
-                assert socket.recv(10)
+                assert socket.recv(PATIENCE_S)
 
 
 def test_a_foreign_origin_is_refused_without_keys_too(hostile_api: Running) -> None:

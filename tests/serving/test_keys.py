@@ -65,7 +65,7 @@ def test_a_key_made_elsewhere_opens_and_its_revocation_closes_without_a_restart(
         assert (status(api, key), status(api, key, "/rules")) == (200, 403)
         url = f"{api.ws}/ws/recommendations?user_id=bob"
         with connect(url, additional_headers=bearer(key)) as socket:
-            assert socket.recv(10)
+            assert socket.recv(PATIENCE_S)
             revoke_key(database, "shop")
             with pytest.raises(ConnectionClosedError) as closed:
                 socket.recv(PATIENCE_S)

@@ -16,7 +16,7 @@ from afterclick.settings import Settings
 from streaming.apply import Record, dead_letter
 from tests.serving import shop
 from tests.serving.running import Running
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 
 def ids(body: dict[str, Any]) -> list[str]:
@@ -87,11 +87,11 @@ def test_a_skip_takes_the_item_out_of_the_list(shop_api: Running) -> None:
 
 def test_a_like_changes_the_list_pushed_on_the_socket(shop_api: Running) -> None:
     with connect(f"{shop_api.ws}/ws/recommendations?user_id=carol&n=5") as socket:
-        first = orjson.loads(socket.recv(10))
+        first = orjson.loads(socket.recv(PATIENCE_S))
         assert first["type"] == "recommendations"
         assert first["cause"] is None
         shop_api.tell("carol", "cable-7", event_id="the-click")
-        pushed = orjson.loads(socket.recv(10))
+        pushed = orjson.loads(socket.recv(PATIENCE_S))
     assert pushed["cause"]["event_id"] == "the-click"
     assert pushed["cause"]["item_id"] == "cable-7"
     assert pushed["cause"]["title"] == "The cable-7"
@@ -102,15 +102,16 @@ def test_a_like_changes_the_list_pushed_on_the_socket(shop_api: Running) -> None
 
 def test_events_of_others_wake_nobody(shop_api: Running) -> None:
     with connect(f"{shop_api.ws}/ws/recommendations?user_id=carol") as socket:
-        socket.recv(10)
+        socket.recv(PATIENCE_S)
         after(shop_api, "dave", shop_api.tell("dave", "cable-7"))
         shop_api.tell("carol", "cable-1", event_id="mine")
-        assert orjson.loads(socket.recv(10))["cause"]["event_id"] == "mine"
+        assert orjson.loads(socket.recv(PATIENCE_S))["cause"]["event_id"] == "mine"
 
 
 def test_the_trend_follows_what_everybody_does(shop_api: Running) -> None:
     for user in range(6):
         shop_api.tell(f"u{user}", "cable-9", "purchase")
+    wait_until(lambda: shop_api.get("/items/cable-9")["interactions"] == 6)
 
     def first() -> bool:
         return ids(shop_api.list_for("newcomer"))[:1] == ["cable-9"]
@@ -120,7 +121,6 @@ def test_the_trend_follows_what_everybody_does(shop_api: Running) -> None:
     assert body["source"] == "trending"
     assert ids(shop_api.get("/popular", n=1)) == ["cable-9"]
     assert ids(shop_api.get("/popular", n=1, window="hour")) == ["cable-9"]
-    assert shop_api.get("/items/cable-9")["interactions"] == 6
 
 
 def test_interests_name_categories_or_items(shop_api: Running) -> None:
@@ -182,7 +182,7 @@ def test_the_live_stream_shows_events_and_figures(shop_api: Running) -> None:
         shop_api.tell("hal", "camera-1")
 
         def both() -> bool:
-            message = orjson.loads(socket.recv(5))
+            message = orjson.loads(socket.recv(PATIENCE_S))
             seen[message["type"]] = message
             return message["type"] == "figures" and message["freshness_ms"] is not None
 
@@ -239,7 +239,10 @@ def test_a_request_with_a_position_never_sees_an_older_state(shop_api: Running) 
         assert f"camera-{number}" not in ids(body)
 
 
-def test_a_position_that_is_not_reached_is_said_to_be_not_fresh(shop_api: Running) -> None:
+def test_a_position_that_is_not_reached_is_said_to_be_not_fresh(
+    shop_api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shop_api.service.waiters, "_patience_s", 0.3)
     body = shop_api.list_for("ida", after=f"{shop_api.service.settings.kafka.topics.feedback}/0/123456")
     assert body["fresh"] is False
     assert body["items"]

@@ -6,7 +6,8 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, Self
 
 import jwt
 import pytest
@@ -114,6 +115,14 @@ def routes(api: Running) -> list[Route]:
     found = [Route(m.upper(), path, op) for path, methods in paths.items() for m, op in methods.items()]
     assert len(found) >= 25
     return [route for route in found if route.path not in OPEN_PATHS]
+
+
+class Later(datetime):
+    """The clock an hour on."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) + timedelta(hours=1)
 
 
 def signed(**changes: Any) -> str:
@@ -227,7 +236,7 @@ def test_a_browser_opens_a_socket_with_its_token_for_its_own_user(api: Running) 
     offered: Any = ["afterclick", f"bearer.{token}"]
     with connect(f"{api.ws}/ws/recommendations?user_id=ann", subprotocols=offered) as socket:
         assert socket.subprotocol == "afterclick"
-        assert socket.recv(10)
+        assert socket.recv(PATIENCE_S)
     for url in ("/ws/recommendations?user_id=bob", "/ws/live"):
         with pytest.raises(InvalidStatus), connect(f"{api.ws}{url}", subprotocols=offered):
             pass
@@ -236,8 +245,9 @@ def test_a_browser_opens_a_socket_with_its_token_for_its_own_user(api: Running) 
 def test_a_socket_does_not_outlive_its_token(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "ADMITTED_S", 0.1)
     url = f"{api.ws}/ws/recommendations?user_id=ann"
-    with connect(url, additional_headers=bearer(new_token(SECRET, "ann", 2)[0])) as socket:
+    with connect(url, additional_headers=bearer(new_token(SECRET, "ann", 60)[0])) as socket:
         assert socket.recv(PATIENCE_S)
+        monkeypatch.setattr(jwt.api_jwt, "datetime", Later)
         with pytest.raises(ConnectionClosedError) as closed:
             socket.recv(PATIENCE_S)
     assert closed.value.rcvd is not None

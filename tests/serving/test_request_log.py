@@ -115,7 +115,7 @@ def test_without_its_database_the_api_answers(settings: Settings) -> None:
         parts = api.http.get("/health/ready").json()["parts"]
         assert parts["sql"] is False
         assert api.service.requests.written == 0
-        assert api.service.requests.waiting == 20
+        wait_until(lambda: api.service.requests.waiting == 20)
 
 
 def test_a_full_queue_drops_the_newest_and_counts_them() -> None:

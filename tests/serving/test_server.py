@@ -47,8 +47,9 @@ def busy(url: str) -> tuple[set[str], set[str]]:
     told, shown = set(), set()
     with httpx2.Client(base_url=url, timeout=PATIENCE_S) as http:
         for n in range(50):
-            body = {"user_id": "bob", "item_id": f"i{n}", "action": "view"}
-            told.add(http.post("/feedback", json=body).json()["event_id"])
+            body = {"user_id": "bob", "item_id": f"i{n}", "action": "view", "event_id": f"e{n}"}
+            wait_until(lambda body=body: http.post("/feedback", json=body).status_code == 202)
+            told.add(f"e{n}")
             shown.add(http.get("/recommendations?user_id=bob").json()["impression_id"])
     return told, shown
 
@@ -80,7 +81,7 @@ def test_the_command_ends_in_order(settings: Settings) -> None:
         wait_until(lambda: answers(url))
         told, shown = busy(url)
         process.send_signal(signal.SIGTERM)
-        code = process.wait(10)
+        code = process.wait(PATIENCE_S)
     finally:
         process.kill()
     assert code in {0, -signal.SIGTERM}

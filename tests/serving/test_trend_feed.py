@@ -7,8 +7,11 @@ from typing import Any
 
 import orjson
 import pytest
+import redis
 from websockets.sync.client import ClientConnection, connect
 
+from afterclick.settings import Settings
+from serving.feeds.positions import Position
 from tests.serving.running import Running
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -25,8 +28,16 @@ def counted(api: Running, item_id: str) -> int:
         return 0 if row is None else int(feed.table.counts[row])
 
 
+def reached(settings: Settings, told: Position) -> int:
+    """The offset up to which Redis has the counts of a partition."""
+    with redis.Redis.from_url(settings.redis.url) as client:
+        return int(client.get(settings.redis.keys.position(told.topic, told.partition)) or -1)
+
+
 @pytest.mark.parametrize("heard", [True, False], ids=["heard", "control: what Redis had is no news"])
-def test_a_like_that_was_read_with_the_snapshot_is_pushed(shop_api: Running, heard: bool) -> None:
+def test_a_like_that_was_read_with_the_snapshot_is_pushed(
+    settings: Settings, shop_api: Running, heard: bool
+) -> None:
     feed, gate = shop_api.service.feed, threading.Event()
     read = feed.reader.handle
 
@@ -37,8 +48,8 @@ def test_a_like_that_was_read_with_the_snapshot_is_pushed(shop_api: Running, hea
     with connect(f"{shop_api.ws}/ws/recommendations?user_id=carol") as socket:
         received(socket)
         feed.reader.handle = held_back
-        shop_api.tell("carol", "cable-7", event_id="first")
-        wait_until(lambda: shop_api.get("/users/carol/history")["events"])
+        told = Position.parse(shop_api.tell("carol", "cable-7", event_id="first"))
+        wait_until(lambda: reached(settings, told) >= told.offset)
         feed._load()
         assert counted(shop_api, "cable-7") == 1
         if not heard:

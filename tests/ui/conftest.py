@@ -29,7 +29,7 @@ from infra.embedded.ports import free_port
 from infra.embedded.process import Process
 from infra.topics_admin import delete_topics, ensure_topics
 from tests.ui.shop_world import ShopWorld, open_shop
-from tests.waiting import wait_until
+from tests.waiting import REDIS_S, wait_until
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 
@@ -55,8 +55,8 @@ def shop(broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempP
     with ExitStack() as stack:
         processes = {name: _run(stack, name, settings, home) for name in ("stream", "serve", "ui")}
         shop = Shop(_ui_url(settings), settings.ui.api_url, settings, world, processes)
-        processes["serve"].wait_ready(lambda: answers(f"{shop.api_url}/health/live"), 60)
-        processes["ui"].wait_ready(lambda: answers(f"{shop.url}/health/live"), 60)
+        processes["serve"].wait_ready(lambda: answers(f"{shop.api_url}/health/live"), 240)
+        processes["ui"].wait_ready(lambda: answers(f"{shop.url}/health/live"), 240)
         wait_until(lambda: _counted(shop) == world.reviews, 240, what="every review counted")
         yield shop
     delete_topics(settings.kafka)
@@ -121,7 +121,7 @@ def _settings(broker: str, redis_url: str, jars: Path, home: Path) -> Settings:
         home=home,
         jars=jars,
         kafka=KafkaSettings(bootstrap=broker, prefix=f"ui{unique}-", partitions=2),
-        redis=RedisSettings(url=redis_url, prefix=f"ui{unique}:"),
+        redis=RedisSettings(url=redis_url, prefix=f"ui{unique}:", timeout_s=REDIS_S),
         serving=ServingSettings(port=api_port),
         ui=UiSettings(port=free_port(), api_url=f"http://127.0.0.1:{api_port}"),
     )

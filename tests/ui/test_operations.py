@@ -28,7 +28,7 @@ from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
 from tests.ui.conftest import answers
 from tests.ui.test_accessibility import faults
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, REDIS_S, wait_until
 from ui.experiments import interval
 
 EVENTS = 30
@@ -64,7 +64,7 @@ def desk(broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempP
         pages.start()
         stack.callback(pages.stop)
         url = f"http://127.0.0.1:{settings.ui.port}"
-        pages.wait_ready(lambda: answers(f"{url}/health/live"), 60)
+        pages.wait_ready(lambda: answers(f"{url}/health/live"), 240)
         yield Desk(url, api, settings)
     delete_topics(settings.kafka)
 
@@ -78,7 +78,7 @@ def _settings(broker: str, redis_url: str, jars: Path, home: Path) -> tuple[Sett
         home=home,
         jars=jars,
         kafka=KafkaSettings(bootstrap=broker, prefix=f"desk{unique}-", partitions=2),
-        redis=RedisSettings(url=redis_url, prefix=f"desk{unique}:"),
+        redis=RedisSettings(url=redis_url, prefix=f"desk{unique}:", timeout_s=REDIS_S),
         serving=ServingSettings(port=port, break_it=True, keys=keys),
         ui=UiSettings(port=free_port(), api_url=f"http://127.0.0.1:{port}", api_key=key),
     )
@@ -175,7 +175,7 @@ def test_the_replay_is_paused_goes_on_and_changes_its_pace(page: Page, desk: Des
         page.get_by_test_id("replay-pace").select_option(label="as fast as it goes")
         expect(replay).to_have_attribute("data-state", "ended", timeout=JOB_MS)
         expect(replay).to_contain_text("3,000 of 3,000")
-        assert running.wait(30) == 0
+        assert running.wait(PATIENCE_S) == 0
     finally:
         running.kill()
         running.wait()
@@ -287,7 +287,7 @@ def test_the_stream_job_is_killed_where_a_stack_runs_and_a_refusal_is_said(page:
         StackRecord(running=True, pid=1, parts=(part,)).write(desk.settings.home)
         page.locator('[data-fault="stream"]').click()
         expect(page.get_by_test_id("faults")).to_contain_text(f"process {victim.pid}")
-        assert victim.wait(10) == -9
+        assert victim.wait(PATIENCE_S) == -9
         expect(page.get_by_test_id("operations-notice")).to_have_text("")
     finally:
         victim.kill()
