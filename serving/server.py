@@ -21,6 +21,9 @@ sends a request on one that is just being closed."""
 DRAIN_S = 3
 """How long open requests and WebSockets may take to end; feedback is flushed after that."""
 MAX_MESSAGE = 65_536
+SEND_BUFFER = 131_072
+"""Bytes that the system holds for a client that does not read: some lists; by itself it would hold megabytes,
+and lists would be made that nobody reads."""
 
 
 def run(settings: Settings) -> None:
@@ -75,6 +78,7 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # connections inherit it
     try:
         listener.bind((host, port))
     except OSError as error:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import httpx2
 import pytest
@@ -107,3 +108,26 @@ def test_the_command_imports_nothing_heavy() -> None:
     code = f"import sys, infra.cli, serving.server; print([m for m in {HEAVY!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def held_for(listener: socket.socket) -> int:
+    """How many bytes a connection takes whose other end never reads."""
+    listener.listen()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.getsockname())
+        connection, _ = listener.accept()
+        with connection:
+            connection.setblocking(False)
+            taken = 0
+            with suppress(BlockingIOError):
+                while taken < 64 << 20:
+                    taken += connection.send(bytes(16_384))
+            return taken
+
+
+def test_little_is_held_for_a_client_that_does_not_read() -> None:
+    with bind("127.0.0.1", 0) as listener:
+        assert held_for(listener) < 600_000
+    with socket.create_server(("127.0.0.1", 0)) as plain:  # the control
+        assert held_for(plain) > 1_000_000
