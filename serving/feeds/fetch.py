@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -61,9 +62,14 @@ def _fetched(bucket: str, prefix: str, cache: Path, manifest_sha256: str | None)
 
 def _make_room(cache: Path) -> None:
     """Leave the models fetched last, and no fetch that ended early."""
-    folders = sorted(cache.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
-    unfinished = [folder for folder in folders if folder.name.startswith(_STAGING)]
-    whole = [folder for folder in folders if folder not in unfinished]
-    old = [folder for folder in unfinished if time.time() - folder.stat().st_mtime > UNFINISHED_S]
+    fetched: dict[Path, float] = {}
+    for folder in cache.iterdir():
+        with suppress(FileNotFoundError):  # another process has just finished with it
+            fetched[folder] = folder.stat().st_mtime
+    newest = sorted(fetched, key=lambda folder: -fetched[folder])
+    whole = [folder for folder in newest if not folder.name.startswith(_STAGING)]
+    old = [
+        folder for folder in newest if folder not in whole and time.time() - fetched[folder] > UNFINISHED_S
+    ]
     for folder in (*whole[KEEP - 1 :], *old):
         shutil.rmtree(folder, ignore_errors=True)
