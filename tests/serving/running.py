@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import Any
 
 import httpx2
+import orjson
 import uvicorn
+from websockets.sync.client import ClientConnection
 
 from afterclick.events import new_id
 from afterclick.settings import Settings
@@ -81,3 +83,9 @@ class Running:
     def ready(self) -> None:
         """Wait until the trends are loaded."""
         wait_until(lambda: self.http.get("/health/ready").status_code == 200)
+
+
+def received(socket: ClientConnection) -> dict[str, Any]:
+    """The next message of a WebSocket."""
+    message: dict[str, Any] = orjson.loads(socket.recv(PATIENCE_S))
+    return message

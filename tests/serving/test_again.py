@@ -10,11 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
-import orjson
 import pytest
 import uvloop
 from confluent_kafka import KafkaError, KafkaException
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from afterclick.artifact import write
 from afterclick.errors import BadArtifact, Unavailable
@@ -34,16 +33,11 @@ from serving.routes import sockets
 from tests.scoring.worlds import a_model
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
-from tests.serving.running import Running
+from tests.serving.running import Running, received
 from tests.serving.test_loop import after
 from tests.waiting import PATIENCE_S, wait_until
 
 NEVER_S = 10 * PATIENCE_S
-
-
-def received(socket: ClientConnection) -> dict[str, Any]:
-    message: dict[str, Any] = orjson.loads(socket.recv(PATIENCE_S))
-    return message
 
 
 @pytest.mark.parametrize("again", [True, False], ids=["again", "control: at the next deed"])

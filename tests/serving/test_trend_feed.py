@@ -5,20 +5,14 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import orjson
 import pytest
 import redis
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from afterclick.settings import Settings
 from serving.feeds.positions import Position
-from tests.serving.running import Running
+from tests.serving.running import Running, received
 from tests.waiting import PATIENCE_S, wait_until
-
-
-def received(socket: ClientConnection) -> dict[str, Any]:
-    message: dict[str, Any] = orjson.loads(socket.recv(PATIENCE_S))
-    return message
 
 
 def counted(api: Running, item_id: str) -> int:
