@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from afterclick.events import Item
+from serving.feeds.catalogue import Catalogue
 
 _WORD = re.compile(r"\w+")
 
@@ -25,10 +25,11 @@ class TextSearch:
         self._entries: list[_Entry] = []
         self._version = -1
 
-    def follow(self, items: Iterable[Item], version: int) -> None:
+    def follow(self, catalogue: Catalogue) -> None:
         """Take the catalogue over, where its version is another."""
+        version = catalogue.version  # first: what comes meanwhile makes the next one
         if version != self._version:
-            self._entries = [_entry(item) for item in items]
+            self._entries = [_entry(item) for item in list(catalogue.items.values())]
             self._version = version
 
     def find(self, query: str) -> list[str]:

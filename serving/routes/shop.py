@@ -151,8 +151,7 @@ async def item(service: Parts, item_id: ItemId) -> Response:
 async def search(service: Parts, query: Annotated[queries.SearchQuery, Query()]) -> Response:
     """Items whose title, categories or id match, as one types; the most chosen first."""
     world, catalogue = service.worlds.current, service.catalogue
-    version = catalogue.version  # first: what comes meanwhile is found at the next request
-    service.search.follow(list(catalogue.items.values()), version)
+    service.search.follow(catalogue)
     counts = {item_id: _chosen(world, item_id) for item_id in service.search.find(query.q)}
     best = sorted(counts, key=lambda item_id: -counts[item_id])
     found = best[: query.n or service.settings.serving.list_length]

@@ -22,14 +22,15 @@ from afterclick.settings import Settings
 from afterclick.state import Effect, StateChange
 from afterclick.trends import TrendTable
 from infra.embedded.valkey import ValkeyServer
-from infra.topics_admin import ensure_topics
 from serving.feeds import model_feed
 from serving.feeds.model_feed import ModelFeed, ModelStore
 from serving.feeds.trend_feed import TrendFeed
 from serving.online import redis_pipe
 from serving.online.redis_pipe import RedisPipe
+from serving.ranking.remembered import Recommendation, Shown
 from serving.records.impressions import ImpressionLog
 from serving.routes import sockets
+from serving.routes.schemas import Source
 from tests.scoring.worlds import a_model
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
@@ -216,15 +217,13 @@ def test_a_log_that_was_begun_anew_is_heard(
     assert told == [0, 1, 0]
 
 
-def test_a_list_is_answered_where_impressions_have_no_topic(settings: Settings) -> None:
-    ensure_topics(settings)
+def test_an_impression_without_a_topic_is_dropped_and_fails_nothing(settings: Settings) -> None:
     impressions = ImpressionLog(settings.kafka)
     try:
         unknown = KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
-        impressions._producer = Mock(produce=Mock(side_effect=unknown))
-        answer = Mock(body=Mock(), shown=Mock(logged=b"[]"), policy="blend")
-        answer.body = {"impression_id": "x", "user_id": "bob", "model_version": "m1", "source": "trending"}
-        impressions.append(answer)
+        impressions._producer = Mock(wraps=impressions._producer, produce=Mock(side_effect=unknown))
+        body = {"impression_id": "x", "user_id": "bob", "model_version": "m1", "source": "trending"}
+        impressions.append(Recommendation(body, Shown(Source.TRENDING, b"[]", b"[]", 0), "blend"))
         assert impressions.dropped == 1
     finally:
         impressions.close()
