@@ -68,7 +68,10 @@ def write(root: Path, version: str, fill: Callable[[Path], None], **facts: Any) 
     try:
         fill(staging)
         names = sorted(p.name for p in staging.iterdir())
-        files = {n: FileEntry(sha256=sha256(staging / n), bytes=(staging / n).stat().st_size) for n in names}
+        files = {
+            n: FileEntry(sha256=sha256(staging / n), bytes=(staging / n).stat().st_size)
+            for n in names
+        }
         text = Manifest(version=version, files=files, **facts).model_dump_json(indent=1)
         (staging / MANIFEST).write_text(text)
         for path in staging.iterdir():
@@ -116,7 +119,9 @@ def load_array(folder: Path, name: str, rest: Rest = no_rest) -> NDArray[Any]:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         array: NDArray[Any] = np.empty_like(mapped, subok=False)
         raw = array.reshape(-1, order="A").view(np.uint8).data
-        with path.open("rb") as file:  # not from the map: a file cut meanwhile would end the process
+        with path.open(
+            "rb"
+        ) as file:  # not from the map: a file cut meanwhile would end the process
             file.seek(mapped.offset)
             for start in range(0, len(raw), CHUNK):
                 part = raw[start : start + CHUNK]

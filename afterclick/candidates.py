@@ -87,7 +87,9 @@ def candidate_items(
     ]
     items = np.concatenate(found).astype(np.int32, copy=False)
     sources = np.repeat(np.arange(len(found), dtype=np.int8), [len(f) for f in found])
-    keep = not_banned(items, state.seen if exclude is None else np.concatenate([state.seen, exclude]))
+    keep = not_banned(
+        items, state.seen if exclude is None else np.concatenate([state.seen, exclude])
+    )
     items, sources = items[keep], sources[keep]
     items, first = np.unique(items, return_index=True)
     return Candidates(items, sources[first])
@@ -120,7 +122,9 @@ def _search(search: Search | None, query: FloatArray | None, count: int) -> IntA
     return search(query, count)
 
 
-def _newest_content(model: Model, content: ItemContent | None, recent: IntArray) -> FloatArray | None:
+def _newest_content(
+    model: Model, content: ItemContent | None, recent: IntArray
+) -> FloatArray | None:
     """Content of the newest item, passing over those that came after the model and say nothing."""
     if content is None:
         return None

@@ -38,7 +38,9 @@ class WordVectors:
     """word → row"""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "index", {word: row for row, word in enumerate(self.words.tolist())})
+        object.__setattr__(
+            self, "index", {word: row for row, word in enumerate(self.words.tolist())}
+        )
 
     def vector(self, text: str) -> FloatArray:
         """(d,) float32 of length 1, or 0 where no word is known: unit(Σ (1 + ln tf) · vectors[word])."""

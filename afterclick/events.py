@@ -43,7 +43,9 @@ class Action(StrEnum):
     BASKET = "basket"
     PURCHASE = "purchase"
     SKIP = "skip"
-    UNDO = "undo"  # takes back what the user did with the item before; see afterclick.state.standing
+    UNDO = (
+        "undo"  # takes back what the user did with the item before; see afterclick.state.standing
+    )
 
 
 def printable(value: str) -> str:
@@ -241,7 +243,12 @@ def now() -> datetime:
 
 
 def interaction_event(
-    interaction: Interaction, *, event_id: str, time: datetime, source: str, produced: datetime | None = None
+    interaction: Interaction,
+    *,
+    event_id: str,
+    time: datetime,
+    source: str,
+    produced: datetime | None = None,
 ) -> InteractionEvent:
     """The event for an interaction: a review where the action is `review`, else feedback."""
     kind = ReviewEvent if interaction.action is Action.REVIEW else FeedbackEvent

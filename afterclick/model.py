@@ -160,7 +160,9 @@ def _index(item_ids: NDArray[np.str_]) -> dict[str, int]:
     return index
 
 
-def load(folder: Path, manifest_sha256: str | None = None, rest: Rest = no_rest) -> tuple[Model, Manifest]:
+def load(
+    folder: Path, manifest_sha256: str | None = None, rest: Rest = no_rest
+) -> tuple[Model, Manifest]:
     """The model of an artifact, after every hash was checked. Raises BadArtifact."""
     manifest = read_manifest(folder, manifest_sha256)
     verify(folder, manifest, rest)
@@ -183,7 +185,9 @@ def load(folder: Path, manifest_sha256: str | None = None, rest: Rest = no_rest)
     return model, manifest
 
 
-def _towers(folder: Path, arrays: dict[str, NDArray[Any]], manifest: Manifest) -> TowerArrays | None:
+def _towers(
+    folder: Path, arrays: dict[str, NDArray[Any]], manifest: Manifest
+) -> TowerArrays | None:
     """Takes the towers' arrays out of `arrays`; None where the artifact has none."""
     history, targets = arrays.pop("tower_history", None), arrays.pop("tower_targets", None)
     if history is None or targets is None:
@@ -200,7 +204,9 @@ def _words(folder: Path, arrays: dict[str, NDArray[Any]]) -> WordVectors | None:
     if words is None or vectors is None:
         return None
     if not fit_together(words, vectors, arrays.get("content")):
-        raise BadArtifact(f"{folder}: words, their vectors and content do not fit together; train again")
+        raise BadArtifact(
+            f"{folder}: words, their vectors and content do not fit together; train again"
+        )
     return WordVectors(words, vectors)
 
 

@@ -108,7 +108,9 @@ class UserState:
 
     def newest(self) -> UserState:
         """As if the newest item were the whole history."""
-        return UserState(self.items[:1], self.weights[:1], self.times_ms[:1], self.seen, self.now_ms)
+        return UserState(
+            self.items[:1], self.weights[:1], self.times_ms[:1], self.seen, self.now_ms
+        )
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ def features(
     `user_factors` and `user_towers` save what the caller has done already: fold_in and tower_user. `content`
     is the model's own unless that of items which came after it is given, too.
     """
-    out = np.full((len(FEATURES), len(candidates)), np.nan, np.float32)  # a feature's values side by side
+    out = np.full(
+        (len(FEATURES), len(candidates)), np.nan, np.float32
+    )  # a feature's values side by side
     column = dict(zip(FEATURE_NAMES, out, strict=True))
     n = len(model)
     known = candidates < n
@@ -190,8 +194,12 @@ def features(
     recent = state.items[:RECENT]
     recent = np.where(recent < n, recent, -1)
     order = Order(candidates)
-    neighbour_columns(model.neighbour_items, model.neighbour_scores, recent, order, column, "cosine")
-    neighbour_columns(model.same_day_items, model.same_day_scores, recent, order, column, "same_day")
+    neighbour_columns(
+        model.neighbour_items, model.neighbour_scores, recent, order, column, "cosine"
+    )
+    neighbour_columns(
+        model.same_day_items, model.same_day_scores, recent, order, column, "same_day"
+    )
     if model.reach_items is not None and model.reach_scores is not None:
         neighbour_columns(model.reach_items, model.reach_scores, recent, order, column, "reach")
     _factor_columns(model, state, recent, rows, column, user_factors)
@@ -204,7 +212,11 @@ def features(
 
 
 def _trend_columns(
-    state: UserState, trends: TrendView, candidates: IntArray, born: NDArray[np.float64], out: FloatArray
+    state: UserState,
+    trends: TrendView,
+    candidates: IntArray,
+    born: NDArray[np.float64],
+    out: FloatArray,
 ) -> None:
     """What the candidates are worth to everyone, now. `born` (c,) is when each was first seen."""
     share = trends.log_share[candidates].T
@@ -286,7 +298,10 @@ def _tower_columns(
 
 
 def _content_columns(
-    content: ItemContent | None, recent: IntArray, candidates: IntArray, column: dict[str, FloatArray]
+    content: ItemContent | None,
+    recent: IntArray,
+    candidates: IntArray,
+    column: dict[str, FloatArray],
 ) -> None:
     """How alike each candidate and the newest items are described."""
     if content is None:

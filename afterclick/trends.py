@@ -79,7 +79,9 @@ class TrendTable:
         self._rows: dict[str, int] = {}
         self._ids: list[str] = []
         self._time = np.zeros(capacity)
-        self._sums = np.zeros((capacity, 2, len(HALF_LIVES_MS)))  # all votes, those of established users
+        self._sums = np.zeros(
+            (capacity, 2, len(HALF_LIVES_MS))
+        )  # all votes, those of established users
         self._counts = np.zeros(capacity, np.int64)
         self.newest_ms = 0.0
 

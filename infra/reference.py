@@ -46,7 +46,11 @@ def setting_names() -> set[str]:
 
 def commands_page() -> str:
     """Every command with its arguments and options."""
-    lines = ["# Commands", "", "Written by `make docs` from the commands' own help (`afterclick --help`)."]
+    lines = [
+        "# Commands",
+        "",
+        "Written by `make docs` from the commands' own help (`afterclick --help`).",
+    ]
     for path, command in _commands():
         lines += ["", f"## {path}", "", " ".join(str(command.help).split())]
         options = [_option(parameter) for parameter in command.params if parameter.name != "help"]
@@ -61,11 +65,18 @@ def command_names() -> list[str]:
 
 
 def _sections() -> Iterator[tuple[str, list[str]]]:
-    own = [_row(f"AFTERCLICK_{n.upper()}", f) for n, f in Settings.model_fields.items() if not _nested(f)]
+    own = [
+        _row(f"AFTERCLICK_{n.upper()}", f)
+        for n, f in Settings.model_fields.items()
+        if not _nested(f)
+    ]
     yield "Everywhere", own
     for name, field in Settings.model_fields.items():
         if model := _nested(field):
-            rows = [_row(variable, f) for variable, f in _settings(model, f"AFTERCLICK_{name.upper()}__")]
+            rows = [
+                _row(variable, f)
+                for variable, f in _settings(model, f"AFTERCLICK_{name.upper()}__")
+            ]
             yield name, rows
 
 
@@ -80,7 +91,9 @@ def _settings(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldI
 
 def _nested(field: FieldInfo) -> type[BaseModel] | None:
     annotation = field.annotation
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return (
+        annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    )
 
 
 def _row(variable: str, field: FieldInfo) -> str:
@@ -126,7 +139,11 @@ def _walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _option(parameter: Any) -> str:
-    names = ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
+    names = (
+        ", ".join(parameter.opts)
+        if parameter.param_type_name == "option"
+        else parameter.name.upper()
+    )
     default = parameter.default if isinstance(parameter.default, str | int | float | Path) else None
     shown = "" if default is None or default is False else f"`{default}`"
     return f"| `{names}` | {shown} | {getattr(parameter, 'help', '') or ''} |"

@@ -36,7 +36,9 @@ def ensure_topics(settings: Settings) -> list[str]:
         if missing:
             admin.create_topics(missing, wait_for_metadata=True)
             made = [topic for topic in kafka.topics.all() if topic.name in missing]
-            places = [TopicPartition(topic.name, n) for topic in made for n in range(topic.partitions)]
+            places = [
+                TopicPartition(topic.name, n) for topic in made for n in range(topic.partitions)
+            ]
             admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
     return sorted(missing)
 

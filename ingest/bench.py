@@ -18,7 +18,9 @@ from ingest.replay import ReplayOptions, replay
 from ingest.rows import SCHEMA
 
 
-def producer_events_per_s(settings: Settings, events: int, users: int = 50_000, items: int = 10_000) -> float:
+def producer_events_per_s(
+    settings: Settings, events: int, users: int = 50_000, items: int = 10_000
+) -> float:
     """Events per second of a whole replay at `max`: read, encode, send, acknowledged by all replicas.
 
     The events are synthetic (made beforehand) and go to the reviews topic of `settings`, which must exist.

@@ -40,7 +40,9 @@ def read_items(path: Path, report: ReadReport, detected: Detected | None = None)
     for line, raw, fields in _fields(path, found):
         try:
             if fields is None:
-                raise ValueError("neither JSON nor a Python literal, or not as many fields as the header")
+                raise ValueError(
+                    "neither JSON nor a Python literal, or not as many fields as the header"
+                )
             item = _item(fields)
         except (ValidationError, ValueError) as error:
             report.refuse(line, _reason(error), raw)
@@ -126,7 +128,9 @@ def _categories(found: object) -> tuple[str, ...]:
                 return _categories(orjson.loads(text))
             except orjson.JSONDecodeError:
                 pass
-        found = next(csv.reader([_CONTROL.sub(" ", text)]), []) if "|" not in text else text.split("|")
+        found = (
+            next(csv.reader([_CONTROL.sub(" ", text)]), []) if "|" not in text else text.split("|")
+        )
     if not isinstance(found, list | tuple):
         return ()
     if any(isinstance(part, list | tuple) for part in found):

@@ -63,12 +63,15 @@ def choose_dataset(
         try:
             fetch(raw / OFFICIAL_NAME, on_progress)
             return Choice(
-                open_dataset(raw / OFFICIAL_NAME), "downloaded: DATASET is not set, data/raw is empty"
+                open_dataset(raw / OFFICIAL_NAME),
+                "downloaded: DATASET is not set, data/raw is empty",
             )
         except (Unavailable, BadDataset) as error:
             problem = str(error)
     make_shop(shop)
-    return Choice(open_dataset(shop), f"generated, because the official data could not be had: {problem}")
+    return Choice(
+        open_dataset(shop), f"generated, because the official data could not be had: {problem}"
+    )
 
 
 def _lying(raw: Path) -> Dataset | None:

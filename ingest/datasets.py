@@ -54,7 +54,9 @@ def open_dataset(path: Path) -> Dataset:
     if path.is_file():
         detected = detect(path)
         if detected.format.is_items:
-            raise BadDataset(f"{path}: holds items, no reviews; give the reviews file or the folder of both")
+            raise BadDataset(
+                f"{path}: holds items, no reviews; give the reviews file or the folder of both"
+            )
         return Dataset(path, path, detected, None, None)
     if not path.is_dir():
         raise BadDataset(f"{path}: no such file or folder")

@@ -112,7 +112,9 @@ class _Transfer:
             if self.version:
                 headers["If-Range"] = self.version
         with client.stream("GET", self.url, headers=headers) as response:
-            if response.status_code == 416:  # nothing after what we have, or the file became shorter
+            if (
+                response.status_code == 416
+            ):  # nothing after what we have, or the file became shorter
                 self._judge_end(response)
                 return
             if response.status_code >= 500:
@@ -149,7 +151,9 @@ class _Transfer:
         strong = response.headers.get("etag", "")
         self.version = strong if strong and not strong.startswith("W/") else None
         self.version = self.version or response.headers.get("last-modified")
-        self.note.write_bytes(orjson.dumps({"url": self.url, "total": self.total, "version": self.version}))
+        self.note.write_bytes(
+            orjson.dumps({"url": self.url, "total": self.total, "version": self.version})
+        )
 
     def _judge_end(self, response: httpx2.Response) -> None:
         _, total = _content_range(response)

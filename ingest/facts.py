@@ -58,7 +58,9 @@ def facts(dataset: Dataset) -> Facts:
         with_text += len(batch) - batch["text"].null_count
         low, high = (v.as_py() for v in pc.min_max(batch["time_ms"]).values())
         first, last = min(first or low, low), max(last or high, high)
-    listed = list(read_items(dataset.items, catalogue, dataset.items_format)) if dataset.items else []
+    listed = (
+        list(read_items(dataset.items, catalogue, dataset.items_format)) if dataset.items else []
+    )
     return Facts(
         path=str(dataset.path),
         reviews_file=dataset.reviews.name,

@@ -43,7 +43,16 @@ class Format(StrEnum):
 # what columns are called elsewhere
 NAMES: dict[str, tuple[str, ...]] = {
     "user_id": ("user_id", "user", "userid", "reviewerid", "customer_id", "visitorid"),
-    "item_id": ("item_id", "item", "itemid", "asin", "parent_asin", "product_id", "productid", "movieid"),
+    "item_id": (
+        "item_id",
+        "item",
+        "itemid",
+        "asin",
+        "parent_asin",
+        "product_id",
+        "productid",
+        "movieid",
+    ),
     "time": ("timestamp", "time", "unixreviewtime", "event_time", "ts", "date"),
     "rating": ("rating", "overall", "stars", "score"),
     "text": ("text", "reviewtext", "review_text", "review_body"),
@@ -139,7 +148,9 @@ def _csv(head: bytes, path: Path) -> Detected:
         fields = line.decode("utf-8", "replace").strip().split(",")
         if len(fields) == 4 and _is_number(fields[2]) and _is_number(fields[3]):
             columns = {"user_id": 0, "item_id": 1, "rating": 2, "time": 3}
-            return Detected(Format.RATINGS_CSV, columns, ("user_id", "item_id", "rating", "timestamp"))
+            return Detected(
+                Format.RATINGS_CSV, columns, ("user_id", "item_id", "rating", "timestamp")
+            )
     raise BadDataset(
         f"{path}: neither a header with user_id, item_id and timestamp (reviews) "
         "or item_id and title (items), nor lines of user,item,rating,timestamp"
@@ -153,7 +164,9 @@ def _parquet(path: Path) -> Detected:
         raise BadDataset(f"{path}: no readable Parquet file ({error})") from None
     detected = _named(header, Format.PARQUET, Format.ITEMS_PARQUET)
     if not detected:
-        raise BadDataset(f"{path}: has no columns user_id, item_id, timestamp, nor item_id and title")
+        raise BadDataset(
+            f"{path}: has no columns user_id, item_id, timestamp, nor item_id and title"
+        )
     return detected
 
 

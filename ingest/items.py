@@ -49,7 +49,9 @@ def publish_items(dataset: Dataset, settings: Settings) -> ItemsSummary:
     Raises BadDataset where there is no items file, Unavailable where Kafka is away.
     """
     if dataset.items is None:
-        raise BadDataset(f"{dataset.path}: no items file (item_id and title, or the official metadata)")
+        raise BadDataset(
+            f"{dataset.path}: no items file (item_id and title, or the official metadata)"
+        )
     report = ReadReport()
     items = {item.item_id: item for item in read_items(dataset.items, report, dataset.items_format)}
     topic = settings.kafka.topics.items
@@ -119,7 +121,9 @@ def _item_of(value: bytes | None) -> Iterator[tuple[str, Item]]:
 def _batches(items: list[Item], source: str) -> Iterator[list[Message]]:
     rows = iter(items)
     while batch := list(islice(rows, _BATCH)):
-        yield [{"key": item.item_id, "value": events.encode(_event(item, source))} for item in batch]
+        yield [
+            {"key": item.item_id, "value": events.encode(_event(item, source))} for item in batch
+        ]
 
 
 def _event(item: Item, source: str) -> ItemEvent:

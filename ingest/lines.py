@@ -43,7 +43,9 @@ def blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
                 yield number, whole + newline
                 number += whole.count(b"\n") + 1
                 rest = tail
-            elif len(rest) > MAX_LINE_BYTES:  # no line of a dataset is this long: hand it on in pieces
+            elif (
+                len(rest) > MAX_LINE_BYTES
+            ):  # no line of a dataset is this long: hand it on in pieces
                 yield number, rest
                 rest = b""
     if rest:

@@ -41,7 +41,10 @@ class Lookalike:
 
 
 def lookalikes(
-    dataset: Dataset, data: Ordered, tastes: Mapping[str, Sequence[str]], until_ms: int | None = None
+    dataset: Dataset,
+    data: Ordered,
+    tastes: Mapping[str, Sequence[str]],
+    until_ms: int | None = None,
 ) -> dict[str, Lookalike]:
     """Person → who in the data is most like them; nobody is given twice, who has no match is left out.
 
@@ -54,7 +57,9 @@ def lookalikes(
         return {}
     rows = pa.Table.from_batches(columns)
     counts = rows.group_by("user_id").aggregate([([], "count_all")])
-    handy = pc.and_(pc.greater_equal(counts["count_all"], FEWEST), pc.less_equal(counts["count_all"], MOST))
+    handy = pc.and_(
+        pc.greater_equal(counts["count_all"], FEWEST), pc.less_equal(counts["count_all"], MOST)
+    )
     counts = counts.filter(handy)
     found: dict[str, Lookalike] = {}
     for person, items in within.items():
@@ -62,13 +67,21 @@ def lookalikes(
         alike = liked.group_by("user_id").aggregate([("item_id", "count_distinct")])
         alike = alike.filter(pc.greater_equal(alike["item_id_count_distinct"], ALIKE))
         best = alike.join(counts, "user_id", join_type="inner").sort_by(
-            [("item_id_count_distinct", "descending"), ("count_all", "ascending"), ("user_id", "ascending")]
+            [
+                ("item_id_count_distinct", "descending"),
+                ("count_all", "ascending"),
+                ("user_id", "ascending"),
+            ]
         )
         taken = {lender.user_id for lender in found.values()}
-        likely = best.slice(0, len(taken) + 1).to_pylist()  # one of them is free, if there are so many
+        likely = best.slice(
+            0, len(taken) + 1
+        ).to_pylist()  # one of them is free, if there are so many
         free = next((row for row in likely if row["user_id"] not in taken), None)
         if free is not None:
-            found[person] = Lookalike(free["user_id"], free["count_all"], free["item_id_count_distinct"])
+            found[person] = Lookalike(
+                free["user_id"], free["count_all"], free["item_id_count_distinct"]
+            )
     return found
 
 
@@ -99,7 +112,9 @@ def lend(
             lent = batch.filter(pc.is_in(batch["user_id"], lenders))
             if not len(lent):
                 continue
-            people = pa.array([borrowers[user] for user in lent["user_id"].to_pylist()], pa.string())
+            people = pa.array(
+                [borrowers[user] for user in lent["user_id"].to_pylist()], pa.string()
+            )
             for topic, messages in encoder.encode(lent.set_column(0, "user_id", people)):
                 sent += len(messages)
                 producer.send(topic, messages, sent)

@@ -107,14 +107,18 @@ def _read_facts(folder: Path) -> Prepared | None:
 def _write_runs(dataset: Dataset, fingerprint: str, folder: Path, run_rows: int) -> Prepared:
     report = ReadReport()
     runs, first, last = 0, 2**63 - 1, 0
-    for table in _tables(read_interactions(dataset.reviews, report, dataset.reviews_format), run_rows):
+    for table in _tables(
+        read_interactions(dataset.reviews, report, dataset.reviews_format), run_rows
+    ):
         ordered = _sorted(table)
         first = min(first, ordered["time_ms"][0].as_py())
         last = max(last, ordered["time_ms"][-1].as_py())
         write_run(ordered, folder / f"run-{runs:04}.arrow")
         runs += 1
     if not runs:
-        first_bad = f"; line {report.samples[0].line}: {report.samples[0].why}" if report.bad else ""
+        first_bad = (
+            f"; line {report.samples[0].line}: {report.samples[0].why}" if report.bad else ""
+        )
         raise BadDataset(f"{dataset.reviews}: no good line among {report.rows}{first_bad}")
     return Prepared(
         name=dataset.name,
@@ -150,7 +154,10 @@ def _sorted(table: pa.Table) -> pa.Table:
 def write_run(table: pa.Table, path: Path) -> None:
     """Write rows that are in order as a run."""
     options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA, options=options) as writer:
+    with (
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, SCHEMA, options=options) as writer,
+    ):
         writer.write_table(table, max_chunksize=BATCH_ROWS)
 
 

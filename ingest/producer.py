@@ -79,7 +79,9 @@ class EventProducer:
             self._producer = Producer(config)
             self._metadata = self._producer.list_topics(timeout=connect_s)
         except KafkaException as error:
-            raise Unavailable(f"Kafka at {bootstrap} does not answer ({_name(error.args[0])})") from None
+            raise Unavailable(
+                f"Kafka at {bootstrap} does not answer ({_name(error.args[0])})"
+            ) from None
 
     def __enter__(self) -> EventProducer:
         return self
@@ -113,7 +115,9 @@ class EventProducer:
 
         Waits while too much is unacknowledged. Raises Unavailable where Kafka stays away too long.
         """
-        ticket = _Ticket(mark, len(messages), sum(len(m["value"] or b"") for m in messages), self._fail)
+        ticket = _Ticket(
+            mark, len(messages), sum(len(m["value"] or b"") for m in messages), self._fail
+        )
         self._wait_for_room(len(messages))
         self._tickets.append(ticket)
         rest = messages
@@ -137,7 +141,9 @@ class EventProducer:
             self.poll(0.1)
         self.poll()
         if len(self._producer):
-            raise Unavailable(f"Kafka at {self._bootstrap} left {len(self._producer)} events unacknowledged")
+            raise Unavailable(
+                f"Kafka at {self._bootstrap} left {len(self._producer)} events unacknowledged"
+            )
 
     def _queue(self, topic: str, messages: list[Message], ticket: _Ticket) -> list[Message]:
         """Hand messages to the client; those for which it had no room come back."""
@@ -174,7 +180,9 @@ class EventProducer:
 
     def _error(self, error: KafkaError) -> AfterclickError:
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-            return BadInput(f"Kafka at {self._bootstrap} takes no event of this size: {error.str()}")
+            return BadInput(
+                f"Kafka at {self._bootstrap} takes no event of this size: {error.str()}"
+            )
         lost = f"; {self._failed} events were not acknowledged" if self._failed else ""
         return Unavailable(
             f"Kafka at {self._bootstrap} did not take an event within {self._give_up_s:.0f} s "

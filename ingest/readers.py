@@ -58,7 +58,9 @@ def read_interactions(
 
 
 def _csv(path: Path, found: Detected, report: ReadReport, size: int) -> Iterator[pa.RecordBatch]:
-    quoting = found.format is Format.NAMED_CSV  # the official file has no quotes: there a " is a letter
+    quoting = (
+        found.format is Format.NAMED_CSV
+    )  # the official file has no quotes: there a " is a letter
     source = blocks(path, size)
     if quoting:
         source = _without_header(source)
@@ -80,12 +82,19 @@ def _csv_fast(raw: bytes, found: Detected) -> pa.RecordBatch | None:
     if _HEX.search(b"\n" + raw):
         return None
     names = [f"c{i}" for i in range(len(found.header))]
-    types = {"user_id": pa.string(), "item_id": pa.string(), "time": pa.int64(), "rating": pa.float64()}
+    types = {
+        "user_id": pa.string(),
+        "item_id": pa.string(),
+        "time": pa.int64(),
+        "rating": pa.float64(),
+    }
     wanted = {f: names[i] for f, i in found.columns.items() if f in (*types, "text", "action")}
     try:
         table = pacsv.read_csv(
             io.BytesIO(raw),
-            pacsv.ReadOptions(column_names=names, block_size=max(len(raw), 1) + 1, use_threads=False),
+            pacsv.ReadOptions(
+                column_names=names, block_size=max(len(raw), 1) + 1, use_threads=False
+            ),
             pacsv.ParseOptions(quote_char=False, double_quote=False),
             pacsv.ConvertOptions(
                 column_types={c: types.get(f, pa.string()) for f, c in wanted.items()},
@@ -150,7 +159,9 @@ def _without_header(source: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, 
             yield number, raw
 
 
-def _chain(first: tuple[int, bytes], rest: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+def _chain(
+    first: tuple[int, bytes], rest: Iterator[tuple[int, bytes]]
+) -> Iterator[tuple[int, bytes]]:
     yield first
     yield from rest
 
@@ -167,7 +178,9 @@ def _pick_2014(o: dict[str, Any]) -> Row:
 
 def _pick_2023(o: dict[str, Any]) -> Row:
     item = o.get("parent_asin") or o.get("asin")
-    return check(o.get("user_id"), item, parse_time(o.get("timestamp")), o.get("rating"), o.get("text"))
+    return check(
+        o.get("user_id"), item, parse_time(o.get("timestamp")), o.get("rating"), o.get("text")
+    )
 
 
 _PICK: dict[Format, Pick] = {Format.REVIEWS_2014: _pick_2014, Format.REVIEWS_2023: _pick_2023}
@@ -194,7 +207,9 @@ def _parquet(path: Path, found: Detected, report: ReadReport) -> Iterator[pa.Rec
     fields = {f: found.header[i] for f, i in found.columns.items() if f in ("time", *SCHEMA.names)}
     number = 0
     try:
-        for batch in pq.ParquetFile(path).iter_batches(_PARQUET_ROWS, columns=list(fields.values())):
+        for batch in pq.ParquetFile(path).iter_batches(
+            _PARQUET_ROWS, columns=list(fields.values())
+        ):
             columns = {f: batch.column(c) for f, c in fields.items()}
             yield _parquet_fast(columns, batch.num_rows) or _parquet_slow(columns, number, report)
             number += batch.num_rows

@@ -111,7 +111,9 @@ class _Replay:
         self.producer.require(topics.reviews, topics.feedback)
         self.key = _progress_key(data, self.producer.cluster_id, topics.reviews, options)
         self.shift = self._shift()
-        self.encoder = Encoder(f"dataset/{data.facts.name}", topics.reviews, topics.feedback, self.shift)
+        self.encoder = Encoder(
+            f"dataset/{data.facts.name}", topics.reviews, topics.feedback, self.shift
+        )
         self.first_row = 0 if options.restart else files.next_row(self.key)
         self.total, self.span_ms = _measure(data, options, self.first_row)
         self.watch = _Stopwatch()
@@ -131,7 +133,9 @@ class _Replay:
         self.producer.delivered = self.first_row
         state = DONE
         with self.producer:
-            for row, batch in _limited(_select(self.data, self.options, self.first_row), self.options.limit):
+            for row, batch in _limited(
+                _select(self.data, self.options, self.first_row), self.options.limit
+            ):
                 self.row = row
                 if not self._send_batch(batch, stopping):
                     state = STOPPED
@@ -288,7 +292,9 @@ def _progress_key(data: Ordered, cluster: str, topic: str, options: ReplayOption
     return f"{data.facts.fingerprint}{start}>{cluster}/{topic}"
 
 
-def _select(data: Ordered, options: ReplayOptions, first_row: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _select(
+    data: Ordered, options: ReplayOptions, first_row: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The rows to send, with the number of the first of each batch."""
     row = 0
     for batch in data.batches():

@@ -77,13 +77,17 @@ class ReadReport:
             self.samples.append(BadLine(line, why, shown))
 
 
-def check(user: Any, item: Any, time_ms: int, rating: Any, text: Any = None, action: Any = None) -> Row:
+def check(
+    user: Any, item: Any, time_ms: int, rating: Any, text: Any = None, action: Any = None
+) -> Row:
     """The row with these fields. Raises ValueError saying which field is wrong."""
     if not 0 <= time_ms <= MAX_TIME_MS:
         raise ValueError("timestamp: outside 1970 to 2100")
     if action is not None and action not in ACTIONS:
         raise ValueError(f"action: none of {', '.join(sorted(ACTIONS))}")
-    return Row(_id(user, "user"), _id(item, "item"), time_ms, _rating(rating), _text(text), action or None)
+    return Row(
+        _id(user, "user"), _id(item, "item"), time_ms, _rating(rating), _text(text), action or None
+    )
 
 
 def parse_time(value: Any) -> int:
@@ -114,7 +118,12 @@ def all_valid(batch: pa.RecordBatch) -> bool:
     """Whether every row of a batch in SCHEMA obeys the rules, save for control characters in ids."""
     ids = all(_ids_fit(batch.column(n)) for n in ("user_id", "item_id"))
     times, ratings, actions = (batch.column(n) for n in ("time_ms", "rating", "action"))
-    if not ids or times.null_count or not _within(times, 0, MAX_TIME_MS) or not _within(ratings, 0.0, 5.0):
+    if (
+        not ids
+        or times.null_count
+        or not _within(times, 0, MAX_TIME_MS)
+        or not _within(ratings, 0.0, 5.0)
+    ):
         return False
     longest = pc.max(pc.utf8_length(batch.column("text"))).as_py()
     known = set(pc.unique(actions).to_pylist()) <= ACTIONS | {None}
@@ -133,7 +142,9 @@ def _id(found: Any, name: str) -> str:
         raise ValueError(f"{name}: missing or no text")
     value = str(found)
     if not 1 <= len(value) <= MAX_ID:
-        raise ValueError(f"{name}: empty" if not value else f"{name}: longer than {MAX_ID} characters")
+        raise ValueError(
+            f"{name}: empty" if not value else f"{name}: longer than {MAX_ID} characters"
+        )
     if _UNPRINTABLE.search(value):
         raise ValueError(f"{name}: holds a control character or a lone surrogate")
     return value

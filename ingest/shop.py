@@ -110,7 +110,9 @@ def _make_items(random: np.random.Generator, config: ShopConfig) -> _Catalogue:
 
 def _title(random: np.random.Generator, kind: int, brand: int) -> str:
     what = KINDS[kind]
-    quality, finish, detail = (str(random.choice(words)) for words in (QUALITIES, FINISHES, what.details))
+    quality, finish, detail = (
+        str(random.choice(words)) for words in (QUALITIES, FINISHES, what.details)
+    )
     return f"{BRANDS[brand]} {quality} {what.name}, {detail}, {finish}"
 
 
@@ -120,7 +122,9 @@ Review = tuple[float, int, int, int]  # day, user, item, stars
 class _Shoppers:
     """The users, and what they buy."""
 
-    def __init__(self, random: np.random.Generator, config: ShopConfig, catalogue: _Catalogue) -> None:
+    def __init__(
+        self, random: np.random.Generator, config: ShopConfig, catalogue: _Catalogue
+    ) -> None:
         self.random, self.config, self.items = random, config, catalogue
         self.shelves = int(catalogue.shelf.max()) + 1
         self._pulls: dict[int, Floats] = {}
@@ -128,7 +132,9 @@ class _Shoppers:
     def reviews(self) -> list[Review]:
         """Every review, by time."""
         activity = self._activity()
-        rows = [row for user, count in enumerate(activity) for row in self._one_user(user, int(count))]
+        rows = [
+            row for user, count in enumerate(activity) for row in self._one_user(user, int(count))
+        ]
         return sorted(rows)
 
     def _activity(self) -> Ints:
@@ -192,7 +198,9 @@ class _Shoppers:
             self._pulls[day] = np.where(age >= 0, self.items.appeal * fresh, 0.0)
         return self._pulls[day]
 
-    def _choose(self, day: int, taste: Floats, liking: Floats, held: NDArray[np.bool_], last: int) -> int:
+    def _choose(
+        self, day: int, taste: Floats, liking: Floats, held: NDArray[np.bool_], last: int
+    ) -> int:
         items = self.items
         pull = np.where(held, 0.0, self._pull(day))
         luck = self.random.random()
@@ -222,7 +230,9 @@ def _write_items(path: Path, catalogue: _Catalogue) -> None:
             kind = KINDS[catalogue.kind[number]]
             path_of = f"{kind.department},{kind.shelf},{kind.name}"
             brand = BRANDS[catalogue.brand[number]]
-            writer.writerow((_item_id(number), title, path_of, brand, f"{catalogue.price[number]:.2f}"))
+            writer.writerow(
+                (_item_id(number), title, path_of, brand, f"{catalogue.price[number]:.2f}")
+            )
 
 
 def _write_reviews(path: Path, rows: list[Review], config: ShopConfig) -> None:

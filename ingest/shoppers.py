@@ -114,7 +114,9 @@ class Mall:
             for n in range(self._plan.visits):
                 pause = asyncio.create_task(asyncio.sleep(self._plan.pause_s))
                 popular = _seen((await api.popular(POPULAR_POOL)).items)
-                await asyncio.gather(*(self._visit(api, customer, popular) for customer in self.customers))
+                await asyncio.gather(
+                    *(self._visit(api, customer, popular) for customer in self.customers)
+                )
                 await pause
                 on_round(n + 1)
         return self.customers
@@ -138,7 +140,9 @@ class Mall:
             for user_id, arm in zip(ids, arms, strict=False)
         ]
 
-    async def _visit(self, api: AsyncClient, customer: Customer, popular: Sequence[SeenItem]) -> None:
+    async def _visit(
+        self, api: AsyncClient, customer: Customer, popular: Sequence[SeenItem]
+    ) -> None:
         async with self._gate:
             await self._going.wait()
             shopper = customer.shopper
@@ -204,7 +208,9 @@ async def categories(api: AsyncClient) -> tuple[str, ...]:
     catalogue = (await api.get("/health/ready"))["parts"]["catalogue"]
     narrow = tuple(row.category for row in rows if row.items <= WIDEST_CATEGORY * catalogue)
     if not narrow:
-        raise BadInput("the catalogue has no categories to have a taste for: run `afterclick ingest items`")
+        raise BadInput(
+            "the catalogue has no categories to have a taste for: run `afterclick ingest items`"
+        )
     return narrow
 
 
@@ -220,7 +226,10 @@ def _figures(ledgers: Sequence[Ledger]) -> dict[str, float]:
 
 
 def _resampled(arms: dict[Arm, list[Ledger]], dice: random.Random) -> dict[Arm, list[Ledger]]:
-    return {arm: dice.choices(ledgers, k=len(ledgers)) if ledgers else [] for arm, ledgers in arms.items()}
+    return {
+        arm: dice.choices(ledgers, k=len(ledgers)) if ledgers else []
+        for arm, ledgers in arms.items()
+    }
 
 
 def _lift(arms: dict[Arm, list[Ledger]]) -> float:

@@ -79,7 +79,9 @@ class Truth:
         return WHIM_SD * self._gauss("whim", user_id, item_id)
 
     def _gauss(self, *parts: str) -> float:
-        digest = hashlib.blake2b("\0".join((str(self.seed), *parts)).encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(
+            "\0".join((str(self.seed), *parts)).encode(), digest_size=8
+        ).digest()
         return _NORMAL.inv_cdf((int.from_bytes(digest) + 1) / (2**64 + 1))
 
 
@@ -106,7 +108,11 @@ class Shopper:
         """P(click | looked at)."""
         if item.item_id in self.clicked:
             return 0.0
-        appeal = self.affinity(item) + truth.quality(item.item_id) + truth.whim(self.user_id, item.item_id)
+        appeal = (
+            self.affinity(item)
+            + truth.quality(item.item_id)
+            + truth.whim(self.user_id, item.item_id)
+        )
         return sigmoid(CLICK_BIAS + appeal)
 
     def visit(self, items: Sequence[SeenItem], truth: Truth) -> Visit:

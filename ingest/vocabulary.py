@@ -5,15 +5,57 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BRANDS = (
-    *("Aurelo", "Brightwell", "Cobalt", "Dunmore", "Everline", "Fjordic", "Gantry", "Halcyon", "Ibex"),
-    *("Juniper", "Kestrel", "Lumora", "Marlow", "Nordkap", "Orbita", "Pinecrest", "Quill", "Ravenna"),
+    *(
+        "Aurelo",
+        "Brightwell",
+        "Cobalt",
+        "Dunmore",
+        "Everline",
+        "Fjordic",
+        "Gantry",
+        "Halcyon",
+        "Ibex",
+    ),
+    *(
+        "Juniper",
+        "Kestrel",
+        "Lumora",
+        "Marlow",
+        "Nordkap",
+        "Orbita",
+        "Pinecrest",
+        "Quill",
+        "Ravenna",
+    ),
     *("Sundial", "Tessera", "Umbra", "Vantage", "Westmark", "Zephyr"),
 )
 QUALITIES = (
-    *("Classic", "Compact", "Pro", "Lite", "Plus", "Travel", "Studio", "Everyday", "Ultra", "Essential"),
+    *(
+        "Classic",
+        "Compact",
+        "Pro",
+        "Lite",
+        "Plus",
+        "Travel",
+        "Studio",
+        "Everyday",
+        "Ultra",
+        "Essential",
+    ),
     *("Heritage", "Active", "Silent", "Eco", "Premium", "Mini"),
 )
-FINISHES = ("Black", "White", "Graphite", "Silver", "Forest Green", "Navy", "Sand", "Copper", "Red", "Walnut")
+FINISHES = (
+    "Black",
+    "White",
+    "Graphite",
+    "Silver",
+    "Forest Green",
+    "Navy",
+    "Sand",
+    "Copper",
+    "Red",
+    "Walnut",
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +70,9 @@ class Kind:
     goes_with: str | None = None
 
 
-def _kinds(department: str, shelf: str, *rows: tuple[str, float, str, str | None]) -> tuple[Kind, ...]:
+def _kinds(
+    department: str, shelf: str, *rows: tuple[str, float, str, str | None]
+) -> tuple[Kind, ...]:
     return tuple(Kind(department, shelf, n, p, tuple(d.split("|")), g) for n, p, d, g in rows)
 
 

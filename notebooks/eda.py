@@ -25,7 +25,9 @@ from afterclick.trends import DAY_MS
 from training.baselines import first_seen
 from training.evaluation import reviews
 
-plt.rcParams.update({"figure.figsize": (10, 3.2), "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update(
+    {"figure.figsize": (10, 3.2), "axes.spines.top": False, "axes.spines.right": False}
+)
 BLUE, GREEN, GREY = "#5b8def", "#3bb273", "#9aa5b1"
 
 data = reviews.load(Path(os.environ["DATASET"]))
@@ -95,10 +97,16 @@ age = (rows.time_ms - first_seen(rows)[rows.item]) / DAY_MS
 recent = rows.time_ms >= rows.time_ms[-1] - 90 * DAY_MS
 figure, axes = plt.subplots()
 axes.hist(
-    age[recent] / 30, bins=48, range=(0, 96), color=GREEN, weights=np.full(recent.sum(), 1 / recent.sum())
+    age[recent] / 30,
+    bins=48,
+    range=(0, 96),
+    color=GREEN,
+    weights=np.full(recent.sum(), 1 / recent.sum()),
 )
 axes.set(
-    title="Age of the item when it is reviewed (last 90 days)", xlabel="months", ylabel="share of reviews"
+    title="Age of the item when it is reviewed (last 90 days)",
+    xlabel="months",
+    ylabel="share of reviews",
 )
 plt.show()
 

@@ -29,7 +29,9 @@ from training.evaluation.command import split_of
 from training.evaluation.protocols import PROTOCOLS, queries, sample
 from training.evaluation.ranking import top_n
 
-plt.rcParams.update({"figure.figsize": (10, 3.2), "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update(
+    {"figure.figsize": (10, 3.2), "axes.spines.top": False, "axes.spines.right": False}
+)
 BLUE, GREEN, GREY, RED = "#5b8def", "#3bb273", "#9aa5b1", "#d64550"
 split, _ = split_of(Settings(), Path(os.environ["DATASET"]), None)
 eligible = np.flatnonzero(split.eligible).astype(np.int32)
@@ -58,7 +60,13 @@ figure, axes = plt.subplots(figsize=(5, 3))
 for name, counts, colour in (("before the cut", past, BLUE), ("random rows", leaky, RED)):
     found = hit_rate(counts)
     low, high = metrics.interval(found, 1)
-    axes.bar(name, found.mean(), yerr=[[found.mean() - low], [high - found.mean()]], color=colour, capsize=4)
+    axes.bar(
+        name,
+        found.mean(),
+        yerr=[[found.mean() - low], [high - found.mean()]],
+        color=colour,
+        capsize=4,
+    )
 axes.set(title="Popularity, HR@10 on new users", ylabel="HR@10")
 plt.show()
 
@@ -77,7 +85,9 @@ broken = np.mean(
         for seed in range(20)
     ]
 )
-print(f"a model that knows nothing: HR@10 {kept:.4f} with ties in order, {broken:.4f} with ties at random")
+print(
+    f"a model that knows nothing: HR@10 {kept:.4f} with ties in order, {broken:.4f} with ties at random"
+)
 assert broken < kept
 
 # %% [markdown]
@@ -113,12 +123,17 @@ assert min(sampled.values()) > max(full.values())
 # %%
 found = hit_rate(scores["week"])
 sizes = np.unique(np.geomspace(100, len(found), 12).astype(int))
-bounds = np.array([metrics.interval(found[random.choice(len(found), n, replace=False)], 1) for n in sizes])
+bounds = np.array(
+    [metrics.interval(found[random.choice(len(found), n, replace=False)], 1) for n in sizes]
+)
 figure, axes = plt.subplots()
 axes.fill_between(sizes, bounds[:, 0], bounds[:, 1], color=GREEN, alpha=0.3)
 axes.axhline(found.mean(), color=GREEN)
 axes.set(
-    xscale="log", title="HR@10 of a week's popularity, 95 % interval", xlabel="questions", ylabel="HR@10"
+    xscale="log",
+    title="HR@10 of a week's popularity, 95 % interval",
+    xlabel="questions",
+    ylabel="HR@10",
 )
 plt.show()
 assert np.diff(bounds[-1]) < np.diff(bounds[0])

@@ -31,7 +31,9 @@ from training.evaluation.command import split_of
 from training.evaluation.compare import answer
 from training.evaluation.protocols import queries, sample
 
-plt.rcParams.update({"figure.figsize": (10, 3.4), "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update(
+    {"figure.figsize": (10, 3.4), "axes.spines.top": False, "axes.spines.right": False}
+)
 QUESTIONS = 400
 split, _ = split_of(Settings(), Path(os.environ["DATASET"]), None)
 train = split.train
@@ -79,7 +81,9 @@ for n, (name, colour) in enumerate(zip(models, COLOURS, strict=True)):
     value = np.array([hits[p][name].mean() for p in asked])
     bounds = np.array([metrics.interval(hits[p][name], 1) for p in asked])
     error = np.abs(bounds.T - value)
-    axes.bar(np.arange(3) + 0.2 * n - 0.3, value, 0.2, yerr=error, label=name, color=colour, capsize=2)
+    axes.bar(
+        np.arange(3) + 0.2 * n - 0.3, value, 0.2, yerr=error, label=name, color=colour, capsize=2
+    )
 axes.set_xticks(range(3), asked)
 axes.set(title=f"HR@10, {QUESTIONS} questions each, 95 % bootstrap interval", ylabel="HR@10")
 axes.legend(frameon=False)

@@ -80,7 +80,9 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["authorization", "content-type"],
             expose_headers=["retry-after"],
         )
-    app.add_middleware(Measured, metrics=service.metrics, requests=service.requests, recent=service.recent)
+    app.add_middleware(
+        Measured, metrics=service.metrics, requests=service.requests, recent=service.recent
+    )
     _document_problems(app)
     return app
 
@@ -88,7 +90,9 @@ def create_app(settings: Settings) -> FastAPI:
 class Measured:
     """ASGI middleware: count, time and log each request under its route's path, and remember the newest."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, requests: RequestLog, recent: RecentRequests) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, requests: RequestLog, recent: RecentRequests
+    ) -> None:
         self.app, self.metrics, self.requests, self.recent = app, metrics, requests, recent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,7 +113,9 @@ class Measured:
             route = getattr(scope.get("route"), "path", "unknown")
             seconds = time.perf_counter() - began
             self.metrics.answered_in(route, status, seconds)
-            self.recent.add(scope["method"], route, (scope["path"], scope["query_string"]), status, seconds)
+            self.recent.add(
+                scope["method"], route, (scope["path"], scope["query_string"]), status, seconds
+            )
             if route not in UNLOGGED:
                 self.requests.append(
                     LoggedRequest(

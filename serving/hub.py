@@ -130,7 +130,9 @@ class Hub:
         if second != self._second:
             self._second, self._sampled = second, 0
         some = (
-            list(changes[-max(SAMPLED_PER_S - self._sampled, 0) :]) if self._sampled < SAMPLED_PER_S else []
+            list(changes[-max(SAMPLED_PER_S - self._sampled, 0) :])
+            if self._sampled < SAMPLED_PER_S
+            else []
         )
         self._sampled += len(some)
         return some

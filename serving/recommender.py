@@ -90,7 +90,9 @@ class Recommender:
         shown = None if chance else self._remembered.get(ask, rows, world, brief)
         remembered = shown is not None
         if shown is None:
-            shown = self._show(world, self._rank(world, ask, rows, BRIEF if brief else None), ask, brief)
+            shown = self._show(
+                world, self._rank(world, ask, rows, BRIEF if brief else None), ask, brief
+            )
             if not chance:
                 self._remembered.put(ask, rows, world, shown)
         body = {
@@ -122,7 +124,9 @@ class Recommender:
         choice = self._choice(world, ask, state)
         ranked = self._ladder(world, ask, rows, state, choice, history, limits)
         if choice.n != ask.n or world.rules is not NO_RULES:
-            ranked = arrange(world, self._catalogue, ranked, ask.n, ask.options, ask.page, self._dice)
+            ranked = arrange(
+                world, self._catalogue, ranked, ask.n, ask.options, ask.page, self._dice
+            )
         if ask.explain and ranked.by is not None:
             causes = because(world, ranked.by, state, ranked.items, history, self._catalogue)
             ranked = replace(ranked, because=causes)
@@ -145,7 +149,9 @@ class Recommender:
             known = rows and not ask.user_id.startswith(SESSION)
             source = Source.PERSONALISED if known else Source.SESSION
             if policy is Policy.BLEND:
-                return personalised(world, model, state, choice, self._catalogue, history, source, limits)
+                return personalised(
+                    world, model, state, choice, self._catalogue, history, source, limits
+                )
             alone = by_one_model(world, policy, state, choice, self._catalogue, history, source)
             if alone is not None:
                 return alone
@@ -171,7 +177,9 @@ class Recommender:
     def _tastes(self, world: World, state: UserState) -> tuple[str, ...]:
         """Before any model: the finest category of each of the newest items."""
         items = (self._catalogue.items.get(world.ids[i]) for i in state.items[:5].tolist())
-        return tuple(dict.fromkeys(item.categories[-1] for item in items if item and item.categories))
+        return tuple(
+            dict.fromkeys(item.categories[-1] for item in items if item and item.categories)
+        )
 
     def _now(self, world: World) -> float:
         """Now, or the newest event time where a replay runs ahead of the clock."""
@@ -209,7 +217,9 @@ class Recommender:
                 item["propensity"] = propensity
         logged = [{name: item[name] for name in told} for item in items]
         following = cursor_after(ask.page.shown, ids, ask.n) if ask.page.follow else None
-        return Shown(ranked.source, orjson.dumps(items), orjson.dumps(logged), len(items), following, brief)
+        return Shown(
+            ranked.source, orjson.dumps(items), orjson.dumps(logged), len(items), following, brief
+        )
 
 
 def describe(catalogue: Catalogue, item_id: str) -> Answer:
@@ -268,7 +278,9 @@ def personalised(
         parts=receipt,
         sources=names,
         reasons=reasons(model, world, state, shown, names, history, catalogue),
-        by=lambda state, items: loaded.ranker.score(features(model, state, view, items, content=content)),
+        by=lambda state, items: loaded.ranker.score(
+            features(model, state, view, items, content=content)
+        ),
     )
 
 
@@ -278,7 +290,9 @@ def _enough(world: World, choice: Choice, found: Candidates) -> tuple[IntArray, 
     if choice.inside is not None:
         keep = np.isin(items, choice.inside)
         items, sources = items[keep], sources[keep]
-        items, sources = _add(items, sources, choice.fitting(choice.trending(world), items)[:CATEGORY])
+        items, sources = _add(
+            items, sources, choice.fitting(choice.trending(world), items)[:CATEGORY]
+        )
     if len(choice.wanted):
         items, sources = _add(items, sources, choice.also(items))
     if len(items) < choice.n:
@@ -287,5 +301,7 @@ def _enough(world: World, choice: Choice, found: Candidates) -> tuple[IntArray, 
     return items, sources
 
 
-def _add(items: IntArray, sources: NDArray[np.int8], more: IntArray) -> tuple[IntArray, NDArray[np.int8]]:
+def _add(
+    items: IntArray, sources: NDArray[np.int8], more: IntArray
+) -> tuple[IntArray, NDArray[np.int8]]:
     return np.concatenate([items, more]), np.concatenate([sources, np.full(len(more), -1, np.int8)])

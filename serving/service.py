@@ -96,9 +96,13 @@ class Service:
         bounds = Bounds(settings.serving.quarantine_slack, settings.serving.quarantine_free)
         pulse = Pulse()
         worlds = Worlds(feed, catalogue, no_model(), rules, bounds)
-        kept = ModelStore(settings.training.store or str(settings.artifacts), settings.home / "fetched")
+        kept = ModelStore(
+            settings.training.store or str(settings.artifacts), settings.home / "fetched"
+        )
         models = ModelFeed(lambda loaded: service.use(loaded), worlds.use_beside, kept)
-        items = TopicReader(kafka.bootstrap, topics.items, lambda read: copy.take(catalogue.read(read)))
+        items = TopicReader(
+            kafka.bootstrap, topics.items, lambda read: copy.take(catalogue.read(read))
+        )
         copy, users = CatalogueCopy(catalogue, items.caught_up.is_set), Users()
         readers = (
             items,
@@ -129,7 +133,9 @@ class Service:
             impressions=ImpressionLog(kafka),
             letters=letters,
             figures=Figures(settings, feed, worlds, hub, metrics, letters),
-            plane=ControlPlane(database, rules, KeyRing(settings.serving), worlds.wake, models.want),
+            plane=ControlPlane(
+                database, rules, KeyRing(settings.serving), worlds.wake, models.want
+            ),
             requests=RequestLog(database, settings.serving.request_log_days),
             console=Console(settings),
             users=users,
@@ -165,7 +171,9 @@ class Service:
         if assigned is not None:
             self.plane.trials.shown(body["impression_id"], ask.user_id, assigned)
         self.metrics.listed(body["source"], body["degraded"], body["brief"], answer.remembered)
-        self.exposure.shown(body["impression_id"], body["source"], body["model_version"], shown.count)
+        self.exposure.shown(
+            body["impression_id"], body["source"], body["model_version"], shown.count
+        )
         self.impressions.append(answer)
         self.kept.put(answer)
         return body

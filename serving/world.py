@@ -156,7 +156,9 @@ class World:
 class _Builder:
     """Makes the worlds of one model after another; what they are indexed by stays while the model does."""
 
-    def __init__(self, feed: TrendFeed, catalogue: Catalogue, rules: RuleBook, bounds: Bounds) -> None:
+    def __init__(
+        self, feed: TrendFeed, catalogue: Catalogue, rules: RuleBook, bounds: Bounds
+    ) -> None:
         self._feed, self._catalogue, self._rules, self._bounds = feed, catalogue, rules, bounds
         self._space, self._space_of = ItemSpace(), ""
         self._rows = _Rows(feed.table, np.empty(0, np.int64))
@@ -258,8 +260,12 @@ class Worlds:
     def build(self) -> World:
         """A new world of the model that serves, and of those beside it."""
         beside = self._beside
-        self._builders = {version: self._builders.get(version) or self._new_builder() for version in beside}
-        self._worlds = {version: self._builders[version].build(loaded) for version, loaded in beside.items()}
+        self._builders = {
+            version: self._builders.get(version) or self._new_builder() for version in beside
+        }
+        self._worlds = {
+            version: self._builders[version].build(loaded) for version, loaded in beside.items()
+        }
         return self._builder.build(self._next)
 
     def _new_builder(self) -> _Builder:

@@ -19,7 +19,15 @@ from afterclick.errors import BadEvent
 from afterclick.events import InteractionEvent, decode_interaction
 from afterclick.keys import Keys
 from afterclick.settings import Settings
-from afterclick.state import Correction, Effect, HistoryEntry, StateChange, corrections_of, place, vote_codes
+from afterclick.state import (
+    Correction,
+    Effect,
+    HistoryEntry,
+    StateChange,
+    corrections_of,
+    place,
+    vote_codes,
+)
 from afterclick.topics import dlq
 from afterclick.trends import DAY_MS
 from streaming.connection import Command, Connection
@@ -139,7 +147,9 @@ class Applier:
 
     def __post_init__(self) -> None:
         self._codes = vote_codes(self.plan.weights)
-        self._weights = {code: self.plan.weights[action] for action, code in self._codes.items() if code}
+        self._weights = {
+            code: self.plan.weights[action] for action, code in self._codes.items() if code
+        }
 
     def apply(self, topic: str, partition: int, records: Sequence[Record]) -> Iterator[Output]:
         """Apply records in the order of their offsets; yields an output per record, but for buried ones.
@@ -183,7 +193,9 @@ class Applier:
             return "time: the event is dated too far after it reached the log"
         return _Step(record, event, event.time_ms, self.plan.weights.get(event.data.action, 0.0))
 
-    def _apply_users(self, topic: str, partition: int, events: list[_Step], first_offset: int) -> None:
+    def _apply_users(
+        self, topic: str, partition: int, events: list[_Step], first_offset: int
+    ) -> None:
         """Step 1, a call per user, in one round trip: what each event is, and what it corrects."""
         users: dict[str, list[_Step]] = {}
         for step in events:
@@ -202,13 +214,23 @@ class Applier:
     ) -> Command:
         plan, keys = self.plan, self.plan.keys
         others = [keys.ledger(user_id, other) for other in plan.topics if other != topic]
-        arguments: list[str | bytes | int] = [plan.history_length, plan.ledger_length, floor, plan.age_ms]
+        arguments: list[str | bytes | int] = [
+            plan.history_length,
+            plan.ledger_length,
+            floor,
+            plan.age_ms,
+        ]
         for step in steps:
             event = step.event
             entry = HistoryEntry(
                 event.id, event.data.item_id, event.data.action, event.data.rating, step.time_ms
             )
-            arguments += (event.id, place(partition, step.record.offset), entry.member(), step.time_ms)
+            arguments += (
+                event.id,
+                place(partition, step.record.offset),
+                entry.member(),
+                step.time_ms,
+            )
             arguments += (event.data.item_id, self._codes.get(event.data.action, ""))
         own = (keys.history(user_id), keys.votes(user_id), keys.ledger(user_id, topic))
         names = (*own, keys.corrections(user_id, topic), keys.forgotten(user_id), *others)
@@ -248,7 +270,9 @@ class Applier:
         produced = step.event.producedtime
         effect = Effect.FORGOTTEN if step.forgotten else Effect.DUPLICATE
         if step.first:
-            effect = Effect.REPLAYED if self.plan.fence and record.offset <= position else Effect.APPLIED
+            effect = (
+                Effect.REPLAYED if self.plan.fence and record.offset <= position else Effect.APPLIED
+            )
         change = StateChange(
             user_id=data.user_id,
             item_id=data.item_id,

@@ -77,7 +77,9 @@ def decode_batches(
             rows = [row for row in rows if row[_TIME_OF] > 1000 * until.get(row[_USER], -math.inf)]
         if rows:
             columns = zip(*rows, strict=True)
-            arrays = [_array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+            arrays = [
+                _array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)
+            ]
             yield pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA)
 
 
@@ -95,5 +97,13 @@ def _row(topic: str, partition: int, record: Record) -> tuple[Any, ...] | None:
     data = event.data
     place = (topic, partition, record.offset, int(record.log_ms * 1000))
     event_us = round(event.time.timestamp() * 1e6)
-    what = (event.id, event_us, data.user_id, data.item_id, str(data.action), data.rating, data.text)
+    what = (
+        event.id,
+        event_us,
+        data.user_id,
+        data.item_id,
+        str(data.action),
+        data.rating,
+        data.text,
+    )
     return (*place, *what, data.impression_id, data.session_id)

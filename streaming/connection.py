@@ -35,7 +35,11 @@ class NodeConnection:
 
     def __init__(self, url: str) -> None:
         retry = Retry(NoBackoff(), 0)
-        options = {"socket_timeout": _TIMEOUT_S, "socket_connect_timeout": _TIMEOUT_S, "retry": retry}
+        options = {
+            "socket_timeout": _TIMEOUT_S,
+            "socket_connect_timeout": _TIMEOUT_S,
+            "retry": retry,
+        }
         self._connection: Any = redis.ConnectionPool.from_url(url, **options).make_connection()
 
     def call(self, commands: Sequence[Command]) -> list[Any]:

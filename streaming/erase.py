@@ -41,7 +41,8 @@ def _rewrite(path: Path, user_id: str, until_ms: int) -> int:
     table = pq.read_table(path, partitioning=None)
     until = pa.scalar(until_ms * 1000, pa.timestamp("us", tz="UTC"))
     theirs = pc.and_(
-        pc.equal(table["user_id"], user_id), pc.less_equal(table["event_time"].cast(until.type), until)
+        pc.equal(table["user_id"], user_id),
+        pc.less_equal(table["event_time"].cast(until.type), until),
     )
     kept = table.filter(pc.invert(theirs))
     if len(kept) < len(table):

@@ -124,7 +124,9 @@ class _Forgetter:
     def finish(self, until_ms: int) -> tuple[int, int]:
         """Take back what was counted; how many events, and how many that no log has."""
         try:
-            with lease.held(self.client, self.settings.redis.keys.lease, self.settings.stream.lease_s):
+            with lease.held(
+                self.client, self.settings.redis.keys.lease, self.settings.stream.lease_s
+            ):
                 return self._take_back(until_ms)
         except StateLocked:  # a stream runs: what it had begun before has to be counted first
             self._wait_for_stream()
@@ -135,7 +137,9 @@ class _Forgetter:
         return positions.read_positions(self.client, self.settings.redis.keys, places)
 
     def _wait_for_stream(self) -> None:
-        ends = {place: span.end - 1 for place, span in positions.read_log(self.settings.kafka).items()}
+        ends = {
+            place: span.end - 1 for place, span in positions.read_log(self.settings.kafka).items()
+        }
         deadline = time.monotonic() + _WAIT_S
         while any(self._positions()[place] < end for place, end in ends.items()):
             if time.monotonic() > deadline:
@@ -148,7 +152,9 @@ class _Forgetter:
         at = self._positions()
         ledger = list(self._ledger())
         found = self._events([one.spot for one in ledger])
-        theirs = [one for one in ledger if one.spot not in found or found[one.spot].time_ms <= until_ms]
+        theirs = [
+            one for one in ledger if one.spot not in found or found[one.spot].time_ms <= until_ms
+        ]
         # what is above the position was never counted, and is refused from now on
         self._remove(one for one in theirs if one.spot[2] > at[one.spot[:2]])
         counted = [one for one in theirs if one.spot in found and one.spot[2] <= at[one.spot[:2]]]
@@ -163,7 +169,9 @@ class _Forgetter:
     def _ledger(self) -> Iterator[_Counted]:
         for topic in self.settings.kafka.topics.interactions:
             keys = self.settings.redis.keys
-            entries: Any = self.client.zrange(keys.ledger(self.user_id, topic), 0, -1, withscores=True)
+            entries: Any = self.client.zrange(
+                keys.ledger(self.user_id, topic), 0, -1, withscores=True
+            )
             corrected: Any = self.client.hgetall(keys.corrections(self.user_id, topic))
             for event_id, score in entries:
                 partition, offset, novel, established = place_of(score)
@@ -189,7 +197,9 @@ class _Forgetter:
             spot = (row["topic"], row["partition"], row["offset"])
             yield spot, _Event(row["item_id"], row["action"], time_ms)
 
-    def _take_back_of(self, place: Place, until_ms: int, events: list[tuple[_Counted, _Event]]) -> None:
+    def _take_back_of(
+        self, place: Place, until_ms: int, events: list[tuple[_Counted, _Event]]
+    ) -> None:
         keys, weights = self.settings.redis.keys, self.settings.stream.weights
         token = stable_id(self.user_id, *place, until_ms)
         names = (keys.counts(*place), keys.uniques(*place), keys.trends(*place), keys.taken(*place))
@@ -233,7 +243,9 @@ def _span(consumer: Consumer, place: Place, first: int, last: int) -> Iterator[A
     while at <= last:
         messages = consumer.consume(min(last - at + 1, 5000), _FETCH_S)
         if not messages:
-            raise Unavailable(f"{place[0]}/{place[1]} stopped answering at offset {at}; run it again")
+            raise Unavailable(
+                f"{place[0]}/{place[1]} stopped answering at offset {at}; run it again"
+            )
         for message in messages:
             if message.error():
                 raise KafkaException(message.error())

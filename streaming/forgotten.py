@@ -39,14 +39,22 @@ class Forgotten:
         connection = connect(self.url, self.cluster)
         (known,) = connection.call([("SMISMEMBER", self.keys.forgotten_users, *users)])
         users = [user for user, one in zip(users, known, strict=True) if one]
-        answers = connection.call([("GET", self.keys.forgotten(user)) for user in users]) if users else []
-        return {user: int(until) for user, until in zip(users, answers, strict=True) if until is not None}
+        answers = (
+            connection.call([("GET", self.keys.forgotten(user)) for user in users]) if users else []
+        )
+        return {
+            user: int(until)
+            for user, until in zip(users, answers, strict=True)
+            if until is not None
+        }
 
 
 def publish(kafka: KafkaSettings, user_id: str, until_ms: int) -> None:
     """Put on the topic that a user is forgotten. Raises Unavailable where it is not acknowledged."""
     failed: list[KafkaError] = []
-    producer = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True, "log_level": 0})
+    producer = Producer(
+        {"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True, "log_level": 0}
+    )
     producer.produce(
         kafka.topics.forgotten,
         key=user_id.encode(),
@@ -54,7 +62,9 @@ def publish(kafka: KafkaSettings, user_id: str, until_ms: int) -> None:
         on_delivery=lambda error, _: failed.append(error) if error else None,
     )
     if producer.flush(_TIMEOUT_S) or failed:
-        raise Unavailable(f"Kafka at {kafka.bootstrap} did not take the forgetting; nothing was forgotten")
+        raise Unavailable(
+            f"Kafka at {kafka.bootstrap} did not take the forgetting; nothing was forgotten"
+        )
 
 
 def read(kafka: KafkaSettings) -> dict[str, int]:

@@ -67,7 +67,9 @@ def run(settings: Settings, stop: threading.Event) -> None:
 def client_of(settings: Settings) -> redis.Redis:
     """A client for the job's own few questions; 30 s to answer."""
     kind: Any = redis.RedisCluster if settings.redis.cluster else redis.Redis
-    client: redis.Redis = kind.from_url(settings.redis.url, socket_timeout=30, socket_connect_timeout=5)
+    client: redis.Redis = kind.from_url(
+        settings.redis.url, socket_timeout=30, socket_connect_timeout=5
+    )
     return client
 
 
@@ -81,7 +83,9 @@ def refuse_older_form(client: redis.Redis, keys: Keys, places: Iterable[Place]) 
     for place in places:
         found: Any = client.hrandfield(keys.trends(*place), 1, withvalues=True)
         if found and len(found[1]) != PACKED_BYTES:
-            raise StateConflict("an earlier version wrote the state in Redis: run `afterclick rebuild` once")
+            raise StateConflict(
+                "an earlier version wrote the state in Redis: run `afterclick rebuild` once"
+            )
 
 
 @dataclass
@@ -155,7 +159,9 @@ class _Job:
             if progress and progress["numInputRows"]:
                 rows = progress["numInputRows"]
                 ms = max(progress["durationMs"].get("triggerExecution", 1), 1)
-                log.info("batch", query=query.name, events=rows, ms=ms, per_s=round(rows / ms * 1000))
+                log.info(
+                    "batch", query=query.name, events=rows, ms=ms, per_s=round(rows / ms * 1000)
+                )
 
 
 def _moved(kept: Kept) -> bool:

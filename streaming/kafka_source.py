@@ -59,5 +59,7 @@ def runs(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, int, list[Rec
             (us / 1000 for us in log_us),
         )
         places = zip(columns["topic"].to_pylist(), columns["partition"].to_pylist(), strict=True)
-        for (topic, partition), run in groupby(zip(places, records, strict=True), key=lambda row: row[0]):
+        for (topic, partition), run in groupby(
+            zip(places, records, strict=True), key=lambda row: row[0]
+        ):
             yield topic, partition, [record for _, record in run]

@@ -75,7 +75,9 @@ def _lives(holder: str) -> bool | None:
     return True
 
 
-def _renew(client: redis.Redis, key: str, owner: str, lease_s: float, stop: threading.Event) -> None:
+def _renew(
+    client: redis.Redis, key: str, owner: str, lease_s: float, stop: threading.Event
+) -> None:
     while not stop.wait(lease_s / 3):
         try:
             holder = _call(client, key, owner, lease_s)

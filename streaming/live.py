@@ -22,9 +22,7 @@ from streaming.connection import connect
 from streaming.kafka_source import Offsets, frame, runs
 from streaming.row import sender
 
-OUTPUT = (
-    "topic string, key binary, value binary, partition int, headers array<struct<key: string, value: binary>>"
-)
+OUTPUT = "topic string, key binary, value binary, partition int, headers array<struct<key: string, value: binary>>"
 _HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
 _SCHEMA = pa.schema(
     [
@@ -41,10 +39,15 @@ def start(
     spark: SparkSession, settings: Settings, plan: Plan, offsets: Offsets | None, checkpoint: Path
 ) -> StreamingQuery:
     """Start the query from `offsets`. Where the checkpoint folder holds a checkpoint, that one decides."""
-    source = frame(spark, settings.kafka, offsets, settings.stream.batch_events, settings.stream.fence)
+    source = frame(
+        spark, settings.kafka, offsets, settings.stream.batch_events, settings.stream.fence
+    )
     applied = source.mapInArrow(partial(apply_batches, plan, settings.kafka.bootstrap), OUTPUT)
     return (
-        to_kafka(applied, settings, checkpoint).queryName("live").trigger(processingTime="0 seconds").start()
+        to_kafka(applied, settings, checkpoint)
+        .queryName("live")
+        .trigger(processingTime="0 seconds")
+        .start()
     )
 
 
@@ -59,7 +62,9 @@ def to_kafka(outputs: DataFrame, settings: Settings, checkpoint: Path) -> DataSt
     )
 
 
-def apply_batches(plan: Plan, bootstrap: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def apply_batches(
+    plan: Plan, bootstrap: str, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
     """Apply one Kafka partition's rows of a micro-batch, in offset order. Runs in a Spark worker."""
     applier = Applier(plan, connect(plan.url, plan.cluster), sender(bootstrap).bury)
     for topic, partition, records in runs(batches):

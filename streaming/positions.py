@@ -40,7 +40,9 @@ Spans = dict[Place, Span]
 def places(kafka: KafkaSettings) -> list[Place]:
     """Every partition of the interaction topics. Raises Unavailable."""
     with _consumer(kafka) as consumer:
-        return [(topic, n) for topic in kafka.topics.interactions for n in _partitions(consumer, topic)]
+        return [
+            (topic, n) for topic in kafka.topics.interactions for n in _partitions(consumer, topic)
+        ]
 
 
 def read_log(kafka: KafkaSettings) -> Spans:
@@ -75,7 +77,9 @@ def partitions_of(kafka: KafkaSettings, topic: str) -> int:
 
 @contextmanager
 def _consumer(kafka: KafkaSettings) -> Iterator[Consumer]:
-    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "positions", "log_level": 2})
+    consumer = Consumer(
+        {"bootstrap.servers": kafka.bootstrap, "group.id": "positions", "log_level": 2}
+    )
     try:
         yield consumer
     except KafkaException as error:
@@ -125,7 +129,9 @@ def announce(client: redis.Redis, keys: Keys, offsets: dict[Place, int]) -> None
 
 def lag(positions: dict[Place, int], spans: Spans) -> int:
     """How many records of the log the state has not applied yet."""
-    return sum(span.end - 1 - max(positions[place], span.begin - 1) for place, span in spans.items())
+    return sum(
+        span.end - 1 - max(positions[place], span.begin - 1) for place, span in spans.items()
+    )
 
 
 def starting_offsets(positions: dict[Place, int], spans: Spans) -> Offsets:
@@ -147,7 +153,9 @@ def starting_offsets(positions: dict[Place, int], spans: Spans) -> Offsets:
                 "topic was made anew; run `afterclick rebuild`, or take an empty Redis"
             )
     if missing:
-        where = ", ".join(f"{count} of {topic}/{partition}" for (topic, partition), count in missing.items())
+        where = ", ".join(
+            f"{count} of {topic}/{partition}" for (topic, partition), count in missing.items()
+        )
         raise LogTruncated(
             f"{sum(missing.values())} events are missing: the log no longer reaches back to the state "
             f"({where}); run `afterclick rebuild`"
@@ -155,7 +163,9 @@ def starting_offsets(positions: dict[Place, int], spans: Spans) -> Offsets:
     return offsets
 
 
-def resume_offsets(positions: dict[Place, int], announced: dict[Place, int], spans: Spans) -> Offsets:
+def resume_offsets(
+    positions: dict[Place, int], announced: dict[Place, int], spans: Spans
+) -> Offsets:
     """The offset to read each partition from: before its position where `state-changes` may lack changes.
 
     What stands between is applied again, which changes nothing in the state; its changes are sent again.

@@ -32,7 +32,9 @@ log = structlog.get_logger()
 
 _CHECK_EVERY_S = 2.0
 _OVERRUN = 4
-_MOST_ROWS = 100_000  # the worker's unread answers fill its socket after some 200,000 rows of a partition
+_MOST_ROWS = (
+    100_000  # the worker's unread answers fill its socket after some 200,000 rows of a partition
+)
 _GRACE_S = 2.0
 
 
@@ -71,7 +73,9 @@ class Context:
             return
         for source in progress["sources"]:
             ends = json.loads(source["endOffset"] or "null") or {}
-            offsets = {(topic, int(n)): end - 1 for topic, of in ends.items() for n, end in of.items()}
+            offsets = {
+                (topic, int(n)): end - 1 for topic, of in ends.items() for n, end in of.items()
+            }
             positions.announce(self.client, self.settings.redis.keys, offsets)
         self.mark_boundary(datetime.fromisoformat(progress["timestamp"]).timestamp())
 
@@ -139,7 +143,9 @@ class MicroBatch:
         context = self.context
         if not context.settings.stream.fence:
             checkpoint = context.checkpoints / "unfenced"
-            self._query = live.start(context.spark, context.settings, context.plan(), None, checkpoint)
+            self._query = live.start(
+                context.spark, context.settings, context.plan(), None, checkpoint
+            )
             return
         self._began, spans = context.read_positions()
         offsets = self.context.resume(self._began, spans)

@@ -43,7 +43,9 @@ def start(
 ) -> StreamingQuery:
     """Start a query from `offsets`. Its sink stays empty: the workers send what there is to send."""
     source = frame(spark, settings.kafka, offsets, None)
-    apply = F.udf(RowApplier(plan, settings.kafka.bootstrap), "string", useArrow=False).asNondeterministic()
+    apply = F.udf(
+        RowApplier(plan, settings.kafka.bootstrap), "string", useArrow=False
+    ).asNondeterministic()
     applied = source.select(apply(*COLUMNS).alias("value")).where("value is not null")
     interval = f"{2 * settings.stream.handover_s:.0f} seconds"
     writer: Any = to_kafka(applied, settings, checkpoint)  # its overloads do not know realTime yet

@@ -57,7 +57,10 @@ def rebuild(settings: Settings) -> Rebuilt:
             applier = Applier(plan, NodeConnection(settings.redis.url))
             events = sum(_apply(applier, log, place) for place in places(settings.kafka))
             swap(client, beside, settings.redis.keys)
-            at = {place: client.get(settings.redis.keys.position(*place)) for place in places(settings.kafka)}
+            at = {
+                place: client.get(settings.redis.keys.position(*place))
+                for place in places(settings.kafka)
+            }
     found = {f"{topic}/{n}": int(value) for (topic, n), value in at.items() if value is not None}
     return Rebuilt(events, found)
 

@@ -100,7 +100,9 @@ def reconcile(settings: Settings, wait_s: float = 0.0) -> Report:
         raise Unavailable(f"Redis: {error}") from None
     finally:
         client.close()
-    raise StateConflict("the state moves while it is read: stop what produces events, or use --wait")
+    raise StateConflict(
+        "the state moves while it is read: stop what produces events, or use --wait"
+    )
 
 
 def _attempt(client: redis.Redis, settings: Settings) -> Report | None:
@@ -109,7 +111,9 @@ def _attempt(client: redis.Redis, settings: Settings) -> Report | None:
     state = _read_partitions(client, keys, ends)
     total = recount(settings, state.positions)
     report = Report(
-        positions={f"{topic}/{partition}": at for (topic, partition), at in state.positions.items()},
+        positions={
+            f"{topic}/{partition}": at for (topic, partition), at in state.positions.items()
+        },
         behind=sum(end - state.positions[place] for place, end in ends.items()),
         events=total.events,
         poison=total.poison,
@@ -137,11 +141,14 @@ def _wait(client: redis.Redis, settings: Settings, wait_s: float) -> None:
     while True:
         ends = log_ends(settings)
         if all(
-            at >= ends[place] for place, at in _positions(client, settings.redis.keys, list(ends)).items()
+            at >= ends[place]
+            for place, at in _positions(client, settings.redis.keys, list(ends)).items()
         ):
             return
         if time.monotonic() > deadline:
-            raise StateConflict(f"the stream did not reach the end of the log within {wait_s:.0f} s")
+            raise StateConflict(
+                f"the stream did not reach the end of the log within {wait_s:.0f} s"
+            )
         time.sleep(0.5)
 
 
@@ -166,7 +173,9 @@ def _read_partitions(client: redis.Redis, keys: Keys, places: Iterable[Place]) -
     return state
 
 
-def _compare_integers(report: Report, kind: str, state: dict[str, int], log: dict[str, int]) -> None:
+def _compare_integers(
+    report: Report, kind: str, state: dict[str, int], log: dict[str, int]
+) -> None:
     for item in state.keys() | log.keys():
         if state.get(item, 0) != log.get(item, 0):
             report.note(kind, f"of item {item}", state.get(item, 0), log.get(item, 0))
@@ -181,7 +190,9 @@ def _compare_trends(report: Report, state: dict[str, list[Trend]], total: Recoun
             continue
         newest, sums = _merged(state[item])
         expected_newest, expected = total.trend(item)
-        if expected_newest < newest <= taken_back:  # it keeps the moment of an event that is forgotten
+        if (
+            expected_newest < newest <= taken_back
+        ):  # it keeps the moment of an event that is forgotten
             expected_newest, expected = newest, expected * _decay(newest - expected_newest)
         scale = np.maximum(1.0, np.abs(expected))
         if newest != expected_newest or np.any(np.abs(sums - expected) > TOLERANCE * scale):

@@ -48,7 +48,9 @@ class Recount:
     _newest: dict[str, int] = field(default_factory=dict)
     _votes: dict[str, dict[tuple[str, str], int]] = field(default_factory=lambda: defaultdict(dict))
     _since: dict[str, int] = field(default_factory=dict)
-    _histories: dict[str, list[tuple[int, bytes]]] = field(default_factory=lambda: defaultdict(list))
+    _histories: dict[str, list[tuple[int, bytes]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
 
     @classmethod
     def of(cls, settings: Settings) -> Recount:
@@ -111,7 +113,9 @@ class Recount:
         if item_id not in self._newest:
             return -math.inf, np.zeros(2 * len(half_lives))
         newest, votes = self._newest[item_id], self._votes[item_id]
-        rows = [(at, self.weights[action], self._since[user]) for (user, action), at in votes.items()]
+        rows = [
+            (at, self.weights[action], self._since[user]) for (user, action), at in votes.items()
+        ]
         at, weight, since = np.array(rows, np.float64).reshape(-1, 3).T
         worth = weight[:, None] * 0.5 ** ((newest - at)[:, None] / half_lives)
         vouched = worth[at - since >= self.established_ms]
@@ -191,7 +195,9 @@ def _read(consumer: KafkaConsumer, wanted: dict[Place, int], total: Recount) -> 
     consumer.assign(list(pending))
     missing = sum(consumer.beginning_offsets(list(pending)).values())
     if missing:
-        raise LogTruncated(f"{missing} events are missing from the log; counts cannot be proved from it")
+        raise LogTruncated(
+            f"{missing} events are missing from the log; counts cannot be proved from it"
+        )
     consumer.seek_to_beginning(*pending)
     while pending:
         for place, records in consumer.poll(timeout_ms=1000).items():

@@ -34,7 +34,13 @@ class RowApplier:
     sender: Sender | None = None
 
     def __call__(
-        self, key: bytes | None, value: bytes | None, topic: str, partition: int, offset: int, log_us: int
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        topic: str,
+        partition: int,
+        offset: int,
+        log_us: int,
     ) -> None:
         if self.applier is None or self.sender is None:
             self.sender = sender(self.bootstrap)
@@ -86,7 +92,9 @@ class Sender:
         for letter in letters:
             self.send(letter)
         if letters and self._producer.flush(_DEAD_LETTER_S):
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "a dead letter could not be delivered"))
+            raise KafkaException(
+                KafkaError(KafkaError._TIMED_OUT, "a dead letter could not be delivered")
+            )
         self._raise_failed()
 
     def _raise_failed(self) -> None:
@@ -94,7 +102,9 @@ class Sender:
         if failed is not None:
             raise KafkaException(failed)
 
-    def _report(self, delivered: Callable[[], None] | None, error: KafkaError | None, _: Message) -> None:
+    def _report(
+        self, delivered: Callable[[], None] | None, error: KafkaError | None, _: Message
+    ) -> None:
         self._failed = error or self._failed
         if delivered is not None and self._failed is None:
             delivered()

@@ -32,7 +32,9 @@ DATASET = os.environ.get("DATASET")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the developer's own AFTERCLICK_* out of the tests; Spark's workers run this Python."""
-    for name in [name for name in os.environ if name.startswith("AFTERCLICK_") and name != "AFTERCLICK_JARS"]:
+    for name in [
+        name for name in os.environ if name.startswith("AFTERCLICK_") and name != "AFTERCLICK_JARS"
+    ]:
         del os.environ[name]
     os.environ["AFTERCLICK_SERVING__BUSY_MS"] = "1e6"  # lists in full, however slow the machine is
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable

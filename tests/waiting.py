@@ -23,5 +23,7 @@ def wait_until(
         if answer:
             return answer
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {what or condition}; last answer: {answer!r}")
+            raise AssertionError(
+                f"not within {timeout} s: {what or condition}; last answer: {answer!r}"
+            )
         time.sleep(every)

@@ -33,7 +33,9 @@ class Exam:
         """At most `most` questions of each protocol."""
         known = split.train.where(split.eligible[split.train.item])
         known = known.where(known.user_counts()[known.user] >= 2)
-        return cls(split, known, {p: sample(queries(split, p), most, seed) for p in PROTOCOLS}, seed)
+        return cls(
+            split, known, {p: sample(queries(split, p), most, seed) for p in PROTOCOLS}, seed
+        )
 
     def metrics(self, factors: Factors, config: AlsConfig) -> dict[str, float]:
         """protocol.metric → mean over users; `ndcg@10`: that of both protocols; `rmse`: of preferences."""

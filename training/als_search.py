@@ -82,7 +82,12 @@ class _Trials:
 
     def __call__(self, trial: optuna.Trial) -> float:
         config = self._suggest(trial)
-        knobs = {"rank": config.rank, "reg": config.reg, "alpha": config.alpha, "passes": config.iterations}
+        knobs = {
+            "rank": config.rank,
+            "reg": config.reg,
+            "alpha": config.alpha,
+            "passes": config.iterations,
+        }
         tags = {"mlflow.parentRunId": self.parent, "kind": "trial"}
         run_id = self.registry.start(f"trial {trial.number}", knobs, tags)
         try:
@@ -97,7 +102,9 @@ class _Trials:
         self.registry.metrics(run_id, measured)
         self.registry.finish(run_id)
         trial.set_user_attr("metrics", measured)
-        self.progress(trial.number + 1, f"trial {trial.number}: {AIM} {measured[AIM]:.4f} ({_shown(knobs)})")
+        self.progress(
+            trial.number + 1, f"trial {trial.number}: {AIM} {measured[AIM]:.4f} ({_shown(knobs)})"
+        )
         return measured[AIM]
 
     def _suggest(self, trial: optuna.Trial) -> AlsConfig:
@@ -146,7 +153,11 @@ def _answer(study: optuna.Study) -> dict[str, Any]:
         "trials": len(states),
         "pruned": states.count("PRUNED"),
         "failed": states.count("FAIL"),
-        "best": {"trial": best.number, "params": best.params, "metrics": best.user_attrs.get("metrics", {})},
+        "best": {
+            "trial": best.number,
+            "params": best.params,
+            "metrics": best.user_attrs.get("metrics", {}),
+        },
         "run": study.user_attrs["run"],
     }
 

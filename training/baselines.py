@@ -47,7 +47,9 @@ def first_seen(rows: Interactions) -> NDArray[np.float64]:
     return np.where(np.isfinite(seen), seen, np.nan)
 
 
-def decayed_popularity(rows: Interactions, now_ms: float, half_life_ms: float) -> NDArray[np.float64]:
+def decayed_popularity(
+    rows: Interactions, now_ms: float, half_life_ms: float
+) -> NDArray[np.float64]:
     """(n_items,) Σ weight · 2^(−age / half-life) as of `now_ms`."""
     worth = rows.weight * np.exp2((rows.time_ms - now_ms) / half_life_ms)
     return np.asarray(np.bincount(rows.item, worth, minlength=len(rows.item_ids)), np.float64)
@@ -117,7 +119,9 @@ def same_day_neighbours(rows: Interactions, config: NeighbourConfig) -> tuple[In
     """(n_items, K) items that the same users reviewed on the same day (bought together, or variants), and the
     chance that one of them comes with the item."""
     day = (rows.time_ms // int(DAY_MS)).astype(np.int64)
-    _, basket = np.unique(rows.user.astype(np.int64) * (day.max(initial=0) + 1) + day, return_inverse=True)
+    _, basket = np.unique(
+        rows.user.astype(np.int64) * (day.max(initial=0) + 1) + day, return_inverse=True
+    )
     together, total = _counted(basket, rows, config)
     return _nearest(together, 1.0 / (total[together.row] + config.shrink), total, config.count)
 
@@ -161,7 +165,9 @@ def reachable(
         apart = (found.row + start != found.col) & (found.data > 0)
         row, col, score = found.row[apart], found.col[apart], found.data[apart]
         end = start + part.shape[0]
-        items[start:end], scores[start:end] = _best(row, col, score, lately, part.shape[0], config.count)
+        items[start:end], scores[start:end] = _best(
+            row, col, score, lately, part.shape[0], config.count
+        )
     return items, scores
 
 
@@ -170,7 +176,9 @@ def _steps(items: IntArray, scores: FloatArray, count: int) -> Any:
     items, scores = items[:, :count], scores[:, :count]
     row, place = np.nonzero(items >= 0)
     shape = (len(items), len(items))
-    return _rows_to_one(sparse.csr_matrix((scores[row, place], (row, items[row, place])), shape=shape))
+    return _rows_to_one(
+        sparse.csr_matrix((scores[row, place], (row, items[row, place])), shape=shape)
+    )
 
 
 def _rows_to_one(matrix: Any) -> Any:
@@ -178,7 +186,9 @@ def _rows_to_one(matrix: Any) -> Any:
     return sparse.diags(1.0 / np.where(total > 0, total, 1.0)) @ matrix
 
 
-def _counted(group: NDArray[Any], rows: Interactions, config: NeighbourConfig) -> tuple[Any, FloatArray]:
+def _counted(
+    group: NDArray[Any], rows: Interactions, config: NeighbourConfig
+) -> tuple[Any, FloatArray]:
     """How often two items are in one group (COO, n_items × n_items, no diagonal), and each is in any."""
     matrix = _newest_per_group(group, rows, config)
     together = (matrix.T @ matrix).tocoo()
@@ -192,7 +202,11 @@ def _newest_per_group(group: NDArray[Any], rows: Interactions, config: Neighbour
     """(groups, items) CSR of the newest rows of each group: the root of what each counts. Time ascends."""
     order = np.argsort(group, kind="stable")[::-1]
     ordered = group[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, int)
+    starts = (
+        np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        if len(ordered)
+        else np.empty(0, int)
+    )
     rank = np.arange(len(ordered)) - np.repeat(starts, np.diff(np.r_[starts, len(ordered)]))
     keep = order[rank < config.longest]
     counts = np.ones(len(keep), np.float32)

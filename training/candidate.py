@@ -79,7 +79,12 @@ def write_model(root: Path, version: str, fitted: Fitted, ranker: str | None, fa
             (folder / RANKER).write_text(ranker)
 
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    known = {"created": made, "items": len(arrays), "parameters": parameters, "lineage": facts.lineage}
+    known = {
+        "created": made,
+        "items": len(arrays),
+        "parameters": parameters,
+        "lineage": facts.lineage,
+    }
     return artifact.write(root, version, fill, **known)[0]
 
 
@@ -109,7 +114,9 @@ def score_of(folder: Path) -> Score | None:
     names = booster.feature_name()
     if not set(names) <= set(FEATURE_NAMES):
         raise BadArtifact(f"{path}: has features that this program does not know; train again")
-    columns = [FEATURE_NAMES.index(name) for name in names]  # fewer, where it is older than a feature
+    columns = [
+        FEATURE_NAMES.index(name) for name in names
+    ]  # fewer, where it is older than a feature
     return lambda rows: np.asarray(booster.predict(rows[:, columns], num_threads=1), np.float64)
 
 

@@ -19,7 +19,12 @@ from training import compacted
 
 log = structlog.get_logger()
 _SCHEMA = pa.schema(
-    {"item_id": pa.string(), "title": pa.string(), "categories": pa.list_(pa.string()), "brand": pa.string()}
+    {
+        "item_id": pa.string(),
+        "title": pa.string(),
+        "categories": pa.list_(pa.string()),
+        "brand": pa.string(),
+    }
 )
 
 

@@ -40,7 +40,9 @@ class Learned(NamedTuple):
     words: WordVectors
 
 
-def embed(texts: Sequence[str], engine: str, dim: int = 64, seed: int = 42) -> NDArray[np.float32] | None:
+def embed(
+    texts: Sequence[str], engine: str, dim: int = 64, seed: int = 42
+) -> NDArray[np.float32] | None:
     """(len(texts), d) float32; None where fewer than two texts say anything."""
     learned = learn(texts, engine, dim, seed)
     return None if learned is None else learned.vectors
@@ -91,8 +93,12 @@ def sentence_bert(texts: Sequence[str], name: str = "") -> NDArray[np.float32]:
     try:
         model = SentenceTransformer(name, device="cpu")
     except (OSError, ValueError) as error:
-        raise BadInput(f"AFTERCLICK_TRAINING__CONTENT: no Sentence-BERT model {name!r}: {error}") from None
-    vectors = model.encode(list(texts), batch_size=64, show_progress_bar=False, convert_to_numpy=True)
+        raise BadInput(
+            f"AFTERCLICK_TRAINING__CONTENT: no Sentence-BERT model {name!r}: {error}"
+        ) from None
+    vectors = model.encode(
+        list(texts), batch_size=64, show_progress_bar=False, convert_to_numpy=True
+    )
     return np.asarray(vectors, np.float32)
 
 
@@ -108,7 +114,9 @@ def words_like(texts: Sequence[str], vectors: NDArray[np.float32]) -> WordVector
     if counted is None:
         return _no_words(vectors.shape[1])
     words, idf, matrix = counted
-    ridge = Ridge(alpha=RIDGE, fit_intercept=False, solver="sparse_cg", tol=1e-3).fit(matrix, _unit(vectors))
+    ridge = Ridge(alpha=RIDGE, fit_intercept=False, solver="sparse_cg", tol=1e-3).fit(
+        matrix, _unit(vectors)
+    )
     return WordVectors(words, np.asarray(idf[:, None] * ridge.coef_.T, np.float32))
 
 

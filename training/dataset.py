@@ -98,7 +98,9 @@ class Interactions:
 
 def load(folder: Path) -> Interactions:
     """The interactions that the ETL wrote in `folder`."""
-    rows = pq.read_table(folder / "interactions", columns=["user_index", "item_index", "time_ms", "weight"])
+    rows = pq.read_table(
+        folder / "interactions", columns=["user_index", "item_index", "time_ms", "weight"]
+    )
     time_ms = rows["time_ms"].to_numpy()
     user, item = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
     order = np.lexsort((item, user, time_ms))

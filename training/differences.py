@@ -38,7 +38,9 @@ def _checked(folder: Path) -> Manifest:
 
 def _changed(one: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
     names = sorted(one.keys() | other.keys())
-    return {name: [one.get(name), other.get(name)] for name in names if one.get(name) != other.get(name)}
+    return {
+        name: [one.get(name), other.get(name)] for name in names if one.get(name) != other.get(name)
+    }
 
 
 def _metrics(one: dict[str, float], other: dict[str, float]) -> dict[str, dict[str, float | None]]:

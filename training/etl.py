@@ -72,7 +72,11 @@ class Report(BaseModel):
 
 
 def run(
-    spark: SparkSession, settings: Settings, progress: Progress = lambda _: None, *, full: bool = False
+    spark: SparkSession,
+    settings: Settings,
+    progress: Progress = lambda _: None,
+    *,
+    full: bool = False,
 ) -> tuple[str, Report]:
     """Run the ETL, over new files of the log alone unless `full`; returns the new version and its report.
 
@@ -89,7 +93,9 @@ def run(
         pairs, left = _pairs(reading.events, weights)
         progress("numbering users and items")
         rows = _number(pairs, folder).toArrow()
-        core = k_core(rows["user_index"].to_numpy(), rows["item_index"].to_numpy(), settings.training.core)
+        core = k_core(
+            rows["user_index"].to_numpy(), rows["item_index"].to_numpy(), settings.training.core
+        )
         kept = np.count_nonzero(core.inside)
         progress(
             f"{settings.training.core}-core: {kept:,} of {len(rows):,} interactions, {core.rounds} rounds"
@@ -187,7 +193,9 @@ def _write_interactions(rows: pa.Table, core: Core, folder: Path) -> None:
     """Write the rows, with the column `core`, in the order of users and items."""
     folder.mkdir()
     rows = rows.append_column("core", pa.array(core.inside))
-    pq.write_table(rows.sort_by([("user_index", "ascending"), ("item_index", "ascending")]), folder / _PART)
+    pq.write_table(
+        rows.sort_by([("user_index", "ascending"), ("item_index", "ascending")]), folder / _PART
+    )
 
 
 def _totals(rows: pa.Table, core: Core) -> dict[str, int]:

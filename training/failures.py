@@ -41,14 +41,18 @@ def recorded(settings: Settings, step: str) -> Iterator[Attempt]:
         raise
 
 
-def record(settings: Settings, step: str, reason: str, began_ms: int, run_id: str | None = None) -> None:
+def record(
+    settings: Settings, step: str, reason: str, began_ms: int, run_id: str | None = None
+) -> None:
     """Write it to MLflow; where that fails too, to the log."""
     try:
         from training.registry import Registry  # MLflow takes seconds to import
 
         registry = Registry(settings)
         if run_id is None:
-            knobs = settings.training.model_dump(mode="json", exclude={"master", "memory", "mlflow_uri"})
+            knobs = settings.training.model_dump(
+                mode="json", exclude={"master", "memory", "mlflow_uri"}
+            )
             run_id = registry.start(f"failed {step}", knobs, {"kind": "failed"}, began_ms)
         registry.fail(run_id, step, reason)
     except Exception:  # whatever MLflow raises: what is told of is the training's failure

@@ -42,7 +42,9 @@ class FitConfig:
             iterations=settings.iterations,
             seed=settings.seed,
         )
-        towers = TowerConfig(epochs=settings.tower_epochs, least=settings.least_reviews, seed=settings.seed)
+        towers = TowerConfig(
+            epochs=settings.tower_epochs, least=settings.least_reviews, seed=settings.seed
+        )
         return cls(
             als=knobs,
             core=settings.core,
@@ -62,14 +64,24 @@ class Fitted:
 
 
 def fit(
-    spark: SparkSession, rows: Interactions, catalogue: content.Catalogue, config: FitConfig, version: str
+    spark: SparkSession,
+    rows: Interactions,
+    catalogue: content.Catalogue,
+    config: FitConfig,
+    version: str,
 ) -> Fitted:
     """Fit on `rows` (in order of time). The items are those of `rows` with enough interactions or a text."""
-    return with_towers(without_towers(spark, rows, catalogue, config, version), rows, catalogue, config)
+    return with_towers(
+        without_towers(spark, rows, catalogue, config, version), rows, catalogue, config
+    )
 
 
 def without_towers(
-    spark: SparkSession, rows: Interactions, catalogue: content.Catalogue, config: FitConfig, version: str
+    spark: SparkSession,
+    rows: Interactions,
+    catalogue: content.Catalogue,
+    config: FitConfig,
+    version: str,
 ) -> Fitted:
     """All but the two towers, which take longest: a model that can be served meanwhile."""
     rows, known = _choose(rows, catalogue, config)
@@ -98,7 +110,9 @@ def with_towers(
     if config.towers is None:
         return fitted
     _, known = _choose(rows, catalogue, config)
-    from training import two_tower  # torch takes seconds to import: the first model does not wait for it
+    from training import (
+        two_tower,
+    )  # torch takes seconds to import: the first model does not wait for it
 
     towers = two_tower.fit(known, config.towers, fitted.model.content)
     return replace(fitted, model=replace(fitted.model, towers=towers))
@@ -108,8 +122,12 @@ def _choose(
     rows: Interactions, catalogue: content.Catalogue, config: FitConfig
 ) -> tuple[Interactions, Interactions]:
     """The rows with the items of the model, and of these the rows whose items have enough interactions."""
-    rows = baselines.unpushed(rows).also(catalogue)  # what nobody has bought yet can be found by its text
-    rows = rows.choose((rows.item_counts() >= config.least) | np.isin(rows.item_ids, list(catalogue)))
+    rows = baselines.unpushed(rows).also(
+        catalogue
+    )  # what nobody has bought yet can be found by its text
+    rows = rows.choose(
+        (rows.item_counts() >= config.least) | np.isin(rows.item_ids, list(catalogue))
+    )
     return rows, rows.where((rows.item_counts() >= config.least)[rows.item])
 
 

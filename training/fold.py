@@ -64,7 +64,9 @@ def _solve(
     _, n, k = near.shape
     right = np.einsum("bn,bnk->bk", 1.0 + extra, near)
     if n >= k:
-        left = np.linalg.inv(inverse) + np.einsum("bn,bni,bnj->bij", extra, near, near, optimize=True)
+        left = np.linalg.inv(inverse) + np.einsum(
+            "bn,bni,bnj->bij", extra, near, near, optimize=True
+        )
         return np.asarray(np.linalg.solve(left, right[:, :, None])[:, :, 0])
     spread = near @ inverse
     small = np.einsum("bik,bjk->bij", spread, near, optimize=True)

@@ -47,14 +47,20 @@ def sound(model: Model, before: int | None = None) -> Verdict:
             return Verdict(False, f"{name} has {len(array)} rows for {len(model)} items")
         if array.dtype.kind == "f" and name != "first_seen_ms" and not np.isfinite(array).all():
             return Verdict(False, f"{name} holds NaN or infinity")
-    if model.words is not None and not fit_together(model.words.words, model.words.vectors, model.content):
+    if model.words is not None and not fit_together(
+        model.words.words, model.words.vectors, model.content
+    ):
         return Verdict(False, "words, their vectors and content do not fit together")
     if not len(model) or len(model.index) != len(model):
         return Verdict(False, "no items" if not len(model) else "an item stands twice in item_ids")
     if model.factors is not None and not model.factors.any():
         return Verdict(False, "every ALS factor is zero")
     for name, near in model.arrays().items():
-        if name.endswith("_items") and near.size and not (-1 <= near.min() <= near.max() < len(model)):
+        if (
+            name.endswith("_items")
+            and near.size
+            and not (-1 <= near.min() <= near.max() < len(model))
+        ):
             return Verdict(False, f"{name} points outside the items")
     if before is not None and 2 * len(model) < before:
         return Verdict(False, f"only {len(model):,} items, the champion has {before:,}")
@@ -78,7 +84,10 @@ def compare(challenger: Judged, other: Judged, name: str = "champion", seed: int
     facts = f"{METRIC} {mine.mean():.4f}, {name} {base:.4f}, difference {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
     worse = high < 0 or mean < -WORST_DROP * base
     return Verdict(
-        not worse, f"{'worse than' if worse else 'not worse than'} the {name}: {facts}", mean, (low, high)
+        not worse,
+        f"{'worse than' if worse else 'not worse than'} the {name}: {facts}",
+        mean,
+        (low, high),
     )
 
 
@@ -91,17 +100,23 @@ def decide(challenger: Judged | None, against: dict[str, Judged | None]) -> Verd
     if challenger is None:
         if "champion" in others:
             return Verdict(False, "it has no ranker and the champion has one")
-        return Verdict(True, "sound; not compared, for there is too little past to learn a ranker from")
+        return Verdict(
+            True, "sound; not compared, for there is too little past to learn a ranker from"
+        )
     verdicts = [compare(challenger, judged, name) for name, judged in others.items()]
     refused = [v for v in verdicts if not v.passed]
     return (refused or verdicts[::-1] or [Verdict(True, "sound; nothing to compare with")])[0]
 
 
 def _values(judged: Judged) -> NDArray[np.float64]:
-    return np.concatenate([judged[protocol][METRIC] for protocol in sorted(judged)] or [np.empty(0)])
+    return np.concatenate(
+        [judged[protocol][METRIC] for protocol in sorted(judged)] or [np.empty(0)]
+    )
 
 
-def _bootstrap(difference: NDArray[np.float64], seed: int, rounds: int = 2000) -> tuple[float, float]:
+def _bootstrap(
+    difference: NDArray[np.float64], seed: int, rounds: int = 2000
+) -> tuple[float, float]:
     random = np.random.default_rng(seed)
     distinct, count = np.unique(difference, return_counts=True)
     draws = random.multinomial(len(difference), count / len(difference), size=rounds)

@@ -55,11 +55,15 @@ def make(rows: Interactions, cut_ms: int, least: int, most: int, seed: int) -> H
     return Holdout(split, {p: sample(queries(split, p), most, seed) for p in PROTOCOLS})
 
 
-def judge(holdout: Holdout, model: Model, score: Score) -> dict[str, dict[str, NDArray[np.float64]]]:
+def judge(
+    holdout: Holdout, model: Model, score: Score
+) -> dict[str, dict[str, NDArray[np.float64]]]:
     """protocol → metric → (questions,) of the lists that this model would have shown."""
     rows, place = renumber(holdout.split.rows, model.item_ids)
     return {
-        protocol: _metrics(_lists(model, score, rows, _renumbered(asked, place)), place[asked.target])
+        protocol: _metrics(
+            _lists(model, score, rows, _renumbered(asked, place)), place[asked.target]
+        )
         for protocol, asked in holdout.asked.items()
     }
 
@@ -77,7 +81,9 @@ def baseline(holdout: Holdout) -> dict[str, dict[str, NDArray[np.float64]]]:
     return model_free
 
 
-def renumber(rows: Interactions, item_ids: NDArray[np.str_]) -> tuple[Interactions, NDArray[np.int32]]:
+def renumber(
+    rows: Interactions, item_ids: NDArray[np.str_]
+) -> tuple[Interactions, NDArray[np.int32]]:
     """The rows with the items of `item_ids` numbered first, in that order; and old index → new index."""
     index = {item: i for i, item in enumerate(item_ids.tolist())}
     place = np.empty(len(rows.item_ids), np.int32)
@@ -115,7 +121,9 @@ def _lists(model: Model, score: Score, rows: Interactions, asked: Queries) -> ND
             tower_search=towers,
             content_search=content,
         ).items
-        return found[_best(score(features(model, one.state, one.trends, found, user, near)), LENGTH)]
+        return found[
+            _best(score(features(model, one.state, one.trends, found, user, near)), LENGTH)
+        ]
 
     for one in replay(rows, asked):
         shown = answer(one)

@@ -25,7 +25,9 @@ def fit(rows: Interactions, config: AlsConfig, watch: Watch | None = None) -> Fa
     if not len(rows):
         raise ValueError("ALS needs at least one interaction")
     confidence = 1.0 + config.alpha * rows.weight
-    matrix = sparse.csr_matrix((confidence, (rows.user, rows.item)), shape=rows.shape, dtype=np.float32)
+    matrix = sparse.csr_matrix(
+        (confidence, (rows.user, rows.item)), shape=rows.shape, dtype=np.float32
+    )
     active = np.unique(rows.user)
     mean = 2 * len(rows) / (len(active) + len(np.unique(rows.item)))
     with threadpool_limits(1, "blas"):  # implicit runs its own threads; BLAS must not add more

@@ -27,7 +27,16 @@ from afterclick.errors import BadDataset
 from afterclick.settings import Settings
 from training import forgotten, steps
 
-_COLUMNS = ("topic", "partition", "offset", "event_id", "event_time", "user_id", "item_id", "action")
+_COLUMNS = (
+    "topic",
+    "partition",
+    "offset",
+    "event_id",
+    "event_time",
+    "user_id",
+    "item_id",
+    "action",
+)
 _ROW = ("topic", "partition", "offset", "user_id", "item_id", "event_time", "action")
 """The order that says which row of an event id is the earliest."""
 _EVENTS, _KEPT = "events", "kept.json"
@@ -77,7 +86,9 @@ def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> R
     files = _files(spark, settings.archive)
     until = forgotten.newest(settings.kafka)
     digest = hashlib.sha256(repr(sorted(until.items())).encode()).hexdigest()
-    nothing = Kept(archive=settings.archive, files={}, forgotten=digest, rows=0, complete=0, positions={})
+    nothing = Kept(
+        archive=settings.archive, files={}, forgotten=digest, rows=0, complete=0, positions={}
+    )
     try:
         before, events = _reuse(spark, settings.home / "etl", nothing, files, full)
         whole = None
@@ -138,7 +149,9 @@ def _name(path: str) -> str:
     return "/".join(unquote(path).split("/")[-2:])
 
 
-def _reuse(spark: SparkSession, root: Path, now: Kept, files: Files, full: bool) -> tuple[Kept, DataFrame]:
+def _reuse(
+    spark: SparkSession, root: Path, now: Kept, files: Files, full: bool
+) -> tuple[Kept, DataFrame]:
     """What the last version kept. Raises _Stale with the reason where it does not hold any more."""
     if full:
         raise _Stale("it was asked for")
@@ -153,7 +166,9 @@ def _reuse(spark: SparkSession, root: Path, now: Kept, files: Files, full: bool)
         raise _Stale("other users are forgotten now")
     changed = [name for name, state in kept.files.items() if files.get(name) != state]
     if changed:
-        raise _Stale(f"of the files that the last run had read {len(changed)} have changed or are gone")
+        raise _Stale(
+            f"of the files that the last run had read {len(changed)} have changed or are gone"
+        )
     return kept, spark.read.parquet(str(folder / _EVENTS))
 
 
@@ -168,7 +183,9 @@ def _rows(spark: SparkSession, archive: str, log: DataFrame, names: list[str]) -
 def _survey(rows: DataFrame) -> tuple[int, int, dict[str, int]]:
     """Rows, complete rows, and the highest offset of each topic/partition."""
     complete = f.count_if(_complete())
-    parts = rows.groupBy("topic", "partition").agg(f.max("offset"), f.count("*"), complete).collect()
+    parts = (
+        rows.groupBy("topic", "partition").agg(f.max("offset"), f.count("*"), complete).collect()
+    )
     positions = {f"{p[0]}/{p[1]}": int(p[2]) for p in parts}
     return sum(p[3] for p in parts), sum(p[4] for p in parts), positions
 

@@ -31,7 +31,11 @@ class IndexReport:
     build_seconds: float
 
     def facts(self) -> dict[str, Any]:
-        return {"kind": self.kind, "recall@100": self.recall, "build_seconds": round(self.build_seconds, 3)}
+        return {
+            "kind": self.kind,
+            "recall@100": self.recall,
+            "build_seconds": round(self.build_seconds, 3),
+        }
 
 
 def kind_of(items: int) -> str:
@@ -99,7 +103,9 @@ def write(index: Any, folder: Path, name: str = FILE) -> None:
     faiss.write_index(index, str(folder / name))
 
 
-def recall(index: Any, vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int = 100) -> float:
+def recall(
+    index: Any, vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int = 100
+) -> float:
     """Share of the exact `k` nearest (by score, so that ties are no misses) that the index finds."""
     k = min(k, len(vectors))
     if not len(queries) or not k:

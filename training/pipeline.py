@@ -91,12 +91,17 @@ class Pipeline:
             config, cut = fit.FitConfig.of(knobs), holdout.cut_of(rows, knobs.holdout)
             champion = publish.champion(self.settings.kafka)
             seconds: dict[str, float] = {}
-            with spark.session(self.settings) as session, steps.new_version(self.home / "candidates") as made:
+            with (
+                spark.session(self.settings) as session,
+                steps.new_version(self.home / "candidates") as made,
+            ):
                 version, folder = made
                 facts = Facts(
                     version=version,
                     cut_ms=cut,
-                    parameters=knobs.model_dump(mode="json", exclude={"master", "memory", "mlflow_uri"}),
+                    parameters=knobs.model_dump(
+                        mode="json", exclude={"master", "memory", "mlflow_uri"}
+                    ),
                     lineage=_lineage(tables, etl_version),
                     seconds={},
                 )
@@ -127,7 +132,9 @@ class Pipeline:
             facts = read_facts(folder)
             rows = self._rows(facts)
             knobs = self.settings.training
-            questions = holdout.make(rows, facts.cut_ms, knobs.least_reviews, knobs.questions, knobs.seed)
+            questions = holdout.make(
+                rows, facts.cut_ms, knobs.least_reviews, knobs.questions, knobs.seed
+            )
             self.progress(f"asking {questions.users:,} questions about the newest interactions")
             champion = publish.champion(self.settings.kafka)
             with threadpool_limits(1, "blas"):
@@ -140,7 +147,9 @@ class Pipeline:
             evaluation = Evaluation(
                 questions=questions.users,
                 metrics=means(mine or {}),
-                against={name: means(result) for name, result in against.items() if result is not None},
+                against={
+                    name: means(result) for name, result in against.items() if result is not None
+                },
                 champion=champion.version if champion else None,
                 passed=verdict.passed,
                 reason=verdict.reason,
@@ -166,13 +175,17 @@ class Pipeline:
                 raise BadInput(
                     f"the champion is {champion.version} by now: run `afterclick pipeline eval` again"
                 )
-            target = copy_model(folder / "model", self.settings.artifacts, version, evaluation.metrics)
+            target = copy_model(
+                folder / "model", self.settings.artifacts, version, evaluation.metrics
+            )
             copy_model(folder / "twin", self.home / "twins", version, evaluation.metrics)
             self._sound(models.load(target)[0], facts, champion)
             if champion is not None:  # else a kill before this would lose the one that goes now
                 registry.follow(champion.version)
             registry.register(target, run_id, facts.lineage)
-            published = publish.announce(self.settings.kafka, target, store=self.settings.training.store)
+            published = publish.announce(
+                self.settings.kafka, target, store=self.settings.training.store
+            )
             registry.follow(version)
             registry.mend(run_id)
             Trained.of(facts).write(self.home)
@@ -240,7 +253,9 @@ class Pipeline:
             raise steps.MissingStep(f"{tables} is gone: run `afterclick pipeline train` again")
         return dataset.load(tables)
 
-    def _record(self, registry: Registry, folder: Path, facts: Facts, evaluation: Evaluation) -> str:
+    def _record(
+        self, registry: Registry, folder: Path, facts: Facts, evaluation: Evaluation
+    ) -> str:
         """The MLflow run of a candidate; deploying twice writes one run."""
         from training import run_report
 
@@ -249,7 +264,9 @@ class Pipeline:
             return known.read_text()
         tags = {k: str(v) for k, v in facts.lineage.items()} | {"version": facts.version}
         run_id = registry.start(facts.version, facts.parameters, tags)
-        against = {f"{n}.{k}": v for n, figures in evaluation.against.items() for k, v in figures.items()}
+        against = {
+            f"{n}.{k}": v for n, figures in evaluation.against.items() for k, v in figures.items()
+        }
         seconds = {f"seconds.{k}": v for k, v in facts.seconds.items()}
         registry.metrics(run_id, evaluation.metrics | against | seconds)
         registry.files(run_id, folder / "model")
@@ -268,7 +285,11 @@ class Pipeline:
     def _items(self, champion: ModelPublished | None) -> int | None:
         """How many items the champion has; None where its artifact is not kept here."""
         try:
-            return read_manifest(self.settings.artifacts / champion.version).items if champion else None
+            return (
+                read_manifest(self.settings.artifacts / champion.version).items
+                if champion
+                else None
+            )
         except BadArtifact:
             return None
 
@@ -295,7 +316,9 @@ def read_evaluation(folder: Path) -> Evaluation:
     """A candidate's verdict. Raises MissingStep before `eval` has run."""
     path = folder / "evaluation.json"
     if not path.is_file():
-        raise steps.MissingStep(f"{folder.name} has no evaluation: run `afterclick pipeline eval` first")
+        raise steps.MissingStep(
+            f"{folder.name} has no evaluation: run `afterclick pipeline eval` first"
+        )
     return Evaluation.model_validate_json(path.read_text())
 
 

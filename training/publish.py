@@ -38,7 +38,9 @@ def announce(
         manifest_sha256=sha256(folder / MANIFEST),
         metrics=manifest.metrics,
     )
-    event = ModelEvent(id=new_id(), source="/training", time=now(), subject=manifest.version, data=published)
+    event = ModelEvent(
+        id=new_id(), source="/training", time=now(), subject=manifest.version, data=published
+    )
     _deliver(kafka, encode(event), timeout_s)
     return published
 
@@ -65,7 +67,9 @@ def _deliver(kafka: KafkaSettings, value: bytes, timeout_s: float) -> None:
     producer.flush(timeout_s + 5)
     if failed or not delivered:
         why = failed[0].str() if failed else "no acknowledgement"
-        raise Unavailable(f"Kafka at {kafka.bootstrap} did not take the model: {why}; the old one stays")
+        raise Unavailable(
+            f"Kafka at {kafka.bootstrap} did not take the model: {why}; the old one stays"
+        )
 
 
 def champion(kafka: KafkaSettings, timeout_s: float = 10.0) -> ModelPublished | None:

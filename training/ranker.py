@@ -95,7 +95,9 @@ def train(
     """
     start = time.perf_counter()
     trusted = np.ones(len(rows), bool) if trusted is None else trusted
-    found = [examples(split, build(split.train), config) for split in past_splits(rows, trusted, config)]
+    found = [
+        examples(split, build(split.train), config) for split in past_splits(rows, trusted, config)
+    ]
     groups = np.concatenate([e.groups for e in found]) if found else np.empty(0, np.int32)
     if len(groups) < 50:
         raise NotEnoughHistory(f"only {len(groups)} questions to learn from, 50 are needed")
@@ -110,7 +112,9 @@ def train(
     )
 
 
-def past_splits(rows: Interactions, trusted: NDArray[np.bool_], config: RankerConfig) -> Iterator[Split]:
+def past_splits(
+    rows: Interactions, trusted: NDArray[np.bool_], config: RankerConfig
+) -> Iterator[Split]:
     """The past cuts, newest first, as long as half of the rows come before them."""
     horizon = config.horizon_days * int(DAY_MS)
     end = int(rows.time_ms[-1]) + 1 if len(rows) else 0
@@ -152,7 +156,9 @@ class Source:
         self._model, self._eligible, self._limits = model, eligible, limits
         mine = eligible[: len(model)]  # the rows may know more items than the model
         self._als = exact_search(model.factors, mine) if model.factors is not None else None
-        self._towers = exact_search(model.towers.targets, mine) if model.towers is not None else None
+        self._towers = (
+            exact_search(model.towers.targets, mine) if model.towers is not None else None
+        )
         self._content = exact_search(model.content, mine) if model.content is not None else None
 
     def candidates(self, one: Asked) -> tuple[NDArray[np.int32], Vectors]:

@@ -57,7 +57,11 @@ class Registry:
         for name in ("mlflow.store.db.utils", "alembic"):  # they narrate their migrations
             logging.getLogger(name).setLevel(logging.WARNING)
         settings.home.mkdir(parents=True, exist_ok=True)
-        self._files, self._artifacts, self._kafka = settings.mlflow_files, settings.artifacts, settings.kafka
+        self._files, self._artifacts, self._kafka = (
+            settings.mlflow_files,
+            settings.artifacts,
+            settings.kafka,
+        )
         self._caught_up = False
         self.client = MlflowClient(tracking_uri=settings.mlflow, registry_uri=settings.mlflow)
 
@@ -69,7 +73,11 @@ class Registry:
         return str(self.client.create_experiment(name, artifact_location=self._files))
 
     def start(
-        self, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], began_ms: int | None = None
+        self,
+        name: str,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str],
+        began_ms: int | None = None,
     ) -> str:
         """Begin a run, now or at a moment that has passed; returns its id."""
         run = self.client.create_run(self.experiment(), began_ms, dict(tags), name)
@@ -81,7 +89,9 @@ class Registry:
     def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
         """Record figures; `@` is not allowed in MLflow's names and becomes `_at_`."""
         now = int(time.time() * 1000)
-        known = [Metric(key.replace("@", "_at_"), float(value), now, 0) for key, value in metrics.items()]
+        known = [
+            Metric(key.replace("@", "_at_"), float(value), now, 0) for key, value in metrics.items()
+        ]
         self.client.log_batch(run_id, metrics=known)
 
     def files(self, run_id: str, folder: Path) -> None:

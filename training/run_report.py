@@ -39,7 +39,10 @@ def _lines(facts: Facts, evaluation: Evaluation, judged: dict[str, dict[str, flo
         *(["![Beside the champion and plain trends](comparison.png)", ""] if names else []),
         "| metric | " + " | ".join(judged) + " |",
         "|---|" + "---|" * len(judged),
-        *(f"| {name} | " + " | ".join(_cell(f.get(name)) for f in judged.values()) + " |" for name in names),
+        *(
+            f"| {name} | " + " | ".join(_cell(f.get(name)) for f in judged.values()) + " |"
+            for name in names
+        ),
         "",
         "## How it came about",
         "",
@@ -47,7 +50,10 @@ def _lines(facts: Facts, evaluation: Evaluation, judged: dict[str, dict[str, flo
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in (flat(facts.parameters) | flat(facts.lineage)).items()),
+        *(
+            f"| {name} | {value} |"
+            for name, value in (flat(facts.parameters) | flat(facts.lineage)).items()
+        ),
     ]
 
 

@@ -126,7 +126,9 @@ class Retrain:
         began_ms = failures.now_ms()
         context = multiprocessing.get_context("spawn")
         answers: multiprocessing.SimpleQueue[Ended] = context.SimpleQueue()
-        child = context.Process(target=_once, args=(self.settings, reason, answers), name="training")
+        child = context.Process(
+            target=_once, args=(self.settings, reason, answers), name="training"
+        )
         child.start()
         late = time.monotonic() + self.settings.training.longest_hours * 3600
         while child.is_alive() and not stop.is_set() and time.monotonic() < late:
@@ -220,7 +222,9 @@ def end_offsets(kafka: KafkaSettings, timeout_s: float = 10.0) -> dict[str, int]
     ends: dict[str, int] = {}
     try:
         for topic in kafka.topics.interactions:
-            for partition in consumer.list_topics(topic, timeout=timeout_s).topics[topic].partitions:
+            for partition in (
+                consumer.list_topics(topic, timeout=timeout_s).topics[topic].partitions
+            ):
                 place = TopicPartition(topic, partition)
                 ends[f"{topic}/{partition}"] = watermarks(consumer, place, timeout_s)[1]
     except KafkaException as error:

@@ -35,6 +35,8 @@ def write(folder: Path, run_id: str) -> None:
         ),
     )
     example = {"artifact_path": "input_example.json", "type": "json_object"}
-    model = Model(artifact_path="model", run_id=run_id, signature=signature, saved_input_example_info=example)
+    model = Model(
+        artifact_path="model", run_id=run_id, signature=signature, saved_input_example_info=example
+    )
     model.save(str(folder / "MLmodel"))
     (folder / "input_example.json").write_text(json.dumps(EXAMPLE, indent=1))

@@ -36,5 +36,7 @@ def upload(folder: Path, root: str) -> str:
         for name in (*sorted(manifest.files), MANIFEST):
             client.upload_file(str(folder / name), parts.netloc, f"{prefix}/{name}")
     except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
-        raise Unavailable(f"{root} did not take {manifest.version}: {error}; the old model stays") from None
+        raise Unavailable(
+            f"{root} did not take {manifest.version}: {error}; the old model stays"
+        ) from None
     return f"s3://{parts.netloc}/{prefix}"

@@ -152,7 +152,9 @@ class _Draws:
 
     def __init__(self, examples: Examples, items: int, config: TowerConfig) -> None:
         self.random = np.random.default_rng(config.seed)
-        worth = np.exp2((examples.time_ms - examples.time_ms.max()) / (config.half_life_days * DAY_MS))
+        worth = np.exp2(
+            (examples.time_ms - examples.time_ms.max()) / (config.half_life_days * DAY_MS)
+        )
         self._cumulated = np.cumsum(worth / worth.sum())
         self._items, self._config, self._size = items, config, len(examples)
         share = np.bincount(examples.target, worth / worth.sum(), minlength=items)
@@ -187,4 +189,6 @@ def _loss(
     logits = logits - draws.log_expected[items]
     accidental = items[None, :] == target[:, None]
     accidental[torch.arange(len(target)), torch.arange(len(target))] = False
-    return nn.functional.cross_entropy(logits.masked_fill(accidental, -1e9), torch.arange(len(target)))
+    return nn.functional.cross_entropy(
+        logits.masked_fill(accidental, -1e9), torch.arange(len(target))
+    )

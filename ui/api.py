@@ -22,8 +22,12 @@ class Api(AsyncClient):
         self, user_id: str, n: int, interests: Sequence[str] = (), policy: str | None = None
     ) -> Recommendations:
         """A user's list, ordered by the policy where one is named."""
-        return await self.recommendations(user_id, n, interests=interests, policy=policy, preview=True)
+        return await self.recommendations(
+            user_id, n, interests=interests, policy=policy, preview=True
+        )
 
     async def in_list(self, user_id: str, item_id: str) -> Recommendations:
         """The user's list with this item alone in it, and the events that moved it."""
-        return await self.recommendations(user_id, 1, filters=[f"item:{item_id}"], preview=True, explain=True)
+        return await self.recommendations(
+            user_id, 1, filters=[f"item:{item_id}"], preview=True, explain=True
+        )

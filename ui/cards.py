@@ -64,9 +64,17 @@ def sureness(item: RankedItem, answer: Recommendations) -> JsonObject:
     scores). What is said is the probability against the last item of the list, so at least one half.
     """
     if answer.source == "interests":
-        return {"dots": 1, "words": "a guess", "what": "From interests alone: nothing that you did is in it."}
+        return {
+            "dots": 1,
+            "words": "a guess",
+            "what": "From interests alone: nothing that you did is in it.",
+        }
     if answer.source not in PERSONAL:
-        return {"dots": 0, "words": "not personal", "what": "It is shown to everybody: not about you yet."}
+        return {
+            "dots": 0,
+            "words": "not personal",
+            "what": "It is shown to everybody: not about you yet.",
+        }
     share = 1 / (1 + math.exp(-max(item.score - answer.items[-1].score, 0.0)))
     return {
         "dots": 1 + sum(share >= least for least in SURE),
@@ -107,4 +115,7 @@ def card(item: RankedItem, place: int, scale: float, moved: int, entered: bool) 
 
 def bar_scale(items: tuple[RankedItem, ...]) -> float:
     """The largest sum of absolute parts in a list: its bar is full."""
-    return max((sum(abs(value) for value in item.parts.values()) for item in items), default=0.0) or 1.0
+    return (
+        max((sum(abs(value) for value in item.parts.values()) for item in items), default=0.0)
+        or 1.0
+    )

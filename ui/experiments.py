@@ -12,7 +12,9 @@ SHOWN = 4
 def newest(experiments: Sequence[JsonObject]) -> list[JsonObject]:
     """Which ones are shown: what runs before what was stopped, the newest first."""
     runs = [experiment for experiment in reversed(experiments) if experiment["stopped"] is None]
-    stopped = [experiment for experiment in reversed(experiments) if experiment["stopped"] is not None]
+    stopped = [
+        experiment for experiment in reversed(experiments) if experiment["stopped"] is not None
+    ]
     return (runs + stopped)[:SHOWN]
 
 
@@ -44,7 +46,9 @@ def _arm(row: JsonObject, scale: float, broken: bool) -> JsonObject:
         "ctr": interval(ctr) if row["lists"] else "",
         "bar": {name: round(100 * ctr[name] / scale, 2) for name in ("low", "value", "high")},
         "against": _against(row, broken),
-        "verdict": "" if broken or row["ctr_difference"] is None else verdict(row["ctr_difference"]),
+        "verdict": ""
+        if broken or row["ctr_difference"] is None
+        else verdict(row["ctr_difference"]),
         "conversion": interval(row["conversion"]) if row["users"] else "",
     }
 

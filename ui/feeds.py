@@ -48,8 +48,14 @@ async def pushed_lists(
     api: Api, user_id: str, n: int, interests: tuple[str, ...] = ()
 ) -> AsyncIterator[PushedList | None]:
     """The user's list each time it changes; None while the connection is lost."""
-    query = [("user_id", user_id), ("n", str(n)), *(("interests", interest) for interest in interests)]
-    async for message in messages(f"{_ws(api.url)}/ws/recommendations?{urlencode(query)}", api.headers):
+    query = [
+        ("user_id", user_id),
+        ("n", str(n)),
+        *(("interests", interest) for interest in interests),
+    ]
+    async for message in messages(
+        f"{_ws(api.url)}/ws/recommendations?{urlencode(query)}", api.headers
+    ):
         if message is None:
             yield None
         elif message.get("type") == "recommendations":

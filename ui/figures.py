@@ -35,9 +35,17 @@ def board_tiles(figures: JsonObject) -> list[JsonObject]:
         _span("request p99", latency.get("p99"), "Latency of the API, last ten seconds"),
         _span("push p50", push.get("p50"), "From the log to the pushed list, last minute"),
         _tile("interactions", number(figures.get("interactions")), "", "Counted so far, each once"),
-        _tile("refused", number(figures.get("refused")), "", "Resent events, which were not counted again"),
         _tile(
-            "dead letters", number(figures.get("dead_letters")), "", "Unreadable events, kept with the reason"
+            "refused",
+            number(figures.get("refused")),
+            "",
+            "Resent events, which were not counted again",
+        ),
+        _tile(
+            "dead letters",
+            number(figures.get("dead_letters")),
+            "",
+            "Unreadable events, kept with the reason",
         ),
     ]
 
@@ -57,11 +65,18 @@ def stations(figures: JsonObject) -> list[JsonObject]:
                 ["dead letters", number(figures.get("dead_letters"))],
             ],
         ),
-        _station("Redis", "history, counts, trends", [["interactions", number(figures.get("interactions"))]]),
+        _station(
+            "Redis",
+            "history, counts, trends",
+            [["interactions", number(figures.get("interactions"))]],
+        ),
         _station(
             "Ranker",
             "model + history + trend",
-            [["model", figures.get("model_version") or "none yet"], ["items", number(figures.get("items"))]],
+            [
+                ["model", figures.get("model_version") or "none yet"],
+                ["items", number(figures.get("items"))],
+            ],
         ),
         _station(
             "Viewers",
@@ -78,10 +93,24 @@ def flows(figures: JsonObject) -> list[JsonObject]:
     requests = figures.get("requests_per_s") or 0.0
     waited = BACKLOG_TITLE if figures.get("backlog") else ""
     return [
-        _flow("queue", stages.get("queue"), events, "events", waited or "In the log until Spark has read it"),
+        _flow(
+            "queue",
+            stages.get("queue"),
+            events,
+            "events",
+            waited or "In the log until Spark has read it",
+        ),
         _flow("apply", stages.get("apply"), events, "events", "Read until it is in the state"),
-        _flow("notify", stages.get("notify"), events, "events", "In the state until the ranker knows"),
-        _flow("push", figures.get("push_ms"), requests, "lists", waited or "From the log to the pushed list"),
+        _flow(
+            "notify", stages.get("notify"), events, "events", "In the state until the ranker knows"
+        ),
+        _flow(
+            "push",
+            figures.get("push_ms"),
+            requests,
+            "lists",
+            waited or "From the log to the pushed list",
+        ),
     ]
 
 
@@ -105,7 +134,9 @@ def span(milliseconds: float | None) -> tuple[str, str]:
 
 
 def _fresh(name: str, which: str, figures: JsonObject, share: str) -> JsonObject:
-    tile = _span(name, (figures.get("freshness_ms") or {}).get(which), f"From the log to the state, {share}")
+    tile = _span(
+        name, (figures.get("freshness_ms") or {}).get(which), f"From the log to the state, {share}"
+    )
     return tile | {"note": BACKLOG_NOTE, "title": BACKLOG_TITLE} if figures.get("backlog") else tile
 
 
@@ -114,7 +145,13 @@ def _span(name: str, milliseconds: float | None, title: str) -> JsonObject:
 
 
 def _tile(name: str, value: str, unit: str, title: str) -> JsonObject:
-    return {"name": name, "value": value, "unit": unit if value != NONE else "", "title": title, "note": ""}
+    return {
+        "name": name,
+        "value": value,
+        "unit": unit if value != NONE else "",
+        "title": title,
+        "note": "",
+    }
 
 
 def _station(name: str, what: str, rows: list[list[str]]) -> JsonObject:
@@ -125,7 +162,13 @@ def _flow(label: str, stage: JsonObject | None, rate: float, what: str, title: s
     found = stage or {}
     halves = [" ".join(span(found.get(which))).strip() for which in ("p50", "p99")]
     value = " / ".join(halves) if stage else NONE
-    return {"label": label, "value": value, "speed": f"{number(rate)} {what}/s", "rate": rate, "title": title}
+    return {
+        "label": label,
+        "value": value,
+        "speed": f"{number(rate)} {what}/s",
+        "rate": rate,
+        "title": title,
+    }
 
 
 def _by_topic(figures: JsonObject) -> list[list[str]]:
@@ -136,5 +179,10 @@ def _by_topic(figures: JsonObject) -> list[list[str]]:
     for name, offset in sorted((figures.get("positions") or {}).items()):
         topic = name.rsplit("/", 1)[0]
         applied[topic] = applied.get(topic, 0) + int(offset) + 1
-        partitions.setdefault(topic, []).append(f"{name}: position {offset}, lag {lag.get(name, NONE)}")
-    return [[topic, number(count), "\n".join(partitions[topic])] for topic, count in sorted(applied.items())]
+        partitions.setdefault(topic, []).append(
+            f"{name}: position {offset}, lag {lag.get(name, NONE)}"
+        )
+    return [
+        [topic, number(count), "\n".join(partitions[topic])]
+        for topic, count in sorted(applied.items())
+    ]

@@ -118,7 +118,11 @@ class LiveBoard:
 
     def _ctr(self, now: float) -> dict[str, float]:
         """Clicks per hundred items shown, of each source and model that was shown lately."""
-        counts = {(what, _shown_by(row)): row[what] for row in self.exposure for what in ("items", "clicks")}
+        counts = {
+            (what, _shown_by(row)): row[what]
+            for row in self.exposure
+            for what in ("items", "clicks")
+        }
         grown = self._moving["ctr"].grown(now, counts)
         names = {name: count for (what, name), count in grown.items() if what == "items" and count}
         return {name: 100 * grown["clicks", name] / items for name, items in names.items()}
@@ -129,7 +133,11 @@ class LiveBoard:
             now, {("events", name): count for name, count in self._departments.items()}
         )
         total = sum(grown.values())
-        return {name: 100 * count / total for (_, name), count in grown.items() if count} if total else {}
+        return (
+            {name: 100 * count / total for (_, name), count in grown.items() if count}
+            if total
+            else {}
+        )
 
 
 def _shown_by(row: JsonObject) -> str:

@@ -21,7 +21,9 @@ class Moving(Generic[Name]):
 
         Where a count has fallen, who counts has begun anew: so does this.
         """
-        if self._past and any(counts.get(name, 0.0) < was for name, was in self._past[-1][1].items()):
+        if self._past and any(
+            counts.get(name, 0.0) < was for name, was in self._past[-1][1].items()
+        ):
             self._past.clear()
         self._past.append((time, dict(counts)))
         while len(self._past) > 1 and self._past[1][0] <= time - self._seconds:

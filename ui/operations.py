@@ -29,7 +29,9 @@ def models_panel(console: JsonObject) -> JsonObject:
             for d in decisions[:SHOWN_DECISIONS]
         ],
         "busy": next((WAITING[name] for name in WAITING if _runs(jobs, name)), ""),
-        "error": next((jobs[n]["error"] for n in ("promote", "train", "models") if _failed(jobs, n)), ""),
+        "error": next(
+            (jobs[n]["error"] for n in ("promote", "train", "models") if _failed(jobs, n)), ""
+        ),
         "listed": bool(known),
         "canRollBack": any("previous" in model["roles"] for model in chosen),
     }
@@ -41,7 +43,9 @@ def registry_changed(console: JsonObject) -> bool:
     if _runs(jobs, "models"):
         return False
     asked = (jobs.get("models") or {}).get("ended")
-    ended = [jobs[name]["ended"] for name in ("promote", "train") if (jobs.get(name) or {}).get("ended")]
+    ended = [
+        jobs[name]["ended"] for name in ("promote", "train") if (jobs.get(name) or {}).get("ended")
+    ]
     status: JsonObject = console.get("training") or {}
     if asked is not None and status.get("last") and status["state"] != "training":
         ended.append(datetime.fromisoformat(status["since"]).timestamp())
@@ -52,7 +56,11 @@ def training_words(console: JsonObject) -> JsonObject:
     """What training does, whoever started it."""
     status, job = console.get("training") or {}, console["jobs"].get("train") or {}
     if status.get("state") == "training" or job.get("state") == "running":
-        return {"running": True, "words": "Training", "progress": status.get("progress") or job["progress"]}
+        return {
+            "running": True,
+            "words": "Training",
+            "progress": status.get("progress") or job["progress"],
+        }
     waits = status.get("state") == "waiting"
     last = status.get("last") or ""
     return {
@@ -79,7 +87,11 @@ def proof_words(job: JsonObject | None) -> JsonObject:
         return {"state": "", "words": "", "more": ""}
     if job["state"] == "running":
         more = "the replay and the simulator stand still meanwhile"
-        return {"state": "running", "words": "Recounting the log", "more": f"{job['seconds']:.0f} s, {more}"}
+        return {
+            "state": "running",
+            "words": "Recounting the log",
+            "more": f"{job['seconds']:.0f} s, {more}",
+        }
     found = job["answer"]
     if not found:
         return {"state": "failed", "words": "No recount", "more": job["error"] or ""}
@@ -106,7 +118,9 @@ def _chosen(models: Iterable[JsonObject], decisions: Iterable[JsonObject]) -> li
         refused = (d for d in decisions if d["version"] not in registered)
         rows += [{**d, "roles": ["challenger"], "registered": False} for d in list(refused)[:1]]
     found = [next((row for row in rows if role in row["roles"]), None) for role in ROLES]
-    return [{**row, "role": role} for role, row in zip(ROLES, found, strict=True) if row is not None]
+    return [
+        {**row, "role": role} for role, row in zip(ROLES, found, strict=True) if row is not None
+    ]
 
 
 def _shared_metrics(models: Iterable[JsonObject]) -> list[str]:
@@ -119,7 +133,9 @@ def _column(model: JsonObject, metrics: list[str], others: list[JsonObject]) -> 
     best = [
         name
         for name in metrics
-        if name in mine and len(others) > 1 and mine[name] >= max(o["metrics"].get(name, 0.0) for o in others)
+        if name in mine
+        and len(others) > 1
+        and mine[name] >= max(o["metrics"].get(name, 0.0) for o in others)
     ]
     serves = model["role"] == "champion"
     return {

@@ -51,9 +51,15 @@ def receipt(item: RankedItem, answer: Recommendations, deeds: Iterable[Deed]) ->
         ],
         "model_version": answer.model_version or "none yet: trends and interests alone",
         "impression_id": answer.impression_id,
-        "as_of": [{"partition": name, "offset": offset} for name, offset in sorted(answer.as_of.items())],
+        "as_of": [
+            {"partition": name, "offset": offset} for name, offset in sorted(answer.as_of.items())
+        ],
         "deeds": [
-            {"verb": VERBS.get(deed.action, deed.action), "title": deed.title, "position": deed.position}
+            {
+                "verb": VERBS.get(deed.action, deed.action),
+                "title": deed.title,
+                "position": deed.position,
+            }
             for deed in _newest(deeds)
         ],
     }

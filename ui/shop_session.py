@@ -117,7 +117,9 @@ class ShopSession:
             if fresh and len(liked) < PAST:
                 liked.add(fresh.item_id)
                 self.know(fresh)
-                await self.act(fresh.item_id, "like", event_id=stable_id("demo", self.user_id, taste))
+                await self.act(
+                    fresh.item_id, "like", event_id=stable_id("demo", self.user_id, taste)
+                )
 
     async def act(self, item_id: str, action: str, token: str = "", event_id: str = "") -> Deed:
         """Tell the API what the user did. Raises what the API raises, and marks the deed as failed."""
@@ -168,7 +170,13 @@ class ShopSession:
         items = self.shown.items if self.shown else ()
         scale = bar_scale(items)
         return [
-            card(item, n, scale, self.change.moved.get(item.item_id, 0), item.item_id in self.change.entered)
+            card(
+                item,
+                n,
+                scale,
+                self.change.moved.get(item.item_id, 0),
+                item.item_id in self.change.entered,
+            )
             | {"href": item_url(item.item_id, self.user_id), "sure": self._sureness(item)}
             for n, item in enumerate(items, start=1)
         ]
@@ -211,7 +219,11 @@ class ShopSession:
 
     def _explain(self, cause: Cause) -> None:
         deed = next((d for d in self.timeline if d.event_id == cause.event_id), None)
-        title = deed.title if deed else cause.title or (self.title(cause.item_id) if cause.item_id else None)
+        title = (
+            deed.title
+            if deed
+            else cause.title or (self.title(cause.item_id) if cause.item_id else None)
+        )
         if deed is None and cause.item_id and cause.action:
             deed = Deed(cause.event_id, cause.action, cause.item_id, title or cause.item_id)
             self._add(deed)

@@ -49,7 +49,9 @@ class Endpoint:
 
 def list_snippet(api: Endpoint, user_id: str, n: int, interests: Sequence[str]) -> Snippet:
     """The list on the screen."""
-    query = urlencode([("user_id", user_id), ("n", n), *(("interests", taste) for taste in interests)])
+    query = urlencode(
+        [("user_id", user_id), ("n", n), *(("interests", taste) for taste in interests)]
+    )
     url = f"{api.url}/recommendations?{query}"
     call = f"urllib.request.Request({url!r}, headers={api.headers()})" if api.keyed else repr(url)
     return Snippet(
@@ -79,7 +81,12 @@ def feedback_snippet(api: Endpoint, user_id: str, item_id: str) -> Snippet:
 
 def watch_snippet(api: Endpoint, user_id: str) -> Snippet:
     """The list each time it changes."""
-    url = "ws" + api.url.removeprefix("http") + "/ws/recommendations?" + urlencode({"user_id": user_id})
+    url = (
+        "ws"
+        + api.url.removeprefix("http")
+        + "/ws/recommendations?"
+        + urlencode({"user_id": user_id})
+    )
     more = f", additional_headers={api.headers()}" if api.keyed else ""
     plain = f"python -m websockets {shlex.quote(url)}"
     return Snippet(

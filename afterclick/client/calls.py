@@ -50,7 +50,9 @@ class Call(Generic[T]):
         try:
             return self.answer.model_validate_json(response.content)
         except ValidationError as error:
-            raise Unavailable(f"{response.url} does not answer as the Afterclick API does: {error}") from None
+            raise Unavailable(
+                f"{response.url} does not answer as the Afterclick API does: {error}"
+            ) from None
 
 
 def recommendations(
@@ -112,7 +114,9 @@ def history(user_id: str, n: int | None) -> Call[History]:
     return Call(History, "GET", f"/users/{quote(user_id, safe='')}/history", given(n=n))
 
 
-def feedback(user_id: str | None, item_id: str, action: Action | str, more: dict[str, Any]) -> Call[Accepted]:
+def feedback(
+    user_id: str | None, item_id: str, action: Action | str, more: dict[str, Any]
+) -> Call[Accepted]:
     body = given(user_id=user_id, item_id=item_id, action=str(action), **more)
     body.setdefault("event_id", events.new_id())
     if isinstance(body.get("time"), datetime):

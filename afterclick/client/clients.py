@@ -32,7 +32,9 @@ LONGEST_WAIT_S = 5.0
 class Client:
     """Speaks to the API at `url`. Use it as a context manager, or `close` it."""
 
-    def __init__(self, url: str, key: str | None = None, timeout_s: float = 5.0, tries: int = TRIES) -> None:
+    def __init__(
+        self, url: str, key: str | None = None, timeout_s: float = 5.0, tries: int = TRIES
+    ) -> None:
         """`tries`: how often a call is sent while the API is away, or says 503."""
         self.url, self._tries = url.rstrip("/"), tries
         self.headers = _headers(key)
@@ -55,7 +57,9 @@ class Client:
 
         `more` is what the API takes: session_id, policy, filters, offset, cursor, diversity, preview …
         """
-        return self._send(calls.recommendations(user_id, n, interests, items, exclude, category, after, more))
+        return self._send(
+            calls.recommendations(user_id, n, interests, items, exclude, category, after, more)
+        )
 
     def batch(self, user_ids: Sequence[str], n: int | None = None) -> Batch:
         """Lists for up to 500 users."""
@@ -72,7 +76,9 @@ class Client:
     def latest(self, n: int | None = None, category: str | None = None) -> Items:
         return self._send(calls.latest(n, category))
 
-    def popular(self, n: int | None = None, window: str | None = None, category: str | None = None) -> Items:
+    def popular(
+        self, n: int | None = None, window: str | None = None, category: str | None = None
+    ) -> Items:
         return self._send(calls.popular(n, window, category))
 
     def search(self, words: str, n: int | None = None) -> FoundItems:
@@ -88,7 +94,9 @@ class Client:
     def history(self, user_id: str, n: int | None = None) -> History:
         return self._send(calls.history(user_id, n))
 
-    def feedback(self, user_id: str | None, item_id: str, action: Action | str, **more: Any) -> Accepted:
+    def feedback(
+        self, user_id: str | None, item_id: str, action: Action | str, **more: Any
+    ) -> Accepted:
         """Tell what a user did, or a visitor (None, and `session_id`).
 
         `more` is what the API takes: rating, impression_id, session_id, time, …
@@ -115,7 +123,9 @@ class Client:
     def _send(self, call: Call[T]) -> T:
         for wait in _waits(self._tries if call.again else 1):
             try:
-                response = self._http.request(call.method, call.path, params=call.query, json=call.body)
+                response = self._http.request(
+                    call.method, call.path, params=call.query, json=call.body
+                )
             except httpx2.HTTPError as error:
                 if wait is None:
                     raise _away(self._http.base_url, error) from None
@@ -131,7 +141,9 @@ class Client:
 class AsyncClient:
     """The same for the event loop."""
 
-    def __init__(self, url: str, key: str | None = None, timeout_s: float = 5.0, tries: int = TRIES) -> None:
+    def __init__(
+        self, url: str, key: str | None = None, timeout_s: float = 5.0, tries: int = TRIES
+    ) -> None:
         """`tries`: how often a call is sent while the API is away, or says 503."""
         self.url, self._tries = url.rstrip("/"), tries
         self.headers = _headers(key)
@@ -220,7 +232,9 @@ class AsyncClient:
     async def _send(self, call: Call[T]) -> T:
         for wait in _waits(self._tries if call.again else 1):
             try:
-                response = await self._http.request(call.method, call.path, params=call.query, json=call.body)
+                response = await self._http.request(
+                    call.method, call.path, params=call.query, json=call.body
+                )
             except httpx2.HTTPError as error:
                 if wait is None:
                     raise _away(self._http.base_url, error) from None

@@ -80,7 +80,9 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
     """Every case, one after the other; the figures."""
     # one thread for all cases: what it starts again ends with it
     with own_servers(jars) as servers, ThreadPoolExecutor(1) as actor:
-        shop = synthetic.make(servers.settings, bench.items, bench.users, versions=["m1", "broken", "m2"])
+        shop = synthetic.make(
+            servers.settings, bench.items, bench.users, versions=["m1", "broken", "m2"]
+        )
         with served(servers.settings) as (port, _):
             rows = [_judged(bench, case, actor, port, shop) for case in _cases(servers, shop)]
     return {
@@ -102,12 +104,18 @@ def _cases(servers: Servers, shop: Shop) -> list[Case]:
         Case("redis held still", valkey.process.hold, valkey.process.go_on),
         Case("kafka killed", kafka.kill, kafka.start),
         Case("kafka held still", kafka.process.hold, kafka.process.go_on),
-        Case("model damaged", partial(_damage, settings, shop), partial(_publish, settings, shop, "m2")),
+        Case(
+            "model damaged",
+            partial(_damage, settings, shop),
+            partial(_publish, settings, shop, "m2"),
+        ),
         Case("sql locked", lock.take, lock.give),
     ]
 
 
-def _judged(bench: Bench, case: Case, actor: ThreadPoolExecutor, port: int, shop: Shop) -> dict[str, Any]:
+def _judged(
+    bench: Bench, case: Case, actor: ThreadPoolExecutor, port: int, shop: Shop
+) -> dict[str, Any]:
     seen: list[Seen] = []
     over = threading.Event()
     acted = actor.submit(_act, bench, case, seen, over)
@@ -170,7 +178,9 @@ def _percentile(seen: Sequence[Seen], q: float) -> float:
     return round(float(np.percentile([one.ms for one in seen], q)), 1) if seen else 0.0
 
 
-async def _load(bench: Bench, port: int, shop: Shop, seen: list[Seen], over: threading.Event) -> None:
+async def _load(
+    bench: Bench, port: int, shop: Shop, seen: list[Seen], over: threading.Event
+) -> None:
     """Ask at random moments until the case is over; latencies count from the moment that was due."""
     rng = np.random.default_rng(5)
     pool, tasks = Pool(LOOPBACK, port, CONNECTIONS), set[asyncio.Task[None]]()
@@ -232,7 +242,9 @@ class _Lock:
         self._held: sqlite3.Connection | None = None
 
     def take(self) -> None:
-        self._held = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=10)
+        self._held = sqlite3.connect(
+            self._path, isolation_level=None, check_same_thread=False, timeout=10
+        )
         self._held.execute("BEGIN EXCLUSIVE")
 
     def give(self) -> None:

@@ -17,7 +17,12 @@ LEAST = 0.005
 """Share of the samples under which a frame is not drawn."""
 WIDTH, ROW, LETTER = 1200, 17, 6.6
 _PLACE = re.compile(r"^(?P<name>.*?) \((?P<path>.*?)(?::\d+)?\)$")
-_COLOURS = {"serving": "#e8894a", "afterclick": "#d9a93a", "native": "#b9c4d0", "elsewhere": "#8fb0cf"}
+_COLOURS = {
+    "serving": "#e8894a",
+    "afterclick": "#d9a93a",
+    "native": "#b9c4d0",
+    "elsewhere": "#8fb0cf",
+}
 
 
 @dataclass
@@ -91,7 +96,9 @@ def _boxes(frame: Frame, left: float, depth: int, total: int) -> Iterator[tuple[
 
 def _box(frame: Frame, x: float, y: int, share: float) -> str:
     label = f"{frame.name} ({frame.path})" if frame.path else frame.name
-    colour = _COLOURS.get(frame.path.partition("/")[0], _COLOURS["elsewhere" if frame.path else "native"])
+    colour = _COLOURS.get(
+        frame.path.partition("/")[0], _COLOURS["elsewhere" if frame.path else "native"]
+    )
     shown = label[: int((share * WIDTH - 4) / LETTER)]
     text = f'<text x="{x + 2:.1f}" y="{y + 12}">{escape(shown)}</text>' if len(shown) > 2 else ""
     title = f"<title>{escape(label)}: {share:.1%}</title>"

@@ -183,7 +183,9 @@ async def _drive(bench: Bench, port: int, phase: Phase, seconds: float) -> None:
         for n in range(int(bench.rate * seconds)):
             await asyncio.sleep(max(started + n / bench.rate - time.time(), 0))
             user = users[n % len(users)]
-            task = asyncio.create_task(_send(client, phase, user, f"B{n % ITEMS:09}", n % every == 0))
+            task = asyncio.create_task(
+                _send(client, phase, user, f"B{n % ITEMS:09}", n % every == 0)
+            )
             requests.add(task)
             task.add_done_callback(requests.discard)
         await asyncio.gather(*requests, return_exceptions=True)
@@ -222,7 +224,9 @@ async def _send(client: Pool, phase: Phase, user: str, item: str, then_get: bool
 
 async def _watch(port: int, user: str, phase: Phase) -> None:
     """A push shows its cause and everything the user did before it."""
-    async with connect(f"ws://{LOOPBACK}:{port}/ws/recommendations?user_id={user}", max_size=None) as socket:
+    async with connect(
+        f"ws://{LOOPBACK}:{port}/ws/recommendations?user_id={user}", max_size=None
+    ) as socket:
         async for message in socket:
             now = time.time()
             cause = orjson.loads(message).get("cause") or {}
@@ -247,7 +251,10 @@ def _read_changes(stack: Stack, phase: Phase, stop: threading.Event) -> None:
     kafka = stack.settings.kafka
     consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "bench"})
     topic = kafka.topics.state_changes
-    ends = {n: consumer.get_watermark_offsets(TopicPartition(topic, n))[1] for n in range(kafka.partitions)}
+    ends = {
+        n: consumer.get_watermark_offsets(TopicPartition(topic, n))[1]
+        for n in range(kafka.partitions)
+    }
     consumer.assign([TopicPartition(topic, n, end) for n, end in ends.items()])
     while not stop.is_set():
         for message in consumer.consume(500, 0.2):
@@ -261,7 +268,9 @@ def draw(phase: Phase, path: Path) -> None:
     """A picture of push latency, second by second, with the boundaries."""
     from matplotlib.figure import Figure
 
-    sent = sorted((one for one in phase.sent.values() if one.pushed is not None), key=lambda one: one.at)
+    sent = sorted(
+        (one for one in phase.sent.values() if one.pushed is not None), key=lambda one: one.at
+    )
     start = sent[0].at
     seconds = np.array([int(one.at - start) for one in sent])
     values = np.array([(one.pushed or 0) - one.at for one in sent]) * 1000

@@ -75,7 +75,13 @@ def _of_size(bench: Bench, items: int) -> Iterator[dict[str, Any]]:
             with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
                 built = fresh.submit(_build, folder, kind).result()
             found = _search(folder / index.FILE, known, asked, exact)
-            yield {"kind": kind, "items": items, "chosen": index.kind_of(items) == kind, **built, **found}
+            yield {
+                "kind": kind,
+                "items": items,
+                "chosen": index.kind_of(items) == kind,
+                **built,
+                **found,
+            }
 
 
 def _build(folder: Path, kind: str) -> dict[str, float]:
@@ -116,7 +122,9 @@ def _peak_mib(every_s: float = 0.01) -> Iterator[list[float]]:
         look()
 
 
-def _search(path: Path, known: FloatArray, asked: FloatArray, exact: NDArray[np.float32]) -> dict[str, float]:
+def _search(
+    path: Path, known: FloatArray, asked: FloatArray, exact: NDArray[np.float32]
+) -> dict[str, float]:
     """Recall by score, so that ties are no misses, and milliseconds of one query on one thread."""
     search = index_search(path, known)
     search(asked[0], ASKED)  # the first one allocates

@@ -91,7 +91,9 @@ def _naive(stack: Stack, most: int) -> float:
     consumer = Consumer(
         {"bootstrap.servers": kafka.bootstrap, "group.id": "naive", "auto.offset.reset": "earliest"}
     )
-    consumer.assign([TopicPartition(*place, 0) for place, span in read_log(kafka).items() if span.end])
+    consumer.assign(
+        [TopicPartition(*place, 0) for place, span in read_log(kafka).items() if span.end]
+    )
     done, started = 0, time.monotonic()
     with stack.client() as client:
         while done < most:

@@ -48,7 +48,9 @@ class Outcome:
         return len(self.latencies_ms) / self.seconds
 
     def percentile(self, q: float) -> float:
-        return float(np.percentile(self.latencies_ms, q)) if len(self.latencies_ms) else float("nan")
+        return (
+            float(np.percentile(self.latencies_ms, q)) if len(self.latencies_ms) else float("nan")
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +195,9 @@ async def open_loop(
     return _outcome(answers, seconds)
 
 
-async def closed_loop(host: str, port: int, calls: Sequence[Call], seconds: float, clients: int) -> Outcome:
+async def closed_loop(
+    host: str, port: int, calls: Sequence[Call], seconds: float, clients: int
+) -> Outcome:
     """`clients` connections that each send the next call when the last is answered."""
     answers: list[_Answer] = []
     until, turn = time.perf_counter() + seconds, iter(range(10**9))

@@ -57,7 +57,9 @@ def watched() -> Iterator[Machine]:
     """Watch every processor of this process for the time of a `with`."""
     machine, began, stolen = Machine(), time.perf_counter(), _stolen_ms()
     watchers = [
-        subprocess.Popen([sys.executable, *_COMMAND, str(cpu)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, *_COMMAND, str(cpu)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         for cpu in sorted(os.sched_getaffinity(0))
     ]
     for watcher in watchers:

@@ -75,7 +75,9 @@ def create_app(settings: Settings) -> FastAPI:
                 user_factors=user,
                 user_towers=near,
                 als_search=exact_search(model.factors),
-                tower_search=exact_search(model.towers.targets) if model.towers is not None else None,
+                tower_search=exact_search(model.towers.targets)
+                if model.towers is not None
+                else None,
                 content_search=exact_search(model.content),
             )
             table = features(model, state, world.view, found.items, user, near)
@@ -83,7 +85,9 @@ def create_app(settings: Settings) -> FastAPI:
             top = np.argsort(-scores)[:n]
             items = found.items[top]
             sources = [SOURCES[s] for s in found.sources[top].tolist()]
-            contributions = np.asarray(booster.predict(table[top], pred_contrib=True, num_threads=1))
+            contributions = np.asarray(
+                booster.predict(table[top], pred_contrib=True, num_threads=1)
+            )
             source, parts = schemas.Source.PERSONALISED, dict(group_contributions(contributions))
             words = reasons(model, world, state, items, sources, history, service.catalogue)
         listed = []
@@ -125,7 +129,9 @@ def create_app(settings: Settings) -> FastAPI:
             )
             for item, score in zip(items.tolist(), scores.tolist(), strict=True)
         ]
-        return schemas.SimilarItems(item_id=item_id, model_version=world.loaded.version, items=listed)
+        return schemas.SimilarItems(
+            item_id=item_id, model_version=world.loaded.version, items=listed
+        )
 
     @app.get("/health/ready")
     async def ready() -> dict[str, str | None]:

@@ -104,7 +104,9 @@ def _until_swapped(bench: Bench, stack: Stack, port: int, done: Event) -> dict[s
             _running(settings, "ingest", "replay", str(settings.home / "shop"), *rate),
             _running(settings, "retrain", "--events", str(bench.due)),
         ):
-            due = wait(lambda: _training(settings) == "training", "a training to be due", PATIENCE_S)
+            due = wait(
+                lambda: _training(settings) == "training", "a training to be due", PATIENCE_S
+            )
             wait(lambda: _training(settings) == "waiting", "the training to end", PATIENCE_S)
             wait(lambda: model_of(port) != before, "the new model to serve", 60)
             seconds = time.monotonic() - began
@@ -112,7 +114,9 @@ def _until_swapped(bench: Bench, stack: Stack, port: int, done: Event) -> dict[s
     finally:
         done.set()
     caught_up = stack.wait_caught_up()
-    verdict = orjson.loads(max((settings.home / "candidates").glob("*/evaluation.json")).read_bytes())
+    verdict = orjson.loads(
+        max((settings.home / "candidates").glob("*/evaluation.json")).read_bytes()
+    )
     return {
         "new_events": _archived(settings) - old,
         "due_after_s": round(due, 1),
@@ -128,7 +132,11 @@ def _call(user: str, seen: dict[str, int]) -> Call:
         answer = orjson.loads(raw)
         version = str(answer["model_version"])
         seen[version] = seen.get(version, 0) + 1
-        return None if answer["items"] and not answer["degraded"] else f"no list for {user}: {raw[:200]!r}"
+        return (
+            None
+            if answer["items"] and not answer["degraded"]
+            else f"no list for {user}: {raw[:200]!r}"
+        )
 
     return Call(get(f"/recommendations?user_id={user}&n=10", LOOPBACK), check)
 
@@ -149,7 +157,10 @@ def _training(settings: Settings) -> str | None:
 def _afterclick(settings: Settings, *words: str) -> None:
     """Run a command to its end; what it says goes to this one's standard error."""
     subprocess.run(
-        [sys.executable, "-m", "infra", *words], env=environment(settings), stdout=sys.stderr, check=True
+        [sys.executable, "-m", "infra", *words],
+        env=environment(settings),
+        stdout=sys.stderr,
+        check=True,
     )
 
 

@@ -162,7 +162,9 @@ def _browser(program: str) -> Iterator[BrowserContext]:
 
     found = shutil.which(program)
     if found is None:
-        raise Unavailable(f"there is no browser {program}: install Debian's chromium, or give --chromium")
+        raise Unavailable(
+            f"there is no browser {program}: install Debian's chromium, or give --chromium"
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
         context = browser.new_context(viewport={"width": 1440, "height": 900})
@@ -193,10 +195,14 @@ def _first_paint(context: BrowserContext, url: str) -> float:
     page = context.new_page()
     page.goto(f"{url}/?user=bench-{events.new_id()[:8]}")
     page.locator(".ac-card").first.wait_for()
-    paint: float = page.wait_for_function(PAINT).json_value()  # it is told a moment after it has happened
+    paint: float = page.wait_for_function(
+        PAINT
+    ).json_value()  # it is told a moment after it has happened
     page.close()
     return paint
 
 
 def _quantiles(values: list[float]) -> dict[str, float]:
-    return {name: round(float(np.percentile(values, q)), 1) for name, q in (("p50", 50), ("p95", 95))}
+    return {
+        name: round(float(np.percentile(values, q)), 1) for name, q in (("p50", 50), ("p95", 95))
+    }

@@ -67,8 +67,12 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
                 figures |= {"remembered_at_max": remembered_lists(port) - remembered}
             if bench.plain:
                 with served(settings, PLAIN) as (port, _):
-                    figures |= {"plain_fastapi_max_rps": round(_saturated(bench, port, calls, figures), 1)}
-                figures["times_plain"] = round(figures["max_rps"] / figures["plain_fastapi_max_rps"], 2)
+                    figures |= {
+                        "plain_fastapi_max_rps": round(_saturated(bench, port, calls, figures), 1)
+                    }
+                figures["times_plain"] = round(
+                    figures["max_rps"] / figures["plain_fastapi_max_rps"], 2
+                )
         return figures
 
 
@@ -85,7 +89,9 @@ def mixed_calls(bench: Bench, shop: Shop) -> list[Call]:
             calls.append(Call(get(f"/similar-items?item_id={item}&n={N}", LOOPBACK), _is_similar))
             continue
         user, source = (str(users[i]), "personalised") if kind == 0 else (f"new-{i}", "trending")
-        calls.append(Call(get(f"/recommendations?user_id={user}&n={N}", LOOPBACK), _is_list(user, source)))
+        calls.append(
+            Call(get(f"/recommendations?user_id={user}&n={N}", LOOPBACK), _is_list(user, source))
+        )
     return calls
 
 
@@ -106,7 +112,9 @@ def _is_similar(raw: bytes) -> str | None:
     return None if found == N else f"{found} similar items"
 
 
-def _fixed_rate(bench: Bench, port: int, process: psutil.Process, calls: list[Call]) -> dict[str, Any]:
+def _fixed_rate(
+    bench: Bench, port: int, process: psutil.Process, calls: list[Call]
+) -> dict[str, Any]:
     warm = calls[: int(bench.rate * 3)]
     asyncio.run(open_loop(LOOPBACK, port, warm, bench.rate))
     before, answered = cpu_s(process), int(bench.rate * bench.seconds)

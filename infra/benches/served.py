@@ -60,7 +60,9 @@ def model_of(port: int) -> str | None:
 def metric(port: int, name: str, **labels: str) -> int:
     """A counter or gauge of an API, summed over what the labels leave open."""
     text = httpx2.get(f"http://{LOOPBACK}:{port}/metrics", timeout=30).text
-    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    samples = (
+        sample for family in text_string_to_metric_families(text) for sample in family.samples
+    )
     found = (s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
     return round(sum(found))
 
@@ -78,7 +80,9 @@ def brief_lists(port: int) -> int:
 def _health(port: int) -> dict[str, Any]:
     """What an API, or the plain version, says of itself; nothing while it does not answer."""
     try:
-        body: dict[str, Any] = httpx2.get(f"http://{LOOPBACK}:{port}/health/ready", timeout=5).json()
+        body: dict[str, Any] = httpx2.get(
+            f"http://{LOOPBACK}:{port}/health/ready", timeout=5
+        ).json()
     except (httpx2.HTTPError, ValueError):
         return {}
     return body
@@ -107,9 +111,14 @@ def _send_changes(settings: Settings, shop: Shop, per_s: float, stop: threading.
     with redis.Redis.from_url(settings.redis.url) as client:
         while per_s and not stop.wait(1 / per_s):
             offset += 1
-            user, item = str(rng.choice(shop.users)), shop.items[int(synthetic.draw(rng, shop, 1)[0])]
+            user, item = (
+                str(rng.choice(shop.users)),
+                shop.items[int(synthetic.draw(rng, shop, 1)[0])],
+            )
             key, now = settings.redis.keys.history(user), int(time.time() * 1000)
-            client.zadd(key, {HistoryEntry(f"c{offset}", item, Action.LIKE, None, now).member(): now})
+            client.zadd(
+                key, {HistoryEntry(f"c{offset}", item, Action.LIKE, None, now).member(): now}
+            )
             client.zremrangebyrank(key, 0, -synthetic.HISTORY - 1)
             client.set(settings.redis.keys.position(settings.kafka.topics.reviews, 0), offset)
             tell(producer, settings, user, item, offset)
@@ -135,5 +144,7 @@ def tell(producer: Producer, settings: Settings, user_id: str, item_id: str, off
         read_ms=now,
         applied_ms=now,
     )
-    producer.produce(settings.kafka.topics.state_changes, change.encode(), change.user_id, partition=0)
+    producer.produce(
+        settings.kafka.topics.state_changes, change.encode(), change.user_id, partition=0
+    )
     producer.poll(0)

@@ -39,9 +39,14 @@ class Servers:
 @contextmanager
 def own_servers(jars: Path) -> Iterator[Servers]:
     """Kafka and Valkey on free ports in a temporary folder, for the time of a `with`."""
-    with tempfile.TemporaryDirectory(prefix="afterclick-bench-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="afterclick-bench-", ignore_cleanup_errors=True
+    ) as folder:
         home = Path(folder)
-        kafka, valkey = KafkaServer(home / "kafka", ensure_jars(jars, KAFKA)), ValkeyServer(home / "valkey")
+        kafka, valkey = (
+            KafkaServer(home / "kafka", ensure_jars(jars, KAFKA)),
+            ValkeyServer(home / "valkey"),
+        )
         try:
             kafka.start()
             valkey.start()
@@ -95,11 +100,15 @@ def running_api(
         process.stop()
 
 
-def wait(condition: Callable[[], bool], what: str, timeout_s: float, log: Path | None = None) -> float:
+def wait(
+    condition: Callable[[], bool], what: str, timeout_s: float, log: Path | None = None
+) -> float:
     """Wait until a condition holds; the seconds it took. Raises Unavailable, which names `what` and `log`."""
     started = time.monotonic()
     while not condition():
         if time.monotonic() - started > timeout_s:
-            raise Unavailable(f"waited {timeout_s:.0f} s for {what}" + (f"; see {log}" if log else ""))
+            raise Unavailable(
+                f"waited {timeout_s:.0f} s for {what}" + (f"; see {log}" if log else "")
+            )
         time.sleep(0.05)
     return time.monotonic() - started

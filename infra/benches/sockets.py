@@ -73,7 +73,9 @@ async def _measure(
     viewers, feed = _Viewers(), _Feed(settings, shop)
     readers, stalled = shop.users[bench.stalled :], shop.users[: bench.stalled]
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-        reading = [tasks.create_task(_read(one, viewers)) for one in await _open_all(stack, port, readers)]
+        reading = [
+            tasks.create_task(_read(one, viewers)) for one in await _open_all(stack, port, readers)
+        ]
         await feed.run(viewers, readers, bench.changes_per_s, 3.0)
         alone, memory = await _phase(feed, viewers, readers, bench), [_rss_mb(process)]
         for user in stalled:
@@ -172,7 +174,9 @@ def _watching(port: int) -> int:
 
 
 def _quantiles(values: list[float]) -> dict[str, float]:
-    return {f"p{name}": round(float(np.percentile(values, q)), 2) for name, q in serve.QUANTILES.items()}
+    return {
+        f"p{name}": round(float(np.percentile(values, q)), 2) for name, q in serve.QUANTILES.items()
+    }
 
 
 def _rss_mb(process: psutil.Process) -> int:

@@ -51,11 +51,15 @@ def run(bench: Bench) -> dict[str, Any]:
         asked = ["--split", folder, "--model", bench.model, "--trials", str(bench.trials), "--json"]
         start, before = time.monotonic(), _children_s()
         done = subprocess.run(
-            [sys.executable, "-m", "infra", "benchmark", *asked], stdout=subprocess.PIPE, check=False
+            [sys.executable, "-m", "infra", "benchmark", *asked],
+            stdout=subprocess.PIPE,
+            check=False,
         )
         seconds, cpu_s = time.monotonic() - start, _children_s() - before
     if done.returncode:
-        raise BadInput(f"afterclick benchmark --model {bench.model} ended with exit status {done.returncode}")
+        raise BadInput(
+            f"afterclick benchmark --model {bench.model} ended with exit status {done.returncode}"
+        )
     found: dict[str, Any] = orjson.loads(done.stdout.splitlines()[-1])
     return {**found, "seconds": round(seconds, 1), "cpu_s": round(cpu_s, 1)}
 
@@ -89,7 +93,9 @@ def made(bench: Bench) -> pd.DataFrame:
     within = (np.cumsum(sums) - sums)[chosen] + random.random(n) * sums[chosen]
     where = np.where(random.random(n) < LOYAL, within, random.random(n) * ends[-1])
     item = by_topic[np.minimum(np.searchsorted(ends, where, side="right"), bench.items - 1)]
-    pairs = pd.DataFrame({"user_id": user, "item_id": item, "timestamp": 1_400_000_000 + np.arange(n)})
+    pairs = pd.DataFrame(
+        {"user_id": user, "item_id": item, "timestamp": 1_400_000_000 + np.arange(n)}
+    )
     pairs = pairs.drop_duplicates(["user_id", "item_id"], ignore_index=True)
     return pairs.assign(
         user_id="u" + pairs["user_id"].astype(str), item_id="i" + pairs["item_id"].astype(str)

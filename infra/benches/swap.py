@@ -53,7 +53,9 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
         settings = servers.settings
         log.info("making the shop", items=bench.items, models=VERSIONS)
         shop = synthetic.make(settings, bench.items, bench.users, versions=versions)
-        load = serve.Bench(rate=bench.rate, seconds=bench.quiet_s, items=bench.items, users=bench.users)
+        load = serve.Bench(
+            rate=bench.rate, seconds=bench.quiet_s, items=bench.items, users=bench.users
+        )
         seen: set[str] = set()
         calls = [_noting(call, seen) for call in serve.mixed_calls(load, shop)]
         with changes(settings, shop, load.events_per_s), served(settings) as (port, _):
@@ -69,7 +71,10 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
         "first_error": next(iter(swapped.errors + quiet.errors), None),
         "versions_seen": len(seen),
         "swap_s": round(float(np.median(seconds)), 2),
-        **{f"quiet_p{name}_ms": round(quiet.percentile(q), 2) for name, q in serve.QUANTILES.items()},
+        **{
+            f"quiet_p{name}_ms": round(quiet.percentile(q), 2)
+            for name, q in serve.QUANTILES.items()
+        },
         **{f"p{name}_ms": round(swapped.percentile(q), 2) for name, q in serve.QUANTILES.items()},
         "times_quiet_p99": round(swapped.percentile(99) / quiet.percentile(99), 2),
     }

@@ -106,7 +106,9 @@ def _publish_items(settings: Settings, shop: Shop, producer: Producer) -> None:
             title=f"Item {i} of the usual length of a title",
             categories=("Shop", f"C{i % 80}"),
         )
-        event = ItemEvent(id=f"i{i}", source="/bench", time=events.now(), subject=item_id, data=item)
+        event = ItemEvent(
+            id=f"i{i}", source="/bench", time=events.now(), subject=item_id, data=item
+        )
         producer.produce(settings.kafka.topics.items, events.encode(event), item_id)
         producer.poll(0)
 
@@ -165,7 +167,9 @@ def _model(shop: Shop, rng: np.random.Generator) -> Model:
     scores = -np.sort(-rng.random((n, NEIGHBOURS), np.float32) * np.float32(0.3), axis=1)
     towers = TowerArrays(
         history=(centres[taste] + rng.normal(size=(n, RANK)) * 0.1).astype(np.float32),
-        targets=np.c_[centres[taste] + rng.normal(size=(n, RANK)) * 0.1, np.zeros(n)].astype(np.float32),
+        targets=np.c_[centres[taste] + rng.normal(size=(n, RANK)) * 0.1, np.zeros(n)].astype(
+            np.float32
+        ),
         ages=np.ones(len(AGES_DAYS) + 1, np.float32),
     )
     return Model(
@@ -196,8 +200,16 @@ def _ranker(rng: np.random.Generator) -> str:
     """A LambdaMART of the size that training makes, over all features."""
     rows = rng.normal(size=(40_000, len(FEATURE_NAMES))).astype(np.float32)
     wanted = rows @ rng.normal(size=len(FEATURE_NAMES)) + rng.normal(size=len(rows)) > 4
-    table = lightgbm.Dataset(rows, wanted.astype(int), group=[40] * 1000, feature_name=list(FEATURE_NAMES))
-    parameters = {"objective": "lambdarank", "num_leaves": LEAVES, "verbose": -1, "num_threads": 2, "seed": 1}
+    table = lightgbm.Dataset(
+        rows, wanted.astype(int), group=[40] * 1000, feature_name=list(FEATURE_NAMES)
+    )
+    parameters = {
+        "objective": "lambdarank",
+        "num_leaves": LEAVES,
+        "verbose": -1,
+        "num_threads": 2,
+        "seed": 1,
+    }
     return str(lightgbm.train(parameters, table, TREES).model_to_string())
 
 

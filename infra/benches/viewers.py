@@ -39,7 +39,12 @@ def measure(context: BrowserContext, pages_url: str, api_url: str, viewers: int)
         page.goto(f"{pages_url}/live" if n % 2 else f"{pages_url}/?user={name}")
         page.locator(".ac-tile, .ac-card").first.wait_for()
     pages = _lists(api_url, names)
-    return {"viewers": viewers, "alone_ms": alone, "beside_sockets_ms": sockets, "beside_pages_ms": pages}
+    return {
+        "viewers": viewers,
+        "alone_ms": alone,
+        "beside_sockets_ms": sockets,
+        "beside_pages_ms": pages,
+    }
 
 
 def _lists(api_url: str, names: list[str]) -> dict[str, float]:

@@ -37,6 +37,10 @@ _FLAT = (
 def register(app: typer.Typer) -> None:
     """Add every command module to the application. Each has an `app` (a typer.Typer)."""
     for name in _GROUPS:
-        app.add_typer(importlib.import_module(f"infra.commands.{name}").app, name=name.replace("_", "-"))
+        app.add_typer(
+            importlib.import_module(f"infra.commands.{name}").app, name=name.replace("_", "-")
+        )
     for name in _FLAT:
-        app.registered_commands += importlib.import_module(f"infra.commands.{name}").app.registered_commands
+        app.registered_commands += importlib.import_module(
+            f"infra.commands.{name}"
+        ).app.registered_commands

@@ -19,12 +19,21 @@ app = typer.Typer(help="Search for ALS's settings, and compare its engines.", no
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Dataset = Annotated[
     Path | None,
-    typer.Option(envvar="DATASET", help="A dataset folder or file; else what the ETL made of the log."),
+    typer.Option(
+        envvar="DATASET", help="A dataset folder or file; else what the ETL made of the log."
+    ),
 ]
 Cut = Annotated[str | None, typer.Option(help="First day that is asked about, yyyy-mm-dd.")]
-End = Annotated[str | None, typer.Option(help="The day after the last one; nothing from it on is looked at.")]
+End = Annotated[
+    str | None, typer.Option(help="The day after the last one; nothing from it on is looked at.")
+]
 Users = Annotated[int, typer.Option(min=10, help="Most questions of one protocol.")]
-_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+)
 
 
 @app.command("search")
@@ -54,14 +63,20 @@ def search(
 
         answer = run(settings, exam, Search(name, trials, seconds), tell)
     best = answer["best"]
-    say(f"best of {answer['trials']} ({answer['pruned']} pruned): {best['params']}, {best['metrics']}")
+    say(
+        f"best of {answer['trials']} ({answer['pruned']} pruned): {best['params']}, {best['metrics']}"
+    )
     if json:
         as_json(answer)
 
 
 @app.command("engines")
 def engines(
-    dataset: Dataset = None, cut: Cut = None, end: End = None, users: Users = 2000, json: Json = False
+    dataset: Dataset = None,
+    cut: Cut = None,
+    end: End = None,
+    users: Users = 2000,
+    json: Json = False,
 ) -> None:
     """Fit ALS by Spark and by `implicit` with the same settings: seconds, NDCG, hit rate."""
     from training import spark
@@ -77,7 +92,9 @@ def engines(
         as_json(answer)
 
 
-def _exam(dataset: Path | None, cut: str | None, end: str | None, users: int) -> tuple[Settings, Exam]:
+def _exam(
+    dataset: Path | None, cut: str | None, end: str | None, users: int
+) -> tuple[Settings, Exam]:
     from afterclick.settings import Settings
     from training.als_quality import Exam
     from training.evaluation.command import split_of

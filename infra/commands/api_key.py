@@ -33,7 +33,10 @@ def add(
     ] = None,
     note: Annotated[str, typer.Option(help="For those who find it later.")] = "",
     setting: Annotated[
-        bool, typer.Option("--setting", help="Keep no row: print the setting that makes the API know it.")
+        bool,
+        typer.Option(
+            "--setting", help="Keep no row: print the setting that makes the API know it."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -23,8 +23,12 @@ def serve(
     seconds: Annotated[float, typer.Option(help="Length of the fixed-rate run.")] = 20.0,
     items: Annotated[int, typer.Option(help="Items of the shop.")] = 60_000,
     users: Annotated[int, typer.Option(help="Users with a history.")] = 2000,
-    plain: Annotated[bool, typer.Option(help="Also run the plain FastAPI version of the route.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    plain: Annotated[
+        bool, typer.Option(help="Also run the plain FastAPI version of the route.")
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """How fast the API answers: latencies at a fixed rate (open loop), then requests per second at most."""
     from afterclick.settings import Settings
@@ -39,7 +43,9 @@ def swap(
     swaps: Annotated[int, typer.Option(min=1, help="Models published, one after the other.")] = 20,
     rate: Annotated[float, typer.Option(help="Requests per second meanwhile.")] = 200.0,
     items: Annotated[int, typer.Option(help="Items of the shop.")] = 60_000,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """Models replaced while the API answers: errors, and latencies beside those of a quiet time."""
     from afterclick.settings import Settings
@@ -53,7 +59,9 @@ def retrain(
     rate: Annotated[float, typer.Option(help="Requests per second.")] = 50.0,
     events: Annotated[float, typer.Option(help="New events per second meanwhile.")] = 100.0,
     due: Annotated[int, typer.Option(min=1, help="New events that make a training due.")] = 2_000,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """A model trained, judged, published and swapped in while events come and lists are asked for."""
     from afterclick.settings import Settings
@@ -67,7 +75,9 @@ def sockets(
     clients: Annotated[int, typer.Option(min=2, help="Viewers on WebSockets.")] = 500,
     stalled: Annotated[int, typer.Option(min=1, help="Those of them that never read.")] = 25,
     seconds: Annotated[float, typer.Option(help="Length of each of the three phases.")] = 20.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """Many viewers, some of whom never read: what the others wait, and what the API's memory does."""
     from afterclick.settings import Settings
@@ -80,7 +90,9 @@ def sockets(
 def degrade(
     rate: Annotated[float, typer.Option(help="Requests per second.")] = 100.0,
     away: Annotated[float, typer.Option(help="Seconds that each part is away.")] = 8.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """Redis, Kafka, a model, SQL away one by one under load: what lists say, how late, how soon mended."""
     from afterclick.settings import Settings
@@ -93,7 +105,9 @@ def degrade(
 def ingest(
     events: Annotated[int, typer.Option(help="Events in the log.")] = 300_000,
     users: Annotated[int, typer.Option(help="Users they come from.")] = 100_000,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """How many events a second the micro-batch trigger applies, exactly; beside a naive writer."""
     from afterclick.settings import Settings
@@ -105,11 +119,14 @@ def ingest(
 @app.command()
 def index(
     items: Annotated[
-        list[int] | None, typer.Option(min=1000, help="Catalogue sizes; 60,000 and 1,000,000 by default.")
+        list[int] | None,
+        typer.Option(min=1000, help="Catalogue sizes; 60,000 and 1,000,000 by default."),
     ] = None,
     dim: Annotated[int, typer.Option(min=2, help="Length of a vector: the model's rank.")] = 64,
     queries: Annotated[int, typer.Option(min=1, help="Queries that are timed.")] = 300,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """Flat, IVF and HNSW over made-up clustered vectors: build time, memory, recall, time of a query."""
     from infra.benches.index import Bench, run
@@ -131,7 +148,9 @@ def split(
         int, typer.Option(min=100, help="Pairs drawn; those drawn twice count once.")
     ] = 1_000_000,
     trials: Annotated[int, typer.Option(min=0, help="Most settings to try; 0 for none.")] = 40,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """`afterclick benchmark` of a model on a made-up split of this size: time, memory, quality."""
     from infra.benches.split import Bench, run
@@ -145,7 +164,9 @@ def freshness(
     seconds: Annotated[float, typer.Option(help="Length of the real-time run.")] = 300.0,
     boundaries: Annotated[int, typer.Option(help="Hand-overs to another query in that time.")] = 2,
     chart: Annotated[Path | None, typer.Option(help="Draw the run into this PNG.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """From POST /feedback to the changed list on the user's WebSocket and in GET, in milliseconds."""
     from afterclick.settings import Settings
@@ -161,10 +182,13 @@ def ui(
     items: Annotated[int, typer.Option(min=100, help="Items of the shop.")] = 5_000,
     trigger: Annotated[str, typer.Option(help="real-time or micro-batch.")] = "real-time",
     viewers: Annotated[
-        int, typer.Option(min=0, max=100, help="Then time lists alone, beside so many sockets, pages.")
+        int,
+        typer.Option(min=0, max=100, help="Then time lists alone, beside so many sockets, pages."),
     ] = 0,
     chromium: Annotated[str, typer.Option(help="The browser's program.")] = "chromium",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """From the click on Like to the changed grid on the screen, in a real browser, stage by stage."""
     from afterclick.settings import Settings
@@ -181,8 +205,12 @@ def faults(
     ] = False,
     events: Annotated[int | None, typer.Option(min=1000, help="Events of each case.")] = None,
     kills: Annotated[int | None, typer.Option(min=1, help="Kills of each process.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only these cases; repeat for several.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only these cases; repeat for several.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """Kill, cut, flood and resend, then prove the state. Each case has a control without the protection.
 
@@ -226,13 +254,20 @@ def poison(
         typer.Option(help="Fake accounts per 100 genuine users; 1, 3 and 5 by default."),
     ] = None,
     learned: Annotated[
-        float, typer.Option(help="Per cent of the attack that is in the training log, too; 0: none.")
+        float,
+        typer.Option(help="Per cent of the attack that is in the training log, too; 0: none."),
     ] = 3.0,
     targets: Annotated[int, typer.Option(min=1, help="Items pushed, one at a time.")] = 3,
-    fillers: Annotated[int, typer.Option(min=0, help="Popular items each account votes for, too.")] = 2,
+    fillers: Annotated[
+        int, typer.Option(min=0, help="Popular items each account votes for, too.")
+    ] = 2,
     questions: Annotated[int, typer.Option(min=10, help="Genuine questions of each kind.")] = 1000,
-    model: Annotated[bool, typer.Option(help="Also attack the personal lists of a model: minutes.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    model: Annotated[
+        bool, typer.Option(help="Also attack the personal lists of a model: minutes.")
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """Fake accounts push an item: its gain in HR@10 and the genuine NDCG@10, with the guards and without."""
     from afterclick.settings import Settings
@@ -247,7 +282,9 @@ def poison(
         return
     for kind in ("trending", "lists"):
         for row in figures.get(kind, {"rows": ()})["rows"]:
-            typer.echo(f"{kind:9}" + "".join(f"  {name} {_short(value)}" for name, value in row.items()))
+            typer.echo(
+                f"{kind:9}" + "".join(f"  {name} {_short(value)}" for name, value in row.items())
+            )
 
 
 def _short(value: object) -> object:

@@ -30,7 +30,9 @@ DatasetArgument = Annotated[
 def get(
     name: Annotated[str, typer.Argument(help="Which official dataset.")] = "electronics",
     out: Annotated[Path | None, typer.Option(help="Folder; data/raw/NAME by default.")] = None,
-    ratings_only: Annotated[bool, typer.Option(help="Leave out the metadata (titles, categories).")] = False,
+    ratings_only: Annotated[
+        bool, typer.Option(help="Leave out the metadata (titles, categories).")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Download an official dataset; a download that was cut short goes on where it stopped."""
@@ -52,9 +54,9 @@ def get(
 
 @app.command()
 def make(
-    out: Annotated[Path, typer.Option(help="Folder to write reviews.csv and items.csv into.")] = Path(
-        "data/raw/shop"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder to write reviews.csv and items.csv into.")
+    ] = Path("data/raw/shop"),
     users: Annotated[int, typer.Option(help="How many users.")] = 2_000,
     items: Annotated[int, typer.Option(help="How many items.")] = 800,
     events: Annotated[int, typer.Option(help="How many reviews.")] = 40_000,
@@ -123,7 +125,9 @@ def _print_facts(found: Facts) -> None:
     }
     if found.items_file:
         counts = f"{found.catalogue_items:,} items, {found.catalogue_titles:,} with a title"
-        lines["catalogue"] = f"{found.items_file}: {counts}, {found.catalogue_bad_lines:,} bad lines"
+        lines["catalogue"] = (
+            f"{found.items_file}: {counts}, {found.catalogue_bad_lines:,} bad lines"
+        )
     for name, value in lines.items():
         typer.echo(f"{name:>16}  {value}")
     for bad in found.bad_samples:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from serving.sql.database import Database
 
 app = typer.Typer(
-    help="The SQL tables: rules, experiments, keys, items, users, the request log.", no_args_is_help=True
+    help="The SQL tables: rules, experiments, keys, items, users, the request log.",
+    no_args_is_help=True,
 )
 
 
@@ -38,7 +39,9 @@ def status() -> None:
     from serving.sql.database import head
 
     database = open_database()
-    typer.echo(f"{database} is at {database.revision() or 'base'}; this program's newest is {head()}")
+    typer.echo(
+        f"{database} is at {database.revision() or 'base'}; this program's newest is {head()}"
+    )
 
 
 @app.command()

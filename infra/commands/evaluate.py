@@ -14,7 +14,9 @@ app = typer.Typer()
 def evaluate(
     dataset: Annotated[
         Path | None,
-        typer.Option(envvar="DATASET", help="A dataset folder or file; else what the ETL made of the log."),
+        typer.Option(
+            envvar="DATASET", help="A dataset folder or file; else what the ETL made of the log."
+        ),
     ] = None,
     cut: Annotated[
         str | None,
@@ -23,7 +25,8 @@ def evaluate(
         ),
     ] = None,
     end: Annotated[
-        str | None, typer.Option(help="The day after the last one; nothing from it on is looked at.")
+        str | None,
+        typer.Option(help="The day after the last one; nothing from it on is looked at."),
     ] = None,
     users: Annotated[int, typer.Option(min=10, help="Most questions of one protocol.")] = 5000,
     engine: Annotated[str, typer.Option(help="ALS by `implicit` or by `spark`.")] = "implicit",
@@ -31,12 +34,15 @@ def evaluate(
         Path | None, typer.Option(help="Also write a Markdown report with pictures here.")
     ] = None,
     record: Annotated[
-        bool, typer.Option("--record", help="Also keep it in MLflow: figures, settings, the report.")
+        bool,
+        typer.Option("--record", help="Also keep it in MLflow: figures, settings, the report."),
     ] = False,
     brief: Annotated[
         bool, typer.Option("--brief", help="Also the blend as it is made while requests queue up.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object as the last line.")
+    ] = False,
 ) -> None:
     """Compare every model on interactions that none of them has seen: a global time split, full ranking."""
     from afterclick.settings import Settings

@@ -11,7 +11,9 @@ from infra.commands.db import upgraded_database
 if TYPE_CHECKING:
     from serving.decisions.experiments import Experiment
 
-app = typer.Typer(help="A/B tests: who gets which lists, and what came of it.", no_args_is_help=True)
+app = typer.Typer(
+    help="A/B tests: who gets which lists, and what came of it.", no_args_is_help=True
+)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Name = Annotated[str, typer.Argument(help="The experiment's name.")]
 
@@ -28,7 +30,9 @@ def ls(as_json: Json = False) -> None:
 
     table = Table("experiment", "arms", "traffic", "since", "until")
     for experiment in experiments:
-        arms = "\n".join(f"{arm.name} ({arm.share:g}): {arm.options.label}" for arm in experiment.arms)
+        arms = "\n".join(
+            f"{arm.name} ({arm.share:g}): {arm.options.label}" for arm in experiment.arms
+        )
         ended = f"{experiment.stopped:%Y-%m-%d %H:%M}" if experiment.stopped else ""
         since = f"{experiment.created:%Y-%m-%d %H:%M}"
         table.add_row(experiment.name, arms, f"{experiment.traffic:.0%}", since, ended)
@@ -60,7 +64,12 @@ def create(
     from serving.decisions.experiments import Experiment, ExperimentDraft, add_experiment
 
     try:
-        draft = {"name": name, "arms": [_arm(text) for text in arm], "traffic": traffic, "note": note}
+        draft = {
+            "name": name,
+            "arms": [_arm(text) for text in arm],
+            "traffic": traffic,
+            "note": note,
+        }
         experiment = Experiment.of(ExperimentDraft.model_validate(draft))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
@@ -73,7 +82,9 @@ def create(
     if as_json:
         _json(experiment.model_dump())
     else:
-        typer.echo(f"{name} runs: " + "; ".join(f"{a.name} {a.options.label}" for a in experiment.arms))
+        typer.echo(
+            f"{name} runs: " + "; ".join(f"{a.name} {a.options.label}" for a in experiment.arms)
+        )
 
 
 @app.command()
@@ -84,7 +95,9 @@ def stop(name: Name) -> None:
 
     with upgraded_database().begin() as connection:
         if not stop_experiment(connection, name):
-            raise NotFound(f"no experiment {name} is running: `afterclick experiments ls` shows them")
+            raise NotFound(
+                f"no experiment {name} is running: `afterclick experiments ls` shows them"
+            )
     typer.echo(f"{name} is stopped")
 
 
@@ -140,7 +153,15 @@ def _print(found: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(
-        "arm", "policy", "users", "lists", "CTR", "against control", "p", "conversion", "against control"
+        "arm",
+        "policy",
+        "users",
+        "lists",
+        "CTR",
+        "against control",
+        "p",
+        "conversion",
+        "against control",
     )
     for arm in found["arms"]:
         table.add_row(
@@ -158,7 +179,9 @@ def _print(found: dict[str, Any]) -> None:
     console.print(table)
     ratio = found["sample_ratio"]
     verdict = "broken: do not read the results" if ratio["broken"] else "as planned"
-    console.print(f"split of users {verdict} (p = {ratio['p_value']:.3g}); intervals at {found['level']:g}")
+    console.print(
+        f"split of users {verdict} (p = {ratio['p_value']:.3g}); intervals at {found['level']:g}"
+    )
 
 
 def _interval(estimate: dict[str, float] | None, sign: str = "") -> str:

@@ -26,9 +26,12 @@ def replay(
     speed: Annotated[
         str, typer.Option(help="Event time per second: 1h/s, 30m/s, 2d/s, 60x; or max.")
     ] = "max",
-    rate: Annotated[float | None, typer.Option(help="Events per second, instead of --speed.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Events per second, instead of --speed.")
+    ] = None,
     since: Annotated[
-        datetime | None, typer.Option("--from", help="Leave out what is before this day or time (UTC).")
+        datetime | None,
+        typer.Option("--from", help="Leave out what is before this day or time (UTC)."),
     ] = None,
     until: Annotated[
         datetime | None, typer.Option(help="Leave out what is from this day or time on (UTC).")
@@ -36,9 +39,13 @@ def replay(
     limit: Annotated[int | None, typer.Option(min=1, help="Send at most so many events.")] = None,
     clock: Annotated[
         Literal["original", "rebased"],
-        typer.Option(help="Event times as they were, or moved so that the last is the first replay's start."),
+        typer.Option(
+            help="Event times as they were, or moved so that the last is the first replay's start."
+        ),
     ] = "original",
-    restart: Annotated[bool, typer.Option(help="From the beginning, although a replay got further.")] = False,
+    restart: Annotated[
+        bool, typer.Option(help="From the beginning, although a replay got further.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Replay reviews in event-time order. Stopped, it goes on where it was; repeated, it changes nothing."""
@@ -92,7 +99,8 @@ def people(
         datetime | None, typer.Option(help="Leave out what is from this day or time on (UTC).")
     ] = None,
     clock: Annotated[
-        Literal["original", "rebased"], typer.Option(help="Event times as they were, or as the replay's.")
+        Literal["original", "rebased"],
+        typer.Option(help="Event times as they were, or as the replay's."),
     ] = "original",
     as_json: JsonOption = False,
 ) -> None:
@@ -115,7 +123,11 @@ def people(
         return
     for user in demo_users():
         lender = found.get(user.user_id)
-        has = f"{lender.reviews} reviews, {lender.alike} to their taste" if lender else "nobody like them"
+        has = (
+            f"{lender.reviews} reviews, {lender.alike} to their taste"
+            if lender
+            else "nobody like them"
+        )
         typer.echo(f"{user.name}: {has}")
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="What was trained, what is served, and going back.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-Version = Annotated[str, typer.Argument(help="A version, or one of champion, previous, challenger.")]
+Version = Annotated[
+    str, typer.Argument(help="A version, or one of champion, previous, challenger.")
+]
 
 
 @app.command("ls")
@@ -80,7 +82,9 @@ def diff(first: Version, second: Version, json: Json = False) -> None:
     for name, pair in (answer["parameters"] | answer["lineage"]).items():
         table.add_row(name, *("" if value is None else str(value) for value in pair))
     for name, values in answer["metrics"].items():
-        shown = [("" if values[side] is None else f"{values[side]:.5f}") for side in ("first", "second")]
+        shown = [
+            ("" if values[side] is None else f"{values[side]:.5f}") for side in ("first", "second")
+        ]
         table.add_row(name, *shown)
     items = answer["items"]
     table.add_row(

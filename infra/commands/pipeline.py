@@ -14,7 +14,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 
 @app.command("etl")
 def etl(
-    full: Annotated[bool, typer.Option("--full", help="Read all of the log, not only new files.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read all of the log, not only new files.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Turn the Parquet log into tables: duplicates out, numeric ids, the k-core, popularity.
@@ -62,4 +64,10 @@ def everything(json: Json = False) -> None:
     with steps_of("pipeline all") as steps:
         report, evaluation, published = steps.everything()
     if json:
-        as_json({**published.model_dump(), "etl": report.model_dump(), "evaluation": evaluation.model_dump()})
+        as_json(
+            {
+                **published.model_dump(),
+                "etl": report.model_dump(),
+                "evaluation": evaluation.model_dump(),
+            }
+        )

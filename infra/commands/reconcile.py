@@ -31,13 +31,19 @@ def reconcile(
             f"{report.duplicates:,} duplicates, {report.poison:,} poison, {report.users:,} users, "
             f"{report.items:,} items, {report.seconds:.1f} s"
         )
-        console.print(f"counted   state {report.counted_in_state:,}   log {report.counted_in_log:,}")
-        console.print(f"uniques   state {report.uniques_in_state:,}   log {report.uniques_in_log:,}")
+        console.print(
+            f"counted   state {report.counted_in_state:,}   log {report.counted_in_log:,}"
+        )
+        console.print(
+            f"uniques   state {report.uniques_in_state:,}   log {report.uniques_in_log:,}"
+        )
         for one in report.examples:
             console.print(
                 f"[red]{one.where}[/red]: state {one.state[:200]}, log {one.log[:200]}", markup=True
             )
-        console.print(f"[bold]{report.differences:,} differences[/bold] {dict(report.by_kind) or ''}")
+        console.print(
+            f"[bold]{report.differences:,} differences[/bold] {dict(report.by_kind) or ''}"
+        )
     if report.differences:
         raise typer.Exit(1)
 
@@ -53,4 +59,6 @@ def rebuild(as_json: bool = typer.Option(False, "--json", help="Print one JSON o
     from streaming.rebuild import rebuild as make_anew
 
     found = make_anew(Settings())
-    typer.echo(orjson.dumps(asdict(found)) if as_json else f"{found.events:,} events, at {found.positions}")
+    typer.echo(
+        orjson.dumps(asdict(found)) if as_json else f"{found.events:,} events, at {found.positions}"
+    )

@@ -61,13 +61,17 @@ def add(
         list[str],
         typer.Argument(help="Which items: FIELD:VALUE on item, category, brand, title, price."),
     ],
-    amount: Annotated[float | None, typer.Option(help="boost, bury: by how much, in score.")] = None,
+    amount: Annotated[
+        float | None, typer.Option(help="boost, bury: by how much, in score.")
+    ] = None,
     position: Annotated[int | None, typer.Option(help="pin: at which place, from 1.")] = None,
     starts: Annotated[
-        datetime | None, typer.Option(formats=DATES, help="In force from then on (UTC); at once by default.")
+        datetime | None,
+        typer.Option(formats=DATES, help="In force from then on (UTC); at once by default."),
     ] = None,
     ends: Annotated[
-        datetime | None, typer.Option(formats=DATES, help="In force until then (UTC); for ever by default.")
+        datetime | None,
+        typer.Option(formats=DATES, help="In force until then (UTC); for ever by default."),
     ] = None,
     note: Annotated[str, typer.Option(help="Why, for those who find it later.")] = "",
     as_json: Json = False,

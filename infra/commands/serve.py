@@ -38,5 +38,7 @@ def api_token(
 
     secret = Settings().serving.token_secret
     if secret is None:
-        raise BadInput("there are no tokens: set AFTERCLICK_SERVING__TOKEN_SECRET (openssl rand -hex 32)")
+        raise BadInput(
+            "there are no tokens: set AFTERCLICK_SERVING__TOKEN_SECRET (openssl rand -hex 32)"
+        )
     typer.echo(new_token(secret, user_id, hours * 3600)[0])

@@ -17,9 +17,12 @@ def simulate(
     shoppers: Annotated[int, typer.Option(min=2, help="How many.")] = 100,
     visits: Annotated[int, typer.Option(min=1, help="Lists that each looks at.")] = 10,
     n: Annotated[int, typer.Option("--n", min=1, max=100, help="Items in a list.")] = 10,
-    pause: Annotated[float, typer.Option(min=0, help="Least seconds between two rounds of visits.")] = 1.0,
+    pause: Annotated[
+        float, typer.Option(min=0, help="Least seconds between two rounds of visits.")
+    ] = 1.0,
     drift: Annotated[
-        float, typer.Option(min=0, max=1, help="Probability that a taste changes between two visits.")
+        float,
+        typer.Option(min=0, max=1, help="Probability that a taste changes between two visits."),
     ] = 0.0,
     hot: Annotated[
         list[str] | None, typer.Option(help="An item that everybody likes now; repeat for more.")
@@ -29,7 +32,9 @@ def simulate(
         bool,
         typer.Option(help="Show every second one what is popular; without it, experiments decide."),
     ] = True,
-    run: Annotated[str, typer.Option(help="Begins every shopper's id; another name, other people.")] = "sim",
+    run: Annotated[
+        str, typer.Option(help="Begins every shopper's id; another name, other people.")
+    ] = "sim",
     api_url: Annotated[str | None, typer.Option(help="Where the API answers.")] = None,
     steered: Annotated[
         bool,
@@ -38,7 +43,9 @@ def simulate(
             "figures after each round; the end of the input ends it."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object as the last line.")
+    ] = False,
 ) -> None:
     """Let shoppers with hidden tastes shop by the API, and measure what recommending is worth in clicks."""
     import asyncio
@@ -122,7 +129,9 @@ def _print(figures: dict[str, Any]) -> None:
     table = Table("shown", "items", "clicks", "CTR", "expected CTR", "purchases")
     for arm, row in figures["arms"].items():
         rates = (f"{row['ctr']:.2%}", f"{row['expected_ctr']:.2%}")
-        table.add_row(arm, f"{row['shown']:,}", f"{row['clicks']:,}", *rates, f"{row['purchases']:,}")
+        table.add_row(
+            arm, f"{row['shown']:,}", f"{row['clicks']:,}", *rates, f"{row['purchases']:,}"
+        )
     console = Console()
     console.print(table)
     low, high = figures["lift_95"]

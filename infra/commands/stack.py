@@ -29,7 +29,10 @@ def up(
     ] = None,
     rate: Annotated[float, typer.Option(help="Events a second of the live part.", min=0.1)] = 20.0,
     live_share: Annotated[
-        float, typer.Option(help="The newest part of the data, kept for the live part.", min=0.001, max=0.9)
+        float,
+        typer.Option(
+            help="The newest part of the data, kept for the live part.", min=0.001, max=0.9
+        ),
     ] = 0.1,
     retrain: Annotated[
         bool, typer.Option("--retrain", help="Also train by the clock and after new events.")
@@ -60,7 +63,9 @@ def down(
 
     home = Settings().home.absolute()
     pid = stop(home, timeout)
-    Console().print(f"stopped the stack {pid}" if pid else f"no stack runs in {home}", highlight=False)
+    Console().print(
+        f"stopped the stack {pid}" if pid else f"no stack runs in {home}", highlight=False
+    )
 
 
 @app.command()
@@ -88,7 +93,9 @@ def doctor(as_json: AsJson = False, port_offset: Offset = 0) -> None:
     findings = examine(lay_out(Settings(), port_offset))
     if as_json:
         typer.echo(
-            json.dumps({"well": all(f.well for f in findings), "findings": [f.as_json() for f in findings]})
+            json.dumps(
+                {"well": all(f.well for f in findings), "findings": [f.as_json() for f in findings]}
+            )
         )
     else:
         Console().print(table(findings))

@@ -17,7 +17,9 @@ app = typer.Typer(help="Train a model on the log and publish it.", no_args_is_he
 
 @app.command()
 def train(
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object as the last line.")
+    ] = False,
 ) -> None:
     """Train on the log and publish the model, if it is not worse than the one that is served.
 
@@ -34,7 +36,9 @@ def train(
 @app.command()
 def retrain(
     every: Annotated[float, typer.Option(min=1, help="Minutes between trainings.")] = 360.0,
-    events: Annotated[int, typer.Option(min=1, help="New events that make a training due before.")] = 50_000,
+    events: Annotated[
+        int, typer.Option(min=1, help="New events that make a training due before.")
+    ] = 50_000,
 ) -> None:
     """Train again by the clock and after so many new events, until it is told to stop (SIGTERM).
 
@@ -48,7 +52,9 @@ def retrain(
     from afterclick.settings import Settings
     from training.schedule import Retrain
 
-    structlog.get_logger().info("training by the clock", every_minutes=every, or_after_events=events)
+    structlog.get_logger().info(
+        "training by the clock", every_minutes=every, or_after_events=events
+    )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -71,7 +77,9 @@ def steps_of(what: str) -> Iterator[Pipeline]:
     from training.schedule import told
 
     settings = Settings()
-    step_back = partial(os.nice, 5)  # what is served goes first; where nothing is, people wait for this
+    step_back = partial(
+        os.nice, 5
+    )  # what is served goes first; where nothing is, people wait for this
     if champion(settings.kafka) is not None:
         step_back()
     start = time.monotonic()

@@ -49,7 +49,13 @@ SPARK_CONNECTOR = Bundle(
     "org.apache.spark",
     "spark-sql-kafka-0-10_2.13",
     SPARK_JARS.removeprefix("spark-"),
-    provided=("org.apache.hadoop", "org.scala-lang", "org.slf4j", "org.xerial.snappy", "at.yawk.lz4"),
+    provided=(
+        "org.apache.hadoop",
+        "org.scala-lang",
+        "org.slf4j",
+        "org.xerial.snappy",
+        "at.yawk.lz4",
+    ),
 )
 BUNDLES = (KAFKA, SPARK_CONNECTOR)
 

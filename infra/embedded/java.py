@@ -57,7 +57,9 @@ def _probe(path: Path) -> Java | None:
     if not path.exists():
         return None
     try:
-        answer = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=20, check=False)
+        answer = subprocess.run(
+            [path, "-version"], capture_output=True, text=True, timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     version = re.search(r'version "(\d+)', answer.stderr + answer.stdout)

@@ -12,7 +12,9 @@ LOOPBACK = "127.0.0.1"
 # below those that systems give to outgoing connections (Linux: from 32768), of which any could take the port
 # between the choice and the start of the server
 _CHOICE = range(10_000, 30_000)
-_candidates = itertools.islice(itertools.cycle(_CHOICE), random.SystemRandom().randrange(len(_CHOICE)), None)
+_candidates = itertools.islice(
+    itertools.cycle(_CHOICE), random.SystemRandom().randrange(len(_CHOICE)), None
+)
 
 
 def free_port(together: int = 1) -> int:
@@ -24,7 +26,9 @@ def free_port(together: int = 1) -> int:
         ports = list(itertools.islice(_candidates, together))
         if ports[-1] - ports[0] == together - 1 and all(map(is_free, ports)):
             return ports[0]
-    raise Unavailable(f"none of the ports {_CHOICE.start} to {_CHOICE.stop - 1} is free: stop what has them")
+    raise Unavailable(
+        f"none of the ports {_CHOICE.start} to {_CHOICE.stop - 1} is free: stop what has them"
+    )
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:

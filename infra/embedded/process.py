@@ -77,7 +77,9 @@ class Process:
                     f"{self.name} ended with code {self.returncode}; see {self.log}\n{self.last_words()}"
                 )
             if time.monotonic() > deadline:
-                raise Unavailable(f"{self.name} did not answer within {timeout_s:.0f} s; see {self.log}")
+                raise Unavailable(
+                    f"{self.name} did not answer within {timeout_s:.0f} s; see {self.log}"
+                )
             time.sleep(0.05)
 
     def stop(self, timeout_s: float = 8.0) -> None:

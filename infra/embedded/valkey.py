@@ -72,7 +72,10 @@ class ValkeyServer:
             "maxmemory-policy": "noeviction",
             "io-threads": 1,
         }
-        return [_binary(), *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+        return [
+            _binary(),
+            *(str(part) for name, value in options.items() for part in (f"--{name}", value)),
+        ]
 
 
 def _binary() -> Path:
@@ -84,4 +87,6 @@ def _binary() -> Path:
     try:
         return Path(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
-        raise Unavailable(f"{error}; set AFTERCLICK_REDIS__URL to a Redis or Valkey of your own") from None
+        raise Unavailable(
+            f"{error}; set AFTERCLICK_REDIS__URL to a Redis or Valkey of your own"
+        ) from None

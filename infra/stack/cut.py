@@ -60,7 +60,9 @@ def cut(home: Path, live_share: float, named: Path | None) -> Cut:
     times = np.concatenate([batch["time_ms"].to_numpy() for batch in batches])
     until = int(times[int(len(times) * (1 - live_share))])
     history = int(np.searchsorted(times, until, side="left"))
-    users = pa.Table.from_batches(batches)["user_id"].slice(history * 9 // 10, max(1, history // 10))
+    users = pa.Table.from_batches(batches)["user_id"].slice(
+        history * 9 // 10, max(1, history // 10)
+    )
     busiest = Counter(users.to_pylist()).most_common(1)[0][0]
     facts = data.facts
     path = str(choice.dataset.path.absolute())

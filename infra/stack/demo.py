@@ -90,14 +90,24 @@ class Demo:
         until = self._until_text()
         answer = await self._replay(stage, "replay-history", "--until", until)
         stage.done, self._begun = stage.total, answer["started_at_row"] > 0
-        stage.note = f"{answer['sent']:,} reviews before {until[:10]} at {answer['events_per_s']:,.0f}/s"
+        stage.note = (
+            f"{answer['sent']:,} reviews before {until[:10]} at {answer['events_per_s']:,.0f}/s"
+        )
 
     async def _people(self, stage: Stage) -> None:
         """The toy users' histories, once."""
         if self._begun:
             stage.note, stage.state = "they have them", "left out"
             return
-        arguments = ("ingest", "people", self.cut.path, "--clock", "rebased", "--until", self._until_text())
+        arguments = (
+            "ingest",
+            "people",
+            self.cut.path,
+            "--clock",
+            "rebased",
+            "--until",
+            self._until_text(),
+        )
         answer = await self._answer("people", *arguments, "--json")
         stage.note = f"{len(answer['people'])} toy users with {answer['sent']} reviews"
 
@@ -201,14 +211,19 @@ class Demo:
             answer = await asyncio.to_thread(self._list)
             if answer and good(answer):
                 source = f"source {answer['source']}, model {answer['model_version'] or 'none yet'}"
-                self.view.note(f"[bold green]{what} after {self.stack.age:.1f} s[/bold green] ({source})")
+                self.view.note(
+                    f"[bold green]{what} after {self.stack.age:.1f} s[/bold green] ({source})"
+                )
                 return
             await asyncio.sleep(0.5)
 
     def _list(self) -> dict[str, Any]:
         query = urlencode({"user_id": self.cut.user, "n": 10, "preview": "true"})
         url = f"{self.stack.layout.api_url}/recommendations?{query}"
-        with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=2) as response:
+        with (
+            contextlib.suppress(OSError, ValueError),
+            urllib.request.urlopen(url, timeout=2) as response,
+        ):
             answer: dict[str, Any] = json.load(response)
             return answer
         return {}

@@ -75,7 +75,9 @@ def table(findings: list[Finding]) -> Table:
 
 def _python(layout: Layout) -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Finding("Python", sys.version_info >= (3, 11), version, "rebuild .venv with Python 3.11 or newer")
+    return Finding(
+        "Python", sys.version_info >= (3, 11), version, "rebuild .venv with Python 3.11 or newer"
+    )
 
 
 def _java(layout: Layout) -> Finding:
@@ -104,7 +106,9 @@ def _packages(layout: Layout) -> Finding:
 
 def _jars(layout: Layout) -> Finding:
     cache = layout.settings.jars
-    missing = [bundle.folder for bundle in BUNDLES if not any((cache / bundle.folder).glob("*.jar"))]
+    missing = [
+        bundle.folder for bundle in BUNDLES if not any((cache / bundle.folder).glob("*.jar"))
+    ]
     found = f"missing in {cache}: {', '.join(missing)}" if missing else str(cache)
     return Finding("jars", not missing, found, "afterclick jars (needs internet once)")
 

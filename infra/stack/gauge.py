@@ -75,7 +75,10 @@ class Gauge:
 
     def _model(self) -> str | None:
         url = f"{self.layout.api_url}/health/ready"
-        with suppress(OSError, ValueError, KeyError), urllib.request.urlopen(url, timeout=1) as answer:
+        with (
+            suppress(OSError, ValueError, KeyError),
+            urllib.request.urlopen(url, timeout=1) as answer,
+        ):
             version = json.load(answer)["parts"]["model"]
             return str(version) if version else None
         return None
@@ -96,4 +99,6 @@ def archived(checkpoint: Path) -> int:
         offsets: dict[str, dict[str, int]] = json.loads(lines[-1])
     except (OSError, ValueError, IndexError):
         return 0
-    return sum(next_offset for partitions in offsets.values() for next_offset in partitions.values())
+    return sum(
+        next_offset for partitions in offsets.values() for next_offset in partitions.values()
+    )

@@ -110,7 +110,9 @@ def _moved(layout: Layout, offset: int) -> Settings:
         redis = redis.model_copy(update={"url": urlunsplit(url._replace(netloc=netloc))})
     serving = settings.serving.model_copy(update={"port": settings.serving.port + offset})
     moved = Layout(settings.model_copy(update={"serving": serving}))
-    ui = settings.ui.model_copy(update={"port": settings.ui.port + offset, "api_url": moved.api_url})
+    ui = settings.ui.model_copy(
+        update={"port": settings.ui.port + offset, "api_url": moved.api_url}
+    )
     return moved.settings.model_copy(update={"kafka": kafka, "redis": redis, "ui": ui})
 
 
@@ -123,7 +125,11 @@ def _owner(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.status == "LISTEN":
-                name = psutil.Process(connection.pid).name() if connection.pid else "another user's process"
+                name = (
+                    psutil.Process(connection.pid).name()
+                    if connection.pid
+                    else "another user's process"
+                )
                 return f" by {name} (pid {connection.pid})"
     except psutil.Error:
         pass

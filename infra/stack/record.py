@@ -43,13 +43,27 @@ def read(home: Path) -> dict[str, Any]:
     """The state of the stack of this home: running or not, its parts with their memory."""
     pid = holder(home)
     if pid is None:
-        return {"running": False, "pid": None, "home": str(home), "parts": [], "stages": [], "figures": {}}
+        return {
+            "running": False,
+            "pid": None,
+            "home": str(home),
+            "parts": [],
+            "stages": [],
+            "figures": {},
+        }
     try:
         found: dict[str, Any] = json.loads((home / "stack.json").read_text())
     except (OSError, ValueError):
         found = {}
     if found.get("pid") != pid:  # it has only just begun
-        found = {"running": True, "pid": pid, "home": str(home), "parts": [], "stages": [], "figures": {}}
+        found = {
+            "running": True,
+            "pid": pid,
+            "home": str(home),
+            "parts": [],
+            "stages": [],
+            "figures": {},
+        }
     for part in found["parts"]:
         part["memory_mib"] = memory_mib(part["pid"])
     return found

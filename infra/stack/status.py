@@ -12,7 +12,9 @@ from rich.text import Text
 def table(found: dict[str, Any]) -> RenderableType:
     """The record of a stack, as record.read gives it."""
     if not found["running"]:
-        return Text(f"no stack runs in {found['home']}: start one with `afterclick up` or `make demo`")
+        return Text(
+            f"no stack runs in {found['home']}: start one with `afterclick up` or `make demo`"
+        )
     rows: list[RenderableType] = [
         Text(f"stack {found['pid']}, data in {found['home']}"),
         _parts(found["parts"]),

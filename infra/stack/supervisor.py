@@ -95,7 +95,9 @@ class Stack:
         self.note("stopped, nothing left running")
 
     async def _run(
-        self, between: Callable[[], None], beside: tuple[Callable[[Stack], Coroutine[Any, Any, None]], ...]
+        self,
+        between: Callable[[], None],
+        beside: tuple[Callable[[Stack], Coroutine[Any, Any, None]], ...],
     ) -> None:
         async with asyncio.TaskGroup() as group:
             for part in self.servers:
@@ -122,7 +124,9 @@ class Stack:
                 )
             part.process.kill()  # what it may have left behind
             pause = part.pause_after_crash()
-            self.note(f"{part.name} ended with code {code}; again in {pause:.1f} s (log: {part.process.log})")
+            self.note(
+                f"{part.name} ended with code {code}; again in {pause:.1f} s (log: {part.process.log})"
+            )
             await asyncio.sleep(pause)
 
     async def _watch(self, part: Part) -> None:

@@ -50,7 +50,9 @@ def for_show(settings: Settings) -> Settings:
 
 async def _run(layout: Layout, options: UpOptions) -> None:
     view = View(Console())
-    stack = Stack(layout, parts.servers(layout), parts.applications(layout, options.retrain), view.note)
+    stack = Stack(
+        layout, parts.servers(layout), parts.applications(layout, options.retrain), view.note
+    )
     ending = threading.Event()
     measuring = threading.Thread(target=_measure, args=(layout, view, ending), daemon=True)
     beside = [lambda stack: record.keep(stack, lambda: view.figures)]

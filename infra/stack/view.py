@@ -39,7 +39,9 @@ class View:
     def note(self, line: str) -> None:
         """Print a line with the seconds since the start."""
         self.console.print(
-            f"[dim]{time.monotonic() - self.began:7.1f} s[/dim]  {line}", highlight=False, soft_wrap=True
+            f"[dim]{time.monotonic() - self.began:7.1f} s[/dim]  {line}",
+            highlight=False,
+            soft_wrap=True,
         )
 
     def show(self, figures: Figures) -> None:

@@ -65,7 +65,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
-        refusal = self._key_refusal(scope, headers) or _origin_refusal(scope, headers, self._settings.origins)
+        refusal = self._key_refusal(scope, headers) or _origin_refusal(
+            scope, headers, self._settings.origins
+        )
         caller = _address(scope) if refusal else _caller(scope)
         refusal = await self._limit_refusal(caller) or refusal
         if scope["type"] == "websocket":
@@ -80,7 +82,9 @@ class Guard:
 
     def _key_refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
         if not self._keys.needed:
-            return _UNSURE if self._keys.unsure else _unkeyed_refusal(scope, headers, self._settings)
+            return (
+                _UNSURE if self._keys.unsure else _unkeyed_refusal(scope, headers, self._settings)
+            )
         name, scopes = self._admitted(scope, _given_key(headers))
         scope["caller"] = name
         if scopes is None and self._keys.unsure:
@@ -122,7 +126,13 @@ def scope_of(method: str, path: str) -> ApiScope:
 
 def check_address(settings: ServingSettings, has_keys: Callable[[], bool] = lambda: False) -> None:
     """Refuse to listen beyond this machine without keys; SQL is asked last. Raises BadInput."""
-    if settings.keys or settings.token_secret or settings.open or _is_loopback(settings.host) or has_keys():
+    if (
+        settings.keys
+        or settings.token_secret
+        or settings.open
+        or _is_loopback(settings.host)
+        or has_keys()
+    ):
         return
     raise BadInput(
         f"{settings.host} is reachable by others and there are no API keys: make one with "
@@ -159,7 +169,9 @@ def _subject_refusal(scope: Scope) -> Refusal | None:
     subject = scope.get("subject")
     if subject is None:
         return None
-    for name, value in parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True):
+    for name, value in parse_qsl(
+        scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True
+    ):
         if name == "user_id" and value != subject:
             return Refusal(HTTPStatus.FORBIDDEN, "this token is for another user")
     return None

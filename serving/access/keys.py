@@ -85,7 +85,9 @@ class KeyRing:
 
     def take(self, kept: Sequence[KeptKey]) -> None:
         """Go by these keys, and by the settings'."""
-        living = {k.name: ApiKey(sha256=k.sha256, scopes=k.scopes) for k in kept if k.revoked is None}
+        living = {
+            k.name: ApiKey(sha256=k.sha256, scopes=k.scopes) for k in kept if k.revoked is None
+        }
         self._in_force, self.kept, self.known = {**living, **self._own}, tuple(kept), True
 
     def find(self, key: bytes) -> Found:

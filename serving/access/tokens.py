@@ -34,7 +34,11 @@ def user_of(secret: str, token: bytes) -> str | None:
     """The user of a token; None for one that is forged, has ended, or is none."""
     try:
         claims: dict[str, Any] = jwt.decode(
-            token, secret, [ALGORITHM], audience=AUDIENCE, options={"require": ["sub", "aud", "exp"]}
+            token,
+            secret,
+            [ALGORITHM],
+            audience=AUDIENCE,
+            options={"require": ["sub", "aud", "exp"]},
         )
         return _ID.validate_python(claims["sub"])
     except (jwt.InvalidTokenError, ValidationError):

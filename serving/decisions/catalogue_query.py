@@ -83,7 +83,9 @@ def matching(catalogue: Catalogue, conditions: Sequence[str]) -> list[str]:
     items = ((item_id, catalogue.items.get(item_id)) for item_id in dict.fromkeys(pool))
     if set(fields) == {"item"}:
         return [item_id for item_id, _ in items]  # an item may be named before the catalogue has it
-    return [item_id for item_id, item in items if item is not None and all(test(item) for test in tests)]
+    return [
+        item_id for item_id, item in items if item is not None and all(test(item) for test in tests)
+    ]
 
 
 def words(text: str) -> frozenset[str]:
@@ -110,7 +112,9 @@ def _titled(value: str) -> Test:
 
     def test(item: Item) -> bool:
         title = (item.title or "").casefold()
-        return all(word in title for word in wanted) and wanted <= words(title)  # the cheap look first
+        return all(word in title for word in wanted) and wanted <= words(
+            title
+        )  # the cheap look first
 
     return test
 

@@ -118,7 +118,9 @@ class ControlPlane:
             with self.database.begin() as connection:
                 add_experiment(connection, experiment)
         except IntegrityError as error:
-            raise AlreadyThere(f"there is an experiment {draft.name} already: take another name") from error
+            raise AlreadyThere(
+                f"there is an experiment {draft.name} already: take another name"
+            ) from error
         self.refresh()
         return experiment
 

@@ -41,7 +41,9 @@ class Arm(BaseModel):
     explore: Share = 0.0
     draw: Draw = Draw.UNIFORM
     diversity: Share = 0.0
-    weights: dict[Part, Weight] = Field({}, description="What parts of the score are multiplied by.")
+    weights: dict[Part, Weight] = Field(
+        {}, description="What parts of the score are multiplied by."
+    )
     model: Version | None = Field(
         None,
         description="A version of the model that makes its lists, loaded beside the one that serves. Where "
@@ -61,7 +63,9 @@ class ExperimentDraft(BaseModel):
         extra="forbid",
         frozen=True,
         json_schema_extra={
-            "examples": [{"name": "blend", "arms": [{"name": "old", "policy": "popular"}, {"name": "new"}]}]
+            "examples": [
+                {"name": "blend", "arms": [{"name": "old", "policy": "popular"}, {"name": "new"}]}
+            ]
         },
     )
 
@@ -70,7 +74,9 @@ class ExperimentDraft(BaseModel):
     traffic: Annotated[float, Field(ge=0.001, le=1, allow_inf_nan=False)] = Field(
         1.0, description="The share of users who take part."
     )
-    salt: Name | None = Field(None, description="What is hashed with the user's id; random by default.")
+    salt: Name | None = Field(
+        None, description="What is hashed with the user's id; random by default."
+    )
     note: Text = ""
 
     @model_validator(mode="after")

@@ -50,5 +50,7 @@ def _row(arm: Arm, share: float, sums: Sums, control: Sums | None, level: float)
         "conversion": asdict(conversion(sums, level)),
         "ctr_difference": asdict(ctr_difference(control, sums, level)) if control else None,
         "ctr_p_value": ctr_p_value(control, sums) if control else None,
-        "conversion_difference": asdict(conversion_difference(control, sums, level)) if control else None,
+        "conversion_difference": asdict(conversion_difference(control, sums, level))
+        if control
+        else None,
     }

@@ -237,7 +237,9 @@ def _active(
         excluded=_indices(excluded),
         boosted=boosted,
         amounts=np.array([amounts[item] for item in boosted.tolist()]),
-        pins=tuple(Pin(place, item) for place, item in sorted(pins.items()) if item not in excluded),
+        pins=tuple(
+            Pin(place, item) for place, item in sorted(pins.items()) if item not in excluded
+        ),
         wanted=_indices(dict.fromkeys((*pins.values(), *hottest))),
     )
 

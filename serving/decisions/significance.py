@@ -92,7 +92,9 @@ def wilson(successes: int, trials: int, level: float) -> Estimate:
         return Estimate(0.0, 0.0, 1.0)
     z, share = _z(level), successes / trials
     middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    half = (
+        z / (1 + z * z / trials) * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    )
     return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
@@ -117,7 +119,9 @@ def _variance(sums: Sums) -> float:
         return 1.0  # nothing is known yet
     ratio = _ratio(sums)
     # the mean of y − R·x is 0 by the choice of R
-    squares = sums.clicked_squared - 2 * ratio * sums.lists_clicked + ratio * ratio * sums.lists_squared
+    squares = (
+        sums.clicked_squared - 2 * ratio * sums.lists_clicked + ratio * ratio * sums.lists_squared
+    )
     return max(squares, 0.0) / (n - 1) / n / (sums.lists / n) ** 2
 
 

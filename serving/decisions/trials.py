@@ -148,6 +148,8 @@ def read_sums(connection: Connection, experiment: str) -> dict[str, Sums]:
         "lists_clicked": func.sum(lists * clicked),
     }
     named = [column.label(name) for name, column in columns.items()]
-    query = select(table.c.arm, *named).where(table.c.experiment == experiment).group_by(table.c.arm)
+    query = (
+        select(table.c.arm, *named).where(table.c.experiment == experiment).group_by(table.c.arm)
+    )
     rows = connection.execute(query).mappings()
     return {row["arm"]: Sums(**{name: int(row[name]) for name in columns}) for row in rows}

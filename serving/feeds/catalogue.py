@@ -98,7 +98,9 @@ class Catalogue:
 
     def categories(self) -> list[tuple[str, int]]:
         """Every category that has items, biggest first, with its number of items."""
-        sizes = [(self._names[key], len(ids)) for key, ids in list(self._by_category.items()) if ids]
+        sizes = [
+            (self._names[key], len(ids)) for key, ids in list(self._by_category.items()) if ids
+        ]
         return sorted(sizes, key=lambda row: (-row[1], row[0]))
 
     def name(self, item_id: str) -> str:

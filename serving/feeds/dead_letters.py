@@ -38,7 +38,9 @@ class DeadLetters:
     def newest(self, n: int = NEWEST) -> list[dict[str, Any]]:
         """The last `n` per topic, the newest first. Blocks: use a thread. Raises Unavailable."""
         with self._connected() as consumer:
-            messages = [m for topic in self._settings.topics.interactions for m in _last(consumer, topic, n)]
+            messages = [
+                m for topic in self._settings.topics.interactions for m in _last(consumer, topic, n)
+            ]
         messages.sort(key=lambda message: -message.timestamp()[1])
         return [_row(message) for message in messages]
 
@@ -63,7 +65,9 @@ class DeadLetters:
                 yield self._consumer
             except KafkaException as error:
                 self._drop()
-                raise Unavailable(f"Kafka does not say what dead letters there are: {error}") from None
+                raise Unavailable(
+                    f"Kafka does not say what dead letters there are: {error}"
+                ) from None
 
     def _drop(self) -> None:
         if self._consumer is not None:

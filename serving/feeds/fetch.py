@@ -69,7 +69,9 @@ def _make_room(cache: Path) -> None:
     newest = sorted(fetched, key=lambda folder: -fetched[folder])
     whole = [folder for folder in newest if not folder.name.startswith(_STAGING)]
     old = [
-        folder for folder in newest if folder not in whole and time.time() - fetched[folder] > UNFINISHED_S
+        folder
+        for folder in newest
+        if folder not in whole and time.time() - fetched[folder] > UNFINISHED_S
     ]
     for folder in (*whole[KEEP - 1 :], *old):
         shutil.rmtree(folder, ignore_errors=True)

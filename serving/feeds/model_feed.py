@@ -74,7 +74,10 @@ class ModelFeed:
     """
 
     def __init__(
-        self, use: Loaded, use_beside: Callable[[Mapping[str, LoadedModel]], None], store: ModelStore
+        self,
+        use: Loaded,
+        use_beside: Callable[[Mapping[str, LoadedModel]], None],
+        store: ModelStore,
     ):
         self._use, self._use_beside, self._store = use, use_beside, store
         self._wanted: tuple[str, ...] = ()
@@ -196,10 +199,16 @@ class Pace:
 def load(folder: Path, manifest_sha256: str | None, rest: Rest = no_rest) -> LoadedModel:
     """An artifact, checked and ready. Raises BadArtifact."""
     arrays, manifest = model.load(folder, manifest_sha256, rest)
-    als = index_search(folder / "index.faiss", arrays.factors) if arrays.factors is not None else None
+    als = (
+        index_search(folder / "index.faiss", arrays.factors) if arrays.factors is not None else None
+    )
     rest()
     towers = index_search(folder / "towers.faiss", arrays.towers.targets) if arrays.towers else None
     rest()
-    content = content_search(arrays.content, folder / "content.faiss") if arrays.content is not None else None
+    content = (
+        content_search(arrays.content, folder / "content.faiss")
+        if arrays.content is not None
+        else None
+    )
     rest()
     return LoadedModel(manifest.version, arrays, load_ranker(folder), als, towers, content)

@@ -29,7 +29,11 @@ class Position:
         """From `topic/partition/offset`. Raises ValueError."""
         topic, partition, offset = text.rsplit("/", 2)
         if not (
-            topic and partition.isascii() and partition.isdigit() and offset.isascii() and offset.isdigit()
+            topic
+            and partition.isascii()
+            and partition.isdigit()
+            and offset.isascii()
+            and offset.isdigit()
         ):
             raise ValueError("a position is topic/partition/offset")
         return cls(topic, int(partition), int(offset))

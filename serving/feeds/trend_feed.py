@@ -59,7 +59,11 @@ class TrendFeed:
         self._meanwhile: list[StateChange] | None = None
         self._loader: threading.Thread | None = None
         self.reader = TopicReader(
-            settings.kafka.bootstrap, self._topics.state_changes, self._read, self._start_at, idle=self._idle
+            settings.kafka.bootstrap,
+            self._topics.state_changes,
+            self._read,
+            self._start_at,
+            idle=self._idle,
         )
 
     @property
@@ -94,7 +98,9 @@ class TrendFeed:
             self._loader.join()
         self._load()
         # not from the end where it has read before: what came while it did not is news to those who watch
-        return {partition: min(end, self._next.get(partition, end)) for partition, end in ends.items()}
+        return {
+            partition: min(end, self._next.get(partition, end)) for partition, end in ends.items()
+        }
 
     def _idle(self) -> None:
         now = time.monotonic()
@@ -207,4 +213,6 @@ class TrendFeed:
 
 def _connect(settings: Settings) -> Redis | RedisCluster:
     kind = RedisCluster if settings.redis.cluster else Redis
-    return kind.from_url(settings.redis.url, socket_timeout=10, socket_connect_timeout=2, protocol=2)
+    return kind.from_url(
+        settings.redis.url, socket_timeout=10, socket_connect_timeout=2, protocol=2
+    )

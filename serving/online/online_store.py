@@ -42,7 +42,9 @@ class OnlineStore:
     def __init__(self, settings: RedisSettings, history_length: int) -> None:
         self._keys, self._length = settings.keys, history_length
         plain = not settings.cluster and suits(settings.url)
-        self._client = RedisPipe(settings.url, settings.timeout_s) if plain else _FullClient(settings)
+        self._client = (
+            RedisPipe(settings.url, settings.timeout_s) if plain else _FullClient(settings)
+        )
         self.breaker = Breaker("Redis")
 
     async def history(self, user_id: str, newest: int | None = None) -> list[HistoryEntry]:
@@ -52,7 +54,9 @@ class OnlineStore:
     async def rows(self, user_id: str, newest: int | None = None) -> Rows:
         """The history as it is stored: for telling whether it has changed. Raises Unavailable."""
         last = (newest or self._length) - 1
-        rows: Rows = await self._call("ZRANGE", self._keys.history(user_id), 0, last, "REV", "WITHSCORES")
+        rows: Rows = await self._call(
+            "ZRANGE", self._keys.history(user_id), 0, last, "REV", "WITHSCORES"
+        )
         return rows
 
     async def ping(self) -> bool:
@@ -111,5 +115,9 @@ class _FullClient:
 def _flat(answer: Any) -> Any:
     """Members with scores as the server sent them: redis-py may have paired them up."""
     if isinstance(answer, list) and answer and isinstance(answer[0], tuple | list):
-        return [part if isinstance(part, bytes) else repr(part).encode() for pair in answer for part in pair]
+        return [
+            part if isinstance(part, bytes) else repr(part).encode()
+            for pair in answer
+            for part in pair
+        ]
     return answer

@@ -72,7 +72,9 @@ class RedisPipe:
             self._connection = fresh
             return fresh
         except OSError as error:  # a TimeoutError is one
-            raise Unavailable(f"Redis cannot be reached: {str(error) or 'no answer in time'}") from error
+            raise Unavailable(
+                f"Redis cannot be reached: {str(error) or 'no answer in time'}"
+            ) from error
         finally:
             if self._connection is not fresh:
                 fresh.close()

@@ -28,7 +28,9 @@ def kill_stream(settings: Settings) -> int:
     """
     record = StackRecord.read(settings.home)
     if record is None or not StackRecord.is_fresh(settings.home):
-        raise NotRunning("no stack runs from this home: only `afterclick up` would start the job again")
+        raise NotRunning(
+            "no stack runs from this home: only `afterclick up` would start the job again"
+        )
     part = record.part(STREAM)
     if part is None or part.pid is None:
         raise NotRunning("the stream job does not run just now")
@@ -72,7 +74,11 @@ def resend(kafka: KafkaSettings, count: int) -> int:
 def _newest(kafka: KafkaSettings, count: int) -> list[Message]:
     """About `count` of the newest feedback, the same share of each partition."""
     consumer = Consumer(
-        {"bootstrap.servers": kafka.bootstrap, "group.id": "afterclick-resend", "enable.auto.commit": False}
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": "afterclick-resend",
+            "enable.auto.commit": False,
+        }
     )
     found: list[Message] = []
     try:

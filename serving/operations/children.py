@@ -29,7 +29,10 @@ class Child:
     """One running command. Its lines come to `on_line` from a thread; `tell` writes to its standard input."""
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str, str], None]
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        on_line: Callable[[str, str], None],
     ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "infra", *arguments],
@@ -38,7 +41,13 @@ class Child:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1", "COLUMNS": "1000", "NO_COLOR": "1"},
+            env={
+                **os.environ,
+                **environment,
+                "PYTHONUNBUFFERED": "1",
+                "COLUMNS": "1000",
+                "NO_COLOR": "1",
+            },
         )
         self._readers = [
             threading.Thread(target=self._read, args=(name, stream, on_line), daemon=True)
@@ -172,7 +181,11 @@ class Jobs:
         return {name: job.as_json() for name, job in self._jobs.items()}
 
     def _run(
-        self, job: Job, arguments: Sequence[str], before: Callable[[], None], after: Callable[[], None]
+        self,
+        job: Job,
+        arguments: Sequence[str],
+        before: Callable[[], None],
+        after: Callable[[], None],
     ) -> None:
         try:
             before()

@@ -12,7 +12,14 @@ from contextlib import suppress
 from typing import Any
 
 from afterclick.errors import BadInput, NotRunning, Unavailable
-from afterclick.home import PAUSED, RUNNING, ReplayControl, ReplayStatus, StackRecord, TrainingStatus
+from afterclick.home import (
+    PAUSED,
+    RUNNING,
+    ReplayControl,
+    ReplayStatus,
+    StackRecord,
+    TrainingStatus,
+)
 from afterclick.settings import Settings
 from serving.operations.breaking import hold_up_redis, kill_stream, resend
 from serving.operations.children import Job, Jobs
@@ -64,7 +71,9 @@ class Console:
         """Pause it, let it go on, or change its pace. Raises NotRunning where none runs."""
         replay = self.replay()
         if replay is None or not replay["active"]:
-            raise NotRunning("no replay runs from this home; start one with `afterclick ingest replay`")
+            raise NotRunning(
+                "no replay runs from this home; start one with `afterclick ingest replay`"
+            )
         control = ReplayControl.read(self._home) or ReplayControl()
         if "speed" in change or "rate" in change:
             change = {"speed": None, "rate": None, **change}

@@ -41,9 +41,21 @@ class Simulator:
             if self.running:
                 raise AlreadyRunning("shoppers shop already: stop them first")
             self._runs += 1
-            self._plan = {"shoppers": shoppers, "pause_s": pause_s, "drift": drift, "hot": list(hot)}
+            self._plan = {
+                "shoppers": shoppers,
+                "pause_s": pause_s,
+                "drift": drift,
+                "hot": list(hot),
+            }
             self._figures, self._said = {}, ""
-            options = ("--shoppers", str(shoppers), "--visits", str(ROUNDS), "--pause", str(pause_s))
+            options = (
+                "--shoppers",
+                str(shoppers),
+                "--visits",
+                str(ROUNDS),
+                "--pause",
+                str(pause_s),
+            )
             hotter = [word for item_id in hot for word in ("--hot", item_id)]
             arguments = ("simulate", "--steered", *options, "--drift", str(drift), *hotter)
             where = ("--api-url", self._api_url, "--seed", str(self._runs))
@@ -68,7 +80,12 @@ class Simulator:
 
     def as_json(self) -> Json:
         """How it goes, or how the last run went."""
-        return {"running": self.running, "plan": self._plan, "figures": self._figures, "said": self._said}
+        return {
+            "running": self.running,
+            "plan": self._plan,
+            "figures": self._figures,
+            "said": self._said,
+        }
 
     def _tell(self, steering: Json) -> None:
         if self._child is None or not self.running:

@@ -100,7 +100,12 @@ def _tail(items: IntArray, rest: Rows, newest: IntArray, room: int) -> Rows:
 
 
 def _explored(
-    pool: _Pool, tail: Rows, offset: int, options: Options, dice: np.random.Generator, reasons: list[str]
+    pool: _Pool,
+    tail: Rows,
+    offset: int,
+    options: Options,
+    dice: np.random.Generator,
+    reasons: list[str],
 ) -> Floats:
     """Explore the places from `offset` on; returns the propensity of each place."""
     own = pool.rows[offset:]

@@ -20,12 +20,16 @@ _HOUR, _MONTH = (list(HALF_LIVES_MS).index(name) for name in ("hour", "month"))
 Badges = dict[int, tuple[Badge, ...]]
 
 
-def badges(values: NDArray[np.float64], first_seen_ms: NDArray[np.float64], now_ms: float) -> Badges:
+def badges(
+    values: NDArray[np.float64], first_seen_ms: NDArray[np.float64], now_ms: float
+) -> Badges:
     """Badges by item index, from decayed sums (m, H) as of now and the (m,) times of first interactions.
 
     A steady rate r leaves a decayed sum of r · half-life / ln 2, so sums over half-lives compare as rates.
     """
-    hour, month = (values[:, at] / HALF_LIVES_MS[name] for at, name in ((_HOUR, "hour"), (_MONTH, "month")))
+    hour, month = (
+        values[:, at] / HALF_LIVES_MS[name] for at, name in ((_HOUR, "hour"), (_MONTH, "month"))
+    )
     trends = np.flatnonzero((values[:, _HOUR] >= LEAST) & (hour >= TIMES * month))
     trends = trends[np.argsort(-values[trends, _HOUR], kind="stable")][:AT_MOST]
     with np.errstate(invalid="ignore"):

@@ -44,7 +44,9 @@ def decode_cursor(cursor: str) -> tuple[str, ...]:
             raise ValueError
         shown = _IDS.validate_json(raw)
     except (ValueError, binascii.Error, zlib.error, ValidationError, UnicodeEncodeError):
-        raise ValueError(f"is no cursor: begin with {BEGIN}, go on with `next` of the answer") from None
+        raise ValueError(
+            f"is no cursor: begin with {BEGIN}, go on with `next` of the answer"
+        ) from None
     if len(shown) > DEEPEST:
         raise ValueError("goes too deep")
     return tuple(shown)

@@ -58,7 +58,9 @@ def vectors_of(world: World, catalogue: Catalogue, items: IntArray) -> Floats:
 
 def _categories(world: World, catalogue: Catalogue, items: IntArray) -> Floats:
     found = [catalogue.items.get(world.ids[item]) for item in items.tolist()]
-    names = {name: i for i, name in enumerate({n for item in found if item for n in item.categories})}
+    names = {
+        name: i for i, name in enumerate({n for item in found if item for n in item.categories})
+    }
     vectors = np.zeros((len(items), max(len(names), 1)))
     for row, item in enumerate(found):
         for name in item.categories if item else ():

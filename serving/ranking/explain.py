@@ -53,7 +53,9 @@ def _without(state: UserState, row: int) -> UserState:
     )
 
 
-def _strongest(events: Sequence[dict[str, Any]], effects: NDArray[np.float64]) -> list[dict[str, Any]]:
+def _strongest(
+    events: Sequence[dict[str, Any]], effects: NDArray[np.float64]
+) -> list[dict[str, Any]]:
     order = np.argsort(-np.abs(effects), kind="stable")[:NAMED].tolist()
     return [{**events[i], "effect": float(effects[i])} for i in order if effects[i]]
 

@@ -23,7 +23,9 @@ class Filters:
         self._of: tuple[int, int, str] | None = None
         self._found: dict[frozenset[str], IntArray] = {}
 
-    def inside(self, world: World, category: str | None, conditions: Sequence[str]) -> IntArray | None:
+    def inside(
+        self, world: World, category: str | None, conditions: Sequence[str]
+    ) -> IntArray | None:
         """Item indices of what is in a category and meets conditions; None where neither is asked for."""
         found = None if category is None else world.indices(self._catalogue.category(category))
         if not conditions:

@@ -29,7 +29,9 @@ def leaf_parts(text: str, part_of: Sequence[int], parts: int) -> Floats:
     `part_of`: the part of each feature.
     """
     trees = [_arrays(tree) for tree in text.split("\nTree=")[1:]]
-    split, left, right, inner, leaves = (_stacked([tree[name] for tree in trees]) for name in _ARRAYS)
+    split, left, right, inner, leaves = (
+        _stacked([tree[name] for tree in trees]) for name in _ARRAYS
+    )
     nodes = np.array([len(tree["left_child"]) for tree in trees])
     forest = _Forest(
         part=np.array(part_of)[split.astype(np.int64)],

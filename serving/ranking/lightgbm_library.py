@@ -52,7 +52,9 @@ class Booster:
         """(rows, trees) the leaf each row ends in."""
         return self._predict(features, _LEAF, self.trees).astype(np.int64)
 
-    def _predict(self, features: FloatArray, kind: int, width: int, trees: int = -1) -> NDArray[np.float64]:
+    def _predict(
+        self, features: FloatArray, kind: int, width: int, trees: int = -1
+    ) -> NDArray[np.float64]:
         rows = np.ascontiguousarray(features, np.float32)
         out, length = np.empty((len(rows), width)), ctypes.c_int64()
         _check(
@@ -81,7 +83,9 @@ def _library() -> ctypes.CDLL:
     folder = Path(spec.origin).parent if spec and spec.origin else None
     found = sorted(folder.glob("lib*/*lightgbm.*")) if folder else []
     if not found:
-        raise Unavailable("the package lightgbm is not installed: pip install 'afterclick[serving]'")
+        raise Unavailable(
+            "the package lightgbm is not installed: pip install 'afterclick[serving]'"
+        )
     library = ctypes.CDLL(str(found[0]))
     library.LGBM_GetLastError.restype = ctypes.c_char_p
     return library

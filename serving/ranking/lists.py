@@ -52,7 +52,9 @@ def overall(world: World, choice: Choice) -> Ranked:
             return _trending(world, trending, np.concatenate([rest, wanted]))
         if len(rest):
             return _popular(world, np.concatenate([rest, wanted]))
-    everything = np.arange(len(world.heat), dtype=np.int32) if choice.inside is None else choice.inside
+    everything = (
+        np.arange(len(world.heat), dtype=np.int32) if choice.inside is None else choice.inside
+    )
     bounds = choice if choice.later else choice.though_seen()
     wanted = bounds.also()
     return _popular(world, np.concatenate([bounds.fitting(everything, wanted)[:n], wanted]))
@@ -81,7 +83,11 @@ def _popular(world: World, items: IntArray) -> Ranked:
     scores = np.log2(1.0 + world.popularity[items])
     count = len(items)
     return Ranked(
-        Source.POPULAR, items, {"popularity": scores}, ["popular"] * count, ["popular with everyone"] * count
+        Source.POPULAR,
+        items,
+        {"popularity": scores},
+        ["popular"] * count,
+        ["popular with everyone"] * count,
     )
 
 
@@ -132,7 +138,11 @@ def _interesting(
     why: dict[int, str],
 ) -> Ranked:
     both = np.concatenate([items, rest])
-    parts = {"content": content[both], "model": model[both], "trend": HEAT_WEIGHT * world.heat[both]}
+    parts = {
+        "content": content[both],
+        "model": model[both],
+        "trend": HEAT_WEIGHT * world.heat[both],
+    }
     order = np.argsort(-sum(parts.values()), kind="stable") if len(rest) else np.arange(len(both))
     both = both[order]
     sources = np.array(["interests"] * len(items) + ["trending"] * len(rest))[order].tolist()
@@ -151,7 +161,9 @@ def similar(
 ) -> tuple[IntArray, NDArray[np.float64]]:
     """Items near an item and their scores: shared users, the same day's users, then content."""
     items, content, together = _like(world, item)
-    scores = {Kinship.ALL: content + together, Kinship.BOUGHT: together, Kinship.CONTENT: content}[by]
+    scores = {Kinship.ALL: content + together, Kinship.BOUGHT: together, Kinship.CONTENT: content}[
+        by
+    ]
     fits = (items != item) & ~np.isin(items, world.rules.excluded)
     if inside is not None:
         fits &= np.isin(items, inside)
@@ -179,7 +191,8 @@ def _like(world: World, seed: int) -> tuple[IntArray, NDArray[np.float64], NDArr
         alike.append(np.maximum(vectors.rows(near) @ said, 0.0))
     items, where = np.unique(np.concatenate(found), return_inverse=True)
     content, together = (
-        np.asarray(np.bincount(where, np.concatenate(one), len(items)), np.float64) for one in (alike, shared)
+        np.asarray(np.bincount(where, np.concatenate(one), len(items)), np.float64)
+        for one in (alike, shared)
     )
     known = items >= 0
     return items[known], content[known], together[known]

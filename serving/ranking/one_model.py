@@ -61,7 +61,11 @@ class OneModel:
             items = self.search(self.user, choice.n + banned)
             items = items[items >= 0]
         else:
-            items = np.arange(len(self.vectors), dtype=np.int32) if choice.inside is None else choice.inside
+            items = (
+                np.arange(len(self.vectors), dtype=np.int32)
+                if choice.inside is None
+                else choice.inside
+            )
             items = items[items < len(self.vectors)]
         items = choice.fitting(items[self.known[items]])
         return items[np.argsort(-self.score(items), kind="stable")[: choice.n]]
@@ -72,7 +76,12 @@ def one_model(loaded: LoadedModel, policy: Policy, state: UserState) -> OneModel
     model = loaded.model
     if model is None:
         return None
-    if policy is Policy.ALS and model.factors is not None and model.norms is not None and loaded.als_search:
+    if (
+        policy is Policy.ALS
+        and model.factors is not None
+        and model.norms is not None
+        and loaded.als_search
+    ):
         user = fold_in(model, state)
         if user is not None:
             return OneModel("als", user, model.factors, model.norms > 0, 0.0, loaded.als_search)

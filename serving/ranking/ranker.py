@@ -105,8 +105,12 @@ class TreeRanker:
         if not set(names) <= set(FEATURE_NAMES):
             raise BadArtifact(f"{FILE}: has features that this program does not know; train again")
         # a ranker from before a feature was added goes on with those it learned from
-        self._columns = None if names == list(FEATURE_NAMES) else [FEATURE_NAMES.index(n) for n in names]
-        self._parts = leaf_parts(text, [PARTS.index(dict(FEATURES)[name]) for name in names], len(PARTS))
+        self._columns = (
+            None if names == list(FEATURE_NAMES) else [FEATURE_NAMES.index(n) for n in names]
+        )
+        self._parts = leaf_parts(
+            text, [PARTS.index(dict(FEATURES)[name]) for name in names], len(PARTS)
+        )
         self._values = self._parts.sum(axis=2)
         self._trees = np.arange(len(self._parts))
         self._first = max(1, len(self._trees) // FIRST)

@@ -50,7 +50,9 @@ def reasons(
     near = affinity(model, world.content, recent, shown)
     nearest, strength = near.argmax(axis=1).tolist(), near.max(axis=1).tolist()
     did = {
-        entry.item_id: _DID[entry.action] for entry in reversed(history) if entry.action is not Action.SKIP
+        entry.item_id: _DID[entry.action]
+        for entry in reversed(history)
+        if entry.action is not Action.SKIP
     }
     words = []
     for at, how_near, source in zip(nearest, strength, sources, strict=True):

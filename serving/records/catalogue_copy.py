@@ -83,7 +83,11 @@ class CatalogueCopy:
 
     def _load(self, database: Database) -> None:
         with database.begin() as connection:
-            rows = connection.execute(select(*(c for c in table.c if c.name != "written"))).mappings().all()
+            rows = (
+                connection.execute(select(*(c for c in table.c if c.name != "written")))
+                .mappings()
+                .all()
+            )
         with self._lock:
             removed = {change.item_id for change in self._waiting.values() if change.item is None}
         for item in readable(Item, rows):
@@ -100,7 +104,9 @@ class CatalogueCopy:
             if self._written is None and not self._settled:
                 self._written = _moments(connection)
             known = self._written or {}
-            newer = [change for change in changes if known.get(change.item_id, -1) < change.written_ms]
+            newer = [
+                change for change in changes if known.get(change.item_id, -1) < change.written_ms
+            ]
             _put(connection, [change for change in newer if change.item is not None])
             _remove(connection, [change for change in newer if change.item is None])
 

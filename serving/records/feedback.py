@@ -78,7 +78,9 @@ class FeedbackLog:
 
         handed_in = self._waiting[acked] = time.monotonic()
         try:
-            self._producer.produce(topic, events.encode(event), event.data.user_id, on_delivery=report)
+            self._producer.produce(
+                topic, events.encode(event), event.data.user_id, on_delivery=report
+            )
             async with asyncio.timeout(WAIT_S):
                 position = await acked
         except (BufferError, KafkaException, TimeoutError) as error:
@@ -134,15 +136,23 @@ class FeedbackLog:
                 self._breaker.worked()
 
 
-def event_of(interaction: Interaction, event_id: str | None, time: datetime | None) -> InteractionEvent:
+def event_of(
+    interaction: Interaction, event_id: str | None, time: datetime | None
+) -> InteractionEvent:
     """The event for one request's feedback."""
     now = events.now()
     return events.interaction_event(
-        interaction, event_id=event_id or events.new_id(), time=time or now, source=SOURCE, produced=now
+        interaction,
+        event_id=event_id or events.new_id(),
+        time=time or now,
+        source=SOURCE,
+        produced=now,
     )
 
 
-def _settle(acked: asyncio.Future[Position], error: KafkaError | None, message: Message | None) -> None:
+def _settle(
+    acked: asyncio.Future[Position], error: KafkaError | None, message: Message | None
+) -> None:
     if acked.done():
         return
     if message is None or error is not None:

@@ -133,7 +133,10 @@ class Figures:
         }
         try:
             answers = self._admin.list_offsets(wanted, request_timeout=2.0)
-            ends = {f"{tp.topic}/{tp.partition}": future.result().offset for tp, future in answers.items()}
+            ends = {
+                f"{tp.topic}/{tp.partition}": future.result().offset
+                for tp, future in answers.items()
+            }
         except KafkaException:
             return None
         positions = dict(self._feed.positions)
@@ -149,7 +152,9 @@ class Figures:
         if found is None:
             return None
         p50, p95, p99 = found.round(2).tolist()
-        stages = {stage: {"p50": p50[i], "p95": p95[i], "p99": p99[i]} for i, stage in enumerate(STAGES)}
+        stages = {
+            stage: {"p50": p50[i], "p95": p95[i], "p99": p99[i]} for i, stage in enumerate(STAGES)
+        }
         return {**stages["total"], "stages": stages}
 
     def _set_gauges(self) -> None:

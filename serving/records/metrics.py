@@ -70,16 +70,24 @@ class Metrics:
         self.latency = Histogram(
             "afterclick_request_seconds", "Time to answer.", ["route"], buckets=_LATENCY, registry=r
         )
-        self.lists = Counter("afterclick_lists", "Lists by source.", ["source", "degraded"], registry=r)
+        self.lists = Counter(
+            "afterclick_lists", "Lists by source.", ["source", "degraded"], registry=r
+        )
         self.brief = Counter(
-            "afterclick_brief_lists", "Lists of fewer candidates, made while requests queued up.", registry=r
+            "afterclick_brief_lists",
+            "Lists of fewer candidates, made while requests queued up.",
+            registry=r,
         )
         self.remembered = Counter(
             "afterclick_remembered_lists", "Lists given again as they were.", registry=r
         )
-        self.feedback = Counter("afterclick_feedback", "Feedback by outcome.", ["outcome"], registry=r)
+        self.feedback = Counter(
+            "afterclick_feedback", "Feedback by outcome.", ["outcome"], registry=r
+        )
         self.pushes = Counter("afterclick_pushes", "Lists pushed on WebSockets.", registry=r)
-        self.changes = Counter("afterclick_state_changes", "State changes seen.", ["effect"], registry=r)
+        self.changes = Counter(
+            "afterclick_state_changes", "State changes seen.", ["effect"], registry=r
+        )
         self.freshness = Histogram(
             "afterclick_freshness_ms",
             f"Milliseconds of each stage from the producer to here; up to {SAMPLE} changes per batch.",
@@ -88,9 +96,14 @@ class Metrics:
             registry=r,
         )
         self.pushed = Histogram(
-            "afterclick_push_ms", "Milliseconds from the log to the pushed list.", buckets=_FRESH, registry=r
+            "afterclick_push_ms",
+            "Milliseconds from the log to the pushed list.",
+            buckets=_FRESH,
+            registry=r,
         )
-        self.lag = Gauge("afterclick_lag_events", "Events in the log that are not in the state.", registry=r)
+        self.lag = Gauge(
+            "afterclick_lag_events", "Events in the log that are not in the state.", registry=r
+        )
         self.lag_of = Gauge(
             "afterclick_partition_lag_events",
             "Events of a partition that are not in the state.",
@@ -98,16 +111,25 @@ class Metrics:
             registry=r,
         )
         self.position = Gauge(
-            "afterclick_position_offset", "Offset up to which the state is known.", ["partition"], registry=r
+            "afterclick_position_offset",
+            "Offset up to which the state is known.",
+            ["partition"],
+            registry=r,
         )
-        self.dead_letters = Gauge("afterclick_dead_letters", "Dead letters held.", ["topic"], registry=r)
+        self.dead_letters = Gauge(
+            "afterclick_dead_letters", "Dead letters held.", ["topic"], registry=r
+        )
         self.boundary = Gauge(
             "afterclick_batch_boundary_seconds",
             "When the last batch of the stream began, or another query took over; epoch seconds.",
             registry=r,
         )
-        self.items = Gauge("afterclick_items", "Items by where they are known.", ["where"], registry=r)
-        self.held = Gauge("afterclick_quarantined_items", "Items that new accounts push.", registry=r)
+        self.items = Gauge(
+            "afterclick_items", "Items by where they are known.", ["where"], registry=r
+        )
+        self.held = Gauge(
+            "afterclick_quarantined_items", "Items that new accounts push.", registry=r
+        )
         self.established_share = Gauge(
             "afterclick_established_share",
             "Usual share of established users in the votes on an item; 0 while unknown.",
@@ -119,7 +141,9 @@ class Metrics:
             ["half_life"],
             registry=r,
         )
-        self.model = Gauge("afterclick_model_info", "1 for the model that serves.", ["version"], registry=r)
+        self.model = Gauge(
+            "afterclick_model_info", "1 for the model that serves.", ["version"], registry=r
+        )
         self.watchers = Gauge("afterclick_websockets", "Open WebSockets.", ["kind"], registry=r)
         # looking a child up by its labels costs as much as counting
         self._listed: dict[tuple[str, bool], Counter] = {}
@@ -134,12 +158,18 @@ class Metrics:
     def follow(self, requests: RequestLog, dropped: Mapping[str, Callable[[], int]]) -> None:
         """Show how the request log keeps up: rows written, dropped and waiting; and what else was dropped."""
         lost = Gauge(
-            "afterclick_dropped", "What bounded buffers had no room for.", ["what"], registry=self.registry
+            "afterclick_dropped",
+            "What bounded buffers had no room for.",
+            ["what"],
+            registry=self.registry,
         )
         for what, count in dropped.items():
             lost.labels(what).set_function(count)
         rows = Gauge(
-            "afterclick_request_log_rows", "Rows of the request log.", ["state"], registry=self.registry
+            "afterclick_request_log_rows",
+            "Rows of the request log.",
+            ["state"],
+            registry=self.registry,
         )
         rows.labels("written").set_function(lambda: requests.written)
         rows.labels("dropped").set_function(lambda: requests.dropped)

@@ -29,7 +29,9 @@ class RecentRequests:
     def __init__(self) -> None:
         self._rows: deque[tuple[float, str, str, bytes, int, float]] = deque(maxlen=KEPT)
 
-    def add(self, method: str, route: str, target: tuple[str, bytes], status: int, seconds: float) -> None:
+    def add(
+        self, method: str, route: str, target: tuple[str, bytes], status: int, seconds: float
+    ) -> None:
         """Remember a request. `target`: path and query string."""
         if route in SHOWN:
             self._rows.appendleft((time.time(), method, *target, status, seconds))

@@ -105,7 +105,10 @@ class RequestLog:
             except Unavailable:
                 self._rows.extendleft(reversed(batch))
                 raise
-            except (DataError, IntegrityError):  # never to be written: the others shall not wait for it
+            except (
+                DataError,
+                IntegrityError,
+            ):  # never to be written: the others shall not wait for it
                 log.exception("rows of the request log cannot be written", rows=len(batch))
                 self.dropped += len(batch)
                 continue

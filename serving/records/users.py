@@ -66,7 +66,9 @@ class Users:
             with self._lock:
                 for user_id, before in waiting.items():
                     after = self._waiting.get(user_id)
-                    self._waiting[user_id] = _Seen(before.first, after.last if after else before.last)
+                    self._waiting[user_id] = _Seen(
+                        before.first, after.last if after else before.last
+                    )
             raise
         return False
 
@@ -78,7 +80,9 @@ class Users:
         with database.begin() as connection:
             insert = insert_into(connection, table).values(row | named)
             changed = {"last_seen": at, **named}
-            connection.execute(insert.on_conflict_do_update(index_elements=["user_id"], set_=changed))
+            connection.execute(
+                insert.on_conflict_do_update(index_elements=["user_id"], set_=changed)
+            )
             self._read(connection)
 
     def _read(self, connection: Connection) -> None:
@@ -98,7 +102,11 @@ class Users:
 def read_user(database: Database, user_id: str) -> dict[str, Any] | None:
     """A user's row; None where nothing was ever heard of them. Raises Unavailable. Blocks."""
     with database.begin() as connection:
-        row = connection.execute(select(table).where(table.c.user_id == user_id)).mappings().one_or_none()
+        row = (
+            connection.execute(select(table).where(table.c.user_id == user_id))
+            .mappings()
+            .one_or_none()
+        )
         return None if row is None else {str(name): value for name, value in row.items()}
 
 
@@ -109,7 +117,9 @@ def _write(connection: Connection, waiting: dict[str, _Seen]) -> None:
     )
     rows = [
         {"user_id": user_id, "first_seen": seen.first, "last_seen": seen.last}
-        for user_id, seen in sorted(waiting.items())  # in one order everywhere: no two wait for each other
+        for user_id, seen in sorted(
+            waiting.items()
+        )  # in one order everywhere: no two wait for each other
     ]
     for start in range(0, len(rows), BATCH):
         connection.execute(upsert, rows[start : start + BATCH])

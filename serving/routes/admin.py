@@ -36,10 +36,13 @@ class ReplaySteering(Request):
     )
 
     state: Literal["running", "paused"] | None = None
-    speed: Annotated[str, Field(max_length=20, pattern=r"^(max|\d+(\.\d+)?([smhdwSMHDW]/s|x))$")] | None = (
-        Field(None, description="Event time per second.", examples=["1h/s", "60x", "max"])
+    speed: (
+        Annotated[str, Field(max_length=20, pattern=r"^(max|\d+(\.\d+)?([smhdwSMHDW]/s|x))$")]
+        | None
+    ) = Field(None, description="Event time per second.", examples=["1h/s", "60x", "max"])
+    rate: float | None = Field(
+        None, gt=0, le=1e6, description="Events per second, in place of a speed."
     )
-    rate: float | None = Field(None, gt=0, le=1e6, description="Events per second, in place of a speed.")
 
     @model_validator(mode="after")
     def _one_pace(self) -> ReplaySteering:
@@ -51,9 +54,15 @@ class ReplaySteering(Request):
 class SimulatorPlan(Request):
     """POST /admin/simulator"""
 
-    shoppers: int = Field(20, ge=2, le=2000, description="Every second one is shown what is popular.")
-    pause_s: float = Field(1.0, ge=0, le=60, description="Least seconds between two rounds of visits.")
-    drift: float = Field(0.0, ge=0, le=1, description="Probability that a taste changes between two visits.")
+    shoppers: int = Field(
+        20, ge=2, le=2000, description="Every second one is shown what is popular."
+    )
+    pause_s: float = Field(
+        1.0, ge=0, le=60, description="Least seconds between two rounds of visits."
+    )
+    drift: float = Field(
+        0.0, ge=0, le=1, description="Probability that a taste changes between two visits."
+    )
     hot: ItemIds = Field([], description="Items that everybody likes now.")
 
 
@@ -88,7 +97,9 @@ class ConsoleState(BaseModel):
     replay: dict[str, Any] | None = Field(description="Null where none ever ran from this home.")
     simulator: dict[str, Any]
     training: dict[str, Any] | None
-    stack: list[dict[str, Any]] | None = Field(description="The parts that a supervisor keeps running.")
+    stack: list[dict[str, Any]] | None = Field(
+        description="The parts that a supervisor keeps running."
+    )
     jobs: dict[str, JobState]
     break_it: bool
     faults: list[dict[str, Any]]
@@ -140,7 +151,9 @@ async def steer_replay(service: Parts, body: Annotated[ReplaySteering, Body()]) 
     """Pause the replay of this home, let it go on, or change its pace."""
     change = body.model_dump(exclude_none=True)
     await _done(lambda: service.console.steer_replay(change))
-    return reply({"done": ", ".join(f"{name} {value}" for name, value in change.items()) or "nothing"})
+    return reply(
+        {"done": ", ".join(f"{name} {value}" for name, value in change.items()) or "nothing"}
+    )
 
 
 @router.post("/simulator", **answers(Done, 409, 413))

@@ -54,7 +54,9 @@ async def remove_rule(service: Parts, rule_id: RuleId) -> Response:
 @router.get("/experiments", tags=["experiments"], **answers(schemas.Experiments))
 async def experiments(service: Parts) -> Response:
     """Every experiment, the oldest first."""
-    return reply({"experiments": [experiment.model_dump() for experiment in service.plane.experiments]})
+    return reply(
+        {"experiments": [experiment.model_dump() for experiment in service.plane.experiments]}
+    )
 
 
 @router.post("/experiments", tags=["experiments"], **answers(Experiment, 409, 413, status=201))

@@ -116,7 +116,9 @@ class TokenRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     user_id: Id = Field(examples=["bob"])
-    seconds: Annotated[int, Field(ge=1, le=LONGEST_S)] = Field(3600, description="How long it is good for.")
+    seconds: Annotated[int, Field(ge=1, le=LONGEST_S)] = Field(
+        3600, description="How long it is good for."
+    )
 
 
 class Token(BaseModel):

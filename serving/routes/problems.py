@@ -72,7 +72,9 @@ def validation_problem(errors: list[Any]) -> Response:
         {"where": _clean(".".join(str(p) for p in e["loc"])), "problem": _clean(str(e["msg"]))}
         for e in errors
     ][:MAX_PROBLEMS]
-    first = f"{fields[0]['where']}: {fields[0]['problem']}" if fields else "the request is not valid"
+    first = (
+        f"{fields[0]['where']}: {fields[0]['problem']}" if fields else "the request is not valid"
+    )
     return problem(422, first, errors=fields)
 
 
@@ -124,11 +126,15 @@ class BodyLimit:
             async with asyncio.timeout(BODY_S):
                 body = await self._read(scope, receive)
         except TimeoutError:
-            too_slow = problem(408, f"the body did not come in {BODY_S:g} s", {"connection": "close"})
+            too_slow = problem(
+                408, f"the body did not come in {BODY_S:g} s", {"connection": "close"}
+            )
             await too_slow(scope, receive, send)
             return
         if body is None:
-            too_large = problem(413, f"the body is over {self.limit} bytes", {"connection": "close"})
+            too_large = problem(
+                413, f"the body is over {self.limit} bytes", {"connection": "close"}
+            )
             await too_large(scope, receive, send)
             return
         await self.app(scope, _replay(body, receive), send)

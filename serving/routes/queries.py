@@ -73,7 +73,9 @@ Interests = Annotated[list[Interest], Field(max_length=50)]
 
 Filters = Annotated[list[Condition], Field(max_length=50)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1, allow_inf_nan=False)]
-Cursor = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST), AfterValidator(_cursor)]
+Cursor = Annotated[
+    str, StringConstraints(min_length=1, max_length=LONGEST), AfterValidator(_cursor)
+]
 
 
 class RecommendationQuery(OfSomebody):
@@ -90,13 +92,15 @@ class RecommendationQuery(OfSomebody):
         "changes nothing.",
     )
     items: ItemIds = Field(
-        [], description="What is looked at now, or lies in the basket, the newest first: the session."
+        [],
+        description="What is looked at now, or lies in the basket, the newest first: the session.",
     )
     exclude: ItemIds = Field([], description="Items that must not be in the list.")
     category: Interest | None = Field(None, description="Only items of this category.")
     n: Count | None = Field(None, description="Items in the list.")
     interests: Interests = Field(
-        [], description="Categories or item ids, for a user without history. Repeat, or separate by commas."
+        [],
+        description="Categories or item ids, for a user without history. Repeat, or separate by commas.",
     )
     filters: Filters = Field(
         [],
@@ -123,10 +127,12 @@ class RecommendationQuery(OfSomebody):
         None, description="0 to 1: what an item loses for being like one above it."
     )
     explore: Share | None = Field(
-        None, description="0 to 1: how likely each place shows something from further down; off by default."
+        None,
+        description="0 to 1: how likely each place shows something from further down; off by default.",
     )
     explain: bool = Field(
-        False, description="Also name the events of the user that moved each item most, and by how much."
+        False,
+        description="Also name the events of the user that moved each item most, and by how much.",
     )
     preview: bool = Field(
         False,
@@ -153,7 +159,8 @@ class SimilarQuery(Request):
     item_id: Id = Field(examples=["B0019EHU8G"])
     n: Count | None = None
     by: Kinship = Field(
-        Kinship.ALL, description="`bought`: chosen by the same users; `content`: described alike; or both."
+        Kinship.ALL,
+        description="`bought`: chosen by the same users; `content`: described alike; or both.",
     )
     category: Interest | None = Field(None, description="Only items of this category.")
     filters: Filters = Field([], description="Only items that meet these conditions FIELD:VALUE.")
@@ -191,7 +198,8 @@ class InterestsNamed(Request):
     """PUT /users/{user_id}/interests"""
 
     interests: Interests = Field(
-        description="Categories or item ids; none forgets them.", examples=[["Cameras", "B0019EHU8G"]]
+        description="Categories or item ids; none forgets them.",
+        examples=[["Cameras", "B0019EHU8G"]],
     )
 
 
@@ -224,7 +232,9 @@ class Feedback(OfSomebody):
         },
     )
 
-    user_id: Id | None = Field(None, description="Who did it; without it the session is a user of its own.")
+    user_id: Id | None = Field(
+        None, description="Who did it; without it the session is a user of its own."
+    )
     item_id: Id
     action: Action
     rating: Rating | None = Field(None, description="Stars, 0 to 5.")

@@ -43,7 +43,9 @@ class DirectRoute(APIRoute):
             if "service" in hints:
                 values["service"] = request.app.state.service
             for name, adapter in paths.items():
-                values[name] = _checked(("path", name), adapter.validate_python, request.path_params[name])
+                values[name] = _checked(
+                    ("path", name), adapter.validate_python, request.path_params[name]
+                )
             if query is not None:
                 values["query"] = query.read(request.scope["query_string"])
             if body is not None:
@@ -75,10 +77,14 @@ class _Query:
     def __init__(self, hint: Any) -> None:
         self._model: type[BaseModel] = _bare(hint)
         fields = self._model.model_fields.items()
-        self._lists = frozenset(name for name, field in fields if get_origin(_bare(field.annotation)) is list)
+        self._lists = frozenset(
+            name for name, field in fields if get_origin(_bare(field.annotation)) is list
+        )
 
     def read(self, raw: bytes) -> BaseModel:
-        model: BaseModel = _checked(("query",), self._model.model_validate, query_values(raw, self._lists))
+        model: BaseModel = _checked(
+            ("query",), self._model.model_validate, query_values(raw, self._lists)
+        )
         return model
 
 
@@ -95,8 +101,14 @@ def query_values(raw: bytes, lists: frozenset[str]) -> dict[str, Any]:
 
 async def _json(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-        problem = {"type": "content_type", "loc": ("body",), "msg": "the body has to be application/json"}
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
+        problem = {
+            "type": "content_type",
+            "loc": ("body",),
+            "msg": "the body has to be application/json",
+        }
         raise RequestValidationError([problem])
     return await request.body()
 
@@ -106,7 +118,9 @@ def _checked(where: tuple[str, ...], validate: Callable[[Any], Any], value: Any)
         return validate(value)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([{**p, "loc": (*where, *p["loc"])} for p in problems]) from None
+        raise RequestValidationError(
+            [{**p, "loc": (*where, *p["loc"])} for p in problems]
+        ) from None
 
 
 def _bare(hint: Any) -> Any:

@@ -98,8 +98,12 @@ class Recommendations(BaseModel):
 
     user_id: str | None
     source: Source
-    degraded: bool = Field(description="Something was away; the list is the best that could be had.")
-    brief: bool = Field(False, description="The server was busy, so that fewer candidates were ranked.")
+    degraded: bool = Field(
+        description="Something was away; the list is the best that could be had."
+    )
+    brief: bool = Field(
+        False, description="The server was busy, so that fewer candidates were ranked."
+    )
     fresh: bool | None = Field(description="Whether the event asked for with `after` is in it.")
     model_version: str | None
     impression_id: str | None = Field(description="Null where the list was only a preview.")
@@ -108,7 +112,9 @@ class Recommendations(BaseModel):
     )
     items: list[RecommendedItem]
     experiment: AssignedArm | None = Field(None, description="Where the user is in an experiment.")
-    next: str | None = Field(None, description="The cursor of the next page, where one was asked for.")
+    next: str | None = Field(
+        None, description="The cursor of the next page, where one was asked for."
+    )
 
 
 class Batch(BaseModel):
@@ -229,7 +235,9 @@ class ExposureRow(BaseModel):
     source: Source
     model_version: str | None
     lists: int
-    reacted: int = Field(description="Lists with a click, like, basket or purchase that names them.")
+    reacted: int = Field(
+        description="Lists with a click, like, basket or purchase that names them."
+    )
     items: int
     clicks: int
 

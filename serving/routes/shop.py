@@ -41,7 +41,9 @@ _ALIKE = {
 
 
 @router.get("/recommendations", tags=["lists"], **answers(schemas.Recommendations))
-async def recommendations(service: Parts, query: Annotated[queries.RecommendationQuery, Query()]) -> Response:
+async def recommendations(
+    service: Parts, query: Annotated[queries.RecommendationQuery, Query()]
+) -> Response:
     """A list for a user: personalised from the first event on, else by interests, else what is trending.
 
     It always answers 200 with a list; `degraded` says when something it needs was away.
@@ -72,12 +74,16 @@ async def explain(service: Parts, impression_id: ImpressionId) -> Response:
     """A list that went out lately, as it was: what was shown then, and why."""
     body = service.kept.get(impression_id)
     if body is None:
-        raise ApiError(404, "no such impression in memory; what others showed is on the impressions topic")
+        raise ApiError(
+            404, "no such impression in memory; what others showed is on the impressions topic"
+        )
     return reply(body)
 
 
 @router.get("/similar-items", tags=["lists"], **answers(schemas.SimilarItems, 404))
-async def similar_items(service: Parts, query: Annotated[queries.SimilarQuery, Query()]) -> Response:
+async def similar_items(
+    service: Parts, query: Annotated[queries.SimilarQuery, Query()]
+) -> Response:
     """Items that the same users chose (`by=bought`: bought also), or that are described alike."""
     world = service.worlds.current
     item = world.find(query.item_id)
@@ -91,7 +97,9 @@ async def similar_items(service: Parts, query: Annotated[queries.SimilarQuery, Q
         _row(service, world.ids[at], score, reason)
         for at, score in zip(items.tolist(), scores.tolist(), strict=True)
     ]
-    return reply({"item_id": query.item_id, "model_version": world.loaded.version or None, "items": rows})
+    return reply(
+        {"item_id": query.item_id, "model_version": world.loaded.version or None, "items": rows}
+    )
 
 
 @router.get("/latest", tags=["lists"], **answers(schemas.LatestItems))
@@ -101,7 +109,10 @@ async def latest_items(service: Parts, query: Annotated[queries.LatestQuery, Que
     n = query.n or service.settings.serving.list_length
     inside = service.recommender.filters.inside(world, query.category, query.filters)
     order = latest(world, inside)[:n].tolist()
-    rows = [_row(service, world.ids[at], float(len(order) - place), "new") for place, at in enumerate(order)]
+    rows = [
+        _row(service, world.ids[at], float(len(order) - place), "new")
+        for place, at in enumerate(order)
+    ]
     return reply({"items": rows})
 
 
@@ -119,7 +130,9 @@ async def popular(service: Parts, query: Annotated[queries.PopularQuery, Query()
         reason = f"trending this {query.window}"
     inside = service.recommender.filters.inside(world, query.category, query.filters)
     if inside is not None:
-        inside = inside if query.window is None else inside[scores[inside] > 0]  # what trends, trends
+        inside = (
+            inside if query.window is None else inside[scores[inside] > 0]
+        )  # what trends, trends
         order = inside[(-scores[inside]).argsort(kind="stable")]
     order = without(order, world.rules.excluded)
     rows = [_row(service, world.ids[i], float(scores[i]), reason) for i in order[:n].tolist()]
@@ -222,7 +235,9 @@ async def feedback(service: Parts, body: Annotated[queries.Feedback, Body()]) ->
 
     After a 503 send it again with the same `event_id`: it takes effect once.
     """
-    interaction = Interaction(**body.model_dump(exclude={"event_id", "time"}) | {"user_id": body.who})
+    interaction = Interaction(
+        **body.model_dump(exclude={"event_id", "time"}) | {"user_id": body.who}
+    )
     event = event_of(interaction, body.event_id, body.time)
     try:
         position = await service.feedback.append(event)

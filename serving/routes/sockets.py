@@ -48,7 +48,9 @@ async def recommendations(socket: WebSocket) -> None:
     """Push a user's list now and after each of the user's events."""
     service: Service = socket.app.state.service
     try:
-        query = RecommendationQuery.model_validate(query_values(socket.scope["query_string"], LISTS))
+        query = RecommendationQuery.model_validate(
+            query_values(socket.scope["query_string"], LISTS)
+        )
     except ValidationError as error:
         await refuse(socket, str(error.errors(include_url=False)[0]["msg"]))
         return
@@ -97,7 +99,10 @@ async def _push(service: Service, socket: WebSocket, ask: Ask, watcher: Watcher)
         news = await _next(service, ask, watcher, lacks)
         if news is not None:
             change, coalesced = news
-            cause = {**cause_of(change, service.catalogue.title(change.item_id)), "coalesced": coalesced}
+            cause = {
+                **cause_of(change, service.catalogue.title(change.item_id)),
+                "coalesced": coalesced,
+            }
             cause["stamps_ms"] = {"log": change.log_ms, "applied": change.applied_ms}
         lacks = await _send_list(service, socket, ask, cause)
         if news is not None:
@@ -110,7 +115,9 @@ class _Lacks(Enum):
     MODEL = auto()
 
 
-async def _send_list(service: Service, socket: WebSocket, ask: Ask, cause: dict[str, Any] | None) -> _Lacks:
+async def _send_list(
+    service: Service, socket: WebSocket, ask: Ask, cause: dict[str, Any] | None
+) -> _Lacks:
     """Send the list as it is now; what it lacks."""
     modelled = bool(service.worlds.current.loaded.version)
     answer = await service.recommend(ask)
@@ -132,7 +139,10 @@ async def _next(
                 return await watcher.next()
         if lacks is _Lacks.MODEL and service.worlds.current.loaded.version:
             return None
-        if lacks is _Lacks.HISTORY and not (await service.recommend(replace(ask, preview=True)))["degraded"]:
+        if (
+            lacks is _Lacks.HISTORY
+            and not (await service.recommend(replace(ask, preview=True)))["degraded"]
+        ):
             return None
     return await watcher.next()
 
@@ -140,7 +150,10 @@ async def _next(
 async def until_closed(socket: WebSocket, work: Callable[[], Awaitable[None]]) -> None:
     """Run `work` until the client goes, stops reading, may no longer, or the work fails; then close."""
     task = asyncio.ensure_future(work())
-    ends = (asyncio.ensure_future(_gone(socket)), asyncio.ensure_future(_no_longer_admitted(socket)))
+    ends = (
+        asyncio.ensure_future(_gone(socket)),
+        asyncio.ensure_future(_no_longer_admitted(socket)),
+    )
     try:
         await asyncio.wait((task, *ends), return_when=asyncio.FIRST_COMPLETED)
     finally:

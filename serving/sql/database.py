@@ -18,7 +18,13 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    IntegrityError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+)
 
 from afterclick.errors import BadInput, Unavailable
 
@@ -57,7 +63,9 @@ class Database:
         except CommandError as error:
             raise BadInput(f"the tables of {self}: {error}") from error
         except SQLAlchemyError as error:
-            raise Unavailable(f"the database {self} does not answer: {_first_line(error)}") from error
+            raise Unavailable(
+                f"the database {self} does not answer: {_first_line(error)}"
+            ) from error
 
     def upgrade(self, revision: str = "head") -> None:
         """Bring the tables to a revision; nothing happens where they are there. Raises Unavailable."""
@@ -101,7 +109,11 @@ def _config(connection: Connection | None = None) -> Config:
 
 def _with_driver(url: URL) -> URL:
     """postgres:// and postgresql:// mean psycopg."""
-    return url.set(drivername="postgresql+psycopg") if url.drivername in {"postgres", "postgresql"} else url
+    return (
+        url.set(drivername="postgresql+psycopg")
+        if url.drivername in {"postgres", "postgresql"}
+        else url
+    )
 
 
 def _engine(url: URL) -> Engine:
@@ -114,9 +126,16 @@ def _engine(url: URL) -> Engine:
         milliseconds = WAIT_S * 1000
         limits = {"connect_timeout": WAIT_S, "tcp_user_timeout": milliseconds}
         if "options" not in url.query:
-            limits["options"] = f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+            limits["options"] = (
+                f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
+            )
     return create_engine(
-        url, connect_args=limits, pool_size=2, max_overflow=2, pool_timeout=WAIT_S, pool_pre_ping=True
+        url,
+        connect_args=limits,
+        pool_size=2,
+        max_overflow=2,
+        pool_timeout=WAIT_S,
+        pool_pre_ping=True,
     )
 
 

@@ -22,7 +22,9 @@ def forget_user(database: Database, user_id: str) -> int:
     spellings = {user_id, quote(user_id, safe=""), quote(user_id), quote_plus(user_id)}
     named = [request_log.c.target.contains(spelling, autoescape=True) for spelling in spellings]
     with database.begin() as connection:
-        counted = connection.execute(delete(experiment_users).where(experiment_users.c.user_id == user_id))
+        counted = connection.execute(
+            delete(experiment_users).where(experiment_users.c.user_id == user_id)
+        )
         known = connection.execute(delete(users).where(users.c.user_id == user_id))
         logged = connection.execute(delete(request_log).where(or_(*named)))
         return counted.rowcount + known.rowcount + logged.rowcount

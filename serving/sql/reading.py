@@ -19,4 +19,6 @@ def readable(kind: type[T], rows: Iterable[Mapping[Any, Any]]) -> Iterator[T]:
             yield kind.model_validate(dict(row))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            log.warning("a row cannot be read", kind=kind.__name__, where=first["loc"], why=first["msg"])
+            log.warning(
+                "a row cannot be read", kind=kind.__name__, where=first["loc"], why=first["msg"]
+            )

@@ -90,7 +90,9 @@ experiment_users = Table(
 request_log = Table(
     "request_log",
     metadata,
-    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column(
+        "id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    ),
     Column("at", UtcDateTime, nullable=False),
     Column("method", String(16), nullable=False),
     Column("route", String(128), nullable=False),

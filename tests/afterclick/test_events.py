@@ -17,7 +17,15 @@ from pydantic import ValidationError
 
 from afterclick import events
 from afterclick.errors import BadEvent
-from afterclick.events import Action, Interaction, ItemEvent, ReviewEvent, decode, decode_interaction, encode
+from afterclick.events import (
+    Action,
+    Interaction,
+    ItemEvent,
+    ReviewEvent,
+    decode,
+    decode_interaction,
+    encode,
+)
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.json"))
 REVIEW = orjson.loads((Path(__file__).parent / "golden" / "review.v1.json").read_bytes())
@@ -82,7 +90,10 @@ def test_what_is_encoded_is_decoded_to_the_same(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=400) | st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass")))
+@given(
+    st.binary(max_size=400)
+    | st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass"))
+)
 def test_any_bytes_are_an_event_or_bad_event(raw: bytes) -> None:
     with pytest.raises(BadEvent):
         decode(raw)
@@ -90,7 +101,9 @@ def test_any_bytes_are_an_event_or_bad_event(raw: bytes) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -98,8 +111,14 @@ JSON = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from([*REVIEW, *REVIEW["data"]]), JSON)
 def test_any_json_in_any_field_is_an_event_or_bad_event(name: str, value: object) -> None:
-    event = {**REVIEW, name: value} if name in REVIEW else {**REVIEW, "data": {**REVIEW["data"], name: value}}
-    raw = json.dumps(event).encode()  # unlike orjson it writes NaN, Infinity and integers of any size
+    event = (
+        {**REVIEW, name: value}
+        if name in REVIEW
+        else {**REVIEW, "data": {**REVIEW["data"], name: value}}
+    )
+    raw = json.dumps(
+        event
+    ).encode()  # unlike orjson it writes NaN, Infinity and integers of any size
     try:
         encoded = encode(decode(raw))
     except BadEvent:
@@ -184,7 +203,14 @@ def test_the_json_schema_takes_golden_events_and_refuses_hostile_ones() -> None:
     schema = Draft202012Validator(events.json_schema())
     for path in GOLDEN:
         schema.validate(orjson.loads(path.read_bytes()))
-    for name in ("rating 6", "empty id", "unknown action", "extra data field", "no user", "unknown type"):
+    for name in (
+        "rating 6",
+        "empty id",
+        "unknown action",
+        "extra data field",
+        "no user",
+        "unknown type",
+    ):
         raw = HOSTILE[name]
         assert raw is not None
         assert not schema.is_valid(orjson.loads(raw)), name
@@ -197,18 +223,24 @@ def test_events_are_never_changed() -> None:
 
 
 @given(
-    st.lists(ID | st.integers(), min_size=1, max_size=4), st.lists(ID | st.integers(), min_size=1, max_size=4)
+    st.lists(ID | st.integers(), min_size=1, max_size=4),
+    st.lists(ID | st.integers(), min_size=1, max_size=4),
 )
 def test_stable_ids_depend_on_the_parts_and_on_nothing_else(
     one: list[str | int], two: list[str | int]
 ) -> None:
     assert events.stable_id(*one) == events.stable_id(*one)
-    assert (events.stable_id(*one) == events.stable_id(*two)) == ([*map(str, one)] == [*map(str, two)])
+    assert (events.stable_id(*one) == events.stable_id(*two)) == (
+        [*map(str, one)] == [*map(str, two)]
+    )
 
 
 def test_stable_ids_are_the_same_for_ever() -> None:
     # a change here would count every replayed row twice
-    assert events.stable_id("review", "AY6S3QIFWFWQB", "B00DYNQR3O", 1406073600000) == "716fefad8a67fff2d3"
+    assert (
+        events.stable_id("review", "AY6S3QIFWFWQB", "B00DYNQR3O", 1406073600000)
+        == "716fefad8a67fff2d3"
+    )
     assert events.stable_id("a", "bc") != events.stable_id("ab", "c")
 
 

@@ -10,7 +10,9 @@ from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
 
 
-def test_a_click_sent_three_times_is_counted_once_and_without_its_id_three_times(settings: Settings) -> None:
+def test_a_click_sent_three_times_is_counted_once_and_without_its_id_three_times(
+    settings: Settings,
+) -> None:
     with Running(settings) as api, MiniStream(settings):
         for n in range(20):
             for _ in range(3):

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.timeout(300)
 VALUES = [b"%d" % n for n in range(5000)]
 
 
-def test_lost_acknowledgements_double_nothing_unless_the_producer_is_not_idempotent(jars: Path) -> None:
+def test_lost_acknowledgements_double_nothing_unless_the_producer_is_not_idempotent(
+    jars: Path,
+) -> None:
     with broker_behind_proxy(jars) as (proxy, settings):
         topics = settings.kafka.topics
         assert deliver(proxy, settings, topics.reviews, VALUES) == Delivery(0, 0, 0)
@@ -30,7 +32,9 @@ def test_lost_acknowledgements_double_nothing_unless_the_producer_is_not_idempot
         assert control.out_of_order > 0
 
 
-@pytest.mark.parametrize("overrides", [{}, HEEDLESS], ids=["as it is", "nobody looks at the reports"])
+@pytest.mark.parametrize(
+    "overrides", [{}, HEEDLESS], ids=["as it is", "nobody looks at the reports"]
+)
 def test_a_killed_broker_loses_nothing_unless_nobody_looks(
     own_broker: KafkaServer, tmp_path: Path, overrides: dict[str, Any]
 ) -> None:

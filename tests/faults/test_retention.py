@@ -39,7 +39,9 @@ def test_a_live_query_names_what_is_missing_and_does_not_start(
     assert missing > 0
 
 
-def test_a_consumer_that_does_not_ask_goes_on_without_a_word(settings: Settings, missing: int) -> None:
+def test_a_consumer_that_does_not_ask_goes_on_without_a_word(
+    settings: Settings, missing: int
+) -> None:
     consumer = Consumer(
         {
             "bootstrap.servers": settings.kafka.bootstrap,

@@ -24,7 +24,10 @@ def test_two_jobs_on_one_state(redis_url: str, protected: bool) -> None:
         key = the_plan.keys.lease
         with lease.held(client, key, 10):
             if protected:
-                with pytest.raises(StateLocked, match="another stream job"), lease.held(client, key, 10):
+                with (
+                    pytest.raises(StateLocked, match="another stream job"),
+                    lease.held(client, key, 10),
+                ):
                     pass
             for applier in appliers:  # even if the lease were lost, the fence would hold
                 list(applier.apply("reviews", 0, LOG))

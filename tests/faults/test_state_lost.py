@@ -20,7 +20,9 @@ from tests.streaming.builders import State, event, expected, log_of, plan, store
 
 PLACE = ("reviews", 0)
 USERS = [f"user-{n}" for n in range(20)]
-EVENTS = [event(USERS[n % 20], f"item-{n % 30}", "like", at=n, event_id=str(n)) for n in range(3000)]
+EVENTS = [
+    event(USERS[n % 20], f"item-{n % 30}", "like", at=n, event_id=str(n)) for n in range(3000)
+]
 LOG = log_of(EVENTS)
 BATCH = 100
 
@@ -68,7 +70,9 @@ def kill_and_start(server: ValkeyServer) -> None:
 def cut_tail(server: ValkeyServer) -> None:
     """Take the last third of the append-only file."""
     server.kill()
-    newest = max((server.folder / "data").rglob("*.incr.aof"), key=lambda path: path.stat().st_mtime)
+    newest = max(
+        (server.folder / "data").rglob("*.incr.aof"), key=lambda path: path.stat().st_mtime
+    )
     with newest.open("r+b") as file:
         file.truncate(newest.stat().st_size * 2 // 3)
     server.start()

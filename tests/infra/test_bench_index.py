@@ -11,7 +11,19 @@ from infra.cli import app
 def test_each_kind_is_built_and_compared_with_exact_search() -> None:
     result = CliRunner().invoke(
         app,
-        ["bench", "index", "--items", "4000", "--items", "2000", "--dim", "16", "--queries", "20", "--json"],
+        [
+            "bench",
+            "index",
+            "--items",
+            "4000",
+            "--items",
+            "2000",
+            "--dim",
+            "16",
+            "--queries",
+            "20",
+            "--json",
+        ],
     )
     assert result.exit_code == 0, result.output
     rows = orjson.loads(result.stdout.splitlines()[-1])["rows"]

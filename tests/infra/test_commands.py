@@ -25,7 +25,12 @@ def afterclick(home: Path, *arguments: str, **env: str) -> subprocess.CompletedP
     }
     command = [sys.executable, "-m", "infra", *arguments]
     return subprocess.run(
-        command, env={**os.environ, **own, **env}, capture_output=True, text=True, timeout=120, check=False
+        command,
+        env={**os.environ, **own, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -84,7 +89,8 @@ def test_up_with_a_dataset_that_is_none_is_refused_before_anything_starts(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("AFTERCLICK_STREAM__TRIGGER", "often"), ("AFTERCLICK_SERVING__PORT", "http")]
+    ("variable", "value"),
+    [("AFTERCLICK_STREAM__TRIGGER", "often"), ("AFTERCLICK_SERVING__PORT", "http")],
 )
 def test_a_wrong_setting_is_named_in_one_line(tmp_path: Path, variable: str, value: str) -> None:
     answer = afterclick(tmp_path, "status", **{variable: value})

@@ -44,7 +44,9 @@ def schema() -> dict[str, Any]:
     return content
 
 
-def test_it_follows_the_compose_specification(compose: dict[str, Any], schema: dict[str, Any]) -> None:
+def test_it_follows_the_compose_specification(
+    compose: dict[str, Any], schema: dict[str, Any]
+) -> None:
     jsonschema.validate(compose, schema)
 
 
@@ -93,7 +95,9 @@ def test_only_this_machine_reaches_the_ports(compose: dict[str, Any]) -> None:
 
 def test_every_command_exists(compose: dict[str, Any]) -> None:
     own = [s for s in compose["services"].values() if "build" in s]
-    words = {f"afterclick {' '.join(service['command'])}" for service in own if "command" in service}
+    words = {
+        f"afterclick {' '.join(service['command'])}" for service in own if "command" in service
+    }
     words |= {
         re.sub(r" (/|--).*", "", part)
         for service in own
@@ -105,12 +109,16 @@ def test_every_command_exists(compose: dict[str, Any]) -> None:
 
 
 def test_every_image_is_built_from_an_extra_and_folders_that_exist(compose: dict[str, Any]) -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     builds = [service["build"] for service in compose["services"].values() if "build" in service]
     assert {build["args"]["EXTRA"] for build in builds} <= set(extras)
     for name in {build["dockerfile"] for build in builds}:
         text = (ROOT / name).read_text()
-        sources = [word for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for word in line.split()]
+        sources = [
+            word for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for word in line.split()
+        ]
         assert "serving" in sources
         assert all((ROOT / source).exists() for source in sources)
 

@@ -77,7 +77,15 @@ def closure(name: str, extras: set[str]) -> set[str]:
 
 
 def test_no_committed_file_names_a_package_registry_or_a_path_of_one_machine() -> None:
-    names = ["pypi.org", "pythonhosted", "repo1.maven", "maven.apache.org", "npmjs", "deb.debian", "/root/"]
+    names = [
+        "pypi.org",
+        "pythonhosted",
+        "repo1.maven",
+        "maven.apache.org",
+        "npmjs",
+        "deb.debian",
+        "/root/",
+    ]
     wanted = re.compile("|".join(re.escape(name) for name in names).encode())
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
     paths = [ROOT / name.decode() for name in files.stdout.split(b"\0") if name]
@@ -91,7 +99,9 @@ def test_no_committed_file_names_a_package_registry_or_a_path_of_one_machine() -
 
 
 def test_nothing_of_the_real_data_is_committed() -> None:
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     large = [name for name in files.stdout.split() if (ROOT / name).stat().st_size > 2_000_000]
     assert not large
     assert not [name for name in files.stdout.split() if name.startswith("data/")]

@@ -55,7 +55,9 @@ def test_a_dataset_of_ratings_alone_has_no_catalogue_and_is_replayed(
     settings: Settings, tmp_path: Path
 ) -> None:
     ratings = tmp_path / "ratings_Electronics.csv"
-    ratings.write_text("".join(f"u{day % 3},i{day % 4},5.0,{day * DAY_S}\n" for day in range(REVIEWS)))
+    ratings.write_text(
+        "".join(f"u{day % 3},i{day % 4},5.0,{day * DAY_S}\n" for day in range(REVIEWS))
+    )
     demo, said = demo_on(settings, ratings)
 
     async def stages() -> None:
@@ -82,7 +84,11 @@ def test_a_champion_is_not_trained_again_though_the_api_does_not_serve_it_yet(
     settings: Settings, tmp_path: Path
 ) -> None:
     folder, _ = artifact.write(
-        tmp_path / "models", "a-champion", lambda at: (at / "file").write_bytes(b"1"), items=1, created="now"
+        tmp_path / "models",
+        "a-champion",
+        lambda at: (at / "file").write_bytes(b"1"),
+        items=1,
+        created="now",
     )
     announce(settings.kafka, folder)
     demo, _ = demo_on(settings, tmp_path / "ratings.csv")

@@ -88,14 +88,18 @@ def test_topics_are_created_once(settings: Settings) -> None:
 def test_a_missing_topic_is_never_made_by_a_producer(broker: str) -> None:
     errors = []
     producer = Producer({"bootstrap.servers": broker, "message.timeout.ms": 3000})
-    producer.produce(f"absent-{uuid4().hex}", b"x", on_delivery=lambda error, _: errors.append(error))
+    producer.produce(
+        f"absent-{uuid4().hex}", b"x", on_delivery=lambda error, _: errors.append(error)
+    )
     producer.flush(10)
     assert errors
     assert errors[0] is not None
 
 
 def test_a_process_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
-    process = Process("liar", [sys.executable, "-c", "raise SystemExit('no luck')"], tmp_path / "liar.log")
+    process = Process(
+        "liar", [sys.executable, "-c", "raise SystemExit('no luck')"], tmp_path / "liar.log"
+    )
     process.start()
     with pytest.raises(Unavailable, match=r"liar ended with code 1[\s\S]*no luck"):
         process.wait_ready(lambda: False, 10)
@@ -140,7 +144,9 @@ def test_a_process_that_has_ended_cannot_be_held(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_children_die_with_their_parent_however_it_ends(tmp_path: Path, end: signal.Signals) -> None:
+def test_children_die_with_their_parent_however_it_ends(
+    tmp_path: Path, end: signal.Signals
+) -> None:
     script = f"""
         import time
         from pathlib import Path
@@ -167,7 +173,9 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.spark
-def test_spark_reads_a_topic_without_resolving_anything(spark: SparkSession, settings: Settings) -> None:
+def test_spark_reads_a_topic_without_resolving_anything(
+    spark: SparkSession, settings: Settings
+) -> None:
     produce(settings.kafka.bootstrap, settings.kafka.topics.reviews, b"seen")
     options = {
         "kafka.bootstrap.servers": settings.kafka.bootstrap,

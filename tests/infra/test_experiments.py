@@ -27,7 +27,9 @@ def test_an_experiment_is_created_listed_shown_and_stopped(tmp_path: Path) -> No
     assert "explore=0.1" in listed
     assert afterclick(tmp_path, "experiments", "stop", "first").returncode == 0
     assert afterclick(tmp_path, "experiments", "stop", "first").returncode == 2
-    assert json.loads(afterclick(tmp_path, "experiments", "ls", "--json").stdout)["experiments"][0]["stopped"]
+    assert json.loads(afterclick(tmp_path, "experiments", "ls", "--json").stdout)["experiments"][0][
+        "stopped"
+    ]
 
 
 def test_an_experiment_that_makes_no_sense_is_one_line(tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def test_ports_that_are_taken_are_passed_over(monkeypatch: pytest.MonkeyPatch) -
         squatter.listen()
         assert not is_free(first + 1)
         monkeypatch.setattr(ports, "_CHOICE", range(first, first + 3))
-        monkeypatch.setattr(ports, "_candidates", iter([*range(first, first + 3), *range(first, first + 3)]))
+        monkeypatch.setattr(
+            ports, "_candidates", iter([*range(first, first + 3), *range(first, first + 3)])
+        )
         assert [free_port(), free_port()] == [first, first + 2]
         monkeypatch.setattr(ports, "_candidates", iter([first, first + 1] * 3))
         with pytest.raises(Unavailable, match="is free"):

@@ -13,7 +13,9 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.mark.parametrize("name", sorted(reference.pages()))
 def test_a_generated_page_is_current(name: str) -> None:
-    assert (DOCS / name).read_text() == reference.pages()[name], "run `make docs` and commit what it wrote"
+    assert (DOCS / name).read_text() == reference.pages()[name], (
+        "run `make docs` and commit what it wrote"
+    )
 
 
 def test_every_setting_is_documented() -> None:
@@ -24,7 +26,9 @@ def test_every_setting_is_documented() -> None:
 
 
 def test_every_setting_says_what_it_is() -> None:
-    rows = [line for line in reference.settings_page().splitlines() if line.startswith("| `AFTERCLICK")]
+    rows = [
+        line for line in reference.settings_page().splitlines() if line.startswith("| `AFTERCLICK")
+    ]
     assert len(rows) == len(reference.setting_names())
     assert [row for row in rows if row.endswith("|  |")] == []
 
@@ -32,7 +36,9 @@ def test_every_setting_says_what_it_is() -> None:
 def test_every_command_has_help_and_says_what_its_options_do() -> None:
     page = reference.commands_page()
     assert "## afterclick ingest replay" in page
-    assert [line for line in page.splitlines() if line.startswith("| `") and line.endswith("|  |")] == []
+    assert [
+        line for line in page.splitlines() if line.startswith("| `") and line.endswith("|  |")
+    ] == []
     assert "None\n" not in page
 
 

@@ -21,7 +21,9 @@ def test_rules_are_added_listed_and_removed(tmp_path: Path) -> None:
         "2031-01-01T00:00:00+00:00",
     )
     listed = json.loads(afterclick(tmp_path, "rules", "ls", "--json").stdout)["rules"]
-    assert [(r["rule_id"], r["in_force"], r["note"]) for r in listed] == [(rule["rule_id"], True, "summer")]
+    assert [(r["rule_id"], r["in_force"], r["note"]) for r in listed] == [
+        (rule["rule_id"], True, "summer")
+    ]
     assert rule["rule_id"] in afterclick(tmp_path, "rules", "ls").stdout
     assert afterclick(tmp_path, "rules", "rm", rule["rule_id"]).returncode == 0
     again = afterclick(tmp_path, "rules", "rm", rule["rule_id"])

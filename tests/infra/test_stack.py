@@ -54,12 +54,16 @@ class StackInATerminal:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "infra", *arguments]
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(
+            command, env=self.env, capture_output=True, text=True, timeout=120, check=False
+        )
 
     def start(self, *options: str) -> None:
         with self.output.open("wb") as output:
             command = [sys.executable, "-m", "infra", "up", *options]
-            self.up = subprocess.Popen(command, env=self.env, stdout=output, stderr=subprocess.STDOUT)
+            self.up = subprocess.Popen(
+                command, env=self.env, stdout=output, stderr=subprocess.STDOUT
+            )
 
     def said(self, words: str, timeout: float = 480.0) -> str:
         """The line that holds the words, once it is there."""
@@ -101,7 +105,9 @@ class StackInATerminal:
         return self._call(urllib.request.Request(f"http://127.0.0.1:{self.api}{path}"))
 
     def post(self, path: str) -> dict[str, Any]:
-        return self._call(urllib.request.Request(f"http://127.0.0.1:{self.api}{path}", method="POST"))
+        return self._call(
+            urllib.request.Request(f"http://127.0.0.1:{self.api}{path}", method="POST")
+        )
 
     def _call(self, request: urllib.request.Request) -> dict[str, Any]:
         with urllib.request.urlopen(request, timeout=20) as response:

@@ -20,7 +20,9 @@ from tests.waiting import PATIENCE_S, wait_until
 SLEEPS = "import time; print('ready', flush=True); time.sleep(600)"
 CRASHES = "print('ready', flush=True); raise SystemExit('on purpose')"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPS
-HAS_CHILD = "import subprocess; subprocess.Popen(['sleep', '599.25'], start_new_session=False);" + SLEEPS
+HAS_CHILD = (
+    "import subprocess; subprocess.Popen(['sleep', '599.25'], start_new_session=False);" + SLEEPS
+)
 
 
 class Small:
@@ -46,7 +48,9 @@ class Small:
         self.stack.stop()
 
     def run_until(self, condition: str) -> None:
-        asyncio.run(self.stack.run(lambda: self.notes.append("between"), lambda _: self.until(condition)))
+        asyncio.run(
+            self.stack.run(lambda: self.notes.append("between"), lambda _: self.until(condition))
+        )
 
 
 def test_applications_start_once_the_servers_answer(tmp_path: Path) -> None:
@@ -93,14 +97,18 @@ def test_the_children_of_a_part_go_with_it(tmp_path: Path) -> None:
     small.run_until("application ready")
 
     def left() -> list[psutil.Process]:
-        return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "599.25"]]
+        return [
+            p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "599.25"]
+        ]
 
     wait_until(lambda: not left(), what="the child is gone")
 
 
 def test_a_failing_command_says_what_it_said_last(tmp_path: Path) -> None:
     small = Small(tmp_path)
-    failing = Process("job", [sys.executable, "-c", "raise SystemExit('the disk is full')"], tmp_path / "job")
+    failing = Process(
+        "job", [sys.executable, "-c", "raise SystemExit('the disk is full')"], tmp_path / "job"
+    )
 
     async def run(stack: Stack) -> None:
         try:

@@ -39,7 +39,9 @@ def read(path: Path, block_bytes: int = 1 << 20) -> tuple[list[dict[str, Any]], 
     """Every interaction of a file, and the report."""
     report = ReadReport()
     rows = [
-        row for batch in read_interactions(path, report, block_bytes=block_bytes) for row in batch.to_pylist()
+        row
+        for batch in read_interactions(path, report, block_bytes=block_bytes)
+        for row in batch.to_pylist()
     ]
     assert report.rows == report.good + report.bad
     assert report.good == len(rows)

@@ -28,7 +28,13 @@ def test_2014_metadata_may_be_python_literals(tmp_path: Path) -> None:
     )
     found, report = items(path)
     assert found == [
-        Item(item_id="B1", title="Kids' Bear", categories=("Toys", "Plush", "Bears"), brand="Bo", price=3.5),
+        Item(
+            item_id="B1",
+            title="Kids' Bear",
+            categories=("Toys", "Plush", "Bears"),
+            brand="Bo",
+            price=3.5,
+        ),
         Item(item_id="B2", categories=("Toys",)),
     ]
     assert report.bad == 0
@@ -92,7 +98,9 @@ def test_of_several_paths_in_a_text_the_longest_counts(tmp_path: Path) -> None:
 
 def test_named_csv_with_quoted_categories(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
-    path.write_text('item_id,title,categories\nB1,"A ""fine"" bag, red","Bags,Red ones"\nB2,,\nB3,x\n')
+    path.write_text(
+        'item_id,title,categories\nB1,"A ""fine"" bag, red","Bags,Red ones"\nB2,,\nB3,x\n'
+    )
     found, report = items(path)
     assert found == [
         Item(item_id="B1", title='A "fine" bag, red', categories=("Bags", "Red ones")),
@@ -103,7 +111,8 @@ def test_named_csv_with_quoted_categories(tmp_path: Path) -> None:
 
 def test_parquet_items(tmp_path: Path) -> None:
     pq.write_table(
-        pa.table({"item_id": [1, 2], "title": ["a", None], "genres": ["x|y", ""]}), tmp_path / "i.parquet"
+        pa.table({"item_id": [1, 2], "title": ["a", None], "genres": ["x|y", ""]}),
+        tmp_path / "i.parquet",
     )
     found, _ = items(tmp_path / "i.parquet")
     assert found == [Item(item_id="1", title="a", categories=("x", "y")), Item(item_id="2")]

@@ -39,7 +39,9 @@ def test_info_counts_and_shows_bad_lines(tmp_path: Path, invoke) -> None:  # typ
 
 
 def test_info_takes_the_dataset_from_the_environment(shop: Path, invoke) -> None:  # type: ignore[no-untyped-def]
-    answer = orjson.loads(invoke("data", "info", "--json", DATASET=str(shop)).stdout.splitlines()[-1])
+    answer = orjson.loads(
+        invoke("data", "info", "--json", DATASET=str(shop)).stdout.splitlines()[-1]
+    )
     assert (answer["users"], answer["catalogue_items"]) == (300, 120)
 
 
@@ -51,7 +53,9 @@ def test_make_says_what_it_made(tmp_path: Path, invoke) -> None:  # type: ignore
     assert (tmp_path / "s" / "reviews.csv").read_text().count("\n") == 501
 
 
-def test_replay_and_items_print_figures_and_errors_are_one_line(shop: Path, settings: Settings) -> None:
+def test_replay_and_items_print_figures_and_errors_are_one_line(
+    shop: Path, settings: Settings
+) -> None:
     code, out, err = run(settings, "items", str(shop), "--json")
     assert (code, orjson.loads(out)["sent"]) == (0, 120), err
     code, out, err = run(settings, "replay", str(shop), "--limit", "500", "--clock", "rebased")

@@ -22,14 +22,18 @@ def test_a_folder_has_reviews_and_items(shop: Path) -> None:
 
 def test_the_official_pair_is_recognised(tmp_path: Path) -> None:
     ratings_csv(tmp_path)
-    (tmp_path / "meta_Toys.json").write_text("{'asin': 'B000', 'title': 'Bear', 'categories': [['Toys']]}\n")
+    (tmp_path / "meta_Toys.json").write_text(
+        "{'asin': 'B000', 'title': 'Bear', 'categories': [['Toys']]}\n"
+    )
     dataset = open_dataset(tmp_path)
     assert dataset.reviews_format.format is Format.RATINGS_CSV
     assert dataset.items_format is not None
     assert dataset.items_format.format is Format.ITEMS_2014
 
 
-def test_of_two_reviews_files_the_one_named_reviews_wins_and_the_other_is_named(tmp_path: Path) -> None:
+def test_of_two_reviews_files_the_one_named_reviews_wins_and_the_other_is_named(
+    tmp_path: Path,
+) -> None:
     ratings_csv(tmp_path, 500)
     (tmp_path / "reviews.csv").write_text("user_id,item_id,timestamp\nu,i,1\n")
     (tmp_path / "notes.txt").write_text("not data")
@@ -58,7 +62,9 @@ def test_bad_first_lines_do_not_hide_the_format(tmp_path: Path) -> None:
 
 
 def test_2023_metadata_is_told_from_2023_reviews(tmp_path: Path) -> None:
-    path = json_lines(tmp_path / "meta.jsonl", [{"parent_asin": "B1", "title": "t", "categories": ["a"]}])
+    path = json_lines(
+        tmp_path / "meta.jsonl", [{"parent_asin": "B1", "title": "t", "categories": ["a"]}]
+    )
     assert detect(path).format is Format.ITEMS_2023
 
 

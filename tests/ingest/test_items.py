@@ -41,7 +41,9 @@ def test_the_key_of_an_item_is_its_id(shop: Path, settings: Settings) -> None:
 
 def test_poison_on_the_topic_is_passed_over(shop: Path, settings: Settings) -> None:
     with EventProducer(settings.kafka.bootstrap) as producer:
-        poison = [{"key": "x", "value": v} for v in (b"", b"\xff", b"{}", b'{"specversion":"1.0"}', None)]
+        poison = [
+            {"key": "x", "value": v} for v in (b"", b"\xff", b"{}", b'{"specversion":"1.0"}', None)
+        ]
         producer.send(settings.kafka.topics.items, poison, mark=5)
     assert publish_items(open_dataset(shop), settings).sent == 120
     assert len(published_items(settings)) == 120

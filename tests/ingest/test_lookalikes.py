@@ -26,7 +26,9 @@ def data(tmp_path: Path) -> tuple[Dataset, Ordered]:
     folder.mkdir()
     lenses = [f"l{n},Lens {n},Cameras|Lenses" for n in range(4)]
     others = [f"x{n},Thing {n},Things" for n in range(40)]
-    (folder / "items.csv").write_text("\n".join(["item_id,title,categories", *lenses, *others]) + "\n")
+    (folder / "items.csv").write_text(
+        "\n".join(["item_id,title,categories", *lenses, *others]) + "\n"
+    )
     did = {
         "keen": ["l0", "l1", "l2", "x0"],
         "mild": ["l0", "l3", "x0", "x1", "x2"],
@@ -34,7 +36,9 @@ def data(tmp_path: Path) -> tuple[Dataset, Ordered]:
         "few": ["l0", "l1", "l2"],
     }
     rows = [
-        f"{user},{item},{1_300_000_000 + 86_400 * n}" for user, of in did.items() for n, item in enumerate(of)
+        f"{user},{item},{1_300_000_000 + 86_400 * n}"
+        for user, of in did.items()
+        for n, item in enumerate(of)
     ]
     (folder / "reviews.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
     dataset = open_dataset(folder)
@@ -48,8 +52,13 @@ def _reviews(settings: Settings) -> list[InteractionEvent]:
     return [event for event in events if isinstance(event, InteractionEvent)]
 
 
-def test_the_most_alike_of_a_handy_length_is_chosen_and_nobody_twice(data: tuple[Dataset, Ordered]) -> None:
-    assert lookalikes(*data, TASTES) == {"ann": Lookalike("keen", 4, 3), "ben": Lookalike("mild", 5, 2)}
+def test_the_most_alike_of_a_handy_length_is_chosen_and_nobody_twice(
+    data: tuple[Dataset, Ordered],
+) -> None:
+    assert lookalikes(*data, TASTES) == {
+        "ann": Lookalike("keen", 4, 3),
+        "ben": Lookalike("mild", 5, 2),
+    }
 
 
 def test_what_is_after_the_cut_does_not_count(data: tuple[Dataset, Ordered]) -> None:
@@ -77,7 +86,11 @@ def test_the_clock_is_that_of_the_replay(data: tuple[Dataset, Ordered], settings
         lend(dataset, ordered, settings, TASTES, rebased=True)
     summary = replay(ordered, settings, ReplayOptions(rebased=True))
     lend(dataset, ordered, settings, TASTES, rebased=True)
-    times = {event.data.user_id: event.time_ms for event in _reviews(settings) if event.data.item_id == "l0"}
+    times = {
+        event.data.user_id: event.time_ms
+        for event in _reviews(settings)
+        if event.data.item_id == "l0"
+    }
     assert times["ann"] == times["keen"] == 1_300_000_000_000 + summary.shift_ms
 
 

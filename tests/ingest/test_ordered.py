@@ -59,20 +59,28 @@ RUNS = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=12), min_size=1
 @settings(max_examples=200, deadline=None)
 @given(RUNS)
 def test_runs_of_any_kind_merge_into_one_stable_order(runs: list[list[int]]) -> None:
-    numbered = [(t, f"{run}.{place}") for run, times in enumerate(runs) for place, t in enumerate(times)]
+    numbered = [
+        (t, f"{run}.{place}") for run, times in enumerate(runs) for place, t in enumerate(times)
+    ]
     before, ingest.ordered.BATCH_ROWS = ingest.ordered.BATCH_ROWS, 2
     try:
         with TemporaryDirectory() as name:
             rest = iter(numbered)
             for number, times in enumerate(runs):
-                rows = [Row(item, "i", t, None, None, None) for t, item in (next(rest) for _ in times)]
+                rows = [
+                    Row(item, "i", t, None, None, None) for t, item in (next(rest) for _ in times)
+                ]
                 table = _sorted(pa.Table.from_batches([to_batch(rows)], SCHEMA))
                 write_run(table, Path(name) / f"{number}")
             opened = [_Run(Path(name) / f"{number}") for number in range(len(runs))]
-            merged = [row for part in _merge([r for r in opened if r.load()]) for row in part.to_pylist()]
+            merged = [
+                row for part in _merge([r for r in opened if r.load()]) for row in part.to_pylist()
+            ]
     finally:
         ingest.ordered.BATCH_ROWS = before
-    assert [(row["time_ms"], row["user_id"]) for row in merged] == sorted(numbered, key=lambda pair: pair[0])
+    assert [(row["time_ms"], row["user_id"]) for row in merged] == sorted(
+        numbered, key=lambda pair: pair[0]
+    )
 
 
 def test_small_runs_and_large_ones_give_the_same_order(tmp_path: Path) -> None:

@@ -32,7 +32,14 @@ def test_a_speed_follows_event_time_from_the_first_event_on() -> None:
 
 @pytest.mark.parametrize(
     ("text", "factor"),
-    [("1h/s", 3600), ("30m/s", 1800), ("2.5d/s", 216_000), ("60x", 60), ("1W/s", 604_800), ("1s/s", 1)],
+    [
+        ("1h/s", 3600),
+        ("30m/s", 1800),
+        ("2.5d/s", 216_000),
+        ("60x", 60),
+        ("1W/s", 604_800),
+        ("1s/s", 1),
+    ],
 )
 def test_speeds_are_written_like_this(text: str, factor: float) -> None:
     pace = parse_pace(text, None)

@@ -16,7 +16,9 @@ from ingest.producer import EventProducer
 
 def read_topic(bootstrap: str, topic: str) -> list[tuple[int, bytes, bytes]]:
     """Partition, key and value of every record of a topic."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "reader", "enable.auto.commit": False})
+    consumer = Consumer(
+        {"bootstrap.servers": bootstrap, "group.id": "reader", "enable.auto.commit": False}
+    )
     found: list[tuple[int, bytes, bytes]] = []
     for number in consumer.list_topics(topic, timeout=10).topics[topic].partitions:
         consumer.assign([TopicPartition(topic, number, 0)])
@@ -86,7 +88,9 @@ def test_an_event_too_large_is_refused_by_name(settings: Settings) -> None:
 
 
 def test_a_broker_that_comes_back_gets_everything(own_broker: KafkaServer) -> None:
-    settings = Settings.model_validate({"kafka": {"bootstrap": own_broker.address, "partitions": 2}})
+    settings = Settings.model_validate(
+        {"kafka": {"bootstrap": own_broker.address, "partitions": 2}}
+    )
     from infra.topics_admin import ensure_topics
 
     ensure_topics(settings)
@@ -107,7 +111,9 @@ def test_a_broker_that_comes_back_gets_everything(own_broker: KafkaServer) -> No
 def test_a_broker_that_stays_away_ends_in_unavailable_with_what_was_delivered(
     own_broker: KafkaServer,
 ) -> None:
-    settings = Settings.model_validate({"kafka": {"bootstrap": own_broker.address, "partitions": 1}})
+    settings = Settings.model_validate(
+        {"kafka": {"bootstrap": own_broker.address, "partitions": 1}}
+    )
     from infra.topics_admin import ensure_topics
 
     ensure_topics(settings)

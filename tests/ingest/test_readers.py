@@ -24,7 +24,9 @@ NAMED = "user_id,item_id,timestamp,rating\n"
 
 def named(folder: Path, *lines: str, header: str = NAMED) -> Path:
     path = folder / "reviews.csv"
-    path.write_bytes((header + "".join(f"{line}\n" for line in lines)).encode("utf-8", "surrogateescape"))
+    path.write_bytes(
+        (header + "".join(f"{line}\n" for line in lines)).encode("utf-8", "surrogateescape")
+    )
     return path
 
 
@@ -93,13 +95,17 @@ def test_named_columns_in_any_order_with_unknown_ones(tmp_path: Path) -> None:
 
 
 def test_iso_times_without_a_zone_are_utc(tmp_path: Path) -> None:
-    path = named(tmp_path, "u,i,2014-06-01T00:00:00,5", "u,i,2014-06-01T02:00:00+02:00,5", "u,i,2014-06-01,5")
+    path = named(
+        tmp_path, "u,i,2014-06-01T00:00:00,5", "u,i,2014-06-01T02:00:00+02:00,5", "u,i,2014-06-01,5"
+    )
     rows, _ = read(path)
     assert {r["time_ms"] for r in rows} == {1401580800000}
 
 
 def test_an_action_column_is_kept_and_checked(tmp_path: Path) -> None:
-    path = named(tmp_path, "u,i,1,click", "u,i,1,", "u,i,1,stare", header="user,item,timestamp,action\n")
+    path = named(
+        tmp_path, "u,i,1,click", "u,i,1,", "u,i,1,stare", header="user,item,timestamp,action\n"
+    )
     rows, report = read(path)
     assert [r["action"] for r in rows] == ["click", None]
     assert report.samples[0].why.startswith("action:")
@@ -107,7 +113,9 @@ def test_an_action_column_is_kept_and_checked(tmp_path: Path) -> None:
 
 def test_quoted_fields_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> None:
     header = "user_id,item_id,timestamp,text\n"
-    path = named(tmp_path, "u1,i1,1,plain", 'u2,i2,2,"a, ""b""', "", 'c"', "u3,i3,3,after", header=header)
+    path = named(
+        tmp_path, "u1,i1,1,plain", 'u2,i2,2,"a, ""b""', "", 'c"', "u3,i3,3,after", header=header
+    )
     for block in (7, 1 << 20):
         rows, report = read(path, block)
         assert [r["text"] for r in rows] == ["plain", 'a, "b"\n\nc', "after"]
@@ -123,10 +131,17 @@ def test_a_quote_that_never_closes_costs_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "column", [pa.array([1401580800], pa.int64()), pa.array([datetime(2014, 6, 1)]), pa.array(["2014-06-01"])]
+    "column",
+    [
+        pa.array([1401580800], pa.int64()),
+        pa.array([datetime(2014, 6, 1)]),
+        pa.array(["2014-06-01"]),
+    ],
 )
 def test_parquet_takes_any_type_of_time(tmp_path: Path, column: pa.Array) -> None:
-    table = pa.table({"user": ["u"], "asin": ["i"], "time": column, "rating": pa.array([4], pa.int32())})
+    table = pa.table(
+        {"user": ["u"], "asin": ["i"], "time": column, "rating": pa.array([4], pa.int32())}
+    )
     pq.write_table(table, tmp_path / "r.parquet")
     rows, _ = read(tmp_path / "r.parquet")
     assert (rows[0]["time_ms"], rows[0]["rating"]) == (1401580800000, 4.0)
@@ -134,7 +149,9 @@ def test_parquet_takes_any_type_of_time(tmp_path: Path, column: pa.Array) -> Non
 
 def test_a_bad_parquet_row_is_reported_by_its_number(tmp_path: Path) -> None:
     users = ["u", None, "a\x00b", "x" * 129, "u"]
-    pq.write_table(pa.table({"user": users, "item": ["i"] * 5, "time": [1] * 5}), tmp_path / "r.parquet")
+    pq.write_table(
+        pa.table({"user": users, "item": ["i"] * 5, "time": [1] * 5}), tmp_path / "r.parquet"
+    )
     rows, report = read(tmp_path / "r.parquet")
     assert len(rows) == 2
     assert [s.line for s in report.samples] == [2, 3, 4]
@@ -211,7 +228,13 @@ def test_hostile_json_lines_never_stop_the_reading(tmp_path: Path) -> None:
 
 
 def test_a_text_longer_than_an_event_may_carry_is_cut(tmp_path: Path) -> None:
-    line = {"reviewerID": "A", "asin": "B", "overall": 4, "unixReviewTime": 1, "reviewText": "é" * 40_000}
+    line = {
+        "reviewerID": "A",
+        "asin": "B",
+        "overall": 4,
+        "unixReviewTime": 1,
+        "reviewText": "é" * 40_000,
+    }
     rows, _ = read(json_lines(tmp_path / "r.json", [line]))
     assert len(rows[0]["text"]) == 32_768
 
@@ -240,7 +263,14 @@ def test_a_gzip_cut_short_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"hello\nworld\n", b'{"a": 1}\n', b"a,b,c\n1,2,3\n", b"\x00\x01\x02" * 99, b"\x1f\x8bnot gzip"],
+    [
+        b"",
+        b"hello\nworld\n",
+        b'{"a": 1}\n',
+        b"a,b,c\n1,2,3\n",
+        b"\x00\x01\x02" * 99,
+        b"\x1f\x8bnot gzip",
+    ],
 )
 def test_what_is_no_dataset_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "what.csv"
@@ -251,9 +281,28 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path, content: bytes) -> None:
 
 FIELDS = st.one_of(
     st.sampled_from(
-        ["u1", "", "NA", "null", "nan", "inf", "-0", "5", "5.0", "05", "1e0", " 5", "+4", "0x5", "1_0", "٣"]
+        [
+            "u1",
+            "",
+            "NA",
+            "null",
+            "nan",
+            "inf",
+            "-0",
+            "5",
+            "5.0",
+            "05",
+            "1e0",
+            " 5",
+            "+4",
+            "0x5",
+            "1_0",
+            "٣",
+        ]
     ),
-    st.sampled_from(["1300000000", "1300000000123", "-5", "1e9", "1300000000.5", "2014-06-01", "9" * 30]),
+    st.sampled_from(
+        ["1300000000", "1300000000123", "-5", "1e9", "1300000000.5", "2014-06-01", "9" * 30]
+    ),
     st.text(max_size=5),
 )
 LINES = st.lists(st.lists(FIELDS, min_size=3, max_size=5).map(",".join), max_size=8)
@@ -303,7 +352,10 @@ def test_the_real_data_is_read_whole(dataset: Path) -> None:
 
 def test_times_are_told_by_their_size(tmp_path: Path) -> None:
     rows, _ = read(
-        named(tmp_path, *(f"u,i,{t},5" for t in (1_300_000_000, 1_300_000_000_000, 1_300_000_000_000_000)))
+        named(
+            tmp_path,
+            *(f"u,i,{t},5" for t in (1_300_000_000, 1_300_000_000_000, 1_300_000_000_000_000)),
+        )
     )
     assert {r["time_ms"] for r in rows} == {
         int(datetime(2011, 3, 13, 7, 6, 40, tzinfo=UTC).timestamp() * 1000)

@@ -68,7 +68,9 @@ def test_every_review_becomes_one_valid_event_in_event_time_order(
         partitions.setdefault(partition, []).append(event.time_ms)
         found.append((event.data.user_id, event.data.item_id, event.time_ms, event.data.rating))
     rows, _ = read(shop / "reviews.csv")
-    assert sorted(found) == sorted((r["user_id"], r["item_id"], r["time_ms"], r["rating"]) for r in rows)
+    assert sorted(found) == sorted(
+        (r["user_id"], r["item_id"], r["time_ms"], r["rating"]) for r in rows
+    )
     assert all(order == sorted(order) for order in partitions.values())
 
 
@@ -105,7 +107,9 @@ def test_from_and_until_cut_by_event_time(data: Ordered, settings: Settings) -> 
     assert rest.sent == len([t for t in all_times if t >= late])
 
 
-def test_the_rebased_clock_ends_at_the_first_replay_and_stays(data: Ordered, settings: Settings) -> None:
+def test_the_rebased_clock_ends_at_the_first_replay_and_stays(
+    data: Ordered, settings: Settings
+) -> None:
     first = replay(data, settings, ReplayOptions(rebased=True, limit=10))
     second = replay(data, settings, ReplayOptions(rebased=True))
     assert second.shift_ms == first.shift_ms > 0
@@ -222,7 +226,9 @@ def test_a_broker_killed_in_the_middle_costs_no_event(
     seen: list[ReplayStatus] = []
     done: list[Summary] = []
     options = ReplayOptions(pace=Rate(200))
-    thread = threading.Thread(target=lambda: done.append(replay(data, own, options, on_status=seen.append)))
+    thread = threading.Thread(
+        target=lambda: done.append(replay(data, own, options, on_status=seen.append))
+    )
     thread.start()
     wait_until(lambda: seen and seen[-1].delivered > 100)
     own_broker.kill()

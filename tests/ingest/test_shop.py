@@ -26,7 +26,12 @@ def default_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_has_the_size_asked_for_and_no_bad_line(default_shop: Path) -> None:
     found = facts(open_dataset(default_shop))
-    assert (found.rows, found.users, found.items, found.catalogue_titles) == (40_000, 2_000, 800, 800)
+    assert (found.rows, found.users, found.items, found.catalogue_titles) == (
+        40_000,
+        2_000,
+        800,
+        800,
+    )
     assert (found.bad_lines, found.catalogue_bad_lines, found.ignored) == (0, 0, ())
 
 
@@ -61,11 +66,17 @@ def test_als_beats_popularity_on_it(default_shop: Path) -> None:
     cut = int(len(rows) * 0.85)
     users, user = np.unique([r["user_id"] for r in rows], return_inverse=True)
     items, item = np.unique([r["item_id"] for r in rows], return_inverse=True)
-    train = csr_matrix((np.ones(cut, np.float32), (user[:cut], item[:cut])), (len(users), len(items)))
-    next_item = dict(zip(user[cut:][::-1], item[cut:][::-1], strict=True))  # the first after the cut
+    train = csr_matrix(
+        (np.ones(cut, np.float32), (user[:cut], item[:cut])), (len(users), len(items))
+    )
+    next_item = dict(
+        zip(user[cut:][::-1], item[cut:][::-1], strict=True)
+    )  # the first after the cut
     known = np.array([u for u in next_item if train[u].nnz])
     target = np.array([next_item[u] for u in known])
-    model = AlternatingLeastSquares(factors=32, regularization=0.1, alpha=5, iterations=12, random_state=1)
+    model = AlternatingLeastSquares(
+        factors=32, regularization=0.1, alpha=5, iterations=12, random_state=1
+    )
     model.fit(train, show_progress=False)
     learned, _ = model.recommend(known, train[known], N=10)
     popular = np.argsort(-np.bincount(item[:cut]))[:200]

@@ -20,16 +20,22 @@ def test_every_notebook_has_its_pair() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_both_of_a_pair_hold_the_same_cells(name: str) -> None:
     text, notebook = (jupytext.read(FOLDER / f"{name}{suffix}") for suffix in (".py", ".ipynb"))
-    assert [(c.cell_type, c.source) for c in text.cells] == [(c.cell_type, c.source) for c in notebook.cells]
+    assert [(c.cell_type, c.source) for c in text.cells] == [
+        (c.cell_type, c.source) for c in notebook.cells
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.dataset
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_and_draws(name: str, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_notebook_runs_and_draws(
+    name: str, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DATASET", str(dataset.absolute()))
     notebook = jupytext.read(FOLDER / f"{name}.py")
     NotebookClient(notebook, timeout=240, kernel_name="python3").execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    outputs = [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     assert len(pictures) >= 3

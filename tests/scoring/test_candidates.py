@@ -23,7 +23,10 @@ def test_neighbours_same_day_and_trending_items_are_candidates() -> None:
 
 
 def test_what_a_walk_reaches_is_a_neighbour() -> None:
-    reach = {"reach_items": np.full((10, 1), 5, np.int32), "reach_scores": np.ones((10, 1), np.float32)}
+    reach = {
+        "reach_items": np.full((10, 1), 5, np.int32),
+        "reach_scores": np.ones((10, 1), np.float32),
+    }
     names = found(a_model(10, **reach), a_state([2]), a_view(10, hot=7, top=1))
     assert names == {3: "neighbours", 5: "neighbours", 1: "same_day", 7: "trending"}
 
@@ -47,7 +50,10 @@ def test_als_and_content_bring_what_their_search_finds() -> None:
 
 def test_a_user_without_history_gets_what_trends() -> None:
     names = found(
-        a_model(10), a_state([]), a_view(10, hot=4, top=1), als_search=exact_search(a_model(10).factors)
+        a_model(10),
+        a_state([]),
+        a_view(10, hot=4, top=1),
+        als_search=exact_search(a_model(10).factors),
     )
     assert names == {4: "trending"}
 
@@ -63,7 +69,13 @@ def test_what_the_newest_item_says_is_searched_for_although_it_came_after_the_mo
         asked.append(query.tolist())
         return np.empty(0, np.int32)
 
-    for state in (a_state([11, 2]), a_state([10, 2]), a_state([2, 11]), a_state([12, 2]), a_state([10, 12])):
+    for state in (
+        a_state([11, 2]),
+        a_state([10, 2]),
+        a_state([2, 11]),
+        a_state([12, 2]),
+        a_state([10, 12]),
+    ):
         found(model, state, a_view(13, top=1), content_search=search, content=late(model, None, 1))
     assert asked == [[0, 1, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]]
 

@@ -39,7 +39,10 @@ def test_the_neighbour_of_the_newest_item_scores_its_cosine() -> None:
 
 
 def test_what_a_walk_from_the_newest_item_reaches_scores_its_weight() -> None:
-    reach = {"reach_items": np.full((6, 1), 5, np.int32), "reach_scores": np.full((6, 1), 0.5, np.float32)}
+    reach = {
+        "reach_items": np.full((6, 1), 5, np.int32),
+        "reach_scores": np.full((6, 1), 0.5, np.float32),
+    }
     rows = features(a_model(**reach), a_state([2, 4]), a_view(), items(5, 1))
     np.testing.assert_allclose(column(rows, "reach_last"), [0.5, 0.0])
     np.testing.assert_allclose(column(rows, "reach_sum"), [0.75, 0.0])
@@ -168,12 +171,19 @@ def test_an_undo_takes_back_what_was_before_it_and_nothing_after() -> None:
         HistoryEntry("0", "a", Action.LIKE, None, 5),
     ]
     state = UserState.of(history, {"a": 0, "b": 1}.get, WEIGHTS, 100.0)
-    assert (state.items.tolist(), state.weights.tolist(), state.times_ms.tolist()) == ([1], [1.0], [50.0])
+    assert (state.items.tolist(), state.weights.tolist(), state.times_ms.tolist()) == (
+        [1],
+        [1.0],
+        [50.0],
+    )
     assert state.seen.tolist() == [1]
 
 
 def test_an_undo_of_the_same_moment_wins_in_any_order() -> None:
-    like, undo = HistoryEntry("x", "a", Action.LIKE, None, 10), HistoryEntry("u", "a", Action.UNDO, None, 10)
+    like, undo = (
+        HistoryEntry("x", "a", Action.LIKE, None, 10),
+        HistoryEntry("u", "a", Action.UNDO, None, 10),
+    )
     for history in ([like, undo], [undo, like]):
         state = UserState.of(history, {"a": 0}.get, WEIGHTS, 100.0)
         assert not len(state.items)
@@ -186,7 +196,11 @@ def test_an_item_counts_once_by_its_newest_positive_action() -> None:
         HistoryEntry("1", "a", Action.PURCHASE, None, 10),
     ]
     state = UserState.of(history, {"a": 0}.get, WEIGHTS, 100.0)
-    assert (state.items.tolist(), state.weights.tolist(), state.times_ms.tolist()) == ([0], [1.0], [20.0])
+    assert (state.items.tolist(), state.weights.tolist(), state.times_ms.tolist()) == (
+        [0],
+        [1.0],
+        [20.0],
+    )
 
 
 def test_a_receipt_adds_up_to_the_score() -> None:

@@ -25,12 +25,20 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     after, manifest = load(published(tmp_path, before))
     for name, array in before.arrays().items():
         np.testing.assert_array_equal(after.arrays()[name], array)
-    assert (after.version, after.als_alpha, after.als_reg, after.index["i3"]) == ("m1", 10.0, 0.1, 3)
+    assert (after.version, after.als_alpha, after.als_reg, after.index["i3"]) == (
+        "m1",
+        10.0,
+        0.1,
+        3,
+    )
     assert manifest.items == len(after) == 6
 
 
 def test_a_walk_s_lists_come_back_too(tmp_path: Path) -> None:
-    reach = {"reach_items": np.full((6, 1), 2, np.int32), "reach_scores": np.ones((6, 1), np.float32)}
+    reach = {
+        "reach_items": np.full((6, 1), 2, np.int32),
+        "reach_scores": np.ones((6, 1), np.float32),
+    }
     model, _ = load(published(tmp_path, a_model(**reach)))
     assert model.reach_items is not None
     assert model.reach_items.tolist() == [[2]] * 6
@@ -84,7 +92,9 @@ def test_als_and_content_may_be_missing(tmp_path: Path) -> None:
         ({"words": words(2, 3), "content": None}, "fit together"),
     ],
 )
-def test_a_model_that_cannot_be_right_is_refused(tmp_path: Path, changes: dict, problem: str) -> None:
+def test_a_model_that_cannot_be_right_is_refused(
+    tmp_path: Path, changes: dict, problem: str
+) -> None:
     with pytest.raises(BadArtifact, match=problem):
         load(published(tmp_path, a_model(**changes)))
 

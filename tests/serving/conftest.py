@@ -39,7 +39,9 @@ def shop_api(settings: Settings, api: Running, stream: MiniStream) -> Running:
 
 
 @pytest.fixture(scope="module")
-def hostile_api(broker: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def hostile_api(
+    broker: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     """An API that a whole module may share: its topics do not even exist."""
     settings = Settings(
         home=tmp_path_factory.mktemp("home"),

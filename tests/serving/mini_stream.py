@@ -29,7 +29,10 @@ class MiniStream:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop.set()
         self._thread.join(10)
@@ -58,7 +61,11 @@ class MiniStream:
         ]
         client.close()
         consumer = Consumer(
-            {"bootstrap.servers": kafka.bootstrap, "group.id": "mini-stream", "enable.auto.commit": False}
+            {
+                "bootstrap.servers": kafka.bootstrap,
+                "group.id": "mini-stream",
+                "enable.auto.commit": False,
+            }
         )
         producer = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})
         consumer.assign(positions)
@@ -84,5 +91,7 @@ class MiniStream:
         for (topic, partition), records in partitions.items():
             for output in applier.apply(topic, partition, records):
                 at = -1 if output.partition is None else output.partition
-                producer.produce(output.topic, output.value, output.key, at, headers=list(output.headers))
+                producer.produce(
+                    output.topic, output.value, output.key, at, headers=list(output.headers)
+                )
         producer.flush()

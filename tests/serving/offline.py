@@ -39,7 +39,9 @@ class MemoryStore:
     async def rows(self, user_id: str, newest: int | None = None) -> Rows:
         rows: Rows = []
         for n, item_id in enumerate(self._liked.get(user_id, ())):
-            entry = HistoryEntry(f"{user_id}-{n}", item_id, Action.LIKE, None, int(self._now) - n * 60_000)
+            entry = HistoryEntry(
+                f"{user_id}-{n}", item_id, Action.LIKE, None, int(self._now) - n * 60_000
+            )
             rows += [entry.member(), str(entry.time_ms).encode()]
         return rows
 
@@ -72,7 +74,11 @@ class Offline:
         self.catalogue = Catalogue()
         for item in items:
             self.catalogue.put(item)
-        counts = interactions if interactions is not None else [len(items) - i for i in range(len(items))]
+        counts = (
+            interactions
+            if interactions is not None
+            else [len(items) - i for i in range(len(items))]
+        )
         self.feed = cast(TrendFeed, StillFeed(items, counts))
         self.rules = RuleBook(self.catalogue)
         loaded = no_model()

@@ -34,7 +34,9 @@ class Running:
         config = config_of(settings)
         self.service: Service = config.app.state.service  # type: ignore[union-attr]
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._socket],), daemon=True
+        )
         self.http = httpx2.Client(base_url=self.url, timeout=PATIENCE_S)
 
     def __enter__(self) -> Running:
@@ -43,7 +45,10 @@ class Running:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.http.close()
         self._server.should_exit = True
@@ -69,7 +74,13 @@ class Running:
 
     def tell(self, user_id: str, item_id: str, action: str = "like", **more: Any) -> str:
         """Send feedback, again while Kafka is too slow to take it; the position it was given."""
-        body = {"user_id": user_id, "item_id": item_id, "action": action, "event_id": new_id(), **more}
+        body = {
+            "user_id": user_id,
+            "item_id": item_id,
+            "action": action,
+            "event_id": new_id(),
+            **more,
+        }
 
         def answer() -> httpx2.Response | None:
             response = self.http.post("/feedback", json=body)

@@ -39,7 +39,11 @@ def wide_catalogue() -> list[Item]:
     """The catalogue with four more kinds, so that one kind is narrow enough to be a taste."""
     kinds = ("lamp", "drone", "radio", "tripod")
     more = [
-        Item(item_id=f"{kind}-{i}", title=f"The {kind}-{i}", categories=("Electronics", f"{kind.title()}s"))
+        Item(
+            item_id=f"{kind}-{i}",
+            title=f"The {kind}-{i}",
+            categories=("Electronics", f"{kind.title()}s"),
+        )
         for kind in kinds
         for i in range(PER_KIND)
     ]
@@ -54,7 +58,9 @@ def model(version: str, rank: int = 8) -> Model:
     centres = np.eye(len(KINDS), rank)
     near = centres[kind] + 0.1 * rng.normal(size=(n, rank))
     content = near / np.linalg.norm(near, axis=1, keepdims=True)
-    same = np.array([[j for j in range(n) if kind[j] == kind[i] and j != i][:20] for i in range(n)], np.int32)
+    same = np.array(
+        [[j for j in range(n) if kind[j] == kind[i] and j != i][:20] for i in range(n)], np.int32
+    )
     scores = np.linspace(0.9, 0.1, 20, dtype=np.float32)[None].repeat(n, axis=0)
     return Model(
         version=version,
@@ -83,7 +89,9 @@ def towers() -> TowerArrays:
 def words(rank: int = 8) -> WordVectors:
     """The words of the two kinds, each as near as can be to the items of its kind."""
     names = [name for kind in KINDS for name in (kind, f"{kind}s")]
-    return WordVectors(np.array(names), np.eye(len(KINDS), rank, dtype=np.float32).repeat(2, axis=0))
+    return WordVectors(
+        np.array(names), np.eye(len(KINDS), rank, dtype=np.float32).repeat(2, axis=0)
+    )
 
 
 def write(
@@ -110,7 +118,9 @@ def write(
 def publish(settings: Settings, folder: Path, sha256: str) -> None:
     """Announce an artifact on the models topic."""
     data = ModelPublished(version=folder.name, uri=str(folder), manifest_sha256=sha256)
-    event = ModelEvent(id=events.new_id(), source="test", time=events.now(), subject=folder.name, data=data)
+    event = ModelEvent(
+        id=events.new_id(), source="test", time=events.now(), subject=folder.name, data=data
+    )
     _send(settings, settings.kafka.topics.models, [("model", events.encode(event))])
 
 

@@ -51,7 +51,9 @@ def shop_of(settings: Settings) -> Iterator[Running]:
         yield api
 
 
-def post(api: Running, path: str, body: dict[str, Any] | None = None, status: int = 200) -> dict[str, Any]:
+def post(
+    api: Running, path: str, body: dict[str, Any] | None = None, status: int = 200
+) -> dict[str, Any]:
     response = api.http.post(path, json=body or {})
     assert response.status_code == status, response.text
     answer: dict[str, Any] = response.json()
@@ -64,7 +66,9 @@ def console(api: Running) -> dict[str, Any]:
 
 def finished(api: Running, job: str, timeout: float = 120) -> dict[str, Any]:
     """The job once it has ended."""
-    found: dict[str, Any] = wait_until(lambda: _ended(console(api)["jobs"].get(job)), timeout, what=job)
+    found: dict[str, Any] = wait_until(
+        lambda: _ended(console(api)["jobs"].get(job)), timeout, what=job
+    )
     return found
 
 
@@ -100,13 +104,17 @@ def test_a_replay_that_ended_is_not_active_and_keeps_its_control(
     assert ReplayControl.read(breakable.home) is None
 
 
-def test_a_running_replay_is_paused_and_its_pace_changed(admin_api: Running, breakable: Settings) -> None:
+def test_a_running_replay_is_paused_and_its_pace_changed(
+    admin_api: Running, breakable: Settings
+) -> None:
     rows = "".join(f"u{n % 9},camera-{n % 7},{1_400_000_000 + 60 * n}\n" for n in range(5000))
     file = breakable.home / "shop.csv"
     file.write_text(f"user_id,item_id,timestamp\n{rows}")
     command = [sys.executable, "-m", "infra", "ingest", "replay", file, "--rate", "50", "--json"]
     env = {**os.environ, **breakable.environment()}
-    replay = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    replay = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         wait_until(lambda: (console(admin_api)["replay"] or {}).get("delivered", 0) > 10)
         assert console(admin_api)["replay"]["pace"] == "50 events/s"
@@ -145,7 +153,9 @@ def test_shoppers_shop_are_steered_and_go_home(admin_api: Running) -> None:
     finally:
         post(admin_api, "/admin/simulator/stop")
     assert console(admin_api)["simulator"]["running"] is False
-    assert "nobody shops" in post(admin_api, "/admin/simulator/steer", {"drift": 0.1}, 409)["detail"]
+    assert (
+        "nobody shops" in post(admin_api, "/admin/simulator/steer", {"drift": 0.1}, 409)["detail"]
+    )
 
 
 def test_resent_events_are_refused_and_the_recount_finds_no_difference(admin_api: Running) -> None:
@@ -153,7 +163,9 @@ def test_resent_events_are_refused_and_the_recount_finds_no_difference(admin_api
     for n in range(events):
         position = admin_api.tell(f"user-{n % 3}", f"camera-{n}", event_id=new_id())
     wait_until(lambda: admin_api.list_for("user-1", after=position)["fresh"])
-    post(admin_api, "/admin/simulator", {"shoppers": 4, "pause_s": 0.1})  # stands still for the recount
+    post(
+        admin_api, "/admin/simulator", {"shoppers": 4, "pause_s": 0.1}
+    )  # stands still for the recount
     try:
         assert "a second time" in post(admin_api, "/admin/break/duplicates")["done"]
         assert "3 s" in post(admin_api, "/admin/break/redis")["done"]
@@ -186,7 +198,9 @@ def test_lists_still_come_while_redis_is_held_up(
 ) -> None:
     # far longer than the API waits; nothing ends it early, `CLIENT UNPAUSE` is held up too
     monkeypatch.setattr(controls, "HELD_S", 10.0)
-    impatient = breakable.model_copy(update={"redis": RedisSettings(url=own_redis.address, timeout_s=1.0)})
+    impatient = breakable.model_copy(
+        update={"redis": RedisSettings(url=own_redis.address, timeout_s=1.0)}
+    )
     with MiniStream(impatient), shop_of(impatient) as api:
         wait_until(lambda: not api.list_for("bob", n=5)["degraded"])
         post(api, "/admin/break/redis")
@@ -228,13 +242,20 @@ def test_without_the_setting_nothing_is_broken(shop_api: Running) -> None:
 
 
 def test_a_foreign_page_steers_nothing(admin_api: Running) -> None:
-    response = admin_api.http.post("/admin/simulator/stop", headers={"origin": "http://evil.example"})
+    response = admin_api.http.post(
+        "/admin/simulator/stop", headers={"origin": "http://evil.example"}
+    )
     assert response.status_code == 403
-    assert admin_api.http.post("/admin/simulator/stop", headers={"origin": admin_api.url}).status_code == 200
+    assert (
+        admin_api.http.post("/admin/simulator/stop", headers={"origin": admin_api.url}).status_code
+        == 200
+    )
 
 
 @pytest.mark.slow
-def test_models_are_listed_promoted_and_rolled_back(admin_api: Running, breakable: Settings) -> None:
+def test_models_are_listed_promoted_and_rolled_back(
+    admin_api: Running, breakable: Settings
+) -> None:
     from training.registry import Registry
 
     registry = Registry(breakable)

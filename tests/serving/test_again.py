@@ -92,7 +92,9 @@ def announced(folder: Path, sha256: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("error", "asked"), [(Unavailable("S3 is away"), 3), (BadArtifact("damaged"), 1)], ids=["away", "damaged"]
+    ("error", "asked"),
+    [(Unavailable("S3 is away"), 3), (BadArtifact("damaged"), 1)],
+    ids=["away", "damaged"],
 )
 def test_a_model_that_could_not_be_fetched_is_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, asked: int
@@ -114,7 +116,9 @@ def test_a_model_that_could_not_be_fetched_is_asked_for_again(
     monkeypatch.setattr(model_feed, "AGAIN_S", 0.01)
     used: list[str] = []
     feed = ModelFeed(
-        lambda loaded: used.append(loaded.version), print, ModelStore(str(tmp_path), tmp_path / "cache")
+        lambda loaded: used.append(loaded.version),
+        print,
+        ModelStore(str(tmp_path), tmp_path / "cache"),
     )
     monkeypatch.setattr(feed, "_load_beside", rounds.release)
     feed.start()
@@ -132,7 +136,9 @@ def test_a_model_that_could_not_be_fetched_is_asked_for_again(
     assert ("m1" in feed.refused) is (asked == 1)
 
 
-@pytest.mark.parametrize("silent_s", [0.3, NEVER_S], ids=["another connection", "control: the same one"])
+@pytest.mark.parametrize(
+    "silent_s", [0.3, NEVER_S], ids=["another connection", "control: the same one"]
+)
 def test_a_peer_that_has_gone_without_a_word_is_left(
     silent_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +204,9 @@ def test_a_reader_that_begins_again_goes_on_where_it_was(
 ) -> None:
     trends, _ = feed
     monkeypatch.setattr(trends, "_load", lambda: None)
-    assert trends._start_at({0: 5, 1: 7}) == {0: 5, 1: 7}, "what came before the start is nobody's news"
+    assert trends._start_at({0: 5, 1: 7}) == {0: 5, 1: 7}, (
+        "what came before the start is nobody's news"
+    )
     trends._read([notice(5), notice(6)])
     assert trends._start_at({0: 20, 1: 7}) == {0: 7, 1: 7}
     assert trends._start_at({0: 3, 1: 0}) == {0: 3, 1: 0}, "a topic that was made anew"

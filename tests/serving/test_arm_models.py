@@ -56,7 +56,8 @@ def test_two_models_serve_side_by_side_and_one_that_is_not_there_is_said(
     create(shop_api, "none", {"name": "gone", "model": "never"}, {"name": "m3", "model": "m3"})
     missing = "model never: "
     arms = wait_until(
-        lambda: (s := shown(shop_api)) and (s["gone"][1] or "").startswith(missing) and s, what="it is said"
+        lambda: (s := shown(shop_api)) and (s["gone"][1] or "").startswith(missing) and s,
+        what="it is said",
     )
     assert (arms["gone"][0], arms["m3"]) == ("m3", ("m3", None))
     wait_until(lambda: shop_api.service.worlds.of("m1").loaded.version == "m3", what="m1 is let go")
@@ -64,7 +65,9 @@ def test_two_models_serve_side_by_side_and_one_that_is_not_there_is_said(
 
 @pytest.mark.parametrize("version", ["../m1", ".m1", "a/b", "", "-v"])
 def test_a_version_that_could_be_a_path_is_refused(hostile_api: Running, version: str) -> None:
-    assert create(hostile_api, "e", {"name": "a", "model": version}, {"name": "b"}).status_code == 422
+    assert (
+        create(hostile_api, "e", {"name": "a", "model": version}, {"name": "b"}).status_code == 422
+    )
 
 
 def test_no_more_models_than_the_bound_are_loaded(settings: Settings) -> None:
@@ -72,7 +75,9 @@ def test_no_more_models_than_the_bound_are_loaded(settings: Settings) -> None:
     for version in versions:
         shop.write(settings, version)
     handed: list[Mapping[str, LoadedModel]] = []
-    feed = ModelFeed(print, handed.append, ModelStore(str(settings.artifacts), settings.home / "fetched"))
+    feed = ModelFeed(
+        print, handed.append, ModelStore(str(settings.artifacts), settings.home / "fetched")
+    )
     feed.want(versions)
     feed.start()
     try:

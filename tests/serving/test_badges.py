@@ -14,7 +14,8 @@ NOW = 1_700_000_000_000.0
 def sums(per_hour: float, steady_per_day: float = 0.0) -> list[float]:
     """What a burst within the hour leaves on top of a steady rate."""
     return [
-        per_hour + steady_per_day * half_life / DAY_MS / np.log(2.0) for half_life in HALF_LIVES_MS.values()
+        per_hour + steady_per_day * half_life / DAY_MS / np.log(2.0)
+        for half_life in HALF_LIVES_MS.values()
     ]
 
 

@@ -29,14 +29,22 @@ def test_a_session_is_known_by_what_was_done_in_it(shop_api: Running) -> None:
     body = shop_api.get("/recommendations", session_id="s1", n=5, after=told.json()["position"])
     assert (body["source"], body["user_id"], kinds(body)) == ("session", "session:s1", {"cable"})
     assert body["items"][0]["reason"] == "because you liked The cable-3"
-    assert shop_api.get("/recommendations", session_id="another", n=5)["source"] in {"trending", "popular"}
+    assert shop_api.get("/recommendations", session_id="another", n=5)["source"] in {
+        "trending",
+        "popular",
+    }
     with connect(f"{shop_api.ws}/ws/recommendations?session_id=s1") as socket:
         assert b'"session:s1"' in str(socket.recv(PATIENCE_S)).encode()
     known = shop_api.tell("bob", "camera-1", session_id="s1")
     body = shop_api.get("/recommendations", session_id="s1", user_id="bob", n=5, after=known)
-    assert (body["source"], kinds(body)) == ("personalised", {"camera"}), "a user's session is the user"
+    assert (body["source"], kinds(body)) == ("personalised", {"camera"}), (
+        "a user's session is the user"
+    )
     assert post(shop_api, "/feedback", item_id="cable-3", action="like").status_code == 422
-    assert post(shop_api, "/feedback", session_id="s" * 121, item_id="i", action="like").status_code == 422
+    assert (
+        post(shop_api, "/feedback", session_id="s" * 121, item_id="i", action="like").status_code
+        == 422
+    )
 
 
 def test_a_token_opens_no_other_session(settings: Settings) -> None:
@@ -62,7 +70,9 @@ def test_lists_of_one_item_and_of_everybody(shop_api: Running) -> None:
     alike = shop_api.get("/similar-items", item_id="camera-2", by="content", n=40)
     assert kinds(bought) == {"camera"}
     assert bought["items"][0]["reason"] == "chosen by who chose The camera-2"
-    assert len(bought["items"]) == 20, "the neighbours of the model, and nothing that is only described alike"
+    assert len(bought["items"]) == 20, (
+        "the neighbours of the model, and nothing that is only described alike"
+    )
     assert len(alike["items"]) > 20
     assert shop_api.http.get("/similar-items?item_id=camera-2&by=colour").status_code == 422
 
@@ -73,9 +83,16 @@ def test_lists_of_one_item_and_of_everybody(shop_api: Running) -> None:
         query = {"window": window, "category": "Cables", "n": 1}
         wait_until(lambda q=query: ids(shop_api.get("/popular", **q)) == ["cable-9"])
     hot = shop_api.get("/popular", window="hour", category="Cables", n=100)["items"]
-    assert all(item["score"] > 0 for item in hot), "nothing that nobody reached for fills the list up"
+    assert all(item["score"] > 0 for item in hot), (
+        "nothing that nobody reached for fills the list up"
+    )
 
-    basket = {"items": ["camera-1", "camera-2"], "exclude": ["camera-3"], "category": "Cameras", "n": 6}
+    basket = {
+        "items": ["camera-1", "camera-2"],
+        "exclude": ["camera-3"],
+        "category": "Cameras",
+        "n": 6,
+    }
     body = post(shop_api, "/recommendations", **basket).json()
     assert (body["source"], kinds(body), len(body["items"])) == ("session", {"camera"}, 6)
     assert {"camera-1", "camera-2", "camera-3"}.isdisjoint(ids(body))
@@ -85,7 +102,9 @@ def test_lists_of_one_item_and_of_everybody(shop_api: Running) -> None:
     assert [row["user_id"] for row in lists] == users
     assert [row["source"] for row in lists[-2:]] == ["trending", "personalised"]
     assert all(len(row["items"]) == 3 for row in lists)
-    assert post(shop_api, "/recommendations/batch", user_ids=[*users, "one-more"]).status_code == 422
+    assert (
+        post(shop_api, "/recommendations/batch", user_ids=[*users, "one-more"]).status_code == 422
+    )
 
 
 def test_a_new_item_is_shown_within_seconds_although_nobody_has_touched_it(

@@ -102,7 +102,9 @@ def test_a_crowd_gets_brief_lists_a_batch_does_not_and_they_are_counted(hurried:
     for user in users:
         hurried.tell(user, "camera-3")
     for user in users:
-        wait_until(lambda user=user: hurried.list_for(user, preview=True)["source"] == "personalised")
+        wait_until(
+            lambda user=user: hurried.list_for(user, preview=True)["source"] == "personalised"
+        )
 
     def ask(user: str) -> dict[str, Any]:
         return hurried.get("/recommendations", user_id=user, n=10, exclude="cable-1")

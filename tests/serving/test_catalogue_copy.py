@@ -25,7 +25,11 @@ NOW_MS = 1_700_000_000_000
 def change(number: int, title: str | None = "", at: int = NOW_MS) -> Change:
     """An item's record, or its removal where the title is None."""
     item_id = f"i{number}"
-    item = None if title is None else Item(item_id=item_id, title=title, categories=("a", "b"), price=1.5)
+    item = (
+        None
+        if title is None
+        else Item(item_id=item_id, title=title, categories=("a", "b"), price=1.5)
+    )
     return Change(item_id, item, at)
 
 
@@ -71,7 +75,9 @@ def test_what_the_topic_does_not_have_goes_once_it_was_read_to_its_end(database:
     ended = True
     second.exchange(database)
     assert "i0" not in titles(database)
-    assert "i9999" in titles(database), f"newer than this process, less {SKEW_MS} ms: another may know it"
+    assert "i9999" in titles(database), (
+        f"newer than this process, less {SKEW_MS} ms: another may know it"
+    )
     lost = copy(lambda: True)
     lost.exchange(database)
     assert len(titles(database)) == 1200, "an empty topic takes nothing away"
@@ -93,7 +99,9 @@ def test_a_restart_without_kafka_still_knows_titles(settings: Settings) -> None:
     shop.publish_items(settings, shop.catalogue())
     with Running(settings) as api:
         wait_until(lambda: len(titles(api.service.plane.database)) == len(shop.catalogue()))
-    away = KafkaSettings(bootstrap=f"127.0.0.1:{free_port()}", prefix=settings.kafka.prefix, partitions=2)
+    away = KafkaSettings(
+        bootstrap=f"127.0.0.1:{free_port()}", prefix=settings.kafka.prefix, partitions=2
+    )
     with Running(settings.model_copy(update={"kafka": away})) as api:
         wait_until(lambda: len(api.service.catalogue) == len(shop.catalogue()))
         found = api.get("/items/camera-3")

@@ -11,8 +11,20 @@ from serving.decisions.catalogue_query import matching, parsed
 from serving.feeds.catalogue import Catalogue
 
 ITEMS = [
-    Item(item_id="a", title="Card, 32 GB", categories=("Electronics", "Cards"), brand="Sandisk", price=9.5),
-    Item(item_id="b", title="USB card reader", categories=("Electronics", "Readers"), brand="Sony", price=20),
+    Item(
+        item_id="a",
+        title="Card, 32 GB",
+        categories=("Electronics", "Cards"),
+        brand="Sandisk",
+        price=9.5,
+    ),
+    Item(
+        item_id="b",
+        title="USB card reader",
+        categories=("Electronics", "Readers"),
+        brand="Sony",
+        price=20,
+    ),
     Item(item_id="c", title="USB cable", categories=("Cables",), brand="sony"),
     Item(item_id="d"),
 ]
@@ -67,7 +79,9 @@ VALUES = {
 }
 
 
-@given(st.lists(st.sampled_from(list(VALUES)).flatmap(lambda f: VALUES[f].map(lambda v: f"{f}:{v}"))))
+@given(
+    st.lists(st.sampled_from(list(VALUES)).flatmap(lambda f: VALUES[f].map(lambda v: f"{f}:{v}")))
+)
 def test_more_fields_never_find_more_and_more_alternatives_never_less(query: list[str]) -> None:
     catalogue = a_catalogue(ITEMS)
     whole = set(matching(catalogue, query))

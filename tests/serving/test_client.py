@@ -80,7 +80,10 @@ def test_refusals_and_absence_are_told_apart(hostile_api: Running) -> None:
         client.item("nothing")
     with Client(hostile_api.url) as client, pytest.raises(BadInput, match="n: "):
         client.recommendations("bob", 0)
-    with Client(f"http://127.0.0.1:{free_port()}") as client, pytest.raises(Unavailable, match="no answer"):
+    with (
+        Client(f"http://127.0.0.1:{free_port()}") as client,
+        pytest.raises(Unavailable, match="no answer"),
+    ):
         client.popular()
 
 

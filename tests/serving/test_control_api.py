@@ -52,7 +52,11 @@ def test_what_is_excluded_is_neither_similar_nor_popular(shop_api: Running) -> N
     lists = (("/similar-items", {"item_id": "camera-2", "n": 20}), ("/popular", {"n": 20}))
 
     def ids() -> set[str]:
-        return {item["item_id"] for path, query in lists for item in shop_api.get(path, **query)["items"]}
+        return {
+            item["item_id"]
+            for path, query in lists
+            for item in shop_api.get(path, **query)["items"]
+        }
 
     wait_until(lambda: "camera-5" in {i["item_id"] for i in shop_api.get("/popular")["items"]})
     inside = shop_api.get("/similar-items", item_id="camera-2", n=20, filters=["title:camera-5"])
@@ -72,7 +76,8 @@ def test_another_process_takes_a_rule_up(settings: Settings, shop_api: Running) 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"action": "boost"}, {"action": "boost", "query": ["nonsense"]}, {"query": ["item:a"]}]
+    "wrong",
+    [{"action": "boost"}, {"action": "boost", "query": ["nonsense"]}, {"query": ["item:a"]}],
 )
 def test_a_wrong_rule_is_refused_with_a_reason(hostile_api: Running, wrong: dict[str, Any]) -> None:
     response = hostile_api.http.post("/rules", json=wrong)
@@ -80,7 +85,9 @@ def test_a_wrong_rule_is_refused_with_a_reason(hostile_api: Running, wrong: dict
     assert response.json()["errors"]
 
 
-def test_without_its_database_rules_cannot_be_changed_and_lists_still_come(settings: Settings) -> None:
+def test_without_its_database_rules_cannot_be_changed_and_lists_still_come(
+    settings: Settings,
+) -> None:
     serving = ServingSettings(database="postgresql://nobody@127.0.0.1:1/nowhere", open=True)
     with Running(settings.model_copy(update={"serving": serving})) as api:
         response = api.http.post("/rules", json={"action": "exclude", "query": ["item:a"]})

@@ -33,7 +33,10 @@ def test_a_list_of_one_kind_becomes_one_of_both_and_its_receipt_adds_up() -> Non
 def test_before_any_model_categories_tell_what_is_alike() -> None:
     served = Offline(interactions=[90 - i for i in range(60)])
     assert kinds(served.ids("", 8)) == {"camera"}
-    assert kinds(served.ids("", 8, options=dataclasses.replace(PLAIN, diversity=1.0))) == {"camera", "cable"}
+    assert kinds(served.ids("", 8, options=dataclasses.replace(PLAIN, diversity=1.0))) == {
+        "camera",
+        "cable",
+    }
 
 
 def similarity(vectors: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> float:

@@ -76,7 +76,9 @@ def impressions(settings: Settings, name: str, count: int) -> list[ImpressionEve
 
 
 @pytest.mark.slow
-def test_the_better_arm_is_found_and_between_equals_there_is_none(mall: Running, settings: Settings) -> None:
+def test_the_better_arm_is_found_and_between_equals_there_is_none(
+    mall: Running, settings: Settings
+) -> None:
     experiment(mall, "a-a", {"name": "one"}, {"name": "two"})
     shop_for(mall, "equals")
     assert mall.http.post("/experiments/a-a/stop").json()["stopped"]

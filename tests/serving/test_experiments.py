@@ -33,7 +33,9 @@ from tests.serving import shop
 from tests.serving.offline import Offline
 
 
-def an_experiment(name: str = "e", salt: str = "salt", traffic: float = 1.0, **shares: float) -> Experiment:
+def an_experiment(
+    name: str = "e", salt: str = "salt", traffic: float = 1.0, **shares: float
+) -> Experiment:
     arms = [{"name": arm, "share": share} for arm, share in (shares or {"a": 1, "b": 1}).items()]
     draft = {"name": name, "arms": arms, "salt": salt, "traffic": traffic}
     return Experiment.of(ExperimentDraft.model_validate(draft))
@@ -82,7 +84,9 @@ def test_the_oldest_running_experiment_that_takes_a_user_has_them() -> None:
     assert 850 < found["first"] < 1150
     assert found["first"] + found["second"] == 2000
     stopped = first.model_copy(update={"stopped": first.created})
-    assert {a.experiment for n in range(50) if (a := Assignment([stopped, second]).of(f"u{n}"))} == {"second"}
+    assert {
+        a.experiment for n in range(50) if (a := Assignment([stopped, second]).of(f"u{n}"))
+    } == {"second"}
     assert both.of("") is None
     assert Assignment().of("u1") is None
 
@@ -111,7 +115,13 @@ def test_an_arm_is_the_options_of_its_users_lists() -> None:
         "name": "e",
         "arms": [
             {"name": "plain"},
-            {"name": "all", "policy": "trending", "explore": 0.1, "draw": "softmax", "diversity": 0.5},
+            {
+                "name": "all",
+                "policy": "trending",
+                "explore": 0.1,
+                "draw": "softmax",
+                "diversity": 0.5,
+            },
             {"name": "weighed", "weights": {"trend": 2, "model": 0.5}},
         ],
     }
@@ -190,7 +200,14 @@ def test_counts_of_several_processes_add_up(database_url: str) -> None:
     with database.begin() as connection:
         sums = read_sums(connection, "e")
     ann = sums["a"]
-    assert (ann.users, ann.lists, ann.clicked, ann.clicks, ann.buyers, ann.purchased) == (1, 6, 2, 4, 1, 2)
+    assert (ann.users, ann.lists, ann.clicked, ann.clicks, ann.buyers, ann.purchased) == (
+        1,
+        6,
+        2,
+        4,
+        1,
+        2,
+    )
     assert (ann.lists_squared, ann.clicked_squared, ann.lists_clicked) == (36, 4, 12)
     assert (sums["b"].users, sums["b"].lists, sums["b"].clicked) == (1, 2, 0)
     database.close()

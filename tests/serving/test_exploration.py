@@ -22,7 +22,9 @@ SCORES = np.linspace(5.0, 0.0, 60)
 OWN, REST = np.arange(8), np.arange(8, 60)
 
 
-def rounds(draw: Draw, rate: float, count: int, seed: int = 4) -> list[tuple[list[int], list[float]]]:
+def rounds(
+    draw: Draw, rate: float, count: int, seed: int = 4
+) -> list[tuple[list[int], list[float]]]:
     dice = np.random.default_rng(seed)
     found = (explore(OWN, REST, SCORES, rate, draw, dice) for _ in range(count))
     return [(one.rows.tolist(), one.propensities.tolist()) for one in found]
@@ -38,7 +40,9 @@ def test_logged_propensities_are_the_frequencies(draw: Draw, rate: float) -> Non
         for place, (row, propensity) in enumerate(zip(rows, propensities, strict=True)):
             seen[place, row] += 1
             logged[place, row].add(round(propensity, 12))
-    assert all(len(values) == 1 for values in logged.values()), "one item at one place, two propensities"
+    assert all(len(values) == 1 for values in logged.values()), (
+        "one item at one place, two propensities"
+    )
     for place in range(len(OWN)):
         rows = [row for at, row in seen if at == place]
         propensities = [next(iter(logged[place, row])) for row in rows]
@@ -60,7 +64,9 @@ def test_inverse_propensity_scoring_gives_the_value_of_a_policy_that_was_never_r
         naive.append(sum(clicked))
     error = np.std(estimates) / np.sqrt(len(estimates))
     assert abs(np.mean(estimates) - truth) < 4 * error, (np.mean(estimates), truth)
-    assert abs(np.mean(naive) - truth) > 4 * error, "the control: clicks alone would have told the same"
+    assert abs(np.mean(naive) - truth) > 4 * error, (
+        "the control: clicks alone would have told the same"
+    )
 
 
 def test_nothing_comes_twice_and_a_place_without_a_tail_is_certain() -> None:
@@ -87,7 +93,9 @@ def test_a_list_explores_only_when_it_is_asked_to_and_the_receipt_says_where() -
     assert all("propensity" not in row and "exploration" not in row["parts"] for row in plain)
     assert served.ids("ann", 10) == served.ids("ann", 10)
     options = dataclasses.replace(PLAIN, explore=0.5)
-    lists = [served.items("ann", 10, options=options) for _ in range(40)]  # receipts are checked in there
+    lists = [
+        served.items("ann", 10, options=options) for _ in range(40)
+    ]  # receipts are checked in there
     explored = [row for rows in lists for row in rows if row["parts"]["exploration"] > 0]
     assert 100 < len(explored) < 300
     own = {row["item_id"] for row in plain}

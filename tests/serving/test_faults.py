@@ -44,7 +44,9 @@ def said(body: dict[str, Any]) -> tuple[str, bool]:
     return body["source"], body["degraded"]
 
 
-def test_without_redis_lists_go_on_and_say_so(broker: str, own_redis: ValkeyServer, tmp_path: Path) -> None:
+def test_without_redis_lists_go_on_and_say_so(
+    broker: str, own_redis: ValkeyServer, tmp_path: Path
+) -> None:
     settings = of(broker, own_redis.address, tmp_path, BRIEF_S)
     ensure_topics(settings)
     with Running(settings) as api, MiniStream(settings):
@@ -117,14 +119,20 @@ def test_without_kafka_feedback_says_when_to_try_again(
         assert not handed_in.produce.called, "while Kafka is known to be away nobody waits for it"
 
         own_broker.start()
-        wait_until(lambda: not api.service.feedback.away, what="it sees by itself that Kafka is back")
+        wait_until(
+            lambda: not api.service.feedback.away, what="it sees by itself that Kafka is back"
+        )
         wait_until(lambda: api.http.post("/feedback", json=body).status_code == 202)
         wait_until(lambda: len(api.get("/users/bob/history")["events"]) == 2)
 
 
 @pytest.mark.parametrize("looks", [True, False], ids=["it looks", "control: it only waits"])
 def test_a_frozen_kafka_is_told_from_a_slow_one(
-    own_broker: KafkaServer, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: bool
+    own_broker: KafkaServer,
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    looks: bool,
 ) -> None:
     monkeypatch.setattr(feedback, "WAIT_S", NOBODY_WAITS_S)
     if not looks:
@@ -144,14 +152,22 @@ def test_a_frozen_kafka_is_told_from_a_slow_one(
                     api.http.post("/feedback", json=body, timeout=3)
         finally:
             own_broker.process.go_on()
-        wait_until(lambda: not api.service.feedback.away, what="it sees by itself that Kafka goes on")
+        wait_until(
+            lambda: not api.service.feedback.away, what="it sees by itself that Kafka goes on"
+        )
         wait_until(lambda: api.http.post("/feedback", json=body).status_code == 202)
 
 
 # patient: ten times as long as in the product, so that a busy machine does not make the stall that long
-@pytest.mark.parametrize("usual_s", [10 * feedback.USUAL_S, 0.0], ids=["patient", "control: sure at once"])
+@pytest.mark.parametrize(
+    "usual_s", [10 * feedback.USUAL_S, 0.0], ids=["patient", "control: sure at once"]
+)
 def test_a_young_process_waits_for_a_kafka_that_stalls(
-    own_broker: KafkaServer, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, usual_s: float
+    own_broker: KafkaServer,
+    redis_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    usual_s: float,
 ) -> None:
     monkeypatch.setattr(feedback, "WAIT_S", NOBODY_WAITS_S)
     monkeypatch.setattr(feedback, "USUAL_S", usual_s)
@@ -190,14 +206,17 @@ def test_it_starts_before_kafka_and_redis_do(own_broker: KafkaServer, tmp_path: 
             with MiniStream(settings):
                 wait_until(lambda: api.http.get("/health/ready").status_code == 200)
                 wait_until(
-                    lambda: not api.service.feedback.away, what="it sees by itself that Kafka is there"
+                    lambda: not api.service.feedback.away,
+                    what="it sees by itself that Kafka is there",
                 )
                 after(api, "bob", api.tell("bob", "camera-1"))
         finally:
             redis.kill()
 
 
-def test_models_are_swapped_under_requests_without_one_failure(shop_api: Running, settings: Settings) -> None:
+def test_models_are_swapped_under_requests_without_one_failure(
+    shop_api: Running, settings: Settings
+) -> None:
     after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
     versions: list[str] = []
     failures: list[str] = []
@@ -225,7 +244,9 @@ def test_models_are_swapped_under_requests_without_one_failure(shop_api: Running
     assert list(dict.fromkeys(versions)) == [f"m{i}" for i in range(1, 8)]
 
 
-def test_a_damaged_model_is_refused_and_the_old_one_serves(shop_api: Running, settings: Settings) -> None:
+def test_a_damaged_model_is_refused_and_the_old_one_serves(
+    shop_api: Running, settings: Settings
+) -> None:
     folder, sha256 = shop.write(settings, "broken")
     path = folder / "als_item_factors.npy"
     raw = bytearray(path.read_bytes())
@@ -245,7 +266,9 @@ def test_the_newest_model_is_loaded_at_the_start(shop_api: Running, settings: Se
         assert second.list_for("bob")["items"]
 
 
-def test_trends_survive_a_restart_and_agree_with_redis(shop_api: Running, settings: Settings) -> None:
+def test_trends_survive_a_restart_and_agree_with_redis(
+    shop_api: Running, settings: Settings
+) -> None:
     for user in range(5):
         position = shop_api.tell(f"u{user}", "camera-5", "purchase")
         after(shop_api, f"u{user}", position)

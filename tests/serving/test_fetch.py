@@ -80,7 +80,9 @@ def test_old_models_and_fetches_that_ended_early_make_room(
     assert {found.name for found in cache.iterdir()} == kept | {fetched.name, ".fetching-now"}
 
 
-def test_an_object_damaged_on_s3_is_refused(s3: Any, made: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_object_damaged_on_s3_is_refused(
+    s3: Any, made: tuple[Path, str], tmp_path: Path
+) -> None:
     folder, sha256 = made
     uri = upload(folder, ROOT)
     raw = bytearray((folder / "popularity.npy").read_bytes())
@@ -98,7 +100,9 @@ def test_an_upload_that_breaks_leaves_nothing_that_looks_whole(
     with pytest.raises(Unavailable, match="the old model stays"):
         upload(folder, "s3://no-such-bucket/models")
     names = sorted(p.name for p in folder.iterdir())
-    s3.upload_file(str(folder / names[0]), "shop", f"models/m1/{names[0]}")  # and then it was killed
+    s3.upload_file(
+        str(folder / names[0]), "shop", f"models/m1/{names[0]}"
+    )  # and then it was killed
     with pytest.raises(Unavailable, match="cannot be fetched"):
         folder_of("s3://shop/models/m1", tmp_path / "cache", sha256)
     assert not list((tmp_path / "cache").iterdir())

@@ -41,9 +41,17 @@ def test_every_route_needs_a_key_with_its_scope(settings: Settings) -> None:
             for method in methods:
                 if path in OPEN_PATHS:
                     continue
-                names = {"item_id": "i", "user_id": "u", "impression_id": "x", "rule_id": "r", "name": "e"}
+                names = {
+                    "item_id": "i",
+                    "user_id": "u",
+                    "impression_id": "x",
+                    "rule_id": "r",
+                    "name": "e",
+                }
                 real = path.format(**names, fault="none")
-                steers = path.startswith("/admin/") and method == "post"  # tests/serving/test_admin.py does
+                steers = (
+                    path.startswith("/admin/") and method == "post"
+                )  # tests/serving/test_admin.py does
                 needed = scope_of(method.upper(), path)
                 for headers, allowed in (
                     ({}, False),
@@ -59,7 +67,9 @@ def test_every_route_needs_a_key_with_its_scope(settings: Settings) -> None:
                     assert (status not in {401, 403}) is allowed, (method, path, headers, status)
                     assert status < 500 or status == 503, (path, status)
                 other = "feedback" if needed == "recommend" else "recommend"
-                assert api.http.request(method, real, headers=bearer(KEYS[other])).status_code == 403
+                assert (
+                    api.http.request(method, real, headers=bearer(KEYS[other])).status_code == 403
+                )
                 checked += 1
         assert checked >= 10
         assert api.http.get("/recommendations").headers["www-authenticate"].startswith("Bearer")
@@ -85,7 +95,10 @@ def test_sockets_need_the_key_and_a_known_origin(settings: Settings) -> None:
 
 def test_a_foreign_origin_is_refused_without_keys_too(hostile_api: Running) -> None:
     headers = {"origin": "https://evil.example"}
-    with pytest.raises(InvalidStatus), connect(f"{hostile_api.ws}/ws/live", additional_headers=headers):
+    with (
+        pytest.raises(InvalidStatus),
+        connect(f"{hostile_api.ws}/ws/live", additional_headers=headers),
+    ):
         pass
 
 
@@ -101,20 +114,27 @@ def test_without_keys_only_this_machine_steers(settings: Settings) -> None:
 def test_over_the_limit_is_429_per_caller(settings: Settings) -> None:
     with Running(guarded(settings, limit="5/minute")) as api:
         statuses = [
-            api.http.get("/recommendations?user_id=b", headers=bearer("r-key")).status_code for _ in range(7)
+            api.http.get("/recommendations?user_id=b", headers=bearer("r-key")).status_code
+            for _ in range(7)
         ]
         assert statuses == [200] * 5 + [429] * 2
         response = api.http.get("/recommendations?user_id=b", headers=bearer("r-key"))
         assert response.headers["retry-after"] == "60"
         assert response.headers["content-type"] == "application/problem+json"
-        assert api.http.get("/recommendations?user_id=b", headers=bearer("a-key")).status_code == 200
+        assert (
+            api.http.get("/recommendations?user_id=b", headers=bearer("a-key")).status_code == 200
+        )
 
 
 def test_who_guesses_keys_is_held_to_the_limit_by_address(settings: Settings) -> None:
     with Running(guarded(settings, limit="5/minute")) as api:
-        statuses = [api.http.get("/popular", headers=bearer(f"guess-{n}")).status_code for n in range(7)]
+        statuses = [
+            api.http.get("/popular", headers=bearer(f"guess-{n}")).status_code for n in range(7)
+        ]
         assert statuses == [401] * 5 + [429] * 2
-        assert api.http.get("/popular", headers=bearer("r-key")).status_code == 200, "keys are counted apart"
+        assert api.http.get("/popular", headers=bearer("r-key")).status_code == 200, (
+            "keys are counted apart"
+        )
 
 
 def test_processes_that_share_their_limit_count_together(settings: Settings) -> None:

@@ -79,26 +79,34 @@ def assert_problem(response: httpx2.Response, status: int) -> None:
 def test_feedback_refuses_what_is_wrong(api: Running) -> None:
     for name, (body, status) in BODIES.items():
         content = body if isinstance(body, bytes) else body.encode()
-        response = api.http.post("/feedback", content=content, headers={"content-type": "application/json"})
+        response = api.http.post(
+            "/feedback", content=content, headers={"content-type": "application/json"}
+        )
         assert response.status_code == status, (name, response.status_code, response.text[:300])
         assert_problem(response, status)
 
 
 def test_a_body_of_another_type_is_refused(api: Running) -> None:
     for kind in ("text/plain", "application/xml", "multipart/form-data; boundary=x", ""):
-        response = api.http.post("/feedback", content=json.dumps(GOOD), headers={"content-type": kind})
+        response = api.http.post(
+            "/feedback", content=json.dumps(GOOD), headers={"content-type": kind}
+        )
         assert_problem(response, 422)
 
 
 def test_a_chunked_body_is_cut_at_the_limit(api: Running) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=PATIENCE_S)
     chunks = (b"x" * 8192 for _ in range(20))
-    connection.request("POST", "/feedback", chunks, {"content-type": "application/json"}, encode_chunked=True)
+    connection.request(
+        "POST", "/feedback", chunks, {"content-type": "application/json"}, encode_chunked=True
+    )
     assert connection.getresponse().status == 413
     connection.close()
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_does_not_come_is_not_waited_for(
+    api: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(problems, "BODY_S", 0.3)
     with create_connection(("127.0.0.1", api.port), timeout=PATIENCE_S) as slow:
         slow.sendall(b"POST /feedback HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
@@ -164,13 +172,19 @@ def test_methods_that_are_not_there(hostile_api: Running) -> None:
     assert_problem(hostile_api.http.delete("/recommendations"), 405)
     assert_problem(hostile_api.http.post("/recommendations"), 422)
     assert_problem(hostile_api.http.post("/recommendations/batch", json={"user_ids": []}), 422)
-    assert_problem(hostile_api.http.post("/recommendations/batch", json={"user_ids": ["x"] * 501}), 422)
+    assert_problem(
+        hostile_api.http.post("/recommendations/batch", json={"user_ids": ["x"] * 501}), 422
+    )
     assert_problem(hostile_api.http.post("/recommendations", json={"user_id": "b", "n": True}), 422)
 
 
 def test_hostile_ids_never_break_a_route(hostile_api: Running) -> None:
     for value in HOSTILE_IDS:
-        for path in (f"/items/{value}", f"/users/{value}/history", f"/recommendations?user_id={value}"):
+        for path in (
+            f"/items/{value}",
+            f"/users/{value}/history",
+            f"/recommendations?user_id={value}",
+        ):
             response = hostile_api.http.get(path)
             assert response.status_code in {200, 404, 422}, (path, response.status_code)
             assert_problem(response, response.status_code)
@@ -178,12 +192,17 @@ def test_hostile_ids_never_break_a_route(hostile_api: Running) -> None:
 
 def test_sockets_refuse_bad_queries(hostile_api: Running) -> None:
     for query in ("", "?user_id=", "?user_id=%00", "?user_id=b&n=0", "?user_id=b&x=1"):
-        with pytest.raises(InvalidStatus) as refused, connect(f"{hostile_api.ws}/ws/recommendations{query}"):
+        with (
+            pytest.raises(InvalidStatus) as refused,
+            connect(f"{hostile_api.ws}/ws/recommendations{query}"),
+        ):
             pass
         assert refused.value.response.status_code == 403
 
 
-def test_a_socket_that_floods_or_shouts_is_closed_and_a_quiet_one_is_not(hostile_api: Running) -> None:
+def test_a_socket_that_floods_or_shouts_is_closed_and_a_quiet_one_is_not(
+    hostile_api: Running,
+) -> None:
     url = f"{hostile_api.ws}/ws/recommendations?user_id=bob"
     for said, code in ((["x" * 70_000], 1009), (["x"] * 100, 1008)):
         with connect(url) as socket:
@@ -210,7 +229,12 @@ def test_every_answer_is_as_documented(hostile_api: Running) -> None:
                 continue
             problems = {s for s in operation["responses"] if s.startswith("4")}
             assert problems >= {"400", "422"}, (path, method)
-            problems.remove("400")  # what is no HTTP is answered before the application: test_schema.py
+            problems.remove(
+                "400"
+            )  # what is no HTTP is answered before the application: test_schema.py
             for status in problems:
-                assert "application/problem+json" in operation["responses"][status]["content"], (path, status)
+                assert "application/problem+json" in operation["responses"][status]["content"], (
+                    path,
+                    status,
+                )
             assert operation["description"], path

@@ -41,7 +41,10 @@ def test_changes_that_come_while_a_list_is_sent_are_one_and_the_newest_counts() 
         hub.deliver(changes)
         return await watcher.next()
 
-    hub, changes = Hub(), [change("ann"), change("bob"), change("ann"), change("ann", Effect.DUPLICATE)]
+    hub, changes = (
+        Hub(),
+        [change("ann"), change("bob"), change("ann"), change("ann", Effect.DUPLICATE)],
+    )
     assert asyncio.run(found()) == (changes[2], 1)
 
 

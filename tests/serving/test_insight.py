@@ -21,7 +21,14 @@ def test_a_list_is_reacted_to_once_however_often_it_is_clicked() -> None:
     exposure.reacted("unheard of", Action.CLICK)
     exposure.reacted(None, Action.CLICK)
     assert exposure.rows() == [
-        {"source": "trending", "model_version": None, "lists": 2, "reacted": 1, "items": 6, "clicks": 2}
+        {
+            "source": "trending",
+            "model_version": None,
+            "lists": 2,
+            "reacted": 1,
+            "items": 6,
+            "clicks": 2,
+        }
     ]
 
 
@@ -73,11 +80,18 @@ def test_the_models_say_which_one_serves(shop_api: Running) -> None:
     ]
 
 
-def test_dead_letters_are_counted_and_shown_with_their_reason(api: Running, settings: Settings) -> None:
+def test_dead_letters_are_counted_and_shown_with_their_reason(
+    api: Running, settings: Settings
+) -> None:
     topics = settings.kafka.topics
-    assert api.get("/dead-letters") == {"counts": {topics.reviews: 0, topics.feedback: 0}, "newest": []}
+    assert api.get("/dead-letters") == {
+        "counts": {topics.reviews: 0, topics.feedback: 0},
+        "newest": [],
+    }
     producer = Producer({"bootstrap.servers": settings.kafka.bootstrap, "enable.idempotence": True})
-    producer.produce(dlq(topics.feedback), b"{not json", headers=[("error", b"event: invalid JSON")])
+    producer.produce(
+        dlq(topics.feedback), b"{not json", headers=[("error", b"event: invalid JSON")]
+    )
     assert producer.flush(20) == 0
     body = api.get("/dead-letters")
     assert body["counts"][topics.feedback] == 1

@@ -38,7 +38,9 @@ def status(api: Running, key: str | None, path: str = "/popular") -> int:
 def test_keys_come_back_from_sql_and_are_revoked_once(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
-    kept, key = add_key(database, KeyDraft(name="shop", scopes=("recommend",), note="the shop's server"))
+    kept, key = add_key(
+        database, KeyDraft(name="shop", scopes=("recommend",), note="the shop's server")
+    )
     with database.begin() as connection:
         assert read_keys(connection) == (kept,)
         assert key not in str(connection.execute(select(api_keys)).all()), "only the hash is kept"
@@ -56,7 +58,9 @@ def test_keys_come_back_from_sql_and_are_revoked_once(database_url: str) -> None
     database.close()
 
 
-def test_a_key_made_elsewhere_opens_and_its_revocation_closes_without_a_restart(settings: Settings) -> None:
+def test_a_key_made_elsewhere_opens_and_its_revocation_closes_without_a_restart(
+    settings: Settings,
+) -> None:
     database = Database(settings.database)
     with Running(settings) as api:
         assert status(api, None) == 200, "without keys this machine is answered"
@@ -81,7 +85,9 @@ def test_a_key_made_elsewhere_opens_and_its_revocation_closes_without_a_restart(
 def test_keys_by_http_beside_those_of_the_settings(settings: Settings) -> None:
     root, sha256 = new_key()
     with Running(serving(settings, keys={"root": ApiKey(sha256=sha256, scopes=("admin",))})) as api:
-        made = api.http.post("/keys", json={"name": "page", "scopes": ["recommend"]}, headers=bearer(root))
+        made = api.http.post(
+            "/keys", json={"name": "page", "scopes": ["recommend"]}, headers=bearer(root)
+        )
         assert made.status_code == 201, made.text
         key = made.json()["key"]
         assert status(api, key) == 200

@@ -57,7 +57,9 @@ def test_each_text_is_read_once_and_again_where_it_changes() -> None:
     assert world.content is not None
     np.testing.assert_allclose(world.content.late[:, :2], np.eye(2))
 
-    served.catalogue.put(Item(item_id="diver-2", title="Cable for divers", categories=("Cables",), price=9.0))
+    served.catalogue.put(
+        Item(item_id="diver-2", title="Cable for divers", categories=("Cables",), price=9.0)
+    )
     again = put(served, "camera-3", "Known to the model, whatever it is called now")
     assert again.number != world.number
     assert again.content is world.content
@@ -75,7 +77,11 @@ def test_each_text_is_read_once_and_again_where_it_changes() -> None:
 
 
 def test_without_words_in_the_model_or_in_the_title_nothing_is_searched_for() -> None:
-    for words, title in ((None, "Camera for divers"), (shop.words(), None), (shop.words(), "Snorkel")):
+    for words, title in (
+        (None, "Camera for divers"),
+        (shop.words(), None),
+        (shop.words(), "Snorkel"),
+    ):
         served = a_shop(words)
         world = put(served, "diver-1", title)
         assert world.content_search is world.loaded.content_search
@@ -100,7 +106,11 @@ def test_a_new_item_is_a_candidate_by_its_content() -> None:
     camera, cable = a_state([3]), a_state([shop.PER_KIND])
     found = [
         candidate_items(
-            world.loaded.model, state, world.view, content_search=world.content_search, content=world.content
+            world.loaded.model,
+            state,
+            world.view,
+            content_search=world.content_search,
+            content=world.content,
         )
         for state in (camera, cable)
     ]
@@ -152,7 +162,9 @@ def test_a_search_brings_few_late_items_and_none_that_is_not_alike() -> None:
     assert len(search(known[1], 50)) == len(known)
 
 
-def test_a_new_item_is_listed_before_any_training_has_seen_it(settings: Settings, shop_api: Running) -> None:
+def test_a_new_item_is_listed_before_any_training_has_seen_it(
+    settings: Settings, shop_api: Running
+) -> None:
     """The control: a model without words never brings what it has not been trained on."""
     worlds = shop_api.service.worlds
     shop_api.tell("bob", "camera-3")

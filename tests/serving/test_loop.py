@@ -54,7 +54,9 @@ def test_a_new_user_is_personalised_after_the_first_event(shop_api: Running) -> 
     assert body["items"][0]["title"].startswith("The camera-")
 
 
-def test_an_undo_gives_back_the_list_of_before_and_the_history_keeps_both(shop_api: Running) -> None:
+def test_an_undo_gives_back_the_list_of_before_and_the_history_keeps_both(
+    shop_api: Running,
+) -> None:
     before = after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
     liked = ids(before)[0]
     changed = after(shop_api, "bob", shop_api.tell("bob", liked, "like"))
@@ -63,7 +65,9 @@ def test_an_undo_gives_back_the_list_of_before_and_the_history_keeps_both(shop_a
     body = after(shop_api, "bob", shop_api.tell("bob", liked, "undo"))
 
     assert ids(body) == ids(before)
-    assert [item["reason"] for item in body["items"]] == [item["reason"] for item in before["items"]]
+    assert [item["reason"] for item in body["items"]] == [
+        item["reason"] for item in before["items"]
+    ]
     events_of_bob = shop_api.get("/users/bob/history")["events"]
     assert [event["action"] for event in events_of_bob] == ["undo", "like", "like"]
     # what was done stays counted
@@ -146,13 +150,19 @@ def test_similar_items_are_of_the_same_kind(shop_api: Running) -> None:
     assert "camera-2" not in ids(body)
 
 
-def test_items_alike_by_words_and_by_people_add_up_to_those_alike_by_both(shop_api: Running) -> None:
+def test_items_alike_by_words_and_by_people_add_up_to_those_alike_by_both(
+    shop_api: Running,
+) -> None:
     scores = {
         by: {
             row["item_id"]: row["score"]
             for row in shop_api.get("/similar-items", item_id="camera-2", n=60, **asked)["items"]
         }
-        for by, asked in (("both", {}), ("content", {"by": "content"}), ("bought", {"by": "bought"}))
+        for by, asked in (
+            ("both", {}),
+            ("content", {"by": "content"}),
+            ("bought", {"by": "bought"}),
+        )
     }
     assert scores["content"]
     assert scores["content"] != scores["bought"]
@@ -167,7 +177,10 @@ def test_history_is_newest_first_and_the_same_event_counts_once(shop_api: Runnin
     assert first != second
     after(shop_api, "fay", shop_api.tell("fay", "cable-2", "purchase"))
     events = shop_api.get("/users/fay/history")["events"]
-    assert [(e["item_id"], e["action"]) for e in events] == [("cable-2", "purchase"), ("camera-1", "view")]
+    assert [(e["item_id"], e["action"]) for e in events] == [
+        ("cable-2", "purchase"),
+        ("camera-1", "view"),
+    ]
     wait_until(lambda: shop_api.get("/items/camera-1")["interactions"] == 1)
 
 
@@ -218,7 +231,9 @@ def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
     assert now["boundary"] == 1700000000.5
     stages = now["freshness_ms"]["stages"]
     assert stages["apply"].keys() == {"p50", "p95", "p99"}
-    assert -1 < stages["log"]["p50"] < stages["total"]["p50"]  # the log's clock has whole milliseconds
+    assert (
+        -1 < stages["log"]["p50"] < stages["total"]["p50"]
+    )  # the log's clock has whole milliseconds
     wait_until(lambda: shop_api.service.figures.now()["dead_letters"] == 1, what="they are counted")
     text = shop_api.http.get("/metrics").text
     for line in (
@@ -243,7 +258,9 @@ def test_a_position_that_is_not_reached_is_said_to_be_not_fresh(
     shop_api: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shop_api.service.waiters, "_patience_s", 0.3)
-    body = shop_api.list_for("ida", after=f"{shop_api.service.settings.kafka.topics.feedback}/0/123456")
+    body = shop_api.list_for(
+        "ida", after=f"{shop_api.service.settings.kafka.topics.feedback}/0/123456"
+    )
     assert body["fresh"] is False
     assert body["items"]
     assert shop_api.list_for("ida")["fresh"] is None
@@ -252,7 +269,11 @@ def test_a_position_that_is_not_reached_is_said_to_be_not_fresh(
 def test_an_impression_of_every_list_goes_to_kafka(shop_api: Running, settings: Settings) -> None:
     body = shop_api.list_for("jan", n=5)
     consumer = Consumer(
-        {"bootstrap.servers": settings.kafka.bootstrap, "group.id": "test", "auto.offset.reset": "earliest"}
+        {
+            "bootstrap.servers": settings.kafka.bootstrap,
+            "group.id": "test",
+            "auto.offset.reset": "earliest",
+        }
     )
     topic = settings.kafka.topics.impressions
     consumer.assign([TopicPartition(topic, p, 0) for p in range(settings.kafka.partitions)])
@@ -297,7 +318,9 @@ def test_excluded_items_and_other_categories_stay_out(shop_api: Running) -> None
 
 def test_a_batch_answers_for_each_user_as_a_request_would(shop_api: Running) -> None:
     after(shop_api, "mia", shop_api.tell("mia", "camera-1"))
-    response = shop_api.http.post("/recommendations/batch", json={"user_ids": ["mia", "nobody"], "n": 4})
+    response = shop_api.http.post(
+        "/recommendations/batch", json={"user_ids": ["mia", "nobody"], "n": 4}
+    )
     assert response.status_code == 200
     mia, nobody = response.json()["lists"]
     assert ids(mia) == ids(shop_api.list_for("mia", n=4))

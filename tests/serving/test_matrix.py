@@ -112,7 +112,9 @@ def api(settings: Settings) -> Iterator[Running]:
 
 def routes(api: Running) -> list[Route]:
     paths = api.get("/openapi.json")["paths"]
-    found = [Route(m.upper(), path, op) for path, methods in paths.items() for m, op in methods.items()]
+    found = [
+        Route(m.upper(), path, op) for path, methods in paths.items() for m, op in methods.items()
+    ]
     assert len(found) >= 25
     return [route for route in found if route.path not in OPEN_PATHS]
 
@@ -149,7 +151,9 @@ def test_no_route_answers_who_may_not_ask(api: Running) -> None:
         "a token for something else": bearer(signed(aud="another")),
         "a token of nobody": bearer(signed(sub="")),
         "a token that was changed": bearer(good[:-4] + ("AAAA" if good[-4:] != "AAAA" else "BBBB")),
-        "a token by another secret": bearer(new_token("another secret of 32 characters!", "ann", 60)[0]),
+        "a token by another secret": bearer(
+            new_token("another secret of 32 characters!", "ann", 60)[0]
+        ),
         "an unsigned token": bearer(unsigned()),
         "dots": bearer(".."),
     }
@@ -211,22 +215,45 @@ def test_hostile_values_break_no_route(api: Running) -> None:
             if path != route.path or not names:
                 queries.append("")
             for query in queries:
-                answer = api.http.request(route.method, f"{path}?{query}", json=route.body, headers=headers)
-                assert answer.status_code < 500 or answer.status_code == 503, (path, query, answer.text)
+                answer = api.http.request(
+                    route.method, f"{path}?{query}", json=route.body, headers=headers
+                )
+                assert answer.status_code < 500 or answer.status_code == 503, (
+                    path,
+                    query,
+                    answer.text,
+                )
             if path == route.path and not names:
                 break  # nothing hostile can be put in
         for name, value in (route.body or {}).items():
-            for wrong in (None, 7, "", "\x00", [], {}, [[]], "x" * 5000, float("1e300"), [value] * 501):
+            for wrong in (
+                None,
+                7,
+                "",
+                "\x00",
+                [],
+                {},
+                [[]],
+                "x" * 5000,
+                float("1e300"),
+                [value] * 501,
+            ):
                 body = {**(route.body or {}), name: wrong}
                 answer = api.http.request(route.method, path, json=body, headers=headers)
-                assert answer.status_code < 500 or answer.status_code == 503, (path, body, answer.text)
+                assert answer.status_code < 500 or answer.status_code == 503, (
+                    path,
+                    body,
+                    answer.text,
+                )
 
 
 def test_hostile_bodies_steer_nothing(api: Running) -> None:
     for route in [route for route in routes(api) if route.steers and route.body]:
         for wrong in (None, 7, "\x00", [], {}, float("1e300")):
             answer = api.http.post(
-                route.path, json={**(route.body or {}), "more": wrong}, headers=bearer(KEYS["admin"])
+                route.path,
+                json={**(route.body or {}), "more": wrong},
+                headers=bearer(KEYS["admin"]),
             )
             assert answer.status_code == 422, (route.path, wrong, answer.text)
 
@@ -257,7 +284,9 @@ def test_a_socket_does_not_outlive_its_token(api: Running, monkeypatch: pytest.M
 def test_tokens_are_made_by_admins_and_only_where_there_is_a_secret(
     api: Running, hostile_api: Running
 ) -> None:
-    made = api.http.post("/tokens", json={"user_id": "ann", "seconds": 60}, headers=bearer(KEYS["admin"]))
+    made = api.http.post(
+        "/tokens", json={"user_id": "ann", "seconds": 60}, headers=bearer(KEYS["admin"])
+    )
     assert made.status_code == 201
     assert user_of(SECRET, made.json()["token"].encode()) == "ann"
     assert hostile_api.http.post("/tokens", json={"user_id": "ann"}).status_code == 409
@@ -265,7 +294,10 @@ def test_tokens_are_made_by_admins_and_only_where_there_is_a_secret(
 
 def test_pages_of_known_origins_may_call(settings: Settings) -> None:
     with Running(guarded(settings, token_secret=SECRET, origins=("https://shop.example",))) as api:
-        asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        asked = {
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization",
+        }
         for origin, allowed in (("https://shop.example", True), ("https://evil.example", False)):
             answer = api.http.options("/feedback", headers=asked | {"origin": origin})
             assert ("access-control-allow-origin" in answer.headers) is allowed

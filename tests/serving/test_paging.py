@@ -43,7 +43,9 @@ def test_pages_are_the_list_in_stretches(user_id: str) -> None:
     served = an_offline()
     whole = served.ids(user_id, 58)
     assert len(whole) == 58
-    by_offset = [item for start in range(0, 58, 10) for item in served.ids(user_id, 10, page=Page(start))]
+    by_offset = [
+        item for start in range(0, 58, 10) for item in served.ids(user_id, 10, page=Page(start))
+    ]
     assert by_offset[:58] == whole
     found = pages(served, user_id, 10)
     everything = [item for page in found for item in page]
@@ -64,7 +66,9 @@ def test_a_cursor_repeats_nothing_although_the_list_changes(user_id: str) -> Non
     later = Page(shown=decode_cursor(first.body["next"]), follow=True)
     assert not set(shown) & set(served.ids(user_id, 10, page=later))
     if user_id == "":
-        assert set(shown) & set(served.ids(user_id, 10, page=Page(10))), "the control: an offset repeats"
+        assert set(shown) & set(served.ids(user_id, 10, page=Page(10))), (
+            "the control: an offset repeats"
+        )
 
 
 def test_pages_under_rules_diversity_and_exploration_repeat_nothing() -> None:
@@ -87,12 +91,14 @@ def test_filters_of_a_list_hold_on_every_page() -> None:
     everything = [item for page in found for item in page]
     assert sorted(everything) == sorted(f"cable-{n}" for n in range(30))
     assert served.ids("ann", 50, filters=("title:cable-7", "item:camera-9")) == []
-    assert served.ids("ann", 50, filters=("title:cable-7", "title:camera-9"), category="cables") == [
-        "cable-7"
-    ]
+    assert served.ids(
+        "ann", 50, filters=("title:cable-7", "title:camera-9"), category="cables"
+    ) == ["cable-7"]
 
 
-@given(st.lists(st.text(min_size=1, max_size=20).filter(str.isprintable), unique=True, max_size=200))
+@given(
+    st.lists(st.text(min_size=1, max_size=20).filter(str.isprintable), unique=True, max_size=200)
+)
 def test_a_cursor_says_what_was_shown(shown: list[str]) -> None:
     assert decode_cursor(encode_cursor(shown)) == tuple(shown)
 
@@ -109,7 +115,16 @@ BOMB = urlsafe_b64encode(compress(b"[" + b'"a",' * 3_000_000 + b'"a"]')).decode(
 
 @pytest.mark.parametrize(
     "wrong",
-    ["", "x", "ü", "AAAA", encode_cursor(["a"])[:-2], encode_cursor([""]), encode_cursor(["a\x00"]), BOMB],
+    [
+        "",
+        "x",
+        "ü",
+        "AAAA",
+        encode_cursor(["a"])[:-2],
+        encode_cursor([""]),
+        encode_cursor(["a\x00"]),
+        BOMB,
+    ],
     ids=["empty", "x", "not ascii", "not packed", "cut", "empty id", "bad id", "bomb"],
 )
 def test_what_is_no_cursor_is_refused(wrong: str) -> None:

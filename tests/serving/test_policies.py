@@ -59,7 +59,9 @@ def test_one_model_alone_shows_what_it_scores_highest_less_what_was_seen(policy:
     served = an_offline()
     rows = served.items("ann", 20, options=only(policy))
     scores = scores_of(policy, a_model(), LIKED["ann"], served.world.now_ms)
-    best = sorted((item for item in scores if item not in LIKED["ann"]), key=lambda item: -scores[item])
+    best = sorted(
+        (item for item in scores if item not in LIKED["ann"]), key=lambda item: -scores[item]
+    )
     assert [row["item_id"] for row in rows] == best[:20]
     assert {row["source"] for row in rows} == {{"als": "als", "two_tower": "tower"}[policy]}
     for row in rows:
@@ -93,13 +95,21 @@ def test_policies_differ() -> None:
     ],
     ids=lambda asked: "-".join(asked) or "plain",
 )
-def test_every_policy_does_what_else_is_asked(policy: Policy, user_id: str, asked: dict[str, Any]) -> None:
+def test_every_policy_does_what_else_is_asked(
+    policy: Policy, user_id: str, asked: dict[str, Any]
+) -> None:
     asked = {**asked, "options": only(policy, **asked.get("options", {}))}
     served = an_offline()
     rows = served.items(user_id, 10, **asked)
     ids = [row["item_id"] for row in rows]
-    assert len(ids) == (2 if "filters" in asked and user_id == "ann" else 3 if "filters" in asked else 10)
-    assert not set(ids) & {*LIKED.get(user_id, ()), *asked.get("exclude", ()), *asked.get("items", ())}
+    assert len(ids) == (
+        2 if "filters" in asked and user_id == "ann" else 3 if "filters" in asked else 10
+    )
+    assert not set(ids) & {
+        *LIKED.get(user_id, ()),
+        *asked.get("exclude", ()),
+        *asked.get("items", ()),
+    }
     if "category" in asked:
         assert all(item.startswith("cable-") for item in ids)
 
@@ -127,7 +137,9 @@ def test_pages_of_one_model_repeat_nothing_and_come_to_an_end(policy: Policy) ->
     served = an_offline()
     first = served.ids("ann", 20, options=only(policy), page=Page(follow=True))
     second = served.ids("ann", 20, options=only(policy), page=Page(shown=tuple(first), follow=True))
-    third = served.ids("ann", 20, options=only(policy), page=Page(shown=(*first, *second), follow=True))
+    third = served.ids(
+        "ann", 20, options=only(policy), page=Page(shown=(*first, *second), follow=True)
+    )
     everything = [*first, *second, *third]
     assert len(everything) == len(set(everything)) == 57
     assert first + second == served.ids("ann", 40, options=only(policy))
@@ -143,7 +155,14 @@ def test_pages_of_one_model_repeat_nothing_and_come_to_an_end(policy: Policy) ->
         (Policy.ALS, {"liked": {}}),
         (Policy.ALS, {"liked": {"ann": ["lamp-1"]}, "items": shop.wide_catalogue()}),
     ],
-    ids=["no towers", "no factors", "no model", "no history", "no history", "history unknown to the model"],
+    ids=[
+        "no towers",
+        "no factors",
+        "no model",
+        "no history",
+        "no history",
+        "history unknown to the model",
+    ],
 )
 def test_what_a_policy_cannot_do_goes_down_the_ladder_and_says_so(
     policy: Policy, changes: dict[str, Any]
@@ -158,7 +177,10 @@ def test_what_a_policy_cannot_do_goes_down_the_ladder_and_says_so(
 
 @pytest.mark.parametrize("policy", ALONE)
 def test_items_that_came_after_the_model_fill_a_list_up(policy: Policy) -> None:
-    late = [Item(item_id=f"late-{n}", title="Late", categories=("Electronics", "Cables")) for n in range(3)]
+    late = [
+        Item(item_id=f"late-{n}", title="Late", categories=("Electronics", "Cables"))
+        for n in range(3)
+    ]
     served = an_offline(items=[*shop.catalogue(), *late])
     rows = served.items("ann", 40, category="Cables", options=only(policy))
     assert {row["item_id"] for row in rows} >= {item.item_id for item in late}
@@ -188,9 +210,13 @@ def test_an_arm_may_name_any_policy_and_a_request_may_settle_on_another(shop_api
     assert {item["source"] for item in during["items"]} == {"als"}
     settled = shop_api.list_for("zoe", n=5, policy="blend")
     assert "experiment" not in settled
-    assert [item["parts"] for item in settled["items"]] == [item["parts"] for item in blend["items"]]
+    assert [item["parts"] for item in settled["items"]] == [
+        item["parts"] for item in blend["items"]
+    ]
     arms = shop_api.get("/experiments/factors")["arms"]
-    assert sum(arm["lists"] for arm in arms) == 1, "a list of a named policy is not the experiment's"
+    assert sum(arm["lists"] for arm in arms) == 1, (
+        "a list of a named policy is not the experiment's"
+    )
 
 
 def test_policies_over_http_and_by_the_client(shop_api: Running) -> None:

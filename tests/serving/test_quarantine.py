@@ -39,7 +39,11 @@ def a_month() -> Iterator[InteractionEvent]:
 @pytest.fixture
 def pushed(settings: Settings, api: Running, stream: MiniStream) -> Running:
     """The API of a shop in which sixty new accounts push `junk`."""
-    fakes = [a_review(f"fake-{n}", item, 0.01) for n in range(60) for item in ("junk", f"item-{n % ITEMS}")]
+    fakes = [
+        a_review(f"fake-{n}", item, 0.01)
+        for n in range(60)
+        for item in ("junk", f"item-{n % ITEMS}")
+    ]
     events = [*a_month(), *fakes]
     produce(settings, events)
     wait_until(lambda: sum(api.service.worlds.current.counts) == len(events))

@@ -34,11 +34,19 @@ def trained(names: list[str] | None = None) -> str:
     data = lightgbm.Dataset(
         x, wanted.astype(int), group=[20] * 100, feature_name=names or list(FEATURE_NAMES)
     )
-    parameters = {"objective": "lambdarank", "verbose": -1, "num_threads": 1, "seed": 1, "num_leaves": 15}
+    parameters = {
+        "objective": "lambdarank",
+        "verbose": -1,
+        "num_threads": 1,
+        "seed": 1,
+        "num_leaves": 15,
+    }
     return str(lightgbm.train(parameters, data, 40).model_to_string())
 
 
-@pytest.mark.parametrize("ranker", [FormulaRanker(), TreeRanker(trained())], ids=["formula", "trees"])
+@pytest.mark.parametrize(
+    "ranker", [FormulaRanker(), TreeRanker(trained())], ids=["formula", "trees"]
+)
 def test_parts_add_up_to_the_score(ranker: Ranker) -> None:
     x = rows(300, seed=9)
     scores, receipt = ranker.score(x), ranker.receipt(x)

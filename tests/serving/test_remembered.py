@@ -75,7 +75,9 @@ def test_a_change_of_the_catalogue_comes_in_within_five_seconds(shop_now: Shop) 
 
 def test_another_model_and_other_rules_come_in_at_once(shop_now: Shop) -> None:
     shop_now.given_again()
-    shop_now.served.decide(RuleDraft.model_validate({"action": "exclude", "query": ["item:cable-4"]}))
+    shop_now.served.decide(
+        RuleDraft.model_validate({"action": "exclude", "query": ["item:cable-4"]})
+    )
     assert not shop_now.given_again()
     assert shop_now.given_again()
     model = shop.model("m2")
@@ -91,7 +93,9 @@ def test_lists_that_are_not_personal_are_of_the_present_world(shop_now: Shop) ->
     assert not shop_now.given_again(stranger)
 
 
-def test_told_to_remember_nothing_every_world_makes_lists_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_told_to_remember_nothing_every_world_makes_lists_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     shop_now = Shop(monkeypatch, remember_s=0.0)
     assert [shop_now.given_again() for _ in range(2)] == [False, True]
     shop_now.another_world()
@@ -101,11 +105,17 @@ def test_told_to_remember_nothing_every_world_makes_lists_of_its_own(monkeypatch
 def test_a_list_made_in_a_hurry_comes_again_only_in_a_hurry(shop_now: Shop) -> None:
     served = shop_now.served
     served.busy = True
-    told = [(answer.body["brief"], answer.remembered) for answer in (served.answer(ASK) for _ in range(2))]
+    told = [
+        (answer.body["brief"], answer.remembered)
+        for answer in (served.answer(ASK) for _ in range(2))
+    ]
     assert told == [(True, False), (True, True)]
     assert served.answer(Ask("ann", 10, patient=True)).body["brief"] is False
     served.busy = False
-    told = [(answer.body["brief"], answer.remembered) for answer in (served.answer(ASK) for _ in range(2))]
+    told = [
+        (answer.body["brief"], answer.remembered)
+        for answer in (served.answer(ASK) for _ in range(2))
+    ]
     assert told == [(False, False), (False, True)]
     served.busy = True
     answer = served.answer(ASK)

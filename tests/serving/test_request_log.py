@@ -28,7 +28,9 @@ def with_database(settings: Settings, url: str, days: float = 1.0) -> Settings:
 
 
 def row(number: int = 0) -> LoggedRequest:
-    return LoggedRequest(time.time(), "GET", "/popular", "/popular", b"n=%d" % number, 200, 0.001, None)
+    return LoggedRequest(
+        time.time(), "GET", "/popular", "/popular", b"n=%d" % number, 200, 0.001, None
+    )
 
 
 def count(database: Database) -> int:
@@ -75,7 +77,9 @@ def test_what_waits_at_the_end_is_written(settings: Settings, database_url: str)
     database.close()
 
 
-def test_a_slow_database_slows_no_answer_and_loses_nothing(settings: Settings, postgres_url: str) -> None:
+def test_a_slow_database_slows_no_answer_and_loses_nothing(
+    settings: Settings, postgres_url: str
+) -> None:
     with Running(with_database(settings, postgres_url)) as api:
         wait_until(lambda: api.service.plane.available)
         with locked(postgres_url):
@@ -144,7 +148,13 @@ def test_old_rows_go_and_none_are_kept_where_none_are_wanted(database_url: str) 
     database.upgrade()
     old = {
         "at": datetime.now(UTC) - timedelta(days=3),
-        **{"method": "GET", "route": "/popular", "target": "/popular", "status": 200, "milliseconds": 1.0},
+        **{
+            "method": "GET",
+            "route": "/popular",
+            "target": "/popular",
+            "status": 200,
+            "milliseconds": 1.0,
+        },
     }
     with database.begin() as connection:
         connection.execute(insert(request_log), [old])

@@ -48,7 +48,9 @@ def test_a_boost_brings_an_item_up_from_anywhere_and_a_bury_sends_it_down(user_i
     served = an_offline()
     before = served.ids(user_id)
     last = served.ids(user_id, 50)[-1]
-    served.decide(draft("boost", f"item:{last}", amount=500), draft("bury", f"item:{before[0]}", amount=500))
+    served.decide(
+        draft("boost", f"item:{last}", amount=500), draft("bury", f"item:{before[0]}", amount=500)
+    )
     rows = served.items(user_id)
     assert rows[0]["item_id"] == last
     assert rows[0]["parts"]["rules"] == 500
@@ -61,7 +63,8 @@ def test_a_pin_holds_its_place_and_the_receipt_says_so(user_id: str) -> None:
     served = an_offline()
     natural = served.ids(user_id, 50)
     served.decide(
-        draft("pin", f"item:{natural[40]}", position=1), draft("pin", f"item:{natural[30]}", position=4)
+        draft("pin", f"item:{natural[40]}", position=1),
+        draft("pin", f"item:{natural[30]}", position=4),
     )
     rows = served.items(user_id)
     ids = [row["item_id"] for row in rows]
@@ -196,7 +199,9 @@ def test_rules_come_back_from_sql_as_they_were(database_url: str) -> None:
     database.upgrade()
     moment = datetime(2026, 12, 24, 18, tzinfo=UTC)
     kept = [
-        Rule.of(draft("pin", "brand:Ünï", "price:..9.5", position=3, starts=moment, note="it's 🎄")),
+        Rule.of(
+            draft("pin", "brand:Ünï", "price:..9.5", position=3, starts=moment, note="it's 🎄")
+        ),
         Rule.of(draft("boost", "title:sand disk", amount=2.5)),
     ]
     with database.begin() as connection:
@@ -214,7 +219,13 @@ def test_a_rule_that_cannot_be_read_takes_no_other_with_it(database_url: str) ->
     database = Database(database_url)
     database.upgrade()
     good = Rule.of(draft("exclude", "item:a"))
-    later = {"rule_id": "x", "action": "hide", "query": ["size:9"], "note": "", "created": datetime.now(UTC)}
+    later = {
+        "rule_id": "x",
+        "action": "hide",
+        "query": ["size:9"],
+        "note": "",
+        "created": datetime.now(UTC),
+    }
     with database.begin() as connection:
         add_rule(connection, good)
         connection.execute(insert(table), [later])

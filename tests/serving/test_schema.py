@@ -29,11 +29,20 @@ SECRET = "a secret that is long enough for HS256"
 def keyed_shop(settings: Settings) -> Iterator[Running]:
     """A shop with keys, tokens and a replay to steer, so that each route can be reached."""
     replay = ReplayStatus.model_construct(
-        state="running", dataset="shop", sent=0, delivered=0, total=9, rate=1.0, shift_ms=0, updated_ms=1
+        state="running",
+        dataset="shop",
+        sent=0,
+        delivered=0,
+        total=9,
+        rate=1.0,
+        shift_ms=0,
+        updated_ms=1,
     )
     replay.write(settings.home)
     tomorrow = time.time() + 86_400
-    os.utime(ReplayStatus.path(settings.home), (tomorrow, tomorrow))  # it goes on, however long this takes
+    os.utime(
+        ReplayStatus.path(settings.home), (tomorrow, tomorrow)
+    )  # it goes on, however long this takes
     with Running(guarded(settings, token_secret=SECRET)) as api:
         api.ready()
         shop.publish_items(settings, shop.catalogue())
@@ -43,7 +52,9 @@ def keyed_shop(settings: Settings) -> Iterator[Running]:
 
 
 @pytest.mark.slow
-def test_every_answer_to_generated_requests_is_as_documented(keyed_shop: Running, tmp_path: Path) -> None:
+def test_every_answer_to_generated_requests_is_as_documented(
+    keyed_shop: Running, tmp_path: Path
+) -> None:
     command = [
         *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
         *("run", f"{keyed_shop.url}/openapi.json", "--checks", CHECKS, "--max-examples", "8"),

@@ -75,7 +75,9 @@ def kept(settings: Settings, topic: str) -> set[str]:
 def test_the_command_ends_in_order(settings: Settings) -> None:
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "infra", "serve"], env=environment(settings, port), stderr=subprocess.PIPE
+        [sys.executable, "-m", "infra", "serve"],
+        env=environment(settings, port),
+        stderr=subprocess.PIPE,
     )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -105,7 +107,9 @@ def test_a_taken_port_is_one_clear_line() -> None:
 
 
 def test_the_command_imports_nothing_heavy() -> None:
-    code = f"import sys, infra.cli, serving.server; print([m for m in {HEAVY!r} if m in sys.modules])"
+    code = (
+        f"import sys, infra.cli, serving.server; print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

@@ -96,7 +96,9 @@ def test_a_better_arm_is_found() -> None:
 
 
 def test_the_sample_ratio_check_knows_a_broken_split() -> None:
-    assert sample_ratio_p_value([821_588, 815_482], [1, 1]) < 1e-5  # Kohavi et al. (2020), chapter 21
+    assert (
+        sample_ratio_p_value([821_588, 815_482], [1, 1]) < 1e-5
+    )  # Kohavi et al. (2020), chapter 21
     assert sample_ratio_p_value([5012, 4988], [1, 1]) > 0.5
     assert sample_ratio_p_value([900, 100], [9, 1]) == 1.0
     assert sample_ratio_p_value([0, 0], [1, 1]) == 1.0
@@ -105,7 +107,9 @@ def test_the_sample_ratio_check_knows_a_broken_split() -> None:
 
 @given(
     st.integers(0, 50).flatmap(
-        lambda users: st.lists(st.tuples(st.integers(1, 30), st.floats(0, 1)), min_size=users, max_size=users)
+        lambda users: st.lists(
+            st.tuples(st.integers(1, 30), st.floats(0, 1)), min_size=users, max_size=users
+        )
     )
 )
 def test_no_crowd_breaks_the_figures(users: list[tuple[int, float]]) -> None:

@@ -28,7 +28,9 @@ def reached(settings: Settings, told: Position) -> int:
         return int(client.get(settings.redis.keys.position(told.topic, told.partition)) or -1)
 
 
-@pytest.mark.parametrize("heard", [True, False], ids=["heard", "control: what Redis had is no news"])
+@pytest.mark.parametrize(
+    "heard", [True, False], ids=["heard", "control: what Redis had is no news"]
+)
 def test_a_like_that_was_read_with_the_snapshot_is_pushed(
     settings: Settings, shop_api: Running, heard: bool
 ) -> None:

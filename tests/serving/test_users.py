@@ -59,7 +59,9 @@ def test_who_was_seen_while_the_database_was_away_is_written_later(database_url:
     database.close()
 
 
-def test_named_interests_make_the_lists_of_who_has_no_history(shop_api: Running, settings: Settings) -> None:
+def test_named_interests_make_the_lists_of_who_has_no_history(
+    shop_api: Running, settings: Settings
+) -> None:
     assert shop_api.http.get("/users/eve").status_code == 404
     named = shop_api.http.put("/users/eve/interests", json={"interests": ["Cables", "nothing"]})
     assert named.json() == {"user_id": "eve", "interests": ["Cables", "nothing"]}

@@ -25,7 +25,12 @@ WEIGHTS = {str(action): weight for action, weight in StreamSettings().weights.it
 
 
 def event(
-    user: str = "alice", item: str = "camera", action: str = "click", *, at: float = 0.0, event_id: str = ""
+    user: str = "alice",
+    item: str = "camera",
+    action: str = "click",
+    *,
+    at: float = 0.0,
+    event_id: str = "",
 ) -> InteractionEvent:
     """An interaction, `at` seconds after the start of time."""
     return interaction_event(
@@ -80,7 +85,9 @@ class State:
         for item, trend in self.trends.items():
             assert trend.time_ms == other.trends[item].time_ms
             its_trend = other.trends[item]
-            pairs = zip(trend.sums + trend.established, its_trend.sums + its_trend.established, strict=True)
+            pairs = zip(
+                trend.sums + trend.established, its_trend.sums + its_trend.established, strict=True
+            )
             for mine, its in pairs:
                 assert abs(mine - its) <= 1e-9 * max(1.0, abs(its)), item
 
@@ -112,7 +119,9 @@ def expected(events: Iterable[InteractionEvent], history_length: int = 200) -> S
         weight = WEIGHTS[action]
         established = weight if time_ms - since[user] >= AGE_S * 1000 else 0.0
         state.trends[item] = state.trends[item].add(time_ms, weight, established)
-    state.histories = {user: sorted(rows)[-history_length:] for user, rows in state.histories.items()}
+    state.histories = {
+        user: sorted(rows)[-history_length:] for user, rows in state.histories.items()
+    }
     return state
 
 
@@ -139,7 +148,9 @@ def _merge(a: Trend, b: Trend) -> Trend:
     newest = max(a.time_ms, b.time_ms)
 
     def both(x: tuple[float, ...], y: tuple[float, ...]) -> tuple[float, ...]:
-        decays = [[2.0 ** ((one.time_ms - newest) / h) for h in HALF_LIVES_MS.values()] for one in (a, b)]
+        decays = [
+            [2.0 ** ((one.time_ms - newest) / h) for h in HALF_LIVES_MS.values()] for one in (a, b)
+        ]
         return tuple(p * k + q * m for p, q, k, m in zip(x, y, *decays, strict=True))
 
     return Trend(newest, both(a.sums, b.sums), both(a.established, b.established))

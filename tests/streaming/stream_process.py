@@ -33,7 +33,11 @@ class StreamProcess:
         command = [sys.executable, "-c", "from infra.cli import main; main()", "stream"]
         with self.log.open("ab") as log:
             self.popen = subprocess.Popen(
-                command, env=environment(self.settings) | more, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=environment(self.settings) | more,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     @property
@@ -102,7 +106,9 @@ def environment(settings: Settings) -> dict[str, str]:
     return os.environ | {prefix + name: str(value) for name, value in values.items()}
 
 
-def produce(settings: Settings, events: Iterable[InteractionEvent | bytes], topic: str = "reviews") -> int:
+def produce(
+    settings: Settings, events: Iterable[InteractionEvent | bytes], topic: str = "reviews"
+) -> int:
     """Put events (or raw bytes) on a topic, all acknowledged; returns how many."""
     failed: list[object] = []
     producer = Producer(

@@ -53,7 +53,9 @@ def connection(client: redis.Redis, redis_url: str) -> NodeConnection:
     return NodeConnection(redis_url)
 
 
-def apply(connection: Any, the_plan: Plan, records: list[Record], topic: str = "reviews") -> list[Output]:
+def apply(
+    connection: Any, the_plan: Plan, records: list[Record], topic: str = "reviews"
+) -> list[Output]:
     return list(Applier(the_plan, connection).apply(topic, 0, records))
 
 
@@ -84,7 +86,9 @@ def test_a_crash_at_either_step_counts_once_and_stays_novel(
     (output,) = apply(connection, the_plan, log)
     change = StateChange.decode(output.value or b"")
     assert change.novel
-    assert change.effect is (Effect.REPLAYED if (call_number, reached) == (2, True) else Effect.APPLIED)
+    assert change.effect is (
+        Effect.REPLAYED if (call_number, reached) == (2, True) else Effect.APPLIED
+    )
     state = stored(client, the_plan.keys, ["alice"])
     assert (state.counts, state.uniques) == ({"camera": 1}, {"camera": 1})
 
@@ -175,7 +179,9 @@ def test_poison_becomes_a_dead_letter_and_the_position_moves_on(
     the_plan = plan(redis_url)
     good = log_of([event(), event()])
     poison = Record(1, b"key\xff", POISON[name], 1.0)
-    outputs = apply(connection, the_plan, [good[0], poison, Record(2, b"alice", good[1].value, 2e12)])
+    outputs = apply(
+        connection, the_plan, [good[0], poison, Record(2, b"alice", good[1].value, 2e12)]
+    )
     assert [output.topic for output in outputs] == ["state-changes", "reviews.dlq", "state-changes"]
     assert (outputs[1].key, outputs[1].value) == (b"key\xff", POISON[name])
     headers = dict(outputs[1].headers)

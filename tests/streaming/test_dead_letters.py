@@ -18,7 +18,9 @@ def refused(settings: Settings) -> Settings:
     topic = settings.kafka.topics.feedback
     for offset, error in enumerate(("time: too far", "time: too far", "id: missing")):
         letter = dead_letter(topic, 1, Record(offset, b"key", b"raw-%d" % offset, 1.0), error)
-        producer.produce(letter.topic, key=letter.key, value=letter.value, headers=list(letter.headers))
+        producer.produce(
+            letter.topic, key=letter.key, value=letter.value, headers=list(letter.headers)
+        )
     assert producer.flush(20) == 0
     return settings
 

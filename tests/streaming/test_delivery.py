@@ -87,7 +87,9 @@ def test_changes_that_were_not_sent_before_a_crash_are_sent_after_it(
     assert announced(client, a_plan.keys, at) == {PLACE: -1}
     sent += applier.apply(*PLACE, log[:4])
     announce(client, a_plan.keys, {PLACE: 3})
-    list(applier.apply(*PLACE, log[4:8]))  # in the state, but the worker died before its outputs were sent
+    list(
+        applier.apply(*PLACE, log[4:8])
+    )  # in the state, but the worker died before its outputs were sent
     at = {PLACE: position(client, a_plan)}
     spans = {PLACE: Span(0, 10)}
     known = announced(client, a_plan.keys, at)
@@ -106,7 +108,9 @@ def test_the_changes_of_the_very_first_batch_are_sent_again_too(
     client: redis.Redis, redis_url: str, a_plan: Plan
 ) -> None:
     assert announced(client, a_plan.keys, {PLACE: -1}) == {PLACE: -1}  # a job begins
-    list(Applier(a_plan, NodeConnection(redis_url)).apply(*PLACE, log_of([event(), event()])))  # and dies
+    list(
+        Applier(a_plan, NodeConnection(redis_url)).apply(*PLACE, log_of([event(), event()]))
+    )  # and dies
     at = {PLACE: position(client, a_plan)}
     assert at == {PLACE: 1}
     spans = {PLACE: Span(0, 2)}
@@ -119,11 +123,15 @@ def test_what_was_announced_never_goes_back(client: redis.Redis, a_plan: Plan) -
     assert announced(client, a_plan.keys, {PLACE: 9}) == {PLACE: 7}
 
 
-def test_a_state_without_announcements_begins_at_its_position(client: redis.Redis, a_plan: Plan) -> None:
+def test_a_state_without_announcements_begins_at_its_position(
+    client: redis.Redis, a_plan: Plan
+) -> None:
     at, spans = {PLACE: 5}, {PLACE: Span(0, 10)}
     assert resume_offsets(at, announced(client, a_plan.keys, at), spans) == {"reviews": {0: 6}}
     later = {PLACE: 8}
-    assert resume_offsets(later, announced(client, a_plan.keys, later), spans) == {"reviews": {0: 6}}
+    assert resume_offsets(later, announced(client, a_plan.keys, later), spans) == {
+        "reviews": {0: 6}
+    }
 
 
 def test_what_retention_took_cannot_be_sent_again(client: redis.Redis, a_plan: Plan) -> None:

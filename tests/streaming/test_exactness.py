@@ -60,12 +60,16 @@ class Outbox:
 Trigger = Callable[[Plan, Connection, Outbox, str, list[Record]], None]
 
 
-def micro_batch(the_plan: Plan, here: Connection, outbox: Outbox, topic: str, batch: list[Record]) -> None:
+def micro_batch(
+    the_plan: Plan, here: Connection, outbox: Outbox, topic: str, batch: list[Record]
+) -> None:
     """What a worker of the micro-batch trigger does: outputs reach the sink once the batch is through."""
     outbox.outputs += list(Applier(the_plan, here, outbox.bury).apply(topic, 0, batch))
 
 
-def real_time(the_plan: Plan, here: Connection, outbox: Outbox, topic: str, batch: list[Record]) -> None:
+def real_time(
+    the_plan: Plan, here: Connection, outbox: Outbox, topic: str, batch: list[Record]
+) -> None:
     """What a worker of the real-time trigger does, a row at a time."""
     apply_row = RowApplier(the_plan, "", Applier(the_plan, here, outbox.bury), outbox)  # type: ignore[arg-type]
     for record in batch:
@@ -97,7 +101,9 @@ class Run:
         at = self._position(topic) + 1
         while at < len(log):
             batch = log[at : at + next(self.sizes)]
-            here = CrashingConnection(connection, *self.crashes.pop()) if self.crashes else connection
+            here = (
+                CrashingConnection(connection, *self.crashes.pop()) if self.crashes else connection
+            )
             try:
                 next(self.triggers)(self.plan, here, self.outbox, topic, batch)
                 at += len(batch)
@@ -117,7 +123,11 @@ class Run:
 @hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), events=some_events)
 def test_any_order_repeats_batches_and_crashes_end_in_the_same_state(
-    client: redis.Redis, redis_url: str, triggers: list[Trigger], data: st.DataObject, events: list[Any]
+    client: redis.Redis,
+    redis_url: str,
+    triggers: list[Trigger],
+    data: st.DataObject,
+    events: list[Any],
 ) -> None:
     log = _log(data, events)
     run = Run(
@@ -137,7 +147,9 @@ def test_any_order_repeats_batches_and_crashes_end_in_the_same_state(
         for one in run.outbox.outputs
         if one.headers
     }
-    assert letters == {(t, one.offset) for t, of in log.items() for one in of if one.value == POISON.value}
+    assert letters == {
+        (t, one.offset) for t, of in log.items() for one in of if one.value == POISON.value
+    }
     for topic, records in log.items():
         if records:
             triggers[0](run.plan, NodeConnection(redis_url), run.outbox, topic, records)

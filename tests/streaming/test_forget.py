@@ -33,10 +33,18 @@ from tests.streaming.stream_process import environment, produce
 from tests.streaming.test_reconcile import records
 
 ALICE = [
-    event("alice", f"item-{n % 5}", "like" if n % 3 else "skip", at=n * 7 % 20 * DAY_S, event_id=f"a{n}")
+    event(
+        "alice",
+        f"item-{n % 5}",
+        "like" if n % 3 else "skip",
+        at=n * 7 % 20 * DAY_S,
+        event_id=f"a{n}",
+    )
     for n in range(20)
 ]
-OTHERS = [event(f"user-{n % 7}", f"item-{n % 6}", "like", at=n / 2, event_id=f"o{n}") for n in range(40)]
+OTHERS = [
+    event(f"user-{n % 7}", f"item-{n % 6}", "like", at=n / 2, event_id=f"o{n}") for n in range(40)
+]
 LOG = [*OTHERS[:20], *ALICE, *OTHERS[20:]]
 
 
@@ -76,7 +84,9 @@ def archive_all(settings: Settings, name: str = "all") -> None:
         }
         batches = list(decode_batches([pa.RecordBatch.from_pydict(columns)], known)) if rows else []
         if batches:
-            pq.write_table(pa.Table.from_batches(batches), folder / f"{name}-{topic}-{partition}.parquet")
+            pq.write_table(
+                pa.Table.from_batches(batches), folder / f"{name}-{topic}-{partition}.parquet"
+            )
 
 
 def archived_users(settings: Settings) -> set[str]:
@@ -125,13 +135,17 @@ def test_neither_a_replay_of_the_dataset_nor_of_the_topic_brings_them_back(
 
     for key in client.scan_iter(settings.redis.prefix + "*"):
         client.delete(key)  # Redis forgets that it has forgotten
-    forgotten.restore(client, settings.redis.keys, settings.kafka)  # what a starting stream does first
+    forgotten.restore(
+        client, settings.redis.keys, settings.kafka
+    )  # what a starting stream does first
     apply_new(settings)
     assert reconcile(settings).differences == 0
     assert names_of(client, settings, "alice") == {"forgotten"}
 
 
-def test_without_the_topic_the_replay_brings_them_back(settings: Settings, client: redis.Redis) -> None:
+def test_without_the_topic_the_replay_brings_them_back(
+    settings: Settings, client: redis.Redis
+) -> None:
     """The control: Redis alone cannot keep a forgetting that it may lose."""
     produce(settings, LOG)
     apply_new(settings)
@@ -147,7 +161,9 @@ def test_who_comes_back_is_new(settings: Settings, client: redis.Redis) -> None:
     produce(settings, LOG)
     apply_new(settings)
     until_ms = forget(settings, "alice").until_ms
-    later = event("alice", "item-1", "like", at=(until_ms / 1000) + 60 - 1_400_000_000, event_id="back")
+    later = event(
+        "alice", "item-1", "like", at=(until_ms / 1000) + 60 - 1_400_000_000, event_id="back"
+    )
     produce(settings, [later])
     apply_new(settings)
     assert client.zcard(settings.redis.keys.history("alice")) == 1
@@ -200,7 +216,9 @@ def test_cut_off_it_is_finished_by_running_it_again(
     assert reconcile(settings).differences == 0
 
 
-def test_a_rebuilt_state_has_them_no_more_than_the_log(settings: Settings, client: redis.Redis) -> None:
+def test_a_rebuilt_state_has_them_no_more_than_the_log(
+    settings: Settings, client: redis.Redis
+) -> None:
     produce(settings, LOG)
     archive_all(settings)
     forgotten.publish(settings.kafka, "alice", int(time.time() * 1000))  # the log still has them
@@ -209,7 +227,9 @@ def test_a_rebuilt_state_has_them_no_more_than_the_log(settings: Settings, clien
     assert reconcile(settings).differences == 0
 
 
-def test_a_crash_between_the_steps_and_then_a_forgetting(settings: Settings, client: redis.Redis) -> None:
+def test_a_crash_between_the_steps_and_then_a_forgetting(
+    settings: Settings, client: redis.Redis
+) -> None:
     """Step 1 has the events, step 2 never came: they were not counted and never will be."""
     produce(settings, LOG)
 
@@ -229,7 +249,9 @@ def test_a_crash_between_the_steps_and_then_a_forgetting(settings: Settings, cli
     assert (report.differences, report.counted_in_state) == (0, 40)
 
 
-def test_the_command_says_what_it_erased(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_says_what_it_erased(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     produce(settings, LOG)
     apply_new(settings)
     archive_all(settings)

@@ -29,7 +29,9 @@ from tests.streaming.test_reconcile import apply_log, records
 @pytest.fixture
 def archived(settings: Settings) -> Settings:
     """A topic with poison between its events, and its Parquet log in two files."""
-    events = [event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(40)]
+    events = [
+        event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(40)
+    ]
     produce(settings, [*events[:20], b"poison", *events[20:], events[0]])
     folder = Path(settings.archive) / "log_day=2026-01-01"
     folder.mkdir(parents=True)
@@ -113,7 +115,9 @@ def beside(archived: Settings) -> Keys:
     return beside
 
 
-def kill_during(settings: Settings, swapping: Callable[..., None], beside: Keys, writes: int) -> None:
+def kill_during(
+    settings: Settings, swapping: Callable[..., None], beside: Keys, writes: int
+) -> None:
     with Dying.from_url(settings.redis.url) as dying:
         dying.left = writes
         with pytest.raises(Killed):

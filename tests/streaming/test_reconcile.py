@@ -27,7 +27,9 @@ from tests.streaming.stream_process import environment, produce
 @pytest.fixture
 def applied(settings: Settings) -> Settings:
     """A log of likes, a skip, an undo, a repeat and poison, and the state it makes."""
-    events = [event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(30)]
+    events = [
+        event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(30)
+    ]
     undo = event("user-3", "item-3", "undo", at=99)
     produce(settings, [*events, event(action="skip"), undo, events[3], b"poison"])
     with redis.Redis.from_url(settings.redis.url) as client:

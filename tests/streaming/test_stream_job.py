@@ -55,7 +55,9 @@ def read_topic(settings: Settings, topic: str) -> list[Any]:
     """Every record of a topic."""
     consumer = KafkaConsumer(bootstrap_servers=settings.kafka.bootstrap, group_id=None)
     name = settings.kafka.prefix + topic
-    places = [TopicPartition(name, partition) for partition in consumer.partitions_for_topic(name) or ()]
+    places = [
+        TopicPartition(name, partition) for partition in consumer.partitions_for_topic(name) or ()
+    ]
     consumer.assign(places)
     consumer.seek_to_beginning()
     left = sum(consumer.end_offsets(places).values())
@@ -103,7 +105,9 @@ def test_kill_9_three_times_during_a_replay_changes_nothing(
     assert report["duplicates"] > 0
     assert report["counted_in_state"] == report["counted_in_log"] > 0
     assert {record.value for record in read_topic(settings, "reviews.dlq")} == set(poison)
-    wait_until(lambda: changed_places(settings) >= valid_places(settings), what="every change is told")
+    wait_until(
+        lambda: changed_places(settings) >= valid_places(settings), what="every change is told"
+    )
 
 
 def changed_places(settings: Settings) -> set[tuple[int, int]]:
@@ -113,11 +117,15 @@ def changed_places(settings: Settings) -> set[tuple[int, int]]:
 
 
 def valid_places(settings: Settings) -> set[tuple[int, int]]:
-    records = [one for one in read_topic(settings, "reviews") if not one.value.startswith(b"poison")]
+    records = [
+        one for one in read_topic(settings, "reviews") if not one.value.startswith(b"poison")
+    ]
     return {(one.partition, one.offset) for one in records}
 
 
-def test_the_same_kills_without_the_fence_count_twice(settings: Settings, stream: StreamProcess) -> None:
+def test_the_same_kills_without_the_fence_count_twice(
+    settings: Settings, stream: StreamProcess
+) -> None:
     produce(settings, many_events(20_000))
     kill_between_the_steps(stream, 1, AFTERCLICK_STREAM__FENCE="false")
     stream.start(AFTERCLICK_STREAM__FENCE="false")
@@ -142,7 +150,9 @@ def test_what_the_job_makes_of_good_and_bad_records(
 
     changes = wait_until(lambda: _at_least(read_topic(settings, "state-changes"), 501), 120)
     decoded = [StateChange.decode(record.value) for record in changes]
-    assert all(record.key == one.user_id.encode() for record, one in zip(changes, decoded, strict=True))
+    assert all(
+        record.key == one.user_id.encode() for record, one in zip(changes, decoded, strict=True)
+    )
     assert {one.event_id for one in decoded} == {one.id for one in good} | {"last"}
     assert {one.effect for one in decoded} == {"applied", "duplicate"}
     dead = wait_until(lambda: _at_least(read_topic(settings, "feedback.dlq"), 3), 120)

@@ -13,7 +13,17 @@ from afterclick.trends import TrendTable
 from streaming.apply import Applier, Plan
 from streaming.connection import NodeConnection, load_functions
 from streaming.job import function_library
-from tests.streaming.builders import AGE_S, DAY_S, START_S, WEIGHTS, event, expected, log_of, plan, stored
+from tests.streaming.builders import (
+    AGE_S,
+    DAY_S,
+    START_S,
+    WEIGHTS,
+    event,
+    expected,
+    log_of,
+    plan,
+    stored,
+)
 
 LIKE = WEIGHTS["like"]
 
@@ -47,12 +57,18 @@ def test_a_hundred_likes_of_one_user_are_a_hundred_interactions_and_one_vote(
 def test_skips_do_not_add_up_either(client: redis.Redis, redis_url: str) -> None:
     the_plan = plan(redis_url)
     apply(client, the_plan, [event(action="skip", at=n) for n in range(20)])
-    assert stored(client, the_plan.keys, ["alice"]).trends["camera"].sums == pytest.approx((-1.0,) * 6)
+    assert stored(client, the_plan.keys, ["alice"]).trends["camera"].sums == pytest.approx(
+        (-1.0,) * 6
+    )
 
 
 def test_each_action_and_each_user_votes(client: redis.Redis, redis_url: str) -> None:
     the_plan = plan(redis_url)
-    events = [event(user, action=action) for user in ("alice", "bob") for action in ("like", "view", "like")]
+    events = [
+        event(user, action=action)
+        for user in ("alice", "bob")
+        for action in ("like", "view", "like")
+    ]
     apply(client, the_plan, events)
     sums = stored(client, the_plan.keys, ["alice"]).trends["camera"].sums
     assert sums == pytest.approx((2 * (LIKE + WEIGHTS["view"]),) * 6)
@@ -69,7 +85,11 @@ def test_an_older_vote_that_comes_late_changes_nothing(client: redis.Redis, redi
 
 def test_who_was_here_before_is_established(client: redis.Redis, redis_url: str) -> None:
     the_plan = plan(redis_url)
-    events = [event(item="lens", action="like"), event(action="like", at=AGE_S), event("bob", action="like")]
+    events = [
+        event(item="lens", action="like"),
+        event(action="like", at=AGE_S),
+        event("bob", action="like"),
+    ]
     changes = apply(client, the_plan, events)
     assert [change.established for change in changes] == [False, True, False]
     trends = stored(client, the_plan.keys, ["alice"]).trends

@@ -15,13 +15,19 @@ from training.candidate import Evaluation, Facts
 from training.registry import Registry
 
 
-def candidate(settings: Settings, version: str, model: Model | None = None, **verdict: Any) -> Facts:
+def candidate(
+    settings: Settings, version: str, model: Model | None = None, **verdict: Any
+) -> Facts:
     """The newest candidate, evaluated beside the champion of now; passed, if `verdict` says nothing else."""
     root = settings.home / "candidates"
     for name in ("model", "twin"):
         an_artifact(root / version, name, model)
     facts = Facts(
-        version=version, cut_ms=0, parameters={}, lineage={"positions": {"reviews/0": 7}}, seconds={}
+        version=version,
+        cut_ms=0,
+        parameters={},
+        lineage={"positions": {"reviews/0": 7}},
+        seconds={},
     )
     champion = publish.champion(settings.kafka)
     known = {"questions": 0, "metrics": {}, "against": {}, "passed": True, "reason": "sound"}

@@ -61,7 +61,12 @@ def _tell(ended: int, settings: Settings) -> None:
     registry = Registry(settings)
     left = {alias: entry.version for entry in registry.entries() for alias in entry.aliases}
     found = {alias: registry.get(alias).version for alias in ("champion", "previous")}
-    told = {"ended": ended, "champion": champion.version if champion else None, "left": left, "found": found}
+    told = {
+        "ended": ended,
+        "champion": champion.version if champion else None,
+        "left": left,
+        "found": found,
+    }
     print(orjson.dumps(told).decode(), flush=True)
 
 

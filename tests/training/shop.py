@@ -35,7 +35,9 @@ _SCHEMA = pa.schema(
 )
 
 
-def interactions(pairs: list[tuple[int, int]], users: int, items: int, days: int = 1) -> Interactions:
+def interactions(
+    pairs: list[tuple[int, int]], users: int, items: int, days: int = 1
+) -> Interactions:
     """The pairs (user, item) as interactions of weight 1, `days` apart."""
     user, item = (np.array([p[side] for p in pairs], np.int32) for side in (0, 1))
     times = int(START.timestamp() * 1000) + np.arange(len(pairs), dtype=np.int64) * days * DAY_MS
@@ -102,7 +104,13 @@ def write_log(
     folder.mkdir(parents=True, exist_ok=True)
     first = sum(pq.read_metadata(p).num_rows for p in folder.parent.glob("log_day=*/*.parquet"))
     placed = [
-        {**row, "topic": "reviews", "partition": n % partitions, "offset": n // partitions, "log_time": START}
+        {
+            **row,
+            "topic": "reviews",
+            "partition": n % partitions,
+            "offset": n // partitions,
+            "log_time": START,
+        }
         for n, row in enumerate(rows, start=first)
     ]
     table = pa.Table.from_pylist(placed, schema=_SCHEMA)

@@ -27,7 +27,15 @@ def model_of(factors: np.ndarray, config: AlsConfig) -> Model:
     ids = np.array([f"i{i}" for i in range(n)])
     ones = np.ones(n, np.float32)
     return Model(
-        "v", ids, ones, np.zeros(n), *none, *none, factors, als_alpha=config.alpha, als_reg=config.reg
+        "v",
+        ids,
+        ones,
+        np.zeros(n),
+        *none,
+        *none,
+        factors,
+        als_alpha=config.alpha,
+        als_reg=config.reg,
     )
 
 

@@ -46,7 +46,9 @@ def test_every_trial_is_a_nested_run_with_its_metrics(settings: Settings, exam: 
         assert {"rank", "reg", "alpha"} <= set(run.data.params)
         assert {"rmse", "live.precision_at_10", "ndcg_at_10"} <= set(run.data.metrics)
     best = max(run.data.metrics["ndcg_at_10"] for run in finished)
-    assert registry.client.get_run(answer["run"]).data.metrics["best.ndcg_at_10"] == pytest.approx(best)
+    assert registry.client.get_run(answer["run"]).data.metrics["best.ndcg_at_10"] == pytest.approx(
+        best
+    )
 
 
 def test_a_search_goes_on_where_it_was_killed(settings: Settings, exam: Exam) -> None:

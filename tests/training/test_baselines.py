@@ -23,9 +23,16 @@ def rows_of(rows: list[tuple[int, int, int]], items: int) -> Interactions:
     """Rows (user, item, day)."""
     rows = sorted(rows, key=lambda row: row[2])
     user, item, day = (np.array([row[side] for row in rows]) for side in range(3))
-    ids = (np.array([f"u{n}" for n in range(user.max() + 1)]), np.array([f"i{n}" for n in range(items)]))
+    ids = (
+        np.array([f"u{n}" for n in range(user.max() + 1)]),
+        np.array([f"i{n}" for n in range(items)]),
+    )
     return Interactions(
-        *ids, user.astype(np.int32), item.astype(np.int32), day * DAY, np.full(len(rows), 2.0, np.float32)
+        *ids,
+        user.astype(np.int32),
+        item.astype(np.int32),
+        day * DAY,
+        np.full(len(rows), 2.0, np.float32),
     )
 
 
@@ -44,7 +51,9 @@ def test_decayed_popularity_halves_with_every_half_life() -> None:
 
 
 def test_the_cosine_of_two_items_is_that_of_their_user_sets() -> None:
-    items, scores = cosine_neighbours(SHOP, NeighbourConfig(count=3, shrink=0.0, half_life_days=None))
+    items, scores = cosine_neighbours(
+        SHOP, NeighbourConfig(count=3, shrink=0.0, half_life_days=None)
+    )
     assert items[0].tolist() == [1, 2, -1]
     np.testing.assert_allclose(scores[0], [2 / np.sqrt(3 * 2), 1 / np.sqrt(3), 0.0], rtol=1e-6)
     assert items[3].tolist() == [-1, -1, -1]
@@ -65,7 +74,9 @@ def test_same_day_neighbours_need_the_same_day() -> None:
 
 
 def test_a_same_day_score_is_the_chance_that_the_other_comes_with_the_item() -> None:
-    items, scores = same_day_neighbours(SHOP, NeighbourConfig(count=1, shrink=0.0, half_life_days=None))
+    items, scores = same_day_neighbours(
+        SHOP, NeighbourConfig(count=1, shrink=0.0, half_life_days=None)
+    )
     assert (items[0, 0], items[1, 0]) == (1, 0)
     np.testing.assert_allclose(scores[:2, 0], [2 / 3, 1.0])
 
@@ -75,7 +86,9 @@ def test_an_old_pair_counts_less_than_a_new_one() -> None:
     config = NeighbourConfig(count=2, shrink=1.0, half_life_days=100.0)
     items, scores = cosine_neighbours(rows, config)
     assert items[0].tolist() == [2, 1]
-    np.testing.assert_allclose(scores[0], [1 / np.sqrt(2.25 * 2), 0.25 / np.sqrt(2.25 * 1.25)], rtol=1e-6)
+    np.testing.assert_allclose(
+        scores[0], [1 / np.sqrt(2.25 * 2), 0.25 / np.sqrt(2.25 * 1.25)], rtol=1e-6
+    )
 
 
 def test_a_second_step_reaches_what_no_user_shares() -> None:
@@ -112,7 +125,9 @@ def test_neighbours_agree_with_a_dense_recount() -> None:
     size = np.sqrt(matrix.sum(0) + 2.0)
     dense = (matrix.T @ matrix) / size[:, None] / size
     np.fill_diagonal(dense, 0.0)
-    items, scores = cosine_neighbours(rows, NeighbourConfig(count=5, shrink=2.0, half_life_days=None))
+    items, scores = cosine_neighbours(
+        rows, NeighbourConfig(count=5, shrink=2.0, half_life_days=None)
+    )
     for item in range(15):
         np.testing.assert_allclose(scores[item], np.sort(dense[item])[::-1][:5], atol=1e-6)
         known = items[item] >= 0

@@ -40,7 +40,9 @@ def fitted(
 @pytest.mark.parametrize("name", FITTED)
 def test_a_checkerboard_is_completed(name: str) -> None:
     model, train, held = fitted(name)
-    target = sparse.csr_matrix((np.ones(len(held), np.float32), tuple(zip(*held, strict=True))), train.shape)
+    target = sparse.csr_matrix(
+        (np.ones(len(held), np.float32), tuple(zip(*held, strict=True))), train.shape
+    )
     assert measure(model.scores, train, target)["recall@10"] > 0.95
 
 
@@ -58,12 +60,16 @@ def test_scores_are_finite_and_do_not_depend_on_the_batch(name: str) -> None:
 @pytest.mark.parametrize("name", FITTED)
 def test_the_same_seed_gives_the_same_model(name: str) -> None:
     users = np.arange(5)
-    np.testing.assert_allclose(fitted(name)[0].scores(users), fitted(name, 1)[0].scores(users), atol=1e-4)
+    np.testing.assert_allclose(
+        fitted(name)[0].scores(users), fitted(name, 1)[0].scores(users), atol=1e-4
+    )
 
 
 def test_popularity_cannot_complete_a_checkerboard() -> None:
     model, train, held = fitted("popularity")
-    target = sparse.csr_matrix((np.ones(len(held), np.float32), tuple(zip(*held, strict=True))), train.shape)
+    target = sparse.csr_matrix(
+        (np.ones(len(held), np.float32), tuple(zip(*held, strict=True))), train.shape
+    )
     assert measure(model.scores, train, target)["recall@10"] < 0.8
 
 
@@ -87,7 +93,9 @@ def test_a_two_tower_vector_is_computed_without_torch() -> None:
     past = torch.from_numpy(train[user].indices.astype(np.int64))
     with torch.no_grad():
         total = model._towers.item(past).sum(0)[None]
-        expected = model._towers.users(torch.tensor([user]), total, torch.tensor([float(len(past))]))
+        expected = model._towers.users(
+            torch.tensor([user]), total, torch.tensor([float(len(past))])
+        )
     np.testing.assert_allclose(model.vectors(np.array([user])), expected.numpy(), atol=1e-5)
 
 
@@ -96,7 +104,9 @@ def test_metrics_are_those_of_an_independent_count() -> None:
     seen = sparse.csr_matrix(np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]], np.float32))
     target = sparse.csr_matrix(np.array([[0, 0, 1, 1, 0], [0, 0, 0, 1, 0]], np.float32))
     found = measure(lambda users: scores[users], seen, target)
-    first = (1 / np.log2(3) + 1 / np.log2(4)) / (1 + 1 / np.log2(3))  # places 2 and 3 of the best 1 and 2
+    first = (1 / np.log2(3) + 1 / np.log2(4)) / (
+        1 + 1 / np.log2(3)
+    )  # places 2 and 3 of the best 1 and 2
     assert found["ndcg@20"] == pytest.approx((first + 1.0) / 2)
     assert found["recall@20"] == found["hr@20"] == 1.0
     assert found["f1@20"] == pytest.approx((2 * 0.1 / 1.1 + 2 * 0.05 / 1.05) / 2)
@@ -119,7 +129,16 @@ def test_a_split_is_tuned_and_measured(tmp_path: Path, valid: bool) -> None:
     assert answer["tuned_on"] == ("valid" if valid else "rows cut from train")
     assert answer["trials"] == 4
     assert answer["recall@20"] > 0.95
-    figures = {"recall@20", "ndcg@20", "f1@20", "hr@10", "ndcg@10", "hr@20", "fit_seconds", "tune_seconds"}
+    figures = {
+        "recall@20",
+        "ndcg@20",
+        "f1@20",
+        "hr@10",
+        "ndcg@10",
+        "hr@20",
+        "fit_seconds",
+        "tune_seconds",
+    }
     assert figures | {"model", "users", "items", "peak_mb", "params"} <= set(answer)
 
 
@@ -143,7 +162,10 @@ def test_ids_may_be_anything_files_packed_and_users_new(tmp_path: Path) -> None:
 
 
 def test_a_search_out_of_time_tries_once(tmp_path: Path) -> None:
-    assert run(Request(write(tmp_path, valid=True), "item_item", trials=9, seconds=1e-3))["trials"] == 1
+    assert (
+        run(Request(write(tmp_path, valid=True), "item_item", trials=9, seconds=1e-3))["trials"]
+        == 1
+    )
 
 
 def test_the_newest_rows_stand_in_for_missing_validation_rows(tmp_path: Path) -> None:
@@ -179,7 +201,9 @@ def given_negatives(folder: Path, paper: bool) -> Path:
         rows.append((user, item, others))
     path = folder / ("test.negative" if paper else "negatives.csv")
     if paper:
-        path.write_text("".join(f"({user},{item})\t" + "\t".join(o) + "\n" for user, item, o in rows))
+        path.write_text(
+            "".join(f"({user},{item})\t" + "\t".join(o) + "\n" for user, item, o in rows)
+        )
     else:
         pairs = [f"{user},{other}\n" for user, _, o in rows for other in o]
         path.write_text("user_id,item_id\n" + "".join(pairs))
@@ -214,7 +238,9 @@ def test_malformed_negatives_are_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(("values", "rising"), [((0.1, 0.2, 0.3), True), ((0.1, 0.3, 0.2), False)])
-def test_only_a_training_that_was_seen_to_get_worse_is_over(values: tuple[float, ...], rising: bool) -> None:
+def test_only_a_training_that_was_seen_to_get_worse_is_over(
+    values: tuple[float, ...], rising: bool
+) -> None:
     told = iter(values)
     watch = Watch(lambda: next(told))
     assert not any(watch.over(epoch) for epoch in (1, 2, 3))
@@ -222,7 +248,9 @@ def test_only_a_training_that_was_seen_to_get_worse_is_over(values: tuple[float,
     assert watch.best == 0.3
 
 
-def test_beyond_the_neighbours_an_item_keeps_its_plain_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_the_neighbours_an_item_keeps_its_plain_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(linear, "DENSE_BELOW", 10)
     rows, _ = shop.checkerboard()
     train = rows.matrix()
@@ -241,7 +269,9 @@ def test_beyond_the_neighbours_an_item_keeps_its_plain_weight(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("most", "cut"), [(3, False), (4, True)])
-def test_a_training_that_the_clock_ended_is_told_from_one_that_was_over(most: int, cut: bool) -> None:
+def test_a_training_that_the_clock_ended_is_told_from_one_that_was_over(
+    most: int, cut: bool
+) -> None:
     told = iter((0.1, 0.2, 0.3))
     watch = Watch(lambda: next(told))
     assert not any(watch.over(epoch) for epoch in (1, 2, 3))
@@ -301,7 +331,9 @@ def test_defaults_stay_where_others_are_better_by_no_more_than_a_seed(
 
     usual = registry.defaults("ncf")["rate"]
     monkeypatch.setattr(registry, "make", lambda _, knobs: Told(**knobs))
-    monkeypatch.setattr(run_module, "_look", lambda model, *_: lambda: 0.5 if model.rate == usual else other)
+    monkeypatch.setattr(
+        run_module, "_look", lambda model, *_: lambda: 0.5 if model.rate == usual else other
+    )
     found = search(load(write(tmp_path, valid=True)), Request(tmp_path, "ncf", trials=3), str)
     assert found.trials == 3
     assert (found.knobs["rate"] == usual) is kept

@@ -74,7 +74,11 @@ def near(words: WordVectors, texts: list[str], vectors: np.ndarray) -> np.ndarra
 
 def test_words_say_of_a_text_what_tfidf_says_of_it() -> None:
     texts = content.texts_of("abcde", CATALOGUE)
-    texts += ["The USB cable, a cable for CABLES. Überlänge 2m", "and the", "Shoes & shoes: x shoes_2"]
+    texts += [
+        "The USB cable, a cable for CABLES. Überlänge 2m",
+        "and the",
+        "Shoes & shoes: x shoes_2",
+    ]
     learned = content.learn(texts, "tfidf")
     assert learned is not None
     said = np.stack([learned.words.vector(text) for text in texts])

@@ -37,7 +37,9 @@ def test_an_unsound_model_is_not_published_though_its_verdict_allows_it(
     with pytest.raises(Refused, match=reason):
         Pipeline(settings).deploy()
     assert served(settings) == "old"
-    assert Trained.read(settings.home) == Trained.of(facts)  # the same log would give the same model
+    assert Trained.read(settings.home) == Trained.of(
+        facts
+    )  # the same log would give the same model
 
 
 def test_a_model_with_numbers_that_are_none_is_not_published(settings: Settings) -> None:
@@ -64,5 +66,7 @@ def test_a_champion_that_a_killed_deploy_never_registered_is_what_one_goes_back_
     assert Registry(settings).find("new") is None
     candidate(settings, "newer")
     Pipeline(settings).deploy()
-    aliases = {alias: entry.version for entry in Registry(settings).entries() for alias in entry.aliases}
+    aliases = {
+        alias: entry.version for entry in Registry(settings).entries() for alias in entry.aliases
+    }
     assert aliases == {"champion": "newer", "previous": "new"}

@@ -49,7 +49,9 @@ def test_every_row_is_kept_or_dropped_for_a_reason(spark: SparkSession, settings
     assert report.rows_out == 3
     assert report.balanced()
     table = dataset.load(folder)
-    pairs = {(table.user_ids[u], table.item_ids[i]) for u, i in zip(table.user, table.item, strict=True)}
+    pairs = {
+        (table.user_ids[u], table.item_ids[i]) for u, i in zip(table.user, table.item, strict=True)
+    }
     assert pairs == {("u1", "a"), ("u2", "a"), ("u3", "b")}
 
 
@@ -69,7 +71,9 @@ def test_what_was_undone_is_not_learned_from_unless_it_is_done_again(
     assert (report.dropped["undone"], report.dropped["not_positive"]) == (2, 2)
     assert report.balanced()
     table = dataset.load(folder)
-    pairs = {(table.user_ids[u], table.item_ids[i]) for u, i in zip(table.user, table.item, strict=True)}
+    pairs = {
+        (table.user_ids[u], table.item_ids[i]) for u, i in zip(table.user, table.item, strict=True)
+    }
     assert pairs == {("u1", "b"), ("u2", "a")}
     assert table.weight.tolist() == [2.0, 2.0]
 
@@ -91,7 +95,9 @@ def _filtered(pairs: set[tuple[int, int]], k: int) -> set[tuple[int, int]]:
     return kept if kept == pairs else _filtered(kept, k)
 
 
-def test_the_core_is_what_repeated_filtering_leaves(spark: SparkSession, settings: Settings) -> None:
+def test_the_core_is_what_repeated_filtering_leaves(
+    spark: SparkSession, settings: Settings
+) -> None:
     shop.write_log(settings.archive, shop.drifting_events(users=120, items=80))
     folder, report = run(spark, settings)
     table = dataset.load(folder)
@@ -117,9 +123,14 @@ def test_numbers_go_by_popularity_and_the_same_log_gives_the_same_tables(
     assert dataset.fingerprint(run(spark, settings)[0]) != dataset.fingerprint(first)
 
 
-def test_the_catalogue_is_the_newest_event_of_each_item(spark: SparkSession, settings: Settings) -> None:
+def test_the_catalogue_is_the_newest_event_of_each_item(
+    spark: SparkSession, settings: Settings
+) -> None:
     shop.write_log(settings.archive, [shop.event("u", "a")])
-    old, new = Item(item_id="a", title="Old"), Item(item_id="a", title="Lamp", categories=("Home", "Light"))
+    old, new = (
+        Item(item_id="a", title="Old"),
+        Item(item_id="a", title="Lamp", categories=("Home", "Light")),
+    )
     shop.publish_items(settings.kafka, [old, Item(item_id="b"), new])
     folder, report = run(spark, settings)
     assert report.catalogue == 2

@@ -20,11 +20,14 @@ OURS_THEIRS = {
 }
 
 
-def random_lists(users: int = 60, items: int = 150, seed: int = 0) -> tuple[np.ndarray, list[set[int]]]:
+def random_lists(
+    users: int = 60, items: int = 150, seed: int = 0
+) -> tuple[np.ndarray, list[set[int]]]:
     random = np.random.default_rng(seed)
     lists = np.stack([random.permutation(items)[:100] for _ in range(users)]).astype(np.int32)
     return lists, [
-        set(random.choice(items, random.integers(1, 30), replace=False).tolist()) for _ in range(users)
+        set(random.choice(items, random.integers(1, 30), replace=False).tolist())
+        for _ in range(users)
     ]
 
 
@@ -34,12 +37,18 @@ def test_ranx_agrees_on_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
     lists, relevant = random_lists()
     hits = np.array(
-        [[item in wanted for item in row] for row, wanted in zip(lists.tolist(), relevant, strict=True)]
+        [
+            [item in wanted for item in row]
+            for row, wanted in zip(lists.tolist(), relevant, strict=True)
+        ]
     )
     ours = metrics.accuracy(hits, np.array([len(wanted) for wanted in relevant], np.int32))
     qrels = Qrels({f"u{u:03}": {str(i): 1 for i in wanted} for u, wanted in enumerate(relevant)})
     run = Run(
-        {f"u{u:03}": {str(i): 100.0 - p for p, i in enumerate(row)} for u, row in enumerate(lists.tolist())}
+        {
+            f"u{u:03}": {str(i): 100.0 - p for p, i in enumerate(row)}
+            for u, row in enumerate(lists.tolist())
+        }
     )
     theirs = evaluate(qrels, run, list(OURS_THEIRS.values()), return_mean=False)
     for our_name, their_name in OURS_THEIRS.items():
@@ -90,7 +99,9 @@ def test_popularity_lift_is_how_much_more_popular_lists_are_than_what_users_chos
     lists = np.array([[0, 1], [2, 2], [1, -1]], np.int32)
     # lists (2.5 + 8 + 4) / 3, profiles (2.5 + 4 + 4) / 3
     assert metrics.popularity_lift(lists, counts, profiles[:3]) == pytest.approx(14.5 / 10.5 - 1)
-    assert metrics.popularity_lift(lists[:2], counts, profiles[[0, 4]]) == 0.0  # without a past: not counted
+    assert (
+        metrics.popularity_lift(lists[:2], counts, profiles[[0, 4]]) == 0.0
+    )  # without a past: not counted
     assert metrics.popularity_lift(lists[:1], counts, profiles[4:]) is None
 
 

@@ -18,7 +18,9 @@ DAY = 86_400_000
 CUT = 100 * DAY
 
 
-def split_of(rows: list[tuple[str, str, float]], untrusted: set[int] = frozenset(), least: int = 1) -> Split:
+def split_of(
+    rows: list[tuple[str, str, float]], untrusted: set[int] = frozenset(), least: int = 1
+) -> Split:
     """Rows (user, item, day), in order of time; the cut is day 100."""
     rows = sorted(rows, key=lambda row: row[2])
     users, items = (sorted({row[side] for row in rows}) for side in (0, 1))
@@ -43,12 +45,16 @@ def asked(split: Split, protocol: str) -> list[tuple[str, str, str | None, float
     found, ids = queries(split, protocol), split.rows.item_ids
     return [
         (str(split.rows.user_ids[u]), str(ids[t]), str(ids[live]) if live >= 0 else None, now / DAY)
-        for u, t, live, now in zip(found.user, found.target, found.live_item, found.now_ms, strict=True)
+        for u, t, live, now in zip(
+            found.user, found.target, found.live_item, found.now_ms, strict=True
+        )
     ]
 
 
 def test_returning_users_are_asked_for_their_first_test_item_as_of_the_cut() -> None:
-    split = split_of([*PAST, ("dan", "i5", 5), ("ann", "i5", 110), ("ann", "i6", 111), ("bob", "i1", 112)])
+    split = split_of(
+        [*PAST, ("dan", "i5", 5), ("ann", "i5", 110), ("ann", "i6", 111), ("bob", "i1", 112)]
+    )
     assert asked(split, "returning") == [("ann", "i5", None, 100)]
 
 
@@ -58,7 +64,9 @@ def test_cold_users_have_no_past() -> None:
 
 
 def test_live_asks_for_the_second_item_when_the_first_has_just_happened() -> None:
-    split = split_of([*PAST, ("cy", "i1", 110), ("cy", "i2", 110), ("cy", "i3", 120), ("bob", "i4", 130)])
+    split = split_of(
+        [*PAST, ("cy", "i1", 110), ("cy", "i2", 110), ("cy", "i3", 120), ("bob", "i4", 130)]
+    )
     assert asked(split, "live") == [("cy", "i2", "i1", 110)]
     assert asked(split, "trends") == [("cy", "i2", None, 110)]
     assert asked(split, "frozen") == [("cy", "i2", None, 100)]
@@ -71,7 +79,9 @@ def test_a_target_on_a_later_day_is_live_later() -> None:
 
 
 def test_who_is_back_is_asked_on_that_day_with_what_they_did_before() -> None:
-    split = split_of([*PAST, ("cy", "i1", 110), ("bob", "i3", 112), ("cy", "i2", 115), ("cy", "i0", 115)])
+    split = split_of(
+        [*PAST, ("cy", "i1", 110), ("bob", "i3", 112), ("cy", "i2", 115), ("cy", "i0", 115)]
+    )
     assert asked(split, "back") == [("cy", "i2", None, 115)]
     (one,) = replay(split.rows, queries(split, "back"))
     known = split.rows.item_ids[one.state.items].tolist()
@@ -123,9 +133,13 @@ def test_a_sample_is_the_same_for_the_same_seed() -> None:
 
 def test_a_state_holds_the_live_event_and_nothing_of_its_day_or_later() -> None:
     past = [*PAST, ("dan", "i5", 5), ("dan", "i6", 6)]
-    split = split_of([*past, ("ann", "i5", 110), ("ann", "i6", 110), ("bob", "i6", 110), ("bob", "i5", 110)])
+    split = split_of(
+        [*past, ("ann", "i5", 110), ("ann", "i6", 110), ("bob", "i6", 110), ("bob", "i5", 110)]
+    )
     found = queries(split, "live")
-    states = {str(split.rows.user_ids[found.user[one.query]]): one for one in replay(split.rows, found)}
+    states = {
+        str(split.rows.user_ids[found.user[one.query]]): one for one in replay(split.rows, found)
+    }
     assert states["ann"].state.items.tolist() == [5, 4, 3, 2, 1, 0]
     assert states["ann"].state.times_ms[0] == 110 * DAY == states["ann"].state.now_ms
     # items 5 and 6 were bought by two users that very day: unknown yet
@@ -137,7 +151,10 @@ def test_a_state_holds_the_live_event_and_nothing_of_its_day_or_later() -> None:
 def test_trends_of_a_replay_are_those_that_serving_holds() -> None:
     """Parity: the same rows through the table of the stream and through the evaluation's arrays."""
     random = np.random.default_rng(3)
-    genuine = [(f"u{n % 300}", f"i{random.integers(25)}", float(random.uniform(0, 90))) for n in range(1500)]
+    genuine = [
+        (f"u{n % 300}", f"i{random.integers(25)}", float(random.uniform(0, 90)))
+        for n in range(1500)
+    ]
     fakes = [(f"fake{n}", "i3", float(random.uniform(88, 90))) for n in range(200)]
     split, now = split_of([*genuine, *fakes]), 95 * DAY
     table, since = TrendTable(), dict[int, int]()
@@ -154,7 +171,9 @@ def test_trends_of_a_replay_are_those_that_serving_holds() -> None:
     np.testing.assert_allclose(trends.values, guarded.values[order], rtol=1e-9, atol=1e-290)
     np.testing.assert_allclose(trends.weights, guarded.weights, rtol=1e-9)
     served = TrendView.of(guarded.values[order], first_seen)
-    np.testing.assert_allclose(TrendView.of(trends.values, first_seen).log_share, served.log_share, rtol=1e-5)
+    np.testing.assert_allclose(
+        TrendView.of(trends.values, first_seen).log_share, served.log_share, rtol=1e-5
+    )
 
 
 def test_ties_are_broken_at_random_and_differences_never_are() -> None:

@@ -82,7 +82,9 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
     # whoever has bought odd items buys odd items: ten of thirty against ten of sixty by chance
     live = {name: measured["live"]["hr@10"] for name, measured in result["models"].items()}
     assert live["blend"] > live["popularity"]
-    lift = {name: measured["live"]["popularity_lift@10"] for name, measured in result["models"].items()}
+    lift = {
+        name: measured["live"]["popularity_lift@10"] for name, measured in result["models"].items()
+    }
     assert lift["popularity"] == max(lift.values()) > 0.0
     assert result["models"]["popularity"]["cold"]["popularity_lift@10"] is None
     assert sorted(p.name for p in report.iterdir()) == [
@@ -133,9 +135,14 @@ def test_a_repeated_review_counts_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("user_id,item_id\na,x\n", "timestamp is missing"), ("user_id,item_id,timestamp\n", "no reviews")],
+    [
+        ("user_id,item_id\na,x\n", "timestamp is missing"),
+        ("user_id,item_id,timestamp\n", "no reviews"),
+    ],
 )
-def test_a_file_that_is_no_dataset_is_refused_by_name(tmp_path: Path, text: str, problem: str) -> None:
+def test_a_file_that_is_no_dataset_is_refused_by_name(
+    tmp_path: Path, text: str, problem: str
+) -> None:
     path = tmp_path / "reviews.csv"
     path.write_text(text)
     with pytest.raises(BadDataset, match=problem):

@@ -34,7 +34,10 @@ def test_a_step_that_fails_is_a_failed_run(tmp_path: Path) -> None:
     fail(settings, ValueError("no interactions"))
     (run,) = runs(settings)
     assert run.info.status == "FAILED"
-    assert (run.data.tags["step"], run.data.tags["reason"]) == ("train", "ValueError: no interactions")
+    assert (run.data.tags["step"], run.data.tags["reason"]) == (
+        "train",
+        "ValueError: no interactions",
+    )
     assert run.data.params["rank"] == "64"
     assert before <= run.info.start_time <= run.info.end_time
 

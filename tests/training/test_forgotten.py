@@ -24,7 +24,9 @@ def users_of_tables(spark: SparkSession, settings: Settings) -> set[str]:
 
 
 def test_their_rows_are_left_out_up_to_the_moment(spark: SparkSession, settings: Settings) -> None:
-    rows = [shop.event(user, item, day) for day, item in enumerate("abc") for user in ("alice", "bob")]
+    rows = [
+        shop.event(user, item, day) for day, item in enumerate("abc") for user in ("alice", "bob")
+    ]
     shop.write_log(settings.archive, rows)
     assert users_of_tables(spark, settings) == {"alice", "bob"}
     until_ms = int(shop.START.timestamp() * 1000) + 1 * shop.DAY_MS

@@ -31,7 +31,9 @@ def judged(values: np.ndarray) -> gate.Judged:
 
 def test_a_sound_model_passes() -> None:
     assert gate.sound(model()).passed
-    assert gate.sound(replace(model(), content=np.ones((20, 3), np.float32), words=words(2, 3))).passed
+    assert gate.sound(
+        replace(model(), content=np.ones((20, 3), np.float32), words=words(2, 3))
+    ).passed
 
 
 def test_nan_is_refused() -> None:
@@ -82,7 +84,10 @@ def test_better_and_equal_pass_and_worse_does_not() -> None:
 
 def test_noise_is_not_taken_for_worse() -> None:
     random = np.random.default_rng(3)
-    champion, other = random.binomial(1, 0.2, 400).astype(float), random.binomial(1, 0.2, 400).astype(float)
+    champion, other = (
+        random.binomial(1, 0.2, 400).astype(float),
+        random.binomial(1, 0.2, 400).astype(float),
+    )
     other[:8] = np.minimum(other[:8], champion[:8])
     assert gate.compare(judged(other), judged(champion)).interval is not None
     assert gate.compare(judged(champion), judged(champion)).difference == 0.0

@@ -25,7 +25,16 @@ TABLES = {
     "interactions": ["user_index", "item_index", "time_ms", "weight", "core"],
     "users": ["user_index", "user_id", "reviews"],
     "items": ["item_index", "item_id", "reviews", "first_seen_ms"],
-    "events": ["event_id", "topic", "partition", "offset", "user_id", "item_id", "event_time", "action"],
+    "events": [
+        "event_id",
+        "topic",
+        "partition",
+        "offset",
+        "user_id",
+        "item_id",
+        "event_time",
+        "action",
+    ],
 }
 
 
@@ -110,7 +119,9 @@ def test_only_new_days_are_read_in_run_after_run(log: Log) -> None:
 def test_a_late_duplicate_of_an_old_event_counts_once(log: Log) -> None:
     log.day(
         shop.event("u1", "a", 1, event_id="one", action="like"),
-        shop.event("somebody else", "c", 2, event_id="two", action="like"),  # the earliest place has it
+        shop.event(
+            "somebody else", "c", 2, event_id="two", action="like"
+        ),  # the earliest place has it
     )
     report = log.compared()
     assert report.dropped["duplicate_event"] == 2
@@ -181,7 +192,9 @@ def test_files_that_the_sink_has_not_finished_are_left_for_later(log: Log) -> No
     new.unlink()
     (listing / "1").unlink()
     assert erase(str(archive), "u2", START_MS + 9 * shop.DAY_MS) > 0
-    assert log.compared().whole == "of the files that the last run had read 2 have changed or are gone"
+    assert (
+        log.compared().whole == "of the files that the last run had read 2 have changed or are gone"
+    )
 
 
 def sink_line(path: Path) -> str:

@@ -14,7 +14,9 @@ from training import index
 def vectors(n: int, dim: int = 16, clusters: int = 30) -> np.ndarray:
     random = np.random.default_rng(5)
     centres = random.normal(size=(clusters, dim))
-    return (centres[random.integers(0, clusters, n)] + 0.3 * random.normal(size=(n, dim))).astype(np.float32)
+    return (centres[random.integers(0, clusters, n)] + 0.3 * random.normal(size=(n, dim))).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize(("kind", "least"), [("flat", 1.0), ("hnsw", 0.9), ("ivf", 0.7)])

@@ -35,8 +35,12 @@ def pipeline(spark: SparkSession, settings: Settings) -> Pipeline:
     small = settings.training.model_copy(update={"rank": 8, "iterations": 4, "questions": 200})
     settings = settings.model_copy(update={"training": small})
     shop.write_log(settings.archive, shop.drifting_events())
-    shop.publish_items(settings.kafka, [Item(item_id="cold", title="A thing that nobody bought yet")])
-    shop.publish_items(settings.kafka, [Item(item_id=f"i{i}", title=f"Thing {i % 2}") for i in range(20)])
+    shop.publish_items(
+        settings.kafka, [Item(item_id="cold", title="A thing that nobody bought yet")]
+    )
+    shop.publish_items(
+        settings.kafka, [Item(item_id=f"i{i}", title=f"Thing {i % 2}") for i in range(20)]
+    )
     return Pipeline(settings)
 
 
@@ -45,7 +49,9 @@ def refuse(pipeline: Pipeline) -> None:
     folder = steps.latest(pipeline.home / "candidates", "")[1]
     path = folder / "evaluation.json"
     verdict = Evaluation.model_validate_json(path.read_text())
-    path.write_text(verdict.model_copy(update={"passed": False, "reason": "worse"}).model_dump_json())
+    path.write_text(
+        verdict.model_copy(update={"passed": False, "reason": "worse"}).model_dump_json()
+    )
 
 
 def test_the_whole_way_twice(pipeline: Pipeline) -> None:
@@ -55,12 +61,16 @@ def test_the_whole_way_twice(pipeline: Pipeline) -> None:
         pipeline.train()
     assert Trained.read(pipeline.home) is None
     report, evaluation, published = pipeline.everything()
-    assert Trained.read(pipeline.home) == Trained(version=published.version, positions=report.positions)
+    assert Trained.read(pipeline.home) == Trained(
+        version=published.version, positions=report.positions
+    )
     assert report.balanced()
     assert evaluation.passed
     assert evaluation.metrics["live.hr@10"] > evaluation.against["trends"]["live.hr@10"]
 
-    served, manifest = models.load(pipeline.settings.artifacts / published.version, published.manifest_sha256)
+    served, manifest = models.load(
+        pipeline.settings.artifacts / published.version, published.manifest_sha256
+    )
     assert {RANKER, "index.faiss", "als_item_factors.npy", "content.npy"} <= set(manifest.files)
     assert served.words is not None
     assert len(served.words.words) > 0
@@ -107,7 +117,9 @@ def test_a_run_that_breaks_leaves_the_champion_and_no_candidate(pipeline: Pipeli
     assert publish.champion(pipeline.settings.kafka) is None
     with pytest.raises(steps.MissingStep, match="pipeline train"):
         pipeline.evaluate()
-    assert Trained.read(pipeline.home) is None  # there are tables, and what they hold still makes one due
+    assert (
+        Trained.read(pipeline.home) is None
+    )  # there are tables, and what they hold still makes one due
 
 
 def test_a_model_that_lost_most_items_is_no_candidate(pipeline: Pipeline) -> None:

@@ -36,7 +36,9 @@ def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, Reviews]:
     return split_of(Settings(), folder, "1970-09-18")
 
 
-def test_a_push_gains_much_without_the_guards_and_nothing_with_them(a_shop: tuple[Split, Reviews]) -> None:
+def test_a_push_gains_much_without_the_guards_and_nothing_with_them(
+    a_shop: tuple[Split, Reviews],
+) -> None:
     recipe = Recipe(
         implicit_als.fit,
         AlsConfig(rank=8, iterations=3),
@@ -57,10 +59,14 @@ def test_a_push_gains_much_without_the_guards_and_nothing_with_them(a_shop: tupl
     assert low < rows["trends and model", False]["ndcg_change"] < high
 
 
-def test_training_leaves_out_the_fake_votes_for_the_target_alone(a_shop: tuple[Split, Reviews]) -> None:
+def test_training_leaves_out_the_fake_votes_for_the_target_alone(
+    a_shop: tuple[Split, Reviews],
+) -> None:
     split, _ = a_shop
     target = split.rows.item_ids.tolist().index("rare-1")
-    attacked = one_vote(inject(split.rows, Attack(0.2), target, split.cut_ms, 1)).before(split.cut_ms)
+    attacked = one_vote(inject(split.rows, Attack(0.2), target, split.cut_ms, 1)).before(
+        split.cut_ms
+    )
     learned = unpushed(attacked)
     of_target = learned.item == target
     assert not np.char.startswith(learned.user_ids[learned.user[of_target]], "fake").any()

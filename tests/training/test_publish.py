@@ -17,9 +17,9 @@ def made(root: Path, version: str) -> Path:
     def fill(folder: Path) -> None:
         np.save(folder / "als_item_factors.npy", np.eye(3, dtype=np.float32))
 
-    return artifact.write(root, version, fill, created="2026-01-01", items=3, metrics={"live.ndcg@10": 0.5})[
-        0
-    ]
+    return artifact.write(
+        root, version, fill, created="2026-01-01", items=3, metrics={"live.ndcg@10": 0.5}
+    )[0]
 
 
 def test_the_last_announcement_is_the_champion(settings: Settings) -> None:

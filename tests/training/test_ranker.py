@@ -21,7 +21,9 @@ from training.evaluation.states import replay
 from training.ranker import NotEnoughHistory, RankerConfig, past_splits
 
 DAY = 86_400_000
-CONFIG = RankerConfig(cuts=2, horizon_days=60, questions=400, negatives=20, rounds=20, leaves=15, seed=1)
+CONFIG = RankerConfig(
+    cuts=2, horizon_days=60, questions=400, negatives=20, rounds=20, leaves=15, seed=1
+)
 
 
 def companion_shop(users: int = 1500, items: int = 120, days: int = 400) -> Interactions:
@@ -87,7 +89,9 @@ def test_the_blend_uses_the_live_event_and_beats_every_source(
     asked = contestants(Fitted(model, blend.text, split.eligible), brief=True)
     answers = answer_all(split, asked, asked)
     profiles = np.full(len(shop.user_ids), np.nan)
-    facts = Catalogue(split.train.item_counts(), np.zeros((len(model), 1), np.float32), 120, 1500, profiles)
+    facts = Catalogue(
+        split.train.item_counts(), np.zeros((len(model), 1), np.float32), 120, 1500, profiles
+    )
     live = measure(answers["live"], facts)
     frozen = measure(answers["frozen"], facts)
     assert live["blend"]["hr@10"] > 0.6  # two of three are predictable
@@ -132,7 +136,9 @@ def test_contributions_add_up_to_the_score(blend: ranker.Blend) -> None:
 
 def test_the_same_seed_learns_the_same_blend(split: Split) -> None:
     short = replace(CONFIG, rounds=5)
-    assert ranker.train(split.train, build, short).text == ranker.train(split.train, build, short).text
+    assert (
+        ranker.train(split.train, build, short).text == ranker.train(split.train, build, short).text
+    )
 
 
 def test_past_cuts_never_overlap_and_leave_most_rows_before_them(split: Split) -> None:

@@ -29,7 +29,12 @@ def settings(tmp_path: Path) -> Settings:
 
 def made(settings: Settings, version: str, items: int, **facts: Any) -> Path:
     model = replace(a_model(items), version=version)
-    known = {"created": "now", "items": items, "parameters": {"rank": 8}, "metrics": {"live.hr@10": 0.5}}
+    known = {
+        "created": "now",
+        "items": items,
+        "parameters": {"rank": 8},
+        "metrics": {"live.hr@10": 0.5},
+    }
     return artifact.write(settings.artifacts, version, model.save, **{**known, **facts})[0]
 
 
@@ -42,14 +47,21 @@ def test_a_run_says_what_the_model_takes_and_gives(settings: Settings) -> None:
     assert info.signature is not None
     assert info.signature.inputs.input_names() == ["user_id", "items", "n"]
     assert info.signature.outputs.input_names() == ["item_id", "score"]
-    example = Path(registry.client.download_artifacts(run_id, "model/input_example.json")).read_bytes()
+    example = Path(
+        registry.client.download_artifacts(run_id, "model/input_example.json")
+    ).read_bytes()
     assert set(orjson.loads(example)) == {"user_id", "items", "n"}
 
 
 def test_two_models_are_compared(settings: Settings) -> None:
     one = made(settings, "v1", 6, lineage={"commit": "abc"})
     other = made(
-        settings, "v2", 8, parameters={"rank": 16}, metrics={"live.hr@10": 0.6, "live.mrr": 0.1}, lineage={}
+        settings,
+        "v2",
+        8,
+        parameters={"rank": 16},
+        metrics={"live.hr@10": 0.6, "live.mrr": 0.1},
+        lineage={},
     )
     found = differences.between(one, other)
     assert found["parameters"] == {"rank": [8, 16]}
@@ -76,7 +88,9 @@ def test_the_command_knows_models_by_version_and_alias(
     for version, rank in (("v1", 8), ("v2", 16)):
         registry.register(made(settings, version, 6, parameters={"rank": rank}), run_id, {})
     monkeypatch.setenv("AFTERCLICK_HOME", str(settings.home))
-    done = CliRunner().invoke(app, ["models", "diff", "v1", "challenger", "--json"], catch_exceptions=False)
+    done = CliRunner().invoke(
+        app, ["models", "diff", "v1", "challenger", "--json"], catch_exceptions=False
+    )
     assert done.exit_code == 0
     assert orjson.loads(done.stdout.splitlines()[-1])["parameters"] == {"rank": [8, 16]}
     shown = CliRunner().invoke(app, ["models", "diff", "v1", "v2"], catch_exceptions=False)
@@ -84,7 +98,9 @@ def test_the_command_knows_models_by_version_and_alias(
 
 
 def test_a_training_s_report_shows_it_beside_the_champion(tmp_path: Path) -> None:
-    facts = Facts(version="v9", cut_ms=0, parameters={"rank": 8}, lineage={"rows": 5}, seconds={"model": 2.0})
+    facts = Facts(
+        version="v9", cut_ms=0, parameters={"rank": 8}, lineage={"rows": 5}, seconds={"model": 2.0}
+    )
     evaluation = Evaluation(
         questions=100,
         metrics={"live.hr@10": 0.25, "live.ndcg@10": 0.125},
@@ -145,6 +161,8 @@ def test_a_run_s_files_may_lie_on_s3(settings: Settings, s3: Any, tmp_path: Path
         ("http://mlflow:5000", "s3://bucket", "s3://bucket"),
     ],
 )
-def test_where_the_files_of_runs_lie(uri: str | None, files: str | None, expected: str | None) -> None:
+def test_where_the_files_of_runs_lie(
+    uri: str | None, files: str | None, expected: str | None
+) -> None:
     settings = Settings(training=TrainingSettings(mlflow_uri=uri, mlflow_files=files))
     assert settings.mlflow_files == expected

@@ -35,7 +35,9 @@ class Scripted(Retrain):
     """Its trainings end as is said here, in no time."""
 
     def __init__(self, home: Path, clock: Clock, backoff: Backoff | None = None) -> None:
-        super().__init__(Settings(home=home), every_s=100, events=1000, clock=clock, backoff=backoff)
+        super().__init__(
+            Settings(home=home), every_s=100, events=1000, clock=clock, backoff=backoff
+        )
         self.ends = Ended(False, "no Parquet log")
         self.trained_at: list[float] = []
 
@@ -162,7 +164,11 @@ def test_a_training_that_fails_says_why_and_the_next_one_may_come(settings: Sett
 
     def failed() -> bool:
         status = TrainingStatus.read(settings.home)
-        return status is not None and status.state == "waiting" and "no Parquet log" in (status.last or "")
+        return (
+            status is not None
+            and status.state == "waiting"
+            and "no Parquet log" in (status.last or "")
+        )
 
     try:
         wait_until(failed, timeout=240)
@@ -215,7 +221,9 @@ def test_only_what_a_training_read_that_went_through_counts_as_seen(settings: Se
     assert schedule.new_events(settings) == 3
     ends = schedule.end_offsets(settings.kafka)
     settings.home.mkdir()
-    Trained(version="v1", positions={place: end - 1 for place, end in ends.items()}).write(settings.home)
+    Trained(version="v1", positions={place: end - 1 for place, end in ends.items()}).write(
+        settings.home
+    )
     assert schedule.new_events(settings) == 0
     send(settings, 2)
     assert schedule.new_events(settings) == 2

@@ -22,7 +22,9 @@ from training.tower_config import TowerConfig
 from training.two_tower import Examples
 
 DAY = 86_400_000
-CONFIG = TowerConfig(dim=16, epochs=60, batch=128, uniform=32, rate=0.01, least=2, threads=1, seed=1)
+CONFIG = TowerConfig(
+    dim=16, epochs=60, batch=128, uniform=32, rate=0.01, least=2, threads=1, seed=1
+)
 
 
 def fitted(rows: Interactions) -> TowerArrays:
@@ -71,7 +73,9 @@ def test_numpy_computes_the_vectors_that_torch_has_learned() -> None:
         vector = arrays.user(mine, examples.weight[some][row][there], now - middle[age] * DAY, now)
         assert vector is not None
         np.testing.assert_allclose(vector[:-1], users[row].numpy(), atol=1e-5)
-        np.testing.assert_allclose(arrays.logits(vector, np.arange(40)), logits[row].numpy(), atol=1e-4)
+        np.testing.assert_allclose(
+            arrays.logits(vector, np.arange(40)), logits[row].numpy(), atol=1e-4
+        )
 
 
 def test_an_example_holds_what_came_before_it_newest_first() -> None:
@@ -120,7 +124,11 @@ def test_the_towers_are_features_of_every_candidate() -> None:
     )
     model = a_model(towers=arrays)
     state = UserState(
-        np.array([2, 4], np.int32), np.ones(2, np.float32), np.zeros(2), np.array([2, 4], np.int32), 0.0
+        np.array([2, 4], np.int32),
+        np.ones(2, np.float32),
+        np.zeros(2),
+        np.array([2, 4], np.int32),
+        0.0,
     )
     asked = np.array([0, 1, 7], np.int32)
     rows = features(model, state, a_view(8), asked)
@@ -139,7 +147,9 @@ def test_serving_finds_the_nearest_items_by_the_published_index(tmp_path: Path) 
     vector = arrays.user(np.array([3, 5], np.int32), np.ones(2, np.float32), np.zeros(2), 0.0)
     assert vector is not None
     exact = np.argsort(-(arrays.targets @ vector))[:10].tolist()
-    assert set(index_search(tmp_path / "nowhere", arrays.targets)(vector, 10).tolist()) == set(exact)
+    assert set(index_search(tmp_path / "nowhere", arrays.targets)(vector, 10).tolist()) == set(
+        exact
+    )
     built, report = index.make(arrays.targets, vector[None])
     index.write(built, tmp_path, index.TOWERS)
     assert report.recall == 1.0
@@ -150,7 +160,11 @@ def test_the_towers_are_a_source_of_candidates() -> None:
     arrays = fitted(shop.checkerboard()[0])
     model = a_model(40, towers=arrays, factors=None, content=None)
     state = UserState(
-        np.array([2, 4], np.int32), np.ones(2, np.float32), np.zeros(2), np.array([2, 4], np.int32), 0.0
+        np.array([2, 4], np.int32),
+        np.ones(2, np.float32),
+        np.zeros(2),
+        np.array([2, 4], np.int32),
+        0.0,
     )
     found = candidate_items(
         model,

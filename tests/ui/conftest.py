@@ -46,7 +46,9 @@ class Shop:
 
 
 @pytest.fixture(scope="session")
-def shop(broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def shop(
+    broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shop]:
     """`afterclick stream`, `serve` and `ui` on the run's Kafka and Valkey, with its shop's events counted."""
     home = tmp_path_factory.mktemp("shop")
     settings = _settings(broker, redis_url, jars, home)
@@ -75,7 +77,9 @@ def chromium() -> Iterator[Browser]:
 @pytest.fixture
 def context(chromium: Browser) -> Iterator[BrowserContext]:
     """A browser window of this test's own."""
-    context = chromium.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="no-preference")
+    context = chromium.new_context(
+        viewport={"width": 1440, "height": 900}, reduced_motion="no-preference"
+    )
     context.set_default_timeout(45_000)
     yield context
     context.close()
@@ -88,7 +92,9 @@ def page(context: BrowserContext) -> Iterator[Page]:
     errors: list[str] = []
     hosts: set[str] = set()
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: errors.append(message.text) if message.type == "error" else None
+    )
     page.on("request", lambda request: hosts.add(request.url.split("/")[2].split(":")[0]))
     yield page
     assert not errors

@@ -29,7 +29,9 @@ class ShopWorld:
     reviews: int
 
 
-def open_shop(settings: Settings, n_items: int = 60, n_reviews: int = 600, seed: int = 7) -> ShopWorld:
+def open_shop(
+    settings: Settings, n_items: int = 60, n_reviews: int = 600, seed: int = 7
+) -> ShopWorld:
     """Publish a catalogue, a fifth of it without titles, and reviews with a long tail."""
     rng = random.Random(seed)
     kinds = list(CATEGORIES)
@@ -44,7 +46,9 @@ def open_shop(settings: Settings, n_items: int = 60, n_reviews: int = 600, seed:
 
     topics = settings.kafka.topics
     for item in items:
-        event = ItemEvent(id=events.new_id(), source="test", time=start, subject=item.item_id, data=item)
+        event = ItemEvent(
+            id=events.new_id(), source="test", time=start, subject=item.item_id, data=item
+        )
         producer.produce(topics.items, events.encode(event), item.item_id, on_delivery=report)
     for n in range(n_reviews):
         item = items[min(int(rng.paretovariate(0.8)) - 1, n_items - 1)]
@@ -57,7 +61,9 @@ def open_shop(settings: Settings, n_items: int = 60, n_reviews: int = 600, seed:
             time=start + timedelta(seconds=10 * n),
             source="test",
         )
-        producer.produce(topics.reviews, events.encode(review), interaction.user_id, on_delivery=report)
+        producer.produce(
+            topics.reviews, events.encode(review), interaction.user_id, on_delivery=report
+        )
         producer.poll(0)
     assert producer.flush(30) == 0
     assert not failures, failures

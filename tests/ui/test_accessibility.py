@@ -9,7 +9,13 @@ from playwright.sync_api import Page, expect
 from tests.ui.conftest import Shop
 from tests.ui.test_shop import listed, press, visit
 
-PATHS = ("/?user=alice", "/?user=guest-1", "/live", "/item?id=G0002&user=alice", "/compare?user=alice")
+PATHS = (
+    "/?user=alice",
+    "/?user=guest-1",
+    "/live",
+    "/item?id=G0002&user=alice",
+    "/compare?user=alice",
+)
 GRAVE = {"serious", "critical"}
 
 
@@ -47,7 +53,9 @@ def test_drawers_and_a_changed_list_have_no_serious_fault(page: Page, shop: Shop
 
 def test_axe_would_find_a_fault(page: Page, shop: Shop) -> None:
     visit(page, shop, "alice")
-    page.evaluate("document.querySelector('.ac-main').insertAdjacentHTML('beforeend', '<button></button>')")
+    page.evaluate(
+        "document.querySelector('.ac-main').insertAdjacentHTML('beforeend', '<button></button>')"
+    )
     assert any(fault.startswith("button-name") for fault in faults(page))
 
 

@@ -68,7 +68,10 @@ def test_a_backlog_is_one_until_its_events_have_left_the_figures() -> None:
 
 
 def test_a_chart_of_a_group_has_a_curve_per_entry_and_a_row_per_moment() -> None:
-    past = [{"time": 1.0, "departments": {"a": 40.0, "b": 60.0}}, {"time": 2.0, "departments": {"b": 100.0}}]
+    past = [
+        {"time": 1.0, "departments": {"a": 40.0, "b": 60.0}},
+        {"time": 2.0, "departments": {"b": 100.0}},
+    ]
     options = time_options(CHARTS["shares"], past)
     assert [series["name"] for series in options["series"]] == ["a", "b"]
     assert options["dataset"]["source"] == [[1000, 40.0, 60.0], [2000, 0.0, 100.0]]

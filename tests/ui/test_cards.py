@@ -25,7 +25,10 @@ def test_an_item_without_a_title_shows_its_category_and_id() -> None:
 
 
 def test_the_bar_of_the_highest_score_is_full_and_parts_share_it() -> None:
-    items = (ranked("a", 2.0, parts={"model": 1.5, "trend": 0.5}), ranked("b", 0.5, parts={"model": 0.5}))
+    items = (
+        ranked("a", 2.0, parts={"model": 1.5, "trend": 0.5}),
+        ranked("b", 0.5, parts={"model": 0.5}),
+    )
     scale = bar_scale(items)
     shown = card(items[0], 1, scale, 0, False)
     assert sum(part["width"] for part in shown["parts"]) == 100.0
@@ -33,14 +36,21 @@ def test_the_bar_of_the_highest_score_is_full_and_parts_share_it() -> None:
 
 
 def test_badges_are_those_that_the_api_gives() -> None:
-    assert card(ranked(badges=("trending", "new")), 1, 1.0, 0, False)["badges"] == ["trending now", "new"]
+    assert card(ranked(badges=("trending", "new")), 1, 1.0, 0, False)["badges"] == [
+        "trending now",
+        "new",
+    ]
     assert card(ranked(parts={"trend": 0.9, "model": 0.1}), 1, 1.0, 0, False)["badges"] == []
 
 
 def test_how_sure_a_list_is_comes_from_the_distance_to_its_last_item() -> None:
     items = tuple(ranked(name, score) for name, score in (("a", 2.0), ("b", 0.6), ("c", 0.0)))
     answer = Recommendations(user_id="u", items=items, source="personalised")
-    assert [sureness(item, answer)["words"] for item in items] == ["88% sure", "65% sure", "50% sure"]
+    assert [sureness(item, answer)["words"] for item in items] == [
+        "88% sure",
+        "65% sure",
+        "50% sure",
+    ]
     assert [sureness(item, answer)["dots"] for item in items] == [3, 2, 1]
 
 
@@ -88,7 +98,14 @@ def test_figures_are_short_and_a_missing_one_is_a_dash() -> None:
 
 def test_times_have_the_unit_that_reads_best() -> None:
     times = (None, 0.43, 12.6, 999.0, 58_932.0, 240_000.0)
-    assert [" ".join(span(time)) for time in times] == ["- ", "0.4 ms", "13 ms", "999 ms", "59 s", "4 min"]
+    assert [" ".join(span(time)) for time in times] == [
+        "- ",
+        "0.4 ms",
+        "13 ms",
+        "999 ms",
+        "59 s",
+        "4 min",
+    ]
 
 
 def test_the_age_of_a_backlog_is_not_passed_off_as_a_delay() -> None:
@@ -100,5 +117,7 @@ def test_the_age_of_a_backlog_is_not_passed_off_as_a_delay() -> None:
 
 
 def test_a_department_is_the_second_category_where_there_is_one() -> None:
-    found = [department_of(path) for path in ((), ("Lenses",), ("Electronics", "Cameras", "Lenses"))]
+    found = [
+        department_of(path) for path in ((), ("Lenses",), ("Electronics", "Cameras", "Lenses"))
+    ]
     assert found == ["no department", "Lenses", "Cameras"]

@@ -30,7 +30,9 @@ def test_every_card_is_told_apart_as_moved_new_or_gone(before: list[str], after:
     assert set(change.moved) == set(before) & set(after)
     assert set(change.entered) == set(after) - set(before)
     assert set(change.left) == set(before) - set(after)
-    assert all(before.index(item) - after.index(item) == places for item, places in change.moved.items())
+    assert all(
+        before.index(item) - after.index(item) == places for item, places in change.moved.items()
+    )
 
 
 def test_the_cause_names_the_deed_and_the_item() -> None:

@@ -23,7 +23,10 @@ def test_the_receipt_adds_up_and_names_the_deeds(page: Page, shop: Shop) -> None
     expect(receipt).to_contain_text("the parts add up to it")
     expect(receipt.locator(".ac-deeds")).to_contain_text(f"liked {liked}")
     expect(receipt.locator(".ac-facts")).to_contain_text("feedback/")
-    values = [cell.replace("\N{MINUS SIGN}", "-") for cell in receipt.locator("tbody .num").all_inner_texts()]
+    values = [
+        cell.replace("\N{MINUS SIGN}", "-")
+        for cell in receipt.locator("tbody .num").all_inner_texts()
+    ]
     score = float(receipt.get_by_test_id("receipt-score").inner_text())
     assert abs(sum(map(float, values)) - score) < 0.0006 * len(values)
     page.keyboard.press("Escape")
@@ -65,7 +68,9 @@ def test_the_item_page_shows_counts_and_trend_and_takes_a_like(page: Page, shop:
     wait_until(lambda: get(f"{shop.api_url}/items/G0001")["interactions"] > counted)
 
 
-def test_the_item_page_follows_its_counts_and_says_what_its_receipt_would_be(page: Page, shop: Shop) -> None:
+def test_the_item_page_follows_its_counts_and_says_what_its_receipt_would_be(
+    page: Page, shop: Shop
+) -> None:
     user_id = new_shopper()
     page.goto(f"{shop.url}/item?id=G0006&user={user_id}")
     counts = page.locator(".ac-main").get_by_text("interactions counted")
@@ -117,7 +122,9 @@ def test_the_python_snippets_run_as_they_stand(page: Page, shop: Shop, title: st
     visit(page, shop, "bob")
     page.get_by_test_id("api").click()
     code = page.locator(f'[data-snippet="{title} python"]').inner_text()
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert ("Northwind" in ran.stdout) if title == "This list" else ("feedback/" in ran.stdout)
 
 
@@ -125,7 +132,9 @@ def test_the_curl_snippet_runs_as_it_stands(page: Page, shop: Shop) -> None:
     visit(page, shop, "bob")
     page.get_by_test_id("api").click()
     call = page.locator('[data-snippet="This list curl"]').inner_text()
-    ran = subprocess.run(["bash", "-c", call], capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run(
+        ["bash", "-c", call], capture_output=True, text=True, timeout=60, check=True
+    )
     assert '"user_id":"bob"' in ran.stdout
 
 
@@ -144,7 +153,13 @@ def test_light_and_dark_are_chosen_by_hand_and_kept(page: Page, shop: Shop) -> N
 @pytest.mark.parametrize("width", [360, 768, 1440, 3840])
 def test_nothing_sticks_out_at_any_width(page: Page, shop: Shop, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
-    for path in ("/?user=alice", "/?user=guest-1", "/live", "/item?id=G0002", "/compare?user=alice"):
+    for path in (
+        "/?user=alice",
+        "/?user=guest-1",
+        "/live",
+        "/item?id=G0002",
+        "/compare?user=alice",
+    ):
         page.goto(shop.url + path)
         expect(page.locator(".ac-main")).not_to_be_empty()
         page.wait_for_timeout(300)

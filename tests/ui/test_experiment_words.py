@@ -45,7 +45,8 @@ def panel(difference: dict[str, float], broken: bool = False, users: int = 100) 
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"), [(0.01, 0.03, "better"), (-0.03, -0.01, "worse"), (-0.01, 0.01, "open")]
+    ("low", "high", "verdict"),
+    [(0.01, 0.03, "better"), (-0.03, -0.01, "worse"), (-0.01, 0.01, "open")],
 )
 def test_an_arm_is_better_or_worse_only_where_the_interval_says_so(
     low: float, high: float, verdict: str
@@ -73,6 +74,11 @@ def test_before_anybody_came_there_are_no_figures() -> None:
 
 
 def test_what_runs_stands_before_what_was_stopped_and_the_newest_first() -> None:
-    kept = [experiment("a"), experiment("b", "2026-01-03"), experiment("c"), experiment("d", "2026-01-04")]
+    kept = [
+        experiment("a"),
+        experiment("b", "2026-01-03"),
+        experiment("c"),
+        experiment("d", "2026-01-04"),
+    ]
     assert [one["name"] for one in newest(kept)] == ["c", "a", "d", "b"]
     assert len(newest(kept * 3)) == 4

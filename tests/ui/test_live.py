@@ -22,7 +22,9 @@ def visit(page: Page, shop: Shop) -> None:
 
 def like(shop: Shop, user_id: str, item_id: str, event_id: str) -> None:
     """Send a like, again while Kafka is too slow to take it."""
-    body = orjson.dumps({"user_id": user_id, "item_id": item_id, "action": "like", "event_id": event_id})
+    body = orjson.dumps(
+        {"user_id": user_id, "item_id": item_id, "action": "like", "event_id": event_id}
+    )
     request = urllib.request.Request(
         f"{shop.api_url}/feedback", data=body, headers={"content-type": "application/json"}
     )
@@ -75,12 +77,16 @@ def test_the_pipeline_shows_every_station_with_its_figures(page: Page, shop: Sho
     expect(page.locator('[data-tile="interactions"] dd:first-of-type')).not_to_have_text("-")
     expect(page.locator('[data-tile="lag"] .ac-age')).to_contain_text("s ago")
     expect(pipeline.locator('[data-row="lag"] dd')).not_to_have_text("-")
-    expect(pipeline.locator('[data-row$="reviews"]')).to_have_attribute("title", re.compile(r"position \d+"))
+    expect(pipeline.locator('[data-row$="reviews"]')).to_have_attribute(
+        "title", re.compile(r"position \d+")
+    )
     for stage in ("queue", "apply", "notify", "push"):
         expect(pipeline.locator(f'[data-flow="{stage}"]')).to_contain_text("p50 / p99")
 
 
-def test_an_event_shows_in_the_feed_as_applied_and_sent_again_as_duplicate(page: Page, shop: Shop) -> None:
+def test_an_event_shows_in_the_feed_as_applied_and_sent_again_as_duplicate(
+    page: Page, shop: Shop
+) -> None:
     visit(page, shop)
     user_id, event_id = new_shopper(), new_id()
     like(shop, user_id, "G0003", event_id)
@@ -104,7 +110,9 @@ def test_charts_stream_and_pause_holds_them_still(page: Page, shop: Shop) -> Non
     held = newest(page, "rates")
     page.wait_for_timeout(2500)
     assert newest(page, "rates") == held
-    expect(page.locator('[data-chart="rates"] .ac-age')).to_have_text(re.compile(r"^\s*([3-9]|\d\d) s ago"))
+    expect(page.locator('[data-chart="rates"] .ac-age')).to_have_text(
+        re.compile(r"^\s*([3-9]|\d\d) s ago")
+    )
     page.get_by_test_id("pause").click()
     wait_until(lambda: newest(page, "rates") > held, what="the chart goes on")
 
@@ -128,7 +136,9 @@ def test_the_race_follows_the_chosen_window(page: Page, shop: Shop) -> None:
 
 def test_lists_dead_letters_and_models_are_shown(page: Page, shop: Shop) -> None:
     topic = shop.settings.kafka.topics.feedback
-    producer = Producer({"bootstrap.servers": shop.settings.kafka.bootstrap, "enable.idempotence": True})
+    producer = Producer(
+        {"bootstrap.servers": shop.settings.kafka.bootstrap, "enable.idempotence": True}
+    )
     producer.produce(topic, b"{no event", "somebody")
     assert producer.flush(20) == 0
     get(f"{shop.api_url}/recommendations?user_id={new_shopper()}")
@@ -140,7 +150,9 @@ def test_lists_dead_letters_and_models_are_shown(page: Page, shop: Shop) -> None
     expect(page.locator('[data-panel="dead-letters"]')).to_contain_text("{no event", timeout=60_000)
     expect(page.locator('[data-panel="dead-letters"]')).to_contain_text("JSON")
     expect(page.locator('[data-tile="dead letters"] dd:first-of-type')).not_to_have_text("0")
-    expect(page.locator('[data-panel="requests"]')).to_contain_text("GET /recommendations?user_id=visitor-")
+    expect(page.locator('[data-panel="requests"]')).to_contain_text(
+        "GET /recommendations?user_id=visitor-"
+    )
     expect(page.locator('[data-panel="requests"]')).not_to_contain_text("/dead-letters")
 
 
@@ -162,7 +174,9 @@ def test_clicks_by_source_and_the_shares_of_departments_stream(page: Page, shop:
     shown = get(f"{shop.api_url}/recommendations?user_id={user_id}")
     like(shop, user_id, "G0000", new_id())
     wait_until(
-        lambda: "Trending now, no model" in curves(page, "ctr"), 50, what=f"a curve of {shown['source']}"
+        lambda: "Trending now, no model" in curves(page, "ctr"),
+        50,
+        what=f"a curve of {shown['source']}",
     )
     wait_until(lambda: "Camera & Photo" in curves(page, "shares"))
 
@@ -175,7 +189,9 @@ def test_pointing_at_a_chart_says_its_values(page: Page, shop: Shop) -> None:
     box = canvas.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] / 2)
-    expect(page.locator('[data-chart="rates"]')).to_contain_text(re.compile(r"events.*per second", re.S))
+    expect(page.locator('[data-chart="rates"]')).to_contain_text(
+        re.compile(r"events.*per second", re.S)
+    )
 
 
 def test_looking_at_the_comparison_is_no_list_shown(page: Page, shop: Shop) -> None:

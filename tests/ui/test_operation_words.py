@@ -12,7 +12,14 @@ def console(**jobs: Any) -> dict[str, Any]:
 
 
 def job(state: str = "done", **more: Any) -> dict[str, Any]:
-    base = {"state": state, "progress": "", "answer": None, "error": None, "ended": 1.0, "seconds": 2.0}
+    base = {
+        "state": state,
+        "progress": "",
+        "answer": None,
+        "error": None,
+        "ended": 1.0,
+        "seconds": 2.0,
+    }
     return {**base, **more}
 
 
@@ -45,7 +52,12 @@ def test_what_the_topic_serves_is_the_champion_though_an_alias_lags() -> None:
 
 
 def test_a_refused_candidate_is_a_challenger_that_cannot_be_promoted() -> None:
-    refused = {"version": "c9", "passed": False, "reason": "worse", "metrics": {"live.ndcg@10": 0.01}}
+    refused = {
+        "version": "c9",
+        "passed": False,
+        "reason": "worse",
+        "metrics": {"live.ndcg@10": 0.01},
+    }
     answer = {"models": [model("m1", ["champion"], True)], "decisions": [refused]}
     panel = models_panel(console(models=job(answer=answer)))
     challenger = panel["columns"][1]
@@ -58,8 +70,15 @@ def test_a_refused_candidate_is_a_challenger_that_cannot_be_promoted() -> None:
 
 
 def test_a_training_is_told_whoever_started_it() -> None:
-    scheduled = {**console(), "training": {"state": "training", "progress": "fitting", "last": None}}
-    assert training_words(scheduled) == {"running": True, "words": "Training", "progress": "fitting"}
+    scheduled = {
+        **console(),
+        "training": {"state": "training", "progress": "fitting", "last": None},
+    }
+    assert training_words(scheduled) == {
+        "running": True,
+        "words": "Training",
+        "progress": "fitting",
+    }
     started_here = console(train=job("running", progress="begins"))
     assert training_words(started_here)["running"]
     ended = {
@@ -75,10 +94,16 @@ def test_the_registry_is_asked_again_once_something_has_changed_it() -> None:
     assert registry_changed(console(models=job(ended=4.0), promote=job(ended=5.0)))
     assert not registry_changed(console(models=job(ended=6.0), promote=job(ended=5.0)))
     assert not registry_changed(console(models=job("running", ended=None), promote=job(ended=5.0)))
-    scheduled = {"state": "waiting", "since": "1970-01-01T00:00:05+00:00", "last": "m2 is the champion"}
+    scheduled = {
+        "state": "waiting",
+        "since": "1970-01-01T00:00:05+00:00",
+        "last": "m2 is the champion",
+    }
     assert registry_changed({**console(models=job(ended=4.0)), "training": scheduled})
     assert not registry_changed({**console(models=job(ended=6.0)), "training": scheduled})
-    assert not registry_changed({**console(models=job(ended=4.0)), "training": {**scheduled, "last": None}})
+    assert not registry_changed(
+        {**console(models=job(ended=4.0)), "training": {**scheduled, "last": None}}
+    )
     running = {**scheduled, "state": "training"}
     assert not registry_changed({**console(models=job(ended=4.0)), "training": running})
 
@@ -97,7 +122,9 @@ def test_the_proof_counts_its_differences() -> None:
     proof = proof_words(job(answer=found))
     assert (proof["state"], proof["words"]) == ("done", "0 differences")
     assert "50 resent events refused" in proof["more"]
-    assert proof_words(job("failed", answer={**found, "differences": 2}))["words"] == "2 differences"
+    assert (
+        proof_words(job("failed", answer={**found, "differences": 2}))["words"] == "2 differences"
+    )
     assert proof_words(job("failed", error="Kafka is away"))["more"] == "Kafka is away"
     assert proof_words(None)["state"] == ""
 

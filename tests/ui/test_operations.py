@@ -18,7 +18,14 @@ from playwright.sync_api import Locator, Page, expect
 
 from afterclick.events import new_id
 from afterclick.home import PartRecord, StackRecord
-from afterclick.settings import ApiKey, KafkaSettings, RedisSettings, ServingSettings, Settings, UiSettings
+from afterclick.settings import (
+    ApiKey,
+    KafkaSettings,
+    RedisSettings,
+    ServingSettings,
+    Settings,
+    UiSettings,
+)
 from infra.embedded.ports import free_port
 from infra.embedded.process import Process
 from infra.topics_admin import delete_topics, ensure_topics
@@ -46,7 +53,9 @@ class Desk:
 
 
 @pytest.fixture(scope="module")
-def desk(broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+def desk(
+    broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Desk]:
     home = tmp_path_factory.mktemp("desk")
     settings, key = _settings(broker, redis_url, jars, home)
     ensure_topics(settings)
@@ -113,7 +122,9 @@ def test_the_shop_works_where_the_api_asks_for_a_key(page: Page, desk: Desk) -> 
     assert key not in page.content()
 
 
-def test_the_comparison_ranks_by_one_model_and_says_where_there_is_none(page: Page, desk: Desk) -> None:
+def test_the_comparison_ranks_by_one_model_and_says_where_there_is_none(
+    page: Page, desk: Desk
+) -> None:
     page.goto(f"{desk.url}/compare?user=user-1")
     alone = page.locator('[data-policy="als"]')
     expect(alone.locator("li")).to_have_count(10)
@@ -161,7 +172,9 @@ def test_the_replay_is_paused_goes_on_and_changes_its_pace(page: Page, desk: Des
     expect(replay).to_contain_text("No replay has run")
     command = [sys.executable, "-m", "infra", "ingest", "replay", file, "--rate", "20", "--json"]
     env = {**os.environ, **desk.settings.environment()}
-    running = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         expect(replay).to_have_attribute("data-state", "running", timeout=JOB_MS)
         expect(replay.locator("time")).to_have_text(re.compile(r"2014-05-\d\d"))
@@ -203,7 +216,9 @@ def test_shoppers_are_started_steered_and_sent_home(page: Page, desk: Desk) -> N
     assert console(desk)["simulator"]["running"] is False
 
 
-def test_models_stand_beside_each_other_and_are_promoted_and_rolled_back(page: Page, desk: Desk) -> None:
+def test_models_stand_beside_each_other_and_are_promoted_and_rolled_back(
+    page: Page, desk: Desk
+) -> None:
     _register(desk.settings)
     open_live(page, desk)
     models = panel(page, "models")
@@ -220,8 +235,13 @@ def test_models_stand_beside_each_other_and_are_promoted_and_rolled_back(page: P
     wait_until(lambda: desk.api.get("/models")["serving"] == "m1")
 
 
-def test_experiments_show_their_arms_with_intervals_and_whether_to_read_them(page: Page, desk: Desk) -> None:
-    arms = [{"name": "old", "policy": "popular"}, {"name": "new", "policy": "als", "diversity": 0.2}]
+def test_experiments_show_their_arms_with_intervals_and_whether_to_read_them(
+    page: Page, desk: Desk
+) -> None:
+    arms = [
+        {"name": "old", "policy": "popular"},
+        {"name": "new", "policy": "als", "diversity": 0.2},
+    ]
     for draft in (
         {"name": "factors", "arms": arms, "note": "is ALS alone enough?"},
         {"name": "later", "arms": [{"name": "a"}, {"name": "b"}], "traffic": 0.25},
@@ -277,7 +297,9 @@ def test_what_was_broken_is_recounted_to_no_difference(page: Page, desk: Desk) -
     assert console(desk)["jobs"]["reconcile"]["answer"]["duplicates"] >= EVENTS
 
 
-def test_the_stream_job_is_killed_where_a_stack_runs_and_a_refusal_is_said(page: Page, desk: Desk) -> None:
+def test_the_stream_job_is_killed_where_a_stack_runs_and_a_refusal_is_said(
+    page: Page, desk: Desk
+) -> None:
     open_live(page, desk)
     page.locator('[data-fault="stream"]').click()
     expect(page.get_by_test_id("operations-notice")).to_contain_text("no stack runs from this home")

@@ -108,7 +108,9 @@ def test_the_last_action_can_be_undone_and_the_list_goes_back(page: Page, shop: 
     expect(page.locator(f'[data-item="{before[1]}"]')).to_have_count(1)
     assert sorted(listed(page)) == sorted(before)
     expect(page.get_by_test_id("undo-last")).to_have_count(0)
-    expect(page.get_by_test_id("timeline").locator("li.did-skip")).to_have_class(re.compile("undone"))
+    expect(page.get_by_test_id("timeline").locator("li.did-skip")).to_have_class(
+        re.compile("undone")
+    )
     events = get(f"{shop.api_url}/users/{user_id}/history")["events"]
     assert [(event["item_id"], event["action"]) for event in events] == [
         (before[1], "undo"),
@@ -231,7 +233,9 @@ def test_when_the_api_goes_the_list_stays_and_when_it_comes_back_the_page_mends(
         assert listed(page) == before
         press(page, before[0], "like")
         expect(page.locator(".ac-notice")).to_contain_text("did not arrive")
-        expect(page.get_by_test_id("timeline").locator("li").first).to_contain_text("did not arrive")
+        expect(page.get_by_test_id("timeline").locator("li").first).to_contain_text(
+            "did not arrive"
+        )
     finally:
         api.start()
     expect(page.locator(".ac-pulse")).to_have_text("live", timeout=90_000)

@@ -14,7 +14,9 @@ AFTERCLICK = Path(sys.executable).with_name("afterclick")
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([AFTERCLICK, "simulate", *arguments], capture_output=True, text=True, timeout=200)
+    return subprocess.run(
+        [AFTERCLICK, "simulate", *arguments], capture_output=True, text=True, timeout=200
+    )
 
 
 def test_what_shoppers_send_is_what_the_state_holds(shop: Shop) -> None:
@@ -34,7 +36,10 @@ def test_what_shoppers_send_is_what_the_state_holds(shop: Shop) -> None:
     assert ran.returncode == 0, ran.stderr
     figures = json.loads(ran.stdout.splitlines()[-1])
     assert figures["feedback"] > 0
-    assert {arm: row["shown"] for arm, row in figures["arms"].items()} == {"recommended": 160, "popular": 160}
+    assert {arm: row["shown"] for arm, row in figures["arms"].items()} == {
+        "recommended": 160,
+        "popular": 160,
+    }
 
     def held() -> int:
         histories = [get(f"{shop.api_url}/users/held-7-{n}/history?n=200") for n in range(8)]

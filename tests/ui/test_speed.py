@@ -45,7 +45,9 @@ def test_the_pages_add_little_between_click_and_screen(page: Page, shop: Shop) -
             wait_until(lambda: measured(page))
         except AssertionError as error:
             said = page.get_by_test_id("timeline").inner_text()
-            raise AssertionError(f"no list came of the click: {error}; the page says {said!r}") from None
+            raise AssertionError(
+                f"no list came of the click: {error}; the page says {said!r}"
+            ) from None
         row = page.get_by_test_id("timeline").locator("li").first
         server_ms = int(row.locator("code").last.inner_text().split()[-2])
         on_screen = measured(page)[0]
@@ -59,11 +61,15 @@ def test_the_pages_add_little_between_click_and_screen(page: Page, shop: Shop) -
     assert median(shares) < UI_MS
 
 
-def test_twenty_viewers_are_served_and_pages_share_one_live_connection(page: Page, shop: Shop) -> None:
+def test_twenty_viewers_are_served_and_pages_share_one_live_connection(
+    page: Page, shop: Shop
+) -> None:
     """Three pages and seventeen bare sockets watch a list each; the API answers on."""
     url = "ws" + shop.api_url.removeprefix("http") + "/ws/recommendations?user_id=viewer-"
     with ExitStack() as stack:
-        sockets = [stack.enter_context(connect(f"{url}{n}", open_timeout=30)) for n in range(VIEWERS - 2)]
+        sockets = [
+            stack.enter_context(connect(f"{url}{n}", open_timeout=30)) for n in range(VIEWERS - 2)
+        ]
         assert all(orjson.loads(socket.recv(PATIENCE_S))["items"] for socket in sockets)
         for n in (1, 2):
             context = page.context.browser.new_context()  # type: ignore[union-attr]

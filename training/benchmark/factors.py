@@ -32,7 +32,9 @@ class Als:
         rows = train.tocoo()
         user, item = rows.row.astype(np.int32), rows.col.astype(np.int32)
         weight = np.ones(len(user), np.float32)
-        items = random.normal(size=(train.shape[1], self.rank)).astype(np.float32) / np.sqrt(self.rank)
+        items = random.normal(size=(train.shape[1], self.rank)).astype(np.float32) / np.sqrt(
+            self.rank
+        )
         clock = Clock(self.seconds)
         while clock.more(self.iterations):
             users = half_step(user, item, weight, items, train.shape[0], self.alpha, self.reg)

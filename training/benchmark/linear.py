@@ -70,8 +70,12 @@ class ItemItem:
         else:
             plain = self.ridge >= PLAIN_FROM
             weights = _others(gram) if plain else _local(gram, ridge, self.neighbours)
-            self._weights = (sparse.diags(before) @ weights @ sparse.diags(after)).astype(np.float32).tocsr()
-        self._filter = _low_pass(train, users, items, self.components, seed) if self.low_pass else None
+            self._weights = (
+                (sparse.diags(before) @ weights @ sparse.diags(after)).astype(np.float32).tocsr()
+            )
+        self._filter = (
+            _low_pass(train, users, items, self.components, seed) if self.low_pass else None
+        )
         self._share = self._scale(seed) if self._filter is not None else 0.0
 
     def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:

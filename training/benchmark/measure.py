@@ -53,7 +53,9 @@ def measure(
     if most is not None and len(users) > most:
         users = np.sort(np.random.default_rng(seed).choice(users, most, replace=False))
     batch = max(16, min(1024, 20_000_000 // max(target.shape[1], 1)))
-    shown = lists(scores, seen, users, seed, batch, None if negatives is None else negatives + target)
+    shown = lists(
+        scores, seen, users, seed, batch, None if negatives is None else negatives + target
+    )
     relevant = np.diff(target.indptr)[users].astype(np.int32)
     hits = _hits(shown, target, users)
     out: dict[str, float] = {}

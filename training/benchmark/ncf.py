@@ -75,7 +75,9 @@ class Ncf:
         # the linear scaling rule (Goyal et al., 2017): fewer steps, each as much longer
         rate = self.rate * batches.size / self.batch
         optimiser = Optimiser(self._net, rate, self.decay, len(batches))
-        negatives = Negatives(np.asarray(train.sum(axis=0), np.float32).ravel(), self.sample, generator)
+        negatives = Negatives(
+            np.asarray(train.sum(axis=0), np.float32).ravel(), self.sample, generator
+        )
         negatives.all = False  # the MLP meets a sample, whatever the size of the catalogue
         clock = Clock(self.seconds)
         while clock.more(self.epochs):
@@ -92,4 +94,6 @@ class Ncf:
         everything = torch.arange(self._items)
         step = max(1, 4_000_000 // (self._items * self.hidden))
         parts = torch.split(torch.from_numpy(np.asarray(users, np.int64)), step)
-        return np.concatenate([self._net(part, everything).numpy() for part in parts]).astype(np.float32)
+        return np.concatenate([self._net(part, everything).numpy() for part in parts]).astype(
+            np.float32
+        )

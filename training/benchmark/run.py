@@ -57,7 +57,9 @@ def run(request: Request, progress: Progress = lambda _: None) -> dict[str, Any]
     tuned = time.perf_counter() - start
     knobs = found.knobs
     if found.cut_off:
-        left = max(0.0, request.seconds - tuned) / 2  # the other half is for ranking on a machine as slow
+        left = (
+            max(0.0, request.seconds - tuned) / 2
+        )  # the other half is for ranking on a machine as slow
         knobs = {**knobs, "seconds": knobs["seconds"] + left}
     train = (split.train + split.valid).tocsr() if split.inner else split.train
     measured, seconds = [], []
@@ -111,7 +113,9 @@ def search(split: Split, request: Request, progress: Progress) -> Found:
     if request.trials <= 0 or request.model == "popularity":
         return Found(default, 0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=request.seed))
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=request.seed)
+    )
     for known in registry.starts(request.model):
         study.enqueue_trial({**default, **known})
 
@@ -125,7 +129,9 @@ def search(split: Split, request: Request, progress: Progress) -> Found:
             if not trial.number and watch.cut_off(default["epochs"]):
                 study.set_user_attr("cut_off", True)
                 study.stop()
-                progress("the defaults need more time than a trial has: no search, the time goes to the fit")
+                progress(
+                    "the defaults need more time than a trial has: no search, the time goes to the fit"
+                )
             elif not watch.rising:
                 trial.set_user_attr("epochs", watch.best_epochs)
             value = watch.best
@@ -133,14 +139,18 @@ def search(split: Split, request: Request, progress: Progress) -> Found:
             model.fit(split.train, request.seed)
             value = look()
         shown = ", ".join(f"{k} {v:.3g}" for k, v in trial.params.items())
-        progress(f"trial {trial.number}: {AIM} {value:.4f} in {time.perf_counter() - start:.1f}s ({shown})")
+        progress(
+            f"trial {trial.number}: {AIM} {value:.4f} in {time.perf_counter() - start:.1f}s ({shown})"
+        )
         return value
 
     study.optimize(objective, n_trials=request.trials, callbacks=[_in_time(request.seconds)])
     best = study.best_trial
     if "epochs" in default and best.values[0] < _MARGIN * study.trials[0].values[0]:
         best = study.trials[0]
-    tried = sum(trial.state.is_finished() for trial in study.trials)  # others may wait to be started
+    tried = sum(
+        trial.state.is_finished() for trial in study.trials
+    )  # others may wait to be started
     knobs = {**default, **best.params, **best.user_attrs}
     return Found(knobs, tried, study.user_attrs.get("cut_off", False))
 

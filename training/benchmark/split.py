@@ -48,7 +48,8 @@ def load(folder: Path, seed: int = 42, negatives: Path | None = None) -> Split:
     users = pd.Index(pd.unique(pd.concat([f["user_id"] for f in known])))
     items = pd.Index(pd.unique(pd.concat([f["item_id"] for f in known])))
     matrices = {
-        name: _matrix(f, users, items) if f is not None and len(f) else None for name, f in frames.items()
+        name: _matrix(f, users, items) if f is not None and len(f) else None
+        for name, f in frames.items()
     }
     among = None if given is None else _matrix(given, users, items)
     train, valid = frames["train"], matrices["valid"]
@@ -61,7 +62,9 @@ def load(folder: Path, seed: int = 42, negatives: Path | None = None) -> Split:
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame | None:
-    path = next((p for p in (folder / f"{name}.csv", folder / f"{name}.csv.gz") if p.is_file()), None)
+    path = next(
+        (p for p in (folder / f"{name}.csv", folder / f"{name}.csv.gz") if p.is_file()), None
+    )
     return None if path is None else _read_csv(path)
 
 
@@ -69,7 +72,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
     try:
         # an id may be NA or null; only an empty one is none
         kinds, no_id = {"user_id": str, "item_id": str}, [""]
-        frame = pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=no_id, encoding="utf-8-sig")
+        frame = pd.read_csv(
+            path, dtype=kinds, keep_default_na=False, na_values=no_id, encoding="utf-8-sig"
+        )
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise BadDataset(f"{path}: cannot be read as CSV: {error}") from None
     if not {"user_id", "item_id"} <= set(frame.columns):
@@ -93,13 +98,18 @@ def read_negatives(path: Path) -> pd.DataFrame:
         pair, *items = line.split("\t")
         user, comma, _ = pair.strip("()").partition(",")
         if not comma or not items:
-            raise BadDataset(f"{path}, line {number}: expected (user,item) and negatives, tabs between them")
+            raise BadDataset(
+                f"{path}, line {number}: expected (user,item) and negatives, tabs between them"
+            )
         rows += [(user.strip(), item.strip()) for item in items]
     return pd.DataFrame(rows, columns=["user_id", "item_id"], dtype=str)
 
 
 def _matrix(frame: pd.DataFrame, users: pd.Index, items: pd.Index) -> Any:
-    row, column = users.get_indexer(pd.Index(frame["user_id"])), items.get_indexer(pd.Index(frame["item_id"]))
+    row, column = (
+        users.get_indexer(pd.Index(frame["user_id"])),
+        items.get_indexer(pd.Index(frame["item_id"])),
+    )
     ones = np.ones(len(frame), np.float32)
     matrix = sparse.csr_matrix((ones, (row, column)), shape=(len(users), len(items)))
     matrix.sum_duplicates()
@@ -111,7 +121,9 @@ def _held(train: pd.DataFrame, seed: int, share: float = 0.1) -> NDArray[np.bool
     """About a tenth of each user's rows, one at least of those with three: the newest, or by chance."""
     order = np.random.default_rng(seed).random(len(train))
     if "timestamp" in train.columns:
-        order = np.asarray(train["timestamp"].rank(method="dense"), np.float64)  # numbers, or 2014-06-01
+        order = np.asarray(
+            train["timestamp"].rank(method="dense"), np.float64
+        )  # numbers, or 2014-06-01
     ranked = pd.Series(order, index=train.index)
     by_user = train["user_id"]
     from_end = ranked.groupby(by_user).rank(method="first", ascending=False)

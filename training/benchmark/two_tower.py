@@ -33,7 +33,9 @@ class Towers(nn.Module):
     def users(self, user: Tensor, total: Tensor, count: Tensor) -> Tensor:
         """(b, dim) unit vectors from the sum (b, dim) and number (b,) of the past items' embeddings."""
         mean = total / count.clamp(min=1.0)[:, None]
-        return nn.functional.normalize(mean + self.own * self.user(user) if self.own else mean, dim=1)
+        return nn.functional.normalize(
+            mean + self.own * self.user(user) if self.own else mean, dim=1
+        )
 
     def items(self, item: Tensor) -> Tensor:
         """(n, dim) unit vectors."""
@@ -81,7 +83,9 @@ class TwoTower:
             if watch is not None and watch.over(clock.epochs):
                 break
 
-    def _loss(self, user: Tensor, item: Tensor, negatives: Negatives, generator: torch.Generator) -> Tensor:
+    def _loss(
+        self, user: Tensor, item: Tensor, negatives: Negatives, generator: torch.Generator
+    ) -> Tensor:
         towers = self._towers
         vectors = towers.users(user, *self._past(user, item, generator))
         items, off = negatives.draw()
@@ -89,7 +93,9 @@ class TwoTower:
         positive = (vectors * towers.items(item)).sum(1) / self.temperature + towers.bias[item]
         return softmax_loss(logits, positive, items, item, off, negatives.all)
 
-    def _past(self, user: Tensor, item: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _past(
+        self, user: Tensor, item: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """Sum and number of the other items of each user, some of them dropped."""
         rows = self._train[user.numpy()]
         column = torch.from_numpy(rows.indices.astype(np.int64))

@@ -70,7 +70,10 @@ def simulate(answers: Answers, base: str = "popularity", seed: int = 42) -> dict
         "assumptions": asdict(model),
         "lists": {name: _earned(answers, name, base, model, seed) for name in answers.lists},
         "sensitivity": {
-            what: {name: _lift(answers, name, base, replace(model, **changes)) for name in answers.lists}
+            what: {
+                name: _lift(answers, name, base, replace(model, **changes))
+                for name in answers.lists
+            }
             for what, changes in SENSITIVITY.items()
         },
     }
@@ -99,7 +102,11 @@ def _shown(answers: Answers, name: str) -> tuple[NDArray[np.bool_], NDArray[np.b
 
 
 def _ratio(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    return float(mine.mean() / theirs.mean() - 1.0) if len(mine) and theirs.mean() > 0 else float("nan")
+    return (
+        float(mine.mean() / theirs.mean() - 1.0)
+        if len(mine) and theirs.mean() > 0
+        else float("nan")
+    )
 
 
 def _interval(

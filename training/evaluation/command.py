@@ -91,8 +91,15 @@ def record(settings: Settings, result: dict[str, Any], request: Request) -> str:
     """An MLflow run with the recipe, every metric as `model.protocol.metric`, and the report; its id."""
     registry = Registry(settings)
     split = result["split"]
-    asked = {"users": request.users, "engine": request.engine, "cut": split["cut"], "end": split["end"]}
-    run_id = registry.start(f"evaluate {split['cut']}", result["recipe"] | asked, {"kind": "evaluate"})
+    asked = {
+        "users": request.users,
+        "engine": request.engine,
+        "cut": split["cut"],
+        "end": split["end"],
+    }
+    run_id = registry.start(
+        f"evaluate {split['cut']}", result["recipe"] | asked, {"kind": "evaluate"}
+    )
     figures = {
         f"{model}.{protocol}.{name}": value
         for model, protocols in result["models"].items()
@@ -134,13 +141,19 @@ def evaluate(split: Split, data: Reviews, how: Recipe, users: int, brief: bool =
     answers = answer_all(split, *asked, users, how.als.seed)
     facts = Catalogue(
         counts=split.train.item_counts(),
-        vectors=_unit(model.factors) if model.factors is not None else np.zeros((len(model), 1), np.float32),
+        vectors=_unit(model.factors)
+        if model.factors is not None
+        else np.zeros((len(model), 1), np.float32),
         ranked=int(split.eligible.sum()),
         users=len(np.unique(split.train.user)),
-        profiles=metrics.profile_popularity(split.train.user, split.train.item, len(split.rows.user_ids)),
+        profiles=metrics.profile_popularity(
+            split.train.user, split.train.item, len(split.rows.user_ids)
+        ),
     )
     ranked = {"cold_items": replace(facts, ranked=len(model))}
-    measured = {protocol: measure(found, ranked.get(protocol, facts)) for protocol, found in answers.items()}
+    measured = {
+        protocol: measure(found, ranked.get(protocol, facts)) for protocol, found in answers.items()
+    }
     names = next(iter(measured.values()))
     result = {
         "recipe": how.parameters(),
@@ -176,7 +189,9 @@ def cut_of(rows: Interactions, day: str | None, option: str = "--cut") -> int:
 
 def _default_cut(rows: Interactions) -> int:
     """The first of the last month with 5 % of the rows after it; in a shorter log the day that leaves 8 %."""
-    moment = datetime.fromtimestamp(int(rows.time_ms[int(len(rows) * (1 - _LEAST_AFTER))]) / 1000, UTC)
+    moment = datetime.fromtimestamp(
+        int(rows.time_ms[int(len(rows) * (1 - _LEAST_AFTER))]) / 1000, UTC
+    )
     cut = int(moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
     if np.searchsorted(rows.time_ms, cut) >= 0.5 * len(rows):
         return cut

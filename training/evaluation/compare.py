@@ -118,7 +118,10 @@ def _fill(
 
 def measure(answers: Answers, catalogue: Catalogue, seed: int = 42) -> dict[str, dict[str, Any]]:
     """Contestant → metric → mean over users; `<metric>_interval` holds its 95 % bootstrap interval."""
-    return {name: _measures(lists, answers.asked, catalogue, seed) for name, lists in answers.lists.items()}
+    return {
+        name: _measures(lists, answers.asked, catalogue, seed)
+        for name, lists in answers.lists.items()
+    }
 
 
 def _measures(lists: IntArray, asked: Queries, catalogue: Catalogue, seed: int) -> dict[str, Any]:
@@ -139,13 +142,16 @@ def _measures(lists: IntArray, asked: Queries, catalogue: Catalogue, seed: int) 
     return out
 
 
-def _list_interval(shown: IntArray, ranked: int, seed: int, rounds: int = 100) -> list[float] | None:
+def _list_interval(
+    shown: IntArray, ranked: int, seed: int, rounds: int = 100
+) -> list[float] | None:
     """Bootstrap interval of coverage. Resampling users shows fewer items, so it lies below the figure."""
     if not len(shown):
         return None
     random = np.random.default_rng(seed)
     draws = [
-        metrics.coverage(shown[random.integers(0, len(shown), len(shown))], ranked) for _ in range(rounds)
+        metrics.coverage(shown[random.integers(0, len(shown), len(shown))], ranked)
+        for _ in range(rounds)
     ]
     return [float(q) for q in np.quantile(draws, [0.025, 0.975])]
 

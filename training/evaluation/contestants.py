@@ -113,7 +113,9 @@ def content(model: Model, vectors: NDArray[np.float32]) -> Contestant:
         recent = one.state.items[:RECENT]
         if not len(recent):
             return np.zeros(len(model))
-        return np.asarray(vectors @ (vectors[recent] / np.arange(1, len(recent) + 1)[:, None]).sum(axis=0))
+        return np.asarray(
+            vectors @ (vectors[recent] / np.arange(1, len(recent) + 1)[:, None]).sum(axis=0)
+        )
 
     return score
 

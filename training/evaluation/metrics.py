@@ -111,7 +111,9 @@ def profile_popularity(user: IntArray, item: IntArray, users: int) -> FloatArray
     return np.where(own > 0, total / np.maximum(own, 1), np.nan)
 
 
-def popularity_lift(lists: IntArray, counts: NDArray[np.int64], profiles: FloatArray) -> float | None:
+def popularity_lift(
+    lists: IntArray, counts: NDArray[np.int64], profiles: FloatArray
+) -> float | None:
     """How much more popular the shown items are than those that the users chose themselves: 0 alike, 1 twice.
 
     (GAP of lists − GAP of profiles) / GAP of profiles, where GAP is the mean over users of the mean
@@ -142,7 +144,9 @@ def diversity(lists: IntArray, vectors: NDArray[np.float32]) -> FloatArray:
     return out
 
 
-def interval(values: FloatArray, seed: int, rounds: int = 1000, level: float = 0.95) -> tuple[float, float]:
+def interval(
+    values: FloatArray, seed: int, rounds: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
     """Bootstrap percentile interval of the mean over users."""
     if not len(values):
         return (float("nan"), float("nan"))

@@ -80,7 +80,9 @@ def fakes(past: Interactions, attack: Attack, target: int, cut_ms: int, seed: in
     popularity = past.item_counts() / max(len(past), 1)
     times = np.sort(cut_ms - 1 - random.integers(0, _DAYS * int(DAY_MS), accounts))
     fillers = random.choice(len(popularity), (accounts, attack.fillers), p=popularity)
-    items = np.concatenate([fillers, np.full((accounts, attack.repeats), target)], axis=1).astype(np.int32)
+    items = np.concatenate([fillers, np.full((accounts, attack.repeats), target)], axis=1).astype(
+        np.int32
+    )
     return Interactions(
         user_ids=np.concatenate([past.user_ids, [f"fake-{n}" for n in range(accounts)]]),
         item_ids=past.item_ids,
@@ -139,7 +141,9 @@ class _Shop:
 
 def run(split: Split, data: Reviews, how: Recipe, request: Request) -> dict[str, Any]:
     """Every situation, as rows of a table. The ranker is the one learned before the attack."""
-    described = content.embed(content.texts_of(split.rows.item_ids.tolist(), data.catalogue), "tfidf")
+    described = content.embed(
+        content.texts_of(split.rows.item_ids.tolist(), data.catalogue), "tfidf"
+    )
     past, free = split.train, replace(how, bounds=UNBOUND)
 
     def fit(rows: Interactions, recipe: Recipe) -> Model:
@@ -155,7 +159,9 @@ def run(split: Split, data: Reviews, how: Recipe, request: Request) -> dict[str,
     rows = [_row(found[guards], base, None, "none", guards) for guards in peace]
     attacks = [Attack(share, request.fillers) for share in request.shares]
     for attack, guards in product(attacks, (False, True)):
-        lists = {t: shop.lists(model, shop.attacked(attack, t, guards), guards) for t in shop.targets}
+        lists = {
+            t: shop.lists(model, shop.attacked(attack, t, guards), guards) for t in shop.targets
+        }
         pushed = {t: shop.measure(lists[t], t) for t in shop.targets}
         rows.append(_row(pushed, base, attack, "trends", guards))
     for guards in (False, True) if request.learned else ():
@@ -172,7 +178,10 @@ def _questions(split: Split, request: Request) -> Queries:
     end = split.cut_ms + 2 * _DAYS * int(DAY_MS)
     live = with_history(split, queries(split, "live"))
     cold = as_of(queries(split, "cold"), split.cut_ms)
-    parts = [sample(one.where(one.target_ms < end), request.questions, request.seed) for one in (live, cold)]
+    parts = [
+        sample(one.where(one.target_ms < end), request.questions, request.seed)
+        for one in (live, cold)
+    ]
     return Queries(
         *(
             np.concatenate([getattr(one, name) for one in parts])
@@ -185,12 +194,18 @@ def _targets(split: Split, request: Request) -> list[int]:
     """Items at random among those that are ranked and have 20 interactions at most."""
     counts = split.train.item_counts()
     rare = np.flatnonzero(split.eligible & (counts <= 20))
-    chosen = np.random.default_rng(request.seed).choice(rare, min(request.targets, len(rare)), replace=False)
+    chosen = np.random.default_rng(request.seed).choice(
+        rare, min(request.targets, len(rare)), replace=False
+    )
     return [int(item) for item in chosen]
 
 
 def _row(
-    found: Mapping[int, Found], base: Mapping[int, Found], attack: Attack | None, where: str, guards: bool
+    found: Mapping[int, Found],
+    base: Mapping[int, Found],
+    attack: Attack | None,
+    where: str,
+    guards: bool,
 ) -> dict[str, Any]:
     def shown(of: Mapping[int, Found]) -> float:
         return float(np.mean([of[target].shown for target in found]))

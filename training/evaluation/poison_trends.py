@@ -41,7 +41,10 @@ class Moment:
     def of(cls, split: Split, cut_ms: int) -> Moment:
         now = Split(split.rows, cut_ms, cut_ms + 7 * int(DAY_MS), split.trusted, split.least)
         past, at = now.train, np.array([cut_ms])
-        (_, votes, _), (_, theirs, _) = *sums_at(past, at), *sums_at(past.where(established(past)), at)
+        (_, votes, _), (_, theirs, _) = (
+            *sums_at(past, at),
+            *sums_at(past.where(established(past)), at),
+        )
         return cls(now, votes, theirs, np.where(now.eligible, now.test().item_counts(), 0))
 
     def top(self, extra: Array | None, bounds: Bounds) -> NDArray[np.intp]:
@@ -65,7 +68,11 @@ def run(split: Split, request: Request) -> dict[str, Any]:
     guarded = sum(moment.gain(moment.top(None, Bounds())) for moment in shop)
 
     def row(share: float, guards: bool, shown: float, gain: float) -> dict[str, Any]:
-        figures = {"target_hr@10": shown, "ndcg@10": gain / asked, "ndcg_change": gain / peace - 1.0}
+        figures = {
+            "target_hr@10": shown,
+            "ndcg@10": gain / asked,
+            "ndcg_change": gain / peace - 1.0,
+        }
         return {"share": share, "guards": guards, **figures}
 
     rows = [row(0.0, False, 0.0, peace), row(0.0, True, 0.0, guarded)]
@@ -76,7 +83,9 @@ def run(split: Split, request: Request) -> dict[str, Any]:
     return {"moments": len(shop), "attacks": ATTACKS * len(shop), "reviews": asked, "rows": rows}
 
 
-def _attacks(shop: list[Moment], attack: Attack, guards: bool, seed: int) -> Iterator[tuple[bool, float]]:
+def _attacks(
+    shop: list[Moment], attack: Attack, guards: bool, seed: int
+) -> Iterator[tuple[bool, float]]:
     """Whether the target is in the list, and the list's gain: of each attack at each moment."""
     for moment in shop:
         split = moment.split

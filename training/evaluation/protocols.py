@@ -50,7 +50,11 @@ class Queries:
     def where(self, keep: NDArray[np.bool_] | NDArray[np.intp]) -> Queries:
         """The rows that `keep` (a mask or row numbers) chooses."""
         return Queries(
-            self.user[keep], self.target[keep], self.target_ms[keep], self.now_ms[keep], self.live_item[keep]
+            self.user[keep],
+            self.target[keep],
+            self.target_ms[keep],
+            self.now_ms[keep],
+            self.live_item[keep],
         )
 
 
@@ -154,7 +158,11 @@ def _first(split: Split) -> Queries:
     test = test.where(split.eligible[test.item])
     first = np.sort(np.unique(test.user, return_index=True)[1])
     asked = Queries(
-        test.user[first], test.item[first], test.time_ms[first], test.time_ms[first], test.item[first]
+        test.user[first],
+        test.item[first],
+        test.time_ms[first],
+        test.time_ms[first],
+        test.item[first],
     )
     return as_of(asked, split.cut_ms)
 

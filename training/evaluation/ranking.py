@@ -10,7 +10,10 @@ LENGTH = 100
 
 
 def top_n(
-    scores: NDArray[np.floating], items: NDArray[np.int32], random: np.random.Generator, n: int = LENGTH
+    scores: NDArray[np.floating],
+    items: NDArray[np.int32],
+    random: np.random.Generator,
+    n: int = LENGTH,
 ) -> NDArray[np.int32]:
     """(q, n) int32 of `items` (c,) by `scores` (q, c), best first; −1 pads, and −inf is never shown.
 

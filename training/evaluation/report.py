@@ -126,7 +126,9 @@ def _segments(result: Result) -> Figure:
     for axes, (kind, found) in zip(np.atleast_1d(panes), kinds.items(), strict=True):
         names = list(result["models"])
         labels = [f"{label}\n({segment['users']:,})" for label, segment in found.items()]
-        _bars(axes, names, [[segment[name] for segment in found.values()] for name in names], labels)
+        _bars(
+            axes, names, [[segment[name] for segment in found.values()] for name in names], labels
+        )
         axes.set_title(f"HR@10, live, by {'history' if kind == 'history' else 'age of the target'}")
         axes.tick_params(axis="x", labelsize=8)
     return figure

@@ -39,7 +39,9 @@ def load(path: Path, weight: float = 1.0) -> Reviews:
     try:
         frame = _read(file)
     except (OSError, ValueError, KeyError) as error:
-        raise BadDataset(f"{file}: cannot be read as reviews: {str(error).splitlines()[0]}") from None
+        raise BadDataset(
+            f"{file}: cannot be read as reviews: {str(error).splitlines()[0]}"
+        ) from None
     frame = frame.dropna(subset=["user_id", "item_id", "timestamp"])
     frame = frame.sort_values("timestamp", kind="stable").drop_duplicates(["user_id", "item_id"])
     if frame.empty:
@@ -73,7 +75,9 @@ def _read(file: Path) -> pd.DataFrame:
         frame = pd.read_csv(file, dtype={"user_id": str, "item_id": str})
         if not _NEEDED & set(frame.columns):
             names = ["user_id", "item_id", "rating", "timestamp"]
-            frame = pd.read_csv(file, header=None, names=names, dtype={"user_id": str, "item_id": str})
+            frame = pd.read_csv(
+                file, header=None, names=names, dtype={"user_id": str, "item_id": str}
+            )
     missing = _NEEDED - set(frame.columns)
     if missing:
         raise ValueError(f"column {', '.join(sorted(missing))} is missing")
@@ -99,5 +103,7 @@ def _catalogue(file: Path) -> Catalogue:
     frame = pd.read_csv(file, dtype=str).fillna("")
     return {
         item: (title or None, tuple(filter(None, categories.split(","))))
-        for item, title, categories in zip(frame["item_id"], frame["title"], frame["categories"], strict=True)
+        for item, title, categories in zip(
+            frame["item_id"], frame["title"], frame["categories"], strict=True
+        )
     }

@@ -19,7 +19,9 @@ _FEWEST = 20
 """Questions below which a segment is left out."""
 
 
-def segments(split: Split, answers: Answers, seed: int = 42) -> dict[str, dict[str, dict[str, Any]]]:
+def segments(
+    split: Split, answers: Answers, seed: int = 42
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Kind of segment → its name → `users`, and contestant → HR@10 with its interval."""
     length = split.train.user_counts()[answers.asked.user]
     seen = first_seen(split.train)[answers.asked.target]

@@ -34,7 +34,9 @@ class Histories:
         start = np.searchsorted(rows.user[order], np.arange(len(rows.user_ids) + 1))
         return cls(rows, order, start)
 
-    def state(self, user: int, now_ms: int, live_item: int, live_weight: float, longest: int) -> UserState:
+    def state(
+        self, user: int, now_ms: int, live_item: int, live_weight: float, longest: int
+    ) -> UserState:
         """The state of a user from the rows before `now_ms` and, newest, the live item (−1: none)."""
         mine = self.order[self.start[user] : self.start[user + 1]]
         mine = mine[self.rows.time_ms[mine] < now_ms][::-1][:longest]
@@ -60,7 +62,12 @@ class Asked:
 
 
 def replay(
-    rows: Interactions, asked: Queries, *, longest: int = 200, top: int = 60, bounds: Bounds | None = None
+    rows: Interactions,
+    asked: Queries,
+    *,
+    longest: int = 200,
+    top: int = 60,
+    bounds: Bounds | None = None,
 ) -> Iterator[Asked]:
     """Each question with the user's state and the trends of its moment, in order of time."""
     histories = Histories.of(rows)
@@ -69,6 +76,10 @@ def replay(
     moments = asked.now_ms[by_time]
     for moment, guarded, first_seen in trends_at(rows, np.unique(moments), bounds):
         view = TrendView.of(guarded.values, first_seen, top, guarded.weights)
-        for query in by_time[np.searchsorted(moments, moment) : np.searchsorted(moments, moment, "right")]:
+        for query in by_time[
+            np.searchsorted(moments, moment) : np.searchsorted(moments, moment, "right")
+        ]:
             user, live = int(asked.user[query]), int(asked.live_item[query])
-            yield Asked(int(query), user, histories.state(user, moment, live, weight, longest), view)
+            yield Asked(
+                int(query), user, histories.state(user, moment, live, weight, longest), view
+            )

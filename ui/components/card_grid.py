@@ -65,7 +65,9 @@ class CardGrid(Element, component="card_grid.js"):
         """With the next list, say what moved its cards, as in `you liked Canon EOS Rebel`."""
         self._props["cause"] = cause
 
-    def show(self, cards: list[JsonObject], headline: str = "", answered: str = "", failed: str = "") -> None:
+    def show(
+        self, cards: list[JsonObject], headline: str = "", answered: str = "", failed: str = ""
+    ) -> None:
         """Show a list. `answered`: token of the deed that caused it; `failed`: of one that did not arrive."""
         self._props["cards"] = cards
         self._props["headline"] = headline

@@ -14,7 +14,9 @@ from ui.demo_users import DemoUser
 class UserPicker(Element, component="user_picker.js"):
     """Calls `on_pick(user_id)`; an empty id means someone new."""
 
-    def __init__(self, people: tuple[DemoUser, ...], on_pick: Callable[[str], Awaitable[None]]) -> None:
+    def __init__(
+        self, people: tuple[DemoUser, ...], on_pick: Callable[[str], Awaitable[None]]
+    ) -> None:
         super().__init__()
         self._props["people"] = [
             {"id": person.user_id, "name": person.name, "story": person.story, **face(person.name)}

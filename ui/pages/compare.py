@@ -69,10 +69,14 @@ async def rank(api: Api, user_id: str) -> list[Recommendations]:
     """The user's list by each policy, in their order."""
     person = demo_user(user_id)
     tastes = person.tastes if person else ()
-    return await asyncio.gather(*(api.preview(user_id, SHOWN, tastes, policy.key) for policy in POLICIES))
+    return await asyncio.gather(
+        *(api.preview(user_id, SHOWN, tastes, policy.key) for policy in POLICIES)
+    )
 
 
-def column(policy: Policy, found: Recommendations, blend: Recommendations, user_id: str) -> JsonObject:
+def column(
+    policy: Policy, found: Recommendations, blend: Recommendations, user_id: str
+) -> JsonObject:
     """A column: each item with its place in the blend, where it has one."""
     places = {item.item_id: n for n, item in enumerate(blend.items, start=1)}
     return {

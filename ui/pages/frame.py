@@ -12,7 +12,9 @@ from ui.figures import strip_tiles
 from ui.live import LiveBoard
 
 _PAGES = (("/", "Shop"), ("/live", "Live"))
-_HEAD = '<link rel="stylesheet" href="/static/afterclick.css"><script src="/static/theme.js"></script>'
+_HEAD = (
+    '<link rel="stylesheet" href="/static/afterclick.css"><script src="/static/theme.js"></script>'
+)
 _SKIP = '<a class="ac-skip" href="#main">Skip to the content</a>'
 _THEME_BUTTON = (
     '<button type="button" class="ac-theme" onclick="afterclickTheme()" '

@@ -48,7 +48,9 @@ class InsightPanels:
             with panel("Lists shown, and reacted to").props("data-panel=exposure"):
                 self._exposure_age = Age()
                 columns = ("source", "model", "lists", "reacted", "clicks", "CTR per item")
-                self._exposure = DataTable("Lists shown", columns, "No list yet since the API began.")
+                self._exposure = DataTable(
+                    "Lists shown", columns, "No list yet since the API began."
+                )
             with panel("Dead letters").props("data-panel=dead-letters"):
                 self._ages.append(Age())
                 self._letters = DataTable(
@@ -57,7 +59,9 @@ class InsightPanels:
             with panel("Recent requests").props("data-panel=requests"):
                 self._ages.append(Age())
                 self._requests = DataTable(
-                    "Recent requests", ("when", "request", "status", "ms"), "None yet since the API began."
+                    "Recent requests",
+                    ("when", "request", "status", "ms"),
+                    "None yet since the API began.",
                 )
 
     async def refresh(self) -> None:

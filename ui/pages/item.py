@@ -69,7 +69,9 @@ class ItemPage:
         shop = "/?" + urlencode({"user": self._session.user_id})
         try:
             item = await self._api.item(self._item_id)
-            alike = await asyncio.gather(*(self._api.similar(self._item_id, SIMILAR, kind) for kind in KINDS))
+            alike = await asyncio.gather(
+                *(self._api.similar(self._item_id, SIMILAR, kind) for kind in KINDS)
+            )
         except BadInput:
             Heading(f"There is no item {self._item_id}", "h1")
             ui.link("To the shop", shop)
@@ -130,7 +132,9 @@ class ItemPage:
     def _show(self, item: ItemDetails) -> None:
         in_model = "known to the model" if item.in_model else "not in the model yet"
         self._badges.set_text(" · ".join(BADGE_NAMES.get(badge, badge) for badge in item.badges))
-        self._counted.set_text(f"{item.interactions:,} interactions counted, each once; {in_model}.")
+        self._counted.set_text(
+            f"{item.interactions:,} interactions counted, each once; {in_model}."
+        )
         self._curve.show(curve(item.trends))
         self._age.heard()
 
@@ -181,7 +185,9 @@ class ItemPage:
         async def act(item_id: str, action: str, token: str) -> None:
             grid.show(cards, await self._act(item_id, action), failed=token)
 
-        grid = CardGrid(act, lambda item_id: ui.navigate.to(item_url(item_id, self._session.user_id)))
+        grid = CardGrid(
+            act, lambda item_id: ui.navigate.to(item_url(item_id, self._session.user_id))
+        )
         grid.show(cards)
 
     def _card(self, other: RankedItem, place: int) -> dict[str, Any]:

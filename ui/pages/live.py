@@ -65,7 +65,8 @@ class LivePage:
             self._build_controls()
             with ui.element("div").classes("ac-charts"):
                 self._charts = [
-                    self._build_chart(f"{chart.title}, {chart.unit}", chart.key) for chart in TIME_CHARTS
+                    self._build_chart(f"{chart.title}, {chart.unit}", chart.key)
+                    for chart in TIME_CHARTS
                 ]
                 self._race = self._build_chart("Popularity race", "race")
             if self._operations:
@@ -93,7 +94,9 @@ class LivePage:
 
     def _build_controls(self) -> None:
         with ui.element("div").classes("ac-controls").props('role=group aria-label="Charts"'):
-            self._pause = Button("Pause", self._toggle).props("data-testid=pause aria-pressed=false")
+            self._pause = Button("Pause", self._toggle).props(
+                "data-testid=pause aria-pressed=false"
+            )
             Segments("Window", WINDOWS, str(self._window_s), self._set_window)
             Segments("Race over", RACE_WINDOWS, self._race_window, self._set_race)
 

@@ -21,7 +21,11 @@ OFFERED_ITEMS = 20
 REFUSED = "Nothing can be steered from here"
 REFUSED_FOR = 30
 """Turns left out after the API has refused: the key has not the scope, or there were too many requests."""
-PATHS = {"start": "/admin/simulator", "steer": "/admin/simulator/steer", "stop": "/admin/simulator/stop"}
+PATHS = {
+    "start": "/admin/simulator",
+    "steer": "/admin/simulator/steer",
+    "stop": "/admin/simulator/stop",
+}
 EMPTY: JsonObject = {"state": "", "words": "", "more": ""}
 
 
@@ -36,7 +40,9 @@ class OperationsPanels:
 
     def build(self, build_models: Callable[[], None]) -> None:
         """Lay out the panels; `build_models` adds the published models to the panel about models."""
-        self._notice = ui.label().classes("ac-notice").props("role=status data-testid=operations-notice")
+        self._notice = (
+            ui.label().classes("ac-notice").props("role=status data-testid=operations-notice")
+        )
         with ui.element("div").classes("ac-charts ac-pairs"):
             with panel("Replay"):
                 self._ages.append(Age())
@@ -86,7 +92,9 @@ class OperationsPanels:
     async def _show(self, console: JsonObject) -> None:
         simulator = console["simulator"]
         self._replay.show(replay=console["replay"])
-        self._simulator.show(**{name: simulator[name] for name in ("running", "plan", "figures", "said")})
+        self._simulator.show(
+            **{name: simulator[name] for name in ("running", "plan", "figures", "said")}
+        )
         self._models.show(**models_panel(console))
         self._break.show(**break_panel(console))
         for age in self._ages:
@@ -125,4 +133,6 @@ class OperationsPanels:
         items = (await self._api.popular(OFFERED_ITEMS)).items
         if items:
             self._offered = True
-            self._simulator.show(items=[{"item_id": i.item_id, "title": i.title or ""} for i in items])
+            self._simulator.show(
+                items=[{"item_id": i.item_id, "title": i.title or ""} for i in items]
+            )

@@ -53,7 +53,9 @@ def register(api: Api, board: LiveBoard) -> None:
         with frame("/", board):
             page.build()
         # a slow API does not hold up the page: the list follows
-        await asyncio.wait({background_tasks.create(page.load(), name="shop-load")}, timeout=FIRST_LIST_S)
+        await asyncio.wait(
+            {background_tasks.create(page.load(), name="shop-load")}, timeout=FIRST_LIST_S
+        )
         client.on_connect(page.follow)
         client.on_delete(page.unfollow)
 
@@ -183,9 +185,13 @@ class ShopPage:
     async def _listen(self) -> None:
         session = self._session
         await self._give_past()
-        async for pushed in pushed_lists(self._api, session.user_id, session.list_length, session.interests):
+        async for pushed in pushed_lists(
+            self._api, session.user_id, session.list_length, session.interests
+        ):
             if pushed is None:
-                if not self._away:  # said once: what is said after it, as that a deed did not arrive, stays
+                if (
+                    not self._away
+                ):  # said once: what is said after it, as that a deed did not arrive, stays
                     self._say(AWAY)
                 self._away = True
                 continue

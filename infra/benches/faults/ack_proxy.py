@@ -39,7 +39,10 @@ class AckProxy:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -55,7 +58,11 @@ class AckProxy:
 
     def _serve(self, client: socket.socket) -> None:
         """Both directions of one connection, until either side ends it or an answer is swallowed."""
-        with suppress(OSError), client, socket.create_connection((_LOOPBACK, self._broker_port)) as broker:
+        with (
+            suppress(OSError),
+            client,
+            socket.create_connection((_LOOPBACK, self._broker_port)) as broker,
+        ):
             for end in (client, broker):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             produce: set[int] = set()

@@ -105,14 +105,20 @@ def deliver(
 @contextmanager
 def broker_behind_proxy(jars: Path) -> Iterator[tuple[AckProxy, Settings]]:
     """A Kafka of its own that every client reaches by the proxy alone."""
-    with tempfile.TemporaryDirectory(prefix="afterclick-bench-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="afterclick-bench-", ignore_cleanup_errors=True
+    ) as folder:
         outside = free_port()
-        kafka = KafkaServer(Path(folder) / "kafka", ensure_jars(jars, KAFKA), advertised_port=outside)
+        kafka = KafkaServer(
+            Path(folder) / "kafka", ensure_jars(jars, KAFKA), advertised_port=outside
+        )
         with AckProxy(outside, kafka.port) as proxy:
             try:
                 kafka.start()
                 bootstrap = f"127.0.0.1:{outside}"
-                settings = Settings(home=Path(folder), jars=jars, kafka=KafkaSettings(bootstrap=bootstrap))
+                settings = Settings(
+                    home=Path(folder), jars=jars, kafka=KafkaSettings(bootstrap=bootstrap)
+                )
                 ensure_topics(settings)
                 yield proxy, settings
             finally:
@@ -160,9 +166,13 @@ def truncate_past_position(settings: Settings) -> int:
         spans = read_log(settings.kafka)
         at = read_positions(client, settings.redis.keys, spans)
     until: dict[Place, int] = {
-        place: at[place] + 1 + DROPPED for place, span in spans.items() if span.end > at[place] + 1 + DROPPED
+        place: at[place] + 1 + DROPPED
+        for place, span in spans.items()
+        if span.end > at[place] + 1 + DROPPED
     }
-    wanted = [TopicPartition(topic, partition, offset) for (topic, partition), offset in until.items()]
+    wanted = [
+        TopicPartition(topic, partition, offset) for (topic, partition), offset in until.items()
+    ]
     admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap})
     for deleted in admin.delete_records(wanted).values():
         deleted.result()

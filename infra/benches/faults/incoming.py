@@ -48,7 +48,9 @@ def _post(port: int, name: str, number: int, with_id: bool) -> None:
         for n in range(number):
             event_id = f"{name}-{n}" if with_id else None
             for _ in range(TIMES):
-                client.feedback(f"{name}-{n % 50}", f"item-{n % 20}", Action.LIKE, event_id=event_id)
+                client.feedback(
+                    f"{name}-{n % 50}", f"item-{n % 20}", Action.LIKE, event_id=event_id
+                )
 
 
 def poison(bench: Bench, jars: Path) -> Case:

@@ -24,7 +24,9 @@ def stream_killed(bench: Bench, jars: Path) -> Case:
             produce(stack.settings, events(part, n))
             if n % 3 == 0:
                 stack.job.start()
-                stack.wait(lambda: "stream running" in stack.job.printed_since_start(), "the job to start")
+                stack.wait(
+                    lambda: "stream running" in stack.job.printed_since_start(), "the job to start"
+                )
             elif n % 3 == 1:
                 _die_between_steps(stack, chunk=2 if part >= 16 * CHUNK else 1)
             else:
@@ -52,7 +54,10 @@ def _killed_without_fence(jars: Path) -> Report:
 def _die_between_steps(stack: Stack, chunk: int) -> None:
     """Start the job so that each worker dies in its n-th chunk between the steps; until one has."""
     stack.job.start(AFTERCLICK_STREAM__FAULT=f"between-steps:{chunk}")
-    stack.wait(lambda: "query failed" in stack.job.printed_since_start(), "a worker to die between the steps")
+    stack.wait(
+        lambda: "query failed" in stack.job.printed_since_start(),
+        "a worker to die between the steps",
+    )
 
 
 def realtime_killed(bench: Bench, jars: Path) -> Case:
@@ -72,7 +77,9 @@ def realtime_killed(bench: Bench, jars: Path) -> Case:
         stack.job.start()
         recovery = stack.wait_caught_up()
         report = reconcile(stack.settings)
-    return judged("real time killed", bench.job_kills, report, recovery, _handed_over_without_fence(jars))
+    return judged(
+        "real time killed", bench.job_kills, report, recovery, _handed_over_without_fence(jars)
+    )
 
 
 def _handed_over_without_fence(jars: Path) -> Report:

@@ -33,7 +33,12 @@ POISON = (
 """Ten kinds of records that are no events."""
 Row = tuple[str, bytes]
 """Key and value."""
-HEEDLESS = {"enable.idempotence": False, "acks": "0", "delivery.timeout.ms": 1000, "request.timeout.ms": 1000}
+HEEDLESS = {
+    "enable.idempotence": False,
+    "acks": "0",
+    "delivery.timeout.ms": 1000,
+    "request.timeout.ms": 1000,
+}
 """The control of a producer: what the log does not take within a second is dropped, and nobody looks."""
 _TICK_S = 0.02
 
@@ -91,7 +96,10 @@ class SteadyProducer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop.set()
         self._thread.join()

@@ -29,7 +29,9 @@ def read_values(settings: Settings, topic: str) -> dict[int, list[bytes]]:
     """The values of each partition, in the order of the log."""
     consumer = KafkaConsumer(bootstrap_servers=settings.kafka.bootstrap.split(","), group_id=None)
     try:
-        places = [TopicPartition(topic, n) for n in sorted(consumer.partitions_for_topic(topic) or ())]
+        places = [
+            TopicPartition(topic, n) for n in sorted(consumer.partitions_for_topic(topic) or ())
+        ]
         consumer.assign(places)
         consumer.seek_to_beginning()
         ends = consumer.end_offsets(places)

@@ -48,7 +48,13 @@ def test_a_second_upgrade_keeps_what_is_there(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     moment = datetime(2026, 3, 29, 2, 30, tzinfo=timezone(timedelta(hours=2)))
-    row = {"rule_id": "r", "action": "boost", "query": ["brand:x"], "note": "ü\U0001f98a", "created": moment}
+    row = {
+        "rule_id": "r",
+        "action": "boost",
+        "query": ["brand:x"],
+        "note": "ü\U0001f98a",
+        "created": moment,
+    }
     with database.begin() as connection:
         connection.execute(insert(rules), [row])
     database.upgrade()
@@ -97,7 +103,9 @@ def test_what_fails_inside_a_transaction_leaves_nothing(database_url: str) -> No
     database.close()
 
 
-@pytest.mark.parametrize("url", ["nonsense", "nosuch://host/name", "postgresql+nodriver://host/name", ""])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "nosuch://host/name", "postgresql+nodriver://host/name", ""]
+)
 def test_a_url_that_is_none_is_named(url: str) -> None:
     with pytest.raises(BadInput, match="AFTERCLICK_SERVING__DATABASE"):
         Database(url)

@@ -25,10 +25,20 @@ def test_rows_of_a_user_go_and_those_of_others_stay(database_url: str, user_id: 
         "/recommendations?user_id=zoe",
         "/recommendations?user_id=100",
     ]
-    request = {"at": datetime.now(UTC), "method": "GET", "route": "r", "status": 200, "milliseconds": 1.0}
+    request = {
+        "at": datetime.now(UTC),
+        "method": "GET",
+        "route": "r",
+        "status": 200,
+        "milliseconds": 1.0,
+    }
     with database.begin() as connection:
-        connection.execute(insert(experiment_users), [counts | {"user_id": u} for u in (user_id, "zoe")])
-        connection.execute(insert(request_log), [request | {"target": target} for target in targets])
+        connection.execute(
+            insert(experiment_users), [counts | {"user_id": u} for u in (user_id, "zoe")]
+        )
+        connection.execute(
+            insert(request_log), [request | {"target": target} for target in targets]
+        )
     assert forget_user(database, user_id) == 3
     assert forget_user(database, user_id) == 0
     with database.begin() as connection:

@@ -52,7 +52,10 @@ def upgrade() -> None:
     op.create_table(
         "request_log",
         sa.Column(
-            "id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), autoincrement=True, nullable=False
+            "id",
+            sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+            autoincrement=True,
+            nullable=False,
         ),
         sa.Column("at", UtcDateTime, nullable=False),
         sa.Column("method", sa.String(16), nullable=False),
