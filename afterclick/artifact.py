@@ -24,11 +24,11 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20
 """Bytes that are hashed or copied in one go."""
-Rest = Callable[[], object]
+Throttle = Callable[[], object]
 """Called after each chunk: who shares the machine with something quicker lets it go first."""
 
 
-def no_rest() -> None:
+def no_throttle() -> None:
     """Go on at once."""
 
 
@@ -102,7 +102,7 @@ def read_manifest(folder: Path, expected_sha256: str | None = None) -> Manifest:
     return manifest
 
 
-def verify(folder: Path, manifest: Manifest, rest: Rest = no_rest) -> None:
+def verify(folder: Path, manifest: Manifest, rest: Throttle = no_throttle) -> None:
     """Check size and SHA-256 of every file. Raises BadArtifact naming the first that differs."""
     for name, entry in manifest.files.items():
         path = folder / name
@@ -112,7 +112,7 @@ def verify(folder: Path, manifest: Manifest, rest: Rest = no_rest) -> None:
             raise BadArtifact(f"{path}: damaged, its SHA-256 is not the manifest's")
 
 
-def load_array(folder: Path, name: str, rest: Rest = no_rest) -> NDArray[Any]:
+def load_array(folder: Path, name: str, rest: Throttle = no_throttle) -> NDArray[Any]:
     """The array in `<name>.npy`, in memory. Pickled arrays are refused."""
     path = folder / f"{name}.npy"
     try:
@@ -133,7 +133,7 @@ def load_array(folder: Path, name: str, rest: Rest = no_rest) -> NDArray[Any]:
     return array
 
 
-def sha256(path: Path, rest: Rest = no_rest) -> str:
+def sha256(path: Path, rest: Throttle = no_throttle) -> str:
     """The SHA-256 of a file, hex."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.artifact import Manifest, Rest, load_array, no_rest, read_manifest, verify
+from afterclick.artifact import Manifest, Throttle, load_array, no_throttle, read_manifest, verify
 from afterclick.content import ItemContent, WordVectors, fit_together
 from afterclick.errors import BadArtifact
 from afterclick.towers import AGES_DAYS, TowerArrays
@@ -161,7 +161,7 @@ def _index(item_ids: NDArray[np.str_]) -> dict[str, int]:
 
 
 def load(
-    folder: Path, manifest_sha256: str | None = None, rest: Rest = no_rest
+    folder: Path, manifest_sha256: str | None = None, rest: Throttle = no_throttle
 ) -> tuple[Model, Manifest]:
     """The model of an artifact, after every hash was checked. Raises BadArtifact."""
     manifest = read_manifest(folder, manifest_sha256)

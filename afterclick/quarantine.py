@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.trends import HEAT
+from afterclick.trends import TREND_MIX
 
 Array = NDArray[np.float64]
 ESTABLISHED_DAYS = 7.0
@@ -31,7 +31,7 @@ _DOUBT = 2
 
 
 @dataclass(frozen=True)
-class Bounds:
+class QuarantineLimits:
     """How much new accounts may do."""
 
     slack: float = 4.0
@@ -41,7 +41,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Guarded:
+class LimitedTrends:
     """The trends of the catalogue as they may be used."""
 
     values: Array
@@ -59,12 +59,15 @@ class Guarded:
     @property
     def weights(self) -> Array:
         """(H,) what each half-life counts for in an item's heat."""
-        return HEAT * self.trust**_DOUBT
+        return TREND_MIX * self.trust**_DOUBT
 
 
 def guard(
-    votes: Array, established: Array, bounds: Bounds, lifted: NDArray[np.intp] | None = None
-) -> Guarded:
+    votes: Array,
+    established: Array,
+    bounds: QuarantineLimits,
+    lifted: NDArray[np.intp] | None = None,
+) -> LimitedTrends:
     """Hold back the items whose votes, by any half-life, exceed what their established users support.
 
     `votes` and `established` (m, H): the decayed sums of all votes and of established users' alone. `lifted`:
@@ -73,7 +76,7 @@ def guard(
     share = usual_share(votes, established)
     if share == 0.0 or bounds.slack == 0.0:
         full = np.ones(votes.shape[1])
-        return Guarded(votes, np.zeros(len(votes), bool), np.ones(len(votes)), share, full)
+        return LimitedTrends(votes, np.zeros(len(votes), bool), np.ones(len(votes)), share, full)
     vouched = np.maximum(established, 0.0)  # who skips an item votes against it
     supported = vouched / share
     over = votes > bounds.slack * supported + bounds.free
@@ -87,10 +90,10 @@ def guard(
     trust = _trust(new.sum(axis=0), vouched.sum(axis=0), share, bounds)
     if (trust < 1.0).any():
         values = values - new * (1.0 - trust)
-    return Guarded(values, np.asarray(over.any(axis=1)), kept, share, trust)
+    return LimitedTrends(values, np.asarray(over.any(axis=1)), kept, share, trust)
 
 
-def _trust(new: Array, established: Array, share: float, bounds: Bounds) -> Array:
+def _trust(new: Array, established: Array, share: float, bounds: QuarantineLimits) -> Array:
     """(H,) from the sums of all items by new accounts and by established users."""
     usual = established * (1.0 - share) / share + bounds.free
     return np.divide(usual, new, out=np.ones_like(new), where=new > usual)

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from afterclick.errors import Unavailable
 from afterclick.events import Action
-from afterclick.keys import Keys
+from afterclick.redis_keys import Keys
 from afterclick.topics import Topics
 
 KAFKA_JARS: Final = "kafka-4.3.1"

@@ -76,7 +76,7 @@ class HistoryEntry:
         return cls(event_id, item_id, Action(action), rating, int(time_ms))
 
 
-def standing(history: Iterable[HistoryEntry]) -> list[HistoryEntry]:
+def effective(history: Iterable[HistoryEntry]) -> list[HistoryEntry]:
     """What is left of a history, in its order, once each `undo` has taken back what was not after it.
 
     An undo takes back what the same user did with the same item at its event time or before, and is itself no

@@ -14,7 +14,7 @@ IntArray = NDArray[np.int32]
 LONGEST = 10
 """Items of a history that the user tower reads, the newest ones."""
 AGES_DAYS = np.array([0.5, 3.0, 10.0, 30.0, 90.0, 365.0])
-"""Bounds of the age buckets; the last bucket is everything older."""
+"""QuarantineLimits of the age buckets; the last bucket is everything older."""
 UNKNOWN = -100.0
 """The bias of an item that the towers know nothing of: no user is near it."""
 

@@ -27,7 +27,7 @@ HALF_LIVES_MS: dict[str, float] = {
     "month": 30 * DAY_MS,
     "quarter": 90 * DAY_MS,
 }
-HEAT = np.array([0.0, 0.0, 1 / 3, 1 / 7, 1 / 30, 0.0])
+TREND_MIX = np.array([0.0, 0.0, 1 / 3, 1 / 7, 1 / 30, 0.0])
 """What each half-life counts for in an item's heat, per day of it: the shares of three days, a week, a month.
 
 Chosen on Electronics from January to May 2014: never below the best single half-life by more than noise."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from afterclick.model import FloatArray, Model
 
 if TYPE_CHECKING:
-    from afterclick.scoring import UserState
+    from afterclick.features import UserState
 
 _FEW = 16
 """Items of a history up to which fold-in is cheaper by Woodbury's identity."""

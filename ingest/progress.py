@@ -2,8 +2,8 @@
 
 writes  file  <home>/replay/progress.json  next row per dataset and cluster; only after delivery reports
               <home>/replay/clock.json     shift per dataset of the rebased clock, chosen once
-              <home>/replay/status.json    afterclick.home.ReplayStatus, several times a second
-reads   file  <home>/replay/control.json   afterclick.home.ReplayControl, written by whoever steers it
+              <home>/replay/status.json    afterclick.io.home.ReplayStatus, several times a second
+reads   file  <home>/replay/control.json   afterclick.io.home.ReplayControl, written by whoever steers it
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from afterclick.errors import AlreadyRunning
-from afterclick.home import ReplayControl, ReplayStatus
+from afterclick.io.home import ReplayControl, ReplayStatus
 
 
 @dataclass(frozen=True)

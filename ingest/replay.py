@@ -21,7 +21,7 @@ import structlog
 from numpy.typing import NDArray
 
 from afterclick.errors import AfterclickError, BadInput
-from afterclick.home import DONE, FAILED, PAUSED, RUNNING, STOPPED, ReplayControl, ReplayStatus
+from afterclick.io.home import DONE, FAILED, PAUSED, RUNNING, STOPPED, ReplayControl, ReplayStatus
 from afterclick.settings import Settings
 from ingest.encoder import Encoder
 from ingest.ordered import Ordered

@@ -22,7 +22,7 @@ from serving.service import Service
 
 DESCRIPTION = """The list changes after the click.
 
-Ask for a list, tell what the user did, and watch the next list change: every item says why it is there, and
+RecommendationRequest for a list, tell what the user did, and watch the next list change: every item says why it is there, and
 what its score is made of."""
 
 UNLOGGED = ("/health/live", "/health/ready", "/metrics")

@@ -1,4 +1,4 @@
-"""Content of the items that came after a model, in time for the next world: it knows their words already."""
+"""Content of the items that came after a model, in time for the next snapshot: it knows their words already."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serving.ranking.searches import with_late
 
 
 class LateContent:
-    """What all items say of themselves, as one model reads it. For the thread that builds worlds."""
+    """What all items say of themselves, as one model reads it. For the thread that builds snapshots."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded

@@ -16,12 +16,18 @@ import orjson
 from numpy.typing import NDArray
 
 from afterclick import events
-from afterclick.candidates import BRIEF, SOURCES, CandidateLimits, Candidates, candidate_items
 from afterclick.errors import Unavailable
 from afterclick.events import SESSION, Action
+from afterclick.features import UserState, features
 from afterclick.model import IntArray, Model
-from afterclick.scoring import UserState, features
-from afterclick.state import HistoryEntry, standing
+from afterclick.retrieval import (
+    REDUCED_LIMITS,
+    SOURCES,
+    CandidateLimits,
+    Candidates,
+    candidate_items,
+)
+from afterclick.state import HistoryEntry, effective
 from afterclick.user_vectors import fold_in, tower_user
 from serving.decisions.rules import NO_RULES
 from serving.feeds.catalogue import Catalogue
@@ -37,9 +43,14 @@ from serving.ranking.lists import Ranked, by_interests, overall, popular
 from serving.ranking.one_model import by_one_model
 from serving.ranking.options import FIRST_PAGE, PLAIN, Policy
 from serving.ranking.reasons import reasons
-from serving.ranking.remembered import Ask, Recommendation, Remembered, Shown
+from serving.ranking.remembered import (
+    Recommendation,
+    RecommendationRequest,
+    RenderedList,
+    ResponseCache,
+)
 from serving.routes.schemas import Source
-from serving.world import World, Worlds
+from serving.state.snapshot import ServingSnapshot, SnapshotStore
 
 Answer = dict[str, Any]
 CATEGORY = 100
@@ -53,7 +64,7 @@ class Recommender:
     def __init__(
         self,
         store: OnlineStore,
-        worlds: Worlds,
+        snapshots: SnapshotStore,
         feed: TrendFeed,
         catalogue: Catalogue,
         waiters: PositionWaiters,
@@ -66,13 +77,13 @@ class Recommender:
         A personal list is given again for `remember_s` seconds, while the user does nothing.
         """
         self._late = late
-        self._store, self._worlds, self._feed, self._waiters = store, worlds, feed, waiters
+        self._store, self._snapshots, self._feed, self._waiters = store, snapshots, feed, waiters
         self._catalogue, self._weights = catalogue, weights
-        self._remembered = Remembered(remember_s)
+        self._remembered = ResponseCache(remember_s)
         self.filters = Filters(catalogue)
         self._dice = np.random.default_rng()
 
-    async def recommend(self, ask: Ask) -> Recommendation:
+    async def recommend(self, ask: RecommendationRequest) -> Recommendation:
         """The list for a user. Never fails: `degraded` says that something was away.
 
         `brief` says that requests queue up, and that it was made from fewer candidates for that.
@@ -84,24 +95,27 @@ class Recommender:
             rows, degraded = await self._store.rows(ask.user_id) if ask.user_id else [], False
         except Unavailable:
             rows, degraded = [], True
-        world = self._worlds.of(ask.options.model)
+        snapshot = self._snapshots.of(ask.options.model)
         chance = ask.options.explore > 0
         brief = bool(rows or ask.items) and not ask.patient and self._late(began)
-        shown = None if chance else self._remembered.get(ask, rows, world, brief)
+        shown = None if chance else self._remembered.get(ask, rows, snapshot, brief)
         remembered = shown is not None
         if shown is None:
             shown = self._show(
-                world, self._rank(world, ask, rows, BRIEF if brief else None), ask, brief
+                snapshot,
+                self._rank(snapshot, ask, rows, REDUCED_LIMITS if brief else None),
+                ask,
+                brief,
             )
             if not chance:
-                self._remembered.put(ask, rows, world, shown)
+                self._remembered.put(ask, rows, snapshot, shown)
         body = {
             "user_id": ask.user_id or None,
             "source": shown.source,
             "degraded": degraded,
             "brief": shown.brief,
             "fresh": fresh,
-            "model_version": world.loaded.version or None,
+            "model_version": snapshot.loaded.version or None,
             "impression_id": events.new_id(),
             "as_of": as_of,
             "items": orjson.Fragment(shown.items),
@@ -116,81 +130,95 @@ class Recommender:
             return None
         return await self._waiters.reached(after, self._feed.positions)
 
-    def _rank(self, world: World, ask: Ask, rows: Rows, limits: CandidateLimits | None) -> Ranked:
+    def _rank(
+        self,
+        snapshot: ServingSnapshot,
+        ask: RecommendationRequest,
+        rows: Rows,
+        limits: CandidateLimits | None,
+    ) -> Ranked:
         """The best the ladder of cold start can do for this user, as rules and options have it."""
-        now_ms = self._now(world)
-        history = standing([*_context(ask, now_ms), *entries(rows)])
-        state = UserState.of(history, world.find, self._weights, now_ms)
-        choice = self._choice(world, ask, state)
-        ranked = self._ladder(world, ask, rows, state, choice, history, limits)
-        if choice.n != ask.n or world.rules is not NO_RULES:
+        now_ms = self._now(snapshot)
+        history = effective([*_context(ask, now_ms), *entries(rows)])
+        state = UserState.of(history, snapshot.find, self._weights, now_ms)
+        choice = self._choice(snapshot, ask, state)
+        ranked = self._ladder(snapshot, ask, rows, state, choice, history, limits)
+        if choice.n != ask.n or snapshot.rules is not NO_RULES:
             ranked = arrange(
-                world, self._catalogue, ranked, ask.n, ask.options, ask.page, self._dice
+                snapshot, self._catalogue, ranked, ask.n, ask.options, ask.page, self._dice
             )
         if ask.explain and ranked.by is not None:
-            causes = because(world, ranked.by, state, ranked.items, history, self._catalogue)
+            causes = because(snapshot, ranked.by, state, ranked.items, history, self._catalogue)
             ranked = replace(ranked, because=causes)
         return ranked
 
     def _ladder(
         self,
-        world: World,
-        ask: Ask,
+        snapshot: ServingSnapshot,
+        ask: RecommendationRequest,
         rows: Rows,
         state: UserState,
         choice: Choice,
         history: Sequence[HistoryEntry],
         limits: CandidateLimits | None,
     ) -> Ranked:
-        model, policy = world.loaded.model, ask.options.policy
+        model, policy = snapshot.loaded.model, ask.options.policy
         if policy in (Policy.POPULAR, Policy.TRENDING):
-            return popular(world, choice) if policy is Policy.POPULAR else overall(world, choice)
+            return (
+                popular(snapshot, choice) if policy is Policy.POPULAR else overall(snapshot, choice)
+            )
         if model is not None and len(state.items):
             known = rows and not ask.user_id.startswith(SESSION)
             source = Source.PERSONALISED if known else Source.SESSION
             if policy is Policy.BLEND:
                 return personalised(
-                    world, model, state, choice, self._catalogue, history, source, limits
+                    snapshot, model, state, choice, self._catalogue, history, source, limits
                 )
-            alone = by_one_model(world, policy, state, choice, self._catalogue, history, source)
+            alone = by_one_model(snapshot, policy, state, choice, self._catalogue, history, source)
             if alone is not None:
                 return alone
-        interests = ask.interests or self._tastes(world, state)
+        interests = ask.interests or self._tastes(snapshot, state)
         if interests:
-            interesting = by_interests(world, self._catalogue, interests, choice)
+            interesting = by_interests(snapshot, self._catalogue, interests, choice)
             if interesting is not None:
                 return interesting
-        return overall(world, choice)
+        return overall(snapshot, choice)
 
-    def _choice(self, world: World, ask: Ask, state: UserState) -> Choice:
+    def _choice(
+        self, snapshot: ServingSnapshot, ask: RecommendationRequest, state: UserState
+    ) -> Choice:
         """What may be in the list."""
-        inside = self.filters.inside(world, ask.category, ask.filters)
-        excluded = world.indices(ask.exclude)
-        rules, page = world.rules, ask.page
+        inside = self.filters.inside(snapshot, ask.category, ask.filters)
+        excluded = snapshot.indices(ask.exclude)
+        rules, page = snapshot.rules, ask.page
         if rules is NO_RULES and ask.options == PLAIN and page == FIRST_PAGE:
             return Choice(ask.n, state.seen, excluded, inside)
-        excluded = np.concatenate([excluded, rules.excluded, world.indices(page.shown)])
-        wanted = rules.wanted if not ask.options.explore else np.union1d(rules.wanted, world.newest)
+        excluded = np.concatenate([excluded, rules.excluded, snapshot.indices(page.shown)])
+        wanted = (
+            rules.wanted if not ask.options.explore else np.union1d(rules.wanted, snapshot.newest)
+        )
         size = pool_size(ask.n, page, ask.options)
         return Choice(size, state.seen, excluded, inside, wanted, page.start > 0)
 
-    def _tastes(self, world: World, state: UserState) -> tuple[str, ...]:
+    def _tastes(self, snapshot: ServingSnapshot, state: UserState) -> tuple[str, ...]:
         """Before any model: the finest category of each of the newest items."""
-        items = (self._catalogue.items.get(world.ids[i]) for i in state.items[:5].tolist())
+        items = (self._catalogue.items.get(snapshot.ids[i]) for i in state.items[:5].tolist())
         return tuple(
             dict.fromkeys(item.categories[-1] for item in items if item and item.categories)
         )
 
-    def _now(self, world: World) -> float:
+    def _now(self, snapshot: ServingSnapshot) -> float:
         """Now, or the newest event time where a replay runs ahead of the clock."""
-        return max(time.time() * 1000, world.now_ms)
+        return max(time.time() * 1000, snapshot.now_ms)
 
-    def _show(self, world: World, ranked: Ranked, ask: Ask, brief: bool) -> Shown:
+    def _show(
+        self, snapshot: ServingSnapshot, ranked: Ranked, ask: RecommendationRequest, brief: bool
+    ) -> RenderedList:
         """A ranked list as it is answered and logged."""
-        ids = [world.ids[item] for item in ranked.items.tolist()]
+        ids = [snapshot.ids[item] for item in ranked.items.tolist()]
         names, columns = list(ranked.parts), [part.tolist() for part in ranked.parts.values()]
         receipts = [dict(zip(names, parts, strict=True)) for parts in zip(*columns, strict=True)]
-        badges = [world.badges.get(item, ()) for item in ranked.items.tolist()]
+        badges = [snapshot.badges.get(item, ()) for item in ranked.items.tolist()]
         scores = [sum(receipt.values()) for receipt in receipts]
         if ranked.arranged:
             scores = list(accumulate(scores, min))  # sums of parts may differ in the last bit
@@ -217,7 +245,7 @@ class Recommender:
                 item["propensity"] = propensity
         logged = [{name: item[name] for name in told} for item in items]
         following = cursor_after(ask.page.shown, ids, ask.n) if ask.page.follow else None
-        return Shown(
+        return RenderedList(
             ranked.source, orjson.dumps(items), orjson.dumps(logged), len(items), following, brief
         )
 
@@ -230,13 +258,13 @@ def describe(catalogue: Catalogue, item_id: str) -> Answer:
     return {"item_id": item_id, "title": item.title, "categories": item.categories}
 
 
-def _context(ask: Ask, now_ms: float) -> list[HistoryEntry]:
+def _context(ask: RecommendationRequest, now_ms: float) -> list[HistoryEntry]:
     """What the request says is looked at now, as if it stood on top of the history."""
     return [HistoryEntry("", item_id, Action.VIEW, None, int(now_ms)) for item_id in ask.items]
 
 
 def personalised(
-    world: World,
+    snapshot: ServingSnapshot,
     model: Model,
     state: UserState,
     choice: Choice,
@@ -246,7 +274,7 @@ def personalised(
     limits: CandidateLimits | None = None,
 ) -> Ranked:
     """Rank what the model, the live history and the trends bring for this user."""
-    loaded, view, content = world.loaded, world.view, world.content
+    loaded, view, content = snapshot.loaded, snapshot.view, snapshot.content
     user, near = fold_in(model, state), tower_user(model, state)
     found = candidate_items(
         model,
@@ -256,14 +284,14 @@ def personalised(
         user_towers=near,
         als_search=loaded.als_search,
         tower_search=loaded.tower_search,
-        content_search=world.content_search,
+        content_search=snapshot.content_search,
         content=content,
         limits=limits,
         exclude=choice.excluded,
     )
-    items, sources = _enough(world, choice, found)
+    items, sources = _enough(snapshot, choice, found)
     if not len(items):
-        return overall(world, choice)
+        return overall(snapshot, choice)
     rows = features(model, state, view, items, user, near, content)
     top, receipt = loaded.ranker.best(rows, choice.n)
     if len(choice.wanted):
@@ -277,26 +305,28 @@ def personalised(
         items=shown,
         parts=receipt,
         sources=names,
-        reasons=reasons(model, world, state, shown, names, history, catalogue),
+        reasons=reasons(model, snapshot, state, shown, names, history, catalogue),
         by=lambda state, items: loaded.ranker.score(
             features(model, state, view, items, content=content)
         ),
     )
 
 
-def _enough(world: World, choice: Choice, found: Candidates) -> tuple[IntArray, NDArray[np.int8]]:
+def _enough(
+    snapshot: ServingSnapshot, choice: Choice, found: Candidates
+) -> tuple[IntArray, NDArray[np.int8]]:
     """The candidates inside the category; with its hottest and with popular items where they are few."""
     items, sources = found.items, found.sources
     if choice.inside is not None:
         keep = np.isin(items, choice.inside)
         items, sources = items[keep], sources[keep]
         items, sources = _add(
-            items, sources, choice.fitting(choice.trending(world), items)[:CATEGORY]
+            items, sources, choice.fitting(choice.trending(snapshot), items)[:CATEGORY]
         )
     if len(choice.wanted):
         items, sources = _add(items, sources, choice.also(items))
     if len(items) < choice.n:
-        more = choice.fitting(choice.popular(world), items)
+        more = choice.fitting(choice.popular(snapshot), items)
         items, sources = _add(items, sources, more[: choice.n - len(items)])
     return items, sources
 

@@ -15,7 +15,7 @@ import orjson
 import structlog
 
 from afterclick.events import Action
-from afterclick.quarantine import Bounds
+from afterclick.quarantine import QuarantineLimits
 from afterclick.settings import Settings
 from afterclick.state import StateChange
 from serving.access.keys import KeyRing
@@ -32,7 +32,7 @@ from serving.hub import Hub, cause_of
 from serving.online.online_store import OnlineStore
 from serving.operations.console import Console
 from serving.pulse import Pulse
-from serving.ranking.remembered import Ask, Kept
+from serving.ranking.remembered import Kept, RecommendationRequest
 from serving.recommender import Answer, Recommender
 from serving.records.catalogue_copy import CatalogueCopy
 from serving.records.exposure import Exposure
@@ -45,7 +45,7 @@ from serving.records.request_log import RequestLog
 from serving.records.users import Users
 from serving.sql.behind import WrittenBehind
 from serving.sql.database import Database
-from serving.world import Worlds
+from serving.state.snapshot import SnapshotStore
 
 log = structlog.get_logger()
 
@@ -59,7 +59,7 @@ class Service:
     feed: TrendFeed
     catalogue: Catalogue
     models: ModelFeed
-    worlds: Worlds
+    snapshots: SnapshotStore
     recommender: Recommender
     hub: Hub
     waiters: PositionWaiters
@@ -93,13 +93,15 @@ class Service:
         store = OnlineStore(settings.redis, settings.stream.history_length)
         feed = TrendFeed(settings, lambda changes: service.hear(changes))
         rules, letters = RuleBook(catalogue), DeadLetters(kafka)
-        bounds = Bounds(settings.serving.quarantine_slack, settings.serving.quarantine_free)
+        bounds = QuarantineLimits(
+            settings.serving.quarantine_slack, settings.serving.quarantine_free
+        )
         pulse = Pulse()
-        worlds = Worlds(feed, catalogue, no_model(), rules, bounds)
+        snapshots = SnapshotStore(feed, catalogue, no_model(), rules, bounds)
         kept = ModelStore(
             settings.training.store or str(settings.artifacts), settings.home / "fetched"
         )
-        models = ModelFeed(lambda loaded: service.use(loaded), worlds.use_beside, kept)
+        models = ModelFeed(lambda loaded: service.use(loaded), snapshots.use_beside, kept)
         items = TopicReader(
             kafka.bootstrap, topics.items, lambda read: copy.take(catalogue.read(read))
         )
@@ -114,10 +116,10 @@ class Service:
             feed=feed,
             catalogue=catalogue,
             models=models,
-            worlds=worlds,
+            snapshots=snapshots,
             recommender=Recommender(
                 store,
-                worlds,
+                snapshots,
                 feed,
                 catalogue,
                 waiters,
@@ -132,9 +134,9 @@ class Service:
             feedback=FeedbackLog(kafka),
             impressions=ImpressionLog(kafka),
             letters=letters,
-            figures=Figures(settings, feed, worlds, hub, metrics, letters),
+            figures=Figures(settings, feed, snapshots, hub, metrics, letters),
             plane=ControlPlane(
-                database, rules, KeyRing(settings.serving), worlds.wake, models.want
+                database, rules, KeyRing(settings.serving), snapshots.wake, models.want
             ),
             requests=RequestLog(database, settings.serving.request_log_days),
             console=Console(settings),
@@ -152,7 +154,7 @@ class Service:
         )
         return service
 
-    async def recommend(self, ask: Ask) -> Answer:
+    async def recommend(self, ask: RecommendationRequest) -> Answer:
         """A list, counted and logged as shown unless it is a preview; its JSON."""
         if not ask.interests and (named := self.users.interests.get(ask.user_id)):
             ask = replace(ask, interests=named)
@@ -192,7 +194,7 @@ class Service:
         for reader in self.readers:
             reader.start()
         self.models.start()
-        self.worlds.start()
+        self.snapshots.start()
         self.plane.start()
         self.requests.start()
         self.behind.start()
@@ -209,7 +211,7 @@ class Service:
         stops = (
             self.feed.stop,
             self.models.stop,
-            self.worlds.stop,
+            self.snapshots.stop,
             self.feedback.close,
             self.impressions.close,
             self.letters.close,
@@ -231,8 +233,8 @@ class Service:
                 self._loop.call_soon_threadsafe(self._deliver, changes)
 
     def use(self, loaded: LoadedModel) -> None:
-        """A model from the loader's thread: its world is built there too, then it serves."""
-        self.worlds.use(loaded)
+        """A model from the loader's thread: its snapshot is built there too, then it serves."""
+        self.snapshots.use(loaded)
 
     def _deliver(self, changes: Sequence[StateChange]) -> None:
         now_ms = time.time() * 1000

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from afterclick.errors import BadEvent
 from afterclick.events import InteractionEvent, decode_interaction
-from afterclick.keys import Keys
+from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import (
     Correction,

@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from afterclick import forgotten
 from afterclick.errors import Unavailable
-from afterclick.keys import Keys
+from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings
 from streaming.connection import connect
 

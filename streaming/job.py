@@ -20,7 +20,7 @@ import structlog
 from pyspark.sql.streaming.query import StreamingQuery
 
 from afterclick.errors import StateConflict, Unavailable
-from afterclick.keys import Keys
+from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.trends import PACKED_BYTES
 from streaming import lease, positions, realtime, session

@@ -16,7 +16,7 @@ import redis
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from afterclick.errors import LogTruncated, StateConflict, Unavailable
-from afterclick.keys import Keys
+from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings
 from streaming.kafka_source import Offsets
 

@@ -19,7 +19,7 @@ import redis
 
 from afterclick.errors import StateConflict
 from afterclick.events import Interaction, encode, interaction_event
-from afterclick.keys import Keys
+from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from streaming import forgotten, lease
 from streaming.apply import Applier, Plan, Record

@@ -19,7 +19,7 @@ import redis
 from numpy.typing import NDArray
 
 from afterclick.errors import StateConflict, Unavailable
-from afterclick.keys import Keys
+from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.trends import HALF_LIVES_MS, Trend
 from streaming.recount import Place, Recount, log_ends, recount

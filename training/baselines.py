@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from afterclick.quarantine import ESTABLISHED_DAYS, Bounds, Guarded, guard
+from afterclick.quarantine import ESTABLISHED_DAYS, LimitedTrends, QuarantineLimits, guard
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from training.dataset import Interactions
 
@@ -56,8 +56,8 @@ def decayed_popularity(
 
 
 def trends_at(
-    rows: Interactions, moments: NDArray[np.int64], bounds: Bounds | None = None
-) -> Iterator[tuple[int, Guarded, NDArray[np.float64]]]:
+    rows: Interactions, moments: NDArray[np.int64], bounds: QuarantineLimits | None = None
+) -> Iterator[tuple[int, LimitedTrends, NDArray[np.float64]]]:
     """For each moment, ascending: the trends (n_items, H) and first_seen (n_items,) of the rows before it.
 
     The same numbers as serving's at that moment, item by item: those of `afterclick.trends.TrendTable`, held
@@ -67,7 +67,7 @@ def trends_at(
     for (moment, votes, seen), (_, theirs, _) in zip(
         sums_at(rows, moments), sums_at(vouched, moments), strict=True
     ):
-        yield moment, guard(votes, theirs, bounds or Bounds()), seen
+        yield moment, guard(votes, theirs, bounds or QuarantineLimits()), seen
 
 
 def established(rows: Interactions) -> NDArray[np.bool_]:
@@ -77,14 +77,14 @@ def established(rows: Interactions) -> NDArray[np.bool_]:
     return np.asarray(rows.time_ms - since[rows.user] >= ESTABLISHED_DAYS * DAY_MS)
 
 
-def unpushed(rows: Interactions, bounds: Bounds | None = None) -> Interactions:
+def unpushed(rows: Interactions, bounds: QuarantineLimits | None = None) -> Interactions:
     """The rows less new accounts' on items in quarantine as of the newest row: what may be learned from."""
     if not len(rows):
         return rows
     old = established(rows)
     now = rows.time_ms[-1:] + 1
     (_, votes, _), (_, theirs, _) = *sums_at(rows, now), *sums_at(rows.where(old), now)
-    held = guard(votes, theirs, bounds or Bounds()).held
+    held = guard(votes, theirs, bounds or QuarantineLimits()).held
     return rows.where(old | ~held[rows.item])
 
 

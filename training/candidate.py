@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from afterclick import artifact
 from afterclick.errors import BadArtifact
-from afterclick.scoring import FEATURE_NAMES
+from afterclick.features import FEATURE_NAMES
 from training import index
 from training.fit import Fitted
 from training.holdout import Score

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.candidates import candidate_items, exact_search
+from afterclick.features import features
 from afterclick.model import FloatArray, Model
-from afterclick.scoring import features
+from afterclick.retrieval import candidate_items, exact_search
 from afterclick.trends import DAY_MS
 from afterclick.user_vectors import fold_in, tower_user
 from training.dataset import Interactions

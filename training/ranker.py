@@ -2,7 +2,7 @@
 
 At each past cut a model is built from the rows before it and asked what really came after it, with the
 states and trends of those moments; so every feature is as old as it will be when served, and none knows the
-future. Features come from afterclick/scoring.py, as in serving.
+future. Features come from afterclick/features.py, as in serving.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.candidates import CandidateLimits, candidate_items, exact_search
+from afterclick.features import FEATURE_NAMES, features
 from afterclick.model import FloatArray, Model
-from afterclick.scoring import FEATURE_NAMES, features
+from afterclick.retrieval import CandidateLimits, candidate_items, exact_search
 from afterclick.trends import DAY_MS
 from afterclick.user_vectors import fold_in, tower_user
 from training.dataset import Interactions

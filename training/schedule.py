@@ -2,7 +2,7 @@
 
 reads   topic  reviews, feedback (their end offsets)
         json   <home>/trained.json: how far the last training read that went through
-writes  json   <home>/retrain.json: afterclick.home.TrainingStatus
+writes  json   <home>/retrain.json: afterclick.io.home.TrainingStatus
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from afterclick.errors import AfterclickError, Unavailable
-from afterclick.home import TrainingStatus
+from afterclick.io.home import TrainingStatus
 from afterclick.settings import KafkaSettings, Settings
 from training import failures
 from training.backoff import Backoff

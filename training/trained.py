@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Self
 
-from afterclick.home import HomeFile
+from afterclick.io.home import HomeFile
 from training.candidate import Facts
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from afterclick import events
-from afterclick.candidates import SOURCES, candidate_items, exact_search
-from afterclick.scoring import UserState, features, group_contributions
+from afterclick.features import UserState, features, group_contributions
+from afterclick.retrieval import SOURCES, candidate_items, exact_search
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
 from afterclick.user_vectors import fold_in, tower_user
@@ -51,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def recommendations(
         user_id: Annotated[str, Query(max_length=128)], n: Annotated[int, Query(ge=1, le=200)] = 10
     ) -> schemas.Recommendations:
-        world = service.worlds.current
+        world = service.snapshots.current
         key = settings.redis.keys.history(user_id)
         rows: Any = await redis.zrange(key, 0, 199, desc=True, withscores=True)
         history = [HistoryEntry.from_member(m, t) for m, t in rows]
@@ -118,7 +118,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def similar_items(
         item_id: str, n: Annotated[int, Query(ge=1, le=200)] = 10
     ) -> schemas.SimilarItems:
-        world = service.worlds.current
+        world = service.snapshots.current
         at = world.find(item_id)
         if at is None or world.loaded.model is None:
             raise HTTPException(404, "no such item")
@@ -135,7 +135,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/health/ready")
     async def ready() -> dict[str, str | None]:
-        return {"status": "ready", "model": service.worlds.current.loaded.version or None}
+        return {"status": "ready", "model": service.snapshots.current.loaded.version or None}
 
     return app
 

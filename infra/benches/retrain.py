@@ -24,7 +24,7 @@ import orjson
 import pyarrow.csv as csv
 import structlog
 
-from afterclick.home import TrainingStatus
+from afterclick.io.home import TrainingStatus
 from afterclick.settings import Settings
 from infra.benches.load import Call, Outcome, get, open_loop
 from infra.benches.served import model_of

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from afterclick import artifact, events
 from afterclick.events import Action, Item, ItemEvent, ModelEvent, ModelPublished
+from afterclick.features import FEATURE_NAMES
 from afterclick.model import Model
-from afterclick.scoring import FEATURE_NAMES
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
 from afterclick.towers import AGES_DAYS, TowerArrays

@@ -14,7 +14,7 @@ import typer
 from infra.commands.data import DatasetArgument, JsonOption, choose
 
 if TYPE_CHECKING:
-    from afterclick.home import ReplayStatus
+    from afterclick.io.home import ReplayStatus
     from ingest.replay import Summary
 
 app = typer.Typer(help="Bring a dataset into Kafka.", no_args_is_help=True)

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from afterclick.errors import AfterclickError, Unavailable
-from afterclick.home import TrainingStatus
+from afterclick.io.home import TrainingStatus
 from infra.embedded.process import Process
 from infra.stack.cut import Cut
 from infra.stack.part import State

@@ -5,7 +5,7 @@ bury     they lose it
 pin      they stand from place `position` on, in the order of the query, hottest first beyond it
 exclude  they are in no list
 
-`World` carries the rules in force as item indices, so that a request looks nothing up.
+`ServingSnapshot` carries the rules in force as item indices, so that a request looks nothing up.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Pin:
 
 @dataclass(frozen=True, eq=False)
 class ActiveRules:
-    """The rules in force, in the item indices of one world."""
+    """The rules in force, in the item indices of one snapshot."""
 
     excluded: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
     """Items that are in no list."""

@@ -17,11 +17,11 @@ import structlog
 from confluent_kafka import Message
 
 from afterclick import events, model
-from afterclick.artifact import Rest, no_rest
-from afterclick.candidates import Search
+from afterclick.artifact import Throttle, no_throttle
 from afterclick.errors import AfterclickError, BadEvent, Unavailable
 from afterclick.events import ModelEvent, ModelPublished
 from afterclick.model import Model
+from afterclick.retrieval import Search
 from serving.feeds.fetch import folder_of
 from serving.ranking.ranker import FormulaRanker, Ranker, load_ranker
 from serving.ranking.searches import content_search, index_search
@@ -166,7 +166,7 @@ class ModelFeed:
     def _load(self, version: str, uri: str, sha256: str | None) -> LoadedModel | None:
         """A model, or None: then `refused` says why."""
         began = time.monotonic()
-        rest = Pace(SHARE).rest if self.version else no_rest
+        rest = Pace(SHARE).rest if self.version else no_throttle
         try:
             loaded = load(folder_of(uri, self._store.cache, sha256), sha256, rest)
         except AfterclickError as error:
@@ -196,7 +196,7 @@ class Pace:
         self._spent_s = spent
 
 
-def load(folder: Path, manifest_sha256: str | None, rest: Rest = no_rest) -> LoadedModel:
+def load(folder: Path, manifest_sha256: str | None, rest: Throttle = no_throttle) -> LoadedModel:
     """An artifact, checked and ready. Raises BadArtifact."""
     arrays, manifest = model.load(folder, manifest_sha256, rest)
     als = (

@@ -32,7 +32,7 @@ def entries(rows: Rows) -> list[HistoryEntry]:
 
 @lru_cache(maxsize=16_384)
 def _entry(member: bytes, time_ms: bytes) -> HistoryEntry:
-    """Remembered: with each event of theirs, a user's whole history is read again."""
+    """ResponseCache: with each event of theirs, a user's whole history is read again."""
     return HistoryEntry.from_member(member, float(time_ms))
 
 

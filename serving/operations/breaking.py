@@ -14,7 +14,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from afterclick.errors import NotRunning, Unavailable
-from afterclick.home import StackRecord
+from afterclick.io.home import StackRecord
 from afterclick.settings import KafkaSettings, Settings
 
 TIMEOUT_S = 5.0

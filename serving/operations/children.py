@@ -77,7 +77,7 @@ class Child:
         return code
 
     def stop(self) -> None:
-        """Ask it to end, then insist. Blocks for seconds."""
+        """RecommendationRequest it to end, then insist. Blocks for seconds."""
         if self._process.stdin is not None:
             try:
                 self._process.stdin.close()

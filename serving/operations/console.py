@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from afterclick.errors import BadInput, NotRunning, Unavailable
-from afterclick.home import (
+from afterclick.io.home import (
     PAUSED,
     RUNNING,
     ReplayControl,

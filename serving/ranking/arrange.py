@@ -18,7 +18,7 @@ from serving.ranking.diversity import diversify, vectors_of
 from serving.ranking.exploration import TAIL, explore
 from serving.ranking.lists import Ranked
 from serving.ranking.options import Options, Page
-from serving.world import World
+from serving.state.snapshot import ServingSnapshot
 
 Rows = NDArray[np.intp]
 Floats = NDArray[np.float64]
@@ -51,7 +51,7 @@ class _Pool:
 
 
 def arrange(
-    world: World,
+    snapshot: ServingSnapshot,
     catalogue: Catalogue,
     ranked: Ranked,
     n: int,
@@ -63,20 +63,20 @@ def arrange(
     weights = dict(options.weights)
     parts = {name: part * weights.get(name, 1.0) for name, part in ranked.parts.items()}
     pool = _Pool(parts, np.sum(list(parts.values()), axis=0), np.empty(0, np.intp))
-    rules, last = world.rules, page.offset + n
+    rules, last = snapshot.rules, page.offset + n
     if len(rules.boosted):
         everything = np.arange(len(pool.scores))
         pool.add("rules", everything, rules.amount_of(ranked.items))
     order = np.argsort(-pool.scores, kind="stable")
     if options.diversity:
-        order = _diversified(world, catalogue, ranked, pool, options.diversity, last)
+        order = _diversified(snapshot, catalogue, ranked, pool, options.diversity, last)
     pinned = _pins(rules, ranked, page, last)
     order = order[~np.isin(order, list(pinned.values()))]
     pool.rows, tail = order[: last - len(pinned)], order[last - len(pinned) :]
     reasons = [ranked.reasons[row] for row in pool.rows.tolist()]
     propensities = np.ones(len(pool.rows))
     if options.explore:
-        tail = _tail(ranked.items, tail, world.newest, n * TAIL)
+        tail = _tail(ranked.items, tail, snapshot.newest, n * TAIL)
         propensities = _explored(pool, tail, page.offset, options, dice, reasons)
     rows, reasons, propensities = _with_pins(pool, pinned, reasons, propensities)
     rows = rows[page.offset :]
@@ -119,10 +119,17 @@ def _explored(
 
 
 def _diversified(
-    world: World, catalogue: Catalogue, ranked: Ranked, pool: _Pool, diversity: float, last: int
+    snapshot: ServingSnapshot,
+    catalogue: Catalogue,
+    ranked: Ranked,
+    pool: _Pool,
+    diversity: float,
+    last: int,
 ) -> Rows:
     """Every row: the diversified first ones, then the rest by score."""
-    rows, lost = diversify(pool.scores, vectors_of(world, catalogue, ranked.items), diversity, last)
+    rows, lost = diversify(
+        pool.scores, vectors_of(snapshot, catalogue, ranked.items), diversity, last
+    )
     pool.add("diversity", rows, -lost)
     rest = np.setdiff1d(np.arange(len(pool.scores)), rows)
     return np.concatenate([rows, rest[np.argsort(-pool.scores[rest], kind="stable")]])

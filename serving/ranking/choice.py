@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.candidates import not_banned
 from afterclick.model import IntArray
-from serving.world import World
+from afterclick.retrieval import not_in
+from serving.state.snapshot import ServingSnapshot
 
 
 def nothing() -> IntArray:
@@ -44,18 +44,20 @@ class Choice:
         """The same, with seen items allowed: better than no list."""
         return replace(self, seen=nothing())
 
-    def trending(self, world: World) -> IntArray:
+    def trending(self, snapshot: ServingSnapshot) -> IntArray:
         """What trends, hottest first."""
-        return world.trending if self.inside is None else _ordered(self.inside, world.heat)
+        return snapshot.trending if self.inside is None else _ordered(self.inside, snapshot.heat)
 
-    def popular(self, world: World) -> IntArray:
+    def popular(self, snapshot: ServingSnapshot) -> IntArray:
         """What is popular, most popular first."""
-        return world.popular if self.inside is None else _ordered(self.inside, world.popularity)
+        return (
+            snapshot.popular if self.inside is None else _ordered(self.inside, snapshot.popularity)
+        )
 
 
 def without(items: IntArray, unwanted: IntArray) -> IntArray:
     """`items` in their order, less those in `unwanted`."""
-    return items[not_banned(items, unwanted)] if len(unwanted) else items
+    return items[not_in(items, unwanted)] if len(unwanted) else items
 
 
 def _ordered(items: IntArray, scores: NDArray[np.float64] | NDArray[np.int64]) -> IntArray:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from afterclick.model import IntArray
 from serving.feeds.catalogue import Catalogue
-from serving.world import World
+from serving.state.snapshot import ServingSnapshot
 
 Floats = NDArray[np.float64]
 
@@ -43,21 +43,21 @@ def diversify(
     return taken, lost
 
 
-def vectors_of(world: World, catalogue: Catalogue, items: IntArray) -> Floats:
+def vectors_of(snapshot: ServingSnapshot, catalogue: Catalogue, items: IntArray) -> Floats:
     """(c, d) what each item is, as a vector of length 1 or 0: its content, its factors, or its categories."""
-    model = world.loaded.model
-    if world.content is not None:
-        return _unit(world.content.rows(items).astype(np.float64))
+    model = snapshot.loaded.model
+    if snapshot.content is not None:
+        return _unit(snapshot.content.rows(items).astype(np.float64))
     if model is None or model.factors is None:
-        return _categories(world, catalogue, items)
+        return _categories(snapshot, catalogue, items)
     known = items < len(model)
     vectors = np.zeros((len(items), model.factors.shape[1]))
     vectors[known] = model.factors[items[known]]
     return _unit(vectors)
 
 
-def _categories(world: World, catalogue: Catalogue, items: IntArray) -> Floats:
-    found = [catalogue.items.get(world.ids[item]) for item in items.tolist()]
+def _categories(snapshot: ServingSnapshot, catalogue: Catalogue, items: IntArray) -> Floats:
+    found = [catalogue.items.get(snapshot.ids[item]) for item in items.tolist()]
     names = {
         name: i for i, name in enumerate({n for item in found if item for n in item.categories})
     }

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.features import UserState
 from afterclick.model import IntArray
-from afterclick.scoring import UserState
 from afterclick.state import HistoryEntry
 from serving.feeds.catalogue import Catalogue
-from serving.world import World
+from serving.state.snapshot import ServingSnapshot
 
 EVENTS = 8
 """How many of the newest events are left out, one at a time."""
@@ -22,7 +22,7 @@ NAMED = 3
 
 
 def because(
-    world: World,
+    snapshot: ServingSnapshot,
     score: Callable[[UserState, IntArray], NDArray[np.float64]],
     state: UserState,
     shown: IntArray,
@@ -39,7 +39,7 @@ def because(
     for row in range(len(recent)):
         effects[row] = full - score(_without(state, row), shown)
     newest = {entry.item_id: entry for entry in reversed(history)}
-    events = [_event(newest[world.ids[item]], catalogue) for item in recent]
+    events = [_event(newest[snapshot.ids[item]], catalogue) for item in recent]
     return [_strongest(events, effects[:, column]) for column in range(len(shown))]
 
 

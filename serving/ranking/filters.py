@@ -9,7 +9,7 @@ import numpy as np
 from afterclick.model import IntArray
 from serving.decisions.catalogue_query import matching
 from serving.feeds.catalogue import Catalogue
-from serving.world import World
+from serving.state.snapshot import ServingSnapshot
 
 KEPT = 64
 """Filters whose items are kept, for one catalogue and item space."""
@@ -24,24 +24,24 @@ class Filters:
         self._found: dict[frozenset[str], IntArray] = {}
 
     def inside(
-        self, world: World, category: str | None, conditions: Sequence[str]
+        self, snapshot: ServingSnapshot, category: str | None, conditions: Sequence[str]
     ) -> IntArray | None:
         """Item indices of what is in a category and meets conditions; None where neither is asked for."""
-        found = None if category is None else world.indices(self._catalogue.category(category))
+        found = None if category is None else snapshot.indices(self._catalogue.category(category))
         if not conditions:
             return found
-        filtered = self.indices(world, conditions)
+        filtered = self.indices(snapshot, conditions)
         return filtered if found is None else np.intersect1d(found, filtered)
 
-    def indices(self, world: World, conditions: Sequence[str]) -> IntArray:
+    def indices(self, snapshot: ServingSnapshot, conditions: Sequence[str]) -> IntArray:
         """Item indices of what meets every field that the conditions name."""
-        of = (self._catalogue.version, len(world.heat), world.loaded.version)
+        of = (self._catalogue.version, len(snapshot.heat), snapshot.loaded.version)
         if of != self._of:
             self._found, self._of = {}, of
         key = frozenset(conditions)
         found = self._found.get(key)
         if found is None:
-            found = self._found[key] = world.indices(matching(self._catalogue, conditions))
+            found = self._found[key] = snapshot.indices(matching(self._catalogue, conditions))
             if len(self._found) > KEPT:
                 del self._found[next(iter(self._found))]
         return found

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.features import UserState
 from afterclick.model import IntArray
-from afterclick.scoring import UserState
 from serving.feeds.catalogue import Catalogue
 from serving.ranking.choice import Choice, without
 from serving.routes.schemas import Kinship, Source
-from serving.world import World, best
+from serving.state.snapshot import ServingSnapshot, best
 
 HEAT_WEIGHT = 0.05
 """What heat counts for beside content: enough to order items that match an interest equally well."""
@@ -39,48 +39,48 @@ class Ranked:
     """Whether rules or options had a say."""
 
 
-def overall(world: World, choice: Choice) -> Ranked:
+def overall(snapshot: ServingSnapshot, choice: Choice) -> Ranked:
     """What is trending; what is popular where nothing trends. Shows seen items before it shows none."""
     n = choice.n
     for bounds in (choice,) if choice.later else (choice, choice.though_seen()):
         wanted = bounds.also()
-        trending = bounds.fitting(choice.trending(world), wanted)[:n]
+        trending = bounds.fitting(choice.trending(snapshot), wanted)[:n]
         rest = trending[:0]
         if len(trending) < n:
-            rest = bounds.fitting(choice.popular(world), trending, wanted)[: n - len(trending)]
+            rest = bounds.fitting(choice.popular(snapshot), trending, wanted)[: n - len(trending)]
         if len(trending):
-            return _trending(world, trending, np.concatenate([rest, wanted]))
+            return _trending(snapshot, trending, np.concatenate([rest, wanted]))
         if len(rest):
-            return _popular(world, np.concatenate([rest, wanted]))
+            return _popular(snapshot, np.concatenate([rest, wanted]))
     everything = (
-        np.arange(len(world.heat), dtype=np.int32) if choice.inside is None else choice.inside
+        np.arange(len(snapshot.heat), dtype=np.int32) if choice.inside is None else choice.inside
     )
     bounds = choice if choice.later else choice.though_seen()
     wanted = bounds.also()
-    return _popular(world, np.concatenate([bounds.fitting(everything, wanted)[:n], wanted]))
+    return _popular(snapshot, np.concatenate([bounds.fitting(everything, wanted)[:n], wanted]))
 
 
-def popular(world: World, choice: Choice) -> Ranked:
+def popular(snapshot: ServingSnapshot, choice: Choice) -> Ranked:
     """What was chosen most of all time; where nothing that may be shown was, as `overall`."""
     wanted = choice.also()
-    items = np.concatenate([choice.fitting(choice.popular(world), wanted)[: choice.n], wanted])
-    return _popular(world, items) if len(items) else overall(world, choice)
+    items = np.concatenate([choice.fitting(choice.popular(snapshot), wanted)[: choice.n], wanted])
+    return _popular(snapshot, items) if len(items) else overall(snapshot, choice)
 
 
-def _trending(world: World, items: IntArray, rest: IntArray) -> Ranked:
+def _trending(snapshot: ServingSnapshot, items: IntArray, rest: IntArray) -> Ranked:
     """`rest` fills the list up; it has no heat, so it stays behind."""
     both = np.concatenate([items, rest])
     return Ranked(
         Source.TRENDING,
         both,
-        {"trend": world.heat[both]},
+        {"trend": snapshot.heat[both]},
         ["trending"] * len(items) + ["popular"] * len(rest),
         ["trending now"] * len(items) + ["popular with everyone"] * len(rest),
     )
 
 
-def _popular(world: World, items: IntArray) -> Ranked:
-    scores = np.log2(1.0 + world.popularity[items])
+def _popular(snapshot: ServingSnapshot, items: IntArray) -> Ranked:
+    scores = np.log2(1.0 + snapshot.popularity[items])
     count = len(items)
     return Ranked(
         Source.POPULAR,
@@ -92,30 +92,30 @@ def _popular(world: World, items: IntArray) -> Ranked:
 
 
 def by_interests(
-    world: World, catalogue: Catalogue, interests: Iterable[str], choice: Choice
+    snapshot: ServingSnapshot, catalogue: Catalogue, interests: Iterable[str], choice: Choice
 ) -> Ranked | None:
     """Items like the named items or of the named categories; None where no interest is known.
 
     score = content (similarity, or 1 per category) + model (bought by the same users) + trend (0.05 × heat).
     """
-    m = len(world.heat)
+    m = len(snapshot.heat)
     content, model = np.zeros(m), np.zeros(m)
     why: dict[int, str] = {}
     seeds: list[int] = []
     for interest in interests:
-        seed = world.find(interest)
+        seed = snapshot.find(interest)
         if seed is not None:
             seeds.append(seed)
-            near, alike, together = _like(world, seed)
+            near, alike, together = _like(snapshot, seed)
             content[near] += alike
             model[near] += together
             reason = f"like {catalogue.name(interest)}"
         else:
-            near = world.indices(catalogue.category(interest))
+            near = snapshot.indices(catalogue.category(interest))
             content[near] += 1.0
             reason = f"in {interest}, which interests you"
         why.update(dict.fromkeys(near.tolist(), reason) | why)
-    scores = np.where(content + model > 0, content + model + HEAT_WEIGHT * world.heat, 0.0)
+    scores = np.where(content + model > 0, content + model + HEAT_WEIGHT * snapshot.heat, 0.0)
     scores[seeds] = 0.0
     candidates = np.flatnonzero(scores > 0).astype(np.int32)
     candidates = choice.fitting(candidates)
@@ -124,13 +124,13 @@ def by_interests(
         return None
     named = np.array(seeds, np.int32)
     wanted = choice.also(items, named)
-    rest = choice.fitting(choice.trending(world), items, named, wanted)[: choice.n - len(items)]
+    rest = choice.fitting(choice.trending(snapshot), items, named, wanted)[: choice.n - len(items)]
     rest = np.concatenate([rest, wanted])
-    return _interesting(world, items, rest, content, model, why)
+    return _interesting(snapshot, items, rest, content, model, why)
 
 
 def _interesting(
-    world: World,
+    snapshot: ServingSnapshot,
     items: IntArray,
     rest: IntArray,
     content: NDArray[np.float64],
@@ -141,7 +141,7 @@ def _interesting(
     parts = {
         "content": content[both],
         "model": model[both],
-        "trend": HEAT_WEIGHT * world.heat[both],
+        "trend": HEAT_WEIGHT * snapshot.heat[both],
     }
     order = np.argsort(-sum(parts.values()), kind="stable") if len(rest) else np.arange(len(both))
     both = both[order]
@@ -150,21 +150,25 @@ def _interesting(
     return Ranked(Source.INTERESTS, both, {k: v[order] for k, v in parts.items()}, sources, reasons)
 
 
-def latest(world: World, inside: IntArray | None = None) -> IntArray:
+def latest(snapshot: ServingSnapshot, inside: IntArray | None = None) -> IntArray:
     """Items that may be shown, the newest first."""
-    order = without(world.latest, world.rules.excluded)
+    order = without(snapshot.latest, snapshot.rules.excluded)
     return order if inside is None else order[np.isin(order, inside)]
 
 
 def similar(
-    world: World, item: int, n: int, inside: IntArray | None = None, by: Kinship = Kinship.ALL
+    snapshot: ServingSnapshot,
+    item: int,
+    n: int,
+    inside: IntArray | None = None,
+    by: Kinship = Kinship.ALL,
 ) -> tuple[IntArray, NDArray[np.float64]]:
     """Items near an item and their scores: shared users, the same day's users, then content."""
-    items, content, together = _like(world, item)
+    items, content, together = _like(snapshot, item)
     scores = {Kinship.ALL: content + together, Kinship.BOUGHT: together, Kinship.CONTENT: content}[
         by
     ]
-    fits = (items != item) & ~np.isin(items, world.rules.excluded)
+    fits = (items != item) & ~np.isin(items, snapshot.rules.excluded)
     if inside is not None:
         fits &= np.isin(items, inside)
     items, scores = items[fits], scores[fits]
@@ -172,16 +176,18 @@ def similar(
     return items[top], scores[top]
 
 
-def _like(world: World, seed: int) -> tuple[IntArray, NDArray[np.float64], NDArray[np.float64]]:
+def _like(
+    snapshot: ServingSnapshot, seed: int
+) -> tuple[IntArray, NDArray[np.float64], NDArray[np.float64]]:
     """The items near `seed`, each once, by content and by the users they share."""
-    model = world.loaded.model
+    model = snapshot.loaded.model
     if model is None:
         return np.empty(0, np.int32), np.empty(0), np.empty(0)
     row = slice(seed, seed + 1)  # of nothing, where the item came after the model
     found = [model.neighbour_items[row].ravel(), model.same_day_items[row].ravel()]
     shared = [model.neighbour_scores[row].ravel(), model.same_day_scores[row].ravel()]
     alike = [np.zeros(len(one)) for one in found]
-    search, vectors = world.content_search, world.content
+    search, vectors = snapshot.content_search, snapshot.content
     said = vectors.row(seed) if vectors is not None else None
     if search is not None and vectors is not None and said is not None:
         near = search(said, 100)

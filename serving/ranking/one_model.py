@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.candidates import Search
+from afterclick.features import UserState
 from afterclick.model import FloatArray, IntArray
-from afterclick.scoring import UserState
+from afterclick.retrieval import Search
 from afterclick.state import HistoryEntry
 from afterclick.towers import UNKNOWN
 from afterclick.user_vectors import fold_in, tower_user
@@ -25,7 +25,7 @@ from serving.ranking.options import Policy
 from serving.ranking.ranker import Scores
 from serving.ranking.reasons import reasons
 from serving.routes.schemas import Source
-from serving.world import World
+from serving.state.snapshot import ServingSnapshot
 
 FEW = 1000
 """Up to so many items that may not be shown, the index is searched; beyond, every item is scored."""
@@ -94,7 +94,7 @@ def one_model(loaded: LoadedModel, policy: Policy, state: UserState) -> OneModel
 
 
 def by_one_model(
-    world: World,
+    snapshot: ServingSnapshot,
     policy: Policy,
     state: UserState,
     choice: Choice,
@@ -103,7 +103,7 @@ def by_one_model(
     source: Source,
 ) -> Ranked | None:
     """The model's list, filled up with what is popular; None where the model has nothing for this user."""
-    loaded = world.loaded
+    loaded = snapshot.loaded
     found = one_model(loaded, policy, state)
     if loaded.model is None or found is None:
         return None
@@ -111,7 +111,7 @@ def by_one_model(
     if not len(items):
         return None
     wanted = choice.also(items)
-    more = choice.fitting(choice.popular(world), items, wanted)[: max(0, choice.n - len(items))]
+    more = choice.fitting(choice.popular(snapshot), items, wanted)[: max(0, choice.n - len(items))]
     names = [found.name] * len(items) + ["popular"] * (len(more) + len(wanted))
     items = np.concatenate([items, more, wanted])
     scores = found.score(items)
@@ -122,7 +122,7 @@ def by_one_model(
         items=items,
         parts={"model": scores[order]},
         sources=names,
-        reasons=reasons(loaded.model, world, state, items, names, history, catalogue),
+        reasons=reasons(loaded.model, snapshot, state, items, names, history, catalogue),
         by=lambda state, shown: _score(loaded, policy, state, shown),
     )
 

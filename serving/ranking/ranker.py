@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.errors import BadArtifact
+from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
 from afterclick.model import FloatArray
-from afterclick.scoring import FEATURE_NAMES, FEATURES, PARTS
 from serving.ranking.leaf_parts import feature_names, leaf_parts
 from serving.ranking.lightgbm_library import Booster
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from afterclick.content import ItemContent
 from afterclick.events import Action
+from afterclick.features import RECENT, UserState
 from afterclick.model import FloatArray, IntArray, Model
-from afterclick.scoring import RECENT, UserState
 from afterclick.state import HistoryEntry
 from serving.feeds.catalogue import Catalogue
-from serving.world import World
+from serving.state.snapshot import ServingSnapshot
 
 _DID = {
     Action.REVIEW: "reviewed",
@@ -36,7 +36,7 @@ _WORDS = {
 
 def reasons(
     model: Model,
-    world: World,
+    snapshot: ServingSnapshot,
     state: UserState,
     shown: IntArray,
     sources: Sequence[str],
@@ -47,7 +47,7 @@ def reasons(
     recent = state.items[:RECENT]
     if not len(recent):
         return [_WORDS.get(source, "fits what you did lately") for source in sources]
-    near = affinity(model, world.content, recent, shown)
+    near = affinity(model, snapshot.content, recent, shown)
     nearest, strength = near.argmax(axis=1).tolist(), near.max(axis=1).tolist()
     did = {
         entry.item_id: _DID[entry.action]
@@ -59,7 +59,7 @@ def reasons(
         if how_near < _NEAR_ENOUGH:
             words.append(_WORDS.get(source, "fits what you did lately"))
             continue
-        because = world.ids[int(recent[at])]
+        because = snapshot.ids[int(recent[at])]
         words.append(f"because you {did.get(because, 'chose')} {catalogue.name(because)}")
     return words
 

@@ -2,7 +2,7 @@
 
 What the user does changes the history, and so takes effect in the very next list; so do another model and
 other rules. What others do, the trends, may come as late in a personalised list as the settings say
-(`serving.remember_s`), what changes in the catalogue `CATALOGUE_S`. Other lists are kept for one world only.
+(`serving.remember_s`), what changes in the catalogue `CATALOGUE_S`. Other lists are kept for one snapshot only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serving.feeds.positions import Position
 from serving.online.online_store import Rows
 from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page
 from serving.routes.schemas import Source
-from serving.world import World
+from serving.state.snapshot import ServingSnapshot
 
 CATALOGUE_S = 5.0
 ENTRIES = 8192
@@ -29,7 +29,7 @@ _LIST_BYTES = 1500
 
 
 @dataclass(frozen=True)
-class Ask:
+class RecommendationRequest:
     """What one request wants."""
 
     user_id: str
@@ -55,7 +55,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class RenderedList:
     """A list as it is answered."""
 
     source: Source
@@ -80,7 +80,7 @@ class Recommendation:
     """One answer: its JSON as orjson writes it, and the list in it."""
 
     body: dict[str, Any]
-    shown: Shown
+    shown: RenderedList
     policy: str
     """What made it, as impressions name it."""
     remembered: bool = False
@@ -116,58 +116,62 @@ class Kept:
 @dataclass(frozen=True, slots=True)
 class _Entry:
     rows: Rows
-    world: int
-    """The number of the world: a world itself, with all its arrays, would live as long as the list."""
+    snapshot: int
+    """The number of the snapshot: a snapshot itself, with all its arrays, would live as long as the list."""
     model: str
     rules: ActiveRules
     catalogue: int
     made: float
-    shown: Shown
+    shown: RenderedList
 
-    def holds(self, rows: Rows, world: World, keep_s: float) -> bool:
-        if self.rows != rows or self.rules is not world.rules:
+    def holds(self, rows: Rows, snapshot: ServingSnapshot, keep_s: float) -> bool:
+        if self.rows != rows or self.rules is not snapshot.rules:
             return False
-        if self.world == world.number:
+        if self.snapshot == snapshot.number:
             return True
-        if self.shown.source is not Source.PERSONALISED or self.model != world.loaded.version:
+        if self.shown.source is not Source.PERSONALISED or self.model != snapshot.loaded.version:
             return False
-        same = self.catalogue == world.catalogue_version
+        same = self.catalogue == snapshot.catalogue_version
         return time.monotonic() - self.made < (keep_s if same else min(keep_s, CATALOGUE_S))
 
 
-class Remembered:
+class ResponseCache:
     """The lists of the last seconds, bounded; the oldest goes first."""
 
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s
-        self._entries: dict[Ask, _Entry] = {}
+        self._entries: dict[RecommendationRequest, _Entry] = {}
         self._bytes = 0
 
-    def get(self, ask: Ask, rows: Rows, world: World, brief: bool = False) -> Shown | None:
+    def get(
+        self, ask: RecommendationRequest, rows: Rows, snapshot: ServingSnapshot, brief: bool = False
+    ) -> RenderedList | None:
         """The list made for the same question, history and model, if it is fresh enough.
 
         One that was made in a hurry is good enough only where this one would be, too (`brief`).
         """
         entry = self._entries.get(_key(ask, rows))
-        if entry is None or not entry.holds(rows, world, self._keep_s):
+        if entry is None or not entry.holds(rows, snapshot, self._keep_s):
             return None
         return entry.shown if brief or not entry.shown.brief else None
 
-    def put(self, ask: Ask, rows: Rows, world: World, shown: Shown) -> None:
+    def put(
+        self, ask: RecommendationRequest, rows: Rows, snapshot: ServingSnapshot, shown: RenderedList
+    ) -> None:
         key = _key(ask, rows)
         self._forget(key)
-        of = (world.number, world.loaded.version, world.rules, world.catalogue_version)
+        of = (snapshot.number, snapshot.loaded.version, snapshot.rules, snapshot.catalogue_version)
         self._entries[key] = _Entry(rows, *of, time.monotonic(), shown)
         self._bytes += shown.bytes
         while len(self._entries) > ENTRIES or self._bytes > REMEMBERED_BYTES:
             self._forget(next(iter(self._entries)))
 
-    def _forget(self, key: Ask) -> None:
+    def _forget(self, key: RecommendationRequest) -> None:
         entry = self._entries.pop(key, None)
         self._bytes -= entry.shown.bytes if entry else 0
 
 
-def _key(ask: Ask, rows: Rows) -> Ask:
+def _key(ask: RecommendationRequest, rows: Rows) -> RecommendationRequest:
     """Users without history share their list; what was waited for, or looked at, does not matter."""
     if rows and ask.after is None and not ask.preview:
         return ask

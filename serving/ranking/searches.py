@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from afterclick.candidates import Search, exact_search
 from afterclick.model import FloatArray, IntArray
+from afterclick.retrieval import Search, exact_search
 
 HNSW_BREADTH = 128
 """How widely an HNSW index is searched: finds 95 % of the exact nearest 100."""

@@ -122,7 +122,7 @@ class FeedbackLog:
         self._disconnected |= error.code() == KafkaError._ALL_BROKERS_DOWN
 
     def _look(self) -> None:
-        """Ask whether Kafka is there."""
+        """RecommendationRequest whether Kafka is there."""
         self._disconnected = False
         try:
             self._producer.list_topics(self._topics.feedback, timeout=self._late_s(LOOK_S))

@@ -24,7 +24,7 @@ from serving.feeds.dead_letters import DeadLetters
 from serving.feeds.trend_feed import TrendFeed
 from serving.hub import Hub
 from serving.records.metrics import STAGES, Metrics
-from serving.world import Worlds
+from serving.state.snapshot import SnapshotStore
 
 log = structlog.get_logger()
 WINDOW_S = 10.0
@@ -37,12 +37,12 @@ class Figures:
         self,
         settings: Settings,
         feed: TrendFeed,
-        worlds: Worlds,
+        snapshots: SnapshotStore,
         hub: Hub,
         metrics: Metrics,
         letters: DeadLetters,
     ) -> None:
-        self._settings, self._feed, self._worlds = settings.kafka, feed, worlds
+        self._settings, self._feed, self._snapshots = settings.kafka, feed, snapshots
         self._redis = redis.Redis.from_url(
             settings.redis.url, socket_timeout=settings.redis.timeout_s, socket_connect_timeout=1
         )
@@ -71,7 +71,7 @@ class Figures:
 
     def now(self) -> dict[str, Any]:
         """The figures of this moment; rates since the last call."""
-        metrics, world = self._metrics, self._worlds.current
+        metrics, snapshot = self._metrics, self._snapshots.current
         moment = time.monotonic()
         elapsed = max(moment - self._then, 1e-3)
         events_per_s = (metrics.seen - self._seen) / elapsed
@@ -91,16 +91,16 @@ class Figures:
             "freshness_ms": self._freshness(),
             "push_ms": _pair(metrics.push_recent.percentiles(60)),
             "latency_ms": _pair(metrics.latency_recent.percentiles(WINDOW_S)),
-            "model_version": world.loaded.version or None,
-            "items": len(world.heat),
-            "interactions": int(world.counts.sum()),
+            "model_version": snapshot.loaded.version or None,
+            "items": len(snapshot.heat),
+            "interactions": int(snapshot.counts.sum()),
             "positions": dict(self._feed.positions),
             "watching": self._hub.watching,
             "live": self._hub.live,
         }
 
     def look(self) -> None:
-        """Ask Kafka and Redis for what the feeds do not know. Blocks."""
+        """RecommendationRequest Kafka and Redis for what the feeds do not know. Blocks."""
         self._lag = self._measure_lag()
         self._boundary = self._last_boundary()
         if time.monotonic() - self._dead_at > WINDOW_S:
@@ -158,17 +158,19 @@ class Figures:
         return {**stages["total"], "stages": stages}
 
     def _set_gauges(self) -> None:
-        world, metrics = self._worlds.current, self._metrics
-        metrics.held.set(len(world.held))
-        metrics.established_share.set(world.established_share)
-        for name, trust in zip(HALF_LIVES_MS, world.trust.tolist(), strict=True):
+        snapshot, metrics = self._snapshots.current, self._metrics
+        metrics.held.set(len(snapshot.held))
+        metrics.established_share.set(snapshot.established_share)
+        for name, trust in zip(HALF_LIVES_MS, snapshot.trust.tolist(), strict=True):
             metrics.trust.labels(name).set(trust)
-        metrics.items.labels("known").set(len(world.heat))
-        metrics.items.labels("model").set(len(world.loaded.model) if world.loaded.model else 0)
+        metrics.items.labels("known").set(len(snapshot.heat))
+        metrics.items.labels("model").set(
+            len(snapshot.loaded.model) if snapshot.loaded.model else 0
+        )
         metrics.watchers.labels("user").set(self._hub.watching)
         metrics.watchers.labels("live").set(self._hub.live)
         metrics.model.clear()
-        metrics.model.labels(world.loaded.version or "none").set(1)
+        metrics.model.labels(snapshot.loaded.version or "none").set(1)
 
 
 def _pair(found: Any) -> dict[str, float] | None:

@@ -181,7 +181,7 @@ async def stop_simulator(service: Parts) -> Response:
 
 @router.post("/models/list", **answers(JobState, 409, status=202))
 async def list_models(service: Parts) -> Response:
-    """Ask the registry for its models, their figures and the gate's decisions: the job `models`."""
+    """RecommendationRequest the registry for its models, their figures and the gate's decisions: the job `models`."""
     return await _job(service, service.console.list_models)
 
 
@@ -220,18 +220,18 @@ async def quarantine(service: Parts) -> Response:
 
     And how far the votes of new accounts are trusted, all together.
     """
-    world = service.worlds.current
+    snapshot = service.snapshots.current
     items = [
         {
-            "item_id": world.ids[at],
-            "title": service.catalogue.title(world.ids[at]),
-            "trends": dict(zip(HALF_LIVES_MS, world.values[at].round(6).tolist(), strict=True)),
+            "item_id": snapshot.ids[at],
+            "title": service.catalogue.title(snapshot.ids[at]),
+            "trends": dict(zip(HALF_LIVES_MS, snapshot.values[at].round(6).tolist(), strict=True)),
         }
-        for at in world.held.tolist()
+        for at in snapshot.held.tolist()
     ]
     lifted = sorted(service.feed.lifted)
-    trust = dict(zip(HALF_LIVES_MS, world.trust.tolist(), strict=True))
-    shop = {"established_share": world.established_share, "trust": trust}
+    trust = dict(zip(HALF_LIVES_MS, snapshot.trust.tolist(), strict=True))
+    shop = {"established_share": snapshot.established_share, "trust": trust}
     return reply({**shop, "held": items, "lifted": lifted})
 
 
@@ -242,7 +242,7 @@ async def lift(service: Parts, body: Annotated[Lift, Body()]) -> Response:
     At once in this process, in others within ten minutes.
     """
     await _done(lambda: service.feed.lift(body.item_id, body.lifted))
-    service.worlds.wake()
+    service.snapshots.wake()
     return reply({"done": f"{body.item_id} {'lifted' if body.lifted else 'judged again'}"})
 
 

@@ -107,7 +107,7 @@ class Keys(BaseModel):
 class NewKey(KeyRow):
     """A key that was just made."""
 
-    key: str = Field(description="Shown this once; only its hash is kept.")
+    key: str = Field(description="RenderedList this once; only its hash is kept.")
 
 
 class TokenRequest(BaseModel):

@@ -30,7 +30,7 @@ async def requests(service: Parts) -> Response:
 @router.get("/models", tags=["insight"], **answers(schemas.Models))
 async def models(service: Parts) -> Response:
     """The models published lately, which one serves, and why others do not."""
-    serving, feed = service.worlds.current.loaded.version, service.models
+    serving, feed = service.snapshots.current.loaded.version, service.models
     rows = [
         {
             "version": model.version,
@@ -64,13 +64,13 @@ async def live() -> Response:
 @router.get("/health/ready", tags=["service"], **answers(schemas.Health))
 async def ready(service: Parts) -> Response:
     """Whether it can answer well: 200 once trends are loaded, 503 before and while draining."""
-    world = service.worlds.current
+    snapshot = service.snapshots.current
     parts = {
         "redis": await service.store.ping(),
         "trends": service.feed.loaded,
         "catalogue": len(service.catalogue),
-        "items": len(world.heat),
-        "model": world.loaded.version or None,
+        "items": len(snapshot.heat),
+        "model": snapshot.loaded.version or None,
         "refused_models": service.models.refused,
         "sql": service.plane.available,
     }

@@ -18,7 +18,7 @@ from serving.ranking.choice import without
 from serving.ranking.cursors import decode_cursor
 from serving.ranking.lists import latest, similar
 from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page, Policy
-from serving.ranking.remembered import Ask
+from serving.ranking.remembered import RecommendationRequest
 from serving.recommender import describe
 from serving.records.feedback import event_of
 from serving.records.users import read_user
@@ -27,7 +27,7 @@ from serving.routes.problems import ApiError
 from serving.routes.replies import Json, Parts, answers, reply, unavailable
 from serving.routes.routing import DirectRoute
 from serving.service import Service
-from serving.world import World
+from serving.state.snapshot import ServingSnapshot
 
 router = APIRouter(route_class=DirectRoute)
 ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
@@ -64,7 +64,7 @@ async def batch(service: Parts, body: Annotated[queries.BatchQuery, Body()]) -> 
     """Lists for up to 500 users. Other requests are answered in between."""
     n, lists = body.n or service.settings.serving.list_length, []
     for user_id in body.user_ids:
-        lists.append(await service.recommend(Ask(user_id, n, patient=True)))
+        lists.append(await service.recommend(RecommendationRequest(user_id, n, patient=True)))
         await asyncio.sleep(0)
     return reply({"lists": lists})
 
@@ -85,32 +85,32 @@ async def similar_items(
     service: Parts, query: Annotated[queries.SimilarQuery, Query()]
 ) -> Response:
     """Items that the same users chose (`by=bought`: bought also), or that are described alike."""
-    world = service.worlds.current
-    item = world.find(query.item_id)
+    snapshot = service.snapshots.current
+    item = snapshot.find(query.item_id)
     if item is None:
         raise ApiError(404, f"no item {query.item_id}")
     n = query.n or service.settings.serving.list_length
     reason = _ALIKE[query.by].format(service.catalogue.name(query.item_id))
-    inside = service.recommender.filters.inside(world, query.category, query.filters)
-    items, scores = similar(world, item, n, inside, query.by)
+    inside = service.recommender.filters.inside(snapshot, query.category, query.filters)
+    items, scores = similar(snapshot, item, n, inside, query.by)
     rows = [
-        _row(service, world.ids[at], score, reason)
+        _row(service, snapshot.ids[at], score, reason)
         for at, score in zip(items.tolist(), scores.tolist(), strict=True)
     ]
     return reply(
-        {"item_id": query.item_id, "model_version": world.loaded.version or None, "items": rows}
+        {"item_id": query.item_id, "model_version": snapshot.loaded.version or None, "items": rows}
     )
 
 
 @router.get("/latest", tags=["lists"], **answers(schemas.LatestItems))
 async def latest_items(service: Parts, query: Annotated[queries.LatestQuery, Query()]) -> Response:
     """What came last: items that the model does not know yet, then by when they were first chosen."""
-    world = service.worlds.current
+    snapshot = service.snapshots.current
     n = query.n or service.settings.serving.list_length
-    inside = service.recommender.filters.inside(world, query.category, query.filters)
-    order = latest(world, inside)[:n].tolist()
+    inside = service.recommender.filters.inside(snapshot, query.category, query.filters)
+    order = latest(snapshot, inside)[:n].tolist()
     rows = [
-        _row(service, world.ids[at], float(len(order) - place), "new")
+        _row(service, snapshot.ids[at], float(len(order) - place), "new")
         for place, at in enumerate(order)
     ]
     return reply({"items": rows})
@@ -119,43 +119,44 @@ async def latest_items(service: Parts, query: Annotated[queries.LatestQuery, Que
 @router.get("/popular", tags=["lists"], **answers(schemas.PopularItems))
 async def popular(service: Parts, query: Annotated[queries.PopularQuery, Query()]) -> Response:
     """What everybody reaches for: of all time, or trending over a half-life."""
-    world = service.worlds.current
+    snapshot = service.snapshots.current
     n = query.n or service.settings.serving.list_length
     scores: NDArray[Any]
     if query.window is None:
-        scores, order, reason = world.popularity, world.popular, "popular with everyone"
+        scores, order, reason = snapshot.popularity, snapshot.popular, "popular with everyone"
     else:
         column = list(HALF_LIVES_MS).index(query.window)
-        scores, order = world.values[:, column], world.by_window[query.window]
+        scores, order = snapshot.values[:, column], snapshot.by_window[query.window]
         reason = f"trending this {query.window}"
-    inside = service.recommender.filters.inside(world, query.category, query.filters)
+    inside = service.recommender.filters.inside(snapshot, query.category, query.filters)
     if inside is not None:
         inside = (
             inside if query.window is None else inside[scores[inside] > 0]
         )  # what trends, trends
         order = inside[(-scores[inside]).argsort(kind="stable")]
-    order = without(order, world.rules.excluded)
-    rows = [_row(service, world.ids[i], float(scores[i]), reason) for i in order[:n].tolist()]
+    order = without(order, snapshot.rules.excluded)
+    rows = [_row(service, snapshot.ids[i], float(scores[i]), reason) for i in order[:n].tolist()]
     return reply({"window": query.window or "all", "items": rows})
 
 
 @router.get("/items/{item_id}", tags=["catalogue"], **answers(schemas.ItemDetails, 404))
 async def item(service: Parts, item_id: ItemId) -> Response:
     """One item: what the catalogue says, and its live counts."""
-    world = service.worlds.current
-    at, known = world.find(item_id), service.catalogue.items.get(item_id)
+    snapshot = service.snapshots.current
+    at, known = snapshot.find(item_id), service.catalogue.items.get(item_id)
     if at is None and known is None:
         raise ApiError(404, f"no item {item_id}")
-    values = world.values[at].round(6).tolist() if at is not None else [0.0] * len(HALF_LIVES_MS)
+    values = snapshot.values[at].round(6).tolist() if at is not None else [0.0] * len(HALF_LIVES_MS)
     return reply(
         {
             **describe(service.catalogue, item_id),
             "brand": known.brand if known else None,
             "price": known.price if known else None,
-            "interactions": int(world.counts[at]) if at is not None else 0,
+            "interactions": int(snapshot.counts[at]) if at is not None else 0,
             "trends": dict(zip(HALF_LIVES_MS, values, strict=True)),
-            "in_model": world.loaded.model is not None and item_id in world.loaded.model.index,
-            "badges": world.badges.get(at, ()) if at is not None else (),
+            "in_model": snapshot.loaded.model is not None
+            and item_id in snapshot.loaded.model.index,
+            "badges": snapshot.badges.get(at, ()) if at is not None else (),
         }
     )
 
@@ -163,9 +164,9 @@ async def item(service: Parts, item_id: ItemId) -> Response:
 @router.get("/search", tags=["catalogue"], **answers(schemas.FoundItems))
 async def search(service: Parts, query: Annotated[queries.SearchQuery, Query()]) -> Response:
     """Items whose title, categories or id match, as one types; the most chosen first."""
-    world, catalogue = service.worlds.current, service.catalogue
+    snapshot, catalogue = service.snapshots.current, service.catalogue
     service.search.follow(catalogue)
-    counts = {item_id: _chosen(world, item_id) for item_id in service.search.find(query.q)}
+    counts = {item_id: _chosen(snapshot, item_id) for item_id in service.search.find(query.q)}
     best = sorted(counts, key=lambda item_id: -counts[item_id])
     found = best[: query.n or service.settings.serving.list_length]
     return reply({"items": [describe(catalogue, item_id) for item_id in found]})
@@ -250,11 +251,11 @@ async def feedback(service: Parts, body: Annotated[queries.Feedback, Body()]) ->
     return reply({"event_id": event.id, "position": str(position)}, 202)
 
 
-def ask_of(service: Service, query: queries.RecommendationQuery) -> Ask:
+def ask_of(service: Service, query: queries.RecommendationQuery) -> RecommendationRequest:
     """What a query asks of the recommender."""
     after = Position.parse(query.after) if query.after else None
     n = query.n or service.settings.serving.list_length
-    return Ask(
+    return RecommendationRequest(
         query.who or "",
         n,
         split(query.interests),
@@ -290,9 +291,9 @@ def split(interests: list[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(p for p in (*interests, *parts) if p))
 
 
-def _chosen(world: World, item_id: str) -> int:
-    at = world.find(item_id)
-    return int(world.counts[at]) if at is not None else 0
+def _chosen(snapshot: ServingSnapshot, item_id: str) -> int:
+    at = snapshot.find(item_id)
+    return int(snapshot.counts[at]) if at is not None else 0
 
 
 def _row(service: Service, item_id: str, score: float, reason: str) -> Json:

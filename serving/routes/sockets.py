@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from afterclick.state import StateChange
 from serving.hub import Watcher, cause_of
-from serving.ranking.remembered import Ask
+from serving.ranking.remembered import RecommendationRequest
 from serving.routes.queries import RecommendationQuery
 from serving.routes.routing import query_values
 from serving.routes.shop import ask_of
@@ -87,7 +87,9 @@ async def live(socket: WebSocket) -> None:
         service.hub.leave_live(reader)
 
 
-async def _push(service: Service, socket: WebSocket, ask: Ask, watcher: Watcher) -> None:
+async def _push(
+    service: Service, socket: WebSocket, ask: RecommendationRequest, watcher: Watcher
+) -> None:
     """Send the list; then, after each change, send it again. Changes that come meanwhile are one.
 
     A list that was made without the user's history, or before there was a model, is sent again when it can
@@ -116,10 +118,10 @@ class _Lacks(Enum):
 
 
 async def _send_list(
-    service: Service, socket: WebSocket, ask: Ask, cause: dict[str, Any] | None
+    service: Service, socket: WebSocket, ask: RecommendationRequest, cause: dict[str, Any] | None
 ) -> _Lacks:
     """Send the list as it is now; what it lacks."""
-    modelled = bool(service.worlds.current.loaded.version)
+    modelled = bool(service.snapshots.current.loaded.version)
     answer = await service.recommend(ask)
     if cause is not None:
         cause["stamps_ms"]["pushed"] = time.time() * 1000
@@ -130,14 +132,14 @@ async def _send_list(
 
 
 async def _next(
-    service: Service, ask: Ask, watcher: Watcher, lacks: _Lacks
+    service: Service, ask: RecommendationRequest, watcher: Watcher, lacks: _Lacks
 ) -> tuple[StateChange, int] | None:
     """The next change; None when there is what the last list lacked."""
     while lacks is not _Lacks.NOTHING:
         with suppress(TimeoutError):
             async with asyncio.timeout(AGAIN_S):
                 return await watcher.next()
-        if lacks is _Lacks.MODEL and service.worlds.current.loaded.version:
+        if lacks is _Lacks.MODEL and service.snapshots.current.loaded.version:
             return None
         if (
             lacks is _Lacks.HISTORY

@@ -15,7 +15,7 @@ import pytest
 
 from afterclick.errors import AlreadyRunning, Unavailable
 from afterclick.events import decode_interaction
-from afterclick.home import PAUSED, ReplayControl, ReplayStatus
+from afterclick.io.home import PAUSED, ReplayControl, ReplayStatus
 from afterclick.settings import Settings
 from infra.embedded.kafka import KafkaServer
 from ingest.datasets import open_dataset

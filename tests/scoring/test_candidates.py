@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from afterclick.candidates import SOURCES, CandidateLimits, candidate_items, exact_search
+from afterclick.retrieval import SOURCES, CandidateLimits, candidate_items, exact_search
 from afterclick.user_vectors import fold_in
-from tests.scoring.worlds import a_model, a_state, a_view, late
+from tests.scoring.examples import a_model, a_state, a_view, late
 
 
 def found(model, state, view, **more):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afterclick.events import Action
-from afterclick.scoring import (
+from afterclick.features import (
     FEATURE_NAMES,
     FEATURES,
     PARTS,
@@ -17,7 +17,7 @@ from afterclick.scoring import (
 )
 from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS
-from tests.scoring.worlds import NOW_MS, a_model, a_state, a_view, late
+from tests.scoring.examples import NOW_MS, a_model, a_state, a_view, late
 
 WEIGHTS = dict.fromkeys(Action, 1.0) | {Action.SKIP: -1.0, Action.PURCHASE: 3.0}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from afterclick.user_vectors import fold_in
-from tests.scoring.worlds import a_model, a_state
+from tests.scoring.examples import a_model, a_state
 
 
 def test_fold_in_minimises_the_objective_of_als() -> None:

@@ -12,7 +12,7 @@ from afterclick.content import WordVectors
 from afterclick.errors import BadArtifact
 from afterclick.model import Model, load
 from afterclick.towers import AGES_DAYS, TowerArrays
-from tests.scoring.worlds import a_model
+from tests.scoring.examples import a_model
 
 
 def published(root: Path, model: Model) -> Path:

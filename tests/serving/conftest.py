@@ -33,7 +33,7 @@ def shop_api(settings: Settings, api: Running, stream: MiniStream) -> Running:
     """The API with the shop's catalogue and model `m1`."""
     shop.publish_items(settings, shop.catalogue())
     shop.publish(settings, *shop.write(settings, "m1"))
-    wait_until(lambda: api.service.worlds.current.loaded.version == "m1")
+    wait_until(lambda: api.service.snapshots.current.loaded.version == "m1")
     wait_until(lambda: len(api.service.catalogue) == len(shop.catalogue()))
     return api
 

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import orjson
 
-from afterclick.candidates import exact_search
 from afterclick.events import Action, Item
 from afterclick.model import Model
+from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
 from afterclick.trends import TrendTable
@@ -23,10 +23,10 @@ from serving.feeds.positions import PositionWaiters
 from serving.feeds.trend_feed import TrendFeed
 from serving.online.online_store import OnlineStore, Rows
 from serving.ranking.ranker import FormulaRanker
-from serving.ranking.remembered import Ask, Recommendation
+from serving.ranking.remembered import Recommendation, RecommendationRequest
 from serving.ranking.searches import content_search
 from serving.recommender import Recommender
-from serving.world import World, Worlds
+from serving.state.snapshot import ServingSnapshot, SnapshotStore
 from tests.serving import shop
 
 
@@ -91,14 +91,14 @@ class Offline:
                 exact_search(model.towers.targets) if model.towers is not None else None,
                 content_search(model.content) if model.content is not None else None,
             )
-        self.worlds = Worlds(self.feed, self.catalogue, loaded, self.rules)
+        self.snapshots = SnapshotStore(self.feed, self.catalogue, loaded, self.rules)
         store = cast(OnlineStore, MemoryStore(liked or {}))
         weights = StreamSettings().weights
         waiters = PositionWaiters(0.3)
         self.busy = False
         self.recommender = Recommender(
             store,
-            self.worlds,
+            self.snapshots,
             self.feed,
             self.catalogue,
             waiters,
@@ -108,21 +108,21 @@ class Offline:
         )
 
     @property
-    def world(self) -> World:
-        return self.worlds.current
+    def snapshot(self) -> ServingSnapshot:
+        return self.snapshots.current
 
     def decide(self, *drafts: RuleDraft) -> tuple[Rule, ...]:
         """Put rules in force, in place of all before."""
         self.rules.rules = tuple(Rule.of(draft) for draft in drafts)
-        self.worlds.current = self.worlds.build()
+        self.snapshots.current = self.snapshots.build()
         return self.rules.rules
 
-    def answer(self, ask: Ask) -> Recommendation:
+    def answer(self, ask: RecommendationRequest) -> Recommendation:
         return asyncio.run(self.recommender.recommend(ask))
 
     def items(self, user_id: str = "", n: int = 10, **asked: Any) -> list[dict[str, Any]]:
         """The rows of a list, with its receipt checked: parts add up, best first, nothing twice."""
-        answer = self.answer(Ask(user_id, n, **asked))
+        answer = self.answer(RecommendationRequest(user_id, n, **asked))
         rows: list[dict[str, Any]] = orjson.loads(answer.shown.items)
         for row in rows:
             assert abs(sum(row["parts"].values()) - row["score"]) < 1e-6, row

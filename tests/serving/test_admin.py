@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from afterclick.events import new_id
-from afterclick.home import PartRecord, ReplayControl, ReplayStatus, StackRecord
+from afterclick.io.home import PartRecord, ReplayControl, ReplayStatus, StackRecord
 from afterclick.settings import RedisSettings, ServingSettings, Settings
 from infra.embedded.ports import free_port
 from infra.embedded.valkey import ValkeyServer
@@ -46,7 +46,7 @@ def shop_of(settings: Settings) -> Iterator[Running]:
         api.ready()
         shop.publish_items(settings, shop.wide_catalogue())
         shop.publish(settings, *shop.write(settings, "m1"))
-        wait_until(lambda: api.service.worlds.current.loaded.version == "m1")
+        wait_until(lambda: api.service.snapshots.current.loaded.version == "m1")
         wait_until(lambda: len(api.service.catalogue) == len(shop.wide_catalogue()))
         yield api
 

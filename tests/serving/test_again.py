@@ -27,11 +27,11 @@ from serving.feeds.model_feed import ModelFeed, ModelStore
 from serving.feeds.trend_feed import TrendFeed
 from serving.online import redis_pipe
 from serving.online.redis_pipe import RedisPipe
-from serving.ranking.remembered import Recommendation, Shown
+from serving.ranking.remembered import Recommendation, RenderedList
 from serving.records.impressions import ImpressionLog
 from serving.routes import sockets
 from serving.routes.schemas import Source
-from tests.scoring.worlds import a_model
+from tests.scoring.examples import a_model
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running, received
@@ -76,7 +76,7 @@ def test_who_watches_from_before_the_first_model_gets_its_list(
             assert received(socket)["model_version"] is None
             shop.publish_items(settings, shop.catalogue())
             shop.publish(settings, *shop.write(settings, "m1"))
-            wait_until(lambda: api.service.worlds.current.loaded.version == "m1")
+            wait_until(lambda: api.service.snapshots.current.loaded.version == "m1")
             if not again:
                 api.tell("bob", "camera-2")
             modelled = received(socket)
@@ -231,7 +231,9 @@ def test_an_impression_without_a_topic_is_dropped_and_fails_nothing(settings: Se
         unknown = KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
         impressions._producer = Mock(wraps=impressions._producer, produce=Mock(side_effect=unknown))
         body = {"impression_id": "x", "user_id": "bob", "model_version": "m1", "source": "trending"}
-        impressions.append(Recommendation(body, Shown(Source.TRENDING, b"[]", b"[]", 0), "blend"))
+        impressions.append(
+            Recommendation(body, RenderedList(Source.TRENDING, b"[]", b"[]", 0), "blend")
+        )
         assert impressions.dropped == 1
     finally:
         impressions.close()

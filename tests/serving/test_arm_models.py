@@ -36,7 +36,7 @@ def test_two_models_serve_side_by_side_and_one_that_is_not_there_is_said(
     shop_api: Running, settings: Settings
 ) -> None:
     shop.publish(settings, *shop.write(settings, "m2"))
-    wait_until(lambda: shop_api.service.worlds.current.loaded.version == "m2")
+    wait_until(lambda: shop_api.service.snapshots.current.loaded.version == "m2")
     after(shop_api, "user-1", shop_api.tell("user-1", "camera-1"))
     made = create(shop_api, "old-new", {"name": "old", "model": "m1"}, {"name": "new"})
     assert made.status_code == 201, made.text
@@ -60,7 +60,9 @@ def test_two_models_serve_side_by_side_and_one_that_is_not_there_is_said(
         what="it is said",
     )
     assert (arms["gone"][0], arms["m3"]) == ("m3", ("m3", None))
-    wait_until(lambda: shop_api.service.worlds.of("m1").loaded.version == "m3", what="m1 is let go")
+    wait_until(
+        lambda: shop_api.service.snapshots.of("m1").loaded.version == "m3", what="m1 is let go"
+    )
 
 
 @pytest.mark.parametrize("version", ["../m1", ".m1", "a/b", "", "-v"])

@@ -13,7 +13,7 @@ import pytest
 
 from afterclick.settings import Settings
 from serving.pulse import Pulse
-from serving.ranking.remembered import Ask
+from serving.ranking.remembered import RecommendationRequest
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.offline import Offline
@@ -59,7 +59,7 @@ def test_a_pulse_catches_up() -> None:
 def test_a_busy_server_searches_no_index_and_the_next_list_is_whole() -> None:
     served = Offline(liked=LIKED, model=shop.model("m1"))
     served.busy = True
-    brief = served.answer(Ask("ann", 10))
+    brief = served.answer(RecommendationRequest("ann", 10))
     assert brief.body["brief"]
     assert brief.body["source"] == "personalised"
     rows = orjson.loads(brief.shown.items)
@@ -67,20 +67,29 @@ def test_a_busy_server_searches_no_index_and_the_next_list_is_whole() -> None:
     assert not {row["source"] for row in rows} & {"als", "tower", "content"}
     assert all(abs(sum(row["parts"].values()) - row["score"]) < 1e-6 for row in rows)
     served.busy = False
-    assert not served.answer(Ask("ann", 10)).body["brief"]
+    assert not served.answer(RecommendationRequest("ann", 10)).body["brief"]
 
 
 def test_a_list_made_in_time_is_still_there_when_the_server_is_busy() -> None:
     served = Offline(liked=LIKED, model=shop.model("m1"))
-    whole = served.answer(Ask("ann", 10))
+    whole = served.answer(RecommendationRequest("ann", 10))
     served.busy = True
-    again = served.answer(Ask("ann", 10))
+    again = served.answer(RecommendationRequest("ann", 10))
     assert not again.body["brief"]
     assert again.shown == whole.shown
 
 
-@pytest.mark.parametrize("ask", [Ask("ann", 10, patient=True), Ask("", 10), Ask("a-stranger", 10)])
-def test_lists_that_nobody_waits_for_or_that_cost_nothing_are_made_in_full(ask: Ask) -> None:
+@pytest.mark.parametrize(
+    "ask",
+    [
+        RecommendationRequest("ann", 10, patient=True),
+        RecommendationRequest("", 10),
+        RecommendationRequest("a-stranger", 10),
+    ],
+)
+def test_lists_that_nobody_waits_for_or_that_cost_nothing_are_made_in_full(
+    ask: RecommendationRequest,
+) -> None:
     served = Offline(liked=LIKED, model=shop.model("m1"))
     served.busy = True
     assert not served.answer(ask).body["brief"]
@@ -93,7 +102,7 @@ def hurried(settings: Settings, stream: MiniStream) -> Iterator[Running]:
         api.ready()
         shop.publish_items(settings, shop.wide_catalogue())
         shop.publish(settings, *shop.write(settings, "m1"))
-        wait_until(lambda: api.service.worlds.current.loaded.version == "m1")
+        wait_until(lambda: api.service.snapshots.current.loaded.version == "m1")
         yield api
 
 

@@ -72,7 +72,7 @@ def test_another_process_takes_a_rule_up(settings: Settings, shop_api: Running) 
     with Running(settings) as other:
         rule = add(other, action="exclude", query=["item:camera-1"])
         wait_until(lambda: [r.rule_id for r in shop_api.service.plane.rules] == [rule["rule_id"]])
-        wait_until(lambda: len(shop_api.service.worlds.current.rules.excluded) == 1)
+        wait_until(lambda: len(shop_api.service.snapshots.current.rules.excluded) == 1)
 
 
 @pytest.mark.parametrize(

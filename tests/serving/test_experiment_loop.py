@@ -38,7 +38,7 @@ def mall(settings: Settings, api: Running, stream: MiniStream) -> Running:
     wait_until(lambda: api.service.plane.available)
     for n in range(40):
         api.tell(f"early-{n}", f"i{n}", "click")
-    wait_until(lambda: int(api.service.worlds.current.counts.sum()) == 40)
+    wait_until(lambda: int(api.service.snapshots.current.counts.sum()) == 40)
     return api
 
 

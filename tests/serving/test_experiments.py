@@ -27,7 +27,7 @@ from serving.decisions.experiments import (
 from serving.decisions.significance import sample_ratio_p_value
 from serving.decisions.trials import Trials, read_sums
 from serving.ranking.options import PLAIN, Policy
-from serving.ranking.remembered import Ask
+from serving.ranking.remembered import RecommendationRequest
 from serving.sql.database import Database
 from tests.serving import shop
 from tests.serving.offline import Offline
@@ -151,7 +151,7 @@ def test_the_popular_policy_shows_what_is_popular_less_what_was_seen() -> None:
     popular = dataclasses.replace(PLAIN, policy=Policy.POPULAR)
     expected = [i for i in shop.item_ids() if i not in ("camera-0", "cable-1")][:10]
     assert served.ids("ann", options=popular) == expected
-    answer = served.answer(Ask("ann", 10, options=popular))
+    answer = served.answer(RecommendationRequest("ann", 10, options=popular))
     assert (answer.body["source"], answer.policy) == ("popular", "popular")
 
 

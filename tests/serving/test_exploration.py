@@ -13,7 +13,7 @@ from afterclick.events import ImpressionEvent, Item
 from serving.decisions.significance import sample_ratio_p_value
 from serving.ranking.exploration import TAIL, chances_of, explore
 from serving.ranking.options import PLAIN, Draw
-from serving.ranking.remembered import Ask
+from serving.ranking.remembered import RecommendationRequest
 from serving.records.impressions import encode
 from tests.serving import shop
 from tests.serving.offline import Offline
@@ -117,7 +117,9 @@ def test_what_came_last_is_explored_although_nobody_has_seen_it() -> None:
 def test_an_impression_says_policy_and_propensities() -> None:
     served = Offline()
     options = dataclasses.replace(PLAIN, explore=0.25, draw=Draw.SOFTMAX)
-    explored, plain = (served.answer(Ask("", 5, options=o)) for o in (options, PLAIN))
+    explored, plain = (
+        served.answer(RecommendationRequest("", 5, options=o)) for o in (options, PLAIN)
+    )
     explored.body["experiment"] = {"name": "e", "arm": "a"}
     event = events.decode(encode(explored))
     assert isinstance(event, ImpressionEvent)

@@ -53,7 +53,7 @@ def test_without_redis_lists_go_on_and_say_so(
         api.ready()
         shop.publish_items(settings, shop.catalogue())
         shop.publish(settings, *shop.write(settings, "m1"))
-        wait_until(lambda: api.service.worlds.current.loaded.version == "m1")
+        wait_until(lambda: api.service.snapshots.current.loaded.version == "m1")
         after(api, "bob", api.tell("bob", "camera-1"))
         wait_until(lambda: said(api.list_for("bob")) == ("personalised", False))
 

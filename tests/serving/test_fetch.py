@@ -14,7 +14,7 @@ from afterclick.errors import BadArtifact, BadInput, Unavailable
 from serving.feeds import fetch
 from serving.feeds.fetch import folder_of
 from serving.feeds.model_feed import ModelFeed, ModelStore
-from tests.scoring.worlds import a_model
+from tests.scoring.examples import a_model
 from training.store import upload
 
 ROOT = "s3://shop/models"

@@ -11,7 +11,7 @@ import pytest
 from afterclick import artifact
 from serving.feeds import model_feed
 from serving.feeds.model_feed import ModelFeed, ModelStore, Pace
-from tests.scoring.worlds import a_model
+from tests.scoring.examples import a_model
 
 
 def compute(seconds: float) -> None:

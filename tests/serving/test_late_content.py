@@ -6,16 +6,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from afterclick.candidates import SOURCES, candidate_items, exact_search
 from afterclick.content import FloatArray, WordVectors
 from afterclick.events import Item
+from afterclick.retrieval import SOURCES, candidate_items, exact_search
 from afterclick.settings import Settings
 from serving.ranking.lists import similar
 from serving.ranking.options import PLAIN
 from serving.ranking.searches import LATE, with_late
 from serving.routes.schemas import Kinship
-from serving.world import World
-from tests.scoring.worlds import a_state
+from serving.state.snapshot import ServingSnapshot
+from tests.scoring.examples import a_state
 from tests.serving import shop
 from tests.serving.offline import Offline
 from tests.serving.running import Running
@@ -40,11 +40,11 @@ def a_shop(words: WordVectors | None) -> Offline:
     return Offline(liked=LIKED, model=replace(shop.model("m1"), words=words))
 
 
-def put(served: Offline, item_id: str, title: str | None, *categories: str) -> World:
+def put(served: Offline, item_id: str, title: str | None, *categories: str) -> ServingSnapshot:
     """The world once the item is in the catalogue."""
     served.catalogue.put(Item(item_id=item_id, title=title, categories=categories))
-    served.worlds.current = served.worlds.build()
-    return served.world
+    served.snapshots.current = served.snapshots.build()
+    return served.snapshot
 
 
 def test_each_text_is_read_once_and_again_where_it_changes() -> None:
@@ -71,9 +71,9 @@ def test_each_text_is_read_once_and_again_where_it_changes() -> None:
     assert renamed.content.late[:, 1].tolist() == [1.0, 1.0]
     assert world.content.late[0, 0] == 1.0  # who still looks at the old world sees the old vectors
     served.catalogue.remove("diver-1")
-    served.worlds.current = served.worlds.build()
-    assert served.world.content is not None
-    assert not served.world.content.late[0].any()
+    served.snapshots.current = served.snapshots.build()
+    assert served.snapshot.content is not None
+    assert not served.snapshot.content.late[0].any()
 
 
 def test_without_words_in_the_model_or_in_the_title_nothing_is_searched_for() -> None:
@@ -93,10 +93,10 @@ def test_another_model_reads_with_its_own_words() -> None:
     served = a_shop(shop.words())
     put(served, "diver-1", "Camera for divers")
     other = replace(shop.model("m2"), words=WordVectors(np.array(["divers"]), np.eye(2, 8)[1:]))
-    served.worlds.use(replace(served.world.loaded, version="m2", model=other))
-    served.worlds.current = served.worlds.build()
-    assert served.world.content is not None
-    assert served.world.content.late[0, :2].tolist() == [0.0, 1.0]
+    served.snapshots.use(replace(served.snapshot.loaded, version="m2", model=other))
+    served.snapshots.current = served.snapshots.build()
+    assert served.snapshot.content is not None
+    assert served.snapshot.content.late[0, :2].tolist() == [0.0, 1.0]
 
 
 def test_a_new_item_is_a_candidate_by_its_content() -> None:
@@ -166,10 +166,10 @@ def test_a_new_item_is_listed_before_any_training_has_seen_it(
     settings: Settings, shop_api: Running
 ) -> None:
     """The control: a model without words never brings what it has not been trained on."""
-    worlds = shop_api.service.worlds
+    snapshots = shop_api.service.snapshots
     shop_api.tell("bob", "camera-3")
     shop.publish_items(settings, [Item(item_id="diver-1", title="Camera for divers")])
-    wait_until(lambda: worlds.current.find("diver-1"))
+    wait_until(lambda: snapshots.current.find("diver-1"))
     wait_until(lambda: shop_api.list_for("bob")["source"] == "personalised")
 
     def of_bob() -> dict[str, str]:
@@ -180,7 +180,7 @@ def test_a_new_item_is_listed_before_any_training_has_seen_it(
     assert not shop_api.get("/similar-items", item_id="diver-1", by="content")["items"]
 
     shop.publish(settings, *shop.write(settings, "m2", words=shop.words()))
-    wait_until(lambda: worlds.current.loaded.version == "m2")
+    wait_until(lambda: snapshots.current.loaded.version == "m2")
     shop.publish_items(settings, [Item(item_id="diver-2", title="Another camera for divers")])
     assert wait_until(lambda: of_bob().get("diver-2")) == "content"
     assert of_bob()["diver-1"] == "content"

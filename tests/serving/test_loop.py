@@ -308,7 +308,7 @@ def test_excluded_items_and_other_categories_stay_out(shop_api: Running) -> None
     after(shop_api, "lea", shop_api.tell("lea", "camera-1"))
     first = ids(shop_api.list_for("lea", n=3))
     assert set(first).isdisjoint(ids(shop_api.list_for("lea", n=50, exclude=first)))
-    wait_until(lambda: shop_api.service.worlds.current.find("cable-3") is not None)
+    wait_until(lambda: shop_api.service.snapshots.current.find("cable-3") is not None)
     inside = shop_api.list_for("lea", n=5, category="cables")
     assert kinds(inside) <= {"cable"}
     visitor = shop_api.get("/recommendations", n=5, category="cables", exclude=["cable-0"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from serving.decisions.rules import RuleDraft
 from serving.ranking.cursors import BEGIN, DEEPEST, cursor_after, decode_cursor, encode_cursor
 from serving.ranking.options import PLAIN, Page
-from serving.ranking.remembered import Ask
+from serving.ranking.remembered import RecommendationRequest
 from tests.serving import shop
 from tests.serving.offline import Offline
 
@@ -31,7 +31,9 @@ def pages(served: Offline, user_id: str, n: int, **asked: object) -> list[list[s
     found: list[list[str]] = []
     cursor: str | None = BEGIN
     while cursor is not None:
-        ask = Ask(user_id, n, page=Page(shown=decode_cursor(cursor), follow=True), **asked)  # type: ignore[arg-type]
+        ask = RecommendationRequest(
+            user_id, n, page=Page(shown=decode_cursor(cursor), follow=True), **asked
+        )  # type: ignore[arg-type]
         answer = served.answer(ask)
         found.append([row["item_id"] for row in orjson.loads(answer.shown.items)])
         cursor = answer.body["next"]
@@ -57,12 +59,12 @@ def test_pages_are_the_list_in_stretches(user_id: str) -> None:
 @pytest.mark.parametrize("user_id", AUDIENCES)
 def test_a_cursor_repeats_nothing_although_the_list_changes(user_id: str) -> None:
     served = an_offline()
-    first = served.answer(Ask(user_id, 10, page=Page(follow=True)))
+    first = served.answer(RecommendationRequest(user_id, 10, page=Page(follow=True)))
     shown = [row["item_id"] for row in orjson.loads(first.shown.items)]
     for item_id in served.ids(user_id, 50)[40:]:
         for _ in range(200):
             served.feed.table.add(item_id, served.feed.table.newest_ms, 1.0)
-    served.worlds.current = served.worlds.build()
+    served.snapshots.current = served.snapshots.build()
     later = Page(shown=decode_cursor(first.body["next"]), follow=True)
     assert not set(shown) & set(served.ids(user_id, 10, page=later))
     if user_id == "":

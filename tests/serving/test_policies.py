@@ -11,13 +11,13 @@ import pytest
 from afterclick.client import Client
 from afterclick.errors import BadInput
 from afterclick.events import Action, Item
+from afterclick.features import UserState
 from afterclick.model import Model
-from afterclick.scoring import UserState
 from afterclick.settings import StreamSettings
 from afterclick.user_vectors import fold_in, tower_user
 from serving.decisions.rules import RuleDraft
 from serving.ranking.options import PLAIN, Options, Page, Policy
-from serving.ranking.remembered import Ask
+from serving.ranking.remembered import RecommendationRequest
 from serving.routes.schemas import Source
 from tests.serving import shop
 from tests.serving.offline import Offline
@@ -58,7 +58,7 @@ def scores_of(policy: Policy, model: Model, liked: list[str], now_ms: float) -> 
 def test_one_model_alone_shows_what_it_scores_highest_less_what_was_seen(policy: Policy) -> None:
     served = an_offline()
     rows = served.items("ann", 20, options=only(policy))
-    scores = scores_of(policy, a_model(), LIKED["ann"], served.world.now_ms)
+    scores = scores_of(policy, a_model(), LIKED["ann"], served.snapshot.now_ms)
     best = sorted(
         (item for item in scores if item not in LIKED["ann"]), key=lambda item: -scores[item]
     )
@@ -66,7 +66,7 @@ def test_one_model_alone_shows_what_it_scores_highest_less_what_was_seen(policy:
     assert {row["source"] for row in rows} == {{"als": "als", "two_tower": "tower"}[policy]}
     for row in rows:
         assert row["parts"] == {"model": pytest.approx(scores[row["item_id"]], abs=1e-5)}
-    answer = served.answer(Ask("ann", 5, options=only(policy)))
+    answer = served.answer(RecommendationRequest("ann", 5, options=only(policy)))
     assert (answer.body["source"], answer.policy) == ("personalised", policy)
 
 
@@ -168,7 +168,7 @@ def test_what_a_policy_cannot_do_goes_down_the_ladder_and_says_so(
     policy: Policy, changes: dict[str, Any]
 ) -> None:
     served = an_offline(**changes)
-    asked = Ask("ann", 5, options=only(policy), interests=("Cables",))
+    asked = RecommendationRequest("ann", 5, options=only(policy), interests=("Cables",))
     assert served.answer(asked).body["source"] == Source.INTERESTS
     if changes.get("liked") == {}:
         answer = served.answer(dataclasses.replace(asked, interests=()))
@@ -191,7 +191,7 @@ def test_items_that_came_after_the_model_fill_a_list_up(policy: Policy) -> None:
 def test_because_is_what_leaving_the_event_out_would_change_for_this_model(policy: Policy) -> None:
     served = an_offline()
     row = served.items("ann", 1, explain=True, options=only(policy))[0]
-    liked, now_ms = LIKED["ann"], served.world.now_ms
+    liked, now_ms = LIKED["ann"], served.snapshot.now_ms
     effects = {cause["item_id"]: cause["effect"] for cause in row["because"]}
     assert set(effects) == set(liked)
     for left_out, effect in effects.items():

@@ -46,7 +46,7 @@ def pushed(settings: Settings, api: Running, stream: MiniStream) -> Running:
     ]
     events = [*a_month(), *fakes]
     produce(settings, events)
-    wait_until(lambda: sum(api.service.worlds.current.counts) == len(events))
+    wait_until(lambda: sum(api.service.snapshots.current.counts) == len(events))
     return api
 
 

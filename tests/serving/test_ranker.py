@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from afterclick.errors import BadArtifact
+from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
 from afterclick.model import FloatArray
-from afterclick.scoring import FEATURE_NAMES, FEATURES, PARTS
 from serving.ranking.leaf_parts import leaf_parts
 from serving.ranking.lightgbm_library import Booster
 from serving.ranking.ranker import FILE, FormulaRanker, Ranker, TreeRanker, load_ranker

@@ -11,12 +11,12 @@ from serving.decisions.rules import RuleDraft
 from serving.feeds.model_feed import LoadedModel
 from serving.ranking import remembered
 from serving.ranking.ranker import FormulaRanker
-from serving.ranking.remembered import Ask, Kept, Recommendation, Shown
+from serving.ranking.remembered import Kept, Recommendation, RecommendationRequest, RenderedList
 from serving.routes.schemas import Source
 from tests.serving import shop
 from tests.serving.offline import Offline
 
-ASK = Ask("ann", 10)
+ASK = RecommendationRequest("ann", 10)
 
 
 class Shop:
@@ -28,12 +28,12 @@ class Shop:
         self.liked = {"ann": ["camera-3", "camera-5"]}
         self.served = Offline(liked=self.liked, model=shop.model("m1"), remember_s=remember_s)
 
-    def given_again(self, ask: Ask = ASK) -> bool:
+    def given_again(self, ask: RecommendationRequest = ASK) -> bool:
         return self.served.answer(ask).remembered
 
     def another_world(self) -> None:
-        worlds = self.served.worlds
-        worlds.current = worlds.build()
+        snapshots = self.served.snapshots
+        snapshots.current = snapshots.build()
 
 
 @pytest.fixture
@@ -81,13 +81,15 @@ def test_another_model_and_other_rules_come_in_at_once(shop_now: Shop) -> None:
     assert not shop_now.given_again()
     assert shop_now.given_again()
     model = shop.model("m2")
-    shop_now.served.worlds.use(LoadedModel(model.version, model, FormulaRanker(), None, None, None))
+    shop_now.served.snapshots.use(
+        LoadedModel(model.version, model, FormulaRanker(), None, None, None)
+    )
     shop_now.another_world()
     assert not shop_now.given_again()
 
 
 def test_lists_that_are_not_personal_are_of_the_present_world(shop_now: Shop) -> None:
-    stranger = Ask("a-stranger", 10)
+    stranger = RecommendationRequest("a-stranger", 10)
     assert [shop_now.given_again(stranger) for _ in range(2)] == [False, True]
     shop_now.another_world()
     assert not shop_now.given_again(stranger)
@@ -110,7 +112,7 @@ def test_a_list_made_in_a_hurry_comes_again_only_in_a_hurry(shop_now: Shop) -> N
         for answer in (served.answer(ASK) for _ in range(2))
     ]
     assert told == [(True, False), (True, True)]
-    assert served.answer(Ask("ann", 10, patient=True)).body["brief"] is False
+    assert served.answer(RecommendationRequest("ann", 10, patient=True)).body["brief"] is False
     served.busy = False
     told = [
         (answer.body["brief"], answer.remembered)
@@ -125,7 +127,7 @@ def test_a_list_made_in_a_hurry_comes_again_only_in_a_hurry(shop_now: Shop) -> N
 
 
 def a_list(number: int, items: bytes = b"[]") -> Recommendation:
-    shown = Shown(Source.TRENDING, items, b"[]", 0)
+    shown = RenderedList(Source.TRENDING, items, b"[]", 0)
     return Recommendation({"impression_id": f"l{number}"}, shown, "blend")
 
 
@@ -145,9 +147,14 @@ def test_remembered_lists_are_bounded_in_bytes_as_well(
     shop_now: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remembered, "REMEMBERED_BYTES", 100_000)
-    lists, world = remembered.Remembered(30.0), shop_now.served.worlds.current
+    lists, world = remembered.ResponseCache(30.0), shop_now.served.snapshots.current
     for number in range(100):
-        lists.put(Ask(f"u{number % 40}", 10), [b"row"], world, a_list(number, b"x" * 5000).shown)
+        lists.put(
+            RecommendationRequest(f"u{number % 40}", 10),
+            [b"row"],
+            world,
+            a_list(number, b"x" * 5000).shown,
+        )
     assert 0 < lists._bytes <= 100_000
     assert lists._bytes == sum(entry.shown.bytes for entry in lists._entries.values())
-    assert lists.get(Ask("u19", 10), [b"row"], world) is not None
+    assert lists.get(RecommendationRequest("u19", 10), [b"row"], world) is not None

@@ -110,7 +110,7 @@ def test_a_rule_is_in_force_from_its_start_to_its_end() -> None:
 
 def test_without_rules_nothing_is_computed_for_them() -> None:
     served = an_offline()
-    assert served.world.rules is NO_RULES
+    assert served.snapshot.rules is NO_RULES
     assert "rules" not in served.items("ann")[0]["parts"]
 
 
@@ -128,7 +128,7 @@ def test_an_item_that_comes_later_falls_under_the_rules() -> None:
     served.decide(draft("pin", "brand:acme"))
     assert served.items()[0]["reason"] != PINNED
     served.catalogue.put(Item(item_id="new", title="New", brand="ACME"))
-    served.worlds.current = served.worlds.build()
+    served.snapshots.current = served.snapshots.build()
     assert served.ids()[0] == "new"
 
 
@@ -158,7 +158,7 @@ def test_under_any_rules_receipts_add_up_and_what_is_excluded_stays_out(
     for rule in rules:
         if rule.action == "exclude":
             assert not shown & set(matching(served.catalogue, rule.query))
-    left = len(shop.item_ids()) - len(served.world.rules.excluded) - len(LIKED.get(user_id, ()))
+    left = len(shop.item_ids()) - len(served.snapshot.rules.excluded) - len(LIKED.get(user_id, ()))
     assert len(rows) >= min(n, left)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from afterclick.home import ReplayStatus
+from afterclick.io.home import ReplayStatus
 from afterclick.settings import Settings
 from infra.embedded.ports import LOOPBACK
 from tests.serving import shop
@@ -47,7 +47,7 @@ def keyed_shop(settings: Settings) -> Iterator[Running]:
         api.ready()
         shop.publish_items(settings, shop.catalogue())
         shop.publish(settings, *shop.write(settings, "m1"))
-        wait_until(lambda: api.service.worlds.current.loaded.version == "m1")
+        wait_until(lambda: api.service.snapshots.current.loaded.version == "m1")
         yield api
 
 

@@ -44,7 +44,7 @@ def answers(url: str) -> bool:
 
 
 def busy(url: str) -> tuple[set[str], set[str]]:
-    """Ask and tell until the moment before the end: ids of the events accepted and of the lists shown."""
+    """RecommendationRequest and tell until the moment before the end: ids of the events accepted and of the lists shown."""
     told, shown = set(), set()
     with httpx2.Client(base_url=url, timeout=PATIENCE_S) as http:
         for n in range(50):

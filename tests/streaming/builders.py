@@ -11,7 +11,7 @@ from uuid import uuid4
 import redis
 
 from afterclick.events import Interaction, InteractionEvent, encode, interaction_event, new_id
-from afterclick.keys import Keys
+from afterclick.redis_keys import Keys
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS, Trend

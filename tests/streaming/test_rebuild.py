@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from afterclick.errors import StateConflict, StateLocked
-from afterclick.keys import Keys
+from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from streaming import lease
 from streaming.archive import decode_batches

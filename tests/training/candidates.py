@@ -9,7 +9,7 @@ from typing import Any
 from afterclick import artifact
 from afterclick.model import Model
 from afterclick.settings import Settings
-from tests.scoring.worlds import a_model
+from tests.scoring.examples import a_model
 from training import publish, steps
 from training.candidate import Evaluation, Facts
 from training.registry import Registry

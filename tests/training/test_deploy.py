@@ -8,7 +8,7 @@ import pytest
 from afterclick.errors import BadArtifact
 from afterclick.model import Model
 from afterclick.settings import Settings
-from tests.scoring.worlds import a_model
+from tests.scoring.examples import a_model
 from tests.training.candidates import an_artifact, candidate, champion
 from training import publish
 from training.gate import Refused

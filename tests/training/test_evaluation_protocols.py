@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from afterclick.quarantine import Bounds, guard
-from afterclick.scoring import TrendView
+from afterclick.features import TrendView
+from afterclick.quarantine import QuarantineLimits, guard
 from afterclick.trends import TrendTable
 from training.baselines import trends_at
 from training.dataset import Interactions
@@ -163,7 +163,7 @@ def test_trends_of_a_replay_are_those_that_serving_holds() -> None:
     ):
         old = time_ms - since.setdefault(user, time_ms) >= 7 * DAY
         table.add(str(split.rows.item_ids[item]), time_ms, 1.0, float(old))
-    guarded = guard(*table.both(now), Bounds())
+    guarded = guard(*table.both(now), QuarantineLimits())
     assert [table.ids[row] for row in np.flatnonzero(guarded.held)] == ["i3"]
     (_, trends, first_seen), *_ = trends_at(split.rows, np.array([now]))
     order = [table.ids.index(item) for item in split.rows.item_ids.tolist()]

@@ -13,7 +13,7 @@ from afterclick import model as models
 from afterclick.errors import AlreadyRunning, BadArtifact
 from afterclick.events import Item
 from afterclick.settings import Settings
-from tests.scoring.worlds import a_model
+from tests.scoring.examples import a_model
 from tests.training import shop
 from tests.training.candidates import champion
 from training import gate, publish, steps

@@ -9,8 +9,8 @@ import lightgbm
 import numpy as np
 import pytest
 
+from afterclick.features import FEATURE_NAMES, group_contributions
 from afterclick.model import Model
-from afterclick.scoring import FEATURE_NAMES, group_contributions
 from training import baselines, ranker
 from training.baselines import NeighbourConfig
 from training.dataset import Interactions

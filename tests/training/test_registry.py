@@ -16,7 +16,7 @@ from afterclick import artifact
 from afterclick.errors import BadArtifact
 from afterclick.settings import Settings, TrainingSettings
 from infra.cli import app
-from tests.scoring.worlds import a_model
+from tests.scoring.examples import a_model
 from training import differences, run_report
 from training.candidate import Evaluation, Facts
 from training.registry import Registry

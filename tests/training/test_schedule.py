@@ -11,7 +11,7 @@ import pytest
 from mlflow.entities import Run
 
 from afterclick.errors import AlreadyRunning, Unavailable
-from afterclick.home import TrainingStatus
+from afterclick.io.home import TrainingStatus
 from afterclick.settings import KafkaSettings, Settings
 from tests.waiting import wait_until
 from training import publish, schedule

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from afterclick.candidates import SOURCES, CandidateLimits, candidate_items, exact_search
-from afterclick.scoring import FEATURE_NAMES, UserState, features
+from afterclick.features import FEATURE_NAMES, UserState, features
+from afterclick.retrieval import SOURCES, CandidateLimits, candidate_items, exact_search
 from afterclick.towers import AGES_DAYS, UNKNOWN, TowerArrays
 from afterclick.user_vectors import tower_user
 from serving.ranking.searches import index_search
-from tests.scoring.worlds import a_model, a_view
+from tests.scoring.examples import a_model, a_view
 from tests.training import shop
 from training import index, two_tower
 from training.dataset import Interactions

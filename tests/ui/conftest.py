@@ -147,7 +147,7 @@ def _ui_url(settings: Settings) -> str:
 
 def _counted(shop: Shop) -> int:
     """Interactions that the API counts over all items."""
-    ids = [item.item_id for item in shop.world.items]
+    ids = [item.item_id for item in shop.snapshot.items]
     try:
         return sum(get(f"{shop.api_url}/items/{item_id}")["interactions"] for item_id in ids)
     except (urllib.error.URLError, OSError):

@@ -17,7 +17,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from afterclick.events import new_id
-from afterclick.home import PartRecord, StackRecord
+from afterclick.io.home import PartRecord, StackRecord
 from afterclick.settings import (
     ApiKey,
     KafkaSettings,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.model import Model
-from afterclick.quarantine import Bounds
+from afterclick.quarantine import QuarantineLimits
 from training import baselines, content, ranker, two_tower
 from training.als import AlsConfig, Factors
 from training.baselines import NeighbourConfig
@@ -38,7 +38,7 @@ class Recipe:
     content: str = "tfidf"
     """How titles and categories are embedded."""
     least: int = 5
-    bounds: Bounds = field(default_factory=Bounds)
+    bounds: QuarantineLimits = field(default_factory=QuarantineLimits)
 
     def parameters(self) -> dict[str, Any]:
         """Every knob, as it is used."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.quarantine import Bounds
+from afterclick.quarantine import QuarantineLimits
 from training.evaluation import metrics
 from training.evaluation.contestants import Contestant
 from training.evaluation.protocols import PROTOCOLS, Queries, Split, queries, sample
@@ -82,7 +82,7 @@ def answer(
     contestants: Mapping[str, Contestant],
     asked: Queries,
     seed: int,
-    bounds: Bounds | None = None,
+    bounds: QuarantineLimits | None = None,
 ) -> Answers:
     """The lists of every contestant for these questions."""
     lists = {name: np.full((len(asked), LENGTH), -1, np.int32) for name in contestants}

@@ -13,9 +13,9 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.candidates import BRIEF, CandidateLimits
+from afterclick.features import RECENT, features
 from afterclick.model import Model
-from afterclick.scoring import RECENT, features
+from afterclick.retrieval import REDUCED_LIMITS, CandidateLimits
 from afterclick.towers import UNKNOWN, TowerArrays
 from afterclick.trends import HALF_LIVES_MS
 from afterclick.user_vectors import fold_in, tower_user
@@ -53,7 +53,9 @@ def contestants(fitted: Fitted, *, brief: bool = False) -> Mapping[str, Contesta
         "two_tower": None if model.towers is None else two_tower(model, model.towers),
         "content": None if model.content is None else content(model, model.content),
         "blend": blend(model, fitted.ranker, fitted.eligible),
-        "blend_brief": blend(model, fitted.ranker, fitted.eligible, BRIEF) if brief else None,
+        "blend_brief": blend(model, fitted.ranker, fitted.eligible, REDUCED_LIMITS)
+        if brief
+        else None,
     }
     return {name: contestant for name, contestant in found.items() if contestant is not None}
 
@@ -125,7 +127,7 @@ def blend(
 ) -> Contestant:
     """What serving shows: candidates of all sources, ranked by LambdaMART.
 
-    With the limits `BRIEF`: what it shows while requests queue up. A user without a history gets what is hot.
+    With the limits `REDUCED_LIMITS`: what it shows while requests queue up. A user without a history gets what is hot.
     """
     booster = lightgbm.Booster(model_str=ranker)
     source = Source(model, eligible, limits)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.model import Model
-from afterclick.quarantine import Bounds
+from afterclick.quarantine import QuarantineLimits
 from afterclick.trends import DAY_MS
 from training import content, ranker
 from training.dataset import Interactions
@@ -30,7 +30,7 @@ from training.evaluation.contestants import blend
 from training.evaluation.protocols import Queries, Split, as_of, queries, sample, with_history
 from training.evaluation.reviews import Reviews
 
-UNBOUND = Bounds(slack=0.0)
+UNBOUND = QuarantineLimits(slack=0.0)
 _Z95 = 1.96
 """Half of a 95 % interval, in standard errors: the same questions are asked before and after."""
 _DAYS = 7

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.quarantine import Bounds, guard
+from afterclick.quarantine import QuarantineLimits, guard
 from afterclick.trends import DAY_MS
 from training.baselines import established, sums_at
 from training.evaluation.poison import UNBOUND, Attack, Request, fakes, one_vote
@@ -47,7 +47,7 @@ class Moment:
         )
         return cls(now, votes, theirs, np.where(now.eligible, now.test().item_counts(), 0))
 
-    def top(self, extra: Array | None, bounds: Bounds) -> NDArray[np.intp]:
+    def top(self, extra: Array | None, bounds: QuarantineLimits) -> NDArray[np.intp]:
         """The ten items that are shown, with an attack's sums on top."""
         votes = self.votes if extra is None else self.votes + extra
         guarded = guard(votes, self.established, bounds)
@@ -65,7 +65,7 @@ def run(split: Split, request: Request) -> dict[str, Any]:
     shop = [Moment.of(split, cut) for cut in cuts]
     asked = sum(int(moment.chosen.sum()) for moment in shop)
     peace = sum(moment.gain(moment.top(None, UNBOUND)) for moment in shop)
-    guarded = sum(moment.gain(moment.top(None, Bounds())) for moment in shop)
+    guarded = sum(moment.gain(moment.top(None, QuarantineLimits())) for moment in shop)
 
     def row(share: float, guards: bool, shown: float, gain: float) -> dict[str, Any]:
         figures = {
@@ -95,5 +95,5 @@ def _attacks(
             made = fakes(split.train, attack, target, split.cut_ms, seed + n)
             made = one_vote(made) if guards else made
             ((_, extra, _),) = sums_at(made, np.array([split.cut_ms]))
-            top = moment.top(extra, Bounds() if guards else UNBOUND)
+            top = moment.top(extra, QuarantineLimits() if guards else UNBOUND)
             yield target in top, moment.gain(top)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.quarantine import Bounds
-from afterclick.scoring import TrendView, UserState
+from afterclick.features import TrendView, UserState
+from afterclick.quarantine import QuarantineLimits
 from training.baselines import trends_at
 from training.dataset import Interactions
 from training.evaluation.protocols import Queries
@@ -67,7 +67,7 @@ def replay(
     *,
     longest: int = 200,
     top: int = 60,
-    bounds: Bounds | None = None,
+    bounds: QuarantineLimits | None = None,
 ) -> Iterator[Asked]:
     """Each question with the user's state and the trends of its moment, in order of time."""
     histories = Histories.of(rows)

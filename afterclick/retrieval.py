@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.content import ItemContent
+from afterclick.features import TrendView, UserState
 from afterclick.model import FloatArray, IntArray, Model
-from afterclick.scoring import TrendView, UserState
 
 SOURCES = ("same_day", "neighbours", "als", "tower", "content", "trending")
 Search = Callable[[FloatArray, int], IntArray]
@@ -39,7 +39,7 @@ class CandidateLimits:
     """Trending items, whatever the half-life."""
 
 
-BRIEF = CandidateLimits(per_item=30, als=0, tower=0, content=0, trending=100)
+REDUCED_LIMITS = CandidateLimits(per_item=30, als=0, tower=0, content=0, trending=100)
 """For a moment when there is no time: no search of an index, two thirds of the items to rank."""
 
 
@@ -87,9 +87,7 @@ def candidate_items(
     ]
     items = np.concatenate(found).astype(np.int32, copy=False)
     sources = np.repeat(np.arange(len(found), dtype=np.int8), [len(f) for f in found])
-    keep = not_banned(
-        items, state.seen if exclude is None else np.concatenate([state.seen, exclude])
-    )
+    keep = not_in(items, state.seen if exclude is None else np.concatenate([state.seen, exclude]))
     items, sources = items[keep], sources[keep]
     items, first = np.unique(items, return_index=True)
     return Candidates(items, sources[first])
@@ -135,7 +133,7 @@ def _newest_content(
     return None
 
 
-def not_banned(items: IntArray, banned: IntArray) -> NDArray[np.bool_]:
+def not_in(items: IntArray, banned: IntArray) -> NDArray[np.bool_]:
     """(len(items),) which are items, and not among the banned: np.isin in a fifth of the time."""
     wanted = items >= 0
     if len(banned):

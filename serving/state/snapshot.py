@@ -1,7 +1,7 @@
 """What every request looks at: one immutable view of model, trends and catalogue, swapped whole.
 
-A request takes `worlds.current` once and so answers from one model version and one moment. A builder
-thread makes a new world every second where something changed, and at once when a model arrives.
+A request takes `snapshots.current` once and so answers from one model version and one moment. A builder
+thread makes a new snapshot every second where something changed, and at once when a model arrives.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from afterclick.candidates import Search
 from afterclick.content import ItemContent
+from afterclick.features import TrendView
 from afterclick.model import IntArray
-from afterclick.quarantine import Bounds, Guarded, guard
-from afterclick.scoring import TrendView
+from afterclick.quarantine import LimitedTrends, QuarantineLimits, guard
+from afterclick.retrieval import Search
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.decisions.rules import NO_RULES, ActiveRules, RuleBook
 from serving.feeds.catalogue import Catalogue
@@ -38,7 +38,7 @@ KEPT = 1000
 NEWEST = 30
 """New items that exploration may bring."""
 PAUSE_S = 1.0
-"""Between two worlds, at least."""
+"""Between two snapshots, at least."""
 SHARE = 20.0
 """A world that takes long to build is built less often: at most a twentieth of the time."""
 
@@ -46,7 +46,7 @@ _NUMBERS = count(1)
 
 
 @dataclass
-class ItemSpace:
+class ItemIndex:
     """Item ids and their indices: the model's rows first, then items that came later. Only ever grows."""
 
     ids: list[str] = field(default_factory=list)
@@ -72,14 +72,14 @@ class _Rows:
     table: TrendTable
     at: NDArray[np.int64]
 
-    def follow(self, space: ItemSpace) -> None:
+    def follow(self, space: ItemIndex) -> None:
         new = self.table.ids[len(self.at) :]
         if new:
             self.at = np.concatenate([self.at, space.add_all(new)])
 
 
 @dataclass(frozen=True, eq=False)
-class World:
+class ServingSnapshot:
     """All that ranking needs besides the user. m items, in the order of `ids`."""
 
     loaded: LoadedModel
@@ -112,9 +112,9 @@ class World:
     rules: ActiveRules = NO_RULES
     """The business rules in force."""
     catalogue_version: int = 0
-    """Counts the changes of the catalogue that this world knows of."""
+    """Counts the changes of the catalogue that this snapshot knows of."""
     number: int = 0
-    """Each world of a process has its own."""
+    """Each snapshot of a process has its own."""
 
     @cached_property
     def by_window(self) -> dict[str, IntArray]:
@@ -148,25 +148,25 @@ class World:
         return at if at is not None and at < len(self.heat) else None
 
     def indices(self, item_ids: Iterable[str]) -> IntArray:
-        """Indices of the items that this world knows."""
+        """Indices of the items that this snapshot knows."""
         found = [at for at in map(self.find, item_ids) if at is not None]
         return np.array(found, np.int32)
 
 
 class _Builder:
-    """Makes the worlds of one model after another; what they are indexed by stays while the model does."""
+    """Makes the snapshots of one model after another; what they are indexed by stays while the model does."""
 
     def __init__(
-        self, feed: TrendFeed, catalogue: Catalogue, rules: RuleBook, bounds: Bounds
+        self, feed: TrendFeed, catalogue: Catalogue, rules: RuleBook, bounds: QuarantineLimits
     ) -> None:
         self._feed, self._catalogue, self._rules, self._bounds = feed, catalogue, rules, bounds
-        self._space, self._space_of = ItemSpace(), ""
+        self._space, self._space_of = ItemIndex(), ""
         self._rows = _Rows(feed.table, np.empty(0, np.int64))
         self._listed = -1
         self._late = LateContent(no_model())
 
-    def build(self, loaded: LoadedModel) -> World:
-        """A new world from what the feeds hold now."""
+    def build(self, loaded: LoadedModel) -> ServingSnapshot:
+        """A new snapshot from what the feeds hold now."""
         self._adopt(loaded)
         with self._feed.lock:
             table = self._feed.table
@@ -180,12 +180,12 @@ class _Builder:
             self._listed = self._catalogue.version
             self._space.add_all(list(self._catalogue.items))
         guarded = guard(votes, established, self._bounds, np.array(lifted, np.intp))
-        world = _world(loaded, self._space, self._rows.at, guarded, counts, now_ms)
+        snapshot = _snapshot_of(loaded, self._space, self._rows.at, guarded, counts, now_ms)
         self._late.follow(self._space.ids, self._catalogue)
         content, search = self._late.content, self._late.search
-        rules = self._rules.active(self._space.index, world.heat)
+        rules = self._rules.active(self._space.index, snapshot.heat)
         return replace(
-            world,
+            snapshot,
             content=content,
             content_search=search,
             rules=rules,
@@ -197,14 +197,14 @@ class _Builder:
         """Begin a new item space where the model is another: its rows come first."""
         if loaded.version != self._space_of:
             model = loaded.model
-            self._space = ItemSpace(list(model.index), dict(model.index)) if model else ItemSpace()
+            self._space = ItemIndex(list(model.index), dict(model.index)) if model else ItemIndex()
             self._space_of, self._listed = loaded.version, -1
             self._rows = _Rows(self._feed.table, np.empty(0, np.int64))
             self._late = LateContent(loaded)
 
 
-class Worlds:
-    """Keeps `current` current, and beside it a world for each model that an arm of an experiment asks for."""
+class SnapshotStore:
+    """Keeps `current` current, and beside it a snapshot for each model that an arm of an experiment asks for."""
 
     def __init__(
         self,
@@ -212,16 +212,16 @@ class Worlds:
         catalogue: Catalogue,
         loaded: LoadedModel,
         rules: RuleBook | None = None,
-        bounds: Bounds | None = None,
+        bounds: QuarantineLimits | None = None,
     ) -> None:
         self._feed, self._catalogue = feed, catalogue
-        self._bounds = bounds or Bounds()
+        self._bounds = bounds or QuarantineLimits()
         self._rules = rules or RuleBook(catalogue)
         self._next = loaded
         self._builder = self._new_builder()
         self._beside: Mapping[str, LoadedModel] = {}
         self._builders: dict[str, _Builder] = {}
-        self._worlds: dict[str, World] = {}
+        self._snapshots: dict[str, ServingSnapshot] = {}
         self._wake, self._stop = threading.Event(), threading.Event()
         self._built_of: tuple[object, ...] | None = None
         self._built_at = 0.0
@@ -229,9 +229,9 @@ class Worlds:
         self._thread: threading.Thread | None = None
         self.current = self.build()
 
-    def of(self, version: str | None) -> World:
-        """The world of a model; the current one where that is not loaded, or none is named."""
-        return self.current if version is None else self._worlds.get(version, self.current)
+    def of(self, version: str | None) -> ServingSnapshot:
+        """The snapshot of a model; the current one where that is not loaded, or none is named."""
+        return self.current if version is None else self._snapshots.get(version, self.current)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="world-builder", daemon=True)
@@ -244,7 +244,7 @@ class Worlds:
             self._thread.join(3.0)
 
     def use(self, loaded: LoadedModel) -> None:
-        """Serve another model as soon as its world is built. Called from the thread that loaded it."""
+        """Serve another model as soon as its snapshot is built. Called from the thread that loaded it."""
         self._next = loaded
         self._wake.set()
 
@@ -257,13 +257,13 @@ class Worlds:
         """Look at once whether there is something new."""
         self._wake.set()
 
-    def build(self) -> World:
-        """A new world of the model that serves, and of those beside it."""
+    def build(self) -> ServingSnapshot:
+        """A new snapshot of the model that serves, and of those beside it."""
         beside = self._beside
         self._builders = {
             version: self._builders.get(version) or self._new_builder() for version in beside
         }
-        self._worlds = {
+        self._snapshots = {
             version: self._builders[version].build(loaded) for version, loaded in beside.items()
         }
         return self._builder.build(self._next)
@@ -297,14 +297,14 @@ class Worlds:
             self._pause_s = max(PAUSE_S, SHARE * (self._built_at - began))
 
 
-def _world(
+def _snapshot_of(
     loaded: LoadedModel,
-    space: ItemSpace,
+    space: ItemIndex,
     at: NDArray[np.int64],
-    guarded: Guarded,
+    guarded: LimitedTrends,
     counts: NDArray[np.int64],
     now: float,
-) -> World:
+) -> ServingSnapshot:
     m = len(space.ids)
     wide, many = np.zeros((m, guarded.values.shape[1])), np.zeros(m, np.int64)
     wide[at], many[at] = guarded.values, counts
@@ -318,7 +318,7 @@ def _world(
         ties[: len(model)] = model.popularity * 1e-9  # counts decide; the model breaks ties
     view = TrendView.of(wide, first_seen, weights=guarded.weights)
     heat = np.log2(1.0 + view.heat)
-    return World(
+    return ServingSnapshot(
         loaded=loaded,
         ids=space.ids,
         view=view,

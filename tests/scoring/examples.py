@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from afterclick.content import ItemContent
+from afterclick.features import TrendView, UserState
 from afterclick.model import Model
-from afterclick.scoring import TrendView, UserState
 from afterclick.trends import HALF_LIVES_MS
 
 NOW_MS = 1_800_000_000_000.0

@@ -16,8 +16,8 @@ from afterclick.content import ItemContent
 from afterclick.events import Action
 from afterclick.model import FloatArray, IntArray, Model
 from afterclick.neighbour_columns import Order, neighbour_columns
-from afterclick.state import HistoryEntry, standing
-from afterclick.trends import DAY_MS, HALF_LIVES_MS, HEAT
+from afterclick.state import HistoryEntry, effective
+from afterclick.trends import DAY_MS, HALF_LIVES_MS, TREND_MIX
 from afterclick.user_vectors import fold_in, tower_user
 
 PARTS = ("model", "history", "trend", "content")
@@ -90,7 +90,7 @@ class UserState:
         """The state from a history, newest entry first. `index` gives an item's row, None if it has none."""
         liked: dict[int, tuple[float, float]] = {}
         seen: dict[int, None] = {}
-        for entry in standing(history):
+        for entry in effective(history):
             item = index(entry.item_id)
             if item is None:
                 continue
@@ -132,7 +132,7 @@ class TrendView:
         values: NDArray[np.float64],
         first_seen_ms: NDArray[np.float64],
         top: int = 60,
-        weights: NDArray[np.float64] = HEAT,
+        weights: NDArray[np.float64] = TREND_MIX,
     ) -> TrendView:
         """From the decayed sums (m, H) as of now, in the order of HALF_LIVES_MS; `top` items of each.
 

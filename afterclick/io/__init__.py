@@ -1,0 +1,1 @@
+"""Clients, files and threads that several parts share."""
