@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyspark.ml.recommendation import ALS, ALSModel
 from pyspark.sql import DataFrame, SparkSession
 
-from training.dataset import Interactions
+from training.interactions import Interactions
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from afterclick.model import Model
 from training import baselines
 from training.als import AlsConfig, Factors
-from training.dataset import Interactions
 from training.evaluation import contestants, metrics
 from training.evaluation.compare import answer
 from training.evaluation.protocols import Queries, Split, queries, sample
+from training.interactions import Interactions
 
 PROTOCOLS = ("returning", "live")
 

@@ -19,7 +19,7 @@ from afterclick.settings import Settings
 from training import implicit_als
 from training.als import AlsConfig, Factors
 from training.als_quality import Exam
-from training.registry import Registry
+from training.mlflow_registry import MlflowRegistry
 
 AIM = "ndcg@10"
 Progress = Callable[[int, str], None]
@@ -55,7 +55,7 @@ def run(
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
     )
     _forget_unfinished(study)
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     if not study.trials:
         _enqueue(study, settings)
         parent = registry.start(f"search {search.name}", {"aim": AIM}, {"kind": "search"})
@@ -76,7 +76,7 @@ class _Trials:
     settings: Settings
     exam: Exam
     search: Search
-    registry: Registry
+    registry: MlflowRegistry
     parent: str
     progress: Progress
 

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from afterclick.quarantine import ESTABLISHED_DAYS, LimitedTrends, QuarantineLimits, guard
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
-from training.dataset import Interactions
+from training.interactions import Interactions
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]

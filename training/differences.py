@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from afterclick.artifact import Manifest, load_array, read_manifest, verify
-from training.candidate import flat
+from training.challenger import flat
 
 
 def between(one: Path, other: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pyspark.sql import functions as f
 from afterclick.errors import BadDataset
 from afterclick.events import Action
 from afterclick.settings import Settings
-from training import catalogue, increment, steps
+from training import catalogue, increment, workspace
 from training.core import Core, k_core
 
 MONTH_MS = 30 * 86_400_000.0
@@ -82,7 +82,7 @@ def run(
 
     Raises BadDataset without a usable log.
     """
-    with steps.new_version(settings.home / "etl") as (version, folder):
+    with workspace.new_version(settings.home / "etl") as (version, folder):
         progress("reading the log")
         reading = increment.read(spark, settings, folder, full)
         progress(_account(reading))
@@ -126,7 +126,7 @@ def read_report(folder: Path) -> Report:
     return Report.model_validate_json((folder / "report.json").read_text())
 
 
-def _account(reading: increment.Reading) -> str:
+def _account(reading: increment.LogReading) -> str:
     read = f"{reading.rows_read:,} rows read from {reading.files_read:,} files"
     if reading.whole is not None:
         return f"{read}: all of the log, as {reading.whole}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import structlog
 
 from afterclick.settings import Settings
-from training.steps import MissingStep
+from training.workspace import MissingStep
 
 log = structlog.get_logger()
 
@@ -46,9 +46,9 @@ def record(
 ) -> None:
     """Write it to MLflow; where that fails too, to the log."""
     try:
-        from training.registry import Registry  # MLflow takes seconds to import
+        from training.mlflow_registry import MlflowRegistry  # MLflow takes seconds to import
 
-        registry = Registry(settings)
+        registry = MlflowRegistry(settings)
         if run_id is None:
             knobs = settings.training.model_dump(
                 mode="json", exclude={"master", "memory", "mlflow_uri"}

@@ -13,8 +13,8 @@ from afterclick.settings import TrainingSettings
 from training import als, baselines, content
 from training.als import AlsConfig
 from training.baselines import NeighbourConfig
-from training.dataset import Interactions
 from training.fold import half_step
+from training.interactions import Interactions
 from training.tower_config import TowerConfig
 
 

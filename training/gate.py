@@ -16,7 +16,7 @@ FEWEST = 50
 """Questions that a comparison needs to mean something."""
 WORST_DROP = 0.1
 """The most of the champion's mean that noise may explain."""
-Judged = dict[str, dict[str, NDArray[np.float64]]]
+PerQueryMetrics = dict[str, dict[str, NDArray[np.float64]]]
 
 
 class Refused(AfterclickError):
@@ -26,7 +26,7 @@ class Refused(AfterclickError):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateDecision:
     """The outcome of a comparison, with its reason in one line."""
 
     passed: bool
@@ -37,37 +37,41 @@ class Verdict:
     """90 % paired bootstrap interval of the difference."""
 
 
-def sound(model: Model, before: int | None = None) -> Verdict:
+def sanity_check(model: Model, before: int | None = None) -> GateDecision:
     """Whether a model could be served at all: finite, of one shape, with about the champion's items.
 
     `before` is how many those are, where it is known; half of them suffices.
     """
     for name, array in model.arrays().items():
         if len(array) != len(model) and name not in OF_WORDS:
-            return Verdict(False, f"{name} has {len(array)} rows for {len(model)} items")
+            return GateDecision(False, f"{name} has {len(array)} rows for {len(model)} items")
         if array.dtype.kind == "f" and name != "first_seen_ms" and not np.isfinite(array).all():
-            return Verdict(False, f"{name} holds NaN or infinity")
+            return GateDecision(False, f"{name} holds NaN or infinity")
     if model.words is not None and not fit_together(
         model.words.words, model.words.vectors, model.content
     ):
-        return Verdict(False, "words, their vectors and content do not fit together")
+        return GateDecision(False, "words, their vectors and content do not fit together")
     if not len(model) or len(model.index) != len(model):
-        return Verdict(False, "no items" if not len(model) else "an item stands twice in item_ids")
+        return GateDecision(
+            False, "no items" if not len(model) else "an item stands twice in item_ids"
+        )
     if model.factors is not None and not model.factors.any():
-        return Verdict(False, "every ALS factor is zero")
+        return GateDecision(False, "every ALS factor is zero")
     for name, near in model.arrays().items():
         if (
             name.endswith("_items")
             and near.size
             and not (-1 <= near.min() <= near.max() < len(model))
         ):
-            return Verdict(False, f"{name} points outside the items")
+            return GateDecision(False, f"{name} points outside the items")
     if before is not None and 2 * len(model) < before:
-        return Verdict(False, f"only {len(model):,} items, the champion has {before:,}")
-    return Verdict(True, "sound")
+        return GateDecision(False, f"only {len(model):,} items, the champion has {before:,}")
+    return GateDecision(True, "sound")
 
 
-def compare(challenger: Judged, other: Judged, name: str = "champion", seed: int = 42) -> Verdict:
+def compare(
+    challenger: PerQueryMetrics, other: PerQueryMetrics, name: str = "champion", seed: int = 42
+) -> GateDecision:
     """Whether the challenger is not worse than `other` on the same questions, by a paired bootstrap.
 
     Refused when it is worse beyond doubt (the whole interval below zero) or by more than WORST_DROP. Too few
@@ -75,15 +79,15 @@ def compare(challenger: Judged, other: Judged, name: str = "champion", seed: int
     """
     mine, theirs = _values(challenger), _values(other)
     if not np.isfinite(mine).all():
-        return Verdict(False, f"its {METRIC} is not a number")
+        return GateDecision(False, f"its {METRIC} is not a number")
     if len(mine) < FEWEST:
-        return Verdict(True, f"not compared with the {name}: only {len(mine)} questions")
+        return GateDecision(True, f"not compared with the {name}: only {len(mine)} questions")
     difference = mine - theirs
     low, high = _bootstrap(difference, seed)
     mean, base = float(difference.mean()), float(theirs.mean())
     facts = f"{METRIC} {mine.mean():.4f}, {name} {base:.4f}, difference {mean:+.4f} [{low:+.4f}, {high:+.4f}]"
     worse = high < 0 or mean < -WORST_DROP * base
-    return Verdict(
+    return GateDecision(
         not worse,
         f"{'worse than' if worse else 'not worse than'} the {name}: {facts}",
         mean,
@@ -91,7 +95,9 @@ def compare(challenger: Judged, other: Judged, name: str = "champion", seed: int
     )
 
 
-def decide(challenger: Judged | None, against: dict[str, Judged | None]) -> Verdict:
+def decide(
+    challenger: PerQueryMetrics | None, against: dict[str, PerQueryMetrics | None]
+) -> GateDecision:
     """The verdict over every comparison: the first refusal, else the last comparison made.
 
     A challenger without a ranker cannot be judged: it passes only where the champion could not be either.
@@ -99,16 +105,16 @@ def decide(challenger: Judged | None, against: dict[str, Judged | None]) -> Verd
     others = {name: judged for name, judged in against.items() if judged is not None}
     if challenger is None:
         if "champion" in others:
-            return Verdict(False, "it has no ranker and the champion has one")
-        return Verdict(
+            return GateDecision(False, "it has no ranker and the champion has one")
+        return GateDecision(
             True, "sound; not compared, for there is too little past to learn a ranker from"
         )
     verdicts = [compare(challenger, judged, name) for name, judged in others.items()]
     refused = [v for v in verdicts if not v.passed]
-    return (refused or verdicts[::-1] or [Verdict(True, "sound; nothing to compare with")])[0]
+    return (refused or verdicts[::-1] or [GateDecision(True, "sound; nothing to compare with")])[0]
 
 
-def _values(judged: Judged) -> NDArray[np.float64]:
+def _values(judged: PerQueryMetrics) -> NDArray[np.float64]:
     return np.concatenate(
         [judged[protocol][METRIC] for protocol in sorted(judged)] or [np.empty(0)]
     )

@@ -17,10 +17,10 @@ from afterclick.model import FloatArray, Model
 from afterclick.retrieval import candidate_items, exact_search
 from afterclick.trends import DAY_MS
 from afterclick.user_vectors import fold_in, tower_user
-from training.dataset import Interactions
 from training.evaluation import metrics
 from training.evaluation.protocols import NOBODY, Queries, Split, queries, sample
 from training.evaluation.states import Asked, replay
+from training.interactions import Interactions
 
 Score = Callable[[FloatArray], NDArray[np.floating]]
 """Feature rows (c, F) → scores (c,)"""

@@ -14,7 +14,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from training.als import AlsConfig, Factors
-from training.dataset import Interactions
+from training.interactions import Interactions
 
 Watch = Callable[[int, Factors], None]
 """Called after each pass, with its number from 1 and what is learned so far; may raise to end the fit."""

@@ -25,7 +25,7 @@ from pyspark.sql import functions as f
 
 from afterclick.errors import BadDataset
 from afterclick.settings import Settings
-from training import forgotten, steps
+from training import forgotten, workspace
 
 _COLUMNS = (
     "topic",
@@ -60,7 +60,7 @@ class Kept(BaseModel):
 
 
 @dataclass(frozen=True)
-class Reading:
+class LogReading:
     """The log as one row per event id, and the account of how that came about."""
 
     events: DataFrame
@@ -77,7 +77,7 @@ class _Stale(Exception):
     """Why what an earlier run kept cannot be used."""
 
 
-def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> Reading:
+def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> LogReading:
     """Read the log, all of it where `full`, and write `events` into `folder`.
 
     Raises BadDataset without a usable log, Unavailable without Kafka.
@@ -110,7 +110,7 @@ def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> R
         },
     )
     (folder / _KEPT).write_text(kept.model_dump_json())
-    return Reading(
+    return LogReading(
         events=spark.read.parquet(str(folder / _EVENTS)),
         kept=kept,
         files_read=len(added),
@@ -156,9 +156,9 @@ def _reuse(
     if full:
         raise _Stale("it was asked for")
     try:
-        folder = steps.latest(root, "pipeline etl")[1]
+        folder = workspace.latest(root, "pipeline etl")[1]
         kept = Kept.model_validate_json((folder / _KEPT).read_text())
-    except (steps.MissingStep, OSError, ValidationError):
+    except (workspace.MissingStep, OSError, ValidationError):
         raise _Stale("there is nothing from an earlier run") from None
     if kept.archive != now.archive:
         raise _Stale(f"the last run read another log, {kept.archive}")

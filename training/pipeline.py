@@ -31,25 +31,25 @@ from afterclick.settings import Settings
 from training import (
     catalogue,
     content,
-    dataset,
     etl,
     failures,
     fit,
     gate,
     holdout,
+    interactions,
     publish,
     ranker,
     spark,
-    steps,
+    workspace,
 )
-from training.candidate import Evaluation, Facts, copy_model, score_of, write_model
-from training.dataset import Interactions
+from training.challenger import Evaluation, RunMetadata, copy_model, score_of, write_model
 from training.etl import Report
+from training.interactions import Interactions
 from training.ranker import RankerConfig
 from training.trained import Trained
 
 if TYPE_CHECKING:
-    from training.registry import Registry
+    from training.mlflow_registry import MlflowRegistry
 
 log = structlog.get_logger()
 Progress = Callable[[str], None]
@@ -79,24 +79,24 @@ class Pipeline:
         )
         return report
 
-    def train(self, early: Callable[[fit.Fitted, Facts], None] | None = None) -> Facts:
+    def train(self, early: Callable[[fit.Fitted, RunMetadata], None] | None = None) -> RunMetadata:
         """Fit the model, its twin and the ranker.
 
         Where nothing is served yet, `early` is handed the model before the slower rest.
         """
         with failures.recorded(self.settings, "train"):
             knobs = self.settings.training
-            etl_version, tables = steps.latest(self.home / "etl", "pipeline etl")
-            rows, known = dataset.load(tables), catalogue.load(tables / "catalogue")
+            etl_version, tables = workspace.latest(self.home / "etl", "pipeline etl")
+            rows, known = interactions.load(tables), catalogue.load(tables / "catalogue")
             config, cut = fit.FitConfig.of(knobs), holdout.cut_of(rows, knobs.holdout)
             champion = publish.champion(self.settings.kafka)
             seconds: dict[str, float] = {}
             with (
                 spark.session(self.settings) as session,
-                steps.new_version(self.home / "candidates") as made,
+                workspace.new_version(self.home / "candidates") as made,
             ):
                 version, folder = made
-                facts = Facts(
+                facts = RunMetadata(
                     version=version,
                     cut_ms=cut,
                     parameters=knobs.model_dump(
@@ -128,7 +128,7 @@ class Pipeline:
     def evaluate(self) -> Evaluation:
         """Ask the twin about the holdout, beside the champion's twin and plain trends; write the verdict."""
         with failures.recorded(self.settings, "eval"):
-            folder = steps.latest(self.home / "candidates", "pipeline train")[1]
+            folder = workspace.latest(self.home / "candidates", "pipeline train")[1]
             facts = read_facts(folder)
             rows = self._rows(facts)
             knobs = self.settings.training
@@ -160,12 +160,12 @@ class Pipeline:
 
     def deploy(self) -> ModelPublished:
         """Publish the newest candidate if its verdict allows. Raises Refused with the reason if not."""
-        from training.registry import Registry
+        from training.mlflow_registry import MlflowRegistry
 
         with failures.recorded(self.settings, "deploy") as attempt:
-            version, folder = steps.latest(self.home / "candidates", "pipeline train")
+            version, folder = workspace.latest(self.home / "candidates", "pipeline train")
             facts, evaluation = read_facts(folder), read_evaluation(folder)
-            registry = Registry(self.settings)
+            registry = MlflowRegistry(self.settings)
             run_id = attempt.run_id = self._record(registry, folder, facts, evaluation)
             if not evaluation.passed:
                 Trained.of(facts).write(self.home)
@@ -202,14 +202,16 @@ class Pipeline:
         evaluation = self.evaluate()
         return report, evaluation, self.deploy()
 
-    def publish_early(self, fitted: fit.Fitted, facts: Facts) -> None:
+    def publish_early(self, fitted: fit.Fitted, facts: RunMetadata) -> None:
         """Serve a model that is sound but not evaluated: better than none, and soon replaced."""
         first = f"{facts.version}-first"
         target = write_model(self.settings.artifacts, first, fitted, None, facts)
         publish.announce(self.settings.kafka, target, store=self.settings.training.store)
-        from training.registry import Registry  # MLflow takes seconds to import: it serves by now
+        from training.mlflow_registry import (
+            MlflowRegistry,  # MLflow takes seconds to import: it serves by now
+        )
 
-        registry = Registry(self.settings)
+        registry = MlflowRegistry(self.settings)
         tags = {k: str(v) for k, v in facts.lineage.items()} | {"version": first}
         run_id = registry.start(first, facts.parameters, tags)
         registry.describe(run_id)
@@ -236,25 +238,25 @@ class Pipeline:
         self.progress(f"ranker learned from {blend.questions:,} questions")
         return blend.text
 
-    def _judge(self, questions: holdout.Holdout, folder: Path) -> gate.Judged | None:
+    def _judge(self, questions: holdout.Holdout, folder: Path) -> gate.PerQueryMetrics | None:
         arrays, _ = models.load(folder)
         score = score_of(folder)
         return holdout.judge(questions, arrays, score) if score is not None else None
 
     def _judge_champion(
         self, questions: holdout.Holdout, champion: ModelPublished | None
-    ) -> gate.Judged | None:
+    ) -> gate.PerQueryMetrics | None:
         twin = self.home / "twins" / champion.version if champion else None
         return self._judge(questions, twin) if twin is not None and twin.is_dir() else None
 
-    def _rows(self, facts: Facts) -> Interactions:
+    def _rows(self, facts: RunMetadata) -> Interactions:
         tables = self.home / "etl" / str(facts.lineage["etl"])
         if not tables.is_dir():
-            raise steps.MissingStep(f"{tables} is gone: run `afterclick pipeline train` again")
-        return dataset.load(tables)
+            raise workspace.MissingStep(f"{tables} is gone: run `afterclick pipeline train` again")
+        return interactions.load(tables)
 
     def _record(
-        self, registry: Registry, folder: Path, facts: Facts, evaluation: Evaluation
+        self, registry: MlflowRegistry, folder: Path, facts: RunMetadata, evaluation: Evaluation
     ) -> str:
         """The MLflow run of a candidate; deploying twice writes one run."""
         from training import run_report
@@ -276,8 +278,10 @@ class Pipeline:
         known.write_text(run_id)
         return run_id
 
-    def _sound(self, arrays: models.Model, facts: Facts, champion: ModelPublished | None) -> None:
-        verdict = gate.sound(arrays, self._items(champion))
+    def _sound(
+        self, arrays: models.Model, facts: RunMetadata, champion: ModelPublished | None
+    ) -> None:
+        verdict = gate.sanity_check(arrays, self._items(champion))
         if not verdict.passed:
             Trained.of(facts).write(self.home)
             raise gate.Refused(f"{arrays.version} is not published: {verdict.reason}")
@@ -307,22 +311,22 @@ def _fit_past(
     return fit.fit(session, rows, known, config, "past").model
 
 
-def read_facts(folder: Path) -> Facts:
+def read_facts(folder: Path) -> RunMetadata:
     """Where a candidate came from."""
-    return Facts.model_validate_json((folder / "facts.json").read_text())
+    return RunMetadata.model_validate_json((folder / "facts.json").read_text())
 
 
 def read_evaluation(folder: Path) -> Evaluation:
     """A candidate's verdict. Raises MissingStep before `eval` has run."""
     path = folder / "evaluation.json"
     if not path.is_file():
-        raise steps.MissingStep(
+        raise workspace.MissingStep(
             f"{folder.name} has no evaluation: run `afterclick pipeline eval` first"
         )
     return Evaluation.model_validate_json(path.read_text())
 
 
-def means(judged: gate.Judged) -> dict[str, float]:
+def means(judged: gate.PerQueryMetrics) -> dict[str, float]:
     """protocol.metric → mean over the questions."""
     return {
         f"{protocol}.{name}": round(float(values.mean()), 5)
@@ -339,7 +343,7 @@ def _lineage(tables: Path, etl_version: str) -> dict[str, object]:
         "positions": report.positions,
         "rows": report.rows_out,
         "newest_ms": report.newest_ms,
-        "data": dataset.fingerprint(tables),
+        "data": interactions.fingerprint(tables),
         "commit": git_commit(),
     }
 

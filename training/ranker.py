@@ -20,10 +20,10 @@ from afterclick.model import FloatArray, Model
 from afterclick.retrieval import CandidateLimits, candidate_items, exact_search
 from afterclick.trends import DAY_MS
 from afterclick.user_vectors import fold_in, tower_user
-from training.dataset import Interactions
 from training.evaluation.protocols import Split, moments, sample, with_history
 from training.evaluation.states import Asked, replay
 from training.holdout import renumber
+from training.interactions import Interactions
 
 if TYPE_CHECKING:
     import lightgbm

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from training.candidate import Evaluation, Facts, flat
+from training.challenger import Evaluation, RunMetadata, flat
 
 _COLOURS = {"this model": "#3bb273", "champion": "#5b8def", "trends": "#9aa5b1"}
 
 
-def write(folder: Path, facts: Facts, evaluation: Evaluation) -> Path:
+def write(folder: Path, facts: RunMetadata, evaluation: Evaluation) -> Path:
     """Write the report; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     judged = {"this model": evaluation.metrics, **evaluation.against}
@@ -26,7 +26,9 @@ def write(folder: Path, facts: Facts, evaluation: Evaluation) -> Path:
     return path
 
 
-def _lines(facts: Facts, evaluation: Evaluation, judged: dict[str, dict[str, float]]) -> list[str]:
+def _lines(
+    facts: RunMetadata, evaluation: Evaluation, judged: dict[str, dict[str, float]]
+) -> list[str]:
     names = sorted({name for figures in judged.values() for name in figures})
     seconds = ", ".join(f"{name} {value:.1f} s" for name, value in facts.seconds.items())
     return [

@@ -40,10 +40,10 @@ _RECORD_S = 300.0
 
 
 @dataclass(frozen=True)
-class Ended:
+class Outcome:
     """How a training ended."""
 
-    went_through: bool
+    completed: bool
     """Published, or refused by the gate; else it failed."""
     how: str
     """A version, or the reason."""
@@ -98,7 +98,7 @@ class Retrain:
         log.info("retraining", reason=reason)
         began = self._clock()
         ended = self._train(reason, stop)
-        if ended.went_through:
+        if ended.completed:
             self._last_start = began
             self._backoff.reset()
         elif not stop.is_set():
@@ -117,7 +117,7 @@ class Retrain:
         fresh = new_events(self.settings)
         return f"{fresh:,} new events" if fresh >= self.events else None
 
-    def _train(self, reason: str, stop: threading.Event) -> Ended:
+    def _train(self, reason: str, stop: threading.Event) -> Outcome:
         """Run the pipeline in a child, whose memory is given back whole; returns how it ended.
 
         One that hangs is killed, and its lock ends with it. One that could not say how it ended is recorded
@@ -125,7 +125,7 @@ class Retrain:
         """
         began_ms = failures.now_ms()
         context = multiprocessing.get_context("spawn")
-        answers: multiprocessing.SimpleQueue[Ended] = context.SimpleQueue()
+        answers: multiprocessing.SimpleQueue[Outcome] = context.SimpleQueue()
         child = context.Process(
             target=_once, args=(self.settings, reason, answers), name="training"
         )
@@ -139,9 +139,9 @@ class Retrain:
         elif not answers.empty():
             return answers.get()
         if stop.is_set():
-            return Ended(False, "ended with the process")
+            return Outcome(False, "ended with the process")
         longest = f"took longer than {self.settings.training.longest_hours:g} h and was ended"
-        ended = Ended(False, longest if hung else f"died with exit code {child.exitcode}")
+        ended = Outcome(False, longest if hung else f"died with exit code {child.exitcode}")
         self._record(ended.how, began_ms)
         return ended
 
@@ -234,7 +234,7 @@ def end_offsets(kafka: KafkaSettings, timeout_s: float = 10.0) -> dict[str, int]
     return ends
 
 
-def _once(settings: Settings, reason: str, answers: multiprocessing.SimpleQueue[Ended]) -> None:
+def _once(settings: Settings, reason: str, answers: multiprocessing.SimpleQueue[Outcome]) -> None:
     """The child: all steps once, then how it went."""
     os.nice(10)
 
@@ -244,9 +244,9 @@ def _once(settings: Settings, reason: str, answers: multiprocessing.SimpleQueue[
     try:
         with exclusive(settings.home, "the retraining process"):
             say(reason)
-            answers.put(Ended(True, Pipeline(settings, say).everything()[2].version))
+            answers.put(Outcome(True, Pipeline(settings, say).everything()[2].version))
     except AfterclickError as error:
-        answers.put(Ended(isinstance(error, Refused), f"{type(error).__name__}: {error}"))
+        answers.put(Outcome(isinstance(error, Refused), f"{type(error).__name__}: {error}"))
     except Exception as error:
         log.exception("training failed")
-        answers.put(Ended(False, f"{type(error).__name__}: {error}"))
+        answers.put(Outcome(False, f"{type(error).__name__}: {error}"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from afterclick.io.home import HomeFile
-from training.candidate import Facts
+from training.challenger import RunMetadata
 
 
 class Trained(HomeFile):
@@ -26,6 +26,6 @@ class Trained(HomeFile):
         return home / "trained.json"
 
     @classmethod
-    def of(cls, facts: Facts) -> Self:
+    def of(cls, facts: RunMetadata) -> Self:
         """A candidate on which there is a decision."""
         return cls(version=facts.version, positions=facts.lineage["positions"])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from afterclick.towers import AGES_DAYS, LONGEST, UNKNOWN, TowerArrays
 from afterclick.trends import DAY_MS
-from training.dataset import Interactions
+from training.interactions import Interactions
 from training.tower_config import TowerConfig
 
 

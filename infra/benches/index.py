@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from afterclick.model import FloatArray
 from serving.ranking.searches import index_search
-from training import index
+from training import ann_index
 
 ASKED = 100
 """Neighbours a search returns: how many candidates the API takes from the index."""
@@ -74,11 +74,11 @@ def _of_size(bench: Bench, items: int) -> Iterator[dict[str, Any]]:
         for kind in ("flat", "ivf", "hnsw"):
             with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
                 built = fresh.submit(_build, folder, kind).result()
-            found = _search(folder / index.FILE, known, asked, exact)
+            found = _search(folder / ann_index.FILE, known, asked, exact)
             yield {
                 "kind": kind,
                 "items": items,
-                "chosen": index.kind_of(items) == kind,
+                "chosen": ann_index.kind_of(items) == kind,
                 **built,
                 **found,
             }
@@ -89,13 +89,13 @@ def _build(folder: Path, kind: str) -> dict[str, float]:
     known = np.load(folder / _VECTORS)
     with _peak_mib() as peak:
         start = time.perf_counter()
-        built, _ = index.build(known, kind)
+        built, _ = ann_index.build(known, kind)
         seconds = time.perf_counter() - start
-    index.write(built, folder)
+    ann_index.write(built, folder)
     return {
         "build_s": round(seconds, 2),
         "build_mib": round(max(peak), 1),
-        "index_mib": round((folder / index.FILE).stat().st_size / _MIB, 1),
+        "index_mib": round((folder / ann_index.FILE).stat().st_size / _MIB, 1),
     }
 
 

@@ -28,7 +28,7 @@ from afterclick.state import HistoryEntry
 from afterclick.towers import AGES_DAYS, TowerArrays
 from afterclick.trends import HALF_LIVES_MS
 from serving.ranking.ranker import FILE
-from training import index
+from training import ann_index
 
 RANK, NEIGHBOURS, CONTENT = 64, 50, 64
 DESCRIBED = 0.3
@@ -127,16 +127,16 @@ def _write_models(
     model = _model(shop, rng)
     assert model.factors is not None
     assert model.towers is not None
-    indexes = {index.FILE: model.factors, index.TOWERS: model.towers.targets}
-    built = {name: index.build(vectors)[0] for name, vectors in indexes.items()}
-    if model.content is not None and (content := index.of_content(model.content)) is not None:
-        built[index.CONTENT] = content
+    indexes = {ann_index.FILE: model.factors, ann_index.TOWERS: model.towers.targets}
+    built = {name: ann_index.build(vectors)[0] for name, vectors in indexes.items()}
+    if model.content is not None and (content := ann_index.of_content(model.content)) is not None:
+        built[ann_index.CONTENT] = content
     ranker = _ranker(rng)
 
     def fill(folder: Path, version: str) -> None:
         replace(model, version=version).save(folder)
         for name, made in built.items():
-            index.write(made, folder, name)
+            ann_index.write(made, folder, name)
         (folder / FILE).write_text(ranker)
 
     written = {}

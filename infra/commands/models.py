@@ -10,7 +10,7 @@ from infra.commands.train import as_json, say
 
 if TYPE_CHECKING:
     from afterclick.settings import Settings
-    from training.registry import Entry, Registry
+    from training.mlflow_registry import MlflowRegistry, RegisteredModel
 
 app = typer.Typer(help="What was trained, what is served, and going back.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
@@ -107,12 +107,12 @@ def rollback(json: Json = False) -> None:
     _promote(settings, registry, registry.get("previous"), json)
 
 
-def _open() -> tuple[Settings, Registry]:
+def _open() -> tuple[Settings, MlflowRegistry]:
     from afterclick.settings import Settings
-    from training.registry import Registry
+    from training.mlflow_registry import MlflowRegistry
 
     settings = Settings()
-    return settings, Registry(settings)
+    return settings, MlflowRegistry(settings)
 
 
 def _served(settings: Settings) -> str | None:
@@ -122,7 +122,9 @@ def _served(settings: Settings) -> str | None:
     return champion.version if champion else None
 
 
-def _promote(settings: Settings, registry: Registry, entry: Entry, json: bool) -> None:
+def _promote(
+    settings: Settings, registry: MlflowRegistry, entry: RegisteredModel, json: bool
+) -> None:
     from training import publish
 
     published = publish.announce(settings.kafka, entry.folder, store=settings.training.store)
@@ -132,7 +134,7 @@ def _promote(settings: Settings, registry: Registry, entry: Entry, json: bool) -
         as_json(published.model_dump())
 
 
-def _row(entry: Entry, served: str | None) -> dict[str, Any]:
+def _row(entry: RegisteredModel, served: str | None) -> dict[str, Any]:
     from afterclick.artifact import read_manifest
     from afterclick.errors import BadArtifact
 
@@ -154,7 +156,7 @@ def _row(entry: Entry, served: str | None) -> dict[str, Any]:
 def _decisions(settings: Settings) -> list[dict[str, Any]]:
     """What the gate decided on each candidate that was evaluated, newest first."""
     from training.pipeline import read_evaluation
-    from training.steps import MissingStep
+    from training.workspace import MissingStep
 
     found = []
     for folder in sorted((settings.home / "candidates").glob("*/"), reverse=True):

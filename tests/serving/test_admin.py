@@ -256,9 +256,9 @@ def test_a_foreign_page_steers_nothing(admin_api: Running) -> None:
 def test_models_are_listed_promoted_and_rolled_back(
     admin_api: Running, breakable: Settings
 ) -> None:
-    from training.registry import Registry
+    from training.mlflow_registry import MlflowRegistry
 
-    registry = Registry(breakable)
+    registry = MlflowRegistry(breakable)
     registry.experiment()
     for version in ("m1", "m2"):
         folder = breakable.artifacts / version

@@ -10,19 +10,19 @@ from afterclick import artifact
 from afterclick.model import Model
 from afterclick.settings import Settings
 from tests.scoring.examples import a_model
-from training import publish, steps
-from training.candidate import Evaluation, Facts
-from training.registry import Registry
+from training import publish, workspace
+from training.challenger import Evaluation, RunMetadata
+from training.mlflow_registry import MlflowRegistry
 
 
 def candidate(
     settings: Settings, version: str, model: Model | None = None, **verdict: Any
-) -> Facts:
+) -> RunMetadata:
     """The newest candidate, evaluated beside the champion of now; passed, if `verdict` says nothing else."""
     root = settings.home / "candidates"
     for name in ("model", "twin"):
         an_artifact(root / version, name, model)
-    facts = Facts(
+    facts = RunMetadata(
         version=version,
         cut_ms=0,
         parameters={},
@@ -34,13 +34,13 @@ def candidate(
     evaluation = Evaluation(champion=champion.version if champion else None, **{**known, **verdict})
     (root / version / "facts.json").write_text(facts.model_dump_json())
     (root / version / "evaluation.json").write_text(evaluation.model_dump_json())
-    steps.set_latest(root, version)
+    workspace.set_latest(root, version)
     return facts
 
 
 def champion(settings: Settings, version: str, model: Model | None = None) -> None:
     """A model that is registered, announced and followed by the aliases."""
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     folder = an_artifact(settings.artifacts, version, model)
     registry.register(folder, registry.start(version, {}, {}), {})
     publish.announce(settings.kafka, folder)

@@ -19,7 +19,7 @@ from afterclick import artifact
 from afterclick.errors import BadArtifact
 from afterclick.settings import Settings
 from training import publish
-from training.candidate import copy_model
+from training.challenger import copy_model
 
 NEW = "new"
 STEP = 4

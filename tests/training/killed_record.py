@@ -16,8 +16,8 @@ from sqlalchemy import Engine, event
 from afterclick.settings import Settings
 from tests.training.killed_deploy import forked
 from training import publish
+from training.mlflow_registry import MlflowRegistry
 from training.pipeline import Pipeline
-from training.registry import Registry
 
 OLD, NEW = "old", "new"
 
@@ -58,7 +58,7 @@ def _killed_at(place: int, settings: Settings) -> None:
 
 def _tell(ended: int, settings: Settings) -> None:
     champion = publish.champion(settings.kafka)
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     left = {alias: entry.version for entry in registry.entries() for alias in entry.aliases}
     found = {alias: registry.get(alias).version for alias in ("champion", "previous")}
     told = {

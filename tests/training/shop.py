@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from afterclick.events import Item, ItemEvent, encode, new_id, now
 from afterclick.settings import KafkaSettings
-from training.dataset import Interactions
+from training.interactions import Interactions
 
 DAY_MS = 86_400_000
 START = datetime(2026, 1, 1, tzinfo=UTC)

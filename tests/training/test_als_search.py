@@ -16,7 +16,7 @@ from training.als import AlsConfig
 from training.als_quality import Exam
 from training.als_search import Search
 from training.evaluation.command import split_of
-from training.registry import Registry
+from training.mlflow_registry import MlflowRegistry
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -35,7 +35,7 @@ def exam(tmp_path: Path, settings: Settings) -> Exam:
 def test_every_trial_is_a_nested_run_with_its_metrics(settings: Settings, exam: Exam) -> None:
     answer = als_search.run(settings, exam, Search(trials=3))
     assert answer["trials"] == 3
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     runs = registry.client.search_runs(
         [registry.experiment()], f"tags.mlflow.parentRunId = '{answer['run']}'"
     )
@@ -72,7 +72,7 @@ def test_a_trial_far_behind_the_others_is_pruned(settings: Settings, exam: Exam)
     study = optuna.create_study(
         study_name="als", storage=f"sqlite:///{_database(settings)}", direction="maximize"
     )
-    study.set_user_attr("run", Registry(settings).start("search", {}, {}))
+    study.set_user_attr("run", MlflowRegistry(settings).start("search", {}, {}))
     for _ in range(5):  # five trials that were better than anything can be
         trial = study.ask()
         trial.report(2.0, 2)
@@ -84,7 +84,7 @@ def test_a_trial_far_behind_the_others_is_pruned(settings: Settings, exam: Exam)
         (6, " pruned"),
         (7, " pruned"),
     ]
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     runs = registry.client.search_runs([registry.experiment()], "attributes.status = 'KILLED'")
     assert len(runs) == 2
     assert all({"rmse", "ndcg_at_10"} <= set(run.data.metrics) for run in runs), "how far they came"

@@ -14,7 +14,7 @@ from training.baselines import (
     reachable,
     same_day_neighbours,
 )
-from training.dataset import Interactions
+from training.interactions import Interactions
 
 DAY = 86_400_000
 

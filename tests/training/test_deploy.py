@@ -12,8 +12,8 @@ from tests.scoring.examples import a_model
 from tests.training.candidates import an_artifact, candidate, champion
 from training import publish
 from training.gate import Refused
+from training.mlflow_registry import MlflowRegistry
 from training.pipeline import Pipeline
-from training.registry import Registry
 from training.trained import Trained
 
 
@@ -63,10 +63,12 @@ def test_a_champion_that_a_killed_deploy_never_registered_is_what_one_goes_back_
     champion(settings, "oldest")
     champion(settings, "old")
     publish.announce(settings.kafka, an_artifact(settings.artifacts, "new"))
-    assert Registry(settings).find("new") is None
+    assert MlflowRegistry(settings).find("new") is None
     candidate(settings, "newer")
     Pipeline(settings).deploy()
     aliases = {
-        alias: entry.version for entry in Registry(settings).entries() for alias in entry.aliases
+        alias: entry.version
+        for entry in MlflowRegistry(settings).entries()
+        for alias in entry.aliases
     }
     assert aliases == {"champion": "newer", "previous": "new"}

@@ -13,7 +13,7 @@ from afterclick.errors import BadDataset
 from afterclick.events import Item
 from afterclick.settings import Settings
 from tests.training import shop
-from training import catalogue, dataset, etl
+from training import catalogue, etl, interactions
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -48,7 +48,7 @@ def test_every_row_is_kept_or_dropped_for_a_reason(spark: SparkSession, settings
     }
     assert report.rows_out == 3
     assert report.balanced()
-    table = dataset.load(folder)
+    table = interactions.load(folder)
     pairs = {
         (table.user_ids[u], table.item_ids[i]) for u, i in zip(table.user, table.item, strict=True)
     }
@@ -70,7 +70,7 @@ def test_what_was_undone_is_not_learned_from_unless_it_is_done_again(
     folder, report = run(spark, settings)
     assert (report.dropped["undone"], report.dropped["not_positive"]) == (2, 2)
     assert report.balanced()
-    table = dataset.load(folder)
+    table = interactions.load(folder)
     pairs = {
         (table.user_ids[u], table.item_ids[i]) for u, i in zip(table.user, table.item, strict=True)
     }
@@ -83,7 +83,7 @@ def test_a_repeated_pair_keeps_its_first_time_and_its_heaviest_action(
 ) -> None:
     rows = [shop.event("u", "a", 9, action="purchase"), shop.event("u", "a", 2, action="view")]
     shop.write_log(settings.archive, rows)
-    table = dataset.load(run(spark, settings)[0])
+    table = interactions.load(run(spark, settings)[0])
     assert table.time_ms.tolist() == [int(shop.START.timestamp() * 1000) + 2 * shop.DAY_MS]
     assert table.weight.tolist() == [3.0]
 
@@ -100,7 +100,7 @@ def test_the_core_is_what_repeated_filtering_leaves(
 ) -> None:
     shop.write_log(settings.archive, shop.drifting_events(users=120, items=80))
     folder, report = run(spark, settings)
-    table = dataset.load(folder)
+    table = interactions.load(folder)
     core = _filtered(set(zip(table.user.tolist(), table.item.tolist(), strict=True)), 5)
     written = pq.read_table(folder / "interactions").to_pylist()
     assert {(row["user_index"], row["item_index"]) for row in written if row["core"]} == core
@@ -116,11 +116,11 @@ def test_numbers_go_by_popularity_and_the_same_log_gives_the_same_tables(
 ) -> None:
     shop.write_log(settings.archive, shop.drifting_events(users=60, items=20))
     first, second = run(spark, settings)[0], run(spark, settings)[0]
-    counts = dataset.load(first).item_counts()
+    counts = interactions.load(first).item_counts()
     assert (counts[:-1] >= counts[1:]).all()
-    assert dataset.fingerprint(first) == dataset.fingerprint(second)
+    assert interactions.fingerprint(first) == interactions.fingerprint(second)
     shop.write_log(settings.archive, [shop.event("somebody", "new", 200)])
-    assert dataset.fingerprint(run(spark, settings)[0]) != dataset.fingerprint(first)
+    assert interactions.fingerprint(run(spark, settings)[0]) != interactions.fingerprint(first)
 
 
 def test_the_catalogue_is_the_newest_event_of_each_item(

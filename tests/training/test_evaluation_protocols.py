@@ -9,10 +9,10 @@ from afterclick.features import TrendView
 from afterclick.quarantine import QuarantineLimits, guard
 from afterclick.trends import TrendTable
 from training.baselines import trends_at
-from training.dataset import Interactions
 from training.evaluation.protocols import PROTOCOLS, Split, moments, queries, sample
 from training.evaluation.ranking import top_n
 from training.evaluation.states import replay
+from training.interactions import Interactions
 
 DAY = 86_400_000
 CUT = 100 * DAY

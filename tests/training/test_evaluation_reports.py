@@ -17,8 +17,8 @@ from training.evaluation.clicks import ClickModel, simulate
 from training.evaluation.command import cut_of
 from training.evaluation.compare import Answers
 from training.evaluation.protocols import Queries
+from training.mlflow_registry import MlflowRegistry
 from training.ranker import RankerConfig
-from training.registry import Registry
 from training.tower_config import TowerConfig
 
 DAY_S = 86_400
@@ -96,7 +96,7 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
     text = (report / "report.md").read_text()
     assert "| live | " in text
     assert "| gini@10 | diversity@10 | novelty@10 | popularity_lift@10 |" in text
-    registry = Registry(Settings(home=tmp_path / "home"))
+    registry = MlflowRegistry(Settings(home=tmp_path / "home"))
     run = registry.client.search_runs([registry.experiment()])[0]
     assert run.data.metrics["blend.live.hr_at_10"] == live["blend"]
     # what was used, not the smaller defaults of a training

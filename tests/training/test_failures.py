@@ -12,13 +12,13 @@ from afterclick.errors import Unavailable
 from afterclick.settings import KafkaSettings, Settings
 from tests.training.candidates import candidate
 from training import failures, gate, publish
+from training.mlflow_registry import MlflowRegistry
 from training.pipeline import Pipeline
-from training.registry import Registry
-from training.steps import MissingStep
+from training.workspace import MissingStep
 
 
 def runs(settings: Settings) -> list[Run]:
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     return list(registry.client.search_runs([registry.experiment()]))
 
 

@@ -9,7 +9,7 @@ import pytest
 from afterclick.settings import Settings
 from streaming import forgotten
 from tests.training import shop
-from training import dataset, etl
+from training import etl, interactions
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.spark
 def users_of_tables(spark: SparkSession, settings: Settings) -> set[str]:
     version, report = etl.run(spark, settings)
     assert report.balanced()
-    return set(dataset.load(settings.home / "etl" / version).user_ids.tolist())
+    return set(interactions.load(settings.home / "etl" / version).user_ids.tolist())
 
 
 def test_their_rows_are_left_out_up_to_the_moment(spark: SparkSession, settings: Settings) -> None:

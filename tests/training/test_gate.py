@@ -25,13 +25,13 @@ def words(*shape: int, value: float = 1.0) -> WordVectors:
     return WordVectors(np.array(["camera", "usb"]), np.full(shape, value, np.float32))
 
 
-def judged(values: np.ndarray) -> gate.Judged:
+def judged(values: np.ndarray) -> gate.PerQueryMetrics:
     return {"live": {gate.METRIC: values}}
 
 
 def test_a_sound_model_passes() -> None:
-    assert gate.sound(model()).passed
-    assert gate.sound(
+    assert gate.sanity_check(model()).passed
+    assert gate.sanity_check(
         replace(model(), content=np.ones((20, 3), np.float32), words=words(2, 3))
     ).passed
 
@@ -40,7 +40,7 @@ def test_nan_is_refused() -> None:
     broken = model()
     assert broken.factors is not None
     broken.factors[3, 1] = np.nan
-    verdict = gate.sound(broken)
+    verdict = gate.sanity_check(broken)
     assert not verdict.passed
     assert "als_item_factors holds NaN" in verdict.reason
 
@@ -58,14 +58,14 @@ def test_nan_is_refused() -> None:
     ],
 )
 def test_a_wrong_shape_is_refused(change: dict[str, Any], reason: str) -> None:
-    verdict = gate.sound(replace(model(), **change))
+    verdict = gate.sanity_check(replace(model(), **change))
     assert not verdict.passed
     assert reason in verdict.reason
 
 
 def test_a_model_that_lost_most_items_is_refused() -> None:
-    assert not gate.sound(model(20), before=50).passed
-    assert gate.sound(model(30), before=50).passed
+    assert not gate.sanity_check(model(20), before=50).passed
+    assert gate.sanity_check(model(30), before=50).passed
 
 
 def test_better_and_equal_pass_and_worse_does_not() -> None:

@@ -14,7 +14,7 @@ import pytest
 from afterclick.settings import Settings
 from tests.training.candidates import an_artifact, candidate, champion
 from training import publish
-from training.registry import Registry
+from training.mlflow_registry import MlflowRegistry
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_killed_at_any_write_to_mlflow_the_way_back_leads_to_what_was_served_bef
     champion(settings, "oldest")
     champion(settings, "old")
     candidate(settings, "new")
-    run_id = Registry(settings).start("new", {}, {})
+    run_id = MlflowRegistry(settings).start("new", {}, {})
     (settings.home / "candidates" / "new" / "run").write_text(run_id)
     *killed, last = tries("killed_record", settings)
     before = {"old": "oldest", "new": "old"}

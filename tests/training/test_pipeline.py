@@ -16,11 +16,11 @@ from afterclick.settings import Settings
 from tests.scoring.examples import a_model
 from tests.training import shop
 from tests.training.candidates import champion
-from training import gate, publish, steps
-from training.candidate import RANKER, Evaluation
+from training import gate, publish, workspace
+from training.challenger import RANKER, Evaluation
 from training.lock import exclusive
+from training.mlflow_registry import MlflowRegistry
 from training.pipeline import Pipeline
-from training.registry import Registry
 from training.trained import Trained
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def pipeline(spark: SparkSession, settings: Settings) -> Pipeline:
 
 def refuse(pipeline: Pipeline) -> None:
     """Let the newest candidate's verdict be a refusal."""
-    folder = steps.latest(pipeline.home / "candidates", "")[1]
+    folder = workspace.latest(pipeline.home / "candidates", "")[1]
     path = folder / "evaluation.json"
     verdict = Evaluation.model_validate_json(path.read_text())
     path.write_text(
@@ -57,7 +57,7 @@ def refuse(pipeline: Pipeline) -> None:
 def test_the_whole_way_twice(pipeline: Pipeline) -> None:
     """One test, for each run costs half a minute: publish, record, compare, refuse, roll back."""
     kafka = pipeline.settings.kafka
-    with pytest.raises(steps.MissingStep, match="pipeline etl"):
+    with pytest.raises(workspace.MissingStep, match="pipeline etl"):
         pipeline.train()
     assert Trained.read(pipeline.home) is None
     report, evaluation, published = pipeline.everything()
@@ -81,7 +81,7 @@ def test_the_whole_way_twice(pipeline: Pipeline) -> None:
     assert (pipeline.settings.artifacts / first).is_dir()
     assert publish.champion(kafka) == published
 
-    registry = Registry(pipeline.settings)
+    registry = MlflowRegistry(pipeline.settings)
     entry = registry.get("champion")
     run = registry.client.get_run(entry.run_id)
     assert run.info.status == "FINISHED"
@@ -115,7 +115,7 @@ def test_a_run_that_breaks_leaves_the_champion_and_no_candidate(pipeline: Pipeli
     with pytest.raises(KeyboardInterrupt):
         pipeline.train(early=break_here)
     assert publish.champion(pipeline.settings.kafka) is None
-    with pytest.raises(steps.MissingStep, match="pipeline train"):
+    with pytest.raises(workspace.MissingStep, match="pipeline train"):
         pipeline.evaluate()
     assert (
         Trained.read(pipeline.home) is None
@@ -130,7 +130,7 @@ def test_a_model_that_lost_most_items_is_no_candidate(pipeline: Pipeline) -> Non
     with pytest.raises(gate.Refused, match="items, the champion has 1,000"):
         pipeline.train()
     assert "training the two towers" not in said  # nor is time lost on it
-    with pytest.raises(steps.MissingStep, match="pipeline train"):
+    with pytest.raises(workspace.MissingStep, match="pipeline train"):
         pipeline.evaluate()
     trained = Trained.read(pipeline.home)
     assert trained is not None
@@ -149,7 +149,7 @@ def test_one_training_at_a_time(settings: Settings) -> None:
 
 
 def test_the_announced_model_is_the_champion_whatever_the_aliases_say(settings: Settings) -> None:
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     run = registry.start("test", {"rank": 1}, {})
     for version in ("v1", "v2"):
         folder = _artifact(settings, version)

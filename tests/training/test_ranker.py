@@ -13,11 +13,11 @@ from afterclick.features import FEATURE_NAMES, group_contributions
 from afterclick.model import Model
 from training import baselines, ranker
 from training.baselines import NeighbourConfig
-from training.dataset import Interactions
 from training.evaluation.compare import Catalogue, answer_all, freshness, measure
 from training.evaluation.contestants import Fitted, contestants
 from training.evaluation.protocols import Split, moments, queries, with_history
 from training.evaluation.states import replay
+from training.interactions import Interactions
 from training.ranker import NotEnoughHistory, RankerConfig, past_splits
 
 DAY = 86_400_000

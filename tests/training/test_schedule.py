@@ -17,8 +17,8 @@ from tests.waiting import wait_until
 from training import publish, schedule
 from training.backoff import Backoff
 from training.lock import exclusive, holder
-from training.registry import Registry
-from training.schedule import Ended, Retrain
+from training.mlflow_registry import MlflowRegistry
+from training.schedule import Outcome, Retrain
 from training.trained import Trained
 
 
@@ -38,16 +38,16 @@ class Scripted(Retrain):
         super().__init__(
             Settings(home=home), every_s=100, events=1000, clock=clock, backoff=backoff
         )
-        self.ends = Ended(False, "no Parquet log")
+        self.ends = Outcome(False, "no Parquet log")
         self.trained_at: list[float] = []
 
-    def _train(self, reason: str, stop: threading.Event) -> Ended:
+    def _train(self, reason: str, stop: threading.Event) -> Outcome:
         self.trained_at.append(self._clock())
         return self.ends
 
 
 def failed_runs(settings: Settings) -> list[Run]:
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     return list(registry.client.search_runs([registry.experiment()], "tags.kind = 'failed'"))
 
 
@@ -97,9 +97,9 @@ def test_after_one_that_went_through_the_next_failure_waits_a_minute_again(tmp_p
     clock = Clock()
     retrain = Scripted(tmp_path, clock)
     look_for(retrain, clock, 900)
-    retrain.ends = Ended(True, "v1")
+    retrain.ends = Outcome(True, "v1")
     assert look_for(retrain, clock, 10) == [0]
-    retrain.ends = Ended(False, "no Parquet log")
+    retrain.ends = Outcome(False, "no Parquet log")
     assert look_for(retrain, clock, 120) == [0, 60]
 
 
@@ -108,7 +108,7 @@ def test_one_that_failed_stays_due_by_the_clock(tmp_path: Path) -> None:
     retrain = Scripted(tmp_path, clock)
     clock.now += 100
     assert retrain.look(threading.Event())
-    retrain.ends = Ended(True, "v1")
+    retrain.ends = Outcome(True, "v1")
     clock.now += 60
     assert retrain.look(threading.Event())
     assert retrain._last_start == clock.now
@@ -135,7 +135,7 @@ def test_a_child_that_finds_the_lock_taken_says_nothing(tmp_path: Path) -> None:
         status = TrainingStatus.read(tmp_path)
         assert status is not None
         assert (status.state, status.progress) == ("training", "fitting")
-    assert not ended.went_through
+    assert not ended.completed
     assert "`afterclick train`" in ended.how
 
 
@@ -189,7 +189,7 @@ def test_a_training_that_hangs_is_ended_and_says_so(settings: Settings) -> None:
     short = settings.training.model_copy(update={"longest_hours": 0.2 / 3600})
     hasty = settings.model_copy(update={"training": short})
     ended = Retrain(hasty, every_s=3600, events=1)._train("1 new event", threading.Event())
-    assert not ended.went_through
+    assert not ended.completed
     assert "took longer" in ended.how
     with exclusive(settings.home, "the next one"):  # its lock is gone with it
         pass

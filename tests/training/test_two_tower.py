@@ -16,8 +16,8 @@ from afterclick.user_vectors import tower_user
 from serving.ranking.searches import index_search
 from tests.scoring.examples import a_model, a_view
 from tests.training import shop
-from training import index, two_tower
-from training.dataset import Interactions
+from training import ann_index, two_tower
+from training.interactions import Interactions
 from training.tower_config import TowerConfig
 from training.two_tower import Examples
 
@@ -150,10 +150,10 @@ def test_serving_finds_the_nearest_items_by_the_published_index(tmp_path: Path) 
     assert set(index_search(tmp_path / "nowhere", arrays.targets)(vector, 10).tolist()) == set(
         exact
     )
-    built, report = index.make(arrays.targets, vector[None])
-    index.write(built, tmp_path, index.TOWERS)
+    built, report = ann_index.make(arrays.targets, vector[None])
+    ann_index.write(built, tmp_path, ann_index.TOWERS)
     assert report.recall == 1.0
-    assert index_search(tmp_path / index.TOWERS, arrays.targets)(vector, 10).tolist() == exact
+    assert index_search(tmp_path / ann_index.TOWERS, arrays.targets)(vector, 10).tolist() == exact
 
 
 def test_the_towers_are_a_source_of_candidates() -> None:

@@ -318,10 +318,10 @@ def test_the_stream_job_is_killed_where_a_stack_runs_and_a_refusal_is_said(
 
 def _register(settings: Settings) -> None:
     """Two models in the registry, m1 served, and a candidate that the gate refused."""
-    from training.candidate import Evaluation
-    from training.registry import Registry
+    from training.challenger import Evaluation
+    from training.mlflow_registry import MlflowRegistry
 
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     registry.experiment()
     wares.write(settings, "m2")
     for version in ("m1", "m2"):

@@ -15,10 +15,10 @@ from training import baselines, content, ranker, two_tower
 from training.als import AlsConfig, Factors
 from training.baselines import NeighbourConfig
 from training.content import Catalogue
-from training.dataset import Interactions
 from training.evaluation import ncf
 from training.evaluation.contestants import Fitted
 from training.evaluation.protocols import Split
+from training.interactions import Interactions
 from training.ranker import Blend, RankerConfig
 from training.tower_config import TowerConfig
 

@@ -24,9 +24,8 @@ from afterclick.errors import BadInput
 from afterclick.events import Action
 from afterclick.settings import Settings
 from afterclick.trends import DAY_MS
-from training import als, catalogue, implicit_als, steps
+from training import als, catalogue, implicit_als, workspace
 from training.als import AlsConfig
-from training.dataset import Interactions
 from training.evaluation import build, metrics, report, reviews
 from training.evaluation.build import Factorise, Recipe
 from training.evaluation.clicks import simulate
@@ -35,8 +34,9 @@ from training.evaluation.contestants import contestants
 from training.evaluation.protocols import Split
 from training.evaluation.reviews import Reviews
 from training.evaluation.segments import segments
+from training.interactions import Interactions
+from training.mlflow_registry import MlflowRegistry
 from training.ranker import NotEnoughHistory, RankerConfig
-from training.registry import Registry
 
 _SHOWN = ("hr@10", "hr@20", "ndcg@10", "recall@20", "mrr", "coverage@10")
 _LEAST_AFTER = 0.05
@@ -89,7 +89,7 @@ def run(settings: Settings, request: Request) -> Outcome:
 
 def record(settings: Settings, result: dict[str, Any], request: Request) -> str:
     """An MLflow run with the recipe, every metric as `model.protocol.metric`, and the report; its id."""
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     split = result["split"]
     asked = {
         "users": request.users,
@@ -215,7 +215,7 @@ def split_of(
 def _data(settings: Settings, dataset: Path | None) -> Reviews:
     if dataset is not None:
         return reviews.load(dataset, settings.stream.weights[Action.REVIEW])
-    _, tables = steps.latest(settings.home / "etl", "pipeline etl")
+    _, tables = workspace.latest(settings.home / "etl", "pipeline etl")
     return reviews.from_etl(tables, catalogue.load(tables / "catalogue"))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.benchmark.ncf import Ncf
-from training.dataset import Interactions
+from training.interactions import Interactions
 
 Scores = NDArray[np.floating]
 DECAY = 0.005

@@ -22,13 +22,13 @@ from afterclick.model import Model
 from afterclick.quarantine import QuarantineLimits
 from afterclick.trends import DAY_MS
 from training import content, ranker
-from training.dataset import Interactions
 from training.evaluation import build, metrics
 from training.evaluation.build import Recipe
 from training.evaluation.compare import answer
 from training.evaluation.contestants import blend
 from training.evaluation.protocols import Queries, Split, as_of, queries, sample, with_history
 from training.evaluation.reviews import Reviews
+from training.interactions import Interactions
 
 UNBOUND = QuarantineLimits(slack=0.0)
 _Z95 = 1.96

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.trends import DAY_MS
-from training.dataset import Interactions
+from training.interactions import Interactions
 
 PROTOCOLS = ("returning", "live", "live_later", "back", "trends", "frozen", "cold", "cold_items")
 NOBODY = -1

@@ -16,9 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from afterclick.errors import BadDataset
-from training import dataset
+from training import interactions
 from training.content import Catalogue
-from training.dataset import Interactions
+from training.interactions import Interactions
 
 _NAMES = ("reviews.csv.gz", "reviews.csv", "reviews.parquet", "ratings_Electronics.csv")
 _NEEDED = {"user_id", "item_id", "timestamp"}
@@ -53,7 +53,7 @@ def load(path: Path, weight: float = 1.0) -> Reviews:
 
 def from_etl(folder: Path, catalogue: Catalogue) -> Reviews:
     """What the ETL wrote: every row is trusted."""
-    rows = dataset.load(folder)
+    rows = interactions.load(folder)
     return Reviews(rows, np.ones(len(rows), bool), catalogue)
 
 

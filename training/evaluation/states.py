@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from afterclick.features import TrendView, UserState
 from afterclick.quarantine import QuarantineLimits
 from training.baselines import trends_at
-from training.dataset import Interactions
 from training.evaluation.protocols import Queries
+from training.interactions import Interactions
 
 
 @dataclass(frozen=True)

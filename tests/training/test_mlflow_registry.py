@@ -18,8 +18,8 @@ from afterclick.settings import Settings, TrainingSettings
 from infra.cli import app
 from tests.scoring.examples import a_model
 from training import differences, run_report
-from training.candidate import Evaluation, Facts
-from training.registry import Registry
+from training.challenger import Evaluation, RunMetadata
+from training.mlflow_registry import MlflowRegistry
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def made(settings: Settings, version: str, items: int, **facts: Any) -> Path:
 
 
 def test_a_run_says_what_the_model_takes_and_gives(settings: Settings) -> None:
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     run_id = registry.start("v1", {}, {})
     registry.describe(run_id)
     mlflow.set_tracking_uri(settings.mlflow)
@@ -83,7 +83,7 @@ def test_the_command_knows_models_by_version_and_alias(
 ) -> None:
     monkeypatch.setenv("AFTERCLICK_KAFKA__BOOTSTRAP", broker)
     monkeypatch.setenv("AFTERCLICK_KAFKA__PREFIX", "nothing-announced-")
-    registry = Registry(settings)
+    registry = MlflowRegistry(settings)
     run_id = registry.start("test", {}, {})
     for version, rank in (("v1", 8), ("v2", 16)):
         registry.register(made(settings, version, 6, parameters={"rank": rank}), run_id, {})
@@ -98,7 +98,7 @@ def test_the_command_knows_models_by_version_and_alias(
 
 
 def test_a_training_s_report_shows_it_beside_the_champion(tmp_path: Path) -> None:
-    facts = Facts(
+    facts = RunMetadata(
         version="v9", cut_ms=0, parameters={"rank": 8}, lineage={"rows": 5}, seconds={"model": 2.0}
     )
     evaluation = Evaluation(
@@ -121,13 +121,13 @@ def test_the_record_may_be_kept_in_postgres(settings: Settings, postgres_url: st
         update={"training": settings.training.model_copy(update={"mlflow_uri": postgres_url})}
     )
     folder = made(settings, "v1", 6)
-    registry = Registry(there)
+    registry = MlflowRegistry(there)
     run_id = registry.start("v1", {"rank": 8}, {"data": "hash"})
     registry.metrics(run_id, {"live.ndcg@10": 0.5})
     registry.register(folder, run_id, {"data": "hash"})
     registry.follow("v1")
     registry.finish(run_id)
-    again = Registry(there).find("v1")
+    again = MlflowRegistry(there).find("v1")
     assert again is not None
     assert (again.aliases, again.run_id, again.tags["data"]) == (("champion",), run_id, "hash")
     assert not (settings.home / "mlflow.db").exists()
@@ -135,7 +135,7 @@ def test_the_record_may_be_kept_in_postgres(settings: Settings, postgres_url: st
 
 def test_a_run_s_files_may_lie_on_s3(settings: Settings, s3: Any, tmp_path: Path) -> None:
     where = settings.training.model_copy(update={"mlflow_files": "s3://shop/runs"})
-    registry = Registry(settings.model_copy(update={"training": where}))
+    registry = MlflowRegistry(settings.model_copy(update={"training": where}))
     run_id = registry.start("v1", {}, {})
     registry.describe(run_id)
     (tmp_path / "report").mkdir()

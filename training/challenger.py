@@ -21,14 +21,14 @@ from pydantic import BaseModel, ConfigDict
 from afterclick import artifact
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES
-from training import index
+from training import ann_index
 from training.fit import Fitted
 from training.holdout import Score
 
 RANKER = "ranker.txt"
 
 
-class Facts(BaseModel):
+class RunMetadata(BaseModel):
     """Where a candidate came from."""
 
     model_config = ConfigDict(frozen=True)
@@ -55,26 +55,28 @@ class Evaluation(BaseModel):
     reason: str
 
 
-def write_model(root: Path, version: str, fitted: Fitted, ranker: str | None, facts: Facts) -> Path:
+def write_model(
+    root: Path, version: str, fitted: Fitted, ranker: str | None, facts: RunMetadata
+) -> Path:
     """Write a fitted model, its FAISS index and its ranker as the artifact `root/version`."""
     arrays = fitted.model
     parameters = facts.parameters | arrays.parameters()
     built = {}
     if arrays.factors is not None:
-        built[index.FILE], report = index.make(arrays.factors, fitted.user_factors)
+        built[ann_index.FILE], report = ann_index.make(arrays.factors, fitted.user_factors)
         parameters |= {"index": report.facts()}
     if arrays.towers is not None:
-        queries = index.unit(arrays.towers.history[:500])
+        queries = ann_index.unit(arrays.towers.history[:500])
         queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1.0)
-        built[index.TOWERS], report = index.make(arrays.towers.targets, queries)
+        built[ann_index.TOWERS], report = ann_index.make(arrays.towers.targets, queries)
         parameters |= {"tower_index": report.facts()}
-    if arrays.content is not None and (content := index.of_content(arrays.content)) is not None:
-        built[index.CONTENT] = content
+    if arrays.content is not None and (content := ann_index.of_content(arrays.content)) is not None:
+        built[ann_index.CONTENT] = content
 
     def fill(folder: Path) -> None:
         arrays.save(folder)
         for name, made in built.items():
-            index.write(made, folder, name)
+            ann_index.write(made, folder, name)
         if ranker is not None:
             (folder / RANKER).write_text(ranker)
 

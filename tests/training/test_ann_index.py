@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pytest
 
-from training import index
+from training import ann_index
 
 
 def vectors(n: int, dim: int = 16, clusters: int = 30) -> np.ndarray:
@@ -22,28 +22,28 @@ def vectors(n: int, dim: int = 16, clusters: int = 30) -> np.ndarray:
 @pytest.mark.parametrize(("kind", "least"), [("flat", 1.0), ("hnsw", 0.9), ("ivf", 0.7)])
 def test_recall_against_exact_search_is_measured(kind: str, least: float) -> None:
     known = vectors(4000)
-    made, report = index.make(known, vectors(50), kind)
+    made, report = ann_index.make(known, vectors(50), kind)
     assert made.ntotal == report.items == 4000
     assert least <= report.recall <= 1.0
 
 
 def test_a_poor_index_is_reported_as_poor() -> None:
     known = vectors(4000)
-    made, _ = index.build(known, "ivf")
+    made, _ = ann_index.build(known, "ivf")
     made.nprobe = 1
-    assert index.recall(made, known, vectors(50)) < 0.9
+    assert ann_index.recall(made, known, vectors(50)) < 0.9
 
 
 def test_a_small_catalogue_gets_an_exact_index_that_survives_the_disk(tmp_path: Path) -> None:
     known, asked = vectors(300), vectors(5)
-    made, report = index.make(known, asked)
+    made, report = ann_index.make(known, asked)
     assert (report.kind, report.recall) == ("flat", 1.0)
-    index.write(made, tmp_path)
-    found = faiss.read_index(str(tmp_path / index.FILE)).search(asked, 10)[1]
+    ann_index.write(made, tmp_path)
+    found = faiss.read_index(str(tmp_path / ann_index.FILE)).search(asked, 10)[1]
     np.testing.assert_array_equal(found, np.argsort(-(asked @ known.T), axis=1)[:, :10])
 
 
 def test_the_kind_follows_the_size() -> None:
-    assert index.build(vectors(1000))[1] == "flat"
+    assert ann_index.build(vectors(1000))[1] == "flat"
     with pytest.raises(ValueError, match="flat, hnsw or ivf"):
-        index.build(vectors(10), "tree")
+        ann_index.build(vectors(10), "tree")

@@ -27,7 +27,7 @@ from afterclick.artifact import MANIFEST, read_manifest, sha256
 from afterclick.errors import BadInput, Unavailable
 from afterclick.settings import Settings
 from training import publish, signature
-from training.candidate import flat
+from training.challenger import flat
 
 log = structlog.get_logger()
 MODEL = "afterclick"
@@ -36,7 +36,7 @@ _PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True)
-class Entry:
+class RegisteredModel:
     """One registered version."""
 
     version: str
@@ -50,7 +50,7 @@ class Entry:
     tags: dict[str, str]
 
 
-class Registry:
+class MlflowRegistry:
     """MLflow, as far as this project needs it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -122,7 +122,9 @@ class Registry:
             self.client.delete_tag(run_id, stale)
         self.finish(run_id)
 
-    def register(self, folder: Path, run_id: str | None, tags: Mapping[str, str]) -> Entry:
+    def register(
+        self, folder: Path, run_id: str | None, tags: Mapping[str, str]
+    ) -> RegisteredModel:
         """Put an artifact into the registry as the challenger; the same version only once."""
         version = read_manifest(folder).version
         try:
@@ -144,7 +146,7 @@ class Registry:
             known = self.get(version)
         return known
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[RegisteredModel]:
         """Every registered version, newest first."""
         try:
             aliases = self.client.get_registered_model(MODEL).aliases
@@ -156,11 +158,11 @@ class Registry:
         entries = [_entry(v, aliases) for v in found]
         return sorted(entries, key=lambda e: -e.number)
 
-    def find(self, version: str) -> Entry | None:
+    def find(self, version: str) -> RegisteredModel | None:
         """The entry of an artifact's version, or None."""
         return next((e for e in self.entries() if e.version == version), None)
 
-    def get(self, version: str) -> Entry:
+    def get(self, version: str) -> RegisteredModel:
         """The entry of a version, or of an alias, which then says what the topic says. Raises BadInput."""
         self._catch_up()
         for entry in self.entries():
@@ -200,7 +202,7 @@ class Registry:
         if served is not None:
             self.follow(served.version)
 
-    def _adopt(self, version: str) -> Entry | None:
+    def _adopt(self, version: str) -> RegisteredModel | None:
         folder = self._artifacts / version
         if not (folder / MANIFEST).is_file():
             return None
@@ -210,10 +212,10 @@ class Registry:
         self.client.set_registered_model_alias(MODEL, alias, str(number))
 
 
-def _entry(version: ModelVersion, aliases: Mapping[str, str]) -> Entry:
+def _entry(version: ModelVersion, aliases: Mapping[str, str]) -> RegisteredModel:
     number = int(version.version)
     tags = {str(k): str(v) for k, v in version.tags.items()}
-    return Entry(
+    return RegisteredModel(
         version=tags.get("version", str(number)),
         number=number,
         run_id=str(version.run_id or ""),
