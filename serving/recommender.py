@@ -30,10 +30,6 @@ from afterclick.retrieval import (
 from afterclick.state import HistoryEntry, effective
 from afterclick.user_vectors import fold_in, tower_user
 from serving.decisions.rules import NO_RULES
-from serving.feeds.catalogue import Catalogue
-from serving.feeds.positions import Position, PositionWaiters
-from serving.feeds.trend_feed import TrendFeed
-from serving.online.online_store import OnlineStore, Rows, entries
 from serving.ranking.arrange import arrange, pool_size
 from serving.ranking.choice import Choice
 from serving.ranking.cursors import cursor_after
@@ -50,6 +46,10 @@ from serving.ranking.remembered import (
     ResponseCache,
 )
 from serving.routes.schemas import Source
+from serving.state.history import OnlineStore, Rows, entries
+from serving.state.item_catalogue import Catalogue
+from serving.state.live_trends import TrendFeed
+from serving.state.log_waiters import Position, PositionWaiters
 from serving.state.snapshot import ServingSnapshot, SnapshotStore
 
 Answer = dict[str, Any]

@@ -21,17 +21,9 @@ from afterclick.state import StateChange
 from serving.access.keys import KeyRing
 from serving.decisions.control_plane import ControlPlane
 from serving.decisions.rules import RuleBook
-from serving.feeds.catalogue import Catalogue
-from serving.feeds.dead_letters import DeadLetters
-from serving.feeds.model_feed import LoadedModel, ModelFeed, ModelStore, no_model
-from serving.feeds.positions import PositionWaiters
-from serving.feeds.text_search import TextSearch
-from serving.feeds.topic_reader import TopicReader
-from serving.feeds.trend_feed import TrendFeed
-from serving.hub import Hub, cause_of
-from serving.online.online_store import OnlineStore
 from serving.operations.console import Console
 from serving.pulse import Pulse
+from serving.push import Hub, cause_of
 from serving.ranking.remembered import Kept, RecommendationRequest
 from serving.recommender import Answer, Recommender
 from serving.records.catalogue_copy import CatalogueCopy
@@ -45,6 +37,13 @@ from serving.records.request_log import RequestLog
 from serving.records.users import Users
 from serving.sql.behind import WrittenBehind
 from serving.sql.database import Database
+from serving.state.dead_letter_reader import DeadLetters
+from serving.state.history import OnlineStore
+from serving.state.item_catalogue import Catalogue, TextSearch
+from serving.state.kafka_reader import TopicReader
+from serving.state.live_trends import TrendFeed
+from serving.state.loaded_models import LoadedModel, ModelFeed, ModelStore, no_model
+from serving.state.log_waiters import PositionWaiters
 from serving.state.snapshot import SnapshotStore
 
 log = structlog.get_logger()

@@ -22,7 +22,7 @@ import psutil
 from numpy.typing import NDArray
 
 from afterclick.model import FloatArray
-from serving.ranking.searches import index_search
+from serving.state.ann_search import index_search
 from training import ann_index
 
 ASKED = 100

@@ -26,11 +26,11 @@ from afterclick.state import HistoryEntry
 from afterclick.user_vectors import fold_in, tower_user
 from serving.ranking.choice import Choice
 from serving.ranking.lists import overall, similar
-from serving.ranking.ranker import FILE
 from serving.ranking.reasons import reasons
 from serving.recommender import describe
 from serving.routes import schemas
 from serving.service import Service
+from serving.state.loaded_ranker import FILE
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -27,7 +27,7 @@ from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
 from afterclick.towers import AGES_DAYS, TowerArrays
 from afterclick.trends import HALF_LIVES_MS
-from serving.ranking.ranker import FILE
+from serving.state.loaded_ranker import FILE
 from training import ann_index
 
 RANK, NEIGHBOURS, CONTENT = 64, 50, 64

@@ -31,10 +31,10 @@ from sqlalchemy import Connection, delete, insert, select
 
 from afterclick.events import PRINTABLE, Id, new_id, now, printable
 from afterclick.model import IntArray
-from serving.decisions.catalogue_query import Condition, matching
-from serving.feeds.catalogue import Catalogue
 from serving.sql.reading import readable
 from serving.sql.tables import rules as table
+from serving.state.catalogue_query import Condition, matching
+from serving.state.item_catalogue import Catalogue
 
 
 def _in_utc(value: datetime) -> datetime:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.model import IntArray
-from serving.feeds.catalogue import Catalogue
+from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot
 
 Floats = NDArray[np.float64]

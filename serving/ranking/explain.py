@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from afterclick.features import UserState
 from afterclick.model import IntArray
 from afterclick.state import HistoryEntry
-from serving.feeds.catalogue import Catalogue
+from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot
 
 EVENTS = 8

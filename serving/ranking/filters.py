@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from afterclick.model import IntArray
-from serving.decisions.catalogue_query import matching
-from serving.feeds.catalogue import Catalogue
+from serving.state.catalogue_query import matching
+from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot
 
 KEPT = 64

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from afterclick.features import UserState
 from afterclick.model import IntArray
-from serving.feeds.catalogue import Catalogue
 from serving.ranking.choice import Choice, without
 from serving.routes.schemas import Kinship, Source
+from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot, best
 
 HEAT_WEIGHT = 0.05

@@ -17,14 +17,14 @@ from afterclick.retrieval import Search
 from afterclick.state import HistoryEntry
 from afterclick.towers import UNKNOWN
 from afterclick.user_vectors import fold_in, tower_user
-from serving.feeds.catalogue import Catalogue
-from serving.feeds.model_feed import LoadedModel
 from serving.ranking.choice import Choice
 from serving.ranking.lists import Ranked
 from serving.ranking.options import Policy
-from serving.ranking.ranker import Scores
 from serving.ranking.reasons import reasons
 from serving.routes.schemas import Source
+from serving.state.item_catalogue import Catalogue
+from serving.state.loaded_models import LoadedModel
+from serving.state.loaded_ranker import Scores
 from serving.state.snapshot import ServingSnapshot
 
 FEW = 1000

@@ -12,7 +12,7 @@ from afterclick.events import Action
 from afterclick.features import RECENT, UserState
 from afterclick.model import FloatArray, IntArray, Model
 from afterclick.state import HistoryEntry
-from serving.feeds.catalogue import Catalogue
+from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot
 
 _DID = {

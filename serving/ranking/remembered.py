@@ -14,10 +14,10 @@ from typing import Any
 import orjson
 
 from serving.decisions.rules import ActiveRules
-from serving.feeds.positions import Position
-from serving.online.online_store import Rows
 from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page
 from serving.routes.schemas import Source
+from serving.state.history import Rows
+from serving.state.log_waiters import Position
 from serving.state.snapshot import ServingSnapshot
 
 CATALOGUE_S = 5.0

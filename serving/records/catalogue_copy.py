@@ -20,11 +20,11 @@ import structlog
 from sqlalchemy import Connection, delete, select
 
 from afterclick.events import Item
-from serving.feeds.catalogue import Catalogue, Change
 from serving.sql.database import Database
 from serving.sql.reading import readable
 from serving.sql.tables import items as table
 from serving.sql.upsert import insert_into
+from serving.state.item_catalogue import Catalogue, Change
 
 log = structlog.get_logger()
 BATCH: Final = 500

@@ -18,8 +18,8 @@ from afterclick.errors import Unavailable
 from afterclick.events import Interaction, InteractionEvent, ReviewEvent
 from afterclick.settings import KafkaSettings
 from afterclick.topics import PARTITIONER
-from serving.feeds.positions import Position
-from serving.online.breaker import AWAY_S, Breaker
+from serving.state.history import AWAY_S, Breaker
+from serving.state.log_waiters import Position
 
 WAIT_S = 2.0
 """How long Kafka may take to acknowledge before the client is told to try again."""

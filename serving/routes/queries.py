@@ -18,11 +18,11 @@ from pydantic import (
 
 from afterclick import events
 from afterclick.events import SESSION, Action, Id, Rating, SessionId
-from serving.decisions.catalogue_query import Condition
-from serving.feeds.positions import Position
 from serving.ranking.cursors import LONGEST, decode_cursor
 from serving.ranking.options import Policy
 from serving.routes.schemas import Kinship, Window
+from serving.state.catalogue_query import Condition
+from serving.state.log_waiters import Position
 
 MAX_ITEMS = 200
 FUTURE = timedelta(minutes=5)

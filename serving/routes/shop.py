@@ -13,7 +13,6 @@ from starlette.responses import Response
 from afterclick.errors import Unavailable
 from afterclick.events import Id, Interaction
 from afterclick.trends import HALF_LIVES_MS
-from serving.feeds.positions import Position
 from serving.ranking.choice import without
 from serving.ranking.cursors import decode_cursor
 from serving.ranking.lists import latest, similar
@@ -27,6 +26,7 @@ from serving.routes.problems import ApiError
 from serving.routes.replies import Json, Parts, answers, reply, unavailable
 from serving.routes.routing import DirectRoute
 from serving.service import Service
+from serving.state.log_waiters import Position
 from serving.state.snapshot import ServingSnapshot
 
 router = APIRouter(route_class=DirectRoute)

@@ -21,7 +21,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
 from afterclick.state import StateChange
-from serving.hub import Watcher, cause_of
+from serving.push import Watcher, cause_of
 from serving.ranking.remembered import RecommendationRequest
 from serving.routes.queries import RecommendationQuery
 from serving.routes.routing import query_values

@@ -25,11 +25,11 @@ from afterclick.quarantine import LimitedTrends, QuarantineLimits, guard
 from afterclick.retrieval import Search
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.decisions.rules import NO_RULES, ActiveRules, RuleBook
-from serving.feeds.catalogue import Catalogue
-from serving.feeds.model_feed import LoadedModel, no_model
-from serving.feeds.trend_feed import TrendFeed
-from serving.late_content import LateContent
-from serving.ranking.badges import Badges, badges
+from serving.state.ann_search import ColdStartContent
+from serving.state.badges import Badges, badges
+from serving.state.item_catalogue import Catalogue
+from serving.state.live_trends import TrendFeed
+from serving.state.loaded_models import LoadedModel
 
 log = structlog.get_logger()
 Array = NDArray[np.float64]
@@ -163,7 +163,7 @@ class _Builder:
         self._space, self._space_of = ItemIndex(), ""
         self._rows = _Rows(feed.table, np.empty(0, np.int64))
         self._listed = -1
-        self._late = LateContent(no_model())
+        self._late = ColdStartContent(None, None)
 
     def build(self, loaded: LoadedModel) -> ServingSnapshot:
         """A new snapshot from what the feeds hold now."""
@@ -200,7 +200,7 @@ class _Builder:
             self._space = ItemIndex(list(model.index), dict(model.index)) if model else ItemIndex()
             self._space_of, self._listed = loaded.version, -1
             self._rows = _Rows(self._feed.table, np.empty(0, np.int64))
-            self._late = LateContent(loaded)
+            self._late = ColdStartContent(loaded.model, loaded.content_search)
 
 
 class SnapshotStore:

@@ -17,15 +17,15 @@ from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
 from afterclick.trends import TrendTable
 from serving.decisions.rules import Rule, RuleBook, RuleDraft
-from serving.feeds.catalogue import Catalogue
-from serving.feeds.model_feed import LoadedModel, no_model
-from serving.feeds.positions import PositionWaiters
-from serving.feeds.trend_feed import TrendFeed
-from serving.online.online_store import OnlineStore, Rows
-from serving.ranking.ranker import FormulaRanker
 from serving.ranking.remembered import Recommendation, RecommendationRequest
-from serving.ranking.searches import content_search
 from serving.recommender import Recommender
+from serving.state.ann_search import content_search
+from serving.state.history import OnlineStore, Rows
+from serving.state.item_catalogue import Catalogue
+from serving.state.live_trends import TrendFeed
+from serving.state.loaded_models import LoadedModel, no_model
+from serving.state.loaded_ranker import FormulaRanker
+from serving.state.log_waiters import PositionWaiters
 from serving.state.snapshot import ServingSnapshot, SnapshotStore
 from tests.serving import shop
 

@@ -15,7 +15,7 @@ from afterclick.events import Item, ItemEvent, ModelEvent, ModelPublished
 from afterclick.model import Model
 from afterclick.settings import Settings
 from afterclick.towers import AGES_DAYS, UNKNOWN, TowerArrays
-from serving.ranking.ranker import FILE
+from serving.state.loaded_ranker import FILE
 
 KINDS = ("camera", "cable")
 PER_KIND = 30

@@ -22,15 +22,15 @@ from afterclick.settings import Settings
 from afterclick.state import Effect, StateChange
 from afterclick.trends import TrendTable
 from infra.embedded.valkey import ValkeyServer
-from serving.feeds import model_feed
-from serving.feeds.model_feed import ModelFeed, ModelStore
-from serving.feeds.trend_feed import TrendFeed
-from serving.online import redis_pipe
-from serving.online.redis_pipe import RedisPipe
 from serving.ranking.remembered import Recommendation, RenderedList
 from serving.records.impressions import ImpressionLog
 from serving.routes import sockets
 from serving.routes.schemas import Source
+from serving.state import loaded_models as model_feed
+from serving.state import redis_pipe
+from serving.state.live_trends import TrendFeed
+from serving.state.loaded_models import ModelFeed, ModelStore
+from serving.state.redis_pipe import RedisPipe
 from tests.scoring.examples import a_model
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream

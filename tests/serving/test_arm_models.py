@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from afterclick.settings import Settings
-from serving.feeds.model_feed import BESIDE, LoadedModel, ModelFeed, ModelStore
+from serving.state.loaded_models import BESIDE, LoadedModel, ModelFeed, ModelStore
 from tests.serving import shop
 from tests.serving.running import Running
 from tests.serving.test_loop import after

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterclick.events import Item
-from serving.decisions.catalogue_query import matching, parsed
-from serving.feeds.catalogue import Catalogue
+from serving.state.catalogue_query import matching, parsed
+from serving.state.item_catalogue import Catalogue
 
 ITEMS = [
     Item(

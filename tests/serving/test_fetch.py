@@ -11,9 +11,8 @@ import pytest
 
 from afterclick import artifact
 from afterclick.errors import BadArtifact, BadInput, Unavailable
-from serving.feeds import fetch
-from serving.feeds.fetch import folder_of
-from serving.feeds.model_feed import ModelFeed, ModelStore
+from serving.state import loaded_models as fetch
+from serving.state.loaded_models import ModelFeed, ModelStore, folder_of
 from tests.scoring.examples import a_model
 from training.store import upload
 

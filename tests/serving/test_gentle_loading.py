@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from afterclick import artifact
-from serving.feeds import model_feed
-from serving.feeds.model_feed import ModelFeed, ModelStore, Pace
+from serving.state import loaded_models as model_feed
+from serving.state.loaded_models import ModelFeed, ModelStore, Pace
 from tests.scoring.examples import a_model
 
 

@@ -10,7 +10,7 @@ import orjson
 
 from afterclick.events import Action
 from afterclick.state import Effect, StateChange
-from serving.hub import LIVE_QUEUE, Hub
+from serving.push import LIVE_QUEUE, Hub
 
 NUMBERS = itertools.count()
 

@@ -12,8 +12,8 @@ from afterclick.retrieval import SOURCES, candidate_items, exact_search
 from afterclick.settings import Settings
 from serving.ranking.lists import similar
 from serving.ranking.options import PLAIN
-from serving.ranking.searches import LATE, with_late
 from serving.routes.schemas import Kinship
+from serving.state.ann_search import LATE, with_late
 from serving.state.snapshot import ServingSnapshot
 from tests.scoring.examples import a_state
 from tests.serving import shop

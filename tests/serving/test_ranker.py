@@ -12,9 +12,9 @@ import pytest
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
 from afterclick.model import FloatArray
-from serving.ranking.leaf_parts import leaf_parts
-from serving.ranking.lightgbm_library import Booster
-from serving.ranking.ranker import FILE, FormulaRanker, Ranker, TreeRanker, load_ranker
+from serving.state.leaf_parts import leaf_parts
+from serving.state.lightgbm_library import Booster
+from serving.state.loaded_ranker import FILE, FormulaRanker, Ranker, TreeRanker, load_ranker
 
 
 def rows(count: int, seed: int = 3) -> FloatArray:

@@ -11,7 +11,7 @@ import uvloop
 from afterclick.errors import Unavailable
 from infra.embedded.ports import free_port
 from infra.embedded.valkey import ValkeyServer
-from serving.online.redis_pipe import RedisPipe
+from serving.state.redis_pipe import RedisPipe
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -8,11 +8,11 @@ import pytest
 
 from afterclick.events import Item
 from serving.decisions.rules import RuleDraft
-from serving.feeds.model_feed import LoadedModel
 from serving.ranking import remembered
-from serving.ranking.ranker import FormulaRanker
 from serving.ranking.remembered import Kept, Recommendation, RecommendationRequest, RenderedList
 from serving.routes.schemas import Source
+from serving.state.loaded_models import LoadedModel
+from serving.state.loaded_ranker import FormulaRanker
 from tests.serving import shop
 from tests.serving.offline import Offline
 

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from sqlalchemy import insert
 
 from afterclick.events import Item
-from serving.decisions.catalogue_query import matching
 from serving.decisions.rules import NO_RULES, Rule, RuleDraft, add_rule, read_rules, remove_rule
 from serving.ranking.arrange import PINNED
 from serving.sql.database import Database
 from serving.sql.tables import rules as table
+from serving.state.catalogue_query import matching
 from tests.serving import shop
 from tests.serving.offline import Offline
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serving.ranking.searches import content_search
+from serving.state.ann_search import content_search
 from training import ann_index
 
 

@@ -10,7 +10,7 @@ import redis
 from websockets.sync.client import connect
 
 from afterclick.settings import Settings
-from serving.feeds.positions import Position
+from serving.state.log_waiters import Position
 from tests.serving.running import Running, received
 from tests.waiting import PATIENCE_S, wait_until
 

@@ -13,7 +13,7 @@ from afterclick.features import FEATURE_NAMES, UserState, features
 from afterclick.retrieval import SOURCES, CandidateLimits, candidate_items, exact_search
 from afterclick.towers import AGES_DAYS, UNKNOWN, TowerArrays
 from afterclick.user_vectors import tower_user
-from serving.ranking.searches import index_search
+from serving.state.ann_search import index_search
 from tests.scoring.examples import a_model, a_view
 from tests.training import shop
 from training import ann_index, two_tower

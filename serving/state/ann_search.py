@@ -6,14 +6,16 @@ reads   artifact  index.faiss (inner product over als_item_factors), towers.fais
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from afterclick.model import FloatArray, IntArray
+from afterclick.content import WordVectors, text_of
+from afterclick.model import FloatArray, IntArray, Model
 from afterclick.retrieval import Search, exact_search
+from serving.state.item_catalogue import Catalogue
 
 HNSW_BREADTH = 128
 """How widely an HNSW index is searched: finds 95 % of the exact nearest 100."""
@@ -86,3 +88,42 @@ def with_late(search: Search, late: FloatArray, first: int) -> Search:
         return np.concatenate([search(query, count), rows + np.int32(first)])
 
     return both
+
+
+class ColdStartContent:
+    """What all items say of themselves, as one model reads it. For the thread that builds snapshots."""
+
+    def __init__(self, model: Model | None, search: Search | None) -> None:
+        self._model, self._model_search = model, search
+        self._texts: list[str] = []
+        self._vectors: FloatArray | None = None
+        self._seen = (-1, -1)
+        self.content = model.item_content if model else None
+        self.search = search
+
+    def follow(self, ids: Sequence[str], catalogue: Catalogue) -> None:
+        """Read the texts that are new or have changed. `ids` are those of all items, the model's first."""
+        model, search = self._model, self._model_search
+        seen = (catalogue.version, len(ids))
+        if model is None or model.words is None or model.item_content is None or search is None:
+            return
+        if seen == self._seen:
+            return
+        self._seen = seen
+        items = (catalogue.items.get(item_id) for item_id in ids[len(model) :])
+        texts = [text_of(item.title, item.categories) if item else "" for item in items]
+        if texts != self._texts:
+            late = self._read(texts, model.words)
+            self.content = model.item_content.with_late(late)
+            self.search = with_late(search, late, len(model))
+
+    def _read(self, texts: list[str], words: WordVectors) -> FloatArray:
+        """(len(texts), d) anew, of which only the rows of other texts than before are computed."""
+        late = np.zeros((len(texts), words.vectors.shape[1]), np.float32)
+        if self._vectors is not None:
+            late[: len(self._vectors)] = self._vectors
+        for row, text in enumerate(texts):
+            if row >= len(self._texts) or text != self._texts[row]:
+                late[row] = words.vector(text)
+        self._texts, self._vectors = texts, late
+        return late

@@ -29,7 +29,7 @@ from afterclick.errors import BadEvent, Unavailable
 from afterclick.settings import Settings
 from afterclick.state import StateChange
 from afterclick.trends import HALF_LIVES_MS, TrendTable
-from serving.feeds.topic_reader import TopicReader
+from serving.state.kafka_reader import TopicReader
 
 log = structlog.get_logger()
 Listener = Callable[[Sequence[StateChange]], None]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,9 +19,9 @@ from redis.exceptions import RedisError
 from afterclick.errors import Unavailable
 from afterclick.settings import RedisSettings
 from afterclick.state import HistoryEntry
-from serving.online.breaker import Breaker
-from serving.online.redis_pipe import RedisPipe, suits
+from serving.state.redis_pipe import RedisPipe, suits
 
+log = structlog.get_logger()
 Rows = list[bytes]
 """A history as it is stored: member, event time, member, …; newest first."""
 
@@ -121,3 +122,47 @@ def _flat(answer: Any) -> Any:
             for part in pair
         ]
     return answer
+
+
+AWAY_S = 1.0
+"""How long it is left alone after it failed."""
+FAILURES = 3
+"""Failures in a row after which it is left alone."""
+
+
+@dataclass
+class Breaker:
+    """Remembers that something failed. While open, one request per `AWAY_S` tries again."""
+
+    name: str
+    opened: float = 0.0
+    failures: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether it is left alone."""
+        return self.failures >= FAILURES
+
+    def allows(self, now: float) -> bool:
+        if not self.open:
+            return True
+        if now - self.opened < AWAY_S:
+            return False
+        self.opened = now  # this request is the probe; the others go on without
+        return True
+
+    def failed(self, error: Exception) -> None:
+        self.failures += 1
+        self.opened = time.monotonic()
+        if self.failures == FAILURES:
+            log.warning(f"{self.name} does not answer; going on without it", error=str(error))
+
+    def gone(self, error: Exception) -> None:
+        """It is known to be away: nobody has to find out."""
+        self.failures = max(self.failures, FAILURES - 1)
+        self.failed(error)
+
+    def worked(self) -> None:
+        if self.open:
+            log.info(f"{self.name} answers again")
+        self.failures = 0

@@ -6,25 +6,29 @@ reads   topic     models
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import structlog
 from confluent_kafka import Message
 
 from afterclick import events, model
-from afterclick.artifact import Throttle, no_throttle
+from afterclick.artifact import MANIFEST, Throttle, no_throttle, read_manifest
 from afterclick.errors import AfterclickError, BadEvent, Unavailable
 from afterclick.events import ModelEvent, ModelPublished
 from afterclick.model import Model
 from afterclick.retrieval import Search
-from serving.feeds.fetch import folder_of
-from serving.ranking.ranker import FormulaRanker, Ranker, load_ranker
-from serving.ranking.searches import content_search, index_search
+from serving.state.ann_search import content_search, index_search
+from serving.state.loaded_ranker import FormulaRanker, Ranker, load_ranker
 
 log = structlog.get_logger()
 Loaded = Callable[["LoadedModel"], None]
@@ -212,3 +216,63 @@ def load(folder: Path, manifest_sha256: str | None, rest: Throttle = no_throttle
     )
     rest()
     return LoadedModel(manifest.version, arrays, load_ranker(folder), als, towers, content)
+
+
+KEEP = 8
+"""Models that are kept here: the one that serves, those of arms, some to go back to."""
+UNFINISHED_S = 86_400.0
+_STAGING = ".fetching-"
+
+
+def folder_of(uri: str, cache: Path, manifest_sha256: str | None = None) -> Path:
+    """The folder of a published artifact: a path, a file:// URI, or what lies on S3, fetched once.
+
+    What it holds is not checked here: the caller loads it against the manifest's hash. Raises Unavailable,
+    BadArtifact.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "s3":
+        return _fetched(parts.netloc, parts.path.strip("/"), cache, manifest_sha256)
+    return Path(unquote(parts.path)) if parts.scheme == "file" else Path(uri)
+
+
+def _fetched(bucket: str, prefix: str, cache: Path, manifest_sha256: str | None) -> Path:
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    target = cache / f"{prefix.rsplit('/', 1)[-1]}-{(manifest_sha256 or 'any')[:12]}"
+    if target.is_dir():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    _make_room(cache)
+    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=cache))
+    client: Any = boto3.client("s3")
+    try:
+        client.download_file(bucket, f"{prefix}/{MANIFEST}", str(staging / MANIFEST))
+        for name in read_manifest(staging, manifest_sha256).files:
+            client.download_file(bucket, f"{prefix}/{name}", str(staging / name))
+        staging.rename(target)
+    except (BotoCoreError, ClientError, OSError) as error:
+        if target.is_dir():  # another process of this machine was faster
+            return target
+        raise Unavailable(f"s3://{bucket}/{prefix}: cannot be fetched: {error}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _make_room(cache: Path) -> None:
+    """Leave the models fetched last, and no fetch that ended early."""
+    fetched: dict[Path, float] = {}
+    for folder in cache.iterdir():
+        with suppress(FileNotFoundError):  # another process has just finished with it
+            fetched[folder] = folder.stat().st_mtime
+    newest = sorted(fetched, key=lambda folder: -fetched[folder])
+    whole = [folder for folder in newest if not folder.name.startswith(_STAGING)]
+    old = [
+        folder
+        for folder in newest
+        if folder not in whole and time.time() - fetched[folder] > UNFINISHED_S
+    ]
+    for folder in (*whole[KEEP - 1 :], *old):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, StringConstraints
 
 from afterclick.events import Item, printable
-from serving.feeds.catalogue import Catalogue
+from serving.state.item_catalogue import Catalogue
 
 PATTERN = (
     r"^((item|category|brand):[^\x00-\x1f\x7f\s]+|title:\w[^\x00-\x1f\x7f]*|"

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
 from afterclick.model import FloatArray
-from serving.ranking.leaf_parts import feature_names, leaf_parts
-from serving.ranking.lightgbm_library import Booster
+from serving.state.leaf_parts import feature_names, leaf_parts
+from serving.state.lightgbm_library import Booster
 
 Scores = NDArray[np.float64]
 Receipt = dict[str, Scores]

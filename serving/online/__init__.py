@@ -1,1 +1,0 @@
-"""The live state of one user, in one round trip to Redis."""
