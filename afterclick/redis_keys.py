@@ -2,20 +2,21 @@
 
 {u:<user>}:history                zset    state.HistoryEntry → event time ms, the newest `history_length`
 {u:<user>}:votes                  hash    item → newest event time of each action; '' → the first's
-{u:<user>}:ledger:<topic>         zset    event id → state.place that first applied it, and two flags
-{u:<user>}:corrections:<topic>    hash    event id of the ledger → what it corrected (JSON)
-{u:<user>}:forgotten              string  event time ms up to which the user's events are refused
-{u:<user>}:forgetting             string  the same, while forgetting is not finished
-{p:<topic>:<partition>}:position  string  offset of the last applied record
-{p:<topic>:<partition>}:announced string  offset up to which `state-changes` is known to have the changes
+{u:<user>}:ledger:<topic>         zset    event id → state.pack_offset of its first position, plus flags
+{u:<user>}:corrections:<topic>    hash    event id of the ledger → its compensations (JSON)
+{u:<user>}:forgotten              string  event time ms up to which the user's events are rejected
+{u:<user>}:forgetting             string  the same, until forgetting has finished
+{p:<topic>:<partition>}:position  string  applied offset: that of the last applied record
+{p:<topic>:<partition>}:announced string  published offset: `state-changes` has every change up to it
 {p:<topic>:<partition>}:counts    hash    item → interactions of positive weight, exact, all time
 {p:<topic>:<partition>}:uniques   hash    item → users with a positive action, exact, all time
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
-{p:<topic>:<partition>}:taken     set     tokens of what was taken back of forgotten users
-forgotten                         set     users of whom anything is forgotten: asked for many at once
-lifted                            set     items an administrator has taken out of quarantine
-lease                             string  the stream job that writes this state; expires
-boundary                          string  when its last batch began, or another query took over; epoch seconds
+{p:<topic>:<partition>}:taken     set     tokens of the retractions for forgotten users
+forgotten                         set     users with a forgotten past: membership of many in one call
+lifted                            set     items that an administrator has released from quarantine
+lease                             string  owner of the stream job that writes this state; expires
+running                           string  the lease's owner once its queries run; expires
+boundary                          string  start of the last batch or hand-over, epoch seconds
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ class Keys:
         return f"{self.prefix}lifted"
 
     @property
-    def boundary(self) -> str:
+    def running(self) -> str:
+        return f"{self.prefix}running"
+
+    @property
+    def last_batch_at(self) -> str:
         return f"{self.prefix}boundary"
 
     def user(self, user_id: str) -> str:
@@ -57,7 +62,7 @@ class Keys:
     def ledger(self, user_id: str, topic: str) -> str:
         return f"{self.user(user_id)}:ledger:{topic}"
 
-    def corrections(self, user_id: str, topic: str) -> str:
+    def compensations(self, user_id: str, topic: str) -> str:
         return f"{self.user(user_id)}:corrections:{topic}"
 
     def forgotten(self, user_id: str) -> str:
@@ -69,10 +74,10 @@ class Keys:
     def partition(self, topic: str, partition: int) -> str:
         return f"{self.prefix}{{p:{topic}:{partition}}}"
 
-    def position(self, topic: str, partition: int) -> str:
+    def applied_offset(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:position"
 
-    def announced(self, topic: str, partition: int) -> str:
+    def published_offset(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:announced"
 
     def counts(self, topic: str, partition: int) -> str:
@@ -84,5 +89,5 @@ class Keys:
     def trends(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:trends"
 
-    def taken(self, topic: str, partition: int) -> str:
+    def retractions(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:taken"

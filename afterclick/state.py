@@ -1,46 +1,139 @@
-"""Codecs of what lies in Redis per user, and of the records on `state-changes`."""
+"""Positions in the log, and codecs: Redis values per user, `state-changes` and `forgotten` records."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from afterclick.errors import BadEvent
 from afterclick.events import Action
 
-_PARTITIONS = 1024
+_MAX_PARTITIONS = 1024
 _FLAGS = 4
-_MAX_OFFSET = 2**53 // (_PARTITIONS * _FLAGS) - 1
-Correction = tuple[str, int, float, float]
-"""What an event adds to a trend besides its own vote: item_id, event time ms, weight, established weight."""
+_MAX_OFFSET = 2**53 // (_MAX_PARTITIONS * _FLAGS) - 1
 
 
-def place(partition: int, offset: int) -> int:
-    """Where in a topic a record stands, as an integer that a Redis score (a double) holds exactly.
+class TopicPartition(NamedTuple):
+    """A partition of a topic."""
 
-    Ordered by offset first. The ledger adds 1 to it where the event was *novel*, 2 where its user was
-    *established*. Offsets reach 2**41 − 1.
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}"
+
+
+class LogPosition(NamedTuple):
+    """The position of a record in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+    @property
+    def topic_partition(self) -> TopicPartition:
+        return TopicPartition(self.topic, self.partition)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From `topic/partition/offset`. Raises ValueError."""
+        topic, partition, offset = text.rsplit("/", 2)
+        if not (topic and all(n.isascii() and n.isdigit() for n in (partition, offset))):
+            raise ValueError("a position is topic/partition/offset")
+        return cls(topic, int(partition), int(offset))
+
+
+class OffsetRange(NamedTuple):
+    """The offsets a partition holds: `begin` is the first, `end` the next to be written."""
+
+    begin: int
+    end: int
+
+
+class Compensation(NamedTuple):
+    """A change of an item's trend by a later event: a replaced vote, or one that is now established."""
+
+    item_id: str
+    time_ms: int
+    weight: float
+    established: float
+    """The part of `weight` from established users."""
+
+
+class Delta(NamedTuple):
+    """What one event adds to an item: to its trend, and to its counts (`COUNTS_*`)."""
+
+    item_id: str
+    time_ms: int
+    weight: float
+    established: float
+    counts: str
+
+    def arguments(self) -> tuple[str | int, ...]:
+        """As the stream's functions take it; floats by `repr`, which is exact."""
+        return (
+            self.item_id,
+            self.time_ms,
+            repr(self.weight),
+            repr(self.established),
+            self.counts,
+        )
+
+
+COUNTS_NOTHING, COUNTS_INTERACTION, COUNTS_USER = "0", "1", "2"
+"""Wire code of a delta's counts: none; an interaction; an interaction, and a user new to the item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """How an applied event entered the state; kept in the ledger, so that `forget` can retract it."""
+
+    first_user_item: bool = False
+    """The user's first positive action on the item."""
+    established: bool = False
+    compensations: tuple[Compensation, ...] = ()
+
+    def deltas(self, item_id: str, time_ms: int, weight: float) -> Iterator[Delta]:
+        """The event's own delta, then one per compensation."""
+        established = weight if self.established else 0.0
+        counts = COUNTS_INTERACTION if weight > 0 else COUNTS_NOTHING
+        if self.first_user_item:
+            counts = COUNTS_USER
+        yield Delta(item_id, time_ms, weight, established, counts)
+        for compensation in self.compensations:
+            yield Delta(*compensation, COUNTS_NOTHING)
+
+
+def pack_offset(partition: int, offset: int) -> int:
+    """A record's position in its topic, as an integer that a Redis score (a double) holds exactly.
+
+    Ordered by offset first. The ledger adds flags: 1 for `first_user_item`, 2 for `established`.
+    Offsets reach 2**41 − 1. Raises ValueError.
     """
-    if not 0 <= partition < _PARTITIONS:
-        raise ValueError(f"partition {partition} out of range 0..{_PARTITIONS - 1}")
+    if not 0 <= partition < _MAX_PARTITIONS:
+        raise ValueError(f"partition {partition} out of range 0..{_MAX_PARTITIONS - 1}")
     if not 0 <= offset <= _MAX_OFFSET:
         raise ValueError(f"offset {offset} out of range 0..{_MAX_OFFSET}")
-    return (offset * _PARTITIONS + partition) * _FLAGS
+    return (offset * _MAX_PARTITIONS + partition) * _FLAGS
 
 
-def place_of(score: float) -> tuple[int, int, bool, bool]:
-    """Partition, offset, novel and established of a ledger entry's score: the inverse of `place`."""
+def unpack_offset(score: float) -> tuple[int, int, bool, bool]:
+    """Partition, offset, first_user_item and established of a ledger score; inverts `pack_offset`."""
     rest, flags = divmod(int(score), _FLAGS)
-    offset, partition = divmod(rest, _PARTITIONS)
+    offset, partition = divmod(rest, _MAX_PARTITIONS)
     return partition, offset, bool(flags & 1), bool(flags & 2)
 
 
 def vote_codes(weights: Mapping[str, float]) -> dict[str, str]:
-    """Action → the letter of its vote: a capital where it is positive, empty where it has no weight."""
+    """Action → the letter of its vote: a capital for a positive weight, empty for weight 0."""
     codes = {}
     for action, letter in zip(Action, "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False):
         weight = weights.get(action, 0.0)
@@ -48,17 +141,33 @@ def vote_codes(weights: Mapping[str, float]) -> dict[str, str]:
     return codes
 
 
-def corrections_of(raw: bytes, weights: Mapping[str, float]) -> tuple[Correction, ...]:
-    """What the stream's functions say an event corrects. `weights` by code of `vote_codes`."""
+def decode_compensations(raw: bytes, weights: Mapping[str, float]) -> tuple[Compensation, ...]:
+    """Decode an event's compensations, as written by the stream's functions.
+
+    `weights` by code of `vote_codes`.
+    """
     return tuple(
-        (item_id, int(time_ms), votes * weights[code], established * weights[code])
+        Compensation(item_id, int(time_ms), votes * weights[code], established * weights[code])
         for item_id, code, time_ms, votes, established in orjson.loads(raw)
     )
 
 
+def encode_forgotten(until_ms: int) -> bytes:
+    """Value of a `forgotten` record (key: user_id): forget the user's events up to this event time."""
+    return orjson.dumps({"until_ms": until_ms})
+
+
+def decode_forgotten(key: bytes | None, value: bytes | None) -> tuple[str, int]:
+    """user_id and event time ms of a `forgotten` record. Raises BadEvent."""
+    try:
+        return (key or b"").decode(), int(orjson.loads(value or b"")["until_ms"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadEvent(f"not a record of `forgotten`: {error}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One interaction in a user's history. The event time is the score beside it."""
+    """One interaction in a user's history. The event time is the member's score."""
 
     event_id: str
     item_id: str
@@ -77,10 +186,10 @@ class HistoryEntry:
 
 
 def effective(history: Iterable[HistoryEntry]) -> list[HistoryEntry]:
-    """What is left of a history, in its order, once each `undo` has taken back what was not after it.
+    """The history without undone entries and without the `undo` entries, in the same order.
 
-    An undo takes back what the same user did with the same item at its event time or before, and is itself no
-    deed: an item of which nothing is left has not been seen.
+    An undo cancels the user's entries for the same item up to its own event time. An item with no entry
+    left counts as unseen.
     """
     entries = list(history)
     undone: dict[str, int] = {}
@@ -101,26 +210,26 @@ class Effect(StrEnum):
     """What an event did to the state."""
 
     APPLIED = "applied"
-    DUPLICATE = "duplicate"  # the same event id stands at an earlier position; nothing was counted
-    FORGOTTEN = "forgotten"  # its user was forgotten after it; nothing was counted
-    REPLAYED = "replayed"  # this position was applied before a restart; nothing was counted again
+    DUPLICATE = "duplicate"  # the event id was applied at an earlier position; not counted
+    FORGOTTEN = "forgotten"  # the user was forgotten after the event; not counted
+    REPLAYED = "replayed"  # applied before a restart; not counted again
 
     @property
     def counts(self) -> bool:
-        """Whether the state has the event."""
+        """Whether the event is part of the state."""
         return self in (Effect.APPLIED, Effect.REPLAYED)
 
 
 class StateChange(BaseModel):
-    """A record on `state-changes`, key user_id: this event is now in Redis.
+    """A record on `state-changes` (key: user_id): this event is now in Redis.
 
     Delivered at least once and, per source partition, in offset order: a reader that keeps the highest
-    `offset` per (`topic`, `partition`) and ignores what is not above it sees each change once.
-    Stamps are wall-clock milliseconds since the epoch: handed to Kafka by who made the event (where that
-    was said), appended by the broker, read by Spark, applied to Redis.
+    `offset` per (`topic`, `partition`) and skips the rest sees each change once. Timestamps are wall-clock
+    milliseconds since the epoch: sent by the producer (if known), appended by the broker, read by Spark,
+    applied to Redis.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     user_id: str
     item_id: str
@@ -134,16 +243,16 @@ class StateChange(BaseModel):
     offset: int
     effect: Effect
     weight: float
-    novel: bool
+    first_user_item: bool = Field(alias="novel")
     established: bool = False
-    corrections: tuple[Correction, ...] = ()
+    compensations: tuple[Compensation, ...] = Field((), alias="corrections")
     produced_ms: float | None = None
     log_ms: float
     read_ms: float
     applied_ms: float
 
     def encode(self) -> bytes:
-        return self.__pydantic_serializer__.to_json(self, exclude_none=True)
+        return self.__pydantic_serializer__.to_json(self, exclude_none=True, by_alias=True)
 
     @classmethod
     def decode(cls, raw: bytes) -> StateChange:

@@ -116,8 +116,8 @@ class TrendTable:
         """Apply what an event did."""
         established = change.weight if change.established else 0.0
         self.add(change.item_id, change.time_ms, change.weight, established)
-        for correction in change.corrections:
-            self.correct(*correction)
+        for compensation in change.compensations:
+            self.correct(*compensation)
 
     def add(self, item_id: str, time_ms: float, weight: float, established: float = 0.0) -> None:
         """Apply one event, `established` of its weight by an established user; a positive weight counts."""

@@ -20,12 +20,13 @@ from afterclick.events import InteractionEvent, decode_interaction
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import (
-    Correction,
+    Compensation,
     Effect,
+    Effects,
     HistoryEntry,
     StateChange,
-    corrections_of,
-    place,
+    decode_compensations,
+    pack_offset,
     vote_codes,
 )
 from afterclick.topics import dlq
@@ -109,7 +110,7 @@ class _Step:
     novel: bool = False
     established: bool = False
     forgotten: bool = False
-    corrections: tuple[Correction, ...] = ()
+    corrections: tuple[Compensation, ...] = ()
 
     def learn(self, code: int) -> None:
         """What step 1 has answered."""
@@ -119,12 +120,10 @@ class _Step:
         self.novel, self.established = bool(flags & 1), bool(flags & 2)
 
     def effects(self) -> Iterator[str | bytes | int]:
-        """What step 2 is told of it: its own vote, then its corrections."""
-        data, own = self.event.data, repr(self.weight if self.established else 0.0)
-        counts = "2" if self.novel else "1" if self.weight > 0 else "0"
-        yield from (self.record.offset, data.item_id, self.time_ms, repr(self.weight), own, counts)
-        for item_id, time_ms, weight, established in self.corrections:
-            yield from (self.record.offset, item_id, time_ms, repr(weight), repr(established), "0")
+        """Its deltas, as arguments of step 2."""
+        data, effects = self.event.data, Effects(self.novel, self.established, self.corrections)
+        for delta in effects.deltas(data.item_id, self.time_ms, self.weight):
+            yield from (self.record.offset, *delta.arguments())
 
 
 @dataclass
@@ -200,14 +199,14 @@ class Applier:
         users: dict[str, list[_Step]] = {}
         for step in events:
             users.setdefault(step.event.data.user_id, []).append(step)
-        floor = place(partition, first_offset)
+        floor = pack_offset(partition, first_offset)
         commands = [self._user_command(topic, partition, floor, *user) for user in users.items()]
         answers = self.connection.call(commands) if commands else []
         for steps, (codes, *corrected) in zip(users.values(), answers, strict=True):
             for step, code in zip(steps, codes, strict=True):
                 step.learn(code)
             for number, raw in zip(corrected[::2], corrected[1::2], strict=True):
-                steps[number].corrections = corrections_of(raw, self._weights)
+                steps[number].corrections = decode_compensations(raw, self._weights)
 
     def _user_command(
         self, topic: str, partition: int, floor: int, user_id: str, steps: list[_Step]
@@ -227,13 +226,13 @@ class Applier:
             )
             arguments += (
                 event.id,
-                place(partition, step.record.offset),
+                pack_offset(partition, step.record.offset),
                 entry.member(),
                 step.time_ms,
             )
             arguments += (event.data.item_id, self._codes.get(event.data.action, ""))
         own = (keys.history(user_id), keys.votes(user_id), keys.ledger(user_id, topic))
-        names = (*own, keys.corrections(user_id, topic), keys.forgotten(user_id), *others)
+        names = (*own, keys.compensations(user_id, topic), keys.forgotten(user_id), *others)
         return ("FCALL", "afterclick_apply_user", len(names), *names, *arguments)
 
     def _apply_partition(
@@ -251,11 +250,11 @@ class Applier:
             if step.first:
                 arguments += step.effects()
         names = (
-            keys.position(topic, partition),
+            keys.applied_offset(topic, partition),
             keys.counts(topic, partition),
             keys.uniques(topic, partition),
             keys.trends(topic, partition),
-            keys.announced(topic, partition),
+            keys.published_offset(topic, partition),
         )
         (position,) = self.connection.call(
             [("FCALL", "afterclick_apply_partition", len(names), *names, *arguments)]
@@ -286,9 +285,9 @@ class Applier:
             offset=record.offset,
             effect=effect,
             weight=step.weight,
-            novel=step.novel,
+            first_user_item=step.novel,
             established=step.established,
-            corrections=step.corrections,
+            compensations=step.corrections,
             produced_ms=produced.timestamp() * 1000 if produced else None,
             log_ms=record.log_ms,
             read_ms=stamps[0],

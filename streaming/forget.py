@@ -27,7 +27,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from afterclick.errors import BadEvent, StateConflict, StateLocked, Unavailable
 from afterclick.events import decode_interaction, stable_id
 from afterclick.settings import KafkaSettings, Settings
-from afterclick.state import Correction, corrections_of, place_of, vote_codes
+from afterclick.state import Compensation, Effects, decode_compensations, unpack_offset, vote_codes
 from streaming import erase, forgotten, lease, positions
 from streaming.connection import load_functions
 from streaming.job import client_of, function_library
@@ -61,15 +61,13 @@ class _Counted:
     spot: Spot
     novel: bool
     established: bool
-    corrections: tuple[Correction, ...]
+    corrections: tuple[Compensation, ...]
 
     def effects(self, event: _Event, weight: float) -> Iterator[str | int]:
         """What it did to counts and trends, as the stream's functions are told."""
-        counts = "2" if self.novel else "1" if weight > 0 else "0"
-        own = weight if self.established else 0.0
-        yield from (event.item_id, event.time_ms, repr(weight), repr(own), counts)
-        for item_id, time_ms, corrected, established in self.corrections:
-            yield from (item_id, time_ms, repr(corrected), repr(established), "0")
+        effects = Effects(self.novel, self.established, self.corrections)
+        for delta in effects.deltas(event.item_id, event.time_ms, weight):
+            yield from delta.arguments()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +170,10 @@ class _Forgetter:
             entries: Any = self.client.zrange(
                 keys.ledger(self.user_id, topic), 0, -1, withscores=True
             )
-            corrected: Any = self.client.hgetall(keys.corrections(self.user_id, topic))
+            corrected: Any = self.client.hgetall(keys.compensations(self.user_id, topic))
             for event_id, score in entries:
-                partition, offset, novel, established = place_of(score)
-                corrections = corrections_of(corrected.get(event_id, b"[]"), self._weights)
+                partition, offset, novel, established = unpack_offset(score)
+                corrections = decode_compensations(corrected.get(event_id, b"[]"), self._weights)
                 spot = (topic, partition, offset)
                 yield _Counted(event_id.decode(), spot, novel, established, corrections)
 
@@ -202,7 +200,12 @@ class _Forgetter:
     ) -> None:
         keys, weights = self.settings.redis.keys, self.settings.stream.weights
         token = stable_id(self.user_id, *place, until_ms)
-        names = (keys.counts(*place), keys.uniques(*place), keys.trends(*place), keys.taken(*place))
+        names = (
+            keys.counts(*place),
+            keys.uniques(*place),
+            keys.trends(*place),
+            keys.retractions(*place),
+        )
         arguments: list[Any] = [token]
         by_name = {str(action): weight for action, weight in weights.items()}
         for one, event in events:
@@ -213,7 +216,7 @@ class _Forgetter:
         for one in entries:
             keys, topic = self.settings.redis.keys, one.spot[0]
             self.client.zrem(keys.ledger(self.user_id, topic), one.event_id)
-            self.client.hdel(keys.corrections(self.user_id, topic), one.event_id)
+            self.client.hdel(keys.compensations(self.user_id, topic), one.event_id)
 
 
 def _read_topics(kafka: KafkaSettings, spots: list[Spot]) -> Iterator[tuple[Spot, _Event]]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import redis
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from afterclick import forgotten
 from afterclick.errors import Unavailable
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings
+from afterclick.state import decode_forgotten, encode_forgotten
 from streaming.connection import connect
 
 _TIMEOUT_S = 30.0
@@ -58,7 +58,7 @@ def publish(kafka: KafkaSettings, user_id: str, until_ms: int) -> None:
     producer.produce(
         kafka.topics.forgotten,
         key=user_id.encode(),
-        value=forgotten.encode(until_ms),
+        value=encode_forgotten(until_ms),
         on_delivery=lambda error, _: failed.append(error) if error else None,
     )
     if producer.flush(_TIMEOUT_S) or failed:
@@ -92,7 +92,7 @@ def read(kafka: KafkaSettings) -> dict[str, int]:
                 raise Unavailable(f"Kafka at {kafka.bootstrap} does not say who is forgotten")
             error = message.error()
             if error is None:
-                user_id, until_ms = forgotten.decode(message.key(), message.value())
+                user_id, until_ms = decode_forgotten(message.key(), message.value())
                 found[user_id] = max(until_ms, found.get(user_id, until_ms))
             elif error.code() == KafkaError._PARTITION_EOF:
                 left -= 1

@@ -98,7 +98,7 @@ def _partitions(consumer: Consumer, topic: str) -> list[int]:
 def read_positions(client: redis.Redis, keys: Keys, of: Iterable[Place]) -> dict[Place, int]:
     """The last applied offset of each partition, −1 where there is none. Raises Unavailable."""
     try:
-        values = {place: client.get(keys.position(*place)) for place in of}
+        values = {place: client.get(keys.applied_offset(*place)) for place in of}
     except redis.RedisError as error:
         raise Unavailable(f"Redis: {error}") from None
     return {place: -1 if value is None else int(value) for place, value in values.items()}
@@ -110,7 +110,7 @@ def announced(client: redis.Redis, keys: Keys, positions: dict[Place, int]) -> d
     Where nobody has said so yet, its position: from now on it is known.
     """
     try:
-        values = {place: client.get(keys.announced(*place)) for place in positions}
+        values = {place: client.get(keys.published_offset(*place)) for place in positions}
     except redis.RedisError as error:
         raise Unavailable(f"Redis: {error}") from None
     new = {place: positions[place] for place, value in values.items() if value is None}
@@ -122,7 +122,7 @@ def announce(client: redis.Redis, keys: Keys, offsets: dict[Place, int]) -> None
     """Say that `state-changes` has the changes of each partition up to an offset. Raises Unavailable."""
     try:
         for place, offset in offsets.items():
-            client.fcall("afterclick_raise_to", 1, keys.announced(*place), str(offset))
+            client.fcall("afterclick_raise_to", 1, keys.published_offset(*place), str(offset))
     except redis.RedisError as error:
         raise Unavailable(f"Redis: {error}") from None
 

@@ -82,7 +82,7 @@ class Context:
     def mark_boundary(self, moment: float) -> None:
         """Note when a batch began, or another query took over (epoch seconds). Raises Unavailable."""
         try:
-            self.client.set(self.settings.redis.keys.boundary, repr(moment))
+            self.client.set(self.settings.redis.keys.last_batch_at, repr(moment))
         except redis.RedisError as error:
             raise Unavailable(f"Redis: {error}") from None
 

@@ -58,7 +58,7 @@ def rebuild(settings: Settings) -> Rebuilt:
             events = sum(_apply(applier, log, place) for place in places(settings.kafka))
             swap(client, beside, settings.redis.keys)
             at = {
-                place: client.get(settings.redis.keys.position(*place))
+                place: client.get(settings.redis.keys.applied_offset(*place))
                 for place in places(settings.kafka)
             }
     found = {f"{topic}/{n}": int(value) for (topic, n), value in at.items() if value is not None}

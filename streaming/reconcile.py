@@ -153,7 +153,7 @@ def _wait(client: redis.Redis, settings: Settings, wait_s: float) -> None:
 
 
 def _positions(client: redis.Redis, keys: Keys, places: list[Place]) -> dict[Place, int]:
-    values = [client.get(keys.position(*place)) for place in places]
+    values = [client.get(keys.applied_offset(*place)) for place in places]
     return {place: int(value) if value else -1 for place, value in zip(places, values, strict=True)}
 
 
@@ -161,7 +161,7 @@ def _read_partitions(client: redis.Redis, keys: Keys, places: Iterable[Place]) -
     state = _Partitions()
     for place in places:
         with client.pipeline(transaction=True) as pipeline:
-            pipeline.get(keys.position(*place))
+            pipeline.get(keys.applied_offset(*place))
             for name in (keys.counts, keys.uniques, keys.trends):
                 pipeline.hgetall(name(*place))
             position, counts, uniques, trends = pipeline.execute()

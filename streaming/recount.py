@@ -16,11 +16,10 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 from numpy.typing import NDArray
 
-from afterclick import forgotten
 from afterclick.errors import BadEvent, LogTruncated, Unavailable
 from afterclick.events import decode_interaction
 from afterclick.settings import Settings
-from afterclick.state import HistoryEntry
+from afterclick.state import HistoryEntry, decode_forgotten
 from afterclick.trends import HALF_LIVES_MS
 
 Place = tuple[str, int]
@@ -156,7 +155,7 @@ def _forgotten(consumer: KafkaConsumer, topic: str) -> dict[str, int]:
     while any(consumer.position(place) < end for place, end in ends.items()):
         for records in consumer.poll(timeout_ms=1000).values():
             for record in records:
-                user_id, until_ms = forgotten.decode(record.key, record.value)
+                user_id, until_ms = decode_forgotten(record.key, record.value)
                 until[user_id] = max(until_ms, until.get(user_id, until_ms))
     return until
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
-from afterclick import forgotten
 from afterclick.settings import KafkaSettings
+from afterclick.state import decode_forgotten
 from training import compacted
 
 Until = dict[str, int]
@@ -19,7 +19,7 @@ Until = dict[str, int]
 def newest(kafka: KafkaSettings) -> Until:
     """Who is forgotten now. Raises Unavailable."""
     records = compacted.newest(kafka, kafka.topics.forgotten)
-    return dict(forgotten.decode(key, value) for key, value in records.items())
+    return dict(decode_forgotten(key, value) for key, value in records.items())
 
 
 def without(log: DataFrame, until: Until) -> DataFrame:

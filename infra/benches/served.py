@@ -120,7 +120,7 @@ def _send_changes(settings: Settings, shop: Shop, per_s: float, stop: threading.
                 key, {HistoryEntry(f"c{offset}", item, Action.LIKE, None, now).member(): now}
             )
             client.zremrangebyrank(key, 0, -synthetic.HISTORY - 1)
-            client.set(settings.redis.keys.position(settings.kafka.topics.reviews, 0), offset)
+            client.set(settings.redis.keys.applied_offset(settings.kafka.topics.reviews, 0), offset)
             tell(producer, settings, user, item, offset)
     producer.flush(5)
 
@@ -139,7 +139,7 @@ def tell(producer: Producer, settings: Settings, user_id: str, item_id: str, off
         offset=offset,
         effect=Effect.APPLIED,
         weight=2.0,
-        novel=True,
+        first_user_item=True,
         log_ms=now,
         read_ms=now,
         applied_ms=now,

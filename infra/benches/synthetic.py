@@ -239,5 +239,5 @@ def _write_state(settings: Settings, shop: Shop, rng: np.random.Generator) -> No
         packed = (row.astype("<f8").tobytes() for row in trends)
         pipe.hset(keys.trends(topic, 0), mapping=dict(zip(items, packed, strict=True)))
         pipe.execute()
-    client.set(keys.position(topic, 0), POSITION)
+    client.set(keys.applied_offset(topic, 0), POSITION)
     client.close()

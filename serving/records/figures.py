@@ -46,7 +46,7 @@ class Figures:
         self._redis = redis.Redis.from_url(
             settings.redis.url, socket_timeout=settings.redis.timeout_s, socket_connect_timeout=1
         )
-        self._boundary_key = settings.redis.keys.boundary
+        self._boundary_key = settings.redis.keys.last_batch_at
         self._hub, self._metrics, self._letters = hub, metrics, letters
         self._admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap, "log_level": 0})
         self._then, self._seen, self._answered = time.monotonic(), 0, 0

@@ -196,7 +196,7 @@ class TrendFeed:
         self, client: Redis | RedisCluster, topic: str, partition: int, table: TrendTable
     ) -> int | None:
         pipe = client.pipeline(transaction=True)
-        pipe.get(self._keys.position(topic, partition))
+        pipe.get(self._keys.applied_offset(topic, partition))
         pipe.hgetall(self._keys.counts(topic, partition))
         pipe.hgetall(self._keys.trends(topic, partition))
         position, counts, trends = pipe.execute()

@@ -217,7 +217,7 @@ def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
     producer.produce(letter.topic, key=letter.key, value=letter.value, headers=list(letter.headers))
     assert producer.flush(10) == 0
     with redis.Redis.from_url(settings.redis.url) as client:
-        client.set(settings.redis.keys.boundary, "1700000000.5")
+        client.set(settings.redis.keys.last_batch_at, "1700000000.5")
 
     def figures() -> dict[str, Any] | None:
         shop_api.service.figures.look()

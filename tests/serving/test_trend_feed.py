@@ -25,7 +25,7 @@ def counted(api: Running, item_id: str) -> int:
 def reached(settings: Settings, told: Position) -> int:
     """The offset up to which Redis has the counts of a partition."""
     with redis.Redis.from_url(settings.redis.url) as client:
-        return int(client.get(settings.redis.keys.position(told.topic, told.partition)) or -1)
+        return int(client.get(settings.redis.keys.applied_offset(told.topic, told.partition)) or -1)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def apply(
 
 
 def position(client: redis.Redis, the_plan: Plan, topic: str) -> int:
-    value = client.get(the_plan.keys.position(topic, 0))
+    value = client.get(the_plan.keys.applied_offset(topic, 0))
     return -1 if value is None else int(value)
 
 
@@ -85,7 +85,7 @@ def test_a_crash_at_either_step_counts_once_and_stays_novel(
         apply(CrashingConnection(connection, call_number, reached), the_plan, log)
     (output,) = apply(connection, the_plan, log)
     change = StateChange.decode(output.value or b"")
-    assert change.novel
+    assert change.first_user_item
     assert change.effect is (
         Effect.REPLAYED if (call_number, reached) == (2, True) else Effect.APPLIED
     )
@@ -153,7 +153,7 @@ def test_a_server_that_lost_its_newest_writes_is_noticed(
     the_plan = plan(redis_url)
     log = log_of([event(item=f"item-{n}") for n in range(6)])
     apply(connection, the_plan, log[:4])
-    client.set(the_plan.keys.position("reviews", 0), 1)
+    client.set(the_plan.keys.applied_offset("reviews", 0), 1)
     with pytest.raises(redis.ResponseError, match="GAP"):
         apply(connection, the_plan, log[4:])
 

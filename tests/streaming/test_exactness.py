@@ -111,7 +111,7 @@ class Run:
                 at = max(self._position(topic) + 1 - next(self.again), 0)
 
     def _position(self, topic: str) -> int:
-        value = self.client.get(self.plan.keys.position(topic, 0))
+        value = self.client.get(self.plan.keys.applied_offset(topic, 0))
         return -1 if value is None else int(value)
 
 
@@ -189,5 +189,5 @@ def test_a_change_that_a_row_has_sent_is_announced_with_the_next_row(
     the_plan, outbox = plan(redis_url), Outbox()
     log = log_of([event(item=f"item-{n}") for n in range(3)])
     real_time(the_plan, NodeConnection(redis_url), outbox, "reviews", log)
-    assert int(client.get(the_plan.keys.announced("reviews", 0)) or -1) == 1
+    assert int(client.get(the_plan.keys.published_offset("reviews", 0)) or -1) == 1
     assert [StateChange.decode(one.value or b"").offset for one in outbox.outputs] == [0, 1, 2]

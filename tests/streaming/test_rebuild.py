@@ -74,10 +74,10 @@ def test_beside_a_running_stream_it_is_refused(archived: Settings) -> None:
 
 def test_without_a_log_the_state_stays_as_it_is(settings: Settings) -> None:
     with redis.Redis.from_url(settings.redis.url) as client:
-        client.set(settings.redis.keys.position(settings.kafka.topics.reviews, 0), 5)
+        client.set(settings.redis.keys.applied_offset(settings.kafka.topics.reviews, 0), 5)
         with pytest.raises(StateConflict):
             rebuild(settings)
-        assert client.get(settings.redis.keys.position(settings.kafka.topics.reviews, 0)) == b"5"
+        assert client.get(settings.redis.keys.applied_offset(settings.kafka.topics.reviews, 0)) == b"5"
 
 
 class Killed(BaseException):

@@ -103,7 +103,7 @@ def test_a_first_event_that_comes_late_makes_earlier_votes_count_as_established(
     the_plan = plan(redis_url)
     votes = [event(item=f"item-{n}", action="like", at=20 * DAY_S + n) for n in range(3)]
     changes = apply(client, the_plan, [*votes, event(item="lens", action="undo", at=1)])
-    assert len(changes[-1].corrections) == 3
+    assert len(changes[-1].compensations) == 3
     trends = stored(client, the_plan.keys, ["alice"]).trends
     assert all(sum(trends[f"item-{n}"].established) > 0 for n in range(3))
 
@@ -136,5 +136,5 @@ def test_corrections_leave_with_the_ledger(client: redis.Redis, redis_url: str) 
     log = log_of(events)
     for start in (0, 20, 40):
         list(applier.apply("feedback", 0, log[start : start + 20]))
-    assert client.hlen(the_plan.keys.corrections("alice", "feedback")) <= 20
+    assert client.hlen(the_plan.keys.compensations("alice", "feedback")) <= 20
     assert client.zcard(the_plan.keys.ledger("alice", "feedback")) <= 20
