@@ -12,11 +12,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afterclick.settings import Settings
-from serving.access.call_limit import CallLimit
-from serving.access.guard import OPEN_PATHS, Guard
-from serving.records.metrics import Metrics
-from serving.records.recent import RecentRequests
-from serving.records.request_log import LoggedRequest, RequestLog
+from serving.control.auth import OPEN_PATHS, Guard
+from serving.control.call_limit import CallLimit
+from serving.control.request_log import LoggedRequest, RequestLog
+from serving.monitoring import Metrics
+from serving.recent_requests import RecentRequests
 from serving.routes import admin, control, insight, problems, shop, sockets
 from serving.service import Service
 

@@ -29,7 +29,6 @@ from afterclick.retrieval import (
 )
 from afterclick.state import HistoryEntry, effective
 from afterclick.user_vectors import fold_in, tower_user
-from serving.decisions.rules import NO_RULES
 from serving.ranking.arrange import arrange, pool_size
 from serving.ranking.choice import Choice
 from serving.ranking.cursors import cursor_after
@@ -50,7 +49,7 @@ from serving.state.history import OnlineStore, Rows, entries
 from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import TrendFeed
 from serving.state.log_waiters import Position, PositionWaiters
-from serving.state.snapshot import ServingSnapshot, SnapshotStore
+from serving.state.snapshot import NO_RULES, ServingSnapshot, SnapshotStore
 
 Answer = dict[str, Any]
 CATEGORY = 100

@@ -10,10 +10,10 @@ import uvicorn
 
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
-from serving.access.guard import check_address
-from serving.access.keys import read_keys
 from serving.app import create_app
-from serving.sql.database import Database
+from serving.control.api_keys import read_keys
+from serving.control.auth import check_address
+from serving.control.store import Database
 
 KEEP_ALIVE_S = 75
 """How long an idle connection is kept: longer than proxies keep theirs (a minute at most), so that none

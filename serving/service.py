@@ -18,25 +18,25 @@ from afterclick.events import Action
 from afterclick.quarantine import QuarantineLimits
 from afterclick.settings import Settings
 from afterclick.state import StateChange
-from serving.access.keys import KeyRing
-from serving.decisions.control_plane import ControlPlane
-from serving.decisions.rules import RuleBook
+from serving.control.api_keys import KeyRing
+from serving.control.catalogue_copy import CatalogueCopy
+from serving.control.control_plane import ControlPlane
+from serving.control.request_log import RequestLog
+from serving.control.rules import RuleBook
+from serving.control.store import Database
+from serving.control.users import Users
+from serving.control.write_behind import WrittenBehind
+from serving.event_loop_lag import Pulse
+from serving.events.exposure import Exposure
+from serving.events.feedback import FeedbackLog
+from serving.events.impressions import ImpressionLog
+from serving.live_stats import Figures
+from serving.monitoring import Metrics
 from serving.operations.console import Console
-from serving.pulse import Pulse
 from serving.push import Hub, cause_of
 from serving.ranking.remembered import Kept, RecommendationRequest
+from serving.recent_requests import RecentRequests
 from serving.recommender import Answer, Recommender
-from serving.records.catalogue_copy import CatalogueCopy
-from serving.records.exposure import Exposure
-from serving.records.feedback import FeedbackLog
-from serving.records.figures import Figures
-from serving.records.impressions import ImpressionLog
-from serving.records.metrics import Metrics
-from serving.records.recent import RecentRequests
-from serving.records.request_log import RequestLog
-from serving.records.users import Users
-from serving.sql.behind import WrittenBehind
-from serving.sql.database import Database
 from serving.state.dead_letter_reader import DeadLetters
 from serving.state.history import OnlineStore
 from serving.state.item_catalogue import Catalogue, TextSearch

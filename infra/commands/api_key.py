@@ -10,7 +10,7 @@ import typer
 from infra.commands.db import upgraded_database
 
 if TYPE_CHECKING:
-    from serving.access.keys import KeptKey
+    from serving.control.api_keys import KeptKey
 
 app = typer.Typer(help="API keys, made and revoked while the API runs.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -47,7 +47,7 @@ def add(
     from pydantic import ValidationError
 
     from afterclick.errors import BadInput
-    from serving.access.keys import KeptKey, KeyDraft, add_key
+    from serving.control.api_keys import KeptKey, KeyDraft, add_key
 
     scopes = [str(s) for s in scope or (Scope.RECOMMEND, Scope.FEEDBACK)]
     try:
@@ -67,7 +67,7 @@ def add(
 @app.command()
 def ls(as_json: Json = False) -> None:
     """Every key in SQL, the oldest first, revoked ones among them; never the key itself."""
-    from serving.access.keys import read_keys
+    from serving.control.api_keys import read_keys
 
     with upgraded_database().begin() as connection:
         keys = read_keys(connection)
@@ -87,7 +87,7 @@ def ls(as_json: Json = False) -> None:
 @app.command()
 def revoke(name: Annotated[str, typer.Argument(help="The key's name, as `ls` shows it.")]) -> None:
     """End a key: running APIs refuse it within seconds."""
-    from serving.access.keys import revoke_key
+    from serving.control.api_keys import revoke_key
 
     revoke_key(upgraded_database(), name)
     typer.echo(f"key {name} is revoked")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from serving.sql.database import Database
+    from serving.control.store import Database
 
 app = typer.Typer(
     help="The SQL tables: rules, experiments, keys, items, users, the request log.",
@@ -36,7 +36,7 @@ def downgrade(
 @app.command()
 def status() -> None:
     """Which revision the SQL tables are at, and which one this program knows."""
-    from serving.sql.database import head
+    from serving.control.store import head
 
     database = open_database()
     typer.echo(
@@ -47,7 +47,7 @@ def status() -> None:
 @app.command()
 def forget(user_id: Annotated[str, typer.Argument(help="The user to erase.")]) -> None:
     """Erase a user from the SQL tables: the counts of experiments, the row of the user, the request log."""
-    from serving.sql.forgetting import forget_user
+    from serving.control.forgetting import forget_user
 
     typer.echo(f"{forget_user(upgraded_database(), user_id):,} rows erased")
 
@@ -55,7 +55,7 @@ def forget(user_id: Annotated[str, typer.Argument(help="The user to erase.")]) -
 def open_database() -> Database:
     """The database that the settings name. Makes its folder where that is SQLite's."""
     from afterclick.settings import Settings
-    from serving.sql.database import Database
+    from serving.control.store import Database
 
     settings = Settings()
     settings.home.mkdir(parents=True, exist_ok=True)

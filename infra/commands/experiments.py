@@ -9,7 +9,7 @@ import typer
 from infra.commands.db import upgraded_database
 
 if TYPE_CHECKING:
-    from serving.decisions.experiments import Experiment
+    from serving.control.experiments import Experiment
 
 app = typer.Typer(
     help="A/B tests: who gets which lists, and what came of it.", no_args_is_help=True
@@ -61,7 +61,7 @@ def create(
     from sqlalchemy.exc import IntegrityError
 
     from afterclick.errors import AlreadyThere, BadInput
-    from serving.decisions.experiments import Experiment, ExperimentDraft, add_experiment
+    from serving.control.experiments import Experiment, ExperimentDraft, add_experiment
 
     try:
         draft = {
@@ -91,7 +91,7 @@ def create(
 def stop(name: Name) -> None:
     """End an experiment: its users get what they got before. Its results stay."""
     from afterclick.errors import NotFound
-    from serving.decisions.experiments import stop_experiment
+    from serving.control.experiments import stop_experiment
 
     with upgraded_database().begin() as connection:
         if not stop_experiment(connection, name):
@@ -109,8 +109,8 @@ def show(
 ) -> None:
     """What an experiment says so far: CTR and conversion with intervals, and the sample ratio check."""
     from afterclick.errors import NotFound
-    from serving.decisions.results import results
-    from serving.decisions.trials import read_sums
+    from serving.control.results import results
+    from serving.events.trials import read_sums
 
     experiment = next((e for e in _experiments() if e.name == name), None)
     if experiment is None:
@@ -142,7 +142,7 @@ def _arm(text: str) -> dict[str, Any]:
 
 
 def _experiments() -> tuple[Experiment, ...]:
-    from serving.decisions.experiments import read_experiments
+    from serving.control.experiments import read_experiments
 
     with upgraded_database().begin() as connection:
         return read_experiments(connection)

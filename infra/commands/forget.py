@@ -25,7 +25,7 @@ def forget(
 
     from afterclick.settings import Settings
     from infra.commands.db import upgraded_database
-    from serving.sql.forgetting import forget_user
+    from serving.control.forgetting import forget_user
     from streaming.forget import forget as erase
 
     found = erase(Settings(), user_id)

@@ -11,7 +11,7 @@ import typer
 from infra.commands.db import upgraded_database
 
 if TYPE_CHECKING:
-    from serving.decisions.rules import Rule
+    from serving.control.rules import Rule
 
 app = typer.Typer(help="Business rules: boost, bury, pin, exclude.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -30,7 +30,7 @@ class Action(StrEnum):
 @app.command()
 def ls(as_json: Json = False) -> None:
     """Every rule, the oldest first, and whether it is in force."""
-    from serving.decisions.rules import read_rules
+    from serving.control.rules import read_rules
 
     with upgraded_database().begin() as connection:
         rules = read_rules(connection)
@@ -83,7 +83,7 @@ def add(
     from pydantic import ValidationError
 
     from afterclick.errors import BadInput
-    from serving.decisions.rules import Rule, RuleDraft, add_rule
+    from serving.control.rules import Rule, RuleDraft, add_rule
 
     given = {
         "action": str(action),
@@ -111,7 +111,7 @@ def add(
 def rm(rule_id: Annotated[str, typer.Argument(help="The rule's id, as `ls` shows it.")]) -> None:
     """Remove a rule."""
     from afterclick.errors import NotFound
-    from serving.decisions.rules import remove_rule
+    from serving.control.rules import remove_rule
 
     with upgraded_database().begin() as connection:
         if not remove_rule(connection, rule_id):

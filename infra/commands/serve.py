@@ -34,7 +34,7 @@ def api_token(
     """Make a token for one user's browser, signed with AFTERCLICK_SERVING__TOKEN_SECRET."""
     from afterclick.errors import BadInput
     from afterclick.settings import Settings
-    from serving.access.tokens import new_token
+    from serving.control.tokens import new_token
 
     secret = Settings().serving.token_secret
     if secret is None:

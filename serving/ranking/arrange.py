@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.model import IntArray
-from serving.decisions.rules import ActiveRules
 from serving.ranking.diversity import diversify, vectors_of
 from serving.ranking.exploration import TAIL, explore
 from serving.ranking.lists import Ranked
 from serving.ranking.options import Options, Page
 from serving.state.item_catalogue import Catalogue
-from serving.state.snapshot import ServingSnapshot
+from serving.state.snapshot import ActiveRules, ServingSnapshot
 
 Rows = NDArray[np.intp]
 Floats = NDArray[np.float64]

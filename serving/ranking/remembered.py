@@ -13,12 +13,11 @@ from typing import Any
 
 import orjson
 
-from serving.decisions.rules import ActiveRules
 from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page
 from serving.routes.schemas import Source
 from serving.state.history import Rows
 from serving.state.log_waiters import Position
-from serving.state.snapshot import ServingSnapshot
+from serving.state.snapshot import ActiveRules, ServingSnapshot
 
 CATALOGUE_S = 5.0
 ENTRIES = 8192

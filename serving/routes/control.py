@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from afterclick.errors import AlreadyThere, NotFound, Unavailable
 from afterclick.events import now
-from serving.access.keys import KeyDraft
-from serving.access.tokens import new_token
-from serving.decisions.experiments import Experiment, ExperimentDraft
-from serving.decisions.rules import Name, Rule, RuleDraft
+from serving.control.api_keys import KeyDraft
+from serving.control.experiments import Experiment, ExperimentDraft
+from serving.control.rules import Name, Rule, RuleDraft
+from serving.control.tokens import new_token
 from serving.routes import control_schemas as schemas
 from serving.routes.problems import ApiError
 from serving.routes.replies import Json, Parts, answers, reply, unavailable

@@ -7,10 +7,10 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from afterclick.events import Id
-from serving.access.keys import KeyDraft
-from serving.access.tokens import LONGEST_S
-from serving.decisions.experiments import Experiment
-from serving.decisions.rules import Rule
+from serving.control.api_keys import KeyDraft
+from serving.control.experiments import Experiment
+from serving.control.rules import Rule
+from serving.control.tokens import LONGEST_S
 
 
 class KeptRule(Rule):

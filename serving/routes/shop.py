@@ -13,14 +13,14 @@ from starlette.responses import Response
 from afterclick.errors import Unavailable
 from afterclick.events import Id, Interaction
 from afterclick.trends import HALF_LIVES_MS
+from serving.control.users import read_user
+from serving.events.feedback import event_of
 from serving.ranking.choice import without
 from serving.ranking.cursors import decode_cursor
 from serving.ranking.lists import latest, similar
 from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page, Policy
 from serving.ranking.remembered import RecommendationRequest
 from serving.recommender import describe
-from serving.records.feedback import event_of
-from serving.records.users import read_user
 from serving.routes import queries, schemas
 from serving.routes.problems import ApiError
 from serving.routes.replies import Json, Parts, answers, reply, unavailable

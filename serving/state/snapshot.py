@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count
+from typing import Protocol
 
 import numpy as np
 import structlog
@@ -24,7 +25,6 @@ from afterclick.model import IntArray
 from afterclick.quarantine import LimitedTrends, QuarantineLimits, guard
 from afterclick.retrieval import Search
 from afterclick.trends import HALF_LIVES_MS, TrendTable
-from serving.decisions.rules import NO_RULES, ActiveRules, RuleBook
 from serving.state.ann_search import ColdStartContent
 from serving.state.badges import Badges, badges
 from serving.state.item_catalogue import Catalogue
@@ -43,6 +43,65 @@ SHARE = 20.0
 """A world that takes long to build is built less often: at most a twentieth of the time."""
 
 _NUMBERS = count(1)
+
+
+@dataclass(frozen=True)
+class Pin:
+    """An item and the place it is given, from 0."""
+
+    place: int
+    item: int
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveRules:
+    """The rules in force, in the item indices of one snapshot."""
+
+    excluded: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
+    """Items that are in no list."""
+    boosted: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
+    """(b,) items whose score changes, each once."""
+    amounts: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    """(b,) what it changes by: boosts less buries."""
+    pins: tuple[Pin, ...] = ()
+    """Each place and each item once, in the order of the places."""
+    wanted: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
+    """Items that are ranked although no source brings them: pinned, and the hottest of those that gain."""
+
+    def amount_of(self, items: IntArray) -> NDArray[np.float64]:
+        """(c,) what the rules add to the score of each item."""
+        added = np.zeros(len(items))
+        if len(self.boosted):
+            at = np.searchsorted(self.boosted, items)
+            at[at == len(self.boosted)] = 0
+            hit = self.boosted[at] == items
+            added[hit] = self.amounts[at[hit]]
+        return added
+
+
+NO_RULES = ActiveRules()
+
+
+class RuleSource(Protocol):
+    """Supplies the business rules in force."""
+
+    def state(self) -> tuple[str, ...]:
+        """Ids of the rules in force now."""
+        ...
+
+    def active(self, find: dict[str, int], heat: Array) -> ActiveRules:
+        """The rules in force for the items of `find`; `heat` (m,) orders them."""
+        ...
+
+
+class NoRules:
+    """A rule source without rules."""
+
+    def state(self) -> tuple[str, ...]:
+        return ()
+
+    def active(self, find: dict[str, int], heat: Array) -> ActiveRules:
+        return NO_RULES
 
 
 @dataclass
@@ -157,7 +216,7 @@ class _Builder:
     """Makes the snapshots of one model after another; what they are indexed by stays while the model does."""
 
     def __init__(
-        self, feed: TrendFeed, catalogue: Catalogue, rules: RuleBook, bounds: QuarantineLimits
+        self, feed: TrendFeed, catalogue: Catalogue, rules: RuleSource, bounds: QuarantineLimits
     ) -> None:
         self._feed, self._catalogue, self._rules, self._bounds = feed, catalogue, rules, bounds
         self._space, self._space_of = ItemIndex(), ""
@@ -211,12 +270,12 @@ class SnapshotStore:
         feed: TrendFeed,
         catalogue: Catalogue,
         loaded: LoadedModel,
-        rules: RuleBook | None = None,
+        rules: RuleSource | None = None,
         bounds: QuarantineLimits | None = None,
     ) -> None:
         self._feed, self._catalogue = feed, catalogue
         self._bounds = bounds or QuarantineLimits()
-        self._rules = rules or RuleBook(catalogue)
+        self._rules = rules or NoRules()
         self._next = loaded
         self._builder = self._new_builder()
         self._beside: Mapping[str, LoadedModel] = {}

@@ -15,7 +15,7 @@ import yaml
 
 from afterclick.settings import Settings
 from infra import reference
-from serving.access.guard import check_address
+from serving.control.auth import check_address
 
 ROOT = Path(__file__).parents[2]
 

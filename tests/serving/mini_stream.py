@@ -55,7 +55,9 @@ class MiniStream:
         kafka = self.settings.kafka
         client = redis.Redis.from_url(self.settings.redis.url)
         positions = [
-            TopicPartition(t, p, int(client.get(self.settings.redis.keys.applied_offset(t, p)) or -1) + 1)
+            TopicPartition(
+                t, p, int(client.get(self.settings.redis.keys.applied_offset(t, p)) or -1) + 1
+            )
             for t in kafka.topics.interactions
             for p in range(kafka.partitions)
         ]

@@ -16,7 +16,7 @@ from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
 from afterclick.trends import TrendTable
-from serving.decisions.rules import Rule, RuleBook, RuleDraft
+from serving.control.rules import Rule, RuleBook, RuleDraft
 from serving.ranking.remembered import Recommendation, RecommendationRequest
 from serving.recommender import Recommender
 from serving.state.ann_search import content_search

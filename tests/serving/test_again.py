@@ -22,8 +22,8 @@ from afterclick.settings import Settings
 from afterclick.state import Effect, StateChange
 from afterclick.trends import TrendTable
 from infra.embedded.valkey import ValkeyServer
+from serving.events.impressions import ImpressionLog
 from serving.ranking.remembered import Recommendation, RenderedList
-from serving.records.impressions import ImpressionLog
 from serving.routes import sockets
 from serving.routes.schemas import Source
 from serving.state import loaded_models as model_feed
@@ -173,7 +173,12 @@ def test_a_peer_that_has_gone_without_a_word_is_left(
 
 
 def change(offset: int, user_id: str = "bob") -> StateChange:
-    facts: Mapping[str, Any] = {"action": "like", "time_ms": 1, "weight": 1.0, "first_user_item": True}
+    facts: Mapping[str, Any] = {
+        "action": "like",
+        "time_ms": 1,
+        "weight": 1.0,
+        "first_user_item": True,
+    }
     stamps = {"log_ms": 1.0, "read_ms": 1.0, "applied_ms": 1.0}
     where: Mapping[str, Any] = {"topic": "feedback", "partition": 0, "offset": offset}
     return StateChange(

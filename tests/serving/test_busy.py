@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from afterclick.settings import Settings
-from serving.pulse import Pulse
+from serving.event_loop_lag import Pulse
 from serving.ranking.remembered import RecommendationRequest
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream

@@ -11,9 +11,9 @@ from afterclick.errors import Unavailable
 from afterclick.events import Item
 from afterclick.settings import KafkaSettings, Settings
 from infra.embedded.ports import free_port
-from serving.records.catalogue_copy import SKEW_MS, SLICE, CatalogueCopy
-from serving.sql.database import Database
-from serving.sql.tables import items
+from serving.control.catalogue_copy import SKEW_MS, SLICE, CatalogueCopy
+from serving.control.store import Database
+from serving.control.tables import items
 from serving.state.item_catalogue import Catalogue, Change
 from tests.serving import shop
 from tests.serving.running import Running

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from afterclick.errors import Unavailable
 from afterclick.events import Action
-from serving.decisions.experiments import (
+from serving.control.experiments import (
     Assigned,
     Assignment,
     Experiment,
@@ -24,11 +24,11 @@ from serving.decisions.experiments import (
     read_experiments,
     stop_experiment,
 )
-from serving.decisions.significance import sample_ratio_p_value
-from serving.decisions.trials import Trials, read_sums
+from serving.control.significance import sample_ratio_p_value
+from serving.control.store import Database
+from serving.events.trials import Trials, read_sums
 from serving.ranking.options import PLAIN, Policy
 from serving.ranking.remembered import RecommendationRequest
-from serving.sql.database import Database
 from tests.serving import shop
 from tests.serving.offline import Offline
 

@@ -10,11 +10,11 @@ import pytest
 
 from afterclick import events
 from afterclick.events import ImpressionEvent, Item
-from serving.decisions.significance import sample_ratio_p_value
+from serving.control.significance import sample_ratio_p_value
+from serving.events.impressions import encode
 from serving.ranking.exploration import TAIL, chances_of, explore
 from serving.ranking.options import PLAIN, Draw
 from serving.ranking.remembered import RecommendationRequest
-from serving.records.impressions import encode
 from tests.serving import shop
 from tests.serving.offline import Offline
 

@@ -18,7 +18,7 @@ from afterclick.settings import KafkaSettings, RedisSettings, Settings
 from infra.embedded.kafka import KafkaServer
 from infra.embedded.valkey import ValkeyServer
 from infra.topics_admin import ensure_topics
-from serving.records import feedback
+from serving.events import feedback
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running

@@ -12,9 +12,9 @@ from websockets.sync.client import connect
 from afterclick.errors import BadInput
 from afterclick.settings import ApiKey, RedisSettings, ServingSettings, Settings
 from infra.embedded.ports import free_port
-from serving.access.call_limit import CallLimit
-from serving.access.guard import OPEN_PATHS, check_address, scope_of
-from serving.access.keys import new_key
+from serving.control.api_keys import new_key
+from serving.control.auth import OPEN_PATHS, check_address, scope_of
+from serving.control.call_limit import CallLimit
 from tests.serving.running import Running
 from tests.waiting import PATIENCE_S
 

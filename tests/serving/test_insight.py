@@ -7,7 +7,7 @@ from confluent_kafka import Producer
 from afterclick.events import Action
 from afterclick.settings import Settings
 from afterclick.topics import dlq
-from serving.records.exposure import REMEMBERED, Exposure
+from serving.events.exposure import REMEMBERED, Exposure
 from tests.serving.running import Running
 
 

@@ -13,12 +13,20 @@ from websockets.sync.client import connect
 
 from afterclick.errors import AlreadyThere, BadInput, NotFound
 from afterclick.settings import ApiKey, ServingSettings, Settings
-from serving.access.guard import check_address
-from serving.access.keys import KeptKey, KeyDraft, KeyRing, add_key, new_key, read_keys, revoke_key
+from serving.control.api_keys import (
+    KeptKey,
+    KeyDraft,
+    KeyRing,
+    add_key,
+    new_key,
+    read_keys,
+    revoke_key,
+)
+from serving.control.auth import check_address
+from serving.control.store import Database
+from serving.control.tables import api_keys
 from serving.routes.sockets import INVALID
 from serving.server import run
-from serving.sql.database import Database
-from serving.sql.tables import api_keys
 from tests.serving.running import Running
 from tests.serving.test_guard import bearer
 from tests.waiting import PATIENCE_S, wait_until

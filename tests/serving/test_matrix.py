@@ -15,8 +15,8 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from afterclick.settings import Settings
-from serving.access.guard import OPEN_PATHS, scope_of
-from serving.access.tokens import new_token, user_of
+from serving.control.auth import OPEN_PATHS, scope_of
+from serving.control.tokens import new_token, user_of
 from serving.routes import sockets
 from tests.serving.running import Running
 from tests.serving.test_guard import KEYS, bearer, guarded

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.decisions.rules import RuleDraft
+from serving.control.rules import RuleDraft
 from serving.ranking.cursors import BEGIN, DEEPEST, cursor_after, decode_cursor, encode_cursor
 from serving.ranking.options import PLAIN, Page
 from serving.ranking.remembered import RecommendationRequest

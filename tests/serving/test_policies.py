@@ -15,7 +15,7 @@ from afterclick.features import UserState
 from afterclick.model import Model
 from afterclick.settings import StreamSettings
 from afterclick.user_vectors import fold_in, tower_user
-from serving.decisions.rules import RuleDraft
+from serving.control.rules import RuleDraft
 from serving.ranking.options import PLAIN, Options, Page, Policy
 from serving.ranking.remembered import RecommendationRequest
 from serving.routes.schemas import Source

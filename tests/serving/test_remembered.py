@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from afterclick.events import Item
-from serving.decisions.rules import RuleDraft
+from serving.control.rules import RuleDraft
 from serving.ranking import remembered
 from serving.ranking.remembered import Kept, Recommendation, RecommendationRequest, RenderedList
 from serving.routes.schemas import Source

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import func, insert, select
 
 from afterclick.settings import ServingSettings, Settings
-from serving.records.request_log import WAITING, LoggedRequest, RequestLog
-from serving.sql.database import Database
-from serving.sql.tables import request_log
+from serving.control.request_log import WAITING, LoggedRequest, RequestLog
+from serving.control.store import Database
+from serving.control.tables import request_log
 from tests.serving.running import Running
 from tests.waiting import wait_until
 

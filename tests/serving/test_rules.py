@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from sqlalchemy import insert
 
 from afterclick.events import Item
-from serving.decisions.rules import NO_RULES, Rule, RuleDraft, add_rule, read_rules, remove_rule
+from serving.control.rules import Rule, RuleDraft, add_rule, read_rules, remove_rule
+from serving.control.store import Database
+from serving.control.tables import rules as table
 from serving.ranking.arrange import PINNED
-from serving.sql.database import Database
-from serving.sql.tables import rules as table
 from serving.state.catalogue_query import matching
+from serving.state.snapshot import NO_RULES
 from tests.serving import shop
 from tests.serving.offline import Offline
 

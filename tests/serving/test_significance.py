@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from serving.decisions.significance import (
+from serving.control.significance import (
     Sums,
     conversion_difference,
     ctr,

@@ -8,9 +8,9 @@ import pytest
 
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
-from serving.records.users import Users, read_user
-from serving.sql.database import Database
-from serving.sql.forgetting import forget_user
+from serving.control.forgetting import forget_user
+from serving.control.store import Database
+from serving.control.users import Users, read_user
 from tests.serving.running import Running
 from tests.serving.test_loop import after, ids, kinds
 from tests.waiting import wait_until

@@ -29,7 +29,7 @@ from afterclick.settings import (
 from infra.embedded.ports import free_port
 from infra.embedded.process import Process
 from infra.topics_admin import delete_topics, ensure_topics
-from serving.access.keys import new_key
+from serving.control.api_keys import new_key
 from tests.serving import shop as wares
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running

@@ -20,8 +20,8 @@ from confluent_kafka.admin._listoffsets import OffsetSpec
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from afterclick.trends import HALF_LIVES_MS
+from serving.monitoring import STAGES, Metrics
 from serving.push import Hub
-from serving.records.metrics import STAGES, Metrics
 from serving.state.dead_letter_reader import DeadLetters
 from serving.state.live_trends import TrendFeed
 from serving.state.snapshot import SnapshotStore

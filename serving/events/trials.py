@@ -18,11 +18,11 @@ from sqlalchemy import Connection, case, func, select
 
 from afterclick.errors import Unavailable
 from afterclick.events import Action
-from serving.decisions.experiments import Assigned
-from serving.decisions.significance import Sums
-from serving.sql.database import Database
-from serving.sql.tables import experiment_users as table
-from serving.sql.upsert import insert_into
+from serving.control.experiments import Assigned
+from serving.control.significance import Sums
+from serving.control.store import Database
+from serving.control.tables import experiment_users as table
+from serving.control.upsert import insert_into
 
 REMEMBERED: Final = 50_000
 WAITING: Final = 100_000

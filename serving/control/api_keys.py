@@ -22,10 +22,10 @@ from sqlalchemy.exc import IntegrityError
 from afterclick.errors import AlreadyThere, NotFound
 from afterclick.events import now
 from afterclick.settings import ApiKey, ApiScope, ServingSettings
-from serving.decisions.rules import Name, Text
-from serving.sql.database import Database
-from serving.sql.reading import readable
-from serving.sql.tables import api_keys as table
+from serving.control.reading import readable
+from serving.control.rules import Name, Text
+from serving.control.store import Database
+from serving.control.tables import api_keys as table
 
 Scopes = Annotated[tuple[ApiScope, ...], Field(min_length=1, max_length=3)]
 Found = tuple[str | None, tuple[ApiScope, ...] | None]

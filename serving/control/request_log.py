@@ -19,8 +19,8 @@ from sqlalchemy import delete, insert
 from sqlalchemy.exc import DataError, IntegrityError
 
 from afterclick.errors import Unavailable
-from serving.sql.database import Database
-from serving.sql.tables import request_log
+from serving.control.store import Database
+from serving.control.tables import request_log
 
 log = structlog.get_logger()
 PAUSE_S: Final = 1.0

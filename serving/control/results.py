@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from serving.decisions.experiments import Arm, Experiment
-from serving.decisions.significance import (
+from serving.control.experiments import Arm, Experiment
+from serving.control.significance import (
     SRM_LIMIT,
     Sums,
     conversion,

@@ -16,9 +16,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, func, select
 
 from afterclick.events import now
-from serving.sql.database import Database
-from serving.sql.tables import users as table
-from serving.sql.upsert import insert_into
+from serving.control.store import Database
+from serving.control.tables import users as table
+from serving.control.upsert import insert_into
 
 WAITING: Final = 100_000
 """Users whose rows may wait for the database."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from afterclick.state import StateChange
-from serving.records.request_log import RequestLog
+from serving.control.request_log import RequestLog
 
 STAGES = ("log", "queue", "apply", "notify", "total")
 """produced → in the log → read by the stream → in Redis → known here; and all of it.

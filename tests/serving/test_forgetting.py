@@ -8,9 +8,9 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import insert, select
 
-from serving.sql.database import Database
-from serving.sql.forgetting import forget_user
-from serving.sql.tables import experiment_users, request_log
+from serving.control.forgetting import forget_user
+from serving.control.store import Database
+from serving.control.tables import experiment_users, request_log
 
 
 @pytest.mark.parametrize("user_id", ["ann", "100%_ann", "ann & bob/ü"])

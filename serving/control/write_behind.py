@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import structlog
 
 from afterclick.errors import AfterclickError
-from serving.sql.database import Database
+from serving.control.store import Database
 
 log = structlog.get_logger()
 PAUSE_S: Final = 2.0

@@ -17,10 +17,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 from sqlalchemy import Connection, insert, select, update
 
 from afterclick.events import now
-from serving.decisions.rules import Name, Text
+from serving.control.reading import readable
+from serving.control.rules import Name, Text
+from serving.control.tables import experiments as table
 from serving.ranking.options import Draw, Options, Policy
-from serving.sql.reading import readable
-from serving.sql.tables import experiments as table
 
 Part = Literal["model", "history", "trend", "content", "base", "popularity"]
 Weight = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]

@@ -20,10 +20,10 @@ import structlog
 from sqlalchemy import Connection, delete, select
 
 from afterclick.events import Item
-from serving.sql.database import Database
-from serving.sql.reading import readable
-from serving.sql.tables import items as table
-from serving.sql.upsert import insert_into
+from serving.control.reading import readable
+from serving.control.store import Database
+from serving.control.tables import items as table
+from serving.control.upsert import insert_into
 from serving.state.item_catalogue import Catalogue, Change
 
 log = structlog.get_logger()

@@ -9,8 +9,8 @@ from urllib.parse import quote, quote_plus
 
 from sqlalchemy import delete, or_
 
-from serving.sql.database import Database
-from serving.sql.tables import experiment_users, request_log, users
+from serving.control.store import Database
+from serving.control.tables import experiment_users, request_log, users
 
 
 def forget_user(database: Database, user_id: str) -> int:

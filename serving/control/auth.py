@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterclick.errors import BadInput
 from afterclick.settings import ApiScope, ServingSettings
-from serving.access.call_limit import CallLimit
-from serving.access.keys import Found, KeyRing
-from serving.access.tokens import SCOPES, is_token, user_of
+from serving.control.api_keys import Found, KeyRing
+from serving.control.call_limit import CallLimit
+from serving.control.tokens import SCOPES, is_token, user_of
 from serving.routes.problems import problem
 
 OPEN_PATHS = ("/health/live", "/health/ready", "/docs", "/openapi.json", "/redoc")

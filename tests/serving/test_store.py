@@ -11,8 +11,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import insert, inspect, select, text
 
 from afterclick.errors import BadInput, Unavailable
-from serving.sql.database import Database, head
-from serving.sql.tables import metadata, rules
+from serving.control.store import Database, head
+from serving.control.tables import metadata, rules
 
 NAMES = set(metadata.tables)
 

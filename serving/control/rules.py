@@ -11,7 +11,6 @@ exclude  they are in no list
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -31,10 +30,11 @@ from sqlalchemy import Connection, delete, insert, select
 
 from afterclick.events import PRINTABLE, Id, new_id, now, printable
 from afterclick.model import IntArray
-from serving.sql.reading import readable
-from serving.sql.tables import rules as table
+from serving.control.reading import readable
+from serving.control.tables import rules as table
 from serving.state.catalogue_query import Condition, matching
 from serving.state.item_catalogue import Catalogue
+from serving.state.snapshot import NO_RULES, ActiveRules, Pin
 
 
 def _in_utc(value: datetime) -> datetime:
@@ -145,43 +145,6 @@ def add_rule(connection: Connection, rule: Rule) -> None:
 def remove_rule(connection: Connection, rule_id: str) -> bool:
     """Forget a rule; whether there was one."""
     return bool(connection.execute(delete(table).where(table.c.rule_id == rule_id)).rowcount)
-
-
-@dataclass(frozen=True)
-class Pin:
-    """An item and the place it is given, from 0."""
-
-    place: int
-    item: int
-
-
-@dataclass(frozen=True, eq=False)
-class ActiveRules:
-    """The rules in force, in the item indices of one snapshot."""
-
-    excluded: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
-    """Items that are in no list."""
-    boosted: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
-    """(b,) items whose score changes, each once."""
-    amounts: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """(b,) what it changes by: boosts less buries."""
-    pins: tuple[Pin, ...] = ()
-    """Each place and each item once, in the order of the places."""
-    wanted: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
-    """Items that are ranked although no source brings them: pinned, and the hottest of those that gain."""
-
-    def amount_of(self, items: IntArray) -> NDArray[np.float64]:
-        """(c,) what the rules add to the score of each item."""
-        added = np.zeros(len(items))
-        if len(self.boosted):
-            at = np.searchsorted(self.boosted, items)
-            at[at == len(self.boosted)] = 0
-            hit = self.boosted[at] == items
-            added[hit] = self.amounts[at[hit]]
-        return added
-
-
-NO_RULES = ActiveRules()
 
 
 class RuleBook:

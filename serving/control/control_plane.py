@@ -17,8 +17,8 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 
 from afterclick.errors import AfterclickError, AlreadyThere, NotFound
-from serving.access.keys import KeptKey, KeyDraft, KeyRing, add_key, read_keys, revoke_key
-from serving.decisions.experiments import (
+from serving.control.api_keys import KeptKey, KeyDraft, KeyRing, add_key, read_keys, revoke_key
+from serving.control.experiments import (
     Assignment,
     Experiment,
     ExperimentDraft,
@@ -26,10 +26,10 @@ from serving.decisions.experiments import (
     read_experiments,
     stop_experiment,
 )
-from serving.decisions.results import Json, results
-from serving.decisions.rules import Rule, RuleBook, RuleDraft, add_rule, read_rules, remove_rule
-from serving.decisions.trials import Trials, read_sums
-from serving.sql.database import Database
+from serving.control.results import Json, results
+from serving.control.rules import Rule, RuleBook, RuleDraft, add_rule, read_rules, remove_rule
+from serving.control.store import Database
+from serving.events.trials import Trials, read_sums
 
 log = structlog.get_logger()
 PAUSE_S: Final = 2.0

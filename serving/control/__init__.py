@@ -1,0 +1,1 @@
+"""API keys, rules, experiments and the SQL tables behind them."""

@@ -1,1 +1,0 @@
-"""What people decide: business rules and experiments, kept in SQL, read from memory."""

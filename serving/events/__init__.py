@@ -1,0 +1,1 @@
+"""Feedback in, impressions out, and the reactions to them."""

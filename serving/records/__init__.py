@@ -1,1 +1,0 @@
-"""What went out and what came back: feedback, impressions, the request log, metrics."""
