@@ -12,11 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.features import features
 from afterclick.model import FloatArray, Model
-from afterclick.retrieval import candidate_items, exact_search
+from afterclick.ranking import CandidateGenerator
 from afterclick.trends import DAY_MS
-from afterclick.user_vectors import fold_in, tower_user
 from training.evaluation import metrics
 from training.evaluation.protocols import NOBODY, Queries, Split, queries, sample
 from training.evaluation.states import Asked, replay
@@ -104,26 +102,13 @@ def _renumbered(asked: Queries, place: NDArray[np.int32]) -> Queries:
 
 
 def _lists(model: Model, score: Score, rows: Interactions, asked: Queries) -> NDArray[np.int32]:
-    als = exact_search(model.factors) if model.factors is not None else None
-    towers = exact_search(model.towers.targets) if model.towers is not None else None
-    content = exact_search(model.content) if model.content is not None else None
+    generator = CandidateGenerator.exact(model)
     lists = np.full((len(asked), LENGTH), -1, np.int32)
 
     def answer(one: Asked) -> NDArray[np.int32]:
-        user, near = fold_in(model, one.state), tower_user(model, one.state)
-        found = candidate_items(
-            model,
-            one.state,
-            one.trends,
-            user_factors=user,
-            user_towers=near,
-            als_search=als,
-            tower_search=towers,
-            content_search=content,
-        ).items
-        return found[
-            _best(score(features(model, one.state, one.trends, found, user, near)), LENGTH)
-        ]
+        query = generator.query(one.state, one.trends)
+        items = generator.retrieve(query).items
+        return items[_best(score(generator.features(query, items)), LENGTH)]
 
     for one in replay(rows, asked):
         shown = answer(one)

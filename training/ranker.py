@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.features import FEATURE_NAMES, features
+from afterclick.features import FEATURE_NAMES
 from afterclick.model import FloatArray, Model
-from afterclick.retrieval import CandidateLimits, candidate_items, exact_search
+from afterclick.ranking import CandidateGenerator
 from afterclick.trends import DAY_MS
-from afterclick.user_vectors import fold_in, tower_user
 from training.evaluation.protocols import Split, moments, sample, with_history
-from training.evaluation.states import Asked, replay
+from training.evaluation.states import replay
 from training.holdout import renumber
 from training.interactions import Interactions
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 Build = Callable[[Interactions], Model]
 """Fits ALS, neighbours and popularity on the rows given, all before a cut."""
-Vectors = tuple[FloatArray | None, FloatArray | None]
-"""The user's ALS factors and two-tower vector."""
 
 
 @dataclass(frozen=True)
@@ -131,51 +128,21 @@ def examples(split: Split, model: Model, config: RankerConfig) -> Examples:
     split = replace(split, rows=renumber(split.rows, model.item_ids)[0])
     random = np.random.default_rng(config.seed)
     asked = sample(with_history(split, moments(split)), config.questions, config.seed)
-    source = Source(model, split.eligible)
+    generator = CandidateGenerator.exact(model, split.eligible)
     rows, groups = [], []
     for one in replay(split.rows, asked):
-        items, vectors = source.candidates(one)
+        query = generator.query(one.state, one.trends)
+        items = generator.retrieve(query).items
         target = asked.target[one.query]
         others = items[items != target]
         if len(others) == len(items) or not len(others):
             continue
         chosen = random.choice(others, min(config.negatives, len(others)), replace=False)
         items = np.concatenate([[target], chosen]).astype(np.int32)
-        rows.append(features(model, one.state, one.trends, items, *vectors))
+        rows.append(generator.features(query, items))
         groups.append(len(items))
     table = np.concatenate(rows) if rows else np.empty((0, len(FEATURE_NAMES)), np.float32)
     return Examples(table, np.array(groups, np.int32), len(asked))
-
-
-class Source:
-    """The candidates that serving would rank, exact search in place of FAISS."""
-
-    def __init__(
-        self, model: Model, eligible: NDArray[np.bool_], limits: CandidateLimits | None = None
-    ) -> None:
-        self._model, self._eligible, self._limits = model, eligible, limits
-        mine = eligible[: len(model)]  # the rows may know more items than the model
-        self._als = exact_search(model.factors, mine) if model.factors is not None else None
-        self._towers = (
-            exact_search(model.towers.targets, mine) if model.towers is not None else None
-        )
-        self._content = exact_search(model.content, mine) if model.content is not None else None
-
-    def candidates(self, one: Asked) -> tuple[NDArray[np.int32], Vectors]:
-        """Ranked items only, and the user's vectors."""
-        user, near = fold_in(self._model, one.state), tower_user(self._model, one.state)
-        found = candidate_items(
-            self._model,
-            one.state,
-            one.trends,
-            user_factors=user,
-            user_towers=near,
-            als_search=self._als,
-            tower_search=self._towers,
-            content_search=self._content,
-            limits=self._limits,
-        )
-        return found.items[self._eligible[found.items]], (user, near)
 
 
 def fit(rows: FloatArray, groups: NDArray[np.int32], config: RankerConfig) -> lightgbm.Booster:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from afterclick import events
-from afterclick.features import UserState, features, group_contributions
-from afterclick.retrieval import SOURCES, candidate_items, exact_search
+from afterclick.features import UserState, group_contributions
+from afterclick.ranking import CandidateGenerator
+from afterclick.retrieval import SOURCES
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
-from afterclick.user_vectors import fold_in, tower_user
 from serving.ranking.choice import Choice
 from serving.ranking.lists import overall, similar
 from serving.ranking.reasons import reasons
@@ -67,20 +67,10 @@ def create_app(settings: Settings) -> FastAPI:
                 path = settings.artifacts / model.version / FILE
                 boosters[model.version] = lightgbm.Booster(model_file=str(path))
             booster = boosters[model.version]
-            user, near = fold_in(model, state), tower_user(model, state)
-            found = candidate_items(
-                model,
-                state,
-                world.view,
-                user_factors=user,
-                user_towers=near,
-                als_search=exact_search(model.factors),
-                tower_search=exact_search(model.towers.targets)
-                if model.towers is not None
-                else None,
-                content_search=exact_search(model.content),
-            )
-            table = features(model, state, world.view, found.items, user, near)
+            generator = CandidateGenerator.exact(model)
+            query = generator.query(state, world.view)
+            found = generator.retrieve(query)
+            table = generator.features(query, found.items)
             scores = np.asarray(booster.predict(table, num_threads=1))
             top = np.argsort(-scores)[:n]
             items = found.items[top]

@@ -13,14 +13,14 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.features import RECENT, features
+from afterclick.features import RECENT
 from afterclick.model import Model
+from afterclick.ranking import CandidateGenerator
 from afterclick.retrieval import REDUCED_LIMITS, CandidateLimits
 from afterclick.towers import UNKNOWN, TowerArrays
 from afterclick.trends import HALF_LIVES_MS
 from afterclick.user_vectors import fold_in, tower_user
 from training.evaluation.states import Asked
-from training.ranker import Source
 
 Scores = NDArray[np.floating]
 Contestant = Callable[[Asked], Scores]
@@ -130,16 +130,16 @@ def blend(
     With the limits `REDUCED_LIMITS`: what it shows while requests queue up. A user without a history gets what is hot.
     """
     booster = lightgbm.Booster(model_str=ranker)
-    source = Source(model, eligible, limits)
+    generator = CandidateGenerator.exact(model, eligible, limits)
 
     def score(one: Asked) -> Scores:
         if not len(one.state.items):
             return one.trends.heat
-        items, vectors = source.candidates(one)
+        query = generator.query(one.state, one.trends)
+        items = generator.retrieve(query).items
         scores = np.full(len(model), -np.inf)
         if len(items):
-            rows = features(model, one.state, one.trends, items, *vectors)
-            scores[items] = booster.predict(rows, num_threads=1)
+            scores[items] = booster.predict(generator.features(query, items), num_threads=1)
         return scores
 
     return score
