@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from afterclick.settings import Settings
-from ingest.ordered import Ordered, Prepared, write_run
 from ingest.replay import ReplayOptions, replay
 from ingest.rows import SCHEMA
+from ingest.sorting import SortedDataset, SortManifest, write_run
 
 
 def producer_events_per_s(
@@ -31,7 +31,7 @@ def producer_events_per_s(
         return replay(data, own, ReplayOptions()).events_per_s
 
 
-def synthetic(folder: Path, events: int, users: int, items: int, seed: int = 1) -> Ordered:
+def synthetic(folder: Path, events: int, users: int, items: int, seed: int = 1) -> SortedDataset:
     """A prepared dataset of random interactions, a second apart; item popularity has a long tail."""
     random = np.random.default_rng(seed)
     bought = np.minimum(random.zipf(1.2, events) - 1, items - 1)
@@ -45,7 +45,7 @@ def synthetic(folder: Path, events: int, users: int, items: int, seed: int = 1) 
         "action": pa.nulls(events, pa.string()),
     }
     write_run(pa.table(columns, schema=SCHEMA), folder / "run-0000.arrow")
-    facts = Prepared(
+    manifest = SortManifest(
         name="synthetic",
         fingerprint=f"synthetic-{events}-{users}-{items}-{seed}",
         runs=1,
@@ -56,4 +56,4 @@ def synthetic(folder: Path, events: int, users: int, items: int, seed: int = 1) 
         first_ms=first_ms,
         last_ms=last_ms,
     )
-    return Ordered(folder, facts)
+    return SortedDataset(folder, manifest)

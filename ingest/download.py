@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a download is tried."""
 
     connect_s: float = 5.0
@@ -42,7 +42,7 @@ class Patience:
 def download(
     url: str,
     folder: Path,
-    patience: Patience = Patience(),
+    retry: RetryPolicy = RetryPolicy(),
     on_progress: Progress = lambda name, done, total: None,
 ) -> Path:
     """The file at a URL, in a folder. A part that lies there is gone on with; a complete file is kept.
@@ -55,15 +55,15 @@ def download(
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    transfer = _Transfer(url, target, patience, on_progress)
-    timeout = httpx2.Timeout(patience.read_s, connect=patience.connect_s)
+    transfer = _Transfer(url, target, retry, on_progress)
+    timeout = httpx2.Timeout(retry.read_s, connect=retry.connect_s)
     with httpx2.Client(timeout=timeout, follow_redirects=True) as client:
-        _persist(client, transfer, patience)
+        _persist(client, transfer, retry)
     transfer.finish()
     return target
 
 
-def _persist(client: httpx2.Client, transfer: _Transfer, patience: Patience) -> None:
+def _persist(client: httpx2.Client, transfer: _Transfer, retry: RetryPolicy) -> None:
     vain = 0
     while not transfer.complete:
         before = transfer.done
@@ -81,16 +81,16 @@ def _persist(client: httpx2.Client, transfer: _Transfer, patience: Patience) -> 
         if transfer.complete:
             return
         vain = 0 if transfer.done > before else vain + 1
-        if vain >= patience.attempts:
+        if vain >= retry.attempts:
             raise Unavailable(f"{transfer.url}: {problem}; run it again to go on")
         if vain:
-            time.sleep(min(patience.pause_s * 2 ** (vain - 1), 30.0))
+            time.sleep(min(retry.pause_s * 2 ** (vain - 1), 30.0))
 
 
 class _Transfer:
     """One file on its way: the part on disk, the version of the file it belongs to, and the whole size."""
 
-    def __init__(self, url: str, target: Path, patience: Patience, on_progress: Progress) -> None:
+    def __init__(self, url: str, target: Path, retry: RetryPolicy, on_progress: Progress) -> None:
         self.url, self.target, self.on_progress = url, target, on_progress
         self.part = target.with_name(f"{target.name}.part")
         self.note = target.with_name(f"{target.name}.part.json")

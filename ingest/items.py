@@ -1,29 +1,166 @@
-"""Publish a dataset's catalogue: what is new or changed, and nothing else.
+"""The items of a dataset.
 
-reads   file   the items file of a dataset
-        topic  items  what stands there already
-writes  topic  items  one ItemEvent per new or changed item, key item_id
+reads   file  any items format of `formats.Format`
 """
 
 from __future__ import annotations
 
+import csv
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from pydantic import ValidationError
 
 from afterclick import events
 from afterclick.errors import BadDataset, BadEvent, Unavailable
 from afterclick.events import Item, ItemEvent
 from afterclick.settings import Settings
-from ingest.catalogue import read_items
-from ingest.datasets import Dataset
-from ingest.encoder import Message
-from ingest.producer import EventProducer
-from ingest.rows import ReadReport
+from ingest.datasets import Dataset, Detected, Format, detect, parse_object
+from ingest.producer import EventProducer, Message
+from ingest.rows import ReadReport, blocks, lines, records
+
+MAX_TITLE = 1000
+_CONTROL = re.compile("[\x00-\x1f\x7f]+")
+_PRICE = re.compile(r"\d+(?:\.\d+)?")
+
+
+def read_items(path: Path, report: ReadReport, detected: Detected | None = None) -> Iterator[Item]:
+    """The items of a file, in file order; bad lines go to `report`. An item may come more than once.
+
+    Titles are cleaned of control characters and cut at 1,000 characters. Raises BadDataset if the file holds
+    no items or cannot be read to its end.
+    """
+    found = detected or detect(path)
+    if not found.format.is_items:
+        raise BadDataset(f"{path}: holds interactions ({found.format}), no items")
+    for line, raw, fields in _fields(path, found):
+        try:
+            if fields is None:
+                raise ValueError(
+                    "neither JSON nor a Python literal, or not as many fields as the header"
+                )
+            item = _item(fields)
+        except (ValidationError, ValueError) as error:
+            report.refuse(line, _reason(error), raw)
+        else:
+            report.good += 1
+            yield item
+
+
+Fields = Iterator[tuple[int, object, dict[str, Any] | None]]
+
+
+def _fields(path: Path, found: Detected) -> Fields:
+    if found.format is Format.ITEMS_PARQUET:
+        return _from_parquet(path, found)
+    if found.format is Format.ITEMS_CSV:
+        return _from_csv(path, found)
+    return _from_json(path)
+
+
+def _from_json(path: Path) -> Fields:
+    for number, line in lines(path):
+        try:
+            fields = parse_object(line)
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict):
+            yield number, line, None
+            continue
+        renamed = {"item_id": fields.get("parent_asin") or fields.get("asin")}
+        renamed["brand"] = fields.get("brand") or fields.get("store")
+        yield number, line, {**fields, **renamed}
+
+
+def _from_csv(path: Path, found: Detected) -> Fields:
+    header = True
+    for chunk in records(blocks(path), quoting=True):
+        for number, raw, fields in chunk:
+            if header:
+                header = False
+                continue
+            whole = len(fields) == len(found.header)
+            yield number, raw, {f: fields[i] for f, i in found.columns.items()} if whole else None
+
+
+def _from_parquet(path: Path, found: Detected) -> Fields:
+    names = {f: found.header[i] for f, i in found.columns.items()}
+    number = 0
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(columns=list(names.values())):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row, {f: row[c] for f, c in names.items()}
+    except (OSError, pa.ArrowException) as error:
+        raise BadDataset(f"{path}: cannot be read to its end ({error})") from None
+
+
+def _item(fields: dict[str, Any]) -> Item:
+    item_id = fields.get("item_id")
+    return Item(
+        item_id=str(item_id) if isinstance(item_id, int) else item_id,
+        title=_clean(fields.get("title")),
+        categories=_categories(fields.get("categories") or fields.get("category")),
+        brand=_clean(fields.get("brand")),
+        price=_price(fields.get("price")),
+    )
+
+
+def _clean(text: object) -> str | None:
+    if not isinstance(text, str):
+        return None
+    cleaned = _CONTROL.sub(" ", text.encode("utf-8", "replace").decode()).strip()
+    return cleaned[:MAX_TITLE] or None
+
+
+def _categories(found: object) -> tuple[str, ...]:
+    """One path of categories, the longest of several; of lists, JSON, or text by | or commas, paths by ;;."""
+    if isinstance(found, str):
+        text = found.strip()
+        if ";;" in text:
+            return max(map(_categories, text.split(";;")), key=len)
+        if text.startswith("["):
+            try:
+                return _categories(orjson.loads(text))
+            except orjson.JSONDecodeError:
+                pass
+        found = (
+            next(csv.reader([_CONTROL.sub(" ", text)]), []) if "|" not in text else text.split("|")
+        )
+    if not isinstance(found, list | tuple):
+        return ()
+    if any(isinstance(part, list | tuple) for part in found):
+        found = max((part for part in found if isinstance(part, list | tuple)), key=len)
+    cleaned = (_clean(part) for part in found)
+    return tuple(dict.fromkeys(part for part in cleaned if part))
+
+
+def _price(found: object) -> float | None:
+    """The first figure of a price: 8.99 of "from 8.99", 1299.0 of "$1,299.00 - $1,500.00"."""
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        return float(found) if 0 <= found < 1e9 else None
+    match = _PRICE.search(found.replace(",", "")) if isinstance(found, str) else None
+    return float(match[0]) if match and len(match[0]) < 15 else None
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_context=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error)
+
+
+# --- items: Publish a dataset's catalogue: what is new or changed, and nothing else.
+
 
 _BATCH = 2000
 _WAIT_S = 0.2

@@ -1,6 +1,6 @@
 """Histories for people who are made up: each gets what somebody in the data with the same tastes did.
 
-reads   file   a prepared dataset (ingest.ordered), its items; <home>/replay/clock.json
+reads   file   a prepared dataset (ingest.sorting), its items; <home>/replay/clock.json
 writes  topic  reviews (and feedback, where a row has another action)
 
 The events are copies under the made-up person's id, with event ids of their own that are the same each time.
@@ -16,13 +16,12 @@ import pyarrow.compute as pc
 
 from afterclick.errors import BadDataset
 from afterclick.settings import Settings
-from ingest.catalogue import read_items
 from ingest.datasets import Dataset
-from ingest.encoder import Encoder
-from ingest.ordered import Ordered
-from ingest.producer import EventProducer
-from ingest.progress import replay_files
+from ingest.items import read_items
+from ingest.producer import Encoder, EventProducer
+from ingest.replay_control import replay_files
 from ingest.rows import ReadReport
+from ingest.sorting import SortedDataset
 
 FEWEST, MOST = 4, 30
 """Reviews of somebody whose history can be taken in at a glance."""
@@ -42,7 +41,7 @@ class Lookalike:
 
 def lookalikes(
     dataset: Dataset,
-    data: Ordered,
+    data: SortedDataset,
     tastes: Mapping[str, Sequence[str]],
     until_ms: int | None = None,
 ) -> dict[str, Lookalike]:
@@ -87,7 +86,7 @@ def lookalikes(
 
 def lend(
     dataset: Dataset,
-    data: Ordered,
+    data: SortedDataset,
     settings: Settings,
     tastes: Mapping[str, Sequence[str]],
     *,
@@ -103,7 +102,7 @@ def lend(
     borrowers = {lender.user_id: person for person, lender in found.items()}
     shift = _shift(data, settings) if rebased else 0
     topics = settings.kafka.topics
-    encoder = Encoder(f"dataset/{data.facts.name}", topics.reviews, topics.feedback, shift)
+    encoder = Encoder(f"dataset/{data.manifest.name}", topics.reviews, topics.feedback, shift)
     lenders = pa.array(sorted(borrowers), pa.string())
     with EventProducer(settings.kafka.bootstrap) as producer:
         producer.require(topics.reviews, topics.feedback)
@@ -137,13 +136,13 @@ def _items_within(dataset: Dataset, tastes: Mapping[str, Sequence[str]]) -> dict
     return within
 
 
-def _before(data: Ordered, until_ms: int | None) -> Iterator[pa.RecordBatch]:
+def _before(data: SortedDataset, until_ms: int | None) -> Iterator[pa.RecordBatch]:
     for batch in data.batches():
         yield batch if until_ms is None else batch.filter(pc.less(batch["time_ms"], until_ms))
 
 
-def _shift(data: Ordered, settings: Settings) -> int:
-    shift = replay_files(settings.home).known_shift_ms(data.facts.fingerprint)
+def _shift(data: SortedDataset, settings: Settings) -> int:
+    shift = replay_files(settings.home).known_shift_ms(data.manifest.fingerprint)
     if shift is None:
-        raise BadDataset(f"{data.facts.name}: no rebased replay began from {settings.home}")
+        raise BadDataset(f"{data.manifest.name}: no rebased replay began from {settings.home}")
     return shift

@@ -1,6 +1,6 @@
 """Replay a dataset as a stream of events, in event-time order, at a chosen pace.
 
-reads   file   a prepared dataset (ingest.ordered), <home>/replay/control.json
+reads   file   a prepared dataset (ingest.sorting), <home>/replay/control.json
 writes  topic  reviews (and feedback, where a row has another action)
         file   <home>/replay/progress.json, clock.json, status.json
 
@@ -23,11 +23,16 @@ from numpy.typing import NDArray
 from afterclick.errors import AfterclickError, BadInput
 from afterclick.io.home import DONE, FAILED, PAUSED, RUNNING, STOPPED, ReplayControl, ReplayStatus
 from afterclick.settings import Settings
-from ingest.encoder import Encoder
-from ingest.ordered import Ordered
-from ingest.pace import Pace, Unlimited, parse_pace, spread_days
-from ingest.producer import CHUNK, EventProducer
-from ingest.progress import ReplayFiles, replay_files
+from ingest.producer import CHUNK, Encoder, EventProducer
+from ingest.replay_control import (
+    Pace,
+    ReplayFiles,
+    Unlimited,
+    parse_pace,
+    replay_files,
+    spread_days,
+)
+from ingest.sorting import SortedDataset
 
 log = structlog.get_logger()
 TICK_S = 0.2
@@ -73,7 +78,7 @@ class Summary:
 
 
 def replay(
-    data: Ordered,
+    data: SortedDataset,
     settings: Settings,
     options: ReplayOptions,
     *,
@@ -99,7 +104,7 @@ class _Replay:
 
     def __init__(
         self,
-        data: Ordered,
+        data: SortedDataset,
         settings: Settings,
         options: ReplayOptions,
         files: ReplayFiles,
@@ -112,7 +117,7 @@ class _Replay:
         self.key = _progress_key(data, self.producer.cluster_id, topics.reviews, options)
         self.shift = self._shift()
         self.encoder = Encoder(
-            f"dataset/{data.facts.name}", topics.reviews, topics.feedback, self.shift
+            f"dataset/{data.manifest.name}", topics.reviews, topics.feedback, self.shift
         )
         self.first_row = 0 if options.restart else files.next_row(self.key)
         self.total, self.span_ms = _measure(data, options, self.first_row)
@@ -123,7 +128,7 @@ class _Replay:
         self.sent = 0
         self.row = self.saved = self.first_row
         self.first_event: int | None = None
-        self.event_ms = data.facts.first_ms
+        self.event_ms = data.manifest.first_ms
         self._ticked = 0.0
 
     def go(self, stopping: Callable[[], bool]) -> Summary:
@@ -205,7 +210,7 @@ class _Replay:
         rate = self.rate.update(self.sent, self.watch.seconds())
         status = ReplayStatus(
             state=state,
-            dataset=self.data.facts.name,
+            dataset=self.data.manifest.name,
             sent=self.sent,
             delivered=max(0, self.producer.delivered - self.row + self.sent),
             total=self.total,
@@ -232,13 +237,15 @@ class _Replay:
         if not self.options.rebased:
             return 0
         now_ms = time.time_ns() // 1_000_000
-        return self.files.shift_ms(self.data.facts.fingerprint, now_ms - self.data.facts.last_ms)
+        return self.files.shift_ms(
+            self.data.manifest.fingerprint, now_ms - self.data.manifest.last_ms
+        )
 
     def _summary(self, state: str) -> Summary:
         seconds = self.watch.seconds()
         return Summary(
             state=state,
-            dataset=self.data.facts.name,
+            dataset=self.data.manifest.name,
             sent=self.sent,
             remaining=self.total - self.sent,
             started_at_row=self.first_row,
@@ -247,8 +254,8 @@ class _Replay:
             first_event_ms=self.first_event,
             last_event_ms=self.event_ms if self.sent else None,
             shift_ms=self.shift,
-            rows=self.data.facts.rows,
-            bad_lines=self.data.facts.bad,
+            rows=self.data.manifest.rows,
+            bad_lines=self.data.manifest.bad,
         )
 
 
@@ -287,13 +294,13 @@ class _RateMeter:
         return self._rate
 
 
-def _progress_key(data: Ordered, cluster: str, topic: str, options: ReplayOptions) -> str:
+def _progress_key(data: SortedDataset, cluster: str, topic: str, options: ReplayOptions) -> str:
     start = "" if options.from_ms is None else f"@{options.from_ms}"
-    return f"{data.facts.fingerprint}{start}>{cluster}/{topic}"
+    return f"{data.manifest.fingerprint}{start}>{cluster}/{topic}"
 
 
 def _select(
-    data: Ordered, options: ReplayOptions, first_row: int
+    data: SortedDataset, options: ReplayOptions, first_row: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The rows to send, with the number of the first of each batch."""
     row = 0
@@ -326,7 +333,7 @@ def _limited(
             return
 
 
-def _measure(data: Ordered, options: ReplayOptions, first_row: int) -> tuple[int, int]:
+def _measure(data: SortedDataset, options: ReplayOptions, first_row: int) -> tuple[int, int]:
     """How many rows are to be sent, and the event time they span."""
     count, first, last = 0, None, 0
     for _, batch in _limited(_select(data, options, first_row), options.limit):

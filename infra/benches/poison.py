@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from afterclick.settings import Settings
-from ingest.shop import make_shop
+from ingest.generate import generate_shop
 from training import implicit_als
 from training.evaluation import poison, poison_trends
 from training.evaluation.build import Recipe
@@ -58,5 +58,5 @@ def _dataset(given: Path | None) -> Iterator[Path]:
         yield given
         return
     with TemporaryDirectory(prefix="afterclick-poison-") as folder:
-        make_shop(Path(folder))
+        generate_shop(Path(folder))
         yield Path(folder)

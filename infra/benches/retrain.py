@@ -32,7 +32,7 @@ from infra.benches.servers import environment, running_api, wait
 from infra.benches.stream_stack import Stack, own_stack
 from infra.embedded.ports import LOOPBACK
 from infra.stack.gauge import archived
-from ingest.shop import ShopConfig, make_shop
+from ingest.generate import ShopConfig, generate_shop
 
 log = structlog.get_logger()
 PATIENCE_S = 900.0
@@ -59,7 +59,7 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
     """Run it all; the figures."""
     with own_stack(jars) as stack:
         settings, shop = stack.settings, stack.settings.home / "shop"
-        events = make_shop(shop, bench.shop).events
+        events = generate_shop(shop, bench.shop).events
         begin = int(events * bench.first)
         log.info("bringing in what the first model learns from", events=begin)
         stack.job.start()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ingest.choose import Choice
-    from ingest.facts import Facts
+    from ingest.datasets import ResolvedDataset
+    from ingest.sorting import DatasetProfile
 
 app = typer.Typer(help="Datasets: download, generate, look inside.", no_args_is_help=True)
 
@@ -36,7 +36,7 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Download an official dataset; a download that was cut short goes on where it stopped."""
-    from ingest.choose import RAW
+    from ingest.datasets import RAW
     from ingest.download import download, official_urls
 
     ratings, metadata = official_urls(name)
@@ -71,12 +71,12 @@ def make(
     """Generate a realistic small shop: titles, categories, a long tail, tastes that drift."""
     from datetime import UTC
 
-    from ingest.shop import ShopConfig, make_shop
+    from ingest.generate import ShopConfig, generate_shop
 
     config = ShopConfig(users=users, items=items, events=events, days=days, seed=seed)
     if end is not None:
         config = ShopConfig(users, items, events, days, end.replace(tzinfo=end.tzinfo or UTC), seed)
-    summary = make_shop(out, config)
+    summary = generate_shop(out, config)
     if as_json:
         _print_json({"folder": str(out), **summary.as_dict()})
     else:
@@ -89,24 +89,24 @@ def make(
 @app.command()
 def info(dataset: DatasetArgument = None, as_json: JsonOption = False) -> None:
     """Say what a dataset holds: rows, users, items, time span, bad lines."""
-    from ingest.facts import facts
+    from ingest.sorting import profile
 
     choice = choose(dataset, quiet=as_json)
-    found = facts(choice.dataset)
+    found = profile(choice.dataset)
     if as_json:
         _print_json({"why": choice.why, **found.as_dict()})
     else:
-        _print_facts(found)
+        _print_profile(found)
 
 
-def choose(dataset: Path | None, quiet: bool = False) -> Choice:
+def choose(dataset: Path | None, quiet: bool = False) -> ResolvedDataset:
     """The dataset that a command works on; says which and why on standard error."""
     from afterclick.settings import Settings
-    from ingest.choose import choose_dataset
+    from ingest.datasets import resolve_dataset
 
     named = dataset or (Path(os.environ["DATASET"]) if os.environ.get("DATASET") else None)
     with _download_bar() as show:
-        choice = choose_dataset(named, Settings().home, on_progress=show)
+        choice = resolve_dataset(named, Settings().home, on_progress=show)
     if not quiet:
         typer.echo(f"Dataset {choice.dataset.path}: {choice.why}.", err=True)
         for name in choice.dataset.ignored:
@@ -114,7 +114,7 @@ def choose(dataset: Path | None, quiet: bool = False) -> Choice:
     return choice
 
 
-def _print_facts(found: Facts) -> None:
+def _print_profile(found: DatasetProfile) -> None:
     lines = {
         "reviews": f"{found.reviews_file}, {found.format}",
         "rows": f"{found.rows:,} = {found.good:,} good + {found.bad_lines:,} bad",

@@ -51,10 +51,10 @@ def replay(
     """Replay reviews in event-time order. Stopped, it goes on where it was; repeated, it changes nothing."""
     from afterclick.settings import Settings
     from infra.topics_admin import ensure_topics
-    from ingest.ordered import prepare
-    from ingest.pace import parse_pace
     from ingest.replay import ReplayOptions
     from ingest.replay import replay as run
+    from ingest.replay_control import parse_pace
+    from ingest.sorting import sort_by_time
 
     options = ReplayOptions(
         pace=parse_pace(speed, rate),
@@ -65,7 +65,7 @@ def replay(
         restart=restart,
     )
     settings = Settings()
-    data = prepare(choose(dataset).dataset, settings.home)
+    data = sort_by_time(choose(dataset).dataset, settings.home)
     ensure_topics(settings)
     with _stop_signals() as stopping, _status_line(hidden=as_json) as show:
         summary = run(data, settings, options, on_status=show, stopping=stopping)
@@ -108,14 +108,14 @@ def people(
     from afterclick.settings import Settings
     from infra.topics_admin import ensure_topics
     from ingest.lookalikes import lend
-    from ingest.ordered import prepare
+    from ingest.sorting import sort_by_time
     from ui.demo_users import demo_users
 
     settings = Settings()
     chosen = choose(dataset).dataset
     ensure_topics(settings)
     tastes = {user.user_id: user.tastes for user in demo_users()}
-    data = prepare(chosen, settings.home)
+    data = sort_by_time(chosen, settings.home)
     found = lend(chosen, data, settings, tastes, until_ms=_ms(until), rebased=clock == "rebased")
     if as_json:
         reviews = {person: lender.reviews for person, lender in found.items()}
@@ -147,7 +147,7 @@ def resume() -> None:
 def status(as_json: JsonOption = False) -> None:
     """Show how the replay goes, or how the last one went."""
     from afterclick.settings import Settings
-    from ingest.progress import replay_files
+    from ingest.replay_control import replay_files
 
     files = replay_files(Settings().home)
     found = files.status()
@@ -162,7 +162,7 @@ def status(as_json: JsonOption = False) -> None:
 def _ask(state: str) -> None:
     from afterclick.errors import Unavailable
     from afterclick.settings import Settings
-    from ingest.progress import replay_files
+    from ingest.replay_control import replay_files
 
     files = replay_files(Settings().home)
     if not files.running():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from ingest.shoppers import Mall
+    from ingest.simulation import Simulation
 
 app = typer.Typer(help="simulate", no_args_is_help=True)
 
@@ -52,9 +52,9 @@ def simulate(
     import json
 
     from afterclick.settings import Settings
-    from ingest.shoppers import Mall, Plan, summary
+    from ingest.simulation import Simulation, SimulationConfig, summary
 
-    plan = Plan(
+    plan = SimulationConfig(
         shoppers=shoppers,
         visits=visits,
         n=n,
@@ -66,19 +66,19 @@ def simulate(
         run=run,
     )
     ui = Settings().ui
-    mall = Mall(api_url or ui.api_url, plan, ui.api_key)
+    mall = Simulation(api_url or ui.api_url, plan, ui.api_key)
     if steered:
         asyncio.run(_steered(mall))
         return
-    customers = asyncio.run(_shop(mall, plan.visits, quiet=as_json))
-    figures = summary(customers, seed)
+    participants = asyncio.run(_shop(mall, plan.visits, quiet=as_json))
+    figures = summary(participants, seed)
     if as_json:
         typer.echo(json.dumps(figures))
     else:
         _print(figures)
 
 
-async def _steered(mall: Mall) -> None:
+async def _steered(mall: Simulation) -> None:
     """Shop until the input ends, doing what its lines say and printing the figures of each round."""
     import asyncio
     import json
@@ -86,7 +86,7 @@ async def _steered(mall: Mall) -> None:
 
     from pydantic import ValidationError
 
-    from ingest.shoppers import Steering, so_far
+    from ingest.simulation import ControlMessage, progress_summary
 
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
@@ -95,12 +95,12 @@ async def _steered(mall: Mall) -> None:
     async def obey() -> None:
         while line := await reader.readline():
             try:
-                mall.steer(Steering.model_validate_json(line))
+                mall.steer(ControlMessage.model_validate_json(line))
             except ValidationError as error:
                 typer.echo(f"not a steering: {error.errors()[0]['msg']}", err=True)
 
     def tell(done: int) -> None:
-        typer.echo(json.dumps({"round": done, **so_far(mall.customers)}))
+        typer.echo(json.dumps({"round": done, **progress_summary(mall.participants)}))
 
     shopping = asyncio.create_task(mall.run(tell))
     obeying = asyncio.create_task(obey())
@@ -112,7 +112,7 @@ async def _steered(mall: Mall) -> None:
         raise outcome
 
 
-async def _shop(mall: Mall, visits: int, *, quiet: bool) -> Any:
+async def _shop(mall: Simulation, visits: int, *, quiet: bool) -> Any:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

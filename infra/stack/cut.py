@@ -52,10 +52,10 @@ def cut(home: Path, live_share: float, named: Path | None) -> Cut:
     import pyarrow as pa
 
     from infra.commands.data import choose
-    from ingest.ordered import prepare
+    from ingest.sorting import sort_by_time
 
     choice = choose(named)
-    data = prepare(choice.dataset, home)
+    data = sort_by_time(choice.dataset, home)
     batches = list(data.batches())
     times = np.concatenate([batch["time_ms"].to_numpy() for batch in batches])
     until = int(times[int(len(times) * (1 - live_share))])
@@ -64,9 +64,9 @@ def cut(home: Path, live_share: float, named: Path | None) -> Cut:
         history * 9 // 10, max(1, history // 10)
     )
     busiest = Counter(users.to_pylist()).most_common(1)[0][0]
-    facts = data.facts
+    manifest = data.manifest
     path = str(choice.dataset.path.absolute())
-    return Cut(path, facts.name, choice.why, len(times), facts.bad, history, until, busiest)
+    return Cut(path, manifest.name, choice.why, len(times), manifest.bad, history, until, busiest)
 
 
 def main(home: str, live_share: str, dataset: str | None = None) -> None:

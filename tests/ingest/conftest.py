@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
-from ingest.readers import read_interactions
+from ingest.generate import ShopConfig, generate_shop
+from ingest.reading import read_interactions
 from ingest.rows import ReadReport
-from ingest.shop import ShopConfig, make_shop
 
 DAY_S = 86_400
 
@@ -52,5 +52,5 @@ def read(path: Path, block_bytes: int = 1 << 20) -> tuple[list[dict[str, Any]], 
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated shop: 300 users, 120 items, 3,000 reviews."""
     folder = tmp_path_factory.mktemp("data") / "shop"
-    make_shop(folder, ShopConfig(users=300, items=120, events=3_000, days=200))
+    generate_shop(folder, ShopConfig(users=300, items=120, events=3_000, days=200))
     return folder

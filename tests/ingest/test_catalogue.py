@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from afterclick.events import Item
-from ingest.catalogue import read_items
+from ingest.items import read_items
 from ingest.rows import ReadReport
 from tests.ingest.conftest import json_lines
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from afterclick.errors import BadDataset, Unavailable
-from ingest.choose import choose_dataset
+from ingest.datasets import resolve_dataset
 from ingest.download import Progress
 from tests.ingest.conftest import ratings_csv
 
@@ -22,7 +22,7 @@ def unwanted(folder: Path, on_progress: Progress) -> None:
 
 def test_the_named_one_comes_first(shop: Path, tmp_path: Path) -> None:
     ratings_csv(tmp_path)
-    choice = choose_dataset(shop, tmp_path / "home", raw=tmp_path, fetch=unwanted)
+    choice = resolve_dataset(shop, tmp_path / "home", raw=tmp_path, fetch=unwanted)
     assert choice.dataset.path == shop
     assert "DATASET" in choice.why
 
@@ -30,7 +30,7 @@ def test_the_named_one_comes_first(shop: Path, tmp_path: Path) -> None:
 def test_a_named_one_that_is_none_is_an_error_not_a_reason_for_another(tmp_path: Path) -> None:
     ratings_csv(tmp_path)
     with pytest.raises(BadDataset, match="no such file"):
-        choose_dataset(tmp_path / "typo", tmp_path / "home", raw=tmp_path, fetch=unwanted)
+        resolve_dataset(tmp_path / "typo", tmp_path / "home", raw=tmp_path, fetch=unwanted)
 
 
 @pytest.mark.parametrize("inside", [".", "toys"])
@@ -38,7 +38,7 @@ def test_what_lies_in_raw_comes_second(tmp_path: Path, inside: str) -> None:
     folder = tmp_path / "raw" / inside
     folder.mkdir(parents=True)
     ratings_csv(folder)
-    choice = choose_dataset(None, tmp_path / "home", raw=tmp_path / "raw", fetch=unwanted)
+    choice = resolve_dataset(None, tmp_path / "home", raw=tmp_path / "raw", fetch=unwanted)
     assert choice.dataset.path == folder
     assert "lies in" in choice.why
 
@@ -48,17 +48,17 @@ def test_a_download_comes_third(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         ratings_csv(folder)
 
-    choice = choose_dataset(None, tmp_path / "home", raw=tmp_path / "raw", fetch=online)
+    choice = resolve_dataset(None, tmp_path / "home", raw=tmp_path / "raw", fetch=online)
     assert choice.dataset.reviews.parent == tmp_path / "raw" / "electronics"
     assert "downloaded" in choice.why
 
 
 def test_without_internet_a_shop_is_generated_and_stays(tmp_path: Path) -> None:
     raw, home = tmp_path / "raw", tmp_path / "home"
-    first = choose_dataset(None, home, raw=raw, fetch=offline)
+    first = resolve_dataset(None, home, raw=raw, fetch=offline)
     assert first.dataset.path == home / "shop"
     assert "cannot be reached" in first.why
-    second = choose_dataset(None, home, raw=raw, fetch=unwanted)
+    second = resolve_dataset(None, home, raw=raw, fetch=unwanted)
     assert second.dataset.fingerprint() == first.dataset.fingerprint()
     assert "generated earlier" in second.why
 
@@ -67,5 +67,5 @@ def test_a_download_under_way_is_not_taken_for_a_dataset(tmp_path: Path) -> None
     folder = tmp_path / "raw" / "electronics"
     folder.mkdir(parents=True)
     ratings_csv(folder).rename(folder / "ratings_Electronics.csv.part")
-    choice = choose_dataset(None, tmp_path / "home", raw=tmp_path / "raw", fetch=offline)
+    choice = resolve_dataset(None, tmp_path / "home", raw=tmp_path / "raw", fetch=offline)
     assert choice.dataset.name == "shop"

@@ -9,11 +9,11 @@ import pytest
 
 from afterclick.errors import BadInput, Unavailable
 from infra.embedded.ports import free_port
-from ingest.download import Patience, download, official_urls
+from ingest.download import RetryPolicy, download, official_urls
 from tests.ingest.web import FileServer, serving
 
 CONTENT = random.Random(1).randbytes(3_000_000)
-QUICK = Patience(connect_s=2, read_s=5, attempts=3, pause_s=0.01)
+QUICK = RetryPolicy(connect_s=2, read_s=5, attempts=3, pause_s=0.01)
 
 
 def test_a_connection_cut_four_times_is_gone_on_with(tmp_path: Path) -> None:

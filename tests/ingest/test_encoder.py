@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterclick.events import Action, Interaction, decode, encode, interaction_event, stable_id
-from ingest.encoder import Encoder
+from ingest.producer import Encoder
 from ingest.rows import MAX_TIME_MS, Row, to_batch
 
 ID = st.text(

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from afterclick.errors import BadDataset
-from ingest.datasets import open_dataset
-from ingest.formats import Format, detect
+from ingest.datasets import Format, detect, open_dataset
 from tests.ingest.conftest import json_lines, ratings_csv
 
 

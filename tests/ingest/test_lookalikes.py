@@ -11,8 +11,8 @@ from afterclick.events import InteractionEvent, decode
 from afterclick.settings import Settings
 from ingest.datasets import Dataset, open_dataset
 from ingest.lookalikes import Lookalike, lend, lookalikes
-from ingest.ordered import Ordered, prepare
 from ingest.replay import ReplayOptions, replay
+from ingest.sorting import SortedDataset, sort_by_time
 from tests.ingest.conftest import ratings_csv
 from tests.ingest.test_producer import read_topic
 
@@ -20,7 +20,7 @@ TASTES = {"ann": ("lenses",), "ben": ("LENSES", "Fans"), "cem": ("Nothing of the
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> tuple[Dataset, Ordered]:
+def data(tmp_path: Path) -> tuple[Dataset, SortedDataset]:
     """`keen` reviews three lenses, `mild` two, `whole` as many among too many others, `few` nothing else."""
     folder = tmp_path / "data"
     folder.mkdir()
@@ -42,7 +42,7 @@ def data(tmp_path: Path) -> tuple[Dataset, Ordered]:
     ]
     (folder / "reviews.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
     dataset = open_dataset(folder)
-    return dataset, prepare(dataset, tmp_path / "home")
+    return dataset, sort_by_time(dataset, tmp_path / "home")
 
 
 def _reviews(settings: Settings) -> list[InteractionEvent]:
@@ -53,7 +53,7 @@ def _reviews(settings: Settings) -> list[InteractionEvent]:
 
 
 def test_the_most_alike_of_a_handy_length_is_chosen_and_nobody_twice(
-    data: tuple[Dataset, Ordered],
+    data: tuple[Dataset, SortedDataset],
 ) -> None:
     assert lookalikes(*data, TASTES) == {
         "ann": Lookalike("keen", 4, 3),
@@ -61,13 +61,13 @@ def test_the_most_alike_of_a_handy_length_is_chosen_and_nobody_twice(
     }
 
 
-def test_what_is_after_the_cut_does_not_count(data: tuple[Dataset, Ordered]) -> None:
+def test_what_is_after_the_cut_does_not_count(data: tuple[Dataset, SortedDataset]) -> None:
     third_day = (1_300_000_000 + 2 * 86_400) * 1000
     assert lookalikes(*data, TASTES, third_day) == {}
 
 
 def test_the_events_are_the_lenders_under_the_persons_name_the_same_each_time(
-    data: tuple[Dataset, Ordered], settings: Settings
+    data: tuple[Dataset, SortedDataset], settings: Settings
 ) -> None:
     lend(*data, settings, TASTES)
     first = _reviews(settings)
@@ -80,7 +80,9 @@ def test_the_events_are_the_lenders_under_the_persons_name_the_same_each_time(
     assert {event.id for event in _reviews(settings)} == {event.id for event in first}
 
 
-def test_the_clock_is_that_of_the_replay(data: tuple[Dataset, Ordered], settings: Settings) -> None:
+def test_the_clock_is_that_of_the_replay(
+    data: tuple[Dataset, SortedDataset], settings: Settings
+) -> None:
     dataset, ordered = data
     with pytest.raises(BadDataset, match="no rebased replay"):
         lend(dataset, ordered, settings, TASTES, rebased=True)
@@ -97,4 +99,4 @@ def test_the_clock_is_that_of_the_replay(data: tuple[Dataset, Ordered], settings
 def test_a_dataset_without_items_says_so(settings: Settings, tmp_path: Path) -> None:
     dataset = open_dataset(ratings_csv(tmp_path))
     with pytest.raises(BadDataset, match="no items file"):
-        lookalikes(dataset, prepare(dataset, tmp_path / "home"), TASTES)
+        lookalikes(dataset, sort_by_time(dataset, tmp_path / "home"), TASTES)

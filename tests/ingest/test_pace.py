@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afterclick.errors import BadInput
-from ingest.pace import DAY_MS, Rate, Speed, Unlimited, parse_pace, spread_days
+from ingest.replay_control import DAY_MS, Rate, Speed, Unlimited, parse_pace, spread_days
 
 HOUR_MS = 3_600_000
 

@@ -19,10 +19,9 @@ from afterclick.io.home import PAUSED, ReplayControl, ReplayStatus
 from afterclick.settings import Settings
 from infra.embedded.kafka import KafkaServer
 from ingest.datasets import open_dataset
-from ingest.ordered import Ordered, prepare
-from ingest.pace import Rate, Speed
-from ingest.progress import replay_files
 from ingest.replay import ReplayOptions, Summary, replay
+from ingest.replay_control import Rate, Speed, replay_files
+from ingest.sorting import SortedDataset, sort_by_time
 from tests.ingest.conftest import read
 from tests.ingest.test_producer import read_topic
 from tests.waiting import PATIENCE_S, wait_until
@@ -46,16 +45,16 @@ class Log:
 
 
 @pytest.fixture
-def data(shop: Path, settings: Settings) -> Ordered:
-    return prepare(open_dataset(shop), settings.home)
+def data(shop: Path, settings: Settings) -> SortedDataset:
+    return sort_by_time(open_dataset(shop), settings.home)
 
 
-def times(data: Ordered) -> list[int]:
+def times(data: SortedDataset) -> list[int]:
     return [t for batch in data.batches() for t in batch["time_ms"].to_pylist()]
 
 
 def test_every_review_becomes_one_valid_event_in_event_time_order(
-    data: Ordered, shop: Path, settings: Settings
+    data: SortedDataset, shop: Path, settings: Settings
 ) -> None:
     summary = replay(data, settings, ReplayOptions())
     assert (summary.state, summary.sent, summary.remaining) == ("done", 3000, 0)
@@ -75,7 +74,7 @@ def test_every_review_becomes_one_valid_event_in_event_time_order(
 
 
 def test_a_second_replay_sends_nothing_and_a_restarted_one_the_same_ids(
-    data: Ordered, settings: Settings
+    data: SortedDataset, settings: Settings
 ) -> None:
     replay(data, settings, ReplayOptions())
     assert replay(data, settings, ReplayOptions()).sent == 0
@@ -86,7 +85,7 @@ def test_a_second_replay_sends_nothing_and_a_restarted_one_the_same_ids(
     assert set(both) == set(first)
 
 
-def test_a_limited_replay_is_gone_on_with(data: Ordered, settings: Settings) -> None:
+def test_a_limited_replay_is_gone_on_with(data: SortedDataset, settings: Settings) -> None:
     parts = [replay(data, settings, ReplayOptions(limit=700)) for _ in range(5)]
     assert [p.sent for p in parts] == [700, 700, 700, 700, 200]
     assert [p.started_at_row for p in parts] == [0, 700, 1400, 2100, 2800]
@@ -94,7 +93,7 @@ def test_a_limited_replay_is_gone_on_with(data: Ordered, settings: Settings) -> 
     assert len(ids) == len(set(ids)) == 3000
 
 
-def test_from_and_until_cut_by_event_time(data: Ordered, settings: Settings) -> None:
+def test_from_and_until_cut_by_event_time(data: SortedDataset, settings: Settings) -> None:
     all_times = times(data)
     middle, late = all_times[1000], all_times[2000]
     expected = [t for t in all_times if middle <= t < late]
@@ -108,26 +107,26 @@ def test_from_and_until_cut_by_event_time(data: Ordered, settings: Settings) -> 
 
 
 def test_the_rebased_clock_ends_at_the_first_replay_and_stays(
-    data: Ordered, settings: Settings
+    data: SortedDataset, settings: Settings
 ) -> None:
     first = replay(data, settings, ReplayOptions(rebased=True, limit=10))
     second = replay(data, settings, ReplayOptions(rebased=True))
     assert second.shift_ms == first.shift_ms > 0
     events = [decode_interaction(value) for value in Log(settings).read()]
     newest = max(event.time_ms for event in events)
-    assert newest == data.facts.last_ms + first.shift_ms
-    assert min(e.time_ms for e in events) == data.facts.first_ms + first.shift_ms
+    assert newest == data.manifest.last_ms + first.shift_ms
+    assert min(e.time_ms for e in events) == data.manifest.first_ms + first.shift_ms
     status = replay_files(settings.home).status()
     assert status is not None
     assert abs(status.updated_ms - newest) < 120_000
 
 
-def test_a_rate_is_kept(data: Ordered, settings: Settings) -> None:
+def test_a_rate_is_kept(data: SortedDataset, settings: Settings) -> None:
     summary = replay(data, settings, ReplayOptions(pace=Rate(1000), limit=1500))
     assert summary.seconds > 1.3
 
 
-def test_a_speed_is_kept(data: Ordered, settings: Settings) -> None:
+def test_a_speed_is_kept(data: SortedDataset, settings: Settings) -> None:
     all_times = times(data)
     # two seconds for the first half of the events
     factor = (all_times[1500] - all_times[0]) / 2000
@@ -135,7 +134,7 @@ def test_a_speed_is_kept(data: Ordered, settings: Settings) -> None:
     assert summary.seconds > 1.5
 
 
-def test_it_pauses_and_goes_on_when_asked(data: Ordered, settings: Settings) -> None:
+def test_it_pauses_and_goes_on_when_asked(data: SortedDataset, settings: Settings) -> None:
     files = replay_files(settings.home)
     seen: list[ReplayStatus] = []
     done: list[Summary] = []
@@ -155,14 +154,16 @@ def test_it_pauses_and_goes_on_when_asked(data: Ordered, settings: Settings) -> 
     assert done[0].sent == 3000
 
 
-def test_a_second_replay_at_the_same_time_is_refused(data: Ordered, settings: Settings) -> None:
+def test_a_second_replay_at_the_same_time_is_refused(
+    data: SortedDataset, settings: Settings
+) -> None:
     files = replay_files(settings.home)
     with files.only_one(), pytest.raises(AlreadyRunning, match="a replay runs"):
         replay(data, settings, ReplayOptions())
     assert not files.running()
 
 
-def test_without_kafka_nothing_is_marked_as_sent(data: Ordered, settings: Settings) -> None:
+def test_without_kafka_nothing_is_marked_as_sent(data: SortedDataset, settings: Settings) -> None:
     kafka = settings.kafka.model_copy(update={"bootstrap": "127.0.0.1:9"})
     with pytest.raises(Unavailable, match="does not answer"):
         replay(data, settings.model_copy(update={"kafka": kafka}), ReplayOptions())
@@ -181,7 +182,9 @@ def run_command(settings: Settings, *args: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_killed_three_times_it_loses_nothing(data: Ordered, shop: Path, settings: Settings) -> None:
+def test_killed_three_times_it_loses_nothing(
+    data: SortedDataset, shop: Path, settings: Settings
+) -> None:
     files = replay_files(settings.home)
     for _ in range(3):
         process = run_command(settings, "replay", str(shop), "--rate", "150", "--json")
@@ -222,7 +225,7 @@ def test_a_broker_killed_in_the_middle_costs_no_event(
     kafka = settings.kafka.model_copy(update={"bootstrap": own_broker.address})
     own = settings.model_copy(update={"kafka": kafka})
     ensure_topics(own)
-    data = prepare(open_dataset(shop), own.home)
+    data = sort_by_time(open_dataset(shop), own.home)
     seen: list[ReplayStatus] = []
     done: list[Summary] = []
     options = ReplayOptions(pace=Rate(200))

@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, TopicPartition
 from afterclick import events
 from afterclick.events import ImpressionEvent, Item
 from afterclick.settings import Settings
-from ingest.shoppers import Mall, Plan
+from ingest.simulation import Simulation, SimulationConfig
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
@@ -49,7 +49,7 @@ def experiment(api: Running, name: str, *arms: dict[str, Any]) -> None:
 
 def shop_for(api: Running, run: str, shoppers: int = FEW, visits: int = VISITS) -> None:
     """Shoppers look at what the API recommends, in the arm that it put them in."""
-    asyncio.run(Mall(api.url, Plan(shoppers=shoppers, visits=visits, control=False, run=run)).run())
+    asyncio.run(Simulation(api.url, SimulationConfig(shoppers=shoppers, visits=visits, control=False, run=run)).run())
 
 
 def results(api: Running, name: str, level: float) -> dict[str, Any]:

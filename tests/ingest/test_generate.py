@@ -12,20 +12,20 @@ from scipy.sparse import csr_matrix
 
 from afterclick.errors import BadInput
 from ingest.datasets import open_dataset
-from ingest.facts import facts
-from ingest.shop import ShopConfig, make_shop
+from ingest.generate import ShopConfig, generate_shop
+from ingest.sorting import profile
 from tests.ingest.conftest import read
 
 
 @pytest.fixture(scope="module")
 def default_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("default") / "shop"
-    make_shop(folder)
+    generate_shop(folder)
     return folder
 
 
 def test_it_has_the_size_asked_for_and_no_bad_line(default_shop: Path) -> None:
-    found = facts(open_dataset(default_shop))
+    found = profile(open_dataset(default_shop))
     assert (found.rows, found.users, found.items, found.catalogue_titles) == (
         40_000,
         2_000,
@@ -38,7 +38,7 @@ def test_it_has_the_size_asked_for_and_no_bad_line(default_shop: Path) -> None:
 def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
     config = ShopConfig(users=50, items=60, events=400, days=30)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        make_shop(tmp_path / name, ShopConfig(**{**vars(config), "seed": seed}))
+        generate_shop(tmp_path / name, ShopConfig(**{**vars(config), "seed": seed}))
     for file in ("reviews.csv", "items.csv"):
         a, b, c = ((tmp_path / name / file).read_bytes() for name in "abc")
         assert a == b != c
@@ -93,4 +93,4 @@ def hit_rate(lists: NDArray[np.int64], target: NDArray[np.int64]) -> float:
 )
 def test_impossible_shops_are_refused(tmp_path: Path, config: ShopConfig) -> None:
     with pytest.raises(BadInput):
-        make_shop(tmp_path, config)
+        generate_shop(tmp_path, config)

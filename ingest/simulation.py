@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from afterclick.client import AsyncClient, RankedItem
 from afterclick.errors import BadInput
-from ingest.simulator import Deed, SeenItem, Shopper, Truth
+from ingest.click_model import GroundTruth, SeenItem, SimulatedAction, SimulatedUser
 
 AT_ONCE = 16
 POPULAR_POOL = 200
@@ -29,14 +29,14 @@ WIDEST_CATEGORY = 0.34
 """A category that holds more of the catalogue than this is no taste."""
 
 
-class Arm(StrEnum):
+class SimulatedArm(StrEnum):
     """What a shopper is shown."""
 
     RECOMMENDED = "recommended"
     POPULAR = "popular"
 
 
-class Plan(BaseModel):
+class SimulationConfig(BaseModel):
     """What to simulate."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,7 +59,7 @@ class Plan(BaseModel):
     """Begins every shopper's id: the same run and seed are the same people."""
 
 
-class Steering(BaseModel):
+class ControlMessage(BaseModel):
     """What may change while shoppers shop; what is left out stays."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,7 +71,7 @@ class Steering(BaseModel):
 
 
 @dataclass
-class Ledger:
+class Counters:
     """What a shopper was shown and did, per round."""
 
     shown: int = 0
@@ -82,124 +82,130 @@ class Ledger:
 
 
 @dataclass
-class Customer:
-    """A shopper, the arm they are in, and their ledger."""
+class Participant:
+    """A shopper, the arm they are in, and their counters."""
 
-    shopper: Shopper
-    arm: Arm
+    shopper: SimulatedUser
+    arm: SimulatedArm
     acted_on: set[str] = field(default_factory=set)
-    ledger: Ledger = field(default_factory=Ledger)
+    counters: Counters = field(default_factory=Counters)
     position: str = ""
-    """Where in the log their last deed lies."""
+    """Where in the log their last action lies."""
 
 
-class Mall:
+class Simulation:
     """Runs a plan against the API at `url`. Raises Unavailable where it does not answer."""
 
-    def __init__(self, url: str, plan: Plan, key: str | None = None) -> None:
+    def __init__(self, url: str, plan: SimulationConfig, key: str | None = None) -> None:
         self._plan, self._drift = plan, plan.drift
         self._url, self._key = url, key
         self._going = asyncio.Event()
         self._going.set()
-        self._truth = Truth(plan.seed, frozenset(plan.hot))
+        self._truth = GroundTruth(plan.seed, frozenset(plan.hot))
         self._gate = asyncio.Semaphore(AT_ONCE)
         self._categories: tuple[str, ...] = ()
-        self.customers: list[Customer] = []
+        self.participants: list[Participant] = []
 
-    async def run(self, on_round: Callable[[int], None] = lambda _: None) -> list[Customer]:
-        """Every shopper's visits, a round at a time; returns everybody with their ledgers."""
+    async def run(self, on_round: Callable[[int], None] = lambda _: None) -> list[Participant]:
+        """Every shopper's visits, a round at a time; returns everybody with their counters."""
         async with AsyncClient(self._url, self._key, timeout_s=10.0) as api:
             self._categories = await categories(api)
-            self.customers = self._invite()
+            self.participants = self._invite()
             for n in range(self._plan.visits):
                 pause = asyncio.create_task(asyncio.sleep(self._plan.pause_s))
                 popular = _seen((await api.popular(POPULAR_POOL)).items)
                 await asyncio.gather(
-                    *(self._visit(api, customer, popular) for customer in self.customers)
+                    *(self._visit(api, participant, popular) for participant in self.participants)
                 )
                 await pause
                 on_round(n + 1)
-        return self.customers
+        return self.participants
 
-    def steer(self, steering: Steering) -> None:
+    def steer(self, steering: ControlMessage) -> None:
         """Change what may change, from the next visit on. Call on the event loop."""
         if steering.hot is not None:
-            self._truth = Truth(self._plan.seed, frozenset(steering.hot))
+            self._truth = GroundTruth(self._plan.seed, frozenset(steering.hot))
         if steering.drift is not None:
             self._drift = steering.drift
         if steering.held is not None:
             (self._going.clear if steering.held else self._going.set)()
 
-    def _invite(self) -> list[Customer]:
+    def _invite(self) -> list[Participant]:
         plan = self._plan
-        others = Arm.POPULAR if plan.control else Arm.RECOMMENDED
-        arms = [Arm.RECOMMENDED, others] * ((plan.shoppers + 1) // 2)
+        others = SimulatedArm.POPULAR if plan.control else SimulatedArm.RECOMMENDED
+        arms = [SimulatedArm.RECOMMENDED, others] * ((plan.shoppers + 1) // 2)
         ids = [f"{plan.run}-{plan.seed}-{n}" for n in range(plan.shoppers)]
         return [
-            Customer(Shopper.born(user_id, self._categories, plan.seed), arm)
+            Participant(SimulatedUser.create(user_id, self._categories, plan.seed), arm)
             for user_id, arm in zip(ids, arms, strict=False)
         ]
 
     async def _visit(
-        self, api: AsyncClient, customer: Customer, popular: Sequence[SeenItem]
+        self, api: AsyncClient, participant: Participant, popular: Sequence[SeenItem]
     ) -> None:
         async with self._gate:
             await self._going.wait()
-            shopper = customer.shopper
-            if shopper.dice.random() < self._drift:
+            shopper = participant.shopper
+            if shopper.rng.random() < self._drift:
                 shopper.drift(self._categories)
-            items, impression_id = await self._look(api, customer, popular)
+            items, impression_id = await self._look(api, participant, popular)
             visit = shopper.visit(items, self._truth)
-            ledger = customer.ledger
-            ledger.shown += visit.shown
-            ledger.clicks += visit.clicks
-            ledger.expected_clicks += visit.expected_clicks
-            for deed in visit.deeds:
-                await self._tell(api, customer, deed, impression_id)
+            counters = participant.counters
+            counters.shown += visit.shown
+            counters.clicks += visit.clicks
+            counters.expected_clicks += visit.expected_clicks
+            for action in visit.actions:
+                await self._tell(api, participant, action, impression_id)
 
     async def _look(
-        self, api: AsyncClient, customer: Customer, popular: Sequence[SeenItem]
+        self, api: AsyncClient, participant: Participant, popular: Sequence[SeenItem]
     ) -> tuple[Sequence[SeenItem], str | None]:
-        if customer.arm is Arm.POPULAR:
-            fresh = [item for item in popular if item.item_id not in customer.acted_on]
+        if participant.arm is SimulatedArm.POPULAR:
+            fresh = [item for item in popular if item.item_id not in participant.acted_on]
             return fresh[: self._plan.n], None
-        # never a list that does not know the last deed
-        after = customer.position or None
-        answer = await api.recommendations(customer.shopper.user_id, self._plan.n, after=after)
+        # never a list that does not know the last action
+        after = participant.position or None
+        answer = await api.recommendations(participant.shopper.user_id, self._plan.n, after=after)
         return _seen(answer.items), answer.impression_id
 
     async def _tell(
-        self, api: AsyncClient, customer: Customer, deed: Deed, impression_id: str | None
+        self,
+        api: AsyncClient,
+        participant: Participant,
+        action: SimulatedAction,
+        impression_id: str | None,
     ) -> None:
-        user_id = customer.shopper.user_id
-        told = await api.feedback(user_id, deed.item_id, deed.action, impression_id=impression_id)
-        customer.position = told.position
-        customer.acted_on.add(deed.item_id)
-        customer.ledger.sent += 1
-        customer.ledger.purchases += deed.action.value == "purchase"
+        user_id = participant.shopper.user_id
+        told = await api.feedback(
+            user_id, action.item_id, action.action, impression_id=impression_id
+        )
+        participant.position = told.position
+        participant.acted_on.add(action.item_id)
+        participant.counters.sent += 1
+        participant.counters.purchases += action.action.value == "purchase"
 
 
-def so_far(customers: Sequence[Customer]) -> dict[str, Any]:
+def progress_summary(participants: Sequence[Participant]) -> dict[str, Any]:
     """Click-through rates of both arms, and the lift; quickly, so without its interval."""
-    arms = _arms(customers)
+    arms = _arms(participants)
     return {
-        "shoppers": len(customers),
-        "feedback": sum(c.ledger.sent for c in customers),
-        "arms": {arm.value: _figures(ledgers) for arm, ledgers in arms.items()},
+        "shoppers": len(participants),
+        "feedback": sum(c.counters.sent for c in participants),
+        "arms": {arm.value: _figures(counters) for arm, counters in arms.items()},
         "lift": round(_lift(arms), 4),
     }
 
 
-def summary(customers: Sequence[Customer], seed: int = 0) -> dict[str, Any]:
+def summary(participants: Sequence[Participant], seed: int = 0) -> dict[str, Any]:
     """Click-through rates of both arms, and the lift with its 95 % interval (bootstrap over shoppers)."""
-    arms = _arms(customers)
+    arms = _arms(participants)
     lifts = sorted(_lift(_resampled(arms, random.Random(seed + n))) for n in range(RESAMPLES))
     interval = [round(lifts[int(RESAMPLES * q)], 4) for q in (0.025, 0.975)]
-    return {**so_far(customers), "lift_95": interval}
+    return {**progress_summary(participants), "lift_95": interval}
 
 
-def _arms(customers: Sequence[Customer]) -> dict[Arm, list[Ledger]]:
-    return {arm: [c.ledger for c in customers if c.arm is arm] for arm in Arm}
+def _arms(participants: Sequence[Participant]) -> dict[SimulatedArm, list[Counters]]:
+    return {arm: [c.counters for c in participants if c.arm is arm] for arm in SimulatedArm}
 
 
 async def categories(api: AsyncClient) -> tuple[str, ...]:
@@ -214,30 +220,38 @@ async def categories(api: AsyncClient) -> tuple[str, ...]:
     return narrow
 
 
-def _figures(ledgers: Sequence[Ledger]) -> dict[str, float]:
-    shown, clicks = sum(x.shown for x in ledgers), sum(x.clicks for x in ledgers)
+def _figures(counters: Sequence[Counters]) -> dict[str, float]:
+    shown, clicks = sum(x.shown for x in counters), sum(x.clicks for x in counters)
     return {
         "shown": shown,
         "clicks": clicks,
-        "purchases": sum(x.purchases for x in ledgers),
+        "purchases": sum(x.purchases for x in counters),
         "ctr": round(clicks / shown, 5) if shown else 0.0,
-        "expected_ctr": round(sum(x.expected_clicks for x in ledgers) / shown, 5) if shown else 0.0,
+        "expected_ctr": round(sum(x.expected_clicks for x in counters) / shown, 5)
+        if shown
+        else 0.0,
     }
 
 
-def _resampled(arms: dict[Arm, list[Ledger]], dice: random.Random) -> dict[Arm, list[Ledger]]:
+def _resampled(
+    arms: dict[SimulatedArm, list[Counters]], rng: random.Random
+) -> dict[SimulatedArm, list[Counters]]:
     return {
-        arm: dice.choices(ledgers, k=len(ledgers)) if ledgers else []
-        for arm, ledgers in arms.items()
+        arm: rng.choices(counters, k=len(counters)) if counters else []
+        for arm, counters in arms.items()
     }
 
 
-def _lift(arms: dict[Arm, list[Ledger]]) -> float:
+def _lift(arms: dict[SimulatedArm, list[Counters]]) -> float:
     """Relative gain in CTR of what is recommended over what is popular."""
     rates = {}
-    for arm, ledgers in arms.items():
-        rates[arm] = sum(x.clicks for x in ledgers) / max(sum(x.shown for x in ledgers), 1)
-    return rates[Arm.RECOMMENDED] / rates[Arm.POPULAR] - 1.0 if rates[Arm.POPULAR] else 0.0
+    for arm, counters in arms.items():
+        rates[arm] = sum(x.clicks for x in counters) / max(sum(x.shown for x in counters), 1)
+    return (
+        rates[SimulatedArm.RECOMMENDED] / rates[SimulatedArm.POPULAR] - 1.0
+        if rates[SimulatedArm.POPULAR]
+        else 0.0
+    )
 
 
 def _seen(items: Sequence[RankedItem]) -> list[SeenItem]:

@@ -4,11 +4,11 @@ The model, stated in full (so that what is measured on it can be judged):
 
 - A shopper likes one to three categories, each with a strength drawn from U(2, 4). Items of a liked
   category have that strength as affinity (the strongest where several match), others 0. Each item has a
-  quality ~ N(0, 0.5) that all feel, and each shopper a whim ~ N(0, 0.4) per item. Both come from hashes:
+  quality ~ N(0, 0.5) that all feel, and each shopper a noise ~ N(0, 0.4) per item. Both come from hashes:
   the same seed, the same world.
 - The place on the list decides what is looked at: P(look | place k) = k^-0.35, k = 1, 2, … (position-
   based model).
-- P(click | looked at) = sigmoid(−4 + affinity + quality + whim): about 2 % for an item that means
+- P(click | looked at) = sigmoid(−4 + affinity + quality + noise): about 2 % for an item that means
   nothing to them, about 30 % in a liked category. An item once clicked is not clicked again.
 - After a click: buy with P = 0.12 · sigmoid(affinity), else like with P = 0.35 · sigmoid(affinity).
 - An item looked at, not clicked and of affinity 0 is skipped with P = 0.03.
@@ -29,7 +29,7 @@ from afterclick.events import Action
 LOOK_DECAY = 0.35
 CLICK_BIAS = -4.0
 QUALITY_SD = 0.5
-WHIM_SD = 0.4
+NOISE_SD = 0.4
 BUY = 0.12
 LIKE = 0.35
 SKIP = 0.03
@@ -46,7 +46,7 @@ class SeenItem:
 
 
 @dataclass(frozen=True)
-class Deed:
+class SimulatedAction:
     """Something a shopper does with an item."""
 
     item_id: str
@@ -55,16 +55,16 @@ class Deed:
 
 @dataclass(frozen=True)
 class Visit:
-    """What came of looking at one list. `expected_clicks` is what the model says before any dice fall."""
+    """What came of looking at one list. `expected_clicks` is what the model says before any rng fall."""
 
-    deeds: tuple[Deed, ...]
+    actions: tuple[SimulatedAction, ...]
     shown: int
     clicks: int
     expected_clicks: float
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """What no recommender is told: the seed of all hidden values, and items that are hot just now."""
 
     seed: int
@@ -74,9 +74,9 @@ class Truth:
         """How good everybody finds the item."""
         return QUALITY_SD * self._gauss("quality", item_id) + (HOT if item_id in self.hot else 0.0)
 
-    def whim(self, user_id: str, item_id: str) -> float:
+    def noise(self, user_id: str, item_id: str) -> float:
         """What this shopper alone finds in the item."""
-        return WHIM_SD * self._gauss("whim", user_id, item_id)
+        return NOISE_SD * self._gauss("noise", user_id, item_id)
 
     def _gauss(self, *parts: str) -> float:
         digest = hashlib.blake2b(
@@ -86,70 +86,73 @@ class Truth:
 
 
 @dataclass
-class Shopper:
+class SimulatedUser:
     """One shopper: an id, tastes that may drift, and what they have clicked."""
 
     user_id: str
     tastes: dict[str, float]
-    dice: random.Random
+    rng: random.Random
     clicked: set[str] = field(default_factory=set)
 
     @classmethod
-    def born(cls, user_id: str, categories: Sequence[str], seed: int) -> Shopper:
+    def create(cls, user_id: str, categories: Sequence[str], seed: int) -> SimulatedUser:
         """A shopper with one to three liked categories."""
-        dice = random.Random(f"{seed}/{user_id}")
-        liked = dice.sample(categories, k=min(dice.randint(1, 3), len(categories)))
-        return cls(user_id, {name: dice.uniform(2.0, 4.0) for name in liked}, dice)
+        rng = random.Random(f"{seed}/{user_id}")
+        liked = rng.sample(categories, k=min(rng.randint(1, 3), len(categories)))
+        return cls(user_id, {name: rng.uniform(2.0, 4.0) for name in liked}, rng)
 
     def affinity(self, item: SeenItem) -> float:
         return max((self.tastes.get(name, 0.0) for name in item.categories), default=0.0)
 
-    def click_probability(self, item: SeenItem, truth: Truth) -> float:
+    def click_probability(self, item: SeenItem, truth: GroundTruth) -> float:
         """P(click | looked at)."""
         if item.item_id in self.clicked:
             return 0.0
         appeal = (
             self.affinity(item)
             + truth.quality(item.item_id)
-            + truth.whim(self.user_id, item.item_id)
+            + truth.noise(self.user_id, item.item_id)
         )
         return sigmoid(CLICK_BIAS + appeal)
 
-    def visit(self, items: Sequence[SeenItem], truth: Truth) -> Visit:
+    def visit(self, items: Sequence[SeenItem], truth: GroundTruth) -> Visit:
         """Look at a list from the top, and act."""
-        deeds: list[Deed] = []
+        actions: list[SimulatedAction] = []
         expected = sum(
             look_probability(place) * self.click_probability(item, truth)
             for place, item in enumerate(items, start=1)
         )
         for place, item in enumerate(items, start=1):
-            if self.dice.random() < look_probability(place):
-                deeds += self._react(item, truth)
-        clicks = sum(deed.action is Action.CLICK for deed in deeds)
-        return Visit(tuple(deeds), len(items), clicks, expected)
+            if self.rng.random() < look_probability(place):
+                actions += self._react(item, truth)
+        clicks = sum(action.action is Action.CLICK for action in actions)
+        return Visit(tuple(actions), len(items), clicks, expected)
 
     def drift(self, categories: Sequence[str]) -> None:
         """Exchange one liked category for another."""
         others = [name for name in categories if name not in self.tastes]
         if others and self.tastes:
-            strength = self.tastes.pop(self.dice.choice(sorted(self.tastes)))
-            self.tastes[self.dice.choice(others)] = strength
+            strength = self.tastes.pop(self.rng.choice(sorted(self.tastes)))
+            self.tastes[self.rng.choice(others)] = strength
 
-    def _react(self, item: SeenItem, truth: Truth) -> list[Deed]:
+    def _react(self, item: SeenItem, truth: GroundTruth) -> list[SimulatedAction]:
         affinity = self.affinity(item)
-        if self.dice.random() < self.click_probability(item, truth):
+        if self.rng.random() < self.click_probability(item, truth):
             self.clicked.add(item.item_id)
             then = self._after_click(affinity)
-            return [Deed(item.item_id, Action.CLICK), *([Deed(item.item_id, then)] if then else [])]
-        if affinity == 0.0 and item.item_id not in self.clicked and self.dice.random() < SKIP:
-            return [Deed(item.item_id, Action.SKIP)]
+            return [
+                SimulatedAction(item.item_id, Action.CLICK),
+                *([SimulatedAction(item.item_id, then)] if then else []),
+            ]
+        if affinity == 0.0 and item.item_id not in self.clicked and self.rng.random() < SKIP:
+            return [SimulatedAction(item.item_id, Action.SKIP)]
         return []
 
     def _after_click(self, affinity: float) -> Action | None:
         warmth = sigmoid(affinity)
-        if self.dice.random() < BUY * warmth:
+        if self.rng.random() < BUY * warmth:
             return Action.PURCHASE
-        return Action.LIKE if self.dice.random() < LIKE * warmth else None
+        return Action.LIKE if self.rng.random() < LIKE * warmth else None
 
 
 def look_probability(place: int) -> float:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from afterclick.errors import BadDataset
 from afterclick.events import Interaction
-from ingest.formats import Detected, Format, detect
-from ingest.readers import _csv_fast, _csv_slow, read_interactions
+from ingest.datasets import Detected, Format, detect
+from ingest.reading import _csv_fast, _csv_slow, read_interactions
 from ingest.rows import ReadReport
 from tests.ingest.conftest import json_lines, ratings_csv, read
 

@@ -8,26 +8,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterclick.events import Action
-from ingest.shoppers import Arm, Customer, Ledger, summary
-from ingest.simulator import SeenItem, Shopper, Truth, look_probability
+from ingest.click_model import GroundTruth, SeenItem, SimulatedUser, look_probability
+from ingest.simulation import Counters, Participant, SimulatedArm, summary
 
 CATEGORIES = tuple(f"category {n}" for n in range(12))
 CATALOGUE = [SeenItem(f"I{n}", ("all", CATEGORIES[n % 12])) for n in range(240)]
 
 
-def shopper(name: str = "ann", seed: int = 1) -> Shopper:
-    return Shopper.born(name, CATEGORIES, seed)
+def shopper(name: str = "ann", seed: int = 1) -> SimulatedUser:
+    return SimulatedUser.create(name, CATEGORIES, seed)
 
 
 def test_the_same_seed_makes_the_same_people_who_do_the_same() -> None:
-    visits = [shopper().visit(CATALOGUE[:50], Truth(1)) for _ in range(2)]
+    visits = [shopper().visit(CATALOGUE[:50], GroundTruth(1)) for _ in range(2)]
     assert visits[0] == visits[1]
     assert shopper("ann").tastes != shopper("bea").tastes
     assert shopper("ann", 1).tastes != shopper("ann", 2).tastes
 
 
 def test_what_one_likes_is_clicked_more_than_what_one_does_not() -> None:
-    truth = Truth(3)
+    truth = GroundTruth(3)
     rates: dict[bool, list[float]] = {True: [], False: []}
     for n in range(50):
         person = shopper(f"p{n}")
@@ -39,7 +39,7 @@ def test_what_one_likes_is_clicked_more_than_what_one_does_not() -> None:
 
 
 def test_the_stated_probability_is_the_frequency_of_clicks() -> None:
-    truth = Truth(5)
+    truth = GroundTruth(5)
     clicks = expected = 0.0
     for n in range(1500):
         visit = shopper(f"p{n}").visit(CATALOGUE[:20], truth)
@@ -49,17 +49,19 @@ def test_the_stated_probability_is_the_frequency_of_clicks() -> None:
 
 
 def test_an_item_is_clicked_once_and_bought_or_liked_only_after_a_click() -> None:
-    person, truth = shopper(), Truth(1, hot=frozenset(item.item_id for item in CATALOGUE))
-    deeds = [deed for _ in range(5) for deed in person.visit(CATALOGUE, truth).deeds]
-    clicked = Counter(deed.item_id for deed in deeds if deed.action is Action.CLICK)
+    person, truth = shopper(), GroundTruth(1, hot=frozenset(item.item_id for item in CATALOGUE))
+    actions = [action for _ in range(5) for action in person.visit(CATALOGUE, truth).actions]
+    clicked = Counter(action.item_id for action in actions if action.action is Action.CLICK)
     assert max(clicked.values()) == 1
-    assert {d.item_id for d in deeds if d.action in {Action.LIKE, Action.PURCHASE}} <= set(clicked)
+    assert {d.item_id for d in actions if d.action in {Action.LIKE, Action.PURCHASE}} <= set(
+        clicked
+    )
 
 
 def test_a_hot_item_is_clicked_more() -> None:
     item, person = CATALOGUE[0], shopper()
-    hot = Truth(1, hot=frozenset({item.item_id}))
-    assert person.click_probability(item, hot) > person.click_probability(item, Truth(1))
+    hot = GroundTruth(1, hot=frozenset({item.item_id}))
+    assert person.click_probability(item, hot) > person.click_probability(item, GroundTruth(1))
 
 
 def test_drift_exchanges_a_taste_and_keeps_their_number() -> None:
@@ -77,14 +79,14 @@ def test_lower_places_are_looked_at_less(place: int) -> None:
 
 
 def test_the_lift_and_its_interval_are_those_of_the_ledgers() -> None:
-    def customer(n: int, arm: Arm, clicks: int) -> Customer:
-        return Customer(shopper(f"c{n}"), arm, ledger=Ledger(shown=100, clicks=clicks))
+    def participant(n: int, arm: SimulatedArm, clicks: int) -> Participant:
+        return Participant(shopper(f"c{n}"), arm, counters=Counters(shown=100, clicks=clicks))
 
-    better = [customer(n, Arm.RECOMMENDED, 20 + n % 3) for n in range(100)]
-    worse = [customer(n, Arm.POPULAR, 10 + n % 3) for n in range(100)]
+    better = [participant(n, SimulatedArm.RECOMMENDED, 20 + n % 3) for n in range(100)]
+    worse = [participant(n, SimulatedArm.POPULAR, 10 + n % 3) for n in range(100)]
     figures = summary(better + worse)
     assert figures["arms"]["recommended"]["ctr"] == 0.2099
     assert abs(figures["lift"] - (2099 / 1099 - 1)) < 1e-3
     assert 0.7 < figures["lift_95"][0] < figures["lift"] < figures["lift_95"][1] < 1.1
-    same = summary(better + [customer(n, Arm.POPULAR, 20 + n % 3) for n in range(100)])
+    same = summary(better + [participant(n, SimulatedArm.POPULAR, 20 + n % 3) for n in range(100)])
     assert same["lift_95"][0] < 0 < same["lift_95"][1]

@@ -11,38 +11,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ingest.ordered
+import ingest.sorting
 from afterclick.errors import BadDataset
 from ingest.datasets import open_dataset
-from ingest.ordered import _merge, _Run, _sorted, prepare, write_run
 from ingest.rows import SCHEMA, Row, to_batch
+from ingest.sorting import _merge, _Run, _sorted, sort_by_time, write_run
 from tests.ingest.conftest import ratings_csv, read
 
 
 def test_a_file_sorted_by_item_is_replayed_by_time(tmp_path: Path) -> None:
     path = ratings_csv(tmp_path, 5000)
-    data = prepare(open_dataset(path), tmp_path / "home")
+    data = sort_by_time(open_dataset(path), tmp_path / "home")
     rows = [row for batch in data.batches() for row in batch.to_pylist()]
     expected, _ = read(path)
     assert rows == sorted(expected, key=lambda row: row["time_ms"])
     assert rows != expected
-    assert (data.facts.first_ms, data.facts.last_ms) == (rows[0]["time_ms"], rows[-1]["time_ms"])
+    assert (data.manifest.first_ms, data.manifest.last_ms) == (
+        rows[0]["time_ms"],
+        rows[-1]["time_ms"],
+    )
 
 
 def test_what_was_prepared_is_not_read_again(tmp_path: Path) -> None:
     dataset = open_dataset(ratings_csv(tmp_path))
-    first = prepare(dataset, tmp_path / "home")
+    first = sort_by_time(dataset, tmp_path / "home")
     stamp = (first.folder / "prepared.json").stat().st_mtime_ns
-    again = prepare(dataset, tmp_path / "home")
-    assert again.facts == first.facts
+    again = sort_by_time(dataset, tmp_path / "home")
+    assert again.manifest == first.manifest
     assert (again.folder / "prepared.json").stat().st_mtime_ns == stamp
 
 
 def test_a_half_prepared_dataset_is_prepared_again(tmp_path: Path) -> None:
     dataset = open_dataset(ratings_csv(tmp_path))
-    first = prepare(dataset, tmp_path / "home")
+    first = sort_by_time(dataset, tmp_path / "home")
     (first.folder / "prepared.json").write_text("{")
-    assert prepare(dataset, tmp_path / "home").facts == first.facts
+    assert sort_by_time(dataset, tmp_path / "home").manifest == first.manifest
     assert [p.name for p in (tmp_path / "home" / "prepared").iterdir()] == [first.folder.name]
 
 
@@ -50,7 +53,7 @@ def test_a_file_of_nothing_but_bad_lines_is_refused_with_the_first(tmp_path: Pat
     path = tmp_path / "reviews.csv"
     path.write_text("user_id,item_id,timestamp\nu,i,never\n")
     with pytest.raises(BadDataset, match="no good line among 1; line 2: timestamp"):
-        prepare(open_dataset(path), tmp_path / "home")
+        sort_by_time(open_dataset(path), tmp_path / "home")
 
 
 RUNS = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=12), min_size=1, max_size=5)
@@ -62,7 +65,7 @@ def test_runs_of_any_kind_merge_into_one_stable_order(runs: list[list[int]]) -> 
     numbered = [
         (t, f"{run}.{place}") for run, times in enumerate(runs) for place, t in enumerate(times)
     ]
-    before, ingest.ordered.BATCH_ROWS = ingest.ordered.BATCH_ROWS, 2
+    before, ingest.sorting.BATCH_ROWS = ingest.sorting.BATCH_ROWS, 2
     try:
         with TemporaryDirectory() as name:
             rest = iter(numbered)
@@ -77,7 +80,7 @@ def test_runs_of_any_kind_merge_into_one_stable_order(runs: list[list[int]]) -> 
                 row for part in _merge([r for r in opened if r.load()]) for row in part.to_pylist()
             ]
     finally:
-        ingest.ordered.BATCH_ROWS = before
+        ingest.sorting.BATCH_ROWS = before
     assert [(row["time_ms"], row["user_id"]) for row in merged] == sorted(
         numbered, key=lambda pair: pair[0]
     )
@@ -85,7 +88,7 @@ def test_runs_of_any_kind_merge_into_one_stable_order(runs: list[list[int]]) -> 
 
 def test_small_runs_and_large_ones_give_the_same_order(tmp_path: Path) -> None:
     dataset = open_dataset(ratings_csv(tmp_path, 2000))
-    small = prepare(dataset, tmp_path / "small", run_rows=1)
-    large = prepare(dataset, tmp_path / "large")
+    small = sort_by_time(dataset, tmp_path / "small", run_rows=1)
+    large = sort_by_time(dataset, tmp_path / "large")
     assert [b.to_pylist() for b in small.batches()] == [b.to_pylist() for b in large.batches()]
     assert Counter(r["user_id"] for b in small.batches() for r in b.to_pylist()).total() == 2000

@@ -21,10 +21,20 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from afterclick.errors import BadDataset
-from ingest.formats import Detected, Format, detect, parse_object
-from ingest.lines import BLOCK_BYTES, blocks, numbered
-from ingest.records import records
-from ingest.rows import SCHEMA, ReadReport, Row, all_valid, check, parse_time, to_batch
+from ingest.datasets import Detected, Format, detect, parse_object
+from ingest.rows import (
+    BLOCK_BYTES,
+    SCHEMA,
+    ReadReport,
+    Row,
+    all_valid,
+    blocks,
+    check,
+    numbered,
+    parse_time,
+    records,
+    to_batch,
+)
 
 _CONTROL = bytes(c for c in range(32) if c not in b"\n\r") + b"\x7f"
 _HEX = re.compile(rb"[,\n] *0[xX]")

@@ -15,8 +15,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from afterclick.errors import BadDataset
 from ingest.datasets import Dataset
-from ingest.readers import read_interactions
+from ingest.items import read_items
+from ingest.reading import read_interactions
 from ingest.rows import SCHEMA, BadLine, ReadReport
 
 FORMAT = 1
@@ -35,7 +38,7 @@ BATCH_ROWS = 65_536
 _MANIFEST = "prepared.json"
 
 
-class Prepared(BaseModel):
+class SortManifest(BaseModel):
     """A dataset in event-time order: how many rows, from when to when, and what was wrong with the file."""
 
     model_config = ConfigDict(frozen=True)
@@ -53,58 +56,58 @@ class Prepared(BaseModel):
 
 
 @dataclass(frozen=True)
-class Ordered:
+class SortedDataset:
     """A prepared dataset and the folder that holds its runs."""
 
     folder: Path
-    facts: Prepared
+    manifest: SortManifest
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows in event-time order, in batches of at most 65,536."""
-        runs = [_Run(self.folder / f"run-{n:04}.arrow") for n in range(self.facts.runs)]
+        runs = [_Run(self.folder / f"run-{n:04}.arrow") for n in range(self.manifest.runs)]
         for table in _merge([run for run in runs if run.load()]):
             yield from table.to_batches(max_chunksize=BATCH_ROWS)
 
 
-def prepare(dataset: Dataset, home: Path, run_rows: int = RUN_ROWS) -> Ordered:
+def sort_by_time(dataset: Dataset, home: Path, run_rows: int = RUN_ROWS) -> SortedDataset:
     """The dataset in event-time order; sorted once and kept under `home/prepared`.
 
     Raises BadDataset if the file cannot be read to its end or has no good row.
     """
     fingerprint = dataset.fingerprint()
     folder = home / "prepared" / fingerprint
-    facts = _read_facts(folder)
-    if facts is None:
+    manifest = _read_manifest(folder)
+    if manifest is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{fingerprint}-", dir=folder.parent))
         try:
-            facts = _write_runs(dataset, fingerprint, staging, run_rows)
-            (staging / _MANIFEST).write_text(facts.model_dump_json(indent=1))
-            facts = _put_in_place(staging, folder, facts)
+            manifest = _write_runs(dataset, fingerprint, staging, run_rows)
+            (staging / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
+            manifest = _publish(staging, folder, manifest)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    return Ordered(folder, facts)
+    return SortedDataset(folder, manifest)
 
 
-def _put_in_place(staging: Path, folder: Path, facts: Prepared) -> Prepared:
+def _publish(staging: Path, folder: Path, manifest: SortManifest) -> SortManifest:
     """Give the runs their name, unless another process was faster: then its runs are as good."""
-    there = _read_facts(folder)
+    there = _read_manifest(folder)
     if there is not None:
         return there
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
-    return facts
+    return manifest
 
 
-def _read_facts(folder: Path) -> Prepared | None:
+def _read_manifest(folder: Path) -> SortManifest | None:
     try:
-        facts = Prepared.model_validate_json((folder / _MANIFEST).read_bytes())
+        manifest = SortManifest.model_validate_json((folder / _MANIFEST).read_bytes())
     except (OSError, ValidationError):
         return None
-    return facts if facts.format == FORMAT else None
+    return manifest if manifest.format == FORMAT else None
 
 
-def _write_runs(dataset: Dataset, fingerprint: str, folder: Path, run_rows: int) -> Prepared:
+def _write_runs(dataset: Dataset, fingerprint: str, folder: Path, run_rows: int) -> SortManifest:
     report = ReadReport()
     runs, first, last = 0, 2**63 - 1, 0
     for table in _tables(
@@ -120,7 +123,7 @@ def _write_runs(dataset: Dataset, fingerprint: str, folder: Path, run_rows: int)
             f"; line {report.samples[0].line}: {report.samples[0].why}" if report.bad else ""
         )
         raise BadDataset(f"{dataset.reviews}: no good line among {report.rows}{first_bad}")
-    return Prepared(
+    return SortManifest(
         name=dataset.name,
         fingerprint=fingerprint,
         runs=runs,
@@ -199,3 +202,79 @@ def _merge(runs: list[_Run]) -> Iterator[pa.Table]:
                 pass
         yield _sorted(pa.concat_tables([run.take(until) for run in runs]).combine_chunks())
         runs = [run for run in runs if run.held.num_rows or run.load()]
+
+
+# --- manifest: What a dataset holds: `afterclick data info`.
+
+
+@dataclass(frozen=True)
+class DatasetProfile:
+    """Counts of a dataset. `rows` = `good` + `bad_lines`; times are RFC 3339, UTC."""
+
+    path: str
+    reviews_file: str
+    format: str
+    rows: int
+    good: int
+    bad_lines: int
+    bad_samples: list[BadLine]
+    users: int
+    items: int
+    rated: int
+    with_text: int
+    first: str | None
+    last: str | None
+    items_file: str | None
+    catalogue_items: int
+    catalogue_titles: int
+    catalogue_bad_lines: int
+    ignored: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def profile(dataset: Dataset) -> DatasetProfile:
+    """Read a dataset to its end and count. Memory: the ids of all rows, about 30 bytes a row."""
+    report, catalogue = ReadReport(), ReadReport()
+    users, items = [], []
+    rated = with_text = 0
+    first, last = None, None
+    for batch in read_interactions(dataset.reviews, report, dataset.reviews_format):
+        users.append(batch["user_id"])
+        items.append(batch["item_id"])
+        rated += len(batch) - batch["rating"].null_count
+        with_text += len(batch) - batch["text"].null_count
+        low, high = (v.as_py() for v in pc.min_max(batch["time_ms"]).values())
+        first, last = min(first or low, low), max(last or high, high)
+    listed = (
+        list(read_items(dataset.items, catalogue, dataset.items_format)) if dataset.items else []
+    )
+    return DatasetProfile(
+        path=str(dataset.path),
+        reviews_file=dataset.reviews.name,
+        format=str(dataset.reviews_format.format),
+        rows=report.rows,
+        good=report.good,
+        bad_lines=report.bad,
+        bad_samples=report.samples,
+        users=_distinct(users),
+        items=_distinct(items),
+        rated=rated,
+        with_text=with_text,
+        first=_rfc3339(first),
+        last=_rfc3339(last),
+        items_file=dataset.items.name if dataset.items else None,
+        catalogue_items=len({item.item_id for item in listed}),
+        catalogue_titles=len({item.item_id for item in listed if item.title}),
+        catalogue_bad_lines=catalogue.bad,
+        ignored=dataset.ignored,
+    )
+
+
+def _distinct(columns: list[pa.Array]) -> int:
+    return int(pc.count_distinct(pa.chunked_array(columns, pa.string())).as_py())
+
+
+def _rfc3339(time_ms: int | None) -> str | None:
+    return None if time_ms is None else datetime.fromtimestamp(time_ms / 1000, UTC).isoformat()
