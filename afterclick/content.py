@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int32]
+from afterclick.arrays import FloatArray, IntArray
+
 _WORD = re.compile(r"\b\w\w+\b")
 """As scikit-learn's TfidfVectorizer takes texts apart, once they are in lower case."""
 

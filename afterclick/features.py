@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import FloatArray, IntArray
 from afterclick.content import ItemContent
 from afterclick.events import Action
-from afterclick.model import FloatArray, IntArray, Model
+from afterclick.model import Model
 from afterclick.neighbour_columns import Order, neighbour_columns
 from afterclick.state import HistoryEntry, effective
 from afterclick.trends import DAY_MS, HALF_LIVES_MS, TREND_MIX

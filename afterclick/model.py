@@ -21,13 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import FloatArray, IntArray
 from afterclick.artifact import Manifest, Throttle, load_array, no_throttle, read_manifest, verify
 from afterclick.content import ItemContent, WordVectors, fit_together
 from afterclick.errors import BadArtifact
 from afterclick.towers import AGES_DAYS, TowerArrays
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int32]
 _STEP = 2000
 _NEEDED = (
     "item_ids",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.model import FloatArray, IntArray
+from afterclick.arrays import FloatArray, IntArray
 
 
 class Order:

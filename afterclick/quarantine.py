@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import Float64Array
 from afterclick.trends import TREND_MIX
 
-Array = NDArray[np.float64]
 ESTABLISHED_DAYS = 7.0
 _ACTIVE = 20.0
 """Decayed weight by the longest half-life from which on an item's share is looked at."""
@@ -44,27 +44,27 @@ class QuarantineLimits:
 class LimitedTrends:
     """The trends of the catalogue as they may be used."""
 
-    values: Array
+    values: Float64Array
     """(m, H) decayed sums: of suspected items what established users stand for, of all as `trust` has it"""
     held: NDArray[np.bool_]
     """(m,) items in quarantine"""
-    kept: Array
+    kept: Float64Array
     """(m,) how much of the longest half-life, which forgets a push last, is left"""
     share: float
     """The established users' usual share of the votes on an item; 0 where it is not known yet."""
-    trust: Array
+    trust: Float64Array
     """(H,) what a new account's vote counts: 1 where they cast no more than they usually do, or where that is
     not known"""
 
     @property
-    def weights(self) -> Array:
+    def weights(self) -> Float64Array:
         """(H,) what each half-life counts for in an item's heat."""
         return TREND_MIX * self.trust**_DOUBT
 
 
 def guard(
-    votes: Array,
-    established: Array,
+    votes: Float64Array,
+    established: Float64Array,
     bounds: QuarantineLimits,
     lifted: NDArray[np.intp] | None = None,
 ) -> LimitedTrends:
@@ -93,13 +93,15 @@ def guard(
     return LimitedTrends(values, np.asarray(over.any(axis=1)), kept, share, trust)
 
 
-def _trust(new: Array, established: Array, share: float, bounds: QuarantineLimits) -> Array:
+def _trust(
+    new: Float64Array, established: Float64Array, share: float, bounds: QuarantineLimits
+) -> Float64Array:
     """(H,) from the sums of all items by new accounts and by established users."""
     usual = established * (1.0 - share) / share + bounds.free
     return np.divide(usual, new, out=np.ones_like(new), where=new > usual)
 
 
-def usual_share(votes: Array, established: Array) -> float:
+def usual_share(votes: Float64Array, established: Float64Array) -> float:
     """The median, over the active items, of the share that established users have in the longest half-life.
 
     A median, and of months: who wants to move it has to vote on half of the shop for weeks.

@@ -12,9 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import FloatArray, IntArray
 from afterclick.content import ItemContent
 from afterclick.features import TrendView, UserState, features
-from afterclick.model import FloatArray, IntArray, Model
+from afterclick.model import Model
 from afterclick.retrieval import (
     CandidateLimits,
     Candidates,

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import FloatArray, IntArray
 from afterclick.content import ItemContent
 from afterclick.features import TrendView, UserState
-from afterclick.model import FloatArray, IntArray, Model
+from afterclick.model import Model
 
 SOURCES = ("same_day", "neighbours", "als", "tower", "content", "trending")
 Search = Callable[[FloatArray, int], IntArray]
@@ -93,6 +94,36 @@ def candidate_items(
     return Candidates(items, sources[first])
 
 
+def top_k(scores: NDArray[np.floating], k: int, above: float | None = None) -> NDArray[np.intp]:
+    """Indices of the `k` highest scores (n,), best first; of equal scores the lower index first.
+
+    With `above` only scores greater than it. Fewer than `k` where there are fewer. No NaN.
+    """
+    k = min(k, len(scores))
+    if k <= 0:
+        return np.empty(0, np.intp)
+    if len(scores) > 4 * k:
+        bound = np.partition(scores, len(scores) - k)[len(scores) - k]
+        among = np.flatnonzero(scores >= bound)
+        top = among[np.argsort(-scores[among], kind="stable")[:k]]
+    else:
+        top = np.argsort(-scores, kind="stable")[:k]
+    return top if above is None else top[scores[top] > above]
+
+
+def top_k_rows(scores: NDArray[np.floating], k: int) -> NDArray[np.intp]:
+    """`top_k` of each row: (q, min(k, n)) column numbers for scores (q, n).
+
+    Of equal scores the lower column first, but at rank k any of them may be chosen.
+    """
+    k = min(k, scores.shape[1])
+    if not k:
+        return np.empty((len(scores), 0), np.intp)
+    part = np.sort(np.argpartition(-scores, k - 1, axis=1)[:, :k], axis=1)
+    order = np.argsort(-np.take_along_axis(scores, part, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(part, order, axis=1)
+
+
 def exact_search(vectors: FloatArray, allowed: NDArray[np.bool_] | None = None) -> Search:
     """A search by inner product over all rows: for small catalogues and for measuring an index against."""
 
@@ -100,9 +131,7 @@ def exact_search(vectors: FloatArray, allowed: NDArray[np.bool_] | None = None) 
         scores = vectors @ query
         if allowed is not None:
             scores = np.where(allowed, scores, -np.inf)
-        count = min(count, len(scores))
-        best = np.argpartition(-scores, count - 1)[:count]
-        return best[np.argsort(-scores[best])].astype(np.int32)
+        return top_k(scores, count).astype(np.int32)
 
     return search
 

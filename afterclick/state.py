@@ -19,7 +19,7 @@ _MAX_OFFSET = 2**53 // (_MAX_PARTITIONS * _FLAGS) - 1
 
 
 class TopicPartition(NamedTuple):
-    """A partition of a topic."""
+    """A partition of a topic; equal to the tuple (topic, partition)."""
 
     topic: str
     partition: int
@@ -45,9 +45,10 @@ class LogPosition(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Self:
         """From `topic/partition/offset`. Raises ValueError."""
-        topic, partition, offset = text.rsplit("/", 2)
+        topic, _, offset = text.rpartition("/")
+        topic, _, partition = topic.rpartition("/")
         if not (topic and all(n.isascii() and n.isdigit() for n in (partition, offset))):
-            raise ValueError("a position is topic/partition/offset")
+            raise ValueError("expected topic/partition/offset")
         return cls(topic, int(partition), int(offset))
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import FloatArray, IntArray
 from afterclick.trends import DAY_MS
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int32]
 LONGEST = 10
 """Items of a history that the user tower reads, the newest ones."""
 AGES_DAYS = np.array([0.5, 3.0, 10.0, 30.0, 90.0, 365.0])

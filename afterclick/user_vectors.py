@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.model import FloatArray, Model
+from afterclick.arrays import FloatArray
+from afterclick.model import Model
 
 if TYPE_CHECKING:
     from afterclick.features import UserState

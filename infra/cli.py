@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from afterclick.errors import AfterclickError, BadInput
+from afterclick.io.logging import configure_logging
 from infra.commands import register
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ register(app)
 
 def main() -> None:
     """Run the command line; an AfterclickError becomes one line on standard error and its exit code."""
+    configure_logging()
     with shown_as_one_line():
         app()
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import Float64Array, Int64Array
 from afterclick.errors import BadInput
 
 BRANDS = (
@@ -177,8 +178,6 @@ KINDS = (
 
 
 DAY_S = 86_400
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -213,14 +212,14 @@ class _Catalogue:
     """Items in arrays. `mate` is the kind that goes with a kind, or −1. Days count from the start."""
 
     titles: list[str]
-    kind: Ints
-    shelf: Ints
-    brand: Ints
-    price: Floats
-    quality: Floats
-    appeal: Floats
-    launched: Floats
-    mate: Ints
+    kind: Int64Array
+    shelf: Int64Array
+    brand: Int64Array
+    price: Float64Array
+    quality: Float64Array
+    appeal: Float64Array
+    launched: Float64Array
+    mate: Int64Array
 
 
 def generate_shop(folder: Path, config: ShopConfig = ShopConfig()) -> ShopSummary:
@@ -281,7 +280,7 @@ class _Shoppers:
     ) -> None:
         self.random, self.config, self.items = random, config, catalogue
         self.shelves = int(catalogue.shelf.max()) + 1
-        self._pulls: dict[int, Floats] = {}
+        self._pulls: dict[int, Float64Array] = {}
 
     def reviews(self) -> list[Review]:
         """Every review, by time."""
@@ -291,7 +290,7 @@ class _Shoppers:
         ]
         return sorted(rows)
 
-    def _activity(self) -> Ints:
+    def _activity(self) -> Int64Array:
         """(users,) reviews of each: log-normal, at least one, `events` in all."""
         config, random = self.config, self.random
         weights = random.lognormal(0, 1.0, config.users)
@@ -318,7 +317,7 @@ class _Shoppers:
             rows.append((float(day), user, item, self._stars(item, taste)))
         return rows
 
-    def _days(self, count: int) -> Floats:
+    def _days(self, count: int) -> Float64Array:
         """(count,) when a user reviews: sessions of a few within hours, from joining to leaving."""
         random, days = self.random, self.config.days
         joined = days * random.random() ** 0.7 * 0.97
@@ -329,14 +328,14 @@ class _Shoppers:
         hour = np.clip(random.normal(0.78, 0.14, count), 0.02, 0.98)
         return np.minimum(np.sort(np.floor(picked) + 0.3 * (picked % 1) + 0.69 * hour), days - 1e-4)
 
-    def _taste(self) -> Floats:
+    def _taste(self) -> Float64Array:
         """(shelves,) how much a user likes each shelf: two or three of them, and a little of all."""
         weights = np.full(self.shelves, 0.004)
         liked = self.random.choice(self.shelves, int(self.random.integers(2, 4)), replace=False)
         weights[liked] += self.random.dirichlet(np.full(len(liked), 2.0))
         return np.asarray(weights / weights.sum())
 
-    def _liking(self) -> Floats:
+    def _liking(self) -> Float64Array:
         """(items,) how a user's favourite brands and purse weigh the items."""
         items = self.items
         brands = np.ones(len(BRANDS))
@@ -344,7 +343,7 @@ class _Shoppers:
         dearer = np.exp(self.random.normal(0, 0.25) * np.log(items.price / np.median(items.price)))
         return np.asarray(brands[items.brand] * dearer)
 
-    def _pull(self, day: int) -> Floats:
+    def _pull(self, day: int) -> Float64Array:
         """(items,) how well each item sells on a day to anyone: nothing before its launch."""
         if day not in self._pulls:
             age = day - self.items.launched
@@ -353,7 +352,12 @@ class _Shoppers:
         return self._pulls[day]
 
     def _choose(
-        self, day: int, taste: Floats, liking: Floats, held: NDArray[np.bool_], last: int
+        self,
+        day: int,
+        taste: Float64Array,
+        liking: Float64Array,
+        held: NDArray[np.bool_],
+        last: int,
     ) -> int:
         items = self.items
         pull = np.where(held, 0.0, self._pull(day))
@@ -370,7 +374,7 @@ class _Shoppers:
         sums = np.cumsum(wanted)
         return int(np.searchsorted(sums, self.random.random() * sums[-1], side="right"))
 
-    def _stars(self, item: int, taste: Floats) -> int:
+    def _stars(self, item: int, taste: Float64Array) -> int:
         fit = 0.6 if taste[self.items.shelf[item]] > 0.1 else -0.5
         raw = 3.7 + fit + self.items.quality[item] + self.random.normal(0, 0.8)
         return int(np.clip(round(raw), 1, 5))

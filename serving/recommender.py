@@ -16,10 +16,11 @@ import orjson
 from numpy.typing import NDArray
 
 from afterclick import events
+from afterclick.arrays import IntArray
 from afterclick.errors import Unavailable
 from afterclick.events import SESSION, Action
 from afterclick.features import UserState, features
-from afterclick.model import IntArray, Model
+from afterclick.model import Model
 from afterclick.retrieval import (
     REDUCED_LIMITS,
     SOURCES,

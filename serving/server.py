@@ -64,6 +64,7 @@ def config_of(settings: Settings) -> uvicorn.Config:
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE,
         ws_per_message_deflate=False,
+        log_config=None,
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from afterclick.arrays import FloatArray, IntArray
 from afterclick.quarantine import ESTABLISHED_DAYS, LimitedTrends, QuarantineLimits, guard
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from training.interactions import Interactions
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int32]
 _CHUNK = 4096
 
 

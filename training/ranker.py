@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import FloatArray
 from afterclick.features import FEATURE_NAMES
-from afterclick.model import FloatArray, Model
+from afterclick.model import Model
 from afterclick.ranking import CandidateGenerator
 from afterclick.trends import DAY_MS
 from training.evaluation.protocols import Split, moments, sample, with_history

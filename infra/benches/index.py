@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from afterclick.model import FloatArray
+from afterclick.arrays import FloatArray
 from serving.state.ann_search import index_search
 from training import ann_index
 

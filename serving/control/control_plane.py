@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 from sqlalchemy.exc import IntegrityError
 
+from afterclick.arrays import Json
 from afterclick.errors import AfterclickError, AlreadyThere, NotFound
 from serving.control.api_keys import KeptKey, KeyDraft, KeyRing, add_key, read_keys, revoke_key
 from serving.control.experiments import (
@@ -26,7 +27,7 @@ from serving.control.experiments import (
     read_experiments,
     stop_experiment,
 )
-from serving.control.results import Json, results
+from serving.control.results import results
 from serving.control.rules import Rule, RuleBook, RuleDraft, add_rule, read_rules, remove_rule
 from serving.control.store import Database
 from serving.events.trials import Trials, read_sums

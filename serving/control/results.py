@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
+from afterclick.arrays import Json
 from serving.control.experiments import Arm, Experiment
 from serving.control.significance import (
     SRM_LIMIT,
@@ -18,7 +18,6 @@ from serving.control.significance import (
     sample_ratio_p_value,
 )
 
-Json = dict[str, Any]
 _COUNTS = ("users", "lists", "clicked", "clicks", "buyers", "purchased")
 
 

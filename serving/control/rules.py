@@ -28,8 +28,8 @@ from pydantic import (
 )
 from sqlalchemy import Connection, delete, insert, select
 
+from afterclick.arrays import IntArray
 from afterclick.events import PRINTABLE, Id, new_id, now, printable
-from afterclick.model import IntArray
 from serving.control.reading import readable
 from serving.control.tables import rules as table
 from serving.state.catalogue_query import Condition, matching

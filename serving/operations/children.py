@@ -17,12 +17,12 @@ from typing import Any, Literal
 import orjson
 import structlog
 
+from afterclick.arrays import Json
 from afterclick.errors import AlreadyRunning, NotRunning
 
 log = structlog.get_logger()
 GRACE_S = 5.0
 LAST_WORDS = 400
-Json = dict[str, Any]
 
 
 class Child:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from typing import Any
 
+from afterclick.arrays import Json
 from afterclick.errors import BadInput, NotRunning, Unavailable
 from afterclick.io.home import (
     PAUSED,
@@ -25,7 +25,6 @@ from serving.operations.breaking import hold_up_redis, kill_stream, resend
 from serving.operations.children import Job, Jobs
 from serving.operations.simulator import Simulator
 
-Json = dict[str, Any]
 RECONCILE_WAIT_S = 120
 HELD_S = 3.0
 RESENT = 50

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import Any
 
 import orjson
 
+from afterclick.arrays import Json
 from afterclick.errors import AlreadyRunning, NotRunning
 from serving.operations.children import LAST_WORDS, Child
 
 ROUNDS = 1_000_000
 """Enough rounds of visits to go on until it is stopped."""
-Json = dict[str, Any]
 
 
 class Simulator:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from afterclick.model import IntArray
+from afterclick.arrays import Float64Array, IndexArray, IntArray
 from serving.ranking.diversity import diversify, vectors_of
 from serving.ranking.exploration import TAIL, explore
 from serving.ranking.lists import Ranked
@@ -19,8 +18,6 @@ from serving.ranking.options import Options, Page
 from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ActiveRules, ServingSnapshot
 
-Rows = NDArray[np.intp]
-Floats = NDArray[np.float64]
 LEAST_POOL = 60
 POOL_PER_PLACE = 3
 PINNED = "picked by the shop"
@@ -38,11 +35,11 @@ def pool_size(n: int, page: Page, options: Options) -> int:
 class _Pool:
     """The ranked pool while it is arranged. `rows` are the page's, best first."""
 
-    parts: dict[str, Floats]
-    scores: Floats
-    rows: Rows
+    parts: dict[str, Float64Array]
+    scores: Float64Array
+    rows: IndexArray
 
-    def add(self, part: str, rows: Rows, amounts: Floats) -> None:
+    def add(self, part: str, rows: IndexArray, amounts: Float64Array) -> None:
         """Give rows something, and say so in a part."""
         column = self.parts.setdefault(part, np.zeros(len(self.scores)))
         column[rows] += amounts
@@ -90,7 +87,7 @@ def arrange(
     )
 
 
-def _tail(items: IntArray, rest: Rows, newest: IntArray, room: int) -> Rows:
+def _tail(items: IntArray, rest: IndexArray, newest: IntArray, room: int) -> IndexArray:
     """What may be explored: the best of the rest, and in up to a third of the room what came last."""
     new = rest[np.isin(items[rest], newest)]
     new = new[np.argsort(-items[new])][: room // 3]
@@ -100,12 +97,12 @@ def _tail(items: IntArray, rest: Rows, newest: IntArray, room: int) -> Rows:
 
 def _explored(
     pool: _Pool,
-    tail: Rows,
+    tail: IndexArray,
     offset: int,
     options: Options,
     dice: np.random.Generator,
     reasons: list[str],
-) -> Floats:
+) -> Float64Array:
     """Explore the places from `offset` on; returns the propensity of each place."""
     own = pool.rows[offset:]
     explored = explore(own, tail, pool.scores, options.explore, options.draw, dice)
@@ -124,7 +121,7 @@ def _diversified(
     pool: _Pool,
     diversity: float,
     last: int,
-) -> Rows:
+) -> IndexArray:
     """Every row: the diversified first ones, then the rest by score."""
     rows, lost = diversify(
         pool.scores, vectors_of(snapshot, catalogue, ranked.items), diversity, last
@@ -144,8 +141,8 @@ def _pins(rules: ActiveRules, ranked: Ranked, page: Page, last: int) -> dict[int
 
 
 def _with_pins(
-    pool: _Pool, pinned: dict[int, int], reasons: list[str], propensities: Floats
-) -> tuple[Rows, list[str], Floats]:
+    pool: _Pool, pinned: dict[int, int], reasons: list[str], propensities: Float64Array
+) -> tuple[IndexArray, list[str], Float64Array]:
     """Put pinned rows at their places; each takes the score of the item below it."""
     rows, shown = pool.rows.tolist(), propensities.tolist()
     for place, row in sorted(pinned.items()):

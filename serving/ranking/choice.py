@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.model import IntArray
+from afterclick.arrays import IntArray
 from afterclick.retrieval import not_in
 from serving.state.snapshot import ServingSnapshot
 

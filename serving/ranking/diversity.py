@@ -15,16 +15,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.model import IntArray
+from afterclick.arrays import Float64Array, IntArray
 from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot
 
-Floats = NDArray[np.float64]
-
 
 def diversify(
-    scores: Floats, vectors: Floats, diversity: float, count: int
-) -> tuple[NDArray[np.intp], Floats]:
+    scores: Float64Array, vectors: Float64Array, diversity: float, count: int
+) -> tuple[NDArray[np.intp], Float64Array]:
     """The rows taken, in their order (count,), and what each lost (count,).
 
     `scores` (c,); `vectors` (c, d) of length 1 or 0, whose products are the similarities.
@@ -43,7 +41,7 @@ def diversify(
     return taken, lost
 
 
-def vectors_of(snapshot: ServingSnapshot, catalogue: Catalogue, items: IntArray) -> Floats:
+def vectors_of(snapshot: ServingSnapshot, catalogue: Catalogue, items: IntArray) -> Float64Array:
     """(c, d) what each item is, as a vector of length 1 or 0: its content, its factors, or its categories."""
     model = snapshot.loaded.model
     if snapshot.content is not None:
@@ -56,7 +54,7 @@ def vectors_of(snapshot: ServingSnapshot, catalogue: Catalogue, items: IntArray)
     return _unit(vectors)
 
 
-def _categories(snapshot: ServingSnapshot, catalogue: Catalogue, items: IntArray) -> Floats:
+def _categories(snapshot: ServingSnapshot, catalogue: Catalogue, items: IntArray) -> Float64Array:
     found = [catalogue.items.get(snapshot.ids[item]) for item in items.tolist()]
     names = {
         name: i for i, name in enumerate({n for item in found if item for n in item.categories})
@@ -68,6 +66,6 @@ def _categories(snapshot: ServingSnapshot, catalogue: Catalogue, items: IntArray
     return _unit(vectors)
 
 
-def _unit(vectors: Floats) -> Floats:
+def _unit(vectors: Float64Array) -> Float64Array:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(lengths > 0, lengths, 1.0))

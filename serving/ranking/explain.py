@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import IntArray
 from afterclick.features import UserState
-from afterclick.model import IntArray
 from afterclick.state import HistoryEntry
 from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot

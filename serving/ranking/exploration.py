@@ -17,28 +17,32 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import Float64Array, IndexArray
 from serving.ranking.options import Draw
 
 TAIL = 10
 """Most items in the tail of one place."""
-Rows = NDArray[np.intp]
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Explored:
     """A list after exploration; every array is (n,)."""
 
-    rows: Rows
+    rows: IndexArray
     """The row shown at each place."""
-    propensities: Floats
+    propensities: Float64Array
     """The probability that this row is shown at this place."""
     drawn: NDArray[np.bool_]
     """Whether it came from the tail."""
 
 
 def explore(
-    own: Rows, tail: Rows, scores: Floats, rate: float, draw: Draw, dice: np.random.Generator
+    own: IndexArray,
+    tail: IndexArray,
+    scores: Float64Array,
+    rate: float,
+    draw: Draw,
+    dice: np.random.Generator,
 ) -> Explored:
     """Explore a list. `own` (n,) and `tail` (t,) are rows of `scores` (c,), best first."""
     n = len(own)
@@ -57,7 +61,7 @@ def explore(
     return Explored(rows, propensities, drawn)
 
 
-def chances_of(scores: Floats, draw: Draw) -> Floats:
+def chances_of(scores: Float64Array, draw: Draw) -> Float64Array:
     """(t,) P(drawn) of each item of a tail, by its score; adds up to 1."""
     if draw is Draw.UNIFORM or not (spread := float(scores.std())):
         return np.full(len(scores), 1.0 / len(scores))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from afterclick.model import IntArray
+from afterclick.arrays import IntArray
 from serving.state.catalogue_query import matching
 from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import IntArray
 from afterclick.features import UserState
-from afterclick.model import IntArray
 from serving.ranking.choice import Choice, without
 from serving.routes.schemas import Kinship, Source
 from serving.state.item_catalogue import Catalogue

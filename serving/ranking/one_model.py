@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.features import UserState
-from afterclick.model import FloatArray, IntArray
 from afterclick.retrieval import Search
 from afterclick.state import HistoryEntry
 from afterclick.towers import UNKNOWN
@@ -24,7 +24,6 @@ from serving.ranking.reasons import reasons
 from serving.routes.schemas import Source
 from serving.state.item_catalogue import Catalogue
 from serving.state.loaded_models import LoadedModel
-from serving.state.loaded_ranker import Scores
 from serving.state.snapshot import ServingSnapshot
 
 FEW = 1000
@@ -47,7 +46,7 @@ class OneModel:
     """What the others score."""
     search: Search
 
-    def score(self, items: IntArray) -> Scores:
+    def score(self, items: IntArray) -> Float64Array:
         """(len(items),) also of items that came after the model."""
         scores = np.full(len(items), self.unknown)
         inside = items < len(self.vectors)
@@ -127,7 +126,7 @@ def by_one_model(
     )
 
 
-def _score(loaded: LoadedModel, policy: Policy, state: UserState, items: IntArray) -> Scores:
+def _score(loaded: LoadedModel, policy: Policy, state: UserState, items: IntArray) -> Float64Array:
     """As the model scores for a history; 0 where it knows nothing of it."""
     found = one_model(loaded, policy, state)
     return found.score(items) if found is not None else np.zeros(len(items))

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import FloatArray, IntArray
 from afterclick.content import ItemContent
 from afterclick.events import Action
 from afterclick.features import RECENT, UserState
-from afterclick.model import FloatArray, IntArray, Model
+from afterclick.model import Model
 from afterclick.state import HistoryEntry
 from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot

@@ -23,7 +23,6 @@ from serving.routes.routing import DirectRoute
 from serving.service import Service
 
 router = APIRouter(prefix="/admin", route_class=DirectRoute, tags=["admin"])
-Json = dict[str, Any]
 T = TypeVar("T")
 Fault = Annotated[Literal["stream", "redis", "duplicates"], Path()]
 

@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Body, Path, Query
 from starlette.responses import Response
 
+from afterclick.arrays import Json
 from afterclick.errors import AlreadyThere, NotFound, Unavailable
 from afterclick.events import now
 from serving.control.api_keys import KeyDraft
@@ -18,7 +19,7 @@ from serving.control.rules import Name, Rule, RuleDraft
 from serving.control.tokens import new_token
 from serving.routes import control_schemas as schemas
 from serving.routes.problems import ApiError
-from serving.routes.replies import Json, Parts, answers, reply, unavailable
+from serving.routes.replies import Parts, answers, reply, unavailable
 from serving.routes.routing import DirectRoute
 
 router = APIRouter(route_class=DirectRoute)

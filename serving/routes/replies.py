@@ -9,11 +9,11 @@ from fastapi import Depends
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
+from afterclick.arrays import Json
 from serving.routes.problems import ApiError, documented
 from serving.service import Service
 
 RETRY_AFTER_S: Final = 1
-Json = dict[str, Any]
 
 
 def service_of(request: HttpRequest) -> Service:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Path, Query
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from afterclick.arrays import Json
 from afterclick.errors import Unavailable
 from afterclick.events import Id, Interaction
 from afterclick.trends import HALF_LIVES_MS
@@ -23,7 +24,7 @@ from serving.ranking.remembered import RecommendationRequest
 from serving.recommender import describe
 from serving.routes import queries, schemas
 from serving.routes.problems import ApiError
-from serving.routes.replies import Json, Parts, answers, reply, unavailable
+from serving.routes.replies import Parts, answers, reply, unavailable
 from serving.routes.routing import DirectRoute
 from serving.service import Service
 from serving.state.log_waiters import Position

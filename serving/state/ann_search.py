@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from afterclick.arrays import FloatArray, IntArray
 from afterclick.content import WordVectors, text_of
-from afterclick.model import FloatArray, IntArray, Model
+from afterclick.model import Model
 from afterclick.retrieval import Search, exact_search
 from serving.state.item_catalogue import Catalogue
 

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from afterclick.arrays import Float64Array, Int64Array
+
 _ARRAYS = ("split_feature", "left_child", "right_child", "internal_value", "leaf_value")
 
 
@@ -23,7 +22,7 @@ def feature_names(text: str) -> list[str]:
     return text.partition("\nfeature_names=")[2].partition("\n")[0].split()
 
 
-def leaf_parts(text: str, part_of: Sequence[int], parts: int) -> Floats:
+def leaf_parts(text: str, part_of: Sequence[int], parts: int) -> Float64Array:
     """(trees, leaves, parts + 1) what a leaf adds to each part; the last column is `base`.
 
     `part_of`: the part of each feature.
@@ -53,15 +52,15 @@ def leaf_parts(text: str, part_of: Sequence[int], parts: int) -> Floats:
 class _Forest:
     """Trees (t, …) padded to the same number of nodes and leaves, and how far the walk has got."""
 
-    part: Ints
-    inner: Floats
-    leaves: Floats
-    paths: Floats
+    part: Int64Array
+    inner: Float64Array
+    leaves: Float64Array
+    paths: Float64Array
     """(t, nodes, parts + 1) what the way to a node adds to each part"""
-    out: Floats
+    out: Float64Array
     """(t, leaves, parts + 1) the same of leaves"""
 
-    def descend(self, rows: Ints, node: int, child: Ints) -> None:
+    def descend(self, rows: Int64Array, node: int, child: Int64Array) -> None:
         """Go from a node of the trees `rows` to a child of each: a negative one is the leaf −1 − child."""
         leaf = child < 0
         at = np.where(leaf, -1 - child, child)
@@ -74,7 +73,7 @@ class _Forest:
         self.paths[rows[~leaf], at[~leaf]] = below[~leaf]
 
 
-def _arrays(tree: str) -> dict[str, Floats]:
+def _arrays(tree: str) -> dict[str, Float64Array]:
     """The arrays of one tree; a tree of one leaf has no nodes."""
     found = dict.fromkeys(_ARRAYS, np.empty(0))
     for line in tree.split("\n"):
@@ -84,7 +83,7 @@ def _arrays(tree: str) -> dict[str, Floats]:
     return found
 
 
-def _stacked(rows: Sequence[Floats]) -> Floats:
+def _stacked(rows: Sequence[Float64Array]) -> Float64Array:
     """(rows, longest) padded with zeros."""
     out = np.zeros((len(rows), max(map(len, rows), default=0)))
     for at, row in enumerate(rows):

@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import FloatArray
 from afterclick.errors import BadArtifact, Unavailable
-from afterclick.model import FloatArray
 
 _FLOAT32: Final = 0
 _NORMAL: Final = 0

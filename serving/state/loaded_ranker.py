@@ -14,14 +14,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import Float64Array, FloatArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
-from afterclick.model import FloatArray
 from serving.state.leaf_parts import feature_names, leaf_parts
 from serving.state.lightgbm_library import Booster
 
-Scores = NDArray[np.float64]
-Receipt = dict[str, Scores]
+Receipt = dict[str, Float64Array]
 FILE = "ranker.txt"
 FIRST = 4
 """One tree in so many, the first ones, chooses the rows that all trees rank."""
@@ -35,9 +34,9 @@ the first, in 57 % of the time.
 
 
 class Ranker(Protocol):
-    """Scores feature rows (c, F)."""
+    """Float64Array feature rows (c, F)."""
 
-    def score(self, features: FloatArray) -> Scores:
+    def score(self, features: FloatArray) -> Float64Array:
         """(c,) higher is better."""
         ...
 
@@ -78,7 +77,7 @@ class FormulaRanker:
         self._trends = np.array([name.startswith("trend_") for name in FEATURE_NAMES])
         self._parts = np.array([[part == p for p in PARTS] for _, part in FEATURES], float)
 
-    def score(self, features: FloatArray) -> Scores:
+    def score(self, features: FloatArray) -> Float64Array:
         return np.asarray(self._values(features).sum(axis=1))
 
     def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Receipt]:
@@ -89,7 +88,7 @@ class FormulaRanker:
         parts = self._values(features) @ self._parts
         return {part: parts[:, i] for i, part in enumerate(PARTS)}
 
-    def _values(self, features: FloatArray) -> Scores:
+    def _values(self, features: FloatArray) -> Float64Array:
         """(c, F) what each feature adds."""
         x = np.where(np.isnan(features), 0.0, features.astype(np.float64))
         x[:, self._trends] = np.maximum(x[:, self._trends], _FLOOR) - _FLOOR
@@ -115,7 +114,7 @@ class TreeRanker:
         self._trees = np.arange(len(self._parts))
         self._first = max(1, len(self._trees) // FIRST)
 
-    def score(self, features: FloatArray) -> Scores:
+    def score(self, features: FloatArray) -> Float64Array:
         return self._booster.score(self._learned(features))
 
     def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Receipt]:
@@ -140,7 +139,7 @@ class TreeRanker:
         return features if self._columns is None else features[:, self._columns]
 
 
-def _top(scores: Scores, n: int) -> NDArray[np.intp]:
+def _top(scores: Float64Array, n: int) -> NDArray[np.intp]:
     """Where the n highest scores are, best first; of equal ones the earlier."""
     if len(scores) > 4 * n:
         bound = np.partition(scores, len(scores) - n)[len(scores) - n]

@@ -19,9 +19,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from afterclick.arrays import Float64Array, IntArray
 from afterclick.content import ItemContent
 from afterclick.features import TrendView
-from afterclick.model import IntArray
 from afterclick.quarantine import LimitedTrends, QuarantineLimits, guard
 from afterclick.retrieval import Search
 from afterclick.trends import HALF_LIVES_MS, TrendTable
@@ -32,7 +32,6 @@ from serving.state.live_trends import TrendFeed
 from serving.state.loaded_models import LoadedModel
 
 log = structlog.get_logger()
-Array = NDArray[np.float64]
 KEPT = 1000
 """How far down the popular and trending lists are kept."""
 NEWEST = 30
@@ -89,7 +88,7 @@ class RuleSource(Protocol):
         """Ids of the rules in force now."""
         ...
 
-    def active(self, find: dict[str, int], heat: Array) -> ActiveRules:
+    def active(self, find: dict[str, int], heat: Float64Array) -> ActiveRules:
         """The rules in force for the items of `find`; `heat` (m,) orders them."""
         ...
 
@@ -100,7 +99,7 @@ class NoRules:
     def state(self) -> tuple[str, ...]:
         return ()
 
-    def active(self, find: dict[str, int], heat: Array) -> ActiveRules:
+    def active(self, find: dict[str, int], heat: Float64Array) -> ActiveRules:
         return NO_RULES
 
 
@@ -144,13 +143,13 @@ class ServingSnapshot:
     loaded: LoadedModel
     ids: list[str]
     view: TrendView
-    values: Array
+    values: Float64Array
     """(m, H) decayed sums, as the guard against pushed items leaves them."""
     counts: NDArray[np.int64]
     """(m,) interactions of positive weight, all time."""
-    heat: Array
+    heat: Float64Array
     """(m,) log2(1 + the decayed sums mixed): the trend of an item in one number."""
-    popularity: Array
+    popularity: Float64Array
     """(m,) `counts`; of those of items in quarantine a part."""
     popular: IntArray
     """The most popular items of all time, best first."""
@@ -162,7 +161,7 @@ class ServingSnapshot:
     """Items in quarantine: of their trends only what established users stand for."""
     established_share: float
     """The share of an item's votes that established users usually have; 0 where it is not known."""
-    trust: Array
+    trust: Float64Array
     """(H,) what a new account's vote counts, by half-life: 1 while they are no more than usual."""
     content: ItemContent | None = None
     """What all items say of themselves; None where the model has no content."""
@@ -395,7 +394,7 @@ def _snapshot_of(
     )
 
 
-def best(scores: Array, count: int) -> IntArray:
+def best(scores: Float64Array, count: int) -> IntArray:
     """Indices of the highest positive scores, best first."""
     count = min(count, len(scores))
     if not count:

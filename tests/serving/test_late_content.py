@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from afterclick.content import FloatArray, WordVectors
+from afterclick.arrays import FloatArray
+from afterclick.content import WordVectors
 from afterclick.events import Item
 from afterclick.retrieval import SOURCES, candidate_items, exact_search
 from afterclick.settings import Settings

@@ -9,9 +9,9 @@ import lightgbm
 import numpy as np
 import pytest
 
+from afterclick.arrays import FloatArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
-from afterclick.model import FloatArray
 from serving.state.leaf_parts import leaf_parts
 from serving.state.lightgbm_library import Booster
 from serving.state.loaded_ranker import FILE, FormulaRanker, Ranker, TreeRanker, load_ranker

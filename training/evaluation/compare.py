@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import Float64Array, IntArray
 from afterclick.quarantine import QuarantineLimits
 from training.evaluation import metrics
 from training.evaluation.contestants import Contestant
@@ -16,8 +17,6 @@ from training.evaluation.protocols import PROTOCOLS, Queries, Split, queries, sa
 from training.evaluation.ranking import LENGTH, top_n
 from training.evaluation.states import Asked, replay
 
-IntArray = NDArray[np.int32]
-FloatArray = NDArray[np.float64]
 _BATCH = 256
 SHOWN = 10
 """Places that the metrics beyond accuracy look at."""
@@ -43,7 +42,7 @@ class Catalogue:
     ranked: int
     """How many items are ranked."""
     users: int
-    profiles: FloatArray
+    profiles: Float64Array
     """(n_users,) mean popularity of each user's own training interactions; NaN without any"""
 
 

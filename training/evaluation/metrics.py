@@ -10,9 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int32]
+from afterclick.arrays import BoolArray, Float64Array, IntArray
 
 
 def hits_of(lists: IntArray, target: IntArray) -> BoolArray:
@@ -20,49 +18,49 @@ def hits_of(lists: IntArray, target: IntArray) -> BoolArray:
     return np.asarray(lists == target[:, None])
 
 
-def hit_rate(hits: BoolArray, relevant: IntArray, k: int) -> FloatArray:
+def hit_rate(hits: BoolArray, relevant: IntArray, k: int) -> Float64Array:
     """1 where at least one of the first k is relevant."""
     return np.asarray(hits[:, :k].any(axis=1), np.float64)
 
 
-def precision(hits: BoolArray, relevant: IntArray, k: int) -> FloatArray:
+def precision(hits: BoolArray, relevant: IntArray, k: int) -> Float64Array:
     """Share of the k places that are relevant."""
     return np.asarray(hits[:, :k].sum(axis=1) / k, np.float64)
 
 
-def recall(hits: BoolArray, relevant: IntArray, k: int) -> FloatArray:
+def recall(hits: BoolArray, relevant: IntArray, k: int) -> Float64Array:
     """Share of the relevant items among the first k."""
     return np.asarray(hits[:, :k].sum(axis=1) / np.maximum(relevant, 1), np.float64)
 
 
-def f1(hits: BoolArray, relevant: IntArray, k: int) -> FloatArray:
+def f1(hits: BoolArray, relevant: IntArray, k: int) -> Float64Array:
     """Harmonic mean of precision and recall."""
     both = precision(hits, relevant, k) + recall(hits, relevant, k)
     product = 2 * precision(hits, relevant, k) * recall(hits, relevant, k)
     return np.asarray(product / np.where(both > 0, both, 1.0))
 
 
-def ndcg(hits: BoolArray, relevant: IntArray, k: int) -> FloatArray:
+def ndcg(hits: BoolArray, relevant: IntArray, k: int) -> Float64Array:
     """Discounted gain over the best that k places allow (binary relevance)."""
     discount = 1.0 / np.log2(np.arange(2, hits.shape[1] + 2))
     best = np.r_[0.0, np.cumsum(discount)][np.minimum(relevant, min(k, len(discount)))]
     return np.asarray((hits[:, :k] * discount[:k]).sum(axis=1) / np.where(best > 0, best, 1.0))
 
 
-def reciprocal_rank(hits: BoolArray, relevant: IntArray, k: int) -> FloatArray:
+def reciprocal_rank(hits: BoolArray, relevant: IntArray, k: int) -> Float64Array:
     """1 / the place of the first relevant item, 0 beyond k."""
     first = hits[:, :k].argmax(axis=1)
     return np.where(hits[:, :k].any(axis=1), 1.0 / (first + 1), 0.0)
 
 
-def average_precision(hits: BoolArray, relevant: IntArray, k: int) -> FloatArray:
+def average_precision(hits: BoolArray, relevant: IntArray, k: int) -> Float64Array:
     """Mean of the precision at each relevant place, over the relevant items there could be."""
     found = hits[:, :k]
     at = np.cumsum(found, axis=1) / np.arange(1, found.shape[1] + 1)
     return np.asarray((at * found).sum(axis=1) / np.maximum(np.minimum(relevant, k), 1))
 
 
-ACCURACY: dict[str, tuple[Callable[[BoolArray, IntArray, int], FloatArray], int]] = {
+ACCURACY: dict[str, tuple[Callable[[BoolArray, IntArray, int], Float64Array], int]] = {
     "hr@10": (hit_rate, 10),
     "hr@20": (hit_rate, 20),
     "precision@10": (precision, 10),
@@ -76,12 +74,12 @@ ACCURACY: dict[str, tuple[Callable[[BoolArray, IntArray, int], FloatArray], int]
 }
 
 
-def accuracy(hits: BoolArray, relevant: IntArray) -> dict[str, FloatArray]:
+def accuracy(hits: BoolArray, relevant: IntArray) -> dict[str, Float64Array]:
     """Every accuracy metric, a value per user. `relevant` (q,) is how many relevant items a user has."""
     return {name: metric(hits, relevant, k) for name, (metric, k) in ACCURACY.items()}
 
 
-def novelty(lists: IntArray, counts: NDArray[np.int64], users: int) -> FloatArray:
+def novelty(lists: IntArray, counts: NDArray[np.int64], users: int) -> Float64Array:
     """(q,) mean −log2 of the share of users who know the shown items (Vargas and Castells, RecSys 2011)."""
     surprise = -np.log2(np.maximum(counts, 1) / max(users, 1))
     return _mean_where(surprise[lists], lists >= 0)
@@ -103,7 +101,7 @@ def gini(lists: IntArray, items: int) -> float:
     return float((2 * np.arange(1, n + 1) - n - 1) @ shown / (n * shown.sum()))
 
 
-def profile_popularity(user: IntArray, item: IntArray, users: int) -> FloatArray:
+def profile_popularity(user: IntArray, item: IntArray, users: int) -> Float64Array:
     """(users,) mean popularity of the items of each user's own interactions; NaN for a user without any."""
     counts = np.bincount(item)
     own = np.bincount(user, minlength=users)
@@ -112,7 +110,7 @@ def profile_popularity(user: IntArray, item: IntArray, users: int) -> FloatArray
 
 
 def popularity_lift(
-    lists: IntArray, counts: NDArray[np.int64], profiles: FloatArray
+    lists: IntArray, counts: NDArray[np.int64], profiles: Float64Array
 ) -> float | None:
     """How much more popular the shown items are than those that the users chose themselves: 0 alike, 1 twice.
 
@@ -129,7 +127,7 @@ def popularity_lift(
     return float((_mean_where(counts[shown], shown >= 0).mean() - own) / own)
 
 
-def diversity(lists: IntArray, vectors: NDArray[np.float32]) -> FloatArray:
+def diversity(lists: IntArray, vectors: NDArray[np.float32]) -> Float64Array:
     """(q,) mean over pairs of 1 − cosine of the shown items' vectors (rows of length 1, or 0 for unknown).
 
     A pair in which an item is unknown counts as unlike (1).
@@ -145,7 +143,7 @@ def diversity(lists: IntArray, vectors: NDArray[np.float32]) -> FloatArray:
 
 
 def interval(
-    values: FloatArray, seed: int, rounds: int = 1000, level: float = 0.95
+    values: Float64Array, seed: int, rounds: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
     """Bootstrap percentile interval of the mean over users."""
     if not len(values):
@@ -158,5 +156,5 @@ def interval(
     return (float(low), float(high))
 
 
-def _mean_where(values: FloatArray | NDArray[np.int64], shown: BoolArray) -> FloatArray:
+def _mean_where(values: Float64Array | NDArray[np.int64], shown: BoolArray) -> Float64Array:
     return np.asarray(np.where(shown, values, 0.0).sum(axis=1) / np.maximum(shown.sum(axis=1), 1))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import Float64Array
 from afterclick.quarantine import QuarantineLimits, guard
 from afterclick.trends import DAY_MS
 from training.baselines import established, sums_at
@@ -24,7 +25,6 @@ MONTHS = 6
 ATTACKS = 5
 """Moments before the cut, a month apart, and attacks at each, each on a target of its own."""
 _DISCOUNT = 1 / np.log2(np.arange(2, 12))
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Moment:
     """A shop at a moment, and what its visitors chose in the week after."""
 
     split: Split
-    votes: Array
-    established: Array
+    votes: Float64Array
+    established: Float64Array
     chosen: NDArray[np.int64]
     """(n_items,) how often each item was"""
 
@@ -47,7 +47,7 @@ class Moment:
         )
         return cls(now, votes, theirs, np.where(now.eligible, now.test().item_counts(), 0))
 
-    def top(self, extra: Array | None, bounds: QuarantineLimits) -> NDArray[np.intp]:
+    def top(self, extra: Float64Array | None, bounds: QuarantineLimits) -> NDArray[np.intp]:
         """The ten items that are shown, with an attack's sums on top."""
         votes = self.votes if extra is None else self.votes + extra
         guarded = guard(votes, self.established, bounds)

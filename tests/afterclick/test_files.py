@@ -1,0 +1,93 @@
+"""Files and folders that appear whole, and locks that end with their process."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from afterclick.errors import AlreadyRunning
+from afterclick.io.files import (
+    file_lock,
+    lock_owner,
+    staged_file,
+    staged_folder,
+    write_atomically,
+)
+from tests.waiting import wait_until
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "status.json"
+    write_atomically(path, "old")
+    write_atomically(path, b"new")
+    assert path.read_text() == "new"
+    assert [p.name for p in path.parent.iterdir()] == ["status.json"]
+
+
+def test_an_error_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    write_atomically(path, "old")
+    with pytest.raises(FileNotFoundError), staged_file(path) as staging:
+        staging.rename(tmp_path / "missing" / "rows")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path) -> None:
+    target = tmp_path / "versions" / "v1"
+    with staged_folder(target) as folder:
+        (folder / "rows").write_text("1")
+        assert not target.exists()
+    assert (target / "rows").read_text() == "1"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_error_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), staged_folder(tmp_path / "v1") as folder:
+        (folder / "missing" / "rows").write_text("half")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_exists_is_never_overwritten(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "v1") as folder:
+        (folder / "rows").write_text("first")
+    with pytest.raises(FileExistsError), staged_folder(tmp_path / "v1") as folder:
+        (folder / "rows").write_text("second")
+    assert (tmp_path / "v1" / "rows").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["v1"]
+
+
+def test_a_held_lock_is_refused_with_the_message_of_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "training.lock"
+    assert lock_owner(path) is None
+    with file_lock(path, owner="train (process 7)"):
+        assert lock_owner(path) == "train (process 7)"
+        with (
+            pytest.raises(AlreadyRunning, match="wait for it"),
+            file_lock(path, busy="train is running; wait for it"),
+        ):
+            pass
+        assert lock_owner(path) == "train (process 7)"
+    assert lock_owner(path) is None
+    with file_lock(path):
+        assert lock_owner(path) == ""
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    child = multiprocessing.get_context("spawn").Process(target=_hold_forever, args=(path,))
+    child.start()
+    wait_until((tmp_path / "held").exists)
+    assert lock_owner(path) == "other"
+    child.kill()
+    child.join()
+    with file_lock(path, owner="mine"):
+        assert lock_owner(path) == "mine"
+
+
+def _hold_forever(path: Path) -> None:
+    with file_lock(path, owner="other"):
+        (path.parent / "held").touch()
+        multiprocessing.Event().wait()
