@@ -141,6 +141,8 @@ def _categories() -> Iterator[Spec]:
     for policy in POLICIES[1:]:
         yield _spec("category", user="u10", category="Photo", policy=policy)
     yield _spec("category", user="saw-all-cameras", category="Cameras")
+    yield _spec("category", user="u34", category="Electronics", n=200)
+    yield _spec("category", user="u39", category="Electronics", n=200, overloaded=True)
     yield _spec("category", user="saw-all-cameras", category="Cameras", policy="popular")
 
 
