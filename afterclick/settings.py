@@ -202,8 +202,31 @@ class ServingSettings(_Section):
     new accounts' votes do not count. 0: none ever is, nor are new accounts held to their usual share."""
     quarantine_free: float = Field(20.0, ge=0)
     """Votes (in weight, decayed) that an item, and new accounts together, may have besides."""
-    break_it: bool = False
-    """Let an administrator kill the stream job, hold up Redis and resend events: for demonstrations alone."""
+
+    @property
+    def url(self) -> str:
+        """Where processes on this machine reach the API."""
+        return _local_url(self.host, self.port)
+
+
+class ConsoleSettings(_Section):
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8090, ge=0, le=65535)
+    """Port to listen on."""
+    fault_injection: bool = False
+    """Allow an administrator to kill the stream job, pause Redis and resend events: for demonstrations only."""
+    redis_pause_s: float = Field(3.0, gt=0, le=60)
+    """Fault injection: how long Redis is paused."""
+
+    @property
+    def url(self) -> str:
+        """Where processes on this machine reach the console."""
+        return _local_url(self.host, self.port)
+
+
+def _local_url(host: str, port: int) -> str:
+    return f"http://{'127.0.0.1' if host in {'0.0.0.0', '::'} else host}:{port}"
 
 
 class UiSettings(_Section):
@@ -212,16 +235,18 @@ class UiSettings(_Section):
     port: int = Field(8080, ge=0, le=65535)
     """Port to listen on."""
     api_url: str = "http://127.0.0.1:8000"
-    """Where the API answers."""
+    """URL of the API."""
+    console_url: str = "http://127.0.0.1:8090"
+    """URL of the admin console."""
     api_key: str | None = None
-    """The key that the pages and the simulator present to the API, where it asks for one."""
-    steer: bool | None = None
-    """Let whoever opens the dashboard steer; by default where the pages listen on this machine alone."""
+    """API key that the pages, the simulator and the control commands present to API and console."""
+    admin: bool | None = None
+    """Show the admin panels on the dashboard; by default only if the pages listen on loopback."""
 
     @property
-    def steers(self) -> bool:
-        """Whether the dashboard has the administrator's panels."""
-        return self.host in {"127.0.0.1", "::1", "localhost"} if self.steer is None else self.steer
+    def shows_admin(self) -> bool:
+        """Whether the dashboard has the admin panels."""
+        return self.host in {"127.0.0.1", "::1", "localhost"} if self.admin is None else self.admin
 
 
 class Settings(BaseSettings):
@@ -246,17 +271,18 @@ class Settings(BaseSettings):
     stream: StreamSettings = StreamSettings()
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
+    console: ConsoleSettings = ConsoleSettings()
     ui: UiSettings = UiSettings()
 
     def environment(self) -> dict[str, str]:
         """What differs from the defaults, as AFTERCLICK_* variables: gives a child these settings."""
-        changed = self.model_dump(mode="json", exclude_defaults=True)
-        return {
-            f"AFTERCLICK_{name.upper()}": str(value)
-            if isinstance(value, str)
-            else orjson.dumps(value).decode()
-            for name, value in changed.items()
-        }
+        variables: dict[str, str] = {}
+        for name, value in self.model_dump(mode="json", exclude_defaults=True).items():
+            if isinstance(getattr(self, name), _Section):
+                variables |= {f"{name}__{leaf}": _variable(v) for leaf, v in value.items()}
+            else:
+                variables[name] = _variable(value)
+        return {f"AFTERCLICK_{name.upper()}": value for name, value in variables.items()}
 
     @property
     def archive(self) -> str:
@@ -298,3 +324,7 @@ class Settings(BaseSettings):
         if not jars:
             raise Unavailable(f"no Spark connector in {self.jars / SPARK_JARS}: run `make setup`")
         return ",".join(str(jar) for jar in jars)
+
+
+def _variable(value: object) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

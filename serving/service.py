@@ -32,7 +32,6 @@ from serving.events.feedback import FeedbackLog
 from serving.events.impressions import ImpressionLog
 from serving.live_stats import Figures
 from serving.monitoring import Metrics
-from serving.operations.console import Console
 from serving.push import Hub, cause_of
 from serving.ranking.remembered import Kept, RecommendationRequest
 from serving.recent_requests import RecentRequests
@@ -70,7 +69,6 @@ class Service:
     figures: Figures
     plane: ControlPlane
     requests: RequestLog
-    console: Console
     users: Users
     behind: WrittenBehind
     pulse: Pulse
@@ -138,7 +136,6 @@ class Service:
                 database, rules, KeyRing(settings.serving), snapshots.wake, models.want
             ),
             requests=RequestLog(database, settings.serving.request_log_days),
-            console=Console(settings),
             users=users,
             behind=WrittenBehind(database, (copy, users)),
             pulse=pulse,
@@ -217,7 +214,6 @@ class Service:
             self.plane.stop,
             self.requests.stop,
             self.behind.stop,
-            self.console.stop,
         )
         await asyncio.gather(
             *(asyncio.to_thread(stop) for stop in stops + tuple(r.stop for r in self.readers))

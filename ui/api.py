@@ -1,8 +1,8 @@
 """The API as the pages ask it: the typed client, with previews that count nowhere.
 
 reads   http  GET /popular, /similar-items, /search, /categories, /items/{id}, /users/{id}/history, /models,
-              /exposure, /requests, /dead-letters, /experiments, /admin/console; POST /recommendations
-writes  http  POST /feedback, /admin/…
+              /exposure, /requests, /dead-letters, /experiments; POST /recommendations
+writes  http  POST /feedback
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The pages' process: builds the client of the API, registers the pages, serves until stopped.
 
 reads   http, websocket  the API (settings.ui.api_url)
+        http             the admin console (settings.ui.console_url)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from nicegui import ui
 
+from afterclick.client import AsyncClient
 from afterclick.settings import UiSettings
 from ui.api import Api
 from ui.live import LiveBoard
@@ -26,6 +28,7 @@ STATIC = Path(__file__).parent / "static"
 def build(settings: UiSettings) -> FastAPI:
     """The application: the pages on NiceGUI, /static and /health/live beside them."""
     api = Api(settings.api_url, settings.api_key)
+    console = AsyncClient(settings.console_url, settings.api_key, tries=1)
     board = LiveBoard(api)
 
     @asynccontextmanager
@@ -34,6 +37,7 @@ def build(settings: UiSettings) -> FastAPI:
         yield
         await board.stop()
         await api.close()
+        await console.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/static", StaticFiles(directory=STATIC))
@@ -45,7 +49,7 @@ def build(settings: UiSettings) -> FastAPI:
     shop.register(api, board)
     item.register(api, board)
     compare.register(api, board)
-    live_page.register(api, board, settings.steers)
+    live_page.register(api, board, console if settings.shows_admin else None)
     ui.run_with(
         app,
         title="Afterclick",

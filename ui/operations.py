@@ -74,7 +74,7 @@ def break_panel(console: JsonObject) -> JsonObject:
     """The faults that were made, the parts of the stack, and what the recount says."""
     parts = console.get("stack") or []
     return {
-        "allowed": console["break_it"],
+        "allowed": console["fault_injection"],
         "parts": [{name: part[name] for name in ("name", "state", "restarts")} for part in parts],
         "done": console["faults"][:5],
         "proof": proof_words(console["jobs"].get("reconcile")),

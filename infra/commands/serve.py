@@ -26,6 +26,20 @@ def serve(
     run(settings.model_copy(update={"serving": settings.serving.model_copy(update=given)}))
 
 
+@app.command()
+def console(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+) -> None:
+    """Run the admin console of this home: replay, simulation, training, models, fault injection."""
+    from afterclick.settings import Settings
+    from infra.console.admin_app import serve as run
+
+    settings = Settings()
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    run(settings.model_copy(update={"console": settings.console.model_copy(update=given)}))
+
+
 @app.command("api-token")
 def api_token(
     user_id: Annotated[str, typer.Argument(help="The user it is good for.")],

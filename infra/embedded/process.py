@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,35 +17,43 @@ from pathlib import Path
 
 import psutil
 
-from afterclick.errors import Unavailable
+from afterclick.errors import NotRunning, Unavailable
+from afterclick.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
 _LOG_BYTES = 16 << 20
+_TAIL_BYTES = 1 << 16
+_DRAIN_S = 5.0
+_SETTING = "AFTERCLICK_"
 
 
 @dataclass
 class Process:
-    """A command that can be started, stopped and killed, again and again.
+    """A command that can be started, stopped and killed repeatedly.
 
-    It runs in its own session, so that Ctrl-C reaches only this process, which then stops it in order; and
-    the kernel kills it when the thread that started it ends (Linux), so start it from the main thread.
+    It runs in its own session, so that Ctrl-C reaches only this process, which then stops the child in order.
+    On Linux the kernel kills it when the thread that started it ends: start it from the main thread.
+    The child inherits this process's environment except AFTERCLICK_*: settings come from `env` only.
     """
 
     name: str
     command: Sequence[str | Path]
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    on_output: Callable[[str], None] | None = None
+    """Receives each line of standard output, from a thread; the log then has standard error only."""
     _popen: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+    _reader: threading.Thread | None = field(default=None, init=False, repr=False)
     _log_start: int = field(default=0, init=False, repr=False)
 
     @property
     def pid(self) -> int | None:
-        """The process id, None while it has not been started."""
+        """The process id; None before the first start."""
         return self._popen.pid if self._popen else None
 
     @property
     def returncode(self) -> int | None:
-        """The exit code; None while it runs or was never started."""
+        """The exit code; None while it runs and before the first start."""
         return self._popen.poll() if self._popen else None
 
     @property
@@ -56,34 +65,57 @@ class Process:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
             self.log.replace(self.log.with_suffix(".old.log"))
+        piped = self.on_output is not None
         with self.log.open("ab") as log:
             self._log_start = log.tell()
             self._popen = subprocess.Popen(
                 [str(part) for part in self.command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self.env},
+                stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else log,
+                stderr=log if piped else subprocess.STDOUT,
+                env=_inherited() | dict(self.env),
                 start_new_session=True,
-                preexec_fn=_death_wish(),
+                preexec_fn=_die_with_parent(),
             )
+        if piped:
+            self._reader = threading.Thread(target=self._read, args=(self._popen,), daemon=True)
+            self._reader.start()
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until `ready` says yes. Raises Unavailable when the process ends or the time is up."""
+        """Wait until `ready` returns true. Raises Unavailable if the process ends or the time is up."""
         deadline = time.monotonic() + timeout_s
         while not ready():
             if not self.running:
                 raise Unavailable(
-                    f"{self.name} ended with code {self.returncode}; see {self.log}\n{self.last_words()}"
+                    f"{self.name} ended with code {self.returncode}; see {self.log}\n{self.tail()}"
                 )
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    f"{self.name} did not answer within {timeout_s:.0f} s; see {self.log}"
+                    f"{self.name} was not ready within {timeout_s:.0f} s; see {self.log}"
                 )
             time.sleep(0.05)
 
+    def wait(self) -> int:
+        """Wait for the end of the process and of its output; the exit code."""
+        if self._popen is None:
+            raise NotRunning(f"{self.name} was not started")
+        code = self._popen.wait()
+        if self._reader:
+            self._reader.join(_DRAIN_S)  # a grandchild may keep the pipe open
+        return code
+
+    def send(self, line: str) -> None:
+        """Write a line to standard input; needs `on_output`. Raises NotRunning after the end."""
+        if self._popen is None or self._popen.stdin is None:
+            raise NotRunning(f"{self.name} reads no input")
+        try:
+            self._popen.stdin.write(line.encode() + b"\n")
+            self._popen.stdin.flush()
+        except (OSError, ValueError):
+            raise NotRunning(f"{self.name} has ended") from None
+
     def stop(self, timeout_s: float = 8.0) -> None:
-        """Ask it to end, then insist. Returns when it and all of its own children are gone."""
+        """SIGTERM, then SIGKILL after `timeout_s`. Returns when it and all of its children are gone."""
         if self._popen is None:
             return
         if self.running:
@@ -93,31 +125,24 @@ class Process:
         self.kill()
 
     def terminate(self) -> None:
-        """Ask it to end, and do not wait."""
+        """Send SIGTERM without waiting."""
         if self.running and self._popen is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._popen.terminate()
 
-    def hold(self) -> None:
-        """SIGSTOP: it is there and does nothing until `go_on`. Raises Unavailable where it does not run.
+    def suspend(self) -> None:
+        """SIGSTOP, until `resume`. Raises Unavailable if it does not run.
 
-        Returns when all of its threads stand: on a busy machine they run on for a while after the signal.
+        Returns once all threads are stopped: on a busy machine they continue for a while after the signal.
         """
         os.waitid(os.P_PID, self._signal(signal.SIGSTOP), os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
-    def go_on(self) -> None:
-        """SIGCONT, after `hold`. Raises Unavailable where it does not run."""
+    def resume(self) -> None:
+        """SIGCONT, after `suspend`. Raises Unavailable if it does not run."""
         self._signal(signal.SIGCONT)
 
-    def _signal(self, number: signal.Signals) -> int:
-        """Its process id. Raises Unavailable where it does not run."""
-        if self._popen is None or not self.running:
-            raise Unavailable(f"{self.name} does not run; see {self.log}")
-        self._popen.send_signal(number)
-        return self._popen.pid
-
     def kill(self) -> None:
-        """SIGKILL to the process and to everything it started, in whatever process group that is by now."""
+        """SIGKILL to the process and to every process of its session, whatever their process group."""
         if self._popen is None:
             return
         for pid in _session(self._popen.pid):
@@ -125,24 +150,59 @@ class Process:
                 os.kill(pid, signal.SIGKILL)
         self._popen.wait()
 
-    def said(self, words: str) -> bool:
-        """Whether the words stand in what it has written since its last start."""
-        try:
-            with self.log.open("rb") as log:
-                log.seek(self._log_start)
-                return words.encode() in log.read()
-        except FileNotFoundError:
-            return False
+    def log_contains(self, text: str) -> bool:
+        """Whether the log has the text since the last start."""
+        return text in self._logged()
 
-    def last_words(self, lines: int = 3) -> str:
-        """The end of what it has written since its last start."""
+    def tail(self, lines: int = 3) -> str:
+        """The last lines of the log since the last start."""
+        return "\n".join(self._logged(_TAIL_BYTES).strip().splitlines()[-lines:])
+
+    def _logged(self, newest_bytes: int | None = None) -> str:
         try:
             with self.log.open("rb") as log:
-                log.seek(self._log_start)
-                text = log.read().decode(errors="replace")
+                size = log.seek(0, os.SEEK_END)
+                first = size - newest_bytes if newest_bytes else 0
+                log.seek(max(self._log_start, first))
+                return log.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
-        return "\n".join(text.strip().splitlines()[-lines:])
+
+    def _signal(self, number: signal.Signals) -> int:
+        """Send a signal; the process id. Raises Unavailable if it does not run."""
+        if self._popen is None or not self.running:
+            raise Unavailable(f"{self.name} does not run; see {self.log}")
+        self._popen.send_signal(number)
+        return self._popen.pid
+
+    def _read(self, popen: subprocess.Popen[bytes]) -> None:
+        assert popen.stdout is not None
+        assert self.on_output is not None
+        for line in popen.stdout:
+            self.on_output(line.decode(errors="replace").rstrip("\n"))
+
+
+def afterclick_command(
+    settings: Settings,
+    name: str,
+    *arguments: str,
+    on_output: Callable[[str], None] | None = None,
+) -> Process:
+    """An `afterclick` command with these settings; its log is `<home>/logs/<name>.log`."""
+    env = settings.environment() | {
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
+        "PYTHONUNBUFFERED": "1",
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "COLUMNS": "1000",
+        "NO_COLOR": "1",
+    }
+    command = [sys.executable, "-m", "infra", *arguments]
+    return Process(name, command, settings.home / "logs" / f"{name}.log", env, on_output)
+
+
+def _inherited() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_SETTING)}
 
 
 def _session(leader: int) -> list[int]:
@@ -155,18 +215,18 @@ def _session(leader: int) -> list[int]:
     return members
 
 
-def _death_wish() -> Callable[[], None] | None:
-    """What the child runs before the command: ask the kernel for SIGKILL when the parent is gone."""
+def _die_with_parent() -> Callable[[], None] | None:
+    """Runs in the child before the command: ask the kernel for SIGKILL when the parent thread ends."""
     if sys.platform != "linux":
         return None
     prctl, parent = _libc().prctl, os.getpid()
 
-    def ask() -> None:
+    def request() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died in between
+        if os.getppid() != parent:  # the parent ended before the request
             os._exit(1)
 
-    return ask
+    return request
 
 
 @cache

@@ -234,7 +234,7 @@ class Demo:
     async def _last_line(self, name: str, process: Process) -> dict[str, Any]:
         """Run a command to its end and read the JSON on the last line of its output."""
         await self.stack.task(name, process)
-        for line in reversed(process.last_words(20).splitlines()):
+        for line in reversed(process.tail(20).splitlines()):
             with contextlib.suppress(ValueError):
                 answer = json.loads(line)
                 if isinstance(answer, dict):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -14,6 +13,9 @@ from afterclick.errors import BadInput, Unavailable
 from afterclick.settings import Settings
 from infra.embedded.ports import is_free
 
+_ADDRESS = re.compile(
+    r"^AFTERCLICK_(HOME|JARS|KAFKA__BOOTSTRAP|REDIS__URL|\w+__PORT|UI__(API|CONSOLE)_URL)$"
+).match
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
@@ -41,7 +43,7 @@ class Layout:
 
     @property
     def api_url(self) -> str:
-        return f"http://{_reachable(self.settings.serving.host)}:{self.settings.serving.port}"
+        return self.settings.serving.url
 
     @property
     def ui_url(self) -> str:
@@ -50,32 +52,22 @@ class Layout:
     @property
     def listeners(self) -> list[tuple[int, str]]:
         """Every port this stack listens on, with the name of the part."""
-        found = [(self.settings.serving.port, "the API"), (self.settings.ui.port, "the page")]
+        found = [
+            (self.settings.serving.port, "the API"),
+            (self.settings.console.port, "the admin console"),
+            (self.settings.ui.port, "the page"),
+        ]
         if self.kafka_port:
             found += [(self.kafka_port, "Kafka"), (self.kafka_port + 1, "Kafka's controller")]
         if self.redis_port:
             found.append((self.redis_port, "Valkey"))
         return found
 
-    @property
-    def env(self) -> Mapping[str, str]:
-        """What every child is told: where everything is."""
-        settings = self.settings
-        return {
-            "AFTERCLICK_HOME": str(settings.home),
-            "AFTERCLICK_JARS": str(settings.jars),
-            "AFTERCLICK_KAFKA__BOOTSTRAP": settings.kafka.bootstrap,
-            "AFTERCLICK_REDIS__URL": settings.redis.url,
-            "AFTERCLICK_SERVING__PORT": str(settings.serving.port),
-            "AFTERCLICK_SERVING__BREAK_IT": str(settings.serving.break_it).lower(),
-            "AFTERCLICK_SERVING__QUARANTINE_SLACK": str(settings.serving.quarantine_slack),
-            "AFTERCLICK_UI__PORT": str(settings.ui.port),
-            "AFTERCLICK_UI__API_URL": settings.ui.api_url,
-            "PYSPARK_PYTHON": sys.executable,
-            "PYSPARK_DRIVER_PYTHON": sys.executable,
-            "PYTHONUNBUFFERED": "1",
-            "SPARK_LOCAL_IP": "127.0.0.1",
-        }
+
+def addresses(settings: Settings) -> dict[str, str]:
+    """The variables that lead other processes to this stack; no secrets but those of its URLs."""
+    variables = settings.environment()
+    return {name: value for name, value in variables.items() if _ADDRESS(name)}
 
 
 def lay_out(settings: Settings, port_offset: int = 0) -> Layout:
@@ -84,7 +76,7 @@ def lay_out(settings: Settings, port_offset: int = 0) -> Layout:
     ports = [port + port_offset for port, _ in layout.listeners]
     if len(set(ports)) < len(ports) or not all(0 < port < 65536 for port in ports):
         raise BadInput(f"the ports of the stack must differ and lie in 1…65535: {ports}")
-    return Layout(_moved(layout, port_offset)) if port_offset else layout
+    return Layout(_linked(_moved(layout, port_offset) if port_offset else layout.settings))
 
 
 def require_free_ports(layout: Layout) -> None:
@@ -109,11 +101,16 @@ def _moved(layout: Layout, offset: int) -> Settings:
         netloc = f"{credentials}{at}{url.hostname}:{layout.redis_port + offset}"
         redis = redis.model_copy(update={"url": urlunsplit(url._replace(netloc=netloc))})
     serving = settings.serving.model_copy(update={"port": settings.serving.port + offset})
-    moved = Layout(settings.model_copy(update={"serving": serving}))
-    ui = settings.ui.model_copy(
-        update={"port": settings.ui.port + offset, "api_url": moved.api_url}
-    )
-    return moved.settings.model_copy(update={"kafka": kafka, "redis": redis, "ui": ui})
+    console = settings.console.model_copy(update={"port": settings.console.port + offset})
+    ui = settings.ui.model_copy(update={"port": settings.ui.port + offset})
+    servers = {"kafka": kafka, "redis": redis}
+    return settings.model_copy(update={**servers, "serving": serving, "console": console, "ui": ui})
+
+
+def _linked(settings: Settings) -> Settings:
+    """The pages call the API and the console of this stack."""
+    urls = {"api_url": settings.serving.url, "console_url": settings.console.url}
+    return settings.model_copy(update={"ui": settings.ui.model_copy(update=urls)})
 
 
 def _reachable(host: str) -> str:

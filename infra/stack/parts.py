@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 from infra.embedded.jars import KAFKA, ensure_jars
 from infra.embedded.kafka import KafkaServer
-from infra.embedded.process import Process
+from infra.embedded.process import Process, afterclick_command
 from infra.embedded.valkey import ValkeyServer
 from infra.stack.layout import Layout
 from infra.stack.part import Part, http_ok
@@ -44,14 +42,23 @@ def servers(layout: Layout) -> list[Part]:
 
 def applications(layout: Layout, retrain: bool = False) -> list[Part]:
     """The API, the stream job and the page; where it is asked for, trainings by the clock."""
-    api, page, stream = (command(layout, name, name) for name in ("serve", "ui", "stream"))
+    names = ("serve", "ui", "stream", "console")
+    api, page, stream, console = (command(layout, name, name) for name in names)
+    console_url = layout.settings.console.url
     found = [
         Part(
             *("serve", api, lambda: http_ok(f"{layout.api_url}/health/live")),
             url=layout.api_url,
             port=layout.settings.serving.port,
         ),
-        Part("stream", stream, lambda: stream.said("stream running"), ready_within_s=120),
+        Part(
+            "console",
+            console,
+            lambda: http_ok(f"{console_url}/health/live"),
+            url=console_url,
+            port=layout.settings.console.port,
+        ),
+        Part("stream", stream, lambda: stream.log_contains("stream running"), ready_within_s=120),
         Part(
             *("ui", page, lambda: http_ok(layout.ui_url)),
             url=layout.ui_url,
@@ -60,11 +67,12 @@ def applications(layout: Layout, retrain: bool = False) -> list[Part]:
     ]
     if retrain:
         trainer = command(layout, "retrain", "retrain")
-        found.append(Part("retrain", trainer, lambda: trainer.said("training by the clock")))
+        found.append(
+            Part("retrain", trainer, lambda: trainer.log_contains("training by the clock"))
+        )
     return found
 
 
 def command(layout: Layout, name: str, *arguments: str) -> Process:
-    """An `afterclick` command as a child of this stack, with a log of its own."""
-    run = [sys.executable, "-m", "infra", *arguments]
-    return Process(name, run, layout.home / "logs" / f"{name}.log", layout.env)
+    """An `afterclick` command as a child of this stack."""
+    return afterclick_command(layout.settings, name, *arguments)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from infra.stack.layout import addresses
 from infra.stack.lock import holder
 from infra.stack.part import memory_mib
 from infra.stack.stages import Figures
@@ -25,7 +26,7 @@ def describe(stack: Stack, figures: Figures) -> dict[str, Any]:
         "pid": os.getpid(),
         "age_s": round(stack.age, 1),
         "home": str(stack.layout.home),
-        "env": dict(stack.layout.env),
+        "env": addresses(stack.layout.settings),
         "parts": [part.as_json() for part in stack.parts],
         "stages": [stage.as_json() for stage in stack.stages],
         "figures": figures.as_json(),

@@ -78,7 +78,7 @@ class Stack:
         self._tasks.remove(process)
         if process.returncode and not self.stopping:
             raise Unavailable(
-                f"{name} failed with code {process.returncode} (see {process.log}): {process.last_words()}"
+                f"{name} failed with code {process.returncode} (see {process.log}): {process.tail()}"
             )
 
     def stop(self) -> None:
@@ -120,7 +120,7 @@ class Stack:
             code = part.process.returncode
             if part.essential and part.state is State.STARTING:
                 raise Unavailable(
-                    f"{part.name} ended with code {code}; see {part.process.log}\n{part.process.last_words()}"
+                    f"{part.name} ended with code {code}; see {part.process.log}\n{part.process.tail()}"
                 )
             part.process.kill()  # what it may have left behind
             pause = part.pause_after_crash()

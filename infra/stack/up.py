@@ -13,7 +13,7 @@ from afterclick.settings import Settings
 from infra.stack import parts, record
 from infra.stack.demo import Demo, DemoOptions
 from infra.stack.gauge import Gauge
-from infra.stack.layout import Layout, lay_out, require_free_ports
+from infra.stack.layout import Layout, addresses, lay_out, require_free_ports
 from infra.stack.lock import only_stack
 from infra.stack.supervisor import Stack
 from infra.stack.view import View
@@ -44,8 +44,9 @@ def up(settings: Settings, options: UpOptions) -> None:
 
 def for_show(settings: Settings) -> Settings:
     """The settings of a demo: its dashboard may break things, its shoppers, all new accounts, make trends."""
-    serving = settings.serving.model_copy(update={"break_it": True, "quarantine_slack": 0.0})
-    return settings.model_copy(update={"serving": serving})
+    serving = settings.serving.model_copy(update={"quarantine_slack": 0.0})
+    console = settings.console.model_copy(update={"fault_injection": True})
+    return settings.model_copy(update={"serving": serving, "console": console})
 
 
 async def _run(layout: Layout, options: UpOptions) -> None:
@@ -62,8 +63,7 @@ async def _run(layout: Layout, options: UpOptions) -> None:
         beside.append(lambda _: demo.run())
     view.note(f"starting; data and logs in {layout.home}")
     if options.port_offset:
-        names = ("KAFKA__BOOTSTRAP", "REDIS__URL", "SERVING__PORT", "UI__PORT", "UI__API_URL")
-        told = " ".join(f"AFTERCLICK_{name}={layout.env[f'AFTERCLICK_{name}']}" for name in names)
+        told = " ".join(f"{name}={value}" for name, value in addresses(layout.settings).items())
         view.note(f"for commands in other shells: export {told}")
     measuring.start()
     with view.shown() as live:

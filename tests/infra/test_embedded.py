@@ -118,18 +118,18 @@ def test_a_process_that_is_held_does_nothing_any_more(tmp_path: Path, waits: boo
     process = Process("busy", [sys.executable, "-c", BUSY], tmp_path / "busy.log")
     process.start()
     try:
-        process.wait_ready(lambda: process.said("busy"), 60)
+        process.wait_ready(lambda: process.log_contains("busy"), 60)
         threads = [thread.id for thread in psutil.Process(process.pid).threads()]
         assert len(threads) >= 12
         running = []
         for _ in range(20):
             if waits:
-                process.hold()
+                process.suspend()
             else:
                 psutil.Process(process.pid).suspend()
             states = [psutil.Process(thread).status() for thread in threads]
             running.append(sum(state != psutil.STATUS_STOPPED for state in states))
-            process.go_on()
+            process.resume()
         assert (sum(running) == 0) is waits, running
     finally:
         process.kill()
@@ -140,7 +140,7 @@ def test_a_process_that_has_ended_cannot_be_held(tmp_path: Path) -> None:
     process.start()
     wait_until(lambda: not process.running)
     with pytest.raises(Unavailable, match="brief does not run"):
-        process.hold()
+        process.suspend()
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])

@@ -21,19 +21,23 @@ def test_every_port_moves_by_the_offset(tmp_path: Path) -> None:
     layout = lay_out(settings(tmp_path), 1000)
     assert layout.listeners == [
         (9000, "the API"),
+        (9090, "the admin console"),
         (9080, "the page"),
         (10092, "Kafka"),
         (10093, "Kafka's controller"),
         (7379, "Valkey"),
     ]
-    assert layout.env["AFTERCLICK_KAFKA__BOOTSTRAP"] == "127.0.0.1:10092"
-    assert layout.env["AFTERCLICK_REDIS__URL"] == "redis://127.0.0.1:7379/0"
-    assert layout.env["AFTERCLICK_UI__API_URL"] == "http://127.0.0.1:9000"
+    env = layout.settings.environment()
+    assert env["AFTERCLICK_KAFKA__BOOTSTRAP"] == "127.0.0.1:10092"
+    assert env["AFTERCLICK_REDIS__URL"] == "redis://127.0.0.1:7379/0"
+    assert env["AFTERCLICK_UI__API_URL"] == "http://127.0.0.1:9000"
+    assert env["AFTERCLICK_UI__CONSOLE_URL"] == "http://127.0.0.1:9090"
 
 
 def test_children_are_told_only_real_settings(tmp_path: Path) -> None:
-    told = {name for name in lay_out(settings(tmp_path)).env if name.startswith("AFTERCLICK_")}
-    assert told <= reference.setting_names()
+    assert (
+        set(lay_out(settings(tmp_path), 1000).settings.environment()) <= reference.setting_names()
+    )
 
 
 def test_servers_elsewhere_are_used_and_not_started(tmp_path: Path) -> None:
@@ -45,7 +49,8 @@ def test_servers_elsewhere_are_used_and_not_started(tmp_path: Path) -> None:
     layout = lay_out(elsewhere, 10)
     assert layout.kafka_port is None
     assert layout.redis_port is None
-    assert layout.env["AFTERCLICK_REDIS__URL"] == "rediss://user:secret@redis.example:6380/0"
+    env = layout.settings.environment()
+    assert env["AFTERCLICK_REDIS__URL"] == "rediss://user:secret@redis.example:6380/0"
 
 
 def test_a_taken_port_is_named_with_its_part_and_a_way_out(tmp_path: Path) -> None:

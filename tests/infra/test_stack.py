@@ -32,7 +32,7 @@ class StackInATerminal:
     def __init__(self, folder: Path, jars: Path) -> None:
         self.home = folder / "home"
         self.output = folder / "up.log"
-        kafka, self.api = free_port(together=2), free_port()
+        kafka, self.api, self.console = free_port(together=2), free_port(), free_port()
         self.env = {
             **os.environ,
             "AFTERCLICK_HOME": str(self.home),
@@ -41,8 +41,8 @@ class StackInATerminal:
             "AFTERCLICK_KAFKA__PARTITIONS": "2",
             "AFTERCLICK_REDIS__URL": f"redis://127.0.0.1:{free_port()}/0",
             "AFTERCLICK_SERVING__PORT": str(self.api),
+            "AFTERCLICK_CONSOLE__PORT": str(self.console),
             "AFTERCLICK_UI__PORT": str(free_port()),
-            "AFTERCLICK_UI__API_URL": f"http://127.0.0.1:{self.api}",
             "AFTERCLICK_TRAINING__MEMORY": "1g",
             "AFTERCLICK_TRAINING__RANK": "16",
             "AFTERCLICK_TRAINING__ITERATIONS": "3",
@@ -99,17 +99,17 @@ class StackInATerminal:
         return found
 
     def list_for(self, user: str) -> dict[str, Any]:
-        return self.get(f"/recommendations?user_id={user}")
+        return self._call(f"http://127.0.0.1:{self.api}/recommendations?user_id={user}")
 
-    def get(self, path: str) -> dict[str, Any]:
-        return self._call(urllib.request.Request(f"http://127.0.0.1:{self.api}{path}"))
+    def console_state(self) -> dict[str, Any]:
+        return self._call(f"http://127.0.0.1:{self.console}/admin/console")
 
-    def post(self, path: str) -> dict[str, Any]:
-        return self._call(
-            urllib.request.Request(f"http://127.0.0.1:{self.api}{path}", method="POST")
-        )
+    def control(self, path: str) -> dict[str, Any]:
+        """POST to the admin console."""
+        return self._call(f"http://127.0.0.1:{self.console}/admin/{path}", "POST")
 
-    def _call(self, request: urllib.request.Request) -> dict[str, Any]:
+    def _call(self, url: str, method: str = "GET") -> dict[str, Any]:
+        request = urllib.request.Request(url, method=method)
         with urllib.request.urlopen(request, timeout=20) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
@@ -133,7 +133,7 @@ def test_status_tells_each_part_with_its_memory_and_how_far_it_is(stack: StackIn
     stack.said("training: model")
     found = wait_until(lambda: (s := stack.status())["figures"]["log_events"] >= 3500 and s)
     parts = {part["name"]: part for part in found["parts"]}
-    assert set(parts) == {"kafka", "valkey", "serve", "stream", "ui", "retrain"}
+    assert set(parts) == {"kafka", "valkey", "serve", "console", "stream", "ui", "retrain"}
     assert {part["state"] for part in parts.values()} == {"ready"}
     assert all(part["memory_mib"] > 1 for part in parts.values())
     assert found["figures"]["model_version"]
@@ -167,12 +167,12 @@ def test_the_dashboard_kills_the_stream_job_it_comes_back_and_nothing_is_lost(
     stack: StackInATerminal,
 ) -> None:
     killed = next(part["pid"] for part in stack.status()["parts"] if part["name"] == "stream")
-    assert str(killed) in stack.post("/admin/break/stream")["done"]
+    assert str(killed) in stack.control("faults/stream")["done"]
     stack.said("stream ended with code -9; again in")
-    stack.post("/admin/reconcile")
+    stack.control("reconcile")
 
     def proof() -> dict[str, Any] | None:
-        job: dict[str, Any] = stack.get("/admin/console")["jobs"]["reconcile"]
+        job: dict[str, Any] = stack.console_state()["jobs"]["reconcile"]
         return job if job["state"] != "running" else None
 
     job = wait_until(proof, 180, every=1.0, what="the recount")
@@ -180,7 +180,7 @@ def test_the_dashboard_kills_the_stream_job_it_comes_back_and_nothing_is_lost(
     assert job["answer"]["differences"] == 0
     assert job["answer"]["behind"] == 0
     goes_on = {"running", "done"}
-    wait_until(lambda: stack.get("/admin/console")["replay"]["state"] in goes_on, what="the replay")
+    wait_until(lambda: stack.console_state()["replay"]["state"] in goes_on, what="the replay")
 
 
 def test_ctrl_c_ends_everything_and_no_part_is_given_ten_seconds(stack: StackInATerminal) -> None:

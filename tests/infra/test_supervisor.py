@@ -37,7 +37,7 @@ class Small:
 
     def _part(self, folder: Path, name: str, script: str, essential: bool = False) -> Part:
         process = Process(name, [sys.executable, "-c", script], folder / f"{name}.log")
-        return Part(name, process, lambda: process.said("ready"), essential=essential)
+        return Part(name, process, lambda: process.log_contains("ready"), essential=essential)
 
     async def until(self, condition: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait for a note that holds these words, then stop the stack."""

@@ -51,12 +51,12 @@ def test_a_list_made_without_the_history_is_pushed_again_once_it_can_be_whole(
     with Running(settings) as api, MiniStream(settings):
         api.ready()
         after(api, "bob", api.tell("bob", "camera-1"))
-        own_redis.process.hold()
+        own_redis.process.suspend()
         with connect(f"{api.ws}/ws/recommendations?user_id=bob") as socket:
             try:
                 assert received(socket)["degraded"] is True
             finally:
-                own_redis.process.go_on()
+                own_redis.process.resume()
             wait_until(lambda: not api.list_for("bob")["degraded"])
             if not again:
                 api.tell("bob", "camera-2")

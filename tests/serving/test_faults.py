@@ -82,13 +82,13 @@ def test_a_frozen_redis_is_waited_for_no_longer_than_the_timeout(
     ensure_topics(settings)
     with Running(settings) as api:
         api.ready()
-        own_redis.process.hold()
+        own_redis.process.suspend()
         try:
             began = time.perf_counter()
             assert api.list_for("bob")["degraded"] is True
             assert time.perf_counter() - began < 30, "it would wait for as long as Redis is frozen"
         finally:
-            own_redis.process.go_on()
+            own_redis.process.resume()
         wait_until(lambda: api.list_for("bob")["degraded"] is False)
 
 
@@ -143,7 +143,7 @@ def test_a_frozen_kafka_is_told_from_a_slow_one(
         api.ready()
         api.tell("bob", "camera-1")
         body = {"user_id": "bob", "item_id": "camera-2", "action": "like", "event_id": "try-again"}
-        own_broker.process.hold()
+        own_broker.process.suspend()
         try:
             if looks:
                 assert api.http.post("/feedback", json=body).status_code == 503
@@ -151,7 +151,7 @@ def test_a_frozen_kafka_is_told_from_a_slow_one(
                 with pytest.raises(httpx2.ReadTimeout):
                     api.http.post("/feedback", json=body, timeout=3)
         finally:
-            own_broker.process.go_on()
+            own_broker.process.resume()
         wait_until(
             lambda: not api.service.feedback.away, what="it sees by itself that Kafka goes on"
         )
@@ -176,7 +176,7 @@ def test_a_young_process_waits_for_a_kafka_that_stalls(
     ensure_topics(settings)
     with Running(settings) as api:
         api.ready()
-        own_broker.process.hold()
+        own_broker.process.suspend()
         if usual_s:
             goes_on.start()
         try:
@@ -186,7 +186,7 @@ def test_a_young_process_waits_for_a_kafka_that_stalls(
             if usual_s:
                 goes_on.join()
             else:
-                own_broker.process.go_on()
+                own_broker.process.resume()
         assert response.status_code == (202 if usual_s else 503)
 
 

@@ -51,7 +51,7 @@ def test_every_route_needs_a_key_with_its_scope(settings: Settings) -> None:
                 real = path.format(**names, fault="none")
                 steers = (
                     path.startswith("/admin/") and method == "post"
-                )  # tests/serving/test_admin.py does
+                )  # tests/serving/test_quarantine.py does
                 needed = scope_of(method.upper(), path)
                 for headers, allowed in (
                     ({}, False),
@@ -104,11 +104,11 @@ def test_a_foreign_origin_is_refused_without_keys_too(hostile_api: Running) -> N
 
 def test_without_keys_only_this_machine_steers(settings: Settings) -> None:
     with Running(settings) as api:
-        assert api.http.get("/admin/console").status_code == 200
+        assert api.http.get("/admin/quarantine").status_code == 200
         for host in ("shop.example", "shop.example:8000", "127.0.0.1.example", ""):
-            assert api.http.get("/admin/console", headers={"host": host}).status_code in {400, 403}
+            assert api.http.get("/admin/quarantine", headers={"host": host}).status_code in {400, 403}
     with Running(settings.model_copy(update={"serving": ServingSettings(open=True)})) as api:
-        assert api.http.get("/admin/console").status_code == 403
+        assert api.http.get("/admin/quarantine").status_code == 403
 
 
 def test_over_the_limit_is_429_per_caller(settings: Settings) -> None:

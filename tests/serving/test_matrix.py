@@ -32,10 +32,6 @@ BODIES: dict[str, dict[str, Any]] = {
     "/tokens": {"user_id": "ann"},
     "/keys": {"name": "k"},
     "/users/{user_id}/interests": {"interests": ["x"]},
-    "/admin/replay": {"state": "running"},
-    "/admin/simulator": {"shoppers": 2},
-    "/admin/simulator/steer": {"drift": 0.5},
-    "/admin/models/promote": {"version": "none"},
     "/admin/quarantine": {"item_id": "i"},
 }
 QUERIES: dict[str, dict[str, str]] = {
@@ -80,7 +76,7 @@ class Route:
 
     @property
     def steers(self) -> bool:
-        """Whether a right request starts or stops something real: `test_admin` does that."""
+        """Whether a right request changes something: `test_quarantine` does that."""
         return self.method == "POST" and self.path.startswith("/admin/")
 
     @property

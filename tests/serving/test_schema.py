@@ -60,8 +60,6 @@ def test_every_answer_to_generated_requests_is_as_documented(
         *("run", f"{keyed_shop.url}/openapi.json", "--checks", CHECKS, "--max-examples", "8"),
         *("--phases", "examples,coverage,fuzzing", "--seed", "7", "--max-time", "60"),
         *("--header", f"Authorization: Bearer {KEYS['admin']}"),
-        # what these start is tested in test_admin.py: trainings, shoppers, faults
-        *("--exclude-path-regex", "^/admin/(simulator|models|reconcile|break)"),
         *("--generation-database", "none", "--continue-on-failure", "--no-color", "--no-shrink"),
     ]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)

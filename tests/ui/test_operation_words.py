@@ -8,7 +8,7 @@ from ui.operations import break_panel, models_panel, proof_words, registry_chang
 
 
 def console(**jobs: Any) -> dict[str, Any]:
-    return {"training": None, "jobs": jobs, "stack": None, "break_it": True, "faults": []}
+    return {"training": None, "jobs": jobs, "stack": None, "fault_injection": True, "faults": []}
 
 
 def job(state: str = "done", **more: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from afterclick.events import new_id
 from afterclick.io.home import PartRecord, StackRecord
 from afterclick.settings import (
     ApiKey,
+    ConsoleSettings,
     KafkaSettings,
     RedisSettings,
     ServingSettings,
@@ -30,6 +31,7 @@ from infra.embedded.ports import free_port
 from infra.embedded.process import Process
 from infra.topics_admin import delete_topics, ensure_topics
 from serving.control.api_keys import new_key
+from tests.infra.running_console import RunningConsole
 from tests.serving import shop as wares
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
@@ -49,6 +51,7 @@ class Desk:
 
     url: str
     api: Running
+    console: RunningConsole
     settings: Settings
 
 
@@ -68,19 +71,21 @@ def desk(
         wares.publish(settings, *wares.write(settings, "m1"))
         for n in range(EVENTS):
             api.tell(f"user-{n % 5}", f"camera-{n}", event_id=new_id())
+        console = stack.enter_context(RunningConsole(settings))
+        console.http.headers["authorization"] = f"Bearer {key}"
         command = [Path(sys.executable).with_name("afterclick"), "ui"]
         pages = Process("ui", command, home / "ui.log", settings.environment())
         pages.start()
         stack.callback(pages.stop)
         url = f"http://127.0.0.1:{settings.ui.port}"
         pages.wait_ready(lambda: answers(f"{url}/health/live"), 240)
-        yield Desk(url, api, settings)
+        yield Desk(url, api, console, settings)
     delete_topics(settings.kafka)
 
 
 def _settings(broker: str, redis_url: str, jars: Path, home: Path) -> tuple[Settings, str]:
     """The settings, and the administrator's key."""
-    unique, port = uuid4().hex[:8], free_port()
+    unique, port, console = uuid4().hex[:8], free_port(), free_port()
     key, digest = new_key()
     keys = {"administrator": ApiKey(sha256=digest, scopes=("admin",))}
     settings = Settings(
@@ -88,8 +93,14 @@ def _settings(broker: str, redis_url: str, jars: Path, home: Path) -> tuple[Sett
         jars=jars,
         kafka=KafkaSettings(bootstrap=broker, prefix=f"desk{unique}-", partitions=2),
         redis=RedisSettings(url=redis_url, prefix=f"desk{unique}:", timeout_s=REDIS_S),
-        serving=ServingSettings(port=port, break_it=True, keys=keys),
-        ui=UiSettings(port=free_port(), api_url=f"http://127.0.0.1:{port}", api_key=key),
+        serving=ServingSettings(port=port, keys=keys),
+        console=ConsoleSettings(port=console, fault_injection=True),
+        ui=UiSettings(
+            port=free_port(),
+            api_url=f"http://127.0.0.1:{port}",
+            console_url=f"http://127.0.0.1:{console}",
+            api_key=key,
+        ),
     )
     return settings, key
 
@@ -104,7 +115,7 @@ def panel(page: Page, name: str) -> Locator:
 
 
 def console(desk: Desk) -> dict[str, Any]:
-    return desk.api.get("/admin/console")
+    return desk.console.state()
 
 
 def test_the_shop_works_where_the_api_asks_for_a_key(page: Page, desk: Desk) -> None:
@@ -290,7 +301,7 @@ def test_what_was_broken_is_recounted_to_no_difference(page: Page, desk: Desk) -
     page.locator('[data-fault="duplicates"]').click()
     expect(faults).to_contain_text("a second time")
     page.locator('[data-fault="redis"]').click()
-    expect(faults).to_contain_text("Redis answers nobody")
+    expect(faults).to_contain_text("Redis paused")
     page.get_by_test_id("reconcile").click()
     expect(page.get_by_test_id("proof")).to_contain_text("Recounting")
     expect(page.get_by_test_id("proof")).to_contain_text("0 differences", timeout=JOB_MS)

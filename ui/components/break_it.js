@@ -2,7 +2,7 @@
 
 const FAULTS = [
   { fault: "stream", name: "Kill the stream job", what: "as kill -9 would: the supervisor starts it again" },
-  { fault: "redis", name: "Hold up Redis", what: "for 3 seconds it answers nobody; lists still come" },
+  { fault: "redis", name: "Pause Redis", what: "it does not answer for 3 seconds; lists still come" },
   { fault: "duplicates", name: "Send events twice", what: "50 of the newest, the same bytes: none counts again" },
 ];
 
@@ -11,7 +11,7 @@ export default {
     <div class="ac-steer" data-testid="break-it">
       <ul v-if="allowed" class="ac-faults"><li v-for="f in faults" :key="f.fault">
         <button type="button" class="ac-button ac-danger" :data-fault="f.fault" @click="$emit('fault', { fault: f.fault })">{{ f.name }}</button> <small>{{ f.what }}</small></li></ul>
-      <p v-else class="ac-empty">Faults on purpose are for the demo: <code>AFTERCLICK_SERVING__BREAK_IT=true</code> allows them.</p>
+      <p v-else class="ac-empty">Fault injection is disabled: <code>AFTERCLICK_CONSOLE__FAULT_INJECTION=true</code> enables it.</p>
       <p v-if="parts.length" class="ac-steer-line" data-testid="parts"><span v-for="p in parts" :key="p.name" :class="'part-is-' + p.state">{{ p.name }}: {{ p.state }}<template v-if="p.restarts"> ({{ p.restarts }} {{ p.restarts > 1 ? 'restarts' : 'restart' }})</template></span></p>
       <ol v-if="done.length" class="ac-done" data-testid="faults"><li v-for="d in done" :key="d.time + d.done"><time>{{ clock(d.time) }}</time> {{ d.done }}</li></ol>
       <div class="ac-steer-buttons">

@@ -8,6 +8,7 @@ from itertools import islice
 import structlog
 from nicegui import ui
 
+from afterclick.client import AsyncClient
 from afterclick.errors import AfterclickError
 from ui.api import Api
 from ui.cards import title_of
@@ -30,12 +31,12 @@ RACE_WINDOWS = {"hour": "hour", "day": "day", "month": "month", "": "all time"}
 RACERS = 10
 
 
-def register(api: Api, board: LiveBoard, steers: bool) -> None:
-    """Add the dashboard at `/live`; with the administrator's panels where `steers`."""
+def register(api: Api, board: LiveBoard, console: AsyncClient | None) -> None:
+    """Add the dashboard at `/live`; with the admin panels if there is a console."""
 
     @ui.page("/live", title="Afterclick · live")
     def live() -> None:
-        page = LivePage(api, board, OperationsPanels(api) if steers else None)
+        page = LivePage(api, board, OperationsPanels(api, console) if console else None)
         with frame("/live", board):
             page.build()
         ui.context.client.on_connect(page.begin)

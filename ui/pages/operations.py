@@ -8,7 +8,7 @@ from contextlib import suppress
 import structlog
 from nicegui import ui
 
-from afterclick.client import JsonObject
+from afterclick.client import AsyncClient, JsonObject
 from afterclick.errors import AfterclickError, BadInput
 from ui.api import Api
 from ui.components.controls import Age, panel
@@ -32,8 +32,8 @@ EMPTY: JsonObject = {"state": "", "words": "", "more": ""}
 class OperationsPanels:
     """Replay, simulator, models and faults. Without the scope for it they say so."""
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
+    def __init__(self, api: Api, console: AsyncClient) -> None:
+        self._api, self._console = api, console
         self._waits = 0
         self._offered = False
         self._ages: list[Age] = []
@@ -76,7 +76,7 @@ class OperationsPanels:
             self._waits -= 1
             return
         try:
-            console = await self._api.get("/admin/console")
+            console = await self._console.get("/admin/console")
             await self._offer_items()
         except BadInput as error:
             self._waits = REFUSED_FOR
@@ -101,21 +101,21 @@ class OperationsPanels:
             age.heard()
         if registry_changed(console):
             with suppress(AfterclickError):  # somebody else asks at this moment
-                await self._api.post("/admin/models/list", {})
+                await self._console.post("/admin/models/list", {})
 
     async def _steer_replay(self, _: str, change: JsonObject) -> None:
-        await self._ask(lambda: self._api.post("/admin/replay", change))
+        await self._ask(lambda: self._console.post("/admin/replay", change))
 
     async def _steer_simulator(self, name: str, change: JsonObject) -> None:
-        await self._ask(lambda: self._api.post(PATHS[name], change))
+        await self._ask(lambda: self._console.post(PATHS[name], change))
 
     async def _act_on_models(self, _: str, act: JsonObject) -> None:
         body = {"version": act["version"]} if act["what"] == "promote" else {}
-        await self._ask(lambda: self._api.post(f"/admin/models/{act['what']}", body))
+        await self._ask(lambda: self._console.post(f"/admin/models/{act['what']}", body))
 
     async def _break_it(self, name: str, fault: JsonObject) -> None:
-        path = "/admin/reconcile" if name == "reconcile" else f"/admin/break/{fault['fault']}"
-        await self._ask(lambda: self._api.post(path, {}))
+        path = "/admin/reconcile" if name == "reconcile" else f"/admin/faults/{fault['fault']}"
+        await self._ask(lambda: self._console.post(path, {}))
 
     async def _ask(self, call: Callable[[], Awaitable[JsonObject]]) -> None:
         """Do it, say why where it could not be done, and show what it has changed."""

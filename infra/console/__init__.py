@@ -1,0 +1,1 @@
+"""The admin console: replay, simulation, training, models, fault injection, over HTTP."""

@@ -1,0 +1,304 @@
+"""The admin console's HTTP API (scope `admin`): replay, simulation, training, models, fault injection.
+
+Every route returns immediately; commands that take longer are jobs, their state is in GET /admin/console.
+
+reads  sql  api_keys
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Annotated, Any, Literal
+
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, Request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from afterclick.errors import AfterclickError, AlreadyRunning, BadInput, NotRunning, Unavailable
+from afterclick.events import Id
+from afterclick.settings import Settings
+from infra.console.admin_console import AdminConsole
+from infra.console.jobs import Job
+from serving.control.api_keys import KeptKey, KeyRing, read_keys
+from serving.control.auth import Guard, check_address
+from serving.control.store import Database
+from serving.routes import problems
+from serving.server import bind
+
+Json = dict[str, Any]
+ItemIds = Annotated[list[Id], Field(max_length=500)]
+STATUS: dict[type[AfterclickError], int] = {
+    AlreadyRunning: 409,
+    NotRunning: 409,
+    Unavailable: 503,
+    BadInput: 422,
+}
+STOP_S = 2
+KEYS_S = 2.0
+"""How often the API keys are read from SQL."""
+
+router = APIRouter(prefix="/admin", tags=["admin"])
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ReplayChange(_Body):
+    """POST /admin/replay"""
+
+    state: Literal["running", "paused"] | None = None
+    speed: str | None = Field(
+        None,
+        max_length=20,
+        pattern=r"^(max|\d+(\.\d+)?([smhdwSMHDW]/s|x))$",
+        description="Event time per second.",
+        examples=["1h/s", "60x", "max"],
+    )
+    rate: float | None = Field(
+        None, gt=0, le=1e6, description="Events per second, instead of a speed."
+    )
+
+    @model_validator(mode="after")
+    def _one_pace(self) -> ReplayChange:
+        if {"speed", "rate"} <= self.model_fields_set:
+            raise ValueError("give speed or rate, not both")
+        return self
+
+
+class SimulationStart(_Body):
+    """POST /admin/simulator"""
+
+    shoppers: int = Field(20, ge=2, le=2000, description="Every second one sees popular items.")
+    pause_s: float = Field(1.0, ge=0, le=60, description="Minimum seconds between two rounds.")
+    drift: float = Field(0.0, ge=0, le=1, description="Probability of a taste change per visit.")
+    hot: ItemIds = Field([], description="Items that every simulated user likes.")
+
+
+class SimulationChange(_Body):
+    """POST /admin/simulator/steer"""
+
+    drift: float | None = Field(None, ge=0, le=1)
+    hot: ItemIds | None = None
+
+
+class Promotion(_Body):
+    """POST /admin/models/promote"""
+
+    version: Id = Field(
+        description="A version, or champion, previous or challenger.", pattern=r"^[^-]"
+    )
+
+
+class JobState(BaseModel):
+    """A command that the console runs or has run."""
+
+    name: str
+    state: Literal["running", "done", "failed"]
+    progress: str
+    answer: Json | None
+    error: str | None
+    ended: float | None = Field(description="Seconds since the epoch.")
+    seconds: float
+
+
+class ConsoleState(BaseModel):
+    """The state of everything that can be controlled."""
+
+    replay: Json | None = Field(description="Null if none has run from this home.")
+    simulator: Json
+    training: Json | None
+    stack: list[Json] | None = Field(description="The processes of the supervisor.")
+    jobs: dict[str, JobState]
+    fault_injection: bool
+    faults: list[Json]
+
+
+class Outcome(BaseModel):
+    """What was done."""
+
+    done: str
+
+
+def console_of(request: Request) -> AdminConsole:
+    console: AdminConsole = request.app.state.console
+    return console
+
+
+ConsoleDep = Annotated[AdminConsole, Depends(console_of)]
+
+
+@router.get("/console")
+async def console_state(console: ConsoleDep) -> ConsoleState:
+    """The state of replay, simulation, training, jobs and faults."""
+    return ConsoleState.model_validate(await asyncio.to_thread(console.as_json))
+
+
+@router.post("/replay")
+async def control_replay(console: ConsoleDep, body: ReplayChange) -> Outcome:
+    """Pause or resume the replay of this home, or change its pace."""
+    change = body.model_dump(exclude_none=True)
+    console.control_replay(change)
+    return Outcome(done=", ".join(f"{name} {value}" for name, value in change.items()) or "nothing")
+
+
+@router.post("/simulator")
+async def start_simulation(console: ConsoleDep, body: SimulationStart) -> Outcome:
+    """Start simulated users with hidden tastes; they run until they are stopped."""
+    console.simulation.start(body.shoppers, body.pause_s, body.drift, body.hot)
+    return Outcome(done=f"started {body.shoppers} simulated users")
+
+
+@router.post("/simulator/steer")
+async def change_simulation(console: ConsoleDep, body: SimulationChange) -> Outcome:
+    """Change taste drift and hot items, from the next visit on."""
+    console.simulation.steer(body.drift, body.hot)
+    return Outcome(done="changed")
+
+
+@router.post("/simulator/stop")
+async def stop_simulation(console: ConsoleDep) -> Outcome:
+    """Stop the simulated users."""
+    await asyncio.to_thread(console.simulation.stop)
+    return Outcome(done="stopped")
+
+
+@router.post("/models/list", status_code=202)
+async def list_models(console: ConsoleDep) -> JobState:
+    """Read models, metrics and gate decisions from the registry: the job `models`."""
+    return _state(console.list_models())
+
+
+@router.post("/models/train", status_code=202)
+async def train(console: ConsoleDep) -> JobState:
+    """Train on the log; the gate decides whether the model is served: the job `train`."""
+    return _state(console.train())
+
+
+@router.post("/models/promote", status_code=202)
+async def promote(console: ConsoleDep, body: Promotion) -> JobState:
+    """Serve this model, regardless of its metrics: the job `promote`."""
+    return _state(console.promote(body.version))
+
+
+@router.post("/models/rollback", status_code=202)
+async def roll_back(console: ConsoleDep) -> JobState:
+    """Serve the previous model: the job `promote`."""
+    return _state(console.roll_back())
+
+
+@router.post("/reconcile", status_code=202)
+async def reconcile(console: ConsoleDep) -> JobState:
+    """Recount the log and compare the state with it: the job `reconcile`.
+
+    Replay and simulation are paused meanwhile, so that the state does not change.
+    """
+    return _state(console.reconcile())
+
+
+@router.post("/faults/{fault}")
+async def inject_fault(
+    console: ConsoleDep, fault: Literal["stream", "redis", "duplicates"]
+) -> Outcome:
+    """Kill the stream job, pause Redis, or resend events; only if the settings allow it."""
+    if not console.faults.allowed:
+        raise problems.ApiError(
+            403, "fault injection is disabled: set AFTERCLICK_CONSOLE__FAULT_INJECTION=true"
+        )
+    return Outcome(done=await asyncio.to_thread(console.faults.inject, fault))
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The console's application. Its child processes end with the ASGI lifespan."""
+    console = AdminConsole(settings)
+    keys = KeyRing(settings.serving)
+    database = Database(settings.database)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await console.stop()
+        database.close()
+
+    app = FastAPI(
+        title="Afterclick admin console",
+        version="1",
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.console = console
+    app.include_router(router)
+
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    problems.install(app)
+    app.add_exception_handler(AfterclickError, _afterclick_error)
+    app.add_middleware(problems.BodyLimit, limit=settings.serving.max_body_bytes)
+    app.add_middleware(Guard, settings=settings.serving, keys=keys)
+    app.add_middleware(_KeyReader, database=database, keys=keys)
+    return app
+
+
+class _KeyReader:
+    """ASGI middleware: refresh the API keys; while the database is down the last ones remain valid."""
+
+    def __init__(self, app: ASGIApp, database: Database, keys: KeyRing) -> None:
+        self.app, self._database, self._keys = app, database, keys
+        self._due = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and time.monotonic() >= self._due:
+            self._due = time.monotonic() + KEYS_S
+            with suppress(Unavailable):
+                self._keys.take(await asyncio.to_thread(_keys_of, self._database))
+        await self.app(scope, receive, send)
+
+
+def serve(settings: Settings) -> None:
+    """Serve the console until SIGINT or SIGTERM.
+
+    Raises BadInput for an address beyond loopback without API keys, Unavailable if it is taken.
+    """
+    console = settings.console
+    exposed = settings.serving.model_copy(update={"host": console.host, "open": False})
+    check_address(exposed, lambda: _has_keys(settings))
+    listener = bind(console.host, console.port)
+    config = uvicorn.Config(
+        create_app(settings),
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=STOP_S,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _has_keys(settings: Settings) -> bool:
+    database = Database(settings.database)
+    try:
+        return bool(_keys_of(database))
+    finally:
+        database.close()
+
+
+def _keys_of(database: Database) -> tuple[KeptKey, ...]:
+    """Every key in SQL. Raises Unavailable."""
+    database.upgrade()
+    with database.begin() as connection:
+        return read_keys(connection)
+
+
+async def _afterclick_error(_: Request, error: Exception) -> Response:
+    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
+    return problems.problem(status, str(error))
+
+
+def _state(job: Job) -> JobState:
+    return JobState.model_validate(job.as_json())

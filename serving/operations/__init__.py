@@ -1,1 +1,0 @@
-"""What an administrator steers: replay, simulator, training and models, faults on purpose."""
