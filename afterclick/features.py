@@ -1,30 +1,28 @@
-"""Features of candidates from a model, a user's live history and live trends. NumPy only.
+"""Features of candidates from a model, a user's vectors and live trends. NumPy only.
 
-The same code runs in training, in evaluation and on the request path, so what a ranker learned is what it
-is asked. `FEATURES` names each column and the part of the receipt it belongs to.
+Training, evaluation and the request path share this code, so that a ranker scores the features it was
+trained on. `FEATURES` lists each column and the group of contributions it belongs to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from afterclick.arrays import FloatArray, IntArray
-from afterclick.content import ItemContent
-from afterclick.events import Action
-from afterclick.model import Model
-from afterclick.neighbour_columns import Order, neighbour_columns
-from afterclick.state import HistoryEntry, effective
+from afterclick.arrays import BoolArray, Float64Array, FloatArray, IndexArray, IntArray
+from afterclick.model import ItemContent, Model
+from afterclick.retrieval import top_k
 from afterclick.trends import DAY_MS, HALF_LIVES_MS, TREND_MIX
-from afterclick.user_vectors import fold_in, tower_user
+from afterclick.user_vectors import UserState, UserVectors, tower_user
 
 PARTS = ("model", "history", "trend", "content")
+"""Groups of contributions to a score."""
 RECENT = 10
-"""How many of the newest items of a history are compared with each candidate."""
+"""Newest items of a history that each candidate is compared with."""
 _FLOOR = -200.0
+"""log2 of the share of an item without interactions."""
 
 FEATURES: tuple[tuple[str, str], ...] = (
     ("als", "model"),
@@ -62,82 +60,34 @@ _THREE_DAYS, _WEEK, _MONTH, _QUARTER = map(
     list(HALF_LIVES_MS).index, ("three_days", "week", "month", "quarter")
 )
 FEATURE_NAMES: tuple[str, ...] = tuple(name for name, _ in FEATURES)
-_COLUMN = {name: at for at, name in enumerate(FEATURE_NAMES)}
+_COLUMN = {name: number for number, name in enumerate(FEATURE_NAMES)}
 _TRENDS = _COLUMN["trend_" + next(iter(HALF_LIVES_MS))]
 
 
 @dataclass(frozen=True)
-class UserState:
-    """What is known of a user at a moment, from the live history."""
-
-    items: IntArray
-    """(h,) item indices of positive actions, newest first, each item once."""
-    weights: FloatArray
-    """(h,) the action's weight."""
-    times_ms: NDArray[np.float64]
-    """(h,) event times."""
-    seen: IntArray
-    """Item indices never to show: every item of the history, skipped ones too, undone ones not."""
-    now_ms: float
-
-    @classmethod
-    def of(
-        cls,
-        history: Iterable[HistoryEntry],
-        index: Callable[[str], int | None],
-        weights: Mapping[Action, float],
-        now_ms: float,
-    ) -> UserState:
-        """The state from a history, newest entry first. `index` gives an item's row, None if it has none."""
-        liked: dict[int, tuple[float, float]] = {}
-        seen: dict[int, None] = {}
-        for entry in effective(history):
-            item = index(entry.item_id)
-            if item is None:
-                continue
-            seen[item] = None
-            weight = weights[entry.action]
-            if weight > 0 and item not in liked:
-                liked[item] = (weight, float(entry.time_ms))
-        return cls(
-            np.fromiter(liked, np.int32, len(liked)),
-            np.array([w for w, _ in liked.values()], np.float32),
-            np.array([t for _, t in liked.values()], np.float64),
-            np.fromiter(seen, np.int32, len(seen)),
-            now_ms,
-        )
-
-    def newest(self) -> UserState:
-        """As if the newest item were the whole history."""
-        return UserState(
-            self.items[:1], self.weights[:1], self.times_ms[:1], self.seen, self.now_ms
-        )
-
-
-@dataclass(frozen=True)
 class TrendView:
-    """The trends of the whole catalogue as of a moment, ready to be looked up. Rebuild it every second."""
+    """Trends of the whole catalogue as of a moment, for lookups; rebuilt every second."""
 
     log_share: FloatArray
-    """(m, H) log2 of an item's share of all decayed interactions, one column per half-life; m ≥ n."""
-    first_seen_ms: NDArray[np.float64]
+    """(m, H) log2 of an item's share of all decayed interactions, per half-life; m ≥ n."""
+    first_seen_ms: Float64Array
     """(m,) event time of the first interaction; NaN where unknown."""
-    heat: NDArray[np.float64]
-    """(m,) the decayed sums mixed: the trend of an item in one number, what users without history get."""
+    trend_score: Float64Array
+    """(m,) weighted sum of the decayed interactions: an item's trend as one number."""
     top: IntArray
-    """Trending items: the best of each half-life in turn, each once."""
+    """Trending items without repeats: the best of each half-life, alternating."""
 
     @classmethod
     def of(
         cls,
-        values: NDArray[np.float64],
-        first_seen_ms: NDArray[np.float64],
+        values: Float64Array,
+        first_seen_ms: Float64Array,
         top: int = 60,
-        weights: NDArray[np.float64] = TREND_MIX,
+        weights: Float64Array = TREND_MIX,
     ) -> TrendView:
-        """From the decayed sums (m, H) as of now, in the order of HALF_LIVES_MS; `top` items of each.
+        """From decayed sums (m, H) as of now, in the order of HALF_LIVES_MS.
 
-        `weights` (H,) is what each half-life counts for in an item's heat.
+        `top` items of each half-life; `weights` (H,) of the half-lives in `trend_score`.
         """
         values = np.maximum(values, 0.0)
         totals = values.sum(axis=0)
@@ -145,182 +95,226 @@ class TrendView:
         with np.errstate(divide="ignore", invalid="ignore"):
             np.log2(values / np.where(totals > 0, totals, 1.0), out=share, where=values > 0)
         share = np.maximum(share, _FLOOR).astype(np.float32)
-        return cls(share, first_seen_ms, values @ weights, _best_of_each(values, top))
+        return cls(share, first_seen_ms, values @ weights, _top_of_each(values, top))
 
 
-def _best_of_each(values: NDArray[np.float64], top: int) -> IntArray:
-    top = min(top, len(values))
-    if not top:
-        return np.empty(0, np.int32)
-    part = np.argpartition(-values, top - 1, axis=0)[:top]
-    order = np.argsort(-np.take_along_axis(values, part, axis=0), axis=0, kind="stable")
-    ranked = np.take_along_axis(part, order, axis=0)
-    ranked = np.where(np.take_along_axis(values, ranked, axis=0) > 0, ranked, -1).ravel()
-    ranked = ranked[ranked >= 0]
-    _, first = np.unique(ranked, return_index=True)
-    return ranked[np.sort(first)].astype(np.int32)
+def _top_of_each(values: Float64Array, k: int) -> IntArray:
+    """The `k` highest positive values of each column (m, H), alternating, without repeats."""
+    columns = [top_k(column, k, above=0.0) for column in values.T]
+    ranked = np.full((min(k, len(values)), values.shape[1]), -1)
+    for number, items in enumerate(columns):
+        ranked[: len(items), number] = items
+    flat = ranked[ranked >= 0]
+    _, first = np.unique(flat, return_index=True)
+    return flat[np.sort(first)].astype(np.int32)
+
+
+@dataclass
+class _Table:
+    """The feature table in progress: a row per feature, so that the values of one are contiguous."""
+
+    candidates: IntArray
+    n: int
+    """Items of the model; candidates ≥ n came after it."""
+    known: BoolArray = field(init=False)
+    """(c,) candidates that the model knows"""
+    rows: IndexArray = field(init=False)
+    """(c,) row of each candidate in the model's arrays; 0 for the unknown"""
+
+    def __post_init__(self) -> None:
+        self.values = np.full((len(FEATURES), len(self.candidates)), np.nan, np.float32)
+        self.known = self.candidates < self.n
+        self.complete = bool(self.known.all())
+        rows = self.candidates if self.complete else np.where(self.known, self.candidates, 0)
+        self.rows = rows.astype(np.intp)
+
+    def __getitem__(self, name: str) -> FloatArray:
+        column: FloatArray = self.values[_COLUMN[name]]
+        return column
+
+    def mask_unknown(self, names: Sequence[str], value: float) -> None:
+        """Set these features of candidates unknown to the model."""
+        if not self.complete:
+            for name in names:
+                self[name][~self.known] = value
 
 
 def features(
     model: Model,
-    state: UserState,
+    user: UserVectors,
     trends: TrendView,
     candidates: IntArray,
-    user_factors: FloatArray | None = None,
-    user_towers: FloatArray | None = None,
     content: ItemContent | None = None,
 ) -> FloatArray:
-    """(len(candidates), len(FEATURES)) float32. NaN where a model does not know the item or the user.
+    """(len(candidates), len(FEATURES)) float32; NaN where a model knows no such item or user.
 
-    `user_factors` and `user_towers` save what the caller has done already: fold_in and tower_user. `content`
-    is the model's own unless that of items which came after it is given, too.
+    `content`: default the model's own; give the snapshot's to include new items.
     """
-    out = np.full(
-        (len(FEATURES), len(candidates)), np.nan, np.float32
-    )  # a feature's values side by side
-    column = dict(zip(FEATURE_NAMES, out, strict=True))
-    n = len(model)
-    known = candidates < n
-    every = bool(known.all())
-    rows = (candidates if every else np.where(known, candidates, 0)).astype(np.intp)
-    column["popularity"][:] = model.log_popularity[rows]
-    if not every:
-        column["popularity"][~known] = 0.0
-    born = trends.first_seen_ms[candidates]
-    _trend_columns(state, trends, candidates, born, out)
-    column["history_length"][:] = len(state.items)
-    if not len(state.items):
-        return np.ascontiguousarray(out.T)
-    _user_columns(model, state, trends, born, column)
-    recent = state.items[:RECENT]
-    recent = np.where(recent < n, recent, -1)
-    order = Order(candidates)
-    neighbour_columns(
-        model.neighbour_items, model.neighbour_scores, recent, order, column, "cosine"
-    )
-    neighbour_columns(
-        model.same_day_items, model.same_day_scores, recent, order, column, "same_day"
-    )
-    if model.reach_items is not None and model.reach_scores is not None:
-        neighbour_columns(model.reach_items, model.reach_scores, recent, order, column, "reach")
-    _factor_columns(model, state, recent, rows, column, user_factors)
-    _tower_columns(model, state, rows, column, user_towers)
-    _content_columns(content or model.item_content, state.items[:RECENT], candidates, column)
-    if not every:
-        for name in ("als", "als_last", "tower", "tower_last"):
-            column[name][~known] = np.nan
-    return np.ascontiguousarray(out.T)
+    table, state = _Table(candidates, len(model)), user.state
+    table["popularity"][:] = model.log_popularity[table.rows]
+    table.mask_unknown(["popularity"], 0.0)
+    first_seen = trends.first_seen_ms[candidates]
+    _trend_columns(table, state, trends, first_seen)
+    table["history_length"][:] = len(state.items)
+    if len(state.items):
+        recent = state.items[:RECENT]
+        recent_known = np.where(recent < len(model), recent, -1)
+        _history_columns(table, model, state, trends, first_seen)
+        _neighbour_columns(table, model, recent_known)
+        _factor_columns(table, model, user.factors, int(recent_known[0]))
+        _tower_columns(table, model, user)
+        _content_columns(table, content or model.item_content, recent)
+        table.mask_unknown(["als", "als_last", "tower", "tower_last"], np.nan)
+    return np.ascontiguousarray(table.values.T)
 
 
 def _trend_columns(
-    state: UserState,
-    trends: TrendView,
-    candidates: IntArray,
-    born: NDArray[np.float64],
-    out: FloatArray,
+    table: _Table, state: UserState, trends: TrendView, first_seen: Float64Array
 ) -> None:
-    """What the candidates are worth to everyone, now. `born` (c,) is when each was first seen."""
-    share = trends.log_share[candidates].T
-    out[_TRENDS : _TRENDS + len(HALF_LIVES_MS)] = share
-    np.subtract(share[_WEEK], share[_QUARTER], out=out[_COLUMN["rise"]])
-    np.subtract(share[_THREE_DAYS], share[_MONTH], out=out[_COLUMN["rise_days"]])
-    age = (state.now_ms - born) / DAY_MS
-    out[_COLUMN["item_age_days"]] = age
-    arrived = np.log2(30.0 + np.fmax(age, 0.0))  # of an item of unknown age as of a new one
-    out[_COLUMN["arrival_rate"]] = out[_COLUMN["popularity"]] - arrived
+    """Trend and age of the candidates. `first_seen` (c,) ms."""
+    share = trends.log_share[table.candidates].T
+    table.values[_TRENDS : _TRENDS + len(HALF_LIVES_MS)] = share
+    np.subtract(share[_WEEK], share[_QUARTER], out=table["rise"])
+    np.subtract(share[_THREE_DAYS], share[_MONTH], out=table["rise_days"])
+    age = (state.now_ms - first_seen) / DAY_MS
+    table["item_age_days"][:] = age
+    log_age = np.log2(30.0 + np.fmax(age, 0.0))  # an unknown age counts as new
+    table["arrival_rate"][:] = table["popularity"] - log_age
 
 
-def _user_columns(
-    model: Model,
-    state: UserState,
-    trends: TrendView,
-    candidates_born: NDArray[np.float64],
-    column: dict[str, FloatArray],
+def _history_columns(
+    table: _Table, model: Model, state: UserState, trends: TrendView, first_seen: Float64Array
 ) -> None:
-    """What the user is like: the newest items, and how popular and how new what they choose is."""
+    """The user's newest items, their popularity and their age when chosen."""
     items, times = state.items[:RECENT], state.times_ms[:RECENT]
-    born = trends.first_seen_ms[items]
+    item_seen = trends.first_seen_ms[items]
     popularity = np.where(items < len(model), model.log_popularity[items % len(model)], 0.0)
-    column["last_age_days"][:] = (state.now_ms - times[0]) / DAY_MS
-    column["last_popularity"][:] = popularity[0]
-    column["last_item_age_days"][:] = (state.now_ms - born[0]) / DAY_MS
-    column["last_trend"][:] = trends.log_share[items[0], _MONTH]
-    column["age_gap_days"][:] = (candidates_born - born[0]) / DAY_MS
+    table["last_age_days"][:] = (state.now_ms - times[0]) / DAY_MS
+    table["last_popularity"][:] = popularity[0]
+    table["last_item_age_days"][:] = (state.now_ms - item_seen[0]) / DAY_MS
+    table["last_trend"][:] = trends.log_share[items[0], _MONTH]
+    table["age_gap_days"][:] = (first_seen - item_seen[0]) / DAY_MS
     if len(items) > 1:
-        column["second_age_gap_days"][:] = (candidates_born - born[1]) / DAY_MS
-    column["session_length"][:] = np.count_nonzero(state.now_ms - state.times_ms < DAY_MS)
-    column["taste_popularity"][:] = popularity.mean()
-    chosen_at = (times - born) / DAY_MS
-    known = np.isfinite(chosen_at)
+        table["second_age_gap_days"][:] = (first_seen - item_seen[1]) / DAY_MS
+    table["session_length"][:] = np.count_nonzero(state.now_ms - state.times_ms < DAY_MS)
+    table["taste_popularity"][:] = popularity.mean()
+    chosen_age = (times - item_seen) / DAY_MS
+    known = np.isfinite(chosen_age)
     if known.any():
-        column["taste_age_days"][:] = chosen_at[known].mean()
+        table["taste_age_days"][:] = chosen_age[known].mean()
 
 
-def _factor_columns(
-    model: Model,
-    state: UserState,
-    recent: IntArray,
-    rows: NDArray[np.intp],
-    column: dict[str, FloatArray],
-    user_factors: FloatArray | None,
+class _Positions:
+    """Finds items among the candidates, which have no repeats."""
+
+    def __init__(self, candidates: IntArray) -> None:
+        self._order: IndexArray | None = None
+        self._sorted = candidates
+        if (candidates[1:] < candidates[:-1]).any():
+            self._order = candidates.argsort()
+            self._sorted = candidates[self._order]
+        self.count = len(candidates)
+
+    def find(self, items: IntArray) -> tuple[IndexArray, BoolArray]:
+        """The position of each item among the candidates, and whether it is one."""
+        position = self._sorted.searchsorted(items)
+        position[position == self.count] = 0
+        found = self._sorted[position] == items
+        return (position if self._order is None else self._order[position]), found
+
+
+def _neighbour_columns(table: _Table, model: Model, recent: IntArray) -> None:
+    """Similarity of candidates to the recent items by each kind of neighbour list; −1: unknown item."""
+    positions = _Positions(table.candidates)
+    lists = [
+        ("cosine", model.neighbour_items, model.neighbour_scores),
+        ("same_day", model.same_day_items, model.same_day_scores),
+        ("reach", model.reach_items, model.reach_scores),
+    ]
+    for name, items, scores in lists:
+        if items is not None and scores is not None:
+            known = np.flatnonzero(recent >= 0)
+            _similarity_columns(
+                table, name, positions, known, (items[recent[known]], scores[recent[known]])
+            )
+
+
+def _similarity_columns(
+    table: _Table,
+    name: str,
+    positions: _Positions,
+    age_ranks: IndexArray,
+    neighbours: tuple[IntArray, FloatArray],
 ) -> None:
-    """What ALS thinks of each candidate for the user, and how near it is to the newest item."""
+    """Similarity to the newest item, the highest, and the sum with weights 1, 1/2, 1/3, … by age rank.
+
+    `neighbours`: items (h, K) and scores (h, K) of history items with these ranks (h,).
+    """
+    last, total = table[f"{name}_last"], table[f"{name}_sum"]
+    highest = table[f"{name}_max"] if f"{name}_max" in _COLUMN else None
+    last[:] = 0.0
+    total[:] = 0.0
+    if highest is not None:
+        highest[:] = 0.0
+    if not len(age_ranks) or not positions.count:
+        return
+    items, scores = neighbours
+    position, found = positions.find(items)
+    position, scores = position[found], scores[found]
+    rank = np.broadcast_to(age_ranks[:, None], items.shape)[found]
+    if age_ranks[0] == 0:
+        last[position[rank == 0]] = scores[rank == 0]
+    total[:] = np.bincount(position, scores / (rank + 1), positions.count)
+    if highest is not None:
+        np.maximum.at(highest, position, scores)
+
+
+def _factor_columns(table: _Table, model: Model, user: FloatArray | None, last: int) -> None:
+    """ALS scores for the user, and cosine to the newest item (−1: unknown)."""
     if model.factors is None or model.norms is None:
         return
-    user = fold_in(model, state) if user_factors is None else user_factors
-    near, norms = model.factors[rows], model.norms[rows]
+    factors, norms = model.factors[table.rows], model.norms[table.rows]
     unrated = norms <= 0
     if user is not None:
-        np.matmul(near, user, out=column["als"])
-        column["als"][unrated] = np.nan
-    if recent[0] >= 0 and model.norms[recent[0]] > 0:
-        lengths = norms * model.norms[recent[0]]
+        np.matmul(factors, user, out=table["als"])
+        table["als"][unrated] = np.nan
+    if last >= 0 and model.norms[last] > 0:
+        lengths = norms * model.norms[last]
         lengths[unrated] = np.nan
-        np.divide(near @ model.factors[recent[0]], lengths, out=column["als_last"])
+        np.divide(factors @ model.factors[last], lengths, out=table["als_last"])
 
 
-def _tower_columns(
-    model: Model,
-    state: UserState,
-    rows: NDArray[np.intp],
-    column: dict[str, FloatArray],
-    user: FloatArray | None,
-) -> None:
-    """The logits of the whole history and of its newest item alone."""
+def _tower_columns(table: _Table, model: Model, user: UserVectors) -> None:
+    """Logits of the two towers for the whole history and for its newest item alone."""
     if model.towers is None:
         return
-    user = tower_user(model, state) if user is None else user
-    last = tower_user(model, state.newest())
-    given = {name: v for name, v in (("tower", user), ("tower_last", last)) if v is not None}
-    if given:
-        logits = model.towers.logits(np.stack(list(given.values()), axis=1), rows)
-        for at, name in enumerate(given):
-            column[name][:] = logits[:, at]
+    newest = tower_user(model, user.state.newest())
+    vectors = {"tower": user.tower, "tower_last": newest}
+    known = {name: vector for name, vector in vectors.items() if vector is not None}
+    if known:
+        logits = model.towers.logits(np.stack(list(known.values()), axis=1), table.rows)
+        for number, name in enumerate(known):
+            table[name][:] = logits[:, number]
 
 
-def _content_columns(
-    content: ItemContent | None,
-    recent: IntArray,
-    candidates: IntArray,
-    column: dict[str, FloatArray],
-) -> None:
-    """How alike each candidate and the newest items are described."""
+def _content_columns(table: _Table, content: ItemContent | None, recent: IntArray) -> None:
+    """Cosine of content to the newest item, and its mean over the recent ones with content."""
     if content is None:
         return
     past = recent[content.has(recent)]
     if not len(past):
         return
-    described = np.flatnonzero(content.has(candidates))
-    similar = content.rows(candidates[described]) @ content.rows(past).T
-    column["content_mean"][described] = similar.mean(axis=1)
+    described = np.flatnonzero(content.has(table.candidates))
+    similar = content.rows(table.candidates[described]) @ content.rows(past).T
+    table["content_mean"][described] = similar.mean(axis=1)
     if recent[0] == past[0]:
-        column["content_last"][described] = similar[:, 0]
+        table["content_last"][described] = similar[:, 0]
 
 
-def group_contributions(contributions: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:
-    """Part → (n,), and `base`, from LightGBM's pred_contrib (n, F + 1); they add up to the score."""
+def group_contributions(contributions: Float64Array) -> dict[str, Float64Array]:
+    """Group → (c,), and `base`, from LightGBM's pred_contrib (c, F + 1); they add up to the score."""
     if contributions.shape[1] != len(FEATURES) + 1:
         raise ValueError(f"{contributions.shape[1]} columns, expected {len(FEATURES) + 1}")
-    parts = np.array([part for _, part in FEATURES])
-    receipt = {part: contributions[:, :-1][:, parts == part].sum(axis=1) for part in PARTS}
-    return {**receipt, "base": contributions[:, -1]}
+    groups = np.array([part for _, part in FEATURES])
+    sums = {part: contributions[:, :-1][:, groups == part].sum(axis=1) for part in PARTS}
+    return {**sums, "base": contributions[:, -1]}

@@ -1,17 +1,19 @@
-"""A published model as NumPy arrays: what candidates and features are computed from.
+"""A published model as NumPy arrays: everything that candidates and features are computed from.
 
 reads   artifact  item_ids, popularity, first_seen_ms, neighbour_items, neighbour_scores, same_day_items,
-                  same_day_scores; where there: reach_items, reach_scores, als_item_factors, content,
+                  same_day_scores; optional: reach_items, reach_scores, als_item_factors, content,
                   content_words, content_word_vectors, tower_history, tower_targets
         manifest  parameters.als.alpha, parameters.als.reg, parameters.towers.ages
 
-Rows of every array are items, but of those of words; a row number is an `item_index`. `−1` pads neighbour
-lists. An item that ALS or content knows nothing of has a row of zeros there. Items that appeared later have
-indices ≥ n; what they say of themselves is looked up in the vectors of words.
+Row numbers of arrays are item indices (`item_index`), except in arrays of words. −1 pads neighbour lists.
+An item unknown to ALS or without content has a row of zeros there. Items that came after the training have
+indices ≥ n; their content vectors are computed from word vectors.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,13 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.arrays import FloatArray, IntArray
+from afterclick.arrays import AnyArray, BoolArray, Float64Array, FloatArray, IndexArray, IntArray
 from afterclick.artifact import Manifest, Throttle, load_array, no_throttle, read_manifest, verify
-from afterclick.content import ItemContent, WordVectors, fit_together
 from afterclick.errors import BadArtifact
-from afterclick.towers import AGES_DAYS, TowerArrays
+from afterclick.trends import DAY_MS
 
 _STEP = 2000
+"""Rows per step of a long loop; other threads get the interpreter between two steps."""
 _NEEDED = (
     "item_ids",
     "popularity",
@@ -47,27 +49,160 @@ _OPTIONAL = (
     "tower_history",
     "tower_targets",
 )
-OF_WORDS = ("content_words", "content_word_vectors")
-"""Arrays whose rows are words."""
+WORD_ARRAYS = ("content_words", "content_word_vectors")
+"""Arrays whose rows are words, not items."""
+TOWER_HISTORY = 10
+"""Newest items of a history that the user tower reads."""
+AGES_DAYS = np.array([0.5, 3.0, 10.0, 30.0, 90.0, 365.0])
+"""Upper limits of the user tower's age buckets; the last bucket is everything older."""
+UNKNOWN_BIAS = -100.0
+"""The bias of an item that the towers did not learn: below every other score."""
+_WORD = re.compile(r"\b\w\w+\b")
+"""As scikit-learn's TfidfVectorizer splits lower-case text."""
+
+
+def text_of(title: str | None, categories: Iterable[str]) -> str:
+    """Title and categories of an item as one line; empty where both are unknown."""
+    return ". ".join(filter(None, [title, ", ".join(categories)]))
+
+
+@dataclass(frozen=True, eq=False)
+class WordVectors:
+    """The contribution of each word to the content vector of a text (training/models/content.py)."""
+
+    words: NDArray[np.str_]
+    """(V,) in lower case, without repeats and stop words"""
+    vectors: FloatArray
+    """(V, d)"""
+    index: dict[str, int] = field(init=False)
+    """word → row"""
+
+    def __post_init__(self) -> None:
+        index = {word: row for row, word in enumerate(self.words.tolist())}
+        object.__setattr__(self, "index", index)
+
+    def vector(self, text: str) -> FloatArray:
+        """(d,) of length 1, or zeros where no word is known: unit(Σ (1 + ln tf) · vectors[word])."""
+        times = Counter(word for word in _WORD.findall(text.lower()) if word in self.index)
+        rows = np.array([self.index[word] for word in times], np.intp)
+        weights = 1.0 + np.log(np.array(list(times.values()), np.float32))
+        total = weights @ self.vectors[rows]
+        length = np.linalg.norm(total)
+        return np.asarray(total / length if length > 0 else total, np.float32)
+
+
+def fit_together(words: AnyArray, vectors: AnyArray, content: AnyArray | None) -> bool:
+    """Whether words (V,) are strings and their vectors (V, d) as wide as the items' content (n, d)."""
+    strings = words.dtype.kind == "U" and words.ndim == 1
+    return strings and content is not None and vectors.shape == (len(words), content.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class ItemContent:
+    """Content vectors of a model's items and of new items (unknown to the model), by item index."""
+
+    vectors: FloatArray
+    """(n, d) of the model's items, of length 1 or 0"""
+    described: BoolArray
+    """(n,) whether each of them has content"""
+    new: FloatArray
+    """(m - n, d) of the new items; (0, d) without any"""
+    _described: BoolArray = field(init=False)
+    """(m + 1,) of all items; the last element stands for any index beyond"""
+
+    def __post_init__(self) -> None:
+        every = np.concatenate([self.described, self.new.any(axis=1), [False]])
+        object.__setattr__(self, "_described", every)
+
+    @classmethod
+    def of(cls, vectors: FloatArray) -> ItemContent:
+        """Of the model's items (n, d) alone."""
+        return cls(vectors, np.asarray(vectors.any(axis=1)), vectors[:0])
+
+    def with_new(self, vectors: FloatArray) -> ItemContent:
+        """With new items (m - n, d) after the model's."""
+        return ItemContent(self.vectors, self.described, vectors)
+
+    def has(self, items: IntArray) -> BoolArray:
+        """(len(items),) whether each has content."""
+        return self._described.take(items, mode="clip")
+
+    def row(self, item: int) -> FloatArray | None:
+        """(d,) the vector of one item; None without content."""
+        if not self._described.take(item, mode="clip"):
+            return None
+        n = len(self.vectors)
+        vector: FloatArray = self.vectors[item] if item < n else self.new[item - n]
+        return vector
+
+    def rows(self, items: IntArray) -> FloatArray:
+        """(len(items), d) their vectors; zeros for items without content."""
+        n = len(self.vectors)
+        if items.max(initial=-1) < n:
+            return self.vectors.take(items, axis=0)
+        vectors = self.vectors.take(items, axis=0, mode="clip")
+        after = np.flatnonzero(items >= n)
+        vectors[after] = 0.0
+        after = after[items[after] < n + len(self.new)]
+        vectors[after] = self.new[items[after] - n]
+        return vectors
+
+
+@dataclass(frozen=True, eq=False)
+class TowerArrays:
+    """Both towers of a two-tower model; an item's logit is the inner product of the two vectors."""
+
+    history: FloatArray
+    """(n, d) the contribution of an item of the history to the user's vector; zeros where unknown"""
+    targets: FloatArray
+    """(n, d + 1) item vectors, scaled by the temperature; the last column is the item's bias"""
+    ages: FloatArray
+    """(len(AGES_DAYS) + 1,) weight of an item of the history by its age"""
+
+    def user(
+        self, items: IntArray, weights: FloatArray, times_ms: Float64Array, now_ms: float
+    ) -> FloatArray | None:
+        """(d + 1,) a unit vector and a one (for the bias) from a history, newest first.
+
+        None where no item of the history is known.
+        """
+        items, weights = items[:TOWER_HISTORY], weights[:TOWER_HISTORY]
+        times_ms = times_ms[:TOWER_HISTORY]
+        known = items < len(self.history)
+        days = np.maximum(now_ms - times_ms[known], 0.0) / DAY_MS
+        scaled = weights[known] * self.ages[np.searchsorted(AGES_DAYS, days, side="right")]
+        total = scaled.astype(np.float32) @ self.history[items[known]]
+        length = float(np.linalg.norm(total))
+        return np.append(total / length, np.float32(1.0)).astype(np.float32) if length > 0 else None
+
+    def logits(self, users: FloatArray, items: IndexArray) -> FloatArray:
+        """Logits of items: (len(items),) for one user (d + 1,), (len(items), u) for columns (d + 1, u).
+
+        NaN for items that the towers did not learn.
+        """
+        targets = self.targets[items]
+        logits = targets @ users
+        logits[targets[:, -1] <= UNKNOWN_BIAS] = np.nan
+        return np.asarray(logits, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The arrays of one artifact. Share it between threads freely; change nothing in it."""
+    """The arrays of one artifact. Immutable, so that threads may share it."""
 
     version: str
     item_ids: NDArray[np.str_]
     """(n,)"""
     popularity: FloatArray
     """(n,) interactions of positive weight in training."""
-    first_seen_ms: NDArray[np.float64]
-    """(n,) event time of the item's first interaction; NaN where it has none."""
+    first_seen_ms: Float64Array
+    """(n,) event time of the item's first interaction; NaN without one."""
     neighbour_items: IntArray
-    """(n, K) items bought by the same users, nearest first."""
+    """(n, K) items with the same users, most similar first."""
     neighbour_scores: FloatArray
     """(n, K) cosine of the two items' user sets."""
     same_day_items: IntArray
-    """(n, K) items reviewed by the same users on the same day."""
+    """(n, K) items that the same users interacted with on the same day."""
     same_day_scores: FloatArray
     """(n, K)"""
     factors: FloatArray | None = None
@@ -77,25 +212,24 @@ class Model:
     als_alpha: float = 1.0
     als_reg: float = 0.1
     reach_items: IntArray | None = None
-    """(n, K) items that a walk of one or two steps over both kinds of neighbours leads to."""
+    """(n, K) items that a random walk of one or two steps over both kinds of neighbours reaches (RP3β)."""
     reach_scores: FloatArray | None = None
-    """(n, K) how often, with weight on what is popular."""
+    """(n, K) visits by the walk, weighted by popularity."""
     towers: TowerArrays | None = None
-    """What the two towers have learned."""
     words: WordVectors | None = None
-    """What each word adds to `content`: gives items that come later theirs."""
+    """Computes `content` of new items."""
     index: dict[str, int] = field(init=False)
     """item_id → item_index."""
     log_popularity: FloatArray = field(init=False)
-    """(n,) log2 of one more than `popularity`."""
-    gram: NDArray[np.float64] | None = field(init=False)
+    """(n,) log2(1 + popularity)."""
+    gram: Float64Array | None = field(init=False)
     """(k, k) Yᵀ Y of the item factors, for fold-in."""
-    spectrum: tuple[NDArray[np.float64], NDArray[np.float64]] | None = field(init=False)
-    """(k,) eigenvalues and (k, k) eigenvectors of `gram`: for a cheap fold-in of few items."""
+    spectrum: tuple[Float64Array, Float64Array] | None = field(init=False)
+    """(k,) eigenvalues and (k, k) eigenvectors of `gram`, for fold-in of short histories."""
     norms: FloatArray | None = field(init=False)
-    """(n,) lengths of the item factors; 0 where ALS does not know the item."""
+    """(n,) norms of the item factors; 0 for items unknown to ALS."""
     item_content: ItemContent | None = field(init=False)
-    """`content` as it is looked up."""
+    """Lookup of `content`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", _index(self.item_ids))
@@ -114,36 +248,39 @@ class Model:
     def __len__(self) -> int:
         return len(self.item_ids)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """The arrays by the names of their files in an artifact."""
-        found = {name: getattr(self, name) for name in _NEEDED}
+    def arrays(self) -> dict[str, AnyArray]:
+        """The arrays by their file names in an artifact."""
+        arrays = {name: getattr(self, name) for name in _NEEDED}
         if self.reach_items is not None and self.reach_scores is not None:
-            found |= {"reach_items": self.reach_items, "reach_scores": self.reach_scores}
+            arrays |= {"reach_items": self.reach_items, "reach_scores": self.reach_scores}
         if self.factors is not None:
-            found["als_item_factors"] = self.factors
+            arrays["als_item_factors"] = self.factors
         if self.content is not None:
-            found["content"] = self.content
+            arrays["content"] = self.content
         if self.words is not None:
-            found |= {"content_words": self.words.words, "content_word_vectors": self.words.vectors}
+            arrays |= {
+                "content_words": self.words.words,
+                "content_word_vectors": self.words.vectors,
+            }
         if self.towers is not None:
-            found |= {"tower_history": self.towers.history, "tower_targets": self.towers.targets}
-        return found
+            arrays |= {"tower_history": self.towers.history, "tower_targets": self.towers.targets}
+        return arrays
 
     def save(self, folder: Path) -> None:
-        """Write the arrays into an artifact's folder (inside the `fill` of artifact.write)."""
+        """Write the arrays into an artifact's folder, within the `fill` of `artifact.write`."""
         for name, array in self.arrays().items():
             np.save(folder / f"{name}.npy", array, allow_pickle=False)
 
     def parameters(self) -> dict[str, Any]:
-        """What belongs into the manifest's `parameters`."""
-        found: dict[str, Any] = {"als": {"alpha": self.als_alpha, "reg": self.als_reg}}
+        """The manifest's `parameters`."""
+        parameters: dict[str, Any] = {"als": {"alpha": self.als_alpha, "reg": self.als_reg}}
         if self.towers is not None:
-            found["towers"] = {"ages": self.towers.ages.tolist()}
-        return found
+            parameters["towers"] = {"ages": self.towers.ages.tolist()}
+        return parameters
 
 
-def _gram(factors: FloatArray) -> NDArray[np.float64]:
-    """Yᵀ Y in double precision, a block of rows at a time: the whole of Y as doubles is never in memory."""
+def _gram(factors: FloatArray) -> Float64Array:
+    """Yᵀ Y in double precision, a block of rows at a time to save memory."""
     gram = np.zeros((factors.shape[1], factors.shape[1]))
     for start in range(0, len(factors), _STEP):
         block = factors[start : start + _STEP].astype(np.float64)
@@ -152,7 +289,7 @@ def _gram(factors: FloatArray) -> NDArray[np.float64]:
 
 
 def _index(item_ids: NDArray[np.str_]) -> dict[str, int]:
-    """item_id → row. In steps, between which other threads get the interpreter."""
+    """item_id → row."""
     index: dict[str, int] = {}
     for start in range(0, len(item_ids), _STEP):
         index.update(zip(item_ids[start : start + _STEP].tolist(), count(start), strict=False))
@@ -160,13 +297,13 @@ def _index(item_ids: NDArray[np.str_]) -> dict[str, int]:
 
 
 def load(
-    folder: Path, manifest_sha256: str | None = None, rest: Throttle = no_throttle
+    folder: Path, manifest_sha256: str | None = None, throttle: Throttle = no_throttle
 ) -> tuple[Model, Manifest]:
-    """The model of an artifact, after every hash was checked. Raises BadArtifact."""
+    """The model of an artifact; every hash is checked first. Raises BadArtifact."""
     manifest = read_manifest(folder, manifest_sha256)
-    verify(folder, manifest, rest)
+    verify(folder, manifest, throttle)
     names = [*_NEEDED, *(n for n in _OPTIONAL if f"{n}.npy" in manifest.files)]
-    arrays = {name: load_array(folder, name, rest) for name in names}
+    arrays = {name: load_array(folder, name, throttle) for name in names}
     _check(folder, arrays)
     als = manifest.parameters.get("als", {})
     factors = arrays.pop("als_item_factors", None)
@@ -184,39 +321,35 @@ def load(
     return model, manifest
 
 
-def _towers(
-    folder: Path, arrays: dict[str, NDArray[Any]], manifest: Manifest
-) -> TowerArrays | None:
-    """Takes the towers' arrays out of `arrays`; None where the artifact has none."""
+def _towers(folder: Path, arrays: dict[str, AnyArray], manifest: Manifest) -> TowerArrays | None:
+    """Remove the towers' arrays from `arrays`; None where the artifact has none."""
     history, targets = arrays.pop("tower_history", None), arrays.pop("tower_targets", None)
     if history is None or targets is None:
         return None
     ages = np.array(manifest.parameters.get("towers", {}).get("ages", []), np.float32)
     if len(ages) != len(AGES_DAYS) + 1 or targets.shape[1] != history.shape[1] + 1:
-        raise BadArtifact(f"{folder}: the towers' parts do not fit together; train again")
+        raise BadArtifact(f"{folder}: arrays of the two towers differ in shape; train again")
     return TowerArrays(history, targets, ages)
 
 
-def _words(folder: Path, arrays: dict[str, NDArray[Any]]) -> WordVectors | None:
-    """Takes the arrays of words out of `arrays`; None where the artifact has none, as older ones."""
+def _words(folder: Path, arrays: dict[str, AnyArray]) -> WordVectors | None:
+    """Remove the arrays of words from `arrays`; None where the artifact has none."""
     words, vectors = arrays.pop("content_words", None), arrays.pop("content_word_vectors", None)
     if words is None or vectors is None:
         return None
     if not fit_together(words, vectors, arrays.get("content")):
-        raise BadArtifact(
-            f"{folder}: words, their vectors and content do not fit together; train again"
-        )
+        raise BadArtifact(f"{folder}: arrays of words and of content differ in shape; train again")
     return WordVectors(words, vectors)
 
 
-def _check(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
+def _check(folder: Path, arrays: dict[str, AnyArray]) -> None:
     rows = len(arrays["item_ids"])
     for name, array in arrays.items():
-        if len(array) != rows and name not in OF_WORDS:
+        if len(array) != rows and name not in WORD_ARRAYS:
             raise BadArtifact(f"{folder / name}.npy: {len(array)} rows, item_ids has {rows}")
     for name in _finite(arrays):
         if not np.isfinite(arrays[name]).all():
-            raise BadArtifact(f"{folder / name}.npy: holds NaN or infinity")
+            raise BadArtifact(f"{folder / name}.npy: contains NaN or infinity")
     for name in ("neighbour_items", "same_day_items", "reach_items"):
         if (
             name in arrays
@@ -226,5 +359,5 @@ def _check(folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
             raise BadArtifact(f"{folder / name}.npy: an index is out of range")
 
 
-def _finite(arrays: dict[str, NDArray[Any]]) -> Iterable[str]:
+def _finite(arrays: dict[str, AnyArray]) -> Iterable[str]:
     return (n for n in arrays if n != "first_seen_ms" and arrays[n].dtype.kind == "f")

@@ -12,18 +12,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.arrays import FloatArray, IntArray
-from afterclick.content import ItemContent
-from afterclick.features import TrendView, UserState, features
+from afterclick.arrays import BoolArray, FloatArray, IntArray
+from afterclick.features import TrendView, features
 from afterclick.model import Model
-from afterclick.retrieval import (
-    CandidateLimits,
-    Candidates,
-    Search,
-    candidate_items,
-    exact_search,
-)
-from afterclick.user_vectors import fold_in, tower_user
+from afterclick.retrieval import CandidateLimits, Candidates, Searches, candidate_items
+from afterclick.user_vectors import UserState, UserVectors
 
 
 class Ranker(Protocol):
@@ -35,40 +28,11 @@ class Ranker(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Searches:
-    """Nearest-neighbour searches over a model's item vectors. A source without a search is skipped."""
-
-    als: Search | None = None
-    tower: Search | None = None
-    content: Search | None = None
-
-    @classmethod
-    def exact(cls, model: Model, allowed: NDArray[np.bool_] | None = None) -> Searches:
-        """Exact searches over the model's items, or over those `allowed` (m,), m ≥ n."""
-        mask = None if allowed is None else allowed[: len(model)]
-
-        def search(vectors: FloatArray | None) -> Search | None:
-            return None if vectors is None else exact_search(vectors, mask)
-
-        towers = model.towers.targets if model.towers is not None else None
-        return cls(search(model.factors), search(towers), search(model.content))
-
-
-@dataclass(frozen=True, eq=False)
 class RankingQuery:
     """A user at a moment, as candidate sources and features read them."""
 
-    user: UserState
+    user: UserVectors
     trends: TrendView
-    factors: FloatArray | None
-    """(k,) ALS factors folded in from the history."""
-    tower: FloatArray | None
-    """(d + 1,) output of the user tower."""
-
-    @classmethod
-    def of(cls, model: Model, user: UserState, trends: TrendView) -> RankingQuery:
-        """Compute the user's vectors once, for retrieval and for features."""
-        return cls(user, trends, fold_in(model, user), tower_user(model, user))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +41,15 @@ class CandidateGenerator:
 
     model: Model
     searches: Searches
-    content: ItemContent | None = None
-    """Content of the model's items and of later ones; default: the model's items alone."""
     limits: CandidateLimits = field(default_factory=CandidateLimits)
-    allowed: NDArray[np.bool_] | None = None
+    allowed: BoolArray | None = None
     """(m,) items that may become candidates; default: all."""
 
     @classmethod
     def exact(
         cls,
         model: Model,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: BoolArray | None = None,
         limits: CandidateLimits | None = None,
     ) -> CandidateGenerator:
         """With exact searches in place of ANN indexes: for training and evaluation."""
@@ -95,8 +57,8 @@ class CandidateGenerator:
         return cls(model, searches, limits=limits or CandidateLimits(), allowed=allowed)
 
     def query(self, user: UserState, trends: TrendView) -> RankingQuery:
-        """The query of a user at a moment."""
-        return RankingQuery.of(self.model, user, trends)
+        """Compute the user's vectors once, for retrieval and for features."""
+        return RankingQuery(UserVectors.of(self.model, user), trends)
 
     def retrieve(
         self,
@@ -105,35 +67,19 @@ class CandidateGenerator:
         limits: CandidateLimits | None = None,
     ) -> Candidates:
         """The candidates of all sources, without seen items and those in `exclude`."""
-        found = candidate_items(
-            self.model,
-            query.user,
-            query.trends,
-            user_factors=query.factors,
-            user_towers=query.tower,
-            als_search=self.searches.als,
-            tower_search=self.searches.tower,
-            content_search=self.searches.content,
-            content=self.content,
-            limits=limits or self.limits,
-            exclude=exclude,
+        candidates = candidate_items(
+            self.model, query.user, query.trends.top, self.searches, limits or self.limits
         )
-        if self.allowed is None:
-            return found
-        keep = self.allowed[found.items]
-        return Candidates(found.items[keep], found.sources[keep])
+        if exclude is not None:
+            candidates = candidates.without(exclude)
+        if self.allowed is not None:
+            candidates = candidates.where(self.allowed[candidates.items])
+        return candidates
 
     def features(self, query: RankingQuery, items: IntArray) -> FloatArray:
         """(len(items), len(FEATURES)) feature rows of items, candidates or not."""
-        return features(
-            self.model,
-            query.user,
-            query.trends,
-            items,
-            query.factors,
-            query.tower,
-            self.content,
-        )
+        content = self.searches.item_content
+        return features(self.model, query.user, query.trends, items, content)
 
 
 def score_candidates(

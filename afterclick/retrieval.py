@@ -1,4 +1,4 @@
-"""Candidate sources: which few hundred items of the catalogue are worth ranking for a user, now."""
+"""Candidate retrieval: the few hundred items of the catalogue worth ranking for a user at a moment."""
 
 from __future__ import annotations
 
@@ -8,93 +8,155 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.arrays import FloatArray, IntArray
-from afterclick.content import ItemContent
-from afterclick.features import TrendView, UserState
-from afterclick.model import Model
+from afterclick.arrays import BoolArray, FloatArray, IndexArray, IntArray
+from afterclick.model import ItemContent, Model
+from afterclick.user_vectors import UserVectors
 
 SOURCES = ("same_day", "neighbours", "als", "tower", "content", "trending")
+"""Names of the candidate sources, as responses and impressions carry them."""
 Search = Callable[[FloatArray, int], IntArray]
-"""(query vector (k,), how many) → item indices, nearest first; -1 pads. FAISS, or `exact_search`."""
+"""(query vector (k,), count) → item indices, nearest first; -1 pads. FAISS, or `exact_search`."""
 
 
 @dataclass(frozen=True)
 class CandidateLimits:
-    """How many candidates each source may bring.
+    """Candidates per source.
 
-    On Electronics as good, within noise, as 50 neighbours of an item, 100 by each model and 50 by content
-    (docs/results.md), in five sixths of the time: what else is near is among the neighbours already.
+    On Electronics as good, within noise, as 50 neighbours of an item, 100 items of each model and 50 by
+    content, in five sixths of the time: most of what they add is among the neighbours already.
     """
 
     recent: int = 5
-    """Items of the history whose neighbours are fetched."""
+    """Items of the history whose neighbours are retrieved."""
     per_item: int = 40
     """Neighbours of one item, of each kind."""
     als: int = 30
-    """Items nearest to the user's ALS vector."""
+    """Items nearest to the user's ALS factors."""
     tower: int = 30
-    """Items nearest to the user's vector of the two towers."""
+    """Items nearest to the output of the user tower."""
     content: int = 20
-    """Items with content like the newest one."""
+    """Items with content like that of the newest item."""
     trending: int = 200
-    """Trending items, whatever the half-life."""
+    """Trending items, over all half-lives."""
 
 
 REDUCED_LIMITS = CandidateLimits(per_item=30, als=0, tower=0, content=0, trending=100)
-"""For a moment when there is no time: no search of an index, two thirds of the items to rank."""
+"""Candidate limits under load shedding: no ANN search, and about two thirds of the candidates."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Searches:
+    """Nearest-neighbour searches over a model's item vectors; a source without a search is skipped."""
+
+    als: Search | None = None
+    tower: Search | None = None
+    content: Search | None = None
+    item_content: ItemContent | None = None
+    """Content vectors of the model's items and of new items; default: of the model's items alone."""
+
+    @classmethod
+    def exact(cls, model: Model, allowed: BoolArray | None = None) -> Searches:
+        """Exact searches over the model's items, or over those `allowed` (m,), m ≥ n."""
+        mask = None if allowed is None else allowed[: len(model)]
+
+        def search(vectors: FloatArray | None) -> Search | None:
+            return None if vectors is None else exact_search(vectors, mask)
+
+        towers = model.towers.targets if model.towers is not None else None
+        return cls(search(model.factors), search(towers), search(model.content))
+
+
+@dataclass(frozen=True, eq=False)
 class Candidates:
-    """Items to rank and where each came from first."""
+    """Items to rank and the first source that retrieved each."""
 
     items: IntArray
-    """(c,) item indices, each once, none seen."""
+    """(c,) item indices in ascending order, without repeats."""
     sources: NDArray[np.int8]
     """(c,) index in SOURCES."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def where(self, keep: BoolArray) -> Candidates:
+        """Those that the mask (c,) selects."""
+        return Candidates(self.items[keep], self.sources[keep])
+
+    def without(self, items: IntArray) -> Candidates:
+        """Those that are not among `items`."""
+        return self.where(not_in(self.items, items)) if len(items) else self
 
 
 def candidate_items(
     model: Model,
-    state: UserState,
-    trends: TrendView,
-    *,
-    user_factors: FloatArray | None = None,
-    user_towers: FloatArray | None = None,
-    als_search: Search | None = None,
-    tower_search: Search | None = None,
-    content_search: Search | None = None,
-    content: ItemContent | None = None,
+    user: UserVectors,
+    trending: IntArray,
+    searches: Searches,
     limits: CandidateLimits | None = None,
-    exclude: IntArray | None = None,
 ) -> Candidates:
-    """The union of all sources, without what the user has seen and what is in `exclude`.
+    """The union of all sources, without the items the user has seen.
 
-    Give `user_factors` (from fold_in) with `als_search`, and `user_towers` (from tower_user) with
-    `tower_search`. `content` is the model's own unless that of items which came after it is given, too. A
-    source without its search or input brings nothing.
+    `trending` are trending items, best first (`TrendView.top`).
     """
     limits = limits or CandidateLimits()
-    recent = state.items[: limits.recent]
-    like = _newest_content(model, content or model.item_content, recent)
+    recent = user.state.items[: limits.recent]
+    content = _newest_content(model, searches.item_content or model.item_content, recent)
     recent = recent[recent < len(model)]
-    found: list[IntArray] = [
+    retrieved: list[IntArray] = [
         model.same_day_items[recent, : limits.per_item].ravel(),
         _neighbours(model, recent, limits.per_item),
-        _search(als_search, user_factors, limits.als),
-        _search(tower_search, user_towers, limits.tower),
-        _search(content_search, like, limits.content),
-        trends.top[: limits.trending],
+        _search(searches.als, user.factors, limits.als),
+        _search(searches.tower, user.tower, limits.tower),
+        _search(searches.content, content, limits.content),
+        trending[: limits.trending],
     ]
-    items = np.concatenate(found).astype(np.int32, copy=False)
-    sources = np.repeat(np.arange(len(found), dtype=np.int8), [len(f) for f in found])
-    keep = not_in(items, state.seen if exclude is None else np.concatenate([state.seen, exclude]))
+    items = np.concatenate(retrieved).astype(np.int32, copy=False)
+    sources = np.repeat(np.arange(len(retrieved), dtype=np.int8), [len(r) for r in retrieved])
+    keep = not_in(items, user.state.seen)
     items, sources = items[keep], sources[keep]
     items, first = np.unique(items, return_index=True)
     return Candidates(items, sources[first])
 
 
-def top_k(scores: NDArray[np.floating], k: int, above: float | None = None) -> NDArray[np.intp]:
+def _neighbours(model: Model, recent: IntArray, count: int) -> IntArray:
+    neighbours = model.neighbour_items[recent, :count].ravel()
+    if model.reach_items is None:
+        return neighbours
+    return np.concatenate([neighbours, model.reach_items[recent, :count].ravel()])
+
+
+def _search(search: Search | None, query: FloatArray | None, count: int) -> IntArray:
+    if search is None or query is None or not count:
+        return np.empty(0, np.int32)
+    return search(query, count)
+
+
+def _newest_content(
+    model: Model, content: ItemContent | None, recent: IntArray
+) -> FloatArray | None:
+    """Content of the newest item, skipping new items without any."""
+    if content is None:
+        return None
+    for item in recent.tolist():
+        vector = content.row(item)
+        if vector is not None or item < len(model):
+            return vector
+    return None
+
+
+def exact_search(vectors: FloatArray, allowed: BoolArray | None = None) -> Search:
+    """A search by inner product over all rows: for small catalogues, and as an index's reference."""
+
+    def search(query: FloatArray, count: int) -> IntArray:
+        scores = vectors @ query
+        if allowed is not None:
+            scores = np.where(allowed, scores, -np.inf)
+        return top_k(scores, count).astype(np.int32)
+
+    return search
+
+
+def top_k(scores: NDArray[np.floating], k: int, above: float | None = None) -> IndexArray:
     """Indices of the `k` highest scores (n,), best first; of equal scores the lower index first.
 
     With `above` only scores greater than it. Fewer than `k` where there are fewer. No NaN.
@@ -111,7 +173,7 @@ def top_k(scores: NDArray[np.floating], k: int, above: float | None = None) -> N
     return top if above is None else top[scores[top] > above]
 
 
-def top_k_rows(scores: NDArray[np.floating], k: int) -> NDArray[np.intp]:
+def top_k_rows(scores: NDArray[np.floating], k: int) -> IndexArray:
     """`top_k` of each row: (q, min(k, n)) column numbers for scores (q, n).
 
     Of equal scores the lower column first, but at rank k any of them may be chosen.
@@ -124,48 +186,10 @@ def top_k_rows(scores: NDArray[np.floating], k: int) -> NDArray[np.intp]:
     return np.take_along_axis(part, order, axis=1)
 
 
-def exact_search(vectors: FloatArray, allowed: NDArray[np.bool_] | None = None) -> Search:
-    """A search by inner product over all rows: for small catalogues and for measuring an index against."""
-
-    def search(query: FloatArray, count: int) -> IntArray:
-        scores = vectors @ query
-        if allowed is not None:
-            scores = np.where(allowed, scores, -np.inf)
-        return top_k(scores, count).astype(np.int32)
-
-    return search
-
-
-def _neighbours(model: Model, recent: IntArray, count: int) -> IntArray:
-    near = model.neighbour_items[recent, :count].ravel()
-    if model.reach_items is None:
-        return near
-    return np.concatenate([near, model.reach_items[recent, :count].ravel()])
-
-
-def _search(search: Search | None, query: FloatArray | None, count: int) -> IntArray:
-    if search is None or query is None or not count:
-        return np.empty(0, np.int32)
-    return search(query, count)
-
-
-def _newest_content(
-    model: Model, content: ItemContent | None, recent: IntArray
-) -> FloatArray | None:
-    """Content of the newest item, passing over those that came after the model and say nothing."""
-    if content is None:
-        return None
-    for item in recent.tolist():
-        said = content.row(item)
-        if said is not None or item < len(model):
-            return said
-    return None
-
-
-def not_in(items: IntArray, banned: IntArray) -> NDArray[np.bool_]:
-    """(len(items),) which are items, and not among the banned: np.isin in a fifth of the time."""
-    wanted = items >= 0
-    if len(banned):
-        banned = np.sort(banned)
-        wanted &= banned[np.minimum(banned.searchsorted(items), len(banned) - 1)] != items
-    return wanted
+def not_in(items: IntArray, excluded: IntArray) -> BoolArray:
+    """(len(items),) True for items ≥ 0 that are not in `excluded`; np.isin in a fifth of the time."""
+    keep = items >= 0
+    if len(excluded):
+        excluded = np.sort(excluded)
+        keep &= excluded[np.minimum(excluded.searchsorted(items), len(excluded) - 1)] != items
+    return keep

@@ -1,27 +1,89 @@
-"""A user's vectors from the live history: folded into ALS, and out of the user tower."""
+"""A user at a moment: the state from the live history, and the vectors that models compute from it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from afterclick.arrays import FloatArray
+from afterclick.arrays import Float64Array, FloatArray, IntArray
+from afterclick.events import Action
 from afterclick.model import Model
+from afterclick.state import HistoryEntry, effective
 
-if TYPE_CHECKING:
-    from afterclick.features import UserState
+_WOODBURY_UP_TO = 16
+"""Items of a history up to which fold-in by Woodbury's identity is cheaper."""
 
-_FEW = 16
-"""Items of a history up to which fold-in is cheaper by Woodbury's identity."""
+
+@dataclass(frozen=True)
+class UserState:
+    """A user's live history at a moment, by item index."""
+
+    items: IntArray
+    """(h,) items of positive actions, newest first, without repeats."""
+    weights: FloatArray
+    """(h,) weight of each action."""
+    times_ms: Float64Array
+    """(h,) event times."""
+    seen: IntArray
+    """Items never to show: every item of the history, also skipped ones; undone ones are not part of it."""
+    now_ms: float
+
+    @classmethod
+    def of(
+        cls,
+        history: Iterable[HistoryEntry],
+        index: Callable[[str], int | None],
+        weights: Mapping[Action, float],
+        now_ms: float,
+    ) -> UserState:
+        """From a history, newest entry first. `index` maps an item id to its index, or None."""
+        liked: dict[int, tuple[float, float]] = {}
+        seen: dict[int, None] = {}
+        for entry in effective(history):
+            item = index(entry.item_id)
+            if item is None:
+                continue
+            seen[item] = None
+            weight = weights[entry.action]
+            if weight > 0 and item not in liked:
+                liked[item] = (weight, float(entry.time_ms))
+        return cls(
+            np.fromiter(liked, np.int32, len(liked)),
+            np.array([weight for weight, _ in liked.values()], np.float32),
+            np.array([time_ms for _, time_ms in liked.values()], np.float64),
+            np.fromiter(seen, np.int32, len(seen)),
+            now_ms,
+        )
+
+    def newest(self) -> UserState:
+        """The state with only the newest item in the history."""
+        return UserState(
+            self.items[:1], self.weights[:1], self.times_ms[:1], self.seen, self.now_ms
+        )
+
+
+@dataclass(frozen=True)
+class UserVectors:
+    """A user's state and vectors, computed once for retrieval and for features."""
+
+    state: UserState
+    factors: FloatArray | None
+    """(k,) ALS factors; None where ALS knows no item of the history."""
+    tower: FloatArray | None
+    """(d + 1,) output of the user tower; None where it knows no item of the history."""
+
+    @classmethod
+    def of(cls, model: Model, state: UserState) -> UserVectors:
+        return cls(state, fold_in(model, state), tower_user(model, state))
 
 
 def fold_in(model: Model, state: UserState) -> FloatArray | None:
-    """The user's factors (k,) from the live history, by one k×k solve; None where ALS knows no item of it.
+    """The user's ALS factors (k,), by one k × k solve; None where ALS knows no item of the history.
 
-    Hu, Koren, Volinsky (ICDM 2008), eq. 4, as Spark's ALS solves it: confidence 1 + α·r with r the action's
-    weight, λ = regParam times the number of the user's interactions.
+    Hu, Koren, Volinsky (ICDM 2008), eq. 4, as Spark's ALS solves it: confidence 1 + α·r with r the weight
+    of the action, λ = regParam times the number of the user's interactions.
     """
     if model.factors is None or model.gram is None or model.norms is None:
         return None
@@ -33,20 +95,20 @@ def fold_in(model: Model, state: UserState) -> FloatArray | None:
     if not len(factors):
         return None
     ridge = model.als_reg * len(factors)
-    if len(factors) <= _FEW and model.spectrum is not None:
-        return _fold_in_few(model.spectrum, factors, extra, ridge)
+    if len(factors) <= _WOODBURY_UP_TO and model.spectrum is not None:
+        return _fold_in_woodbury(model.spectrum, factors, extra, ridge)
     left = model.gram + (factors * extra[:, None]).T @ factors
     left.flat[:: len(left) + 1] += ridge
     return np.linalg.solve(left, factors.T @ (1.0 + extra)).astype(np.float32)
 
 
-def _fold_in_few(
-    spectrum: tuple[NDArray[np.float64], NDArray[np.float64]],
-    factors: NDArray[np.float64],
-    extra: NDArray[np.float64],
+def _fold_in_woodbury(
+    spectrum: tuple[Float64Array, Float64Array],
+    factors: Float64Array,
+    extra: Float64Array,
     ridge: float,
 ) -> FloatArray:
-    """The same solution by Woodbury's identity over the eigenvectors of the gram matrix: an h×h solve."""
+    """The same solution by an h × h solve, over the eigenvectors of the Gram matrix."""
     values, vectors = spectrum
     inverse = 1.0 / (values + ridge)
     rotated = factors @ vectors
@@ -59,7 +121,7 @@ def _fold_in_few(
 
 
 def tower_user(model: Model, state: UserState) -> FloatArray | None:
-    """The user's vector (d + 1,) of the two towers; None where there are none, or none knows the history."""
+    """The user tower's output (d + 1,); None without towers, or where they know no item of the history."""
     if model.towers is None:
         return None
     return model.towers.user(state.items, state.weights, state.times_ms, state.now_ms)

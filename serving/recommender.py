@@ -19,17 +19,18 @@ from afterclick import events
 from afterclick.arrays import IntArray
 from afterclick.errors import Unavailable
 from afterclick.events import SESSION, Action
-from afterclick.features import UserState, features
+from afterclick.features import features
 from afterclick.model import Model
 from afterclick.retrieval import (
     REDUCED_LIMITS,
     SOURCES,
     CandidateLimits,
     Candidates,
+    Searches,
     candidate_items,
 )
 from afterclick.state import HistoryEntry, effective
-from afterclick.user_vectors import fold_in, tower_user
+from afterclick.user_vectors import UserState, UserVectors
 from serving.ranking.arrange import arrange, pool_size
 from serving.ranking.choice import Choice
 from serving.ranking.cursors import cursor_after
@@ -275,24 +276,13 @@ def personalised(
 ) -> Ranked:
     """Rank what the model, the live history and the trends bring for this user."""
     loaded, view, content = snapshot.loaded, snapshot.view, snapshot.content
-    user, near = fold_in(model, state), tower_user(model, state)
-    found = candidate_items(
-        model,
-        state,
-        view,
-        user_factors=user,
-        user_towers=near,
-        als_search=loaded.als_search,
-        tower_search=loaded.tower_search,
-        content_search=snapshot.content_search,
-        content=content,
-        limits=limits,
-        exclude=choice.excluded,
-    )
+    user = UserVectors.of(model, state)
+    searches = Searches(loaded.als_search, loaded.tower_search, snapshot.content_search, content)
+    found = candidate_items(model, user, view.top, searches, limits).without(choice.excluded)
     items, sources = _enough(snapshot, choice, found)
     if not len(items):
         return overall(snapshot, choice)
-    rows = features(model, state, view, items, user, near, content)
+    rows = features(model, user, view, items, content)
     top, receipt = loaded.ranker.best(rows, choice.n)
     if len(choice.wanted):
         asked_for = np.flatnonzero(np.isin(items, choice.wanted))
@@ -307,7 +297,7 @@ def personalised(
         sources=names,
         reasons=reasons(model, snapshot, state, shown, names, history, catalogue),
         by=lambda state, items: loaded.ranker.score(
-            features(model, state, view, items, content=content)
+            features(model, UserVectors.of(model, state), view, items, content)
         ),
     )
 

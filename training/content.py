@@ -15,8 +15,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from afterclick.content import WordVectors, text_of
 from afterclick.errors import BadInput
+from afterclick.model import WordVectors, text_of
 
 log = structlog.get_logger()
 

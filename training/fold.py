@@ -1,6 +1,6 @@
 """Half a step of ALS without Spark: the factors of many users (or items), given those of the other side.
 
-The same normal equations as afterclick.features.fold_in, (G + α Σ w y yᵀ + λ n I) x = Σ (1 + α w) y, but rows
+The same normal equations as afterclick.user_vectors.fold_in, (G + α Σ w y yᵀ + λ n I) x = Σ (1 + α w) y, but rows
 with n interactions share the inverse of G + λ n I, and Woodbury's identity leaves an n×n solve for each.
 """
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.content import fit_together
 from afterclick.errors import AfterclickError
-from afterclick.model import OF_WORDS, Model
+from afterclick.model import WORD_ARRAYS, Model, fit_together
 
 METRIC = "ndcg@10"
 FEWEST = 50
@@ -43,7 +42,7 @@ def sanity_check(model: Model, before: int | None = None) -> GateDecision:
     `before` is how many those are, where it is known; half of them suffices.
     """
     for name, array in model.arrays().items():
-        if len(array) != len(model) and name not in OF_WORDS:
+        if len(array) != len(model) and name not in WORD_ARRAYS:
             return GateDecision(False, f"{name} has {len(array)} rows for {len(model)} items")
         if array.dtype.kind == "f" and name != "first_seen_ms" and not np.isfinite(array).all():
             return GateDecision(False, f"{name} holds NaN or infinity")

@@ -2,7 +2,7 @@
 
 The user tower adds up the history's embeddings, each times its action's weight and a learned weight of its
 age, and scales the sum to length 1; the item tower is the item's embedding plus its text's, of length 1 too.
-So serving has a user's vector from the live history by one weighted sum (afterclick/towers.py), no torch.
+So serving has a user's vector from the live history by one weighted sum (afterclick/model.py), no torch.
 
 Learned by sampled softmax over the batch's own targets and uniform items (Yi et al., RecSys 2019): logits
 less the log of how often an item is drawn, accidental hits masked, cosines over a temperature.
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from afterclick.towers import AGES_DAYS, LONGEST, UNKNOWN, TowerArrays
+from afterclick.model import AGES_DAYS, TOWER_HISTORY, UNKNOWN_BIAS, TowerArrays
 from afterclick.trends import DAY_MS
 from training.interactions import Interactions
 from training.tower_config import TowerConfig
@@ -29,11 +29,11 @@ class Examples:
     """What each user did before each of their interactions."""
 
     history: NDArray[np.int32]
-    """(n, LONGEST) item indices, newest first; -1 pads"""
+    """(n, TOWER_HISTORY) item indices, newest first; -1 pads"""
     weight: NDArray[np.float32]
-    """(n, LONGEST) of the action"""
+    """(n, TOWER_HISTORY) of the action"""
     age: NDArray[np.int8]
-    """(n, LONGEST) number of the age's bucket"""
+    """(n, TOWER_HISTORY) number of the age's bucket"""
     target: NDArray[np.int32]
     """(n,)"""
     time_ms: NDArray[np.int64]
@@ -48,7 +48,7 @@ class Examples:
         start = np.searchsorted(user, user)
         place = np.arange(n) - start
         wanted = np.flatnonzero(place > 0)
-        before = wanted[:, None] - 1 - np.arange(LONGEST)
+        before = wanted[:, None] - 1 - np.arange(TOWER_HISTORY)
         there = before >= start[wanted][:, None]
         before = np.where(there, before, 0)
         days = (time[wanted][:, None] - time[before]) / DAY_MS
@@ -118,7 +118,7 @@ def fit(
     learned = towers.export(config.temperature)
     history = np.zeros((len(known), config.dim), np.float32)
     targets = np.zeros((len(known), config.dim + 1), np.float32)
-    targets[:, -1] = UNKNOWN
+    targets[:, -1] = UNKNOWN_BIAS
     history[known], targets[known] = learned.history, learned.targets
     return TowerArrays(history, targets, learned.ages)
 

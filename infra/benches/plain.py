@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from afterclick import events
-from afterclick.features import UserState, group_contributions
+from afterclick.features import group_contributions
 from afterclick.ranking import CandidateGenerator
 from afterclick.retrieval import SOURCES
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
+from afterclick.user_vectors import UserState
 from serving.ranking.choice import Choice
 from serving.ranking.lists import overall, similar
 from serving.ranking.reasons import reasons

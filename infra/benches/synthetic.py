@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from afterclick import artifact, events
 from afterclick.events import Action, Item, ItemEvent, ModelEvent, ModelPublished
 from afterclick.features import FEATURE_NAMES
-from afterclick.model import Model
+from afterclick.model import AGES_DAYS, Model, TowerArrays
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
-from afterclick.towers import AGES_DAYS, TowerArrays
 from afterclick.trends import HALF_LIVES_MS
 from serving.state.loaded_ranker import FILE
 from training import ann_index

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import IntArray
-from afterclick.features import UserState
 from afterclick.state import HistoryEntry
+from afterclick.user_vectors import UserState
 from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot
 

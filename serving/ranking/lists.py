@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import IntArray
-from afterclick.features import UserState
+from afterclick.user_vectors import UserState
 from serving.ranking.choice import Choice, without
 from serving.routes.schemas import Kinship, Source
 from serving.state.item_catalogue import Catalogue

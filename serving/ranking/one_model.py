@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import Float64Array, FloatArray, IntArray
-from afterclick.features import UserState
+from afterclick.model import UNKNOWN_BIAS
 from afterclick.retrieval import Search
 from afterclick.state import HistoryEntry
-from afterclick.towers import UNKNOWN
-from afterclick.user_vectors import fold_in, tower_user
+from afterclick.user_vectors import UserState, fold_in, tower_user
 from serving.ranking.choice import Choice
 from serving.ranking.lists import Ranked
 from serving.ranking.options import Policy
@@ -87,8 +86,8 @@ def one_model(loaded: LoadedModel, policy: Policy, state: UserState) -> OneModel
     if policy is Policy.TWO_TOWER and model.towers is not None and loaded.tower_search:
         user, targets = tower_user(model, state), model.towers.targets
         if user is not None:
-            known = targets[:, -1] > UNKNOWN
-            return OneModel("tower", user, targets, known, UNKNOWN, loaded.tower_search)
+            known = targets[:, -1] > UNKNOWN_BIAS
+            return OneModel("tower", user, targets, known, UNKNOWN_BIAS, loaded.tower_search)
     return None
 
 

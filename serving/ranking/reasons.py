@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import FloatArray, IntArray
-from afterclick.content import ItemContent
 from afterclick.events import Action
-from afterclick.features import RECENT, UserState
-from afterclick.model import Model
+from afterclick.features import RECENT
+from afterclick.model import ItemContent, Model
 from afterclick.state import HistoryEntry
+from afterclick.user_vectors import UserState
 from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot
 

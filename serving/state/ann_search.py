@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from afterclick.arrays import FloatArray, IntArray
-from afterclick.content import WordVectors, text_of
-from afterclick.model import Model
+from afterclick.model import Model, WordVectors, text_of
 from afterclick.retrieval import Search, exact_search
 from serving.state.item_catalogue import Catalogue
 
@@ -115,7 +114,7 @@ class ColdStartContent:
         texts = [text_of(item.title, item.categories) if item else "" for item in items]
         if texts != self._texts:
             late = self._read(texts, model.words)
-            self.content = model.item_content.with_late(late)
+            self.content = model.item_content.with_new(late)
             self.search = with_late(search, late, len(model))
 
     def _read(self, texts: list[str], words: WordVectors) -> FloatArray:

@@ -20,8 +20,8 @@ import structlog
 from numpy.typing import NDArray
 
 from afterclick.arrays import Float64Array, IntArray
-from afterclick.content import ItemContent
 from afterclick.features import TrendView
+from afterclick.model import ItemContent
 from afterclick.quarantine import LimitedTrends, QuarantineLimits, guard
 from afterclick.retrieval import Search
 from afterclick.trends import HALF_LIVES_MS, TrendTable
@@ -375,7 +375,7 @@ def _snapshot_of(
         first_seen[: len(model)] = model.first_seen_ms
         ties[: len(model)] = model.popularity * 1e-9  # counts decide; the model breaks ties
     view = TrendView.of(wide, first_seen, weights=guarded.weights)
-    heat = np.log2(1.0 + view.heat)
+    heat = np.log2(1.0 + view.trend_score)
     return ServingSnapshot(
         loaded=loaded,
         ids=space.ids,

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from afterclick.content import ItemContent
-from afterclick.features import TrendView, UserState
-from afterclick.model import Model
+from afterclick.arrays import FloatArray, IntArray
+from afterclick.features import TrendView, features
+from afterclick.model import ItemContent, Model
 from afterclick.trends import HALF_LIVES_MS
+from afterclick.user_vectors import UserState, UserVectors
 
 NOW_MS = 1_800_000_000_000.0
 DAY = 86_400_000.0
@@ -39,7 +40,7 @@ def late(model: Model, *like: int | None) -> ItemContent:
     """Content with an item after the model's for each of `like`: described as that one is, or not at all."""
     assert model.item_content is not None
     rows = [np.zeros(3, np.float32) if i is None else model.item_content.vectors[i] for i in like]
-    return model.item_content.with_late(np.stack(rows))
+    return model.item_content.with_new(np.stack(rows))
 
 
 def a_state(items: list[int], seen: list[int] | None = None, age_days: float = 1.0) -> UserState:
@@ -52,6 +53,17 @@ def a_state(items: list[int], seen: list[int] | None = None, age_days: float = 1
         np.array(items if seen is None else seen, np.int32),
         NOW_MS,
     )
+
+
+def features_of(
+    model: Model,
+    state: UserState,
+    trends: TrendView,
+    candidates: IntArray,
+    content: ItemContent | None = None,
+) -> FloatArray:
+    """The features for a user of whom only the state is given."""
+    return features(model, UserVectors.of(model, state), trends, candidates, content)
 
 
 def a_view(n: int = 6, hot: int | None = None, top: int = 3) -> TrendView:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from afterclick.retrieval import SOURCES, CandidateLimits, candidate_items, exact_search
-from afterclick.user_vectors import fold_in
+from afterclick.retrieval import SOURCES, CandidateLimits, Searches, candidate_items, exact_search
+from afterclick.user_vectors import UserVectors
 from tests.scoring.examples import a_model, a_state, a_view, late
 
 
-def found(model, state, view, **more):
-    candidates = candidate_items(model, state, view, **more)
+def found(model, state, view, searches=None, limits=None, exclude=()):
+    user = UserVectors.of(model, state)
+    candidates = candidate_items(model, user, view.top, searches or Searches(), limits)
+    candidates = candidates.without(np.array(exclude, np.int32))
     return {
         item: SOURCES[s]
         for item, s in zip(candidates.items.tolist(), candidates.sources.tolist(), strict=True)
@@ -33,17 +35,17 @@ def test_what_a_walk_reaches_is_a_neighbour() -> None:
 
 def test_seen_and_excluded_items_are_not() -> None:
     state = a_state([2], seen=[2, 3])
-    names = found(a_model(10), state, a_view(10, hot=7, top=1), exclude=np.array([7], np.int32))
+    names = found(a_model(10), state, a_view(10, hot=7, top=1), exclude=[7])
     assert names == {1: "same_day"}
 
 
 def test_als_and_content_bring_what_their_search_finds() -> None:
     model, state = a_model(10, content=np.eye(10, dtype=np.float32)), a_state([2])
-    searches = {
-        "als_search": lambda query, count: np.array([8, -1], np.int32),
-        "content_search": lambda query, count: np.array([9], np.int32),
-    }
-    names = found(model, state, a_view(10, top=1), user_factors=fold_in(model, state), **searches)
+    searches = Searches(
+        als=lambda query, count: np.array([8, -1], np.int32),
+        content=lambda query, count: np.array([9], np.int32),
+    )
+    names = found(model, state, a_view(10, top=1), searches)
     assert names[8] == "als"
     assert names[9] == "content"
 
@@ -53,7 +55,7 @@ def test_a_user_without_history_gets_what_trends() -> None:
         a_model(10),
         a_state([]),
         a_view(10, hot=4, top=1),
-        als_search=exact_search(a_model(10).factors),
+        Searches(als=exact_search(a_model(10).factors)),
     )
     assert names == {4: "trending"}
 
@@ -76,7 +78,8 @@ def test_what_the_newest_item_says_is_searched_for_although_it_came_after_the_mo
         a_state([12, 2]),
         a_state([10, 12]),
     ):
-        found(model, state, a_view(13, top=1), content_search=search, content=late(model, None, 1))
+        content = late(model, None, 1)
+        found(model, state, a_view(13, top=1), Searches(content=search, item_content=content))
     assert asked == [[0, 1, 0], [0, 0, 1], [0, 0, 1], [0, 0, 1]]
 
 

@@ -11,13 +11,12 @@ from afterclick.features import (
     FEATURES,
     PARTS,
     TrendView,
-    UserState,
-    features,
     group_contributions,
 )
 from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS
-from tests.scoring.examples import NOW_MS, a_model, a_state, a_view, late
+from afterclick.user_vectors import UserState
+from tests.scoring.examples import NOW_MS, a_model, a_state, a_view, features_of, late
 
 WEIGHTS = dict.fromkeys(Action, 1.0) | {Action.SKIP: -1.0, Action.PURCHASE: 3.0}
 
@@ -31,7 +30,7 @@ def items(*numbers: int) -> np.ndarray:
 
 
 def test_the_neighbour_of_the_newest_item_scores_its_cosine() -> None:
-    rows = features(a_model(), a_state([2, 4]), a_view(), items(3, 5, 0))
+    rows = features_of(a_model(), a_state([2, 4]), a_view(), items(3, 5, 0))
     np.testing.assert_allclose(column(rows, "cosine_last"), [0.5, 0.0, 0.0])
     np.testing.assert_allclose(column(rows, "cosine_max"), [0.5, 0.5, 0.0])
     np.testing.assert_allclose(column(rows, "cosine_sum"), [0.5, 0.25, 0.0])
@@ -43,20 +42,20 @@ def test_what_a_walk_from_the_newest_item_reaches_scores_its_weight() -> None:
         "reach_items": np.full((6, 1), 5, np.int32),
         "reach_scores": np.full((6, 1), 0.5, np.float32),
     }
-    rows = features(a_model(**reach), a_state([2, 4]), a_view(), items(5, 1))
+    rows = features_of(a_model(**reach), a_state([2, 4]), a_view(), items(5, 1))
     np.testing.assert_allclose(column(rows, "reach_last"), [0.5, 0.0])
     np.testing.assert_allclose(column(rows, "reach_sum"), [0.75, 0.0])
 
 
 def test_a_click_changes_the_features_of_what_goes_with_it() -> None:
-    before = features(a_model(), a_state([0]), a_view(), items(5))
-    after = features(a_model(), a_state([4, 0]), a_view(), items(5))
+    before = features_of(a_model(), a_state([0]), a_view(), items(5))
+    after = features_of(a_model(), a_state([4, 0]), a_view(), items(5))
     assert column(before, "cosine_last")[0] == 0.0
     assert column(after, "cosine_last")[0] == 0.5
 
 
 def test_a_trend_is_the_log_of_the_share_of_all_interactions() -> None:
-    rows = features(a_model(4), a_state([0]), a_view(4, hot=3), items(3, 1))
+    rows = features_of(a_model(4), a_state([0]), a_view(4, hot=3), items(3, 1))
     np.testing.assert_allclose(column(rows, "trend_week"), np.log2([100 / 103, 1 / 103]), rtol=1e-6)
 
 
@@ -74,8 +73,8 @@ def test_heat_is_what_came_lately_and_lasts() -> None:
     values[1] = 2.0
     values[2, 0] = 50.0  # an hour's burst that was gone the next day
     view = TrendView.of(values, np.full(3, NOW_MS))
-    assert view.heat.argmax() == 1
-    assert view.heat[2] == view.heat[0] > 0
+    assert view.trend_score.argmax() == 1
+    assert view.trend_score[2] == view.trend_score[0] > 0
 
 
 def test_trends_of_an_empty_system_are_finite() -> None:
@@ -85,7 +84,7 @@ def test_trends_of_an_empty_system_are_finite() -> None:
 
 
 def test_an_item_newer_than_the_model_is_scored_by_its_trend() -> None:
-    rows = features(a_model(6), a_state([2]), a_view(8, hot=7), items(7, 3))
+    rows = features_of(a_model(6), a_state([2]), a_view(8, hot=7), items(7, 3))
     assert column(rows, "trend_day")[0] > column(rows, "trend_day")[1]
     assert np.isnan(column(rows, "als")[0])
     assert np.isnan(column(rows, "content_last")[0])
@@ -96,39 +95,39 @@ def test_an_item_newer_than_the_model_is_scored_by_its_trend() -> None:
 def test_an_item_newer_than_the_model_is_as_alike_as_its_words() -> None:
     model = a_model(6)
     content = late(model, 1, None)
-    rows = features(model, a_state([1, 2]), a_view(8), items(6, 7, 1, 0), content=content)
+    rows = features_of(model, a_state([1, 2]), a_view(8), items(6, 7, 1, 0), content=content)
     np.testing.assert_allclose(column(rows, "content_last"), [1, np.nan, 1, 0])
     np.testing.assert_allclose(column(rows, "content_mean"), [0.5, np.nan, 0.5, 0])
     assert np.isnan(column(rows, "als")[0])
-    alone = features(model, a_state([6]), a_view(8), items(1, 0, 7), content=content)
+    alone = features_of(model, a_state([6]), a_view(8), items(1, 0, 7), content=content)
     np.testing.assert_allclose(column(alone, "content_last"), [1, 0, np.nan])
-    after_nothing = features(model, a_state([7, 6]), a_view(8), items(1), content=content)
+    after_nothing = features_of(model, a_state([7, 6]), a_view(8), items(1), content=content)
     assert np.isnan(column(after_nothing, "content_last")[0])
     assert column(after_nothing, "content_mean")[0] == 1
 
 
 def test_a_history_of_items_newer_than_the_model_says_nothing_of_the_old_ones() -> None:
-    rows = features(a_model(6), a_state([7, 6]), a_view(8), items(0, 1))
+    rows = features_of(a_model(6), a_state([7, 6]), a_view(8), items(0, 1))
     assert column(rows, "cosine_last").tolist() == [0.0, 0.0]
     assert np.isnan(column(rows, "als")).all()
     assert column(rows, "history_length").tolist() == [2.0, 2.0]
 
 
 def test_a_user_without_history_is_scored_by_trends_alone() -> None:
-    rows = features(a_model(), a_state([]), a_view(hot=2), items(1, 2))
+    rows = features_of(a_model(), a_state([]), a_view(hot=2), items(1, 2))
     assert np.isnan(column(rows, "cosine_last")).all()
     assert column(rows, "history_length").tolist() == [0.0, 0.0]
     assert np.isfinite(column(rows, "trend_hour")).all()
 
 
 def test_a_model_without_als_and_content_leaves_their_features_unknown() -> None:
-    rows = features(a_model(factors=None, content=None), a_state([2]), a_view(), items(3))
+    rows = features_of(a_model(factors=None, content=None), a_state([2]), a_view(), items(3))
     for name in ("als", "als_last", "content_last", "content_mean"):
         assert np.isnan(column(rows, name)).all()
 
 
 def test_ages_are_in_days() -> None:
-    rows = features(a_model(), a_state([2], age_days=3.0), a_view(), items(3))
+    rows = features_of(a_model(), a_state([2], age_days=3.0), a_view(), items(3))
     assert column(rows, "last_age_days")[0] == pytest.approx(3.0)
     assert column(rows, "item_age_days")[0] == pytest.approx(10.0)
 
@@ -136,7 +135,7 @@ def test_ages_are_in_days() -> None:
 def test_what_is_newer_than_the_last_item_has_a_positive_age_gap() -> None:
     view = a_view()
     view.first_seen_ms[3] += 4 * 86_400_000
-    rows = features(a_model(), a_state([2]), view, items(3, 1))
+    rows = features_of(a_model(), a_state([2]), view, items(3, 1))
     assert column(rows, "age_gap_days").tolist() == [4.0, 0.0]
     assert column(rows, "last_popularity")[0] == pytest.approx(np.log2(1 + 4))
 
@@ -144,7 +143,9 @@ def test_what_is_newer_than_the_last_item_has_a_positive_age_gap() -> None:
 def test_what_sells_more_lately_rises() -> None:
     values = np.ones((2, len(HALF_LIVES_MS)))
     values[0, list(HALF_LIVES_MS).index("week")] = 3.0
-    rows = features(a_model(2), a_state([]), TrendView.of(values, np.full(2, NOW_MS)), items(0, 1))
+    rows = features_of(
+        a_model(2), a_state([]), TrendView.of(values, np.full(2, NOW_MS)), items(0, 1)
+    )
     assert column(rows, "rise")[0] > 0 > column(rows, "rise")[1]
 
 

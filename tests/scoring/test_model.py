@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from afterclick import artifact
-from afterclick.content import WordVectors
 from afterclick.errors import BadArtifact
-from afterclick.model import Model, load
-from afterclick.towers import AGES_DAYS, TowerArrays
+from afterclick.model import AGES_DAYS, Model, TowerArrays, WordVectors, load
 from tests.scoring.examples import a_model
 
 
@@ -85,11 +83,11 @@ def test_als_and_content_may_be_missing(tmp_path: Path) -> None:
         ({"factors": np.full((6, 4), np.nan, np.float32)}, "NaN"),
         ({"neighbour_items": np.full((6, 2), 6, np.int32)}, "range"),
         ({"words": words(2, 3, value=np.nan)}, "NaN"),
-        ({"words": words(3, 3)}, "fit together"),
-        ({"words": words(2, 4)}, "fit together"),
-        ({"words": words(2)}, "fit together"),
-        ({"words": WordVectors(np.arange(2), np.ones((2, 3), np.float32))}, "fit together"),
-        ({"words": words(2, 3), "content": None}, "fit together"),
+        ({"words": words(3, 3)}, "differ in shape"),
+        ({"words": words(2, 4)}, "differ in shape"),
+        ({"words": words(2)}, "differ in shape"),
+        ({"words": WordVectors(np.arange(2), np.ones((2, 3), np.float32))}, "differ in shape"),
+        ({"words": words(2, 3), "content": None}, "differ in shape"),
     ],
 )
 def test_a_model_that_cannot_be_right_is_refused(

@@ -10,11 +10,9 @@ import numpy as np
 from confluent_kafka import Producer
 
 from afterclick import artifact, events
-from afterclick.content import WordVectors
 from afterclick.events import Item, ItemEvent, ModelEvent, ModelPublished
-from afterclick.model import Model
+from afterclick.model import AGES_DAYS, UNKNOWN_BIAS, Model, TowerArrays, WordVectors
 from afterclick.settings import Settings
-from afterclick.towers import AGES_DAYS, UNKNOWN, TowerArrays
 from serving.state.loaded_ranker import FILE
 
 KINDS = ("camera", "cable")
@@ -82,7 +80,7 @@ def towers() -> TowerArrays:
     kind = np.repeat(np.eye(len(KINDS), dtype=np.float32), PER_KIND, axis=0)
     bias = np.linspace(0.0, 1.0, len(kind), dtype=np.float32)[:, None]
     targets = np.concatenate([4.0 * kind, bias], axis=1)
-    targets[-1] = [0.0] * len(KINDS) + [UNKNOWN]
+    targets[-1] = [0.0] * len(KINDS) + [UNKNOWN_BIAS]
     return TowerArrays(kind, targets, np.ones(len(AGES_DAYS) + 1, np.float32))
 
 

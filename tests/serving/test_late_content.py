@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from afterclick.arrays import FloatArray
-from afterclick.content import WordVectors
 from afterclick.events import Item
-from afterclick.retrieval import SOURCES, candidate_items, exact_search
+from afterclick.model import WordVectors
+from afterclick.retrieval import SOURCES, Searches, candidate_items, exact_search
 from afterclick.settings import Settings
+from afterclick.user_vectors import UserVectors
 from serving.ranking.lists import similar
 from serving.ranking.options import PLAIN
 from serving.routes.schemas import Kinship
@@ -56,7 +57,7 @@ def test_each_text_is_read_once_and_again_where_it_changes() -> None:
     world = put(served, "diver-2", "Cable for divers", "Cables")
     assert words.texts == ["Camera for divers", "Cable for divers. Cables"]
     assert world.content is not None
-    np.testing.assert_allclose(world.content.late[:, :2], np.eye(2))
+    np.testing.assert_allclose(world.content.new[:, :2], np.eye(2))
 
     served.catalogue.put(
         Item(item_id="diver-2", title="Cable for divers", categories=("Cables",), price=9.0)
@@ -69,12 +70,12 @@ def test_each_text_is_read_once_and_again_where_it_changes() -> None:
     renamed = put(served, "diver-1", "A cable after all")
     assert words.texts[2:] == ["A cable after all"]
     assert renamed.content is not None
-    assert renamed.content.late[:, 1].tolist() == [1.0, 1.0]
-    assert world.content.late[0, 0] == 1.0  # who still looks at the old world sees the old vectors
+    assert renamed.content.new[:, 1].tolist() == [1.0, 1.0]
+    assert world.content.new[0, 0] == 1.0  # who still looks at the old world sees the old vectors
     served.catalogue.remove("diver-1")
     served.snapshots.current = served.snapshots.build()
     assert served.snapshot.content is not None
-    assert not served.snapshot.content.late[0].any()
+    assert not served.snapshot.content.new[0].any()
 
 
 def test_without_words_in_the_model_or_in_the_title_nothing_is_searched_for() -> None:
@@ -97,7 +98,7 @@ def test_another_model_reads_with_its_own_words() -> None:
     served.snapshots.use(replace(served.snapshot.loaded, version="m2", model=other))
     served.snapshots.current = served.snapshots.build()
     assert served.snapshot.content is not None
-    assert served.snapshot.content.late[0, :2].tolist() == [0.0, 1.0]
+    assert served.snapshot.content.new[0, :2].tolist() == [0.0, 1.0]
 
 
 def test_a_new_item_is_a_candidate_by_its_content() -> None:
@@ -108,10 +109,9 @@ def test_a_new_item_is_a_candidate_by_its_content() -> None:
     found = [
         candidate_items(
             world.loaded.model,
-            state,
-            world.view,
-            content_search=world.content_search,
-            content=world.content,
+            UserVectors.of(world.loaded.model, state),
+            world.view.top,
+            Searches(content=world.content_search, item_content=world.content),
         )
         for state in (camera, cable)
     ]

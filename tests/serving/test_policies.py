@@ -11,10 +11,9 @@ import pytest
 from afterclick.client import Client
 from afterclick.errors import BadInput
 from afterclick.events import Action, Item
-from afterclick.features import UserState
 from afterclick.model import Model
 from afterclick.settings import StreamSettings
-from afterclick.user_vectors import fold_in, tower_user
+from afterclick.user_vectors import UserState, fold_in, tower_user
 from serving.control.rules import RuleDraft
 from serving.ranking.options import PLAIN, Options, Page, Policy
 from serving.ranking.remembered import RecommendationRequest

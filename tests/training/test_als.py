@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from afterclick.features import UserState
 from afterclick.model import Model
-from afterclick.user_vectors import fold_in
+from afterclick.user_vectors import UserState, fold_in
 from tests.training import shop
 from training import als, fit
 from training.als import AlsConfig

