@@ -21,9 +21,11 @@ from ingest.sorting import SortedDataset, SortManifest, write_run
 def producer_events_per_s(
     settings: Settings, events: int, users: int = 50_000, items: int = 10_000
 ) -> float:
-    """Events per second of a whole replay at `max`: read, encode, send, acknowledged by all replicas.
+    """Events per second of a whole replay at `max`: read, encode, send, acknowledged by all
+    replicas.
 
-    The events are synthetic (made beforehand) and go to the reviews topic of `settings`, which must exist.
+    The events are synthetic (made beforehand) and go to the reviews topic of `settings`, which must
+    exist.
     """
     with tempfile.TemporaryDirectory(prefix="afterclick-bench-") as name:
         data = synthetic(Path(name), events, users, items)
@@ -32,7 +34,8 @@ def producer_events_per_s(
 
 
 def synthetic(folder: Path, events: int, users: int, items: int, seed: int = 1) -> SortedDataset:
-    """A prepared dataset of random interactions, a second apart; item popularity has a long tail."""
+    """A prepared dataset of random interactions, a second apart; item popularity has a long tail.
+    """
     random = np.random.default_rng(seed)
     bought = np.minimum(random.zipf(1.2, events) - 1, items - 1)
     first_ms, last_ms = 1_700_000_000_000, 1_700_000_000_000 + 1000 * (events - 1)

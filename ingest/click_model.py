@@ -1,18 +1,18 @@
-"""Shoppers with hidden tastes, and the click model by which they act. Pure: no clock, no network.
+"""Simulated users with hidden preferences and their click model. Pure: no clock, no network.
 
-The model, stated in full (so that what is measured on it can be judged):
+The complete model:
 
-- A shopper likes one to three categories, each with a strength drawn from U(2, 4). Items of a liked
-  category have that strength as affinity (the strongest where several match), others 0. Each item has a
-  quality ~ N(0, 0.5) that all feel, and each shopper a noise ~ N(0, 0.4) per item. Both come from hashes:
-  the same seed, the same world.
-- The place on the list decides what is looked at: P(look | place k) = k^-0.35, k = 1, 2, … (position-
-  based model).
-- P(click | looked at) = sigmoid(−4 + affinity + quality + noise): about 2 % for an item that means
-  nothing to them, about 30 % in a liked category. An item once clicked is not clicked again.
-- After a click: buy with P = 0.12 · sigmoid(affinity), else like with P = 0.35 · sigmoid(affinity).
-- An item looked at, not clicked and of affinity 0 is skipped with P = 0.03.
-- Drift: between two visits, with the given probability, one liked category is exchanged for another.
+- A user prefers one to three categories, each with a strength drawn from U(2, 4). The affinity of
+  an item is the highest strength among its categories, otherwise 0. Each item has a quality ~ N(0,
+  0.5) common to all users, and each user-item pair a noise ~ N(0, 0.4). Both are derived from
+  hashes of the seed.
+- Position-based examination: P(look | rank k) = k^-0.35, k = 1, 2, …
+- P(click | look) = sigmoid(−4 + affinity + quality + noise): about 2 % without affinity, about 30
+  % in a preferred category. An item is clicked at most once.
+- After a click: purchase with P = 0.12 · sigmoid(affinity), otherwise like with P = 0.35 ·
+  sigmoid(affinity).
+- An examined item that is not clicked and has affinity 0 is skipped with P = 0.03.
+- Drift: between two visits, with the given probability, one preferred category is replaced.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class SeenItem:
-    """An item on a list, as far as a shopper cares."""
+    """An item of a list with its categories."""
 
     item_id: str
     categories: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class SeenItem:
 
 @dataclass(frozen=True)
 class SimulatedAction:
-    """Something a shopper does with an item."""
+    """An action of a simulated user on an item."""
 
     item_id: str
     action: Action
@@ -55,7 +55,7 @@ class SimulatedAction:
 
 @dataclass(frozen=True)
 class Visit:
-    """What came of looking at one list. `expected_clicks` is what the model says before any rng fall."""
+    """Outcome of viewing one list. `expected_clicks` is the model's expectation before sampling."""
 
     actions: tuple[SimulatedAction, ...]
     shown: int
@@ -65,17 +65,17 @@ class Visit:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What no recommender is told: the seed of all hidden values, and items that are hot just now."""
+    """Hidden values: the seed of qualities and noise, and currently trending items."""
 
     seed: int
     hot: frozenset[str] = frozenset()
 
     def quality(self, item_id: str) -> float:
-        """How good everybody finds the item."""
+        """Quality of the item, common to all users."""
         return QUALITY_SD * self._gauss("quality", item_id) + (HOT if item_id in self.hot else 0.0)
 
     def noise(self, user_id: str, item_id: str) -> float:
-        """What this shopper alone finds in the item."""
+        """Preference of one user for one item."""
         return NOISE_SD * self._gauss("noise", user_id, item_id)
 
     def _gauss(self, *parts: str) -> float:
@@ -87,7 +87,7 @@ class GroundTruth:
 
 @dataclass
 class SimulatedUser:
-    """One shopper: an id, tastes that may drift, and what they have clicked."""
+    """A user: id, preferences that may drift, and clicked items."""
 
     user_id: str
     tastes: dict[str, float]
@@ -96,7 +96,7 @@ class SimulatedUser:
 
     @classmethod
     def create(cls, user_id: str, categories: Sequence[str], seed: int) -> SimulatedUser:
-        """A shopper with one to three liked categories."""
+        """Create a user with one to three preferred categories."""
         rng = random.Random(f"{seed}/{user_id}")
         liked = rng.sample(categories, k=min(rng.randint(1, 3), len(categories)))
         return cls(user_id, {name: rng.uniform(2.0, 4.0) for name in liked}, rng)
@@ -105,7 +105,7 @@ class SimulatedUser:
         return max((self.tastes.get(name, 0.0) for name in item.categories), default=0.0)
 
     def click_probability(self, item: SeenItem, truth: GroundTruth) -> float:
-        """P(click | looked at)."""
+        """P(click | look)."""
         if item.item_id in self.clicked:
             return 0.0
         appeal = (
@@ -116,7 +116,7 @@ class SimulatedUser:
         return sigmoid(CLICK_BIAS + appeal)
 
     def visit(self, items: Sequence[SeenItem], truth: GroundTruth) -> Visit:
-        """Look at a list from the top, and act."""
+        """View a list from the top and act."""
         actions: list[SimulatedAction] = []
         expected = sum(
             look_probability(place) * self.click_probability(item, truth)
@@ -129,7 +129,7 @@ class SimulatedUser:
         return Visit(tuple(actions), len(items), clicks, expected)
 
     def drift(self, categories: Sequence[str]) -> None:
-        """Exchange one liked category for another."""
+        """Replace one preferred category."""
         others = [name for name in categories if name not in self.tastes]
         if others and self.tastes:
             strength = self.tastes.pop(self.rng.choice(sorted(self.tastes)))
@@ -156,7 +156,7 @@ class SimulatedUser:
 
 
 def look_probability(place: int) -> float:
-    """P(look) at a place, from 1."""
+    """P(look) at a rank, from 1."""
     return float(place**-LOOK_DECAY)
 
 

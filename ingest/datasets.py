@@ -1,6 +1,8 @@
-"""Which format a dataset file has, told by its name and its first lines.
+"""Find, detect and open a dataset: a reviews file and an optional items file.
 
-reads   file  the first MiB
+reads   env     DATASET (passed in by the entry point)
+        folder  data/raw/, a dataset folder or file: names and the first MiB of each file
+writes  folder  data/raw/<name>/ (download), <home>/shop/ (generated)
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ HEAD_BYTES = 1 << 20
 
 
 class Format(StrEnum):
-    """The formats that are read."""
+    """Supported file formats."""
 
     RATINGS_CSV = "official ratings CSV (user,item,rating,timestamp; no header)"
     NAMED_CSV = "CSV with named columns"
@@ -40,11 +42,11 @@ class Format(StrEnum):
 
     @property
     def is_items(self) -> bool:
-        """Whether a file of this format is a catalogue rather than interactions."""
+        """True for catalogue files, False for interactions."""
         return self.name.startswith("ITEMS")
 
 
-# what columns are called elsewhere
+# column names of known datasets, per field
 NAMES: dict[str, tuple[str, ...]] = {
     "user_id": ("user_id", "user", "userid", "reviewerid", "customer_id", "visitorid"),
     "item_id": (
@@ -70,7 +72,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Detected:
-    """A file's format and, where columns have names, which position holds which field."""
+    """Format of a file and, for named columns, the position of each field."""
 
     format: Format
     columns: dict[str, int]
@@ -78,7 +80,7 @@ class Detected:
 
 
 def detect(path: Path) -> Detected:
-    """The format of a file. Raises BadDataset if it is none of those that are read."""
+    """Detect the format of a file. Raises BadDataset for an unsupported one."""
     if path.suffix == ".parquet":
         return _parquet(path)
     head = _head(path)
@@ -90,22 +92,22 @@ def detect(path: Path) -> Detected:
 
 
 def find_columns(header: list[str]) -> dict[str, int]:
-    """Field → position, for the names in NAMES; the first name in the list wins."""
+    """Map field to column position; the first matching name in NAMES wins."""
     places = {name.strip().lower(): place for place, name in reversed(list(enumerate(header)))}
     found = {f: next((places[n] for n in names if n in places), None) for f, names in NAMES.items()}
     return {f: place for f, place in found.items() if place is not None}
 
 
 def parse_object(line: bytes) -> Any:
-    """The object on a line: JSON, or the Python literal that 2014 metadata is often written in.
+    """Parse a line as JSON, or as the Python literal used by 2014 metadata.
 
-    Raises ValueError for anything else. Nothing is evaluated: literals only.
+    Literals only, nothing is evaluated. Raises ValueError for anything else.
     """
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
         if line[:2] not in (b"{'", b'{"', b"{u"):
-            raise ValueError(f"no JSON: {error.msg}") from None
+            raise ValueError(f"not JSON: {error.msg}") from None
     try:
         return ast.literal_eval(line.decode("utf-8"))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -117,7 +119,7 @@ def _head(path: Path) -> bytes:
         try:
             return file.read(HEAD_BYTES).removeprefix(BOM).lstrip()
         except (OSError, EOFError) as error:
-            raise BadDataset(f"{path}: damaged or cut short ({error}); download it again") from None
+            raise BadDataset(f"{path}: damaged or truncated ({error}); download it again") from None
 
 
 def _json(head: bytes, path: Path) -> Format:
@@ -134,11 +136,11 @@ def _json(head: bytes, path: Path) -> Format:
             return Format.ITEMS_2023
         if "asin" in keys:
             return Format.ITEMS_2014
-    if path.name.startswith("meta"):  # a first line longer than what was looked at
+    if path.name.startswith("meta"):  # the first line may exceed HEAD_BYTES
         return Format.ITEMS_2023 if b"parent_asin" in head else Format.ITEMS_2014
     raise BadDataset(
-        f"{path}: JSON lines with neither reviewerID and asin, nor user_id, parent_asin and rating, "
-        "nor the metadata of either"
+        f"{path}: unknown JSON lines; expected reviewerID and asin (2014), "
+        "user_id, parent_asin and rating (2023), or the metadata of either"
     )
 
 
@@ -156,8 +158,8 @@ def _csv(head: bytes, path: Path) -> Detected:
                 Format.RATINGS_CSV, columns, ("user_id", "item_id", "rating", "timestamp")
             )
     raise BadDataset(
-        f"{path}: neither a header with user_id, item_id and timestamp (reviews) "
-        "or item_id and title (items), nor lines of user,item,rating,timestamp"
+        f"{path}: unknown CSV; expected a header with user_id, item_id and timestamp (reviews) "
+        "or item_id and title (items), or lines of user,item,rating,timestamp"
     )
 
 
@@ -165,7 +167,7 @@ def _parquet(path: Path) -> Detected:
     try:
         header = list(pq.read_schema(path).names)
     except (OSError, ValueError) as error:
-        raise BadDataset(f"{path}: no readable Parquet file ({error})") from None
+        raise BadDataset(f"{path}: not a readable Parquet file ({error})") from None
     detected = _named(header, Format.PARQUET, Format.ITEMS_PARQUET)
     if not detected:
         raise BadDataset(
@@ -191,16 +193,13 @@ def _is_number(text: str) -> bool:
     return True
 
 
-# --- datasets: A dataset: a reviews file and, where there is one, an items file.
-
-
 _SUFFIXES = (".csv", ".csv.gz", ".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _EDGE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The files of a dataset and what they are. `ignored` names what was found but is not used."""
+    """Files of a dataset and their formats. `ignored` lists files that are present but unused."""
 
     path: Path
     reviews: Path
@@ -211,14 +210,14 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """A short name, for event sources and headings."""
+        """Short name for event sources and headings."""
         name = self.path.name
         for suffix in sorted(_SUFFIXES, key=len, reverse=True):
             name = name.removesuffix(suffix)
         return name
 
     def fingerprint(self) -> str:
-        """An id of the reviews file's content, as far as its size, first and last MiB tell."""
+        """Hash of the reviews file's format, size, first and last MiB."""
         size = self.reviews.stat().st_size
         digest = hashlib.blake2b(f"{self.reviews_format.format}:{size}".encode(), digest_size=8)
         with self.reviews.open("rb") as file:
@@ -229,15 +228,15 @@ class Dataset:
 
 
 def open_dataset(path: Path) -> Dataset:
-    """The dataset at a folder or file. Raises BadDataset, saying what is missing.
+    """Open the dataset at a folder or file. Raises BadDataset if a part is missing.
 
-    In a folder with several reviews files one named `reviews*` wins, else the largest.
+    If a folder has several reviews files, one named `reviews*` wins, otherwise the largest.
     """
     if path.is_file():
         detected = detect(path)
         if detected.format.is_items:
             raise BadDataset(
-                f"{path}: holds items, no reviews; give the reviews file or the folder of both"
+                f"{path}: contains items only; pass the reviews file or a folder with both"
             )
         return Dataset(path, path, detected, None, None)
     if not path.is_dir():
@@ -279,9 +278,6 @@ def _best(found: dict[Path, Detected], name: str) -> Path:
     return max(found, key=lambda p: (p.name.startswith(name), p.stat().st_size))
 
 
-# --- choose: Which dataset to use where none was named, and why.
-
-
 RAW = Path("data/raw")
 OFFICIAL_NAME = "electronics"
 
@@ -290,14 +286,14 @@ Fetch = Callable[[Path, Progress], None]
 
 @dataclass(frozen=True)
 class ResolvedDataset:
-    """A dataset and, for people, why this one."""
+    """A dataset and the reason why it was selected."""
 
     dataset: Dataset
     why: str
 
 
 def fetch_ratings(folder: Path, on_progress: Progress) -> None:
-    """Download the official ratings file into a folder. Raises Unavailable where there is no internet."""
+    """Download the official ratings file into a folder. Raises Unavailable without internet."""
     ratings, _ = official_urls(OFFICIAL_NAME)
     download(ratings, folder, RetryPolicy(attempts=4), on_progress)
 
@@ -310,21 +306,21 @@ def resolve_dataset(
     fetch: Fetch | None = fetch_ratings,
     on_progress: Progress = lambda name, done, total: None,
 ) -> ResolvedDataset:
-    """The dataset to use: the named one, what lies in `raw`, a download, or a generated shop, in this order.
+    """Select a dataset: the named one, a local one in `raw`, a download, or a generated shop.
 
-    A shop generated earlier is used again without trying the download. `fetch` None leaves the download out.
-    Raises BadDataset if the named one is none: then nothing else is tried.
+    A previously generated shop is reused without trying the download. `fetch=None` disables the
+    download. Raises BadDataset if `named` is not a dataset; no other source is tried then.
     """
     if named is not None:
         return ResolvedDataset(open_dataset(named), f"DATASET names {named}")
-    lying = _local_dataset(raw)
-    if lying is not None:
-        return ResolvedDataset(lying, f"it lies in {raw} (set DATASET to use another)")
+    local = _local_dataset(raw)
+    if local is not None:
+        return ResolvedDataset(local, f"found in {raw} (set DATASET to use another)")
     shop = home / "shop"
     if (shop / "items.csv").exists() and (shop / "reviews.csv").exists():
         why = f"generated earlier in {shop} (`afterclick data get {OFFICIAL_NAME}` fetches the real one)"
         return ResolvedDataset(open_dataset(shop), why)
-    problem = "the download is switched off"
+    problem = "the download is disabled"
     if fetch is not None:
         try:
             fetch(raw / OFFICIAL_NAME, on_progress)
@@ -336,12 +332,12 @@ def resolve_dataset(
             problem = str(error)
     generate_shop(shop)
     return ResolvedDataset(
-        open_dataset(shop), f"generated, because the official data could not be had: {problem}"
+        open_dataset(shop), f"generated, because the official data is unavailable: {problem}"
     )
 
 
 def _local_dataset(raw: Path) -> Dataset | None:
-    """The dataset in a folder or in the first of its folders that holds one."""
+    """Open the dataset in a folder, or in the first subfolder that contains one."""
     if not raw.is_dir():
         return None
     for folder in (raw, *sorted(path for path in raw.iterdir() if path.is_dir())):

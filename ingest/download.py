@@ -1,4 +1,4 @@
-"""Download the official files, going on where a cut connection left off.
+"""Download the official dataset files with resume.
 
 reads   http  McAuley's Amazon product data (research use; cite He & McAuley, WWW 2016)
 writes  file  <folder>/<name>, by way of <name>.part and <name>.part.json
@@ -21,22 +21,22 @@ _BASE = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 OFFICIAL = {
     "electronics": (f"{_BASE}/ratings_Electronics.csv", f"{_BASE}/meta_Electronics.json.gz"),
 }
-"""Dataset → its ratings file and its metadata file."""
+"""Dataset → URLs of its ratings file and its metadata file."""
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with file name, bytes so far, bytes in all (None if the server does not say)."""
+"""Called with file name, bytes so far, total bytes (None if unknown)."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a download is tried."""
+    """Timeouts and retries of a download."""
 
     connect_s: float = 5.0
     read_s: float = 30.0
     attempts: int = 8
-    """Tries in a row that brought nothing before giving up."""
+    """Consecutive attempts without new bytes before giving up."""
     pause_s: float = 1.0
-    """Wait after such a try; doubled each time, at most 30 s."""
+    """Wait after such an attempt; doubled each time, at most 30 s."""
 
 
 def download(
@@ -45,10 +45,10 @@ def download(
     retry: RetryPolicy = RetryPolicy(),
     on_progress: Progress = lambda name, done, total: None,
 ) -> Path:
-    """The file at a URL, in a folder. A part that lies there is gone on with; a complete file is kept.
+    """Download a URL into a folder. A partial file is resumed; a complete file is kept.
 
-    The size is checked against what the server says. Raises Unavailable where the server cannot be reached or
-    keeps cutting the connection; the part stays for the next time.
+    The size is checked against the server's. Raises Unavailable if the server cannot be reached or
+    keeps closing the connection; the partial file is kept for the next run.
     """
     name = Path(urlsplit(url).path).name
     target = folder / name
@@ -71,7 +71,7 @@ def _persist(client: httpx2.Client, transfer: _Transfer, retry: RetryPolicy) -> 
             transfer.attempt(client)
             problem = f"the server sent {transfer.done} of {transfer.total} bytes"
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            if not transfer.done:  # no internet: say so at once
+            if not transfer.done:  # no internet: fail immediately
                 raise Unavailable(
                     f"{transfer.url}: cannot be reached ({error or type(error).__name__})"
                 ) from None
@@ -82,13 +82,13 @@ def _persist(client: httpx2.Client, transfer: _Transfer, retry: RetryPolicy) -> 
             return
         vain = 0 if transfer.done > before else vain + 1
         if vain >= retry.attempts:
-            raise Unavailable(f"{transfer.url}: {problem}; run it again to go on")
+            raise Unavailable(f"{transfer.url}: {problem}; run the command again to resume")
         if vain:
             time.sleep(min(retry.pause_s * 2 ** (vain - 1), 30.0))
 
 
 class _Transfer:
-    """One file on its way: the part on disk, the version of the file it belongs to, and the whole size."""
+    """One file in transfer: the partial file, the version it belongs to, and the total size."""
 
     def __init__(self, url: str, target: Path, retry: RetryPolicy, on_progress: Progress) -> None:
         self.url, self.target, self.on_progress = url, target, on_progress
@@ -105,7 +105,7 @@ class _Transfer:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def attempt(self, client: httpx2.Client) -> None:
-        """Ask for what is missing and write it down as it comes."""
+        """Request the missing bytes and append them."""
         headers = {"Accept-Encoding": "identity"}
         if self.done:
             headers["Range"] = f"bytes={self.done}-"
@@ -114,7 +114,7 @@ class _Transfer:
         with client.stream("GET", self.url, headers=headers) as response:
             if (
                 response.status_code == 416
-            ):  # nothing after what we have, or the file became shorter
+            ):  # no bytes after the partial file, or the file became shorter
                 self._judge_end(response)
                 return
             if response.status_code >= 500:
@@ -123,17 +123,17 @@ class _Transfer:
                 raise Unavailable(f"{self.url}: HTTP {response.status_code}")
             self._begin(response)
             with self.part.open("ab") as file:
-                for chunk in response.iter_raw():  # as it comes: nothing is lost in a buffer
+                for chunk in response.iter_raw():  # unbuffered: a cut loses no bytes
                     file.write(chunk)
                     file.flush()
                     self.on_progress(self.target.name, self.done, self.total)
         self.complete = self.total is None or self.done == self.total
         if self.total is not None and self.done > self.total:
             self._forget()
-            raise httpx2.RemoteProtocolError("more bytes than the server announced")
+            raise httpx2.RemoteProtocolError("more bytes than announced by the server")
 
     def finish(self) -> None:
-        """Give the complete file its name."""
+        """Rename the complete file to its final name."""
         self.part.replace(self.target)
         self.note.unlink(missing_ok=True)
 
@@ -143,9 +143,9 @@ class _Transfer:
             start, total = _content_range(response)
             if start != self.done:
                 self._forget()
-                raise httpx2.RemoteProtocolError("another range than asked for")
+                raise httpx2.RemoteProtocolError("the server sent a different range")
             self.total = total
-        else:  # the server does not resume, or the file changed: from the beginning
+        else:  # no resume support, or the file changed: start over
             self._forget()
             self.total = int(length) if length and length.isdigit() else None
         strong = response.headers.get("etag", "")
@@ -178,7 +178,7 @@ class _Transfer:
 
 
 def _content_range(response: httpx2.Response) -> tuple[int, int | None]:
-    """First byte and whole size from `bytes 100-199/200` or `bytes */200`."""
+    """First byte and total size from `bytes 100-199/200` or `bytes */200`."""
     _, _, spec = response.headers.get("content-range", "").partition(" ")
     span, _, total = spec.partition("/")
     start = span.partition("-")[0]
@@ -186,8 +186,8 @@ def _content_range(response: httpx2.Response) -> tuple[int, int | None]:
 
 
 def official_urls(name: str) -> tuple[str, str]:
-    """Ratings and metadata URL of an official dataset. Raises BadInput, naming those there are."""
+    """Ratings and metadata URL of an official dataset. Raises BadInput for an unknown name."""
     try:
         return OFFICIAL[name.lower()]
     except KeyError:
-        raise BadInput(f"no dataset {name!r}; there is: {', '.join(OFFICIAL)}") from None
+        raise BadInput(f"unknown dataset {name!r}; available: {', '.join(OFFICIAL)}") from None

@@ -1,4 +1,12 @@
-"""What the generated shop sells: departments, product types and the words their titles are made of."""
+"""Generate a small shop: items with titles, users with drifting preferences, and their reviews.
+
+writes  file  <folder>/reviews.csv, items.csv
+
+Each user prefers two or three shelves and has a budget; preferences change now and then. Each
+purchase is a product that complements the previous one, a popular item, or (mostly) an item of a
+preferred shelf, with favourite brands first. Items launch over time and sell best when new (long
+tail). The same seed gives the same files, byte for byte.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +78,7 @@ FINISHES = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A product type: its path of categories, its usual price, and the type often bought soon after."""
+    """A product type: category path, usual price, and the type often bought next."""
 
     department: str
     shelf: str
@@ -174,15 +182,12 @@ KINDS = (
 )
 
 
-# --- shop: Generate a small shop: items with titles, users with tastes that drift, and the reviews they write.
-
-
 DAY_S = 86_400
 
 
 @dataclass(frozen=True)
 class ShopConfig:
-    """How large a shop to make."""
+    """Size of the generated shop."""
 
     users: int = 2_000
     items: int = 800
@@ -190,13 +195,13 @@ class ShopConfig:
     days: int = 540
     """Days from the first review to the last."""
     end: datetime = datetime(2025, 6, 30, 18, 0, tzinfo=UTC)
-    """About when the last review is written."""
+    """Approximate time of the last review."""
     seed: int = 7
 
 
 @dataclass(frozen=True)
 class ShopSummary:
-    """What was made."""
+    """Counts of the generated files."""
 
     users: int
     items: int
@@ -209,7 +214,7 @@ class ShopSummary:
 
 @dataclass(frozen=True)
 class _Catalogue:
-    """Items in arrays. `mate` is the kind that goes with a kind, or −1. Days count from the start."""
+    """Items as arrays. `mate` is the complementary kind, or −1. Days count from the start."""
 
     titles: list[str]
     kind: Int64Array
@@ -223,7 +228,7 @@ class _Catalogue:
 
 
 def generate_shop(folder: Path, config: ShopConfig = ShopConfig()) -> ShopSummary:
-    """Write a shop into a folder. Raises BadInput for a shop of impossible size."""
+    """Write a shop into a folder. Raises BadInput for an impossible size."""
     if config.items < len(KINDS) or config.users < 1 or config.days < 1:
         raise BadInput(f"a shop needs at least 1 user, 1 day and {len(KINDS)} items")
     if not config.users <= config.events <= config.users * config.items // 4:
@@ -244,7 +249,7 @@ def _make_items(random: np.random.Generator, config: ShopConfig) -> _Catalogue:
     shelves = list(dict.fromkeys((kind.department, kind.shelf) for kind in KINDS))
     kind = np.concatenate([np.arange(len(KINDS)), random.integers(0, len(KINDS), n - len(KINDS))])
     brand = random.integers(0, len(BRANDS), n)
-    # a long tail: the appeal of the k-th item falls like 1 / k
+    # long tail: the appeal of the k-th item is proportional to k^-0.65
     appeal = 1.0 / random.permutation(np.arange(1, n + 1)) ** 0.65
     early = random.random(n) < 0.6
     usual = np.array([k.price for k in KINDS])[kind]
@@ -273,7 +278,7 @@ Review = tuple[float, int, int, int]  # day, user, item, stars
 
 
 class _Shoppers:
-    """The users, and what they buy."""
+    """Users and their purchases."""
 
     def __init__(
         self, random: np.random.Generator, config: ShopConfig, catalogue: _Catalogue
@@ -283,7 +288,7 @@ class _Shoppers:
         self._pulls: dict[int, Float64Array] = {}
 
     def reviews(self) -> list[Review]:
-        """Every review, by time."""
+        """All reviews in time order."""
         activity = self._activity()
         rows = [
             row for user, count in enumerate(activity) for row in self._one_user(user, int(count))
@@ -291,7 +296,7 @@ class _Shoppers:
         return sorted(rows)
 
     def _activity(self) -> Int64Array:
-        """(users,) reviews of each: log-normal, at least one, `events` in all."""
+        """(users,) reviews per user: log-normal, at least one, `events` in total."""
         config, random = self.config, self.random
         weights = random.lognormal(0, 1.0, config.users)
         most = config.items // 4
@@ -309,7 +314,7 @@ class _Shoppers:
         last_kind = -1
         rows: list[Review] = []
         for place, day in enumerate(days):
-            if place and random.random() < 0.04:  # the taste drifts
+            if place and random.random() < 0.04:  # preferences drift
                 taste = 0.5 * taste + 0.5 * self._taste()
             item = self._choose(int(day), taste, liking, held, last_kind)
             held[item] = True
@@ -318,25 +323,25 @@ class _Shoppers:
         return rows
 
     def _days(self, count: int) -> Float64Array:
-        """(count,) when a user reviews: sessions of a few within hours, from joining to leaving."""
+        """(count,) review times: sessions of a few reviews, between joining and leaving."""
         random, days = self.random, self.config.days
         joined = days * random.random() ** 0.7 * 0.97
         stay = min(days - joined, random.exponential(days * 0.4) + 1)
         sessions = np.sort(random.uniform(joined, joined + stay, max(1, -(-count * 2 // 3))))
         picked = random.choice(sessions, count) + random.exponential(0.02, count)
-        # shops sleep at night: pull the hour towards the evening
+        # activity peaks in the evening
         hour = np.clip(random.normal(0.78, 0.14, count), 0.02, 0.98)
         return np.minimum(np.sort(np.floor(picked) + 0.3 * (picked % 1) + 0.69 * hour), days - 1e-4)
 
     def _taste(self) -> Float64Array:
-        """(shelves,) how much a user likes each shelf: two or three of them, and a little of all."""
+        """(shelves,) preference per shelf: two or three high, the rest low."""
         weights = np.full(self.shelves, 0.004)
         liked = self.random.choice(self.shelves, int(self.random.integers(2, 4)), replace=False)
         weights[liked] += self.random.dirichlet(np.full(len(liked), 2.0))
         return np.asarray(weights / weights.sum())
 
     def _liking(self) -> Float64Array:
-        """(items,) how a user's favourite brands and purse weigh the items."""
+        """(items,) weight of each item by favourite brands and budget."""
         items = self.items
         brands = np.ones(len(BRANDS))
         brands[self.random.choice(len(BRANDS), 4, replace=False)] = 6.0
@@ -344,7 +349,7 @@ class _Shoppers:
         return np.asarray(brands[items.brand] * dearer)
 
     def _pull(self, day: int) -> Float64Array:
-        """(items,) how well each item sells on a day to anyone: nothing before its launch."""
+        """(items,) overall demand per item on a day; zero before launch."""
         if day not in self._pulls:
             age = day - self.items.launched
             fresh = 0.6 + np.exp(-np.maximum(age, 0) / 60.0)
@@ -366,7 +371,7 @@ class _Shoppers:
         if mate >= 0 and luck < 0.3:
             wanted = pull * (items.kind == mate) * liking
         elif luck > 0.93:
-            wanted = pull  # what everyone buys
+            wanted = pull  # popularity only
         else:
             wanted = pull * taste[items.shelf] * liking
         if not wanted.any():

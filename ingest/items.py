@@ -1,6 +1,8 @@
-"""The items of a dataset.
+"""Read the catalogue of a dataset and publish new and changed items.
 
-reads   file  any items format of `formats.Format`
+reads   file   any items format of `datasets.Format`
+        topic  items  the published catalogue
+writes  topic  items  one ItemEvent per new or changed item, key item_id
 """
 
 from __future__ import annotations
@@ -34,19 +36,19 @@ _PRICE = re.compile(r"\d+(?:\.\d+)?")
 
 
 def read_items(path: Path, report: ReadReport, detected: Detected | None = None) -> Iterator[Item]:
-    """The items of a file, in file order; bad lines go to `report`. An item may come more than once.
+    """Yield the items of a file in file order; bad lines go to `report`. Items may repeat.
 
-    Titles are cleaned of control characters and cut at 1,000 characters. Raises BadDataset if the file holds
-    no items or cannot be read to its end.
+    Control characters in titles become spaces; titles are cut at 1,000 characters. Raises
+    BadDataset for a file without items or one that cannot be read to its end.
     """
     found = detected or detect(path)
     if not found.format.is_items:
-        raise BadDataset(f"{path}: holds interactions ({found.format}), no items")
+        raise BadDataset(f"{path}: contains interactions ({found.format}), not items")
     for line, raw, fields in _fields(path, found):
         try:
             if fields is None:
                 raise ValueError(
-                    "neither JSON nor a Python literal, or not as many fields as the header"
+                    "neither JSON nor a Python literal, or a different number of fields than the header"
                 )
             item = _item(fields)
         except (ValidationError, ValueError) as error:
@@ -123,7 +125,10 @@ def _clean(text: object) -> str | None:
 
 
 def _categories(found: object) -> tuple[str, ...]:
-    """One path of categories, the longest of several; of lists, JSON, or text by | or commas, paths by ;;."""
+    """One category path, the longest of several, from a list, JSON, or text.
+
+    Text separates categories by `|` or commas and paths by `;;`.
+    """
     if isinstance(found, str):
         text = found.strip()
         if ";;" in text:
@@ -145,7 +150,7 @@ def _categories(found: object) -> tuple[str, ...]:
 
 
 def _price(found: object) -> float | None:
-    """The first figure of a price: 8.99 of "from 8.99", 1299.0 of "$1,299.00 - $1,500.00"."""
+    """First number of a price: 8.99 of "from 8.99", 1299.0 of "$1,299.00 - $1,500.00"."""
     if isinstance(found, int | float) and not isinstance(found, bool):
         return float(found) if 0 <= found < 1e9 else None
     match = _PRICE.search(found.replace(",", "")) if isinstance(found, str) else None
@@ -159,16 +164,13 @@ def _reason(error: ValueError) -> str:
     return str(error)
 
 
-# --- items: Publish a dataset's catalogue: what is new or changed, and nothing else.
-
-
 _BATCH = 2000
 _WAIT_S = 0.2
 
 
 @dataclass(frozen=True)
 class ItemsSummary:
-    """What publishing did: items in the file, of them new or changed and therefore sent, bad lines."""
+    """Counts of a publication: items in the file, sent (new or changed), unchanged, bad lines."""
 
     dataset: str
     items: int
@@ -181,9 +183,9 @@ class ItemsSummary:
 
 
 def publish_items(dataset: Dataset, settings: Settings) -> ItemsSummary:
-    """Bring the `items` topic up to date with the dataset. Items that are only on the topic stay.
+    """Publish new and changed items to the `items` topic; items only on the topic stay.
 
-    Raises BadDataset where there is no items file, Unavailable where Kafka is away.
+    Raises BadDataset without an items file, Unavailable if Kafka does not answer.
     """
     if dataset.items is None:
         raise BadDataset(
@@ -204,12 +206,12 @@ def publish_items(dataset: Dataset, settings: Settings) -> ItemsSummary:
 
 
 def published_items(settings: Settings, timeout_s: float = 30.0) -> dict[str, Item]:
-    """The catalogue as it stands on the `items` topic now. Records that are no item are passed over."""
+    """The published catalogue of the `items` topic. Invalid records are skipped."""
     topic = settings.kafka.topics.items
     consumer = Consumer(
         {
             "bootstrap.servers": settings.kafka.bootstrap,
-            "group.id": "afterclick-catalogue-reader",  # never joined: partitions are assigned by hand
+            "group.id": "afterclick-catalogue-reader",  # required; partitions are assigned manually
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "auto.offset.reset": "earliest",
@@ -230,7 +232,7 @@ def _read_to_end(consumer: Consumer, topic: str, timeout_s: float) -> Iterator[t
     consumer.assign([TopicPartition(topic, number, 0) for number in reading])
     deadline = time.monotonic() + timeout_s
     while reading:
-        # consume waits for a full batch as long as it may, so the end of the topic needs a short wait
+        # consume waits for a full batch until its timeout: keep it short for the end of the topic
         records = consumer.consume(_BATCH, timeout=_WAIT_S)
         if records:
             deadline = time.monotonic() + timeout_s

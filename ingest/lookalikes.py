@@ -1,9 +1,11 @@
-"""Histories for people who are made up: each gets what somebody in the data with the same tastes did.
+"""Histories for people who are made up: each gets what somebody in the data with the same tastes
+did.
 
 reads   file   a prepared dataset (ingest.sorting), its items; <home>/replay/clock.json
 writes  topic  reviews (and feedback, where a row has another action)
 
-The events are copies under the made-up person's id, with event ids of their own that are the same each time.
+The events are copies under the made-up person's id, with event ids of their own that are the same
+each time.
 """
 
 from __future__ import annotations
@@ -45,10 +47,11 @@ def lookalikes(
     tastes: Mapping[str, Sequence[str]],
     until_ms: int | None = None,
 ) -> dict[str, Lookalike]:
-    """Person → who in the data is most like them; nobody is given twice, who has no match is left out.
+    """Person → who in the data is most like them; nobody is given twice, who has no match is left
+    out.
 
-    `tastes` are names of categories, whatever their case. Only rows before `until_ms` (original event time)
-    count. Raises BadDataset where the dataset has no items file.
+    `tastes` are names of categories, whatever their case. Only rows before `until_ms` (original
+    event time) count. Raises BadDataset where the dataset has no items file.
     """
     within = _items_within(dataset, tastes)
     columns = [batch.select(["user_id", "item_id"]) for batch in _before(data, until_ms)]
@@ -95,8 +98,9 @@ def lend(
 ) -> dict[str, Lookalike]:
     """Send each person the history of their lookalike; who lent it. Sent again, it changes nothing.
 
-    `rebased`: on the clock of this home's rebased replay, which has to have begun. Raises BadDataset where
-    the dataset has no items or no rebased replay began, Unavailable where Kafka is away.
+    `rebased`: on the clock of this home's rebased replay, which has to have begun. Raises
+    BadDataset where the dataset has no items or no rebased replay began, Unavailable where Kafka is
+    away.
     """
     found = lookalikes(dataset, data, tastes, until_ms)
     borrowers = {lender.user_id: person for person, lender in found.items()}

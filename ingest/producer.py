@@ -1,7 +1,9 @@
-"""Rows of a dataset as Kafka messages, a batch at a time.
+"""Encode dataset rows and send them to Kafka in order, with delivery accounting.
 
-The fast way to what `afterclick.events.encode(interaction_event(...))` gives: the same bytes, some ten times
-cheaper, because the rows were validated when they were read. That the bytes are the same is tested.
+writes  topic  any given topic (reviews, feedback, items)
+
+`Encoder` produces the bytes of `afterclick.events.encode(interaction_event(...))` about ten times
+faster, because rows are already validated; a test compares the bytes.
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ from afterclick.events import FEEDBACK_TYPE, REVIEW_TYPE, Action
 from afterclick.topics import PARTITIONER
 
 Message = dict[str, Any]
-"""What confluent-kafka's produce_batch takes: key and value."""
+"""Key and value, as confluent-kafka's produce_batch expects."""
 
 
 @dataclass
 class Encoder:
-    """Turns batches in `rows.SCHEMA` into messages for the reviews and the feedback topic.
+    """Encode batches in `rows.SCHEMA` as messages for the reviews and feedback topics.
 
-    `shift_ms` is added to every event time; event ids never depend on it, so that one row of one dataset is
-    one event, whenever and however often it is replayed.
+    `shift_ms` is added to event times but not to event ids: a row of a dataset is the same event in
+    every replay.
     """
 
     source: str
@@ -44,7 +46,7 @@ class Encoder:
     _numbers: dict[float, str] = field(default_factory=dict)
 
     def encode(self, batch: pa.RecordBatch) -> list[tuple[str, list[Message]]]:
-        """The messages of a batch, grouped into runs of one topic, in the order of the rows."""
+        """Messages of a batch in row order, grouped into runs with the same topic."""
         if batch["action"].null_count == len(batch):
             return [(self.reviews, self._messages(batch, Action.REVIEW))]
         kinds = [kind or Action.REVIEW for kind in batch["action"].to_pylist()]
@@ -88,7 +90,7 @@ class Encoder:
         ]
 
     def _tails(self, batch: pa.RecordBatch) -> list[str]:
-        """What follows the action: rating and text where there are any."""
+        """JSON after the action: rating and text, if present."""
         ratings = [self._rating(r) for r in batch["rating"].to_pylist()]
         if batch["text"].null_count == len(batch):
             return ratings
@@ -110,7 +112,8 @@ class Encoder:
 
 
 def _ids(action: str, users: list[str], items: list[str], times_ms: list[int]) -> list[str]:
-    """`afterclick.events.stable_id(action, user, item, time_ms)` of each row; users and items are JSON."""
+    """`afterclick.events.stable_id(action, user, item, time_ms)` per row; users and items as JSON.
+    """
     head = f'["{action}",'
     return [
         blake2b(f'{head}{user},{item},"{ms}"]'.encode(), digest_size=9).hexdigest()
@@ -119,7 +122,7 @@ def _ids(action: str, users: list[str], items: list[str], times_ms: list[int]) -
 
 
 def _quoted(column: pa.Array) -> list[str]:
-    """The strings of a column as JSON. Control characters are not in ids."""
+    """Strings of a column as JSON. Ids contain no control characters."""
     data = column.buffers()[2]
     raw = data.to_pybytes() if data else b""
     if b'"' in raw or b"\\" in raw:
@@ -128,14 +131,11 @@ def _quoted(column: pa.Array) -> list[str]:
 
 
 def _iso(times_ms: NDArray[np.int64]) -> list[str]:
-    """Event times as pydantic writes them: RFC 3339, UTC, six digits of a fraction or none."""
+    """Event times as pydantic formats them: RFC 3339, UTC, with six decimals or none."""
     unique, places = np.unique(times_ms, return_inverse=True)
     texts = np.datetime_as_string(unique.astype("datetime64[ms]"), unit="ms").tolist()
     written = [f"{t[:-4]}Z" if t.endswith(".000") else f"{t}000Z" for t in texts]
     return [written[place] for place in places.tolist()]
-
-
-# --- producer: Messages into Kafka, in order, each acknowledged or accounted for.
 
 
 log = structlog.get_logger()
@@ -146,7 +146,7 @@ MAX_UNACKED_BYTES = 128 << 20
 
 
 def producer_config(bootstrap: str, give_up_s: float) -> dict[str, Any]:
-    """Idempotent, all replicas, batches made for throughput."""
+    """Idempotent producer with acks=all, batched for throughput."""
     return {
         "bootstrap.servers": bootstrap,
         "enable.idempotence": True,
@@ -165,7 +165,7 @@ def producer_config(bootstrap: str, give_up_s: float) -> dict[str, Any]:
 
 @dataclass
 class _Ticket:
-    """A chunk on its way: `mark` is reached once none of it is left and none before it."""
+    """An in-flight chunk; `mark` is reached when it and all earlier chunks are acknowledged."""
 
     mark: int
     left: int
@@ -179,9 +179,9 @@ class _Ticket:
 
 
 class EventProducer:
-    """A Kafka producer that knows how far everything has been delivered.
+    """A Kafka producer that tracks how far everything has been delivered.
 
-    Close it (or use `with`): what was sent is flushed, unless an error is on its way out already.
+    Use it as a context manager: it flushes on exit, unless an exception is propagating.
     """
 
     def __init__(
@@ -214,16 +214,16 @@ class EventProducer:
 
     @property
     def cluster_id(self) -> str:
-        """The id of the Kafka cluster: progress made on one is none on another."""
+        """Kafka cluster id; replay progress is stored per cluster."""
         return str(self._metadata.cluster_id)
 
     @property
     def away(self) -> bool:
-        """Whether no broker could be reached of late; what is sent waits."""
+        """True while no broker is reachable; queued messages wait."""
         return self._away
 
     def require(self, *topics: str) -> None:
-        """Raise Unavailable if one of the topics does not exist."""
+        """Raise Unavailable if a topic does not exist."""
         missing = sorted(set(topics) - set(self._metadata.topics))
         if missing:
             raise Unavailable(
@@ -231,9 +231,9 @@ class EventProducer:
             )
 
     def send(self, topic: str, messages: list[Message], mark: int) -> None:
-        """Queue messages; once they and all before them are in the log, `delivered` is `mark`.
+        """Queue messages; `delivered` becomes `mark` once they and all earlier ones are in the log.
 
-        Waits while too much is unacknowledged. Raises Unavailable where Kafka stays away too long.
+        Blocks while too much is unacknowledged. Raises Unavailable if Kafka stays down too long.
         """
         ticket = _Ticket(
             mark, len(messages), sum(len(m["value"] or b"") for m in messages), self._fail
@@ -246,7 +246,7 @@ class EventProducer:
             self.poll(0.05 if rest else 0)
 
     def poll(self, seconds: float = 0.0) -> None:
-        """Take delivery reports. Raises what made a delivery fail."""
+        """Process delivery reports. Raises the error of a failed delivery."""
         self._producer.poll(seconds)
         while self._tickets and self._tickets[0].left == 0 and not self._failure:
             self.delivered = self._tickets.popleft().mark
@@ -255,7 +255,7 @@ class EventProducer:
             raise self._error(self._failure)
 
     def flush(self) -> None:
-        """Wait until everything is delivered. Raises Unavailable if that takes longer than Kafka may."""
+        """Wait until everything is delivered. Raises Unavailable after the delivery timeout."""
         deadline = time.monotonic() + self._give_up_s + 5
         while len(self._producer) and time.monotonic() < deadline:
             self.poll(0.1)
@@ -266,7 +266,7 @@ class EventProducer:
             )
 
     def _queue(self, topic: str, messages: list[Message], ticket: _Ticket) -> list[Message]:
-        """Hand messages to the client; those for which it had no room come back."""
+        """Hand messages to the client; returns those that did not fit into its queue."""
         try:
             queued = self._producer.produce_batch(topic, messages, on_delivery=ticket)
         except BufferError:
@@ -301,12 +301,12 @@ class EventProducer:
     def _error(self, error: KafkaError) -> AfterclickError:
         if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
             return BadInput(
-                f"Kafka at {self._bootstrap} takes no event of this size: {error.str()}"
+                f"Kafka at {self._bootstrap} rejects an event of this size: {error.str()}"
             )
         lost = f"; {self._failed} events were not acknowledged" if self._failed else ""
         return Unavailable(
-            f"Kafka at {self._bootstrap} did not take an event within {self._give_up_s:.0f} s "
-            f"({_name(error)}){lost}; run the same again to go on from the last delivered one"
+            f"Kafka at {self._bootstrap} did not accept an event within {self._give_up_s:.0f} s "
+            f"({_name(error)}){lost}; run the command again to resume after the last delivered one"
         )
 
 

@@ -1,9 +1,9 @@
-"""Interactions of a dataset file, in file order, as record batches.
+"""Read the interactions of a dataset file, in file order, as record batches.
 
-reads   file  any reviews format of `formats.Format`
+reads   file  any reviews format of `datasets.Format`
 
-A block of lines takes the fast way (pyarrow, columns at a time) if nothing in it is odd, else the slow way
-(row by row), which finds and reports each bad line. Both ways give the same rows: that is tested.
+A block of valid lines is parsed by pyarrow, column by column. Any irregularity sends the block to
+the row-by-row parser, which reports each bad line. A test checks that both give the same rows.
 """
 
 from __future__ import annotations
@@ -38,20 +38,21 @@ from ingest.rows import (
 
 _CONTROL = bytes(c for c in range(32) if c not in b"\n\r") + b"\x7f"
 _HEX = re.compile(rb"[,\n] *0[xX]")
-"""What Arrow would take for a whole number; nobody means a time by it."""
+"""Hexadecimal numbers, which Arrow parses as integers but the row parser rejects."""
 _PARQUET_ROWS = 65_536
 
 
 def read_interactions(
     path: Path, report: ReadReport, detected: Detected | None = None, block_bytes: int = BLOCK_BYTES
 ) -> Iterator[pa.RecordBatch]:
-    """The interactions of a file in SCHEMA; bad lines go to `report`. Memory: a few blocks.
+    """Yield the interactions of a file in SCHEMA; bad lines go to `report`. Memory: a few blocks.
 
-    Raises BadDataset if the file is of no known format, holds items, or cannot be read to its end.
+    Raises BadDataset for an unknown format, an items file, or a file that cannot be read to its
+    end.
     """
     found = detected or detect(path)
     if found.format.is_items:
-        raise BadDataset(f"{path}: holds items ({found.format}), no interactions")
+        raise BadDataset(f"{path}: contains items ({found.format}), not interactions")
     if found.format is Format.PARQUET:
         batches = _parquet(path, found, report)
     elif found.format in (Format.REVIEWS_2014, Format.REVIEWS_2023):
@@ -70,13 +71,13 @@ def read_interactions(
 def _csv(path: Path, found: Detected, report: ReadReport, size: int) -> Iterator[pa.RecordBatch]:
     quoting = (
         found.format is Format.NAMED_CSV
-    )  # the official file has no quotes: there a " is a letter
+    )  # the official file has no quoting: a " is an ordinary character
     source = blocks(path, size)
     if quoting:
         source = _without_header(source)
     for block in source:
         if quoting and b'"' in block[1]:
-            # a quoted field may run on into the next block: from here on, record by record
+            # a quoted field may continue in the next block: parse the rest record by record
             yield from _csv_slow(_chain(block, source), found, report, True)
             return
         batch = _csv_fast(block[1], found)
@@ -122,7 +123,7 @@ def _csv_fast(raw: bytes, found: Detected) -> pa.RecordBatch | None:
 
 
 def _from_columns(columns: dict[str, pa.Array], rows: int) -> pa.RecordBatch | None:
-    """The batch with these columns, or None if a row in it must be looked at by itself."""
+    """The batch of these columns; None if it needs the row-by-row parser."""
     columns["time_ms"] = _as_ms(columns.pop("time"))
     arrays = [_nulls_for_empty(columns.get(f.name, pa.nulls(rows, f.type)), f) for f in SCHEMA]
     batch = pa.record_batch(arrays, schema=SCHEMA)
@@ -130,7 +131,7 @@ def _from_columns(columns: dict[str, pa.Array], rows: int) -> pa.RecordBatch | N
 
 
 def _as_ms(time: pa.Array) -> pa.Array:
-    """Milliseconds from whole seconds, ms or µs by their size, as `rows.parse_time` does."""
+    """Milliseconds from seconds, ms or µs by magnitude, as `rows.parse_time`."""
     size = pc.abs(time)
     ms = pc.if_else(pc.less(size, 100_000_000_000_000), time, pc.divide(time, 1000))
     return pc.if_else(pc.less(size, 100_000_000_000), pc.multiply(time, 1000), ms)
@@ -152,7 +153,7 @@ def _csv_slow(
         for line, raw, fields in chunk:
             try:
                 if len(fields) != width:
-                    raise ValueError(f"{len(fields)} fields, not {width}")
+                    raise ValueError(f"{len(fields)} fields, expected {width}")
                 rows.append(_row({f: fields[i] for f, i in place.items()}, _any_time))
             except ValueError as error:
                 report.refuse(line, str(error), raw)
@@ -203,7 +204,7 @@ def _json(path: Path, pick: Pick, report: ReadReport, size: int) -> Iterator[pa.
             try:
                 fields = parse_object(line)
                 if not isinstance(fields, dict):
-                    raise ValueError("no JSON object")
+                    raise ValueError("not a JSON object")
                 rows.append(pick(fields))
             except ValueError as error:
                 report.refuse(number, str(error), line)
@@ -272,7 +273,7 @@ def _row(fields: dict[str, Any], time: Callable[[Any], int]) -> Row:
 
 
 def _any_time(value: Any) -> int:
-    """Milliseconds from a number, an ISO 8601 text or a datetime; one without a zone is UTC."""
+    """Milliseconds from a number, ISO 8601 text or datetime; without a time zone, UTC."""
     if isinstance(value, str) and len(value) >= 8 and "-" in value[1:]:
         try:
             value = datetime.fromisoformat(value)

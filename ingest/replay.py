@@ -1,11 +1,11 @@
-"""Replay a dataset as a stream of events, in event-time order, at a chosen pace.
+"""Replay a dataset as a stream of events in event-time order at a given speed.
 
-reads   file   a prepared dataset (ingest.sorting), <home>/replay/control.json
-writes  topic  reviews (and feedback, where a row has another action)
+reads   file   a sorted dataset (ingest.sorting), <home>/replay/control.json
+writes  topic  reviews (and feedback for rows with another action)
         file   <home>/replay/progress.json, clock.json, status.json
 
-A replay that stops for any reason goes on where everything was delivered. What is sent twice that way has
-the same event ids, and changes nothing.
+An interrupted replay resumes at the first undelivered row. Rows sent twice keep their event ids, so
+they do not change the state.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ IDLE_S = 0.01
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """What to replay, and how."""
+    """Rows and speed of a replay."""
 
     pace: Pace = field(default_factory=Unlimited)
     rebased: bool = False
-    """Shift event times so that the dataset's last event falls on the moment of its first replay."""
+    """Shift event times so that the dataset ends at the time of its first replay."""
     from_ms: int | None = None
-    """Leave out events before this (original) event time."""
+    """Skip events before this (original) event time."""
     until_ms: int | None = None
-    """Leave out events from this (original) event time on."""
+    """Skip events from this (original) event time on."""
     limit: int | None = None
-    """Send at most so many events now."""
+    """Send at most this many events."""
     restart: bool = False
-    """Begin at the beginning although a replay got further."""
+    """Ignore earlier progress and start at the first row."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a replay did. `remaining` rows of its selection are still to be sent."""
+    """Outcome of a replay. `remaining` rows of its selection are still unsent."""
 
     state: str
     dataset: str
@@ -85,9 +85,10 @@ def replay(
     on_status: Callable[[ReplayStatus], None] = lambda status: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Summary:
-    """Send the rows that are due until all are delivered or `stopping()`.
+    """Send due rows until all are delivered or `stopping()` returns True.
 
-    Raises Unavailable where Kafka is away too long, AlreadyRunning where a replay runs from this home.
+    Raises Unavailable if Kafka stays down too long, AlreadyRunning if another process replays from
+    this home.
     """
     files = replay_files(settings.home)
     with files.only_one():
@@ -100,7 +101,7 @@ def replay(
 
 
 class _Replay:
-    """One replay while it runs."""
+    """State of one running replay."""
 
     def __init__(
         self,
@@ -132,9 +133,9 @@ class _Replay:
         self._ticked = 0.0
 
     def go(self, stopping: Callable[[], bool]) -> Summary:
-        """Send everything selected."""
+        """Send all selected rows."""
         self.files.ask(ReplayControl())
-        # rows up to here are delivered already; the producer counts on from there
+        # rows below first_row are already delivered; the producer continues counting from there
         self.producer.delivered = self.first_row
         state = DONE
         with self.producer:
@@ -177,7 +178,7 @@ class _Replay:
         self.pace.took(len(rows))
 
     def _tick(self) -> None:
-        """A few times a second: obey the control file, keep the progress, publish the figures."""
+        """Every TICK_S: read the control file, save the progress, publish the status."""
         now = time.monotonic()
         if now - self._ticked < TICK_S:
             return
@@ -188,7 +189,7 @@ class _Replay:
         self.report(PAUSED if self.watch.paused else RUNNING)
 
     def _change_pace(self, control: ReplayControl) -> None:
-        """Go at the pace that is asked for from now on; one that cannot be read changes nothing."""
+        """Apply the requested speed; an invalid one changes nothing."""
         if control.speed is None and control.rate is None:
             return
         asked = control.model_copy(update={"state": RUNNING})
@@ -203,7 +204,7 @@ class _Replay:
         self.pace_began = self.watch.seconds()
 
     def report(self, state: str) -> None:
-        """Keep how far everything is delivered, and publish the figures."""
+        """Save the delivered position and publish the status."""
         if self.producer.delivered != self.saved:
             self.saved = self.producer.delivered
             self.files.save_next_row(self.key, self.saved, self.event_ms)
@@ -260,7 +261,7 @@ class _Replay:
 
 
 class _Stopwatch:
-    """Seconds of running, without the pauses."""
+    """Running time in seconds, excluding pauses."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -279,7 +280,7 @@ class _Stopwatch:
 
 
 class _RateMeter:
-    """Events per second, smoothed over a few seconds."""
+    """Events per second, exponentially smoothed over a few seconds."""
 
     def __init__(self) -> None:
         self._count, self._at, self._rate = 0, 0.0, 0.0
@@ -302,7 +303,7 @@ def _progress_key(data: SortedDataset, cluster: str, topic: str, options: Replay
 def _select(
     data: SortedDataset, options: ReplayOptions, first_row: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The rows to send, with the number of the first of each batch."""
+    """Yield the selected rows with the row number of the first of each batch."""
     row = 0
     for batch in data.batches():
         times = batch["time_ms"].to_numpy()
@@ -334,7 +335,7 @@ def _limited(
 
 
 def _measure(data: SortedDataset, options: ReplayOptions, first_row: int) -> tuple[int, int]:
-    """How many rows are to be sent, and the event time they span."""
+    """Number of rows to send and the event time they span, in ms."""
     count, first, last = 0, None, 0
     for _, batch in _limited(_select(data, options, first_row), options.limit):
         count += len(batch)

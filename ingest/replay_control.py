@@ -1,4 +1,10 @@
-"""How fast a replay goes: as fast as it can, so many events a second, or event time faster than real time."""
+"""Speed of a replay, and the files that record its progress.
+
+writes  file  <home>/replay/progress.json  next row per dataset and cluster; after delivery reports only
+              <home>/replay/clock.json     time shift per dataset of the rebased clock, chosen once
+              <home>/replay/status.json    afterclick.io.home.ReplayStatus, several times a second
+reads   file  <home>/replay/control.json   afterclick.io.home.ReplayControl
+"""
 
 from __future__ import annotations
 
@@ -24,20 +30,20 @@ _SPEED = re.compile(r"(\d+(?:\.\d+)?)(?:([smhdw])/s|x)")
 
 
 class Pace(Protocol):
-    """Says how many of the next events are due; in words by `str`."""
+    """Decides how many of the next events are due; `str` describes it."""
 
     def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
-        """How many events at the front of `times_ms` (sorted) may go, after so many seconds of running."""
+        """Number of events at the front of `times_ms` (sorted) due after `running_s` seconds."""
 
     def took(self, count: int) -> None:
-        """So many events went."""
+        """Report `count` events as sent."""
 
     def seconds_for(self, count: int, span_ms: int) -> float | None:
-        """About how long that many events over that span of event time take; None if not known."""
+        """Estimated duration of `count` events over `span_ms` of event time; None if unknown."""
 
 
 class Unlimited:
-    """Everything is due."""
+    """As fast as possible: every event is due."""
 
     def __str__(self) -> str:
         return "max"
@@ -53,11 +59,11 @@ class Unlimited:
 
 
 class Rate:
-    """So many events a second."""
+    """A fixed number of events per second."""
 
     def __init__(self, per_second: float) -> None:
         if not 0 < per_second <= 1e9:
-            raise BadInput(f"rate {per_second:g}: give events per second, more than 0")
+            raise BadInput(f"rate {per_second:g}: must be greater than 0 events per second")
         self._per_second = per_second
         self._went = 0
 
@@ -75,11 +81,11 @@ class Rate:
 
 
 class Speed:
-    """Event time runs `factor` times faster than the clock, from the first event on."""
+    """Event time runs `factor` times faster than the clock, starting at the first event."""
 
     def __init__(self, factor: float) -> None:
         if not 0 < factor <= 1e12:
-            raise BadInput(f"speed {factor:g}: give more than 0")
+            raise BadInput(f"speed {factor:g}: must be greater than 0")
         self._factor = factor
         self._origin_ms: float | None = None
 
@@ -105,23 +111,23 @@ class Speed:
 
 
 def parse_pace(speed: str, rate: float | None) -> Pace:
-    """The pace that `--speed` and `--rate` ask for. Raises BadInput, showing how a speed is written."""
+    """Parse `--speed` and `--rate`. Raises BadInput with the accepted forms."""
     if rate is not None:
         if speed != "max":
-            raise BadInput("give --speed or --rate, not both")
+            raise BadInput("--speed and --rate exclude each other: give one of them")
         return Rate(rate)
     if speed == "max":
         return Unlimited()
     match = _SPEED.fullmatch(speed.strip().lower())
     if not match:
-        raise BadInput(f"speed {speed!r}: write 1h/s, 30m/s, 2d/s, 60x or max")
+        raise BadInput(f"speed {speed!r}: expected e.g. 1h/s, 30m/s, 2d/s, 60x or max")
     return Speed(float(match[1]) * _UNITS[match[2] or "s"])
 
 
 def spread_days(times_ms: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Times to pace by: events known to the day only are spread over that day.
+    """Times used for pacing: events with day resolution are spread evenly over their day.
 
-    Else all of a day would come at once. Event times themselves are not changed.
+    Event times themselves do not change.
     """
     if not len(times_ms) or np.any(times_ms % DAY_MS):
         return times_ms
@@ -130,12 +136,9 @@ def spread_days(times_ms: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(times_ms + within * DAY_MS // np.repeat(counts, counts))
 
 
-# --- progress: What a replay leaves on disk: how far it got, whether it may run, and how it goes.
-
-
 @dataclass(frozen=True)
 class ReplayFiles:
-    """The files of replays in one home folder."""
+    """Replay files of one home folder."""
 
     home: Path
 
@@ -144,17 +147,17 @@ class ReplayFiles:
         return self.home / "replay"
 
     def next_row(self, key: str) -> int:
-        """The first row not known to be delivered; 0 where nothing is known."""
+        """First row not known to be delivered; 0 without saved progress."""
         return int(_read(self.folder / "progress.json").get(key, {}).get("next_row", 0))
 
     def save_next_row(self, key: str, row: int, event_time_ms: int) -> None:
-        """Keep how far everything is delivered."""
+        """Save the delivered position."""
         progress = _read(self.folder / "progress.json")
         progress[key] = {"next_row": row, "event_time_ms": event_time_ms}
         _write(self.folder / "progress.json", progress)
 
     def shift_ms(self, fingerprint: str, proposed: int) -> int:
-        """The shift of a dataset's rebased clock: the first one ever proposed, for ever."""
+        """Time shift of a dataset's rebased clock: the first proposal, kept permanently."""
         shifts = _read(self.folder / "clock.json")
         if fingerprint not in shifts:
             shifts[fingerprint] = proposed
@@ -162,42 +165,42 @@ class ReplayFiles:
         return int(shifts[fingerprint])
 
     def known_shift_ms(self, fingerprint: str) -> int | None:
-        """The shift of a dataset's rebased clock; None where no replay has chosen one."""
+        """Time shift of a dataset's rebased clock; None before the first rebased replay."""
         shift = _read(self.folder / "clock.json").get(fingerprint)
         return None if shift is None else int(shift)
 
     def control(self) -> ReplayControl:
-        """How the replay is asked to go."""
+        """Requested state and speed."""
         return ReplayControl.read(self.home) or ReplayControl()
 
     def ask(self, control: ReplayControl) -> None:
-        """Ask the running replay to pause, to go on, or to change its pace."""
+        """Request a pause, a resume or another speed."""
         control.write(self.home)
 
     def save_status(self, status: ReplayStatus) -> None:
-        """Publish the figures of this moment."""
+        """Publish the current status."""
         status.write(self.home)
 
     def status(self) -> ReplayStatus | None:
-        """The last figures published, or None if no replay ever ran."""
+        """Last published status; None if no replay has run."""
         return ReplayStatus.read(self.home)
 
     @contextmanager
     def only_one(self) -> Iterator[None]:
-        """Hold the right to replay from this home. Raises AlreadyRunning while another process has it."""
+        """Hold the replay lock of this home. Raises AlreadyRunning if another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise AlreadyRunning(
-                    f"a replay runs from {self.home} already; stop it, or watch it with "
+                    f"a replay is already running from {self.home}; stop it, or watch it with "
                     "`afterclick ingest status`"
                 ) from None
             yield
 
     def running(self) -> bool:
-        """Whether a process replays from this home now."""
+        """True while a process replays from this home."""
         try:
             with self.only_one():
                 return False
@@ -206,7 +209,7 @@ class ReplayFiles:
 
 
 def replay_files(home: Path) -> ReplayFiles:
-    """The replay files of a home folder."""
+    """Replay files of a home folder."""
     return ReplayFiles(home)
 
 

@@ -1,6 +1,9 @@
-"""Files as lines: plain or gzip, in blocks for speed, with the line numbers that a report needs.
+"""Lines, CSV records and validated rows of dataset files.
 
 reads   file  *.csv, *.json, *.jsonl and the same with .gz
+
+The row rules are those of `afterclick.events.Interaction`: every accepted row is a valid event.
+Texts longer than an event may carry are truncated.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """A file for reading, unpacked if it is gzip. Raises BadDataset if it cannot be opened."""
+    """Open a file for reading, decompressing gzip. Raises BadDataset if it cannot be opened."""
     try:
         file = path.open("rb")
         packed = file.read(2) == b"\x1f\x8b"
@@ -39,9 +42,9 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
-    """Whole lines of a file, about `size` bytes at a time, each with the number of its first line.
+    """Yield whole lines in blocks of about `size` bytes with the number of their first line.
 
-    A byte order mark is dropped. Raises BadDataset where a gzip file is damaged or ends early.
+    A byte order mark is dropped. Raises BadDataset for a damaged or truncated gzip file.
     """
     number, rest = 1, b""
     with open_bytes(path) as file:
@@ -54,7 +57,7 @@ def blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
                 rest = tail
             elif (
                 len(rest) > MAX_LINE_BYTES
-            ):  # no line of a dataset is this long: hand it on in pieces
+            ):  # longer than any valid line: yield it in pieces to bound memory
                 yield number, rest
                 rest = b""
     if rest:
@@ -62,7 +65,7 @@ def blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
 
 
 def numbered(block: tuple[int, bytes]) -> Iterator[tuple[int, bytes]]:
-    """The lines of a block that are not blank, with their numbers and without their ends."""
+    """Yield the non-blank lines of a block with their numbers, without line ends."""
     first, raw = block
     for number, line in enumerate(raw.split(b"\n"), first):
         stripped = line.rstrip(b"\r")
@@ -71,7 +74,7 @@ def numbered(block: tuple[int, bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that are not blank, with their numbers."""
+    """Yield the non-blank lines of a file with their numbers."""
     for block in blocks(path):
         yield from numbered(block)
 
@@ -80,20 +83,19 @@ def _read(file: BinaryIO, size: int, path: Path) -> bytes:
     try:
         return file.read(size)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadDataset(f"{path}: damaged or cut short ({error}); download it again") from None
+        raise BadDataset(f"{path}: damaged or truncated ({error}); download it again") from None
     except OSError as error:
         raise BadDataset(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-# --- records: CSV records from blocks of lines, one at a time, such that no line can take others down with it.
-
-
+# An unclosed quote would swallow the rest of a file. A record may span at most MAX_SPAN lines;
+# beyond that, its first line is returned as it is and parsing resumes at the second line.
 Record = tuple[int, bytes, list[str]]  # number of the first line, raw bytes, fields
 MAX_SPAN = 200
 
 
 def records(source: Iterator[tuple[int, bytes]], quoting: bool) -> Iterator[list[Record]]:
-    """The records of each block. Without `quoting` a line is a record and a quote is a letter."""
+    """Yield the CSV records of each block. Without `quoting`, each line is one record."""
     if not quoting:
         for block in source:
             yield [(n, line, _decode(line).split(",")) for n, line in numbered(block)]
@@ -112,7 +114,7 @@ def _drain(waiting: deque[tuple[int, bytes]], last: bool) -> list[Record]:
     while waiting:
         span = _span(waiting)
         if span is None and not last and len(waiting) <= MAX_SPAN:
-            break  # its end may be in the next block
+            break  # the closing quote may be in the next block
         number = waiting[0][0]
         raw = b"\n".join(waiting.popleft()[1] for _ in range(span or 1))
         if raw.strip():
@@ -121,7 +123,7 @@ def _drain(waiting: deque[tuple[int, bytes]], last: bool) -> list[Record]:
 
 
 def _span(waiting: deque[tuple[int, bytes]]) -> int | None:
-    """How many lines the first record takes, or None if its quote does not close in sight."""
+    """Number of lines of the first record; None if its quote does not close within MAX_SPAN."""
     quotes = 0
     for count, (_, line) in enumerate(waiting, 1):
         quotes += line.count(b'"')
@@ -140,11 +142,8 @@ def _fields(raw: bytes) -> list[str]:
 
 
 def _decode(raw: bytes) -> str:
-    # undecodable bytes become lone surrogates, which no id or text may hold
+    # undecodable bytes become lone surrogates, which ids and texts reject
     return raw.decode("utf-8", "surrogateescape")
-
-
-# --- rows: One interaction of a dataset: its columns, its rules, and the report of what broke them.
 
 
 SCHEMA = pa.schema(
@@ -167,7 +166,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Row(NamedTuple):
-    """A checked row, in the order of SCHEMA."""
+    """A validated row, in the order of SCHEMA."""
 
     user_id: str
     item_id: str
@@ -179,7 +178,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line that is no interaction: where, why, and how it begins."""
+    """A rejected line: its number, the reason, and its first characters."""
 
     line: int
     why: str
@@ -188,7 +187,7 @@ class BadLine:
 
 @dataclass
 class ReadReport:
-    """How a file was read. `rows` = `good` + `bad`, always; the first bad lines are kept as samples."""
+    """Counts of a read: `rows` = `good` + `bad`. Keeps the first SAMPLES bad lines."""
 
     good: int = 0
     bad: int = 0
@@ -210,32 +209,32 @@ class ReadReport:
 def check(
     user: Any, item: Any, time_ms: int, rating: Any, text: Any = None, action: Any = None
 ) -> Row:
-    """The row with these fields. Raises ValueError saying which field is wrong."""
+    """Validate the fields of a row. Raises ValueError naming the invalid field."""
     if not 0 <= time_ms <= MAX_TIME_MS:
         raise ValueError("timestamp: outside 1970 to 2100")
     if action is not None and action not in ACTIONS:
-        raise ValueError(f"action: none of {', '.join(sorted(ACTIONS))}")
+        raise ValueError(f"action: not one of {', '.join(sorted(ACTIONS))}")
     return Row(
         _id(user, "user"), _id(item, "item"), time_ms, _rating(rating), _text(text), action or None
     )
 
 
 def parse_time(value: Any) -> int:
-    """A timestamp in milliseconds from seconds, milliseconds or microseconds since 1970, told by their size.
+    """Milliseconds from seconds, milliseconds or microseconds since 1970, by magnitude.
 
-    Raises ValueError for anything that is no finite number.
+    Raises ValueError for anything but a finite number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("timestamp: missing or no number")
+        raise ValueError("timestamp: missing or not a number")
     if isinstance(value, str) and "_" in value:  # Python would read 1_000 as a number
-        raise ValueError("timestamp: no number")
+        raise ValueError("timestamp: not a number")
     try:
         number = int(value)
     except (ValueError, OverflowError):
         try:
             number = float(value)  # type: ignore[assignment]
         except ValueError:
-            raise ValueError("timestamp: no number") from None
+            raise ValueError("timestamp: not a number") from None
     if not math.isfinite(number):
         raise ValueError("timestamp: not finite")
     size = abs(number)
@@ -245,7 +244,7 @@ def parse_time(value: Any) -> int:
 
 
 def all_valid(batch: pa.RecordBatch) -> bool:
-    """Whether every row of a batch in SCHEMA obeys the rules, save for control characters in ids."""
+    """True if every row obeys the rules; control characters in ids are not checked here."""
     ids = all(_ids_fit(batch.column(n)) for n in ("user_id", "item_id"))
     times, ratings, actions = (batch.column(n) for n in ("time_ms", "rating", "action"))
     if (
@@ -261,7 +260,7 @@ def all_valid(batch: pa.RecordBatch) -> bool:
 
 
 def to_batch(rows: Iterable[Row]) -> pa.RecordBatch:
-    """Checked rows as one record batch in SCHEMA."""
+    """Validated rows as one record batch in SCHEMA."""
     columns: Any = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
     arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
     return pa.record_batch(arrays, schema=SCHEMA)
@@ -269,14 +268,14 @@ def to_batch(rows: Iterable[Row]) -> pa.RecordBatch:
 
 def _id(found: Any, name: str) -> str:
     if isinstance(found, bool) or not isinstance(found, str | int):
-        raise ValueError(f"{name}: missing or no text")
+        raise ValueError(f"{name}: missing or not a string")
     value = str(found)
     if not 1 <= len(value) <= MAX_ID:
         raise ValueError(
             f"{name}: empty" if not value else f"{name}: longer than {MAX_ID} characters"
         )
     if _UNPRINTABLE.search(value):
-        raise ValueError(f"{name}: holds a control character or a lone surrogate")
+        raise ValueError(f"{name}: contains a control character or a lone surrogate")
     return value
 
 
@@ -284,11 +283,11 @@ def _rating(value: Any) -> float | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool):
-        raise ValueError("rating: no number")
+        raise ValueError("rating: not a number")
     try:
         rating = float(value)
     except (TypeError, ValueError):
-        raise ValueError("rating: no number") from None
+        raise ValueError("rating: not a number") from None
     if not 0 <= rating <= 5:
         raise ValueError("rating: outside 0 to 5")
     return rating
@@ -298,7 +297,7 @@ def _text(found: Any) -> str | None:
     if found is None or found == "":
         return None
     if not isinstance(found, str) or _SURROGATE.search(found):
-        raise ValueError("text: no text, or holds a lone surrogate")
+        raise ValueError("text: not a string, or contains a lone surrogate")
     return found[:MAX_TEXT]
 
 
@@ -310,6 +309,6 @@ def _ids_fit(column: pa.Array) -> bool:
 
 
 def _within(column: pa.Array, low: float, high: float) -> bool:
-    # NaN fails the comparison, as it must
+    # NaN must fail the comparison
     inside = pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high))
     return pc.all(inside).as_py() is not False

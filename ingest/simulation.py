@@ -1,10 +1,10 @@
-"""Let simulated shoppers shop: they look at what the API recommends, or at what is popular, and act.
+"""Simulate users who view recommendations or popular items and send feedback.
 
 reads   http  GET /categories, /health/ready, /popular; POST /recommendations
 writes  http  POST /feedback
 
-Half of the shoppers are shown /popular in place of /recommendations, the same for everybody, less what they
-have acted on: the truth is known, so what recommending is worth is measured.
+Half of the users see /popular instead of /recommendations (the same list for all, without items
+they acted on). Because the click model is known, the lift of recommendations is measured exactly.
 """
 
 from __future__ import annotations
@@ -22,57 +22,57 @@ from afterclick.client import AsyncClient, RankedItem
 from afterclick.errors import BadInput
 from ingest.click_model import GroundTruth, SeenItem, SimulatedAction, SimulatedUser
 
-AT_ONCE = 16
+MAX_CONCURRENT_VISITS = 16
 POPULAR_POOL = 200
 RESAMPLES = 2000
-WIDEST_CATEGORY = 0.34
-"""A category that holds more of the catalogue than this is no taste."""
+MAX_CATEGORY_SHARE = 0.34
+"""A category with a larger share of the catalogue than this is not a preference."""
 
 
 class SimulatedArm(StrEnum):
-    """What a shopper is shown."""
+    """Which lists a user sees."""
 
     RECOMMENDED = "recommended"
     POPULAR = "popular"
 
 
 class SimulationConfig(BaseModel):
-    """What to simulate."""
+    """Parameters of a simulation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     shoppers: int = Field(100, ge=2)
     visits: int = Field(10, ge=1)
-    """Lists that each shopper looks at."""
+    """Lists viewed per user."""
     n: int = Field(10, ge=1, le=100)
-    """Items in a list."""
+    """Items per list."""
     pause_s: float = Field(0.0, ge=0)
-    """Least time between two rounds of visits, to give the stream time to count."""
+    """Minimum seconds between two rounds of visits, so that the stream can keep up."""
     drift: float = Field(0.0, ge=0, le=1)
-    """Probability that a taste changes between two visits."""
+    """Probability that a preference changes between two visits."""
     hot: tuple[str, ...] = ()
-    """Items that everybody likes just now."""
+    """Items with extra quality for all users."""
     seed: int = 7
     control: bool = True
-    """Whether every second shopper sees what is popular, whatever the API recommends."""
+    """Show popular items to every second user; otherwise experiments assign the lists."""
     run: str = "sim"
-    """Begins every shopper's id: the same run and seed are the same people."""
+    """Prefix of user ids: the same run and seed create the same users."""
 
 
 class ControlMessage(BaseModel):
-    """What may change while shoppers shop; what is left out stays."""
+    """Changes to a running simulation; omitted fields keep their value."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     hot: tuple[str, ...] | None = None
     drift: float | None = Field(None, ge=0, le=1)
     held: bool | None = None
-    """Nobody begins a visit while this is true."""
+    """True pauses the simulation before the next visit."""
 
 
 @dataclass
 class Counters:
-    """What a shopper was shown and did, per round."""
+    """Impressions and actions of a user."""
 
     shown: int = 0
     clicks: int = 0
@@ -83,34 +83,34 @@ class Counters:
 
 @dataclass
 class Participant:
-    """A shopper, the arm they are in, and their counters."""
+    """A user with their arm and counters."""
 
     shopper: SimulatedUser
     arm: SimulatedArm
     acted_on: set[str] = field(default_factory=set)
     counters: Counters = field(default_factory=Counters)
     position: str = ""
-    """Where in the log their last action lies."""
+    """Log position of their last action."""
 
 
 class Simulation:
-    """Runs a plan against the API at `url`. Raises Unavailable where it does not answer."""
+    """Runs a simulation against the API at `url`. Raises Unavailable if it does not respond."""
 
     def __init__(self, url: str, plan: SimulationConfig, key: str | None = None) -> None:
         self._plan, self._drift = plan, plan.drift
         self._url, self._key = url, key
-        self._going = asyncio.Event()
-        self._going.set()
+        self._resumed = asyncio.Event()
+        self._resumed.set()
         self._truth = GroundTruth(plan.seed, frozenset(plan.hot))
-        self._gate = asyncio.Semaphore(AT_ONCE)
+        self._gate = asyncio.Semaphore(MAX_CONCURRENT_VISITS)
         self._categories: tuple[str, ...] = ()
         self.participants: list[Participant] = []
 
     async def run(self, on_round: Callable[[int], None] = lambda _: None) -> list[Participant]:
-        """Every shopper's visits, a round at a time; returns everybody with their counters."""
+        """Run all visits round by round; returns the participants with their counters."""
         async with AsyncClient(self._url, self._key, timeout_s=10.0) as api:
             self._categories = await categories(api)
-            self.participants = self._invite()
+            self.participants = self._create_participants()
             for n in range(self._plan.visits):
                 pause = asyncio.create_task(asyncio.sleep(self._plan.pause_s))
                 popular = _seen((await api.popular(POPULAR_POOL)).items)
@@ -121,16 +121,16 @@ class Simulation:
                 on_round(n + 1)
         return self.participants
 
-    def steer(self, steering: ControlMessage) -> None:
-        """Change what may change, from the next visit on. Call on the event loop."""
+    def apply(self, steering: ControlMessage) -> None:
+        """Apply changes from the next visit on. Call on the event loop."""
         if steering.hot is not None:
             self._truth = GroundTruth(self._plan.seed, frozenset(steering.hot))
         if steering.drift is not None:
             self._drift = steering.drift
         if steering.held is not None:
-            (self._going.clear if steering.held else self._going.set)()
+            (self._resumed.clear if steering.held else self._resumed.set)()
 
-    def _invite(self) -> list[Participant]:
+    def _create_participants(self) -> list[Participant]:
         plan = self._plan
         others = SimulatedArm.POPULAR if plan.control else SimulatedArm.RECOMMENDED
         arms = [SimulatedArm.RECOMMENDED, others] * ((plan.shoppers + 1) // 2)
@@ -144,31 +144,31 @@ class Simulation:
         self, api: AsyncClient, participant: Participant, popular: Sequence[SeenItem]
     ) -> None:
         async with self._gate:
-            await self._going.wait()
+            await self._resumed.wait()
             shopper = participant.shopper
             if shopper.rng.random() < self._drift:
                 shopper.drift(self._categories)
-            items, impression_id = await self._look(api, participant, popular)
+            items, impression_id = await self._fetch_list(api, participant, popular)
             visit = shopper.visit(items, self._truth)
             counters = participant.counters
             counters.shown += visit.shown
             counters.clicks += visit.clicks
             counters.expected_clicks += visit.expected_clicks
             for action in visit.actions:
-                await self._tell(api, participant, action, impression_id)
+                await self._send_feedback(api, participant, action, impression_id)
 
-    async def _look(
+    async def _fetch_list(
         self, api: AsyncClient, participant: Participant, popular: Sequence[SeenItem]
     ) -> tuple[Sequence[SeenItem], str | None]:
         if participant.arm is SimulatedArm.POPULAR:
             fresh = [item for item in popular if item.item_id not in participant.acted_on]
             return fresh[: self._plan.n], None
-        # never a list that does not know the last action
+        # the next list must reflect the last action
         after = participant.position or None
         answer = await api.recommendations(participant.shopper.user_id, self._plan.n, after=after)
         return _seen(answer.items), answer.impression_id
 
-    async def _tell(
+    async def _send_feedback(
         self,
         api: AsyncClient,
         participant: Participant,
@@ -176,28 +176,28 @@ class Simulation:
         impression_id: str | None,
     ) -> None:
         user_id = participant.shopper.user_id
-        told = await api.feedback(
+        accepted = await api.feedback(
             user_id, action.item_id, action.action, impression_id=impression_id
         )
-        participant.position = told.position
+        participant.position = accepted.position
         participant.acted_on.add(action.item_id)
         participant.counters.sent += 1
         participant.counters.purchases += action.action.value == "purchase"
 
 
 def progress_summary(participants: Sequence[Participant]) -> dict[str, Any]:
-    """Click-through rates of both arms, and the lift; quickly, so without its interval."""
+    """Click-through rates of both arms and the lift, without its confidence interval."""
     arms = _arms(participants)
     return {
         "shoppers": len(participants),
         "feedback": sum(c.counters.sent for c in participants),
-        "arms": {arm.value: _figures(counters) for arm, counters in arms.items()},
+        "arms": {arm.value: _counts(counters) for arm, counters in arms.items()},
         "lift": round(_lift(arms), 4),
     }
 
 
 def summary(participants: Sequence[Participant], seed: int = 0) -> dict[str, Any]:
-    """Click-through rates of both arms, and the lift with its 95 % interval (bootstrap over shoppers)."""
+    """Click-through rates and the lift with its 95 % interval (bootstrap over users)."""
     arms = _arms(participants)
     lifts = sorted(_lift(_resampled(arms, random.Random(seed + n))) for n in range(RESAMPLES))
     interval = [round(lifts[int(RESAMPLES * q)], 4) for q in (0.025, 0.975)]
@@ -209,18 +209,16 @@ def _arms(participants: Sequence[Participant]) -> dict[SimulatedArm, list[Counte
 
 
 async def categories(api: AsyncClient) -> tuple[str, ...]:
-    """Categories narrow enough to be a taste. Raises BadInput where the catalogue has none."""
+    """Categories narrow enough to be a preference. Raises BadInput if there are none."""
     rows = (await api.categories()).categories
     catalogue = (await api.get("/health/ready"))["parts"]["catalogue"]
-    narrow = tuple(row.category for row in rows if row.items <= WIDEST_CATEGORY * catalogue)
+    narrow = tuple(row.category for row in rows if row.items <= MAX_CATEGORY_SHARE * catalogue)
     if not narrow:
-        raise BadInput(
-            "the catalogue has no categories to have a taste for: run `afterclick ingest items`"
-        )
+        raise BadInput("the catalogue has no narrow categories: run `afterclick ingest items`")
     return narrow
 
 
-def _figures(counters: Sequence[Counters]) -> dict[str, float]:
+def _counts(counters: Sequence[Counters]) -> dict[str, float]:
     shown, clicks = sum(x.shown for x in counters), sum(x.clicks for x in counters)
     return {
         "shown": shown,
@@ -243,7 +241,7 @@ def _resampled(
 
 
 def _lift(arms: dict[SimulatedArm, list[Counters]]) -> float:
-    """Relative gain in CTR of what is recommended over what is popular."""
+    """Relative CTR gain of recommended over popular lists."""
     rates = {}
     for arm, counters in arms.items():
         rates[arm] = sum(x.clicks for x in counters) / max(sum(x.shown for x in counters), 1)

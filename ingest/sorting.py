@@ -1,13 +1,12 @@
-"""A dataset in event-time order, however large: sorted runs on disk, then one merge.
+"""Sort a dataset of any size by event time: sorted runs on disk, then one merge; and profile it.
 
-reads   file  the reviews of a dataset
+reads   file  the reviews and items of a dataset
 writes  file  <home>/prepared/<fingerprint>/run-*.arrow, prepared.json
 
-Memory: 460 MB at its highest for the 7.8 million rows of an official ratings file (measured), and little
-more for larger ones: a run is a million rows (or 512 MB, where there are review texts; sorting holds it
-twice), and the merge holds one batch of 65,536 rows per run. Disk: 22 bytes a row without texts. Rows of
-the same time keep the order of the file. The order is the same each time: a row's number in it is what a
-replay's progress counts.
+Memory: 460 MB at peak for the 7.8 million rows of an official ratings file (measured), little more
+for larger files. A run has a million rows (or 512 MB with review texts; sorting holds it twice),
+and the merge holds one batch of 65,536 rows per run. Disk: 22 bytes per row without texts. The sort
+is stable and deterministic: replay progress is stored as a row number of this order.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _MANIFEST = "prepared.json"
 
 
 class SortManifest(BaseModel):
-    """A dataset in event-time order: how many rows, from when to when, and what was wrong with the file."""
+    """Row counts, time range and bad lines of a sorted dataset."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,22 +56,22 @@ class SortManifest(BaseModel):
 
 @dataclass(frozen=True)
 class SortedDataset:
-    """A prepared dataset and the folder that holds its runs."""
+    """A sorted dataset and the folder that holds its runs."""
 
     folder: Path
     manifest: SortManifest
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """The rows in event-time order, in batches of at most 65,536."""
+        """Yield the rows in event-time order, in batches of at most 65,536."""
         runs = [_Run(self.folder / f"run-{n:04}.arrow") for n in range(self.manifest.runs)]
         for table in _merge([run for run in runs if run.load()]):
             yield from table.to_batches(max_chunksize=BATCH_ROWS)
 
 
 def sort_by_time(dataset: Dataset, home: Path, run_rows: int = RUN_ROWS) -> SortedDataset:
-    """The dataset in event-time order; sorted once and kept under `home/prepared`.
+    """Sort the dataset by event time once; the result is kept under `home/prepared`.
 
-    Raises BadDataset if the file cannot be read to its end or has no good row.
+    Raises BadDataset if the file cannot be read to its end or has no valid row.
     """
     fingerprint = dataset.fingerprint()
     folder = home / "prepared" / fingerprint
@@ -90,7 +89,7 @@ def sort_by_time(dataset: Dataset, home: Path, run_rows: int = RUN_ROWS) -> Sort
 
 
 def _publish(staging: Path, folder: Path, manifest: SortManifest) -> SortManifest:
-    """Give the runs their name, unless another process was faster: then its runs are as good."""
+    """Rename the staged runs into place; if another process was first, use its runs."""
     there = _read_manifest(folder)
     if there is not None:
         return there
@@ -155,7 +154,7 @@ def _sorted(table: pa.Table) -> pa.Table:
 
 
 def write_run(table: pa.Table, path: Path) -> None:
-    """Write rows that are in order as a run."""
+    """Write sorted rows as one run."""
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
         pa.OSFile(str(path), "wb") as sink,
@@ -165,7 +164,7 @@ def write_run(table: pa.Table, path: Path) -> None:
 
 
 class _Run:
-    """A sorted run, of which a few batches are held."""
+    """A sorted run of which a few batches are buffered."""
 
     def __init__(self, path: Path) -> None:
         self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
@@ -173,7 +172,7 @@ class _Run:
         self.held: pa.Table = SCHEMA.empty_table()
 
     def load(self) -> bool:
-        """Hold one more batch; False at the end of the run."""
+        """Buffer the next batch; False at the end of the run."""
         if self._next >= self._reader.num_record_batches:
             return False
         batch = self._reader.get_batch(self._next)
@@ -183,28 +182,25 @@ class _Run:
 
     @property
     def last(self) -> int:
-        """The time of the last row held."""
+        """Time of the last buffered row."""
         return int(self.held["time_ms"][-1].as_py())
 
     def take(self, until: int) -> pa.Table:
-        """Give up the rows up to and including a time."""
+        """Remove and return the rows up to and including a time."""
         count = pc.sum(pc.less_equal(self.held["time_ms"], until)).as_py() or 0
         taken, self.held = self.held.slice(0, count), self.held.slice(count)
         return taken
 
 
 def _merge(runs: list[_Run]) -> Iterator[pa.Table]:
-    """Merge sorted runs; equal times come in the order of the runs, which is that of the file."""
+    """Merge sorted runs; rows of equal time keep the order of the runs, which is file order."""
     while runs:
         until = min(run.last for run in runs)
-        for run in runs:  # rows of this very time may lie in the next batch
+        for run in runs:  # the next batch may start with rows of the same time
             while run.last == until and run.load():
                 pass
         yield _sorted(pa.concat_tables([run.take(until) for run in runs]).combine_chunks())
         runs = [run for run in runs if run.held.num_rows or run.load()]
-
-
-# --- manifest: What a dataset holds: `afterclick data info`.
 
 
 @dataclass(frozen=True)
@@ -235,7 +231,7 @@ class DatasetProfile:
 
 
 def profile(dataset: Dataset) -> DatasetProfile:
-    """Read a dataset to its end and count. Memory: the ids of all rows, about 30 bytes a row."""
+    """Count a dataset in one pass. Memory: all ids, about 30 bytes per row."""
     report, catalogue = ReadReport(), ReadReport()
     users, items = [], []
     rated = with_text = 0

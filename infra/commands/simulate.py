@@ -66,11 +66,11 @@ def simulate(
         run=run,
     )
     ui = Settings().ui
-    mall = Simulation(api_url or ui.api_url, plan, ui.api_key)
+    simulation = Simulation(api_url or ui.api_url, plan, ui.api_key)
     if steered:
-        asyncio.run(_steered(mall))
+        asyncio.run(_controlled(simulation))
         return
-    participants = asyncio.run(_shop(mall, plan.visits, quiet=as_json))
+    participants = asyncio.run(_shop(simulation, plan.visits, quiet=as_json))
     figures = summary(participants, seed)
     if as_json:
         typer.echo(json.dumps(figures))
@@ -78,7 +78,7 @@ def simulate(
         _print(figures)
 
 
-async def _steered(mall: Simulation) -> None:
+async def _controlled(simulation: Simulation) -> None:
     """Shop until the input ends, doing what its lines say and printing the figures of each round."""
     import asyncio
     import json
@@ -92,34 +92,34 @@ async def _steered(mall: Simulation) -> None:
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
 
-    async def obey() -> None:
+    async def read_control() -> None:
         while line := await reader.readline():
             try:
-                mall.steer(ControlMessage.model_validate_json(line))
+                simulation.apply(ControlMessage.model_validate_json(line))
             except ValidationError as error:
-                typer.echo(f"not a steering: {error.errors()[0]['msg']}", err=True)
+                typer.echo(f"not a control message: {error.errors()[0]['msg']}", err=True)
 
-    def tell(done: int) -> None:
-        typer.echo(json.dumps({"round": done, **progress_summary(mall.participants)}))
+    def report(done: int) -> None:
+        typer.echo(json.dumps({"round": done, **progress_summary(simulation.participants)}))
 
-    shopping = asyncio.create_task(mall.run(tell))
-    obeying = asyncio.create_task(obey())
-    await asyncio.wait({shopping, obeying}, return_when=asyncio.FIRST_COMPLETED)
-    for task in (shopping, obeying):
+    shopping = asyncio.create_task(simulation.run(report))
+    reading = asyncio.create_task(read_control())
+    await asyncio.wait({shopping, reading}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (shopping, reading):
         task.cancel()
-    outcome, *_ = await asyncio.gather(shopping, obeying, return_exceptions=True)
+    outcome, *_ = await asyncio.gather(shopping, reading, return_exceptions=True)
     if isinstance(outcome, Exception):
         raise outcome
 
 
-async def _shop(mall: Simulation, visits: int, *, quiet: bool) -> Any:
+async def _shop(simulation: Simulation, visits: int, *, quiet: bool) -> Any:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("rounds of visits"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         task = progress.add_task("visits", total=visits)
-        return await mall.run(lambda done: progress.update(task, completed=done))
+        return await simulation.run(lambda done: progress.update(task, completed=done))
 
 
 def _print(figures: dict[str, Any]) -> None:

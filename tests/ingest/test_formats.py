@@ -50,7 +50,7 @@ def test_a_folder_without_reviews_says_so(tmp_path: Path, content: str | None) -
 
 
 def test_an_items_file_alone_is_no_dataset(shop: Path) -> None:
-    with pytest.raises(BadDataset, match="holds items"):
+    with pytest.raises(BadDataset, match="contains items"):
         open_dataset(shop / "items.csv")
 
 
