@@ -34,8 +34,7 @@ def producer_events_per_s(
 
 
 def synthetic(folder: Path, events: int, users: int, items: int, seed: int = 1) -> SortedDataset:
-    """A prepared dataset of random interactions, a second apart; item popularity has a long tail.
-    """
+    """A sorted dataset of random interactions, one per second, with long-tailed popularity."""
     random = np.random.default_rng(seed)
     bought = np.minimum(random.zipf(1.2, events) - 1, items - 1)
     first_ms, last_ms = 1_700_000_000_000, 1_700_000_000_000 + 1000 * (events - 1)

@@ -318,7 +318,7 @@ def resolve_dataset(
         return ResolvedDataset(local, f"found in {raw} (set DATASET to use another)")
     shop = home / "shop"
     if (shop / "items.csv").exists() and (shop / "reviews.csv").exists():
-        why = f"generated earlier in {shop} (`afterclick data get {OFFICIAL_NAME}` fetches the real one)"
+        why = f"generated earlier in {shop} (download: `afterclick data get {OFFICIAL_NAME}`)"
         return ResolvedDataset(open_dataset(shop), why)
     problem = "the download is disabled"
     if fetch is not None:

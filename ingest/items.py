@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -19,12 +18,12 @@ from typing import Any
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from pydantic import ValidationError
 
 from afterclick import events
-from afterclick.errors import BadDataset, BadEvent, Unavailable
+from afterclick.errors import BadDataset, BadEvent
 from afterclick.events import Item, ItemEvent
+from afterclick.io.kafka_log import read_compacted
 from afterclick.settings import Settings
 from ingest.datasets import Dataset, Detected, Format, detect, parse_object
 from ingest.producer import EventProducer, Message
@@ -48,7 +47,7 @@ def read_items(path: Path, report: ReadReport, detected: Detected | None = None)
         try:
             if fields is None:
                 raise ValueError(
-                    "neither JSON nor a Python literal, or a different number of fields than the header"
+                    "neither JSON nor a Python literal, or not as many fields as the header"
                 )
             item = _item(fields)
         except (ValidationError, ValueError) as error:
@@ -165,7 +164,6 @@ def _reason(error: ValueError) -> str:
 
 
 _BATCH = 2000
-_WAIT_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -205,50 +203,13 @@ def publish_items(dataset: Dataset, settings: Settings) -> ItemsSummary:
     return ItemsSummary(dataset.name, len(items), sent, len(items) - sent, report.bad)
 
 
-def published_items(settings: Settings, timeout_s: float = 30.0) -> dict[str, Item]:
+def published_items(settings: Settings) -> dict[str, Item]:
     """The published catalogue of the `items` topic. Invalid records are skipped."""
-    topic = settings.kafka.topics.items
-    consumer = Consumer(
-        {
-            "bootstrap.servers": settings.kafka.bootstrap,
-            "group.id": "afterclick-catalogue-reader",  # required; partitions are assigned manually
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "log_level": 0,
-        }
-    )
-    try:
-        return dict(_read_to_end(consumer, topic, timeout_s))
-    except KafkaException as error:
-        raise Unavailable(f"Kafka at {settings.kafka.bootstrap}: {error.args[0].str()}") from None
-    finally:
-        consumer.close()
+    records = read_compacted(settings.kafka, settings.kafka.topics.items)
+    return {item_id: item for value in records.values() for item_id, item in _item_of(value)}
 
 
-def _read_to_end(consumer: Consumer, topic: str, timeout_s: float) -> Iterator[tuple[str, Item]]:
-    metadata = consumer.list_topics(topic, timeout=timeout_s).topics[topic]
-    reading = set(metadata.partitions)
-    consumer.assign([TopicPartition(topic, number, 0) for number in reading])
-    deadline = time.monotonic() + timeout_s
-    while reading:
-        # consume waits for a full batch until its timeout: keep it short for the end of the topic
-        records = consumer.consume(_BATCH, timeout=_WAIT_S)
-        if records:
-            deadline = time.monotonic() + timeout_s
-        elif time.monotonic() > deadline:
-            raise Unavailable(f"Kafka did not send the topic {topic} within {timeout_s:.0f} s")
-        for record in records:
-            error = record.error()
-            if error is None:
-                yield from _item_of(record.value())
-            elif error.code() == KafkaError._PARTITION_EOF:
-                reading.discard(record.partition())
-            else:
-                raise KafkaException(error)
-
-
-def _item_of(value: bytes | None) -> Iterator[tuple[str, Item]]:
+def _item_of(value: bytes) -> Iterator[tuple[str, Item]]:
     try:
         event = events.decode(value)
     except BadEvent:

@@ -112,8 +112,7 @@ class Encoder:
 
 
 def _ids(action: str, users: list[str], items: list[str], times_ms: list[int]) -> list[str]:
-    """`afterclick.events.stable_id(action, user, item, time_ms)` per row; users and items as JSON.
-    """
+    """`afterclick.events.stable_id(action, user, item, time_ms)` per row; arguments are JSON."""
     head = f'["{action}",'
     return [
         blake2b(f'{head}{user},{item},"{ms}"]'.encode(), digest_size=9).hexdigest()
@@ -227,7 +226,7 @@ class EventProducer:
         missing = sorted(set(topics) - set(self._metadata.topics))
         if missing:
             raise Unavailable(
-                f"no topic {missing[0]} in Kafka at {self._bootstrap}; start it with `afterclick up`"
+                f"no topic {missing[0]} in Kafka at {self._bootstrap}; run `afterclick up`"
             )
 
     def send(self, topic: str, messages: list[Message], mark: int) -> None:

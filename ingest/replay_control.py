@@ -1,6 +1,6 @@
 """Speed of a replay, and the files that record its progress.
 
-writes  file  <home>/replay/progress.json  next row per dataset and cluster; after delivery reports only
+writes  file  <home>/replay/progress.json  next row per dataset and cluster
               <home>/replay/clock.json     time shift per dataset of the rebased clock, chosen once
               <home>/replay/status.json    afterclick.io.home.ReplayStatus, several times a second
 reads   file  <home>/replay/control.json   afterclick.io.home.ReplayControl
@@ -8,8 +8,6 @@ reads   file  <home>/replay/control.json   afterclick.io.home.ReplayControl
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +19,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from afterclick.errors import AlreadyRunning, BadInput
+from afterclick.errors import BadInput
+from afterclick.io.files import file_lock, lock_owner, write_atomically
 from afterclick.io.home import ReplayControl, ReplayStatus
 
 DAY_MS = 86_400_000
@@ -154,14 +153,14 @@ class ReplayFiles:
         """Save the delivered position."""
         progress = _read(self.folder / "progress.json")
         progress[key] = {"next_row": row, "event_time_ms": event_time_ms}
-        _write(self.folder / "progress.json", progress)
+        write_atomically(self.folder / "progress.json", orjson.dumps(progress))
 
     def shift_ms(self, fingerprint: str, proposed: int) -> int:
         """Time shift of a dataset's rebased clock: the first proposal, kept permanently."""
         shifts = _read(self.folder / "clock.json")
         if fingerprint not in shifts:
             shifts[fingerprint] = proposed
-            _write(self.folder / "clock.json", shifts)
+            write_atomically(self.folder / "clock.json", orjson.dumps(shifts))
         return int(shifts[fingerprint])
 
     def known_shift_ms(self, fingerprint: str) -> int | None:
@@ -188,24 +187,16 @@ class ReplayFiles:
     @contextmanager
     def only_one(self) -> Iterator[None]:
         """Hold the replay lock of this home. Raises AlreadyRunning if another process holds it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise AlreadyRunning(
-                    f"a replay is already running from {self.home}; stop it, or watch it with "
-                    "`afterclick ingest status`"
-                ) from None
+        busy = (
+            f"a replay is already running from {self.home}; stop it, or watch it with "
+            "`afterclick ingest status`"
+        )
+        with file_lock(self.folder / "lock", busy=busy):
             yield
 
     def running(self) -> bool:
         """True while a process replays from this home."""
-        try:
-            with self.only_one():
-                return False
-        except AlreadyRunning:
-            return True
+        return lock_owner(self.folder / "lock") is not None
 
 
 def replay_files(home: Path) -> ReplayFiles:
@@ -219,10 +210,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, orjson.JSONDecodeError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_bytes(orjson.dumps(content))
-    staging.replace(path)

@@ -12,7 +12,6 @@ is stable and deterministic: replay progress is stored as a row number of this o
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from afterclick.errors import BadDataset
+from afterclick.io.files import staged_folder
 from ingest.datasets import Dataset
 from ingest.items import read_items
 from ingest.reading import read_interactions
@@ -77,25 +77,16 @@ def sort_by_time(dataset: Dataset, home: Path, run_rows: int = RUN_ROWS) -> Sort
     folder = home / "prepared" / fingerprint
     manifest = _read_manifest(folder)
     if manifest is None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{fingerprint}-", dir=folder.parent))
+        shutil.rmtree(folder, ignore_errors=True)  # incomplete or of an older format
         try:
-            manifest = _write_runs(dataset, fingerprint, staging, run_rows)
-            (staging / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
-            manifest = _publish(staging, folder, manifest)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            with staged_folder(folder) as staging:
+                manifest = _write_runs(dataset, fingerprint, staging, run_rows)
+                (staging / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
+        except FileExistsError:  # another process finished first
+            manifest = _read_manifest(folder)
+            if manifest is None:
+                raise
     return SortedDataset(folder, manifest)
-
-
-def _publish(staging: Path, folder: Path, manifest: SortManifest) -> SortManifest:
-    """Rename the staged runs into place; if another process was first, use its runs."""
-    there = _read_manifest(folder)
-    if there is not None:
-        return there
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
-    return manifest
 
 
 def _read_manifest(folder: Path) -> SortManifest | None:

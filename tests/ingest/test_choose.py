@@ -40,7 +40,7 @@ def test_what_lies_in_raw_comes_second(tmp_path: Path, inside: str) -> None:
     ratings_csv(folder)
     choice = resolve_dataset(None, tmp_path / "home", raw=tmp_path / "raw", fetch=unwanted)
     assert choice.dataset.path == folder
-    assert "lies in" in choice.why
+    assert "found in" in choice.why
 
 
 def test_a_download_comes_third(tmp_path: Path) -> None:

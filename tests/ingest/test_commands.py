@@ -32,10 +32,10 @@ def test_info_counts_and_shows_bad_lines(tmp_path: Path, invoke) -> None:  # typ
     path.write_text(path.read_text() + "garbage\n")
     answer = orjson.loads(invoke("data", "info", str(path), "--json").stdout.splitlines()[-1])
     assert (answer["rows"], answer["good"], answer["bad_lines"]) == (51, 50, 1)
-    assert answer["bad_samples"] == [{"line": 51, "why": "1 fields, not 4", "excerpt": "garbage"}]
+    assert answer["bad_samples"] == [{"line": 51, "why": "1 fields, expected 4", "excerpt": "garbage"}]
     shown = invoke("data", "info", str(path)).stdout
     assert "51 = 50 good + 1 bad" in shown
-    assert "line 51: 1 fields, not 4: garbage" in shown
+    assert "line 51: 1 fields, expected 4: garbage" in shown
 
 
 def test_info_takes_the_dataset_from_the_environment(shop: Path, invoke) -> None:  # type: ignore[no-untyped-def]
@@ -68,4 +68,4 @@ def test_replay_and_items_print_figures_and_errors_are_one_line(
     assert (code, err.count(b"\n")) == (3, 1)
     code, _, err = run(settings, "replay", str(shop), "--speed", "warp")
     assert (code, err.strip().count(b"\n")) == (2, 0)
-    assert b"write 1h/s" in err
+    assert b"expected e.g. 1h/s" in err

@@ -29,7 +29,7 @@ def test_a_connection_cut_four_times_is_gone_on_with(tmp_path: Path) -> None:
 def test_a_download_given_up_is_gone_on_with_another_day(tmp_path: Path) -> None:
     with serving(FileServer(CONTENT, cut_after=1_000_000, cuts=1)) as server:
         server.failures = 0
-        with pytest.raises(Unavailable, match="run it again to go on"):
+        with pytest.raises(Unavailable, match="run the command again to resume"):
             _cut_and_fail(server, tmp_path)
         assert not (tmp_path / "file.csv").exists()
         server.failures, server.asked = 0, []

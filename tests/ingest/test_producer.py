@@ -122,7 +122,7 @@ def test_a_broker_that_stays_away_ends_in_unavailable_with_what_was_delivered(
     producer.send(topic, messages(100), mark=100)
     producer.flush()
     own_broker.kill()
-    with pytest.raises(Unavailable, match="run the same again"):  # noqa: PT012
+    with pytest.raises(Unavailable, match="run the command again"):  # noqa: PT012
         producer.send(topic, messages(100), mark=200)
         producer.flush()
     assert producer.delivered == 100

@@ -158,7 +158,7 @@ def test_a_second_replay_at_the_same_time_is_refused(
     data: SortedDataset, settings: Settings
 ) -> None:
     files = replay_files(settings.home)
-    with files.only_one(), pytest.raises(AlreadyRunning, match="a replay runs"):
+    with files.only_one(), pytest.raises(AlreadyRunning, match="a replay is already running"):
         replay(data, settings, ReplayOptions())
     assert not files.running()
 
