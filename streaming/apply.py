@@ -1,16 +1,14 @@
-"""Apply records of one Kafka partition, in offset order, to the state. Both triggers call this alone.
+"""Apply records of one Kafka partition, in offset order, to the state. Both triggers and rebuild use it.
 
 reads   redis  {u:<user>}:ledger:<topic>, :votes, :forgotten, {p:<topic>:<partition>}:position
 writes  redis  {u:<user>}:history, :votes, :ledger:<topic>, :corrections:<topic>
         redis  {p:<topic>:<partition>}:position, :announced, :counts, :uniques, :trends
-        topic  <topic>.dlq, by `bury`
+        topic  <topic>.dlq, by `send_to_dlq`
         (returned, to be sent) topic state-changes
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ from afterclick.state import (
     Effects,
     HistoryEntry,
     StateChange,
+    TopicPartition,
     decode_compensations,
     pack_offset,
     vote_codes,
@@ -32,9 +31,10 @@ from afterclick.state import (
 from afterclick.topics import dlq
 from afterclick.trends import DAY_MS
 from streaming.connection import Command, Connection
+from streaming.fault_points import FaultPoints
 
 CHUNK = 500
-"""Records per server-side call: some milliseconds, so that readers of the same server hardly wait."""
+"""Records per server-side call: a few milliseconds, so that other clients of the server hardly wait."""
 _DUPLICATE, _FORGOTTEN = ord("0"), ord("5")
 
 
@@ -60,8 +60,8 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What applying depends on, in a form that travels to Spark's workers."""
+class ApplyConfig:
+    """Picklable configuration for Spark workers."""
 
     url: str
     cluster: bool
@@ -72,14 +72,14 @@ class Plan:
     weights: dict[str, float]
     history_length: int
     ledger_length: int
-    ahead_ms: float
-    age_ms: int
-    """From when on, after their first event, a user is established."""
-    fence: bool = True
-    fault: str | None = None
+    max_ahead_ms: float
+    """An event dated further after its arrival in the log becomes a dead letter."""
+    established_ms: int
+    """Time after the first event from which a user is established."""
+    faults: FaultPoints = FaultPoints()
 
     @classmethod
-    def of(cls, settings: Settings, state_changes_partitions: int) -> Plan:
+    def of(cls, settings: Settings, state_changes_partitions: int) -> ApplyConfig:
         stream, topics = settings.stream, settings.kafka.topics
         return cls(
             url=settings.redis.url,
@@ -91,10 +91,9 @@ class Plan:
             weights={str(action): weight for action, weight in stream.weights.items()},
             history_length=stream.history_length,
             ledger_length=stream.ledger_length,
-            ahead_ms=stream.ahead_s * 1000,
-            age_ms=round(stream.established_days * DAY_MS),
-            fence=stream.fence,
-            fault=stream.fault,
+            max_ahead_ms=stream.ahead_s * 1000,
+            established_ms=round(stream.established_days * DAY_MS),
+            faults=FaultPoints.of(stream),
         )
 
 
@@ -107,171 +106,171 @@ class _Step:
     time_ms: int
     weight: float
     first: bool = False
-    novel: bool = False
-    established: bool = False
+    """This is the position that first applied the event id."""
     forgotten: bool = False
-    corrections: tuple[Compensation, ...] = ()
+    effects: Effects = Effects()
 
-    def learn(self, code: int) -> None:
-        """What step 1 has answered."""
+    def resolve(self, code: int, compensations: tuple[Compensation, ...]) -> None:
+        """Take over the reply of step 1."""
         self.forgotten = code == _FORGOTTEN
         self.first = code not in (_DUPLICATE, _FORGOTTEN)
         flags = code - ord("1") if self.first else 0
-        self.novel, self.established = bool(flags & 1), bool(flags & 2)
+        self.effects = Effects(bool(flags & 1), bool(flags & 2), compensations)
 
-    def effects(self) -> Iterator[str | bytes | int]:
-        """Its deltas, as arguments of step 2."""
-        data, effects = self.event.data, Effects(self.novel, self.established, self.corrections)
-        for delta in effects.deltas(data.item_id, self.time_ms, self.weight):
-            yield from (self.record.offset, *delta.arguments())
+    def deltas(self) -> Iterator[str | int]:
+        """The arguments of step 2."""
+        for delta in self.effects.deltas(self.event.data.item_id, self.time_ms, self.weight):
+            yield self.record.offset
+            yield from delta.arguments()
 
 
 @dataclass
 class Applier:
     """Applies records to the state by the two-step protocol: each event takes effect once.
 
-    `bury` puts dead letters on their topic and returns when they are there. It is called before the position
-    moves past them, so that a crash may repeat a dead letter but never loses one. Without `bury` they are
-    among the outputs.
+    `send_to_dlq` returns when its records are acknowledged. It is called before the applied offset passes
+    them: a crash may repeat a dead letter, but never loses one. Without it, dead letters are part of the
+    outputs.
     """
 
-    plan: Plan
+    config: ApplyConfig
     connection: Connection
-    bury: Callable[[Sequence[Output]], None] | None = None
-    announced: int = -1
-    """Offset up to which the outputs of this partition are known to be delivered; -1: nobody can say."""
+    send_to_dlq: Callable[[Sequence[Output]], None] | None = None
+    published_offset: int = -1
+    """Offset up to which the outputs of this partition were delivered; -1: unknown."""
     _chunks: int = field(default=0, init=False)
     _codes: dict[str, str] = field(init=False)
     _weights: dict[str, float] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._codes = vote_codes(self.plan.weights)
+        self._codes = vote_codes(self.config.weights)
         self._weights = {
-            code: self.plan.weights[action] for action, code in self._codes.items() if code
+            code: self.config.weights[action] for action, code in self._codes.items() if code
         }
 
     def apply(self, topic: str, partition: int, records: Sequence[Record]) -> Iterator[Output]:
-        """Apply records in the order of their offsets; yields an output per record, but for buried ones.
+        """Apply records in offset order; yields one output per record (none for one sent to the DLQ).
 
-        Raises redis.RedisError where the server fails: applying the same records again is safe.
+        Raises redis.RedisError; applying the same records again is safe.
         """
         for start in range(0, len(records), CHUNK):
-            yield from self._chunk(topic, partition, records[start : start + CHUNK])
+            chunk = records[start : start + CHUNK]
+            yield from self._apply_chunk(TopicPartition(topic, partition), chunk)
 
-    def _chunk(self, topic: str, partition: int, records: Sequence[Record]) -> Iterator[Output]:
+    def _apply_chunk(
+        self, partition: TopicPartition, records: Sequence[Record]
+    ) -> Iterator[Output]:
         read_ms = time.time() * 1000
-        steps: list[_Step | str] = [self._read(record) for record in records]
+        steps: list[_Step | str] = [self._decode(record) for record in records]
         events = [step for step in steps if isinstance(step, _Step)]
-        self._apply_users(topic, partition, events, records[0].offset)
-        self._fault_point()
-        if self.bury:
-            self.bury(
+        self._apply_users(partition, events, records[0].offset)
+        self._chunks += 1
+        self.config.faults.between_steps(self._chunks)
+        if self.send_to_dlq:
+            self.send_to_dlq(
                 [
-                    dead_letter(topic, partition, record, step)
+                    dead_letter(*partition, record, step)
                     for record, step in zip(records, steps, strict=True)
                     if isinstance(step, str)
                 ]
             )
-        position = self._apply_partition(topic, partition, events, records)
-        applied_ms = time.time() * 1000
+        applied = self._apply_partition(partition, events, records)
+        timestamps = (read_ms, time.time() * 1000)
         for record, step in zip(records, steps, strict=True):
             if isinstance(step, _Step):
-                yield self._change(topic, partition, step, position, (read_ms, applied_ms))
-            elif self.bury is None:
-                yield dead_letter(topic, partition, record, step)
+                yield self._change(partition, step, applied, timestamps)
+            elif self.send_to_dlq is None:
+                yield dead_letter(*partition, record, step)
 
-    def _read(self, record: Record) -> _Step | str:
-        """The event in a record, or what is wrong with it."""
+    def _decode(self, record: Record) -> _Step | str:
+        """The record's event, or the reason to reject it."""
         try:
             event = decode_interaction(record.value)
         except BadEvent as error:
-            if self.plan.fault == "no-dead-letters":
-                raise
+            self.config.faults.on_malformed(error)
             return str(error)
-        if event.time_ms > record.log_ms + self.plan.ahead_ms:
+        if event.time_ms > record.log_ms + self.config.max_ahead_ms:
             return "time: the event is dated too far after it reached the log"
-        return _Step(record, event, event.time_ms, self.plan.weights.get(event.data.action, 0.0))
+        return _Step(record, event, event.time_ms, self.config.weights.get(event.data.action, 0.0))
 
     def _apply_users(
-        self, topic: str, partition: int, events: list[_Step], first_offset: int
+        self, partition: TopicPartition, events: list[_Step], first_offset: int
     ) -> None:
-        """Step 1, a call per user, in one round trip: what each event is, and what it corrects."""
+        """Step 1, a call per user, in one round trip: resolve each event and its compensations."""
         users: dict[str, list[_Step]] = {}
         for step in events:
             users.setdefault(step.event.data.user_id, []).append(step)
-        floor = pack_offset(partition, first_offset)
-        commands = [self._user_command(topic, partition, floor, *user) for user in users.items()]
-        answers = self.connection.call(commands) if commands else []
-        for steps, (codes, *corrected) in zip(users.values(), answers, strict=True):
-            for step, code in zip(steps, codes, strict=True):
-                step.learn(code)
-            for number, raw in zip(corrected[::2], corrected[1::2], strict=True):
-                steps[number].corrections = decode_compensations(raw, self._weights)
+        floor = pack_offset(partition.partition, first_offset)
+        commands = [self._user_command(partition, floor, *user) for user in users.items()]
+        replies = self.connection.call(commands) if commands else []
+        for steps, (codes, *pairs) in zip(users.values(), replies, strict=True):
+            compensated = dict(zip(pairs[::2], pairs[1::2], strict=True))
+            for number, (step, code) in enumerate(zip(steps, codes, strict=True)):
+                raw = compensated.get(number)
+                step.resolve(code, decode_compensations(raw, self._weights) if raw else ())
 
     def _user_command(
-        self, topic: str, partition: int, floor: int, user_id: str, steps: list[_Step]
+        self, partition: TopicPartition, floor: int, user_id: str, steps: list[_Step]
     ) -> Command:
-        plan, keys = self.plan, self.plan.keys
-        others = [keys.ledger(user_id, other) for other in plan.topics if other != topic]
+        config, keys, topic = self.config, self.config.keys, partition.topic
         arguments: list[str | bytes | int] = [
-            plan.history_length,
-            plan.ledger_length,
+            config.history_length,
+            config.ledger_length,
             floor,
-            plan.age_ms,
+            config.established_ms,
         ]
         for step in steps:
-            event = step.event
-            entry = HistoryEntry(
-                event.id, event.data.item_id, event.data.action, event.data.rating, step.time_ms
-            )
-            arguments += (
-                event.id,
-                pack_offset(partition, step.record.offset),
-                entry.member(),
-                step.time_ms,
-            )
-            arguments += (event.data.item_id, self._codes.get(event.data.action, ""))
-        own = (keys.history(user_id), keys.votes(user_id), keys.ledger(user_id, topic))
-        names = (*own, keys.compensations(user_id, topic), keys.forgotten(user_id), *others)
+            event, data = step.event, step.event.data
+            entry = HistoryEntry(event.id, data.item_id, data.action, data.rating, step.time_ms)
+            position = pack_offset(partition.partition, step.record.offset)
+            arguments += (event.id, position, entry.member(), step.time_ms)
+            arguments += (data.item_id, self._codes.get(data.action, ""))
+        names = (
+            keys.history(user_id),
+            keys.votes(user_id),
+            keys.ledger(user_id, topic),
+            keys.compensations(user_id, topic),
+            keys.forgotten(user_id),
+            *(keys.ledger(user_id, other) for other in config.topics if other != topic),
+        )
         return ("FCALL", "afterclick_apply_user", len(names), *names, *arguments)
 
     def _apply_partition(
-        self, topic: str, partition: int, events: list[_Step], records: Sequence[Record]
+        self, partition: TopicPartition, events: list[_Step], records: Sequence[Record]
     ) -> int:
-        """Step 2: count what step 1 called first and move the position. Returns the position before."""
-        plan, keys = self.plan, self.plan.keys
+        """Step 2: count first events and advance the applied offset. Returns the offset before."""
+        keys = self.config.keys
         arguments: list[str | bytes | int] = [
-            "1" if plan.fence else "0",
+            "1" if self.config.faults.fence else "0",
             records[0].offset - 1,
             records[-1].offset,
-            self.announced,
+            self.published_offset,
         ]
         for step in events:
             if step.first:
-                arguments += step.effects()
+                arguments += step.deltas()
         names = (
-            keys.applied_offset(topic, partition),
-            keys.counts(topic, partition),
-            keys.uniques(topic, partition),
-            keys.trends(topic, partition),
-            keys.published_offset(topic, partition),
+            keys.applied_offset(*partition),
+            keys.counts(*partition),
+            keys.uniques(*partition),
+            keys.trends(*partition),
+            keys.published_offset(*partition),
         )
-        (position,) = self.connection.call(
+        (applied,) = self.connection.call(
             [("FCALL", "afterclick_apply_partition", len(names), *names, *arguments)]
         )
-        return int(position)
+        return int(applied)
 
     def _change(
-        self, topic: str, partition: int, step: _Step, position: int, stamps: tuple[float, float]
+        self,
+        partition: TopicPartition,
+        step: _Step,
+        applied_before: int,
+        timestamps: tuple[float, float],
     ) -> Output:
-        """The record on `state-changes` that says what an event did."""
+        """The `state-changes` record of an event."""
         data, record = step.event.data, step.record
         produced = step.event.producedtime
-        effect = Effect.FORGOTTEN if step.forgotten else Effect.DUPLICATE
-        if step.first:
-            effect = (
-                Effect.REPLAYED if self.plan.fence and record.offset <= position else Effect.APPLIED
-            )
         change = StateChange(
             user_id=data.user_id,
             item_id=data.item_id,
@@ -280,33 +279,34 @@ class Applier:
             rating=data.rating,
             impression_id=data.impression_id,
             time_ms=step.time_ms,
-            topic=topic,
-            partition=partition,
+            topic=partition.topic,
+            partition=partition.partition,
             offset=record.offset,
-            effect=effect,
+            effect=self._effect(step, applied_before),
             weight=step.weight,
-            first_user_item=step.novel,
-            established=step.established,
-            compensations=step.corrections,
+            first_user_item=step.effects.first_user_item,
+            established=step.effects.established,
+            compensations=step.effects.compensations,
             produced_ms=produced.timestamp() * 1000 if produced else None,
             log_ms=record.log_ms,
-            read_ms=stamps[0],
-            applied_ms=stamps[1],
+            read_ms=timestamps[0],
+            applied_ms=timestamps[1],
         )
-        # a source partition's changes stay in one partition, so that a reader meets them in offset order
-        target = partition % self.plan.state_changes_partitions
-        return Output(self.plan.state_changes, data.user_id.encode(), change.encode(), target)
+        # one target partition per source partition, so that readers get changes in offset order
+        target = partition.partition % self.config.state_changes_partitions
+        return Output(self.config.state_changes, data.user_id.encode(), change.encode(), target)
 
-    def _fault_point(self) -> None:
-        """Die as by `kill -9` between the steps, where a fault test has armed it."""
-        self._chunks += 1
-        if self.plan.fault == f"between-steps:{self._chunks}":
-            os.kill(os.getpid(), signal.SIGKILL)
+    def _effect(self, step: _Step, applied_before: int) -> Effect:
+        if not step.first:
+            return Effect.FORGOTTEN if step.forgotten else Effect.DUPLICATE
+        replayed = self.config.faults.fence and step.record.offset <= applied_before
+        return Effect.REPLAYED if replayed else Effect.APPLIED
 
 
 def dead_letter(topic: str, partition: int, record: Record, error: str) -> Output:
-    """The record for the dead-letter topic: raw bytes, same key, headers that say why."""
+    """The record for the dead-letter topic: raw bytes, same key, headers with position and reason."""
     headers = {"topic": topic, "partition": partition, "offset": record.offset, "stage": "decode"}
     encoded = tuple((name, str(value).encode()) for name, value in headers.items())
-    headers_out = (*encoded, ("error", error.encode()))
-    return Output(dlq(topic), record.key, record.value, headers=headers_out)
+    return Output(
+        dlq(topic), record.key, record.value, headers=(*encoded, ("error", error.encode()))
+    )

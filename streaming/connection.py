@@ -1,13 +1,13 @@
-"""The stream's connection to Redis: many commands out in one write, their answers back.
+"""Redis connections: pipelined calls for Spark workers, a client and the function library for the job.
 
-reads   redis  whatever the commands read
-writes  redis  whatever the commands write
+reads, writes  redis  whatever the commands read and write
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from importlib.resources import files
 from typing import Any, Protocol
 
 import hiredis
@@ -16,29 +16,29 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from afterclick.errors import Unavailable
+from afterclick.settings import Settings
 
 Command = tuple[str | bytes | int, ...]
 
-# generous: a server that loads its file must not look dead, a dead one must not hang the job for ever
+# long enough for a server that loads its file, short enough that a dead one does not hang the job
 _TIMEOUT_S = 30.0
 
 
 class Connection(Protocol):
-    """Where commands go. One command's answer never waits for another caller's."""
+    """Executes commands in one round trip."""
 
     def call(self, commands: Sequence[Command]) -> list[Any]:
-        """The answer of each command, bytes for strings. Raises redis.RedisError for the first failed."""
+        """The reply of each command, strings as bytes. Raises redis.RedisError for the first error."""
 
 
 class NodeConnection:
-    """One server. Commands are packed by hiredis and sent in one write; after an error it connects anew."""
+    """One server. hiredis packs the commands, one write sends them; reconnects after an error."""
 
     def __init__(self, url: str) -> None:
-        retry = Retry(NoBackoff(), 0)
         options = {
             "socket_timeout": _TIMEOUT_S,
             "socket_connect_timeout": _TIMEOUT_S,
-            "retry": retry,
+            "retry": Retry(NoBackoff(), 0),
         }
         self._connection: Any = redis.ConnectionPool.from_url(url, **options).make_connection()
 
@@ -46,18 +46,18 @@ class NodeConnection:
         connection = self._connection
         try:
             connection.send_packed_command([_pack(commands)])
-            answers = [_answer(connection) for _ in commands]
+            replies = [_read_reply(connection) for _ in commands]
         except BaseException:
             connection.disconnect()
             raise
-        for answer in answers:
-            if isinstance(answer, redis.ResponseError):
-                raise answer
-        return answers
+        for reply in replies:
+            if isinstance(reply, redis.ResponseError):
+                raise reply
+        return replies
 
 
 class ClusterConnection:
-    """A Redis Cluster, by redis-py's own routing."""
+    """A Redis Cluster, routed by redis-py."""
 
     def __init__(self, url: str) -> None:
         self._client: Any = redis.RedisCluster.from_url(url, socket_timeout=_TIMEOUT_S)
@@ -71,12 +71,22 @@ class ClusterConnection:
 
 @cache
 def connect(url: str, cluster: bool = False) -> Connection:
-    """This process's connection to a server. Spark's Python workers live on, and so does their connection."""
+    """The process's connection to a server. Spark reuses its Python workers, so they reuse this."""
     return ClusterConnection(url) if cluster else NodeConnection(url)
 
 
-def load_functions(client: redis.Redis, source: str) -> None:
-    """Put the function library on every primary of the server. Raises Unavailable where it cannot."""
+def redis_client(settings: Settings) -> redis.Redis:
+    """A client for the job's own commands; times out after 30 s."""
+    kind: Any = redis.RedisCluster if settings.redis.cluster else redis.Redis
+    client: redis.Redis = kind.from_url(
+        settings.redis.url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=5
+    )
+    return client
+
+
+def load_functions(client: redis.Redis) -> None:
+    """Load functions.lua into every primary of the server. Raises Unavailable."""
+    source = (files("streaming") / "functions.lua").read_text()
     try:
         if isinstance(client, redis.RedisCluster):
             for node in client.get_primaries():
@@ -88,11 +98,11 @@ def load_functions(client: redis.Redis, source: str) -> None:
 
 
 def _pack(commands: Sequence[Command]) -> bytes:
-    pack: Any = hiredis.pack_command  # its stub misses most of what it takes
+    pack: Any = hiredis.pack_command  # its stub lacks most accepted types
     return b"".join(map(pack, commands))
 
 
-def _answer(connection: Any) -> Any:
+def _read_reply(connection: Any) -> Any:
     try:
         return connection.read_response(disable_decoding=True)
     except redis.ResponseError as error:

@@ -1,178 +1,231 @@
-"""Where the state stands and where the log begins and ends: from these a job knows where to start.
+"""Progress of the stream: offset ranges of the log, applied and published offsets, the job's lease.
 
-reads   redis  {p:<topic>:<partition>}:position, :announced
-writes  redis  {p:<topic>:<partition>}:announced
-        topic  reviews, feedback (offsets only)
+reads, writes  redis  {p:<topic>:<partition>}:position, :announced, lease, running
+reads          topic  reviews, feedback (offsets only)
+
+Readiness: a job owns `lease` from its start on, and writes its owner to `running` while its queries run.
+It is ready when both hold the same owner: `running_job`.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from uuid import uuid4
 
 import redis
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+import structlog
 
-from afterclick.errors import LogTruncated, StateConflict, Unavailable
+from afterclick.errors import LogTruncated, StateConflict, StateLocked, Unavailable
+from afterclick.io.kafka_log import KafkaLog, OffsetRanges
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings
-from streaming.kafka_source import Offsets
+from afterclick.state import TopicPartition
 
-_TIMEOUT_S = 10.0
-_ELECTION = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+log = structlog.get_logger()
 
+Offsets = dict[str, dict[int, int]]
+"""Topic → partition → offset, as Spark's Kafka source takes it."""
+AppliedOffsets = dict[TopicPartition, int]
+"""Offset of the last applied record; -1: none."""
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """What the log still holds of a partition: `begin` is its first offset, `end` the next to be written."""
-
-    begin: int
-    end: int
-
-
-Place = tuple[str, int]
-"""Topic and partition."""
-Spans = dict[Place, Span]
+_OWN: set[str] = set()
+"""Owners that this process uses or has used."""
 
 
-def places(kafka: KafkaSettings) -> list[Place]:
+def topic_partitions(kafka: KafkaSettings) -> list[TopicPartition]:
     """Every partition of the interaction topics. Raises Unavailable."""
-    with _consumer(kafka) as consumer:
-        return [
-            (topic, n) for topic in kafka.topics.interactions for n in _partitions(consumer, topic)
-        ]
+    with KafkaLog(kafka) as kafka_log:
+        return kafka_log.partitions(*kafka.topics.interactions)
 
 
-def read_log(kafka: KafkaSettings) -> Spans:
-    """First and next offset of each partition of the interaction topics. Raises Unavailable."""
-    with _consumer(kafka) as consumer:
-        spans = {}
-        for topic in kafka.topics.interactions:
-            for partition in _partitions(consumer, topic):
-                place = TopicPartition(topic, partition)
-                spans[topic, partition] = Span(*_watermarks(consumer, place))
-        return spans
+def log_ranges(kafka: KafkaSettings) -> OffsetRanges:
+    """The offsets that each partition of the interaction topics holds. Raises Unavailable."""
+    with KafkaLog(kafka) as kafka_log:
+        return kafka_log.ranges(*kafka.topics.interactions)
 
 
-def _watermarks(consumer: Consumer, place: TopicPartition) -> tuple[int, int]:
-    """First and next offset. A new topic's broker may not know for a moment that it leads it: ask again."""
-    deadline = time.monotonic() + _TIMEOUT_S
-    while True:
-        try:
-            low, high = consumer.get_watermark_offsets(place, timeout=_TIMEOUT_S)
-            return int(low), int(high)
-        except KafkaException as error:
-            if error.args[0].code() not in _ELECTION or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
-def partitions_of(kafka: KafkaSettings, topic: str) -> int:
-    """How many partitions a topic has. Raises Unavailable where there is no such topic."""
-    with _consumer(kafka) as consumer:
-        return len(_partitions(consumer, topic))
+def partition_count(kafka: KafkaSettings, topic: str) -> int:
+    """Number of partitions of a topic. Raises Unavailable if it does not exist."""
+    with KafkaLog(kafka) as kafka_log:
+        return len(kafka_log.partitions(topic))
 
 
 @contextmanager
-def _consumer(kafka: KafkaSettings) -> Iterator[Consumer]:
-    consumer = Consumer(
-        {"bootstrap.servers": kafka.bootstrap, "group.id": "positions", "log_level": 2}
-    )
+def redis_errors() -> Iterator[None]:
+    """Raise Unavailable instead of redis.RedisError."""
     try:
-        yield consumer
-    except KafkaException as error:
-        raise Unavailable(f"Kafka at {kafka.bootstrap}: {error.args[0].str()}") from None
-    finally:
-        consumer.close()
-
-
-def _partitions(consumer: Consumer, topic: str) -> list[int]:
-    found = consumer.list_topics(topic, timeout=_TIMEOUT_S).topics[topic]
-    if found.error or not found.partitions:
-        raise Unavailable(f"topic {topic} does not exist; `afterclick up` or `ingest` creates it")
-    return list(found.partitions)
-
-
-def read_positions(client: redis.Redis, keys: Keys, of: Iterable[Place]) -> dict[Place, int]:
-    """The last applied offset of each partition, −1 where there is none. Raises Unavailable."""
-    try:
-        values = {place: client.get(keys.applied_offset(*place)) for place in of}
+        yield
     except redis.RedisError as error:
         raise Unavailable(f"Redis: {error}") from None
-    return {place: -1 if value is None else int(value) for place, value in values.items()}
 
 
-def announced(client: redis.Redis, keys: Keys, positions: dict[Place, int]) -> dict[Place, int]:
+def applied_offsets(
+    client: redis.Redis, keys: Keys, partitions: Iterable[TopicPartition]
+) -> AppliedOffsets:
+    """The last applied offset of each partition. Raises Unavailable."""
+    with redis_errors():
+        values = {name: client.get(keys.applied_offset(*name)) for name in partitions}
+    return {name: -1 if value is None else int(value) for name, value in values.items()}
+
+
+def published_offsets(
+    client: redis.Redis, keys: Keys, applied: AppliedOffsets
+) -> dict[TopicPartition, int]:
     """The offset of each partition up to which `state-changes` has its changes. Raises Unavailable.
 
-    Where nobody has said so yet, its position: from now on it is known.
+    Defaults to the applied offset and stores it.
     """
-    try:
-        values = {place: client.get(keys.published_offset(*place)) for place in positions}
-    except redis.RedisError as error:
-        raise Unavailable(f"Redis: {error}") from None
-    new = {place: positions[place] for place, value in values.items() if value is None}
-    announce(client, keys, new)
-    return new | {place: int(value) for place, value in values.items() if value is not None}
+    with redis_errors():
+        values = {name: client.get(keys.published_offset(*name)) for name in applied}
+    unknown = {name: applied[name] for name, value in values.items() if value is None}
+    mark_published(client, keys, unknown)
+    return unknown | {name: int(value) for name, value in values.items() if value is not None}
 
 
-def announce(client: redis.Redis, keys: Keys, offsets: dict[Place, int]) -> None:
-    """Say that `state-changes` has the changes of each partition up to an offset. Raises Unavailable."""
-    try:
-        for place, offset in offsets.items():
-            client.fcall("afterclick_raise_to", 1, keys.published_offset(*place), str(offset))
-    except redis.RedisError as error:
-        raise Unavailable(f"Redis: {error}") from None
+def mark_published(client: redis.Redis, keys: Keys, offsets: dict[TopicPartition, int]) -> None:
+    """Raise each partition's published offset to at least `offsets`. Raises Unavailable."""
+    with redis_errors():
+        for name, offset in offsets.items():
+            client.fcall("afterclick_raise_to", 1, keys.published_offset(*name), str(offset))
 
 
-def lag(positions: dict[Place, int], spans: Spans) -> int:
-    """How many records of the log the state has not applied yet."""
-    return sum(
-        span.end - 1 - max(positions[place], span.begin - 1) for place, span in spans.items()
-    )
-
-
-def starting_offsets(positions: dict[Place, int], spans: Spans) -> Offsets:
+def starting_offsets(applied: AppliedOffsets, ranges: OffsetRanges) -> Offsets:
     """The next offset to apply of each partition.
 
-    Raises LogTruncated where the log no longer reaches back to a position, and StateConflict where it ends
-    before one.
+    Raises LogTruncated if retention has deleted unapplied records, and StateConflict if the log ends before
+    an applied offset.
     """
     offsets: Offsets = {}
     missing = {}
-    for (topic, partition), span in spans.items():
-        start = positions[topic, partition] + 1
-        offsets.setdefault(topic, {})[partition] = start
-        if start < span.begin:
-            missing[topic, partition] = span.begin - start
-        if start > span.end:
+    for name, held in ranges.items():
+        start = applied[name] + 1
+        offsets.setdefault(name.topic, {})[name.partition] = start
+        if start < held.begin:
+            missing[name] = held.begin - start
+        if start > held.end:
             raise StateConflict(
-                f"{topic}/{partition} ends at offset {span.end}, but the state has applied {start - 1}: the "
-                "topic was made anew; run `afterclick rebuild`, or take an empty Redis"
+                f"{name} ends at offset {held.end}, but the state has applied {start - 1}: the topic was "
+                "recreated; run `afterclick rebuild`, or use an empty Redis"
             )
     if missing:
-        where = ", ".join(
-            f"{count} of {topic}/{partition}" for (topic, partition), count in missing.items()
-        )
+        counts = ", ".join(f"{count} of {name}" for name, count in missing.items())
         raise LogTruncated(
             f"{sum(missing.values())} events are missing: the log no longer reaches back to the state "
-            f"({where}); run `afterclick rebuild`"
+            f"({counts}); run `afterclick rebuild`"
         )
     return offsets
 
 
 def resume_offsets(
-    positions: dict[Place, int], announced: dict[Place, int], spans: Spans
+    applied: AppliedOffsets, published: dict[TopicPartition, int], ranges: OffsetRanges
 ) -> Offsets:
-    """The offset to read each partition from: before its position where `state-changes` may lack changes.
+    """The offset to read each partition from: earlier than the next to apply if changes are unpublished.
 
-    What stands between is applied again, which changes nothing in the state; its changes are sent again.
+    Records in between are applied again, which leaves the state unchanged and publishes their changes.
     Raises what starting_offsets raises.
     """
-    offsets = starting_offsets(positions, spans)
-    for (topic, partition), span in spans.items():
-        again = max(announced[topic, partition] + 1, span.begin)
-        offsets[topic][partition] = min(offsets[topic][partition], again)
+    offsets = starting_offsets(applied, ranges)
+    for name, held in ranges.items():
+        unpublished = max(published[name] + 1, held.begin)
+        offsets[name.topic][name.partition] = min(offsets[name.topic][name.partition], unpublished)
     return offsets
+
+
+@contextmanager
+def hold_lease(client: redis.Redis, keys: Keys, lease_s: float) -> Iterator[str]:
+    """Hold the lease on the state during a `with`, renewed by a thread; yields its owner.
+
+    Replaces a dead owner on this machine at once, one on another machine after its lease expired. Raises
+    StateLocked while another owner lives, and Unavailable.
+    """
+    owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:8]}"
+    _OWN.add(owner)
+    _acquire(client, keys.lease, owner, lease_s)
+    stop = threading.Event()
+    renewal = threading.Thread(
+        target=_renew, args=(client, keys.lease, owner, lease_s, stop), daemon=True
+    )
+    renewal.start()
+    try:
+        yield owner
+    finally:
+        stop.set()
+        renewal.join()
+        try:
+            _call_lease(client, keys.lease, owner, 0)
+        except Unavailable as error:
+            log.warning("lease not released", reason=str(error))
+
+
+def mark_running(client: redis.Redis, keys: Keys, owner: str, lease_s: float) -> None:
+    """Announce that the queries of the lease's owner run. Expires like the lease; call it often.
+
+    Raises Unavailable.
+    """
+    with redis_errors():
+        client.set(keys.running, owner, px=int(lease_s * 1000))
+
+
+def running_job(client: redis.Redis, keys: Keys) -> str | None:
+    """Owner (`host/pid/token`) of the job whose queries run, if any. Raises Unavailable."""
+    with redis_errors():
+        owner, running = client.get(keys.lease), client.get(keys.running)
+    return running.decode() if running is not None and running == owner else None
+
+
+def _acquire(client: redis.Redis, key: str, owner: str, lease_s: float) -> None:
+    deadline = time.monotonic() + lease_s + 1
+    while True:
+        current = _call_lease(client, key, owner, lease_s)
+        if current == owner:
+            return
+        alive = _is_alive(current)
+        if alive is False:
+            _call_lease(client, key, owner, lease_s, force=True)
+            return
+        if alive or time.monotonic() > deadline:
+            raise StateLocked(f"another stream job ({current}) writes this state; stop it first")
+        time.sleep(0.2)
+
+
+def _is_alive(owner: str) -> bool | None:
+    """Whether the owner's process lives; None: it runs on another machine."""
+    host, pid, _ = owner.split("/")
+    if host != socket.gethostname():
+        return None
+    if int(pid) == os.getpid() and owner not in _OWN:
+        return False  # a restarted container gives its process the same id
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _renew(
+    client: redis.Redis, key: str, owner: str, lease_s: float, stop: threading.Event
+) -> None:
+    while not stop.wait(lease_s / 3):
+        try:
+            current = _call_lease(client, key, owner, lease_s)
+        except Unavailable as error:
+            log.warning("lease not renewed", reason=str(error))
+            continue
+        if current != owner:
+            log.error("lease lost", owner=current)
+
+
+def _call_lease(
+    client: redis.Redis, key: str, owner: str, lease_s: float, *, force: bool = False
+) -> str:
+    arguments = (key, owner, str(int(lease_s * 1000)), "1" if force else "0")
+    with redis_errors():
+        current = client.fcall("afterclick_lease", 1, *arguments)
+    return current.decode() if isinstance(current, bytes) else str(current)

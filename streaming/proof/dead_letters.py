@@ -1,10 +1,10 @@
-"""Look at dead letters, and send them to their topics again once what refused them is mended.
+"""Read dead letters, and send them to their topics again once the cause is fixed.
 
 reads   topic  <topic>.dlq
 writes  topic  reviews, feedback (redrive)
 
-Redriving is safe to repeat: it goes on where the last one stopped, an event that did count is known by id,
-and one that is still poison becomes a dead letter again.
+Redriving is safe to repeat: it continues after the last one, an event that was applied is recognised by its
+id, and one that is still malformed becomes a dead letter again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TIMEOUT_MS = 1000
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A record that was refused, where it stood, and why."""
+    """A rejected record, its position and the reason."""
 
     topic: str
     partition: int
@@ -41,43 +41,47 @@ class DeadLetter:
     value: bytes | None
 
 
-def read(kafka: KafkaSettings) -> Iterator[DeadLetter]:
-    """Every dead letter held, oldest first per topic. Raises Unavailable."""
+def read_dead_letters(kafka: KafkaSettings) -> Iterator[DeadLetter]:
+    """Every dead letter, oldest first per topic. Raises Unavailable."""
     with _consumer(kafka) as consumer:
-        for place in _places(kafka):
-            for record in _records(consumer, place, consumer.beginning_offsets([place])[place]):
-                yield _letter(record)
+        for partition in _partitions(kafka):
+            first = consumer.beginning_offsets([partition])[partition]
+            for record in _records(consumer, partition, first):
+                yield _dead_letter(record)
 
 
-def count(letters: Iterator[DeadLetter]) -> dict[str, Counter[str]]:
-    """How many per topic and error."""
-    found: dict[str, Counter[str]] = {}
-    for letter in letters:
-        found.setdefault(letter.topic, Counter())[letter.error] += 1
-    return found
+def count_by_error(dead_letters: Iterator[DeadLetter]) -> dict[str, Counter[str]]:
+    """Topic → error → number of dead letters."""
+    counts: dict[str, Counter[str]] = {}
+    for dead_letter in dead_letters:
+        counts.setdefault(dead_letter.topic, Counter())[dead_letter.error] += 1
+    return counts
 
 
 def redrive(kafka: KafkaSettings, containing: str = "") -> int:
-    """Send the dead letters that no redrive has sent yet, whose error contains a text; returns how many.
+    """Send the dead letters since the last redrive whose error contains a text; returns their number.
 
-    Those left out by the text stay left out. Raises Unavailable.
+    Those filtered out are not sent by a later redrive either. Raises Unavailable.
     """
     sent = 0
     with _consumer(kafka, _GROUP) as consumer:
         producer = KafkaProducer(bootstrap_servers=kafka.bootstrap.split(","), acks="all")
-        for place in _places(kafka):
-            first = max(consumer.beginning_offsets([place])[place], consumer.committed(place) or 0)
-            for record in _records(consumer, place, first):
-                letter = _letter(record)
-                if containing in letter.error:
-                    producer.send(letter.topic, value=letter.value, key=letter.key).get(timeout=30)
+        for partition in _partitions(kafka):
+            begin = consumer.beginning_offsets([partition])[partition]
+            first = max(begin, consumer.committed(partition) or 0)
+            for record in _records(consumer, partition, first):
+                dead_letter = _dead_letter(record)
+                if containing in dead_letter.error:
+                    producer.send(
+                        dead_letter.topic, value=dead_letter.value, key=dead_letter.key
+                    ).get(timeout=30)
                     sent += 1
             consumer.commit()
         producer.close()
     return sent
 
 
-def _places(kafka: KafkaSettings) -> list[TopicPartition]:
+def _partitions(kafka: KafkaSettings) -> list[TopicPartition]:
     return [TopicPartition(dlq(topic), 0) for topic in kafka.topics.interactions]
 
 
@@ -95,17 +99,17 @@ def _consumer(kafka: KafkaSettings, group: str | None = None) -> Iterator[KafkaC
         raise Unavailable(f"Kafka at {kafka.bootstrap}: {error}") from None
 
 
-def _records(consumer: KafkaConsumer, place: TopicPartition, first: int) -> Iterator[Any]:
-    """The records of a partition from an offset to its present end."""
-    end = consumer.end_offsets([place])[place]
-    consumer.assign([place])
-    consumer.seek(place, first)
-    while consumer.position(place) < end:
+def _records(consumer: KafkaConsumer, partition: TopicPartition, first: int) -> Iterator[Any]:
+    """The records of a partition from an offset to its current end."""
+    end = consumer.end_offsets([partition])[partition]
+    consumer.assign([partition])
+    consumer.seek(partition, first)
+    while consumer.position(partition) < end:
         for records in consumer.poll(timeout_ms=_TIMEOUT_MS).values():
             yield from records
 
 
-def _letter(record: Any) -> DeadLetter:
+def _dead_letter(record: Any) -> DeadLetter:
     headers = {name: value.decode() for name, value in record.headers}
     return DeadLetter(
         topic=headers["topic"],

@@ -1,0 +1,36 @@
+"""Hooks that fault tests use to disable a protection or to kill a worker. All off in operation."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import Self
+
+from afterclick.errors import BadEvent
+from afterclick.settings import StreamSettings
+
+_KILL, _NO_DEAD_LETTERS = "between-steps:", "no-dead-letters"
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPoints:
+    """Picklable, part of `ApplyConfig`. Set by `stream.fence` and `stream.fault`."""
+
+    fence: bool = True
+    """False: start from Spark's checkpoint, count replayed offsets again, ignore gaps."""
+    fault: str | None = None
+
+    @classmethod
+    def of(cls, stream: StreamSettings) -> Self:
+        return cls(stream.fence, stream.fault)
+
+    def on_malformed(self, error: BadEvent) -> None:
+        """With `no-dead-letters`: raise instead of writing a dead letter."""
+        if self.fault == _NO_DEAD_LETTERS:
+            raise error
+
+    def between_steps(self, chunk: int) -> None:
+        """With `between-steps:<n>`: SIGKILL this worker in its n-th chunk, after step 1."""
+        if self.fault == f"{_KILL}{chunk}":
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,72 @@
+"""Forgotten users and until when: on a compacted topic, and in Redis, where events are rejected.
+
+reads, writes  topic  forgotten
+               redis  forgotten, {u:<user>}:forgotten
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import redis
+from confluent_kafka import KafkaError, Producer
+
+from afterclick.errors import Unavailable
+from afterclick.io.kafka_log import read_compacted
+from afterclick.redis_keys import Keys
+from afterclick.settings import KafkaSettings
+from afterclick.state import decode_forgotten, encode_forgotten
+from streaming.connection import connect
+from streaming.positions import redis_errors
+
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class ForgottenUsers:
+    """Looks up forgotten users in Redis. Picklable, for Spark workers."""
+
+    url: str
+    cluster: bool
+    keys: Keys
+
+    def among(self, user_ids: Iterable[str]) -> dict[str, int]:
+        """The forgotten ones of these users → event time ms up to which they are forgotten."""
+        users = list(dict.fromkeys(user_ids))
+        if not users:
+            return {}
+        connection = connect(self.url, self.cluster)
+        (flags,) = connection.call([("SMISMEMBER", self.keys.forgotten_users, *users)])
+        users = [user for user, flag in zip(users, flags, strict=True) if flag]
+        commands = [("GET", self.keys.forgotten(user)) for user in users]
+        replies = connection.call(commands) if commands else []
+        until = zip(users, replies, strict=True)
+        return {user: int(until_ms) for user, until_ms in until if until_ms is not None}
+
+
+def publish_forgotten(kafka: KafkaSettings, user_id: str, until_ms: int) -> None:
+    """Write a user's forgetting to the topic. Raises Unavailable unless it is acknowledged."""
+    errors: list[KafkaError] = []
+    producer = Producer(
+        {"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True, "log_level": 0}
+    )
+    producer.produce(
+        kafka.topics.forgotten,
+        key=user_id.encode(),
+        value=encode_forgotten(until_ms),
+        on_delivery=lambda error, _: errors.append(error) if error else None,
+    )
+    if producer.flush(_TIMEOUT_S) or errors:
+        raise Unavailable(
+            f"Kafka at {kafka.bootstrap} did not acknowledge the forgetting; nothing was forgotten"
+        )
+
+
+def restore_forgotten(client: redis.Redis, keys: Keys, kafka: KafkaSettings) -> None:
+    """Copy the topic into Redis, which may have lost its copy. Raises Unavailable."""
+    records = read_compacted(kafka, kafka.topics.forgotten)
+    with redis_errors():
+        for user_id, until_ms in (decode_forgotten(*record) for record in records.items()):
+            client.sadd(keys.forgotten_users, user_id)
+            client.fcall("afterclick_raise_to", 1, keys.forgotten(user_id), str(until_ms))

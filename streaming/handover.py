@@ -1,0 +1,293 @@
+"""The queries that the job keeps running: apply under either trigger, and the archive.
+
+reads   topic  reviews, feedback (offsets, for the lag)
+        redis  {p:<topic>:<partition>}:position, :announced
+writes  redis  {p:<topic>:<partition>}:announced, boundary
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+from uuid import uuid4
+
+import redis
+import structlog
+from pyspark.sql import SparkSession
+from pyspark.sql.streaming.query import StreamingQuery
+
+from afterclick.io.kafka_log import OffsetRanges, lag
+from afterclick.settings import Settings
+from afterclick.state import TopicPartition
+from streaming import flows, positions
+from streaming.apply import ApplyConfig
+from streaming.forgotten_users import restore_forgotten
+from streaming.positions import AppliedOffsets, Offsets
+
+log = structlog.get_logger()
+
+_CHECK_EVERY_S = 2.0
+_OVERRUN = 4
+_MAX_ROWS = 100_000  # a worker's unread answers fill its socket after about 200,000 rows
+_GRACE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What starting a query requires."""
+
+    settings: Settings
+    client: redis.Redis
+    spark: SparkSession
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.settings.home.absolute() / "checkpoints"
+
+    def apply_config(self) -> ApplyConfig:
+        kafka = self.settings.kafka
+        partitions = positions.partition_count(kafka, kafka.topics.state_changes)
+        return ApplyConfig.of(self.settings, partitions)
+
+    def progress(self) -> tuple[AppliedOffsets, OffsetRanges]:
+        """Applied offsets, and the log's offset ranges read after them."""
+        kafka, keys = self.settings.kafka, self.settings.redis.keys
+        partitions = positions.topic_partitions(kafka)
+        applied = positions.applied_offsets(self.client, keys, partitions)
+        return applied, positions.log_ranges(kafka)
+
+    def resume(self, applied: AppliedOffsets, ranges: OffsetRanges) -> Offsets:
+        """Offsets to start a query from; restores the forgotten users in Redis first."""
+        keys = self.settings.redis.keys
+        restore_forgotten(self.client, keys, self.settings.kafka)
+        published = positions.published_offsets(self.client, keys, applied)
+        return positions.resume_offsets(applied, published, ranges)
+
+    def mark_published(self, query: StreamingQuery | None) -> None:
+        """Store a micro-batch query's published offsets: the end of its last batch."""
+        progress = query.lastProgress if query is not None and query.isActive else None
+        if not progress:
+            return
+        for source in progress["sources"]:
+            ends = json.loads(source["endOffset"] or "null") or {}
+            offsets = {
+                TopicPartition(topic, int(number)): end - 1
+                for topic, partitions in ends.items()
+                for number, end in partitions.items()
+            }
+            positions.mark_published(self.client, self.settings.redis.keys, offsets)
+        self.mark_batch(datetime.fromisoformat(progress["timestamp"]).timestamp())
+
+    def mark_batch(self, moment: float) -> None:
+        """Store when a batch or a hand-over began (epoch seconds). Raises Unavailable."""
+        with positions.redis_errors():
+            self.client.set(self.settings.redis.keys.last_batch_at, repr(moment))
+
+
+class ManagedQuery(Protocol):
+    """A query that the job starts, watches and restarts."""
+
+    name: str
+
+    def start(self) -> None:
+        """Start, or restart after a failure."""
+
+    def tick(self) -> None:
+        """Do periodic work; called several times per second."""
+
+    def queries(self) -> list[StreamingQuery]:
+        """The Spark queries that should be active."""
+
+    def made_progress(self) -> bool:
+        """Whether anything was processed since `start`."""
+
+
+@dataclass
+class Archive:
+    """The archive query. Its checkpoint holds its offsets."""
+
+    context: Context
+    name: str = "archive"
+    _query: StreamingQuery | None = None
+
+    def start(self) -> None:
+        context, checkpoint = self.context, self.context.checkpoints / "archive"
+        if not checkpoint.exists():
+            archive_orphaned_log(context.settings)
+        self._query = flows.start_archive(context.spark, context.settings, checkpoint)
+
+    def tick(self) -> None:
+        return
+
+    def queries(self) -> list[StreamingQuery]:
+        return [self._query] if self._query else []
+
+    def made_progress(self) -> bool:
+        return bool(self._query and self._query.recentProgress)
+
+
+@dataclass
+class MicroBatch:
+    """The apply query under the micro-batch trigger."""
+
+    context: Context
+    name: str = "stream"
+    _query: StreamingQuery | None = None
+    _applied_at_start: AppliedOffsets = field(default_factory=dict)
+    _check_at: float = 0.0
+
+    def start(self) -> None:
+        context = self.context
+        offsets, checkpoint = None, context.checkpoints / "unfenced"
+        if context.settings.stream.fence:
+            self._applied_at_start, ranges = context.progress()
+            offsets = context.resume(self._applied_at_start, ranges)
+            checkpoint = new_checkpoint(context)
+            log.info("stream query starts", lag=lag(ranges, self._applied_at_start))
+        self._query = flows.start_micro_batch(
+            context.spark, context.settings, context.apply_config(), offsets, checkpoint
+        )
+
+    def tick(self) -> None:
+        if time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + _CHECK_EVERY_S
+            self.context.mark_published(self._query)
+
+    def queries(self) -> list[StreamingQuery]:
+        return [self._query] if self._query else []
+
+    def made_progress(self) -> bool:
+        applied, _ = self.context.progress()
+        return applied != self._applied_at_start
+
+
+@dataclass
+class RealTime:
+    """The apply query under the real-time trigger, replaced from time to time without a pause.
+
+    Micro-batches drain a backlog first. A real-time query is stopped only once its successor has a running
+    task per partition: both apply the same offsets behind the same fence, so no event waits.
+    """
+
+    context: Context
+    name: str = "stream"
+    handovers: int = 0
+    _current: StreamingQuery | None = None
+    _next: StreamingQuery | None = None
+    _draining: bool = False
+    _current_since: float = 0.0
+    _ready_at: float | None = None
+    _check_at: float = 0.0
+    _applied_at_handover: AppliedOffsets = field(default_factory=dict)
+    _applied_at_start: AppliedOffsets = field(default_factory=dict)
+
+    def start(self) -> None:
+        _stop(self._current, self._next)
+        self._current = self._next = self._ready_at = None
+        applied, ranges = self.context.progress()
+        behind = lag(ranges, applied)
+        self._draining = behind > self.context.settings.stream.realtime_lag
+        log.info("stream query starts", lag=behind, draining=self._draining)
+        self._current = self._start_query(self.context.resume(applied, ranges), self._draining)
+        self._current_since = time.monotonic()
+        self._applied_at_start = self._applied_at_handover = applied
+
+    def tick(self) -> None:
+        if self._next is not None:
+            self._hand_over_when_ready(self._next)
+        elif time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + _CHECK_EVERY_S
+            self._check()
+
+    def queries(self) -> list[StreamingQuery]:
+        return [query for query in (self._current, self._next) if query is not None]
+
+    def made_progress(self) -> bool:
+        applied, _ = self.context.progress()
+        return applied != self._applied_at_start
+
+    def _start_query(self, offsets: Offsets, draining: bool) -> StreamingQuery:
+        context = self.context
+        start = flows.start_micro_batch if draining else flows.start_real_time
+        return start(
+            context.spark,
+            context.settings,
+            context.apply_config(),
+            offsets,
+            new_checkpoint(context),
+        )
+
+    def _start_next(self, applied: AppliedOffsets, ranges: OffsetRanges) -> None:
+        self._applied_at_handover = applied
+        self._next = self._start_query(self.context.resume(applied, ranges), draining=False)
+
+    def _check(self) -> None:
+        """Start the next query if the current one has drained, is old, or has many unread answers."""
+        stream = self.context.settings.stream
+        applied, ranges = self.context.progress()
+        behind = lag(ranges, applied)
+        if self._draining:
+            self.context.mark_published(self._current)
+            if behind <= stream.realtime_lag:
+                self._start_next(applied, ranges)
+        elif behind > _OVERRUN * stream.realtime_lag:
+            log.warning("real-time query overrun", lag=behind)
+            self.start()
+        elif (
+            time.monotonic() - self._current_since > stream.handover_s
+            or max(applied[name] - self._applied_at_handover.get(name, -1) for name in applied)
+            > _MAX_ROWS
+        ):
+            self._start_next(applied, ranges)
+
+    def _hand_over_when_ready(self, successor: StreamingQuery) -> None:
+        """Stop the current query once the next one has a running task per partition."""
+        if self._ready_at is None:
+            applied, _ = self.context.progress()
+            if flows.active_tasks(self.context.spark, successor) >= len(applied):
+                self._ready_at = time.monotonic() + _GRACE_S
+        elif time.monotonic() > self._ready_at:
+            old, self._current, self._next = self._current, successor, None
+            self._ready_at, self._draining = None, False
+            self._current_since = time.monotonic()
+            self.handovers += 1
+            self.context.mark_batch(time.time())
+            _stop(old)
+            log.info("real-time query took over", handovers=self.handovers)
+
+
+def _stop(*queries: StreamingQuery | None) -> None:
+    for query in queries:
+        if query is not None:
+            query.stop()
+
+
+def archive_orphaned_log(settings: Settings) -> None:
+    """Rename a Parquet log that has lost its checkpoint; the topics are archived from their beginning.
+
+    Spark's sink would mistake the new query's batches for ones it has, and drop them silently. Raises
+    LogTruncated if the topics no longer hold all of it.
+    """
+    folder = Path(settings.archive)
+    if not (folder / "_spark_metadata").exists():
+        return
+    ranges = positions.log_ranges(settings.kafka)
+    positions.starting_offsets(dict.fromkeys(ranges, -1), ranges)
+    renamed = folder.with_name(f"{folder.name}.{time.time():.0f}")
+    folder.rename(renamed)
+    log.warning("the Parquet log had no checkpoint: archiving again", renamed=str(renamed))
+
+
+def new_checkpoint(context: Context) -> Path:
+    """A new folder: Spark requires a checkpoint, the state does not."""
+    return context.checkpoints / "stream" / uuid4().hex
+
+
+def clean_checkpoints(context: Context) -> None:
+    """Delete the checkpoints of the apply queries of earlier jobs."""
+    shutil.rmtree(context.checkpoints / "stream", ignore_errors=True)

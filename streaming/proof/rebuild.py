@@ -1,0 +1,127 @@
+"""Rebuild the state from the Parquet log under other keys, then swap it in. The stream resumes there.
+
+reads   parquet  <archive>/log_day=*/*.parquet
+writes  redis    forgotten, {u:<user>}:*, {p:<topic>:<partition>}:*
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import redis
+
+from afterclick.events import Interaction, encode, interaction_event
+from afterclick.redis_keys import Keys
+from afterclick.settings import Settings
+from afterclick.state import TopicPartition
+from streaming import positions
+from streaming.apply import Applier, ApplyConfig, Record
+from streaming.connection import NodeConnection, load_functions, redis_client
+from streaming.forgotten_users import restore_forgotten
+from streaming.proof.archive_log import archive_files
+
+_DATA = ("user_id", "item_id", "action", "rating", "text", "impression_id", "session_id")
+_BLOCK = 5000
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """Events applied from the log, and the applied offset per `topic/partition`."""
+
+    events: int
+    positions: dict[str, int]
+
+
+def rebuild(settings: Settings) -> Rebuilt:
+    """Rebuild the state.
+
+    Raises StateLocked while a stream job runs, and StateConflict if there is no log.
+    """
+    with closing(redis_client(settings)) as client:
+        load_functions(client)
+        keys = settings.redis.keys
+        with positions.hold_lease(client, keys, settings.stream.lease_s):
+            log = ds.dataset(archive_files(settings.archive), partitioning="hive")
+            staged = Keys(f"{settings.redis.prefix}rebuilding:")
+            _delete(client, staged, "u")
+            _delete(client, staged, "p")
+            client.delete(staged.forgotten_users)
+            restore_forgotten(client, staged, settings.kafka)
+            config = replace(ApplyConfig.of(settings, 1), keys=staged)
+            applier = Applier(config, NodeConnection(settings.redis.url))
+            partitions = positions.topic_partitions(settings.kafka)
+            events = sum(_apply(applier, log, partition) for partition in partitions)
+            swap(client, staged, keys)
+            applied = positions.applied_offsets(client, keys, partitions)
+    return Rebuilt(events, {str(name): offset for name, offset in applied.items() if offset >= 0})
+
+
+def _apply(applier: Applier, log: Any, partition: TopicPartition) -> int:
+    """Apply one partition's part of the log; returns the number of its events."""
+    topic, number = partition
+    rows = (pc.field("topic") == topic) & (pc.field("partition") == number)
+    table = log.to_table(filter=rows).sort_by("offset")
+    events, next_offset = 0, 0
+    for batch in table.to_batches(max_chunksize=_BLOCK):
+        records = list(_records(batch.to_pylist(), next_offset))
+        if records:
+            next_offset = records[-1].offset + 1
+            for _ in applier.apply(topic, number, records):
+                pass
+        events += len(batch)
+    return events
+
+
+def _records(rows: list[dict[str, Any]], next_offset: int) -> Iterator[Record]:
+    """The rows as Kafka records, each offset once; empty records replace dead letters."""
+    for row in rows:
+        yield from (Record(gap, None, None, 0.0) for gap in range(next_offset, row["offset"]))
+        if row["offset"] >= next_offset:
+            event = interaction_event(
+                Interaction(**{name: row[name] for name in _DATA}),
+                event_id=row["event_id"],
+                time=row["event_time"],
+                source="rebuild",
+            )
+            yield Record(row["offset"], None, encode(event), row["log_time"].timestamp() * 1000)
+        next_offset = max(next_offset, row["offset"] + 1)
+
+
+def swap(client: redis.Redis, new: Keys, old: Keys) -> None:
+    """Replace the state under `old` with the one under `new`.
+
+    The state stays exact if killed at any moment: the keys of one user or partition move in one transaction,
+    and no partition has an applied offset before every user has moved, so that the next stream starts at the
+    beginning of the log.
+    """
+    _delete(client, old, "p")
+    _delete(client, old, "u")
+    client.unlink(old.forgotten_users)
+    for kind in "up":
+        for keys in _key_groups(client, new, kind):
+            with client.pipeline() as transaction:
+                for key in keys:
+                    name = key.removeprefix(new.prefix.encode())
+                    transaction.rename(key, old.prefix.encode() + name)
+                transaction.execute()
+    if client.exists(new.forgotten_users):
+        client.rename(new.forgotten_users, old.forgotten_users)
+
+
+def _delete(client: redis.Redis, keys: Keys, kind: str) -> None:
+    for group in _key_groups(client, keys, kind):
+        client.delete(*group)
+
+
+def _key_groups(client: redis.Redis, keys: Keys, kind: str) -> Iterable[list[bytes]]:
+    """The keys of each user (kind u) or partition (kind p)."""
+    prefix = "".join(f"\\{c}" if c in "*?[]\\" else c for c in keys.prefix)
+    groups: dict[bytes, list[bytes]] = {}
+    for key in client.scan_iter(match=f"{prefix}{{{kind}:*", count=5000):
+        groups.setdefault(key.rpartition(b"}")[0], []).append(key)
+    return groups.values()

@@ -1,0 +1,272 @@
+"""What runs in Spark's Python workers: apply a batch, apply a row, decode archive rows, send outputs.
+
+reads   redis  what streaming.apply reads; forgotten, {u:<user>}:forgotten
+writes  redis  what streaming.apply writes
+        topic  <topic>.dlq; from the row applier also state-changes
+
+`RowApplier` sends its outputs itself and returns null. Spark's own sink is of no use to it: between two rows
+of a partition Spark waits for the next one and does not read the worker's answers, so the outputs would stay
+in the socket for as long as the partition is quiet.
+
+Run as `python -m streaming.worker`, the module is Spark's Python daemon.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from afterclick.errors import BadEvent
+from afterclick.events import decode_interaction
+from streaming.apply import Applier, ApplyConfig, Output, Record
+from streaming.connection import connect
+from streaming.forgotten_users import ForgottenUsers
+
+SOURCE_COLUMNS = ("key", "value", "topic", "partition", "offset", "timestamp")
+OUTPUT_COLUMNS = (
+    "topic string, key binary, value binary, partition int, "
+    "headers array<struct<key: string, value: binary>>"
+)
+ARCHIVE_COLUMNS = (
+    "topic string, partition int, offset long, log_time timestamp, event_id string, "
+    "event_time timestamp, user_id string, item_id string, action string, rating double, "
+    "text string, impression_id string, session_id string"
+)
+_HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
+_OUTPUT_SCHEMA = pa.schema(
+    [
+        ("topic", pa.string()),
+        ("key", pa.binary()),
+        ("value", pa.binary()),
+        ("partition", pa.int32()),
+        ("headers", _HEADERS),
+    ]
+)
+_TIME = pa.timestamp("us", tz="UTC")
+_ARCHIVE_SCHEMA = pa.schema(
+    [
+        ("topic", pa.string()),
+        ("partition", pa.int32()),
+        ("offset", pa.int64()),
+        ("log_time", _TIME),
+        ("event_id", pa.string()),
+        ("event_time", _TIME),
+        *((name, pa.string()) for name in ("user_id", "item_id", "action")),
+        ("rating", pa.float64()),
+        *((name, pa.string()) for name in ("text", "impression_id", "session_id")),
+    ]
+)
+_EVENT_TIME = _ARCHIVE_SCHEMA.get_field_index("event_time")
+_USER = _ARCHIVE_SCHEMA.get_field_index("user_id")
+_DLQ_TIMEOUT_S = 30.0
+_GC_ALLOCATIONS = 50_000
+
+
+def by_partition(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, int, list[Record]]]:
+    """The records of Arrow batches (`SOURCE_COLUMNS`), in order, grouped by topic and partition."""
+    for batch in batches:
+        columns = {name: batch.column(name).to_pylist() for name in SOURCE_COLUMNS}
+        log_ms = (us / 1000 for us in columns["timestamp"])
+        records = map(Record, columns["offset"], columns["key"], columns["value"], log_ms)
+        partitions = zip(columns["topic"], columns["partition"], strict=True)
+        rows = zip(partitions, records, strict=True)
+        for (topic, number), group in groupby(rows, key=lambda row: row[0]):
+            yield topic, number, [record for _, record in group]
+
+
+def apply_batches(
+    config: ApplyConfig, bootstrap: str, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """Micro-batch: apply one Kafka partition's rows in offset order; returns `OUTPUT_COLUMNS`."""
+    applier = Applier(config, connect(config.url, config.cluster), sender(bootstrap).send_to_dlq)
+    for topic, partition, records in by_partition(batches):
+        yield _outputs_to_arrow(list(applier.apply(topic, partition, records)))
+
+
+def _outputs_to_arrow(outputs: list[Output]) -> pa.RecordBatch:
+    headers = [
+        [{"key": name, "value": value} for name, value in output.headers] or None
+        for output in outputs
+    ]
+    columns = [
+        [output.topic for output in outputs],
+        [output.key for output in outputs],
+        [output.value for output in outputs],
+        [output.partition for output in outputs],
+        headers,
+    ]
+    return _record_batch(columns, _OUTPUT_SCHEMA)
+
+
+def decode_batches(
+    batches: Iterable[pa.RecordBatch], forgotten: ForgottenUsers | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Archive: the valid events of Kafka rows without forgotten ones; returns `ARCHIVE_COLUMNS`."""
+    for topic, partition, records in by_partition(batches):
+        rows = [row for record in records if (row := _archive_row(topic, partition, record))]
+        until = forgotten.among(row[_USER] for row in rows) if forgotten else {}
+        if until:
+            rows = [
+                row for row in rows if row[_EVENT_TIME] > 1000 * until.get(row[_USER], -math.inf)
+            ]
+        if rows:
+            yield _record_batch(list(zip(*rows, strict=True)), _ARCHIVE_SCHEMA)
+
+
+def _archive_row(topic: str, partition: int, record: Record) -> tuple[Any, ...] | None:
+    """One archive row; None for a malformed record (the apply query writes its dead letter)."""
+    try:
+        event = decode_interaction(record.value)
+    except BadEvent:
+        return None
+    data = event.data
+    return (
+        topic,
+        partition,
+        record.offset,
+        int(record.log_ms * 1000),
+        event.id,
+        round(event.time.timestamp() * 1e6),
+        data.user_id,
+        data.item_id,
+        str(data.action),
+        data.rating,
+        data.text,
+        data.impression_id,
+        data.session_id,
+    )
+
+
+def _record_batch(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
+    """Times are microseconds: Arrow takes 50 µs to convert one datetime with a time zone."""
+    arrays = [
+        pa.array(column, pa.int64()).cast(kind.type)
+        if kind.type == _TIME
+        else pa.array(column, kind.type)
+        for column, kind in zip(columns, schema, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+@dataclass
+class RowApplier:
+    """Real-time: applies one row. One instance per Spark task; connects with the first row."""
+
+    config: ApplyConfig
+    bootstrap: str
+    applier: Applier | None = None
+    sender: Sender | None = None
+
+    def __call__(
+        self,
+        key: bytes | None,
+        value: bytes | None,
+        topic: str,
+        partition: int,
+        offset: int,
+        log_us: int,
+    ) -> None:
+        if self.applier is None or self.sender is None:
+            self.sender = sender(self.bootstrap)
+            connection = connect(self.config.url, self.config.cluster)
+            self.applier = Applier(self.config, connection, self.sender.send_to_dlq)
+        record = Record(offset, _bytes(key), _bytes(value), log_us / 1000)
+        for output in self.applier.apply(topic, partition, [record]):
+            self.sender.send(output, partial(self._delivered, offset))
+
+    def _delivered(self, offset: int) -> None:
+        if self.applier is not None:
+            self.applier.published_offset = offset  # written to Redis with the next row
+
+
+class Sender:
+    """Sends outputs in order and without lingering. The next call raises a failed delivery."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._error: KafkaError | None = None
+        self._producer = Producer(
+            {
+                "bootstrap.servers": bootstrap,
+                "enable.idempotence": True,
+                "linger.ms": 0,
+                "socket.nagle.disable": True,
+                "log_level": 2,
+            }
+        )
+
+    def send(self, output: Output, delivered: Callable[[], None] | None = None) -> None:
+        """Send an output; a later call runs `delivered` once it is acknowledged.
+
+        Raises KafkaException.
+        """
+        partition: Any = {} if output.partition is None else {"partition": output.partition}
+        self._producer.produce(
+            output.topic,
+            key=output.key,
+            value=output.value,
+            headers=list(output.headers),
+            on_delivery=partial(self._on_delivery, delivered),
+            **partition,
+        )
+        self._producer.poll(0)
+        self._raise_error()
+
+    def send_to_dlq(self, dead_letters: Sequence[Output]) -> None:
+        """Send dead letters and wait for their acknowledgement. Raises KafkaException."""
+        for dead_letter in dead_letters:
+            self.send(dead_letter)
+        if dead_letters and self._producer.flush(_DLQ_TIMEOUT_S):
+            raise KafkaException(
+                KafkaError(KafkaError._TIMED_OUT, "a dead letter could not be delivered")
+            )
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None  # the next task starts without it
+        if error is not None:
+            raise KafkaException(error)
+
+    def _on_delivery(
+        self, delivered: Callable[[], None] | None, error: KafkaError | None, _: Message
+    ) -> None:
+        self._error = error or self._error
+        if delivered is not None and self._error is None:
+            delivered()
+
+
+@cache
+def sender(bootstrap: str) -> Sender:
+    """The process's sender: a worker outlives its tasks, and so do undelivered outputs."""
+    return Sender(bootstrap)
+
+
+def _bytes(value: bytes | None) -> bytes | None:
+    return None if value is None else bytes(value)  # Spark passes bytearrays
+
+
+def run_daemon() -> None:
+    """Spark's Python daemon with the workers' imports done: forks start at once and share memory.
+
+    The imported objects are excluded from garbage collection: Spark collects after each task, which took a
+    third of a worker's time.
+    """
+    import pyspark.worker
+    from pyspark.daemon import manager
+
+    import streaming.flows  # noqa: F401
+
+    gc.freeze()
+    gc.set_threshold(_GC_ALLOCATIONS)
+    manager()
+
+
+if __name__ == "__main__":
+    run_daemon()
