@@ -9,17 +9,18 @@ VENV := .venv
 # test processes; each computes with one thread, as there are not more cores than they are
 WORKERS ?= 2
 BIN := $(VENV)/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 STAMP := $(VENV)/.setup-done
 CODE := afterclick ingest streaming training serving ui infra tests notebooks/*.py
 # tried in this order: 3.11 is what CI runs
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3
 
-.PHONY: help setup demo down status doctor test lint format docs clean
+.PHONY: help setup demo down status doctor test test-long lint format docs clean
 
 help: ## what can be made
 	@echo "Afterclick: the list changes after the click."
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATASET=<folder or file> make demo   runs it on your reviews; PYTHON=python3.12 make setup picks the Python"
 
@@ -54,8 +55,11 @@ status: setup ## what runs, how far it has got
 doctor: setup ## what is missing on this machine, and how to mend it
 	@$(BIN)/afterclick doctor
 
-test: setup ## every test, against real services on free ports (DATASET adds those on real data)
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
+test: setup ## the tests, against real services on free ports (DATASET adds those on real data)
+	@$(PYTEST) -m "not long"
+
+test-long: setup ## the long cluster, fault and soak tests
+	@$(PYTEST) -m long
 
 lint: setup ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff check $(CODE)

@@ -52,13 +52,6 @@ class LogPosition(NamedTuple):
         return cls(topic, int(partition), int(offset))
 
 
-class OffsetRange(NamedTuple):
-    """The offsets a partition holds: `begin` is the first, `end` the next to be written."""
-
-    begin: int
-    end: int
-
-
 class Compensation(NamedTuple):
     """A change of an item's trend by a later event: a replaced vote, or one that is now established."""
 

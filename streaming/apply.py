@@ -31,11 +31,12 @@ from afterclick.state import (
 from afterclick.topics import dlq
 from afterclick.trends import DAY_MS
 from streaming.connection import Command, Connection
-from streaming.fault_points import FaultPoints
+from streaming.fault_points import NO_FAULTS, FaultPoints
 
 CHUNK = 500
 """Records per server-side call: a few milliseconds, so that other clients of the server hardly wait."""
 _DUPLICATE, _FORGOTTEN = ord("0"), ord("5")
+_NO_EFFECTS = Effects()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class ApplyConfig:
     """An event dated further after its arrival in the log becomes a dead letter."""
     established_ms: int
     """Time after the first event from which a user is established."""
-    faults: FaultPoints = FaultPoints()
+    faults: FaultPoints = NO_FAULTS
 
     @classmethod
     def of(cls, settings: Settings, state_changes_partitions: int) -> ApplyConfig:
@@ -108,7 +109,7 @@ class _Step:
     first: bool = False
     """This is the position that first applied the event id."""
     forgotten: bool = False
-    effects: Effects = Effects()
+    effects: Effects = _NO_EFFECTS
 
     def resolve(self, code: int, compensations: tuple[Compensation, ...]) -> None:
         """Take over the reply of step 1."""

@@ -34,3 +34,6 @@ class FaultPoints:
         """With `between-steps:<n>`: SIGKILL this worker in its n-th chunk, after step 1."""
         if self.fault == f"{_KILL}{chunk}":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+NO_FAULTS = FaultPoints()

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from uuid import uuid4
 
 import redis
@@ -174,7 +175,8 @@ def mark_running(client: redis.Redis, keys: Keys, owner: str, lease_s: float) ->
 def running_job(client: redis.Redis, keys: Keys) -> str | None:
     """Owner (`host/pid/token`) of the job whose queries run, if any. Raises Unavailable."""
     with redis_errors():
-        owner, running = client.get(keys.lease), client.get(keys.running)
+        owner: Any = client.get(keys.lease)
+        running: Any = client.get(keys.running)
     return running.decode() if running is not None and running == owner else None
 
 

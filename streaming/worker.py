@@ -96,7 +96,7 @@ def _outputs_to_arrow(outputs: list[Output]) -> pa.RecordBatch:
         [{"key": name, "value": value} for name, value in output.headers] or None
         for output in outputs
     ]
-    columns = [
+    columns: list[list[Any]] = [
         [output.topic for output in outputs],
         [output.key for output in outputs],
         [output.value for output in outputs],
@@ -258,7 +258,7 @@ def run_daemon() -> None:
     The imported objects are excluded from garbage collection: Spark collects after each task, which took a
     third of a worker's time.
     """
-    import pyspark.worker
+    import pyspark.worker  # noqa: F401
     from pyspark.daemon import manager
 
     import streaming.flows  # noqa: F401

@@ -17,10 +17,11 @@ from confluent_kafka import Consumer, TopicPartition
 
 from afterclick.errors import BadEvent
 from afterclick.events import decode_interaction
+from afterclick.io.kafka_log import lag
 from infra.benches.stream_stack import Stack, own_stack
 from ingest.bench import producer_events_per_s
-from streaming.positions import lag, read_log, read_positions
-from streaming.reconcile import reconcile
+from streaming.positions import applied_offsets, log_ranges
+from streaming.proof.reconcile import reconcile
 
 log = structlog.get_logger()
 
@@ -57,12 +58,12 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
 
 def _apply_all(stack: Stack, bench: Bench) -> dict[str, Any]:
     """Let the job apply the log. The clock starts with the first event applied, not with Spark."""
-    spans, keys = read_log(stack.settings.kafka), stack.settings.redis.keys
+    spans, keys = log_ranges(stack.settings.kafka), stack.settings.redis.keys
     with stack.client() as client:
         memory, server_cpu = _memory(client), _server_cpu(client)
 
         def left() -> int:
-            return lag(read_positions(client, keys, spans), spans)
+            return lag(spans, applied_offsets(client, keys, spans))
 
         stack.job.start()
         stack.wait(lambda: left() < bench.events, "the first event to be applied", 180)
@@ -92,7 +93,7 @@ def _naive(stack: Stack, most: int) -> float:
         {"bootstrap.servers": kafka.bootstrap, "group.id": "naive", "auto.offset.reset": "earliest"}
     )
     consumer.assign(
-        [TopicPartition(*place, 0) for place, span in read_log(kafka).items() if span.end]
+        [TopicPartition(*place, 0) for place, span in log_ranges(kafka).items() if span.end]
     )
     done, started = 0, time.monotonic()
     with stack.client() as client:

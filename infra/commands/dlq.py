@@ -17,9 +17,9 @@ def ls(as_json: AsJson = False) -> None:
     import orjson
 
     from afterclick.settings import Settings
-    from streaming.dead_letters import count, read
+    from streaming.proof.dead_letters import count_by_error, read_dead_letters
 
-    found = count(read(Settings().kafka))
+    found = count_by_error(read_dead_letters(Settings().kafka))
     if as_json:
         typer.echo(orjson.dumps(found))
         return
@@ -36,10 +36,10 @@ def show(newest: Annotated[int, typer.Option(help="How many of each topic.")] = 
     from collections import deque
 
     from afterclick.settings import Settings
-    from streaming.dead_letters import DeadLetter, read
+    from streaming.proof.dead_letters import DeadLetter, read_dead_letters
 
     last: dict[str, deque[DeadLetter]] = {}
-    for letter in read(Settings().kafka):
+    for letter in read_dead_letters(Settings().kafka):
         last.setdefault(letter.topic, deque(maxlen=newest)).append(letter)
     for letter in (letter for letters in last.values() for letter in letters):
         typer.echo(f"{letter.topic}/{letter.partition}/{letter.offset}  {letter.error}")
@@ -55,7 +55,7 @@ def redrive(
     import orjson
 
     from afterclick.settings import Settings
-    from streaming.dead_letters import redrive as send_again
+    from streaming.proof.dead_letters import redrive as send_again
 
     sent = send_again(Settings().kafka, containing)
     typer.echo(orjson.dumps({"sent": sent}) if as_json else f"sent {sent:,} again")

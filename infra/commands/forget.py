@@ -26,7 +26,7 @@ def forget(
     from afterclick.settings import Settings
     from infra.commands.db import upgraded_database
     from serving.control.forgetting import forget_user
-    from streaming.forget import forget as erase
+    from streaming.proof.forget import forget as erase
 
     found = erase(Settings(), user_id)
     sql_rows = forget_user(upgraded_database(), user_id)

@@ -19,7 +19,7 @@ def reconcile(
     from rich.console import Console
 
     from afterclick.settings import Settings
-    from streaming.reconcile import reconcile as compare
+    from streaming.proof.reconcile import reconcile as compare
 
     report = compare(Settings(), wait)
     if as_json:
@@ -56,7 +56,7 @@ def rebuild(as_json: bool = typer.Option(False, "--json", help="Print one JSON o
     import orjson
 
     from afterclick.settings import Settings
-    from streaming.rebuild import rebuild as make_anew
+    from streaming.proof.rebuild import rebuild as make_anew
 
     found = make_anew(Settings())
     typer.echo(

@@ -251,7 +251,9 @@ def _read_topics(
             for partition, those in offsets.items()
         }
         for message in log.read(ranges):
-            position = LogPosition(message.topic(), message.partition(), message.offset())
+            position = LogPosition(
+                message.topic() or "", message.partition() or 0, message.offset() or 0
+            )
             wanted_here = position.offset in offsets[position.topic_partition]
             if wanted_here and (event := _decode(message.value())):
                 yield position, event

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from afterclick.settings import Settings
 from infra.benches.faults.load import POISON, events, produce
-from streaming.dead_letters import read
-from streaming.reconcile import reconcile
+from streaming.proof.dead_letters import read_dead_letters
+from streaming.proof.reconcile import reconcile
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
 
@@ -33,5 +33,5 @@ def test_ten_kinds_of_poison_are_dead_letters_and_the_lag_returns_to_0(settings:
         produce(settings, rows)
         report = reconcile(settings, wait_s=30)
     assert (report.differences, report.behind, report.poison) == (0, 0, len(POISON))
-    assert {letter.value for letter in read(settings.kafka)} == set(POISON)
+    assert {letter.value for letter in read_dead_letters(settings.kafka)} == set(POISON)
     assert len(set(POISON)) == 10

@@ -14,8 +14,7 @@ from afterclick.settings import Settings
 from infra.benches.faults.broker import truncate_past_position
 from infra.benches.faults.load import events, produce
 from streaming.connection import load_functions
-from streaming.job import function_library
-from streaming.queries import Context, MicroBatch, RealTime
+from streaming.handover import Context, MicroBatch, RealTime
 
 
 @pytest.fixture
@@ -31,11 +30,11 @@ def test_a_live_query_names_what_is_missing_and_does_not_start(
 ) -> None:
     no_spark = cast(SparkSession, None)  # it must not come that far
     with redis.Redis.from_url(settings.redis.url) as client:
-        load_functions(client, function_library())
+        load_functions(client)
         query = live(Context(settings, client, no_spark))
         with pytest.raises(LogTruncated, match=f"^{missing} events are missing"):
-            query.begin()
-    assert query.running() == []
+            query.start()
+    assert query.queries() == []
     assert missing > 0
 
 

@@ -12,11 +12,11 @@ import pytest
 import redis
 
 from infra.embedded.valkey import ValkeyServer
-from streaming.apply import Applier, Plan
+from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection, load_functions
-from streaming.job import function_library
-from streaming.positions import read_positions
-from tests.streaming.builders import State, event, expected, log_of, plan, stored
+from streaming.fault_points import FaultPoints
+from streaming.positions import applied_offsets
+from tests.streaming.builders import State, apply_config, event, expected, log_of, stored
 
 PLACE = ("reviews", 0)
 USERS = [f"user-{n}" for n in range(20)]
@@ -28,25 +28,25 @@ BATCH = 100
 
 
 @pytest.fixture
-def a_plan(own_redis: ValkeyServer) -> Plan:
-    return plan(own_redis.address)
+def config(own_redis: ValkeyServer) -> ApplyConfig:
+    return apply_config(own_redis.address)
 
 
 @dataclass
 class Reader:
     """A stream job in a few lines: batches of a log, begun again after each failure."""
 
-    plan: Plan
+    config: ApplyConfig
     believes_itself: bool = False
     """Go on after a failure from its own memory, and not from the position in Redis."""
     at: int = 0
 
     def begin(self) -> Applier:
-        with redis.Redis.from_url(self.plan.url) as client:
-            load_functions(client, function_library())
+        with redis.Redis.from_url(self.config.url) as client:
+            load_functions(client)
             if not self.believes_itself:
-                self.at = read_positions(client, self.plan.keys, [PLACE])[PLACE] + 1
-        return Applier(self.plan, NodeConnection(self.plan.url))
+                self.at = applied_offsets(client, self.config.keys, [PLACE])[PLACE] + 1
+        return Applier(self.config, NodeConnection(self.config.url))
 
     def read(self, until: int, after_batch: Callable[[int], None] = lambda _: None) -> None:
         """Read to an offset, through whatever happens; `after_batch` is told how far it has got."""
@@ -83,12 +83,12 @@ def flush(server: ValkeyServer) -> None:
         client.flushall()
 
 
-def state(a_plan: Plan) -> State:
-    with redis.Redis.from_url(a_plan.url) as client:
-        return stored(client, a_plan.keys, USERS)
+def state(config: ApplyConfig) -> State:
+    with redis.Redis.from_url(config.url) as client:
+        return stored(client, config.keys, USERS)
 
 
-def test_five_kills_of_redis_change_nothing(own_redis: ValkeyServer, a_plan: Plan) -> None:
+def test_five_kills_of_redis_change_nothing(own_redis: ValkeyServer, config: ApplyConfig) -> None:
     kills: list[int] = []
 
     def kill(at: int) -> None:
@@ -96,27 +96,27 @@ def test_five_kills_of_redis_change_nothing(own_redis: ValkeyServer, a_plan: Pla
             kills.append(at)
             kill_and_start(own_redis)
 
-    Reader(a_plan).read(len(LOG), kill)
+    Reader(config).read(len(LOG), kill)
     assert len(kills) == 5
-    state(a_plan).same_as(expected(EVENTS))
+    state(config).same_as(expected(EVENTS))
 
 
 @pytest.mark.parametrize("lose", [cut_tail, flush])
 def test_lost_writes_are_made_again(
-    own_redis: ValkeyServer, a_plan: Plan, lose: Callable[[ValkeyServer], None]
+    own_redis: ValkeyServer, config: ApplyConfig, lose: Callable[[ValkeyServer], None]
 ) -> None:
-    reader = Reader(a_plan)
+    reader = Reader(config)
     reader.read(2000)
     lose(own_redis)
     reader.read(len(LOG))
-    state(a_plan).same_as(expected(EVENTS))
+    state(config).same_as(expected(EVENTS))
 
 
 @pytest.mark.parametrize("lose", [cut_tail, flush])
 def test_a_reader_that_trusts_its_own_memory_loses_them(
     own_redis: ValkeyServer, lose: Callable[[ValkeyServer], None]
 ) -> None:
-    unfenced = plan(own_redis.address, fence=False)
+    unfenced = apply_config(own_redis.address, faults=FaultPoints(fence=False))
     reader = Reader(unfenced, believes_itself=True)
     reader.read(2000)
     lose(own_redis)
@@ -125,27 +125,29 @@ def test_a_reader_that_trusts_its_own_memory_loses_them(
 
 
 @pytest.fixture
-def full(own_redis: ValkeyServer, a_plan: Plan) -> Iterator[redis.Redis]:
+def full(own_redis: ValkeyServer, config: ApplyConfig) -> Iterator[redis.Redis]:
     """A Redis with half of the log and no room for more."""
-    Reader(a_plan).read(1500)
+    Reader(config).read(1500)
     with redis.Redis.from_url(own_redis.address) as client:
         client.config_set("maxmemory", int(client.info("memory")["used_memory"]))
         yield client
 
 
-def test_a_full_redis_loses_nothing_once_there_is_room(full: redis.Redis, a_plan: Plan) -> None:
-    applier = Applier(a_plan, NodeConnection(a_plan.url))
+def test_a_full_redis_loses_nothing_once_there_is_room(
+    full: redis.Redis, config: ApplyConfig
+) -> None:
+    applier = Applier(config, NodeConnection(config.url))
     with pytest.raises(redis.ResponseError, match="maxmemory"):
         list(applier.apply(*PLACE, LOG[1500:]))
     full.config_set("maxmemory", 0)
-    Reader(a_plan).read(len(LOG))
-    state(a_plan).same_as(expected(EVENTS))
+    Reader(config).read(len(LOG))
+    state(config).same_as(expected(EVENTS))
 
 
 def test_a_reader_that_goes_on_after_a_refused_write_loses_it(
     full: redis.Redis, own_redis: ValkeyServer
 ) -> None:
-    unfenced = plan(own_redis.address, fence=False)
+    unfenced = apply_config(own_redis.address, faults=FaultPoints(fence=False))
     applier = Applier(unfenced, NodeConnection(unfenced.url))
     with pytest.raises(redis.ResponseError, match="maxmemory"):
         list(applier.apply(*PLACE, LOG[:1500]))

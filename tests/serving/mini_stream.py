@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from types import TracebackType
 
 import redis
@@ -11,8 +10,8 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPa
 
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
-from streaming import connection
-from streaming.apply import Applier, Plan, Record
+from streaming.apply import Applier, ApplyConfig, Record
+from streaming.connection import NodeConnection, load_functions
 
 
 class MiniStream:
@@ -38,9 +37,8 @@ class MiniStream:
         self._thread.join(10)
 
     def _load_functions(self) -> None:
-        source = Path(connection.__file__).with_name("functions.lua").read_text()
         client = redis.Redis.from_url(self.settings.redis.url)
-        connection.load_functions(client, source)
+        load_functions(client)
         client.close()
 
     def _run(self) -> None:
@@ -71,8 +69,8 @@ class MiniStream:
         )
         producer = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})
         consumer.assign(positions)
-        plan = Plan.of(self.settings, kafka.partitions)
-        applier = Applier(plan, connection.NodeConnection(self.settings.redis.url))
+        plan = ApplyConfig.of(self.settings, kafka.partitions)
+        applier = Applier(plan, NodeConnection(self.settings.redis.url))
         try:
             while not self._stop.is_set():
                 first = consumer.poll(0.05)

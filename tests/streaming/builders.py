@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 import redis
@@ -15,7 +16,8 @@ from afterclick.redis_keys import Keys
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS, Trend
-from streaming.apply import Plan, Record
+from streaming.apply import ApplyConfig, Record
+from streaming.connection import Command, Connection
 
 TOPICS = ("reviews", "feedback")
 DAY_S = 86_400
@@ -49,8 +51,8 @@ def log_of(events: Iterable[InteractionEvent], first: int = 0) -> list[Record]:
     ]
 
 
-def plan(url: str, **more: object) -> Plan:
-    """A plan with keys of its own."""
+def apply_config(url: str, **more: object) -> ApplyConfig:
+    """A configuration with its own key prefix."""
     options = {
         "url": url,
         "cluster": False,
@@ -61,10 +63,32 @@ def plan(url: str, **more: object) -> Plan:
         "weights": WEIGHTS,
         "history_length": 200,
         "ledger_length": 4096,
-        "ahead_ms": DAY_S * 1000.0,
-        "age_ms": AGE_S * 1000,
+        "max_ahead_ms": DAY_S * 1000.0,
+        "established_ms": AGE_S * 1000,
     }
-    return Plan(**(options | more))  # type: ignore[arg-type]
+    return ApplyConfig(**(options | more))  # type: ignore[arg-type]
+
+
+class Crash(Exception):
+    """The process dies here."""
+
+
+@dataclass
+class CrashingConnection:
+    """A connection that fails at its n-th call: before the call reached the server, or after."""
+
+    inner: Connection
+    call_number: int
+    reached: bool
+
+    def call(self, commands: Sequence[Command]) -> list[Any]:
+        self.call_number -= 1
+        if self.call_number == 0 and not self.reached:
+            raise Crash
+        answers = self.inner.call(commands)
+        if self.call_number == 0:
+            raise Crash
+        return answers
 
 
 @dataclass

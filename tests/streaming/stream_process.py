@@ -17,7 +17,7 @@ from confluent_kafka import Producer
 
 from afterclick.events import InteractionEvent, encode
 from afterclick.settings import Settings
-from streaming.positions import read_log, read_positions
+from streaming.positions import applied_offsets, log_ranges
 from tests.waiting import wait_until
 
 
@@ -68,8 +68,8 @@ class StreamProcess:
 
         def caught_up() -> bool:
             assert self.running, self.output()
-            spans = read_log(self.settings.kafka)
-            positions = read_positions(client, keys, spans)
+            spans = log_ranges(self.settings.kafka)
+            positions = applied_offsets(client, keys, spans)
             return all(positions[place] >= span.end - 1 for place, span in spans.items())
 
         wait_until(caught_up, timeout, every=0.2, what="the state reaches the end of the log")

@@ -8,7 +8,7 @@ from kafka import KafkaConsumer, TopicPartition
 
 from afterclick.settings import Settings
 from streaming.apply import Record, dead_letter
-from streaming.dead_letters import count, read, redrive
+from streaming.proof.dead_letters import count_by_error, read_dead_letters, redrive
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def sent_again(settings: Settings) -> set[bytes]:
 
 
 def test_they_are_counted_by_error_and_say_where_they_stood(refused: Settings) -> None:
-    letters = list(read(refused.kafka))
+    letters = list(read_dead_letters(refused.kafka))
     topic = refused.kafka.topics.feedback
-    assert count(iter(letters)) == {topic: {"time: too far": 2, "id: missing": 1}}
+    assert count_by_error(iter(letters)) == {topic: {"time: too far": 2, "id: missing": 1}}
     assert [(one.topic, one.partition, one.offset, one.value) for one in letters] == [
         (topic, 1, n, b"raw-%d" % n) for n in range(3)
     ]

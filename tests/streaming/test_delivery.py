@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import redis
 
-from afterclick.state import StateChange
-from streaming.apply import Applier, Output, Plan, Record
-from streaming.connection import NodeConnection, load_functions
-from streaming.job import function_library
+from afterclick.io.kafka_log import OffsetRange
+from afterclick.state import StateChange, TopicPartition
+from streaming.apply import Applier, ApplyConfig, Output, Record
+from streaming.connection import NodeConnection
 from streaming.positions import (
-    Span,
-    announce,
-    announced,
-    read_positions,
+    applied_offsets,
+    mark_published,
+    published_offsets,
     resume_offsets,
     starting_offsets,
 )
-from tests.streaming.builders import event, log_of, plan
-from tests.streaming.test_apply import Crash, CrashingConnection
+from tests.streaming.builders import Crash, CrashingConnection, apply_config, event, log_of
 
-PLACE = ("reviews", 0)
-
-
-@pytest.fixture
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
-        load_functions(client, function_library())
-        yield client
+PLACE = TopicPartition("reviews", 0)
 
 
 @pytest.fixture
-def a_plan(redis_url: str) -> Plan:
-    return plan(redis_url)
+def config(redis_url: str) -> ApplyConfig:
+    return apply_config(redis_url)
 
 
 def with_poison(number: int) -> list[Record]:
@@ -45,15 +36,20 @@ def with_poison(number: int) -> list[Record]:
     ]
 
 
-def position(client: redis.Redis, the_plan: Plan) -> int:
-    return read_positions(client, the_plan.keys, [PLACE])[PLACE]
+def position(client: redis.Redis, config: ApplyConfig) -> int:
+    return applied_offsets(client, config.keys, [PLACE])[PLACE]
 
 
 @pytest.mark.parametrize("call_number", [1, 2])
 @pytest.mark.parametrize("reached", [False, True])
 @pytest.mark.parametrize("buries", [True, False])
 def test_a_dead_letter_survives_a_crash_at_any_step(
-    client: redis.Redis, redis_url: str, a_plan: Plan, call_number: int, reached: bool, buries: bool
+    client: redis.Redis,
+    redis_url: str,
+    config: ApplyConfig,
+    call_number: int,
+    reached: bool,
+    buries: bool,
 ) -> None:
     """Without burying, the letters of a chunk that the state has passed are lost with the worker."""
     topic: list[Output] = []
@@ -65,9 +61,9 @@ def test_a_dead_letter_survives_a_crash_at_any_step(
     log = with_poison(9)
     crashing = CrashingConnection(connection, call_number, reached)
     with pytest.raises(Crash):
-        list(Applier(a_plan, crashing, bury if buries else None).apply(*PLACE, log))
-    rest = log[position(client, a_plan) + 1 :]
-    outputs = list(Applier(a_plan, connection, bury if buries else None).apply(*PLACE, rest))
+        list(Applier(config, crashing, bury if buries else None).apply(*PLACE, log))
+    rest = log[position(client, config) + 1 :]
+    outputs = list(Applier(config, connection, bury if buries else None).apply(*PLACE, rest))
     if not buries:
         topic += [output for output in outputs if output.headers]
     offsets = {int(dict(letter.headers)["offset"]) for letter in topic}
@@ -77,22 +73,22 @@ def test_a_dead_letter_survives_a_crash_at_any_step(
 
 @pytest.mark.parametrize("protected", [True, False])
 def test_changes_that_were_not_sent_before_a_crash_are_sent_after_it(
-    client: redis.Redis, redis_url: str, a_plan: Plan, protected: bool
+    client: redis.Redis, redis_url: str, config: ApplyConfig, protected: bool
 ) -> None:
     """Begun at the position, as without protection, the changes of the last batch are missing for ever."""
     log = log_of([event(item=f"item-{n}") for n in range(10)])
-    applier = Applier(a_plan, NodeConnection(redis_url))
+    applier = Applier(config, NodeConnection(redis_url))
     sent: list[Output] = []
     at = {PLACE: -1}
-    assert announced(client, a_plan.keys, at) == {PLACE: -1}
+    assert published_offsets(client, config.keys, at) == {PLACE: -1}
     sent += applier.apply(*PLACE, log[:4])
-    announce(client, a_plan.keys, {PLACE: 3})
+    mark_published(client, config.keys, {PLACE: 3})
     list(
         applier.apply(*PLACE, log[4:8])
     )  # in the state, but the worker died before its outputs were sent
-    at = {PLACE: position(client, a_plan)}
-    spans = {PLACE: Span(0, 10)}
-    known = announced(client, a_plan.keys, at)
+    at = {PLACE: position(client, config)}
+    spans = {PLACE: OffsetRange(0, 10)}
+    known = published_offsets(client, config.keys, at)
     offsets = resume_offsets(at, known, spans) if protected else starting_offsets(at, spans)
     sent += applier.apply(*PLACE, log[offsets["reviews"][0] :])
     changes = [StateChange.decode(output.value or b"") for output in sent]
@@ -101,40 +97,46 @@ def test_changes_that_were_not_sent_before_a_crash_are_sent_after_it(
     assert [change.offset for change in changes] == told
     if protected:
         assert {effects[n] for n in range(4, 8)} == {"replayed"}
-    assert client.hlen(a_plan.keys.counts(*PLACE)) == 10
+    assert client.hlen(config.keys.counts(*PLACE)) == 10
 
 
 def test_the_changes_of_the_very_first_batch_are_sent_again_too(
-    client: redis.Redis, redis_url: str, a_plan: Plan
+    client: redis.Redis, redis_url: str, config: ApplyConfig
 ) -> None:
-    assert announced(client, a_plan.keys, {PLACE: -1}) == {PLACE: -1}  # a job begins
+    assert published_offsets(client, config.keys, {PLACE: -1}) == {PLACE: -1}  # a job begins
     list(
-        Applier(a_plan, NodeConnection(redis_url)).apply(*PLACE, log_of([event(), event()]))
+        Applier(config, NodeConnection(redis_url)).apply(*PLACE, log_of([event(), event()]))
     )  # and dies
-    at = {PLACE: position(client, a_plan)}
+    at = {PLACE: position(client, config)}
     assert at == {PLACE: 1}
-    spans = {PLACE: Span(0, 2)}
-    assert resume_offsets(at, announced(client, a_plan.keys, at), spans) == {"reviews": {0: 0}}
+    spans = {PLACE: OffsetRange(0, 2)}
+    assert resume_offsets(at, published_offsets(client, config.keys, at), spans) == {
+        "reviews": {0: 0}
+    }
 
 
-def test_what_was_announced_never_goes_back(client: redis.Redis, a_plan: Plan) -> None:
-    announce(client, a_plan.keys, {PLACE: 7})
-    announce(client, a_plan.keys, {PLACE: 3})
-    assert announced(client, a_plan.keys, {PLACE: 9}) == {PLACE: 7}
+def test_what_was_announced_never_goes_back(client: redis.Redis, config: ApplyConfig) -> None:
+    mark_published(client, config.keys, {PLACE: 7})
+    mark_published(client, config.keys, {PLACE: 3})
+    assert published_offsets(client, config.keys, {PLACE: 9}) == {PLACE: 7}
 
 
 def test_a_state_without_announcements_begins_at_its_position(
-    client: redis.Redis, a_plan: Plan
+    client: redis.Redis, config: ApplyConfig
 ) -> None:
-    at, spans = {PLACE: 5}, {PLACE: Span(0, 10)}
-    assert resume_offsets(at, announced(client, a_plan.keys, at), spans) == {"reviews": {0: 6}}
+    at, spans = {PLACE: 5}, {PLACE: OffsetRange(0, 10)}
+    assert resume_offsets(at, published_offsets(client, config.keys, at), spans) == {
+        "reviews": {0: 6}
+    }
     later = {PLACE: 8}
-    assert resume_offsets(later, announced(client, a_plan.keys, later), spans) == {
+    assert resume_offsets(later, published_offsets(client, config.keys, later), spans) == {
         "reviews": {0: 6}
     }
 
 
-def test_what_retention_took_cannot_be_sent_again(client: redis.Redis, a_plan: Plan) -> None:
-    announce(client, a_plan.keys, {PLACE: 2})
-    at, spans = {PLACE: 8}, {PLACE: Span(6, 10)}
-    assert resume_offsets(at, announced(client, a_plan.keys, at), spans) == {"reviews": {0: 6}}
+def test_what_retention_took_cannot_be_sent_again(client: redis.Redis, config: ApplyConfig) -> None:
+    mark_published(client, config.keys, {PLACE: 2})
+    at, spans = {PLACE: 8}, {PLACE: OffsetRange(6, 10)}
+    assert resume_offsets(at, published_offsets(client, config.keys, at), spans) == {
+        "reviews": {0: 6}
+    }

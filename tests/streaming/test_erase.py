@@ -9,7 +9,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
 from afterclick.errors import BadInput
-from streaming.erase import erase
+from streaming.proof.archive_log import erase
 
 pytestmark = pytest.mark.spark
 

@@ -15,12 +15,20 @@ from hypothesis import strategies as st
 
 from afterclick.events import InteractionEvent
 from afterclick.state import StateChange
-from streaming.apply import Applier, Output, Plan, Record
-from streaming.connection import Connection, NodeConnection, load_functions
-from streaming.job import function_library
-from streaming.row import RowApplier
-from tests.streaming.builders import DAY_S, event, expected, log_of, plan, stored
-from tests.streaming.test_apply import Crash, CrashingConnection
+from streaming.apply import Applier, ApplyConfig, Output, Record
+from streaming.connection import Connection, NodeConnection
+from streaming.fault_points import FaultPoints
+from streaming.worker import RowApplier
+from tests.streaming.builders import (
+    DAY_S,
+    Crash,
+    CrashingConnection,
+    apply_config,
+    event,
+    expected,
+    log_of,
+    stored,
+)
 
 USERS = ("alice", "bob", "chloé", "{d:1}")
 ITEMS = ("camera", "lens", "a b", "ü")
@@ -57,30 +65,23 @@ class Outbox:
         self.outputs += letters
 
 
-Trigger = Callable[[Plan, Connection, Outbox, str, list[Record]], None]
+Trigger = Callable[[ApplyConfig, Connection, Outbox, str, list[Record]], None]
 
 
 def micro_batch(
-    the_plan: Plan, here: Connection, outbox: Outbox, topic: str, batch: list[Record]
+    config: ApplyConfig, here: Connection, outbox: Outbox, topic: str, batch: list[Record]
 ) -> None:
     """What a worker of the micro-batch trigger does: outputs reach the sink once the batch is through."""
-    outbox.outputs += list(Applier(the_plan, here, outbox.bury).apply(topic, 0, batch))
+    outbox.outputs += list(Applier(config, here, outbox.bury).apply(topic, 0, batch))
 
 
 def real_time(
-    the_plan: Plan, here: Connection, outbox: Outbox, topic: str, batch: list[Record]
+    config: ApplyConfig, here: Connection, outbox: Outbox, topic: str, batch: list[Record]
 ) -> None:
     """What a worker of the real-time trigger does, a row at a time."""
-    apply_row = RowApplier(the_plan, "", Applier(the_plan, here, outbox.bury), outbox)  # type: ignore[arg-type]
+    apply_row = RowApplier(config, "", Applier(config, here, outbox.bury), outbox)  # type: ignore[arg-type]
     for record in batch:
         apply_row(record.key, record.value, topic, 0, record.offset, int(record.log_ms * 1000))
-
-
-@pytest.fixture(scope="module")
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
-        load_functions(client, function_library())
-        yield client
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Run:
     """A job over one log: batches by a trigger each, and after a crash on from the position."""
 
     client: redis.Redis
-    plan: Plan
+    config: ApplyConfig
     outbox: Outbox
     triggers: Iterator[Trigger]
     sizes: Iterator[int]
@@ -97,7 +98,7 @@ class Run:
     crashes: list[tuple[int, bool]]
 
     def through(self, topic: str, log: list[Record]) -> None:
-        connection = NodeConnection(self.plan.url)
+        connection = NodeConnection(self.config.url)
         at = self._position(topic) + 1
         while at < len(log):
             batch = log[at : at + next(self.sizes)]
@@ -105,13 +106,13 @@ class Run:
                 CrashingConnection(connection, *self.crashes.pop()) if self.crashes else connection
             )
             try:
-                next(self.triggers)(self.plan, here, self.outbox, topic, batch)
+                next(self.triggers)(self.config, here, self.outbox, topic, batch)
                 at += len(batch)
             except Crash:
                 at = max(self._position(topic) + 1 - next(self.again), 0)
 
     def _position(self, topic: str) -> int:
-        value = self.client.get(self.plan.keys.applied_offset(topic, 0))
+        value = self.client.get(self.config.keys.applied_offset(topic, 0))
         return -1 if value is None else int(value)
 
 
@@ -132,7 +133,7 @@ def test_any_order_repeats_batches_and_crashes_end_in_the_same_state(
     log = _log(data, events)
     run = Run(
         client,
-        plan(redis_url),
+        apply_config(redis_url),
         Outbox(),
         cycle(triggers),
         cycle(data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5), "sizes")),
@@ -141,7 +142,7 @@ def test_any_order_repeats_batches_and_crashes_end_in_the_same_state(
     )
     for topic, records in log.items():
         run.through(topic, records)
-    stored(client, run.plan.keys, USERS).same_as(expected(events))
+    stored(client, run.config.keys, USERS).same_as(expected(events))
     letters = {
         (dict(one.headers)["topic"].decode(), int(dict(one.headers)["offset"]))
         for one in run.outbox.outputs
@@ -152,8 +153,8 @@ def test_any_order_repeats_batches_and_crashes_end_in_the_same_state(
     }
     for topic, records in log.items():
         if records:
-            triggers[0](run.plan, NodeConnection(redis_url), run.outbox, topic, records)
-    stored(client, run.plan.keys, USERS).same_as(expected(events))
+            triggers[0](run.config, NodeConnection(redis_url), run.outbox, topic, records)
+    stored(client, run.config.keys, USERS).same_as(expected(events))
 
 
 def _log(data: st.DataObject, events: list[InteractionEvent]) -> dict[str, list[Record]]:
@@ -176,18 +177,18 @@ def test_without_the_fence_a_crash_counts_twice(
 ) -> None:
     log = log_of([event(item=f"item-{n}") for n in range(10)])
     for fence in (True, False):
-        the_plan = plan(redis_url, fence=fence)
-        run = Run(client, the_plan, Outbox(), cycle([trigger]), cycle([5]), cycle([3]), [(2, True)])
+        config = apply_config(redis_url, faults=FaultPoints(fence=fence))
+        run = Run(client, config, Outbox(), cycle([trigger]), cycle([5]), cycle([3]), [(2, True)])
         run.through("reviews", log)
-        counted = stored(client, the_plan.keys, ["alice"]).counts.total()
+        counted = stored(client, config.keys, ["alice"]).counts.total()
         assert counted == 10 if fence else counted > 10
 
 
 def test_a_change_that_a_row_has_sent_is_announced_with_the_next_row(
     client: redis.Redis, redis_url: str
 ) -> None:
-    the_plan, outbox = plan(redis_url), Outbox()
+    config, outbox = apply_config(redis_url), Outbox()
     log = log_of([event(item=f"item-{n}") for n in range(3)])
-    real_time(the_plan, NodeConnection(redis_url), outbox, "reviews", log)
-    assert int(client.get(the_plan.keys.published_offset("reviews", 0)) or -1) == 1
+    real_time(config, NodeConnection(redis_url), outbox, "reviews", log)
+    assert int(client.get(config.keys.published_offset("reviews", 0)) or -1) == 1
     assert [StateChange.decode(one.value or b"").offset for one in outbox.outputs] == [0, 1, 2]

@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
 import orjson
-import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import pytest
 import redis
 from typer.testing import CliRunner
 
-from afterclick.events import InteractionEvent
 from afterclick.settings import Settings
 from infra.cli import app
-from streaming import forgotten, lease
-from streaming.apply import Applier, Plan
-from streaming.archive import decode_batches
-from streaming.connection import NodeConnection, load_functions
-from streaming.forget import _Forgetter, forget
-from streaming.forgotten import Forgotten
-from streaming.job import function_library
-from streaming.positions import read_log, read_positions
-from streaming.rebuild import rebuild
-from streaming.reconcile import reconcile
+from streaming.apply import Applier, ApplyConfig
+from streaming.connection import NodeConnection
+from streaming.forgotten_users import publish_forgotten, restore_forgotten
+from streaming.positions import hold_lease
+from streaming.proof.forget import Forgetter, forget
+from streaming.proof.rebuild import rebuild
+from streaming.proof.reconcile import reconcile
 from tests.serving.mini_stream import MiniStream
-from tests.streaming.builders import DAY_S, event
+from tests.streaming.builders import DAY_S, Crash, CrashingConnection, event
 from tests.streaming.stream_process import environment, produce
-from tests.streaming.test_reconcile import records
+from tests.streaming.topic_log import apply_log, archive_log, partition_logs
 
 ALICE = [
     event(
@@ -48,47 +41,6 @@ OTHERS = [
 LOG = [*OTHERS[:20], *ALICE, *OTHERS[20:]]
 
 
-@pytest.fixture
-def client(redis_url: str) -> Iterable[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
-        load_functions(client, function_library())
-        yield client
-
-
-def apply_new(settings: Settings, fence: bool = True) -> None:
-    """What the stream does with what is on the topics."""
-    applier = Applier(Plan.of(settings, 1), NodeConnection(settings.redis.url))
-    with redis.Redis.from_url(settings.redis.url) as client:
-        spans = read_log(settings.kafka)
-        at = read_positions(client, settings.redis.keys, spans)
-    for (topic, partition), span in spans.items():
-        rows = list(records(settings, topic, partition, span.end))[at[topic, partition] + 1 :]
-        list(applier.apply(topic, partition, rows))
-
-
-def archive_all(settings: Settings, name: str = "all") -> None:
-    """Write what is on the topics into the Parquet log, as the archive query does."""
-    redis_settings = settings.redis
-    known = Forgotten(redis_settings.url, redis_settings.cluster, redis_settings.keys)
-    folder = Path(settings.archive) / "log_day=2026-01-01"
-    folder.mkdir(parents=True, exist_ok=True)
-    for (topic, partition), span in read_log(settings.kafka).items():
-        rows = list(records(settings, topic, partition, span.end))
-        columns = {
-            "key": [row.key for row in rows],
-            "value": pa.array([row.value for row in rows], pa.binary()),
-            "topic": [topic] * len(rows),
-            "partition": [partition] * len(rows),
-            "offset": [row.offset for row in rows],
-            "timestamp": [int(row.log_ms * 1000) for row in rows],
-        }
-        batches = list(decode_batches([pa.RecordBatch.from_pydict(columns)], known)) if rows else []
-        if batches:
-            pq.write_table(
-                pa.Table.from_batches(batches), folder / f"{name}-{topic}-{partition}.parquet"
-            )
-
-
 def archived_users(settings: Settings) -> set[str]:
     table = ds.dataset(settings.archive, partitioning="hive").to_table(columns=["user_id"])
     return set(table["user_id"].to_pylist())
@@ -104,8 +56,8 @@ def test_nothing_is_left_and_the_state_is_that_of_a_log_without_them(
     settings: Settings, client: redis.Redis
 ) -> None:
     produce(settings, [*LOG, ALICE[3]])
-    apply_new(settings)
-    archive_all(settings)
+    apply_log(settings)
+    archive_log(settings)
     assert "alice" in archived_users(settings)
 
     found = forget(settings, "alice")
@@ -121,24 +73,24 @@ def test_neither_a_replay_of_the_dataset_nor_of_the_topic_brings_them_back(
     settings: Settings, client: redis.Redis
 ) -> None:
     produce(settings, LOG)
-    apply_new(settings)
+    apply_log(settings)
     forget(settings, "alice")
 
     produce(settings, LOG)  # the dataset once more, the same ids
     anew = [one.model_copy(update={"id": f"again-{one.id}"}) for one in ALICE]
     produce(settings, anew)  # and under other ids
-    apply_new(settings)
-    archive_all(settings)
+    apply_log(settings)
+    archive_log(settings)
     assert reconcile(settings).differences == 0
     assert "alice" not in archived_users(settings)
     assert names_of(client, settings, "alice") == {"forgotten"}
 
     for key in client.scan_iter(settings.redis.prefix + "*"):
         client.delete(key)  # Redis forgets that it has forgotten
-    forgotten.restore(
+    restore_forgotten(
         client, settings.redis.keys, settings.kafka
     )  # what a starting stream does first
-    apply_new(settings)
+    apply_log(settings)
     assert reconcile(settings).differences == 0
     assert names_of(client, settings, "alice") == {"forgotten"}
 
@@ -148,24 +100,24 @@ def test_without_the_topic_the_replay_brings_them_back(
 ) -> None:
     """The control: Redis alone cannot keep a forgetting that it may lose."""
     produce(settings, LOG)
-    apply_new(settings)
+    apply_log(settings)
     forget(settings, "alice")
     for key in client.scan_iter(settings.redis.prefix + "*"):
         client.delete(key)
-    apply_new(settings)
+    apply_log(settings)
     assert "history" in names_of(client, settings, "alice")
     assert reconcile(settings).differences > 0
 
 
 def test_who_comes_back_is_new(settings: Settings, client: redis.Redis) -> None:
     produce(settings, LOG)
-    apply_new(settings)
+    apply_log(settings)
     until_ms = forget(settings, "alice").until_ms
     later = event(
         "alice", "item-1", "like", at=(until_ms / 1000) + 60 - 1_400_000_000, event_id="back"
     )
     produce(settings, [later])
-    apply_new(settings)
+    apply_log(settings)
     assert client.zcard(settings.redis.keys.history("alice")) == 1
     report = reconcile(settings)
     assert (report.differences, report.counted_in_state) == (0, 41)
@@ -176,7 +128,7 @@ def test_who_comes_back_is_new(settings: Settings, client: redis.Redis) -> None:
 
 def test_a_running_stream_goes_on_meanwhile(settings: Settings, client: redis.Redis) -> None:
     produce(settings, LOG)
-    with MiniStream(settings), lease.held(client, settings.redis.keys.lease, 10):
+    with MiniStream(settings), hold_lease(client, settings.redis.keys, 10):
         found = forget(settings, "alice")
         produce(settings, OTHERS)
         report = reconcile(settings, wait_s=30)
@@ -188,25 +140,25 @@ class CutOff(Exception):
     """The process died here."""
 
 
-class DiesBeforeCounts(_Forgetter):
-    def _take_back(self, until_ms: int) -> tuple[int, int]:
+class DiesBeforeCounts(Forgetter):
+    def retract(self, until_ms: int) -> tuple[int, int]:
         raise CutOff
 
 
-class DiesBeforeLedgers(_Forgetter):
-    def _remove(self, entries: Iterable[object]) -> None:
+class DiesBeforeLedgers(Forgetter):
+    def delete_entries(self, entries: Iterable[object]) -> None:
         if list(entries):
             raise CutOff
 
 
 @pytest.mark.parametrize("dies", [DiesBeforeCounts, DiesBeforeLedgers])
 def test_cut_off_it_is_finished_by_running_it_again(
-    settings: Settings, client: redis.Redis, dies: type[_Forgetter]
+    settings: Settings, client: redis.Redis, dies: type[Forgetter]
 ) -> None:
     produce(settings, LOG)
-    apply_new(settings)
+    apply_log(settings)
     until_ms = int(time.time() * 1000)
-    forgotten.publish(settings.kafka, "alice", until_ms)
+    publish_forgotten(settings.kafka, "alice", until_ms)
     cut_off = dies(settings, client, "alice")
     with pytest.raises(CutOff):
         cut_off.finish(cut_off.begin(until_ms))
@@ -220,31 +172,25 @@ def test_a_rebuilt_state_has_them_no_more_than_the_log(
     settings: Settings, client: redis.Redis
 ) -> None:
     produce(settings, LOG)
-    archive_all(settings)
-    forgotten.publish(settings.kafka, "alice", int(time.time() * 1000))  # the log still has them
+    archive_log(settings)
+    publish_forgotten(settings.kafka, "alice", int(time.time() * 1000))  # the log still has them
     rebuild(settings)
     assert names_of(client, settings, "alice") == {"forgotten"}
     assert reconcile(settings).differences == 0
 
 
 def test_a_crash_between_the_steps_and_then_a_forgetting(
-    settings: Settings, client: redis.Redis
+    settings: Settings, connection: NodeConnection
 ) -> None:
-    """Step 1 has the events, step 2 never came: they were not counted and never will be."""
+    """Step 1 has the events, step 2 has not run: they were not counted and never will be."""
     produce(settings, LOG)
 
-    class Dies(Applier):
-        def _fault_point(self) -> None:
-            raise ConnectionError
-
-    applier = Dies(Plan.of(settings, 1), NodeConnection(settings.redis.url))
-    for (topic, partition), span in read_log(settings.kafka).items():
-        rows: list[InteractionEvent] = list(records(settings, topic, partition, span.end))
-        if rows:
-            with pytest.raises(ConnectionError):
-                list(applier.apply(topic, partition, rows))
+    for name, records in partition_logs(settings):
+        crashing = CrashingConnection(connection, 2, reached=False)
+        with pytest.raises(Crash):
+            list(Applier(ApplyConfig.of(settings, 1), crashing).apply(*name, records))
     assert forget(settings, "alice").events == 0
-    apply_new(settings)
+    apply_log(settings)
     report = reconcile(settings)
     assert (report.differences, report.counted_in_state) == (0, 40)
 
@@ -253,8 +199,8 @@ def test_the_command_says_what_it_erased(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     produce(settings, LOG)
-    apply_new(settings)
-    archive_all(settings)
+    apply_log(settings)
+    archive_log(settings)
     for name, value in environment(settings).items():
         if name.startswith("AFTERCLICK_"):
             monkeypatch.setenv(name, value)

@@ -11,31 +11,31 @@ import redis
 from afterclick.errors import StateConflict
 from afterclick.settings import Settings
 from afterclick.trends import HALF_LIVES_MS, Trend
-from streaming.job import refuse_older_form, run
-from streaming.queries import set_aside_log
+from streaming.handover import archive_orphaned_log
+from streaming.job import check_state_version, run
 
 
 def test_a_log_without_its_checkpoint_is_set_aside(settings: Settings) -> None:
     log = Path(settings.archive)
     (log / "_spark_metadata").mkdir(parents=True)
     (log / "kept.parquet").touch()
-    set_aside_log(settings)
+    archive_orphaned_log(settings)
     assert not log.exists()
     (aside,) = log.parent.glob("log.*")
     assert (aside / "kept.parquet").exists()
 
 
 def test_a_log_that_was_never_begun_is_left_alone(settings: Settings) -> None:
-    set_aside_log(settings)
+    archive_orphaned_log(settings)
     assert not list(Path(settings.archive).parent.glob("log.*"))
 
 
 def test_a_state_that_an_earlier_version_wrote_is_refused(settings: Settings) -> None:
     keys, place = settings.redis.keys, (settings.kafka.topics.reviews, 0)
     with redis.Redis.from_url(settings.redis.url) as client:
-        refuse_older_form(client, keys, [place])
+        check_state_version(client, keys, [place])
         client.hset(keys.trends(*place), "camera", Trend(1.0, (0.0,) * len(HALF_LIVES_MS)).pack())
-        refuse_older_form(client, keys, [place])
+        check_state_version(client, keys, [place])
         client.hset(keys.trends(*place), "camera", bytes(56))
         with pytest.raises(StateConflict, match="afterclick rebuild"):
             run(settings, threading.Event())

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import redis
 
 from afterclick.errors import StateConflict, StateLocked
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
-from streaming import lease
-from streaming.archive import decode_batches
 from streaming.connection import load_functions
-from streaming.job import function_library
-from streaming.positions import read_log
-from streaming.rebuild import rebuild, swap
-from streaming.reconcile import reconcile
+from streaming.positions import hold_lease
+from streaming.proof.rebuild import rebuild, swap
+from streaming.proof.reconcile import reconcile
 from tests.streaming.builders import event
 from tests.streaming.stream_process import produce
-from tests.streaming.test_reconcile import apply_log, records
+from tests.streaming.topic_log import apply_log, archive_log
 
 
 @pytest.fixture
@@ -33,23 +27,7 @@ def archived(settings: Settings) -> Settings:
         event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(40)
     ]
     produce(settings, [*events[:20], b"poison", *events[20:], events[0]])
-    folder = Path(settings.archive) / "log_day=2026-01-01"
-    folder.mkdir(parents=True)
-    for (topic, partition), span in read_log(settings.kafka).items():
-        rows = list(records(settings, topic, partition, span.end))
-        if rows:
-            batch = pa.RecordBatch.from_pydict(
-                {
-                    "key": [row.key for row in rows],
-                    "value": pa.array([row.value for row in rows], pa.binary()),
-                    "topic": [topic] * len(rows),
-                    "partition": [partition] * len(rows),
-                    "offset": [row.offset for row in rows],
-                    "timestamp": [int(row.log_ms * 1000) for row in rows],
-                }
-            )
-            table = pa.Table.from_batches(list(decode_batches([batch])))
-            pq.write_table(table, folder / f"{partition}.parquet")
+    archive_log(settings)
     return settings
 
 
@@ -67,8 +45,8 @@ def test_it_is_what_the_log_says_and_what_was_there_before_is_gone(archived: Set
 
 def test_beside_a_running_stream_it_is_refused(archived: Settings) -> None:
     with redis.Redis.from_url(archived.redis.url) as client:
-        load_functions(client, function_library())
-        with lease.held(client, archived.redis.keys.lease, 10), pytest.raises(StateLocked):
+        load_functions(client)
+        with hold_lease(client, archived.redis.keys, 10), pytest.raises(StateLocked):
             rebuild(archived)
 
 
@@ -77,7 +55,9 @@ def test_without_a_log_the_state_stays_as_it_is(settings: Settings) -> None:
         client.set(settings.redis.keys.applied_offset(settings.kafka.topics.reviews, 0), 5)
         with pytest.raises(StateConflict):
             rebuild(settings)
-        assert client.get(settings.redis.keys.applied_offset(settings.kafka.topics.reviews, 0)) == b"5"
+        assert (
+            client.get(settings.redis.keys.applied_offset(settings.kafka.topics.reviews, 0)) == b"5"
+        )
 
 
 class Killed(BaseException):

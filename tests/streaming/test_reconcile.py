@@ -3,56 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import orjson
 import pytest
 import redis
-from confluent_kafka import Consumer, TopicPartition
 from typer.testing import CliRunner
 
 from afterclick.settings import Settings
 from afterclick.trends import Trend
 from infra.cli import app
-from streaming.apply import Applier, Plan, Record
-from streaming.connection import NodeConnection, load_functions
-from streaming.job import function_library
-from streaming.positions import read_log
-from streaming.reconcile import reconcile
+from streaming.proof.reconcile import reconcile
 from tests.streaming.builders import event
 from tests.streaming.stream_process import environment, produce
+from tests.streaming.topic_log import apply_log
 
 
 @pytest.fixture
-def applied(settings: Settings) -> Settings:
+def applied(settings: Settings, client: redis.Redis) -> Settings:
     """A log of likes, a skip, an undo, a repeat and poison, and the state it makes."""
     events = [
         event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(30)
     ]
     undo = event("user-3", "item-3", "undo", at=99)
     produce(settings, [*events, event(action="skip"), undo, events[3], b"poison"])
-    with redis.Redis.from_url(settings.redis.url) as client:
-        load_functions(client, function_library())
     apply_log(settings)
     return settings
-
-
-def apply_log(settings: Settings) -> None:
-    """Apply the whole log, as a stream does that finds no position."""
-    applier = Applier(Plan.of(settings, 2), NodeConnection(settings.redis.url))
-    for (topic, partition), span in read_log(settings.kafka).items():
-        list(applier.apply(topic, partition, list(records(settings, topic, partition, span.end))))
-
-
-def records(settings: Settings, topic: str, partition: int, end: int) -> Iterator[Record]:
-    consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap, "group.id": "test"})
-    consumer.assign([TopicPartition(topic, partition, 0)])
-    while end:
-        for message in consumer.consume(end, 1.0):
-            yield Record(message.offset(), message.key(), message.value(), message.timestamp()[1])
-            end -= 1
-    consumer.close()
 
 
 def test_a_right_state_has_no_differences(applied: Settings) -> None:

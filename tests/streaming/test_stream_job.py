@@ -20,7 +20,7 @@ from kafka import KafkaConsumer, TopicPartition
 from afterclick.events import InteractionEvent
 from afterclick.settings import Settings
 from afterclick.state import StateChange
-from streaming.reconcile import reconcile
+from streaming.proof.reconcile import reconcile
 from tests.streaming.builders import DAY_S, event
 from tests.streaming.stream_process import StreamProcess, environment, produce
 from tests.waiting import wait_until

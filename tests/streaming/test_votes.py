@@ -2,97 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import redis
 
 from afterclick.events import InteractionEvent
 from afterclick.state import StateChange
 from afterclick.trends import TrendTable
-from streaming.apply import Applier, Plan
-from streaming.connection import NodeConnection, load_functions
-from streaming.job import function_library
+from streaming.apply import Applier, ApplyConfig
+from streaming.connection import NodeConnection
 from tests.streaming.builders import (
     AGE_S,
     DAY_S,
     START_S,
     WEIGHTS,
+    apply_config,
     event,
     expected,
     log_of,
-    plan,
     stored,
 )
 
 LIKE = WEIGHTS["like"]
 
 
-@pytest.fixture(scope="module")
-def client(redis_url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_url) as client:
-        load_functions(client, function_library())
-        yield client
-
-
-def apply(client: redis.Redis, the_plan: Plan, events: list[InteractionEvent]) -> list[StateChange]:
+def apply(
+    client: redis.Redis, config: ApplyConfig, events: list[InteractionEvent]
+) -> list[StateChange]:
     """What the stream makes of the events; their state is as it must be."""
-    outputs = Applier(the_plan, NodeConnection(the_plan.url)).apply("feedback", 0, log_of(events))
+    outputs = Applier(config, NodeConnection(config.url)).apply("feedback", 0, log_of(events))
     changes = [StateChange.decode(output.value or b"") for output in outputs]
-    stored(client, the_plan.keys, {one.data.user_id for one in events}).same_as(expected(events))
+    stored(client, config.keys, {one.data.user_id for one in events}).same_as(expected(events))
     return changes
 
 
 def test_a_hundred_likes_of_one_user_are_a_hundred_interactions_and_one_vote(
     client: redis.Redis, redis_url: str
 ) -> None:
-    the_plan = plan(redis_url)
-    apply(client, the_plan, [event(action="like", at=n) for n in range(100)])
-    state = stored(client, the_plan.keys, ["alice"])
+    config = apply_config(redis_url)
+    apply(client, config, [event(action="like", at=n) for n in range(100)])
+    state = stored(client, config.keys, ["alice"])
     assert (state.counts, state.uniques) == ({"camera": 100}, {"camera": 1})
     assert state.trends["camera"].time_ms == (START_S + 99) * 1000
     assert state.trends["camera"].sums == pytest.approx((LIKE,) * 6)
 
 
 def test_skips_do_not_add_up_either(client: redis.Redis, redis_url: str) -> None:
-    the_plan = plan(redis_url)
-    apply(client, the_plan, [event(action="skip", at=n) for n in range(20)])
-    assert stored(client, the_plan.keys, ["alice"]).trends["camera"].sums == pytest.approx(
+    config = apply_config(redis_url)
+    apply(client, config, [event(action="skip", at=n) for n in range(20)])
+    assert stored(client, config.keys, ["alice"]).trends["camera"].sums == pytest.approx(
         (-1.0,) * 6
     )
 
 
 def test_each_action_and_each_user_votes(client: redis.Redis, redis_url: str) -> None:
-    the_plan = plan(redis_url)
+    config = apply_config(redis_url)
     events = [
         event(user, action=action)
         for user in ("alice", "bob")
         for action in ("like", "view", "like")
     ]
-    apply(client, the_plan, events)
-    sums = stored(client, the_plan.keys, ["alice"]).trends["camera"].sums
+    apply(client, config, events)
+    sums = stored(client, config.keys, ["alice"]).trends["camera"].sums
     assert sums == pytest.approx((2 * (LIKE + WEIGHTS["view"]),) * 6)
 
 
 def test_an_older_vote_that_comes_late_changes_nothing(client: redis.Redis, redis_url: str) -> None:
-    the_plan = plan(redis_url)
+    config = apply_config(redis_url)
     new, old = event(action="like", at=30 * DAY_S), event(action="like", at=1)
-    apply(client, the_plan, [new])
-    before = stored(client, the_plan.keys, ["alice"]).trends
-    Applier(the_plan, NodeConnection(redis_url)).apply("feedback", 0, log_of([old], first=1))
-    assert stored(client, the_plan.keys, ["alice"]).trends == before
+    apply(client, config, [new])
+    before = stored(client, config.keys, ["alice"]).trends
+    Applier(config, NodeConnection(redis_url)).apply("feedback", 0, log_of([old], first=1))
+    assert stored(client, config.keys, ["alice"]).trends == before
 
 
 def test_who_was_here_before_is_established(client: redis.Redis, redis_url: str) -> None:
-    the_plan = plan(redis_url)
+    config = apply_config(redis_url)
     events = [
         event(item="lens", action="like"),
         event(action="like", at=AGE_S),
         event("bob", action="like"),
     ]
-    changes = apply(client, the_plan, events)
+    changes = apply(client, config, events)
     assert [change.established for change in changes] == [False, True, False]
-    trends = stored(client, the_plan.keys, ["alice"]).trends
+    trends = stored(client, config.keys, ["alice"]).trends
     assert trends["lens"].established == (0.0,) * 6
     assert trends["camera"].established == pytest.approx((LIKE,) * 6)
 
@@ -100,17 +92,17 @@ def test_who_was_here_before_is_established(client: redis.Redis, redis_url: str)
 def test_a_first_event_that_comes_late_makes_earlier_votes_count_as_established(
     client: redis.Redis, redis_url: str
 ) -> None:
-    the_plan = plan(redis_url)
+    config = apply_config(redis_url)
     votes = [event(item=f"item-{n}", action="like", at=20 * DAY_S + n) for n in range(3)]
-    changes = apply(client, the_plan, [*votes, event(item="lens", action="undo", at=1)])
+    changes = apply(client, config, [*votes, event(item="lens", action="undo", at=1)])
     assert len(changes[-1].compensations) == 3
-    trends = stored(client, the_plan.keys, ["alice"]).trends
+    trends = stored(client, config.keys, ["alice"]).trends
     assert all(sum(trends[f"item-{n}"].established) > 0 for n in range(3))
 
 
 def test_what_is_told_of_changes_makes_the_same_trends(client: redis.Redis, redis_url: str) -> None:
     """A reader of `state-changes` holds what Redis holds."""
-    the_plan = plan(redis_url)
+    config = apply_config(redis_url)
     times = (30, 9, 9, 2, 20, 0, 30, 11)
     events = [
         event(user, f"item-{n % 3}", action, at=day * DAY_S)
@@ -119,22 +111,22 @@ def test_what_is_told_of_changes_makes_the_same_trends(client: redis.Redis, redi
         for action in ("like", "skip")
     ]
     table = TrendTable()
-    for change in apply(client, the_plan, events):
+    for change in apply(client, config, events):
         table.apply(change)
     now = (START_S + 40 * DAY_S) * 1000.0
     votes, established = table.both(now)
     for row, item in enumerate(table.ids):
-        trend = stored(client, the_plan.keys, ["alice"]).trends[item].add(now, 0.0)
+        trend = stored(client, config.keys, ["alice"]).trends[item].add(now, 0.0)
         assert votes[row] == pytest.approx(trend.sums, abs=1e-9)
         assert established[row] == pytest.approx(trend.established, abs=1e-9)
 
 
 def test_corrections_leave_with_the_ledger(client: redis.Redis, redis_url: str) -> None:
-    the_plan = plan(redis_url, ledger_length=10)
+    config = apply_config(redis_url, ledger_length=10)
     events = [event(action="like", at=n) for n in range(60)]
-    applier = Applier(the_plan, NodeConnection(redis_url))
+    applier = Applier(config, NodeConnection(redis_url))
     log = log_of(events)
     for start in (0, 20, 40):
         list(applier.apply("feedback", 0, log[start : start + 20]))
-    assert client.hlen(the_plan.keys.compensations("alice", "feedback")) <= 20
-    assert client.zcard(the_plan.keys.ledger("alice", "feedback")) <= 20
+    assert client.hlen(config.keys.compensations("alice", "feedback")) <= 20
+    assert client.zcard(config.keys.ledger("alice", "feedback")) <= 20

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from afterclick.settings import Settings
-from streaming import forgotten
+from streaming.forgotten_users import publish_forgotten
 from tests.training import shop
 from training import etl, interactions
 
@@ -30,8 +30,8 @@ def test_their_rows_are_left_out_up_to_the_moment(spark: SparkSession, settings:
     shop.write_log(settings.archive, rows)
     assert users_of_tables(spark, settings) == {"alice", "bob"}
     until_ms = int(shop.START.timestamp() * 1000) + 1 * shop.DAY_MS
-    forgotten.publish(settings.kafka, "alice", until_ms)
+    publish_forgotten(settings.kafka, "alice", until_ms)
     _, report = etl.run(spark, settings)
     assert report.rows_in == 4  # she came back on the last day
-    forgotten.publish(settings.kafka, "alice", until_ms + 9 * shop.DAY_MS)
+    publish_forgotten(settings.kafka, "alice", until_ms + 9 * shop.DAY_MS)
     assert users_of_tables(spark, settings) == {"bob"}

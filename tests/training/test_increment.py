@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from afterclick.settings import Settings
-from streaming import forgotten
-from streaming.erase import erase
+from streaming.forgotten_users import publish_forgotten
+from streaming.proof.archive_log import erase
 from tests.training import shop
 from training import etl
 
@@ -140,7 +140,7 @@ def test_an_undo_takes_back_an_old_event(log: Log) -> None:
 
 def test_a_forgotten_user_is_not_in_what_was_kept(log: Log) -> None:
     log.day(shop.event("u1", "c", 130), shop.event("u1", "c", 200))
-    forgotten.publish(log.settings.kafka, "u1", START_MS + 150 * shop.DAY_MS)
+    publish_forgotten(log.settings.kafka, "u1", START_MS + 150 * shop.DAY_MS)
     report = log.compared()
     assert report.whole == "other users are forgotten now"
     kept = [row for row in tables(log.folder)["events"] if row["user_id"] == "u1"]

@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from afterclick.errors import LogTruncated
 from afterclick.settings import KafkaSettings, Settings
+from afterclick.state import TopicPartition as LogPartition
 from infra.benches.faults.ack_proxy import AckProxy
 from infra.benches.faults.case import NO_FENCE, QUICK, Bench, Case, lost
 from infra.benches.faults.load import HEEDLESS, SteadyProducer, events, produce
@@ -23,8 +24,8 @@ from infra.embedded.jars import KAFKA, ensure_jars
 from infra.embedded.kafka import KafkaServer
 from infra.embedded.ports import free_port
 from infra.topics_admin import ensure_topics
-from streaming.positions import Place, read_log, read_positions
-from streaming.reconcile import reconcile
+from streaming.positions import applied_offsets, log_ranges
+from streaming.proof.reconcile import reconcile
 
 DROPPED = 500
 """Records that retention takes from each partition before the job has read them."""
@@ -163,9 +164,9 @@ def _pass_position(stack: Stack, number: int) -> int:
 def truncate_past_position(settings: Settings) -> int:
     """Delete records of each partition that holds enough, past its position; how many the state lacks."""
     with redis.Redis.from_url(settings.redis.url) as client:
-        spans = read_log(settings.kafka)
-        at = read_positions(client, settings.redis.keys, spans)
-    until: dict[Place, int] = {
+        spans = log_ranges(settings.kafka)
+        at = applied_offsets(client, settings.redis.keys, spans)
+    until: dict[LogPartition, int] = {
         place: at[place] + 1 + DROPPED
         for place, span in spans.items()
         if span.end > at[place] + 1 + DROPPED

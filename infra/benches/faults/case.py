@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from streaming.reconcile import Report
+from streaming.proof.reconcile import Reconciliation
 
 QUICK = {"AFTERCLICK_STREAM__BATCH_EVENTS": "8000"}
 """Several batches where there would be one."""
@@ -51,7 +51,7 @@ class Case:
         return not self.lost and not self.double and self.control_differs
 
 
-def judged(name: str, kills: int, report: Report, recovery_s: float, control: Report) -> Case:
+def judged(name: str, kills: int, report: Reconciliation, recovery_s: float, control: Reconciliation) -> Case:
     """The case of a fault after which both the protected state and the control were reconciled."""
     return Case(
         name=name,
@@ -65,6 +65,6 @@ def judged(name: str, kills: int, report: Report, recovery_s: float, control: Re
     )
 
 
-def lost(report: Report) -> int:
+def lost(report: Reconciliation) -> int:
     """Events that the state lacks; 1 where it differs in something other than a count."""
     return report.lost + (1 if report.differences and not report.lost + report.double else 0)

@@ -11,8 +11,8 @@ from infra.benches.faults.load import POISON, Row, events, produce
 from infra.benches.servers import running_api
 from infra.benches.stream_stack import own_stack
 from infra.embedded.ports import LOOPBACK
-from streaming.dead_letters import read
-from streaming.reconcile import reconcile
+from streaming.proof.dead_letters import read_dead_letters
+from streaming.proof.reconcile import reconcile
 
 TIMES = 3
 RESENT = 300
@@ -63,7 +63,7 @@ def poison(bench: Bench, jars: Path) -> Case:
         produce(stack.settings, rows)
         recovery = stack.wait_caught_up()
         report = reconcile(stack.settings)
-        dead = sum(1 for _ in read(stack.settings.kafka))
+        dead = sum(1 for _ in read_dead_letters(stack.settings.kafka))
         unbroken = stack.job.pid == first and "query failed" not in stack.job.printed()
     differs, behind = _without_dead_letters(rows, jars)
     return Case(

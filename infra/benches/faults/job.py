@@ -12,7 +12,7 @@ from infra.benches.faults.case import NO_FENCE, QUICK, REAL_TIME, Bench, Case, j
 from infra.benches.faults.load import SteadyProducer, events, produce
 from infra.benches.stream_stack import Stack, StreamJob, own_stack
 from streaming.apply import CHUNK
-from streaming.reconcile import Report, reconcile
+from streaming.proof.reconcile import Reconciliation, reconcile
 
 
 def stream_killed(bench: Bench, jars: Path) -> Case:
@@ -40,7 +40,7 @@ def stream_killed(bench: Bench, jars: Path) -> Case:
     return judged("stream killed", bench.job_kills, report, recovery, _killed_without_fence(jars))
 
 
-def _killed_without_fence(jars: Path) -> Report:
+def _killed_without_fence(jars: Path) -> Reconciliation:
     """One kill between the steps of a second chunk: the first one is counted again."""
     with own_stack(jars, **QUICK, **NO_FENCE) as stack:
         produce(stack.settings, events(32 * CHUNK, 0))
@@ -82,7 +82,7 @@ def realtime_killed(bench: Bench, jars: Path) -> Case:
     )
 
 
-def _handed_over_without_fence(jars: Path) -> Report:
+def _handed_over_without_fence(jars: Path) -> Reconciliation:
     """Two queries do the work of one for a while, and nothing fences what both of them count."""
     with own_stack(jars, **REAL_TIME, **NO_FENCE) as stack:
         with SteadyProducer(stack.settings, 0, per_s=500):
@@ -107,7 +107,7 @@ def checkpoint_deleted(bench: Bench, jars: Path) -> Case:
     return judged("checkpoint deleted", 1, report, recovery, control)
 
 
-def _without_checkpoint(bench: Bench, jars: Path, env: dict[str, str]) -> tuple[Report, float]:
+def _without_checkpoint(bench: Bench, jars: Path, env: dict[str, str]) -> tuple[Reconciliation, float]:
     with own_stack(jars, **QUICK, **env) as stack:
         produce(stack.settings, events(bench.events, 0))
         stack.job.start()
@@ -147,7 +147,7 @@ def second_job(bench: Bench, jars: Path) -> Case:
     )
 
 
-def _two_jobs(bench: Bench, jars: Path) -> Report:
+def _two_jobs(bench: Bench, jars: Path) -> Reconciliation:
     """Two jobs without fence, the second one's way cleared of the lease."""
     with own_stack(jars, **QUICK, **NO_FENCE) as stack, stack.client() as client:
         produce(stack.settings, events(bench.events, 0))

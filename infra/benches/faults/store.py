@@ -8,7 +8,7 @@ from pathlib import Path
 from infra.benches.faults.case import NO_FENCE, QUICK, Bench, Case, judged
 from infra.benches.faults.load import events, produce
 from infra.benches.stream_stack import Stack, own_stack
-from streaming.reconcile import Report, reconcile
+from streaming.proof.reconcile import Reconciliation, reconcile
 
 MORE = 1000
 """Events that come after a fault: without them nothing would notice it."""
@@ -53,7 +53,7 @@ def redis_flushed(bench: Bench, jars: Path) -> Case:
 
 
 def _state_lost(name: str, bench: Bench, jars: Path, lose: Callable[[Stack], None]) -> Case:
-    found: list[tuple[Report, float]] = []
+    found: list[tuple[Reconciliation, float]] = []
     for env in ({}, NO_FENCE):
         with own_stack(jars, **QUICK, **env) as stack:
             produce(stack.settings, events(bench.events, 0))
