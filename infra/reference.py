@@ -1,4 +1,4 @@
-"""The generated pages of docs/: every setting, every command, the events' JSON Schema."""
+"""Generated pages of docs/: settings, commands, the JSON Schema of events, results."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from afterclick.events import json_schema
 from afterclick.settings import Settings, jar_cache
+from infra import results_page
 
 
 def pages() -> dict[str, str]:
@@ -23,6 +24,7 @@ def pages() -> dict[str, str]:
         "settings.md": settings_page(),
         "commands.md": commands_page(),
         "events.schema.json": json.dumps(json_schema(), indent=2) + "\n",
+        "results.md": results_page.page(),
     }
 
 

@@ -67,7 +67,9 @@ class Gauge:
         if not partitions:
             return 0
         try:
-            positions: list[Any] = self._redis.mget([keys.applied_offset(t, p) for t, p in partitions])
+            positions: list[Any] = self._redis.mget(
+                [keys.applied_offset(t, p) for t, p in partitions]
+            )
         except redis.RedisError as error:
             figures.errors.append(f"Redis: {error}")
             return 0
