@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
+
+from afterclick.errors import Unavailable
 
 app = typer.Typer(help="Measure: real servers, real load.", no_args_is_help=True)
 
@@ -15,6 +18,10 @@ app = typer.Typer(help="Measure: real servers, real load.", no_args_is_help=True
 @app.callback()
 def bench() -> None:
     """Measure: real servers, real load."""
+    if find_spec("infra.benchmarks") is None:
+        raise Unavailable(
+            "benchmarks are not part of the installed package: run them in a checkout"
+        )
 
 
 @app.command()
@@ -32,7 +39,7 @@ def serve(
 ) -> None:
     """How fast the API answers: latencies at a fixed rate (open loop), then requests per second at most."""
     from afterclick.settings import Settings
-    from infra.benches.serve import Bench, run
+    from infra.benchmarks.serve_load import Bench, run
 
     bench = Bench(rate=rate, seconds=seconds, items=items, users=users, plain=plain)
     _print(run(bench, Settings().jars), as_json)
@@ -49,7 +56,7 @@ def swap(
 ) -> None:
     """Models replaced while the API answers: errors, and latencies beside those of a quiet time."""
     from afterclick.settings import Settings
-    from infra.benches.swap import Bench, run
+    from infra.benchmarks.model_swap import Bench, run
 
     _print(run(Bench(swaps=swaps, rate=rate, items=items), Settings().jars), as_json)
 
@@ -65,7 +72,7 @@ def retrain(
 ) -> None:
     """A model trained, judged, published and swapped in while events come and lists are asked for."""
     from afterclick.settings import Settings
-    from infra.benches.retrain import Bench, run
+    from infra.benchmarks.retraining import Bench, run
 
     _print(run(Bench(rate=rate, events_per_s=events, due=due), Settings().jars), as_json)
 
@@ -81,7 +88,7 @@ def sockets(
 ) -> None:
     """Many viewers, some of whom never read: what the others wait, and what the API's memory does."""
     from afterclick.settings import Settings
-    from infra.benches.sockets import Bench, run
+    from infra.benchmarks.websockets import Bench, run
 
     _print(run(Bench(clients=clients, stalled=stalled, seconds=seconds), Settings().jars), as_json)
 
@@ -96,7 +103,7 @@ def degrade(
 ) -> None:
     """Redis, Kafka, a model, SQL away one by one under load: what lists say, how late, how soon mended."""
     from afterclick.settings import Settings
-    from infra.benches.degrade import Bench, run
+    from infra.benchmarks.degradation import Bench, run
 
     _print(run(Bench(rate=rate, away=away), Settings().jars), as_json)
 
@@ -111,7 +118,7 @@ def ingest(
 ) -> None:
     """How many events a second the micro-batch trigger applies, exactly; beside a naive writer."""
     from afterclick.settings import Settings
-    from infra.benches.ingest import Bench, run
+    from infra.benchmarks.throughput import Bench, run
 
     _print(run(Bench(events=events, users=users), Settings().jars), as_json)
 
@@ -129,7 +136,7 @@ def index(
     ] = False,
 ) -> None:
     """Flat, IVF and HNSW over made-up clustered vectors: build time, memory, recall, time of a query."""
-    from infra.benches.index import Bench, run
+    from infra.benchmarks.ann_comparison import Bench, run
 
     figures = run(Bench(items=tuple(items or Bench.items), dim=dim, queries=queries))
     if as_json:
@@ -137,25 +144,6 @@ def index(
         return
     for row in figures["rows"]:
         typer.echo("  ".join(f"{name} {value}" for name, value in row.items()))
-
-
-@app.command()
-def split(
-    model: Annotated[str, typer.Option(help="popularity, item_item, als, ncf or two_tower.")],
-    users: Annotated[int, typer.Option(min=10, help="Users of the split.")] = 50_000,
-    items: Annotated[int, typer.Option(min=10, help="Items of the split.")] = 50_000,
-    interactions: Annotated[
-        int, typer.Option(min=100, help="Pairs drawn; those drawn twice count once.")
-    ] = 1_000_000,
-    trials: Annotated[int, typer.Option(min=0, help="Most settings to try; 0 for none.")] = 40,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line.")
-    ] = False,
-) -> None:
-    """`afterclick benchmark` of a model on a made-up split of this size: time, memory, quality."""
-    from infra.benches.split import Bench, run
-
-    _print(run(Bench(model, users, items, interactions, trials)), as_json)
 
 
 @app.command()
@@ -170,7 +158,7 @@ def freshness(
 ) -> None:
     """From POST /feedback to the changed list on the user's WebSocket and in GET, in milliseconds."""
     from afterclick.settings import Settings
-    from infra.benches.freshness import Bench, run
+    from infra.benchmarks.freshness import Bench, run
 
     bench = Bench(rate=rate, seconds=seconds, boundaries=boundaries, chart=chart)
     _print(run(bench, Settings().jars), as_json)
@@ -192,7 +180,7 @@ def ui(
 ) -> None:
     """From the click on Like to the changed grid on the screen, in a real browser, stage by stage."""
     from afterclick.settings import Settings
-    from infra.benches.screen import Bench, run
+    from infra.benchmarks.ui_latency import Bench, run
 
     bench = Bench(likes=likes, items=items, trigger=trigger, viewers=viewers, chromium=chromium)
     _print(run(bench, Settings().jars), as_json)
@@ -217,8 +205,8 @@ def faults(
     Exit 1 if anything was lost or doubled, or a control came out right.
     """
     from afterclick.settings import Settings
-    from infra.benches.faults.case import Bench
-    from infra.benches.faults.run import run
+    from infra.benchmarks.faults.fault_case import Bench
+    from infra.benchmarks.faults.run_cases import run
 
     bench = Bench.long() if long else Bench()
     bench = replace(
@@ -271,8 +259,8 @@ def poison(
 ) -> None:
     """Fake accounts push an item: its gain in HR@10 and the genuine NDCG@10, with the guards and without."""
     from afterclick.settings import Settings
-    from infra.benches.poison import Bench, run
-    from training.evaluation.poison import Request
+    from infra.benchmarks.attacked_lists import Request
+    from infra.benchmarks.push_attack import Bench, run
 
     shares = tuple(value / 100 for value in percent or (1.0, 3.0, 5.0))
     request = Request(shares, learned / 100, targets, questions, fillers)

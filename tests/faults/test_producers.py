@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from afterclick.settings import KafkaSettings, Settings
-from infra.benches.faults.broker import broker_behind_proxy, deliver
-from infra.benches.faults.load import HEEDLESS, SteadyProducer
-from infra.benches.faults.log_check import Delivery, compare, read_values
+from infra.benchmarks.faults.broker_faults import broker_behind_proxy, deliver
+from infra.benchmarks.faults.fault_events import HEEDLESS, SteadyProducer
+from infra.benchmarks.faults.log_check import Delivery, compare, read_values
 from infra.embedded.kafka import KafkaServer
 from infra.topics_admin import ensure_topics
 from tests.waiting import wait_until

@@ -11,8 +11,8 @@ from pyspark.sql import SparkSession
 
 from afterclick.errors import LogTruncated
 from afterclick.settings import Settings
-from infra.benches.faults.broker import truncate_past_position
-from infra.benches.faults.load import events, produce
+from infra.benchmarks.faults.broker_faults import truncate_past_position
+from infra.benchmarks.faults.fault_events import events, produce
 from streaming.connection import load_functions
 from streaming.handover import Context, MicroBatch, RealTime
 

@@ -24,7 +24,7 @@ from afterclick.settings import (
     Settings,
     UiSettings,
 )
-from infra.benches.screen import FLAGS
+from infra.benchmarks.ui_latency import FLAGS
 from infra.embedded.ports import free_port
 from infra.embedded.process import Process
 from infra.topics_admin import delete_topics, ensure_topics

@@ -10,7 +10,7 @@ import orjson
 from playwright.sync_api import Page, expect
 from websockets.sync.client import connect
 
-from infra.benches.screen import PAINT
+from infra.benchmarks.ui_latency import PAINT
 from tests.ui.conftest import Shop, get, new_shopper
 from tests.ui.test_shop import listed, press, visit
 from tests.waiting import PATIENCE_S, wait_until

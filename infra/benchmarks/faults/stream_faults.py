@@ -8,9 +8,9 @@ from pathlib import Path
 
 from afterclick.errors import StateConflict
 from afterclick.settings import Settings
-from infra.benches.faults.case import NO_FENCE, QUICK, REAL_TIME, Bench, Case, judged, lost
-from infra.benches.faults.load import SteadyProducer, events, produce
-from infra.benches.stream_stack import Stack, StreamJob, own_stack
+from infra.benchmarks.faults.fault_case import NO_FENCE, QUICK, REAL_TIME, Bench, Case, judged, lost
+from infra.benchmarks.faults.fault_events import SteadyProducer, events, produce
+from infra.benchmarks.stream_stack import Stack, StreamJob, own_stack
 from streaming.apply import CHUNK
 from streaming.proof.reconcile import Reconciliation, reconcile
 
@@ -107,7 +107,9 @@ def checkpoint_deleted(bench: Bench, jars: Path) -> Case:
     return judged("checkpoint deleted", 1, report, recovery, control)
 
 
-def _without_checkpoint(bench: Bench, jars: Path, env: dict[str, str]) -> tuple[Reconciliation, float]:
+def _without_checkpoint(
+    bench: Bench, jars: Path, env: dict[str, str]
+) -> tuple[Reconciliation, float]:
     with own_stack(jars, **QUICK, **env) as stack:
         produce(stack.settings, events(bench.events, 0))
         stack.job.start()

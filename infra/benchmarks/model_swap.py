@@ -22,11 +22,12 @@ import structlog
 from confluent_kafka import Producer
 
 from afterclick.settings import Settings
-from infra.benches import serve, synthetic
-from infra.benches.load import Call, Outcome, open_loop
-from infra.benches.served import changes, model_of, served
-from infra.benches.servers import own_servers, wait
-from infra.benches.synthetic import Shop
+from infra.benchmarks import serve_load as serve
+from infra.benchmarks import synthetic
+from infra.benchmarks.load import Call, Outcome, open_loop
+from infra.benchmarks.served import changes, model_of, served
+from infra.benchmarks.servers import own_servers, wait
+from infra.benchmarks.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
 
 log = structlog.get_logger()

@@ -24,7 +24,7 @@ import orjson
 LEAST_MS = 2.0
 """Gaps from here on are counted."""
 TICK_S = 0.001
-_COMMAND = ("-m", "infra.benches.machine")
+_COMMAND = ("-m", "infra.benchmarks.host_stalls")
 
 
 @dataclass

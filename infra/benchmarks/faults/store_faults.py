@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from infra.benches.faults.case import NO_FENCE, QUICK, Bench, Case, judged
-from infra.benches.faults.load import events, produce
-from infra.benches.stream_stack import Stack, own_stack
+from infra.benchmarks.faults.fault_case import NO_FENCE, QUICK, Bench, Case, judged
+from infra.benchmarks.faults.fault_events import events, produce
+from infra.benchmarks.stream_stack import Stack, own_stack
 from streaming.proof.reconcile import Reconciliation, reconcile
 
 MORE = 1000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.benches.serve import Bench, run
+from infra.benchmarks.serve_load import Bench, run
 
 
 @pytest.mark.timeout(300)

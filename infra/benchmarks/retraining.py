@@ -26,10 +26,10 @@ import structlog
 
 from afterclick.io.home import TrainingStatus
 from afterclick.settings import Settings
-from infra.benches.load import Call, Outcome, get, open_loop
-from infra.benches.served import model_of
-from infra.benches.servers import environment, running_api, wait
-from infra.benches.stream_stack import Stack, own_stack
+from infra.benchmarks.load import Call, Outcome, get, open_loop
+from infra.benchmarks.served import model_of
+from infra.benchmarks.servers import environment, running_api, wait
+from infra.benchmarks.stream_stack import Stack, own_stack
 from infra.embedded.ports import LOOPBACK
 from infra.stack.gauge import archived
 from ingest.generate import ShopConfig, generate_shop

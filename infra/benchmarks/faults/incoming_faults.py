@@ -6,10 +6,10 @@ from pathlib import Path
 
 from afterclick.client import Client
 from afterclick.events import Action
-from infra.benches.faults.case import QUICK, Bench, Case, lost
-from infra.benches.faults.load import POISON, Row, events, produce
-from infra.benches.servers import running_api
-from infra.benches.stream_stack import own_stack
+from infra.benchmarks.faults.fault_case import QUICK, Bench, Case, lost
+from infra.benchmarks.faults.fault_events import POISON, Row, events, produce
+from infra.benchmarks.servers import running_api
+from infra.benchmarks.stream_stack import own_stack
 from infra.embedded.ports import LOOPBACK
 from streaming.proof.dead_letters import read_dead_letters
 from streaming.proof.reconcile import reconcile

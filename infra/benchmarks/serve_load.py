@@ -16,18 +16,18 @@ import orjson
 import psutil
 import structlog
 
-from infra.benches import synthetic
-from infra.benches.load import Call, Outcome, closed_loop, get, open_loop
-from infra.benches.machine import watched
-from infra.benches.served import brief_lists, changes, cpu_s, remembered_lists, served
-from infra.benches.servers import own_servers
-from infra.benches.synthetic import Shop
+from infra.benchmarks import synthetic
+from infra.benchmarks.host_stalls import watched
+from infra.benchmarks.load import Call, Outcome, closed_loop, get, open_loop
+from infra.benchmarks.served import brief_lists, changes, cpu_s, remembered_lists, served
+from infra.benchmarks.servers import own_servers
+from infra.benchmarks.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
 
 log = structlog.get_logger()
 N = 10
 CLIENTS = 24
-PLAIN = ("-m", "infra.benches.plain")
+PLAIN = ("-m", "infra.benchmarks.baseline")
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from confluent_kafka.admin import AdminClient
 from afterclick.errors import LogTruncated
 from afterclick.settings import KafkaSettings, Settings
 from afterclick.state import TopicPartition as LogPartition
-from infra.benches.faults.ack_proxy import AckProxy
-from infra.benches.faults.case import NO_FENCE, QUICK, Bench, Case, lost
-from infra.benches.faults.load import HEEDLESS, SteadyProducer, events, produce
-from infra.benches.faults.log_check import Delivery, compare, read_values
-from infra.benches.stream_stack import Stack, own_stack
+from infra.benchmarks.faults.ack_proxy import AckProxy
+from infra.benchmarks.faults.fault_case import NO_FENCE, QUICK, Bench, Case, lost
+from infra.benchmarks.faults.fault_events import HEEDLESS, SteadyProducer, events, produce
+from infra.benchmarks.faults.log_check import Delivery, compare, read_values
+from infra.benchmarks.stream_stack import Stack, own_stack
 from infra.embedded.jars import KAFKA, ensure_jars
 from infra.embedded.kafka import KafkaServer
 from infra.embedded.ports import free_port

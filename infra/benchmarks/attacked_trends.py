@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from afterclick.arrays import Float64Array
 from afterclick.quarantine import QuarantineLimits, guard
 from afterclick.trends import DAY_MS
+from infra.benchmarks.attacked_lists import UNBOUND, Attack, Request, fakes, one_vote
 from training.baselines import established, sums_at
-from training.evaluation.poison import UNBOUND, Attack, Request, fakes, one_vote
 from training.evaluation.protocols import Split
 
 MONTHS = 6

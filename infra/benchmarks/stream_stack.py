@@ -19,7 +19,7 @@ import redis
 from afterclick.errors import Unavailable
 from afterclick.io.kafka_log import lag
 from afterclick.settings import Settings
-from infra.benches.servers import environment, own_servers, wait
+from infra.benchmarks.servers import environment, own_servers, wait
 from infra.embedded.kafka import KafkaServer
 from infra.embedded.valkey import ValkeyServer
 from streaming.positions import applied_offsets, log_ranges, topic_partitions
@@ -118,7 +118,9 @@ class Stack:
         """Records of the log that the state has not applied yet; −1 where it cannot be asked now."""
         try:
             with self.client() as client:
-                at = applied_offsets(client, self.settings.redis.keys, topic_partitions(self.settings.kafka))
+                at = applied_offsets(
+                    client, self.settings.redis.keys, topic_partitions(self.settings.kafka)
+                )
             return lag(log_ranges(self.settings.kafka), at)
         except (Unavailable, redis.RedisError, ValueError):
             return -1

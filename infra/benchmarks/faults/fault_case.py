@@ -51,7 +51,9 @@ class Case:
         return not self.lost and not self.double and self.control_differs
 
 
-def judged(name: str, kills: int, report: Reconciliation, recovery_s: float, control: Reconciliation) -> Case:
+def judged(
+    name: str, kills: int, report: Reconciliation, recovery_s: float, control: Reconciliation
+) -> Case:
     """The case of a fault after which both the protected state and the control were reconciled."""
     return Case(
         name=name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from infra.benches.machine import Machine, watched
+from infra.benchmarks.host_stalls import Machine, watched
 
 
 def test_every_processor_is_watched() -> None:

@@ -24,11 +24,11 @@ import structlog
 from confluent_kafka import Producer
 
 from afterclick.settings import Settings
-from infra.benches import synthetic
-from infra.benches.load import Pool, get, post
-from infra.benches.served import served
-from infra.benches.servers import Servers, own_servers
-from infra.benches.synthetic import Shop
+from infra.benchmarks import synthetic
+from infra.benchmarks.load import Pool, get, post
+from infra.benchmarks.served import served
+from infra.benchmarks.servers import Servers, own_servers
+from infra.benchmarks.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
 
 log = structlog.get_logger()
@@ -101,9 +101,9 @@ def _cases(servers: Servers, shop: Shop) -> list[Case]:
     return [
         Case("nothing", lambda: None, lambda: None),
         Case("redis killed", valkey.kill, valkey.start),
-        Case("redis held still", valkey.process.hold, valkey.process.go_on),
+        Case("redis held still", valkey.process.suspend, valkey.process.resume),
         Case("kafka killed", kafka.kill, kafka.start),
-        Case("kafka held still", kafka.process.hold, kafka.process.go_on),
+        Case("kafka held still", kafka.process.suspend, kafka.process.resume),
         Case(
             "model damaged",
             partial(_damage, settings, shop),

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, TopicPartition
 from afterclick.errors import BadEvent
 from afterclick.events import decode_interaction
 from afterclick.io.kafka_log import lag
-from infra.benches.stream_stack import Stack, own_stack
+from infra.benchmarks.stream_stack import Stack, own_stack
 from ingest.bench import producer_events_per_s
 from streaming.positions import applied_offsets, log_ranges
 from streaming.proof.reconcile import reconcile

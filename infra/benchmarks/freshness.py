@@ -25,9 +25,9 @@ from websockets.asyncio.client import connect
 
 from afterclick.events import new_id
 from afterclick.state import StateChange
-from infra.benches.load import Pool, get, json_body, post
-from infra.benches.servers import running_api
-from infra.benches.stream_stack import Stack, own_stack
+from infra.benchmarks.load import Pool, get, json_body, post
+from infra.benchmarks.servers import running_api
+from infra.benchmarks.stream_stack import Stack, own_stack
 from infra.embedded.ports import LOOPBACK
 from ingest.bench import producer_events_per_s
 

@@ -10,8 +10,11 @@ from typing import Any
 import structlog
 
 from afterclick.errors import BadInput
-from infra.benches.faults import broker, incoming, job, store
-from infra.benches.faults.case import Bench, Case
+from infra.benchmarks.faults import broker_faults as broker
+from infra.benchmarks.faults import incoming_faults as incoming
+from infra.benchmarks.faults import store_faults as store
+from infra.benchmarks.faults import stream_faults as job
+from infra.benchmarks.faults.fault_case import Bench, Case
 
 log = structlog.get_logger()
 

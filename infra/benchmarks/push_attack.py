@@ -13,12 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from afterclick.settings import Settings
+from infra.benchmarks import attacked_lists as poison
+from infra.benchmarks import attacked_trends as poison_trends
+from infra.benchmarks.attacked_lists import Request
 from ingest.generate import generate_shop
 from training import implicit_als
-from training.evaluation import poison, poison_trends
 from training.evaluation.build import Recipe
 from training.evaluation.command import recipe, split_of
-from training.evaluation.poison import Request
 from training.ranker import RankerConfig
 from training.tower_config import TowerConfig
 

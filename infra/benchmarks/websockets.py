@@ -23,10 +23,11 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from afterclick.settings import Settings
-from infra.benches import serve, synthetic
-from infra.benches.served import metric, served, tell
-from infra.benches.servers import own_servers
-from infra.benches.synthetic import Shop
+from infra.benchmarks import serve_load as serve
+from infra.benchmarks import synthetic
+from infra.benchmarks.served import metric, served, tell
+from infra.benchmarks.servers import own_servers
+from infra.benchmarks.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
 
 log = structlog.get_logger()

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from afterclick.settings import Settings
+from infra.benchmarks.attacked_lists import Attack, Request, inject, one_vote, run
 from training import implicit_als
 from training.als import AlsConfig
 from training.baselines import unpushed
 from training.evaluation.build import Recipe
 from training.evaluation.command import split_of
-from training.evaluation.poison import Attack, Request, inject, one_vote, run
 from training.evaluation.protocols import Split
 from training.evaluation.reviews import Reviews
 from training.ranker import RankerConfig

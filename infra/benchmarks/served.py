@@ -21,9 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from afterclick.events import Action
 from afterclick.settings import Settings
 from afterclick.state import Effect, HistoryEntry, StateChange
-from infra.benches import synthetic
-from infra.benches.servers import API, running_api
-from infra.benches.synthetic import Shop
+from infra.benchmarks import synthetic
+from infra.benchmarks.servers import API, running_api
+from infra.benchmarks.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
 
 

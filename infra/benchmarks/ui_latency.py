@@ -25,9 +25,9 @@ from afterclick import events
 from afterclick.errors import Unavailable
 from afterclick.events import Action, Interaction
 from afterclick.settings import ServingSettings, Settings, StreamSettings, UiSettings
-from infra.benches import synthetic
-from infra.benches.stream_stack import Stack, own_stack
-from infra.benches.viewers import measure
+from infra.benchmarks import synthetic
+from infra.benchmarks.stream_stack import Stack, own_stack
+from infra.benchmarks.viewers import measure
 from infra.embedded.ports import free_port
 from infra.embedded.process import Process
 
