@@ -244,6 +244,11 @@ class UiSettings(_Section):
     """Show the admin panels on the dashboard; by default only if the pages listen on loopback."""
 
     @property
+    def url(self) -> str:
+        """Where processes on this machine reach the pages."""
+        return _local_url(self.host, self.port)
+
+    @property
     def shows_admin(self) -> bool:
         """Whether the dashboard has the admin panels."""
         return self.host in {"127.0.0.1", "::1", "localhost"} if self.admin is None else self.admin

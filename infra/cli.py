@@ -1,6 +1,8 @@
-"""The `afterclick` command: one module in `infra/commands` per group, errors as one line, exit codes.
+"""The `afterclick` command: one module in `infra/commands` per group, errors as one line, exit
+codes.
 
-Command modules import what they run inside their functions, so that help is instant and a process has only
+Command modules import what they run inside their functions, so that help is instant and a process
+has only
 the packages of its own extra.
 """
 
@@ -30,14 +32,16 @@ register(app)
 
 
 def main() -> None:
-    """Run the command line; an AfterclickError becomes one line on standard error and its exit code."""
+    """Run the command line; an AfterclickError becomes one line on standard error and its exit
+    code.
+    """
     configure_logging()
-    with shown_as_one_line():
+    with one_line_errors():
         app()
 
 
 @contextmanager
-def shown_as_one_line() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """End the process with the error's exit code, and its message in place of a traceback."""
     try:
         yield

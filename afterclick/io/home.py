@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -42,7 +42,7 @@ class HomeFile(BaseModel):
             return None
 
     @classmethod
-    def age_s(cls, home: Path) -> float | None:
+    def seconds_since_write(cls, home: Path) -> float | None:
         """Seconds since the file was written; None where there is none."""
         try:
             return max(0.0, time.time() - cls.path(home).stat().st_mtime)
@@ -52,7 +52,7 @@ class HomeFile(BaseModel):
     @classmethod
     def is_fresh(cls, home: Path) -> bool:
         """Whether whoever writes the file again and again still does."""
-        age = cls.age_s(home)
+        age = cls.seconds_since_write(home)
         return age is not None and age < FRESH_S
 
     def write(self, home: Path) -> None:
@@ -121,16 +121,57 @@ class PartRecord(BaseModel):
     name: str
     state: str
     pid: int | None
+    port: int | None = None
+    url: str | None = None
     restarts: int
+    log: str = ""
+    memory_mib: float | None = None
+    """Resident memory, children included."""
+
+
+class StepRecord(BaseModel):
+    """One step of the demo: waiting, running, done, failed or skipped."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    state: str
+    note: str = ""
+    done: int = 0
+    total: int = 0
+    seconds: float = 0.0
+
+
+class StackProgress(BaseModel):
+    """How far the loop has got."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    log_events: int = 0
+    """Records on the interaction topics."""
+    applied_events: int = 0
+    """Of these, applied to the state."""
+    archived_events: int = 0
+    """Of these, written to the Parquet log."""
+    lag: int = 0
+    """Records not yet applied."""
+    events_per_s: float = 0.0
+    """Applied since the last reading."""
+    model_version: str | None = None
 
 
 class StackRecord(HomeFile):
     """The stack that runs from this home."""
 
     running: bool
-    pid: int
-    parts: tuple[PartRecord, ...]
-    figures: dict[str, Any] = {}
+    pid: int | None
+    age_s: float = 0.0
+    home: str = ""
+    env: dict[str, str] = {}
+    """The variables that lead other processes to the stack."""
+    parts: tuple[PartRecord, ...] = ()
+    stages: tuple[StepRecord, ...] = ()
+    figures: StackProgress = StackProgress()
 
     @classmethod
     def path(cls, home: Path) -> Path:

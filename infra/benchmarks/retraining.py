@@ -1,7 +1,10 @@
-"""`afterclick bench retrain`: a model is trained, judged and swapped in while events and requests go on.
+"""`afterclick bench retrain`: a model is trained, judged and swapped in while events and requests
+go on.
 
-Starts its own Kafka, Valkey, stream job and API. Most of a generated shop is replayed, and a first model
-trained. Then `afterclick retrain` waits for new events beside the rest of the replay and the requests, until
+Starts its own Kafka, Valkey, stream job and API. Most of a generated shop is replayed, and a first
+model
+trained. Then `afterclick retrain` waits for new events beside the rest of the replay and the
+requests, until
 what it trained serves.
 """
 
@@ -31,7 +34,7 @@ from infra.benchmarks.served import model_of
 from infra.benchmarks.servers import environment, running_api, wait
 from infra.benchmarks.stream_stack import Stack, own_stack
 from infra.embedded.ports import LOOPBACK
-from infra.stack.gauge import archived
+from infra.stack.progress import archived
 from ingest.generate import ShopConfig, generate_shop
 
 log = structlog.get_logger()

@@ -48,7 +48,9 @@ def replay(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay reviews in event-time order. Stopped, it goes on where it was; repeated, it changes nothing."""
+    """Replay reviews in event-time order. Stopped, it goes on where it was; repeated, it changes
+    nothing.
+    """
     from afterclick.settings import Settings
     from infra.topics_admin import ensure_topics
     from ingest.replay import ReplayOptions
@@ -106,8 +108,8 @@ def people(
 ) -> None:
     """Give the shop's toy users the history of somebody in the data with their tastes."""
     from afterclick.settings import Settings
+    from infra.demo.histories import seed_demo_users
     from infra.topics_admin import ensure_topics
-    from ingest.lookalikes import lend
     from ingest.sorting import sort_by_time
     from ui.demo_users import demo_users
 
@@ -116,7 +118,7 @@ def people(
     ensure_topics(settings)
     tastes = {user.user_id: user.tastes for user in demo_users()}
     data = sort_by_time(chosen, settings.home)
-    found = lend(chosen, data, settings, tastes, until_ms=_ms(until), rebased=clock == "rebased")
+    found = seed_demo_users(chosen, data, settings, tastes, until_ms=_ms(until), rebased=clock == "rebased")
     if as_json:
         reviews = {person: lender.reviews for person, lender in found.items()}
         _print_json({"people": reviews, "sent": sum(reviews.values())})
@@ -124,7 +126,7 @@ def people(
     for user in demo_users():
         lender = found.get(user.user_id)
         has = (
-            f"{lender.reviews} reviews, {lender.alike} to their taste"
+            f"{lender.reviews} reviews, {lender.matches} to their taste"
             if lender
             else "nobody like them"
         )
@@ -178,7 +180,8 @@ def _ms(time: datetime | None) -> int | None:
 
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM end the replay in order: what was sent is flushed, and the progress kept."""
+    """SIGINT and SIGTERM end the replay in order: what was sent is flushed, and the progress kept.
+    """
     stop = threading.Event()
     before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -41,16 +41,15 @@ def up(
 ) -> None:
     """Run Kafka, Valkey, the stream job, the API and the page until Ctrl-C; restart what fails."""
     from afterclick.settings import Settings
-    from infra.stack.cut import find_cut
-    from infra.stack.demo import DemoOptions
-    from infra.stack.lock import require_no_stack
-    from infra.stack.up import UpOptions
+    from infra.demo.demo import DemoOptions
+    from infra.demo.split import find_split
+    from infra.stack.up import UpOptions, require_no_stack
     from infra.stack.up import up as run
 
     settings = Settings()
     require_no_stack(settings.home)
-    cut = find_cut(settings.home.absolute(), live_share, dataset) if replay else None
-    run(settings, UpOptions(port_offset, DemoOptions(cut, rate) if cut else None, retrain))
+    split = find_split(settings.home.absolute(), live_share, dataset) if replay else None
+    run(settings, UpOptions(port_offset, DemoOptions(split, rate) if split else None, retrain))
 
 
 @app.command()
@@ -59,7 +58,7 @@ def down(
 ) -> None:
     """Stop the stack of this home folder, wherever it was started."""
     from afterclick.settings import Settings
-    from infra.stack.down import down as stop
+    from infra.stack.up import down as stop
 
     home = Settings().home.absolute()
     pid = stop(home, timeout)
@@ -70,36 +69,38 @@ def down(
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """What runs, where, with how much memory, and how far it has got. Exit code 1 when nothing runs."""
+    """What runs, where, with how much memory, and how far it has got. Exit code 1 when nothing
+    runs.
+    """
     from afterclick.settings import Settings
-    from infra.stack import record
-    from infra.stack.status import table
+    from infra.stack.status import read_record, table
 
-    found = record.read(Settings().home.absolute())
+    record = read_record(Settings().home.absolute())
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(record.model_dump_json())
     else:
-        Console().print(table(found))
-    raise typer.Exit(0 if found["running"] else 1)
+        Console().print(table(record))
+    raise typer.Exit(0 if record.running else 1)
 
 
 @app.command()
 def doctor(as_json: AsJson = False, port_offset: Offset = 0) -> None:
-    """Check Java, packages, jars, ports, memory, disk; say how to mend what is wrong (exit code 1)."""
+    """Check Java, packages, jars, ports, memory, disk; say how to mend what is wrong (exit code 1).
+    """
     from afterclick.settings import Settings
     from infra.stack.doctor import examine, table
-    from infra.stack.layout import lay_out
+    from infra.stack.services import Topology
 
-    findings = examine(lay_out(Settings(), port_offset))
+    findings = examine(Topology.of(Settings(), port_offset))
     if as_json:
         typer.echo(
             json.dumps(
-                {"well": all(f.well for f in findings), "findings": [f.as_json() for f in findings]}
+                {"well": all(f.ok for f in findings), "findings": [f.as_json() for f in findings]}
             )
         )
     else:
         Console().print(table(findings))
-    raise typer.Exit(0 if all(finding.well for finding in findings) else 1)
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
 
 
 @app.command()

@@ -1,6 +1,8 @@
-"""The admin console's HTTP API (scope `admin`): replay, simulation, training, models, fault injection.
+"""The admin console's HTTP API (scope `admin`): replay, simulation, training, models, fault
+injection.
 
-Every route returns immediately; commands that take longer are jobs, their state is in GET /admin/console.
+Every route returns immediately; commands that take longer are jobs, their state is in GET
+/admin/console.
 
 reads  sql  api_keys
 """
@@ -247,7 +249,9 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class _KeyReader:
-    """ASGI middleware: refresh the API keys; while the database is down the last ones remain valid."""
+    """ASGI middleware: refresh the API keys; while the database is down the last ones remain
+    valid.
+    """
 
     def __init__(self, app: ASGIApp, database: Database, keys: KeyRing) -> None:
         self.app, self._database, self._keys = app, database, keys

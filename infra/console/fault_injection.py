@@ -97,7 +97,8 @@ def pause_redis(settings: Settings, seconds: float) -> None:
 
 
 def resend(kafka: KafkaSettings, count: int) -> int:
-    """Produce the newest feedback records again, unchanged and so with the same event ids; their number.
+    """Produce the newest feedback records again, unchanged and so with the same event ids; their
+    number.
 
     Raises Unavailable if Kafka does not accept them.
     """

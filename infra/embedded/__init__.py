@@ -1,1 +1,1 @@
-"""The real Kafka and Valkey as child processes of this one: for `afterclick up` and for the tests."""
+"""Real servers as child processes: Kafka and Valkey, without containers."""

@@ -1,39 +1,37 @@
-"""The jars that no Python package ships: Kafka itself, and Spark's Kafka connector.
+"""The jars that no Python package ships: Kafka, and Spark's Kafka connector.
 
-Fetched once by the Ivy that PySpark ships, into a cache shared by every checkout on this machine.
+Fetched once by the Ivy in PySpark, into a cache that all checkouts on this machine share.
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from afterclick.errors import Unavailable
+from afterclick.io.files import file_lock
 from afterclick.settings import KAFKA_JARS, SPARK_JARS
 from infra.embedded.java import find_java
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A Maven module with everything it needs, kept in a folder of the cache."""
+    """A Maven module with its dependencies, in a folder of the cache."""
 
     folder: str
     organisation: str
     module: str
     revision: str
     provided: tuple[str, ...] = ()
-    """Organisations whose jars are left out because PySpark has them."""
+    """Organisations whose jars PySpark already has."""
 
     @property
     def ivy(self) -> str:
-        """The module descriptor Ivy resolves."""
+        """The module descriptor that Ivy resolves."""
         excluded = "".join(f'<exclude org="{org}"/>' for org in self.provided)
         return (
             '<ivy-module version="2.0"><info organisation="afterclick" module="jars"/>'
@@ -61,32 +59,41 @@ BUNDLES = (KAFKA, SPARK_CONNECTOR)
 
 
 def ensure_jars(cache: Path, bundle: Bundle) -> list[Path]:
-    """The bundle's jars, fetched if the cache has none. Raises Unavailable where they cannot be had."""
+    """The bundle's jars, fetched into an empty cache. Raises Unavailable."""
     folder = cache / bundle.folder
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / ".lock"):
+        with file_lock(cache / ".lock", timeout_s=-1):
             if not folder.is_dir():
                 _fetch(bundle, folder)
     return sorted(folder.glob("*.jar"))
 
 
 def _fetch(bundle: Bundle, folder: Path) -> None:
-    """Let Ivy resolve and copy into a temporary folder, which then takes its name in one step."""
+    """Resolve into a temporary folder, then rename it."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as name:
         work = Path(name)
         (work / "ivy.xml").write_text(bundle.ivy)
         command: list[str | Path] = [
-            *(find_java().executable, "-jar", _ivy(), "-cache", work / "cache"),
-            *("-ivy", work / "ivy.xml", "-confs", "default"),
-            *("-retrieve", f"{work}/jars/[artifact]-[revision](-[classifier]).[ext]"),
+            find_java().executable,
+            "-jar",
+            _ivy(),
+            "-cache",
+            work / "cache",
+            "-ivy",
+            work / "ivy.xml",
+            "-confs",
+            "default",
+            "-retrieve",
+            f"{work}/jars/[artifact]-[revision](-[classifier]).[ext]",
         ]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode != 0 or not any((work / "jars").glob(f"{bundle.module}-*.jar")):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not any((work / "jars").glob(f"{bundle.module}-*.jar")):
             log = folder.parent / f"{bundle.folder}.log"
-            log.write_text(answer.stdout + answer.stderr)
+            log.write_text(done.stdout + done.stderr)
             raise Unavailable(
-                f"could not fetch {bundle.module} {bundle.revision} from Maven (is there internet? see {log})"
+                f"could not fetch {bundle.module} {bundle.revision} from Maven: check the internet "
+                f"connection, see {log}"
             )
         shutil.move(work / "jars", folder)
 
@@ -97,10 +104,3 @@ def _ivy() -> Path:
     if spec is None or spec.origin is None:
         raise Unavailable("PySpark is not installed: run `make setup`")
     return next((Path(spec.origin).parent / "jars").glob("ivy-*.jar"))
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

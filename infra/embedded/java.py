@@ -13,8 +13,8 @@ from afterclick.errors import Unavailable
 
 MINIMUM = 17
 INSTALL_HINT = (
-    "install a JDK (Debian: apt-get install openjdk-17-jre-headless; macOS: brew install openjdk@21), "
-    "or point JAVA_HOME at one"
+    "install a JDK (Debian: apt-get install openjdk-17-jre-headless; macOS: brew install "
+    "openjdk@21), or set JAVA_HOME"
 )
 
 
@@ -27,12 +27,12 @@ class Java:
 
     @property
     def home(self) -> Path:
-        """What JAVA_HOME has to be for this Java."""
+        """The JAVA_HOME of this Java."""
         return self.executable.resolve().parent.parent
 
 
 def find_java() -> Java:
-    """The Java of JAVA_HOME, else of PATH, else one that cjdk has or fetches. Raises Unavailable."""
+    """The Java of JAVA_HOME, of PATH, or from cjdk. Raises Unavailable."""
     tried = [java for path in _candidates() if (java := _probe(path))]
     for java in tried:
         if java.version >= MINIMUM:
@@ -41,7 +41,7 @@ def find_java() -> Java:
     if fetched:
         return fetched
     found = f"only Java {tried[0].version} ({tried[0].executable})" if tried else "no Java"
-    raise Unavailable(f"found {found}, but {MINIMUM} or newer is needed: {INSTALL_HINT}")
+    raise Unavailable(f"found {found}, but Java {MINIMUM} or newer is required: {INSTALL_HINT}")
 
 
 def _candidates() -> list[Path]:
@@ -67,7 +67,7 @@ def _probe(path: Path) -> Java | None:
 
 
 def _from_cjdk() -> Java | None:
-    """A JDK from cjdk's cache or, with internet, from its vendor; None where neither can be had."""
+    """A JDK from cjdk's cache or, with internet, from its vendor."""
     try:
         import cjdk  # type: ignore[import-not-found,unused-ignore]  # optional, has no types
     except ImportError:

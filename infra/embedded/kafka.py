@@ -12,12 +12,18 @@ from uuid import uuid4
 from afterclick.errors import Unavailable
 from infra.embedded.java import find_java
 from infra.embedded.ports import LOOPBACK, free_port
-from infra.embedded.process import Process
+from infra.embedded.server import EmbeddedServer
 from infra.topics_admin import broker_answers
 
 _JVM = (
-    *("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"),
-    *("-Djava.awt.headless=true", "-XX:+ExitOnOutOfMemoryError", "-Djava.net.preferIPv4Stack=true"),
+    "-Xms128m",
+    "-Xmx512m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+ExitOnOutOfMemoryError",
+    "-Xshare:auto",
+    "-Djava.awt.headless=true",
+    "-Djava.net.preferIPv4Stack=true",
 )
 _CONFIG = """\
 process.roles=broker,controller
@@ -29,7 +35,7 @@ controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={data}
 auto.create.topics.enable=false
-# one node: nothing to copy to
+# one node: no replicas
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=1
 transaction.state.log.replication.factor=1
@@ -40,7 +46,7 @@ share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
 controlled.shutdown.enable=false
-# a restarted broker waits until its former self is forgotten (default: 9 s)
+# a restarted broker waits for the end of its previous session (default: 9 s)
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 # few threads and little memory
@@ -71,8 +77,10 @@ Configuration:
 """
 
 
-class KafkaServer:
-    """One broker. Its data stays in `folder` between starts; ports are chosen once, when it is built."""
+class KafkaServer(EmbeddedServer):
+    """One broker, which is also its controller."""
+
+    name = "Kafka"
 
     def __init__(
         self,
@@ -82,29 +90,21 @@ class KafkaServer:
         controller_port: int | None = None,
         advertised_port: int | None = None,
     ) -> None:
-        """`advertised_port`: where clients are told to find it, if something stands before it."""
-        self.folder = folder.resolve()
+        """`advertised_port`: the port that clients are told, if a proxy is in front of the
+        broker.
+        """
+        super().__init__(folder, port)
         self.jars = jars
-        self.port = port or free_port()
         self.controller_port = controller_port or free_port()
         self.advertised_port = advertised_port or self.port
-        self._process: Process | None = None
 
     @property
     def address(self) -> str:
-        """What clients bootstrap from: host:port."""
+        """The bootstrap address: host:port."""
         return f"{LOOPBACK}:{self.port}"
 
-    @property
-    def process(self) -> Process:
-        """The broker's process, not necessarily running."""
-        if self._process is None:
-            command = [*self._java(), "kafka.Kafka", self.folder / "server.properties"]
-            self._process = Process("Kafka", command, self.folder / "kafka.log")
-        return self._process
-
     def prepare(self) -> None:
-        """Write the configuration and, the first time, format the data folder."""
+        """Write the configuration and format a new data folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         data = self.folder / "data"
         config = _CONFIG.format(
@@ -120,24 +120,10 @@ class KafkaServer:
             self._format()
 
     def ready(self) -> bool:
-        """Whether the broker answers requests."""
         return broker_answers(self.address)
 
-    def start(self, timeout_s: float = 60.0) -> None:
-        """Start and wait until it answers."""
-        self.prepare()
-        self.process.start()
-        self.process.wait_ready(self.ready, timeout_s)
-
-    def stop(self) -> None:
-        """End it in order: the log is flushed."""
-        if self._process:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash would."""
-        if self._process:
-            self._process.kill()
+    def command(self) -> Sequence[str | Path]:
+        return [*self._java(), "kafka.Kafka", self.folder / "server.properties"]
 
     def _java(self) -> list[str | Path]:
         classpath = os.pathsep.join(str(jar) for jar in self.jars)
@@ -148,8 +134,8 @@ class KafkaServer:
         cluster_id = urlsafe_b64encode(uuid4().bytes).decode().rstrip("=").replace("-", "a")
         tool = ["kafka.tools.StorageTool", "format", "-t", cluster_id]
         command = [*self._java(), *tool, "-c", self.folder / "server.properties"]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode != 0:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
             raise Unavailable(
-                f"Kafka could not format {self.folder}: {(answer.stdout + answer.stderr).strip()}"
+                f"Kafka could not format {self.folder}: {(done.stdout + done.stderr).strip()}"
             )

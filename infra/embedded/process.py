@@ -31,9 +31,12 @@ _SETTING = "AFTERCLICK_"
 class Process:
     """A command that can be started, stopped and killed repeatedly.
 
-    It runs in its own session, so that Ctrl-C reaches only this process, which then stops the child in order.
-    On Linux the kernel kills it when the thread that started it ends: start it from the main thread.
-    The child inherits this process's environment except AFTERCLICK_*: settings come from `env` only.
+    It runs in its own session, so that Ctrl-C reaches only this process, which then stops the child
+    in order.
+    On Linux the kernel kills it when the thread that started it ends: start it from the main
+    thread.
+    The child inherits this process's environment except AFTERCLICK_*: settings come from `env`
+    only.
     """
 
     name: str
@@ -41,7 +44,8 @@ class Process:
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
     on_output: Callable[[str], None] | None = None
-    """Receives each line of standard output, from a thread; the log then has standard error only."""
+    """Receives each line of standard output, from a thread; the log then has standard error only.
+    """
     _popen: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _reader: threading.Thread | None = field(default=None, init=False, repr=False)
     _log_start: int = field(default=0, init=False, repr=False)
@@ -82,7 +86,9 @@ class Process:
             self._reader.start()
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until `ready` returns true. Raises Unavailable if the process ends or the time is up."""
+        """Wait until `ready` returns true. Raises Unavailable if the process ends or the time is
+        up.
+        """
         deadline = time.monotonic() + timeout_s
         while not ready():
             if not self.running:
@@ -115,7 +121,9 @@ class Process:
             raise NotRunning(f"{self.name} has ended") from None
 
     def stop(self, timeout_s: float = 8.0) -> None:
-        """SIGTERM, then SIGKILL after `timeout_s`. Returns when it and all of its children are gone."""
+        """SIGTERM, then SIGKILL after `timeout_s`. Returns when it and all of its children are
+        gone.
+        """
         if self._popen is None:
             return
         if self.running:
@@ -133,7 +141,8 @@ class Process:
     def suspend(self) -> None:
         """SIGSTOP, until `resume`. Raises Unavailable if it does not run.
 
-        Returns once all threads are stopped: on a busy machine they continue for a while after the signal.
+        Returns once all threads are stopped: on a busy machine they continue for a while after the
+        signal.
         """
         os.waitid(os.P_PID, self._signal(signal.SIGSTOP), os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
@@ -142,7 +151,9 @@ class Process:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL to the process and to every process of its session, whatever their process group."""
+        """SIGKILL to the process and to every process of its session, whatever their process
+        group.
+        """
         if self._popen is None:
             return
         for pid in _session(self._popen.pid):
@@ -216,7 +227,9 @@ def _session(leader: int) -> list[int]:
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """Runs in the child before the command: ask the kernel for SIGKILL when the parent thread ends."""
+    """Runs in the child before the command: ask the kernel for SIGKILL when the parent
+    thread ends.
+    """
     if sys.platform != "linux":
         return None
     prctl, parent = _libc().prctl, os.getpid()

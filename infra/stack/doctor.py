@@ -1,4 +1,4 @@
-"""`afterclick doctor`: what this machine lacks, and how to mend it."""
+"""`afterclick doctor`: what this machine lacks, and how to fix it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import importlib.metadata
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -16,11 +15,11 @@ from rich.table import Table
 from afterclick.errors import AfterclickError
 from infra.embedded.jars import BUNDLES
 from infra.embedded.java import find_java
-from infra.stack.layout import Layout, require_free_ports
-from infra.stack.lock import holder
+from infra.stack.services import Topology
+from infra.stack.status import running_stack
 
-NEEDED_DISK_GIB = 5
-NEEDED_MEMORY_GIB = 6
+REQUIRED_DISK_GIB = 5
+REQUIRED_MEMORY_GIB = 6
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _PACKAGES = {
     "ingest": ("confluent_kafka", "pyarrow"),
@@ -33,112 +32,111 @@ _PACKAGES = {
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing looked at. `remedy` is empty where all is well."""
+class Check:
+    """The result of one check, and the fix if it failed."""
 
     name: str
-    well: bool
+    ok: bool
     found: str
     remedy: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"name": self.name, "well": self.ok, "found": self.found, "remedy": self.remedy}
 
 
-def examine(layout: Layout) -> list[Finding]:
-    """Look at everything the stack needs, each on its own, so that one fault does not hide another."""
-    looks: list[Callable[[Layout], Finding]] = [
-        _python,
-        _java,
-        _packages,
-        _jars,
-        _ports,
-        _disk,
-        _memory,
-        _chromium,
+def examine(topology: Topology) -> list[Check]:
+    """Run every check; none depends on another."""
+    return [
+        _python(),
+        _java(),
+        _packages(),
+        _jars(topology),
+        _ports(topology),
+        _disk(topology),
+        _memory(),
+        _chromium(),
     ]
-    return [look(layout) for look in looks]
 
 
-def table(findings: list[Finding]) -> Table:
-    """The findings, with what to do under each that is not well."""
+def table(checks: list[Check]) -> Table:
+    """The checks, with the fix under each failure."""
     shown = Table(box=None, pad_edge=False, show_header=False)
     shown.add_column()
     shown.add_column()
     shown.add_column(overflow="fold")
-    for finding in findings:
-        mark = "[green]ok[/green]" if finding.well else "[red]no[/red]"
-        remedy = "" if finding.well else f"\n[yellow]→ {finding.remedy}[/yellow]"
-        shown.add_row(mark, finding.name, f"{finding.found}{remedy}")
+    for check in checks:
+        mark = "[green]ok[/green]" if check.ok else "[red]no[/red]"
+        remedy = "" if check.ok else f"\n[yellow]→ {check.remedy}[/yellow]"
+        shown.add_row(mark, check.name, f"{check.found}{remedy}")
     return shown
 
 
-def _python(layout: Layout) -> Finding:
+def _python() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Finding(
+    return Check(
         "Python", sys.version_info >= (3, 11), version, "rebuild .venv with Python 3.11 or newer"
     )
 
 
-def _java(layout: Layout) -> Finding:
+def _java() -> Check:
     try:
         java = find_java()
     except AfterclickError as error:
-        found, _, remedy = str(error).partition(": ")
-        return Finding("Java", False, found, remedy)
-    return Finding("Java", True, f"{java.version} ({java.executable})")
+        return _failed("Java", error)
+    return Check("Java", True, f"{java.version} ({java.executable})")
 
 
-def _packages(layout: Layout) -> Finding:
+def _packages() -> Check:
     missing = [
         f"{module} ({extra})"
         for extra, modules in _PACKAGES.items()
         for module in modules
         if importlib.util.find_spec(module) is None
     ]
-    found = (
-        f"missing: {', '.join(missing)}"
-        if missing
-        else f"all, pyspark {importlib.metadata.version('pyspark')}"
-    )
-    return Finding("packages", not missing, found, "make setup")
+    if missing:
+        return Check("packages", False, f"missing: {', '.join(missing)}", "make setup")
+    return Check("packages", True, f"all, pyspark {importlib.metadata.version('pyspark')}")
 
 
-def _jars(layout: Layout) -> Finding:
-    cache = layout.settings.jars
+def _jars(topology: Topology) -> Check:
+    cache = topology.settings.jars
     missing = [
         bundle.folder for bundle in BUNDLES if not any((cache / bundle.folder).glob("*.jar"))
     ]
     found = f"missing in {cache}: {', '.join(missing)}" if missing else str(cache)
-    return Finding("jars", not missing, found, "afterclick jars (needs internet once)")
+    return Check("jars", not missing, found, "afterclick jars (downloads them once)")
 
 
-def _ports(layout: Layout) -> Finding:
-    ports = ", ".join(f"{port} {name}" for port, name in layout.listeners)
-    if pid := holder(layout.home):
-        return Finding("ports", True, f"in use by the stack that runs here (pid {pid})")
+def _ports(topology: Topology) -> Check:
+    if pid := running_stack(topology.home):
+        return Check("ports", True, f"in use by the stack of this home (pid {pid})")
     try:
-        require_free_ports(layout)
+        topology.require_free_ports()
     except AfterclickError as error:
-        found, _, remedy = str(error).partition(": ")
-        return Finding("ports", False, found, remedy)
-    return Finding("ports", True, f"free: {ports}")
+        return _failed("ports", error)
+    ports = ", ".join(f"{port} {name}" for port, name in topology.listeners)
+    return Check("ports", True, f"free: {ports}")
 
 
-def _disk(layout: Layout) -> Finding:
-    folder = next(p for p in (layout.home, *layout.home.parents) if p.exists())
+def _disk(topology: Topology) -> Check:
+    folder = next(p for p in (topology.home, *topology.home.parents) if p.exists())
     free = shutil.disk_usage(folder).free / 2**30
-    remedy = f"free some space, or set AFTERCLICK_HOME to a folder with {NEEDED_DISK_GIB} GiB"
-    return Finding("disk", free >= NEEDED_DISK_GIB, f"{free:.0f} GiB free at {folder}", remedy)
+    remedy = f"free disk space, or set AFTERCLICK_HOME to a folder with {REQUIRED_DISK_GIB} GiB"
+    return Check("disk", free >= REQUIRED_DISK_GIB, f"{free:.0f} GiB free at {folder}", remedy)
 
 
-def _memory(layout: Layout) -> Finding:
+def _memory() -> Check:
     free = psutil.virtual_memory().available / 2**30
-    remedy = "close something, or give training less: AFTERCLICK_TRAINING__MEMORY=1g"
-    return Finding("memory", free >= NEEDED_MEMORY_GIB, f"{free:.1f} GiB available", remedy)
+    remedy = "close other programs, or set AFTERCLICK_TRAINING__MEMORY=1g"
+    return Check("memory", free >= REQUIRED_MEMORY_GIB, f"{free:.1f} GiB available", remedy)
 
 
-def _chromium(layout: Layout) -> Finding:
-    found = next((path for name in CHROMIUMS if (path := shutil.which(name))), None)
+def _chromium() -> Check:
+    path = next((path for name in CHROMIUMS if (path := shutil.which(name))), None)
     remedy = "only the browser tests need it: apt-get install chromium, or Google Chrome"
-    return Finding("Chromium", found is not None, found or "none", remedy)
+    return Check("Chromium", path is not None, path or "none", remedy)
+
+
+def _failed(name: str, error: AfterclickError) -> Check:
+    found, _, remedy = str(error).partition(": ")
+    return Check(name, False, found, remedy)

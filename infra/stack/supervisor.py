@@ -1,6 +1,7 @@
-"""Start the parts, keep them running, stop them in order, and leave nothing behind.
+"""Start the services, keep them running, stop them in order, and leave no process behind.
 
-Everything runs in the main thread's event loop: the kernel ends a child with the thread that started it.
+Everything runs in the main thread's event loop: the kernel ends a child with the thread that
+started it.
 """
 
 from __future__ import annotations
@@ -13,141 +14,131 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
-
 from afterclick.errors import Unavailable
 from infra.embedded.process import Process
-from infra.stack.layout import Layout
-from infra.stack.part import Part, State
-from infra.stack.stages import Stage
-
-log = structlog.get_logger()
+from infra.stack.services import ManagedService, State
 
 _POLL_S = 0.1
-_GRACE_S = 5.0
-_SERVERS_GRACE_S = 3.0
+GRACE_S = 5.0
+"""How long commands and applications may take to end."""
+SERVERS_GRACE_S = 3.0
+"""How long Kafka and Valkey may take to end."""
 
 Note = Callable[[str], None]
+Task = Callable[[], Coroutine[Any, Any, None]]
 
 
 @dataclass
-class Stack:
-    """A running stack. `note` is told each thing worth a line."""
+class Supervisor:
+    """Runs servers, then the applications that need them. `note` receives each line worth
+    printing.
+    """
 
-    layout: Layout
-    servers: list[Part]
-    applications: list[Part]
+    servers: list[ManagedService]
+    applications: list[ManagedService]
     note: Note
-    stages: list[Stage] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
-    _tasks: list[Process] = field(default_factory=list)
+    _commands: list[Process] = field(default_factory=list)
 
     @property
-    def parts(self) -> list[Part]:
+    def services(self) -> list[ManagedService]:
         return [*self.servers, *self.applications]
 
     @property
     def age(self) -> float:
-        """Seconds since the stack was started."""
+        """Seconds since the start."""
         return time.monotonic() - self.began
 
     @property
     def stopping(self) -> bool:
         return self._stop.is_set()
 
-    async def run(
-        self, between: Callable[[], None], *beside: Callable[[Stack], Coroutine[Any, Any, None]]
-    ) -> None:
-        """Run until SIGINT, SIGTERM or SIGHUP. `between` runs once Kafka and Valkey answer, then `beside`.
+    async def run(self, between: Callable[[], None], *tasks: Task) -> None:
+        """Run until SIGINT, SIGTERM or SIGHUP. `between` runs once the servers answer, then
+        `tasks`.
 
-        Raises Unavailable when Kafka or Valkey does not come up. Every process is gone when this returns.
+        Raises Unavailable if an essential service does not start. Every process has ended on
+        return.
         """
         try:
             with self._signals():
-                await self._until_stop(self._run(between, beside))
+                await self._until_stop(self._run(between, tasks))
         finally:
             self.shut_down()
 
-    async def task(self, name: str, process: Process) -> None:
-        """Run a command that ends by itself. Raises Unavailable with its last words when it fails."""
-        self._tasks.append(process)
+    async def command(self, process: Process) -> None:
+        """Run a command to its end. Raises Unavailable with the end of its log if it fails."""
+        self._commands.append(process)
         process.start()
         while process.running:
             await asyncio.sleep(_POLL_S)
-        self._tasks.remove(process)
-        if process.returncode and not self.stopping:
+        self._commands.remove(process)
+        code = process.wait()
+        if code and not self.stopping:
             raise Unavailable(
-                f"{name} failed with code {process.returncode} (see {process.log}): {process.tail()}"
+                f"{process.name} failed with code {code} (see {process.log}): {process.tail()}"
             )
 
     def stop(self) -> None:
-        """Ask for the end."""
+        """Request the end."""
         self._stop.set()
 
     def shut_down(self) -> None:
-        """End everything: first what uses the servers, then the servers; what does not go is killed."""
+        """End everything: the applications, then the servers; SIGKILL after a grace period."""
         self.note("stopping")
-        _end([*self._tasks, *(part.process for part in self.applications)], _GRACE_S)
-        _end([part.process for part in self.servers], _SERVERS_GRACE_S)
-        for part in self.parts:
-            part.state = State.STOPPED
+        _end([*self._commands, *(service.process for service in self.applications)], GRACE_S)
+        _end([service.process for service in self.servers], SERVERS_GRACE_S)
+        for service in self.services:
+            service.state = State.STOPPED
         self.note("stopped, nothing left running")
 
-    async def _run(
-        self,
-        between: Callable[[], None],
-        beside: tuple[Callable[[Stack], Coroutine[Any, Any, None]], ...],
-    ) -> None:
+    async def _run(self, between: Callable[[], None], tasks: tuple[Task, ...]) -> None:
         async with asyncio.TaskGroup() as group:
-            for part in self.servers:
-                group.create_task(self._keep(part))
-            await self._all_ready(self.servers)
+            for service in self.servers:
+                group.create_task(self._keep(service))
+            while not all(service.state is State.READY for service in self.servers):
+                await asyncio.sleep(_POLL_S)
             await asyncio.to_thread(between)
-            for part in self.applications:
-                group.create_task(self._keep(part))
-            for work in beside:
-                group.create_task(work(self))
+            for service in self.applications:
+                group.create_task(self._keep(service))
+            for task in tasks:
+                group.create_task(task())
 
-    async def _keep(self, part: Part) -> None:
-        """Start the part, and again whenever it ends."""
+    async def _keep(self, service: ManagedService) -> None:
+        """Start the service, and restart it whenever it ends."""
+        process = service.process
         while not self.stopping:
-            await asyncio.to_thread(part.prepare)
-            part.launch()
-            await self._watch(part)
+            await asyncio.to_thread(service.prepare)
+            service.launch()
+            await self._watch(service)
             if self.stopping:
                 return
-            code = part.process.returncode
-            if part.essential and part.state is State.STARTING:
-                raise Unavailable(
-                    f"{part.name} ended with code {code}; see {part.process.log}\n{part.process.tail()}"
-                )
-            part.process.kill()  # what it may have left behind
-            pause = part.pause_after_crash()
-            self.note(
-                f"{part.name} ended with code {code}; again in {pause:.1f} s (log: {part.process.log})"
-            )
+            ended = f"{service.name} ended with code {process.returncode}"
+            if service.essential and service.state is State.STARTING:
+                raise Unavailable(f"{ended}; see {process.log}\n{process.tail()}")
+            process.kill()  # children it may have left
+            pause = service.pause_after_crash()
+            self.note(f"{ended}; restart in {pause:.1f} s (log: {process.log})")
             await asyncio.sleep(pause)
 
-    async def _watch(self, part: Part) -> None:
-        """Wait until the part ends; meanwhile notice when it is ready."""
+    async def _watch(self, service: ManagedService) -> None:
+        """Wait until the service ends; meanwhile note when it is ready."""
         started, warned = time.monotonic(), False
-        while part.process.running:
-            if part.state is State.STARTING:
-                if await asyncio.to_thread(part.ready):
-                    part.state = State.READY
-                    self.note(f"{part.name} ready" + (f" at {part.url}" if part.url else ""))
-                elif not warned and time.monotonic() - started > part.ready_within_s:
+        while service.process.running:
+            if service.state is State.STARTING:
+                if await asyncio.to_thread(service.ready):
+                    service.state = State.READY
+                    self.note(
+                        f"{service.name} ready" + (f" at {service.url}" if service.url else "")
+                    )
+                elif not warned and time.monotonic() - started > service.warn_after_s:
                     warned = True
-                    self.note(f"{part.name} does not answer yet; see {part.process.log}")
-            await asyncio.sleep(_POLL_S)
-
-    async def _all_ready(self, parts: list[Part]) -> None:
-        while not all(part.state is State.READY for part in parts):
+                    self.note(f"{service.name} is not ready yet; see {service.process.log}")
             await asyncio.sleep(_POLL_S)
 
     async def _until_stop(self, work: Awaitable[None]) -> None:
-        """Run the work until it fails or a stop is asked for."""
+        """Run the work until it fails or a stop is requested."""
         running = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -167,14 +158,14 @@ class Stack:
         for number in signals:
             loop.add_signal_handler(number, self.stop)
         yield
-        # from here on a second Ctrl-C must not interrupt the shutdown
+        # a second Ctrl-C must not interrupt the shutdown
         for number in signals:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)
 
 
 def _end(processes: list[Process], grace_s: float) -> None:
-    """Ask all of them at once, wait, kill the rest."""
+    """SIGTERM to all, wait, SIGKILL to the rest."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + grace_s
@@ -185,6 +176,6 @@ def _end(processes: list[Process], grace_s: float) -> None:
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first failure in a group, and in the groups in it."""
+    """The first failure of a group and its nested groups."""
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,96 +1,146 @@
-"""Compose the stack and run it: the one place where its pieces meet."""
+"""Compose the stack and run it; stop it from another shell."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import contextlib
+import os
+import signal
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
-import structlog
 from rich.console import Console
 
+from afterclick.errors import AlreadyRunning, Unavailable
+from afterclick.io.background import BackgroundLoop
+from afterclick.io.files import file_lock
+from afterclick.io.home import StackRecord
 from afterclick.settings import Settings
-from infra.stack import parts, record
-from infra.stack.demo import Demo, DemoOptions
-from infra.stack.gauge import Gauge
-from infra.stack.layout import Layout, addresses, lay_out, require_free_ports
-from infra.stack.lock import only_stack
-from infra.stack.supervisor import Stack
-from infra.stack.view import View
+from infra.demo.demo import Demo, DemoOptions
+from infra.stack.progress import ProgressProbe
+from infra.stack.services import Topology
+from infra.stack.status import LOCK, DemoStep, Display, running_stack
+from infra.stack.supervisor import Supervisor
 from infra.topics_admin import ensure_topics
 
-log = structlog.get_logger()
-
-_GAUGE_S = 2.0
+_PROBE_S = 2.0
+_RECORD_S = 1.0
 
 
 @dataclass(frozen=True)
 class UpOptions:
-    """How `afterclick up` was asked to run."""
+    """Options of `afterclick up`."""
 
     port_offset: int = 0
     demo: DemoOptions | None = None
     retrain: bool = False
-    """Train by the clock and after new events, as `afterclick retrain` does."""
+    """Also run `afterclick retrain`."""
 
 
 def up(settings: Settings, options: UpOptions) -> None:
-    """Run the whole stack until it is told to stop. Raises AlreadyRunning, Unavailable."""
-    layout = lay_out(for_show(settings) if options.demo else settings, options.port_offset)
-    with only_stack(layout.home):
-        require_free_ports(layout)
-        asyncio.run(_run(layout, options))
+    """Run the whole stack until a signal. Raises AlreadyRunning, Unavailable."""
+    topology = Topology.of(
+        demo_settings(settings) if options.demo else settings, options.port_offset
+    )
+    with file_lock(topology.home / LOCK, str(os.getpid()), _busy(topology.home)):
+        topology.require_free_ports()
+        asyncio.run(_Stack(topology, options).run())
 
 
-def for_show(settings: Settings) -> Settings:
-    """The settings of a demo: its dashboard may break things, its shoppers, all new accounts, make trends."""
+def down(home: Path, timeout_s: float) -> int | None:
+    """Stop the stack of this home and wait for its end; its process id, None if none runs.
+
+    Raises Unavailable if it runs on after `timeout_s`.
+    """
+    pid = running_stack(home)
+    if pid is None:
+        return None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while running_stack(home) == pid:
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"the stack {pid} has not ended within {timeout_s:.0f} s: run `kill -9 {pid}`"
+            )
+        time.sleep(0.1)
+    return pid
+
+
+def require_no_stack(home: Path) -> None:
+    """Raise AlreadyRunning if a stack runs in this home."""
+    if running_stack(home):
+        raise AlreadyRunning(_busy(home))
+
+
+def demo_settings(settings: Settings) -> Settings:
+    """Allow fault injection; switch quarantine off, as simulated users are all new accounts."""
     serving = settings.serving.model_copy(update={"quarantine_slack": 0.0})
     console = settings.console.model_copy(update={"fault_injection": True})
     return settings.model_copy(update={"serving": serving, "console": console})
 
 
-async def _run(layout: Layout, options: UpOptions) -> None:
-    view = View(Console())
-    stack = Stack(
-        layout, parts.servers(layout), parts.applications(layout, options.retrain), view.note
+class _Stack:
+    """One run of the stack: supervisor, display, progress and demo."""
+
+    def __init__(self, topology: Topology, options: UpOptions) -> None:
+        self.topology = topology
+        self.display = Display(Console())
+        self.probe = ProgressProbe(topology.settings)
+        self.supervisor = Supervisor(
+            topology.servers(), topology.applications(options.retrain), self.display.note
+        )
+        self.demo = self._demo(options.demo) if options.demo else None
+        if options.port_offset:
+            variables = " ".join(f"{name}={value}" for name, value in topology.addresses.items())
+            self.display.note(f"for commands in other shells: export {variables}")
+
+    async def run(self) -> None:
+        tasks = [self._keep_record] + ([self.demo.run] if self.demo else [])
+        # a daemon thread: a server that does not answer must not delay the end
+        probing = BackgroundLoop("progress", self.probe.read, _PROBE_S)
+        self.display.note(f"starting; data and logs in {self.topology.home}")
+        probing.start()
+        with self.display.shown():
+            try:
+                await self.supervisor.run(self._create_topics, *tasks)
+            finally:
+                probing.stop(0.0)
+                self.display.draw(self._record())
+
+    def _demo(self, options: DemoOptions) -> Demo:
+        return Demo(
+            self.topology, self.supervisor, self.display, options, lambda: self.probe.latest
+        )
+
+    def _create_topics(self) -> None:
+        if created := ensure_topics(self.topology.settings):
+            self.display.note(f"created {len(created)} topics")
+
+    async def _keep_record(self) -> None:
+        while True:
+            record = await asyncio.to_thread(self._record)
+            await asyncio.to_thread(record.write, self.topology.home)
+            self.display.draw(record)
+            await asyncio.sleep(_RECORD_S)
+
+    def _record(self) -> StackRecord:
+        steps: list[DemoStep] = self.demo.steps if self.demo else []
+        return StackRecord(
+            running=True,
+            pid=os.getpid(),
+            age_s=round(self.supervisor.age, 1),
+            home=str(self.topology.home),
+            env=self.topology.addresses,
+            parts=tuple(service.record() for service in self.supervisor.services),
+            stages=tuple(step.record() for step in steps),
+            figures=self.probe.latest,
+        )
+
+
+def _busy(home: Path) -> str:
+    return (
+        f"a stack runs already in {home} (pid {running_stack(home)}): see `afterclick status`, "
+        "stop it with `afterclick down`"
     )
-    ending = threading.Event()
-    measuring = threading.Thread(target=_measure, args=(layout, view, ending), daemon=True)
-    beside = [lambda stack: record.keep(stack, lambda: view.figures)]
-    if options.demo:
-        demo = Demo(stack, options.demo, view)
-        stack.stages = demo.stages
-        beside.append(lambda _: demo.run())
-    view.note(f"starting; data and logs in {layout.home}")
-    if options.port_offset:
-        told = " ".join(f"{name}={value}" for name, value in addresses(layout.settings).items())
-        view.note(f"for commands in other shells: export {told}")
-    measuring.start()
-    with view.shown() as live:
-        following = asyncio.create_task(view.follow(stack, live))
-        try:
-            await stack.run(lambda: _topics(layout, view), *beside)
-        finally:
-            ending.set()
-            following.cancel()
-            if live:
-                live.update(view.draw(stack), refresh=True)
-
-
-def _topics(layout: Layout, view: View) -> None:
-    created = ensure_topics(layout.settings)
-    if created:
-        view.note(f"created {len(created)} topics")
-
-
-def _measure(layout: Layout, view: View, ending: threading.Event) -> None:
-    """Read the figures every two seconds into the view's.
-
-    In a daemon thread, so that a question to a server that is gone never holds up the end.
-    """
-    gauge = Gauge(layout)
-    while not ending.wait(_GAUGE_S):
-        try:
-            view.show(gauge.read())
-        except Exception:  # the edge of a thread: the next reading may do better
-            log.exception("no figures")

@@ -1,4 +1,6 @@
-"""The command line as a person meets it: one line for an error, an exit code, JSON where figures come out."""
+"""The command line as a person meets it: one line for an error, an exit code, JSON where
+figures come out.
+"""
 
 from __future__ import annotations
 

@@ -60,7 +60,9 @@ def test_training_needs_all_three() -> None:
 
 
 def closure(name: str, extras: set[str]) -> set[str]:
-    """Every package that a package with these extras needs, by the metadata of what is installed."""
+    """Every package that a package with these extras needs, by the metadata of what is
+    installed.
+    """
     seen: set[tuple[str, str]] = set()
     waiting = [(name, extra) for extra in ("", *extras)]
     while waiting:

@@ -13,7 +13,9 @@ from infra.embedded.ports import LOOPBACK, free_port, is_free
 
 
 def test_no_outgoing_connection_is_given_a_port_that_was_chosen_for_a_server() -> None:
-    """The control: a port that the system chooses itself is one that it also gives to connections."""
+    """The control: a port that the system chooses itself is one that it also gives to
+    connections.
+    """
     given = Path("/proc/sys/net/ipv4/ip_local_port_range")
     if not given.exists():
         pytest.fail("this test reads the range of outgoing connections from Linux")

@@ -1,4 +1,5 @@
-"""`afterclick up --replay` for real, on a small generated shop: the demo, its end, and its going on.
+"""`afterclick up --replay` for real, on a small generated shop: the demo, its end, and its going
+on.
 
 The tests of this file run in order on one stack, since each start costs half a minute.
 """
@@ -20,7 +21,7 @@ import psutil
 import pytest
 
 from infra.embedded.ports import free_port
-from infra.stack import supervisor
+from infra.stack.supervisor import GRACE_S, SERVERS_GRACE_S
 from tests.waiting import PATIENCE_S, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.spark, pytest.mark.timeout(1500)]
@@ -153,7 +154,7 @@ def test_started_twice_it_says_so_and_breaks_nothing(stack: StackInATerminal) ->
 def test_a_killed_part_is_started_again(stack: StackInATerminal) -> None:
     killed = next(part["pid"] for part in stack.status()["parts"] if part["name"] == "serve")
     os.kill(killed, signal.SIGKILL)
-    stack.said("serve ended with code -9; again in")
+    stack.said("serve ended with code -9; restart in")
 
     def again() -> bool:
         part = next(part for part in stack.status()["parts"] if part["name"] == "serve")
@@ -168,7 +169,7 @@ def test_the_dashboard_kills_the_stream_job_it_comes_back_and_nothing_is_lost(
 ) -> None:
     killed = next(part["pid"] for part in stack.status()["parts"] if part["name"] == "stream")
     assert str(killed) in stack.control("faults/stream")["done"]
-    stack.said("stream ended with code -9; again in")
+    stack.said("stream ended with code -9; restart in")
     stack.control("reconcile")
 
     def proof() -> dict[str, Any] | None:
@@ -186,7 +187,7 @@ def test_the_dashboard_kills_the_stream_job_it_comes_back_and_nothing_is_lost(
 def test_ctrl_c_ends_everything_and_no_part_is_given_ten_seconds(stack: StackInATerminal) -> None:
     assert len(stack.processes()) > 5
     assert stack.end(signal.SIGINT) == 0
-    assert supervisor._GRACE_S + supervisor._SERVERS_GRACE_S < 10, "then they are killed"
+    assert GRACE_S + SERVERS_GRACE_S < 10, "then they are killed"
     wait_until(lambda: not stack.processes(), every=0.5, what="every process is gone")
     assert stack.status()["running"] is False
 
@@ -194,7 +195,7 @@ def test_ctrl_c_ends_everything_and_no_part_is_given_ten_seconds(stack: StackInA
 def test_started_again_it_goes_on_where_it_was(stack: StackInATerminal) -> None:
     stack.start("--replay", "--rate", "5")
     assert ": 0 reviews before" in stack.said("history: ")
-    assert "goes on with model" in stack.said("training: ")
+    assert "continues with model" in stack.said("training: ")
     assert "personalised" in stack.said("first personalised list from a model")
 
 

@@ -1,4 +1,4 @@
-"""The supervisor with small processes in place of the parts: what it does when they crash, hang or refuse."""
+"""The supervisor with small processes as services: they crash, hang, or ignore SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 
 from afterclick.errors import Unavailable
-from afterclick.settings import Settings
 from infra.embedded.process import Process
-from infra.stack.layout import lay_out
-from infra.stack.part import Part, State
-from infra.stack.supervisor import Stack
+from infra.stack.services import ManagedService, State
+from infra.stack.supervisor import Supervisor
 from tests.waiting import PATIENCE_S, wait_until
 
 SLEEPS = "import time; print('ready', flush=True); time.sleep(600)"
@@ -30,14 +28,17 @@ class Small:
 
     def __init__(self, folder: Path, server: str = SLEEPS, application: str = SLEEPS) -> None:
         self.notes: list[str] = []
-        self.server = self._part(folder, "server", server, essential=True)
-        self.application = self._part(folder, "application", application)
-        layout = lay_out(Settings(home=folder))
-        self.stack = Stack(layout, [self.server], [self.application], self.notes.append)
+        self.server = self._service(folder, "server", server, essential=True)
+        self.application = self._service(folder, "application", application)
+        self.supervisor = Supervisor([self.server], [self.application], self.notes.append)
 
-    def _part(self, folder: Path, name: str, script: str, essential: bool = False) -> Part:
+    def _service(
+        self, folder: Path, name: str, script: str, essential: bool = False
+    ) -> ManagedService:
         process = Process(name, [sys.executable, "-c", script], folder / f"{name}.log")
-        return Part(name, process, lambda: process.log_contains("ready"), essential=essential)
+        return ManagedService(
+            name, process, lambda: process.log_contains("ready"), essential=essential
+        )
 
     async def until(self, condition: str, timeout_s: float = PATIENCE_S) -> None:
         """Wait for a note that holds these words, then stop the stack."""
@@ -45,11 +46,11 @@ class Small:
         while not any(condition in note for note in self.notes):
             assert time.monotonic() < deadline, self.notes
             await asyncio.sleep(0.02)
-        self.stack.stop()
+        self.supervisor.stop()
 
     def run_until(self, condition: str) -> None:
         asyncio.run(
-            self.stack.run(lambda: self.notes.append("between"), lambda _: self.until(condition))
+            self.supervisor.run(lambda: self.notes.append("between"), lambda: self.until(condition))
         )
 
 
@@ -67,11 +68,11 @@ def test_everything_is_gone_after_the_end(tmp_path: Path) -> None:
     assert small.application.state is State.STOPPED
 
 
-def test_a_crashed_part_is_started_again_and_said_so(tmp_path: Path) -> None:
+def test_a_crashed_service_is_restarted_and_noted(tmp_path: Path) -> None:
     small = Small(tmp_path, application=CRASHES)
-    small.run_until("again in 1.0 s")
+    small.run_until("restart in 1.0 s")
     assert small.application.restarts == 2
-    assert any("application ended with code 1; again in 0.5 s" in note for note in small.notes)
+    assert any("application ended with code 1; restart in 0.5 s" in note for note in small.notes)
 
 
 def test_without_its_server_the_stack_does_not_come_up(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_without_its_server_the_stack_does_not_come_up(tmp_path: Path) -> None:
     assert "between" not in small.notes
 
 
-def test_a_part_that_does_not_listen_is_killed_within_ten_seconds(tmp_path: Path) -> None:
+def test_a_service_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     small = Small(tmp_path, server=DEAF, application=DEAF)
     small.run_until("application ready")
     stopping = small.notes.index("stopping")
@@ -90,7 +91,7 @@ def test_a_part_that_does_not_listen_is_killed_within_ten_seconds(tmp_path: Path
     assert not small.application.process.running
 
 
-def test_the_children_of_a_part_go_with_it(tmp_path: Path) -> None:
+def test_the_children_of_a_service_end_with_it(tmp_path: Path) -> None:
     import psutil
 
     small = Small(tmp_path, application=HAS_CHILD)
@@ -104,17 +105,17 @@ def test_the_children_of_a_part_go_with_it(tmp_path: Path) -> None:
     wait_until(lambda: not left(), what="the child is gone")
 
 
-def test_a_failing_command_says_what_it_said_last(tmp_path: Path) -> None:
+def test_a_failing_command_reports_the_end_of_its_log(tmp_path: Path) -> None:
     small = Small(tmp_path)
     failing = Process(
         "job", [sys.executable, "-c", "raise SystemExit('the disk is full')"], tmp_path / "job"
     )
 
-    async def run(stack: Stack) -> None:
+    async def run() -> None:
         try:
-            await stack.task("job", failing)
+            await small.supervisor.command(failing)
         finally:
-            stack.stop()
+            small.supervisor.stop()
 
     with pytest.raises(Unavailable, match=r"job failed with code 1.*the disk is full"):
-        asyncio.run(small.stack.run(lambda: None, run))
+        asyncio.run(small.supervisor.run(lambda: None, run))

@@ -1,4 +1,4 @@
-"""Toy users get what somebody with their tastes did: by count, nobody twice, the same events each time."""
+"""Demo users get the history of a similar real user: each user once, the same events each time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from afterclick.errors import BadDataset
 from afterclick.events import InteractionEvent, decode
 from afterclick.settings import Settings
+from infra.demo.histories import SimilarUser, nearest_users, seed_demo_users
 from ingest.datasets import Dataset, open_dataset
-from ingest.lookalikes import Lookalike, lend, lookalikes
 from ingest.replay import ReplayOptions, replay
 from ingest.sorting import SortedDataset, sort_by_time
 from tests.ingest.conftest import ratings_csv
@@ -21,7 +21,9 @@ TASTES = {"ann": ("lenses",), "ben": ("LENSES", "Fans"), "cem": ("Nothing of the
 
 @pytest.fixture
 def data(tmp_path: Path) -> tuple[Dataset, SortedDataset]:
-    """`keen` reviews three lenses, `mild` two, `whole` as many among too many others, `few` nothing else."""
+    """`keen` reviews three lenses, `mild` two, `whole` as many among too many others, `few`
+    nothing else.
+    """
     folder = tmp_path / "data"
     folder.mkdir()
     lenses = [f"l{n},Lens {n},Cameras|Lenses" for n in range(4)]
@@ -52,42 +54,40 @@ def _reviews(settings: Settings) -> list[InteractionEvent]:
     return [event for event in events if isinstance(event, InteractionEvent)]
 
 
-def test_the_most_alike_of_a_handy_length_is_chosen_and_nobody_twice(
+def test_the_nearest_user_with_a_short_history_is_chosen_and_none_twice(
     data: tuple[Dataset, SortedDataset],
 ) -> None:
-    assert lookalikes(*data, TASTES) == {
-        "ann": Lookalike("keen", 4, 3),
-        "ben": Lookalike("mild", 5, 2),
+    assert nearest_users(*data, TASTES) == {
+        "ann": SimilarUser("keen", 4, 3),
+        "ben": SimilarUser("mild", 5, 2),
     }
 
 
-def test_what_is_after_the_cut_does_not_count(data: tuple[Dataset, SortedDataset]) -> None:
+def test_rows_after_the_split_do_not_count(data: tuple[Dataset, SortedDataset]) -> None:
     third_day = (1_300_000_000 + 2 * 86_400) * 1000
-    assert lookalikes(*data, TASTES, third_day) == {}
+    assert nearest_users(*data, TASTES, third_day) == {}
 
 
-def test_the_events_are_the_lenders_under_the_persons_name_the_same_each_time(
+def test_the_events_are_copies_under_the_demo_users_id_with_the_same_ids_each_time(
     data: tuple[Dataset, SortedDataset], settings: Settings
 ) -> None:
-    lend(*data, settings, TASTES)
+    seed_demo_users(*data, settings, TASTES)
     first = _reviews(settings)
     assert sorted((event.data.user_id, event.data.item_id) for event in first) == [
         *(("ann", item) for item in ("l0", "l1", "l2", "x0")),
         *(("ben", item) for item in ("l0", "l3", "x0", "x1", "x2")),
     ]
     assert first[0].time_ms == 1_300_000_000_000
-    lend(*data, settings, TASTES)
+    seed_demo_users(*data, settings, TASTES)
     assert {event.id for event in _reviews(settings)} == {event.id for event in first}
 
 
-def test_the_clock_is_that_of_the_replay(
-    data: tuple[Dataset, SortedDataset], settings: Settings
-) -> None:
+def test_the_clock_is_the_replays(data: tuple[Dataset, SortedDataset], settings: Settings) -> None:
     dataset, ordered = data
     with pytest.raises(BadDataset, match="no rebased replay"):
-        lend(dataset, ordered, settings, TASTES, rebased=True)
+        seed_demo_users(dataset, ordered, settings, TASTES, rebased=True)
     summary = replay(ordered, settings, ReplayOptions(rebased=True))
-    lend(dataset, ordered, settings, TASTES, rebased=True)
+    seed_demo_users(dataset, ordered, settings, TASTES, rebased=True)
     times = {
         event.data.user_id: event.time_ms
         for event in _reviews(settings)
@@ -96,7 +96,7 @@ def test_the_clock_is_that_of_the_replay(
     assert times["ann"] == times["keen"] == 1_300_000_000_000 + summary.shift_ms
 
 
-def test_a_dataset_without_items_says_so(settings: Settings, tmp_path: Path) -> None:
+def test_a_dataset_without_items_is_refused(settings: Settings, tmp_path: Path) -> None:
     dataset = open_dataset(ratings_csv(tmp_path))
     with pytest.raises(BadDataset, match="no items file"):
-        lookalikes(dataset, sort_by_time(dataset, tmp_path / "home"), TASTES)
+        nearest_users(dataset, sort_by_time(dataset, tmp_path / "home"), TASTES)

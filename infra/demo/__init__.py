@@ -1,0 +1,1 @@
+"""`make demo`: a dataset replayed into a running stack."""
