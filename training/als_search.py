@@ -93,11 +93,11 @@ class _Trials:
         try:
             measured = self._fit(trial, config, run_id)
         except optuna.TrialPruned:
-            self.registry.finish(run_id, "KILLED", "pruned")
+            self.registry.finish(run_id, "KILLED", reason="pruned")
             self.progress(trial.number + 1, f"trial {trial.number}: pruned ({_shown(knobs)})")
             raise
         except BaseException as error:
-            self.registry.finish(run_id, "FAILED", repr(error))
+            self.registry.finish(run_id, "FAILED", reason=repr(error))
             raise
         self.registry.metrics(run_id, measured)
         self.registry.finish(run_id)

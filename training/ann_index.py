@@ -1,7 +1,7 @@
-"""A FAISS index over item embeddings by inner product, and how much of the exact answer it finds.
+"""FAISS indexes over item vectors by inner product, with their measured recall.
 
-writes  artifact  index.faiss (ALS factors), towers.faiss (targets of the two towers), content.faiss (content
-                  of described items, where they are many)
+writes  artifact  index.faiss (ALS factors), towers.faiss (item tower), content.faiss (content
+                  vectors of described items, for large catalogues)
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ FILE = "index.faiss"
 TOWERS = "towers.faiss"
 CONTENT = "content.faiss"
 FLAT_BELOW = 50_000
+"""Smaller catalogues are searched exactly."""
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What was built. `recall` is of the exact nearest 100, measured on real queries."""
+    """How an index was built; `recall` is the share of the exact top 100 that it returns."""
 
     kind: str
     items: int
@@ -31,6 +32,7 @@ class IndexReport:
     build_seconds: float
 
     def facts(self) -> dict[str, Any]:
+        """The report as it stands in an artifact's manifest."""
         return {
             "kind": self.kind,
             "recall@100": self.recall,
@@ -39,16 +41,16 @@ class IndexReport:
 
 
 def kind_of(items: int) -> str:
-    """The kind of index that suits a catalogue's size: exact, or IVF.
+    """The index kind for a catalogue size: `flat` (exact) or `ivf`.
 
-    HNSW is built on request only: at 60,000 items it takes longer to build and to search, and twice the
-    memory, for no more of the exact nearest hundred (`afterclick bench index`).
+    `hnsw` is built on request only: at 60,000 items it is slower to build and to search than IVF
+    and takes twice the memory, at the same recall (`afterclick bench index`).
     """
     return "flat" if items < FLAT_BELOW else "ivf"
 
 
 def build(vectors: NDArray[np.float32], kind: str | None = None, seed: int = 42) -> tuple[Any, str]:
-    """An index over `vectors` (n, d), of a kind chosen by n unless given: flat, hnsw or ivf."""
+    """An index over `vectors` (n, d) and its kind: flat, hnsw or ivf; by default chosen by n."""
     n, dim = vectors.shape
     kind = kind or kind_of(n)
     vectors = np.ascontiguousarray(vectors, np.float32)
@@ -66,16 +68,15 @@ def build(vectors: NDArray[np.float32], kind: str | None = None, seed: int = 42)
 
 
 def of_content(content: NDArray[np.float32]) -> Any:
-    """An index over the described rows of `content` (n, d); None where exact search is as fast."""
+    """An index over the non-zero rows of `content` (n, d); None where exact search is as fast."""
     described = content[content.any(axis=1)]
     return None if kind_of(len(described)) == "flat" else build(described)[0]
 
 
 def _ivf(vectors: NDArray[np.float32], seed: int) -> Any:
-    cells = max(1, min(int(4 * np.sqrt(len(vectors))), len(vectors) // 39 or 1))
-    index = faiss.IndexIVFFlat(
-        faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], cells, faiss.METRIC_INNER_PRODUCT
-    )
+    n, dim = vectors.shape
+    cells = max(1, min(int(4 * np.sqrt(n)), n // 39 or 1))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.max_points_per_centroid, index.cp.niter = seed, 64, 10
     index.nprobe = max(1, cells // 16)
     index.train(vectors)
@@ -85,7 +86,7 @@ def _ivf(vectors: NDArray[np.float32], seed: int) -> Any:
 def make(
     vectors: NDArray[np.float32], queries: NDArray[np.float32], kind: str | None = None
 ) -> tuple[Any, IndexReport]:
-    """Build an index and measure it on `queries` (q, d)."""
+    """Build an index over `vectors` (n, d) and measure its recall on `queries` (q, d)."""
     start = time.perf_counter()
     index, kind = build(vectors, kind)
     seconds = time.perf_counter() - start
@@ -93,7 +94,7 @@ def make(
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same rows with length 1, or 0."""
+    """The rows scaled to length 1; zero rows stay zero."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(length > 0, length, 1.0), np.float32)
 
@@ -106,14 +107,14 @@ def write(index: Any, folder: Path, name: str = FILE) -> None:
 def recall(
     index: Any, vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int = 100
 ) -> float:
-    """Share of the exact `k` nearest (by score, so that ties are no misses) that the index finds."""
+    """Share of the exact top `k` that the index returns; any item of an equal score counts."""
     k = min(k, len(vectors))
     if not len(queries) or not k:
         return 1.0
     queries = np.ascontiguousarray(queries, np.float32)
     exact = queries @ vectors.T
-    bound = np.partition(exact, -k, axis=1)[:, -k]
-    _, found = index.search(queries, k)
-    scores = np.take_along_axis(exact, np.maximum(found, 0), axis=1)
-    good = (found >= 0) & (scores >= (bound - 1e-5 * np.abs(bound) - 1e-7)[:, None])
-    return float(good.mean())
+    kth_score = np.partition(exact, -k, axis=1)[:, -k]
+    _, items = index.search(queries, k)
+    scores = np.take_along_axis(exact, np.maximum(items, 0), axis=1)
+    bound = kth_score - 1e-5 * np.abs(kth_score) - 1e-7
+    return float(((items >= 0) & (scores >= bound[:, None])).mean())

@@ -1,16 +1,17 @@
-"""What `train` hands to `eval` and `deploy`: the model on everything, and its twin as of the holdout's cut.
+"""A trained model that waits for the gate: its files, metadata, evaluation and report.
 
-writes  artifact  <home>/candidates/<version>/model, <home>/candidates/<version>/twin
-        json      <home>/candidates/<version>/facts.json, evaluation.json
+writes  artifact  <home>/challengers/<version>/model
+        artifact  <home>/challengers/<version>/holdout_model   trained without the holdout
+        json      <home>/challengers/<version>/run.json, evaluation.json
+        files     <home>/challengers/<version>/report/report.md, comparison.png
 
-The twin has never seen the holdout, so that it may be asked about it; it is kept beside the champion
-(<home>/twins/<version>) for the day a challenger comes.
+The holdout model of the champion is kept in <home>/holdout_models/<version>: the next challenger
+is compared with it on interactions that neither has seen.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,74 +25,108 @@ from afterclick.features import FEATURE_NAMES
 from training import ann_index
 from training.fit import Fitted
 from training.holdout import Score
+from training.mlflow_registry import flatten
+from training.workspace import MissingStep
 
 RANKER = "ranker.txt"
+_RUN, _EVALUATION = "run.json", "evaluation.json"
+_COLOURS = {"this model": "#3bb273", "champion": "#5b8def", "trends": "#9aa5b1"}
 
 
 class RunMetadata(BaseModel):
-    """Where a candidate came from."""
+    """Settings and origin of a training run."""
 
     model_config = ConfigDict(frozen=True)
 
     version: str
     cut_ms: int
+    """event time from which interactions belong to the holdout"""
     parameters: dict[str, Any]
     lineage: dict[str, Any]
+    """etl, positions (topic/partition → highest offset), rows, newest_ms, data, commit"""
     seconds: dict[str, float]
+
+    def write(self, folder: Path) -> None:
+        (folder / _RUN).write_text(self.model_dump_json(indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> RunMetadata:
+        """The metadata of the challenger in `folder`."""
+        return cls.model_validate_json((folder / _RUN).read_text())
 
 
 class Evaluation(BaseModel):
-    """How a candidate did on the holdout."""
+    """Metrics of a challenger on the holdout and the gate's decision."""
 
     model_config = ConfigDict(frozen=True)
 
     questions: int
     metrics: dict[str, float]
+    """protocol.metric → mean over the queries"""
     against: dict[str, dict[str, float]]
-    """`trends`, `champion`: the same figures of what it was compared with"""
+    """`trends`, `champion`: their metrics on the same queries"""
     champion: str | None
-    """the version that was the champion then"""
+    """version of the champion at the time of the evaluation"""
     passed: bool
     reason: str
 
+    def write(self, folder: Path) -> None:
+        (folder / _EVALUATION).write_text(self.model_dump_json(indent=1))
+
+    @classmethod
+    def read(cls, folder: Path) -> Evaluation:
+        """The evaluation of the challenger in `folder`. Raises MissingStep before `eval`."""
+        path = folder / _EVALUATION
+        if not path.is_file():
+            raise MissingStep(
+                f"{folder.name} has no evaluation: run `afterclick pipeline eval` first"
+            )
+        return cls.model_validate_json(path.read_text())
+
 
 def write_model(
-    root: Path, version: str, fitted: Fitted, ranker: str | None, facts: RunMetadata
+    root: Path, version: str, fitted: Fitted, ranker: str | None, run: RunMetadata
 ) -> Path:
-    """Write a fitted model, its FAISS index and its ranker as the artifact `root/version`."""
-    arrays = fitted.model
-    parameters = facts.parameters | arrays.parameters()
-    built = {}
-    if arrays.factors is not None:
-        built[ann_index.FILE], report = ann_index.make(arrays.factors, fitted.user_factors)
-        parameters |= {"index": report.facts()}
-    if arrays.towers is not None:
-        queries = ann_index.unit(arrays.towers.history[:500])
-        queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1.0)
-        built[ann_index.TOWERS], report = ann_index.make(arrays.towers.targets, queries)
-        parameters |= {"tower_index": report.facts()}
-    if arrays.content is not None and (content := ann_index.of_content(arrays.content)) is not None:
-        built[ann_index.CONTENT] = content
+    """Write a model, its FAISS indexes and its ranker as the artifact `root/version`."""
+    model = fitted.model
+    indexes, reports = _indexes(fitted)
 
     def fill(folder: Path) -> None:
-        arrays.save(folder)
-        for name, made in built.items():
-            ann_index.write(made, folder, name)
+        model.save(folder)
+        for name, index in indexes.items():
+            ann_index.write(index, folder, name)
         if ranker is not None:
             (folder / RANKER).write_text(ranker)
 
-    made = datetime.now(UTC).isoformat(timespec="seconds")
-    known = {
-        "created": made,
-        "items": len(arrays),
-        "parameters": parameters,
-        "lineage": facts.lineage,
-    }
-    return artifact.write(root, version, fill, **known)[0]
+    return artifact.write(
+        root,
+        version,
+        fill,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        items=len(model),
+        parameters=run.parameters | model.parameters() | reports,
+        lineage=run.lineage,
+    )[0]
+
+
+def _indexes(fitted: Fitted) -> tuple[dict[str, Any], dict[str, Any]]:
+    """File name → FAISS index, and parameter name → report of its recall."""
+    model, indexes, reports = fitted.model, {}, {}
+    if model.factors is not None:
+        indexes[ann_index.FILE], report = ann_index.make(model.factors, fitted.user_factors)
+        reports["index"] = report.facts()
+    if model.towers is not None:
+        queries = ann_index.unit(model.towers.history[:500])
+        queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1.0)
+        indexes[ann_index.TOWERS], report = ann_index.make(model.towers.targets, queries)
+        reports["tower_index"] = report.facts()
+    if model.content is not None and (index := ann_index.of_content(model.content)) is not None:
+        indexes[ann_index.CONTENT] = index
+    return indexes, reports
 
 
 def copy_model(source: Path, root: Path, version: str, metrics: dict[str, float]) -> Path:
-    """Copy an artifact under a root as `version`, with metrics in its manifest. Left alone if it is there."""
+    """Copy an artifact to `root/version` and add metrics to its manifest; an existing one stays."""
     manifest = artifact.read_manifest(source)
     artifact.verify(source, manifest)
 
@@ -106,7 +141,7 @@ def copy_model(source: Path, root: Path, version: str, metrics: dict[str, float]
 
 
 def score_of(folder: Path) -> Score | None:
-    """The ranker of an artifact whose hashes were checked, None where it has none. Raises BadArtifact."""
+    """The ranker of a verified artifact; None if it has none. Raises BadArtifact."""
     path = folder / RANKER
     if not path.is_file():
         return None
@@ -115,19 +150,119 @@ def score_of(folder: Path) -> Score | None:
     booster = lightgbm.Booster(model_str=path.read_text())
     names = booster.feature_name()
     if not set(names) <= set(FEATURE_NAMES):
-        raise BadArtifact(f"{path}: has features that this program does not know; train again")
-    columns = [
-        FEATURE_NAMES.index(name) for name in names
-    ]  # fewer, where it is older than a feature
+        raise BadArtifact(f"{path}: the ranker uses unknown features; train again")
+    columns = [FEATURE_NAMES.index(name) for name in names]  # an older ranker uses fewer features
     return lambda rows: np.asarray(booster.predict(rows[:, columns], num_threads=1), np.float64)
 
 
-def flat(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested parameters with dotted names."""
-    out: dict[str, Any] = {}
-    for key, value in parameters.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
+def differences(first_folder: Path, second_folder: Path) -> dict[str, Any]:
+    """Compare two artifacts. Raises BadArtifact if one is damaged.
+
+    `parameters` and `lineage` hold [first, second] of each value that differs; `metrics` holds all
+    values with their change.
+    """
+    first, second = _verified(first_folder), _verified(second_folder)
+    items, other_items = (
+        set(artifact.load_array(folder, "item_ids").tolist())
+        for folder in (first_folder, second_folder)
+    )
+    return {
+        "versions": [first.version, second.version],
+        "parameters": _changed(flatten(first.parameters), flatten(second.parameters)),
+        "metrics": _metric_changes(first.metrics, second.metrics),
+        "lineage": _changed(flatten(first.lineage), flatten(second.lineage)),
+        "items": {
+            "both": len(items & other_items),
+            "only_first": len(items - other_items),
+            "only_second": len(other_items - items),
+        },
+        "files": sorted(first.files.keys() ^ second.files.keys()),
+    }
+
+
+def _verified(folder: Path) -> artifact.Manifest:
+    manifest = artifact.read_manifest(folder)
+    artifact.verify(folder, manifest)
+    return manifest
+
+
+def _changed(first: dict[str, Any], second: dict[str, Any]) -> dict[str, list[Any]]:
+    pairs = {
+        name: [first.get(name), second.get(name)] for name in sorted(first.keys() | second.keys())
+    }
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _metric_changes(
+    first: dict[str, float], second: dict[str, float]
+) -> dict[str, dict[str, float | None]]:
+    changes: dict[str, dict[str, float | None]] = {}
+    for name in sorted(first.keys() | second.keys()):
+        a, b = first.get(name), second.get(name)
+        change = None if a is None or b is None else round(b - a, 6)
+        changes[name] = {"first": a, "second": b, "change": change}
+    return changes
+
+
+def write_report(folder: Path, run: RunMetadata, evaluation: Evaluation) -> Path:
+    """Write report.md and a chart of the metrics; returns the report's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    models = {"this model": evaluation.metrics, **evaluation.against}
+    if evaluation.metrics:
+        _chart(models, folder / "comparison.png")
+    path = folder / "report.md"
+    path.write_text("\n".join(_report_lines(run, evaluation, models)) + "\n")
+    return path
+
+
+def _report_lines(
+    run: RunMetadata, evaluation: Evaluation, models: dict[str, dict[str, float]]
+) -> list[str]:
+    names = sorted({name for metrics in models.values() for name in metrics})
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in run.seconds.items())
+    settings = flatten(run.parameters) | flatten(run.lineage)
+    return [
+        f"# Model {run.version}",
+        "",
+        f"**{'Passed' if evaluation.passed else 'Refused'}**: {evaluation.reason}.",
+        "",
+        f"{evaluation.questions:,} queries on the holdout; no model has seen it.",
+        "",
+        *(["![Metrics of the compared models](comparison.png)", ""] if names else []),
+        _table_row("metric", *models),
+        "|---|" + "---|" * len(models),
+        *(_table_row(name, *(_cell(m.get(name)) for m in models.values())) for name in names),
+        "",
+        "## Settings and origin",
+        "",
+        f"Duration: {seconds or 'not measured'}.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(_table_row(name, str(value)) for name, value in settings.items()),
+    ]
+
+
+def _table_row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _chart(models: dict[str, dict[str, float]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    names = [name for name in sorted(models["this model"]) if name.endswith(("hr@10", "ndcg@10"))]
+    figure = Figure(figsize=(8, 3.5))
+    axes = figure.subplots()
+    width = 0.8 / len(models)
+    for n, (label, metrics) in enumerate(models.items()):
+        x = np.arange(len(names)) + (n - (len(models) - 1) / 2) * width
+        values = [metrics.get(name, 0.0) for name in names]
+        axes.bar(x, values, width, label=label, color=_COLOURS.get(label, "#e6a23c"))
+    axes.set_xticks(range(len(names)), names)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120, bbox_inches="tight")

@@ -75,7 +75,8 @@ def baseline(holdout: Holdout) -> dict[str, dict[str, NDArray[np.float64]]]:
         for one in replay(holdout.split.rows, asked):
             week = one.trends.log_share[:, 3].copy()
             week[one.state.seen] = -np.inf
-            lists[one.query] = _best(week, LENGTH)
+            best = _best(week, LENGTH)
+            lists[one.query, : len(best)] = best
         model_free[protocol] = _metrics(lists, asked.target)
     return model_free
 

@@ -1,6 +1,6 @@
-"""Interactions in arrays: what every model is fitted on.
+"""Interactions as arrays, and the catalogue: the input of every model.
 
-reads   parquet  <home>/etl/<version>/interactions, users, items
+reads   parquet  <home>/etl/<version>/interactions, users, items, catalogue
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import sparse
 
-from training.core import k_core
-
 
 @dataclass(frozen=True)
 class Interactions:
-    """One row per user and item: their first positive interaction, in order of time.
+    """One row per user and item: their first positive interaction, ordered by time.
 
-    `user` and `item` are indices into `user_ids` and `item_ids`; items are ordered by descending count.
+    `user` and `item` index `user_ids` and `item_ids`; items are ordered by descending count.
     """
 
     user_ids: NDArray[np.str_]
@@ -37,7 +35,7 @@ class Interactions:
     time_ms: NDArray[np.int64]
     """(n,) event time, ascending"""
     weight: NDArray[np.float32]
-    """(n,) what the action counts for, > 0"""
+    """(n,) weight of the action, > 0"""
 
     def __len__(self) -> int:
         return len(self.user)
@@ -47,14 +45,14 @@ class Interactions:
         """(n_users, n_items)"""
         return len(self.user_ids), len(self.item_ids)
 
-    def where(self, keep: NDArray[np.bool_]) -> Interactions:
-        """The rows where `keep` (n,) is true. Ids and indices stay."""
+    def where(self, mask: NDArray[np.bool_]) -> Interactions:
+        """The rows where `mask` (n,) is true. Ids and indices stay."""
         return replace(
             self,
-            user=self.user[keep],
-            item=self.item[keep],
-            time_ms=self.time_ms[keep],
-            weight=self.weight[keep],
+            user=self.user[mask],
+            item=self.item[mask],
+            time_ms=self.time_ms[mask],
+            weight=self.weight[mask],
         )
 
     def before(self, time_ms: int) -> Interactions:
@@ -74,35 +72,69 @@ class Interactions:
         """(n_users,) rows per user."""
         return np.bincount(self.user, minlength=len(self.user_ids))
 
-    def served(self, least: int) -> Interactions:
-        """Only the items with `least` rows or more, renumbered densely in the same order."""
-        return self.choose(self.item_counts() >= least)
+    def served(self, min_rows: int) -> Interactions:
+        """Only the items with at least `min_rows` rows, renumbered densely in the same order."""
+        return self.choose(self.item_counts() >= min_rows)
 
-    def choose(self, keep: NDArray[np.bool_]) -> Interactions:
-        """Only the items that `keep` (n_items,) chooses, renumbered densely in the same order."""
-        index = np.cumsum(keep, dtype=np.int32) - 1
-        rows = self.where(keep[self.item])
-        return replace(rows, item_ids=self.item_ids[keep], item=index[rows.item])
+    def choose(self, mask: NDArray[np.bool_]) -> Interactions:
+        """Only the items where `mask` (n_items,) is true, renumbered densely in the same order."""
+        index = np.cumsum(mask, dtype=np.int32) - 1
+        rows = self.where(mask[self.item])
+        return replace(rows, item_ids=self.item_ids[mask], item=index[rows.item])
 
     def also(self, item_ids: Iterable[str]) -> Interactions:
-        """With these items too, after the others; those that are there already stay where they are."""
+        """With these items appended; known items keep their index."""
         extra = sorted(set(item_ids) - set(self.item_ids.tolist()))
         if not extra:
             return self
         return replace(self, item_ids=np.concatenate([self.item_ids, np.asarray(extra, np.str_)]))
 
     def core(self, k: int) -> Interactions:
-        """The rows in which every user and every item has `k` or more."""
+        """The k-core: rows whose user and item both have at least `k` rows in it."""
         return self.where(k_core(self.user, self.item, k).inside)
 
 
+@dataclass(frozen=True)
+class KCore:
+    """The rows of a k-core, and why the others were removed."""
+
+    inside: NDArray[np.bool_]
+    """(n,)"""
+    user_below: int
+    """Rows removed because their user had fewer than k left."""
+    item_below: int
+    """Rows removed because their item had fewer than k left."""
+    rounds: int
+
+
+def k_core(users: NDArray[np.integer], items: NDArray[np.integer], k: int) -> KCore:
+    """The k-core of the pairs users[i], items[i] (each (n,), indices from 0).
+
+    Removes all pairs of items, then of users, with fewer than `k` pairs, until nothing changes.
+    """
+    inside = np.ones(len(users), bool)
+    removed = {"user": 0, "item": 0}
+    rounds, remaining = 0, len(users)
+    while remaining:
+        rounds += 1
+        before = remaining
+        for kind, column in (("item", items), ("user", users)):
+            counts = np.bincount(column[inside])
+            rows = np.flatnonzero(inside)
+            inside[rows[counts[column[rows]] < k]] = False
+            now = int(np.count_nonzero(inside))
+            removed[kind] += remaining - now
+            remaining = now
+        if remaining == before:
+            break
+    return KCore(inside, removed["user"], removed["item"], rounds)
+
+
 def load(folder: Path) -> Interactions:
-    """The interactions that the ETL wrote in `folder`."""
-    rows = pq.read_table(
-        folder / "interactions", columns=["user_index", "item_index", "time_ms", "weight"]
-    )
-    time_ms = rows["time_ms"].to_numpy()
-    user, item = rows["user_index"].to_numpy(), rows["item_index"].to_numpy()
+    """Load the interactions of an ETL version, sorted by time, user and item."""
+    columns = ["user_index", "item_index", "time_ms", "weight"]
+    rows = pq.read_table(folder / "interactions", columns=columns)
+    user, item, time_ms, weight = (rows[name].to_numpy() for name in columns)
     order = np.lexsort((item, user, time_ms))
     return Interactions(
         user_ids=_ids(folder / "users", "user"),
@@ -110,13 +142,18 @@ def load(folder: Path) -> Interactions:
         user=user[order].astype(np.int32),
         item=item[order].astype(np.int32),
         time_ms=time_ms[order].astype(np.int64),
-        weight=rows["weight"].to_numpy()[order].astype(np.float32),
+        weight=weight[order].astype(np.float32),
     )
 
 
-def fingerprint(folder: Path) -> str:
-    """A hash of the interactions in `folder`, the same for the same rows in any order of files."""
-    rows = load(folder)
+def load_catalogue(folder: Path) -> dict[str, tuple[str | None, tuple[str, ...]]]:
+    """item_id → (title, categories) of an ETL version."""
+    rows = pq.read_table(folder / "catalogue").to_pylist()
+    return {row["item_id"]: (row["title"], tuple(row["categories"] or ())) for row in rows}
+
+
+def fingerprint(rows: Interactions) -> str:
+    """A hash of the interactions: 16 hex digits, independent of how the files are split."""
     digest = hashlib.sha256()
     for array in (rows.user, rows.item, rows.time_ms, rows.weight):
         digest.update(array.tobytes())

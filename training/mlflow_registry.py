@@ -1,38 +1,42 @@
-"""The record of every training run, and of which model is champion, in MLflow.
+"""Training runs and registered models in MLflow.
 
-writes  mlflow  runs (parameters, metrics, files, signature), the registered model `afterclick` with the
-                aliases champion, previous, challenger
+writes  mlflow  runs: parameters, metrics, files, model signature; failed runs with step and reason
+                the registered model `afterclick` with the aliases champion, previous, challenger
 
-The `models` topic decides what is served; the aliases follow it. Where a run was killed between the two,
-whoever asks next for a model lets them catch up.
+The `models` topic decides which model is served; the aliases follow it. If a process is killed
+between the two writes, the next command that reads the registry repairs the aliases.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
-from mlflow.entities import Metric, Param
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
 
 from afterclick.artifact import MANIFEST, read_manifest, sha256
 from afterclick.errors import BadInput, Unavailable
 from afterclick.settings import Settings
-from training import publish, signature
-from training.challenger import flat
+from training import publish
+from training.workspace import MissingStep
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 log = structlog.get_logger()
 MODEL = "afterclick"
 EXPERIMENT = "afterclick"
-_PATIENCE_S = 5.0
+EXAMPLE = {"user_id": "alice", "items": ["B007WTAJTO"], "n": 10}
+"""Input example: a user, the items viewed now (newest first), the length of the list."""
+_KAFKA_TIMEOUT_S = 5.0
+_NOT_PARAMETERS = {"master", "memory", "mlflow_uri"}
 
 
 @dataclass(frozen=True)
@@ -42,35 +46,34 @@ class RegisteredModel:
     version: str
     """The artifact's version."""
     number: int
-    """MLflow's own number."""
+    """MLflow's version number."""
     run_id: str
-    """Empty where a killed training never told of it."""
+    """Empty if the training was killed before it registered the model."""
     aliases: tuple[str, ...]
     folder: Path
     tags: dict[str, str]
 
 
 class MlflowRegistry:
-    """MLflow, as far as this project needs it."""
+    """The runs and the registered model of one installation."""
 
     def __init__(self, settings: Settings) -> None:
-        for name in ("mlflow.store.db.utils", "alembic"):  # they narrate their migrations
+        from mlflow.tracking import MlflowClient  # takes seconds to import
+
+        for name in ("mlflow.store.db.utils", "alembic"):  # they log every migration
             logging.getLogger(name).setLevel(logging.WARNING)
         settings.home.mkdir(parents=True, exist_ok=True)
-        self._files, self._artifacts, self._kafka = (
-            settings.mlflow_files,
-            settings.artifacts,
-            settings.kafka,
-        )
-        self._caught_up = False
+        self._settings = settings
+        self._synced = False
         self.client = MlflowClient(tracking_uri=settings.mlflow, registry_uri=settings.mlflow)
 
     def experiment(self, name: str = EXPERIMENT) -> str:
-        """The id of an experiment; made where it is missing, its files where the settings say."""
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        return str(self.client.create_experiment(name, artifact_location=self._files))
+        """The id of an experiment; created if missing, with its files where the settings say."""
+        known = self.client.get_experiment_by_name(name)
+        if known is not None:
+            return str(known.experiment_id)
+        files = self._settings.mlflow_files
+        return str(self.client.create_experiment(name, artifact_location=files))
 
     def start(
         self,
@@ -79,140 +82,143 @@ class MlflowRegistry:
         tags: Mapping[str, str],
         began_ms: int | None = None,
     ) -> str:
-        """Begin a run, now or at a moment that has passed; returns its id."""
+        """Create a run that started at `began_ms` (default: now); returns its id."""
+        from mlflow.entities import Param
+
         run = self.client.create_run(self.experiment(), began_ms, dict(tags), name)
         run_id = str(run.info.run_id)
-        known = [Param(key, str(value)) for key, value in flat(parameters).items()]
-        self.client.log_batch(run_id, params=known)
+        params = [Param(key, str(value)) for key, value in flatten(parameters).items()]
+        self.client.log_batch(run_id, params=params)
         return run_id
 
     def metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Record figures; `@` is not allowed in MLflow's names and becomes `_at_`."""
-        now = int(time.time() * 1000)
-        known = [
+        """Log metrics; `@`, which MLflow does not allow in names, becomes `_at_`."""
+        from mlflow.entities import Metric
+
+        now = now_ms()
+        batch = [
             Metric(key.replace("@", "_at_"), float(value), now, 0) for key, value in metrics.items()
         ]
-        self.client.log_batch(run_id, metrics=known)
+        self.client.log_batch(run_id, metrics=batch)
 
     def files(self, run_id: str, folder: Path) -> None:
         """Attach every file of a folder to a run."""
         self.client.log_artifacts(run_id, str(folder), folder.name)
 
-    def describe(self, run_id: str) -> None:
+    def log_signature(self, run_id: str) -> None:
         """Attach the model's signature and an input example to a run."""
         with tempfile.TemporaryDirectory(prefix="afterclick-signature-") as folder:
-            signature.write(Path(folder), run_id)
+            _write_signature(Path(folder), run_id)
             self.client.log_artifacts(run_id, folder, "model")
 
-    def finish(self, run_id: str, status: str = "FINISHED", reason: str | None = None) -> None:
-        """End a run: FINISHED, FAILED or KILLED, with the reason as a tag."""
-        if reason:
-            self.client.set_tag(run_id, "reason", reason[:500])
-        self.client.set_terminated(run_id, status)
-
-    def fail(self, run_id: str, step: str, reason: str) -> None:
-        """End a run as FAILED, with the step too as a tag."""
-        self.client.set_tag(run_id, "step", step)
-        self.finish(run_id, "FAILED", reason)
-
-    def mend(self, run_id: str) -> None:
-        """End a run well, also one that failed before."""
-        tags = self.client.get_run(run_id).data.tags
-        for stale in {"step", "reason"} & set(tags):
+    def finish(self, run_id: str, status: str = "FINISHED", **tags: str) -> None:
+        """End a run as FINISHED, FAILED or KILLED; `step` and `reason` of an earlier end go."""
+        known = self.client.get_run(run_id).data.tags
+        for stale in {"step", "reason"} & set(known) - set(tags):
             self.client.delete_tag(run_id, stale)
-        self.finish(run_id)
+        for name, value in tags.items():
+            self.client.set_tag(run_id, name, value[:500])
+        self.client.set_terminated(run_id, status)
 
     def register(
         self, folder: Path, run_id: str | None, tags: Mapping[str, str]
     ) -> RegisteredModel:
-        """Put an artifact into the registry as the challenger; the same version only once."""
+        """Register an artifact as the challenger; a registered version stays as it is."""
         version = read_manifest(folder).version
-        try:
-            self.client.create_registered_model(MODEL)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        known = self.find(version)
-        if known is None:
-            facts = {
+        self._create_model()
+        if self.find(version) is None:
+            origin = {
                 "version": version,
                 "folder": str(folder.absolute()),
                 "manifest": sha256(folder / MANIFEST),
             }
-            made = self.client.create_model_version(
-                MODEL, folder.absolute().as_uri(), run_id=run_id, tags={**facts, **tags}
+            created = self.client.create_model_version(
+                MODEL, folder.absolute().as_uri(), run_id=run_id, tags={**origin, **tags}
             )
-            self._alias("challenger", int(made.version))
-            known = self.get(version)
-        return known
+            self._set_alias("challenger", int(created.version))
+        return self._find_or_raise(version)
 
-    def entries(self) -> list[RegisteredModel]:
+    def models(self) -> list[RegisteredModel]:
         """Every registered version, newest first."""
+        from mlflow.exceptions import MlflowException
+
         try:
             aliases = self.client.get_registered_model(MODEL).aliases
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return []
-        found = self.client.search_model_versions(f"name = '{MODEL}'")
-        entries = [_entry(v, aliases) for v in found]
-        return sorted(entries, key=lambda e: -e.number)
+        versions = self.client.search_model_versions(f"name = '{MODEL}'")
+        return sorted((_registered(v, aliases) for v in versions), key=lambda m: -m.number)
 
     def find(self, version: str) -> RegisteredModel | None:
-        """The entry of an artifact's version, or None."""
-        return next((e for e in self.entries() if e.version == version), None)
+        """The model of an artifact's version, or None."""
+        return next((m for m in self.models() if m.version == version), None)
 
     def get(self, version: str) -> RegisteredModel:
-        """The entry of a version, or of an alias, which then says what the topic says. Raises BadInput."""
-        self._catch_up()
-        for entry in self.entries():
-            if entry.version == version or version in entry.aliases:
-                return entry
-        known = ", ".join(e.version for e in self.entries()[:5]) or "none"
-        raise BadInput(f"no model {version!r} in the registry; the newest are: {known}")
+        """The model of a version or alias; the aliases follow the topic first. Raises BadInput."""
+        self._sync_once()
+        return self._find_or_raise(version)
 
-    def follow(self, champion: str) -> None:
-        """Let the aliases say what the topic says: `champion` is served, what was before it is `previous`.
+    def sync_aliases(self, champion: str) -> None:
+        """Set the alias `champion` to this version and `previous` to the one before it.
 
-        A champion that a killed run did not register is registered; its run has gone well.
+        Registers the version if the process that published it was killed before it could.
         """
-        new = self.find(champion) or self._adopt(champion)
+        new = self.find(champion) or self._register_missing(champion)
         if new is None:
             return
         if "champion" not in new.aliases:
-            old = next((e for e in self.entries() if "champion" in e.aliases), None)
+            old = next((m for m in self.models() if "champion" in m.aliases), None)
             if old is not None:
-                self._alias("previous", old.number)
-            self._alias("champion", new.number)
+                self._set_alias("previous", old.number)
+            self._set_alias("champion", new.number)
             if new.run_id:
-                self.mend(new.run_id)
+                self.finish(new.run_id)
         if "challenger" in new.aliases:
             self.client.delete_registered_model_alias(MODEL, "challenger")
 
-    def _catch_up(self) -> None:
-        """Follow the topic, once; without Kafka the aliases stay as they are."""
-        if self._caught_up:
-            return
-        self._caught_up = True
-        try:
-            served = publish.champion(self._kafka, _PATIENCE_S)
-        except Unavailable as error:
-            log.warning("the aliases may be behind the topic", error=str(error))
-            return
-        if served is not None:
-            self.follow(served.version)
+    def _create_model(self) -> None:
+        from mlflow.exceptions import MlflowException
 
-    def _adopt(self, version: str) -> RegisteredModel | None:
-        folder = self._artifacts / version
+        try:
+            self.client.create_registered_model(MODEL)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _find_or_raise(self, version: str) -> RegisteredModel:
+        models = self.models()
+        for model in models:
+            if model.version == version or version in model.aliases:
+                return model
+        known = ", ".join(m.version for m in models[:5]) or "none"
+        raise BadInput(f"no model {version!r} in the registry; the newest are: {known}")
+
+    def _sync_once(self) -> None:
+        """Sync the aliases with the topic; without Kafka they stay as they are."""
+        if self._synced:
+            return
+        self._synced = True
+        try:
+            champion = publish.champion(self._settings.kafka, _KAFKA_TIMEOUT_S)
+        except Unavailable as error:
+            log.warning("cannot sync MLflow's aliases with the topic", error=str(error))
+            return
+        if champion is not None:
+            self.sync_aliases(champion.version)
+
+    def _register_missing(self, version: str) -> RegisteredModel | None:
+        folder = self._settings.artifacts / version
         if not (folder / MANIFEST).is_file():
             return None
         return self.register(folder, None, read_manifest(folder).lineage)
 
-    def _alias(self, alias: str, number: int) -> None:
+    def _set_alias(self, alias: str, number: int) -> None:
         self.client.set_registered_model_alias(MODEL, alias, str(number))
 
 
-def _entry(version: ModelVersion, aliases: Mapping[str, str]) -> RegisteredModel:
+def _registered(version: ModelVersion, aliases: Mapping[str, str]) -> RegisteredModel:
     number = int(version.version)
     tags = {str(k): str(v) for k, v in version.tags.items()}
     return RegisteredModel(
@@ -223,3 +229,88 @@ def _entry(version: ModelVersion, aliases: Mapping[str, str]) -> RegisteredModel
         folder=Path(tags.get("folder", "")),
         tags=tags,
     )
+
+
+def flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested parameters with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _write_signature(folder: Path, run_id: str) -> None:
+    """Write MLmodel and input_example.json.
+
+    The model has no MLflow flavour: ranking needs the user's history and the trends, so that only
+    `afterclick serve` can serve it.
+    """
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import Array
+
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, "user_id"),
+        ColSpec(Array(DataType.string), "items", required=False),
+        ColSpec(DataType.long, "n", required=False),
+    ]
+    outputs: list[ColSpec | TensorSpec] = [
+        ColSpec(Array(DataType.string), "item_id"),
+        ColSpec(Array(DataType.double), "score"),
+    ]
+    model = Model(
+        artifact_path="model",
+        run_id=run_id,
+        signature=ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs)),
+        saved_input_example_info={"artifact_path": "input_example.json", "type": "json_object"},
+    )
+    model.save(str(folder / "MLmodel"))
+    (folder / "input_example.json").write_text(json.dumps(EXAMPLE, indent=1))
+
+
+@dataclass
+class Attempt:
+    """A running step."""
+
+    run_id: str | None = None
+    """The challenger's run, once it exists."""
+
+
+@contextmanager
+def recorded(settings: Settings, step: str) -> Iterator[Attempt]:
+    """Record an exception of the block as a failed run and re-raise it, except MissingStep."""
+    attempt, began_ms = Attempt(), now_ms()
+    try:
+        yield attempt
+    except MissingStep:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        record_failure(settings, step, reason, began_ms, attempt.run_id)
+        raise
+
+
+def record_failure(
+    settings: Settings, step: str, reason: str, began_ms: int, run_id: str | None = None
+) -> None:
+    """Mark the run as failed, or create a failed run; log it if MLflow does not answer."""
+    try:
+        registry = MlflowRegistry(settings)
+        if run_id is None:
+            parameters = run_parameters(settings)
+            run_id = registry.start(f"failed {step}", parameters, {"kind": "failed"}, began_ms)
+        registry.finish(run_id, "FAILED", step=step, reason=reason)
+    except Exception:  # any error of MLflow: the failure of the training matters more
+        log.exception("cannot record a failed training in MLflow", step=step, reason=reason)
+
+
+def run_parameters(settings: Settings) -> dict[str, Any]:
+    """The training settings that identify a run."""
+    return settings.training.model_dump(mode="json", exclude=_NOT_PARAMETERS)
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)

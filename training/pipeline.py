@@ -1,12 +1,12 @@
-"""From the log to a served model, in steps that each read what the one before has written.
+"""From the log to a served model, in four steps; each reads what the step before it wrote.
 
-etl      log → tables                        <home>/etl/<version>
-train    tables → model, twin and ranker     <home>/candidates/<version>
-eval     twin on the holdout → verdict       <home>/candidates/<version>/evaluation.json, MLflow
-deploy   verdict → artifact → announcement   <home>/artifacts/<version>, topic models, MLflow's aliases
+etl      log → tables                              <home>/etl/<version>
+train    tables → model, holdout model, ranker     <home>/challengers/<version>
+eval     holdout model × holdout → gate decision   <home>/challengers/<version>/evaluation.json
+deploy   decision → artifact, event, aliases       <home>/artifacts/<version>, models, MLflow
 
-A step that is killed leaves nothing behind that a later step would take for its output, so it is run again;
-the champion changes by the announcement alone.
+A step that is killed leaves no partial output and can be run again. The champion changes only by
+the event on the topic.
 """
 
 from __future__ import annotations
@@ -15,48 +15,60 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
-from pyspark.sql import SparkSession
 from threadpoolctl import threadpool_limits
 
 from afterclick import model as models
 from afterclick.artifact import read_manifest
-from afterclick.errors import BadArtifact, BadInput
+from afterclick.errors import BadArtifact, BadDataset, BadInput
 from afterclick.events import ModelPublished
 from afterclick.settings import Settings
-from training import (
-    catalogue,
-    content,
-    etl,
-    failures,
-    fit,
-    gate,
-    holdout,
-    interactions,
-    publish,
-    ranker,
-    spark,
-    workspace,
+from training import etl, fit, gate, holdout, interactions, publish, ranker, workspace
+from training.challenger import (
+    Evaluation,
+    RunMetadata,
+    copy_model,
+    score_of,
+    write_model,
+    write_report,
 )
-from training.challenger import Evaluation, RunMetadata, copy_model, score_of, write_model
-from training.etl import Report
+from training.content import Catalogue
+from training.etl import EtlReport
 from training.interactions import Interactions
+from training.mlflow_registry import MlflowRegistry, recorded, run_parameters
 from training.ranker import RankerConfig
-from training.trained import Trained
+from training.workspace import LastTraining, MissingStep, latest, spark_session
 
 if TYPE_CHECKING:
-    from training.mlflow_registry import MlflowRegistry
+    from pyspark.sql import SparkSession
 
 log = structlog.get_logger()
 Progress = Callable[[str], None]
+OnModel = Callable[[fit.Fitted, RunMetadata], None]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a training run learns from."""
+
+    rows: Interactions
+    catalogue: Catalogue
+    config: fit.FitConfig
+    cut_ms: int
+    champion: ModelPublished | None
+
+    @property
+    def past(self) -> Interactions:
+        """The rows before the holdout."""
+        return self.rows.before(self.cut_ms)
 
 
 class Pipeline:
-    """The steps, with one set of settings. `progress` is told what happens, a line at a time."""
+    """The steps with one set of settings. `progress` receives one line per action."""
 
     def __init__(
         self,
@@ -64,238 +76,243 @@ class Pipeline:
         progress: Progress = lambda _: None,
         on_served: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_served` is called when a model is served where there was none, long before the end."""
+        """`on_served` is called after the bootstrap model has been published."""
         self.settings = settings
         self.progress = progress
         self.on_served = on_served
         self.home = settings.home
 
-    def etl(self, *, full: bool = False) -> Report:
-        """Turn the log into tables, reading new files of it alone unless `full`."""
-        with failures.recorded(self.settings, "etl"), spark.session(self.settings) as session:
+    def etl(self, *, full: bool = False) -> EtlReport:
+        """Turn the log into tables, incrementally unless `full`."""
+        with recorded(self.settings, "etl"), spark_session(self.settings) as session:
             version, report = etl.run(session, self.settings, self.progress, full=full)
         self.progress(
-            f"tables {version}: {report.rows_out:,} of {report.rows_in:,} rows, {report.items:,} items"
+            f"tables {version}: {report.rows_out:,} of {report.rows_in:,} rows, "
+            f"{report.items:,} items"
         )
         return report
 
-    def train(self, early: Callable[[fit.Fitted, RunMetadata], None] | None = None) -> RunMetadata:
-        """Fit the model, its twin and the ranker.
+    def train(self, on_first_model: OnModel | None = None) -> RunMetadata:
+        """Fit the model, the holdout model and the ranker.
 
-        Where nothing is served yet, `early` is handed the model before the slower rest.
+        Without a champion, `on_first_model` receives the model before the slower parts are fitted.
+        Raises BadDataset with too few interactions, Refused for a model that fails its checks.
         """
-        with failures.recorded(self.settings, "train"):
-            knobs = self.settings.training
-            etl_version, tables = workspace.latest(self.home / "etl", "pipeline etl")
-            rows, known = interactions.load(tables), catalogue.load(tables / "catalogue")
-            config, cut = fit.FitConfig.of(knobs), holdout.cut_of(rows, knobs.holdout)
-            champion = publish.champion(self.settings.kafka)
+        with recorded(self.settings, "train"):
+            etl_version, tables = latest(self.home / "etl", "pipeline etl")
+            inputs = self._inputs(tables)
             seconds: dict[str, float] = {}
             with (
-                spark.session(self.settings) as session,
-                workspace.new_version(self.home / "candidates") as made,
+                spark_session(self.settings) as session,
+                workspace.new_version(self.home / "challengers") as (version, folder),
             ):
-                version, folder = made
-                facts = RunMetadata(
+                run = RunMetadata(
                     version=version,
-                    cut_ms=cut,
-                    parameters=knobs.model_dump(
-                        mode="json", exclude={"master", "memory", "mlflow_uri"}
-                    ),
-                    lineage=_lineage(tables, etl_version),
+                    cut_ms=inputs.cut_ms,
+                    parameters=run_parameters(self.settings),
+                    lineage=_lineage(tables, etl_version, inputs.rows),
                     seconds={},
                 )
-                with self._timed(seconds, "model", f"fitting on {len(rows):,} interactions"):
-                    final = fit.without_towers(session, rows, known, config, version)
-                self._sound(final.model, facts, champion)
-                if early is not None and champion is None:
-                    early(final, facts)
-                with self._timed(seconds, "towers", "training the two towers"):
-                    final = fit.with_towers(final, rows, known, config)
-                self._sound(final.model, facts, champion)
-                with self._timed(seconds, "twin", "fitting the twin that has not seen the holdout"):
-                    twin = fit.fit(session, rows.before(cut), known, config, version)
+                fitted = self._fit(session, inputs, run, seconds, on_first_model)
+                with self._timed(seconds, "holdout_model", "fitting the holdout model"):
+                    holdout_model = fit.fit(
+                        session, inputs.past, inputs.catalogue, inputs.config, version
+                    )
                 with self._timed(seconds, "ranker", "training the ranker on past days"):
-                    past = partial(_fit_past, session, known, config)
-                    with threadpool_limits(1, "blas"):  # small products, one question at a time
-                        text = self._ranker(rows.before(cut), past)
-                facts = facts.model_copy(update={"seconds": seconds})
-                write_model(folder, "model", final, text, facts)
-                write_model(folder, "twin", twin, text, facts)
-                (folder / "facts.json").write_text(facts.model_dump_json(indent=1))
-            return facts
+                    ranker_text = self._train_ranker(session, inputs)
+                run = run.model_copy(update={"seconds": seconds})
+                write_model(folder, "model", fitted, ranker_text, run)
+                write_model(folder, "holdout_model", holdout_model, ranker_text, run)
+                run.write(folder)
+            return run
 
     def evaluate(self) -> Evaluation:
-        """Ask the twin about the holdout, beside the champion's twin and plain trends; write the verdict."""
-        with failures.recorded(self.settings, "eval"):
-            folder = workspace.latest(self.home / "candidates", "pipeline train")[1]
-            facts = read_facts(folder)
-            rows = self._rows(facts)
-            knobs = self.settings.training
-            questions = holdout.make(
-                rows, facts.cut_ms, knobs.least_reviews, knobs.questions, knobs.seed
+        """Compare the holdout model with the champion's and with trends; write the decision."""
+        with recorded(self.settings, "eval"):
+            folder = latest(self.home / "challengers", "pipeline train")[1]
+            run = RunMetadata.read(folder)
+            settings = self.settings.training
+            queries = holdout.make(
+                self._rows(run),
+                run.cut_ms,
+                settings.least_reviews,
+                settings.questions,
+                settings.seed,
             )
-            self.progress(f"asking {questions.users:,} questions about the newest interactions")
+            self.progress(f"evaluating {queries.users:,} queries on the newest interactions")
             champion = publish.champion(self.settings.kafka)
-            with threadpool_limits(1, "blas"):
+            with threadpool_limits(
+                1, "blas"
+            ):  # small matrices: more threads cost more than they save
                 against = {
-                    "trends": holdout.baseline(questions),
-                    "champion": self._judge_champion(questions, champion),
+                    "trends": holdout.baseline(queries),
+                    "champion": self._evaluate_champion(queries, champion),
                 }
-                mine = self._judge(questions, folder / "twin")
-            verdict = gate.decide(mine, against)
+                metrics = _evaluate(queries, folder / "holdout_model")
+            decision = gate.decide(metrics, against)
             evaluation = Evaluation(
-                questions=questions.users,
-                metrics=means(mine or {}),
+                questions=queries.users,
+                metrics=means(metrics or {}),
                 against={
-                    name: means(result) for name, result in against.items() if result is not None
+                    name: means(other) for name, other in against.items() if other is not None
                 },
                 champion=champion.version if champion else None,
-                passed=verdict.passed,
-                reason=verdict.reason,
+                passed=decision.passed,
+                reason=decision.reason,
             )
-            (folder / "evaluation.json").write_text(evaluation.model_dump_json(indent=1))
+            evaluation.write(folder)
             self.progress(evaluation.reason)
             return evaluation
 
     def deploy(self) -> ModelPublished:
-        """Publish the newest candidate if its verdict allows. Raises Refused with the reason if not."""
-        from training.mlflow_registry import MlflowRegistry
-
-        with failures.recorded(self.settings, "deploy") as attempt:
-            version, folder = workspace.latest(self.home / "candidates", "pipeline train")
-            facts, evaluation = read_facts(folder), read_evaluation(folder)
+        """Publish the latest challenger. Raises Refused if the gate refused it."""
+        with recorded(self.settings, "deploy") as attempt:
+            version, folder = latest(self.home / "challengers", "pipeline train")
+            run, evaluation = RunMetadata.read(folder), Evaluation.read(folder)
             registry = MlflowRegistry(self.settings)
-            run_id = attempt.run_id = self._record(registry, folder, facts, evaluation)
+            run_id = attempt.run_id = _log_run(registry, folder, run, evaluation)
             if not evaluation.passed:
-                Trained.of(facts).write(self.home)
+                self._decided(run)
                 raise gate.Refused(f"{version} is not published: {evaluation.reason}")
             champion = publish.champion(self.settings.kafka)
             if champion is not None and champion.version not in (evaluation.champion, version):
                 raise BadInput(
-                    f"the champion is {champion.version} by now: run `afterclick pipeline eval` again"
+                    f"the champion is now {champion.version}: run `afterclick pipeline eval` again"
                 )
-            target = copy_model(
-                folder / "model", self.settings.artifacts, version, evaluation.metrics
-            )
-            copy_model(folder / "twin", self.home / "twins", version, evaluation.metrics)
-            self._sound(models.load(target)[0], facts, champion)
-            if champion is not None:  # else a kill before this would lose the one that goes now
-                registry.follow(champion.version)
-            registry.register(target, run_id, facts.lineage)
-            published = publish.announce(
-                self.settings.kafka, target, store=self.settings.training.store
-            )
-            registry.follow(version)
-            registry.mend(run_id)
-            Trained.of(facts).write(self.home)
+            metrics = evaluation.metrics
+            target = copy_model(folder / "model", self.settings.artifacts, version, metrics)
+            copy_model(folder / "holdout_model", self.home / "holdout_models", version, metrics)
+            self._check(models.load(target)[0], run, champion)
+            if champion is not None:  # else a kill before the next call loses the previous champion
+                registry.sync_aliases(champion.version)
+            registry.register(target, run_id, run.lineage)
+            published = self._announce(target)
+            registry.sync_aliases(version)
+            registry.finish(run_id)
+            self._decided(run)
             self.progress(f"{version} is the champion")
             return published
 
-    def everything(self) -> tuple[Report, Evaluation, ModelPublished]:
-        """All steps. Where nothing is served yet, the model without its ranker is published on the way."""
+    def run_all(self) -> tuple[EtlReport, Evaluation, ModelPublished]:
+        """Run every step. Without a champion, a bootstrap model is published first."""
         with ExitStack() as stack:
-            with failures.recorded(self.settings, "etl"):
-                stack.enter_context(spark.session(self.settings))
+            with recorded(self.settings, "etl"):
+                stack.enter_context(spark_session(self.settings))
             report = self.etl()
-            self.train(self.publish_early)
+            self.train(self.publish_bootstrap)
         evaluation = self.evaluate()
         return report, evaluation, self.deploy()
 
-    def publish_early(self, fitted: fit.Fitted, facts: RunMetadata) -> None:
-        """Serve a model that is sound but not evaluated: better than none, and soon replaced."""
-        first = f"{facts.version}-first"
-        target = write_model(self.settings.artifacts, first, fitted, None, facts)
-        publish.announce(self.settings.kafka, target, store=self.settings.training.store)
-        from training.mlflow_registry import (
-            MlflowRegistry,  # MLflow takes seconds to import: it serves by now
-        )
-
+    def publish_bootstrap(self, fitted: fit.Fitted, run: RunMetadata) -> None:
+        """Publish an unevaluated bootstrap model; the gated one replaces it."""
+        version = f"{run.version}-first"
+        target = write_model(self.settings.artifacts, version, fitted, None, run)
+        self._announce(target)
         registry = MlflowRegistry(self.settings)
-        tags = {k: str(v) for k, v in facts.lineage.items()} | {"version": first}
-        run_id = registry.start(first, facts.parameters, tags)
-        registry.describe(run_id)
-        registry.register(target, run_id, facts.lineage)
-        registry.follow(first)
+        run_id = registry.start(version, run.parameters, _tags(run, version))
+        registry.log_signature(run_id)
+        registry.register(target, run_id, run.lineage)
+        registry.sync_aliases(version)
         registry.finish(run_id)
         self.on_served()
-        self.progress(f"{first} is served until the ranker is trained")
+        self.progress(f"{version} is served until the ranker is trained")
 
-    def _ranker(self, rows: Interactions, build: ranker.Build) -> str | None:
-        """The text of a ranker learned on past days; None where there is too little past."""
-        knobs = self.settings.training
-        config = RankerConfig(
-            cuts=knobs.ranker_cuts,
-            questions=knobs.ranker_questions,
-            least=knobs.least_reviews,
-            seed=knobs.seed,
+    def _inputs(self, tables: Path) -> _Inputs:
+        settings = self.settings.training
+        rows = interactions.load(tables)
+        cut_ms = holdout.cut_of(rows, settings.holdout)
+        _require_enough(rows.before(cut_ms), settings.least_reviews)
+        return _Inputs(
+            rows=rows,
+            catalogue=interactions.load_catalogue(tables),
+            config=fit.FitConfig.of(settings),
+            cut_ms=cut_ms,
+            champion=publish.champion(self.settings.kafka),
         )
+
+    def _fit(
+        self,
+        session: SparkSession,
+        inputs: _Inputs,
+        run: RunMetadata,
+        seconds: dict[str, float],
+        on_first_model: OnModel | None,
+    ) -> fit.Fitted:
+        """The model on all rows, checked after each part to fail early."""
+        rows, catalogue, config = inputs.rows, inputs.catalogue, inputs.config
+        with self._timed(seconds, "model", f"fitting on {len(rows):,} interactions"):
+            fitted = fit.without_towers(session, rows, catalogue, config, run.version)
+        self._check(fitted.model, run, inputs.champion)
+        if on_first_model is not None and inputs.champion is None:
+            on_first_model(fitted, run)
+        with self._timed(seconds, "towers", "training the two towers"):
+            fitted = fit.with_towers(fitted, rows, catalogue, config)
+        self._check(fitted.model, run, inputs.champion)
+        return fitted
+
+    def _train_ranker(self, session: SparkSession, inputs: _Inputs) -> str | None:
+        """The ranker as LightGBM's text; None with too little history."""
+        settings = self.settings.training
+        config = RankerConfig(
+            cuts=settings.ranker_cuts,
+            questions=settings.ranker_questions,
+            least=settings.least_reviews,
+            seed=settings.seed,
+        )
+
+        def fit_past(rows: Interactions) -> models.Model:
+            return fit.fit(session, rows, inputs.catalogue, inputs.config, "past").model
+
         try:
-            blend = ranker.train(rows, build, config)
+            with threadpool_limits(
+                1, "blas"
+            ):  # small matrices: more threads cost more than they save
+                result = ranker.train(inputs.past, fit_past, config)
         except ranker.NotEnoughHistory as error:
             self.progress(f"no ranker: {error}")
             return None
-        self.progress(f"ranker learned from {blend.questions:,} questions")
-        return blend.text
+        self.progress(f"ranker trained on {result.questions:,} queries")
+        return result.text
 
-    def _judge(self, questions: holdout.Holdout, folder: Path) -> gate.PerQueryMetrics | None:
-        arrays, _ = models.load(folder)
-        score = score_of(folder)
-        return holdout.judge(questions, arrays, score) if score is not None else None
-
-    def _judge_champion(
-        self, questions: holdout.Holdout, champion: ModelPublished | None
+    def _evaluate_champion(
+        self, queries: holdout.Holdout, champion: ModelPublished | None
     ) -> gate.PerQueryMetrics | None:
-        twin = self.home / "twins" / champion.version if champion else None
-        return self._judge(questions, twin) if twin is not None and twin.is_dir() else None
+        """None if there is no champion, or its holdout model is not in this home folder."""
+        folder = self.home / "holdout_models" / champion.version if champion else None
+        return _evaluate(queries, folder) if folder is not None and folder.is_dir() else None
 
-    def _rows(self, facts: RunMetadata) -> Interactions:
-        tables = self.home / "etl" / str(facts.lineage["etl"])
+    def _rows(self, run: RunMetadata) -> Interactions:
+        tables = self.home / "etl" / str(run.lineage["etl"])
         if not tables.is_dir():
-            raise workspace.MissingStep(f"{tables} is gone: run `afterclick pipeline train` again")
+            raise MissingStep(f"{tables} does not exist: run `afterclick pipeline train` again")
         return interactions.load(tables)
 
-    def _record(
-        self, registry: MlflowRegistry, folder: Path, facts: RunMetadata, evaluation: Evaluation
-    ) -> str:
-        """The MLflow run of a candidate; deploying twice writes one run."""
-        from training import run_report
-
-        known = folder / "run"
-        if known.is_file():
-            return known.read_text()
-        tags = {k: str(v) for k, v in facts.lineage.items()} | {"version": facts.version}
-        run_id = registry.start(facts.version, facts.parameters, tags)
-        against = {
-            f"{n}.{k}": v for n, figures in evaluation.against.items() for k, v in figures.items()
-        }
-        seconds = {f"seconds.{k}": v for k, v in facts.seconds.items()}
-        registry.metrics(run_id, evaluation.metrics | against | seconds)
-        registry.files(run_id, folder / "model")
-        registry.describe(run_id)
-        run_report.write(folder / "report", facts, evaluation)
-        registry.files(run_id, folder / "report")
-        known.write_text(run_id)
-        return run_id
-
-    def _sound(
-        self, arrays: models.Model, facts: RunMetadata, champion: ModelPublished | None
+    def _check(
+        self, model: models.Model, run: RunMetadata, champion: ModelPublished | None
     ) -> None:
-        verdict = gate.sanity_check(arrays, self._items(champion))
-        if not verdict.passed:
-            Trained.of(facts).write(self.home)
-            raise gate.Refused(f"{arrays.version} is not published: {verdict.reason}")
+        """Raises Refused if the model cannot be served."""
+        decision = gate.sanity_check(model, self._items_of(champion))
+        if not decision.passed:
+            self._decided(run)
+            raise gate.Refused(f"{model.version} is not published: {decision.reason}")
 
-    def _items(self, champion: ModelPublished | None) -> int | None:
-        """How many items the champion has; None where its artifact is not kept here."""
+    def _items_of(self, champion: ModelPublished | None) -> int | None:
+        """The number of the champion's items; None if its artifact is not in this home folder."""
+        if champion is None:
+            return None
         try:
-            return (
-                read_manifest(self.settings.artifacts / champion.version).items
-                if champion
-                else None
-            )
+            return read_manifest(self.settings.artifacts / champion.version).items
         except BadArtifact:
             return None
+
+    def _announce(self, artifact: Path) -> ModelPublished:
+        store = self.settings.training.store
+        return publish.announce(self.settings.kafka, artifact, store=store)
+
+    def _decided(self, run: RunMetadata) -> None:
+        """Record that the gate has decided on what this run has read."""
+        positions = run.lineage["positions"]
+        LastTraining(version=run.version, positions=positions).write(self.home)
 
     @contextmanager
     def _timed(self, seconds: dict[str, float], name: str, message: str) -> Iterator[None]:
@@ -305,51 +322,80 @@ class Pipeline:
         seconds[name] = round(time.perf_counter() - start, 2)
 
 
-def _fit_past(
-    session: SparkSession, known: content.Catalogue, config: fit.FitConfig, rows: Interactions
-) -> models.Model:
-    return fit.fit(session, rows, known, config, "past").model
-
-
-def read_facts(folder: Path) -> RunMetadata:
-    """Where a candidate came from."""
-    return RunMetadata.model_validate_json((folder / "facts.json").read_text())
-
-
-def read_evaluation(folder: Path) -> Evaluation:
-    """A candidate's verdict. Raises MissingStep before `eval` has run."""
-    path = folder / "evaluation.json"
-    if not path.is_file():
-        raise workspace.MissingStep(
-            f"{folder.name} has no evaluation: run `afterclick pipeline eval` first"
+def _require_enough(past: Interactions, min_rows: int) -> None:
+    """Raises BadDataset if the interactions before the holdout are too few for any model."""
+    if not len(past):
+        problem = "none is older than the holdout"
+    elif (most := int(past.item_counts().max())) < min_rows:
+        problem = (
+            f"before the holdout no item has {min_rows}, the most frequent one has {most} "
+            "(AFTERCLICK_TRAINING__LEAST_REVIEWS)"
         )
-    return Evaluation.model_validate_json(path.read_text())
+    elif past.user_counts().max() < 2:
+        problem = "before the holdout no user has two"
+    else:
+        return
+    raise BadDataset(f"too few interactions to train on: {problem}; ingest more events")
 
 
-def means(judged: gate.PerQueryMetrics) -> dict[str, float]:
-    """protocol.metric → mean over the questions."""
+def _evaluate(queries: holdout.Holdout, folder: Path) -> gate.PerQueryMetrics | None:
+    """The metrics of an artifact; None if it has no ranker."""
+    model, _ = models.load(folder)
+    score = score_of(folder)
+    return holdout.judge(queries, model, score) if score is not None else None
+
+
+def means(metrics: gate.PerQueryMetrics) -> dict[str, float]:
+    """protocol.metric → mean over the queries."""
     return {
         f"{protocol}.{name}": round(float(values.mean()), 5)
-        for protocol, figures in judged.items()
-        for name, values in figures.items()
+        for protocol, by_name in metrics.items()
+        for name, values in by_name.items()
         if len(values)
     }
 
 
-def _lineage(tables: Path, etl_version: str) -> dict[str, object]:
-    report = etl.read_report(tables)
+def _log_run(
+    registry: MlflowRegistry, folder: Path, run: RunMetadata, evaluation: Evaluation
+) -> str:
+    """The id of a challenger's MLflow run, created on the first call."""
+    known = folder / "mlflow_run"
+    if known.is_file():
+        return known.read_text()
+    run_id = registry.start(run.version, run.parameters, _tags(run, run.version))
+    against = {
+        f"{name}.{metric}": value
+        for name, metrics in evaluation.against.items()
+        for metric, value in metrics.items()
+    }
+    seconds = {f"seconds.{step}": value for step, value in run.seconds.items()}
+    registry.metrics(run_id, evaluation.metrics | against | seconds)
+    registry.files(run_id, folder / "model")
+    registry.log_signature(run_id)
+    write_report(folder / "report", run, evaluation)
+    registry.files(run_id, folder / "report")
+    known.write_text(run_id)
+    return run_id
+
+
+def _tags(run: RunMetadata, version: str) -> dict[str, str]:
+    return {name: str(value) for name, value in run.lineage.items()} | {"version": version}
+
+
+def _lineage(tables: Path, etl_version: str, rows: Interactions) -> dict[str, object]:
+    report = EtlReport.read(tables)
     return {
         "etl": etl_version,
         "positions": report.positions,
         "rows": report.rows_out,
         "newest_ms": report.newest_ms,
-        "data": interactions.fingerprint(tables),
+        "data": interactions.fingerprint(rows),
         "commit": git_commit(),
     }
 
 
 def git_commit() -> str:
-    """The commit of the code that runs, with `+` where files differ from it; empty outside a checkout."""
+    """The commit of the running code, `+` if files differ from it; empty outside a checkout."""
     try:
         head = _git("rev-parse", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no")
@@ -359,6 +405,6 @@ def git_commit() -> str:
 
 
 def _git(*words: str) -> str:
-    where = Path(__file__).parent
-    done = subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True)
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -1,22 +1,26 @@
-"""Announce a model: the moment it becomes the champion.
+"""Publish a model: the event on the topic `models` makes it the champion.
 
-reads   topic     models (its last record is the champion)
-writes  artifact  <artifacts>/<version>/, whole or not at all; a copy on S3 where one is set
+reads   topic     models: the last event names the champion
+writes  s3        <bucket>/<prefix>/<version>/*, the manifest last (if `store` is set)
         topic     models  ModelPublished, key `model`
+
+Credentials, region and endpoint of S3 come from the usual AWS variables (AWS_ACCESS_KEY_ID,
+AWS_ENDPOINT_URL, …).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, Message, Producer
 
 from afterclick.artifact import MANIFEST, read_manifest, sha256, verify
-from afterclick.errors import BadEvent, Unavailable
+from afterclick.errors import BadEvent, BadInput, Unavailable
 from afterclick.events import ModelEvent, ModelPublished, decode, encode, new_id, now
+from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import KafkaSettings
-from training.offsets import watermarks
-from training.store import upload
 
 KEY = b"model"
 
@@ -24,11 +28,11 @@ KEY = b"model"
 def announce(
     kafka: KafkaSettings, folder: Path, timeout_s: float = 30.0, store: str | None = None
 ) -> ModelPublished:
-    """Publish the artifact in `folder`: every file is checked first, and Kafka has acknowledged on return.
+    """Publish the artifact in `folder`; Kafka has acknowledged the event on return.
 
-    With a `store` (s3://bucket/prefix) it is copied there first, and read from there.
-
-    Raises BadArtifact, or Unavailable if Kafka did not take it; then nothing has changed.
+    Every file is verified first. With a `store` (s3://bucket/prefix) the artifact is uploaded and
+    served from there. Raises BadArtifact, or Unavailable if S3 or Kafka fails; the champion then
+    stays the same.
     """
     manifest = read_manifest(folder)
     verify(folder, manifest)
@@ -43,6 +47,47 @@ def announce(
     )
     _deliver(kafka, encode(event), timeout_s)
     return published
+
+
+def champion(kafka: KafkaSettings, timeout_s: float = 10.0) -> ModelPublished | None:
+    """The model that was published last; None if there is none. Raises Unavailable."""
+    model: ModelPublished | None = None
+    with KafkaLog(kafka, timeout_s) as log:
+        for message in log.read(log.ranges(kafka.topics.models)):
+            try:
+                event = decode(message.value())
+            except BadEvent:
+                continue
+            if isinstance(event, ModelEvent):
+                model = event.data
+    return model
+
+
+def upload(folder: Path, root: str) -> str:
+    """Copy an artifact below `root` (s3://bucket/prefix); returns its URI. Idempotent.
+
+    Raises BadArtifact for a damaged artifact, BadInput for another kind of address, Unavailable if
+    S3 fails; without its manifest, which is written last, an upload is not read.
+    """
+    import boto3
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    parts = urlsplit(root)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise BadInput(f"artifacts cannot be published to {root!r}: expected s3://bucket/prefix")
+    manifest = read_manifest(folder)
+    verify(folder, manifest)
+    prefix = "/".join(filter(None, [parts.path.strip("/"), manifest.version]))
+    client: Any = boto3.client("s3")
+    try:
+        for name in (*sorted(manifest.files), MANIFEST):
+            client.upload_file(str(folder / name), parts.netloc, f"{prefix}/{name}")
+    except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
+        raise Unavailable(
+            f"cannot upload {manifest.version} to {root}: {error}; the champion stays"
+        ) from None
+    return f"s3://{parts.netloc}/{prefix}"
 
 
 def _deliver(kafka: KafkaSettings, value: bytes, timeout_s: float) -> None:
@@ -66,44 +111,7 @@ def _deliver(kafka: KafkaSettings, value: bytes, timeout_s: float) -> None:
     producer.produce(kafka.topics.models, value, KEY, on_delivery=report)
     producer.flush(timeout_s + 5)
     if failed or not delivered:
-        why = failed[0].str() if failed else "no acknowledgement"
+        reason = failed[0].str() if failed else "no acknowledgement"
         raise Unavailable(
-            f"Kafka at {kafka.bootstrap} did not take the model: {why}; the old one stays"
+            f"Kafka at {kafka.bootstrap} did not take the model: {reason}; the champion stays"
         )
-
-
-def champion(kafka: KafkaSettings, timeout_s: float = 10.0) -> ModelPublished | None:
-    """The model that was announced last, None where there was none. Raises Unavailable."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": kafka.bootstrap,
-            "group.id": "afterclick-training",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-        }
-    )
-    try:
-        return _last(consumer, kafka.topics.models, timeout_s)
-    except KafkaException as error:
-        raise Unavailable(f"Kafka at {kafka.bootstrap} does not answer: {error.args[0]}") from None
-    finally:
-        consumer.close()
-
-
-def _last(consumer: Consumer, topic: str, timeout_s: float) -> ModelPublished | None:
-    low, _ = watermarks(consumer, TopicPartition(topic, 0), timeout_s)
-    consumer.assign([TopicPartition(topic, 0, low)])
-    last: ModelPublished | None = None
-    while (message := consumer.poll(timeout_s)) is not None:
-        error = message.error()
-        if error is not None and error.code() == KafkaError._PARTITION_EOF:
-            return last
-        if error is not None:
-            raise KafkaException(error)
-        try:
-            event = decode(message.value())
-        except BadEvent:
-            continue
-        if isinstance(event, ModelEvent):
-            last = event.data
-    raise Unavailable(f"the topic {topic} stopped answering")

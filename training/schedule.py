@@ -1,8 +1,12 @@
-"""Retrain by the clock and by the log: the pipeline in a child process, one at a time, at low priority.
+"""Retrain on a schedule and after new events: the pipeline in a child process at low priority.
 
-reads   topic  reviews, feedback (their end offsets)
-        json   <home>/trained.json: how far the last training read that went through
+reads   topic  reviews, feedback: their end offsets
+        json   <home>/last_training.json: the offsets of the last training
 writes  json   <home>/retrain.json: afterclick.io.home.TrainingStatus
+
+APScheduler runs two jobs. `train` has the interval of the clock; `count` runs every few seconds
+and moves the next run of `train` to now once there are enough new events. After a failure the next
+run of `train` is moved to the end of the back-off; `count` is paused until a training completes.
 """
 
 from __future__ import annotations
@@ -11,32 +15,28 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
+from datetime import UTC, datetime, timedelta
+from multiprocessing.process import BaseProcess
 
 import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
-from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from afterclick.errors import AfterclickError, Unavailable
 from afterclick.io.home import TrainingStatus
-from afterclick.settings import KafkaSettings, Settings
-from training import failures
-from training.backoff import Backoff
+from afterclick.io.kafka_log import KafkaLog
+from afterclick.settings import Settings
 from training.gate import Refused
-from training.lock import exclusive, holder
-from training.offsets import watermarks
+from training.mlflow_registry import now_ms, record_failure
 from training.pipeline import Pipeline
-from training.trained import Trained
+from training.workspace import LastTraining, State, lock_holder, training_lock, write_status
 
 log = structlog.get_logger()
-_LOOK_S = 10.0
-_RECORD_S = 300.0
-"""How long MLflow may take to note a failure."""
+COUNT_INTERVAL_S = 10.0
+FIRST_RETRY_S, MAX_RETRY_S = 60.0, 3600.0
+_RECORD_TIMEOUT_S = 300.0
+"""Time limit for recording a failure in MLflow."""
 
 
 @dataclass(frozen=True)
@@ -44,209 +44,203 @@ class Outcome:
     """How a training ended."""
 
     completed: bool
-    """Published, or refused by the gate; else it failed."""
-    how: str
-    """A version, or the reason."""
+    """True if the model was published or refused by the gate, False after a failure."""
+    message: str
+    """The version, or the reason."""
+
+
+Train = Callable[[str, threading.Event], Outcome]
+"""Runs one training with a reason, until the event is set."""
 
 
 class Retrain:
-    """Looks every few seconds whether a training is due, and runs it."""
+    """Retrains every `every_s` seconds and after `events` new events, one training at a time."""
 
     def __init__(
         self,
         settings: Settings,
         every_s: float,
         events: int,
-        clock: Callable[[], float] = time.time,
-        backoff: Backoff | None = None,
+        train: Train | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self.settings, self.every_s, self.events = settings, every_s, events
-        self._clock, self._backoff = clock, backoff or Backoff()
-        self._last_start = clock()
+        """`train`: by default the pipeline in a child process. `now`: the clock."""
+        self.settings, self._every_s, self._events = settings, every_s, events
+        self._train = train or ChildTraining(settings)
+        self._now = now
+        self._stop = threading.Event()
+        self._failures = 0
+        self.scheduler = BackgroundScheduler(
+            timezone=UTC,
+            job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None},
+        )
+        self.scheduler.add_job(
+            self.train,
+            "interval",
+            seconds=every_s,
+            id="train",
+            args=[""],
+            next_run_time=self._in(every_s),
+        )
+        self.scheduler.add_job(
+            self.count, "interval", seconds=COUNT_INTERVAL_S, id="count", next_run_time=self._in(0)
+        )
 
     def run(self, stop: threading.Event) -> None:
-        """Retrain until `stop` is set. A running training is then ended; it leaves the champion as it is."""
-        scheduler = BackgroundScheduler(timezone=UTC)
-        scheduler.add_job(
-            lambda: self.look(stop),
-            "interval",
-            seconds=_LOOK_S,
-            max_instances=1,
-            coalesce=True,
-            next_run_time=datetime.now(UTC),
-        )
-        self._say("waiting")
-        scheduler.start()
+        """Retrain until `stop` is set; a running training is then killed and the champion stays."""
+        self._write_status("waiting")
+        self.scheduler.start()
         try:
             stop.wait()
         finally:
-            scheduler.shutdown(wait=True)
-            self._say("stopped")
+            self._stop.set()
+            self.scheduler.shutdown(wait=True)
+            self._write_status("stopped")
 
-    def look(self, stop: threading.Event) -> bool:
-        """Train once if it is due and nobody else trains; whether it was."""
-        if holder(self.settings.home) is not None:
-            return False
-        self._say("waiting")
+    def count(self) -> None:
+        """The job `count`: run `train` now if there are enough new events."""
+        if lock_holder(self.settings.home) is not None:
+            return
+        self._write_status("waiting")
         try:
-            reason = self.due()
+            events = new_events(self.settings)
         except Unavailable as error:
-            log.warning("cannot look for new events", error=str(error))
-            return False
-        if reason is None or stop.is_set():
-            return False
+            log.warning("cannot count new events", error=str(error))
+            return
+        if events >= self._events:
+            reason = f"{events:,} new events"
+            self.scheduler.modify_job("train", args=[reason], next_run_time=self._in(0))
+
+    def train(self, reason: str) -> None:
+        """The job `train`: run one training, then set the time of the next."""
+        if self._stop.is_set():
+            return
+        if lock_holder(self.settings.home) is not None:  # another process trains: try again soon
+            self._next(COUNT_INTERVAL_S, reason)
+            return
+        self.scheduler.pause_job("count")
+        began = self._now()
+        reason = reason or f"{self._every_s / 60:g} minutes have passed"
         log.info("retraining", reason=reason)
-        began = self._clock()
-        ended = self._train(reason, stop)
-        if ended.completed:
-            self._last_start = began
-            self._backoff.reset()
-        elif not stop.is_set():
-            wait = self._backoff.failed(self._clock())
-            log.warning("training failed", reason=ended.how, next_try_in_s=wait)
-        self._say("waiting", ended.how)
-        return True
+        outcome = self._train(reason, self._stop)
+        if outcome.completed:
+            self._failures = 0
+            self._next(self._every_s - (self._now() - began).total_seconds())
+            self.scheduler.resume_job("count")
+        elif not self._stop.is_set():
+            delay_s = retry_delay_s(self._failures)
+            self._failures += 1
+            log.warning("training failed", reason=outcome.message, next_try_in_s=delay_s)
+            self._next(delay_s, f"the last training failed: {outcome.message}")
+        self._write_status("waiting", outcome.message)
 
-    def due(self) -> str | None:
-        """Why a training is due now, or None; for a while after one that failed nothing is due."""
-        now = self._clock()
-        if not self._backoff.over(now):
-            return None
-        if now - self._last_start >= self.every_s:
-            return f"the last one that went through began {now - self._last_start:.0f} s ago"
-        fresh = new_events(self.settings)
-        return f"{fresh:,} new events" if fresh >= self.events else None
+    def _next(self, delay_s: float, reason: str = "") -> None:
+        self.scheduler.modify_job("train", args=[reason], next_run_time=self._in(max(0.0, delay_s)))
 
-    def _train(self, reason: str, stop: threading.Event) -> Outcome:
-        """Run the pipeline in a child, whose memory is given back whole; returns how it ended.
+    def _in(self, delay_s: float) -> datetime:
+        return self._now() + timedelta(seconds=delay_s)
 
-        One that hangs is killed, and its lock ends with it. One that could not say how it ended is recorded
-        as failed.
-        """
-        began_ms = failures.now_ms()
-        context = multiprocessing.get_context("spawn")
-        answers: multiprocessing.SimpleQueue[Outcome] = context.SimpleQueue()
-        child = context.Process(
-            target=_once, args=(self.settings, reason, answers), name="training"
-        )
-        child.start()
-        late = time.monotonic() + self.settings.training.longest_hours * 3600
-        while child.is_alive() and not stop.is_set() and time.monotonic() < late:
-            child.join(0.2)
-        hung = child.is_alive()
-        if hung:
-            _end(child)
-        elif not answers.empty():
-            return answers.get()
-        if stop.is_set():
-            return Outcome(False, "ended with the process")
-        longest = f"took longer than {self.settings.training.longest_hours:g} h and was ended"
-        ended = Outcome(False, longest if hung else f"died with exit code {child.exitcode}")
-        self._record(ended.how, began_ms)
-        return ended
-
-    def _record(self, reason: str, began_ms: int) -> None:
-        """Tell MLflow, from a child too, where it was when it last said something."""
-        known = TrainingStatus.read(self.settings.home)
-        step = known.progress if known is not None and known.state == "training" else "start"
-        child = multiprocessing.get_context("spawn").Process(
-            target=failures.record, args=(self.settings, step, reason, began_ms), name="record"
-        )
-        child.start()
-        child.join(_RECORD_S)
-        _end(child)
-
-    def _say(self, state: Literal["waiting", "stopped"], last: str | None = None) -> None:
-        """Say so where it is news, unless somebody trains: what they say stays."""
+    def _write_status(self, state: State, last: str | None = None) -> None:
+        """Write the status if it changed and no other process is training."""
         home = self.settings.home
-        if holder(home) is not None:
+        if lock_holder(home) is not None:
             return
         known = TrainingStatus.read(home)
         last = last or (known.last if known else None)
         if known is None or (known.state, known.last) != (state, last):
-            status(state, last=last).write(home)
+            write_status(home, state, last=last)
 
 
-def _end(child: multiprocessing.process.BaseProcess) -> None:
+def retry_delay_s(failures: int) -> float:
+    """Seconds until the next try after `failures` earlier ones in a row: doubles up to a bound."""
+    return min(FIRST_RETRY_S * 2.0 ** min(failures, 30), MAX_RETRY_S)
+
+
+def new_events(settings: Settings) -> int:
+    """Events that the last training has not read. Raises Unavailable."""
+    last = LastTraining.read(settings.home)
+    positions = last.positions if last is not None else {}
+    with KafkaLog(settings.kafka) as kafka:
+        ranges = kafka.ranges(*settings.kafka.topics.interactions)
+    return sum(
+        max(0, offsets.end - positions.get(f"{topic}/{partition}", -1) - 1)
+        for (topic, partition), offsets in ranges.items()
+    )
+
+
+class ChildTraining:
+    """Runs the pipeline in a child process, so that its memory is freed at the end.
+
+    A training that exceeds `max_hours` is killed. A child that dies without an outcome is recorded
+    as a failed run.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._context = multiprocessing.get_context("spawn")
+
+    def __call__(self, reason: str, stop: threading.Event) -> Outcome:
+        """Run one training; kills it when `stop` is set."""
+        began_ms = now_ms()
+        outcomes: multiprocessing.SimpleQueue[Outcome] = self._context.SimpleQueue()
+        child = self._context.Process(
+            target=_run_pipeline, args=(self._settings, reason, outcomes), name="training"
+        )
+        child.start()
+        hours = self._settings.training.longest_hours
+        deadline = time.monotonic() + hours * 3600
+        while child.is_alive() and not stop.is_set() and time.monotonic() < deadline:
+            child.join(0.2)
+        hung = child.is_alive()
+        if hung:
+            _kill(child)
+        elif not outcomes.empty():
+            return outcomes.get()
+        if stop.is_set():
+            return Outcome(False, "stopped with the scheduler")
+        message = (
+            f"took longer than {hours:g} h and was killed"
+            if hung
+            else f"died with exit code {child.exitcode}"
+        )
+        self._record(message, began_ms)
+        return Outcome(False, message)
+
+    def _record(self, reason: str, began_ms: int) -> None:
+        """Record the failure in MLflow, in a child too; the step is the last reported progress."""
+        status = TrainingStatus.read(self._settings.home)
+        step = status.progress if status is not None and status.state == "training" else "start"
+        child = self._context.Process(
+            target=record_failure, args=(self._settings, step, reason, began_ms), name="record"
+        )
+        child.start()
+        child.join(_RECORD_TIMEOUT_S)
+        _kill(child)
+
+
+def _kill(child: BaseProcess) -> None:
     child.terminate()
     child.join(10)
     child.kill()
     child.join()
 
 
-def status(
-    state: Literal["waiting", "training", "stopped"], progress: str = "", last: str | None = None
-) -> TrainingStatus:
-    """What training does from this moment on."""
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    return TrainingStatus(state=state, since=since, progress=progress, last=last)
-
-
-@contextmanager
-def told(home: Path) -> Iterator[Callable[[str], None]]:
-    """Say in retrain.json that a training runs, and what it does; at its end how it ended.
-
-    A scheduler that waits beside it goes on waiting.
-    """
-    before, said = TrainingStatus.read(home), ""
-
-    def tell(progress: str) -> None:
-        nonlocal said
-        said = progress
-        status("training", progress).write(home)
-
-    tell("begins")
-    try:
-        yield tell
-    except BaseException as error:
-        said = f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        state: Literal["waiting", "stopped"] = (
-            "waiting" if before and before.state == "waiting" else "stopped"
-        )
-        status(state, last=said).write(home)
-
-
-def new_events(settings: Settings) -> int:
-    """Events on the topics that the last training that went through has not read. Raises Unavailable."""
-    ends = end_offsets(settings.kafka)
-    trained = Trained.read(settings.home)
-    seen = trained.positions if trained is not None else {}
-    return sum(max(0, end - seen.get(place, -1) - 1) for place, end in ends.items())
-
-
-def end_offsets(kafka: KafkaSettings, timeout_s: float = 10.0) -> dict[str, int]:
-    """topic/partition → the offset that the next event will have. Raises Unavailable."""
-    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "afterclick-training"})
-    ends: dict[str, int] = {}
-    try:
-        for topic in kafka.topics.interactions:
-            for partition in (
-                consumer.list_topics(topic, timeout=timeout_s).topics[topic].partitions
-            ):
-                place = TopicPartition(topic, partition)
-                ends[f"{topic}/{partition}"] = watermarks(consumer, place, timeout_s)[1]
-    except KafkaException as error:
-        raise Unavailable(f"Kafka at {kafka.bootstrap} does not answer: {error.args[0]}") from None
-    finally:
-        consumer.close()
-    return ends
-
-
-def _once(settings: Settings, reason: str, answers: multiprocessing.SimpleQueue[Outcome]) -> None:
-    """The child: all steps once, then how it went."""
+def _run_pipeline(
+    settings: Settings, reason: str, outcomes: multiprocessing.SimpleQueue[Outcome]
+) -> None:
+    """The child process: every step once."""
     os.nice(10)
 
-    def say(progress: str) -> None:
-        status("training", progress).write(settings.home)
+    def report(progress: str) -> None:
+        write_status(settings.home, "training", progress)
 
     try:
-        with exclusive(settings.home, "the retraining process"):
-            say(reason)
-            answers.put(Outcome(True, Pipeline(settings, say).everything()[2].version))
+        with training_lock(settings.home, "the retraining process"):
+            report(reason)
+            version = Pipeline(settings, report).run_all()[2].version
+            outcomes.put(Outcome(True, version))
     except AfterclickError as error:
-        answers.put(Outcome(isinstance(error, Refused), f"{type(error).__name__}: {error}"))
+        outcomes.put(Outcome(isinstance(error, Refused), f"{type(error).__name__}: {error}"))
     except Exception as error:
         log.exception("training failed")
-        answers.put(Outcome(False, f"{type(error).__name__}: {error}"))
+        outcomes.put(Outcome(False, f"{type(error).__name__}: {error}"))

@@ -1,46 +1,66 @@
-"""What the steps of the pipeline hand to one another: versioned folders that appear whole or not at all.
+"""What the training steps share: versioned folders, the training lock, the status and Spark.
 
 writes  folder  <root>/<version>/, and <root>/LATEST with the newest version's name
+        file    <home>/training.lock       held while a training runs
+        json    <home>/last_training.json  LastTraining
+                <home>/retrain.json        afterclick.io.home.TrainingStatus
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from afterclick.errors import BadInput
+from afterclick.io.files import file_lock, lock_owner, staged_folder, write_atomically
+from afterclick.io.home import HomeFile, TrainingStatus
+from afterclick.settings import Settings
 
-_LATEST = "LATEST"
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+_LATEST, _LOCK = "LATEST", "training.lock"
+_STAGING_MAX_AGE_S = 86_400
+State = Literal["waiting", "training", "stopped"]
 
 
 class MissingStep(BadInput):
     """An earlier step of the pipeline has not been run."""
 
 
+class LastTraining(HomeFile):
+    """The last training that ended with a decision of the gate; failed ones do not count."""
+
+    version: str
+    positions: dict[str, int]
+    """topic/partition → highest offset that it read"""
+
+    @classmethod
+    def path(cls, home: Path) -> Path:
+        return home / "last_training.json"
+
+
 @contextmanager
 def new_version(root: Path, keep: int = 2) -> Iterator[tuple[str, Path]]:
-    """Fill a folder in a `with`; then it becomes the latest version, and all but `keep` older ones go."""
-    root.mkdir(parents=True, exist_ok=True)
-    version = name_now(root)
-    staging = Path(tempfile.mkdtemp(prefix=f".{version}-", dir=root))
-    try:
-        yield version, staging
-        staging.chmod(0o755)
-        staging.rename(root / version)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    """Yield a new version's name and its folder, which becomes the latest version on success.
+
+    Removes all older versions but `keep`. After an error nothing of the new version remains.
+    """
+    version = unused_name(root)
+    with staged_folder(root / version) as folder:
+        yield version, folder
     set_latest(root, version)
     _prune(root, version, keep)
 
 
-def name_now(root: Path) -> str:
-    """A version named by the time in UTC that is not taken in `root`."""
+def unused_name(root: Path) -> str:
+    """A version named by the current time in UTC that does not exist in `root`."""
     base = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     version, n = base, 1
     while (root / version).exists():
@@ -50,28 +70,120 @@ def name_now(root: Path) -> str:
 
 
 def set_latest(root: Path, version: str) -> None:
-    """Let `latest` point to a version, by one rename."""
-    pointer = root / f".{_LATEST}.{os.getpid()}"
-    pointer.write_text(version)
-    pointer.replace(root / _LATEST)
+    """Make a version the latest one, by one rename."""
+    write_atomically(root / _LATEST, version)
 
 
 def latest(root: Path, command: str) -> tuple[str, Path]:
-    """The newest version in `root` and its folder. Raises MissingStep, naming the command that makes one."""
+    """The latest version in `root` and its folder.
+
+    Raises MissingStep, naming the `command` that creates a version.
+    """
     pointer = root / _LATEST
     if pointer.is_file():
         version = pointer.read_text().strip()
         if (root / version).is_dir():
             return version, root / version
-    raise MissingStep(f"nothing in {root}: run `afterclick {command}` first")
+    raise MissingStep(f"no version in {root}: run `afterclick {command}` first")
 
 
 def _prune(root: Path, current: str, keep: int) -> None:
-    """Remove old versions, and staging folders that a killed run left more than a day ago."""
+    """Remove old versions, and staging folders of killed runs after a day."""
     versions = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     for old in [p for p in versions if p.name != current][: -keep or None]:
         shutil.rmtree(old, ignore_errors=True)
-    day_ago = datetime.now(UTC).timestamp() - 86_400
-    for left in root.glob(".*-*"):
-        if left.is_dir() and left.stat().st_mtime < day_ago:
-            shutil.rmtree(left, ignore_errors=True)
+    oldest = datetime.now(UTC).timestamp() - _STAGING_MAX_AGE_S
+    for staging in root.glob(".*-*"):
+        if staging.is_dir() and staging.stat().st_mtime < oldest:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def training_lock(home: Path, owner: str) -> Iterator[None]:
+    """Hold the lock of a home folder, so that one training runs at a time.
+
+    It ends with the process. Raises AlreadyRunning, naming the owner.
+    """
+    with file_lock(home / _LOCK, f"{owner} (process {os.getpid()}, since {_now()})"):
+        yield
+
+
+def lock_holder(home: Path) -> str | None:
+    """The owner of the training lock; None while no training runs."""
+    return lock_owner(home / _LOCK)
+
+
+def write_status(home: Path, state: State, progress: str = "", last: str | None = None) -> None:
+    """Write retrain.json, with the current time as the begin of the state."""
+    TrainingStatus(state=state, since=_now(), progress=progress, last=last).write(home)
+
+
+@contextmanager
+def report_progress(home: Path) -> Iterator[Callable[[str], None]]:
+    """Write the progress of a training to retrain.json, and at the end its outcome.
+
+    A waiting scheduler stays in the state `waiting`.
+    """
+    before, last = TrainingStatus.read(home), ""
+
+    def report(progress: str) -> None:
+        nonlocal last
+        last = progress
+        write_status(home, "training", progress)
+
+    report("starting")
+    try:
+        yield report
+    except BaseException as error:
+        last = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        waiting = before is not None and before.state == "waiting"
+        write_status(home, "waiting" if waiting else "stopped", last=last)
+
+
+@contextmanager
+def spark_session(settings: Settings) -> Iterator[SparkSession]:
+    """The active Spark session, or a new one that is stopped at the end of the `with`."""
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        yield active
+        return
+    session = _new_session(settings)
+    try:
+        yield session
+    finally:
+        session.stop()
+
+
+def _new_session(settings: Settings) -> SparkSession:
+    """Small shuffles, UTC, no web UI, Python workers of this interpreter."""
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    config = {
+        "spark.driver.memory": settings.training.memory,
+        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": "4",
+        "spark.default.parallelism": "4",
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",  # not one task per file
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.sql.warehouse.dir": str(settings.home.absolute() / "warehouse"),
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.driver.host": "127.0.0.1",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.log.level": "ERROR",
+    }
+    builder = SparkSession.builder.appName("afterclick-training").master(settings.training.master)
+    for key, value in config.items():
+        builder = builder.config(key, value)
+    session: SparkSession = builder.getOrCreate()
+    return session
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

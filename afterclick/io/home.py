@@ -3,7 +3,7 @@
 <home>/replay/control.json  ReplayControl   written by whoever steers the replay, read by the replay
 <home>/replay/status.json   ReplayStatus    written by the replay, several times a second
 <home>/retrain.json         TrainingStatus  written by whatever trains
-<home>/trained.json         (training/trained.py)  written when a training has gone through
+<home>/last_training.json   training.workspace.LastTraining  written when the gate has decided
 <home>/stack.json           StackRecord     written by `afterclick up`, once a second
 
 A file appears whole, by one rename; one that is missing or broken reads as None.

@@ -118,7 +118,7 @@ def _until_swapped(bench: Bench, stack: Stack, port: int, done: Event) -> dict[s
         done.set()
     caught_up = stack.wait_caught_up()
     verdict = orjson.loads(
-        max((settings.home / "candidates").glob("*/evaluation.json")).read_bytes()
+        max((settings.home / "challengers").glob("*/evaluation.json")).read_bytes()
     )
     return {
         "new_events": _archived(settings) - old,

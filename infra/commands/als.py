@@ -79,14 +79,14 @@ def engines(
     json: Json = False,
 ) -> None:
     """Fit ALS by Spark and by `implicit` with the same settings: seconds, NDCG, hit rate."""
-    from training import spark
     from training.als import AlsConfig
     from training.als_engines import compare
+    from training.workspace import spark_session
 
     settings, exam = _exam(dataset, cut, end, users)
     knobs = settings.training
     config = AlsConfig(knobs.rank, knobs.reg, knobs.alpha, knobs.iterations, knobs.seed)
-    with spark.session(settings) as session:
+    with spark_session(settings) as session:
         answer = compare(session, exam, config, say)
     if json:
         as_json(answer)

@@ -27,7 +27,7 @@ def listing(json: Json = False) -> None:
     """
     settings, registry = _open()
     served = _served(settings)
-    entries = [_row(entry, served) for entry in registry.entries()]
+    entries = [_row(entry, served) for entry in registry.models()]
     if json:
         as_json({"served": served, "models": entries, "decisions": _decisions(settings)})
         return
@@ -68,10 +68,10 @@ def show(version: Version, json: Json = False) -> None:
 @app.command("diff")
 def diff(first: Version, second: Version, json: Json = False) -> None:
     """Show what two models differ in: settings, metrics, origin, items."""
-    from training.differences import between
+    from training.challenger import differences
 
     _, registry = _open()
-    answer = between(registry.get(first).folder, registry.get(second).folder)
+    answer = differences(registry.get(first).folder, registry.get(second).folder)
     if json:
         as_json(answer)
         return
@@ -128,7 +128,7 @@ def _promote(
     from training import publish
 
     published = publish.announce(settings.kafka, entry.folder, store=settings.training.store)
-    registry.follow(published.version)
+    registry.sync_aliases(published.version)
     say(f"{published.version} is the champion")
     if json:
         as_json(published.model_dump())
@@ -155,13 +155,13 @@ def _row(entry: RegisteredModel, served: str | None) -> dict[str, Any]:
 
 def _decisions(settings: Settings) -> list[dict[str, Any]]:
     """What the gate decided on each candidate that was evaluated, newest first."""
-    from training.pipeline import read_evaluation
+    from training.challenger import Evaluation
     from training.workspace import MissingStep
 
     found = []
-    for folder in sorted((settings.home / "candidates").glob("*/"), reverse=True):
+    for folder in sorted((settings.home / "challengers").glob("*/"), reverse=True):
         try:
-            found.append({"version": folder.name, **read_evaluation(folder).model_dump()})
+            found.append({"version": folder.name, **Evaluation.read(folder).model_dump()})
         except MissingStep:
             continue
     return found

@@ -62,7 +62,7 @@ def deploy(json: Json = False) -> None:
 def everything(json: Json = False) -> None:
     """All steps in a row: the same as `afterclick train`."""
     with steps_of("pipeline all") as steps:
-        report, evaluation, published = steps.everything()
+        report, evaluation, published = steps.run_all()
     if json:
         as_json(
             {

@@ -27,7 +27,7 @@ def train(
     """
     start = time.monotonic()
     with steps_of("train") as steps:
-        report, evaluation, published = steps.everything()
+        report, evaluation, published = steps.run_all()
     if json:
         facts = {"etl": report.model_dump(), "evaluation": evaluation.model_dump()}
         as_json({**published.model_dump(), "seconds": round(time.monotonic() - start, 1), **facts})
@@ -71,10 +71,9 @@ def steps_of(what: str) -> Iterator[Pipeline]:
     from functools import partial
 
     from afterclick.settings import Settings
-    from training.lock import exclusive
     from training.pipeline import Pipeline
     from training.publish import champion
-    from training.schedule import told
+    from training.workspace import report_progress, training_lock
 
     settings = Settings()
     step_back = partial(
@@ -83,7 +82,10 @@ def steps_of(what: str) -> Iterator[Pipeline]:
     if champion(settings.kafka) is not None:
         step_back()
     start = time.monotonic()
-    with exclusive(settings.home, f"`afterclick {what}`"), told(settings.home) as tell:
+    with (
+        training_lock(settings.home, f"`afterclick {what}`"),
+        report_progress(settings.home) as tell,
+    ):
 
         def progress(message: str) -> None:
             tell(message)

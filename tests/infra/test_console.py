@@ -298,7 +298,7 @@ def test_models_are_listed_promoted_and_rolled_back(installation: Installation) 
             shop.write(settings, version)
         run_id = registry.start(version, {}, {"version": version})
         registry.register(folder, run_id, {"rows": "60"})
-    registry.follow("m1")
+    registry.sync_aliases("m1")
     console.post("models/list", status=202)
     answer = console.finished("models")["answer"]
     assert {m["version"]: (m["served"], m["aliases"]) for m in answer["models"]} == {

@@ -20,7 +20,7 @@ from infra.stack.services import Topology
 from infra.stack.status import DemoStep, Display
 from infra.stack.supervisor import Supervisor
 from training.publish import announce
-from training.schedule import told
+from training.workspace import report_progress
 
 DAY_S = 86_400
 REVIEWS = 12
@@ -100,7 +100,7 @@ def test_no_model_is_trained_if_there_is_a_champion_that_the_api_does_not_serve_
 def test_the_progress_of_a_training_is_shown(settings: Settings, tmp_path: Path) -> None:
     small = SmallDemo(settings, tmp_path / "ratings.csv")
     step = small.step("training")
-    with told(settings.home) as tell:
+    with report_progress(settings.home) as tell:
         tell("fitting on 300 interactions")
         small.demo.show_training(step)
     assert step.note == "fitting on 300 interactions"

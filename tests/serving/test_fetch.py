@@ -14,7 +14,7 @@ from afterclick.errors import BadArtifact, BadInput, Unavailable
 from serving.state import loaded_models as fetch
 from serving.state.loaded_models import ModelFeed, ModelStore, folder_of
 from tests.scoring.examples import a_model
-from training.store import upload
+from training.publish import upload
 
 ROOT = "s3://shop/models"
 

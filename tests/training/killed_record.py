@@ -1,7 +1,8 @@
-"""Deploy again and again, killed (SIGKILL) before a later write to MLflow each time. A process of its own.
+"""Deploy repeatedly, killed (SIGKILL) before a later write to MLflow each time. A process of its own.
 
-Prints one JSON line per try: how it ended, the champion, the aliases as they were left, those that the next
-command finds. It forks, so that Python imports once; nothing here starts a thread before a fork.
+Prints one JSON line per try: its exit code, the champion, the aliases after the kill, and those that
+the next command reads. It forks, so that Python imports once; nothing here starts a thread before a
+fork.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import orjson
 from sqlalchemy import Engine, event
 
 from afterclick.settings import Settings
-from tests.training.killed_deploy import forked
+from tests.training.killed_publish import forked
 from training import publish
 from training.mlflow_registry import MlflowRegistry
 from training.pipeline import Pipeline
@@ -23,51 +24,51 @@ OLD, NEW = "old", "new"
 
 
 def main() -> None:
-    """Try until it is through."""
+    """Try until it succeeds."""
     settings = Settings()
-    known = settings.home / "mlflow.db"
-    shutil.copyfile(known, settings.home / "before.db")
-    for place in range(1, 1000):
+    database = settings.home / "mlflow.db"
+    shutil.copyfile(database, settings.home / "before.db")
+    for write in range(1, 1000):
         shutil.rmtree(settings.artifacts / NEW, ignore_errors=True)
-        for left in settings.home.glob("mlflow.db*"):
-            left.unlink()
-        shutil.copyfile(settings.home / "before.db", known)
+        for file in settings.home.glob("mlflow.db*"):
+            file.unlink()
+        shutil.copyfile(settings.home / "before.db", database)
         if forked(publish.announce, settings.kafka, settings.artifacts / OLD):
-            raise SystemExit("the old champion could not be announced")
-        killed = forked(_killed_at, place, settings)
-        if forked(_tell, killed, settings):
-            raise SystemExit("the look at what is left failed")
-        if not killed:
+            raise SystemExit("cannot publish the old champion")
+        exit_code = forked(_killed_at, write, settings)
+        if forked(_print_state, exit_code, settings):
+            raise SystemExit("cannot read the state after the kill")
+        if not exit_code:
             return
 
 
-def _killed_at(place: int, settings: Settings) -> None:
-    """Deploy, and kill this process before its `place`-th write to MLflow."""
-    left = place
+def _killed_at(write: int, settings: Settings) -> None:
+    """Deploy and kill this process before its n-th write to MLflow."""
+    remaining = write
 
-    def hook(*given: object) -> None:
-        nonlocal left
-        if str(given[2]).startswith(("INSERT", "UPDATE", "DELETE")):
-            left -= 1
-            if not left:
+    def hook(*args: object) -> None:
+        nonlocal remaining
+        if str(args[2]).startswith(("INSERT", "UPDATE", "DELETE")):
+            remaining -= 1
+            if not remaining:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     event.listen(Engine, "before_cursor_execute", hook)
     Pipeline(settings).deploy()
 
 
-def _tell(ended: int, settings: Settings) -> None:
+def _print_state(exit_code: int, settings: Settings) -> None:
     champion = publish.champion(settings.kafka)
     registry = MlflowRegistry(settings)
-    left = {alias: entry.version for entry in registry.entries() for alias in entry.aliases}
-    found = {alias: registry.get(alias).version for alias in ("champion", "previous")}
-    told = {
-        "ended": ended,
+    after_kill = {alias: model.version for model in registry.models() for alias in model.aliases}
+    repaired = {alias: registry.get(alias).version for alias in ("champion", "previous")}
+    state = {
+        "exit_code": exit_code,
         "champion": champion.version if champion else None,
-        "left": left,
-        "found": found,
+        "after_kill": after_kill,
+        "repaired": repaired,
     }
-    print(orjson.dumps(told).decode(), flush=True)
+    print(orjson.dumps(state).decode(), flush=True)
 
 
 if __name__ == "__main__":

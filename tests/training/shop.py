@@ -1,4 +1,4 @@
-"""Small made-up shops whose right answers are obvious."""
+"""Small synthetic shops with obvious right answers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from afterclick.events import Item, ItemEvent, encode, new_id, now
-from afterclick.settings import KafkaSettings
+from afterclick.settings import KafkaSettings, Settings
+from training import workspace
+from training.etl import EtlReport
 from training.interactions import Interactions
 
 DAY_MS = 86_400_000
@@ -126,3 +128,46 @@ def publish_items(kafka: KafkaSettings, items: list[Item]) -> None:
         made = ItemEvent(id=new_id(), source="/test", time=now(), subject=item.item_id, data=item)
         producer.produce(kafka.topics.items, encode(made), item.item_id.encode())
     assert producer.flush(30) == 0
+
+
+def write_tables(
+    settings: Settings, rows: Interactions, titles: dict[str, str] | None = None
+) -> None:
+    """Write the tables of an ETL run as the latest version, without Spark."""
+    with workspace.new_version(settings.home / "etl") as (_, folder):
+        columns = {"user_index": rows.user, "item_index": rows.item}
+        _write(folder / "interactions", {**columns, "time_ms": rows.time_ms, "weight": rows.weight})
+        for kind, ids in (("user", rows.user_ids), ("item", rows.item_ids)):
+            _write(folder / f"{kind}s", {f"{kind}_index": np.arange(len(ids)), f"{kind}_id": ids})
+        known = titles or {}
+        catalogue = {
+            "item_id": list(known),
+            "title": list(known.values()),
+            "categories": [[] for _ in known],
+        }
+        _write(folder / "catalogue", catalogue)
+        n = len(rows)
+        report = EtlReport(
+            rows_in=n,
+            dropped={},
+            rows_out=n,
+            users=len(rows.user_ids),
+            items=len(rows.item_ids),
+            core_k=1,
+            core_dropped={},
+            core_rows=n,
+            core_users=len(rows.user_ids),
+            core_items=len(rows.item_ids),
+            core_rounds=1,
+            catalogue=len(known),
+            newest_ms=int(rows.time_ms.max()) if n else 0,
+            positions={"reviews/0": n - 1},
+        )
+        (folder / "report.json").write_text(report.model_dump_json())
+
+
+def _write(folder: Path, columns: dict[str, Any]) -> None:
+    folder.mkdir()
+    pq.write_table(
+        pa.table({k: pa.array(list(v)) for k, v in columns.items()}), folder / "part-0.parquet"
+    )

@@ -1,4 +1,4 @@
-"""The last step by itself: what it refuses whatever the verdict said."""
+"""The step `deploy`: what it refuses despite a passed evaluation, and what it records."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from afterclick.errors import BadArtifact
 from afterclick.model import Model
 from afterclick.settings import Settings
 from tests.scoring.examples import a_model
-from tests.training.candidates import an_artifact, candidate, champion
+from tests.training.challengers import add_challenger, add_champion, an_artifact
 from training import publish
 from training.gate import Refused
 from training.mlflow_registry import MlflowRegistry
 from training.pipeline import Pipeline
-from training.trained import Trained
+from training.workspace import LastTraining
 
 
-def served(settings: Settings) -> str | None:
+def champion_version(settings: Settings) -> str | None:
     champion = publish.champion(settings.kafka)
     return champion.version if champion else None
 
@@ -29,46 +29,44 @@ def served(settings: Settings) -> str | None:
         (a_model(9), "only 9 items, the champion has 20"),
     ],
 )
-def test_an_unsound_model_is_not_published_though_its_verdict_allows_it(
+def test_a_model_that_fails_its_checks_is_not_published_though_its_evaluation_passed(
     settings: Settings, model: Model, reason: str
 ) -> None:
-    champion(settings, "old", a_model(20))
-    facts = candidate(settings, "new", model)
+    add_champion(settings, "old", a_model(20))
+    run = add_challenger(settings, "new", model)
     with pytest.raises(Refused, match=reason):
         Pipeline(settings).deploy()
-    assert served(settings) == "old"
-    assert Trained.read(settings.home) == Trained.of(
-        facts
-    )  # the same log would give the same model
+    assert champion_version(settings) == "old"
+    # the same log would give the same model: it does not make another training due
+    assert LastTraining.read(settings.home) == LastTraining(
+        version="new", positions=run.lineage["positions"]
+    )
 
 
-def test_a_model_with_numbers_that_are_none_is_not_published(settings: Settings) -> None:
-    champion(settings, "old", a_model(20))
-    candidate(settings, "new", a_model(20, factors=np.full((20, 4), np.nan, np.float32)))
+def test_a_model_with_nan_is_not_published(settings: Settings) -> None:
+    add_champion(settings, "old", a_model(20))
+    add_challenger(settings, "new", a_model(20, factors=np.full((20, 4), np.nan, np.float32)))
     with pytest.raises(BadArtifact, match="NaN"):
         Pipeline(settings).deploy()
-    assert served(settings) == "old"
+    assert champion_version(settings) == "old"
 
 
 def test_a_sound_model_is_published(settings: Settings) -> None:
-    champion(settings, "old", a_model(20))
-    candidate(settings, "new", a_model(10))
+    add_champion(settings, "old", a_model(20))
+    add_challenger(settings, "new", a_model(10))
     assert Pipeline(settings).deploy().version == "new"
-    assert served(settings) == "new"
+    assert champion_version(settings) == "new"
 
 
-def test_a_champion_that_a_killed_deploy_never_registered_is_what_one_goes_back_to(
+def test_a_champion_that_a_killed_deploy_did_not_register_becomes_previous(
     settings: Settings,
 ) -> None:
-    champion(settings, "oldest")
-    champion(settings, "old")
+    add_champion(settings, "oldest")
+    add_champion(settings, "old")
     publish.announce(settings.kafka, an_artifact(settings.artifacts, "new"))
     assert MlflowRegistry(settings).find("new") is None
-    candidate(settings, "newer")
+    add_challenger(settings, "newer")
     Pipeline(settings).deploy()
-    aliases = {
-        alias: entry.version
-        for entry in MlflowRegistry(settings).entries()
-        for alias in entry.aliases
-    }
+    models = MlflowRegistry(settings).models()
+    aliases = {alias: model.version for model in models for alias in model.aliases}
     assert aliases == {"champion": "newer", "previous": "new"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +13,7 @@ from afterclick.errors import BadDataset
 from afterclick.events import Item
 from afterclick.settings import Settings
 from tests.training import shop
-from training import catalogue, etl, interactions
+from training import etl, interactions
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -21,9 +21,19 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.spark
 
 
-def run(spark: SparkSession, settings: Settings) -> tuple[Path, etl.Report]:
+def run(spark: SparkSession, settings: Settings) -> tuple[Path, etl.EtlReport]:
     version, report = etl.run(spark, settings)
     return settings.home / "etl" / version, report
+
+
+def fingerprint(folder: Path) -> str:
+    return interactions.fingerprint(interactions.load(folder))
+
+
+def pairs_of(folder: Path) -> set[tuple[str, str]]:
+    """(user_id, item_id) of each interaction."""
+    rows = interactions.load(folder)
+    return {(rows.user_ids[u], rows.item_ids[i]) for u, i in zip(rows.user, rows.item, strict=True)}
 
 
 def test_every_row_is_kept_or_dropped_for_a_reason(spark: SparkSession, settings: Settings) -> None:
@@ -48,14 +58,10 @@ def test_every_row_is_kept_or_dropped_for_a_reason(spark: SparkSession, settings
     }
     assert report.rows_out == 3
     assert report.balanced()
-    table = interactions.load(folder)
-    pairs = {
-        (table.user_ids[u], table.item_ids[i]) for u, i in zip(table.user, table.item, strict=True)
-    }
-    assert pairs == {("u1", "a"), ("u2", "a"), ("u3", "b")}
+    assert pairs_of(folder) == {("u1", "a"), ("u2", "a"), ("u3", "b")}
 
 
-def test_what_was_undone_is_not_learned_from_unless_it_is_done_again(
+def test_undone_actions_are_dropped_unless_repeated_later(
     spark: SparkSession, settings: Settings
 ) -> None:
     rows = [
@@ -70,12 +76,8 @@ def test_what_was_undone_is_not_learned_from_unless_it_is_done_again(
     folder, report = run(spark, settings)
     assert (report.dropped["undone"], report.dropped["not_positive"]) == (2, 2)
     assert report.balanced()
-    table = interactions.load(folder)
-    pairs = {
-        (table.user_ids[u], table.item_ids[i]) for u, i in zip(table.user, table.item, strict=True)
-    }
-    assert pairs == {("u1", "b"), ("u2", "a")}
-    assert table.weight.tolist() == [2.0, 2.0]
+    assert pairs_of(folder) == {("u1", "b"), ("u2", "a")}
+    assert interactions.load(folder).weight.tolist() == [2.0, 2.0]
 
 
 def test_a_repeated_pair_keeps_its_first_time_and_its_heaviest_action(
@@ -111,16 +113,16 @@ def test_the_core_is_what_repeated_filtering_leaves(
     assert sum(report.core_dropped.values()) > 0
 
 
-def test_numbers_go_by_popularity_and_the_same_log_gives_the_same_tables(
+def test_indices_are_ordered_by_count_and_the_same_log_gives_the_same_tables(
     spark: SparkSession, settings: Settings
 ) -> None:
     shop.write_log(settings.archive, shop.drifting_events(users=60, items=20))
     first, second = run(spark, settings)[0], run(spark, settings)[0]
     counts = interactions.load(first).item_counts()
     assert (counts[:-1] >= counts[1:]).all()
-    assert interactions.fingerprint(first) == interactions.fingerprint(second)
-    shop.write_log(settings.archive, [shop.event("somebody", "new", 200)])
-    assert interactions.fingerprint(run(spark, settings)[0]) != interactions.fingerprint(first)
+    assert fingerprint(first) == fingerprint(second)
+    shop.write_log(settings.archive, [shop.event("another", "new", 200)])
+    assert fingerprint(run(spark, settings)[0]) != fingerprint(first)
 
 
 def test_the_catalogue_is_the_newest_event_of_each_item(
@@ -134,16 +136,34 @@ def test_the_catalogue_is_the_newest_event_of_each_item(
     shop.publish_items(settings.kafka, [old, Item(item_id="b"), new])
     folder, report = run(spark, settings)
     assert report.catalogue == 2
-    assert catalogue.load(folder / "catalogue")["a"] == ("Lamp", ("Home", "Light"))
+    assert interactions.load_catalogue(folder)["a"] == ("Lamp", ("Home", "Light"))
 
 
-def test_without_a_log_it_says_what_to_do(spark: SparkSession, settings: Settings) -> None:
+def test_without_a_log_the_error_names_the_command_to_run(
+    spark: SparkSession, settings: Settings
+) -> None:
     with pytest.raises(BadDataset, match="afterclick stream"):
         etl.run(spark, settings)
     assert not [p for p in (settings.home / "etl").glob("*") if p.name != "LATEST"]
 
 
-def test_another_table_than_the_log_is_refused(spark: SparkSession, settings: Settings) -> None:
+def test_a_table_with_other_columns_is_refused(spark: SparkSession, settings: Settings) -> None:
     spark.createDataFrame([("a", 1)], "item_id string, n int").write.parquet(settings.archive)
     with pytest.raises(BadDataset, match="lacks the columns"):
+        etl.run(spark, settings)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([shop.event("u", "a", action="skip")], "not_positive: 1"),
+        ([shop.event("u", "a", 1), shop.event("u", "a", 2, action="undo")], "undone: 1"),
+        ([shop.event("u", None)], "incomplete: 1"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_log_without_interactions_is_refused_with_the_reasons(
+    spark: SparkSession, settings: Settings, rows: list[dict[str, Any]], reason: str
+) -> None:
+    shop.write_log(settings.archive, rows)
+    with pytest.raises(BadDataset, match=rf"no interactions .*{reason}.*: ingest more events"):
         etl.run(spark, settings)

@@ -1,4 +1,4 @@
-"""A challenger that is broken or worse does not become champion."""
+"""A broken or worse challenger does not become champion."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from training import gate
 
 def model(n: int = 20) -> Model:
     random = np.random.default_rng(0)
-    near = np.tile(np.arange(2, dtype=np.int32), (n, 1)), np.ones((n, 2), np.float32)
+    neighbours = np.tile(np.arange(2, dtype=np.int32), (n, 1)), np.ones((n, 2), np.float32)
     ids = np.array([f"i{i}" for i in range(n)])
     factors = random.normal(size=(n, 4)).astype(np.float32)
-    return Model("v", ids, np.ones(n, np.float32), np.zeros(n), *near, *near, factors)
+    return Model("v", ids, np.ones(n, np.float32), np.zeros(n), *neighbours, *neighbours, factors)
 
 
 def words(*shape: int, value: float = 1.0) -> WordVectors:
@@ -49,10 +49,10 @@ def test_nan_is_refused() -> None:
     [
         ({"popularity": np.ones(7, np.float32)}, "popularity has 7 rows for 20 items"),
         ({"factors": np.zeros((20, 4), np.float32)}, "every ALS factor is zero"),
-        ({"neighbour_items": np.full((20, 2), 20, np.int32)}, "points outside"),
-        ({"item_ids": np.array(["same"] * 20)}, "stands twice"),
-        ({"words": words(2, 3)}, "fit together"),
-        ({"words": words(2, 3), "content": np.ones((20, 4), np.float32)}, "fit together"),
+        ({"neighbour_items": np.full((20, 2), 20, np.int32)}, "out of range"),
+        ({"item_ids": np.array(["same"] * 20)}, "holds duplicates"),
+        ({"words": words(2, 3)}, "do not match"),
+        ({"words": words(2, 3), "content": np.ones((20, 4), np.float32)}, "do not match"),
         ({"words": words(2, 3, value=np.nan)}, "content_word_vectors holds NaN"),
     ],
 )
@@ -63,8 +63,8 @@ def test_a_wrong_shape_is_refused(change: dict[str, Any], reason: str) -> None:
 
 
 def test_a_model_that_lost_most_items_is_refused() -> None:
-    assert not gate.sanity_check(model(20), before=50).passed
-    assert gate.sanity_check(model(30), before=50).passed
+    assert not gate.sanity_check(model(20), champion_items=50).passed
+    assert gate.sanity_check(model(30), champion_items=50).passed
 
 
 def test_better_and_equal_pass_and_worse_does_not() -> None:
@@ -81,7 +81,7 @@ def test_better_and_equal_pass_and_worse_does_not() -> None:
     assert verdict.interval[1] < 0
 
 
-def test_noise_is_not_taken_for_worse() -> None:
+def test_noise_is_not_a_drop() -> None:
     random = np.random.default_rng(3)
     champion, other = (
         random.binomial(1, 0.2, 400).astype(float),
@@ -92,12 +92,12 @@ def test_noise_is_not_taken_for_worse() -> None:
     assert gate.compare(judged(champion), judged(champion)).difference == 0.0
 
 
-def test_figures_that_are_no_numbers_are_refused() -> None:
+def test_nan_metrics_are_refused() -> None:
     values = np.full(100, np.nan)
     assert not gate.compare(judged(values), judged(np.zeros(100))).passed
 
 
-def test_few_questions_decide_nothing() -> None:
+def test_few_queries_decide_nothing() -> None:
     verdict = gate.compare(judged(np.zeros(10)), judged(np.ones(10)))
     assert verdict.passed
     assert "only 10 questions" in verdict.reason

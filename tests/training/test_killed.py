@@ -1,4 +1,4 @@
-"""A training that is killed while it publishes: the champion stays, and nothing is published by half."""
+"""A training that is killed while it publishes: the champion stays and no partial model appears."""
 
 from __future__ import annotations
 
@@ -12,21 +12,13 @@ import orjson
 import pytest
 
 from afterclick.settings import Settings
-from tests.training.candidates import an_artifact, candidate, champion
+from tests.training.challengers import add_challenger, add_champion, an_artifact
 from training import publish
 from training.mlflow_registry import MlflowRegistry
 
 
-@pytest.fixture
-def old_and_new(settings: Settings) -> Settings:
-    """`old` is the champion, and there is a candidate `new`."""
-    publish.announce(settings.kafka, an_artifact(settings.artifacts, "old"))
-    an_artifact(settings.home / "new", "model")
-    return settings
-
-
 def tries(module: str, settings: Settings) -> list[dict[str, Any]]:
-    """What a process that is killed again and again told."""
+    """The JSON lines of a process that is killed repeatedly."""
     done = subprocess.run(
         [sys.executable, "-m", f"tests.training.{module}"],
         env={**os.environ, **settings.environment()},
@@ -37,35 +29,40 @@ def tries(module: str, settings: Settings) -> list[dict[str, Any]]:
     return [orjson.loads(line) for line in done.stdout.splitlines() if line.startswith(b"{")]
 
 
-def test_killed_at_any_write_the_champion_is_one_that_can_be_loaded(old_and_new: Settings) -> None:
-    found = tries("killed_deploy", old_and_new)
-    # the control: without staging and rename half a model would be there
-    assert any(one["broken"] == ["new"] for one in found if one["what"] == "copy_in_place")
-    *killed, last = (one for one in found if one["what"] == "deploy")
+def test_killed_at_any_file_operation_the_champion_is_a_valid_model(settings: Settings) -> None:
+    publish.announce(settings.kafka, an_artifact(settings.artifacts, "old"))
+    an_artifact(settings.home / "new", "model")
+    states = tries("killed_publish", settings)
+    # the control: without staging and rename a partial model appears
+    control = [state for state in states if state["action"] == "copy_in_place"]
+    assert any(state["damaged"] == ["new"] for state in control)
+    *killed, last = (state for state in states if state["action"] == "deploy")
     assert len(killed) > 8
-    assert {one["ended"] for one in killed} == {-signal.SIGKILL}
-    assert {one["champion"] for one in killed} == {"old"}
-    assert not any(one["broken"] for one in [*killed, last])
-    assert any("new" in one["whole"] for one in killed)  # whole, and not yet announced
-    assert (last["ended"], last["champion"], last["whole"]) == (0, "new", ["new", "old"])
+    assert {state["exit_code"] for state in killed} == {-signal.SIGKILL}
+    assert {state["champion"] for state in killed} == {"old"}
+    assert not any(state["damaged"] for state in [*killed, last])
+    assert any("new" in state["valid"] for state in killed)  # complete, not yet published
+    assert (last["exit_code"], last["champion"], last["valid"]) == (0, "new", ["new", "old"])
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
-def test_killed_at_any_write_to_mlflow_the_way_back_leads_to_what_was_served_before(
+def test_killed_at_any_write_to_mlflow_the_alias_previous_is_the_model_served_before(
     settings: Settings,
 ) -> None:
-    champion(settings, "oldest")
-    champion(settings, "old")
-    candidate(settings, "new")
+    add_champion(settings, "oldest")
+    add_champion(settings, "old")
+    add_challenger(settings, "new")
     run_id = MlflowRegistry(settings).start("new", {}, {})
-    (settings.home / "candidates" / "new" / "run").write_text(run_id)
+    (settings.home / "challengers" / "new" / "mlflow_run").write_text(run_id)
     *killed, last = tries("killed_record", settings)
     before = {"old": "oldest", "new": "old"}
-    for one in [*killed, last]:
-        assert one["found"] == {"champion": one["champion"], "previous": before[one["champion"]]}
-    assert {one["ended"] for one in killed} == {-signal.SIGKILL}
-    assert {one["champion"] for one in killed} == {"old", "new"}
-    # the control: the aliases as they were left lead elsewhere
-    assert any(one["left"]["previous"] != before[one["champion"]] for one in killed)
-    assert last["left"] == {"champion": "new", "previous": "old"}
+    for state in [*killed, last]:
+        champion = state["champion"]
+        assert state["repaired"] == {"champion": champion, "previous": before[champion]}
+    assert {state["exit_code"] for state in killed} == {-signal.SIGKILL}
+    assert {state["champion"] for state in killed} == {"old", "new"}
+    # the control: the aliases are wrong before the repair
+    assert any(state["after_kill"]["previous"] != before[state["champion"]] for state in killed)
+    assert last["after_kill"] == {"champion": "new", "previous": "old"}

@@ -1,8 +1,7 @@
-"""What the registry tells of a model: what it takes and gives, what it differs in, how it did."""
+"""The registry of models: signature, aliases, differences, report, and where its data lies."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,12 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from afterclick import artifact
 from afterclick.errors import BadArtifact
 from afterclick.settings import Settings, TrainingSettings
 from infra.cli import app
 from tests.scoring.examples import a_model
-from training import differences, run_report
-from training.challenger import Evaluation, RunMetadata
+from tests.training.challengers import an_artifact
+from training.challenger import Evaluation, RunMetadata, differences, write_report
 from training.mlflow_registry import MlflowRegistry
 
 
@@ -27,21 +25,15 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path / "home")
 
 
-def made(settings: Settings, version: str, items: int, **facts: Any) -> Path:
-    model = replace(a_model(items), version=version)
-    known = {
-        "created": "now",
-        "items": items,
-        "parameters": {"rank": 8},
-        "metrics": {"live.hr@10": 0.5},
-    }
-    return artifact.write(settings.artifacts, version, model.save, **{**known, **facts})[0]
+def made(settings: Settings, version: str, items: int, **manifest: Any) -> Path:
+    values = {"parameters": {"rank": 8}, "metrics": {"live.hr@10": 0.5}, **manifest}
+    return an_artifact(settings.artifacts, version, a_model(items), **values)
 
 
-def test_a_run_says_what_the_model_takes_and_gives(settings: Settings) -> None:
+def test_a_run_has_the_model_s_signature_and_an_input_example(settings: Settings) -> None:
     registry = MlflowRegistry(settings)
     run_id = registry.start("v1", {}, {})
-    registry.describe(run_id)
+    registry.log_signature(run_id)
     mlflow.set_tracking_uri(settings.mlflow)
     info = mlflow.models.get_model_info(f"runs:/{run_id}/model")
     assert info.signature is not None
@@ -63,7 +55,7 @@ def test_two_models_are_compared(settings: Settings) -> None:
         metrics={"live.hr@10": 0.6, "live.mrr": 0.1},
         lineage={},
     )
-    found = differences.between(one, other)
+    found = differences(one, other)
     assert found["parameters"] == {"rank": [8, 16]}
     assert found["metrics"]["live.hr@10"] == {"first": 0.5, "second": 0.6, "change": 0.1}
     assert found["metrics"]["live.mrr"]["change"] is None
@@ -75,10 +67,10 @@ def test_a_damaged_model_is_not_compared(settings: Settings) -> None:
     one, other = made(settings, "v1", 6), made(settings, "v2", 6)
     np.save(other / "popularity.npy", np.zeros(3))
     with pytest.raises(BadArtifact, match="popularity"):
-        differences.between(one, other)
+        differences(one, other)
 
 
-def test_the_command_knows_models_by_version_and_alias(
+def test_the_command_takes_versions_and_aliases(
     settings: Settings, broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AFTERCLICK_KAFKA__BOOTSTRAP", broker)
@@ -97,8 +89,8 @@ def test_the_command_knows_models_by_version_and_alias(
     assert "rank" in shown.stdout
 
 
-def test_a_training_s_report_shows_it_beside_the_champion(tmp_path: Path) -> None:
-    facts = RunMetadata(
+def test_the_report_shows_the_decision_and_the_champion_s_metrics(tmp_path: Path) -> None:
+    run = RunMetadata(
         version="v9", cut_ms=0, parameters={"rank": 8}, lineage={"rows": 5}, seconds={"model": 2.0}
     )
     evaluation = Evaluation(
@@ -109,14 +101,14 @@ def test_a_training_s_report_shows_it_beside_the_champion(tmp_path: Path) -> Non
         passed=False,
         reason="worse than the champion",
     )
-    path = run_report.write(tmp_path / "report", facts, evaluation)
+    path = write_report(tmp_path / "report", run, evaluation)
     text = path.read_text()
     assert "**Refused**: worse than the champion." in text
     assert "| live.hr@10 | 0.2500 | 0.5000 |" in text
     assert (path.parent / "comparison.png").stat().st_size > 1000
 
 
-def test_the_record_may_be_kept_in_postgres(settings: Settings, postgres_url: str) -> None:
+def test_runs_and_models_can_be_stored_in_postgres(settings: Settings, postgres_url: str) -> None:
     there = settings.model_copy(
         update={"training": settings.training.model_copy(update={"mlflow_uri": postgres_url})}
     )
@@ -125,7 +117,7 @@ def test_the_record_may_be_kept_in_postgres(settings: Settings, postgres_url: st
     run_id = registry.start("v1", {"rank": 8}, {"data": "hash"})
     registry.metrics(run_id, {"live.ndcg@10": 0.5})
     registry.register(folder, run_id, {"data": "hash"})
-    registry.follow("v1")
+    registry.sync_aliases("v1")
     registry.finish(run_id)
     again = MlflowRegistry(there).find("v1")
     assert again is not None
@@ -133,11 +125,11 @@ def test_the_record_may_be_kept_in_postgres(settings: Settings, postgres_url: st
     assert not (settings.home / "mlflow.db").exists()
 
 
-def test_a_run_s_files_may_lie_on_s3(settings: Settings, s3: Any, tmp_path: Path) -> None:
+def test_files_of_runs_can_be_stored_on_s3(settings: Settings, s3: Any, tmp_path: Path) -> None:
     where = settings.training.model_copy(update={"mlflow_files": "s3://shop/runs"})
     registry = MlflowRegistry(settings.model_copy(update={"training": where}))
     run_id = registry.start("v1", {}, {})
-    registry.describe(run_id)
+    registry.log_signature(run_id)
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "report.md").write_text("as it went")
     registry.files(run_id, tmp_path / "report")
@@ -161,7 +153,7 @@ def test_a_run_s_files_may_lie_on_s3(settings: Settings, s3: Any, tmp_path: Path
         ("http://mlflow:5000", "s3://bucket", "s3://bucket"),
     ],
 )
-def test_where_the_files_of_runs_lie(
+def test_the_location_of_the_files_of_runs(
     uri: str | None, files: str | None, expected: str | None
 ) -> None:
     settings = Settings(training=TrainingSettings(mlflow_uri=uri, mlflow_files=files))

@@ -1,27 +1,26 @@
-"""From a log to a served model: each step, the gate, the record in MLflow, and what a broken run leaves."""
+"""From a log to a served model: each step, the gate, the records in MLflow, interrupted runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from afterclick import artifact
 from afterclick import model as models
-from afterclick.errors import AlreadyRunning, BadArtifact
+from afterclick.errors import AlreadyRunning, BadArtifact, BadDataset
 from afterclick.events import Item
 from afterclick.settings import Settings
 from tests.scoring.examples import a_model
 from tests.training import shop
-from tests.training.candidates import champion
+from tests.training.challengers import add_champion, an_artifact
 from training import gate, publish, workspace
 from training.challenger import RANKER, Evaluation
-from training.lock import exclusive
+from training.interactions import Interactions
 from training.mlflow_registry import MlflowRegistry
 from training.pipeline import Pipeline
-from training.trained import Trained
+from training.workspace import LastTraining, training_lock
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -31,146 +30,172 @@ pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def pipeline(spark: SparkSession, settings: Settings) -> Pipeline:
-    """The pipeline of a small shop whose log is written."""
+    """The pipeline of a small installation without a log."""
     small = settings.training.model_copy(update={"rank": 8, "iterations": 4, "questions": 200})
-    settings = settings.model_copy(update={"training": small})
-    shop.write_log(settings.archive, shop.drifting_events())
-    shop.publish_items(
-        settings.kafka, [Item(item_id="cold", title="A thing that nobody bought yet")]
-    )
-    shop.publish_items(
-        settings.kafka, [Item(item_id=f"i{i}", title=f"Thing {i % 2}") for i in range(20)]
-    )
-    return Pipeline(settings)
+    return Pipeline(settings.model_copy(update={"training": small}))
+
+
+def _pairs(users: int, items: int) -> list[tuple[int, int]]:
+    """Every user has every item."""
+    return [(user, item) for user in range(users) for item in range(items)]
 
 
 def refuse(pipeline: Pipeline) -> None:
-    """Let the newest candidate's verdict be a refusal."""
-    folder = workspace.latest(pipeline.home / "candidates", "")[1]
-    path = folder / "evaluation.json"
-    verdict = Evaluation.model_validate_json(path.read_text())
-    path.write_text(
-        verdict.model_copy(update={"passed": False, "reason": "worse"}).model_dump_json()
-    )
+    """Change the evaluation of the latest challenger to a refusal."""
+    folder = workspace.latest(pipeline.home / "challengers", "")[1]
+    refused = {"passed": False, "reason": "worse"}
+    Evaluation.read(folder).model_copy(update=refused).write(folder)
 
 
-def test_the_whole_way_twice(pipeline: Pipeline) -> None:
-    """One test, for each run costs half a minute: publish, record, compare, refuse, roll back."""
-    kafka = pipeline.settings.kafka
+def test_a_log_becomes_a_served_model_and_a_refused_challenger_leaves_it(
+    pipeline: Pipeline,
+) -> None:
+    """One test because each training takes half a minute: publish, record, compare, refuse."""
+    kafka, artifacts = pipeline.settings.kafka, pipeline.settings.artifacts
+    shop.write_log(pipeline.settings.archive, shop.drifting_events())
+    titles = {
+        "cold": "A thing without interactions",
+        **{f"i{i}": f"Thing {i % 2}" for i in range(20)},
+    }
+    shop.publish_items(kafka, [Item(item_id=name, title=title) for name, title in titles.items()])
     with pytest.raises(workspace.MissingStep, match="pipeline etl"):
         pipeline.train()
-    assert Trained.read(pipeline.home) is None
-    report, evaluation, published = pipeline.everything()
-    assert Trained.read(pipeline.home) == Trained(
+    assert LastTraining.read(pipeline.home) is None
+    report, evaluation, published = pipeline.run_all()
+    assert LastTraining.read(pipeline.home) == LastTraining(
         version=published.version, positions=report.positions
     )
     assert report.balanced()
     assert evaluation.passed
     assert evaluation.metrics["live.hr@10"] > evaluation.against["trends"]["live.hr@10"]
 
-    served, manifest = models.load(
-        pipeline.settings.artifacts / published.version, published.manifest_sha256
-    )
+    served, manifest = models.load(artifacts / published.version, published.manifest_sha256)
     assert {RANKER, "index.faiss", "als_item_factors.npy", "content.npy"} <= set(manifest.files)
     assert served.words is not None
     assert len(served.words.words) > 0
     assert manifest.parameters["index"]["recall@100"] == 1.0
     assert manifest.lineage["positions"] == report.positions
     assert "cold" in served.index
-    first = f"{published.version}-first"  # what was served while the ranker was trained
-    assert (pipeline.settings.artifacts / first).is_dir()
+    assert (artifacts / f"{published.version}-first").is_dir()  # the bootstrap model
     assert publish.champion(kafka) == published
 
     registry = MlflowRegistry(pipeline.settings)
-    entry = registry.get("champion")
-    run = registry.client.get_run(entry.run_id)
+    registered = registry.get("champion")
+    run = registry.client.get_run(registered.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["rank"] == "8"
     assert run.data.metrics["live.ndcg_at_10"] == pytest.approx(evaluation.metrics["live.ndcg@10"])
     assert run.data.tags["positions"] == str(report.positions)
-    assert "index.faiss" in [
-        f.path.split("/")[-1] for f in registry.client.list_artifacts(entry.run_id, "model")
-    ]
+    files = registry.client.list_artifacts(registered.run_id, "model")
+    assert "model/index.faiss" in [file.path for file in files]
 
     second = pipeline.train().version
-    one, two = (pipeline.home / "candidates" / v / "model" for v in (published.version, second))
-    # the same log, settings and seed: the same model, to the byte
-    assert artifact.read_manifest(two).files == artifact.read_manifest(one).files
+    first_files, second_files = (
+        artifact.read_manifest(pipeline.home / "challengers" / version / "model").files
+        for version in (published.version, second)
+    )
+    assert first_files == second_files  # the same log, settings and seed: the same bytes
     again = pipeline.evaluate()
     assert again.champion == published.version
     assert again.against["champion"] == pytest.approx(evaluation.metrics, abs=0.1)
     refuse(pipeline)
     with pytest.raises(gate.Refused, match="worse"):
         pipeline.deploy()
-    assert Trained.read(pipeline.home) == Trained(version=second, positions=report.positions)
+    assert LastTraining.read(pipeline.home) == LastTraining(
+        version=second, positions=report.positions
+    )
     assert publish.champion(kafka) == published
-    assert registry.get("champion") == entry
+    assert registry.get("champion") == registered
 
 
-def test_a_run_that_breaks_leaves_the_champion_and_no_candidate(pipeline: Pipeline) -> None:
-    def break_here(*_: object) -> None:
+def test_an_interrupted_training_leaves_no_challenger(pipeline: Pipeline) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    pipeline.etl()
+    shop.write_tables(pipeline.settings, shop.interactions(_pairs(8, 8), 8, 8))
     with pytest.raises(KeyboardInterrupt):
-        pipeline.train(early=break_here)
+        pipeline.train(on_first_model=interrupt)
     assert publish.champion(pipeline.settings.kafka) is None
     with pytest.raises(workspace.MissingStep, match="pipeline train"):
         pipeline.evaluate()
-    assert (
-        Trained.read(pipeline.home) is None
-    )  # there are tables, and what they hold still makes one due
+    assert LastTraining.read(pipeline.home) is None  # the events still make a training due
 
 
-def test_a_model_that_lost_most_items_is_no_candidate(pipeline: Pipeline) -> None:
-    said: list[str] = []
-    pipeline.progress = said.append
-    pipeline.etl()
-    champion(pipeline.settings, "large", a_model(1000))
+def test_a_model_with_too_few_items_is_refused_before_the_slow_parts(pipeline: Pipeline) -> None:
+    lines: list[str] = []
+    pipeline.progress = lines.append
+    shop.write_tables(pipeline.settings, shop.interactions(_pairs(8, 8), 8, 8))
+    add_champion(pipeline.settings, "large", a_model(1000))
     with pytest.raises(gate.Refused, match="items, the champion has 1,000"):
         pipeline.train()
-    assert "training the two towers" not in said  # nor is time lost on it
+    assert "training the two towers" not in lines
     with pytest.raises(workspace.MissingStep, match="pipeline train"):
         pipeline.evaluate()
-    trained = Trained.read(pipeline.home)
-    assert trained is not None
-    assert sum(trained.positions.values()) > 0
+    last = LastTraining.read(pipeline.home)
+    assert last is not None
+    assert last.positions == {"reviews/0": 63}
 
 
-def test_one_training_at_a_time(settings: Settings) -> None:
+def test_one_event_is_too_few_to_train_on(pipeline: Pipeline) -> None:
+    shop.write_log(pipeline.settings.archive, [shop.event("u", "a")])
+    with pytest.raises(BadDataset, match=r"too few interactions .*; ingest more events"):
+        pipeline.run_all()
+    assert publish.champion(pipeline.settings.kafka) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        (shop.interactions([(0, 0)], 1, 1), "none is older than the holdout"),
+        (shop.interactions(_pairs(12, 12), 12, 12, days=0), "none is older than the holdout"),
+        (shop.interactions(_pairs(1, 30), 1, 30), "no item has 5, the most frequent one has 1"),
+        (shop.interactions(_pairs(30, 1), 30, 1), "no user has two"),
+        (shop.interactions([(u, u % 3) for u in range(60)], 60, 3), "no user has two"),
+    ],
+)
+@pytest.mark.parametrize("titles", [{}, {"x": "red lamp", "y": "blue lamp", "i0": "green lamp"}])
+def test_too_few_interactions_are_refused_with_the_reason(
+    pipeline: Pipeline, rows: Interactions, titles: dict[str, str], problem: str
+) -> None:
+    shop.write_tables(pipeline.settings, rows, titles)
+    with pytest.raises(BadDataset, match=problem):
+        pipeline.train()
+    with pytest.raises(workspace.MissingStep, match="pipeline train"):
+        pipeline.evaluate()
+
+
+def test_a_shop_smaller_than_a_list_is_trained_and_evaluated(pipeline: Pipeline) -> None:
+    shop.write_tables(pipeline.settings, shop.interactions(_pairs(6, 6), 6, 6))
+    pipeline.train()
+    assert pipeline.evaluate().passed
+
+
+def test_one_training_at_a_time(tmp_path: Path) -> None:
     with (
-        exclusive(settings.home, "`afterclick train`"),
+        training_lock(tmp_path, "`afterclick train`"),
         pytest.raises(AlreadyRunning, match="afterclick train"),
-        exclusive(settings.home, "another"),
+        training_lock(tmp_path, "another"),
     ):
         pass
-    with exclusive(settings.home, "another"):
+    with training_lock(tmp_path, "another"):
         pass
 
 
-def test_the_announced_model_is_the_champion_whatever_the_aliases_say(settings: Settings) -> None:
+def test_the_aliases_follow_the_published_model(settings: Settings) -> None:
     registry = MlflowRegistry(settings)
     run = registry.start("test", {"rank": 1}, {})
     for version in ("v1", "v2"):
-        folder = _artifact(settings, version)
-        registry.register(folder, run, {})
-        registry.follow(version)
+        registry.register(an_artifact(settings.artifacts, version), run, {})
+        registry.sync_aliases(version)
     assert registry.get("champion").version == "v2"
     assert registry.get("previous").version == "v1"
-    registry.follow("v1")
+    registry.sync_aliases("v1")
     assert registry.get("champion").version == "v1"
     assert registry.get("previous").version == "v2"
 
 
-def _artifact(settings: Settings, version: str) -> Path:
-    def fill(folder: Path) -> None:
-        np.save(folder / "popularity.npy", np.ones(1))
-
-    return artifact.write(settings.artifacts, version, fill, created="now", items=1)[0]
-
-
-def test_a_tampered_artifact_is_not_loaded(settings: Settings) -> None:
-    folder = _artifact(settings, "v1")
+def test_a_changed_artifact_is_not_loaded(tmp_path: Path) -> None:
+    folder = an_artifact(tmp_path, "v1")
     (folder / "popularity.npy").write_bytes(b"something else")
     with pytest.raises(BadArtifact):
         models.load(folder)

@@ -1,4 +1,4 @@
-"""Publishing is atomic: a model is announced whole, checked and acknowledged, or not at all."""
+"""Publishing is atomic: a model is published whole, verified and acknowledged, or not at all."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_damaged_artifact_is_not_announced(settings: Settings) -> None:
 
 def test_without_kafka_nothing_is_announced(tmp_path: Path) -> None:
     nowhere = KafkaSettings(bootstrap="127.0.0.1:1")
-    with pytest.raises(Unavailable, match="the old one stays"):
+    with pytest.raises(Unavailable, match="the champion stays"):
         publish.announce(nowhere, made(tmp_path, "v1"), timeout_s=2)
-    with pytest.raises(Unavailable, match="does not answer"):
+    with pytest.raises(Unavailable, match="Kafka at 127"):
         publish.champion(nowhere, timeout_s=2)

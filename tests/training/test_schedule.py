@@ -1,10 +1,11 @@
-"""When a training is due, and that a failed one says why."""
+"""When a training is due, how a failed one is retried, and what its child process leaves."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,53 +13,78 @@ from mlflow.entities import Run
 
 from afterclick.errors import AlreadyRunning, Unavailable
 from afterclick.io.home import TrainingStatus
+from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import KafkaSettings, Settings
 from tests.waiting import wait_until
 from training import publish, schedule
-from training.backoff import Backoff
-from training.lock import exclusive, holder
 from training.mlflow_registry import MlflowRegistry
-from training.schedule import Outcome, Retrain
-from training.trained import Trained
+from training.schedule import ChildTraining, Outcome, Retrain
+from training.workspace import (
+    LastTraining,
+    lock_holder,
+    report_progress,
+    training_lock,
+)
+
+EVERY_S = 7200.0
+DONE, FAILED = Outcome(True, "v1"), Outcome(False, "no Parquet log")
 
 
 class Clock:
-    """Time goes on where it is told to."""
+    """A clock that the test sets."""
 
-    now = 1e9
+    now = datetime(2026, 1, 1, tzinfo=UTC)
 
-    def __call__(self) -> float:
+    def __call__(self) -> datetime:
         return self.now
 
 
-class Scripted(Retrain):
-    """Its trainings end as is said here, in no time."""
+class Script:
+    """Trainings that end as the test says."""
 
-    def __init__(self, home: Path, clock: Clock, backoff: Backoff | None = None) -> None:
-        super().__init__(
-            Settings(home=home), every_s=100, events=1000, clock=clock, backoff=backoff
+    def __init__(self) -> None:
+        self.outcome = FAILED
+        self.reasons: list[str] = []
+
+    def __call__(self, reason: str, stop: threading.Event) -> Outcome:
+        self.reasons.append(reason)
+        return self.outcome
+
+
+class Fixture:
+    """A schedule with a script and a clock, not started: the test runs its jobs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.clock, self.script = Clock(), Script()
+        self.retrain = Retrain(
+            settings, every_s=EVERY_S, events=5, train=self.script, now=self.clock
         )
-        self.ends = Outcome(False, "no Parquet log")
-        self.trained_at: list[float] = []
 
-    def _train(self, reason: str, stop: threading.Event) -> Outcome:
-        self.trained_at.append(self._clock())
-        return self.ends
+    @property
+    def due_in_s(self) -> float:
+        """Seconds until the next run of the job `train`."""
+        return (self.next_run("train") - self.clock.now).total_seconds()  # type: ignore[operator]
+
+    def next_run(self, job: str) -> datetime | None:
+        found: datetime | None = self.retrain.scheduler.get_job(job).next_run_time
+        return found
+
+    def train(self, outcome: Outcome, after_s: float = 0.0) -> float:
+        """Run the job `train` at a time; returns the seconds until its next run."""
+        self.clock.now += timedelta(seconds=after_s)
+        self.script.outcome = outcome
+        self.retrain.train("")
+        return self.due_in_s
+
+
+@pytest.fixture
+def scheduled(tmp_path: Path) -> Fixture:
+    return Fixture(Settings(home=tmp_path))
 
 
 def failed_runs(settings: Settings) -> list[Run]:
     registry = MlflowRegistry(settings)
     return list(registry.client.search_runs([registry.experiment()], "tags.kind = 'failed'"))
-
-
-def look_for(retrain: Scripted, clock: Clock, seconds: int) -> list[float]:
-    """Look every ten seconds, and always find that it is time; when it trained, seconds after the start."""
-    start, first = clock.now, len(retrain.trained_at)
-    for _ in range(seconds // 10):
-        retrain._last_start = 0.0
-        retrain.look(threading.Event())
-        clock.now += 10
-    return [at - start for at in retrain.trained_at[first:]]
 
 
 def send(settings: Settings, count: int) -> None:
@@ -70,160 +96,174 @@ def send(settings: Settings, count: int) -> None:
     assert producer.flush(30) == 0
 
 
-def test_new_events_make_a_training_due(settings: Settings) -> None:
-    retrain = Retrain(settings, every_s=3600, events=5)
-    assert retrain.due() is None
-    send(settings, 5)
-    assert retrain.due() == "5 new events"
-
-
-def test_time_makes_a_training_due(tmp_path: Path) -> None:
-    clock = Clock()
-    retrain = Scripted(tmp_path, clock)
-    clock.now += 100
-    assert retrain.due() == "the last one that went through began 100 s ago"
-
-
-def test_trainings_that_fail_are_tried_again_later_and_later(tmp_path: Path) -> None:
-    clock = Clock()
-    retrain = Scripted(tmp_path, clock)
-    assert look_for(retrain, clock, 6000) == [0, 60, 180, 420, 900, 1860, 3780]
-    assert Backoff(failures=50).failed(0.0) == 3600
-    # the control: without it a child every ten seconds
-    assert len(look_for(Scripted(tmp_path, clock, Backoff(first_s=0)), clock, 600)) == 60
-
-
-def test_after_one_that_went_through_the_next_failure_waits_a_minute_again(tmp_path: Path) -> None:
-    clock = Clock()
-    retrain = Scripted(tmp_path, clock)
-    look_for(retrain, clock, 900)
-    retrain.ends = Outcome(True, "v1")
-    assert look_for(retrain, clock, 10) == [0]
-    retrain.ends = Outcome(False, "no Parquet log")
-    assert look_for(retrain, clock, 120) == [0, 60]
-
-
-def test_one_that_failed_stays_due_by_the_clock(tmp_path: Path) -> None:
-    clock = Clock()
-    retrain = Scripted(tmp_path, clock)
-    clock.now += 100
-    assert retrain.look(threading.Event())
-    retrain.ends = Outcome(True, "v1")
-    clock.now += 60
-    assert retrain.look(threading.Event())
-    assert retrain._last_start == clock.now
-
-
-def test_while_somebody_trains_no_child_begins_and_their_progress_stays(tmp_path: Path) -> None:
-    clock = Clock()
-    retrain = Scripted(tmp_path, clock)
-    with exclusive(tmp_path, "`afterclick train`"), schedule.told(tmp_path) as tell:
-        tell("fitting")
-        assert look_for(retrain, clock, 60) == []
-        retrain._say("stopped")
-        status = TrainingStatus.read(tmp_path)
-        assert status is not None
-        assert (status.state, status.progress) == ("training", "fitting")
-    assert look_for(retrain, clock, 10) == [0]  # the control: nobody trains
-
-
-def test_a_child_that_finds_the_lock_taken_says_nothing(tmp_path: Path) -> None:
-    retrain = Retrain(Settings(home=tmp_path), every_s=3600, events=5)
-    with exclusive(tmp_path, "`afterclick train`"), schedule.told(tmp_path) as tell:
-        tell("fitting")
-        ended = retrain._train("5 new events", threading.Event())
-        status = TrainingStatus.read(tmp_path)
-        assert status is not None
-        assert (status.state, status.progress) == ("training", "fitting")
-    assert not ended.completed
-    assert "`afterclick train`" in ended.how
-
-
-def test_what_a_manual_training_said_last_is_kept(tmp_path: Path) -> None:
-    retrain = Scripted(tmp_path, Clock())
-    with exclusive(tmp_path, "`afterclick train`"), schedule.told(tmp_path) as tell:
-        tell("v1 is the champion")
-    assert not retrain.look(threading.Event())
-    status = TrainingStatus.read(tmp_path)
+def status_of(home: Path) -> tuple[str, str, str | None]:
+    status = TrainingStatus.read(home)
     assert status is not None
-    assert (status.state, status.last) == ("waiting", "v1 is the champion")
+    return status.state, status.progress, status.last
 
 
-def test_without_kafka_nothing_is_due(settings: Settings) -> None:
-    away = settings.model_copy(update={"kafka": KafkaSettings(bootstrap="127.0.0.1:1")})
-    with pytest.raises(Unavailable):
-        schedule.end_offsets(away.kafka, timeout_s=1)
+def test_a_training_is_due_after_the_interval(scheduled: Fixture) -> None:
+    assert scheduled.due_in_s == EVERY_S
+    assert scheduled.train(DONE, after_s=EVERY_S) == EVERY_S
+    assert scheduled.script.reasons == ["120 minutes have passed"]
 
 
-@pytest.mark.slow
-def test_a_training_that_fails_says_why_and_the_next_one_may_come(settings: Settings) -> None:
-    send(settings, 5)  # there is no Parquet log: the ETL refuses
+def test_enough_new_events_make_a_training_due(settings: Settings) -> None:
+    scheduled = Fixture(settings)
+    send(settings, 4)
+    scheduled.retrain.count()
+    assert scheduled.due_in_s == EVERY_S
+    send(settings, 1)
+    scheduled.retrain.count()
+    assert scheduled.due_in_s == 0
+    assert scheduled.retrain.scheduler.get_job("train").args[0] == "5 new events"
+
+
+def test_failed_trainings_are_retried_with_doubling_delays(scheduled: Fixture) -> None:
+    delays = [scheduled.train(FAILED) for _ in range(8)]
+    assert delays == [60, 120, 240, 480, 960, 1920, 3600, 3600]
+    assert schedule.retry_delay_s(50) == 3600
+    assert scheduled.next_run("count") is None  # new events do not shorten the delay
+    assert "no Parquet log" in scheduled.retrain.scheduler.get_job("train").args[0]
+
+
+def test_a_completed_training_resets_the_delay_and_counts_events_again(scheduled: Fixture) -> None:
+    scheduled.train(FAILED)
+    scheduled.train(FAILED)
+    assert scheduled.train(DONE) == EVERY_S
+    assert scheduled.next_run("count") is not None
+    assert scheduled.train(FAILED) == 60
+
+
+def test_a_stopped_schedule_starts_no_training(scheduled: Fixture) -> None:
     stop = threading.Event()
-    process = threading.Thread(target=Retrain(settings, every_s=3600, events=5).run, args=(stop,))
+    stop.set()
+    scheduled.retrain.run(stop)
+    scheduled.retrain.train("")
+    assert scheduled.script.reasons == []
+
+
+def test_while_another_process_trains_none_starts_and_its_status_stays(
+    tmp_path: Path, scheduled: Fixture
+) -> None:
+    with (
+        training_lock(tmp_path, "`afterclick train`"),
+        report_progress(tmp_path) as report,
+    ):
+        report("fitting")
+        assert scheduled.train(DONE) == schedule.COUNT_INTERVAL_S
+        scheduled.retrain.count()
+        assert scheduled.script.reasons == []
+        assert status_of(tmp_path) == ("training", "fitting", None)
+    scheduled.train(DONE)  # the control: no other process trains
+    assert len(scheduled.script.reasons) == 1
+
+
+def test_a_child_that_finds_the_lock_taken_leaves_the_status(tmp_path: Path) -> None:
+    with (
+        training_lock(tmp_path, "`afterclick train`"),
+        report_progress(tmp_path) as report,
+    ):
+        report("fitting")
+        outcome = ChildTraining(Settings(home=tmp_path))("5 new events", threading.Event())
+        assert status_of(tmp_path) == ("training", "fitting", None)
+    assert not outcome.completed
+    assert "`afterclick train`" in outcome.message
+
+
+def test_the_outcome_of_a_manual_training_stays_in_the_status(settings: Settings) -> None:
+    scheduled = Fixture(settings)
+    with (
+        training_lock(settings.home, "`afterclick train`"),
+        report_progress(settings.home) as report,
+    ):
+        report("v1 is the champion")
+    scheduled.retrain.count()
+    assert status_of(settings.home) == ("waiting", "", "v1 is the champion")
+
+
+def test_without_kafka_no_training_is_due(tmp_path: Path) -> None:
+    down = Settings(home=tmp_path, kafka=KafkaSettings(bootstrap="127.0.0.1:1"))
+    with pytest.raises(Unavailable):
+        schedule.new_events(down)
+    scheduled = Fixture(down)
+    scheduled.retrain.count()
+    assert scheduled.due_in_s == EVERY_S
+
+
+def test_the_running_schedule_trains_again_after_new_events(settings: Settings) -> None:
+    send(settings, 5)
+    script = Script()
+    script.outcome = DONE
+    stop = threading.Event()
+    process = threading.Thread(
+        target=Retrain(settings, every_s=EVERY_S, events=5, train=script).run, args=(stop,)
+    )
     process.start()
-
-    def failed() -> bool:
-        status = TrainingStatus.read(settings.home)
-        return (
-            status is not None
-            and status.state == "waiting"
-            and "no Parquet log" in (status.last or "")
-        )
-
     try:
-        wait_until(failed, timeout=240)
+        wait_until(lambda: script.reasons)
+        wait_until(lambda: status_of(settings.home)[2] == "v1")
     finally:
         stop.set()
         process.join(30)
+    assert script.reasons[0] == "5 new events"
+    assert status_of(settings.home)[0] == "stopped"
+
+
+@pytest.mark.slow
+def test_a_training_that_fails_records_its_reason_and_step(settings: Settings) -> None:
+    outcome = ChildTraining(settings)("5 new events", threading.Event())  # there is no Parquet log
+    assert not outcome.completed
+    assert "no Parquet log" in outcome.message
     assert publish.champion(settings.kafka) is None
-    stopped = TrainingStatus.read(settings.home)
-    assert stopped is not None
-    assert stopped.state == "stopped"
+    assert lock_holder(settings.home) is None
     (run,) = failed_runs(settings)
     assert run.info.status == "FAILED"
     assert run.data.tags["step"] == "etl"
     assert "no Parquet log" in run.data.tags["reason"]
 
 
-def test_a_training_that_hangs_is_ended_and_says_so(settings: Settings) -> None:
+def test_a_training_that_hangs_is_killed_and_recorded(settings: Settings) -> None:
     short = settings.training.model_copy(update={"longest_hours": 0.2 / 3600})
     hasty = settings.model_copy(update={"training": short})
-    ended = Retrain(hasty, every_s=3600, events=1)._train("1 new event", threading.Event())
-    assert not ended.completed
-    assert "took longer" in ended.how
-    with exclusive(settings.home, "the next one"):  # its lock is gone with it
+    outcome = ChildTraining(hasty)("1 new event", threading.Event())
+    assert not outcome.completed
+    assert "took longer" in outcome.message
+    with training_lock(settings.home, "the next one"):  # the lock ended with the process
         pass
     (run,) = failed_runs(hasty)
     assert "took longer" in run.data.tags["reason"]
 
 
-def test_a_killed_owner_leaves_no_lock(settings: Settings) -> None:
-    hold = "import sys, time; from pathlib import Path; from training.lock import exclusive\n"
-    hold += "with exclusive(Path(sys.argv[1]), 'a training'): print('held', flush=True); time.sleep(600)"
+def test_a_killed_process_leaves_no_lock(settings: Settings) -> None:
+    hold = (
+        "import sys, time; from pathlib import Path; from training.workspace import training_lock\n"
+    )
+    hold += "with training_lock(Path(sys.argv[1]), 'a training'): print('held', flush=True); "
+    hold += "time.sleep(600)"
     owner = subprocess.Popen(
         [sys.executable, "-c", hold, str(settings.home)], stdout=subprocess.PIPE, text=True
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == "held\n"
-    held = pytest.raises(AlreadyRunning, match=f"a training .process {owner.pid}, since 20")
-    with held, exclusive(settings.home, "another"):
+    taken = pytest.raises(AlreadyRunning, match=f"a training .process {owner.pid}, since 20")
+    with taken, training_lock(settings.home, "another"):
         pass
-    assert f"process {owner.pid}" in (holder(settings.home) or "")
+    assert f"process {owner.pid}" in (lock_holder(settings.home) or "")
     owner.kill()
     owner.wait()
-    assert holder(settings.home) is None
-    with exclusive(settings.home, "another"):
+    assert lock_holder(settings.home) is None
+    with training_lock(settings.home, "another"):
         pass
 
 
-def test_only_what_a_training_read_that_went_through_counts_as_seen(settings: Settings) -> None:
+def test_only_events_that_no_decided_training_has_read_are_new(settings: Settings) -> None:
     send(settings, 3)
     assert schedule.new_events(settings) == 3
-    ends = schedule.end_offsets(settings.kafka)
-    settings.home.mkdir()
-    Trained(version="v1", positions={place: end - 1 for place, end in ends.items()}).write(
-        settings.home
-    )
+    with KafkaLog(settings.kafka) as kafka:
+        ranges = kafka.ranges(*settings.kafka.topics.interactions)
+    positions = {f"{topic}/{number}": r.end - 1 for (topic, number), r in ranges.items()}
+    LastTraining(version="v1", positions=positions).write(settings.home)
     assert schedule.new_events(settings) == 0
     send(settings, 2)
     assert schedule.new_events(settings) == 2

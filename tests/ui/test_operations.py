@@ -338,7 +338,7 @@ def _register(settings: Settings) -> None:
     for version in ("m1", "m2"):
         run_id = registry.start(version, {}, {"version": version})
         registry.register(settings.artifacts / version, run_id, {"rows": "60"})
-    registry.follow("m1")
+    registry.sync_aliases("m1")
     refused = Evaluation(
         questions=100,
         metrics={"live.ndcg@10": 0.01},
@@ -347,6 +347,6 @@ def _register(settings: Settings) -> None:
         passed=False,
         reason="worse than the champion: ndcg@10 0.0100, champion 0.0500",
     )
-    folder = settings.home / "candidates" / "20260101-000000"
+    folder = settings.home / "challengers" / "20260101-000000"
     folder.mkdir(parents=True)
     (folder / "evaluation.json").write_text(refused.model_dump_json())

@@ -24,7 +24,7 @@ from afterclick.errors import BadInput
 from afterclick.events import Action
 from afterclick.settings import Settings
 from afterclick.trends import DAY_MS
-from training import als, catalogue, implicit_als, workspace
+from training import als, implicit_als, interactions, workspace
 from training.als import AlsConfig
 from training.evaluation import build, metrics, report, reviews
 from training.evaluation.build import Factorise, Recipe
@@ -216,7 +216,7 @@ def _data(settings: Settings, dataset: Path | None) -> Reviews:
     if dataset is not None:
         return reviews.load(dataset, settings.stream.weights[Action.REVIEW])
     _, tables = workspace.latest(settings.home / "etl", "pipeline etl")
-    return reviews.from_etl(tables, catalogue.load(tables / "catalogue"))
+    return reviews.from_etl(tables, interactions.load_catalogue(tables))
 
 
 @contextmanager
@@ -224,9 +224,9 @@ def _engine(settings: Settings, name: str) -> Iterator[Factorise]:
     if name == "implicit":
         yield implicit_als.fit
     elif name == "spark":
-        from training import spark
+        from training.workspace import spark_session
 
-        with spark.session(settings) as session:
+        with spark_session(settings) as session:
             yield lambda rows, config: als.fit(session, rows, config)
     else:
         raise BadInput(f"--engine {name!r}: expected implicit or spark")

@@ -1,4 +1,4 @@
-"""An ETL run over what is new gives what a run over the whole log gives, and knows when it may not."""
+"""An incremental ETL run gives the same tables as a full one, or falls back to a full one."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class Log:
         self.days += 1
         shop.write_log(self.settings.archive, list(rows), log_day=f"2026-01-{self.days:02}")
 
-    def run(self, *, full: bool = False) -> etl.Report:
+    def run(self, *, full: bool = False) -> etl.EtlReport:
         version, report = etl.run(self.spark, self.settings, full=full)
         self.folder = self.settings.home / "etl" / version
         return report
 
-    def compared(self) -> etl.Report:
+    def compared(self) -> etl.EtlReport:
         """Run over what is new, which must give what a run over all of it gives; the report of the first."""
         report = self.run()
         assert report.balanced()
@@ -79,7 +79,7 @@ def log(spark: SparkSession, settings: Settings) -> Log:
         shop.event("u2", "b", 1, action="view"),
         shop.event("u3", None, 1),  # type: ignore[arg-type]
     )
-    assert log.run().whole == "there is nothing from an earlier run"
+    assert log.run().whole == "there is no usable earlier run"
     return log
 
 
@@ -119,14 +119,12 @@ def test_only_new_days_are_read_in_run_after_run(log: Log) -> None:
 def test_a_late_duplicate_of_an_old_event_counts_once(log: Log) -> None:
     log.day(
         shop.event("u1", "a", 1, event_id="one", action="like"),
-        shop.event(
-            "somebody else", "c", 2, event_id="two", action="like"
-        ),  # the earliest place has it
+        shop.event("another", "c", 2, event_id="two", action="like"),  # the earliest place has it
     )
     report = log.compared()
     assert report.dropped["duplicate_event"] == 2
     assert report.files_reused == 1
-    assert ("somebody else", "c") not in pairs(log.folder)
+    assert ("another", "c") not in pairs(log.folder)
 
 
 def test_an_undo_takes_back_an_old_event(log: Log) -> None:
@@ -138,11 +136,11 @@ def test_an_undo_takes_back_an_old_event(log: Log) -> None:
     assert ("u2", "a") not in pairs(log.folder)
 
 
-def test_a_forgotten_user_is_not_in_what_was_kept(log: Log) -> None:
+def test_a_forgotten_user_is_removed_from_the_reused_events(log: Log) -> None:
     log.day(shop.event("u1", "c", 130), shop.event("u1", "c", 200))
     publish_forgotten(log.settings.kafka, "u1", START_MS + 150 * shop.DAY_MS)
     report = log.compared()
-    assert report.whole == "other users are forgotten now"
+    assert report.whole == "the list of forgotten users has changed"
     kept = [row for row in tables(log.folder)["events"] if row["user_id"] == "u1"]
     assert [row["item_id"] for row in kept] == ["c"]  # the one of the day they came back
     log.day(shop.event("u1", "d", 140), shop.event("u1", "d", 210))
@@ -153,7 +151,7 @@ def test_a_file_that_was_rewritten_is_read_again(log: Log) -> None:
     log.day(shop.event("u9", "new", 130))
     assert erase(log.settings.archive, "u2", START_MS + 9 * shop.DAY_MS) > 0
     report = log.compared()
-    assert report.whole == "of the files that the last run had read 1 have changed or are gone"
+    assert report.whole == "1 files of the previous run have changed or are gone"
     assert (report.files_read, report.files_reused) == (2, 0)
     assert ("u2", "a") not in pairs(log.folder)
 
@@ -171,12 +169,12 @@ def test_a_file_that_changed_and_kept_its_size_is_read_again(log: Log) -> None:
     assert ("w2", "new") in pairs(log.folder)
 
 
-def test_with_a_damaged_account_of_the_last_run_all_is_read(log: Log) -> None:
-    (log.folder / "kept.json").write_text("{")
+def test_with_a_damaged_state_file_the_whole_log_is_read(log: Log) -> None:
+    (log.folder / "state.json").write_text("{")
     assert log.compared().files_reused == 0
 
 
-def test_files_that_the_sink_has_not_finished_are_left_for_later(log: Log) -> None:
+def test_files_that_the_sink_has_not_finished_are_not_read_yet(log: Log) -> None:
     archive = Path(log.settings.archive)
     listing = archive / "_spark_metadata"
     listing.mkdir()
@@ -192,9 +190,7 @@ def test_files_that_the_sink_has_not_finished_are_left_for_later(log: Log) -> No
     new.unlink()
     (listing / "1").unlink()
     assert erase(str(archive), "u2", START_MS + 9 * shop.DAY_MS) > 0
-    assert (
-        log.compared().whole == "of the files that the last run had read 2 have changed or are gone"
-    )
+    assert log.compared().whole == "2 files of the previous run have changed or are gone"
 
 
 def sink_line(path: Path) -> str:
