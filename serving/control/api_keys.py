@@ -1,10 +1,10 @@
-"""API keys: the settings' own, and those in SQL that are made and revoked while the service runs.
+"""API keys: those of the settings, and those in SQL, created and revoked while the API runs.
 
 reads, writes  sql  api_keys
 
-Only the SHA-256 of a key is kept. A process reads the table every two seconds and asks from memory; while the
-database is away the keys read last hold. A key that is revoked keeps its row, so that a service that once
-asked for keys never answers everyone again.
+Only the SHA-256 of a key is stored. Each process reads the table every two seconds and answers
+from memory; during a database outage the last keys stay valid. A revoked key keeps its row, so
+that an API that once required keys never becomes open again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sqlalchemy.exc import IntegrityError
 from afterclick.errors import AlreadyThere, NotFound
 from afterclick.events import now
 from afterclick.settings import ApiKey, ApiScope, ServingSettings
-from serving.control.reading import readable
 from serving.control.rules import Name, Text
-from serving.control.store import Database
+from serving.control.store import Database, readable
 from serving.control.tables import api_keys as table
 
 Scopes = Annotated[tuple[ApiScope, ...], Field(min_length=1, max_length=3)]
-Found = tuple[str | None, tuple[ApiScope, ...] | None]
+KeyOwner = tuple[str | None, tuple[ApiScope, ...] | None]
+"""Name and scopes; None and None for an unknown key."""
 
 
 class KeyDraft(BaseModel):
@@ -47,8 +47,8 @@ class KeyDraft(BaseModel):
     note: Text = ""
 
 
-class KeptKey(KeyDraft):
-    """A key as it is kept: never the key itself."""
+class StoredKey(KeyDraft):
+    """A key in SQL, by its hash."""
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
     created: AwareDatetime
@@ -56,82 +56,82 @@ class KeptKey(KeyDraft):
 
     @classmethod
     def of(cls, draft: KeyDraft) -> tuple[Self, str]:
-        """A new key's row, and the key, which nobody can be told again."""
+        """A new row, and the key itself, which is not stored."""
         key, sha256 = new_key()
         return cls(**draft.model_dump(), sha256=sha256, created=now()), key
 
 
-class KeyRing:
-    """The keys in force. `take` swaps them whole, from any thread; requests read."""
+class ApiKeyStore:
+    """The valid keys. `replace` swaps them as a whole, from any thread; requests read."""
 
     def __init__(self, settings: ServingSettings) -> None:
-        self._own = settings.keys
-        self._in_force = dict(settings.keys)
-        self.kept: tuple[KeptKey, ...] = ()
-        self.known = False
-        """Whether the database ever said which keys there are."""
-        self._asks = bool(settings.keys or settings.token_secret)
+        self._from_settings = settings.keys
+        self._valid = dict(settings.keys)
+        self._always_required = bool(settings.keys or settings.token_secret)
         self._open = settings.open
+        self._read = False
+        self.stored: tuple[StoredKey, ...] = ()
 
     @property
-    def needed(self) -> bool:
-        """Whether requests have to show a key or a token."""
-        return self._asks or bool(self.kept)
+    def required(self) -> bool:
+        """Whether requests need a key or a token."""
+        return self._always_required or bool(self.stored)
 
     @property
-    def unsure(self) -> bool:
-        """Whether there may be keys that nobody has read yet: then nobody unknown may be let in."""
-        return not (self.known or self._open)
+    def uncertain(self) -> bool:
+        """True until the key table has been read once; unknown callers are rejected meanwhile."""
+        return not (self._read or self._open)
 
-    def take(self, kept: Sequence[KeptKey]) -> None:
-        """Go by these keys, and by the settings'."""
-        living = {
-            k.name: ApiKey(sha256=k.sha256, scopes=k.scopes) for k in kept if k.revoked is None
+    def replace(self, stored: Sequence[StoredKey]) -> None:
+        """Use these keys of SQL, and those of the settings."""
+        valid = {
+            k.name: ApiKey(sha256=k.sha256, scopes=k.scopes) for k in stored if k.revoked is None
         }
-        self._in_force, self.kept, self.known = {**living, **self._own}, tuple(kept), True
+        self._valid, self.stored = {**valid, **self._from_settings}, tuple(stored)
+        self._read = True
 
-    def find(self, key: bytes) -> Found:
-        """Name and scopes of a key. Compares with every key, each in constant time."""
+    def find(self, key: bytes) -> KeyOwner:
+        """Owner of a key. Compares with every key, each in constant time."""
         digest = hashlib.sha256(key).hexdigest()
-        found: Found = (None, None)
-        for name, known in self._in_force.items():
-            if hmac.compare_digest(known.sha256, digest):
-                found = (name, known.scopes)
-        return found
+        owner: KeyOwner = (None, None)
+        for name, valid in self._valid.items():
+            if hmac.compare_digest(valid.sha256, digest):
+                owner = (name, valid.scopes)
+        return owner
 
-    def takes(self, name: str) -> None:
-        """Raises AlreadyThere where the settings have a key of this name."""
-        if name in self._own:
-            raise AlreadyThere(f"the settings have a key {name} already: take another name")
+    def reserve(self, name: str) -> None:
+        """Raises AlreadyThere if the settings have a key of this name."""
+        if name in self._from_settings:
+            raise AlreadyThere(f"the settings already have a key {name}: choose another name")
 
 
 def new_key() -> tuple[str, str]:
-    """A new key and its SHA-256: the key is shown once, the hash is what is kept."""
+    """A new key and its SHA-256."""
     key = f"ac_{secrets.token_urlsafe(32)}"
     return key, hashlib.sha256(key.encode()).hexdigest()
 
 
-def read_keys(connection: Connection) -> tuple[KeptKey, ...]:
-    """Every key, the oldest first, revoked ones among them."""
+def read_keys(connection: Connection) -> tuple[StoredKey, ...]:
+    """Every key, revoked ones included, oldest first."""
     rows = connection.execute(select(table).order_by(table.c.created, table.c.name)).mappings()
-    return tuple(readable(KeptKey, rows))
+    return tuple(readable(StoredKey, rows))
 
 
-def add_key(database: Database, draft: KeyDraft) -> tuple[KeptKey, str]:
-    """Keep a new key; its row and itself. Raises AlreadyThere where its name was used before, Unavailable."""
-    kept, key = KeptKey.of(draft)
-    row: dict[str, Any] = kept.model_dump() | {"scopes": list(kept.scopes)}
+def add_key(database: Database, draft: KeyDraft) -> tuple[StoredKey, str]:
+    """Store a new key; its row and the key. Raises AlreadyThere for a used name, Unavailable."""
+    stored, key = StoredKey.of(draft)
+    row: dict[str, Any] = stored.model_dump() | {"scopes": list(stored.scopes)}
     try:
         with database.begin() as connection:
             connection.execute(insert(table), [row])
     except IntegrityError:
-        raise AlreadyThere(f"there was a key {draft.name} already: take another name") from None
-    return kept, key
+        raise AlreadyThere(f"key {draft.name} already exists: choose another name") from None
+    return stored, key
 
 
 def revoke_key(database: Database, name: str) -> None:
-    """End a key. Raises NotFound where none by that name is in force, Unavailable."""
-    living = (table.c.name == name) & table.c.revoked.is_(None)
+    """Revoke a key. Raises NotFound if no valid key in SQL has this name, Unavailable."""
+    valid = (table.c.name == name) & table.c.revoked.is_(None)
     with database.begin() as connection:
-        if not connection.execute(update(table).where(living).values(revoked=now())).rowcount:
-            raise NotFound(f"no key {name} is in force in SQL")
+        if not connection.execute(update(table).where(valid).values(revoked=now())).rowcount:
+            raise NotFound(f"no valid key {name} in SQL")

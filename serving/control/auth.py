@@ -1,62 +1,91 @@
-"""Who may ask: API keys with scopes, tokens of users, a limit per caller, WebSockets from known origins only.
+"""Authentication: API keys with scopes, user tokens, rate limits, allowed origins.
 
-Keys are looked up in the `KeyRing`. Tokens are good for one user, the request's `scope["subject"]`, which
-routes hold every user id against. Without keys and token secret the service answers everyone, and therefore
-listens on loopback only (see `check_address`).
+reads, writes  redis  limits:* (only with AFTERCLICK_SERVING__LIMIT_SHARED)
+
+A user token is valid for one user, the `subject` of the ASGI scope; routes compare every user id
+with it. Without keys and token secret the API needs no authentication, and therefore listens on
+loopback only (`check_address`). While Redis is down each process limits its own requests.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
+import jwt
+from limits import RateLimitItem, parse
+from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+from limits.errors import StorageError
+from pydantic import TypeAdapter, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterclick.errors import BadInput
-from afterclick.settings import ApiScope, ServingSettings
-from serving.control.api_keys import Found, KeyRing
-from serving.control.call_limit import CallLimit
-from serving.control.tokens import SCOPES, is_token, user_of
-from serving.routes.problems import problem
+from afterclick.events import Id
+from afterclick.settings import ApiScope, RedisSettings, ServingSettings
+from serving.control.api_keys import ApiKeyStore, KeyOwner
+from serving.problems import problem
 
 OPEN_PATHS = ("/health/live", "/health/ready", "/docs", "/openapi.json", "/redoc")
 ADMIN_PATHS = ("/metrics", "/exposure", "/models", "/dead-letters", "/requests", "/ws/live")
 ADMIN_PREFIXES = ("/explain/", "/admin/", "/rules", "/experiments", "/tokens", "/keys")
-STEERING = ("/admin/", "/keys")
-"""What no foreign page may ask for, and nobody but this machine where there are no keys."""
+ADMIN_WRITE_PATHS = ("/admin/", "/keys")
+"""Closed to pages of other origins; without API keys, open to this machine only."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-BEARER = b"bearer."
+REDIS_RETRY_S: Final = 1.0
+MAX_TOKEN_S: Final = 30 * 86_400
+_BEARER = b"bearer."
+_ALGORITHM: Final = "HS256"
+_AUDIENCE: Final = "afterclick"
+_TOKEN_SCOPES: Final[tuple[ApiScope, ...]] = ("recommend", "feedback")
+_USER_ID: Final = TypeAdapter(Id)
 Headers = dict[bytes, bytes]
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why a request is not answered."""
+class Rejection:
+    """Why a request is rejected."""
 
     status: int
     detail: str
     headers: dict[str, str] | None = None
 
 
-_UNSURE = Refusal(
+_UNCERTAIN = Rejection(
     HTTPStatus.SERVICE_UNAVAILABLE,
-    "the database has not said yet which API keys there are",
+    "API keys have not been read from the database yet",
     {"retry-after": "1"},
+)
+_UNAUTHORIZED = Rejection(
+    HTTPStatus.UNAUTHORIZED,
+    "an API key or a valid token is required: Authorization: Bearer …",
+    {"www-authenticate": 'Bearer realm="afterclick"'},
+)
+_OTHER_USER = Rejection(HTTPStatus.FORBIDDEN, "this token is for another user")
+_OTHER_ORIGIN = Rejection(HTTPStatus.FORBIDDEN, "this origin is not allowed")
+_LOCAL_ONLY = Rejection(
+    HTTPStatus.FORBIDDEN, "without API keys, only this machine may do that"
 )
 
 
-class Guard:
-    """ASGI middleware: 401 without a known key, 403 without its scope, 429 over the limit.
+class AuthMiddleware:
+    """ASGI middleware: 401 without a known key, 403 without its scope, 429 over the rate limit.
 
-    Who is refused is counted by address, so that nobody guesses keys at any rate. A WebSocket asks
-    `scope["admitted"]` whether what opened it still would.
+    Rejected requests count against their address, so that keys cannot be guessed at any rate. An
+    open WebSocket calls `scope["admitted"]` to check that its credentials are still valid.
     """
 
     def __init__(
-        self, app: ASGIApp, settings: ServingSettings, keys: KeyRing, limit: CallLimit | None = None
+        self,
+        app: ASGIApp,
+        settings: ServingSettings,
+        keys: ApiKeyStore,
+        limit: RateLimit | None = None,
     ) -> None:
         self.app, self._settings, self._keys, self._limit = app, settings, keys, limit
 
@@ -65,94 +94,141 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
-        refusal = self._key_refusal(scope, headers) or _origin_refusal(
+        rejection = self._check_key(scope, headers) or _check_origin(
             scope, headers, self._settings.origins
         )
-        caller = _address(scope) if refusal else _caller(scope)
-        refusal = await self._limit_refusal(caller) or refusal
+        caller = _address(scope) if rejection else _caller(scope)
+        rejection = await self._check_limit(caller) or rejection
         if scope["type"] == "websocket":
-            scope["admitted"] = lambda: self._key_refusal(scope, headers) is None
-        if refusal is None:
+            scope["admitted"] = lambda: self._check_key(scope, headers) is None
+        if rejection is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008, "reason": refusal.detail})
+            await send({"type": "websocket.close", "code": 1008, "reason": rejection.detail})
         else:
-            response = problem(refusal.status, refusal.detail, refusal.headers)
+            response = problem(rejection.status, rejection.detail, rejection.headers)
             await response(scope, receive, send)
 
-    def _key_refusal(self, scope: Scope, headers: Headers) -> Refusal | None:
-        if not self._keys.needed:
-            return (
-                _UNSURE if self._keys.unsure else _unkeyed_refusal(scope, headers, self._settings)
-            )
-        name, scopes = self._admitted(scope, _given_key(headers))
-        scope["caller"] = name
-        if scopes is None and self._keys.unsure:
-            return _UNSURE
+    def _check_key(self, scope: Scope, headers: Headers) -> Rejection | None:
+        if not self._keys.required:
+            if self._keys.uncertain:
+                return _UNCERTAIN
+            return _check_local(scope, headers, self._settings)
+        scope["caller"], scopes = self._owner(scope, _credentials(headers))
         if scopes is None:
-            challenge = {"www-authenticate": 'Bearer realm="afterclick"'}
-            needed = "an API key or a token that has not ended is needed: Authorization: Bearer …"
-            return Refusal(HTTPStatus.UNAUTHORIZED, needed, challenge)
-        needed = scope_of(scope.get("method", "GET"), scope["path"])
-        if needed not in scopes and "admin" not in scopes:
-            return Refusal(HTTPStatus.FORBIDDEN, f"this key has no scope `{needed}`")
-        return _subject_refusal(scope)
+            return _UNCERTAIN if self._keys.uncertain else _UNAUTHORIZED
+        required = required_scope(scope.get("method", "GET"), scope["path"])
+        if required not in scopes and "admin" not in scopes:
+            return Rejection(HTTPStatus.FORBIDDEN, f"this key has no scope `{required}`")
+        return _check_subject(scope)
 
-    def _admitted(self, scope: Scope, key: bytes) -> Found:
-        """Name and scopes of a key or a token; a token's user becomes the request's subject."""
-        if not self._settings.token_secret or not is_token(key):
+    def _owner(self, scope: Scope, key: bytes) -> KeyOwner:
+        """Name and scopes of a key or token; a token's user becomes the subject."""
+        if not self._settings.token_secret or not _is_token(key):
             return self._keys.find(key)
-        user_id = user_of(self._settings.token_secret, key)
+        user_id = user_of_token(self._settings.token_secret, key)
         if user_id is None:
             return None, None
         scope["subject"] = user_id
-        return "token", SCOPES
+        return "token", _TOKEN_SCOPES
 
-    async def _limit_refusal(self, caller: str) -> Refusal | None:
+    async def _check_limit(self, caller: str) -> Rejection | None:
         if self._limit is None or await self._limit.allows(caller):
             return None
         item = self._limit.item
         wait = {"retry-after": str(item.get_expiry())}
-        return Refusal(HTTPStatus.TOO_MANY_REQUESTS, f"more than {item}", wait)
+        return Rejection(HTTPStatus.TOO_MANY_REQUESTS, f"more than {item}", wait)
 
 
-def scope_of(method: str, path: str) -> ApiScope:
-    """The scope a request needs."""
+class RateLimit:
+    """A moving window per caller, counted in this process or in Redis for all processes."""
+
+    def __init__(self, limit: str, shared: RedisSettings | None = None) -> None:
+        """Raises BadInput for a malformed limit; expected e.g. `600/minute`."""
+        try:
+            self.item: RateLimitItem = parse(limit)
+        except ValueError as error:
+            raise BadInput(
+                f"AFTERCLICK_SERVING__LIMIT: {error}; expected e.g. 600/minute"
+            ) from None
+        self._local = MovingWindowRateLimiter(MemoryStorage())
+        self._shared = MovingWindowRateLimiter(_redis_storage(shared)) if shared else None
+        self._retry_at = 0.0
+
+    async def allows(self, caller: str) -> bool:
+        """Count a request; whether it is within the limit."""
+        if self._shared is not None and time.monotonic() >= self._retry_at:
+            try:
+                return await self._shared.hit(self.item, caller)
+            except StorageError:
+                self._retry_at = time.monotonic() + REDIS_RETRY_S
+        return await self._local.hit(self.item, caller)
+
+
+def new_token(secret: str, user_id: str, seconds: float) -> tuple[str, int]:
+    """A JSON Web Token (RFC 7519) for one user, and its expiry in seconds since the epoch.
+
+    HS256 with `sub` the user id, `aud` afterclick and `exp`: the shop's server may sign tokens
+    itself. A token allows lists and feedback for its user, and nothing else.
+    """
+    expires = int(time.time() + seconds)
+    claims = {"sub": user_id, "aud": _AUDIENCE, "exp": expires}
+    return jwt.encode(claims, secret, _ALGORITHM), expires
+
+
+def user_of_token(secret: str, token: bytes) -> str | None:
+    """The user of a token; None for a forged, expired or malformed token."""
+    try:
+        claims: dict[str, Any] = jwt.decode(
+            token,
+            secret,
+            [_ALGORITHM],
+            audience=_AUDIENCE,
+            options={"require": ["sub", "aud", "exp"]},
+        )
+        return _USER_ID.validate_python(claims["sub"])
+    except (jwt.InvalidTokenError, ValidationError):
+        return None
+
+
+def required_scope(method: str, path: str) -> ApiScope:
+    """The scope that a request needs."""
     if path in ADMIN_PATHS or path.startswith(ADMIN_PREFIXES):
         return "admin"
-    tells = path == "/feedback" if method == "POST" else method == "PUT"
-    return "feedback" if tells else "recommend"
+    writes = path == "/feedback" if method == "POST" else method == "PUT"
+    return "feedback" if writes else "recommend"
 
 
 def check_address(settings: ServingSettings, has_keys: Callable[[], bool] = lambda: False) -> None:
-    """Refuse to listen beyond this machine without keys; SQL is asked last. Raises BadInput."""
-    if (
-        settings.keys
-        or settings.token_secret
-        or settings.open
-        or _is_loopback(settings.host)
-        or has_keys()
-    ):
+    """Raises BadInput for an address beyond loopback without keys; `has_keys` is called last."""
+    safe = settings.keys or settings.token_secret or settings.open or _is_loopback(settings.host)
+    if safe or has_keys():
         return
     raise BadInput(
-        f"{settings.host} is reachable by others and there are no API keys: make one with "
-        "`afterclick api-key add`, or set AFTERCLICK_SERVING__OPEN=true behind a gateway that checks"
+        f"{settings.host} is reachable from other machines and there are no API keys: create one "
+        "with `afterclick api-key add NAME --setting`, or set AFTERCLICK_SERVING__OPEN=true behind "
+        "a gateway that authenticates"
     )
 
 
-def _given_key(headers: Headers) -> bytes:
-    """What a request shows. A browser's WebSocket has no headers: it offers the protocol `bearer.TOKEN`."""
+def _credentials(headers: Headers) -> bytes:
+    """The key or token. A browser's WebSocket sends no headers: it offers `bearer.TOKEN`."""
     kind, _, key = headers.get(b"authorization", b"").partition(b" ")
     if kind.lower() == b"bearer":
         return key.strip()
     for protocol in headers.get(b"sec-websocket-protocol", b"").split(b","):
-        if protocol.strip().startswith(BEARER):
-            return protocol.strip().removeprefix(BEARER)
+        if protocol.strip().startswith(_BEARER):
+            return protocol.strip().removeprefix(_BEARER)
     return headers.get(b"x-api-key", b"")
 
 
+def _is_token(key: bytes) -> bool:
+    """Whether it has the form of a JSON Web Token; API keys contain no dots."""
+    return key.count(b".") == 2
+
+
 def _caller(scope: Scope) -> str:
-    """Whose requests are counted together: a token's user, a key, else an address."""
+    """The unit of rate limiting: a token's user, a key, else an address."""
     if subject := scope.get("subject"):
         return f"user:{subject}"
     if name := scope.get("caller"):
@@ -164,41 +240,37 @@ def _address(scope: Scope) -> str:
     return f"address:{(scope.get('client') or ('unknown',))[0]}"
 
 
-def _subject_refusal(scope: Scope) -> Refusal | None:
-    """A token asks for its own user in the query; `routing` looks at paths and bodies."""
+def _check_subject(scope: Scope) -> Rejection | None:
+    """Reject another `user_id` in the query than the token's; `fast_route` checks path and body."""
     subject = scope.get("subject")
     if subject is None:
         return None
-    for name, value in parse_qsl(
-        scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True
-    ):
+    query = scope.get("query_string", b"").decode("latin-1")
+    for name, value in parse_qsl(query, keep_blank_values=True):
         if name == "user_id" and value != subject:
-            return Refusal(HTTPStatus.FORBIDDEN, "this token is for another user")
+            return _OTHER_USER
     return None
 
 
-def _origin_refusal(scope: Scope, headers: Headers, allowed: tuple[str, ...]) -> Refusal | None:
-    """Browsers let any page open a WebSocket to any host, or post to it, and send the page's origin.
-
-    Foreign ones are refused, for WebSockets and for what an administrator may do.
-    """
+def _check_origin(scope: Scope, headers: Headers, allowed: tuple[str, ...]) -> Rejection | None:
+    """Reject other origins for WebSockets and administration: browsers do not prevent either."""
     origin = headers.get(b"origin", b"").decode("latin-1")
-    steers = scope["path"].startswith(STEERING) and scope.get("method") not in SAFE_METHODS
-    if not origin or not (steers or scope["type"] == "websocket"):
+    writes = (
+        scope["path"].startswith(ADMIN_WRITE_PATHS) and scope.get("method") not in SAFE_METHODS
+    )
+    if not origin or not (writes or scope["type"] == "websocket"):
         return None
     if origin in allowed or urlsplit(origin).netloc.encode() == headers.get(b"host", b""):
         return None
-    return Refusal(HTTPStatus.FORBIDDEN, "this origin may not connect")
+    return _OTHER_ORIGIN
 
 
-def _unkeyed_refusal(scope: Scope, headers: Headers, settings: ServingSettings) -> Refusal | None:
-    """Without keys an administrator is whoever sits at this machine, and names it as such."""
-    if not scope["path"].startswith(STEERING):
+def _check_local(scope: Scope, headers: Headers, settings: ServingSettings) -> Rejection | None:
+    """Without keys, administration needs a loopback host: also against DNS rebinding."""
+    if not scope["path"].startswith(ADMIN_WRITE_PATHS):
         return None
     host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
-    if not settings.open and _is_loopback(host):
-        return None
-    return Refusal(HTTPStatus.FORBIDDEN, "without API keys only this machine may do that")
+    return None if not settings.open and _is_loopback(host) else _LOCAL_ONLY
 
 
 def _is_loopback(host: str) -> bool:
@@ -206,3 +278,16 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _redis_storage(redis: RedisSettings) -> RedisStorage:
+    if redis.cluster:
+        raise BadInput("AFTERCLICK_SERVING__LIMIT_SHARED needs a single Redis, not a cluster")
+    return RedisStorage(
+        f"async+{redis.url}",
+        wrap_exceptions=True,
+        implementation="redispy",
+        key_prefix=f"{redis.prefix}limits",
+        socket_timeout=redis.timeout_s,
+        socket_connect_timeout=redis.timeout_s,
+    )

@@ -1,153 +1,136 @@
-"""A copy of the catalogue in SQL, so that a process that starts while Kafka is away knows titles.
+"""A copy of the item catalogue in SQL: a process that starts without Kafka still knows titles.
 
 reads, writes  sql  items
 
-The topic is the truth. Each process writes what it reads from it; a row is only ever replaced by a newer
-record, so that several processes may. Rows of items that the topic no longer has go once it was read to its
-end.
+The topic is the source of truth. Each process writes what it reads from the topic; a row is
+replaced by newer records only, so several processes may write. After a process has read the topic
+to its end, it deletes the rows of items that the topic no longer has.
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Any, Final
 
 import structlog
 from sqlalchemy import Connection, delete, select
 
 from afterclick.events import Item
-from serving.control.reading import readable
-from serving.control.store import Database
+from serving.control.store import Database, insert_into, readable
 from serving.control.tables import items as table
-from serving.control.upsert import insert_into
+from serving.control.write_behind import PendingRows
 from serving.state.item_catalogue import Catalogue, Change
 
 log = structlog.get_logger()
-BATCH: Final = 500
-"""Rows of one statement."""
-SLICE: Final = 1000
-"""Records of one transaction, after which requests have the interpreter to themselves for a while."""
-PATIENCE_S: Final = 3.0
-"""How long Kafka may say nothing before the catalogue comes from SQL."""
-LONGEST_S: Final = 60.0
-"""How long it may take in all: one of its partitions may be away."""
-SKEW_MS: Final = 60_000
+BATCH_ROWS: Final = 1000
+KAFKA_SILENT_S: Final = 3.0
+"""Load the catalogue from SQL after this long without Kafka records."""
+CATCH_UP_S: Final = 60.0
+"""Load it from SQL if the topic was not read to its end by then: a partition may be down."""
+CLOCK_SKEW_MS: Final = 60_000
 _FIELDS: Final = ("title", "categories", "brand", "price", "written")
 
 
 class CatalogueCopy:
-    """`take` is called by the reader of the topic, `exchange` by the thread that writes."""
+    """`take` is for the topic's reader thread, `sync` for the write-behind thread."""
 
     def __init__(self, catalogue: Catalogue, caught_up: Callable[[], bool]) -> None:
         self._catalogue, self._caught_up = catalogue, caught_up
-        self._lock = threading.Lock()
-        self._waiting: dict[str, Change] = {}
-        self._began = self._heard = time.time()
-        self._written: dict[str, int] | None = None
-        """When the newest record of each row was, until the topic was read to its end."""
-        self._seen: set[str] = set()
-        self._loaded = self._settled = False
+        self._pending = PendingRows[str, Change]()
+        self._started_at = self._last_record_at = time.time()
+        self._stored_ms: dict[str, int] | None = None
+        """Item id → time of the record in SQL; used until the topic was read to its end."""
+        self._in_topic: set[str] = set()
+        self._loaded = self._complete = False
 
     def take(self, changes: Sequence[Change]) -> None:
-        """What the topic said."""
-        with self._lock:
-            self._heard = time.time()
-            self._waiting.update({change.item_id: change for change in changes})
-            if not self._settled:
-                self._seen.update(change.item_id for change in changes if change.item is not None)
+        """Queue records of the topic."""
+        self._last_record_at = time.time()
+        for change in changes:
+            self._pending.add(change.item_id, change)
+            if not self._complete and change.item is not None:
+                self._in_topic.add(change.item_id)
 
-    def exchange(self, database: Database) -> bool:
-        """Write some of what changed; first read the copy, where Kafka does not come. Whether more waits."""
-        if not (self._loaded or self._caught_up()) and self._kept_waiting(time.time()):
+    def sync(self, database: Database) -> bool:
+        """Write a batch; load the catalogue from SQL first if Kafka is silent."""
+        caught_up = self._caught_up()
+        if not (self._loaded or caught_up) and self._kafka_is_late(time.time()):
             self._load(database)
-        ended = self._caught_up()
-        with self._lock:
-            changes = [self._waiting.pop(item_id) for item_id in list(islice(self._waiting, SLICE))]
-            more = bool(self._waiting)
-        try:
-            self._write(database, changes)
-            if ended and not more and not self._settled:
-                self._settle(database)
-        except Exception:
-            with self._lock:
-                self._waiting = {change.item_id: change for change in changes} | self._waiting
-            raise
+        more = self._pending.flush(
+            database, lambda connection, batch: self._write(connection, batch), BATCH_ROWS
+        )
+        if caught_up and not more and not self._complete:
+            self._delete_missing(database)
         return more
 
-    def _kept_waiting(self, now: float) -> bool:
-        return now - self._heard > PATIENCE_S or now - self._began > LONGEST_S
+    def _kafka_is_late(self, now: float) -> bool:
+        return now - self._last_record_at > KAFKA_SILENT_S or now - self._started_at > CATCH_UP_S
 
     def _load(self, database: Database) -> None:
+        columns = [column for column in table.c if column.name != "written"]
         with database.begin() as connection:
-            rows = (
-                connection.execute(select(*(c for c in table.c if c.name != "written")))
-                .mappings()
-                .all()
-            )
-        with self._lock:
-            removed = {change.item_id for change in self._waiting.values() if change.item is None}
+            rows = connection.execute(select(*columns)).mappings().all()
+        removed = {change.item_id for change in self._pending.values() if change.item is None}
         for item in readable(Item, rows):
             if item.item_id not in removed:
                 self._catalogue.put_new(item)
         self._loaded = True
         if rows:
-            log.info("Kafka does not come: the catalogue comes from its copy", items=len(rows))
+            log.info("no records from Kafka; loaded the catalogue from SQL", items=len(rows))
 
-    def _write(self, database: Database, changes: Sequence[Change]) -> None:
-        if not changes:
-            return
-        with database.begin() as connection:
-            if self._written is None and not self._settled:
-                self._written = _moments(connection)
-            known = self._written or {}
-            newer = [
-                change for change in changes if known.get(change.item_id, -1) < change.written_ms
-            ]
-            _put(connection, [change for change in newer if change.item is not None])
-            _remove(connection, [change for change in newer if change.item is None])
+    def _write(self, connection: Connection, batch: Mapping[str, Change]) -> None:
+        if self._stored_ms is None and not self._complete:
+            self._stored_ms = _stored_times(connection)
+        stored = self._stored_ms or {}
+        newer = [c for c in batch.values() if stored.get(c.item_id, -1) < c.written_ms]
+        _upsert(connection, [change for change in newer if change.item is not None])
+        _remove(connection, [change for change in newer if change.item is None])
 
-    def _settle(self, database: Database) -> None:
-        """The topic was read to its end: what it does not have is no more."""
-        if self._seen:  # an empty topic is one that was lost, not a shop without items
+    def _delete_missing(self, database: Database) -> None:
+        """Delete the rows of items that the topic no longer has.
+
+        An empty topic deletes nothing: it was lost. Records newer than the start of this process,
+        less the clock skew, may be known to another process only.
+        """
+        if self._in_topic:
             with database.begin() as connection:
-                gone = _moments(connection).keys() - self._seen
-                until = int(self._began * 1000) - SKEW_MS  # later ones may be another process's
-                _remove(connection, [Change(item_id, None, until) for item_id in sorted(gone)])
-            for item_id in gone if self._loaded else ():
+                missing = _stored_times(connection).keys() - self._in_topic
+                until_ms = int(self._started_at * 1000) - CLOCK_SKEW_MS
+                _remove(connection, (Change(i, None, until_ms) for i in sorted(missing)))
+            for item_id in missing if self._loaded else ():
                 self._catalogue.remove(item_id)
-        self._settled, self._written, self._seen = True, None, set()
+        self._complete, self._stored_ms, self._in_topic = True, None, set()
 
 
-def _moments(connection: Connection) -> dict[str, int]:
+def _stored_times(connection: Connection) -> dict[str, int]:
     rows = connection.execute(select(table.c.item_id, table.c.written))
     return {item_id: round(written.timestamp() * 1000) for item_id, written in rows}
 
 
-def _put(connection: Connection, changes: Sequence[Change]) -> None:
+def _upsert(connection: Connection, changes: Sequence[Change]) -> None:
+    if not changes:
+        return
     insert = insert_into(connection, table)
     upsert = insert.on_conflict_do_update(
-        index_elements=["item_id"],
+        ["item_id"],
         set_={name: insert.excluded[name] for name in _FIELDS},
         where=table.c.written <= insert.excluded.written,
     )
-    for start in range(0, len(changes), BATCH):
-        connection.execute(upsert, [_row(change) for change in changes[start : start + BATCH]])
+    connection.execute(upsert, [_row(change) for change in changes])
 
 
 def _row(change: Change) -> dict[str, Any]:
     assert change.item is not None
-    return change.item.model_dump(mode="json") | {"written": _moment(change)}
+    return change.item.model_dump(mode="json") | {"written": _record_time(change)}
 
 
-def _remove(connection: Connection, changes: Sequence[Change]) -> None:
+def _remove(connection: Connection, changes: Iterable[Change]) -> None:
     for change in changes:
-        same = (table.c.item_id == change.item_id) & (table.c.written <= _moment(change))
-        connection.execute(delete(table).where(same))
+        older = (table.c.item_id == change.item_id) & (table.c.written <= _record_time(change))
+        connection.execute(delete(table).where(older))
 
 
-def _moment(change: Change) -> datetime:
+def _record_time(change: Change) -> datetime:
     return datetime.fromtimestamp(change.written_ms / 1000, UTC)

@@ -1,41 +1,54 @@
-"""The request log: who asked for what, when, and how it went. Written behind the response.
+"""Answered requests: all of them in SQL, the newest of the shop in memory for the dashboard.
 
 writes  sql  request_log
 
-A request costs it one append. A thread writes what came together about once a second; while the database is
-slow or away the rows wait, a bounded number, and then the newest are dropped and counted.
+Rows are written in the background. While the database is slow or down they wait in a bounded
+queue; when it is full, new rows are dropped and counted.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any, Final, NamedTuple
 
-import structlog
-from sqlalchemy import delete, insert
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy import Connection, delete, insert
 
-from afterclick.errors import Unavailable
 from serving.control.store import Database
 from serving.control.tables import request_log
+from serving.control.write_behind import PendingRows
 
-log = structlog.get_logger()
-PAUSE_S: Final = 1.0
-BATCH: Final = 500
-WAITING: Final = 20_000
-"""Rows that may wait for the database."""
-LONGEST: Final = 1000
-"""Characters of a target that are kept."""
-PRUNE_S: Final = 3600.0
+MAX_PENDING: Final = 20_000
+MAX_TARGET: Final = 1000
+"""Characters of a target in SQL."""
+PRUNE_INTERVAL_S: Final = 3600.0
+UNLOGGED: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
+"""Routes of probes: neither in SQL nor on the dashboard."""
+RECENT: Final = 40
+RECENT_TARGET: Final = 200
+RECENT_ROUTES: Final = frozenset(
+    {
+        "/recommendations",
+        "/recommendations/batch",
+        "/similar-items",
+        "/popular",
+        "/search",
+        "/items/{item_id}",
+        "/users/{user_id}/history",
+        "/feedback",
+    }
+)
+"""Routes of the shop; those of dashboards are not shown."""
 
 
 class LoggedRequest(NamedTuple):
-    """One answered request, as it is handed over."""
+    """One answered request."""
 
     time: float
+    """Seconds since the epoch."""
     method: str
     route: str
     path: str
@@ -43,100 +56,76 @@ class LoggedRequest(NamedTuple):
     status: int
     seconds: float
     caller: str | None
+    """Name of the API key."""
+
+    @property
+    def target(self) -> str:
+        """Path and query string."""
+        return f"{self.path}?{self.query.decode('latin-1')}" if self.query else self.path
 
 
 class RequestLog:
-    """A bounded queue and the thread that empties it. `days` of 0 keeps nothing."""
+    """`append` is for the event loop, `sync` for the write-behind thread."""
 
-    def __init__(self, database: Database, days: float, waiting: int = WAITING) -> None:
-        self._database, self._days, self._waiting = database, days, waiting
-        self._rows: deque[LoggedRequest] = deque()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._pruned_at = -PRUNE_S
-        self._down = False
-        self.written = 0
-        self.dropped = 0
+    def __init__(self, days: float, max_pending: int = MAX_PENDING) -> None:
+        """Keep rows for `days`; 0 stores none."""
+        self._days = days
+        self.pending = PendingRows[int, LoggedRequest](max_pending)
+        self._numbers = count()
+        self._recent: deque[LoggedRequest] = deque(maxlen=RECENT)
+        self._pruned_at = -PRUNE_INTERVAL_S
 
-    @property
-    def waiting(self) -> int:
-        return len(self._rows)
+    def append(self, request: LoggedRequest) -> None:
+        """Log one request; never waits."""
+        if request.route in RECENT_ROUTES:
+            self._recent.appendleft(request)
+        if self._days and request.route not in UNLOGGED:
+            self.pending.add(next(self._numbers), request)
 
-    def append(self, row: LoggedRequest) -> None:
-        """Hand over one row; never waits."""
-        if not self._days:
-            return
-        if len(self._rows) < self._waiting:
-            self._rows.append(row)
-        else:
-            self.dropped += 1
+    def recent(self) -> list[dict[str, Any]]:
+        """The newest requests of the shop, newest first."""
+        return [
+            {
+                "time": request.time,
+                "method": request.method,
+                "target": _shortened(request.target),
+                "status": request.status,
+                "ms": round(request.seconds * 1000, 2),
+            }
+            for request in list(self._recent)
+        ]
 
-    def start(self) -> None:
-        if self._days:
-            self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
-            self._thread.start()
-
-    def stop(self, timeout_s: float = 2.0) -> None:
-        """Write what waits, as far as the time reaches."""
-        self._stop.set()
-        if self._thread:
-            self._thread.join(timeout_s)
-
-    def _run(self) -> None:
-        stopping = False
-        while not stopping:
-            stopping = self._stop.wait(PAUSE_S)
-            try:
-                self._write()
-                self._prune()
-                self._down = False
-            except Unavailable as error:
-                if not self._down:
-                    log.warning("the request log waits for its database", error=str(error))
-                self._down = True
-
-    def _write(self) -> None:
-        """Write all that waits. Raises Unavailable; what was not written stays first in the queue."""
-        while self._rows:
-            batch = [self._rows.popleft() for _ in range(min(BATCH, len(self._rows)))]
-            try:
-                with self._database.begin() as connection:
-                    connection.execute(insert(request_log), [_values(row) for row in batch])
-            except Unavailable:
-                self._rows.extendleft(reversed(batch))
-                raise
-            except (
-                DataError,
-                IntegrityError,
-            ):  # never to be written: the others shall not wait for it
-                log.exception("rows of the request log cannot be written", rows=len(batch))
-                self.dropped += len(batch)
-                continue
-            self.written += len(batch)
-
-    def _prune(self) -> None:
-        """Once an hour, delete what is too old."""
-        if time.monotonic() - self._pruned_at < PRUNE_S:
-            return
-        before = datetime.now(UTC) - timedelta(days=self._days)
-        with self._database.begin() as connection:
-            connection.execute(delete(request_log).where(request_log.c.at < before))
-        self._pruned_at = time.monotonic()
+    def sync(self, database: Database) -> bool:
+        """Write a batch; once an hour delete old rows. Raises Unavailable; no row is lost."""
+        more = self.pending.flush(database, _insert)
+        if self._days and time.monotonic() - self._pruned_at >= PRUNE_INTERVAL_S:
+            before = datetime.now(UTC) - timedelta(days=self._days)
+            with database.begin() as connection:
+                connection.execute(delete(request_log).where(request_log.c.at < before))
+            self._pruned_at = time.monotonic()
+        return more
 
 
-def _values(row: LoggedRequest) -> dict[str, Any]:
-    target = f"{row.path}?{row.query.decode('latin-1')}" if row.query else row.path
+def _insert(connection: Connection, batch: Mapping[int, LoggedRequest]) -> None:
+    connection.execute(insert(request_log), [_values(request) for request in batch.values()])
+
+
+def _values(request: LoggedRequest) -> dict[str, Any]:
     return {
-        "at": datetime.fromtimestamp(row.time, UTC),
-        "method": row.method[:16],
-        "route": row.route[:128],
-        "target": _storable(target)[:LONGEST],
-        "status": row.status,
-        "milliseconds": round(row.seconds * 1000, 3),
-        "caller": row.caller and row.caller[:128],
+        "at": datetime.fromtimestamp(request.time, UTC),
+        "method": request.method[:16],
+        "route": request.route[:128],
+        "target": _storable(request.target)[:MAX_TARGET],
+        "status": request.status,
+        "milliseconds": round(request.seconds * 1000, 3),
+        "caller": request.caller and request.caller[:128],
     }
 
 
 def _storable(text: str) -> str:
-    """Without what no database takes: NUL, and halves of surrogate pairs."""
+    """Escape NUL and lone surrogates: no database stores them."""
     return text.replace("\0", "\\0").encode("utf-8", "replace").decode()
+
+
+def _shortened(target: str) -> str:
+    return target if len(target) <= RECENT_TARGET else f"{target[:RECENT_TARGET]}…"

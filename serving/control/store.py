@@ -1,4 +1,4 @@
-"""The SQL database by its URL: SQLite in the home folder, or Postgres. Everything here blocks.
+"""The SQL database of the control plane: SQLite in the home folder, or Postgres. Calls block.
 
 reads, writes  sql  every table of `tables`
 """
@@ -6,10 +6,11 @@ reads, writes  sql  every table of `tables`
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, quote_plus
 
 import structlog
 from alembic import command
@@ -17,7 +18,19 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    Table,
+    create_engine,
+    delete,
+    event,
+    make_url,
+    or_,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
@@ -27,23 +40,28 @@ from sqlalchemy.exc import (
 )
 
 from afterclick.errors import BadInput, Unavailable
+from serving.control.tables import experiment_users, request_log, users
 
 log = structlog.get_logger()
-WAIT_S: Final = 5
-"""How long a connection, a lock or a statement may take."""
-_MIGRATING: Final = threading.Lock()  # alembic's context belongs to the process
+TIMEOUT_S: Final = 5
+"""Limit for a connection, a lock and a statement."""
+_MIGRATING: Final = threading.Lock()  # alembic's context is global
+T = TypeVar("T", bound=BaseModel)
 
 
 class Database:
-    """Short transactions on a small pool. Nothing connects before the first one."""
+    """Short transactions on a small pool. Connects on the first one."""
 
     def __init__(self, url: str) -> None:
-        """Raises BadInput for a URL that is none, or whose driver is not installed."""
+        """Raises BadInput for a malformed URL and for a driver that is not installed."""
         try:
             self._url = _with_driver(make_url(url))
             self._engine = _engine(self._url)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise BadInput(f"AFTERCLICK_SERVING__DATABASE is no database URL: {error}") from None
+            raise BadInput(
+                f"AFTERCLICK_SERVING__DATABASE is not a usable database URL: {error}"
+            ) from None
+        self._upgraded = False
 
     def __str__(self) -> str:
         return self._url.render_as_string(hide_password=True)
@@ -52,8 +70,8 @@ class Database:
     def begin(self) -> Iterator[Connection]:
         """A transaction: committed at the end, rolled back by an exception.
 
-        Raises Unavailable where the database does not do its part, BadInput for a revision that this
-        program does not know. IntegrityError and DataError pass: what was to be written is wrong.
+        Raises Unavailable if the database fails, BadInput for an unknown revision. IntegrityError
+        and DataError pass: they concern the caller's rows.
         """
         try:
             with self._engine.begin() as connection:
@@ -61,27 +79,30 @@ class Database:
         except (DataError, IntegrityError):
             raise
         except CommandError as error:
-            raise BadInput(f"the tables of {self}: {error}") from error
+            raise BadInput(f"tables of {self}: {error}") from error
         except SQLAlchemyError as error:
-            raise Unavailable(
-                f"the database {self} does not answer: {_first_line(error)}"
-            ) from error
+            self._upgraded = False  # it may come back empty
+            raise Unavailable(f"database {self} failed: {_first_line(error)}") from error
 
     def upgrade(self, revision: str = "head") -> None:
-        """Bring the tables to a revision; nothing happens where they are there. Raises Unavailable."""
+        """Migrate the tables to a revision, once per connection loss. Raises Unavailable."""
+        if self._upgraded and revision == "head":
+            return
         if self._url.get_backend_name() == "sqlite" and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
         with _MIGRATING, self.begin() as connection:
             if revision != "head" or _revision(connection) != head():
                 command.upgrade(_config(connection), revision)
+        self._upgraded = revision == "head"
 
     def downgrade(self, revision: str = "base") -> None:
-        """Take the tables back to an older revision, and what newer ones held with it."""
+        """Migrate the tables back to an older revision; columns it lacks are lost."""
+        self._upgraded = False
         with _MIGRATING, self.begin() as connection:
             command.downgrade(_config(connection), revision)
 
     def revision(self) -> str | None:
-        """What the tables are at; None before the first upgrade."""
+        """The revision of the tables; None before the first upgrade."""
         with self.begin() as connection:
             return _revision(connection)
 
@@ -90,8 +111,43 @@ class Database:
         self._engine.dispose()
 
 
+def insert_into(connection: Connection, table: Table) -> Any:
+    """An insert with `on_conflict_do_update`, in the dialect of the connection."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table)
+
+
+def readable(kind: type[T], rows: Iterable[Mapping[Any, Any]]) -> Iterator[T]:
+    """Each row as a model. Skips, with a warning, rows this version cannot parse."""
+    for row in rows:
+        try:
+            yield kind.model_validate(dict(row))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            log.warning(
+                "row skipped", kind=kind.__name__, field=first["loc"], reason=first["msg"]
+            )
+
+
+def forget_user(database: Database, user_id: str) -> int:
+    """Delete a user's rows; their number. Raises Unavailable.
+
+    Deletes every request whose target contains the id, plain or escaped: an id that is part of
+    another id deletes some requests of that user as well. Rows logged later are kept.
+    """
+    spellings = {user_id, quote(user_id, safe=""), quote(user_id), quote_plus(user_id)}
+    named = [request_log.c.target.contains(spelling, autoescape=True) for spelling in spellings]
+    deletions = (
+        delete(experiment_users).where(experiment_users.c.user_id == user_id),
+        delete(users).where(users.c.user_id == user_id),
+        delete(request_log).where(or_(*named)),
+    )
+    with database.begin() as connection:
+        return sum(connection.execute(deletion).rowcount for deletion in deletions)
+
+
 def head() -> str | None:
-    """The newest revision of the tables that this program knows."""
+    """The newest revision known to this version."""
     return ScriptDirectory.from_config(_config()).get_current_head()
 
 
@@ -108,7 +164,7 @@ def _config(connection: Connection | None = None) -> Config:
 
 
 def _with_driver(url: URL) -> URL:
-    """postgres:// and postgresql:// mean psycopg."""
+    """postgres:// and postgresql:// use psycopg."""
     return (
         url.set(drivername="postgresql+psycopg")
         if url.drivername in {"postgres", "postgresql"}
@@ -118,13 +174,13 @@ def _with_driver(url: URL) -> URL:
 
 def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": WAIT_S})
+        engine = create_engine(url, connect_args={"timeout": TIMEOUT_S})
         event.listen(engine, "connect", _set_up_sqlite)
         return engine
     limits: dict[str, Any] = {}
     if url.get_backend_name() == "postgresql":
-        milliseconds = WAIT_S * 1000
-        limits = {"connect_timeout": WAIT_S, "tcp_user_timeout": milliseconds}
+        milliseconds = TIMEOUT_S * 1000
+        limits = {"connect_timeout": TIMEOUT_S, "tcp_user_timeout": milliseconds}
         if "options" not in url.query:
             limits["options"] = (
                 f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}"
@@ -134,13 +190,13 @@ def _engine(url: URL) -> Engine:
         connect_args=limits,
         pool_size=2,
         max_overflow=2,
-        pool_timeout=WAIT_S,
+        pool_timeout=TIMEOUT_S,
         pool_pre_ping=True,
     )
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
-    """Readers do not wait for the writer, and a crash loses no commit of the process."""
+    """WAL: readers do not wait for the writer, and a process crash loses no commit."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")

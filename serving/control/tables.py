@@ -1,12 +1,12 @@
-"""The tables: what they hold and what their columns mean. `migrations/` makes them.
+"""The SQL tables; `migrations/` creates them.
 
 rules             business rules
 experiments       experiments and their arms
-experiment_users  what each user of an experiment was shown and did: whole numbers, only ever added to
+experiment_users  counts per user of an experiment: only ever incremented
 request_log       one row per answered request
-api_keys          who may ask: hashes of keys and their scopes
-items             a copy of the catalogue's topic; `written` is when its newest record was
-users             who gave feedback or named interests, since when
+api_keys          hashes of API keys and their scopes
+items             a copy of the catalogue topic; `written` is the time of the newest record
+users             users with feedback or named interests
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sqlalchemy import (
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment with its time zone; SQLite, which keeps none, is given UTC."""
+    """A time with its zone; SQLite stores it as UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
