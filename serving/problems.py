@@ -17,10 +17,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MEDIA_TYPE = "application/problem+json"
 MAX_PROBLEMS = 8
+RETRY_AFTER_S = 1
 DISCARDED = 1_048_576
-"""Bytes of a body that is too large which are read before the answer; a larger one is cut off."""
-BODY_S = 10.0
-"""How long a client may take to send a body."""
+"""Bytes of an oversized body that are read before the response; longer ones are cut off."""
+NOT_HTTP = {
+    "description": "Malformed HTTP, such as a target over 64 KiB.",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
 log = structlog.get_logger()
 
 
@@ -42,7 +45,7 @@ class Problem(BaseModel):
 
 
 class ApiError(Exception):
-    """An answer other than success, raised anywhere below a route."""
+    """An error response, raised in or below a route."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -79,9 +82,20 @@ def validation_problem(errors: list[Any]) -> Response:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI entries of the problems a route can answer."""
+    """OpenAPI entries of the problems that a route can return."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {s: {"description": HTTPStatus(s).phrase, "content": content} for s in statuses}
+
+
+def schemas() -> dict[str, Any]:
+    """OpenAPI schemas of a problem."""
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**problem.pop("$defs", {}), "Problem": problem}
+
+
+def unavailable(detail: str) -> ApiError:
+    """503 with `retry-after`."""
+    return ApiError(503, detail, {"retry-after": str(RETRY_AFTER_S)})
 
 
 def install(app: FastAPI) -> None:
@@ -101,7 +115,7 @@ def install(app: FastAPI) -> None:
 
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("request failed", path=request.url.path, exc_info=error)
-        return problem(500, "an error inside the service; it has been logged")
+        return problem(500, "internal error; see the log of the service")
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
@@ -110,37 +124,34 @@ def install(app: FastAPI) -> None:
 
 
 class BodyLimit:
-    """ASGI middleware: 413 for a request body over `limit` bytes, announced or chunked; 408 for a slow one.
+    """ASGI middleware: 413 for a body over `limit` bytes, 408 for one slower than `timeout_s`.
 
-    The whole body is read before the application sees any of it, so nothing half-read is acted upon.
+    The application receives the body only after all of it has arrived.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, timeout_s: float) -> None:
+        self.app, self.limit, self.timeout_s = app, limit, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, send)
             return
+        close = {"connection": "close"}
         try:
-            async with asyncio.timeout(BODY_S):
+            async with asyncio.timeout(self.timeout_s):
                 body = await self._read(scope, receive)
         except TimeoutError:
-            too_slow = problem(
-                408, f"the body did not come in {BODY_S:g} s", {"connection": "close"}
-            )
-            await too_slow(scope, receive, send)
+            detail = f"the body was not received within {self.timeout_s:g} s"
+            await problem(408, detail, close)(scope, receive, send)
             return
         if body is None:
-            too_large = problem(
-                413, f"the body is over {self.limit} bytes", {"connection": "close"}
-            )
-            await too_large(scope, receive, send)
+            detail = f"the body is larger than {self.limit} bytes"
+            await problem(413, detail, close)(scope, receive, send)
             return
         await self.app(scope, _replay(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body, or None where it is over the limit."""
+        """The body, or None if it is over the limit."""
         announced = next((v for k, v in scope["headers"] if k == b"content-length"), b"")
         if announced.isdigit() and int(announced) > DISCARDED:
             return None
@@ -151,7 +162,7 @@ class BodyLimit:
                 return body
             chunk = bytes(message.get("body", b""))
             size += len(chunk)
-            # a client that is still sending would miss the answer: what is too much is read and dropped
+            # a client that is still sending would miss the response: read and drop the excess
             body = body + chunk if size <= self.limit else b""
             if size > DISCARDED:
                 return None
@@ -173,5 +184,5 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _clean(text: str) -> str:
-    """Text that any JSON encoder takes: lone surrogates replaced, length bounded."""
+    """Replace lone surrogates and bound the length."""
     return text.encode("utf-8", "replace").decode()[:300]

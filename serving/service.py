@@ -1,252 +1,280 @@
-"""The composition root: settings → adapters → one Service that the routes are given.
+"""The composition root: settings → adapters → one Service, which the routes receive.
 
-Everything that connects, reads or runs in the background is built here and started by `start`.
+The constructor builds and connects every part; `start` starts those that read, write or run in the
+background, and `stop` stops them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import orjson
-import structlog
+from confluent_kafka import Message
 
+from afterclick.arrays import Json
 from afterclick.events import Action
+from afterclick.io.background import BackgroundLoop
 from afterclick.quarantine import QuarantineLimits
 from afterclick.settings import Settings
 from afterclick.state import StateChange
-from serving.control.api_keys import KeyRing
+from serving.control.api_keys import ApiKeyStore
 from serving.control.catalogue_copy import CatalogueCopy
 from serving.control.control_plane import ControlPlane
+from serving.control.experiments import Assigned
 from serving.control.request_log import RequestLog
 from serving.control.rules import RuleBook
 from serving.control.store import Database
-from serving.control.users import Users
-from serving.control.write_behind import WrittenBehind
-from serving.event_loop_lag import Pulse
-from serving.events.exposure import Exposure
+from serving.control.users import UserDirectory
+from serving.control.write_behind import WriteBehind
 from serving.events.feedback import FeedbackLog
 from serving.events.impressions import ImpressionLog
-from serving.live_stats import Figures
-from serving.monitoring import Metrics
+from serving.events.kafka_health import AckTimeouts
+from serving.events.reactions import Impression, ReactionCounter
+from serving.live_stats import LiveStats
+from serving.monitoring import EventLoopLag, Metrics
 from serving.push import Hub, cause_of
-from serving.ranking.remembered import Kept, RecommendationRequest
-from serving.recent_requests import RecentRequests
-from serving.recommender import Answer, Recommender
+from serving.ranking.remembered import Kept, Recommendation, RecommendationRequest
+from serving.recommender import Recommender
 from serving.state.dead_letter_reader import DeadLetters
 from serving.state.history import OnlineStore
 from serving.state.item_catalogue import Catalogue, TextSearch
 from serving.state.kafka_reader import TopicReader
 from serving.state.live_trends import TrendFeed
-from serving.state.loaded_models import LoadedModel, ModelFeed, ModelStore, no_model
+from serving.state.loaded_models import ModelFeed, ModelStore, no_model
 from serving.state.log_waiters import PositionWaiters
 from serving.state.snapshot import SnapshotStore
 
-log = structlog.get_logger()
+LIVE_STATS_S = 1.0
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
+class ServingTimings:
+    """Intervals and timeouts in seconds that are not settings; tests shorten them."""
+
+    ack: AckTimeouts = field(default_factory=AckTimeouts)
+    body_s: float = 10.0
+    """How long a client may take to send a request body."""
+    push_retry_s: float = 1.0
+    """How often a WebSocket retries a list made without history or model."""
+    reauthenticate_s: float = 5.0
+    """How often a WebSocket checks that its key or token is still valid."""
+
+
+class Background(Protocol):
+    """Runs between `start` and `stop`; `stop` blocks for seconds at most."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
 class Service:
-    """Every adapter of one process. Build it with `of`, inside or outside a loop; `start` needs the loop."""
+    """Every part of one API process. `start` needs the running event loop."""
 
-    settings: Settings
-    store: OnlineStore
-    feed: TrendFeed
-    catalogue: Catalogue
-    models: ModelFeed
-    snapshots: SnapshotStore
-    recommender: Recommender
-    hub: Hub
-    waiters: PositionWaiters
-    metrics: Metrics
-    readers: tuple[TopicReader, ...]
-    feedback: FeedbackLog
-    impressions: ImpressionLog
-    letters: DeadLetters
-    figures: Figures
-    plane: ControlPlane
-    requests: RequestLog
-    users: Users
-    behind: WrittenBehind
-    pulse: Pulse
-    search: TextSearch = field(default_factory=TextSearch)
-    exposure: Exposure = field(default_factory=Exposure)
-    kept: Kept = field(default_factory=Kept)
-    recent: RecentRequests = field(default_factory=RecentRequests)
-    draining: bool = False
-    _loop: asyncio.AbstractEventLoop | None = None
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    def __init__(self, settings: Settings, timings: ServingTimings | None = None) -> None:
+        """Build the parts. Connects to nothing yet, except the threads of Kafka's clients."""
+        self.settings, self.timings = settings, timings or ServingTimings()
+        self.draining = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._build_state()
+        self._build_control()
+        self._build_events()
+        self._connect()
 
-    @classmethod
-    def of(cls, settings: Settings) -> Service:
-        """Wire the parts. Nothing connects yet, except the producer's threads."""
-        kafka, topics = settings.kafka, settings.kafka.topics
-        hub, metrics, catalogue = Hub(), Metrics(), Catalogue()
-        waiters = PositionWaiters(settings.serving.after_s)
-        database = Database(settings.database)
-        store = OnlineStore(settings.redis, settings.stream.history_length)
-        feed = TrendFeed(settings, lambda changes: service.hear(changes))
-        rules, letters = RuleBook(catalogue), DeadLetters(kafka)
-        bounds = QuarantineLimits(
-            settings.serving.quarantine_slack, settings.serving.quarantine_free
+    def _build_state(self) -> None:
+        settings, serving = self.settings, self.settings.serving
+        self.catalogue, self.search = Catalogue(), TextSearch()
+        self.store = OnlineStore(settings.redis, settings.stream.history_length)
+        self.feed = TrendFeed(settings, self.on_changes)
+        self.rules = RuleBook(self.catalogue)
+        limits = QuarantineLimits(serving.quarantine_slack, serving.quarantine_free)
+        self.snapshots = SnapshotStore(self.feed, self.catalogue, no_model(), self.rules, limits)
+        store = settings.training.store or str(settings.artifacts)
+        self.models = ModelFeed(
+            self.snapshots.use,
+            self.snapshots.use_beside,
+            ModelStore(store, settings.home / "fetched"),
         )
-        pulse = Pulse()
-        snapshots = SnapshotStore(feed, catalogue, no_model(), rules, bounds)
-        kept = ModelStore(
-            settings.training.store or str(settings.artifacts), settings.home / "fetched"
+        bootstrap, topics = settings.kafka.bootstrap, settings.kafka.topics
+        self.item_reader = TopicReader(bootstrap, topics.items, self._on_items)
+        self.model_reader = TopicReader(bootstrap, topics.models, self.models.read)
+        self.waiters = PositionWaiters(serving.after_s)
+        self.lag = EventLoopLag()
+        self.recommender = Recommender(
+            self.store,
+            self.snapshots,
+            self.feed,
+            self.catalogue,
+            self.waiters,
+            settings.stream.weights,
+            late=lambda began: self.lag.lag_ms(began) > serving.busy_ms,
+            remember_s=serving.remember_s,
         )
-        models = ModelFeed(lambda loaded: service.use(loaded), snapshots.use_beside, kept)
-        items = TopicReader(
-            kafka.bootstrap, topics.items, lambda read: copy.take(catalogue.read(read))
-        )
-        copy, users = CatalogueCopy(catalogue, items.caught_up.is_set), Users()
-        readers = (
-            items,
-            TopicReader(kafka.bootstrap, topics.models, models.read),
-        )
-        service = cls(
-            settings=settings,
-            store=store,
-            feed=feed,
-            catalogue=catalogue,
-            models=models,
-            snapshots=snapshots,
-            recommender=Recommender(
-                store,
-                snapshots,
-                feed,
-                catalogue,
-                waiters,
-                settings.stream.weights,
-                late=lambda began: pulse.late_ms(began) > settings.serving.busy_ms,
-                remember_s=settings.serving.remember_s,
-            ),
-            hub=hub,
-            waiters=waiters,
-            metrics=metrics,
-            readers=readers,
-            feedback=FeedbackLog(kafka),
-            impressions=ImpressionLog(kafka),
-            letters=letters,
-            figures=Figures(settings, feed, snapshots, hub, metrics, letters),
-            plane=ControlPlane(
-                database, rules, KeyRing(settings.serving), snapshots.wake, models.want
-            ),
-            requests=RequestLog(database, settings.serving.request_log_days),
-            users=users,
-            behind=WrittenBehind(database, (copy, users)),
-            pulse=pulse,
-        )
-        metrics.follow(
-            service.requests,
-            {
-                "impressions": lambda: service.impressions.dropped,
-                "live_messages": lambda: service.hub.dropped,
-                "experiment_counts": lambda: service.plane.trials.dropped,
-            },
-        )
-        return service
 
-    async def recommend(self, ask: RecommendationRequest) -> Answer:
-        """A list, counted and logged as shown unless it is a preview; its JSON."""
-        if not ask.interests and (named := self.users.interests.get(ask.user_id)):
-            ask = replace(ask, interests=named)
-        assigned = None if ask.settled else self.plane.assignment.of(ask.user_id)
-        if assigned is not None:
-            ask = replace(ask, options=assigned.options)
-        answer = await self.recommender.recommend(ask)
-        body, shown = answer.body, answer.shown
-        if assigned is not None:
-            body["experiment"] = {"name": assigned.experiment, "arm": assigned.arm}
-            wanted = assigned.options.model
-            if wanted is not None and body["model_version"] != wanted:
-                body["experiment"]["fallback"] = f"model {wanted}: {self.models.why_not(wanted)}"
-        if ask.preview:
-            return {**body, "impression_id": None}
-        if assigned is not None:
-            self.plane.trials.shown(body["impression_id"], ask.user_id, assigned)
-        self.metrics.listed(body["source"], body["degraded"], body["brief"], answer.remembered)
-        self.exposure.shown(
-            body["impression_id"], body["source"], body["model_version"], shown.count
-        )
-        self.impressions.append(answer)
-        self.kept.put(answer)
-        return body
+    def _build_control(self) -> None:
+        serving = self.settings.serving
+        self.database = Database(self.settings.database)
+        self.control = ControlPlane(self.database, self.rules, ApiKeyStore(serving))
+        self.requests = RequestLog(serving.request_log_days)
+        self.users = UserDirectory()
+        self.copy = CatalogueCopy(self.catalogue, self.item_reader.caught_up.is_set)
 
-    def reacted(self, impression_id: str | None, item_id: str, action: Action) -> None:
-        """Somebody acted on an item of a list that went out."""
-        self.exposure.reacted(impression_id, action, self.kept.place(impression_id, item_id))
-        self.plane.trials.reacted(impression_id, action)
+    def _build_events(self) -> None:
+        settings = self.settings
+        self.hub, self.metrics = Hub(), Metrics()
+        self.feedback = FeedbackLog(settings.kafka, self.timings.ack)
+        self.impressions = ImpressionLog(settings.kafka)
+        self.reactions, self.shown = ReactionCounter(), Kept()
+        self.dead_letters = DeadLetters(settings.kafka)
+        self.stats = LiveStats(
+            settings, self.feed, self.snapshots, self.hub, self.metrics, self.dead_letters
+        )
+
+    def _connect(self) -> None:
+        """Connect the parts to each other."""
+        self.control.on_rules = self.snapshots.wake
+        self.control.on_models = self.models.want
+        self.control.counts = self.reactions
+        parts = (self.control, self.reactions, self.users, self.copy, self.requests)
+        self._background: tuple[Background, ...] = (
+            self.feed,
+            self.item_reader,
+            self.model_reader,
+            self.models,
+            self.snapshots,
+            self.feedback,
+            self.impressions,
+            WriteBehind(self.database, parts),
+            BackgroundLoop("live-stats", self._broadcast_stats, LIVE_STATS_S),
+        )
+        dropped: dict[str, Callable[[], int]] = {
+            "impressions": lambda: self.impressions.dropped,
+            "live_messages": lambda: self.hub.dropped,
+            "experiment_counts": lambda: self.reactions.pending.dropped,
+        }
+        self.metrics.observe(
+            "afterclick_dropped", "Dropped for lack of room in a buffer.", "what", dropped
+        )
+        pending = self.requests.pending
+        rows: dict[str, Callable[[], int]] = {
+            "written": lambda: pending.written,
+            "dropped": lambda: pending.dropped,
+            "waiting": lambda: len(pending),
+        }
+        self.metrics.observe(
+            "afterclick_request_log_rows", "Rows of the request log.", "state", rows
+        )
 
     async def start(self) -> None:
-        """Begin to follow the topics. Answers are possible at once, and get better as things load."""
+        """Start the background parts. Responses are possible, and improve as state loads."""
         self._loop = asyncio.get_running_loop()
-        self.pulse.start()
-        await asyncio.to_thread(self.plane.look)  # who may ask has to be known before anybody asks
-        self.feed.start()
-        for reader in self.readers:
-            reader.start()
-        self.models.start()
-        self.snapshots.start()
-        self.plane.start()
-        self.requests.start()
-        self.behind.start()
-        self._tasks.append(asyncio.create_task(self.figures.run(), name="figures"))
+        self.lag.start()
+        await asyncio.to_thread(self.control.load)  # the first request needs the API keys
+        for part in self._background:
+            part.start()
 
     async def stop(self) -> None:
-        """Flush feedback and stop every thread, in seconds."""
+        """Flush feedback, impressions and SQL, and stop every thread, in seconds."""
         self.draining = True
-        self.pulse.stop()
-        for task in self._tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-        stops = (
-            self.feed.stop,
-            self.models.stop,
-            self.snapshots.stop,
-            self.feedback.close,
-            self.impressions.close,
-            self.letters.close,
-            self.plane.stop,
-            self.requests.stop,
-            self.behind.stop,
-        )
-        await asyncio.gather(
-            *(asyncio.to_thread(stop) for stop in stops + tuple(r.stop for r in self.readers))
-        )
-        self.plane.database.close()
+        self.lag.stop()
+        await asyncio.gather(*(asyncio.to_thread(part.stop) for part in self._background))
+        for close in (self.stats.close, self.dead_letters.close, self.database.close):
+            await asyncio.to_thread(close)
         await self.store.close()
 
-    def hear(self, changes: Sequence[StateChange]) -> None:
-        """Changes from the feed's thread: on to the loop."""
-        if self._loop is not None and not self._loop.is_closed():
-            with suppress(RuntimeError):  # the loop closed in between
-                self._loop.call_soon_threadsafe(self._deliver, changes)
+    async def recommend(self, request: RecommendationRequest) -> Json:
+        """A list as JSON; counted and logged as shown, unless it is a preview."""
+        request, assigned = self._assign(self._with_interests(request))
+        recommendation = await self.recommender.recommend(request)
+        if assigned is not None:
+            recommendation.body["experiment"] = self._experiment(assigned, recommendation)
+        if request.preview:
+            return {**recommendation.body, "impression_id": None}
+        self._record(recommendation, request.user_id, assigned)
+        return recommendation.body
 
-    def use(self, loaded: LoadedModel) -> None:
-        """A model from the loader's thread: its snapshot is built there too, then it serves."""
-        self.snapshots.use(loaded)
+    def on_feedback(self, impression_id: str | None, item_id: str, action: Action) -> None:
+        """Count a reaction to an item of a list that was shown."""
+        rank = self.shown.place(impression_id, item_id)
+        self.reactions.on_feedback(impression_id, action, rank)
+
+    def on_changes(self, changes: Sequence[StateChange]) -> None:
+        """Forward state changes from their reader's thread to the event loop."""
+        self._call_in_loop(lambda: self._deliver(changes))
+
+    def _with_interests(self, request: RecommendationRequest) -> RecommendationRequest:
+        """Add the interests that the user named, if the request names none."""
+        interests = self.users.interests.get(request.user_id)
+        if request.interests or not interests:
+            return request
+        return replace(request, interests=interests)
+
+    def _assign(
+        self, request: RecommendationRequest
+    ) -> tuple[RecommendationRequest, Assigned | None]:
+        """Apply the options of the user's experiment, unless the request names a policy."""
+        assigned = None if request.settled else self.control.assignment.of(request.user_id)
+        return (replace(request, options=assigned.options) if assigned else request), assigned
+
+    def _experiment(self, assigned: Assigned, recommendation: Recommendation) -> Json:
+        experiment = {"name": assigned.experiment, "arm": assigned.arm}
+        model = assigned.options.model
+        if model is not None and recommendation.body["model_version"] != model:
+            experiment["fallback"] = f"model {model}: {self.models.why_not(model)}"
+        return experiment
+
+    def _record(
+        self, recommendation: Recommendation, user_id: str, assigned: Assigned | None
+    ) -> None:
+        """Count and log a list that is shown."""
+        body, shown = recommendation.body, recommendation.shown
+        self.metrics.on_list(
+            body["source"], body["degraded"], body["brief"], recommendation.remembered
+        )
+        self.reactions.on_impression(
+            Impression(
+                body["impression_id"],
+                user_id,
+                body["source"],
+                body["model_version"],
+                shown.count,
+                assigned,
+            )
+        )
+        self.impressions.append(recommendation)
+        self.shown.put(recommendation)
+
+    def _on_items(self, messages: Sequence[Message]) -> None:
+        self.copy.take(self.catalogue.read(messages))
+
+    def _broadcast_stats(self) -> None:
+        message = self.stats.refresh()
+        self._call_in_loop(lambda: self.hub.broadcast(message))
+
+    def _call_in_loop(self, call: Callable[[], None]) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            with suppress(RuntimeError):  # closed in between
+                self._loop.call_soon_threadsafe(call)
 
     def _deliver(self, changes: Sequence[StateChange]) -> None:
         now_ms = time.time() * 1000
-        self.metrics.saw(changes, now_ms)
+        self.metrics.on_changes(changes, now_ms)
         self.waiters.advance(self.feed.positions)
         for change in self.hub.deliver(changes):
-            self.hub.broadcast(orjson.dumps(self._event(change, now_ms)))
+            self.hub.broadcast(orjson.dumps(self._live_event(change, now_ms)))
 
-    def _event(self, change: StateChange, now_ms: float) -> dict[str, object]:
-        known = self.catalogue.items.get(change.item_id)
-        title = self.catalogue.title(change.item_id)
+    def _live_event(self, change: StateChange, now_ms: float) -> Json:
+        item = self.catalogue.items.get(change.item_id)
         return {
             "type": "event",
             "user_id": change.user_id,
-            **cause_of(change, title),
+            **cause_of(change, self.catalogue.title(change.item_id)),
             "effect": change.effect,
             "time_ms": change.time_ms,
             "fresh_ms": round(now_ms - change.log_ms, 2),
-            "categories": known.categories if known else (),
+            "categories": item.categories if item else (),
         }

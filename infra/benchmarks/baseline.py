@@ -36,7 +36,7 @@ from serving.state.loaded_ranker import FILE
 
 def create_app(settings: Settings) -> FastAPI:
     """The plain application. It shares the feeds of the Service, not its request path."""
-    service = Service.of(settings)
+    service = Service(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

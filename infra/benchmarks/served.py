@@ -69,12 +69,12 @@ def metric(port: int, name: str, **labels: str) -> int:
 
 def remembered_lists(port: int) -> int:
     """How many lists an API has given again as they were."""
-    return metric(port, "afterclick_remembered_lists_total")
+    return metric(port, "afterclick_cached_lists_total")
 
 
 def brief_lists(port: int) -> int:
     """How many lists an API has made from fewer candidates, because requests queued up."""
-    return metric(port, "afterclick_brief_lists_total")
+    return metric(port, "afterclick_reduced_lists_total")
 
 
 def _health(port: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 from infra.commands.db import upgraded_database
 
 if TYPE_CHECKING:
-    from serving.control.api_keys import KeptKey
+    from serving.control.api_keys import StoredKey
 
 app = typer.Typer(help="API keys, made and revoked while the API runs.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -47,7 +47,7 @@ def add(
     from pydantic import ValidationError
 
     from afterclick.errors import BadInput
-    from serving.control.api_keys import KeptKey, KeyDraft, add_key
+    from serving.control.api_keys import KeyDraft, StoredKey, add_key
 
     scopes = [str(s) for s in scope or (Scope.RECOMMEND, Scope.FEEDBACK)]
     try:
@@ -55,7 +55,7 @@ def add(
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise BadInput(" ".join((*map(str, problem["loc"]), problem["msg"]))) from None
-    kept, key = KeptKey.of(draft) if setting else add_key(upgraded_database(), draft)
+    kept, key = StoredKey.of(draft) if setting else add_key(upgraded_database(), draft)
     if as_json:
         _json({"key": key, **_row(kept)})
         return
@@ -93,11 +93,11 @@ def revoke(name: Annotated[str, typer.Argument(help="The key's name, as `ls` sho
     typer.echo(f"key {name} is revoked")
 
 
-def _row(key: KeptKey) -> dict[str, Any]:
+def _row(key: StoredKey) -> dict[str, Any]:
     return key.model_dump(exclude={"sha256"})
 
 
-def _setting(key: KeptKey) -> str:
+def _setting(key: StoredKey) -> str:
     import orjson
 
     return orjson.dumps({key.name: {"sha256": key.sha256, "scopes": key.scopes}}).decode()

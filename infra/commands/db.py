@@ -47,7 +47,7 @@ def status() -> None:
 @app.command()
 def forget(user_id: Annotated[str, typer.Argument(help="The user to erase.")]) -> None:
     """Erase a user from the SQL tables: the counts of experiments, the row of the user, the request log."""
-    from serving.control.forgetting import forget_user
+    from serving.control.store import forget_user
 
     typer.echo(f"{forget_user(upgraded_database(), user_id):,} rows erased")
 

@@ -108,9 +108,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """What an experiment says so far: CTR and conversion with intervals, and the sample ratio check."""
+    
     from afterclick.errors import NotFound
-    from serving.control.results import results
-    from serving.events.trials import read_sums
+    from serving.control.experiments import read_sums, results
 
     experiment = next((e for e in _experiments() if e.name == name), None)
     if experiment is None:

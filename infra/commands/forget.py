@@ -25,7 +25,7 @@ def forget(
 
     from afterclick.settings import Settings
     from infra.commands.db import upgraded_database
-    from serving.control.forgetting import forget_user
+    from serving.control.store import forget_user
     from streaming.proof.forget import forget as erase
 
     found = erase(Settings(), user_id)

@@ -19,7 +19,7 @@ def serve(
     # products of a few hundred rows: a second thread costs more than it brings
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from afterclick.settings import Settings
-    from serving.server import run
+    from serving.app import run
 
     settings = Settings()
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
@@ -48,7 +48,7 @@ def api_token(
     """Make a token for one user's browser, signed with AFTERCLICK_SERVING__TOKEN_SECRET."""
     from afterclick.errors import BadInput
     from afterclick.settings import Settings
-    from serving.control.tokens import new_token
+    from serving.control.auth import new_token
 
     secret = Settings().serving.token_secret
     if secret is None:

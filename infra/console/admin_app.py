@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from serving.server import bind
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -30,7 +31,6 @@ from serving.control.api_keys import KeptKey, KeyRing, read_keys
 from serving.control.auth import Guard, check_address
 from serving.control.store import Database
 from serving.routes import problems
-from serving.server import bind
 
 Json = dict[str, Any]
 ItemIds = Annotated[list[Id], Field(max_length=500)]

@@ -68,9 +68,7 @@ _UNAUTHORIZED = Rejection(
 )
 _OTHER_USER = Rejection(HTTPStatus.FORBIDDEN, "this token is for another user")
 _OTHER_ORIGIN = Rejection(HTTPStatus.FORBIDDEN, "this origin is not allowed")
-_LOCAL_ONLY = Rejection(
-    HTTPStatus.FORBIDDEN, "without API keys, only this machine may do that"
-)
+_LOCAL_ONLY = Rejection(HTTPStatus.FORBIDDEN, "without API keys, only this machine may do that")
 
 
 class AuthMiddleware:
@@ -255,9 +253,7 @@ def _check_subject(scope: Scope) -> Rejection | None:
 def _check_origin(scope: Scope, headers: Headers, allowed: tuple[str, ...]) -> Rejection | None:
     """Reject other origins for WebSockets and administration: browsers do not prevent either."""
     origin = headers.get(b"origin", b"").decode("latin-1")
-    writes = (
-        scope["path"].startswith(ADMIN_WRITE_PATHS) and scope.get("method") not in SAFE_METHODS
-    )
+    writes = scope["path"].startswith(ADMIN_WRITE_PATHS) and scope.get("method") not in SAFE_METHODS
     if not origin or not (writes or scope["type"] == "websocket"):
         return None
     if origin in allowed or urlsplit(origin).netloc.encode() == headers.get(b"host", b""):

@@ -114,7 +114,7 @@ def _upsert(connection: Connection, changes: Sequence[Change]) -> None:
         return
     insert = insert_into(connection, table)
     upsert = insert.on_conflict_do_update(
-        ["item_id"],
+        index_elements=["item_id"],
         set_={name: insert.excluded[name] for name in _FIELDS},
         where=table.c.written <= insert.excluded.written,
     )

@@ -30,7 +30,7 @@ from sqlalchemy import Connection, delete, insert, select
 
 from afterclick.arrays import IntArray
 from afterclick.events import PRINTABLE, Id, new_id, now, printable
-from serving.control.reading import readable
+from serving.control.store import readable
 from serving.control.tables import rules as table
 from serving.state.catalogue_query import Condition, matching
 from serving.state.item_catalogue import Catalogue

@@ -124,9 +124,7 @@ def readable(kind: type[T], rows: Iterable[Mapping[Any, Any]]) -> Iterator[T]:
             yield kind.model_validate(dict(row))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            log.warning(
-                "row skipped", kind=kind.__name__, field=first["loc"], reason=first["msg"]
-            )
+            log.warning("row skipped", kind=kind.__name__, field=first["loc"], reason=first["msg"])
 
 
 def forget_user(database: Database, user_id: str) -> int:

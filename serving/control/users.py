@@ -55,9 +55,7 @@ class UserDirectory:
             self._read_interests(connection)
         return more
 
-    def set_interests(
-        self, database: Database, user_id: str, interests: tuple[str, ...]
-    ) -> None:
+    def set_interests(self, database: Database, user_id: str, interests: tuple[str, ...]) -> None:
         """Store a user's interests, effective in this process on return. Raises Unavailable."""
         at = now()
         changed = {"last_seen": at, "interests": list(interests) or None, "interests_at": at}
@@ -65,7 +63,7 @@ class UserDirectory:
             insert = insert_into(connection, table)
             row = {"user_id": user_id, "first_seen": at, **changed}
             connection.execute(
-                insert.values(row).on_conflict_do_update(["user_id"], set_=changed)
+                insert.values(row).on_conflict_do_update(index_elements=["user_id"], set_=changed)
             )
             self._read_interests(connection)
 
@@ -94,7 +92,7 @@ def _write_activity(connection: Connection, batch: Mapping[str, ActivityPeriod])
     """Upsert in the order of the ids, the same in every process: no deadlocks."""
     insert = insert_into(connection, table)
     upsert = insert.on_conflict_do_update(
-        ["user_id"], set_={"last_seen": insert.excluded.last_seen}
+        index_elements=["user_id"], set_={"last_seen": insert.excluded.last_seen}
     )
     rows = [
         {"user_id": user_id, "first_seen": period.first, "last_seen": period.last}

@@ -1,4 +1,4 @@
-"""Put feedback on its topic; the caller goes on once Kafka has it.
+"""Write feedback to its topic; a request continues once Kafka has acknowledged the record.
 
 writes  topic  feedback, and reviews for reviews
 """
@@ -18,57 +18,43 @@ from afterclick.errors import Unavailable
 from afterclick.events import Interaction, InteractionEvent, ReviewEvent
 from afterclick.settings import KafkaSettings
 from afterclick.topics import PARTITIONER
-from serving.state.history import AWAY_S, Breaker
+from serving.events.kafka_health import AckTimeouts, KafkaHealth
 from serving.state.log_waiters import Position
 
-WAIT_S = 2.0
-"""How long Kafka may take to acknowledge before the client is told to try again."""
-DOUBT_S = 0.1
-"""An acknowledgement this late, and ten times as late as usual: a reason to look whether Kafka is there."""
-LOOK_S = 0.15
-"""How long it may then take to say so: this, or ten times what an acknowledgement usually takes."""
-USUAL_S = 0.05
-"""What an acknowledgement takes, as far as a process knows that has seen none; the first is slow."""
-_LATE = 10
-_POLL_S = 0.03
-_MEMORY = 0.05
-AWAY = "Kafka does not take feedback now; send it again with its event_id"
+DOWN = "Kafka does not accept feedback now; send it again with its event_id"
 SOURCE = "afterclick/api"
+_POLL_S = 0.03
 
 
 class FeedbackLog:
-    """An idempotent producer whose delivery reports wake the waiting request.
+    """An idempotent producer whose delivery reports complete the waiting requests.
 
-    While Kafka is away no request has to find out: the thread that hears of deliveries hears of lost
-    connections too, and sees an acknowledgement that is late; it then looks whether Kafka is there, tells
-    who waits if it is not, and looks every second whether it is back. A Kafka that is slow, but answers, is
-    waited for.
+    While Kafka is down, requests fail without a delay, and a probe per second detects its return.
     """
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, timeouts: AckTimeouts | None = None) -> None:
         self._topics = settings.topics
-        self._breaker = Breaker("Kafka")
+        self._timeouts = timeouts or AckTimeouts()
         self._waiting: dict[asyncio.Future[Position], float] = {}
-        self._usual_s = USUAL_S
-        self._disconnected = False
-        self._producer = Producer(_config(settings.bootstrap) | {"error_cb": self._lost})
+        config = _config(settings.bootstrap, self._timeouts.ack_s)
+        self._producer = Producer(config | {"error_cb": self._on_error})
+        self.health = KafkaHealth(self._probe, self._timeouts)
+        self.sent = 0
+        """Records handed to the producer."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="feedback-reports", daemon=True)
-        self._thread.start()
 
-    @property
-    def away(self) -> bool:
-        """Whether Kafka is known to be away, so that feedback is refused at once."""
-        return self._breaker.open
+    def start(self) -> None:
+        self._thread.start()
 
     async def append(self, event: InteractionEvent) -> Position:
         """Write the event; its position once all in-sync replicas have it.
 
-        Raises Unavailable when Kafka does not say so in time, at once where it is known to be away. The
-        event may still arrive: the same event id sent again takes effect once.
+        Raises Unavailable without an acknowledgement in time, and immediately while Kafka is
+        known to be down. The event may still be written: the same event id takes effect once.
         """
-        if self.away:
-            raise Unavailable(AWAY)
+        if self.health.down:
+            raise Unavailable(DOWN)
         topic = self._topics.reviews if isinstance(event, ReviewEvent) else self._topics.feedback
         loop = asyncio.get_running_loop()
         acked: asyncio.Future[Position] = loop.create_future()
@@ -76,70 +62,53 @@ class FeedbackLog:
         def report(error: KafkaError | None, message: Message) -> None:
             loop.call_soon_threadsafe(_settle, acked, error, message)
 
-        handed_in = self._waiting[acked] = time.monotonic()
+        sent_at = self._waiting[acked] = time.monotonic()
+        self.sent += 1
         try:
             self._producer.produce(
                 topic, events.encode(event), event.data.user_id, on_delivery=report
             )
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(self._timeouts.ack_s):
                 position = await acked
         except (BufferError, KafkaException, TimeoutError) as error:
-            self._breaker.failed(error)
-            raise Unavailable(AWAY) from error
+            self.health.failed(error)
+            raise Unavailable(DOWN) from error
         finally:
             del self._waiting[acked]
-        self._breaker.worked()
-        self._usual_s += _MEMORY * (time.monotonic() - handed_in - self._usual_s)
+        self.health.acknowledged(time.monotonic() - sent_at)
         return position
 
-    def close(self, timeout_s: float = 3.0) -> None:
-        """Wait for what was handed in, then stop."""
+    def stop(self, timeout_s: float = 3.0) -> None:
+        """Flush for at most `timeout_s`, and end the thread."""
         self._producer.flush(timeout_s)
         self._stop.set()
-        self._thread.join(1.0)
+        if self._thread.is_alive():
+            self._thread.join(1.0)
 
     def _poll(self) -> None:
-        looked = 0.0
         while not self._stop.is_set():
             self._producer.poll(_POLL_S)
-            due = AWAY_S if self._breaker.open else self._late_s(DOUBT_S)
-            in_doubt = self._breaker.open or self._overdue()
-            if self._disconnected or (in_doubt and time.monotonic() - looked > due):
-                self._look()
-                looked = time.monotonic()
+            error = self.health.check(next(iter(tuple(self._waiting.values())), None))
+            if error is not None:
+                self._fail_waiting(error)
 
-    def _late_s(self, least_s: float) -> float:
-        """What is late, measured by what is usual: on a busy machine everything takes longer."""
-        return min(max(least_s, _LATE * self._usual_s), WAIT_S)
+    def _fail_waiting(self, error: KafkaException) -> None:
+        for acked in tuple(self._waiting):
+            with suppress(RuntimeError):  # its loop is closed
+                acked.get_loop().call_soon_threadsafe(_settle, acked, error.args[0], None)
 
-    def _overdue(self) -> bool:
-        """Whether someone waits longer for an acknowledgement than is usual."""
-        oldest = tuple(self._waiting.values())[:1]
-        return bool(oldest) and time.monotonic() - oldest[0] > self._late_s(DOUBT_S)
+    def _probe(self, timeout_s: float) -> None:
+        self._producer.list_topics(self._topics.feedback, timeout=timeout_s)
 
-    def _lost(self, error: KafkaError) -> None:
-        """An error that concerns no message; a connection that was merely idle may be among them."""
-        self._disconnected |= error.code() == KafkaError._ALL_BROKERS_DOWN
-
-    def _look(self) -> None:
-        """RecommendationRequest whether Kafka is there."""
-        self._disconnected = False
-        try:
-            self._producer.list_topics(self._topics.feedback, timeout=self._late_s(LOOK_S))
-        except KafkaException as error:
-            self._breaker.gone(error)
-            for acked in tuple(self._waiting):
-                with suppress(RuntimeError):  # its loop closed in between
-                    acked.get_loop().call_soon_threadsafe(_settle, acked, error.args[0], None)
-        else:
-            if self._breaker.open:
-                self._breaker.worked()
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self.health.disconnected()
 
 
 def event_of(
     interaction: Interaction, event_id: str | None, time: datetime | None
 ) -> InteractionEvent:
-    """The event for one request's feedback."""
+    """The event for the feedback of one request."""
     now = events.now()
     return events.interaction_event(
         interaction,
@@ -163,15 +132,15 @@ def _settle(
     )
 
 
-def _config(bootstrap: str) -> dict[str, object]:
+def _config(bootstrap: str, ack_s: float) -> dict[str, object]:
     return {
         "bootstrap.servers": bootstrap,
         "enable.idempotence": True,
         "acks": "all",
         "partitioner": PARTITIONER,
         "linger.ms": 0,
-        "message.timeout.ms": int(WAIT_S * 1000),
-        "request.timeout.ms": int(WAIT_S * 1000),
+        "message.timeout.ms": int(ack_s * 1000),
+        "request.timeout.ms": int(ack_s * 1000),
         "queue.buffering.max.messages": 10_000,
         "reconnect.backoff.max.ms": 1000,
         "log_level": 0,

@@ -1,8 +1,8 @@
-"""Say what was shown: an impression per list, behind the response.
+"""Write an impression for each list that was shown, without delaying the response.
 
 writes  topic  impressions
 
-Nothing waits for it. Where Kafka stays away, or the buffer fills, impressions are dropped and counted.
+While Kafka is down the producer buffers; impressions beyond its buffer are dropped and counted.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from serving.ranking.remembered import Recommendation
 SOURCE = "/serving"
 BUFFER = 20_000
 VISITOR = "visitor"
-"""Who saw a list that was made for nobody in particular."""
+"""User id of impressions without a user."""
 
 
 class ImpressionLog:
-    """A producer that never makes anyone wait."""
+    """A producer that never blocks."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, producer: Producer | None = None) -> None:
         self._topic = settings.topics.impressions
         self.dropped = 0
-        self._producer = Producer(
+        self._producer = producer or Producer(
             {
                 "bootstrap.servers": settings.bootstrap,
                 "partitioner": "murmur2_random",
@@ -40,27 +40,30 @@ class ImpressionLog:
                 "queue.buffering.max.messages": BUFFER,
                 "log_level": 0,
                 "delivery.report.only.error": True,
-                "on_delivery": self._lost,
+                "on_delivery": self._on_delivery,
             }
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="impression-reports", daemon=True)
+
+    def start(self) -> None:
         self._thread.start()
 
     def append(self, answer: Recommendation) -> None:
-        """Hand over one impression."""
+        """Write one impression."""
         try:
             self._producer.produce(self._topic, encode(answer), answer.body["user_id"] or VISITOR)
-        except (BufferError, KafkaException):  # the second where the topic is not there
+        except (BufferError, KafkaException):  # KafkaException: unknown topic
             self.dropped += 1
 
-    def close(self, timeout_s: float = 2.0) -> None:
-        """Send what is held, as far as the time reaches."""
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """Flush for at most `timeout_s`, and end the thread."""
         self._producer.flush(timeout_s)
         self._stop.set()
-        self._thread.join(1.0)
+        if self._thread.is_alive():
+            self._thread.join(1.0)
 
-    def _lost(self, error: KafkaError | None, _: Message) -> None:
+    def _on_delivery(self, error: KafkaError | None, _: Message) -> None:
         self.dropped += error is not None
 
     def _poll(self) -> None:
@@ -69,7 +72,7 @@ class ImpressionLog:
 
 
 def encode(answer: Recommendation) -> bytes:
-    """An ImpressionEvent: the JSON that `events.encode` writes, without building the event first."""
+    """The JSON of an ImpressionEvent, as `events.encode` writes it, without building the event."""
     body = answer.body
     impression: dict[str, Any] = {
         "impression_id": body["impression_id"],

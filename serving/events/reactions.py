@@ -143,15 +143,13 @@ class ReactionCounter:
             self.pending.add(key, ExperimentCounts(opened.assigned.arm, **counts))
 
 
-def _increment(
-    connection: Connection, batch: Mapping[tuple[str, str], ExperimentCounts]
-) -> None:
+def _increment(connection: Connection, batch: Mapping[tuple[str, str], ExperimentCounts]) -> None:
     """Upsert in the order of the keys, the same in every process: no deadlocks."""
     insert = insert_into(connection, table)
     added: dict[str, Any] = {
         name: table.c[name] + insert.excluded[name] for name in ExperimentCounts._fields[1:]
     }
-    upsert = insert.on_conflict_do_update(["experiment", "user_id"], set_=added)
+    upsert = insert.on_conflict_do_update(index_elements=["experiment", "user_id"], set_=added)
     rows = [
         {"experiment": experiment, "user_id": user_id, **counts._asdict()}
         for (experiment, user_id), counts in sorted(batch.items())

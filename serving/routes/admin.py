@@ -12,7 +12,7 @@ from starlette.responses import Response
 from afterclick.errors import Unavailable
 from afterclick.events import Id
 from afterclick.trends import HALF_LIVES_MS
-from serving.routes.problems import ApiError
+from serving.problems import ApiError
 from serving.routes.queries import Request
 from serving.routes.replies import Parts, answers, reply
 from serving.routes.routing import DirectRoute

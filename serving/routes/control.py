@@ -14,12 +14,12 @@ from afterclick.arrays import Json
 from afterclick.errors import AlreadyThere, NotFound, Unavailable
 from afterclick.events import now
 from serving.control.api_keys import KeyDraft
+from serving.control.auth import new_token
 from serving.control.experiments import Experiment, ExperimentDraft
 from serving.control.rules import Name, Rule, RuleDraft
-from serving.control.tokens import new_token
+from serving.problems import ApiError, unavailable
 from serving.routes import control_schemas as schemas
-from serving.routes.problems import ApiError
-from serving.routes.replies import Parts, answers, reply, unavailable
+from serving.routes.replies import Parts, answers, reply
 from serving.routes.routing import DirectRoute
 
 router = APIRouter(route_class=DirectRoute)
@@ -32,7 +32,7 @@ RuleId = Annotated[Name, Path(examples=["5f1c0a9be3b8"])]
 @router.get("/rules", tags=["rules"], **answers(schemas.Rules))
 async def rules(service: Parts) -> Response:
     """Every business rule, the oldest first, and whether it is in force."""
-    return reply({"rules": [rule_row(rule) for rule in service.plane.rules]})
+    return reply({"rules": [rule_row(rule) for rule in service.control.rules]})
 
 
 @router.post("/rules", tags=["rules"], **answers(schemas.KeptRule, 413, status=201))
@@ -41,14 +41,14 @@ async def add_rule(service: Parts, body: Annotated[RuleDraft, Body()]) -> Respon
 
     It is in force here within a second, in other processes within a few.
     """
-    rule = await _known(service.plane.add_rule, body)
+    rule = await _known(service.control.add_rule, body)
     return reply(rule_row(rule), 201)
 
 
 @router.delete("/rules/{rule_id}", tags=["rules"], **answers(schemas.Removed, 404))
 async def remove_rule(service: Parts, rule_id: RuleId) -> Response:
     """Forget a rule."""
-    await _known(service.plane.remove_rule, rule_id)
+    await _known(service.control.remove_rule, rule_id)
     return reply({"removed": rule_id})
 
 
@@ -56,14 +56,14 @@ async def remove_rule(service: Parts, rule_id: RuleId) -> Response:
 async def experiments(service: Parts) -> Response:
     """Every experiment, the oldest first."""
     return reply(
-        {"experiments": [experiment.model_dump() for experiment in service.plane.experiments]}
+        {"experiments": [experiment.model_dump() for experiment in service.control.experiments]}
     )
 
 
 @router.post("/experiments", tags=["experiments"], **answers(Experiment, 409, 413, status=201))
 async def create_experiment(service: Parts, body: Annotated[ExperimentDraft, Body()]) -> Response:
     """Begin an experiment: from now on its users get the lists of their arm."""
-    experiment = await _known(service.plane.create, body)
+    experiment = await _known(service.control.create_experiment, body)
     return reply(experiment.model_dump(), 201)
 
 
@@ -72,13 +72,13 @@ async def experiment_results(
     service: Parts, name: ExperimentName, query: Annotated[schemas.ResultsQuery, Query()]
 ) -> Response:
     """What an experiment says so far: CTR and conversion with intervals, and the sample ratio check."""
-    return reply(await _known(service.plane.results, name, query.level))
+    return reply(await _known(service.control.results, name, query.level))
 
 
 @router.post("/experiments/{name}/stop", tags=["experiments"], **answers(Experiment, 404))
 async def stop_experiment(service: Parts, name: ExperimentName) -> Response:
     """End an experiment. Its results stay; its users get what they got before."""
-    return reply((await _known(service.plane.stop_experiment, name)).model_dump())
+    return reply((await _known(service.control.stop_experiment, name)).model_dump())
 
 
 async def _known(call: Callable[..., T], *arguments: object) -> T:
@@ -96,7 +96,7 @@ async def _known(call: Callable[..., T], *arguments: object) -> T:
 @router.get("/keys", tags=["keys"], **answers(schemas.Keys))
 async def keys(service: Parts) -> Response:
     """Every key in SQL, the oldest first, revoked ones among them; never the key itself."""
-    kept = service.plane.keys.kept
+    kept = service.control.keys.stored
     return reply({"keys": [key.model_dump(exclude={"sha256"}) for key in kept]})
 
 
@@ -106,14 +106,14 @@ async def add_key(service: Parts, body: Annotated[KeyDraft, Body()]) -> Response
 
     The first one makes the service ask everybody for a key.
     """
-    kept, key = await _known(service.plane.add_key, body)
+    kept, key = await _known(service.control.add_key, body)
     return reply({"key": key, **kept.model_dump(exclude={"sha256"})}, 201)
 
 
 @router.delete("/keys/{name}", tags=["keys"], **answers(schemas.Removed, 404))
 async def revoke_key(service: Parts, name: KeyName) -> Response:
     """End a key: here at once, in other processes within seconds."""
-    await _known(service.plane.revoke_key, name)
+    await _known(service.control.revoke_key, name)
     return reply({"removed": name})
 
 

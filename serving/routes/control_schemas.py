@@ -8,9 +8,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from afterclick.events import Id
 from serving.control.api_keys import KeyDraft
+from serving.control.auth import MAX_TOKEN_S
 from serving.control.experiments import Experiment
 from serving.control.rules import Rule
-from serving.control.tokens import LONGEST_S
 
 
 class KeptRule(Rule):
@@ -116,7 +116,7 @@ class TokenRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     user_id: Id = Field(examples=["bob"])
-    seconds: Annotated[int, Field(ge=1, le=LONGEST_S)] = Field(
+    seconds: Annotated[int, Field(ge=1, le=MAX_TOKEN_S)] = Field(
         3600, description="How long it is good for."
     )
 

@@ -8,8 +8,9 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from afterclick.errors import Unavailable
+from serving.problems import unavailable
 from serving.routes import schemas
-from serving.routes.replies import Parts, answers, reply, unavailable
+from serving.routes.replies import Parts, answers, reply
 from serving.routes.routing import DirectRoute
 
 router = APIRouter(route_class=DirectRoute)
@@ -18,13 +19,13 @@ router = APIRouter(route_class=DirectRoute)
 @router.get("/exposure", tags=["insight"], **answers(schemas.ExposureTable))
 async def exposure(service: Parts) -> Response:
     """Lists shown and reacted to, per source and model, and clicks per place, since this process began."""
-    return reply({"rows": service.exposure.rows(), "places": service.exposure.places()})
+    return reply({"rows": service.reactions.rows(), "places": service.reactions.by_rank()})
 
 
 @router.get("/requests", tags=["insight"], **answers(schemas.RecentRequests))
 async def requests(service: Parts) -> Response:
     """The newest requests that this process answered, what dashboards ask left out."""
-    return reply({"requests": service.recent.rows()})
+    return reply({"requests": service.requests.recent()})
 
 
 @router.get("/models", tags=["insight"], **answers(schemas.Models))
@@ -48,8 +49,8 @@ async def models(service: Parts) -> Response:
 async def dead_letters(service: Parts) -> Response:
     """Events that could not be read: how many per topic, and the newest with the reason."""
     try:
-        rows = await asyncio.to_thread(service.letters.newest)
-        counts = await asyncio.to_thread(service.letters.counts)
+        rows = await asyncio.to_thread(service.dead_letters.newest)
+        counts = await asyncio.to_thread(service.dead_letters.counts)
     except Unavailable as error:
         raise unavailable(str(error)) from error
     return reply({"counts": counts, "newest": rows})
@@ -72,7 +73,7 @@ async def ready(service: Parts) -> Response:
         "items": len(snapshot.heat),
         "model": snapshot.loaded.version or None,
         "refused_models": service.models.refused,
-        "sql": service.plane.available,
+        "sql": service.control.available,
     }
     good = service.feed.loaded and not service.draining
     return reply({"status": "ready" if good else "not ready", "parts": parts}, 200 if good else 503)

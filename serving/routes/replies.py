@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends
@@ -10,10 +10,8 @@ from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
 from afterclick.arrays import Json
-from serving.routes.problems import ApiError, documented
+from serving.problems import documented
 from serving.service import Service
-
-RETRY_AFTER_S: Final = 1
 
 
 def service_of(request: HttpRequest) -> Service:
@@ -33,8 +31,3 @@ def answers(model: type[Any], *problems: int, status: int = 200) -> Json:
     """The OpenAPI of a route that writes its own JSON."""
     responses = {status: {"model": model}, **documented(*problems, 422, 503)}
     return {"response_model": None, "responses": responses, "status_code": status}
-
-
-def unavailable(detail: str) -> ApiError:
-    """503, to be asked again in a moment."""
-    return ApiError(503, detail, {"retry-after": str(RETRY_AFTER_S)})

@@ -22,7 +22,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.responses import Response
 
-from serving.routes.problems import ApiError
+from serving.problems import ApiError
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 

@@ -16,6 +16,7 @@ from afterclick.events import Id, Interaction
 from afterclick.trends import HALF_LIVES_MS
 from serving.control.users import read_user
 from serving.events.feedback import event_of
+from serving.problems import ApiError, unavailable
 from serving.ranking.choice import without
 from serving.ranking.cursors import decode_cursor
 from serving.ranking.lists import latest, similar
@@ -23,8 +24,7 @@ from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page, Policy
 from serving.ranking.remembered import RecommendationRequest
 from serving.recommender import describe
 from serving.routes import queries, schemas
-from serving.routes.problems import ApiError
-from serving.routes.replies import Parts, answers, reply, unavailable
+from serving.routes.replies import Parts, answers, reply
 from serving.routes.routing import DirectRoute
 from serving.service import Service
 from serving.state.log_waiters import Position
@@ -73,7 +73,7 @@ async def batch(service: Parts, body: Annotated[queries.BatchQuery, Body()]) -> 
 @router.get("/explain/{impression_id}", tags=["lists"], **answers(schemas.Recommendations, 404))
 async def explain(service: Parts, impression_id: ImpressionId) -> Response:
     """A list that went out lately, as it was: what was shown then, and why."""
-    body = service.kept.get(impression_id)
+    body = service.shown.get(impression_id)
     if body is None:
         raise ApiError(
             404, "no such impression in memory; what others showed is on the impressions topic"
@@ -184,12 +184,12 @@ async def categories(service: Parts) -> Response:
 async def user(service: Parts, user_id: UserId) -> Response:
     """What is known of a user beside the history: since when, named interests, the experiment."""
     try:
-        row = await asyncio.to_thread(read_user, service.plane.database, user_id)
+        row = await asyncio.to_thread(read_user, service.control.database, user_id)
     except Unavailable as error:
         raise unavailable(str(error)) from error
     if row is None:
         raise ApiError(404, f"nothing was heard of {user_id} yet")
-    assigned = service.plane.assignment.of(user_id)
+    assigned = service.control.assignment.of(user_id)
     experiment = {"name": assigned.experiment, "arm": assigned.arm} if assigned else None
     del row["interests_at"]
     return reply({**row, "interests": row["interests"] or [], "experiment": experiment})
@@ -202,7 +202,9 @@ async def name_interests(
     """Keep what a user says they like: for lists that name no interests, until there is a history."""
     interests = split(body.interests)
     try:
-        await asyncio.to_thread(service.users.name, service.plane.database, user_id, interests)
+        await asyncio.to_thread(
+            service.users.set_interests, service.control.database, user_id, interests
+        )
     except Unavailable as error:
         raise unavailable(str(error)) from error
     return reply({"user_id": user_id, "interests": interests})
@@ -247,7 +249,7 @@ async def feedback(service: Parts, body: Annotated[queries.Feedback, Body()]) ->
         service.metrics.feedback.labels("unavailable").inc()
         raise unavailable(f"{error}: {event.id}") from error
     service.metrics.feedback.labels("accepted").inc()
-    service.reacted(body.impression_id, body.item_id, body.action)
+    service.on_feedback(body.impression_id, body.item_id, body.action)
     service.users.seen(interaction.user_id)
     return reply({"event_id": event.id, "position": str(position)}, 202)
 

@@ -32,10 +32,6 @@ log = structlog.get_logger()
 router = APIRouter()
 SEND_TIMEOUT_S = 10.0
 INVALID = 1008
-AGAIN_S = 1.0
-"""How often a list that lacks something is looked at again."""
-ADMITTED_S = 5.0
-"""How often a connection looks whether its key or token is still good."""
 MESSAGES_PER_S = 20
 """What a client may send; nothing it says is listened to, so that more is no use to anybody."""
 PROTOCOL = "afterclick"
@@ -77,7 +73,7 @@ async def live(socket: WebSocket) -> None:
     reader = service.hub.join_live()
 
     async def stream() -> None:
-        await send(socket, orjson.dumps(service.figures.now()))
+        await send(socket, orjson.dumps(service.stats.now()))
         while True:
             await send(socket, await reader.next())
 
@@ -108,7 +104,7 @@ async def _push(
             cause["stamps_ms"] = {"log": change.log_ms, "applied": change.applied_ms}
         lacks = await _send_list(service, socket, ask, cause)
         if news is not None:
-            service.metrics.pushed_after(time.time() * 1000 - change.log_ms)
+            service.metrics.on_push(time.time() * 1000 - change.log_ms)
 
 
 class _Lacks(Enum):
@@ -137,7 +133,7 @@ async def _next(
     """The next change; None when there is what the last list lacked."""
     while lacks is not _Lacks.NOTHING:
         with suppress(TimeoutError):
-            async with asyncio.timeout(AGAIN_S):
+            async with asyncio.timeout(service.timings.push_retry_s):
                 return await watcher.next()
         if lacks is _Lacks.MODEL and service.snapshots.current.loaded.version:
             return None
@@ -186,8 +182,9 @@ async def _gone(socket: WebSocket) -> int:
 
 async def _no_longer_admitted(socket: WebSocket) -> int:
     """Return when the key that opened it is revoked or the token has ended, with the code to close with."""
+    service: Service = socket.app.state.service
     while socket.scope["admitted"]():
-        await asyncio.sleep(ADMITTED_S)
+        await asyncio.sleep(service.timings.reauthenticate_s)
     return INVALID
 
 

@@ -13,8 +13,8 @@ from websockets.sync.client import ClientConnection
 
 from afterclick.events import new_id
 from afterclick.settings import Settings
-from serving.server import bind, config_of
-from serving.service import Service
+from serving.app import bind, config_of
+from serving.service import Service, ServingTimings
 from tests.waiting import PATIENCE_S, wait_until
 
 NEVER_BUSY_MS = 1e6
@@ -24,14 +24,20 @@ NEVER_BUSY_MS = 1e6
 class Running:
     """A served application: `get` and `post` speak to it, `service` is its inside."""
 
-    def __init__(self, settings: Settings, port: int = 0, busy_ms: float = NEVER_BUSY_MS) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        port: int = 0,
+        busy_ms: float = NEVER_BUSY_MS,
+        timings: ServingTimings | None = None,
+    ) -> None:
         serving = settings.serving.model_copy(update={"busy_ms": busy_ms})
         settings = settings.model_copy(update={"serving": serving})
         self._socket = bind("127.0.0.1", port)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.ws = f"ws://127.0.0.1:{self.port}"
-        config = config_of(settings)
+        config = config_of(settings, timings)
         self.service: Service = config.app.state.service  # type: ignore[union-attr]
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(

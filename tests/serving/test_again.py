@@ -7,12 +7,11 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
-from unittest.mock import Mock
+from typing import Any, cast
 
 import pytest
 import uvloop
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Producer
 from websockets.sync.client import connect
 
 from afterclick.artifact import write
@@ -24,8 +23,8 @@ from afterclick.trends import TrendTable
 from infra.embedded.valkey import ValkeyServer
 from serving.events.impressions import ImpressionLog
 from serving.ranking.remembered import Recommendation, RenderedList
-from serving.routes import sockets
 from serving.routes.schemas import Source
+from serving.service import ServingTimings
 from serving.state import loaded_models as model_feed
 from serving.state import redis_pipe
 from serving.state.live_trends import TrendFeed
@@ -43,12 +42,12 @@ NEVER_S = 10 * PATIENCE_S
 
 @pytest.mark.parametrize("again", [True, False], ids=["again", "control: at the next deed"])
 def test_a_list_made_without_the_history_is_pushed_again_once_it_can_be_whole(
-    settings: Settings, own_redis: ValkeyServer, monkeypatch: pytest.MonkeyPatch, again: bool
+    settings: Settings, own_redis: ValkeyServer, again: bool
 ) -> None:
-    monkeypatch.setattr(sockets, "AGAIN_S", 0.2 if again else NEVER_S)
+    timings = ServingTimings(push_retry_s=0.2 if again else NEVER_S)
     redis = settings.redis.model_copy(update={"url": own_redis.address, "timeout_s": 1.0})
     settings = settings.model_copy(update={"redis": redis})
-    with Running(settings) as api, MiniStream(settings):
+    with Running(settings, timings=timings) as api, MiniStream(settings):
         api.ready()
         after(api, "bob", api.tell("bob", "camera-1"))
         own_redis.process.suspend()
@@ -67,10 +66,10 @@ def test_a_list_made_without_the_history_is_pushed_again_once_it_can_be_whole(
 
 @pytest.mark.parametrize("again", [True, False], ids=["again", "control: at the next deed"])
 def test_who_watches_from_before_the_first_model_gets_its_list(
-    settings: Settings, stream: MiniStream, monkeypatch: pytest.MonkeyPatch, again: bool
+    settings: Settings, stream: MiniStream, again: bool
 ) -> None:
-    monkeypatch.setattr(sockets, "AGAIN_S", 0.2 if again else NEVER_S)
-    with Running(settings) as api:
+    timings = ServingTimings(push_retry_s=0.2 if again else NEVER_S)
+    with Running(settings, timings=timings) as api:
         api.ready()
         with connect(f"{api.ws}/ws/recommendations?user_id=bob") as socket:
             assert received(socket)["model_version"] is None
@@ -230,15 +229,16 @@ def test_a_log_that_was_begun_anew_is_heard(
     assert told == [0, 1, 0]
 
 
+class ProducerWithoutTopic:
+    """A producer that knows from the metadata that the topic does not exist."""
+
+    def produce(self, *_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
+
+
 def test_an_impression_without_a_topic_is_dropped_and_fails_nothing(settings: Settings) -> None:
-    impressions = ImpressionLog(settings.kafka)
-    try:
-        unknown = KafkaException(KafkaError(KafkaError._UNKNOWN_TOPIC))
-        impressions._producer = Mock(wraps=impressions._producer, produce=Mock(side_effect=unknown))
-        body = {"impression_id": "x", "user_id": "bob", "model_version": "m1", "source": "trending"}
-        impressions.append(
-            Recommendation(body, RenderedList(Source.TRENDING, b"[]", b"[]", 0), "blend")
-        )
-        assert impressions.dropped == 1
-    finally:
-        impressions.close()
+    impressions = ImpressionLog(settings.kafka, cast(Producer, ProducerWithoutTopic()))
+    body = {"impression_id": "x", "user_id": "bob", "model_version": "m1", "source": "trending"}
+    shown = RenderedList(Source.TRENDING, b"[]", b"[]", 0)
+    impressions.append(Recommendation(body, shown, "blend"))
+    assert impressions.dropped == 1

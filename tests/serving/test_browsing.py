@@ -9,7 +9,7 @@ from websockets.sync.client import connect
 
 from afterclick.events import Item
 from afterclick.settings import Settings
-from serving.control.tokens import new_token
+from serving.control.auth import new_token
 from tests.serving import shop
 from tests.serving.running import Running
 from tests.serving.test_guard import bearer, guarded

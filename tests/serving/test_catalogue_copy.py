@@ -11,7 +11,7 @@ from afterclick.errors import Unavailable
 from afterclick.events import Item
 from afterclick.settings import KafkaSettings, Settings
 from infra.embedded.ports import free_port
-from serving.control.catalogue_copy import SKEW_MS, SLICE, CatalogueCopy
+from serving.control.catalogue_copy import BATCH_ROWS, CLOCK_SKEW_MS, CatalogueCopy
 from serving.control.store import Database
 from serving.control.tables import items
 from serving.state.item_catalogue import Catalogue, Change
@@ -51,11 +51,11 @@ def database(database_url: str) -> Database:
 
 def test_of_two_processes_the_newer_record_wins_whatever_the_order(database: Database) -> None:
     one, other = copy(), copy()
-    other.exchange(database)
+    other.sync(database)
     one.take([change(1, "new", NOW_MS + 5), change(2, "here"), change(3, "to go")])
-    one.exchange(database)
+    one.sync(database)
     other.take([change(1, "old", NOW_MS), change(3, None, NOW_MS + 1), change(2, None, NOW_MS - 1)])
-    other.exchange(database)
+    other.sync(database)
     assert titles(database) == {"i1": "new", "i2": "here"}
     database.close()
 
@@ -63,23 +63,23 @@ def test_of_two_processes_the_newer_record_wins_whatever_the_order(database: Dat
 def test_what_the_topic_does_not_have_goes_once_it_was_read_to_its_end(database: Database) -> None:
     first = copy()
     first.take([change(n, "kept") for n in range(1200)] + [change(9999, "fresh", 2 * NOW_MS)])
-    assert first.exchange(database), "a flood is written in slices"
-    assert len(titles(database)) == SLICE
-    assert not first.exchange(database)
+    assert first.sync(database), "a flood is written in slices"
+    assert len(titles(database)) == BATCH_ROWS
+    assert not first.sync(database)
     assert len(titles(database)) == 1201
     ended = False
     second = copy(lambda: ended)
     second.take([change(n, "kept") for n in range(1, 1200)])
-    assert second.exchange(database)
+    assert second.sync(database)
     assert "i0" in titles(database), "it may still come"
     ended = True
-    second.exchange(database)
+    second.sync(database)
     assert "i0" not in titles(database)
     assert "i9999" in titles(database), (
-        f"newer than this process, less {SKEW_MS} ms: another may know it"
+        f"newer than this process, less {CLOCK_SKEW_MS} ms: another may know it"
     )
     lost = copy(lambda: True)
-    lost.exchange(database)
+    lost.sync(database)
     assert len(titles(database)) == 1200, "an empty topic takes nothing away"
     database.close()
 
@@ -88,9 +88,9 @@ def test_what_cannot_be_written_waits(database: Database) -> None:
     late = copy()
     late.take([change(1, "old")])
     with pytest.raises(Unavailable):
-        late.exchange(Database("postgresql://nobody@127.0.0.1:1/nowhere"))
+        late.sync(Database("postgresql://nobody@127.0.0.1:1/nowhere"))
     late.take([change(2, "other")])
-    late.exchange(database)
+    late.sync(database)
     assert titles(database) == {"i1": "old", "i2": "other"}
     database.close()
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_written_waits(database: Database) -> None:
 def test_a_restart_without_kafka_still_knows_titles(settings: Settings) -> None:
     shop.publish_items(settings, shop.catalogue())
     with Running(settings) as api:
-        wait_until(lambda: len(titles(api.service.plane.database)) == len(shop.catalogue()))
+        wait_until(lambda: len(titles(api.service.control.database)) == len(shop.catalogue()))
     away = KafkaSettings(
         bootstrap=f"127.0.0.1:{free_port()}", prefix=settings.kafka.prefix, partitions=2
     )

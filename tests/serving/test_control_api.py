@@ -14,7 +14,7 @@ from tests.waiting import wait_until
 
 
 def add(api: Running, **rule: Any) -> dict[str, Any]:
-    wait_until(lambda: api.service.plane.available)
+    wait_until(lambda: api.service.control.available)
     response = api.http.post("/rules", json=rule)
     assert response.status_code == 201, response.text
     kept: dict[str, Any] = response.json()
@@ -68,10 +68,10 @@ def test_what_is_excluded_is_neither_similar_nor_popular(shop_api: Running) -> N
 
 
 def test_another_process_takes_a_rule_up(settings: Settings, shop_api: Running) -> None:
-    wait_until(lambda: shop_api.service.plane.available)
+    wait_until(lambda: shop_api.service.control.available)
     with Running(settings) as other:
         rule = add(other, action="exclude", query=["item:camera-1"])
-        wait_until(lambda: [r.rule_id for r in shop_api.service.plane.rules] == [rule["rule_id"]])
+        wait_until(lambda: [r.rule_id for r in shop_api.service.control.rules] == [rule["rule_id"]])
         wait_until(lambda: len(shop_api.service.snapshots.current.rules.excluded) == 1)
 
 

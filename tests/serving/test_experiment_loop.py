@@ -35,7 +35,7 @@ def mall(settings: Settings, api: Running, stream: MiniStream) -> Running:
     """The API with a catalogue of many kinds, and something that is popular."""
     shop.publish_items(settings, CATALOGUE)
     wait_until(lambda: len(api.service.catalogue) == len(CATALOGUE))
-    wait_until(lambda: api.service.plane.available)
+    wait_until(lambda: api.service.control.available)
     for n in range(40):
         api.tell(f"early-{n}", f"i{n}", "click")
     wait_until(lambda: int(api.service.snapshots.current.counts.sum()) == 40)
@@ -49,7 +49,11 @@ def experiment(api: Running, name: str, *arms: dict[str, Any]) -> None:
 
 def shop_for(api: Running, run: str, shoppers: int = FEW, visits: int = VISITS) -> None:
     """Shoppers look at what the API recommends, in the arm that it put them in."""
-    asyncio.run(Simulation(api.url, SimulationConfig(shoppers=shoppers, visits=visits, control=False, run=run)).run())
+    asyncio.run(
+        Simulation(
+            api.url, SimulationConfig(shoppers=shoppers, visits=visits, control=False, run=run)
+        ).run()
+    )
 
 
 def results(api: Running, name: str, level: float) -> dict[str, Any]:

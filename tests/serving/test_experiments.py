@@ -20,13 +20,14 @@ from serving.control.experiments import (
     Experiment,
     ExperimentDraft,
     add_experiment,
-    place,
+    bucket,
     read_experiments,
+    read_sums,
     stop_experiment,
 )
 from serving.control.significance import sample_ratio_p_value
 from serving.control.store import Database
-from serving.events.trials import Trials, read_sums
+from serving.events.reactions import Impression, ReactionCounter
 from serving.ranking.options import PLAIN, Policy
 from serving.ranking.remembered import RecommendationRequest
 from tests.serving import shop
@@ -68,11 +69,11 @@ def test_two_experiments_split_users_independently() -> None:
 
 
 @given(st.text(max_size=128), st.text(max_size=64))
-def test_everybody_has_a_place(user_id: str, salt: str) -> None:
+def test_every_user_has_a_bucket(user_id: str, salt: str) -> None:
     user_id = user_id.encode("utf-8", "replace").decode()
     salt = salt.encode("utf-8", "replace").decode()
-    assert 0 <= place(salt, user_id) < 1
-    assert place(salt, user_id) == place(salt, user_id)
+    assert 0 <= bucket(salt, user_id) < 1
+    assert bucket(salt, user_id) == bucket(salt, user_id)
     assert an_experiment(traffic=1.0).arm_of(user_id) is not None
 
 
@@ -177,52 +178,50 @@ def test_experiments_come_back_from_sql_and_stop_once(database_url: str) -> None
 A, B = Assigned("e", "a", PLAIN), Assigned("e", "b", PLAIN)
 
 
-def act(trials: Trials, prefix: str = "") -> None:
+def show(counter: ReactionCounter, impression_id: str, user_id: str, assigned: Assigned) -> None:
+    counter.on_impression(Impression(impression_id, user_id, "trending", None, 3, assigned))
+
+
+def act(counter: ReactionCounter, prefix: str = "") -> None:
     """Ann looks at three lists, clicks twice on one and buys there; Bob looks once."""
     for n in range(3):
-        trials.shown(f"{prefix}ann-{n}", "ann", A)
-    trials.shown(f"{prefix}bob-0", "bob", B)
+        show(counter, f"{prefix}ann-{n}", "ann", A)
+    show(counter, f"{prefix}bob-0", "bob", B)
     for action in (Action.CLICK, Action.CLICK, Action.PURCHASE, Action.PURCHASE, Action.SKIP):
-        trials.reacted(f"{prefix}ann-0", action)
-    trials.reacted("unheard of", Action.CLICK)
-    trials.reacted(None, Action.CLICK)
-    trials.reacted(f"{prefix}bob-0", Action.SKIP)
+        counter.on_feedback(f"{prefix}ann-0", action)
+    counter.on_feedback("unknown", Action.CLICK)
+    counter.on_feedback(None, Action.CLICK)
+    counter.on_feedback(f"{prefix}bob-0", Action.SKIP)
 
 
 def test_counts_of_several_processes_add_up(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     for prefix in ("1", "2"):
-        trials = Trials()
-        act(trials, prefix)
-        trials.flush(database)
-        trials.flush(database)  # nothing is written twice
+        counter = ReactionCounter()
+        act(counter, prefix)
+        counter.sync(database)
+        counter.sync(database)  # nothing is written twice
     with database.begin() as connection:
         sums = read_sums(connection, "e")
     ann = sums["a"]
-    assert (ann.users, ann.lists, ann.clicked, ann.clicks, ann.buyers, ann.purchased) == (
-        1,
-        6,
-        2,
-        4,
-        1,
-        2,
-    )
+    assert (ann.users, ann.lists, ann.clicked) == (1, 6, 2)
+    assert (ann.clicks, ann.buyers, ann.purchased) == (4, 1, 2)
     assert (ann.lists_squared, ann.clicked_squared, ann.lists_clicked) == (36, 4, 12)
     assert (sums["b"].users, sums["b"].lists, sums["b"].clicked) == (1, 2, 0)
     database.close()
 
 
-def test_what_cannot_be_written_waits_and_is_written_once(database_url: str) -> None:
-    away, database = Database("postgresql://nobody@127.0.0.1:1/nowhere"), Database(database_url)
+def test_counts_that_cannot_be_written_wait_and_are_written_once(database_url: str) -> None:
+    down, database = Database("postgresql://nobody@127.0.0.1:1/nowhere"), Database(database_url)
     database.upgrade()
-    trials = Trials()
-    act(trials)
+    counter = ReactionCounter()
+    act(counter)
     for _ in range(2):
         with pytest.raises(Unavailable):
-            trials.flush(away)
-    trials.shown("later", "ann", A)
-    trials.flush(database)
+            counter.sync(down)
+    show(counter, "later", "ann", A)
+    counter.sync(database)
     with database.begin() as connection:
         assert read_sums(connection, "e")["a"].lists == 4
     database.close()

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import Mock
 from uuid import uuid4
 
 import httpx2
@@ -18,14 +17,15 @@ from afterclick.settings import KafkaSettings, RedisSettings, Settings
 from infra.embedded.kafka import KafkaServer
 from infra.embedded.valkey import ValkeyServer
 from infra.topics_admin import ensure_topics
-from serving.events import feedback
+from serving.events.kafka_health import AckTimeouts
+from serving.service import ServingTimings
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
 from tests.serving.test_loop import after, kinds
 from tests.waiting import PATIENCE_S, REDIS_S, wait_until
 
-NOBODY_WAITS_S = 10 * PATIENCE_S
+NEVER_S = 10 * PATIENCE_S
 # where Redis is taken away: what a request waits for it
 BRIEF_S = 1.0
 STALL_S = 0.4
@@ -93,13 +93,13 @@ def test_a_frozen_redis_is_waited_for_no_longer_than_the_timeout(
 
 
 def test_without_kafka_feedback_says_when_to_try_again(
-    own_broker: KafkaServer, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own_broker: KafkaServer, redis_url: str, tmp_path: Path
 ) -> None:
-    # nobody waits that long: who asks is told as soon as the connection is lost, before the client gives up
-    monkeypatch.setattr(feedback, "WAIT_S", NOBODY_WAITS_S)
+    # longer than the client waits: the response must come from the lost connection
+    timings = ServingTimings(ack=AckTimeouts(ack_s=NEVER_S))
     settings = of(own_broker.address, redis_url, tmp_path)
     ensure_topics(settings)
-    with Running(settings) as api, MiniStream(settings):
+    with Running(settings, timings=timings) as api, MiniStream(settings):
         api.ready()
         after(api, "bob", api.tell("bob", "camera-1"))
 
@@ -112,15 +112,15 @@ def test_without_kafka_feedback_says_when_to_try_again(
         assert api.list_for("bob")["degraded"] is False
         for _ in range(2):
             assert api.http.post("/feedback", json=body).status_code == 503
-        assert api.service.feedback.away
-        handed_in = Mock(wraps=api.service.feedback._producer)
-        monkeypatch.setattr(api.service.feedback, "_producer", handed_in)
+        assert api.service.feedback.health.down
+        sent = api.service.feedback.sent
         assert api.http.post("/feedback", json=body).status_code == 503
-        assert not handed_in.produce.called, "while Kafka is known to be away nobody waits for it"
+        assert api.service.feedback.sent == sent, "no request waits for a Kafka known to be down"
 
         own_broker.start()
         wait_until(
-            lambda: not api.service.feedback.away, what="it sees by itself that Kafka is back"
+            lambda: not api.service.feedback.health.down,
+            what="it sees by itself that Kafka is back",
         )
         wait_until(lambda: api.http.post("/feedback", json=body).status_code == 202)
         wait_until(lambda: len(api.get("/users/bob/history")["events"]) == 2)
@@ -131,15 +131,13 @@ def test_a_frozen_kafka_is_told_from_a_slow_one(
     own_broker: KafkaServer,
     redis_url: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     looks: bool,
 ) -> None:
-    monkeypatch.setattr(feedback, "WAIT_S", NOBODY_WAITS_S)
-    if not looks:
-        monkeypatch.setattr(feedback, "DOUBT_S", NOBODY_WAITS_S)
+    doubt_s = AckTimeouts.doubt_s if looks else NEVER_S
+    timings = ServingTimings(ack=AckTimeouts(ack_s=NEVER_S, doubt_s=doubt_s))
     settings = of(own_broker.address, redis_url, tmp_path)
     ensure_topics(settings)
-    with Running(settings) as api:
+    with Running(settings, timings=timings) as api:
         api.ready()
         api.tell("bob", "camera-1")
         body = {"user_id": "bob", "item_id": "camera-2", "action": "like", "event_id": "try-again"}
@@ -153,28 +151,27 @@ def test_a_frozen_kafka_is_told_from_a_slow_one(
         finally:
             own_broker.process.resume()
         wait_until(
-            lambda: not api.service.feedback.away, what="it sees by itself that Kafka goes on"
+            lambda: not api.service.feedback.health.down,
+            what="it sees by itself that Kafka goes on",
         )
         wait_until(lambda: api.http.post("/feedback", json=body).status_code == 202)
 
 
 # patient: ten times as long as in the product, so that a busy machine does not make the stall that long
 @pytest.mark.parametrize(
-    "usual_s", [10 * feedback.USUAL_S, 0.0], ids=["patient", "control: sure at once"]
+    "usual_s", [10 * AckTimeouts.usual_s, 0.0], ids=["patient", "control: sure at once"]
 )
 def test_a_young_process_waits_for_a_kafka_that_stalls(
     own_broker: KafkaServer,
     redis_url: str,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     usual_s: float,
 ) -> None:
-    monkeypatch.setattr(feedback, "WAIT_S", NOBODY_WAITS_S)
-    monkeypatch.setattr(feedback, "USUAL_S", usual_s)
+    timings = ServingTimings(ack=AckTimeouts(ack_s=NEVER_S, usual_s=usual_s))
     goes_on = threading.Timer(STALL_S, own_broker.process.go_on)
     settings = of(own_broker.address, redis_url, tmp_path)
     ensure_topics(settings)
-    with Running(settings) as api:
+    with Running(settings, timings=timings) as api:
         api.ready()
         own_broker.process.suspend()
         if usual_s:
@@ -206,7 +203,7 @@ def test_it_starts_before_kafka_and_redis_do(own_broker: KafkaServer, tmp_path: 
             with MiniStream(settings):
                 wait_until(lambda: api.http.get("/health/ready").status_code == 200)
                 wait_until(
-                    lambda: not api.service.feedback.away,
+                    lambda: not api.service.feedback.health.down,
                     what="it sees by itself that Kafka is there",
                 )
                 after(api, "bob", api.tell("bob", "camera-1"))

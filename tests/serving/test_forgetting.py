@@ -8,8 +8,7 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import insert, select
 
-from serving.control.forgetting import forget_user
-from serving.control.store import Database
+from serving.control.store import Database, forget_user
 from serving.control.tables import experiment_users, request_log
 
 

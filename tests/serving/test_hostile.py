@@ -14,7 +14,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from serving.routes import problems
+from afterclick.settings import Settings
+from serving.service import ServingTimings
 from tests.serving.running import Running
 from tests.waiting import PATIENCE_S
 
@@ -104,11 +105,11 @@ def test_a_chunked_body_is_cut_at_the_limit(api: Running) -> None:
     connection.close()
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(
-    api: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(problems, "BODY_S", 0.3)
-    with create_connection(("127.0.0.1", api.port), timeout=PATIENCE_S) as slow:
+def test_a_body_that_does_not_arrive_is_answered_with_408(settings: Settings) -> None:
+    with (
+        Running(settings, timings=ServingTimings(body_s=0.3)) as api,
+        create_connection(("127.0.0.1", api.port), timeout=PATIENCE_S) as slow,
+    ):
         slow.sendall(b"POST /feedback HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
         answer = b"".join(iter(lambda: slow.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 408")

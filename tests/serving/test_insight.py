@@ -7,20 +7,24 @@ from confluent_kafka import Producer
 from afterclick.events import Action
 from afterclick.settings import Settings
 from afterclick.topics import dlq
-from serving.events.exposure import REMEMBERED, Exposure
+from serving.events.reactions import Impression, ReactionCounter
 from tests.serving.running import Running
 
 
+def shown(impression_id: str) -> Impression:
+    return Impression(impression_id, "", "trending", None, 3)
+
+
 def test_a_list_is_reacted_to_once_however_often_it_is_clicked() -> None:
-    exposure = Exposure()
+    counter = ReactionCounter()
     for impression_id in ("a", "b"):
-        exposure.shown(impression_id, "trending", None, 3)
-    exposure.reacted("a", Action.CLICK)
-    exposure.reacted("a", Action.CLICK)
-    exposure.reacted("b", Action.SKIP)
-    exposure.reacted("unheard of", Action.CLICK)
-    exposure.reacted(None, Action.CLICK)
-    assert exposure.rows() == [
+        counter.on_impression(shown(impression_id))
+    counter.on_feedback("a", Action.CLICK)
+    counter.on_feedback("a", Action.CLICK)
+    counter.on_feedback("b", Action.SKIP)
+    counter.on_feedback("unknown", Action.CLICK)
+    counter.on_feedback(None, Action.CLICK)
+    assert counter.rows() == [
         {
             "source": "trending",
             "model_version": None,
@@ -32,13 +36,13 @@ def test_a_list_is_reacted_to_once_however_often_it_is_clicked() -> None:
     ]
 
 
-def test_old_lists_are_forgotten() -> None:
-    exposure = Exposure()
-    for n in range(REMEMBERED + 1):
-        exposure.shown(str(n), "trending", None, 3)
-    exposure.reacted("0", Action.CLICK, 0)
-    assert exposure.places()[0]["clicks"] == 0
-    assert exposure.rows()[0]["reacted"] == 0
+def test_reactions_to_old_lists_are_not_counted() -> None:
+    counter = ReactionCounter(max_open=10)
+    for n in range(11):
+        counter.on_impression(shown(str(n)))
+    counter.on_feedback("0", Action.CLICK, 0)
+    assert counter.by_rank()[0]["clicks"] == 0
+    assert counter.rows()[0]["reacted"] == 0
 
 
 def test_exposure_counts_what_http_served_and_was_told(shop_api: Running) -> None:

@@ -13,10 +13,11 @@ from websockets.sync.client import connect
 
 from afterclick.errors import AlreadyThere, BadInput, NotFound
 from afterclick.settings import ApiKey, ServingSettings, Settings
+from serving.app import run
 from serving.control.api_keys import (
-    KeptKey,
+    ApiKeyStore,
     KeyDraft,
-    KeyRing,
+    StoredKey,
     add_key,
     new_key,
     read_keys,
@@ -26,7 +27,6 @@ from serving.control.auth import check_address
 from serving.control.store import Database
 from serving.control.tables import api_keys
 from serving.routes.sockets import INVALID
-from serving.server import run
 from tests.serving.running import Running
 from tests.serving.test_guard import bearer
 from tests.waiting import PATIENCE_S, wait_until
@@ -135,14 +135,14 @@ def test_until_the_database_has_said_which_keys_there_are_nobody_unknown_is_let_
 
 
 def test_what_was_read_last_holds_while_the_database_is_away() -> None:
-    ring = KeyRing(ServingSettings())
-    assert (ring.needed, ring.unsure) == (False, True)
-    kept, key = KeptKey.of(KeyDraft(name="shop"))
-    ring.take([kept])
-    assert (ring.needed, ring.unsure) == (True, False)
-    assert ring.find(key.encode()) == ("shop", ("recommend", "feedback"))
-    assert ring.find(b"") == (None, None)
-    assert KeyRing(ServingSettings(open=True)).unsure is False
+    keys = ApiKeyStore(ServingSettings())
+    assert (keys.required, keys.uncertain) == (False, True)
+    kept, key = StoredKey.of(KeyDraft(name="shop"))
+    keys.replace([kept])
+    assert (keys.required, keys.uncertain) == (True, False)
+    assert keys.find(key.encode()) == ("shop", ("recommend", "feedback"))
+    assert keys.find(b"") == (None, None)
+    assert ApiKeyStore(ServingSettings(open=True)).uncertain is False
 
 
 def test_a_key_in_sql_lets_the_service_listen_beyond_this_machine(tmp_path: Path) -> None:

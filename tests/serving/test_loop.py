@@ -220,8 +220,8 @@ def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
         client.set(settings.redis.keys.last_batch_at, "1700000000.5")
 
     def figures() -> dict[str, Any] | None:
-        shop_api.service.figures.look()
-        now = shop_api.service.figures.now()
+        shop_api.service.stats.refresh()
+        now = shop_api.service.stats.now()
         return now if now["refused"] == 2 and now["lag"] == 0 and now["freshness_ms"] else None
 
     now = wait_until(figures)
@@ -234,7 +234,7 @@ def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
     assert (
         -1 < stages["log"]["p50"] < stages["total"]["p50"]
     )  # the log's clock has whole milliseconds
-    wait_until(lambda: shop_api.service.figures.now()["dead_letters"] == 1, what="they are counted")
+    wait_until(lambda: shop_api.service.stats.now()["dead_letters"] == 1, what="they are counted")
     text = shop_api.http.get("/metrics").text
     for line in (
         'afterclick_state_changes_total{effect="duplicate"} 2.0',

@@ -6,8 +6,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, tzinfo
-from typing import Any, Self
+from typing import Any
 
 import jwt
 import pytest
@@ -15,13 +14,14 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from afterclick.settings import Settings
-from serving.control.auth import OPEN_PATHS, scope_of
-from serving.control.tokens import new_token, user_of
+from serving.control.auth import new_token, user_of_token
 from serving.routes import sockets
+from serving.service import ServingTimings
 from tests.serving.running import Running
-from tests.serving.test_guard import KEYS, bearer, guarded
+from tests.serving.test_guard import KEYS, SCOPES, bearer, guarded
 from tests.waiting import PATIENCE_S
 
+LIFETIME_S = 5.0
 SECRET = "a secret that is long enough for HS256"
 BODIES: dict[str, dict[str, Any]] = {
     "/recommendations": {"user_id": "ann"},
@@ -111,16 +111,8 @@ def routes(api: Running) -> list[Route]:
     found = [
         Route(m.upper(), path, op) for path, methods in paths.items() for m, op in methods.items()
     ]
-    assert len(found) >= 25
-    return [route for route in found if route.path not in OPEN_PATHS]
-
-
-class Later(datetime):
-    """The clock an hour on."""
-
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> Self:
-        return super().now(tz) + timedelta(hours=1)
+    assert {(route.method, route.path) for route in found} == SCOPES.keys()
+    return [route for route in found if SCOPES[route.method, route.path] is not None]
 
 
 def signed(**changes: Any) -> str:
@@ -161,7 +153,7 @@ def test_no_route_answers_who_may_not_ask(api: Running) -> None:
 
 def test_a_key_opens_what_its_scope_says_and_nothing_else(api: Running) -> None:
     for route in routes(api):
-        needed = scope_of(route.method, route.path)
+        needed = SCOPES[route.method, route.path]
         for scope, key in KEYS.items():
             allowed = scope in (needed, "admin")
             if allowed and route.steers:
@@ -174,7 +166,7 @@ def test_a_key_opens_what_its_scope_says_and_nothing_else(api: Running) -> None:
 def test_a_token_speaks_for_its_own_user_alone(api: Running) -> None:
     own, checked = bearer(new_token(SECRET, "ann", 60)[0]), 0
     for route in routes(api):
-        if scope_of(route.method, route.path) == "admin":
+        if SCOPES[route.method, route.path] == "admin":
             assert route.send(api, own) == 403, (route.method, route.path)
             continue
         assert route.send(api, own) not in (401, 403), (route.method, route.path)
@@ -265,16 +257,17 @@ def test_a_browser_opens_a_socket_with_its_token_for_its_own_user(api: Running) 
             pass
 
 
-def test_a_socket_does_not_outlive_its_token(api: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "ADMITTED_S", 0.1)
-    url = f"{api.ws}/ws/recommendations?user_id=ann"
-    with connect(url, additional_headers=bearer(new_token(SECRET, "ann", 60)[0])) as socket:
-        assert socket.recv(PATIENCE_S)
-        monkeypatch.setattr(jwt.api_jwt, "datetime", Later)
-        with pytest.raises(ConnectionClosedError) as closed:
-            socket.recv(PATIENCE_S)
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == sockets.INVALID
+def test_a_socket_does_not_outlive_its_token(settings: Settings) -> None:
+    timings = ServingTimings(reauthenticate_s=0.1)
+    with Running(guarded(settings, token_secret=SECRET), timings=timings) as api:
+        token = new_token(SECRET, "ann", LIFETIME_S)[0]
+        url = f"{api.ws}/ws/recommendations?user_id=ann"
+        with connect(url, additional_headers=bearer(token)) as socket:
+            assert socket.recv(PATIENCE_S)
+            with pytest.raises(ConnectionClosedError) as closed:
+                socket.recv(PATIENCE_S)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == sockets.INVALID
 
 
 def test_tokens_are_made_by_admins_and_only_where_there_is_a_secret(
@@ -284,7 +277,7 @@ def test_tokens_are_made_by_admins_and_only_where_there_is_a_secret(
         "/tokens", json={"user_id": "ann", "seconds": 60}, headers=bearer(KEYS["admin"])
     )
     assert made.status_code == 201
-    assert user_of(SECRET, made.json()["token"].encode()) == "ann"
+    assert user_of_token(SECRET, made.json()["token"].encode()) == "ann"
     assert hostile_api.http.post("/tokens", json={"user_id": "ann"}).status_code == 409
 
 

@@ -12,9 +12,10 @@ import pytest
 from sqlalchemy import func, insert, select
 
 from afterclick.settings import ServingSettings, Settings
-from serving.control.request_log import WAITING, LoggedRequest, RequestLog
+from serving.control.request_log import MAX_PENDING, LoggedRequest, RequestLog
 from serving.control.store import Database
 from serving.control.tables import request_log
+from serving.control.write_behind import WriteBehind
 from tests.serving.running import Running
 from tests.waiting import wait_until
 
@@ -52,7 +53,7 @@ def test_every_request_leaves_a_row(settings: Settings, database_url: str) -> No
         assert api.http.get("/items/%F0%9F%A6%8A").status_code == 404
         assert api.http.get("/nothing%00?q=%00").status_code == 404
         assert api.http.get("/health/live").status_code == 200
-        wait_until(lambda: api.service.requests.written == 3)
+        wait_until(lambda: api.service.requests.pending.written == 3)
     database = Database(database_url)
     with database.begin() as connection:
         rows = connection.execute(select(request_log).order_by(request_log.c.id)).all()
@@ -69,7 +70,7 @@ def test_every_request_leaves_a_row(settings: Settings, database_url: str) -> No
 
 def test_what_waits_at_the_end_is_written(settings: Settings, database_url: str) -> None:
     with Running(with_database(settings, database_url)) as api:
-        wait_until(lambda: api.service.plane.available)
+        wait_until(lambda: api.service.control.available)
         for _ in range(20):
             assert api.http.get("/popular").status_code == 200
     database = Database(database_url)
@@ -81,7 +82,7 @@ def test_a_slow_database_slows_no_answer_and_loses_nothing(
     settings: Settings, postgres_url: str
 ) -> None:
     with Running(with_database(settings, postgres_url)) as api:
-        wait_until(lambda: api.service.plane.available)
+        wait_until(lambda: api.service.control.available)
         with locked(postgres_url):
             api.http.get("/popular")
             began = time.monotonic()
@@ -89,25 +90,26 @@ def test_a_slow_database_slows_no_answer_and_loses_nothing(
                 asked = time.monotonic()
                 assert api.http.get("/popular").status_code == 200
                 assert time.monotonic() - asked < SLOW_S
-            assert api.service.requests.written == 0
+            assert api.service.requests.pending.written == 0
             assert time.monotonic() - began < 50 * SLOW_S
-        wait_until(lambda: api.service.requests.written == 51)
-        assert api.service.requests.dropped == 0
+        wait_until(lambda: api.service.requests.pending.written == 51)
+        assert api.service.requests.pending.dropped == 0
 
 
 def test_writing_in_the_request_would_have_been_slow(settings: Settings, postgres_url: str) -> None:
-    """The control: the same lock holds up whoever writes for himself."""
+    """The control: the same lock blocks a direct write."""
     database = Database(postgres_url)
     database.upgrade()
-    written = RequestLog(database, days=1.0)
+    requests = RequestLog(days=1.0)
+    writer = WriteBehind(database, [requests])
     with locked(postgres_url):
-        written.append(row())
-        written.start()
+        requests.append(row())
+        writer.start()
         began = time.monotonic()
-        written.stop(timeout_s=SLOW_S)
-        assert time.monotonic() - began >= SLOW_S, "the lock held nobody up"
-        assert written.written == 0
-    wait_until(lambda: written.written == 1)
+        writer.stop(timeout_s=SLOW_S)
+        assert time.monotonic() - began >= SLOW_S, "the lock blocked no write"
+        assert requests.pending.written == 0
+    wait_until(lambda: requests.pending.written == 1)
     database.close()
 
 
@@ -118,55 +120,46 @@ def test_without_its_database_the_api_answers(settings: Settings) -> None:
             assert api.http.get("/recommendations", params={"user_id": "bob"}).status_code == 200
         parts = api.http.get("/health/ready").json()["parts"]
         assert parts["sql"] is False
-        assert api.service.requests.written == 0
-        wait_until(lambda: api.service.requests.waiting == 20)
+        assert api.service.requests.pending.written == 0
+        wait_until(lambda: len(api.service.requests.pending) == 20)
 
 
 def test_a_full_queue_drops_the_newest_and_counts_them() -> None:
-    full = RequestLog(Database("postgresql://nobody@127.0.0.1:1/nowhere"), days=1.0, waiting=10)
+    full = RequestLog(days=1.0, max_pending=10)
     for number in range(25):
         full.append(row(number))
-    assert (full.waiting, full.dropped, full.written) == (10, 15, 0)
-    assert WAITING >= 10_000
+    assert (len(full.pending), full.pending.dropped, full.pending.written) == (10, 15, 0)
+    assert MAX_PENDING >= 10_000
 
 
-def test_a_row_that_no_database_takes_holds_up_no_other(postgres_url: str) -> None:
+def test_a_row_that_the_database_rejects_blocks_no_other_row(postgres_url: str) -> None:
     database = Database(postgres_url)
     database.upgrade()
-    kept = RequestLog(database, days=1.0)
-    kept.start()
-    kept.append(row()._replace(status=70_000))  # more than a SMALLINT
-    wait_until(lambda: kept.dropped == 1)
-    kept.append(row()._replace(caller="x" * 500))
-    wait_until(lambda: kept.written == 1)
-    kept.stop()
+    requests = RequestLog(days=1.0)
+    requests.append(row()._replace(status=70_000))  # more than a SMALLINT
+    requests.sync(database)
+    assert requests.pending.dropped == 1
+    requests.append(row()._replace(caller="x" * 500))
+    requests.sync(database)
+    assert requests.pending.written == 1
     database.close()
 
 
-def test_old_rows_go_and_none_are_kept_where_none_are_wanted(database_url: str) -> None:
+def test_old_rows_are_deleted_and_zero_days_store_none(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
-    old = {
-        "at": datetime.now(UTC) - timedelta(days=3),
-        **{
-            "method": "GET",
-            "route": "/popular",
-            "target": "/popular",
-            "status": 200,
-            "milliseconds": 1.0,
-        },
-    }
+    fields = {"method": "GET", "route": "/popular", "target": "/popular", "status": 200}
+    old = {"at": datetime.now(UTC) - timedelta(days=3), "milliseconds": 1.0, **fields}
     with database.begin() as connection:
         connection.execute(insert(request_log), [old])
-    kept = RequestLog(database, days=2.0)
-    kept.append(row())
-    kept.start()
-    wait_until(lambda: kept.written == 1)
-    kept.stop()
+    requests = RequestLog(days=2.0)
+    requests.append(row())
+    requests.sync(database)
+    assert requests.pending.written == 1
     assert count(database) == 1
-    unwanted = RequestLog(database, days=0)
+    unwanted = RequestLog(days=0)
     unwanted.append(row())
-    assert unwanted.waiting == 0
+    assert len(unwanted.pending) == 0
     database.close()
 
 
@@ -175,7 +168,7 @@ def test_the_metrics_say_how_the_log_keeps_up(settings: Settings, days: float) -
     url = f"sqlite:///{settings.home / 'serving.db'}"
     with Running(with_database(settings, url, days)) as api:
         api.http.get("/popular")
-        wait_until(lambda: api.service.requests.written == (1 if days else 0))
+        wait_until(lambda: api.service.requests.pending.written == (1 if days else 0))
         text = api.http.get("/metrics").text
     assert f'afterclick_request_log_rows{{state="written"}} {1.0 if days else 0.0}' in text
     assert 'afterclick_request_log_rows{state="dropped"} 0.0' in text

@@ -17,7 +17,7 @@ from afterclick import events
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from infra.embedded.ports import free_port
-from serving.server import bind, config_of
+from serving.app import bind, config_of
 from tests.waiting import PATIENCE_S, wait_until
 
 HEAVY = ("torch", "pyspark", "mlflow", "sklearn", "pandas")
@@ -107,9 +107,7 @@ def test_a_taken_port_is_one_clear_line() -> None:
 
 
 def test_the_command_imports_nothing_heavy() -> None:
-    code = (
-        f"import sys, infra.cli, serving.server; print([m for m in {HEAVY!r} if m in sys.modules])"
-    )
+    code = f"import sys, infra.cli, serving.app; print([m for m in {HEAVY!r} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

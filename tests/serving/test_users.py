@@ -8,9 +8,8 @@ import pytest
 
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
-from serving.control.forgetting import forget_user
-from serving.control.store import Database
-from serving.control.users import Users, read_user
+from serving.control.store import Database, forget_user
+from serving.control.users import UserDirectory, read_user
 from tests.serving.running import Running
 from tests.serving.test_loop import after, ids, kinds
 from tests.waiting import wait_until
@@ -19,41 +18,41 @@ from tests.waiting import wait_until
 def test_users_are_kept_and_forgotten_by_every_process(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
-    one, other = Users(), Users()
+    one, other = UserDirectory(), UserDirectory()
     one.seen("ann")
-    one.exchange(database)
+    one.sync(database)
     first = read_user(database, "ann")
     assert first is not None
     assert datetime.now(UTC) - first["first_seen"] < timedelta(minutes=1)
     other.seen("ann")
     other.seen("bob")
-    other.name(database, "ann", ("Cameras", "i1"))
-    other.exchange(database)
-    one.exchange(database)
+    other.set_interests(database, "ann", ("Cameras", "i1"))
+    other.sync(database)
+    one.sync(database)
     later = read_user(database, "ann")
     assert later is not None
     assert later["first_seen"] == first["first_seen"] < later["last_seen"]
     assert one.interests == other.interests == {"ann": ("Cameras", "i1")}
-    one.name(database, "bob", ("Cables",))
-    one.name(database, "bob", ())
+    one.set_interests(database, "bob", ("Cables",))
+    one.set_interests(database, "bob", ())
     assert one.interests == {"ann": ("Cameras", "i1")}
     assert forget_user(database, "ann") == 1
     assert read_user(database, "ann") is None
     for users in (one, other):
-        users.exchange(database)
+        users.sync(database)
         assert users.interests == {}
     database.close()
 
 
 def test_who_was_seen_while_the_database_was_away_is_written_later(database_url: str) -> None:
-    users = Users()
+    users = UserDirectory()
     users.seen("ann")
     with pytest.raises(Unavailable):
-        users.exchange(Database("postgresql://nobody@127.0.0.1:1/nowhere"))
+        users.sync(Database("postgresql://nobody@127.0.0.1:1/nowhere"))
     users.seen("bob")
     database = Database(database_url)
     database.upgrade()
-    users.exchange(database)
+    users.sync(database)
     assert read_user(database, "ann")
     assert read_user(database, "bob")
     database.close()

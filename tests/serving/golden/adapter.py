@@ -30,12 +30,12 @@ from afterclick.state import HistoryEntry
 from afterclick.trends import TrendTable
 from serving.control.experiments import Arm, Assignment, Experiment, ExperimentDraft
 from serving.control.rules import Rule, RuleBook, RuleDraft
+from serving.problems import ApiError
 from serving.ranking.cursors import decode_cursor
 from serving.ranking.options import Draw, Options, Page, Policy
 from serving.ranking.remembered import Recommendation, RecommendationRequest
 from serving.recommender import Recommender
 from serving.routes import queries, shop
-from serving.routes.problems import ApiError
 from serving.service import Service
 from serving.state.ann_search import content_search
 from serving.state.history import OnlineStore, Rows
@@ -254,19 +254,19 @@ async def _recommended(state: SimpleNamespace, spec: Spec) -> Answer:
     )
     recommender._dice = np.random.default_rng(spec.get("seed", 0))
     recorder = _Recorder(recommender)
-    service = SimpleNamespace(
-        recommender=recorder,
-        users=SimpleNamespace(interests=fixed_state.SAVED_INTERESTS),
-        plane=SimpleNamespace(
-            assignment=_assignment() if spec.get("experiments") else Assignment()
-        ),
-        models=SimpleNamespace(why_not=lambda version: "not loaded"),
+    service: Any = object.__new__(Service)
+    service.recommender = recorder
+    service.users = SimpleNamespace(interests=fixed_state.SAVED_INTERESTS)
+    service.control = SimpleNamespace(
+        assignment=_assignment() if spec.get("experiments") else Assignment()
     )
+    service.models = SimpleNamespace(why_not=lambda version: "not loaded")
 
     async def one(spec: Spec, cursor: str | None) -> dict[str, Any]:
         overloaded[0] = bool(spec.get("overloaded"))
         ask = _ask(spec, cursor)
-        return await Service.recommend(cast(Service, service), replace(ask, preview=True))
+        answer: dict[str, Any] = await service.recommend(replace(ask, preview=True))
+        return answer
 
     if "first" in spec:
         await one({**spec, **spec["first"]}, None)
