@@ -18,6 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 MEDIA_TYPE = "application/problem+json"
 MAX_PROBLEMS = 8
 RETRY_AFTER_S = 1
+BODY_S = 10.0
+"""How long a client may take to send a body."""
 DISCARDED = 1_048_576
 """Bytes of an oversized body that are read before the response; longer ones are cut off."""
 NOT_HTTP = {
@@ -129,7 +131,7 @@ class BodyLimit:
     The application receives the body only after all of it has arrived.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, timeout_s: float) -> None:
+    def __init__(self, app: ASGIApp, limit: int, timeout_s: float = BODY_S) -> None:
         self.app, self.limit, self.timeout_s = app, limit, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

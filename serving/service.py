@@ -37,6 +37,7 @@ from serving.events.kafka_health import AckTimeouts
 from serving.events.reactions import Impression, ReactionCounter
 from serving.live_stats import LiveStats
 from serving.monitoring import EventLoopLag, Metrics
+from serving.problems import BODY_S
 from serving.push import Hub, cause_of
 from serving.ranking.remembered import Kept, Recommendation, RecommendationRequest
 from serving.recommender import Recommender
@@ -57,7 +58,7 @@ class ServingTimings:
     """Intervals and timeouts in seconds that are not settings; tests shorten them."""
 
     ack: AckTimeouts = field(default_factory=AckTimeouts)
-    body_s: float = 10.0
+    body_s: float = BODY_S
     """How long a client may take to send a request body."""
     push_retry_s: float = 1.0
     """How often a WebSocket retries a list made without history or model."""

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from serving.server import bind
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -27,10 +26,11 @@ from afterclick.events import Id
 from afterclick.settings import Settings
 from infra.console.admin_console import AdminConsole
 from infra.console.jobs import Job
-from serving.control.api_keys import KeptKey, KeyRing, read_keys
-from serving.control.auth import Guard, check_address
+from serving import problems
+from serving.app import bind
+from serving.control.api_keys import ApiKeyStore, StoredKey, read_keys
+from serving.control.auth import AuthMiddleware, check_address
 from serving.control.store import Database
-from serving.routes import problems
 
 Json = dict[str, Any]
 ItemIds = Annotated[list[Id], Field(max_length=500)]
@@ -218,7 +218,7 @@ async def inject_fault(
 def create_app(settings: Settings) -> FastAPI:
     """The console's application. Its child processes end with the ASGI lifespan."""
     console = AdminConsole(settings)
-    keys = KeyRing(settings.serving)
+    keys = ApiKeyStore(settings.serving)
     database = Database(settings.database)
 
     @asynccontextmanager
@@ -243,7 +243,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     app.add_exception_handler(AfterclickError, _afterclick_error)
     app.add_middleware(problems.BodyLimit, limit=settings.serving.max_body_bytes)
-    app.add_middleware(Guard, settings=settings.serving, keys=keys)
+    app.add_middleware(AuthMiddleware, settings=settings.serving, keys=keys)
     app.add_middleware(_KeyReader, database=database, keys=keys)
     return app
 
@@ -253,7 +253,7 @@ class _KeyReader:
     valid.
     """
 
-    def __init__(self, app: ASGIApp, database: Database, keys: KeyRing) -> None:
+    def __init__(self, app: ASGIApp, database: Database, keys: ApiKeyStore) -> None:
         self.app, self._database, self._keys = app, database, keys
         self._due = 0.0
 
@@ -261,7 +261,7 @@ class _KeyReader:
         if scope["type"] == "http" and time.monotonic() >= self._due:
             self._due = time.monotonic() + KEYS_S
             with suppress(Unavailable):
-                self._keys.take(await asyncio.to_thread(_keys_of, self._database))
+                self._keys.replace(await asyncio.to_thread(_keys_of, self._database))
         await self.app(scope, receive, send)
 
 
@@ -292,7 +292,7 @@ def _has_keys(settings: Settings) -> bool:
         database.close()
 
 
-def _keys_of(database: Database) -> tuple[KeptKey, ...]:
+def _keys_of(database: Database) -> tuple[StoredKey, ...]:
     """Every key in SQL. Raises Unavailable."""
     database.upgrade()
     with database.begin() as connection:

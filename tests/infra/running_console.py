@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx2
 import uvicorn
-from serving.server import bind
 
 from afterclick.settings import Settings
 from infra.console.admin_app import create_app
+from serving.app import bind
 from tests.waiting import PATIENCE_S, wait_until
 
 
