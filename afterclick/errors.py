@@ -7,6 +7,7 @@ AfterclickError
 │   ├── AlreadyThere     a name is taken
 │   ├── BadDataset       a dataset file or folder that cannot be read as one
 │   └── BadArtifact      a model artifact that is damaged, incomplete or of another version
+├── MissingExtra         an optional dependency is not installed; names the extra
 ├── Unavailable          a part that should answer does not (Kafka, Redis, Java, a port)
 │   └── NotRunning       what was to be steered (a replay, shoppers, a stack) does not run
 ├── StateConflict        the state in Redis cannot be trusted to go on from
@@ -48,6 +49,12 @@ class BadDataset(BadInput):
 
 class BadArtifact(BadInput):
     """A model artifact that is damaged, incomplete or of another format version."""
+
+
+class MissingExtra(AfterclickError, ImportError):
+    """An optional dependency is not installed."""
+
+    exit_code = 3
 
 
 class Unavailable(AfterclickError):

@@ -171,11 +171,11 @@ class ServingSettings(_Section):
     """Port to listen on."""
     list_length: int = Field(10, ge=1, le=200)
     """Items in a list when the request does not say."""
-    busy_ms: float = Field(50.0, gt=0)
-    """How long a personal list may wait for its turn, or for Redis. After more it is made from fewer
-    candidates, and says `brief`."""
-    remember_s: float = Field(30.0, ge=0)
-    """How late others' events may come in the personal list of somebody who does nothing meanwhile."""
+    shed_after_ms: float = Field(50.0, gt=0)
+    """Shed load from personal lists that have waited longer than this, for the event loop or for Redis: rank
+    fewer candidates and set `reduced`."""
+    cache_ttl_s: float = Field(30.0, ge=0)
+    """How long the personal list of a user without new events may be served from the cache; 0: not at all."""
     after_s: float = Field(0.3, gt=0, le=10)
     """How long a request with `after=` waits for its event; then it answers with `fresh: false`."""
     max_body_bytes: int = 65_536
@@ -197,10 +197,10 @@ class ServingSettings(_Section):
     """SQL database, as in postgresql://user:password@host/name; by default SQLite in the home folder."""
     request_log_days: float = Field(1.0, ge=0)
     """How long the request log keeps a row; 0 writes none."""
-    quarantine_slack: float = Field(4.0, ge=0)
+    quarantine_max_ratio: float = Field(4.0, ge=0)
     """An item with more than this many times the votes that its established users stand for is in quarantine:
     new accounts' votes do not count. 0: none ever is, nor are new accounts held to their usual share."""
-    quarantine_free: float = Field(20.0, ge=0)
+    quarantine_allowance: float = Field(20.0, ge=0)
     """Votes (in weight, decayed) that an item, and new accounts together, may have besides."""
 
     @property

@@ -18,8 +18,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from afterclick.client import AsyncClient, RankedItem
+from afterclick.api import ListedItem
 from afterclick.errors import BadInput
+from afterclick.io.client import AsyncClient
 from ingest.click_model import GroundTruth, SeenItem, SimulatedAction, SimulatedUser
 
 MAX_CONCURRENT_VISITS = 16
@@ -252,5 +253,5 @@ def _lift(arms: dict[SimulatedArm, list[Counters]]) -> float:
     )
 
 
-def _seen(items: Sequence[RankedItem]) -> list[SeenItem]:
+def _seen(items: Sequence[ListedItem]) -> list[SeenItem]:
     return [SeenItem(item.item_id, item.categories) for item in items]

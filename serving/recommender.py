@@ -16,6 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from afterclick import events
+from afterclick.api import Policy, Tier
 from afterclick.arrays import IntArray
 from afterclick.errors import Unavailable
 from afterclick.events import SESSION, Action
@@ -34,11 +35,11 @@ from afterclick.user_vectors import UserState, UserVectors
 from serving.ranking.arrange import arrange, pool_size
 from serving.ranking.choice import Choice
 from serving.ranking.cursors import cursor_after
-from serving.ranking.explain import because
+from serving.ranking.explain import attributions
 from serving.ranking.filters import Filters
 from serving.ranking.lists import Ranked, by_interests, overall, popular
 from serving.ranking.one_model import by_one_model
-from serving.ranking.options import FIRST_PAGE, PLAIN, Policy
+from serving.ranking.options import FIRST_PAGE, PLAIN
 from serving.ranking.reasons import reasons
 from serving.ranking.remembered import (
     Recommendation,
@@ -46,7 +47,6 @@ from serving.ranking.remembered import (
     RenderedList,
     ResponseCache,
 )
-from serving.routes.schemas import Source
 from serving.state.history import OnlineStore, Rows, entries
 from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import TrendFeed
@@ -71,23 +71,23 @@ class Recommender:
         waiters: PositionWaiters,
         weights: Mapping[Action, float],
         late: Callable[[float], bool] = lambda _: False,
-        remember_s: float = 0.0,
+        cache_ttl_s: float = 0.0,
     ) -> None:
         """`late` says of the moment an answer was begun (time.monotonic) whether there is no time left.
 
-        A personal list is given again for `remember_s` seconds, while the user does nothing.
+        A personal list is given again for `cache_ttl_s` seconds, while the user does nothing.
         """
         self._late = late
         self._store, self._snapshots, self._feed, self._waiters = store, snapshots, feed, waiters
         self._catalogue, self._weights = catalogue, weights
-        self._remembered = ResponseCache(remember_s)
+        self._remembered = ResponseCache(cache_ttl_s)
         self.filters = Filters(catalogue)
         self._dice = np.random.default_rng()
 
     async def recommend(self, ask: RecommendationRequest) -> Recommendation:
         """The list for a user. Never fails: `degraded` says that something was away.
 
-        `brief` says that requests queue up, and that it was made from fewer candidates for that.
+        `reduced` says that it was made from fewer candidates, under load shedding.
         """
         fresh = await self._caught_up(ask.after)
         began = time.monotonic()
@@ -98,15 +98,15 @@ class Recommender:
             rows, degraded = [], True
         snapshot = self._snapshots.of(ask.options.model)
         chance = ask.options.explore > 0
-        brief = bool(rows or ask.items) and not ask.patient and self._late(began)
-        shown = None if chance else self._remembered.get(ask, rows, snapshot, brief)
+        reduced = bool(rows or ask.items) and not ask.patient and self._late(began)
+        shown = None if chance else self._remembered.get(ask, rows, snapshot, reduced)
         remembered = shown is not None
         if shown is None:
             shown = self._show(
                 snapshot,
-                self._rank(snapshot, ask, rows, REDUCED_LIMITS if brief else None),
+                self._rank(snapshot, ask, rows, REDUCED_LIMITS if reduced else None),
                 ask,
-                brief,
+                reduced,
             )
             if not chance:
                 self._remembered.put(ask, rows, snapshot, shown)
@@ -114,7 +114,7 @@ class Recommender:
             "user_id": ask.user_id or None,
             "source": shown.source,
             "degraded": degraded,
-            "brief": shown.brief,
+            "reduced": shown.reduced,
             "fresh": fresh,
             "model_version": snapshot.loaded.version or None,
             "impression_id": events.new_id(),
@@ -149,8 +149,10 @@ class Recommender:
                 snapshot, self._catalogue, ranked, ask.n, ask.options, ask.page, self._dice
             )
         if ask.explain and ranked.by is not None:
-            causes = because(snapshot, ranked.by, state, ranked.items, history, self._catalogue)
-            ranked = replace(ranked, because=causes)
+            causes = attributions(
+                snapshot, ranked.by, state, ranked.items, history, self._catalogue
+            )
+            ranked = replace(ranked, attributions=causes)
         return ranked
 
     def _ladder(
@@ -170,7 +172,7 @@ class Recommender:
             )
         if model is not None and len(state.items):
             known = rows and not ask.user_id.startswith(SESSION)
-            source = Source.PERSONALISED if known else Source.SESSION
+            source = Tier.PERSONALISED if known else Tier.SESSION
             if policy is Policy.BLEND:
                 return personalised(
                     snapshot, model, state, choice, self._catalogue, history, source, limits
@@ -213,7 +215,7 @@ class Recommender:
         return max(time.time() * 1000, snapshot.now_ms)
 
     def _show(
-        self, snapshot: ServingSnapshot, ranked: Ranked, ask: RecommendationRequest, brief: bool
+        self, snapshot: ServingSnapshot, ranked: Ranked, ask: RecommendationRequest, reduced: bool
     ) -> RenderedList:
         """A ranked list as it is answered and logged."""
         ids = [snapshot.ids[item] for item in ranked.items.tolist()]
@@ -229,16 +231,16 @@ class Recommender:
                 "score": score,
                 "source": source,
                 "reason": reason,
-                "parts": receipt,
+                "contributions": receipt,
                 "badges": marks,
             }
             for item_id, score, source, reason, receipt, marks in zip(
                 ids, scores, ranked.sources, ranked.reasons, receipts, badges, strict=True
             )
         ]
-        if ranked.because is not None:
-            for item, causes in zip(items, ranked.because, strict=True):
-                item["because"] = causes
+        if ranked.attributions is not None:
+            for item, causes in zip(items, ranked.attributions, strict=True):
+                item["attributions"] = causes
         told: tuple[str, ...] = _LOGGED
         if ranked.propensities is not None:
             told = (*_LOGGED, "propensity")
@@ -247,7 +249,7 @@ class Recommender:
         logged = [{name: item[name] for name in told} for item in items]
         following = cursor_after(ask.page.shown, ids, ask.n) if ask.page.follow else None
         return RenderedList(
-            ranked.source, orjson.dumps(items), orjson.dumps(logged), len(items), following, brief
+            ranked.source, orjson.dumps(items), orjson.dumps(logged), len(items), following, reduced
         )
 
 
@@ -271,7 +273,7 @@ def personalised(
     choice: Choice,
     catalogue: Catalogue,
     history: Sequence[HistoryEntry],
-    source: Source,
+    source: Tier,
     limits: CandidateLimits | None = None,
 ) -> Ranked:
     """Rank what the model, the live history and the trends bring for this user."""

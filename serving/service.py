@@ -92,7 +92,7 @@ class Service:
         self.store = OnlineStore(settings.redis, settings.stream.history_length)
         self.feed = TrendFeed(settings, self.on_changes)
         self.rules = RuleBook(self.catalogue)
-        limits = QuarantineLimits(serving.quarantine_slack, serving.quarantine_free)
+        limits = QuarantineLimits(serving.quarantine_max_ratio, serving.quarantine_allowance)
         self.snapshots = SnapshotStore(self.feed, self.catalogue, no_model(), self.rules, limits)
         store = settings.training.store or str(settings.artifacts)
         self.models = ModelFeed(
@@ -112,8 +112,8 @@ class Service:
             self.catalogue,
             self.waiters,
             settings.stream.weights,
-            late=lambda began: self.lag.lag_ms(began) > serving.busy_ms,
-            remember_s=serving.remember_s,
+            late=lambda began: self.lag.lag_ms(began) > serving.shed_after_ms,
+            cache_ttl_s=serving.cache_ttl_s,
         )
 
     def _build_control(self) -> None:
@@ -234,7 +234,7 @@ class Service:
         """Count and log a list that is shown."""
         body, shown = recommendation.body, recommendation.shown
         self.metrics.on_list(
-            body["source"], body["degraded"], body["brief"], recommendation.remembered
+            body["source"], body["degraded"], body["reduced"], recommendation.remembered
         )
         self.reactions.on_impression(
             Impression(

@@ -36,7 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
         name for name in os.environ if name.startswith("AFTERCLICK_") and name != "AFTERCLICK_JARS"
     ]:
         del os.environ[name]
-    os.environ["AFTERCLICK_SERVING__BUSY_MS"] = "1e6"  # lists in full, however slow the machine is
+    os.environ["AFTERCLICK_SERVING__SHED_AFTER_MS"] = (
+        "1e6"  # lists in full, however slow the machine is
+    )
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from afterclick.client import AsyncClient, Recommendations
+from afterclick.api import Recommendations
+from afterclick.io.client import AsyncClient
 
 
 class Api(AsyncClient):
     """Calls the API once: a page says that the API is away, and asks again with the next refresh."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        super().__init__(url, key, tries=1)
+        super().__init__(url, key, attempts=1)
 
     async def preview(
         self, user_id: str, n: int, interests: Sequence[str] = (), policy: str | None = None

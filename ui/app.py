@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
 from nicegui import ui
 
-from afterclick.client import AsyncClient
+from afterclick.io.client import AsyncClient
 from afterclick.settings import UiSettings
 from ui.api import Api
 from ui.live import LiveBoard
@@ -28,7 +28,7 @@ STATIC = Path(__file__).parent / "static"
 def build(settings: UiSettings) -> FastAPI:
     """The application: the pages on NiceGUI, /static and /health/live beside them."""
     api = Api(settings.api_url, settings.api_key)
-    console = AsyncClient(settings.console_url, settings.api_key, tries=1)
+    console = AsyncClient(settings.console_url, settings.api_key, attempts=1)
     board = LiveBoard(api)
 
     @asynccontextmanager

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from urllib.parse import urlencode
 
-from afterclick.client import JsonObject, RankedItem, Recommendations, ShopItem
+from afterclick.api import ItemSummary, Recommendations, RecommendedItem
+from afterclick.arrays import Json
 from ui.artwork import artwork, category_hue
 
 PART_NAMES = {
@@ -39,7 +40,7 @@ SURE = (0.6, 0.7)
 """From where on an item has two dots, and three."""
 
 
-def title_of(item: ShopItem) -> str:
+def title_of(item: ItemSummary) -> str:
     """The item's title, or its category and id where the catalogue has none."""
     if item.title:
         return item.title
@@ -57,7 +58,7 @@ def item_url(item_id: str, user_id: str) -> str:
     return "/item?" + urlencode({"id": item_id, "user": user_id})
 
 
-def sureness(item: RankedItem, answer: Recommendations) -> JsonObject:
+def sureness(item: RecommendedItem, answer: Recommendations) -> Json:
     """How sure a list is of an item: `dots` of 3, in `words`, and `what` that means.
 
     The ranker learns from pairs: the odds that one item is chosen before another are exp(difference of their
@@ -84,7 +85,7 @@ def sureness(item: RankedItem, answer: Recommendations) -> JsonObject:
     }
 
 
-def card(item: RankedItem, place: int, scale: float, moved: int, entered: bool) -> JsonObject:
+def card(item: RecommendedItem, place: int, scale: float, moved: int, entered: bool) -> Json:
     """One card. `scale` is the score whose bar fills the card's width."""
     return {
         "id": item.item_id,
@@ -104,7 +105,7 @@ def card(item: RankedItem, place: int, scale: float, moved: int, entered: bool) 
                 "value": round(value, 3),
                 "width": round(100 * abs(value) / scale, 2),
             }
-            for name, value in item.parts.items()
+            for name, value in item.contributions.items()
             if value
         ],
         "badges": [BADGE_NAMES.get(badge, badge) for badge in item.badges],
@@ -113,9 +114,12 @@ def card(item: RankedItem, place: int, scale: float, moved: int, entered: bool) 
     }
 
 
-def bar_scale(items: tuple[RankedItem, ...]) -> float:
+def bar_scale(items: tuple[RecommendedItem, ...]) -> float:
     """The largest sum of absolute parts in a list: its bar is full."""
     return (
-        max((sum(abs(value) for value in item.parts.values()) for item in items), default=0.0)
+        max(
+            (sum(abs(value) for value in item.contributions.values()) for item in items),
+            default=0.0,
+        )
         or 1.0
     )

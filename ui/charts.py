@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
 TEXT = "#757e8d"
 LINE = "#7d869633"
@@ -33,7 +33,7 @@ class Curve:
     name: str
     path: tuple[str, ...]
 
-    def value(self, figures: JsonObject) -> float | None:
+    def value(self, figures: Json) -> float | None:
         found: Any = figures
         for key in self.path:
             found = found.get(key) if isinstance(found, dict) else None
@@ -53,7 +53,7 @@ class Chart:
     stacked: bool = False
     """Whether the curves are parts of a hundred."""
 
-    def drawn(self, past: Sequence[JsonObject]) -> tuple[Curve, ...]:
+    def drawn(self, past: Sequence[Json]) -> tuple[Curve, ...]:
         """The curves; of a group the largest, as many as there are colours."""
         if not self.group:
             return self.curves
@@ -100,7 +100,7 @@ TIME_CHARTS = (
 )
 
 
-def time_options(chart: Chart, past: Iterable[JsonObject]) -> JsonObject:
+def time_options(chart: Chart, past: Iterable[Json]) -> Json:
     """A line chart of `chart.drawn` over `past`."""
     figures = thinned(list(past))
     curves = chart.drawn(figures)
@@ -135,7 +135,7 @@ def time_options(chart: Chart, past: Iterable[JsonObject]) -> JsonObject:
     }
 
 
-def rows(chart: Chart, curves: Sequence[Curve], past: Sequence[JsonObject]) -> list[list[Cell]]:
+def rows(chart: Chart, curves: Sequence[Curve], past: Sequence[Json]) -> list[list[Cell]]:
     """[milliseconds, a value per curve] per figures message; None where there is none."""
     return [
         [round(figures["time"] * 1000), *(_drawn(chart, curve.value(figures)) for curve in curves)]
@@ -150,13 +150,13 @@ def _drawn(chart: Chart, value: float | None) -> float | None:
     return round(max(value, 0.01) if chart.logarithmic else value, 2)
 
 
-def thinned(past: Sequence[JsonObject]) -> Sequence[JsonObject]:
+def thinned(past: Sequence[Json]) -> Sequence[Json]:
     """At most POINTS of them, evenly, the newest among them."""
     every = -(-len(past) // POINTS)
     return past[::-1][::every][::-1] if every > 1 else past
 
 
-def race_options(rows: Sequence[tuple[str, float]]) -> JsonObject:
+def race_options(rows: Sequence[tuple[str, float]]) -> Json:
     """A bar race: the longest bar on top; bars slide when the order changes."""
     return {
         "animationDurationUpdate": 600,
@@ -188,7 +188,7 @@ def race_options(rows: Sequence[tuple[str, float]]) -> JsonObject:
     }
 
 
-def _series(chart: Chart, curve: Curve, column: int) -> JsonObject:
+def _series(chart: Chart, curve: Curve, column: int) -> Json:
     filled = 0.5 if chart.stacked else 0.08
     return {
         "name": curve.name,
@@ -201,7 +201,7 @@ def _series(chart: Chart, curve: Curve, column: int) -> JsonObject:
     }
 
 
-def _hover(unit: str) -> JsonObject:
+def _hover(unit: str) -> Json:
     """What is said where one points: every curve's value with its unit."""
     return {
         "trigger": "axis",

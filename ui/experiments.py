@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
 SHOWN = 4
 
 
-def newest(experiments: Sequence[JsonObject]) -> list[JsonObject]:
+def newest(experiments: Sequence[Json]) -> list[Json]:
     """Which ones are shown: what runs before what was stopped, the newest first."""
     runs = [experiment for experiment in reversed(experiments) if experiment["stopped"] is None]
     stopped = [
@@ -18,7 +18,7 @@ def newest(experiments: Sequence[JsonObject]) -> list[JsonObject]:
     return (runs + stopped)[:SHOWN]
 
 
-def experiment_panel(experiment: JsonObject, results: JsonObject) -> JsonObject:
+def experiment_panel(experiment: Json, results: Json) -> Json:
     """One experiment: its arms with intervals on one scale, and whether its users came as planned."""
     rows = results["arms"]
     broken = results["sample_ratio"]["broken"]
@@ -35,7 +35,7 @@ def experiment_panel(experiment: JsonObject, results: JsonObject) -> JsonObject:
     }
 
 
-def _arm(row: JsonObject, scale: float, broken: bool) -> JsonObject:
+def _arm(row: Json, scale: float, broken: bool) -> Json:
     ctr = row["ctr"]
     return {
         "name": row["name"],
@@ -53,20 +53,20 @@ def _arm(row: JsonObject, scale: float, broken: bool) -> JsonObject:
     }
 
 
-def interval(estimate: JsonObject) -> str:
+def interval(estimate: Json) -> str:
     """A share and its interval, as in `5.1 % (4.0 to 6.2)`."""
     value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
     return f"{value:.1f} % ({low:.1f} to {high:.1f})"
 
 
-def verdict(difference: JsonObject) -> str:
+def verdict(difference: Json) -> str:
     """What the interval of a difference to the control allows to say."""
     if difference["low"] > 0:
         return "better"
     return "worse" if difference["high"] < 0 else "open"
 
 
-def _against(row: JsonObject, broken: bool) -> str:
+def _against(row: Json, broken: bool) -> str:
     """The difference to the control, in points."""
     difference = row["ctr_difference"]
     if difference is None:
@@ -77,7 +77,7 @@ def _against(row: JsonObject, broken: bool) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f}), p {row['ctr_p_value']:.2g}"
 
 
-def _ratio_words(results: JsonObject) -> str:
+def _ratio_words(results: Json) -> str:
     found = results["sample_ratio"]
     if not any(row["users"] for row in results["arms"]):
         return "Nobody has come yet."
@@ -86,7 +86,7 @@ def _ratio_words(results: JsonObject) -> str:
     return f"Users came as planned (p = {found['p_value']:.2g})."
 
 
-def _when(experiment: JsonObject) -> str:
+def _when(experiment: Json) -> str:
     began = str(experiment["created"])[:16].replace("T", " ")
     traffic = experiment["traffic"]
     share = "all users" if traffic >= 1 else f"{traffic:.0%} of the users"

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
-from afterclick.client import JsonObject, PushedList
+from afterclick.api import PushedList
+from afterclick.arrays import Json
 from ui.api import Api
 
 log = structlog.get_logger()
@@ -24,7 +25,7 @@ _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
 
 
-async def messages(url: str, headers: Mapping[str, str]) -> AsyncIterator[JsonObject | None]:
+async def messages(url: str, headers: Mapping[str, str]) -> AsyncIterator[Json | None]:
     """Every JSON message that comes from `url`; None each time the connection is lost. Never ends."""
     pause = _FIRST_PAUSE_S
     while True:
@@ -65,7 +66,7 @@ async def pushed_lists(
                 log.warning("a pushed list could not be read", error=str(error))
 
 
-async def live_messages(api: Api) -> AsyncIterator[JsonObject | None]:
+async def live_messages(api: Api) -> AsyncIterator[Json | None]:
     """Everything on /ws/live; None while the connection is lost."""
     async for message in messages(f"{_ws(api.url)}/ws/live", api.headers):
         yield message

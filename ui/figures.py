@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
 NONE = "-"
 BACKLOG_NOTE = "backlog"
@@ -14,7 +14,7 @@ BACKLOG_TITLE = (
 )
 
 
-def strip_tiles(figures: JsonObject) -> list[JsonObject]:
+def strip_tiles(figures: Json) -> list[Json]:
     """The five figures of the strip, from the newest message on /ws/live."""
     if not figures:
         return []
@@ -27,7 +27,7 @@ def strip_tiles(figures: JsonObject) -> list[JsonObject]:
     ]
 
 
-def board_tiles(figures: JsonObject) -> list[JsonObject]:
+def board_tiles(figures: Json) -> list[Json]:
     """The dashboard's tiles."""
     latency, push = figures.get("latency_ms") or {}, figures.get("push_ms") or {}
     return [
@@ -50,7 +50,7 @@ def board_tiles(figures: JsonObject) -> list[JsonObject]:
     ]
 
 
-def stations(figures: JsonObject) -> list[JsonObject]:
+def stations(figures: Json) -> list[Json]:
     """The stations of the pipeline, with what each holds."""
     rate, lag = figures.get("events_per_s"), figures.get("lag")
     return [
@@ -86,9 +86,9 @@ def stations(figures: JsonObject) -> list[JsonObject]:
     ]
 
 
-def flows(figures: JsonObject) -> list[JsonObject]:
+def flows(figures: Json) -> list[Json]:
     """What runs between the stations: how much, and the latency of the stage."""
-    stages: JsonObject = (figures.get("freshness_ms") or {}).get("stages") or {}
+    stages: Json = (figures.get("freshness_ms") or {}).get("stages") or {}
     events = figures.get("events_per_s") or 0.0
     requests = figures.get("requests_per_s") or 0.0
     waited = BACKLOG_TITLE if figures.get("backlog") else ""
@@ -133,18 +133,18 @@ def span(milliseconds: float | None) -> tuple[str, str]:
     return number(round(milliseconds / size, 1)), unit
 
 
-def _fresh(name: str, which: str, figures: JsonObject, share: str) -> JsonObject:
+def _fresh(name: str, which: str, figures: Json, share: str) -> Json:
     tile = _span(
         name, (figures.get("freshness_ms") or {}).get(which), f"From the log to the state, {share}"
     )
     return tile | {"note": BACKLOG_NOTE, "title": BACKLOG_TITLE} if figures.get("backlog") else tile
 
 
-def _span(name: str, milliseconds: float | None, title: str) -> JsonObject:
+def _span(name: str, milliseconds: float | None, title: str) -> Json:
     return _tile(name, *span(milliseconds), title)
 
 
-def _tile(name: str, value: str, unit: str, title: str) -> JsonObject:
+def _tile(name: str, value: str, unit: str, title: str) -> Json:
     return {
         "name": name,
         "value": value,
@@ -154,11 +154,11 @@ def _tile(name: str, value: str, unit: str, title: str) -> JsonObject:
     }
 
 
-def _station(name: str, what: str, rows: list[list[str]]) -> JsonObject:
+def _station(name: str, what: str, rows: list[list[str]]) -> Json:
     return {"name": name, "what": what, "rows": rows}
 
 
-def _flow(label: str, stage: JsonObject | None, rate: float, what: str, title: str) -> JsonObject:
+def _flow(label: str, stage: Json | None, rate: float, what: str, title: str) -> Json:
     found = stage or {}
     halves = [" ".join(span(found.get(which))).strip() for which in ("p50", "p99")]
     value = " / ".join(halves) if stage else NONE
@@ -171,9 +171,9 @@ def _flow(label: str, stage: JsonObject | None, rate: float, what: str, title: s
     }
 
 
-def _by_topic(figures: JsonObject) -> list[list[str]]:
+def _by_topic(figures: Json) -> list[list[str]]:
     """How far each topic has been applied, over its partitions; behind it each partition."""
-    lag: JsonObject = figures.get("lag_by_partition") or {}
+    lag: Json = figures.get("lag_by_partition") or {}
     applied: dict[str, int] = {}
     partitions: dict[str, list[str]] = {}
     for name, offset in sorted((figures.get("positions") or {}).items()):

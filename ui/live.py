@@ -13,7 +13,8 @@ from contextlib import suppress
 
 import structlog
 
-from afterclick.client import JsonObject, RankedItem
+from afterclick.api import ListedItem
+from afterclick.arrays import Json
 from afterclick.errors import AfterclickError
 from ui.api import Api
 from ui.cards import SOURCE_NAMES, department_of
@@ -45,12 +46,12 @@ class LiveBoard:
             "ctr": Moving(WINDOW_S),
             "departments": Moving(WINDOW_S),
         }
-        self._races: dict[str, tuple[float, tuple[RankedItem, ...]]] = {}
+        self._races: dict[str, tuple[float, tuple[ListedItem, ...]]] = {}
         self._backlog_at = 0.0
-        self.figures: JsonObject = {}
-        self.past: deque[JsonObject] = deque(maxlen=KEPT_FIGURES)
-        self.events: deque[JsonObject] = deque(maxlen=KEPT_EVENTS)
-        self.exposure: list[JsonObject] = []
+        self.figures: Json = {}
+        self.past: deque[Json] = deque(maxlen=KEPT_FIGURES)
+        self.events: deque[Json] = deque(maxlen=KEPT_EVENTS)
+        self.exposure: list[Json] = []
         """Rows of /exposure: lists and reactions per source and model."""
         self.asked = 0
         """How often /exposure has answered."""
@@ -71,7 +72,7 @@ class LiveBoard:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def race(self, window: str) -> tuple[RankedItem, ...]:
+    async def race(self, window: str) -> tuple[ListedItem, ...]:
         """What is popular over a window, asked once for all pages. Raises what the API raises."""
         asked_at, items = self._races.get(window, (0.0, ()))
         if time.monotonic() - asked_at > ASK_S:
@@ -93,7 +94,7 @@ class LiveBoard:
                 self.asked += 1
             await asyncio.sleep(ASK_S)
 
-    def take(self, message: JsonObject) -> None:
+    def take(self, message: Json) -> None:
         """Keep one message of /ws/live."""
         if message.get("type") == "figures":
             self.beats += 1
@@ -110,7 +111,7 @@ class LiveBoard:
             self._departments[department_of(message.get("categories") or ())] += 1
             self.events.appendleft(message)
 
-    def _backlog(self, now: float, figures: JsonObject) -> bool:
+    def _backlog(self, now: float, figures: Json) -> bool:
         """Whether the newest events have waited in the log for others, so that their age is no delay."""
         if (figures.get("lag") or 0) > max(BACKLOG, 2 * (figures.get("events_per_s") or 0)):
             self._backlog_at = now
@@ -140,7 +141,7 @@ class LiveBoard:
         )
 
 
-def _shown_by(row: JsonObject) -> str:
+def _shown_by(row: Json) -> str:
     """The source and the model of a row of /exposure, as the chart names them."""
     source = SOURCE_NAMES.get(row["source"], str(row["source"]))
     return f"{source}, {row['model_version'] or 'no model'}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
 ROLES = ("champion", "previous", "challenger")
 SHOWN_METRICS = 8
@@ -13,10 +13,10 @@ SHOWN_DECISIONS = 5
 WAITING = {"models": "asking the registry", "promote": "changing the model that is served"}
 
 
-def models_panel(console: JsonObject) -> JsonObject:
+def models_panel(console: Json) -> Json:
     """Champion, previous and challenger beside each other, the gate's decisions, the training that runs."""
-    jobs: JsonObject = console["jobs"]
-    known: JsonObject = (jobs.get("models") or {}).get("answer") or {}
+    jobs: Json = console["jobs"]
+    known: Json = (jobs.get("models") or {}).get("answer") or {}
     decisions = known.get("decisions") or []
     chosen = _chosen(known.get("models") or [], decisions)
     metrics = _shared_metrics(chosen)
@@ -37,22 +37,22 @@ def models_panel(console: JsonObject) -> JsonObject:
     }
 
 
-def registry_changed(console: JsonObject) -> bool:
+def registry_changed(console: Json) -> bool:
     """Whether a training, whoever started it, or a promotion has ended since the registry was asked last."""
-    jobs: JsonObject = console["jobs"]
+    jobs: Json = console["jobs"]
     if _runs(jobs, "models"):
         return False
     asked = (jobs.get("models") or {}).get("ended")
     ended = [
         jobs[name]["ended"] for name in ("promote", "train") if (jobs.get(name) or {}).get("ended")
     ]
-    status: JsonObject = console.get("training") or {}
+    status: Json = console.get("training") or {}
     if asked is not None and status.get("last") and status["state"] != "training":
         ended.append(datetime.fromisoformat(status["since"]).timestamp())
     return any(asked is None or time > asked for time in ended)
 
 
-def training_words(console: JsonObject) -> JsonObject:
+def training_words(console: Json) -> Json:
     """What training does, whoever started it."""
     status, job = console.get("training") or {}, console["jobs"].get("train") or {}
     if status.get("state") == "training" or job.get("state") == "running":
@@ -70,7 +70,7 @@ def training_words(console: JsonObject) -> JsonObject:
     }
 
 
-def break_panel(console: JsonObject) -> JsonObject:
+def break_panel(console: Json) -> Json:
     """The faults that were made, the parts of the stack, and what the recount says."""
     parts = console.get("stack") or []
     return {
@@ -81,7 +81,7 @@ def break_panel(console: JsonObject) -> JsonObject:
     }
 
 
-def proof_words(job: JsonObject | None) -> JsonObject:
+def proof_words(job: Json | None) -> Json:
     """The state of the recount: how many differences, over how much."""
     if job is None:
         return {"state": "", "words": "", "more": ""}
@@ -105,7 +105,7 @@ def proof_words(job: JsonObject | None) -> JsonObject:
     }
 
 
-def _chosen(models: Iterable[JsonObject], decisions: Iterable[JsonObject]) -> list[JsonObject]:
+def _chosen(models: Iterable[Json], decisions: Iterable[Json]) -> list[Json]:
     """The models that have a role, in the order of ROLES; a refused candidate is a challenger, too."""
     rows = []
     for model in models:
@@ -123,12 +123,12 @@ def _chosen(models: Iterable[JsonObject], decisions: Iterable[JsonObject]) -> li
     ]
 
 
-def _shared_metrics(models: Iterable[JsonObject]) -> list[str]:
+def _shared_metrics(models: Iterable[Json]) -> list[str]:
     names = dict.fromkeys(name for model in models for name in model["metrics"])
     return sorted(names, key=lambda name: ("@10" not in name, name))[:SHOWN_METRICS]
 
 
-def _column(model: JsonObject, metrics: list[str], others: list[JsonObject]) -> JsonObject:
+def _column(model: Json, metrics: list[str], others: list[Json]) -> Json:
     mine = model["metrics"]
     best = [
         name
@@ -148,9 +148,9 @@ def _column(model: JsonObject, metrics: list[str], others: list[JsonObject]) -> 
     }
 
 
-def _runs(jobs: JsonObject, name: str) -> bool:
+def _runs(jobs: Json, name: str) -> bool:
     return (jobs.get(name) or {}).get("state") == "running"
 
 
-def _failed(jobs: JsonObject, name: str) -> bool:
+def _failed(jobs: Json, name: str) -> bool:
     return (jobs.get(name) or {}).get("state") == "failed"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from afterclick.client import JsonObject, Moved, RankedItem, Recommendations
+from afterclick.api import Attribution, Recommendations, RecommendedItem
+from afterclick.arrays import Json
 from ui.cards import PART_NAMES, SOURCE_NAMES, sureness, title_of
 from ui.changes import VERBS
 from ui.shop_session import Deed
@@ -24,17 +25,19 @@ SAME = 1e-6
 SHOWN_DEEDS = 6
 
 
-def receipt(item: RankedItem, answer: Recommendations, deeds: Iterable[Deed]) -> JsonObject:
+def receipt(item: RecommendedItem, answer: Recommendations, deeds: Iterable[Deed]) -> Json:
     """What the drawer shows."""
-    widest = max((abs(value) for value in item.parts.values()), default=0.0) or 1.0
-    total = sum(item.parts.values())
+    widest = max((abs(value) for value in item.contributions.values()), default=0.0) or 1.0
+    total = sum(item.contributions.values())
     return {
         "title": title_of(item),
         "item_id": item.item_id,
         "score": item.score,
         "reason": item.reason,
         "sure": sureness(item, answer),
-        "moved_by": None if item.because is None else [_moved(cause) for cause in item.because],
+        "moved_by": None
+        if item.attributions is None
+        else [_moved(cause) for cause in item.attributions],
         "left_out": False,
         "source": SOURCE_NAMES.get(item.source, item.source),
         "list_source": SOURCE_NAMES.get(answer.source, answer.source),
@@ -47,7 +50,7 @@ def receipt(item: RankedItem, answer: Recommendations, deeds: Iterable[Deed]) ->
                 "value": value,
                 "width": round(50 * abs(value) / widest, 2),
             }
-            for name, value in item.parts.items()
+            for name, value in item.contributions.items()
         ],
         "model_version": answer.model_version or "none yet: trends and interests alone",
         "impression_id": answer.impression_id,
@@ -65,7 +68,7 @@ def receipt(item: RankedItem, answer: Recommendations, deeds: Iterable[Deed]) ->
     }
 
 
-def _moved(cause: Moved) -> JsonObject:
+def _moved(cause: Attribution) -> Json:
     """An event that moved the item, and by how much."""
     verb = VERBS.get(cause.action, cause.action)
     return {"verb": verb, "title": cause.title or cause.item_id, "effect": cause.effect}

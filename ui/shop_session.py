@@ -7,7 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
 
-from afterclick.client import Cause, JsonObject, PushedList, RankedItem, Recommendations, ShopItem
+from afterclick.api import Cause, ItemSummary, PushedList, Recommendations, RecommendedItem
+from afterclick.arrays import Json
 from afterclick.events import new_id, stable_id
 from ui.api import Api
 from ui.cards import bar_scale, card, item_url, sureness, title_of
@@ -44,7 +45,7 @@ class Deed:
         """Whether it stands, so that an undo would take it back."""
         return not (self.undone or self.failed or self.action == UNDO)
 
-    def row(self) -> JsonObject:
+    def row(self) -> Json:
         """The deed as the timeline shows it."""
         return {
             "id": self.event_id,
@@ -67,7 +68,7 @@ class ShopSession:
         self.list_length = list_length
         self.session_id = new_id()
         self.timeline: deque[Deed] = deque(maxlen=TIMELINE_LENGTH)
-        self._known: dict[str, ShopItem] = {}
+        self._known: dict[str, ItemSummary] = {}
         self.become(user_id)
 
     def become(self, user_id: str) -> None:
@@ -165,7 +166,7 @@ class ShopSession:
         known = self._known.get(item_id)
         return title_of(known) if known else item_id
 
-    def cards(self) -> list[JsonObject]:
+    def cards(self) -> list[Json]:
         """The list as cards."""
         items = self.shown.items if self.shown else ()
         scale = bar_scale(items)
@@ -181,15 +182,15 @@ class ShopSession:
             for n, item in enumerate(items, start=1)
         ]
 
-    def _sureness(self, item: RankedItem) -> JsonObject | None:
+    def _sureness(self, item: RecommendedItem) -> Json | None:
         return sureness(item, self.shown) if self.shown else None
 
-    def shown_item(self, item_id: str) -> RankedItem | None:
+    def shown_item(self, item_id: str) -> RecommendedItem | None:
         """The item of this id in the list on the screen."""
         items = self.shown.items if self.shown else ()
         return next((item for item in items if item.item_id == item_id), None)
 
-    def know(self, *items: ShopItem) -> None:
+    def know(self, *items: ItemSummary) -> None:
         """Remember items for their titles."""
         self._known |= {item.item_id: item for item in items}
 

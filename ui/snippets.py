@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
 KEY = "AFTERCLICK_UI__API_KEY"
 """The variable in which a snippet expects the key."""
@@ -66,7 +66,7 @@ def list_snippet(api: Endpoint, user_id: str, n: int, interests: Sequence[str]) 
 
 def feedback_snippet(api: Endpoint, user_id: str, item_id: str) -> Snippet:
     """A like of the first item."""
-    body: JsonObject = {"user_id": user_id, "item_id": item_id, "action": "like"}
+    body: Json = {"user_id": user_id, "item_id": item_id, "action": "like"}
     return Snippet(
         "A like",
         f"{api.curl} {shlex.quote(f'{api.url}/feedback')} -H 'content-type: application/json' "

@@ -18,7 +18,7 @@ from fastapi import FastAPI, HTTPException, Query
 from numpy.typing import NDArray
 from redis.asyncio import Redis
 
-from afterclick import events
+from afterclick import api, events
 from afterclick.features import group_contributions
 from afterclick.ranking import CandidateGenerator
 from afterclick.retrieval import SOURCES
@@ -29,7 +29,6 @@ from serving.ranking.choice import Choice
 from serving.ranking.lists import overall, similar
 from serving.ranking.reasons import reasons
 from serving.recommender import describe
-from serving.routes import schemas
 from serving.service import Service
 from serving.state.loaded_ranker import FILE
 
@@ -51,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/recommendations")
     async def recommendations(
         user_id: Annotated[str, Query(max_length=128)], n: Annotated[int, Query(ge=1, le=200)] = 10
-    ) -> schemas.Recommendations:
+    ) -> api.Recommendations:
         world = service.snapshots.current
         key = settings.redis.keys.history(user_id)
         rows: Any = await redis.zrange(key, 0, 199, desc=True, withscores=True)
@@ -79,22 +78,22 @@ def create_app(settings: Settings) -> FastAPI:
             contributions = np.asarray(
                 booster.predict(table[top], pred_contrib=True, num_threads=1)
             )
-            source, parts = schemas.Source.PERSONALISED, dict(group_contributions(contributions))
+            source, parts = api.Tier.PERSONALISED, dict(group_contributions(contributions))
             words = reasons(model, world, state, items, sources, history, service.catalogue)
         listed = []
         for i, item in enumerate(items.tolist()):
             receipt = {name: float(part[i]) for name, part in parts.items()}
             listed.append(
-                schemas.RecommendedItem(
+                api.RecommendedItem(
                     **describe(service.catalogue, world.ids[item]),
                     score=sum(receipt.values()),
                     source=sources[i],
                     reason=words[i],
                     badges=list(world.badges.get(item, ())),
-                    parts=receipt,
+                    contributions=receipt,
                 )
             )
-        return schemas.Recommendations(
+        return api.Recommendations(
             user_id=user_id,
             source=source,
             degraded=False,
@@ -108,21 +107,19 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/similar-items")
     async def similar_items(
         item_id: str, n: Annotated[int, Query(ge=1, le=200)] = 10
-    ) -> schemas.SimilarItems:
+    ) -> api.SimilarItems:
         world = service.snapshots.current
         at = world.find(item_id)
         if at is None or world.loaded.model is None:
             raise HTTPException(404, "no such item")
         items, scores = similar(world, at, n)
         listed = [
-            schemas.ListedItem(
+            api.ListedItem(
                 **describe(service.catalogue, world.ids[item]), score=score, reason="like the item"
             )
             for item, score in zip(items.tolist(), scores.tolist(), strict=True)
         ]
-        return schemas.SimilarItems(
-            item_id=item_id, model_version=world.loaded.version, items=listed
-        )
+        return api.SimilarItems(item_id=item_id, model_version=world.loaded.version, items=listed)
 
     @app.get("/health/ready")
     async def ready() -> dict[str, str | None]:

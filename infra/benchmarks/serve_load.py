@@ -19,7 +19,7 @@ import structlog
 from infra.benchmarks import synthetic
 from infra.benchmarks.host_stalls import watched
 from infra.benchmarks.load import Call, Outcome, closed_loop, get, open_loop
-from infra.benchmarks.served import brief_lists, changes, cpu_s, remembered_lists, served
+from infra.benchmarks.served import changes, cpu_s, reduced_lists, remembered_lists, served
 from infra.benchmarks.servers import own_servers
 from infra.benchmarks.synthetic import Shop
 from infra.embedded.ports import LOOPBACK
@@ -61,9 +61,9 @@ def run(bench: Bench, jars: Path) -> dict[str, Any]:
         with changes(settings, shop, bench.events_per_s):
             with served(settings, described=shop.described) as (port, process):
                 figures |= _fixed_rate(bench, port, process, calls)
-                brief, remembered = brief_lists(port), remembered_lists(port)
+                reduced, remembered = reduced_lists(port), remembered_lists(port)
                 figures |= {"max_rps": round(_saturated(bench, port, calls, figures), 1)}
-                figures |= {"brief_at_max": brief_lists(port) - brief}
+                figures |= {"brief_at_max": reduced_lists(port) - reduced}
                 figures |= {"remembered_at_max": remembered_lists(port) - remembered}
             if bench.plain:
                 with served(settings, PLAIN) as (port, _):
@@ -101,7 +101,7 @@ def _is_list(user: str, source: str) -> Any:
         right = (body["user_id"], body["source"], body["degraded"], len(body["items"]))
         if right != (user, source, False, N):
             return f"wrong answer: {right}"
-        off = max(abs(sum(item["parts"].values()) - item["score"]) for item in body["items"])
+        off = max(abs(sum(item["contributions"].values()) - item["score"]) for item in body["items"])
         return f"a receipt is off by {off}" if off > 1e-6 else None
 
     return check
@@ -118,7 +118,7 @@ def _fixed_rate(
     warm = calls[: int(bench.rate * 3)]
     asyncio.run(open_loop(LOOPBACK, port, warm, bench.rate))
     before, answered = cpu_s(process), int(bench.rate * bench.seconds)
-    brief, remembered = brief_lists(port), remembered_lists(port)
+    reduced, remembered = reduced_lists(port), remembered_lists(port)
     with watched() as machine:
         found = asyncio.run(open_loop(LOOPBACK, port, calls[:answered], bench.rate))
     cpu_ms = (cpu_s(process) - before) * 1000 / max(len(found.latencies_ms), 1)
@@ -127,7 +127,7 @@ def _fixed_rate(
         "requests": len(found.latencies_ms),
         "errors": len(found.errors),
         "first_error": found.errors[0] if found.errors else None,
-        "brief": brief_lists(port) - brief,
+        "brief": reduced_lists(port) - reduced,
         "remembered": remembered_lists(port) - remembered,
         **{f"p{name}_ms": round(found.percentile(q), 3) for name, q in QUANTILES.items()},
         "late_p99_ms": round(float(np.percentile(found.late_ms, 99)), 3),

@@ -72,7 +72,7 @@ def remembered_lists(port: int) -> int:
     return metric(port, "afterclick_cached_lists_total")
 
 
-def brief_lists(port: int) -> int:
+def reduced_lists(port: int) -> int:
     """How many lists an API has made from fewer candidates, because requests queued up."""
     return metric(port, "afterclick_reduced_lists_total")
 

@@ -76,7 +76,7 @@ def require_no_stack(home: Path) -> None:
 
 def demo_settings(settings: Settings) -> Settings:
     """Allow fault injection; switch quarantine off, as simulated users are all new accounts."""
-    serving = settings.serving.model_copy(update={"quarantine_slack": 0.0})
+    serving = settings.serving.model_copy(update={"quarantine_max_ratio": 0.0})
     console = settings.console.model_copy(update={"fault_injection": True})
     return settings.model_copy(update={"serving": serving, "console": console})
 

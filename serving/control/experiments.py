@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Connection, case, func, insert, select, update
 
+from afterclick.api import Policy, SamplingPolicy
 from afterclick.events import now
 from serving.control.rules import Name, Text
 from serving.control.significance import (
@@ -33,7 +34,7 @@ from serving.control.significance import (
 from serving.control.store import readable
 from serving.control.tables import experiment_users
 from serving.control.tables import experiments as table
-from serving.ranking.options import Draw, Options, Policy
+from serving.ranking.options import Options
 
 Part = Literal["model", "history", "trend", "content", "base", "popularity"]
 Weight = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -55,7 +56,7 @@ class Arm(BaseModel):
     )
     policy: Policy = Policy.BLEND
     explore: Share = 0.0
-    draw: Draw = Draw.UNIFORM
+    draw: SamplingPolicy = SamplingPolicy.UNIFORM
     diversity: Share = 0.0
     weights: dict[Part, Weight] = Field(
         {}, description="What parts of the score are multiplied by."

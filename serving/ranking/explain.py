@@ -21,7 +21,7 @@ NAMED = 3
 """Events named per item."""
 
 
-def because(
+def attributions(
     snapshot: ServingSnapshot,
     score: Callable[[UserState, IntArray], NDArray[np.float64]],
     state: UserState,

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.api import SamplingPolicy
 from afterclick.arrays import Float64Array, IndexArray
-from serving.ranking.options import Draw
 
 TAIL = 10
 """Most items in the tail of one place."""
@@ -41,7 +41,7 @@ def explore(
     tail: IndexArray,
     scores: Float64Array,
     rate: float,
-    draw: Draw,
+    draw: SamplingPolicy,
     dice: np.random.Generator,
 ) -> Explored:
     """Explore a list. `own` (n,) and `tail` (t,) are rows of `scores` (c,), best first."""
@@ -61,9 +61,9 @@ def explore(
     return Explored(rows, propensities, drawn)
 
 
-def chances_of(scores: Float64Array, draw: Draw) -> Float64Array:
+def chances_of(scores: Float64Array, draw: SamplingPolicy) -> Float64Array:
     """(t,) P(drawn) of each item of a tail, by its score; adds up to 1."""
-    if draw is Draw.UNIFORM or not (spread := float(scores.std())):
+    if draw is SamplingPolicy.UNIFORM or not (spread := float(scores.std())):
         return np.full(len(scores), 1.0 / len(scores))
     weights = np.exp((scores - scores.max()) / spread)
     return np.asarray(weights / weights.sum())

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.api import SimilarityKind, Tier
 from afterclick.arrays import IntArray
 from afterclick.user_vectors import UserState
 from serving.ranking.choice import Choice, without
-from serving.routes.schemas import Kinship, Source
 from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot, best
 
@@ -24,14 +24,14 @@ HEAT_WEIGHT = 0.05
 class Ranked:
     """Items in order, with their receipts: `parts` hold a number per item and add up to its score."""
 
-    source: Source
+    source: Tier
     items: IntArray
     parts: dict[str, NDArray[np.float64]]
     sources: Sequence[str]
     reasons: Sequence[str]
     by: Callable[[UserState, IntArray], NDArray[np.float64]] | None = None
     """What scored the items (n,) for a user's state; None where the user's history has no say."""
-    because: Sequence[list[dict[str, Any]]] | None = None
+    attributions: Sequence[list[dict[str, Any]]] | None = None
     """Per item the events of the user that moved it most, where that was asked for."""
     propensities: NDArray[np.float64] | None = None
     """(n,) the probability that each place shows its item; None where nothing is left to chance."""
@@ -71,7 +71,7 @@ def _trending(snapshot: ServingSnapshot, items: IntArray, rest: IntArray) -> Ran
     """`rest` fills the list up; it has no heat, so it stays behind."""
     both = np.concatenate([items, rest])
     return Ranked(
-        Source.TRENDING,
+        Tier.TRENDING,
         both,
         {"trend": snapshot.heat[both]},
         ["trending"] * len(items) + ["popular"] * len(rest),
@@ -83,7 +83,7 @@ def _popular(snapshot: ServingSnapshot, items: IntArray) -> Ranked:
     scores = np.log2(1.0 + snapshot.popularity[items])
     count = len(items)
     return Ranked(
-        Source.POPULAR,
+        Tier.POPULAR,
         items,
         {"popularity": scores},
         ["popular"] * count,
@@ -147,7 +147,7 @@ def _interesting(
     both = both[order]
     sources = np.array(["interests"] * len(items) + ["trending"] * len(rest))[order].tolist()
     reasons = [why.get(item, "trending now") for item in both.tolist()]
-    return Ranked(Source.INTERESTS, both, {k: v[order] for k, v in parts.items()}, sources, reasons)
+    return Ranked(Tier.INTERESTS, both, {k: v[order] for k, v in parts.items()}, sources, reasons)
 
 
 def latest(snapshot: ServingSnapshot, inside: IntArray | None = None) -> IntArray:
@@ -161,13 +161,15 @@ def similar(
     item: int,
     n: int,
     inside: IntArray | None = None,
-    by: Kinship = Kinship.ALL,
+    by: SimilarityKind = SimilarityKind.ALL,
 ) -> tuple[IntArray, NDArray[np.float64]]:
     """Items near an item and their scores: shared users, the same day's users, then content."""
     items, content, together = _like(snapshot, item)
-    scores = {Kinship.ALL: content + together, Kinship.BOUGHT: together, Kinship.CONTENT: content}[
-        by
-    ]
+    scores = {
+        SimilarityKind.ALL: content + together,
+        SimilarityKind.CO_PURCHASE: together,
+        SimilarityKind.CONTENT: content,
+    }[by]
     fits = (items != item) & ~np.isin(items, snapshot.rules.excluded)
     if inside is not None:
         fits &= np.isin(items, inside)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.api import Policy, Tier
 from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.model import UNKNOWN_BIAS
 from afterclick.retrieval import Search
@@ -18,9 +19,7 @@ from afterclick.state import HistoryEntry
 from afterclick.user_vectors import UserState, fold_in, tower_user
 from serving.ranking.choice import Choice
 from serving.ranking.lists import Ranked
-from serving.ranking.options import Policy
 from serving.ranking.reasons import reasons
-from serving.routes.schemas import Source
 from serving.state.item_catalogue import Catalogue
 from serving.state.loaded_models import LoadedModel
 from serving.state.snapshot import ServingSnapshot
@@ -98,7 +97,7 @@ def by_one_model(
     choice: Choice,
     catalogue: Catalogue,
     history: Sequence[HistoryEntry],
-    source: Source,
+    source: Tier,
 ) -> Ranked | None:
     """The model's list, filled up with what is popular; None where the model has nothing for this user."""
     loaded = snapshot.loaded

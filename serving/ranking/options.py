@@ -3,32 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cached_property
 
-
-class Policy(StrEnum):
-    """What orders a list."""
-
-    BLEND = "blend"
-    """The ladder of cold start: personalised where that is possible."""
-    TRENDING = "trending"
-    """What is trending, the same for everybody, less what the user has seen."""
-    POPULAR = "popular"
-    """What was chosen most of all time, the same for everybody, less what the user has seen."""
-    ALS = "als"
-    """ALS alone, the user folded in from the live history; without a history, down the ladder."""
-    TWO_TOWER = "two_tower"
-    """The two towers alone, likewise."""
-
-
-class Draw(StrEnum):
-    """How exploration draws from what would not have been shown."""
-
-    UNIFORM = "uniform"
-    """Each item alike: ε-greedy."""
-    SOFTMAX = "softmax"
-    """In proportion to exp(score / spread), the spread being the standard deviation of those scores."""
+from afterclick.api import Policy, SamplingPolicy
 
 
 @dataclass(frozen=True)
@@ -38,7 +15,7 @@ class Options:
     policy: Policy = Policy.BLEND
     explore: float = 0.0
     """The probability that a place of the list explores."""
-    draw: Draw = Draw.UNIFORM
+    draw: SamplingPolicy = SamplingPolicy.UNIFORM
     diversity: float = 0.0
     """0 to 1: what an item loses for being like one above it, in ranges of the scores."""
     weights: tuple[tuple[str, float], ...] = ()

@@ -2,7 +2,7 @@
 
 What the user does changes the history, and so takes effect in the very next list; so do another model and
 other rules. What others do, the trends, may come as late in a personalised list as the settings say
-(`serving.remember_s`), what changes in the catalogue `CATALOGUE_S`. Other lists are kept for one snapshot only.
+(`serving.cache_ttl_s`), what changes in the catalogue `CATALOGUE_S`. Other lists are kept for one snapshot only.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
+from afterclick.api import Tier
 from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page
-from serving.routes.schemas import Source
 from serving.state.history import Rows
 from serving.state.log_waiters import Position
 from serving.state.snapshot import ActiveRules, ServingSnapshot
@@ -57,7 +57,7 @@ class RecommendationRequest:
 class RenderedList:
     """A list as it is answered."""
 
-    source: Source
+    source: Tier
     items: bytes
     """The JSON of the items."""
     logged: bytes
@@ -65,7 +65,7 @@ class RenderedList:
     count: int
     next: str | None = None
     """The cursor of the next page, where it was asked for and there is one."""
-    brief: bool = False
+    reduced: bool = False
     """Whether it was made from fewer candidates, because requests queued up."""
 
     @property
@@ -128,7 +128,7 @@ class _Entry:
             return False
         if self.snapshot == snapshot.number:
             return True
-        if self.shown.source is not Source.PERSONALISED or self.model != snapshot.loaded.version:
+        if self.shown.source is not Tier.PERSONALISED or self.model != snapshot.loaded.version:
             return False
         same = self.catalogue == snapshot.catalogue_version
         return time.monotonic() - self.made < (keep_s if same else min(keep_s, CATALOGUE_S))
@@ -143,16 +143,20 @@ class ResponseCache:
         self._bytes = 0
 
     def get(
-        self, ask: RecommendationRequest, rows: Rows, snapshot: ServingSnapshot, brief: bool = False
+        self,
+        ask: RecommendationRequest,
+        rows: Rows,
+        snapshot: ServingSnapshot,
+        reduced: bool = False,
     ) -> RenderedList | None:
         """The list made for the same question, history and model, if it is fresh enough.
 
-        One that was made in a hurry is good enough only where this one would be, too (`brief`).
+        One that was made in a hurry is good enough only where this one would be, too (`reduced`).
         """
         entry = self._entries.get(_key(ask, rows))
         if entry is None or not entry.holds(rows, snapshot, self._keep_s):
             return None
-        return entry.shown if brief or not entry.shown.brief else None
+        return entry.shown if reduced or not entry.shown.reduced else None
 
     def put(
         self, ask: RecommendationRequest, rows: Rows, snapshot: ServingSnapshot, shown: RenderedList

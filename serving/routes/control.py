@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 from fastapi import APIRouter, Body, Path, Query
 from starlette.responses import Response
 
+from afterclick import api
 from afterclick.arrays import Json
 from afterclick.errors import AlreadyThere, NotFound, Unavailable
 from afterclick.events import now
@@ -67,7 +68,7 @@ async def create_experiment(service: Parts, body: Annotated[ExperimentDraft, Bod
     return reply(experiment.model_dump(), 201)
 
 
-@router.get("/experiments/{name}", tags=["experiments"], **answers(schemas.Results, 404))
+@router.get("/experiments/{name}", tags=["experiments"], **answers(api.Results, 404))
 async def experiment_results(
     service: Parts, name: ExperimentName, query: Annotated[schemas.ResultsQuery, Query()]
 ) -> Response:
@@ -117,7 +118,7 @@ async def revoke_key(service: Parts, name: KeyName) -> Response:
     return reply({"removed": name})
 
 
-@router.post("/tokens", tags=["tokens"], **answers(schemas.Token, 409, 413, status=201))
+@router.post("/tokens", tags=["tokens"], **answers(api.Token, 409, 413, status=201))
 async def new_user_token(service: Parts, body: Annotated[schemas.TokenRequest, Body()]) -> Response:
     """A token for one user's browser: it may ask for lists and give feedback, for this user alone."""
     secret = service.settings.serving.token_secret

@@ -7,28 +7,28 @@ import asyncio
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from afterclick import api
 from afterclick.errors import Unavailable
 from serving.problems import unavailable
-from serving.routes import schemas
 from serving.routes.replies import Parts, answers, reply
 from serving.routes.routing import DirectRoute
 
 router = APIRouter(route_class=DirectRoute)
 
 
-@router.get("/exposure", tags=["insight"], **answers(schemas.ExposureTable))
+@router.get("/exposure", tags=["insight"], **answers(api.Reactions))
 async def exposure(service: Parts) -> Response:
     """Lists shown and reacted to, per source and model, and clicks per place, since this process began."""
     return reply({"rows": service.reactions.rows(), "places": service.reactions.by_rank()})
 
 
-@router.get("/requests", tags=["insight"], **answers(schemas.RecentRequests))
+@router.get("/requests", tags=["insight"], **answers(api.RecentRequests))
 async def requests(service: Parts) -> Response:
     """The newest requests that this process answered, what dashboards ask left out."""
     return reply({"requests": service.requests.recent()})
 
 
-@router.get("/models", tags=["insight"], **answers(schemas.Models))
+@router.get("/models", tags=["insight"], **answers(api.Models))
 async def models(service: Parts) -> Response:
     """The models published lately, which one serves, and why others do not."""
     serving, feed = service.snapshots.current.loaded.version, service.models
@@ -45,7 +45,7 @@ async def models(service: Parts) -> Response:
     return reply({"serving": serving or None, "models": rows})
 
 
-@router.get("/dead-letters", tags=["insight"], **answers(schemas.DeadLetters))
+@router.get("/dead-letters", tags=["insight"], **answers(api.DeadLetters))
 async def dead_letters(service: Parts) -> Response:
     """Events that could not be read: how many per topic, and the newest with the reason."""
     try:
@@ -56,13 +56,13 @@ async def dead_letters(service: Parts) -> Response:
     return reply({"counts": counts, "newest": rows})
 
 
-@router.get("/health/live", tags=["service"], **answers(schemas.Health))
+@router.get("/health/live", tags=["service"], **answers(api.Health))
 async def live() -> Response:
     """The process runs."""
     return reply({"status": "live"})
 
 
-@router.get("/health/ready", tags=["service"], **answers(schemas.Health))
+@router.get("/health/ready", tags=["service"], **answers(api.Health))
 async def ready(service: Parts) -> Response:
     """Whether it can answer well: 200 once trends are loaded, 503 before and while draining."""
     snapshot = service.snapshots.current

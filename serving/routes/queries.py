@@ -17,10 +17,9 @@ from pydantic import (
 )
 
 from afterclick import events
+from afterclick.api import HalfLife, Policy, SimilarityKind
 from afterclick.events import SESSION, Action, Id, Rating, SessionId
 from serving.ranking.cursors import LONGEST, decode_cursor
-from serving.ranking.options import Policy
-from serving.routes.schemas import Kinship, Window
 from serving.state.catalogue_query import Condition
 from serving.state.log_waiters import Position
 
@@ -158,8 +157,8 @@ class SimilarQuery(Request):
 
     item_id: Id = Field(examples=["B0019EHU8G"])
     n: Count | None = None
-    by: Kinship = Field(
-        Kinship.ALL,
+    by: SimilarityKind = Field(
+        SimilarityKind.ALL,
         description="`bought`: chosen by the same users; `content`: described alike; or both.",
     )
     category: Interest | None = Field(None, description="Only items of this category.")
@@ -178,7 +177,7 @@ class PopularQuery(Request):
     """GET /popular"""
 
     n: Count | None = None
-    window: Window | None = Field(
+    window: HalfLife | None = Field(
         None, description="Trending over this half-life; without it, all-time popularity."
     )
     category: Interest | None = Field(None, description="Only items of this category.")

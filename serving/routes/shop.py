@@ -10,6 +10,8 @@ from fastapi import APIRouter, Body, Path, Query
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from afterclick import api
+from afterclick.api import Policy
 from afterclick.arrays import Json
 from afterclick.errors import Unavailable
 from afterclick.events import Id, Interaction
@@ -20,10 +22,10 @@ from serving.problems import ApiError, unavailable
 from serving.ranking.choice import without
 from serving.ranking.cursors import decode_cursor
 from serving.ranking.lists import latest, similar
-from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page, Policy
+from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page
 from serving.ranking.remembered import RecommendationRequest
 from serving.recommender import describe
-from serving.routes import queries, schemas
+from serving.routes import queries
 from serving.routes.replies import Parts, answers, reply
 from serving.routes.routing import DirectRoute
 from serving.service import Service
@@ -35,13 +37,13 @@ ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
 ImpressionId = Annotated[Id, Path()]
 UserId = Annotated[Id, Path(examples=["bob"])]
 _ALIKE = {
-    schemas.Kinship.ALL: "like {}",
-    schemas.Kinship.BOUGHT: "chosen by who chose {}",
-    schemas.Kinship.CONTENT: "described like {}",
+    api.SimilarityKind.ALL: "like {}",
+    api.SimilarityKind.CO_PURCHASE: "chosen by who chose {}",
+    api.SimilarityKind.CONTENT: "described like {}",
 }
 
 
-@router.get("/recommendations", tags=["lists"], **answers(schemas.Recommendations))
+@router.get("/recommendations", tags=["lists"], **answers(api.Recommendations))
 async def recommendations(
     service: Parts, query: Annotated[queries.RecommendationQuery, Query()]
 ) -> Response:
@@ -52,7 +54,7 @@ async def recommendations(
     return reply(await service.recommend(ask_of(service, query)))
 
 
-@router.post("/recommendations", tags=["lists"], **answers(schemas.Recommendations, 413))
+@router.post("/recommendations", tags=["lists"], **answers(api.Recommendations, 413))
 async def recommendations_for(
     service: Parts, body: Annotated[queries.RecommendationQuery, Body()]
 ) -> Response:
@@ -60,7 +62,7 @@ async def recommendations_for(
     return reply(await service.recommend(ask_of(service, body)))
 
 
-@router.post("/recommendations/batch", tags=["lists"], **answers(schemas.Batch, 413))
+@router.post("/recommendations/batch", tags=["lists"], **answers(api.Batch, 413))
 async def batch(service: Parts, body: Annotated[queries.BatchQuery, Body()]) -> Response:
     """Lists for up to 500 users. Other requests are answered in between."""
     n, lists = body.n or service.settings.serving.list_length, []
@@ -70,7 +72,7 @@ async def batch(service: Parts, body: Annotated[queries.BatchQuery, Body()]) -> 
     return reply({"lists": lists})
 
 
-@router.get("/explain/{impression_id}", tags=["lists"], **answers(schemas.Recommendations, 404))
+@router.get("/explain/{impression_id}", tags=["lists"], **answers(api.Recommendations, 404))
 async def explain(service: Parts, impression_id: ImpressionId) -> Response:
     """A list that went out lately, as it was: what was shown then, and why."""
     body = service.shown.get(impression_id)
@@ -81,7 +83,7 @@ async def explain(service: Parts, impression_id: ImpressionId) -> Response:
     return reply(body)
 
 
-@router.get("/similar-items", tags=["lists"], **answers(schemas.SimilarItems, 404))
+@router.get("/similar-items", tags=["lists"], **answers(api.SimilarItems, 404))
 async def similar_items(
     service: Parts, query: Annotated[queries.SimilarQuery, Query()]
 ) -> Response:
@@ -103,7 +105,7 @@ async def similar_items(
     )
 
 
-@router.get("/latest", tags=["lists"], **answers(schemas.LatestItems))
+@router.get("/latest", tags=["lists"], **answers(api.LatestItems))
 async def latest_items(service: Parts, query: Annotated[queries.LatestQuery, Query()]) -> Response:
     """What came last: items that the model does not know yet, then by when they were first chosen."""
     snapshot = service.snapshots.current
@@ -117,7 +119,7 @@ async def latest_items(service: Parts, query: Annotated[queries.LatestQuery, Que
     return reply({"items": rows})
 
 
-@router.get("/popular", tags=["lists"], **answers(schemas.PopularItems))
+@router.get("/popular", tags=["lists"], **answers(api.PopularItems))
 async def popular(service: Parts, query: Annotated[queries.PopularQuery, Query()]) -> Response:
     """What everybody reaches for: of all time, or trending over a half-life."""
     snapshot = service.snapshots.current
@@ -140,7 +142,7 @@ async def popular(service: Parts, query: Annotated[queries.PopularQuery, Query()
     return reply({"window": query.window or "all", "items": rows})
 
 
-@router.get("/items/{item_id}", tags=["catalogue"], **answers(schemas.ItemDetails, 404))
+@router.get("/items/{item_id}", tags=["catalogue"], **answers(api.ItemDetails, 404))
 async def item(service: Parts, item_id: ItemId) -> Response:
     """One item: what the catalogue says, and its live counts."""
     snapshot = service.snapshots.current
@@ -162,7 +164,7 @@ async def item(service: Parts, item_id: ItemId) -> Response:
     )
 
 
-@router.get("/search", tags=["catalogue"], **answers(schemas.FoundItems))
+@router.get("/search", tags=["catalogue"], **answers(api.FoundItems))
 async def search(service: Parts, query: Annotated[queries.SearchQuery, Query()]) -> Response:
     """Items whose title, categories or id match, as one types; the most chosen first."""
     snapshot, catalogue = service.snapshots.current, service.catalogue
@@ -173,14 +175,14 @@ async def search(service: Parts, query: Annotated[queries.SearchQuery, Query()])
     return reply({"items": [describe(catalogue, item_id) for item_id in found]})
 
 
-@router.get("/categories", tags=["catalogue"], **answers(schemas.Categories))
+@router.get("/categories", tags=["catalogue"], **answers(api.Categories))
 async def categories(service: Parts) -> Response:
     """Every category with its number of items, biggest first."""
     rows = [{"category": name, "items": count} for name, count in service.catalogue.categories()]
     return reply({"categories": rows})
 
 
-@router.get("/users/{user_id}", tags=["users"], **answers(schemas.User, 404))
+@router.get("/users/{user_id}", tags=["users"], **answers(api.User, 404))
 async def user(service: Parts, user_id: UserId) -> Response:
     """What is known of a user beside the history: since when, named interests, the experiment."""
     try:
@@ -195,7 +197,7 @@ async def user(service: Parts, user_id: UserId) -> Response:
     return reply({**row, "interests": row["interests"] or [], "experiment": experiment})
 
 
-@router.put("/users/{user_id}/interests", tags=["users"], **answers(schemas.Named, 413))
+@router.put("/users/{user_id}/interests", tags=["users"], **answers(api.Interests, 413))
 async def name_interests(
     service: Parts, user_id: UserId, body: Annotated[queries.InterestsNamed, Body()]
 ) -> Response:
@@ -210,7 +212,7 @@ async def name_interests(
     return reply({"user_id": user_id, "interests": interests})
 
 
-@router.get("/users/{user_id}/history", tags=["users"], **answers(schemas.History))
+@router.get("/users/{user_id}/history", tags=["users"], **answers(api.History))
 async def history(
     service: Parts, user_id: UserId, query: Annotated[queries.HistoryQuery, Query()]
 ) -> Response:
@@ -233,7 +235,7 @@ async def history(
     return reply({"user_id": user_id, "degraded": degraded, "events": rows})
 
 
-@router.post("/feedback", tags=["feedback"], **answers(schemas.Accepted, 413, status=202))
+@router.post("/feedback", tags=["feedback"], **answers(api.Accepted, 413, status=202))
 async def feedback(service: Parts, body: Annotated[queries.Feedback, Body()]) -> Response:
     """Tell what a user did. 202 means that Kafka has it; `position` says where.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.api import Badge
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
-from serving.routes.schemas import Badge
 
 LEAST = 2.0
 """Decayed weight of the last hour that an item needs to trend: one event makes no trend."""

@@ -68,7 +68,7 @@ class Offline:
         interactions: Sequence[int] | None = None,
         liked: Mapping[str, Sequence[str]] | None = None,
         model: Model | None = None,
-        remember_s: float = 0.0,
+        cache_ttl_s: float = 0.0,
     ) -> None:
         items = shop.catalogue() if items is None else items
         self.catalogue = Catalogue()
@@ -104,7 +104,7 @@ class Offline:
             waiters,
             weights,
             late=lambda _: self.busy,
-            remember_s=remember_s,
+            cache_ttl_s=cache_ttl_s,
         )
 
     @property
@@ -125,7 +125,7 @@ class Offline:
         answer = self.answer(RecommendationRequest(user_id, n, **asked))
         rows: list[dict[str, Any]] = orjson.loads(answer.shown.items)
         for row in rows:
-            assert abs(sum(row["parts"].values()) - row["score"]) < 1e-6, row
+            assert abs(sum(row["contributions"].values()) - row["score"]) < 1e-6, row
         scores = [row["score"] for row in rows]
         assert scores == sorted(scores, reverse=True), scores
         assert len({row["item_id"] for row in rows}) == len(rows)

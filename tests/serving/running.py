@@ -17,7 +17,7 @@ from serving.app import bind, config_of
 from serving.service import Service, ServingTimings
 from tests.waiting import PATIENCE_S, wait_until
 
-NEVER_BUSY_MS = 1e6
+NEVER_SHED_MS = 1e6
 """The tests' machine may be slow: lists are made in full all the same."""
 
 
@@ -28,10 +28,10 @@ class Running:
         self,
         settings: Settings,
         port: int = 0,
-        busy_ms: float = NEVER_BUSY_MS,
+        shed_after_ms: float = NEVER_SHED_MS,
         timings: ServingTimings | None = None,
     ) -> None:
-        serving = settings.serving.model_copy(update={"busy_ms": busy_ms})
+        serving = settings.serving.model_copy(update={"shed_after_ms": shed_after_ms})
         settings = settings.model_copy(update={"serving": serving})
         self._socket = bind("127.0.0.1", port)
         self.port: int = self._socket.getsockname()[1]
@@ -72,7 +72,7 @@ class Running:
         """A user's recommendations, with its receipt checked."""
         body = self.get("/recommendations", user_id=user_id, n=n, **query)
         for item in body["items"]:
-            assert abs(sum(item["parts"].values()) - item["score"]) < 1e-6, item
+            assert abs(sum(item["contributions"].values()) - item["score"]) < 1e-6, item
         scores = [item["score"] for item in body["items"]]
         assert scores == sorted(scores, reverse=True)
         assert len({item["item_id"] for item in body["items"]}) == len(body["items"])

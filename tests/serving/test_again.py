@@ -14,6 +14,7 @@ import uvloop
 from confluent_kafka import KafkaError, KafkaException, Producer
 from websockets.sync.client import connect
 
+from afterclick.api import Tier
 from afterclick.artifact import write
 from afterclick.errors import BadArtifact, Unavailable
 from afterclick.events import ModelEvent, ModelPublished, encode, new_id, now
@@ -23,7 +24,6 @@ from afterclick.trends import TrendTable
 from infra.embedded.valkey import ValkeyServer
 from serving.events.impressions import ImpressionLog
 from serving.ranking.remembered import Recommendation, RenderedList
-from serving.routes.schemas import Source
 from serving.service import ServingTimings
 from serving.state import loaded_models as model_feed
 from serving.state import redis_pipe
@@ -239,6 +239,6 @@ class ProducerWithoutTopic:
 def test_an_impression_without_a_topic_is_dropped_and_fails_nothing(settings: Settings) -> None:
     impressions = ImpressionLog(settings.kafka, cast(Producer, ProducerWithoutTopic()))
     body = {"impression_id": "x", "user_id": "bob", "model_version": "m1", "source": "trending"}
-    shown = RenderedList(Source.TRENDING, b"[]", b"[]", 0)
+    shown = RenderedList(Tier.TRENDING, b"[]", b"[]", 0)
     impressions.append(Recommendation(body, shown, "blend"))
     assert impressions.dropped == 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from afterclick.api import Badge
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
-from serving.routes.schemas import Badge
 from serving.state.badges import AT_MOST, badges
 
 NOW = 1_700_000_000_000.0

@@ -60,14 +60,14 @@ def test_a_busy_server_searches_no_index_and_the_next_list_is_whole() -> None:
     served = Offline(liked=LIKED, model=shop.model("m1"))
     served.busy = True
     brief = served.answer(RecommendationRequest("ann", 10))
-    assert brief.body["brief"]
+    assert brief.body["reduced"]
     assert brief.body["source"] == "personalised"
     rows = orjson.loads(brief.shown.items)
     assert rows
     assert not {row["source"] for row in rows} & {"als", "tower", "content"}
-    assert all(abs(sum(row["parts"].values()) - row["score"]) < 1e-6 for row in rows)
+    assert all(abs(sum(row["contributions"].values()) - row["score"]) < 1e-6 for row in rows)
     served.busy = False
-    assert not served.answer(RecommendationRequest("ann", 10)).body["brief"]
+    assert not served.answer(RecommendationRequest("ann", 10)).body["reduced"]
 
 
 def test_a_list_made_in_time_is_still_there_when_the_server_is_busy() -> None:
@@ -75,7 +75,7 @@ def test_a_list_made_in_time_is_still_there_when_the_server_is_busy() -> None:
     whole = served.answer(RecommendationRequest("ann", 10))
     served.busy = True
     again = served.answer(RecommendationRequest("ann", 10))
-    assert not again.body["brief"]
+    assert not again.body["reduced"]
     assert again.shown == whole.shown
 
 
@@ -92,13 +92,13 @@ def test_lists_that_nobody_waits_for_or_that_cost_nothing_are_made_in_full(
 ) -> None:
     served = Offline(liked=LIKED, model=shop.model("m1"))
     served.busy = True
-    assert not served.answer(ask).body["brief"]
+    assert not served.answer(ask).body["reduced"]
 
 
 @pytest.fixture
 def hurried(settings: Settings, stream: MiniStream) -> Iterator[Running]:
     """An API that is busy as soon as its loop is late at all."""
-    with Running(settings, busy_ms=0.001) as api:
+    with Running(settings, shed_after_ms=0.001) as api:
         api.ready()
         shop.publish_items(settings, shop.wide_catalogue())
         shop.publish(settings, *shop.write(settings, "m1"))
@@ -106,7 +106,7 @@ def hurried(settings: Settings, stream: MiniStream) -> Iterator[Running]:
         yield api
 
 
-def test_a_crowd_gets_brief_lists_a_batch_does_not_and_they_are_counted(hurried: Running) -> None:
+def test_a_crowd_gets_reduced_lists_a_batch_does_not_and_they_are_counted(hurried: Running) -> None:
     users = [f"user-{n}" for n in range(40)]
     for user in users:
         hurried.tell(user, "camera-3")
@@ -120,7 +120,7 @@ def test_a_crowd_gets_brief_lists_a_batch_does_not_and_they_are_counted(hurried:
 
     def brief() -> list[dict[str, Any]]:
         with ThreadPoolExecutor(len(users)) as crowd:
-            return [answer for answer in crowd.map(ask, users) if answer["brief"]]
+            return [answer for answer in crowd.map(ask, users) if answer["reduced"]]
 
     lists = wait_until(brief, what="a list made in a hurry")
     assert {answer["source"] for answer in lists} == {"personalised"}
@@ -128,4 +128,4 @@ def test_a_crowd_gets_brief_lists_a_batch_does_not_and_they_are_counted(hurried:
     assert counted is not None
     assert counted >= len(lists)
     response = hurried.http.post("/recommendations/batch", json={"user_ids": users, "n": 9})
-    assert not any(answer["brief"] for answer in response.json()["lists"])
+    assert not any(answer["reduced"] for answer in response.json()["lists"])

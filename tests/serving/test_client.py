@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from afterclick.client import Accepted, AsyncClient, Client
+from afterclick.api import Accepted
 from afterclick.errors import BadInput, Unavailable
+from afterclick.io.client import AsyncClient, Client
 from infra.embedded.kafka import KafkaServer
 from infra.embedded.ports import free_port
 from infra.topics_admin import ensure_topics
@@ -43,13 +44,13 @@ def test_why_an_item_is_there_and_what_was_shown_can_be_asked(shop_api: Running)
     with Client(shop_api.url) as client:
         after = client.feedback("ron", "camera-4", "like").position
         mine = client.recommendations("ron", 5, after=after, explain=True)
-        causes = mine.items[0].because
+        causes = mine.items[0].attributions
         assert causes is not None
         assert [(cause.item_id, cause.action) for cause in causes] == [("camera-4", "like")]
         assert mine.impression_id is not None
         shown = client.explain(mine.impression_id)
         assert [item.item_id for item in shown.items] == [item.item_id for item in mine.items]
-        assert shown.items[0].parts == mine.items[0].parts
+        assert shown.items[0].contributions == mine.items[0].contributions
         with pytest.raises(BadInput, match="impression"):
             client.explain("of-nobody")
 

@@ -33,7 +33,7 @@ def test_a_rule_takes_effect_is_listed_and_ends_with_its_removal(shop_api: Runni
 
     wait_until(lambda: second()["item_id"] == chosen)
     assert second()["reason"] == PINNED
-    assert "rules" in second()["parts"]
+    assert "rules" in second()["contributions"]
     assert [r["rule_id"] for r in shop_api.get("/rules")["rules"]] == [rule["rule_id"]]
     assert shop_api.http.delete(f"/rules/{rule['rule_id']}").json() == {"removed": rule["rule_id"]}
     wait_until(lambda: second()["item_id"] != chosen)

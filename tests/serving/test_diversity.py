@@ -26,8 +26,8 @@ def test_a_list_of_one_kind_becomes_one_of_both_and_its_receipt_adds_up() -> Non
     rows = served.items("ann", 8, options=dataclasses.replace(PLAIN, diversity=1.0))
     assert kinds([row["item_id"] for row in rows]) == {"camera", "cable"}
     assert rows[0]["item_id"] == served.ids("ann", 1)[0]
-    assert rows[0]["parts"]["diversity"] == 0
-    assert any(row["parts"]["diversity"] < 0 for row in rows)
+    assert rows[0]["contributions"]["diversity"] == 0
+    assert any(row["contributions"]["diversity"] < 0 for row in rows)
 
 
 def test_before_any_model_categories_tell_what_is_alike() -> None:

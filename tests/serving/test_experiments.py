@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
 
+from afterclick.api import Policy
 from afterclick.errors import Unavailable
 from afterclick.events import Action
 from serving.control.experiments import (
@@ -28,7 +29,7 @@ from serving.control.experiments import (
 from serving.control.significance import sample_ratio_p_value
 from serving.control.store import Database
 from serving.events.reactions import Impression, ReactionCounter
-from serving.ranking.options import PLAIN, Policy
+from serving.ranking.options import PLAIN
 from serving.ranking.remembered import RecommendationRequest
 from tests.serving import shop
 from tests.serving.offline import Offline
@@ -140,11 +141,11 @@ def test_weights_change_the_order_and_the_receipt() -> None:
     plain = {row["item_id"]: row for row in served.items("ann", 20)}
     trend = dataclasses.replace(PLAIN, weights=(("content", 0.0), ("history", 0.0), ("model", 0.0)))
     weighed = served.items("ann", 20, options=trend)
-    assert all(row["parts"]["history"] == 0 for row in weighed)
+    assert all(row["contributions"]["history"] == 0 for row in weighed)
     assert [row["item_id"] for row in weighed] != list(plain)
     for row in weighed:
         if row["item_id"] in plain:
-            assert row["parts"]["trend"] == pytest.approx(plain[row["item_id"]]["parts"]["trend"])
+            assert row["contributions"]["trend"] == pytest.approx(plain[row["item_id"]]["contributions"]["trend"])
 
 
 def test_the_popular_policy_shows_what_is_popular_less_what_was_seen() -> None:

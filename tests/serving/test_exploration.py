@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from afterclick import events
+from afterclick.api import SamplingPolicy
 from afterclick.events import ImpressionEvent, Item
 from serving.control.significance import sample_ratio_p_value
 from serving.events.impressions import encode
 from serving.ranking.exploration import TAIL, chances_of, explore
-from serving.ranking.options import PLAIN, Draw
+from serving.ranking.options import PLAIN
 from serving.ranking.remembered import RecommendationRequest
 from tests.serving import shop
 from tests.serving.offline import Offline
@@ -23,16 +24,16 @@ OWN, REST = np.arange(8), np.arange(8, 60)
 
 
 def rounds(
-    draw: Draw, rate: float, count: int, seed: int = 4
+    draw: SamplingPolicy, rate: float, count: int, seed: int = 4
 ) -> list[tuple[list[int], list[float]]]:
     dice = np.random.default_rng(seed)
     found = (explore(OWN, REST, SCORES, rate, draw, dice) for _ in range(count))
     return [(one.rows.tolist(), one.propensities.tolist()) for one in found]
 
 
-@pytest.mark.parametrize("draw", list(Draw))
+@pytest.mark.parametrize("draw", list(SamplingPolicy))
 @pytest.mark.parametrize("rate", [0.05, 0.5, 1.0])
-def test_logged_propensities_are_the_frequencies(draw: Draw, rate: float) -> None:
+def test_logged_propensities_are_the_frequencies(draw: SamplingPolicy, rate: float) -> None:
     count = 20_000
     seen: Counter[tuple[int, int]] = Counter()
     logged: dict[tuple[int, int], set[float]] = defaultdict(set)
@@ -57,7 +58,7 @@ def test_inverse_propensity_scoring_gives_the_value_of_a_policy_that_was_never_r
     target = {place: 8 + place for place in range(len(OWN))}
     truth = sum(appeal[row] for row in target.values())
     estimates, naive = [], []
-    for rows, propensities in rounds(Draw.SOFTMAX, 0.4, 30_000):
+    for rows, propensities in rounds(SamplingPolicy.SOFTMAX, 0.4, 30_000):
         clicked = dice.random(len(rows)) < appeal[rows]
         on_target = np.array([row == target[place] for place, row in enumerate(rows)])
         estimates.append(float((clicked * on_target / np.array(propensities)).sum()))
@@ -70,33 +71,35 @@ def test_inverse_propensity_scoring_gives_the_value_of_a_policy_that_was_never_r
 
 
 def test_nothing_comes_twice_and_a_place_without_a_tail_is_certain() -> None:
-    for rows, propensities in rounds(Draw.UNIFORM, 0.5, 300):
+    for rows, propensities in rounds(SamplingPolicy.UNIFORM, 0.5, 300):
         assert len(set(rows)) == len(rows)
         assert all(0 < p <= 1 for p in propensities)
-    short = explore(OWN, REST[:3], SCORES, 1.0, Draw.UNIFORM, np.random.default_rng(0))
+    short = explore(OWN, REST[:3], SCORES, 1.0, SamplingPolicy.UNIFORM, np.random.default_rng(0))
     assert short.rows.tolist() == [8, 9, 10, 3, 4, 5, 6, 7]
     assert short.propensities.tolist() == [1.0] * 8
 
 
 def test_softmax_prefers_what_scores_more_and_uniform_does_not() -> None:
     scores = np.array([3.0, 2.0, 1.0])
-    soft = chances_of(scores, Draw.SOFTMAX)
+    soft = chances_of(scores, SamplingPolicy.SOFTMAX)
     assert soft[0] > soft[1] > soft[2] > 0
     assert soft.sum() == pytest.approx(1.0)
-    assert chances_of(scores, Draw.UNIFORM).tolist() == pytest.approx([1 / 3] * 3)
-    assert chances_of(np.zeros(3), Draw.SOFTMAX).tolist() == pytest.approx([1 / 3] * 3)
+    assert chances_of(scores, SamplingPolicy.UNIFORM).tolist() == pytest.approx([1 / 3] * 3)
+    assert chances_of(np.zeros(3), SamplingPolicy.SOFTMAX).tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_a_list_explores_only_when_it_is_asked_to_and_the_receipt_says_where() -> None:
     served = Offline(liked={"ann": ["camera-3"]}, model=shop.model("m1"))
     plain = served.items("ann", 10)
-    assert all("propensity" not in row and "exploration" not in row["parts"] for row in plain)
+    assert all(
+        "propensity" not in row and "exploration" not in row["contributions"] for row in plain
+    )
     assert served.ids("ann", 10) == served.ids("ann", 10)
     options = dataclasses.replace(PLAIN, explore=0.5)
     lists = [
         served.items("ann", 10, options=options) for _ in range(40)
     ]  # receipts are checked in there
-    explored = [row for rows in lists for row in rows if row["parts"]["exploration"] > 0]
+    explored = [row for rows in lists for row in rows if row["contributions"]["exploration"] > 0]
     assert 100 < len(explored) < 300
     own = {row["item_id"] for row in plain}
     assert not own & {row["item_id"] for row in explored}
@@ -116,7 +119,7 @@ def test_what_came_last_is_explored_although_nobody_has_seen_it() -> None:
 
 def test_an_impression_says_policy_and_propensities() -> None:
     served = Offline()
-    options = dataclasses.replace(PLAIN, explore=0.25, draw=Draw.SOFTMAX)
+    options = dataclasses.replace(PLAIN, explore=0.25, draw=SamplingPolicy.SOFTMAX)
     explored, plain = (
         served.answer(RecommendationRequest("", 5, options=o)) for o in (options, PLAIN)
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from afterclick.api import SimilarityKind
 from afterclick.arrays import FloatArray
 from afterclick.events import Item
 from afterclick.model import WordVectors
@@ -14,7 +15,6 @@ from afterclick.settings import Settings
 from afterclick.user_vectors import UserVectors
 from serving.ranking.lists import similar
 from serving.ranking.options import PLAIN
-from serving.routes.schemas import Kinship
 from serving.state.ann_search import LATE, with_late
 from serving.state.snapshot import ServingSnapshot
 from tests.scoring.examples import a_state
@@ -88,7 +88,7 @@ def test_without_words_in_the_model_or_in_the_title_nothing_is_searched_for() ->
         world = put(served, "diver-1", title)
         assert world.content_search is world.loaded.content_search
         assert "diver-1" not in served.ids("ann", 100)
-        assert not len(similar(world, N, 10, by=Kinship.CONTENT)[0])
+        assert not len(similar(world, N, 10, by=SimilarityKind.CONTENT)[0])
 
 
 def test_another_model_reads_with_its_own_words() -> None:
@@ -125,8 +125,8 @@ def test_the_list_of_who_liked_what_is_alike_has_the_new_item_and_says_why() -> 
     rows = {row["item_id"]: row for row in served.items("ann", 100, explain=True)}
     assert rows["diver-1"]["source"] == "content"
     assert rows["diver-1"]["reason"] == "because you liked The camera-3"
-    assert rows["diver-1"]["parts"]["content"] > 0
-    assert rows["diver-1"]["because"][0]["item_id"] == "camera-3"
+    assert rows["diver-1"]["contributions"]["content"] > 0
+    assert rows["diver-1"]["attributions"][0]["item_id"] == "camera-3"
 
 
 def test_who_liked_a_new_item_gets_what_is_like_it() -> None:
@@ -143,11 +143,11 @@ def test_new_items_are_alike_by_content_and_diverse_by_it() -> None:
     served = a_shop(shop.words())
     put(served, "diver-1", "Camera for divers")
     world = put(served, "diver-2", "Another camera for divers")
-    items, scores = similar(world, N, 5, by=Kinship.CONTENT)
+    items, scores = similar(world, N, 5, by=SimilarityKind.CONTENT)
     assert items[0] == N + 1
     assert scores[0] > 0.999
-    assert N in similar(world, 3, 60, by=Kinship.CONTENT)[0]
-    assert not len(similar(world, N, 5, by=Kinship.BOUGHT)[0])
+    assert N in similar(world, 3, 60, by=SimilarityKind.CONTENT)[0]
+    assert not len(similar(world, N, 5, by=SimilarityKind.CO_PURCHASE)[0])
     diverse = replace(PLAIN, diversity=1.0)
     assert served.ids("ann", 10, options=diverse) != served.ids("ann", 10)
 

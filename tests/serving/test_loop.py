@@ -335,10 +335,10 @@ def test_because_is_what_leaving_the_event_out_would_change(shop_api: Running) -
     body = shop_api.list_for("rea", n=3, explain="true")
     assert kinds(body) == {"camera"}
     for item in body["items"]:
-        strongest = item["because"][0]
+        strongest = item["attributions"][0]
         assert (strongest["event_id"], strongest["title"]) == ("the-camera", "The camera-2")
         assert strongest["effect"] > 0
-    assert "because" not in shop_api.list_for("rea", n=3)["items"][0]
+    assert "attributions" not in shop_api.list_for("rea", n=3)["items"][0]
 
 
 def test_what_was_shown_can_be_asked_for_later(shop_api: Running) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from afterclick.client import Client
+from afterclick.api import Policy, Tier
 from afterclick.errors import BadInput
 from afterclick.events import Action, Item
+from afterclick.io.client import Client
 from afterclick.model import Model
 from afterclick.settings import StreamSettings
 from afterclick.user_vectors import UserState, fold_in, tower_user
 from serving.control.rules import RuleDraft
-from serving.ranking.options import PLAIN, Options, Page, Policy
+from serving.ranking.options import PLAIN, Options, Page
 from serving.ranking.remembered import RecommendationRequest
-from serving.routes.schemas import Source
 from tests.serving import shop
 from tests.serving.offline import Offline
 from tests.serving.running import Running
@@ -64,7 +64,7 @@ def test_one_model_alone_shows_what_it_scores_highest_less_what_was_seen(policy:
     assert [row["item_id"] for row in rows] == best[:20]
     assert {row["source"] for row in rows} == {{"als": "als", "two_tower": "tower"}[policy]}
     for row in rows:
-        assert row["parts"] == {"model": pytest.approx(scores[row["item_id"]], abs=1e-5)}
+        assert row["contributions"] == {"model": pytest.approx(scores[row["item_id"]], abs=1e-5)}
     answer = served.answer(RecommendationRequest("ann", 5, options=only(policy)))
     assert (answer.body["source"], answer.policy) == ("personalised", policy)
 
@@ -127,7 +127,7 @@ def test_rules_hold_under_every_policy(policy: Policy) -> None:
     ids = [row["item_id"] for row in rows]
     assert first not in ids
     assert ids[0] == "cable-17"
-    assert rows[0]["parts"]["rules"] == 1000
+    assert rows[0]["contributions"]["rules"] == 1000
     assert ids[2] == "cable-29"
 
 
@@ -168,10 +168,10 @@ def test_what_a_policy_cannot_do_goes_down_the_ladder_and_says_so(
 ) -> None:
     served = an_offline(**changes)
     asked = RecommendationRequest("ann", 5, options=only(policy), interests=("Cables",))
-    assert served.answer(asked).body["source"] == Source.INTERESTS
+    assert served.answer(asked).body["source"] == Tier.INTERESTS
     if changes.get("liked") == {}:
         answer = served.answer(dataclasses.replace(asked, interests=()))
-        assert (answer.body["source"], answer.policy) == (Source.TRENDING, policy)
+        assert (answer.body["source"], answer.policy) == (Tier.TRENDING, policy)
 
 
 @pytest.mark.parametrize("policy", ALONE)
@@ -191,7 +191,7 @@ def test_because_is_what_leaving_the_event_out_would_change_for_this_model(polic
     served = an_offline()
     row = served.items("ann", 1, explain=True, options=only(policy))[0]
     liked, now_ms = LIKED["ann"], served.snapshot.now_ms
-    effects = {cause["item_id"]: cause["effect"] for cause in row["because"]}
+    effects = {cause["item_id"]: cause["effect"] for cause in row["attributions"]}
     assert set(effects) == set(liked)
     for left_out, effect in effects.items():
         without = [(n, item) for n, item in enumerate(liked) if item != left_out]
@@ -209,8 +209,8 @@ def test_an_arm_may_name_any_policy_and_a_request_may_settle_on_another(shop_api
     assert {item["source"] for item in during["items"]} == {"als"}
     settled = shop_api.list_for("zoe", n=5, policy="blend")
     assert "experiment" not in settled
-    assert [item["parts"] for item in settled["items"]] == [
-        item["parts"] for item in blend["items"]
+    assert [item["contributions"] for item in settled["items"]] == [
+        item["contributions"] for item in blend["items"]
     ]
     arms = shop_api.get("/experiments/factors")["arms"]
     assert sum(arm["lists"] for arm in arms) == 1, (

@@ -57,9 +57,9 @@ def shown(api: Running, **query: Any) -> list[str]:
 def test_what_new_accounts_push_neither_trends_nor_is_popular(pushed: Running) -> None:
     found = pushed.get("/admin/quarantine")
     assert 0.5 < found["established_share"] < 1.0
-    assert found["trust"]["hour"] < 0.5  # sixty accounts vote for others, too
-    assert found["trust"]["quarter"] == 1.0
-    assert [item["item_id"] for item in found["held"]] == ["junk"]
+    assert found["new_account_weight"]["hour"] < 0.5  # sixty accounts vote for others, too
+    assert found["new_account_weight"]["quarter"] == 1.0
+    assert [item["item_id"] for item in found["quarantined"]] == ["junk"]
     assert all("junk" not in shown(pushed, window=window) for window in ("hour", "day", "month"))
     assert "junk" not in shown(pushed)
     assert "junk" not in [item["item_id"] for item in pushed.list_for("nobody")["items"]]
@@ -69,19 +69,19 @@ def test_what_new_accounts_push_neither_trends_nor_is_popular(pushed: Running) -
 
 def test_an_administrator_lifts_it_and_takes_that_back(pushed: Running) -> None:
     for lifted in (True, False):
-        answer = pushed.http.post("/admin/quarantine", json={"item_id": "junk", "lifted": lifted})
+        answer = pushed.http.post("/admin/quarantine", json={"item_id": "junk", "approved": lifted})
         assert answer.status_code == 200, answer.text
         wait_until(lambda: (shown(pushed, window="day")[:1] == ["junk"]) is lifted)  # noqa: B023
         found = pushed.get("/admin/quarantine")
-        assert found["lifted"] == (["junk"] if lifted else [])
-        assert [item["item_id"] for item in found["held"]] == ([] if lifted else ["junk"])
+        assert found["approved"] == (["junk"] if lifted else [])
+        assert [item["item_id"] for item in found["quarantined"]] == ([] if lifted else ["junk"])
 
 
 def test_without_the_bound_it_is_first(settings: Settings, pushed: Running) -> None:
     """The control."""
-    serving = settings.serving.model_copy(update={"quarantine_slack": 0.0})
+    serving = settings.serving.model_copy(update={"quarantine_max_ratio": 0.0})
     with Running(settings.model_copy(update={"serving": serving})) as unbound:
         unbound.ready()
         wait_until(lambda: shown(unbound, window="day")[:1] == ["junk"])
-        assert unbound.get("/admin/quarantine")["held"] == []
+        assert unbound.get("/admin/quarantine")["quarantined"] == []
         assert shown(unbound)[0] == "junk"

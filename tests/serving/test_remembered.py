@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from afterclick.api import Tier
 from afterclick.events import Item
 from serving.control.rules import RuleDraft
 from serving.ranking import remembered
 from serving.ranking.remembered import Kept, Recommendation, RecommendationRequest, RenderedList
-from serving.routes.schemas import Source
 from serving.state.loaded_models import LoadedModel
 from serving.state.loaded_ranker import FormulaRanker
 from tests.serving import shop
@@ -22,11 +22,11 @@ ASK = RecommendationRequest("ann", 10)
 class Shop:
     """A served shop that remembers personal lists for 30 seconds of a clock in the test's hand."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, remember_s: float = 30.0) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cache_ttl_s: float = 30.0) -> None:
         self.now = 1000.0
         monkeypatch.setattr(remembered, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.liked = {"ann": ["camera-3", "camera-5"]}
-        self.served = Offline(liked=self.liked, model=shop.model("m1"), remember_s=remember_s)
+        self.served = Offline(liked=self.liked, model=shop.model("m1"), cache_ttl_s=cache_ttl_s)
 
     def given_again(self, ask: RecommendationRequest = ASK) -> bool:
         return self.served.answer(ask).remembered
@@ -98,7 +98,7 @@ def test_lists_that_are_not_personal_are_of_the_present_world(shop_now: Shop) ->
 def test_told_to_remember_nothing_every_world_makes_lists_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shop_now = Shop(monkeypatch, remember_s=0.0)
+    shop_now = Shop(monkeypatch, cache_ttl_s=0.0)
     assert [shop_now.given_again() for _ in range(2)] == [False, True]
     shop_now.another_world()
     assert not shop_now.given_again()
@@ -108,26 +108,26 @@ def test_a_list_made_in_a_hurry_comes_again_only_in_a_hurry(shop_now: Shop) -> N
     served = shop_now.served
     served.busy = True
     told = [
-        (answer.body["brief"], answer.remembered)
+        (answer.body["reduced"], answer.remembered)
         for answer in (served.answer(ASK) for _ in range(2))
     ]
     assert told == [(True, False), (True, True)]
-    assert served.answer(RecommendationRequest("ann", 10, patient=True)).body["brief"] is False
+    assert served.answer(RecommendationRequest("ann", 10, patient=True)).body["reduced"] is False
     served.busy = False
     told = [
-        (answer.body["brief"], answer.remembered)
+        (answer.body["reduced"], answer.remembered)
         for answer in (served.answer(ASK) for _ in range(2))
     ]
     assert told == [(False, False), (False, True)]
     served.busy = True
     answer = served.answer(ASK)
-    assert (answer.body["brief"], answer.remembered) == (False, True), (
+    assert (answer.body["reduced"], answer.remembered) == (False, True), (
         "a whole list is given before a brief one"
     )
 
 
 def a_list(number: int, items: bytes = b"[]") -> Recommendation:
-    shown = RenderedList(Source.TRENDING, items, b"[]", 0)
+    shown = RenderedList(Tier.TRENDING, items, b"[]", 0)
     return Recommendation({"impression_id": f"l{number}"}, shown, "blend")
 
 

@@ -118,7 +118,7 @@ def test_without_its_database_the_api_answers(settings: Settings) -> None:
     with Running(with_database(settings, nowhere)) as api:
         for _ in range(20):
             assert api.http.get("/recommendations", params={"user_id": "bob"}).status_code == 200
-        parts = api.http.get("/health/ready").json()["parts"]
+        parts = api.http.get("/health/ready").json()["contributions"]
         assert parts["sql"] is False
         assert api.service.requests.pending.written == 0
         wait_until(lambda: len(api.service.requests.pending) == 20)

@@ -54,9 +54,9 @@ def test_a_boost_brings_an_item_up_from_anywhere_and_a_bury_sends_it_down(user_i
     )
     rows = served.items(user_id)
     assert rows[0]["item_id"] == last
-    assert rows[0]["parts"]["rules"] == 500
+    assert rows[0]["contributions"]["rules"] == 500
     assert before[0] not in [row["item_id"] for row in rows]
-    assert all(row["parts"]["rules"] == 0 for row in rows[1:])
+    assert all(row["contributions"]["rules"] == 0 for row in rows[1:])
 
 
 @pytest.mark.parametrize("user_id", AUDIENCES)
@@ -72,7 +72,7 @@ def test_a_pin_holds_its_place_and_the_receipt_says_so(user_id: str) -> None:
     assert (ids[0], ids[3]) == (natural[40], natural[30])
     assert [i for i in ids if i not in (natural[40], natural[30])] == natural[:8]
     for place in (0, 3):
-        assert rows[place]["parts"]["rules"] > 0
+        assert rows[place]["contributions"]["rules"] > 0
         assert rows[place]["reason"] == PINNED
 
 
@@ -88,7 +88,7 @@ def test_rules_of_one_item_add_up_and_exclusion_wins() -> None:
     served = an_offline()
     served.decide(draft("boost", "item:cable-9", amount=7), draft("bury", "title:9", amount=3))
     row = next(row for row in served.items("bob", 50) if row["item_id"] == "cable-9")
-    assert row["parts"]["rules"] == pytest.approx(4)
+    assert row["contributions"]["rules"] == pytest.approx(4)
     served.decide(draft("pin", "item:cable-9"), draft("exclude", "category:cables"))
     assert not any(item_id.startswith("cable") for item_id in served.ids("bob", 20))
 
@@ -112,7 +112,7 @@ def test_a_rule_is_in_force_from_its_start_to_its_end() -> None:
 def test_without_rules_nothing_is_computed_for_them() -> None:
     served = an_offline()
     assert served.snapshot.rules is NO_RULES
-    assert "rules" not in served.items("ann")[0]["parts"]
+    assert "rules" not in served.items("ann")[0]["contributions"]
 
 
 def test_a_remembered_list_does_not_outlive_a_rule() -> None:

@@ -128,7 +128,7 @@ def _settings(broker: str, redis_url: str, jars: Path, home: Path) -> Settings:
         jars=jars,
         kafka=KafkaSettings(bootstrap=broker, prefix=f"ui{unique}-", partitions=2),
         redis=RedisSettings(url=redis_url, prefix=f"ui{unique}:", timeout_s=REDIS_S),
-        serving=ServingSettings(port=api_port, busy_ms=1e6),
+        serving=ServingSettings(port=api_port, shed_after_ms=1e6),
         ui=UiSettings(port=free_port(), api_url=f"http://127.0.0.1:{api_port}"),
     )
 

@@ -8,15 +8,15 @@ from xml.etree import ElementTree
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afterclick.client import RankedItem, Recommendations
+from afterclick.api import Recommendations, RecommendedItem
 from ui.artwork import artwork, face
 from ui.cards import bar_scale, card, department_of, sureness, title_of
 from ui.demo_users import demo_user, demo_users
 from ui.figures import board_tiles, flows, number, span, strip_tiles
 
 
-def ranked(item_id: str = "B1", score: float = 1.0, **fields: object) -> RankedItem:
-    return RankedItem.model_validate({"item_id": item_id, "score": score, **fields})
+def ranked(item_id: str = "B1", score: float = 1.0, **fields: object) -> RecommendedItem:
+    return RecommendedItem.model_validate({"item_id": item_id, "score": score, **fields})
 
 
 def test_an_item_without_a_title_shows_its_category_and_id() -> None:
@@ -26,8 +26,8 @@ def test_an_item_without_a_title_shows_its_category_and_id() -> None:
 
 def test_the_bar_of_the_highest_score_is_full_and_parts_share_it() -> None:
     items = (
-        ranked("a", 2.0, parts={"model": 1.5, "trend": 0.5}),
-        ranked("b", 0.5, parts={"model": 0.5}),
+        ranked("a", 2.0, contributions={"model": 1.5, "trend": 0.5}),
+        ranked("b", 0.5, contributions={"model": 0.5}),
     )
     scale = bar_scale(items)
     shown = card(items[0], 1, scale, 0, False)
@@ -40,7 +40,9 @@ def test_badges_are_those_that_the_api_gives() -> None:
         "trending now",
         "new",
     ]
-    assert card(ranked(parts={"trend": 0.9, "model": 0.1}), 1, 1.0, 0, False)["badges"] == []
+    assert (
+        card(ranked(contributions={"trend": 0.9, "model": 0.1}), 1, 1.0, 0, False)["badges"] == []
+    )
 
 
 def test_how_sure_a_list_is_comes_from_the_distance_to_its_last_item() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from unittest.mock import AsyncMock, Mock
 
-from afterclick.client import Cause, History, HistoryRow, PushedList, RankedItem
+from afterclick.api import Cause, History, HistoryRow, PushedList, RecommendedItem
 from ui.api import Api
 from ui.shop_session import TOGETHER, Deed, ShopSession
 
 
 def a_list(*ids: str, cause: Cause | None = None) -> PushedList:
-    items = tuple(RankedItem(item_id=item_id, score=1.0) for item_id in ids)
+    items = tuple(RecommendedItem(item_id=item_id, score=1.0) for item_id in ids)
     return PushedList(user_id="ann", source="personalised", items=items, cause=cause)
 
 

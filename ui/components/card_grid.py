@@ -9,7 +9,7 @@ from typing import Any
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
 Act = Callable[[str, str, str], Awaitable[None]]
 Undo = Callable[[str, str], Awaitable[None]]
@@ -66,7 +66,7 @@ class CardGrid(Element, component="card_grid.js"):
         self._props["cause"] = cause
 
     def show(
-        self, cards: list[JsonObject], headline: str = "", answered: str = "", failed: str = ""
+        self, cards: list[Json], headline: str = "", answered: str = "", failed: str = ""
     ) -> None:
         """Show a list. `answered`: token of the deed that caused it; `failed`: of one that did not arrive."""
         self._props["cards"] = cards

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from nicegui.element import Element
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 from ui.snippets import Snippet
 
 
@@ -18,13 +18,13 @@ class ReceiptDrawer(Element, component="receipt_drawer.js"):
         super().__init__()
         self._props["receipt"] = None
 
-    def show(self, receipt: JsonObject) -> None:
+    def show(self, receipt: Json) -> None:
         """Open the drawer."""
         self._props["receipt"] = receipt
         self.run_method("open")
         self.update()
 
-    def replace(self, receipt: JsonObject) -> None:
+    def replace(self, receipt: Json) -> None:
         """Say more of the item that is shown; of another one it says nothing."""
         shown = self._props["receipt"]
         if shown and shown["item_id"] == receipt["item_id"]:

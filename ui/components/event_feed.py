@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nicegui.element import Element
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
 
 class EventFeed(Element, component="event_feed.js"):
@@ -14,6 +14,6 @@ class EventFeed(Element, component="event_feed.js"):
         super().__init__()
         self._props["events"] = []
 
-    def show(self, events: list[JsonObject]) -> None:
+    def show(self, events: list[Json]) -> None:
         self._props["events"] = events
         self.update()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nicegui.element import Element
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
 
 class Experiments(Element, component="experiments.js"):
@@ -15,7 +15,7 @@ class Experiments(Element, component="experiments.js"):
         self._props["experiments"] = []
         self._props["notice"] = notice
 
-    def show(self, experiments: list[JsonObject], notice: str) -> None:
+    def show(self, experiments: list[Json], notice: str) -> None:
         """Send what has changed."""
         shown = (self._props["experiments"], self._props["notice"])
         if shown != (experiments, notice):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nicegui.element import Element
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
 
 class LiveStrip(Element, component="live_strip.js"):
@@ -16,7 +16,7 @@ class LiveStrip(Element, component="live_strip.js"):
         self._props["connected"] = False
         self._props["beat"] = 0
 
-    def show(self, tiles: list[JsonObject], connected: bool, beat: int) -> None:
+    def show(self, tiles: list[Json], connected: bool, beat: int) -> None:
         self._props["tiles"] = tiles
         self._props["connected"] = connected
         self._props["beat"] = beat

@@ -8,9 +8,9 @@ from typing import Any
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
-Steer = Callable[[str, JsonObject], Awaitable[None]]
+Steer = Callable[[str, Json], Awaitable[None]]
 """(event, what it says)"""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nicegui.element import Element
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
 
 class Pipeline(Element, component="pipeline.js"):
@@ -17,7 +17,7 @@ class Pipeline(Element, component="pipeline.js"):
         self._props["flows"] = []
         self._props["beat"] = 0
 
-    def show(self, stations: list[JsonObject], flows: list[JsonObject], beat: int) -> None:
+    def show(self, stations: list[Json], flows: list[Json], beat: int) -> None:
         self._props["stations"] = stations
         self._props["flows"] = flows
         self._props["beat"] = beat

@@ -8,7 +8,7 @@ from typing import Any
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
-from afterclick.client import ShopItem
+from afterclick.api import ItemSummary
 from ui.artwork import category_hue
 from ui.cards import title_of
 
@@ -17,7 +17,7 @@ class SearchBox(Element, component="search_box.js"):
     """Asks `find(words)` as one types; calls `on_open(item_id)` for a result."""
 
     def __init__(
-        self, find: Callable[[str], Awaitable[Sequence[ShopItem]]], on_open: Callable[[str], Any]
+        self, find: Callable[[str], Awaitable[Sequence[ItemSummary]]], on_open: Callable[[str], Any]
     ) -> None:
         super().__init__()
         self._props["results"] = []
@@ -37,7 +37,7 @@ class SearchBox(Element, component="search_box.js"):
         self.on("open", open_item)
 
 
-def _row(item: ShopItem) -> dict[str, Any]:
+def _row(item: ItemSummary) -> dict[str, Any]:
     return {
         "id": item.item_id,
         "title": title_of(item),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nicegui.element import Element
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 
 
 class Tiles(Element, component="tiles.js"):
@@ -15,7 +15,7 @@ class Tiles(Element, component="tiles.js"):
         self._props["tiles"] = []
         self._props["beat"] = 0
 
-    def show(self, tiles: list[JsonObject], beat: int) -> None:
+    def show(self, tiles: list[Json], beat: int) -> None:
         self._props["tiles"] = tiles
         self._props["beat"] = beat
         self.update()

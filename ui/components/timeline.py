@@ -5,7 +5,7 @@ from __future__ import annotations
 from nicegui.element import Element
 from nicegui.events import GenericEventArguments
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 from ui.components.card_grid import Undo
 
 
@@ -21,7 +21,7 @@ class Timeline(Element, component="timeline.js"):
 
         self.on("undo", undo)
 
-    def show(self, rows: list[JsonObject]) -> None:
+    def show(self, rows: list[Json]) -> None:
         if rows != self._props["rows"]:
             self._props["rows"] = rows
             self.update()

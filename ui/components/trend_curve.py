@@ -7,13 +7,13 @@ from collections.abc import Mapping
 
 from nicegui.element import Element
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 from afterclick.trends import HALF_LIVES_MS
 
 _DAY_MS = 86_400_000
 
 
-def curve(trends: Mapping[str, float]) -> list[JsonObject]:
+def curve(trends: Mapping[str, float]) -> list[Json]:
     """Per horizon, longest first, the rate that its decayed sum stands for.
 
     A steady rate r gives a decayed sum of r · half-life / ln 2, so r = sum · ln 2 / half-life (per day). A
@@ -42,7 +42,7 @@ class TrendCurve(Element, component="trend_curve.js"):
         super().__init__()
         self._props["rows"] = []
 
-    def show(self, rows: list[JsonObject]) -> None:
+    def show(self, rows: list[Json]) -> None:
         if rows != self._props["rows"]:
             self._props["rows"] = rows
             self.update()

@@ -8,7 +8,8 @@ from urllib.parse import urlencode
 
 from nicegui import ui
 
-from afterclick.client import JsonObject, Recommendations
+from afterclick.api import Recommendations
+from afterclick.arrays import Json
 from afterclick.errors import AfterclickError
 from ui.api import Api
 from ui.artwork import category_hue
@@ -74,9 +75,7 @@ async def rank(api: Api, user_id: str) -> list[Recommendations]:
     )
 
 
-def column(
-    policy: Policy, found: Recommendations, blend: Recommendations, user_id: str
-) -> JsonObject:
+def column(policy: Policy, found: Recommendations, blend: Recommendations, user_id: str) -> Json:
     """A column: each item with its place in the blend, where it has one."""
     places = {item.item_id: n for n, item in enumerate(blend.items, start=1)}
     return {

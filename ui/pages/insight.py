@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import structlog
 from nicegui import ui
 
-from afterclick.client import JsonObject
+from afterclick.arrays import Json
 from afterclick.errors import AfterclickError
 from ui.api import Api
 from ui.cards import SOURCE_NAMES
@@ -90,7 +90,7 @@ class InsightPanels:
             self._exposure_age.heard()
 
 
-def model_rows(models: Sequence[JsonObject]) -> list[list[str]]:
+def model_rows(models: Sequence[Json]) -> list[list[str]]:
     """Version, state, and the first metrics of each model."""
     rows = []
     for model in models:
@@ -100,7 +100,7 @@ def model_rows(models: Sequence[JsonObject]) -> list[list[str]]:
     return rows
 
 
-def exposure_row(row: JsonObject) -> list[str]:
+def exposure_row(row: Json) -> list[str]:
     """One source and model; rates in per cent."""
     return [
         SOURCE_NAMES.get(row["source"], str(row["source"])),
@@ -112,13 +112,13 @@ def exposure_row(row: JsonObject) -> list[str]:
     ]
 
 
-def letter_row(letter: JsonObject) -> list[str]:
+def letter_row(letter: Json) -> list[str]:
     """Where it lies, why it could not be read, how it begins."""
     place = f"{letter['topic']}/{letter['offset']}"
     return [place, letter["headers"].get("error", ""), letter["value"]]
 
 
-def request_row(request: JsonObject) -> list[str]:
+def request_row(request: Json) -> list[str]:
     """When (UTC), what, how it ended, how long it took."""
     when = datetime.fromtimestamp(request["time"], UTC).strftime("%H:%M:%S")
     what = f"{request['method']} {request['target']}"

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import structlog
 from nicegui import ui
 
-from afterclick.client import ItemDetails, RankedItem
+from afterclick.api import ItemDetails, ListedItem, RecommendedItem
 from afterclick.errors import AfterclickError, BadInput
 from ui.api import Api
 from ui.artwork import artwork
@@ -172,7 +172,7 @@ class ItemPage:
         else:
             self._done.set_text("No list has it: a rule of the shop leaves it out.")
 
-    def _alike(self, kind: str, others: tuple[RankedItem, ...]) -> None:
+    def _alike(self, kind: str, others: tuple[ListedItem, ...]) -> None:
         heading, none = KINDS[kind]
         Heading(heading)
         if not others:
@@ -190,6 +190,6 @@ class ItemPage:
         )
         grid.show(cards)
 
-    def _card(self, other: RankedItem, place: int) -> dict[str, Any]:
-        shown = card(other, place, 1.0, 0, False)
+    def _card(self, other: ListedItem, place: int) -> dict[str, Any]:
+        shown = card(RecommendedItem(**other.model_dump()), place, 1.0, 0, False)
         return shown | {"href": item_url(other.item_id, self._session.user_id)}

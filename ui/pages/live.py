@@ -8,8 +8,8 @@ from itertools import islice
 import structlog
 from nicegui import ui
 
-from afterclick.client import AsyncClient
 from afterclick.errors import AfterclickError
+from afterclick.io.client import AsyncClient
 from ui.api import Api
 from ui.cards import title_of
 from ui.charts import TIME_CHARTS, race_options, time_options

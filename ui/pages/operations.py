@@ -8,8 +8,9 @@ from contextlib import suppress
 import structlog
 from nicegui import ui
 
-from afterclick.client import AsyncClient, JsonObject
+from afterclick.arrays import Json
 from afterclick.errors import AfterclickError, BadInput
+from afterclick.io.client import AsyncClient
 from ui.api import Api
 from ui.components.controls import Age, panel
 from ui.components.operations import BreakIt, ModelsControl, ReplayControl, SimulatorControl
@@ -26,7 +27,7 @@ PATHS = {
     "steer": "/admin/simulator/steer",
     "stop": "/admin/simulator/stop",
 }
-EMPTY: JsonObject = {"state": "", "words": "", "more": ""}
+EMPTY: Json = {"state": "", "words": "", "more": ""}
 
 
 class OperationsPanels:
@@ -89,7 +90,7 @@ class OperationsPanels:
             self._notice.set_text("")
         await self._show(console)
 
-    async def _show(self, console: JsonObject) -> None:
+    async def _show(self, console: Json) -> None:
         simulator = console["simulator"]
         self._replay.show(replay=console["replay"])
         self._simulator.show(
@@ -103,21 +104,21 @@ class OperationsPanels:
             with suppress(AfterclickError):  # somebody else asks at this moment
                 await self._console.post("/admin/models/list", {})
 
-    async def _steer_replay(self, _: str, change: JsonObject) -> None:
+    async def _steer_replay(self, _: str, change: Json) -> None:
         await self._ask(lambda: self._console.post("/admin/replay", change))
 
-    async def _steer_simulator(self, name: str, change: JsonObject) -> None:
+    async def _steer_simulator(self, name: str, change: Json) -> None:
         await self._ask(lambda: self._console.post(PATHS[name], change))
 
-    async def _act_on_models(self, _: str, act: JsonObject) -> None:
+    async def _act_on_models(self, _: str, act: Json) -> None:
         body = {"version": act["version"]} if act["what"] == "promote" else {}
         await self._ask(lambda: self._console.post(f"/admin/models/{act['what']}", body))
 
-    async def _break_it(self, name: str, fault: JsonObject) -> None:
+    async def _break_it(self, name: str, fault: Json) -> None:
         path = "/admin/reconcile" if name == "reconcile" else f"/admin/faults/{fault['fault']}"
         await self._ask(lambda: self._console.post(path, {}))
 
-    async def _ask(self, call: Callable[[], Awaitable[JsonObject]]) -> None:
+    async def _ask(self, call: Callable[[], Awaitable[Json]]) -> None:
         """Do it, say why where it could not be done, and show what it has changed."""
         try:
             await call()

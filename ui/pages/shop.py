@@ -13,7 +13,7 @@ import structlog
 from nicegui import background_tasks, ui
 from nicegui.client import Client
 
-from afterclick.client import PushedList, Recommendations, ShopItem
+from afterclick.api import ItemSummary, PushedList, Recommendations
 from afterclick.errors import AfterclickError
 from ui.api import Api
 from ui.cards import item_url
@@ -159,11 +159,11 @@ class ShopPage:
         self._receipt.show(receipt(item, answer, self._session.timeline))
         with suppress(AfterclickError):
             alone = await self._api.in_list(self._session.user_id, item_id)
-            causes = alone.items[0].because if alone.items else None
-            explained = item.model_copy(update={"because": causes})
+            causes = alone.items[0].attributions if alone.items else None
+            explained = item.model_copy(update={"attributions": causes})
             self._receipt.replace(receipt(explained, answer, self._session.timeline))
 
-    async def _find(self, words: str) -> Sequence[ShopItem]:
+    async def _find(self, words: str) -> Sequence[ItemSummary]:
         try:
             found = (await self._api.search(words, FOUND)).items
         except AfterclickError as error:

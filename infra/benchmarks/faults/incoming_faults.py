@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from afterclick.client import Client
 from afterclick.events import Action
+from afterclick.io.client import Client
 from infra.benchmarks.faults.fault_case import QUICK, Bench, Case, lost
 from infra.benchmarks.faults.fault_events import POISON, Row, events, produce
 from infra.benchmarks.servers import running_api

@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 import orjson
 
+from afterclick.api import Policy, SamplingPolicy
 from afterclick.errors import Unavailable
 from afterclick.events import Action, Item
 from afterclick.model import Model, TowerArrays, WordVectors
@@ -32,7 +33,7 @@ from serving.control.experiments import Arm, Assignment, Experiment, ExperimentD
 from serving.control.rules import Rule, RuleBook, RuleDraft
 from serving.problems import ApiError
 from serving.ranking.cursors import decode_cursor
-from serving.ranking.options import Draw, Options, Page, Policy
+from serving.ranking.options import Options, Page
 from serving.ranking.remembered import Recommendation, RecommendationRequest
 from serving.recommender import Recommender
 from serving.routes import queries, shop
@@ -219,7 +220,7 @@ def _arm(arm: Mapping[str, Any]) -> dict[str, Any]:
     if "policy" in fields:
         fields["policy"] = POLICIES[fields["policy"]]
     if "sampling" in fields:
-        fields["draw"] = Draw(fields.pop("sampling"))
+        fields["draw"] = SamplingPolicy(fields.pop("sampling"))
     if "weights" in fields:
         fields["weights"] = {TO_PART[part]: weight for part, weight in fields["weights"].items()}
     return fields
@@ -250,7 +251,7 @@ async def _recommended(state: SimpleNamespace, spec: Spec) -> Answer:
         PositionWaiters(0.001),
         StreamSettings().weights,
         late=lambda _: overloaded[0],
-        remember_s=3600.0,
+        cache_ttl_s=3600.0,
     )
     recommender._dice = np.random.default_rng(spec.get("seed", 0))
     recorder = _Recorder(recommender)
@@ -287,7 +288,7 @@ def _ask(spec: Spec, cursor: str | None) -> RecommendationRequest:
     if "policy" in spec:
         options["policy"] = POLICIES[spec["policy"]]
     if "sampling" in spec:
-        options["draw"] = Draw(spec["sampling"])
+        options["draw"] = SamplingPolicy(spec["sampling"])
     weights = {TO_PART[part]: weight for part, weight in spec.get("weights", {}).items()}
     return RecommendationRequest(
         spec["user"],
@@ -325,7 +326,7 @@ def _answer(body: Mapping[str, Any], made: Recommendation, pages: int) -> Answer
         "tier": TIERS[body["source"]],
         "model": body["model_version"],
         "degraded": body["degraded"],
-        "reduced": body["brief"],
+        "reduced": body["reduced"],
         "fresh": body["fresh"],
         "cached": made.remembered,
         "arm": arm and [arm["name"], arm["arm"], "fallback" in arm],
@@ -340,15 +341,15 @@ def _item(row: Mapping[str, Any]) -> Answer:
         "id": row["item_id"],
         "source": SOURCES[row["source"]],
         "score": row["score"],
-        "parts": {PARTS[name]: amount for name, amount in row["parts"].items()},
+        "parts": {PARTS[name]: amount for name, amount in row["contributions"].items()},
         "badges": sorted(row["badges"]),
     }
     if "propensity" in row:
         item["propensity"] = row["propensity"]
-    if "because" in row:
+    if "attributions" in row:
         item["causes"] = [
             [cause["event_id"], cause["item_id"], cause["action"], cause["effect"]]
-            for cause in row["because"]
+            for cause in row["attributions"]
         ]
     return item
 
