@@ -1,14 +1,13 @@
-"""Items pushed by new accounts: found, and left with what established users say of them.
+"""Defence against push attacks (shilling): limits on the votes of new accounts.
 
-In a shop as it is, established users cast about the same share of the votes of every popular item. Where new
-accounts cast many more than that on one item, it is pushed, or cannot be told from one that is. As long as it
-lasts only the votes of established users count for it, times what makes up for the new ones of an ordinary
-item: so an item that is wrongly suspected keeps about the trend it has earned.
+Established users cast about the same share of the votes of every popular item. Where new accounts cast many
+more than that on one item, it is quarantined: meanwhile only the votes of established users count, scaled by
+what new accounts add to an ordinary item. An item that is quarantined by mistake keeps about the trend it
+has earned.
 
-Accounts that push one item vote for others, too, to look like anybody. No item shows that, but their number
-does: where new accounts together cast more votes of a half-life than they usually do, they are counted as if
-they had cast the usual number, and in an item's heat that half-life counts for less beside longer ones, which
-remember the time before.
+Attackers also vote for other items, to look like ordinary users. That shows in no single item, only in the
+total: where new accounts cast more votes of a half-life than usual, their votes are scaled down to the usual
+total, and that half-life weighs less in trend scores than longer ones, which still remember the time before.
 """
 
 from __future__ import annotations
@@ -16,97 +15,95 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from afterclick.arrays import Float64Array
+from afterclick.arrays import BoolArray, Float64Array, IndexArray
 from afterclick.trends import TREND_MIX
 
 ESTABLISHED_DAYS = 7.0
 _ACTIVE = 20.0
-"""Decayed weight by the longest half-life from which on an item's share is looked at."""
-_FEWEST = 20
-"""So many active items make a shop whose usual share is known."""
-_DOUBT = 2
-"""Power of the trust in a half-life that its weight in the heat is multiplied by."""
+"""Decayed weight in the longest half-life from which an item counts as active."""
+_MIN_ACTIVE = 20
+"""Active items needed to know the usual share."""
+_MIX_POWER = 2
+"""Power of `new_account_weight` in the weight of a half-life in trend scores."""
 
 
 @dataclass(frozen=True)
 class QuarantineLimits:
-    """How much new accounts may do."""
+    """Limits on the votes of new accounts."""
 
-    slack: float = 4.0
-    """An item may have this many times the votes that its established users stand for; 0: no bound."""
-    free: float = 20.0
-    """And this weight of votes more, whoever casts them: items begin with nobody."""
+    max_ratio: float = 4.0
+    """Votes of an item, relative to those its established users stand for; 0: no limits."""
+    allowance: float = 20.0
+    """Weight of votes allowed on top, for items without established users."""
 
 
 @dataclass(frozen=True)
 class LimitedTrends:
-    """The trends of the catalogue as they may be used."""
+    """The trends of the catalogue within the limits."""
 
     values: Float64Array
-    """(m, H) decayed sums: of suspected items what established users stand for, of all as `trust` has it"""
-    held: NDArray[np.bool_]
+    """(m, H) decayed sums after limits"""
+    quarantined: BoolArray
     """(m,) items in quarantine"""
-    kept: Float64Array
-    """(m,) how much of the longest half-life, which forgets a push last, is left"""
-    share: float
-    """The established users' usual share of the votes on an item; 0 where it is not known yet."""
-    trust: Float64Array
-    """(H,) what a new account's vote counts: 1 where they cast no more than they usually do, or where that is
-    not known"""
+    retained_share: Float64Array
+    """(m,) share of the votes in the longest half-life that remains"""
+    established_share: float
+    """Usual share of established users in the votes on an item; 0 while unknown."""
+    new_account_weight: Float64Array
+    """(H,) weight of a new account's vote: 1 unless they exceed their usual total"""
 
     @property
     def weights(self) -> Float64Array:
-        """(H,) what each half-life counts for in an item's heat."""
-        return TREND_MIX * self.trust**_DOUBT
+        """(H,) weights of the half-lives in trend scores."""
+        return TREND_MIX * self.new_account_weight**_MIX_POWER
 
 
-def guard(
+def apply_limits(
     votes: Float64Array,
     established: Float64Array,
-    bounds: QuarantineLimits,
-    lifted: NDArray[np.intp] | None = None,
+    limits: QuarantineLimits,
+    approved: IndexArray | None = None,
 ) -> LimitedTrends:
-    """Hold back the items whose votes, by any half-life, exceed what their established users support.
+    """Limit items whose votes, in any half-life, exceed what their established users support.
 
-    `votes` and `established` (m, H): the decayed sums of all votes and of established users' alone. `lifted`:
-    rows that an administrator vouches for.
+    `votes` and `established` (m, H): decayed sums of all votes, and of those by established users.
+    `approved`: rows without limits.
     """
+    m, half_lives = votes.shape
     share = usual_share(votes, established)
-    if share == 0.0 or bounds.slack == 0.0:
-        full = np.ones(votes.shape[1])
-        return LimitedTrends(votes, np.zeros(len(votes), bool), np.ones(len(votes)), share, full)
-    vouched = np.maximum(established, 0.0)  # who skips an item votes against it
-    supported = vouched / share
-    over = votes > bounds.slack * supported + bounds.free
-    if lifted is not None:
-        over[lifted] = False
+    if share == 0.0 or limits.max_ratio == 0.0:
+        return LimitedTrends(votes, np.zeros(m, bool), np.ones(m), share, np.ones(half_lives))
+    support = np.maximum(established, 0.0)  # skips are negative votes
+    supported = support / share
+    over = votes > limits.max_ratio * supported + limits.allowance
+    if approved is not None:
+        over[approved] = False
     values = np.where(over, supported, votes)
-    kept = np.divide(values[:, -1], votes[:, -1], out=np.ones(len(votes)), where=over[:, -1])
-    new = np.maximum(values - vouched, 0.0)
-    if lifted is not None:
-        new[lifted] = 0.0
-    trust = _trust(new.sum(axis=0), vouched.sum(axis=0), share, bounds)
-    if (trust < 1.0).any():
-        values = values - new * (1.0 - trust)
-    return LimitedTrends(values, np.asarray(over.any(axis=1)), kept, share, trust)
+    retained = np.divide(values[:, -1], votes[:, -1], out=np.ones(m), where=over[:, -1])
+    new = np.maximum(values - support, 0.0)
+    if approved is not None:
+        new[approved] = 0.0
+    weight = _new_account_weight(new.sum(axis=0), support.sum(axis=0), share, limits)
+    if (weight < 1.0).any():
+        values = values - new * (1.0 - weight)
+    return LimitedTrends(values, np.asarray(over.any(axis=1)), retained, share, weight)
 
 
-def _trust(
-    new: Float64Array, established: Float64Array, share: float, bounds: QuarantineLimits
+def _new_account_weight(
+    new: Float64Array, established: Float64Array, share: float, limits: QuarantineLimits
 ) -> Float64Array:
-    """(H,) from the sums of all items by new accounts and by established users."""
-    usual = established * (1.0 - share) / share + bounds.free
+    """(H,) from the total votes (H,) of new accounts and of established users."""
+    usual = established * (1.0 - share) / share + limits.allowance
     return np.divide(usual, new, out=np.ones_like(new), where=new > usual)
 
 
 def usual_share(votes: Float64Array, established: Float64Array) -> float:
-    """The median, over the active items, of the share that established users have in the longest half-life.
+    """Median share of established users in the votes of active items, in the longest half-life.
 
-    A median, and of months: who wants to move it has to vote on half of the shop for weeks.
+    To move this median, an attacker has to vote on half of the catalogue for weeks.
     """
     active = votes[:, -1] >= _ACTIVE
-    if active.sum() < _FEWEST:
+    if active.sum() < _MIN_ACTIVE:
         return 0.0
     return float(np.clip(np.median(established[active, -1] / votes[active, -1]), 0.0, 1.0))

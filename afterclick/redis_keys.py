@@ -13,7 +13,7 @@
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
 {p:<topic>:<partition>}:taken     set     tokens of the retractions for forgotten users
 forgotten                         set     users with a forgotten past: membership of many in one call
-lifted                            set     items that an administrator has released from quarantine
+lifted                            set     items approved by an administrator: never in quarantine
 lease                             string  owner of the stream job that writes this state; expires
 running                           string  the lease's owner once its queries run; expires
 boundary                          string  start of the last batch or hand-over, epoch seconds
@@ -39,7 +39,7 @@ class Keys:
         return f"{self.prefix}forgotten"
 
     @property
-    def lifted(self) -> str:
+    def approved(self) -> str:
         return f"{self.prefix}lifted"
 
     @property

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from afterclick.arrays import FloatArray, IntArray
-from afterclick.quarantine import ESTABLISHED_DAYS, LimitedTrends, QuarantineLimits, guard
+from afterclick.quarantine import ESTABLISHED_DAYS, LimitedTrends, QuarantineLimits, apply_limits
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from training.interactions import Interactions
 
@@ -66,7 +66,7 @@ def trends_at(
     for (moment, votes, seen), (_, theirs, _) in zip(
         sums_at(rows, moments), sums_at(vouched, moments), strict=True
     ):
-        yield moment, guard(votes, theirs, bounds or QuarantineLimits()), seen
+        yield moment, apply_limits(votes, theirs, bounds or QuarantineLimits()), seen
 
 
 def established(rows: Interactions) -> NDArray[np.bool_]:
@@ -83,7 +83,7 @@ def unpushed(rows: Interactions, bounds: QuarantineLimits | None = None) -> Inte
     old = established(rows)
     now = rows.time_ms[-1:] + 1
     (_, votes, _), (_, theirs, _) = *sums_at(rows, now), *sums_at(rows.where(old), now)
-    held = guard(votes, theirs, bounds or QuarantineLimits()).held
+    held = apply_limits(votes, theirs, bounds or QuarantineLimits()).quarantined
     return rows.where(old | ~held[rows.item])
 
 

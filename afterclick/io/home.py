@@ -1,41 +1,42 @@
-"""What the processes of one home folder tell one another in files: names and codecs.
+"""Files that the processes of one home folder exchange: names and codecs.
 
-<home>/replay/control.json  ReplayControl   written by whoever steers the replay, read by the replay
+<home>/replay/control.json  ReplayControl   written by the CLI and the console, read by the replay
 <home>/replay/status.json   ReplayStatus    written by the replay, several times a second
-<home>/retrain.json         TrainingStatus  written by whatever trains
+<home>/retrain.json         TrainingStatus  written by the training process
 <home>/last_training.json   training.workspace.LastTraining  written when the gate has decided
 <home>/stack.json           StackRecord     written by `afterclick up`, once a second
 
-A file appears whole, by one rename; one that is missing or broken reads as None.
+Files are replaced in one rename; a missing or invalid file reads as None.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from afterclick.io.files import write_atomically
+
 RUNNING, PAUSED, DONE, STOPPED, FAILED = "running", "paused", "done", "stopped", "failed"
 FRESH_S = 5.0
-"""A process that lives has written its file within this time."""
+"""Age below which the writer of a file counts as running."""
 
 
 class HomeFile(BaseModel):
-    """A file of a home folder, whole or not there."""
+    """A file of the home folder."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     @classmethod
     def path(cls, home: Path) -> Path:
-        """Where the file lies in a home folder."""
+        """Path of the file in a home folder."""
         raise NotImplementedError
 
     @classmethod
     def read(cls, home: Path) -> Self | None:
-        """What the file says; None where there is no valid one."""
+        """The file's content; None without a valid file."""
         try:
             return cls.model_validate_json(cls.path(home).read_bytes())
         except (OSError, ValidationError):
@@ -43,7 +44,7 @@ class HomeFile(BaseModel):
 
     @classmethod
     def seconds_since_write(cls, home: Path) -> float | None:
-        """Seconds since the file was written; None where there is none."""
+        """Seconds since the last write; None without a file."""
         try:
             return max(0.0, time.time() - cls.path(home).stat().st_mtime)
         except OSError:
@@ -51,26 +52,22 @@ class HomeFile(BaseModel):
 
     @classmethod
     def is_fresh(cls, home: Path) -> bool:
-        """Whether whoever writes the file again and again still does."""
+        """Whether the process that writes the file repeatedly is still running."""
         age = cls.seconds_since_write(home)
         return age is not None and age < FRESH_S
 
     def write(self, home: Path) -> None:
-        path = self.path(home)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f".{path.name}.{os.getpid()}")
-        staging.write_text(self.model_dump_json())
-        staging.replace(path)
+        write_atomically(self.path(home), self.model_dump_json())
 
 
 class ReplayControl(HomeFile):
-    """How the replay is asked to go. Without a pace: as it was started."""
+    """Requested state and pace of the replay; without a pace, the one it was started with."""
 
     state: Literal["running", "paused"] = "running"
     speed: str | None = None
     """Event time per second: 1h/s, 30m/s, 60x, or max."""
     rate: float | None = Field(None, gt=0)
-    """Events per second, in place of a speed."""
+    """Events per second, instead of a speed."""
 
     @classmethod
     def path(cls, home: Path) -> Path:
@@ -78,7 +75,7 @@ class ReplayControl(HomeFile):
 
 
 class ReplayStatus(HomeFile):
-    """The figures of a replay at one moment. Times in ms; `eta_s` is None while nothing is known."""
+    """Progress of a replay. Times in ms; `eta_s` is None while unknown."""
 
     state: str
     dataset: str
@@ -92,7 +89,7 @@ class ReplayStatus(HomeFile):
     kafka_away: bool
     updated_ms: int
     pace: str = ""
-    """The pace it was asked for, in words."""
+    """The requested pace as text."""
 
     @classmethod
     def path(cls, home: Path) -> Path:
@@ -100,13 +97,13 @@ class ReplayStatus(HomeFile):
 
 
 class TrainingStatus(HomeFile):
-    """What training is doing."""
+    """State of training."""
 
     state: Literal["waiting", "training", "stopped"]
     since: str
     progress: str = ""
     last: str | None = None
-    """How the last run ended: a version, or the reason of its failure."""
+    """Outcome of the last run: a version, or the reason for its failure."""
 
     @classmethod
     def path(cls, home: Path) -> Path:
@@ -143,16 +140,16 @@ class StepRecord(BaseModel):
 
 
 class StackProgress(BaseModel):
-    """How far the loop has got."""
+    """Progress of the stack's pipeline."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     log_events: int = 0
     """Records on the interaction topics."""
     applied_events: int = 0
-    """Of these, applied to the state."""
+    """Records applied to the state."""
     archived_events: int = 0
-    """Of these, written to the Parquet log."""
+    """Records written to the Parquet log."""
     lag: int = 0
     """Records not yet applied."""
     events_per_s: float = 0.0
@@ -161,14 +158,14 @@ class StackProgress(BaseModel):
 
 
 class StackRecord(HomeFile):
-    """The stack that runs from this home."""
+    """The stack of this home folder."""
 
     running: bool
     pid: int | None
     age_s: float = 0.0
     home: str = ""
     env: dict[str, str] = {}
-    """The variables that lead other processes to the stack."""
+    """Environment variables with which other processes connect to the stack."""
     parts: tuple[PartRecord, ...] = ()
     stages: tuple[StepRecord, ...] = ()
     figures: StackProgress = StackProgress()
@@ -178,5 +175,5 @@ class StackRecord(HomeFile):
         return home / "stack.json"
 
     def part(self, name: str) -> PartRecord | None:
-        """The part of this name."""
+        """The process of this name."""
         return next((part for part in self.parts if part.name == name), None)

@@ -30,7 +30,7 @@ from training.evaluation.protocols import Queries, Split, as_of, queries, sample
 from training.evaluation.reviews import Reviews
 from training.interactions import Interactions
 
-UNBOUND = QuarantineLimits(slack=0.0)
+UNBOUND = QuarantineLimits(max_ratio=0.0)
 _Z95 = 1.96
 """Half of a 95 % interval, in standard errors: the same questions are asked before and after."""
 _DAYS = 7

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import Float64Array
-from afterclick.quarantine import QuarantineLimits, guard
+from afterclick.quarantine import QuarantineLimits, apply_limits
 from afterclick.trends import DAY_MS
 from infra.benchmarks.attacked_lists import UNBOUND, Attack, Request, fakes, one_vote
 from training.baselines import established, sums_at
@@ -50,7 +50,7 @@ class Moment:
     def top(self, extra: Float64Array | None, bounds: QuarantineLimits) -> NDArray[np.intp]:
         """The ten items that are shown, with an attack's sums on top."""
         votes = self.votes if extra is None else self.votes + extra
-        guarded = guard(votes, self.established, bounds)
+        guarded = apply_limits(votes, self.established, bounds)
         heat = guarded.values @ guarded.weights
         return np.argsort(-np.where(self.split.eligible, heat, -np.inf), kind="stable")[:10]
 

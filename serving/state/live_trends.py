@@ -86,7 +86,7 @@ class TrendFeed:
         """
         try:
             with closing(_connect(self._settings)) as client:
-                (client.sadd if lifted else client.srem)(self._keys.lifted, item_id)
+                (client.sadd if lifted else client.srem)(self._keys.approved, item_id)
         except (RedisError, OSError) as error:
             raise Unavailable(f"Redis: {error}") from None
         with self.lock:
@@ -187,7 +187,7 @@ class TrendFeed:
                     position = self._read_partition(client, topic, partition, table)
                     if position is not None:
                         positions[f"{topic}/{partition}"] = position
-            lifted: Any = client.smembers(self._keys.lifted)
+            lifted: Any = client.smembers(self._keys.approved)
         finally:
             client.close()
         return table, positions, frozenset(item.decode() for item in lifted)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from afterclick.arrays import Float64Array, IntArray
 from afterclick.features import TrendView
 from afterclick.model import ItemContent
-from afterclick.quarantine import LimitedTrends, QuarantineLimits, guard
+from afterclick.quarantine import LimitedTrends, QuarantineLimits, apply_limits
 from afterclick.retrieval import Search
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.state.ann_search import ColdStartContent
@@ -237,7 +237,7 @@ class _Builder:
         if self._catalogue.version != self._listed:
             self._listed = self._catalogue.version
             self._space.add_all(list(self._catalogue.items))
-        guarded = guard(votes, established, self._bounds, np.array(lifted, np.intp))
+        guarded = apply_limits(votes, established, self._bounds, np.array(lifted, np.intp))
         snapshot = _snapshot_of(loaded, self._space, self._rows.at, guarded, counts, now_ms)
         self._late.follow(self._space.ids, self._catalogue)
         content, search = self._late.content, self._late.search
@@ -369,7 +369,7 @@ def _snapshot_of(
     first_seen = np.full(m, np.nan)
     model = loaded.model
     popularity = many.astype(np.float64)
-    popularity[at] *= guarded.kept
+    popularity[at] *= guarded.retained_share
     ties = np.zeros(m)
     if model is not None:
         first_seen[: len(model)] = model.first_seen_ms
@@ -388,9 +388,9 @@ def _snapshot_of(
         trending=best(heat, KEPT),
         now_ms=now,
         _index=space.index,
-        held=at[guarded.held].astype(np.int32),
-        established_share=guarded.share,
-        trust=guarded.trust,
+        held=at[guarded.quarantined].astype(np.int32),
+        established_share=guarded.established_share,
+        trust=guarded.new_account_weight,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from afterclick.quarantine import QuarantineLimits, guard, usual_share
+from afterclick.quarantine import QuarantineLimits, apply_limits, usual_share
 from afterclick.trends import HALF_LIVES_MS, TREND_MIX
 
 H = len(HALF_LIVES_MS)
@@ -18,42 +18,42 @@ def a_shop(votes: float = 40.0, share: float = 0.5) -> tuple[np.ndarray, np.ndar
 
 def test_an_ordinary_shop_is_left_as_it_is() -> None:
     votes, established = a_shop()
-    found = guard(votes, established, QuarantineLimits())
-    assert found.share == 0.5
-    assert not found.held.any()
+    found = apply_limits(votes, established, QuarantineLimits())
+    assert found.established_share == 0.5
+    assert not found.quarantined.any()
     assert (found.values == votes).all()
-    assert (found.kept == 1.0).all()
+    assert (found.retained_share == 1.0).all()
 
 
 def test_a_push_by_new_accounts_leaves_what_established_users_support() -> None:
     votes, established = a_shop()
     votes[3] += 1000.0
-    found = guard(votes, established, QuarantineLimits())
-    assert np.flatnonzero(found.held).tolist() == [3]
+    found = apply_limits(votes, established, QuarantineLimits())
+    assert np.flatnonzero(found.quarantined).tolist() == [3]
     np.testing.assert_allclose(found.values[3], 40.0)  # what it would have had without the push
-    np.testing.assert_allclose(found.kept[3], 40.0 / 1040.0)
-    free = guard(votes, established, QuarantineLimits(slack=0.0))
-    assert not free.held.any()
+    np.testing.assert_allclose(found.retained_share[3], 40.0 / 1040.0)
+    free = apply_limits(votes, established, QuarantineLimits(max_ratio=0.0))
+    assert not free.quarantined.any()
     assert (free.values == votes).all()
 
 
 def test_a_push_of_an_hour_holds_back_the_hour_alone() -> None:
     votes, established = a_shop()
     votes[3, 0] += 1000.0
-    found = guard(votes, established, QuarantineLimits())
+    found = apply_limits(votes, established, QuarantineLimits())
     assert found.values[3].tolist() == [40.0] * H
-    assert found.held[3]
-    assert found.kept[3] == 1.0
+    assert found.quarantined[3]
+    assert found.retained_share[3] == 1.0
 
 
 def test_many_new_accounts_count_as_if_they_were_as_many_as_usual() -> None:
     votes, established = a_shop()
     votes[:, 3] += 60.0  # on every item as many: none of them stands out
-    found = guard(votes, established, QuarantineLimits())
-    assert not found.held.any()
-    usual, cast = ITEMS * 20.0 + QuarantineLimits().free, ITEMS * 80.0
-    np.testing.assert_allclose(found.trust, [1, 1, 1, usual / cast, 1, 1])
-    np.testing.assert_allclose(found.values[:, 3], 20.0 + 80.0 * found.trust[3])
+    found = apply_limits(votes, established, QuarantineLimits())
+    assert not found.quarantined.any()
+    usual, cast = ITEMS * 20.0 + QuarantineLimits().allowance, ITEMS * 80.0
+    np.testing.assert_allclose(found.new_account_weight, [1, 1, 1, usual / cast, 1, 1])
+    np.testing.assert_allclose(found.values[:, 3], 20.0 + 80.0 * found.new_account_weight[3])
     assert (np.delete(found.values, 3, axis=1) == 40.0).all()
 
 
@@ -64,61 +64,61 @@ def test_a_list_looks_further_back_while_new_accounts_flood_the_week() -> None:
     established[7, month:] *= 4.0
     pushed = votes.copy()
     pushed[20:40, : week + 1] += 70.0
-    guarded, free = (
-        guard(pushed, established, bounds)
-        for bounds in (QuarantineLimits(), QuarantineLimits(slack=0.0))
+    limited, free = (
+        apply_limits(pushed, established, bounds)
+        for bounds in (QuarantineLimits(), QuarantineLimits(max_ratio=0.0))
     )
-    assert int(np.argmax(guarded.values @ guarded.weights)) == 7
-    assert int(np.argmax(guarded.values @ TREND_MIX)) != 7  # fewer votes alone are not enough
+    assert int(np.argmax(limited.values @ limited.weights)) == 7
+    assert int(np.argmax(limited.values @ TREND_MIX)) != 7  # fewer votes alone are not enough
     assert int(np.argmax(free.values @ free.weights)) != 7
 
 
 def test_skips_by_established_users_make_no_votes_of_new_accounts() -> None:
     votes, established = a_shop()
     votes[3], established[3] = 500.0, -30.0
-    found = guard(votes, established, QuarantineLimits())
-    assert found.held[3]
+    found = apply_limits(votes, established, QuarantineLimits())
+    assert found.quarantined[3]
     assert (found.values[3] == 0.0).all()
-    assert (found.trust == 1.0).all()
+    assert (found.new_account_weight == 1.0).all()
 
 
 def test_a_few_new_accounts_in_a_quiet_hour_count_in_full() -> None:
     votes, established = a_shop()
     votes[:, 0], established[:, 0] = 0.0, 0.0
     votes[3:6, 0] = 1.0
-    found = guard(votes, established, QuarantineLimits())
-    assert (found.trust == 1.0).all()
+    found = apply_limits(votes, established, QuarantineLimits())
+    assert (found.new_account_weight == 1.0).all()
     assert found.values[3:6, 0].tolist() == [1.0] * 3
 
 
 def test_an_item_begins_with_nobody() -> None:
     votes, established = a_shop()
     votes[3], established[3] = 20.0, 0.0
-    assert not guard(votes, established, QuarantineLimits()).held.any()
+    assert not apply_limits(votes, established, QuarantineLimits()).quarantined.any()
     votes[3] = 21.0
-    assert guard(votes, established, QuarantineLimits()).held[3]
+    assert apply_limits(votes, established, QuarantineLimits()).quarantined[3]
 
 
 def test_a_shop_in_which_everybody_is_new_has_no_bound() -> None:
     votes, _ = a_shop()
     votes[3] += 1000.0
     assert usual_share(votes, np.zeros_like(votes)) == 0.0
-    assert not guard(votes, np.zeros_like(votes), QuarantineLimits()).held.any()
-    few = guard(votes[:10], votes[:10] * 0.0, QuarantineLimits())
-    assert not few.held.any()
+    assert not apply_limits(votes, np.zeros_like(votes), QuarantineLimits()).quarantined.any()
+    few = apply_limits(votes[:10], votes[:10] * 0.0, QuarantineLimits())
+    assert not few.quarantined.any()
 
 
 def test_who_votes_on_a_third_of_the_shop_does_not_move_the_usual_share() -> None:
     votes, established = a_shop()
     votes[:16] += 1000.0
-    found = guard(votes, established, QuarantineLimits())
-    assert found.share == 0.5
-    assert found.held.sum() == 16
+    found = apply_limits(votes, established, QuarantineLimits())
+    assert found.established_share == 0.5
+    assert found.quarantined.sum() == 16
 
 
 def test_an_administrator_may_lift_it() -> None:
     votes, established = a_shop()
     votes[3] += 1000.0
-    found = guard(votes, established, QuarantineLimits(), np.array([3]))
-    assert not found.held.any()
+    found = apply_limits(votes, established, QuarantineLimits(), np.array([3]))
+    assert not found.quarantined.any()
     assert (found.values == votes).all()

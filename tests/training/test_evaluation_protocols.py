@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afterclick.features import TrendView
-from afterclick.quarantine import QuarantineLimits, guard
+from afterclick.quarantine import QuarantineLimits, apply_limits
 from afterclick.trends import TrendTable
 from training.baselines import trends_at
 from training.evaluation.protocols import PROTOCOLS, Split, moments, queries, sample
@@ -163,8 +163,8 @@ def test_trends_of_a_replay_are_those_that_serving_holds() -> None:
     ):
         old = time_ms - since.setdefault(user, time_ms) >= 7 * DAY
         table.add(str(split.rows.item_ids[item]), time_ms, 1.0, float(old))
-    guarded = guard(*table.both(now), QuarantineLimits())
-    assert [table.ids[row] for row in np.flatnonzero(guarded.held)] == ["i3"]
+    guarded = apply_limits(*table.both(now), QuarantineLimits())
+    assert [table.ids[row] for row in np.flatnonzero(guarded.quarantined)] == ["i3"]
     (_, trends, first_seen), *_ = trends_at(split.rows, np.array([now]))
     order = [table.ids.index(item) for item in split.rows.item_ids.tolist()]
     # what is 90 days old is 1e-650 of an hour's trend: zero in one, one ulp of it in the other
