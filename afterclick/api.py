@@ -1,7 +1,7 @@
 """The API's vocabulary and responses: the OpenAPI document and the client use the same models.
 
-The routes build responses as plain dicts, written by orjson; tests compare them with these models. The
-models ignore unknown fields, and defaults stand for fields that an older API does not send.
+The routes build responses as plain dicts, written by orjson; tests compare them with these models.
+The models ignore unknown fields, and defaults stand for fields that an older API does not send.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Policy(StrEnum):
     POPULAR = "popular"
     """All-time popularity, the same for everyone, without the items the user has seen."""
     ALS = "als"
-    """ALS alone, with the user folded in from the live history; without a history, the next tiers."""
+    """ALS alone, with the user folded in from the live history; without a history, the next
+    tiers."""
     TWO_TOWER = "two_tower"
     """The two-tower model alone, likewise."""
 
@@ -385,8 +386,8 @@ class Quarantine(ApiModel):
         description="Usual share of established users in an item's votes; 0 while unknown."
     )
     new_account_weight: dict[str, float] = Field(
-        description="Weight of a new account's vote by half-life: below 1 where new accounts exceed "
-        "their usual share."
+        description="Weight of a new account's vote by half-life: below 1 where new accounts "
+        "exceed their usual share."
     )
     quarantined: tuple[QuarantinedItem, ...]
     approved: tuple[str, ...] = Field(description="Items that an administrator approved.")

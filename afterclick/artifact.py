@@ -1,7 +1,8 @@
 """A model artifact: arrays, a FAISS file and a manifest with the SHA-256 of each. Never a pickle.
 
-An artifact is a folder named by its version. `write` creates it in one rename; `read_manifest` and `verify`
-reject a damaged one *before* anything is loaded, because many damaged FAISS files load without an error.
+An artifact is a folder named by its version. `write` creates it in one rename; `read_manifest` and
+`verify` reject a damaged one *before* anything is loaded, because many damaged FAISS files load
+without an error.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class Manifest(BaseModel):
 def write(root: Path, version: str, fill: Callable[[Path], None], **facts: Any) -> tuple[Path, str]:
     """Write the artifact `root/version` from the files that `fill(folder)` creates.
 
-    `facts`: the manifest's items, created, parameters, metrics, lineage. Returns the folder and the SHA-256
-    of its manifest. Raises FileExistsError for an existing version.
+    `facts`: the manifest's items, created, parameters, metrics, lineage. Returns the folder and the
+    SHA-256 of its manifest. Raises FileExistsError for an existing version.
     """
     target = root / version
     if target.exists():
@@ -73,7 +74,8 @@ def write(root: Path, version: str, fill: Callable[[Path], None], **facts: Any) 
 
 
 def read_manifest(folder: Path, expected_sha256: str | None = None) -> Manifest:
-    """The manifest of an artifact. Raises BadArtifact if it is missing, damaged or of another format."""
+    """The manifest of an artifact. Raises BadArtifact if it is missing, damaged or of another
+    format."""
     path = folder / MANIFEST
     try:
         raw = path.read_bytes()
@@ -103,7 +105,8 @@ def verify(folder: Path, manifest: Manifest, throttle: Throttle = no_throttle) -
 
 
 def load_array(folder: Path, name: str, throttle: Throttle = no_throttle) -> AnyArray:
-    """The array in `<name>.npy`, read into memory; pickled arrays are rejected. Raises BadArtifact."""
+    """The array in `<name>.npy`, read into memory; pickled arrays are rejected. Raises
+    BadArtifact."""
     path = folder / f"{name}.npy"
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,87 +1,85 @@
-"""Every error that a user of Afterclick can meet, in one tree.
+"""The errors that Afterclick raises for users, in one tree.
 
 AfterclickError
-├── BadInput             what was handed in is wrong; says which input and what to do
-│   ├── BadEvent         a record on a topic, or a request, that is no valid event
-│   ├── NotFound         what was asked for by its name is not there
-│   ├── AlreadyThere     a name is taken
-│   ├── BadDataset       a dataset file or folder that cannot be read as one
-│   └── BadArtifact      a model artifact that is damaged, incomplete or of another version
-├── MissingExtra         an optional dependency is not installed; names the extra
-├── Unavailable          a part that should answer does not (Kafka, Redis, Java, a port)
-│   └── NotRunning       what was to be steered (a replay, shoppers, a stack) does not run
-├── StateConflict        the state in Redis cannot be trusted to go on from
-│   ├── LogTruncated     the topic no longer reaches back to the position
-│   └── StateLocked      another stream job holds this state
-└── AlreadyRunning       the stack, or a training run, is running already
+├── BadInput             invalid input; names the input and the fix
+│   ├── BadEvent         a record or request that is not a valid event
+│   ├── NotFound         unknown name
+│   ├── AlreadyThere     the name is taken
+│   ├── BadDataset       a file or folder that is not a readable dataset
+│   └── BadArtifact      a model artifact that is damaged, incomplete or of another format
+├── Unavailable          a dependency does not respond (Kafka, Redis, SQL, Java, a port)
+│   ├── MissingExtra     an optional package is not installed; names the extra
+│   └── NotRunning       the process to control (replay, simulation, stack) is not running
+├── StateConflict        the state in Redis does not match the log
+│   ├── LogTruncated     the topic no longer has the records after the applied offset
+│   └── StateLocked      another stream job has the lease on the state
+└── AlreadyRunning       the stack, or a training run, is already running
 
 Programming mistakes stay built-ins (TypeError, ValueError, KeyError).
 """
 
 
 class AfterclickError(Exception):
-    """A failure with one line that says what is wrong and what to do. Shown without a traceback."""
+    """An error whose one-line message names cause and fix; shown without a traceback."""
 
     exit_code = 1
 
 
 class BadInput(AfterclickError):
-    """What was handed in is wrong."""
+    """Invalid input."""
 
     exit_code = 2
 
 
 class BadEvent(BadInput):
-    """A record that is no valid event."""
+    """A record or request that is not a valid event."""
 
 
 class NotFound(BadInput):
-    """What was asked for by its name is not there."""
+    """Unknown name."""
 
 
 class AlreadyThere(BadInput):
-    """A name is taken."""
+    """The name is taken."""
 
 
 class BadDataset(BadInput):
-    """A dataset that cannot be read as one."""
+    """Not a readable dataset."""
 
 
 class BadArtifact(BadInput):
     """A model artifact that is damaged, incomplete or of another format version."""
 
 
-class MissingExtra(AfterclickError, ImportError):
-    """An optional dependency is not installed."""
-
-    exit_code = 3
-
-
 class Unavailable(AfterclickError):
-    """A part that should answer does not."""
+    """A dependency does not respond."""
 
     exit_code = 3
+
+
+class MissingExtra(Unavailable, ImportError):
+    """An optional package is not installed."""
 
 
 class NotRunning(Unavailable):
-    """What was to be steered does not run."""
+    """The process to control is not running."""
 
 
 class StateConflict(AfterclickError):
-    """The state in Redis cannot be trusted to go on from."""
+    """The state in Redis does not match the log."""
 
     exit_code = 4
 
 
 class LogTruncated(StateConflict):
-    """The topic no longer reaches back to the position held in Redis."""
+    """The topic no longer has the records after the applied offset."""
 
 
 class StateLocked(StateConflict):
-    """Another stream job holds this state."""
+    """Another stream job has the lease on the state."""
 
 
 class AlreadyRunning(AfterclickError):
-    """The same thing is running already."""
+    """The same process is already running."""
 
     exit_code = 5

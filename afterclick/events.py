@@ -1,7 +1,7 @@
 """The events on the topics: CloudEvents 1.0, structured mode, JSON.
 
-`Event` is the envelope; `data` is one of the payloads below, told apart by `type`. `decode` is the only way
-from bytes to an event and `encode` the only way back. Ids are strings here; indices live only in matrices.
+`Event` is the envelope; `type` selects the payload in `data`. `decode` and `encode` are the only
+codecs. Ids are strings here; integer indices exist only in arrays.
 """
 
 from __future__ import annotations
@@ -43,14 +43,13 @@ class Action(StrEnum):
     BASKET = "basket"
     PURCHASE = "purchase"
     SKIP = "skip"
-    UNDO = (
-        "undo"  # takes back what the user did with the item before; see afterclick.state.standing
-    )
+    UNDO = "undo"
+    """Cancels the user's earlier actions on the item (`state.effective`)."""
 
 
 def printable(value: str) -> str:
-    """The same text. Raises ValueError for control characters and lone surrogates."""
-    if value.isprintable():  # nearly always, and far quicker than looking at each character
+    """The text itself. Raises ValueError for control characters and lone surrogates."""
+    if value.isprintable():  # the fast path
         return value
     if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value):
         raise ValueError("control characters and lone surrogates are not allowed")
@@ -58,7 +57,7 @@ def printable(value: str) -> str:
 
 
 PRINTABLE: Final = r"^[^\x00-\x1f\x7f]*$"
-"""What JSON Schema says of text that has to be printable."""
+"""JSON Schema pattern of printable text."""
 Id = Annotated[
     str,
     StringConstraints(min_length=1, max_length=128),
@@ -66,7 +65,7 @@ Id = Annotated[
     Field(json_schema_extra={"pattern": PRINTABLE}),
 ]
 SESSION: Final = "session:"
-"""How the id of a user begins who is nobody but a session."""
+"""Prefix of the user id of a session without a user."""
 SessionId = Annotated[
     str,
     StringConstraints(min_length=1, max_length=128 - len(SESSION)),
@@ -77,13 +76,13 @@ Rating = Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)]
 
 
 class Payload(BaseModel):
-    """Base of every payload: unknown fields are refused, values are never changed after reading."""
+    """Base of every payload: immutable, and unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Interaction(Payload):
-    """One thing a user did with one item: a review or a piece of feedback."""
+    """An action of a user on an item: a review or feedback."""
 
     user_id: Id
     item_id: Id
@@ -104,7 +103,7 @@ class ShownItem(Payload):
 
 
 class Impression(Payload):
-    """A list that was shown to a user: what feedback points back at."""
+    """A list shown to a user; feedback refers to its id."""
 
     impression_id: Id
     user_id: Id
@@ -117,7 +116,7 @@ class Impression(Payload):
 
 
 class Item(Payload):
-    """One row of the catalogue."""
+    """An item of the catalogue."""
 
     item_id: Id
     title: str | None = None
@@ -127,7 +126,7 @@ class Item(Payload):
 
 
 class ModelPublished(Payload):
-    """An artifact is complete and may be loaded."""
+    """A complete artifact, ready to load."""
 
     version: Id
     uri: str
@@ -145,7 +144,7 @@ class _Envelope(BaseModel):
     subject: Id
     datacontenttype: Literal["application/json"] = "application/json"
     producedtime: AwareDatetime | None = None
-    """Extension: when whoever made the event handed it to Kafka, which may be long after `time`."""
+    """Extension: when the producer sent the event, possibly long after `time`."""
 
     @property
     def time_ms(self) -> int:
@@ -154,35 +153,35 @@ class _Envelope(BaseModel):
 
 
 class ReviewEvent(_Envelope):
-    """A review was written. Key: user_id."""
+    """A review was written (key: user_id)."""
 
     type: Literal["afterclick.review.v1"] = REVIEW_TYPE
     data: Interaction
 
 
 class FeedbackEvent(_Envelope):
-    """A user reacted to an item. Key: user_id."""
+    """A user reacted to an item (key: user_id)."""
 
     type: Literal["afterclick.feedback.v1"] = FEEDBACK_TYPE
     data: Interaction
 
 
 class ImpressionEvent(_Envelope):
-    """A list was shown. Key: user_id."""
+    """A list was shown (key: user_id)."""
 
     type: Literal["afterclick.impression.v1"] = IMPRESSION_TYPE
     data: Impression
 
 
 class ItemEvent(_Envelope):
-    """The catalogue gained or changed an item. Key: item_id."""
+    """An item was added to the catalogue or changed (key: item_id)."""
 
     type: Literal["afterclick.item.v1"] = ITEM_TYPE
     data: Item
 
 
 class ModelEvent(_Envelope):
-    """A model was published. Key: the constant `model`."""
+    """A model was published (key: the constant `model`)."""
 
     type: Literal["afterclick.model.v1"] = MODEL_TYPE
     data: ModelPublished
@@ -197,9 +196,9 @@ EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def decode(raw: bytes | None) -> Event:
-    """The event in a record's value. Raises BadEvent, naming the field, for anything else."""
+    """The event in a record's value. Raises BadEvent, naming the invalid field."""
     if raw is None:
-        raise BadEvent("the record has no value: an event is a JSON object")
+        raise BadEvent("the record has no value; expected an event as a JSON object")
     try:
         return EVENT_ADAPTER.validate_json(raw)
     except ValidationError as error:
@@ -209,15 +208,15 @@ def decode(raw: bytes | None) -> Event:
 
 
 def decode_interaction(raw: bytes | None) -> InteractionEvent:
-    """The review or feedback in a record's value. Raises BadEvent for any other event."""
+    """The review or feedback in a record's value. Raises BadEvent for other events."""
     event = decode(raw)
     if isinstance(event, ReviewEvent | FeedbackEvent):
         return event
-    raise BadEvent(f"type: {event.type} is no interaction; it does not belong on this topic")
+    raise BadEvent(f"type: {event.type} is not an interaction; write it to its own topic")
 
 
 def encode(event: BaseModel) -> bytes:
-    """The JSON of an event; fields that are None are left out."""
+    """The JSON of an event, without fields that are None."""
     return event.__pydantic_serializer__.to_json(event, exclude_none=True)
 
 
@@ -227,18 +226,18 @@ def json_schema() -> dict[str, Any]:
 
 
 def stable_id(*parts: str | int) -> str:
-    """An id that depends on the parts alone: the same source row gives the same event id for ever."""
+    """A deterministic id: the same parts always give the same id."""
     digest = hashlib.blake2b(orjson.dumps([str(p) for p in parts]), digest_size=9)
     return digest.hexdigest()
 
 
 def new_id() -> str:
-    """An id for something that happens once (feedback, impression)."""
+    """A random id (feedback, impression)."""
     return uuid.uuid4().hex
 
 
 def now() -> datetime:
-    """This moment, with its time zone."""
+    """The current time in UTC."""
     return datetime.now(UTC)
 
 
@@ -250,7 +249,7 @@ def interaction_event(
     source: str,
     produced: datetime | None = None,
 ) -> InteractionEvent:
-    """The event for an interaction: a review where the action is `review`, else feedback."""
+    """The event of an interaction: a review for the action `review`, else feedback."""
     kind = ReviewEvent if interaction.action is Action.REVIEW else FeedbackEvent
     return kind(
         id=event_id,

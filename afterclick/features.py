@@ -1,7 +1,7 @@
 """Features of candidates from a model, a user's vectors and live trends. NumPy only.
 
-Training, evaluation and the request path share this code, so that a ranker scores the features it was
-trained on. `FEATURES` lists each column and the group of contributions it belongs to.
+Training, evaluation and the request path share this code, so that a ranker scores the features it
+was trained on. `FEATURES` lists each column and the group of contributions it belongs to.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def _top_of_each(values: Float64Array, k: int) -> IntArray:
 
 @dataclass
 class _Table:
-    """The feature table in progress: a row per feature, so that the values of one are contiguous."""
+    """The feature table in progress: a row per feature, so that the values of one are
+    contiguous."""
 
     candidates: IntArray
     n: int
@@ -224,7 +225,8 @@ class _Positions:
 
 
 def _neighbour_columns(table: _Table, model: Model, recent: IntArray) -> None:
-    """Similarity of candidates to the recent items by each kind of neighbour list; −1: unknown item."""
+    """Similarity of candidates to the recent items by each kind of neighbour list; −1: unknown
+    item."""
     positions = _Positions(table.candidates)
     lists = [
         ("cosine", model.neighbour_items, model.neighbour_scores),
@@ -246,7 +248,8 @@ def _similarity_columns(
     age_ranks: IndexArray,
     neighbours: tuple[IntArray, FloatArray],
 ) -> None:
-    """Similarity to the newest item, the highest, and the sum with weights 1, 1/2, 1/3, … by age rank.
+    """Similarity to the newest item, the highest, and the sum with weights 1, 1/2, 1/3, … by age
+    rank.
 
     `neighbours`: items (h, K) and scores (h, K) of history items with these ranks (h,).
     """
@@ -312,7 +315,8 @@ def _content_columns(table: _Table, content: ItemContent | None, recent: IntArra
 
 
 def group_contributions(contributions: Float64Array) -> dict[str, Float64Array]:
-    """Group → (c,), and `base`, from LightGBM's pred_contrib (c, F + 1); they add up to the score."""
+    """Group → (c,), and `base`, from LightGBM's pred_contrib (c, F + 1); they add up to the
+    score."""
     if contributions.shape[1] != len(FEATURES) + 1:
         raise ValueError(f"{contributions.shape[1]} columns, expected {len(FEATURES) + 1}")
     groups = np.array([part for _, part in FEATURES])

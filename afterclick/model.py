@@ -1,13 +1,14 @@
 """A published model as NumPy arrays: everything that candidates and features are computed from.
 
-reads   artifact  item_ids, popularity, first_seen_ms, neighbour_items, neighbour_scores, same_day_items,
-                  same_day_scores; optional: reach_items, reach_scores, als_item_factors, content,
-                  content_words, content_word_vectors, tower_history, tower_targets
+reads   artifact  item_ids, popularity, first_seen_ms, neighbour_items, neighbour_scores,
+                  same_day_items, same_day_scores; optional: reach_items, reach_scores,
+                  als_item_factors, content, content_words, content_word_vectors,
+                  tower_history, tower_targets
         manifest  parameters.als.alpha, parameters.als.reg, parameters.towers.ages
 
-Row numbers of arrays are item indices (`item_index`), except in arrays of words. −1 pads neighbour lists.
-An item unknown to ALS or without content has a row of zeros there. Items that came after the training have
-indices ≥ n; their content vectors are computed from word vectors.
+Row numbers of arrays are item indices (`item_index`), except in arrays of words. −1 pads neighbour
+lists. An item unknown to ALS or without content has a row of zeros there. Items that came after the
+training have indices ≥ n; their content vectors are computed from word vectors.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def text_of(title: str | None, categories: Iterable[str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class WordVectors:
-    """The contribution of each word to the content vector of a text (training/models/content.py)."""
+    """The contribution of each word to the content vector of a text
+    (training/models/content.py)."""
 
     words: NDArray[np.str_]
     """(V,) in lower case, without repeats and stop words"""
@@ -82,7 +84,8 @@ class WordVectors:
         object.__setattr__(self, "index", index)
 
     def vector(self, text: str) -> FloatArray:
-        """(d,) of length 1, or zeros where no word is known: unit(Σ (1 + ln tf) · vectors[word])."""
+        """(d,) of length 1, or zeros where no word is known: unit(Σ (1 + ln tf) ·
+        vectors[word])."""
         times = Counter(word for word in _WORD.findall(text.lower()) if word in self.index)
         rows = np.array([self.index[word] for word in times], np.intp)
         weights = 1.0 + np.log(np.array(list(times.values()), np.float32))
@@ -92,7 +95,8 @@ class WordVectors:
 
 
 def fit_together(words: AnyArray, vectors: AnyArray, content: AnyArray | None) -> bool:
-    """Whether words (V,) are strings and their vectors (V, d) as wide as the items' content (n, d)."""
+    """Whether words (V,) are strings and their vectors (V, d) as wide as the items' content (n,
+    d)."""
     strings = words.dtype.kind == "U" and words.ndim == 1
     return strings and content is not None and vectors.shape == (len(words), content.shape[1])
 
@@ -153,7 +157,8 @@ class TowerArrays:
     """Both towers of a two-tower model; an item's logit is the inner product of the two vectors."""
 
     history: FloatArray
-    """(n, d) the contribution of an item of the history to the user's vector; zeros where unknown"""
+    """(n, d) the contribution of an item of the history to the user's vector; zeros where
+    unknown"""
     targets: FloatArray
     """(n, d + 1) item vectors, scaled by the temperature; the last column is the item's bias"""
     ages: FloatArray
@@ -176,7 +181,8 @@ class TowerArrays:
         return np.append(total / length, np.float32(1.0)).astype(np.float32) if length > 0 else None
 
     def logits(self, users: FloatArray, items: IndexArray) -> FloatArray:
-        """Logits of items: (len(items),) for one user (d + 1,), (len(items), u) for columns (d + 1, u).
+        """Logits of items: (len(items),) for one user (d + 1,), (len(items), u) for columns (d + 1,
+        u).
 
         NaN for items that the towers did not learn.
         """
@@ -212,7 +218,8 @@ class Model:
     als_alpha: float = 1.0
     als_reg: float = 0.1
     reach_items: IntArray | None = None
-    """(n, K) items that a random walk of one or two steps over both kinds of neighbours reaches (RP3β)."""
+    """(n, K) items that a random walk of one or two steps over both kinds of neighbours reaches
+    (RP3β)."""
     reach_scores: FloatArray | None = None
     """(n, K) visits by the walk, weighted by popularity."""
     towers: TowerArrays | None = None

@@ -1,13 +1,14 @@
 """Defence against push attacks (shilling): limits on the votes of new accounts.
 
-Established users cast about the same share of the votes of every popular item. Where new accounts cast many
-more than that on one item, it is quarantined: meanwhile only the votes of established users count, scaled by
-what new accounts add to an ordinary item. An item that is quarantined by mistake keeps about the trend it
-has earned.
+Established users cast about the same share of the votes of every popular item. Where new accounts
+cast many more than that on one item, it is quarantined: meanwhile only the votes of established
+users count, scaled by what new accounts add to an ordinary item. An item that is quarantined by
+mistake keeps about the trend it has earned.
 
-Attackers also vote for other items, to look like ordinary users. That shows in no single item, only in the
-total: where new accounts cast more votes of a half-life than usual, their votes are scaled down to the usual
-total, and that half-life weighs less in trend scores than longer ones, which still remember the time before.
+Attackers also vote for other items, to look like ordinary users. That shows in no single item, only
+in the total: where new accounts cast more votes of a half-life than usual, their votes are scaled
+down to the usual total, and that half-life weighs less in trend scores than longer ones, which
+still remember the time before.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Two-stage recommendation: retrieve candidates, compute their features, score them.
 
-The one composition of the three, used by the request path, the training of the ranker, the release gate and
-the evaluation. Callers filter or extend the candidates between `retrieve` and `features`.
+The one composition of the three, used by the request path, the training of the ranker, the release
+gate and the evaluation. Callers filter or extend the candidates between `retrieve` and `features`.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 """Every Redis key, named once. The part in braces is the cluster hash tag: one call, one slot.
 
-{u:<user>}:history                zset    state.HistoryEntry → event time ms, the newest `history_length`
+{u:<user>}:history                zset    state.HistoryEntry → event time ms, newest only
 {u:<user>}:votes                  hash    item → newest event time of each action; '' → the first's
-{u:<user>}:ledger:<topic>         zset    event id → state.pack_offset of its first position, plus flags
+{u:<user>}:ledger:<topic>         zset    event id → state.pack_offset of its position, plus flags
 {u:<user>}:corrections:<topic>    hash    event id of the ledger → its compensations (JSON)
 {u:<user>}:forgotten              string  event time ms up to which the user's events are rejected
 {u:<user>}:forgetting             string  the same, until forgetting has finished
 {p:<topic>:<partition>}:position  string  applied offset: that of the last applied record
-{p:<topic>:<partition>}:announced string  published offset: `state-changes` has every change up to it
+{p:<topic>:<partition>}:announced string  published offset: `state-changes` is complete up to it
 {p:<topic>:<partition>}:counts    hash    item → interactions of positive weight, exact, all time
 {p:<topic>:<partition>}:uniques   hash    item → users with a positive action, exact, all time
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
 {p:<topic>:<partition>}:taken     set     tokens of the retractions for forgotten users
-forgotten                         set     users with a forgotten past: membership of many in one call
+forgotten                         set     users with a forgotten past, for checks of many users
 lifted                            set     items approved by an administrator: never in quarantine
 lease                             string  owner of the stream job that writes this state; expires
 running                           string  the lease's owner once its queries run; expires

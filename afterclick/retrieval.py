@@ -1,4 +1,5 @@
-"""Candidate retrieval: the few hundred items of the catalogue worth ranking for a user at a moment."""
+"""Candidate retrieval: the few hundred items of the catalogue worth ranking for a user at a
+moment."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ Search = Callable[[FloatArray, int], IntArray]
 class CandidateLimits:
     """Candidates per source.
 
-    On Electronics as good, within noise, as 50 neighbours of an item, 100 items of each model and 50 by
-    content, in five sixths of the time: most of what they add is among the neighbours already.
+    On Electronics as good, within noise, as 50 neighbours of an item, 100 items of each model and
+    50 by content, in five sixths of the time: most of what they add is among the neighbours
+    already.
     """
 
     recent: int = 5
@@ -46,13 +48,15 @@ REDUCED_LIMITS = CandidateLimits(per_item=30, als=0, tower=0, content=0, trendin
 
 @dataclass(frozen=True, eq=False)
 class Searches:
-    """Nearest-neighbour searches over a model's item vectors; a source without a search is skipped."""
+    """Nearest-neighbour searches over a model's item vectors; a source without a search is
+    skipped."""
 
     als: Search | None = None
     tower: Search | None = None
     content: Search | None = None
     item_content: ItemContent | None = None
-    """Content vectors of the model's items and of new items; default: of the model's items alone."""
+    """Content vectors of the model's items and of new items; default: of the model's items
+    alone."""
 
     @classmethod
     def exact(cls, model: Model, allowed: BoolArray | None = None) -> Searches:
@@ -145,7 +149,8 @@ def _newest_content(
 
 
 def exact_search(vectors: FloatArray, allowed: BoolArray | None = None) -> Search:
-    """A search by inner product over all rows: for small catalogues, and as an index's reference."""
+    """A search by inner product over all rows: for small catalogues, and as an index's
+    reference."""
 
     def search(query: FloatArray, count: int) -> IntArray:
         scores = vectors @ query
@@ -187,7 +192,8 @@ def top_k_rows(scores: NDArray[np.floating], k: int) -> IndexArray:
 
 
 def not_in(items: IntArray, excluded: IntArray) -> BoolArray:
-    """(len(items),) True for items ≥ 0 that are not in `excluded`; np.isin in a fifth of the time."""
+    """(len(items),) True for items ≥ 0 that are not in `excluded`; np.isin in a fifth of the
+    time."""
     keep = items >= 0
     if len(excluded):
         excluded = np.sort(excluded)

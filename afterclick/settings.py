@@ -1,6 +1,6 @@
-"""Every setting, with its default. Read from AFTERCLICK_* by entry points only: `Settings()`.
+"""Every setting, with its default. Only entry points read AFTERCLICK_*, by `Settings()`.
 
-Nested names are joined with two underscores: AFTERCLICK_KAFKA__BOOTSTRAP=localhost:9092.
+Two underscores separate section and name: AFTERCLICK_KAFKA__BOOTSTRAP=localhost:9092.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from afterclick.topics import Topics
 KAFKA_JARS: Final = "kafka-4.3.1"
 """Folder of the jar cache with Kafka itself."""
 SPARK_JARS: Final = "spark-4.2.0"
-"""Folder of the jar cache with what Spark needs to read and write Kafka."""
+"""Folder of the jar cache with Spark's Kafka connector."""
 
 
 def jar_cache() -> Path:
-    """Where jars are kept for every checkout on this machine: XDG's cache folder."""
+    """The jar cache, shared by all checkouts on this machine, in XDG's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "afterclick" / "jars"
 
@@ -40,11 +40,11 @@ class KafkaSettings(_Section):
     bootstrap: str = "127.0.0.1:9092"
     """Brokers, host:port, comma-separated."""
     prefix: str = ""
-    """Put before every topic name, to share a cluster."""
+    """Prefix of every topic name, to share a cluster."""
     partitions: int = Field(4, ge=1, le=1024)
-    """Partitions of a topic when it is created."""
+    """Partitions of a new topic."""
     replication: int = Field(1, ge=1)
-    """Copies of each partition when a topic is created."""
+    """Replicas of each partition of a new topic."""
 
     @property
     def topics(self) -> Topics:
@@ -53,13 +53,13 @@ class KafkaSettings(_Section):
 
 class RedisSettings(_Section):
     url: str = "redis://127.0.0.1:6379/0"
-    """Any URL redis-py understands."""
+    """Redis URL, as redis-py accepts it."""
     cluster: bool = False
     """The URL is a node of a Redis Cluster."""
     prefix: str = ""
-    """Put before every key, to share a server."""
+    """Prefix of every key, to share a server."""
     timeout_s: float = Field(0.25, gt=0)
-    """How long a request of the API waits for Redis before it answers without."""
+    """Time limit for a Redis read on the request path; after that the list is `degraded`."""
 
     @property
     def keys(self) -> Keys:
@@ -68,13 +68,14 @@ class RedisSettings(_Section):
 
 class StreamSettings(_Section):
     trigger: Literal["micro-batch", "real-time"] = "real-time"
-    """How Spark runs the live query: `real-time` in milliseconds (a backlog is drained first)."""
+    """Spark's trigger: `real-time` has a latency of milliseconds and drains a backlog in
+    micro-batches."""
     batch_events: int = Field(50_000, ge=1)
-    """Most events in one micro-batch."""
+    """Maximum events in a micro-batch."""
     history_length: int = Field(200, ge=1)
-    """Interactions kept per user."""
+    """Interactions in a user's history, newest first."""
     ledger_length: int = Field(4096, ge=1)
-    """Event ids remembered per user, to know a resent event again."""
+    """Event ids kept per user to detect duplicates."""
     weights: dict[Action, float] = {
         Action.REVIEW: 2.0,
         Action.PURCHASE: 3.0,
@@ -85,29 +86,33 @@ class StreamSettings(_Section):
         Action.SKIP: -1.0,
         Action.UNDO: 0.0,
     }
-    """What a user's newest such event adds to an item's trend. A positive weight also counts, each time, as
-    popularity. Undone or not."""
+    """Weight of a user's newest event of an action in an item's trend. Every event of positive
+    weight also adds to popularity, also if undone later."""
     established_days: float = Field(7.0, ge=0)
-    """Days after their first event from which a user's votes vouch for an item. Another value: `rebuild`."""
+    """Days after the first event until a user is established (quarantine). To change it, run
+    `rebuild`."""
     archive_seconds: float = Field(5.0, gt=0)
-    """How often the archive query writes the Parquet log."""
+    """Interval of the archive query, which writes the Parquet log."""
     master: str = "local[*]"
     """Spark master."""
     handover_s: float = Field(1800.0, ge=5)
-    """Real-time: how long one query runs before the next one takes over."""
+    """Real-time: duration of a query before the hand-over to the next one."""
     realtime_lag: int = Field(5_000, ge=1)
-    """Real-time: with more events than this to catch up with, they are drained in micro-batches first."""
+    """Real-time: a lag above this is drained in micro-batches first."""
     memory: str = "768m"
     """Memory of the Spark driver."""
     ahead_s: float = Field(86_400.0, gt=0)
-    """An event dated further ahead of its arrival in the log is a dead letter: it would drown every trend."""
+    """Events dated further ahead of their arrival are dead letters; they would dominate every
+    trend."""
     lease_s: float = Field(10.0, ge=1)
-    """How long a stream job that has died keeps its state locked against a job on another machine."""
+    """Duration of the lease on the state; a job on another machine can start this long after a
+    crash."""
     fence: bool = True
-    """Off only in the control of a fault test: positions from Spark's checkpoint, no fence, gaps ignored."""
+    """For the control of fault tests: off starts from Spark's checkpoint, without fence and gap
+    checks."""
     fault: str | None = None
-    """Set by fault tests alone: `between-steps:<n>` kills a worker in its n-th chunk, between the steps;
-    `no-dead-letters` lets a record that cannot be read fail the query."""
+    """For fault tests: `between-steps:<n>` kills a worker in its n-th chunk, between the two steps;
+    `no-dead-letters` makes a malformed record fail the query."""
 
 
 class TrainingSettings(_Section):
@@ -116,14 +121,16 @@ class TrainingSettings(_Section):
     memory: str = "3g"
     """Memory of the Spark driver."""
     mlflow_uri: str | None = None
-    """MLflow tracking store: http://server, postgresql://user:password@host/name; by default SQLite."""
+    """MLflow tracking store: http://server or postgresql://user:password@host/name; default:
+    SQLite."""
     mlflow_files: str | None = None
-    """Where the files of a new MLflow experiment lie: a folder, or s3://bucket/prefix. By default the home
-    folder, or what the server says where `mlflow_uri` names one."""
+    """Artifact location of a new MLflow experiment: a folder or s3://bucket/prefix. Default: the
+    home folder; with a tracking server, its own location."""
     store: str | None = None
-    """Where published models are copied to, for the API to read: s3://bucket/prefix. None: nowhere."""
+    """Upload published models there, for APIs on other machines: s3://bucket/prefix. Default: no
+    upload."""
     seed: int = 42
-    """Seed of everything random."""
+    """Random seed."""
     rank: int = Field(64, ge=1)
     """ALS: latent factors."""
     reg: float = Field(1.0, gt=0)
@@ -131,34 +138,34 @@ class TrainingSettings(_Section):
     alpha: float = Field(3.0, gt=0)
     """ALS: confidence of an interaction (Spark's alpha)."""
     iterations: int = Field(10, ge=1)
-    """ALS: passes."""
+    """ALS: iterations."""
     core: int = Field(5, ge=1)
-    """ETL: the k of the k-core, interactions that each of its users and items has at least."""
+    """ETL: k of the k-core, the minimum interactions of each user and item."""
     least_reviews: int = Field(5, ge=1)
-    """Items with fewer interactions are not served by the models."""
+    """Minimum interactions of an item in the models."""
     content: str = Field("tfidf", pattern=r"^(tfidf|sbert(:.+)?)$")
-    """How titles and categories become vectors: `tfidf`, with SVD in a second, or `sbert`, Sentence-BERT in
-    minutes; `sbert:NAME` is any such model by its name or folder.
-    Items that come later get theirs at once, from what the training learned of words."""
+    """Content vectors of title and categories: `tfidf` (with SVD, in a second) or `sbert`
+    (Sentence-BERT, in minutes; `sbert:NAME` chooses the model). New items get theirs from word
+    vectors."""
     tower_epochs: int = Field(3, ge=0)
-    """Two towers: passes over the interactions; 0 leaves them out of the model."""
+    """Two-tower model: epochs; 0 leaves it out."""
     holdout: float = Field(0.08, gt=0, lt=0.5)
-    """Share of the newest interactions that champion and challenger are compared on."""
+    """Share of the newest interactions held out to compare champion and challenger."""
     questions: int = Field(800, ge=10)
-    """Most questions of one protocol in that comparison."""
+    """Maximum queries per protocol in that comparison."""
     ranker_cuts: int = Field(1, ge=1)
-    """Past cuts the ranker learns from; each costs one more fit."""
+    """Past cuts to train the ranker on; each costs one more fit."""
     ranker_questions: int = Field(6000, ge=100)
-    """Most questions of one cut that the ranker learns from."""
+    """Maximum queries per cut to train the ranker on."""
     longest_hours: float = Field(12.0, gt=0)
-    """A scheduled training that takes longer is ended, and the next one may begin."""
+    """Time limit of a scheduled training; a longer one is killed."""
 
 
 ApiScope = Literal["recommend", "feedback", "admin"]
 
 
 class ApiKey(_Section):
-    """One key: the SHA-256 of it, and what it may do. `admin` may do everything."""
+    """The SHA-256 of a key and its scopes; `admin` includes all scopes."""
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     scopes: tuple[ApiScope, ...] = ("recommend", "feedback")
@@ -170,38 +177,43 @@ class ServingSettings(_Section):
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on."""
     list_length: int = Field(10, ge=1, le=200)
-    """Items in a list when the request does not say."""
+    """Items in a list without `n`."""
     shed_after_ms: float = Field(50.0, gt=0)
-    """Shed load from personal lists that have waited longer than this, for the event loop or for Redis: rank
-    fewer candidates and set `reduced`."""
+    """Load shedding: personal lists that waited longer, for the event loop or Redis, rank fewer
+    candidates and set `reduced`."""
     cache_ttl_s: float = Field(30.0, ge=0)
-    """How long the personal list of a user without new events may be served from the cache; 0: not at all."""
+    """Time to live of a cached personal list, for a user without new events; 0 disables the
+    cache."""
     after_s: float = Field(0.3, gt=0, le=10)
-    """How long a request with `after=` waits for its event; then it answers with `fresh: false`."""
+    """Time limit for `after=` to wait for its event; after that the list has `fresh: false`."""
     max_body_bytes: int = 65_536
     """Larger request bodies get 413."""
     keys: dict[str, ApiKey] = {}
-    """API keys by name, as JSON (`afterclick api-key add --setting`), beside those in SQL. Without any,
-    a token secret or `open`: loopback only."""
+    """API keys by name, as JSON (`afterclick api-key add --setting`), in addition to those in SQL.
+    Without any key, token secret or `open` the API listens on loopback only."""
     open: bool = False
-    """Answer without keys on any address, /admin left out: only behind a gateway that checks."""
+    """Accept requests without keys on any address, except /admin: only behind a gateway that
+    authenticates."""
     limit: str | None = None
-    """Requests per caller (a token's user, a key, else an address), as in 600/minute; more get 429."""
+    """Rate limit per caller (token user, key, or address), e.g. 600/minute; excess requests get
+    429."""
     limit_shared: bool = False
-    """Count them in Redis, for all processes together; else each process counts its own."""
+    """Count requests in Redis for all processes together, instead of per process."""
     token_secret: str | None = Field(None, min_length=32)
-    """Signs users' tokens (JWT, HS256), for browsers; at least 32 characters. Without it there are none."""
+    """Secret of user tokens for browsers (JWT, HS256), at least 32 characters; default: no
+    tokens."""
     origins: tuple[str, ...] = ()
-    """Web origins whose pages may call the API and open WebSockets, besides the API's own."""
+    """Web origins allowed to call the API and open WebSockets, in addition to the API's own."""
     database: str | None = None
-    """SQL database, as in postgresql://user:password@host/name; by default SQLite in the home folder."""
+    """SQL database, e.g. postgresql://user:password@host/name; default: SQLite in the home
+    folder."""
     request_log_days: float = Field(1.0, ge=0)
-    """How long the request log keeps a row; 0 writes none."""
+    """Retention of the request log in days; 0 disables it."""
     quarantine_max_ratio: float = Field(4.0, ge=0)
-    """An item with more than this many times the votes that its established users stand for is in quarantine:
-    new accounts' votes do not count. 0: none ever is, nor are new accounts held to their usual share."""
+    """Quarantine an item with more votes than this multiple of what its established users support;
+    the votes of new accounts then do not count. 0 disables all limits on new accounts."""
     quarantine_allowance: float = Field(20.0, ge=0)
-    """Votes (in weight, decayed) that an item, and new accounts together, may have besides."""
+    """Votes (decayed weight) allowed on top, per item and for all new accounts together."""
 
     @property
     def url(self) -> str:
@@ -215,7 +227,8 @@ class ConsoleSettings(_Section):
     port: int = Field(8090, ge=0, le=65535)
     """Port to listen on."""
     fault_injection: bool = False
-    """Allow an administrator to kill the stream job, pause Redis and resend events: for demonstrations only."""
+    """Allow an administrator to kill the stream job, pause Redis and resend events: for
+    demonstrations only."""
     redis_pause_s: float = Field(3.0, gt=0, le=60)
     """Fault injection: how long Redis is paused."""
 
@@ -266,11 +279,11 @@ class Settings(BaseSettings):
     )
 
     home: Path = Path(".afterclick")
-    """Everything that is kept on this machine: Kafka and Redis data, the log, artifacts, MLflow."""
+    """Home folder: Kafka and Redis data, the Parquet log, artifacts, MLflow."""
     jars: Path = Field(default_factory=jar_cache)
-    """The cache of jars (Kafka, Spark's connector), filled by `make setup`."""
+    """Jar cache (Kafka, Spark's connector), filled by `make setup`."""
     archive_uri: str | None = None
-    """Where the Parquet log lies (a folder or s3a://); by default in the home folder."""
+    """The Parquet log: a folder or s3a://; default: in the home folder."""
     kafka: KafkaSettings = KafkaSettings()
     redis: RedisSettings = RedisSettings()
     stream: StreamSettings = StreamSettings()
@@ -280,7 +293,8 @@ class Settings(BaseSettings):
     ui: UiSettings = UiSettings()
 
     def environment(self) -> dict[str, str]:
-        """What differs from the defaults, as AFTERCLICK_* variables: gives a child these settings."""
+        """The AFTERCLICK_* variables that give a child process these settings; defaults are left
+        out."""
         variables: dict[str, str] = {}
         for name, value in self.model_dump(mode="json", exclude_defaults=True).items():
             if isinstance(getattr(self, name), _Section):
@@ -291,12 +305,12 @@ class Settings(BaseSettings):
 
     @property
     def archive(self) -> str:
-        """Where the Parquet log lies."""
+        """Location of the Parquet log."""
         return self.archive_uri or str(self.home / "log")
 
     @property
     def artifacts(self) -> Path:
-        """Where model artifacts lie, a folder per version."""
+        """Folder of model artifacts, with a folder per version."""
         return self.home / "artifacts"
 
     @property
@@ -309,7 +323,8 @@ class Settings(BaseSettings):
 
     @property
     def mlflow_files(self) -> str | None:
-        """Where the files of a new MLflow experiment lie, as a URI; None: MLflow's server decides."""
+        """Artifact location of a new MLflow experiment as a URI; None: the tracking server's
+        own."""
         given = self.training.mlflow_files
         if not given and self.mlflow.startswith(("http://", "https://")):
             return None
@@ -324,7 +339,8 @@ class Settings(BaseSettings):
 
     @property
     def spark_jars(self) -> str:
-        """What `spark.jars` has to be for Spark to speak Kafka. Raises Unavailable before `make setup`."""
+        """Value of `spark.jars` with the Kafka connector. Raises Unavailable before `make
+        setup`."""
         jars = sorted((self.jars / SPARK_JARS).glob("*.jar"))
         if not jars:
             raise Unavailable(f"no Spark connector in {self.jars / SPARK_JARS}: run `make setup`")

@@ -1,4 +1,5 @@
-"""Positions in the log, and codecs: Redis values per user, `state-changes` and `forgotten` records."""
+"""Positions in the log, and codecs: Redis values per user, `state-changes` and `forgotten`
+records."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class LogPosition(NamedTuple):
 
 
 class Compensation(NamedTuple):
-    """A change of an item's trend by a later event: a replaced vote, or one that is now established."""
+    """A change of an item's trend by a later event: a replaced vote, or one that is now
+    established."""
 
     item_id: str
     time_ms: int
@@ -83,12 +85,14 @@ class Delta(NamedTuple):
 
 
 COUNTS_NOTHING, COUNTS_INTERACTION, COUNTS_USER = "0", "1", "2"
-"""Wire code of a delta's counts: none; an interaction; an interaction, and a user new to the item."""
+"""Wire code of a delta's counts: none; an interaction; an interaction, and a user new to the
+item."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """How an applied event entered the state; kept in the ledger, so that `forget` can retract it."""
+    """How an applied event entered the state; kept in the ledger, so that `forget` can retract
+    it."""
 
     first_user_item: bool = False
     """The user's first positive action on the item."""
@@ -120,7 +124,8 @@ def pack_offset(partition: int, offset: int) -> int:
 
 
 def unpack_offset(score: float) -> tuple[int, int, bool, bool]:
-    """Partition, offset, first_user_item and established of a ledger score; inverts `pack_offset`."""
+    """Partition, offset, first_user_item and established of a ledger score; inverts
+    `pack_offset`."""
     rest, flags = divmod(int(score), _FLAGS)
     offset, partition = divmod(rest, _MAX_PARTITIONS)
     return partition, offset, bool(flags & 1), bool(flags & 2)
@@ -147,7 +152,8 @@ def decode_compensations(raw: bytes, weights: Mapping[str, float]) -> tuple[Comp
 
 
 def encode_forgotten(until_ms: int) -> bytes:
-    """Value of a `forgotten` record (key: user_id): forget the user's events up to this event time."""
+    """Value of a `forgotten` record (key: user_id): forget the user's events up to this event
+    time."""
     return orjson.dumps({"until_ms": until_ms})
 
 
@@ -182,8 +188,8 @@ class HistoryEntry:
 def effective(history: Iterable[HistoryEntry]) -> list[HistoryEntry]:
     """The history without undone entries and without the `undo` entries, in the same order.
 
-    An undo cancels the user's entries for the same item up to its own event time. An item with no entry
-    left counts as unseen.
+    An undo cancels the user's entries for the same item up to its own event time. An item with no
+    entry left counts as unseen.
     """
     entries = list(history)
     undone: dict[str, int] = {}
@@ -217,10 +223,10 @@ class Effect(StrEnum):
 class StateChange(BaseModel):
     """A record on `state-changes` (key: user_id): this event is now in Redis.
 
-    Delivered at least once and, per source partition, in offset order: a reader that keeps the highest
-    `offset` per (`topic`, `partition`) and skips the rest sees each change once. Timestamps are wall-clock
-    milliseconds since the epoch: sent by the producer (if known), appended by the broker, read by Spark,
-    applied to Redis.
+    Delivered at least once and, per source partition, in offset order: a reader that keeps the
+    highest `offset` per (`topic`, `partition`) and skips the rest sees each change once. Timestamps
+    are wall-clock milliseconds since the epoch: sent by the producer (if known), appended by the
+    broker, read by Spark, applied to Redis.
     """
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)

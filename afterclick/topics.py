@@ -1,4 +1,4 @@
-"""The Kafka topics: names, partitions, retention. Auto-create is off; `ensure` code lives in infra."""
+"""The Kafka topics: names, partitions, retention. infra/topics_admin.py creates them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 DAY_MS = 86_400_000
 PARTITIONER = "murmur2_random"
-"""How producers choose a partition by key: as Java's clients do, so that a user's events share one."""
+"""Partitioner of every producer, as in Java's clients: a user's events share a partition."""
 
 
 @dataclass(frozen=True)
 class Topic:
-    """One topic as it is created. `retention_ms` −1 keeps for ever.
+    """Configuration of a topic. `retention_ms` −1: unlimited.
 
-    With `arrival` a record's timestamp is when the broker appended it, whatever its producer says.
+    With `arrival` the record timestamp is the time of the append by the broker.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Topic:
 
     @property
     def config(self) -> dict[str, str]:
-        """The topic configuration in Kafka's own words."""
+        """The topic configuration for Kafka's admin API."""
         config = {"cleanup.policy": self.cleanup}
         if self.cleanup == "delete":
             config["retention.ms"] = str(self.retention_ms)
@@ -70,7 +70,7 @@ class Topics:
 
     @property
     def interactions(self) -> tuple[str, str]:
-        """The topics whose events change the state, in the order of their topic number."""
+        """The topics whose events change the state."""
         return (self.reviews, self.feedback)
 
     def all(self) -> tuple[Topic, ...]:
@@ -89,5 +89,5 @@ class Topics:
 
 
 def dlq(topic: str) -> str:
-    """The dead-letter topic of a topic: raw bytes, same key, headers that say why."""
+    """The dead-letter topic of a topic: raw bytes, same key, the reason in headers."""
     return f"{topic}.dlq"

@@ -1,9 +1,10 @@
-"""Trends by forward decay: what counts less the older it is, without ever ageing a stored number.
+"""Trends by forward decay: older events weigh less, and stored sums are never updated for age.
 
-Forward decay (Cormode, Shkapenyuk, Srivastava, Xu: Forward decay, ICDE 2009) with each item's own newest
-event time as its landmark, so that nothing overflows and no landmark is ever re-based. For half-life h an
-item holds (t, s): s = Σ w_i · 2^(−(t − t_i)/h), t = max t_i. Adding an event in any order gives the same
-state up to rounding (relative 1e-9), and the value at any later moment is s · 2^(−(now − t)/h).
+Forward decay (Cormode, Shkapenyuk, Srivastava, Xu: Forward decay, ICDE 2009) with each item's own
+newest event time as its landmark, so that nothing overflows and no landmark is ever re-based. For
+half-life h an item holds (t, s): s = Σ w_i · 2^(−(t − t_i)/h), t = max t_i. Adding an event in any
+order gives the same state up to rounding (relative 1e-9), and the value at any later moment is s ·
+2^(−(now − t)/h).
 """
 
 from __future__ import annotations
@@ -28,27 +29,28 @@ HALF_LIVES_MS: dict[str, float] = {
     "quarter": 90 * DAY_MS,
 }
 TREND_MIX = np.array([0.0, 0.0, 1 / 3, 1 / 7, 1 / 30, 0.0])
-"""What each half-life counts for in an item's heat, per day of it: the shares of three days, a week, a month.
+"""Weight of each half-life in trend scores: the shares of three days, a week and a month, per day.
 
-Chosen on Electronics from January to May 2014: never below the best single half-life by more than noise."""
+Chosen on Electronics from January to May 2014: within noise of the best single half-life in each
+month."""
 _HALF_LIVES = np.array(list(HALF_LIVES_MS.values()))
 _FORMAT = struct.Struct(f"<{1 + 2 * len(HALF_LIVES_MS)}d")
 PACKED_BYTES = _FORMAT.size
-"""Length of a trend in Redis."""
+"""Bytes of a trend in Redis."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """The decayed sums of one item: `time_ms` of its newest event, and as of then two sums per half-life."""
+    """The decayed sums of one item as of `time_ms`, the time of its newest event."""
 
     time_ms: float
     sums: tuple[float, ...]
-    """Of all votes, in the order of HALF_LIVES_MS."""
+    """(H,) of all votes, in the order of HALF_LIVES_MS."""
     established: tuple[float, ...] = (0.0,) * len(HALF_LIVES_MS)
-    """Of the votes of established users alone."""
+    """(H,) of the votes of established users."""
 
     def pack(self) -> bytes:
-        """The value in Redis: little-endian doubles, time_ms and then the sums."""
+        """The value in Redis: little-endian doubles, `time_ms`, then the sums."""
         return _FORMAT.pack(self.time_ms, *self.sums, *self.established)
 
     @classmethod
@@ -57,12 +59,12 @@ class Trend:
         return cls(time_ms, tuple(sums[: len(HALF_LIVES_MS)]), tuple(sums[len(HALF_LIVES_MS) :]))
 
     def add(self, time_ms: float, weight: float, established: float = 0.0) -> Trend:
-        """This trend with one more vote. The same arithmetic as streaming/functions.lua."""
+        """The trend with one more vote; the same arithmetic as streaming/functions.lua."""
         newest = max(self.time_ms, time_ms)
         old, new = _decay(newest - self.time_ms), _decay(newest - time_ms)
         sums = np.array(self.sums) * old + new * weight
-        vouched = np.array(self.established) * old + new * established
-        return Trend(newest, tuple(sums.tolist()), tuple(vouched.tolist()))
+        by_established = np.array(self.established) * old + new * established
+        return Trend(newest, tuple(sums.tolist()), tuple(by_established.tolist()))
 
 
 def _decay(elapsed_ms: float | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -70,18 +72,14 @@ def _decay(elapsed_ms: float | NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class TrendTable:
-    """Trends and exact counts of the whole catalogue in arrays, for ranking. Grows as items appear.
-
-    Rows are added by `row`; `add` applies one event; `value` and `values` read as of a moment.
-    """
+    """Trends and exact counts of the whole catalogue in arrays; grows as items appear."""
 
     def __init__(self, capacity: int = 1024) -> None:
         self._rows: dict[str, int] = {}
         self._ids: list[str] = []
         self._time = np.zeros(capacity)
-        self._sums = np.zeros(
-            (capacity, 2, len(HALF_LIVES_MS))
-        )  # all votes, those of established users
+        # [:, 0] of all votes, [:, 1] of established users
+        self._sums = np.zeros((capacity, 2, len(HALF_LIVES_MS)))
         self._counts = np.zeros(capacity, np.int64)
         self.newest_ms = 0.0
 
@@ -90,16 +88,16 @@ class TrendTable:
 
     @property
     def ids(self) -> list[str]:
-        """Item id of each row. Do not change."""
+        """Item id of each row; do not modify."""
         return self._ids
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """(len,) int64: positive interactions, all time. A view."""
+        """(len,) positive interactions, all time; a view."""
         return self._counts[: len(self)]
 
     def row(self, item_id: str) -> int:
-        """The row of an item; a new one if it has none."""
+        """The row of an item; adds one for a new item."""
         row = self._rows.get(item_id)
         if row is None:
             row = self._rows[item_id] = len(self._ids)
@@ -113,19 +111,20 @@ class TrendTable:
         return self._rows.get(item_id)
 
     def apply(self, change: StateChange) -> None:
-        """Apply what an event did."""
+        """Apply the effects of an event."""
         established = change.weight if change.established else 0.0
         self.add(change.item_id, change.time_ms, change.weight, established)
         for compensation in change.compensations:
             self.correct(*compensation)
 
     def add(self, item_id: str, time_ms: float, weight: float, established: float = 0.0) -> None:
-        """Apply one event, `established` of its weight by an established user; a positive weight counts."""
+        """Add one event to sums and counts; `established`: its weight if by an established user,
+        else 0."""
         self.correct(item_id, time_ms, weight, established)
         self._counts[self._rows[item_id]] += weight > 0
 
     def correct(self, item_id: str, time_ms: float, weight: float, established: float) -> None:
-        """Add to the sums alone."""
+        """Add to the sums only, as a compensation does."""
         row = self.row(item_id)
         newest = max(self._time[row], time_ms)
         self._sums[row] *= _decay(newest - self._time[row])
@@ -140,7 +139,8 @@ class TrendTable:
         sums: NDArray[np.float64],
         counts: NDArray[np.int64],
     ) -> None:
-        """Add what one partition holds of many items, each named once. `sums` (n, 2 · H) as in a Trend."""
+        """Add one partition's trends of n items without repeats; `sums` (n, 2 · H) as in a
+        Trend."""
         if not len(item_ids):
             return
         rows = np.fromiter((self.row(item) for item in item_ids), np.int64, len(item_ids))
@@ -153,14 +153,14 @@ class TrendTable:
         self.newest_ms = max(self.newest_ms, float(times_ms.max()))
 
     def values(self, now_ms: float) -> NDArray[np.float64]:
-        """(len, H) float64: the sums of all votes of each half-life, decayed to `now_ms`."""
+        """(len, H) decayed sums of all votes as of `now_ms`."""
         return self.both(now_ms)[0]
 
     def both(self, now_ms: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """`values`, and (len, H) the same of established users' votes alone."""
+        """`values`, and (len, H) the same for the votes of established users."""
         age = np.maximum(now_ms - self._time[: len(self)], 0.0)
-        worth = np.exp2(-age[:, None] / _HALF_LIVES)
-        return self._sums[: len(self), 0] * worth, self._sums[: len(self), 1] * worth
+        decay = np.exp2(-age[:, None] / _HALF_LIVES)
+        return self._sums[: len(self), 0] * decay, self._sums[: len(self), 1] * decay
 
     def _grow(self) -> None:
         extra = len(self._time)

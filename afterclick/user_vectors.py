@@ -1,4 +1,5 @@
-"""A user at a moment: the state from the live history, and the vectors that models compute from it."""
+"""A user at a moment: the state from the live history, and the vectors that models compute from
+it."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class UserState:
     times_ms: Float64Array
     """(h,) event times."""
     seen: IntArray
-    """Items never to show: every item of the history, also skipped ones; undone ones are not part of it."""
+    """Items never to show: every item of the history, also skipped ones; undone ones are not part
+    of it."""
     now_ms: float
 
     @classmethod
@@ -82,8 +84,8 @@ class UserVectors:
 def fold_in(model: Model, state: UserState) -> FloatArray | None:
     """The user's ALS factors (k,), by one k × k solve; None where ALS knows no item of the history.
 
-    Hu, Koren, Volinsky (ICDM 2008), eq. 4, as Spark's ALS solves it: confidence 1 + α·r with r the weight
-    of the action, λ = regParam times the number of the user's interactions.
+    Hu, Koren, Volinsky (ICDM 2008), eq. 4, as Spark's ALS solves it: confidence 1 + α·r with r the
+    weight of the action, λ = regParam times the number of the user's interactions.
     """
     if model.factors is None or model.gram is None or model.norms is None:
         return None
@@ -121,7 +123,8 @@ def _fold_in_woodbury(
 
 
 def tower_user(model: Model, state: UserState) -> FloatArray | None:
-    """The user tower's output (d + 1,); None without towers, or where they know no item of the history."""
+    """The user tower's output (d + 1,); None without towers, or where they know no item of the
+    history."""
     if model.towers is None:
         return None
     return model.towers.user(state.items, state.weights, state.times_ms, state.now_ms)

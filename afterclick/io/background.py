@@ -16,9 +16,10 @@ _RETRY_S = 1.0
 class BackgroundLoop:
     """Calls `work` in a named daemon thread until it is stopped.
 
-    `work` may return the seconds until its next call; None means `interval_s`, and an interval of None means
-    "until `wake`". Exceptions are logged and the loop goes on after `interval_s`, at least one second: an
-    AfterclickError as one warning per series of failures, anything else with its traceback.
+    `work` may return the seconds until its next call; None means `interval_s`, and an interval of
+    None means "until `wake`". Exceptions are logged and the loop goes on after `interval_s`, at
+    least one second: an AfterclickError as one warning per series of failures, anything else with
+    its traceback.
     """
 
     def __init__(
@@ -49,7 +50,8 @@ class BackgroundLoop:
         self._wake.set()
 
     def stop(self, timeout_s: float = 3.0) -> None:
-        """Stop, and wait up to `timeout_s` for the call in progress. May be called before `start`, or twice."""
+        """Stop, and wait up to `timeout_s` for the call in progress. May be called before `start`,
+        or twice."""
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():

@@ -1,7 +1,7 @@
 """A typed client of the API: `Client` for threads, `AsyncClient` for the event loop.
 
-Needs the extra `afterclick[client]`. Calls that take effect once are retried after connection errors and
-503; feedback keeps its event id, so that a retry counts once.
+Needs the extra `afterclick[client]`. Calls that take effect once are retried after connection
+errors and 503; feedback keeps its event id, so that a retry counts once.
 """
 
 from __future__ import annotations
@@ -101,9 +101,11 @@ class _Calls:
         after: str | None = None,
         **more: Any,
     ) -> Call[api.Recommendations]:
-        """A list for a user or, with `items`, for a visitor. `after` waits for the event at that position.
+        """A list for a user or, with `items`, for a visitor. `after` waits for the event at that
+        position.
 
-        `more`: other fields of the API, as session_id, policy, filters, offset, cursor, diversity, preview.
+        `more`: other fields of the API, as session_id, policy, filters, offset, cursor, diversity,
+        preview.
         """
         body = _given(
             **more,

@@ -17,7 +17,8 @@ _POLL_S = 0.02
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace the file in one rename; creates its folder. A reader sees the old or the new content."""
+    """Replace the file in one rename; creates its folder. A reader sees the old or the new
+    content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with staged_file(path) as staging:
         staging.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -41,8 +42,8 @@ def staged_file(path: Path) -> Iterator[Path]:
 def staged_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder next to `target`; on success it gets that name in one rename.
 
-    Every file in it is synced to disk before the rename. Raises FileExistsError where `target` is a folder
-    that is not empty; after any error the temporary folder is removed.
+    Every file in it is synced to disk before the rename. Raises FileExistsError where `target` is a
+    folder that is not empty; after any error the temporary folder is removed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -69,8 +70,8 @@ def file_lock(
 ) -> Iterator[None]:
     """Hold the lock on `path`; the operating system releases it when the process ends.
 
-    `owner` is written into the file for `lock_owner`. Raises AlreadyRunning(`busy`) where another process
-    has the lock for longer than `timeout_s`; −1 waits without limit.
+    `owner` is written into the file for `lock_owner`. Raises AlreadyRunning(`busy`) where another
+    process has the lock for longer than `timeout_s`; −1 waits without limit.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path, timeout=timeout_s, poll_interval=_POLL_S)
@@ -87,7 +88,8 @@ def file_lock(
 
 
 def lock_owner(path: Path) -> str | None:
-    """The `owner` text of the process that holds the lock, empty if it gave none; None while it is free."""
+    """The `owner` text of the process that holds the lock, empty if it gave none; None while it is
+    free."""
     if not path.exists():
         return None
     lock = FileLock(path, blocking=False)

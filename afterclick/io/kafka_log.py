@@ -44,8 +44,8 @@ OffsetRanges = dict[TopicPartition, OffsetRange]
 class KafkaLog:
     """Reads topics over one connection, opened on first use and again after an error.
 
-    Threads may share it; they wait for one another. Every method raises Unavailable where Kafka does not
-    answer within `timeout_s`.
+    Threads may share it; they wait for one another. Every method raises Unavailable where Kafka
+    does not answer within `timeout_s`.
     """
 
     def __init__(self, kafka: KafkaSettings, timeout_s: float = TIMEOUT_S) -> None:
@@ -80,7 +80,8 @@ class KafkaLog:
             }
 
     def read(self, ranges: Mapping[TopicPartition, OffsetRange]) -> Iterator[Message]:
-        """The records of these ranges, in order within each partition; compacted offsets are skipped."""
+        """The records of these ranges, in order within each partition; compacted offsets are
+        skipped."""
         from confluent_kafka import TopicPartition as Start
 
         ends = {partition: span.end for partition, span in ranges.items() if len(span)}
@@ -92,7 +93,8 @@ class KafkaLog:
                 consumer.unassign()
 
     def last(self, topic: str, n: int) -> list[Message]:
-        """Up to `n` of the newest records of a topic, the same share of each partition, newest first."""
+        """Up to `n` of the newest records of a topic, the same share of each partition, newest
+        first."""
         ranges = self.ranges(topic)
         share = -(-n // len(ranges))
         records = list(self.read({p: span.newest(share) for p, span in ranges.items()}))
@@ -118,9 +120,9 @@ class KafkaLog:
         while ends:
             first = consumer.poll(self._timeout_s)
             if first is None:
-                names = ", ".join(map(str, ends))
+                names, server = ", ".join(map(str, ends)), self._kafka.bootstrap
                 raise Unavailable(
-                    f"Kafka at {self._kafka.bootstrap} sent nothing of {names} for {self._timeout_s:g} s"
+                    f"Kafka at {server} sent no record of {names} in {self._timeout_s:g} s"
                 )
             for message in (first, *consumer.consume(_BATCH, 0)):
                 partition = TopicPartition(message.topic() or "", message.partition() or 0)
@@ -154,7 +156,8 @@ class KafkaLog:
 
 
 def read_compacted(kafka: KafkaSettings, topic: str, timeout_s: float = 30.0) -> dict[bytes, bytes]:
-    """Key → value of the newest record of each key, in the order of the records; deleted keys are left out.
+    """Key → value of the newest record of each key, in the order of the records; deleted keys are
+    left out.
 
     A topic that does not exist is empty. Raises Unavailable.
     """
@@ -171,7 +174,8 @@ def read_compacted(kafka: KafkaSettings, topic: str, timeout_s: float = 30.0) ->
 
 
 def lag(ranges: Mapping[TopicPartition, OffsetRange], applied: Mapping[TopicPartition, int]) -> int:
-    """Records of the ranges after the last applied offset of each partition (−1: none is applied)."""
+    """Records of the ranges after the last applied offset of each partition (−1: none is
+    applied)."""
     return sum(
         max(0, span.end - max(applied.get(partition, -1) + 1, span.begin))
         for partition, span in ranges.items()

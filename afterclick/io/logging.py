@@ -1,4 +1,5 @@
-"""Configure logging once per process: readable lines on a terminal, one JSON object per line otherwise."""
+"""Configure logging once per process: readable lines on a terminal, one JSON object per line
+otherwise."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def published(root: Path) -> tuple[Path, str]:
     return artifact.write(root, "v1", fill, **FACTS)
 
 
-def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+def test_a_written_artifact_is_read_back(tmp_path: Path) -> None:
     folder, digest = published(tmp_path)
     manifest = artifact.read_manifest(folder, digest)
     artifact.verify(folder, manifest)
@@ -32,7 +32,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("position", [0, 40, -1])
-def test_one_changed_byte_is_refused(tmp_path: Path, position: int) -> None:
+def test_one_changed_byte_is_rejected(tmp_path: Path, position: int) -> None:
     folder, _ = published(tmp_path)
     path = folder / "als_item_factors.npy"
     raw = bytearray(path.read_bytes())
@@ -42,14 +42,14 @@ def test_one_changed_byte_is_refused(tmp_path: Path, position: int) -> None:
         artifact.verify(folder, artifact.read_manifest(folder))
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_rejected(tmp_path: Path) -> None:
     folder, _ = published(tmp_path)
     (folder / "ranker.txt").unlink()
     with pytest.raises(BadArtifact, match="missing"):
         artifact.verify(folder, artifact.read_manifest(folder))
 
 
-def test_another_manifest_than_the_published_one_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_that_differs_from_the_published_one_is_rejected(tmp_path: Path) -> None:
     folder, digest = published(tmp_path)
     path = folder / artifact.MANIFEST
     path.write_text(path.read_text().replace('"items": 3', '"items": 4'))
@@ -58,7 +58,7 @@ def test_another_manifest_than_the_published_one_is_refused(tmp_path: Path) -> N
         artifact.read_manifest(folder, digest)
 
 
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+def test_a_newer_format_is_rejected(tmp_path: Path) -> None:
     folder, _ = published(tmp_path)
     path = folder / artifact.MANIFEST
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
@@ -66,7 +66,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
         artifact.read_manifest(folder)
 
 
-def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     def half(folder: Path) -> None:
         fill(folder)
         raise RuntimeError("disk full")
@@ -99,7 +99,7 @@ def test_a_pickle_is_never_loaded(tmp_path: Path) -> None:
     ],
     ids=["rows", "columns", "text", "empty", "one number"],
 )
-def test_an_array_is_read_into_memory_as_it_was(tmp_path: Path, array: np.ndarray) -> None:
+def test_an_array_is_read_into_memory_unchanged(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "array.npy", array)
     found = artifact.load_array(tmp_path, "array")
     (tmp_path / "array.npy").write_bytes(b"")
@@ -108,23 +108,19 @@ def test_an_array_is_read_into_memory_as_it_was(tmp_path: Path, array: np.ndarra
     assert type(found) is np.ndarray
 
 
-def test_it_rests_after_every_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifact, "CHUNK", 80)
-    folder = tmp_path / "v1"
-    folder.mkdir()
-    np.save(folder / "array.npy", np.arange(100.0))
-    rests: list[str] = []
-    whole = artifact.sha256(folder / "array.npy", lambda: rests.append("hashed"))
-    assert whole == artifact.sha256(folder / "array.npy")
-    found = artifact.load_array(folder, "array", lambda: rests.append("copied"))
-    np.testing.assert_array_equal(found, np.arange(100.0))
-    assert (rests.count("hashed"), rests.count("copied")) == (
-        12,
-        10,
-    )  # 128 bytes of header and 800 of numbers
+def test_the_throttle_is_called_after_every_chunk(tmp_path: Path) -> None:
+    numbers = np.arange(3 * artifact.CHUNK / 8)
+    np.save(tmp_path / "array.npy", numbers)
+    calls: list[str] = []
+    digest = artifact.sha256(tmp_path / "array.npy", lambda: calls.append("hashed"))
+    assert digest == artifact.sha256(tmp_path / "array.npy")
+    array = artifact.load_array(tmp_path, "array", lambda: calls.append("copied"))
+    np.testing.assert_array_equal(array, numbers)
+    assert calls.count("hashed") == 4  # a header, and three chunks of numbers
+    assert calls.count("copied") == 3
 
 
-def test_a_file_that_ends_early_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", np.arange(100.0))
     with (tmp_path / "array.npy").open("r+b") as file:
         file.truncate(500)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 
 from afterclick import errors
 
@@ -25,3 +27,13 @@ def test_exit_codes_tell_the_kinds_apart_and_are_never_success() -> None:
     codes = [cls.exit_code for cls in kinds]
     assert len(set(codes)) == len(codes)
     assert all(code > 1 for code in codes)
+
+
+def test_the_client_without_its_extra_names_it() -> None:
+    code = "import sys; sys.modules['httpx2'] = None; import afterclick.io.client"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "afterclick.errors.MissingExtra" in done.stderr
+    assert "pip install 'afterclick[client]'" in done.stderr
+    assert "ModuleNotFoundError" not in done.stderr

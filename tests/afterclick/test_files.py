@@ -59,7 +59,7 @@ def test_a_folder_that_exists_is_never_overwritten(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["v1"]
 
 
-def test_a_held_lock_is_refused_with_the_message_of_its_owner(tmp_path: Path) -> None:
+def test_a_held_lock_raises_and_names_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "home" / "training.lock"
     assert lock_owner(path) is None
     with file_lock(path, owner="train (process 7)"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from afterclick.topics import DAY_MS, Topics, dlq
 
 
-def test_interactions_are_kept_for_ever_and_have_dead_letters() -> None:
+def test_interactions_have_no_retention_limit_and_have_dead_letters() -> None:
     topics = Topics(partitions=6)
     by_name = {topic.name: topic for topic in topics.all()}
     for name in topics.interactions:
@@ -24,7 +24,7 @@ def test_the_catalogue_and_the_models_are_compacted() -> None:
     assert by_name["state-changes"].config["retention.ms"] == str(DAY_MS)
 
 
-def test_a_prefix_keeps_installations_apart() -> None:
+def test_a_prefix_separates_installations() -> None:
     one = {topic.name for topic in Topics("a-").all()}
     two = {topic.name for topic in Topics("b-").all()}
     assert not one & two

@@ -17,7 +17,7 @@ DAY = 86_400_000.0
 
 
 def a_model(n: int = 6, **changes: Any) -> Model:
-    """Items 0…n−1; each is the neighbour of the next one, and the same-day neighbour of the one before."""
+    """Items 0…n−1; the next one is the neighbour, the previous one the same-day neighbour."""
     ring = np.arange(n, dtype=np.int32)
     facts: dict[str, Any] = {
         "version": "m1",
@@ -37,7 +37,7 @@ def a_model(n: int = 6, **changes: Any) -> Model:
 
 
 def late(model: Model, *like: int | None) -> ItemContent:
-    """Content with an item after the model's for each of `like`: described as that one is, or not at all."""
+    """Content with a new item per entry of `like`: the content of that item, or none."""
     assert model.item_content is not None
     rows = [np.zeros(3, np.float32) if i is None else model.item_content.vectors[i] for i in like]
     return model.item_content.with_new(np.stack(rows))

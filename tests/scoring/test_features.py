@@ -37,7 +37,7 @@ def test_the_neighbour_of_the_newest_item_scores_its_cosine() -> None:
     np.testing.assert_allclose(column(rows, "same_day_last"), [0.0, 0.0, 0.0])
 
 
-def test_what_a_walk_from_the_newest_item_reaches_scores_its_weight() -> None:
+def test_items_of_the_random_walk_score_its_weight() -> None:
     reach = {
         "reach_items": np.full((6, 1), 5, np.int32),
         "reach_scores": np.full((6, 1), 0.5, np.float32),
@@ -47,7 +47,7 @@ def test_what_a_walk_from_the_newest_item_reaches_scores_its_weight() -> None:
     np.testing.assert_allclose(column(rows, "reach_sum"), [0.75, 0.0])
 
 
-def test_a_click_changes_the_features_of_what_goes_with_it() -> None:
+def test_a_click_changes_the_features_of_similar_items() -> None:
     before = features_of(a_model(), a_state([0]), a_view(), items(5))
     after = features_of(a_model(), a_state([4, 0]), a_view(), items(5))
     assert column(before, "cosine_last")[0] == 0.0
@@ -68,7 +68,7 @@ def test_an_item_without_events_has_the_lowest_trend_and_no_nan() -> None:
     assert view.top.tolist() == [0]
 
 
-def test_heat_is_what_came_lately_and_lasts() -> None:
+def test_the_trend_score_favours_recent_and_lasting_interactions() -> None:
     values = np.ones((3, len(HALF_LIVES_MS)))
     values[1] = 2.0
     values[2, 0] = 50.0  # an hour's burst that was gone the next day
@@ -83,7 +83,7 @@ def test_trends_of_an_empty_system_are_finite() -> None:
     assert not len(view.top)
 
 
-def test_an_item_newer_than_the_model_is_scored_by_its_trend() -> None:
+def test_a_new_item_is_scored_by_its_trend() -> None:
     rows = features_of(a_model(6), a_state([2]), a_view(8, hot=7), items(7, 3))
     assert column(rows, "trend_day")[0] > column(rows, "trend_day")[1]
     assert np.isnan(column(rows, "als")[0])
@@ -92,7 +92,7 @@ def test_an_item_newer_than_the_model_is_scored_by_its_trend() -> None:
     assert column(rows, "popularity")[0] == 0.0
 
 
-def test_an_item_newer_than_the_model_is_as_alike_as_its_words() -> None:
+def test_a_new_item_has_the_similarity_of_its_content() -> None:
     model = a_model(6)
     content = late(model, 1, None)
     rows = features_of(model, a_state([1, 2]), a_view(8), items(6, 7, 1, 0), content=content)
@@ -106,7 +106,7 @@ def test_an_item_newer_than_the_model_is_as_alike_as_its_words() -> None:
     assert column(after_nothing, "content_mean")[0] == 1
 
 
-def test_a_history_of_items_newer_than_the_model_says_nothing_of_the_old_ones() -> None:
+def test_a_history_of_new_items_leaves_neighbour_features_zero() -> None:
     rows = features_of(a_model(6), a_state([7, 6]), a_view(8), items(0, 1))
     assert column(rows, "cosine_last").tolist() == [0.0, 0.0]
     assert np.isnan(column(rows, "als")).all()
@@ -132,7 +132,7 @@ def test_ages_are_in_days() -> None:
     assert column(rows, "item_age_days")[0] == pytest.approx(10.0)
 
 
-def test_what_is_newer_than_the_last_item_has_a_positive_age_gap() -> None:
+def test_an_item_newer_than_the_last_one_has_a_positive_age_gap() -> None:
     view = a_view()
     view.first_seen_ms[3] += 4 * 86_400_000
     rows = features_of(a_model(), a_state([2]), view, items(3, 1))
@@ -140,7 +140,7 @@ def test_what_is_newer_than_the_last_item_has_a_positive_age_gap() -> None:
     assert column(rows, "last_popularity")[0] == pytest.approx(np.log2(1 + 4))
 
 
-def test_what_sells_more_lately_rises() -> None:
+def test_an_item_with_more_recent_sales_has_a_positive_rise() -> None:
     values = np.ones((2, len(HALF_LIVES_MS)))
     values[0, list(HALF_LIVES_MS).index("week")] = 3.0
     rows = features_of(
@@ -149,7 +149,7 @@ def test_what_sells_more_lately_rises() -> None:
     assert column(rows, "rise")[0] > 0 > column(rows, "rise")[1]
 
 
-def test_a_skip_is_seen_but_is_no_taste() -> None:
+def test_a_skipped_item_is_seen_but_not_liked() -> None:
     index = {"a": 0, "b": 1}
     history = [
         HistoryEntry("3", "b", Action.SKIP, None, 30),
@@ -162,7 +162,7 @@ def test_a_skip_is_seen_but_is_no_taste() -> None:
     assert sorted(state.seen.tolist()) == [0, 1]
 
 
-def test_an_undo_takes_back_what_was_before_it_and_nothing_after() -> None:
+def test_an_undo_cancels_earlier_actions_and_no_later_ones() -> None:
     history = [
         HistoryEntry("5", "b", Action.LIKE, None, 50),
         HistoryEntry("4", "b", Action.UNDO, None, 40),
@@ -180,7 +180,7 @@ def test_an_undo_takes_back_what_was_before_it_and_nothing_after() -> None:
     assert state.seen.tolist() == [1]
 
 
-def test_an_undo_of_the_same_moment_wins_in_any_order() -> None:
+def test_an_undo_at_the_same_time_wins_in_any_order() -> None:
     like, undo = (
         HistoryEntry("x", "a", Action.LIKE, None, 10),
         HistoryEntry("u", "a", Action.UNDO, None, 10),
@@ -204,13 +204,13 @@ def test_an_item_counts_once_by_its_newest_positive_action() -> None:
     )
 
 
-def test_a_receipt_adds_up_to_the_score() -> None:
+def test_contributions_add_up_to_the_score() -> None:
     contributions = np.random.default_rng(0).normal(size=(5, len(FEATURES) + 1))
     receipt = group_contributions(contributions)
     assert set(receipt) == {*PARTS, "base"}
     np.testing.assert_allclose(sum(receipt.values()), contributions.sum(axis=1))
 
 
-def test_a_receipt_of_another_width_is_refused() -> None:
+def test_contributions_of_another_width_are_rejected() -> None:
     with pytest.raises(ValueError, match="columns"):
         group_contributions(np.zeros((2, 3)))

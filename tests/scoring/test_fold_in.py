@@ -23,7 +23,7 @@ def test_fold_in_minimises_the_objective_of_als() -> None:
     assert np.abs(gradient).max() < 1e-3
 
 
-def test_a_heavier_action_pulls_the_user_nearer() -> None:
+def test_an_action_of_greater_weight_moves_the_user_closer() -> None:
     model = a_model()
     light, heavy = a_state([2]), a_state([2])
     heavy.weights[:] = 5.0
@@ -31,7 +31,7 @@ def test_a_heavier_action_pulls_the_user_nearer() -> None:
     assert near[0] < near[1] < 1.0
 
 
-def test_nobody_is_folded_in_from_items_als_does_not_know() -> None:
+def test_items_unknown_to_als_give_no_factors() -> None:
     unknown = a_model(factors=np.zeros((6, 4), np.float32))
     assert fold_in(unknown, a_state([1])) is None
     assert fold_in(a_model(), a_state([99])) is None

@@ -18,7 +18,7 @@ def published(root: Path, model: Model) -> Path:
     return artifact.write(root, model.version, model.save, **facts)[0]
 
 
-def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_saved_model_loads_unchanged(tmp_path: Path) -> None:
     before = a_model()
     after, manifest = load(published(tmp_path, before))
     for name, array in before.arrays().items():
@@ -32,7 +32,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert manifest.items == len(after) == 6
 
 
-def test_a_walk_s_lists_come_back_too(tmp_path: Path) -> None:
+def test_random_walk_lists_load_unchanged(tmp_path: Path) -> None:
     reach = {
         "reach_items": np.full((6, 1), 2, np.int32),
         "reach_scores": np.ones((6, 1), np.float32),
@@ -42,7 +42,7 @@ def test_a_walk_s_lists_come_back_too(tmp_path: Path) -> None:
     assert model.reach_items.tolist() == [[2]] * 6
 
 
-def test_the_two_towers_come_back_too(tmp_path: Path) -> None:
+def test_the_two_towers_load_unchanged(tmp_path: Path) -> None:
     ages = np.linspace(1, 2, len(AGES_DAYS) + 1).astype(np.float32)
     towers = TowerArrays(np.ones((6, 3), np.float32), np.full((6, 4), 2, np.float32), ages)
     model, _ = load(published(tmp_path, a_model(towers=towers)))
@@ -51,7 +51,7 @@ def test_the_two_towers_come_back_too(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(model.towers, name), getattr(towers, name))
 
 
-def test_towers_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+def test_towers_of_different_shapes_are_rejected(tmp_path: Path) -> None:
     ages = np.ones(len(AGES_DAYS) + 1, np.float32)
     towers = TowerArrays(np.ones((6, 3), np.float32), np.ones((6, 3), np.float32), ages)
     with pytest.raises(BadArtifact, match="towers"):
@@ -62,7 +62,7 @@ def words(*shape: int, value: float = 1.0) -> WordVectors:
     return WordVectors(np.array(["camera", "usb"]), np.full(shape, value, np.float32))
 
 
-def test_what_words_say_comes_back_and_older_artifacts_have_none(tmp_path: Path) -> None:
+def test_word_vectors_load_unchanged_and_are_optional(tmp_path: Path) -> None:
     model, _ = load(published(tmp_path / "new", a_model(words=words(2, 3))))
     assert model.words is not None
     assert model.words.index == {"camera": 0, "usb": 1}
@@ -90,15 +90,13 @@ def test_als_and_content_may_be_missing(tmp_path: Path) -> None:
         ({"words": words(2, 3), "content": None}, "differ in shape"),
     ],
 )
-def test_a_model_that_cannot_be_right_is_refused(
-    tmp_path: Path, changes: dict, problem: str
-) -> None:
+def test_an_invalid_model_is_rejected(tmp_path: Path, changes: dict, problem: str) -> None:
     with pytest.raises(BadArtifact, match=problem):
         load(published(tmp_path, a_model(**changes)))
 
 
 @pytest.mark.parametrize("name", ["als_item_factors", "content_words", "content_word_vectors"])
-def test_a_damaged_file_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_is_rejected(tmp_path: Path, name: str) -> None:
     folder = published(tmp_path, a_model(words=words(2, 3)))
     path = folder / f"{name}.npy"
     raw = bytearray(path.read_bytes())

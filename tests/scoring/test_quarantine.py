@@ -1,4 +1,4 @@
-"""What new accounts push is held back; what established users support, and what is merely new, is not."""
+"""Pushed items are limited; items with established support and new items are not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def a_shop(votes: float = 40.0, share: float = 0.5) -> tuple[np.ndarray, np.ndar
     return np.full((ITEMS, H), votes), np.full((ITEMS, H), votes * share)
 
 
-def test_an_ordinary_shop_is_left_as_it_is() -> None:
+def test_ordinary_votes_are_unchanged() -> None:
     votes, established = a_shop()
     found = apply_limits(votes, established, QuarantineLimits())
     assert found.established_share == 0.5
@@ -25,7 +25,7 @@ def test_an_ordinary_shop_is_left_as_it_is() -> None:
     assert (found.retained_share == 1.0).all()
 
 
-def test_a_push_by_new_accounts_leaves_what_established_users_support() -> None:
+def test_a_pushed_item_keeps_the_trend_that_established_users_support() -> None:
     votes, established = a_shop()
     votes[3] += 1000.0
     found = apply_limits(votes, established, QuarantineLimits())
@@ -37,7 +37,7 @@ def test_a_push_by_new_accounts_leaves_what_established_users_support() -> None:
     assert (free.values == votes).all()
 
 
-def test_a_push_of_an_hour_holds_back_the_hour_alone() -> None:
+def test_a_push_of_an_hour_limits_only_the_hour() -> None:
     votes, established = a_shop()
     votes[3, 0] += 1000.0
     found = apply_limits(votes, established, QuarantineLimits())
@@ -46,7 +46,7 @@ def test_a_push_of_an_hour_holds_back_the_hour_alone() -> None:
     assert found.retained_share[3] == 1.0
 
 
-def test_many_new_accounts_count_as_if_they_were_as_many_as_usual() -> None:
+def test_the_votes_of_many_new_accounts_are_scaled_to_the_usual_total() -> None:
     votes, established = a_shop()
     votes[:, 3] += 60.0  # on every item as many: none of them stands out
     found = apply_limits(votes, established, QuarantineLimits())
@@ -57,7 +57,7 @@ def test_many_new_accounts_count_as_if_they_were_as_many_as_usual() -> None:
     assert (np.delete(found.values, 3, axis=1) == 40.0).all()
 
 
-def test_a_list_looks_further_back_while_new_accounts_flood_the_week() -> None:
+def test_longer_half_lives_weigh_more_while_new_accounts_flood_the_week() -> None:
     votes, established = a_shop()
     week, month = (list(HALF_LIVES_MS).index(name) for name in ("week", "month"))
     votes[7, month:] *= 4.0  # has sold best for months
@@ -73,7 +73,7 @@ def test_a_list_looks_further_back_while_new_accounts_flood_the_week() -> None:
     assert int(np.argmax(free.values @ free.weights)) != 7
 
 
-def test_skips_by_established_users_make_no_votes_of_new_accounts() -> None:
+def test_skips_by_established_users_are_not_votes_of_new_accounts() -> None:
     votes, established = a_shop()
     votes[3], established[3] = 500.0, -30.0
     found = apply_limits(votes, established, QuarantineLimits())
@@ -91,7 +91,7 @@ def test_a_few_new_accounts_in_a_quiet_hour_count_in_full() -> None:
     assert found.values[3:6, 0].tolist() == [1.0] * 3
 
 
-def test_an_item_begins_with_nobody() -> None:
+def test_an_item_without_established_users_has_an_allowance() -> None:
     votes, established = a_shop()
     votes[3], established[3] = 20.0, 0.0
     assert not apply_limits(votes, established, QuarantineLimits()).quarantined.any()
@@ -99,7 +99,7 @@ def test_an_item_begins_with_nobody() -> None:
     assert apply_limits(votes, established, QuarantineLimits()).quarantined[3]
 
 
-def test_a_shop_in_which_everybody_is_new_has_no_bound() -> None:
+def test_without_established_users_there_are_no_limits() -> None:
     votes, _ = a_shop()
     votes[3] += 1000.0
     assert usual_share(votes, np.zeros_like(votes)) == 0.0
@@ -108,7 +108,7 @@ def test_a_shop_in_which_everybody_is_new_has_no_bound() -> None:
     assert not few.quarantined.any()
 
 
-def test_who_votes_on_a_third_of_the_shop_does_not_move_the_usual_share() -> None:
+def test_votes_on_a_third_of_the_items_do_not_move_the_usual_share() -> None:
     votes, established = a_shop()
     votes[:16] += 1000.0
     found = apply_limits(votes, established, QuarantineLimits())
@@ -116,7 +116,7 @@ def test_who_votes_on_a_third_of_the_shop_does_not_move_the_usual_share() -> Non
     assert found.quarantined.sum() == 16
 
 
-def test_an_administrator_may_lift_it() -> None:
+def test_an_approved_item_has_no_limits() -> None:
     votes, established = a_shop()
     votes[3] += 1000.0
     found = apply_limits(votes, established, QuarantineLimits(), np.array([3]))

@@ -111,7 +111,7 @@ def test_another_manifest_than_the_announced_is_refused(
     s3: Any, made: tuple[Path, str], tmp_path: Path
 ) -> None:
     uri = upload(made[0], ROOT)
-    with pytest.raises(BadArtifact, match="not the manifest"):
+    with pytest.raises(BadArtifact, match="differs from the published manifest"):
         folder_of(uri, tmp_path / "cache", "0" * 64)
 
 
