@@ -1,4 +1,5 @@
-"""Apply records of one Kafka partition, in offset order, to the state. Both triggers and rebuild use it.
+"""Apply records of one Kafka partition, in offset order, to the state. Both triggers and rebuild
+use it.
 
 reads   redis  {u:<user>}:ledger:<topic>, :votes, :forgotten, {p:<topic>:<partition>}:position
 writes  redis  {u:<user>}:history, :votes, :ledger:<topic>, :corrections:<topic>
@@ -34,7 +35,7 @@ from streaming.connection import Command, Connection
 from streaming.fault_points import NO_FAULTS, FaultPoints
 
 CHUNK = 500
-"""Records per server-side call: a few milliseconds, so that other clients of the server hardly wait."""
+"""Records per server-side call: other clients of the server wait a few milliseconds."""
 _DUPLICATE, _FORGOTTEN = ord("0"), ord("5")
 _NO_EFFECTS = Effects()
 
@@ -129,9 +130,9 @@ class _Step:
 class Applier:
     """Applies records to the state by the two-step protocol: each event takes effect once.
 
-    `send_to_dlq` returns when its records are acknowledged. It is called before the applied offset passes
-    them: a crash may repeat a dead letter, but never loses one. Without it, dead letters are part of the
-    outputs.
+    `send_to_dlq` returns when its records are acknowledged. It is called before the applied offset
+    passes them: a crash may repeat a dead letter, but never loses one. Without it, dead letters are
+    part of the outputs.
     """
 
     config: ApplyConfig
@@ -150,7 +151,8 @@ class Applier:
         }
 
     def apply(self, topic: str, partition: int, records: Sequence[Record]) -> Iterator[Output]:
-        """Apply records in offset order; yields one output per record (none for one sent to the DLQ).
+        """Apply records in offset order; yields one output per record (none for one sent to the
+        DLQ).
 
         Raises redis.RedisError; applying the same records again is safe.
         """
@@ -305,7 +307,7 @@ class Applier:
 
 
 def dead_letter(topic: str, partition: int, record: Record, error: str) -> Output:
-    """The record for the dead-letter topic: raw bytes, same key, headers with position and reason."""
+    """The dead-letter record: raw bytes, same key, headers with position and reason."""
     headers = {"topic": topic, "partition": partition, "offset": record.offset, "stage": "decode"}
     encoded = tuple((name, str(value).encode()) for name, value in headers.items())
     return Output(

@@ -1,4 +1,5 @@
-"""Redis connections: pipelined calls for Spark workers, a client and the function library for the job.
+"""Redis connections: pipelined calls for Spark workers, a client and the function library for the
+job.
 
 reads, writes  redis  whatever the commands read and write
 """
@@ -28,7 +29,7 @@ class Connection(Protocol):
     """Executes commands in one round trip."""
 
     def call(self, commands: Sequence[Command]) -> list[Any]:
-        """The reply of each command, strings as bytes. Raises redis.RedisError for the first error."""
+        """The reply of each command, strings as bytes. Raises redis.RedisError."""
 
 
 class NodeConnection:

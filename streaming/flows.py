@@ -58,8 +58,8 @@ def read_topics(
 ) -> DataFrame:
     """The interaction topics from `start` (None: the earliest offsets), `max_rows` per batch.
 
-    `timestamp` is in microseconds since the epoch. The query fails if the log has lost records that it
-    should read.
+    `timestamp` is in microseconds since the epoch. The query fails if the log has lost records that
+    it should read.
     """
     kafka = settings.kafka
     reader = (
@@ -99,10 +99,11 @@ def start_real_time(
 ) -> StreamingQuery:
     """Start from `offsets`: one row at a time, milliseconds after it was produced.
 
-    Spark's Real-Time Mode keeps one long-running task per Kafka partition. Its interval is not a latency but
-    the length of a batch: at each boundary offsets are checkpointed and every task restarts, which stops the
-    flow for a second or two. Offsets are in Redis here, so the interval exceeds the life of a query and
-    `handover.RealTime` replaces the query instead. The sink stays empty: the workers send the outputs.
+    Spark's Real-Time Mode keeps one long-running task per Kafka partition. Its interval is not a
+    latency but the length of a batch: at each boundary offsets are checkpointed and every task
+    restarts, which stops the flow for a second or two. Offsets are in Redis here, so the interval
+    exceeds the life of a query and `handover.RealTime` replaces the query instead. The sink stays
+    empty: the workers send the outputs.
     """
     source = read_topics(spark, settings, offsets, None)
     row_applier = RowApplier(config, settings.kafka.bootstrap)
@@ -116,7 +117,7 @@ def start_real_time(
 
 
 def start_archive(spark: SparkSession, settings: Settings, checkpoint: Path) -> StreamingQuery:
-    """Write every valid event to the Parquet log, exactly once; from the checkpoint, if there is one."""
+    """Write every valid event to the Parquet log, exactly once; resumes at the checkpoint."""
     stream, redis = settings.stream, settings.redis
     source = read_topics(spark, settings, None, 2 * stream.batch_events)
     forgotten = ForgottenUsers(redis.url, redis.cluster, redis.keys)
@@ -153,10 +154,11 @@ def active_tasks(spark: SparkSession, query: StreamingQuery) -> int:
 
 
 def build_session(settings: Settings, partitions: int) -> SparkSession:
-    """The job's Spark session, with a local master's task slots sized for the number of `partitions`.
+    """The job's Spark session, with a local master's task slots sized for the number of
+    `partitions`.
 
-    Raises BadInput if the configured local master has too few slots: a query would wait for one forever.
-    Spark logs fatal errors only; the job logs why a query failed.
+    Raises BadInput if the configured local master has too few slots: a query would wait for one
+    forever. Spark logs fatal errors only; the job logs why a query failed.
     """
     real_time = settings.stream.trigger == "real-time"
     # a real-time task occupies its slot, and during a hand-over there are two per partition
@@ -195,7 +197,7 @@ def _master(settings: Settings, slots: int) -> str:
     local = re.fullmatch(r"local(?:\[(\d+)])?", master)
     if local and int(local[1] or 1) < slots:
         raise BadInput(
-            f"stream.master {master} has too few task slots: the {settings.stream.trigger} trigger needs "
-            f"{slots} with this number of partitions; use local[*] or local[{slots}]"
+            f"stream.master {master} has too few task slots: the {settings.stream.trigger} trigger "
+            f"needs {slots} with this number of partitions; use local[*] or local[{slots}]"
         )
     return master

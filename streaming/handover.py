@@ -170,8 +170,9 @@ class MicroBatch:
 class RealTime:
     """The apply query under the real-time trigger, replaced from time to time without a pause.
 
-    Micro-batches drain a backlog first. A real-time query is stopped only once its successor has a running
-    task per partition: both apply the same offsets behind the same fence, so no event waits.
+    Micro-batches drain a backlog first. A real-time query is stopped only once its successor has a
+    running task per partition: both apply the same offsets behind the same fence, so no event
+    waits.
     """
 
     context: Context
@@ -227,7 +228,7 @@ class RealTime:
         self._next = self._start_query(self.context.resume(applied, ranges), draining=False)
 
     def _check(self) -> None:
-        """Start the next query if the current one has drained, is old, or has many unread answers."""
+        """Start the next query if this one has drained, is old, or has many unread answers."""
         stream = self.context.settings.stream
         applied, ranges = self.context.progress()
         behind = lag(ranges, applied)
@@ -268,10 +269,11 @@ def _stop(*queries: StreamingQuery | None) -> None:
 
 
 def archive_orphaned_log(settings: Settings) -> None:
-    """Rename a Parquet log that has lost its checkpoint; the topics are archived from their beginning.
+    """Rename a Parquet log that has lost its checkpoint; the topics are archived from their
+    beginning.
 
-    Spark's sink would mistake the new query's batches for ones it has, and drop them silently. Raises
-    LogTruncated if the topics no longer hold all of it.
+    Spark's sink would mistake the new query's batches for ones it has, and drop them silently.
+    Raises LogTruncated if the topics no longer hold all of it.
     """
     folder = Path(settings.archive)
     if not (folder / "_spark_metadata").exists():

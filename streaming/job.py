@@ -1,4 +1,5 @@
-"""The stream job: the apply query and the archive query in one Spark application, restarted on failure.
+"""The stream job: the apply query and the archive query in one Spark application, restarted on
+failure.
 
 reads   topic  reviews, feedback
         redis  {p:<topic>:<partition>}:position, lease
@@ -46,9 +47,9 @@ _MAX_FAILURES = 5
 def run(settings: Settings, stop: threading.Event) -> None:
     """Run both queries until `stop` is set.
 
-    A failed query is restarted from the applied offsets in Redis (stream) or its checkpoint (archive). Raises
-    Unavailable after repeated failures without progress, StateLocked if another job runs, and StateConflict
-    if log and state do not match.
+    A failed query is restarted from the applied offsets in Redis (stream) or its checkpoint
+    (archive). Raises Unavailable after repeated failures without progress, StateLocked if another
+    job runs, and StateConflict if log and state do not match.
     """
     keys, lease_s = settings.redis.keys, settings.stream.lease_s
     with closing(redis_client(settings)) as client:
@@ -145,8 +146,8 @@ class _Supervisor:
         supervised.failures = 1 if _made_progress(supervised.query) else supervised.failures + 1
         if supervised.failures > _MAX_FAILURES:
             raise Unavailable(
-                f"the {supervised.query.name} query failed {supervised.failures} times without progress; "
-                "see the log"
+                f"the {supervised.query.name} query failed {supervised.failures} times "
+                "without progress; see the log"
             )
         backoff_s = min(0.25 * 2**supervised.failures, _MAX_BACKOFF_S)
         supervised.retry_at = time.monotonic() + backoff_s

@@ -3,8 +3,8 @@
 reads, writes  redis  {p:<topic>:<partition>}:position, :announced, lease, running
 reads          topic  reviews, feedback (offsets only)
 
-Readiness: a job owns `lease` from its start on, and writes its owner to `running` while its queries run.
-It is ready when both hold the same owner: `running_job`.
+Readiness: a job owns `lease` from its start on, and writes its owner to `running` while its queries
+run. It is ready when both hold the same owner: `running_job`.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def mark_published(client: redis.Redis, keys: Keys, offsets: dict[TopicPartition
 def starting_offsets(applied: AppliedOffsets, ranges: OffsetRanges) -> Offsets:
     """The next offset to apply of each partition.
 
-    Raises LogTruncated if retention has deleted unapplied records, and StateConflict if the log ends before
-    an applied offset.
+    Raises LogTruncated if retention has deleted unapplied records, and StateConflict if the log
+    ends before an applied offset.
     """
     offsets: Offsets = {}
     missing = {}
@@ -110,14 +110,14 @@ def starting_offsets(applied: AppliedOffsets, ranges: OffsetRanges) -> Offsets:
             missing[name] = held.begin - start
         if start > held.end:
             raise StateConflict(
-                f"{name} ends at offset {held.end}, but the state has applied {start - 1}: the topic was "
-                "recreated; run `afterclick rebuild`, or use an empty Redis"
+                f"{name} ends at offset {held.end}, but the state has applied {start - 1}: "
+                "the topic was recreated; run `afterclick rebuild`, or use an empty Redis"
             )
     if missing:
         counts = ", ".join(f"{count} of {name}" for name, count in missing.items())
         raise LogTruncated(
-            f"{sum(missing.values())} events are missing: the log no longer reaches back to the state "
-            f"({counts}); run `afterclick rebuild`"
+            f"{sum(missing.values())} events are missing: the log no longer reaches back to "
+            f"the state ({counts}); run `afterclick rebuild`"
         )
     return offsets
 
@@ -125,10 +125,11 @@ def starting_offsets(applied: AppliedOffsets, ranges: OffsetRanges) -> Offsets:
 def resume_offsets(
     applied: AppliedOffsets, published: dict[TopicPartition, int], ranges: OffsetRanges
 ) -> Offsets:
-    """The offset to read each partition from: earlier than the next to apply if changes are unpublished.
+    """The offset to read each partition from: earlier than the next to apply if changes are
+    unpublished.
 
-    Records in between are applied again, which leaves the state unchanged and publishes their changes.
-    Raises what starting_offsets raises.
+    Records in between are applied again, which leaves the state unchanged and publishes their
+    changes. Raises what starting_offsets raises.
     """
     offsets = starting_offsets(applied, ranges)
     for name, held in ranges.items():
@@ -141,8 +142,8 @@ def resume_offsets(
 def hold_lease(client: redis.Redis, keys: Keys, lease_s: float) -> Iterator[str]:
     """Hold the lease on the state during a `with`, renewed by a thread; yields its owner.
 
-    Replaces a dead owner on this machine at once, one on another machine after its lease expired. Raises
-    StateLocked while another owner lives, and Unavailable.
+    Replaces a dead owner on this machine at once, one on another machine after its lease expired.
+    Raises StateLocked while another owner lives, and Unavailable.
     """
     owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:8]}"
     _OWN.add(owner)

@@ -1,12 +1,13 @@
-"""What runs in Spark's Python workers: apply a batch, apply a row, decode archive rows, send outputs.
+"""What runs in Spark's Python workers: apply a batch, apply a row, decode archive rows, send
+outputs.
 
 reads   redis  what streaming.apply reads; forgotten, {u:<user>}:forgotten
 writes  redis  what streaming.apply writes
         topic  <topic>.dlq; from the row applier also state-changes
 
-`RowApplier` sends its outputs itself and returns null. Spark's own sink is of no use to it: between two rows
-of a partition Spark waits for the next one and does not read the worker's answers, so the outputs would stay
-in the socket for as long as the partition is quiet.
+`RowApplier` sends its outputs itself and returns null. Spark's own sink is of no use to it: between
+two rows of a partition Spark waits for the next one and does not read the worker's answers, so the
+outputs would stay in the socket for as long as the partition is quiet.
 
 Run as `python -m streaming.worker`, the module is Spark's Python daemon.
 """
@@ -255,8 +256,8 @@ def _bytes(value: bytes | None) -> bytes | None:
 def run_daemon() -> None:
     """Spark's Python daemon with the workers' imports done: forks start at once and share memory.
 
-    The imported objects are excluded from garbage collection: Spark collects after each task, which took a
-    third of a worker's time.
+    The imported objects are excluded from garbage collection: Spark collects after each task, which
+    took a third of a worker's time.
     """
     import pyspark.worker  # noqa: F401
     from pyspark.daemon import manager

@@ -1,1 +1,1 @@
-"""What `afterclick bench` runs: real servers, real load, figures that come out of them."""
+"""What `afterclick bench` runs: real servers under real load. Not part of the wheel."""

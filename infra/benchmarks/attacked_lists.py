@@ -1,11 +1,13 @@
 """What a push attack gains, and what the guards against it cost everybody else.
 
-The attack: accounts made for it, as many as a share of the genuine users, each at some moment of the week
-before the cut. Each votes for one target, several times, and for a few items drawn by their popularity, to be
-like anybody (the bandwagon attack of Burke et al., 2005). The target is an item that hardly anybody buys.
+The attack: accounts made for it, as many as a share of the genuine users, each at some moment of
+the week before the cut. Each votes for one target, several times, and for a few items drawn by
+their popularity, to be like anybody (the bandwagon attack of Burke et al., 2005). The target is an
+item that hardly anybody buys.
 
-Its gain is the share of genuine questions after the cut whose first ten places hold the target, less the same
-without the attack. Genuine quality is NDCG@10 of the same questions, beside the unguarded system in peace.
+Its gain is the share of genuine questions after the cut whose first ten places hold the target,
+less the same without the attack. Genuine quality is NDCG@10 of the same questions, beside the
+unguarded system in peace.
 """
 
 from __future__ import annotations

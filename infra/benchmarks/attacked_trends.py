@@ -1,7 +1,8 @@
 """What a push attack does to the list of a visitor of whom nothing is known: the shop's trends.
 
-Cheap, since it needs no model: so it is asked at several moments, with several attacks at each. At a moment
-all visitors are shown the same ten items; they are measured by every trusted review of the week that follows.
+Cheap, since it needs no model: so it is asked at several moments, with several attacks at each. At
+a moment all visitors are shown the same ten items; they are measured by every trusted review of the
+week that follows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The same route as most would first write it: what the served one is measured against.
 
-FastAPI with a pydantic response model, redis-py, exact nearest neighbours, and the `lightgbm` package for
-scores and contributions. It answers with the same items from the same model, history and trends.
+FastAPI with a pydantic response model, redis-py, exact nearest neighbours, and the `lightgbm`
+package for scores and contributions. It answers with the same items from the same model, history
+and trends.
 """
 
 from __future__ import annotations

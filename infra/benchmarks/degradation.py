@@ -1,8 +1,9 @@
-"""`afterclick bench degrade`: what the API answers while Redis, Kafka, a model or SQL is away, under load.
+"""`afterclick bench degrade`: responses of the API while Redis, Kafka, a model or SQL is
+unavailable.
 
-Starts its own Kafka, Valkey and API, asks at a fixed rate, and takes one part away after the other: killed,
-held still, damaged, locked. Per case: what the lists said, how long they took while the part was away and
-until all was well again, and how long that took after the part was back.
+Starts its own Kafka, Valkey and API, sends requests at a fixed rate, and takes one part down after
+the other: killed, suspended, damaged, locked. Per case: the lists' tiers, their latencies from the
+loss to the recovery, and the time to recover after the part has returned.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -24,203 +23,216 @@ import structlog
 from confluent_kafka import Producer
 
 from afterclick.settings import Settings
-from infra.benchmarks import synthetic
-from infra.benchmarks.load import Pool, get, post
-from infra.benchmarks.served import served
-from infra.benchmarks.servers import Servers, own_servers
-from infra.benchmarks.synthetic import Shop
-from infra.embedded.ports import LOOPBACK
+from infra.benchmarks.harness import Benchmark, Figures, Servers, own_servers, served_shop
+from infra.benchmarks.load import ConnectionPool, get, post
+from infra.benchmarks.synthetic import SyntheticShop, build_shop, publish_model
 
 log = structlog.get_logger()
 CONNECTIONS = 400
-FEEDBACK = 20
-"""One request in so many tells of a view; the others ask for lists."""
-WELL_S = 2.0
-"""How long everything has to be well to count as mended."""
-Act = Callable[[], None]
+FEEDBACK_EVERY = 20
+"""One request of this many is feedback; the others are for lists."""
+HEALTHY_S = 2.0
+"""Seconds without a degraded response that count as recovered."""
+_LAST_RESPONSES = 5000
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What to run: `before` and `away` are seconds of each case, `after` the most that mending may take."""
-
-    rate: float = 100.0
-    before: float = 3.0
-    away: float = 8.0
-    after: float = 16.0
-    items: int = 5000
-    users: int = 300
-
-
-@dataclass(frozen=True)
-class Case:
-    """A part, how it goes and how it comes back."""
+class Outage:
+    """A part, how it fails and how it returns."""
 
     name: str
-    take: Act
-    give: Act
+    begin: Callable[[], None]
+    end: Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """One answer."""
+class TimedResponse:
+    """`due` is the scheduled time of the request (perf_counter), `ms` the latency since then."""
 
-    at: float
+    due: float
     is_list: bool
     ms: float
     status: int
     tier: str
 
     @property
-    def well(self) -> bool:
+    def healthy(self) -> bool:
         return self.status in (200, 202) and not self.tier.endswith("degraded")
 
-
-def run(bench: Bench, jars: Path) -> dict[str, Any]:
-    """Every case, one after the other; the figures."""
-    # one thread for all cases: what it starts again ends with it
-    with own_servers(jars) as servers, ThreadPoolExecutor(1) as actor:
-        shop = synthetic.make(
-            servers.settings, bench.items, bench.users, versions=["m1", "broken", "m2"]
-        )
-        with served(servers.settings) as (port, _):
-            rows = [_judged(bench, case, actor, port, shop) for case in _cases(servers, shop)]
-    return {
-        "rate": bench.rate,
-        "away_s": bench.away,
-        "cases": rows,
-        "worst_p99_ms": max(row["p99_ms"] for row in rows),
-        "errors": sum(row["errors"] for row in rows),
-        "worst_recovery_s": max(row["recovery_s"] for row in rows),
-    }
+    @property
+    def is_error(self) -> bool:
+        return self.status not in ((200,) if self.is_list else (202, 503))
 
 
-def _cases(servers: Servers, shop: Shop) -> list[Case]:
+@dataclass(frozen=True)
+class DegradationBenchmark(Benchmark):
+    rate: float = 100.0
+    """Requests per second."""
+    before: float = 3.0
+    away: float = 8.0
+    """Seconds of each outage."""
+    after: float = 16.0
+    """Maximum seconds to wait for the recovery."""
+    items: int = 5000
+    users: int = 300
+
+    def run(self, settings: Settings) -> Figures:
+        # one thread starts all servers again: they end with the thread
+        with own_servers(settings) as servers, ThreadPoolExecutor(1) as actor:
+            shop = build_shop(
+                servers.settings, self.items, self.users, versions=["m1", "broken", "m2"]
+            )
+            with served_shop(servers.settings) as api:
+                cases = [
+                    self._case(outage, actor, api.port, shop) for outage in _outages(servers, shop)
+                ]
+        return {
+            "rate": self.rate,
+            "away_s": self.away,
+            "cases": cases,
+            "worst_p99_ms": max(case["p99_ms"] for case in cases),
+            "errors": sum(case["errors"] for case in cases),
+            "worst_recovery_s": max(case["recovery_s"] for case in cases),
+        }
+
+    def _case(
+        self, outage: Outage, actor: ThreadPoolExecutor, port: int, shop: SyntheticShop
+    ) -> Figures:
+        responses: list[TimedResponse] = []
+        over = threading.Event()
+        acted = actor.submit(self._act, outage, responses, over)
+        asyncio.run(self._load(port, shop, responses, over))
+        figures = _figures(outage.name, responses, *acted.result())
+        log.info("degrade", **figures)
+        return figures
+
+    def _act(
+        self, outage: Outage, responses: list[TimedResponse], over: threading.Event
+    ) -> tuple[float, float]:
+        """Begin and end the outage, wait for the recovery; returns the times of both."""
+        try:
+            time.sleep(self.before)
+            began = time.perf_counter()
+            outage.begin()
+            time.sleep(self.away)
+            outage.end()
+            ended = now = time.perf_counter()
+            while now < ended + HEALTHY_S or (
+                now < ended + self.after and not _recovered(responses, now)
+            ):
+                time.sleep(0.2)
+                now = time.perf_counter()
+            return began, ended
+        finally:
+            over.set()
+
+    async def _load(
+        self,
+        port: int,
+        shop: SyntheticShop,
+        responses: list[TimedResponse],
+        over: threading.Event,
+    ) -> None:
+        """Requests as a Poisson process until the case is over."""
+        rng = np.random.default_rng(5)
+        pool, tasks = ConnectionPool(port, CONNECTIONS), set[asyncio.Task[None]]()
+        due, number = time.perf_counter(), 0
+        while not over.is_set():
+            due, number = due + float(rng.exponential(1 / self.rate)), number + 1
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            task = asyncio.create_task(_request(pool, shop, number, due, responses))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+        pool.close()
+
+
+def _outages(servers: Servers, shop: SyntheticShop) -> list[Outage]:
     kafka, valkey, settings = servers.kafka, servers.valkey, servers.settings
-    lock = _Lock(settings)
+    lock = _DatabaseLock(settings)
+    publish = partial(_publish, settings, shop)
     return [
-        Case("nothing", lambda: None, lambda: None),
-        Case("redis killed", valkey.kill, valkey.start),
-        Case("redis held still", valkey.process.suspend, valkey.process.resume),
-        Case("kafka killed", kafka.kill, kafka.start),
-        Case("kafka held still", kafka.process.suspend, kafka.process.resume),
-        Case(
-            "model damaged",
-            partial(_damage, settings, shop),
-            partial(_publish, settings, shop, "m2"),
-        ),
-        Case("sql locked", lock.take, lock.give),
+        Outage("nothing", lambda: None, lambda: None),
+        Outage("redis killed", valkey.kill, valkey.start),
+        Outage("redis held still", valkey.process.suspend, valkey.process.resume),
+        Outage("kafka killed", kafka.kill, kafka.start),
+        Outage("kafka held still", kafka.process.suspend, kafka.process.resume),
+        Outage("model damaged", partial(_publish_damaged, settings, shop), partial(publish, "m2")),
+        Outage("sql locked", lock.acquire, lock.release),
     ]
 
 
-def _judged(
-    bench: Bench, case: Case, actor: ThreadPoolExecutor, port: int, shop: Shop
-) -> dict[str, Any]:
-    seen: list[Seen] = []
-    over = threading.Event()
-    acted = actor.submit(_act, bench, case, seen, over)
-    asyncio.run(_load(bench, port, shop, seen, over))
-    taken, given = acted.result()
-    row = _row(case.name, seen, taken, given)
-    log.info("degrade", **row)
-    return row
+def _recovered(responses: list[TimedResponse], now: float) -> bool:
+    recent = (each for each in responses[-_LAST_RESPONSES:] if each.due > now - HEALTHY_S)
+    return all(each.healthy for each in recent)
 
 
-def _act(bench: Bench, case: Case, seen: list[Seen], over: threading.Event) -> tuple[float, float]:
-    """Take the part away, give it back, wait until all is well: the moments of the loss and of the return."""
-    try:
-        time.sleep(bench.before)
-        taken = time.perf_counter()
-        case.take()
-        time.sleep(bench.away)
-        case.give()
-        given = now = time.perf_counter()
-        while now < given + WELL_S or (now < given + bench.after and not _well(seen, now)):
-            time.sleep(0.2)
-            now = time.perf_counter()
-        return taken, given
-    finally:
-        over.set()
-
-
-def _well(seen: list[Seen], now: float) -> bool:
-    return all(one.well for one in seen[-5000:] if one.at > now - WELL_S)
-
-
-def _row(name: str, seen: Sequence[Seen], taken: float, given: float) -> dict[str, Any]:
-    """The figures of the time from the loss of a part until all was well again."""
-    recovery = _recovery(seen, given)
-    during = [one for one in seen if taken <= one.at < given + recovery] or list(seen)
-    lists, told = [o for o in during if o.is_list], [o for o in during if not o.is_list]
-    tiers = sorted({one.tier for one in lists})
+def _figures(name: str, responses: Sequence[TimedResponse], began: float, ended: float) -> Figures:
+    """The figures from the loss of a part until the recovery."""
+    recovery_s = _recovery_s(responses, ended)
+    during = [each for each in responses if began <= each.due < ended + recovery_s]
+    during = during or list(responses)
+    lists = [each for each in during if each.is_list]
+    feedback = [each for each in during if not each.is_list]
     return {
         "case": name,
         "lists": len(lists),
-        "tiers": tiers,
+        "tiers": sorted({each.tier for each in lists}),
         "p50_ms": _percentile(lists, 50),
         "p99_ms": _percentile(lists, 99),
         "max_ms": _percentile(lists, 100),
-        "feedback_p50_ms": _percentile(told, 50),
-        "feedback_p99_ms": _percentile(told, 99),
-        "feedback_503": sum(one.status == 503 for one in told),
-        "errors": sum(one.status not in ((200,) if one.is_list else (202, 503)) for one in seen),
-        "recovery_s": round(recovery, 1),
+        "feedback_p50_ms": _percentile(feedback, 50),
+        "feedback_p99_ms": _percentile(feedback, 99),
+        "feedback_503": sum(each.status == 503 for each in feedback),
+        "errors": sum(each.is_error for each in responses),
+        "recovery_s": round(recovery_s, 1),
     }
 
 
-def _recovery(seen: Sequence[Seen], given: float) -> float:
-    """Seconds from a part's return to the last answer that was not well; a part that is missed never is 0."""
-    late = [one.at + one.ms / 1000 for one in seen if one.at >= given and not one.well]
-    return max(late, default=given) - given
+def _recovery_s(responses: Sequence[TimedResponse], ended: float) -> float:
+    """Seconds from the end of the outage to the last unhealthy response."""
+    unhealthy = [
+        each.due + each.ms / 1000 for each in responses if each.due >= ended and not each.healthy
+    ]
+    return max(unhealthy, default=ended) - ended
 
 
-def _percentile(seen: Sequence[Seen], q: float) -> float:
-    return round(float(np.percentile([one.ms for one in seen], q)), 1) if seen else 0.0
+def _percentile(responses: Sequence[TimedResponse], q: float) -> float:
+    return round(float(np.percentile([each.ms for each in responses], q)), 1) if responses else 0.0
 
 
-async def _load(
-    bench: Bench, port: int, shop: Shop, seen: list[Seen], over: threading.Event
+async def _request(
+    pool: ConnectionPool,
+    shop: SyntheticShop,
+    number: int,
+    due: float,
+    responses: list[TimedResponse],
 ) -> None:
-    """Ask at random moments until the case is over; latencies count from the moment that was due."""
-    rng = np.random.default_rng(5)
-    pool, tasks = Pool(LOOPBACK, port, CONNECTIONS), set[asyncio.Task[None]]()
-    due, number = time.perf_counter(), 0
-    while not over.is_set():
-        due, number = due + float(rng.exponential(1 / bench.rate)), number + 1
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        task = asyncio.create_task(_one(pool, shop, number, due, seen))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    await asyncio.gather(*tasks)
-    pool.close()
+    is_list = bool(number % FEEDBACK_EVERY)
+    if is_list:
+        user = shop.users[number % len(shop.users)]
+        raw = get(f"/recommendations?user_id={user}&n=10")
+    else:
+        item = shop.items[number % len(shop.items)]
+        view = {"user_id": f"viewer-{number}", "item_id": item, "action": "view"}
+        raw = post("/feedback", view)
+    response = await pool.try_call(raw)
+    ms = (time.perf_counter() - due) * 1000
+    if isinstance(response, str):
+        responses.append(TimedResponse(due, is_list, ms, 0, response))
+        return
+    tier = _tier(response) if is_list else ""
+    responses.append(TimedResponse(due, is_list, ms, int(response[9:12]), tier))
 
 
-async def _one(pool: Pool, shop: Shop, number: int, due: float, seen: list[Seen]) -> None:
-    user, is_list = str(shop.users[number % len(shop.users)]), bool(number % FEEDBACK)
-    item = shop.items[number % len(shop.items)]
-    told = orjson.dumps({"user_id": f"viewer-{number}", "item_id": item, "action": "view"})
-    raw = (
-        get(f"/recommendations?user_id={user}&n=10", LOOPBACK)
-        if is_list
-        else post("/feedback", LOOPBACK, told)
-    )
-    try:
-        async with asyncio.timeout(10):
-            answer = await pool.call(raw)
-        status, tier = int(answer[9:12]), _tier(answer) if is_list else ""
-    except (OSError, TimeoutError) as error:
-        status, tier = 0, repr(error)
-    seen.append(Seen(due, is_list, (time.perf_counter() - due) * 1000, status, tier))
-
-
-def _tier(answer: bytes) -> str:
-    body = orjson.loads(answer[answer.find(b"\r\n\r\n") + 4 :])
+def _tier(response: bytes) -> str:
+    body = orjson.loads(response[response.find(b"\r\n\r\n") + 4 :])
     words = [str(body.get("source")), str(body.get("model_version"))]
     return " ".join(words + (["degraded"] if body.get("degraded") else []))
 
 
-def _damage(settings: Settings, shop: Shop) -> None:
-    """Publish a model of which one bit is wrong: it has to be refused."""
+def _publish_damaged(settings: Settings, shop: SyntheticShop) -> None:
+    """Publish a model with one flipped bit, which has to be rejected."""
     path = next((settings.artifacts / "broken").glob("*.npy"))
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
@@ -228,26 +240,26 @@ def _damage(settings: Settings, shop: Shop) -> None:
     _publish(settings, shop, "broken")
 
 
-def _publish(settings: Settings, shop: Shop, version: str) -> None:
+def _publish(settings: Settings, shop: SyntheticShop, version: str) -> None:
     producer = Producer({"bootstrap.servers": settings.kafka.bootstrap})
-    synthetic.publish_model(producer, settings, shop.models[version])
+    publish_model(producer, settings, shop.models[version])
     producer.flush(10)
 
 
-class _Lock:
-    """Holds the SQL database, so that nobody else can write to it."""
+class _DatabaseLock:
+    """An exclusive lock on the SQLite database."""
 
     def __init__(self, settings: Settings) -> None:
         self._path = settings.database.removeprefix("sqlite:///")
-        self._held: sqlite3.Connection | None = None
+        self._connection: sqlite3.Connection | None = None
 
-    def take(self) -> None:
-        self._held = sqlite3.connect(
+    def acquire(self) -> None:
+        self._connection = sqlite3.connect(
             self._path, isolation_level=None, check_same_thread=False, timeout=10
         )
-        self._held.execute("BEGIN EXCLUSIVE")
+        self._connection.execute("BEGIN EXCLUSIVE")
 
-    def give(self) -> None:
-        if self._held is not None:
-            self._held.rollback()
-            self._held.close()
+    def release(self) -> None:
+        if self._connection is not None:
+            self._connection.rollback()
+            self._connection.close()

@@ -1,9 +1,8 @@
-"""How long the machine itself stood still while a bench ran: gaps that no program of the bench has made.
+"""Stalls of the machine during a benchmark: time in which no process of this machine ran.
 
-One process per processor sleeps a millisecond at a time and notes how late it wakes. Where it may (root), it
-runs before everything else (SCHED_FIFO), so what makes it late is below the operating system: the host of a
-virtual machine gave the processor to somebody else. Elsewhere a gap may also be a busy processor, and
-`realtime` is false.
+One process per CPU sleeps a millisecond at a time and records late wake-ups. As root it runs under
+SCHED_FIFO, above everything else, so a late wake-up means that a hypervisor took the CPU. Otherwise
+`realtime` is false and a stall may also be a busy CPU.
 """
 
 from __future__ import annotations
@@ -21,15 +20,14 @@ from typing import Any
 
 import orjson
 
-LEAST_MS = 2.0
-"""Gaps from here on are counted."""
+MIN_MS = 2.0
+"""Shorter stalls are ignored."""
 TICK_S = 0.001
-_COMMAND = ("-m", "infra.benchmarks.host_stalls")
 
 
 @dataclass
-class Machine:
-    """What the watchers found; filled when the `with` ends."""
+class HostStalls:
+    """Stalls of all CPUs; complete when the `with` ends."""
 
     seconds: float = 0.0
     gaps_ms: list[float] = field(default_factory=list)
@@ -37,14 +35,12 @@ class Machine:
     stolen_ms: float = 0.0
 
     def figures(self) -> dict[str, Any]:
-        """Gaps of all processors, and what the kernel counts as stolen of them."""
-        gaps = sorted(self.gaps_ms)
         return {
             "machine_gaps_ms": {
-                "max": round(gaps[-1], 1) if gaps else 0.0,
-                "sum": round(sum(gaps), 1),
-                f"over_{LEAST_MS:.0f}_ms": len(gaps),
-                "over_10_ms": sum(gap > 10 for gap in gaps),
+                "max": round(max(self.gaps_ms, default=0.0), 1),
+                "sum": round(sum(self.gaps_ms), 1),
+                f"over_{MIN_MS:.0f}_ms": len(self.gaps_ms),
+                "over_10_ms": sum(gap > 10 for gap in self.gaps_ms),
                 "seconds": round(self.seconds, 1),
                 "realtime": self.realtime,
             },
@@ -53,32 +49,34 @@ class Machine:
 
 
 @contextmanager
-def watched() -> Iterator[Machine]:
-    """Watch every processor of this process for the time of a `with`."""
-    machine, began, stolen = Machine(), time.perf_counter(), _stolen_ms()
+def watch_host() -> Iterator[HostStalls]:
+    """Watch every CPU available to this process during a `with`."""
+    stalls, started, stolen_before = HostStalls(), time.perf_counter(), _stolen_ms()
     watchers = [
         subprocess.Popen(
-            [sys.executable, *_COMMAND, str(cpu)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", "infra.benchmarks.host_stalls", str(cpu)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         for cpu in sorted(os.sched_getaffinity(0))
     ]
     for watcher in watchers:
         assert watcher.stdout is not None
-        watcher.stdout.readline()  # it has begun
+        watcher.stdout.readline()  # it has started
     try:
-        yield machine
+        yield stalls
     finally:
-        machine.seconds = time.perf_counter() - began
-        machine.stolen_ms = _stolen_ms() - stolen
+        stalls.seconds = time.perf_counter() - started
+        stalls.stolen_ms = _stolen_ms() - stolen_before
         for watcher in watchers:
-            told, _ = watcher.communicate(timeout=10)
-            found = orjson.loads(told)
-            machine.gaps_ms += found["gaps_ms"]
-            machine.realtime &= found["realtime"]
+            output, _ = watcher.communicate(timeout=10)
+            result = orjson.loads(output)
+            stalls.gaps_ms += result["gaps_ms"]
+            stalls.realtime &= result["realtime"]
 
 
 def _stolen_ms() -> float:
-    """What the host has taken from all processors since the start of the machine, as the kernel knows it."""
+    """CPU time that the hypervisor has taken since boot, according to the kernel."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     except OSError:
@@ -87,7 +85,7 @@ def _stolen_ms() -> float:
 
 
 def watch(cpu: int) -> None:
-    """Note gaps of one processor until the standard input is closed; then print them."""
+    """Record the stalls of one CPU until standard input is closed, then print them."""
     os.sched_setaffinity(0, {cpu})
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
@@ -98,17 +96,16 @@ def watch(cpu: int) -> None:
     gaps: list[float] = []
     os.set_blocking(0, False)
     print("watching", flush=True)
-    while _wanted():
-        began = time.perf_counter()
+    while _input_open():
+        started = time.perf_counter()
         time.sleep(TICK_S)
-        gap = (time.perf_counter() - began - TICK_S) * 1000
-        if gap > LEAST_MS:
+        gap = (time.perf_counter() - started - TICK_S) * 1000
+        if gap > MIN_MS:
             gaps.append(gap)
     print(orjson.dumps({"gaps_ms": gaps, "realtime": realtime}).decode(), flush=True)
 
 
-def _wanted() -> bool:
-    """Whether whoever started this still wants it."""
+def _input_open() -> bool:
     try:
         return bool(os.read(0, 1))
     except BlockingIOError:

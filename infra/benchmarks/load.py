@@ -1,7 +1,8 @@
-"""Load on an HTTP server: at a fixed rate whatever the server does (open loop), or as fast as it answers.
+"""HTTP load: at a fixed rate independent of the server (open loop), or as fast as it responds
+(closed loop).
 
-In the open loop a request's latency counts from the moment it was due, so a server that stalls pays for
-every request that should have been sent meanwhile (no coordinated omission).
+In the open loop a latency counts from the scheduled time of the request: a server that stalls is
+charged for every request scheduled meanwhile (no coordinated omission).
 """
 
 from __future__ import annotations
@@ -18,65 +19,74 @@ from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
+
+from afterclick.arrays import Float64Array
+from infra.benchmarks.harness import percentiles
+from infra.embedded.ports import LOOPBACK
 
 CONNECTIONS = 512
-"""Most connections of the open loop; the server's listen queue is longer."""
+"""Maximum connections of the open loop; the server's listen queue is longer."""
+_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A GET and how to tell whether its answer is right: `check` returns what is wrong, or None."""
+    """A GET and the check of its response body: `check` returns the error, or None."""
 
     raw: bytes
     check: Callable[[bytes], str | None]
 
 
 @dataclass
-class Outcome:
-    """What one run found."""
+class LoadResult:
+    """Latencies and errors of one run."""
 
     seconds: float
-    latencies_ms: NDArray[np.float64]
-    late_ms: NDArray[np.float64]
-    """How late the load itself was to send: a busy machine's own share of the latencies."""
+    latencies_ms: Float64Array
+    late_ms: Float64Array
+    """Delay of the load itself before sending: the busy machine's share of the latencies."""
     errors: list[str] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
-        """Answers per second."""
+        """Responses per second."""
         return len(self.latencies_ms) / self.seconds
 
     def percentile(self, q: float) -> float:
-        return (
-            float(np.percentile(self.latencies_ms, q)) if len(self.latencies_ms) else float("nan")
-        )
+        """Latency in ms; NaN without responses."""
+        latencies = self.latencies_ms
+        return float(np.percentile(latencies, q)) if len(latencies) else float("nan")
+
+    def percentiles_ms(self, prefix: str = "", digits: int = 2) -> dict[str, float]:
+        """`<prefix>p50_ms` and so on."""
+        found = percentiles(self.latencies_ms.tolist(), digits=digits)
+        return {f"{prefix}{name}_ms": value for name, value in found.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Response:
     call: Call
     latency_s: float
     late_s: float
-    answer: bytes | str
-    """The whole response, or what went wrong."""
+    content: bytes | str
+    """The whole response, or the error."""
 
-    def problem(self) -> str | None:
-        if isinstance(self.answer, str):
-            return self.answer
-        if not self.answer.startswith(b"HTTP/1.1 200 "):
-            return self.answer[:200].decode(errors="replace")
-        return self.call.check(self.answer[self.answer.find(b"\r\n\r\n") + 4 :])
+    def error(self) -> str | None:
+        if isinstance(self.content, str):
+            return self.content
+        if not self.content.startswith(b"HTTP/1.1 200 "):
+            return self.content[:200].decode(errors="replace")
+        return self.call.check(self.content[self.content.find(b"\r\n\r\n") + 4 :])
 
 
-class _Client(asyncio.Protocol):
+class _Connection(asyncio.Protocol):
     """One keep-alive connection with one request at a time."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self._buffer = b""
-        self._wanted = -1
-        self._answer: asyncio.Future[bytes] | None = None
+        self._expected = -1
+        self._response: asyncio.Future[bytes] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -84,146 +94,157 @@ class _Client(asyncio.Protocol):
 
     def send(self, raw: bytes) -> asyncio.Future[bytes]:
         assert self.transport is not None
-        self._answer = asyncio.get_running_loop().create_future()
+        self._response = asyncio.get_running_loop().create_future()
         self.transport.write(raw)
-        return self._answer
+        return self._response
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if self._wanted < 0:
+        if self._expected < 0:
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
                 return
-            at = self._buffer.find(b"content-length: ") + 16
-            self._wanted = end + 4 + int(self._buffer[at : self._buffer.find(b"\r\n", at)])
-        if len(self._buffer) >= self._wanted:
-            answer, self._buffer, self._wanted = self._buffer, b"", -1
-            if self._answer is not None and not self._answer.done():
-                self._answer.set_result(answer)
+            start = self._buffer.find(b"content-length: ") + 16
+            self._expected = end + 4 + int(self._buffer[start : self._buffer.find(b"\r\n", start)])
+        if len(self._buffer) >= self._expected:
+            response, self._buffer, self._expected = self._buffer, b"", -1
+            if self._response is not None and not self._response.done():
+                self._response.set_result(response)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.transport = None
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(error or ConnectionError("the server closed the connection"))
+        if self._response is not None and not self._response.done():
+            self._response.set_exception(error or ConnectionError("the server closed it"))
 
 
-class Pool:
-    """Connections that are free, and new ones up to a bound."""
+class ConnectionPool:
+    """Idle connections to a port of this machine, and new ones up to a maximum."""
 
-    def __init__(self, host: str, port: int, most: int) -> None:
-        self._host, self._port = host, port
-        self._free: deque[_Client] = deque()
-        self._slots = asyncio.Semaphore(most)
+    def __init__(self, port: int, max_connections: int) -> None:
+        self._port = port
+        self._idle: deque[_Connection] = deque()
+        self._slots = asyncio.Semaphore(max_connections)
 
     async def call(self, raw: bytes) -> bytes:
         """The whole response to a request. Raises OSError."""
         async with self._slots:
-            client = self._idle() or await self._connect()
-            answer = await client.send(raw)
-            if client.transport is not None:
-                self._free.append(client)
-            return answer
+            connection = self._pop_idle() or await self._connect()
+            response = await connection.send(raw)
+            if connection.transport is not None:
+                self._idle.append(connection)
+            return response
 
-    def _idle(self) -> _Client | None:
-        """A free connection that the server has not closed meanwhile."""
-        while self._free:
-            client = self._free.pop()
-            if client.transport is not None:
-                return client
+    async def try_call(self, raw: bytes) -> bytes | str:
+        """The whole response, or the error; times out."""
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                return await self.call(raw)
+        except (OSError, TimeoutError) as error:
+            return repr(error)
+
+    def _pop_idle(self) -> _Connection | None:
+        """An idle connection that the server has not closed."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.transport is not None:
+                return connection
         return None
 
-    async def _connect(self) -> _Client:
+    async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
-        _, client = await loop.create_connection(_Client, self._host, self._port)
-        return client
+        _, connection = await loop.create_connection(_Connection, LOOPBACK, self._port)
+        return connection
 
     def close(self) -> None:
-        for client in self._free:
-            if client.transport is not None:
-                client.transport.abort()
+        for connection in self._idle:
+            if connection.transport is not None:
+                connection.transport.abort()
 
 
-def get(path: str, host: str) -> bytes:
+def get(path: str) -> bytes:
     """The bytes of a GET."""
-    return f"GET {path} HTTP/1.1\r\nhost: {host}\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nhost: {LOOPBACK}\r\n\r\n".encode()
 
 
-def post(path: str, host: str, body: bytes) -> bytes:
+def post(path: str, body: object) -> bytes:
     """The bytes of a POST of JSON."""
-    head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
-    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+    content = orjson.dumps(body)
+    head = f"POST {path} HTTP/1.1\r\nhost: {LOOPBACK}\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
 
 
-def json_body(answer: bytes, *statuses: int) -> Any:
-    """The JSON of a whole response. Raises OSError where its status is none of `statuses`."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    if int(head[9:12]) not in statuses:
-        raise OSError(answer[:200].decode(errors="replace"))
+def json_body(response: bytes, status: int) -> Any:
+    """The JSON of a whole response. Raises OSError for another status."""
+    head, _, body = response.partition(b"\r\n\r\n")
+    if int(head[9:12]) != status:
+        raise OSError(response[:200].decode(errors="replace"))
     return orjson.loads(body)
 
 
-async def open_loop(
-    host: str, port: int, calls: Sequence[Call], rate: float, stop: Event | None = None
-) -> Outcome:
-    """Send `calls` at `rate` per second on average, at random (Poisson) moments; or until `stop`."""
+async def _open_loop(
+    port: int, calls: Sequence[Call], rate: float, stop: Event | None
+) -> LoadResult:
     gaps = np.random.default_rng(1).exponential(1 / rate, len(calls))
-    due = np.cumsum(gaps) + time.perf_counter() + 0.2
-    pool = Pool(host, port, CONNECTIONS)
-    answers: list[_Answer] = []
+    scheduled = np.cumsum(gaps) + time.perf_counter() + 0.2
+    pool = ConnectionPool(port, CONNECTIONS)
+    responses: list[_Response] = []
 
-    async def one(call: Call, moment: float) -> None:
+    async def send(call: Call, due: float) -> None:
         sent = time.perf_counter()
-        try:
-            async with asyncio.timeout(10):
-                answer: bytes | str = await pool.call(call.raw)
-        except (OSError, TimeoutError) as error:
-            answer = repr(error)
-        answers.append(_Answer(call, time.perf_counter() - moment, sent - moment, answer))
+        content = await pool.try_call(call.raw)
+        responses.append(_Response(call, time.perf_counter() - due, sent - due, content))
 
-    began, tasks = time.perf_counter(), []
-    with _uncollected():
-        for call, moment in zip(calls, due.tolist(), strict=True):
-            wait = moment - time.perf_counter()
+    started, tasks = time.perf_counter(), []
+    with _without_gc():
+        for call, due in zip(calls, scheduled.tolist(), strict=True):
+            wait = due - time.perf_counter()
             if wait > 0:
                 await asyncio.sleep(wait)
             if stop is not None and stop.is_set():
                 break
-            tasks.append(asyncio.create_task(one(call, moment)))
+            tasks.append(asyncio.create_task(send(call, due)))
         await asyncio.gather(*tasks)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
     pool.close()
-    return _outcome(answers, seconds)
+    return _result(responses, seconds)
 
 
-async def closed_loop(
-    host: str, port: int, calls: Sequence[Call], seconds: float, clients: int
-) -> Outcome:
-    """`clients` connections that each send the next call when the last is answered."""
-    answers: list[_Answer] = []
-    until, turn = time.perf_counter() + seconds, iter(range(10**9))
-    pool = Pool(host, port, clients)
+def open_loop(
+    port: int, calls: Sequence[Call], rate: float, stop: Event | None = None
+) -> LoadResult:
+    """Send `calls` at `rate` per second on average, as a Poisson process; ends early on `stop`."""
+    return asyncio.run(_open_loop(port, calls, rate, stop))
 
-    async def one() -> None:
-        while time.perf_counter() < until:
+
+async def _closed_loop(
+    port: int, calls: Sequence[Call], seconds: float, clients: int
+) -> LoadResult:
+    responses: list[_Response] = []
+    end, turn = time.perf_counter() + seconds, iter(range(10**9))
+    pool = ConnectionPool(port, clients)
+
+    async def client() -> None:
+        while time.perf_counter() < end:
             call = calls[next(turn) % len(calls)]
             sent = time.perf_counter()
-            try:
-                async with asyncio.timeout(10):
-                    answer: bytes | str = await pool.call(call.raw)
-            except (OSError, TimeoutError) as error:
-                answer = repr(error)
-            answers.append(_Answer(call, time.perf_counter() - sent, 0.0, answer))
+            content = await pool.try_call(call.raw)
+            responses.append(_Response(call, time.perf_counter() - sent, 0.0, content))
 
-    began = time.perf_counter()
-    await asyncio.gather(*(one() for _ in range(clients)))
-    seconds = time.perf_counter() - began
+    started = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(clients)))
+    seconds = time.perf_counter() - started
     pool.close()
-    return _outcome(answers, seconds)
+    return _result(responses, seconds)
+
+
+def closed_loop(port: int, calls: Sequence[Call], seconds: float, clients: int) -> LoadResult:
+    """`clients` connections that each send the next call after the last response."""
+    return asyncio.run(_closed_loop(port, calls, seconds, clients))
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """No search for cycles among the answers that pile up: the load must not stall itself."""
+def _without_gc() -> Iterator[None]:
+    """No garbage collection of the accumulating responses, which would stall the load."""
     gc.collect()
     gc.disable()
     try:
@@ -232,11 +253,11 @@ def _uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def _outcome(answers: list[_Answer], seconds: float) -> Outcome:
-    """Every answer is checked here, after the run: checking takes nothing from the server."""
-    return Outcome(
+def _result(responses: list[_Response], seconds: float) -> LoadResult:
+    """Checks every response, after the run: checking costs the server nothing."""
+    return LoadResult(
         seconds=seconds,
-        latencies_ms=np.array([a.latency_s for a in answers]) * 1000,
-        late_ms=np.array([a.late_s for a in answers]) * 1000,
-        errors=[problem for problem in (a.problem() for a in answers) if problem],
+        latencies_ms=np.array([response.latency_s for response in responses]) * 1000,
+        late_ms=np.array([response.late_s for response in responses]) * 1000,
+        errors=[error for error in (response.error() for response in responses) if error],
     )

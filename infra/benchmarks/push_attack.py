@@ -1,4 +1,5 @@
-"""`afterclick bench poison`: fake accounts push an item; what it gains, and what the guards cost others.
+"""`afterclick bench poison`: fake accounts push an item; what it gains, and what the guards cost
+others.
 
 reads  a dataset (training/evaluation/reviews.py); without one, a shop generated for the occasion
 """
@@ -10,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from afterclick.settings import Settings
 from infra.benchmarks import attacked_lists as poison
 from infra.benchmarks import attacked_trends as poison_trends
 from infra.benchmarks.attacked_lists import Request
+from infra.benchmarks.harness import Benchmark, Figures
 from ingest.generate import generate_shop
 from training import implicit_als
 from training.evaluation.build import Recipe
@@ -25,9 +26,7 @@ from training.tower_config import TowerConfig
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What to run."""
-
+class PushAttackBenchmark(Benchmark):
     dataset: Path | None = None
     cut: str | None = None
     """First day after the attack; None: as in an evaluation."""
@@ -35,16 +34,15 @@ class Bench:
     """Also fit a model and attack the personal lists: minutes, not seconds."""
     request: Request = field(default_factory=Request)
 
-
-def run(bench: Bench, settings: Settings) -> dict[str, Any]:
-    """Fit on the past, attack, ask; a row per situation."""
-    with _dataset(bench.dataset) as dataset:
-        split, data = split_of(settings, dataset, bench.cut)
-        figures = {"trending": poison_trends.run(split, bench.request)}
-        if bench.model:
-            how = _small(recipe(settings, implicit_als.fit))
-            figures["lists"] = poison.run(split, data, how, bench.request)
-    return {"dataset": "generated" if bench.dataset is None else "given", **figures}
+    def run(self, settings: Settings) -> Figures:
+        """Fit on the past, attack, measure; a row per situation."""
+        with _dataset(self.dataset) as dataset:
+            split, data = split_of(settings, dataset, self.cut)
+            figures: Figures = {"trending": poison_trends.run(split, self.request)}
+            if self.model:
+                how = _small(recipe(settings, implicit_als.fit))
+                figures["lists"] = poison.run(split, data, how, self.request)
+        return {"dataset": "generated" if self.dataset is None else "given", **figures}
 
 
 def _small(how: Recipe) -> Recipe:

@@ -1,24 +1,25 @@
-"""`afterclick bench ingest`: how many events a second go from Kafka through Spark into Redis, exactly.
+"""`afterclick bench ingest`: events per second from Kafka through Spark into Redis, with an exact
+result.
 
-Starts its own Kafka and Valkey, fills the log, lets the stream job apply it in micro-batches, and proves the
-result. Beside it a naive writer: the same events, one command at a time, no protocol at all.
+Starts its own Kafka and Valkey, fills the log, lets the stream job apply it in micro-batches and
+reconciles the state. For comparison a naive writer: the same events, one command at a time, without
+the protocol.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
-import psutil
 import structlog
-from confluent_kafka import Consumer, TopicPartition
 
 from afterclick.errors import BadEvent
 from afterclick.events import decode_interaction
-from afterclick.io.kafka_log import lag
-from infra.benchmarks.stream_stack import Stack, own_stack
+from afterclick.io.kafka_log import KafkaLog, lag
+from afterclick.settings import Settings
+from infra.benchmarks.harness import Benchmark, Figures, Stack, load_average, own_stack
 from ingest.bench import producer_events_per_s
 from streaming.positions import applied_offsets, log_ranges
 from streaming.proof.reconcile import reconcile
@@ -27,86 +28,77 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What to run."""
-
+class ThroughputBenchmark(Benchmark):
     events: int = 300_000
     users: int = 100_000
     items: int = 10_000
     naive_events: int = 20_000
     archive_s: float = 5.0
 
+    def run(self, settings: Settings) -> Figures:
+        env = {"AFTERCLICK_STREAM__ARCHIVE_SECONDS": str(self.archive_s)}
+        with own_stack(settings, env) as stack:
+            log.info("filling the log", events=self.events)
+            produced = producer_events_per_s(stack.settings, self.events, self.users, self.items)
+            figures = self._apply_all(stack)
+            report = reconcile(stack.settings)
+            figures |= {
+                "producer_events_per_s": round(produced),
+                "reconcile_differences": report.differences,
+                "naive_events_per_s": round(_naive(stack, self.naive_events)),
+                "users": report.users,
+                "items": report.items,
+            }
+            bytes_per_user = figures.pop("redis_bytes") / max(report.users, 1)
+            figures["redis_bytes_per_user"] = round(bytes_per_user)
+            ratio = figures["events_per_s"] / figures["naive_events_per_s"]
+            figures["times_naive"] = round(ratio, 2)
+            return figures
 
-def run(bench: Bench, jars: Path) -> dict[str, Any]:
-    """Run it all; the figures."""
-    with own_stack(jars, AFTERCLICK_STREAM__ARCHIVE_SECONDS=str(bench.archive_s)) as stack:
-        log.info("filling the log", events=bench.events)
-        produced = producer_events_per_s(stack.settings, bench.events, bench.users, bench.items)
-        figures = _apply_all(stack, bench)
-        report = reconcile(stack.settings)
-        figures |= {
-            "producer_events_per_s": round(produced),
-            "reconcile_differences": report.differences,
-            "naive_events_per_s": round(_naive(stack, bench.naive_events)),
-            "users": report.users,
-            "items": report.items,
+    def _apply_all(self, stack: Stack) -> Figures:
+        """Apply the log. The clock starts with the first event: Spark's start is excluded."""
+        ranges, keys = log_ranges(stack.settings.kafka), stack.settings.redis.keys
+        with stack.client() as client:
+            memory_before, server_cpu_before = _memory(client), _server_cpu(client)
+
+            def pending() -> int:
+                return lag(ranges, applied_offsets(client, keys, ranges))
+
+            stack.job.start()
+            stack.wait(lambda: pending() < self.events, "the first event to be applied", 180)
+            started, events, job_cpu_before = time.monotonic(), pending(), stack.job.cpu_s()
+            stack.wait(lambda: pending() == 0, "the stream to catch up", 900)
+            seconds = time.monotonic() - started
+            job_cpu = stack.job.cpu_s() - job_cpu_before
+            cpu = job_cpu + _server_cpu(client) - server_cpu_before
+            stack.job.stop()
+            used = _memory(client) - memory_before
+        log.info("applied", events=events, seconds=round(seconds, 1))
+        return {
+            "events": self.events,
+            "measured_events": events,
+            "seconds": round(seconds, 2),
+            "events_per_s": round(events / seconds),
+            "cpu_s_per_million": round(cpu / events * 1e6, 1),
+            "redis_bytes": used,
+            "redis_bytes_per_event": round(used / self.events),
+            "load_average": load_average(),
         }
-        figures["redis_bytes_per_user"] = round(figures.pop("redis_bytes") / max(report.users, 1))
-        figures["times_naive"] = round(figures["events_per_s"] / figures["naive_events_per_s"], 2)
-        return figures
 
 
-def _apply_all(stack: Stack, bench: Bench) -> dict[str, Any]:
-    """Let the job apply the log. The clock starts with the first event applied, not with Spark."""
-    spans, keys = log_ranges(stack.settings.kafka), stack.settings.redis.keys
-    with stack.client() as client:
-        memory, server_cpu = _memory(client), _server_cpu(client)
-
-        def left() -> int:
-            return lag(spans, applied_offsets(client, keys, spans))
-
-        stack.job.start()
-        stack.wait(lambda: left() < bench.events, "the first event to be applied", 180)
-        started, first, job_cpu = time.monotonic(), left(), stack.job.cpu_s()
-        stack.wait(lambda: left() == 0, "the stream to catch up", 900)
-        seconds = time.monotonic() - started
-        cpu = stack.job.cpu_s() - job_cpu + _server_cpu(client) - server_cpu
-        stack.job.stop()
-        used = _memory(client) - memory
-    log.info("applied", events=first, seconds=round(seconds, 1))
-    return {
-        "events": bench.events,
-        "measured_events": first,
-        "seconds": round(seconds, 2),
-        "events_per_s": round(first / seconds),
-        "cpu_s_per_million": round(cpu / first * 1e6, 1),
-        "redis_bytes": used,
-        "redis_bytes_per_event": round(used / bench.events),
-        "load_average": [round(value, 1) for value in psutil.getloadavg()],
-    }
-
-
-def _naive(stack: Stack, most: int) -> float:
-    """Events per second of a consumer that sends Redis one command per event and waits for each answer."""
-    kafka = stack.settings.kafka
-    consumer = Consumer(
-        {"bootstrap.servers": kafka.bootstrap, "group.id": "naive", "auto.offset.reset": "earliest"}
-    )
-    consumer.assign(
-        [TopicPartition(*place, 0) for place, span in log_ranges(kafka).items() if span.end]
-    )
-    done, started = 0, time.monotonic()
-    with stack.client() as client:
-        while done < most:
-            for message in consumer.consume(500, 5.0):
-                try:
-                    data = decode_interaction(message.value()).data
-                except BadEvent:
-                    continue
-                client.hincrby("naive:counts", data.item_id, 1)
-                done += 1
-    consumer.close()
-    return done / (time.monotonic() - started)
+def _naive(stack: Stack, max_events: int) -> float:
+    """Events per second of a consumer that waits for one Redis command per event."""
+    with KafkaLog(stack.settings.kafka) as kafka_log, stack.client() as client:
+        records = kafka_log.read(log_ranges(stack.settings.kafka))
+        written, started = 0, time.monotonic()
+        for record in islice(records, max_events):
+            try:
+                data = decode_interaction(record.value()).data
+            except BadEvent:
+                continue
+            client.hincrby("naive:counts", data.item_id, 1)
+            written += 1
+        return written / (time.monotonic() - started)
 
 
 def _memory(client: Any) -> int:

@@ -1,7 +1,7 @@
-"""`afterclick bench sockets`: many viewers on WebSockets, some of whom never read.
+"""`afterclick bench sockets`: many WebSocket viewers, some of which never read.
 
-Starts its own Kafka, Valkey and API. Viewers watch their users' lists while state changes arrive at a steady
-rate; then the same beside viewers that ask for long lists and never read one; and once more without them.
+Starts its own Kafka, Valkey and API. Viewers watch their lists while state changes arrive at a
+steady rate: alone, then with stalled viewers of long lists, then alone again.
 """
 
 from __future__ import annotations
@@ -11,138 +11,132 @@ import socket
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
-import psutil
 import structlog
-from confluent_kafka import Producer
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from afterclick.settings import Settings
-from infra.benchmarks import serve_load as serve
-from infra.benchmarks import synthetic
-from infra.benchmarks.served import metric, served, tell
-from infra.benchmarks.servers import own_servers
-from infra.benchmarks.synthetic import Shop
+from infra.benchmarks.harness import (
+    Benchmark,
+    Figures,
+    RunningApi,
+    ShopTraffic,
+    own_servers,
+    percentiles,
+    served_shop,
+)
+from infra.benchmarks.synthetic import build_shop
 from infra.embedded.ports import LOOPBACK
 
 log = structlog.get_logger()
-AT_ONCE = 25
-"""Connections being opened at a time."""
-LONG = 200
-"""Items in the lists that nobody reads: they fill the buffers of both ends soon."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What to run. Changes are per second and over all viewers; a stalled viewer's user has two a second."""
-
-    clients: int = 500
-    stalled: int = 25
-    changes_per_s: float = 100.0
-    seconds: float = 20.0
-    items: int = 60_000
+MAX_CONNECTING = 25
+N, STALLED_N = 10, 200
+"""Items in a list; the unread ones are long, so that they fill the buffers of both ends soon."""
+STALLED_CHANGES_PER_S = 2.0
+"""Changes per second of each stalled viewer's user."""
 
 
 @dataclass
 class _Viewers:
-    """What the viewers saw."""
+    """Delays of pushes, by the event that caused them."""
 
     delays_ms: list[float] = field(default_factory=list)
     sent: dict[str, float] = field(default_factory=dict)
-    """Event id → when it was put on the topic, epoch seconds."""
+    """Event id → time of publication, epoch seconds."""
     closed: int = 0
 
 
-def run(bench: Bench, jars: Path) -> dict[str, Any]:
-    """Run it all; the figures."""
-    with own_servers(jars) as servers:
-        settings = servers.settings
-        log.info("making the shop", items=bench.items, users=bench.clients)
-        shop = synthetic.make(settings, bench.items, bench.clients)
-        with served(settings) as (port, process):
-            return asyncio.run(_measure(bench, settings, shop, port, process))
+@dataclass(frozen=True)
+class WebSocketBenchmark(Benchmark):
+    clients: int = 500
+    stalled: int = 25
+    """Of these, viewers that never read."""
+    changes_per_s: float = 100.0
+    """Over all reading viewers."""
+    seconds: float = 20.0
+    """Length of each of the three phases."""
+    items: int = 60_000
+
+    def run(self, settings: Settings) -> Figures:
+        with own_servers(settings) as servers:
+            log.info("building the shop", items=self.items, users=self.clients)
+            shop = build_shop(servers.settings, self.items, self.clients)
+            traffic = ShopTraffic(servers.settings, shop)
+            with served_shop(servers.settings) as api:
+                return asyncio.run(self._measure(traffic, api))
+
+    async def _measure(self, traffic: ShopTraffic, api: RunningApi) -> Figures:
+        viewers, users = _Viewers(), traffic.shop.users
+        readers, stalled = users[self.stalled :], users[: self.stalled]
+        async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+            connections = await _open_all(stack, api.port, readers)
+            reading = [tasks.create_task(_read(each, viewers)) for each in connections]
+            await _publish(traffic, viewers, readers, self.changes_per_s, 3.0)
+            alone, memory = await self._phase(traffic, viewers, readers), [api.rss_mb()]
+            for user in stalled:
+                await stack.enter_async_context(_stalled_viewer(api.port, user))
+            rate = STALLED_CHANGES_PER_S * len(stalled)
+            noise = _publish(traffic, _Viewers(), stalled, rate, self.seconds)
+            noise_task = tasks.create_task(noise)
+            with_stalled = await self._phase(traffic, viewers, readers)
+            await noise_task
+            memory.append(api.rss_mb())
+            after = await self._phase(traffic, viewers, readers)
+            memory.append(api.rss_mb())
+            watching = await asyncio.to_thread(api.metric, "afterclick_websockets", kind="user")
+            for task in reading:
+                task.cancel()
+        p99_ratio = float(np.percentile(with_stalled, 99) / np.percentile(alone, 99))
+        return {
+            "clients": self.clients,
+            "stalled": self.stalled,
+            "changes_per_s": self.changes_per_s,
+            "watching_at_the_end": watching,
+            "closed_readers": viewers.closed,
+            "pushes": len(alone) + len(with_stalled) + len(after),
+            "push_ms": percentiles(alone),
+            "push_beside_stalled_ms": percentiles(with_stalled),
+            "push_after_ms": percentiles(after),
+            "times_p99": round(p99_ratio, 2),
+            "rss_mb": memory,
+        }
+
+    async def _phase(
+        self, traffic: ShopTraffic, viewers: _Viewers, readers: list[str]
+    ) -> list[float]:
+        viewers.delays_ms = []
+        await _publish(traffic, viewers, readers, self.changes_per_s, self.seconds)
+        return viewers.delays_ms
 
 
-async def _measure(
-    bench: Bench, settings: Settings, shop: Shop, port: int, process: psutil.Process
-) -> dict[str, Any]:
-    viewers, feed = _Viewers(), _Feed(settings, shop)
-    readers, stalled = shop.users[bench.stalled :], shop.users[: bench.stalled]
-    async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-        reading = [
-            tasks.create_task(_read(one, viewers)) for one in await _open_all(stack, port, readers)
-        ]
-        await feed.run(viewers, readers, bench.changes_per_s, 3.0)
-        alone, memory = await _phase(feed, viewers, readers, bench), [_rss_mb(process)]
-        for user in stalled:
-            await stack.enter_async_context(_mute(port, user))
-        noise = tasks.create_task(feed.run(_Viewers(), stalled, 2.0 * len(stalled), bench.seconds))
-        beside = await _phase(feed, viewers, readers, bench)
-        await noise
-        memory.append(_rss_mb(process))
-        again = await _phase(feed, viewers, readers, bench)
-        memory.append(_rss_mb(process))
-        watching = await asyncio.to_thread(_watching, port)
-        for task in reading:
-            task.cancel()
-    return {
-        "clients": bench.clients,
-        "stalled": bench.stalled,
-        "changes_per_s": bench.changes_per_s,
-        "watching_at_the_end": watching,
-        "closed_readers": viewers.closed,
-        "pushes": len(alone) + len(beside) + len(again),
-        "push_ms": _quantiles(alone),
-        "push_beside_stalled_ms": _quantiles(beside),
-        "push_after_ms": _quantiles(again),
-        "times_p99": round(float(np.percentile(beside, 99) / np.percentile(alone, 99)), 2),
-        "rss_mb": memory,
-    }
-
-
-class _Feed:
-    """Says on the topic that users did something."""
-
-    def __init__(self, settings: Settings, shop: Shop) -> None:
-        self._settings, self._shop = settings, shop
-        self._producer = Producer({"bootstrap.servers": settings.kafka.bootstrap, "linger.ms": 0})
-        self._offset = synthetic.POSITION
-
-    async def run(self, viewers: _Viewers, users: list[str], per_s: float, seconds: float) -> None:
-        """Tell of `per_s` changes a second, of each user in turn."""
-        started = time.time()
-        for n in range(int(per_s * seconds)):
-            await asyncio.sleep(max(started + n / per_s - time.time(), 0))
-            self._offset += 1
-            item = self._shop.items[self._offset % len(self._shop.items)]
-            viewers.sent[f"c{self._offset}"] = time.time()
-            tell(self._producer, self._settings, users[n % len(users)], item, self._offset)
-        self._producer.flush(5)
-        await asyncio.sleep(1)  # for the last pushes
-
-
-async def _phase(feed: _Feed, viewers: _Viewers, readers: list[str], bench: Bench) -> list[float]:
-    viewers.delays_ms = []
-    await feed.run(viewers, readers, bench.changes_per_s, bench.seconds)
-    return viewers.delays_ms
+async def _publish(
+    traffic: ShopTraffic, viewers: _Viewers, users: list[str], per_s: float, seconds: float
+) -> None:
+    """Publish `per_s` changes per second, for each user in turn; then wait a second."""
+    started, items = time.time(), traffic.shop.items
+    for n in range(int(per_s * seconds)):
+        await asyncio.sleep(max(started + n / per_s - time.time(), 0))
+        published = time.time()
+        event_id = traffic.publish_like(users[n % len(users)], items[n % len(items)])
+        viewers.sent[event_id] = published
+    traffic.flush()
+    await asyncio.sleep(1)
 
 
 async def _open_all(stack: AsyncExitStack, port: int, users: list[str]) -> list[ClientConnection]:
-    slots = asyncio.Semaphore(AT_ONCE)
+    slots = asyncio.Semaphore(MAX_CONNECTING)
 
-    async def one(user: str) -> ClientConnection:
+    async def open_one(user: str) -> ClientConnection:
         async with slots:
-            return await connect(_url(port, user, serve.N), max_size=None)
+            return await connect(_url(port, user, N), max_size=None)
 
-    found = await asyncio.gather(*map(one, users))
-    for connection in found:
+    connections = await asyncio.gather(*map(open_one, users))
+    for connection in connections:
         stack.push_async_callback(connection.close)
-    return found
+    return connections
 
 
 async def _read(connection: ClientConnection, viewers: _Viewers) -> None:
@@ -157,28 +151,14 @@ async def _read(connection: ClientConnection, viewers: _Viewers) -> None:
         viewers.closed += 1
 
 
-def _mute(port: int, user: str) -> connect:
+def _stalled_viewer(port: int, user: str) -> connect:
     """A viewer with small buffers that never reads."""
-    own = socket.socket()
-    own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    own.connect((LOOPBACK, port))
-    return connect(_url(port, user, LONG), sock=own, max_size=None, max_queue=1, close_timeout=0.1)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect((LOOPBACK, port))
+    url = _url(port, user, STALLED_N)
+    return connect(url, sock=sock, max_size=None, max_queue=1, close_timeout=0.1)
 
 
 def _url(port: int, user: str, n: int) -> str:
     return f"ws://{LOOPBACK}:{port}/ws/recommendations?user_id={user}&n={n}"
-
-
-def _watching(port: int) -> int:
-    """Viewers that the server still has: those that never read are let go."""
-    return metric(port, "afterclick_websockets", kind="user")
-
-
-def _quantiles(values: list[float]) -> dict[str, float]:
-    return {
-        f"p{name}": round(float(np.percentile(values, q)), 2) for name, q in serve.QUANTILES.items()
-    }
-
-
-def _rss_mb(process: psutil.Process) -> int:
-    return round(process.memory_info().rss / 2**20)

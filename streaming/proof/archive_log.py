@@ -34,13 +34,16 @@ def archive_files(folder: str) -> list[str]:
 
 
 def erase(archive: str, user_id: str, until_ms: int) -> int:
-    """Rewrite the files without a user's rows up to an event time; returns the number of rows erased.
+    """Rewrite the files without a user's rows up to an event time; returns the number of rows
+    erased.
 
-    Includes renamed logs (handover.archive_orphaned_log). Raises BadInput for a log on remote storage.
+    Includes renamed logs (handover.archive_orphaned_log). Raises BadInput for a log on remote
+    storage.
     """
     if "://" in archive:
         raise BadInput(
-            f"the log in {archive} is not a local folder: delete the rows of {user_id!r} there yourself"
+            f"the log in {archive} is not a local folder: "
+            f"delete the rows of {user_id!r} there yourself"
         )
     folder, erased = Path(archive), 0
     for log in (folder, *folder.parent.glob(f"{folder.name}.[0-9]*")):

@@ -3,8 +3,8 @@
 reads   topic  <topic>.dlq
 writes  topic  reviews, feedback (redrive)
 
-Redriving is safe to repeat: it continues after the last one, an event that was applied is recognised by its
-id, and one that is still malformed becomes a dead letter again.
+Redriving is safe to repeat: it continues after the last one, an event that was applied is
+recognised by its id, and one that is still malformed becomes a dead letter again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def count_by_error(dead_letters: Iterator[DeadLetter]) -> dict[str, Counter[str]
 
 
 def redrive(kafka: KafkaSettings, containing: str = "") -> int:
-    """Send the dead letters since the last redrive whose error contains a text; returns their number.
+    """Send the dead letters since the last redrive whose error contains a text; returns their
+    number.
 
     Those filtered out are not sent by a later redrive either. Raises Unavailable.
     """

@@ -6,9 +6,9 @@ writes  topic    forgotten
         redis    forgotten, {u:<user>}:*, {p:<topic>:<partition>}:counts, :uniques, :trends, :taken
         parquet  <archive>
 
-The order makes a crash repairable by running it again: write to the topic; let Redis reject the user's
-events; wait for events in flight; retract what was counted, partition by partition (once each, by a token);
-delete the ledgers last.
+The order makes a crash repairable by running it again: write to the topic; let Redis reject the
+user's events; wait for events in flight; retract what was counted, partition by partition (once
+each, by a token); delete the ledgers last.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def forget(settings: Settings, user_id: str) -> Forgetting:
 
 
 def _until_ms(client: redis.Redis, keys: Keys, user_id: str) -> int:
-    """Now, or the user's newest event if that is later; never earlier than a previous forgetting."""
+    """Now, or the user's newest event or previous forgetting if that is later."""
     newest: Any = client.zrevrange(keys.history(user_id), 0, 0, withscores=True)
     previous: Any = client.get(keys.forgotten(user_id))
     now_ms = int(time.time() * 1000)
@@ -142,7 +142,8 @@ class Forgetter:
         while lag(ranges, self._applied()):
             if time.monotonic() > deadline:
                 raise Unavailable(
-                    "the stream lags too far; the user's events are already rejected, run it again later"
+                    "the stream lags too far; "
+                    "the user's events are already rejected, run it again later"
                 )
             time.sleep(0.2)
 

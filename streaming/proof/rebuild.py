@@ -1,4 +1,5 @@
-"""Rebuild the state from the Parquet log under other keys, then swap it in. The stream resumes there.
+"""Rebuild the state from the Parquet log under other keys, then swap it in. The stream resumes
+there.
 
 reads   parquet  <archive>/log_day=*/*.parquet
 writes  redis    forgotten, {u:<user>}:*, {p:<topic>:<partition>}:*
@@ -95,9 +96,9 @@ def _records(rows: list[dict[str, Any]], next_offset: int) -> Iterator[Record]:
 def swap(client: redis.Redis, new: Keys, old: Keys) -> None:
     """Replace the state under `old` with the one under `new`.
 
-    The state stays exact if killed at any moment: the keys of one user or partition move in one transaction,
-    and no partition has an applied offset before every user has moved, so that the next stream starts at the
-    beginning of the log.
+    The state stays exact if killed at any moment: the keys of one user or partition move in one
+    transaction, and no partition has an applied offset before every user has moved, so that the
+    next stream starts at the beginning of the log.
     """
     _delete(client, old, "p")
     _delete(client, old, "u")

@@ -75,7 +75,7 @@ class Reconciliation:
 
 @dataclass
 class _PartitionState:
-    """Counts and trends in Redis, summed over partitions; each partition read in one transaction."""
+    """Counts and trends in Redis over all partitions, each read in one transaction."""
 
     applied: dict[TopicPartition, int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -86,8 +86,8 @@ class _PartitionState:
 def reconcile(settings: Settings, wait_s: float = 0.0) -> Reconciliation:
     """Recount the log up to the applied offsets and compare the whole state with it.
 
-    Waits up to `wait_s` for the stream to reach the end of the log first. Raises StateConflict if the state
-    keeps changing while it is read, LogTruncated, Unavailable.
+    Waits up to `wait_s` for the stream to reach the end of the log first. Raises StateConflict if
+    the state keeps changing while it is read, LogTruncated, Unavailable.
     """
     started = time.monotonic()
     client: redis.Redis = redis.Redis.from_url(settings.redis.url, socket_timeout=60)

@@ -1,4 +1,5 @@
-"""An independent recount of the Kafka log: the expected state, in plain Python over another Kafka client.
+"""An independent recount of the Kafka log: the expected state, in plain Python over another Kafka
+client.
 
 Shares the event codec with the stream and nothing else: other arithmetic, order of work and client.
 
@@ -41,7 +42,7 @@ class Recount:
     until: dict[str, int] = field(default_factory=dict)
     """user_id → event time ms up to which the user is forgotten."""
     retracted: dict[str, float] = field(default_factory=dict)
-    """item_id → newest event time ms of its forgotten events, which its trend may keep as its time."""
+    """item_id → newest event time ms of its forgotten events; its trend may keep that time."""
     counts: Counter[str] = field(default_factory=Counter)
     _seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _positive: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))

@@ -1,25 +1,25 @@
-"""What benches tell of the machine: how long it stood still."""
+"""Stalls of the machine during a benchmark."""
 
 from __future__ import annotations
 
 import os
 import time
 
-from infra.benchmarks.host_stalls import Machine, watched
+from infra.benchmarks.host_stalls import HostStalls, watch_host
 
 
 def test_every_processor_is_watched() -> None:
-    with watched() as machine:
+    with watch_host() as stalls:
         began = time.perf_counter()
         while time.perf_counter() - began < 0.05:
             os.getpid()
-    gaps = machine.figures()["machine_gaps_ms"]
+    gaps = stalls.figures()["machine_gaps_ms"]
     assert gaps["seconds"] >= 0.05
     assert gaps["sum"] >= gaps["max"] >= 0.0
 
 
 def test_gaps_are_counted_and_added() -> None:
-    figures = Machine(seconds=2.0, gaps_ms=[3.0, 40.0, 12.0], stolen_ms=50.4).figures()
+    figures = HostStalls(seconds=2.0, gaps_ms=[3.0, 40.0, 12.0], stolen_ms=50.4).figures()
     assert figures["machine_gaps_ms"] == {
         "max": 40.0,
         "sum": 55.0,

@@ -1,4 +1,4 @@
-"""A small run of `bench serve`: the shop that it makes up is served as a real one would be."""
+"""A small run of `bench serve`: every response about the synthetic shop is right."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from infra.benchmarks.serve_load import Bench, run
+from afterclick.settings import RedisSettings, Settings
+from infra.benchmarks.serve_load import ServeBenchmark
 
 
 @pytest.mark.timeout(300)
-def test_every_answer_of_the_made_up_shop_is_right(
-    jars: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AFTERCLICK_REDIS__TIMEOUT_S", "10")  # the served process inherits it
-    bench = Bench(rate=40, seconds=2, saturate_s=1, items=8_000, users=60, plain=True)
-    figures = run(bench, jars)
+def test_every_response_about_the_synthetic_shop_is_right(jars: Path) -> None:
+    benchmark = ServeBenchmark(rate=40, seconds=2, saturate_s=1, items=8_000, users=60)
+    figures = benchmark.run(Settings(jars=jars, redis=RedisSettings(timeout_s=10)))
     assert (figures["errors"], figures["first_error"]) == (0, None)
     assert figures["requests"] > 0
     assert figures["times_plain"] > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from afterclick.settings import Settings
-from infra.benchmarks.faults.fault_events import POISON, events, produce
+from infra.benchmarks.faults.fault_events import MALFORMED, events, produce
 from streaming.proof.dead_letters import read_dead_letters
 from streaming.proof.reconcile import reconcile
 from tests.serving.mini_stream import MiniStream
@@ -27,11 +27,11 @@ def test_a_click_sent_three_times_is_counted_once_and_without_its_id_three_times
 
 def test_ten_kinds_of_poison_are_dead_letters_and_the_lag_returns_to_0(settings: Settings) -> None:
     rows = list(events(300, 0))
-    for n, value in enumerate(POISON):
+    for n, value in enumerate(MALFORMED):
         rows.insert(n * 20, ("poison", value))
     with MiniStream(settings):
         produce(settings, rows)
         report = reconcile(settings, wait_s=30)
-    assert (report.differences, report.behind, report.poison) == (0, 0, len(POISON))
-    assert {letter.value for letter in read_dead_letters(settings.kafka)} == set(POISON)
-    assert len(set(POISON)) == 10
+    assert (report.differences, report.behind, report.poison) == (0, 0, len(MALFORMED))
+    assert {letter.value for letter in read_dead_letters(settings.kafka)} == set(MALFORMED)
+    assert len(set(MALFORMED)) == 10

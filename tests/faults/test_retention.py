@@ -1,4 +1,4 @@
-"""Kafka's retention has passed the position: the job says how many events are missing, and stops."""
+"""Retention has deleted unapplied events: the job names their number and stops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streaming.handover import Context, MicroBatch, RealTime
 
 @pytest.fixture
 def missing(settings: Settings) -> int:
-    """A log whose beginning is gone although nothing was applied yet; how many events are missing."""
+    """The number of deleted events of a log that nothing has applied yet."""
     produce(settings, events(3000, 0))
     return truncate_past_position(settings)
 

@@ -1,6 +1,8 @@
-"""Redis may be killed, cut, emptied or full: the state ends exact, because it holds its own position.
+"""Redis may be killed, cut, emptied or full: the state ends exact, because it holds its own
+position.
 
-The control of each is a reader that trusts its own memory of where it was, as a stream checkpoint does.
+The control of each is a reader that trusts its own memory of where it was, as a stream checkpoint
+does.
 """
 
 from __future__ import annotations

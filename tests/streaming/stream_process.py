@@ -1,4 +1,4 @@
-"""The stream job as a process of its own, to be stopped and killed; and a producer of events for it."""
+"""The stream job as a process to stop and kill, and a producer of events for it."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_a_dead_letter_survives_a_crash_at_any_step(
     reached: bool,
     buries: bool,
 ) -> None:
-    """Without burying, the letters of a chunk that the state has passed are lost with the worker."""
+    """Without acknowledgement first, the dead letters of a counted chunk are lost."""
     topic: list[Output] = []
 
     def bury(letters: Sequence[Output]) -> None:
@@ -75,7 +75,7 @@ def test_a_dead_letter_survives_a_crash_at_any_step(
 def test_changes_that_were_not_sent_before_a_crash_are_sent_after_it(
     client: redis.Redis, redis_url: str, config: ApplyConfig, protected: bool
 ) -> None:
-    """Begun at the position, as without protection, the changes of the last batch are missing for ever."""
+    """Without the protection (start at the applied offset) changes are never published."""
     log = log_of([event(item=f"item-{n}") for n in range(10)])
     applier = Applier(config, NodeConnection(redis_url))
     sent: list[Output] = []

@@ -1,4 +1,4 @@
-"""The same events end in the same state: any order, repeats, batches and crashes, under either trigger."""
+"""The same events end in the same state under either trigger, whatever crashes or repeats."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ Trigger = Callable[[ApplyConfig, Connection, Outbox, str, list[Record]], None]
 def micro_batch(
     config: ApplyConfig, here: Connection, outbox: Outbox, topic: str, batch: list[Record]
 ) -> None:
-    """What a worker of the micro-batch trigger does: outputs reach the sink once the batch is through."""
+    """A micro-batch worker: outputs reach the sink at the end of the batch."""
     outbox.outputs += list(Applier(config, here, outbox.bury).apply(topic, 0, batch))
 
 
@@ -79,7 +79,8 @@ def real_time(
     config: ApplyConfig, here: Connection, outbox: Outbox, topic: str, batch: list[Record]
 ) -> None:
     """What a worker of the real-time trigger does, a row at a time."""
-    apply_row = RowApplier(config, "", Applier(config, here, outbox.bury), outbox)  # type: ignore[arg-type]
+    applier = Applier(config, here, outbox.send_to_dlq)
+    apply_row = RowApplier(config, "", applier, outbox)  # type: ignore[arg-type]
     for record in batch:
         apply_row(record.key, record.value, topic, 0, record.offset, int(record.log_ms * 1000))
 

@@ -1,4 +1,4 @@
-"""The stream job as it runs: exact under kill -9, dead letters, a complete log, one job at a time."""
+"""The stream job: exact under SIGKILL, dead letters, a complete log, one job at a time."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def run_reconcile(settings: Settings) -> tuple[int, dict[str, object]]:
 
 
 def kill_between_the_steps(stream: StreamProcess, times: int, **more: str) -> None:
-    """Start the job so that a worker dies between its steps, then kill all of it; again and again."""
+    """Start the job, wait for a worker to die between its steps, kill the job; repeatedly."""
     for n in range(times):
         before = len(stream.output())
         stream.start(AFTERCLICK_STREAM__FAULT=f"between-steps:{2 + n}", **more)
@@ -90,6 +90,7 @@ def kill_between_the_steps(stream: StreamProcess, times: int, **more: str) -> No
         stream.kill()
 
 
+@pytest.mark.long
 def test_kill_9_three_times_during_a_replay_changes_nothing(
     settings: Settings, stream: StreamProcess
 ) -> None:
@@ -123,6 +124,7 @@ def valid_places(settings: Settings) -> set[tuple[int, int]]:
     return {(one.partition, one.offset) for one in records}
 
 
+@pytest.mark.long
 def test_the_same_kills_without_the_fence_count_twice(
     settings: Settings, stream: StreamProcess
 ) -> None:
@@ -136,7 +138,9 @@ def test_the_same_kills_without_the_fence_count_twice(
     assert report["counted_in_state"] > report["counted_in_log"]
 
 
-@pytest.mark.parametrize("trigger", ["micro-batch", "real-time"])
+@pytest.mark.parametrize(
+    "trigger", [pytest.param("micro-batch", marks=pytest.mark.long), "real-time"]
+)
 def test_what_the_job_makes_of_good_and_bad_records(
     settings: Settings, stream: StreamProcess, trigger: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""One effective vote per user, item and action in the trends; whose votes are those of established users."""
+"""Trends count one vote per user, item and action; votes of established users separately."""
 
 from __future__ import annotations
 

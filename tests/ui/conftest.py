@@ -24,7 +24,7 @@ from afterclick.settings import (
     Settings,
     UiSettings,
 )
-from infra.benchmarks.ui_latency import FLAGS
+from infra.benchmarks.ui_latency import CHROMIUM_FLAGS
 from infra.embedded.ports import free_port
 from infra.embedded.process import Process
 from infra.topics_admin import delete_topics, ensure_topics
@@ -69,7 +69,7 @@ def chromium() -> Iterator[Browser]:
     """A browser for one module: while it runs, this thread has Playwright's loop; others want their own."""
     with sync_playwright() as playwright:
         expect.set_options(timeout=45_000)
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         yield browser
         browser.close()
 

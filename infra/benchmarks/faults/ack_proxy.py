@@ -1,7 +1,7 @@
-"""A TCP proxy before a broker that swallows acknowledgements: the producer never hears what was written.
+"""A TCP proxy in front of a broker that swallows acknowledgements of records already written.
 
-Kafka frames are four bytes of length, then for a request: api key (int16), api version (int16), correlation
-id (int32); for a response: correlation id (int32).
+Kafka frames are four bytes of length, then for a request: api key (int16), api version (int16),
+correlation id (int32); for a response: correlation id (int32).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ _LOOPBACK = "127.0.0.1"
 
 
 class AckProxy:
-    """Forwards connections to a broker for the time of a `with`.
+    """Forwards connections to a broker during a `with`.
 
-    While `swallow_every` is n > 0, each n-th answer to a produce request is dropped and its connection cut,
-    as when the network fails between the write and the acknowledgement. `swallowed` counts them.
+    While `swallow_every` is n > 0, each n-th response to a produce request is dropped and its
+    connection closed, as if the network failed between write and acknowledgement. `swallowed`
+    counts them.
     """
 
     def __init__(self, port: int, broker_port: int) -> None:
@@ -57,7 +58,7 @@ class AckProxy:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        """Both directions of one connection, until either side ends it or an answer is swallowed."""
+        """Forward both ways until either side closes or a response is swallowed."""
         with (
             suppress(OSError),
             client,
@@ -66,15 +67,19 @@ class AckProxy:
             for end in (client, broker):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             produce: set[int] = set()
-            requests = threading.Thread(target=self._requests, args=(client, broker, produce))
+            requests = threading.Thread(
+                target=self._forward_requests, args=(client, broker, produce)
+            )
             requests.start()
-            self._answers(broker, client, produce)
+            self._forward_responses(broker, client, produce)
             for end in (client, broker):
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
             requests.join()
 
-    def _requests(self, client: socket.socket, broker: socket.socket, produce: set[int]) -> None:
+    def _forward_requests(
+        self, client: socket.socket, broker: socket.socket, produce: set[int]
+    ) -> None:
         with suppress(OSError):
             while frame := _frame(client):
                 api, _, correlation = _REQUEST.unpack_from(frame, _LENGTH.size)
@@ -84,20 +89,22 @@ class AckProxy:
         with suppress(OSError):
             broker.shutdown(socket.SHUT_WR)
 
-    def _answers(self, broker: socket.socket, client: socket.socket, produce: set[int]) -> None:
+    def _forward_responses(
+        self, broker: socket.socket, client: socket.socket, produce: set[int]
+    ) -> None:
         with suppress(OSError):
             while frame := _frame(broker):
                 (correlation,) = _CORRELATION.unpack_from(frame, _LENGTH.size)
-                if correlation in produce and self._swallows():
+                if correlation in produce and self._swallow_next():
                     return
                 client.sendall(frame)
 
-    def _swallows(self) -> bool:
+    def _swallow_next(self) -> bool:
         with self._lock:
             self._seen += 1
-            chosen = self.swallow_every > 0 and self._seen % self.swallow_every == 0
-            self.swallowed += chosen
-        return chosen
+            swallow = self.swallow_every > 0 and self._seen % self.swallow_every == 0
+            self.swallowed += swallow
+        return swallow
 
 
 def _frame(source: socket.socket) -> bytes:

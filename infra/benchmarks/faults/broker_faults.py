@@ -1,25 +1,33 @@
-"""Faults between producer, broker and job: the broker killed, acknowledgements lost, retention too short."""
+"""Faults of the log: the broker killed, acknowledgements lost, retention too short."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import redis
-from confluent_kafka import TopicPartition
+from confluent_kafka import TopicPartition as KafkaPartition
 from confluent_kafka.admin import AdminClient
+from kafka import KafkaConsumer, TopicPartition
 
 from afterclick.errors import LogTruncated
 from afterclick.settings import KafkaSettings, Settings
-from afterclick.state import TopicPartition as LogPartition
 from infra.benchmarks.faults.ack_proxy import AckProxy
-from infra.benchmarks.faults.fault_case import NO_FENCE, QUICK, Bench, Case, lost
-from infra.benchmarks.faults.fault_events import HEEDLESS, SteadyProducer, events, produce
-from infra.benchmarks.faults.log_check import Delivery, compare, read_values
-from infra.benchmarks.stream_stack import Stack, own_stack
+from infra.benchmarks.faults.fault_case import (
+    NO_FENCE,
+    SMALL_BATCHES,
+    FaultCase,
+    FaultLoad,
+    lost_events,
+)
+from infra.benchmarks.faults.fault_events import NO_ACKS, SteadyProducer, events, produce
+from infra.benchmarks.harness import Stack, own_stack
 from infra.embedded.jars import KAFKA, ensure_jars
 from infra.embedded.kafka import KafkaServer
 from infra.embedded.ports import free_port
@@ -27,62 +35,71 @@ from infra.topics_admin import ensure_topics
 from streaming.positions import applied_offsets, log_ranges
 from streaming.proof.reconcile import reconcile
 
-DROPPED = 500
-"""Records that retention takes from each partition before the job has read them."""
-SMALL_BATCHES = {"batch.num.messages": 100, "linger.ms": 5}
+DELETED = 500
+"""Unread records that retention deletes from each partition."""
+SMALL_REQUESTS = {"batch.num.messages": 100, "linger.ms": 5}
 """Many produce requests from few events."""
 
 
-def broker_killed(bench: Bench, jars: Path) -> Case:
-    """kill -9 of Kafka while a producer writes and the job reads. The control's producer never looks."""
-    with own_stack(jars, **QUICK) as stack:
+@dataclass(frozen=True)
+class Delivery:
+    """How a topic differs from what was sent to it."""
+
+    missing: int
+    duplicates: int
+    out_of_order: int
+    """Records that were sent before their predecessor in the partition."""
+
+
+def broker_killed(load: FaultLoad, settings: Settings) -> FaultCase:
+    """SIGKILL of Kafka under a producer and the job. The control's producer needs no acks."""
+    with own_stack(settings, SMALL_BATCHES) as stack:
         stack.job.start()
-        sent = _kill_broker(stack, bench.events, bench.server_kills)
-        recovery = stack.wait_caught_up()
+        sent = _kill_broker(stack, load.events, load.server_kills)
+        recovery_s = stack.wait_caught_up()
         report = reconcile(stack.settings)
-        log = compare(read_values(stack.settings, stack.settings.kafka.topics.feedback), sent)
-    with own_stack(jars, **QUICK) as stack:
-        control_sent = _kill_broker(stack, bench.events // 2, 1, **HEEDLESS)
+        delivery = _delivery(stack.settings, stack.settings.kafka.topics.feedback, sent)
+    with own_stack(settings, SMALL_BATCHES) as stack:
+        control_sent = _kill_broker(stack, load.events // 2, 1, **NO_ACKS)
         topic = stack.settings.kafka.topics.feedback
-        control = compare(read_values(stack.settings, topic), control_sent)
-    return Case(
+        control = _delivery(stack.settings, topic, control_sent)
+    return FaultCase(
         name="broker killed",
-        kills=bench.server_kills,
+        kills=load.server_kills,
         events=len(sent),
-        lost=log.missing + lost(report),
-        double=log.duplicates + report.double,
+        lost=delivery.missing + lost_events(report),
+        double=delivery.duplicates + report.double,
         control_differs=control.missing > 0,
-        recovery_s=round(recovery, 1),
+        recovery_s=round(recovery_s, 1),
         note=f"control: {control.missing} of {len(control_sent)} events never reached the log",
     )
 
 
-def _kill_broker(stack: Stack, number: int, kills: int, **overrides: Any) -> list[bytes]:
-    """Produce while the broker is killed and started again; the values that were sent."""
+def _kill_broker(stack: Stack, count: int, kills: int, **overrides: Any) -> list[bytes]:
+    """Produce while the broker is killed and restarted; returns the values sent."""
     with SteadyProducer(stack.settings, 0, **overrides) as producer:
         for n in range(kills + 1):
-            enough = (n + 1) * number // (kills + 1)
-            stack.wait(lambda enough=enough: len(producer.sent) >= enough, "events to be produced")  # type: ignore[misc]
+            producer.wait_sent(stack, (n + 1) * count // (kills + 1))
             if n < kills:
                 stack.kafka.kill()
                 stack.kafka.start()
     return producer.sent
 
 
-def acks_lost(bench: Bench, jars: Path) -> Case:
-    """The broker writes, its acknowledgement never arrives. The control's producer is not idempotent."""
-    values = [b"%d" % n for n in range(bench.events)]
-    with broker_behind_proxy(jars) as (proxy, settings):
-        topics = settings.kafka.topics
-        safe = deliver(proxy, settings, topics.reviews, values)
-        control = deliver(proxy, settings, topics.feedback, values, **{"enable.idempotence": False})
+def acks_lost(load: FaultLoad, settings: Settings) -> FaultCase:
+    """The broker writes, its acknowledgement is lost. The control's producer is not idempotent."""
+    values = [b"%d" % n for n in range(load.events)]
+    with broker_behind_proxy(settings.jars) as (proxy, own):
+        topics = own.kafka.topics
+        delivery = deliver(proxy, own, topics.reviews, values)
+        control = deliver(proxy, own, topics.feedback, values, **{"enable.idempotence": False})
         swallowed = proxy.swallowed
-    return Case(
+    return FaultCase(
         name="acks lost",
         kills=0,
         events=len(values),
-        lost=safe.missing,
-        double=safe.duplicates + safe.out_of_order,
+        lost=delivery.missing,
+        double=delivery.duplicates + delivery.out_of_order,
         control_differs=control.duplicates > 0,
         recovery_s=0.0,
         note=(
@@ -95,86 +112,114 @@ def acks_lost(bench: Bench, jars: Path) -> Case:
 def deliver(
     proxy: AckProxy, settings: Settings, topic: str, values: list[bytes], **overrides: Any
 ) -> Delivery:
-    """Send values past a proxy that swallows every third acknowledgement; what the topic then holds."""
+    """Send values through a proxy that swallows every third acknowledgement."""
     rows = ((f"user-{n % 97}", value) for n, value in enumerate(values))
     proxy.swallow_every = 3
-    produce(settings, rows, topic, **SMALL_BATCHES, **overrides)
+    produce(settings, rows, topic, **SMALL_REQUESTS, **overrides)
     proxy.swallow_every = 0
-    return compare(read_values(settings, topic), values)
+    return _delivery(settings, topic, values)
 
 
 @contextmanager
 def broker_behind_proxy(jars: Path) -> Iterator[tuple[AckProxy, Settings]]:
-    """A Kafka of its own that every client reaches by the proxy alone."""
+    """A Kafka that clients reach only through the proxy."""
     with tempfile.TemporaryDirectory(
         prefix="afterclick-bench-", ignore_cleanup_errors=True
     ) as folder:
-        outside = free_port()
-        kafka = KafkaServer(
-            Path(folder) / "kafka", ensure_jars(jars, KAFKA), advertised_port=outside
-        )
-        with AckProxy(outside, kafka.port) as proxy:
+        port = free_port()
+        kafka = KafkaServer(Path(folder) / "kafka", ensure_jars(jars, KAFKA), advertised_port=port)
+        with AckProxy(port, kafka.port) as proxy:
             try:
                 kafka.start()
-                bootstrap = f"127.0.0.1:{outside}"
-                settings = Settings(
-                    home=Path(folder), jars=jars, kafka=KafkaSettings(bootstrap=bootstrap)
-                )
+                bootstrap = KafkaSettings(bootstrap=f"127.0.0.1:{port}")
+                settings = Settings(home=Path(folder), jars=jars, kafka=bootstrap)
                 ensure_topics(settings)
                 yield proxy, settings
             finally:
                 kafka.kill()
 
 
-def retention_passed(bench: Bench, jars: Path) -> Case:
-    """Retention takes records that the job has not read. The control goes on without a word."""
-    with own_stack(jars, **QUICK) as stack:
-        gone = _pass_position(stack, bench.events)
+def retention_passed(load: FaultLoad, settings: Settings) -> FaultCase:
+    """Retention deletes records that the job has not read. The control continues silently."""
+    with own_stack(settings, SMALL_BATCHES) as stack:
+        deleted = _delete_unread(stack, load.events)
         stack.job.start()
-        took = stack.wait(lambda: not stack.job.running, "the job to stop")
-        stopped = stack.job.code == LogTruncated.exit_code
-        named = f"{gone} events are missing" in stack.job.printed().replace("\n", " ")
-    with own_stack(jars, **QUICK, **NO_FENCE) as stack:
-        control_gone = _pass_position(stack, bench.events)
+        seconds = stack.wait(lambda: not stack.job.running, "the job to stop")
+        stopped = stack.job.process.returncode == LogTruncated.exit_code
+        named = f"{deleted} events are missing" in stack.job.printed().replace("\n", " ")
+    with own_stack(settings, SMALL_BATCHES | NO_FENCE) as stack:
+        control_deleted = _delete_unread(stack, load.events)
         stack.job.start()
         stack.wait_caught_up()
         silent = stack.job.running and "missing" not in stack.job.printed()
-    return Case(
+    return FaultCase(
         name="retention passed",
         kills=0,
-        events=bench.events,
-        lost=0 if stopped and named else gone,
+        events=load.events,
+        lost=0 if stopped and named else deleted,
         double=0,
         control_differs=silent,
-        recovery_s=round(took, 1),
-        note=f"named {gone} missing events: {named}; control: {control_gone} lost, silent: {silent}",
+        recovery_s=round(seconds, 1),
+        note=f"named {deleted} missing events: {named}; control: {control_deleted} lost, "
+        f"silent: {silent}",
     )
 
 
-def _pass_position(stack: Stack, number: int) -> int:
-    """Stop the job, and delete what it has not read yet; how many records it can never read."""
+def _delete_unread(stack: Stack, count: int) -> int:
+    """Apply half of the events, produce the rest, delete some of it; the number deleted."""
     stack.job.start()
-    produce(stack.settings, events(number // 2, 0))
+    produce(stack.settings, events(count // 2, 0))
     stack.wait_caught_up()
     stack.job.stop()
-    produce(stack.settings, events(number // 2, 1))
+    produce(stack.settings, events(count // 2, 1))
     return truncate_past_position(stack.settings)
 
 
 def truncate_past_position(settings: Settings) -> int:
-    """Delete records of each partition that holds enough, past its position; how many the state lacks."""
+    """Delete `DELETED` unapplied records of each partition that has more; returns their number."""
     with redis.Redis.from_url(settings.redis.url) as client:
-        spans = log_ranges(settings.kafka)
-        at = applied_offsets(client, settings.redis.keys, spans)
-    until: dict[LogPartition, int] = {
-        place: at[place] + 1 + DROPPED
-        for place, span in spans.items()
-        if span.end > at[place] + 1 + DROPPED
-    }
-    wanted = [
-        TopicPartition(topic, partition, offset) for (topic, partition), offset in until.items()
+        ranges = log_ranges(settings.kafka)
+        applied = applied_offsets(client, settings.redis.keys, ranges)
+    ends = {name: applied[name] + 1 + DELETED for name in ranges}
+    partitions = [
+        KafkaPartition(*name, ends[name]) for name, held in ranges.items() if held.end > ends[name]
     ]
     admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap})
-    for deleted in admin.delete_records(wanted).values():
+    for deleted in admin.delete_records(partitions).values():
         deleted.result()
-    return DROPPED * len(until)
+    return DELETED * len(partitions)
+
+
+def _delivery(settings: Settings, topic: str, sent: Sequence[bytes]) -> Delivery:
+    return compare(read_values(settings, topic), sent)
+
+
+def read_values(settings: Settings, topic: str) -> dict[int, list[bytes]]:
+    """The values of each partition in log order, by another Kafka client than the producer's."""
+    consumer = KafkaConsumer(bootstrap_servers=settings.kafka.bootstrap.split(","), group_id=None)
+    try:
+        numbers = sorted(consumer.partitions_for_topic(topic) or ())
+        partitions = [TopicPartition(topic, number) for number in numbers]
+        consumer.assign(partitions)
+        consumer.seek_to_beginning()
+        ends = consumer.end_offsets(partitions)
+        values: dict[int, list[bytes]] = {number: [] for number in numbers}
+        while any(consumer.position(partition) < end for partition, end in ends.items()):
+            for partition, records in consumer.poll(timeout_ms=500).items():
+                values[partition.partition] += [record.value for record in records]
+    finally:
+        consumer.close()
+    return values
+
+
+def compare(values: dict[int, list[bytes]], sent: Sequence[bytes]) -> Delivery:
+    """Compare a topic's values with those sent, each once."""
+    order = {value: n for n, value in enumerate(sent)}
+    counts = Counter(value for log in values.values() for value in log if value in order)
+    out_of_order = sum(
+        order[later] < order[earlier]
+        for log in values.values()
+        for earlier, later in pairwise(log)
+        if earlier in order and later in order
+    )
+    return Delivery(len(order) - len(counts), counts.total() - len(counts), out_of_order)

@@ -1,6 +1,6 @@
-"""The events of a fault bench, and the producers that bring them into the log.
+"""Events of the fault cases, and their producers.
 
-writes  topic  feedback, or the one that is given
+writes  topic  feedback, or the given one
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from confluent_kafka import Producer
 
 from afterclick.events import Interaction, encode, interaction_event
 from afterclick.settings import Settings
+from infra.benchmarks.harness import Stack
 from ingest.producer import producer_config
 
-POISON = (
+MALFORMED = (
     b"",
     b"{",
     b"null",
@@ -30,38 +31,38 @@ POISON = (
     b'{"specversion":"1.0","rating":NaN}',
     b"[" * 10_000,
 )
-"""Ten kinds of records that are no events."""
+"""Ten kinds of malformed records."""
 Row = tuple[str, bytes]
 """Key and value."""
-HEEDLESS = {
+NO_ACKS = {
     "enable.idempotence": False,
     "acks": "0",
     "delivery.timeout.ms": 1000,
     "request.timeout.ms": 1000,
 }
-"""The control of a producer: what the log does not take within a second is dropped, and nobody looks."""
+"""The control of a producer: fire and forget, dropped after a second."""
 _TICK_S = 0.02
 
 
-def events(number: int, seed: int) -> Iterator[Row]:
-    """Clicks, likes and skips of many users on few items; another seed, other event ids."""
-    draw = random.Random(seed)
-    for n in range(number):
-        user = f"user-{draw.randrange(number // 3 + 1)}"
+def events(count: int, seed: int) -> Iterator[Row]:
+    """Clicks, likes and skips of many users on few items; event ids depend on the seed."""
+    rng = random.Random(seed)
+    for n in range(count):
+        user = f"user-{rng.randrange(count // 3 + 1)}"
         interaction = Interaction.model_validate(
             {
                 "user_id": user,
-                "item_id": f"item-{draw.randrange(500)}",
-                "action": draw.choice(("click", "like", "skip")),
+                "item_id": f"item-{rng.randrange(500)}",
+                "action": rng.choice(("click", "like", "skip")),
             }
         )
-        moment = datetime.fromtimestamp(1_700_000_000 + draw.randrange(10**6), UTC)
+        moment = datetime.fromtimestamp(1_700_000_000 + rng.randrange(10**6), UTC)
         event = interaction_event(interaction, event_id=f"{seed}-{n}", time=moment, source="bench")
         yield user, encode(event)
 
 
 def produce(settings: Settings, rows: Iterable[Row], topic: str = "", **overrides: Any) -> None:
-    """Put rows on a topic (feedback) as the replay does, and wait until each is delivered or given up."""
+    """Write rows to a topic (feedback) as the replay does; waits for their delivery."""
     producer = Producer(producer_config(settings.kafka.bootstrap, 120) | overrides)
     for key, value in rows:
         _queue(producer, topic or settings.kafka.topics.feedback, key, value)
@@ -80,7 +81,7 @@ def _queue(producer: Producer, topic: str, key: str, value: bytes) -> None:
 
 
 class SteadyProducer:
-    """Produces `per_s` events a second for the time of a `with`; `sent` holds their values."""
+    """Produces `per_s` events per second during a `with`; `sent` holds their values."""
 
     def __init__(self, settings: Settings, seed: int, per_s: int = 2500, **overrides: Any) -> None:
         self._per_tick = max(1, round(per_s * _TICK_S))
@@ -104,6 +105,10 @@ class SteadyProducer:
         self._stop.set()
         self._thread.join()
         self._producer.flush(120)
+
+    def wait_sent(self, stack: Stack, count: int) -> None:
+        """Wait until `count` events were sent."""
+        stack.wait(lambda: len(self.sent) >= count, f"{count} events to be produced")
 
     def _run(self) -> None:
         while not self._stop.wait(_TICK_S):

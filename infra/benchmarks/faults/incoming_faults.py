@@ -1,51 +1,50 @@
-"""Faults of what comes in: clients that send again, records that nobody can read."""
+"""Faults of the input: clients that resend, malformed records."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from afterclick.events import Action
 from afterclick.io.client import Client
-from infra.benchmarks.faults.fault_case import QUICK, Bench, Case, lost
-from infra.benchmarks.faults.fault_events import POISON, Row, events, produce
-from infra.benchmarks.servers import running_api
-from infra.benchmarks.stream_stack import own_stack
+from afterclick.events import Action
+from afterclick.settings import Settings
+from infra.benchmarks.faults.fault_case import SMALL_BATCHES, FaultCase, FaultLoad, lost_events
+from infra.benchmarks.faults.fault_events import MALFORMED, Row, events, produce
+from infra.benchmarks.harness import own_stack, running_api
 from infra.embedded.ports import LOOPBACK
 from streaming.proof.dead_letters import read_dead_letters
 from streaming.proof.reconcile import reconcile
 
 TIMES = 3
-RESENT = 300
-"""Client events that are sent three times; each costs three requests."""
+MAX_RESENT = 300
+"""Events sent three times by HTTP."""
 
 
-def resent(bench: Bench, jars: Path) -> Case:
-    """Each client event is sent three times by HTTP retry. The control's give each try an id of its own."""
-    number = min(bench.events, RESENT)
-    with own_stack(jars, **QUICK) as stack, running_api(stack.settings) as (port, _):
+def resent(load: FaultLoad, settings: Settings) -> FaultCase:
+    """Each event is sent three times by HTTP. In the control each attempt has its own event id."""
+    count = min(load.events, MAX_RESENT)
+    with own_stack(settings, SMALL_BATCHES) as stack, running_api(stack.settings) as api:
         stack.job.start()
-        _post(port, "kept", number, with_id=True)
-        recovery = stack.wait_caught_up()
+        _send(api.port, "kept", count, with_id=True)
+        recovery_s = stack.wait_caught_up()
         report = reconcile(stack.settings)
-        _post(port, "control", number, with_id=False)
+        _send(api.port, "control", count, with_id=False)
         stack.wait_caught_up()
         both = reconcile(stack.settings)
     counted = both.counted_in_state - report.counted_in_state
-    return Case(
+    return FaultCase(
         name="resent by HTTP",
         kills=0,
-        events=number,
-        lost=max(number - report.counted_in_state, 0) + lost(report),
-        double=max(report.counted_in_state - number, 0),
-        control_differs=counted > number,
-        recovery_s=round(recovery, 1),
-        note=f"{report.duplicates} resent events refused; control: {number} events counted {counted} times",
+        events=count,
+        lost=max(count - report.counted_in_state, 0) + lost_events(report),
+        double=max(report.counted_in_state - count, 0),
+        control_differs=counted > count,
+        recovery_s=round(recovery_s, 1),
+        note=f"{report.duplicates} resent events refused; control: {count} events counted "
+        f"{counted} times",
     )
 
 
-def _post(port: int, name: str, number: int, with_id: bool) -> None:
+def _send(port: int, name: str, count: int, *, with_id: bool) -> None:
     with Client(f"http://{LOOPBACK}:{port}", timeout_s=10) as client:
-        for n in range(number):
+        for n in range(count):
             event_id = f"{name}-{n}" if with_id else None
             for _ in range(TIMES):
                 client.feedback(
@@ -53,46 +52,47 @@ def _post(port: int, name: str, number: int, with_id: bool) -> None:
                 )
 
 
-def poison(bench: Bench, jars: Path) -> Case:
-    """Ten kinds of records that are no events, between events. The control has no dead-letter path."""
-    rows = list(_with_poison(bench.events))
-    bad = sum(key == "poison" for key, _ in rows)
-    with own_stack(jars, **QUICK) as stack:
+def poison(load: FaultLoad, settings: Settings) -> FaultCase:
+    """Ten kinds of malformed records among events. The control has no dead-letter topic."""
+    rows = list(_with_malformed(load.events))
+    malformed = sum(key == "poison" for key, _ in rows)
+    with own_stack(settings, SMALL_BATCHES) as stack:
         stack.job.start()
-        first = stack.job.pid
+        pid = stack.job.pid
         produce(stack.settings, rows)
-        recovery = stack.wait_caught_up()
+        recovery_s = stack.wait_caught_up()
         report = reconcile(stack.settings)
         dead = sum(1 for _ in read_dead_letters(stack.settings.kafka))
-        unbroken = stack.job.pid == first and "query failed" not in stack.job.printed()
-    differs, behind = _without_dead_letters(rows, jars)
-    return Case(
+        unbroken = stack.job.pid == pid and "query failed" not in stack.job.printed()
+    lag = _lag_without_dead_letters(rows, settings)
+    return FaultCase(
         name="poison",
         kills=0,
         events=report.events,
-        lost=abs(bad - dead) + lost(report) if unbroken else report.events,
+        lost=abs(malformed - dead) + lost_events(report) if unbroken else report.events,
         double=report.double,
-        control_differs=differs,
-        recovery_s=round(recovery, 1),
-        note=f"{dead} of {bad} in the dead-letter topic; control: the job fails, {behind} events behind",
+        control_differs=lag > 0,
+        recovery_s=round(recovery_s, 1),
+        note=f"{dead} of {malformed} in the dead-letter topic; control: the job fails, "
+        f"{lag} events behind",
     )
 
 
-def _with_poison(number: int) -> list[Row]:
-    """Events with a poison record after every hundredth."""
+def _with_malformed(count: int) -> list[Row]:
+    """Events with a malformed record after every hundredth."""
     rows: list[Row] = []
-    for n, row in enumerate(events(number, 0)):
+    for n, row in enumerate(events(count, 0)):
         rows.append(row)
         if n % 100 == 0:
-            rows.append(("poison", POISON[n // 100 % len(POISON)]))
+            rows.append(("poison", MALFORMED[n // 100 % len(MALFORMED)]))
     return rows
 
 
-def _without_dead_letters(rows: list[Row], jars: Path) -> tuple[bool, int]:
-    """Whether the job fails over and over and stays behind, and how far."""
-    with own_stack(jars, AFTERCLICK_STREAM__FAULT="no-dead-letters", **QUICK) as stack:
+def _lag_without_dead_letters(rows: list[Row], settings: Settings) -> int:
+    """Records not applied after two failures of the job."""
+    env = SMALL_BATCHES | {"AFTERCLICK_STREAM__FAULT": "no-dead-letters"}
+    with own_stack(settings, env) as stack:
         produce(stack.settings, rows)
         stack.job.start()
         stack.wait(lambda: stack.job.printed().count("query failed") > 1, "the job to fail twice")
-        behind = stack.behind()
-        return behind > 0, behind
+        return stack.lag()

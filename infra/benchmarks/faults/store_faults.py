@@ -1,70 +1,74 @@
-"""Faults of Redis: killed, cut, emptied, full. The controls trust Spark's checkpoint instead."""
+"""Faults of Redis: killed, truncated, flushed, full. The controls rely on Spark's checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-from infra.benchmarks.faults.fault_case import NO_FENCE, QUICK, Bench, Case, judged
+from afterclick.settings import Settings
+from infra.benchmarks.faults.fault_case import NO_FENCE, SMALL_BATCHES, FaultCase, FaultLoad
 from infra.benchmarks.faults.fault_events import events, produce
-from infra.benchmarks.stream_stack import Stack, own_stack
+from infra.benchmarks.harness import Stack, own_stack
 from streaming.proof.reconcile import Reconciliation, reconcile
 
-MORE = 1000
-"""Events that come after a fault: without them nothing would notice it."""
+EVENTS_AFTER = 1000
+"""Events after a fault: only new events reveal it."""
 
 
-def redis_killed(bench: Bench, jars: Path) -> Case:
-    """kill -9 of Redis while events are applied. The control has neither append-only file nor fence."""
-    with own_stack(jars, **QUICK) as stack:
-        recovery = _kill_redis(stack, bench, bench.server_kills, within_part=True)
+def redis_killed(load: FaultLoad, settings: Settings) -> FaultCase:
+    """SIGKILL of Redis under load. The control has neither append-only file nor fence."""
+    with own_stack(settings, SMALL_BATCHES) as stack:
+        recovery_s = _kill_redis(stack, load, load.server_kills, while_applying=True)
         report = reconcile(stack.settings)
-    with own_stack(jars, **QUICK, **NO_FENCE) as stack:
+    with own_stack(settings, SMALL_BATCHES | NO_FENCE) as stack:
         with stack.client() as client:
             client.config_set("appendonly", "no")
-        _kill_redis(stack, bench, 1, within_part=False)
+        _kill_redis(stack, load, 1, while_applying=False)
         control = reconcile(stack.settings)
-    return judged("redis killed", bench.server_kills, report, recovery, control)
+    return FaultCase.of("redis killed", load.server_kills, report, recovery_s, control)
 
 
-def _kill_redis(stack: Stack, bench: Bench, kills: int, within_part: bool) -> float:
-    """Kill Redis again and again: each time within a part of the log, or after it."""
+def _kill_redis(stack: Stack, load: FaultLoad, kills: int, *, while_applying: bool) -> float:
+    """Kill Redis within, or after, each part of the log; seconds of the last recovery."""
     stack.job.start()
-    part = bench.events // (kills + 1)
-    for n in range(kills + 1):
+    part = load.events // (kills + 1)
+    for n in range(kills):
         produce(stack.settings, events(part, n))
-        if n == kills:
-            break
-        left = part if within_part else 1
-        stack.wait(lambda left=left: 0 <= stack.behind() < left, "a part of the log")  # type: ignore[misc]
+        _wait_lag_below(stack, part if while_applying else 1)
         stack.valkey.kill()
         stack.valkey.start()
+    produce(stack.settings, events(part, kills))
     return stack.wait_caught_up()
 
 
-def redis_tail_cut(bench: Bench, jars: Path) -> Case:
-    """Redis loses a third of its append-only file, while the job runs on."""
-    return _state_lost("redis tail cut", bench, jars, _cut_tail)
+def _wait_lag_below(stack: Stack, limit: int) -> None:
+    stack.wait(lambda: 0 <= stack.lag() < limit, "a part of the log to be applied")
 
 
-def redis_flushed(bench: Bench, jars: Path) -> Case:
-    """FLUSHALL under a running job."""
-    return _state_lost("redis flushed", bench, jars, _flush)
+def redis_tail_cut(load: FaultLoad, settings: Settings) -> FaultCase:
+    """Redis loses a third of its append-only file while the job runs."""
+    return _state_lost("redis tail cut", load, settings, _cut_tail)
 
 
-def _state_lost(name: str, bench: Bench, jars: Path, lose: Callable[[Stack], None]) -> Case:
-    found: list[tuple[Reconciliation, float]] = []
+def redis_flushed(load: FaultLoad, settings: Settings) -> FaultCase:
+    """FLUSHALL while the job runs."""
+    return _state_lost("redis flushed", load, settings, _flush)
+
+
+def _state_lost(
+    name: str, load: FaultLoad, settings: Settings, lose: Callable[[Stack], None]
+) -> FaultCase:
+    outcomes: list[tuple[Reconciliation, float]] = []
     for env in ({}, NO_FENCE):
-        with own_stack(jars, **QUICK, **env) as stack:
-            produce(stack.settings, events(bench.events, 0))
+        with own_stack(settings, SMALL_BATCHES | env) as stack:
+            produce(stack.settings, events(load.events, 0))
             stack.job.start()
             stack.wait_caught_up()
             lose(stack)
-            produce(stack.settings, events(MORE, 1))
-            recovery = stack.wait_caught_up()
-            found.append((reconcile(stack.settings), recovery))
-    (report, recovery), (control, _) = found
-    return judged(name, 1, report, recovery, control)
+            produce(stack.settings, events(EVENTS_AFTER, 1))
+            recovery_s = stack.wait_caught_up()
+            outcomes.append((reconcile(stack.settings), recovery_s))
+    (report, recovery_s), (control, _) = outcomes
+    return FaultCase.of(name, 1, report, recovery_s, control)
 
 
 def _cut_tail(stack: Stack) -> None:
@@ -81,29 +85,29 @@ def _flush(stack: Stack) -> None:
         client.flushall()
 
 
-def redis_full(bench: Bench, jars: Path) -> Case:
-    """Redis is out of memory under `noeviction` until room is made. The control lets it evict keys."""
-    with own_stack(jars, **QUICK) as stack, stack.client() as client:
-        _fill(stack, bench.events)
+def redis_full(load: FaultLoad, settings: Settings) -> FaultCase:
+    """Redis runs out of memory under `noeviction` for a while. The control evicts keys."""
+    with own_stack(settings, SMALL_BATCHES) as stack, stack.client() as client:
+        _fill(stack, load.events)
         client.config_set("maxmemory", int(client.info("memory")["used_memory"]))
-        produce(stack.settings, events(bench.events, 1))
+        produce(stack.settings, events(load.events, 1))
         stack.wait(lambda: "query failed" in stack.job.printed(), "the job to meet a full Redis")
         client.config_set("maxmemory", 0)
-        recovery = stack.wait_caught_up()
+        recovery_s = stack.wait_caught_up()
         report = reconcile(stack.settings)
-    with own_stack(jars, **QUICK) as stack, stack.client() as client:
-        _fill(stack, bench.events)
+    with own_stack(settings, SMALL_BATCHES) as stack, stack.client() as client:
+        _fill(stack, load.events)
         client.config_set("maxmemory-policy", "allkeys-random")
         client.config_set("maxmemory", int(client.info("memory")["used_memory"]))
-        produce(stack.settings, events(bench.events, 1))
-        stack.wait(lambda: client.info("stats")["evicted_keys"] > 0, "Redis to evict")
+        produce(stack.settings, events(load.events, 1))
+        stack.wait(lambda: client.info("stats")["evicted_keys"] > 0, "Redis to evict keys")
         client.config_set("maxmemory", 0)
         stack.wait_caught_up()
         control = reconcile(stack.settings)
-    return judged("redis full", 0, report, recovery, control)
+    return FaultCase.of("redis full", 0, report, recovery_s, control)
 
 
-def _fill(stack: Stack, number: int) -> None:
-    produce(stack.settings, events(number, 0))
+def _fill(stack: Stack, count: int) -> None:
+    produce(stack.settings, events(count, 0))
     stack.job.start()
     stack.wait_caught_up()
