@@ -141,7 +141,9 @@ def _list_check(user: str, source: str) -> Callable[[bytes], str | None]:
         actual = (body["user_id"], body["source"], body["degraded"], len(body["items"]))
         if actual != (user, source, False, N):
             return f"wrong response: {actual}"
-        error = max(abs(sum(item["contributions"].values()) - item["score"]) for item in body["items"])
+        error = max(
+            abs(sum(item["contributions"].values()) - item["score"]) for item in body["items"]
+        )
         return f"contributions and score differ by {error}" if error > 1e-6 else None
 
     return check

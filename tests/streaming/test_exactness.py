@@ -61,7 +61,7 @@ class Outbox:
         if delivered:
             delivered()
 
-    def bury(self, letters: Sequence[Output]) -> None:
+    def send_to_dlq(self, letters: Sequence[Output]) -> None:
         self.outputs += letters
 
 
@@ -72,7 +72,7 @@ def micro_batch(
     config: ApplyConfig, here: Connection, outbox: Outbox, topic: str, batch: list[Record]
 ) -> None:
     """A micro-batch worker: outputs reach the sink at the end of the batch."""
-    outbox.outputs += list(Applier(config, here, outbox.bury).apply(topic, 0, batch))
+    outbox.outputs += list(Applier(config, here, outbox.send_to_dlq).apply(topic, 0, batch))
 
 
 def real_time(

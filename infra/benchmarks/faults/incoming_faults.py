@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from afterclick.io.client import Client
 from afterclick.events import Action
+from afterclick.io.client import Client
 from afterclick.settings import Settings
 from infra.benchmarks.faults.fault_case import SMALL_BATCHES, FaultCase, FaultLoad, lost_events
 from infra.benchmarks.faults.fault_events import MALFORMED, Row, events, produce

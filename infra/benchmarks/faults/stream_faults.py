@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Mapping
 
 from afterclick.errors import StateConflict
 from afterclick.settings import Settings
@@ -114,7 +113,7 @@ def checkpoint_deleted(load: FaultLoad, settings: Settings) -> FaultCase:
 
 
 def _without_checkpoint(
-    load: FaultLoad, settings: Settings, env: Mapping[str, str]
+    load: FaultLoad, settings: Settings, env: dict[str, str]
 ) -> tuple[Reconciliation, float]:
     with own_stack(settings, SMALL_BATCHES | env) as stack:
         produce(stack.settings, events(load.events, 0))
