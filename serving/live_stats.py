@@ -21,7 +21,7 @@ from serving.monitoring import STAGES, Metrics
 from serving.push import Hub
 from serving.state.dead_letter_reader import DeadLetters
 from serving.state.live_trends import TrendFeed
-from serving.state.snapshot import SnapshotStore
+from serving.state.snapshot_builder import SnapshotStore
 
 WINDOW_S = 10.0
 PUSH_WINDOW_S = 60.0
@@ -82,7 +82,7 @@ class LiveStats:
             "push_ms": _p50_p95_p99(metrics.recent_pushes.percentiles(PUSH_WINDOW_S)),
             "latency_ms": _p50_p95_p99(metrics.recent_latency.percentiles(WINDOW_S)),
             "model_version": snapshot.loaded.version or None,
-            "items": len(snapshot.heat),
+            "items": len(snapshot.trend_score),
             "interactions": int(snapshot.counts.sum()),
             "positions": dict(self._trends.positions),
             "watching": self._hub.watching,
@@ -154,11 +154,11 @@ class LiveStats:
 
     def _set_gauges(self) -> None:
         snapshot, metrics = self._snapshots.current, self._metrics
-        metrics.quarantined.set(len(snapshot.held))
+        metrics.quarantined.set(len(snapshot.quarantined))
         metrics.established_share.set(snapshot.established_share)
-        for name, trust in zip(HALF_LIVES_MS, snapshot.trust.tolist(), strict=True):
+        for name, trust in zip(HALF_LIVES_MS, snapshot.new_account_weight.tolist(), strict=True):
             metrics.trust.labels(name).set(trust)
-        metrics.items.labels("known").set(len(snapshot.heat))
+        metrics.items.labels("known").set(len(snapshot.trend_score))
         model = snapshot.loaded.model
         metrics.items.labels("model").set(len(model) if model else 0)
         metrics.watchers.labels("user").set(self._hub.watching)

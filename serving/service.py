@@ -39,8 +39,9 @@ from serving.live_stats import LiveStats
 from serving.monitoring import EventLoopLag, Metrics
 from serving.problems import BODY_S
 from serving.push import Hub, cause_of
-from serving.ranking.remembered import Kept, Recommendation, RecommendationRequest
-from serving.recommender import Recommender
+from serving.recommender import Recommender, RecommenderConfig
+from serving.request import RecommendationRequest
+from serving.response_cache import ImpressionCache, Recommendation
 from serving.state.dead_letter_reader import DeadLetters
 from serving.state.history import OnlineStore
 from serving.state.item_catalogue import Catalogue, TextSearch
@@ -48,7 +49,7 @@ from serving.state.kafka_reader import TopicReader
 from serving.state.live_trends import TrendFeed
 from serving.state.loaded_models import ModelFeed, ModelStore, no_model
 from serving.state.log_waiters import PositionWaiters
-from serving.state.snapshot import SnapshotStore
+from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
 
 LIVE_STATS_S = 1.0
 
@@ -93,11 +94,12 @@ class Service:
         self.feed = TrendFeed(settings, self.on_changes)
         self.rules = RuleBook(self.catalogue)
         limits = QuarantineLimits(serving.quarantine_max_ratio, serving.quarantine_allowance)
-        self.snapshots = SnapshotStore(self.feed, self.catalogue, no_model(), self.rules, limits)
+        sources = SnapshotSources(self.feed, self.catalogue, self.rules, limits)
+        self.snapshots = SnapshotStore(sources, no_model())
         store = settings.training.store or str(settings.artifacts)
         self.models = ModelFeed(
             self.snapshots.use,
-            self.snapshots.use_beside,
+            self.snapshots.use_in_experiments,
             ModelStore(store, settings.home / "fetched"),
         )
         bootstrap, topics = settings.kafka.bootstrap, settings.kafka.topics
@@ -109,11 +111,12 @@ class Service:
             self.store,
             self.snapshots,
             self.feed,
-            self.catalogue,
             self.waiters,
-            settings.stream.weights,
-            late=lambda began: self.lag.lag_ms(began) > serving.shed_after_ms,
-            cache_ttl_s=serving.cache_ttl_s,
+            RecommenderConfig(
+                settings.stream.weights,
+                serving.cache_ttl_s,
+                lambda began: self.lag.lag_ms(began) > serving.shed_after_ms,
+            ),
         )
 
     def _build_control(self) -> None:
@@ -129,7 +132,7 @@ class Service:
         self.hub, self.metrics = Hub(), Metrics()
         self.feedback = FeedbackLog(settings.kafka, self.timings.ack)
         self.impressions = ImpressionLog(settings.kafka)
-        self.reactions, self.shown = ReactionCounter(), Kept()
+        self.reactions, self.shown = ReactionCounter(), ImpressionCache()
         self.dead_letters = DeadLetters(settings.kafka)
         self.stats = LiveStats(
             settings, self.feed, self.snapshots, self.hub, self.metrics, self.dead_letters
@@ -200,7 +203,7 @@ class Service:
 
     def on_feedback(self, impression_id: str | None, item_id: str, action: Action) -> None:
         """Count a reaction to an item of a list that was shown."""
-        rank = self.shown.place(impression_id, item_id)
+        rank = self.shown.rank(impression_id, item_id)
         self.reactions.on_feedback(impression_id, action, rank)
 
     def on_changes(self, changes: Sequence[StateChange]) -> None:
@@ -218,7 +221,7 @@ class Service:
         self, request: RecommendationRequest
     ) -> tuple[RecommendationRequest, Assigned | None]:
         """Apply the options of the user's experiment, unless the request names a policy."""
-        assigned = None if request.settled else self.control.assignment.of(request.user_id)
+        assigned = None if request.policy_pinned else self.control.assignment.of(request.user_id)
         return (replace(request, options=assigned.options) if assigned else request), assigned
 
     def _experiment(self, assigned: Assigned, recommendation: Recommendation) -> Json:
@@ -232,9 +235,9 @@ class Service:
         self, recommendation: Recommendation, user_id: str, assigned: Assigned | None
     ) -> None:
         """Count and log a list that is shown."""
-        body, shown = recommendation.body, recommendation.shown
+        body, shown = recommendation.body, recommendation.rendered
         self.metrics.on_list(
-            body["source"], body["degraded"], body["reduced"], recommendation.remembered
+            body["source"], body["degraded"], body["reduced"], recommendation.cached
         )
         self.reactions.on_impression(
             Impression(

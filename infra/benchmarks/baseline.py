@@ -26,12 +26,13 @@ from afterclick.retrieval import SOURCES
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
 from afterclick.user_vectors import UserState
-from serving.ranking.choice import Choice
-from serving.ranking.lists import overall, similar
-from serving.ranking.reasons import reasons
+from serving import tiers
+from serving.eligibility import Eligibility
+from serving.explain import reasons, source_reasons
 from serving.recommender import describe
 from serving.service import Service
 from serving.state.loaded_ranker import FILE
+from serving.tiers import RequestUser
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -59,10 +60,10 @@ def create_app(settings: Settings) -> FastAPI:
         state = UserState.of(history, world.find, settings.stream.weights, time.time() * 1000)
         model = world.loaded.model
         if model is None or model.factors is None or model.content is None or not len(state.items):
-            ranked = overall(world, Choice(n, state.seen))
-            parts: dict[str, NDArray[Any]] = dict(ranked.parts)
-            source, items = ranked.source, ranked.items
-            words, sources = ranked.reasons, ranked.sources
+            items = Eligibility(n, state.seen).eligible(world.trending)[:n]
+            parts: dict[str, NDArray[Any]] = {"trend": world.trend_score[items]}
+            source, sources = api.Tier.TRENDING, ["trending"] * len(items)
+            words = source_reasons(items, sources)
         else:
             if model.version not in boosters:
                 path = settings.artifacts / model.version / FILE
@@ -80,7 +81,8 @@ def create_app(settings: Settings) -> FastAPI:
                 booster.predict(table[top], pred_contrib=True, num_threads=1)
             )
             source, parts = api.Tier.PERSONALISED, dict(group_contributions(contributions))
-            words = reasons(model, world, state, items, sources, history, service.catalogue)
+            user = RequestUser.of(user_id, True, history, state)
+            words = reasons(world, user, items, sources)
         listed = []
         for i, item in enumerate(items.tolist()):
             receipt = {name: float(part[i]) for name, part in parts.items()}
@@ -113,7 +115,7 @@ def create_app(settings: Settings) -> FastAPI:
         at = world.find(item_id)
         if at is None or world.loaded.model is None:
             raise HTTPException(404, "no such item")
-        items, scores = similar(world, at, n)
+        items, scores = tiers.similar_items(world, at, n)
         listed = [
             api.ListedItem(
                 **describe(service.catalogue, world.ids[item]), score=score, reason="like the item"

@@ -34,7 +34,7 @@ from serving.control.significance import (
 from serving.control.store import readable
 from serving.control.tables import experiment_users
 from serving.control.tables import experiments as table
-from serving.ranking.options import Options
+from serving.request import Options
 
 Part = Literal["model", "history", "trend", "content", "base", "popularity"]
 Weight = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]

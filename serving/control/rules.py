@@ -16,7 +16,6 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -28,7 +27,7 @@ from pydantic import (
 )
 from sqlalchemy import Connection, delete, insert, select
 
-from afterclick.arrays import IntArray
+from afterclick.arrays import Float64Array, IntArray
 from afterclick.events import PRINTABLE, Id, new_id, now, printable
 from serving.control.store import readable
 from serving.control.tables import rules as table
@@ -47,8 +46,6 @@ def _in_utc(value: datetime) -> datetime:
 MOST_BOOSTED = 100
 """Boosted items that join the candidates of a list, the hottest first."""
 MOST_PINNED = 20
-SPACES = 3
-"""Item spaces, one for each model that serves, that rules are kept for."""
 Text = Annotated[
     str,
     StringConstraints(max_length=500),
@@ -148,73 +145,63 @@ def remove_rule(connection: Connection, rule_id: str) -> bool:
 
 
 class RuleBook:
-    """Turns rules into item indices, again only where rules, catalogue or item space changed."""
+    """Turns the rules in force into item indices."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._kept: list[tuple[dict[str, int], tuple[object, ...], ActiveRules]] = []
         self.rules: tuple[Rule, ...] = ()
 
     def state(self) -> tuple[str, ...]:
-        """Ids of the rules that are in force now."""
+        """Ids of the rules in force now."""
         at = datetime.now(UTC)
         return tuple(rule.rule_id for rule in self.rules if rule.holds(at))
 
-    def active(self, find: dict[str, int], heat: NDArray[np.float64]) -> ActiveRules:
-        """The rules in force, for the items that `find` has an index of and `heat` (m,) a value."""
-        of = (self.state(), self._catalogue.version, len(heat))
-        for space, made_of, active in self._kept:
-            if space is find and made_of == of:
-                return active
-        in_force = set(of[0])
+    def active(self, index: dict[str, int], trend_score: Float64Array) -> ActiveRules:
+        """The rules in force for the items of `index`; `trend_score` (m,) orders them."""
+        in_force = set(self.state())
         rules = [rule for rule in self.rules if rule.rule_id in in_force]
-        active = _active(rules, self._catalogue, find, heat) if rules else NO_RULES
-        others = [entry for entry in self._kept if entry[0] is not find]
-        self._kept = [(find, of, active), *others[: SPACES - 1]]
-        return active
+        return _active(rules, self._catalogue, index, trend_score) if rules else NO_RULES
 
 
 def _active(
-    rules: Sequence[Rule], catalogue: Catalogue, find: dict[str, int], heat: NDArray[np.float64]
+    rules: Sequence[Rule], catalogue: Catalogue, index: dict[str, int], trend_score: Float64Array
 ) -> ActiveRules:
     excluded: dict[int, None] = {}
     amounts: dict[int, float] = {}
-    gaining: dict[int, None] = {}
     pins: dict[int, int] = {}
     for rule in rules:
-        known = (find.get(item_id) for item_id in matching(catalogue, rule.query))
-        items = [at for at in known if at is not None and at < len(heat)]
+        known = (index.get(item_id) for item_id in matching(catalogue, rule.query))
+        items = [i for i in known if i is not None and i < len(trend_score)]
         if rule.action is RuleAction.EXCLUDE:
             excluded.update(dict.fromkeys(items))
         elif rule.action is RuleAction.PIN:
-            _pin(pins, (rule.position or 1) - 1, items, heat)
+            items.sort(key=lambda item: -trend_score[item])
+            _pin(pins, (rule.position or 1) - 1, items[:MOST_PINNED])
         else:
             sign = 1.0 if rule.action is RuleAction.BOOST else -1.0
             for item in items:
                 amounts[item] = amounts.get(item, 0.0) + sign * (rule.amount or 1.0)
     amounts = {item: amount for item, amount in amounts.items() if amount}
-    gaining = dict.fromkeys(item for item, amount in amounts.items() if amount > 0)
-    hottest = sorted(gaining, key=lambda item: -heat[item])[:MOST_BOOSTED]
+    gaining = [item for item, amount in amounts.items() if amount > 0]
+    highest = sorted(gaining, key=lambda item: -trend_score[item])[:MOST_BOOSTED]
     boosted = np.array(sorted(amounts), np.int32)
     return ActiveRules(
         excluded=_indices(excluded),
         boosted=boosted,
         amounts=np.array([amounts[item] for item in boosted.tolist()]),
-        pins=tuple(
-            Pin(place, item) for place, item in sorted(pins.items()) if item not in excluded
-        ),
-        wanted=_indices(dict.fromkeys((*pins.values(), *hottest))),
+        pins=tuple(Pin(rank, item) for rank, item in sorted(pins.items()) if item not in excluded),
+        forced=_indices(dict.fromkeys((*pins.values(), *highest))),
     )
 
 
-def _pin(pins: dict[int, int], place: int, items: Sequence[int], heat: NDArray[np.float64]) -> None:
-    """Give each item the first free place from `place` on; an older rule keeps its places."""
-    for item in sorted(items, key=lambda item: -heat[item])[:MOST_PINNED]:
+def _pin(pins: dict[int, int], rank: int, items: Sequence[int]) -> None:
+    """Give each item the first free rank from `rank` on; an older rule keeps its ranks."""
+    for item in items:
         if item in pins.values():
             continue
-        while place in pins:
-            place += 1
-        pins[place] = item
+        while rank in pins:
+            rank += 1
+        pins[rank] = item
 
 
 def _indices(items: Iterable[int]) -> IntArray:

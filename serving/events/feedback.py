@@ -17,9 +17,9 @@ from afterclick import events
 from afterclick.errors import Unavailable
 from afterclick.events import Interaction, InteractionEvent, ReviewEvent
 from afterclick.settings import KafkaSettings
+from afterclick.state import LogPosition
 from afterclick.topics import PARTITIONER
 from serving.events.kafka_health import AckTimeouts, KafkaHealth
-from serving.state.log_waiters import Position
 
 DOWN = "Kafka does not accept feedback now; send it again with its event_id"
 SOURCE = "afterclick/api"
@@ -35,7 +35,7 @@ class FeedbackLog:
     def __init__(self, settings: KafkaSettings, timeouts: AckTimeouts | None = None) -> None:
         self._topics = settings.topics
         self._timeouts = timeouts or AckTimeouts()
-        self._waiting: dict[asyncio.Future[Position], float] = {}
+        self._waiting: dict[asyncio.Future[LogPosition], float] = {}
         config = _config(settings.bootstrap, self._timeouts.ack_s)
         self._producer = Producer(config | {"error_cb": self._on_error})
         self.health = KafkaHealth(self._probe, self._timeouts)
@@ -47,7 +47,7 @@ class FeedbackLog:
     def start(self) -> None:
         self._thread.start()
 
-    async def append(self, event: InteractionEvent) -> Position:
+    async def append(self, event: InteractionEvent) -> LogPosition:
         """Write the event; its position once all in-sync replicas have it.
 
         Raises Unavailable without an acknowledgement in time, and immediately while Kafka is
@@ -57,7 +57,7 @@ class FeedbackLog:
             raise Unavailable(DOWN)
         topic = self._topics.reviews if isinstance(event, ReviewEvent) else self._topics.feedback
         loop = asyncio.get_running_loop()
-        acked: asyncio.Future[Position] = loop.create_future()
+        acked: asyncio.Future[LogPosition] = loop.create_future()
 
         def report(error: KafkaError | None, message: Message) -> None:
             loop.call_soon_threadsafe(_settle, acked, error, message)
@@ -120,7 +120,7 @@ def event_of(
 
 
 def _settle(
-    acked: asyncio.Future[Position], error: KafkaError | None, message: Message | None
+    acked: asyncio.Future[LogPosition], error: KafkaError | None, message: Message | None
 ) -> None:
     if acked.done():
         return
@@ -128,7 +128,7 @@ def _settle(
         acked.set_exception(KafkaException(error))
         return
     acked.set_result(
-        Position(str(message.topic()), int(message.partition() or 0), int(message.offset() or 0))
+        LogPosition(str(message.topic()), int(message.partition() or 0), int(message.offset() or 0))
     )
 
 

@@ -16,7 +16,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from afterclick import events
 from afterclick.events import IMPRESSION_TYPE
 from afterclick.settings import KafkaSettings
-from serving.ranking.remembered import Recommendation
+from serving.response_cache import Recommendation
 
 SOURCE = "/serving"
 BUFFER = 20_000
@@ -77,7 +77,7 @@ def encode(answer: Recommendation) -> bytes:
     impression: dict[str, Any] = {
         "impression_id": body["impression_id"],
         "user_id": body["user_id"] or VISITOR,
-        "items": orjson.Fragment(answer.shown.logged),
+        "items": orjson.Fragment(answer.rendered.impression_rows),
         "model_version": body["model_version"],
         "source": body["source"],
         "policy": answer.policy,

@@ -29,12 +29,12 @@ async def quarantine(service: Parts) -> Response:
         {
             "item_id": snapshot.ids[at],
             "title": service.catalogue.title(snapshot.ids[at]),
-            "trends": dict(zip(HALF_LIVES_MS, snapshot.values[at].round(6).tolist(), strict=True)),
+            "trends": dict(zip(HALF_LIVES_MS, snapshot.decayed_counts[at].round(6).tolist(), strict=True)),
         }
-        for at in snapshot.held.tolist()
+        for at in snapshot.quarantined.tolist()
     ]
     approved = sorted(service.feed.lifted)
-    trust = dict(zip(HALF_LIVES_MS, snapshot.trust.tolist(), strict=True))
+    trust = dict(zip(HALF_LIVES_MS, snapshot.new_account_weight.tolist(), strict=True))
     shop = {"established_share": snapshot.established_share, "new_account_weight": trust}
     return reply({**shop, "quarantined": items, "approved": approved})
 

@@ -70,7 +70,7 @@ async def ready(service: Parts) -> Response:
         "redis": await service.store.ping(),
         "trends": service.feed.loaded,
         "catalogue": len(service.catalogue),
-        "items": len(snapshot.heat),
+        "items": len(snapshot.trend_score),
         "model": snapshot.loaded.version or None,
         "refused_models": service.models.refused,
         "sql": service.control.available,

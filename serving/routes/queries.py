@@ -19,9 +19,9 @@ from pydantic import (
 from afterclick import events
 from afterclick.api import HalfLife, Policy, SimilarityKind
 from afterclick.events import SESSION, Action, Id, Rating, SessionId
-from serving.ranking.cursors import LONGEST, decode_cursor
+from afterclick.state import LogPosition
+from serving.request import MAX_CURSOR_LENGTH, decode_cursor
 from serving.state.catalogue_query import Condition
-from serving.state.log_waiters import Position
 
 MAX_ITEMS = 200
 FUTURE = timedelta(minutes=5)
@@ -48,7 +48,7 @@ class OfSomebody(Request):
 
 
 def _position(text: str) -> str:
-    Position.parse(text)
+    LogPosition.parse(text)
     return text
 
 
@@ -73,7 +73,7 @@ Interests = Annotated[list[Interest], Field(max_length=50)]
 Filters = Annotated[list[Condition], Field(max_length=50)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1, allow_inf_nan=False)]
 Cursor = Annotated[
-    str, StringConstraints(min_length=1, max_length=LONGEST), AfterValidator(_cursor)
+    str, StringConstraints(min_length=1, max_length=MAX_CURSOR_LENGTH), AfterValidator(_cursor)
 ]
 
 

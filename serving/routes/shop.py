@@ -15,22 +15,19 @@ from afterclick.api import Policy
 from afterclick.arrays import Json
 from afterclick.errors import Unavailable
 from afterclick.events import Id, Interaction
+from afterclick.state import LogPosition
 from afterclick.trends import HALF_LIVES_MS
 from serving.control.users import read_user
 from serving.events.feedback import event_of
 from serving.problems import ApiError, unavailable
-from serving.ranking.choice import without
-from serving.ranking.cursors import decode_cursor
-from serving.ranking.lists import latest, similar
-from serving.ranking.options import FIRST_PAGE, PLAIN, Options, Page
-from serving.ranking.remembered import RecommendationRequest
 from serving.recommender import describe
+from serving.request import FIRST_PAGE, PLAIN, Options, Page, RecommendationRequest, decode_cursor
 from serving.routes import queries
 from serving.routes.replies import Parts, answers, reply
 from serving.routes.routing import DirectRoute
 from serving.service import Service
-from serving.state.log_waiters import Position
 from serving.state.snapshot import ServingSnapshot
+from serving.tiers import similar_items
 
 router = APIRouter(route_class=DirectRoute)
 ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
@@ -67,7 +64,7 @@ async def batch(service: Parts, body: Annotated[queries.BatchQuery, Body()]) -> 
     """Lists for up to 500 users. Other requests are answered in between."""
     n, lists = body.n or service.settings.serving.list_length, []
     for user_id in body.user_ids:
-        lists.append(await service.recommend(RecommendationRequest(user_id, n, patient=True)))
+        lists.append(await service.recommend(RecommendationRequest(user_id, n, never_shed=True)))
         await asyncio.sleep(0)
     return reply({"lists": lists})
 
@@ -84,7 +81,7 @@ async def explain(service: Parts, impression_id: ImpressionId) -> Response:
 
 
 @router.get("/similar-items", tags=["lists"], **answers(api.SimilarItems, 404))
-async def similar_items(
+async def similar(
     service: Parts, query: Annotated[queries.SimilarQuery, Query()]
 ) -> Response:
     """Items that the same users chose (`by=bought`: bought also), or that are described alike."""
@@ -94,8 +91,8 @@ async def similar_items(
         raise ApiError(404, f"no item {query.item_id}")
     n = query.n or service.settings.serving.list_length
     reason = _ALIKE[query.by].format(service.catalogue.name(query.item_id))
-    inside = service.recommender.filters.inside(snapshot, query.category, query.filters)
-    items, scores = similar(snapshot, item, n, inside, query.by)
+    inside = service.recommender.filters.allowed(snapshot, query.category, query.filters)
+    items, scores = similar_items(snapshot, item, n, inside, query.by)
     rows = [
         _row(service, snapshot.ids[at], score, reason)
         for at, score in zip(items.tolist(), scores.tolist(), strict=True)
@@ -110,8 +107,8 @@ async def latest_items(service: Parts, query: Annotated[queries.LatestQuery, Que
     """What came last: items that the model does not know yet, then by when they were first chosen."""
     snapshot = service.snapshots.current
     n = query.n or service.settings.serving.list_length
-    inside = service.recommender.filters.inside(snapshot, query.category, query.filters)
-    order = latest(snapshot, inside)[:n].tolist()
+    inside = service.recommender.filters.allowed(snapshot, query.category, query.filters)
+    order = snapshot.visible(snapshot.newest_first, inside)[:n].tolist()
     rows = [
         _row(service, snapshot.ids[at], float(len(order) - place), "new")
         for place, at in enumerate(order)
@@ -129,15 +126,15 @@ async def popular(service: Parts, query: Annotated[queries.PopularQuery, Query()
         scores, order, reason = snapshot.popularity, snapshot.popular, "popular with everyone"
     else:
         column = list(HALF_LIVES_MS).index(query.window)
-        scores, order = snapshot.values[:, column], snapshot.by_window[query.window]
+        scores, order = snapshot.decayed_counts[:, column], snapshot.top_by_half_life[query.window]
         reason = f"trending this {query.window}"
-    inside = service.recommender.filters.inside(snapshot, query.category, query.filters)
+    inside = service.recommender.filters.allowed(snapshot, query.category, query.filters)
     if inside is not None:
         inside = (
             inside if query.window is None else inside[scores[inside] > 0]
         )  # what trends, trends
         order = inside[(-scores[inside]).argsort(kind="stable")]
-    order = without(order, snapshot.rules.excluded)
+    order = snapshot.visible(order)
     rows = [_row(service, snapshot.ids[i], float(scores[i]), reason) for i in order[:n].tolist()]
     return reply({"window": query.window or "all", "items": rows})
 
@@ -149,7 +146,7 @@ async def item(service: Parts, item_id: ItemId) -> Response:
     at, known = snapshot.find(item_id), service.catalogue.items.get(item_id)
     if at is None and known is None:
         raise ApiError(404, f"no item {item_id}")
-    values = snapshot.values[at].round(6).tolist() if at is not None else [0.0] * len(HALF_LIVES_MS)
+    values = snapshot.decayed_counts[at].round(6).tolist() if at is not None else [0.0] * len(HALF_LIVES_MS)
     return reply(
         {
             **describe(service.catalogue, item_id),
@@ -168,8 +165,7 @@ async def item(service: Parts, item_id: ItemId) -> Response:
 async def search(service: Parts, query: Annotated[queries.SearchQuery, Query()]) -> Response:
     """Items whose title, categories or id match, as one types; the most chosen first."""
     snapshot, catalogue = service.snapshots.current, service.catalogue
-    service.search.follow(catalogue)
-    counts = {item_id: _chosen(snapshot, item_id) for item_id in service.search.find(query.q)}
+    counts = {item_id: _chosen(snapshot, item_id) for item_id in service.search.find(catalogue, query.q)}
     best = sorted(counts, key=lambda item_id: -counts[item_id])
     found = best[: query.n or service.settings.serving.list_length]
     return reply({"items": [describe(catalogue, item_id) for item_id in found]})
@@ -258,7 +254,7 @@ async def feedback(service: Parts, body: Annotated[queries.Feedback, Body()]) ->
 
 def ask_of(service: Service, query: queries.RecommendationQuery) -> RecommendationRequest:
     """What a query asks of the recommender."""
-    after = Position.parse(query.after) if query.after else None
+    after = LogPosition.parse(query.after) if query.after else None
     n = query.n or service.settings.serving.list_length
     return RecommendationRequest(
         query.who or "",
@@ -287,7 +283,7 @@ def _options(query: queries.RecommendationQuery) -> Options:
 def _page(query: queries.RecommendationQuery) -> Page:
     if query.cursor is None:
         return Page(query.offset) if query.offset else FIRST_PAGE
-    return Page(query.offset, decode_cursor(query.cursor), follow=True)
+    return Page(query.offset, decode_cursor(query.cursor), paginate=True)
 
 
 def split(interests: list[str]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from afterclick.state import StateChange
 from serving.push import Watcher, cause_of
-from serving.ranking.remembered import RecommendationRequest
+from serving.request import RecommendationRequest
 from serving.routes.queries import RecommendationQuery
 from serving.routes.routing import query_values
 from serving.routes.shop import ask_of

@@ -1,12 +1,12 @@
-"""Nearest items to a vector: FAISS, exact where there is no index; for content remembered, with late items.
+"""Nearest-neighbour search: FAISS, or exact without an index. Content search caches its results.
 
 reads   artifact  index.faiss (inner product over als_item_factors), towers.faiss (over tower_targets),
-                  content.faiss (over the rows of content that are not zero)
+                  content.faiss (over the non-zero rows of content)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,14 +17,15 @@ from afterclick.model import Model, WordVectors, text_of
 from afterclick.retrieval import Search, exact_search
 from serving.state.item_catalogue import Catalogue
 
-HNSW_BREADTH = 128
-"""How widely an HNSW index is searched: finds 95 % of the exact nearest 100."""
-LATE = 20
-"""Items that came after the model, beside those of the model, that one search brings at most."""
+HNSW_EF_SEARCH = 128
+"""`efSearch`: recall of 95 % of the exact nearest 100."""
+MAX_NEW_PER_SEARCH = 20
+"""Items newer than the model that one search adds, at most."""
+CACHED_SEARCHES = 4096
 
 
 def index_search(path: Path, vectors: FloatArray) -> Search:
-    """The FAISS index in `path` where it is there and over the same rows, else exact."""
+    """The FAISS index in `path` if it exists and matches the vectors (n, d), else exact search."""
     if not path.is_file():
         return exact_search(vectors)
     import faiss
@@ -32,98 +33,89 @@ def index_search(path: Path, vectors: FloatArray) -> Search:
     faiss.omp_set_num_threads(1)
     index = faiss.read_index(str(path))
     if isinstance(index, faiss.IndexHNSW):
-        index.hnsw.efSearch = HNSW_BREADTH
+        index.hnsw.efSearch = HNSW_EF_SEARCH
     if (index.ntotal, index.d) != vectors.shape:
         return exact_search(vectors)
 
     def search(query: FloatArray, count: int) -> IntArray:
-        _, found = index.search(query[None], count)
-        return np.asarray(found[0], np.int32)
+        _, nearest = index.search(query[None], count)
+        return np.asarray(nearest[0], np.int32)
 
     return search
 
 
-def remembered(
-    search: Callable[[bytes, int], IntArray], size: int = 4096
-) -> Callable[[bytes, int], IntArray]:
-    """A search whose last answers are kept: the same newest item asks the same question again."""
-    return lru_cache(maxsize=size)(search)
-
-
 def content_search(vectors: FloatArray, path: Path | None = None) -> Search:
-    """Items with content near a vector: over the described items only, answers remembered.
+    """Search by content over the items that have any, with cached results.
 
-    `path`: a FAISS index over the described rows in their order, which large catalogues have.
+    `path`: a FAISS index over the non-zero rows of `vectors` in their order, for large catalogues.
     """
     described = np.flatnonzero(vectors.any(axis=1)).astype(np.int32)
     dense = np.ascontiguousarray(vectors[described])
-    near = exact_search(dense) if path is None else index_search(path, dense)
+    nearest = exact_search(dense) if path is None else index_search(path, dense)
 
-    def found(raw: bytes, count: int) -> IntArray:
-        rows = near(np.frombuffer(raw, np.float32), count)
+    @lru_cache(maxsize=CACHED_SEARCHES)
+    def cached(raw: bytes, count: int) -> IntArray:
+        rows = nearest(np.frombuffer(raw, np.float32), count)
         return described[rows[rows >= 0]]
-
-    kept = remembered(found)
 
     def search(query: FloatArray, count: int) -> IntArray:
         if not len(described):
             return np.empty(0, np.int32)
-        return kept(np.ascontiguousarray(query, np.float32).tobytes(), count)
+        return cached(np.ascontiguousarray(query, np.float32).tobytes(), count)
 
     return search
 
 
-def with_late(search: Search, late: FloatArray, first: int) -> Search:
-    """What `search` finds, then up to `LATE` of the items that came after the model and are at all alike.
+def with_new_items(search: Search, new: FloatArray, first: int) -> Search:
+    """`search`, with up to `MAX_NEW_PER_SEARCH` similar items newer than the model appended.
 
-    `late` (m − n, d): their content, of length 1 or 0; the first of them has the index `first`.
+    `new` (m − n, d): content of the newer items, of length 1 or 0; the first has the index `first`.
     """
-    if not late.any():
+    if not new.any():
         return search
-    near = content_search(late)
+    nearest = content_search(new)
 
     def both(query: FloatArray, count: int) -> IntArray:
-        rows = near(query, min(count, LATE))
-        rows = rows[late[rows] @ query > 0]
+        rows = nearest(query, min(count, MAX_NEW_PER_SEARCH))
+        rows = rows[new[rows] @ query > 0]
         return np.concatenate([search(query, count), rows + np.int32(first)])
 
     return both
 
 
 class ColdStartContent:
-    """What all items say of themselves, as one model reads it. For the thread that builds snapshots."""
+    """Content of items newer than a model, from the model's word vectors. For the builder thread."""
 
     def __init__(self, model: Model | None, search: Search | None) -> None:
         self._model, self._model_search = model, search
         self._texts: list[str] = []
         self._vectors: FloatArray | None = None
-        self._seen = (-1, -1)
+        self._version: tuple[int, int] | None = None
         self.content = model.item_content if model else None
         self.search = search
 
-    def follow(self, ids: Sequence[str], catalogue: Catalogue) -> None:
-        """Read the texts that are new or have changed. `ids` are those of all items, the model's first."""
-        model, search = self._model, self._model_search
-        seen = (catalogue.version, len(ids))
+    def update(self, ids: Sequence[str], catalogue: Catalogue) -> None:
+        """Embed new and changed texts. `ids` are those of all items, the model's first."""
+        model, search, version = self._model, self._model_search, (catalogue.version, len(ids))
         if model is None or model.words is None or model.item_content is None or search is None:
             return
-        if seen == self._seen:
+        if version == self._version:
             return
-        self._seen = seen
+        self._version = version
         items = (catalogue.items.get(item_id) for item_id in ids[len(model) :])
         texts = [text_of(item.title, item.categories) if item else "" for item in items]
         if texts != self._texts:
-            late = self._read(texts, model.words)
-            self.content = model.item_content.with_new(late)
-            self.search = with_late(search, late, len(model))
+            new = self._embed(texts, model.words)
+            self.content = model.item_content.with_new(new)
+            self.search = with_new_items(search, new, len(model))
 
-    def _read(self, texts: list[str], words: WordVectors) -> FloatArray:
-        """(len(texts), d) anew, of which only the rows of other texts than before are computed."""
-        late = np.zeros((len(texts), words.vectors.shape[1]), np.float32)
+    def _embed(self, texts: list[str], words: WordVectors) -> FloatArray:
+        """(len(texts), d), computing only the rows whose text changed."""
+        vectors = np.zeros((len(texts), words.vectors.shape[1]), np.float32)
         if self._vectors is not None:
-            late[: len(self._vectors)] = self._vectors
+            vectors[: len(self._vectors)] = self._vectors
         for row, text in enumerate(texts):
             if row >= len(self._texts) or text != self._texts[row]:
-                late[row] = words.vector(text)
-        self._texts, self._vectors = texts, late
-        return late
+                vectors[row] = words.vector(text)
+        self._texts, self._vectors = texts, vectors
+        return vectors

@@ -1,4 +1,4 @@
-"""The catalogue in memory: each item, items of each category and brand.
+"""The catalogue in memory: items by id, category and brand, and search as you type.
 
 reads   topic  items
 """
@@ -6,9 +6,8 @@ reads   topic  items
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 import structlog
 from confluent_kafka import Message
@@ -18,10 +17,25 @@ from afterclick.errors import BadEvent
 from afterclick.events import Item, ItemEvent
 
 log = structlog.get_logger()
+T = TypeVar("T")
+MAX_NAME_LENGTH = 60
+_WORD = re.compile(r"\w+")
+
+
+class Versioned(Generic[T]):
+    """A value that is computed again only when its version changes."""
+
+    def __init__(self) -> None:
+        self._entry: tuple[object, T] | None = None
+
+    def get(self, version: object, compute: Callable[[], T]) -> T:
+        if self._entry is None or self._entry[0] != version:
+            self._entry = version, compute()
+        return self._entry[1]
 
 
 class Change(NamedTuple):
-    """What one record said: an item, or its removal."""
+    """An item, or its removal, as one record of the topic."""
 
     item_id: str
     item: Item | None
@@ -30,7 +44,7 @@ class Change(NamedTuple):
 
 
 class Catalogue:
-    """Item id → item. Written by one reader thread, read by anyone."""
+    """Item id → item. Written by one reader thread, read by any thread."""
 
     def __init__(self) -> None:
         self.items: dict[str, Item] = {}
@@ -43,7 +57,7 @@ class Catalogue:
         return len(self.items)
 
     def read(self, messages: Sequence[Message]) -> list[Change]:
-        """Take what stands on the topic: items, and removals (records without value). Says what it was."""
+        """Apply records of the topic: items, and removals (records without value)."""
         changes = []
         for message in messages:
             raw, key = message.value(), message.key()
@@ -55,7 +69,7 @@ class Catalogue:
             try:
                 event = events.decode(raw)
             except BadEvent as error:
-                log.warning("no valid item", offset=message.offset(), error=str(error))
+                log.warning("invalid item skipped", offset=message.offset(), error=str(error))
                 continue
             if isinstance(event, ItemEvent):
                 self.put(event.data)
@@ -63,7 +77,7 @@ class Catalogue:
         return changes
 
     def put_new(self, item: Item) -> None:
-        """Add an item that is not there."""
+        """Add an item unless its id is present."""
         if item.item_id not in self.items:
             self.put(item)
 
@@ -87,11 +101,11 @@ class Catalogue:
         self.version += 1
 
     def category(self, name: str) -> list[str]:
-        """Ids of the items in a category, whatever its case; none for an unknown one."""
+        """Ids of the items of a category, ignoring case; empty for an unknown category."""
         return list(self._by_category.get(name.casefold(), ()))
 
     def brand(self, name: str) -> list[str]:
-        """Ids of the items of a brand, whatever its case; none for an unknown one."""
+        """Ids of the items of a brand, ignoring case; empty for an unknown brand."""
         return list(self._by_brand.get(name.casefold(), ()))
 
     def title(self, item_id: str) -> str | None:
@@ -99,51 +113,44 @@ class Catalogue:
         return item.title if item else None
 
     def categories(self) -> list[tuple[str, int]]:
-        """Every category that has items, biggest first, with its number of items."""
+        """Categories and their number of items, largest first; without empty ones."""
         sizes = [
             (self._names[key], len(ids)) for key, ids in list(self._by_category.items()) if ids
         ]
         return sorted(sizes, key=lambda row: (-row[1], row[0]))
 
     def name(self, item_id: str) -> str:
-        """What to call an item in a sentence: its title, shortened, or its id."""
+        """The item's title, shortened for use in a sentence; its id if it has none."""
         title = self.title(item_id)
         if not title:
             return item_id
-        return title if len(title) <= 60 else title[:59].rstrip() + "…"
+        if len(title) <= MAX_NAME_LENGTH:
+            return title
+        return title[: MAX_NAME_LENGTH - 1].rstrip() + "…"
 
 
-_WORD = re.compile(r"\w+")
-
-
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     item_id: str
     words: frozenset[str]
-    titled: bool
+    has_title: bool
 
 
 class TextSearch:
-    """A linear scan over words, made again when the catalogue changed."""
+    """Search as you type, by prefixes of words: a linear scan, indexed again when the catalogue changes."""
 
     def __init__(self) -> None:
-        self._entries: list[_Entry] = []
-        self._version = -1
+        self._entries: Versioned[list[_Entry]] = Versioned()
 
-    def follow(self, catalogue: Catalogue) -> None:
-        """Take the catalogue over, where its version is another."""
-        version = catalogue.version  # first: what comes meanwhile makes the next one
-        if version != self._version:
-            self._entries = [_entry(item) for item in list(catalogue.items.values())]
-            self._version = version
-
-    def find(self, query: str) -> list[str]:
-        """Ids of the items that have a word beginning with each of the query's words; titled ones first."""
-        wanted = _WORD.findall(query.casefold())
-        if not wanted:
+    def find(self, catalogue: Catalogue, query: str) -> list[str]:
+        """Ids of the items that have a word with each of the query's prefixes; titled items first."""
+        prefixes = _WORD.findall(query.casefold())
+        if not prefixes:
             return []
-        hits = [entry for entry in self._entries if _matches(entry, wanted)]
-        return [entry.item_id for entry in sorted(hits, key=lambda entry: not entry.titled)]
+        entries = self._entries.get(
+            catalogue.version, lambda: [_entry(item) for item in list(catalogue.items.values())]
+        )
+        hits = [entry for entry in entries if _matches(entry, prefixes)]
+        return [entry.item_id for entry in sorted(hits, key=lambda entry: not entry.has_title)]
 
 
 def _entry(item: Item) -> _Entry:
@@ -151,5 +158,5 @@ def _entry(item: Item) -> _Entry:
     return _Entry(item.item_id, frozenset(_WORD.findall(text.casefold())), bool(item.title))
 
 
-def _matches(entry: _Entry, wanted: list[str]) -> bool:
-    return all(any(word.startswith(begin) for word in entry.words) for begin in wanted)
+def _matches(entry: _Entry, prefixes: list[str]) -> bool:
+    return all(any(word.startswith(prefix) for word in entry.words) for prefix in prefixes)

@@ -74,16 +74,16 @@ class ModelFeed:
 
     One that cannot be fetched is asked for again, until it can or a newer one is published.
     Models that arms of experiments want are looked for among those published, then where models are kept,
-    and handed to `use_beside`, all of them each time.
+    and handed to `use_in_experiments`, all of them each time.
     """
 
     def __init__(
         self,
         use: Loaded,
-        use_beside: Callable[[Mapping[str, LoadedModel]], None],
+        use_in_experiments: Callable[[Mapping[str, LoadedModel]], None],
         store: ModelStore,
     ):
-        self._use, self._use_beside, self._store = use, use_beside, store
+        self._use, self._use_in_experiments, self._store = use, use_in_experiments, store
         self._wanted: tuple[str, ...] = ()
         self._beside: dict[str, LoadedModel] = {}
         self._coming: deque[ModelPublished] = deque(maxlen=1)
@@ -158,7 +158,7 @@ class ModelFeed:
                     beside[version] = loaded
         if beside != self._beside:
             self._beside = beside
-            self._use_beside(beside)
+            self._use_in_experiments(beside)
 
     def _place(self, version: str) -> tuple[str, str | None]:
         """Where a version lies, and its manifest's hash where it was published lately."""

@@ -1,73 +1,47 @@
-"""Read your own writes: wait until an event's position is in the state."""
+"""Read your own writes: requests that wait until an event is in the state."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
 
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a record stands in the log."""
-
-    topic: str
-    partition: int
-    offset: int
-
-    def __str__(self) -> str:
-        return f"{self.topic}/{self.partition}/{self.offset}"
-
-    @property
-    def log(self) -> str:
-        """The partition it is in, as `as_of` names it."""
-        return f"{self.topic}/{self.partition}"
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From `topic/partition/offset`. Raises ValueError."""
-        topic, partition, offset = text.rsplit("/", 2)
-        if not (
-            topic
-            and partition.isascii()
-            and partition.isdigit()
-            and offset.isascii()
-            and offset.isdigit()
-        ):
-            raise ValueError("a position is topic/partition/offset")
-        return cls(topic, int(partition), int(offset))
+from afterclick.state import LogPosition
 
 
 class PositionWaiters:
-    """Requests that wait for a position. Lives on the event loop."""
+    """Requests that wait for a log position. Event loop only."""
 
-    def __init__(self, patience_s: float) -> None:
-        self._patience_s = patience_s
-        self._waiting: dict[Position, set[asyncio.Future[None]]] = {}
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._waiting: dict[LogPosition, set[asyncio.Future[None]]] = {}
 
-    async def reached(self, wanted: Position, positions: Mapping[str, int]) -> bool:
-        """Whether `positions` reach `wanted`, now or within the time that a request may wait."""
-        if positions.get(wanted.log, -1) >= wanted.offset:
+    async def reached(self, position: LogPosition, applied: Mapping[str, int]) -> bool:
+        """Whether the applied offsets reach `position`, now or within the timeout."""
+        if _reached(position, applied):
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting.setdefault(wanted, set())
+        waiting = self._waiting.setdefault(position, set())
         waiting.add(future)
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self._timeout_s):
                 await future
         except TimeoutError:
             return False
         finally:
             waiting.discard(future)
-            if not waiting and self._waiting.get(wanted) is waiting:
-                del self._waiting[wanted]
+            if not waiting and self._waiting.get(position) is waiting:
+                del self._waiting[position]
         return True
 
-    def advance(self, positions: Mapping[str, int]) -> None:
+    def advance(self, applied: Mapping[str, int]) -> None:
         """Wake the requests whose position is reached."""
-        for wanted, futures in list(self._waiting.items()):
-            if positions.get(wanted.log, -1) >= wanted.offset:
+        for position, futures in list(self._waiting.items()):
+            if _reached(position, applied):
                 for future in futures:
                     if not future.done():
                         future.set_result(None)
+
+
+def _reached(position: LogPosition, applied: Mapping[str, int]) -> bool:
+    """`applied`: topic/partition → the last applied offset."""
+    return applied.get(f"{position.topic}/{position.partition}", -1) >= position.offset

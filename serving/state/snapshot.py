@@ -1,139 +1,79 @@
-"""What every request looks at: one immutable view of model, trends and catalogue, swapped whole.
+"""What every request reads: one immutable view of model, trends, rules and catalogue, swapped whole.
 
-A request takes `snapshots.current` once and so answers from one model version and one moment. A builder
-thread makes a new snapshot every second where something changed, and at once when a model arrives.
+A request takes one snapshot and so answers from one model version and one moment.
 """
 
 from __future__ import annotations
 
-import gc
-import threading
-import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
-from typing import Protocol
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
+from afterclick.api import Badge
 from afterclick.arrays import Float64Array, IntArray
 from afterclick.features import TrendView
 from afterclick.model import ItemContent
-from afterclick.quarantine import LimitedTrends, QuarantineLimits, apply_limits
-from afterclick.retrieval import Search
-from afterclick.trends import HALF_LIVES_MS, TrendTable
-from serving.state.ann_search import ColdStartContent
-from serving.state.badges import Badges, badges
+from afterclick.ranking import CandidateGenerator
+from afterclick.retrieval import Search, Searches, not_in, top_k
+from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from serving.state.item_catalogue import Catalogue
-from serving.state.live_trends import TrendFeed
 from serving.state.loaded_models import LoadedModel
 
-log = structlog.get_logger()
-KEPT = 1000
-"""How far down the popular and trending lists are kept."""
-NEWEST = 30
-"""New items that exploration may bring."""
-PAUSE_S = 1.0
-"""Between two snapshots, at least."""
-SHARE = 20.0
-"""A world that takes long to build is built less often: at most a twentieth of the time."""
+MAX_LISTED = 1000
+"""Length of the popular and trending lists."""
+MAX_NEW = 30
+"""New items that exploration may add."""
+BADGE_MIN_COUNT = 2.0
+"""Decayed interactions of the last hour from which an item may trend."""
+BADGE_MIN_RATIO = 3.0
+"""Rate of the hour over the rate of the month from which an item trends."""
+MAX_BADGES = 12
+"""Items that trend at the same time."""
+NEW_ITEM_MS = 30 * DAY_MS
+_HOUR, _MONTH = (list(HALF_LIVES_MS).index(name) for name in ("hour", "month"))
 
-_NUMBERS = count(1)
+
+Badges = dict[int, tuple[Badge, ...]]
 
 
 @dataclass(frozen=True)
 class Pin:
-    """An item and the place it is given, from 0."""
+    """An item and its fixed rank, from 0."""
 
-    place: int
+    rank: int
     item: int
 
 
 @dataclass(frozen=True, eq=False)
 class ActiveRules:
-    """The rules in force, in the item indices of one snapshot."""
+    """The business rules in force, in the item indices of one snapshot."""
 
     excluded: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
-    """Items that are in no list."""
+    """Items that no list shows."""
     boosted: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
-    """(b,) items whose score changes, each once."""
-    amounts: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """(b,) what it changes by: boosts less buries."""
+    """(b,) items whose score changes, ascending, each once."""
+    amounts: Float64Array = field(default_factory=lambda: np.empty(0))
+    """(b,) the change: boosts less buries."""
     pins: tuple[Pin, ...] = ()
-    """Each place and each item once, in the order of the places."""
-    wanted: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
-    """Items that are ranked although no source brings them: pinned, and the hottest of those that gain."""
+    """Each rank and each item once, by rank."""
+    forced: IntArray = field(default_factory=lambda: np.empty(0, np.int32))
+    """Forced candidates: pinned items, and the highest-trending boosted ones."""
 
-    def amount_of(self, items: IntArray) -> NDArray[np.float64]:
+    def amount_of(self, items: IntArray) -> Float64Array:
         """(c,) what the rules add to the score of each item."""
         added = np.zeros(len(items))
         if len(self.boosted):
-            at = np.searchsorted(self.boosted, items)
-            at[at == len(self.boosted)] = 0
-            hit = self.boosted[at] == items
-            added[hit] = self.amounts[at[hit]]
+            rows = np.searchsorted(self.boosted, items)
+            rows[rows == len(self.boosted)] = 0
+            hit = self.boosted[rows] == items
+            added[hit] = self.amounts[rows[hit]]
         return added
 
 
 NO_RULES = ActiveRules()
-
-
-class RuleSource(Protocol):
-    """Supplies the business rules in force."""
-
-    def state(self) -> tuple[str, ...]:
-        """Ids of the rules in force now."""
-        ...
-
-    def active(self, find: dict[str, int], heat: Float64Array) -> ActiveRules:
-        """The rules in force for the items of `find`; `heat` (m,) orders them."""
-        ...
-
-
-class NoRules:
-    """A rule source without rules."""
-
-    def state(self) -> tuple[str, ...]:
-        return ()
-
-    def active(self, find: dict[str, int], heat: Float64Array) -> ActiveRules:
-        return NO_RULES
-
-
-@dataclass
-class ItemIndex:
-    """Item ids and their indices: the model's rows first, then items that came later. Only ever grows."""
-
-    ids: list[str] = field(default_factory=list)
-    index: dict[str, int] = field(default_factory=dict)
-
-    def add(self, item_id: str) -> int:
-        """The index of an item, a new one if it has none."""
-        at = self.index.get(item_id)
-        if at is None:
-            self.ids.append(item_id)
-            at = self.index[item_id] = len(self.ids) - 1
-        return at
-
-    def add_all(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
-        """The index of each item."""
-        return np.fromiter(map(self.add, item_ids), np.int64)
-
-
-@dataclass
-class _Rows:
-    """Where the rows of one TrendTable stand in the item space. Only new rows are looked up."""
-
-    table: TrendTable
-    at: NDArray[np.int64]
-
-    def follow(self, space: ItemIndex) -> None:
-        new = self.table.ids[len(self.at) :]
-        if new:
-            self.at = np.concatenate([self.at, space.add_all(new)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,58 +81,73 @@ class ServingSnapshot:
     """All that ranking needs besides the user. m items, in the order of `ids`."""
 
     loaded: LoadedModel
+    catalogue: Catalogue
+    """The live catalogue, for texts; it may be newer than the snapshot."""
     ids: list[str]
     view: TrendView
-    values: Float64Array
-    """(m, H) decayed sums, as the guard against pushed items leaves them."""
+    decayed_counts: Float64Array
+    """(m, H) interactions by half-life, after the limits on quarantined items."""
     counts: NDArray[np.int64]
     """(m,) interactions of positive weight, all time."""
-    heat: Float64Array
-    """(m,) log2(1 + the decayed sums mixed): the trend of an item in one number."""
+    trend_score: Float64Array
+    """(m,) log2(1 + the mix of the decayed counts)."""
     popularity: Float64Array
-    """(m,) `counts`; of those of items in quarantine a part."""
+    """(m,) `counts`, reduced for quarantined items."""
     popular: IntArray
     """The most popular items of all time, best first."""
     trending: IntArray
-    """The items of the greatest heat."""
+    """The items with the highest trend score, best first."""
     now_ms: float
-    _index: dict[str, int]
-    held: IntArray
-    """Items in quarantine: of their trends only what established users stand for."""
+    quarantined: IntArray
+    """Items whose trends count established users only."""
     established_share: float
-    """The share of an item's votes that established users usually have; 0 where it is not known."""
-    trust: Float64Array
-    """(H,) what a new account's vote counts, by half-life: 1 while they are no more than usual."""
-    content: ItemContent | None = None
-    """What all items say of themselves; None where the model has no content."""
-    content_search: Search | None = None
-    """The items whose content is near a vector."""
-    rules: ActiveRules = NO_RULES
-    """The business rules in force."""
-    catalogue_version: int = 0
-    """Counts the changes of the catalogue that this snapshot knows of."""
-    number: int = 0
-    """Each snapshot of a process has its own."""
+    """The usual share of established users in an item's votes; 0 if unknown."""
+    new_account_weight: Float64Array
+    """(H,) weight of a new account's vote by half-life: 1 while new accounts are no more than usual."""
+    content: ItemContent | None
+    """Content vectors of all items; None if the model has none."""
+    content_search: Search | None
+    rules: ActiveRules
+    catalogue_version: int
+    """`Catalogue.version` when the snapshot was built."""
+    generation: int
+    """Unique per process."""
+    _index: dict[str, int]
 
     @cached_property
-    def by_window(self) -> dict[str, IntArray]:
-        """The best items of each half-life."""
-        return {name: best(self.values[:, i], KEPT) for i, name in enumerate(HALF_LIVES_MS)}
+    def generator(self) -> CandidateGenerator | None:
+        """Candidates and features by this snapshot's model; None without a model."""
+        loaded = self.loaded
+        if loaded.model is None:
+            return None
+        searches = Searches(
+            loaded.als_search, loaded.tower_search, self.content_search, self.content
+        )
+        return CandidateGenerator(loaded.model, searches)
+
+    @cached_property
+    def top_by_half_life(self) -> dict[str, IntArray]:
+        """The items with the highest decayed counts of each half-life."""
+        return {
+            name: best(self.decayed_counts[:, i], MAX_LISTED)
+            for i, name in enumerate(HALF_LIVES_MS)
+        }
 
     @cached_property
     def badges(self) -> Badges:
-        """What is true of items for everybody just now, by index; most have none."""
-        return badges(self.values, self.view.first_seen_ms, self.now_ms)
+        """Badges by item index; most items have none."""
+        return badges(self.decayed_counts, self.view.first_seen_ms, self.now_ms)
 
     @cached_property
-    def newest(self) -> IntArray:
-        """The items that came last, which may not have been seen by anybody yet."""
-        return np.arange(max(0, len(self.heat) - NEWEST), len(self.heat), dtype=np.int32)
+    def new_items(self) -> IntArray:
+        """The items added last, which may have no interaction yet."""
+        m = len(self.trend_score)
+        return np.arange(max(0, m - MAX_NEW), m, dtype=np.int32)
 
     @cached_property
-    def latest(self) -> IntArray:
-        """Every item, the newest first: those that came after the model, then by their first interaction."""
-        m, model = len(self.heat), self.loaded.model
+    def newest_first(self) -> IntArray:
+        """All items: those newer than the model, then by their first interaction."""
+        m, model = len(self.trend_score), self.loaded.model
         known = len(model) if model is not None else 0
         after = np.arange(m - 1, known - 1, -1)
         if model is None:
@@ -200,205 +155,42 @@ class ServingSnapshot:
         seen = np.nan_to_num(model.first_seen_ms, nan=-np.inf)
         return np.concatenate([after, np.argsort(-seen, kind="stable")]).astype(np.int32)
 
+    def visible(self, order: IntArray, allowed: IntArray | None = None) -> IntArray:
+        """`order` without the items that rules exclude, restricted to `allowed`."""
+        if len(self.rules.excluded):
+            order = order[not_in(order, self.rules.excluded)]
+        return order if allowed is None else order[np.isin(order, allowed)]
+
     def find(self, item_id: str) -> int | None:
-        """The index of an item in this world's arrays, or None."""
-        at = self._index.get(item_id)
-        return at if at is not None and at < len(self.heat) else None
+        """The index of an item in this snapshot's arrays, or None."""
+        index = self._index.get(item_id)
+        return index if index is not None and index < len(self.trend_score) else None
 
     def indices(self, item_ids: Iterable[str]) -> IntArray:
         """Indices of the items that this snapshot knows."""
-        found = [at for at in map(self.find, item_ids) if at is not None]
-        return np.array(found, np.int32)
-
-
-class _Builder:
-    """Makes the snapshots of one model after another; what they are indexed by stays while the model does."""
-
-    def __init__(
-        self, feed: TrendFeed, catalogue: Catalogue, rules: RuleSource, bounds: QuarantineLimits
-    ) -> None:
-        self._feed, self._catalogue, self._rules, self._bounds = feed, catalogue, rules, bounds
-        self._space, self._space_of = ItemIndex(), ""
-        self._rows = _Rows(feed.table, np.empty(0, np.int64))
-        self._listed = -1
-        self._late = ColdStartContent(None, None)
-
-    def build(self, loaded: LoadedModel) -> ServingSnapshot:
-        """A new snapshot from what the feeds hold now."""
-        self._adopt(loaded)
-        with self._feed.lock:
-            table = self._feed.table
-            now_ms = max(time.time() * 1000, table.newest_ms)
-            (votes, established), counts = table.both(now_ms), table.counts.copy()
-            lifted = [row for item in self._feed.lifted if (row := table.find(item)) is not None]
-            if table is not self._rows.table:
-                self._rows = _Rows(table, np.empty(0, np.int64))
-            self._rows.follow(self._space)
-        if self._catalogue.version != self._listed:
-            self._listed = self._catalogue.version
-            self._space.add_all(list(self._catalogue.items))
-        guarded = apply_limits(votes, established, self._bounds, np.array(lifted, np.intp))
-        snapshot = _snapshot_of(loaded, self._space, self._rows.at, guarded, counts, now_ms)
-        self._late.follow(self._space.ids, self._catalogue)
-        content, search = self._late.content, self._late.search
-        rules = self._rules.active(self._space.index, snapshot.heat)
-        return replace(
-            snapshot,
-            content=content,
-            content_search=search,
-            rules=rules,
-            catalogue_version=self._listed,
-            number=next(_NUMBERS),
-        )
-
-    def _adopt(self, loaded: LoadedModel) -> None:
-        """Begin a new item space where the model is another: its rows come first."""
-        if loaded.version != self._space_of:
-            model = loaded.model
-            self._space = ItemIndex(list(model.index), dict(model.index)) if model else ItemIndex()
-            self._space_of, self._listed = loaded.version, -1
-            self._rows = _Rows(self._feed.table, np.empty(0, np.int64))
-            self._late = ColdStartContent(loaded.model, loaded.content_search)
-
-
-class SnapshotStore:
-    """Keeps `current` current, and beside it a snapshot for each model that an arm of an experiment asks for."""
-
-    def __init__(
-        self,
-        feed: TrendFeed,
-        catalogue: Catalogue,
-        loaded: LoadedModel,
-        rules: RuleSource | None = None,
-        bounds: QuarantineLimits | None = None,
-    ) -> None:
-        self._feed, self._catalogue = feed, catalogue
-        self._bounds = bounds or QuarantineLimits()
-        self._rules = rules or NoRules()
-        self._next = loaded
-        self._builder = self._new_builder()
-        self._beside: Mapping[str, LoadedModel] = {}
-        self._builders: dict[str, _Builder] = {}
-        self._snapshots: dict[str, ServingSnapshot] = {}
-        self._wake, self._stop = threading.Event(), threading.Event()
-        self._built_of: tuple[object, ...] | None = None
-        self._built_at = 0.0
-        self._pause_s = PAUSE_S
-        self._thread: threading.Thread | None = None
-        self.current = self.build()
-
-    def of(self, version: str | None) -> ServingSnapshot:
-        """The snapshot of a model; the current one where that is not loaded, or none is named."""
-        return self.current if version is None else self._snapshots.get(version, self.current)
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="world-builder", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._wake.set()
-        if self._thread:
-            self._thread.join(3.0)
-
-    def use(self, loaded: LoadedModel) -> None:
-        """Serve another model as soon as its snapshot is built. Called from the thread that loaded it."""
-        self._next = loaded
-        self._wake.set()
-
-    def use_beside(self, loaded: Mapping[str, LoadedModel]) -> None:
-        """Have these models, too, and no others, for the arms that ask for them."""
-        self._beside = dict(loaded)
-        self._wake.set()
-
-    def wake(self) -> None:
-        """Look at once whether there is something new."""
-        self._wake.set()
-
-    def build(self) -> ServingSnapshot:
-        """A new snapshot of the model that serves, and of those beside it."""
-        beside = self._beside
-        self._builders = {
-            version: self._builders.get(version) or self._new_builder() for version in beside
-        }
-        self._snapshots = {
-            version: self._builders[version].build(loaded) for version, loaded in beside.items()
-        }
-        return self._builder.build(self._next)
-
-    def _new_builder(self) -> _Builder:
-        return _Builder(self._feed, self._catalogue, self._rules, self._bounds)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._wake.wait(self._pause_s)
-            self._wake.clear()
-            state = (
-                self._feed.changes,
-                self._catalogue.version,
-                self._next.version,
-                tuple(self._beside),
-                self._rules.state(),
-            )
-            swapped = self._built_of is None or state[2] != self._built_of[2]
-            if state == self._built_of and time.monotonic() - self._built_at < 30:
-                continue
-            began = time.monotonic()
-            try:
-                self.current = self.build()
-            except Exception:
-                log.exception("no new world; the old one stays")
-                continue
-            self._built_of, self._built_at = state, time.monotonic()
-            if swapped:
-                gc.freeze()  # what a model brings lives long: the collector need not walk through it
-            self._pause_s = max(PAUSE_S, SHARE * (self._built_at - began))
-
-
-def _snapshot_of(
-    loaded: LoadedModel,
-    space: ItemIndex,
-    at: NDArray[np.int64],
-    guarded: LimitedTrends,
-    counts: NDArray[np.int64],
-    now: float,
-) -> ServingSnapshot:
-    m = len(space.ids)
-    wide, many = np.zeros((m, guarded.values.shape[1])), np.zeros(m, np.int64)
-    wide[at], many[at] = guarded.values, counts
-    first_seen = np.full(m, np.nan)
-    model = loaded.model
-    popularity = many.astype(np.float64)
-    popularity[at] *= guarded.retained_share
-    ties = np.zeros(m)
-    if model is not None:
-        first_seen[: len(model)] = model.first_seen_ms
-        ties[: len(model)] = model.popularity * 1e-9  # counts decide; the model breaks ties
-    view = TrendView.of(wide, first_seen, weights=guarded.weights)
-    heat = np.log2(1.0 + view.trend_score)
-    return ServingSnapshot(
-        loaded=loaded,
-        ids=space.ids,
-        view=view,
-        values=wide,
-        counts=many,
-        heat=heat,
-        popularity=popularity,
-        popular=best(popularity + ties, KEPT),
-        trending=best(heat, KEPT),
-        now_ms=now,
-        _index=space.index,
-        held=at[guarded.quarantined].astype(np.int32),
-        established_share=guarded.established_share,
-        trust=guarded.new_account_weight,
-    )
+        return np.array([i for i in map(self.find, item_ids) if i is not None], np.int32)
 
 
 def best(scores: Float64Array, count: int) -> IntArray:
     """Indices of the highest positive scores, best first."""
-    count = min(count, len(scores))
-    if not count:
-        return np.empty(0, np.int32)
-    top = np.argpartition(-scores, count - 1)[:count]
-    top = top[scores[top] > 0]
-    return top[np.argsort(-scores[top], kind="stable")].astype(np.int32)
+    return top_k(scores, count, above=0.0).astype(np.int32)
+
+
+def badges(
+    decayed_counts: Float64Array, first_seen_ms: NDArray[np.float64], now_ms: float
+) -> Badges:
+    """Badges by item index, from decayed counts (m, H) as of now and times of first interactions (m,).
+
+    A steady rate r leaves a decayed count of r · half-life / ln 2, so counts over half-lives compare as rates.
+    """
+    hour, month = (
+        decayed_counts[:, column] / HALF_LIVES_MS[name]
+        for column, name in ((_HOUR, "hour"), (_MONTH, "month"))
+    )
+    hourly = decayed_counts[:, _HOUR]
+    trends = np.flatnonzero((hourly >= BADGE_MIN_COUNT) & (hour >= BADGE_MIN_RATIO * month))
+    trends = trends[np.argsort(-hourly[trends], kind="stable")][:MAX_BADGES]
+    with np.errstate(invalid="ignore"):
+        new = np.flatnonzero(first_seen_ms >= now_ms - NEW_ITEM_MS)
+    found: Badges = dict.fromkeys(trends.tolist(), (Badge.TRENDING,))
+    return found | {item: (*found.get(item, ()), Badge.NEW) for item in new.tolist()}

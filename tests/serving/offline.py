@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import orjson
@@ -17,8 +17,9 @@ from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
 from afterclick.trends import TrendTable
 from serving.control.rules import Rule, RuleBook, RuleDraft
-from serving.ranking.remembered import Recommendation, RecommendationRequest
-from serving.recommender import Recommender
+from serving.recommender import Recommender, RecommenderConfig
+from serving.request import RecommendationRequest
+from serving.response_cache import Recommendation
 from serving.state.ann_search import content_search
 from serving.state.history import OnlineStore, Rows
 from serving.state.item_catalogue import Catalogue
@@ -26,7 +27,8 @@ from serving.state.live_trends import TrendFeed
 from serving.state.loaded_models import LoadedModel, no_model
 from serving.state.loaded_ranker import FormulaRanker
 from serving.state.log_waiters import PositionWaiters
-from serving.state.snapshot import ServingSnapshot, SnapshotStore
+from serving.state.snapshot import ServingSnapshot
+from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
 from tests.serving import shop
 
 
@@ -69,6 +71,7 @@ class Offline:
         liked: Mapping[str, Sequence[str]] | None = None,
         model: Model | None = None,
         cache_ttl_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         items = shop.catalogue() if items is None else items
         self.catalogue = Catalogue()
@@ -91,7 +94,9 @@ class Offline:
                 exact_search(model.towers.targets) if model.towers is not None else None,
                 content_search(model.content) if model.content is not None else None,
             )
-        self.snapshots = SnapshotStore(self.feed, self.catalogue, loaded, self.rules)
+        self.snapshots = SnapshotStore(
+            SnapshotSources(self.feed, self.catalogue, self.rules), loaded
+        )
         store = cast(OnlineStore, MemoryStore(liked or {}))
         weights = StreamSettings().weights
         waiters = PositionWaiters(0.3)
@@ -100,11 +105,8 @@ class Offline:
             store,
             self.snapshots,
             self.feed,
-            self.catalogue,
             waiters,
-            weights,
-            late=lambda _: self.busy,
-            cache_ttl_s=cache_ttl_s,
+            RecommenderConfig(weights, cache_ttl_s, lambda _: self.busy, clock=clock),
         )
 
     @property
@@ -123,7 +125,7 @@ class Offline:
     def items(self, user_id: str = "", n: int = 10, **asked: Any) -> list[dict[str, Any]]:
         """The rows of a list, with its receipt checked: parts add up, best first, nothing twice."""
         answer = self.answer(RecommendationRequest(user_id, n, **asked))
-        rows: list[dict[str, Any]] = orjson.loads(answer.shown.items)
+        rows: list[dict[str, Any]] = orjson.loads(answer.rendered.items)
         for row in rows:
             assert abs(sum(row["contributions"].values()) - row["score"]) < 1e-6, row
         scores = [row["score"] for row in rows]

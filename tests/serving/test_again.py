@@ -23,7 +23,7 @@ from afterclick.state import Effect, StateChange
 from afterclick.trends import TrendTable
 from infra.embedded.valkey import ValkeyServer
 from serving.events.impressions import ImpressionLog
-from serving.ranking.remembered import Recommendation, RenderedList
+from serving.response_cache import Recommendation, RenderedList
 from serving.service import ServingTimings
 from serving.state import loaded_models as model_feed
 from serving.state import redis_pipe

@@ -6,7 +6,7 @@ import numpy as np
 
 from afterclick.api import Badge
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
-from serving.state.badges import AT_MOST, badges
+from serving.state.snapshot import MAX_BADGES, badges
 
 NOW = 1_700_000_000_000.0
 
@@ -31,5 +31,7 @@ def test_what_was_first_seen_this_month_is_new_and_may_trend_too() -> None:
 
 
 def test_only_the_hottest_trend() -> None:
-    values = np.array([sums(2.0 + n) for n in range(AT_MOST + 5)])
-    assert sorted(badges(values, np.full(len(values), np.nan), NOW)) == list(range(5, AT_MOST + 5))
+    values = np.array([sums(2.0 + n) for n in range(MAX_BADGES + 5)])
+    assert sorted(badges(values, np.full(len(values), np.nan), NOW)) == list(
+        range(5, MAX_BADGES + 5)
+    )

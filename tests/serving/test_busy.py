@@ -13,7 +13,7 @@ import pytest
 
 from afterclick.settings import Settings
 from serving.monitoring import EventLoopLag
-from serving.ranking.remembered import RecommendationRequest
+from serving.request import RecommendationRequest
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.offline import Offline
@@ -62,7 +62,7 @@ def test_a_busy_server_searches_no_index_and_the_next_list_is_whole() -> None:
     brief = served.answer(RecommendationRequest("ann", 10))
     assert brief.body["reduced"]
     assert brief.body["source"] == "personalised"
-    rows = orjson.loads(brief.shown.items)
+    rows = orjson.loads(brief.rendered.items)
     assert rows
     assert not {row["source"] for row in rows} & {"als", "tower", "content"}
     assert all(abs(sum(row["contributions"].values()) - row["score"]) < 1e-6 for row in rows)
@@ -76,13 +76,13 @@ def test_a_list_made_in_time_is_still_there_when_the_server_is_busy() -> None:
     served.busy = True
     again = served.answer(RecommendationRequest("ann", 10))
     assert not again.body["reduced"]
-    assert again.shown == whole.shown
+    assert again.rendered == whole.rendered
 
 
 @pytest.mark.parametrize(
     "ask",
     [
-        RecommendationRequest("ann", 10, patient=True),
+        RecommendationRequest("ann", 10, never_shed=True),
         RecommendationRequest("", 10),
         RecommendationRequest("a-stranger", 10),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from afterclick.settings import ServingSettings, Settings
-from serving.ranking.arrange import PINNED
+from serving.rerank import PINNED
 from tests.serving.running import Running
 from tests.waiting import wait_until
 

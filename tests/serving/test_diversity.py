@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.ranking.diversity import diversify
-from serving.ranking.options import PLAIN
+from serving.request import PLAIN
+from serving.rerank import diversify
 from tests.serving import shop
 from tests.serving.offline import Offline
 

@@ -29,8 +29,7 @@ from serving.control.experiments import (
 from serving.control.significance import sample_ratio_p_value
 from serving.control.store import Database
 from serving.events.reactions import Impression, ReactionCounter
-from serving.ranking.options import PLAIN
-from serving.ranking.remembered import RecommendationRequest
+from serving.request import PLAIN, RecommendationRequest
 from tests.serving import shop
 from tests.serving.offline import Offline
 
@@ -145,7 +144,9 @@ def test_weights_change_the_order_and_the_receipt() -> None:
     assert [row["item_id"] for row in weighed] != list(plain)
     for row in weighed:
         if row["item_id"] in plain:
-            assert row["contributions"]["trend"] == pytest.approx(plain[row["item_id"]]["contributions"]["trend"])
+            assert row["contributions"]["trend"] == pytest.approx(
+                plain[row["item_id"]]["contributions"]["trend"]
+            )
 
 
 def test_the_popular_policy_shows_what_is_popular_less_what_was_seen() -> None:

@@ -12,10 +12,10 @@ from afterclick import events
 from afterclick.api import SamplingPolicy
 from afterclick.events import ImpressionEvent, Item
 from serving.control.significance import sample_ratio_p_value
+from serving.eligibility import EXPLORATION_POOL
 from serving.events.impressions import encode
-from serving.ranking.exploration import TAIL, chances_of, explore
-from serving.ranking.options import PLAIN
-from serving.ranking.remembered import RecommendationRequest
+from serving.request import PLAIN, Options, RecommendationRequest
+from serving.rerank import explore, sampling_probabilities
 from tests.serving import shop
 from tests.serving.offline import Offline
 
@@ -24,20 +24,20 @@ OWN, REST = np.arange(8), np.arange(8, 60)
 
 
 def rounds(
-    draw: SamplingPolicy, rate: float, count: int, seed: int = 4
+    sampling: SamplingPolicy, rate: float, count: int, seed: int = 4
 ) -> list[tuple[list[int], list[float]]]:
-    dice = np.random.default_rng(seed)
-    found = (explore(OWN, REST, SCORES, rate, draw, dice) for _ in range(count))
+    rng, options = np.random.default_rng(seed), Options(explore=rate, sampling=sampling)
+    found = (explore(OWN, REST, SCORES, options, rng) for _ in range(count))
     return [(one.rows.tolist(), one.propensities.tolist()) for one in found]
 
 
-@pytest.mark.parametrize("draw", list(SamplingPolicy))
+@pytest.mark.parametrize("sampling", list(SamplingPolicy))
 @pytest.mark.parametrize("rate", [0.05, 0.5, 1.0])
-def test_logged_propensities_are_the_frequencies(draw: SamplingPolicy, rate: float) -> None:
+def test_logged_propensities_are_the_frequencies(sampling: SamplingPolicy, rate: float) -> None:
     count = 20_000
     seen: Counter[tuple[int, int]] = Counter()
     logged: dict[tuple[int, int], set[float]] = defaultdict(set)
-    for rows, propensities in rounds(draw, rate, count):
+    for rows, propensities in rounds(sampling, rate, count):
         for place, (row, propensity) in enumerate(zip(rows, propensities, strict=True)):
             seen[place, row] += 1
             logged[place, row].add(round(propensity, 12))
@@ -74,18 +74,22 @@ def test_nothing_comes_twice_and_a_place_without_a_tail_is_certain() -> None:
     for rows, propensities in rounds(SamplingPolicy.UNIFORM, 0.5, 300):
         assert len(set(rows)) == len(rows)
         assert all(0 < p <= 1 for p in propensities)
-    short = explore(OWN, REST[:3], SCORES, 1.0, SamplingPolicy.UNIFORM, np.random.default_rng(0))
+    short = explore(OWN, REST[:3], SCORES, Options(explore=1.0), np.random.default_rng(0))
     assert short.rows.tolist() == [8, 9, 10, 3, 4, 5, 6, 7]
     assert short.propensities.tolist() == [1.0] * 8
 
 
 def test_softmax_prefers_what_scores_more_and_uniform_does_not() -> None:
     scores = np.array([3.0, 2.0, 1.0])
-    soft = chances_of(scores, SamplingPolicy.SOFTMAX)
+    soft = sampling_probabilities(scores, SamplingPolicy.SOFTMAX)
     assert soft[0] > soft[1] > soft[2] > 0
     assert soft.sum() == pytest.approx(1.0)
-    assert chances_of(scores, SamplingPolicy.UNIFORM).tolist() == pytest.approx([1 / 3] * 3)
-    assert chances_of(np.zeros(3), SamplingPolicy.SOFTMAX).tolist() == pytest.approx([1 / 3] * 3)
+    assert sampling_probabilities(scores, SamplingPolicy.UNIFORM).tolist() == pytest.approx(
+        [1 / 3] * 3
+    )
+    assert sampling_probabilities(np.zeros(3), SamplingPolicy.SOFTMAX).tolist() == pytest.approx(
+        [1 / 3] * 3
+    )
 
 
 def test_a_list_explores_only_when_it_is_asked_to_and_the_receipt_says_where() -> None:
@@ -104,7 +108,7 @@ def test_a_list_explores_only_when_it_is_asked_to_and_the_receipt_says_where() -
     own = {row["item_id"] for row in plain}
     assert not own & {row["item_id"] for row in explored}
     for row in explored:
-        assert 0.5 / TAIL - 1e-9 <= row["propensity"] <= 0.5
+        assert 0.5 / EXPLORATION_POOL - 1e-9 <= row["propensity"] <= 0.5
     assert {row["propensity"] for rows in lists for row in rows if row["item_id"] in own} == {0.5}
 
 
@@ -119,7 +123,7 @@ def test_what_came_last_is_explored_although_nobody_has_seen_it() -> None:
 
 def test_an_impression_says_policy_and_propensities() -> None:
     served = Offline()
-    options = dataclasses.replace(PLAIN, explore=0.25, draw=SamplingPolicy.SOFTMAX)
+    options = dataclasses.replace(PLAIN, explore=0.25, sampling=SamplingPolicy.SOFTMAX)
     explored, plain = (
         served.answer(RecommendationRequest("", 5, options=o)) for o in (options, PLAIN)
     )

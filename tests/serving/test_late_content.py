@@ -13,10 +13,10 @@ from afterclick.model import WordVectors
 from afterclick.retrieval import SOURCES, Searches, candidate_items, exact_search
 from afterclick.settings import Settings
 from afterclick.user_vectors import UserVectors
-from serving.ranking.lists import similar
-from serving.ranking.options import PLAIN
-from serving.state.ann_search import LATE, with_late
+from serving.request import PLAIN
+from serving.state.ann_search import MAX_NEW_PER_SEARCH, with_new_items
 from serving.state.snapshot import ServingSnapshot
+from serving.tiers import similar_items
 from tests.scoring.examples import a_state
 from tests.serving import shop
 from tests.serving.offline import Offline
@@ -63,7 +63,7 @@ def test_each_text_is_read_once_and_again_where_it_changes() -> None:
         Item(item_id="diver-2", title="Cable for divers", categories=("Cables",), price=9.0)
     )
     again = put(served, "camera-3", "Known to the model, whatever it is called now")
-    assert again.number != world.number
+    assert again.generation != world.generation
     assert again.content is world.content
     assert again.content_search is world.content_search
 
@@ -88,7 +88,7 @@ def test_without_words_in_the_model_or_in_the_title_nothing_is_searched_for() ->
         world = put(served, "diver-1", title)
         assert world.content_search is world.loaded.content_search
         assert "diver-1" not in served.ids("ann", 100)
-        assert not len(similar(world, N, 10, by=SimilarityKind.CONTENT)[0])
+        assert not len(similar_items(world, N, 10, kind=SimilarityKind.CONTENT)[0])
 
 
 def test_another_model_reads_with_its_own_words() -> None:
@@ -143,11 +143,11 @@ def test_new_items_are_alike_by_content_and_diverse_by_it() -> None:
     served = a_shop(shop.words())
     put(served, "diver-1", "Camera for divers")
     world = put(served, "diver-2", "Another camera for divers")
-    items, scores = similar(world, N, 5, by=SimilarityKind.CONTENT)
+    items, scores = similar_items(world, N, 5, kind=SimilarityKind.CONTENT)
     assert items[0] == N + 1
     assert scores[0] > 0.999
-    assert N in similar(world, 3, 60, by=SimilarityKind.CONTENT)[0]
-    assert not len(similar(world, N, 5, by=SimilarityKind.CO_PURCHASE)[0])
+    assert N in similar_items(world, 3, 60, kind=SimilarityKind.CONTENT)[0]
+    assert not len(similar_items(world, N, 5, kind=SimilarityKind.CO_PURCHASE)[0])
     diverse = replace(PLAIN, diversity=1.0)
     assert served.ids("ann", 10, options=diverse) != served.ids("ann", 10)
 
@@ -155,10 +155,10 @@ def test_new_items_are_alike_by_content_and_diverse_by_it() -> None:
 def test_a_search_brings_few_late_items_and_none_that_is_not_alike() -> None:
     known, late = np.eye(3, dtype=np.float32), np.zeros((60, 3), np.float32)
     late[::2, 0], late[1::2, 1] = 1.0, -1.0
-    search = with_late(exact_search(known), late, 3)
+    search = with_new_items(exact_search(known), late, 3)
     found = search(known[0], 50).tolist()
     assert found[0] == 0
-    assert len(found) == len(known) + LATE
+    assert len(found) == len(known) + MAX_NEW_PER_SEARCH
     assert all(item % 2 == 1 for item in found[len(known) :])
     assert len(search(known[1], 50)) == len(known)
 

@@ -12,9 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.control.rules import RuleDraft
-from serving.ranking.cursors import BEGIN, DEEPEST, cursor_after, decode_cursor, encode_cursor
-from serving.ranking.options import PLAIN, Page
-from serving.ranking.remembered import RecommendationRequest
+from serving.request import (
+    FIRST_CURSOR,
+    MAX_SHOWN,
+    PLAIN,
+    Page,
+    RecommendationRequest,
+    cursor_after,
+    decode_cursor,
+    encode_cursor,
+)
 from tests.serving import shop
 from tests.serving.offline import Offline
 
@@ -29,13 +36,13 @@ def an_offline() -> Offline:
 def pages(served: Offline, user_id: str, n: int, **asked: object) -> list[list[str]]:
     """All pages of a list, by its cursor."""
     found: list[list[str]] = []
-    cursor: str | None = BEGIN
+    cursor: str | None = FIRST_CURSOR
     while cursor is not None:
         ask = RecommendationRequest(
-            user_id, n, page=Page(shown=decode_cursor(cursor), follow=True), **asked
+            user_id, n, page=Page(shown=decode_cursor(cursor), paginate=True), **asked
         )  # type: ignore[arg-type]
         answer = served.answer(ask)
-        found.append([row["item_id"] for row in orjson.loads(answer.shown.items)])
+        found.append([row["item_id"] for row in orjson.loads(answer.rendered.items)])
         cursor = answer.body["next"]
     return found
 
@@ -59,13 +66,13 @@ def test_pages_are_the_list_in_stretches(user_id: str) -> None:
 @pytest.mark.parametrize("user_id", AUDIENCES)
 def test_a_cursor_repeats_nothing_although_the_list_changes(user_id: str) -> None:
     served = an_offline()
-    first = served.answer(RecommendationRequest(user_id, 10, page=Page(follow=True)))
-    shown = [row["item_id"] for row in orjson.loads(first.shown.items)]
+    first = served.answer(RecommendationRequest(user_id, 10, page=Page(paginate=True)))
+    shown = [row["item_id"] for row in orjson.loads(first.rendered.items)]
     for item_id in served.ids(user_id, 50)[40:]:
         for _ in range(200):
             served.feed.table.add(item_id, served.feed.table.newest_ms, 1.0)
     served.snapshots.current = served.snapshots.build()
-    later = Page(shown=decode_cursor(first.body["next"]), follow=True)
+    later = Page(shown=decode_cursor(first.body["next"]), paginate=True)
     assert not set(shown) & set(served.ids(user_id, 10, page=later))
     if user_id == "":
         assert set(shown) & set(served.ids(user_id, 10, page=Page(10))), (
@@ -108,7 +115,7 @@ def test_a_cursor_says_what_was_shown(shown: list[str]) -> None:
 def test_a_cursor_ends_where_the_list_does_or_goes_too_deep() -> None:
     assert cursor_after((), ["a", "b"], 3) is None
     assert cursor_after((), ["a", "b"], 2) == encode_cursor(["a", "b"])
-    deep = [f"i{n}" for n in range(DEEPEST)]
+    deep = [f"i{n}" for n in range(MAX_SHOWN)]
     assert cursor_after(deep, ["a"], 1) is None
 
 

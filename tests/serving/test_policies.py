@@ -16,8 +16,7 @@ from afterclick.model import Model
 from afterclick.settings import StreamSettings
 from afterclick.user_vectors import UserState, fold_in, tower_user
 from serving.control.rules import RuleDraft
-from serving.ranking.options import PLAIN, Options, Page
-from serving.ranking.remembered import RecommendationRequest
+from serving.request import PLAIN, Options, Page, RecommendationRequest
 from tests.serving import shop
 from tests.serving.offline import Offline
 from tests.serving.running import Running
@@ -134,10 +133,12 @@ def test_rules_hold_under_every_policy(policy: Policy) -> None:
 @pytest.mark.parametrize("policy", ALONE)
 def test_pages_of_one_model_repeat_nothing_and_come_to_an_end(policy: Policy) -> None:
     served = an_offline()
-    first = served.ids("ann", 20, options=only(policy), page=Page(follow=True))
-    second = served.ids("ann", 20, options=only(policy), page=Page(shown=tuple(first), follow=True))
+    first = served.ids("ann", 20, options=only(policy), page=Page(paginate=True))
+    second = served.ids(
+        "ann", 20, options=only(policy), page=Page(shown=tuple(first), paginate=True)
+    )
     third = served.ids(
-        "ann", 20, options=only(policy), page=Page(shown=(*first, *second), follow=True)
+        "ann", 20, options=only(policy), page=Page(shown=(*first, *second), paginate=True)
     )
     everything = [*first, *second, *third]
     assert len(everything) == len(set(everything)) == 57

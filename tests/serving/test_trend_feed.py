@@ -10,7 +10,7 @@ import redis
 from websockets.sync.client import connect
 
 from afterclick.settings import Settings
-from serving.state.log_waiters import Position
+from afterclick.state import LogPosition
 from tests.serving.running import Running, received
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -22,7 +22,7 @@ def counted(api: Running, item_id: str) -> int:
         return 0 if row is None else int(feed.table.counts[row])
 
 
-def reached(settings: Settings, told: Position) -> int:
+def reached(settings: Settings, told: LogPosition) -> int:
     """The offset up to which Redis has the counts of a partition."""
     with redis.Redis.from_url(settings.redis.url) as client:
         return int(client.get(settings.redis.keys.applied_offset(told.topic, told.partition)) or -1)
@@ -44,7 +44,7 @@ def test_a_like_that_was_read_with_the_snapshot_is_pushed(
     with connect(f"{shop_api.ws}/ws/recommendations?user_id=carol") as socket:
         received(socket)
         feed.reader.handle = held_back
-        told = Position.parse(shop_api.tell("carol", "cable-7", event_id="first"))
+        told = LogPosition.parse(shop_api.tell("carol", "cable-7", event_id="first"))
         wait_until(lambda: reached(settings, told) >= told.offset)
         feed._load()
         assert counted(shop_api, "cable-7") == 1

@@ -27,15 +27,14 @@ from afterclick.events import Action, Item
 from afterclick.model import Model, TowerArrays, WordVectors
 from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
-from afterclick.state import HistoryEntry
+from afterclick.state import HistoryEntry, LogPosition
 from afterclick.trends import TrendTable
 from serving.control.experiments import Arm, Assignment, Experiment, ExperimentDraft
 from serving.control.rules import Rule, RuleBook, RuleDraft
 from serving.problems import ApiError
-from serving.ranking.cursors import decode_cursor
-from serving.ranking.options import Options, Page
-from serving.ranking.remembered import Recommendation, RecommendationRequest
-from serving.recommender import Recommender
+from serving.recommender import Recommender, RecommenderConfig
+from serving.request import Options, Page, RecommendationRequest, decode_cursor
+from serving.response_cache import Recommendation
 from serving.routes import queries, shop
 from serving.service import Service
 from serving.state.ann_search import content_search
@@ -44,8 +43,8 @@ from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import TrendFeed
 from serving.state.loaded_models import LoadedModel, no_model
 from serving.state.loaded_ranker import FormulaRanker, TreeRanker
-from serving.state.log_waiters import Position, PositionWaiters
-from serving.state.snapshot import SnapshotStore
+from serving.state.log_waiters import PositionWaiters
+from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
 from tests.serving.golden import fixed_state
 from tests.serving.golden.request_specs import Spec
 
@@ -137,8 +136,8 @@ def _state(snapshot: str, rules: str) -> SimpleNamespace:
     book = RuleBook(catalogue)
     book.rules = tuple(Rule.of(_rule(rule)) for rule in fixed_state.RULES[rules])
     main, extra = _models(snapshot)
-    snapshots = SnapshotStore(feed, catalogue, main, book)
-    snapshots.use_beside({extra.version: extra} if extra else {})
+    snapshots = SnapshotStore(SnapshotSources(feed, catalogue, book), main)
+    snapshots.use_in_experiments({extra.version: extra} if extra else {})
     snapshots.current = snapshots.build()
     return SimpleNamespace(catalogue=catalogue, feed=feed, snapshots=snapshots)
 
@@ -247,13 +246,14 @@ async def _recommended(state: SimpleNamespace, spec: Spec) -> Answer:
         cast(OnlineStore, _Store(spec.get("store") == "down")),
         state.snapshots,
         state.feed,
-        state.catalogue,
         PositionWaiters(0.001),
-        StreamSettings().weights,
-        late=lambda _: overloaded[0],
-        cache_ttl_s=3600.0,
+        RecommenderConfig(
+            StreamSettings().weights,
+            3600.0,
+            lambda _: overloaded[0],
+            np.random.default_rng(spec.get("seed", 0)),
+        ),
     )
-    recommender._dice = np.random.default_rng(spec.get("seed", 0))
     recorder = _Recorder(recommender)
     service: Any = object.__new__(Service)
     service.recommender = recorder
@@ -288,22 +288,22 @@ def _ask(spec: Spec, cursor: str | None) -> RecommendationRequest:
     if "policy" in spec:
         options["policy"] = POLICIES[spec["policy"]]
     if "sampling" in spec:
-        options["draw"] = SamplingPolicy(spec["sampling"])
+        options["sampling"] = SamplingPolicy(spec["sampling"])
     weights = {TO_PART[part]: weight for part, weight in spec.get("weights", {}).items()}
     return RecommendationRequest(
         spec["user"],
         spec["n"],
         interests=tuple(spec.get("interests", ())),
-        after=Position.parse(spec["after"]) if "after" in spec else None,
+        after=LogPosition.parse(spec["after"]) if "after" in spec else None,
         items=tuple(spec.get("items", ())),
         exclude=tuple(spec.get("exclude", ())),
         category=spec.get("category"),
         explain=spec.get("explain", False),
         filters=tuple(spec.get("filters", ())),
         options=Options(**options, weights=tuple(sorted(weights.items()))),
-        settled="policy" in spec,
+        policy_pinned="policy" in spec,
         page=_page(spec, cursor),
-        patient=spec.get("never_shed", False),
+        never_shed=spec.get("never_shed", False),
     )
 
 
@@ -311,16 +311,18 @@ def _page(spec: Spec, cursor: str | None) -> Page:
     if "page" not in spec and "shown" not in spec:
         return Page(spec.get("offset", 0))
     shown = tuple(spec.get("shown", ())) if cursor in (None, "*") else decode_cursor(cursor or "*")
-    return Page(spec.get("offset", 0), shown, follow=True)
+    return Page(spec.get("offset", 0), shown, paginate=True)
 
 
 def _answer(body: Mapping[str, Any], made: Recommendation, pages: int) -> Answer:
-    rows = orjson.loads(made.shown.items)
+    rows = orjson.loads(made.rendered.items)
     logged = [
         {k: row[k] for k in ("item_id", "score", "source", "propensity") if k in row}
         for row in rows
     ]
-    assert orjson.loads(made.shown.logged) == logged, "the impression differs from the list"
+    assert orjson.loads(made.rendered.impression_rows) == logged, (
+        "the impression differs from the list"
+    )
     following, arm = body.get("next"), body.get("experiment")
     return {
         "tier": TIERS[body["source"]],
@@ -328,7 +330,7 @@ def _answer(body: Mapping[str, Any], made: Recommendation, pages: int) -> Answer
         "degraded": body["degraded"],
         "reduced": body["reduced"],
         "fresh": body["fresh"],
-        "cached": made.remembered,
+        "cached": made.cached,
         "arm": arm and [arm["name"], arm["arm"], "fallback" in arm],
         "pages": pages,
         "next": list(decode_cursor(following)) if following is not None else None,
@@ -363,9 +365,8 @@ async def _listed(state: SimpleNamespace, spec: Spec) -> Answer:
         cast(OnlineStore, _Store(False)),
         state.snapshots,
         state.feed,
-        state.catalogue,
         PositionWaiters(0.0),
-        {},
+        RecommenderConfig({}),
     )
     service = cast(
         Service,
@@ -380,7 +381,7 @@ async def _listed(state: SimpleNamespace, spec: Spec) -> Answer:
         if spec["list"] == "similar":
             kinship = SIMILARITY[spec.get("by", "all")]
             query = queries.SimilarQuery(item_id=spec["item"], by=cast(Any, kinship), **asked)
-            response = await shop.similar_items(service, query)
+            response = await shop.similar(service, query)
         elif spec["list"] == "popular":
             response = await shop.popular(
                 service, queries.PopularQuery(window=spec["window"], **asked)

@@ -1,0 +1,215 @@
+"""Which items may be in a list, applied to every tier at one place, and how a short list is filled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from typing import Self
+
+import numpy as np
+from cachetools import FIFOCache
+from numpy.typing import NDArray
+
+from afterclick.arrays import IntArray
+from afterclick.retrieval import SOURCES, Candidates, not_in
+from serving.request import FIRST_PAGE, PLAIN, Options, Page, RecommendationRequest
+from serving.state.catalogue_query import matching
+from serving.state.snapshot import NO_RULES, ServingSnapshot
+
+CANDIDATE_SOURCES = (*SOURCES, "interests", "popular")
+"""The names of `Candidates.sources`, in serving."""
+TRENDING, INTERESTS, POPULAR = map(CANDIDATE_SOURCES.index, ("trending", "interests", "popular"))
+CATEGORY_CANDIDATES = 100
+"""Trending items of the requested category that join the candidates of a personalised list."""
+CACHED_FILTERS = 64
+MIN_POOL = 60
+POOL_PER_RESULT = 3
+EXPLORATION_POOL = 10
+"""Items that one rank of a list may explore, at most."""
+
+
+def no_items() -> IntArray:
+    """(0,)"""
+    return np.empty(0, np.int32)
+
+
+class ForcedItems(Enum):
+    """Where forced items stand among the candidates of a tier."""
+
+    FIRST = auto()
+    """Candidates like others, added before the list is filled up."""
+    LAST = auto()
+    """Added after the list is filled up, unless the tier retrieved them."""
+    APART = auto()
+    """Added after the list is filled up, even if the tier retrieved them."""
+
+
+@dataclass(frozen=True)
+class Fill:
+    """How a tier's list is filled up to its pool size."""
+
+    source: int = POPULAR
+    """TRENDING or POPULAR items, in this order."""
+    forced: ForcedItems = ForcedItems.LAST
+    from_nothing: bool = False
+    """Fill even if the tier retrieved no eligible item; otherwise the next tier is tried."""
+    category: bool = False
+    """Add the trending items of the requested category first."""
+    exclude: IntArray = field(default_factory=no_items)
+
+
+@dataclass(frozen=True)
+class Eligibility:
+    """The items one list may show, as item indices."""
+
+    pool_size: int
+    """Items to rank: more than the page where the list is reranked."""
+    seen: IntArray = field(default_factory=no_items)
+    excluded: IntArray = field(default_factory=no_items)
+    """Excluded by the request or by rules, or shown on an earlier page."""
+    allowed: IntArray | None = None
+    """Items of the requested category and filters; None allows all."""
+    forced: IntArray = field(default_factory=no_items)
+    """Ranked even if no source retrieved them: pinned, boosted, and new items to explore."""
+    is_continuation: bool = False
+    """A later page: it may come to an end."""
+
+    @classmethod
+    def of(
+        cls,
+        snapshot: ServingSnapshot,
+        request: RecommendationRequest,
+        seen: IntArray,
+        allowed: IntArray | None,
+    ) -> Self:
+        """The eligibility for one request. The plain case, without rules or options, is kept cheap."""
+        excluded = snapshot.indices(request.exclude)
+        rules, page, options = snapshot.rules, request.page, request.options
+        if rules is NO_RULES and options == PLAIN and page == FIRST_PAGE:
+            return cls(request.n, seen, excluded, allowed)
+        excluded = np.concatenate([excluded, rules.excluded, snapshot.indices(page.shown)])
+        forced = np.union1d(rules.forced, snapshot.new_items) if options.explore else rules.forced
+        size = pool_size(request.n, page, options)
+        return cls(size, seen, excluded, allowed, forced, page.start > 0)
+
+    def relaxed(self) -> Self:
+        """The same with seen items allowed, for a first page that would otherwise be empty."""
+        return self if self.is_continuation else replace(self, seen=no_items())
+
+    def eligible(self, items: IntArray, *excluded: IntArray) -> IntArray:
+        """`items` in their order, without those that may not be shown and without `excluded`."""
+        return items[self._mask(items, *excluded)]
+
+    def filter(self, candidates: Candidates) -> Candidates:
+        """The candidates that may be shown."""
+        return _select(candidates, self._mask(candidates.items))
+
+    def fill(self, candidates: Candidates, snapshot: ServingSnapshot, fill: Fill) -> Candidates:
+        """Filtered candidates, filled up to the pool size, with the eligible forced items.
+
+        No candidates stay no candidates unless the fill is `from_nothing`.
+        """
+        forced = self.eligible(self.forced, fill.exclude) if len(self.forced) else self.forced
+        if fill.forced is ForcedItems.APART and len(forced):
+            candidates = _select(candidates, not_in(candidates.items, forced))
+        if not (len(candidates.items) or fill.from_nothing):
+            return candidates
+        if fill.forced is not ForcedItems.FIRST:
+            candidates = _head(candidates, self.pool_size)
+        if fill.category and self.allowed is not None:
+            trending = self.eligible(by_trend(snapshot, self.allowed), candidates.items)
+            candidates = _add(candidates, trending[:CATEGORY_CANDIDATES], POPULAR)
+        forced = _without(forced, candidates.items)
+        if fill.forced is ForcedItems.FIRST:
+            candidates, forced = _add(candidates, forced, POPULAR), no_items()
+        room = self.pool_size - len(candidates.items)
+        if room > 0:
+            order = by_trend if fill.source == TRENDING else by_popularity
+            more = order(snapshot, self.allowed)
+            more = self.eligible(more, candidates.items, forced, fill.exclude)[:room]
+            candidates = _add(candidates, more, fill.source)
+        return _add(candidates, forced, fill.source)
+
+    def _mask(self, items: IntArray, *excluded: IntArray) -> NDArray[np.bool_]:
+        mask = not_in(items, np.concatenate([self.seen, self.excluded, *excluded]))
+        return mask if self.allowed is None else mask & np.isin(items, self.allowed)
+
+
+def pool_size(n: int, page: Page, options: Options) -> int:
+    """Items to rank for a page of n: those of the pages above, and those that may move up."""
+    exploration = n * EXPLORATION_POOL if options.explore else 0
+    return page.offset + n + max(MIN_POOL, (POOL_PER_RESULT - 1) * n, exploration)
+
+
+def by_trend(snapshot: ServingSnapshot, allowed: IntArray | None) -> IntArray:
+    """Trending items, highest first."""
+    return snapshot.trending if allowed is None else _ordered(allowed, snapshot.trend_score)
+
+
+def by_popularity(snapshot: ServingSnapshot, allowed: IntArray | None) -> IntArray:
+    """Popular items, most popular first."""
+    return snapshot.popular if allowed is None else _ordered(allowed, snapshot.popularity)
+
+
+def candidates_from(items: IntArray, source: int) -> Candidates:
+    """Candidates of one source."""
+    return Candidates(items, np.full(len(items), source, np.int8))
+
+
+class CatalogueFilters:
+    """The items that meet catalogue conditions, cached until catalogue or model change. Event loop only."""
+
+    def __init__(self) -> None:
+        self._items: FIFOCache[tuple[object, ...], IntArray] = FIFOCache(CACHED_FILTERS)
+
+    def allowed(
+        self, snapshot: ServingSnapshot, category: str | None, conditions: Sequence[str]
+    ) -> IntArray | None:
+        """Items of a category that meet one condition of each field named; None if nothing is asked for."""
+        catalogue = snapshot.catalogue
+        items = None if category is None else snapshot.indices(catalogue.category(category))
+        if not conditions:
+            return items
+        filtered = self._matching(snapshot, conditions)
+        return filtered if items is None else np.intersect1d(items, filtered)
+
+    def _matching(self, snapshot: ServingSnapshot, conditions: Iterable[str]) -> IntArray:
+        key = (
+            snapshot.catalogue.version,
+            len(snapshot.trend_score),
+            snapshot.loaded.version,
+            frozenset(conditions),
+        )
+        items = self._items.get(key)
+        if items is None:
+            items = snapshot.indices(matching(snapshot.catalogue, tuple(conditions)))
+            self._items[key] = items
+        return items
+
+
+def _ordered(items: IntArray, scores: NDArray[np.float64]) -> IntArray:
+    items = items[scores[items] > 0]
+    return items[np.argsort(-scores[items], kind="stable")]
+
+
+def _without(items: IntArray, excluded: IntArray) -> IntArray:
+    return items[not_in(items, excluded)] if len(items) else items
+
+
+def _select(candidates: Candidates, mask: NDArray[np.bool_]) -> Candidates:
+    return Candidates(candidates.items[mask], candidates.sources[mask])
+
+
+def _head(candidates: Candidates, count: int) -> Candidates:
+    return Candidates(candidates.items[:count], candidates.sources[:count])
+
+
+def _add(candidates: Candidates, items: IntArray, source: int) -> Candidates:
+    if not len(items):
+        return candidates
+    added = candidates_from(items, source)
+    return Candidates(
+        np.concatenate([candidates.items, added.items]),
+        np.concatenate([candidates.sources, added.sources]),
+    )

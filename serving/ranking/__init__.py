@@ -1,1 +1,0 @@
-"""From candidates to the page that is shown, and why: no I/O."""

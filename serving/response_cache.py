@@ -1,0 +1,171 @@
+"""Lists just made: for the next request of the same user, and for explaining them later.
+
+A new event of the user, another model and other rules take effect in the next list. Other users' events may
+reach a cached personalised list `cache_ttl_s` later, and changes of the catalogue `CATALOGUE_TTL_S` later.
+Lists of other tiers are cached for one snapshot only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+from cachetools import FIFOCache
+
+from afterclick.api import Tier
+from serving.request import RecommendationRequest
+from serving.state.history import Rows
+from serving.state.snapshot import ActiveRules, ServingSnapshot
+
+CATALOGUE_TTL_S = 5.0
+MAX_LISTS = 8192
+MAX_RESPONSE_BYTES = 128 * 2**20
+MAX_IMPRESSION_BYTES = 32 * 2**20
+_LIST_BYTES = 1500
+"""The size of a list without its items."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedList:
+    """A list as it is sent."""
+
+    source: Tier
+    items: bytes
+    """The items, as JSON."""
+    impression_rows: bytes
+    """The rows of its impression, as JSON: item, score, source; the propensity with exploration."""
+    count: int
+    next: str | None = None
+    """The cursor of the next page, if requested and if there is one."""
+    reduced: bool = False
+    """Ranked from fewer candidates under load."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Approximate size in memory."""
+        return len(self.items) + len(self.impression_rows) + _LIST_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One response: its JSON for orjson, and the list in it."""
+
+    body: dict[str, Any]
+    rendered: RenderedList
+    policy: str
+    """The label of the options, as impressions record them."""
+    cached: bool = False
+    """Whether the list was made for an earlier request."""
+
+
+class ImpressionCache:
+    """The newest responses by impression id: what was shown, and why."""
+
+    def __init__(self, max_bytes: int = MAX_IMPRESSION_BYTES) -> None:
+        self._responses: FIFOCache[str, Recommendation] = FIFOCache(
+            max_bytes, getsizeof=lambda response: response.rendered.size_bytes
+        )
+
+    def put(self, response: Recommendation) -> None:
+        self._responses[response.body["impression_id"]] = response
+
+    def rank(self, impression_id: str | None, item_id: str) -> int | None:
+        """The rank of an item in a list, from 0; None if the list is no longer cached."""
+        response = self._responses.get(impression_id or "")
+        rows = orjson.loads(response.rendered.impression_rows) if response else []
+        ids = [row["item_id"] for row in rows]
+        return ids.index(item_id) if item_id in ids else None
+
+    def get(self, impression_id: str) -> dict[str, Any] | None:
+        """The response, or None if it is no longer cached."""
+        response = self._responses.get(impression_id)
+        return response.body if response else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    rows: Rows
+    generation: int
+    """Of the snapshot; the snapshot itself would be kept alive with all its arrays."""
+    model: str
+    rules: ActiveRules
+    catalogue: int
+    made: float
+    rendered: RenderedList
+
+    def is_fresh(self, rows: Rows, snapshot: ServingSnapshot, age_s: float, ttl_s: float) -> bool:
+        if self.rows != rows or self.rules is not snapshot.rules:
+            return False
+        if self.generation == snapshot.generation:
+            return True
+        personal = self.rendered.source is Tier.PERSONALISED
+        if not personal or self.model != snapshot.loaded.version:
+            return False
+        same = self.catalogue == snapshot.catalogue_version
+        return age_s < (ttl_s if same else min(ttl_s, CATALOGUE_TTL_S))
+
+
+class ResponseCache:
+    """The lists of the last seconds, bounded in number and in bytes."""
+
+    def __init__(
+        self,
+        ttl_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        max_bytes: int = MAX_RESPONSE_BYTES,
+        max_lists: int = MAX_LISTS,
+    ) -> None:
+        smallest = max_bytes // max_lists  # bounds the number: no list counts less
+        self._ttl_s, self._clock = ttl_s, clock
+        self._entries: FIFOCache[RecommendationRequest, _Entry] = FIFOCache(
+            max_bytes, getsizeof=lambda entry: max(entry.rendered.size_bytes, smallest)
+        )
+
+    def get(
+        self,
+        request: RecommendationRequest,
+        rows: Rows,
+        snapshot: ServingSnapshot,
+        reduced: bool = False,
+    ) -> RenderedList | None:
+        """The list made for the same request, history and model, if it is fresh enough.
+
+        A reduced list is reused only while load is being shed (`reduced`).
+        """
+        entry = self._entries.get(_key(request, rows))
+        if entry is None:
+            return None
+        if not entry.is_fresh(rows, snapshot, self._clock() - entry.made, self._ttl_s):
+            return None
+        return entry.rendered if reduced or not entry.rendered.reduced else None
+
+    def put(
+        self,
+        request: RecommendationRequest,
+        rows: Rows,
+        snapshot: ServingSnapshot,
+        rendered: RenderedList,
+    ) -> None:
+        key = _key(request, rows)
+        self._entries.pop(key, None)  # the newest list is the last to be evicted
+        version, rules = snapshot.loaded.version, snapshot.rules
+        self._entries[key] = _Entry(
+            rows,
+            snapshot.generation,
+            version,
+            rules,
+            snapshot.catalogue_version,
+            self._clock(),
+            rendered,
+        )
+
+
+def _key(request: RecommendationRequest, rows: Rows) -> RecommendationRequest:
+    """Users without history share a list; `after` and `preview` do not change it."""
+    if rows and request.after is None and not request.preview:
+        return request
+    user_id = request.user_id if rows else ""
+    return replace(request, user_id=user_id, after=None, preview=False)

@@ -1,0 +1,250 @@
+"""Builds snapshots from the feeds in a background thread: every second if something changed.
+
+A snapshot that takes long to build is rebuilt less often: building takes at most 5 % of the time.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick.arrays import Float64Array, IntArray
+from afterclick.features import TrendView
+from afterclick.io.background import BackgroundLoop
+from afterclick.model import Model
+from afterclick.quarantine import LimitedTrends, QuarantineLimits, apply_limits
+from afterclick.trends import TrendTable
+from serving.state.ann_search import ColdStartContent
+from serving.state.item_catalogue import Catalogue, Versioned
+from serving.state.live_trends import TrendFeed
+from serving.state.loaded_models import LoadedModel
+from serving.state.snapshot import MAX_LISTED, NO_RULES, ActiveRules, ServingSnapshot, best
+
+INTERVAL_S = 1.0
+"""Between two snapshots, at least."""
+INTERVAL_PER_BUILD = 20.0
+"""Seconds between two snapshots, at least, per second of building."""
+MAX_AGE_S = 30.0
+"""Rebuild after this long without a change: trends decay."""
+TIE_WEIGHT = 1e-9
+"""The model's popularity orders items of equal counts."""
+_generations = count(1)
+
+
+class RuleSource(Protocol):
+    """Supplies the business rules in force."""
+
+    def state(self) -> tuple[str, ...]:
+        """Ids of the rules in force now."""
+        ...
+
+    def active(self, index: dict[str, int], trend_score: Float64Array) -> ActiveRules:
+        """The rules in force for the items of `index`; `trend_score` (m,) orders them."""
+        ...
+
+
+class NoRules:
+    """A rule source without rules."""
+
+    def state(self) -> tuple[str, ...]:
+        return ()
+
+    def active(self, index: dict[str, int], trend_score: Float64Array) -> ActiveRules:
+        return NO_RULES
+
+
+@dataclass(frozen=True)
+class SnapshotSources:
+    """What snapshots are built from."""
+
+    feed: TrendFeed
+    catalogue: Catalogue
+    rules: RuleSource = field(default_factory=NoRules)
+    limits: QuarantineLimits = field(default_factory=QuarantineLimits)
+
+
+@dataclass
+class ItemIndex:
+    """Item ids and their indices: the model's items first, then later ones. Only grows."""
+
+    ids: list[str] = field(default_factory=list)
+    index: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Model | None) -> ItemIndex:
+        return cls(list(model.index), dict(model.index)) if model else cls()
+
+    def add(self, item_id: str) -> int:
+        """The index of an item; a new item gets the next one."""
+        index = self.index.get(item_id)
+        if index is None:
+            self.ids.append(item_id)
+            index = self.index[item_id] = len(self.ids) - 1
+        return index
+
+    def add_all(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
+        """The index of each item."""
+        return np.fromiter(map(self.add, item_ids), np.int64)
+
+
+class _TrendRows:
+    """The item index of each row of a TrendTable. Only new rows are looked up."""
+
+    def __init__(self) -> None:
+        self._table: TrendTable | None = None
+        self.index: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def align(self, table: TrendTable, items: ItemIndex) -> None:
+        if table is not self._table:
+            self._table, self.index = table, np.empty(0, np.int64)
+        new = table.ids[len(self.index) :]
+        if new:
+            self.index = np.concatenate([self.index, items.add_all(new)])
+
+
+class SnapshotBuilder:
+    """Builds the snapshots of one model. Item indices stay valid from one to the next."""
+
+    def __init__(self, sources: SnapshotSources, loaded: LoadedModel) -> None:
+        self.loaded = loaded
+        self._sources = sources
+        self._items, self._rows = ItemIndex.of(loaded.model), _TrendRows()
+        self._listed: Versioned[int] = Versioned()
+        self._rules: Versioned[ActiveRules] = Versioned()
+        self._cold_start = ColdStartContent(loaded.model, loaded.content_search)
+
+    def build(self) -> ServingSnapshot:
+        """A new snapshot of the current state of the feeds."""
+        feed, catalogue, items = self._sources.feed, self._sources.catalogue, self._items
+        with feed.lock:
+            table = feed.table
+            now_ms = max(time.time() * 1000, table.newest_ms)
+            (votes, established), counts = table.both(now_ms), table.counts.copy()
+            approved = [row for item in feed.lifted if (row := table.find(item)) is not None]
+            self._rows.align(table, items)
+        version = self._listed.get(catalogue.version, lambda: self._add_catalogue(catalogue))
+        limits, rows = self._sources.limits, np.array(approved, np.intp)
+        limited = apply_limits(votes, established, limits, rows)
+        self._cold_start.update(items.ids, catalogue)
+        return self._snapshot(limited, counts, now_ms, version)
+
+    def _add_catalogue(self, catalogue: Catalogue) -> int:
+        version = catalogue.version
+        self._items.add_all(list(catalogue.items))
+        return version
+
+    def _snapshot(
+        self, limited: LimitedTrends, counts: NDArray[np.int64], now_ms: float, version: int
+    ) -> ServingSnapshot:
+        model, rows, m = self.loaded.model, self._rows.index, len(self._items.ids)
+        decayed_counts, all_counts = np.zeros((m, limited.values.shape[1])), np.zeros(m, np.int64)
+        decayed_counts[rows], all_counts[rows] = limited.values, counts
+        first_seen, ties = np.full(m, np.nan), np.zeros(m)
+        popularity = all_counts.astype(np.float64)
+        popularity[rows] *= limited.retained_share
+        if model is not None:
+            first_seen[: len(model)] = model.first_seen_ms
+            ties[: len(model)] = model.popularity * TIE_WEIGHT
+        view = TrendView.of(decayed_counts, first_seen, weights=limited.weights)
+        trend_score = np.log2(1.0 + view.trend_score)
+        return ServingSnapshot(
+            loaded=self.loaded,
+            catalogue=self._sources.catalogue,
+            ids=self._items.ids,
+            view=view,
+            decayed_counts=decayed_counts,
+            counts=all_counts,
+            trend_score=trend_score,
+            popularity=popularity,
+            popular=best(popularity + ties, MAX_LISTED),
+            trending=best(trend_score, MAX_LISTED),
+            now_ms=now_ms,
+            quarantined=_int32(rows[limited.quarantined]),
+            established_share=limited.established_share,
+            new_account_weight=limited.new_account_weight,
+            content=self._cold_start.content,
+            content_search=self._cold_start.search,
+            rules=self._active_rules(trend_score),
+            catalogue_version=version,
+            generation=next(_generations),
+            _index=self._items.index,
+        )
+
+    def _active_rules(self, trend_score: Float64Array) -> ActiveRules:
+        """The rules in force; the same object until rules, catalogue or items change."""
+        source, catalogue = self._sources.rules, self._sources.catalogue
+        version = source.state(), catalogue.version, len(trend_score)
+        return self._rules.get(version, lambda: source.active(self._items.index, trend_score))
+
+
+class SnapshotStore:
+    """Keeps `current` up to date, and one snapshot for each model that an experiment uses."""
+
+    def __init__(self, sources: SnapshotSources, loaded: LoadedModel) -> None:
+        self._sources = sources
+        self._builder = SnapshotBuilder(sources, loaded)
+        self._next = loaded
+        self._experiment_models: Mapping[str, LoadedModel] = {}
+        self._builders: dict[str, SnapshotBuilder] = {}
+        self._snapshots: dict[str, ServingSnapshot] = {}
+        self._built_of: tuple[object, ...] | None = None
+        self._built_at = 0.0
+        self._loop = BackgroundLoop("snapshot-builder", self._refresh, INTERVAL_S)
+        self.start, self.stop, self.wake = self._loop.start, self._loop.stop, self._loop.wake
+        self.current = self.build()
+
+    def of(self, version: str | None) -> ServingSnapshot:
+        """The snapshot of a model version; the current one by default, or if it is not loaded."""
+        return self.current if version is None else self._snapshots.get(version, self.current)
+
+    def use(self, loaded: LoadedModel) -> None:
+        """Serve another model as soon as its snapshot is built. Thread-safe."""
+        self._next = loaded
+        self.wake()
+
+    def use_in_experiments(self, loaded: Mapping[str, LoadedModel]) -> None:
+        """Keep snapshots of exactly these models for experiments. Thread-safe."""
+        self._experiment_models = dict(loaded)
+        self.wake()
+
+    def build(self) -> ServingSnapshot:
+        """A new snapshot of the serving model; also rebuilds those of experiments."""
+        models = self._experiment_models
+        self._builders = {
+            version: self._builders.get(version) or SnapshotBuilder(self._sources, loaded)
+            for version, loaded in models.items()
+        }
+        self._snapshots = {v: builder.build() for v, builder in self._builders.items()}
+        if self._builder.loaded is not self._next:
+            self._builder = SnapshotBuilder(self._sources, self._next)
+        return self._builder.build()
+
+    def _refresh(self) -> float:
+        """Build a snapshot if something changed. Returns the seconds until the next one."""
+        state = (
+            self._sources.feed.changes,
+            self._sources.catalogue.version,
+            self._next.version,
+            tuple(self._experiment_models),
+            self._sources.rules.state(),
+        )
+        if state == self._built_of and time.monotonic() - self._built_at < MAX_AGE_S:
+            return INTERVAL_S
+        is_new_model = self._built_of is None or state[2] != self._built_of[2]
+        began = time.monotonic()
+        self.current = self.build()
+        self._built_of, self._built_at = state, time.monotonic()
+        if is_new_model:
+            gc.freeze()  # a model's objects live long: exclude them from collections
+        return max(INTERVAL_S, INTERVAL_PER_BUILD * (self._built_at - began))
+
+
+def _int32(items: NDArray[np.int64]) -> IntArray:
+    return items.astype(np.int32)

@@ -1,0 +1,470 @@
+"""Cold-start tiers, best first: personalised, single model, interests, trending, popular.
+
+A tier retrieves candidates and ranks them. What may be shown, and how a short list is filled, is decided by
+`eligibility` for all tiers alike; a tier reads the eligibility only to know where to look and how far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from afterclick import api
+from afterclick.api import Policy, SimilarityKind
+from afterclick.arrays import Float64Array, FloatArray, IntArray
+from afterclick.events import SESSION
+from afterclick.model import UNKNOWN_BIAS
+from afterclick.ranking import CandidateGenerator, RankingQuery
+from afterclick.retrieval import CandidateLimits, Candidates, Search
+from afterclick.state import HistoryEntry
+from afterclick.user_vectors import UserState, fold_in, tower_user
+from serving.eligibility import (
+    CANDIDATE_SOURCES,
+    INTERESTS,
+    POPULAR,
+    TRENDING,
+    Eligibility,
+    Fill,
+    ForcedItems,
+    by_popularity,
+    by_trend,
+    candidates_from,
+)
+from serving.explain import reasons, source_reasons
+from serving.request import RecommendationRequest
+from serving.state.loaded_models import LoadedModel
+from serving.state.snapshot import ServingSnapshot, best
+
+EXACT_SEARCH_ABOVE = 1000
+"""Seen and excluded items above which every item is scored instead of searching the ANN index."""
+TREND_WEIGHT = 0.05
+"""Weight of the trend score in a list by interests: orders items that match equally well."""
+SIMILAR_BY_CONTENT = 100
+Scores = Float64Array
+_FILL_APART = Fill(forced=ForcedItems.APART)
+ReasonFn = Callable[[IntArray, Sequence[str]], list[str]]
+ScoreFn = Callable[[UserState, IntArray], Scores]
+
+
+@dataclass(frozen=True)
+class RankedList:
+    """Items in order. `contributions` hold a number per item and add up to its score."""
+
+    tier: api.Tier
+    items: IntArray
+    contributions: dict[str, Scores]
+    sources: Sequence[str]
+    reason_fn: ReasonFn
+    """Reasons for (items, sources)."""
+    score_fn: ScoreFn | None = None
+    """Scores (n,) of items for another user state; None where the history does not affect the score."""
+    fixed_reasons: dict[int, str] = field(default_factory=dict)
+    """Rank → reason, for items moved by reranking."""
+    propensities: Scores | None = None
+    """(n,) the probability that each rank shows its item; None without exploration."""
+    reranked: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class RequestUser:
+    """The user of one request: the effective history and what ranking reads from it."""
+
+    history: Sequence[HistoryEntry]
+    state: UserState
+    is_known: bool
+    """Has an id of its own and a stored history."""
+
+    @classmethod
+    def of(
+        cls, user_id: str, has_history: bool, history: Sequence[HistoryEntry], state: UserState
+    ) -> RequestUser:
+        return cls(history, state, has_history and not user_id.startswith(SESSION))
+
+
+class Tier(Protocol):
+    """One level of personalisation."""
+
+    @property
+    def fill(self) -> Fill:
+        """How its list is filled up."""
+        ...
+
+    def retrieve(
+        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
+    ) -> Candidates:
+        """Candidates, best first where the tier orders them; not filtered."""
+        ...
+
+    def rank(
+        self,
+        snapshot: ServingSnapshot,
+        user: RequestUser,
+        candidates: Candidates,
+        eligible: Eligibility,
+    ) -> RankedList:
+        """Order filtered and filled candidates."""
+        ...
+
+
+def tiers_for(
+    request: RecommendationRequest,
+    snapshot: ServingSnapshot,
+    user: RequestUser,
+    limits: CandidateLimits | None,
+) -> Iterator[Tier]:
+    """The tiers to try, in order; the first one with an eligible candidate makes the list."""
+    policy, generator = request.options.policy, snapshot.generator
+    if policy is Policy.POPULAR:
+        yield PopularTier(Fill(forced=ForcedItems.APART, from_nothing=True))
+    elif policy is not Policy.TRENDING:
+        if generator is not None and len(user.state.items) and policy is Policy.BLEND:
+            query = generator.query(user.state, snapshot.view)
+            yield PersonalisedTier(generator, query, limits)
+        else:
+            vectors = VectorModel.of(snapshot.loaded, policy, user.state)
+            if vectors is not None:
+                yield SingleModelTier(policy, vectors)
+            interests = request.interests or inferred_categories(snapshot, user.state)
+            if interests:
+                yield InterestsTier.of(snapshot, interests)
+    yield TrendingTier()
+    yield PopularTier()
+
+
+def inferred_categories(snapshot: ServingSnapshot, state: UserState) -> tuple[str, ...]:
+    """The finest category of each of the five newest items, for lists without a model."""
+    items = (snapshot.catalogue.items.get(snapshot.ids[i]) for i in state.items[:5].tolist())
+    return tuple(dict.fromkeys(item.categories[-1] for item in items if item and item.categories))
+
+
+@dataclass(frozen=True, eq=False)
+class PersonalisedTier:
+    """Candidates of all sources, ranked by the learned ranker."""
+
+    generator: CandidateGenerator
+    query: RankingQuery
+    limits: CandidateLimits | None = None
+    fill: ClassVar[Fill] = Fill(forced=ForcedItems.FIRST, from_nothing=True, category=True)
+
+    def retrieve(
+        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
+    ) -> Candidates:
+        return self.generator.retrieve(self.query, limits=self.limits)
+
+    def rank(
+        self,
+        snapshot: ServingSnapshot,
+        user: RequestUser,
+        candidates: Candidates,
+        eligible: Eligibility,
+    ) -> RankedList:
+        ranker, items = snapshot.loaded.ranker, candidates.items
+        rows = self.generator.features(self.query, items)
+        top, contributions = ranker.best(rows, eligible.pool_size)
+        if len(eligible.forced):
+            forced = np.flatnonzero(np.isin(items, eligible.forced))
+            top = np.concatenate([top, np.setdiff1d(forced, top)])
+            contributions = ranker.receipt(rows[top])
+        return RankedList(
+            _personal_tier(user),
+            items[top],
+            contributions,
+            _names(candidates.sources[top]),
+            lambda shown, sources: reasons(snapshot, user, shown, sources),
+            lambda state, shown: ranker.score(
+                self.generator.features(self.generator.query(state, snapshot.view), shown)
+            ),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class VectorModel:
+    """One learned model, ALS or the two towers, with the user's vector. Scores are inner products."""
+
+    source: int
+    user: FloatArray
+    """(k,)"""
+    vectors: FloatArray
+    """(n, k) item vectors."""
+    known: NDArray[np.bool_]
+    """(n,) whether the model has learned the item."""
+    unknown: float
+    """The score of other items."""
+    search: Search
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, policy: Policy, state: UserState) -> VectorModel | None:
+        """The model a policy names; None where it is missing or knows no item of the history."""
+        model = loaded.model
+        if model is None:
+            return None
+        factors, towers = model.factors, model.towers
+        if policy is Policy.ALS and factors is not None and model.norms is not None:
+            user, search = fold_in(model, state), loaded.als_search
+            if user is not None and search is not None:
+                return cls(_ALS, user, factors, model.norms > 0, 0.0, search)
+        if policy is Policy.TWO_TOWER and towers is not None:
+            user, search = tower_user(model, state), loaded.tower_search
+            if user is not None and search is not None:
+                known = towers.targets[:, -1] > UNKNOWN_BIAS
+                return cls(_TOWER, user, towers.targets, known, UNKNOWN_BIAS, search)
+        return None
+
+    def score(self, items: IntArray) -> Scores:
+        """(len(items),) also for items newer than the model."""
+        scores = np.full(len(items), self.unknown)
+        inside = items < len(self.vectors)
+        scores[inside] = self.vectors[items[inside]] @ self.user
+        return scores
+
+
+_ALS, _TOWER = CANDIDATE_SOURCES.index("als"), CANDIDATE_SOURCES.index("tower")
+
+
+@dataclass(frozen=True, eq=False)
+class SingleModelTier:
+    """The nearest items by one learned model over the user's live history."""
+
+    policy: Policy
+    model: VectorModel
+    fill: ClassVar[Fill] = Fill()
+
+    def retrieve(
+        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
+    ) -> Candidates:
+        model, n_out = self.model, len(eligible.seen) + len(eligible.excluded)
+        if eligible.allowed is None and n_out <= EXACT_SEARCH_ABOVE:
+            items = model.search(model.user, eligible.pool_size + n_out)
+            items = items[items >= 0]
+        else:
+            every = np.arange(len(model.vectors), dtype=np.int32)
+            items = every if eligible.allowed is None else eligible.allowed
+            items = items[items < len(model.vectors)]
+        items = items[model.known[items]]
+        items = items[np.argsort(-model.score(items), kind="stable")]
+        return candidates_from(items, model.source)
+
+    def rank(
+        self,
+        snapshot: ServingSnapshot,
+        user: RequestUser,
+        candidates: Candidates,
+        eligible: Eligibility,
+    ) -> RankedList:
+        scores = self.model.score(candidates.items)
+        order = np.argsort(-scores, kind="stable")
+        return RankedList(
+            _personal_tier(user),
+            candidates.items[order],
+            {"model": scores[order]},
+            _names(candidates.sources[order]),
+            lambda shown, sources: reasons(snapshot, user, shown, sources),
+            lambda state, shown: self._score(snapshot.loaded, state, shown),
+        )
+
+    def _score(self, loaded: LoadedModel, state: UserState, items: IntArray) -> Scores:
+        """The score for a history; 0 if the model knows no item of it."""
+        model = VectorModel.of(loaded, self.policy, state)
+        return model.score(items) if model is not None else np.zeros(len(items))
+
+
+@dataclass(frozen=True, eq=False)
+class InterestsTier:
+    """Items like the named items, or of the named categories.
+
+    score = content (similarity, or 1 per category) + model (chosen by the same users) + 0.05 · trend score
+    """
+
+    content: Scores
+    """(m,)"""
+    model: Scores
+    """(m,)"""
+    why: dict[int, str]
+    fill: Fill
+
+    @classmethod
+    def of(cls, snapshot: ServingSnapshot, interests: Iterable[str]) -> InterestsTier:
+        m = len(snapshot.trend_score)
+        content, model = np.zeros(m), np.zeros(m)
+        why: dict[int, str] = {}
+        named: list[int] = []
+        for interest in interests:
+            item = snapshot.find(interest)
+            if item is not None:
+                named.append(item)
+                near, alike, together = item_neighbours(snapshot, item)
+                content[near] += alike
+                model[near] += together
+                reason = f"like {snapshot.catalogue.name(interest)}"
+            else:
+                near = snapshot.indices(snapshot.catalogue.category(interest))
+                content[near] += 1.0
+                reason = f"in {interest}, which interests you"
+            for index in near.tolist():
+                why.setdefault(index, reason)
+        content[named] = model[named] = 0.0
+        exclude = np.array(named, np.int32)
+        return cls(content, model, why, Fill(source=TRENDING, exclude=exclude))
+
+    def retrieve(
+        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
+    ) -> Candidates:
+        items = np.flatnonzero(self.content + self.model > 0).astype(np.int32)
+        scores = sum(self._contributions(snapshot, items).values())
+        return candidates_from(items[np.argsort(-scores, kind="stable")], INTERESTS)
+
+    def rank(
+        self,
+        snapshot: ServingSnapshot,
+        user: RequestUser,
+        candidates: Candidates,
+        eligible: Eligibility,
+    ) -> RankedList:
+        contributions = self._contributions(snapshot, candidates.items)
+        order = np.argsort(-sum(contributions.values()), kind="stable")
+        return RankedList(
+            api.Tier.INTERESTS,
+            candidates.items[order],
+            {name: values[order] for name, values in contributions.items()},
+            _names(candidates.sources[order]),
+            lambda shown, _: [self.why.get(item, "trending now") for item in shown.tolist()],
+        )
+
+    def _contributions(self, snapshot: ServingSnapshot, items: IntArray) -> dict[str, Scores]:
+        return {
+            "content": self.content[items],
+            "model": self.model[items],
+            "trend": TREND_WEIGHT * snapshot.trend_score[items],
+        }
+
+
+@dataclass(frozen=True)
+class TrendingTier:
+    """Trending items, highest first; filled up with popular ones."""
+
+    fill: ClassVar[Fill] = _FILL_APART
+
+    def retrieve(
+        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
+    ) -> Candidates:
+        return candidates_from(by_trend(snapshot, eligible.allowed), TRENDING)
+
+    def rank(
+        self,
+        snapshot: ServingSnapshot,
+        user: RequestUser,
+        candidates: Candidates,
+        eligible: Eligibility,
+    ) -> RankedList:
+        return RankedList(
+            api.Tier.TRENDING,
+            candidates.items,
+            {"trend": snapshot.trend_score[candidates.items]},
+            _names(candidates.sources),
+            source_reasons,
+        )
+
+
+@dataclass(frozen=True)
+class PopularTier:
+    """Items by all-time popularity."""
+
+    fill: Fill = _FILL_APART
+
+    def retrieve(
+        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
+    ) -> Candidates:
+        return candidates_from(by_popularity(snapshot, eligible.allowed), POPULAR)
+
+    def rank(
+        self,
+        snapshot: ServingSnapshot,
+        user: RequestUser,
+        candidates: Candidates,
+        eligible: Eligibility,
+    ) -> RankedList:
+        return RankedList(
+            api.Tier.POPULAR,
+            candidates.items,
+            {"popularity": np.log2(1.0 + snapshot.popularity[candidates.items])},
+            _names(candidates.sources),
+            source_reasons,
+        )
+
+
+class AnyItemTier(PopularTier):
+    """Every item in index order: before anything is popular."""
+
+    def retrieve(
+        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
+    ) -> Candidates:
+        every = np.arange(len(snapshot.trend_score), dtype=np.int32)
+        return candidates_from(every if eligible.allowed is None else eligible.allowed, POPULAR)
+
+
+LAST_RESORT: tuple[Tier, ...] = (
+    TrendingTier(),
+    PopularTier(),
+    AnyItemTier(Fill(forced=ForcedItems.APART, from_nothing=True)),
+)
+"""Tiers for a list that would be empty, with seen items allowed."""
+
+
+def similar_items(
+    snapshot: ServingSnapshot,
+    item: int,
+    n: int,
+    allowed: IntArray | None = None,
+    kind: SimilarityKind = SimilarityKind.ALL,
+) -> tuple[IntArray, Scores]:
+    """The n items most similar to an item, and their scores."""
+    items, content, together = item_neighbours(snapshot, item)
+    scores = {
+        SimilarityKind.ALL: content + together,
+        SimilarityKind.CO_PURCHASE: together,
+        SimilarityKind.CONTENT: content,
+    }[kind]
+    eligible = (items != item) & ~np.isin(items, snapshot.rules.excluded)
+    if allowed is not None:
+        eligible &= np.isin(items, allowed)
+    items, scores = items[eligible], scores[eligible]
+    top = best(scores, n)
+    return items[top], scores[top]
+
+
+def item_neighbours(snapshot: ServingSnapshot, item: int) -> tuple[IntArray, Scores, Scores]:
+    """The neighbours of an item, each once, with their similarity by content and by shared users."""
+    model = snapshot.loaded.model
+    if model is None:
+        return np.empty(0, np.int32), np.empty(0), np.empty(0)
+    row = slice(item, item + 1)  # empty for an item newer than the model
+    groups = [model.neighbour_items[row].ravel(), model.same_day_items[row].ravel()]
+    shared = [model.neighbour_scores[row].ravel(), model.same_day_scores[row].ravel()]
+    alike = [np.zeros(len(group)) for group in groups]
+    search, vectors = snapshot.content_search, snapshot.content
+    vector = vectors.row(item) if vectors is not None else None
+    if search is not None and vectors is not None and vector is not None:
+        near = search(vector, SIMILAR_BY_CONTENT)
+        near = near[near >= 0]
+        groups.append(near)
+        shared.append(np.zeros(len(near), np.float32))
+        alike.append(np.maximum(vectors.rows(near) @ vector, 0.0))
+    items, where = np.unique(np.concatenate(groups), return_inverse=True)
+    content, together = (
+        np.asarray(np.bincount(where, np.concatenate(part), len(items)), np.float64)
+        for part in (alike, shared)
+    )
+    known = items >= 0
+    return items[known], content[known], together[known]
+
+
+def _personal_tier(user: RequestUser) -> api.Tier:
+    return api.Tier.PERSONALISED if user.is_known else api.Tier.SESSION
+
+
+def _names(sources: NDArray[np.int8]) -> list[str]:
+    return [CANDIDATE_SOURCES[source] for source in sources.tolist()]

@@ -1,0 +1,156 @@
+"""The response cache: a list is reused until its user, the model, the rules or time change it."""
+
+from __future__ import annotations
+
+import pytest
+
+from afterclick.api import Tier
+from afterclick.events import Item
+from serving.control.rules import RuleDraft
+from serving.request import RecommendationRequest
+from serving.response_cache import (
+    CATALOGUE_TTL_S,
+    ImpressionCache,
+    Recommendation,
+    RenderedList,
+    ResponseCache,
+)
+from serving.state.loaded_models import LoadedModel
+from serving.state.loaded_ranker import FormulaRanker
+from tests.serving import shop
+from tests.serving.offline import Offline
+
+REQUEST = RecommendationRequest("ann", 10)
+
+
+class CachingShop:
+    """A served shop that caches personal lists for 30 seconds of a clock set by the test."""
+
+    def __init__(self, cache_ttl_s: float = 30.0) -> None:
+        self.now = 1000.0
+        self.liked = {"ann": ["camera-3", "camera-5"]}
+        self.served = Offline(
+            liked=self.liked,
+            model=shop.model("m1"),
+            cache_ttl_s=cache_ttl_s,
+            clock=lambda: self.now,
+        )
+
+    def is_cached(self, request: RecommendationRequest = REQUEST) -> bool:
+        return self.served.answer(request).cached
+
+    def rebuild_snapshot(self) -> None:
+        snapshots = self.served.snapshots
+        snapshots.current = snapshots.build()
+
+
+@pytest.fixture
+def caching() -> CachingShop:
+    return CachingShop()
+
+
+def test_a_cached_list_has_an_impression_id_of_its_own(caching: CachingShop) -> None:
+    first, again = caching.served.answer(REQUEST), caching.served.answer(REQUEST)
+    assert (first.cached, again.cached) == (False, True)
+    assert first.rendered.items == again.rendered.items
+    assert first.body["impression_id"] != again.body["impression_id"]
+
+
+def test_other_users_events_take_effect_after_the_ttl(caching: CachingShop) -> None:
+    caching.is_cached()
+    caching.rebuild_snapshot()
+    caching.now += 29.9
+    assert caching.is_cached()
+    caching.now += 0.2
+    assert not caching.is_cached()
+
+
+def test_the_users_own_event_takes_effect_in_the_next_list(caching: CachingShop) -> None:
+    caching.is_cached()
+    caching.liked["ann"].insert(0, "cable-1")
+    assert not caching.is_cached()
+
+
+def test_a_catalogue_change_takes_effect_within_five_seconds(caching: CachingShop) -> None:
+    caching.is_cached()
+    caching.served.catalogue.put(Item(item_id="new", title="New"))
+    caching.rebuild_snapshot()
+    caching.now += CATALOGUE_TTL_S - 0.1
+    assert caching.is_cached()
+    caching.now += 0.2
+    assert not caching.is_cached()
+
+
+def test_another_model_and_other_rules_take_effect_in_the_next_list(caching: CachingShop) -> None:
+    caching.is_cached()
+    caching.served.decide(
+        RuleDraft.model_validate({"action": "exclude", "query": ["item:cable-4"]})
+    )
+    assert not caching.is_cached()
+    assert caching.is_cached()
+    model = shop.model("m2")
+    caching.served.snapshots.use(
+        LoadedModel(model.version, model, FormulaRanker(), None, None, None)
+    )
+    caching.rebuild_snapshot()
+    assert not caching.is_cached()
+
+
+def test_a_list_that_is_not_personal_is_cached_for_one_snapshot(caching: CachingShop) -> None:
+    stranger = RecommendationRequest("a-stranger", 10)
+    assert [caching.is_cached(stranger) for _ in range(2)] == [False, True]
+    caching.rebuild_snapshot()
+    assert not caching.is_cached(stranger)
+
+
+def test_without_a_ttl_lists_are_cached_for_one_snapshot() -> None:
+    caching = CachingShop(cache_ttl_s=0.0)
+    assert [caching.is_cached() for _ in range(2)] == [False, True]
+    caching.rebuild_snapshot()
+    assert not caching.is_cached()
+
+
+def test_a_reduced_list_is_reused_only_under_load(caching: CachingShop) -> None:
+    served = caching.served
+    served.busy = True
+    answers = [served.answer(REQUEST) for _ in range(2)]
+    assert [(a.rendered.reduced, a.cached) for a in answers] == [(True, False), (True, True)]
+    never_shed = RecommendationRequest("ann", 10, never_shed=True)
+    assert served.answer(never_shed).rendered.reduced is False
+    served.busy = False
+    answers = [served.answer(REQUEST) for _ in range(2)]
+    assert [(a.rendered.reduced, a.cached) for a in answers] == [(False, False), (False, True)]
+    served.busy = True
+    answer = served.answer(REQUEST)
+    assert (answer.rendered.reduced, answer.cached) == (False, True), (
+        "a full list is preferred to a reduced one"
+    )
+
+
+def a_response(number: int, items: bytes = b"[]") -> Recommendation:
+    rendered = RenderedList(Tier.TRENDING, items, b"[]", 0)
+    return Recommendation({"impression_id": f"l{number}"}, rendered, "blend")
+
+
+def test_the_impression_cache_is_bounded_even_if_lists_are_empty() -> None:
+    impressions = ImpressionCache(max_bytes=20_000)
+    for number in range(1000):
+        impressions.put(a_response(number))
+    cached = [number for number in range(1000) if impressions.get(f"l{number}") is not None]
+    assert 5 < len(cached) <= 20_000 / 1500
+    assert impressions.get("l999") == {"impression_id": "l999"}
+    assert impressions.get("l0") is None
+
+
+@pytest.mark.parametrize(("max_lists", "cached"), [(8192, 15), (10, 10)])
+def test_the_response_cache_is_bounded_in_bytes_and_in_lists(
+    caching: CachingShop, max_lists: int, cached: int
+) -> None:
+    lists = ResponseCache(30.0, max_bytes=100_000, max_lists=max_lists)
+    snapshot = caching.served.snapshots.current
+    requests = [RecommendationRequest(f"u{number}", 10) for number in range(40)]
+    rendered = a_response(0, b"x" * 5000).rendered
+    for request in (*requests, *requests, *requests[:20]):
+        lists.put(request, [b"row"], snapshot, rendered)
+    found = [r.user_id for r in requests if lists.get(r, [b"row"], snapshot) is not None]
+    assert found == [f"u{number}" for number in range(20 - cached, 20)], "the newest are cached"
