@@ -194,6 +194,11 @@ class _Calls:
         """POST to any other route, without retries."""
         return Call(orjson.loads, "POST", path, body=body, repeatable=False)
 
+    @_Method
+    def delete(self, path: str) -> Call[Json]:
+        """DELETE a resource of any other route, without retries."""
+        return Call(orjson.loads, "DELETE", path, repeatable=False)
+
 
 class Client(_Calls):
     """A blocking client of the API at `url`. A context manager; or call `close`."""

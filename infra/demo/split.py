@@ -52,10 +52,10 @@ def split(home: Path, live_share: float, named: Path | None) -> TimeSplit:
     import numpy as np
     import pyarrow as pa
 
-    from infra.commands.data import choose
+    from infra.cli.data import resolve
     from ingest.sorting import sort_by_time
 
-    choice = choose(named)
+    choice = resolve(named)
     data = sort_by_time(choice.dataset, home)
     batches = list(data.batches())
     times = np.concatenate([batch["time_ms"].to_numpy() for batch in batches])
@@ -77,7 +77,7 @@ def split(home: Path, live_share: float, named: Path | None) -> TimeSplit:
 
 def main(home: str, live_share: str, dataset: str | None = None) -> None:
     """Print the split; an error becomes one line."""
-    from infra.cli import one_line_errors
+    from infra.cli.output import one_line_errors
 
     with one_line_errors():
         found = split(Path(home), float(live_share), Path(dataset) if dataset else None)

@@ -1,4 +1,4 @@
-"""`afterclick ingest`: bring a dataset into Kafka."""
+"""`afterclick ingest`: send a dataset to Kafka."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from infra.commands.data import DatasetArgument, JsonOption, choose
+from infra.cli.data import DatasetArgument, resolve
+from infra.cli.output import AsJson, emit
 
 if TYPE_CHECKING:
     from afterclick.io.home import ReplayStatus
+    from infra.demo.histories import SimilarUser
     from ingest.replay import Summary
 
-app = typer.Typer(help="Bring a dataset into Kafka.", no_args_is_help=True)
+app = typer.Typer(help="Send a dataset to Kafka.", no_args_is_help=True)
 
 
 @app.command()
@@ -31,26 +33,22 @@ def replay(
     ] = None,
     since: Annotated[
         datetime | None,
-        typer.Option("--from", help="Leave out what is before this day or time (UTC)."),
+        typer.Option("--from", help="Skip events before this day or time (UTC)."),
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(help="Leave out what is from this day or time on (UTC).")
+        datetime | None, typer.Option(help="Skip events from this day or time on (UTC).")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Send at most so many events.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum of events.")] = None,
     clock: Annotated[
         Literal["original", "rebased"],
         typer.Option(
-            help="Event times as they were, or moved so that the last is the first replay's start."
+            help="Original event times, or moved so that the newest is the start of the first replay."
         ),
     ] = "original",
-    restart: Annotated[
-        bool, typer.Option(help="From the beginning, although a replay got further.")
-    ] = False,
-    as_json: JsonOption = False,
+    restart: Annotated[bool, typer.Option(help="Start again from the first event.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Replay reviews in event-time order. Stopped, it goes on where it was; repeated, it changes
-    nothing.
-    """
+    """Replay reviews in event-time order; an interrupted replay continues where it stopped."""
     from afterclick.settings import Settings
     from infra.topics_admin import ensure_topics
     from ingest.replay import ReplayOptions
@@ -67,46 +65,42 @@ def replay(
         restart=restart,
     )
     settings = Settings()
-    data = sort_by_time(choose(dataset).dataset, settings.home)
+    data = sort_by_time(resolve(dataset).dataset, settings.home)
     ensure_topics(settings)
     with _stop_signals() as stopping, _status_line(hidden=as_json) as show:
         summary = run(data, settings, options, on_status=show, stopping=stopping)
-    _print_summary(summary, as_json)
+    emit(summary.as_dict(), as_json, lambda: _summary(summary))
 
 
 @app.command()
-def items(dataset: DatasetArgument = None, as_json: JsonOption = False) -> None:
-    """Publish the catalogue to the items topic: what is new or changed."""
+def items(dataset: DatasetArgument = None, as_json: AsJson = False) -> None:
+    """Publish new and changed items of the catalogue."""
     from afterclick.settings import Settings
     from infra.topics_admin import ensure_topics
     from ingest.items import publish_items
 
     settings = Settings()
-    chosen = choose(dataset).dataset
+    chosen = resolve(dataset).dataset
     ensure_topics(settings)
     summary = publish_items(chosen, settings)
-    if as_json:
-        _print_json(summary.as_dict())
-    else:
-        typer.echo(
-            f"{summary.dataset}: {summary.items:,} items, {summary.sent:,} new or changed and published, "
-            f"{summary.bad_lines:,} bad lines"
-        )
+    counts = f"{summary.items:,} items, {summary.sent:,} new or changed and published"
+    line = f"{summary.dataset}: {counts}, {summary.bad_lines:,} bad lines"
+    emit(summary.as_dict(), as_json, line)
 
 
 @app.command()
 def people(
     dataset: DatasetArgument = None,
     until: Annotated[
-        datetime | None, typer.Option(help="Leave out what is from this day or time on (UTC).")
+        datetime | None, typer.Option(help="Skip events from this day or time on (UTC).")
     ] = None,
     clock: Annotated[
         Literal["original", "rebased"],
-        typer.Option(help="Event times as they were, or as the replay's."),
+        typer.Option(help="Original event times, or those of the rebased replay."),
     ] = "original",
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Give the shop's toy users the history of somebody in the data with their tastes."""
+    """Seed demo users with the history of a similar real user."""
     from afterclick.settings import Settings
     from infra.demo.histories import seed_demo_users
     from infra.topics_admin import ensure_topics
@@ -114,61 +108,51 @@ def people(
     from ui.demo_users import demo_users
 
     settings = Settings()
-    chosen = choose(dataset).dataset
+    chosen = resolve(dataset).dataset
     ensure_topics(settings)
     tastes = {user.user_id: user.tastes for user in demo_users()}
     data = sort_by_time(chosen, settings.home)
-    found = seed_demo_users(chosen, data, settings, tastes, until_ms=_ms(until), rebased=clock == "rebased")
-    if as_json:
-        reviews = {person: lender.reviews for person, lender in found.items()}
-        _print_json({"people": reviews, "sent": sum(reviews.values())})
-        return
-    for user in demo_users():
-        lender = found.get(user.user_id)
-        has = (
-            f"{lender.reviews} reviews, {lender.matches} to their taste"
-            if lender
-            else "nobody like them"
-        )
-        typer.echo(f"{user.name}: {has}")
+    period = {"until_ms": _ms(until), "rebased": clock == "rebased"}
+    seeded = seed_demo_users(chosen, data, settings, tastes, **period)
+    reviews = {user_id: similar.reviews for user_id, similar in seeded.items()}
+    lines = [f"{user.name}: {_history(seeded.get(user.user_id))}" for user in demo_users()]
+    emit({"people": reviews, "sent": sum(reviews.values())}, as_json, "\n".join(lines))
 
 
 @app.command()
 def pause() -> None:
-    """Make the running replay wait."""
-    _ask("paused")
+    """Pause the running replay."""
+    _control("paused")
 
 
 @app.command()
 def resume() -> None:
-    """Let a paused replay go on."""
-    _ask("running")
+    """Resume a paused replay."""
+    _control("running")
 
 
 @app.command()
-def status(as_json: JsonOption = False) -> None:
-    """Show how the replay goes, or how the last one went."""
+def status(as_json: AsJson = False) -> None:
+    """Show the progress of the current or the last replay."""
     from afterclick.settings import Settings
     from ingest.replay_control import replay_files
 
     files = replay_files(Settings().home)
-    found = files.status()
-    if as_json:
-        _print_json({"active": files.running(), **(found.model_dump() if found else {})})
-    elif found is None:
-        typer.echo("No replay ran from this home yet.")
-    else:
-        typer.echo(("" if files.running() else "(not running) ") + _describe(found))
+    found, running = files.status(), files.running()
+    line = "no replay has run from this home"
+    if found:
+        line = ("" if running else "(not running) ") + _describe(found)
+    emit({"active": running, **(found.model_dump() if found else {})}, as_json, line)
 
 
-def _ask(state: str) -> None:
+def _control(state: str) -> None:
     from afterclick.errors import Unavailable
     from afterclick.settings import Settings
     from ingest.replay_control import replay_files
 
     files = replay_files(Settings().home)
     if not files.running():
-        raise Unavailable("no replay runs; start one with `afterclick ingest replay`")
+        raise Unavailable("no replay is running: start one with `afterclick ingest replay`")
     files.ask(files.control().model_copy(update={"state": state}))
 
 
@@ -180,8 +164,7 @@ def _ms(time: datetime | None) -> int | None:
 
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM end the replay in order: what was sent is flushed, and the progress kept.
-    """
+    """SIGINT and SIGTERM end the replay in order: sent events are flushed, progress is stored."""
     stop = threading.Event()
     before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -222,7 +205,7 @@ def _status_line(hidden: bool) -> Iterator[Callable[[ReplayStatus], None]]:
 def _pace(status: ReplayStatus) -> str:
     day = datetime.fromtimestamp(status.event_time_ms / 1000, UTC).date()
     left = "" if status.eta_s is None else f", {_duration(status.eta_s)} left"
-    away = ", Kafka is away: waiting" if status.kafka_away else ""
+    away = ", waiting for Kafka" if status.kafka_away else ""
     return f"{status.rate:,.0f} events/s, at {day}{left}{away}"
 
 
@@ -236,22 +219,16 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _print_summary(summary: Summary, as_json: bool) -> None:
-    if as_json:
-        _print_json(summary.as_dict())
-        return
+def _summary(summary: Summary) -> str:
     if not summary.sent and not summary.remaining:
-        typer.echo(
-            "Nothing left to send: every event of this selection is delivered (--restart sends again)."
-        )
-        return
-    typer.echo(
+        return "every event of this selection is delivered already (--restart sends them again)"
+    return (
         f"{summary.state}: {summary.sent:,} events delivered in {summary.seconds:.1f} s "
         f"({summary.events_per_s:,.0f}/s), {summary.remaining:,} left, {summary.bad_lines:,} bad lines"
     )
 
 
-def _print_json(content: object) -> None:
-    import orjson
-
-    typer.echo(orjson.dumps(content).decode())
+def _history(similar: SimilarUser | None) -> str:
+    if similar is None:
+        return "no similar user"
+    return f"{similar.reviews} reviews, {similar.matches} matching their taste"

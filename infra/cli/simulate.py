@@ -1,4 +1,4 @@
-"""`afterclick simulate`: shoppers with hidden tastes."""
+"""`afterclick simulate`: simulated users with hidden tastes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.cli.output import AsJson, emit
+
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ingest.simulation import Simulation
 
 app = typer.Typer(help="simulate", no_args_is_help=True)
@@ -14,42 +18,35 @@ app = typer.Typer(help="simulate", no_args_is_help=True)
 
 @app.command()
 def simulate(
-    shoppers: Annotated[int, typer.Option(min=2, help="How many.")] = 100,
-    visits: Annotated[int, typer.Option(min=1, help="Lists that each looks at.")] = 10,
+    shoppers: Annotated[int, typer.Option(min=2, help="Number of users.")] = 100,
+    visits: Annotated[int, typer.Option(min=1, help="Lists per user.")] = 10,
     n: Annotated[int, typer.Option("--n", min=1, max=100, help="Items in a list.")] = 10,
-    pause: Annotated[
-        float, typer.Option(min=0, help="Least seconds between two rounds of visits.")
-    ] = 1.0,
+    pause: Annotated[float, typer.Option(min=0, help="Minimum seconds between two rounds.")] = 1.0,
     drift: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Probability that a taste changes between two visits."),
+        typer.Option(min=0, max=1, help="Probability of a taste change per visit."),
     ] = 0.0,
     hot: Annotated[
-        list[str] | None, typer.Option(help="An item that everybody likes now; repeat for more.")
+        list[str] | None, typer.Option(help="An item that all users like; repeat.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed: the same people and tastes.")] = 7,
+    seed: Annotated[int, typer.Option(help="The same seed creates the same users.")] = 7,
     control: Annotated[
         bool,
-        typer.Option(help="Show every second one what is popular; without it, experiments decide."),
+        typer.Option(help="Show popular items to every second user; else experiments decide."),
     ] = True,
-    run: Annotated[
-        str, typer.Option(help="Begins every shopper's id; another name, other people.")
-    ] = "sim",
-    api_url: Annotated[str | None, typer.Option(help="Where the API answers.")] = None,
+    run: Annotated[str, typer.Option(help="Prefix of the user ids.")] = "sim",
+    api_url: Annotated[str | None, typer.Option(help="URL of the API.")] = None,
     steered: Annotated[
         bool,
         typer.Option(
-            help='Read {"hot": […], "drift": …, "held": …} from standard input, a line each, and print the '
-            "figures after each round; the end of the input ends it."
+            help='Read lines {"hot": […], "drift": …, "held": …} from standard input and print the '
+            "figures of each round, until the input ends."
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object as the last line.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Let shoppers with hidden tastes shop by the API, and measure what recommending is worth in clicks."""
+    """Simulate users with hidden tastes against the API, and measure the lift in clicks."""
     import asyncio
-    import json
 
     from afterclick.settings import Settings
     from ingest.simulation import Simulation, SimulationConfig, summary
@@ -72,14 +69,11 @@ def simulate(
         return
     participants = asyncio.run(_shop(simulation, plan.visits, quiet=as_json))
     figures = summary(participants, seed)
-    if as_json:
-        typer.echo(json.dumps(figures))
-    else:
-        _print(figures)
+    emit(figures, as_json, lambda: _table(figures))
 
 
 async def _controlled(simulation: Simulation) -> None:
-    """Shop until the input ends, doing what its lines say and printing the figures of each round."""
+    """Run until the input ends; apply its control messages, print the figures of each round."""
     import asyncio
     import json
     import sys
@@ -122,22 +116,19 @@ async def _shop(simulation: Simulation, visits: int, *, quiet: bool) -> Any:
         return await simulation.run(lambda done: progress.update(task, completed=done))
 
 
-def _print(figures: dict[str, Any]) -> None:
-    from rich.console import Console
+def _table(figures: dict[str, Any]) -> Table:
     from rich.table import Table
 
-    table = Table("shown", "items", "clicks", "CTR", "expected CTR", "purchases")
-    for arm, row in figures["arms"].items():
-        rates = (f"{row['ctr']:.2%}", f"{row['expected_ctr']:.2%}")
-        table.add_row(
-            arm, f"{row['shown']:,}", f"{row['clicks']:,}", *rates, f"{row['purchases']:,}"
-        )
-    console = Console()
-    console.print(table)
     low, high = figures["lift_95"]
-    if not figures["arms"]["popular"]["shown"]:
-        return
-    console.print(
-        f"lift of recommending over popularity: {figures['lift']:+.1%} (95 % of {low:+.1%} to {high:+.1%}, "
-        f"{figures['shoppers']} shoppers, {figures['feedback']:,} events sent)"
+    caption = (
+        f"lift of recommendations over popularity: {figures['lift']:+.1%} "
+        f"(95 %: {low:+.1%} to {high:+.1%}), {figures['feedback']:,} events sent"
     )
+    measured = figures["arms"]["popular"]["shown"]
+    headings = ("shown", "items", "clicks", "CTR", "expected CTR", "purchases")
+    table = Table(*headings, caption=caption if measured else None)
+    for arm, row in figures["arms"].items():
+        counts = (f"{row['shown']:,}", f"{row['clicks']:,}")
+        rates = (f"{row['ctr']:.2%}", f"{row['expected_ctr']:.2%}")
+        table.add_row(arm, *counts, *rates, f"{row['purchases']:,}")
+    return table

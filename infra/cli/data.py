@@ -1,4 +1,4 @@
-"""`afterclick data`: get, make and look at datasets."""
+"""`afterclick data`: download, generate and inspect datasets."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from infra.cli.output import AsJson, emit
+
 if TYPE_CHECKING:
     from ingest.datasets import ResolvedDataset
     from ingest.sorting import DatasetProfile
 
-app = typer.Typer(help="Datasets: download, generate, look inside.", no_args_is_help=True)
+app = typer.Typer(help="Datasets: download, generate, inspect.", no_args_is_help=True)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 DatasetArgument = Annotated[
     Path | None,
     typer.Argument(
         envvar="DATASET",
-        help="Folder or reviews file. Without it: what lies in data/raw/, else a download, else generated.",
+        help="Folder or reviews file; else data/raw, a download, or a generated shop.",
         show_default=False,
     ),
 ]
@@ -31,25 +32,22 @@ def get(
     name: Annotated[str, typer.Argument(help="Which official dataset.")] = "electronics",
     out: Annotated[Path | None, typer.Option(help="Folder; data/raw/NAME by default.")] = None,
     ratings_only: Annotated[
-        bool, typer.Option(help="Leave out the metadata (titles, categories).")
+        bool, typer.Option(help="Skip the metadata (titles, categories).")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Download an official dataset; a download that was cut short goes on where it stopped."""
+    """Download an official dataset; an interrupted download continues where it stopped."""
     from ingest.datasets import RAW
     from ingest.download import download, official_urls
 
     ratings, metadata = official_urls(name)
     folder = out or RAW / name
-    with _download_bar() as show:
+    with DownloadBar() as show:
         for url in (ratings,) if ratings_only else (ratings, metadata):
             download(url, folder, on_progress=show)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-    if as_json:
-        _print_json({"folder": str(folder), "bytes": sizes})
-    else:
-        for file, size in sizes.items():
-            typer.echo(f"{folder / file}  {size:,} bytes")
+    lines = "\n".join(f"{folder / file}  {size:,} bytes" for file, size in sizes.items())
+    emit({"folder": str(folder), "bytes": sizes}, as_json, lines)
 
 
 @app.command()
@@ -61,12 +59,12 @@ def make(
     items: Annotated[int, typer.Option(help="How many items.")] = 800,
     events: Annotated[int, typer.Option(help="How many reviews.")] = 40_000,
     days: Annotated[int, typer.Option(help="Days from the first review to the last.")] = 540,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same shop.")] = 7,
+    seed: Annotated[int, typer.Option(help="The same seed generates the same shop.")] = 7,
     end: Annotated[
         datetime | None,
         typer.Option(help="When the last review is written (UTC).", show_default="2025-06-30"),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: AsJson = False,
 ) -> None:
     """Generate a realistic small shop: titles, categories, a long tail, tastes that drift."""
     from datetime import UTC
@@ -77,35 +75,28 @@ def make(
     if end is not None:
         config = ShopConfig(users, items, events, days, end.replace(tzinfo=end.tzinfo or UTC), seed)
     summary = generate_shop(out, config)
-    if as_json:
-        _print_json({"folder": str(out), **summary.as_dict()})
-    else:
-        typer.echo(
-            f"{out}: {summary.events:,} reviews by {summary.users:,} users of {summary.items:,} items "
-            f"(seed {summary.seed})"
-        )
+    line = f"{summary.events:,} reviews by {summary.users:,} users of {summary.items:,} items"
+    answer = {"folder": str(out), **summary.as_dict()}
+    emit(answer, as_json, f"{out}: {line} (seed {summary.seed})")
 
 
 @app.command()
-def info(dataset: DatasetArgument = None, as_json: JsonOption = False) -> None:
-    """Say what a dataset holds: rows, users, items, time span, bad lines."""
+def info(dataset: DatasetArgument = None, as_json: AsJson = False) -> None:
+    """Show the rows, users, items, time span and bad lines of a dataset."""
     from ingest.sorting import profile
 
-    choice = choose(dataset, quiet=as_json)
+    choice = resolve(dataset, quiet=as_json)
     found = profile(choice.dataset)
-    if as_json:
-        _print_json({"why": choice.why, **found.as_dict()})
-    else:
-        _print_profile(found)
+    emit({"why": choice.why, **found.as_dict()}, as_json, lambda: _lines(found))
 
 
-def choose(dataset: Path | None, quiet: bool = False) -> ResolvedDataset:
-    """The dataset that a command works on; says which and why on standard error."""
+def resolve(dataset: Path | None, quiet: bool = False) -> ResolvedDataset:
+    """The dataset of a command; prints which and why on standard error."""
     from afterclick.settings import Settings
     from ingest.datasets import resolve_dataset
 
     named = dataset or (Path(os.environ["DATASET"]) if os.environ.get("DATASET") else None)
-    with _download_bar() as show:
+    with DownloadBar() as show:
         choice = resolve_dataset(named, Settings().home, on_progress=show)
     if not quiet:
         typer.echo(f"Dataset {choice.dataset.path}: {choice.why}.", err=True)
@@ -114,36 +105,27 @@ def choose(dataset: Path | None, quiet: bool = False) -> ResolvedDataset:
     return choice
 
 
-def _print_profile(found: DatasetProfile) -> None:
-    lines = {
+def _lines(found: DatasetProfile) -> str:
+    rows = {
         "reviews": f"{found.reviews_file}, {found.format}",
         "rows": f"{found.rows:,} = {found.good:,} good + {found.bad_lines:,} bad",
         "users, items": f"{found.users:,}, {found.items:,}",
         "with stars, text": f"{found.rated:,}, {found.with_text:,}",
         "from, to": f"{found.first}, {found.last}",
-        "catalogue": "none (items go by their ids)",
+        "catalogue": "none (items have no titles)",
     }
     if found.items_file:
         counts = f"{found.catalogue_items:,} items, {found.catalogue_titles:,} with a title"
-        lines["catalogue"] = (
-            f"{found.items_file}: {counts}, {found.catalogue_bad_lines:,} bad lines"
-        )
-    for name, value in lines.items():
-        typer.echo(f"{name:>16}  {value}")
-    for bad in found.bad_samples:
-        typer.echo(f"  line {bad.line}: {bad.why}: {bad.excerpt}")
+        rows["catalogue"] = f"{found.items_file}: {counts}, {found.catalogue_bad_lines:,} bad lines"
+    lines = [f"{name:>16}  {value}" for name, value in rows.items()]
+    bad = [f"  line {bad.line}: {bad.why}: {bad.excerpt}" for bad in found.bad_samples]
+    return "\n".join(lines + bad)
 
 
-def _print_json(content: object) -> None:
-    import orjson
-
-    typer.echo(orjson.dumps(content).decode())
-
-
-class _download_bar:
+class DownloadBar:
     """A progress bar on standard error that appears with the first bytes."""
 
-    def __enter__(self) -> _download_bar:
+    def __enter__(self) -> DownloadBar:
         from rich.console import Console
         from rich.progress import (
             DownloadColumn,

@@ -1,18 +1,18 @@
-"""`afterclick up`, `down`, `status`, `doctor`, `jars`, `docs`: the machine and the stack on it."""
+"""`afterclick up`, `down`, `status`, `doctor`, `jars`, `topics`, `docs`: the machine and its
+stack.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-app = typer.Typer(help="The whole stack on this machine.", no_args_is_help=True)
+from infra.cli.output import AsJson, emit
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")]
-Offset = Annotated[int, typer.Option(help="Add this to every port, to run beside another stack.")]
+app = typer.Typer()
+Offset = Annotated[int, typer.Option(help="Add this to every port, to run next to another stack.")]
 
 
 @app.command()
@@ -27,19 +27,20 @@ def up(
             help="Folder or file of reviews; else data/raw, a download, or a generated shop.",
         ),
     ] = None,
-    rate: Annotated[float, typer.Option(help="Events a second of the live part.", min=0.1)] = 20.0,
+    rate: Annotated[
+        float, typer.Option(help="Events per second of the live part.", min=0.1)
+    ] = 20.0,
     live_share: Annotated[
-        float,
-        typer.Option(
-            help="The newest part of the data, kept for the live part.", min=0.001, max=0.9
-        ),
+        float, typer.Option(help="Share of the newest rows for the live part.", min=0.001, max=0.9)
     ] = 0.1,
     retrain: Annotated[
-        bool, typer.Option("--retrain", help="Also train by the clock and after new events.")
+        bool, typer.Option("--retrain", help="Also train on a schedule and after new events.")
     ] = False,
     port_offset: Offset = 0,
 ) -> None:
-    """Run Kafka, Valkey, the stream job, the API and the page until Ctrl-C; restart what fails."""
+    """Run Kafka, Valkey, the stream job, the API, the console and the pages until Ctrl-C;
+    restart what fails.
+    """
     from afterclick.settings import Settings
     from infra.demo.demo import DemoOptions
     from infra.demo.split import find_split
@@ -56,81 +57,68 @@ def up(
 def down(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the end.")] = 20.0,
 ) -> None:
-    """Stop the stack of this home folder, wherever it was started."""
+    """Stop the stack of this home folder, whichever shell started it."""
     from afterclick.settings import Settings
     from infra.stack.up import down as stop
 
     home = Settings().home.absolute()
     pid = stop(home, timeout)
-    Console().print(
-        f"stopped the stack {pid}" if pid else f"no stack runs in {home}", highlight=False
-    )
+    typer.echo(f"stopped the stack {pid}" if pid else f"no stack runs in {home}")
 
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
-    """What runs, where, with how much memory, and how far it has got. Exit code 1 when nothing
-    runs.
-    """
+    """Show the processes of the stack, their memory, and its progress. Exit code 1 if none runs."""
     from afterclick.settings import Settings
     from infra.stack.status import read_record, table
 
     record = read_record(Settings().home.absolute())
-    if as_json:
-        typer.echo(record.model_dump_json())
-    else:
-        Console().print(table(record))
+    emit(record, as_json, lambda: table(record))
     raise typer.Exit(0 if record.running else 1)
 
 
 @app.command()
 def doctor(as_json: AsJson = False, port_offset: Offset = 0) -> None:
-    """Check Java, packages, jars, ports, memory, disk; say how to mend what is wrong (exit code 1).
+    """Check Java, packages, jars, ports, memory and disk, and show fixes. Exit code 1 if a
+    check fails.
     """
     from afterclick.settings import Settings
     from infra.stack.doctor import examine, table
     from infra.stack.services import Topology
 
-    findings = examine(Topology.of(Settings(), port_offset))
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {"well": all(f.ok for f in findings), "findings": [f.as_json() for f in findings]}
-            )
-        )
-    else:
-        Console().print(table(findings))
-    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+    checks = examine(Topology.of(Settings(), port_offset))
+    ok = all(check.ok for check in checks)
+    answer = {"well": ok, "findings": [check.as_json() for check in checks]}
+    emit(answer, as_json, lambda: table(checks))
+    raise typer.Exit(0 if ok else 1)
 
 
 @app.command()
 def jars() -> None:
-    """Fetch Kafka and Spark's connector from Maven into the cache, once."""
+    """Download Kafka and Spark's connector from Maven into the cache, once."""
     from afterclick.settings import Settings
     from infra.embedded.jars import BUNDLES, ensure_jars
 
     cache = Settings().jars
     for bundle in BUNDLES:
         found = ensure_jars(cache, bundle)
-        Console().print(
-            f"{bundle.module} {bundle.revision}: {len(found)} jars in {cache / bundle.folder}",
-            highlight=False,
-        )
+        folder = cache / bundle.folder
+        typer.echo(f"{bundle.module} {bundle.revision}: {len(found)} jars in {folder}")
 
 
 @app.command()
 def topics() -> None:
-    """Create the Kafka topics that are missing. `up` and `ingest` do it by themselves."""
+    """Create missing Kafka topics. `up` and `ingest` do it too."""
     from afterclick.settings import Settings
     from infra.topics_admin import ensure_topics
 
     created = ensure_topics(Settings())
-    Console().print(f"created: {', '.join(created) or 'none, all were there'}", highlight=False)
+    typer.echo(f"created: {', '.join(created) or 'none, all topics exist'}")
 
 
 @app.command()
 def docs(
-    folder: Annotated[Path, typer.Argument(help="Where the pages are written.")] = Path("docs"),
+    folder: Annotated[Path, typer.Argument(help="Folder of the pages.")] = Path("docs"),
 ) -> None:
     """Write the generated pages: settings.md, commands.md and events.schema.json."""
     from infra.reference import pages
@@ -138,4 +126,4 @@ def docs(
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (folder / name).write_text(text)
-        Console().print(str(folder / name), highlight=False)
+        typer.echo(str(folder / name))

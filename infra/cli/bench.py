@@ -7,17 +7,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import orjson
 import typer
 
 from afterclick.errors import Unavailable
+from infra.cli.output import AsJson, emit
 
 if TYPE_CHECKING:
     from infra.benchmarks.harness import Benchmark
 
 app = typer.Typer(help="Measure: real servers, real load.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the last line.")]
 
 
 @app.callback()
@@ -44,7 +43,7 @@ def serve(
     from infra.benchmarks.serve_load import ServeBenchmark
 
     benchmark = ServeBenchmark(rate=rate, seconds=seconds, items=items, users=users, plain=plain)
-    _print(_run(benchmark), as_json)
+    emit(_run(benchmark), as_json)
 
 
 @app.command()
@@ -57,7 +56,7 @@ def swap(
     """Errors and latencies while models are replaced, compared with a run without swaps."""
     from infra.benchmarks.model_swap import ModelSwapBenchmark
 
-    _print(_run(ModelSwapBenchmark(swaps=swaps, rate=rate, items=items)), as_json)
+    emit(_run(ModelSwapBenchmark(swaps=swaps, rate=rate, items=items)), as_json)
 
 
 @app.command()
@@ -70,7 +69,7 @@ def retrain(
     """A model is trained, evaluated, published and swapped in under load, while events arrive."""
     from infra.benchmarks.retraining import RetrainingBenchmark
 
-    _print(_run(RetrainingBenchmark(rate=rate, events_per_s=events, due=due)), as_json)
+    emit(_run(RetrainingBenchmark(rate=rate, events_per_s=events, due=due)), as_json)
 
 
 @app.command()
@@ -84,7 +83,7 @@ def sockets(
     from infra.benchmarks.websockets import WebSocketBenchmark
 
     benchmark = WebSocketBenchmark(clients=clients, stalled=stalled, seconds=seconds)
-    _print(_run(benchmark), as_json)
+    emit(_run(benchmark), as_json)
 
 
 @app.command()
@@ -96,7 +95,7 @@ def degrade(
     """Degradation test: take down Redis, Kafka, the model and SQL in turn under load."""
     from infra.benchmarks.degradation import DegradationBenchmark
 
-    _print(_run(DegradationBenchmark(rate=rate, away=away)), as_json)
+    emit(_run(DegradationBenchmark(rate=rate, away=away)), as_json)
 
 
 @app.command()
@@ -108,7 +107,7 @@ def ingest(
     """Events per second that micro-batches apply exactly, compared with a naive writer."""
     from infra.benchmarks.throughput import ThroughputBenchmark
 
-    _print(_run(ThroughputBenchmark(events=events, users=users)), as_json)
+    emit(_run(ThroughputBenchmark(events=events, users=users)), as_json)
 
 
 @app.command()
@@ -141,7 +140,7 @@ def freshness(
     from infra.benchmarks.freshness import FreshnessBenchmark
 
     benchmark = FreshnessBenchmark(rate, seconds, boundaries=boundaries, chart=chart)
-    _print(_run(benchmark), as_json)
+    emit(_run(benchmark), as_json)
 
 
 @app.command()
@@ -162,7 +161,7 @@ def ui(
     benchmark = UiLatencyBenchmark(
         likes=likes, items=items, trigger=trigger, viewers=viewers, chromium=chromium
     )
-    _print(_run(benchmark), as_json)
+    emit(_run(benchmark), as_json)
 
 
 @app.command()
@@ -193,15 +192,14 @@ def faults(
         server_kills=kills or load.server_kills,
     )
     figures = _run(FaultsBenchmark(load, tuple(only or ())))
-    if as_json:
-        typer.echo(orjson.dumps(figures))
-    else:
-        for case in figures["cases"]:
-            typer.echo(
-                f"{case['name']:20} kills {case['kills']:2}  events {case['events']:8,}  "
-                f"lost {case['lost']}  double {case['double']}  "
-                f"recovery {case['recovery_s']:5.1f} s  {case['note']}"
-            )
+    lines = (
+        f"{case['name']:20} kills {case['kills']:2}  events {case['events']:8,}  "
+        f"lost {case['lost']}  double {case['double']}  "
+        f"recovery {case['recovery_s']:5.1f} s  {case['note']}"
+        for case in figures["cases"]
+    )
+    emit(figures, as_json, "
+".join(lines))
     if not figures["passed"]:
         raise typer.Exit(1)
 
@@ -248,20 +246,9 @@ def _run(benchmark: Benchmark) -> dict[str, Any]:
     return benchmark.run(Settings())
 
 
-def _print(figures: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(orjson.dumps(figures))
-        return
-    for name, value in figures.items():
-        typer.echo(f"{name:24} {value}")
-
-
 def _print_rows(figures: dict[str, Any], rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        typer.echo(orjson.dumps(figures))
-        return
-    for row in rows:
-        typer.echo("  ".join(f"{name} {_short(value)}" for name, value in row.items()))
+    lines = ("  ".join(f"{n} {_short(v)}" for n, v in row.items()) for row in rows)
+    emit(figures, as_json, "\n".join(lines))
 
 
 def _short(value: object) -> object:

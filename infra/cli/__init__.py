@@ -1,0 +1,60 @@
+"""The `afterclick` command.
+
+Command functions import what they run, so that help is instant and a process loads only the
+packages of its
+own extra.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from infra.cli import (
+    bench,
+    control,
+    data,
+    evaluate,
+    ingest,
+    models,
+    serve,
+    simulate,
+    stack,
+    stream,
+    train,
+)
+from infra.cli.output import one_line_errors
+
+GROUPS = {
+    "data": data.app,
+    "ingest": ingest.app,
+    "pipeline": train.pipeline_app,
+    "models": models.app,
+    "als": evaluate.als_app,
+    "bench": bench.app,
+    "dlq": stream.dlq_app,
+    "db": control.db_app,
+    "rules": control.rules_app,
+    "experiments": control.experiments_app,
+    "api-key": control.keys_app,
+}
+FLAT = (stack.app, stream.app, train.app, evaluate.app, serve.app, simulate.app)
+
+app = typer.Typer(
+    name="afterclick",
+    help="An event-driven streaming recommender: the list changes after the click.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for name, group in GROUPS.items():
+    app.add_typer(group, name=name)
+for commands in FLAT:
+    app.registered_commands += commands.registered_commands
+
+
+def main() -> None:
+    """Run the command line; an error becomes one line on standard error and an exit code."""
+    from afterclick.io.logging import configure_logging
+
+    configure_logging()
+    with one_line_errors():
+        app()

@@ -1,0 +1,167 @@
+"""`afterclick evaluate`, `benchmark`, `als`: the quality of models, measured offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from infra.cli.output import AsJson, emit, progress
+
+if TYPE_CHECKING:
+    from afterclick.settings import Settings
+    from training.als_quality import Exam
+
+app = typer.Typer()
+als_app = typer.Typer(help="Search ALS settings, and compare its engines.", no_args_is_help=True)
+Dataset = Annotated[
+    Path | None,
+    typer.Option(envvar="DATASET", help="A dataset folder or file; else the tables of the ETL."),
+]
+End = Annotated[str | None, typer.Option(help="Ignore everything from this day on, yyyy-mm-dd.")]
+Users = Annotated[int, typer.Option(min=10, help="Maximum of queries per protocol.")]
+_METRICS = ("ndcg@20", "recall@20", "hr@20", "f1@20", "ndcg@10", "recall@10", "hr@10", "f1@10")
+
+
+@app.command()
+def evaluate(
+    dataset: Dataset = None,
+    cut: Annotated[
+        str | None,
+        typer.Option(
+            help="First test day, yyyy-mm-dd. Default: the last start of a month before the newest 5 %."
+        ),
+    ] = None,
+    end: End = None,
+    users: Users = 5000,
+    engine: Annotated[str, typer.Option(help="ALS by `implicit` or by `spark`.")] = "implicit",
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a Markdown report with charts.")
+    ] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Also log figures, settings and report to MLflow.")
+    ] = False,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="Also the blend as it ranks under load shedding.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every model on unseen interactions: a global time split, full ranking."""
+    from afterclick.settings import Settings
+    from training.evaluation.command import Request, run
+
+    run(Settings(), Request(dataset, cut, end, users, engine, report, record, brief, as_json))
+
+
+@app.command()
+def benchmark(
+    split: Annotated[
+        Path, typer.Option(help="Folder with train.csv, test.csv and optionally valid.csv.")
+    ],
+    model: Annotated[str, typer.Option(help="popularity, item_item, als, ncf or two_tower.")],
+    trials: Annotated[
+        int, typer.Option(min=0, help="Maximum of settings tried on valid; 0: none.")
+    ] = 40,
+    seeds: Annotated[int, typer.Option(min=1, help="Fits to average.")] = 1,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 42,
+    protocol: Annotated[
+        str,
+        typer.Option(help="`full` ranks every item, `ncf` each test item among given negatives."),
+    ] = "full",
+    negatives: Annotated[
+        Path | None,
+        typer.Option(help="For `ncf`: lines (user,item)<tab>negative…, or CSV user_id,item_id."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Time for the search.")] = 360.0,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a model, tune it on the validation rows, rank every item for every user, and measure.
+
+    The files are CSV (or .csv.gz) with the header user_id,item_id[,timestamp]. Without valid.csv a
+    tenth
+    of each user's training rows is used, the newest if there are timestamps.
+    """
+    from afterclick.errors import BadInput
+    from training.benchmark import registry
+    from training.benchmark.run import Request, run
+
+    if protocol not in ("full", "ncf"):
+        raise BadInput(f"--protocol {protocol!r}: full or ncf")
+    if (protocol == "ncf") != (negatives is not None):
+        raise BadInput("--protocol ncf and --negatives FILE belong together")
+    registry.check(model)
+    answer = run(Request(split, model, trials, seeds, seed, seconds, negatives), progress)
+    costs = f"fit {answer['fit_seconds']} s, search {answer['tune_seconds']} s"
+    lines = [f"{name:<10} {answer[name]:.4f}" for name in _METRICS]
+    emit(answer, as_json, "\n".join([*lines, f"{costs}, {answer['peak_mb']} MB"]))
+
+
+@als_app.command("search")
+def search(
+    dataset: Dataset = None,
+    cut: Annotated[str | None, typer.Option(help="First day of queries, yyyy-mm-dd.")] = None,
+    end: End = None,
+    users: Users = 1000,
+    trials: Annotated[int, typer.Option(min=1, help="Total of trials, over all calls.")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, help="No trial starts after it.")] = 900.0,
+    name: Annotated[str, typer.Option(help="The study; the same name continues it.")] = "als",
+    as_json: AsJson = False,
+) -> None:
+    """Search rank, reg and alpha of ALS with Optuna on a time window; each trial is a nested MLflow
+    run.
+
+    An interrupted search continues with the same call. --end keeps a later test period unseen.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from training.als_search import Search, run
+
+    settings, exam = _exam(dataset, cut, end, users)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("trials", total=trials)
+
+        def report(done: int, line: str) -> None:
+            bar.console.print(line, highlight=False)
+            bar.update(task, completed=done)
+
+        answer = run(settings, exam, Search(name, trials, seconds), report)
+    best = answer["best"]
+    count = f"best of {answer['trials']} ({answer['pruned']} pruned)"
+    emit(answer, as_json, f"{count}: {best['params']}, {best['metrics']}")
+
+
+@als_app.command("engines")
+def engines(
+    dataset: Dataset = None,
+    cut: Annotated[str | None, typer.Option(help="First day of queries, yyyy-mm-dd.")] = None,
+    end: End = None,
+    users: Users = 2000,
+    as_json: AsJson = False,
+) -> None:
+    """Fit ALS by Spark and by `implicit` with the same settings: seconds, NDCG, hit rate."""
+    from training.als import AlsConfig
+    from training.als_engines import compare
+    from training.workspace import spark_session
+
+    settings, exam = _exam(dataset, cut, end, users)
+    values = settings.training
+    config = AlsConfig(values.rank, values.reg, values.alpha, values.iterations, values.seed)
+    with spark_session(settings) as session:
+        answer = compare(session, exam, config, progress)
+    if as_json:
+        emit(answer, as_json)
+
+
+def _exam(
+    dataset: Path | None, cut: str | None, end: str | None, users: int
+) -> tuple[Settings, Exam]:
+    from afterclick.settings import Settings
+    from training.als_quality import Exam
+    from training.evaluation.command import split_of
+
+    settings = Settings()
+    split, _ = split_of(settings, dataset, cut, end)
+    return settings, Exam.of(split, users, settings.training.seed)

@@ -1,0 +1,126 @@
+"""What commands print: JSON or text on standard output, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, requires
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from afterclick.errors import AfterclickError, BadInput, MissingExtra, Unavailable
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+OWN = ("afterclick", "ingest", "streaming", "training", "serving", "ui", "infra")
+_DISTRIBUTIONS = {
+    "faiss": "faiss-cpu",
+    "google": "protobuf",
+    "jwt": "pyjwt",
+    "kafka": "kafka-python",
+    "sklearn": "scikit-learn",
+}
+"""Distributions whose name differs from that of their module."""
+
+
+def emit(
+    value: Any, as_json: bool, table: RenderableType | Callable[[], RenderableType] | None = None
+) -> None:
+    """Print a value as one line of JSON, or `table`: a rich renderable or plain text.
+
+    Without a table: a line per name of the value. Models and dataclasses are printed as objects.
+    """
+    if as_json:
+        import orjson
+
+        option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+        typer.echo(orjson.dumps(value, default=_plain, option=option).decode())
+        return
+    shown = table() if callable(table) else table
+    if shown is None:
+        shown = "\n".join(f"{name:24} {found}" for name, found in _plain(value).items())
+    if isinstance(shown, str):
+        typer.echo(shown)
+        return
+    from rich.console import Console
+
+    Console().print(shown, highlight=False)
+
+
+def progress(message: str, seconds: float | None = None) -> None:
+    """Print a line of progress to standard error."""
+    from rich.console import Console
+
+    stamp = "" if seconds is None else f"[dim]{seconds:6.1f}s[/dim]  "
+    Console(stderr=True).print(f"{stamp}{message}", highlight=False)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the process with one line and an exit code for every error that a user can fix."""
+    try:
+        yield
+    except AfterclickError as error:
+        _end(error)
+    except ValidationError as error:
+        if error.title != "Settings":
+            raise
+        _end(_bad_setting(error))
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if not module or module in OWN:
+            raise
+        _end(_missing_package(module))
+    except OSError as error:
+        _end(Unavailable(f"{error.filename or 'the system'}: {error.strerror or error}"))
+
+
+def _end(error: AfterclickError) -> NoReturn:
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(f"[red]{type(error).__name__}[/red]:", escape(str(error)), highlight=False)
+    sys.exit(error.exit_code)
+
+
+def _bad_setting(error: ValidationError) -> BadInput:
+    """The first wrong setting, by the name of its environment variable."""
+    problem = error.errors(include_url=False)[0]
+    variable = "AFTERCLICK_" + "__".join(str(part).upper() for part in problem["loc"])
+    return BadInput(f"{variable}: {problem['msg']} (docs/settings.md lists every setting)")
+
+
+def _missing_package(module: str) -> MissingExtra:
+    """Name the extras of this project that install the module."""
+    distribution = _DISTRIBUTIONS.get(module, module.replace("_", "-"))
+    try:
+        lines = requires("afterclick") or []
+    except PackageNotFoundError:
+        lines = []
+    found = [
+        line
+        for line in lines
+        if line.split(";")[0].split("[")[0].strip(" <>=~!.0123456789") == distribution
+    ]
+    extras = sorted(
+        {line.split("extra == ")[1].strip("'\" )") for line in found if "extra == " in line}
+    )
+    names = " or ".join(f"'afterclick[{extra}]'" for extra in extras if extra != "dev")
+    fix = f"pip install {names}" if names else "run `make setup`"
+    return MissingExtra(f"this command needs the package {distribution}: {fix}")
+
+
+def _plain(value: Any) -> Any:
+    """A JSON type for what orjson does not know."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value if isinstance(value, dict) else str(value)

@@ -1,0 +1,146 @@
+"""`afterclick train`, `retrain`, `pipeline`: from the log to a served model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infra.cli.output import AsJson, emit, progress
+
+if TYPE_CHECKING:
+    from training.pipeline import Pipeline
+
+app = typer.Typer()
+pipeline_app = typer.Typer(
+    help="From the log to a served model, step by step.", no_args_is_help=True
+)
+
+
+@app.command()
+def train(as_json: AsJson = False) -> None:
+    """Train on the log and publish the model, unless it is worse than the served one.
+
+    If no model is served yet, a model without its ranker is published first.
+    """
+    start = time.monotonic()
+    with steps_of("train") as steps:
+        report, evaluation, published = steps.run_all()
+    seconds = round(time.monotonic() - start, 1)
+    details = {"etl": report.model_dump(), "evaluation": evaluation.model_dump()}
+    _emit({**published.model_dump(), "seconds": seconds, **details}, as_json)
+
+
+@app.command()
+def retrain(
+    every: Annotated[float, typer.Option(min=1, help="Minutes between trainings.")] = 360.0,
+    events: Annotated[
+        int, typer.Option(min=1, help="New events that start a training earlier.")
+    ] = 50_000,
+) -> None:
+    """Train on a schedule and after new events, until SIGTERM.
+
+    One training at a time, at low priority; its state is in retrain.json in the home folder.
+    """
+    import signal
+    import threading
+
+    import structlog
+
+    from afterclick.settings import Settings
+    from training.schedule import Retrain
+
+    structlog.get_logger().info("scheduled training", every_minutes=every, or_after_events=events)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    Retrain(Settings(), every * 60, events).run(stop)
+
+
+@pipeline_app.command("etl")
+def run_etl(
+    full: Annotated[
+        bool, typer.Option("--full", help="Read the whole log, not only new files.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn the Parquet log into tables: deduplicated, with numeric ids, the k-core, popularity.
+
+    Reads only new files; all files if one of the others has changed.
+    """
+    with steps_of("pipeline etl") as steps:
+        report = steps.etl(full=full)
+    _emit(report.model_dump(), as_json)
+
+
+@pipeline_app.command("train")
+def run_train(as_json: AsJson = False) -> None:
+    """Fit ALS, neighbours, content and the ranker on the newest tables."""
+    with steps_of("pipeline train") as steps:
+        metadata = steps.train()
+    _emit(metadata.model_dump(), as_json)
+
+
+@pipeline_app.command("eval")
+def run_evaluation(as_json: AsJson = False) -> None:
+    """Compare the newest challenger with the champion on the newest interactions."""
+    with steps_of("pipeline eval") as steps:
+        evaluation = steps.evaluate()
+    if not evaluation.passed:
+        progress(f"refused: {evaluation.reason}")
+    _emit(evaluation.model_dump(), as_json)
+
+
+@pipeline_app.command("deploy")
+def run_deploy(as_json: AsJson = False) -> None:
+    """Publish the newest challenger if it passed the gate. Exit code 6 if it was refused."""
+    with steps_of("pipeline deploy") as steps:
+        published = steps.deploy()
+    _emit(published.model_dump(), as_json)
+
+
+@pipeline_app.command("all")
+def run_all(as_json: AsJson = False) -> None:
+    """Run all steps: the same as `afterclick train`."""
+    with steps_of("pipeline all") as steps:
+        report, evaluation, published = steps.run_all()
+    details = {"etl": report.model_dump(), "evaluation": evaluation.model_dump()}
+    _emit({**published.model_dump(), **details}, as_json)
+
+
+@contextmanager
+def steps_of(command: str) -> Iterator[Pipeline]:
+    """The pipeline of this installation, while no other training runs. Raises AlreadyRunning.
+
+    Writes its progress to retrain.json and to standard error.
+    """
+    import os
+    from functools import partial
+
+    from afterclick.settings import Settings
+    from training.pipeline import Pipeline
+    from training.publish import champion
+    from training.workspace import report_progress, training_lock
+
+    settings = Settings()
+    lower_priority = partial(os.nice, 5)
+    if champion(settings.kafka) is not None:  # the API goes first; the first model is urgent
+        lower_priority()
+    start = time.monotonic()
+    owner = f"`afterclick {command}`"
+    with training_lock(settings.home, owner), report_progress(settings.home) as write:
+
+        def report(message: str) -> None:
+            write(message)
+            progress(message, time.monotonic() - start)
+
+        yield Pipeline(settings, report, lower_priority)
+
+
+def _emit(value: dict[str, Any], as_json: bool) -> None:
+    """Progress has been printed: without --json there is nothing to add."""
+    if as_json:
+        emit(value, as_json)
