@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measure: real servers, real load.", no_args_is_help=True)
 
 
-
 @app.callback()
 def bench() -> None:
     """Measure: real servers, real load."""
@@ -198,8 +197,7 @@ def faults(
         f"recovery {case['recovery_s']:5.1f} s  {case['note']}"
         for case in figures["cases"]
     )
-    emit(figures, as_json, "
-".join(lines))
+    emit(figures, as_json, "\n".join(lines))
     if not figures["passed"]:
         raise typer.Exit(1)
 

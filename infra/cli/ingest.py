@@ -112,8 +112,8 @@ def people(
     ensure_topics(settings)
     tastes = {user.user_id: user.tastes for user in demo_users()}
     data = sort_by_time(chosen, settings.home)
-    period = {"until_ms": _ms(until), "rebased": clock == "rebased"}
-    seeded = seed_demo_users(chosen, data, settings, tastes, **period)
+    rebased = clock == "rebased"
+    seeded = seed_demo_users(chosen, data, settings, tastes, until_ms=_ms(until), rebased=rebased)
     reviews = {user_id: similar.reviews for user_id, similar in seeded.items()}
     lines = [f"{user.name}: {_history(seeded.get(user.user_id))}" for user in demo_users()]
     emit({"people": reviews, "sent": sum(reviews.values())}, as_json, "\n".join(lines))
