@@ -1,6 +1,6 @@
-"""The charts of the dashboard as ECharts options: what is drawn, from which figures.
+"""The charts of the dashboard as ECharts options.
 
-Colours are those of the style sheet, chosen to be legible on both light and dark.
+The colours are those of the style sheet, legible on light and dark backgrounds.
 """
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ from afterclick.arrays import Json
 TEXT = "#757e8d"
 LINE = "#7d869633"
 COLOURS = ("#4c66e0", "#0d9a6c", "#e58a00", "#a83fbd", "#d0455e", "#2a9fb8")
+_ROOT_FONT_SIZE = "getComputedStyle(document.documentElement).fontSize"
 FONT = {
-    ":fontSize": "Math.round(0.72 * parseFloat(getComputedStyle(document.documentElement).fontSize))",
+    ":fontSize": f"Math.round(0.72 * parseFloat({_ROOT_FONT_SIZE}))",
     ":fontFamily": "getComputedStyle(document.body).fontFamily",
 }
-"""The page's letters, as large as it makes them: a canvas inherits nothing."""
-WORDS = {"color": TEXT, **FONT}
-POINTS = 180
-"""Most points of a curve that are sent; a longer past is thinned."""
+"""Font of the page: a canvas does not inherit it."""
+TEXT_STYLE = {"color": TEXT, **FONT}
+MAX_POINTS = 180
+"""Points per curve that are sent; longer histories are downsampled."""
 Cell = float | int | None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a chart: its name, and the path to its value in a figures message."""
+    """A line of a chart: its name, and the path to its value in a figures message."""
 
     name: str
     path: tuple[str, ...]
 
     def value(self, figures: Json) -> float | None:
-        found: Any = figures
+        value: Any = figures
         for key in self.path:
-            found = found.get(key) if isinstance(found, dict) else None
-        return found if isinstance(found, int | float) else None
+            value = value.get(key) if isinstance(value, dict) else None
+        return value if isinstance(value, int | float) else None
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart over time: of fixed curves, or of the entries of a `group` of the figures."""
+    """A chart over time with fixed curves, or one curve per entry of a `group` of the figures."""
 
     key: str
     title: str
@@ -51,16 +52,17 @@ class Chart:
     group: str = ""
     logarithmic: bool = False
     stacked: bool = False
-    """Whether the curves are parts of a hundred."""
+    """The curves are percentages that add up to 100."""
 
-    def drawn(self, past: Sequence[Json]) -> tuple[Curve, ...]:
-        """The curves; of a group the largest, as many as there are colours."""
+    def shown_curves(self, history: Sequence[Json]) -> tuple[Curve, ...]:
+        """The curves; of a group the largest, one per colour."""
         if not self.group:
             return self.curves
         sums: Counter[str] = Counter()
-        for figures in past:
+        for figures in history:
             sums.update(figures.get(self.group) or {})
-        return tuple(Curve(name, (self.group, name)) for name in sorted(_most(sums, len(COLOURS))))
+        largest = [name for name, _ in sums.most_common(len(COLOURS))]
+        return tuple(Curve(name, (self.group, name)) for name in sorted(largest))
 
 
 TIME_CHARTS = (
@@ -72,7 +74,7 @@ TIME_CHARTS = (
     ),
     Chart(
         "freshness",
-        "Freshness by stage (p50), and in all (p99)",
+        "Freshness by stage (p50), and in total (p99)",
         "ms",
         (
             Curve("log", ("freshness_ms", "stages", "log", "p50")),
@@ -85,7 +87,7 @@ TIME_CHARTS = (
     ),
     Chart(
         "latency",
-        "Latency of the API, and log to pushed list",
+        "API latency, and log to pushed list",
         "ms",
         (
             Curve("request p50", ("latency_ms", "p50")),
@@ -94,40 +96,40 @@ TIME_CHARTS = (
         ),
         logarithmic=True,
     ),
-    Chart("lag", "Lag: in the log but not in the state", "events", (Curve("lag", ("lag",)),)),
+    Chart("lag", "Lag: in the log, not yet applied", "events", (Curve("lag", ("lag",)),)),
     Chart("ctr", "CTR by source and model, last minute", "%", group="ctr"),
-    Chart("shares", "Departments of events, last minute", "%", group="departments", stacked=True),
+    Chart("shares", "Events by department, last minute", "%", group="departments", stacked=True),
 )
 
 
-def time_options(chart: Chart, past: Iterable[Json]) -> Json:
-    """A line chart of `chart.drawn` over `past`."""
-    figures = thinned(list(past))
-    curves = chart.drawn(figures)
+def time_options(chart: Chart, history: Iterable[Json]) -> Json:
+    """A line chart of the figures in `history`."""
+    figures = downsample(list(history))
+    curves = chart.shown_curves(figures)
     return {
         "animation": False,
-        "textStyle": WORDS,
+        "textStyle": TEXT_STYLE,
         "color": [*COLOURS],
         "grid": {"left": 8, "right": 16, "top": "18%", "bottom": 4, "containLabel": True},
         "legend": {
             "type": "scroll",
             "top": 0,
             "left": 0,
-            "textStyle": WORDS,
+            "textStyle": TEXT_STYLE,
             "icon": "roundRect",
             "itemHeight": 4,
         },
-        "tooltip": _hover(chart.unit),
+        "tooltip": _tooltip(chart.unit),
         "xAxis": {
             "type": "time",
             "axisLine": {"lineStyle": {"color": LINE}},
-            "axisLabel": {**WORDS, "hideOverlap": True},
+            "axisLabel": {**TEXT_STYLE, "hideOverlap": True},
             "splitNumber": 4,
         },
         "yAxis": {
             "type": "log" if chart.logarithmic else "value",
             "splitLine": {"lineStyle": {"color": LINE}},
-            "axisLabel": WORDS,
+            "axisLabel": TEXT_STYLE,
             "max": 100 if chart.stacked else None,
         },
         "dataset": {"source": rows(chart, curves, figures)},
@@ -135,44 +137,44 @@ def time_options(chart: Chart, past: Iterable[Json]) -> Json:
     }
 
 
-def rows(chart: Chart, curves: Sequence[Curve], past: Sequence[Json]) -> list[list[Cell]]:
-    """[milliseconds, a value per curve] per figures message; None where there is none."""
+def rows(chart: Chart, curves: Sequence[Curve], history: Sequence[Json]) -> list[list[Cell]]:
+    """Per figures message: [time in ms, a value per curve]; None for a missing value."""
     return [
-        [round(figures["time"] * 1000), *(_drawn(chart, curve.value(figures)) for curve in curves)]
-        for figures in past
+        [round(f["time"] * 1000), *(_plotted(chart, curve.value(f)) for curve in curves)]
+        for f in history
     ]
 
 
-def _drawn(chart: Chart, value: float | None) -> float | None:
-    """A value as it is drawn: a log axis begins at 0.01, and what is no part of a stack is 0 of it."""
+def _plotted(chart: Chart, value: float | None) -> float | None:
+    """A value as plotted: log axes are clamped at 0.01; missing stack parts are 0."""
     if value is None:
         return 0.0 if chart.stacked else None
     return round(max(value, 0.01) if chart.logarithmic else value, 2)
 
 
-def thinned(past: Sequence[Json]) -> Sequence[Json]:
-    """At most POINTS of them, evenly, the newest among them."""
-    every = -(-len(past) // POINTS)
-    return past[::-1][::every][::-1] if every > 1 else past
+def downsample(history: Sequence[Json]) -> Sequence[Json]:
+    """At most MAX_POINTS evenly spaced entries, including the newest."""
+    step = -(-len(history) // MAX_POINTS)
+    return history[::-1][::step][::-1] if step > 1 else history
 
 
-def race_options(rows: Sequence[tuple[str, float]]) -> Json:
-    """A bar race: the longest bar on top; bars slide when the order changes."""
+def leaderboard_options(rows: Sequence[tuple[str, float]]) -> Json:
+    """Bars sorted by length, which move when the order changes."""
     return {
         "animationDurationUpdate": 600,
-        "textStyle": WORDS,
+        "textStyle": TEXT_STYLE,
         "grid": {"left": 8, "right": 48, "top": 4, "bottom": 4, "containLabel": True},
-        "tooltip": {**_hover(""), "trigger": "item"},
+        "tooltip": {**_tooltip(""), "trigger": "item"},
         "xAxis": {
             "type": "value",
             "splitLine": {"lineStyle": {"color": LINE}},
-            "axisLabel": {**WORDS, "hideOverlap": True},
+            "axisLabel": {**TEXT_STYLE, "hideOverlap": True},
         },
         "yAxis": {
             "type": "category",
             "inverse": True,
             "data": [name for name, _ in rows],
-            "axisLabel": {**WORDS, "width": 190, "overflow": "truncate"},
+            "axisLabel": {**TEXT_STYLE, "width": 190, "overflow": "truncate"},
             "animationDurationUpdate": 300,
         },
         "series": [
@@ -181,7 +183,7 @@ def race_options(rows: Sequence[tuple[str, float]]) -> Json:
                 "realtimeSort": True,
                 "barCategoryGap": "30%",
                 "itemStyle": {"color": COLOURS[0], "borderRadius": [0, 4, 4, 0]},
-                "label": {"show": True, "position": "right", "valueAnimation": True, **WORDS},
+                "label": {"show": True, "position": "right", "valueAnimation": True, **TEXT_STYLE},
                 "data": [round(value, 1) for _, value in rows],
             }
         ],
@@ -201,16 +203,13 @@ def _series(chart: Chart, curve: Curve, column: int) -> Json:
     }
 
 
-def _hover(unit: str) -> Json:
-    """What is said where one points: every curve's value with its unit."""
+def _tooltip(unit: str) -> Json:
+    """The tooltip: the value of every curve with its unit."""
+    value = "value == null ? '-' : (+value).toLocaleString('en')"
     return {
         "trigger": "axis",
         "backgroundColor": "#161a21f2",
         "borderWidth": 0,
         "textStyle": {"color": "#e9ecf1", **FONT},
-        ":valueFormatter": f"(value) => value == null ? '-' : (+value).toLocaleString('en') + ' {unit}'",
+        ":valueFormatter": f"(value) => {value} + ' {unit}'",
     }
-
-
-def _most(sums: Counter[str], count: int) -> list[str]:
-    return [name for name, _ in sums.most_common(count)]

@@ -1,4 +1,4 @@
-"""The toy users of the shop: a name, a story, tastes.
+"""The demo users of the shop: a name, a story and tastes.
 
 reads   file  ui/demo_users.json
 """
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 
 class DemoUser(BaseModel):
-    """Somebody to try the shop as. `tastes` are names of categories, broad to narrow."""
+    """A user to try the shop with. `tastes` are category names, broad to narrow."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,10 +27,10 @@ _USERS = TypeAdapter(tuple[DemoUser, ...])
 
 @cache
 def demo_users() -> tuple[DemoUser, ...]:
-    """Everybody in demo_users.json."""
+    """All demo users."""
     return _USERS.validate_json(files("ui").joinpath("demo_users.json").read_bytes())
 
 
 def demo_user(user_id: str) -> DemoUser | None:
-    """The toy user of this id, if it is one."""
+    """The demo user with this id, or None."""
     return next((user for user in demo_users() if user.user_id == user_id), None)

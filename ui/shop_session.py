@@ -1,4 +1,4 @@
-"""One browser's visit to the shop: whose list is shown, what they did, and what each deed changed."""
+"""The state of one shop page: the user, the list, the user's actions and what each changed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,31 @@ from itertools import islice
 from afterclick.api import Cause, ItemSummary, PushedList, Recommendations, RecommendedItem
 from afterclick.arrays import Json
 from afterclick.events import new_id, stable_id
-from ui.api import Api
-from ui.cards import bar_scale, card, item_url, sureness, title_of
-from ui.changes import ListChange, because, compare
+from ui.cards import (
+    VERBS,
+    ListChange,
+    bar_scale,
+    card,
+    compare_lists,
+    confidence,
+    describe_cause,
+    item_url,
+    title_of,
+)
 from ui.demo_users import demo_user
+from ui.gateway import ShopClient
 
 TIMELINE_LENGTH = 40
 GUEST = "guest-"
 UNDO = "undo"
-TOGETHER = "in one list with what came next"
-PAST = 3
-"""Items in the past of a toy user."""
+INCLUDED = "included in the next list"
+"""Effect of an action whose event reached the state together with a later one."""
+SEEDED_LIKES = 3
 
 
 @dataclass
-class Deed:
-    """Something the user did, and what came of it."""
+class UserAction:
+    """One action of the user and its effect on the list."""
 
     event_id: str
     action: str
@@ -42,14 +51,20 @@ class Deed:
 
     @property
     def can_be_undone(self) -> bool:
-        """Whether it stands, so that an undo would take it back."""
+        """True if the action counts, so that an undo changes the list."""
         return not (self.undone or self.failed or self.action == UNDO)
 
-    def row(self) -> Json:
-        """The deed as the timeline shows it."""
+    @property
+    def verb(self) -> str:
+        """The action in the past tense."""
+        return VERBS.get(self.action, self.action)
+
+    def timeline_row(self) -> Json:
+        """The action as the timeline shows it."""
         return {
             "id": self.event_id,
             "action": self.action,
+            "verb": self.verb,
             "title": self.title,
             "effect": self.effect,
             "position": self.position,
@@ -61,179 +76,177 @@ class Deed:
 
 
 class ShopSession:
-    """The state behind one page. Knows the API, nothing of the browser."""
+    """The state of one page, independent of the browser."""
 
-    def __init__(self, api: Api, user_id: str, list_length: int = 12) -> None:
-        self._api = api
+    def __init__(self, client: ShopClient, user_id: str, list_length: int = 12) -> None:
+        self._client = client
         self.list_length = list_length
         self.session_id = new_id()
-        self.timeline: deque[Deed] = deque(maxlen=TIMELINE_LENGTH)
-        self._known: dict[str, ItemSummary] = {}
-        self.become(user_id)
+        self.timeline: deque[UserAction] = deque(maxlen=TIMELINE_LENGTH)
+        self._items: dict[str, ItemSummary] = {}
+        self.switch_user(user_id)
 
-    def become(self, user_id: str) -> None:
-        """Forget this visit and start one as somebody else."""
-        person = demo_user(user_id)
+    def switch_user(self, user_id: str) -> None:
+        """Reset the session for another user."""
+        user = demo_user(user_id)
         self.user_id = user_id
-        self.name = person.name if person else user_id
-        self.story = person.story if person else ""
-        self.interests = person.tastes if person else ()
+        self.name = user.name if user else user_id
+        self.story = user.story if user else ""
+        self.interests = user.tastes if user else ()
         self.shown: Recommendations | None = None
         self.change = ListChange({}, (), ())
-        self.headline = self.because = ""
+        self.headline = self.cause = ""
         self.answered = ""
         self.stamps: dict[str, float] = {}
         self.timeline.clear()
 
     @property
     def is_guest(self) -> bool:
-        """Somebody new, who may say what they like."""
+        """True for a new user, who can pick interests."""
         return self.user_id.startswith(GUEST)
 
     async def load(self) -> None:
-        """Fetch the list and the history, for the first paint; deeds on the timeline are there once."""
+        """Fetch the list and the history; each event is added to the timeline once."""
         self._show(await self.preview())
-        events = (await self._api.history(self.user_id)).events[:TIMELINE_LENGTH]
-        told = {deed.event_id for deed in self.timeline}
-        for past in reversed([event for event in events if event.event_id not in told]):
-            known = self._known.get(past.item_id)
-            title = past.title or (title_of(known) if known else past.item_id)
-            self._add(Deed(past.event_id, past.action, past.item_id, title))
+        events = (await self._client.history(self.user_id)).events[:TIMELINE_LENGTH]
+        known = {action.event_id for action in self.timeline}
+        for event in reversed([event for event in events if event.event_id not in known]):
+            title = event.title or self.title(event.item_id)
+            self._add(UserAction(event.event_id, event.action, event.item_id, title))
 
     async def preview(self) -> Recommendations:
-        """The list as it is now. What the feed pushes a moment later is what counts as shown."""
-        return await self._api.preview(self.user_id, self.list_length, self.interests)
+        """The current list. The list that the feed pushes a moment later counts as shown."""
+        return await self._client.preview(self.user_id, self.list_length, self.interests)
 
-    async def give_past(self) -> None:
-        """A toy user without history likes the favourite of each of some tastes: so their story is true.
+    async def seed_history(self) -> None:
+        """Like the most popular item of a few tastes, for a demo user without history.
 
-        The event ids depend on user and taste alone: done twice, it counts once.
+        Event ids depend on user and taste only, so repeating it has no effect.
         """
         if self.timeline or demo_user(self.user_id) is None:
             return
         liked: set[str] = set()
         for taste in self.interests:
-            best = (await self._api.popular(PAST, category=taste)).items
-            fresh = next((item for item in best if item.item_id not in liked), None)
-            if fresh and len(liked) < PAST:
-                liked.add(fresh.item_id)
-                self.know(fresh)
-                await self.act(
-                    fresh.item_id, "like", event_id=stable_id("demo", self.user_id, taste)
-                )
+            popular = (await self._client.popular(SEEDED_LIKES, category=taste)).items
+            item = next((item for item in popular if item.item_id not in liked), None)
+            if item and len(liked) < SEEDED_LIKES:
+                liked.add(item.item_id)
+                self.remember(item)
+                event_id = stable_id("demo", self.user_id, taste)
+                await self.act(item.item_id, "like", event_id=event_id)
 
-    async def act(self, item_id: str, action: str, token: str = "", event_id: str = "") -> Deed:
-        """Tell the API what the user did. Raises what the API raises, and marks the deed as failed."""
-        deed = Deed(event_id or new_id(), action, item_id, self.title(item_id), token)
-        self._add(deed)
-        shown = self.shown.impression_id if self.shown and not event_id and action != UNDO else None
+    async def act(
+        self, item_id: str, action: str, token: str = "", event_id: str = ""
+    ) -> UserAction:
+        """Send an action to the API. On an error, marks the action as failed and raises."""
+        done = UserAction(event_id or new_id(), action, item_id, self.title(item_id), token)
+        self._add(done)
+        from_list = self.shown and not event_id and action != UNDO
         try:
-            accepted = await self._api.feedback(
-                *(self.user_id, item_id, action),
-                event_id=deed.event_id,
+            accepted = await self._client.feedback(
+                self.user_id,
+                item_id,
+                action,
+                event_id=done.event_id,
                 session_id=self.session_id,
-                impression_id=shown,
+                impression_id=self.shown.impression_id if self.shown and from_list else None,
             )
-            deed.position = accepted.position
+            done.position = accepted.position
         except Exception:
-            deed.failed = True
+            done.failed = True
             self._mark_undone()
             raise
-        return deed
+        return done
 
-    async def undo(self, event_id: str, token: str = "") -> Deed | None:
-        """Take back a deed and all that was done to the same item. None where it does not stand."""
-        deed = next((d for d in self.timeline if d.event_id == event_id and d.can_be_undone), None)
-        return await self.act(deed.item_id, UNDO, token) if deed else None
+    async def undo(self, event_id: str, token: str = "") -> UserAction | None:
+        """Undo all actions on the item of this event. Returns None if there is nothing to undo."""
+        action = next(
+            (a for a in self.timeline if a.event_id == event_id and a.can_be_undone), None
+        )
+        return await self.act(action.item_id, UNDO, token) if action else None
 
     @property
-    def last_deed(self) -> Deed | None:
-        """The newest deed that stands."""
-        return next((deed for deed in self.timeline if deed.can_be_undone), None)
+    def last_action(self) -> UserAction | None:
+        """The newest action that can be undone."""
+        return next((action for action in self.timeline if action.can_be_undone), None)
 
     def receive(self, pushed: PushedList) -> None:
-        """Take over a list that the API pushed, and say what changed and why."""
+        """Show a list that the API pushed, and describe the change and its cause."""
         received_ms = time.time() * 1000
         before = [item.item_id for item in self.shown.items] if self.shown else []
         self._show(pushed)
         after = self.shown.items if self.shown else ()
-        self.change = compare(before, [item.item_id for item in after])
+        self.change = compare_lists(before, [item.item_id for item in after])
         if pushed.cause:
             self._explain(pushed.cause)
             self.stamps |= {**pushed.cause.stamps_ms, "received": received_ms}
 
     def title(self, item_id: str) -> str:
-        known = self._known.get(item_id)
-        return title_of(known) if known else item_id
+        item = self._items.get(item_id)
+        return title_of(item) if item else item_id
 
     def cards(self) -> list[Json]:
         """The list as cards."""
-        items = self.shown.items if self.shown else ()
-        scale = bar_scale(items)
-        return [
-            card(
-                item,
-                n,
-                scale,
-                self.change.moved.get(item.item_id, 0),
-                item.item_id in self.change.entered,
-            )
-            | {"href": item_url(item.item_id, self.user_id), "sure": self._sureness(item)}
-            for n, item in enumerate(items, start=1)
-        ]
+        if not self.shown:
+            return []
+        scale = bar_scale(self.shown.items)
+        return [self._card(item, rank, scale) for rank, item in enumerate(self.shown.items, 1)]
 
-    def _sureness(self, item: RecommendedItem) -> Json | None:
-        return sureness(item, self.shown) if self.shown else None
+    def _card(self, item: RecommendedItem, rank: int, scale: float) -> Json:
+        moved = self.change.moved.get(item.item_id, 0)
+        return card(item, rank, scale, moved, item.item_id in self.change.entered) | {
+            "href": item_url(item.item_id, self.user_id),
+            "confidence": confidence(item, self.shown) if self.shown else None,
+        }
 
     def shown_item(self, item_id: str) -> RecommendedItem | None:
-        """The item of this id in the list on the screen."""
+        """The item with this id in the current list."""
         items = self.shown.items if self.shown else ()
         return next((item for item in items if item.item_id == item_id), None)
 
-    def know(self, *items: ItemSummary) -> None:
-        """Remember items for their titles."""
-        self._known |= {item.item_id: item for item in items}
+    def remember(self, *items: ItemSummary) -> None:
+        """Store items for the titles of later actions."""
+        self._items |= {item.item_id: item for item in items}
 
-    def _add(self, deed: Deed) -> None:
-        self.timeline.appendleft(deed)
+    def _add(self, action: UserAction) -> None:
+        self.timeline.appendleft(action)
         self._mark_undone()
 
-    def _settle_before(self, deed: Deed) -> None:
-        """Events of a user take effect in their order: what was waiting came with this one's list."""
-        for older in islice(self.timeline, self.timeline.index(deed) + 1, None):
+    def _mark_older_included(self, action: UserAction) -> None:
+        """Events of a user are applied in order: older ones without effect came with this list."""
+        for older in islice(self.timeline, self.timeline.index(action) + 1, None):
             if older.position and not older.effect:
-                older.effect = TOGETHER
+                older.effect = INCLUDED
 
     def _mark_undone(self) -> None:
-        """Mark what a later undo of the same item has taken back."""
-        taken_back: set[str] = set()
-        for deed in self.timeline:
-            deed.undone = deed.item_id in taken_back
-            if deed.action == UNDO and not deed.failed:
-                taken_back.add(deed.item_id)
+        """Mark the actions that a later undo of the same item has undone."""
+        undone: set[str] = set()
+        for action in self.timeline:
+            action.undone = action.item_id in undone
+            if action.action == UNDO and not action.failed:
+                undone.add(action.item_id)
 
     def _show(self, answer: Recommendations) -> None:
         if not answer.items and self.shown and self.shown.items:
-            return  # an API that has just begun knows nothing yet: the last list is better than none
+            return  # a restarted API returns empty lists at first: keep the last one
         self.shown = answer
-        self.know(*answer.items)
+        self.remember(*answer.items)
 
     def _explain(self, cause: Cause) -> None:
-        deed = next((d for d in self.timeline if d.event_id == cause.event_id), None)
-        title = (
-            deed.title
-            if deed
-            else cause.title or (self.title(cause.item_id) if cause.item_id else None)
-        )
-        if deed is None and cause.item_id and cause.action:
-            deed = Deed(cause.event_id, cause.action, cause.item_id, title or cause.item_id)
-            self._add(deed)
-        elif deed and deed.answered_ms is None:
-            deed.answered_ms = (time.perf_counter() - deed.sent) * 1000
-            self.answered = deed.token
-            self.stamps = {"handled": deed.sent_ms}
-        if deed:
-            deed.effect = self.change.summary()
-            self._settle_before(deed)
-        self.because = because(cause.action, title)
-        self.headline = f"Because {self.because}: {self.change.summary()}"
+        """Update the headline, and the timeline entry of the action that caused the list."""
+        action = next((a for a in self.timeline if a.event_id == cause.event_id), None)
+        title = action.title if action else cause.title
+        if title is None and cause.item_id:
+            title = self.title(cause.item_id)
+        if action is None and cause.item_id and cause.action:
+            action = UserAction(cause.event_id, cause.action, cause.item_id, title or cause.item_id)
+            self._add(action)
+        elif action and action.answered_ms is None:
+            action.answered_ms = (time.perf_counter() - action.sent) * 1000
+            self.answered = action.token
+            self.stamps = {"handled": action.sent_ms}
+        if action:
+            action.effect = self.change.summary()
+            self._mark_older_included(action)
+        self.cause = describe_cause(cause.action, title)
+        self.headline = f"Because {self.cause}: {self.change.summary()}"

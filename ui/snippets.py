@@ -1,4 +1,4 @@
-"""The calls behind what is on the screen, ready to paste: curl and Python."""
+"""The API calls of the page as curl and Python code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from afterclick.arrays import Json
 
 KEY = "AFTERCLICK_UI__API_KEY"
-"""The variable in which a snippet expects the key."""
+"""Environment variable with the API key that the snippets use."""
 
 
 @dataclass(frozen=True)
@@ -25,32 +25,32 @@ class Snippet:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where the API answers, and whether it asks for a key; the key itself is never shown."""
+    """URL of the API, and whether it requires a key. The key itself is never shown."""
 
     url: str
     keyed: bool = False
 
     @property
     def curl(self) -> str:
-        """`curl`, with the key where one is needed."""
+        """The curl command, with the key if required."""
         return f'curl -s -H "authorization: Bearer ${KEY}"' if self.keyed else "curl -s"
 
     @property
     def imports(self) -> str:
         return "import json, os, urllib.request" if self.keyed else "import json, urllib.request"
 
-    def headers(self, **more: str) -> str:
-        """A Python dict of headers, as source."""
-        rows = [f"{name.replace('_', '-')!r}: {value!r}" for name, value in more.items()]
+    def headers(self, **values: str) -> str:
+        """Source code of a dict of headers."""
+        rows = [f"{name.replace('_', '-')!r}: {value!r}" for name, value in values.items()]
         if self.keyed:
             rows.append(f"'authorization': 'Bearer ' + os.environ[{KEY!r}]")
         return "{" + ", ".join(rows) + "}"
 
 
 def list_snippet(api: Endpoint, user_id: str, n: int, interests: Sequence[str]) -> Snippet:
-    """The list on the screen."""
+    """The list of the page."""
     query = urlencode(
-        [("user_id", user_id), ("n", n), *(("interests", taste) for taste in interests)]
+        [("user_id", user_id), ("n", n), *(("interests", interest) for interest in interests)]
     )
     url = f"{api.url}/recommendations?{query}"
     call = f"urllib.request.Request({url!r}, headers={api.headers()})" if api.keyed else repr(url)
@@ -60,12 +60,13 @@ def list_snippet(api: Endpoint, user_id: str, n: int, interests: Sequence[str]) 
         f"{api.imports}\n\n"
         f"with urllib.request.urlopen({call}) as response:\n"
         "    for item in json.load(response)['items']:\n"
-        "        print(round(item['score'], 3), item['title'] or item['item_id'], item['reason'])\n",
+        "        name = item['title'] or item['item_id']\n"
+        "        print(round(item['score'], 3), name, item['reason'])\n",
     )
 
 
 def feedback_snippet(api: Endpoint, user_id: str, item_id: str) -> Snippet:
-    """A like of the first item."""
+    """A like of an item."""
     body: Json = {"user_id": user_id, "item_id": item_id, "action": "like"}
     return Snippet(
         "A like",
@@ -80,22 +81,22 @@ def feedback_snippet(api: Endpoint, user_id: str, item_id: str) -> Snippet:
 
 
 def watch_snippet(api: Endpoint, user_id: str) -> Snippet:
-    """The list each time it changes."""
+    """The list, after each change."""
     url = (
         "ws"
         + api.url.removeprefix("http")
         + "/ws/recommendations?"
         + urlencode({"user_id": user_id})
     )
-    more = f", additional_headers={api.headers()}" if api.keyed else ""
-    plain = f"python -m websockets {shlex.quote(url)}"
+    headers = f", additional_headers={api.headers()}" if api.keyed else ""
+    command = f"python -m websockets {shlex.quote(url)}"
     return Snippet(
-        "Watch it change",
-        "# see the Python call: this client sends no key" if api.keyed else plain,
+        "Watch the list",
+        "# use the Python code: this client cannot send a key" if api.keyed else command,
         f"import asyncio, json{', os' if api.keyed else ''}\n"
         "from websockets.asyncio.client import connect\n\n\n"
         "async def main():\n"
-        f"    async with connect({url!r}{more}) as socket:\n"
+        f"    async with connect({url!r}{headers}) as socket:\n"
         "        async for message in socket:\n"
         "            pushed = json.loads(message)\n"
         "            print(pushed['cause'], [item['item_id'] for item in pushed['items']])\n\n\n"

@@ -182,7 +182,7 @@ def _open_shop(page: Page, url: str) -> None:
 def _like(page: Page, url: str, likes: int) -> list[dict[str, float]]:
     """Like items one by one, each after the previous list is on the screen; the times per like."""
     _open_shop(page, url)
-    page.wait_for_function("document.querySelector('.ac-pulse')?.innerText.trim() === 'live'")
+    page.wait_for_function("document.querySelector('.ac-connection')?.innerText.trim() === 'live'")
     for n in range(WARM_UP + likes):
         page.locator(".ac-card").nth(n % 5).locator("[data-action=like]").click()
         page.wait_for_function("n => (window.afterclickStages ?? []).length > n", arg=n)

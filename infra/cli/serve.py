@@ -44,7 +44,7 @@ def ui_command(
 ) -> None:
     """Serve the shop and the live dashboard; needs the API (`afterclick serve`)."""
     from afterclick.settings import Settings
-    from ui.app import serve as run
+    from ui.web_app import serve as run
 
     run(Settings().ui.model_copy(update=_given(host=host, port=port, api_url=api_url)))
 

@@ -1,4 +1,4 @@
-"""The whole product, real, for a browser: Kafka, Valkey, the stream job, the API, the pages, Chromium."""
+"""The real stack for a browser: Kafka, Valkey, stream job, API, pages, Chromium."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from infra.benchmarks.ui_latency import CHROMIUM_FLAGS
 from infra.embedded.ports import free_port
 from infra.embedded.process import Process
 from infra.topics_admin import delete_topics, ensure_topics
-from tests.ui.shop_world import ShopWorld, open_shop
+from tests.ui.generated_shop import GeneratedShop, publish_shop
 from tests.waiting import REDIS_S, wait_until
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -36,12 +36,12 @@ CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 
 @dataclass(frozen=True)
 class Shop:
-    """A running installation with a generated shop in it."""
+    """A running stack with a generated shop."""
 
     url: str
     api_url: str
     settings: Settings
-    world: ShopWorld
+    generated: GeneratedShop
     processes: dict[str, Process]
 
 
@@ -49,24 +49,24 @@ class Shop:
 def shop(
     broker: str, redis_url: str, jars: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Shop]:
-    """`afterclick stream`, `serve` and `ui` on the run's Kafka and Valkey, with its shop's events counted."""
+    """`afterclick stream`, `serve` and `ui` on the session's Kafka and Valkey."""
     home = tmp_path_factory.mktemp("shop")
     settings = _settings(broker, redis_url, jars, home)
     ensure_topics(settings)
-    world = open_shop(settings)
+    generated = publish_shop(settings)
     with ExitStack() as stack:
         processes = {name: _run(stack, name, settings, home) for name in ("stream", "serve", "ui")}
-        shop = Shop(_ui_url(settings), settings.ui.api_url, settings, world, processes)
+        shop = Shop(_ui_url(settings), settings.ui.api_url, settings, generated, processes)
         processes["serve"].wait_ready(lambda: answers(f"{shop.api_url}/health/live"), 240)
         processes["ui"].wait_ready(lambda: answers(f"{shop.url}/health/live"), 240)
-        wait_until(lambda: _counted(shop) == world.reviews, 240, what="every review counted")
+        wait_until(lambda: _counted(shop) == generated.reviews, 240, what="every review counted")
         yield shop
     delete_topics(settings.kafka)
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A browser for one module: while it runs, this thread has Playwright's loop; others want their own."""
+    """A browser per module: Playwright occupies the event loop of this thread while it runs."""
     with sync_playwright() as playwright:
         expect.set_options(timeout=45_000)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
@@ -76,7 +76,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def context(chromium: Browser) -> Iterator[BrowserContext]:
-    """A browser window of this test's own."""
+    """A browser context per test."""
     context = chromium.new_context(
         viewport={"width": 1440, "height": 900}, reduced_motion="no-preference"
     )
@@ -87,7 +87,7 @@ def context(chromium: Browser) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext) -> Iterator[Page]:
-    """A tab that must end without an error in its console and without having asked another host."""
+    """A tab; the test fails on console errors and on requests to other hosts."""
     page = context.new_page()
     errors: list[str] = []
     hosts: set[str] = set()
@@ -98,11 +98,11 @@ def page(context: BrowserContext) -> Iterator[Page]:
     page.on("request", lambda request: hosts.add(request.url.split("/")[2].split(":")[0]))
     yield page
     assert not errors
-    assert hosts <= {"127.0.0.1", ""}, f"the page asked {hosts}"
+    assert hosts <= {"127.0.0.1", ""}, f"requests to {hosts}"
 
 
 def get(url: str) -> Any:
-    """The JSON that a GET answers."""
+    """The JSON of a GET."""
     with urllib.request.urlopen(url, timeout=10) as response:
         return json.load(response)
 
@@ -116,7 +116,7 @@ def answers(url: str) -> bool:
 
 
 def new_shopper() -> str:
-    """A user id that nobody has used."""
+    """A new user id."""
     return f"visitor-{uuid4().hex[:8]}"
 
 
@@ -146,8 +146,8 @@ def _ui_url(settings: Settings) -> str:
 
 
 def _counted(shop: Shop) -> int:
-    """Interactions that the API counts over all items."""
-    ids = [item.item_id for item in shop.snapshot.items]
+    """The sum of the interactions of all items."""
+    ids = [item.item_id for item in shop.generated.items]
     try:
         return sum(get(f"{shop.api_url}/items/{item_id}")["interactions"] for item_id in ids)
     except (urllib.error.URLError, OSError):

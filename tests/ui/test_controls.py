@@ -1,4 +1,4 @@
-"""Receipt, search, item page, interests, comparison, snippets, theme: every control, on the real stack."""
+"""Every control on the real stack: receipt, search, item page, interests, snippets, theme."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.ui.conftest import Shop, get, new_shopper
-from tests.ui.test_shop import listed, press, visit
+from tests.ui.test_shop_page import press, shown_items, visit
 from tests.waiting import wait_until
 
 
-def test_the_receipt_adds_up_and_names_the_deeds(page: Page, shop: Shop) -> None:
+def test_the_receipt_adds_up_and_lists_the_actions(page: Page, shop: Shop) -> None:
     visit(page, shop, new_shopper())
     liked = page.locator(".ac-card .ac-title").first.inner_text()
-    press(page, listed(page)[0], "like")
+    press(page, shown_items(page)[0], "like")
     expect(page.get_by_test_id("headline")).to_contain_text(liked)
     page.locator('[data-action="why"]').first.click()
     receipt = page.get_by_test_id("receipt")
-    expect(receipt).to_contain_text("the parts add up to it")
-    expect(receipt.locator(".ac-deeds")).to_contain_text(f"liked {liked}")
+    expect(receipt).to_contain_text("sum of the contributions")
+    expect(receipt.locator(".ac-user-actions")).to_contain_text(f"liked {liked}")
     expect(receipt.locator(".ac-facts")).to_contain_text("feedback/")
     values = [
         cell.replace("\N{MINUS SIGN}", "-")
@@ -33,7 +33,7 @@ def test_the_receipt_adds_up_and_names_the_deeds(page: Page, shop: Shop) -> None
     expect(receipt).not_to_be_visible()
 
 
-def test_search_finds_as_one_types_and_opens_the_item(page: Page, shop: Shop) -> None:
+def test_search_finds_items_while_typing_and_opens_one(page: Page, shop: Shop) -> None:
     user_id = new_shopper()
     visit(page, shop, user_id)
     field = page.get_by_role("combobox", name="Search the shop")
@@ -47,13 +47,13 @@ def test_search_finds_as_one_types_and_opens_the_item(page: Page, shop: Shop) ->
     wait_until(lambda: [event["action"] for event in get(history)["events"]] == ["view", "click"])
 
 
-def test_search_says_when_nothing_is_found(page: Page, shop: Shop) -> None:
+def test_search_shows_that_there_are_no_results(page: Page, shop: Shop) -> None:
     visit(page, shop, new_shopper())
     page.get_by_role("combobox").fill("zzz")
-    expect(page.locator("#search-results")).to_contain_text("Nothing found for “zzz”")
+    expect(page.locator("#search-results")).to_contain_text("No results for “zzz”")
 
 
-def test_the_item_page_shows_counts_and_trend_and_takes_a_like(page: Page, shop: Shop) -> None:
+def test_the_item_page_shows_counts_and_trend_and_sends_a_like(page: Page, shop: Shop) -> None:
     user_id = new_shopper()
     page.goto(f"{shop.url}/item?id=G0001&user={user_id}")
     expect(page.get_by_role("heading", level=1)).to_have_text("Northwind quiet fan 1")
@@ -68,9 +68,7 @@ def test_the_item_page_shows_counts_and_trend_and_takes_a_like(page: Page, shop:
     wait_until(lambda: get(f"{shop.api_url}/items/G0001")["interactions"] > counted)
 
 
-def test_the_item_page_follows_its_counts_and_says_what_its_receipt_would_be(
-    page: Page, shop: Shop
-) -> None:
+def test_the_item_page_updates_its_counts_and_shows_a_receipt(page: Page, shop: Shop) -> None:
     user_id = new_shopper()
     page.goto(f"{shop.url}/item?id=G0006&user={user_id}")
     counts = page.locator(".ac-main").get_by_text("interactions counted")
@@ -79,38 +77,38 @@ def test_the_item_page_follows_its_counts_and_says_what_its_receipt_would_be(
     expect(counts).not_to_have_text(before)
     page.get_by_role("button", name="Why?").click()
     receipt = page.get_by_test_id("receipt")
-    expect(receipt).to_contain_text("the parts add up to it")
+    expect(receipt).to_contain_text("sum of the contributions")
     expect(receipt.get_by_test_id("left-out")).to_be_visible()
     page.keyboard.press("Escape")
-    for heading in ("Who chose this, also chose", "Similar items"):
+    for heading in ("Also chosen by users who chose this", "Similar items"):
         expect(page.get_by_role("heading", name=heading)).to_be_visible()
     page.get_by_role("link", name="Back to the list").click()
     expect(page.locator(".ac-card").first).to_be_visible()
     assert page.url.endswith(f"user={user_id}")
 
 
-def test_an_unknown_item_is_said_in_words(page: Page, shop: Shop) -> None:
+def test_an_unknown_item_is_reported(page: Page, shop: Shop) -> None:
     page.goto(f"{shop.url}/item?id=no/such%20item")
     expect(page.get_by_role("heading", level=1)).to_have_text("There is no item no/such item")
 
 
-def test_interests_of_somebody_new_change_the_list(page: Page, shop: Shop) -> None:
+def test_interests_of_a_new_user_change_the_list(page: Page, shop: Shop) -> None:
     visit(page, shop, "alice")
-    page.locator(".someone-new").click()
+    page.locator(".new-user").click()
     page.get_by_test_id("interests").get_by_text("Remote Controls", exact=True).click()
     expect(page.locator(".ac-card .ac-category").first).to_contain_text("Remote Controls")
     expect(page.locator(".ac-card .ac-reason").first).to_contain_text("Remote Controls")
 
 
-def test_comparison_shows_the_list_beside_those_of_other_policies(page: Page, shop: Shop) -> None:
+def test_the_comparison_shows_the_lists_of_all_policies(page: Page, shop: Shop) -> None:
     visit(page, shop, new_shopper())
-    served = listed(page)[:10]
+    served = shown_items(page)[:10]
     page.get_by_test_id("compare").click()
     comparison = page.get_by_test_id("comparison")
     names = ["Blend", "ALS", "Two towers", "Trending", "Popular"]
     expect(comparison.locator("section h2")).to_have_text(names)
-    expect(comparison.locator('[data-policy="als"] .ac-instead')).to_contain_text("Instead: ")
-    expect(comparison.locator('[data-policy="popular"] .ac-instead')).to_have_count(0)
+    expect(comparison.locator('[data-policy="als"] .ac-fallback')).to_contain_text("Instead: ")
+    expect(comparison.locator('[data-policy="popular"] .ac-fallback')).to_have_count(0)
     first = comparison.locator('[data-policy="blend"] li a').evaluate_all(
         "links => links.map(link => new URL(link.href).searchParams.get('id'))"
     )
@@ -118,7 +116,7 @@ def test_comparison_shows_the_list_beside_those_of_other_policies(page: Page, sh
 
 
 @pytest.mark.parametrize("title", ["This list", "A like"])
-def test_the_python_snippets_run_as_they_stand(page: Page, shop: Shop, title: str) -> None:
+def test_the_python_snippets_run_unchanged(page: Page, shop: Shop, title: str) -> None:
     visit(page, shop, "bob")
     page.get_by_test_id("api").click()
     code = page.locator(f'[data-snippet="{title} python"]').inner_text()
@@ -128,7 +126,7 @@ def test_the_python_snippets_run_as_they_stand(page: Page, shop: Shop, title: st
     assert ("Northwind" in ran.stdout) if title == "This list" else ("feedback/" in ran.stdout)
 
 
-def test_the_curl_snippet_runs_as_it_stands(page: Page, shop: Shop) -> None:
+def test_the_curl_snippet_runs_unchanged(page: Page, shop: Shop) -> None:
     visit(page, shop, "bob")
     page.get_by_test_id("api").click()
     call = page.locator('[data-snippet="This list curl"]').inner_text()
@@ -138,7 +136,7 @@ def test_the_curl_snippet_runs_as_it_stands(page: Page, shop: Shop) -> None:
     assert '"user_id":"bob"' in ran.stdout
 
 
-def test_light_and_dark_are_chosen_by_hand_and_kept(page: Page, shop: Shop) -> None:
+def test_the_theme_can_be_chosen_and_is_stored(page: Page, shop: Shop) -> None:
     visit(page, shop, "alice")
     colour = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(colour)
@@ -151,7 +149,7 @@ def test_light_and_dark_are_chosen_by_hand_and_kept(page: Page, shop: Shop) -> N
 
 
 @pytest.mark.parametrize("width", [360, 768, 1440, 3840])
-def test_nothing_sticks_out_at_any_width(page: Page, shop: Shop, width: int) -> None:
+def test_no_page_overflows_at_any_width(page: Page, shop: Shop, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 900})
     for path in (
         "/?user=alice",

@@ -1,43 +1,58 @@
-"""What a page knows of the visit, without a browser and without an API."""
+"""ShopSession without a browser and without an API."""
 
 from __future__ import annotations
 
 import asyncio
-from unittest.mock import AsyncMock, Mock
+from collections.abc import Sequence
 
-from afterclick.api import Cause, History, HistoryRow, PushedList, RecommendedItem
-from ui.api import Api
-from ui.shop_session import TOGETHER, Deed, ShopSession
+from afterclick.api import Cause, History, HistoryRow, PushedList, Recommendations, RecommendedItem
+from ui.gateway import ShopClient
+from ui.shop_session import INCLUDED, ShopSession, UserAction
 
 
-def a_list(*ids: str, cause: Cause | None = None) -> PushedList:
+def pushed(*ids: str, cause: Cause | None = None) -> PushedList:
     items = tuple(RecommendedItem(item_id=item_id, score=1.0) for item_id in ids)
     return PushedList(user_id="ann", source="personalised", items=items, cause=cause)
 
 
-def test_events_that_came_in_one_list_are_not_said_to_wait() -> None:
-    session = ShopSession(Api("http://127.0.0.1:9"), "ann")
+class OfflineClient(ShopClient):
+    """Returns one list and one history."""
+
+    def __init__(self, *events: HistoryRow) -> None:
+        super().__init__("http://127.0.0.1:9")
+        self._events = events
+
+    async def preview(
+        self, user_id: str, n: int, interests: Sequence[str] = (), policy: str | None = None
+    ) -> Recommendations:
+        return pushed("a")
+
+    async def history(self, user_id: str, n: int | None = None) -> History:
+        return History(user_id=user_id, events=self._events)
+
+
+def test_events_included_in_a_later_list_do_not_wait() -> None:
+    session = ShopSession(OfflineClient(), "ann")
     for n, position in enumerate(("feedback/0/1", "feedback/0/2", "feedback/0/3", "")):
-        session.timeline.appendleft(Deed(f"e{n}", "like", f"i{n}", f"Item {n}", position=position))
-    session.receive(a_list("a", "b"))
-    session.receive(a_list("b", "a", cause=Cause(event_id="e1", item_id="i1", action="like")))
-    assert {deed.event_id: deed.effect for deed in session.timeline} == {
-        "e0": TOGETHER,
+        action = UserAction(f"e{n}", "like", f"i{n}", f"Item {n}", position=position)
+        session.timeline.appendleft(action)
+    session.receive(pushed("a", "b"))
+    session.receive(pushed("b", "a", cause=Cause(event_id="e1", item_id="i1", action="like")))
+    assert {action.event_id: action.effect for action in session.timeline} == {
+        "e0": INCLUDED,
         "e1": "1 up, 1 down",
         "e2": "",
         "e3": "",
     }
-    session.receive(a_list("c", cause=Cause(event_id="e3", item_id="i3", action="like")))
-    effects = {deed.event_id: deed.effect for deed in session.timeline}
-    assert effects["e2"] == TOGETHER
-    assert effects["e1"] == "1 up, 1 down", "what was said of an earlier list stands"
+    session.receive(pushed("c", cause=Cause(event_id="e3", item_id="i3", action="like")))
+    effects = {action.event_id: action.effect for action in session.timeline}
+    assert effects["e2"] == INCLUDED
+    assert effects["e1"] == "1 up, 1 down", "the effect of an earlier list is kept"
 
 
-def test_a_list_loaded_again_tells_no_deed_twice() -> None:
-    past = tuple(HistoryRow(event_id=f"e{n}", item_id=f"i{n}", action="like") for n in (2, 1))
-    history = History(user_id="guest-1", events=past)
-    api = Mock(preview=AsyncMock(return_value=a_list("a")), history=AsyncMock(return_value=history))
-    session = ShopSession(api, "guest-1")
+def test_a_reloaded_list_repeats_no_action() -> None:
+    events = (HistoryRow(event_id=f"e{n}", item_id=f"i{n}", action="like") for n in (2, 1))
+    session = ShopSession(OfflineClient(*events), "guest-1")
 
     async def visit() -> None:
         await session.load()
@@ -45,4 +60,4 @@ def test_a_list_loaded_again_tells_no_deed_twice() -> None:
         await session.load()
 
     asyncio.run(visit())
-    assert [deed.event_id for deed in session.timeline] == ["e2", "e1"]
+    assert [action.event_id for action in session.timeline] == ["e2", "e1"]

@@ -1,8 +1,8 @@
-// The grid of cards. A card moves from where it was to where it is now (FLIP, by the Web Animations API: it measures
-// before and after the change and lets the compositor do the rest, so the new list waits for no animation). NiceGUI renders
-// every component of a page whenever one element changes: v-memo leaves out the cards that are as they were.
+// The grid of cards. Cards move to their new rank with the FLIP technique and the Web Animations API: the positions
+// are measured before and after the change, and the compositor animates, so the new list is on the screen immediately.
+// NiceGUI renders all components of a page when one element changes: v-memo skips unchanged cards.
 // Emits act {item_id, action, token}, undo {event_id, token}, open {item_id} and why {item_id}.
-// Keys on a card: L S B P as on its buttons, U to undo the last deed, W for why, Enter to open, arrows to walk.
+// Keys on a card: L S B P for its buttons, U to undo the last action, W for why, Enter to open, arrows to move the focus.
 
 const ICONS = {
   like: "M12 20.3 4.6 13a4.9 4.9 0 0 1 0-7 4.9 4.9 0 0 1 7 0l.4.5.5-.5a4.9 4.9 0 0 1 7 0 4.9 4.9 0 0 1 0 7Z",
@@ -17,10 +17,10 @@ const ACTIONS = [
   { action: "purchase", label: "Buy", key: "p" },
 ];
 
-// milliseconds since the epoch
+// Milliseconds since the epoch.
 const now = () => performance.timeOrigin + performance.now();
 
-// Runs after the frame that is being made has been painted: a message sent within it comes next.
+// Runs `work` after the current frame is painted: a message posted in the frame is handled next.
 function afterPaint(work) {
   const channel = new MessageChannel();
   channel.port1.onmessage = work;
@@ -36,34 +36,34 @@ export default {
           <span v-else-if="hint" class="ac-hint">{{ hint }}</span>
           <span v-if="onScreenMs !== null" class="ac-ms" data-testid="on-screen-ms">{{ onScreenMs }} ms from click to screen</span>
         </p>
-        <button v-if="undo" type="button" class="ac-button" data-testid="undo-last" title="Take back the last action (U on a card)"
+        <button v-if="undo" type="button" class="ac-button" data-testid="undo-last" title="Undo the last action (U on a card)"
                 :aria-label="'Undo the last action: ' + undoTitle" @click="undoLast">Undo</button>
       </div>
       <ol class="ac-cards" data-testid="cards">
         <li v-for="card in cards" :key="card.id" v-memo="[card, pending[card.id]]" class="ac-card" :data-item="card.id" tabindex="0"
             :class="{pending: pending[card.id], entered: card.entered, untitled: card.untitled}"
-            :style="{'--hue': card.hue}" :aria-label="'Place ' + card.place + ': ' + card.title"
+            :style="{'--hue': card.hue}" :aria-label="'Rank ' + card.rank + ': ' + card.title"
             @keydown="onKey($event, card)">
           <div class="ac-art" @click="open(card)">
             <div class="ac-art-svg" v-html="card.art"></div>
-            <span class="ac-place">{{ card.place }}</span>
+            <span class="ac-rank">{{ card.rank }}</span>
             <span v-if="card.moved" class="ac-moved" :class="card.moved > 0 ? 'up' : 'down'" :key="answered + card.moved" :title="(card.moved > 0 ? 'up ' : 'down ') + Math.abs(card.moved) + (cause ? ': ' + cause : '')">
               {{ card.moved > 0 ? '▲' : '▼' }} {{ Math.abs(card.moved) }}<span class="ac-sr">{{ card.moved > 0 ? ' up' : ' down' }}</span>
             </span>
-            <span v-if="card.entered" class="ac-moved new" :title="cause ? 'came in: ' + cause : ''">came in</span>
+            <span v-if="card.entered" class="ac-moved new" :title="cause ? 'added: ' + cause : ''">added</span>
             <span v-if="card.badges.length" class="ac-badges"><span v-for="badge in card.badges" :key="badge" class="ac-badge" :class="badge.split(' ')[0]">{{ badge }}</span></span>
           </div>
           <div class="ac-body">
             <h2><a class="ac-title" :href="card.href" @click.exact.prevent="open(card)">{{ card.title }}</a></h2>
             <p class="ac-category">{{ card.category }}</p>
             <p class="ac-reason" :title="card.source">{{ card.reason }}</p>
-            <button v-if="card.parts.length" type="button" class="ac-score" :title="receipt(card)" data-action="why"
+            <button v-if="card.contributions.length" type="button" class="ac-score" :title="receipt(card)" data-action="why"
                     :aria-label="'Why? ' + receipt(card)" @click="$emit('why', { item_id: card.id })">
               <span class="ac-bar">
-                <i v-for="part in card.parts" :key="part.name" :class="['part-' + part.name, {minus: part.value < 0}]"
+                <i v-for="part in card.contributions" :key="part.name" :class="['part-' + part.name, {minus: part.value < 0}]"
                    :style="{width: part.width + '%'}"></i>
               </span>
-              <span v-if="card.sure" class="ac-sure" :data-dots="card.sure.dots"><span class="ac-dots" aria-hidden="true"><i v-for="n in 3" :class="{on: n <= card.sure.dots}"></i></span>{{ card.sure.words }}</span>
+              <span v-if="card.confidence" class="ac-confidence" :data-dots="card.confidence.dots"><span class="ac-dots" aria-hidden="true"><i v-for="n in 3" :class="{on: n <= card.confidence.dots}"></i></span>{{ card.confidence.words }}</span>
               <span class="ac-why" aria-hidden="true">why?</span>
             </button>
           </div>
@@ -76,15 +76,15 @@ export default {
           </div>
         </li>
       </ol>
-      <p v-if="!cards.length" class="ac-empty">Nothing to show yet: the list comes as soon as the first events have been counted.</p>
+      <p v-if="!cards.length" class="ac-empty">No items yet. The list appears once the first events are counted.</p>
     </section>`,
   props: { cards: Array, headline: String, hint: String, answered: String, failed: String, undo: String, undoTitle: String, cause: String, stamps: Object },
   data() {
     return { pending: {}, clicks: {}, onScreenMs: null, icons: ICONS, actions: ACTIONS };
   },
   created() {
-    this.before = null; // places of the cards before a change, by item
-    this.moves = []; // animations that run
+    this.before = null; // rectangles of the cards before a change, by item
+    this.moves = []; // running animations
   },
   beforeUpdate() {
     if (this.changed) this.before = new Map(this.cardElements().map((card) => [card.dataset.item, card.getBoundingClientRect()]));
@@ -97,7 +97,7 @@ export default {
   watch: {
     cards() {
       this.changed = true;
-      const focused = this.focusedPlace();
+      const focused = this.focusedCard();
       this.$nextTick(() => this.restoreFocus(focused));
     },
     answered(token) {
@@ -125,22 +125,22 @@ export default {
     open(card) {
       this.$emit("open", { item_id: card.id });
     },
-    settle(token, arrived) {
+    settle(token, succeeded) {
       const click = this.clicks[token];
       if (!click) return;
       delete this.clicks[token];
       delete this.pending[click.id];
-      if (!arrived) return;
+      if (!succeeded) return;
       const stamps = { ...this.stamps, got: now() };
       this.$nextTick(() => {
         stamps.dom = now();
         requestAnimationFrame(() => {
           stamps.frame = now();
-          afterPaint(() => this.arrived(click, stamps));
+          afterPaint(() => this.measure(click, stamps));
         });
       });
     },
-    arrived(click, stamps) {
+    measure(click, stamps) {
       const ms = performance.now() - click.at;
       this.onScreenMs = Math.round(ms);
       (window.afterclickLatencies ||= []).push(ms);
@@ -151,7 +151,7 @@ export default {
       this.moves = [];
       if (!before.size || matchMedia("(prefers-reduced-motion: reduce)").matches) return;
       const cards = this.cardElements();
-      const after = cards.map((card) => card.getBoundingClientRect()); // the one layout that the frame needs anyway
+      const after = cards.map((card) => card.getBoundingClientRect()); // the layout that the frame needs in any case
       cards.forEach((card, n) => {
         const was = before.get(card.dataset.item);
         const x = was ? was.left - after[n].left : 0;
@@ -161,21 +161,21 @@ export default {
       });
     },
     receipt(card) {
-      const parts = card.parts.map((p) => p.label + " " + (p.value > 0 ? "+" : "") + p.value.toFixed(2));
-      return (card.sure ? card.sure.words + ". " : "") + "Score " + card.score.toFixed(2) + (parts.length ? " = " + parts.join(", ") : "");
+      const parts = card.contributions.map((p) => p.label + " " + (p.value > 0 ? "+" : "") + p.value.toFixed(2));
+      return (card.confidence ? card.confidence.words + ". " : "") + "Score " + card.score.toFixed(2) + (parts.length ? " = " + parts.join(", ") : "");
     },
     cardElements() {
       return [...this.$el.querySelectorAll(".ac-card")];
     },
-    focusedPlace() {
+    focusedCard() {
       const card = document.activeElement?.closest?.(".ac-card");
       if (!card || !this.$el.contains(card)) return null;
-      return { item: card.dataset.item, place: this.cardElements().indexOf(card), action: document.activeElement.dataset.action };
+      return { item: card.dataset.item, rank: this.cardElements().indexOf(card), action: document.activeElement.dataset.action };
     },
     restoreFocus(was) {
       if (!was) return;
       const cards = this.cardElements();
-      const card = cards.find((c) => c.dataset.item === was.item) || cards[Math.min(was.place, cards.length - 1)];
+      const card = cards.find((c) => c.dataset.item === was.item) || cards[Math.min(was.rank, cards.length - 1)];
       if (!card || card.contains(document.activeElement)) return;
       const button = was.action && card.querySelector(`[data-action=${was.action}]`);
       (button || card).focus({ preventScroll: true });
@@ -185,7 +185,7 @@ export default {
       const action = ACTIONS.find((a) => a.key === event.key.toLowerCase());
       if (action) this.act(card, action.action);
       else if (event.key.toLowerCase() === "u") this.undoLast();
-      else if (event.key.toLowerCase() === "w" && card.parts.length) this.$emit("why", { item_id: card.id });
+      else if (event.key.toLowerCase() === "w" && card.contributions.length) this.$emit("why", { item_id: card.id });
       else if (event.key === "Enter") this.open(card);
       else if (event.key.startsWith("Arrow")) this.step(event.key, event.currentTarget);
       else return;

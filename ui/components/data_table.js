@@ -1,4 +1,4 @@
-// A small table of facts, scrolled by keyboard where it is wider than its place.
+// A text table, scrollable with the keyboard if it is wider than its panel. `marked` rows are highlighted.
 
 export default {
   template: `

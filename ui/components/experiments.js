@@ -1,4 +1,4 @@
-// Experiments: per arm what it does, who saw it, the CTR with its interval on one scale, and the difference to the control.
+// Experiments: the policy and users of each arm, its CTR with interval on one scale, and the difference to the control.
 
 export default {
   template: `
@@ -8,14 +8,14 @@ export default {
         <header><h3>{{ e.name }}</h3><span>{{ e.when }}</span><span v-if="e.note">{{ e.note }}</span></header>
         <div class="ac-feed" tabindex="0" role="region" :aria-label="'Arms of ' + e.name">
           <table class="ac-small-table">
-            <thead><tr><th scope="col">arm</th><th scope="col">lists by</th><th scope="col" class="num">planned</th><th scope="col" class="num">users</th>
-              <th scope="col" class="num">lists shown</th><th scope="col" colspan="2">CTR ({{ e.level }} interval)</th><th scope="col">against the control, points</th><th scope="col">conversion</th></tr></thead>
+            <thead><tr><th scope="col">arm</th><th scope="col">policy</th><th scope="col" class="num">planned</th><th scope="col" class="num">users</th>
+              <th scope="col" class="num">lists shown</th><th scope="col" colspan="2">CTR ({{ e.level }} interval)</th><th scope="col">difference to control, points</th><th scope="col">conversion</th></tr></thead>
             <tbody><tr v-for="arm in e.arms" :key="arm.name" :data-arm="arm.name">
               <th scope="row">{{ arm.name }}</th><td>{{ arm.policy }}</td><td class="num">{{ arm.share }}</td><td class="num">{{ arm.users }}</td>
               <td class="num" data-figure="lists">{{ arm.lists }}</td>
               <td class="ac-interval" aria-hidden="true"><i v-if="arm.ctr" :style="{left: arm.bar.low + '%', width: (arm.bar.high - arm.bar.low) + '%'}"></i><b v-if="arm.ctr" :style="{left: arm.bar.value + '%'}"></b></td>
               <td data-figure="ctr">{{ arm.ctr || "-" }}</td>
-              <td><b v-if="arm.verdict" :class="'is-' + arm.verdict">{{ arm.verdict }}</b> {{ arm.against }}</td><td>{{ arm.conversion || "-" }}</td></tr></tbody>
+              <td><b v-if="arm.verdict" :class="'is-' + arm.verdict">{{ arm.verdict }}</b> {{ arm.difference }}</td><td>{{ arm.conversion || "-" }}</td></tr></tbody>
           </table>
         </div>
         <p class="ac-ratio" data-figure="ratio">{{ e.ratio }}</p>

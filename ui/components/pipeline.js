@@ -1,8 +1,12 @@
-// The pipeline as a living picture. Dots run along an arrow as fast as events do (a quiet arrow stands still).
+// The stages of the pipeline: `stations` {name, what, rows: [[label, value, title]]} and the `flows`
+// {label, value, speed, rate, title} between them. Dots move along an arrow faster at a higher rate; at 0 they stop.
+
+import { age } from "/static/age_mixin.js";
 
 export default {
+  mixins: [age],
   template: `
-    <ol class="ac-pipeline" :class="{stale: stale}" data-testid="pipeline" aria-label="The pipeline, from the log to the viewers">
+    <ol class="ac-pipeline" :class="{stale}" data-testid="pipeline" aria-label="The pipeline, from the log to the viewers">
       <template v-for="(station, n) in stations" :key="station.name">
         <li class="ac-station">
           <h2>{{ station.name }} <b v-if="stale" class="ac-stale">stale</b></h2>
@@ -17,22 +21,7 @@ export default {
         </li>
       </template>
     </ol>`,
-  props: { stations: Array, flows: Array, beat: Number },
-  data() {
-    return { heard: Date.now(), stale: false };
-  },
-  watch: {
-    beat() {
-      this.heard = Date.now();
-      this.stale = false;
-    },
-  },
-  mounted() {
-    this.clock = setInterval(() => (this.stale = Date.now() - this.heard > 10500), 1000);
-  },
-  unmounted() {
-    clearInterval(this.clock);
-  },
+  props: { stations: Array, flows: Array },
   methods: {
     pace(rate) {
       return Math.max(0.35, 2.4 - Math.log10(1 + (rate || 0)) * 0.7) + "s";

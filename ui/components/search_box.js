@@ -1,4 +1,4 @@
-// Search in the catalogue: an ARIA combobox. Emits search {words} while typing, open {item_id} for a choice.
+// Search in the catalogue: an ARIA combobox. Emits search {words} while typing, open {item_id} for a selection.
 
 export default {
   template: `
@@ -8,11 +8,11 @@ export default {
              role="combobox" aria-controls="search-results" :aria-expanded="open ? 'true' : 'false'" aria-autocomplete="list"
              :aria-activedescendant="open && active >= 0 ? 'result-' + active : undefined"
              @input="type" @keydown.down.prevent="move(1)" @keydown.up.prevent="move(-1)" @keydown.enter.prevent="choose(active < 0 ? 0 : active)">
-      <ul id="search-results" role="listbox" aria-label="Items found" v-show="open">
+      <ul id="search-results" role="listbox" aria-label="Search results" v-show="open">
         <li v-for="(item, n) in results" :key="item.id" :id="'result-' + n" role="option" :aria-selected="n === active ? 'true' : 'false'"
             :data-result="item.id" @mousedown.prevent="choose(n)">
           <i :style="{'--hue': item.hue}"></i><span>{{ item.title }}<small>{{ item.category }}</small></span></li>
-        <li v-if="!results.length" role="option" aria-disabled="true" aria-selected="false">Nothing found for “{{ answered }}”</li>
+        <li v-if="!results.length" role="option" aria-disabled="true" aria-selected="false">No results for “{{ answered }}”</li>
       </ul>
     </div>`,
   props: { results: Array, answered: String },

@@ -1,4 +1,4 @@
-// A row of buttons of which one is chosen. Emits pick {key}.
+// A row of buttons, one of which is selected. Emits pick {key}.
 
 export default {
   template: `

@@ -1,9 +1,9 @@
-// The calls behind the screen, to copy.
+// The API calls of the page, to copy.
 
 export default {
   template: `
     <dialog ref="dialog" class="ac-drawer" aria-labelledby="snippets-title" @click.self="$refs.dialog.close()" data-testid="snippets">
-      <header><h2 id="snippets-title">The calls behind this screen</h2>
+      <header><h2 id="snippets-title">API calls of this page</h2>
         <button type="button" class="ac-button" autofocus @click="$refs.dialog.close()">Close</button></header>
       <section v-for="snippet in snippets" :key="snippet.title">
         <h3>{{ snippet.title }}</h3>
@@ -24,7 +24,7 @@ export default {
         await navigator.clipboard.writeText(text);
         button.textContent = "Copied";
       } catch {
-        button.textContent = "Select it";
+        button.textContent = "Copy failed";
       }
       setTimeout(() => (button.textContent = "Copy"), 1500);
     },

@@ -1,9 +1,9 @@
-// An item's trend over six horizons, as bars of the rate each stands for.
+// The trend of an item: a bar with the rate of each half-life.
 
 export default {
   template: `
     <table class="ac-curve" data-testid="curve">
-      <caption>Weight of interactions per day, as seen over each half-life: rising to the right means more now than before</caption>
+      <caption>Weighted interactions per day for each half-life; bars that rise to the right mean an increasing rate</caption>
       <tbody><tr><td v-for="row in rows" :key="row.name"><span>{{ short(row.rate) }}</span><i :style="{height: row.height + '%'}"></i></td></tr></tbody>
       <tfoot><tr><th v-for="row in rows" scope="col" :key="row.name">{{ row.name }}</th></tr></tfoot>
     </table>`,

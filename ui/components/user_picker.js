@@ -1,17 +1,17 @@
-// Who is shopping. Emits pick {user_id}; an empty user_id means someone new.
+// The user of the shop. Emits pick {user_id}; an empty user_id is a new user.
 
 export default {
   template: `
-    <section class="ac-people" aria-label="Who is shopping">
-      <div class="ac-faces" role="group" aria-label="Toy users">
-        <button v-for="person in people" :key="person.id" type="button" class="ac-person" :style="{'--hue': person.hue}"
-                :aria-pressed="current.id === person.id ? 'true' : 'false'" :data-user="person.id" @click="pick(person.id)">
-          <span class="ac-face" aria-hidden="true">{{ person.initials }}</span><span>{{ person.name }}</span>
+    <section class="ac-users" aria-label="User">
+      <div class="ac-user-list" role="group" aria-label="Demo users">
+        <button v-for="user in users" :key="user.id" type="button" class="ac-user" :style="{'--hue': user.hue}"
+                :aria-pressed="current.id === user.id ? 'true' : 'false'" :data-user="user.id" @click="pick(user.id)">
+          <span class="ac-avatar" aria-hidden="true">{{ user.initials }}</span><span>{{ user.name }}</span>
         </button>
-        <button type="button" class="ac-person someone-new" data-user="" :aria-pressed="isGuest ? 'true' : 'false'" @click="pick('')">
-          <span class="ac-face" aria-hidden="true">+</span><span>Someone new</span>
+        <button type="button" class="ac-user new-user" data-user="" :aria-pressed="isGuest ? 'true' : 'false'" @click="pick('')">
+          <span class="ac-avatar" aria-hidden="true">+</span><span>New user</span>
         </button>
-        <form class="ac-anyone" @submit.prevent="typed.trim() && pick(typed.trim())">
+        <form class="ac-any-user" @submit.prevent="typed.trim() && pick(typed.trim())">
           <label class="ac-sr" for="any-user">Any user id</label>
           <input id="any-user" v-model="typed" maxlength="128" placeholder="any user id" autocomplete="off" spellcheck="false">
           <button type="submit">Go</button>
@@ -19,7 +19,7 @@ export default {
       </div>
       <p class="ac-story" data-testid="story"><b>{{ current.name }}</b> {{ current.story }}</p>
     </section>`,
-  props: { people: Array, current: Object },
+  props: { users: Array, current: Object },
   data() {
     return { typed: "" };
   },

@@ -1,1 +1,1 @@
-"""The pages, a module each; `register` of each adds its route."""
+"""Pages and the panels of the dashboard; `register` of a page adds its route."""

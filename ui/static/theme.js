@@ -1,4 +1,4 @@
-// Light or dark: what the visitor chose, else what the system says. Runs before the first paint.
+// Light or dark: the user's choice, else the system's. Runs before the first paint.
 (() => {
   const apply = (theme) => {
     if (theme) document.documentElement.dataset.theme = theme;
@@ -20,7 +20,7 @@
     try {
       localStorage.setItem("afterclick-theme", theme);
     } catch {
-      /* private window: the choice lasts for this page */
+      /* private window: the choice is lost with the page */
     }
     apply(theme);
   };
