@@ -96,16 +96,14 @@ class _Calls:
         *,
         interests: Sequence[str] = (),
         items: Sequence[str] = (),
-        exclude: Sequence[str] = (),
-        category: str | None = None,
         after: str | None = None,
         **more: Any,
     ) -> Call[api.Recommendations]:
         """A list for a user or, with `items`, for a visitor. `after` waits for the event at that
         position.
 
-        `more`: other fields of the API, as session_id, policy, filters, offset, cursor, diversity,
-        preview.
+        `more`: other fields of the API, as session_id, exclude, category, policy, filters, offset,
+        cursor, diversity, preview.
         """
         body = _given(
             **more,
@@ -113,8 +111,6 @@ class _Calls:
             n=n,
             interests=list(interests),
             items=list(items),
-            exclude=list(exclude),
-            category=category,
             after=after,
         )
         parse = api.Recommendations.model_validate_json

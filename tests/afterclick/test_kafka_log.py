@@ -45,7 +45,7 @@ def test_the_records_of_a_range_are_read_in_order(kafka: KafkaSettings) -> None:
         part = {TopicPartition(topic, 0): OffsetRange(1, 4)}
         assert [m.value() for m in log.read(part)] == [b"2", b"4", b"6"]
         everything = [m.value() for m in log.read(log.ranges(topic))]
-        assert sorted(everything) == [str(n).encode() for n in range(10)]
+        assert set(everything) == {str(n).encode() for n in range(10)}
         assert everything == list(
             dict.fromkeys(everything)
         )  # the connection starts each read afresh

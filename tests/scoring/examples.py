@@ -49,7 +49,7 @@ def a_state(items: list[int], seen: list[int] | None = None, age_days: float = 1
     return UserState(
         np.array(items, np.int32),
         np.ones(count, np.float32),
-        NOW_MS - age_days * DAY * np.arange(1, count + 1),
+        NOW_MS - age_days * DAY * np.arange(1, count + 1, dtype=np.float64),
         np.array(items if seen is None else seen, np.int32),
         NOW_MS,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -38,7 +40,7 @@ def test_the_neighbour_of_the_newest_item_scores_its_cosine() -> None:
 
 
 def test_items_of_the_random_walk_score_its_weight() -> None:
-    reach = {
+    reach: dict[str, Any] = {
         "reach_items": np.full((6, 1), 5, np.int32),
         "reach_scores": np.full((6, 1), 0.5, np.float32),
     }

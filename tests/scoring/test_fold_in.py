@@ -15,6 +15,7 @@ def test_fold_in_minimises_the_objective_of_als() -> None:
     state = a_state([3, 17, 40])
     x = fold_in(model, state)
     assert x is not None
+    assert model.factors is not None
     y = model.factors.astype(np.float64)
     wanted, confidence = np.zeros(50), np.ones(50)
     wanted[state.items] = 1.0
@@ -27,8 +28,13 @@ def test_an_action_of_greater_weight_moves_the_user_closer() -> None:
     model = a_model()
     light, heavy = a_state([2]), a_state([2])
     heavy.weights[:] = 5.0
-    near = [float(model.factors[2] @ fold_in(model, state)) for state in (light, heavy)]
-    assert near[0] < near[1] < 1.0
+    scores = []
+    for state in (light, heavy):
+        user = fold_in(model, state)
+        assert user is not None
+        assert model.factors is not None
+        scores.append(float(model.factors[2] @ user))
+    assert scores[0] < scores[1] < 1.0
 
 
 def test_items_unknown_to_als_give_no_factors() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_a_saved_model_loads_unchanged(tmp_path: Path) -> None:
 
 
 def test_random_walk_lists_load_unchanged(tmp_path: Path) -> None:
-    reach = {
+    reach: dict[str, Any] = {
         "reach_items": np.full((6, 1), 2, np.int32),
         "reach_scores": np.ones((6, 1), np.float32),
     }
@@ -86,11 +87,16 @@ def test_als_and_content_may_be_missing(tmp_path: Path) -> None:
         ({"words": words(3, 3)}, "differ in shape"),
         ({"words": words(2, 4)}, "differ in shape"),
         ({"words": words(2)}, "differ in shape"),
-        ({"words": WordVectors(np.arange(2), np.ones((2, 3), np.float32))}, "differ in shape"),
+        (
+            {"words": WordVectors(cast(Any, np.arange(2)), np.ones((2, 3), np.float32))},
+            "differ in shape",
+        ),
         ({"words": words(2, 3), "content": None}, "differ in shape"),
     ],
 )
-def test_an_invalid_model_is_rejected(tmp_path: Path, changes: dict, problem: str) -> None:
+def test_an_invalid_model_is_rejected(
+    tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(BadArtifact, match=problem):
         load(published(tmp_path, a_model(**changes)))
 

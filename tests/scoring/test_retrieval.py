@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from afterclick.features import TrendView
+from afterclick.model import Model
 from afterclick.retrieval import (
     SOURCES,
     CandidateLimits,
@@ -15,11 +20,18 @@ from afterclick.retrieval import (
     top_k,
     top_k_rows,
 )
-from afterclick.user_vectors import UserVectors
+from afterclick.user_vectors import UserState, UserVectors
 from tests.scoring.examples import a_model, a_state, a_view, late
 
 
-def found(model, state, view, searches=None, limits=None, exclude=()):
+def found(
+    model: Model,
+    state: UserState,
+    view: TrendView,
+    searches: Searches | None = None,
+    limits: CandidateLimits | None = None,
+    exclude: Sequence[int] = (),
+) -> dict[int, str]:
     user = UserVectors.of(model, state)
     candidates = candidate_items(model, user, view.top, searches or Searches(), limits)
     candidates = candidates.without(np.array(exclude, np.int32))
@@ -35,7 +47,7 @@ def test_neighbours_same_day_and_trending_items_are_candidates() -> None:
 
 
 def test_items_of_the_random_walk_are_neighbours() -> None:
-    reach = {
+    reach: dict[str, Any] = {
         "reach_items": np.full((10, 1), 5, np.int32),
         "reach_scores": np.ones((10, 1), np.float32),
     }
@@ -65,7 +77,7 @@ def test_a_user_without_history_gets_trending_items() -> None:
         a_model(10),
         a_state([]),
         a_view(10, hot=4, top=1),
-        Searches(als=exact_search(a_model(10).factors)),
+        Searches.exact(a_model(10)),
     )
     assert names == {4: "trending"}
 
