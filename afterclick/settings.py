@@ -129,6 +129,8 @@ class TrainingSettings(_Section):
     store: str | None = None
     """Upload published models there, for APIs on other machines: s3://bucket/prefix. Default: no
     upload."""
+    preset: Literal["fast", "full"] = "full"
+    """Model preset: `full` trains the ranker on five past cuts, `fast` on one."""
     seed: int = 42
     """Random seed."""
     rank: int = Field(64, ge=1)
@@ -141,22 +143,22 @@ class TrainingSettings(_Section):
     """ALS: iterations."""
     core: int = Field(5, ge=1)
     """ETL: k of the k-core, the minimum interactions of each user and item."""
-    least_reviews: int = Field(5, ge=1)
+    min_interactions: int = Field(5, ge=1)
     """Minimum interactions of an item in the models."""
     content: str = Field("tfidf", pattern=r"^(tfidf|sbert(:.+)?)$")
     """Content vectors of title and categories: `tfidf` (with SVD, in a second) or `sbert`
     (Sentence-BERT, in minutes; `sbert:NAME` chooses the model). New items get theirs from word
     vectors."""
-    tower_epochs: int = Field(3, ge=0)
-    """Two-tower model: epochs; 0 leaves it out."""
+    tower_epochs: int | None = Field(None, ge=0)
+    """Two-tower model: epochs; 0 leaves it out. Default: the preset's."""
     holdout: float = Field(0.08, gt=0, lt=0.5)
     """Share of the newest interactions held out to compare champion and challenger."""
     questions: int = Field(800, ge=10)
     """Maximum queries per protocol in that comparison."""
-    ranker_cuts: int = Field(1, ge=1)
-    """Past cuts to train the ranker on; each costs one more fit."""
-    ranker_questions: int = Field(6000, ge=100)
-    """Maximum queries per cut to train the ranker on."""
+    ranker_cuts: int | None = Field(None, ge=1)
+    """Past cuts to train the ranker on; each costs one more fit. Default: the preset's."""
+    ranker_queries: int | None = Field(None, ge=100)
+    """Maximum queries per cut to train the ranker on. Default: the preset's."""
     longest_hours: float = Field(12.0, gt=0)
     """Time limit of a scheduled training; a longer one is killed."""
 

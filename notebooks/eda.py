@@ -22,8 +22,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from afterclick.trends import DAY_MS
-from training.baselines import first_seen
 from training.evaluation import reviews
+from training.models.popularity import first_seen
 
 plt.rcParams.update(
     {"figure.figsize": (10, 3.2), "axes.spines.top": False, "axes.spines.right": False}

@@ -23,11 +23,11 @@ import numpy as np
 
 from afterclick.settings import Settings
 from afterclick.trends import HALF_LIVES_MS
-from training.baselines import trends_at
-from training.evaluation import metrics
-from training.evaluation.command import split_of
+from training.evaluation import list_metrics
+from training.evaluation.measure import top_n
 from training.evaluation.protocols import PROTOCOLS, queries, sample
-from training.evaluation.ranking import top_n
+from training.evaluation.time_split import split_of
+from training.models.popularity import trends_at
 
 plt.rcParams.update(
     {"figure.figsize": (10, 3.2), "axes.spines.top": False, "axes.spines.right": False}
@@ -59,7 +59,7 @@ def hit_rate(score: np.ndarray) -> np.ndarray:
 figure, axes = plt.subplots(figsize=(5, 3))
 for name, counts, colour in (("before the cut", past, BLUE), ("random rows", leaky, RED)):
     found = hit_rate(counts)
-    low, high = metrics.interval(found, 1)
+    low, high = list_metrics.interval(found, 1)
     axes.bar(
         name,
         found.mean(),
@@ -124,7 +124,7 @@ assert min(sampled.values()) > max(full.values())
 found = hit_rate(scores["week"])
 sizes = np.unique(np.geomspace(100, len(found), 12).astype(int))
 bounds = np.array(
-    [metrics.interval(found[random.choice(len(found), n, replace=False)], 1) for n in sizes]
+    [list_metrics.interval(found[random.choice(len(found), n, replace=False)], 1) for n in sizes]
 )
 figure, axes = plt.subplots()
 axes.fill_between(sizes, bounds[:, 0], bounds[:, 1], color=GREEN, alpha=0.3)

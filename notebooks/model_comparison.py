@@ -22,14 +22,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from afterclick.settings import Settings
-from training import implicit_als
-from training.als import AlsConfig
-from training.als_quality import model_of
-from training.baselines import NeighbourConfig, cosine_neighbours
-from training.evaluation import contestants, metrics
-from training.evaluation.command import split_of
-from training.evaluation.compare import answer
+from training.config import AlsConfig, NeighbourConfig
+from training.evaluation import list_metrics, scorers
+from training.evaluation.als_search import als_model
+from training.evaluation.measure import FullRanking, answer
 from training.evaluation.protocols import queries, sample
+from training.evaluation.time_split import split_of
+from training.models.als import implicit_als
+from training.models.neighbours import cosine_neighbours
 
 plt.rcParams.update(
     {"figure.figsize": (10, 3.4), "axes.spines.top": False, "axes.spines.right": False}
@@ -50,12 +50,12 @@ known = train.where(split.eligible[train.item])
 paired = known.where(known.user_counts()[known.user] >= 2)
 config = AlsConfig(rank=32, reg=1.0, alpha=3.0, iterations=5)
 near = cosine_neighbours(known, NeighbourConfig(count=50))
-model = model_of(train, implicit_als.fit(paired, config), config, near)
+model = als_model(train, implicit_als(paired, config), config, near)
 models = {
-    "popularity": contestants.popularity(model),
-    "decayed popularity": contestants.decayed_popularity(contestants.BEST_HALF_LIFE),
-    "item-item": contestants.item_item(model),
-    "ALS": contestants.als(model),
+    "popularity": scorers.popularity(model),
+    "decayed popularity": scorers.decayed_popularity(scorers.BEST_HALF_LIFE),
+    "item-item": scorers.item_item(model),
+    "ALS": scorers.als(model),
 }
 
 # %% [markdown]
@@ -65,10 +65,11 @@ models = {
 
 # %%
 asked = {p: sample(queries(split, p), QUESTIONS, 1) for p in ("returning", "live", "frozen")}
-lists = {p: answer(split, models, q, 1).lists for p, q in asked.items()}
+rankings = {name: FullRanking(scorer, split.eligible, 1) for name, scorer in models.items()}
+lists = {p: answer(split.rows, q, rankings).lists for p, q in asked.items()}
 hits = {
     p: {
-        m: metrics.hit_rate(metrics.hits_of(shown, asked[p].target), np.ones(len(asked[p])), 10)
+        m: list_metrics.hit_rate(list_metrics.hits_of(shown, asked[p].target), np.ones(len(asked[p])), 10)
         for m, shown in found.items()
     }
     for p, found in lists.items()
@@ -79,7 +80,7 @@ COLOURS = ["#9aa5b1", "#5b8def", "#e6a23c", "#3bb273"]
 figure, axes = plt.subplots()
 for n, (name, colour) in enumerate(zip(models, COLOURS, strict=True)):
     value = np.array([hits[p][name].mean() for p in asked])
-    bounds = np.array([metrics.interval(hits[p][name], 1) for p in asked])
+    bounds = np.array([list_metrics.interval(hits[p][name], 1) for p in asked])
     error = np.abs(bounds.T - value)
     axes.bar(
         np.arange(3) + 0.2 * n - 0.3, value, 0.2, yerr=error, label=name, color=colour, capsize=2
@@ -120,7 +121,7 @@ assert np.allclose(np.diag(shared), 1.0)
 
 # %%
 ranked = int(split.eligible.sum())
-shares = [metrics.coverage(lists["live"][name][:, :10], ranked) for name in names]
+shares = [list_metrics.coverage(lists["live"][name][:, :10], ranked) for name in names]
 figure, axes = plt.subplots(figsize=(8, 2))
 axes.barh(names, shares, color=COLOURS)
 axes.set(title="Share of the ranked items shown to anyone", xscale="log")

@@ -20,12 +20,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from afterclick import artifact
-from afterclick.errors import BadArtifact
-from afterclick.features import FEATURE_NAMES
 from training import ann_index
-from training.fit import Fitted
-from training.holdout import Score
+from training.fit import FittedModel
 from training.mlflow_registry import flatten
+from training.ranker import BoosterRanker
 from training.workspace import MissingStep
 
 RANKER = "ranker.txt"
@@ -85,7 +83,7 @@ class Evaluation(BaseModel):
 
 
 def write_model(
-    root: Path, version: str, fitted: Fitted, ranker: str | None, run: RunMetadata
+    root: Path, version: str, fitted: FittedModel, ranker: str | None, run: RunMetadata
 ) -> Path:
     """Write a model, its FAISS indexes and its ranker as the artifact `root/version`."""
     model = fitted.model
@@ -109,7 +107,7 @@ def write_model(
     )[0]
 
 
-def _indexes(fitted: Fitted) -> tuple[dict[str, Any], dict[str, Any]]:
+def _indexes(fitted: FittedModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """File name → FAISS index, and parameter name → report of its recall."""
     model, indexes, reports = fitted.model, {}, {}
     if model.factors is not None:
@@ -140,19 +138,10 @@ def copy_model(source: Path, root: Path, version: str, metrics: dict[str, float]
     return root / version
 
 
-def score_of(folder: Path) -> Score | None:
-    """The ranker of a verified artifact; None if it has none. Raises BadArtifact."""
+def ranker_of(folder: Path) -> BoosterRanker | None:
+    """The ranker of a verified artifact, or None without one. Raises BadArtifact."""
     path = folder / RANKER
-    if not path.is_file():
-        return None
-    import lightgbm
-
-    booster = lightgbm.Booster(model_str=path.read_text())
-    names = booster.feature_name()
-    if not set(names) <= set(FEATURE_NAMES):
-        raise BadArtifact(f"{path}: the ranker uses unknown features; train again")
-    columns = [FEATURE_NAMES.index(name) for name in names]  # an older ranker uses fewer features
-    return lambda rows: np.asarray(booster.predict(rows[:, columns], num_threads=1), np.float64)
+    return BoosterRanker.of(path.read_text()) if path.is_file() else None
 
 
 def differences(first_folder: Path, second_folder: Path) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 from threadpoolctl import threadpool_limits
@@ -27,28 +26,27 @@ from afterclick.artifact import read_manifest
 from afterclick.errors import BadArtifact, BadDataset, BadInput
 from afterclick.events import ModelPublished
 from afterclick.settings import Settings
-from training import etl, fit, gate, holdout, interactions, publish, ranker, workspace
+from training import etl, fit, gate, interactions, publish, workspace
 from training.challenger import (
     Evaluation,
     RunMetadata,
     copy_model,
-    score_of,
+    ranker_of,
     write_model,
     write_report,
 )
-from training.content import Catalogue
+from training.config import ModelConfig
 from training.etl import EtlReport
+from training.evaluation import holdout
 from training.interactions import Interactions
 from training.mlflow_registry import MlflowRegistry, recorded, run_parameters
-from training.ranker import RankerConfig
+from training.models.content_vectors import ItemTexts
+from training.ranker import NotEnoughHistory
 from training.workspace import LastTraining, MissingStep, latest, spark_session
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 log = structlog.get_logger()
 Progress = Callable[[str], None]
-OnModel = Callable[[fit.Fitted, RunMetadata], None]
+OnModel = Callable[[fit.FittedModel, RunMetadata], None]
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,8 @@ class _Inputs:
     """What a training run learns from."""
 
     rows: Interactions
-    catalogue: Catalogue
-    config: fit.FitConfig
+    texts: ItemTexts
+    config: ModelConfig
     cut_ms: int
     champion: ModelPublished | None
 
@@ -103,23 +101,21 @@ class Pipeline:
             inputs = self._inputs(tables)
             seconds: dict[str, float] = {}
             with (
-                spark_session(self.settings) as session,
+                fit.trainer(self.settings, inputs.texts, inputs.config) as trainer,
                 workspace.new_version(self.home / "challengers") as (version, folder),
             ):
                 run = RunMetadata(
                     version=version,
                     cut_ms=inputs.cut_ms,
-                    parameters=run_parameters(self.settings),
+                    parameters=run_parameters(self.settings) | inputs.config.preset_values(),
                     lineage=_lineage(tables, etl_version, inputs.rows),
                     seconds={},
                 )
-                fitted = self._fit(session, inputs, run, seconds, on_first_model)
+                fitted = self._fit(trainer, inputs, run, seconds, on_first_model)
                 with self._timed(seconds, "holdout_model", "fitting the holdout model"):
-                    holdout_model = fit.fit(
-                        session, inputs.past, inputs.catalogue, inputs.config, version
-                    )
+                    holdout_model = trainer.fit(inputs.past, version)
                 with self._timed(seconds, "ranker", "training the ranker on past days"):
-                    ranker_text = self._train_ranker(session, inputs)
+                    ranker_text = self._train_ranker(trainer, inputs.past)
                 run = run.model_copy(update={"seconds": seconds})
                 write_model(folder, "model", fitted, ranker_text, run)
                 write_model(folder, "holdout_model", holdout_model, ranker_text, run)
@@ -132,26 +128,21 @@ class Pipeline:
             folder = latest(self.home / "challengers", "pipeline train")[1]
             run = RunMetadata.read(folder)
             settings = self.settings.training
-            queries = holdout.make(
-                self._rows(run),
-                run.cut_ms,
-                settings.least_reviews,
-                settings.questions,
-                settings.seed,
-            )
-            self.progress(f"evaluating {queries.users:,} queries on the newest interactions")
+            split = holdout.split_at(self._rows(run), run.cut_ms, settings.min_interactions)
+            queries = holdout.Holdout.of(split, settings.questions, settings.seed)
+            self.progress(f"evaluating {queries.n_queries:,} queries on the newest interactions")
             champion = publish.champion(self.settings.kafka)
             with threadpool_limits(
                 1, "blas"
             ):  # small matrices: more threads cost more than they save
                 against = {
-                    "trends": holdout.baseline(queries),
+                    "trends": holdout.trends_baseline(queries),
                     "champion": self._evaluate_champion(queries, champion),
                 }
                 metrics = _evaluate(queries, folder / "holdout_model")
             decision = gate.decide(metrics, against)
             evaluation = Evaluation(
-                questions=queries.users,
+                questions=queries.n_queries,
                 metrics=means(metrics or {}),
                 against={
                     name: means(other) for name, other in against.items() if other is not None
@@ -203,7 +194,7 @@ class Pipeline:
         evaluation = self.evaluate()
         return report, evaluation, self.deploy()
 
-    def publish_bootstrap(self, fitted: fit.Fitted, run: RunMetadata) -> None:
+    def publish_bootstrap(self, fitted: fit.FittedModel, run: RunMetadata) -> None:
         """Publish an unevaluated bootstrap model; the gated one replaces it."""
         version = f"{run.version}-first"
         target = write_model(self.settings.artifacts, version, fitted, None, run)
@@ -221,57 +212,43 @@ class Pipeline:
         settings = self.settings.training
         rows = interactions.load(tables)
         cut_ms = holdout.cut_of(rows, settings.holdout)
-        _require_enough(rows.before(cut_ms), settings.least_reviews)
+        _require_enough(rows.before(cut_ms), settings.min_interactions)
         return _Inputs(
             rows=rows,
-            catalogue=interactions.load_catalogue(tables),
-            config=fit.FitConfig.of(settings),
+            texts=interactions.load_catalogue(tables),
+            config=ModelConfig.of(settings),
             cut_ms=cut_ms,
             champion=publish.champion(self.settings.kafka),
         )
 
     def _fit(
         self,
-        session: SparkSession,
+        trainer: fit.ModelTrainer,
         inputs: _Inputs,
         run: RunMetadata,
         seconds: dict[str, float],
         on_first_model: OnModel | None,
-    ) -> fit.Fitted:
+    ) -> fit.FittedModel:
         """The model on all rows, checked after each part to fail early."""
-        rows, catalogue, config = inputs.rows, inputs.catalogue, inputs.config
+        rows = inputs.rows
         with self._timed(seconds, "model", f"fitting on {len(rows):,} interactions"):
-            fitted = fit.without_towers(session, rows, catalogue, config, run.version)
+            fitted = trainer.without_towers(rows, run.version)
         self._check(fitted.model, run, inputs.champion)
         if on_first_model is not None and inputs.champion is None:
             on_first_model(fitted, run)
         with self._timed(seconds, "towers", "training the two towers"):
-            fitted = fit.with_towers(fitted, rows, catalogue, config)
+            fitted = trainer.with_towers(fitted, rows)
         self._check(fitted.model, run, inputs.champion)
         return fitted
 
-    def _train_ranker(self, session: SparkSession, inputs: _Inputs) -> str | None:
+    def _train_ranker(self, trainer: fit.ModelTrainer, past: Interactions) -> str | None:
         """The ranker as LightGBM's text; None with too little history."""
-        settings = self.settings.training
-        config = RankerConfig(
-            cuts=settings.ranker_cuts,
-            questions=settings.ranker_questions,
-            least=settings.least_reviews,
-            seed=settings.seed,
-        )
-
-        def fit_past(rows: Interactions) -> models.Model:
-            return fit.fit(session, rows, inputs.catalogue, inputs.config, "past").model
-
         try:
-            with threadpool_limits(
-                1, "blas"
-            ):  # small matrices: more threads cost more than they save
-                result = ranker.train(inputs.past, fit_past, config)
-        except ranker.NotEnoughHistory as error:
+            result = trainer.fit_ranker(past)
+        except NotEnoughHistory as error:
             self.progress(f"no ranker: {error}")
             return None
-        self.progress(f"ranker trained on {result.questions:,} queries")
+        self.progress(f"ranker trained on {result.queries:,} queries")
         return result.text
 
     def _evaluate_champion(
@@ -329,7 +306,7 @@ def _require_enough(past: Interactions, min_rows: int) -> None:
     elif (most := int(past.item_counts().max())) < min_rows:
         problem = (
             f"before the holdout no item has {min_rows}, the most frequent one has {most} "
-            "(AFTERCLICK_TRAINING__LEAST_REVIEWS)"
+            "(AFTERCLICK_TRAINING__MIN_INTERACTIONS)"
         )
     elif past.user_counts().max() < 2:
         problem = "before the holdout no user has two"
@@ -341,8 +318,8 @@ def _require_enough(past: Interactions, min_rows: int) -> None:
 def _evaluate(queries: holdout.Holdout, folder: Path) -> gate.PerQueryMetrics | None:
     """The metrics of an artifact; None if it has no ranker."""
     model, _ = models.load(folder)
-    score = score_of(folder)
-    return holdout.judge(queries, model, score) if score is not None else None
+    ranker = ranker_of(folder)
+    return holdout.judge(queries, model, ranker) if ranker is not None else None
 
 
 def means(metrics: gate.PerQueryMetrics) -> dict[str, float]:

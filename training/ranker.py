@@ -1,118 +1,128 @@
-"""The blend: LambdaMART (LightGBM) over the candidates of all sources, learned on past cuts.
+"""The ranker: LambdaMART (LightGBM) over the candidates of all sources, learned on past cuts.
 
-At each past cut a model is built from the rows before it and asked what really came after it, with the
-states and trends of those moments; so every feature is as old as it will be when served, and none knows the
-future. Features come from afterclick/features.py, as in serving.
+At each past cut a model is fitted on the rows before it and queried for what came after it, with the user
+states and trends of those moments; so every feature is as old as it will be when served, and none contains
+the future. Candidates and features come from afterclick/ranking.py, as in serving.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.arrays import FloatArray
+from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
+from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES
 from afterclick.model import Model
 from afterclick.ranking import CandidateGenerator
 from afterclick.trends import DAY_MS
-from training.evaluation.protocols import Split, moments, sample, with_history
-from training.evaluation.states import replay
-from training.holdout import renumber
+from training.config import RankerConfig
+from training.evaluation.protocols import TimeSplit, moments, sample, with_history
+from training.evaluation.query_replay import align, replay
 from training.interactions import Interactions
 
 if TYPE_CHECKING:
     import lightgbm
 
-Build = Callable[[Interactions], Model]
-"""Fits ALS, neighbours and popularity on the rows given, all before a cut."""
-
-
-@dataclass(frozen=True)
-class RankerConfig:
-    """How the blend is learned."""
-
-    cuts: int = 5
-    """Past cuts, each `horizon_days` before the next."""
-    horizon_days: int = 45
-    """How far after a cut its questions come from."""
-    questions: int = 12_000
-    """Most questions of one cut."""
-    negatives: int = 50
-    """Candidates, chosen at random, that each target is compared with."""
-    rounds: int = 120
-    """Trees."""
-    learning_rate: float = 0.1
-    leaves: int = 31
-    least: int = 5
-    """Interactions an item needs to be ranked."""
-    threads: int = 1
-    seed: int = 42
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Feature rows grouped by question, the target first in each group."""
-
-    rows: FloatArray
-    """(r, F)"""
-    groups: NDArray[np.int32]
-    """(g,) rows of each question"""
-    asked: int
-    """Questions, those whose target was no candidate included."""
-
-
-@dataclass(frozen=True)
-class Blend:
-    """A learned ranker as LightGBM's text, and how it came about."""
-
-    text: str
-    questions: int
-    """Questions it learned from."""
-    candidate_recall: float
-    """Share of the questions whose target was among the candidates."""
-    importance: dict[str, float]
-    """Feature → share of the gain."""
-    seconds: float
+FitPast = Callable[[Interactions], Model]
+"""Fits a model on the rows before a cut."""
+MIN_QUERIES = 50
 
 
 class NotEnoughHistory(ValueError):
-    """Too few interactions to learn how to blend."""
+    """The past cuts hold too few queries whose target is a candidate."""
+
+
+@dataclass(frozen=True)
+class BoosterRanker:
+    """A LightGBM ranker for training and evaluation."""
+
+    booster: lightgbm.Booster
+    columns: list[int]
+    """Features that the ranker uses: fewer, if it is older than a feature."""
+
+    @classmethod
+    def of(cls, text: str) -> BoosterRanker:
+        """From LightGBM's text. Raises BadArtifact for a feature that this program does not have."""
+        import lightgbm
+
+        booster = lightgbm.Booster(model_str=text)
+        names = booster.feature_name()
+        unknown = sorted(set(names) - set(FEATURE_NAMES))
+        if unknown:
+            raise BadArtifact(f"ranker: unknown features {', '.join(unknown)}; train again")
+        return cls(booster, [FEATURE_NAMES.index(name) for name in names])
+
+    def score(self, features: FloatArray) -> Float64Array:
+        """(c,) scores of feature rows (c, F)."""
+        rows = features[:, self.columns]
+        return np.asarray(self.booster.predict(rows, num_threads=1), np.float64)
+
+
+@dataclass(frozen=True)
+class RankerExamples:
+    """Feature rows grouped by query, the target first in each group."""
+
+    rows: FloatArray
+    """(r, F)"""
+    groups: IntArray
+    """(g,) rows of each query"""
+    queries: int
+    """Queries, including those whose target was no candidate."""
+
+
+@dataclass(frozen=True)
+class FittedRanker:
+    """A ranker as LightGBM's text, and facts about its training."""
+
+    text: str
+    queries: int
+    """Queries whose target was a candidate."""
+    candidate_recall: float
+    """Share of the queries whose target was a candidate."""
+    importance: dict[str, float]
+    """Feature → share of the total gain."""
+    seconds: float
 
 
 def train(
-    rows: Interactions, build: Build, config: RankerConfig, trusted: NDArray[np.bool_] | None = None
-) -> Blend:
-    """Learn the blend from `rows` (in order of time). `trusted` marks the rows that may become targets.
+    rows: Interactions,
+    fit_past: FitPast,
+    config: RankerConfig,
+    trusted: NDArray[np.bool_] | None = None,
+) -> FittedRanker:
+    """Learn the ranker from `rows` (in order of time). `trusted` marks the rows that may become targets.
 
-    Raises NotEnoughHistory where the past cuts hold fewer than 50 answerable questions.
+    Raises NotEnoughHistory if the past cuts hold fewer than 50 queries whose target is a candidate.
     """
     start = time.perf_counter()
     trusted = np.ones(len(rows), bool) if trusted is None else trusted
     found = [
-        examples(split, build(split.train), config) for split in past_splits(rows, trusted, config)
+        examples(split, fit_past(split.train), config)
+        for split in past_splits(rows, trusted, config)
     ]
     groups = np.concatenate([e.groups for e in found]) if found else np.empty(0, np.int32)
-    if len(groups) < 50:
-        raise NotEnoughHistory(f"only {len(groups)} questions to learn from, 50 are needed")
-    booster = fit(np.concatenate([e.rows for e in found]), groups, config)
+    if len(groups) < MIN_QUERIES:
+        raise NotEnoughHistory(f"{len(groups)} queries to learn from, {MIN_QUERIES} are needed")
+    booster = boost(np.concatenate([e.rows for e in found]), groups, config)
     gain = booster.feature_importance("gain")
-    return Blend(
+    return FittedRanker(
         text=booster.model_to_string(),
-        questions=len(groups),
-        candidate_recall=len(groups) / max(sum(e.asked for e in found), 1),
+        queries=len(groups),
+        candidate_recall=len(groups) / max(sum(e.queries for e in found), 1),
         importance=dict(zip(FEATURE_NAMES, (gain / max(gain.sum(), 1e-9)).tolist(), strict=True)),
         seconds=time.perf_counter() - start,
     )
 
 
 def past_splits(
-    rows: Interactions, trusted: NDArray[np.bool_], config: RankerConfig
-) -> Iterator[Split]:
+    rows: Interactions, trusted: BoolArray, config: RankerConfig
+) -> Iterator[TimeSplit]:
     """The past cuts, newest first, as long as half of the rows come before them."""
     horizon = config.horizon_days * int(DAY_MS)
     end = int(rows.time_ms[-1]) + 1 if len(rows) else 0
@@ -120,35 +130,34 @@ def past_splits(
         cut = (end - horizon) // int(DAY_MS) * int(DAY_MS)
         if 2 * np.searchsorted(rows.time_ms, cut) < len(rows):
             return
-        yield Split(rows, cut, end, trusted, config.least)
+        yield TimeSplit(rows, cut, end, trusted, config.min_interactions)
         end = cut
 
 
-def examples(split: Split, model: Model, config: RankerConfig) -> Examples:
-    """What really came after a cut, among the candidates of its moment."""
-    split = replace(split, rows=renumber(split.rows, model.item_ids)[0])
+def examples(split: TimeSplit, model: Model, config: RankerConfig) -> RankerExamples:
+    """The interactions after a cut as targets among the candidates of their moment."""
     random = np.random.default_rng(config.seed)
-    asked = sample(with_history(split, moments(split)), config.questions, config.seed)
-    generator = CandidateGenerator.exact(model, split.eligible)
+    queries = sample(with_history(split, moments(split)), config.queries, config.seed)
+    generator = CandidateGenerator.exact(align(model, split.rows.item_ids), split.eligible)
     rows, groups = [], []
-    for one in replay(split.rows, asked):
-        query = generator.query(one.state, one.trends)
+    for replayed in replay(split.rows, queries):
+        query = generator.query(replayed.user, replayed.trends)
         items = generator.retrieve(query).items
-        target = asked.target[one.query]
+        target = queries.target[replayed.row]
         others = items[items != target]
         if len(others) == len(items) or not len(others):
             continue
-        chosen = random.choice(others, min(config.negatives, len(others)), replace=False)
-        items = np.concatenate([[target], chosen]).astype(np.int32)
+        negatives = random.choice(others, min(config.negatives, len(others)), replace=False)
+        items = np.concatenate([[target], negatives]).astype(np.int32)
         rows.append(generator.features(query, items))
         groups.append(len(items))
     table = np.concatenate(rows) if rows else np.empty((0, len(FEATURE_NAMES)), np.float32)
-    return Examples(table, np.array(groups, np.int32), len(asked))
+    return RankerExamples(table, np.array(groups, np.int32), len(queries))
 
 
-def fit(rows: FloatArray, groups: NDArray[np.int32], config: RankerConfig) -> lightgbm.Booster:
+def boost(rows: FloatArray, groups: IntArray, config: RankerConfig) -> lightgbm.Booster:
     """LambdaMART on groups whose first row is the target."""
-    import lightgbm  # seconds, which the first model does not wait for
+    import lightgbm  # takes seconds: the first model is published before
 
     label = np.zeros(len(rows), np.int8)
     label[np.cumsum(groups) - groups] = 1

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from afterclick.model import Model
 from afterclick.quarantine import QuarantineLimits
 from afterclick.trends import DAY_MS
-from training import content, ranker
-from training.evaluation import build, metrics
-from training.evaluation.build import Recipe
-from training.evaluation.compare import answer
-from training.evaluation.contestants import blend
-from training.evaluation.protocols import Queries, Split, as_of, queries, sample, with_history
-from training.evaluation.reviews import Reviews
+from training.evaluation import list_metrics
+from training.evaluation.measure import FullRanking, answer
+from training.evaluation.protocols import Queries, TimeSplit, as_of, queries, sample, with_history
+from training.evaluation.query_replay import align
+from training.evaluation.scorers import blend
+from training.fit import ModelTrainer
 from training.interactions import Interactions
+from training.ranker import BoosterRanker
 
 UNBOUND = QuarantineLimits(max_ratio=0.0)
 _Z95 = 1.96
@@ -52,7 +52,7 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class Request:
+class AttackPlan:
     """What to try."""
 
     shares: tuple[float, ...] = (0.01, 0.03, 0.05)
@@ -66,7 +66,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Found:
+class AttackResult:
     """The lists of one situation, measured."""
 
     shown: float
@@ -117,10 +117,10 @@ def one_vote(rows: Interactions) -> Interactions:
 class _Shop:
     """What is attacked, and what is asked of it."""
 
-    split: Split
+    split: TimeSplit
     asked: Queries
     targets: list[int]
-    ranker: str
+    ranker: BoosterRanker
     seed: int
 
     def attacked(self, attack: Attack, target: int, guards: bool) -> Interactions:
@@ -130,59 +130,55 @@ class _Shop:
 
     def lists(self, model: Model, rows: Interactions, guards: bool) -> NDArray[np.int32]:
         """(q, 10) what is shown where these rows have happened."""
-        split = replace(self.split, rows=rows, trusted=np.ones(len(rows), bool))
-        contestant = {"blend": blend(model, self.ranker, self.split.eligible)}
-        found = answer(split, contestant, self.asked, self.seed, None if guards else UNBOUND)
-        return found.lists["blend"][:, :10]
+        eligible = self.split.eligible
+        scorer = blend(align(model, rows.item_ids), self.ranker, eligible)
+        ranking = {"blend": FullRanking(scorer, eligible, self.seed)}
+        limits = None if guards else UNBOUND
+        return answer(rows, self.asked, ranking, 10, limits).lists["blend"]
 
-    def measure(self, lists: NDArray[np.int32], target: int) -> Found:
-        hits = metrics.hits_of(lists, self.asked.target)
-        ndcg = metrics.ndcg(hits, np.ones(len(hits), np.int32), 10)
-        return Found(float((lists == target).any(axis=1).mean()), np.asarray(ndcg, np.float64))
+    def measure(self, lists: NDArray[np.int32], target: int) -> AttackResult:
+        hits = list_metrics.hits_of(lists, self.asked.target)
+        ndcg = list_metrics.ndcg(hits, np.ones(len(hits), np.int32), 10)
+        return AttackResult(
+            float((lists == target).any(axis=1).mean()), np.asarray(ndcg, np.float64)
+        )
 
 
-def run(split: Split, data: Reviews, how: Recipe, request: Request) -> dict[str, Any]:
+def run(split: TimeSplit, guarded: ModelTrainer, plan: AttackPlan) -> dict[str, Any]:
     """Every situation, as rows of a table. The ranker is the one learned before the attack."""
-    described = content.embed(
-        content.texts_of(split.rows.item_ids.tolist(), data.catalogue), "tfidf"
-    )
-    past, free = split.train, replace(how, bounds=UNBOUND)
-
-    def fit(rows: Interactions, recipe: Recipe) -> Model:
-        return build.model(rows, described, recipe)
-
-    trusted = split.trusted[split.rows.time_ms < split.cut_ms]
-    text = ranker.train(past, lambda rows: fit(rows, free), how.ranker, trusted).text
-    shop = _Shop(split, _questions(split, request), _targets(split, request), text, request.seed)
-    model = fit(past, free)
+    free = replace(guarded, config=replace(guarded.config, quarantine=UNBOUND))
+    past, trusted = split.train, split.trusted[split.rows.time_ms < split.cut_ms]
+    ranker = BoosterRanker.of(free.fit_ranker(past, trusted).text)
+    shop = _Shop(split, _questions(split, plan), _targets(split, plan), ranker, plan.seed)
+    model = free.fit(past, "peace").model
     peace = {guards: shop.lists(model, split.rows, guards) for guards in (False, True)}
     found = {guards: {t: shop.measure(peace[guards], t) for t in shop.targets} for guards in peace}
     base = found[False]
     rows = [_row(found[guards], base, None, "none", guards) for guards in peace]
-    attacks = [Attack(share, request.fillers) for share in request.shares]
+    attacks = [Attack(share, plan.fillers) for share in plan.shares]
     for attack, guards in product(attacks, (False, True)):
         lists = {
             t: shop.lists(model, shop.attacked(attack, t, guards), guards) for t in shop.targets
         }
         pushed = {t: shop.measure(lists[t], t) for t in shop.targets}
         rows.append(_row(pushed, base, attack, "trends", guards))
-    for guards in (False, True) if request.learned else ():
-        attack, target = Attack(request.learned, request.fillers), shop.targets[0]
+    for guards in (False, True) if plan.learned else ():
+        attack, target = Attack(plan.learned, plan.fillers), shop.targets[0]
         seen = shop.attacked(attack, target, guards)
-        learned = fit(seen.before(split.cut_ms), how if guards else free)
+        trainer = guarded if guards else free
+        learned = trainer.fit(seen.before(split.cut_ms), "attacked").model
         pushed = {target: shop.measure(shop.lists(learned, seen, guards), target)}
         rows.append(_row(pushed, base, attack, "trends and model", guards))
     return {"questions": len(shop.asked), "targets": len(shop.targets), "rows": rows}
 
 
-def _questions(split: Split, request: Request) -> Queries:
+def _questions(split: TimeSplit, plan: AttackPlan) -> Queries:
     """What comes in two weeks after the cut: of users with a live event, and of users nobody knows."""
     end = split.cut_ms + 2 * _DAYS * int(DAY_MS)
     live = with_history(split, queries(split, "live"))
     cold = as_of(queries(split, "cold"), split.cut_ms)
     parts = [
-        sample(one.where(one.target_ms < end), request.questions, request.seed)
-        for one in (live, cold)
+        sample(one.where(one.target_ms < end), plan.questions, plan.seed) for one in (live, cold)
     ]
     return Queries(
         *(
@@ -192,24 +188,24 @@ def _questions(split: Split, request: Request) -> Queries:
     )
 
 
-def _targets(split: Split, request: Request) -> list[int]:
+def _targets(split: TimeSplit, plan: AttackPlan) -> list[int]:
     """Items at random among those that are ranked and have 20 interactions at most."""
     counts = split.train.item_counts()
     rare = np.flatnonzero(split.eligible & (counts <= 20))
-    chosen = np.random.default_rng(request.seed).choice(
-        rare, min(request.targets, len(rare)), replace=False
+    chosen = np.random.default_rng(plan.seed).choice(
+        rare, min(plan.targets, len(rare)), replace=False
     )
     return [int(item) for item in chosen]
 
 
 def _row(
-    found: Mapping[int, Found],
-    base: Mapping[int, Found],
+    found: Mapping[int, AttackResult],
+    base: Mapping[int, AttackResult],
     attack: Attack | None,
     where: str,
     guards: bool,
 ) -> dict[str, Any]:
-    def shown(of: Mapping[int, Found]) -> float:
+    def shown(of: Mapping[int, AttackResult]) -> float:
         return float(np.mean([of[target].shown for target in found]))
 
     before, after = (np.mean([of[target].ndcg for target in found], axis=0) for of in (base, found))

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from afterclick.arrays import Float64Array
 from afterclick.quarantine import QuarantineLimits, apply_limits
 from afterclick.trends import DAY_MS
-from infra.benchmarks.attacked_lists import UNBOUND, Attack, Request, fakes, one_vote
-from training.baselines import established, sums_at
-from training.evaluation.protocols import Split
+from infra.benchmarks.attacked_lists import UNBOUND, Attack, AttackPlan, fakes, one_vote
+from training.evaluation.protocols import TimeSplit
+from training.models.popularity import established, sums_at
 
 MONTHS = 6
 ATTACKS = 5
@@ -32,15 +32,17 @@ _DISCOUNT = 1 / np.log2(np.arange(2, 12))
 class Moment:
     """A shop at a moment, and what its visitors chose in the week after."""
 
-    split: Split
+    split: TimeSplit
     votes: Float64Array
     established: Float64Array
     chosen: NDArray[np.int64]
     """(n_items,) how often each item was"""
 
     @classmethod
-    def of(cls, split: Split, cut_ms: int) -> Moment:
-        now = Split(split.rows, cut_ms, cut_ms + 7 * int(DAY_MS), split.trusted, split.least)
+    def of(cls, split: TimeSplit, cut_ms: int) -> Moment:
+        now = TimeSplit(
+            split.rows, cut_ms, cut_ms + 7 * int(DAY_MS), split.trusted, split.min_interactions
+        )
         past, at = now.train, np.array([cut_ms])
         (_, votes, _), (_, theirs, _) = (
             *sums_at(past, at),
@@ -60,7 +62,7 @@ class Moment:
         return float((self.chosen[top] * _DISCOUNT).sum())
 
 
-def run(split: Split, request: Request) -> dict[str, Any]:
+def run(split: TimeSplit, plan: AttackPlan) -> dict[str, Any]:
     """The table: peace and each size of attack, without guards and with them."""
     cuts = [split.cut_ms - month * 30 * int(DAY_MS) for month in range(MONTHS)]
     shop = [Moment.of(split, cut) for cut in cuts]
@@ -77,8 +79,8 @@ def run(split: Split, request: Request) -> dict[str, Any]:
         return {"share": share, "guards": guards, **figures}
 
     rows = [row(0.0, False, 0.0, peace), row(0.0, True, 0.0, guarded)]
-    for share, guards in product(request.shares, (False, True)):
-        found = list(_attacks(shop, Attack(share, request.fillers), guards, request.seed))
+    for share, guards in product(plan.shares, (False, True)):
+        found = list(_attacks(shop, Attack(share, plan.fillers), guards, plan.seed))
         shown = float(np.mean([shown for shown, _ in found]))
         rows.append(row(share, guards, shown, sum(gain for _, gain in found) / ATTACKS))
     return {"moments": len(shop), "attacks": ATTACKS * len(shop), "reviews": asked, "rows": rows}
@@ -91,7 +93,7 @@ def _attacks(
     for moment in shop:
         split = moment.split
         counts = split.train.item_counts()
-        rare = np.flatnonzero((counts >= split.least) & (counts <= 20))
+        rare = np.flatnonzero((counts >= split.min_interactions) & (counts <= 20))
         for n, target in enumerate(np.random.default_rng(seed).choice(rare, ATTACKS).tolist()):
             made = fakes(split.train, attack, target, split.cut_ms, seed + n)
             made = one_vote(made) if guards else made

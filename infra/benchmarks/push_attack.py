@@ -13,16 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from afterclick.settings import Settings
-from infra.benchmarks import attacked_lists as poison
-from infra.benchmarks import attacked_trends as poison_trends
-from infra.benchmarks.attacked_lists import Request
+from infra.benchmarks import attacked_lists, attacked_trends
+from infra.benchmarks.attacked_lists import AttackPlan
 from infra.benchmarks.harness import Benchmark, Figures
 from ingest.generate import generate_shop
-from training import implicit_als
-from training.evaluation.build import Recipe
-from training.evaluation.command import recipe, split_of
-from training.ranker import RankerConfig
-from training.tower_config import TowerConfig
+from training.config import ModelConfig, TowerConfig
+from training.evaluation.time_split import split_of
+from training.fit import trainer
 
 
 @dataclass(frozen=True)
@@ -32,23 +29,24 @@ class PushAttackBenchmark(Benchmark):
     """First day after the attack; None: as in an evaluation."""
     model: bool = True
     """Also fit a model and attack the personal lists: minutes, not seconds."""
-    request: Request = field(default_factory=Request)
+    plan: AttackPlan = field(default_factory=AttackPlan)
 
     def run(self, settings: Settings) -> Figures:
         """Fit on the past, attack, measure; a row per situation."""
         with _dataset(self.dataset) as dataset:
             split, data = split_of(settings, dataset, self.cut)
-            figures: Figures = {"trending": poison_trends.run(split, self.request)}
+            figures: Figures = {"trending": attacked_trends.run(split, self.plan)}
             if self.model:
-                how = _small(recipe(settings, implicit_als.fit))
-                figures["lists"] = poison.run(split, data, how, self.request)
+                config = _small(ModelConfig.of(settings.training, "fast", "implicit"))
+                with trainer(settings, data.texts, config) as models:
+                    figures["lists"] = attacked_lists.run(split, models, self.plan)
         return {"dataset": "generated" if self.dataset is None else "given", **figures}
 
 
-def _small(how: Recipe) -> Recipe:
-    """One past cut and one pass of the towers: enough to see what an attack does."""
-    ranker = RankerConfig(cuts=1, questions=4000, least=how.least, seed=how.ranker.seed)
-    return replace(how, towers=TowerConfig(epochs=1), ranker=ranker)
+def _small(config: ModelConfig) -> ModelConfig:
+    """One past cut and one epoch of the towers: enough to see the effect of an attack."""
+    ranker = replace(config.ranker, cuts=1, queries=4000)
+    return replace(config, towers=TowerConfig(epochs=1), ranker=ranker)
 
 
 @contextmanager

@@ -227,12 +227,12 @@ def poison(
     as_json: AsJson = False,
 ) -> None:
     """Push attack: gain in HR@10 and genuine NDCG@10, with and without guards."""
-    from infra.benchmarks.attacked_lists import Request
+    from infra.benchmarks.attacked_lists import AttackPlan
     from infra.benchmarks.push_attack import PushAttackBenchmark
 
     shares = tuple(value / 100 for value in percent or (1.0, 3.0, 5.0))
-    request = Request(shares, learned / 100, targets, questions, fillers)
-    figures = _run(PushAttackBenchmark(dataset, cut, model, request))
+    plan = AttackPlan(shares, learned / 100, targets, questions, fillers)
+    figures = _run(PushAttackBenchmark(dataset, cut, model, plan))
     kinds = (kind for kind in ("trending", "lists") if kind in figures)
     rows = [{"list": kind} | row for kind in kinds for row in figures[kind]["rows"]]
     _print_rows(figures, rows, as_json)

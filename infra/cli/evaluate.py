@@ -11,7 +11,7 @@ from infra.cli.output import AsJson, emit, progress
 
 if TYPE_CHECKING:
     from afterclick.settings import Settings
-    from training.als_quality import Exam
+    from training.evaluation.als_search import AlsEvaluation
 
 app = typer.Typer()
 als_app = typer.Typer(help="Search ALS settings, and compare its engines.", no_args_is_help=True)
@@ -35,7 +35,14 @@ def evaluate(
     ] = None,
     end: End = None,
     users: Users = 5000,
-    engine: Annotated[str, typer.Option(help="ALS by `implicit` or by `spark`.")] = "implicit",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Model preset, `full` or `fast`. Default: that of the served model."),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="ALS by `spark`, as in the served model (default), or by `implicit`."),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write a Markdown report with charts.")
     ] = None,
@@ -49,9 +56,12 @@ def evaluate(
 ) -> None:
     """Compare every model on unseen interactions: a global time split, full ranking."""
     from afterclick.settings import Settings
-    from training.evaluation.command import Request, run
+    from training.evaluation.time_split import EvaluationRequest, run
 
-    run(Settings(), Request(dataset, cut, end, users, engine, report, record, brief, as_json))
+    request = EvaluationRequest(
+        dataset, cut, end, users, preset, engine, report, record, brief, as_json
+    )
+    run(Settings(), request)
 
 
 @app.command()
@@ -83,15 +93,14 @@ def benchmark(
     of each user's training rows is used, the newest if there are timestamps.
     """
     from afterclick.errors import BadInput
-    from training.benchmark import registry
-    from training.benchmark.run import Request, run
+    from training.evaluation.published import BenchmarkRequest, check, run
 
     if protocol not in ("full", "ncf"):
         raise BadInput(f"--protocol {protocol!r}: full or ncf")
     if (protocol == "ncf") != (negatives is not None):
         raise BadInput("--protocol ncf and --negatives FILE belong together")
-    registry.check(model)
-    answer = run(Request(split, model, trials, seeds, seed, seconds, negatives), progress)
+    check(model)
+    answer = run(BenchmarkRequest(split, model, trials, seeds, seed, seconds, negatives), progress)
     costs = f"fit {answer['fit_seconds']} s, search {answer['tune_seconds']} s"
     lines = [f"{name:<10} {answer[name]:.4f}" for name in _METRICS]
     emit(answer, as_json, "\n".join([*lines, f"{costs}, {answer['peak_mb']} MB"]))
@@ -116,9 +125,9 @@ def search(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from training.als_search import Search, run
+    from training.evaluation import als_search
 
-    settings, exam = _exam(dataset, cut, end, users)
+    settings, evaluation = _evaluation(dataset, cut, end, users)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("trials", total=trials)
@@ -127,7 +136,9 @@ def search(
             bar.console.print(line, highlight=False)
             bar.update(task, completed=done)
 
-        answer = run(settings, exam, Search(name, trials, seconds), report)
+        answer = als_search.search(
+            settings, evaluation, als_search.AlsSearch(name, trials, seconds), report
+        )
     best = answer["best"]
     count = f"best of {answer['trials']} ({answer['pruned']} pruned)"
     emit(answer, as_json, f"{count}: {best['params']}, {best['metrics']}")
@@ -142,26 +153,25 @@ def engines(
     as_json: AsJson = False,
 ) -> None:
     """Fit ALS by Spark and by `implicit` with the same settings: seconds, NDCG, hit rate."""
-    from training.als import AlsConfig
-    from training.als_engines import compare
+    from training.config import ModelConfig
+    from training.evaluation.als_search import compare_engines
     from training.workspace import spark_session
 
-    settings, exam = _exam(dataset, cut, end, users)
-    values = settings.training
-    config = AlsConfig(values.rank, values.reg, values.alpha, values.iterations, values.seed)
+    settings, evaluation = _evaluation(dataset, cut, end, users)
+    config = ModelConfig.of(settings.training).als
     with spark_session(settings) as session:
-        answer = compare(session, exam, config, progress)
+        answer = compare_engines(session, evaluation, config, progress)
     if as_json:
         emit(answer, as_json)
 
 
-def _exam(
+def _evaluation(
     dataset: Path | None, cut: str | None, end: str | None, users: int
-) -> tuple[Settings, Exam]:
+) -> tuple[Settings, AlsEvaluation]:
     from afterclick.settings import Settings
-    from training.als_quality import Exam
-    from training.evaluation.command import split_of
+    from training.evaluation.als_search import AlsEvaluation
+    from training.evaluation.time_split import split_of
 
     settings = Settings()
     split, _ = split_of(settings, dataset, cut, end)
-    return settings, Exam.of(split, users, settings.training.seed)
+    return settings, AlsEvaluation.of(split, users, settings.training.seed)

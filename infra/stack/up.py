@@ -75,10 +75,18 @@ def require_no_stack(home: Path) -> None:
 
 
 def demo_settings(settings: Settings) -> Settings:
-    """Allow fault injection; switch quarantine off, as simulated users are all new accounts."""
+    """Allow fault injection, train with the fast preset, and switch quarantine off.
+
+    Simulated users are all new accounts.
+    """
     serving = settings.serving.model_copy(update={"quarantine_max_ratio": 0.0})
     console = settings.console.model_copy(update={"fault_injection": True})
-    return settings.model_copy(update={"serving": serving, "console": console})
+    training = settings.training
+    if "preset" not in training.model_fields_set:
+        training = training.model_copy(update={"preset": "fast"})
+    return settings.model_copy(
+        update={"serving": serving, "console": console, "training": training}
+    )
 
 
 class _Stack:

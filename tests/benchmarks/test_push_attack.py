@@ -6,22 +6,20 @@ import numpy as np
 import pytest
 
 from afterclick.settings import Settings
-from infra.benchmarks.attacked_lists import Attack, Request, inject, one_vote, run
-from training import implicit_als
-from training.als import AlsConfig
-from training.baselines import unpushed
-from training.evaluation.build import Recipe
-from training.evaluation.command import split_of
-from training.evaluation.protocols import Split
+from infra.benchmarks.attacked_lists import Attack, AttackPlan, inject, one_vote, run
+from training.config import AlsConfig, ModelConfig, RankerConfig, TowerConfig
+from training.evaluation.protocols import TimeSplit
 from training.evaluation.reviews import Reviews
-from training.ranker import RankerConfig
-from training.tower_config import TowerConfig
+from training.evaluation.time_split import split_of
+from training.fit import ModelTrainer
+from training.models.als import implicit_als
+from training.models.popularity import without_pushed_rows
 
 DAY_S = 86_400
 
 
 @pytest.fixture(scope="module")
-def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, Reviews]:
+def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[TimeSplit, Reviews]:
     """Users with half of the catalogue each, who come back every three weeks; and some rare items."""
     folder, random, rows = tmp_path_factory.mktemp("shop"), np.random.default_rng(4), []
     for user in range(600):
@@ -37,15 +35,16 @@ def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Split, Reviews]:
 
 
 def test_a_push_gains_much_without_the_guards_and_nothing_with_them(
-    a_shop: tuple[Split, Reviews],
+    a_shop: tuple[TimeSplit, Reviews],
 ) -> None:
-    recipe = Recipe(
-        implicit_als.fit,
+    split, data = a_shop
+    config = ModelConfig(
         AlsConfig(rank=8, iterations=3),
         towers=TowerConfig(dim=8, epochs=1),
-        ranker=RankerConfig(cuts=1, horizon_days=60, questions=300, rounds=10),
+        ranker=RankerConfig(cuts=1, horizon_days=60, queries=300, rounds=10),
     )
-    found = run(*a_shop, recipe, Request(shares=(0.1,), learned=0.1, targets=1, questions=60))
+    trainer = ModelTrainer(config, data.texts, implicit_als)
+    found = run(split, trainer, AttackPlan(shares=(0.1,), learned=0.1, targets=1, questions=60))
     rows = {(row["attack"], row["guards"]): row for row in found["rows"]}
     assert len(rows) == 6
     assert rows["trends", False]["target_gain"] > 0.2
@@ -60,21 +59,21 @@ def test_a_push_gains_much_without_the_guards_and_nothing_with_them(
 
 
 def test_training_leaves_out_the_fake_votes_for_the_target_alone(
-    a_shop: tuple[Split, Reviews],
+    a_shop: tuple[TimeSplit, Reviews],
 ) -> None:
     split, _ = a_shop
     target = split.rows.item_ids.tolist().index("rare-1")
     attacked = one_vote(inject(split.rows, Attack(0.2), target, split.cut_ms, 1)).before(
         split.cut_ms
     )
-    learned = unpushed(attacked)
+    learned = without_pushed_rows(attacked)
     of_target = learned.item == target
     assert not np.char.startswith(learned.user_ids[learned.user[of_target]], "fake").any()
     assert of_target.sum() > 0
     assert (attacked.item != target).sum() == (~of_target).sum()
 
 
-def test_an_account_votes_once_however_often_it_says_so(a_shop: tuple[Split, Reviews]) -> None:
+def test_an_account_votes_once_however_often_it_says_so(a_shop: tuple[TimeSplit, Reviews]) -> None:
     split, _ = a_shop
     rows = inject(split.rows, Attack(0.1, repeats=5), 0, split.cut_ms, 1)
     fakes = rows.user >= len(split.rows.user_ids)

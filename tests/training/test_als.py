@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from afterclick.model import Model
 from afterclick.user_vectors import UserState, fold_in
 from tests.training import shop
-from training import als, fit
-from training.als import AlsConfig
-from training.fold import half_step
+from training.config import AlsConfig
+from training.models.als import factorise, half_step, spark_als
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -46,7 +47,7 @@ def state_of(items: list[int]) -> UserState:
 @pytest.mark.spark
 def test_a_checkerboard_is_completed(spark: SparkSession) -> None:
     rows, held = shop.checkerboard()
-    scores = als.fit(spark, rows, CONFIG).scores(np.arange(40, dtype=np.int32))
+    scores = spark_als(spark, rows, CONFIG).scores(np.arange(40, dtype=np.int32))
     scores[rows.user, rows.item] = -np.inf
     best = np.argsort(-scores, axis=1)[:, :2]
     found = sum(item in best[user] for user, item in held)
@@ -58,7 +59,7 @@ def test_folding_in_a_known_user_gives_sparks_own_factors(spark: SparkSession) -
     rows, _ = shop.checkerboard()
     # many passes: Spark's user factors belong to the item factors of the pass before
     config = AlsConfig(rank=8, reg=0.05, alpha=10.0, iterations=30)
-    factors = als.fit(spark, rows, config)
+    factors = spark_als(spark, rows, config)
     model = model_of(factors.items, config)
     for user in (0, 1, 17):
         folded = fold_in(model, state_of(rows.item[rows.user == user].tolist()))
@@ -73,7 +74,8 @@ def test_half_a_step_is_the_fold_in_of_every_user() -> None:
     pairs = [(u, int(i)) for u in range(12) for i in random.choice(60, 1 + 2 * u, replace=False)]
     pairs += [(12, 3)]
     rows = shop.interactions(pairs, users=14, items=60)
-    users = half_step(rows.user, rows.item, rows.weight, factors, 14, CONFIG.alpha, CONFIG.reg)
+    weights = sparse.csr_matrix((rows.weight, (rows.user, rows.item)), shape=rows.shape)
+    users = half_step(weights, factors, CONFIG.alpha, CONFIG.reg)
     model = model_of(factors, CONFIG)
     for user in range(12):
         folded = fold_in(model, state_of(rows.item[rows.user == user].tolist()))
@@ -89,18 +91,18 @@ def test_items_outside_the_core_get_factors_of_their_own_kind(spark: SparkSessio
     extra = [(u, 40 + u % 2) for u in range(4)]  # two new items, too few interactions for the core
     pairs = list(zip(rows.user.tolist(), rows.item.tolist(), strict=True)) + extra
     rows = shop.interactions(pairs, users=40, items=42)
-    users, items = fit.factorise(spark, rows, fit.FitConfig(als=CONFIG))
-    even, odd = users[0] @ items[40], users[0] @ items[41]
+    factors = factorise(rows, CONFIG, partial(spark_als, spark))
+    even, odd = factors.users[0] @ factors.items[40], factors.users[0] @ factors.items[41]
     assert even > odd + 0.1
 
 
 @pytest.mark.spark
 def test_the_same_seed_gives_the_same_factors(spark: SparkSession) -> None:
     rows, _ = shop.checkerboard()
-    first, second = als.fit(spark, rows, CONFIG), als.fit(spark, rows, CONFIG)
+    first, second = spark_als(spark, rows, CONFIG), spark_als(spark, rows, CONFIG)
     np.testing.assert_allclose(first.items, second.items, atol=1e-5)
 
 
 def test_without_interactions_there_is_nothing_to_factorise() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        als.fit(None, shop.interactions([], 1, 1), CONFIG)  # type: ignore[arg-type]
+        spark_als(None, shop.interactions([], 1, 1), CONFIG)  # type: ignore[arg-type]

@@ -11,11 +11,9 @@ from optuna.trial import TrialState
 
 from afterclick.settings import Settings, TrainingSettings
 from tests.training.test_evaluation_reports import a_dataset
-from training import als_engines, als_search
-from training.als import AlsConfig
-from training.als_quality import Exam
-from training.als_search import Search
-from training.evaluation.command import split_of
+from training.config import AlsConfig
+from training.evaluation.als_search import AlsEvaluation, AlsSearch, compare_engines, search
+from training.evaluation.time_split import split_of
 from training.mlflow_registry import MlflowRegistry
 
 if TYPE_CHECKING:
@@ -28,12 +26,12 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def exam(tmp_path: Path, settings: Settings) -> Exam:
-    return Exam.of(split_of(settings, a_dataset(tmp_path), None)[0], 60, 1)
+def evaluation(tmp_path: Path, settings: Settings) -> AlsEvaluation:
+    return AlsEvaluation.of(split_of(settings, a_dataset(tmp_path), None)[0], 60, 1)
 
 
-def test_every_trial_is_a_nested_run_with_its_metrics(settings: Settings, exam: Exam) -> None:
-    answer = als_search.run(settings, exam, Search(trials=3))
+def test_every_trial_is_a_nested_run_with_its_metrics(settings: Settings, evaluation: AlsEvaluation) -> None:
+    answer = search(settings, evaluation, AlsSearch(trials=3))
     assert answer["trials"] == 3
     registry = MlflowRegistry(settings)
     runs = registry.client.search_runs(
@@ -51,24 +49,24 @@ def test_every_trial_is_a_nested_run_with_its_metrics(settings: Settings, exam: 
     )
 
 
-def test_a_search_goes_on_where_it_was_killed(settings: Settings, exam: Exam) -> None:
-    first = als_search.run(settings, exam, Search(trials=1))
+def test_a_search_goes_on_where_it_was_killed(settings: Settings, evaluation: AlsEvaluation) -> None:
+    first = search(settings, evaluation, AlsSearch(trials=1))
     study = optuna.load_study(study_name="als", storage=f"sqlite:///{settings.home / 'optuna.db'}")
     study.ask()  # a trial that nobody will ever finish
-    again = als_search.run(settings, exam, Search(trials=4))
+    again = search(settings, evaluation, AlsSearch(trials=4))
     assert (again["run"], again["trials"], again["failed"]) == (first["run"], 4, 1)
     assert not study.get_trials(states=(TrialState.RUNNING,))
-    assert als_search.run(settings, exam, Search(trials=4))["trials"] == 4  # nothing is left to do
+    assert search(settings, evaluation, AlsSearch(trials=4))["trials"] == 4  # nothing is left to do
 
 
-def test_what_is_used_today_is_tried_first(settings: Settings, exam: Exam) -> None:
-    als_search.run(settings, exam, Search(trials=1))
+def test_what_is_used_today_is_tried_first(settings: Settings, evaluation: AlsEvaluation) -> None:
+    search(settings, evaluation, AlsSearch(trials=1))
     study = optuna.load_study(study_name="als", storage=f"sqlite:///{settings.home / 'optuna.db'}")
     knobs = settings.training
     assert study.trials[0].params == {"rank": knobs.rank, "reg": knobs.reg, "alpha": knobs.alpha}
 
 
-def test_a_trial_far_behind_the_others_is_pruned(settings: Settings, exam: Exam) -> None:
+def test_a_trial_far_behind_the_others_is_pruned(settings: Settings, evaluation: AlsEvaluation) -> None:
     study = optuna.create_study(
         study_name="als", storage=f"sqlite:///{_database(settings)}", direction="maximize"
     )
@@ -78,7 +76,7 @@ def test_a_trial_far_behind_the_others_is_pruned(settings: Settings, exam: Exam)
         trial.report(2.0, 2)
         study.tell(trial, 2.0)
     told: list[tuple[int, str]] = []
-    answer = als_search.run(settings, exam, Search(trials=7), lambda *said: told.append(said))
+    answer = search(settings, evaluation, AlsSearch(trials=7), lambda *said: told.append(said))
     assert answer["pruned"] == 2
     assert [(done, line.split(":")[1].split(" (")[0]) for done, line in told] == [
         (6, " pruned"),
@@ -96,8 +94,8 @@ def _database(settings: Settings) -> Path:
 
 
 @pytest.mark.spark
-def test_both_engines_are_asked_the_same(spark: SparkSession, exam: Exam) -> None:
-    answer = als_engines.compare(spark, exam, AlsConfig(rank=8, reg=0.1, alpha=10.0, iterations=8))
+def test_both_engines_are_asked_the_same(spark: SparkSession, evaluation: AlsEvaluation) -> None:
+    answer = compare_engines(spark, evaluation, AlsConfig(rank=8, reg=0.1, alpha=10.0, iterations=8))
     spark_s, implicit = answer["engines"]["spark"], answer["engines"]["implicit"]
     assert spark_s["fit_seconds"] > 0 < implicit["fit_seconds"]
     assert spark_s["live.hr@10"] == pytest.approx(implicit["live.hr@10"], abs=0.15)

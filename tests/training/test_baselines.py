@@ -5,16 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.baselines import (
-    NeighbourConfig,
+from training.config import NeighbourConfig
+from training.interactions import Interactions
+from training.models.neighbours import (
     cosine_neighbours,
-    decayed_popularity,
-    first_seen,
-    popularity,
-    reachable,
+    random_walk,
     same_day_neighbours,
 )
-from training.interactions import Interactions
+from training.models.popularity import decayed_popularity, first_seen, popularity
 
 DAY = 86_400_000
 
@@ -94,7 +92,7 @@ def test_an_old_pair_counts_less_than_a_new_one() -> None:
 def test_a_second_step_reaches_what_no_user_shares() -> None:
     chain = np.array([[1, -1], [0, 2], [1, -1]], np.int32)
     even = (chain, np.where(chain >= 0, 0.5, 0.0).astype(np.float32))
-    items, scores = reachable(even, even, np.array([1.0, 1.0, 1.0]), NeighbourConfig(count=2))
+    items, scores = random_walk(even, even, np.array([1.0, 1.0, 1.0]), NeighbourConfig(count=2))
     # from 0: one step to 1, two steps back to 0 or on to 2 in equal parts
     assert items.tolist() == [[1, 2], [0, 2], [1, 0]]
     np.testing.assert_allclose(scores[0], [0.5, 0.25], rtol=1e-6)
@@ -103,14 +101,14 @@ def test_a_second_step_reaches_what_no_user_shares() -> None:
 def test_a_walk_prefers_what_is_popular_lately() -> None:
     star = np.array([[1, 2], [0, -1], [0, -1]], np.int32)
     even = (star, np.where(star >= 0, 0.5, 0.0).astype(np.float32))
-    items, scores = reachable(even, even, np.array([1.0, 1.0, 32.0]), NeighbourConfig(count=2))
+    items, scores = random_walk(even, even, np.array([1.0, 1.0, 32.0]), NeighbourConfig(count=2))
     assert items[0].tolist() == [2, 1]
     assert scores[0, 0] / scores[0, 1] == pytest.approx(32**0.7, rel=1e-4)
 
 
 def test_an_item_without_neighbours_reaches_nothing() -> None:
     none = (np.full((3, 2), -1, np.int32), np.zeros((3, 2), np.float32))
-    items, scores = reachable(none, none, np.ones(3), NeighbourConfig(count=2))
+    items, scores = random_walk(none, none, np.ones(3), NeighbourConfig(count=2))
     assert (items == -1).all()
     assert not scores.any()
 
@@ -136,7 +134,7 @@ def test_neighbours_agree_with_a_dense_recount() -> None:
 
 def test_a_user_with_a_thousand_items_pairs_only_the_newest() -> None:
     rows = rows_of([(0, item, item + 1) for item in range(50)], items=50)
-    items, _ = cosine_neighbours(rows, NeighbourConfig(count=50, longest=10))
+    items, _ = cosine_neighbours(rows, NeighbourConfig(count=50, max_group=10))
     paired = np.flatnonzero((items >= 0).any(axis=1))
     assert paired.tolist() == list(range(40, 50))
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from afterclick.errors import BadInput
 from afterclick.model import WordVectors
 from afterclick.settings import TrainingSettings
-from training import content
+from training.models import content_vectors as content
 
-CATALOGUE: content.Catalogue = {
+CATALOGUE: content.ItemTexts = {
     "a": ("USB cable 2m", ("Electronics", "Cables")),
     "b": ("USB charging cable", ("Electronics", "Cables")),
     "c": ("Running shoes", ("Sport", "Shoes")),

@@ -6,7 +6,7 @@ import numba
 import numpy as np
 import pytest
 
-from training.evaluation import metrics
+from training.evaluation import list_metrics
 
 OURS_THEIRS = {
     "hr@10": "hit_rate@10",
@@ -42,7 +42,7 @@ def test_ranx_agrees_on_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
             for row, wanted in zip(lists.tolist(), relevant, strict=True)
         ]
     )
-    ours = metrics.accuracy(hits, np.array([len(wanted) for wanted in relevant], np.int32))
+    ours = list_metrics.accuracy(hits, np.array([len(wanted) for wanted in relevant], np.int32))
     qrels = Qrels({f"u{u:03}": {str(i): 1 for i in wanted} for u, wanted in enumerate(relevant)})
     run = Run(
         {
@@ -57,7 +57,7 @@ def test_ranx_agrees_on_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_single_target_in_third_place() -> None:
     lists = np.array([[7, 8, 9, 10]], np.int32)
-    found = metrics.accuracy(metrics.hits_of(lists, np.array([9], np.int32)), np.ones(1, np.int32))
+    found = list_metrics.accuracy(list_metrics.hits_of(lists, np.array([9], np.int32)), np.ones(1, np.int32))
     assert found["hr@10"][0] == 1.0
     assert found["ndcg@10"][0] == pytest.approx(0.5)
     assert found["mrr"][0] == pytest.approx(1 / 3)
@@ -67,42 +67,42 @@ def test_a_single_target_in_third_place() -> None:
 
 def test_an_empty_place_is_never_a_hit() -> None:
     lists = np.full((1, 10), -1, np.int32)
-    assert not metrics.hits_of(lists, np.array([0], np.int32)).any()
+    assert not list_metrics.hits_of(lists, np.array([0], np.int32)).any()
 
 
 def test_coverage_counts_different_items() -> None:
-    assert metrics.coverage(np.array([[0, 1], [1, -1]], np.int32), 4) == 0.5
+    assert list_metrics.coverage(np.array([[0, 1], [1, -1]], np.int32), 4) == 0.5
 
 
 def test_gini_is_zero_when_all_are_shown_alike_and_near_one_when_one_is() -> None:
-    assert metrics.gini(np.arange(100, dtype=np.int32)[:, None], 100) == pytest.approx(0.0)
-    assert metrics.gini(np.zeros((50, 1), np.int32), 100) == pytest.approx(0.99)
+    assert list_metrics.gini(np.arange(100, dtype=np.int32)[:, None], 100) == pytest.approx(0.0)
+    assert list_metrics.gini(np.zeros((50, 1), np.int32), 100) == pytest.approx(0.99)
 
 
 def test_diversity_is_zero_for_twins_and_one_for_strangers() -> None:
     vectors = np.array([[1, 0], [1, 0], [0, 1], [0, 0]], np.float32)
     lists = np.array([[0, 1], [0, 2], [0, 3]], np.int32)
-    np.testing.assert_allclose(metrics.diversity(lists, vectors), [0.0, 1.0, 1.0], atol=1e-6)
+    np.testing.assert_allclose(list_metrics.diversity(lists, vectors), [0.0, 1.0, 1.0], atol=1e-6)
 
 
 def test_novelty_is_the_surprise_of_what_is_shown() -> None:
     lists = np.array([[0, 1], [1, -1]], np.int32)
-    found = metrics.novelty(lists, np.array([8, 2]), users=16)
+    found = list_metrics.novelty(lists, np.array([8, 2]), users=16)
     np.testing.assert_allclose(found, [2.0, 3.0])
 
 
 def test_popularity_lift_is_how_much_more_popular_lists_are_than_what_users_chose() -> None:
     user, item = np.array([[0, 0, 1, 2, 3], [0, 1, 1, 1, 1]], np.int32)  # popularity 1 and 4
-    profiles = metrics.profile_popularity(user, item, users=5)
+    profiles = list_metrics.profile_popularity(user, item, users=5)
     np.testing.assert_allclose(profiles, [2.5, 4.0, 4.0, 4.0, np.nan])
     counts = np.array([1, 4, 8])
     lists = np.array([[0, 1], [2, 2], [1, -1]], np.int32)
     # lists (2.5 + 8 + 4) / 3, profiles (2.5 + 4 + 4) / 3
-    assert metrics.popularity_lift(lists, counts, profiles[:3]) == pytest.approx(14.5 / 10.5 - 1)
+    assert list_metrics.popularity_lift(lists, counts, profiles[:3]) == pytest.approx(14.5 / 10.5 - 1)
     assert (
-        metrics.popularity_lift(lists[:2], counts, profiles[[0, 4]]) == 0.0
+        list_metrics.popularity_lift(lists[:2], counts, profiles[[0, 4]]) == 0.0
     )  # without a past: not counted
-    assert metrics.popularity_lift(lists[:1], counts, profiles[4:]) is None
+    assert list_metrics.popularity_lift(lists[:1], counts, profiles[4:]) is None
 
 
 def test_the_interval_of_a_mean_covers_it_and_narrows_with_users() -> None:
@@ -110,7 +110,7 @@ def test_the_interval_of_a_mean_covers_it_and_narrows_with_users() -> None:
     few, many = (random.random(n) < 0.3 for n in (100, 10_000))
     spans = []
     for values in (few.astype(float), many.astype(float)):
-        low, high = metrics.interval(values, seed=2)
+        low, high = list_metrics.interval(values, seed=2)
         assert low < values.mean() < high
         spans.append(high - low)
     assert spans[1] < spans[0] / 5

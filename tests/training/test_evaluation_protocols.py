@@ -8,19 +8,19 @@ import pytest
 from afterclick.features import TrendView
 from afterclick.quarantine import QuarantineLimits, apply_limits
 from afterclick.trends import TrendTable
-from training.baselines import trends_at
-from training.evaluation.protocols import PROTOCOLS, Split, moments, queries, sample
-from training.evaluation.ranking import top_n
-from training.evaluation.states import replay
+from training.evaluation.measure import top_n
+from training.evaluation.protocols import PROTOCOLS, TimeSplit, moments, queries, sample
+from training.evaluation.query_replay import replay
 from training.interactions import Interactions
+from training.models.popularity import trends_at
 
 DAY = 86_400_000
 CUT = 100 * DAY
 
 
 def split_of(
-    rows: list[tuple[str, str, float]], untrusted: set[int] = frozenset(), least: int = 1
-) -> Split:
+    rows: list[tuple[str, str, float]], untrusted: set[int] = frozenset(), min_interactions: int = 1
+) -> TimeSplit:
     """Rows (user, item, day), in order of time; the cut is day 100."""
     rows = sorted(rows, key=lambda row: row[2])
     users, items = (sorted({row[side] for row in rows}) for side in (0, 1))
@@ -33,14 +33,14 @@ def split_of(
         np.ones(len(rows), np.float32),
     )
     trusted = np.array([row not in untrusted for row in range(len(rows))])
-    return Split(data, CUT, 200 * DAY, trusted, least)
+    return TimeSplit(data, CUT, 200 * DAY, trusted, min_interactions)
 
 
 # ann has five items before the cut, bob one, cy none
 PAST = [("ann", f"i{n}", 10 + n) for n in range(5)] + [("bob", "i0", 20)]
 
 
-def asked(split: Split, protocol: str) -> list[tuple[str, str, str | None, float]]:
+def asked(split: TimeSplit, protocol: str) -> list[tuple[str, str, str | None, float]]:
     """(user, target, live item, day of the question)"""
     found, ids = queries(split, protocol), split.rows.item_ids
     return [
@@ -84,18 +84,18 @@ def test_who_is_back_is_asked_on_that_day_with_what_they_did_before() -> None:
     )
     assert asked(split, "back") == [("cy", "i2", None, 115)]
     (one,) = replay(split.rows, queries(split, "back"))
-    known = split.rows.item_ids[one.state.items].tolist()
-    assert (known, one.state.times_ms.tolist()) == (["i1"], [110 * DAY])
+    known = split.rows.item_ids[one.user.items].tolist()
+    assert (known, one.user.times_ms.tolist()) == (["i1"], [110 * DAY])
 
 
 def test_an_item_with_too_few_training_rows_is_no_target_but_may_be_a_live_event() -> None:
-    split = split_of([*PAST, ("cy", "new", 110), ("cy", "i0", 110), ("bob", "new", 111)], least=2)
+    split = split_of([*PAST, ("cy", "new", 110), ("cy", "i0", 110), ("bob", "new", 111)], min_interactions=2)
     assert asked(split, "live") == [("cy", "i0", "new", 110)]
     assert asked(split, "returning") == []
 
 
 def test_cold_items_are_asked_for_on_their_own() -> None:
-    split = split_of([*PAST, ("cy", "i1", 110), ("cy", "new", 111), ("dan", "new", 112)], least=2)
+    split = split_of([*PAST, ("cy", "i1", 110), ("cy", "new", 111), ("dan", "new", 112)], min_interactions=2)
     assert asked(split, "cold_items") == [("cy", "new", "i1", 110)]
     assert asked(split, "live") == []
     assert split.eligible.sum() == 1
@@ -138,10 +138,10 @@ def test_a_state_holds_the_live_event_and_nothing_of_its_day_or_later() -> None:
     )
     found = queries(split, "live")
     states = {
-        str(split.rows.user_ids[found.user[one.query]]): one for one in replay(split.rows, found)
+        str(split.rows.user_ids[found.user[one.row]]): one for one in replay(split.rows, found)
     }
-    assert states["ann"].state.items.tolist() == [5, 4, 3, 2, 1, 0]
-    assert states["ann"].state.times_ms[0] == 110 * DAY == states["ann"].state.now_ms
+    assert states["ann"].user.items.tolist() == [5, 4, 3, 2, 1, 0]
+    assert states["ann"].user.times_ms[0] == 110 * DAY == states["ann"].user.now_ms
     # items 5 and 6 were bought by two users that very day: unknown yet
     (_, trends, first_seen), *_ = trends_at(split_of(past).rows, np.array([110 * DAY]))
     known = TrendView.of(trends.values, first_seen)

@@ -12,14 +12,13 @@ from typer.testing import CliRunner
 from afterclick.errors import BadDataset, BadInput
 from afterclick.settings import Settings, TrainingSettings
 from infra.cli import app
+from training.config import PRESETS
 from training.evaluation import reviews
 from training.evaluation.clicks import ClickModel, simulate
-from training.evaluation.command import cut_of
-from training.evaluation.compare import Answers
+from training.evaluation.measure import Answers
 from training.evaluation.protocols import Queries
+from training.evaluation.time_split import cut_of
 from training.mlflow_registry import MlflowRegistry
-from training.ranker import RankerConfig
-from training.tower_config import TowerConfig
 
 DAY_S = 86_400
 HEAD = "user_id,item_id,timestamp,time_quality\n"
@@ -99,13 +98,14 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
     registry = MlflowRegistry(Settings(home=tmp_path / "home"))
     run = registry.client.search_runs([registry.experiment()])[0]
     assert run.data.metrics["blend.live.hr_at_10"] == live["blend"]
-    # what was used, not the smaller defaults of a training
+    # the values of the preset that the pipeline trains with, too
     params, knobs = run.data.params, TrainingSettings()
-    assert params["ranker.cuts"] == str(RankerConfig.cuts) != str(knobs.ranker_cuts)
-    assert params["ranker.questions"] == str(RankerConfig.questions) != str(knobs.ranker_questions)
-    assert params["towers.epochs"] == str(TowerConfig.epochs) != str(knobs.tower_epochs)
+    preset = PRESETS[knobs.preset]
+    assert params["ranker.cuts"] == str(preset["ranker_cuts"])
+    assert params["ranker.queries"] == str(preset["ranker_queries"])
+    assert params["towers.epochs"] == str(preset["tower_epochs"])
     assert (params["als.rank"], params["als.reg"]) == (str(knobs.rank), str(knobs.reg))
-    assert (params["content"], params["engine"], params["users"]) == ("tfidf", "implicit", "60")
+    assert (params["content"], params["engine"], params["users"]) == ("tfidf", "spark", "60")
     assert not {"ranker_cuts", "tower_epochs", "rank"} & set(params)
     kept = [file.path for file in registry.client.list_artifacts(run.info.run_id, "report")]
     assert {"report/report.md", "report/hit_rate.png"} <= set(kept)

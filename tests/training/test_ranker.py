@@ -11,18 +11,21 @@ import pytest
 
 from afterclick.features import FEATURE_NAMES, group_contributions
 from afterclick.model import Model
-from training import baselines, ranker
-from training.baselines import NeighbourConfig
-from training.evaluation.compare import Catalogue, answer_all, freshness, measure
-from training.evaluation.contestants import Fitted, contestants
-from training.evaluation.protocols import Split, moments, queries, with_history
-from training.evaluation.states import replay
+from training import ranker
+from training.config import NeighbourConfig, RankerConfig
+from training.evaluation.measure import ItemFacts, freshness, measure
+from training.evaluation.protocols import TimeSplit, moments, queries, with_history
+from training.evaluation.query_replay import replay
+from training.evaluation.scorers import ScorerInputs, scorers
+from training.evaluation.time_split import answer_all
 from training.interactions import Interactions
-from training.ranker import NotEnoughHistory, RankerConfig, past_splits
+from training.models.neighbours import cosine_neighbours, same_day_neighbours
+from training.models.popularity import first_seen, popularity
+from training.ranker import BoosterRanker, FittedRanker, NotEnoughHistory, past_splits
 
 DAY = 86_400_000
 CONFIG = RankerConfig(
-    cuts=2, horizon_days=60, questions=400, negatives=20, rounds=20, leaves=15, seed=1
+    cuts=2, horizon_days=60, queries=400, negatives=20, rounds=20, leaves=15, seed=1
 )
 
 
@@ -55,13 +58,13 @@ def companion_shop(users: int = 1500, items: int = 120, days: int = 400) -> Inte
 def build(rows: Interactions) -> Model:
     """A model without ALS: quick, and its features stay unknown."""
     config = NeighbourConfig(count=10)
-    cosine = baselines.cosine_neighbours(rows, config)
-    same_day = baselines.same_day_neighbours(rows, config)
+    cosine = cosine_neighbours(rows, config)
+    same_day = same_day_neighbours(rows, config)
     return Model(
         "test",
         rows.item_ids,
-        baselines.popularity(rows),
-        baselines.first_seen(rows),
+        popularity(rows),
+        first_seen(rows),
         *cosine,
         *same_day,
     )
@@ -73,23 +76,23 @@ def shop() -> Interactions:
 
 
 @pytest.fixture(scope="module")
-def split(shop: Interactions) -> Split:
-    return Split(shop, 340 * DAY, 400 * DAY, np.ones(len(shop), bool))
+def split(shop: Interactions) -> TimeSplit:
+    return TimeSplit(shop, 340 * DAY, 400 * DAY, np.ones(len(shop), bool))
 
 
 @pytest.fixture(scope="module")
-def blend(split: Split) -> ranker.Blend:
+def blend(split: TimeSplit) -> FittedRanker:
     return ranker.train(split.train, build, CONFIG)
 
 
 def test_the_blend_uses_the_live_event_and_beats_every_source(
-    shop: Interactions, split: Split, blend: ranker.Blend
+    shop: Interactions, split: TimeSplit, blend: FittedRanker
 ) -> None:
     model = build(split.train)
-    asked = contestants(Fitted(model, blend.text, split.eligible), brief=True)
-    answers = answer_all(split, asked, asked)
+    inputs = ScorerInputs(model, BoosterRanker.of(blend.text))
+    answers = answer_all(split, lambda eligible: scorers(inputs, eligible, reduced=True))
     profiles = np.full(len(shop.user_ids), np.nan)
-    facts = Catalogue(
+    facts = ItemFacts(
         split.train.item_counts(), np.zeros((len(model), 1), np.float32), 120, 1500, profiles
     )
     live = measure(answers["live"], facts)
@@ -103,30 +106,33 @@ def test_the_blend_uses_the_live_event_and_beats_every_source(
     assert gain["hr@10_interval"][0] > 0.3
 
 
-def test_without_a_history_the_blend_shows_what_is_hot(split: Split, blend: ranker.Blend) -> None:
-    contestant = contestants(Fitted(build(split.train), blend.text, split.eligible))["blend"]
+def test_without_a_history_the_blend_shows_what_is_hot(
+    split: TimeSplit, blend: FittedRanker
+) -> None:
+    inputs = ScorerInputs(build(split.train), BoosterRanker.of(blend.text))
+    scorer = scorers(inputs, split.eligible)["blend"]
     asked = queries(split, "cold")
     for one in replay(split.rows, asked.where(np.arange(len(asked)) < 3)):
-        assert not len(one.state.items)
-        np.testing.assert_array_equal(contestant(one), one.trends.trend_score)
+        assert not len(one.user.items)
+        np.testing.assert_array_equal(scorer(one), one.trends.trend_score)
 
 
-def test_the_blend_learns_from_users_of_whom_something_is_known(split: Split) -> None:
+def test_the_blend_learns_from_users_of_whom_something_is_known(split: TimeSplit) -> None:
     known = with_history(split, moments(split))
     history = split.train.user_counts()[known.user]
     assert ((known.live_item >= 0) | (history > 0)).all()
     assert 0 < len(known) < len(moments(split))
 
 
-def test_what_the_blend_learned_is_told(blend: ranker.Blend) -> None:
-    assert blend.questions > 100
+def test_what_the_blend_learned_is_told(blend: FittedRanker) -> None:
+    assert blend.queries > 100
     assert 0.5 < blend.candidate_recall <= 1.0
     assert sum(blend.importance.values()) == pytest.approx(1.0)
     near = sum(v for k, v in blend.importance.items() if k.startswith(("cosine", "same_day")))
     assert near > 0.5
 
 
-def test_contributions_add_up_to_the_score(blend: ranker.Blend) -> None:
+def test_contributions_add_up_to_the_score(blend: FittedRanker) -> None:
     booster = lightgbm.Booster(model_str=blend.text)
     assert booster.feature_name() == list(FEATURE_NAMES)
     rows = np.random.default_rng(0).random((20, len(FEATURE_NAMES)))
@@ -134,14 +140,14 @@ def test_contributions_add_up_to_the_score(blend: ranker.Blend) -> None:
     np.testing.assert_allclose(sum(receipt.values()), booster.predict(rows), atol=1e-9)
 
 
-def test_the_same_seed_learns_the_same_blend(split: Split) -> None:
+def test_the_same_seed_learns_the_same_blend(split: TimeSplit) -> None:
     short = replace(CONFIG, rounds=5)
     assert (
         ranker.train(split.train, build, short).text == ranker.train(split.train, build, short).text
     )
 
 
-def test_past_cuts_never_overlap_and_leave_most_rows_before_them(split: Split) -> None:
+def test_past_cuts_never_overlap_and_leave_most_rows_before_them(split: TimeSplit) -> None:
     rows = split.train
     found = list(past_splits(rows, np.ones(len(rows), bool), replace(CONFIG, cuts=9)))
     assert 2 <= len(found) < 9
@@ -150,7 +156,7 @@ def test_past_cuts_never_overlap_and_leave_most_rows_before_them(split: Split) -
     assert all(2 * len(s.train) >= len(rows) for s in found)
 
 
-def test_models_of_past_cuts_see_nothing_after_them(split: Split) -> None:
+def test_models_of_past_cuts_see_nothing_after_them(split: TimeSplit) -> None:
     newest: list[int] = []
 
     def watch(rows: Interactions) -> Model:
@@ -163,7 +169,7 @@ def test_models_of_past_cuts_see_nothing_after_them(split: Split) -> None:
     assert all(latest < cut for latest, cut in zip(newest, cuts, strict=True))
 
 
-def test_a_model_may_have_other_items_in_another_order(split: Split) -> None:
+def test_a_model_may_have_other_items_in_another_order(split: TimeSplit) -> None:
     def some(rows: Interactions) -> Model:
         model = build(rows.choose(rows.item_counts() >= 3))
         assert model.item_ids.tolist() != rows.item_ids.tolist() or len(model) == len(rows.item_ids)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.benchmark.tables import Optimiser, Table
+from training.models.neural import Optimiser, Table
 
 ROWS, DIM, RATE, STEPS = 200, 4, 0.003, 400
 

@@ -16,14 +16,15 @@ from afterclick.user_vectors import UserState, UserVectors
 from serving.state.ann_search import index_search
 from tests.scoring.examples import a_model, a_view
 from tests.training import shop
-from training import ann_index, two_tower
+from training import ann_index
+from training.config import TowerConfig
 from training.interactions import Interactions
-from training.tower_config import TowerConfig
-from training.two_tower import Examples
+from training.models import two_tower
+from training.models.two_tower import TowerExamples
 
 DAY = 86_400_000
 CONFIG = TowerConfig(
-    dim=16, epochs=60, batch=128, uniform=32, rate=0.01, least=2, threads=1, seed=1
+    dim=16, epochs=60, batch=128, uniform=32, rate=0.01, min_interactions=2, threads=1, seed=1
 )
 
 
@@ -51,7 +52,7 @@ def test_a_checkerboard_is_completed() -> None:
 
 def test_numpy_computes_the_vectors_that_torch_has_learned() -> None:
     rows, _ = shop.checkerboard()
-    examples = Examples.of(rows)
+    examples = TowerExamples.of(rows)
     towers = two_tower.train(examples, 40, CONFIG)
     arrays = towers.export(CONFIG.temperature)
     some = slice(100, 130)
@@ -80,7 +81,7 @@ def test_numpy_computes_the_vectors_that_torch_has_learned() -> None:
 
 def test_an_example_holds_what_came_before_it_newest_first() -> None:
     rows = shop.interactions([(0, 0), (1, 5), (0, 1), (0, 2)], users=2, items=6, days=2)
-    examples = Examples.of(rows)
+    examples = TowerExamples.of(rows)
     assert examples.target.tolist() == [1, 2]
     assert examples.history[:, :3].tolist() == [[0, -1, -1], [1, 0, -1]]
     # two interactions of others lie between: four days, and then two and six

@@ -1,10 +1,9 @@
-"""What a list would earn: expected clicks and purchases under a stated click model.
+"""Expected clicks and purchases of a list under a stated click model.
 
-Nobody clicked on these lists; what follows is arithmetic on assumptions, and each figure carries them:
-- a user looks at place p with probability p^(−eta) (position bias; eta about 1 in Joachims et al., WSDM 2017)
-- looking at the item they did choose next, they click with probability `relevant`; at any other, `other`
-- a click on the item they did choose becomes a purchase with probability `buy`; a click on another with
-  `buy_other`
+These lists were never shown; the figures are arithmetic on assumptions, and each carries them:
+- a user examines rank r with probability r^(−eta) (position bias; eta ≈ 1 in Joachims et al., WSDM 2017)
+- an examined item is clicked with probability `relevant` if the user chose it next, else `other`
+- a click on the chosen item becomes a purchase with probability `buy`, any other with `buy_other`
 The lift over popularity is a ratio of the two expectations on the same users, with a paired bootstrap.
 """
 
@@ -16,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluation import metrics
-from training.evaluation.compare import Answers
+from training.evaluation import list_metrics
+from training.evaluation.measure import Answers
 
-PLACES = 10
+RANKS = 10
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ class ClickModel:
     eta: float = 1.0
     """Strength of the position bias."""
     relevant: float = 0.5
-    """Click probability of the item that the user really chose next, once looked at."""
+    """Click probability of the item that the user chose next, once examined."""
     other: float = 0.01
-    """Click probability of any other item, once looked at."""
+    """Click probability of any other item, once examined."""
     buy: float = 0.2
     """A click on the chosen item becomes a purchase."""
     buy_other: float = 0.01
@@ -48,8 +47,8 @@ class ClickModel:
     def _sum(
         self, hits: NDArray[np.bool_], shown: NDArray[np.bool_], right: float, wrong: float
     ) -> NDArray[np.float64]:
-        looks = np.arange(1, hits.shape[1] + 1) ** -self.eta
-        return np.asarray((np.where(hits, right, wrong) * shown * looks).sum(axis=1), np.float64)
+        examined = np.arange(1, hits.shape[1] + 1) ** -self.eta
+        return np.asarray((np.where(hits, right, wrong) * shown * examined).sum(axis=1), np.float64)
 
 
 SENSITIVITY: dict[str, dict[str, float]] = {
@@ -61,7 +60,7 @@ SENSITIVITY: dict[str, dict[str, float]] = {
 
 
 def simulate(answers: Answers, base: str = "popularity", seed: int = 42) -> dict[str, Any]:
-    """Assumptions; contestant → clicks per list, lift of clicks and purchases over `base`, with intervals.
+    """Assumptions; scorer → clicks per list, lift of clicks and purchases over `base`, with intervals.
 
     `sensitivity` repeats the lift of clicks under other assumptions, named.
     """
@@ -80,9 +79,9 @@ def simulate(answers: Answers, base: str = "popularity", seed: int = 42) -> dict
 
 
 def _earned(answers: Answers, name: str, base: str, model: ClickModel, seed: int) -> dict[str, Any]:
-    mine, theirs = _shown(answers, name), _shown(answers, base)
-    clicks = (model.clicks(*mine), model.clicks(*theirs))
-    bought = (model.purchases(*mine), model.purchases(*theirs))
+    own, base_list = _shown(answers, name), _shown(answers, base)
+    clicks = (model.clicks(*own), model.clicks(*base_list))
+    bought = (model.purchases(*own), model.purchases(*base_list))
     return {
         "clicks_per_list": float(clicks[0].mean()),
         "click_lift": _ratio(*clicks),
@@ -97,24 +96,24 @@ def _lift(answers: Answers, name: str, base: str, model: ClickModel) -> float:
 
 
 def _shown(answers: Answers, name: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    lists = answers.lists[name][:, :PLACES]
-    return metrics.hits_of(lists, answers.asked.target), lists >= 0
+    lists = answers.lists[name][:, :RANKS]
+    return list_metrics.hits_of(lists, answers.queries.target), lists >= 0
 
 
-def _ratio(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+def _ratio(own: NDArray[np.float64], base_list: NDArray[np.float64]) -> float:
     return (
-        float(mine.mean() / theirs.mean() - 1.0)
-        if len(mine) and theirs.mean() > 0
+        float(own.mean() / base_list.mean() - 1.0)
+        if len(own) and base_list.mean() > 0
         else float("nan")
     )
 
 
 def _interval(
-    mine: NDArray[np.float64], theirs: NDArray[np.float64], seed: int, rounds: int = 500
+    own: NDArray[np.float64], base_list: NDArray[np.float64], seed: int, rounds: int = 500
 ) -> list[float] | None:
-    if not len(mine):
+    if not len(own):
         return None
     random = np.random.default_rng(seed)
-    chosen = (random.integers(0, len(mine), len(mine)) for _ in range(rounds))
-    draws = [_ratio(mine[rows], theirs[rows]) for rows in chosen]
+    chosen = (random.integers(0, len(own), len(own)) for _ in range(rounds))
+    draws = [_ratio(own[rows], base_list[rows]) for rows in chosen]
     return [float(q) for q in np.quantile(draws, [0.025, 0.975])]

@@ -1,18 +1,18 @@
-"""The questions of an evaluation: which user, at which moment, knowing what, should have been shown what.
+"""The queries of an evaluation: which user, at which moment, with what known, and the next item as target.
 
 `returning`   users with five or more training interactions; the first test item; everything as of the cut
 `live`        users with two or more different test items; the second one, with the first as a live event:
               trends hold what came before the day of that event
-`live_later`  those of `live` whose target came on a later day than the live event, asked at the live event
-`back`        the targets of `live_later`, asked on the day they came, when the user is there again: the live
-              event is history by then, and trends hold what came before that day
+`live_later`  the queries of `live` whose target came on a later day than the live event, at the live event
+`back`        the targets of `live_later`, on the day they came: the live event is history by then, and
+              trends hold what came before that day
 `trends`      the targets of `live` with live trends, but without the live event
 `frozen`      the targets of `live`, everything as of the cut
 `cold`        users without a training interaction; the first test item; everything as of the cut
-`cold_items`  as `live`, but of every item, of which the targets have fewer than five training interactions
+`cold_items`  as `live`, over every item; targets have fewer than five training interactions
 
-`live` minus `frozen` is the value of freshness. But for `cold_items`, targets are items with five or more
-training interactions (`least`); they were never seen by the user before.
+`live` minus `frozen` is the value of freshness. Except for `cold_items`, targets have five or more training
+interactions (`min_interactions`) and were never seen by the user before.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from afterclick.trends import DAY_MS
 from training.interactions import Interactions
 
 PROTOCOLS = ("returning", "live", "live_later", "back", "trends", "frozen", "cold", "cold_items")
-NOBODY = -1
+NO_ITEM = -1
 
 
 @dataclass(frozen=True)
 class Queries:
-    """One row per question."""
+    """One row per query."""
 
     user: NDArray[np.int32]
     """(q,) user_index"""
@@ -40,9 +40,9 @@ class Queries:
     target_ms: NDArray[np.int64]
     """(q,) when the target came"""
     now_ms: NDArray[np.int64]
-    """(q,) when the question is asked: trends and item ages are as of events before this"""
+    """(q,) the moment of the query: trends and item ages are as of events before this"""
     live_item: NDArray[np.int32]
-    """(q,) item_index of the live event, -1 where there is none"""
+    """(q,) item_index of the live event, -1: none"""
 
     def __len__(self) -> int:
         return len(self.user)
@@ -59,7 +59,7 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class Split:
+class TimeSplit:
     """Interactions cut at a moment in time."""
 
     rows: Interactions
@@ -68,14 +68,14 @@ class Split:
     end_ms: int
     """Test rows are those in [cut_ms, end_ms)."""
     trusted: NDArray[np.bool_]
-    """(n,) rows whose time may be believed: only they become targets and live events."""
-    least: int = 5
+    """(n,) rows with a reliable time: only they become targets and live events."""
+    min_interactions: int = 5
     """Training interactions an item needs to be ranked."""
 
     @property
-    def of_every_item(self) -> Split:
-        """The same, with every item ranked, also those that nobody has chosen yet."""
-        return replace(self, least=0)
+    def of_every_item(self) -> TimeSplit:
+        """The same, with every item ranked, also those without interactions."""
+        return replace(self, min_interactions=0)
 
     @property
     def train(self) -> Interactions:
@@ -85,7 +85,7 @@ class Split:
     @property
     def eligible(self) -> NDArray[np.bool_]:
         """(n_items,) items that are ranked."""
-        return self.train.item_counts() >= self.least
+        return self.train.item_counts() >= self.min_interactions
 
     def test(self) -> Interactions:
         """The trusted rows at or after the cut."""
@@ -93,8 +93,8 @@ class Split:
         return self.rows.where(late & self.trusted)
 
 
-def queries(split: Split, protocol: str) -> Queries:
-    """The questions of a protocol. Raises ValueError for a name that is not in PROTOCOLS."""
+def queries(split: TimeSplit, protocol: str) -> Queries:
+    """The queries of a protocol. Raises ValueError for a name that is not in PROTOCOLS."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
     history = split.train.user_counts()
@@ -103,48 +103,48 @@ def queries(split: Split, protocol: str) -> Queries:
         known = history[first.user]
         return first.where(known >= 5 if protocol == "returning" else known == 0)
     if protocol == "cold_items":
-        asked = _next(split.of_every_item, second_only=True)
-        return asked.where(split.train.item_counts()[asked.target] < split.least)
+        found = _next(split.of_every_item, second_only=True)
+        return found.where(split.train.item_counts()[found.target] < split.min_interactions)
     live = _next(split, second_only=True)
     if protocol in ("live_later", "back"):
         later = live.where(live.target_ms // int(DAY_MS) > live.now_ms // int(DAY_MS))
         return later if protocol == "live_later" else _when_back(later)
     if protocol == "trends":
-        return replace(live, live_item=np.full(len(live), NOBODY, np.int32))
+        return replace(live, live_item=np.full(len(live), NO_ITEM, np.int32))
     if protocol == "frozen":
         return as_of(live, split.cut_ms)
     return live
 
 
-def as_of(asked: Queries, moment_ms: int) -> Queries:
-    """The same questions asked at one moment, without live events."""
+def as_of(found: Queries, moment_ms: int) -> Queries:
+    """The same queries at one moment, without live events."""
     return replace(
-        asked,
-        now_ms=np.full(len(asked), moment_ms, np.int64),
-        live_item=np.full(len(asked), NOBODY, np.int32),
+        found,
+        now_ms=np.full(len(found), moment_ms, np.int64),
+        live_item=np.full(len(found), NO_ITEM, np.int32),
     )
 
 
-def _when_back(asked: Queries) -> Queries:
-    """The same questions on the days of their targets; what was live is history then."""
-    return replace(asked, now_ms=asked.target_ms, live_item=np.full(len(asked), NOBODY, np.int32))
+def _when_back(found: Queries) -> Queries:
+    """The same queries on the days of their targets; the live event is history then."""
+    return replace(found, now_ms=found.target_ms, live_item=np.full(len(found), NO_ITEM, np.int32))
 
 
-def with_history(split: Split, asked: Queries) -> Queries:
-    """The questions of users of whom something is known: an interaction before the cut, or a live event."""
-    return asked.where((asked.live_item >= 0) | (split.train.user_counts()[asked.user] > 0))
+def with_history(split: TimeSplit, found: Queries) -> Queries:
+    """The queries of users with an interaction before the cut or a live event."""
+    return found.where((found.live_item >= 0) | (split.train.user_counts()[found.user] > 0))
 
 
-def sample(asked: Queries, most: int | None, seed: int) -> Queries:
-    """At most this many of the questions, chosen at random."""
-    if most is None or len(asked) <= most:
-        return asked
-    chosen = np.random.default_rng(seed).choice(len(asked), most, replace=False)
-    return asked.where(np.sort(chosen))
+def sample(found: Queries, n: int | None, seed: int) -> Queries:
+    """At most `n` of the queries, chosen at random."""
+    if n is None or len(found) <= n:
+        return found
+    chosen = np.random.default_rng(seed).choice(len(found), n, replace=False)
+    return found.where(np.sort(chosen))
 
 
-def moments(split: Split) -> Queries:
-    """Every question that the test rows answer, to learn from.
+def moments(split: TimeSplit) -> Queries:
+    """Every query that the test rows answer, for learning.
 
     The first item as of the cut, and each next item with the one before it as a live event.
     """
@@ -153,22 +153,22 @@ def moments(split: Split) -> Queries:
     return Queries(*(np.concatenate([getattr(first, f), getattr(live, f)]) for f in fields))
 
 
-def _first(split: Split) -> Queries:
+def _first(split: TimeSplit) -> Queries:
     test = split.test()
     test = test.where(split.eligible[test.item])
     first = np.sort(np.unique(test.user, return_index=True)[1])
-    asked = Queries(
+    found = Queries(
         test.user[first],
         test.item[first],
         test.time_ms[first],
         test.time_ms[first],
         test.item[first],
     )
-    return as_of(asked, split.cut_ms)
+    return as_of(found, split.cut_ms)
 
 
-def _next(split: Split, second_only: bool = False) -> Queries:
-    """Each test item of a user with the one before it as the live event."""
+def _next(split: TimeSplit, second_only: bool = False) -> Queries:
+    """Each test item of a user with the previous one as the live event."""
     test = split.test()
     order = np.argsort(test.user, kind="stable")
     user = test.user[order]
@@ -177,7 +177,7 @@ def _next(split: Split, second_only: bool = False) -> Queries:
         same &= ~np.r_[False, same[:-1]][: len(user)]
     after = np.flatnonzero(same)
     row, before = order[after], order[after - 1]
-    asked = Queries(
+    found = Queries(
         test.user[row], test.item[row], test.time_ms[row], test.time_ms[before], test.item[before]
     )
-    return asked.where(split.eligible[asked.target])
+    return found.where(split.eligible[found.target])

@@ -1,8 +1,8 @@
-"""The interactions to evaluate on: a dataset as it lies on disk, or what the ETL made of the log.
+"""The interactions to evaluate on: a dataset on disk, or the tables that the ETL made of the log.
 
-reads   csv, parquet  user_id, item_id, timestamp (s); where there: rating, time_quality (`exact` is trusted)
+reads   csv, parquet  user_id, item_id, timestamp (s); optional: rating, time_quality (`exact` is trusted)
         csv           the official ratings file, without a header: user, item, rating, timestamp
-        csv           beside it: items.csv with item_id, title, categories
+        csv           items.csv in the same folder:  item_id, title, categories
         parquet       <home>/etl/<version>/interactions, users, items
 """
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from afterclick.errors import BadDataset
 from training import interactions
-from training.content import Catalogue
 from training.interactions import Interactions
+from training.models.content_vectors import ItemTexts
 
 _NAMES = ("reviews.csv.gz", "reviews.csv", "reviews.parquet", "ratings_Electronics.csv")
 _NEEDED = {"user_id", "item_id", "timestamp"}
@@ -26,11 +26,11 @@ _NEEDED = {"user_id", "item_id", "timestamp"}
 
 @dataclass(frozen=True)
 class Reviews:
-    """Interactions in order of time, and which of their times may be believed."""
+    """Interactions in order of time, and which of their times are reliable."""
 
     rows: Interactions
     trusted: NDArray[np.bool_]
-    catalogue: Catalogue
+    texts: ItemTexts
 
 
 def load(path: Path, weight: float = 1.0) -> Reviews:
@@ -45,16 +45,16 @@ def load(path: Path, weight: float = 1.0) -> Reviews:
     frame = frame.dropna(subset=["user_id", "item_id", "timestamp"])
     frame = frame.sort_values("timestamp", kind="stable").drop_duplicates(["user_id", "item_id"])
     if frame.empty:
-        raise BadDataset(f"{file}: holds no reviews")
+        raise BadDataset(f"{file}: contains no reviews")
     quality = frame.get("time_quality")
     trusted = np.ones(len(frame), bool) if quality is None else (quality == "exact").to_numpy(bool)
-    return Reviews(_interactions(frame, weight), trusted, _catalogue(file.parent / "items.csv"))
+    return Reviews(_interactions(frame, weight), trusted, _texts(file.parent / "items.csv"))
 
 
-def from_etl(folder: Path, catalogue: Catalogue) -> Reviews:
-    """What the ETL wrote: every row is trusted."""
+def from_etl(folder: Path, texts: ItemTexts) -> Reviews:
+    """The tables of the ETL: every row is trusted."""
     rows = interactions.load(folder)
-    return Reviews(rows, np.ones(len(rows), bool), catalogue)
+    return Reviews(rows, np.ones(len(rows), bool), texts)
 
 
 def _file(path: Path) -> Path:
@@ -64,7 +64,7 @@ def _file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise BadDataset(
-        f"{path}: no reviews there; expected one of {', '.join(_NAMES)}, or a file with those columns"
+        f"{path}: no reviews; expected one of {', '.join(_NAMES)} or a file with those columns"
     )
 
 
@@ -97,7 +97,7 @@ def _interactions(frame: pd.DataFrame, weight: float) -> Interactions:
     )
 
 
-def _catalogue(file: Path) -> Catalogue:
+def _texts(file: Path) -> ItemTexts:
     if not file.is_file():
         return {}
     frame = pd.read_csv(file, dtype=str).fillna("")

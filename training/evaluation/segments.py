@@ -1,4 +1,4 @@
-"""Who gains: hit rate by length of the history and by age of the target."""
+"""Hit rate by length of the history and by age of the target item."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.trends import DAY_MS
-from training.baselines import first_seen
-from training.evaluation import metrics
-from training.evaluation.compare import Answers
-from training.evaluation.protocols import Split
+from training.evaluation import list_metrics
+from training.evaluation.measure import Answers
+from training.evaluation.protocols import TimeSplit
+from training.models.popularity import first_seen
 
 HISTORY = ((0, 0), (1, 1), (2, 4), (5, 9), (10, 10**9))
 AGE_DAYS = ((0, 90), (90, 365), (365, 730), (730, 10**9))
-_FEWEST = 20
-"""Questions below which a segment is left out."""
+_MIN_QUERIES = 20
+"""Segments with fewer queries are left out."""
 
 
 def segments(
-    split: Split, answers: Answers, seed: int = 42
+    split: TimeSplit, answers: Answers, seed: int = 42
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Kind of segment → its name → `users`, and contestant → HR@10 with its interval."""
-    length = split.train.user_counts()[answers.asked.user]
-    seen = first_seen(split.train)[answers.asked.target]
-    age = (answers.asked.now_ms - seen) / DAY_MS
+    """Kind of segment → its name → `users`, and scorer → HR@10 with its interval."""
+    length = split.train.user_counts()[answers.queries.user]
+    seen = first_seen(split.train)[answers.queries.target]
+    age = (answers.queries.now_ms - seen) / DAY_MS
     return {
         "history": _by(answers, length, HISTORY, "items", seed),
         "item_age": _by(answers, np.floor(age).astype(np.int64), AGE_DAYS, "days", seed),
@@ -42,18 +42,20 @@ def _by(
     out: dict[str, dict[str, Any]] = {}
     for low, high in bounds:
         inside = (value >= low) & ((value <= high) if unit == "items" else (value < high))
-        if inside.sum() < _FEWEST:
+        if inside.sum() < _MIN_QUERIES:
             continue
         out[_name(low, high, unit)] = {"users": int(inside.sum())} | {
-            name: _hit_rate(lists[inside], answers.asked.target[inside], seed)
+            name: _hit_rate(lists[inside], answers.queries.target[inside], seed)
             for name, lists in answers.lists.items()
         }
     return out
 
 
 def _hit_rate(lists: NDArray[np.int32], target: NDArray[np.int32], seed: int) -> dict[str, Any]:
-    hits = metrics.hit_rate(metrics.hits_of(lists, target), np.ones(len(target), np.int32), 10)
-    return {"hr@10": float(hits.mean()), "hr@10_interval": list(metrics.interval(hits, seed))}
+    hits = list_metrics.hit_rate(
+        list_metrics.hits_of(lists, target), np.ones(len(target), np.int32), 10
+    )
+    return {"hr@10": float(hits.mean()), "hr@10_interval": list(list_metrics.interval(hits, seed))}
 
 
 def _name(low: int, high: int, unit: str) -> str:

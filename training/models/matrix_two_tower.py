@@ -15,13 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.benchmark.clock import Clock
-from training.benchmark.neural import Batches, Negatives, softmax_loss
-from training.benchmark.tables import Optimiser, Table
-from training.benchmark.watch import Watch
+from training.models.neural import Batches, Negatives, Optimiser, Table, softmax_loss
+from training.models.stopping import EarlyStopping, TimeBudget
 
 
-class Towers(nn.Module):
+class MatrixTowers(nn.Module):
     """Embeddings of both towers, of length 1 before they meet."""
 
     def __init__(self, users: int, items: int, dim: int, own: float) -> None:
@@ -66,21 +64,21 @@ class TwoTower:
     seconds: float = 240.0
     """No epoch starts that would end later."""
 
-    def fit(self, train: Any, seed: int, watch: Watch | None = None) -> None:
+    def fit(self, train: Any, seed: int, stopping: EarlyStopping | None = None) -> None:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         self._train = train.tocsr()
-        self._towers = Towers(train.shape[0], train.shape[1], self.dim, self.own)
+        self._towers = MatrixTowers(train.shape[0], train.shape[1], self.dim, self.own)
         batches = Batches.of(train, self.batch)
         optimiser = Optimiser(self._towers, self.rate, self.decay, len(batches))
         count = np.asarray(train.sum(axis=0), np.float32).ravel()
         negatives = Negatives(count, self.sample, generator)
-        clock = Clock(self.seconds)
-        while clock.more(self.epochs):
+        budget = TimeBudget(self.seconds)
+        while budget.allows(self.epochs):
             for user, item in batches.epoch(generator):
                 optimiser.step(self._loss(user, item, negatives, generator))
             self._freeze()
-            if watch is not None and watch.over(clock.epochs):
+            if stopping is not None and stopping.over(budget.epochs):
                 break
 
     def _loss(

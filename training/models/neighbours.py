@@ -1,9 +1,7 @@
-"""Models without training: popularity, decayed popularity, item-item neighbours from co-reviews."""
+"""Item-item neighbours: cosine, co-purchase on the same day, and a random walk over both (RP3β)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,100 +9,12 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from afterclick.arrays import FloatArray, IntArray
-from afterclick.quarantine import ESTABLISHED_DAYS, LimitedTrends, QuarantineLimits, apply_limits
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
+from training.config import NeighbourConfig
 from training.interactions import Interactions
+from training.models.popularity import decayed_popularity
 
 _CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class NeighbourConfig:
-    """How neighbours are counted."""
-
-    count: int = 100
-    """Neighbours kept per item."""
-    shrink: float = 2.0
-    """Added to the items' counts, so that one shared user of two rare items proves little."""
-    steps: int = 20
-    """Neighbours of each kind that a walk may step to."""
-    half_life_days: float | None = 180.0
-    """An interaction this much older than the newest counts half; None: all alike."""
-    longest: int = 100
-    """Only the newest this many interactions of a user (or of a user's day) make pairs."""
-
-
-def popularity(rows: Interactions) -> FloatArray:
-    """(n_items,) interactions of each item."""
-    return rows.item_counts().astype(np.float32)
-
-
-def first_seen(rows: Interactions) -> NDArray[np.float64]:
-    """(n_items,) event time of each item's first interaction, ms; NaN where it has none."""
-    seen = np.full(len(rows.item_ids), np.inf)
-    np.minimum.at(seen, rows.item, rows.time_ms.astype(np.float64))
-    return np.where(np.isfinite(seen), seen, np.nan)
-
-
-def decayed_popularity(
-    rows: Interactions, now_ms: float, half_life_ms: float
-) -> NDArray[np.float64]:
-    """(n_items,) Σ weight · 2^(−age / half-life) as of `now_ms`."""
-    worth = rows.weight * np.exp2((rows.time_ms - now_ms) / half_life_ms)
-    return np.asarray(np.bincount(rows.item, worth, minlength=len(rows.item_ids)), np.float64)
-
-
-def trends_at(
-    rows: Interactions, moments: NDArray[np.int64], bounds: QuarantineLimits | None = None
-) -> Iterator[tuple[int, LimitedTrends, NDArray[np.float64]]]:
-    """For each moment, ascending: the trends (n_items, H) and first_seen (n_items,) of the rows before it.
-
-    The same numbers as serving's at that moment, item by item: those of `afterclick.trends.TrendTable`, held
-    back as `bounds` (None: the usual ones) have it.
-    """
-    vouched = rows.where(established(rows))
-    for (moment, votes, seen), (_, theirs, _) in zip(
-        sums_at(rows, moments), sums_at(vouched, moments), strict=True
-    ):
-        yield moment, apply_limits(votes, theirs, bounds or QuarantineLimits()), seen
-
-
-def established(rows: Interactions) -> NDArray[np.bool_]:
-    """(n,) the rows whose user had been here for some days."""
-    since = np.full(len(rows.user_ids), np.iinfo(np.int64).max)
-    np.minimum.at(since, rows.user, rows.time_ms)
-    return np.asarray(rows.time_ms - since[rows.user] >= ESTABLISHED_DAYS * DAY_MS)
-
-
-def unpushed(rows: Interactions, bounds: QuarantineLimits | None = None) -> Interactions:
-    """The rows less new accounts' on items in quarantine as of the newest row: what may be learned from."""
-    if not len(rows):
-        return rows
-    old = established(rows)
-    now = rows.time_ms[-1:] + 1
-    (_, votes, _), (_, theirs, _) = *sums_at(rows, now), *sums_at(rows.where(old), now)
-    held = apply_limits(votes, theirs, bounds or QuarantineLimits()).quarantined
-    return rows.where(old | ~held[rows.item])
-
-
-def sums_at(
-    rows: Interactions, moments: NDArray[np.int64]
-) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
-    """For each moment, ascending: decayed sums (n_items, H), first_seen (n_items,) of the rows before it."""
-    half_lives = np.array(list(HALF_LIVES_MS.values()))
-    sums = np.zeros((len(rows.item_ids), len(half_lives)))
-    seen = np.full(len(rows.item_ids), np.inf)
-    start, now = 0, float(moments[0]) if len(moments) else 0.0
-    for moment in np.unique(moments).tolist():
-        end = int(np.searchsorted(rows.time_ms, moment, side="left"))
-        item, time = rows.item[start:end], rows.time_ms[start:end].astype(np.float64)
-        sums *= np.exp2((now - moment) / half_lives)
-        worth = rows.weight[start:end, None] * np.exp2((time - moment)[:, None] / half_lives)
-        for column in range(len(half_lives)):
-            sums[:, column] += np.bincount(item, worth[:, column], minlength=len(sums))
-        np.minimum.at(seen, item, time)
-        start, now = end, float(moment)
-        yield moment, sums.copy(), np.where(np.isfinite(seen), seen, np.nan)
 
 
 def cosine_neighbours(rows: Interactions, config: NeighbourConfig) -> tuple[IntArray, FloatArray]:
@@ -129,33 +39,33 @@ def neighbour_arrays(rows: Interactions, config: NeighbourConfig) -> dict[str, A
     """Every neighbour list of a model, by the names of its fields."""
     cosine, same_day = cosine_neighbours(rows, config), same_day_neighbours(rows, config)
     now = float(rows.time_ms[-1]) if len(rows) else 0.0
-    lately = decayed_popularity(rows, now, HALF_LIVES_MS["month"])
-    reach = reachable(cosine, same_day, lately, config)
+    recent_popularity = decayed_popularity(rows, now, HALF_LIVES_MS["month"])
+    walk = random_walk(cosine, same_day, recent_popularity, config)
     return {
         "neighbour_items": cosine[0],
         "neighbour_scores": cosine[1],
         "same_day_items": same_day[0],
         "same_day_scores": same_day[1],
-        "reach_items": reach[0],
-        "reach_scores": reach[1],
+        "reach_items": walk[0],
+        "reach_scores": walk[1],
     }
 
 
-def reachable(
+def random_walk(
     cosine: tuple[IntArray, FloatArray],
     same_day: tuple[IntArray, FloatArray],
-    lately: NDArray[np.float64],
+    recent_popularity: NDArray[np.float64],
     config: NeighbourConfig,
 ) -> tuple[IntArray, FloatArray]:
     """(n_items, K) where a walk of one or two steps over both kinds of neighbours leads, and its weight.
 
     W is the mean of both lists, rows summing to one; the weight is (W + W²) · popularity^0.7, rows summing to
-    one again. `lately` (n_items,) is decayed popularity. Most items share users with few others, so the
+    one again. `recent_popularity` (n_items,) is decayed popularity. Most items share users with few others, so the
     second step counts: on Electronics (live questions) it brings 13 % of the next items among the first 100,
     cosine alone 7.5 %.
     """
     walk = _rows_to_one(_steps(*cosine, config.steps) + _steps(*same_day, config.steps))
-    weight = sparse.diags(np.maximum(lately, 0.0) ** 0.7)
+    weight = sparse.diags(np.maximum(recent_popularity, 0.0) ** 0.7)
     items = np.full((walk.shape[0], config.count), -1, np.int32)
     scores = np.zeros((walk.shape[0], config.count), np.float32)
     for start in range(0, walk.shape[0], _CHUNK):
@@ -164,8 +74,8 @@ def reachable(
         apart = (found.row + start != found.col) & (found.data > 0)
         row, col, score = found.row[apart], found.col[apart], found.data[apart]
         end = start + part.shape[0]
-        items[start:end], scores[start:end] = _best(
-            row, col, score, lately, part.shape[0], config.count
+        items[start:end], scores[start:end] = _best_of_each_row(
+            row, col, score, recent_popularity, part.shape[0], config.count
         )
     return items, scores
 
@@ -207,7 +117,7 @@ def _newest_per_group(group: NDArray[Any], rows: Interactions, config: Neighbour
         else np.empty(0, int)
     )
     rank = np.arange(len(ordered)) - np.repeat(starts, np.diff(np.r_[starts, len(ordered)]))
-    keep = order[rank < config.longest]
+    keep = order[rank < config.max_group]
     counts = np.ones(len(keep), np.float32)
     if config.half_life_days is not None and len(keep):
         age = (rows.time_ms.max() - rows.time_ms[keep]) / DAY_MS
@@ -220,10 +130,12 @@ def _nearest(
     together: Any, scale: NDArray[np.floating], total: FloatArray, count: int
 ) -> tuple[IntArray, FloatArray]:
     """(n_items, count) the best partners of each item by `together` times `scale`, and that score."""
-    return _best(together.row, together.col, together.data * scale, total, len(total), count)
+    return _best_of_each_row(
+        together.row, together.col, together.data * scale, total, len(total), count
+    )
 
 
-def _best(
+def _best_of_each_row(
     row: NDArray[Any],
     col: NDArray[Any],
     score: NDArray[np.floating],

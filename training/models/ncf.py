@@ -1,7 +1,7 @@
 """NeuMF (He et al., WWW 2017): a generalised product and an MLP of user and item, with a modern loss.
 
-The first layer of the MLP on (user, item) is a sum of a user part and an item part, so a batch meets all its
-shared negatives without repeating either.
+The first layer of the MLP on (user, item) is a sum of a user part and an item part, so a batch is scored
+against all shared negatives without repeating either.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.benchmark.clock import Clock
-from training.benchmark.neural import Batches, Negatives, softmax_loss
-from training.benchmark.tables import Optimiser, Table
-from training.benchmark.watch import Watch
+from training.models.neural import Batches, Negatives, Optimiser, Table, softmax_loss
+from training.models.stopping import EarlyStopping, TimeBudget
 
 
 class NeuMf(nn.Module):
-    """Logits of users against items."""
+    """Logits of users for items."""
 
     def __init__(self, users: int, items: int, dim: int, hidden: int) -> None:
         super().__init__()
@@ -39,7 +37,7 @@ class NeuMf(nn.Module):
         return torch.as_tensor(product + deep + self.bias(item)[:, 0])
 
     def pairs(self, user: Tensor, item: Tensor) -> Tensor:
-        """(b,) logits of each user with their own item."""
+        """(b,) logits of each user with the item in the same row."""
         product = (self.user(user) * self.item(item)).sum(1)
         hidden = torch.relu(self.mlp_user(user) + self.mlp_item(item))
         deep = self.last(torch.relu(self.middle(hidden)))[:, 0]
@@ -55,42 +53,42 @@ class Ncf:
     hidden: int = 16
     """Width of the MLP's first layer."""
     decay: float = 0.27
-    """AdamW's weight decay: what a weight loses in an epoch."""
+    """AdamW's weight decay per epoch."""
     rate: float = 0.003
     """Learning rate, at batches of `batch`."""
     epochs: int = 30
-    """At most; the search keeps as many as were best on the validation rows, if it saw them get worse."""
+    """Maximum; the search keeps the best number on the validation rows, if it saw a decline."""
     batch: int = 512
     sample: int = 128
     """Sampled items per batch."""
     seconds: float = 240.0
-    """No epoch starts that would end later."""
+    """Time budget: no epoch starts that would end later."""
 
-    def fit(self, train: Any, seed: int, watch: Watch | None = None) -> None:
+    def fit(self, train: Any, seed: int, stopping: EarlyStopping | None = None) -> None:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         self._items = train.shape[1]
         self._net = NeuMf(train.shape[0], train.shape[1], self.dim, self.hidden)
         batches = Batches.of(train, self.batch)
-        # the linear scaling rule (Goyal et al., 2017): fewer steps, each as much longer
+        # the linear scaling rule (Goyal et al., 2017): fewer steps, each larger
         rate = self.rate * batches.size / self.batch
         optimiser = Optimiser(self._net, rate, self.decay, len(batches))
         negatives = Negatives(
             np.asarray(train.sum(axis=0), np.float32).ravel(), self.sample, generator
         )
-        negatives.all = False  # the MLP meets a sample, whatever the size of the catalogue
-        clock = Clock(self.seconds)
-        while clock.more(self.epochs):
+        negatives.all = False  # the MLP is sampled even in a small catalogue
+        budget = TimeBudget(self.seconds)
+        while budget.allows(self.epochs):
             for user, item in batches.epoch(generator):
                 items, off = negatives.draw()
                 logits, positive = self._net(user, items), self._net.pairs(user, item)
                 optimiser.step(softmax_loss(logits, positive, items, item, off, False))
-            if watch is not None and watch.over(clock.epochs):
+            if stopping is not None and stopping.over(budget.epochs):
                 break
 
     @torch.no_grad()
     def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
-        """(b, n_items), some users at a time, for the MLP is wide."""
+        """(b, n_items), in steps of some users, since the MLP is wide."""
         everything = torch.arange(self._items)
         step = max(1, 4_000_000 // (self._items * self.hidden))
         parts = torch.split(torch.from_numpy(np.asarray(users, np.int64)), step)

@@ -12,27 +12,33 @@ from scipy import sparse
 
 from afterclick.errors import BadDataset
 from tests.training import shop
-from training.benchmark import linear, registry
-from training.benchmark import run as run_module
-from training.benchmark.measure import measure
-from training.benchmark.run import Request, run, search
-from training.benchmark.split import load
-from training.benchmark.watch import Watch
+from training.evaluation.published import (
+    MODELS,
+    BenchmarkRequest,
+    MatrixModel,
+    ModelSearch,
+    defaults,
+    make,
+    run,
+)
+from training.evaluation.published_split import PublishedSplit, RankingTask, load
+from training.models.item_item import PLAIN_FROM, ItemItem
+from training.models.stopping import EarlyStopping
 
 SMALL = {
     "two_tower": {"epochs": 40, "dim": 16, "own": 0.0},
     "ncf": {"epochs": 20, "dim": 16, "batch": 64, "sample": 40},
 }
-FITTED = [name for name in registry.MODELS if name != "popularity"]
+FITTED = [name for name in MODELS if name != "popularity"]
 
 
 @functools.cache
 def fitted(
     name: str, again: int = 0
-) -> tuple[registry.Recommender, sparse.csr_matrix, list[tuple[int, int]]]:
+) -> tuple[MatrixModel, sparse.csr_matrix, list[tuple[int, int]]]:
     rows, held = shop.checkerboard()
     train = rows.matrix()
-    model = registry.make(name, {**registry.defaults(name), **SMALL.get(name, {})})
+    model = make(name, {**defaults(name), **SMALL.get(name, {})})
     model.fit(train, seed=1)
     return model, train, held
 
@@ -43,10 +49,10 @@ def test_a_checkerboard_is_completed(name: str) -> None:
     target = sparse.csr_matrix(
         (np.ones(len(held), np.float32), tuple(zip(*held, strict=True))), train.shape
     )
-    assert measure(model.scores, train, target)["recall@10"] > 0.95
+    assert RankingTask(train, target).measure(model.scores)["recall@10"] > 0.95
 
 
-@pytest.mark.parametrize("name", registry.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_scores_are_finite_and_do_not_depend_on_the_batch(name: str) -> None:
     model, train, _ = fitted(name)
     users = np.arange(train.shape[0])
@@ -70,13 +76,13 @@ def test_popularity_cannot_complete_a_checkerboard() -> None:
     target = sparse.csr_matrix(
         (np.ones(len(held), np.float32), tuple(zip(*held, strict=True))), train.shape
     )
-    assert measure(model.scores, train, target)["recall@10"] < 0.8
+    assert RankingTask(train, target).measure(model.scores)["recall@10"] < 0.8
 
 
-def test_a_large_catalogue_is_solved_among_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_catalogue_is_solved_among_neighbours() -> None:
     dense, train, _ = fitted("item_item")
-    monkeypatch.setattr(linear, "DENSE_BELOW", 10)
-    local, _, _ = fitted("item_item", 2)
+    local = ItemItem(dense_up_to=10)
+    local.fit(train, seed=1)
     users = np.arange(train.shape[0])
     # with more neighbours than items it is the same regression
     np.testing.assert_allclose(local.scores(users), dense.scores(users), rtol=1e-3, atol=1e-5)
@@ -85,7 +91,7 @@ def test_a_large_catalogue_is_solved_among_neighbours(monkeypatch: pytest.Monkey
 def test_a_two_tower_vector_is_computed_without_torch() -> None:
     import torch
 
-    from training.benchmark.two_tower import TwoTower
+    from training.models.matrix_two_tower import TwoTower
 
     model, train, _ = fitted("two_tower")
     assert isinstance(model, TwoTower)
@@ -103,7 +109,7 @@ def test_metrics_are_those_of_an_independent_count() -> None:
     scores = np.array([[9.0, 8, 7, 6, 5], [1, 2, 3, 4, 5]], np.float32)
     seen = sparse.csr_matrix(np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]], np.float32))
     target = sparse.csr_matrix(np.array([[0, 0, 1, 1, 0], [0, 0, 0, 1, 0]], np.float32))
-    found = measure(lambda users: scores[users], seen, target)
+    found = RankingTask(seen, target).measure(lambda users: scores[users])
     first = (1 / np.log2(3) + 1 / np.log2(4)) / (
         1 + 1 / np.log2(3)
     )  # places 2 and 3 of the best 1 and 2
@@ -125,7 +131,7 @@ def write(folder: Path, valid: bool) -> Path:
 
 @pytest.mark.parametrize("valid", [True, False])
 def test_a_split_is_tuned_and_measured(tmp_path: Path, valid: bool) -> None:
-    answer = run(Request(write(tmp_path, valid), "item_item", trials=4))
+    answer = run(BenchmarkRequest(write(tmp_path, valid), "item_item", trials=4))
     assert answer["tuned_on"] == ("valid" if valid else "rows cut from train")
     assert answer["trials"] == 4
     assert answer["recall@20"] > 0.95
@@ -156,14 +162,16 @@ def test_ids_may_be_anything_files_packed_and_users_new(tmp_path: Path) -> None:
     whole = len(shop.checkerboard()[0])
     split = load(tmp_path)
     assert split.train.nnz + split.valid.nnz == whole
-    answer = run(Request(tmp_path, "item_item", trials=1))
+    answer = run(BenchmarkRequest(tmp_path, "item_item", trials=1))
     assert (answer["users"], answer["items"]) == (41, 40)
     assert answer["recall@20"] > 0.9
 
 
 def test_a_search_out_of_time_tries_once(tmp_path: Path) -> None:
     assert (
-        run(Request(write(tmp_path, valid=True), "item_item", trials=9, seconds=1e-3))["trials"]
+        run(BenchmarkRequest(write(tmp_path, valid=True), "item_item", trials=9, seconds=1e-3))[
+            "trials"
+        ]
         == 1
     )
 
@@ -178,10 +186,10 @@ def test_the_newest_rows_stand_in_for_missing_validation_rows(tmp_path: Path) ->
 
 
 def test_the_test_rows_do_not_touch_the_search(tmp_path: Path) -> None:
-    first = run(Request(write(tmp_path, valid=True), "item_item", trials=4))
+    first = run(BenchmarkRequest(write(tmp_path, valid=True), "item_item", trials=4))
     test = (tmp_path / "test.csv").read_text().splitlines()
     (tmp_path / "test.csv").write_text("\n".join(test[:5]))
-    assert run(Request(tmp_path, "item_item", trials=4))["params"] == first["params"]
+    assert run(BenchmarkRequest(tmp_path, "item_item", trials=4))["params"] == first["params"]
 
 
 def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
@@ -216,15 +224,14 @@ def test_a_target_is_ranked_among_its_given_negatives_alone(tmp_path: Path, pape
     negatives = given_negatives(tmp_path, paper)
     split = load(tmp_path, negatives=negatives)
     assert (np.diff(split.among.indptr)[np.diff(split.test.indptr) > 0] == 3).all()
-    answer = run(Request(tmp_path, "item_item", trials=0, negatives=negatives))
+    answer = run(BenchmarkRequest(tmp_path, "item_item", trials=0, negatives=negatives))
     assert (answer["protocol"], answer["ndcg@10"]) == ("ncf", 1.0)
-    worst = measure(lambda users: -np.asarray(split.test[users].toarray()), split.train, split.test)
-    among = measure(
-        lambda users: -np.asarray(split.test[users].toarray()),
-        split.train,
-        split.test,
-        negatives=split.among,
-    )
+
+    def targets_last(users: np.ndarray) -> np.ndarray:
+        return -np.asarray(split.test[users].toarray())
+
+    worst = RankingTask(split.train, split.test).measure(targets_last)
+    among = RankingTask(split.train, split.test, split.among).measure(targets_last)
     assert worst["hr@10"] < 0.5  # last of all items
     assert among["ndcg@10"] == pytest.approx(1 / np.log2(5))  # last of four
 
@@ -242,24 +249,21 @@ def test_only_a_training_that_was_seen_to_get_worse_is_over(
     values: tuple[float, ...], rising: bool
 ) -> None:
     told = iter(values)
-    watch = Watch(lambda: next(told))
-    assert not any(watch.over(epoch) for epoch in (1, 2, 3))
-    assert watch.rising is rising
-    assert watch.best == 0.3
+    stopping = EarlyStopping(lambda: next(told))
+    assert not any(stopping.over(epoch) for epoch in (1, 2, 3))
+    assert stopping.rising is rising
+    assert stopping.best == 0.3
 
 
-def test_beyond_the_neighbours_an_item_keeps_its_plain_weight(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(linear, "DENSE_BELOW", 10)
+def test_beyond_the_neighbours_an_item_keeps_its_plain_weight() -> None:
     rows, _ = shop.checkerboard()
     train = rows.matrix()
     weights = {}
     for neighbours in (3, 10**6):
-        model = linear.ItemItem(ridge=20.0, neighbours=neighbours)
+        model = ItemItem(ridge=20.0, neighbours=neighbours, dense_up_to=10)
         model.fit(train, 1)
         weights[neighbours] = model._weights.toarray()
-    plain = linear.ItemItem(ridge=linear.PLAIN_FROM)
+    plain = ItemItem(ridge=PLAIN_FROM, dense_up_to=10)
     plain.fit(train, 1)
     few, all_of_them, unsolved = weights[3], weights[10**6], plain._weights.toarray()
     solved = ~np.isclose(few, unsolved, rtol=1e-4)
@@ -273,11 +277,11 @@ def test_a_training_that_the_clock_ended_is_told_from_one_that_was_over(
     most: int, cut: bool
 ) -> None:
     told = iter((0.1, 0.2, 0.3))
-    watch = Watch(lambda: next(told))
-    assert not any(watch.over(epoch) for epoch in (1, 2, 3))
-    assert watch.cut_off(most) is cut
+    stopping = EarlyStopping(lambda: next(told))
+    assert not any(stopping.over(epoch) for epoch in (1, 2, 3))
+    assert stopping.cut_off(most) is cut
     told = iter((0.3, 0.2, 0.1))
-    over = Watch(lambda: next(told), patience=2)
+    over = EarlyStopping(lambda: next(told), patience=2)
     assert [over.over(epoch) for epoch in (1, 2, 3)] == [False, False, True]
     assert not over.cut_off(most)
 
@@ -285,55 +289,75 @@ def test_a_training_that_the_clock_ended_is_told_from_one_that_was_over(
 def test_where_the_defaults_have_no_time_to_learn_nothing_else_is_preferred(tmp_path: Path) -> None:
     write(tmp_path, valid=True)
     split = load(tmp_path)
-    enough = search(split, Request(tmp_path, "ncf", trials=2, seconds=600.0), str)
+    enough = ModelSearch(split, BenchmarkRequest(tmp_path, "ncf", trials=2, seconds=600.0)).run()
     assert (enough.trials, enough.cut_off) == (2, False)
-    short = search(split, Request(tmp_path, "ncf", trials=2, seconds=1e-3), str)  # one epoch
+    short = ModelSearch(split, BenchmarkRequest(tmp_path, "ncf", trials=2, seconds=1e-3)).run()
     assert (short.trials, short.cut_off) == (1, True)
-    assert {**short.knobs, "seconds": 0} == {**registry.defaults("ncf"), "seconds": 0}
+    assert {**short.settings, "seconds": 0} == {**defaults("ncf"), "seconds": 0}
+
+
+class CutOff:
+    """A model whose fit ends after two epochs."""
+
+    def fit(self, train: object, seed: int, stopping: EarlyStopping | None = None) -> None:
+        assert stopping is not None
+        assert not any(stopping.over(epoch) for epoch in (1, 2))
+
+    def scores(self, users: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize("values", [(0.1, 0.2), (0.2, 0.1)])  # rising, or in a dip
-def test_a_search_ends_where_the_defaults_were_cut_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: tuple[float, ...]
+def test_a_search_ends_when_the_defaults_were_cut_off(
+    tmp_path: Path, values: tuple[float, ...]
 ) -> None:
-    class Cut:
-        def fit(self, train: object, seed: int, watch: Watch) -> None:
-            assert not any(watch.over(epoch) for epoch in (1, 2))
-
-    told = iter(values)
-    monkeypatch.setattr(registry, "make", lambda *_: Cut())
-    monkeypatch.setattr(run_module, "_look", lambda *_: lambda: next(told))
-    found = search(load(write(tmp_path, valid=True)), Request(tmp_path, "ncf", trials=3), str)
-    assert (found.trials, found.cut_off, found.knobs) == (1, True, registry.defaults("ncf"))
+    scores = iter(values)
+    request = BenchmarkRequest(write(tmp_path, valid=True), "ncf", trials=3)
+    found = ModelSearch(
+        load(request.folder), request, make=lambda *_: CutOff(), score=lambda *_: next(scores)
+    ).run()
+    assert (found.trials, found.cut_off, found.settings) == (1, True, defaults("ncf"))
 
 
 @pytest.mark.parametrize("valid", [True, False])
 def test_what_was_cut_off_is_fitted_in_the_time_that_is_left(tmp_path: Path, valid: bool) -> None:
-    answer = run(Request(write(tmp_path, valid), "ncf", trials=2, seconds=1e-3))
+    answer = run(BenchmarkRequest(write(tmp_path, valid), "ncf", trials=2, seconds=1e-3))
     assert (answer["trials"], answer["cut_off"]) == (1, True)
     assert answer["recall@20"] > 0.6
 
 
+class RateModel:
+    """A model whose score depends on its learning rate alone."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def fit(self, train: object, seed: int, stopping: EarlyStopping | None = None) -> None:
+        assert stopping is not None
+        for epoch in range(1, 30):
+            if stopping.over(epoch):
+                return
+
+    def scores(self, users: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+
 @pytest.mark.parametrize(("other", "kept"), [(0.51, True), (0.53, False)])
-def test_defaults_stay_where_others_are_better_by_no_more_than_a_seed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: float, kept: bool
+def test_defaults_stay_unless_others_are_better_than_by_a_seed(
+    tmp_path: Path, other: float, kept: bool
 ) -> None:
-    class Told:
-        """Is worth what its learning rate says."""
+    default_rate = defaults("ncf")["rate"]
 
-        def __init__(self, rate: float, **_: float) -> None:
-            self.rate = rate
+    def score(model: MatrixModel, split: PublishedSplit, request: BenchmarkRequest) -> float:
+        assert isinstance(model, RateModel)
+        return 0.5 if model.rate == default_rate else other
 
-        def fit(self, train: object, seed: int, watch: Watch) -> None:
-            for epoch in range(1, 30):
-                if watch.over(epoch):
-                    return
-
-    usual = registry.defaults("ncf")["rate"]
-    monkeypatch.setattr(registry, "make", lambda _, knobs: Told(**knobs))
-    monkeypatch.setattr(
-        run_module, "_look", lambda model, *_: lambda: 0.5 if model.rate == usual else other
-    )
-    found = search(load(write(tmp_path, valid=True)), Request(tmp_path, "ncf", trials=3), str)
+    request = BenchmarkRequest(write(tmp_path, valid=True), "ncf", trials=3)
+    found = ModelSearch(
+        load(request.folder),
+        request,
+        make=lambda _, settings: RateModel(settings["rate"]),
+        score=score,
+    ).run()
     assert found.trials == 3
-    assert (found.knobs["rate"] == usual) is kept
+    assert (found.settings["rate"] == default_rate) is kept

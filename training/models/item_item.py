@@ -1,4 +1,4 @@
-"""Popularity and item-item: no gradient, one pass over the data or one solve."""
+"""Popularity and item-item for published splits: no gradient, one pass over the data or one solve."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
-DENSE_BELOW = 6000
-"""Catalogues up to this size get the dense solve; larger ones solve among each item's neighbours."""
 PLAIN_FROM = 300.0
-"""With so large a ridge a large catalogue solves nothing: the solution is nearly the Gram matrix itself."""
+"""From this ridge on a large catalogue skips the solve: the solution is nearly the Gram matrix itself."""
 
 
 @dataclass
 class Popularity:
-    """The same list for everybody."""
+    """The same list for every user."""
 
     def fit(self, train: Any, seed: int) -> None:
         self._count = np.asarray(train.sum(axis=0), np.float32).ravel()
@@ -40,18 +38,20 @@ class ItemItem:
     ridge: float = 20.0
     """In units of the mean diagonal of XᵀX."""
     user_power: float = 0.25
-    """How much less the word of an active user is worth."""
+    """How much the interactions of an active user are discounted."""
     item_power: float = 0.25
-    """How much of an item's popularity is taken out of X."""
+    """Exponent of the item's degree that X is divided by."""
     before: float = 0.25
-    """How much of it is taken out of the user's own items."""
+    """Exponent of the item's degree that the user's items are divided by."""
     after: float = 0.0
-    """How much of it is put back into the scores."""
+    """Exponent of the item's degree that the scores are multiplied by."""
     low_pass: float = 0.0
     """Weight of the filter on the first `components` singular vectors, of the scale of the rest."""
     components: int = 32
     neighbours: int = 100
     """Neighbours of the sparse solve."""
+    dense_up_to: int = 6000
+    """Catalogues up to this size get the dense solve; larger ones solve among each item's neighbours."""
 
     def fit(self, train: Any, seed: int) -> None:
         self._train = train.tocsr()
@@ -64,7 +64,7 @@ class ItemItem:
         diagonal = gram.diagonal()
         ridge = self.ridge * float(diagonal[diagonal > 0].mean()) if diagonal.any() else 1.0
         before, after = items**-self.before, items**self.after
-        if train.shape[1] <= DENSE_BELOW:
+        if train.shape[1] <= self.dense_up_to:
             weights = _ease(gram, ridge)
             self._weights: Any = (before[:, None] * weights * after[None, :]).astype(np.float32)
         else:
@@ -113,10 +113,10 @@ def _ease(gram: Any, ridge: float) -> NDArray[np.float64]:
 def _local(gram: Any, ridge: float, count: int) -> Any:
     """CSC (n, n): the ridge regression of each item on its `count` strongest neighbours, times `ridge`.
 
-    What lies beyond them keeps the weight that it would have by itself.
+    Items beyond them keep their unsolved weight.
     """
     diagonal, off = gram.diagonal(), _others(gram)
-    place = np.full(gram.shape[0], -1, np.int32)
+    column_of = np.full(gram.shape[0], -1, np.int32)
     weights = off.data.astype(np.float64)
     for item in range(gram.shape[0]):
         bounds = slice(off.indptr[item], off.indptr[item + 1])
@@ -125,10 +125,10 @@ def _local(gram: Any, ridge: float, count: int) -> Any:
             continue
         best: Any = slice(None)
         if len(near) > count:
-            # by cosine: a neighbour of few interactions says as much for its size
+            # by cosine, which does not favour items with many interactions
             best = np.argpartition(-strength / np.sqrt(diagonal[near] + ridge), count)[:count]
             near, strength = near[best], strength[best]
-        among = _among(off, near, place) / ridge
+        among = _among(off, near, column_of) / ridge
         among[np.diag_indices_from(among)] = diagonal[near] / ridge + 1.0
         weights[bounds][best] = np.linalg.solve(among, strength.astype(np.float64))
     # the Gram matrix is symmetric: its rows are its columns
@@ -142,17 +142,19 @@ def _others(gram: Any) -> Any:
     return off
 
 
-def _among(matrix: Any, near: NDArray[np.int32], place: NDArray[np.int32]) -> NDArray[np.float64]:
+def _among(
+    matrix: Any, near: NDArray[np.int32], column_of: NDArray[np.int32]
+) -> NDArray[np.float64]:
     """The dense part of a CSR among a few of its items: cheaper than slicing it twice.
 
-    `place` (n,) is all -1, and is left so.
+    `column_of` (n,) is all -1, before and after.
     """
     start, length = matrix.indptr[near], matrix.indptr[near + 1] - matrix.indptr[near]
     row = np.repeat(np.arange(len(near)), length)
     at = np.arange(len(row)) + np.repeat(start - np.cumsum(length) + length, length)
-    place[near] = np.arange(len(near))
-    column = place[matrix.indices[at]]
-    place[near] = -1
+    column_of[near] = np.arange(len(near))
+    column = column_of[matrix.indices[at]]
+    column_of[near] = -1
     there = column >= 0
     found = np.zeros((len(near), len(near)))
     found[row[there], column[there]] = matrix.data[at[there]]

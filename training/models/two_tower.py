@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from afterclick.model import AGES_DAYS, TOWER_HISTORY, UNKNOWN_BIAS, TowerArrays
 from afterclick.trends import DAY_MS
+from training.config import TowerConfig
 from training.interactions import Interactions
-from training.tower_config import TowerConfig
 
 
 @dataclass(frozen=True)
-class Examples:
+class TowerExamples:
     """What each user did before each of their interactions."""
 
     history: NDArray[np.int32]
@@ -40,7 +40,7 @@ class Examples:
     """(n,) of the target"""
 
     @classmethod
-    def of(cls, rows: Interactions) -> Examples:
+    def of(cls, rows: Interactions) -> TowerExamples:
         """Every interaction that has another one of its user before it."""
         order = np.argsort(rows.user, kind="stable")
         user, item, time = rows.user[order], rows.item[order], rows.time_ms[order]
@@ -64,7 +64,7 @@ class Examples:
         return len(self.target)
 
 
-class Towers(nn.Module):
+class TowerNetwork(nn.Module):
     """Both towers; `texts` (n, d) are the items' content embeddings, zeros where there is no text."""
 
     def __init__(self, items: int, dim: int, texts: Tensor | None) -> None:
@@ -81,8 +81,8 @@ class Towers(nn.Module):
 
     def users(self, history: Tensor, weight: Tensor, age: Tensor) -> Tensor:
         """(b, dim) unit vectors from items (b, h), action weights (b, h) and age buckets (b, h)."""
-        worth = weight * torch.exp(self.ages)[age]
-        return nn.functional.normalize((self.history(history) * worth[:, :, None]).sum(1), dim=1)
+        decayed = weight * torch.exp(self.ages)[age]
+        return nn.functional.normalize((self.history(history) * decayed[:, :, None]).sum(1), dim=1)
 
     def items(self, item: Tensor) -> Tensor:
         """(n, dim) unit vectors."""
@@ -109,12 +109,14 @@ def fit(
 
     `texts` (n_items, d) are the items' content embeddings.
     """
-    known = rows.item_counts() >= config.least
-    few = rows.choose(known)
-    examples = Examples.of(few)
+    known = rows.item_counts() >= config.min_interactions
+    frequent = rows.choose(known)
+    examples = TowerExamples.of(frequent)
     if not len(examples):
         return None
-    towers = train(examples, len(few.item_ids), config, None if texts is None else texts[known])
+    towers = train(
+        examples, len(frequent.item_ids), config, None if texts is None else texts[known]
+    )
     learned = towers.export(config.temperature)
     history = np.zeros((len(known), config.dim), np.float32)
     targets = np.zeros((len(known), config.dim + 1), np.float32)
@@ -124,12 +126,15 @@ def fit(
 
 
 def train(
-    examples: Examples, items: int, config: TowerConfig, texts: NDArray[np.float32] | None = None
-) -> Towers:
+    examples: TowerExamples,
+    items: int,
+    config: TowerConfig,
+    texts: NDArray[np.float32] | None = None,
+) -> TowerNetwork:
     """The towers as torch has them, learned from examples."""
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
-    towers = Towers(items, config.dim, None if texts is None else torch.from_numpy(texts))
+    towers = TowerNetwork(items, config.dim, None if texts is None else torch.from_numpy(texts))
     optimiser = torch.optim.AdamW(
         towers.parameters(), lr=config.rate, weight_decay=config.decay / config.rate
     )
@@ -150,14 +155,14 @@ def train(
 class _Draws:
     """Random batches and negatives, and how often each item is among them."""
 
-    def __init__(self, examples: Examples, items: int, config: TowerConfig) -> None:
+    def __init__(self, examples: TowerExamples, items: int, config: TowerConfig) -> None:
         self.random = np.random.default_rng(config.seed)
-        worth = np.exp2(
+        decayed = np.exp2(
             (examples.time_ms - examples.time_ms.max()) / (config.half_life_days * DAY_MS)
         )
-        self._cumulated = np.cumsum(worth / worth.sum())
+        self._cumulated = np.cumsum(decayed / decayed.sum())
         self._items, self._config, self._size = items, config, len(examples)
-        share = np.bincount(examples.target, worth / worth.sum(), minlength=items)
+        share = np.bincount(examples.target, decayed / decayed.sum(), minlength=items)
         expected = config.batch * share + config.uniform / items
         self.log_expected = torch.from_numpy(np.log(np.maximum(expected, 1e-12)).astype(np.float32))
 
@@ -173,7 +178,11 @@ class _Draws:
 
 
 def _loss(
-    towers: Towers, examples: Examples, chosen: NDArray[np.intp], draws: _Draws, config: TowerConfig
+    towers: TowerNetwork,
+    examples: TowerExamples,
+    chosen: NDArray[np.intp],
+    draws: _Draws,
+    config: TowerConfig,
 ) -> Tensor:
     history = examples.history[chosen]
     kept = draws.random.random(history.shape) >= config.dropout

@@ -1,1 +1,0 @@
-"""Any model on any published split: fit, tune on the validation rows alone, rank everything, measure."""

@@ -1,0 +1,173 @@
+"""The configuration of a whole model: one recipe for what is served and what is evaluated.
+
+A preset names the values that trade quality for training time:
+
+| | `fast` | `full` |
+|---|---|---|
+| past cuts that the ranker learns from | 1 | 5 |
+| queries of each cut | 6,000 | 12,000 |
+| epochs of the two towers | 3 | 6 |
+
+`full` is the default of the pipeline and of `afterclick evaluate`; `make demo` trains with `fast`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from afterclick.errors import BadInput
+from afterclick.quarantine import QuarantineLimits
+from afterclick.settings import TrainingSettings
+
+PRESETS: dict[str, dict[str, int]] = {
+    "fast": {"tower_epochs": 3, "ranker_cuts": 1, "ranker_queries": 6_000},
+    "full": {"tower_epochs": 6, "ranker_cuts": 5, "ranker_queries": 12_000},
+}
+Engine = Literal["spark", "implicit"]
+
+
+@dataclass(frozen=True)
+class AlsConfig:
+    """Alternating least squares for implicit feedback."""
+
+    rank: int = 64
+    """Latent factors."""
+    reg: float = 0.1
+    """Spark's regParam; about λ/α₀ of iALS, per interaction."""
+    alpha: float = 10.0
+    """Confidence of an interaction of weight 1; about 1/α₀ of iALS."""
+    iterations: int = 10
+    """Passes over users and items."""
+    seed: int = 42
+    core: int = 5
+    """Factorise the k-core with this k; other users and items follow by a half step."""
+    engine: Engine = "spark"
+
+
+@dataclass(frozen=True)
+class NeighbourConfig:
+    """Item-item neighbours and the random walk over them."""
+
+    count: int = 100
+    """Neighbours of each item."""
+    shrink: float = 2.0
+    """Added to the items' counts, so that one shared user of two rare items proves little."""
+    steps: int = 20
+    """Neighbours of each kind that the random walk may step to."""
+    half_life_days: float | None = 180.0
+    """An interaction this much older than the newest counts half; None: no decay."""
+    max_group: int = 100
+    """Only the newest interactions of a user, or of a user's day, form pairs."""
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """The served two-tower model."""
+
+    dim: int = 64
+    """Width of both towers."""
+    temperature: float = 0.12
+    """Divides the cosines."""
+    dropout: float = 0.1
+    """Share of a history's items dropped at random, except the newest."""
+    rate: float = 0.003
+    """Adam's learning rate."""
+    decay: float = 1e-4
+    """AdamW's weight decay, per step."""
+    epochs: int = 6
+    batch: int = 1024
+    uniform: int = 1024
+    """Uniform negatives in addition to the batch's own targets."""
+    half_life_days: float = 365.0
+    """A target this much older than the newest is drawn half as often."""
+    min_interactions: int = 5
+    """Interactions an item needs to be a target."""
+    threads: int = 1
+    """torch's threads; with two, beside other work, training costs seven times the CPU time."""
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """LambdaMART over the candidates of past cuts."""
+
+    cuts: int = 5
+    """Past cuts, each `horizon_days` before the next."""
+    horizon_days: int = 45
+    """Length of the period after a cut that its queries come from."""
+    queries: int = 12_000
+    """Maximum of queries per cut."""
+    negatives: int = 50
+    """Random candidates that each target is compared with."""
+    rounds: int = 120
+    """Trees."""
+    learning_rate: float = 0.1
+    leaves: int = 31
+    min_interactions: int = 5
+    """Interactions an item needs to be ranked."""
+    threads: int = 1
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything a model is fitted with."""
+
+    als: AlsConfig = field(default_factory=AlsConfig)
+    neighbours: NeighbourConfig = field(default_factory=NeighbourConfig)
+    towers: TowerConfig | None = field(default_factory=TowerConfig)
+    """None: no two-tower model."""
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+    content: str = "tfidf"
+    """How titles and categories become vectors: `tfidf`, `sbert` or `sbert:NAME`."""
+    min_interactions: int = 5
+    """Items with fewer interactions get neither factors nor neighbours."""
+    quarantine: QuarantineLimits = field(default_factory=QuarantineLimits)
+    """Limits beyond which the rows of new accounts on an item are left out."""
+
+    @classmethod
+    def of(
+        cls, settings: TrainingSettings, preset: str | None = None, engine: str | None = None
+    ) -> ModelConfig:
+        """The configuration of a preset (default: the settings' own) with the settings' overrides.
+
+        Raises BadInput for an unknown preset or engine.
+        """
+        preset = preset or settings.preset
+        if preset not in PRESETS:
+            raise BadInput(f"--preset {preset!r}: expected {' or '.join(PRESETS)}")
+        if engine not in (None, "spark", "implicit"):
+            raise BadInput(f"--engine {engine!r}: expected implicit or spark")
+        overrides = settings.model_dump(include=set(PRESETS[preset]), exclude_none=True)
+        chosen = PRESETS[preset] | overrides
+        shared: dict[str, Any] = {
+            "min_interactions": settings.min_interactions,
+            "seed": settings.seed,
+        }
+        als = AlsConfig(
+            **settings.model_dump(include={"rank", "reg", "alpha", "iterations", "seed", "core"}),
+            engine="implicit" if engine == "implicit" else "spark",
+        )
+        epochs = chosen["tower_epochs"]
+        return cls(
+            als=als,
+            towers=TowerConfig(epochs=epochs, **shared) if epochs else None,
+            ranker=RankerConfig(
+                cuts=chosen["ranker_cuts"], queries=chosen["ranker_queries"], **shared
+            ),
+            content=settings.content,
+            min_interactions=settings.min_interactions,
+        )
+
+    def preset_values(self) -> dict[str, int]:
+        """The values that a preset sets, by the names of the settings."""
+        return {
+            "tower_epochs": self.towers.epochs if self.towers is not None else 0,
+            "ranker_cuts": self.ranker.cuts,
+            "ranker_queries": self.ranker.queries,
+        }
+
+    def parameters(self) -> dict[str, Any]:
+        """Every value, nested by part: for manifests, MLflow and `evaluate --json`."""
+        return asdict(self)

@@ -1,0 +1,297 @@
+"""`afterclick benchmark`: any model on a published split.
+
+Fit, tune on the validation rows, rank every item, measure on the test rows. The test rows are used once per
+seed, after the search; the measured model is fitted on the training rows alone (and on the rows cut off for
+the search if the split has no validation rows).
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna import Trial
+
+from afterclick.errors import BadInput
+from training.evaluation.published_split import PublishedSplit, RankingTask, load
+from training.models.als import NumpyAls
+from training.models.item_item import ItemItem, Popularity
+from training.models.stopping import EarlyStopping
+
+MODELS = ("popularity", "item_item", "als", "ncf", "two_tower")
+OBJECTIVE = "ndcg@20"
+_MAX_USERS = 10_000
+"""Maximum of users that one trial is measured on."""
+_MAX_SCORES = 150_000_000
+"""Maximum of scores that one trial computes, for 1,000 users at least."""
+_MARGIN = 1.03
+"""Factor by which other settings of a neural model must beat the defaults: a seed changes as much."""
+ReportProgress = Callable[[str], None]
+
+
+class MatrixModel(Protocol):
+    """A model of a published split: users and items by index, no times."""
+
+    def fit(self, train: Any, seed: int) -> None:
+        """Learn from a CSR of ones (n_users, n_items)."""
+        ...
+
+    def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
+        """(b, n_items) higher is better."""
+        ...
+
+
+class EpochModel(MatrixModel, Protocol):
+    """A model that learns in epochs and supports early stopping."""
+
+    def fit(self, train: Any, seed: int, stopping: EarlyStopping | None = None) -> None:
+        """Learn; `stopping` is asked after each epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class BenchmarkRequest:
+    """Options of the command line."""
+
+    folder: Path
+    model: str
+    trials: int = 40
+    seeds: int = 1
+    seed: int = 42
+    seconds: float = 360.0
+    """For the search; after the first, no trial starts that might end later."""
+    negatives: Path | None = None
+    """Rank each test item among these alone (the NCF paper's leave-one-out). The search ranks in full."""
+
+
+def run(
+    request: BenchmarkRequest, report_progress: ReportProgress = lambda _: None
+) -> dict[str, Any]:
+    """The figures of `afterclick benchmark --json`. Raises BadDataset."""
+    split = load(request.folder, request.seed, request.negatives)
+    users, items = split.shape
+    report_progress(f"{users:,} users, {items:,} items, {split.train.nnz:,} training interactions")
+    start = time.perf_counter()
+    found = ModelSearch(split, request, report_progress).run()
+    tuned = time.perf_counter() - start
+    settings = found.settings
+    if found.cut_off:  # half of the time left; the other half is for ranking on a machine as slow
+        left = max(0.0, request.seconds - tuned) / 2
+        settings = {**settings, "seconds": settings["seconds"] + left}
+    train = (split.train + split.valid).tocsr() if split.inner else split.train
+    measured, seconds = [], []
+    for seed in range(request.seed, request.seed + request.seeds):
+        start = time.perf_counter()
+        model = make(request.model, settings)
+        if found.cut_off and not split.inner:  # the number of epochs is unknown
+            stopping = EarlyStopping(lambda m=model: validation_score(m, split, request))  # type: ignore[misc]
+            cast(EpochModel, model).fit(train, seed, stopping)
+        else:
+            model.fit(train, seed)
+        seconds.append(time.perf_counter() - start)
+        task = RankingTask(train, split.test, split.among, seed)
+        measured.append(task.measure(model.scores))
+        report_progress(f"seed {seed}: {OBJECTIVE} {measured[-1][OBJECTIVE]:.4f}")
+    return {
+        "model": request.model,
+        "protocol": "full" if split.among is None else "ncf",
+        **{name: float(np.mean([m[name] for m in measured])) for name in measured[0]},
+        "per_seed": {OBJECTIVE: [m[OBJECTIVE] for m in measured]},
+        "users": users,
+        "items": items,
+        "interactions": int(split.train.nnz),
+        "tuned_on": "rows cut from train" if split.inner else "valid",
+        "trials": found.trials,
+        "cut_off": found.cut_off,
+        "fit_seconds": round(float(np.mean(seconds)), 2),
+        "tune_seconds": round(tuned, 2),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "params": settings,
+    }
+
+
+def check(name: str) -> None:
+    """Raises BadInput for a name that is not in MODELS."""
+    if name not in MODELS:
+        raise BadInput(f"--model {name!r}: expected one of {', '.join(MODELS)}")
+
+
+def make(name: str, settings: Mapping[str, Any]) -> MatrixModel:
+    """A model by its name. Raises KeyError for a name that is not in MODELS."""
+    model: MatrixModel = _class_of(name)(**settings)
+    return model
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """The settings of a model without a search."""
+    return asdict(_class_of(name)())
+
+
+def validation_score(model: MatrixModel, split: PublishedSplit, request: BenchmarkRequest) -> float:
+    """OBJECTIVE on the validation rows, of a limited number of users."""
+    n_users = min(_MAX_USERS, max(1000, _MAX_SCORES // split.shape[1]))
+    task = RankingTask(split.train, split.valid, seed=request.seed, max_users=n_users)
+    return task.measure(model.scores)[OBJECTIVE]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The settings that a search chose."""
+
+    settings: dict[str, Any]
+    trials: int
+    """Trials that finished."""
+    cut_off: bool = False
+    """The defaults did not converge in a trial's time. Then the settings are the defaults: the results of
+    others in that time show how fast they learn, not how well."""
+
+
+@dataclass(frozen=True)
+class ModelSearch:
+    """A search by Optuna on the validation rows. The first trial has the defaults."""
+
+    split: PublishedSplit
+    request: BenchmarkRequest
+    report_progress: ReportProgress = lambda _: None
+    make: Callable[[str, Mapping[str, Any]], MatrixModel] = make
+    score: Callable[[MatrixModel, PublishedSplit, BenchmarkRequest], float] = validation_score
+
+    def run(self) -> SearchResult:
+        """The best settings; of a neural model the defaults, if within 3 % of the best or cut off."""
+        request, default = self.request, defaults(self.request.model)
+        if request.trials <= 0 or request.model == "popularity":
+            return SearchResult(default, 0)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = optuna.samplers.TPESampler(seed=request.seed)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for known in _first_trials(request.model, default):
+            study.enqueue_trial({**default, **known})
+        study.optimize(
+            self._objective, n_trials=request.trials, callbacks=[_within(request.seconds)]
+        )
+        best = study.best_trial
+        if "epochs" in default and best.values[0] < _MARGIN * study.trials[0].values[0]:
+            best = study.trials[0]
+        finished = sum(trial.state.is_finished() for trial in study.trials)  # some are enqueued
+        settings = {**default, **best.params, **best.user_attrs}
+        return SearchResult(settings, finished, study.user_attrs.get("cut_off", False))
+
+    def _objective(self, trial: Trial) -> float:
+        request, start = self.request, time.perf_counter()
+        default = defaults(request.model)
+        limit = {"seconds": request.seconds / 3} if "seconds" in default else {}
+        model = self.make(request.model, {**default, **limit, **_SPACES[request.model](trial)})
+        if "epochs" in default:
+            value = self._fit_epochs(trial, cast(EpochModel, model), default["epochs"])
+        else:
+            model.fit(self.split.train, request.seed)
+            value = self.score(model, self.split, request)
+        shown = ", ".join(f"{k} {v:.3g}" for k, v in trial.params.items())
+        self.report_progress(
+            f"trial {trial.number}: {OBJECTIVE} {value:.4f} "
+            f"in {time.perf_counter() - start:.1f}s ({shown})"
+        )
+        return value
+
+    def _fit_epochs(self, trial: Trial, model: EpochModel, max_epochs: int) -> float:
+        """The best score of any epoch. Ends the study if the defaults are cut off."""
+        stopping = EarlyStopping(lambda: self.score(model, self.split, self.request))
+        model.fit(self.split.train, self.request.seed, stopping)
+        if not trial.number and stopping.cut_off(max_epochs):
+            trial.study.set_user_attr("cut_off", True)
+            trial.study.stop()
+            self.report_progress("the defaults need more time than a trial has: no search")
+        elif not stopping.rising:
+            trial.set_user_attr("epochs", stopping.best_epochs)
+        return stopping.best
+
+
+def _within(seconds: float) -> Callable[[optuna.Study, optuna.trial.FrozenTrial], None]:
+    """Ends a search before a trial as long as the longest one would exceed the time."""
+    start = time.monotonic()
+
+    def callback(study: optuna.Study, _: optuna.trial.FrozenTrial) -> None:
+        took = [t.duration.total_seconds() for t in study.trials if t.duration is not None]
+        if time.monotonic() - start + max(took) > seconds:
+            study.stop()
+
+    return callback
+
+
+def _first_trials(name: str, default: dict[str, Any]) -> list[dict[str, Any]]:
+    """Settings to try first: the defaults and those of the literature, the cheap ones first."""
+    if name == "item_item":
+        plain = {"user_power": 0.0, "item_power": 0.0, "before": 0.0, "after": 0.0, "low_pass": 0.0}
+        gf_cf = {**plain, "ridge": 1000.0, "user_power": 0.5, "item_power": 0.5, "low_pass": 0.2}
+        ease = {**plain, "ridge": 5.0}
+        return [{**default, "ridge": 1000.0}, gf_cf, default, ease]
+    if name == "als":
+        return [
+            default,
+            {"rank": 128, "reg": 3.0, "alpha": 10.0},
+            {"rank": 64, "reg": 1.0, "alpha": 3.0},
+        ]
+    return [default]
+
+
+def _class_of(name: str) -> Callable[..., Any]:
+    if name == "ncf":
+        from training.models.ncf import Ncf
+
+        return Ncf
+    if name == "two_tower":
+        from training.models.matrix_two_tower import TwoTower
+
+        return TwoTower
+    return {"popularity": Popularity, "item_item": ItemItem, "als": NumpyAls}[name]
+
+
+def _item_item(trial: Trial) -> dict[str, Any]:
+    return {
+        "ridge": trial.suggest_float("ridge", 0.5, 3000, log=True),
+        "user_power": trial.suggest_float("user_power", 0.0, 0.8),
+        "item_power": trial.suggest_float("item_power", 0.0, 0.6),
+        "before": trial.suggest_float("before", 0.0, 0.6),
+        "after": trial.suggest_float("after", -0.2, 0.5),
+        "low_pass": trial.suggest_float("low_pass", 0.0, 0.5),
+        "components": trial.suggest_categorical("components", [16, 32, 64, 128]),
+    }
+
+
+def _als(trial: Trial) -> dict[str, Any]:
+    return {
+        "rank": trial.suggest_categorical("rank", [32, 64, 128, 256]),
+        "reg": trial.suggest_float("reg", 0.03, 20.0, log=True),
+        "alpha": trial.suggest_float("alpha", 1.0, 60.0, log=True),
+    }
+
+
+def _ncf(trial: Trial) -> dict[str, Any]:
+    return {
+        "decay": trial.suggest_float("decay", 1e-3, 0.5, log=True),
+        "rate": trial.suggest_float("rate", 0.001, 0.01, log=True),
+    }
+
+
+def _two_tower(trial: Trial) -> dict[str, Any]:
+    return {
+        "temperature": trial.suggest_float("temperature", 0.07, 0.4, log=True),
+        "own": trial.suggest_float("own", 0.0, 1.5),
+        "dropout": trial.suggest_float("dropout", 0.0, 0.7),
+        "decay": trial.suggest_float("decay", 3e-5, 0.03, log=True),
+    }
+
+
+_SPACES: dict[str, Callable[[Trial], dict[str, Any]]] = {
+    "item_item": _item_item,
+    "als": _als,
+    "ncf": _ncf,
+    "two_tower": _two_tower,
+}

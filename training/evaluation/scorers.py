@@ -1,0 +1,167 @@
+"""The models that an evaluation compares: each scores every item for one query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from afterclick.arrays import BoolArray, FloatArray
+from afterclick.features import RECENT
+from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
+from afterclick.ranking import CandidateGenerator, score_candidates
+from afterclick.retrieval import REDUCED_LIMITS, CandidateLimits
+from afterclick.trends import HALF_LIVES_MS
+from afterclick.user_vectors import fold_in, tower_user
+from training.evaluation.measure import Scorer, Scores
+from training.evaluation.query_replay import ReplayedQuery
+from training.interactions import Interactions
+from training.ranker import BoosterRanker
+
+BEST_HALF_LIFE = "week"
+"""Half-life of the decayed popularity shown: the best or nearly so on Electronics after 2014-06-01."""
+NCF_EPOCHS, NCF_DECAY, NCF_BATCH = 2, 0.005, 2048
+"""Fixed epochs, not a time budget, so that a slow machine fits the same model."""
+
+
+@dataclass(frozen=True)
+class ScorerInputs:
+    """What the scorers use, fitted on the rows before the cut and aligned with the split's items."""
+
+    model: Model
+    ranker: BoosterRanker
+    ncf: Callable[[int], Scores] | None = None
+    """user_index → (n_items,) scores"""
+
+
+def scorers(
+    inputs: ScorerInputs, eligible: BoolArray, *, reduced: bool = False
+) -> Mapping[str, Scorer]:
+    """Every scorer, by the names of the results table.
+
+    `eligible` (n_items,) marks the candidates of the blend. `reduced` adds the blend under load shedding.
+    """
+    model, ncf, ranker = inputs.model, inputs.ncf, inputs.ranker
+    found = {
+        "popularity": popularity(model),
+        "decayed_popularity": decayed_popularity(BEST_HALF_LIFE),
+        "item_item": item_item(model),
+        "als": als(model),
+        "ncf": None if ncf is None else lambda query: ncf(query.user_index),
+        "two_tower": None if model.towers is None else two_tower(model, model.towers),
+        "content": None if model.content is None else content(model, model.content),
+        "blend": blend(model, ranker, eligible),
+        "blend_brief": blend(model, ranker, eligible, REDUCED_LIMITS) if reduced else None,
+    }
+    return {name: scorer for name, scorer in found.items() if scorer is not None}
+
+
+def popularity(model: Model) -> Scorer:
+    """Interactions of each item in training."""
+    return lambda query: model.popularity
+
+
+def decayed_popularity(half_life: str) -> Scorer:
+    """Decayed interactions of each item as of the query's moment."""
+    column = list(HALF_LIVES_MS).index(half_life)
+    return lambda query: query.trends.log_share[:, column]
+
+
+def item_item(model: Model) -> Scorer:
+    """Cosine to the user's newest items, an older one weighted less (1, 1/2, 1/3, …)."""
+
+    def score(query: ReplayedQuery) -> Scores:
+        scores = np.zeros(len(model) + 1)  # the last entry is for the padding, -1
+        for rank, item in enumerate(query.user.items[:RECENT].tolist()):
+            scores[model.neighbour_items[item]] += model.neighbour_scores[item] / (rank + 1)
+        return scores[:-1]
+
+    return score
+
+
+def als(model: Model) -> Scorer:
+    """ALS with the user folded in from the history; zeros for a user without factors."""
+
+    def score(query: ReplayedQuery) -> Scores:
+        user = fold_in(model, query.user)
+        if user is None or model.factors is None:
+            return np.zeros(len(model))
+        return np.asarray(model.factors @ user)
+
+    return score
+
+
+def two_tower(model: Model, towers: TowerArrays) -> Scorer:
+    """The two towers' logits for the history; zeros for a user without one."""
+    unknown = towers.targets[:, -1] <= UNKNOWN_BIAS
+
+    def score(query: ReplayedQuery) -> Scores:
+        user = tower_user(model, query.user)
+        if user is None:
+            return np.zeros(len(model))
+        return np.where(unknown, -np.inf, towers.targets @ user)
+
+    return score
+
+
+def content(model: Model, vectors: FloatArray) -> Scorer:
+    """Content cosine to the user's newest items, an older one weighted less (1, 1/2, 1/3, …)."""
+
+    def score(query: ReplayedQuery) -> Scores:
+        recent = query.user.items[:RECENT]
+        if not len(recent):
+            return np.zeros(len(model))
+        weights = np.arange(1, len(recent) + 1)[:, None]
+        return np.asarray(vectors @ (vectors[recent] / weights).sum(axis=0))
+
+    return score
+
+
+def blend(
+    model: Model,
+    ranker: BoosterRanker,
+    eligible: BoolArray,
+    limits: CandidateLimits | None = None,
+) -> Scorer:
+    """What serving shows: candidates of all sources, ranked by LambdaMART.
+
+    With `REDUCED_LIMITS`: what it shows under load shedding. A user without a history gets trending items.
+    """
+    generator = CandidateGenerator.exact(model, eligible, limits)
+
+    def score(query: ReplayedQuery) -> Scores:
+        if not len(query.user.items):
+            return query.trends.trend_score
+        ranking = generator.query(query.user, query.trends)
+        items, candidate_scores = score_candidates(generator, ranker, ranking)
+        scores = np.full(len(model), -np.inf)
+        scores[items] = candidate_scores
+        return scores
+
+    return score
+
+
+def ncf(rows: Interactions, min_interactions: int, seed: int) -> Callable[[int], Scores]:
+    """NeuMF learned from users with two interactions, on items with `min_interactions`.
+
+    It knows users by their index alone: a live event changes nothing. Returns user_index → (n_items,) scores:
+    −inf for items it does not know, zeros for users it does not know.
+    """
+    from training.models.ncf import Ncf
+
+    ranked = rows.item_counts() >= min_interactions
+    known = rows.where(ranked[rows.item])
+    active = known.user_counts() >= 2
+    model = Ncf(decay=NCF_DECAY, batch=NCF_BATCH, epochs=NCF_EPOCHS, seconds=float("inf"))
+    model.fit(known.matrix()[active][:, ranked].tocsr(), seed)
+    number = np.cumsum(active) - 1
+
+    def scores(user: int) -> Scores:
+        if not active[user]:
+            return np.zeros(len(ranked))
+        found = np.full(len(ranked), -np.inf)
+        found[ranked] = model.scores(number[user : user + 1])[0]
+        return found
+
+    return scores
