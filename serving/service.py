@@ -141,7 +141,7 @@ class Service:
     def _connect(self) -> None:
         """Connect the parts to each other."""
         self.control.on_rules = self.snapshots.wake
-        self.control.on_models = self.models.want
+        self.control.on_models = self.models.request
         self.control.counts = self.reactions
         parts = (self.control, self.reactions, self.users, self.copy, self.requests)
         self._background: tuple[Background, ...] = (
@@ -228,7 +228,7 @@ class Service:
         experiment = {"name": assigned.experiment, "arm": assigned.arm}
         model = assigned.options.model
         if model is not None and recommendation.body["model_version"] != model:
-            experiment["fallback"] = f"model {model}: {self.models.why_not(model)}"
+            experiment["fallback"] = f"model {model}: {self.models.unavailable_reason(model)}"
         return experiment
 
     def _record(

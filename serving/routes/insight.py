@@ -38,7 +38,7 @@ async def models(service: Parts) -> Response:
             "uri": model.uri,
             "metrics": model.metrics,
             "serving": model.version == serving,
-            "refused": feed.refused.get(model.version),
+            "refused": feed.rejected.get(model.version),
         }
         for model in reversed(feed.published)
     ]
@@ -72,7 +72,7 @@ async def ready(service: Parts) -> Response:
         "catalogue": len(service.catalogue),
         "items": len(snapshot.trend_score),
         "model": snapshot.loaded.version or None,
-        "refused_models": service.models.refused,
+        "refused_models": service.models.rejected,
         "sql": service.control.available,
     }
     good = service.feed.loaded and not service.draining

@@ -1,19 +1,22 @@
-"""Follow published models: verify, load in a thread, hand over whole. Beside the newest, what arms ask for.
+"""Follow published models: fetch, verify and load them in a thread, then swap them whole.
 
 reads   topic     models
         artifact  every file named in its manifest
+        s3        <bucket>/<prefix>/<version>/*
+writes  folder    <cache>/<version>-<start of the manifest's hash>, whole or not at all
+
+Experiments may use other models than the serving one; these are loaded too, up to a limit.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,26 +28,31 @@ from afterclick import events, model
 from afterclick.artifact import MANIFEST, Throttle, no_throttle, read_manifest
 from afterclick.errors import AfterclickError, BadEvent, Unavailable
 from afterclick.events import ModelEvent, ModelPublished
+from afterclick.io.background import BackgroundLoop
 from afterclick.model import Model
 from afterclick.retrieval import Search
 from serving.state.ann_search import content_search, index_search
 from serving.state.loaded_ranker import FormulaRanker, Ranker, load_ranker
 
 log = structlog.get_logger()
-Loaded = Callable[["LoadedModel"], None]
-REMEMBERED = 20
-"""Published models that are remembered, to show."""
-SHARE = 0.25
-"""Of a core, at most, for loading a model while another one serves."""
-AGAIN_S = 30.0
-"""How often a model is asked for again that could not be fetched."""
-BESIDE = 2
-"""Models that are loaded beside the newest, at most: each costs its arrays once more."""
+MAX_PUBLISHED = 20
+"""Published models to list."""
+LOADING_CPU_SHARE = 0.25
+"""Share of a core, at most, for loading a model while another one serves."""
+RETRY_S = 30.0
+"""How often a model that could not be fetched is retried."""
+MAX_EXTRA_MODELS = 2
+"""Models loaded for experiments, at most: each takes as much memory as the serving one."""
+MAX_FETCHED = 8
+"""Fetched models on disk: the serving one, those of experiments, and some to roll back to."""
+UNFINISHED_S = 86_400.0
+"""Age from which an unfinished fetch is deleted."""
+_STAGING = ".fetching-"
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model ready to serve: its arrays, its ranker, its searches."""
+    """A model ready to serve: its arrays, ranker and searches."""
 
     version: str
     model: Model | None
@@ -54,225 +62,228 @@ class LoadedModel:
     content_search: Search | None = None
 
 
-@dataclass(frozen=True)
-class ModelStore:
-    """Where models lie."""
-
-    kept: str
-    """Folder or s3:// prefix with a model per version."""
-    cache: Path
-    """Where what lies on S3 is fetched to."""
-
-
 def no_model() -> LoadedModel:
-    """What is served before the first model is published."""
+    """Served before the first model is published."""
     return LoadedModel("", None, FormulaRanker())
 
 
-class ModelFeed:
-    """Loads the newest published model and calls `use` with it. A damaged one leaves the old one in place.
+class CpuThrottle:
+    """Limits the calling thread to a share of one core: `yield_` sleeps in proportion to its work."""
 
-    One that cannot be fetched is asked for again, until it can or a newer one is published.
-    Models that arms of experiments want are looked for among those published, then where models are kept,
-    and handed to `use_in_experiments`, all of them each time.
+    def __init__(self, share: float = LOADING_CPU_SHARE) -> None:
+        self._pause = (1 - share) / share
+        self._spent_s = time.thread_time()
+
+    def yield_(self) -> None:
+        spent_s = time.thread_time()
+        time.sleep(self._pause * (spent_s - self._spent_s))
+        self._spent_s = spent_s
+
+
+def folder_of(
+    uri: str, cache: Path, manifest_sha256: str | None = None, client: Any = None
+) -> Path:
+    """The folder of a published artifact: a path, a file:// URI, or an s3:// URI fetched once.
+
+    The caller verifies its files against the manifest. Raises Unavailable, BadArtifact.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme != "s3":
+        return Path(unquote(parts.path)) if parts.scheme == "file" else Path(uri)
+    prefix = parts.path.strip("/")
+    target = cache / f"{prefix.rsplit('/', 1)[-1]}-{(manifest_sha256 or 'any')[:12]}"
+    if not target.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        _make_room(cache)
+        _Fetch(parts.netloc, prefix, client or _s3_client()).into(target, manifest_sha256)
+    return target
+
+
+def _s3_client() -> Any:
+    import boto3
+
+    return boto3.client("s3")
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """Copies one artifact from S3."""
+
+    bucket: str
+    prefix: str
+    client: Any
+
+    def into(self, target: Path, manifest_sha256: str | None) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=target.parent))
+        try:
+            self._download(MANIFEST, staging)
+            for name in read_manifest(staging, manifest_sha256).files:
+                self._download(name, staging)
+            staging.rename(target)
+        except (BotoCoreError, ClientError, OSError) as error:
+            if not target.is_dir():  # else another process has fetched it meanwhile
+                uri = f"s3://{self.bucket}/{self.prefix}"
+                raise Unavailable(f"{uri}: cannot be fetched: {error}") from None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _download(self, name: str, folder: Path) -> None:
+        self.client.download_file(self.bucket, f"{self.prefix}/{name}", str(folder / name))
+
+
+def _make_room(cache: Path) -> None:
+    """Delete all but the newest models, and old unfinished fetches."""
+    fetched: dict[Path, float] = {}
+    for folder in cache.iterdir():
+        with suppress(FileNotFoundError):  # deleted by another process
+            fetched[folder] = folder.stat().st_mtime
+    newest = sorted(fetched, key=lambda folder: -fetched[folder])
+    models = [folder for folder in newest if not folder.name.startswith(_STAGING)]
+    oldest = time.time() - UNFINISHED_S
+    unfinished = [f for f in newest if f.name.startswith(_STAGING) and fetched[f] < oldest]
+    for folder in (*models[MAX_FETCHED - 1 :], *unfinished):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ModelStore:
+    """Where models are, and how they are loaded."""
+
+    root: str
+    """Folder or s3:// prefix with one model per version."""
+    cache: Path
+    """Folder for models fetched from S3."""
+    fetch: Callable[[str, Path, str | None], Path] = folder_of
+    throttle: Callable[[], Throttle] = field(default=lambda: CpuThrottle().yield_)
+    """Slows loading down while another model serves."""
+    retry_s: float = RETRY_S
+
+
+class ModelFeed:
+    """Loads the newest published model and calls `use`; a damaged one is rejected.
+
+    A model that cannot be fetched is retried until a newer one is published. `use_in_experiments` gets all
+    models that experiments use, from the published ones or from the store.
     """
 
     def __init__(
         self,
-        use: Loaded,
+        use: Callable[[LoadedModel], None],
         use_in_experiments: Callable[[Mapping[str, LoadedModel]], None],
         store: ModelStore,
-    ):
+    ) -> None:
         self._use, self._use_in_experiments, self._store = use, use_in_experiments, store
-        self._wanted: tuple[str, ...] = ()
-        self._beside: dict[str, LoadedModel] = {}
-        self._coming: deque[ModelPublished] = deque(maxlen=1)
-        self._missed: ModelPublished | None = None
-        self._again = False
-        self._wake, self._stop = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
+        self._requested: tuple[str, ...] = ()
+        self._extra: dict[str, LoadedModel] = {}
+        self._next: deque[ModelPublished] = deque(maxlen=1)
+        self._failed: ModelPublished | None = None
+        self._retry = False
         self.version: str | None = None
-        self.refused: dict[str, str] = {}
-        self.published: deque[ModelPublished] = deque(maxlen=REMEMBERED)
+        """The serving version."""
+        self.rejected: dict[str, str] = {}
+        """Version → why it is not served."""
+        self.published: deque[ModelPublished] = deque(maxlen=MAX_PUBLISHED)
+        self._loop = BackgroundLoop("model-loader", self._refresh)
+        self.start, self.stop = self._loop.start, self._loop.stop
 
-    def start(self) -> None:
-        self._thread.start()
+    def request(self, versions: Sequence[str]) -> None:
+        """Load these for experiments; versions beyond `MAX_EXTRA_MODELS` are ignored."""
+        self._requested = tuple(versions)
+        self._loop.wake()
 
-    def stop(self) -> None:
-        self._stop.set()
-        self._wake.set()
-        self._thread.join(3.0)
-
-    def want(self, versions: Sequence[str]) -> None:
-        """Have these loaded beside the newest, the first ones where there are too many."""
-        self._wanted = tuple(versions)
-        self._wake.set()
-
-    def why_not(self, version: str) -> str:
-        """Why lists are not made by a version that an arm asks for."""
-        if version in self.refused:
-            return "it cannot be loaded; `refused_models` of /health/ready says why"
-        if version in self._wanted[BESIDE:]:
-            return f"no more than {BESIDE} models are loaded beside the one that serves"
+    def unavailable_reason(self, version: str) -> str:
+        """Why an experiment's model is not used."""
+        if version in self.rejected:
+            return "it cannot be loaded; `refused_models` of /health/ready gives the reason"
+        if version in self._requested[MAX_EXTRA_MODELS:]:
+            return f"at most {MAX_EXTRA_MODELS} models are loaded for experiments"
         return "it is not loaded yet"
 
     def read(self, messages: Sequence[Message]) -> None:
-        """Remember the last model among these records; an older one that waits is skipped."""
+        """Schedule the newest model of these records; older ones are skipped."""
         for message in messages:
             if message.value() is None:
                 continue
             try:
                 event = events.decode(message.value())
             except BadEvent as error:
-                log.warning("no valid model event", offset=message.offset(), error=str(error))
+                log.warning("invalid model event", offset=message.offset(), error=str(error))
                 continue
             if isinstance(event, ModelEvent):
-                self._coming.append(event.data)
+                self._next.append(event.data)
                 self.published.append(event.data)
-                self._wake.set()
+                self._loop.wake()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._wake.wait(AGAIN_S if self._again else None)
-            self._wake.clear()
-            published = self._coming.pop() if self._coming else self._missed
-            self._missed, self._again = None, False
-            if published is not None and not self._stop.is_set():
-                loaded = self._load(published.version, published.uri, published.manifest_sha256)
-                if self._again:
-                    self._missed = published
-                if loaded is not None:
-                    self.version = loaded.version
-                    self._use(loaded)
-            if not self._stop.is_set():
-                self._load_beside()
-
-    def _load_beside(self) -> None:
-        """Load what arms ask for and nobody serves yet; let go of what none asks for."""
-        wanted = [version for version in self._wanted[:BESIDE] if version != self.version]
-        beside = {version: self._beside[version] for version in wanted if version in self._beside}
-        for version in wanted:
-            if version not in beside:
-                uri, sha256 = self._place(version)
-                if (loaded := self._load(version, uri, sha256)) is not None:
-                    beside[version] = loaded
-        if beside != self._beside:
-            self._beside = beside
-            self._use_in_experiments(beside)
-
-    def _place(self, version: str) -> tuple[str, str | None]:
-        """Where a version lies, and its manifest's hash where it was published lately."""
-        for published in self.published:
-            if published.version == version:
-                return published.uri, published.manifest_sha256
-        return f"{self._store.kept}/{version}", None
-
-    def _load(self, version: str, uri: str, sha256: str | None) -> LoadedModel | None:
-        """A model, or None: then `refused` says why."""
+    def load(self, version: str, uri: str, sha256: str | None) -> LoadedModel | None:
+        """Fetch and load a model; None if it is rejected, see `rejected`."""
         began = time.monotonic()
-        rest = Pace(SHARE).rest if self.version else no_throttle
+        throttle = self._store.throttle() if self.version else no_throttle
         try:
-            loaded = load(folder_of(uri, self._store.cache, sha256), sha256, rest)
+            loaded = load(self._store.fetch(uri, self._store.cache, sha256), sha256, throttle)
         except AfterclickError as error:
-            self._again |= isinstance(error, Unavailable)
-            self.refused[version] = str(error)
-            log.error("model refused; the old one stays", version=version, error=str(error))
+            self._retry |= isinstance(error, Unavailable)
+            self.rejected[version] = str(error)
+            log.error("model rejected; the old one stays", version=version, error=str(error))
             return None
         except Exception:
-            self.refused[version] = "cannot be loaded"
-            log.exception("model refused; the old one stays", version=version)
+            self.rejected[version] = "cannot be loaded"
+            log.exception("model rejected; the old one stays", version=version)
             return None
-        self.refused.pop(version, None)
+        self.rejected.pop(version, None)
         log.info("model loaded", version=loaded.version, seconds=round(time.monotonic() - began, 3))
         return loaded
 
+    def _refresh(self) -> float | None:
+        """Load what is new. Returns the seconds until a retry; None without one."""
+        published = self._next.pop() if self._next else self._failed
+        self._failed, self._retry = None, False
+        if published is not None:
+            loaded = self.load(published.version, published.uri, published.manifest_sha256)
+            if self._retry:
+                self._failed = published
+            if loaded is not None:
+                self.version = loaded.version
+                self._use(loaded)
+        if not self._loop.stopping:
+            self._refresh_extra()
+        return self._store.retry_s if self._retry else None
 
-class Pace:
-    """Lets one thread compute for a share of the time: `rest` sleeps for what it has computed since."""
+    def _refresh_extra(self) -> None:
+        """Load the models of experiments; drop those no longer used."""
+        versions = [v for v in self._requested[:MAX_EXTRA_MODELS] if v != self.version]
+        extra = {version: self._extra[version] for version in versions if version in self._extra}
+        for version in versions:
+            if version not in extra:
+                uri, sha256 = self._location(version)
+                if (loaded := self.load(version, uri, sha256)) is not None:
+                    extra[version] = loaded
+        if extra != self._extra:
+            self._extra = extra
+            self._use_in_experiments(extra)
 
-    def __init__(self, share: float) -> None:
-        self._pause = (1 - share) / share
-        self._spent_s = time.thread_time()
-
-    def rest(self) -> None:
-        spent = time.thread_time()
-        time.sleep(self._pause * (spent - self._spent_s))
-        self._spent_s = spent
-
-
-def load(folder: Path, manifest_sha256: str | None, rest: Throttle = no_throttle) -> LoadedModel:
-    """An artifact, checked and ready. Raises BadArtifact."""
-    arrays, manifest = model.load(folder, manifest_sha256, rest)
-    als = (
-        index_search(folder / "index.faiss", arrays.factors) if arrays.factors is not None else None
-    )
-    rest()
-    towers = index_search(folder / "towers.faiss", arrays.towers.targets) if arrays.towers else None
-    rest()
-    content = (
-        content_search(arrays.content, folder / "content.faiss")
-        if arrays.content is not None
-        else None
-    )
-    rest()
-    return LoadedModel(manifest.version, arrays, load_ranker(folder), als, towers, content)
-
-
-KEEP = 8
-"""Models that are kept here: the one that serves, those of arms, some to go back to."""
-UNFINISHED_S = 86_400.0
-_STAGING = ".fetching-"
+    def _location(self, version: str) -> tuple[str, str | None]:
+        """The URI of a version, and its manifest's hash if it was published recently."""
+        for published in self.published:
+            if published.version == version:
+                return published.uri, published.manifest_sha256
+        return f"{self._store.root}/{version}", None
 
 
-def folder_of(uri: str, cache: Path, manifest_sha256: str | None = None) -> Path:
-    """The folder of a published artifact: a path, a file:// URI, or what lies on S3, fetched once.
-
-    What it holds is not checked here: the caller loads it against the manifest's hash. Raises Unavailable,
-    BadArtifact.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme == "s3":
-        return _fetched(parts.netloc, parts.path.strip("/"), cache, manifest_sha256)
-    return Path(unquote(parts.path)) if parts.scheme == "file" else Path(uri)
-
-
-def _fetched(bucket: str, prefix: str, cache: Path, manifest_sha256: str | None) -> Path:
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    target = cache / f"{prefix.rsplit('/', 1)[-1]}-{(manifest_sha256 or 'any')[:12]}"
-    if target.is_dir():
-        return target
-    cache.mkdir(parents=True, exist_ok=True)
-    _make_room(cache)
-    staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=cache))
-    client: Any = boto3.client("s3")
-    try:
-        client.download_file(bucket, f"{prefix}/{MANIFEST}", str(staging / MANIFEST))
-        for name in read_manifest(staging, manifest_sha256).files:
-            client.download_file(bucket, f"{prefix}/{name}", str(staging / name))
-        staging.rename(target)
-    except (BotoCoreError, ClientError, OSError) as error:
-        if target.is_dir():  # another process of this machine was faster
-            return target
-        raise Unavailable(f"s3://{bucket}/{prefix}: cannot be fetched: {error}") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
-
-
-def _make_room(cache: Path) -> None:
-    """Leave the models fetched last, and no fetch that ended early."""
-    fetched: dict[Path, float] = {}
-    for folder in cache.iterdir():
-        with suppress(FileNotFoundError):  # another process has just finished with it
-            fetched[folder] = folder.stat().st_mtime
-    newest = sorted(fetched, key=lambda folder: -fetched[folder])
-    whole = [folder for folder in newest if not folder.name.startswith(_STAGING)]
-    old = [
-        folder
-        for folder in newest
-        if folder not in whole and time.time() - fetched[folder] > UNFINISHED_S
-    ]
-    for folder in (*whole[KEEP - 1 :], *old):
-        shutil.rmtree(folder, ignore_errors=True)
+def load(
+    folder: Path, manifest_sha256: str | None, throttle: Throttle = no_throttle
+) -> LoadedModel:
+    """A verified artifact, ready to serve. Raises BadArtifact."""
+    arrays, manifest = model.load(folder, manifest_sha256, throttle)
+    als = tower = content = None
+    if arrays.factors is not None:
+        als = index_search(folder / "index.faiss", arrays.factors)
+        throttle()
+    if arrays.towers is not None:
+        tower = index_search(folder / "towers.faiss", arrays.towers.targets)
+        throttle()
+    if arrays.content is not None:
+        content = content_search(arrays.content, folder / "content.faiss")
+        throttle()
+    return LoadedModel(manifest.version, arrays, load_ranker(folder), als, tower, content)

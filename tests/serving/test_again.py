@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Mapping
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,9 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from websockets.sync.client import connect
 
 from afterclick.api import Tier
-from afterclick.artifact import write
-from afterclick.errors import BadArtifact, Unavailable
-from afterclick.events import ModelEvent, ModelPublished, encode, new_id, now
+from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from afterclick.state import Effect, StateChange
 from afterclick.trends import TrendTable
@@ -25,12 +21,9 @@ from infra.embedded.valkey import ValkeyServer
 from serving.events.impressions import ImpressionLog
 from serving.response_cache import Recommendation, RenderedList
 from serving.service import ServingTimings
-from serving.state import loaded_models as model_feed
 from serving.state import redis_pipe
 from serving.state.live_trends import TrendFeed
-from serving.state.loaded_models import ModelFeed, ModelStore
 from serving.state.redis_pipe import RedisPipe
-from tests.scoring.examples import a_model
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running, received
@@ -81,58 +74,6 @@ def test_who_watches_from_before_the_first_model_gets_its_list(
             modelled = received(socket)
             assert modelled["model_version"] == "m1"
             assert (modelled["cause"] is None) is again
-
-
-def announced(folder: Path, sha256: str) -> Any:
-    """A record of the models topic."""
-    published = ModelPublished(version="m1", uri=folder.as_uri(), manifest_sha256=sha256)
-    raw = encode(ModelEvent(id=new_id(), source="test", time=now(), subject="m1", data=published))
-    return SimpleNamespace(value=lambda: raw, offset=lambda: 0)
-
-
-@pytest.mark.parametrize(
-    ("error", "asked"),
-    [(Unavailable("S3 is away"), 3), (BadArtifact("damaged"), 1)],
-    ids=["away", "damaged"],
-)
-def test_a_model_that_could_not_be_fetched_is_asked_for_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, asked: int
-) -> None:
-    model = a_model()
-    facts = {"created": "now", "items": len(model), "parameters": model.parameters()}
-    folder, sha256 = write(tmp_path, model.version, model.save, **facts)
-    asks: list[str] = []
-    rounds = threading.Semaphore(0)
-    found = model_feed.folder_of
-
-    def fetch(uri: str, *rest: Any) -> Path:
-        asks.append(uri)
-        if len(asks) < 3:
-            raise error
-        return found(uri, *rest)
-
-    monkeypatch.setattr(model_feed, "folder_of", fetch)
-    monkeypatch.setattr(model_feed, "AGAIN_S", 0.01)
-    used: list[str] = []
-    feed = ModelFeed(
-        lambda loaded: used.append(loaded.version),
-        print,
-        ModelStore(str(tmp_path), tmp_path / "cache"),
-    )
-    monkeypatch.setattr(feed, "_load_beside", rounds.release)
-    feed.start()
-    try:
-        feed.read([announced(folder, sha256)])
-        for _ in range(asked):
-            assert rounds.acquire(timeout=PATIENCE_S)
-        if isinstance(error, BadArtifact):
-            feed.want(())  # another round: what is damaged is not read again
-            assert rounds.acquire(timeout=PATIENCE_S)
-    finally:
-        feed.stop()
-    assert len(asks) == asked
-    assert used == (["m1"] if asked == 3 else [])
-    assert ("m1" in feed.refused) is (asked == 1)
 
 
 @pytest.mark.parametrize(

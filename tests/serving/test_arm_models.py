@@ -9,7 +9,7 @@ import httpx2
 import pytest
 
 from afterclick.settings import Settings
-from serving.state.loaded_models import BESIDE, LoadedModel, ModelFeed, ModelStore
+from serving.state.loaded_models import MAX_EXTRA_MODELS, LoadedModel, ModelFeed, ModelStore
 from tests.serving import shop
 from tests.serving.running import Running
 from tests.serving.test_loop import after
@@ -73,22 +73,22 @@ def test_a_version_that_could_be_a_path_is_refused(hostile_api: Running, version
 
 
 def test_no_more_models_than_the_bound_are_loaded(settings: Settings) -> None:
-    versions = [f"m{n}" for n in range(BESIDE + 1)]
+    versions = [f"m{n}" for n in range(MAX_EXTRA_MODELS + 1)]
     for version in versions:
         shop.write(settings, version)
     handed: list[Mapping[str, LoadedModel]] = []
     feed = ModelFeed(
         print, handed.append, ModelStore(str(settings.artifacts), settings.home / "fetched")
     )
-    feed.want(versions)
+    feed.request(versions)
     feed.start()
     try:
-        wait_until(lambda: handed and len(handed[-1]) == BESIDE)
-        assert list(handed[-1]) == versions[:BESIDE]
-        assert "no more than" in feed.why_not(versions[-1])
-        feed.want(versions[-1:])
+        wait_until(lambda: handed and len(handed[-1]) == MAX_EXTRA_MODELS)
+        assert list(handed[-1]) == versions[:MAX_EXTRA_MODELS]
+        assert "at most" in feed.unavailable_reason(versions[-1])
+        feed.request(versions[-1:])
         wait_until(lambda: list(handed[-1]) == versions[-1:])
-        feed.want([])
+        feed.request([])
         wait_until(lambda: handed[-1] == {})
     finally:
         feed.stop()

@@ -250,7 +250,7 @@ def test_a_damaged_model_is_refused_and_the_old_one_serves(
     raw[-3] ^= 1
     path.write_bytes(raw)
     shop.publish(settings, folder, sha256)
-    wait_until(lambda: "broken" in shop_api.service.models.refused)
+    wait_until(lambda: "broken" in shop_api.service.models.rejected)
     assert shop_api.list_for("bob")["model_version"] == "m1"
     shop.publish(settings, *shop.write(settings, "mended"))
     wait_until(lambda: shop_api.list_for("bob")["model_version"] == "mended")

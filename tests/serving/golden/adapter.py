@@ -261,7 +261,7 @@ async def _recommended(state: SimpleNamespace, spec: Spec) -> Answer:
     service.control = SimpleNamespace(
         assignment=_assignment() if spec.get("experiments") else Assignment()
     )
-    service.models = SimpleNamespace(why_not=lambda version: "not loaded")
+    service.models = SimpleNamespace(unavailable_reason=lambda version: "not loaded")
 
     async def one(spec: Spec, cursor: str | None) -> dict[str, Any]:
         overloaded[0] = bool(spec.get("overloaded"))
