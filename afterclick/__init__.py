@@ -1,1 +1,1 @@
-"""The shared vocabulary of Afterclick: events, topics, keys, codecs, artifacts, scoring. No I/O."""
+"""The shared vocabulary: events, topics, keys, codecs, models, features, ranking; clients are in `io`."""
