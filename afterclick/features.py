@@ -230,8 +230,8 @@ def _neighbour_columns(table: _Table, model: Model, recent: IntArray) -> None:
     positions = _Positions(table.candidates)
     lists = [
         ("cosine", model.neighbour_items, model.neighbour_scores),
-        ("same_day", model.same_day_items, model.same_day_scores),
-        ("reach", model.reach_items, model.reach_scores),
+        ("same_day", model.co_purchase_items, model.co_purchase_scores),
+        ("reach", model.random_walk_items, model.random_walk_scores),
     ]
     for name, items, scores in lists:
         if items is not None and scores is not None:

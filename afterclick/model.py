@@ -50,6 +50,14 @@ _OPTIONAL = (
     "tower_history",
     "tower_targets",
 )
+_ATTRIBUTES = {
+    "same_day_items": "co_purchase_items",
+    "same_day_scores": "co_purchase_scores",
+    "reach_items": "random_walk_items",
+    "reach_scores": "random_walk_scores",
+    "als_item_factors": "factors",
+}
+"""File → attribute of Model, where the names differ."""
 WORD_ARRAYS = ("content_words", "content_word_vectors")
 """Arrays whose rows are words, not items."""
 TOWER_HISTORY = 10
@@ -207,9 +215,9 @@ class Model:
     """(n, K) items with the same users, most similar first."""
     neighbour_scores: FloatArray
     """(n, K) cosine of the two items' user sets."""
-    same_day_items: IntArray
+    co_purchase_items: IntArray
     """(n, K) items that the same users interacted with on the same day."""
-    same_day_scores: FloatArray
+    co_purchase_scores: FloatArray
     """(n, K)"""
     factors: FloatArray | None = None
     """(n, k) ALS item factors."""
@@ -217,10 +225,10 @@ class Model:
     """(n, d) embeddings of title and categories, of length 1 or 0."""
     als_alpha: float = 1.0
     als_reg: float = 0.1
-    reach_items: IntArray | None = None
+    random_walk_items: IntArray | None = None
     """(n, K) items that a random walk of one or two steps over both kinds of neighbours reaches
     (RP3β)."""
-    reach_scores: FloatArray | None = None
+    random_walk_scores: FloatArray | None = None
     """(n, K) visits by the walk, weighted by popularity."""
     towers: TowerArrays | None = None
     words: WordVectors | None = None
@@ -257,13 +265,9 @@ class Model:
 
     def arrays(self) -> dict[str, AnyArray]:
         """The arrays by their file names in an artifact."""
-        arrays = {name: getattr(self, name) for name in _NEEDED}
-        if self.reach_items is not None and self.reach_scores is not None:
-            arrays |= {"reach_items": self.reach_items, "reach_scores": self.reach_scores}
-        if self.factors is not None:
-            arrays["als_item_factors"] = self.factors
-        if self.content is not None:
-            arrays["content"] = self.content
+        files = (*_NEEDED, "reach_items", "reach_scores", "als_item_factors", "content")
+        every = {name: getattr(self, _ATTRIBUTES.get(name, name)) for name in files}
+        arrays = {name: array for name, array in every.items() if array is not None}
         if self.words is not None:
             arrays |= {
                 "content_words": self.words.words,
@@ -313,17 +317,15 @@ def load(
     arrays = {name: load_array(folder, name, throttle) for name in names}
     _check(folder, arrays)
     als = manifest.parameters.get("als", {})
-    factors = arrays.pop("als_item_factors", None)
     towers = _towers(folder, arrays, manifest)
     words = _words(folder, arrays)
     model = Model(
         version=manifest.version,
-        factors=factors,
         towers=towers,
         words=words,
         als_alpha=float(als.get("alpha", 1.0)),
         als_reg=float(als.get("reg", 0.1)),
-        **arrays,
+        **{_ATTRIBUTES.get(name, name): array for name, array in arrays.items()},
     )
     return model, manifest
 

@@ -107,7 +107,7 @@ def candidate_items(
     content = _newest_content(model, searches.item_content or model.item_content, recent)
     recent = recent[recent < len(model)]
     retrieved: list[IntArray] = [
-        model.same_day_items[recent, : limits.per_item].ravel(),
+        model.co_purchase_items[recent, : limits.per_item].ravel(),
         _neighbours(model, recent, limits.per_item),
         _search(searches.als, user.factors, limits.als),
         _search(searches.tower, user.tower, limits.tower),
@@ -124,9 +124,9 @@ def candidate_items(
 
 def _neighbours(model: Model, recent: IntArray, count: int) -> IntArray:
     neighbours = model.neighbour_items[recent, :count].ravel()
-    if model.reach_items is None:
+    if model.random_walk_items is None:
         return neighbours
-    return np.concatenate([neighbours, model.reach_items[recent, :count].ravel()])
+    return np.concatenate([neighbours, model.random_walk_items[recent, :count].ravel()])
 
 
 def _search(search: Search | None, query: FloatArray | None, count: int) -> IntArray:

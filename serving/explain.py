@@ -81,7 +81,7 @@ def affinity(
     """(shown, recent) similarity: shared users, then factors and content as tie breakers."""
     rows, past = (np.where(items < len(model), items, 0) for items in (shown, recent))
     near = _neighbour_scores(model.neighbour_items[past], model.neighbour_scores[past], shown)
-    near += _neighbour_scores(model.same_day_items[past], model.same_day_scores[past], shown)
+    near += _neighbour_scores(model.co_purchase_items[past], model.co_purchase_scores[past], shown)
     if model.factors is not None and model.norms is not None:
         lengths = np.outer(model.norms[rows], model.norms[past])
         lengths[lengths == 0] = 1.0

@@ -442,8 +442,8 @@ def item_neighbours(snapshot: ServingSnapshot, item: int) -> tuple[IntArray, Sco
     if model is None:
         return np.empty(0, np.int32), np.empty(0), np.empty(0)
     row = slice(item, item + 1)  # empty for an item newer than the model
-    groups = [model.neighbour_items[row].ravel(), model.same_day_items[row].ravel()]
-    shared = [model.neighbour_scores[row].ravel(), model.same_day_scores[row].ravel()]
+    groups = [model.neighbour_items[row].ravel(), model.co_purchase_items[row].ravel()]
+    shared = [model.neighbour_scores[row].ravel(), model.co_purchase_scores[row].ravel()]
     alike = [np.zeros(len(group)) for group in groups]
     search, vectors = snapshot.content_search, snapshot.content
     vector = vectors.row(item) if vectors is not None else None

@@ -41,8 +41,8 @@ def test_the_neighbour_of_the_newest_item_scores_its_cosine() -> None:
 
 def test_items_of_the_random_walk_score_its_weight() -> None:
     reach: dict[str, Any] = {
-        "reach_items": np.full((6, 1), 5, np.int32),
-        "reach_scores": np.full((6, 1), 0.5, np.float32),
+        "random_walk_items": np.full((6, 1), 5, np.int32),
+        "random_walk_scores": np.full((6, 1), 0.5, np.float32),
     }
     rows = features_of(a_model(**reach), a_state([2, 4]), a_view(), items(5, 1))
     np.testing.assert_allclose(column(rows, "reach_last"), [0.5, 0.0])

@@ -35,12 +35,12 @@ def test_a_saved_model_loads_unchanged(tmp_path: Path) -> None:
 
 def test_random_walk_lists_load_unchanged(tmp_path: Path) -> None:
     reach: dict[str, Any] = {
-        "reach_items": np.full((6, 1), 2, np.int32),
-        "reach_scores": np.ones((6, 1), np.float32),
+        "random_walk_items": np.full((6, 1), 2, np.int32),
+        "random_walk_scores": np.ones((6, 1), np.float32),
     }
     model, _ = load(published(tmp_path, a_model(**reach)))
-    assert model.reach_items is not None
-    assert model.reach_items.tolist() == [[2]] * 6
+    assert model.random_walk_items is not None
+    assert model.random_walk_items.tolist() == [[2]] * 6
 
 
 def test_the_two_towers_load_unchanged(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def test_neighbours_same_day_and_trending_items_are_candidates() -> None:
 
 def test_items_of_the_random_walk_are_neighbours() -> None:
     reach: dict[str, Any] = {
-        "reach_items": np.full((10, 1), 5, np.int32),
-        "reach_scores": np.ones((10, 1), np.float32),
+        "random_walk_items": np.full((10, 1), 5, np.int32),
+        "random_walk_scores": np.ones((10, 1), np.float32),
     }
     names = found(a_model(10, **reach), a_state([2]), a_view(10, hot=7, top=1))
     assert names == {3: "neighbours", 5: "neighbours", 1: "same_day", 7: "trending"}

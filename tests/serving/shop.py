@@ -67,8 +67,8 @@ def model(version: str, rank: int = 8) -> Model:
         first_seen_ms=np.full(n, 1.4e12),
         neighbour_items=same,
         neighbour_scores=scores,
-        same_day_items=same[:, :5],
-        same_day_scores=scores[:, :5],
+        co_purchase_items=same[:, :5],
+        co_purchase_scores=scores[:, :5],
         factors=near.astype(np.float32),
         content=content.astype(np.float32),
     )

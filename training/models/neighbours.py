@@ -44,10 +44,10 @@ def neighbour_arrays(rows: Interactions, config: NeighbourConfig) -> dict[str, A
     return {
         "neighbour_items": cosine[0],
         "neighbour_scores": cosine[1],
-        "same_day_items": same_day[0],
-        "same_day_scores": same_day[1],
-        "reach_items": walk[0],
-        "reach_scores": walk[1],
+        "co_purchase_items": same_day[0],
+        "co_purchase_scores": same_day[1],
+        "random_walk_items": walk[0],
+        "random_walk_scores": walk[1],
     }
 
 

@@ -184,8 +184,8 @@ def _model(version: str, arrays: str) -> Model:
         optional |= {
             "content": given["content"],
             "words": WordVectors(*fixed_state.word_vectors()),
-            "reach_items": given["walks"][0],
-            "reach_scores": given["walks"][1],
+            "random_walk_items": given["walks"][0],
+            "random_walk_scores": given["walks"][1],
             "towers": TowerArrays(
                 given["tower_history"], given["tower_targets"], given["tower_ages"]
             ),
@@ -197,8 +197,8 @@ def _model(version: str, arrays: str) -> Model:
         first_seen_ms=given["first_seen_ms"],
         neighbour_items=given["neighbours"][0],
         neighbour_scores=given["neighbours"][1],
-        same_day_items=given["same_day"][0],
-        same_day_scores=given["same_day"][1],
+        co_purchase_items=given["same_day"][0],
+        co_purchase_scores=given["same_day"][1],
         als_alpha=given["als"][0],
         als_reg=given["als"][1],
         **optional,
