@@ -15,9 +15,28 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from afterclick.errors import (
+    AfterclickError,
+    AlreadyRunning,
+    AlreadyThere,
+    BadInput,
+    NotFound,
+    NotRunning,
+    Unavailable,
+)
+
 MEDIA_TYPE = "application/problem+json"
 MAX_PROBLEMS = 8
-RETRY_AFTER_S = 1
+RETRY = {"retry-after": "1"}
+STATUSES: dict[type[AfterclickError], int] = {
+    NotFound: 404,
+    AlreadyThere: 409,
+    AlreadyRunning: 409,
+    NotRunning: 409,
+    Unavailable: 503,
+    BadInput: 422,
+}
+"""Status of an error that reaches the API; the first entry that matches. Others: 500."""
 BODY_S = 10.0
 """How long a client may take to send a body."""
 DISCARDED = 1_048_576
@@ -97,7 +116,7 @@ def schemas() -> dict[str, Any]:
 
 def unavailable(detail: str) -> ApiError:
     """503 with `retry-after`."""
-    return ApiError(503, detail, {"retry-after": str(RETRY_AFTER_S)})
+    return ApiError(503, detail, RETRY)
 
 
 def install(app: FastAPI) -> None:
@@ -106,6 +125,10 @@ def install(app: FastAPI) -> None:
     async def api_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
         return problem(error.status, error.detail, error.headers)
+
+    async def afterclick_error(_: Request, error: Exception) -> Response:
+        status = next((code for kind, code in STATUSES.items() if isinstance(error, kind)), 500)
+        return problem(status, _clean(str(error)), RETRY if status == 503 else None)
 
     async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -120,6 +143,7 @@ def install(app: FastAPI) -> None:
         return problem(500, "internal error; see the log of the service")
 
     app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(AfterclickError, afterclick_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, unexpected)

@@ -18,10 +18,9 @@ from typing import Annotated, Any, Literal
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from afterclick.errors import AfterclickError, AlreadyRunning, BadInput, NotRunning, Unavailable
+from afterclick.errors import Unavailable
 from afterclick.events import Id
 from afterclick.settings import Settings
 from infra.console.admin_console import AdminConsole
@@ -34,12 +33,6 @@ from serving.control.store import Database
 
 Json = dict[str, Any]
 ItemIds = Annotated[list[Id], Field(max_length=500)]
-STATUS: dict[type[AfterclickError], int] = {
-    AlreadyRunning: 409,
-    NotRunning: 409,
-    Unavailable: 503,
-    BadInput: 422,
-}
 STOP_S = 2
 KEYS_S = 2.0
 """How often the API keys are read from SQL."""
@@ -241,7 +234,6 @@ def create_app(settings: Settings) -> FastAPI:
         return {"status": "live"}
 
     problems.install(app)
-    app.add_exception_handler(AfterclickError, _afterclick_error)
     app.add_middleware(problems.BodyLimit, limit=settings.serving.max_body_bytes)
     app.add_middleware(AuthMiddleware, settings=settings.serving, keys=keys)
     app.add_middleware(_KeyReader, database=database, keys=keys)
@@ -297,11 +289,6 @@ def _keys_of(database: Database) -> tuple[StoredKey, ...]:
     database.upgrade()
     with database.begin() as connection:
         return read_keys(connection)
-
-
-async def _afterclick_error(_: Request, error: Exception) -> Response:
-    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-    return problems.problem(status, str(error))
 
 
 def _state(job: Job) -> JobState:

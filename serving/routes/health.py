@@ -1,0 +1,81 @@
+"""Monitoring: reactions, requests, models, dead letters, health and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from afterclick import api
+from serving.routes.fast_route import ServiceDep, json_response, responses
+
+router = APIRouter()
+
+
+@router.get("/exposure", tags=["monitoring"], **responses(api.Reactions))
+async def exposure(service: ServiceDep) -> Response:
+    """Lists and reactions by source and model, and clicks by rank, since the process started."""
+    reactions = service.reactions
+    return json_response({"rows": reactions.rows(), "places": reactions.by_rank()})
+
+
+@router.get("/requests", tags=["monitoring"], **responses(api.RecentRequests))
+async def requests(service: ServiceDep) -> Response:
+    """The latest requests to this process, without those of dashboards."""
+    return json_response({"requests": service.requests.recent()})
+
+
+@router.get("/models", tags=["monitoring"], **responses(api.Models))
+async def models(service: ServiceDep) -> Response:
+    """The latest published models, the serving one, and why others are not served."""
+    serving, feed = service.snapshots.current.loaded.version, service.models
+    rows = [
+        {
+            "version": model.version,
+            "uri": model.uri,
+            "metrics": model.metrics,
+            "serving": model.version == serving,
+            "refused": feed.refused.get(model.version),
+        }
+        for model in reversed(feed.published)
+    ]
+    return json_response({"serving": serving or None, "models": rows})
+
+
+@router.get("/dead-letters", tags=["monitoring"], **responses(api.DeadLetters))
+async def dead_letters(service: ServiceDep) -> Response:
+    """Events that could not be read: counts by topic, and the newest with their errors."""
+    newest = await asyncio.to_thread(service.dead_letters.newest)
+    counts = await asyncio.to_thread(service.dead_letters.counts)
+    return json_response({"counts": counts, "newest": newest})
+
+
+@router.get("/health/live", tags=["service"], **responses(api.Health))
+async def live() -> Response:
+    """The process runs."""
+    return json_response({"status": "live"})
+
+
+@router.get("/health/ready", tags=["service"], **responses(api.Health))
+async def ready(service: ServiceDep) -> Response:
+    """200 once trends are loaded; 503 before, and while the process stops."""
+    snapshot = service.snapshots.current
+    parts = {
+        "redis": await service.store.ping(),
+        "trends": service.feed.loaded,
+        "catalogue": len(service.catalogue),
+        "items": len(snapshot.heat),
+        "model": snapshot.loaded.version or None,
+        "refused_models": service.models.refused,
+        "sql": service.control.available,
+    }
+    ok = service.feed.loaded and not service.draining
+    status = "ready" if ok else "not ready"
+    return json_response({"status": status, "parts": parts}, 200 if ok else 503)
+
+
+@router.get("/metrics", tags=["service"], response_class=Response)
+async def metrics(service: ServiceDep) -> Response:
+    """Prometheus metrics."""
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
