@@ -132,7 +132,8 @@ def install(app: FastAPI) -> None:
 
     async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return problem(error.status_code, _clean(str(error.detail)), dict(error.headers or {}))
+        status = 422 if error.status_code == 400 else error.status_code  # body is not UTF-8
+        return problem(status, _clean(str(error.detail)), dict(error.headers or {}))
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
