@@ -27,7 +27,7 @@ from serving.control.auth import OPEN_PATHS, AuthMiddleware, RateLimit, check_ad
 from serving.control.request_log import LoggedRequest, RequestLog
 from serving.control.store import Database
 from serving.monitoring import Metrics
-from serving.routes import control_api, health, shop, sockets
+from serving.routes import browsing, control_api, health, recommendations, sockets
 from serving.service import Service, ServingTimings
 
 DESCRIPTION = """The list changes after the click.
@@ -68,7 +68,7 @@ def create_app(settings: Settings, timings: ServingTimings | None = None) -> Fas
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
-    for routes in (shop, health, control_api, sockets):
+    for routes in (recommendations, browsing, control_api, health, sockets):
         app.include_router(routes.router)
     problems.install(app)
     body_s = service.timings.body_s

@@ -104,12 +104,12 @@ class Hub:
             if not others:
                 del self._watchers[watcher.user_id]
 
-    def join_live(self) -> LiveReader:
+    def subscribe(self) -> LiveReader:
         reader = LiveReader()
         self._live.add(reader)
         return reader
 
-    def leave_live(self, reader: LiveReader) -> None:
+    def unsubscribe(self, reader: LiveReader) -> None:
         self._live.discard(reader)
 
     def deliver(self, changes: Sequence[StateChange]) -> list[StateChange]:

@@ -182,14 +182,14 @@ async def quarantine(service: ServiceDep) -> Response:
         {
             "item_id": snapshot.ids[index],
             "title": service.catalogue.title(snapshot.ids[index]),
-            "trends": _by_half_life(snapshot.values[index].round(6)),
+            "trends": _by_half_life(snapshot.decayed_counts[index].round(6)),
         }
-        for index in snapshot.held.tolist()
+        for index in snapshot.quarantined.tolist()
     ]
     return json_response(
         {
             "established_share": snapshot.established_share,
-            "new_account_weight": _by_half_life(snapshot.trust),
+            "new_account_weight": _by_half_life(snapshot.new_account_weight),
             "quarantined": items,
             "approved": sorted(service.feed.lifted),
         }

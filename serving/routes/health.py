@@ -36,7 +36,7 @@ async def models(service: ServiceDep) -> Response:
             "uri": model.uri,
             "metrics": model.metrics,
             "serving": model.version == serving,
-            "refused": feed.refused.get(model.version),
+            "refused": feed.rejected.get(model.version),
         }
         for model in reversed(feed.published)
     ]
@@ -65,9 +65,9 @@ async def ready(service: ServiceDep) -> Response:
         "redis": await service.store.ping(),
         "trends": service.feed.loaded,
         "catalogue": len(service.catalogue),
-        "items": len(snapshot.heat),
+        "items": len(snapshot.trend_score),
         "model": snapshot.loaded.version or None,
-        "refused_models": service.models.refused,
+        "refused_models": service.models.rejected,
         "sql": service.control.available,
     }
     ok = service.feed.loaded and not service.draining

@@ -1,8 +1,8 @@
 """The WebSocket routes.
 
-/ws/recommendations?user_id=U  the user's list, and a new one each time the user's state changes, or when a
-                               list that lacked the history or a model can be whole
-/ws/live                       a sample of all events, and the figures once a second
+/ws/recommendations?user_id=U  the user's list, and a new one after each event of the user, or once
+                               a history or model that the last list lacked is available
+/ws/live                       a sample of all events, and statistics once a second
 """
 
 from __future__ import annotations
@@ -13,98 +13,30 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum, auto
-from typing import Any
 
 import orjson
 import structlog
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
-from pydantic import ValidationError
+from fastapi.exceptions import RequestValidationError
 
+from afterclick.arrays import Json
 from afterclick.state import StateChange
 from serving.push import Watcher, cause_of
 from serving.request import RecommendationRequest
+from serving.routes.fast_route import QueryReader
 from serving.routes.queries import RecommendationQuery
-from serving.routes.routing import query_values
-from serving.routes.shop import ask_of
+from serving.routes.recommendations import request_of
 from serving.service import Service
 
 log = structlog.get_logger()
 router = APIRouter()
 SEND_TIMEOUT_S = 10.0
 INVALID = 1008
-MESSAGES_PER_S = 20
-"""What a client may send; nothing it says is listened to, so that more is no use to anybody."""
+MAX_MESSAGES_PER_S = 20
+"""Messages a client may send; they are ignored."""
 PROTOCOL = "afterclick"
-"""What a browser offers beside its token, to be answered with."""
-LISTS = frozenset({"interests", "items", "exclude", "filters"})
-
-
-@router.websocket("/ws/recommendations")
-async def recommendations(socket: WebSocket) -> None:
-    """Push a user's list now and after each of the user's events."""
-    service: Service = socket.app.state.service
-    try:
-        query = RecommendationQuery.model_validate(
-            query_values(socket.scope["query_string"], LISTS)
-        )
-    except ValidationError as error:
-        await refuse(socket, str(error.errors(include_url=False)[0]["msg"]))
-        return
-    if query.who is None:
-        await refuse(socket, "user_id and session_id are missing")
-        return
-    if socket.scope.get("subject") not in (None, query.who):
-        await refuse(socket, "this token is for another user")
-        return
-    await accept(socket)
-    ask = ask_of(service, query)
-    watcher = service.hub.watch(ask.user_id)
-    try:
-        await until_closed(socket, lambda: _push(service, socket, ask, watcher))
-    finally:
-        service.hub.unwatch(watcher)
-
-
-@router.websocket("/ws/live")
-async def live(socket: WebSocket) -> None:
-    """Stream events and figures."""
-    service: Service = socket.app.state.service
-    await accept(socket)
-    reader = service.hub.join_live()
-
-    async def stream() -> None:
-        await send(socket, orjson.dumps(service.stats.now()))
-        while True:
-            await send(socket, await reader.next())
-
-    try:
-        await until_closed(socket, stream)
-    finally:
-        service.hub.leave_live(reader)
-
-
-async def _push(
-    service: Service, socket: WebSocket, ask: RecommendationRequest, watcher: Watcher
-) -> None:
-    """Send the list; then, after each change, send it again. Changes that come meanwhile are one.
-
-    A list that was made without the user's history, or before there was a model, is sent again when it can
-    be whole, with the cause it had.
-    """
-    cause: dict[str, Any] | None = None
-    lacks = await _send_list(service, socket, ask, cause)
-    while True:
-        news = await _next(service, ask, watcher, lacks)
-        if news is not None:
-            change, coalesced = news
-            cause = {
-                **cause_of(change, service.catalogue.title(change.item_id)),
-                "coalesced": coalesced,
-            }
-            cause["stamps_ms"] = {"log": change.log_ms, "applied": change.applied_ms}
-        lacks = await _send_list(service, socket, ask, cause)
-        if news is not None:
-            service.metrics.on_push(time.time() * 1000 - change.log_ms)
+"""The subprotocol that a browser offers next to its token, and that the API selects."""
+_QUERY = QueryReader(RecommendationQuery)
 
 
 class _Lacks(Enum):
@@ -113,44 +45,116 @@ class _Lacks(Enum):
     MODEL = auto()
 
 
-async def _send_list(
-    service: Service, socket: WebSocket, ask: RecommendationRequest, cause: dict[str, Any] | None
-) -> _Lacks:
-    """Send the list as it is now; what it lacks."""
-    modelled = bool(service.snapshots.current.loaded.version)
-    answer = await service.recommend(ask)
-    if cause is not None:
-        cause["stamps_ms"]["pushed"] = time.time() * 1000
-    await send(socket, orjson.dumps({"type": "recommendations", "cause": cause, **answer}))
-    if answer["degraded"]:
-        return _Lacks.HISTORY
-    return _Lacks.NOTHING if modelled else _Lacks.MODEL
+@router.websocket("/ws/recommendations")
+async def push_recommendations(socket: WebSocket) -> None:
+    """Push a user's list now and after each of the user's events."""
+    service: Service = socket.app.state.service
+    try:
+        query: RecommendationQuery = _QUERY.read(socket.scope["query_string"])
+    except RequestValidationError as error:
+        await _reject(socket, str(error.errors()[0]["msg"]))
+        return
+    user_id = query.effective_user_id
+    if user_id is None:
+        await _reject(socket, "user_id or session_id is required")
+        return
+    if socket.scope.get("subject") not in (None, user_id):
+        await _reject(socket, "this token is for another user")
+        return
+    await _accept(socket)
+    watcher = service.hub.watch(user_id)
+    pushes = _Pushes(service, socket, request_of(service, query), watcher)
+    try:
+        await _until_closed(socket, pushes.run)
+    finally:
+        service.hub.unwatch(watcher)
 
 
-async def _next(
-    service: Service, ask: RecommendationRequest, watcher: Watcher, lacks: _Lacks
-) -> tuple[StateChange, int] | None:
-    """The next change; None when there is what the last list lacked."""
-    while lacks is not _Lacks.NOTHING:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(service.timings.push_retry_s):
-                return await watcher.next()
-        if lacks is _Lacks.MODEL and service.snapshots.current.loaded.version:
-            return None
-        if (
-            lacks is _Lacks.HISTORY
-            and not (await service.recommend(replace(ask, preview=True)))["degraded"]
-        ):
-            return None
-    return await watcher.next()
+@router.websocket("/ws/live")
+async def live_stream(socket: WebSocket) -> None:
+    """Stream events and statistics."""
+    service: Service = socket.app.state.service
+    await _accept(socket)
+    reader = service.hub.subscribe()
+
+    async def stream() -> None:
+        await _send(socket, orjson.dumps(service.stats.now()))
+        while True:
+            await _send(socket, await reader.next())
+
+    try:
+        await _until_closed(socket, stream)
+    finally:
+        service.hub.unsubscribe(reader)
 
 
-async def until_closed(socket: WebSocket, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` until the client goes, stops reading, may no longer, or the work fails; then close."""
+class _Pushes:
+    """The pushed lists of one connection."""
+
+    def __init__(
+        self, service: Service, socket: WebSocket, request: RecommendationRequest, watcher: Watcher
+    ) -> None:
+        self._service, self._socket = service, socket
+        self._request, self._watcher = request, watcher
+        self._cause: Json | None = None
+
+    async def run(self) -> None:
+        """Push the list, then again after each change; changes in between are coalesced.
+
+        A list made without the user's history, or before the first model, is pushed again with
+        the same cause once it can be complete.
+        """
+        lacks = await self._push()
+        while True:
+            news = await self._next(lacks)
+            if news is not None:
+                change, coalesced = news
+                title = self._service.catalogue.title(change.item_id)
+                stamps = {"log": change.log_ms, "applied": change.applied_ms}
+                self._cause = {
+                    **cause_of(change, title),
+                    "coalesced": coalesced,
+                    "stamps_ms": stamps,
+                }
+            lacks = await self._push()
+            if news is not None:
+                self._service.metrics.on_push(time.time() * 1000 - change.log_ms)
+
+    async def _push(self) -> _Lacks:
+        """Push the current list; returns what it lacks."""
+        has_model = bool(self._service.snapshots.current.loaded.version)
+        body = await self._service.recommend(self._request)
+        if self._cause is not None:
+            self._cause["stamps_ms"]["pushed"] = time.time() * 1000
+        message = {"type": "recommendations", "cause": self._cause, **body}
+        await _send(self._socket, orjson.dumps(message))
+        if body["degraded"]:
+            return _Lacks.HISTORY
+        return _Lacks.NOTHING if has_model else _Lacks.MODEL
+
+    async def _next(self, lacks: _Lacks) -> tuple[StateChange, int] | None:
+        """The next change; None once what the last list lacked is available."""
+        while lacks is not _Lacks.NOTHING:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._service.timings.push_retry_s):
+                    return await self._watcher.next()
+            if await self._is_available(lacks):
+                return None
+        return await self._watcher.next()
+
+    async def _is_available(self, lacks: _Lacks) -> bool:
+        if lacks is _Lacks.MODEL:
+            return bool(self._service.snapshots.current.loaded.version)
+        preview = await self._service.recommend(replace(self._request, preview=True))
+        return not preview["degraded"]
+
+
+async def _until_closed(socket: WebSocket, work: Callable[[], Awaitable[None]]) -> None:
+    """Run `work` until it fails, the client leaves or stops reading, or its credentials expire."""
     task = asyncio.ensure_future(work())
     ends = (
-        asyncio.ensure_future(_gone(socket)),
-        asyncio.ensure_future(_no_longer_admitted(socket)),
+        asyncio.ensure_future(_disconnected(socket)),
+        asyncio.ensure_future(_credentials_expired(socket)),
     )
     try:
         await asyncio.wait((task, *ends), return_when=asyncio.FIRST_COMPLETED)
@@ -158,16 +162,15 @@ async def until_closed(socket: WebSocket, work: Callable[[], Awaitable[None]]) -
         for pending in (task, *ends):
             pending.cancel()
         failed, *codes = await asyncio.gather(task, *ends, return_exceptions=True)
-    if isinstance(failed, Exception) and not isinstance(
-        failed, WebSocketDisconnect | TimeoutError | RuntimeError
-    ):
+    expected = WebSocketDisconnect | TimeoutError | RuntimeError
+    if isinstance(failed, Exception) and not isinstance(failed, expected):
         log.error("push failed", path=socket.url.path, exc_info=failed)
     with suppress(RuntimeError, WebSocketDisconnect):
         await socket.close(next((code for code in codes if isinstance(code, int)), 1000))
 
 
-async def _gone(socket: WebSocket) -> int:
-    """Return when the client disconnects or floods, with the code to close with. What it sends is ignored."""
+async def _disconnected(socket: WebSocket) -> int:
+    """The close code, once the client disconnects or floods the connection."""
     began, count = time.monotonic(), 0
     while True:
         message = await socket.receive()
@@ -176,29 +179,29 @@ async def _gone(socket: WebSocket) -> int:
         if time.monotonic() - began >= 1.0:
             began, count = time.monotonic(), 0
         count += 1
-        if count > MESSAGES_PER_S:
+        if count > MAX_MESSAGES_PER_S:
             return INVALID
 
 
-async def _no_longer_admitted(socket: WebSocket) -> int:
-    """Return when the key that opened it is revoked or the token has ended, with the code to close with."""
+async def _credentials_expired(socket: WebSocket) -> int:
+    """The close code, once the key is revoked or the token has expired."""
     service: Service = socket.app.state.service
     while socket.scope["admitted"]():
         await asyncio.sleep(service.timings.reauthenticate_s)
     return INVALID
 
 
-async def send(socket: WebSocket, message: bytes) -> None:
-    """Send text; raises TimeoutError where the client does not read."""
+async def _send(socket: WebSocket, message: bytes) -> None:
+    """Send text; raises TimeoutError if the client does not read."""
     async with asyncio.timeout(SEND_TIMEOUT_S):
         await socket.send_text(message.decode())
 
 
-async def accept(socket: WebSocket) -> None:
-    """Accept; of the protocols that are offered, the one that is no token."""
+async def _accept(socket: WebSocket) -> None:
+    """Accept with the non-token subprotocol."""
     await socket.accept(PROTOCOL if PROTOCOL in socket.scope.get("subprotocols", ()) else None)
 
 
-async def refuse(socket: WebSocket, reason: str) -> None:
-    """Close before accepting: the client sees 403."""
+async def _reject(socket: WebSocket, reason: str) -> None:
+    """Close before accepting: the client receives 403."""
     await socket.close(INVALID, reason[:120].encode("ascii", "replace").decode())

@@ -69,7 +69,7 @@ def test_lists_of_one_item_and_of_everybody(shop_api: Running) -> None:
     bought = shop_api.get("/similar-items", item_id="camera-2", by="bought", n=40)
     alike = shop_api.get("/similar-items", item_id="camera-2", by="content", n=40)
     assert kinds(bought) == {"camera"}
-    assert bought["items"][0]["reason"] == "chosen by who chose The camera-2"
+    assert bought["items"][0]["reason"] == "chosen by users who chose The camera-2"
     assert len(bought["items"]) == 20, (
         "the neighbours of the model, and nothing that is only described alike"
     )

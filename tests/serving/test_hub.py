@@ -56,7 +56,7 @@ def test_a_live_connection_that_does_not_read_holds_the_newest_and_says_how_many
         return await quick.next()
 
     hub = Hub()
-    slow, quick = hub.join_live(), hub.join_live()
+    slow, quick = hub.subscribe(), hub.subscribe()
     for n in range(LIVE_QUEUE + 7):
         hub.broadcast(orjson.dumps(n))
         assert asyncio.run(first()) == orjson.dumps(n)
@@ -71,9 +71,9 @@ def test_a_live_connection_that_does_not_read_holds_the_newest_and_says_how_many
 
 def test_who_left_is_told_nothing_and_holds_nothing() -> None:
     hub = Hub()
-    watcher, reader = hub.watch("ann"), hub.join_live()
+    watcher, reader = hub.watch("ann"), hub.subscribe()
     hub.unwatch(watcher)
-    hub.leave_live(reader)
+    hub.unsubscribe(reader)
     assert hub.deliver([change("ann")]) == []
     hub.broadcast(b"x")
     assert (watcher.cause, len(reader.queue), hub.watching, hub.live) == (None, 0, 0, 0)

@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 
 from afterclick.api import Policy, SamplingPolicy
-from afterclick.errors import Unavailable
+from afterclick.errors import NotFound, Unavailable
 from afterclick.events import Action, Item
 from afterclick.model import Model, TowerArrays, WordVectors
 from afterclick.retrieval import exact_search
@@ -31,11 +31,10 @@ from afterclick.state import HistoryEntry, LogPosition
 from afterclick.trends import TrendTable
 from serving.control.experiments import Arm, Assignment, Experiment, ExperimentDraft
 from serving.control.rules import Rule, RuleBook, RuleDraft
-from serving.problems import ApiError
 from serving.recommender import Recommender, RecommenderConfig
 from serving.request import Options, Page, RecommendationRequest, decode_cursor
 from serving.response_cache import Recommendation
-from serving.routes import queries, shop
+from serving.routes import browsing, queries
 from serving.service import Service
 from serving.state.ann_search import content_search
 from serving.state.history import OnlineStore, Rows
@@ -381,14 +380,14 @@ async def _listed(state: SimpleNamespace, spec: Spec) -> Answer:
         if spec["list"] == "similar":
             kinship = SIMILARITY[spec.get("by", "all")]
             query = queries.SimilarQuery(item_id=spec["item"], by=cast(Any, kinship), **asked)
-            response = await shop.similar(service, query)
+            response = await browsing.similar(service, query)
         elif spec["list"] == "popular":
-            response = await shop.popular(
+            response = await browsing.popular(
                 service, queries.PopularQuery(window=spec["window"], **asked)
             )
         else:
-            response = await shop.latest_items(service, queries.LatestQuery(**asked))
-    except ApiError as error:
-        return {"status": error.status}
+            response = await browsing.latest(service, queries.LatestQuery(**asked))
+    except NotFound:
+        return {"status": 404}
     rows = orjson.loads(response.body)["items"]
     return {"items": [{"id": row["item_id"], "score": row["score"]} for row in rows]}

@@ -1,0 +1,204 @@
+"""Lists that are the same for every user, the catalogue, and what is known of a user."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Depends, Path, Query
+from starlette.responses import Response
+
+from afterclick import api
+from afterclick.api import SimilarityKind
+from afterclick.arrays import Json
+from afterclick.errors import NotFound, Unavailable
+from afterclick.events import Id
+from afterclick.trends import HALF_LIVES_MS
+from serving.control.users import read_user
+from serving.recommender import describe
+from serving.routes.fast_route import ServiceDep, json_response, own_path, responses
+from serving.routes.queries import (
+    HistoryQuery,
+    InterestsUpdate,
+    LatestQuery,
+    PopularQuery,
+    SearchQuery,
+    SimilarQuery,
+    split,
+)
+from serving.service import Service
+from serving.tiers import similar_items
+
+router = APIRouter(dependencies=[Depends(own_path)])
+ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
+UserId = Annotated[Id, Path(examples=["bob"])]
+REASONS = {
+    SimilarityKind.ALL: "similar to {}",
+    SimilarityKind.CO_PURCHASE: "chosen by users who chose {}",
+    SimilarityKind.CONTENT: "described like {}",
+}
+
+
+@router.get("/explain/{impression_id}", tags=["lists"], **responses(api.Recommendations, 404))
+async def explain(service: ServiceDep, impression_id: Annotated[Id, Path()]) -> Response:
+    """A recent list as it was shown, with the contributions to its scores."""
+    body = service.shown.get(impression_id)
+    if body is None:
+        raise NotFound("no such impression in this process; see the impressions topic")
+    return json_response(body)
+
+
+@router.get("/similar-items", tags=["lists"], **responses(api.SimilarItems, 404))
+async def similar(service: ServiceDep, query: Annotated[SimilarQuery, Query()]) -> Response:
+    """Items chosen by the same users (`by=bought`: bought together) or described alike."""
+    snapshot = service.snapshots.current
+    item = snapshot.find(query.item_id)
+    if item is None:
+        raise NotFound(f"no item {query.item_id}")
+    n = query.n or service.settings.serving.list_length
+    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
+    items, scores = similar_items(snapshot, item, n, allowed, query.by)
+    reason = REASONS[query.by].format(service.catalogue.name(query.item_id))
+    return json_response(
+        {
+            "item_id": query.item_id,
+            "model_version": snapshot.loaded.version or None,
+            "items": _rows(service, items.tolist(), scores.tolist(), reason),
+        }
+    )
+
+
+@router.get("/latest", tags=["lists"], **responses(api.LatestItems))
+async def latest(service: ServiceDep, query: Annotated[LatestQuery, Query()]) -> Response:
+    """The newest items: those unknown to the model, then by first interaction."""
+    snapshot = service.snapshots.current
+    n = query.n or service.settings.serving.list_length
+    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
+    items = snapshot.visible(snapshot.newest_first, allowed)[:n].tolist()
+    scores = [float(len(items) - rank) for rank in range(len(items))]
+    return json_response({"items": _rows(service, items, scores, "new")})
+
+
+@router.get("/popular", tags=["lists"], **responses(api.PopularItems))
+async def popular(service: ServiceDep, query: Annotated[PopularQuery, Query()]) -> Response:
+    """The most popular items: of all time, or trending over a half-life."""
+    snapshot = service.snapshots.current
+    n = query.n or service.settings.serving.list_length
+    if query.window is None:
+        scores, order, reason = snapshot.popularity, snapshot.popular, "popular with everyone"
+    else:
+        column = list(HALF_LIVES_MS).index(query.window)
+        scores, order = snapshot.decayed_counts[:, column], snapshot.top_by_half_life[query.window]
+        reason = f"trending this {query.window}"
+    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
+    if allowed is not None:
+        if query.window is not None:
+            allowed = allowed[scores[allowed] > 0]
+        order = allowed[(-scores[allowed]).argsort(kind="stable")]
+    items = snapshot.visible(order)[:n]
+    rows = _rows(service, items.tolist(), scores[items].tolist(), reason)
+    return json_response({"window": query.window or "all", "items": rows})
+
+
+@router.get("/items/{item_id}", tags=["catalogue"], **responses(api.ItemDetails, 404))
+async def item(service: ServiceDep, item_id: ItemId) -> Response:
+    """One item: catalogue entry and live counts."""
+    snapshot, entry = service.snapshots.current, service.catalogue.items.get(item_id)
+    index, model = snapshot.find(item_id), snapshot.loaded.model
+    if index is None and entry is None:
+        raise NotFound(f"no item {item_id}")
+    trends = [0.0] * len(HALF_LIVES_MS)
+    if index is not None:
+        trends = snapshot.decayed_counts[index].round(6).tolist()
+    return json_response(
+        {
+            **describe(service.catalogue, item_id),
+            "brand": entry.brand if entry else None,
+            "price": entry.price if entry else None,
+            "interactions": _interactions(service, item_id),
+            "trends": dict(zip(HALF_LIVES_MS, trends, strict=True)),
+            "in_model": model is not None and item_id in model.index,
+            "badges": snapshot.badges.get(index, ()) if index is not None else (),
+        }
+    )
+
+
+@router.get("/search", tags=["catalogue"], **responses(api.FoundItems))
+async def search(service: ServiceDep, query: Annotated[SearchQuery, Query()]) -> Response:
+    """Items whose title, categories or id match the prefixes, most chosen first."""
+    found = service.search.find(service.catalogue, query.q)
+    found.sort(key=lambda item_id: -_interactions(service, item_id))
+    items = found[: query.n or service.settings.serving.list_length]
+    return json_response({"items": [describe(service.catalogue, item_id) for item_id in items]})
+
+
+@router.get("/categories", tags=["catalogue"], **responses(api.Categories))
+async def categories(service: ServiceDep) -> Response:
+    """The categories with their number of items, largest first."""
+    rows = [{"category": name, "items": count} for name, count in service.catalogue.categories()]
+    return json_response({"categories": rows})
+
+
+@router.get("/users/{user_id}", tags=["users"], **responses(api.User, 404))
+async def user(service: ServiceDep, user_id: UserId) -> Response:
+    """First and last feedback, stored interests, and the experiment of a user."""
+    row = await asyncio.to_thread(read_user, service.database, user_id)
+    if row is None:
+        raise NotFound(f"no feedback or interests of user {user_id}")
+    assigned = service.control.assignment.of(user_id)
+    experiment = {"name": assigned.experiment, "arm": assigned.arm} if assigned else None
+    del row["interests_at"]
+    return json_response({**row, "interests": row["interests"] or [], "experiment": experiment})
+
+
+@router.put("/users/{user_id}/interests", tags=["users"], **responses(api.Interests, 413))
+async def set_interests(
+    service: ServiceDep, user_id: UserId, body: Annotated[InterestsUpdate, Body()]
+) -> Response:
+    """Store a user's interests, for lists that name none, until there is a history."""
+    interests = split(body.interests)
+    await asyncio.to_thread(service.users.set_interests, service.database, user_id, interests)
+    return json_response({"user_id": user_id, "interests": interests})
+
+
+@router.get("/users/{user_id}/history", tags=["users"], **responses(api.History))
+async def history(
+    service: ServiceDep, user_id: UserId, query: Annotated[HistoryQuery, Query()]
+) -> Response:
+    """A user's actions, newest first; empty for an unknown user."""
+    try:
+        entries, degraded = await service.store.history(user_id, query.n), False
+    except Unavailable:
+        entries, degraded = [], True
+    rows = [
+        {
+            "event_id": entry.event_id,
+            "item_id": entry.item_id,
+            "title": service.catalogue.title(entry.item_id),
+            "action": entry.action,
+            "rating": entry.rating,
+            "time": datetime.fromtimestamp(entry.time_ms / 1000, UTC),
+        }
+        for entry in entries
+    ]
+    return json_response({"user_id": user_id, "degraded": degraded, "events": rows})
+
+
+def _interactions(service: Service, item_id: str) -> int:
+    """All-time interactions of an item."""
+    snapshot = service.snapshots.current
+    index = snapshot.find(item_id)
+    return int(snapshot.counts[index]) if index is not None else 0
+
+
+def _rows(
+    service: Service, items: Iterable[int], scores: Iterable[float], reason: str
+) -> list[Json]:
+    """Rows of a list from item indices."""
+    ids = service.snapshots.current.ids
+    return [
+        {**describe(service.catalogue, ids[item]), "score": score, "reason": reason}
+        for item, score in zip(items, scores, strict=True)
+    ]
