@@ -1,1 +1,1 @@
-"""The shared vocabulary: events, topics, keys, codecs, models, features, ranking; clients are in `io`."""
+"""The shared vocabulary: events, topics, keys, codecs, models, features and ranking."""

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from afterclick.arrays import Float64Array, Int64Array
 from afterclick.state import StateChange
 
 HOUR_MS = 3_600_000.0
@@ -67,7 +67,7 @@ class Trend:
         return Trend(newest, tuple(sums.tolist()), tuple(by_established.tolist()))
 
 
-def _decay(elapsed_ms: float | NDArray[np.float64]) -> NDArray[np.float64]:
+def _decay(elapsed_ms: float | Float64Array) -> Float64Array:
     return np.asarray(np.exp2(-elapsed_ms / _HALF_LIVES))
 
 
@@ -92,7 +92,7 @@ class TrendTable:
         return self._ids
 
     @property
-    def counts(self) -> NDArray[np.int64]:
+    def counts(self) -> Int64Array:
         """(len,) positive interactions, all time; a view."""
         return self._counts[: len(self)]
 
@@ -135,9 +135,9 @@ class TrendTable:
     def merge_many(
         self,
         item_ids: Sequence[str],
-        times_ms: NDArray[np.float64],
-        sums: NDArray[np.float64],
-        counts: NDArray[np.int64],
+        times_ms: Float64Array,
+        sums: Float64Array,
+        counts: Int64Array,
     ) -> None:
         """Add one partition's trends of n items without repeats; `sums` (n, 2 · H) as in a
         Trend."""
@@ -152,11 +152,11 @@ class TrendTable:
         self._counts[rows] += counts
         self.newest_ms = max(self.newest_ms, float(times_ms.max()))
 
-    def values(self, now_ms: float) -> NDArray[np.float64]:
+    def values(self, now_ms: float) -> Float64Array:
         """(len, H) decayed sums of all votes as of `now_ms`."""
         return self.both(now_ms)[0]
 
-    def both(self, now_ms: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def both(self, now_ms: float) -> tuple[Float64Array, Float64Array]:
         """`values`, and (len, H) the same for the votes of established users."""
         age = np.maximum(now_ms - self._time[: len(self)], 0.0)
         decay = np.exp2(-age[:, None] / _HALF_LIVES)
