@@ -1,4 +1,4 @@
-"""Clients send again, others send nonsense: each event is counted once, and nothing stops."""
+"""Resent events are counted once, malformed records do not stop the stream."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def test_a_click_sent_three_times_is_counted_once_and_without_its_id_three_times
         assert reconcile(settings, wait_s=30).counted_in_state == 20 + 60
 
 
-def test_ten_kinds_of_poison_are_dead_letters_and_the_lag_returns_to_0(settings: Settings) -> None:
+def test_ten_kinds_of_malformed_records_become_dead_letters_and_the_lag_returns_to_0(
+    settings: Settings,
+) -> None:
     rows = list(events(300, 0))
     for n, value in enumerate(MALFORMED):
         rows.insert(n * 20, ("poison", value))

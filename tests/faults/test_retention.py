@@ -24,21 +24,21 @@ def missing(settings: Settings) -> int:
     return truncate_past_position(settings)
 
 
-@pytest.mark.parametrize("live", [MicroBatch, RealTime])
-def test_a_live_query_names_what_is_missing_and_does_not_start(
-    settings: Settings, missing: int, live: type[MicroBatch] | type[RealTime]
+@pytest.mark.parametrize("kind", [MicroBatch, RealTime])
+def test_a_query_names_the_missing_events_and_does_not_start(
+    settings: Settings, missing: int, kind: type[MicroBatch] | type[RealTime]
 ) -> None:
-    no_spark = cast(SparkSession, None)  # it must not come that far
+    no_spark = cast(SparkSession, None)  # not reached
     with redis.Redis.from_url(settings.redis.url) as client:
         load_functions(client)
-        query = live(Context(settings, client, no_spark))
+        query = kind(Context(settings, client, no_spark))
         with pytest.raises(LogTruncated, match=f"^{missing} events are missing"):
             query.start()
     assert query.queries() == []
     assert missing > 0
 
 
-def test_a_consumer_that_does_not_ask_goes_on_without_a_word(
+def test_a_plain_consumer_skips_the_missing_events_silently(
     settings: Settings, missing: int
 ) -> None:
     consumer = Consumer(

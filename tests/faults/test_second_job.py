@@ -1,4 +1,4 @@
-"""A second stream job on the same state is refused; without lease and fence both would count."""
+"""A second stream job on the same state is rejected; without lease and fence both count."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def test_two_jobs_on_one_state(redis_url: str, protected: bool) -> None:
                     hold_lease(client, keys, 10),
                 ):
                     pass
-            for applier in appliers:  # even if the lease were lost, the fence would hold
+            for applier in appliers:  # the fence holds even without the lease
                 list(applier.apply("reviews", 0, LOG))
         assert stored(client, config.keys, ["alice"]).counts.total() == (10 if protected else 20)

@@ -1,8 +1,6 @@
-"""Redis may be killed, cut, emptied or full: the state ends exact, because it holds its own
-position.
+"""Redis killed, truncated, flushed or full: the state ends exact, because it holds its own offset.
 
-The control of each is a reader that trusts its own memory of where it was, as a stream checkpoint
-does.
+The control of each is a reader that trusts its memory of its offset, like a stream checkpoint.
 """
 
 from __future__ import annotations
@@ -36,26 +34,26 @@ def config(own_redis: ValkeyServer) -> ApplyConfig:
 
 @dataclass
 class Reader:
-    """A stream job in a few lines: batches of a log, begun again after each failure."""
+    """A minimal stream job: applies a log in batches, restarts after each failure."""
 
     config: ApplyConfig
-    believes_itself: bool = False
-    """Go on after a failure from its own memory, and not from the position in Redis."""
+    trusts_memory: bool = False
+    """Resume from its own memory instead of the applied offset in Redis."""
     at: int = 0
 
-    def begin(self) -> Applier:
+    def start(self) -> Applier:
         with redis.Redis.from_url(self.config.url) as client:
             load_functions(client)
-            if not self.believes_itself:
+            if not self.trusts_memory:
                 self.at = applied_offsets(client, self.config.keys, [PLACE])[PLACE] + 1
         return Applier(self.config, NodeConnection(self.config.url))
 
     def read(self, until: int, after_batch: Callable[[int], None] = lambda _: None) -> None:
-        """Read to an offset, through whatever happens; `after_batch` is told how far it has got."""
+        """Apply up to an offset despite failures; `after_batch` gets the offset after each batch."""
         applier: Applier | None = None
         while self.at < until:
             try:
-                applier = applier or self.begin()
+                applier = applier or self.start()
                 list(applier.apply(*PLACE, LOG[self.at : min(self.at + BATCH, until)]))
                 self.at = min(self.at + BATCH, until)
             except (redis.RedisError, OSError):
@@ -70,7 +68,7 @@ def kill_and_start(server: ValkeyServer) -> None:
 
 
 def cut_tail(server: ValkeyServer) -> None:
-    """Take the last third of the append-only file."""
+    """Truncate the last third of the append-only file."""
     server.kill()
     newest = max(
         (server.folder / "data").rglob("*.incr.aof"), key=lambda path: path.stat().st_mtime
@@ -104,7 +102,7 @@ def test_five_kills_of_redis_change_nothing(own_redis: ValkeyServer, config: App
 
 
 @pytest.mark.parametrize("lose", [cut_tail, flush])
-def test_lost_writes_are_made_again(
+def test_lost_writes_are_applied_again(
     own_redis: ValkeyServer, config: ApplyConfig, lose: Callable[[ValkeyServer], None]
 ) -> None:
     reader = Reader(config)
@@ -115,11 +113,11 @@ def test_lost_writes_are_made_again(
 
 
 @pytest.mark.parametrize("lose", [cut_tail, flush])
-def test_a_reader_that_trusts_its_own_memory_loses_them(
+def test_a_reader_that_trusts_its_memory_loses_them(
     own_redis: ValkeyServer, lose: Callable[[ValkeyServer], None]
 ) -> None:
     unfenced = apply_config(own_redis.address, faults=FaultPoints(fence=False))
-    reader = Reader(unfenced, believes_itself=True)
+    reader = Reader(unfenced, trusts_memory=True)
     reader.read(2000)
     lose(own_redis)
     reader.read(len(LOG))
@@ -128,14 +126,14 @@ def test_a_reader_that_trusts_its_own_memory_loses_them(
 
 @pytest.fixture
 def full(own_redis: ValkeyServer, config: ApplyConfig) -> Iterator[redis.Redis]:
-    """A Redis with half of the log and no room for more."""
+    """A Redis with half of the log and no memory left."""
     Reader(config).read(1500)
     with redis.Redis.from_url(own_redis.address) as client:
         client.config_set("maxmemory", int(client.info("memory")["used_memory"]))
         yield client
 
 
-def test_a_full_redis_loses_nothing_once_there_is_room(
+def test_a_full_redis_loses_nothing_once_it_has_memory(
     full: redis.Redis, config: ApplyConfig
 ) -> None:
     applier = Applier(config, NodeConnection(config.url))
@@ -146,7 +144,7 @@ def test_a_full_redis_loses_nothing_once_there_is_room(
     state(config).same_as(expected(EVENTS))
 
 
-def test_a_reader_that_goes_on_after_a_refused_write_loses_it(
+def test_a_reader_that_skips_a_rejected_write_loses_it(
     full: redis.Redis, own_redis: ValkeyServer
 ) -> None:
     unfenced = apply_config(own_redis.address, faults=FaultPoints(fence=False))

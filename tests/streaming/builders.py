@@ -1,4 +1,4 @@
-"""Events and logs with defaults, the state they must make, and the state that is there."""
+"""Events and logs with defaults, the expected state, and the state in Redis."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def event(
     at: float = 0.0,
     event_id: str = "",
 ) -> InteractionEvent:
-    """An interaction, `at` seconds after the start of time."""
+    """An interaction, `at` seconds after START_S."""
     return interaction_event(
         Interaction.model_validate({"user_id": user, "item_id": item, "action": action}),
         event_id=event_id or new_id(),
@@ -101,7 +101,7 @@ class State:
     histories: dict[str, list[tuple[float, bytes]]] = field(default_factory=dict)
 
     def same_as(self, other: State) -> None:
-        """Fail where two states differ; trends may by 1e-9."""
+        """Assert equality; trends may differ by 1e-9."""
         assert self.counts == other.counts
         assert self.uniques == other.uniques
         assert self.histories == other.histories
@@ -117,7 +117,7 @@ class State:
 
 
 def expected(events: Iterable[InteractionEvent], history_length: int = 200) -> State:
-    """What events must make, each counted once, by afterclick.trends.Trend."""
+    """The state that events result in, each counted once, by afterclick.trends.Trend."""
     state, seen, pairs = State(), set(), set()
     votes: dict[tuple[str, str, str], int] = {}
     since: dict[str, int] = {}
@@ -150,7 +150,7 @@ def expected(events: Iterable[InteractionEvent], history_length: int = 200) -> S
 
 
 def stored(client: redis.Redis, keys: Keys, users: Iterable[str], partitions: int = 1) -> State:
-    """What lies in Redis."""
+    """The state in Redis."""
     state = State()
     for topic in TOPICS:
         for partition in range(partitions):

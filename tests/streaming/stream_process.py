@@ -45,7 +45,7 @@ class StreamProcess:
         return self.popen is not None and self.popen.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL the job and every process under it, as when a machine goes away."""
+        """SIGKILL the job and its descendants, as if the machine were lost."""
         assert self.popen
         family = psutil.Process(self.popen.pid).children(recursive=True) if self.running else []
         self.popen.kill()
@@ -62,7 +62,7 @@ class StreamProcess:
         return self.popen.wait(timeout)
 
     def wait_applied(self, timeout: float = 180.0) -> None:
-        """Wait until the state has reached the end of the log."""
+        """Wait until the whole log is applied."""
         client: redis.Redis = redis.Redis.from_url(self.settings.redis.url)
         keys = self.settings.redis.keys
 
@@ -72,11 +72,11 @@ class StreamProcess:
             positions = applied_offsets(client, keys, spans)
             return all(positions[place] >= span.end - 1 for place, span in spans.items())
 
-        wait_until(caught_up, timeout, every=0.2, what="the state reaches the end of the log")
+        wait_until(caught_up, timeout, every=0.2, what="the whole log to be applied")
         client.close()
 
     def output(self) -> str:
-        """What it has printed, over all starts."""
+        """The log of all starts."""
         return self.log.read_text() if self.log.exists() else ""
 
 
@@ -89,7 +89,7 @@ def _gone_already() -> Iterator[None]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The environment that gives a process these settings."""
+    """The environment of a process with these settings."""
     prefix = "AFTERCLICK_"
     values = {
         "HOME": settings.home,
@@ -109,7 +109,7 @@ def environment(settings: Settings) -> dict[str, str]:
 def produce(
     settings: Settings, events: Iterable[InteractionEvent | bytes], topic: str = "reviews"
 ) -> int:
-    """Put events (or raw bytes) on a topic, all acknowledged; returns how many."""
+    """Write events (or raw bytes) to a topic and wait for their acknowledgement; their number."""
     failed: list[object] = []
     producer = Producer(
         {"bootstrap.servers": settings.kafka.bootstrap, "enable.idempotence": True, "linger.ms": 5}

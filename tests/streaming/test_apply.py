@@ -1,4 +1,4 @@
-"""Each event takes effect once, whatever the order, the repeats, the batches and the crashes."""
+"""Each event takes effect once, in any order, with repeats, batches and crashes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_without_the_fence_a_replay_counts_again(
 
 @pytest.mark.parametrize("call_number", [1, 2])
 @pytest.mark.parametrize("reached", [False, True])
-def test_a_crash_at_either_step_counts_once_and_stays_novel(
+def test_after_a_crash_at_either_step_an_event_counts_once_as_the_first_of_its_user(
     client: redis.Redis, connection: NodeConnection, redis_url: str, call_number: int, reached: bool
 ) -> None:
     config = apply_config(redis_url)
@@ -70,7 +70,7 @@ def test_a_resent_event_is_a_duplicate_on_its_own_topic_and_on_the_other(
     client: redis.Redis, connection: NodeConnection, redis_url: str
 ) -> None:
     config = apply_config(redis_url)
-    same = event(event_id="sent-thrice")
+    same = event(event_id="sent-three-times")
     outputs = apply(connection, config, log_of([same, same])) + apply(
         connection, config, log_of([same]), "feedback"
     )
@@ -107,7 +107,7 @@ def test_history_keeps_the_newest_by_event_time(
     stored(client, config.keys, ["alice"]).same_as(expected(events, history_length=3))
 
 
-def test_the_ledger_is_bounded_but_never_forgets_what_is_still_under_way(
+def test_the_ledger_is_bounded_but_keeps_events_that_are_not_counted_yet(
     client: redis.Redis, connection: NodeConnection, redis_url: str
 ) -> None:
     config = apply_config(redis_url, ledger_length=10)
@@ -120,7 +120,7 @@ def test_the_ledger_is_bounded_but_never_forgets_what_is_still_under_way(
     assert client.zcard(config.keys.ledger("alice", "reviews")) == 10
 
 
-def test_a_server_that_lost_its_newest_writes_is_noticed(
+def test_lost_writes_of_the_server_are_detected(
     client: redis.Redis, connection: NodeConnection, redis_url: str
 ) -> None:
     config = apply_config(redis_url)
@@ -131,7 +131,7 @@ def test_a_server_that_lost_its_newest_writes_is_noticed(
         apply(connection, config, log[4:])
 
 
-POISON = {
+MALFORMED = {
     "nothing": None,
     "empty": b"",
     "not JSON": b"{",
@@ -145,16 +145,18 @@ POISON = {
 }
 
 
-@pytest.mark.parametrize("name", POISON)
-def test_poison_becomes_a_dead_letter_and_the_position_moves_on(
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_record_becomes_a_dead_letter_and_the_offset_advances(
     client: redis.Redis, connection: NodeConnection, redis_url: str, name: str
 ) -> None:
     config = apply_config(redis_url)
     good = log_of([event(), event()])
-    poison = Record(1, b"key\xff", POISON[name], 1.0)
-    outputs = apply(connection, config, [good[0], poison, Record(2, b"alice", good[1].value, 2e12)])
+    malformed = Record(1, b"key\xff", MALFORMED[name], 1.0)
+    outputs = apply(
+        connection, config, [good[0], malformed, Record(2, b"alice", good[1].value, 2e12)]
+    )
     assert [output.topic for output in outputs] == ["state-changes", "reviews.dlq", "state-changes"]
-    assert (outputs[1].key, outputs[1].value) == (b"key\xff", POISON[name])
+    assert (outputs[1].key, outputs[1].value) == (b"key\xff", MALFORMED[name])
     headers = dict(outputs[1].headers)
     assert (headers["topic"], headers["partition"], headers["offset"]) == (b"reviews", b"0", b"1")
     assert headers["stage"] == b"decode"
@@ -163,11 +165,11 @@ def test_poison_becomes_a_dead_letter_and_the_position_moves_on(
     assert stored(client, config.keys, ["alice"]).counts == {"camera": 2}
 
 
-def test_without_dead_letters_one_poison_record_stops_everything(
+def test_without_dead_letters_one_malformed_record_stops_the_partition(
     client: redis.Redis, connection: NodeConnection, redis_url: str
 ) -> None:
     config = apply_config(redis_url, faults=FaultPoints(fault="no-dead-letters"))
-    log = [Record(0, b"key", b"poison", 1.0), *log_of([event()], first=1)]
+    log = [Record(0, b"key", b"malformed", 1.0), *log_of([event()], first=1)]
     for _ in range(3):
         with pytest.raises(BadEvent):
             apply(connection, config, log)

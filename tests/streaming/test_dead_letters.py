@@ -1,4 +1,4 @@
-"""Dead letters can be counted, read and sent again."""
+"""Dead dead_letters can be counted, read and redriven."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from streaming.proof.dead_letters import count_by_error, read_dead_letters, redr
 
 
 @pytest.fixture
-def refused(settings: Settings) -> Settings:
-    """Three dead letters on feedback: two of one error, one of another."""
+def rejected(settings: Settings) -> Settings:
+    """Three dead dead_letters of feedback: two with one error, one with another."""
     producer = Producer({"bootstrap.servers": settings.kafka.bootstrap})
     topic = settings.kafka.topics.feedback
     for offset, error in enumerate(("time: too far", "time: too far", "id: missing")):
@@ -39,21 +39,21 @@ def sent_again(settings: Settings) -> set[bytes]:
     return values
 
 
-def test_they_are_counted_by_error_and_say_where_they_stood(refused: Settings) -> None:
-    letters = list(read_dead_letters(refused.kafka))
-    topic = refused.kafka.topics.feedback
-    assert count_by_error(iter(letters)) == {topic: {"time: too far": 2, "id: missing": 1}}
-    assert [(one.topic, one.partition, one.offset, one.value) for one in letters] == [
+def test_dead_letters_are_counted_by_error_and_name_their_position(rejected: Settings) -> None:
+    dead_letters = list(read_dead_letters(rejected.kafka))
+    topic = rejected.kafka.topics.feedback
+    assert count_by_error(iter(dead_letters)) == {topic: {"time: too far": 2, "id: missing": 1}}
+    assert [(each.topic, each.partition, each.offset, each.value) for each in dead_letters] == [
         (topic, 1, n, b"raw-%d" % n) for n in range(3)
     ]
 
 
-def test_redrive_sends_each_once(refused: Settings) -> None:
-    assert redrive(refused.kafka) == 3
-    assert redrive(refused.kafka) == 0
-    assert sent_again(refused) == {b"raw-0", b"raw-1", b"raw-2"}
+def test_redrive_sends_each_once(rejected: Settings) -> None:
+    assert redrive(rejected.kafka) == 3
+    assert redrive(rejected.kafka) == 0
+    assert sent_again(rejected) == {b"raw-0", b"raw-1", b"raw-2"}
 
 
-def test_redrive_can_choose_by_error(refused: Settings) -> None:
-    assert redrive(refused.kafka, "time") == 2
-    assert sent_again(refused) == {b"raw-0", b"raw-1"}
+def test_redrive_can_filter_by_error(rejected: Settings) -> None:
+    assert redrive(rejected.kafka, "time") == 2
+    assert sent_again(rejected) == {b"raw-0", b"raw-1"}

@@ -1,4 +1,4 @@
-"""What the stream has to tell others arrives at least once, wherever the worker dies."""
+"""Outputs of the stream arrive at least once, wherever the worker dies."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def config(redis_url: str) -> ApplyConfig:
     return apply_config(redis_url)
 
 
-def with_poison(number: int) -> list[Record]:
-    """A log whose every third record cannot be read."""
+def with_malformed(count: int) -> list[Record]:
+    """A log in which every third record is malformed."""
     return [
         Record(one.offset, b"key", b"poison", one.log_ms) if one.offset % 3 == 1 else one
-        for one in log_of([event(item=f"item-{n}") for n in range(number)])
+        for one in log_of([event(item=f"item-{n}") for n in range(count)])
     ]
 
 
@@ -42,37 +42,38 @@ def position(client: redis.Redis, config: ApplyConfig) -> int:
 
 @pytest.mark.parametrize("call_number", [1, 2])
 @pytest.mark.parametrize("reached", [False, True])
-@pytest.mark.parametrize("buries", [True, False])
+@pytest.mark.parametrize("acknowledged", [True, False])
 def test_a_dead_letter_survives_a_crash_at_any_step(
     client: redis.Redis,
     redis_url: str,
     config: ApplyConfig,
     call_number: int,
     reached: bool,
-    buries: bool,
+    acknowledged: bool,
 ) -> None:
     """Without acknowledgement first, the dead letters of a counted chunk are lost."""
     topic: list[Output] = []
 
-    def bury(letters: Sequence[Output]) -> None:
-        topic.extend(letters)
+    def send_to_dlq(dead_letters: Sequence[Output]) -> None:
+        topic.extend(dead_letters)
 
+    send = send_to_dlq if acknowledged else None
     connection = NodeConnection(redis_url)
-    log = with_poison(9)
+    log = with_malformed(9)
     crashing = CrashingConnection(connection, call_number, reached)
     with pytest.raises(Crash):
-        list(Applier(config, crashing, bury if buries else None).apply(*PLACE, log))
+        list(Applier(config, crashing, send).apply(*PLACE, log))
     rest = log[position(client, config) + 1 :]
-    outputs = list(Applier(config, connection, bury if buries else None).apply(*PLACE, rest))
-    if not buries:
+    outputs = list(Applier(config, connection, send).apply(*PLACE, rest))
+    if not acknowledged:
         topic += [output for output in outputs if output.headers]
     offsets = {int(dict(letter.headers)["offset"]) for letter in topic}
-    lost_without = not buries and (call_number, reached) == (2, True)
+    lost_without = not acknowledged and (call_number, reached) == (2, True)
     assert offsets == (set() if lost_without else {1, 4, 7})
 
 
 @pytest.mark.parametrize("protected", [True, False])
-def test_changes_that_were_not_sent_before_a_crash_are_sent_after_it(
+def test_changes_unpublished_before_a_crash_are_published_after_it(
     client: redis.Redis, redis_url: str, config: ApplyConfig, protected: bool
 ) -> None:
     """Without the protection (start at the applied offset) changes are never published."""
@@ -100,7 +101,7 @@ def test_changes_that_were_not_sent_before_a_crash_are_sent_after_it(
     assert client.hlen(config.keys.counts(*PLACE)) == 10
 
 
-def test_the_changes_of_the_very_first_batch_are_sent_again_too(
+def test_the_changes_of_the_first_batch_are_published_again_too(
     client: redis.Redis, redis_url: str, config: ApplyConfig
 ) -> None:
     assert published_offsets(client, config.keys, {PLACE: -1}) == {PLACE: -1}  # a job begins
@@ -115,13 +116,13 @@ def test_the_changes_of_the_very_first_batch_are_sent_again_too(
     }
 
 
-def test_what_was_announced_never_goes_back(client: redis.Redis, config: ApplyConfig) -> None:
+def test_the_published_offset_never_decreases(client: redis.Redis, config: ApplyConfig) -> None:
     mark_published(client, config.keys, {PLACE: 7})
     mark_published(client, config.keys, {PLACE: 3})
     assert published_offsets(client, config.keys, {PLACE: 9}) == {PLACE: 7}
 
 
-def test_a_state_without_announcements_begins_at_its_position(
+def test_a_state_without_published_offsets_starts_at_its_applied_offset(
     client: redis.Redis, config: ApplyConfig
 ) -> None:
     at, spans = {PLACE: 5}, {PLACE: OffsetRange(0, 10)}
@@ -134,7 +135,9 @@ def test_a_state_without_announcements_begins_at_its_position(
     }
 
 
-def test_what_retention_took_cannot_be_sent_again(client: redis.Redis, config: ApplyConfig) -> None:
+def test_changes_of_deleted_records_cannot_be_published_again(
+    client: redis.Redis, config: ApplyConfig
+) -> None:
     mark_published(client, config.keys, {PLACE: 2})
     at, spans = {PLACE: 8}, {PLACE: OffsetRange(6, 10)}
     assert resume_offsets(at, published_offsets(client, config.keys, at), spans) == {

@@ -1,4 +1,4 @@
-"""Rows leave the Parquet log, and Spark still reads what its own sink has written."""
+"""Rows are erased from the Parquet log, and Spark still reads what its sink has written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.spark
 
 @pytest.fixture
 def log(spark: SparkSession, tmp_path: Path) -> Path:
-    """A log of 100 rows of ten users on two days, as Spark's streaming sink leaves it."""
+    """A log of 100 rows of ten users on two days, written by Spark's streaming sink."""
     rows = spark.range(100).select(
         F.concat(F.lit("user-"), F.col("id") % 10).alias("user_id"),
         F.timestamp_millis(F.col("id") * 1000).alias("event_time"),
@@ -60,13 +60,13 @@ def test_spark_reads_a_log_without_the_user(spark: SparkSession, log: Path) -> N
     assert not list(log.rglob("*.erasing"))
 
 
-def test_a_log_that_was_set_aside_is_cleaned_too(spark: SparkSession, log: Path) -> None:
-    aside = log.rename(log.with_name("log.1700000000"))
+def test_a_renamed_log_is_cleaned_too(spark: SparkSession, log: Path) -> None:
+    renamed = log.rename(log.with_name("log.1700000000"))
     assert erase(str(log), "user-3", 10**12) == 10
-    files = [str(path) for path in aside.rglob("*.parquet")]
+    files = [str(path) for path in renamed.rglob("*.parquet")]
     assert spark.read.parquet(*files).where("user_id = 'user-3'").count() == 0
 
 
-def test_a_log_that_is_elsewhere_is_refused() -> None:
+def test_a_log_on_remote_storage_is_rejected() -> None:
     with pytest.raises(BadInput, match="s3a://bucket/log"):
         erase("s3a://bucket/log", "alice", 0)

@@ -34,7 +34,7 @@ USERS = ("alice", "bob", "chloé", "{d:1}")
 ITEMS = ("camera", "lens", "a b", "ü")
 ACTIONS = ("review", "like", "click", "view", "purchase", "skip", "undo")
 TOPICS = ("reviews", "feedback")
-POISON = Record(0, b"key", b"poison", 0.0)
+MALFORMED = Record(0, b"key", b"malformed", 0.0)
 
 some_events = st.lists(
     st.builds(
@@ -52,7 +52,7 @@ some_events = st.lists(
 
 @dataclass
 class Outbox:
-    """The topics that workers write to, where nothing fails."""
+    """The topics that workers write to; sending never fails."""
 
     outputs: list[Output] = field(default_factory=list)
 
@@ -61,8 +61,8 @@ class Outbox:
         if delivered:
             delivered()
 
-    def send_to_dlq(self, letters: Sequence[Output]) -> None:
-        self.outputs += letters
+    def send_to_dlq(self, dead_letters: Sequence[Output]) -> None:
+        self.outputs += dead_letters
 
 
 Trigger = Callable[[ApplyConfig, Connection, Outbox, str, list[Record]], None]
@@ -78,7 +78,7 @@ def micro_batch(
 def real_time(
     config: ApplyConfig, here: Connection, outbox: Outbox, topic: str, batch: list[Record]
 ) -> None:
-    """What a worker of the real-time trigger does, a row at a time."""
+    """A real-time worker: a row at a time."""
     applier = Applier(config, here, outbox.send_to_dlq)
     apply_row = RowApplier(config, "", applier, outbox)  # type: ignore[arg-type]
     for record in batch:
@@ -87,7 +87,7 @@ def real_time(
 
 @dataclass
 class Run:
-    """A job over one log: batches by a trigger each, and after a crash on from the position."""
+    """A job over one log: a trigger per batch; resumes at the applied offset after a crash."""
 
     client: redis.Redis
     config: ApplyConfig
@@ -95,10 +95,10 @@ class Run:
     triggers: Iterator[Trigger]
     sizes: Iterator[int]
     again: Iterator[int]
-    """How many records before the position are read again after a crash."""
+    """Records before the applied offset that are read again after a crash."""
     crashes: list[tuple[int, bool]]
 
-    def through(self, topic: str, log: list[Record]) -> None:
+    def apply(self, topic: str, log: list[Record]) -> None:
         connection = NodeConnection(self.config.url)
         at = self._position(topic) + 1
         while at < len(log):
@@ -124,7 +124,7 @@ class Run:
 )
 @hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data(), events=some_events)
-def test_any_order_repeats_batches_and_crashes_end_in_the_same_state(
+def test_order_repeats_batches_and_crashes_do_not_change_the_state(
     client: redis.Redis,
     redis_url: str,
     triggers: list[Trigger],
@@ -142,15 +142,15 @@ def test_any_order_repeats_batches_and_crashes_end_in_the_same_state(
         data.draw(st.lists(st.tuples(st.integers(1, 6), st.booleans()), max_size=8), "crashes"),
     )
     for topic, records in log.items():
-        run.through(topic, records)
+        run.apply(topic, records)
     stored(client, run.config.keys, USERS).same_as(expected(events))
-    letters = {
+    dead_letters = {
         (dict(one.headers)["topic"].decode(), int(dict(one.headers)["offset"]))
         for one in run.outbox.outputs
         if one.headers
     }
-    assert letters == {
-        (t, one.offset) for t, of in log.items() for one in of if one.value == POISON.value
+    assert dead_letters == {
+        (t, one.offset) for t, of in log.items() for one in of if one.value == MALFORMED.value
     }
     for topic, records in log.items():
         if records:
@@ -159,15 +159,15 @@ def test_any_order_repeats_batches_and_crashes_end_in_the_same_state(
 
 
 def _log(data: st.DataObject, events: list[InteractionEvent]) -> dict[str, list[Record]]:
-    """The events in some order, some of them repeated, over two topics, with poison between."""
+    """The events in any order over two topics, with repeats and malformed records."""
     repeated = events + data.draw(st.lists(st.sampled_from(events), max_size=15), "repeats")
     shuffled: dict[str, list[InteractionEvent]] = {topic: [] for topic in TOPICS}
     for one in data.draw(st.permutations(repeated), "order"):
         shuffled[data.draw(st.sampled_from(TOPICS), "topic")].append(one)
     log = {topic: log_of(those) for topic, those in shuffled.items()}
     for records in log.values():
-        for at in data.draw(st.lists(st.integers(0, len(records)), max_size=3), "poison"):
-            records.insert(at, POISON)
+        for at in data.draw(st.lists(st.integers(0, len(records)), max_size=3), "malformed"):
+            records.insert(at, MALFORMED)
         records[:] = [Record(n, one.key, one.value, one.log_ms) for n, one in enumerate(records)]
     return log
 
@@ -180,12 +180,12 @@ def test_without_the_fence_a_crash_counts_twice(
     for fence in (True, False):
         config = apply_config(redis_url, faults=FaultPoints(fence=fence))
         run = Run(client, config, Outbox(), cycle([trigger]), cycle([5]), cycle([3]), [(2, True)])
-        run.through("reviews", log)
+        run.apply("reviews", log)
         counted = stored(client, config.keys, ["alice"]).counts.total()
         assert counted == 10 if fence else counted > 10
 
 
-def test_a_change_that_a_row_has_sent_is_announced_with_the_next_row(
+def test_the_published_offset_of_a_row_is_stored_with_the_next_row(
     client: redis.Redis, redis_url: str
 ) -> None:
     config, outbox = apply_config(redis_url), Outbox()

@@ -1,4 +1,4 @@
-"""A forgotten user has never been there: not in the state, not in the log, whatever is replayed."""
+"""A forgotten user is in neither state nor log, whatever is replayed."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def archived_users(settings: Settings) -> set[str]:
 
 
 def names_of(client: redis.Redis, settings: Settings, user: str) -> set[str]:
-    """What is left of a user's keys."""
-    found = client.scan_iter(settings.redis.prefix + "{u:" + user + "}*", count=5000)
-    return {key.decode().split("}:")[1].split(":")[0] for key in found}
+    """Names of a user's keys."""
+    keys = client.scan_iter(settings.redis.prefix + "{u:" + user + "}*", count=5000)
+    return {key.decode().split("}:")[1].split(":")[0] for key in keys}
 
 
-def test_nothing_is_left_and_the_state_is_that_of_a_log_without_them(
+def test_the_state_is_that_of_a_log_without_the_user(
     settings: Settings, client: redis.Redis
 ) -> None:
     produce(settings, [*LOG, ALICE[3]])
@@ -60,16 +60,16 @@ def test_nothing_is_left_and_the_state_is_that_of_a_log_without_them(
     archive_log(settings)
     assert "alice" in archived_users(settings)
 
-    found = forget(settings, "alice")
+    forgetting = forget(settings, "alice")
 
-    assert (found.events, found.unknown, found.rows) == (20, 0, 21)
+    assert (forgetting.events, forgetting.unknown, forgetting.rows) == (20, 0, 21)
     assert names_of(client, settings, "alice") == {"forgotten"}
     assert archived_users(settings) == {f"user-{n}" for n in range(7)}
     report = reconcile(settings)
     assert (report.differences, report.forgotten, report.counted_in_state) == (0, 21, 40)
 
 
-def test_neither_a_replay_of_the_dataset_nor_of_the_topic_brings_them_back(
+def test_replays_of_the_dataset_or_the_topic_do_not_restore_the_user(
     settings: Settings, client: redis.Redis
 ) -> None:
     produce(settings, LOG)
@@ -77,8 +77,8 @@ def test_neither_a_replay_of_the_dataset_nor_of_the_topic_brings_them_back(
     forget(settings, "alice")
 
     produce(settings, LOG)  # the dataset once more, the same ids
-    anew = [one.model_copy(update={"id": f"again-{one.id}"}) for one in ALICE]
-    produce(settings, anew)  # and under other ids
+    renamed = [e.model_copy(update={"id": f"again-{e.id}"}) for e in ALICE]
+    produce(settings, renamed)  # and under other ids
     apply_log(settings)
     archive_log(settings)
     assert reconcile(settings).differences == 0
@@ -86,19 +86,17 @@ def test_neither_a_replay_of_the_dataset_nor_of_the_topic_brings_them_back(
     assert names_of(client, settings, "alice") == {"forgotten"}
 
     for key in client.scan_iter(settings.redis.prefix + "*"):
-        client.delete(key)  # Redis forgets that it has forgotten
-    restore_forgotten(
-        client, settings.redis.keys, settings.kafka
-    )  # what a starting stream does first
+        client.delete(key)  # Redis loses the forgetting
+    restore_forgotten(client, settings.redis.keys, settings.kafka)  # as a starting stream does
     apply_log(settings)
     assert reconcile(settings).differences == 0
     assert names_of(client, settings, "alice") == {"forgotten"}
 
 
-def test_without_the_topic_the_replay_brings_them_back(
+def test_without_the_topic_a_replay_restores_the_user(
     settings: Settings, client: redis.Redis
 ) -> None:
-    """The control: Redis alone cannot keep a forgetting that it may lose."""
+    """The control: Redis alone may lose the forgetting."""
     produce(settings, LOG)
     apply_log(settings)
     forget(settings, "alice")
@@ -109,7 +107,9 @@ def test_without_the_topic_the_replay_brings_them_back(
     assert reconcile(settings).differences > 0
 
 
-def test_who_comes_back_is_new(settings: Settings, client: redis.Redis) -> None:
+def test_a_returning_user_starts_with_an_empty_history(
+    settings: Settings, client: redis.Redis
+) -> None:
     produce(settings, LOG)
     apply_log(settings)
     until_ms = forget(settings, "alice").until_ms
@@ -126,49 +126,49 @@ def test_who_comes_back_is_new(settings: Settings, client: redis.Redis) -> None:
     assert reconcile(settings).differences == 0
 
 
-def test_a_running_stream_goes_on_meanwhile(settings: Settings, client: redis.Redis) -> None:
+def test_the_stream_may_run_meanwhile(settings: Settings, client: redis.Redis) -> None:
     produce(settings, LOG)
     with MiniStream(settings), hold_lease(client, settings.redis.keys, 10):
-        found = forget(settings, "alice")
+        forgetting = forget(settings, "alice")
         produce(settings, OTHERS)
         report = reconcile(settings, wait_s=30)
-    assert found.events <= 20  # what the stream had not come to yet was refused
+    assert forgetting.events <= 20  # events not applied yet are rejected
     assert (report.differences, report.forgotten) == (0, 20)
 
 
-class CutOff(Exception):
-    """The process died here."""
+class Interrupted(Exception):
+    """The process dies here."""
 
 
 class DiesBeforeCounts(Forgetter):
     def retract(self, until_ms: int) -> tuple[int, int]:
-        raise CutOff
+        raise Interrupted
 
 
 class DiesBeforeLedgers(Forgetter):
     def delete_entries(self, entries: Iterable[object]) -> None:
         if list(entries):
-            raise CutOff
+            raise Interrupted
 
 
 @pytest.mark.parametrize("dies", [DiesBeforeCounts, DiesBeforeLedgers])
-def test_cut_off_it_is_finished_by_running_it_again(
+def test_an_interrupted_forgetting_is_completed_by_running_it_again(
     settings: Settings, client: redis.Redis, dies: type[Forgetter]
 ) -> None:
     produce(settings, LOG)
     apply_log(settings)
     until_ms = int(time.time() * 1000)
     publish_forgotten(settings.kafka, "alice", until_ms)
-    cut_off = dies(settings, client, "alice")
-    with pytest.raises(CutOff):
-        cut_off.finish(cut_off.begin(until_ms))
+    interrupted = dies(settings, client, "alice")
+    with pytest.raises(Interrupted):
+        interrupted.finish(interrupted.begin(until_ms))
     assert "forgetting" in names_of(client, settings, "alice")
     assert forget(settings, "alice").events == 20
     assert names_of(client, settings, "alice") == {"forgotten"}
     assert reconcile(settings).differences == 0
 
 
-def test_a_rebuilt_state_has_them_no_more_than_the_log(
+def test_a_rebuilt_state_leaves_out_forgotten_users(
     settings: Settings, client: redis.Redis
 ) -> None:
     produce(settings, LOG)
@@ -179,7 +179,7 @@ def test_a_rebuilt_state_has_them_no_more_than_the_log(
     assert reconcile(settings).differences == 0
 
 
-def test_a_crash_between_the_steps_and_then_a_forgetting(
+def test_events_of_a_crash_between_the_steps_are_forgotten_uncounted(
     settings: Settings, connection: NodeConnection
 ) -> None:
     """Step 1 has the events, step 2 has not run: they were not counted and never will be."""
@@ -195,7 +195,7 @@ def test_a_crash_between_the_steps_and_then_a_forgetting(
     assert (report.differences, report.counted_in_state) == (0, 40)
 
 
-def test_the_command_says_what_it_erased(
+def test_the_command_reports_what_it_erased(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     produce(settings, LOG)
@@ -204,10 +204,10 @@ def test_the_command_says_what_it_erased(
     for name, value in environment(settings).items():
         if name.startswith("AFTERCLICK_"):
             monkeypatch.setenv(name, value)
-    answer = CliRunner().invoke(app, ["forget", "alice", "--json"])
-    assert answer.exit_code == 0, answer.output
-    said = orjson.loads(answer.stdout.splitlines()[-1])
-    assert {name: said[name] for name in ("events", "unknown", "rows", "sql_rows")} == {
+    result = CliRunner().invoke(app, ["forget", "alice", "--json"])
+    assert result.exit_code == 0, result.output
+    report = orjson.loads(result.stdout.splitlines()[-1])
+    assert {name: report[name] for name in ("events", "unknown", "rows", "sql_rows")} == {
         "events": 20,
         "unknown": 0,
         "rows": 20,

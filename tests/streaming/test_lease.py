@@ -1,4 +1,4 @@
-"""Whose lease it is: who lives keeps it, who has gone is replaced at once."""
+"""A live owner keeps the lease; a dead one is replaced at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from afterclick.settings import Settings
 from streaming.positions import hold_lease
 
 
-def test_a_process_with_the_id_of_the_one_before_it_is_another(
+def test_a_restarted_process_with_the_same_id_is_another_owner(
     client: redis.Redis, settings: Settings
 ) -> None:
-    """As in a container, whose first process always has the id 1."""
+    """As in a container, whose first process always has id 1."""
     keys = settings.redis.keys
     key = keys.lease
     client.set(key, f"{socket.gethostname()}/{os.getpid()}/before", px=60_000)

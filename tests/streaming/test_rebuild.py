@@ -1,4 +1,4 @@
-"""The state can be made anew from the Parquet log."""
+"""The state can be rebuilt from the Parquet log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.streaming.topic_log import apply_log, archive_log
 
 @pytest.fixture
 def archived(settings: Settings) -> Settings:
-    """A topic with poison between its events, and its Parquet log in two files."""
+    """A topic with a malformed record between its events, and its Parquet log."""
     events = [
         event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(40)
     ]
@@ -31,7 +31,7 @@ def archived(settings: Settings) -> Settings:
     return settings
 
 
-def test_it_is_what_the_log_says_and_what_was_there_before_is_gone(archived: Settings) -> None:
+def test_the_rebuilt_state_equals_the_log_and_replaces_the_old_one(archived: Settings) -> None:
     with redis.Redis.from_url(archived.redis.url) as client:
         client.zadd(archived.redis.keys.history("ghost"), {"[]": 1})
         client.hset(archived.redis.keys.counts(archived.kafka.topics.reviews, 0), "ghost", 7)
@@ -43,14 +43,14 @@ def test_it_is_what_the_log_says_and_what_was_there_before_is_gone(archived: Set
     assert report.counted_in_state == 40
 
 
-def test_beside_a_running_stream_it_is_refused(archived: Settings) -> None:
+def test_a_rebuild_is_rejected_while_a_stream_runs(archived: Settings) -> None:
     with redis.Redis.from_url(archived.redis.url) as client:
         load_functions(client)
         with hold_lease(client, archived.redis.keys, 10), pytest.raises(StateLocked):
             rebuild(archived)
 
 
-def test_without_a_log_the_state_stays_as_it_is(settings: Settings) -> None:
+def test_without_a_log_the_state_is_unchanged(settings: Settings) -> None:
     with redis.Redis.from_url(settings.redis.url) as client:
         client.set(settings.redis.keys.applied_offset(settings.kafka.topics.reviews, 0), 5)
         with pytest.raises(StateConflict):
@@ -61,11 +61,11 @@ def test_without_a_log_the_state_stays_as_it_is(settings: Settings) -> None:
 
 
 class Killed(BaseException):
-    """The process is gone."""
+    """The process is killed here."""
 
 
-class Dying(redis.Redis):
-    """A client whose process is killed before one of its writes."""
+class KilledClient(redis.Redis):
+    """A client whose process is killed before its n-th write."""
 
     left = 0
 
@@ -85,30 +85,30 @@ class Dying(redis.Redis):
 
 
 @pytest.fixture
-def beside(archived: Settings) -> Keys:
-    """A rebuilt state that stands beside the same live one."""
+def staged(archived: Settings) -> Keys:
+    """A rebuilt state, also copied to the keys of a rebuild in progress."""
     rebuild(archived)
-    keys, beside = archived.redis.keys, Keys(f"{archived.redis.prefix}rebuilding:")
+    keys, staged = archived.redis.keys, Keys(f"{archived.redis.prefix}rebuilding:")
     with redis.Redis.from_url(archived.redis.url) as client:
         for key in list(client.scan_iter(f"{keys.prefix}{{*")):
-            client.copy(key, beside.prefix.encode() + key.removeprefix(keys.prefix.encode()))
-    return beside
+            client.copy(key, staged.prefix.encode() + key.removeprefix(keys.prefix.encode()))
+    return staged
 
 
 def kill_during(
-    settings: Settings, swapping: Callable[..., None], beside: Keys, writes: int
+    settings: Settings, swapping: Callable[..., None], staged: Keys, writes: int
 ) -> None:
-    with Dying.from_url(settings.redis.url) as dying:
-        dying.left = writes
+    with KilledClient.from_url(settings.redis.url) as client:
+        client.left = writes
         with pytest.raises(Killed):
-            swapping(dying, beside, settings.redis.keys)
+            swapping(client, staged, settings.redis.keys)
 
 
 @pytest.mark.parametrize("writes", [0, 1, 5, 12, 16])
-def test_killed_while_the_states_are_swapped_the_stream_makes_the_rest_anew(
-    archived: Settings, beside: Keys, writes: int
+def test_after_a_kill_during_the_swap_the_stream_restores_the_state(
+    archived: Settings, staged: Keys, writes: int
 ) -> None:
-    kill_during(archived, swap, beside, writes)
+    kill_during(archived, swap, staged, writes)
     apply_log(archived)
     assert reconcile(archived).differences == 0
 
@@ -119,9 +119,9 @@ def key_by_key(client: redis.Redis, new: Keys, old: Keys) -> None:
         client.rename(key, old.prefix.encode() + key.removeprefix(new.prefix.encode()))
 
 
-def test_moved_key_by_key_a_partition_has_a_position_before_it_has_all_counts(
-    archived: Settings, beside: Keys
+def test_without_transactions_a_kill_during_the_swap_loses_counts(
+    archived: Settings, staged: Keys
 ) -> None:
-    kill_during(archived, key_by_key, beside, 4)
+    kill_during(archived, key_by_key, staged, 4)
     apply_log(archived)
     assert reconcile(archived).differences > 0

@@ -1,4 +1,4 @@
-"""Reconcile finds what is wrong in the state, and says so in JSON."""
+"""Reconcile finds errors in the state and reports them as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.streaming.topic_log import apply_log
 
 @pytest.fixture
 def applied(settings: Settings, client: redis.Redis) -> Settings:
-    """A log of likes, a skip, an undo, a repeat and poison, and the state it makes."""
+    """A log of likes, a skip, an undo, a repeat and a malformed record, applied to the state."""
     events = [
         event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(30)
     ]
@@ -32,7 +32,7 @@ def applied(settings: Settings, client: redis.Redis) -> Settings:
     return settings
 
 
-def test_a_right_state_has_no_differences(applied: Settings) -> None:
+def test_a_correct_state_has_no_differences(applied: Settings) -> None:
     report = reconcile(applied)
     assert report.differences == 0
     assert (report.events, report.duplicates, report.poison, report.behind) == (34, 1, 1, 0)
@@ -63,7 +63,7 @@ def damage_history(client: redis.Redis, settings: Settings) -> None:
 
 
 def invent_user(client: redis.Redis, settings: Settings) -> None:
-    client.zadd(settings.redis.keys.history("nobody"), {'["1","camera","like",null]': 1})
+    client.zadd(settings.redis.keys.history("ghost"), {'["1","camera","like",null]': 1})
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def invent_user(client: redis.Redis, settings: Settings) -> None:
         (invent_user, "history"),
     ],
 )
-def test_damage_is_found_named_and_exits_1(
+def test_damage_is_named_and_exits_1(
     applied: Settings,
     damage: Callable[[redis.Redis, Settings], None],
     kind: str,
@@ -87,9 +87,9 @@ def test_damage_is_found_named_and_exits_1(
     for name, value in environment(applied).items():
         if name.startswith("AFTERCLICK_") or name not in os.environ:
             monkeypatch.setenv(name, value)
-    answer = CliRunner().invoke(app, ["reconcile", "--json"])
-    assert answer.exit_code == 1
-    report = orjson.loads(answer.stdout.splitlines()[-1])
+    result = CliRunner().invoke(app, ["reconcile", "--json"])
+    assert result.exit_code == 1
+    report = orjson.loads(result.stdout.splitlines()[-1])
     assert report["by_kind"] == {kind: 1}
     assert report["double"] == (1 if kind == "count" else 0)
     assert report["examples"][0]["where"].startswith(kind)

@@ -36,17 +36,17 @@ def stream(settings: Settings, tmp_path: Path) -> Iterator[StreamProcess]:
         process.kill()
 
 
-def many_events(number: int, seed: int = 0) -> Iterator[InteractionEvent]:
-    """Events with a long tail of items, a few of them sent twice."""
+def many_events(count: int, seed: int = 0) -> Iterator[InteractionEvent]:
+    """Events with a long tail of items; about 2 % are sent twice."""
     draw = random.Random(seed)
     last = event(event_id="first")
-    for n in range(number):
+    for n in range(count):
         if draw.random() < 0.02:
             yield last
             continue
         item = f"item-{int(draw.paretovariate(0.7)) % 500}"
         action = draw.choice(("review", "click", "like", "skip"))
-        user = f"user-{draw.randrange(number // 4 + 1)}"
+        user = f"user-{draw.randrange(count // 4 + 1)}"
         last = event(user, item, action, at=draw.randrange(30 * DAY_S), event_id=f"{seed}-{n}")
         yield last
 
@@ -91,7 +91,7 @@ def kill_between_the_steps(stream: StreamProcess, times: int, **more: str) -> No
 
 
 @pytest.mark.long
-def test_kill_9_three_times_during_a_replay_changes_nothing(
+def test_three_kills_during_a_replay_do_not_change_the_state(
     settings: Settings, stream: StreamProcess
 ) -> None:
     poison = [b"poison %d" % n for n in range(20)]
@@ -107,17 +107,18 @@ def test_kill_9_three_times_during_a_replay_changes_nothing(
     assert report["counted_in_state"] == report["counted_in_log"] > 0
     assert {record.value for record in read_topic(settings, "reviews.dlq")} == set(poison)
     wait_until(
-        lambda: changed_places(settings) >= valid_places(settings), what="every change is told"
+        lambda: changed_positions(settings) >= valid_positions(settings),
+        what="every change is published",
     )
 
 
-def changed_places(settings: Settings) -> set[tuple[int, int]]:
-    """Partition and offset of every event on `reviews` that `state-changes` tells of."""
+def changed_positions(settings: Settings) -> set[tuple[int, int]]:
+    """Partition and offset of every event of `reviews` on `state-changes`."""
     changes = [StateChange.decode(record.value) for record in read_topic(settings, "state-changes")]
     return {(one.partition, one.offset) for one in changes}
 
 
-def valid_places(settings: Settings) -> set[tuple[int, int]]:
+def valid_positions(settings: Settings) -> set[tuple[int, int]]:
     records = [
         one for one in read_topic(settings, "reviews") if not one.value.startswith(b"poison")
     ]
@@ -141,7 +142,7 @@ def test_the_same_kills_without_the_fence_count_twice(
 @pytest.mark.parametrize(
     "trigger", [pytest.param("micro-batch", marks=pytest.mark.long), "real-time"]
 )
-def test_what_the_job_makes_of_good_and_bad_records(
+def test_events_become_state_changes_and_rows_and_malformed_records_dead_letters(
     settings: Settings, stream: StreamProcess, trigger: str
 ) -> None:
     stream.start(AFTERCLICK_STREAM__TRIGGER=trigger)

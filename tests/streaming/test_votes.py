@@ -28,7 +28,7 @@ LIKE = WEIGHTS["like"]
 def apply(
     client: redis.Redis, config: ApplyConfig, events: list[InteractionEvent]
 ) -> list[StateChange]:
-    """What the stream makes of the events; their state is as it must be."""
+    """Apply the events, check the state; returns the changes."""
     outputs = Applier(config, NodeConnection(config.url)).apply("feedback", 0, log_of(events))
     changes = [StateChange.decode(output.value or b"") for output in outputs]
     stored(client, config.keys, {one.data.user_id for one in events}).same_as(expected(events))
@@ -54,7 +54,7 @@ def test_skips_do_not_add_up_either(client: redis.Redis, redis_url: str) -> None
     )
 
 
-def test_each_action_and_each_user_votes(client: redis.Redis, redis_url: str) -> None:
+def test_each_action_of_each_user_is_a_vote(client: redis.Redis, redis_url: str) -> None:
     config = apply_config(redis_url)
     events = [
         event(user, action=action)
@@ -66,7 +66,7 @@ def test_each_action_and_each_user_votes(client: redis.Redis, redis_url: str) ->
     assert sums == pytest.approx((2 * (LIKE + WEIGHTS["view"]),) * 6)
 
 
-def test_an_older_vote_that_comes_late_changes_nothing(client: redis.Redis, redis_url: str) -> None:
+def test_a_late_older_vote_changes_nothing(client: redis.Redis, redis_url: str) -> None:
     config = apply_config(redis_url)
     new, old = event(action="like", at=30 * DAY_S), event(action="like", at=1)
     apply(client, config, [new])
@@ -75,7 +75,7 @@ def test_an_older_vote_that_comes_late_changes_nothing(client: redis.Redis, redi
     assert stored(client, config.keys, ["alice"]).trends == before
 
 
-def test_who_was_here_before_is_established(client: redis.Redis, redis_url: str) -> None:
+def test_a_user_with_an_old_first_event_is_established(client: redis.Redis, redis_url: str) -> None:
     config = apply_config(redis_url)
     events = [
         event(item="lens", action="like"),
@@ -89,7 +89,7 @@ def test_who_was_here_before_is_established(client: redis.Redis, redis_url: str)
     assert trends["camera"].established == pytest.approx((LIKE,) * 6)
 
 
-def test_a_first_event_that_comes_late_makes_earlier_votes_count_as_established(
+def test_a_late_first_event_makes_existing_votes_established(
     client: redis.Redis, redis_url: str
 ) -> None:
     config = apply_config(redis_url)
@@ -100,8 +100,10 @@ def test_a_first_event_that_comes_late_makes_earlier_votes_count_as_established(
     assert all(sum(trends[f"item-{n}"].established) > 0 for n in range(3))
 
 
-def test_what_is_told_of_changes_makes_the_same_trends(client: redis.Redis, redis_url: str) -> None:
-    """A reader of `state-changes` holds what Redis holds."""
+def test_the_published_changes_result_in_the_same_trends(
+    client: redis.Redis, redis_url: str
+) -> None:
+    """A reader of `state-changes` has the trends of Redis."""
     config = apply_config(redis_url)
     times = (30, 9, 9, 2, 20, 0, 30, 11)
     events = [
@@ -121,7 +123,7 @@ def test_what_is_told_of_changes_makes_the_same_trends(client: redis.Redis, redi
         assert established[row] == pytest.approx(trend.established, abs=1e-9)
 
 
-def test_corrections_leave_with_the_ledger(client: redis.Redis, redis_url: str) -> None:
+def test_compensations_are_trimmed_with_the_ledger(client: redis.Redis, redis_url: str) -> None:
     config = apply_config(redis_url, ledger_length=10)
     events = [event(action="like", at=n) for n in range(60)]
     applier = Applier(config, NodeConnection(redis_url))
