@@ -129,7 +129,7 @@ class StatsBar(VueElement, component="components/stats_bar.js"):
         self.set_props(tiles=tiles, connected=connected, version=version)
 
 
-class Pipeline(VueElement, component="components/pipeline.js"):
+class PipelineView(VueElement, component="components/pipeline.js"):
     """The stages of the pipeline and the flows between them."""
 
     def __init__(self) -> None:

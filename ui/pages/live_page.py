@@ -19,7 +19,7 @@ from ui.pages.admin_panels import AdminPanels
 from ui.pages.experiments_panel import ExperimentsPanel
 from ui.pages.monitoring_panels import MonitoringPanels
 from ui.pages.page_frame import page_frame
-from ui.widgets import Age, Button, EventFeed, Heading, Pipeline, Segments, Tiles, panel
+from ui.widgets import Age, Button, EventFeed, Heading, PipelineView, Segments, Tiles, panel
 
 log = structlog.get_logger()
 
@@ -59,7 +59,7 @@ class LivePage:
         self._root = ui.element("div").classes("ac-live")
         with self._root:
             Heading("Live", "h1")
-            self._pipeline = Pipeline()
+            self._pipeline = PipelineView()
             self._tiles = Tiles()
             self._build_controls()
             with ui.element("div").classes("ac-charts"):
