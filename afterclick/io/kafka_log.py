@@ -90,7 +90,8 @@ class KafkaLog:
             try:
                 yield from self._until(consumer, ends)
             finally:
-                consumer.unassign()
+                if self._consumer is consumer:  # not closed in between
+                    consumer.unassign()
 
     def last(self, topic: str, n: int) -> list[Message]:
         """Up to `n` of the newest records of a topic, the same share of each partition, newest

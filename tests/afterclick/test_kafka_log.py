@@ -51,6 +51,17 @@ def test_the_records_of_a_range_are_read_in_order(kafka: KafkaSettings) -> None:
         )  # the connection starts each read afresh
 
 
+def test_a_read_may_be_abandoned(kafka: KafkaSettings) -> None:
+    topic = kafka.topics.reviews
+    _write(kafka, topic, ("a", "1", 0), ("b", "2", 0))
+    with KafkaLog(kafka) as log:
+        records = log.read(log.ranges(topic))
+        assert next(records).value() == b"1"
+        log.close()
+        records.close()  # type: ignore[attr-defined]
+        assert [m.value() for m in log.read(log.ranges(topic))] == [b"1", b"2"]
+
+
 def test_the_newest_records_come_from_every_partition(kafka: KafkaSettings) -> None:
     topic = kafka.topics.reviews
     with KafkaLog(kafka) as log:
