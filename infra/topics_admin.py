@@ -1,4 +1,4 @@
-"""Create, delete and ask about topics, by kafka-python's admin client.
+"""Create and delete topics with kafka-python's admin client.
 
 writes  topic  every topic of afterclick.topics, with its partitions and retention
 """
@@ -17,9 +17,9 @@ from afterclick.settings import KafkaSettings, Settings
 
 
 def ensure_topics(settings: Settings) -> list[str]:
-    """Create the topics that do not exist yet and return their names; leave the others as they are.
+    """Create missing topics; their names, sorted. Existing topics are unchanged.
 
-    Returns when each of their partitions has a leader that knows it: a moment later than the metadata say.
+    Returns when every new partition has a leader, which is later than in the metadata.
     """
     kafka = settings.kafka
     with _admin(kafka.bootstrap) as admin:
@@ -35,16 +35,18 @@ def ensure_topics(settings: Settings) -> list[str]:
         }
         if missing:
             admin.create_topics(missing, wait_for_metadata=True)
-            made = [topic for topic in kafka.topics.all() if topic.name in missing]
-            places = [
-                TopicPartition(topic.name, n) for topic in made for n in range(topic.partitions)
+            partitions = [
+                TopicPartition(topic.name, n)
+                for topic in kafka.topics.all()
+                if topic.name in missing
+                for n in range(topic.partitions)
             ]
-            admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
+            admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
     return sorted(missing)
 
 
 def delete_topics(kafka: KafkaSettings) -> None:
-    """Delete every topic that carries the prefix of these settings."""
+    """Delete every topic with the prefix of these settings."""
     names = {topic.name for topic in kafka.topics.all()}
     with _admin(kafka.bootstrap) as admin:
         present = sorted(names & set(admin.list_topics()))
@@ -53,7 +55,7 @@ def delete_topics(kafka: KafkaSettings) -> None:
 
 
 def broker_answers(bootstrap: str) -> bool:
-    """Whether a broker answers a request now."""
+    """Whether a broker answers requests."""
     try:
         with _admin(bootstrap, timeout_ms=1500) as admin:
             admin.list_topics()
@@ -64,7 +66,7 @@ def broker_answers(bootstrap: str) -> bool:
 
 @contextmanager
 def _admin(bootstrap: str, timeout_ms: int = 10_000) -> Iterator[KafkaAdminClient]:
-    """An admin client for the time of a `with`; anything Kafka refuses becomes Unavailable."""
+    """An admin client during a `with`. Kafka errors become Unavailable."""
     servers = bootstrap.split(",")
     try:
         with KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=timeout_ms) as admin:

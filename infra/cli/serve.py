@@ -9,7 +9,9 @@ import typer
 
 app = typer.Typer()
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
-Port = Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")]
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+]
 
 
 @app.command()

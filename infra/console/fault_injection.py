@@ -73,7 +73,7 @@ def kill_stream(settings: Settings) -> int:
     record = StackRecord.read(settings.home)
     if record is None or not StackRecord.is_fresh(settings.home):
         raise NotRunning(
-            f"no stack runs from {settings.home}: without `afterclick up` nothing restarts the job"
+            "no stack runs from this home: only `afterclick up` restarts the stream job"
         )
     part = record.part("stream")
     if part is None or part.pid is None:
