@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,9 @@ from afterclick.features import RECENT
 from afterclick.model import ItemContent, Model
 from afterclick.state import HistoryEntry
 from afterclick.user_vectors import UserState
+from serving.request import RequestUser
 from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot
-
-if TYPE_CHECKING:
-    from serving.tiers import RequestUser
 
 MAX_LEFT_OUT = 8
 """Newest events that are left out, one at a time."""

@@ -19,7 +19,7 @@ from afterclick.settings import Settings
 from afterclick.trends import HALF_LIVES_MS
 from serving.monitoring import STAGES, Metrics
 from serving.push import Hub
-from serving.state.dead_letter_reader import DeadLetters
+from serving.state.dead_letter_reader import DeadLetterReader
 from serving.state.live_trends import TrendFeed
 from serving.state.snapshot_builder import SnapshotStore
 
@@ -38,7 +38,7 @@ class LiveStats:
         snapshots: SnapshotStore,
         hub: Hub,
         metrics: Metrics,
-        dead_letters: DeadLetters,
+        dead_letters: DeadLetterReader,
     ) -> None:
         self._trends, self._snapshots = trends, snapshots
         self._redis = redis.Redis.from_url(

@@ -1,7 +1,7 @@
-"""Tell the open WebSockets what changed: per user the newest cause, for everyone a sample of events.
+"""What open WebSockets receive: per user the newest change, for the dashboard a sample of all.
 
-Nothing here grows with a slow reader: a user's connection holds one pending cause, newer ones replace it
-and are counted; a live connection holds a bounded queue that drops the oldest, and says how many.
+Memory does not grow with a slow client: a watched user has one pending change, newer ones replace it and are
+counted; a live connection has a bounded queue that drops the oldest messages and reports their number.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class Watcher:
     cause: StateChange | None = None
     coalesced: int = 0
 
-    def tell(self, change: StateChange) -> None:
+    def notify(self, change: StateChange) -> None:
         if self.cause is not None:
             self.coalesced += 1
         self.cause = change
         self.changed.set()
 
     async def next(self) -> tuple[StateChange, int]:
-        """The newest change, and how many earlier ones it stands for."""
+        """The newest change, and how many earlier ones it replaces."""
         await self.changed.wait()
         self.changed.clear()
         cause, coalesced = self.cause, self.coalesced
@@ -53,10 +53,10 @@ class LiveReader:
     queue: deque[bytes] = field(default_factory=lambda: deque(maxlen=LIVE_QUEUE))
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     dropped: int = 0
-    """Messages left out since the reader was last told so."""
+    """Messages dropped since the reader was last notified."""
 
-    def put(self, message: bytes) -> bool:
-        """Hold a message; whether the oldest made room for it."""
+    def push(self, message: bytes) -> bool:
+        """Queue a message; returns whether the oldest was dropped for it."""
         full = len(self.queue) == LIVE_QUEUE
         self.dropped += full
         self.queue.append(message)
@@ -64,7 +64,7 @@ class LiveReader:
         return full
 
     async def next(self) -> bytes:
-        """How many messages were dropped, if any were; else the oldest that is still held."""
+        """The number of dropped messages, if any; else the oldest message."""
         while not self.queue:
             self.ready.clear()
             await self.ready.wait()
@@ -75,7 +75,7 @@ class LiveReader:
 
 
 class Hub:
-    """All open connections. Lives on the event loop; `deliver` is its only way in from a thread."""
+    """All open connections. Event loop only."""
 
     def __init__(self) -> None:
         self._watchers: dict[str, set[Watcher]] = {}
@@ -98,10 +98,10 @@ class Hub:
         return watcher
 
     def unwatch(self, watcher: Watcher) -> None:
-        others = self._watchers.get(watcher.user_id)
-        if others is not None:
-            others.discard(watcher)
-            if not others:
+        watchers = self._watchers.get(watcher.user_id)
+        if watchers is not None:
+            watchers.discard(watcher)
+            if not watchers:
                 del self._watchers[watcher.user_id]
 
     def subscribe(self) -> LiveReader:
@@ -113,33 +113,31 @@ class Hub:
         self._live.discard(reader)
 
     def deliver(self, changes: Sequence[StateChange]) -> list[StateChange]:
-        """Wake the watchers of the users that changed. Returns the changes to show on the live stream."""
+        """Notify the watchers of the changed users; returns a sample of changes for the live stream."""
         for change in changes:
             for watcher in self._watchers.get(change.user_id, ()):
                 if change.effect.counts:
-                    watcher.tell(change)
+                    watcher.notify(change)
         return self._sample(changes) if self._live else []
 
     def broadcast(self, message: bytes) -> None:
-        """Put a message on every live connection."""
+        """Queue a message on every live connection."""
         for reader in self._live:
-            self.dropped += reader.put(message)
+            self.dropped += reader.push(message)
 
     def _sample(self, changes: Sequence[StateChange]) -> list[StateChange]:
+        """The newest changes, up to `SAMPLED_PER_S` each second."""
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._sampled = second, 0
-        some = (
-            list(changes[-max(SAMPLED_PER_S - self._sampled, 0) :])
-            if self._sampled < SAMPLED_PER_S
-            else []
-        )
-        self._sampled += len(some)
-        return some
+        room = SAMPLED_PER_S - self._sampled
+        sample = list(changes[-room:]) if room > 0 else []
+        self._sampled += len(sample)
+        return sample
 
 
 def cause_of(change: StateChange, title: str | None) -> dict[str, Any]:
-    """What a push says of the event that caused it."""
+    """The event that caused a push, as it is sent."""
     return {
         "event_id": change.event_id,
         "item_id": change.item_id,

@@ -22,7 +22,7 @@ from afterclick.state import HistoryEntry, effective
 from afterclick.user_vectors import UserState
 from serving.eligibility import CatalogueFilters, Eligibility
 from serving.explain import attributions
-from serving.request import RecommendationRequest, cursor_after
+from serving.request import RecommendationRequest, RequestUser, cursor_after
 from serving.rerank import rerank
 from serving.response_cache import Recommendation, RenderedList, ResponseCache
 from serving.state.history import OnlineStore, Rows, entries
@@ -31,7 +31,7 @@ from serving.state.live_trends import TrendFeed
 from serving.state.log_waiters import PositionWaiters
 from serving.state.snapshot import ServingSnapshot
 from serving.state.snapshot_builder import SnapshotStore
-from serving.tiers import LAST_RESORT, RankedList, RequestUser, Tier, tiers_for
+from serving.tiers import LAST_RESORT, RankedList, Tier, tiers_for
 
 _IMPRESSION_FIELDS = ("item_id", "score", "source")
 

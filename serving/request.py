@@ -18,8 +18,9 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from afterclick.api import Policy, SamplingPolicy
-from afterclick.events import Id
-from afterclick.state import LogPosition
+from afterclick.events import SESSION, Id
+from afterclick.state import HistoryEntry, LogPosition
+from afterclick.user_vectors import UserState
 
 FIRST_CURSOR = "*"
 """The cursor of the first page."""
@@ -107,6 +108,22 @@ class RecommendationRequest:
     """The list is not shown to a user and not counted."""
     never_shed: bool = False
     """Rank all candidates even under load."""
+
+
+@dataclass(frozen=True, eq=False)
+class RequestUser:
+    """The user of one request: the effective history and what ranking reads from it."""
+
+    history: Sequence[HistoryEntry]
+    state: UserState
+    is_known: bool
+    """Has an id of its own and a stored history."""
+
+    @classmethod
+    def of(
+        cls, user_id: str, has_history: bool, history: Sequence[HistoryEntry], state: UserState
+    ) -> RequestUser:
+        return cls(history, state, has_history and not user_id.startswith(SESSION))
 
 
 def encode_cursor(shown: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ from serving.push import Hub, cause_of
 from serving.recommender import Recommender, RecommenderConfig
 from serving.request import RecommendationRequest
 from serving.response_cache import ImpressionCache, Recommendation
-from serving.state.dead_letter_reader import DeadLetters
+from serving.state.dead_letter_reader import DeadLetterReader
 from serving.state.history import OnlineStore
 from serving.state.item_catalogue import Catalogue, TextSearch
 from serving.state.kafka_reader import TopicReader
@@ -133,7 +133,7 @@ class Service:
         self.feedback = FeedbackLog(settings.kafka, self.timings.ack)
         self.impressions = ImpressionLog(settings.kafka)
         self.reactions, self.shown = ReactionCounter(), ImpressionCache()
-        self.dead_letters = DeadLetters(settings.kafka)
+        self.dead_letters = DeadLetterReader(settings.kafka)
         self.stats = LiveStats(
             settings, self.feed, self.snapshots, self.hub, self.metrics, self.dead_letters
         )

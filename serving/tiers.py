@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from afterclick import api
 from afterclick.api import Policy, SimilarityKind
 from afterclick.arrays import Float64Array, FloatArray, IntArray
-from afterclick.events import SESSION
 from afterclick.model import UNKNOWN_BIAS
 from afterclick.ranking import CandidateGenerator, RankingQuery
 from afterclick.retrieval import CandidateLimits, Candidates, Search
-from afterclick.state import HistoryEntry
 from afterclick.user_vectors import UserState, fold_in, tower_user
 from serving.eligibility import (
     CANDIDATE_SOURCES,
@@ -35,7 +33,7 @@ from serving.eligibility import (
     candidates_from,
 )
 from serving.explain import reasons, source_reasons
-from serving.request import RecommendationRequest
+from serving.request import RecommendationRequest, RequestUser
 from serving.state.loaded_models import LoadedModel
 from serving.state.snapshot import ServingSnapshot, best
 
@@ -67,22 +65,6 @@ class RankedList:
     propensities: Scores | None = None
     """(n,) the probability that each rank shows its item; None without exploration."""
     reranked: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class RequestUser:
-    """The user of one request: the effective history and what ranking reads from it."""
-
-    history: Sequence[HistoryEntry]
-    state: UserState
-    is_known: bool
-    """Has an id of its own and a stored history."""
-
-    @classmethod
-    def of(
-        cls, user_id: str, has_history: bool, history: Sequence[HistoryEntry], state: UserState
-    ) -> RequestUser:
-        return cls(history, state, has_history and not user_id.startswith(SESSION))
 
 
 class Tier(Protocol):

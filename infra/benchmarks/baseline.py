@@ -30,9 +30,9 @@ from serving import tiers
 from serving.eligibility import Eligibility
 from serving.explain import reasons, source_reasons
 from serving.recommender import describe
+from serving.request import RequestUser
 from serving.service import Service
 from serving.state.loaded_ranker import FILE
-from serving.tiers import RequestUser
 
 
 def create_app(settings: Settings) -> FastAPI:

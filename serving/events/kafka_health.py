@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from confluent_kafka import KafkaException
 
-from serving.state.history import AWAY_S, Breaker
+from serving.state.history import PROBE_INTERVAL_S, CircuitBreaker
 
 _LATE = 10
 """Times the usual latency."""
@@ -39,7 +39,7 @@ class KafkaHealth:
     def __init__(self, probe: Callable[[float], None], timeouts: AckTimeouts) -> None:
         """`probe(timeout_s)` raises KafkaException if Kafka does not answer in time."""
         self._probe, self._timeouts = probe, timeouts
-        self._breaker = Breaker("Kafka")
+        self._breaker = CircuitBreaker("Kafka")
         self._usual_s = timeouts.usual_s
         self._disconnected = False
         self._probed_at = 0.0
@@ -51,12 +51,12 @@ class KafkaHealth:
 
     def acknowledged(self, latency_s: float) -> None:
         """Kafka acknowledged a record."""
-        self._breaker.worked()
+        self._breaker.on_success()
         self._usual_s += _SMOOTHING * (latency_s - self._usual_s)
 
     def failed(self, error: Exception) -> None:
         """A record was not acknowledged."""
-        self._breaker.failed(error)
+        self._breaker.on_failure(error)
 
     def disconnected(self) -> None:
         """All connections were lost; idle ones may have been closed by the broker."""
@@ -70,7 +70,7 @@ class KafkaHealth:
         now = time.monotonic()
         late_s = self._late_s(self._timeouts.doubt_s)
         overdue = oldest_at is not None and now - oldest_at > late_s
-        interval_s = AWAY_S if self.down else late_s
+        interval_s = PROBE_INTERVAL_S if self.down else late_s
         due = (self.down or overdue) and now - self._probed_at > interval_s
         if not (self._disconnected or due):
             return None
@@ -78,12 +78,12 @@ class KafkaHealth:
         try:
             self._probe(self._late_s(self._timeouts.probe_s))
         except KafkaException as error:
-            self._breaker.gone(error)
+            self._breaker.trip(error)
             return error
         finally:
             self._probed_at = time.monotonic()
         if self.down:
-            self._breaker.worked()
+            self._breaker.on_success()
         return None
 
     def _late_s(self, least_s: float) -> float:

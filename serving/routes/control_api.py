@@ -191,7 +191,7 @@ async def quarantine(service: ServiceDep) -> Response:
             "established_share": snapshot.established_share,
             "new_account_weight": _by_half_life(snapshot.new_account_weight),
             "quarantined": items,
-            "approved": sorted(service.feed.lifted),
+            "approved": sorted(service.feed.approved),
         }
     )
 
@@ -202,7 +202,7 @@ async def approve(service: ServiceDep, body: Annotated[api.QuarantineApproval, B
 
     In force here on return, in other processes within ten minutes.
     """
-    await asyncio.to_thread(service.feed.lift, body.item_id, body.approved)
+    await asyncio.to_thread(service.feed.approve, body.item_id, body.approved)
     service.snapshots.wake()
     done = "approved" if body.approved else "limited again"
     return json_response({"done": f"{body.item_id} {done}"})

@@ -1,14 +1,14 @@
-"""Queries of the catalogue, as filters of a list and as the subject of a business rule.
+"""Catalogue queries: filters of lists, and the items of business rules.
 
 A query is a list of conditions written `field:value`:
 
 item:ID            this item
-category:NAME      of this category, whatever its case
-brand:NAME         of this brand, whatever its case
-title:WORDS        all of these words stand in its title, whatever their order and case
-price:LOW..HIGH    LOW ≤ price ≤ HIGH; either end may be left out
+category:NAME      of this category, ignoring case
+brand:NAME         of this brand, ignoring case
+title:WORDS        its title contains all of these words, ignoring order and case
+price:LOW..HIGH    LOW ≤ price ≤ HIGH; either end may be omitted
 
-Conditions on one field are alternatives; an item has to meet one of each field that is named.
+Conditions on one field are alternatives; an item must meet one of each field named.
 """
 
 from __future__ import annotations
@@ -27,21 +27,23 @@ PATTERN = (
     r"^((item|category|brand):[^\x00-\x1f\x7f\s]+|title:\w[^\x00-\x1f\x7f]*|"
     r"price:([0-9]{1,9}\.\.|\.\.[0-9]{1,9}|[0-9]\.\.[1-9][0-9]))$"
 )
-"""What the OpenAPI document says of a condition: simpler than `parsed`, which takes more."""
+"""The pattern in the OpenAPI document: a subset of what `parsed` accepts."""
 FIELDS = ("item", "category", "brand", "title", "price")
 Test = Callable[[Item], bool]
 _WORD = re.compile(r"\w+")
 
 
 def parsed(condition: str) -> tuple[str, str]:
-    """Field and value of a condition. Raises ValueError, saying what is wrong."""
+    """Field and value of a condition. Raises ValueError."""
     field, colon, value = condition.partition(":")
     if not colon or field not in FIELDS or not value.strip():
-        raise ValueError(f"is no condition: write FIELD:VALUE, FIELD one of {', '.join(FIELDS)}")
+        raise ValueError(
+            f"is not a condition: write FIELD:VALUE with FIELD one of {', '.join(FIELDS)}"
+        )
     if field == "price":
         _price_range(value)
     elif field == "title" and not words(value):
-        raise ValueError("title: names no word")
+        raise ValueError("title: contains no word")
     return field, value.strip()
 
 
@@ -60,7 +62,7 @@ Condition = Annotated[
 
 
 def matching(catalogue: Catalogue, conditions: Sequence[str]) -> list[str]:
-    """Ids of the items that meet a query. Looks through the whole catalogue only where no index helps."""
+    """Ids of the items that match a query. Scans the catalogue only if no indexed field is given."""
     fields: dict[str, list[str]] = {}
     for condition in conditions:
         field, value = parsed(condition)
@@ -82,14 +84,14 @@ def matching(catalogue: Catalogue, conditions: Sequence[str]) -> list[str]:
     pool = min((list(pool) for pool in pools), key=len) if pools else list(catalogue.items)
     items = ((item_id, catalogue.items.get(item_id)) for item_id in dict.fromkeys(pool))
     if set(fields) == {"item"}:
-        return [item_id for item_id, _ in items]  # an item may be named before the catalogue has it
+        return [item_id for item_id, _ in items]  # also items not yet in the catalogue
     return [
         item_id for item_id, item in items if item is not None and all(test(item) for test in tests)
     ]
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of a title or a query, in one case."""
+    """The words of a title or query, case-folded."""
     return frozenset(_WORD.findall(text.casefold()))
 
 
@@ -114,7 +116,7 @@ def _titled(value: str) -> Test:
         title = (item.title or "").casefold()
         return all(word in title for word in wanted) and wanted <= words(
             title
-        )  # the cheap look first
+        )  # the cheap test first
 
     return test
 
@@ -139,5 +141,5 @@ def _price_range(text: str) -> tuple[float, float]:
     except ValueError:
         ends = (math.nan, math.nan)
     if not dots or not (low.strip() or high.strip()) or not ends[0] <= ends[1]:
-        raise ValueError("price: is no range: write LOW..HIGH, LOW.. or ..HIGH")
+        raise ValueError("price: is not a range: write LOW..HIGH, LOW.. or ..HIGH")
     return ends

@@ -1,4 +1,4 @@
-"""The live state of one user: one round trip to Redis, bounded in time, with a circuit breaker.
+"""Histories from Redis: one round trip, bounded in time, with a circuit breaker.
 
 reads   redis  {u:<user>}:history
 """
@@ -20,11 +20,15 @@ from redis.exceptions import RedisError
 from afterclick.errors import Unavailable
 from afterclick.settings import RedisSettings
 from afterclick.state import HistoryEntry
-from serving.state.redis_pipe import RedisPipe, suits
+from serving.state.redis_pipe import RedisPipe, is_plain
 
 log = structlog.get_logger()
 Rows = list[bytes]
-"""A history as it is stored: member, event time, member, …; newest first."""
+"""A history as stored: member, event time, member, …; newest first."""
+PROBE_INTERVAL_S = 1.0
+"""How often an open circuit breaker lets one call through."""
+MAX_FAILURES = 3
+"""Failures in a row that open a circuit breaker."""
 
 
 def entries(rows: Rows) -> list[HistoryEntry]:
@@ -34,8 +38,46 @@ def entries(rows: Rows) -> list[HistoryEntry]:
 
 @lru_cache(maxsize=16_384)
 def _entry(member: bytes, time_ms: bytes) -> HistoryEntry:
-    """ResponseCache: with each event of theirs, a user's whole history is read again."""
+    """Cached: each request of a user decodes the same events again."""
     return HistoryEntry.from_member(member, float(time_ms))
+
+
+@dataclass
+class CircuitBreaker:
+    """Opens after `MAX_FAILURES` failures in a row; then one call per `PROBE_INTERVAL_S` is allowed."""
+
+    name: str
+    failures: int = 0
+    _opened_at: float = 0.0
+
+    @property
+    def open(self) -> bool:
+        return self.failures >= MAX_FAILURES
+
+    def allows(self, now: float) -> bool:
+        """Whether to make a call at `now`; while open, the call is the probe."""
+        if not self.open:
+            return True
+        if now - self._opened_at < PROBE_INTERVAL_S:
+            return False
+        self._opened_at = now
+        return True
+
+    def on_failure(self, error: Exception) -> None:
+        self.failures += 1
+        self._opened_at = time.monotonic()
+        if self.failures == MAX_FAILURES:
+            log.warning(f"{self.name} is unavailable; continuing without", error=str(error))
+
+    def trip(self, error: Exception) -> None:
+        """Open now: the dependency is known to be unavailable."""
+        self.failures = max(self.failures, MAX_FAILURES - 1)
+        self.on_failure(error)
+
+    def on_success(self) -> None:
+        if self.open:
+            log.info(f"{self.name} is available again")
+        self.failures = 0
 
 
 class OnlineStore:
@@ -43,19 +85,19 @@ class OnlineStore:
 
     def __init__(self, settings: RedisSettings, history_length: int) -> None:
         self._keys, self._length = settings.keys, history_length
-        plain = not settings.cluster and suits(settings.url)
+        plain = not settings.cluster and is_plain(settings.url)
         self._client = (
             RedisPipe(settings.url, settings.timeout_s) if plain else _FullClient(settings)
         )
-        self.breaker = Breaker("Redis")
+        self.breaker = CircuitBreaker("Redis")
 
-    async def history(self, user_id: str, newest: int | None = None) -> list[HistoryEntry]:
-        """What the user did, newest first. Raises Unavailable if Redis does not answer in time."""
-        return entries(await self.rows(user_id, newest))
+    async def history(self, user_id: str, n: int | None = None) -> list[HistoryEntry]:
+        """A user's events, newest first. Raises Unavailable if Redis does not answer in time."""
+        return entries(await self.rows(user_id, n))
 
-    async def rows(self, user_id: str, newest: int | None = None) -> Rows:
-        """The history as it is stored: for telling whether it has changed. Raises Unavailable."""
-        last = (newest or self._length) - 1
+    async def rows(self, user_id: str, n: int | None = None) -> Rows:
+        """A user's history as stored, to compare with an earlier one. Raises Unavailable."""
+        last = (n or self._length) - 1
         rows: Rows = await self._call(
             "ZRANGE", self._keys.history(user_id), 0, last, "REV", "WITHSCORES"
         )
@@ -67,7 +109,7 @@ class OnlineStore:
             await self._client.call("PING")
         except Unavailable:
             return False
-        self.breaker.worked()
+        self.breaker.on_success()
         return True
 
     async def close(self) -> None:
@@ -75,18 +117,18 @@ class OnlineStore:
 
     async def _call(self, *command: str | int) -> Any:
         if not self.breaker.allows(time.monotonic()):
-            raise Unavailable("Redis is away")
+            raise Unavailable("Redis is unavailable")
         try:
-            answer = await self._client.call(*command)
+            reply = await self._client.call(*command)
         except Unavailable as error:
-            self.breaker.failed(error)
+            self.breaker.on_failure(error)
             raise
-        self.breaker.worked()
-        return answer
+        self.breaker.on_success()
+        return reply
 
 
 class _FullClient:
-    """redis-py, for TLS and clusters: the same call."""
+    """redis-py, for TLS and clusters, with the interface of RedisPipe."""
 
     def __init__(self, settings: RedisSettings) -> None:
         options: dict[str, Any] = {
@@ -105,65 +147,21 @@ class _FullClient:
     async def call(self, *command: str | int) -> Any:
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = await self._client.execute_command(*command)
+                reply = await self._client.execute_command(*command)
         except (RedisError, OSError, TimeoutError) as error:
-            raise Unavailable(f"Redis does not answer: {error}") from error
-        return _flat(answer)
+            raise Unavailable(f"Redis is unavailable: {error}") from error
+        return _flat(reply)
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
-def _flat(answer: Any) -> Any:
-    """Members with scores as the server sent them: redis-py may have paired them up."""
-    if isinstance(answer, list) and answer and isinstance(answer[0], tuple | list):
+def _flat(reply: Any) -> Any:
+    """Members with scores as the server sends them: redis-py may have paired them."""
+    if isinstance(reply, list) and reply and isinstance(reply[0], tuple | list):
         return [
             part if isinstance(part, bytes) else repr(part).encode()
-            for pair in answer
+            for pair in reply
             for part in pair
         ]
-    return answer
-
-
-AWAY_S = 1.0
-"""How long it is left alone after it failed."""
-FAILURES = 3
-"""Failures in a row after which it is left alone."""
-
-
-@dataclass
-class Breaker:
-    """Remembers that something failed. While open, one request per `AWAY_S` tries again."""
-
-    name: str
-    opened: float = 0.0
-    failures: int = 0
-
-    @property
-    def open(self) -> bool:
-        """Whether it is left alone."""
-        return self.failures >= FAILURES
-
-    def allows(self, now: float) -> bool:
-        if not self.open:
-            return True
-        if now - self.opened < AWAY_S:
-            return False
-        self.opened = now  # this request is the probe; the others go on without
-        return True
-
-    def failed(self, error: Exception) -> None:
-        self.failures += 1
-        self.opened = time.monotonic()
-        if self.failures == FAILURES:
-            log.warning(f"{self.name} does not answer; going on without it", error=str(error))
-
-    def gone(self, error: Exception) -> None:
-        """It is known to be away: nobody has to find out."""
-        self.failures = max(self.failures, FAILURES - 1)
-        self.failed(error)
-
-    def worked(self) -> None:
-        if self.open:
-            log.info(f"{self.name} answers again")
-        self.failures = 0
+    return reply

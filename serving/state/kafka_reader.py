@@ -1,20 +1,19 @@
-"""Follow a Kafka topic in a thread, from where the caller says, without a consumer group.
+"""Follow a Kafka topic in a thread, from offsets the caller chooses, without a consumer group.
 
-reads   any topic, all its partitions
+reads   topic  any, all its partitions
 
-The thread waits for the broker and the topic to appear, and goes on after a broker's outage.
+Waits for the broker and the topic to appear, and continues after a broker outage.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Event, Thread
 
 import structlog
 from confluent_kafka import (
     OFFSET_BEGINNING,
-    OFFSET_END,
     Consumer,
     KafkaError,
     KafkaException,
@@ -23,8 +22,10 @@ from confluent_kafka import (
 )
 
 log = structlog.get_logger()
-Handler = Callable[[Sequence[Message]], None]
-Start = Callable[[Mapping[int, int]], Mapping[int, int]]
+POLL_S = 0.2
+METADATA_S = 2.0
+RETRY_S = 0.5
+MAX_BATCH = 1000
 
 
 def from_beginning(ends: Mapping[int, int]) -> Mapping[int, int]:
@@ -32,32 +33,26 @@ def from_beginning(ends: Mapping[int, int]) -> Mapping[int, int]:
     return dict.fromkeys(ends, OFFSET_BEGINNING)
 
 
-def from_end(ends: Mapping[int, int]) -> Mapping[int, int]:
-    """Start at the records that come after those counted in `ends`."""
-    return ends
-
-
 @dataclass
 class TopicReader:
     """Calls `handle` in its own thread with batches of records, in order within each partition.
 
-    `start` gets the end offset of each partition, read before anything else, and answers with the offsets
-    to begin at. `caught_up` is set once everything that stood in the topic at the start was handled.
+    `start_offsets` maps the end offset of each partition, read before anything else, to the offset to start
+    at. `caught_up` is set once all records that the topic held at the start are handled.
     """
 
     bootstrap: str
     topic: str
-    handle: Handler
-    start_at: Start = from_beginning
-    idle: Callable[[], None] = field(default=lambda: None)
-    poll_s: float = 0.2
-    caught_up: threading.Event = field(default_factory=threading.Event)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
+    handle: Callable[[Sequence[Message]], None]
+    start_offsets: Callable[[Mapping[int, int]], Mapping[int, int]] = from_beginning
+    idle: Callable[[], None] = lambda: None
+    """Called when a poll returns no records."""
+    caught_up: Event = field(default_factory=Event)
+    _stop: Event = field(default_factory=Event)
+    _thread: Thread | None = None
 
     def start(self) -> None:
-        """Begin to read; returns at once."""
-        self._thread = threading.Thread(target=self._run, name=f"read-{self.topic}", daemon=True)
+        self._thread = Thread(target=self._run, name=f"read-{self.topic}", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 3.0) -> None:
@@ -72,12 +67,12 @@ class TopicReader:
             try:
                 self._follow(consumer)
             except KafkaException as error:
-                log.warning("reading stopped; trying again", topic=self.topic, error=str(error))
+                log.warning("reading failed; trying again", topic=self.topic, error=str(error))
             except Exception:
                 log.exception("reading failed; trying again", topic=self.topic)
             finally:
                 consumer.close()
-            self._stop.wait(0.5)
+            self._stop.wait(RETRY_S)
 
     def _config(self) -> dict[str, object]:
         return {
@@ -96,9 +91,9 @@ class TopicReader:
         ends = self._wait_for_topic(consumer)
         if ends is None:
             return
-        starts = self.start_at(ends)
-        consumer.assign([TopicPartition(self.topic, p, o) for p, o in starts.items()])
-        behind = {p: end for p, end in ends.items() if _remains(starts[p], end)}
+        starts = self.start_offsets(ends)
+        consumer.assign([TopicPartition(self.topic, p, offset) for p, offset in starts.items()])
+        behind = {p: end for p, end in ends.items() if end > 0 and starts[p] != end}
         while not self._stop.is_set():
             batch = self._poll(consumer)
             if batch:
@@ -109,41 +104,35 @@ class TopicReader:
                 self._check_caught_up(consumer, behind)
 
     def _poll(self, consumer: Consumer) -> list[Message]:
-        first = consumer.poll(self.poll_s)
+        first = consumer.poll(POLL_S)
         if first is None:
             return []
-        messages = [first, *consumer.consume(1000, 0)]
+        messages = [first, *consumer.consume(MAX_BATCH, 0)]
         for message in messages:
             error = message.error()
             if error is not None and error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 raise KafkaException(error)
-        return [m for m in messages if m.error() is None]
+        return [message for message in messages if message.error() is None]
 
     def _check_caught_up(self, consumer: Consumer, behind: dict[int, int]) -> None:
-        for at in consumer.position([TopicPartition(self.topic, p) for p in behind]):
-            if at.offset >= behind[at.partition]:
-                del behind[at.partition]
+        for position in consumer.position([TopicPartition(self.topic, p) for p in behind]):
+            if position.offset >= behind[position.partition]:
+                del behind[position.partition]
         if not behind:
             self.caught_up.set()
 
     def _wait_for_topic(self, consumer: Consumer) -> dict[int, int] | None:
-        """The end offset of each partition, once the topic is there; None when told to stop."""
+        """The end offset of each partition, once the topic exists; None after `stop`."""
         while not self._stop.is_set():
             try:
-                found = consumer.list_topics(self.topic, timeout=2.0).topics[self.topic]
-                if found.error is None and found.partitions:
-                    return {p: self._end(consumer, p) for p in found.partitions}
+                metadata = consumer.list_topics(self.topic, timeout=METADATA_S).topics[self.topic]
+                if metadata.error is None and metadata.partitions:
+                    return {p: self._end(consumer, p) for p in metadata.partitions}
             except KafkaException:
-                pass  # the broker is away: that is what this loop waits for
-            self._stop.wait(0.5)
+                pass  # the broker is unavailable: keep waiting
+            self._stop.wait(RETRY_S)
         return None
 
     def _end(self, consumer: Consumer, partition: int) -> int:
-        _, end = consumer.get_watermark_offsets(TopicPartition(self.topic, partition), timeout=2.0)
-        return int(end)
-
-
-def _remains(start: int, end: int) -> bool:
-    if start in (OFFSET_END, end):
-        return False
-    return end > 0
+        topic_partition = TopicPartition(self.topic, partition)
+        return int(consumer.get_watermark_offsets(topic_partition, timeout=METADATA_S)[1])

@@ -1,14 +1,13 @@
-"""Trends and positions in memory, kept current behind the stream.
+"""Trends and applied positions in memory, kept up to date behind the stream.
 
-reads   redis  {p:<topic>:<partition>}:position, :counts, :trends; lifted
-writes  redis  lifted
+reads   redis  {p:<topic>:<partition>}:position, :counts, :trends; approved items
+writes  redis  approved items
         topic  state-changes
 
-The snapshot of a partition is read in one transaction, so its numbers belong to its position. Changes come
-from `state-changes`, begun where that topic ended before the snapshot; those at or below the position are
-in the snapshot already, and are heard of all the same: whoever watches has not seen them. The whole is read
-again now and then, and after a gap (a dead letter, or a change whose notification was lost in a crash), in a
-thread of its own: changes go on meanwhile.
+Each partition's trends are read in one transaction, so they belong to its position. Changes come from
+`state-changes`, from where that topic ended before the read. Changes at or below the position are already in
+the trends but still forwarded: WebSocket watchers have not seen them. All trends are read again periodically
+and after a gap (a dead letter, or a notification lost in a crash), in a thread; changes go on meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
@@ -33,43 +32,120 @@ from serving.state.kafka_reader import TopicReader
 
 log = structlog.get_logger()
 Listener = Callable[[Sequence[StateChange]], None]
-RESYNC_S = 600.0
-GAP_RESYNC_S = 15.0
-AGAIN_S = 1.0
+RELOAD_S = 600.0
+GAP_RELOAD_S = 15.0
+RETRY_S = 1.0
 _COLUMNS = 1 + 2 * len(HALF_LIVES_MS)
 
 
-class TrendFeed:
-    """Owns the TrendTable. `table` and `positions` are read under `lock` by other threads."""
+class StoredTrends(NamedTuple):
+    """The trends of all partitions, as stored in Redis."""
 
-    def __init__(self, settings: Settings, listener: Listener) -> None:
-        self._settings, self._listener = settings, listener
-        self._topics, self._keys = settings.kafka.topics, settings.redis.keys
+    table: TrendTable
+    positions: dict[str, int]
+    """topic/partition → last applied offset."""
+    approved: frozenset[str]
+    """Items exempt from quarantine."""
+
+
+class TrendState:
+    """The trend table and its positions. Other threads read both under `lock`."""
+
+    def __init__(self) -> None:
         self.table = TrendTable()
         self.positions: dict[str, int] = {}
-        self.lifted: frozenset[str] = frozenset()
+        self.approved: frozenset[str] = frozenset()
         self.lock = threading.Lock()
         self.changes = 0
+        """Counts modifications."""
         self.gaps = 0
-        self._loaded_at: float | None = None
-        self._gap_at: float | None = None
-        self._tried_at = float("-inf")
-        self._heard: dict[str, int] = {}
-        self._next: dict[int, int] = {}
-        self._meanwhile: list[StateChange] | None = None
-        self._loader: threading.Thread | None = None
-        self.reader = TopicReader(
-            settings.kafka.bootstrap,
-            self._topics.state_changes,
-            self._read,
-            self._start_at,
-            idle=self._idle,
-        )
+        self.gap_at: float | None = None
+        self.loaded_at: float | None = None
+        self._forwarded: dict[str, int] = {}
+        self._pending: list[StateChange] | None = None
 
     @property
     def loaded(self) -> bool:
-        """Whether the state of Redis is in the table."""
-        return self._loaded_at is not None
+        """Whether trends were read from Redis."""
+        return self.loaded_at is not None
+
+    def apply(self, changes: Sequence[StateChange]) -> list[StateChange]:
+        """Apply changes; returns those not forwarded before: a restarted stream repeats some."""
+        with self.lock:
+            if self._pending is not None:
+                self._pending += changes
+            for change in changes:
+                self._apply(change, self.table, self.positions)
+            return [change for change in changes if self._is_new(change)]
+
+    def load(self, read: Callable[[], StoredTrends]) -> None:
+        """Replace the state by what `read` returns; changes applied meanwhile are applied to it too."""
+        with self.lock:
+            self._pending = []
+        try:
+            stored = read()
+        except BaseException:
+            with self.lock:
+                self._pending = None
+            raise
+        with self.lock:
+            self.gap_at = None
+            for change in self._pending or ():
+                self._apply(change, stored.table, stored.positions)
+            self._pending = None
+            self.table, self.positions, self.approved = stored
+            # a recreated log has lower offsets, and its changes are new
+            self._forwarded = {
+                name: min(offset, stored.positions.get(name, -1))
+                for name, offset in self._forwarded.items()
+            }
+            self.changes += 1
+        self.loaded_at = time.monotonic()
+
+    def _apply(self, change: StateChange, table: TrendTable, positions: dict[str, int]) -> None:
+        """Apply one change unless the table contains it."""
+        partition = f"{change.topic}/{change.partition}"
+        position = positions.get(partition, -1)
+        if change.offset <= position:
+            return
+        if change.offset > position + 1:
+            self.gaps += 1
+            self.gap_at = self.gap_at or time.monotonic()
+        positions[partition] = change.offset
+        if change.effect.counts:
+            table.apply(change)
+        self.changes += 1
+
+    def _is_new(self, change: StateChange) -> bool:
+        partition = f"{change.topic}/{change.partition}"
+        is_new = change.offset > self._forwarded.get(partition, -1)
+        if is_new:
+            self._forwarded[partition] = change.offset
+        return is_new
+
+
+class TrendFeed(TrendState):
+    """Follows `state-changes`, forwards new changes to `listener`, and reloads the trends when due."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        listener: Listener,
+        read: Callable[[], StoredTrends] | None = None,
+    ) -> None:
+        super().__init__()
+        self._settings, self._listener = settings, listener
+        self.read: Callable[[], StoredTrends] = read or (lambda: read_trends(settings))
+        self._tried_at = float("-inf")
+        self._next: dict[int, int] = {}
+        self._loader: threading.Thread | None = None
+        self.reader = TopicReader(
+            settings.kafka.bootstrap,
+            settings.kafka.topics.state_changes,
+            self.on_records,
+            self.start_offsets,
+            idle=self._reload_if_due,
+        )
 
     def start(self) -> None:
         self.reader.start()
@@ -79,136 +155,101 @@ class TrendFeed:
         if self._loader is not None:
             self._loader.join(timeout_s)
 
-    def lift(self, item_id: str, lifted: bool) -> None:
-        """Let new accounts' votes on an item count whatever they are, or no more. Raises Unavailable.
+    def approve(self, item_id: str, approved: bool) -> None:
+        """Exempt an item from quarantine, or no longer. Raises Unavailable.
 
-        Other processes see it with their next snapshot.
+        Other processes see it when they reload their trends.
         """
+        key = self._settings.redis.keys.approved
         try:
             with closing(_connect(self._settings)) as client:
-                (client.sadd if lifted else client.srem)(self._keys.approved, item_id)
+                (client.sadd if approved else client.srem)(key, item_id)
         except (RedisError, OSError) as error:
             raise Unavailable(f"Redis: {error}") from None
         with self.lock:
-            self.lifted = self.lifted | {item_id} if lifted else self.lifted - {item_id}
+            self.approved = self.approved | {item_id} if approved else self.approved - {item_id}
             self.changes += 1
 
-    def _start_at(self, ends: Mapping[int, int]) -> Mapping[int, int]:
+    def start_offsets(self, ends: Mapping[int, int]) -> Mapping[int, int]:
+        """Where to read from: after the last record read before, else from the end."""
         if self._loader is not None:
             self._loader.join()
-        self._load()
-        # not from the end where it has read before: what came while it did not is news to those who watch
+        self.reload()
         return {
             partition: min(end, self._next.get(partition, end)) for partition, end in ends.items()
         }
 
-    def _idle(self) -> None:
-        now = time.monotonic()
-        stale = self._loaded_at is None or now - self._loaded_at > RESYNC_S
-        due = stale or (self._gap_at is not None and now - self._gap_at > GAP_RESYNC_S)
-        loading = self._loader is not None and self._loader.is_alive()
-        if due and not loading and now - self._tried_at > AGAIN_S:
-            self._tried_at = now
-            self._loader = threading.Thread(target=self._load, name="trends", daemon=True)
-            self._loader.start()
+    def on_records(self, messages: Sequence[Message]) -> None:
+        """Apply records of `state-changes` and forward the new ones."""
+        changes = []
+        for message in messages:
+            self._next[message.partition() or 0] = (message.offset() or 0) + 1
+            try:
+                changes.append(StateChange.decode(message.value() or b""))
+            except BadEvent as error:
+                log.warning("invalid state change", offset=message.offset(), error=str(error))
+        new = self.apply(changes)
+        if new:
+            self._listener(new)
+        self._reload_if_due()
 
-    def _read(self, messages: Sequence[Message]) -> None:
-        fresh: list[StateChange] = []
-        with self.lock:
-            for message in messages:
-                self._next[message.partition() or 0] = (message.offset() or 0) + 1
-                try:
-                    change = StateChange.decode(message.value() or b"")
-                except BadEvent as error:
-                    log.warning("no valid state change", offset=message.offset(), error=str(error))
-                    continue
-                if self._meanwhile is not None:
-                    self._meanwhile.append(change)
-                self._apply(change, self.table, self.positions)
-                if self._is_news(change):
-                    fresh.append(change)
-        if fresh:
-            self._listener(fresh)
-        self._idle()
-
-    def _is_news(self, change: StateChange) -> bool:
-        """Whether it was not heard of before; a stream that crashed may tell it twice."""
-        partition = f"{change.topic}/{change.partition}"
-        news = change.offset > self._heard.get(partition, -1)
-        if news:
-            self._heard[partition] = change.offset
-        return news
-
-    def _apply(self, change: StateChange, table: TrendTable, positions: dict[str, int]) -> None:
-        """Move the table by one change, if it is not in it already."""
-        partition = f"{change.topic}/{change.partition}"
-        position = positions.get(partition, -1)
-        if change.offset <= position:
-            return
-        if change.offset > position + 1:
-            self.gaps += 1
-            self._gap_at = self._gap_at or time.monotonic()
-        positions[partition] = change.offset
-        if change.effect.counts:
-            table.apply(change)
-        self.changes += 1
-
-    def _load(self) -> None:
-        """Read the whole state. Leaves the old one where Redis does not answer."""
+    def reload(self) -> None:
+        """Read all trends; keeps the old ones if Redis is unavailable."""
         began = time.monotonic()
-        with self.lock:
-            self._meanwhile = []
         try:
-            table, positions, lifted = self._snapshot()
+            self.load(self.read)
         except (RedisError, OSError) as error:
-            with self.lock:
-                self._meanwhile = None
             log.warning("trends not loaded; trying again", error=repr(error))
             return
-        with self.lock:
-            # not behind what the feed had applied when it began: the stream writes Redis first
-            self._gap_at = None
-            for change in self._meanwhile or ():
-                self._apply(change, table, positions)
-            self._meanwhile = None
-            self.table, self.positions, self.lifted = table, positions, lifted
-            # a log that was begun anew has lower offsets, and they are news
-            self._heard = {p: min(heard, positions.get(p, -1)) for p, heard in self._heard.items()}
-            self.changes += 1
-        self._loaded_at = time.monotonic()
-        log.info("trends loaded", items=len(table), seconds=round(time.monotonic() - began, 3))
+        seconds = round(time.monotonic() - began, 3)
+        log.info("trends loaded", items=len(self.table), seconds=seconds)
 
-    def _snapshot(self) -> tuple[TrendTable, dict[str, int], frozenset[str]]:
-        table, positions = TrendTable(), {}
-        client = _connect(self._settings)
-        try:
-            for topic in self._topics.interactions:
-                for partition in range(self._settings.kafka.partitions):
-                    position = self._read_partition(client, topic, partition, table)
-                    if position is not None:
-                        positions[f"{topic}/{partition}"] = position
-            lifted: Any = client.smembers(self._keys.approved)
-        finally:
-            client.close()
-        return table, positions, frozenset(item.decode() for item in lifted)
+    def _reload_if_due(self) -> None:
+        now = time.monotonic()
+        stale = self.loaded_at is None or now - self.loaded_at > RELOAD_S
+        due = stale or (self.gap_at is not None and now - self.gap_at > GAP_RELOAD_S)
+        loading = self._loader is not None and self._loader.is_alive()
+        if due and not loading and now - self._tried_at > RETRY_S:
+            self._tried_at = now
+            self._loader = threading.Thread(target=self.reload, name="trends", daemon=True)
+            self._loader.start()
 
-    def _read_partition(
-        self, client: Redis | RedisCluster, topic: str, partition: int, table: TrendTable
-    ) -> int | None:
-        pipe = client.pipeline(transaction=True)
-        pipe.get(self._keys.applied_offset(topic, partition))
-        pipe.hgetall(self._keys.counts(topic, partition))
-        pipe.hgetall(self._keys.trends(topic, partition))
-        position, counts, trends = pipe.execute()
-        names = list(trends.keys() | counts.keys())
-        values = np.zeros((len(names), _COLUMNS))
-        known = [i for i, name in enumerate(names) if name in trends]
-        if known:
-            raw = b"".join(trends[names[i]] for i in known)
-            values[known] = np.frombuffer(raw, "<f8").reshape(-1, _COLUMNS)
-        numbers = np.array([int(counts.get(name, 0)) for name in names], np.int64)
-        table.merge_many([n.decode() for n in names], values[:, 0], values[:, 1:], numbers)
-        return None if position is None else int(position)
+
+def read_trends(settings: Settings) -> StoredTrends:
+    """Read the trends of every partition from Redis. Raises RedisError."""
+    table, positions = TrendTable(), {}
+    with closing(_connect(settings)) as client:
+        for topic in settings.kafka.topics.interactions:
+            for partition in range(settings.kafka.partitions):
+                position = _read_partition(client, settings, (topic, partition), table)
+                if position is not None:
+                    positions[f"{topic}/{partition}"] = position
+        approved: Any = client.smembers(settings.redis.keys.approved)
+    return StoredTrends(table, positions, frozenset(item.decode() for item in approved))
+
+
+def _read_partition(
+    client: Redis | RedisCluster,
+    settings: Settings,
+    partition: tuple[str, int],
+    table: TrendTable,
+) -> int | None:
+    """Merge one partition into the table; returns its position."""
+    keys = settings.redis.keys
+    pipe = client.pipeline(transaction=True)
+    pipe.get(keys.applied_offset(*partition))
+    pipe.hgetall(keys.counts(*partition))
+    pipe.hgetall(keys.trends(*partition))
+    position, counts, trends = pipe.execute()
+    names = list(trends.keys() | counts.keys())
+    values = np.zeros((len(names), _COLUMNS))
+    known = [row for row, name in enumerate(names) if name in trends]
+    if known:
+        raw = b"".join(trends[names[row]] for row in known)
+        values[known] = np.frombuffer(raw, "<f8").reshape(-1, _COLUMNS)
+    numbers = np.array([int(counts.get(name, 0)) for name in names], np.int64)
+    table.merge_many([name.decode() for name in names], values[:, 0], values[:, 1:], numbers)
+    return None if position is None else int(position)
 
 
 def _connect(settings: Settings) -> Redis | RedisCluster:

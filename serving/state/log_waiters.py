@@ -12,7 +12,7 @@ class PositionWaiters:
     """Requests that wait for a log position. Event loop only."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._waiting: dict[LogPosition, set[asyncio.Future[None]]] = {}
 
     async def reached(self, position: LogPosition, applied: Mapping[str, int]) -> bool:
@@ -23,7 +23,7 @@ class PositionWaiters:
         waiting = self._waiting.setdefault(position, set())
         waiting.add(future)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self.timeout_s):
                 await future
         except TimeoutError:
             return False

@@ -1,8 +1,8 @@
 """One pipelined connection to a Redis server, for the request path.
 
-All requests of a loop iteration go out in one write, and their answers are parsed by hiredis as they come:
-a fifth of the processor time of a pooled client. A wedged server costs a caller `timeout_s`; an event loop
-that is late is not taken for one.
+All commands of one event-loop iteration go out in one write, and hiredis parses the replies as they arrive:
+a fifth of the CPU time of a pooled client. An unresponsive server costs a caller `timeout_s`; a delayed event
+loop is not mistaken for one.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from redis.connection import parse_url
 
 from afterclick.errors import Unavailable
 
-PENDING = 2000
-"""Commands that may wait for their answers; more are refused at once."""
+MAX_PENDING = 2000
+"""Commands awaiting a reply; further ones fail immediately."""
 SILENT_S = 2.0
-"""A server that says nothing for so long while commands wait may be gone for good: another connection."""
+"""Reconnect if the server sends nothing for this long while commands wait."""
 GRACE_S = 0.02
-"""After the timeout: one more turn of the loop, in which an answer that lies in the socket is read."""
+"""Added to the timeout: one more loop iteration, to read a reply that is in the socket already."""
 
 
-def suits(url: str) -> bool:
-    """Whether the URL is a plain server: TLS and clusters need the full client."""
+def is_plain(url: str) -> bool:
+    """Whether the URL needs no TLS, for which redis-py is used."""
     return urlsplit(url).scheme in ("redis", "unix")
 
 
 class RedisPipe:
     """Connects on first use and again after a loss."""
 
-    def __init__(self, url: str, timeout_s: float) -> None:
+    def __init__(self, url: str, timeout_s: float, silent_s: float = SILENT_S) -> None:
         self._options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
-        self._timeout_s = timeout_s
+        self._timeout_s, self._silent_s = timeout_s, silent_s
         self._connection: _Connection | None = None
         self._attempt: asyncio.Task[_Connection] | None = None
 
     async def call(self, *command: str | bytes | int) -> Any:
-        """The answer to a command. Raises Unavailable where there is none in time, or an error instead."""
+        """The reply to a command. Raises Unavailable for no reply in time, or for an error reply."""
         connection = self._connection
         if connection is None or connection.lost:
             connection = await self._connected()
@@ -53,7 +53,7 @@ class RedisPipe:
             self._connection.close()
 
     async def _connected(self) -> _Connection:
-        """A new connection: one attempt for all who wait for it, with one outcome. Raises Unavailable."""
+        """A new connection; concurrent callers share one attempt. Raises Unavailable."""
         if self._attempt is None:
             self._attempt = asyncio.ensure_future(self._connect())
             self._attempt.add_done_callback(self._attempted)
@@ -62,19 +62,17 @@ class RedisPipe:
     def _attempted(self, attempt: asyncio.Task[_Connection]) -> None:
         self._attempt = None
         if not attempt.cancelled():
-            attempt.exception()  # looked at, also where nobody waits any more
+            attempt.exception()  # retrieved, so that asyncio does not log it
 
     async def _connect(self) -> _Connection:
-        fresh = _Connection(self._timeout_s)
+        fresh = _Connection(self._timeout_s, self._silent_s)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._open(fresh)
             self._connection = fresh
             return fresh
         except OSError as error:  # a TimeoutError is one
-            raise Unavailable(
-                f"Redis cannot be reached: {str(error) or 'no answer in time'}"
-            ) from error
+            raise Unavailable(f"cannot connect to Redis: {str(error) or 'no reply in time'}") from error
         finally:
             if self._connection is not fresh:
                 fresh.close()
@@ -94,13 +92,13 @@ class RedisPipe:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, once: its commands and, in the same order, who waits for their answers.
+    """One connection: its commands and, in the same order, the futures of their replies.
 
-    A connection after it has its own, so that no answer can reach somebody who asked another one.
+    Each connection has its own futures, so that a reply cannot reach a command of another connection.
     """
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, timeout_s: float, silent_s: float) -> None:
+        self._timeout_s, self._silent_s = timeout_s, silent_s
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         self._waiting: deque[asyncio.Future[Any]] = deque()
@@ -112,14 +110,14 @@ class _Connection(asyncio.Protocol):
         return self._transport is None
 
     async def call(self, *command: str | bytes | int) -> Any:
-        """The answer to a command. Raises Unavailable."""
+        """The reply to a command. Raises Unavailable."""
         if self._transport is None:
             raise Unavailable("the connection to Redis was lost")
-        if len(self._waiting) >= PENDING:
-            raise Unavailable("Redis is behind: too many commands wait")
+        if len(self._waiting) >= MAX_PENDING:
+            raise Unavailable("too many commands are waiting for Redis")
         answer = await self._send(command)
         if isinstance(answer, hiredis.HiredisError):
-            raise Unavailable(f"Redis refuses: {answer}")
+            raise Unavailable(f"Redis error: {answer}")
         return answer
 
     def close(self) -> None:
@@ -148,10 +146,10 @@ class _Connection(asyncio.Protocol):
         asyncio.get_running_loop().call_later(GRACE_S, self._fail, future)
 
     def _fail(self, future: asyncio.Future[Any]) -> None:
-        if not future.done():  # its place in the queue stays: the late answer belongs to it
-            future.set_exception(Unavailable("Redis does not answer in time"))
+        if not future.done():  # it stays in the queue, for the late reply
+            future.set_exception(Unavailable("Redis did not reply in time"))
             silent_s = asyncio.get_running_loop().time() - self._silent_since
-            if silent_s > SILENT_S and self._transport is not None:
+            if silent_s > self._silent_s and self._transport is not None:
                 self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

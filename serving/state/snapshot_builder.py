@@ -127,7 +127,7 @@ class SnapshotBuilder:
             table = feed.table
             now_ms = max(time.time() * 1000, table.newest_ms)
             (votes, established), counts = table.both(now_ms), table.counts.copy()
-            approved = [row for item in feed.lifted if (row := table.find(item)) is not None]
+            approved = [row for item in feed.approved if (row := table.find(item)) is not None]
             self._rows.align(table, items)
         version = self._listed.get(catalogue.version, lambda: self._add_catalogue(catalogue))
         limits, rows = self._sources.limits, np.array(approved, np.intp)

@@ -54,7 +54,7 @@ class StillFeed:
     def __init__(self, items: Sequence[Item], interactions: Sequence[int]) -> None:
         self.table, self.lock, self.changes = TrendTable(), threading.Lock(), 1
         self.positions: dict[str, int] = {}
-        self.lifted: frozenset[str] = frozenset()
+        self.approved: frozenset[str] = frozenset()
         now = time.time() * 1000
         for item, times in zip(items, interactions, strict=True):
             for _ in range(times):

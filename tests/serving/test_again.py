@@ -21,8 +21,7 @@ from infra.embedded.valkey import ValkeyServer
 from serving.events.impressions import ImpressionLog
 from serving.response_cache import Recommendation, RenderedList
 from serving.service import ServingTimings
-from serving.state import redis_pipe
-from serving.state.live_trends import TrendFeed
+from serving.state.live_trends import StoredTrends, TrendFeed
 from serving.state.redis_pipe import RedisPipe
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
@@ -80,9 +79,8 @@ def test_who_watches_from_before_the_first_model_gets_its_list(
     "silent_s", [0.3, NEVER_S], ids=["another connection", "control: the same one"]
 )
 def test_a_peer_that_has_gone_without_a_word_is_left(
-    silent_s: float, monkeypatch: pytest.MonkeyPatch
+    silent_s: float,
 ) -> None:
-    monkeypatch.setattr(redis_pipe, "SILENT_S", silent_s)
     connections = 0
 
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -96,7 +94,8 @@ def test_a_peer_that_has_gone_without_a_word_is_left(
 
     async def main() -> int:
         server = await asyncio.start_server(peer, "127.0.0.1", 0)
-        pipe = RedisPipe(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", 0.2)
+        url = f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+        pipe = RedisPipe(url, 0.2, silent_s)
         answered = 0
         for _ in range(8):
             try:
@@ -137,37 +136,32 @@ def notice(offset: int) -> Any:
     return SimpleNamespace(value=change(offset).encode, offset=lambda: offset, partition=lambda: 0)
 
 
-@pytest.fixture
-def feed(settings: Settings) -> tuple[TrendFeed, list[int]]:
-    """A feed that is not started, and the offsets of the changes that it tells."""
-    told: list[int] = []
-    return TrendFeed(settings, lambda changes: told.extend(c.offset for c in changes)), told
-
-
-def test_a_reader_that_begins_again_goes_on_where_it_was(
-    feed: tuple[TrendFeed, list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trends, _ = feed
-    monkeypatch.setattr(trends, "_load", lambda: None)
-    assert trends._start_at({0: 5, 1: 7}) == {0: 5, 1: 7}, (
-        "what came before the start is nobody's news"
+def a_feed(settings: Settings, forwarded: list[int]) -> TrendFeed:
+    """A feed that is not started, over an empty Redis; appends the offsets of forwarded changes."""
+    return TrendFeed(
+        settings,
+        lambda changes: forwarded.extend(change.offset for change in changes),
+        read=lambda: StoredTrends(TrendTable(), {}, frozenset()),
     )
-    trends._read([notice(5), notice(6)])
-    assert trends._start_at({0: 20, 1: 7}) == {0: 7, 1: 7}
-    assert trends._start_at({0: 3, 1: 0}) == {0: 3, 1: 0}, "a topic that was made anew"
 
 
-def test_a_log_that_was_begun_anew_is_heard(
-    feed: tuple[TrendFeed, list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trends, told = feed
-    monkeypatch.setattr(trends, "_snapshot", lambda: (TrendTable(), {}, frozenset()))
-    trends._load()
-    trends._read([notice(0), notice(1), notice(1)])
-    assert told == [0, 1]
-    trends._load()  # Redis is empty, too
-    trends._read([notice(0)])
-    assert told == [0, 1, 0]
+def test_a_restarted_reader_continues_where_it_stopped(settings: Settings) -> None:
+    feed = a_feed(settings, [])
+    assert feed.start_offsets({0: 5, 1: 7}) == {0: 5, 1: 7}, "earlier changes are not forwarded"
+    feed.on_records([notice(5), notice(6)])
+    assert feed.start_offsets({0: 20, 1: 7}) == {0: 7, 1: 7}
+    assert feed.start_offsets({0: 3, 1: 0}) == {0: 3, 1: 0}, "a recreated topic"
+
+
+def test_changes_of_a_recreated_log_are_forwarded(settings: Settings) -> None:
+    forwarded: list[int] = []
+    feed = a_feed(settings, forwarded)
+    feed.reload()
+    feed.on_records([notice(0), notice(1), notice(1)])
+    assert forwarded == [0, 1]
+    feed.reload()  # Redis is empty, too
+    feed.on_records([notice(0)])
+    assert forwarded == [0, 1, 0]
 
 
 class ProducerWithoutTopic:

@@ -254,10 +254,8 @@ def test_a_request_with_a_position_never_sees_an_older_state(shop_api: Running) 
         assert f"camera-{number}" not in ids(body)
 
 
-def test_a_position_that_is_not_reached_is_said_to_be_not_fresh(
-    shop_api: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shop_api.service.waiters, "_patience_s", 0.3)
+def test_a_list_is_not_fresh_if_its_position_is_not_reached(shop_api: Running) -> None:
+    shop_api.service.waiters.timeout_s = 0.3
     body = shop_api.list_for(
         "ida", after=f"{shop_api.service.settings.kafka.topics.feedback}/0/123456"
     )

@@ -46,10 +46,10 @@ def test_a_like_that_was_read_with_the_snapshot_is_pushed(
         feed.reader.handle = held_back
         told = LogPosition.parse(shop_api.tell("carol", "cable-7", event_id="first"))
         wait_until(lambda: reached(settings, told) >= told.offset)
-        feed._load()
+        feed.reload()
         assert counted(shop_api, "cable-7") == 1
         if not heard:
-            feed._heard.update(feed.positions)
+            feed._forwarded.update(feed.positions)
         gate.set()
         if not heard:
             shop_api.tell("carol", "cable-1", event_id="second")
@@ -58,29 +58,27 @@ def test_a_like_that_was_read_with_the_snapshot_is_pushed(
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "control: forgotten"])
-def test_changes_go_on_while_the_snapshot_is_read(
-    shop_api: Running, monkeypatch: pytest.MonkeyPatch, kept: bool
-) -> None:
+def test_changes_go_on_while_the_snapshot_is_read(shop_api: Running, kept: bool) -> None:
     feed = shop_api.service.feed
-    snapshot, reading, goes_on = feed._snapshot, threading.Event(), threading.Event()
+    read, reading, goes_on = feed.read, threading.Event(), threading.Event()
 
     def slow() -> Any:
-        found = snapshot()
+        found = read()
         reading.set()
         assert goes_on.wait(PATIENCE_S)
         return found
 
     with connect(f"{shop_api.ws}/ws/recommendations?user_id=carol") as socket:
         received(socket)
-        monkeypatch.setattr(feed, "_snapshot", slow)
-        feed._loaded_at = None
+        feed.read = slow
+        feed.loaded_at = None
         assert reading.wait(PATIENCE_S)
         shop_api.tell("carol", "cable-7", event_id="meanwhile")
         assert received(socket)["cause"]["event_id"] == "meanwhile", "nobody waits for the snapshot"
         assert counted(shop_api, "cable-7") == 1
         if not kept:
-            feed._meanwhile = None
+            feed._pending = None
         goes_on.set()
         wait_until(lambda: feed.loaded)
         assert counted(shop_api, "cable-7") == int(kept)
-        assert feed._gap_at is None
+        assert feed.gap_at is None

@@ -93,7 +93,7 @@ class _Feed:
     def __init__(self, with_trends: bool, approved: frozenset[str]) -> None:
         self.table, self.lock, self.changes = TrendTable(), threading.Lock(), 1
         self.positions = {"feedback/0": 41}
-        self.lifted = approved
+        self.approved = approved
         if with_trends:
             given = fixed_state.trends()
             self.table.merge_many(given["ids"], given["times_ms"], given["sums"], given["counts"])
