@@ -25,9 +25,9 @@ from afterclick.settings import Settings
 from afterclick.trends import HALF_LIVES_MS
 from training.evaluation import list_metrics
 from training.evaluation.measure import top_n
-from training.evaluation.protocols import PROTOCOLS, queries, sample
 from training.evaluation.time_split import split_of
 from training.models.popularity import trends_at
+from training.protocols import PROTOCOLS, queries, sample
 
 plt.rcParams.update(
     {"figure.figsize": (10, 3.2), "axes.spines.top": False, "axes.spines.right": False}

@@ -26,10 +26,10 @@ from training.config import AlsConfig, NeighbourConfig
 from training.evaluation import list_metrics, scorers
 from training.evaluation.als_search import als_model
 from training.evaluation.measure import FullRanking, answer
-from training.evaluation.protocols import queries, sample
 from training.evaluation.time_split import split_of
 from training.models.als import implicit_als
 from training.models.neighbours import cosine_neighbours
+from training.protocols import queries, sample
 
 plt.rcParams.update(
     {"figure.figsize": (10, 3.4), "axes.spines.top": False, "axes.spines.right": False}

@@ -1,7 +1,7 @@
 """Fit a model: ALS, neighbours, popularity, content, the two towers, and the ranker on past cuts.
 
-The pipeline and `afterclick evaluate` fit with the same `ModelTrainer`, so that published figures are those
-of the served model.
+The pipeline and `afterclick evaluate` fit with the same `ModelTrainer`, so that published figures
+are those of the served model.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class ModelTrainer:
         return FittedModel(model, _sample(factors.users, config.als.seed))
 
     def with_towers(self, fitted: FittedModel, rows: Interactions) -> FittedModel:
-        """The same model with the two towers, if the configuration has them, learned from `rows`."""
+        """The same model with the two towers, if the configuration has them, learned from
+        `rows`."""
         if self.config.towers is None:
             return fitted
         _, known = self._select(rows)
@@ -91,7 +92,8 @@ class ModelTrainer:
             )
 
     def _select(self, rows: Interactions) -> tuple[Interactions, Interactions]:
-        """The rows with the model's items, and of these the rows of items with enough interactions."""
+        """The rows with the model's items, and of these the rows of items with enough
+        interactions."""
         enough = self.config.min_interactions
         rows = popularity.without_pushed_rows(rows, self.config.quarantine)
         rows = rows.also(self.texts)  # items without interactions are retrieved by their texts

@@ -1,8 +1,9 @@
 """The ranker: LambdaMART (LightGBM) over the candidates of all sources, learned on past cuts.
 
-At each past cut a model is fitted on the rows before it and queried for what came after it, with the user
-states and trends of those moments; so every feature is as old as it will be when served, and none contains
-the future. Candidates and features come from afterclick/ranking.py, as in serving.
+At each past cut a model is fitted on the rows before it and queried for what came after it, with
+the user states and trends of those moments; so every feature is as old as it will be when served,
+and none contains the future. Candidates and features come from afterclick/ranking.py, as in
+serving.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from afterclick.model import Model
 from afterclick.ranking import CandidateGenerator
 from afterclick.trends import DAY_MS
 from training.config import RankerConfig
-from training.evaluation.protocols import TimeSplit, moments, sample, with_history
-from training.evaluation.query_replay import align, replay
 from training.interactions import Interactions
+from training.protocols import TimeSplit, moments, sample, with_history
+from training.query_replay import align, replay
 
 if TYPE_CHECKING:
     import lightgbm
@@ -48,7 +49,8 @@ class BoosterRanker:
 
     @classmethod
     def of(cls, text: str) -> BoosterRanker:
-        """From LightGBM's text. Raises BadArtifact for a feature that this program does not have."""
+        """From LightGBM's text. Raises BadArtifact for a feature that this program does not
+        have."""
         import lightgbm
 
         booster = lightgbm.Booster(model_str=text)
@@ -96,7 +98,8 @@ def train(
     config: RankerConfig,
     trusted: NDArray[np.bool_] | None = None,
 ) -> FittedRanker:
-    """Learn the ranker from `rows` (in order of time). `trusted` marks the rows that may become targets.
+    """Learn the ranker from `rows` (in order of time). `trusted` marks the rows that may become
+    targets.
 
     Raises NotEnoughHistory if the past cuts hold fewer than 50 queries whose target is a candidate.
     """

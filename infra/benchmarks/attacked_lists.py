@@ -25,18 +25,19 @@ from afterclick.quarantine import QuarantineLimits
 from afterclick.trends import DAY_MS
 from training.evaluation import list_metrics
 from training.evaluation.measure import FullRanking, answer
-from training.evaluation.protocols import Queries, TimeSplit, as_of, queries, sample, with_history
-from training.evaluation.query_replay import align
 from training.evaluation.scorers import blend
 from training.fit import ModelTrainer
 from training.interactions import Interactions
+from training.protocols import Queries, TimeSplit, as_of, queries, sample, with_history
+from training.query_replay import align
 from training.ranker import BoosterRanker
 
 UNBOUND = QuarantineLimits(max_ratio=0.0)
 _Z95 = 1.96
 """Half of a 95 % interval, in standard errors: the same questions are asked before and after."""
 _DAYS = 7
-"""Days before the cut in which the accounts are made; questions come from twice as many after it."""
+"""Days before the cut in which the accounts are made; questions come from twice as many after
+it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class AttackResult:
 
 
 def fakes(past: Interactions, attack: Attack, target: int, cut_ms: int, seed: int) -> Interactions:
-    """The attack's rows alone, in order of time. Its accounts come after the genuine users of `past`."""
+    """The attack's rows alone, in order of time. Its accounts come after the genuine users of
+    `past`."""
     random = np.random.default_rng(seed)
     accounts = round(attack.share * len(np.unique(past.user)))
     popularity = past.item_counts() / max(len(past), 1)
@@ -173,7 +175,8 @@ def run(split: TimeSplit, guarded: ModelTrainer, plan: AttackPlan) -> dict[str, 
 
 
 def _questions(split: TimeSplit, plan: AttackPlan) -> Queries:
-    """What comes in two weeks after the cut: of users with a live event, and of users nobody knows."""
+    """What comes in two weeks after the cut: of users with a live event, and of users nobody
+    knows."""
     end = split.cut_ms + 2 * _DAYS * int(DAY_MS)
     live = with_history(split, queries(split, "live"))
     cold = as_of(queries(split, "cold"), split.cut_ms)

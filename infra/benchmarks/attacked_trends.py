@@ -19,8 +19,8 @@ from afterclick.arrays import Float64Array
 from afterclick.quarantine import QuarantineLimits, apply_limits
 from afterclick.trends import DAY_MS
 from infra.benchmarks.attacked_lists import UNBOUND, Attack, AttackPlan, fakes, one_vote
-from training.evaluation.protocols import TimeSplit
 from training.models.popularity import established, sums_at
+from training.protocols import TimeSplit
 
 MONTHS = 6
 ATTACKS = 5

@@ -8,12 +8,12 @@ import pytest
 from afterclick.settings import Settings
 from infra.benchmarks.attacked_lists import Attack, AttackPlan, inject, one_vote, run
 from training.config import AlsConfig, ModelConfig, RankerConfig, TowerConfig
-from training.evaluation.protocols import TimeSplit
 from training.evaluation.reviews import Reviews
 from training.evaluation.time_split import split_of
 from training.fit import ModelTrainer
 from training.models.als import implicit_als
 from training.models.popularity import without_pushed_rows
+from training.protocols import TimeSplit
 
 DAY_S = 86_400
 

@@ -54,7 +54,7 @@ def interactions(
 
 
 def checkerboard(size: int = 40, missing: int = 2) -> tuple[Interactions, list[tuple[int, int]]]:
-    """Even users have the even items, odd users the odd ones; `missing` of each user's are held out.
+    """Even users have the even items, odd users the odd ones; `missing` of each are held out.
 
     Returns the rest, and what was held out.
     """

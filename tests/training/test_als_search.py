@@ -30,7 +30,9 @@ def evaluation(tmp_path: Path, settings: Settings) -> AlsEvaluation:
     return AlsEvaluation.of(split_of(settings, a_dataset(tmp_path), None)[0], 60, 1)
 
 
-def test_every_trial_is_a_nested_run_with_its_metrics(settings: Settings, evaluation: AlsEvaluation) -> None:
+def test_every_trial_is_a_nested_run_with_its_metrics(
+    settings: Settings, evaluation: AlsEvaluation
+) -> None:
     answer = search(settings, evaluation, AlsSearch(trials=3))
     assert answer["trials"] == 3
     registry = MlflowRegistry(settings)
@@ -49,7 +51,9 @@ def test_every_trial_is_a_nested_run_with_its_metrics(settings: Settings, evalua
     )
 
 
-def test_a_search_goes_on_where_it_was_killed(settings: Settings, evaluation: AlsEvaluation) -> None:
+def test_a_search_goes_on_where_it_was_killed(
+    settings: Settings, evaluation: AlsEvaluation
+) -> None:
     first = search(settings, evaluation, AlsSearch(trials=1))
     study = optuna.load_study(study_name="als", storage=f"sqlite:///{settings.home / 'optuna.db'}")
     study.ask()  # a trial that nobody will ever finish
@@ -66,7 +70,9 @@ def test_what_is_used_today_is_tried_first(settings: Settings, evaluation: AlsEv
     assert study.trials[0].params == {"rank": knobs.rank, "reg": knobs.reg, "alpha": knobs.alpha}
 
 
-def test_a_trial_far_behind_the_others_is_pruned(settings: Settings, evaluation: AlsEvaluation) -> None:
+def test_a_trial_far_behind_the_others_is_pruned(
+    settings: Settings, evaluation: AlsEvaluation
+) -> None:
     study = optuna.create_study(
         study_name="als", storage=f"sqlite:///{_database(settings)}", direction="maximize"
     )
@@ -95,7 +101,9 @@ def _database(settings: Settings) -> Path:
 
 @pytest.mark.spark
 def test_both_engines_are_asked_the_same(spark: SparkSession, evaluation: AlsEvaluation) -> None:
-    answer = compare_engines(spark, evaluation, AlsConfig(rank=8, reg=0.1, alpha=10.0, iterations=8))
+    answer = compare_engines(
+        spark, evaluation, AlsConfig(rank=8, reg=0.1, alpha=10.0, iterations=8)
+    )
     spark_s, implicit = answer["engines"]["spark"], answer["engines"]["implicit"]
     assert spark_s["fit_seconds"] > 0 < implicit["fit_seconds"]
     assert spark_s["live.hr@10"] == pytest.approx(implicit["live.hr@10"], abs=0.15)

@@ -57,7 +57,9 @@ def test_ranx_agrees_on_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_single_target_in_third_place() -> None:
     lists = np.array([[7, 8, 9, 10]], np.int32)
-    found = list_metrics.accuracy(list_metrics.hits_of(lists, np.array([9], np.int32)), np.ones(1, np.int32))
+    found = list_metrics.accuracy(
+        list_metrics.hits_of(lists, np.array([9], np.int32)), np.ones(1, np.int32)
+    )
     assert found["hr@10"][0] == 1.0
     assert found["ndcg@10"][0] == pytest.approx(0.5)
     assert found["mrr"][0] == pytest.approx(1 / 3)
@@ -98,7 +100,9 @@ def test_popularity_lift_is_how_much_more_popular_lists_are_than_what_users_chos
     counts = np.array([1, 4, 8])
     lists = np.array([[0, 1], [2, 2], [1, -1]], np.int32)
     # lists (2.5 + 8 + 4) / 3, profiles (2.5 + 4 + 4) / 3
-    assert list_metrics.popularity_lift(lists, counts, profiles[:3]) == pytest.approx(14.5 / 10.5 - 1)
+    assert list_metrics.popularity_lift(lists, counts, profiles[:3]) == pytest.approx(
+        14.5 / 10.5 - 1
+    )
     assert (
         list_metrics.popularity_lift(lists[:2], counts, profiles[[0, 4]]) == 0.0
     )  # without a past: not counted

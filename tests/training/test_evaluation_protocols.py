@@ -9,10 +9,10 @@ from afterclick.features import TrendView
 from afterclick.quarantine import QuarantineLimits, apply_limits
 from afterclick.trends import TrendTable
 from training.evaluation.measure import top_n
-from training.evaluation.protocols import PROTOCOLS, TimeSplit, moments, queries, sample
-from training.evaluation.query_replay import replay
 from training.interactions import Interactions
 from training.models.popularity import trends_at
+from training.protocols import PROTOCOLS, TimeSplit, moments, queries, sample
+from training.query_replay import replay
 
 DAY = 86_400_000
 CUT = 100 * DAY
@@ -89,13 +89,17 @@ def test_who_is_back_is_asked_on_that_day_with_what_they_did_before() -> None:
 
 
 def test_an_item_with_too_few_training_rows_is_no_target_but_may_be_a_live_event() -> None:
-    split = split_of([*PAST, ("cy", "new", 110), ("cy", "i0", 110), ("bob", "new", 111)], min_interactions=2)
+    split = split_of(
+        [*PAST, ("cy", "new", 110), ("cy", "i0", 110), ("bob", "new", 111)], min_interactions=2
+    )
     assert asked(split, "live") == [("cy", "i0", "new", 110)]
     assert asked(split, "returning") == []
 
 
 def test_cold_items_are_asked_for_on_their_own() -> None:
-    split = split_of([*PAST, ("cy", "i1", 110), ("cy", "new", 111), ("dan", "new", 112)], min_interactions=2)
+    split = split_of(
+        [*PAST, ("cy", "i1", 110), ("cy", "new", 111), ("dan", "new", 112)], min_interactions=2
+    )
     assert asked(split, "cold_items") == [("cy", "new", "i1", 110)]
     assert asked(split, "live") == []
     assert split.eligible.sum() == 1

@@ -16,16 +16,17 @@ from training.config import PRESETS
 from training.evaluation import reviews
 from training.evaluation.clicks import ClickModel, simulate
 from training.evaluation.measure import Answers
-from training.evaluation.protocols import Queries
 from training.evaluation.time_split import cut_of
 from training.mlflow_registry import MlflowRegistry
+from training.protocols import Queries
 
 DAY_S = 86_400
 HEAD = "user_id,item_id,timestamp,time_quality\n"
 
 
 def a_dataset(folder: Path, users: int = 700, items: int = 60) -> Path:
-    """Two kinds of users, each with half of the catalogue, over 400 days; one time in ten is guessed."""
+    """Two kinds of users, each with half of the catalogue, over 400 days; one time in ten is
+    guessed."""
     random = np.random.default_rng(4)
     rows = []
     for user in range(users):

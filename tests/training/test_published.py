@@ -91,7 +91,7 @@ def test_a_large_catalogue_is_solved_among_neighbours() -> None:
 def test_a_two_tower_vector_is_computed_without_torch() -> None:
     import torch
 
-    from training.models.matrix_two_tower import TwoTower
+    from training.models.two_tower import TwoTower
 
     model, train, _ = fitted("two_tower")
     assert isinstance(model, TwoTower)
@@ -201,7 +201,8 @@ def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 def given_negatives(folder: Path, paper: bool) -> Path:
-    """Every user's target among three items of the other kind, which nobody of the user's kind has."""
+    """Every user's target among three items of the other kind, which nobody of the user's kind
+    has."""
     targets = [line.split(",") for line in (folder / "test.csv").read_text().splitlines()[1:]]
     rows = []
     for user, item in targets:

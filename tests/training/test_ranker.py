@@ -14,13 +14,13 @@ from afterclick.model import Model
 from training import ranker
 from training.config import NeighbourConfig, RankerConfig
 from training.evaluation.measure import ItemFacts, freshness, measure
-from training.evaluation.protocols import TimeSplit, moments, queries, with_history
-from training.evaluation.query_replay import replay
 from training.evaluation.scorers import ScorerInputs, scorers
 from training.evaluation.time_split import answer_all
 from training.interactions import Interactions
 from training.models.neighbours import cosine_neighbours, same_day_neighbours
 from training.models.popularity import first_seen, popularity
+from training.protocols import TimeSplit, moments, queries, with_history
+from training.query_replay import replay
 from training.ranker import BoosterRanker, FittedRanker, NotEnoughHistory, past_splits
 
 DAY = 86_400_000
@@ -30,10 +30,11 @@ CONFIG = RankerConfig(
 
 
 def companion_shop(users: int = 1500, items: int = 120, days: int = 400) -> Interactions:
-    """Whoever buys an even item buys, soon after, the odd one that belongs to it in two cases of three.
+    """Whoever buys an even item buys, soon after, the odd one that belongs to it in two cases of
+    three.
 
-    Users come at random moments, so a history as of a cut tells nothing of what the live event tells.
-    """
+    Users come at random moments, so a history as of a cut tells nothing of what the live event
+    tells."""
     random = np.random.default_rng(11)
     rows = []
     for user in range(users):

@@ -54,7 +54,7 @@ def test_numpy_computes_the_vectors_that_torch_has_learned() -> None:
     rows, _ = shop.checkerboard()
     examples = TowerExamples.of(rows)
     towers = two_tower.train(examples, 40, CONFIG)
-    arrays = towers.export(CONFIG.temperature)
+    arrays = towers.export()
     some = slice(100, 130)
     history = torch.from_numpy(
         np.where(examples.history[some] >= 0, examples.history[some], 40).astype(np.int64)

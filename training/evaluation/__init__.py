@@ -1,1 +1,2 @@
-"""Evaluation: who is asked what and when (protocols), ranks with ties broken at random, metrics, reports."""
+"""Evaluation: who is asked what and when (protocols), ranks with ties broken at random, metrics,
+reports."""

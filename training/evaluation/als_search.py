@@ -1,4 +1,5 @@
-"""The quality of ALS on a time split: a search for rank, regParam and alpha, and a comparison of the engines.
+"""The quality of ALS on a time split: a search for rank, regParam and alpha, and a comparison of
+the engines.
 
 reads   a dataset (training/evaluation/reviews.py), or parquet <home>/etl/<version>
 writes  sqlite  <home>/optuna.db: the study, which a later call of the same name continues
@@ -23,11 +24,11 @@ from afterclick.settings import Settings
 from training.config import AlsConfig
 from training.evaluation import list_metrics, scorers
 from training.evaluation.measure import FullRanking, answer
-from training.evaluation.protocols import Queries, TimeSplit, queries, sample
 from training.interactions import Interactions
 from training.mlflow_registry import MlflowRegistry
 from training.models.als import Factors, implicit_als, spark_als
 from training.models.popularity import first_seen, popularity
+from training.protocols import Queries, TimeSplit, queries, sample
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -57,7 +58,8 @@ class AlsEvaluation:
         return cls(split, known, chosen, seed)
 
     def metrics(self, factors: Factors, config: AlsConfig) -> dict[str, float]:
-        """protocol.metric → mean over users; `ndcg@10`: that of both protocols; `rmse`: of preferences."""
+        """protocol.metric → mean over users; `ndcg@10`: that of both protocols; `rmse`: of
+        preferences."""
         scorer = scorers.als(als_model(self.split.train, factors, config))
         found = {"rmse": self._rmse(factors)}
         for protocol, chosen in self.queries.items():
@@ -104,7 +106,8 @@ def compare_engines(
     config: AlsConfig,
     report_progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Spark and `implicit` with equal settings on the same rows: `fit_seconds` and metrics per engine."""
+    """Spark and `implicit` with equal settings on the same rows: `fit_seconds` and metrics per
+    engine."""
     engines: dict[str, Callable[[], Factors]] = {
         "implicit": lambda: implicit_als(evaluation.known, config),
         "spark": lambda: spark_als(spark, evaluation.known, config),

@@ -1,10 +1,11 @@
 """Expected clicks and purchases of a list under a stated click model.
 
 These lists were never shown; the figures are arithmetic on assumptions, and each carries them:
-- a user examines rank r with probability r^(−eta) (position bias; eta ≈ 1 in Joachims et al., WSDM 2017)
+- a user examines rank r with probability r^(−eta) (eta ≈ 1 in Joachims et al., WSDM 2017)
 - an examined item is clicked with probability `relevant` if the user chose it next, else `other`
 - a click on the chosen item becomes a purchase with probability `buy`, any other with `buy_other`
-The lift over popularity is a ratio of the two expectations on the same users, with a paired bootstrap.
+The lift over popularity is a ratio of the two expectations on the same users, with a paired
+bootstrap.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ SENSITIVITY: dict[str, dict[str, float]] = {
 
 
 def simulate(answers: Answers, base: str = "popularity", seed: int = 42) -> dict[str, Any]:
-    """Assumptions; scorer → clicks per list, lift of clicks and purchases over `base`, with intervals.
+    """Assumptions; scorer → clicks per list, lift of clicks and purchases over `base`, with
+    intervals.
 
     `sensitivity` repeats the lift of clicks under other assumptions, named.
     """

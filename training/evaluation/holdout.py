@@ -1,6 +1,7 @@
 """Query models about the newest interactions, the way serving would answer, for the release gate.
 
-Champion and challenger have different items: each model is aligned with the items of the log and its own.
+Champion and challenger have different items: each model is aligned with the items of the log and
+its own.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from afterclick.retrieval import top_k
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from training.evaluation import list_metrics
 from training.evaluation.measure import Answers, answer
-from training.evaluation.protocols import Queries, TimeSplit, queries, sample
-from training.evaluation.query_replay import ReplayedQuery, align
 from training.interactions import Interactions
+from training.protocols import Queries, TimeSplit, queries, sample
+from training.query_replay import ReplayedQuery, align
 
 PROTOCOLS = ("returning", "live")
 LENGTH = 20
@@ -46,7 +47,8 @@ class Holdout:
 
 
 def cut_of(rows: Interactions, share: float) -> int:
-    """The midnight (UTC, ms) that leaves about `share` of the rows; at least one row comes before it."""
+    """The midnight (UTC, ms) that leaves about `share` of the rows; at least one row comes before
+    it."""
     moment = rows.time_ms[min(int(len(rows) * (1 - share)), len(rows) - 1)]
     midnight = int(moment // DAY_MS * DAY_MS)
     return midnight if rows.time_ms[0] < midnight else int(moment)

@@ -1,6 +1,7 @@
 """Metrics of top-n lists, a value per user, with bootstrap intervals over users.
 
-Lists are `(q, k) int32` item indices, best first, −1 where a list is shorter. Relevance is given as hits.
+Lists are `(q, k) int32` item indices, best first, −1 where a list is shorter. Relevance is given as
+hits.
 """
 
 from __future__ import annotations
@@ -75,12 +76,14 @@ ACCURACY: dict[str, tuple[Callable[[BoolArray, IntArray, int], Float64Array], in
 
 
 def accuracy(hits: BoolArray, relevant: IntArray) -> dict[str, Float64Array]:
-    """Every accuracy metric, a value per user. `relevant` (q,) is how many relevant items a user has."""
+    """Every accuracy metric, a value per user. `relevant` (q,) is how many relevant items a user
+    has."""
     return {name: metric(hits, relevant, k) for name, (metric, k) in ACCURACY.items()}
 
 
 def novelty(lists: IntArray, counts: NDArray[np.int64], users: int) -> Float64Array:
-    """(q,) mean −log2 of the share of users who know the shown items (Vargas and Castells, RecSys 2011)."""
+    """(q,) mean −log2 of the share of users who know the shown items (Vargas and Castells, RecSys
+    2011)."""
     surprise = -np.log2(np.maximum(counts, 1) / max(users, 1))
     return _mean_where(surprise[lists], lists >= 0)
 
@@ -102,7 +105,8 @@ def gini(lists: IntArray, items: int) -> float:
 
 
 def profile_popularity(user: IntArray, item: IntArray, users: int) -> Float64Array:
-    """(users,) mean popularity of the items of each user's own interactions; NaN for a user without any."""
+    """(users,) mean popularity of the items of each user's own interactions; NaN for a user without
+    any."""
     counts = np.bincount(item)
     own = np.bincount(user, minlength=users)
     total = np.bincount(user, counts[item], minlength=users)
@@ -112,12 +116,13 @@ def profile_popularity(user: IntArray, item: IntArray, users: int) -> Float64Arr
 def popularity_lift(
     lists: IntArray, counts: NDArray[np.int64], profiles: Float64Array
 ) -> float | None:
-    """How much more popular the shown items are than those that the users chose themselves: 0 alike, 1 twice.
+    """How much more popular the shown items are than those that the users chose themselves: 0
+    alike, 1 twice.
 
     (GAP of lists − GAP of profiles) / GAP of profiles, where GAP is the mean over users of the mean
     popularity of their items: ΔGAP of Abdollahpouri et al., The Unfairness of Popularity Bias in
-    Recommendation (workshop RMSE at RecSys 2019), with all users as one group. `profiles` (q,) holds each
-    user's own mean; users who have none (NaN) do not count. None where nobody has one.
+    Recommendation (workshop RMSE at RecSys 2019), with all users as one group. `profiles` (q,)
+    holds each user's own mean; users who have none (NaN) do not count. None where nobody has one.
     """
     known = np.isfinite(profiles) & (lists >= 0).any(axis=1)
     if not known.any():
@@ -128,7 +133,8 @@ def popularity_lift(
 
 
 def diversity(lists: IntArray, vectors: NDArray[np.float32]) -> Float64Array:
-    """(q,) mean over pairs of 1 − cosine of the shown items' vectors (rows of length 1, or 0 for unknown).
+    """(q,) mean over pairs of 1 − cosine of the shown items' vectors (rows of length 1, or 0 for
+    unknown).
 
     A pair in which an item is unknown counts as unlike (1).
     """

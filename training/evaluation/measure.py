@@ -16,9 +16,9 @@ from afterclick.arrays import BoolArray, Float64Array, FloatArray, Int64Array, I
 from afterclick.quarantine import QuarantineLimits
 from afterclick.retrieval import top_k_rows
 from training.evaluation import list_metrics
-from training.evaluation.protocols import Queries
-from training.evaluation.query_replay import ReplayedQuery, replay
 from training.interactions import Interactions
+from training.protocols import Queries
+from training.query_replay import ReplayedQuery, replay
 
 LENGTH = 100
 """Ranks of a list that are kept."""
@@ -38,8 +38,8 @@ def top_n(
 ) -> IntArray:
     """(q, n) of `items` (c,) by `scores` (q, c), best first; -1 pads, and -inf is never shown.
 
-    The columns are shuffled first: among equal scores every item has the same chance, so a score that is zero
-    for most items gains nothing from their order.
+    The columns are shuffled first: among equal scores every item has the same chance, so a score
+    that is zero for most items gains nothing from their order.
     """
     order = random.permutation(scores.shape[1])
     scores, items = scores[:, order], items[order]
@@ -115,7 +115,8 @@ class ItemFacts:
 
 
 def measure(answers: Answers, facts: ItemFacts, seed: int = 42) -> dict[str, dict[str, Any]]:
-    """Recommender → metric → mean over users; `<metric>_interval` holds its 95 % bootstrap interval."""
+    """Recommender → metric → mean over users; `<metric>_interval` holds its 95 % bootstrap
+    interval."""
     return {name: _measures(answers, name, facts, seed) for name in answers.lists}
 
 
@@ -139,7 +140,8 @@ def _measures(answers: Answers, name: str, facts: ItemFacts, seed: int) -> dict[
 def _coverage_interval(
     shown: IntArray, n_ranked: int, seed: int, rounds: int = 100
 ) -> list[float] | None:
-    """Bootstrap interval of coverage. Resampled users show fewer items, so it is below the figure."""
+    """Bootstrap interval of coverage. Resampled users show fewer items, so it is below the
+    figure."""
     if not len(shown):
         return None
     random = np.random.default_rng(seed)
@@ -151,7 +153,8 @@ def _coverage_interval(
 
 
 def freshness(live: Answers, frozen: Answers, name: str, seed: int = 42) -> dict[str, Any]:
-    """The value of the live event and live trends: HR@10 and NDCG@10, `live` minus `frozen`, paired."""
+    """The value of the live event and live trends: HR@10 and NDCG@10, `live` minus `frozen`,
+    paired."""
     order, other = np.argsort(live.queries.user), np.argsort(frozen.queries.user)
     out: dict[str, Any] = {}
     for metric in ("hr@10", "ndcg@10"):

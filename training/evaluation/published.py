@@ -1,8 +1,8 @@
 """`afterclick benchmark`: any model on a published split.
 
-Fit, tune on the validation rows, rank every item, measure on the test rows. The test rows are used once per
-seed, after the search; the measured model is fitted on the training rows alone (and on the rows cut off for
-the search if the split has no validation rows).
+Fit, tune on the validation rows, rank every item, measure on the test rows. The test rows are used
+once per seed, after the search; the measured model is fitted on the training rows alone (and on the
+rows cut off for the search if the split has no validation rows).
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _MAX_USERS = 10_000
 _MAX_SCORES = 150_000_000
 """Maximum of scores that one trial computes, for 1,000 users at least."""
 _MARGIN = 1.03
-"""Factor by which other settings of a neural model must beat the defaults: a seed changes as much."""
+"""Factor by which other settings of a neural model must beat the defaults: a seed changes as
+much."""
 ReportProgress = Callable[[str], None]
 
 
@@ -68,7 +69,8 @@ class BenchmarkRequest:
     seconds: float = 360.0
     """For the search; after the first, no trial starts that might end later."""
     negatives: Path | None = None
-    """Rank each test item among these alone (the NCF paper's leave-one-out). The search ranks in full."""
+    """Rank each test item among these alone (the NCF paper's leave-one-out). The search ranks in
+    full."""
 
 
 def run(
@@ -149,8 +151,8 @@ class SearchResult:
     trials: int
     """Trials that finished."""
     cut_off: bool = False
-    """The defaults did not converge in a trial's time. Then the settings are the defaults: the results of
-    others in that time show how fast they learn, not how well."""
+    """The defaults did not converge in a trial's time. Then the settings are the defaults: the
+    results of others in that time show how fast they learn, not how well."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ class ModelSearch:
     score: Callable[[MatrixModel, PublishedSplit, BenchmarkRequest], float] = validation_score
 
     def run(self) -> SearchResult:
-        """The best settings; of a neural model the defaults, if within 3 % of the best or cut off."""
+        """The best settings; of a neural model the defaults, if within 3 % of the best or cut
+        off."""
         request, default = self.request, defaults(self.request.model)
         if request.trials <= 0 or request.model == "popularity":
             return SearchResult(default, 0)
@@ -247,7 +250,7 @@ def _class_of(name: str) -> Callable[..., Any]:
 
         return Ncf
     if name == "two_tower":
-        from training.models.matrix_two_tower import TwoTower
+        from training.models.two_tower import TwoTower
 
         return TwoTower
     return {"popularity": Popularity, "item_item": ItemItem, "als": NumpyAls}[name]

@@ -1,6 +1,6 @@
 """A published split (train, optional validation, test), and full ranking on it.
 
-reads   csv  <folder>/train.csv, valid.csv (optional), test.csv, each also as .csv.gz, with the header
+reads   csv  <folder>/train.csv, valid.csv (optional), test.csv, also as .csv.gz, with the header
              user_id,item_id[,timestamp]
 """
 
@@ -46,7 +46,8 @@ class PublishedSplit:
 
 
 def load(folder: Path, seed: int = 42, negatives: Path | None = None) -> PublishedSplit:
-    """The split in a folder, with the given negatives. Raises BadDataset for missing or malformed files."""
+    """The split in a folder, with the given negatives. Raises BadDataset for missing or malformed
+    files."""
     frames = {name: _read(folder, name) for name in ("train", "valid", "test")}
     for name in ("train", "test"):
         frame = frames[name]
@@ -120,7 +121,8 @@ class RankingTask:
         return lists
 
     def _hits(self, lists: IntArray, users: NDArray[np.intp]) -> BoolArray:
-        """(q, DEPTH) whether each listed item is a target, by a search among sorted (user, item) pairs."""
+        """(q, DEPTH) whether each listed item is a target, by a search among sorted (user, item)
+        pairs."""
         n_items = self.target.shape[1]
         rows = self.target[users].tocoo()
         targets = np.sort(rows.row.astype(np.int64) * n_items + rows.col)
@@ -151,7 +153,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def read_negatives(path: Path) -> pd.DataFrame:
-    """Rows user_id, item_id: from a CSV with that header, or the NCF paper's `(user,item)<tab>negative…`.
+    """Rows user_id, item_id: from a CSV with that header, or the NCF paper's
+    `(user,item)<tab>negative…`.
 
     Raises BadDataset.
     """
@@ -186,7 +189,8 @@ def _matrix(frame: pd.DataFrame, users: pd.Index, items: pd.Index) -> Any:
 
 
 def _held_out(train: pd.DataFrame, seed: int, share: float = 0.1) -> NDArray[np.bool_]:
-    """About a tenth of each user's rows, one at least of those with three: the newest, or by chance."""
+    """About a tenth of each user's rows, one at least of those with three: the newest, or by
+    chance."""
     order = np.random.default_rng(seed).random(len(train))
     if "timestamp" in train.columns:
         order = np.asarray(

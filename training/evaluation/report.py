@@ -1,4 +1,4 @@
-"""An evaluation as Markdown with pictures.
+"""An evaluation as Markdown with charts.
 
 writes  <folder>/report.md, hit_rate.png, segments.png, importance.png
 """
@@ -67,45 +67,45 @@ def _lines(result: Result) -> list[str]:
     return [
         "# Evaluation",
         "",
-        f"Cut {split['cut']}, last day {split['end']}. {split['train']:,} interactions before the cut, "
-        f"{split['items']:,} items ranked in full; seen items out, ties broken at random. "
+        f"Cut {split['cut']}, last day {split['end']}. "
+        f"{split['train']:,} interactions before the cut, {split['items']:,} items ranked in full; "
+        "without seen items, ties broken at random. "
         "Brackets: 95 % bootstrap interval over users.",
         "",
         *table(result),
         "",
         "![Hit rate by protocol](hit_rate.png)",
         "",
-        f"**Freshness.** Live event and live trends are worth {_signed(gain, 'hr@10')} HR@10 to the blend "
-        "(the same users and targets, `live` minus `frozen`).",
+        f"**Freshness.** The live event and live trends add {_signed(gain, 'hr@10')} HR@10 to the "
+        "blend (the same users and targets, `live` minus `frozen`).",
         "",
-        "## Who gains",
+        "## By segment",
         "",
         "![Hit rate by segment](segments.png)",
         "",
-        "## What a list would earn",
+        "## Expected clicks and purchases",
         "",
         *_clicks(result["clicks"]),
         "",
-        "## What the blend looks at",
+        "## Feature importance of the blend",
         "",
         "![Share of the gain by feature](importance.png)",
     ]
 
 
 def _clicks(simulated: Result) -> list[str]:
-    told = ", ".join(f"{name} = {value}" for name, value in simulated["assumptions"].items())
+    assumptions = ", ".join(f"{name} = {value}" for name, value in simulated["assumptions"].items())
     lines = [
-        f"Arithmetic on assumptions, not clicks: {told} (training/evaluation/clicks.py says what they mean). "
-        "Lift over popularity on the `live` questions.",
+        f"Computed from assumptions, not from clicks: {assumptions} "
+        "(defined in training/evaluation/clicks.py). Lift over popularity on the `live` queries.",
         "",
         "| model | click lift | purchase lift | " + " | ".join(simulated["sensitivity"]) + " |",
         "|---|---|---|" + "---|" * len(simulated["sensitivity"]),
     ]
     for name, earned in simulated["lists"].items():
-        other = " | ".join(f"{lifts[name]:+.0%}" for lifts in simulated["sensitivity"].values())
-        lines.append(
-            f"| {name} | {_lift(earned, 'click_lift')} | {_lift(earned, 'purchase_lift')} | {other} |"
-        )
+        other = " | ".join(f"{by_name[name]:+.0%}" for by_name in simulated["sensitivity"].values())
+        lifts = f"{_lift(earned, 'click_lift')} | {_lift(earned, 'purchase_lift')}"
+        lines.append(f"| {name} | {lifts} | {other} |")
     return lines
 
 
@@ -140,8 +140,8 @@ def _bars(axes: Axes, names: list[str], groups: list[list[Result]], labels: list
         value = np.array([m["hr@10"] or 0.0 for m in measured])
         low, high = np.array([m["hr@10_interval"] or (0.0, 0.0) for m in measured]).reshape(-1, 2).T
         error = np.maximum([value - low, high - value], 0.0)
-        place = np.arange(len(value)) + (n - (len(names) - 1) / 2) * width
-        axes.bar(place, value, width, yerr=error, label=name, color=_COLOURS.get(name), capsize=2)
+        x = np.arange(len(value)) + (n - (len(names) - 1) / 2) * width
+        axes.bar(x, value, width, yerr=error, label=name, color=_COLOURS.get(name), capsize=2)
     axes.set_xticks(range(len(labels)), labels)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
@@ -173,7 +173,7 @@ def _cell(measured: Result, column: str) -> str:
 
 def _signed(measured: Result, name: str) -> str:
     if measured[name] is None:
-        return "(nothing asked)"
+        return "(no queries)"
     low, high = measured[f"{name}_interval"]
     return f"{measured[name]:+.4f} [{low:+.4f}, {high:+.4f}]"
 

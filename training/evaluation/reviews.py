@@ -1,8 +1,8 @@
 """The interactions to evaluate on: a dataset on disk, or the tables that the ETL made of the log.
 
-reads   csv, parquet  user_id, item_id, timestamp (s); optional: rating, time_quality (`exact` is trusted)
+reads   csv, parquet  user_id, item_id, timestamp (s); optional: rating, time_quality (`exact`)
         csv           the official ratings file, without a header: user, item, rating, timestamp
-        csv           items.csv in the same folder:  item_id, title, categories
+        csv           items.csv in the same folder: item_id, title, categories
         parquet       <home>/etl/<version>/interactions, users, items
 """
 

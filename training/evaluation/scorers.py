@@ -15,19 +15,21 @@ from afterclick.retrieval import REDUCED_LIMITS, CandidateLimits
 from afterclick.trends import HALF_LIVES_MS
 from afterclick.user_vectors import fold_in, tower_user
 from training.evaluation.measure import Scorer, Scores
-from training.evaluation.query_replay import ReplayedQuery
 from training.interactions import Interactions
+from training.query_replay import ReplayedQuery
 from training.ranker import BoosterRanker
 
 BEST_HALF_LIFE = "week"
-"""Half-life of the decayed popularity shown: the best or nearly so on Electronics after 2014-06-01."""
+"""Half-life of the decayed popularity shown: the best or nearly so on Electronics after
+2014-06-01."""
 NCF_EPOCHS, NCF_DECAY, NCF_BATCH = 2, 0.005, 2048
 """Fixed epochs, not a time budget, so that a slow machine fits the same model."""
 
 
 @dataclass(frozen=True)
 class ScorerInputs:
-    """What the scorers use, fitted on the rows before the cut and aligned with the split's items."""
+    """What the scorers use, fitted on the rows before the cut and aligned with the split's
+    items."""
 
     model: Model
     ranker: BoosterRanker
@@ -40,7 +42,8 @@ def scorers(
 ) -> Mapping[str, Scorer]:
     """Every scorer, by the names of the results table.
 
-    `eligible` (n_items,) marks the candidates of the blend. `reduced` adds the blend under load shedding.
+    `eligible` (n_items,) marks the candidates of the blend. `reduced` adds the blend under load
+    shedding.
     """
     model, ncf, ranker = inputs.model, inputs.ncf, inputs.ranker
     found = {
@@ -126,7 +129,8 @@ def blend(
 ) -> Scorer:
     """What serving shows: candidates of all sources, ranked by LambdaMART.
 
-    With `REDUCED_LIMITS`: what it shows under load shedding. A user without a history gets trending items.
+    With `REDUCED_LIMITS`: what it shows under load shedding. A user without a history gets trending
+    items.
     """
     generator = CandidateGenerator.exact(model, eligible, limits)
 
@@ -145,8 +149,8 @@ def blend(
 def ncf(rows: Interactions, min_interactions: int, seed: int) -> Callable[[int], Scores]:
     """NeuMF learned from users with two interactions, on items with `min_interactions`.
 
-    It knows users by their index alone: a live event changes nothing. Returns user_index → (n_items,) scores:
-    −inf for items it does not know, zeros for users it does not know.
+    It knows users by their index alone: a live event changes nothing. Returns user_index →
+    (n_items,) scores: −inf for items it does not know, zeros for users it does not know.
     """
     from training.models.ncf import Ncf
 

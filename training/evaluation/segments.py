@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from afterclick.trends import DAY_MS
 from training.evaluation import list_metrics
 from training.evaluation.measure import Answers
-from training.evaluation.protocols import TimeSplit
 from training.models.popularity import first_seen
+from training.protocols import TimeSplit
 
 HISTORY = ((0, 0), (1, 1), (2, 4), (5, 9), (10, 10**9))
 AGE_DAYS = ((0, 90), (90, 365), (365, 730), (730, 10**9))

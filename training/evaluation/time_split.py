@@ -37,14 +37,14 @@ from training.evaluation.measure import (
     freshness,
     measure,
 )
-from training.evaluation.protocols import PROTOCOLS, Queries, TimeSplit, queries, sample
-from training.evaluation.query_replay import align
 from training.evaluation.reviews import Reviews
 from training.evaluation.scorers import NCF_DECAY, NCF_EPOCHS, ScorerInputs, ncf, scorers
 from training.evaluation.segments import segments
 from training.fit import ModelTrainer, trainer
 from training.interactions import Interactions
 from training.mlflow_registry import MlflowRegistry
+from training.protocols import PROTOCOLS, Queries, TimeSplit, queries, sample
+from training.query_replay import align
 from training.ranker import BoosterRanker, FittedRanker, NotEnoughHistory
 
 _SHOWN = ("hr@10", "hr@20", "ndcg@10", "recall@20", "mrr", "coverage@10")
@@ -101,7 +101,8 @@ def run(settings: Settings, request: EvaluationRequest) -> EvaluationResult:
 
 
 def record(settings: Settings, figures: dict[str, Any], request: EvaluationRequest) -> str:
-    """Write an MLflow run: configuration, metrics as `model.protocol.metric`, report. Returns its id."""
+    """Write an MLflow run: configuration, metrics as `model.protocol.metric`, report. Returns its
+    id."""
     registry = MlflowRegistry(settings)
     split = figures["split"]
     options = {
@@ -131,7 +132,8 @@ def record(settings: Settings, figures: dict[str, Any], request: EvaluationReque
 def evaluate(
     split: TimeSplit, models: ModelTrainer, users: int, *, reduced: bool = False
 ) -> EvaluationResult:
-    """Fit on the rows before the cut and query about the rows after it, `users` at most per protocol.
+    """Fit on the rows before the cut and query about the rows after it, `users` at most per
+    protocol.
 
     Raises BadInput if there is too little past for a ranker.
     """
@@ -237,7 +239,8 @@ def cut_of(rows: Interactions, day: str | None, option: str = "--cut") -> int:
 
 
 def _default_cut(rows: Interactions) -> int:
-    """The first of the last month with 5 % of the rows after it; in a shorter log the day that leaves 8 %."""
+    """The first of the last month with 5 % of the rows after it; in a shorter log the day that
+    leaves 8 %."""
     moment = datetime.fromtimestamp(
         int(rows.time_ms[int(len(rows) * (1 - _MIN_TEST_SHARE))]) / 1000, UTC
     )

@@ -1,7 +1,8 @@
-"""ALS for implicit feedback (Hu, Koren, Volinsky, ICDM 2008): Spark, `implicit`, and half steps in NumPy.
+"""ALS for implicit feedback (Hu, Koren, Volinsky, ICDM 2008): Spark, `implicit`, and half steps in
+NumPy.
 
-A user's confidence in an item is 1 + alpha × weight. Spark scales the regularisation by the number of
-interactions of the user or item (ALS-WR), so regParam keeps its meaning when the data grows.
+A user's confidence in an item is 1 + alpha × weight. Spark scales the regularisation by the number
+of interactions of the user or item (ALS-WR), so regParam keeps its meaning when the data grows.
 """
 
 from __future__ import annotations
@@ -78,10 +79,11 @@ def spark_als(spark: SparkSession, rows: Interactions, config: AlsConfig) -> Fac
 
 
 def implicit_als(rows: Interactions, config: AlsConfig, on_pass: OnPass | None = None) -> Factors:
-    """Factorise by `implicit`: Spark's objective on one machine, in seconds instead of minutes.
+    """Factorise by `implicit`: Spark's objective on one machine, in seconds, not minutes.
 
-    `implicit` has one λ for all users and items, where Spark scales regParam by their interactions; λ is
-    regParam times the mean number, so the two agree on average. Raises ValueError without interactions.
+    `implicit` has one λ for all users and items, where Spark scales regParam by their interactions.
+    λ is regParam times the mean number, so the two agree on average. Raises ValueError without
+    interactions.
     """
     _require_rows(rows)
     from implicit.cpu.als import AlternatingLeastSquares
@@ -119,9 +121,10 @@ def implicit_als(rows: Interactions, config: AlsConfig, on_pass: OnPass | None =
 def factorise(rows: Interactions, config: AlsConfig, engine: Factorise) -> Factors:
     """Factors of all users and items: the engine on the k-core, then half steps over all rows.
 
-    Most users of a shop have one or two interactions, and iterating over them costs most of the time and
-    teaches little. So the engine factorises the core, every user with two interactions is folded in, and the
-    factors of all items follow from these users. A core with less than a tenth of the rows is not used.
+    Most users of a shop have one or two interactions, and iterating over them costs most of the
+    time and teaches little. So the engine factorises the core, every user with two interactions is
+    folded in, and the factors of all items follow from these users. A core with less than a tenth
+    of the rows is not used.
     """
     core = rows.core(config.core)
     items = engine(rows if 10 * len(core) < len(rows) else core, config).items
@@ -134,11 +137,13 @@ def factorise(rows: Interactions, config: AlsConfig, engine: Factorise) -> Facto
 def half_step(
     weights: Any, factors: NDArray[np.float32], alpha: float, reg: float
 ) -> NDArray[np.float32]:
-    """(n, k) float32 factors of the rows of `weights` (n, m; CSR), given those of the columns (m, k).
+    """(n, k) float32 factors of the rows of `weights` (n, m; CSR), given those of the columns (m,
+    k).
 
-    The normal equations of afterclick.user_vectors.fold_in, (G + α Σ w y yᵀ + λ n I) x = Σ (1 + α w) y; rows
-    with n interactions share the inverse of G + λ n I, and Woodbury's identity leaves an n×n solve for each.
-    Columns without factors (a row of zeros) do not count. A row without interactions gets zeros.
+    The normal equations of afterclick.user_vectors.fold_in, (G + α Σ w y yᵀ + λ n I) x = Σ (1 + α
+    w) y; rows with n interactions share the inverse of G + λ n I, and Woodbury's identity leaves an
+    n×n solve for each. Columns without factors (a row of zeros) do not count. A row without
+    interactions gets zeros.
     """
     known = np.asarray(factors.any(axis=1))
     weights, wide = weights[:, known].tocsr(), factors[known].astype(np.float64)
@@ -178,7 +183,8 @@ def _solve(
 
 @dataclass
 class NumpyAls:
-    """Spark's objective by alternating half steps from random item factors: for published splits."""
+    """Spark's objective by alternating half steps from random item factors: for published
+    splits."""
 
     rank: int = 64
     """Latent factors."""

@@ -1,8 +1,7 @@
-"""Embeddings of titles and categories: for cold items, known interests and "things like this".
+"""Content vectors of titles and categories: for cold items, interests and similar items.
 
-TF-IDF reduced by SVD where speed or a small installation counts; Sentence-BERT by name elsewhere. Rows have
-length 1, or 0 for an item without a text. With the rows come vectors of words, from which serving makes the
-row of an item that came after the training.
+By TF-IDF reduced by SVD, or by Sentence-BERT. Rows have length 1, or 0 for an item without a text.
+Word vectors come with them, from which serving computes the rows of items added after training.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ log = structlog.get_logger()
 ItemTexts = Mapping[str, tuple[str | None, tuple[str, ...]]]
 """item_id → title, categories"""
 RIDGE = 0.3
-"""The penalty on vectors of words, the best of 0.03 to 3 on 1,200 titles of Electronics: 300 held out have a
-mean cosine of .81 with their own Sentence-BERT vectors, of .28 with one another's."""
+"""The penalty on vectors of words, the best of 0.03 to 3 on 1,200 titles of Electronics: 300 held
+out have a mean cosine of .81 with their own Sentence-BERT vectors, of .28 with one another's."""
 
 
 def texts_of(item_ids: Sequence[str], texts: ItemTexts) -> list[str]:
-    """Title and categories of each item in one line, empty where nothing is known."""
+    """Title and categories of each item in one line; empty without both."""
     return [text_of(*texts.get(item_id, (None, ()))) for item_id in item_ids]
 
 
-class Learned(NamedTuple):
-    """What texts say, and what their words do."""
+class ContentVectors(NamedTuple):
+    """Vectors of texts and of their words."""
 
     vectors: NDArray[np.float32]
     """(len(texts), d)"""
@@ -43,45 +42,48 @@ class Learned(NamedTuple):
 def embed(
     texts: Sequence[str], engine: str, dim: int = 64, seed: int = 42
 ) -> NDArray[np.float32] | None:
-    """(len(texts), d) float32; None where fewer than two texts say anything."""
+    """(len(texts), d) float32; None with fewer than two texts."""
     learned = learn(texts, engine, dim, seed)
     return None if learned is None else learned.vectors
 
 
-def learn(texts: Sequence[str], engine: str, dim: int = 64, seed: int = 42) -> Learned | None:
-    """The vectors of texts and of their words; None where fewer than two texts say anything.
+def learn(
+    texts: Sequence[str], engine: str, dim: int = 64, seed: int = 42
+) -> ContentVectors | None:
+    """The vectors of texts and of their words; None with fewer than two texts.
 
-    `engine`: `tfidf`, `sbert` (the packaged model), or `sbert:NAME`, any Sentence-BERT model by name or
-    folder; where that is not installed TF-IDF takes its place. The same texts in another order have the same
-    vectors. Raises BadInput for a model that is not to be had.
+    `engine`: `tfidf`, `sbert` (the packaged model), or `sbert:NAME`, a Sentence-BERT model or
+    folder; without the package, TF-IDF replaces it. The vectors do not depend on the order of the
+    texts. Raises BadInput for a model that cannot be loaded.
     """
-    told = sorted((i for i, text in enumerate(texts) if text), key=lambda i: texts[i])
-    if len(told) < 2:
+    with_text = sorted((i for i, text in enumerate(texts) if text), key=lambda i: texts[i])
+    if len(with_text) < 2:
         return None
-    described = [texts[i] for i in told]
+    described = [texts[i] for i in with_text]
     vectors = None if engine == "tfidf" else _by_sentence_bert(described, engine.partition(":")[2])
     if vectors is None:
         vectors, words = _tfidf(described, dim, seed)
     else:
         words = words_like(described, vectors)
     out = np.zeros((len(texts), vectors.shape[1]), np.float32)
-    out[told] = _unit(vectors)
-    return Learned(out, words)
+    out[with_text] = _unit(vectors)
+    return ContentVectors(out, words)
 
 
 def _by_sentence_bert(texts: Sequence[str], name: str) -> NDArray[np.float32] | None:
-    """None where it is not installed: TF-IDF is worth more than no model."""
+    """None if Sentence-BERT is not installed: TF-IDF is better than no model."""
     try:
         return sentence_bert(texts, name)
     except ImportError as error:
-        log.warning("no Sentence-BERT here; TF-IDF takes its place", error=str(error))
+        log.warning("Sentence-BERT is not installed; using TF-IDF", error=str(error))
         return None
 
 
 def sentence_bert(texts: Sequence[str], name: str = "") -> NDArray[np.float32]:
-    """(len(texts), d) by the packaged all-MiniLM-L6-v2 (384), without the internet; or any model by `name`.
+    """(len(texts), d) by the packaged all-MiniLM-L6-v2 (384), without the internet; or any model by
+    `name`.
 
-    Raises BadInput for a name that is neither a folder nor can be fetched.
+    Raises BadInput for a name that is neither a folder nor a downloadable model.
     """
     if not name:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -103,10 +105,11 @@ def sentence_bert(texts: Sequence[str], name: str = "") -> NDArray[np.float32]:
 
 
 def words_like(texts: Sequence[str], vectors: NDArray[np.float32]) -> WordVectors:
-    """Vectors of words whose sum over a text is near the text's own vector of `vectors` (len(texts), d).
+    """Vectors of words whose sum over a text is near the text's own vector of `vectors`
+    (len(texts), d).
 
-    Ridge regression from the TF-IDF of the texts to their vectors: the coefficients of a word, times its idf,
-    are its vector. Without an intercept, for a text is the sum of its words alone.
+    Ridge regression from the TF-IDF of the texts to their vectors: the coefficients of a word,
+    times its idf, are its vector. Without an intercept, for a text is the sum of its words alone.
     """
     from sklearn.linear_model import Ridge
 
@@ -137,7 +140,8 @@ def _tfidf(texts: Sequence[str], dim: int, seed: int) -> tuple[NDArray[np.float3
 
 
 def _count(texts: Sequence[str]) -> tuple[NDArray[np.str_], NDArray[np.float64], Any] | None:
-    """The words (V,), their idf (V,) and TF-IDF (len(texts), V), sparse; None where all are stop words."""
+    """The words (V,), their idf (V,) and TF-IDF (len(texts), V), sparse; None where all are stop
+    words."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     counter = TfidfVectorizer(sublinear_tf=True, max_features=20_000, stop_words="english")

@@ -1,4 +1,5 @@
-"""Popularity and item-item for published splits: no gradient, one pass over the data or one solve."""
+"""Popularity and item-item for published splits: no gradient, one pass over the data or one
+solve."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 
 PLAIN_FROM = 300.0
-"""From this ridge on a large catalogue skips the solve: the solution is nearly the Gram matrix itself."""
+"""From this ridge on a large catalogue skips the solve: the solution is nearly the Gram matrix
+itself."""
 
 
 @dataclass
@@ -29,10 +31,10 @@ class Popularity:
 class ItemItem:
     """A linear model from a user's items to all items, with degrees taken out.
 
-    The ridge regression of EASE (Steck, WWW 2019) on X = Du^-user R Di^-item; with a large `ridge` it becomes
-    the plain normalised co-occurrence of GF-CF (Shen et al., CIKM 2021), whose low-pass filter may be mixed
-    in. Large catalogues solve the regression among each item's nearest neighbours only, and take the plain
-    co-occurrence beyond them.
+    The ridge regression of EASE (Steck, WWW 2019) on X = Du^-user R Di^-item; with a large `ridge`
+    it becomes the plain normalised co-occurrence of GF-CF (Shen et al., CIKM 2021), whose low-pass
+    filter may be mixed in. Large catalogues solve the regression among each item's nearest
+    neighbours only, and take the plain co-occurrence beyond them.
     """
 
     ridge: float = 20.0
@@ -51,7 +53,8 @@ class ItemItem:
     neighbours: int = 100
     """Neighbours of the sparse solve."""
     dense_up_to: int = 6000
-    """Catalogues up to this size get the dense solve; larger ones solve among each item's neighbours."""
+    """Catalogues up to this size get the dense solve; larger ones solve among each item's
+    neighbours."""
 
     def fit(self, train: Any, seed: int) -> None:
         self._train = train.tocsr()
@@ -101,7 +104,8 @@ class ItemItem:
 
 
 def _ease(gram: Any, ridge: float) -> NDArray[np.float64]:
-    """(n, n) weights with a zero diagonal, times `ridge`, so that a large one tends to the Gram matrix."""
+    """(n, n) weights with a zero diagonal, times `ridge`, so that a large one tends to the Gram
+    matrix."""
     full = gram.toarray().astype(np.float64) / ridge
     full[np.diag_indices_from(full)] += 1.0
     inverse = np.linalg.inv(full)
@@ -111,7 +115,8 @@ def _ease(gram: Any, ridge: float) -> NDArray[np.float64]:
 
 
 def _local(gram: Any, ridge: float, count: int) -> Any:
-    """CSC (n, n): the ridge regression of each item on its `count` strongest neighbours, times `ridge`.
+    """CSC (n, n): the ridge regression of each item on its `count` strongest neighbours, times
+    `ridge`.
 
     Items beyond them keep their unsolved weight.
     """

@@ -1,7 +1,8 @@
-"""NeuMF (He et al., WWW 2017): a generalised product and an MLP of user and item, with a modern loss.
+"""NeuMF (He et al., WWW 2017): a generalised product and an MLP of user and item, with a modern
+loss.
 
-The first layer of the MLP on (user, item) is a sum of a user part and an item part, so a batch is scored
-against all shared negatives without repeating either.
+The first layer of the MLP on (user, item) is a sum of a user part and an item part, so a batch is
+scored against all shared negatives without repeating either.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ def cosine_neighbours(rows: Interactions, config: NeighbourConfig) -> tuple[IntA
 
 
 def same_day_neighbours(rows: Interactions, config: NeighbourConfig) -> tuple[IntArray, FloatArray]:
-    """(n_items, K) items that the same users reviewed on the same day (bought together, or variants), and the
-    chance that one of them comes with the item."""
+    """(n_items, K) items that the same users reviewed on the same day (bought together, or
+    variants), and the chance that one of them comes with the item."""
     day = (rows.time_ms // int(DAY_MS)).astype(np.int64)
     _, basket = np.unique(
         rows.user.astype(np.int64) * (day.max(initial=0) + 1) + day, return_inverse=True
@@ -57,12 +57,13 @@ def random_walk(
     recent_popularity: NDArray[np.float64],
     config: NeighbourConfig,
 ) -> tuple[IntArray, FloatArray]:
-    """(n_items, K) where a walk of one or two steps over both kinds of neighbours leads, and its weight.
+    """(n_items, K) where a walk of one or two steps over both kinds of neighbours leads, and its
+    weight.
 
-    W is the mean of both lists, rows summing to one; the weight is (W + W²) · popularity^0.7, rows summing to
-    one again. `recent_popularity` (n_items,) is decayed popularity. Most items share users with few others, so the
-    second step counts: on Electronics (live questions) it brings 13 % of the next items among the first 100,
-    cosine alone 7.5 %.
+    W is the mean of both lists, rows summing to one; the weight is (W + W²) · popularity^0.7, rows
+    summing to one again. `recent_popularity` (n_items,) is decayed popularity. Most items share
+    users with few others, so the second step counts: on Electronics (live questions) it brings 13 %
+    of the next items among the first 100, cosine alone 7.5 %.
     """
     walk = _rows_to_one(_steps(*cosine, config.steps) + _steps(*same_day, config.steps))
     weight = sparse.diags(np.maximum(recent_popularity, 0.0) ** 0.7)
@@ -98,7 +99,8 @@ def _rows_to_one(matrix: Any) -> Any:
 def _counted(
     group: NDArray[Any], rows: Interactions, config: NeighbourConfig
 ) -> tuple[Any, FloatArray]:
-    """How often two items are in one group (COO, n_items × n_items, no diagonal), and each is in any."""
+    """How often two items are in one group (COO, n_items × n_items, no diagonal), and each is in
+    any."""
     matrix = _newest_per_group(group, rows, config)
     together = (matrix.T @ matrix).tocoo()
     total = np.asarray(matrix.multiply(matrix).sum(axis=0), np.float32).ravel()
@@ -108,7 +110,8 @@ def _counted(
 
 
 def _newest_per_group(group: NDArray[Any], rows: Interactions, config: NeighbourConfig) -> Any:
-    """(groups, items) CSR of the newest rows of each group: the root of what each counts. Time ascends."""
+    """(groups, items) CSR of the newest rows of each group: the root of what each counts. Time
+    ascends."""
     order = np.argsort(group, kind="stable")[::-1]
     ordered = group[order]
     starts = (
@@ -129,7 +132,8 @@ def _newest_per_group(group: NDArray[Any], rows: Interactions, config: Neighbour
 def _nearest(
     together: Any, scale: NDArray[np.floating], total: FloatArray, count: int
 ) -> tuple[IntArray, FloatArray]:
-    """(n_items, count) the best partners of each item by `together` times `scale`, and that score."""
+    """(n_items, count) the best partners of each item by `together` times `scale`, and that
+    score."""
     return _best_of_each_row(
         together.row, together.col, together.data * scale, total, len(total), count
     )

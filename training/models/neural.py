@@ -1,11 +1,13 @@
-"""Shared parts of the neural models: batches, negatives, sampled softmax, embedding tables, optimiser.
+"""Shared parts of the neural models: batches, negatives, sampled softmax, embedding tables,
+optimiser.
 
-AdamW (Loshchilov & Hutter, ICLR 2019) moves every row of a table at every step: by weight decay, and by what
-is left of the row's last gradients. In a table of 50,000 rows of which a batch uses a thousand, that is nearly
-all of the work. Here a row moves only when a batch uses it, and then catches up at once: over g steps without
-a gradient the decay d leaves (1 - d)^g of it, and the moments m and v, which fade by β₁ and β₂, move it by the
-sum over k = 1…g of rate · m/√v · rᵏ(1 - d)^(g-k), r = β₁/√β₂: a geometric series. One approximation: Adam's
-correction for its start is taken halfway through the time that m lasts.
+AdamW (Loshchilov & Hutter, ICLR 2019) moves every row of a table at every step: by weight decay,
+and by what is left of the row's last gradients. In a table of 50,000 rows of which a batch uses a
+thousand, that is nearly all of the work. Here a row moves only when a batch uses it, and then
+catches up at once: over g steps without a gradient the decay d leaves (1 - d)^g of it, and the
+moments m and v, which fade by β₁ and β₂, move it by the sum over k = 1…g of rate · m/√v · rᵏ(1 -
+d)^(g-k), r = β₁/√β₂: a geometric series. One approximation: Adam's correction for its start is
+taken halfway through the time that m lasts.
 """
 
 from __future__ import annotations
@@ -79,10 +81,11 @@ class Negatives:
 def softmax_loss(
     logits: Tensor, positive: Tensor, items: Tensor, target: Tensor, off: Tensor, full: bool
 ) -> Tensor:
-    """Cross entropy of the target among `items`; `logits` (b, n) of them, `positive` (b,) of the target.
+    """Cross entropy of the target among `items`; `logits` (b, n) of them, `positive` (b,) of the
+    target.
 
-    With a full softmax the target is one of the items; with a sample it is added to them, and an accidental
-    draw of it is masked.
+    With a full softmax the target is one of the items; with a sample it is added to them, and an
+    accidental draw of it is masked.
     """
     if full:
         return nn.functional.cross_entropy(logits, target)
@@ -167,7 +170,8 @@ class Table(nn.Module):
 class Optimiser:
     """AdamW for a model of tables and dense parameters.
 
-    `decay` is the share that a weight without gradients loses in an epoch of `steps`: per epoch, so that it does not depend on the number of users.
+    `decay` is the share that a weight without gradients loses in an epoch of `steps`: per epoch, so
+    that it does not depend on the number of users.
     """
 
     def __init__(self, model: nn.Module, rate: float, decay: float, steps: int) -> None:

@@ -1,6 +1,7 @@
 """Counts, trends and quarantine of interactions as of past moments.
 
-The same numbers as in serving at that moment: `afterclick.trends.TrendTable` under the push-attack limits.
+The same numbers as in serving at that moment: `afterclick.trends.TrendTable` under the push-attack
+limits.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def decayed_popularity(
 def trends_at(
     rows: Interactions, moments: NDArray[np.int64], limits: QuarantineLimits | None = None
 ) -> Iterator[tuple[int, LimitedTrends, NDArray[np.float64]]]:
-    """For each moment, ascending: the trends (n_items, H) and first_seen (n_items,) of the rows before it.
+    """For each moment, ascending: the trends (n_items, H) and first_seen (n_items,) of the rows
+    before it.
 
     `limits` (default: the usual ones) hold back the votes of new accounts on pushed items.
     """
@@ -70,7 +72,8 @@ def without_pushed_rows(rows: Interactions, limits: QuarantineLimits | None = No
 def sums_at(
     rows: Interactions, moments: NDArray[np.int64]
 ) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
-    """For each moment, ascending: decayed sums (n_items, H), first_seen (n_items,) of the rows before it."""
+    """For each moment, ascending: decayed sums (n_items, H), first_seen (n_items,) of the rows
+    before it."""
     half_lives = np.array(list(HALF_LIVES_MS.values()))
     sums = np.zeros((len(rows.item_ids), len(half_lives)))
     seen = np.full(len(rows.item_ids), np.inf)

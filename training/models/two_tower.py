@@ -1,83 +1,69 @@
-"""Two towers over time: a user is their recent history, an item its id and its text; in NumPy at last.
+"""Two-tower models: unit vectors of users and items; the logit is their cosine over a temperature.
 
-The user tower adds up the history's embeddings, each times its action's weight and a learned weight of its
-age, and scales the sum to length 1; the item tower is the item's embedding plus its text's, of length 1 too.
-So serving has a user's vector from the live history by one weighted sum (afterclick/model.py), no torch.
+`HistoryTowers` is served: a user is the recent history, each item weighted by its action and by a
+learned weight of its age; an item is its id and its text. The user's vector is one weighted sum,
+which serving computes in NumPy (`afterclick.model.TowerArrays`). `MatrixTowers` is for published
+splits without times: a user is the mean of their items, and optionally an embedding of their own.
 
-Learned by sampled softmax over the batch's own targets and uniform items (Yi et al., RecSys 2019): logits
-less the log of how often an item is drawn, accidental hits masked, cosines over a temperature.
+Both learn by sampled softmax: logits less the log of how often an item is drawn, accidental hits
+masked. `HistoryTowers` draw the batch's own targets and uniform items (Yi et al., RecSys 2019).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from afterclick.arrays import FloatArray, Int64Array, IntArray
 from afterclick.model import AGES_DAYS, TOWER_HISTORY, UNKNOWN_BIAS, TowerArrays
 from afterclick.trends import DAY_MS
 from training.config import TowerConfig
 from training.interactions import Interactions
-
-
-@dataclass(frozen=True)
-class TowerExamples:
-    """What each user did before each of their interactions."""
-
-    history: NDArray[np.int32]
-    """(n, TOWER_HISTORY) item indices, newest first; -1 pads"""
-    weight: NDArray[np.float32]
-    """(n, TOWER_HISTORY) of the action"""
-    age: NDArray[np.int8]
-    """(n, TOWER_HISTORY) number of the age's bucket"""
-    target: NDArray[np.int32]
-    """(n,)"""
-    time_ms: NDArray[np.int64]
-    """(n,) of the target"""
-
-    @classmethod
-    def of(cls, rows: Interactions) -> TowerExamples:
-        """Every interaction that has another one of its user before it."""
-        order = np.argsort(rows.user, kind="stable")
-        user, item, time = rows.user[order], rows.item[order], rows.time_ms[order]
-        n = len(order)
-        start = np.searchsorted(user, user)
-        place = np.arange(n) - start
-        wanted = np.flatnonzero(place > 0)
-        before = wanted[:, None] - 1 - np.arange(TOWER_HISTORY)
-        there = before >= start[wanted][:, None]
-        before = np.where(there, before, 0)
-        days = (time[wanted][:, None] - time[before]) / DAY_MS
-        return cls(
-            np.where(there, item[before], -1).astype(np.int32),
-            np.where(there, rows.weight[order][before], 0.0).astype(np.float32),
-            np.searchsorted(AGES_DAYS, days, side="right").astype(np.int8),
-            item[wanted].astype(np.int32),
-            time[wanted],
-        )
-
-    def __len__(self) -> int:
-        return len(self.target)
+from training.models.neural import Batches, Negatives, Optimiser, Table, softmax_loss
+from training.models.stopping import EarlyStopping, TimeBudget
 
 
 class TowerNetwork(nn.Module):
-    """Both towers; `texts` (n, d) are the items' content embeddings, zeros where there is no text."""
+    """The item tower, and the logits of user vectors for items."""
 
-    def __init__(self, items: int, dim: int, texts: Tensor | None) -> None:
+    def __init__(self, item: nn.Module, n_items: int, temperature: float) -> None:
         super().__init__()
-        self.history = nn.Embedding(items + 1, dim, padding_idx=items)
-        self.item = nn.Embedding(items, dim)
-        self.bias = nn.Parameter(torch.zeros(items))
+        self.item, self.bias = item, nn.Parameter(torch.zeros(n_items))
+        self.temperature = temperature
+
+    def items(self, item: Tensor) -> Tensor:
+        """(n, dim) unit vectors."""
+        return nn.functional.normalize(self.item(item), dim=1)
+
+    def logits(self, users: Tensor, item: Tensor) -> Tensor:
+        """(b, n) of every user vector (b, dim) for every item (n,)."""
+        return users @ self.items(item).T / self.temperature + self.bias[item]
+
+    def pair_logits(self, users: Tensor, item: Tensor) -> Tensor:
+        """(b,) of each user vector (b, dim) for the item (b,) in the same row."""
+        return (users * self.items(item)).sum(1) / self.temperature + self.bias[item]
+
+
+class HistoryTowers(TowerNetwork):
+    """Towers over live histories; `texts` (n, d) are content vectors, zeros without a text."""
+
+    def __init__(self, n_items: int, config: TowerConfig, texts: Tensor | None) -> None:
+        history = nn.Embedding(n_items + 1, config.dim, padding_idx=n_items)
+        item = nn.Embedding(n_items, config.dim)
+        super().__init__(item, n_items, config.temperature)
+        self.history = history
         self.ages = nn.Parameter(torch.zeros(len(AGES_DAYS) + 1))
         self.texts = texts
-        self.text = nn.Linear(texts.shape[1], dim, bias=False) if texts is not None else None
-        nn.init.normal_(self.item.weight, std=dim**-0.5)
+        self.text = nn.Linear(texts.shape[1], config.dim, bias=False) if texts is not None else None
+        nn.init.normal_(item.weight, std=config.dim**-0.5)
         with torch.no_grad():
-            self.history.weight[:-1] = self.item.weight
+            history.weight[:-1] = item.weight
 
     def users(self, history: Tensor, weight: Tensor, age: Tensor) -> Tensor:
         """(b, dim) unit vectors from items (b, h), action weights (b, h) and age buckets (b, h)."""
@@ -85,16 +71,16 @@ class TowerNetwork(nn.Module):
         return nn.functional.normalize((self.history(history) * decayed[:, :, None]).sum(1), dim=1)
 
     def items(self, item: Tensor) -> Tensor:
-        """(n, dim) unit vectors."""
+        """(n, dim) unit vectors of id and text."""
         vector = self.item(item)
         if self.text is not None and self.texts is not None:
             vector = vector + self.text(self.texts[item])
         return nn.functional.normalize(vector, dim=1)
 
     @torch.no_grad()
-    def export(self, temperature: float) -> TowerArrays:
-        """What serving computes with."""
-        items = self.items(torch.arange(len(self.bias))) / temperature
+    def export(self) -> TowerArrays:
+        """The arrays that serving computes with."""
+        items = self.items(torch.arange(len(self.bias))) / self.temperature
         return TowerArrays(
             history=self.history.weight[:-1].numpy().copy(),
             targets=torch.cat([items, self.bias[:, None]], 1).numpy(),
@@ -102,12 +88,50 @@ class TowerNetwork(nn.Module):
         )
 
 
-def fit(
-    rows: Interactions, config: TowerConfig, texts: NDArray[np.float32] | None = None
-) -> TowerArrays | None:
-    """Learn both towers from `rows` (in order of time); None where no user has two items with `least`.
+@dataclass(frozen=True)
+class TowerExamples:
+    """The history of each user before each of their interactions."""
 
-    `texts` (n_items, d) are the items' content embeddings.
+    history: IntArray
+    """(n, TOWER_HISTORY) item indices, newest first; -1 pads"""
+    weight: FloatArray
+    """(n, TOWER_HISTORY) weight of the action"""
+    age: NDArray[np.int8]
+    """(n, TOWER_HISTORY) number of the age's bucket"""
+    target: IntArray
+    """(n,)"""
+    time_ms: Int64Array
+    """(n,) of the target"""
+
+    @classmethod
+    def of(cls, rows: Interactions) -> TowerExamples:
+        """Every interaction that follows another one of its user."""
+        order = np.argsort(rows.user, kind="stable")
+        user, item, time = rows.user[order], rows.item[order], rows.time_ms[order]
+        start = np.searchsorted(user, user)
+        targets = np.flatnonzero(np.arange(len(order)) > start)
+        before = targets[:, None] - 1 - np.arange(TOWER_HISTORY)
+        there = before >= start[targets][:, None]
+        before = np.where(there, before, 0)
+        days = (time[targets][:, None] - time[before]) / DAY_MS
+        return cls(
+            np.where(there, item[before], -1).astype(np.int32),
+            np.where(there, rows.weight[order][before], 0.0).astype(np.float32),
+            np.searchsorted(AGES_DAYS, days, side="right").astype(np.int8),
+            item[targets].astype(np.int32),
+            time[targets],
+        )
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+def fit(
+    rows: Interactions, config: TowerConfig, texts: FloatArray | None = None
+) -> TowerArrays | None:
+    """The served towers, learned from `rows` (in order of time).
+
+    `texts` (n_items, d) are content vectors. None if no user has two such items.
     """
     known = rows.item_counts() >= config.min_interactions
     frequent = rows.choose(known)
@@ -117,7 +141,7 @@ def fit(
     towers = train(
         examples, len(frequent.item_ids), config, None if texts is None else texts[known]
     )
-    learned = towers.export(config.temperature)
+    learned = towers.export()
     history = np.zeros((len(known), config.dim), np.float32)
     targets = np.zeros((len(known), config.dim + 1), np.float32)
     targets[:, -1] = UNKNOWN_BIAS
@@ -126,78 +150,167 @@ def fit(
 
 
 def train(
-    examples: TowerExamples,
-    items: int,
-    config: TowerConfig,
-    texts: NDArray[np.float32] | None = None,
-) -> TowerNetwork:
-    """The towers as torch has them, learned from examples."""
+    examples: TowerExamples, n_items: int, config: TowerConfig, texts: FloatArray | None = None
+) -> HistoryTowers:
+    """The network learned from examples, by AdamW with one learning-rate cycle."""
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
-    towers = TowerNetwork(items, config.dim, None if texts is None else torch.from_numpy(texts))
+    towers = HistoryTowers(n_items, config, None if texts is None else torch.from_numpy(texts))
     optimiser = torch.optim.AdamW(
         towers.parameters(), lr=config.rate, weight_decay=config.decay / config.rate
     )
-    draws = _Draws(examples, items, config)
+    draws = _Draws(examples, n_items, config)
     steps = config.epochs * max(1, len(examples) // config.batch)
-    warm_up = max(0.1, 2 / (steps + 1))  # of one step at least: torch divides by what is less
+    warm_up = max(0.1, 2 / (steps + 1))  # at least one step: torch divides by less
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.rate, total_steps=steps + 1, pct_start=warm_up
     )
-    for chosen in draws.batches(steps):
+    for rows in draws.batches(steps):
         optimiser.zero_grad()
-        _loss(towers, examples, chosen, draws, config).backward()  # type: ignore[no-untyped-call]
+        _loss(towers, examples, rows, draws).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
     return towers
 
 
 class _Draws:
-    """Random batches and negatives, and how often each item is among them."""
+    """Random batches, newer examples more often, and uniform negatives."""
 
-    def __init__(self, examples: TowerExamples, items: int, config: TowerConfig) -> None:
+    def __init__(self, examples: TowerExamples, n_items: int, config: TowerConfig) -> None:
         self.random = np.random.default_rng(config.seed)
-        decayed = np.exp2(
-            (examples.time_ms - examples.time_ms.max()) / (config.half_life_days * DAY_MS)
-        )
-        self._cumulated = np.cumsum(decayed / decayed.sum())
-        self._items, self._config, self._size = items, config, len(examples)
-        share = np.bincount(examples.target, decayed / decayed.sum(), minlength=items)
-        expected = config.batch * share + config.uniform / items
+        age_ms = examples.time_ms - examples.time_ms.max()
+        share = np.exp2(age_ms / (config.half_life_days * DAY_MS))
+        share /= share.sum()
+        self._cumulated, self._size = np.cumsum(share), len(examples)
+        self._items, self._config = n_items, config
+        of_item = np.bincount(examples.target, share, minlength=n_items)
+        expected = config.batch * of_item + config.uniform / n_items
         self.log_expected = torch.from_numpy(np.log(np.maximum(expected, 1e-12)).astype(np.float32))
 
     def batches(self, count: int) -> Iterator[NDArray[np.intp]]:
-        """Rows of the examples, newer ones more often."""
+        """Rows of the examples."""
         for _ in range(count):
             points = self.random.random(self._config.batch)
             yield np.minimum(np.searchsorted(self._cumulated, points), self._size - 1)
 
+    def kept(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Which history items dropout keeps: always the newest one, in column 0."""
+        kept = self.random.random(shape) >= self._config.dropout
+        kept[:, 0] = True
+        return kept
+
     def uniform(self) -> NDArray[np.intp]:
-        """Items, each as likely."""
+        """Items with equal probability."""
         return self.random.integers(0, self._items, self._config.uniform)
 
 
 def _loss(
-    towers: TowerNetwork,
-    examples: TowerExamples,
-    chosen: NDArray[np.intp],
-    draws: _Draws,
-    config: TowerConfig,
+    towers: HistoryTowers, examples: TowerExamples, rows: NDArray[np.intp], draws: _Draws
 ) -> Tensor:
-    history = examples.history[chosen]
-    kept = draws.random.random(history.shape) >= config.dropout
-    kept[:, 0] = True
-    history = np.where((history >= 0) & kept, history, len(towers.bias)).astype(np.int64)
-    weight = torch.from_numpy(examples.weight[chosen])
+    history = examples.history[rows]
+    history = np.where((history >= 0) & draws.kept(history.shape), history, len(towers.bias))
     users = towers.users(
-        torch.from_numpy(history), weight, torch.from_numpy(examples.age[chosen].astype(np.int64))
+        torch.from_numpy(history.astype(np.int64)),
+        torch.from_numpy(examples.weight[rows]),
+        torch.from_numpy(examples.age[rows].astype(np.int64)),
     )
-    target = torch.from_numpy(examples.target[chosen].astype(np.int64))
+    target = torch.from_numpy(examples.target[rows].astype(np.int64))
     items = torch.cat([target, torch.from_numpy(draws.uniform())])
-    logits = users @ towers.items(items).T / config.temperature + towers.bias[items]
-    logits = logits - draws.log_expected[items]
+    logits = towers.logits(users, items) - draws.log_expected[items]
+    diagonal = torch.arange(len(target))
     accidental = items[None, :] == target[:, None]
-    accidental[torch.arange(len(target)), torch.arange(len(target))] = False
-    return nn.functional.cross_entropy(
-        logits.masked_fill(accidental, -1e9), torch.arange(len(target))
-    )
+    accidental[diagonal, diagonal] = False
+    return nn.functional.cross_entropy(logits.masked_fill(accidental, -1e9), diagonal)
+
+
+class MatrixTowers(TowerNetwork):
+    """Towers over sets of items; one table embeds items on both sides."""
+
+    def __init__(self, users: int, items: int, config: TwoTower) -> None:
+        item, user = (Table(rows, config.dim, config.dim**-0.5) for rows in (items, users))
+        super().__init__(item, items, config.temperature)
+        self.past, self.user, self.user_weight = item, user, config.own
+
+    def users(self, user: Tensor, total: Tensor, count: Tensor) -> Tensor:
+        """(b, dim) unit vectors from the sum (b, dim) and number (b,) of the past items."""
+        mean = total / count.clamp(min=1.0)[:, None]
+        if self.user_weight:
+            mean = mean + self.user_weight * self.user(user)
+        return nn.functional.normalize(mean, dim=1)
+
+
+@dataclass
+class TwoTower:
+    """The model of published splits: predicts each item from the user's other items."""
+
+    dim: int = 64
+    """Width of both towers."""
+    temperature: float = 0.25
+    """Divides the cosines."""
+    own: float = 0.0
+    """Weight of the user's own embedding, added to the mean of their items."""
+    dropout: float = 0.5
+    """Share of a user's items dropped at random."""
+    decay: float = 0.003
+    """AdamW's weight decay per epoch."""
+    rate: float = 0.003
+    """Learning rate."""
+    epochs: int = 40
+    """Maximum; the search keeps the best number on the validation rows, if it saw a decline."""
+    batch: int = 1024
+    sample: int = 1024
+    """Sampled items per batch, if there are too many for all."""
+    seconds: float = 240.0
+    """Time budget: no epoch starts that would end later."""
+
+    def fit(self, train: Any, seed: int, stopping: EarlyStopping | None = None) -> None:
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        self._train = train.tocsr()
+        self._towers = MatrixTowers(train.shape[0], train.shape[1], self)
+        batches = Batches.of(train, self.batch)
+        optimiser = Optimiser(self._towers, self.rate, self.decay, len(batches))
+        count = np.asarray(train.sum(axis=0), np.float32).ravel()
+        negatives = Negatives(count, self.sample, generator)
+        budget = TimeBudget(self.seconds)
+        while budget.allows(self.epochs):
+            for user, item in batches.epoch(generator):
+                users = self._towers.users(user, *self._past(user, item, generator))
+                items, off = negatives.draw()
+                logits = self._towers.logits(users, items)
+                positive = self._towers.pair_logits(users, item)
+                optimiser.step(softmax_loss(logits, positive, items, item, off, negatives.all))
+            self._freeze()
+            if stopping is not None and stopping.over(budget.epochs):
+                break
+
+    def _past(
+        self, user: Tensor, item: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Sum and number of the other items of each user after dropout."""
+        rows = self._train[user.numpy()]
+        column = torch.from_numpy(rows.indices.astype(np.int64))
+        owner = torch.repeat_interleave(torch.from_numpy(np.diff(rows.indptr).astype(np.int64)))
+        kept = column != item[owner]
+        kept &= torch.rand(len(kept), generator=generator) >= self.dropout
+        count = torch.bincount(owner[kept], minlength=len(user))
+        return self._towers.past.sums(column[kept], count.cumsum(0) - count), count.float()
+
+    @torch.no_grad()
+    def _freeze(self) -> None:
+        """Keep as NumPy arrays what scoring needs."""
+        towers = self._towers
+        self._past_of, self._user_of = towers.past.current().numpy(), towers.user.current().numpy()
+        self._items = towers.items(torch.arange(self._train.shape[1])).numpy() / self.temperature
+        self._bias = towers.bias.numpy()
+
+    def vectors(self, users: NDArray[np.intp]) -> FloatArray:
+        """(b, dim) unit vectors of users, in NumPy."""
+        rows = self._train[users]
+        count = np.maximum(np.diff(rows.indptr), 1)[:, None]
+        vectors = (rows @ self._past_of) / count + self.own * self._user_of[users]
+        length = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(length, 1e-12), np.float32)
+
+    def scores(self, users: NDArray[np.intp]) -> FloatArray:
+        return np.asarray(self.vectors(users) @ self._items.T + self._bias, np.float32)

@@ -1,7 +1,8 @@
-"""What serving would have known at each query: user states and trends, rebuilt from the interactions.
+"""What serving would have known at each query: user states and trends, rebuilt from the
+interactions.
 
-Everything is strictly before the query's moment, except the live event. The data has the resolution of a day,
-so the events of that same day, the target among them, are unknown.
+Everything is strictly before the query's moment, except the live event. The data has the resolution
+of a day, so the events of that same day, the target among them, are unknown.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from afterclick.features import TrendView
 from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
 from afterclick.quarantine import QuarantineLimits
 from afterclick.user_vectors import UserState
-from training.evaluation.protocols import Queries
 from training.interactions import Interactions
 from training.models.popularity import trends_at
+from training.protocols import Queries
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,18 @@
-"""The queries of an evaluation: which user, at which moment, with what known, and the next item as target.
+"""The queries of an evaluation: a user at a moment, what is known, and the next item.
 
-`returning`   users with five or more training interactions; the first test item; everything as of the cut
-`live`        users with two or more different test items; the second one, with the first as a live event:
+`returning`   users with five or more training interactions; the first test item; as of the cut
+`live`        users with two or more test items; the second one, with the first as a live event:
               trends hold what came before the day of that event
-`live_later`  the queries of `live` whose target came on a later day than the live event, at the live event
-`back`        the targets of `live_later`, on the day they came: the live event is history by then, and
-              trends hold what came before that day
+`live_later`  the queries of `live` whose target came on a later day than the live event
+`back`        the targets of `live_later`, on the day they came: the live event is history by then,
+              and trends hold what came before that day
 `trends`      the targets of `live` with live trends, but without the live event
 `frozen`      the targets of `live`, everything as of the cut
 `cold`        users without a training interaction; the first test item; everything as of the cut
 `cold_items`  as `live`, over every item; targets have fewer than five training interactions
 
-`live` minus `frozen` is the value of freshness. Except for `cold_items`, targets have five or more training
-interactions (`min_interactions`) and were never seen by the user before.
+`live` minus `frozen` is the value of freshness. Except for `cold_items`, targets have five or more
+training interactions (`min_interactions`) and were never seen by the user before.
 """
 
 from __future__ import annotations
