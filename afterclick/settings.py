@@ -153,13 +153,13 @@ class TrainingSettings(_Section):
     """Two-tower model: epochs; 0 leaves it out. Default: the preset's."""
     holdout: float = Field(0.08, gt=0, lt=0.5)
     """Share of the newest interactions held out to compare champion and challenger."""
-    questions: int = Field(800, ge=10)
+    holdout_queries: int = Field(800, ge=10)
     """Maximum queries per protocol in that comparison."""
     ranker_cuts: int | None = Field(None, ge=1)
     """Past cuts to train the ranker on; each costs one more fit. Default: the preset's."""
     ranker_queries: int | None = Field(None, ge=100)
     """Maximum queries per cut to train the ranker on. Default: the preset's."""
-    longest_hours: float = Field(12.0, gt=0)
+    max_hours: float = Field(12.0, gt=0)
     """Time limit of a scheduled training; a longer one is killed."""
 
 

@@ -1,9 +1,8 @@
-"""A trained model that waits for the gate: its files, metadata, evaluation and report.
+"""A trained model that waits for the gate: its files, metadata and evaluation.
 
 writes  artifact  <home>/challengers/<version>/model
         artifact  <home>/challengers/<version>/holdout_model   trained without the holdout
         json      <home>/challengers/<version>/run.json, evaluation.json
-        files     <home>/challengers/<version>/report/report.md, comparison.png
 
 The holdout model of the champion is kept in <home>/holdout_models/<version>: the next challenger
 is compared with it on interactions that neither has seen.
@@ -28,7 +27,6 @@ from training.workspace import MissingStep
 
 RANKER = "ranker.txt"
 _RUN, _EVALUATION = "run.json", "evaluation.json"
-_COLOURS = {"this model": "#3bb273", "champion": "#5b8def", "trends": "#9aa5b1"}
 
 
 class RunMetadata(BaseModel):
@@ -43,6 +41,10 @@ class RunMetadata(BaseModel):
     lineage: dict[str, Any]
     """etl, positions (topic/partition → highest offset), rows, newest_ms, data, commit"""
     seconds: dict[str, float]
+
+    def tags(self, version: str) -> dict[str, str]:
+        """The lineage as MLflow tags of a version."""
+        return {name: str(value) for name, value in self.lineage.items()} | {"version": version}
 
     def write(self, folder: Path) -> None:
         (folder / _RUN).write_text(self.model_dump_json(indent=1))
@@ -191,67 +193,3 @@ def _metric_changes(
         change = None if a is None or b is None else round(b - a, 6)
         changes[name] = {"first": a, "second": b, "change": change}
     return changes
-
-
-def write_report(folder: Path, run: RunMetadata, evaluation: Evaluation) -> Path:
-    """Write report.md and a chart of the metrics; returns the report's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    models = {"this model": evaluation.metrics, **evaluation.against}
-    if evaluation.metrics:
-        _chart(models, folder / "comparison.png")
-    path = folder / "report.md"
-    path.write_text("\n".join(_report_lines(run, evaluation, models)) + "\n")
-    return path
-
-
-def _report_lines(
-    run: RunMetadata, evaluation: Evaluation, models: dict[str, dict[str, float]]
-) -> list[str]:
-    names = sorted({name for metrics in models.values() for name in metrics})
-    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in run.seconds.items())
-    settings = flatten(run.parameters) | flatten(run.lineage)
-    return [
-        f"# Model {run.version}",
-        "",
-        f"**{'Passed' if evaluation.passed else 'Refused'}**: {evaluation.reason}.",
-        "",
-        f"{evaluation.questions:,} queries on the holdout; no model has seen it.",
-        "",
-        *(["![Metrics of the compared models](comparison.png)", ""] if names else []),
-        _table_row("metric", *models),
-        "|---|" + "---|" * len(models),
-        *(_table_row(name, *(_cell(m.get(name)) for m in models.values())) for name in names),
-        "",
-        "## Settings and origin",
-        "",
-        f"Duration: {seconds or 'not measured'}.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(_table_row(name, str(value)) for name, value in settings.items()),
-    ]
-
-
-def _table_row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _chart(models: dict[str, dict[str, float]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    names = [name for name in sorted(models["this model"]) if name.endswith(("hr@10", "ndcg@10"))]
-    figure = Figure(figsize=(8, 3.5))
-    axes = figure.subplots()
-    width = 0.8 / len(models)
-    for n, (label, metrics) in enumerate(models.items()):
-        x = np.arange(len(names)) + (n - (len(models) - 1) / 2) * width
-        values = [metrics.get(name, 0.0) for name in names]
-        axes.bar(x, values, width, label=label, color=_COLOURS.get(label, "#e6a23c"))
-    axes.set_xticks(range(len(names)), names)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120, bbox_inches="tight")

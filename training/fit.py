@@ -82,7 +82,7 @@ class ModelTrainer:
     def fit_ranker(
         self, rows: Interactions, trusted: NDArray[np.bool_] | None = None
     ) -> FittedRanker:
-        """Learn the ranker from past cuts of `rows`; raises NotEnoughHistory.
+        """Learn the ranker from past cuts of `rows`; raises TooFewInteractions.
 
         `trusted` (n,) marks the rows that may become targets; default: all.
         """

@@ -16,6 +16,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import sparse
 
+from afterclick.errors import BadDataset
+
+
+class TooFewInteractions(BadDataset):
+    """The interactions do not suffice to fit a model."""
+
 
 @dataclass(frozen=True)
 class Interactions:

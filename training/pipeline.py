@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from afterclick import model as models
 from afterclick.artifact import read_manifest
-from afterclick.errors import BadArtifact, BadDataset, BadInput
+from afterclick.errors import BadArtifact, BadInput
 from afterclick.events import ModelPublished
 from afterclick.settings import Settings
 from training import etl, fit, gate, interactions, publish, workspace
@@ -33,15 +33,14 @@ from training.challenger import (
     copy_model,
     ranker_of,
     write_model,
-    write_report,
 )
 from training.config import ModelConfig
 from training.etl import EtlReport
 from training.evaluation import holdout
-from training.interactions import Interactions
+from training.interactions import Interactions, TooFewInteractions
 from training.mlflow_registry import MlflowRegistry, recorded, run_parameters
 from training.models.content_vectors import ItemTexts
-from training.ranker import NotEnoughHistory
+from training.run_report import log_run
 from training.workspace import LastTraining, MissingStep, latest, spark_session
 
 log = structlog.get_logger()
@@ -94,7 +93,7 @@ class Pipeline:
         """Fit the model, the holdout model and the ranker.
 
         Without a champion, `on_first_model` receives the model before the slower parts are fitted.
-        Raises BadDataset with too few interactions, Refused for a model that fails its checks.
+        Raises TooFewInteractions, or Refused for a model that fails its checks.
         """
         with recorded(self.settings, "train"):
             etl_version, tables = latest(self.home / "etl", "pipeline etl")
@@ -129,7 +128,7 @@ class Pipeline:
             run = RunMetadata.read(folder)
             settings = self.settings.training
             split = holdout.split_at(self._rows(run), run.cut_ms, settings.min_interactions)
-            queries = holdout.Holdout.of(split, settings.questions, settings.seed)
+            queries = holdout.Holdout.of(split, settings.holdout_queries, settings.seed)
             self.progress(f"evaluating {queries.n_queries:,} queries on the newest interactions")
             champion = publish.champion(self.settings.kafka)
             with threadpool_limits(
@@ -161,7 +160,7 @@ class Pipeline:
             version, folder = latest(self.home / "challengers", "pipeline train")
             run, evaluation = RunMetadata.read(folder), Evaluation.read(folder)
             registry = MlflowRegistry(self.settings)
-            run_id = attempt.run_id = _log_run(registry, folder, run, evaluation)
+            run_id = attempt.run_id = log_run(registry, folder, run, evaluation)
             if not evaluation.passed:
                 self._decided(run)
                 raise gate.Refused(f"{version} is not published: {evaluation.reason}")
@@ -200,7 +199,7 @@ class Pipeline:
         target = write_model(self.settings.artifacts, version, fitted, None, run)
         self._announce(target)
         registry = MlflowRegistry(self.settings)
-        run_id = registry.start(version, run.parameters, _tags(run, version))
+        run_id = registry.start(version, run.parameters, run.tags(version))
         registry.log_signature(run_id)
         registry.register(target, run_id, run.lineage)
         registry.sync_aliases(version)
@@ -245,7 +244,7 @@ class Pipeline:
         """The ranker as LightGBM's text; None with too little history."""
         try:
             result = trainer.fit_ranker(past)
-        except NotEnoughHistory as error:
+        except TooFewInteractions as error:
             self.progress(f"no ranker: {error}")
             return None
         self.progress(f"ranker trained on {result.queries:,} queries")
@@ -300,7 +299,7 @@ class Pipeline:
 
 
 def _require_enough(past: Interactions, min_rows: int) -> None:
-    """Raises BadDataset if the interactions before the holdout are too few for any model."""
+    """Raises TooFewInteractions if those before the holdout are too few for any model."""
     if not len(past):
         problem = "none is older than the holdout"
     elif (most := int(past.item_counts().max())) < min_rows:
@@ -312,7 +311,7 @@ def _require_enough(past: Interactions, min_rows: int) -> None:
         problem = "before the holdout no user has two"
     else:
         return
-    raise BadDataset(f"too few interactions to train on: {problem}; ingest more events")
+    raise TooFewInteractions(f"too few interactions to train on: {problem}; ingest more events")
 
 
 def _evaluate(queries: holdout.Holdout, folder: Path) -> gate.PerQueryMetrics | None:
@@ -330,33 +329,6 @@ def means(metrics: gate.PerQueryMetrics) -> dict[str, float]:
         for name, values in by_name.items()
         if len(values)
     }
-
-
-def _log_run(
-    registry: MlflowRegistry, folder: Path, run: RunMetadata, evaluation: Evaluation
-) -> str:
-    """The id of a challenger's MLflow run, created on the first call."""
-    known = folder / "mlflow_run"
-    if known.is_file():
-        return known.read_text()
-    run_id = registry.start(run.version, run.parameters, _tags(run, run.version))
-    against = {
-        f"{name}.{metric}": value
-        for name, metrics in evaluation.against.items()
-        for metric, value in metrics.items()
-    }
-    seconds = {f"seconds.{step}": value for step, value in run.seconds.items()}
-    registry.metrics(run_id, evaluation.metrics | against | seconds)
-    registry.files(run_id, folder / "model")
-    registry.log_signature(run_id)
-    write_report(folder / "report", run, evaluation)
-    registry.files(run_id, folder / "report")
-    known.write_text(run_id)
-    return run_id
-
-
-def _tags(run: RunMetadata, version: str) -> dict[str, str]:
-    return {name: str(value) for name, value in run.lineage.items()} | {"version": version}
 
 
 def _lineage(tables: Path, etl_version: str, rows: Interactions) -> dict[str, object]:

@@ -23,7 +23,7 @@ from afterclick.model import Model
 from afterclick.ranking import CandidateGenerator
 from afterclick.trends import DAY_MS
 from training.config import RankerConfig
-from training.interactions import Interactions
+from training.interactions import Interactions, TooFewInteractions
 from training.protocols import TimeSplit, moments, sample, with_history
 from training.query_replay import align, replay
 
@@ -35,7 +35,7 @@ FitPast = Callable[[Interactions], Model]
 MIN_QUERIES = 50
 
 
-class NotEnoughHistory(ValueError):
+class NotEnoughHistory(TooFewInteractions):
     """The past cuts hold too few queries whose target is a candidate."""
 
 

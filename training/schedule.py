@@ -187,7 +187,7 @@ class ChildTraining:
             target=_run_pipeline, args=(self._settings, reason, outcomes), name="training"
         )
         child.start()
-        hours = self._settings.training.longest_hours
+        hours = self._settings.training.max_hours
         deadline = time.monotonic() + hours * 3600
         while child.is_alive() and not stop.is_set() and time.monotonic() < deadline:
             child.join(0.2)

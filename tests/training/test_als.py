@@ -13,6 +13,7 @@ from afterclick.model import Model
 from afterclick.user_vectors import UserState, fold_in
 from tests.training import shop
 from training.config import AlsConfig
+from training.interactions import TooFewInteractions
 from training.models.als import factorise, half_step, spark_als
 
 if TYPE_CHECKING:
@@ -104,5 +105,5 @@ def test_the_same_seed_gives_the_same_factors(spark: SparkSession) -> None:
 
 
 def test_without_interactions_there_is_nothing_to_factorise() -> None:
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(TooFewInteractions, match="at least one"):
         spark_als(None, shop.interactions([], 1, 1), CONFIG)  # type: ignore[arg-type]

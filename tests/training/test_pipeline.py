@@ -31,7 +31,9 @@ pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 @pytest.fixture
 def pipeline(spark: SparkSession, settings: Settings) -> Pipeline:
     """The pipeline of a small installation without a log."""
-    small = settings.training.model_copy(update={"rank": 8, "iterations": 4, "questions": 200})
+    small = settings.training.model_copy(
+        update={"preset": "fast", "rank": 8, "iterations": 4, "holdout_queries": 200}
+    )
     return Pipeline(settings.model_copy(update={"training": small}))
 
 
@@ -168,6 +170,18 @@ def test_a_shop_smaller_than_a_list_is_trained_and_evaluated(pipeline: Pipeline)
     shop.write_tables(pipeline.settings, shop.interactions(_pairs(6, 6), 6, 6))
     pipeline.train()
     assert pipeline.evaluate().passed
+
+
+def test_a_past_without_frequent_items_gives_a_model_without_a_ranker(pipeline: Pipeline) -> None:
+    lines: list[str] = []
+    pipeline.progress = lines.append
+    pairs = [((item + round_) % 30, item) for round_ in range(6) for item in range(30)]
+    shop.write_tables(pipeline.settings, shop.interactions(pairs, 30, 30))
+    pipeline.train()
+    assert [line for line in lines if line.startswith("no ranker: ")]
+    evaluation = pipeline.evaluate()
+    assert evaluation.passed
+    assert "too little history" in evaluation.reason
 
 
 def test_one_training_at_a_time(tmp_path: Path) -> None:

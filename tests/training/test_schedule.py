@@ -224,7 +224,7 @@ def test_a_training_that_fails_records_its_reason_and_step(settings: Settings) -
 
 
 def test_a_training_that_hangs_is_killed_and_recorded(settings: Settings) -> None:
-    short = settings.training.model_copy(update={"longest_hours": 0.2 / 3600})
+    short = settings.training.model_copy(update={"max_hours": 0.2 / 3600})
     hasty = settings.model_copy(update={"training": short})
     outcome = ChildTraining(hasty)("1 new event", threading.Event())
     assert not outcome.completed

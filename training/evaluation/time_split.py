@@ -41,11 +41,11 @@ from training.evaluation.reviews import Reviews
 from training.evaluation.scorers import NCF_DECAY, NCF_EPOCHS, ScorerInputs, ncf, scorers
 from training.evaluation.segments import segments
 from training.fit import ModelTrainer, trainer
-from training.interactions import Interactions
+from training.interactions import Interactions, TooFewInteractions
 from training.mlflow_registry import MlflowRegistry
 from training.protocols import PROTOCOLS, Queries, TimeSplit, queries, sample
 from training.query_replay import align
-from training.ranker import BoosterRanker, FittedRanker, NotEnoughHistory
+from training.ranker import BoosterRanker, FittedRanker
 
 _SHOWN = ("hr@10", "hr@20", "ndcg@10", "recall@20", "mrr", "coverage@10")
 _MIN_TEST_SHARE = 0.05
@@ -175,7 +175,7 @@ def _fit_ranker(split: TimeSplit, models: ModelTrainer) -> FittedRanker:
     trusted = split.trusted[split.rows.time_ms < split.cut_ms]
     try:
         return models.fit_ranker(split.train, trusted)
-    except NotEnoughHistory as error:
+    except TooFewInteractions as error:
         raise BadInput(
             f"cannot evaluate the blend: {error}; give more interactions or a later --cut"
         ) from None

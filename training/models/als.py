@@ -19,7 +19,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from training.config import AlsConfig
-from training.interactions import Interactions
+from training.interactions import Interactions, TooFewInteractions
 from training.models.stopping import TimeBudget
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ OnPass = Callable[[int, Factors], None]
 
 
 def spark_als(spark: SparkSession, rows: Interactions, config: AlsConfig) -> Factors:
-    """Factorise by Spark MLlib. Raises ValueError without interactions."""
+    """Factorise by Spark MLlib. Raises TooFewInteractions without interactions."""
     _require_rows(rows)
     from pyspark.ml.recommendation import ALS, ALSModel
 
@@ -82,8 +82,8 @@ def implicit_als(rows: Interactions, config: AlsConfig, on_pass: OnPass | None =
     """Factorise by `implicit`: Spark's objective on one machine, in seconds, not minutes.
 
     `implicit` has one λ for all users and items, where Spark scales regParam by their interactions.
-    λ is regParam times the mean number, so the two agree on average. Raises ValueError without
-    interactions.
+    λ is regParam times the mean number, so the two agree on average. Raises
+    TooFewInteractions without interactions.
     """
     _require_rows(rows)
     from implicit.cpu.als import AlternatingLeastSquares
@@ -213,7 +213,7 @@ class NumpyAls:
 
 def _require_rows(rows: Interactions) -> None:
     if not len(rows):
-        raise ValueError("ALS needs at least one interaction")
+        raise TooFewInteractions("ALS needs at least one interaction; ingest more events")
 
 
 def _collect(factors: DataFrame, n: int) -> NDArray[np.float32]:
