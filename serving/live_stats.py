@@ -38,7 +38,6 @@ class LiveStats:
         snapshots: SnapshotStore,
         hub: Hub,
         metrics: Metrics,
-        dead_letters: DeadLetterReader,
     ) -> None:
         self._trends, self._snapshots = trends, snapshots
         self._redis = redis.Redis.from_url(
@@ -47,7 +46,8 @@ class LiveStats:
         self._boundary_key = settings.redis.keys.last_batch_at
         self._topics = settings.kafka.topics.interactions
         self._log = KafkaLog(settings.kafka, KAFKA_TIMEOUT_S)
-        self._hub, self._metrics, self._dead_letters = hub, metrics, dead_letters
+        self._hub, self._metrics = hub, metrics
+        self.dead_letters = DeadLetterReader(settings.kafka)
         self._measured_at, self._n_changes, self._n_requests = time.monotonic(), 0, 0
         self._lag: dict[str, int] | None = None
         self._dead: dict[str, int] | None = None
@@ -92,6 +92,7 @@ class LiveStats:
     def close(self) -> None:
         """Close the connections."""
         self._log.close()
+        self.dead_letters.close()
         self._redis.close()
 
     def _rates(self) -> tuple[float, float]:
@@ -106,7 +107,7 @@ class LiveStats:
 
     def _count_dead_letters(self) -> dict[str, int] | None:
         try:
-            counts = self._dead_letters.counts()
+            counts = self.dead_letters.counts()
         except Unavailable:
             return None
         for topic, number in counts.items():

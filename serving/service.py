@@ -34,7 +34,7 @@ from serving.control.write_behind import WriteBehind
 from serving.events.feedback import FeedbackLog
 from serving.events.impressions import ImpressionLog
 from serving.events.kafka_health import AckTimeouts
-from serving.events.reactions import Impression, ReactionCounter
+from serving.events.reactions import ReactionCounter, ShownList
 from serving.live_stats import LiveStats
 from serving.monitoring import EventLoopLag, Metrics
 from serving.problems import BODY_S
@@ -42,7 +42,6 @@ from serving.push import Hub, cause_of
 from serving.recommender import Recommender, RecommenderConfig
 from serving.request import RecommendationRequest
 from serving.response_cache import ImpressionCache, Recommendation
-from serving.state.dead_letter_reader import DeadLetterReader
 from serving.state.history import OnlineStore
 from serving.state.item_catalogue import Catalogue, TextSearch
 from serving.state.kafka_reader import TopicReader
@@ -133,10 +132,7 @@ class Service:
         self.feedback = FeedbackLog(settings.kafka, self.timings.ack)
         self.impressions = ImpressionLog(settings.kafka)
         self.reactions, self.shown = ReactionCounter(), ImpressionCache()
-        self.dead_letters = DeadLetterReader(settings.kafka)
-        self.stats = LiveStats(
-            settings, self.feed, self.snapshots, self.hub, self.metrics, self.dead_letters
-        )
+        self.stats = LiveStats(settings, self.feed, self.snapshots, self.hub, self.metrics)
 
     def _connect(self) -> None:
         """Connect the parts to each other."""
@@ -186,7 +182,7 @@ class Service:
         self.draining = True
         self.lag.stop()
         await asyncio.gather(*(asyncio.to_thread(part.stop) for part in self._background))
-        for close in (self.stats.close, self.dead_letters.close, self.database.close):
+        for close in (self.stats.close, self.database.close):
             await asyncio.to_thread(close)
         await self.store.close()
 
@@ -240,7 +236,7 @@ class Service:
             body["source"], body["degraded"], body["reduced"], recommendation.cached
         )
         self.reactions.on_impression(
-            Impression(
+            ShownList(
                 body["impression_id"],
                 user_id,
                 body["source"],

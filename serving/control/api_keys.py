@@ -32,7 +32,7 @@ KeyOwner = tuple[str | None, tuple[ApiScope, ...] | None]
 
 
 class KeyDraft(BaseModel):
-    """A key as it is asked for."""
+    """A new API key."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -40,9 +40,9 @@ class KeyDraft(BaseModel):
         json_schema_extra={"examples": [{"name": "shop", "scopes": ["recommend"]}]},
     )
 
-    name: Name = Field(description="What it is for; the request log names it. A name is used once.")
+    name: Name = Field(description="Shown in the request log; unique, also among revoked keys.")
     scopes: Scopes = Field(
-        ("recommend", "feedback"), description="What it may do; `admin` may do everything."
+        ("recommend", "feedback"), description="What it allows; `admin` allows everything."
     )
     note: Text = ""
 

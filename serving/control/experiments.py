@@ -46,25 +46,25 @@ _DIFFERENCES = ("ctr_difference", "ctr_p_value", "conversion_difference")
 
 
 class Arm(BaseModel):
-    """One way to make lists. What is left out is as without the experiment."""
+    """One variant. Omitted options have their defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Name
     share: Annotated[float, Field(ge=0.001, le=1000, allow_inf_nan=False)] = Field(
-        1.0, description="Its part of the users, relative to the other arms'."
+        1.0, description="Share of the users, relative to the other arms."
     )
     policy: Policy = Policy.BLEND
     explore: Share = 0.0
     draw: SamplingPolicy = SamplingPolicy.UNIFORM
     diversity: Share = 0.0
     weights: dict[Part, Weight] = Field(
-        {}, description="What parts of the score are multiplied by."
+        {}, description="Factors for the contributions to the score."
     )
     model: Version | None = Field(
         None,
-        description="A version of the model that makes its lists, loaded beside the one that serves. Where "
-        "it is not there, the one that serves does, and the answer says so.",
+        description="The model version of its lists, loaded in addition to the serving model. If "
+        "it is not available, the serving model is used and the response says why.",
     )
 
     @property
@@ -74,7 +74,7 @@ class Arm(BaseModel):
 
 
 class ExperimentDraft(BaseModel):
-    """An experiment as it is asked for. The first arm is the control."""
+    """A new experiment. The first arm is the control."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -89,11 +89,9 @@ class ExperimentDraft(BaseModel):
     name: Name
     arms: Annotated[list[Arm], Field(min_length=2, max_length=10)]
     traffic: Annotated[float, Field(ge=0.001, le=1, allow_inf_nan=False)] = Field(
-        1.0, description="The share of users who take part."
+        1.0, description="Share of the users in the experiment."
     )
-    salt: Name | None = Field(
-        None, description="What is hashed with the user's id; random by default."
-    )
+    salt: Name | None = Field(None, description="Hashed with the user id; random by default.")
     note: Text = ""
 
     @model_validator(mode="after")
@@ -104,7 +102,7 @@ class ExperimentDraft(BaseModel):
 
 
 class Experiment(ExperimentDraft):
-    """An experiment as it is kept."""
+    """A stored experiment."""
 
     salt: Name
     created: AwareDatetime
@@ -112,7 +110,7 @@ class Experiment(ExperimentDraft):
 
     @classmethod
     def of(cls, draft: ExperimentDraft) -> Experiment:
-        """A new experiment, running from now on."""
+        """An experiment that starts now."""
         salt = draft.salt or secrets.token_hex(8)
         return cls(**draft.model_dump(exclude={"salt"}), salt=salt, created=now())
 

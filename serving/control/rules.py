@@ -1,11 +1,13 @@
-"""Business rules: what people decide about lists, beside what the model finds.
+"""Business rules on the items of a catalogue query.
 
-boost    the items of a query gain `amount` in score
-bury     they lose it
-pin      they stand from place `position` on, in the order of the query, hottest first beyond it
-exclude  they are in no list
+reads, writes  sql  rules
 
-`ServingSnapshot` carries the rules in force as item indices, so that a request looks nothing up.
+boost    adds `amount` to the score
+bury     subtracts `amount` from the score
+pin      places the items from rank `position` on, highest-trending first
+exclude  removes the items from every list
+
+The snapshot holds the rules in force as item indices: a request evaluates no query.
 """
 
 from __future__ import annotations
@@ -40,12 +42,13 @@ def _in_utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise ValueError("lies outside the calendar") from None
+        raise ValueError("is outside the supported range of dates") from None
 
 
-MOST_BOOSTED = 100
-"""Boosted items that join the candidates of a list, the hottest first."""
-MOST_PINNED = 20
+MAX_FORCED = 100
+"""Boosted items that are forced candidates: the highest-trending ones."""
+MAX_PINNED = 20
+"""Items of one pin rule."""
 Text = Annotated[
     str,
     StringConstraints(max_length=500),
@@ -57,7 +60,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
 
 def _only_with(field: str, *actions: str) -> dict[str, Any]:
-    """JSON Schema: `field` is null but for these actions."""
+    """JSON Schema: `field` is null except for these actions."""
     fits = {"properties": {"action": {"enum": list(actions)}}}
     return {"anyOf": [fits, {"properties": {field: {"type": "null"}}}]}
 
@@ -72,7 +75,7 @@ class RuleAction(StrEnum):
 
 
 class RuleDraft(BaseModel):
-    """A rule as it is asked for."""
+    """A new rule."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -88,35 +91,35 @@ class RuleDraft(BaseModel):
         description="Conditions FIELD:VALUE; fields are item, category, brand, title, price."
     )
     amount: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = Field(
-        None, description="Boost and bury: what the score gains or loses; 1 by default."
+        None, description="Boost and bury: change of the score; 1 by default."
     )
     position: Annotated[int, Field(ge=1, le=200)] | None = Field(
-        None, description="Pin: the place, from 1; 1 by default."
+        None, description="Pin: the rank, from 1; 1 by default."
     )
-    starts: Moment | None = Field(None, description="In force from then on; at once by default.")
-    ends: Moment | None = Field(None, description="In force until then; for ever by default.")
+    starts: Moment | None = Field(None, description="In force from then on; now by default.")
+    ends: Moment | None = Field(None, description="In force until then; no end by default.")
     note: Text = ""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.amount is not None and self.action not in (RuleAction.BOOST, RuleAction.BURY):
-            raise ValueError(f"a rule that says {self.action} has no amount")
+            raise ValueError(f"a {self.action} rule has no amount")
         if self.position is not None and self.action is not RuleAction.PIN:
-            raise ValueError(f"a rule that says {self.action} has no position")
+            raise ValueError(f"a {self.action} rule has no position")
         if self.starts and self.ends and self.ends <= self.starts:
-            raise ValueError("ends before it starts")
+            raise ValueError("ends must be after starts")
         return self
 
 
 class Rule(RuleDraft):
-    """A rule as it is kept."""
+    """A stored rule."""
 
     rule_id: Id
     created: AwareDatetime
 
     @classmethod
     def of(cls, draft: RuleDraft) -> Self:
-        """A new rule with its own id, and the defaults of its action filled in."""
+        """A rule with a new id and the defaults of its action."""
         values = draft.model_dump(exclude={"rule_id", "created"})
         if draft.action in (RuleAction.BOOST, RuleAction.BURY) and draft.amount is None:
             values["amount"] = 1.0
@@ -124,23 +127,24 @@ class Rule(RuleDraft):
             values["position"] = 1
         return cls(**values, rule_id=new_id()[:12], created=now())
 
-    def holds(self, at: datetime) -> bool:
+    def applies(self, at: datetime) -> bool:
+        """Whether the rule applies at this time."""
         return (self.starts is None or self.starts <= at) and (self.ends is None or at < self.ends)
 
 
 def read_rules(connection: Connection) -> tuple[Rule, ...]:
-    """Every rule, the oldest first. One that this program cannot read is left out, and said to be."""
+    """Every rule, oldest first."""
     rows = connection.execute(select(table).order_by(table.c.created, table.c.rule_id)).mappings()
     return tuple(readable(Rule, rows))
 
 
 def add_rule(connection: Connection, rule: Rule) -> None:
-    """Keep a rule."""
+    """Store a rule."""
     connection.execute(insert(table), [{**rule.model_dump(), "action": str(rule.action)}])
 
 
 def remove_rule(connection: Connection, rule_id: str) -> bool:
-    """Forget a rule; whether there was one."""
+    """Delete a rule; False if it does not exist."""
     return bool(connection.execute(delete(table).where(table.c.rule_id == rule_id)).rowcount)
 
 
@@ -154,7 +158,7 @@ class RuleBook:
     def state(self) -> tuple[str, ...]:
         """Ids of the rules in force now."""
         at = datetime.now(UTC)
-        return tuple(rule.rule_id for rule in self.rules if rule.holds(at))
+        return tuple(rule.rule_id for rule in self.rules if rule.applies(at))
 
     def active(self, index: dict[str, int], trend_score: Float64Array) -> ActiveRules:
         """The rules in force for the items of `index`; `trend_score` (m,) orders them."""
@@ -176,14 +180,14 @@ def _active(
             excluded.update(dict.fromkeys(items))
         elif rule.action is RuleAction.PIN:
             items.sort(key=lambda item: -trend_score[item])
-            _pin(pins, (rule.position or 1) - 1, items[:MOST_PINNED])
+            _pin(pins, (rule.position or 1) - 1, items[:MAX_PINNED])
         else:
             sign = 1.0 if rule.action is RuleAction.BOOST else -1.0
             for item in items:
                 amounts[item] = amounts.get(item, 0.0) + sign * (rule.amount or 1.0)
     amounts = {item: amount for item, amount in amounts.items() if amount}
     gaining = [item for item, amount in amounts.items() if amount > 0]
-    highest = sorted(gaining, key=lambda item: -trend_score[item])[:MOST_BOOSTED]
+    highest = sorted(gaining, key=lambda item: -trend_score[item])[:MAX_FORCED]
     boosted = np.array(sorted(amounts), np.int32)
     return ActiveRules(
         excluded=_indices(excluded),

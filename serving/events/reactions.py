@@ -53,7 +53,7 @@ class ImpressionStats:
     clicks: int = 0
 
 
-class Impression(NamedTuple):
+class ShownList(NamedTuple):
     """A list that was shown."""
 
     impression_id: str
@@ -85,7 +85,7 @@ class ReactionCounter:
         self._lengths: Counter[int] = Counter()
         self._clicks_by_rank: Counter[int] = Counter()
 
-    def on_impression(self, shown: Impression) -> None:
+    def on_impression(self, shown: ShownList) -> None:
         """Count a list that was shown."""
         key = (shown.source, shown.model_version or "")
         stats = self._stats.setdefault(key, ImpressionStats())

@@ -1,1 +1,1 @@
-"""What the API accepts and answers: REST routes, WebSockets, schemas, problems."""
+"""REST and WebSocket routes."""

@@ -39,7 +39,7 @@ class RuleList(BaseModel):
     rules: list[RuleRow]
 
 
-class ExperimentList(BaseModel):
+class Experiments(BaseModel):
     """Every experiment, oldest first."""
 
     experiments: list[Experiment]
@@ -106,7 +106,7 @@ async def remove_rule(service: ServiceDep, rule_id: RuleId) -> Response:
     return json_response({"removed": rule_id})
 
 
-@router.get("/experiments", tags=["experiments"], **responses(ExperimentList))
+@router.get("/experiments", tags=["experiments"], **responses(Experiments))
 async def list_experiments(service: ServiceDep) -> Response:
     """Every experiment, oldest first."""
     experiments = service.control.experiments
@@ -209,7 +209,7 @@ async def approve(service: ServiceDep, body: Annotated[api.QuarantineApproval, B
 
 
 def _rule_row(rule: Rule) -> Json:
-    return {**rule.model_dump(), "in_force": rule.holds(now())}
+    return {**rule.model_dump(), "in_force": rule.applies(now())}
 
 
 def _by_half_life(values: Float64Array) -> dict[str, float]:

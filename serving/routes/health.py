@@ -46,8 +46,8 @@ async def models(service: ServiceDep) -> Response:
 @router.get("/dead-letters", tags=["monitoring"], **responses(api.DeadLetters))
 async def dead_letters(service: ServiceDep) -> Response:
     """Events that could not be read: counts by topic, and the newest with their errors."""
-    newest = await asyncio.to_thread(service.dead_letters.newest)
-    counts = await asyncio.to_thread(service.dead_letters.counts)
+    newest = await asyncio.to_thread(service.stats.dead_letters.newest)
+    counts = await asyncio.to_thread(service.stats.dead_letters.counts)
     return json_response({"counts": counts, "newest": newest})
 
 

@@ -28,7 +28,7 @@ from serving.control.experiments import (
 )
 from serving.control.significance import sample_ratio_p_value
 from serving.control.store import Database
-from serving.events.reactions import Impression, ReactionCounter
+from serving.events.reactions import ReactionCounter, ShownList
 from serving.request import PLAIN, RecommendationRequest
 from tests.serving import shop
 from tests.serving.offline import Offline
@@ -181,7 +181,7 @@ A, B = Assigned("e", "a", PLAIN), Assigned("e", "b", PLAIN)
 
 
 def show(counter: ReactionCounter, impression_id: str, user_id: str, assigned: Assigned) -> None:
-    counter.on_impression(Impression(impression_id, user_id, "trending", None, 3, assigned))
+    counter.on_impression(ShownList(impression_id, user_id, "trending", None, 3, assigned))
 
 
 def act(counter: ReactionCounter, prefix: str = "") -> None:

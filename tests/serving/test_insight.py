@@ -7,12 +7,12 @@ from confluent_kafka import Producer
 from afterclick.events import Action
 from afterclick.settings import Settings
 from afterclick.topics import dlq
-from serving.events.reactions import Impression, ReactionCounter
+from serving.events.reactions import ReactionCounter, ShownList
 from tests.serving.running import Running
 
 
-def shown(impression_id: str) -> Impression:
-    return Impression(impression_id, "", "trending", None, 3)
+def shown(impression_id: str) -> ShownList:
+    return ShownList(impression_id, "", "trending", None, 3)
 
 
 def test_a_list_is_reacted_to_once_however_often_it_is_clicked() -> None:
