@@ -19,7 +19,7 @@ from afterclick.settings import Settings
 from afterclick.trends import HALF_LIVES_MS
 from serving.monitoring import STAGES, Metrics
 from serving.push import Hub
-from serving.state.dead_letter_reader import DeadLetters
+from serving.state.dead_letter_reader import DeadLetterReader
 from serving.state.live_trends import TrendFeed
 from serving.state.snapshot_builder import SnapshotStore
 
@@ -47,7 +47,7 @@ class LiveStats:
         self._topics = settings.kafka.topics.interactions
         self._log = KafkaLog(settings.kafka, KAFKA_TIMEOUT_S)
         self._hub, self._metrics = hub, metrics
-        self.dead_letters = DeadLetters(settings.kafka)
+        self.dead_letters = DeadLetterReader(settings.kafka)
         self._measured_at, self._n_changes, self._n_requests = time.monotonic(), 0, 0
         self._lag: dict[str, int] | None = None
         self._dead: dict[str, int] | None = None
