@@ -12,7 +12,7 @@ from afterclick.settings import Settings
 from serving.control.auth import new_token
 from tests.serving import shop
 from tests.serving.running import Running
-from tests.serving.test_guard import bearer, guarded
+from tests.serving.test_auth import bearer, guarded
 from tests.serving.test_loop import after, ids, kinds
 from tests.waiting import PATIENCE_S, wait_until
 

@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 LIKED = {"ann": ["camera-3", "camera-5"]}
 
 
-def test_a_pulse_is_late_by_as_long_as_its_loop_was_held() -> None:
+def test_the_lag_is_as_long_as_the_loop_was_blocked() -> None:
     async def found() -> tuple[float, float]:
         pulse = EventLoopLag()
         pulse.start()
@@ -38,11 +38,11 @@ def test_a_pulse_is_late_by_as_long_as_its_loop_was_held() -> None:
     assert after < held
 
 
-def test_an_answer_that_waited_for_its_turn_is_late_though_the_pulse_is_not() -> None:
+def test_the_lag_includes_the_wait_of_the_request() -> None:
     assert EventLoopLag().lag_ms(time.monotonic() - 0.2) >= 200
 
 
-def test_a_pulse_catches_up() -> None:
+def test_the_lag_recovers() -> None:
     async def found() -> float:
         pulse = EventLoopLag()
         pulse.start()

@@ -1,4 +1,4 @@
-"""The catalogue's copy in SQL: it follows the topic, whoever writes, and stands in where Kafka is away."""
+"""The copy of the catalogue in SQL follows the topic and replaces it without Kafka."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def database(database_url: str) -> Database:
     return made
 
 
-def test_of_two_processes_the_newer_record_wins_whatever_the_order(database: Database) -> None:
+def test_the_newer_record_of_two_processes_wins_in_any_order(database: Database) -> None:
     one, other = copy(), copy()
     other.sync(database)
     one.take([change(1, "new", NOW_MS + 5), change(2, "here"), change(3, "to go")])
@@ -60,7 +60,9 @@ def test_of_two_processes_the_newer_record_wins_whatever_the_order(database: Dat
     database.close()
 
 
-def test_what_the_topic_does_not_have_goes_once_it_was_read_to_its_end(database: Database) -> None:
+def test_items_missing_from_the_topic_are_deleted_once_it_was_read_to_its_end(
+    database: Database,
+) -> None:
     first = copy()
     first.take([change(n, "kept") for n in range(1200)] + [change(9999, "fresh", 2 * NOW_MS)])
     assert first.sync(database), "a flood is written in slices"
@@ -84,7 +86,7 @@ def test_what_the_topic_does_not_have_goes_once_it_was_read_to_its_end(database:
     database.close()
 
 
-def test_what_cannot_be_written_waits(database: Database) -> None:
+def test_changes_wait_while_the_database_is_down(database: Database) -> None:
     late = copy()
     late.take([change(1, "old")])
     with pytest.raises(Unavailable):

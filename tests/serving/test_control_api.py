@@ -1,4 +1,4 @@
-"""Rules by HTTP: kept, in force at once, in the receipt, gone again."""
+"""Rules over HTTP: stored, in force, in the contributions, deleted."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_a_rule_takes_effect_is_listed_and_ends_with_its_removal(shop_api: Runni
     assert shop_api.http.delete(f"/rules/{rule['rule_id']}").status_code == 404
 
 
-def test_a_rule_that_has_ended_is_listed_as_such(shop_api: Running) -> None:
+def test_an_ended_rule_is_listed_as_not_in_force(shop_api: Running) -> None:
     ended = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     rule = add(shop_api, action="exclude", query=["category:Cameras"], ends=ended)
     assert rule["in_force"] is False
     assert any(i["item_id"].startswith("camera") for i in shop_api.list_for("x", n=50)["items"])
 
 
-def test_what_is_excluded_is_neither_similar_nor_popular(shop_api: Running) -> None:
+def test_excluded_items_are_neither_similar_nor_popular(shop_api: Running) -> None:
     shop_api.tell("bob", "camera-5")
     lists = (("/similar-items", {"item_id": "camera-2", "n": 20}), ("/popular", {"n": 20}))
 
@@ -67,7 +67,7 @@ def test_what_is_excluded_is_neither_similar_nor_popular(shop_api: Running) -> N
     wait_until(lambda: "camera-5" not in ids())
 
 
-def test_another_process_takes_a_rule_up(settings: Settings, shop_api: Running) -> None:
+def test_another_process_applies_a_rule(settings: Settings, shop_api: Running) -> None:
     wait_until(lambda: shop_api.service.control.available)
     with Running(settings) as other:
         rule = add(other, action="exclude", query=["item:camera-1"])
@@ -79,13 +79,15 @@ def test_another_process_takes_a_rule_up(settings: Settings, shop_api: Running) 
     "wrong",
     [{"action": "boost"}, {"action": "boost", "query": ["nonsense"]}, {"query": ["item:a"]}],
 )
-def test_a_wrong_rule_is_refused_with_a_reason(hostile_api: Running, wrong: dict[str, Any]) -> None:
+def test_an_invalid_rule_is_rejected_with_a_reason(
+    hostile_api: Running, wrong: dict[str, Any]
+) -> None:
     response = hostile_api.http.post("/rules", json=wrong)
     assert response.status_code == 422
     assert response.json()["errors"]
 
 
-def test_without_its_database_rules_cannot_be_changed_and_lists_still_come(
+def test_without_its_database_rules_are_read_only_and_lists_still_work(
     settings: Settings,
 ) -> None:
     serving = ServingSettings(database="postgresql://nobody@127.0.0.1:1/nowhere", open=True)

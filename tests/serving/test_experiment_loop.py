@@ -80,7 +80,7 @@ def impressions(settings: Settings, name: str, count: int) -> list[ImpressionEve
 
 
 @pytest.mark.slow
-def test_the_better_arm_is_found_and_between_equals_there_is_none(
+def test_the_better_arm_is_found_and_equal_arms_show_no_difference(
     mall: Running, settings: Settings
 ) -> None:
     experiment(mall, "a-a", {"name": "one"}, {"name": "two"})

@@ -1,4 +1,4 @@
-"""Experiments: who is in which arm, what is counted, and that no count is lost."""
+"""Experiments: assignment to arms, and counts that are never lost."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_users_are_split_by_the_shares() -> None:
         assert sample_ratio_p_value([found[arm] for arm in shares], list(shares.values())) > 0.001
 
 
-def test_traffic_takes_its_share_and_splits_it_alike() -> None:
+def test_traffic_limits_the_share_of_users_and_splits_them_evenly() -> None:
     found = arms_of(an_experiment(traffic=0.2))
     assert sample_ratio_p_value([found[""], found["a"] + found["b"]], [0.8, 0.2]) > 0.001
     assert sample_ratio_p_value([found["a"], found["b"]], [1, 1]) > 0.001
@@ -77,7 +77,7 @@ def test_every_user_has_a_bucket(user_id: str, salt: str) -> None:
     assert an_experiment(traffic=1.0).arm_of(user_id) is not None
 
 
-def test_the_oldest_running_experiment_that_takes_a_user_has_them() -> None:
+def test_a_user_is_in_the_oldest_running_experiment_that_includes_them() -> None:
     first = an_experiment("first", traffic=0.5)
     second = an_experiment("second", salt="other")
     both = Assignment([first, second])
@@ -106,12 +106,12 @@ def test_the_oldest_running_experiment_that_takes_a_user_has_them() -> None:
         {"name": "e", "traffic": 0, "arms": [{"name": "a"}, {"name": "b"}]},
     ],
 )
-def test_an_experiment_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+def test_an_inconsistent_experiment_is_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ExperimentDraft.model_validate(wrong)
 
 
-def test_an_arm_is_the_options_of_its_users_lists() -> None:
+def test_an_arm_defines_the_options_of_its_lists() -> None:
     draft = {
         "name": "e",
         "arms": [
@@ -149,7 +149,7 @@ def test_weights_change_the_order_and_the_receipt() -> None:
             )
 
 
-def test_the_popular_policy_shows_what_is_popular_less_what_was_seen() -> None:
+def test_the_popular_policy_shows_popular_items_without_seen_ones() -> None:
     served = Offline(liked={"ann": ["camera-0", "cable-1"]}, model=shop.model("m1"))
     popular = dataclasses.replace(PLAIN, policy=Policy.POPULAR)
     expected = [i for i in shop.item_ids() if i not in ("camera-0", "cable-1")][:10]
@@ -158,7 +158,7 @@ def test_the_popular_policy_shows_what_is_popular_less_what_was_seen() -> None:
     assert (answer.body["source"], answer.policy) == ("popular", "popular")
 
 
-def test_experiments_come_back_from_sql_and_stop_once(database_url: str) -> None:
+def test_experiments_are_read_back_from_sql_and_stopped_once(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     kept = [an_experiment("one"), an_experiment("two", a=1, b=2, c=3)]

@@ -1,4 +1,4 @@
-"""A user who is forgotten leaves no row."""
+"""A forgotten user leaves no row in SQL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from serving.control.tables import experiment_users, request_log
 
 
 @pytest.mark.parametrize("user_id", ["ann", "100%_ann", "ann & bob/ü"])
-def test_rows_of_a_user_go_and_those_of_others_stay(database_url: str, user_id: str) -> None:
+def test_the_rows_of_a_user_are_deleted_and_those_of_others_stay(
+    database_url: str, user_id: str
+) -> None:
     database = Database(database_url)
     database.upgrade()
     counts = {"experiment": "e", "arm": "a", "lists": 1, "clicked": 0, "clicks": 0, "purchased": 0}

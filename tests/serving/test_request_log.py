@@ -1,4 +1,4 @@
-"""The request log is written behind the response; its database can make nobody wait."""
+"""Requests are logged in the background; the database delays no response."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def locked(url: str) -> Iterator[None]:
         yield
 
 
-def test_every_request_leaves_a_row(settings: Settings, database_url: str) -> None:
+def test_every_request_is_logged(settings: Settings, database_url: str) -> None:
     with Running(with_database(settings, database_url)) as api:
         assert api.http.get("/popular", params={"n": 3}).status_code == 200
         assert api.http.get("/items/%F0%9F%A6%8A").status_code == 404
@@ -68,7 +68,7 @@ def test_every_request_leaves_a_row(settings: Settings, database_url: str) -> No
         assert 0 < found.milliseconds < 10_000
 
 
-def test_what_waits_at_the_end_is_written(settings: Settings, database_url: str) -> None:
+def test_pending_rows_are_written_at_shutdown(settings: Settings, database_url: str) -> None:
     with Running(with_database(settings, database_url)) as api:
         wait_until(lambda: api.service.control.available)
         for _ in range(20):
@@ -78,7 +78,7 @@ def test_what_waits_at_the_end_is_written(settings: Settings, database_url: str)
     database.close()
 
 
-def test_a_slow_database_slows_no_answer_and_loses_nothing(
+def test_a_slow_database_delays_no_response_and_loses_no_row(
     settings: Settings, postgres_url: str
 ) -> None:
     with Running(with_database(settings, postgres_url)) as api:
@@ -113,7 +113,7 @@ def test_writing_in_the_request_would_have_been_slow(settings: Settings, postgre
     database.close()
 
 
-def test_without_its_database_the_api_answers(settings: Settings) -> None:
+def test_the_api_responds_without_its_database(settings: Settings) -> None:
     nowhere = "postgresql://nobody@127.0.0.1:1/nowhere"
     with Running(with_database(settings, nowhere)) as api:
         for _ in range(20):
@@ -164,7 +164,7 @@ def test_old_rows_are_deleted_and_zero_days_store_none(database_url: str) -> Non
 
 
 @pytest.mark.parametrize("days", [0.0, 1.0])
-def test_the_metrics_say_how_the_log_keeps_up(settings: Settings, days: float) -> None:
+def test_metrics_report_the_rows_of_the_request_log(settings: Settings, days: float) -> None:
     url = f"sqlite:///{settings.home / 'serving.db'}"
     with Running(with_database(settings, url, days)) as api:
         api.http.get("/popular")

@@ -45,7 +45,7 @@ def test_an_excluded_item_is_in_no_list(user_id: str) -> None:
 
 
 @pytest.mark.parametrize("user_id", AUDIENCES)
-def test_a_boost_brings_an_item_up_from_anywhere_and_a_bury_sends_it_down(user_id: str) -> None:
+def test_a_boost_raises_an_item_from_any_rank_and_a_bury_lowers_it(user_id: str) -> None:
     served = an_offline()
     before = served.ids(user_id)
     last = served.ids(user_id, 50)[-1]
@@ -60,7 +60,7 @@ def test_a_boost_brings_an_item_up_from_anywhere_and_a_bury_sends_it_down(user_i
 
 
 @pytest.mark.parametrize("user_id", AUDIENCES)
-def test_a_pin_holds_its_place_and_the_receipt_says_so(user_id: str) -> None:
+def test_a_pin_keeps_its_rank_and_is_named_in_the_contributions(user_id: str) -> None:
     served = an_offline()
     natural = served.ids(user_id, 50)
     served.decide(
@@ -76,7 +76,7 @@ def test_a_pin_holds_its_place_and_the_receipt_says_so(user_id: str) -> None:
         assert rows[place]["reason"] == PINNED
 
 
-def test_a_pin_of_what_the_user_has_seen_or_excludes_is_left_out() -> None:
+def test_a_pinned_item_that_the_user_has_seen_or_excludes_is_left_out() -> None:
     served = an_offline()
     served.decide(draft("pin", "item:camera-3"), draft("pin", "item:camera-9"))
     assert served.ids("ann")[1] == "camera-9"
@@ -115,7 +115,7 @@ def test_without_rules_nothing_is_computed_for_them() -> None:
     assert "rules" not in served.items("ann")[0]["contributions"]
 
 
-def test_a_remembered_list_does_not_outlive_a_rule() -> None:
+def test_a_cached_list_does_not_outlive_a_rule() -> None:
     served = an_offline()
     first = served.ids("ann")[0]
     served.decide(draft("exclude", f"item:{first}"))
@@ -124,7 +124,7 @@ def test_a_remembered_list_does_not_outlive_a_rule() -> None:
     assert served.ids("ann")[0] == first
 
 
-def test_an_item_that_comes_later_falls_under_the_rules() -> None:
+def test_rules_apply_to_items_added_later() -> None:
     served = an_offline()
     served.decide(draft("pin", "brand:acme"))
     assert served.items()[0]["reason"] != PINNED
@@ -149,7 +149,7 @@ RULES = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(rules=RULES, user_id=st.sampled_from(AUDIENCES), n=st.integers(1, 20))
-def test_under_any_rules_receipts_add_up_and_what_is_excluded_stays_out(
+def test_under_any_rules_contributions_add_up_and_excluded_items_stay_out(
     rules: list[RuleDraft], user_id: str, n: int
 ) -> None:
     served = an_offline()
@@ -190,12 +190,12 @@ def test_under_any_rules_receipts_add_up_and_what_is_excluded_stays_out(
         },
     ],
 )
-def test_a_rule_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+def test_an_inconsistent_rule_is_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         RuleDraft.model_validate(wrong)
 
 
-def test_rules_come_back_from_sql_as_they_were(database_url: str) -> None:
+def test_rules_are_read_back_from_sql_unchanged(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     moment = datetime(2026, 12, 24, 18, tzinfo=UTC)
@@ -216,7 +216,7 @@ def test_rules_come_back_from_sql_as_they_were(database_url: str) -> None:
     database.close()
 
 
-def test_a_rule_that_cannot_be_read_takes_no_other_with_it(database_url: str) -> None:
+def test_an_unreadable_rule_does_not_hide_the_others(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     good = Rule.of(draft("exclude", "item:a"))

@@ -22,7 +22,7 @@ def tables(database: Database) -> set[str]:
         return set(inspect(connection).get_table_names()) - {"alembic_version"}
 
 
-def test_upgrade_makes_the_tables_as_the_code_knows_them(database_url: str) -> None:
+def test_upgrade_creates_the_tables_of_the_code(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     assert tables(database) == NAMES
@@ -33,7 +33,7 @@ def test_upgrade_makes_the_tables_as_the_code_knows_them(database_url: str) -> N
     database.close()
 
 
-def test_downgrade_takes_them_away_and_upgrade_brings_them_back(database_url: str) -> None:
+def test_downgrade_drops_the_tables_and_upgrade_restores_them(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     database.downgrade()
@@ -44,7 +44,7 @@ def test_downgrade_takes_them_away_and_upgrade_brings_them_back(database_url: st
     database.close()
 
 
-def test_a_second_upgrade_keeps_what_is_there(database_url: str) -> None:
+def test_a_second_upgrade_keeps_the_rows(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     moment = datetime(2026, 3, 29, 2, 30, tzinfo=timezone(timedelta(hours=2)))
@@ -65,7 +65,7 @@ def test_a_second_upgrade_keeps_what_is_there(database_url: str) -> None:
     database.close()
 
 
-def test_several_services_may_upgrade_at_once(database_url: str) -> None:
+def test_several_processes_may_upgrade_concurrently(database_url: str) -> None:
     databases = [Database(database_url) for _ in range(4)]
     failures: list[Exception] = []
 
@@ -86,7 +86,7 @@ def test_several_services_may_upgrade_at_once(database_url: str) -> None:
         database.close()
 
 
-def test_what_fails_inside_a_transaction_leaves_nothing(database_url: str) -> None:
+def test_a_failed_transaction_leaves_no_row(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     row = {"rule_id": "r", "action": "boost", "query": [], "note": "", "created": datetime.now(UTC)}
@@ -106,12 +106,12 @@ def test_what_fails_inside_a_transaction_leaves_nothing(database_url: str) -> No
 @pytest.mark.parametrize(
     "url", ["nonsense", "nosuch://host/name", "postgresql+nodriver://host/name", ""]
 )
-def test_a_url_that_is_none_is_named(url: str) -> None:
+def test_a_malformed_url_is_named_in_the_error(url: str) -> None:
     with pytest.raises(BadInput, match="AFTERCLICK_SERVING__DATABASE"):
         Database(url)
 
 
-def test_a_database_that_is_away_is_unavailable_and_its_password_stays_hidden() -> None:
+def test_a_database_that_is_down_is_unavailable_and_its_password_hidden() -> None:
     database = Database("postgresql://shop:secret@127.0.0.1:1/shop")
     with pytest.raises(Unavailable) as failed, database.begin():
         pass
@@ -119,7 +119,7 @@ def test_a_database_that_is_away_is_unavailable_and_its_password_stays_hidden() 
     assert "127.0.0.1" in str(failed.value)
 
 
-def test_a_revision_that_nobody_knows_is_named(database_url: str) -> None:
+def test_an_unknown_revision_is_named_in_the_error(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     for move in (database.upgrade, database.downgrade):

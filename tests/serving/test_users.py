@@ -1,4 +1,4 @@
-"""What is known of users: since when, what they like, and nothing once they are forgotten."""
+"""Users in SQL: first and last feedback, interests, and nothing after they are forgotten."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.serving.test_loop import after, ids, kinds
 from tests.waiting import wait_until
 
 
-def test_users_are_kept_and_forgotten_by_every_process(database_url: str) -> None:
+def test_users_are_stored_and_forgotten_by_every_process(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     one, other = UserDirectory(), UserDirectory()
@@ -44,7 +44,7 @@ def test_users_are_kept_and_forgotten_by_every_process(database_url: str) -> Non
     database.close()
 
 
-def test_who_was_seen_while_the_database_was_away_is_written_later(database_url: str) -> None:
+def test_users_seen_during_an_outage_are_written_later(database_url: str) -> None:
     users = UserDirectory()
     users.seen("ann")
     with pytest.raises(Unavailable):
@@ -58,7 +58,7 @@ def test_who_was_seen_while_the_database_was_away_is_written_later(database_url:
     database.close()
 
 
-def test_named_interests_make_the_lists_of_who_has_no_history(
+def test_stored_interests_make_the_lists_of_users_without_history(
     shop_api: Running, settings: Settings
 ) -> None:
     assert shop_api.http.get("/users/eve").status_code == 404

@@ -1,4 +1,4 @@
-"""Who may ask what."""
+"""Authentication: keys and scopes per route, origins, rate limits."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_foreign_origin_is_refused_without_keys_too(hostile_api: Running) -> N
         pass
 
 
-def test_without_keys_only_this_machine_steers(settings: Settings) -> None:
+def test_without_keys_only_this_machine_may_administer(settings: Settings) -> None:
     with Running(settings) as api:
         assert api.http.get("/admin/quarantine").status_code == 200
         for host in ("shop.example", "shop.example:8000", "127.0.0.1.example", ""):
@@ -149,7 +149,7 @@ def test_over_the_limit_is_429_per_caller(settings: Settings) -> None:
         )
 
 
-def test_who_guesses_keys_is_held_to_the_limit_by_address(settings: Settings) -> None:
+def test_rejected_keys_count_against_the_limit_of_their_address(settings: Settings) -> None:
     with Running(guarded(settings, limit="5/minute")) as api:
         statuses = [
             api.http.get("/popular", headers=bearer(f"guess-{n}")).status_code for n in range(7)
@@ -168,7 +168,7 @@ def test_processes_that_share_their_limit_count_together(settings: Settings) -> 
     assert found == [200] * 5 + [429] * 3
 
 
-def test_without_redis_each_process_counts_for_itself(settings: Settings) -> None:
+def test_without_redis_each_process_limits_its_own_requests(settings: Settings) -> None:
     shared = guarded(settings, limit="5/minute", limit_shared=True)
     away = RedisSettings(url=f"redis://127.0.0.1:{free_port()}/0")
     with Running(shared.model_copy(update={"redis": away})) as api:
@@ -176,14 +176,14 @@ def test_without_redis_each_process_counts_for_itself(settings: Settings) -> Non
     assert found == [200] * 5 + [429] * 2
 
 
-def test_a_limit_that_is_none_is_named() -> None:
+def test_a_malformed_limit_is_named_in_the_error() -> None:
     with pytest.raises(BadInput, match="AFTERCLICK_SERVING__LIMIT"):
         RateLimit("many per day")
     with pytest.raises(BadInput, match="cluster"):
         RateLimit("5/minute", RedisSettings(cluster=True))
 
 
-def test_without_keys_only_this_machine_is_answered() -> None:
+def test_without_keys_the_api_listens_on_loopback_only() -> None:
     for host in ("127.0.0.1", "localhost", "::1"):
         check_address(ServingSettings(host=host))
     for host in ("0.0.0.0", "::", "10.0.0.1", "shop.example"):

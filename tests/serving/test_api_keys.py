@@ -1,4 +1,4 @@
-"""API keys are made and revoked while the service runs; what it does not know it lets nobody do."""
+"""API keys are created and revoked while the API runs; unknown callers are rejected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from serving.control.store import Database
 from serving.control.tables import api_keys
 from serving.routes.sockets import INVALID
 from tests.serving.running import Running
-from tests.serving.test_guard import bearer
+from tests.serving.test_auth import bearer
 from tests.waiting import PATIENCE_S, wait_until
 
 AWAY = "postgresql://nobody@127.0.0.1:1/nowhere"
@@ -43,7 +43,7 @@ def status(api: Running, key: str | None, path: str = "/popular") -> int:
     return answer.status_code
 
 
-def test_keys_come_back_from_sql_and_are_revoked_once(database_url: str) -> None:
+def test_keys_are_read_back_from_sql_and_revoked_once(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
     kept, key = add_key(
@@ -66,7 +66,7 @@ def test_keys_come_back_from_sql_and_are_revoked_once(database_url: str) -> None
     database.close()
 
 
-def test_a_key_made_elsewhere_opens_and_its_revocation_closes_without_a_restart(
+def test_keys_created_and_revoked_elsewhere_take_effect_without_a_restart(
     settings: Settings,
 ) -> None:
     database = Database(settings.database)
@@ -90,7 +90,7 @@ def test_a_key_made_elsewhere_opens_and_its_revocation_closes_without_a_restart(
     database.close()
 
 
-def test_keys_by_http_beside_those_of_the_settings(settings: Settings) -> None:
+def test_keys_created_by_http_work_next_to_those_of_the_settings(settings: Settings) -> None:
     root, sha256 = new_key()
     with Running(serving(settings, keys={"root": ApiKey(sha256=sha256, scopes=("admin",))})) as api:
         made = api.http.post(
@@ -114,14 +114,14 @@ def test_keys_by_http_beside_those_of_the_settings(settings: Settings) -> None:
         assert status(api, root, "/keys") == 200
 
 
-def test_a_foreign_page_makes_no_key(settings: Settings) -> None:
+def test_a_page_of_another_origin_cannot_create_a_key(settings: Settings) -> None:
     with Running(settings) as api:
         for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}):
             assert api.http.post("/keys", json={"name": "k"}, headers=headers).status_code == 403
         assert api.get("/keys") == {"keys": []}
 
 
-def test_until_the_database_has_said_which_keys_there_are_nobody_unknown_is_let_in(
+def test_unknown_callers_are_rejected_until_the_keys_have_been_read(
     settings: Settings,
 ) -> None:
     root, sha256 = new_key()
@@ -134,7 +134,7 @@ def test_until_the_database_has_said_which_keys_there_are_nobody_unknown_is_let_
         assert (status(api, root), status(api, "another"), status(api, None)) == (200, 503, 503)
 
 
-def test_what_was_read_last_holds_while_the_database_is_away() -> None:
+def test_the_keys_read_last_stay_valid_while_the_database_is_down() -> None:
     keys = ApiKeyStore(ServingSettings())
     assert (keys.required, keys.uncertain) == (False, True)
     kept, key = StoredKey.of(KeyDraft(name="shop"))
@@ -145,7 +145,7 @@ def test_what_was_read_last_holds_while_the_database_is_away() -> None:
     assert ApiKeyStore(ServingSettings(open=True)).uncertain is False
 
 
-def test_a_key_in_sql_lets_the_service_listen_beyond_this_machine(tmp_path: Path) -> None:
+def test_a_key_in_sql_allows_an_address_beyond_loopback(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", serving=ServingSettings(host="203.0.113.7"))
     with pytest.raises(BadInput, match="api-key add"):
         run(settings)

@@ -1,4 +1,4 @@
-"""What nobody should send is answered by a problem that says why, and never by a 500."""
+"""Invalid input is answered by a problem with a reason, never by a 500."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def assert_problem(response: httpx2.Response, status: int) -> None:
         assert body["detail"]
 
 
-def test_feedback_refuses_what_is_wrong(api: Running) -> None:
+def test_feedback_rejects_invalid_bodies(api: Running) -> None:
     for name, (body, status) in BODIES.items():
         content = body if isinstance(body, bytes) else body.encode()
         response = api.http.post(
@@ -87,7 +87,7 @@ def test_feedback_refuses_what_is_wrong(api: Running) -> None:
         assert_problem(response, status)
 
 
-def test_a_body_of_another_type_is_refused(api: Running) -> None:
+def test_a_body_of_another_content_type_is_rejected(api: Running) -> None:
     for kind in ("text/plain", "application/xml", "multipart/form-data; boundary=x", ""):
         response = api.http.post(
             "/feedback", content=json.dumps(GOOD), headers={"content-type": kind}
@@ -164,11 +164,11 @@ def test_a_body_that_does_not_arrive_is_answered_with_408(settings: Settings) ->
         ("/experiments/%00", 422),
     ],
 )
-def test_queries_are_checked(hostile_api: Running, path: str, status: int) -> None:
+def test_queries_are_validated(hostile_api: Running, path: str, status: int) -> None:
     assert_problem(hostile_api.http.get(path), status)
 
 
-def test_methods_that_are_not_there(hostile_api: Running) -> None:
+def test_unknown_methods_are_rejected(hostile_api: Running) -> None:
     assert_problem(hostile_api.http.get("/feedback"), 405)
     assert_problem(hostile_api.http.delete("/recommendations"), 405)
     assert_problem(hostile_api.http.post("/recommendations"), 422)
@@ -191,7 +191,7 @@ def test_hostile_ids_never_break_a_route(hostile_api: Running) -> None:
             assert_problem(response, response.status_code)
 
 
-def test_sockets_refuse_bad_queries(hostile_api: Running) -> None:
+def test_sockets_reject_invalid_queries(hostile_api: Running) -> None:
     for query in ("", "?user_id=", "?user_id=%00", "?user_id=b&n=0", "?user_id=b&x=1"):
         with (
             pytest.raises(InvalidStatus) as refused,
@@ -201,7 +201,7 @@ def test_sockets_refuse_bad_queries(hostile_api: Running) -> None:
         assert refused.value.response.status_code == 403
 
 
-def test_a_socket_that_floods_or_shouts_is_closed_and_a_quiet_one_is_not(
+def test_a_socket_with_too_many_or_too_large_messages_is_closed(
     hostile_api: Running,
 ) -> None:
     url = f"{hostile_api.ws}/ws/recommendations?user_id=bob"
@@ -221,7 +221,7 @@ def test_a_socket_that_floods_or_shouts_is_closed_and_a_quiet_one_is_not(
         assert socket.ping().wait(PATIENCE_S)
 
 
-def test_every_answer_is_as_documented(hostile_api: Running) -> None:
+def test_responses_match_their_models(hostile_api: Running) -> None:
     document: dict[str, Any] = hostile_api.get("/openapi.json")
     assert "HTTPValidationError" not in document["components"]["schemas"]
     for path, methods in document["paths"].items():

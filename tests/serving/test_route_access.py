@@ -1,4 +1,4 @@
-"""Every route of the OpenAPI document × who asks × what is sent."""
+"""Every route of the OpenAPI document x credentials x inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.control.auth import new_token, user_of_token
 from serving.routes import sockets
 from serving.service import ServingTimings
 from tests.serving.running import Running
-from tests.serving.test_guard import KEYS, SCOPES, bearer, guarded
+from tests.serving.test_auth import KEYS, SCOPES, bearer, guarded
 from tests.waiting import PATIENCE_S
 
 LIFETIME_S = 5.0
@@ -128,7 +128,7 @@ def unsigned() -> str:
     return f"{head}.{claims}."
 
 
-def test_no_route_answers_who_may_not_ask(api: Running) -> None:
+def test_every_route_rejects_invalid_credentials(api: Running) -> None:
     good = signed()
     strangers = {
         "nobody": {},
@@ -151,7 +151,7 @@ def test_no_route_answers_who_may_not_ask(api: Running) -> None:
             assert route.send(api, headers) == 401, (route.method, route.path, name)
 
 
-def test_a_key_opens_what_its_scope_says_and_nothing_else(api: Running) -> None:
+def test_a_key_allows_the_routes_of_its_scope_and_no_others(api: Running) -> None:
     for route in routes(api):
         needed = SCOPES[route.method, route.path]
         for scope, key in KEYS.items():
@@ -163,7 +163,7 @@ def test_a_key_opens_what_its_scope_says_and_nothing_else(api: Running) -> None:
             assert status < 500 or status == 503, (route.method, route.path, scope, status)
 
 
-def test_a_token_speaks_for_its_own_user_alone(api: Running) -> None:
+def test_a_token_is_valid_for_its_own_user_only(api: Running) -> None:
     own, checked = bearer(new_token(SECRET, "ann", 60)[0]), 0
     for route in routes(api):
         if SCOPES[route.method, route.path] == "admin":
@@ -181,7 +181,7 @@ def test_a_token_speaks_for_its_own_user_alone(api: Running) -> None:
     )
 
 
-def test_a_body_that_is_too_large_is_refused_everywhere(api: Running) -> None:
+def test_every_route_rejects_a_body_that_is_too_large(api: Running) -> None:
     checked = 0
     for route in routes(api):
         if route.body is None:
@@ -235,7 +235,7 @@ def test_hostile_values_break_no_route(api: Running) -> None:
                 )
 
 
-def test_hostile_bodies_steer_nothing(api: Running) -> None:
+def test_hostile_bodies_change_nothing(api: Running) -> None:
     for route in [route for route in routes(api) if route.steers and route.body]:
         for wrong in (None, 7, "\x00", [], {}, float("1e300")):
             answer = api.http.post(
@@ -270,7 +270,7 @@ def test_a_socket_does_not_outlive_its_token(settings: Settings) -> None:
         assert closed.value.rcvd.code == sockets.INVALID
 
 
-def test_tokens_are_made_by_admins_and_only_where_there_is_a_secret(
+def test_tokens_are_created_by_admins_and_only_with_a_secret(
     api: Running, hostile_api: Running
 ) -> None:
     made = api.http.post(
@@ -281,7 +281,7 @@ def test_tokens_are_made_by_admins_and_only_where_there_is_a_secret(
     assert hostile_api.http.post("/tokens", json={"user_id": "ann"}).status_code == 409
 
 
-def test_pages_of_known_origins_may_call(settings: Settings) -> None:
+def test_pages_of_allowed_origins_may_call_the_api(settings: Settings) -> None:
     with Running(guarded(settings, token_secret=SECRET, origins=("https://shop.example",))) as api:
         asked = {
             "access-control-request-method": "POST",

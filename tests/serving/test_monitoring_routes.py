@@ -1,4 +1,4 @@
-"""What the API tells of itself: exposure, models, dead letters."""
+"""Monitoring routes: exposure, models, dead letters."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_reactions_to_old_lists_are_not_counted() -> None:
     assert counter.rows()[0]["reacted"] == 0
 
 
-def test_exposure_counts_what_http_served_and_was_told(shop_api: Running) -> None:
+def test_exposure_counts_lists_and_feedback_over_http(shop_api: Running) -> None:
     body = shop_api.list_for("erin")
     item_id = body["items"][2]["item_id"]
     feedback = {
@@ -65,7 +65,7 @@ def test_exposure_counts_what_http_served_and_was_told(shop_api: Running) -> Non
     assert len(places) == len(body["items"])
 
 
-def test_a_preview_is_the_same_list_and_counts_nowhere(shop_api: Running) -> None:
+def test_a_preview_is_the_same_list_and_is_not_counted(shop_api: Running) -> None:
     shown = shop_api.list_for("paula")
     before = shop_api.get("/exposure")
     preview = shop_api.list_for("paula", preview=True)
@@ -76,7 +76,7 @@ def test_a_preview_is_the_same_list_and_counts_nowhere(shop_api: Running) -> Non
     assert shop_api.get("/exposure") != before, "what is shown counts"
 
 
-def test_the_models_say_which_one_serves(shop_api: Running) -> None:
+def test_models_report_the_serving_version(shop_api: Running) -> None:
     body = shop_api.get("/models")
     assert body["serving"] == "m1"
     assert [(row["version"], row["serving"], row["refused"]) for row in body["models"]] == [
@@ -84,7 +84,7 @@ def test_the_models_say_which_one_serves(shop_api: Running) -> None:
     ]
 
 
-def test_dead_letters_are_counted_and_shown_with_their_reason(
+def test_dead_letters_are_counted_and_returned_with_their_error(
     api: Running, settings: Settings
 ) -> None:
     topics = settings.kafka.topics

@@ -72,7 +72,7 @@ def kept(settings: Settings, topic: str) -> set[str]:
     return found
 
 
-def test_the_command_ends_in_order(settings: Settings) -> None:
+def test_the_command_stops_on_sigterm_without_losing_records(settings: Settings) -> None:
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "infra", "serve"],
@@ -93,12 +93,12 @@ def test_the_command_ends_in_order(settings: Settings) -> None:
     assert shown <= kept(settings, topics.impressions), "what was shown is lost"
 
 
-def test_no_proxy_is_surprised_by_the_end_of_an_idle_connection(settings: Settings) -> None:
+def test_idle_connections_outlive_those_of_proxies(settings: Settings) -> None:
     """Proxies keep theirs for a minute at most: one that this server ends first may just carry a request."""
     assert config_of(settings).timeout_keep_alive > 60
 
 
-def test_a_taken_port_is_one_clear_line() -> None:
+def test_a_port_in_use_is_one_line_of_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -128,7 +128,7 @@ def held_for(listener: socket.socket) -> int:
             return taken
 
 
-def test_little_is_held_for_a_client_that_does_not_read() -> None:
+def test_little_is_buffered_for_a_client_that_does_not_read() -> None:
     with bind("127.0.0.1", 0) as listener:
         assert held_for(listener) < 600_000
     with socket.create_server(("127.0.0.1", 0)) as plain:  # the control
