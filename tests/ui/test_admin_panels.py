@@ -245,6 +245,7 @@ def test_the_simulation_can_be_started_changed_and_stopped(
     assert console(admin_stack)["simulator"]["running"] is False
 
 
+@pytest.mark.long
 def test_models_are_compared_promoted_and_rolled_back(page: Page, admin_stack: AdminStack) -> None:
     _register(admin_stack.settings)
     open_live(page, admin_stack)
@@ -302,6 +303,7 @@ def test_experiments_show_their_arms_with_intervals_and_the_sample_ratio(
     assert admin_stack.api.http.post("/experiments/later/stop").status_code == 200
 
 
+@pytest.mark.long
 def test_a_training_is_started_and_its_result_is_shown(page: Page, admin_stack: AdminStack) -> None:
     open_live(page, admin_stack)
     page.get_by_test_id("train").click()
