@@ -168,20 +168,20 @@ def test_a_young_process_waits_for_a_kafka_that_stalls(
     usual_s: float,
 ) -> None:
     timings = ServingTimings(ack=AckTimeouts(ack_s=NEVER_S, usual_s=usual_s))
-    goes_on = threading.Timer(STALL_S, own_broker.process.go_on)
+    resume = threading.Timer(STALL_S, own_broker.process.resume)
     settings = of(own_broker.address, redis_url, tmp_path)
     ensure_topics(settings)
     with Running(settings, timings=timings) as api:
         api.ready()
         own_broker.process.suspend()
         if usual_s:
-            goes_on.start()
+            resume.start()
         try:
             body = {"user_id": "bob", "item_id": "camera-1", "action": "like"}
             response = api.http.post("/feedback", json=body)
         finally:
             if usual_s:
-                goes_on.join()
+                resume.join()
             else:
                 own_broker.process.resume()
         assert response.status_code == (202 if usual_s else 503)

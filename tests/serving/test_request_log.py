@@ -118,7 +118,7 @@ def test_the_api_responds_without_its_database(settings: Settings) -> None:
     with Running(with_database(settings, nowhere)) as api:
         for _ in range(20):
             assert api.http.get("/recommendations", params={"user_id": "bob"}).status_code == 200
-        parts = api.http.get("/health/ready").json()["contributions"]
+        parts = api.http.get("/health/ready").json()["parts"]
         assert parts["sql"] is False
         assert api.service.requests.pending.written == 0
         wait_until(lambda: len(api.service.requests.pending) == 20)
