@@ -1,4 +1,5 @@
-"""Which items may be in a list, applied to every tier at one place, and how a short list is filled."""
+"""Which items may be in a list, applied to every tier at one place, and how a short list is
+filled."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ class Eligibility:
         seen: IntArray,
         allowed: IntArray | None,
     ) -> Self:
-        """The eligibility for one request. The plain case, without rules or options, is kept cheap."""
+        """The eligibility for one request. The plain case, without rules or options, is kept
+        cheap."""
         excluded = snapshot.indices(request.exclude)
         rules, page, options = snapshot.rules, request.page, request.options
         if rules is NO_RULES and options == PLAIN and page == FIRST_PAGE:
@@ -158,7 +160,8 @@ def candidates_from(items: IntArray, source: int) -> Candidates:
 
 
 class CatalogueFilters:
-    """The items that meet catalogue conditions, cached until catalogue or model change. Event loop only."""
+    """The items that meet catalogue conditions, cached until catalogue or model change. Event loop
+    only."""
 
     def __init__(self) -> None:
         self._items: FIFOCache[tuple[object, ...], IntArray] = FIFOCache(CACHED_FILTERS)
@@ -166,7 +169,8 @@ class CatalogueFilters:
     def allowed(
         self, snapshot: ServingSnapshot, category: str | None, conditions: Sequence[str]
     ) -> IntArray | None:
-        """Items of a category that meet one condition of each field named; None if nothing is asked for."""
+        """Items of a category that meet one condition of each field named; None if nothing is
+        asked for."""
         catalogue = snapshot.catalogue
         items = None if category is None else snapshot.indices(catalogue.category(category))
         if not conditions:

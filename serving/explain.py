@@ -1,4 +1,5 @@
-"""Why an item is in a list: a reason in words, and the events of the user that changed its score most."""
+"""Why an item is in a list: a reason in words, and the events of the user that changed its score
+most."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ def attributions(
 ) -> list[list[dict[str, Any]]]:
     """Per shown item the events that changed its score most: leave-one-event-out.
 
-    `effect` is the item's score minus its score without the event, by the same model at the same time.
+    `effect` is the item's score minus its score without the event, by the same model at the same
+    time.
     """
     full = score(user.state, shown)
     recent = user.state.items[:MAX_LEFT_OUT].tolist()

@@ -1,7 +1,8 @@
 """What open WebSockets receive: per user the newest change, for the dashboard a sample of all.
 
-Memory does not grow with a slow client: a watched user has one pending change, newer ones replace it and are
-counted; a live connection has a bounded queue that drops the oldest messages and reports their number.
+Memory does not grow with a slow client: a watched user has one pending change, newer ones replace
+it and are counted; a live connection has a bounded queue that drops the oldest messages and
+reports their number.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ class Hub:
         self._live.discard(reader)
 
     def deliver(self, changes: Sequence[StateChange]) -> list[StateChange]:
-        """Notify the watchers of the changed users; returns a sample of changes for the live stream."""
+        """Notify the watchers of the changed users; returns a sample of changes for the live
+        stream."""
         for change in changes:
             for watcher in self._watchers.get(change.user_id, ()):
                 if change.effect.counts:

@@ -27,7 +27,7 @@ from serving.rerank import rerank
 from serving.response_cache import Recommendation, RenderedList, ResponseCache
 from serving.state.history import OnlineStore, Rows, entries
 from serving.state.item_catalogue import Catalogue
-from serving.state.live_trends import TrendFeed
+from serving.state.live_trends import TrendState
 from serving.state.log_waiters import PositionWaiters
 from serving.state.snapshot import ServingSnapshot
 from serving.state.snapshot_builder import SnapshotStore
@@ -59,11 +59,16 @@ class Recommender:
         self,
         store: OnlineStore,
         snapshots: SnapshotStore,
-        feed: TrendFeed,
+        trends: TrendState,
         waiters: PositionWaiters,
         config: RecommenderConfig,
     ) -> None:
-        self._store, self._snapshots, self._feed, self._waiters = store, snapshots, feed, waiters
+        self._store, self._snapshots, self._trends, self._waiters = (
+            store,
+            snapshots,
+            trends,
+            waiters,
+        )
         self._config = config
         self._cache = ResponseCache(config.cache_ttl_s, config.clock)
         self.filters = CatalogueFilters()
@@ -71,13 +76,14 @@ class Recommender:
     async def recommend(self, request: RecommendationRequest) -> Recommendation:
         """The list for a user. Never fails.
 
-        `degraded`: the history was unavailable. `reduced`: load was shed, fewer candidates were ranked.
+        `degraded`: the history was unavailable. `reduced`: load was shed, fewer candidates were
+        ranked.
         """
         fresh = None
         if request.after is not None:
-            fresh = await self._waiters.reached(request.after, self._feed.positions)
+            fresh = await self._waiters.reached(request.after, self._trends.positions)
         began = time.monotonic()
-        as_of = dict(self._feed.positions)  # before the history, which is at least as new
+        as_of = dict(self._trends.positions)  # before the history, which is at least as new
         try:
             rows, degraded = (
                 await self._store.rows(request.user_id) if request.user_id else [],
@@ -142,7 +148,7 @@ class Recommender:
         return RequestUser.of(request.user_id, bool(rows), history, state)
 
     def _is_reduced(self, request: RecommendationRequest, rows: Rows, began: float) -> bool:
-        """Whether to shed load: only lists that need ranking, and never those marked `never_shed`."""
+        """Whether to shed load: only for personal lists, and not for `never_shed` requests."""
         personal = bool(rows or request.items)
         return personal and not request.never_shed and self._config.overloaded(began)
 

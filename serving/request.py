@@ -1,8 +1,8 @@
 """What a request for a list may ask for: options, filters, pages and their cursors.
 
-A cursor holds the ids shown so far, compressed, so that any process continues the list after any restart. A
-list that changed meanwhile continues as it is now, without the items shown before. A cursor is neither
-secret nor a credential: a forged one only leaves items out.
+A cursor holds the ids shown so far, compressed, so that any process continues the list after any
+restart. A list that changed meanwhile continues as it is now, without the items shown before. A
+cursor is neither secret nor a credential: a forged one only leaves items out.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Options:
     """The probability that a rank of the list explores."""
     sampling: SamplingPolicy = SamplingPolicy.UNIFORM
     diversity: float = 0.0
-    """0 to 1: the penalty for similarity to an item ranked above, in units of the range of the scores."""
+    """0 to 1: the penalty for similarity to an item ranked above, in units of the range of the
+    scores."""
     weights: tuple[tuple[str, float], ...] = ()
     """Factors for the contributions to the score."""
     model: str | None = None

@@ -1,21 +1,22 @@
 """From a ranked pool to one page: weights → rules → diversity → exploration → pins → page.
 
-Each step that moves an item records it in a contribution, so contributions still add up to scores and the
-list is still sorted by score. A plain request without active rules is not reranked.
+Each step that moves an item records it in a contribution, so contributions still add up to scores
+and the list is still sorted by score. A plain request without active rules is not reranked.
 
-Diversity is maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998). Items are taken one by one,
-each time the one with the greatest
+Diversity is maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998). Items are taken one
+by one, each time the one with the greatest
 
     score − diversity · range · (its greatest similarity to the items taken)
 
-where `range` is the difference between the best and the worst score. With λ = 1 / (1 + diversity) that is
-their formula, scaled. Penalties only grow, so a diversified list is still sorted by score.
+where `range` is the difference between the best and the worst score. With λ = 1 / (1 + diversity)
+that is their formula, scaled. Penalties only grow, so a diversified list is still sorted by score.
 
-Exploration gives each rank its own alternatives: the items just below the page, dealt in turn. With
-probability ε a rank shows one of its alternatives. Ranks are independent and no item can come up twice, so
-the propensity of what is shown is exact: 1 − ε for the slot item, ε · P(sampled) for an alternative, 1 for a
-rank without alternatives. All propensities are positive for 0 < ε < 1, which makes inverse propensity scoring
-unbiased (Horvitz and Thompson, 1952; for recommenders: Schnabel et al., ICML 2016).
+Exploration gives each rank its own alternatives: the items just below the page, dealt in turn.
+With probability ε a rank shows one of its alternatives. Ranks are independent and no item can come
+up twice, so the propensity of what is shown is exact: 1 − ε for the slot item, ε · P(sampled) for
+an alternative, 1 for a rank without alternatives. All propensities are positive for 0 < ε < 1,
+which makes inverse propensity scoring unbiased (Horvitz and Thompson, 1952; for recommenders:
+Schnabel et al., ICML 2016).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Lists just made: for the next request of the same user, and for explaining them later.
 
-A new event of the user, another model and other rules take effect in the next list. Other users' events may
-reach a cached personalised list `cache_ttl_s` later, and changes of the catalogue `CATALOGUE_TTL_S` later.
-Lists of other tiers are cached for one snapshot only.
+A new event of the user, another model and other rules take effect in the next list. Other users'
+events may reach a cached personalised list `cache_ttl_s` later, and changes of the catalogue
+`CATALOGUE_TTL_S` later. Lists of other tiers are cached for one snapshot only.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Cold-start tiers, best first: personalised, single model, interests, trending, popular.
 
-A tier retrieves candidates and ranks them. What may be shown, and how a short list is filled, is decided by
-`eligibility` for all tiers alike; a tier reads the eligibility only to know where to look and how far.
+A tier retrieves candidates and ranks them. What may be shown, and how a short list is filled, is
+decided by `eligibility` for all tiers alike; a tier reads the eligibility only to know where to
+look and how far.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class RankedList:
     reason_fn: ReasonFn
     """Reasons for (items, sources)."""
     score_fn: ScoreFn | None = None
-    """Scores (n,) of items for another user state; None where the history does not affect the score."""
+    """Scores (n,) of items for another user state; None where the history does not affect the
+    score."""
     fixed_reasons: dict[int, str] = field(default_factory=dict)
     """Rank → reason, for items moved by reranking."""
     propensities: Scores | None = None
@@ -150,7 +152,7 @@ class PersonalisedTier:
         if len(eligible.forced):
             forced = np.flatnonzero(np.isin(items, eligible.forced))
             top = np.concatenate([top, np.setdiff1d(forced, top)])
-            contributions = ranker.receipt(rows[top])
+            contributions = ranker.contributions(rows[top])
         return RankedList(
             _personal_tier(user),
             items[top],
@@ -165,7 +167,7 @@ class PersonalisedTier:
 
 @dataclass(frozen=True, eq=False)
 class VectorModel:
-    """One learned model, ALS or the two towers, with the user's vector. Scores are inner products."""
+    """One learned model, ALS or two-tower, and the user's vector; scores are inner products."""
 
     source: int
     user: FloatArray
@@ -258,7 +260,8 @@ class SingleModelTier:
 class InterestsTier:
     """Items like the named items, or of the named categories.
 
-    score = content (similarity, or 1 per category) + model (chosen by the same users) + 0.05 · trend score
+    score = content (similarity, or 1 per category) + model (chosen by the same users) + 0.05 ·
+    trend score
     """
 
     content: Scores
@@ -419,7 +422,7 @@ def similar_items(
 
 
 def item_neighbours(snapshot: ServingSnapshot, item: int) -> tuple[IntArray, Scores, Scores]:
-    """The neighbours of an item, each once, with their similarity by content and by shared users."""
+    """An item's neighbours, each once, and their similarity by content and by shared users."""
     model = snapshot.loaded.model
     if model is None:
         return np.empty(0, np.int32), np.empty(0), np.empty(0)

@@ -1,6 +1,6 @@
 """Nearest-neighbour search: FAISS, or exact without an index. Content search caches its results.
 
-reads   artifact  index.faiss (inner product over als_item_factors), towers.faiss (over tower_targets),
+reads   artifact  index.faiss (over als_item_factors), towers.faiss (over tower_targets),
                   content.faiss (over the non-zero rows of content)
 """
 
@@ -84,7 +84,7 @@ def with_new_items(search: Search, new: FloatArray, first: int) -> Search:
 
 
 class ColdStartContent:
-    """Content of items newer than a model, from the model's word vectors. For the builder thread."""
+    """Content of items newer than a model, from its word vectors. For the builder thread."""
 
     def __init__(self, model: Model | None, search: Search | None) -> None:
         self._model, self._model_search = model, search

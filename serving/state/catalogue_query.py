@@ -37,9 +37,7 @@ def parsed(condition: str) -> tuple[str, str]:
     """Field and value of a condition. Raises ValueError."""
     field, colon, value = condition.partition(":")
     if not colon or field not in FIELDS or not value.strip():
-        raise ValueError(
-            f"is not a condition: write FIELD:VALUE with FIELD one of {', '.join(FIELDS)}"
-        )
+        raise ValueError(f"is not a condition: write FIELD:VALUE, FIELD one of {', '.join(FIELDS)}")
     if field == "price":
         _price_range(value)
     elif field == "title" and not words(value):
@@ -62,7 +60,7 @@ Condition = Annotated[
 
 
 def matching(catalogue: Catalogue, conditions: Sequence[str]) -> list[str]:
-    """Ids of the items that match a query. Scans the catalogue only if no indexed field is given."""
+    """Ids of the items that match a query. Scans the catalogue if no indexed field is given."""
     fields: dict[str, list[str]] = {}
     for condition in conditions:
         field, value = parsed(condition)

@@ -44,7 +44,8 @@ def _entry(member: bytes, time_ms: bytes) -> HistoryEntry:
 
 @dataclass
 class CircuitBreaker:
-    """Opens after `MAX_FAILURES` failures in a row; then one call per `PROBE_INTERVAL_S` is allowed."""
+    """Opens after `MAX_FAILURES` failures in a row; then one call per `PROBE_INTERVAL_S` is
+    allowed."""
 
     name: str
     failures: int = 0

@@ -136,13 +136,14 @@ class _Entry(NamedTuple):
 
 
 class TextSearch:
-    """Search as you type, by prefixes of words: a linear scan, indexed again when the catalogue changes."""
+    """Search as you type, by prefixes of words: a linear scan, indexed again when the catalogue
+    changes."""
 
     def __init__(self) -> None:
         self._entries: Versioned[list[_Entry]] = Versioned()
 
     def find(self, catalogue: Catalogue, query: str) -> list[str]:
-        """Ids of the items that have a word with each of the query's prefixes; titled items first."""
+        """Ids of the items that have a word for each prefix of the query; titled items first."""
         prefixes = _WORD.findall(query.casefold())
         if not prefixes:
             return []

@@ -37,8 +37,8 @@ def from_beginning(ends: Mapping[int, int]) -> Mapping[int, int]:
 class TopicReader:
     """Calls `handle` in its own thread with batches of records, in order within each partition.
 
-    `start_offsets` maps the end offset of each partition, read before anything else, to the offset to start
-    at. `caught_up` is set once all records that the topic held at the start are handled.
+    `start_offsets` maps the end offset of each partition, read before anything else, to the offset
+    to start at. `caught_up` is set once all records that the topic held at the start are handled.
     """
 
     bootstrap: str
@@ -77,7 +77,7 @@ class TopicReader:
     def _config(self) -> dict[str, object]:
         return {
             "bootstrap.servers": self.bootstrap,
-            "group.id": "afterclick-serving",  # required by the library; offsets are never committed
+            "group.id": "afterclick-serving",  # required by the library; never committed
             "enable.auto.commit": False,
             "enable.partition.eof": False,
             "auto.offset.reset": "earliest",

@@ -1,8 +1,9 @@
-"""What each leaf of a LightGBM model adds to each part of a receipt, read from the model's own text.
+"""What each leaf of a LightGBM model adds to each part of a receipt, read from the model's own
+text.
 
-What a split changes of the expected value goes to the part of the feature it splits on (Saabas, 2014); what
-is left, the expected value itself, is `base`. All trees are walked at once, one node of each at a time: as
-LightGBM numbers them, a node comes after its parent.
+What a split changes of the expected value goes to the part of the feature it splits on (Saabas,
+2014); what is left, the expected value itself, is `base`. All trees are walked at once, one node
+of each at a time: as LightGBM numbers them, a node comes after its parent.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class _Forest:
     """(t, leaves, parts + 1) the same of leaves"""
 
     def descend(self, rows: Int64Array, node: int, child: Int64Array) -> None:
-        """Go from a node of the trees `rows` to a child of each: a negative one is the leaf −1 − child."""
+        """Go from a node of the trees `rows` to a child of each: a negative one is the leaf −1 −
+        child."""
         leaf = child < 0
         at = np.where(leaf, -1 - child, child)
         value = np.empty(len(rows))

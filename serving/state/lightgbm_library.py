@@ -1,7 +1,8 @@
-"""LightGBM's own C library, without its Python package.
+"""LightGBM's C library, without its Python package.
 
-Importing `lightgbm` costs seconds and brings pandas and scikit-learn where they are installed; a prediction
-through it costs a tenth of a millisecond more. The functions are those of LightGBM's `c_api.h`.
+Importing `lightgbm` costs seconds and brings pandas and scikit-learn where they are installed; a
+prediction through it costs a tenth of a millisecond more. The functions are those of LightGBM's
+`c_api.h`.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _ONE_THREAD: Final = b"num_threads=1 verbosity=-1"
 
 
 class Booster:
-    """A trained model. Raises BadArtifact where the text is none."""
+    """A trained model. Raises BadArtifact for an invalid text."""
 
     def __init__(self, text: str) -> None:
         self._handle = ctypes.c_void_p()
-        if "\nend of trees\n" not in text:  # the library crashes on a text that is cut off
-            raise BadArtifact("the text of the ranker is no LightGBM model, or not a whole one")
+        if "\nend of trees\n" not in text:  # the library crashes on a truncated text
+            raise BadArtifact("the ranker's text is not a complete LightGBM model; train again")
         self._library = _library()
         iterations = ctypes.c_int()
         _check(

@@ -4,10 +4,11 @@ reads   redis  {p:<topic>:<partition>}:position, :counts, :trends; approved item
 writes  redis  approved items
         topic  state-changes
 
-Each partition's trends are read in one transaction, so they belong to its position. Changes come from
-`state-changes`, from where that topic ended before the read. Changes at or below the position are already in
-the trends but still forwarded: WebSocket watchers have not seen them. All trends are read again periodically
-and after a gap (a dead letter, or a notification lost in a crash), in a thread; changes go on meanwhile.
+Each partition's trends are read in one transaction, so they belong to its position. Changes come
+from `state-changes`, from where that topic ended before the read. Changes at or below the position
+are already in the trends but still forwarded: WebSocket watchers have not seen them. All trends
+are read again periodically and after a gap (a dead letter, or a notification lost in a crash), in
+a thread; changes go on meanwhile.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ class TrendState:
             return [change for change in changes if self._is_new(change)]
 
     def load(self, read: Callable[[], StoredTrends]) -> None:
-        """Replace the state by what `read` returns; changes applied meanwhile are applied to it too."""
+        """Replace the state by what `read` returns; changes applied meanwhile are applied to it
+        too."""
         with self.lock:
             self._pending = []
         try:
@@ -125,7 +127,8 @@ class TrendState:
 
 
 class TrendFeed(TrendState):
-    """Follows `state-changes`, forwards new changes to `listener`, and reloads the trends when due."""
+    """Follows `state-changes`, forwards new changes to `listener`, and reloads the trends when
+    due."""
 
     def __init__(
         self,

@@ -68,7 +68,7 @@ def no_model() -> LoadedModel:
 
 
 class CpuThrottle:
-    """Limits the calling thread to a share of one core: `yield_` sleeps in proportion to its work."""
+    """Limits the calling thread to a share of a core: `yield_` sleeps in proportion to its work."""
 
     def __init__(self, share: float = LOADING_CPU_SHARE) -> None:
         self._pause = (1 - share) / share
@@ -164,8 +164,8 @@ class ModelStore:
 class ModelFeed:
     """Loads the newest published model and calls `use`; a damaged one is rejected.
 
-    A model that cannot be fetched is retried until a newer one is published. `use_in_experiments` gets all
-    models that experiments use, from the published ones or from the store.
+    A model that cannot be fetched is retried until a newer one is published. `use_in_experiments`
+    gets all models that experiments use, from the published ones or from the store.
     """
 
     def __init__(

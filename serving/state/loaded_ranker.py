@@ -1,9 +1,9 @@
-"""Rank candidates by their features, and say what each score is made of.
+"""Rank candidates by their features, with the contributions to each score.
 
-reads   artifact  ranker.txt (LightGBM), where the model has one
+reads   artifact  ranker.txt (LightGBM), if the model has one
 
-A ranker gives scores (c,) and, for the few that are shown, parts by the name of the receipt's columns.
-The parts add up to the score exactly, by construction.
+A ranker returns scores (c,) and, for the best candidates, contributions by name. Contributions add
+up to the score exactly, by construction.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from numpy.typing import NDArray
 from afterclick.arrays import Float64Array, FloatArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
+from afterclick.retrieval import top_k
 from serving.state.leaf_parts import feature_names, leaf_parts
 from serving.state.lightgbm_library import Booster
 
-Receipt = dict[str, Float64Array]
+Contributions = dict[str, Float64Array]
 FILE = "ranker.txt"
-FIRST = 4
-"""One tree in so many, the first ones, chooses the rows that all trees rank."""
-KEPT_PER_SHOWN = 6
-LEAST_KEPT = 64
-"""Rows that the first trees keep: so many per item shown, at least so many.
+FIRST_STAGE_TREES = 4
+"""One tree in this many, the first ones, selects the rows that all trees rank."""
+SECOND_STAGE_PER_RESULT = 6
+SECOND_STAGE_MIN = 64
+"""Rows that the first stage selects: this many per result, and at least this many.
 
-On real data, 400 candidates and 120 trees: 97.8 % of the ten items that all trees would choose, and 99.8 % of
-the first, in 57 % of the time.
+On real data, 400 candidates and 120 trees: 97.8 % of the ten items that all trees would choose,
+and 99.8 % of the first, in 57 % of the time.
 """
 
 
@@ -40,17 +41,16 @@ class Ranker(Protocol):
         """(c,) higher is better."""
         ...
 
-    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Receipt]:
-        """The rows of the n highest scores, best first, and their receipt."""
+    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Contributions]:
+        """The rows of the n highest scores, best first, and their contributions."""
         ...
 
-    def receipt(self, features: FloatArray) -> Receipt:
+    def contributions(self, features: FloatArray) -> Contributions:
         """Part → (c,); the parts add up to `score` of the same rows."""
         ...
 
 
-# Before a ranker is learned: a plain weighted sum. Trends come as log2 of a share, −200 where there is none:
-# `_FLOOR` cuts them at one in a million.
+# Trends are log2 of a share, −200 for none: `_FLOOR` clips them at one in a million.
 _FLOOR = -20.0
 _WEIGHTS = {
     "als": 2.0,
@@ -70,7 +70,7 @@ _WEIGHTS = {
 
 
 class FormulaRanker:
-    """The weighted sum that ranks until a model brings a learned ranker."""
+    """A weighted sum, for models without a learned ranker."""
 
     def __init__(self) -> None:
         self._weights = np.array([_WEIGHTS.get(name, 0.0) for name in FEATURE_NAMES])
@@ -80,30 +80,30 @@ class FormulaRanker:
     def score(self, features: FloatArray) -> Float64Array:
         return np.asarray(self._values(features).sum(axis=1))
 
-    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Receipt]:
-        top = _top(self.score(features), n)
-        return top, self.receipt(features[top])
+    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Contributions]:
+        top = top_k(self.score(features), n)
+        return top, self.contributions(features[top])
 
-    def receipt(self, features: FloatArray) -> Receipt:
+    def contributions(self, features: FloatArray) -> Contributions:
         parts = self._values(features) @ self._parts
         return {part: parts[:, i] for i, part in enumerate(PARTS)}
 
     def _values(self, features: FloatArray) -> Float64Array:
-        """(c, F) what each feature adds."""
+        """(c, F) the contribution of each feature."""
         x = np.where(np.isnan(features), 0.0, features.astype(np.float64))
         x[:, self._trends] = np.maximum(x[:, self._trends], _FLOOR) - _FLOOR
         return np.asarray(x * self._weights)
 
 
 class TreeRanker:
-    """A LightGBM booster. `leaf_parts` says what its receipts are made of."""
+    """A LightGBM booster, with contributions from `leaf_parts`."""
 
     def __init__(self, text: str) -> None:
         self._booster = Booster(text)
         names = feature_names(text)
         if not set(names) <= set(FEATURE_NAMES):
-            raise BadArtifact(f"{FILE}: has features that this program does not know; train again")
-        # a ranker from before a feature was added goes on with those it learned from
+            raise BadArtifact(f"{FILE}: has features unknown to this version; train again")
+        # a ranker trained before a feature was added uses the features it knows
         self._columns = (
             None if names == list(FEATURE_NAMES) else [FEATURE_NAMES.index(n) for n in names]
         )
@@ -112,43 +112,36 @@ class TreeRanker:
         )
         self._values = self._parts.sum(axis=2)
         self._trees = np.arange(len(self._parts))
-        self._first = max(1, len(self._trees) // FIRST)
+        self._first = max(1, len(self._trees) // FIRST_STAGE_TREES)
 
     def score(self, features: FloatArray) -> Float64Array:
         return self._booster.score(self._learned(features))
 
-    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Receipt]:
-        """The first trees choose among many rows, all trees rank what they chose."""
-        rows, kept = self._learned(features), max(KEPT_PER_SHOWN * n, LEAST_KEPT)
+    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Contributions]:
+        """The first trees select rows; all trees rank these."""
+        rows, kept = self._learned(features), max(SECOND_STAGE_PER_RESULT * n, SECOND_STAGE_MIN)
         few = len(rows) <= kept
-        chosen = np.arange(len(rows)) if few else _top(self._booster.score(rows, self._first), kept)
+        chosen = (
+            np.arange(len(rows)) if few else top_k(self._booster.score(rows, self._first), kept)
+        )
         leaves = self._booster.leaves(rows[chosen])
-        top = _top(self._values[self._trees, leaves].sum(axis=1), n)
-        return chosen[top], self._receipt(leaves[top])
+        top = top_k(self._values[self._trees, leaves].sum(axis=1), n)
+        return chosen[top], self._contributions(leaves[top])
 
-    def receipt(self, features: FloatArray) -> Receipt:
-        return self._receipt(self._booster.leaves(self._learned(features)))
+    def contributions(self, features: FloatArray) -> Contributions:
+        return self._contributions(self._booster.leaves(self._learned(features)))
 
-    def _receipt(self, leaves: NDArray[np.int64]) -> Receipt:
-        """Of rows that end in these leaves (rows, trees)."""
+    def _contributions(self, leaves: NDArray[np.int64]) -> Contributions:
+        """Contributions of rows with these leaves (rows, trees)."""
         parts = self._parts[self._trees, leaves].sum(axis=1)
         return {name: parts[:, i] for i, name in enumerate((*PARTS, "base"))}
 
     def _learned(self, features: FloatArray) -> FloatArray:
-        """The columns that this ranker learned from, in its order."""
+        """The columns the ranker was trained on, in its order."""
         return features if self._columns is None else features[:, self._columns]
 
 
-def _top(scores: Float64Array, n: int) -> NDArray[np.intp]:
-    """Where the n highest scores are, best first; of equal ones the earlier."""
-    if len(scores) > 4 * n:
-        bound = np.partition(scores, len(scores) - n)[len(scores) - n]
-        among = np.flatnonzero(scores >= bound)
-        return among[np.argsort(-scores[among], kind="stable")[:n]]
-    return np.argsort(-scores, kind="stable")[:n]
-
-
 def load_ranker(folder: Path) -> Ranker:
-    """The ranker of an artifact whose hashes were checked; the formula where it has none."""
+    """The ranker of a verified artifact; a FormulaRanker if it has none."""
     path = folder / FILE
     return TreeRanker(path.read_text()) if path.is_file() else FormulaRanker()

@@ -1,8 +1,8 @@
 """One pipelined connection to a Redis server, for the request path.
 
-All commands of one event-loop iteration go out in one write, and hiredis parses the replies as they arrive:
-a fifth of the CPU time of a pooled client. An unresponsive server costs a caller `timeout_s`; a delayed event
-loop is not mistaken for one.
+All commands of one event-loop iteration go out in one write, and hiredis parses the replies as
+they arrive: a fifth of the CPU time of a pooled client. An unresponsive server costs a caller
+`timeout_s`; a delayed event loop is not mistaken for one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RedisPipe:
         self._attempt: asyncio.Task[_Connection] | None = None
 
     async def call(self, *command: str | bytes | int) -> Any:
-        """The reply to a command. Raises Unavailable for no reply in time, or for an error reply."""
+        """The reply to a command. Raises Unavailable without a reply in time, or for an error."""
         connection = self._connection
         if connection is None or connection.lost:
             connection = await self._connected()
@@ -72,7 +72,8 @@ class RedisPipe:
             self._connection = fresh
             return fresh
         except OSError as error:  # a TimeoutError is one
-            raise Unavailable(f"cannot connect to Redis: {str(error) or 'no reply in time'}") from error
+            reason = str(error) or "no reply in time"
+            raise Unavailable(f"cannot connect to Redis: {reason}") from error
         finally:
             if self._connection is not fresh:
                 fresh.close()
@@ -94,7 +95,8 @@ class RedisPipe:
 class _Connection(asyncio.Protocol):
     """One connection: its commands and, in the same order, the futures of their replies.
 
-    Each connection has its own futures, so that a reply cannot reach a command of another connection.
+    Each connection has its own futures, so that a reply cannot reach a command of another
+    connection.
     """
 
     def __init__(self, timeout_s: float, silent_s: float) -> None:

@@ -1,4 +1,5 @@
-"""What every request reads: one immutable view of model, trends, rules and catalogue, swapped whole.
+"""What every request reads: one immutable view of model, trends, rules and catalogue, swapped
+whole.
 
 A request takes one snapshot and so answers from one model version and one moment.
 """
@@ -103,7 +104,8 @@ class ServingSnapshot:
     established_share: float
     """The usual share of established users in an item's votes; 0 if unknown."""
     new_account_weight: Float64Array
-    """(H,) weight of a new account's vote by half-life: 1 while new accounts are no more than usual."""
+    """(H,) weight of a new account's vote by half-life: 1 while new accounts are no more than
+    usual."""
     content: ItemContent | None
     """Content vectors of all items; None if the model has none."""
     content_search: Search | None
@@ -179,9 +181,11 @@ def best(scores: Float64Array, count: int) -> IntArray:
 def badges(
     decayed_counts: Float64Array, first_seen_ms: NDArray[np.float64], now_ms: float
 ) -> Badges:
-    """Badges by item index, from decayed counts (m, H) as of now and times of first interactions (m,).
+    """Badges by item index, from decayed counts (m, H) as of now and times of first interactions
+    (m,).
 
-    A steady rate r leaves a decayed count of r · half-life / ln 2, so counts over half-lives compare as rates.
+    A steady rate r leaves a decayed count of r · half-life / ln 2, so counts over half-lives
+    compare as rates.
     """
     hour, month = (
         decayed_counts[:, column] / HALF_LIVES_MS[name]

@@ -23,7 +23,7 @@ from afterclick.quarantine import LimitedTrends, QuarantineLimits, apply_limits
 from afterclick.trends import TrendTable
 from serving.state.ann_search import ColdStartContent
 from serving.state.item_catalogue import Catalogue, Versioned
-from serving.state.live_trends import TrendFeed
+from serving.state.live_trends import TrendState
 from serving.state.loaded_models import LoadedModel
 from serving.state.snapshot import MAX_LISTED, NO_RULES, ActiveRules, ServingSnapshot, best
 
@@ -64,7 +64,7 @@ class NoRules:
 class SnapshotSources:
     """What snapshots are built from."""
 
-    feed: TrendFeed
+    trends: TrendState
     catalogue: Catalogue
     rules: RuleSource = field(default_factory=NoRules)
     limits: QuarantineLimits = field(default_factory=QuarantineLimits)
@@ -122,12 +122,12 @@ class SnapshotBuilder:
 
     def build(self) -> ServingSnapshot:
         """A new snapshot of the current state of the feeds."""
-        feed, catalogue, items = self._sources.feed, self._sources.catalogue, self._items
-        with feed.lock:
-            table = feed.table
+        trends, catalogue, items = self._sources.trends, self._sources.catalogue, self._items
+        with trends.lock:
+            table = trends.table
             now_ms = max(time.time() * 1000, table.newest_ms)
             (votes, established), counts = table.both(now_ms), table.counts.copy()
-            approved = [row for item in feed.approved if (row := table.find(item)) is not None]
+            approved = [row for item in trends.approved if (row := table.find(item)) is not None]
             self._rows.align(table, items)
         version = self._listed.get(catalogue.version, lambda: self._add_catalogue(catalogue))
         limits, rows = self._sources.limits, np.array(approved, np.intp)
@@ -229,7 +229,7 @@ class SnapshotStore:
     def _refresh(self) -> float:
         """Build a snapshot if something changed. Returns the seconds until the next one."""
         state = (
-            self._sources.feed.changes,
+            self._sources.trends.changes,
             self._sources.catalogue.version,
             self._next.version,
             tuple(self._experiment_models),

@@ -1,4 +1,5 @@
-"""The stream without Spark: the real apply code, fed by a plain consumer. What serving needs of it."""
+"""The stream without Spark: the real apply code, fed by a plain consumer. What serving needs of
+it."""
 
 from __future__ import annotations
 

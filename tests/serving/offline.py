@@ -1,9 +1,9 @@
-"""A recommender without services: histories, counts and a catalogue in memory, the real code between."""
+"""A recommender without services: histories, counts and a catalogue in memory, the real code
+between."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -15,7 +15,6 @@ from afterclick.model import Model
 from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
-from afterclick.trends import TrendTable
 from serving.control.rules import Rule, RuleBook, RuleDraft
 from serving.recommender import Recommender, RecommenderConfig
 from serving.request import RecommendationRequest
@@ -23,7 +22,7 @@ from serving.response_cache import Recommendation
 from serving.state.ann_search import content_search
 from serving.state.history import OnlineStore, Rows
 from serving.state.item_catalogue import Catalogue
-from serving.state.live_trends import TrendFeed
+from serving.state.live_trends import TrendState
 from serving.state.loaded_models import LoadedModel, no_model
 from serving.state.loaded_ranker import FormulaRanker
 from serving.state.log_waiters import PositionWaiters
@@ -48,17 +47,13 @@ class MemoryStore:
         return rows
 
 
-class StillFeed:
-    """Trends in which item k of the catalogue was chosen `interactions[k]` times a moment ago."""
-
-    def __init__(self, items: Sequence[Item], interactions: Sequence[int]) -> None:
-        self.table, self.lock, self.changes = TrendTable(), threading.Lock(), 1
-        self.positions: dict[str, int] = {}
-        self.approved: frozenset[str] = frozenset()
-        now = time.time() * 1000
-        for item, times in zip(items, interactions, strict=True):
-            for _ in range(times):
-                self.table.add(item.item_id, now, 1.0)
+def trends_of(items: Sequence[Item], interactions: Sequence[int]) -> TrendState:
+    """Trends in which item k was chosen `interactions[k]` times just now."""
+    trends, now = TrendState(), time.time() * 1000
+    for item, times in zip(items, interactions, strict=True):
+        for _ in range(times):
+            trends.table.add(item.item_id, now, 1.0)
+    return trends
 
 
 class Offline:
@@ -82,7 +77,7 @@ class Offline:
             if interactions is not None
             else [len(items) - i for i in range(len(items))]
         )
-        self.feed = cast(TrendFeed, StillFeed(items, counts))
+        self.feed = trends_of(items, counts)
         self.rules = RuleBook(self.catalogue)
         loaded = no_model()
         if model is not None:

@@ -1,4 +1,5 @@
-"""A tiny shop: two kinds of items, users who like one kind, a model of them, and what is published of it."""
+"""A tiny shop: two kinds of items, users who like one kind, a model of them, and what is published
+of it."""
 
 from __future__ import annotations
 
@@ -75,8 +76,8 @@ def model(version: str, rank: int = 8) -> Model:
 
 
 def towers() -> TowerArrays:
-    """Two towers for the items of `model`: a history is near its own kind, the later an item the nearer.
-    They know nothing of the last cable."""
+    """Two towers for the items of `model`: a history is near its own kind, the later an item the
+    nearer. They know nothing of the last cable."""
     kind = np.repeat(np.eye(len(KINDS), dtype=np.float32), PER_KIND, axis=0)
     bias = np.linspace(0.0, 1.0, len(kind), dtype=np.float32)[:, None]
     targets = np.concatenate([4.0 * kind, bias], axis=1)

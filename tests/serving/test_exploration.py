@@ -52,7 +52,8 @@ def test_logged_propensities_are_the_frequencies(sampling: SamplingPolicy, rate:
 
 
 def test_inverse_propensity_scoring_gives_the_value_of_a_policy_that_was_never_run() -> None:
-    """IPS: clicks logged while exploring tell what showing each place's first tail item would have earned."""
+    """IPS: clicks logged while exploring tell what showing each place's first tail item would have
+    earned."""
     dice = np.random.default_rng(8)
     appeal = dice.uniform(0.05, 0.6, 60)
     target = {place: 8 + place for place in range(len(OWN))}

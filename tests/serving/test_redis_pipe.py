@@ -1,4 +1,5 @@
-"""The request path's connection to Redis: each answer reaches who asked, whatever becomes of connections."""
+"""The request path's connection to Redis: each answer reaches who asked, whatever becomes of
+connections."""
 
 from __future__ import annotations
 
@@ -124,7 +125,8 @@ def test_a_server_that_hangs_up_at_once_is_away_and_then_found(own_redis: Valkey
 
 
 def test_a_server_that_lets_nobody_in_costs_everybody_one_timeout() -> None:
-    """A hundred who ask at once wait for one attempt, not for each other's; who goes away leaves nothing."""
+    """A hundred who ask at once wait for one attempt, not for each other's; who goes away leaves
+    nothing."""
     closed: list[bool] = []
 
     async def main() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -28,7 +27,6 @@ from afterclick.model import Model, TowerArrays, WordVectors
 from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry, LogPosition
-from afterclick.trends import TrendTable
 from serving.control.experiments import Arm, Assignment, Experiment, ExperimentDraft
 from serving.control.rules import Rule, RuleBook, RuleDraft
 from serving.recommender import Recommender, RecommenderConfig
@@ -39,7 +37,7 @@ from serving.service import Service
 from serving.state.ann_search import content_search
 from serving.state.history import OnlineStore, Rows
 from serving.state.item_catalogue import Catalogue
-from serving.state.live_trends import TrendFeed
+from serving.state.live_trends import TrendState
 from serving.state.loaded_models import LoadedModel, no_model
 from serving.state.loaded_ranker import FormulaRanker, TreeRanker
 from serving.state.log_waiters import PositionWaiters
@@ -87,16 +85,13 @@ def run(spec: Spec) -> Answer:
 # State
 
 
-class _Feed:
-    """Trends and positions that stand still."""
-
-    def __init__(self, with_trends: bool, approved: frozenset[str]) -> None:
-        self.table, self.lock, self.changes = TrendTable(), threading.Lock(), 1
-        self.positions = {"feedback/0": 41}
-        self.approved = approved
-        if with_trends:
-            given = fixed_state.trends()
-            self.table.merge_many(given["ids"], given["times_ms"], given["sums"], given["counts"])
+def _trends(with_trends: bool, approved: frozenset[str]) -> TrendState:
+    trends = TrendState()
+    trends.positions, trends.approved = {"feedback/0": 41}, approved
+    if with_trends:
+        given = fixed_state.trends()
+        trends.table.merge_many(given["ids"], given["times_ms"], given["sums"], given["counts"])
+    return trends
 
 
 class _Store:
@@ -131,7 +126,7 @@ def _state(snapshot: str, rules: str) -> SimpleNamespace:
     approved = frozenset(
         {fixed_state.item_id(fixed_state.QUARANTINED)} if snapshot == "approved" else ()
     )
-    feed = cast(TrendFeed, _Feed(snapshot not in ("empty", "catalogue_only"), approved))
+    feed = _trends(snapshot not in ("empty", "catalogue_only"), approved)
     book = RuleBook(catalogue)
     book.rules = tuple(Rule.of(_rule(rule)) for rule in fixed_state.RULES[rules])
     main, extra = _models(snapshot)

@@ -1,4 +1,5 @@
-"""Viewers that do not keep up: what is held for them is bounded, and they are told what they missed."""
+"""Viewers that do not keep up: what is held for them is bounded, and they are told what they
+missed."""
 
 from __future__ import annotations
 

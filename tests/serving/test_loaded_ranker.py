@@ -49,7 +49,7 @@ def trained(names: list[str] | None = None) -> str:
 )
 def test_parts_add_up_to_the_score(ranker: Ranker) -> None:
     x = rows(300, seed=9)
-    scores, receipt = ranker.score(x), ranker.receipt(x)
+    scores, receipt = ranker.score(x), ranker.contributions(x)
     assert np.abs(sum(receipt.values()) - scores).max() < 1e-6
     assert set(PARTS) <= set(receipt)
     assert len(np.unique(scores)) > 50
@@ -69,7 +69,7 @@ def test_a_text_that_is_no_model_is_refused() -> None:
 
 def test_a_tree_gives_each_part_what_its_features_changed() -> None:
     x = rows(300, seed=5)
-    receipt = TreeRanker(trained()).receipt(x)
+    receipt = TreeRanker(trained()).contributions(x)
     # the label was made of the first feature (model) and the fourth (history)
     assert np.abs(receipt["model"]).mean() > 3 * np.abs(receipt["content"]).mean()
 
@@ -80,7 +80,9 @@ def test_the_best_rows_come_with_their_receipt(count: int) -> None:
     top, receipt = ranker.best(x, 10)
     assert np.abs(sum(receipt.values()) - ranker.score(x)[top]).max() < 1e-6
     assert (np.diff(ranker.score(x)[top]) < 1e-9).all()
-    assert all(np.array_equal(part, receipt[name]) for name, part in ranker.receipt(x[top]).items())
+    assert all(
+        np.array_equal(part, receipt[name]) for name, part in ranker.contributions(x[top]).items()
+    )
 
 
 def test_parts_follow_each_split_from_the_root() -> None:
@@ -107,7 +109,7 @@ def test_a_tree_that_learned_nothing_is_all_base() -> None:
     x = np.zeros((100, len(FEATURE_NAMES)), np.float32)
     data = lightgbm.Dataset(x, np.arange(100) % 2, feature_name=list(FEATURE_NAMES))
     stump = lightgbm.train({"objective": "regression", "verbose": -1}, data, 1).model_to_string()
-    receipt = TreeRanker(stump).receipt(x[:3])
+    receipt = TreeRanker(stump).contributions(x[:3])
     assert receipt["base"] == pytest.approx([0.5] * 3)
     assert not any(receipt[part].any() for part in PARTS)
 
@@ -129,7 +131,7 @@ def test_a_ranker_from_before_a_feature_was_added_goes_on() -> None:
     ranker, x = TreeRanker(trained(names=older)), rows(300, seed=9)
     columns = [FEATURE_NAMES.index(name) for name in older]
     assert np.array_equal(ranker.score(x), Booster(trained(names=older)).score(x[:, columns]))
-    assert np.abs(sum(ranker.receipt(x).values()) - ranker.score(x)).max() < 1e-6
+    assert np.abs(sum(ranker.contributions(x).values()) - ranker.score(x)).max() < 1e-6
 
 
 def test_the_cascade_finds_what_all_trees_would_choose() -> None:

@@ -1,4 +1,5 @@
-"""When requests queue up, lists are made from fewer candidates and say so; never those nobody waits for."""
+"""When requests queue up, lists are made from fewer candidates and say so; never those nobody
+waits for."""
 
 from __future__ import annotations
 
