@@ -75,8 +75,7 @@ class EventLoopLag:
             self._timer.cancel()
 
     def lag_ms(self, began: float) -> float:
-        """Milliseconds since `began` (time.monotonic), or since the timer was due if that is
-        longer.
+        """Milliseconds since `began` (time.monotonic) or since the timer was due: the longer.
 
         A request waits only for its turns on the loop and for Redis, which takes under 1 ms.
         """

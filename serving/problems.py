@@ -1,4 +1,4 @@
-"""Every error of the API as problem+json (RFC 9457): one shape, nothing of the input echoed back."""
+"""Every error of the API as problem+json (RFC 9457), without echoing the input."""
 
 from __future__ import annotations
 

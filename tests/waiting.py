@@ -14,7 +14,7 @@ REDIS_S = 10.0
 
 
 def wait_until(
-    condition: Callable[[], T], timeout: float = PATIENCE_S, *, every: float = 0.05, what: str = ""
+    condition: Callable[[], T | None], timeout: float = PATIENCE_S, *, every: float = 0.05, what: str = ""
 ) -> T:
     """Return the first truthy answer of `condition`; fail with the last answer when the time is up."""
     deadline = time.monotonic() + timeout

@@ -35,7 +35,7 @@ AWAY = "postgresql://nobody@127.0.0.1:1/nowhere"
 
 
 def serving(settings: Settings, **more: object) -> Settings:
-    return settings.model_copy(update={"serving": ServingSettings(**more)})  # type: ignore[arg-type]
+    return settings.model_copy(update={"serving": ServingSettings(**more)})
 
 
 def status(api: Running, key: str | None, path: str = "/popular") -> int:

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import httpx2
 import pytest
@@ -43,13 +45,17 @@ def answers(url: str) -> bool:
         return False
 
 
+def _accepted(http: httpx2.Client, body: dict[str, Any]) -> bool:
+    return http.post("/feedback", json=body).status_code == 202
+
+
 def busy(url: str) -> tuple[set[str], set[str]]:
     """RecommendationRequest and tell until the moment before the end: ids of the events accepted and of the lists shown."""
     told, shown = set(), set()
     with httpx2.Client(base_url=url, timeout=PATIENCE_S) as http:
         for n in range(50):
             body = {"user_id": "bob", "item_id": f"i{n}", "action": "view", "event_id": f"e{n}"}
-            wait_until(lambda body=body: http.post("/feedback", json=body).status_code == 202)
+            wait_until(partial(_accepted, http, body))
             told.add(f"e{n}")
             shown.add(http.get("/recommendations?user_id=bob").json()["impression_id"])
     return told, shown

@@ -60,7 +60,7 @@ KEYS = {"recommend": "r-key", "feedback": "f-key", "admin": "a-key"}
 
 def guarded(settings: Settings, **serving: Any) -> Settings:
     keys = {
-        name: ApiKey(sha256=hashlib.sha256(key.encode()).hexdigest(), scopes=(name,))  # type: ignore[arg-type]
+        name: ApiKey(sha256=hashlib.sha256(key.encode()).hexdigest(), scopes=(name,))
         for name, key in KEYS.items()
     }
     return settings.model_copy(update={"serving": ServingSettings(keys=keys, **serving)})

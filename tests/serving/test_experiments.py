@@ -33,9 +33,15 @@ from serving.request import PLAIN, RecommendationRequest
 from tests.serving import shop
 from tests.serving.offline import Offline
 
+_SHARES: tuple[dict[str, Any], ...] = (
+    {"a": 1.0, "b": 1.0},
+    {"a": 0.9, "b": 0.1},
+    {"a": 3.0, "b": 2.0, "c": 5.0},
+)
+
 
 def an_experiment(
-    name: str = "e", salt: str = "salt", traffic: float = 1.0, **shares: float
+    name: str = "e", salt: str = "salt", traffic: float = 1.0, **shares: Any
 ) -> Experiment:
     arms = [{"name": arm, "share": share} for arm, share in (shares or {"a": 1, "b": 1}).items()]
     draft = {"name": name, "arms": arms, "salt": salt, "traffic": traffic}
@@ -48,7 +54,7 @@ def arms_of(experiment: Experiment, users: int = 20_000) -> Counter[str]:
 
 
 def test_users_are_split_by_the_shares() -> None:
-    for shares in ({"a": 1.0, "b": 1.0}, {"a": 0.9, "b": 0.1}, {"a": 3.0, "b": 2.0, "c": 5.0}):
+    for shares in _SHARES:
         found = arms_of(an_experiment(**shares))
         assert sample_ratio_p_value([found[arm] for arm in shares], list(shares.values())) > 0.001
 

@@ -214,6 +214,7 @@ def test_hostile_values_break_no_route(api: Running) -> None:
             if path == route.path and not names:
                 break  # nothing hostile can be put in
         for name, value in (route.body or {}).items():
+            wrong: Any
             for wrong in (
                 None,
                 7,
@@ -237,6 +238,7 @@ def test_hostile_values_break_no_route(api: Running) -> None:
 
 def test_hostile_bodies_change_nothing(api: Running) -> None:
     for route in [route for route in routes(api) if route.steers and route.body]:
+        wrong: Any
         for wrong in (None, 7, "\x00", [], {}, float("1e300")):
             answer = api.http.post(
                 route.path,

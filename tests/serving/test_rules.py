@@ -31,7 +31,8 @@ def draft(action: str, *query: str, **more: Any) -> RuleDraft:
 
 
 def an_offline(**changes: Any) -> Offline:
-    return Offline(**({"liked": LIKED, "model": shop.model("m1")} | changes))
+    arguments: dict[str, Any] = {"liked": LIKED, "model": shop.model("m1")}
+    return Offline(**arguments | changes)
 
 
 @pytest.mark.parametrize("user_id", AUDIENCES)

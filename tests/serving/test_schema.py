@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -13,7 +11,6 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from afterclick.io.home import ReplayStatus
 from afterclick.settings import Settings
 from infra.embedded.ports import LOOPBACK
 from tests.serving import shop
@@ -21,28 +18,16 @@ from tests.serving.running import Running
 from tests.serving.test_auth import KEYS, guarded
 from tests.waiting import wait_until
 
-CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,"
+    "response_schema_conformance"
+)
 SECRET = "a secret that is long enough for HS256"
 
 
 @pytest.fixture
 def keyed_shop(settings: Settings) -> Iterator[Running]:
-    """A shop with keys, tokens and a replay to steer, so that each route can be reached."""
-    replay = ReplayStatus.model_construct(
-        state="running",
-        dataset="shop",
-        sent=0,
-        delivered=0,
-        total=9,
-        rate=1.0,
-        shift_ms=0,
-        updated_ms=1,
-    )
-    replay.write(settings.home)
-    tomorrow = time.time() + 86_400
-    os.utime(
-        ReplayStatus.path(settings.home), (tomorrow, tomorrow)
-    )  # it goes on, however long this takes
+    """A shop with keys and tokens, so that each route can be reached."""
     with Running(guarded(settings, token_secret=SECRET)) as api:
         api.ready()
         shop.publish_items(settings, shop.catalogue())
