@@ -36,27 +36,27 @@ def afterclick(home: Path, *arguments: str, **env: str) -> subprocess.CompletedP
     )
 
 
-def test_where_nothing_runs_status_says_so(tmp_path: Path) -> None:
+def test_status_without_a_stack_has_exit_code_1(tmp_path: Path) -> None:
     answer = afterclick(tmp_path, "status")
     assert answer.returncode == 1
     assert "no stack runs" in answer.stdout
     assert json.loads(afterclick(tmp_path, "status", "--json").stdout)["running"] is False
 
 
-def test_where_nothing_runs_down_has_nothing_to_do(tmp_path: Path) -> None:
+def test_down_without_a_stack_does_nothing(tmp_path: Path) -> None:
     answer = afterclick(tmp_path, "down")
     assert answer.returncode == 0
     assert "no stack runs" in answer.stdout
 
 
-def test_doctor_finds_a_machine_that_can_run_the_tests_well(tmp_path: Path, jars: Path) -> None:
+def test_doctor_passes_on_a_machine_that_runs_the_tests(tmp_path: Path, jars: Path) -> None:
     answer = afterclick(tmp_path, "doctor", "--json", AFTERCLICK_JARS=str(jars))
     findings = {finding["name"]: finding for finding in json.loads(answer.stdout)["findings"]}
     for name in ("Python", "Java", "packages", "jars", "ports", "Chromium"):
         assert findings[name]["well"], findings[name]
 
 
-def test_doctor_says_how_to_mend_what_is_wrong(tmp_path: Path) -> None:
+def test_doctor_shows_how_to_fix_a_failure(tmp_path: Path) -> None:
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
         squatter.listen()
@@ -78,11 +78,11 @@ def test_up_with_a_taken_port_is_one_line_and_starts_nothing(tmp_path: Path) -> 
         answer = afterclick(tmp_path, "up", AFTERCLICK_SERVING__PORT=str(squatter.getsockname()[1]))
     assert answer.returncode == 3
     assert answer.stderr.count("\n") == 1
-    assert "(the API) is taken" in answer.stderr
+    assert "(the API) is in use" in answer.stderr
     assert not (tmp_path / "kafka").exists()
 
 
-def test_up_with_a_dataset_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_up_with_a_missing_dataset_is_refused_before_anything_starts(tmp_path: Path) -> None:
     answer = afterclick(tmp_path, "up", "--replay", DATASET=str(tmp_path / "absent"))
     assert answer.returncode == 2
     assert "no such file" in answer.stderr

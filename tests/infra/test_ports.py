@@ -43,5 +43,5 @@ def test_ports_that_are_taken_are_passed_over(monkeypatch: pytest.MonkeyPatch) -
         )
         assert [free_port(), free_port()] == [first, first + 2]
         monkeypatch.setattr(ports, "_candidates", iter([first, first + 1] * 3))
-        with pytest.raises(Unavailable, match="is free"):
+        with pytest.raises(Unavailable, match="no free port"):
             free_port(together=2)
