@@ -59,7 +59,7 @@ class Queries:
 
 
 @dataclass(frozen=True)
-class TimeSplit:
+class EvaluationSplit:
     """Interactions cut at a moment in time."""
 
     rows: Interactions
@@ -73,7 +73,7 @@ class TimeSplit:
     """Training interactions an item needs to be ranked."""
 
     @property
-    def of_every_item(self) -> TimeSplit:
+    def of_every_item(self) -> EvaluationSplit:
         """The same, with every item ranked, also those without interactions."""
         return replace(self, min_interactions=0)
 
@@ -93,7 +93,7 @@ class TimeSplit:
         return self.rows.where(late & self.trusted)
 
 
-def queries(split: TimeSplit, protocol: str) -> Queries:
+def queries(split: EvaluationSplit, protocol: str) -> Queries:
     """The queries of a protocol. Raises ValueError for a name that is not in PROTOCOLS."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
@@ -130,7 +130,7 @@ def _when_back(found: Queries) -> Queries:
     return replace(found, now_ms=found.target_ms, live_item=np.full(len(found), NO_ITEM, np.int32))
 
 
-def with_history(split: TimeSplit, found: Queries) -> Queries:
+def with_history(split: EvaluationSplit, found: Queries) -> Queries:
     """The queries of users with an interaction before the cut or a live event."""
     return found.where((found.live_item >= 0) | (split.train.user_counts()[found.user] > 0))
 
@@ -143,7 +143,7 @@ def sample(found: Queries, n: int | None, seed: int) -> Queries:
     return found.where(np.sort(chosen))
 
 
-def moments(split: TimeSplit) -> Queries:
+def moments(split: EvaluationSplit) -> Queries:
     """Every query that the test rows answer, for learning.
 
     The first item as of the cut, and each next item with the one before it as a live event.
@@ -153,7 +153,7 @@ def moments(split: TimeSplit) -> Queries:
     return Queries(*(np.concatenate([getattr(first, f), getattr(live, f)]) for f in fields))
 
 
-def _first(split: TimeSplit) -> Queries:
+def _first(split: EvaluationSplit) -> Queries:
     test = split.test()
     test = test.where(split.eligible[test.item])
     first = np.sort(np.unique(test.user, return_index=True)[1])
@@ -167,7 +167,7 @@ def _first(split: TimeSplit) -> Queries:
     return as_of(found, split.cut_ms)
 
 
-def _next(split: TimeSplit, second_only: bool = False) -> Queries:
+def _next(split: EvaluationSplit, second_only: bool = False) -> Queries:
     """Each test item of a user with the previous one as the live event."""
     test = split.test()
     order = np.argsort(test.user, kind="stable")

@@ -24,7 +24,7 @@ from afterclick.ranking import CandidateGenerator
 from afterclick.trends import DAY_MS
 from training.config import RankerConfig
 from training.interactions import Interactions, TooFewInteractions
-from training.protocols import TimeSplit, moments, sample, with_history
+from training.protocols import EvaluationSplit, moments, sample, with_history
 from training.query_replay import align, replay
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def train(
 
 def past_splits(
     rows: Interactions, trusted: BoolArray, config: RankerConfig
-) -> Iterator[TimeSplit]:
+) -> Iterator[EvaluationSplit]:
     """The past cuts, newest first, as long as half of the rows come before them."""
     horizon = config.horizon_days * int(DAY_MS)
     end = int(rows.time_ms[-1]) + 1 if len(rows) else 0
@@ -133,11 +133,11 @@ def past_splits(
         cut = (end - horizon) // int(DAY_MS) * int(DAY_MS)
         if 2 * np.searchsorted(rows.time_ms, cut) < len(rows):
             return
-        yield TimeSplit(rows, cut, end, trusted, config.min_interactions)
+        yield EvaluationSplit(rows, cut, end, trusted, config.min_interactions)
         end = cut
 
 
-def examples(split: TimeSplit, model: Model, config: RankerConfig) -> RankerExamples:
+def examples(split: EvaluationSplit, model: Model, config: RankerConfig) -> RankerExamples:
     """The interactions after a cut as targets among the candidates of their moment."""
     random = np.random.default_rng(config.seed)
     queries = sample(with_history(split, moments(split)), config.queries, config.seed)

@@ -28,7 +28,7 @@ from training.evaluation.measure import FullRanking, answer
 from training.evaluation.scorers import blend
 from training.fit import ModelTrainer
 from training.interactions import Interactions
-from training.protocols import Queries, TimeSplit, as_of, queries, sample, with_history
+from training.protocols import EvaluationSplit, Queries, as_of, queries, sample, with_history
 from training.query_replay import align
 from training.ranker import BoosterRanker
 
@@ -119,7 +119,7 @@ def one_vote(rows: Interactions) -> Interactions:
 class _Shop:
     """What is attacked, and what is asked of it."""
 
-    split: TimeSplit
+    split: EvaluationSplit
     asked: Queries
     targets: list[int]
     ranker: BoosterRanker
@@ -146,7 +146,7 @@ class _Shop:
         )
 
 
-def run(split: TimeSplit, guarded: ModelTrainer, plan: AttackPlan) -> dict[str, Any]:
+def run(split: EvaluationSplit, guarded: ModelTrainer, plan: AttackPlan) -> dict[str, Any]:
     """Every situation, as rows of a table. The ranker is the one learned before the attack."""
     free = replace(guarded, config=replace(guarded.config, quarantine=UNBOUND))
     past, trusted = split.train, split.trusted[split.rows.time_ms < split.cut_ms]
@@ -174,7 +174,7 @@ def run(split: TimeSplit, guarded: ModelTrainer, plan: AttackPlan) -> dict[str, 
     return {"questions": len(shop.asked), "targets": len(shop.targets), "rows": rows}
 
 
-def _questions(split: TimeSplit, plan: AttackPlan) -> Queries:
+def _questions(split: EvaluationSplit, plan: AttackPlan) -> Queries:
     """What comes in two weeks after the cut: of users with a live event, and of users nobody
     knows."""
     end = split.cut_ms + 2 * _DAYS * int(DAY_MS)
@@ -191,7 +191,7 @@ def _questions(split: TimeSplit, plan: AttackPlan) -> Queries:
     )
 
 
-def _targets(split: TimeSplit, plan: AttackPlan) -> list[int]:
+def _targets(split: EvaluationSplit, plan: AttackPlan) -> list[int]:
     """Items at random among those that are ranked and have 20 interactions at most."""
     counts = split.train.item_counts()
     rare = np.flatnonzero(split.eligible & (counts <= 20))

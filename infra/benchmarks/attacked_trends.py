@@ -20,7 +20,7 @@ from afterclick.quarantine import QuarantineLimits, apply_limits
 from afterclick.trends import DAY_MS
 from infra.benchmarks.attacked_lists import UNBOUND, Attack, AttackPlan, fakes, one_vote
 from training.models.popularity import established, sums_at
-from training.protocols import TimeSplit
+from training.protocols import EvaluationSplit
 
 MONTHS = 6
 ATTACKS = 5
@@ -32,15 +32,15 @@ _DISCOUNT = 1 / np.log2(np.arange(2, 12))
 class Moment:
     """A shop at a moment, and what its visitors chose in the week after."""
 
-    split: TimeSplit
+    split: EvaluationSplit
     votes: Float64Array
     established: Float64Array
     chosen: NDArray[np.int64]
     """(n_items,) how often each item was"""
 
     @classmethod
-    def of(cls, split: TimeSplit, cut_ms: int) -> Moment:
-        now = TimeSplit(
+    def of(cls, split: EvaluationSplit, cut_ms: int) -> Moment:
+        now = EvaluationSplit(
             split.rows, cut_ms, cut_ms + 7 * int(DAY_MS), split.trusted, split.min_interactions
         )
         past, at = now.train, np.array([cut_ms])
@@ -62,7 +62,7 @@ class Moment:
         return float((self.chosen[top] * _DISCOUNT).sum())
 
 
-def run(split: TimeSplit, plan: AttackPlan) -> dict[str, Any]:
+def run(split: EvaluationSplit, plan: AttackPlan) -> dict[str, Any]:
     """The table: peace and each size of attack, without guards and with them."""
     cuts = [split.cut_ms - month * 30 * int(DAY_MS) for month in range(MONTHS)]
     shop = [Moment.of(split, cut) for cut in cuts]

@@ -13,13 +13,13 @@ from training.evaluation.time_split import split_of
 from training.fit import ModelTrainer
 from training.models.als import implicit_als
 from training.models.popularity import without_pushed_rows
-from training.protocols import TimeSplit
+from training.protocols import EvaluationSplit
 
 DAY_S = 86_400
 
 
 @pytest.fixture(scope="module")
-def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[TimeSplit, Reviews]:
+def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationSplit, Reviews]:
     """Users with half of the catalogue each, who come back every three weeks; and some rare items."""
     folder, random, rows = tmp_path_factory.mktemp("shop"), np.random.default_rng(4), []
     for user in range(600):
@@ -35,7 +35,7 @@ def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[TimeSplit, Reviews
 
 
 def test_a_push_gains_much_without_the_guards_and_nothing_with_them(
-    a_shop: tuple[TimeSplit, Reviews],
+    a_shop: tuple[EvaluationSplit, Reviews],
 ) -> None:
     split, data = a_shop
     config = ModelConfig(
@@ -59,7 +59,7 @@ def test_a_push_gains_much_without_the_guards_and_nothing_with_them(
 
 
 def test_training_leaves_out_the_fake_votes_for_the_target_alone(
-    a_shop: tuple[TimeSplit, Reviews],
+    a_shop: tuple[EvaluationSplit, Reviews],
 ) -> None:
     split, _ = a_shop
     target = split.rows.item_ids.tolist().index("rare-1")
@@ -73,7 +73,7 @@ def test_training_leaves_out_the_fake_votes_for_the_target_alone(
     assert (attacked.item != target).sum() == (~of_target).sum()
 
 
-def test_an_account_votes_once_however_often_it_says_so(a_shop: tuple[TimeSplit, Reviews]) -> None:
+def test_an_account_votes_once_however_often_it_says_so(a_shop: tuple[EvaluationSplit, Reviews]) -> None:
     split, _ = a_shop
     rows = inject(split.rows, Attack(0.1, repeats=5), 0, split.cut_ms, 1)
     fakes = rows.user >= len(split.rows.user_ids)

@@ -46,16 +46,6 @@ def state_of(items: list[int]) -> UserState:
 
 
 @pytest.mark.spark
-def test_a_checkerboard_is_completed(spark: SparkSession) -> None:
-    rows, held = shop.checkerboard()
-    scores = spark_als(spark, rows, CONFIG).scores(np.arange(40, dtype=np.int32))
-    scores[rows.user, rows.item] = -np.inf
-    best = np.argsort(-scores, axis=1)[:, :2]
-    found = sum(item in best[user] for user, item in held)
-    assert found / len(held) > 0.95
-
-
-@pytest.mark.spark
 def test_folding_in_a_known_user_gives_sparks_own_factors(spark: SparkSession) -> None:
     rows, _ = shop.checkerboard()
     # many passes: Spark's user factors belong to the item factors of the pass before
@@ -95,13 +85,6 @@ def test_items_outside_the_core_get_factors_of_their_own_kind(spark: SparkSessio
     factors = factorise(rows, CONFIG, partial(spark_als, spark))
     even, odd = factors.users[0] @ factors.items[40], factors.users[0] @ factors.items[41]
     assert even > odd + 0.1
-
-
-@pytest.mark.spark
-def test_the_same_seed_gives_the_same_factors(spark: SparkSession) -> None:
-    rows, _ = shop.checkerboard()
-    first, second = spark_als(spark, rows, CONFIG), spark_als(spark, rows, CONFIG)
-    np.testing.assert_allclose(first.items, second.items, atol=1e-5)
 
 
 def test_without_interactions_there_is_nothing_to_factorise() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numba
 import numpy as np
 import pytest
@@ -31,8 +33,16 @@ def random_lists(
     ]
 
 
-def test_ranx_agrees_on_every_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba.config, "DISABLE_JIT", True)  # else ranx compiles for minutes
+@pytest.fixture
+def without_jit() -> Iterator[None]:
+    """numba interprets: with its compiler, ranx compiles for minutes."""
+    before, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, True
+    yield
+    numba.config.DISABLE_JIT = before
+
+
+@pytest.mark.usefixtures("without_jit")
+def test_ranx_agrees_on_every_user() -> None:
     from ranx import Qrels, Run, evaluate
 
     lists, relevant = random_lists()

@@ -11,7 +11,7 @@ from afterclick.trends import TrendTable
 from training.evaluation.measure import top_n
 from training.interactions import Interactions
 from training.models.popularity import trends_at
-from training.protocols import PROTOCOLS, TimeSplit, moments, queries, sample
+from training.protocols import PROTOCOLS, EvaluationSplit, moments, queries, sample
 from training.query_replay import replay
 
 DAY = 86_400_000
@@ -20,7 +20,7 @@ CUT = 100 * DAY
 
 def split_of(
     rows: list[tuple[str, str, float]], untrusted: set[int] = frozenset(), min_interactions: int = 1
-) -> TimeSplit:
+) -> EvaluationSplit:
     """Rows (user, item, day), in order of time; the cut is day 100."""
     rows = sorted(rows, key=lambda row: row[2])
     users, items = (sorted({row[side] for row in rows}) for side in (0, 1))
@@ -33,14 +33,14 @@ def split_of(
         np.ones(len(rows), np.float32),
     )
     trusted = np.array([row not in untrusted for row in range(len(rows))])
-    return TimeSplit(data, CUT, 200 * DAY, trusted, min_interactions)
+    return EvaluationSplit(data, CUT, 200 * DAY, trusted, min_interactions)
 
 
 # ann has five items before the cut, bob one, cy none
 PAST = [("ann", f"i{n}", 10 + n) for n in range(5)] + [("bob", "i0", 20)]
 
 
-def asked(split: TimeSplit, protocol: str) -> list[tuple[str, str, str | None, float]]:
+def asked(split: EvaluationSplit, protocol: str) -> list[tuple[str, str, str | None, float]]:
     """(user, target, live item, day of the question)"""
     found, ids = queries(split, protocol), split.rows.item_ids
     return [

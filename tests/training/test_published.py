@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -13,75 +12,21 @@ from scipy import sparse
 from afterclick.errors import BadDataset
 from tests.training import shop
 from training.evaluation.published import (
-    MODELS,
     BenchmarkRequest,
     MatrixModel,
     ModelSearch,
     defaults,
-    make,
     run,
 )
 from training.evaluation.published_split import PublishedSplit, RankingTask, load
 from training.models.item_item import PLAIN_FROM, ItemItem
 from training.models.stopping import EarlyStopping
 
-SMALL = {
-    "two_tower": {"epochs": 40, "dim": 16, "own": 0.0},
-    "ncf": {"epochs": 20, "dim": 16, "batch": 64, "sample": 40},
-}
-FITTED = [name for name in MODELS if name != "popularity"]
-
-
-@functools.cache
-def fitted(
-    name: str, again: int = 0
-) -> tuple[MatrixModel, sparse.csr_matrix, list[tuple[int, int]]]:
-    rows, held = shop.checkerboard()
-    train = rows.matrix()
-    model = make(name, {**defaults(name), **SMALL.get(name, {})})
-    model.fit(train, seed=1)
-    return model, train, held
-
-
-@pytest.mark.parametrize("name", FITTED)
-def test_a_checkerboard_is_completed(name: str) -> None:
-    model, train, held = fitted(name)
-    target = sparse.csr_matrix(
-        (np.ones(len(held), np.float32), tuple(zip(*held, strict=True))), train.shape
-    )
-    assert RankingTask(train, target).measure(model.scores)["recall@10"] > 0.95
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_scores_are_finite_and_do_not_depend_on_the_batch(name: str) -> None:
-    model, train, _ = fitted(name)
-    users = np.arange(train.shape[0])
-    together = model.scores(users)
-    assert together.shape == train.shape
-    assert np.isfinite(together).all()
-    apart = np.concatenate([model.scores(users[:7]), model.scores(users[7:])])
-    np.testing.assert_allclose(apart, together, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", FITTED)
-def test_the_same_seed_gives_the_same_model(name: str) -> None:
-    users = np.arange(5)
-    np.testing.assert_allclose(
-        fitted(name)[0].scores(users), fitted(name, 1)[0].scores(users), atol=1e-4
-    )
-
-
-def test_popularity_cannot_complete_a_checkerboard() -> None:
-    model, train, held = fitted("popularity")
-    target = sparse.csr_matrix(
-        (np.ones(len(held), np.float32), tuple(zip(*held, strict=True))), train.shape
-    )
-    assert RankingTask(train, target).measure(model.scores)["recall@10"] < 0.8
-
 
 def test_a_large_catalogue_is_solved_among_neighbours() -> None:
-    dense, train, _ = fitted("item_item")
-    local = ItemItem(dense_up_to=10)
+    train = shop.checkerboard()[0].matrix()
+    dense, local = ItemItem(), ItemItem(dense_up_to=10)
+    dense.fit(train, seed=1)
     local.fit(train, seed=1)
     users = np.arange(train.shape[0])
     # with more neighbours than items it is the same regression
@@ -93,8 +38,8 @@ def test_a_two_tower_vector_is_computed_without_torch() -> None:
 
     from training.models.two_tower import TwoTower
 
-    model, train, _ = fitted("two_tower")
-    assert isinstance(model, TwoTower)
+    train, model = shop.checkerboard()[0].matrix(), TwoTower(dim=16, epochs=2)
+    model.fit(train, seed=1)
     user = 3
     past = torch.from_numpy(train[user].indices.astype(np.int64))
     with torch.no_grad():

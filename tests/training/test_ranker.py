@@ -19,7 +19,7 @@ from training.evaluation.time_split import answer_all
 from training.interactions import Interactions
 from training.models.neighbours import cosine_neighbours, same_day_neighbours
 from training.models.popularity import first_seen, popularity
-from training.protocols import TimeSplit, moments, queries, with_history
+from training.protocols import EvaluationSplit, moments, queries, with_history
 from training.query_replay import replay
 from training.ranker import BoosterRanker, FittedRanker, NotEnoughHistory, past_splits
 
@@ -77,17 +77,17 @@ def shop() -> Interactions:
 
 
 @pytest.fixture(scope="module")
-def split(shop: Interactions) -> TimeSplit:
-    return TimeSplit(shop, 340 * DAY, 400 * DAY, np.ones(len(shop), bool))
+def split(shop: Interactions) -> EvaluationSplit:
+    return EvaluationSplit(shop, 340 * DAY, 400 * DAY, np.ones(len(shop), bool))
 
 
 @pytest.fixture(scope="module")
-def blend(split: TimeSplit) -> FittedRanker:
+def blend(split: EvaluationSplit) -> FittedRanker:
     return ranker.train(split.train, build, CONFIG)
 
 
 def test_the_blend_uses_the_live_event_and_beats_every_source(
-    shop: Interactions, split: TimeSplit, blend: FittedRanker
+    shop: Interactions, split: EvaluationSplit, blend: FittedRanker
 ) -> None:
     model = build(split.train)
     inputs = ScorerInputs(model, BoosterRanker.of(blend.text))
@@ -108,7 +108,7 @@ def test_the_blend_uses_the_live_event_and_beats_every_source(
 
 
 def test_without_a_history_the_blend_shows_what_is_hot(
-    split: TimeSplit, blend: FittedRanker
+    split: EvaluationSplit, blend: FittedRanker
 ) -> None:
     inputs = ScorerInputs(build(split.train), BoosterRanker.of(blend.text))
     scorer = scorers(inputs, split.eligible)["blend"]
@@ -118,7 +118,7 @@ def test_without_a_history_the_blend_shows_what_is_hot(
         np.testing.assert_array_equal(scorer(one), one.trends.trend_score)
 
 
-def test_the_blend_learns_from_users_of_whom_something_is_known(split: TimeSplit) -> None:
+def test_the_blend_learns_from_users_of_whom_something_is_known(split: EvaluationSplit) -> None:
     known = with_history(split, moments(split))
     history = split.train.user_counts()[known.user]
     assert ((known.live_item >= 0) | (history > 0)).all()
@@ -141,14 +141,14 @@ def test_contributions_add_up_to_the_score(blend: FittedRanker) -> None:
     np.testing.assert_allclose(sum(receipt.values()), booster.predict(rows), atol=1e-9)
 
 
-def test_the_same_seed_learns_the_same_blend(split: TimeSplit) -> None:
+def test_the_same_seed_learns_the_same_blend(split: EvaluationSplit) -> None:
     short = replace(CONFIG, rounds=5)
     assert (
         ranker.train(split.train, build, short).text == ranker.train(split.train, build, short).text
     )
 
 
-def test_past_cuts_never_overlap_and_leave_most_rows_before_them(split: TimeSplit) -> None:
+def test_past_cuts_never_overlap_and_leave_most_rows_before_them(split: EvaluationSplit) -> None:
     rows = split.train
     found = list(past_splits(rows, np.ones(len(rows), bool), replace(CONFIG, cuts=9)))
     assert 2 <= len(found) < 9
@@ -157,7 +157,7 @@ def test_past_cuts_never_overlap_and_leave_most_rows_before_them(split: TimeSpli
     assert all(2 * len(s.train) >= len(rows) for s in found)
 
 
-def test_models_of_past_cuts_see_nothing_after_them(split: TimeSplit) -> None:
+def test_models_of_past_cuts_see_nothing_after_them(split: EvaluationSplit) -> None:
     newest: list[int] = []
 
     def watch(rows: Interactions) -> Model:
@@ -170,7 +170,7 @@ def test_models_of_past_cuts_see_nothing_after_them(split: TimeSplit) -> None:
     assert all(latest < cut for latest, cut in zip(newest, cuts, strict=True))
 
 
-def test_a_model_may_have_other_items_in_another_order(split: TimeSplit) -> None:
+def test_a_model_may_have_other_items_in_another_order(split: EvaluationSplit) -> None:
     def some(rows: Interactions) -> Model:
         model = build(rows.choose(rows.item_counts() >= 3))
         assert model.item_ids.tolist() != rows.item_ids.tolist() or len(model) == len(rows.item_ids)

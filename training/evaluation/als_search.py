@@ -28,7 +28,7 @@ from training.interactions import Interactions
 from training.mlflow_registry import MlflowRegistry
 from training.models.als import Factors, implicit_als, spark_als
 from training.models.popularity import first_seen, popularity
-from training.protocols import Queries, TimeSplit, queries, sample
+from training.protocols import EvaluationSplit, Queries, queries, sample
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -43,14 +43,14 @@ ReportTrial = Callable[[int, str], None]
 class AlsEvaluation:
     """The same queries for every setting and engine: full ranking, and RMSE of the preferences."""
 
-    split: TimeSplit
+    split: EvaluationSplit
     known: Interactions
     """The rows that are fitted: users with two interactions or more, items that are ranked."""
     queries: dict[str, Queries]
     seed: int
 
     @classmethod
-    def of(cls, split: TimeSplit, max_queries: int, seed: int) -> AlsEvaluation:
+    def of(cls, split: EvaluationSplit, max_queries: int, seed: int) -> AlsEvaluation:
         """At most `max_queries` queries of each protocol."""
         known = split.train.where(split.eligible[split.train.item])
         known = known.where(known.user_counts()[known.user] >= 2)

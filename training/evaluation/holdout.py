@@ -18,7 +18,7 @@ from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from training.evaluation import list_metrics
 from training.evaluation.measure import Answers, answer
 from training.interactions import Interactions
-from training.protocols import Queries, TimeSplit, queries, sample
+from training.protocols import EvaluationSplit, Queries, queries, sample
 from training.query_replay import ReplayedQuery, align
 
 PROTOCOLS = ("returning", "live")
@@ -32,7 +32,7 @@ PerQueryMetrics = dict[str, dict[str, Float64Array]]
 class Holdout:
     """The newest interactions and the queries about them."""
 
-    split: TimeSplit
+    split: EvaluationSplit
     queries: dict[str, Queries]
 
     @property
@@ -41,7 +41,7 @@ class Holdout:
         return sum(len(q) for q in self.queries.values())
 
     @classmethod
-    def of(cls, split: TimeSplit, max_queries: int, seed: int) -> Holdout:
+    def of(cls, split: EvaluationSplit, max_queries: int, seed: int) -> Holdout:
         """At most `max_queries` queries of each protocol on the rows from the cut on."""
         return cls(split, {p: sample(queries(split, p), max_queries, seed) for p in PROTOCOLS})
 
@@ -54,10 +54,10 @@ def cut_of(rows: Interactions, share: float) -> int:
     return midnight if rows.time_ms[0] < midnight else int(moment)
 
 
-def split_at(rows: Interactions, cut_ms: int, min_interactions: int) -> TimeSplit:
+def split_at(rows: Interactions, cut_ms: int, min_interactions: int) -> EvaluationSplit:
     """The rows cut at a moment, all of them trusted."""
     end_ms = int(rows.time_ms[-1]) + 1
-    return TimeSplit(rows, cut_ms, end_ms, np.ones(len(rows), bool), min_interactions)
+    return EvaluationSplit(rows, cut_ms, end_ms, np.ones(len(rows), bool), min_interactions)
 
 
 def judge(holdout: Holdout, model: Model, ranker: Ranker) -> PerQueryMetrics:

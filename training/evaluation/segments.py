@@ -11,7 +11,7 @@ from afterclick.trends import DAY_MS
 from training.evaluation import list_metrics
 from training.evaluation.measure import Answers
 from training.models.popularity import first_seen
-from training.protocols import TimeSplit
+from training.protocols import EvaluationSplit
 
 HISTORY = ((0, 0), (1, 1), (2, 4), (5, 9), (10, 10**9))
 AGE_DAYS = ((0, 90), (90, 365), (365, 730), (730, 10**9))
@@ -20,7 +20,7 @@ _MIN_QUERIES = 20
 
 
 def segments(
-    split: TimeSplit, answers: Answers, seed: int = 42
+    split: EvaluationSplit, answers: Answers, seed: int = 42
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Kind of segment → its name → `users`, and scorer → HR@10 with its interval."""
     length = split.train.user_counts()[answers.queries.user]

@@ -43,7 +43,7 @@ from training.evaluation.segments import segments
 from training.fit import ModelTrainer, trainer
 from training.interactions import Interactions, TooFewInteractions
 from training.mlflow_registry import MlflowRegistry
-from training.protocols import PROTOCOLS, Queries, TimeSplit, queries, sample
+from training.protocols import PROTOCOLS, EvaluationSplit, Queries, queries, sample
 from training.query_replay import align
 from training.ranker import BoosterRanker, FittedRanker
 
@@ -74,7 +74,7 @@ class EvaluationRequest:
 class EvaluationResult:
     """The lists of every scorer, and the figures that are printed."""
 
-    split: TimeSplit
+    split: EvaluationSplit
     answers: dict[str, Answers]
     figures: dict[str, Any]
 
@@ -130,7 +130,7 @@ def record(settings: Settings, figures: dict[str, Any], request: EvaluationReque
 
 
 def evaluate(
-    split: TimeSplit, models: ModelTrainer, users: int, *, reduced: bool = False
+    split: EvaluationSplit, models: ModelTrainer, users: int, *, reduced: bool = False
 ) -> EvaluationResult:
     """Fit on the rows before the cut and query about the rows after it, `users` at most per
     protocol.
@@ -171,7 +171,7 @@ def evaluate(
     return EvaluationResult(split, answers, figures)
 
 
-def _fit_ranker(split: TimeSplit, models: ModelTrainer) -> FittedRanker:
+def _fit_ranker(split: EvaluationSplit, models: ModelTrainer) -> FittedRanker:
     trusted = split.trusted[split.rows.time_ms < split.cut_ms]
     try:
         return models.fit_ranker(split.train, trusted)
@@ -182,7 +182,7 @@ def _fit_ranker(split: TimeSplit, models: ModelTrainer) -> FittedRanker:
 
 
 def answer_all(
-    split: TimeSplit, make: MakeScorers, users: int | None = None, seed: int = 42
+    split: EvaluationSplit, make: MakeScorers, users: int | None = None, seed: int = 42
 ) -> dict[str, Answers]:
     """Protocol → the lists of every scorer, on at most `users` queries each.
 
@@ -202,7 +202,7 @@ def answer_all(
 
 
 def _sampled(
-    split: TimeSplit, protocol: str, live: Queries, users: int | None, seed: int
+    split: EvaluationSplit, protocol: str, live: Queries, users: int | None, seed: int
 ) -> Queries:
     """`frozen` and `trends` query the same users as `live`, so that their difference is paired."""
     found = queries(split, protocol)
@@ -211,7 +211,7 @@ def _sampled(
     return sample(found, users, seed)
 
 
-def item_facts(split: TimeSplit, vectors: FloatArray | None) -> ItemFacts:
+def item_facts(split: EvaluationSplit, vectors: FloatArray | None) -> ItemFacts:
     """Facts of the training rows; `vectors` (n_items, d) of length 1 or 0 measure diversity."""
     past = split.train
     n_items = len(split.rows.item_ids)
@@ -254,14 +254,14 @@ def _default_cut(rows: Interactions) -> int:
 
 def split_of(
     settings: Settings, dataset: Path | None, cut: str | None, end: str | None = None
-) -> tuple[TimeSplit, Reviews]:
+) -> tuple[EvaluationSplit, Reviews]:
     """The interactions before the day `end`, cut at a day. Raises BadInput, BadDataset."""
     data = _data(settings, dataset)
     if end is not None:
         early = data.rows.time_ms < cut_of(data.rows, end, "--end")
         data = replace(data, rows=data.rows.where(early), trusted=data.trusted[early])
     rows = data.rows
-    return TimeSplit(rows, cut_of(rows, cut), int(rows.time_ms[-1]) + 1, data.trusted), data
+    return EvaluationSplit(rows, cut_of(rows, cut), int(rows.time_ms[-1]) + 1, data.trusted), data
 
 
 def _data(settings: Settings, dataset: Path | None) -> Reviews:
@@ -272,7 +272,7 @@ def _data(settings: Settings, dataset: Path | None) -> Reviews:
 
 
 def _split_facts(
-    split: TimeSplit, answers: dict[str, Answers], horizon_days: int
+    split: EvaluationSplit, answers: dict[str, Answers], horizon_days: int
 ) -> dict[str, Any]:
     valid_from = split.cut_ms - horizon_days * int(DAY_MS)
     times = split.rows.time_ms

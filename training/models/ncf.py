@@ -81,9 +81,9 @@ class Ncf:
         budget = TimeBudget(self.seconds)
         while budget.allows(self.epochs):
             for user, item in batches.epoch(generator):
-                items, off = negatives.draw()
-                logits, positive = self._net(user, items), self._net.pairs(user, item)
-                optimiser.step(softmax_loss(logits, positive, items, item, off, False))
+                sampled = negatives.draw()
+                logits, positive = self._net(user, sampled.items), self._net.pairs(user, item)
+                optimiser.step(softmax_loss(logits, positive, item, sampled))
             if stopping is not None and stopping.over(budget.epochs):
                 break
 

@@ -21,18 +21,19 @@ def cosine_neighbours(rows: Interactions, config: NeighbourConfig) -> tuple[IntA
     """(n_items, K) neighbours of each item by the cosine of their users, and the cosines."""
     together, total = _counted(rows.user, rows, config)
     size = np.sqrt(total + config.shrink)
-    return _nearest(together, 1.0 / (size[together.row] * size[together.col]), total, config.count)
+    together.data = together.data / (size[together.row] * size[together.col])
+    return _nearest(together, total, config.count)
 
 
 def same_day_neighbours(rows: Interactions, config: NeighbourConfig) -> tuple[IntArray, FloatArray]:
-    """(n_items, K) items that the same users reviewed on the same day (bought together, or
-    variants), and the chance that one of them comes with the item."""
+    """(n_items, K) items of the same users on the same day, and P(such an item | the item)."""
     day = (rows.time_ms // int(DAY_MS)).astype(np.int64)
     _, basket = np.unique(
         rows.user.astype(np.int64) * (day.max(initial=0) + 1) + day, return_inverse=True
     )
     together, total = _counted(basket, rows, config)
-    return _nearest(together, 1.0 / (total[together.row] + config.shrink), total, config.count)
+    together.data = together.data / (total[together.row] + config.shrink)
+    return _nearest(together, total, config.count)
 
 
 def neighbour_arrays(rows: Interactions, config: NeighbourConfig) -> dict[str, Any]:
@@ -57,8 +58,7 @@ def random_walk(
     recent_popularity: NDArray[np.float64],
     config: NeighbourConfig,
 ) -> tuple[IntArray, FloatArray]:
-    """(n_items, K) where a walk of one or two steps over both kinds of neighbours leads, and its
-    weight.
+    """(n_items, K) items reached by one or two steps over both kinds of neighbours, and weights.
 
     W is the mean of both lists, rows summing to one; the weight is (W + W²) · popularity^0.7, rows
     summing to one again. `recent_popularity` (n_items,) is decayed popularity. Most items share
@@ -73,21 +73,20 @@ def random_walk(
         part = walk[start : start + _CHUNK]
         found = (_rows_to_one((part + part @ walk) @ weight)).tocoo()
         apart = (found.row + start != found.col) & (found.data > 0)
-        row, col, score = found.row[apart], found.col[apart], found.data[apart]
+        entries = found.data[apart], (found.row[apart], found.col[apart])
+        reached = sparse.coo_matrix(entries, shape=found.shape)
         end = start + part.shape[0]
-        items[start:end], scores[start:end] = _best_of_each_row(
-            row, col, score, recent_popularity, part.shape[0], config.count
-        )
+        items[start:end], scores[start:end] = _nearest(reached, recent_popularity, config.count)
     return items, scores
 
 
 def _steps(items: IntArray, scores: FloatArray, count: int) -> Any:
     """(n_items, n_items) CSR of the first `count` neighbours, rows summing to one."""
     items, scores = items[:, :count], scores[:, :count]
-    row, place = np.nonzero(items >= 0)
+    row, rank = np.nonzero(items >= 0)
     shape = (len(items), len(items))
     return _rows_to_one(
-        sparse.csr_matrix((scores[row, place], (row, items[row, place])), shape=shape)
+        sparse.csr_matrix((scores[row, rank], (row, items[row, rank])), shape=shape)
     )
 
 
@@ -99,8 +98,7 @@ def _rows_to_one(matrix: Any) -> Any:
 def _counted(
     group: NDArray[Any], rows: Interactions, config: NeighbourConfig
 ) -> tuple[Any, FloatArray]:
-    """How often two items are in one group (COO, n_items × n_items, no diagonal), and each is in
-    any."""
+    """Groups with both items (COO, n_items × n_items, no diagonal), and with each item (n_items,)."""
     matrix = _newest_per_group(group, rows, config)
     together = (matrix.T @ matrix).tocoo()
     total = np.asarray(matrix.multiply(matrix).sum(axis=0), np.float32).ravel()
@@ -110,8 +108,7 @@ def _counted(
 
 
 def _newest_per_group(group: NDArray[Any], rows: Interactions, config: NeighbourConfig) -> Any:
-    """(groups, items) CSR of the newest rows of each group: the root of what each counts. Time
-    ascends."""
+    """(groups, items) CSR of the newest rows of each group: the square roots of their weights."""
     order = np.argsort(group, kind="stable")[::-1]
     ordered = group[order]
     starts = (
@@ -129,28 +126,13 @@ def _newest_per_group(group: NDArray[Any], rows: Interactions, config: Neighbour
     return sparse.csr_matrix((np.sqrt(counts), (group[keep], rows.item[keep])), shape=shape)
 
 
-def _nearest(
-    together: Any, scale: NDArray[np.floating], total: FloatArray, count: int
-) -> tuple[IntArray, FloatArray]:
-    """(n_items, count) the best partners of each item by `together` times `scale`, and that
-    score."""
-    return _best_of_each_row(
-        together.row, together.col, together.data * scale, total, len(total), count
-    )
-
-
-def _best_of_each_row(
-    row: NDArray[Any],
-    col: NDArray[Any],
-    score: NDArray[np.floating],
-    popular: NDArray[np.floating],
-    n_rows: int,
-    count: int,
-) -> tuple[IntArray, FloatArray]:
-    """(n_rows, count) the columns with the best scores of each row, and their scores."""
-    # equal scores: the more popular first, so that no order of the rows decides
+def _nearest(matrix: Any, popular: NDArray[np.floating], count: int) -> tuple[IntArray, FloatArray]:
+    """(n_rows, count) the columns with the best entries of each row of a COO, and the entries."""
+    row, col, score = matrix.row, matrix.col, matrix.data
+    # equal scores: the more popular first, so that the order of the rows does not matter
     order = np.lexsort((-popular[col], -score, row))
     row, col, score = row[order], col[order], score[order]
+    n_rows = matrix.shape[0]
     rank = np.arange(len(row)) - np.searchsorted(row, np.arange(n_rows))[row]
     keep = rank < count
     items = np.full((n_rows, count), -1, np.int32)

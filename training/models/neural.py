@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +54,17 @@ class Batches:
             yield self.user[batch], self.item[batch]
 
 
+class Sampled(NamedTuple):
+    """Items that a batch is scored against."""
+
+    items: Tensor
+    """(n,)"""
+    correction: Tensor
+    """(n,) subtracted from their logits"""
+    full: bool
+    """All items, in order."""
+
+
 class Negatives:
     """Negative items: all of them, or a sample with its log expected count (the logQ correction).
 
@@ -69,27 +80,25 @@ class Negatives:
         self._log = torch.from_numpy(np.log(share).astype(np.float32))
         self._sample, self._generator, self._items = sample, generator, len(count)
 
-    def draw(self) -> tuple[Tensor, Tensor]:
-        """Items (n,) and the correction to subtract from their logits (n,)."""
+    def draw(self) -> Sampled:
+        """The negatives of one batch."""
         if self.all:
-            return torch.arange(self._items), torch.zeros(self._items)
+            return Sampled(torch.arange(self._items), torch.zeros(self._items), full=True)
         points = torch.rand(self._sample, generator=self._generator, dtype=torch.float64)
         items = torch.searchsorted(self._cumulated, points).clamp(max=self._items - 1)
-        return items, self._log[items] + float(np.log(self._sample))
+        return Sampled(items, self._log[items] + float(np.log(self._sample)), full=False)
 
 
-def softmax_loss(
-    logits: Tensor, positive: Tensor, items: Tensor, target: Tensor, off: Tensor, full: bool
-) -> Tensor:
-    """Cross entropy of the target among `items`; `logits` (b, n) of them, `positive` (b,) of the
-    target.
+def softmax_loss(logits: Tensor, positive: Tensor, target: Tensor, sampled: Sampled) -> Tensor:
+    """Cross entropy of the targets (b,): `logits` (b, n) of the sample, `positive` (b,) of them.
 
     With a full softmax the target is one of the items; with a sample it is added to them, and an
     accidental draw of it is masked.
     """
-    if full:
+    if sampled.full:
         return nn.functional.cross_entropy(logits, target)
-    logits = (logits - off).masked_fill(items[None, :] == target[:, None], -1e9)
+    accidental = sampled.items[None, :] == target[:, None]
+    logits = (logits - sampled.correction).masked_fill(accidental, -1e9)
     return (torch.logsumexp(torch.cat([positive[:, None], logits], 1), 1) - positive).mean()
 
 

@@ -276,10 +276,10 @@ class TwoTower:
         while budget.allows(self.epochs):
             for user, item in batches.epoch(generator):
                 users = self._towers.users(user, *self._past(user, item, generator))
-                items, off = negatives.draw()
-                logits = self._towers.logits(users, items)
+                sampled = negatives.draw()
+                logits = self._towers.logits(users, sampled.items)
                 positive = self._towers.pair_logits(users, item)
-                optimiser.step(softmax_loss(logits, positive, items, item, off, negatives.all))
+                optimiser.step(softmax_loss(logits, positive, item, sampled))
             self._freeze()
             if stopping is not None and stopping.over(budget.epochs):
                 break
