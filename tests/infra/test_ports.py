@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from afterclick.errors import Unavailable
-from infra.embedded import ports
-from infra.embedded.ports import LOOPBACK, free_port, is_free
+from infra.embedded.ports import LOOPBACK, PortChooser, free_port, is_free
 
 
 def test_no_outgoing_connection_is_given_a_port_that_was_chosen_for_a_server() -> None:
@@ -31,17 +30,13 @@ def test_no_port_is_chosen_twice() -> None:
     assert len(set(chosen)) == len(chosen)
 
 
-def test_ports_that_are_taken_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ports_in_use_are_skipped() -> None:
     first = free_port(together=3)
     with socket.socket() as squatter:
         squatter.bind((LOOPBACK, first + 1))
         squatter.listen()
         assert not is_free(first + 1)
-        monkeypatch.setattr(ports, "_CHOICE", range(first, first + 3))
-        monkeypatch.setattr(
-            ports, "_candidates", iter([*range(first, first + 3), *range(first, first + 3)])
-        )
-        assert [free_port(), free_port()] == [first, first + 2]
-        monkeypatch.setattr(ports, "_candidates", iter([first, first + 1] * 3))
+        chooser = PortChooser(range(first, first + 3), start=0)
+        assert [chooser.free_port(), chooser.free_port()] == [first, first + 2]
         with pytest.raises(Unavailable, match="no free port"):
-            free_port(together=2)
+            PortChooser(range(first, first + 2), start=0).free_port(together=2)
