@@ -57,7 +57,7 @@ def trends_of(items: Sequence[Item], interactions: Sequence[int]) -> TrendState:
 
 
 class Offline:
-    """A served shop of the given items."""
+    """A recommender over the given items, histories and model, without services."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Offline:
         return self.snapshots.current
 
     def decide(self, *drafts: RuleDraft) -> tuple[Rule, ...]:
-        """Put rules in force, in place of all before."""
+        """Replace all rules."""
         self.rules.rules = tuple(Rule.of(draft) for draft in drafts)
         self.snapshots.current = self.snapshots.build()
         return self.rules.rules

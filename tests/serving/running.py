@@ -1,10 +1,12 @@
-"""The API in a thread of the test, on a free port, with real HTTP between."""
+"""The API in a thread of the test, on a free port, called over HTTP."""
 
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 import httpx2
 import orjson
@@ -12,17 +14,17 @@ import uvicorn
 from websockets.sync.client import ClientConnection
 
 from afterclick.events import new_id
-from afterclick.settings import Settings
+from afterclick.settings import KafkaSettings, RedisSettings, Settings
 from serving.app import bind, config_of
 from serving.service import Service, ServingTimings
-from tests.waiting import PATIENCE_S, wait_until
+from tests.waiting import PATIENCE_S, REDIS_S, wait_until
 
 NEVER_SHED_MS = 1e6
-"""The tests' machine may be slow: lists are made in full all the same."""
+"""Disables load shedding, so that a slow machine still returns full lists."""
 
 
 class Running:
-    """A served application: `get` and `post` speak to it, `service` is its inside."""
+    """A served API: `http` calls it, `service` gives access to its state."""
 
     def __init__(
         self,
@@ -62,14 +64,14 @@ class Running:
         assert not self._thread.is_alive(), "the server did not stop"
 
     def get(self, path: str, **query: Any) -> dict[str, Any]:
-        """The JSON of a 200 answer."""
+        """The JSON body of a response, which must be 200."""
         response = self.http.get(path, params=query)
         assert response.status_code == 200, (response.status_code, response.text)
         body: dict[str, Any] = response.json()
         return body
 
     def list_for(self, user_id: str, n: int = 10, **query: Any) -> dict[str, Any]:
-        """A user's recommendations, with its receipt checked."""
+        """A user's list; its scores, order and contributions are checked."""
         body = self.get("/recommendations", user_id=user_id, n=n, **query)
         for item in body["items"]:
             assert abs(sum(item["contributions"].values()) - item["score"]) < 1e-6, item
@@ -79,7 +81,7 @@ class Running:
         return body
 
     def tell(self, user_id: str, item_id: str, action: str = "like", **more: Any) -> str:
-        """Send feedback, again while Kafka is too slow to take it; the position it was given."""
+        """Send feedback, repeated after 503; returns its log position."""
         body = {
             "user_id": user_id,
             "item_id": item_id,
@@ -106,3 +108,36 @@ def received(socket: ClientConnection) -> dict[str, Any]:
     """The next message of a WebSocket."""
     message: dict[str, Any] = orjson.loads(socket.recv(PATIENCE_S))
     return message
+
+
+def ids(body: dict[str, Any]) -> list[str]:
+    """The item ids of a list, in order."""
+    return [item["item_id"] for item in body["items"]]
+
+
+def kinds(body: dict[str, Any]) -> set[str]:
+    """The kinds of a list's items: `camera` of `camera-3`."""
+    return {item.split("-")[0] for item in ids(body)}
+
+
+def after(api: Running, user: str, position: str) -> dict[str, Any]:
+    """The user's list with the event at `position` applied."""
+
+    def fresh() -> dict[str, Any] | None:
+        body = api.list_for(user, after=position)
+        return body if body["fresh"] else None
+
+    body = wait_until(fresh)
+    partition, offset = position.rsplit("/", 1)
+    assert body["as_of"][partition] >= int(offset)
+    return body
+
+
+def installation(broker: str, redis_url: str, home: Path, redis_s: float = REDIS_S) -> Settings:
+    """Settings with topic and key prefixes of their own on the given servers."""
+    unique = uuid4().hex[:8]
+    return Settings(
+        home=home,
+        kafka=KafkaSettings(bootstrap=broker, prefix=f"f{unique}-", partitions=2),
+        redis=RedisSettings(url=redis_url, prefix=f"f{unique}:", timeout_s=redis_s),
+    )

@@ -1,8 +1,9 @@
-"""Items that came after the model are known by their words, at once and without a training."""
+"""Search by content: indexed, exact, and for items added after the model was trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from afterclick.retrieval import SOURCES, Searches, candidate_items, exact_searc
 from afterclick.settings import Settings
 from afterclick.user_vectors import UserVectors
 from serving.request import PLAIN
-from serving.state.ann_search import MAX_NEW_PER_SEARCH, with_new_items
+from serving.state.ann_search import MAX_NEW_PER_SEARCH, content_search, with_new_items
 from serving.state.snapshot import ServingSnapshot
 from serving.tiers import similar_items
 from tests.scoring.examples import a_state
@@ -22,14 +23,15 @@ from tests.serving import shop
 from tests.serving.offline import Offline
 from tests.serving.running import Running
 from tests.waiting import wait_until
+from training import ann_index
 
 N = len(shop.item_ids())
 LIKED = {"ann": ["camera-3"], "new": ["diver-1"], "bare": ["bare-1"]}
 
 
 @dataclass(frozen=True, eq=False)
-class Listening(WordVectors):
-    """Remembers the texts it was asked for."""
+class RecordedWordVectors(WordVectors):
+    """Records the texts that it encodes."""
 
     texts: list[str] = field(default_factory=list)
 
@@ -43,55 +45,55 @@ def a_shop(words: WordVectors | None) -> Offline:
 
 
 def put(served: Offline, item_id: str, title: str | None, *categories: str) -> ServingSnapshot:
-    """The world once the item is in the catalogue."""
+    """The snapshot after adding the item to the catalogue."""
     served.catalogue.put(Item(item_id=item_id, title=title, categories=categories))
     served.snapshots.current = served.snapshots.build()
     return served.snapshot
 
 
-def test_each_text_is_read_once_and_again_where_it_changes() -> None:
-    words = Listening(shop.words().words, shop.words().vectors)
+def test_each_text_is_encoded_once_and_after_a_change() -> None:
+    words = RecordedWordVectors(shop.words().words, shop.words().vectors)
     served = a_shop(words)
     assert not words.texts
     put(served, "diver-1", "Camera for divers")
-    world = put(served, "diver-2", "Cable for divers", "Cables")
+    snapshot = put(served, "diver-2", "Cable for divers", "Cables")
     assert words.texts == ["Camera for divers", "Cable for divers. Cables"]
-    assert world.content is not None
-    np.testing.assert_allclose(world.content.new[:, :2], np.eye(2))
+    assert snapshot.content is not None
+    np.testing.assert_allclose(snapshot.content.new[:, :2], np.eye(2))
 
     served.catalogue.put(
         Item(item_id="diver-2", title="Cable for divers", categories=("Cables",), price=9.0)
     )
-    again = put(served, "camera-3", "Known to the model, whatever it is called now")
-    assert again.generation != world.generation
-    assert again.content is world.content
-    assert again.content_search is world.content_search
+    again = put(served, "camera-3", "In the model, with another title")
+    assert again.generation != snapshot.generation
+    assert again.content is snapshot.content
+    assert again.content_search is snapshot.content_search
 
-    renamed = put(served, "diver-1", "A cable after all")
-    assert words.texts[2:] == ["A cable after all"]
+    renamed = put(served, "diver-1", "A renamed cable")
+    assert words.texts[2:] == ["A renamed cable"]
     assert renamed.content is not None
     assert renamed.content.new[:, 1].tolist() == [1.0, 1.0]
-    assert world.content.new[0, 0] == 1.0  # who still looks at the old world sees the old vectors
+    assert snapshot.content.new[0, 0] == 1.0  # the old snapshot is unchanged
     served.catalogue.remove("diver-1")
     served.snapshots.current = served.snapshots.build()
     assert served.snapshot.content is not None
     assert not served.snapshot.content.new[0].any()
 
 
-def test_without_words_in_the_model_or_in_the_title_nothing_is_searched_for() -> None:
+def test_without_word_vectors_or_a_known_word_new_items_are_not_searched() -> None:
     for words, title in (
         (None, "Camera for divers"),
         (shop.words(), None),
         (shop.words(), "Snorkel"),
     ):
         served = a_shop(words)
-        world = put(served, "diver-1", title)
-        assert world.content_search is world.loaded.content_search
+        snapshot = put(served, "diver-1", title)
+        assert snapshot.content_search is snapshot.loaded.content_search
         assert "diver-1" not in served.ids("ann", 100)
-        assert not len(similar_items(world, N, 10, kind=SimilarityKind.CONTENT)[0])
+        assert not len(similar_items(snapshot, N, 10, kind=SimilarityKind.CONTENT)[0])
 
 
-def test_another_model_reads_with_its_own_words() -> None:
+def test_another_model_encodes_with_its_own_word_vectors() -> None:
     served = a_shop(shop.words())
     put(served, "diver-1", "Camera for divers")
     other = replace(shop.model("m2"), words=WordVectors(np.array(["divers"]), np.eye(2, 8)[1:]))
@@ -103,15 +105,15 @@ def test_another_model_reads_with_its_own_words() -> None:
 
 def test_a_new_item_is_a_candidate_by_its_content() -> None:
     served = a_shop(shop.words())
-    world = put(served, "diver-1", "Camera for divers")
-    assert world.loaded.model is not None
+    snapshot = put(served, "diver-1", "Camera for divers")
+    assert snapshot.loaded.model is not None
     camera, cable = a_state([3]), a_state([shop.PER_KIND])
     found = [
         candidate_items(
-            world.loaded.model,
-            UserVectors.of(world.loaded.model, state),
-            world.view.top,
-            Searches(content=world.content_search, item_content=world.content),
+            snapshot.loaded.model,
+            UserVectors.of(snapshot.loaded.model, state),
+            snapshot.view.top,
+            Searches(content=snapshot.content_search, item_content=snapshot.content),
         )
         for state in (camera, cable)
     ]
@@ -119,7 +121,7 @@ def test_a_new_item_is_a_candidate_by_its_content() -> None:
     assert N not in found[1].items
 
 
-def test_the_list_of_who_liked_what_is_alike_has_the_new_item_and_says_why() -> None:
+def test_a_like_of_a_similar_item_recommends_the_new_item_with_its_reason() -> None:
     served = a_shop(shop.words())
     put(served, "diver-1", "Camera for divers")
     rows = {row["item_id"]: row for row in served.items("ann", 100, explain=True)}
@@ -129,7 +131,7 @@ def test_the_list_of_who_liked_what_is_alike_has_the_new_item_and_says_why() -> 
     assert rows["diver-1"]["attributions"][0]["item_id"] == "camera-3"
 
 
-def test_who_liked_a_new_item_gets_what_is_like_it() -> None:
+def test_a_like_of_a_new_item_recommends_similar_items() -> None:
     served = a_shop(shop.words())
     put(served, "diver-1", "Camera for divers")
     put(served, "bare-1", None)
@@ -139,20 +141,20 @@ def test_who_liked_a_new_item_gets_what_is_like_it() -> None:
     assert {row["source"] for row in served.items("bare", 10)} == {"trending"}
 
 
-def test_new_items_are_alike_by_content_and_diverse_by_it() -> None:
+def test_content_gives_new_items_similar_items_and_diversity() -> None:
     served = a_shop(shop.words())
     put(served, "diver-1", "Camera for divers")
-    world = put(served, "diver-2", "Another camera for divers")
-    items, scores = similar_items(world, N, 5, kind=SimilarityKind.CONTENT)
+    snapshot = put(served, "diver-2", "Another camera for divers")
+    items, scores = similar_items(snapshot, N, 5, kind=SimilarityKind.CONTENT)
     assert items[0] == N + 1
     assert scores[0] > 0.999
-    assert N in similar_items(world, 3, 60, kind=SimilarityKind.CONTENT)[0]
-    assert not len(similar_items(world, N, 5, kind=SimilarityKind.CO_PURCHASE)[0])
+    assert N in similar_items(snapshot, 3, 60, kind=SimilarityKind.CONTENT)[0]
+    assert not len(similar_items(snapshot, N, 5, kind=SimilarityKind.CO_PURCHASE)[0])
     diverse = replace(PLAIN, diversity=1.0)
     assert served.ids("ann", 10, options=diverse) != served.ids("ann", 10)
 
 
-def test_a_search_brings_few_late_items_and_none_that_is_not_alike() -> None:
+def test_a_search_returns_few_new_items_and_only_similar_ones() -> None:
     known, late = np.eye(3, dtype=np.float32), np.zeros((60, 3), np.float32)
     late[::2, 0], late[1::2, 1] = 1.0, -1.0
     search = with_new_items(exact_search(known), late, 3)
@@ -163,10 +165,10 @@ def test_a_search_brings_few_late_items_and_none_that_is_not_alike() -> None:
     assert len(search(known[1], 50)) == len(known)
 
 
-def test_a_new_item_is_listed_before_any_training_has_seen_it(
+def test_a_new_item_is_recommended_before_the_next_training(
     settings: Settings, shop_api: Running
 ) -> None:
-    """The control: a model without words never brings what it has not been trained on."""
+    """The control: a model without word vectors never recommends an item it was not trained on."""
     snapshots = shop_api.service.snapshots
     shop_api.tell("bob", "camera-3")
     shop.publish_items(settings, [Item(item_id="diver-1", title="Camera for divers")])
@@ -189,3 +191,22 @@ def test_a_new_item_is_listed_before_any_training_has_seen_it(
     assert alike[0]["item_id"] == "diver-2"
     near = shop_api.get("/similar-items", item_id="camera-3", by="content", n=60)["items"]
     assert {"diver-1", "diver-2"} <= {row["item_id"] for row in near}
+
+
+def test_an_index_over_content_finds_what_exact_search_finds(tmp_path: Path) -> None:
+    content = np.random.default_rng(1).normal(size=(400, 16)).astype(np.float32)
+    content[::3] = 0.0
+    described = content[content.any(axis=1)]
+    ann_index.write(ann_index.build(described, "flat")[0], tmp_path, ann_index.CONTENT)
+    indexed, exact = content_search(content, tmp_path / ann_index.CONTENT), content_search(content)
+    for row in (1, 2, 50):
+        found = indexed(content[row], 20)
+        assert found.tolist() == exact(content[row], 20).tolist()
+        assert content[found].any(axis=1).all()
+    assert len(indexed(content[1], 1000)) == len(described)
+
+
+def test_only_many_described_items_get_an_index() -> None:
+    few = np.ones((100, 4), np.float32)
+    assert ann_index.of_content(few) is None
+    assert ann_index.kind_of(ann_index.FLAT_BELOW) == "ivf"

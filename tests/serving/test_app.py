@@ -50,15 +50,15 @@ def _accepted(http: httpx2.Client, body: dict[str, Any]) -> bool:
 
 
 def busy(url: str) -> tuple[set[str], set[str]]:
-    """RecommendationRequest and tell until the moment before the end: ids of the events accepted and of the lists shown."""
-    told, shown = set(), set()
+     """Request lists and send feedback until the API stops; ids of accepted events and lists."""
+    accepted, shown = set(), set()
     with httpx2.Client(base_url=url, timeout=PATIENCE_S) as http:
         for n in range(50):
             body = {"user_id": "bob", "item_id": f"i{n}", "action": "view", "event_id": f"e{n}"}
             wait_until(partial(_accepted, http, body))
-            told.add(f"e{n}")
+            accepted.add(f"e{n}")
             shown.add(http.get("/recommendations?user_id=bob").json()["impression_id"])
-    return told, shown
+    return accepted, shown
 
 
 def kept(settings: Settings, topic: str) -> set[str]:
@@ -88,19 +88,19 @@ def test_the_command_stops_on_sigterm_without_losing_records(settings: Settings)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: answers(url))
-        told, shown = busy(url)
+        accepted, shown = busy(url)
         process.send_signal(signal.SIGTERM)
         code = process.wait(PATIENCE_S)
     finally:
         process.kill()
     assert code in {0, -signal.SIGTERM}
     topics = settings.kafka.topics
-    assert told <= kept(settings, topics.feedback), "what was accepted is lost"
-    assert shown <= kept(settings, topics.impressions), "what was shown is lost"
+    assert accepted <= kept(settings, topics.feedback), "an accepted event is lost"
+    assert shown <= kept(settings, topics.impressions), "an impression is lost"
 
 
 def test_idle_connections_outlive_those_of_proxies(settings: Settings) -> None:
-    """Proxies keep theirs for a minute at most: one that this server ends first may just carry a request."""
+     """Proxies keep idle connections for up to a minute."""
     assert config_of(settings).timeout_keep_alive > 60
 
 

@@ -76,7 +76,7 @@ def test_every_route_needs_a_key_with_its_scope(settings: Settings) -> None:
             if scope is None:
                 continue
             real = path.format(**dict.fromkeys(PATH_NAMES, "x"))
-            steers = path.startswith("/admin/") and method == "POST"  # see test_quarantine
+            steers = path.startswith("/admin/") and method == "POST"  # see test_quarantine_routes
             for headers, allowed in (
                 ({}, False),
                 (bearer("wrong"), False),

@@ -1,4 +1,4 @@
-"""Lists for who has no account, for one item, for everybody; and an item nobody has seen yet."""
+"""Lists of anonymous sessions, of one item, of all users, and of a new item."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from afterclick.events import Item
 from afterclick.settings import Settings
 from serving.control.auth import new_token
 from tests.serving import shop
-from tests.serving.running import Running
+from tests.serving.running import Running, after, ids, kinds
 from tests.serving.test_auth import bearer, guarded
-from tests.serving.test_loop import after, ids, kinds
 from tests.waiting import PATIENCE_S, wait_until
 
 SECRET = "a secret that is long enough for HS256"
@@ -23,10 +22,10 @@ def post(api: Running, path: str, **body: object) -> httpx2.Response:
     return api.http.post(path, json=body)
 
 
-def test_a_session_is_known_by_what_was_done_in_it(shop_api: Running) -> None:
-    told = post(shop_api, "/feedback", session_id="s1", item_id="cable-3", action="like")
-    assert told.status_code == 202, told.text
-    body = shop_api.get("/recommendations", session_id="s1", n=5, after=told.json()["position"])
+def test_a_session_without_an_account_is_personalised_by_its_events(shop_api: Running) -> None:
+    liked = post(shop_api, "/feedback", session_id="s1", item_id="cable-3", action="like")
+    assert liked.status_code == 202, liked.text
+    body = shop_api.get("/recommendations", session_id="s1", n=5, after=liked.json()["position"])
     assert (body["source"], body["user_id"], kinds(body)) == ("session", "session:s1", {"cable"})
     assert body["items"][0]["reason"] == "because you liked The cable-3"
     assert shop_api.get("/recommendations", session_id="another", n=5)["source"] in {
@@ -38,7 +37,7 @@ def test_a_session_is_known_by_what_was_done_in_it(shop_api: Running) -> None:
     known = shop_api.tell("bob", "camera-1", session_id="s1")
     body = shop_api.get("/recommendations", session_id="s1", user_id="bob", n=5, after=known)
     assert (body["source"], kinds(body)) == ("personalised", {"camera"}), (
-        "a user's session is the user"
+        "a session with a user id counts for the user"
     )
     assert post(shop_api, "/feedback", item_id="cable-3", action="like").status_code == 422
     assert (
@@ -47,7 +46,7 @@ def test_a_session_is_known_by_what_was_done_in_it(shop_api: Running) -> None:
     )
 
 
-def test_a_token_opens_no_other_session(settings: Settings) -> None:
+def test_a_token_is_valid_for_its_own_session_only(settings: Settings) -> None:
     with Running(guarded(settings, token_secret=SECRET)) as api:
         own, other = (new_token(SECRET, who, 60)[0] for who in ("session:s1", "ann"))
         feedback = {"session_id": "s1", "item_id": "i", "action": "view"}
@@ -65,14 +64,12 @@ def test_a_token_opens_no_other_session(settings: Settings) -> None:
             pass
 
 
-def test_lists_of_one_item_and_of_everybody(shop_api: Running) -> None:
+def test_similar_popular_and_latest_items(shop_api: Running) -> None:
     bought = shop_api.get("/similar-items", item_id="camera-2", by="bought", n=40)
     alike = shop_api.get("/similar-items", item_id="camera-2", by="content", n=40)
     assert kinds(bought) == {"camera"}
     assert bought["items"][0]["reason"] == "chosen by users who chose The camera-2"
-    assert len(bought["items"]) == 20, (
-        "the neighbours of the model, and nothing that is only described alike"
-    )
+    assert len(bought["items"]) == 20, "only neighbours by purchases, none by content"
     assert len(alike["items"]) > 20
     assert shop_api.http.get("/similar-items?item_id=camera-2&by=colour").status_code == 422
 
@@ -83,9 +80,7 @@ def test_lists_of_one_item_and_of_everybody(shop_api: Running) -> None:
         query = {"window": window, "category": "Cables", "n": 1}
         wait_until(lambda q=query: ids(shop_api.get("/popular", **q)) == ["cable-9"])
     hot = shop_api.get("/popular", window="hour", category="Cables", n=100)["items"]
-    assert all(item["score"] > 0 for item in hot), (
-        "nothing that nobody reached for fills the list up"
-    )
+    assert all(item["score"] > 0 for item in hot), "the list is filled with an item without events"
 
     basket = {
         "items": ["camera-1", "camera-2"],
@@ -107,17 +102,15 @@ def test_lists_of_one_item_and_of_everybody(shop_api: Running) -> None:
     )
 
 
-def test_a_new_item_is_shown_within_seconds_although_nobody_has_touched_it(
-    shop_api: Running, settings: Settings
-) -> None:
+def test_a_new_item_without_events_is_recommended(shop_api: Running, settings: Settings) -> None:
     fresh = Item(item_id="new-1", title="A tripod for The camera-3", categories=("Tripods",))
     shop.publish_items(settings, [fresh])
     wait_until(lambda: ids(shop_api.get("/latest", n=1)) == ["new-1"])
     assert ids(shop_api.get("/latest", n=5, category="Tripods")) == ["new-1"]
     assert "new-1" in ids(shop_api.get("/search", q="tripod"))
-    # by content: who is interested in what it is
+    # by content: a user interested in its category
     assert ids(shop_api.list_for("eve", n=5, interests="Tripods"))[0] == "new-1"
-    # by exploration: who is interested in something else
+    # by exploration: a user interested in another category
     after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
     assert "new-1" not in ids(shop_api.list_for("bob"))
     wait_until(lambda: "new-1" in ids(shop_api.list_for("bob", explore=1.0)))

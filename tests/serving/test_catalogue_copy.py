@@ -65,7 +65,7 @@ def test_items_missing_from_the_topic_are_deleted_once_it_was_read_to_its_end(
 ) -> None:
     first = copy()
     first.take([change(n, "kept") for n in range(1200)] + [change(9999, "fresh", 2 * NOW_MS)])
-    assert first.sync(database), "a flood is written in slices"
+    assert first.sync(database), "a large change is written in batches"
     assert len(titles(database)) == BATCH_ROWS
     assert not first.sync(database)
     assert len(titles(database)) == 1201
@@ -73,16 +73,16 @@ def test_items_missing_from_the_topic_are_deleted_once_it_was_read_to_its_end(
     second = copy(lambda: ended)
     second.take([change(n, "kept") for n in range(1, 1200)])
     assert second.sync(database)
-    assert "i0" in titles(database), "it may still come"
+    assert "i0" in titles(database), "deleted before the topic was read to its end"
     ended = True
     second.sync(database)
     assert "i0" not in titles(database)
     assert "i9999" in titles(database), (
-        f"newer than this process, less {CLOCK_SKEW_MS} ms: another may know it"
+        f"newer than this process minus {CLOCK_SKEW_MS} ms: another process may have read it"
     )
     lost = copy(lambda: True)
     lost.sync(database)
-    assert len(titles(database)) == 1200, "an empty topic takes nothing away"
+    assert len(titles(database)) == 1200, "an empty topic deleted items"
     database.close()
 
 
@@ -101,10 +101,10 @@ def test_a_restart_without_kafka_still_knows_titles(settings: Settings) -> None:
     shop.publish_items(settings, shop.catalogue())
     with Running(settings) as api:
         wait_until(lambda: len(titles(api.service.control.database)) == len(shop.catalogue()))
-    away = KafkaSettings(
+    unreachable = KafkaSettings(
         bootstrap=f"127.0.0.1:{free_port()}", prefix=settings.kafka.prefix, partitions=2
     )
-    with Running(settings.model_copy(update={"kafka": away})) as api:
+    with Running(settings.model_copy(update={"kafka": unreachable})) as api:
         wait_until(lambda: len(api.service.catalogue) == len(shop.catalogue()))
         found = api.get("/items/camera-3")
         assert (found["title"], found["categories"]) == ("The camera-3", ["Electronics", "Cameras"])

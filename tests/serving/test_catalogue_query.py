@@ -1,4 +1,4 @@
-"""Conditions on the catalogue find what they say, by index or by looking through."""
+"""Catalogue queries match the same items with and without an index."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ def a_catalogue(items: list[Item]) -> Catalogue:
         (["category:nothing"], ""),
     ],
 )
-def test_a_query_finds_its_items(query: list[str], found: str) -> None:
+def test_a_query_matches_its_items(query: list[str], found: str) -> None:
     assert set(matching(a_catalogue(ITEMS), query)) == set(found)
 
 
-def test_a_brand_that_changes_is_found_under_the_new_name_alone() -> None:
+def test_a_changed_brand_matches_under_the_new_name_only() -> None:
     catalogue = a_catalogue(ITEMS)
     catalogue.put(ITEMS[0].model_copy(update={"brand": "Other"}))
     assert matching(catalogue, ["brand:sandisk"]) == []
@@ -82,7 +82,7 @@ VALUES = {
 @given(
     st.lists(st.sampled_from(list(VALUES)).flatmap(lambda f: VALUES[f].map(lambda v: f"{f}:{v}")))
 )
-def test_more_fields_never_find_more_and_more_alternatives_never_less(query: list[str]) -> None:
+def test_more_fields_narrow_a_query_and_more_values_widen_it(query: list[str]) -> None:
     catalogue = a_catalogue(ITEMS)
     whole = set(matching(catalogue, query))
     for field in {parsed(condition)[0] for condition in query}:
@@ -96,6 +96,6 @@ def test_more_fields_never_find_more_and_more_alternatives_never_less(query: lis
 @pytest.mark.parametrize(
     "wrong", ["", "item", "item:", "item: ", "size:9", "price:", "price:..", "price:nan..2"]
 )
-def test_what_is_no_condition_is_refused(wrong: str) -> None:
+def test_an_invalid_condition_is_rejected(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"not a condition|not a range|contains no word"):
         parsed(wrong)

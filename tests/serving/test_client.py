@@ -13,8 +13,7 @@ from afterclick.io.client import AsyncClient, Client
 from infra.embedded.kafka import KafkaServer
 from infra.embedded.ports import free_port
 from infra.topics_admin import ensure_topics
-from tests.serving.running import Running
-from tests.serving.test_faults import of
+from tests.serving.running import Running, installation
 from tests.waiting import wait_until
 
 
@@ -40,7 +39,7 @@ def test_a_like_is_in_the_next_list(shop_api: Running) -> None:
         assert client.history("ned").events[0].rating == 5
 
 
-def test_why_an_item_is_there_and_what_was_shown_can_be_asked(shop_api: Running) -> None:
+def test_the_client_returns_attributions_and_earlier_impressions(shop_api: Running) -> None:
     with Client(shop_api.url) as client:
         after = client.feedback("ron", "camera-4", "like").position
         mine = client.recommendations("ron", 5, after=after, explain=True)
@@ -52,16 +51,16 @@ def test_why_an_item_is_there_and_what_was_shown_can_be_asked(shop_api: Running)
         assert [item.item_id for item in shown.items] == [item.item_id for item in mine.items]
         assert shown.items[0].contributions == mine.items[0].contributions
         with pytest.raises(BadInput, match="impression"):
-            client.explain("of-nobody")
+            client.explain("unknown")
 
 
-def test_a_visitor_without_an_account_gives_feedback(shop_api: Running) -> None:
+def test_a_session_without_an_account_sends_feedback(shop_api: Running) -> None:
     with Client(shop_api.url) as client:
         after = client.feedback(None, "cable-3", "like", session_id="v1").position
         assert client.recommendations(session_id="v1", after=after).source == "session"
 
 
-def test_the_same_from_an_event_loop(shop_api: Running) -> None:
+def test_the_async_client_has_the_same_calls(shop_api: Running) -> None:
     async def talk() -> None:
         async with AsyncClient(shop_api.url) as client:
             accepted = await client.feedback("pia", "cable-4", "purchase")
@@ -76,7 +75,9 @@ def test_the_same_from_an_event_loop(shop_api: Running) -> None:
     asyncio.run(talk())
 
 
-def test_refusals_and_absence_are_told_apart(hostile_api: Running) -> None:
+def test_a_rejected_request_and_an_unreachable_api_differ(
+    hostile_api: Running,
+) -> None:
     with Client(hostile_api.url) as client, pytest.raises(BadInput, match="no item nothing"):
         client.item("nothing")
     with Client(hostile_api.url) as client, pytest.raises(BadInput, match="n: "):
@@ -88,10 +89,10 @@ def test_refusals_and_absence_are_told_apart(hostile_api: Running) -> None:
         client.popular()
 
 
-def test_feedback_is_tried_again_under_the_same_id(
+def test_feedback_is_retried_with_the_same_event_id(
     own_broker: KafkaServer, redis_url: str, tmp_path: Path
 ) -> None:
-    settings = of(own_broker.address, redis_url, tmp_path)
+    settings = installation(own_broker.address, redis_url, tmp_path)
     ensure_topics(settings)
     with Running(settings) as api, Client(api.url, timeout_s=10) as client:
         api.ready()

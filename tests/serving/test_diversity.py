@@ -1,4 +1,4 @@
-"""Diversity: less of the same, as much as was asked for."""
+"""Diversity: similar items are spread as far as the request demands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def kinds(ids: list[str]) -> set[str]:
     return {item_id.split("-")[0] for item_id in ids}
 
 
-def test_a_list_of_one_kind_becomes_one_of_both_and_its_receipt_adds_up() -> None:
+def test_diversity_adds_the_other_kind_and_contributions_add_up() -> None:
     served = Offline(liked=LIKED, model=shop.model("m1"))
     assert kinds(served.ids("ann", 8)) == {"camera"}
     rows = served.items("ann", 8, options=dataclasses.replace(PLAIN, diversity=1.0))
@@ -30,7 +30,7 @@ def test_a_list_of_one_kind_becomes_one_of_both_and_its_receipt_adds_up() -> Non
     assert any(row["contributions"]["diversity"] < 0 for row in rows)
 
 
-def test_before_any_model_categories_tell_what_is_alike() -> None:
+def test_without_a_model_categories_define_similarity() -> None:
     served = Offline(interactions=[90 - i for i in range(60)])
     assert kinds(served.ids("", 8)) == {"camera"}
     assert kinds(served.ids("", 8, options=dataclasses.replace(PLAIN, diversity=1.0))) == {
@@ -40,13 +40,13 @@ def test_before_any_model_categories_tell_what_is_alike() -> None:
 
 
 def similarity(vectors: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> float:
-    """The mean similarity within a list."""
+    """The mean similarity between the items of a list."""
     products = vectors @ vectors.T
     n = len(vectors)
     return float((products.sum() - np.trace(products)) / (n * (n - 1)))
 
 
-def test_more_diversity_is_less_alike() -> None:
+def test_more_diversity_lowers_the_mean_similarity() -> None:
     rng = np.random.default_rng(5)
     vectors = rng.normal(size=(80, 6))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -56,7 +56,7 @@ def test_more_diversity_is_less_alike() -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.floats(0, 1), st.integers(0, 1000))
-def test_each_item_once_and_never_a_better_one_later(
+def test_no_item_repeats_and_values_never_increase(
     count: int, pool: int, diversity: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Experiments end to end: shoppers shop, the better arm is found, and between equals there is none."""
+"""Experiments end to end: simulated shoppers, the better arm, and no difference between equals."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CATALOGUE = [
     for n in range(KINDS * PER_KIND)
 ]
 EQUAL, BETTER = 0.999, 0.95
-"""Levels of the intervals: a false alarm between equals is rarer than a planted difference overlooked."""
+"""Confidence levels: stricter for equal arms, so that a false alarm is rare."""
 VISITS = 10
 FEW, MANY = 160, 320
-"""Shoppers: between equals, and where a difference has to be found that few find in four runs of five."""
+"""Numbers of shoppers: for equal arms, and enough to detect the difference between arms."""
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def experiment(api: Running, name: str, *arms: dict[str, Any]) -> None:
 
 
 def shop_for(api: Running, run: str, shoppers: int = FEW, visits: int = VISITS) -> None:
-    """Shoppers look at what the API recommends, in the arm that it put them in."""
+    """Simulated shoppers request lists from the API, which assigns their arm."""
     asyncio.run(
         Simulation(
             api.url, SimulationConfig(shoppers=shoppers, visits=visits, control=False, run=run)
@@ -109,7 +109,7 @@ def test_the_better_arm_is_found_and_equal_arms_show_no_difference(
     arms = {(e.data.arm, e.data.policy) for e in logged}
     assert arms == {("popular", "popular"), ("blend", "blend")}
     by_user = Counter((e.data.user_id, e.data.arm) for e in logged)
-    assert len(by_user) == MANY, "somebody was in two arms"
+    assert len(by_user) == MANY, "a user was in two arms"
 
 
 def test_an_experiment_changes_lists_until_it_is_stopped(mall: Running) -> None:
@@ -120,7 +120,7 @@ def test_an_experiment_changes_lists_until_it_is_stopped(mall: Running) -> None:
     during = mall.list_for("zoe", n=5, interests=["kind 3"])
     assert during["source"] == "popular"
     assert during["experiment"]["name"] == "popular-for-all"
-    assert "experiment" not in mall.get("/recommendations", n=5), "a visitor is in no experiment"
+    assert "experiment" not in mall.get("/recommendations", n=5), "no user, no experiment"
     taken = mall.http.post(
         "/experiments", json={"name": "popular-for-all", "arms": [{"name": "a"}, {"name": "b"}]}
     )

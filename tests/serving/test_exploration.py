@@ -1,4 +1,4 @@
-"""Exploration: what is logged as the probability of a place is how often the place shows it."""
+"""Exploration: logged propensities are the frequencies with which items are shown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_logged_propensities_are_the_frequencies(sampling: SamplingPolicy, rate:
             seen[place, row] += 1
             logged[place, row].add(round(propensity, 12))
     assert all(len(values) == 1 for values in logged.values()), (
-        "one item at one place, two propensities"
+        "an item has two propensities at one position"
     )
     for place in range(len(OWN)):
         rows = [row for at, row in seen if at == place]
@@ -51,7 +51,7 @@ def test_logged_propensities_are_the_frequencies(sampling: SamplingPolicy, rate:
         assert sample_ratio_p_value([seen[place, row] for row in rows], propensities) > 1e-5
 
 
-def test_inverse_propensity_scoring_gives_the_value_of_a_policy_that_was_never_run() -> None:
+def test_inverse_propensity_scoring_estimates_an_untested_policy() -> None:
     """IPS: clicks logged while exploring tell what showing each place's first tail item would have
     earned."""
     dice = np.random.default_rng(8)
@@ -67,11 +67,11 @@ def test_inverse_propensity_scoring_gives_the_value_of_a_policy_that_was_never_r
     error = np.std(estimates) / np.sqrt(len(estimates))
     assert abs(np.mean(estimates) - truth) < 4 * error, (np.mean(estimates), truth)
     assert abs(np.mean(naive) - truth) > 4 * error, (
-        "the control: clicks alone would have told the same"
+        "the control: plain clicks give the same estimate"
     )
 
 
-def test_nothing_comes_twice_and_a_place_without_a_tail_is_certain() -> None:
+def test_no_item_repeats_and_a_position_without_alternatives_is_certain() -> None:
     for rows, propensities in rounds(SamplingPolicy.UNIFORM, 0.5, 300):
         assert len(set(rows)) == len(rows)
         assert all(0 < p <= 1 for p in propensities)
@@ -80,7 +80,7 @@ def test_nothing_comes_twice_and_a_place_without_a_tail_is_certain() -> None:
     assert short.propensities.tolist() == [1.0] * 8
 
 
-def test_softmax_prefers_what_scores_more_and_uniform_does_not() -> None:
+def test_softmax_prefers_high_scores_and_uniform_does_not() -> None:
     scores = np.array([3.0, 2.0, 1.0])
     soft = sampling_probabilities(scores, SamplingPolicy.SOFTMAX)
     assert soft[0] > soft[1] > soft[2] > 0
@@ -93,7 +93,7 @@ def test_softmax_prefers_what_scores_more_and_uniform_does_not() -> None:
     )
 
 
-def test_a_list_explores_only_when_it_is_asked_to_and_the_receipt_says_where() -> None:
+def test_only_a_request_with_exploration_explores_and_contributions_show_it() -> None:
     served = Offline(liked={"ann": ["camera-3"]}, model=shop.model("m1"))
     plain = served.items("ann", 10)
     assert all(
@@ -113,7 +113,7 @@ def test_a_list_explores_only_when_it_is_asked_to_and_the_receipt_says_where() -
     assert {row["propensity"] for rows in lists for row in rows if row["item_id"] in own} == {0.5}
 
 
-def test_what_came_last_is_explored_although_nobody_has_seen_it() -> None:
+def test_a_new_item_without_events_is_explored() -> None:
     items = [Item(item_id=f"i{n}") for n in range(400)]
     served = Offline(items, interactions=[5] * 399 + [0])
     newest = "i399"
@@ -122,7 +122,7 @@ def test_what_came_last_is_explored_although_nobody_has_seen_it() -> None:
     assert any(newest in served.ids("", 10, options=options) for _ in range(200))
 
 
-def test_an_impression_says_policy_and_propensities() -> None:
+def test_an_impression_records_policy_and_propensities() -> None:
     served = Offline()
     options = dataclasses.replace(PLAIN, explore=0.25, sampling=SamplingPolicy.SOFTMAX)
     explored, plain = (

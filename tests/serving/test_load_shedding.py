@@ -1,5 +1,4 @@
-"""When requests queue up, lists are made from fewer candidates and say so; never those nobody
-waits for."""
+"""Load shedding: lists of an overloaded server use fewer candidates and are marked as reduced."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ def test_the_lag_is_as_long_as_the_loop_was_blocked() -> None:
         pulse = EventLoopLag()
         pulse.start()
         await asyncio.sleep(0)
-        time.sleep(0.2)  # holds the loop: that is what is measured
+        time.sleep(0.2)  # blocks the loop
         held = pulse.lag_ms(time.monotonic())
         pulse.stop()
         return held, pulse.lag_ms(time.monotonic())
@@ -57,13 +56,13 @@ def test_the_lag_recovers() -> None:
     assert asyncio.run(asyncio.wait_for(found(), 30)) >= 190
 
 
-def test_a_busy_server_searches_no_index_and_the_next_list_is_whole() -> None:
+def test_an_overloaded_server_searches_no_index_and_recovers() -> None:
     served = Offline(liked=LIKED, model=shop.model("m1"))
     served.busy = True
-    brief = served.answer(RecommendationRequest("ann", 10))
-    assert brief.body["reduced"]
-    assert brief.body["source"] == "personalised"
-    rows = orjson.loads(brief.rendered.items)
+    reduced = served.answer(RecommendationRequest("ann", 10))
+    assert reduced.body["reduced"]
+    assert reduced.body["source"] == "personalised"
+    rows = orjson.loads(reduced.rendered.items)
     assert rows
     assert not {row["source"] for row in rows} & {"als", "tower", "content"}
     assert all(abs(sum(row["contributions"].values()) - row["score"]) < 1e-6 for row in rows)
@@ -71,7 +70,7 @@ def test_a_busy_server_searches_no_index_and_the_next_list_is_whole() -> None:
     assert not served.answer(RecommendationRequest("ann", 10)).body["reduced"]
 
 
-def test_a_list_made_in_time_is_still_there_when_the_server_is_busy() -> None:
+def test_an_overloaded_server_returns_the_cached_full_list() -> None:
     served = Offline(liked=LIKED, model=shop.model("m1"))
     whole = served.answer(RecommendationRequest("ann", 10))
     served.busy = True
@@ -88,7 +87,7 @@ def test_a_list_made_in_time_is_still_there_when_the_server_is_busy() -> None:
         RecommendationRequest("a-stranger", 10),
     ],
 )
-def test_lists_that_nobody_waits_for_or_that_cost_nothing_are_made_in_full(
+def test_batch_and_impersonal_lists_are_never_reduced(
     ask: RecommendationRequest,
 ) -> None:
     served = Offline(liked=LIKED, model=shop.model("m1"))
@@ -97,8 +96,8 @@ def test_lists_that_nobody_waits_for_or_that_cost_nothing_are_made_in_full(
 
 
 @pytest.fixture
-def hurried(settings: Settings, stream: MiniStream) -> Iterator[Running]:
-    """An API that is busy as soon as its loop is late at all."""
+def overloaded(settings: Settings, stream: MiniStream) -> Iterator[Running]:
+    """An API that sheds load as soon as its event loop lags."""
     with Running(settings, shed_after_ms=0.001) as api:
         api.ready()
         shop.publish_items(settings, shop.wide_catalogue())
@@ -107,26 +106,26 @@ def hurried(settings: Settings, stream: MiniStream) -> Iterator[Running]:
         yield api
 
 
-def test_a_crowd_gets_reduced_lists_a_batch_does_not_and_they_are_counted(hurried: Running) -> None:
+def test_concurrent_requests_get_reduced_lists_and_a_batch_does_not(overloaded: Running) -> None:
     users = [f"user-{n}" for n in range(40)]
     for user in users:
-        hurried.tell(user, "camera-3")
+        overloaded.tell(user, "camera-3")
     for user in users:
         wait_until(
-            lambda user=user: hurried.list_for(user, preview=True)["source"] == "personalised"
+            lambda user=user: overloaded.list_for(user, preview=True)["source"] == "personalised"
         )
 
     def ask(user: str) -> dict[str, Any]:
-        return hurried.get("/recommendations", user_id=user, n=10, exclude="cable-1")
+        return overloaded.get("/recommendations", user_id=user, n=10, exclude="cable-1")
 
-    def brief() -> list[dict[str, Any]]:
+    def reduced() -> list[dict[str, Any]]:
         with ThreadPoolExecutor(len(users)) as crowd:
             return [answer for answer in crowd.map(ask, users) if answer["reduced"]]
 
-    lists = wait_until(brief, what="a list made in a hurry")
+    lists = wait_until(reduced, what="a reduced list")
     assert {answer["source"] for answer in lists} == {"personalised"}
-    counted = hurried.service.metrics.registry.get_sample_value("afterclick_reduced_lists_total")
+    counted = overloaded.service.metrics.registry.get_sample_value("afterclick_reduced_lists_total")
     assert counted is not None
     assert counted >= len(lists)
-    response = hurried.http.post("/recommendations/batch", json={"user_ids": users, "n": 9})
+    response = overloaded.http.post("/recommendations/batch", json={"user_ids": users, "n": 9})
     assert not any(answer["reduced"] for answer in response.json()["lists"])

@@ -61,7 +61,7 @@ def test_the_library_scores_as_the_package_does() -> None:
     assert np.array_equal(Booster(text).score(x), lightgbm.Booster(model_str=text).predict(x))
 
 
-def test_a_text_that_is_no_model_is_refused() -> None:
+def test_an_invalid_model_text_is_rejected() -> None:
     for text in ("", "no model", trained()[:2000]):
         with pytest.raises(BadArtifact):
             TreeRanker(text)

@@ -1,4 +1,4 @@
-"""Pages: one list in stretches, without repeats, whatever happens in between."""
+"""Pages of a list repeat no item, even if the list changes between requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def an_offline() -> Offline:
 
 
 def pages(served: Offline, user_id: str, n: int, **asked: object) -> list[list[str]]:
-    """All pages of a list, by its cursor."""
+    """All pages of a list, requested by cursor."""
     found: list[list[str]] = []
     cursor: str | None = FIRST_CURSOR
     while cursor is not None:
@@ -48,7 +48,7 @@ def pages(served: Offline, user_id: str, n: int, **asked: object) -> list[list[s
 
 
 @pytest.mark.parametrize("user_id", AUDIENCES)
-def test_pages_are_the_list_in_stretches(user_id: str) -> None:
+def test_pages_concatenate_to_the_list(user_id: str) -> None:
     served = an_offline()
     whole = served.ids(user_id, 58)
     assert len(whole) == 58
@@ -64,7 +64,7 @@ def test_pages_are_the_list_in_stretches(user_id: str) -> None:
 
 
 @pytest.mark.parametrize("user_id", AUDIENCES)
-def test_a_cursor_repeats_nothing_although_the_list_changes(user_id: str) -> None:
+def test_pages_by_cursor_repeat_no_item_if_the_list_changes(user_id: str) -> None:
     served = an_offline()
     first = served.answer(RecommendationRequest(user_id, 10, page=Page(paginate=True)))
     shown = [row["item_id"] for row in orjson.loads(first.rendered.items)]
@@ -76,11 +76,11 @@ def test_a_cursor_repeats_nothing_although_the_list_changes(user_id: str) -> Non
     assert not set(shown) & set(served.ids(user_id, 10, page=later))
     if user_id == "":
         assert set(shown) & set(served.ids(user_id, 10, page=Page(10))), (
-            "the control: an offset repeats"
+            "the control: pages by offset repeat items"
         )
 
 
-def test_pages_under_rules_diversity_and_exploration_repeat_nothing() -> None:
+def test_pages_with_rules_diversity_and_exploration_repeat_no_item() -> None:
     served = an_offline()
     pin = {"action": "pin", "query": ["item:cable-29"], "position": 14}
     served.decide(RuleDraft.model_validate(pin))
@@ -88,13 +88,13 @@ def test_pages_under_rules_diversity_and_exploration_repeat_nothing() -> None:
     everything = [item for page in pages(served, "ann", 7, options=options) for item in page]
     assert len(everything) == len(set(everything)) == 58
     found = pages(served, "", 10)
-    assert found[1][3] == "cable-29", "place 14 is the fourth of the second page"
+    assert found[1][3] == "cable-29", "position 14 is the fourth of the second page"
     whole = served.ids("", 30)
     assert whole[13] == "cable-29"
     assert served.ids("", 10, page=Page(10)) == whole[10:20]
 
 
-def test_filters_of_a_list_hold_on_every_page() -> None:
+def test_filters_apply_to_every_page() -> None:
     served = an_offline()
     found = pages(served, "ann", 10, filters=("category:cables",))
     everything = [item for page in found for item in page]
@@ -108,11 +108,11 @@ def test_filters_of_a_list_hold_on_every_page() -> None:
 @given(
     st.lists(st.text(min_size=1, max_size=20).filter(str.isprintable), unique=True, max_size=200)
 )
-def test_a_cursor_says_what_was_shown(shown: list[str]) -> None:
+def test_a_cursor_encodes_the_shown_items(shown: list[str]) -> None:
     assert decode_cursor(encode_cursor(shown)) == tuple(shown)
 
 
-def test_a_cursor_ends_where_the_list_does_or_goes_too_deep() -> None:
+def test_there_is_no_cursor_at_the_end_of_the_list_or_beyond_the_depth_limit() -> None:
     assert cursor_after((), ["a", "b"], 3) is None
     assert cursor_after((), ["a", "b"], 2) == encode_cursor(["a", "b"])
     deep = [f"i{n}" for n in range(MAX_SHOWN)]
@@ -136,6 +136,6 @@ BOMB = urlsafe_b64encode(compress(b"[" + b'"a",' * 3_000_000 + b'"a"]')).decode(
     ],
     ids=["empty", "x", "not ascii", "not packed", "cut", "empty id", "bad id", "bomb"],
 )
-def test_what_is_no_cursor_is_refused(wrong: str) -> None:
+def test_an_invalid_cursor_is_rejected(wrong: str) -> None:
     with pytest.raises(ValueError, match="cursor"):
         decode_cursor(wrong)

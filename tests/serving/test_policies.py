@@ -1,4 +1,4 @@
-"""Policies: who orders the list. Each one × what else a request may ask for."""
+"""Policies: every ranking policy with every other option of a request."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from serving.control.rules import RuleDraft
 from serving.request import PLAIN, Options, Page, RecommendationRequest
 from tests.serving import shop
 from tests.serving.offline import Offline
-from tests.serving.running import Running
-from tests.serving.test_loop import after
+from tests.serving.running import Running, after
 
 LIKED = {"ann": ["camera-3", "cable-1", "camera-5"]}
 ALONE = (Policy.ALS, Policy.TWO_TOWER)
@@ -39,7 +38,7 @@ def only(policy: Policy, **more: Any) -> Options:
 
 
 def scores_of(policy: Policy, model: Model, liked: list[str], now_ms: float) -> dict[str, float]:
-    """Item → what the model scores for a history, of every item that it knows."""
+    """The model's score of each of its items for a history."""
     items = np.array([model.index[item] for item in liked], np.int32)
     weights = np.full(len(items), StreamSettings().weights[Action.LIKE], np.float32)
     state = UserState(items, weights, now_ms - 60_000.0 * np.arange(len(items)), items, now_ms)
@@ -53,7 +52,7 @@ def scores_of(policy: Policy, model: Model, liked: list[str], now_ms: float) -> 
 
 
 @pytest.mark.parametrize("policy", ALONE)
-def test_one_model_alone_shows_what_it_scores_highest_less_what_was_seen(policy: Policy) -> None:
+def test_a_single_model_policy_lists_its_highest_scores_without_seen_items(policy: Policy) -> None:
     served = an_offline()
     rows = served.items("ann", 20, options=only(policy))
     scores = scores_of(policy, a_model(), LIKED["ann"], served.snapshot.now_ms)
@@ -71,11 +70,11 @@ def test_one_model_alone_shows_what_it_scores_highest_less_what_was_seen(policy:
 def test_policies_differ() -> None:
     served = an_offline()
     lists = {tuple(served.ids("ann", 10, options=only(policy))) for policy in Policy}
-    assert len(lists) >= len(Policy) - 1, "what trends may be what is popular"
+    assert len(lists) >= len(Policy) - 1, "only trending and popular may agree"
 
 
 @pytest.mark.parametrize("policy", list(Policy))
-@pytest.mark.parametrize("user_id", ["", "ann", "nobody"])
+@pytest.mark.parametrize("user_id", ["", "ann", "unknown"])
 @pytest.mark.parametrize(
     "asked",
     [
@@ -93,7 +92,7 @@ def test_policies_differ() -> None:
     ],
     ids=lambda asked: "-".join(asked) or "plain",
 )
-def test_every_policy_does_what_else_is_asked(
+def test_every_policy_supports_every_option(
     policy: Policy, user_id: str, asked: dict[str, Any]
 ) -> None:
     asked = {**asked, "options": only(policy, **asked.get("options", {}))}
@@ -113,7 +112,7 @@ def test_every_policy_does_what_else_is_asked(
 
 
 @pytest.mark.parametrize("policy", list(Policy))
-def test_rules_hold_under_every_policy(policy: Policy) -> None:
+def test_rules_apply_to_every_policy(policy: Policy) -> None:
     served = an_offline()
     first = served.ids("ann", 1, options=only(policy))[0]
     drafts: list[dict[str, Any]] = [
@@ -131,7 +130,7 @@ def test_rules_hold_under_every_policy(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("policy", ALONE)
-def test_pages_of_one_model_repeat_nothing_and_come_to_an_end(policy: Policy) -> None:
+def test_pages_of_a_single_model_policy_repeat_no_item_and_end(policy: Policy) -> None:
     served = an_offline()
     first = served.ids("ann", 20, options=only(policy), page=Page(paginate=True))
     second = served.ids(
@@ -164,7 +163,7 @@ def test_pages_of_one_model_repeat_nothing_and_come_to_an_end(policy: Policy) ->
         "history unknown to the model",
     ],
 )
-def test_what_a_policy_cannot_do_goes_down_the_ladder_and_says_so(
+def test_a_policy_without_its_model_or_history_falls_back_to_the_next_tier(
     policy: Policy, changes: dict[str, Any]
 ) -> None:
     served = an_offline(**changes)
@@ -176,7 +175,7 @@ def test_what_a_policy_cannot_do_goes_down_the_ladder_and_says_so(
 
 
 @pytest.mark.parametrize("policy", ALONE)
-def test_items_that_came_after_the_model_fill_a_list_up(policy: Policy) -> None:
+def test_items_added_after_the_model_fill_a_list(policy: Policy) -> None:
     late = [
         Item(item_id=f"late-{n}", title="Late", categories=("Electronics", "Cables"))
         for n in range(3)
@@ -188,7 +187,7 @@ def test_items_that_came_after_the_model_fill_a_list_up(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("policy", ALONE)
-def test_because_is_what_leaving_the_event_out_would_change_for_this_model(policy: Policy) -> None:
+def test_an_attribution_is_the_score_change_without_the_event(policy: Policy) -> None:
     served = an_offline()
     row = served.items("ann", 1, explain=True, options=only(policy))[0]
     liked, now_ms = LIKED["ann"], served.snapshot.now_ms
@@ -200,7 +199,7 @@ def test_because_is_what_leaving_the_event_out_would_change_for_this_model(polic
         assert effect == pytest.approx(row["score"] - scores[row["item_id"]], abs=1e-4)
 
 
-def test_an_arm_may_name_any_policy_and_a_request_may_settle_on_another(shop_api: Running) -> None:
+def test_a_policy_in_the_request_overrides_the_arm(shop_api: Running) -> None:
     after(shop_api, "zoe", shop_api.tell("zoe", "camera-1"))
     blend = shop_api.list_for("zoe", n=5)
     draft = {"name": "factors", "arms": [{"name": name, "policy": "als"} for name in ("a", "b")]}
@@ -215,7 +214,7 @@ def test_an_arm_may_name_any_policy_and_a_request_may_settle_on_another(shop_api
     ]
     arms = shop_api.get("/experiments/factors")["arms"]
     assert sum(arm["lists"] for arm in arms) == 1, (
-        "a list of a named policy is not the experiment's"
+        "a list with its own policy was counted for the experiment"
     )
 
 
@@ -225,8 +224,8 @@ def test_policies_over_http_and_by_the_client(shop_api: Running) -> None:
     assert {policy: body["source"] for policy, body in found.items()} == {
         "blend": "personalised",
         "als": "personalised",
-        "two_tower": "interests",  # this model has none
-        "trending": "popular",  # all that trends was seen
+        "two_tower": "interests",  # this model has no towers
+        "trending": "popular",  # the user has seen every trending item
         "popular": "popular",
     }
     assert shop_api.http.get("/recommendations?policy=best").status_code == 422

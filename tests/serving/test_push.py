@@ -1,5 +1,4 @@
-"""Viewers that do not keep up: what is held for them is bounded, and they are told what they
-missed."""
+"""Push queues of slow WebSocket clients are bounded, and dropped messages are reported."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ def change(user_id: str, effect: Effect = Effect.APPLIED) -> StateChange:
     )
 
 
-def test_changes_that_come_while_a_list_is_sent_are_one_and_the_newest_counts() -> None:
+def test_changes_during_a_send_are_merged_into_the_newest() -> None:
     async def found() -> tuple[StateChange, int]:
         watcher = hub.watch("ann")
         hub.deliver(changes)
@@ -49,7 +48,7 @@ def test_changes_that_come_while_a_list_is_sent_are_one_and_the_newest_counts() 
     assert asyncio.run(found()) == (changes[2], 1)
 
 
-def test_a_live_connection_that_does_not_read_holds_the_newest_and_says_how_many_it_lost() -> None:
+def test_a_slow_live_connection_keeps_the_newest_messages_and_reports_the_dropped() -> None:
     async def read(count: int) -> list[bytes]:
         return [await slow.next() for _ in range(count)]
 
@@ -63,14 +62,14 @@ def test_a_live_connection_that_does_not_read_holds_the_newest_and_says_how_many
         assert asyncio.run(first()) == orjson.dumps(n)
     assert len(slow.queue) == LIVE_QUEUE
     assert hub.dropped == 7
-    told, *kept = asyncio.run(read(LIVE_QUEUE + 1))
-    assert orjson.loads(told) == {"type": "dropped", "messages": 7}
+    dropped, *kept = asyncio.run(read(LIVE_QUEUE + 1))
+    assert orjson.loads(dropped) == {"type": "dropped", "messages": 7}
     assert [orjson.loads(message) for message in kept] == list(range(7, LIVE_QUEUE + 7))
     hub.broadcast(b"next")
-    assert asyncio.run(read(1)) == [b"next"], "it is told once"
+    assert asyncio.run(read(1)) == [b"next"], "the drop is reported once"
 
 
-def test_who_left_is_told_nothing_and_holds_nothing() -> None:
+def test_a_closed_connection_receives_and_stores_nothing() -> None:
     hub = Hub()
     watcher, reader = hub.watch("ann"), hub.subscribe()
     hub.unwatch(watcher)

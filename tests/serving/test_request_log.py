@@ -20,7 +20,7 @@ from tests.serving.running import Running
 from tests.waiting import wait_until
 
 SLOW_S = 3.0
-"""Far less than the database takes in the tests in which it is slow."""
+"""A bound far below the time for which the tests block the database."""
 
 
 def with_database(settings: Settings, url: str, days: float = 1.0) -> Settings:
@@ -41,7 +41,7 @@ def count(database: Database) -> int:
 
 @contextmanager
 def locked(url: str) -> Iterator[None]:
-    """Hold the table, so that whoever writes to it waits."""
+    """Lock the table, so that writers wait."""
     with psycopg.connect(url) as connection:
         connection.execute("LOCK TABLE request_log IN ACCESS EXCLUSIVE MODE")
         yield
@@ -96,7 +96,7 @@ def test_a_slow_database_delays_no_response_and_loses_no_row(
         assert api.service.requests.pending.dropped == 0
 
 
-def test_writing_in_the_request_would_have_been_slow(settings: Settings, postgres_url: str) -> None:
+def test_a_direct_write_waits_for_the_lock(settings: Settings, postgres_url: str) -> None:
     """The control: the same lock blocks a direct write."""
     database = Database(postgres_url)
     database.upgrade()

@@ -76,7 +76,7 @@ class Route:
 
     @property
     def steers(self) -> bool:
-        """Whether a right request changes something: `test_quarantine` does that."""
+        """Whether a right request changes something: `test_quarantine_routes` does that."""
         return self.method == "POST" and self.path.startswith("/admin/")
 
     @property

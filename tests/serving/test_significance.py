@@ -1,4 +1,4 @@
-"""The statistics of experiments: against known values, against simulation, against what would be wrong."""
+"""Statistics of experiments, compared with published values and simulations."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def sums_of(lists: NDArray[np.int64], clicked: NDArray[np.int64]) -> Sums:
     )
 
 
-def a_crowd(rng: np.random.Generator, users: int, ctr_of_all: float = 0.2) -> Sums:
-    """Users who look at many or few lists and like them more or less: lists are far from independent."""
+def random_users(rng: np.random.Generator, users: int, ctr_of_all: float = 0.2) -> Sums:
+    """Users with different numbers of lists and click rates: lists are not independent."""
     lists = rng.geometric(0.05, users)
     taste = rng.beta(ctr_of_all * 2, (1 - ctr_of_all) * 2, users)
     return sums_of(lists, rng.binomial(lists, taste))
 
 
-def test_wilson_is_as_published() -> None:
+def test_the_wilson_interval_has_the_published_values() -> None:
     """Newcombe (1998), table I, method 3: 81 of 263, 15 of 148, 0 of 20."""
     for successes, trials, low, high in (
         (81, 263, 0.2553, 0.3662),
@@ -51,20 +51,22 @@ def test_wilson_is_as_published() -> None:
         assert (round(found.low, 4), round(found.high, 4)) == (low, high)
 
 
-def test_the_difference_of_conversions_is_as_published() -> None:
+def test_the_difference_of_conversions_has_the_published_values() -> None:
     """Newcombe (1998), part two, table II, method 10: 56 of 70 less 48 of 80."""
     found = conversion_difference(Sums(users=80, buyers=48), Sums(users=70, buyers=56), 0.95)
     assert (round(found.low, 4), round(found.high, 4)) == (0.0524, 0.3339)
 
 
-def test_an_a_a_experiment_is_significant_as_seldom_as_promised() -> None:
+def test_an_a_a_experiment_is_significant_at_the_stated_rate() -> None:
     rng, runs = np.random.default_rng(1), 2000
-    false = sum(ctr_p_value(a_crowd(rng, 200), a_crowd(rng, 200)) < 0.05 for _ in range(runs))
+    false = sum(
+        ctr_p_value(random_users(rng, 200), random_users(rng, 200)) < 0.05 for _ in range(runs)
+    )
     assert 0.035 < false / runs < 0.07, false / runs
 
 
-def test_lists_taken_for_independent_would_be_significant_far_too_often() -> None:
-    """The control of the test above: the same crowds by the interval that ignores users."""
+def test_assuming_independent_lists_is_significant_far_too_often() -> None:
+    """The control of the test above: the same users, with an interval that ignores users."""
 
     def naive(one: Sums, other: Sums) -> float:
         rate = (one.clicked + other.clicked) / (one.lists + other.lists)
@@ -74,28 +76,28 @@ def test_lists_taken_for_independent_would_be_significant_far_too_often() -> Non
         )
 
     rng, runs = np.random.default_rng(1), 500
-    false = sum(naive(a_crowd(rng, 200), a_crowd(rng, 200)) < 0.05 for _ in range(runs))
+    false = sum(naive(random_users(rng, 200), random_users(rng, 200)) < 0.05 for _ in range(runs))
     assert false / runs > 0.3, false / runs
 
 
-def test_the_interval_of_ctr_covers_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_of_ctr_covers_the_true_value_at_the_stated_rate() -> None:
     rng, runs = np.random.default_rng(2), 1000
     covered = 0
     for _ in range(runs):
-        found = ctr(a_crowd(rng, 300, 0.3), 0.9)
+        found = ctr(random_users(rng, 300, 0.3), 0.9)
         covered += found.low <= 0.3 <= found.high
     assert 0.86 < covered / runs < 0.94, covered / runs
 
 
-def test_a_better_arm_is_found() -> None:
+def test_a_better_arm_is_detected() -> None:
     rng = np.random.default_rng(3)
-    old, new = a_crowd(rng, 1500, 0.2), a_crowd(rng, 1500, 0.3)
+    old, new = random_users(rng, 1500, 0.2), random_users(rng, 1500, 0.3)
     found = ctr_difference(old, new, 0.95)
     assert 0 < found.low < 0.1 < found.high
     assert ctr_p_value(old, new) < 0.001
 
 
-def test_the_sample_ratio_check_knows_a_broken_split() -> None:
+def test_the_sample_ratio_check_detects_a_broken_split() -> None:
     assert (
         sample_ratio_p_value([821_588, 815_482], [1, 1]) < 1e-5
     )  # Kohavi et al. (2020), chapter 21
@@ -112,7 +114,7 @@ def test_the_sample_ratio_check_knows_a_broken_split() -> None:
         )
     )
 )
-def test_no_crowd_breaks_the_figures(users: list[tuple[int, float]]) -> None:
+def test_any_number_of_users_gives_valid_figures(users: list[tuple[int, float]]) -> None:
     lists = np.array([n for n, _ in users], np.int64)
     clicked = np.array([round(n * share) for n, share in users], np.int64)
     found = ctr(sums_of(lists, clicked), 0.95)

@@ -1,4 +1,4 @@
-"""Which items are said to trend, and to be new."""
+"""Badges: which items are marked as trending and as new."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOW = 1_700_000_000_000.0
 
 
 def sums(per_hour: float, steady_per_day: float = 0.0) -> list[float]:
-    """What a burst within the hour leaves on top of a steady rate."""
+    """Decayed sums of a burst within the last hour on top of a steady rate."""
     return [
         per_hour + steady_per_day * half_life / DAY_MS / np.log(2.0)
         for half_life in HALF_LIVES_MS.values()
@@ -24,13 +24,13 @@ def test_a_burst_trends_and_a_steady_seller_does_not() -> None:
     assert badges(values, np.full(4, np.nan), NOW) == {0: (Badge.TRENDING,)}
 
 
-def test_what_was_first_seen_this_month_is_new_and_may_trend_too() -> None:
+def test_an_item_first_seen_this_month_is_new_and_may_trend_too() -> None:
     values = np.array([sums(6.0), sums(0.0), sums(0.0), sums(0.0)])
     seen = NOW - np.array([DAY_MS, 29 * DAY_MS, 31 * DAY_MS, np.nan])
     assert badges(values, seen, NOW) == {0: (Badge.TRENDING, Badge.NEW), 1: (Badge.NEW,)}
 
 
-def test_only_the_hottest_trend() -> None:
+def test_only_the_strongest_trends_get_a_badge() -> None:
     values = np.array([sums(2.0 + n) for n in range(MAX_BADGES + 5)])
     assert sorted(badges(values, np.full(len(values), np.nan), NOW)) == list(
         range(5, MAX_BADGES + 5)

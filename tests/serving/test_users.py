@@ -10,8 +10,7 @@ from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from serving.control.store import Database, forget_user
 from serving.control.users import UserDirectory, read_user
-from tests.serving.running import Running
-from tests.serving.test_loop import after, ids, kinds
+from tests.serving.running import Running, after, ids, kinds
 from tests.waiting import wait_until
 
 
@@ -67,7 +66,7 @@ def test_stored_interests_make_the_lists_of_users_without_history(
     body = shop_api.list_for("eve", n=5)
     assert (body["source"], kinds(body)) == ("interests", {"cable"})
     asked = shop_api.list_for("eve", n=5, interests="Cameras")
-    assert kinds(asked) == {"camera"}, "what a request names comes first"
+    assert kinds(asked) == {"camera"}, "interests of the request come first"
     with Running(settings) as other:
         wait_until(lambda: other.list_for("eve", n=5)["source"] == "interests")
     known = shop_api.get("/users/eve")

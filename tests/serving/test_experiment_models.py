@@ -1,4 +1,4 @@
-"""Arms of experiments with models of their own: side by side, bounded, and said where one is not there."""
+"""Arms of experiments with different models: served together, bounded, with a fallback."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 from afterclick.settings import Settings
 from serving.state.loaded_models import MAX_EXTRA_MODELS, LoadedModel, ModelFeed, ModelStore
 from tests.serving import shop
-from tests.serving.running import Running
-from tests.serving.test_loop import after
+from tests.serving.running import Running, after
 from tests.waiting import wait_until
 
 
@@ -21,25 +20,25 @@ def create(api: Running, name: str, *arms: dict[str, Any]) -> httpx2.Response:
 
 
 def shown(api: Running, users: range = range(20)) -> dict[str, tuple[str, str | None]]:
-    """Arm → model version and fallback of its users' lists; nothing where those of an arm differ."""
+    """Arm → model version and fallback of its users' lists; empty if lists of an arm differ."""
     found: dict[str, tuple[str, str | None]] = {}
     for n in users:
         body = api.list_for(f"user-{n}", n=3)
-        told = body["experiment"]
-        made = (body["model_version"], told.get("fallback"))
-        if found.setdefault(told["arm"], made) != made:
+        assigned = body["experiment"]
+        served = (body["model_version"], assigned.get("fallback"))
+        if found.setdefault(assigned["arm"], served) != served:
             return {}  # a model arrived between two lists
     return found
 
 
-def test_two_models_serve_side_by_side_and_one_that_is_not_there_is_said(
+def test_two_models_serve_together_and_a_missing_one_is_reported(
     shop_api: Running, settings: Settings
 ) -> None:
     shop.publish(settings, *shop.write(settings, "m2"))
     wait_until(lambda: shop_api.service.snapshots.current.loaded.version == "m2")
     after(shop_api, "user-1", shop_api.tell("user-1", "camera-1"))
-    made = create(shop_api, "old-new", {"name": "old", "model": "m1"}, {"name": "new"})
-    assert made.status_code == 201, made.text
+    served = create(shop_api, "old-new", {"name": "old", "model": "m1"}, {"name": "new"})
+    assert served.status_code == 201, served.text
     wait_until(lambda: shown(shop_api) == {"old": ("m1", None), "new": ("m2", None)})
     rules = shop_api.http.post("/rules", json={"action": "exclude", "query": ["category:Cameras"]})
     assert rules.status_code == 201
@@ -48,7 +47,7 @@ def test_two_models_serve_side_by_side_and_one_that_is_not_there_is_said(
         lists = (shop_api.list_for(f"user-{n}", n=50)["items"] for n in range(8))
         return all(item["item_id"].startswith("cable") for items in lists for item in items)
 
-    wait_until(cables_alone, what="rules hold under each model")
+    wait_until(cables_alone, what="rules apply to each model")
     shop.publish(settings, *shop.write(settings, "m3"))
     wait_until(lambda: shown(shop_api) == {"old": ("m1", None), "new": ("m3", None)})
 
@@ -57,22 +56,22 @@ def test_two_models_serve_side_by_side_and_one_that_is_not_there_is_said(
     missing = "model never: "
     arms = wait_until(
         lambda: (s := shown(shop_api)) and (s["gone"][1] or "").startswith(missing) and s,
-        what="it is said",
+        what="the fallback is reported",
     )
     assert (arms["gone"][0], arms["m3"]) == ("m3", ("m3", None))
     wait_until(
-        lambda: shop_api.service.snapshots.of("m1").loaded.version == "m3", what="m1 is let go"
+        lambda: shop_api.service.snapshots.of("m1").loaded.version == "m3", what="m1 is released"
     )
 
 
 @pytest.mark.parametrize("version", ["../m1", ".m1", "a/b", "", "-v"])
-def test_a_version_that_could_be_a_path_is_refused(hostile_api: Running, version: str) -> None:
+def test_a_version_that_contains_a_path_is_rejected(hostile_api: Running, version: str) -> None:
     assert (
         create(hostile_api, "e", {"name": "a", "model": version}, {"name": "b"}).status_code == 422
     )
 
 
-def test_no_more_models_than_the_bound_are_loaded(settings: Settings) -> None:
+def test_the_number_of_loaded_models_is_bounded(settings: Settings) -> None:
     versions = [f"m{n}" for n in range(MAX_EXTRA_MODELS + 1)]
     for version in versions:
         shop.write(settings, version)

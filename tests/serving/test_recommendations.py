@@ -1,4 +1,4 @@
-"""The promise: the list changes after the click."""
+"""Lists follow feedback: the list changes after the click."""
 
 from __future__ import annotations
 
@@ -15,28 +15,8 @@ from afterclick.events import ImpressionEvent
 from afterclick.settings import Settings
 from streaming.apply import Record, dead_letter
 from tests.serving import shop
-from tests.serving.running import Running
+from tests.serving.running import Running, after, ids, kinds
 from tests.waiting import PATIENCE_S, wait_until
-
-
-def ids(body: dict[str, Any]) -> list[str]:
-    return [item["item_id"] for item in body["items"]]
-
-
-def kinds(body: dict[str, Any]) -> set[str]:
-    return {item.split("-")[0] for item in ids(body)}
-
-
-def after(api: Running, user: str, position: str) -> dict[str, Any]:
-    """The user's list once the event at `position` is in it."""
-    body = wait_until(lambda: fresh(api.list_for(user, after=position)))
-    partition, offset = position.rsplit("/", 1)
-    assert body["as_of"][partition] >= int(offset)
-    return body
-
-
-def fresh(body: dict[str, Any]) -> dict[str, Any] | None:
-    return body if body["fresh"] else None
 
 
 def test_a_new_user_is_personalised_after_the_first_event(shop_api: Running) -> None:
@@ -54,7 +34,7 @@ def test_a_new_user_is_personalised_after_the_first_event(shop_api: Running) -> 
     assert body["items"][0]["title"].startswith("The camera-")
 
 
-def test_an_undo_gives_back_the_list_of_before_and_the_history_keeps_both(
+def test_an_undo_restores_the_list_and_the_history_keeps_both_events(
     shop_api: Running,
 ) -> None:
     before = after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
@@ -70,7 +50,7 @@ def test_an_undo_gives_back_the_list_of_before_and_the_history_keeps_both(
     ]
     events_of_bob = shop_api.get("/users/bob/history")["events"]
     assert [event["action"] for event in events_of_bob] == ["undo", "like", "like"]
-    # what was done stays counted
+    # the like stays counted
     wait_until(lambda: shop_api.get(f"/items/{liked}")["interactions"] == 1)
 
 
@@ -104,7 +84,7 @@ def test_a_like_changes_the_list_pushed_on_the_socket(shop_api: Running) -> None
     assert len(pushed["items"]) == 5
 
 
-def test_events_of_others_wake_nobody(shop_api: Running) -> None:
+def test_events_of_other_users_push_no_list(shop_api: Running) -> None:
     with connect(f"{shop_api.ws}/ws/recommendations?user_id=carol") as socket:
         socket.recv(PATIENCE_S)
         after(shop_api, "dave", shop_api.tell("dave", "cable-7"))
@@ -112,7 +92,7 @@ def test_events_of_others_wake_nobody(shop_api: Running) -> None:
         assert orjson.loads(socket.recv(PATIENCE_S))["cause"]["event_id"] == "mine"
 
 
-def test_the_trend_follows_what_everybody_does(shop_api: Running) -> None:
+def test_purchases_of_many_users_make_an_item_trend(shop_api: Running) -> None:
     for user in range(6):
         shop_api.tell(f"u{user}", "cable-9", "purchase")
     wait_until(lambda: shop_api.get("/items/cable-9")["interactions"] == 6)
@@ -131,13 +111,13 @@ def test_interests_name_categories_or_items(shop_api: Running) -> None:
     by_category = shop_api.list_for("eve", n=5, interests="Cables")
     assert by_category["source"] == "interests"
     assert kinds(by_category) == {"cable"}
-    by_item = shop_api.list_for("eve", n=5, interests=["camera-1", "no such thing"])
+    by_item = shop_api.list_for("eve", n=5, interests=["camera-1", "unknown"])
     assert by_item["source"] == "interests"
     assert kinds(by_item) == {"camera"}
     assert "camera-1" not in ids(by_item)
 
 
-def test_unknown_interests_fall_through_to_what_is_trending(shop_api: Running) -> None:
+def test_unknown_interests_fall_back_to_trending_items(shop_api: Running) -> None:
     body = shop_api.list_for("eve", interests="submarines")
     assert body["source"] in {"trending", "popular"}
     assert body["items"]
@@ -150,7 +130,7 @@ def test_similar_items_are_of_the_same_kind(shop_api: Running) -> None:
     assert "camera-2" not in ids(body)
 
 
-def test_items_alike_by_words_and_by_people_add_up_to_those_alike_by_both(
+def test_similarity_by_content_and_by_purchases_adds_up_to_the_default(
     shop_api: Running,
 ) -> None:
     scores = {
@@ -234,7 +214,7 @@ def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
     assert (
         -1 < stages["log"]["p50"] < stages["total"]["p50"]
     )  # the log's clock has whole milliseconds
-    wait_until(lambda: shop_api.service.stats.now()["dead_letters"] == 1, what="they are counted")
+    wait_until(lambda: shop_api.service.stats.now()["dead_letters"] == 1)
     text = shop_api.http.get("/metrics").text
     for line in (
         'afterclick_state_changes_total{effect="duplicate"} 2.0',
@@ -264,7 +244,7 @@ def test_a_list_is_not_fresh_if_its_position_is_not_reached(shop_api: Running) -
     assert shop_api.list_for("ida")["fresh"] is None
 
 
-def test_an_impression_of_every_list_goes_to_kafka(shop_api: Running, settings: Settings) -> None:
+def test_every_list_is_logged_as_an_impression(shop_api: Running, settings: Settings) -> None:
     body = shop_api.list_for("jan", n=5)
     consumer = Consumer(
         {
@@ -286,7 +266,7 @@ def test_an_impression_of_every_list_goes_to_kafka(shop_api: Running, settings: 
     assert event.data.model_version == "m1"
 
 
-def test_a_visitor_is_served_by_what_is_looked_at(shop_api: Running) -> None:
+def test_a_request_without_a_user_is_served_by_its_items(shop_api: Running) -> None:
     body = shop_api.get("/recommendations", items=["cable-3", "cable-4"], n=5)
     assert body["source"] == "session"
     assert body["user_id"] is None
@@ -295,14 +275,14 @@ def test_a_visitor_is_served_by_what_is_looked_at(shop_api: Running) -> None:
     assert body["items"][0]["reason"] == "because you viewed The cable-3"
 
 
-def test_the_session_counts_before_the_history(shop_api: Running) -> None:
+def test_items_of_the_session_outweigh_the_history(shop_api: Running) -> None:
     after(shop_api, "kim", shop_api.tell("kim", "camera-1", "view"))
     body = shop_api.list_for("kim", n=3, items=["cable-3"])
     assert body["source"] == "personalised"
     assert "cable" in kinds(body)
 
 
-def test_excluded_items_and_other_categories_stay_out(shop_api: Running) -> None:
+def test_excluded_items_and_other_categories_are_not_recommended(shop_api: Running) -> None:
     after(shop_api, "lea", shop_api.tell("lea", "camera-1"))
     first = ids(shop_api.list_for("lea", n=3))
     assert set(first).isdisjoint(ids(shop_api.list_for("lea", n=50, exclude=first)))
@@ -314,19 +294,19 @@ def test_excluded_items_and_other_categories_stay_out(shop_api: Running) -> None
     assert "cable-0" not in ids(visitor)
 
 
-def test_a_batch_answers_for_each_user_as_a_request_would(shop_api: Running) -> None:
+def test_a_batch_returns_the_lists_of_single_requests(shop_api: Running) -> None:
     after(shop_api, "mia", shop_api.tell("mia", "camera-1"))
     response = shop_api.http.post(
-        "/recommendations/batch", json={"user_ids": ["mia", "nobody"], "n": 4}
+        "/recommendations/batch", json={"user_ids": ["mia", "unknown"], "n": 4}
     )
     assert response.status_code == 200
-    mia, nobody = response.json()["lists"]
+    mia, unknown = response.json()["lists"]
     assert ids(mia) == ids(shop_api.list_for("mia", n=4))
     assert mia["source"] == "personalised"
-    assert nobody["source"] in {"trending", "popular"}
+    assert unknown["source"] in {"trending", "popular"}
 
 
-def test_because_is_what_leaving_the_event_out_would_change(shop_api: Running) -> None:
+def test_attributions_name_the_event_with_the_strongest_effect(shop_api: Running) -> None:
     shop_api.tell("rea", "cable-2", event_id="the-cable")
     position = shop_api.tell("rea", "camera-2", event_id="the-camera")
     after(shop_api, "rea", position)
@@ -339,7 +319,7 @@ def test_because_is_what_leaving_the_event_out_would_change(shop_api: Running) -
     assert "attributions" not in shop_api.list_for("rea", n=3)["items"][0]
 
 
-def test_what_was_shown_can_be_asked_for_later(shop_api: Running) -> None:
+def test_an_impression_is_explained_by_its_id(shop_api: Running) -> None:
     then = shop_api.list_for("sam", n=4)
     after(shop_api, "sam", shop_api.tell("sam", "camera-2"))
     assert shop_api.get(f"/explain/{then['impression_id']}") == then

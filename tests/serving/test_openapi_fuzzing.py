@@ -1,4 +1,4 @@
-"""Schemathesis reads the OpenAPI document and sends what it allows and what it does not."""
+"""Schemathesis sends requests that the OpenAPI document allows and forbids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What new accounts push neither trends nor is popular; the administrator is told, and may lift it."""
+"""Quarantine: an item pushed by new accounts neither trends nor is popular until approved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def a_review(user: str, item: str, days_ago: float) -> InteractionEvent:
 
 
 def a_month() -> Iterator[InteractionEvent]:
-    """Everybody reviews six items, the first a month ago and one every five days."""
+    """Each user reviews six items, the first a month ago and one every five days."""
     for user in range(USERS):
         for n in range(6):
             yield a_review(f"user-{user}", f"item-{(user + 4 * n) % ITEMS}", 28 - 5 * n)
@@ -54,20 +54,20 @@ def shown(api: Running, **query: Any) -> list[str]:
     return [item["item_id"] for item in api.get("/popular", n=100, **query)["items"]]
 
 
-def test_what_new_accounts_push_neither_trends_nor_is_popular(pushed: Running) -> None:
+def test_an_item_pushed_by_new_accounts_neither_trends_nor_is_popular(pushed: Running) -> None:
     found = pushed.get("/admin/quarantine")
     assert 0.5 < found["established_share"] < 1.0
-    assert found["new_account_weight"]["hour"] < 0.5  # sixty accounts vote for others, too
+    assert found["new_account_weight"]["hour"] < 0.5  # the sixty accounts vote for other items, too
     assert found["new_account_weight"]["quarter"] == 1.0
     assert [item["item_id"] for item in found["quarantined"]] == ["junk"]
     assert all("junk" not in shown(pushed, window=window) for window in ("hour", "day", "month"))
     assert "junk" not in shown(pushed)
-    assert "junk" not in [item["item_id"] for item in pushed.list_for("nobody")["items"]]
-    assert pushed.get("/items/junk")["interactions"] == 60  # counts are what happened
+    assert "junk" not in [item["item_id"] for item in pushed.list_for("new-user")["items"]]
+    assert pushed.get("/items/junk")["interactions"] == 60  # counts include every event
     wait_until(lambda: "afterclick_quarantined_items 1.0" in pushed.http.get("/metrics").text)
 
 
-def test_an_administrator_lifts_it_and_takes_that_back(pushed: Running) -> None:
+def test_an_administrator_approves_an_item_and_withdraws_the_approval(pushed: Running) -> None:
     for lifted in (True, False):
         answer = pushed.http.post("/admin/quarantine", json={"item_id": "junk", "approved": lifted})
         assert answer.status_code == 200, answer.text
@@ -77,7 +77,7 @@ def test_an_administrator_lifts_it_and_takes_that_back(pushed: Running) -> None:
         assert [item["item_id"] for item in found["quarantined"]] == ([] if lifted else ["junk"])
 
 
-def test_without_the_bound_it_is_first(settings: Settings, pushed: Running) -> None:
+def test_without_the_limit_the_item_is_first(settings: Settings, pushed: Running) -> None:
     """The control."""
     serving = settings.serving.model_copy(update={"quarantine_max_ratio": 0.0})
     with Running(settings.model_copy(update={"serving": serving})) as unbound:
