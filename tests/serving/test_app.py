@@ -50,7 +50,7 @@ def _accepted(http: httpx2.Client, body: dict[str, Any]) -> bool:
 
 
 def busy(url: str) -> tuple[set[str], set[str]]:
-     """Request lists and send feedback until the API stops; ids of accepted events and lists."""
+    """Request lists and send feedback until the API stops; ids of accepted events and lists."""
     accepted, shown = set(), set()
     with httpx2.Client(base_url=url, timeout=PATIENCE_S) as http:
         for n in range(50):
@@ -100,7 +100,7 @@ def test_the_command_stops_on_sigterm_without_losing_records(settings: Settings)
 
 
 def test_idle_connections_outlive_those_of_proxies(settings: Settings) -> None:
-     """Proxies keep idle connections for up to a minute."""
+    """Proxies keep idle connections for up to a minute."""
     assert config_of(settings).timeout_keep_alive > 60
 
 
