@@ -133,7 +133,7 @@ def test_it_answers_before_there_is_a_model_and_then_from_one(stack: StackInATer
 def test_status_tells_each_part_with_its_memory_and_how_far_it_is(stack: StackInATerminal) -> None:
     stack.said("training: model")
     found = wait_until(lambda: (s := stack.status())["figures"]["log_events"] >= 3500 and s)
-    parts = {part["name"]: part for part in found["contributions"]}
+    parts = {part["name"]: part for part in found["parts"]}
     assert set(parts) == {"kafka", "valkey", "serve", "console", "stream", "ui", "retrain"}
     assert {part["state"] for part in parts.values()} == {"ready"}
     assert all(part["memory_mib"] > 1 for part in parts.values())
@@ -142,24 +142,24 @@ def test_status_tells_each_part_with_its_memory_and_how_far_it_is(stack: StackIn
 
 
 def test_started_twice_it_says_so_and_breaks_nothing(stack: StackInATerminal) -> None:
-    before = stack.status()["contributions"]
+    before = stack.status()["parts"]
     second = stack.run("up")
     assert second.returncode == 5
     assert second.stderr.count("\n") == 1
     assert "a stack runs already" in second.stderr
-    after = stack.status()["contributions"]
+    after = stack.status()["parts"]
     assert [part["pid"] for part in after] == [part["pid"] for part in before]
 
 
 def test_a_killed_part_is_started_again(stack: StackInATerminal) -> None:
     killed = next(
-        part["pid"] for part in stack.status()["contributions"] if part["name"] == "serve"
+        part["pid"] for part in stack.status()["parts"] if part["name"] == "serve"
     )
     os.kill(killed, signal.SIGKILL)
     stack.said("serve ended with code -9; restart in")
 
     def again() -> bool:
-        part = next(part for part in stack.status()["contributions"] if part["name"] == "serve")
+        part = next(part for part in stack.status()["parts"] if part["name"] == "serve")
         return bool(part["restarts"] == 1 and part["state"] == "ready" and part["pid"] != killed)
 
     wait_until(again, every=1.0, what="the API is back")
@@ -170,7 +170,7 @@ def test_the_dashboard_kills_the_stream_job_it_comes_back_and_nothing_is_lost(
     stack: StackInATerminal,
 ) -> None:
     killed = next(
-        part["pid"] for part in stack.status()["contributions"] if part["name"] == "stream"
+        part["pid"] for part in stack.status()["parts"] if part["name"] == "stream"
     )
     assert str(killed) in stack.control("faults/stream")["done"]
     stack.said("stream ended with code -9; restart in")
