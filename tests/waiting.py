@@ -1,4 +1,4 @@
-"""Wait for what must become true, instead of sleeping."""
+"""Wait for conditions, instead of sleeping."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-# how long a machine may be busy: the tests ask what becomes true, the benches how soon
+# for conditions that must become true on a busy machine; benchmarks measure how soon
 PATIENCE_S = 90.0
-# of the API with Redis, where no test takes it away
+# the Redis timeout of the API, where no test stops Redis
 REDIS_S = 10.0
 
 
 def wait_until(
-    condition: Callable[[], T | None], timeout: float = PATIENCE_S, *, every: float = 0.05, what: str = ""
+    condition: Callable[[], T | None],
+    timeout: float = PATIENCE_S,
+    *,
+    every: float = 0.05,
+    what: str = "",
 ) -> T:
-    """Return the first truthy answer of `condition`; fail with the last answer when the time is up."""
+    """Return the first truthy result of `condition`; fail with the last one after the timeout."""
     deadline = time.monotonic() + timeout
     while True:
         answer = condition()

@@ -1,4 +1,4 @@
-"""The index bench tells the kinds apart."""
+"""The index benchmark compares every kind of index with exact search."""
 
 from __future__ import annotations
 

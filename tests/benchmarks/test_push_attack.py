@@ -73,7 +73,9 @@ def test_training_leaves_out_the_fake_votes_for_the_target_alone(
     assert (attacked.item != target).sum() == (~of_target).sum()
 
 
-def test_an_account_votes_once_however_often_it_says_so(a_shop: tuple[EvaluationSplit, Reviews]) -> None:
+def test_an_account_votes_once_however_often_it_says_so(
+    a_shop: tuple[EvaluationSplit, Reviews],
+) -> None:
     split, _ = a_shop
     rows = inject(split.rows, Attack(0.1, repeats=5), 0, split.cut_ms, 1)
     fakes = rows.user >= len(split.rows.user_ids)

@@ -1,4 +1,4 @@
-"""The admin console in a thread of the test, with real HTTP between."""
+"""The admin console in a thread of the test, called over HTTP."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class RunningConsole:
         return answer
 
     def finished(self, job: str, timeout: float = 180) -> dict[str, Any]:
-        """The job, once it has ended."""
+        """The job after its end."""
 
         def ended() -> dict[str, Any] | None:
             state: dict[str, Any] | None = self.state()["jobs"].get(job)

@@ -1,6 +1,4 @@
-"""The command line as a person meets it: one line for an error, an exit code, JSON where
-figures come out.
-"""
+"""Commands as processes: one line per error, exit codes, JSON output."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from infra.embedded.ports import free_port
 
 
 def afterclick(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command with a home and free ports of its own."""
+    """Run a command with its own home and free ports."""
     own = {
         "AFTERCLICK_HOME": str(home),
         "AFTERCLICK_KAFKA__BOOTSTRAP": f"127.0.0.1:{free_port(together=2)}",
@@ -82,7 +80,7 @@ def test_up_with_a_taken_port_is_one_line_and_starts_nothing(tmp_path: Path) -> 
     assert not (tmp_path / "kafka").exists()
 
 
-def test_up_with_a_missing_dataset_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_up_with_a_missing_dataset_is_rejected_before_anything_starts(tmp_path: Path) -> None:
     answer = afterclick(tmp_path, "up", "--replay", DATASET=str(tmp_path / "absent"))
     assert answer.returncode == 2
     assert "no such file" in answer.stderr

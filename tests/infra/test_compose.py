@@ -1,4 +1,4 @@
-"""docker-compose.yml and the Dockerfiles, as far as can be told without running them."""
+"""docker-compose.yml and the Dockerfiles, checked without running them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Strict(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, as Compose does."""
+    """A YAML loader that rejects duplicate keys of a mapping, as Compose does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -50,20 +50,20 @@ def test_it_follows_the_compose_specification(
     jsonschema.validate(compose, schema)
 
 
-def test_no_key_stands_twice() -> None:
-    """The control: what stands twice is noticed, also below a merge."""
+def test_no_key_is_duplicated() -> None:
+    """The control: a duplicate key is detected, also below a merge."""
     with pytest.raises(yaml.constructor.ConstructorError, match=r"twice: \{'a'\}"):
         yaml.load("x: {a: 1, b: 2, a: 3}", Strict)
     yaml.load((ROOT / "docker-compose.yml").read_text(), Strict)
 
 
-def test_the_schema_would_notice_a_mistake(compose: dict[str, Any], schema: dict[str, Any]) -> None:
+def test_the_schema_detects_a_mistake(compose: dict[str, Any], schema: dict[str, Any]) -> None:
     wrong = {**compose, "services": {"api": {"image": "x", "portz": ["8000:8000"]}}}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, schema)
 
 
-def test_it_runs_every_part(compose: dict[str, Any]) -> None:
+def test_every_service_is_started(compose: dict[str, Any]) -> None:
     assert {"kafka", "valkey", "stream", "serve", "ui", "train", "retrain", "replay"} <= set(
         compose["services"]
     )
@@ -87,7 +87,7 @@ def test_the_settings_are_valid_and_let_the_api_start(
     check_address(settings.serving)
 
 
-def test_only_this_machine_reaches_the_ports(compose: dict[str, Any]) -> None:
+def test_ports_are_published_on_loopback_only(compose: dict[str, Any]) -> None:
     ports = [port for service in compose["services"].values() for port in service.get("ports", [])]
     assert ports
     assert all(port.startswith("127.0.0.1:") for port in ports)
@@ -123,7 +123,7 @@ def test_every_image_is_built_from_an_extra_and_folders_that_exist(compose: dict
         assert all((ROOT / source).exists() for source in sources)
 
 
-def test_everything_that_is_needed_is_waited_for(compose: dict[str, Any]) -> None:
+def test_services_wait_for_the_services_that_they_need(compose: dict[str, Any]) -> None:
     services = compose["services"]
     for name, service in services.items():
         for needed, how in service.get("depends_on", {}).items():

@@ -147,7 +147,7 @@ def test_a_running_replay_is_paused_and_its_pace_changed(
 @pytest.mark.parametrize(
     "pace", [{"speed": "fast"}, {"rate": -1}, {"rate": 5, "speed": "max"}, {"state": "x"}]
 )
-def test_an_invalid_pace_is_refused(console: RunningConsole, pace: dict[str, Any]) -> None:
+def test_an_invalid_pace_is_rejected(console: RunningConsole, pace: dict[str, Any]) -> None:
     console.post("replay", pace, 422)
 
 

@@ -1,4 +1,4 @@
-"""What may import what, what a process loads, and what may stand in a committed file."""
+"""Import contracts, the modules that a process loads, and the content of committed files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_process_without_models_never_loads_spark_torch_or_mlflow(package: str
     assert not HEAVY & {name.partition(".")[0] for name in loaded}
 
 
-def test_that_check_would_notice() -> None:
+def test_the_module_check_detects_a_loaded_library() -> None:
     assert "pyspark" in modules_after_importing("streaming")
 
 

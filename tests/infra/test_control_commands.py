@@ -70,7 +70,7 @@ def test_rules_are_added_listed_and_removed(command: Command) -> None:
         command("rules", "rm", rule["rule_id"])
 
 
-def test_an_invalid_rule_is_refused_with_its_reason(command: Command) -> None:
+def test_an_invalid_rule_is_rejected_with_its_reason(command: Command) -> None:
     with pytest.raises(BadInput, match="FIELD:VALUE"):
         command("rules", "add", "boost", "colour:red")
 
@@ -104,7 +104,7 @@ def test_an_experiment_is_created_listed_shown_and_stopped(command: Command) -> 
         ("--arm", "a:policy", "--arm", "b"),
     ],
 )
-def test_an_invalid_experiment_is_refused(command: Command, arms: tuple[str, ...]) -> None:
+def test_an_invalid_experiment_is_rejected(command: Command, arms: tuple[str, ...]) -> None:
     with pytest.raises(BadInput):
         command("experiments", "create", "x", *arms)
 

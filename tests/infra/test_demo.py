@@ -100,7 +100,7 @@ def test_no_model_is_trained_if_there_is_a_champion_that_the_api_does_not_serve_
 def test_the_progress_of_a_training_is_shown(settings: Settings, tmp_path: Path) -> None:
     small = SmallDemo(settings, tmp_path / "ratings.csv")
     step = small.step("training")
-    with report_progress(settings.home) as tell:
-        tell("fitting on 300 interactions")
+    with report_progress(settings.home) as report:
+        report("fitting on 300 interactions")
         small.demo.show_training(step)
     assert step.note == "fitting on 300 interactions"

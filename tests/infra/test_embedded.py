@@ -1,4 +1,4 @@
-"""The embedded Kafka and Valkey: real, quick, durable, and never orphans."""
+"""The embedded Kafka and Valkey: durable, and stopped with their parent process."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_topics_are_created_once(settings: Settings) -> None:
     assert ensure_topics(settings) == []
 
 
-def test_a_missing_topic_is_never_made_by_a_producer(broker: str) -> None:
+def test_a_producer_never_creates_a_missing_topic(broker: str) -> None:
     errors = []
     producer = Producer({"bootstrap.servers": broker, "message.timeout.ms": 3000})
     producer.produce(
@@ -96,7 +96,7 @@ def test_a_missing_topic_is_never_made_by_a_producer(broker: str) -> None:
     assert errors[0] is not None
 
 
-def test_a_process_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
+def test_an_early_exit_is_reported_with_the_end_of_the_log(tmp_path: Path) -> None:
     process = Process(
         "liar", [sys.executable, "-c", "raise SystemExit('no luck')"], tmp_path / "liar.log"
     )
@@ -113,8 +113,8 @@ print("busy", flush=True)
 """
 
 
-@pytest.mark.parametrize("waits", [True, False], ids=["held", "control: only the signal"])
-def test_a_process_that_is_held_does_nothing_any_more(tmp_path: Path, waits: bool) -> None:
+@pytest.mark.parametrize("waits", [True, False], ids=["suspended", "control: only the signal"])
+def test_a_suspended_process_does_nothing(tmp_path: Path, waits: bool) -> None:
     process = Process("busy", [sys.executable, "-c", BUSY], tmp_path / "busy.log")
     process.start()
     try:
@@ -135,7 +135,7 @@ def test_a_process_that_is_held_does_nothing_any_more(tmp_path: Path, waits: boo
         process.kill()
 
 
-def test_a_process_that_has_ended_cannot_be_held(tmp_path: Path) -> None:
+def test_an_ended_process_cannot_be_suspended(tmp_path: Path) -> None:
     process = Process("brief", [sys.executable, "-c", ""], tmp_path / "brief.log")
     process.start()
     wait_until(lambda: not process.running)
@@ -144,9 +144,7 @@ def test_a_process_that_has_ended_cannot_be_held(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_children_die_with_their_parent_however_it_ends(
-    tmp_path: Path, end: signal.Signals
-) -> None:
+def test_children_end_with_their_parent(tmp_path: Path, end: signal.Signals) -> None:
     script = f"""
         import time
         from pathlib import Path
@@ -162,7 +160,7 @@ def test_children_die_with_their_parent_however_it_ends(
         child = int(parent.stdout.readline())
         assert psutil.pid_exists(child)
         os.kill(parent.pid, end)
-    wait_until(lambda: not alive(child), what="the child is gone")
+    wait_until(lambda: not alive(child), what="the child has ended")
 
 
 def alive(pid: int) -> bool:
@@ -173,9 +171,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.spark
-def test_spark_reads_a_topic_without_resolving_anything(
-    spark: SparkSession, settings: Settings
-) -> None:
+def test_spark_reads_a_topic_with_the_cached_jars(spark: SparkSession, settings: Settings) -> None:
     produce(settings.kafka.bootstrap, settings.kafka.topics.reviews, b"seen")
     options = {
         "kafka.bootstrap.servers": settings.kafka.bootstrap,

@@ -16,7 +16,7 @@ from ingest.sorting import SortedDataset, sort_by_time
 from tests.ingest.conftest import ratings_csv
 from tests.ingest.test_producer import read_topic
 
-TASTES = {"ann": ("lenses",), "ben": ("LENSES", "Fans"), "cem": ("Nothing of the kind",)}
+TASTES = {"ann": ("lenses",), "ben": ("LENSES", "Fans"), "cem": ("Unknown category",)}
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def _reviews(settings: Settings) -> list[InteractionEvent]:
     return [event for event in events if isinstance(event, InteractionEvent)]
 
 
-def test_the_nearest_user_with_a_short_history_is_chosen_and_none_twice(
+def test_the_most_similar_users_with_short_histories_are_chosen_once_each(
     data: tuple[Dataset, SortedDataset],
 ) -> None:
     assert nearest_users(*data, TASTES) == {
@@ -68,7 +68,7 @@ def test_rows_after_the_split_do_not_count(data: tuple[Dataset, SortedDataset]) 
     assert nearest_users(*data, TASTES, third_day) == {}
 
 
-def test_the_events_are_copies_under_the_demo_users_id_with_the_same_ids_each_time(
+def test_copied_events_have_the_demo_user_and_stable_ids(
     data: tuple[Dataset, SortedDataset], settings: Settings
 ) -> None:
     seed_demo_users(*data, settings, TASTES)
@@ -82,7 +82,9 @@ def test_the_events_are_copies_under_the_demo_users_id_with_the_same_ids_each_ti
     assert {event.id for event in _reviews(settings)} == {event.id for event in first}
 
 
-def test_the_clock_is_the_replays(data: tuple[Dataset, SortedDataset], settings: Settings) -> None:
+def test_copied_events_use_the_clock_of_the_replay(
+    data: tuple[Dataset, SortedDataset], settings: Settings
+) -> None:
     dataset, ordered = data
     with pytest.raises(BadDataset, match="no rebased replay"):
         seed_demo_users(dataset, ordered, settings, TASTES, rebased=True)
@@ -96,7 +98,7 @@ def test_the_clock_is_the_replays(data: tuple[Dataset, SortedDataset], settings:
     assert times["ann"] == times["keen"] == 1_300_000_000_000 + summary.shift_ms
 
 
-def test_a_dataset_without_items_is_refused(settings: Settings, tmp_path: Path) -> None:
+def test_a_dataset_without_items_is_rejected(settings: Settings, tmp_path: Path) -> None:
     dataset = open_dataset(ratings_csv(tmp_path))
     with pytest.raises(BadDataset, match="no items file"):
         nearest_users(dataset, sort_by_time(dataset, tmp_path / "home"), TASTES)

@@ -1,4 +1,4 @@
-"""Where the parts of a stack are, and what happens when a port is taken."""
+"""The topology of a stack: ports, external servers, and conflicts."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ def test_every_port_moves_by_the_offset(tmp_path: Path) -> None:
     assert env["AFTERCLICK_UI__CONSOLE_URL"] == "http://127.0.0.1:9090"
 
 
-def test_children_are_told_only_real_settings(tmp_path: Path) -> None:
+def test_the_environment_of_children_contains_only_known_settings(tmp_path: Path) -> None:
     assert (
         set(Topology.of(settings(tmp_path), 1000).settings.environment())
         <= reference.setting_names()
     )
 
 
-def test_servers_elsewhere_are_used_and_not_started(tmp_path: Path) -> None:
-    elsewhere = settings(
+def test_external_servers_are_used_and_not_started(tmp_path: Path) -> None:
+    external = settings(
         tmp_path,
         kafka=KafkaSettings(bootstrap="kafka-1.example:9092,kafka-2.example:9092"),
         redis=RedisSettings(url="rediss://user:secret@redis.example:6380/0"),
     )
-    topology = Topology.of(elsewhere, 10)
+    topology = Topology.of(external, 10)
     assert topology.kafka_port is None
     assert topology.redis_port is None
     env = topology.settings.environment()
     assert env["AFTERCLICK_REDIS__URL"] == "rediss://user:secret@redis.example:6380/0"
 
 
-def test_a_taken_port_is_named_with_its_part_and_a_way_out(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_with_its_service_and_the_fix(tmp_path: Path) -> None:
     with socket.socket() as squatter:
         squatter.bind(("127.0.0.1", 0))
         squatter.listen()
@@ -66,11 +66,11 @@ def test_a_taken_port_is_named_with_its_part_and_a_way_out(tmp_path: Path) -> No
             topology.require_free_ports()
 
 
-def test_two_parts_on_one_port_are_refused(tmp_path: Path) -> None:
+def test_two_services_on_one_port_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="must differ"):
         Topology.of(settings(tmp_path, kafka=KafkaSettings(bootstrap="127.0.0.1:7999")))
 
 
-def test_an_impossible_offset_is_refused(tmp_path: Path) -> None:
+def test_an_offset_beyond_the_valid_ports_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="65535"):
         Topology.of(settings(tmp_path), 60_000)

@@ -1,4 +1,4 @@
-"""Ports for servers: not those that the system gives away meanwhile."""
+"""Ports for servers, outside the range of outgoing connections."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from afterclick.errors import Unavailable
 from infra.embedded.ports import LOOPBACK, PortChooser, free_port, is_free
 
 
-def test_no_outgoing_connection_is_given_a_port_that_was_chosen_for_a_server() -> None:
-    """The control: a port that the system chooses itself is one that it also gives to
-    connections.
-    """
-    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    if not given.exists():
+def test_server_ports_are_outside_the_range_of_outgoing_connections() -> None:
+    """The control: a port chosen by the system is in the range of outgoing connections."""
+    range_file = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if not range_file.exists():
         pytest.fail("this test reads the range of outgoing connections from Linux")
-    low, high = map(int, given.read_text().split())
+    low, high = map(int, range_file.read_text().split())
     with socket.socket() as system:
         system.bind((LOOPBACK, 0))
         assert low <= system.getsockname()[1] <= high

@@ -1,4 +1,4 @@
-"""The documentation says what the code does: settings, commands, events."""
+"""The documentation is complete: settings, commands, events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_setting_is_documented() -> None:
     assert [name for name in sorted(names) if f"`{name}`" not in page] == []
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     rows = [
         line for line in reference.settings_page().splitlines() if line.startswith("| `AFTERCLICK")
     ]
@@ -33,7 +33,7 @@ def test_every_setting_says_what_it_is() -> None:
     assert [row for row in rows if row.endswith("|  |")] == []
 
 
-def test_every_command_has_help_and_says_what_its_options_do() -> None:
+def test_every_command_and_option_has_help() -> None:
     page = reference.commands_page()
     assert "## afterclick ingest replay" in page
     assert [

@@ -38,7 +38,7 @@ def test_a_command_without_json_is_not_recorded(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_record_that_lacks_a_figure_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_a_record_without_a_required_figure_is_rejected_by_name(tmp_path: Path) -> None:
     record("swap", printing({"errors": 0}), tmp_path)
     with pytest.raises(BadInput, match=r"swap\.json: no times_quiet_p99"):
         page(tmp_path)

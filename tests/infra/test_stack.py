@@ -1,7 +1,6 @@
-"""`afterclick up --replay` for real, on a small generated shop: the demo, its end, and its going
-on.
+"""`afterclick up --replay` on a small generated shop: start, restarts of services, and stop.
 
-The tests of this file run in order on one stack, since each start costs half a minute.
+The tests of this file run in order on one stack, because a start takes half a minute.
 """
 
 from __future__ import annotations
@@ -66,8 +65,8 @@ class StackInATerminal:
                 command, env=self.env, stdout=output, stderr=subprocess.STDOUT
             )
 
-    def said(self, words: str, timeout: float = 480.0) -> str:
-        """The line that holds the words, once it is there."""
+    def line_with(self, words: str, timeout: float = 480.0) -> str:
+        """Wait for a line of the output that matches the words."""
 
         def line() -> str:
             assert self.up is not None
@@ -76,7 +75,7 @@ class StackInATerminal:
             assert found or self.up.poll() is None, "\n".join(lines[-20:])
             return found[0] if found else ""
 
-        return wait_until(line, timeout, what=f"`afterclick up` says {words!r}")
+        return wait_until(line, timeout, what=f"{words!r} in the output of `afterclick up`")
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
@@ -89,7 +88,7 @@ class StackInATerminal:
         return self.up.wait(PATIENCE_S)
 
     def processes(self) -> list[int]:
-        """Every process that belongs to this home, by its environment."""
+        """The processes with this home in their environment."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -125,13 +124,13 @@ def stack(jars: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stac
         stack.up.kill()
 
 
-def test_it_answers_before_there_is_a_model_and_then_from_one(stack: StackInATerminal) -> None:
-    assert "first list" in stack.said("first list")
-    assert "personalised" in stack.said("first personalised list from a model", timeout=540)
+def test_lists_are_served_before_and_after_the_first_training(stack: StackInATerminal) -> None:
+    assert "first list" in stack.line_with("first list")
+    assert "personalised" in stack.line_with("first personalised list from a model", timeout=540)
 
 
-def test_status_tells_each_part_with_its_memory_and_how_far_it_is(stack: StackInATerminal) -> None:
-    stack.said("training: model")
+def test_status_reports_services_with_memory_and_progress(stack: StackInATerminal) -> None:
+    stack.line_with("training: model")
     found = wait_until(lambda: (s := stack.status())["figures"]["log_events"] >= 3500 and s)
     parts = {part["name"]: part for part in found["parts"]}
     assert set(parts) == {"kafka", "valkey", "serve", "console", "stream", "ui", "retrain"}
@@ -141,7 +140,7 @@ def test_status_tells_each_part_with_its_memory_and_how_far_it_is(stack: StackIn
     assert found["pid"] == stack.up.pid if stack.up else False
 
 
-def test_started_twice_it_says_so_and_breaks_nothing(stack: StackInATerminal) -> None:
+def test_a_second_start_is_rejected_and_changes_nothing(stack: StackInATerminal) -> None:
     before = stack.status()["parts"]
     second = stack.run("up")
     assert second.returncode == 5
@@ -151,56 +150,52 @@ def test_started_twice_it_says_so_and_breaks_nothing(stack: StackInATerminal) ->
     assert [part["pid"] for part in after] == [part["pid"] for part in before]
 
 
-def test_a_killed_part_is_started_again(stack: StackInATerminal) -> None:
-    killed = next(
-        part["pid"] for part in stack.status()["parts"] if part["name"] == "serve"
-    )
+def test_a_killed_service_is_restarted(stack: StackInATerminal) -> None:
+    killed = next(part["pid"] for part in stack.status()["parts"] if part["name"] == "serve")
     os.kill(killed, signal.SIGKILL)
-    stack.said("serve ended with code -9; restart in")
+    stack.line_with("serve ended with code -9; restart in")
 
     def again() -> bool:
         part = next(part for part in stack.status()["parts"] if part["name"] == "serve")
         return bool(part["restarts"] == 1 and part["state"] == "ready" and part["pid"] != killed)
 
-    wait_until(again, every=1.0, what="the API is back")
-    assert stack.list_for("nobody")["items"]
+    wait_until(again, every=1.0, what="the API is ready again")
+    assert stack.list_for("unknown")["items"]
 
 
-def test_the_dashboard_kills_the_stream_job_it_comes_back_and_nothing_is_lost(
+def test_a_stream_job_killed_from_the_dashboard_restarts_without_loss(
     stack: StackInATerminal,
 ) -> None:
-    killed = next(
-        part["pid"] for part in stack.status()["parts"] if part["name"] == "stream"
-    )
+    killed = next(part["pid"] for part in stack.status()["parts"] if part["name"] == "stream")
     assert str(killed) in stack.control("faults/stream")["done"]
-    stack.said("stream ended with code -9; restart in")
+    stack.line_with("stream ended with code -9; restart in")
     stack.control("reconcile")
 
-    def proof() -> dict[str, Any] | None:
+    def ended() -> dict[str, Any] | None:
         job: dict[str, Any] = stack.console_state()["jobs"]["reconcile"]
         return job if job["state"] != "running" else None
 
-    job = wait_until(proof, 180, every=1.0, what="the recount")
+    job = wait_until(ended, 180, every=1.0, what="the recount")
     assert job["state"] == "done", job
     assert job["answer"]["differences"] == 0
     assert job["answer"]["behind"] == 0
-    goes_on = {"running", "done"}
-    wait_until(lambda: stack.console_state()["replay"]["state"] in goes_on, what="the replay")
+    active = {"running", "done"}
+    wait_until(lambda: stack.console_state()["replay"]["state"] in active, what="the replay")
 
 
-def test_ctrl_c_ends_everything_and_no_part_is_given_ten_seconds(stack: StackInATerminal) -> None:
+def test_ctrl_c_stops_every_process_within_ten_seconds(stack: StackInATerminal) -> None:
     assert len(stack.processes()) > 5
     assert stack.end(signal.SIGINT) == 0
-    assert GRACE_S + SERVERS_GRACE_S < 10, "then they are killed"
+    assert GRACE_S + SERVERS_GRACE_S < 10
     wait_until(lambda: not stack.processes(), every=0.5, what="every process is gone")
     assert stack.status()["running"] is False
 
 
-def test_started_again_it_goes_on_where_it_was(stack: StackInATerminal) -> None:
+def test_a_restarted_stack_continues_the_replay_with_its_model(stack: StackInATerminal) -> None:
     stack.start("--replay", "--rate", "5")
-    assert ": 0 reviews before" in stack.said("history: ")
-    assert "continues with model" in stack.said("training: ")
-    assert "personalised" in stack.said("first personalised list from a model")
+    assert ": 0 reviews before" in stack.line_with("history: ")
+    assert "continues with model" in stack.line_with("training: ")
+    assert "personalised" in stack.line_with("first personalised list from a model")
 
 
 def test_a_killed_supervisor_leaves_no_process(stack: StackInATerminal) -> None:
@@ -209,9 +204,9 @@ def test_a_killed_supervisor_leaves_no_process(stack: StackInATerminal) -> None:
     wait_until(lambda: not stack.processes(), every=0.5, what="every child is gone")
 
 
-def test_down_ends_it_from_another_shell(stack: StackInATerminal) -> None:
+def test_down_stops_the_stack_from_another_shell(stack: StackInATerminal) -> None:
     stack.start()
-    stack.said("serve ready")
+    stack.line_with("serve ready")
     answer = stack.run("down")
     assert answer.returncode == 0
     assert "stopped the stack" in answer.stdout

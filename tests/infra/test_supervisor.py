@@ -17,7 +17,7 @@ from tests.waiting import PATIENCE_S, wait_until
 
 SLEEPS = "import time; print('ready', flush=True); time.sleep(600)"
 CRASHES = "print('ready', flush=True); raise SystemExit('on purpose')"
-DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPS
+IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPS
 HAS_CHILD = (
     "import subprocess; subprocess.Popen(['sleep', '599.25'], start_new_session=False);" + SLEEPS
 )
@@ -41,7 +41,7 @@ class Small:
         )
 
     async def until(self, condition: str, timeout_s: float = PATIENCE_S) -> None:
-        """Wait for a note that holds these words, then stop the stack."""
+        """Wait for a note with these words, then stop the stack."""
         deadline = time.monotonic() + timeout_s
         while not any(condition in note for note in self.notes):
             assert time.monotonic() < deadline, self.notes
@@ -54,13 +54,13 @@ class Small:
         )
 
 
-def test_applications_start_once_the_servers_answer(tmp_path: Path) -> None:
+def test_applications_start_once_the_servers_are_ready(tmp_path: Path) -> None:
     small = Small(tmp_path)
     small.run_until("application ready")
     assert small.notes[:3] == ["server ready", "between", "application ready"]
 
 
-def test_everything_is_gone_after_the_end(tmp_path: Path) -> None:
+def test_every_process_has_ended_after_the_stop(tmp_path: Path) -> None:
     small = Small(tmp_path)
     small.run_until("application ready")
     assert not small.server.process.running
@@ -75,7 +75,7 @@ def test_a_crashed_service_is_restarted_and_noted(tmp_path: Path) -> None:
     assert any("application ended with code 1; restart in 0.5 s" in note for note in small.notes)
 
 
-def test_without_its_server_the_stack_does_not_come_up(tmp_path: Path) -> None:
+def test_without_its_server_the_stack_does_not_start(tmp_path: Path) -> None:
     small = Small(tmp_path, server="raise SystemExit('no room')")
     with pytest.raises(Unavailable, match=r"server ended with code 1[\s\S]*no room"):
         small.run_until("never")
@@ -84,7 +84,7 @@ def test_without_its_server_the_stack_does_not_come_up(tmp_path: Path) -> None:
 
 
 def test_a_service_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    small = Small(tmp_path, server=DEAF, application=DEAF)
+    small = Small(tmp_path, server=IGNORES_SIGTERM, application=IGNORES_SIGTERM)
     small.run_until("application ready")
     stopping = small.notes.index("stopping")
     assert small.notes[stopping:] == ["stopping", "stopped, nothing left running"]
@@ -102,7 +102,7 @@ def test_the_children_of_a_service_end_with_it(tmp_path: Path) -> None:
             p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "599.25"]
         ]
 
-    wait_until(lambda: not left(), what="the child is gone")
+    wait_until(lambda: not left(), what="the child has ended")
 
 
 def test_a_failing_command_reports_the_end_of_its_log(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Dead dead_letters can be counted, read and redriven."""
+"""Dead letters are counted, read and redriven."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streaming.proof.dead_letters import count_by_error, read_dead_letters, redr
 
 @pytest.fixture
 def rejected(settings: Settings) -> Settings:
-    """Three dead dead_letters of feedback: two with one error, one with another."""
+    """Three dead letters of feedback: two with one error, one with another."""
     producer = Producer({"bootstrap.servers": settings.kafka.bootstrap})
     topic = settings.kafka.topics.feedback
     for offset, error in enumerate(("time: too far", "time: too far", "id: missing")):

@@ -126,7 +126,7 @@ def test_a_returning_user_starts_with_an_empty_history(
     assert reconcile(settings).differences == 0
 
 
-def test_the_stream_may_run_meanwhile(settings: Settings, client: redis.Redis) -> None:
+def test_a_user_is_forgotten_while_the_stream_runs(settings: Settings, client: redis.Redis) -> None:
     produce(settings, LOG)
     with MiniStream(settings), hold_lease(client, settings.redis.keys, 10):
         forgetting = forget(settings, "alice")

@@ -1,4 +1,4 @@
-"""A live owner keeps the lease; a dead one is replaced at once."""
+"""A live owner keeps the lease; a dead one is replaced immediately."""
 
 from __future__ import annotations
 

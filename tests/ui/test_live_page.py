@@ -48,7 +48,7 @@ def like(shop: Shop, user_id: str, item_id: str, event_id: str) -> None:
 
 
 def newest(page: Page, chart: str) -> float:
-    """The time of the last point of a chart's first curve; 0.0 if there is none."""
+    """The time of the last point of a chart's first curve; 0.0 without points."""
     time: float = page.evaluate(
         """chart => {
             const element = document.querySelector(`[data-chart=${chart}] .nicegui-echart`);

@@ -89,7 +89,7 @@ def test_every_button_sends_its_event(page: Page, shop: Shop) -> None:
     assert [event["action"] for event in events] == ["purchase", "basket", "skip", "like"]
 
 
-def test_the_timeline_says_where_in_the_log_a_deed_lies(page: Page, shop: Shop) -> None:
+def test_the_timeline_shows_the_log_position_of_each_action(page: Page, shop: Shop) -> None:
     visit(page, shop, new_shopper())
     press(page, shown_items(page)[0], "skip")
     row = page.get_by_test_id("timeline").locator("li").first
@@ -97,7 +97,7 @@ def test_the_timeline_says_where_in_the_log_a_deed_lies(page: Page, shop: Shop) 
     expect(row).to_contain_text(re.compile(r"\d+ ms"))
 
 
-def test_the_last_action_can_be_undone_and_the_list_goes_back(page: Page, shop: Shop) -> None:
+def test_undoing_the_last_action_restores_the_list(page: Page, shop: Shop) -> None:
     user_id = new_shopper()
     visit(page, shop, user_id)
     before = shown_items(page)

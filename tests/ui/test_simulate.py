@@ -19,7 +19,7 @@ def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_what_shoppers_send_is_what_the_state_holds(shop: Shop) -> None:
+def test_the_state_contains_the_events_of_the_simulated_shoppers(shop: Shop) -> None:
     ran = simulate(
         "--shoppers",
         "8",
@@ -48,7 +48,7 @@ def test_what_shoppers_send_is_what_the_state_holds(shop: Shop) -> None:
     wait_until(lambda: held() == figures["feedback"], 120)
 
 
-def test_no_api_is_one_clear_line() -> None:
+def test_an_unreachable_api_is_reported_in_one_line() -> None:
     ran = simulate("--shoppers", "2", "--visits", "1", "--api-url", "http://127.0.0.1:9")
     assert ran.returncode == 3
     assert "no answer from the API at http://127.0.0.1:9" in ran.stderr
