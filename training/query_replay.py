@@ -105,21 +105,26 @@ def align(model: Model, item_ids: NDArray[np.str_]) -> Model:
     def neighbours(items: IntArray) -> IntArray:
         return np.asarray(target[rows(items, -1)])
 
-    changes: dict[str, Any] = {
-        "item_ids": item_ids,
-        "popularity": rows(model.popularity, 0.0),
-        "first_seen_ms": rows(model.first_seen_ms, np.nan),
-    }
-    for kind in ("neighbour", "same_day", "reach"):
-        items, scores = getattr(model, f"{kind}_items"), getattr(model, f"{kind}_scores")
-        if items is not None:
-            changes |= {f"{kind}_items": neighbours(items), f"{kind}_scores": rows(scores, 0.0)}
-    for name in ("factors", "content"):
-        if getattr(model, name) is not None:
-            changes[name] = rows(getattr(model, name), 0.0)
-    if model.towers is not None:
-        targets = rows(model.towers.targets, 0.0)
+    def optional(array: AnyArray | None) -> Any:
+        return None if array is None else rows(array, 0.0)
+
+    towers, walk = model.towers, model.random_walk_items
+    if towers is not None:
+        targets = rows(towers.targets, 0.0)
         targets[~there, -1] = UNKNOWN_BIAS
-        history = rows(model.towers.history, 0.0)
-        changes["towers"] = TowerArrays(history, targets, model.towers.ages)
-    return replace(model, **changes)
+        towers = TowerArrays(rows(towers.history, 0.0), targets, towers.ages)
+    return replace(
+        model,
+        item_ids=item_ids,
+        popularity=rows(model.popularity, 0.0),
+        first_seen_ms=rows(model.first_seen_ms, np.nan),
+        neighbour_items=neighbours(model.neighbour_items),
+        neighbour_scores=rows(model.neighbour_scores, 0.0),
+        co_purchase_items=neighbours(model.co_purchase_items),
+        co_purchase_scores=rows(model.co_purchase_scores, 0.0),
+        random_walk_items=None if walk is None else neighbours(walk),
+        random_walk_scores=optional(model.random_walk_scores),
+        factors=optional(model.factors),
+        content=optional(model.content),
+        towers=towers,
+    )

@@ -57,7 +57,8 @@ class RetrainingBenchmark(Benchmark):
     """Share of the events that the first model is trained on."""
 
     def run(self, settings: Settings) -> Figures:
-        with own_stack(settings) as stack:
+        training = settings.training.model_copy(update={"preset": "fast"})
+        with own_stack(settings.model_copy(update={"training": training})) as stack:
             own, shop = stack.settings, stack.settings.home / "shop"
             events = generate_shop(shop, self.shop).events
             first_events = int(events * self.first)

@@ -20,7 +20,7 @@ DAY_S = 86_400
 
 @pytest.fixture(scope="module")
 def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationSplit, Reviews]:
-    """Users with half of the catalogue each, who come back every three weeks; and some rare items."""
+    """Users with half of the catalogue each who return every three weeks; and rare items."""
     folder, random, rows = tmp_path_factory.mktemp("shop"), np.random.default_rng(4), []
     for user in range(600):
         start = random.integers(0, 280)

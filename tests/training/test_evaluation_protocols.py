@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 import pytest
 
-from afterclick.features import TrendView
+from afterclick.arrays import FloatArray, IntArray
+from afterclick.features import FEATURE_NAMES, TrendView, features
+from afterclick.model import Model
 from afterclick.quarantine import QuarantineLimits, apply_limits
 from afterclick.trends import TrendTable
+from afterclick.user_vectors import UserState, UserVectors
+from tests.scoring.examples import a_model, a_view
 from training.evaluation.measure import top_n
 from training.interactions import Interactions
 from training.models.popularity import trends_at
 from training.protocols import PROTOCOLS, EvaluationSplit, moments, queries, sample
-from training.query_replay import replay
+from training.query_replay import align, replay
 
 DAY = 86_400_000
 CUT = 100 * DAY
 
 
 def split_of(
-    rows: list[tuple[str, str, float]], untrusted: set[int] = frozenset(), min_interactions: int = 1
+    rows: Sequence[tuple[str, str, float]],
+    untrusted: Collection[int] = (),
+    min_interactions: int = 1,
 ) -> EvaluationSplit:
     """Rows (user, item, day), in order of time; the cut is day 100."""
     rows = sorted(rows, key=lambda row: row[2])
@@ -196,3 +204,31 @@ def test_what_scores_minus_infinity_is_not_shown() -> None:
     scores = np.array([[1.0, -np.inf, 2.0]], np.float32)
     shown = top_n(scores, np.arange(3, dtype=np.int32), np.random.default_rng(0), 5)
     assert shown.tolist() == [[2, 0, -1, -1, -1]]
+
+
+def test_an_aligned_model_gives_the_same_features_under_other_indices() -> None:
+    model = a_model(12)
+    order = np.random.default_rng(1).permutation(12)
+    ids = np.concatenate([["new"], model.item_ids[order]])
+    aligned = align(model, ids)
+    index = {item: row for row, item in enumerate(ids.tolist())}
+    moved = np.array([index[item] for item in model.item_ids.tolist()], np.int32)
+
+    def rows(model: Model, history: IntArray, items: IntArray, view: TrendView) -> FloatArray:
+        times = np.arange(len(history), dtype=np.float64)
+        weights = np.ones(len(history), np.float32)
+        state = UserState(history, weights, times, history, 1e9)
+        return features(model, UserVectors.of(model, state), view, items)
+
+    view = a_view(13)
+    shares = view.log_share.copy()
+    shares[moved] = view.log_share[:12]
+    born, score = view.first_seen_ms.copy(), view.trend_score.copy()
+    born[moved], score[moved] = view.first_seen_ms[:12], view.trend_score[:12]
+    history, items = np.array([3, 5], np.int32), np.arange(12, dtype=np.int32)
+    expected = rows(model, history, items, view)
+    found = rows(aligned, moved[history], moved[items], TrendView(shares, born, score, view.top))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    unknown = rows(aligned, moved[history], np.array([0], np.int32), view)[0]
+    assert np.isnan(unknown[FEATURE_NAMES.index("als")])
+    assert unknown[FEATURE_NAMES.index("popularity")] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +12,15 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from tests.training import shop
-from training.config import AlsConfig, TowerConfig
+from training.config import AlsConfig, NeighbourConfig, TowerConfig
 from training.evaluation import published
 from training.evaluation.published_split import RankingTask, Scores
 from training.interactions import Interactions
 from training.models import two_tower
 from training.models.als import Factorise, factorise, implicit_als, spark_als
-from training.models.neighbours import NeighbourConfig, cosine_neighbours
+from training.models.neighbours import cosine_neighbours
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "two_tower": {"epochs": 40, "dim": 16, "own": 0.0},
     "ncf": {"epochs": 20, "dim": 16, "batch": 64, "sample": 40},
 }
@@ -46,7 +47,7 @@ def fit_neighbours(rows: Interactions) -> Scores:
     """Cosine neighbours, added up over a user's items."""
     items, scores = cosine_neighbours(rows, NeighbourConfig(count=20))
     weights = np.zeros((len(items), len(items)))
-    np.put_along_axis(weights, items, scores, axis=1)
+    np.add.at(weights, (np.arange(len(items))[:, None], items), scores)  # -1 pads with zeros
     return lambda users: np.asarray(rows.matrix()[users] @ weights)
 
 

@@ -37,21 +37,21 @@ def companion_shop(users: int = 1500, items: int = 120, days: int = 400) -> Inte
     tells."""
     random = np.random.default_rng(11)
     rows = []
-    for user in range(users):
+    for number in range(users):
         day = int(random.integers(0, days - 3))
         first = int(random.integers(items // 2)) * 2
-        rows.append((user, first, day))
+        rows.append((number, first, day))
         second = first + 1 if random.random() < 2 / 3 else int(random.integers(items))
         if second != first:
-            rows.append((user, second, day + int(random.integers(0, 3))))
+            rows.append((number, second, day + int(random.integers(0, 3))))
     rows.sort(key=lambda row: row[2])
-    user, item, day = (np.array([row[side] for row in rows]) for side in range(3))
+    user, item, days_at = (np.array([row[side] for row in rows]) for side in range(3))
     return Interactions(
         np.array([f"u{n}" for n in range(users)]),
         np.array([f"i{n}" for n in range(items)]),
         user.astype(np.int32),
         item.astype(np.int32),
-        day * DAY,
+        days_at * DAY,
         np.full(len(rows), 2.0, np.float32),
     )
 

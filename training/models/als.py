@@ -38,7 +38,7 @@ class Factors:
     items: NDArray[np.float32]
     """(n_items, rank)"""
 
-    def scores(self, users: NDArray[np.int32]) -> NDArray[np.float32]:
+    def scores(self, users: NDArray[np.integer]) -> NDArray[np.float32]:
         """(len(users), n_items) preference of each user for each item."""
         return np.asarray(self.users[users] @ self.items.T, np.float32)
 

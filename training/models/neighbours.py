@@ -98,7 +98,7 @@ def _rows_to_one(matrix: Any) -> Any:
 def _counted(
     group: NDArray[Any], rows: Interactions, config: NeighbourConfig
 ) -> tuple[Any, FloatArray]:
-    """Groups with both items (COO, n_items × n_items, no diagonal), and with each item (n_items,)."""
+    """Groups with both items (COO, n_items × n_items, no diagonal) and with each (n_items,)."""
     matrix = _newest_per_group(group, rows, config)
     together = (matrix.T @ matrix).tocoo()
     total = np.asarray(matrix.multiply(matrix).sum(axis=0), np.float32).ravel()
