@@ -1,4 +1,4 @@
-"""Fake accounts push an item: with the guards they gain nothing; without them they do."""
+"""Fake accounts push an item: without the limits they succeed, with them they gain nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationSplit, R
     return split_of(Settings(), folder, "1970-09-18")
 
 
-def test_a_push_gains_much_without_the_guards_and_nothing_with_them(
+def test_a_push_succeeds_without_the_limits_and_fails_with_them(
     a_shop: tuple[EvaluationSplit, Reviews],
 ) -> None:
     split, data = a_shop
@@ -50,7 +50,7 @@ def test_a_push_gains_much_without_the_guards_and_nothing_with_them(
     assert rows["trends", False]["target_gain"] > 0.2
     assert rows["trends", True]["worst_gain"] <= 0.01
     assert rows["trends and model", False]["target_gain"] > 0.2
-    # another model than in peace: one question of these few may come to hold the target by itself
+    # the model differs from that without an attack: one of these few queries may list the target
     assert rows["trends and model", True]["worst_gain"] < 1.5 / found["questions"]
     assert rows["none", True]["ndcg_change"] > -0.05
     assert rows["none", False]["ndcg_change_interval"] == [0.0, 0.0]
@@ -58,7 +58,7 @@ def test_a_push_gains_much_without_the_guards_and_nothing_with_them(
     assert low < rows["trends and model", False]["ndcg_change"] < high
 
 
-def test_training_leaves_out_the_fake_votes_for_the_target_alone(
+def test_training_ignores_only_the_fake_votes_for_the_target(
     a_shop: tuple[EvaluationSplit, Reviews],
 ) -> None:
     split, _ = a_shop
@@ -73,7 +73,7 @@ def test_training_leaves_out_the_fake_votes_for_the_target_alone(
     assert (attacked.item != target).sum() == (~of_target).sum()
 
 
-def test_an_account_votes_once_however_often_it_says_so(
+def test_an_account_votes_once_for_any_number_of_events(
     a_shop: tuple[EvaluationSplit, Reviews],
 ) -> None:
     split, _ = a_shop

@@ -1,4 +1,4 @@
-"""A small run of `bench serve`: every response about the synthetic shop is right."""
+"""A small run of `bench serve`: every response is checked."""
 
 from __future__ import annotations
 

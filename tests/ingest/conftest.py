@@ -18,7 +18,7 @@ DAY_S = 86_400
 
 
 def ratings_csv(folder: Path, rows: int = 100, name: str = "ratings_Toys.csv") -> Path:
-    """An official ratings file: sorted by item, times all over the place, a day apart."""
+    """An official ratings file: sorted by item, with unordered times one day apart."""
     lines = [
         f"A{n % 17:03},B{n % 7:03},{n % 5 + 1}.0,{1_300_000_000 + (n * 37 % rows) * DAY_S}"
         for n in range(rows)
@@ -29,7 +29,7 @@ def ratings_csv(folder: Path, rows: int = 100, name: str = "ratings_Toys.csv") -
 
 
 def json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """Rows as JSON lines, packed if the name says so."""
+    """Rows as JSON lines, compressed if the name ends in .gz."""
     content = b"".join(orjson.dumps(row) + b"\n" for row in rows)
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path

@@ -1,4 +1,4 @@
-"""Metadata of all kinds becomes items; what cannot is reported."""
+"""Metadata in every format becomes items; invalid lines are reported."""
 
 from __future__ import annotations
 
@@ -80,14 +80,16 @@ def test_2023_metadata_has_store_and_flat_categories(tmp_path: Path) -> None:
         ("9" * 40, None),
     ],
 )
-def test_prices_of_every_spelling(tmp_path: Path, price: object, expected: float | None) -> None:
+def test_prices_are_parsed_in_every_format(
+    tmp_path: Path, price: object, expected: float | None
+) -> None:
     found, report = items(
         json_lines(tmp_path / "meta.jsonl", [{"parent_asin": "B1", "title": "t", "price": price}])
     )
     assert (found[0].price, report.bad) == (expected, 0)
 
 
-def test_of_several_paths_in_a_text_the_longest_counts(tmp_path: Path) -> None:
+def test_the_longest_of_several_category_paths_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "items.csv"
     path.write_text(
         'item_id,title,categories\nB1,Case,"Phones,Cases;;Electronics,Audio,Cases;;"\nB2,None,;;\n'
@@ -124,7 +126,7 @@ def test_hostile_metadata_is_cleaned_or_reported(tmp_path: Path) -> None:
         b"{'asin': 'B1', 'title': 'a\\x00b\\ud800'}\n"
         b"{'asin': 'B\\x00'}\n"
         b'{"asin": "B2", "title": ["no", "text"], "categories": 7, "price": {"a": 1}}\n'
-        b"{'title': 'nobody'}\n"
+        b"{'title': 'no id'}\n"
         b"\xff\xfe\n"
     )
     found, report = items(path)

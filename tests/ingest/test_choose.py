@@ -1,4 +1,4 @@
-"""Without a word from the user the best dataset at hand is used, and the reason is said."""
+"""Without DATASET the best available dataset is used, with a printed reason."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def unwanted(folder: Path, on_progress: Progress) -> None:
     raise AssertionError("no download was needed")
 
 
-def test_the_named_one_comes_first(shop: Path, tmp_path: Path) -> None:
+def test_a_named_dataset_comes_first(shop: Path, tmp_path: Path) -> None:
     ratings_csv(tmp_path)
     choice = resolve_dataset(shop, tmp_path / "home", raw=tmp_path, fetch=unwanted)
     assert choice.dataset.path == shop
     assert "DATASET" in choice.why
 
 
-def test_a_named_one_that_is_none_is_an_error_not_a_reason_for_another(tmp_path: Path) -> None:
+def test_a_named_path_without_a_dataset_is_an_error(tmp_path: Path) -> None:
     ratings_csv(tmp_path)
     with pytest.raises(BadDataset, match="no such file"):
         resolve_dataset(tmp_path / "typo", tmp_path / "home", raw=tmp_path, fetch=unwanted)
 
 
 @pytest.mark.parametrize("inside", [".", "toys"])
-def test_what_lies_in_raw_comes_second(tmp_path: Path, inside: str) -> None:
+def test_a_dataset_in_raw_comes_second(tmp_path: Path, inside: str) -> None:
     folder = tmp_path / "raw" / inside
     folder.mkdir(parents=True)
     ratings_csv(folder)
@@ -53,7 +53,7 @@ def test_a_download_comes_third(tmp_path: Path) -> None:
     assert "downloaded" in choice.why
 
 
-def test_without_internet_a_shop_is_generated_and_stays(tmp_path: Path) -> None:
+def test_without_internet_a_shop_is_generated_once(tmp_path: Path) -> None:
     raw, home = tmp_path / "raw", tmp_path / "home"
     first = resolve_dataset(None, home, raw=raw, fetch=offline)
     assert first.dataset.path == home / "shop"
@@ -63,7 +63,7 @@ def test_without_internet_a_shop_is_generated_and_stays(tmp_path: Path) -> None:
     assert "generated earlier" in second.why
 
 
-def test_a_download_under_way_is_not_taken_for_a_dataset(tmp_path: Path) -> None:
+def test_an_unfinished_download_is_not_a_dataset(tmp_path: Path) -> None:
     folder = tmp_path / "raw" / "electronics"
     folder.mkdir(parents=True)
     ratings_csv(folder).rename(folder / "ratings_Electronics.csv.part")

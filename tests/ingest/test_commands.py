@@ -32,7 +32,9 @@ def test_info_counts_and_shows_bad_lines(tmp_path: Path, invoke) -> None:  # typ
     path.write_text(path.read_text() + "garbage\n")
     answer = orjson.loads(invoke("data", "info", str(path), "--json").stdout.splitlines()[-1])
     assert (answer["rows"], answer["good"], answer["bad_lines"]) == (51, 50, 1)
-    assert answer["bad_samples"] == [{"line": 51, "why": "1 fields, expected 4", "excerpt": "garbage"}]
+    assert answer["bad_samples"] == [
+        {"line": 51, "why": "1 fields, expected 4", "excerpt": "garbage"}
+    ]
     shown = invoke("data", "info", str(path)).stdout
     assert "51 = 50 good + 1 bad" in shown
     assert "line 51: 1 fields, expected 4: garbage" in shown
@@ -45,7 +47,7 @@ def test_info_takes_the_dataset_from_the_environment(shop: Path, invoke) -> None
     assert (answer["users"], answer["catalogue_items"]) == (300, 120)
 
 
-def test_make_says_what_it_made(tmp_path: Path, invoke) -> None:  # type: ignore[no-untyped-def]
+def test_make_reports_the_generated_files(tmp_path: Path, invoke) -> None:  # type: ignore[no-untyped-def]
     sizes = ("--users", "60", "--items", "60", "--events", "500", "--end", "2026-01-02")
     result = invoke("data", "make", "--out", str(tmp_path / "s"), *sizes, "--json")
     answer = orjson.loads(result.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""The fast encoding is the slow one, byte for byte."""
+"""The fast encoder writes the bytes of `events.encode`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def slowly(row: Row, shift_ms: int, source: str) -> bytes:
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(ROWS, max_size=6), st.integers(0, 10**12), st.sampled_from(["dataset/x", 'a"b\\é']))
-def test_the_bytes_are_those_of_the_vocabulary(rows: list[Row], shift_ms: int, source: str) -> None:
+def test_the_bytes_equal_those_of_events_encode(
+    rows: list[Row], shift_ms: int, source: str
+) -> None:
     groups = Encoder(source, "reviews", "feedback", shift_ms).encode(to_batch(rows))
     messages = [(topic, m["key"], m["value"]) for topic, group in groups for m in group]
     assert messages == [
@@ -52,7 +54,7 @@ def test_the_bytes_are_those_of_the_vocabulary(rows: list[Row], shift_ms: int, s
     ]
 
 
-def test_a_row_is_one_event_whatever_the_clock_and_the_dataset_are_called() -> None:
+def test_the_event_id_of_a_row_is_independent_of_the_clock_and_the_dataset_name() -> None:
     batch = to_batch([Row("u", "i", 1_300_000_000_000, 4.0, None, None)])
     ids = {
         decode(Encoder(source, "r", "f", shift).encode(batch)[0][1][0]["value"]).id

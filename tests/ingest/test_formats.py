@@ -1,4 +1,4 @@
-"""Formats are told by name and first lines; a folder is sorted out."""
+"""Formats are detected by name and first lines, also in a folder of several files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_official_pair_is_recognised(tmp_path: Path) -> None:
     assert dataset.items_format.format is Format.ITEMS_2014
 
 
-def test_of_two_reviews_files_the_one_named_reviews_wins_and_the_other_is_named(
+def test_of_two_reviews_files_the_one_named_reviews_is_used(
     tmp_path: Path,
 ) -> None:
     ratings_csv(tmp_path, 500)
@@ -42,14 +42,14 @@ def test_of_two_reviews_files_the_one_named_reviews_wins_and_the_other_is_named(
 
 
 @pytest.mark.parametrize("content", [None, "hello\n"])
-def test_a_folder_without_reviews_says_so(tmp_path: Path, content: str | None) -> None:
+def test_a_folder_without_reviews_is_an_error(tmp_path: Path, content: str | None) -> None:
     if content:
         (tmp_path / "x.csv").write_text(content)
     with pytest.raises(BadDataset, match="no reviews file"):
         open_dataset(tmp_path)
 
 
-def test_an_items_file_alone_is_no_dataset(shop: Path) -> None:
+def test_an_items_file_without_reviews_is_an_error(shop: Path) -> None:
     with pytest.raises(BadDataset, match="contains items"):
         open_dataset(shop / "items.csv")
 
@@ -60,14 +60,14 @@ def test_bad_first_lines_do_not_hide_the_format(tmp_path: Path) -> None:
     assert detect(path).format is Format.REVIEWS_2014
 
 
-def test_2023_metadata_is_told_from_2023_reviews(tmp_path: Path) -> None:
+def test_2023_metadata_and_reviews_are_distinguished(tmp_path: Path) -> None:
     path = json_lines(
         tmp_path / "meta.jsonl", [{"parent_asin": "B1", "title": "t", "categories": ["a"]}]
     )
     assert detect(path).format is Format.ITEMS_2023
 
 
-def test_the_fingerprint_is_of_the_content_not_of_the_path(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content_not_on_the_path(tmp_path: Path) -> None:
     one, two = tmp_path / "a", tmp_path / "b"
     one.mkdir()
     two.mkdir()

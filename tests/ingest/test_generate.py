@@ -1,4 +1,4 @@
-"""The generated shop is one that a recommender can learn."""
+"""The generated shop has the structure that a recommender learns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def default_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_has_the_size_asked_for_and_no_bad_line(default_shop: Path) -> None:
+def test_a_generated_shop_has_the_requested_size_and_no_bad_line(default_shop: Path) -> None:
     found = profile(open_dataset(default_shop))
     assert (found.rows, found.users, found.items, found.catalogue_titles) == (
         40_000,
@@ -52,7 +52,7 @@ def test_no_user_reviews_an_item_twice_and_times_rise(default_shop: Path) -> Non
     assert (times[-1] - times[0]) / 86_400_000 < 540
 
 
-def test_it_has_a_long_tail_and_users_with_histories(default_shop: Path) -> None:
+def test_a_generated_shop_has_a_long_tail_and_user_histories(default_shop: Path) -> None:
     rows, _ = read(default_shop / "reviews.csv")
     sold = np.sort(np.unique([r["item_id"] for r in rows], return_counts=True)[1])[::-1]
     assert sold[:80].sum() > 0.25 * len(rows)
@@ -61,7 +61,7 @@ def test_it_has_a_long_tail_and_users_with_histories(default_shop: Path) -> None
     assert (histories >= 5).mean() > 0.7
 
 
-def test_als_beats_popularity_on_it(default_shop: Path) -> None:
+def test_als_beats_popularity_on_a_generated_shop(default_shop: Path) -> None:
     rows, _ = read(default_shop / "reviews.csv")
     cut = int(len(rows) * 0.85)
     users, user = np.unique([r["user_id"] for r in rows], return_inverse=True)
@@ -91,6 +91,6 @@ def hit_rate(lists: NDArray[np.int64], target: NDArray[np.int64]) -> float:
 @pytest.mark.parametrize(
     "config", [ShopConfig(items=10), ShopConfig(users=0), ShopConfig(events=10), ShopConfig(days=0)]
 )
-def test_impossible_shops_are_refused(tmp_path: Path, config: ShopConfig) -> None:
+def test_impossible_sizes_are_rejected(tmp_path: Path, config: ShopConfig) -> None:
     with pytest.raises(BadInput):
         generate_shop(tmp_path, config)

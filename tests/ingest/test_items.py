@@ -1,4 +1,4 @@
-"""The catalogue on its topic is brought up to date, and no more than that."""
+"""Only new and changed items are published on the catalogue topic."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_key_of_an_item_is_its_id(shop: Path, settings: Settings) -> None:
     assert {key.decode() for _, key, _ in records} == set(published_items(settings))
 
 
-def test_poison_on_the_topic_is_passed_over(shop: Path, settings: Settings) -> None:
+def test_invalid_records_on_the_topic_are_skipped(shop: Path, settings: Settings) -> None:
     with EventProducer(settings.kafka.bootstrap) as producer:
         poison = [
             {"key": "x", "value": v} for v in (b"", b"\xff", b"{}", b'{"specversion":"1.0"}', None)
@@ -49,6 +49,6 @@ def test_poison_on_the_topic_is_passed_over(shop: Path, settings: Settings) -> N
     assert len(published_items(settings)) == 120
 
 
-def test_a_dataset_without_items_says_so(settings: Settings, tmp_path: Path) -> None:
+def test_a_dataset_without_items_is_an_error(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match="no items file"):
         publish_items(open_dataset(ratings_csv(tmp_path)), settings)

@@ -1,4 +1,4 @@
-"""Paces by arithmetic: no clock runs here."""
+"""Replay paces, calculated without a clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ingest.replay_control import DAY_MS, Rate, Speed, Unlimited, parse_pace, sp
 HOUR_MS = 3_600_000
 
 
-def test_a_rate_lets_so_many_go_a_second() -> None:
+def test_a_rate_limits_the_events_per_second() -> None:
     pace, times = Rate(2000), np.zeros(100_000, np.int64)
     assert pace.due(times, 0.0) == 0
     assert pace.due(times, 0.5) == 1000
@@ -41,32 +41,32 @@ def test_a_speed_follows_event_time_from_the_first_event_on() -> None:
         ("1s/s", 1),
     ],
 )
-def test_speeds_are_written_like_this(text: str, factor: float) -> None:
+def test_speeds_are_parsed(text: str, factor: float) -> None:
     pace = parse_pace(text, None)
     assert isinstance(pace, Speed)
     assert pace.seconds_for(1, 1000) == 1 / factor
 
 
 @pytest.mark.parametrize("text", ["", "fast", "1", "1h", "-1h/s", "0h/s", "nan x", "1y/s", "infx"])
-def test_other_speeds_are_refused(text: str) -> None:
+def test_invalid_speeds_are_rejected(text: str) -> None:
     with pytest.raises(BadInput, match="speed"):
         parse_pace(text, None)
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf")])
-def test_other_rates_are_refused(rate: float) -> None:
+def test_invalid_rates_are_rejected(rate: float) -> None:
     with pytest.raises(BadInput, match="rate"):
         parse_pace("max", rate)
 
 
-def test_max_is_everything_and_speed_and_rate_exclude_each_other() -> None:
+def test_max_is_unlimited_and_speed_and_rate_are_exclusive() -> None:
     assert isinstance(parse_pace("max", None), Unlimited)
     assert Unlimited().due(np.zeros(7, np.int64), 0.0) == 7
     with pytest.raises(BadInput, match="exclude each other"):
         parse_pace("1h/s", 5)
 
 
-def test_events_known_to_the_day_are_spread_over_it() -> None:
+def test_events_with_a_date_only_are_spread_over_the_day() -> None:
     days = np.array([3, 3, 3, 3, 4, 6], np.int64) * DAY_MS
     assert (spread_days(days) / DAY_MS).tolist() == [3, 3.25, 3.5, 3.75, 4, 6]
     exact = days + 1

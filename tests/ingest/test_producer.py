@@ -1,4 +1,4 @@
-"""Events reach a real Kafka in order, acknowledged; a Kafka that is away is said to be away."""
+"""The producer delivers events to Kafka in order; an unreachable Kafka is an error."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_everything_arrives_once_and_in_the_order_of_each_key(settings: Settings
     assert all(numbers == sorted(set(numbers)) for numbers in by_key.values())
 
 
-def test_a_full_queue_is_waited_for_and_keeps_the_order(settings: Settings) -> None:
+def test_a_full_queue_blocks_and_keeps_the_order(settings: Settings) -> None:
     topic = settings.kafka.topics.reviews
     options = {"queue.buffering.max.messages": 100}
     with EventProducer(settings.kafka.bootstrap, **options) as producer:
@@ -57,7 +57,7 @@ def test_a_full_queue_is_waited_for_and_keeps_the_order(settings: Settings) -> N
     assert values == list(range(5_000))
 
 
-def test_keys_lie_where_java_clients_put_them(settings: Settings) -> None:
+def test_keys_are_partitioned_like_java_clients_do(settings: Settings) -> None:
     from kafka.partitioner import murmur2
 
     topic = settings.kafka.topics.reviews
@@ -67,7 +67,7 @@ def test_keys_lie_where_java_clients_put_them(settings: Settings) -> None:
         assert partition == (murmur2(key) & 0x7FFFFFFF) % settings.kafka.partitions
 
 
-def test_no_kafka_is_one_clear_line() -> None:
+def test_an_unreachable_kafka_is_reported_in_one_line() -> None:
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(Unavailable, match=f"Kafka at {address} does not answer"):
         EventProducer(address, connect_s=1.0)
@@ -81,13 +81,13 @@ def test_a_missing_topic_is_named_before_anything_is_sent(settings: Settings) ->
         producer.require(settings.kafka.topics.reviews, "nowhere")
 
 
-def test_an_event_too_large_is_refused_by_name(settings: Settings) -> None:
+def test_an_event_that_is_too_large_is_rejected_by_name(settings: Settings) -> None:
     producer = EventProducer(settings.kafka.bootstrap)
     with pytest.raises(BadInput, match="size"):
         producer.send(settings.kafka.topics.reviews, messages(1, size=3_000_000), mark=1)
 
 
-def test_a_broker_that_comes_back_gets_everything(own_broker: KafkaServer) -> None:
+def test_a_restarted_broker_receives_every_event(own_broker: KafkaServer) -> None:
     settings = Settings.model_validate(
         {"kafka": {"bootstrap": own_broker.address, "partitions": 2}}
     )
@@ -108,7 +108,7 @@ def test_a_broker_that_comes_back_gets_everything(own_broker: KafkaServer) -> No
     assert values == list(range(20_000))
 
 
-def test_a_broker_that_stays_away_ends_in_unavailable_with_what_was_delivered(
+def test_a_lost_broker_ends_in_unavailable_with_the_delivered_count(
     own_broker: KafkaServer,
 ) -> None:
     settings = Settings.model_validate(

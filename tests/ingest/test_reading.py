@@ -1,4 +1,4 @@
-"""Every format is read, and no line takes others down with it."""
+"""Every format is read, and a bad line affects no other line."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_quoted_fields_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> N
         assert report.bad == 0
 
 
-def test_a_quote_that_never_closes_costs_one_line(tmp_path: Path) -> None:
+def test_an_unclosed_quote_costs_one_line(tmp_path: Path) -> None:
     good = [f"u{n},i,{n},5" for n in range(1000)]
     path = named(tmp_path, *good[:10], 'u,"i,1,5', *good[10:])
     rows, report = read(path, 64)
@@ -223,11 +223,11 @@ def test_hostile_json_lines_never_stop_the_reading(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join([good, *(part for bad in HOSTILE_JSON for part in (bad, good))]))
     rows, report = read(path, 300)
     assert len(rows) == len(HOSTILE_JSON) + 1
-    assert report.bad == len(HOSTILE_JSON) - 1  # a blank line is none
+    assert report.bad == len(HOSTILE_JSON) - 1  # a blank line is skipped
     assert report.samples[0].line == 4
 
 
-def test_a_text_longer_than_an_event_may_carry_is_cut(tmp_path: Path) -> None:
+def test_a_text_over_the_limit_is_truncated(tmp_path: Path) -> None:
     line = {
         "reviewerID": "A",
         "asin": "B",
@@ -253,7 +253,7 @@ def test_a_file_without_line_ends_is_one_bad_line(tmp_path: Path) -> None:
     assert (report.good, report.bad) == (1, 1)
 
 
-def test_a_gzip_cut_short_says_so(tmp_path: Path) -> None:
+def test_a_truncated_gzip_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "r.csv.gz"
     content = NAMED + "".join(f"u{n},i{n * 7919 % 997},{n},5\n" for n in range(50_000))
     path.write_bytes(gzip.compress(content.encode())[:-1000])
@@ -272,7 +272,7 @@ def test_a_gzip_cut_short_says_so(tmp_path: Path) -> None:
         b"\x1f\x8bnot gzip",
     ],
 )
-def test_what_is_no_dataset_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_in_no_known_format_is_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "what.csv"
     path.write_bytes(content)
     with pytest.raises(BadDataset, match=r"what\.csv"):
@@ -312,7 +312,7 @@ LINES = st.lists(st.lists(FIELDS, min_size=3, max_size=5).map(",".join), max_siz
 @example(["u1,u1,0x5,"], False)
 @example(["0x1, 0x2, 0X5,"], True)
 @given(LINES, st.booleans())
-def test_the_fast_way_reads_what_the_slow_way_reads(lines: list[str], named_columns: bool) -> None:
+def test_the_fast_and_the_slow_reader_agree(lines: list[str], named_columns: bool) -> None:
     places = {"user_id": 0, "item_id": 1, "time": 2, "rating": 3}
     form = Format.NAMED_CSV if named_columns else Format.RATINGS_CSV
     found = Detected(form, places, ("user_id", "item_id", "timestamp", "rating"))
@@ -327,7 +327,7 @@ def test_the_fast_way_reads_what_the_slow_way_reads(lines: list[str], named_colu
 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300), st.integers(1, 50))
-def test_any_bytes_are_good_and_bad_lines_and_every_good_row_is_an_event(
+def test_any_bytes_are_read_as_valid_events_and_bad_lines(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, block: int
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "r.csv"
@@ -350,7 +350,7 @@ def test_the_real_data_is_read_whole(dataset: Path) -> None:
     assert (rows, report.bad) == (712_928, 0)
 
 
-def test_times_are_told_by_their_size(tmp_path: Path) -> None:
+def test_the_unit_of_times_is_detected_by_magnitude(tmp_path: Path) -> None:
     rows, _ = read(
         named(
             tmp_path,

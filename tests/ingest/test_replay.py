@@ -1,4 +1,4 @@
-"""A replay goes on where it stopped, at the pace asked for, and sends no event of its own making twice."""
+"""A replay resumes where it stopped, keeps its pace, and assigns stable event ids."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DAY_MS = 86_400_000
 
 @dataclass
 class Log:
-    """What lies on the reviews topic."""
+    """The events on the reviews topic."""
 
     settings: Settings
     values: list[bytes] = field(default_factory=list)
@@ -85,7 +85,7 @@ def test_a_second_replay_sends_nothing_and_a_restarted_one_the_same_ids(
     assert set(both) == set(first)
 
 
-def test_a_limited_replay_is_gone_on_with(data: SortedDataset, settings: Settings) -> None:
+def test_a_limited_replay_is_resumed(data: SortedDataset, settings: Settings) -> None:
     parts = [replay(data, settings, ReplayOptions(limit=700)) for _ in range(5)]
     assert [p.sent for p in parts] == [700, 700, 700, 700, 200]
     assert [p.started_at_row for p in parts] == [0, 700, 1400, 2100, 2800]
@@ -101,7 +101,7 @@ def test_from_and_until_cut_by_event_time(data: SortedDataset, settings: Setting
     assert (summary.sent, summary.first_event_ms) == (len(expected), middle)
     sent = sorted(decode_interaction(value).time_ms for value in Log(settings).read())
     assert sent == expected
-    # on from there: what is after `until` follows, what was sent does not
+    # resumed: events after `until` follow, sent ones do not
     rest = replay(data, settings, ReplayOptions(from_ms=middle))
     assert rest.sent == len([t for t in all_times if t >= late])
 
@@ -134,7 +134,7 @@ def test_a_speed_is_kept(data: SortedDataset, settings: Settings) -> None:
     assert summary.seconds > 1.5
 
 
-def test_it_pauses_and_goes_on_when_asked(data: SortedDataset, settings: Settings) -> None:
+def test_a_replay_is_paused_and_resumed(data: SortedDataset, settings: Settings) -> None:
     files = replay_files(settings.home)
     seen: list[ReplayStatus] = []
     done: list[Summary] = []
@@ -154,16 +154,14 @@ def test_it_pauses_and_goes_on_when_asked(data: SortedDataset, settings: Setting
     assert done[0].sent == 3000
 
 
-def test_a_second_replay_at_the_same_time_is_refused(
-    data: SortedDataset, settings: Settings
-) -> None:
+def test_a_second_concurrent_replay_is_rejected(data: SortedDataset, settings: Settings) -> None:
     files = replay_files(settings.home)
     with files.only_one(), pytest.raises(AlreadyRunning, match="a replay is already running"):
         replay(data, settings, ReplayOptions())
     assert not files.running()
 
 
-def test_without_kafka_nothing_is_marked_as_sent(data: SortedDataset, settings: Settings) -> None:
+def test_without_kafka_no_event_is_marked_as_sent(data: SortedDataset, settings: Settings) -> None:
     kafka = settings.kafka.model_copy(update={"bootstrap": "127.0.0.1:9"})
     with pytest.raises(Unavailable, match="does not answer"):
         replay(data, settings.model_copy(update={"kafka": kafka}), ReplayOptions())
@@ -182,7 +180,7 @@ def run_command(settings: Settings, *args: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_killed_three_times_it_loses_nothing(
+def test_a_replay_killed_three_times_loses_no_event(
     data: SortedDataset, shop: Path, settings: Settings
 ) -> None:
     files = replay_files(settings.home)
@@ -196,12 +194,14 @@ def test_killed_three_times_it_loses_nothing(
     assert 0 < summary.started_at_row < 3000
     ids = Log(settings).ids()
     assert len(set(ids)) == 3000
-    # what was sent again had the same ids: the state counts it once
+    # events sent again have the same ids: the state counts them once
     assert len(ids) >= 3000
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_in_order(shop: Path, settings: Settings, number: signal.Signals) -> None:
+def test_a_signal_stops_the_replay_in_order(
+    shop: Path, settings: Settings, number: signal.Signals
+) -> None:
     files = replay_files(settings.home)
     process = run_command(settings, "replay", str(shop), "--rate", "500", "--json")
     wait_until(lambda: (s := files.status()) and s.delivered > 50)
@@ -209,7 +209,7 @@ def test_a_signal_ends_it_in_order(shop: Path, settings: Settings, number: signa
     out, err = process.communicate(timeout=PATIENCE_S)
     summary = orjson.loads(out.splitlines()[-1])
     assert (process.returncode, summary["state"]) == (0, "stopped"), err
-    # nothing is sent twice after an orderly end
+    # no event is sent twice after an orderly stop
     follow = run_command(settings, "replay", str(shop), "--json")
     out, _ = follow.communicate(timeout=PATIENCE_S)
     assert orjson.loads(out.splitlines()[-1])["sent"] == 3000 - summary["sent"]
@@ -217,7 +217,7 @@ def test_a_signal_ends_it_in_order(shop: Path, settings: Settings, number: signa
     assert len(ids) == len(set(ids)) == 3000
 
 
-def test_a_broker_killed_in_the_middle_costs_no_event(
+def test_a_broker_killed_during_a_replay_loses_no_event(
     own_broker: KafkaServer, shop: Path, settings: Settings
 ) -> None:
     from infra.topics_admin import ensure_topics

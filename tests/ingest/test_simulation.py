@@ -1,4 +1,4 @@
-"""The simulated shoppers and the click model they act by."""
+"""The simulated shoppers and their click model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def shopper(name: str = "ann", seed: int = 1) -> SimulatedUser:
     return SimulatedUser.create(name, CATEGORIES, seed)
 
 
-def test_the_same_seed_makes_the_same_people_who_do_the_same() -> None:
+def test_the_same_seed_gives_the_same_shoppers_and_actions() -> None:
     visits = [shopper().visit(CATALOGUE[:50], GroundTruth(1)) for _ in range(2)]
     assert visits[0] == visits[1]
     assert shopper("ann").tastes != shopper("bea").tastes
     assert shopper("ann", 1).tastes != shopper("ann", 2).tastes
 
 
-def test_what_one_likes_is_clicked_more_than_what_one_does_not() -> None:
+def test_items_of_a_taste_are_clicked_more() -> None:
     truth = GroundTruth(3)
     rates: dict[bool, list[float]] = {True: [], False: []}
     for n in range(50):
@@ -58,13 +58,13 @@ def test_an_item_is_clicked_once_and_bought_or_liked_only_after_a_click() -> Non
     )
 
 
-def test_a_hot_item_is_clicked_more() -> None:
+def test_a_trending_item_is_clicked_more() -> None:
     item, person = CATALOGUE[0], shopper()
     hot = GroundTruth(1, hot=frozenset({item.item_id}))
     assert person.click_probability(item, hot) > person.click_probability(item, GroundTruth(1))
 
 
-def test_drift_exchanges_a_taste_and_keeps_their_number() -> None:
+def test_drift_replaces_a_taste_and_keeps_their_number() -> None:
     person = shopper()
     before = dict(person.tastes)
     person.drift(CATEGORIES)
@@ -74,11 +74,11 @@ def test_drift_exchanges_a_taste_and_keeps_their_number() -> None:
 
 @settings(max_examples=50)
 @given(st.integers(1, 200))
-def test_lower_places_are_looked_at_less(place: int) -> None:
+def test_lower_ranks_are_examined_less(place: int) -> None:
     assert 0 < look_probability(place + 1) < look_probability(place) <= 1
 
 
-def test_the_lift_and_its_interval_are_those_of_the_ledgers() -> None:
+def test_the_lift_and_its_interval_agree_with_the_logged_clicks() -> None:
     def participant(n: int, arm: SimulatedArm, clicks: int) -> Participant:
         return Participant(shopper(f"c{n}"), arm, counters=Counters(shown=100, clicks=clicks))
 

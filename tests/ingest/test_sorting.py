@@ -1,4 +1,4 @@
-"""Whatever the order of a file, its rows come in event-time order, each once."""
+"""Rows are sorted by event time, each once, in any order of the file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_file_sorted_by_item_is_replayed_by_time(tmp_path: Path) -> None:
     )
 
 
-def test_what_was_prepared_is_not_read_again(tmp_path: Path) -> None:
+def test_a_prepared_dataset_is_not_read_again(tmp_path: Path) -> None:
     dataset = open_dataset(ratings_csv(tmp_path))
     first = sort_by_time(dataset, tmp_path / "home")
     stamp = (first.folder / "prepared.json").stat().st_mtime_ns
@@ -41,7 +41,7 @@ def test_what_was_prepared_is_not_read_again(tmp_path: Path) -> None:
     assert (again.folder / "prepared.json").stat().st_mtime_ns == stamp
 
 
-def test_a_half_prepared_dataset_is_prepared_again(tmp_path: Path) -> None:
+def test_an_incomplete_preparation_is_repeated(tmp_path: Path) -> None:
     dataset = open_dataset(ratings_csv(tmp_path))
     first = sort_by_time(dataset, tmp_path / "home")
     (first.folder / "prepared.json").write_text("{")
@@ -49,7 +49,7 @@ def test_a_half_prepared_dataset_is_prepared_again(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "home" / "prepared").iterdir()] == [first.folder.name]
 
 
-def test_a_file_of_nothing_but_bad_lines_is_refused_with_the_first(tmp_path: Path) -> None:
+def test_a_file_with_only_bad_lines_is_rejected_with_the_first(tmp_path: Path) -> None:
     path = tmp_path / "reviews.csv"
     path.write_text("user_id,item_id,timestamp\nu,i,never\n")
     with pytest.raises(BadDataset, match="no good line among 1; line 2: timestamp"):

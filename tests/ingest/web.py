@@ -1,4 +1,4 @@
-"""A real HTTP server for downloads, with the faults of real ones."""
+"""An HTTP server for downloads that injects faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class FileServer:
-    """Serves one file at /data/file.csv. `cut_after` bytes the connection is closed, `cuts` times."""
+    """Serves /data/file.csv; closes the connection after `cut_after` bytes, `cuts` times."""
 
     content: bytes
     cut_after: int = 0

@@ -1,4 +1,4 @@
-"""The notebooks run on the real data, each within a minute of a quiet machine, and their pairs agree."""
+"""The notebooks run on the real data, and their .py pairs contain the same cells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_every_notebook_has_its_pair() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_both_of_a_pair_hold_the_same_cells(name: str) -> None:
+def test_a_notebook_and_its_pair_contain_the_same_cells(name: str) -> None:
     text, notebook = (jupytext.read(FOLDER / f"{name}{suffix}") for suffix in (".py", ".ipynb"))
     assert [(c.cell_type, c.source) for c in text.cells] == [
         (c.cell_type, c.source) for c in notebook.cells

@@ -1,4 +1,4 @@
-"""Publish repeatedly, killed (SIGKILL) at a later file operation each time. A process of its own.
+"""A process that publishes repeatedly, killed (SIGKILL) at a later file operation each time.
 
 Prints one JSON line per try: what was tried, its exit code, the champion, the valid and the damaged
 versions. First the control, then the real code. It forks, so that Python imports once; nothing here
@@ -39,7 +39,7 @@ def copy_in_place(settings: Settings) -> None:
 
 
 def main(action: Callable[[Settings], None]) -> None:
-    """Try until it succeeds."""
+    """Retry until it succeeds."""
     settings = Settings()
     for operation in range(1, 1000, STEP):
         shutil.rmtree(settings.artifacts / NEW, ignore_errors=True)

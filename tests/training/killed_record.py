@@ -1,4 +1,4 @@
-"""Deploy repeatedly, killed (SIGKILL) before a later write to MLflow each time. A process of its own.
+"""A process that deploys repeatedly, killed before a later write to MLflow each time.
 
 Prints one JSON line per try: its exit code, the champion, the aliases after the kill, and those that
 the next command reads. It forks, so that Python imports once; nothing here starts a thread before a
@@ -24,7 +24,7 @@ OLD, NEW = "old", "new"
 
 
 def main() -> None:
-    """Try until it succeeds."""
+    """Retry until it succeeds."""
     settings = Settings()
     database = settings.home / "mlflow.db"
     shutil.copyfile(database, settings.home / "before.db")

@@ -1,4 +1,4 @@
-"""ALS, in Spark and beyond it."""
+"""ALS in Spark, and factors of users and items outside of it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def state_of(items: list[int]) -> UserState:
 
 
 @pytest.mark.spark
-def test_folding_in_a_known_user_gives_sparks_own_factors(spark: SparkSession) -> None:
+def test_folding_in_a_known_user_gives_the_factors_of_spark(spark: SparkSession) -> None:
     rows, _ = shop.checkerboard()
     # many passes: Spark's user factors belong to the item factors of the pass before
     config = AlsConfig(rank=8, reg=0.05, alpha=10.0, iterations=30)
@@ -58,7 +58,7 @@ def test_folding_in_a_known_user_gives_sparks_own_factors(spark: SparkSession) -
         np.testing.assert_allclose(folded, factors.users[user], atol=5e-3)
 
 
-def test_half_a_step_is_the_fold_in_of_every_user() -> None:
+def test_a_half_step_is_the_fold_in_of_every_user() -> None:
     random = np.random.default_rng(1)
     factors = random.normal(size=(60, 6)).astype(np.float32)
     factors[3] = 0  # an item that ALS does not know
@@ -77,7 +77,7 @@ def test_half_a_step_is_the_fold_in_of_every_user() -> None:
 
 
 @pytest.mark.spark
-def test_items_outside_the_core_get_factors_of_their_own_kind(spark: SparkSession) -> None:
+def test_items_outside_the_core_get_the_factors_of_their_kind(spark: SparkSession) -> None:
     rows, _ = shop.checkerboard()
     extra = [(u, 40 + u % 2) for u in range(4)]  # two new items, too few interactions for the core
     pairs = list(zip(rows.user.tolist(), rows.item.tolist(), strict=True)) + extra
@@ -87,6 +87,6 @@ def test_items_outside_the_core_get_factors_of_their_own_kind(spark: SparkSessio
     assert even > odd + 0.1
 
 
-def test_without_interactions_there_is_nothing_to_factorise() -> None:
+def test_without_interactions_there_are_no_factors() -> None:
     with pytest.raises(TooFewInteractions, match="at least one"):
         spark_als(None, shop.interactions([], 1, 1), CONFIG)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The search for ALS's settings goes on where it was stopped, and every trial is in MLflow."""
+"""The search for ALS parameters resumes where it stopped, and records every trial in MLflow."""
 
 from __future__ import annotations
 
@@ -51,19 +51,21 @@ def test_every_trial_is_a_nested_run_with_its_metrics(
     )
 
 
-def test_a_search_goes_on_where_it_was_killed(
-    settings: Settings, evaluation: AlsEvaluation
-) -> None:
+def test_a_killed_search_resumes(settings: Settings, evaluation: AlsEvaluation) -> None:
     first = search(settings, evaluation, AlsSearch(trials=1))
     study = optuna.load_study(study_name="als", storage=f"sqlite:///{settings.home / 'optuna.db'}")
-    study.ask()  # a trial that nobody will ever finish
+    study.ask()  # a trial that never finishes
     again = search(settings, evaluation, AlsSearch(trials=4))
     assert (again["run"], again["trials"], again["failed"]) == (first["run"], 4, 1)
     assert not study.get_trials(states=(TrialState.RUNNING,))
-    assert search(settings, evaluation, AlsSearch(trials=4))["trials"] == 4  # nothing is left to do
+    assert (
+        search(settings, evaluation, AlsSearch(trials=4))["trials"] == 4
+    )  # every trial is complete
 
 
-def test_what_is_used_today_is_tried_first(settings: Settings, evaluation: AlsEvaluation) -> None:
+def test_the_current_parameters_are_tried_first(
+    settings: Settings, evaluation: AlsEvaluation
+) -> None:
     search(settings, evaluation, AlsSearch(trials=1))
     study = optuna.load_study(study_name="als", storage=f"sqlite:///{settings.home / 'optuna.db'}")
     knobs = settings.training
@@ -77,14 +79,14 @@ def test_a_trial_far_behind_the_others_is_pruned(
         study_name="als", storage=f"sqlite:///{_database(settings)}", direction="maximize"
     )
     study.set_user_attr("run", MlflowRegistry(settings).start("search", {}, {}))
-    for _ in range(5):  # five trials that were better than anything can be
+    for _ in range(5):  # five trials with an impossible score
         trial = study.ask()
         trial.report(2.0, 2)
         study.tell(trial, 2.0)
-    told: list[tuple[int, str]] = []
-    answer = search(settings, evaluation, AlsSearch(trials=7), lambda *said: told.append(said))
+    reported: list[tuple[int, str]] = []
+    answer = search(settings, evaluation, AlsSearch(trials=7), lambda *line: reported.append(line))
     assert answer["pruned"] == 2
-    assert [(done, line.split(":")[1].split(" (")[0]) for done, line in told] == [
+    assert [(done, line.split(":")[1].split(" (")[0]) for done, line in reported] == [
         (6, " pruned"),
         (7, " pruned"),
     ]
@@ -100,7 +102,9 @@ def _database(settings: Settings) -> Path:
 
 
 @pytest.mark.spark
-def test_both_engines_are_asked_the_same(spark: SparkSession, evaluation: AlsEvaluation) -> None:
+def test_both_engines_are_evaluated_on_the_same_queries(
+    spark: SparkSession, evaluation: AlsEvaluation
+) -> None:
     answer = compare_engines(
         spark, evaluation, AlsConfig(rank=8, reg=0.1, alpha=10.0, iterations=8)
     )

@@ -1,4 +1,4 @@
-"""The FAISS index finds what exact search finds, or says how much it misses."""
+"""The FAISS index and its recall compared with exact search."""
 
 from __future__ import annotations
 

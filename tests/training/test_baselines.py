@@ -1,4 +1,4 @@
-"""Popularity and neighbours, against what can be counted by hand and a dense recount."""
+"""Popularity and neighbours, compared with hand-computed values and a dense computation."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_cosine_of_two_items_is_that_of_their_user_sets() -> None:
     assert items[3].tolist() == [-1, -1, -1]
 
 
-def test_shrinkage_puts_two_shared_users_before_one_of_a_rare_item() -> None:
+def test_shrinkage_ranks_two_shared_users_above_one_of_a_rare_item() -> None:
     owners = {0: (0, 1, 2), 1: (0,), 2: (1, 2, 3, 4, 5, 6)}
     rows = rows_of([(user, item, 1) for item, users in owners.items() for user in users], items=3)
     plain, _ = cosine_neighbours(rows, NeighbourConfig(count=2, shrink=0.0, half_life_days=None))
@@ -71,7 +71,7 @@ def test_same_day_neighbours_need_the_same_day() -> None:
     assert items[2].tolist() == [-1, -1]
 
 
-def test_a_same_day_score_is_the_chance_that_the_other_comes_with_the_item() -> None:
+def test_a_same_day_score_is_the_conditional_probability_of_the_pair() -> None:
     items, scores = same_day_neighbours(
         SHOP, NeighbourConfig(count=1, shrink=0.0, half_life_days=None)
     )
@@ -79,7 +79,7 @@ def test_a_same_day_score_is_the_chance_that_the_other_comes_with_the_item() -> 
     np.testing.assert_allclose(scores[:2, 0], [2 / 3, 1.0])
 
 
-def test_an_old_pair_counts_less_than_a_new_one() -> None:
+def test_an_old_pair_weighs_less_than_a_new_one() -> None:
     rows = rows_of([(0, 0, 1), (0, 1, 1), (1, 0, 201), (1, 2, 201)], items=3)
     config = NeighbourConfig(count=2, shrink=1.0, half_life_days=100.0)
     items, scores = cosine_neighbours(rows, config)
@@ -89,7 +89,7 @@ def test_an_old_pair_counts_less_than_a_new_one() -> None:
     )
 
 
-def test_a_second_step_reaches_what_no_user_shares() -> None:
+def test_a_second_step_reaches_items_without_a_shared_user() -> None:
     chain = np.array([[1, -1], [0, 2], [1, -1]], np.int32)
     even = (chain, np.where(chain >= 0, 0.5, 0.0).astype(np.float32))
     items, scores = random_walk(even, even, np.array([1.0, 1.0, 1.0]), NeighbourConfig(count=2))
@@ -98,7 +98,7 @@ def test_a_second_step_reaches_what_no_user_shares() -> None:
     np.testing.assert_allclose(scores[0], [0.5, 0.25], rtol=1e-6)
 
 
-def test_a_walk_prefers_what_is_popular_lately() -> None:
+def test_a_walk_prefers_recently_popular_items() -> None:
     star = np.array([[1, 2], [0, -1], [0, -1]], np.int32)
     even = (star, np.where(star >= 0, 0.5, 0.0).astype(np.float32))
     items, scores = random_walk(even, even, np.array([1.0, 1.0, 32.0]), NeighbourConfig(count=2))
@@ -113,7 +113,7 @@ def test_an_item_without_neighbours_reaches_nothing() -> None:
     assert not scores.any()
 
 
-def test_neighbours_agree_with_a_dense_recount() -> None:
+def test_neighbours_agree_with_a_dense_computation() -> None:
     random = np.random.default_rng(5)
     pairs = {(int(random.integers(40)), int(random.integers(15))) for _ in range(200)}
     rows = rows_of([(user, item, 1) for user, item in pairs], items=15)

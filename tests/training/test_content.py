@@ -1,4 +1,4 @@
-"""Titles and categories become vectors that put like beside like."""
+"""Titles and categories become vectors that are close for similar items."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CATALOGUE: content.ItemTexts = {
 
 
 @pytest.mark.parametrize("engine", ["tfidf", "sbert"])
-def test_like_items_are_near(engine: str) -> None:
+def test_similar_items_have_close_vectors(engine: str) -> None:
     vectors = content.embed(content.texts_of("abcde", CATALOGUE), engine)
     assert vectors is not None
     near = vectors @ vectors.T
@@ -47,7 +47,7 @@ def test_any_model_by_name_or_folder() -> None:
         TrainingSettings(content="bert")
 
 
-def test_without_torch_tfidf_takes_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_tfidf_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = content.texts_of("abcde", CATALOGUE)
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     found, plain = content.embed(texts, "sbert"), content.embed(texts, "tfidf")
@@ -56,23 +56,23 @@ def test_without_torch_tfidf_takes_its_place(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_array_equal(found, plain)
 
 
-def test_without_texts_there_is_no_content() -> None:
+def test_without_texts_there_are_no_content_vectors() -> None:
     assert content.embed(["", "one"], "tfidf") is None
     assert content.texts_of(["unknown"], CATALOGUE) == [""]
 
 
-def test_titles_of_nothing_but_stop_words_do_no_harm() -> None:
+def test_titles_of_stop_words_only_are_accepted() -> None:
     vectors = content.embed(["the", "and"], "tfidf")
     assert vectors is not None
     assert np.isfinite(vectors).all()
 
 
 def near(words: WordVectors, texts: list[str], vectors: np.ndarray) -> np.ndarray:
-    """Cosines of what words say of texts, in rows, and what vectors do, in columns."""
+    """Cosines of texts encoded by word vectors (rows) and by the model (columns)."""
     return np.asarray(np.stack([words.vector(text) for text in texts]) @ vectors.T)
 
 
-def test_words_say_of_a_text_what_tfidf_says_of_it() -> None:
+def test_word_vectors_reproduce_tfidf() -> None:
     texts = content.texts_of("abcde", CATALOGUE)
     texts += [
         "The USB cable, a cable for CABLES. Überlänge 2m",
@@ -81,12 +81,12 @@ def test_words_say_of_a_text_what_tfidf_says_of_it() -> None:
     ]
     learned = content.learn(texts, "tfidf")
     assert learned is not None
-    said = np.stack([learned.words.vector(text) for text in texts])
-    np.testing.assert_allclose(said, learned.vectors, atol=1e-5)
-    assert not said[texts.index("and the")].any()
+    encoded = np.stack([learned.words.vector(text) for text in texts])
+    np.testing.assert_allclose(encoded, learned.vectors, atol=1e-5)
+    assert not encoded[texts.index("and the")].any()
 
 
-def test_one_word_and_no_words_have_vectors_too() -> None:
+def test_texts_of_one_word_and_of_none_have_vectors() -> None:
     for texts in (["shoes", "shoes shoes"], ["the", "and"]):
         learned = content.learn(texts, "tfidf")
         assert learned is not None
@@ -94,7 +94,7 @@ def test_one_word_and_no_words_have_vectors_too() -> None:
         assert not learned.words.vector("lamps").any()
 
 
-def test_words_say_of_a_new_text_nearly_what_sentence_bert_says() -> None:
+def test_word_vectors_of_a_new_text_approximate_sentence_bert() -> None:
     things = {
         "usb cable": "Electronics, Cables",
         "camera lens": "Photo, Lenses",

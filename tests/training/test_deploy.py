@@ -1,4 +1,4 @@
-"""The step `deploy`: what it refuses despite a passed evaluation, and what it records."""
+"""The step `deploy`: its own checks, and its records."""
 
 from __future__ import annotations
 

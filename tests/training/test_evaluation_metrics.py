@@ -93,7 +93,7 @@ def test_gini_is_zero_when_all_are_shown_alike_and_near_one_when_one_is() -> Non
     assert list_metrics.gini(np.zeros((50, 1), np.int32), 100) == pytest.approx(0.99)
 
 
-def test_diversity_is_zero_for_twins_and_one_for_strangers() -> None:
+def test_diversity_is_zero_for_equal_and_one_for_orthogonal_items() -> None:
     vectors = np.array([[1, 0], [1, 0], [0, 1], [0, 0]], np.float32)
     lists = np.array([[0, 1], [0, 2], [0, 3]], np.int32)
     np.testing.assert_allclose(list_metrics.diversity(lists, vectors), [0.0, 1.0, 1.0], atol=1e-6)

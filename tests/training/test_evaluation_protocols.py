@@ -1,4 +1,4 @@
-"""Who is asked what, and what is known at that moment: never the future."""
+"""Evaluation queries and the state at their time, without data of the future."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def asked(split: EvaluationSplit, protocol: str) -> list[tuple[str, str, str | N
     ]
 
 
-def test_returning_users_are_asked_for_their_first_test_item_as_of_the_cut() -> None:
+def test_queries_of_returning_users_target_their_first_test_item() -> None:
     split = split_of(
         [*PAST, ("dan", "i5", 5), ("ann", "i5", 110), ("ann", "i6", 111), ("bob", "i1", 112)]
     )
@@ -71,7 +71,7 @@ def test_cold_users_have_no_past() -> None:
     assert asked(split, "cold") == [("cy", "i1", None, 100)]
 
 
-def test_live_asks_for_the_second_item_when_the_first_has_just_happened() -> None:
+def test_live_queries_target_the_second_item_after_the_first() -> None:
     split = split_of(
         [*PAST, ("cy", "i1", 110), ("cy", "i2", 110), ("cy", "i3", 120), ("bob", "i4", 130)]
     )
@@ -104,7 +104,7 @@ def test_an_item_with_too_few_training_rows_is_no_target_but_may_be_a_live_event
     assert asked(split, "returning") == []
 
 
-def test_cold_items_are_asked_for_on_their_own() -> None:
+def test_cold_items_have_their_own_queries() -> None:
     split = split_of(
         [*PAST, ("cy", "i1", 110), ("cy", "new", 111), ("dan", "new", 112)], min_interactions=2
     )
@@ -119,7 +119,7 @@ def test_rows_with_a_guessed_time_are_neither_target_nor_live_event() -> None:
     assert asked(split_of(rows, untrusted={6}), "live") == [("cy", "i3", "i2", 111)]
 
 
-def test_learning_asks_every_next_item() -> None:
+def test_learning_queries_target_every_next_item() -> None:
     split = split_of([*PAST, ("cy", "i1", 110), ("cy", "i2", 111), ("cy", "i3", 112)])
     found = moments(split)
     assert found.live_item.tolist() == [-1, 1, 2]
@@ -127,11 +127,11 @@ def test_learning_asks_every_next_item() -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_log_that_ends_at_the_cut_asks_nothing(protocol: str) -> None:
+def test_a_log_that_ends_at_the_cut_has_no_queries(protocol: str) -> None:
     assert len(queries(split_of(PAST), protocol)) == 0
 
 
-def test_an_unknown_protocol_is_refused() -> None:
+def test_an_unknown_protocol_is_rejected() -> None:
     with pytest.raises(ValueError, match="expected one of"):
         queries(split_of(PAST), "hindsight")
 
@@ -143,7 +143,7 @@ def test_a_sample_is_the_same_for_the_same_seed() -> None:
     assert one.user.tolist() == two.user.tolist()
 
 
-def test_a_state_holds_the_live_event_and_nothing_of_its_day_or_later() -> None:
+def test_a_state_contains_the_live_event_and_no_other_event_of_its_day() -> None:
     past = [*PAST, ("dan", "i5", 5), ("dan", "i6", 6)]
     split = split_of(
         [*past, ("ann", "i5", 110), ("ann", "i6", 110), ("bob", "i6", 110), ("bob", "i5", 110)]
@@ -200,7 +200,7 @@ def test_ties_are_broken_at_random_and_differences_never_are() -> None:
     assert share.max() < 1.2 * 9 / 49
 
 
-def test_what_scores_minus_infinity_is_not_shown() -> None:
+def test_an_item_with_score_minus_infinity_is_not_listed() -> None:
     scores = np.array([[1.0, -np.inf, 2.0]], np.float32)
     shown = top_n(scores, np.arange(3, dtype=np.int32), np.random.default_rng(0), 5)
     assert shown.tolist() == [[2, 0, -1, -1, -1]]

@@ -1,4 +1,4 @@
-"""From a dataset on disk to the table, the JSON and the report."""
+"""`evaluate` on a dataset: the table, the JSON and the report."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
             value, (low, high) = measured["live"][metric], measured["live"][f"{metric}_interval"]
             assert 0.0 <= value <= 1.0
             assert low <= high
-    # whoever has bought odd items buys odd items: ten of thirty against ten of sixty by chance
+    # buyers of odd items buy odd items: ten of thirty, against ten of sixty by chance
     live = {name: measured["live"]["hr@10"] for name, measured in result["models"].items()}
     assert live["blend"] > live["popularity"]
     lift = {
@@ -141,7 +141,7 @@ def test_a_repeated_review_counts_once(tmp_path: Path) -> None:
         ("user_id,item_id,timestamp\n", "no reviews"),
     ],
 )
-def test_a_file_that_is_no_dataset_is_refused_by_name(
+def test_a_file_without_reviews_is_rejected_by_name(
     tmp_path: Path, text: str, problem: str
 ) -> None:
     path = tmp_path / "reviews.csv"
@@ -150,12 +150,12 @@ def test_a_file_that_is_no_dataset_is_refused_by_name(
         reviews.load(path)
 
 
-def test_an_empty_folder_is_no_dataset(tmp_path: Path) -> None:
+def test_an_empty_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match="expected one of"):
         reviews.load(tmp_path)
 
 
-def test_a_cut_outside_the_log_is_refused(tmp_path: Path) -> None:
+def test_a_cut_outside_the_log_is_rejected(tmp_path: Path) -> None:
     rows = reviews.load(a_dataset(tmp_path)).rows
     assert cut_of(rows, "1970-06-01") == 151 * DAY_S * 1000
     for day in ("2030-01-01", "1960-01-01", "soon"):
@@ -171,7 +171,7 @@ def test_the_default_cut_is_the_first_of_a_month_that_leaves_a_test(tmp_path: Pa
 
 
 def answers(places: dict[str, list[int | None]]) -> Answers:
-    """Contestant → where each user's target stands in the list (None: nowhere)."""
+    """Contestant → rank of each user's target in the list (None: not listed)."""
     users = len(next(iter(places.values())))
     empty = np.zeros(users, np.int64)
     asked = Queries(
@@ -197,7 +197,7 @@ def test_expected_clicks_follow_the_stated_model() -> None:
     assert found["assumptions"]["eta"] == 1.0
 
 
-def test_the_lift_depends_on_the_assumptions_and_says_so() -> None:
+def test_the_lift_states_the_assumptions_it_depends_on() -> None:
     found = simulate(answers({"popularity": [9, None] * 50, "blend": [0, None] * 50}))
     lift = {what: by_name["blend"] for what, by_name in found["sensitivity"].items()}
     assert lift["strong position bias"] > lift["no position bias"] == pytest.approx(0.0)

@@ -35,7 +35,7 @@ def test_a_sound_model_passes() -> None:
     ).passed
 
 
-def test_nan_is_refused() -> None:
+def test_nan_is_rejected() -> None:
     broken = model()
     assert broken.factors is not None
     broken.factors[3, 1] = np.nan
@@ -56,13 +56,13 @@ def test_nan_is_refused() -> None:
         ({"words": words(2, 3, value=np.nan)}, "content_word_vectors holds NaN"),
     ],
 )
-def test_a_wrong_shape_is_refused(change: dict[str, Any], reason: str) -> None:
+def test_a_wrong_shape_is_rejected(change: dict[str, Any], reason: str) -> None:
     verdict = gate.sanity_check(replace(model(), **change))
     assert not verdict.passed
     assert reason in verdict.reason
 
 
-def test_a_model_that_lost_most_items_is_refused() -> None:
+def test_a_model_that_lost_most_items_is_rejected() -> None:
     assert not gate.sanity_check(model(20), champion_items=50).passed
     assert gate.sanity_check(model(30), champion_items=50).passed
 
@@ -92,12 +92,12 @@ def test_noise_is_not_a_drop() -> None:
     assert gate.compare(judged(champion), judged(champion)).difference == 0.0
 
 
-def test_nan_metrics_are_refused() -> None:
+def test_nan_metrics_are_rejected() -> None:
     values = np.full(100, np.nan)
     assert not gate.compare(judged(values), judged(np.zeros(100))).passed
 
 
-def test_few_queries_decide_nothing() -> None:
+def test_too_few_queries_reject_no_model() -> None:
     verdict = gate.compare(judged(np.zeros(10)), judged(np.ones(10)))
     assert verdict.passed
     assert "only 10 questions" in verdict.reason
@@ -108,7 +108,7 @@ def test_a_model_without_a_ranker_does_not_replace_one_that_has_one() -> None:
     assert not gate.decide(None, {"champion": judged(np.zeros(100))}).passed
 
 
-def test_worse_than_plain_trends_is_refused() -> None:
+def test_a_model_worse_than_trends_is_rejected() -> None:
     trends = np.random.default_rng(2).binomial(1, 0.3, 500).astype(float)
     verdict = gate.decide(
         judged(np.zeros(500)), {"trends": judged(trends), "champion": judged(np.zeros(500))}

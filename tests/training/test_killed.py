@@ -1,4 +1,4 @@
-"""A training that is killed while it publishes: the champion stays and no partial model appears."""
+"""A training killed while it publishes: the champion stays and no partial model appears."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry of models: signature, aliases, differences, report, and where its data lies."""
+"""The model registry: signature, aliases, differences, report, and storage."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_files_of_runs_can_be_stored_on_s3(settings: Settings, s3: Any, tmp_path
     run_id = registry.start("v1", {}, {})
     registry.log_signature(run_id)
     (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "report.md").write_text("as it went")
+    (tmp_path / "report" / "report.md").write_text("the report")
     registry.files(run_id, tmp_path / "report")
     kept = {found["Key"] for found in s3.list_objects_v2(Bucket="shop")["Contents"]}
     assert f"runs/{run_id}/artifacts/report/report.md" in kept
@@ -140,7 +140,7 @@ def test_files_of_runs_can_be_stored_on_s3(settings: Settings, s3: Any, tmp_path
     assert not (settings.home / "mlflow").exists()
     (tmp_path / "read").mkdir()
     read = registry.client.download_artifacts(run_id, "report/report.md", str(tmp_path / "read"))
-    assert Path(read).read_text() == "as it went"
+    assert Path(read).read_text() == "the report"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from training.models.item_item import PLAIN_FROM, ItemItem
 from training.models.stopping import EarlyStopping
 
 
-def test_a_large_catalogue_is_solved_among_neighbours() -> None:
+def test_a_large_catalogue_is_solved_over_neighbours() -> None:
     train = shop.checkerboard()[0].matrix()
     dense, local = ItemItem(), ItemItem(dense_up_to=10)
     dense.fit(train, seed=1)
@@ -50,7 +50,7 @@ def test_a_two_tower_vector_is_computed_without_torch() -> None:
     np.testing.assert_allclose(model.vectors(np.array([user])), expected.numpy(), atol=1e-5)
 
 
-def test_metrics_are_those_of_an_independent_count() -> None:
+def test_metrics_agree_with_an_independent_computation() -> None:
     scores = np.array([[9.0, 8, 7, 6, 5], [1, 2, 3, 4, 5]], np.float32)
     seen = sparse.csr_matrix(np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]], np.float32))
     target = sparse.csr_matrix(np.array([[0, 0, 1, 1, 0], [0, 0, 0, 1, 0]], np.float32))
@@ -93,7 +93,7 @@ def test_a_split_is_tuned_and_measured(tmp_path: Path, valid: bool) -> None:
     assert figures | {"model", "users", "items", "peak_mb", "params"} <= set(answer)
 
 
-def test_ids_may_be_anything_files_packed_and_users_new(tmp_path: Path) -> None:
+def test_any_ids_compressed_files_and_new_users_are_accepted(tmp_path: Path) -> None:
     write(tmp_path, valid=False)
     odd = {"i-0": "NA", "i-1": "null", "i-2": "1e5", "u-0": 'ü, "x"', "u-1": "a\tb;c"}
     for name in ("train", "test"):
@@ -112,7 +112,7 @@ def test_ids_may_be_anything_files_packed_and_users_new(tmp_path: Path) -> None:
     assert answer["recall@20"] > 0.9
 
 
-def test_a_search_out_of_time_tries_once(tmp_path: Path) -> None:
+def test_a_search_without_time_runs_one_trial(tmp_path: Path) -> None:
     assert (
         run(BenchmarkRequest(write(tmp_path, valid=True), "item_item", trials=9, seconds=1e-3))[
             "trials"
@@ -165,7 +165,7 @@ def given_negatives(folder: Path, paper: bool) -> Path:
 
 
 @pytest.mark.parametrize("paper", [True, False])
-def test_a_target_is_ranked_among_its_given_negatives_alone(tmp_path: Path, paper: bool) -> None:
+def test_a_target_is_ranked_among_its_given_negatives_only(tmp_path: Path, paper: bool) -> None:
     write(tmp_path, valid=False)
     negatives = given_negatives(tmp_path, paper)
     split = load(tmp_path, negatives=negatives)
@@ -191,11 +191,11 @@ def test_malformed_negatives_are_refused(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(("values", "rising"), [((0.1, 0.2, 0.3), True), ((0.1, 0.3, 0.2), False)])
-def test_only_a_training_that_was_seen_to_get_worse_is_over(
+def test_a_training_is_complete_once_its_score_decreased(
     values: tuple[float, ...], rising: bool
 ) -> None:
-    told = iter(values)
-    stopping = EarlyStopping(lambda: next(told))
+    scores = iter(values)
+    stopping = EarlyStopping(lambda: next(scores))
     assert not any(stopping.over(epoch) for epoch in (1, 2, 3))
     assert stopping.rising is rising
     assert stopping.best == 0.3
@@ -219,20 +219,18 @@ def test_beyond_the_neighbours_an_item_keeps_its_plain_weight() -> None:
 
 
 @pytest.mark.parametrize(("most", "cut"), [(3, False), (4, True)])
-def test_a_training_that_the_clock_ended_is_told_from_one_that_was_over(
-    most: int, cut: bool
-) -> None:
-    told = iter((0.1, 0.2, 0.3))
-    stopping = EarlyStopping(lambda: next(told))
+def test_a_training_ended_by_the_clock_is_not_complete(most: int, cut: bool) -> None:
+    scores = iter((0.1, 0.2, 0.3))
+    stopping = EarlyStopping(lambda: next(scores))
     assert not any(stopping.over(epoch) for epoch in (1, 2, 3))
     assert stopping.cut_off(most) is cut
-    told = iter((0.3, 0.2, 0.1))
-    over = EarlyStopping(lambda: next(told), patience=2)
+    scores = iter((0.3, 0.2, 0.1))
+    over = EarlyStopping(lambda: next(scores), patience=2)
     assert [over.over(epoch) for epoch in (1, 2, 3)] == [False, False, True]
     assert not over.cut_off(most)
 
 
-def test_where_the_defaults_have_no_time_to_learn_nothing_else_is_preferred(tmp_path: Path) -> None:
+def test_without_time_for_the_defaults_no_other_parameters_are_preferred(tmp_path: Path) -> None:
     write(tmp_path, valid=True)
     split = load(tmp_path)
     enough = ModelSearch(split, BenchmarkRequest(tmp_path, "ncf", trials=2, seconds=600.0)).run()
@@ -266,7 +264,7 @@ def test_a_search_ends_when_the_defaults_were_cut_off(
 
 
 @pytest.mark.parametrize("valid", [True, False])
-def test_what_was_cut_off_is_fitted_in_the_time_that_is_left(tmp_path: Path, valid: bool) -> None:
+def test_an_interrupted_fit_uses_the_remaining_time(tmp_path: Path, valid: bool) -> None:
     answer = run(BenchmarkRequest(write(tmp_path, valid), "ncf", trials=2, seconds=1e-3))
     assert (answer["trials"], answer["cut_off"]) == (1, True)
     assert answer["recall@20"] > 0.6

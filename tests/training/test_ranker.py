@@ -1,4 +1,4 @@
-"""The blend learns what goes with the last event, from the past alone, and beats its sources."""
+"""The ranker learns from past events only, and beats its candidate sources."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ def test_the_blend_uses_the_live_event_and_beats_every_source(
     assert live["blend"]["hr@10"] > 0.6  # two of three are predictable
     assert live["blend"]["ndcg@10"] >= max(live[name]["ndcg@10"] for name in live) - 0.02
     assert frozen["blend"]["hr@10"] < 0.3  # ten of 120 by chance are 0.08
-    assert live["blend_brief"]["hr@10"] > 0.4  # a list made in a hurry knows the live event, too
+    assert live["blend_brief"]["hr@10"] > 0.4  # a reduced list uses the live event, too
     gain = freshness(answers["live"], answers["frozen"], "blend")
     assert gain["hr@10"] == pytest.approx(live["blend"]["hr@10"] - frozen["blend"]["hr@10"])
     assert gain["hr@10_interval"][0] > 0.3
 
 
-def test_without_a_history_the_blend_shows_what_is_hot(
+def test_without_a_history_the_blend_lists_trending_items(
     split: EvaluationSplit, blend: FittedRanker
 ) -> None:
     inputs = ScorerInputs(build(split.train), BoosterRanker.of(blend.text))
@@ -118,14 +118,14 @@ def test_without_a_history_the_blend_shows_what_is_hot(
         np.testing.assert_array_equal(scorer(one), one.trends.trend_score)
 
 
-def test_the_blend_learns_from_users_of_whom_something_is_known(split: EvaluationSplit) -> None:
+def test_the_blend_learns_from_users_with_a_history(split: EvaluationSplit) -> None:
     known = with_history(split, moments(split))
     history = split.train.user_counts()[known.user]
     assert ((known.live_item >= 0) | (history > 0)).all()
     assert 0 < len(known) < len(moments(split))
 
 
-def test_what_the_blend_learned_is_told(blend: FittedRanker) -> None:
+def test_the_report_of_the_blend_lists_what_it_learned(blend: FittedRanker) -> None:
     assert blend.queries > 100
     assert 0.5 < blend.candidate_recall <= 1.0
     assert sum(blend.importance.values()) == pytest.approx(1.0)
@@ -179,6 +179,6 @@ def test_a_model_may_have_other_items_in_another_order(split: EvaluationSplit) -
     assert ranker.train(split.train, some, replace(CONFIG, rounds=5)).candidate_recall > 0.5
 
 
-def test_too_little_past_is_refused(shop: Interactions) -> None:
+def test_too_short_a_past_is_rejected(shop: Interactions) -> None:
     with pytest.raises(NotEnoughHistory, match="50 are needed"):
         ranker.train(shop.where(np.arange(len(shop)) < 40), build, CONFIG)

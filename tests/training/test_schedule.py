@@ -40,7 +40,7 @@ class Clock:
 
 
 class Script:
-    """Trainings that end as the test says."""
+    """Trainings with the results that the test sets."""
 
     def __init__(self) -> None:
         self.outcome = FAILED

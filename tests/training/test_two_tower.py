@@ -1,4 +1,4 @@
-"""The two towers learn who goes with whom, and NumPy computes what torch has learned."""
+"""The two towers learn which items belong to which users, and NumPy computes the torch model."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_numpy_computes_the_vectors_that_torch_has_learned() -> None:
         )
 
 
-def test_an_example_holds_what_came_before_it_newest_first() -> None:
+def test_an_example_contains_the_earlier_events_newest_first() -> None:
     rows = shop.interactions([(0, 0), (1, 5), (0, 1), (0, 2)], users=2, items=6, days=2)
     examples = TowerExamples.of(rows)
     assert examples.target.tolist() == [1, 2]
@@ -92,12 +92,12 @@ def test_an_item_with_too_few_interactions_is_unknown_and_never_near() -> None:
     assert (arrays.targets @ vector).argmin() == 40
 
 
-def test_without_a_pair_there_is_nothing_to_learn() -> None:
+def test_without_pairs_there_are_no_towers() -> None:
     assert two_tower.fit(shop.interactions([(0, 0), (1, 1)], 2, 2), CONFIG) is None
 
 
 @pytest.mark.parametrize("epochs", range(1, 13))
-def test_few_examples_are_enough_whatever_the_number_of_steps(epochs: int) -> None:
+def test_few_examples_are_enough_for_any_number_of_steps(epochs: int) -> None:
     rows, _ = shop.checkerboard()
     assert two_tower.fit(rows, replace(CONFIG, epochs=epochs, batch=len(rows) + 1)) is not None
 
