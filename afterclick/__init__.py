@@ -1,1 +1,0 @@
-"""The shared vocabulary: events, topics, keys, codecs, models, features and ranking."""

@@ -1,1 +1,0 @@
-"""Clients, files and threads that several parts share."""

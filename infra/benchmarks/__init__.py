@@ -1,1 +1,0 @@
-"""What `afterclick bench` runs: real servers under real load. Not part of the wheel."""

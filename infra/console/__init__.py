@@ -1,1 +1,0 @@
-"""The admin console: replay, simulation, training, models, fault injection, over HTTP."""

@@ -1,1 +1,0 @@
-"""`make demo`: a dataset replayed into a running stack."""

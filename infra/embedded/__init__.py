@@ -1,1 +1,0 @@
-"""Real servers as child processes: Kafka and Valkey, without containers."""

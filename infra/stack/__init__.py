@@ -1,1 +1,0 @@
-"""`afterclick up`: the processes of one installation on this machine."""

@@ -1,1 +1,0 @@
-"""API keys, rules, experiments and the SQL tables behind them."""

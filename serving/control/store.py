@@ -95,12 +95,6 @@ class Database:
                 command.upgrade(_config(connection), revision)
         self._upgraded = revision == "head"
 
-    def downgrade(self, revision: str = "base") -> None:
-        """Migrate the tables back to an older revision; columns it lacks are lost."""
-        self._upgraded = False
-        with _MIGRATING, self.begin() as connection:
-            command.downgrade(_config(connection), revision)
-
     def revision(self) -> str | None:
         """The revision of the tables; None before the first upgrade."""
         with self.begin() as connection:

@@ -1,1 +1,0 @@
-"""Feedback in, impressions out, and the reactions to them."""

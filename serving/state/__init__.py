@@ -1,1 +1,0 @@
-"""What lists are made from, in memory."""

@@ -1,4 +1,4 @@
-"""The tables are made, changed back and found again, on SQLite and on Postgres."""
+"""Migrations, rows and errors, on SQLite and on Postgres."""
 
 from __future__ import annotations
 
@@ -30,17 +30,6 @@ def test_upgrade_creates_the_tables_of_the_code(database_url: str) -> None:
     with database.begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
-    database.close()
-
-
-def test_downgrade_drops_the_tables_and_upgrade_restores_them(database_url: str) -> None:
-    database = Database(database_url)
-    database.upgrade()
-    database.downgrade()
-    assert tables(database) == set()
-    assert database.revision() is None
-    database.upgrade()
-    assert tables(database) == NAMES
     database.close()
 
 
@@ -122,8 +111,7 @@ def test_a_database_that_is_down_is_unavailable_and_its_password_hidden() -> Non
 def test_an_unknown_revision_is_named_in_the_error(database_url: str) -> None:
     database = Database(database_url)
     database.upgrade()
-    for move in (database.upgrade, database.downgrade):
-        with pytest.raises(BadInput, match="nosuch"):
-            move("nosuch")
+    with pytest.raises(BadInput, match="nosuch"):
+        database.upgrade("nosuch")
     assert tables(database) == NAMES
     database.close()

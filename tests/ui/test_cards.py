@@ -21,7 +21,7 @@ from ui.cards import (
     title_of,
 )
 from ui.demo_users import demo_user, demo_users
-from ui.live_figures import dashboard_tiles, duration, flows, number, stats_bar_tiles
+from ui.live_state import dashboard_tiles, duration, flows, number, stats_bar_tiles
 
 
 def ranked(item_id: str = "B1", score: float = 1.0, **fields: object) -> RecommendedItem:

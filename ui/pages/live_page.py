@@ -13,8 +13,7 @@ from afterclick.io.client import AsyncClient
 from ui.cards import title_of
 from ui.charts import TIME_CHARTS, leaderboard_options, time_options
 from ui.gateway import ShopClient
-from ui.live_figures import dashboard_tiles, flows, stations
-from ui.live_state import LiveState
+from ui.live_state import LiveState, dashboard_tiles, flows, stations
 from ui.pages.admin_panels import AdminPanels
 from ui.pages.experiments_panel import ExperimentsPanel
 from ui.pages.monitoring_panels import MonitoringPanels

@@ -13,8 +13,7 @@ from afterclick.arrays import Json
 from afterclick.errors import AfterclickError
 from ui.cards import SOURCE_NAMES
 from ui.gateway import ShopClient
-from ui.live_figures import number
-from ui.live_state import LiveState
+from ui.live_state import LiveState, number
 from ui.widgets import Age, DataTable, panel
 
 log = structlog.get_logger()

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 from nicegui import ui
 
-from ui.live_figures import stats_bar_tiles
-from ui.live_state import LiveState
+from ui.live_state import LiveState, stats_bar_tiles
 from ui.widgets import StatsBar
 
 _PAGES = (("/", "Shop"), ("/live", "Live"))

@@ -1,1 +1,0 @@
-"""Faults with their controls; run by `afterclick bench faults`."""

@@ -1,4 +1,4 @@
-"""Business rules, experiments and the request log."""
+"""Tables of version 0.1.0: rules, experiments, request log, API keys, catalogue copy, users."""
 
 from __future__ import annotations
 
@@ -67,9 +67,33 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name="pk_request_log"),
     )
     op.create_index("ix_request_log_at", "request_log", ["at"])
-
-
-def downgrade() -> None:
-    op.drop_index("ix_request_log_at", "request_log")
-    for table in ("request_log", "experiment_users", "experiments", "rules"):
-        op.drop_table(table)
+    op.create_table(
+        "api_keys",
+        sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("sha256", sa.String(64), nullable=False),
+        sa.Column("scopes", sa.JSON, nullable=False),
+        sa.Column("note", sa.Text, nullable=False),
+        sa.Column("created", UtcDateTime, nullable=False),
+        sa.Column("revoked", UtcDateTime),
+        sa.PrimaryKeyConstraint("name", name="pk_api_keys"),
+    )
+    op.create_table(
+        "items",
+        sa.Column("item_id", sa.String(128), nullable=False),
+        sa.Column("title", sa.Text),
+        sa.Column("categories", sa.JSON, nullable=False),
+        sa.Column("brand", sa.Text),
+        sa.Column("price", sa.Float),
+        sa.Column("written", UtcDateTime, nullable=False),
+        sa.PrimaryKeyConstraint("item_id", name="pk_items"),
+    )
+    op.create_table(
+        "users",
+        sa.Column("user_id", sa.String(128), nullable=False),
+        sa.Column("first_seen", UtcDateTime, nullable=False),
+        sa.Column("last_seen", UtcDateTime, nullable=False),
+        sa.Column("interests", sa.JSON(none_as_null=True)),
+        sa.Column("interests_at", UtcDateTime),
+        sa.PrimaryKeyConstraint("user_id", name="pk_users"),
+    )
+    op.create_index("ix_users_interests_at", "users", ["interests_at"])
