@@ -312,13 +312,3 @@ def _content_columns(table: _Table, content: ItemContent | None, recent: IntArra
     table["content_mean"][described] = similar.mean(axis=1)
     if recent[0] == past[0]:
         table["content_last"][described] = similar[:, 0]
-
-
-def group_contributions(contributions: Float64Array) -> dict[str, Float64Array]:
-    """Group → (c,), and `base`, from LightGBM's pred_contrib (c, F + 1); they add up to the
-    score."""
-    if contributions.shape[1] != len(FEATURES) + 1:
-        raise ValueError(f"{contributions.shape[1]} columns, expected {len(FEATURES) + 1}")
-    groups = np.array([part for _, part in FEATURES])
-    sums = {part: contributions[:, :-1][:, groups == part].sum(axis=1) for part in PARTS}
-    return {**sums, "base": contributions[:, -1]}

@@ -6,7 +6,6 @@ writes  file  <folder>/<name>, by way of <name>.part and <name>.part.json
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import orjson
+import stamina
 
 from afterclick.errors import BadInput, Unavailable
 
@@ -42,7 +42,7 @@ class RetryPolicy:
 def download(
     url: str,
     folder: Path,
-    retry: RetryPolicy = RetryPolicy(),
+    policy: RetryPolicy = RetryPolicy(),
     on_progress: Progress = lambda name, done, total: None,
 ) -> Path:
     """Download a URL into a folder. A partial file is resumed; a complete file is kept.
@@ -55,49 +55,36 @@ def download(
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
-    transfer = _Transfer(url, target, retry, on_progress)
-    timeout = httpx2.Timeout(retry.read_s, connect=retry.connect_s)
+    transfer = _Transfer(url, target, on_progress)
+    retry = stamina.RetryingCaller(
+        policy.attempts, timeout=None, wait_initial=policy.pause_s, wait_max=30.0, wait_jitter=0.0
+    )
+    timeout = httpx2.Timeout(policy.read_s, connect=policy.connect_s)
     with httpx2.Client(timeout=timeout, follow_redirects=True) as client:
-        _persist(client, transfer, retry)
+        try:
+            while not transfer.complete:
+                retry(_NoProgress, transfer.attempt, client)
+        except _NoProgress as error:
+            raise Unavailable(f"{url}: {error}; run the command again to resume") from None
     transfer.finish()
     return target
 
 
-def _persist(client: httpx2.Client, transfer: _Transfer, retry: RetryPolicy) -> None:
-    vain = 0
-    while not transfer.complete:
-        before = transfer.done
-        try:
-            transfer.attempt(client)
-            problem = f"the server sent {transfer.done} of {transfer.total} bytes"
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            if not transfer.done:  # no internet: fail immediately
-                raise Unavailable(
-                    f"{transfer.url}: cannot be reached ({error or type(error).__name__})"
-                ) from None
-            problem = str(error) or type(error).__name__
-        except httpx2.TransportError as error:
-            problem = str(error) or type(error).__name__
-        if transfer.complete:
-            return
-        vain = 0 if transfer.done > before else vain + 1
-        if vain >= retry.attempts:
-            raise Unavailable(f"{transfer.url}: {problem}; run the command again to resume")
-        if vain:
-            time.sleep(min(retry.pause_s * 2 ** (vain - 1), 30.0))
+class _NoProgress(Exception):
+    """An attempt received no new bytes."""
 
 
 class _Transfer:
     """One file in transfer: the partial file, the version it belongs to, and the total size."""
 
-    def __init__(self, url: str, target: Path, retry: RetryPolicy, on_progress: Progress) -> None:
+    def __init__(self, url: str, target: Path, on_progress: Progress) -> None:
         self.url, self.target, self.on_progress = url, target, on_progress
         self.part = target.with_name(f"{target.name}.part")
         self.note = target.with_name(f"{target.name}.part.json")
         self.total: int | None = None
         self.version: str | None = None
         self.complete = False
-        self._recall()
+        self._load_note()
 
     @property
     def done(self) -> int:
@@ -105,17 +92,28 @@ class _Transfer:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def attempt(self, client: httpx2.Client) -> None:
-        """Request the missing bytes and append them."""
+        """Request the missing bytes. Raises _NoProgress if none arrive."""
+        before = self.done
+        try:
+            self._receive(client)
+            problem = f"the server sent {self.done} of {self.total} bytes"
+        except httpx2.TransportError as error:
+            problem = str(error) or type(error).__name__
+            if not before and isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
+                # no internet: fail without retries
+                raise Unavailable(f"{self.url}: cannot be reached ({problem})") from None
+        if not self.complete and self.done <= before:
+            raise _NoProgress(problem)
+
+    def _receive(self, client: httpx2.Client) -> None:
         headers = {"Accept-Encoding": "identity"}
         if self.done:
             headers["Range"] = f"bytes={self.done}-"
             if self.version:
                 headers["If-Range"] = self.version
         with client.stream("GET", self.url, headers=headers) as response:
-            if (
-                response.status_code == 416
-            ):  # no bytes after the partial file, or the file became shorter
-                self._judge_end(response)
+            if response.status_code == 416:  # the part is complete, or the file became shorter
+                self._check_end(response)
                 return
             if response.status_code >= 500:
                 raise httpx2.RemoteProtocolError(f"HTTP {response.status_code}")
@@ -129,7 +127,7 @@ class _Transfer:
                     self.on_progress(self.target.name, self.done, self.total)
         self.complete = self.total is None or self.done == self.total
         if self.total is not None and self.done > self.total:
-            self._forget()
+            self._discard()
             raise httpx2.RemoteProtocolError("more bytes than announced by the server")
 
     def finish(self) -> None:
@@ -142,11 +140,11 @@ class _Transfer:
         if response.status_code == 206:
             start, total = _content_range(response)
             if start != self.done:
-                self._forget()
+                self._discard()
                 raise httpx2.RemoteProtocolError("the server sent a different range")
             self.total = total
         else:  # no resume support, or the file changed: start over
-            self._forget()
+            self._discard()
             self.total = int(length) if length and length.isdigit() else None
         strong = response.headers.get("etag", "")
         self.version = strong if strong and not strong.startswith("W/") else None
@@ -155,23 +153,23 @@ class _Transfer:
             orjson.dumps({"url": self.url, "total": self.total, "version": self.version})
         )
 
-    def _judge_end(self, response: httpx2.Response) -> None:
+    def _check_end(self, response: httpx2.Response) -> None:
         _, total = _content_range(response)
         if total is not None and total == self.done:
             self.total, self.complete = total, True
         else:
-            self._forget()
+            self._discard()
 
-    def _recall(self) -> None:
+    def _load_note(self) -> None:
         try:
             note = orjson.loads(self.note.read_bytes())
             if note["url"] != self.url:
                 raise ValueError("a part of another file")
             self.total, self.version = note["total"], note["version"]
         except (OSError, ValueError, KeyError, TypeError):
-            self._forget()
+            self._discard()
 
-    def _forget(self) -> None:
+    def _discard(self) -> None:
         self.part.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
         self.total = self.version = None

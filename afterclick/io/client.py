@@ -6,9 +6,8 @@ errors and 503; feedback keeps its event id, so that a retry counts once.
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
@@ -16,6 +15,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 from urllib.parse import quote
 
 import orjson
+import stamina
 
 from afterclick import api, events
 from afterclick.arrays import Json
@@ -29,10 +29,18 @@ except ModuleNotFoundError:
 
 ATTEMPTS = 4
 _MAX_WAIT_S = 5.0
-_TRANSIENT = (429, 500, 502, 503, 504)
+_UNAVAILABLE = (429, 500, 502, 504)
 P = ParamSpec("P")
 T = TypeVar("T")
 M = TypeVar("M", bound=api.ApiModel)
+
+
+class _Transient(Unavailable):
+    """No connection, or 503; `wait_s` is the server's Retry-After."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,18 @@ class Call(Generic[T]):
     repeatable: bool = True
     """Sending it twice has the effect of sending it once."""
 
+    def backoff(self, error: Exception) -> bool | float:
+        """Whether to send the call again after an error, or the seconds to wait before that."""
+        if not (self.repeatable and isinstance(error, _Transient)):
+            return False
+        return True if error.wait_s is None else error.wait_s
+
     def result(self, response: httpx2.Response) -> T:
         """The parsed response. Raises BadInput for a refused call, Unavailable for a failed one."""
+        if response.status_code == 503:
+            raise _Transient(_detail(response), _retry_after(response))
         if response.status_code >= 400:
-            kind = Unavailable if response.status_code in _TRANSIENT else BadInput
+            kind = Unavailable if response.status_code in _UNAVAILABLE else BadInput
             raise kind(_detail(response))
         try:
             return self.parse(response.content)
@@ -203,26 +219,19 @@ class Client(_Calls):
         self, url: str, key: str | None = None, timeout_s: float = 5.0, attempts: int = ATTEMPTS
     ) -> None:
         """`attempts`: how often a call is sent while the API is unreachable or answers 503."""
-        self.url, self._attempts = url.rstrip("/"), attempts
-        self.headers = _headers(key)
-        """Sent with every call."""
+        self.url, self.headers = url.rstrip("/"), _headers(key)
+        self._retry = stamina.RetryingCaller(attempts, timeout=None, wait_jitter=0.1)
         self._http = httpx2.Client(base_url=self.url, timeout=timeout_s, headers=self.headers)
 
     def send(self, call: Call[T]) -> T:
-        exchange = _exchange(call, self.url, self._attempts)
-        wait_s = next(exchange)
-        while True:
-            time.sleep(wait_s)
-            try:
-                response = self._http.request(
-                    call.method, call.path, params=call.query, json=call.body
-                )
-                wait_s = exchange.send(response)
-            except httpx2.HTTPError as error:
-                wait_s = exchange.throw(error)
-            except StopIteration as done:
-                result: T = done.value
-                return result
+        return self._retry(call.backoff, self._send_once, call)
+
+    def _send_once(self, call: Call[T]) -> T:
+        with _connection(self.url):
+            response = self._http.request(
+                call.method, call.path, params=call.query, json=call.body
+            )
+        return call.result(response)
 
     def close(self) -> None:
         self._http.close()
@@ -241,26 +250,19 @@ class AsyncClient(_Calls):
         self, url: str, key: str | None = None, timeout_s: float = 5.0, attempts: int = ATTEMPTS
     ) -> None:
         """`attempts`: how often a call is sent while the API is unreachable or answers 503."""
-        self.url, self._attempts = url.rstrip("/"), attempts
-        self.headers = _headers(key)
-        """Sent with every call; WebSockets need them, too."""
+        self.url, self.headers = url.rstrip("/"), _headers(key)
+        self._retry = stamina.AsyncRetryingCaller(attempts, timeout=None, wait_jitter=0.1)
         self._http = httpx2.AsyncClient(base_url=self.url, timeout=timeout_s, headers=self.headers)
 
     async def send(self, call: Call[T]) -> T:
-        exchange = _exchange(call, self.url, self._attempts)
-        wait_s = next(exchange)
-        while True:
-            await asyncio.sleep(wait_s)
-            try:
-                response = await self._http.request(
-                    call.method, call.path, params=call.query, json=call.body
-                )
-                wait_s = exchange.send(response)
-            except httpx2.HTTPError as error:
-                wait_s = exchange.throw(error)
-            except StopIteration as done:
-                result: T = done.value
-                return result
+        return await self._retry(call.backoff, self._send_once, call)
+
+    async def _send_once(self, call: Call[T]) -> T:
+        with _connection(self.url):
+            response = await self._http.request(
+                call.method, call.path, params=call.query, json=call.body
+            )
+        return call.result(response)
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -272,26 +274,14 @@ class AsyncClient(_Calls):
         await self.close()
 
 
-def _exchange(call: Call[T], url: str, attempts: int) -> Generator[float, httpx2.Response, T]:
-    """Yields the seconds to wait before each request, takes its response, and returns the result.
-
-    A connection error is thrown into the generator.
-    """
-    wait_s, next_wait_s = 0.0, 0.1
-    for attempts_left in reversed(range(attempts if call.repeatable else 1)):
-        try:
-            response = yield wait_s
-        except httpx2.HTTPError as error:
-            if not attempts_left:
-                cause = error or type(error).__name__
-                raise Unavailable(f"no answer from the API at {url}: {cause}") from None
-            wait_s = next_wait_s
-        else:
-            if response.status_code != 503 or not attempts_left:
-                return call.result(response)
-            wait_s = _retry_after(response, next_wait_s)
-        next_wait_s *= 3
-    raise AssertionError("the last attempt returns or raises")
+@contextmanager
+def _connection(url: str) -> Iterator[None]:
+    """Raises _Transient for a failed connection."""
+    try:
+        yield
+    except httpx2.HTTPError as error:
+        cause = str(error) or type(error).__name__
+        raise _Transient(f"no answer from the API at {url}: {cause}") from None
 
 
 def _get(model: type[M], path: str, **query: Any) -> Call[M]:
@@ -303,9 +293,9 @@ def _given(**values: Any) -> Json:
     return {name: value for name, value in values.items() if value is not None and value != []}
 
 
-def _retry_after(response: httpx2.Response, default_s: float) -> float:
+def _retry_after(response: httpx2.Response) -> float | None:
     value = response.headers.get("retry-after", "")
-    return min(float(value) if value.isdigit() else default_s, _MAX_WAIT_S)
+    return min(float(value), _MAX_WAIT_S) if value.isdigit() else None
 
 
 def _detail(response: httpx2.Response) -> str:

@@ -6,11 +6,12 @@ reads   topic  any
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
+
+import stamina
 
 from afterclick.errors import Unavailable
 from afterclick.settings import KafkaSettings
@@ -205,20 +206,21 @@ def _partition_numbers(consumer: Consumer, topic: str, timeout_s: float) -> list
 
 
 def _watermarks(consumer: Consumer, partition: TopicPartition, timeout_s: float) -> tuple[int, int]:
-    """First and next offset. Asks again while the partition's leader is being elected."""
-    from confluent_kafka import KafkaError, KafkaException
+    """First and next offset. Retries while the partition's leader is being elected."""
     from confluent_kafka import TopicPartition as Partition
 
+    retry = stamina.RetryingCaller(None, timeout=timeout_s, wait_max=0.5, wait_jitter=0.1)
+    low, high = retry(
+        _no_leader, consumer.get_watermark_offsets, Partition(*partition), timeout=timeout_s
+    )
+    return int(low), int(high)
+
+
+def _no_leader(error: Exception) -> bool:
+    from confluent_kafka import KafkaError, KafkaException
+
     election = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            low, high = consumer.get_watermark_offsets(Partition(*partition), timeout=timeout_s)
-            return int(low), int(high)
-        except KafkaException as error:
-            if error.args[0].code() not in election or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+    return isinstance(error, KafkaException) and error.args[0].code() in election
 
 
 def _reason(error: Exception) -> str:

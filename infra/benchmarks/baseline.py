@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from redis.asyncio import Redis
 
 from afterclick import api, events
-from afterclick.features import group_contributions
+from afterclick.features import FEATURES, PARTS
 from afterclick.ranking import CandidateGenerator
 from afterclick.retrieval import SOURCES
 from afterclick.settings import Settings
@@ -147,3 +147,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def group_contributions(contributions: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Group → (c,), and `base`, from LightGBM's pred_contrib (c, F + 1); they add up to the
+    score."""
+    groups = np.array([part for _, part in FEATURES])
+    sums = {part: contributions[:, :-1][:, groups == part].sum(axis=1) for part in PARTS}
+    return {**sums, "base": contributions[:, -1]}

@@ -39,8 +39,8 @@ from infra.benchmarks.harness import (
     running_api,
 )
 from infra.benchmarks.load import ConnectionPool, get, json_body, post
+from infra.benchmarks.throughput import producer_events_per_s
 from infra.embedded.ports import LOOPBACK
-from ingest.bench import producer_events_per_s
 
 log = structlog.get_logger()
 

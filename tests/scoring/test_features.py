@@ -10,10 +10,7 @@ import pytest
 from afterclick.events import Action
 from afterclick.features import (
     FEATURE_NAMES,
-    FEATURES,
-    PARTS,
     TrendView,
-    group_contributions,
 )
 from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS
@@ -204,15 +201,3 @@ def test_an_item_counts_once_by_its_newest_positive_action() -> None:
         [1.0],
         [20.0],
     )
-
-
-def test_contributions_add_up_to_the_score() -> None:
-    contributions = np.random.default_rng(0).normal(size=(5, len(FEATURES) + 1))
-    receipt = group_contributions(contributions)
-    assert set(receipt) == {*PARTS, "base"}
-    np.testing.assert_allclose(sum(receipt.values()), contributions.sum(axis=1))
-
-
-def test_contributions_of_another_width_are_rejected() -> None:
-    with pytest.raises(ValueError, match="columns"):
-        group_contributions(np.zeros((2, 3)))
