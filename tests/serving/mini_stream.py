@@ -85,10 +85,11 @@ class MiniStream:
         partitions: dict[tuple[str, int], list[Record]] = {}
         for message in messages:
             if message.error() is None:
-                record = Record(
-                    message.offset(), message.key(), message.value(), float(message.timestamp()[1])
-                )
-                partitions.setdefault((message.topic(), message.partition()), []).append(record)
+                place = (message.topic() or "", message.partition() or 0)
+                offset, log_ms = message.offset(), float(message.timestamp()[1])
+                assert offset is not None
+                record = Record(offset, message.key(), message.value(), log_ms)
+                partitions.setdefault(place, []).append(record)
         for (topic, partition), records in partitions.items():
             for output in applier.apply(topic, partition, records):
                 at = -1 if output.partition is None else output.partition

@@ -96,7 +96,10 @@ def test_without_word_vectors_or_a_known_word_new_items_are_not_searched() -> No
 def test_another_model_encodes_with_its_own_word_vectors() -> None:
     served = a_shop(shop.words())
     put(served, "diver-1", "Camera for divers")
-    other = replace(shop.model("m2"), words=WordVectors(np.array(["divers"]), np.eye(2, 8)[1:]))
+    other = replace(
+        shop.model("m2"),
+        words=WordVectors(np.array(["divers"]), np.eye(2, 8, dtype=np.float32)[1:]),
+    )
     served.snapshots.use(replace(served.snapshot.loaded, version="m2", model=other))
     served.snapshots.current = served.snapshots.build()
     assert served.snapshot.content is not None

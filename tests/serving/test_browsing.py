@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import httpx2
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -76,11 +78,15 @@ def test_similar_popular_and_latest_items(shop_api: Running) -> None:
     shop_api.tell("ann", "cable-9", "purchase")
     position = shop_api.tell("bea", "camera-9", "purchase")
     after(shop_api, "bea", position)
+
+    def popular_cable(window: str) -> bool:
+        body = shop_api.get("/popular", window=window, category="Cables", n=1)
+        return ids(body) == ["cable-9"]
+
     for window in ("hour", "day", "month"):
-        query = {"window": window, "category": "Cables", "n": 1}
-        wait_until(lambda q=query: ids(shop_api.get("/popular", **q)) == ["cable-9"])
-    hot = shop_api.get("/popular", window="hour", category="Cables", n=100)["items"]
-    assert all(item["score"] > 0 for item in hot), "the list is filled with an item without events"
+        wait_until(partial(popular_cable, window))
+    popular = shop_api.get("/popular", window="hour", category="Cables", n=100)["items"]
+    assert all(item["score"] > 0 for item in popular), "an item without events"
 
     basket = {
         "items": ["camera-1", "camera-2"],

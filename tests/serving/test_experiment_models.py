@@ -54,10 +54,12 @@ def test_two_models_serve_together_and_a_missing_one_is_reported(
     shop_api.http.post("/experiments/old-new/stop")
     create(shop_api, "none", {"name": "gone", "model": "never"}, {"name": "m3", "model": "m3"})
     missing = "model never: "
-    arms = wait_until(
-        lambda: (s := shown(shop_api)) and (s["gone"][1] or "").startswith(missing) and s,
-        what="the fallback is reported",
-    )
+
+    def with_fallback() -> dict[str, tuple[str, str | None]] | None:
+        arms = shown(shop_api)
+        return arms if arms and (arms["gone"][1] or "").startswith(missing) else None
+
+    arms = wait_until(with_fallback, what="the fallback is reported")
     assert (arms["gone"][0], arms["m3"]) == ("m3", ("m3", None))
     wait_until(
         lambda: shop_api.service.snapshots.of("m1").loaded.version == "m3", what="m1 is released"

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import orjson
@@ -108,12 +109,14 @@ def overloaded(settings: Settings, stream: MiniStream) -> Iterator[Running]:
 
 def test_concurrent_requests_get_reduced_lists_and_a_batch_does_not(overloaded: Running) -> None:
     users = [f"user-{n}" for n in range(40)]
+
+    def personalised(user: str) -> bool:
+        return bool(overloaded.list_for(user, preview=True)["source"] == "personalised")
+
     for user in users:
         overloaded.tell(user, "camera-3")
     for user in users:
-        wait_until(
-            lambda user=user: overloaded.list_for(user, preview=True)["source"] == "personalised"
-        )
+        wait_until(partial(personalised, user))
 
     def ask(user: str) -> dict[str, Any]:
         return overloaded.get("/recommendations", user_id=user, n=10, exclude="cable-1")

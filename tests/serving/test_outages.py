@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -217,13 +218,16 @@ def test_no_request_fails_while_models_are_swapped(shop_api: Running, settings: 
                 failures.append(response.text)
             versions.append(orjson.loads(response.content)["model_version"])
 
+    def served(version: str) -> bool:
+        return versions[-1:] == [version]
+
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
         for number in range(2, 8):
             shop.publish(settings, *shop.write(settings, f"m{number}"))
-            wait_until(lambda version=f"m{number}": versions and versions[-1] == version)
+            wait_until(partial(served, f"m{number}"))
     finally:
         stop.set()
         for thread in threads:

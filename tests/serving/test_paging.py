@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from base64 import urlsafe_b64encode
+from typing import Any
 from zlib import compress
 
 import orjson
@@ -33,14 +34,14 @@ def an_offline() -> Offline:
     return Offline(liked=LIKED, model=shop.model("m1"))
 
 
-def pages(served: Offline, user_id: str, n: int, **asked: object) -> list[list[str]]:
+def pages(served: Offline, user_id: str, n: int, **asked: Any) -> list[list[str]]:
     """All pages of a list, requested by cursor."""
     found: list[list[str]] = []
     cursor: str | None = FIRST_CURSOR
     while cursor is not None:
         ask = RecommendationRequest(
             user_id, n, page=Page(shown=decode_cursor(cursor), paginate=True), **asked
-        )  # type: ignore[arg-type]
+        )
         answer = served.answer(ask)
         found.append([row["item_id"] for row in orjson.loads(answer.rendered.items)])
         cursor = answer.body["next"]

@@ -30,7 +30,8 @@ def a_model() -> Model:
 
 
 def an_offline(**changes: Any) -> Offline:
-    return Offline(**({"liked": LIKED, "model": a_model()} | changes))
+    options: dict[str, Any] = {"liked": LIKED, "model": a_model(), **changes}
+    return Offline(**options)
 
 
 def only(policy: Policy, **more: Any) -> Options:
@@ -41,7 +42,13 @@ def scores_of(policy: Policy, model: Model, liked: list[str], now_ms: float) -> 
     """The model's score of each of its items for a history."""
     items = np.array([model.index[item] for item in liked], np.int32)
     weights = np.full(len(items), StreamSettings().weights[Action.LIKE], np.float32)
-    state = UserState(items, weights, now_ms - 60_000.0 * np.arange(len(items)), items, now_ms)
+    state = UserState(
+        items,
+        weights,
+        (now_ms - 60_000.0 * np.arange(len(items))).astype(np.float64),
+        items,
+        now_ms,
+    )
     if policy is Policy.ALS:
         user, vectors = fold_in(model, state), model.factors
     else:

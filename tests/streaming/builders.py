@@ -149,20 +149,29 @@ def expected(events: Iterable[InteractionEvent], history_length: int = 200) -> S
     return state
 
 
+def raw(reply: Any) -> Any:
+    """A reply of Redis; its type allows for strings, which `decode_responses` would return."""
+    return reply
+
+
 def stored(client: redis.Redis, keys: Keys, users: Iterable[str], partitions: int = 1) -> State:
     """The state in Redis."""
     state = State()
     for topic in TOPICS:
         for partition in range(partitions):
             for total, key in ((state.counts, keys.counts), (state.uniques, keys.uniques)):
-                for item, number in client.hgetall(key(topic, partition)).items():
+                counted: dict[bytes, bytes] = raw(client.hgetall(key(topic, partition)))
+                for item, number in counted.items():
                     total[item.decode()] += int(number)
-            for item, packed in client.hgetall(keys.trends(topic, partition)).items():
+            trends: dict[bytes, bytes] = raw(client.hgetall(keys.trends(topic, partition)))
+            for item, packed in trends.items():
                 trend = Trend.unpack(packed)
                 before = state.trends.get(item.decode())
                 state.trends[item.decode()] = _merge(before, trend) if before else trend
     for user in users:
-        rows = client.zrange(keys.history(user), 0, -1, withscores=True)
+        rows: list[tuple[bytes, float]] = raw(
+            client.zrange(keys.history(user), 0, -1, withscores=True)
+        )
         if rows:
             state.histories[user] = [(score, member) for member, score in rows]
     return state

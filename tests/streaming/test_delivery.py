@@ -94,8 +94,8 @@ def test_changes_unpublished_before_a_crash_are_published_after_it(
     sent += applier.apply(*PLACE, log[offsets["reviews"][0] :])
     changes = [StateChange.decode(output.value or b"") for output in sent]
     effects = {change.offset: str(change.effect) for change in changes}
-    sent = [0, 1, 2, 3, *([4, 5, 6, 7] if protected else []), 8, 9]
-    assert [change.offset for change in changes] == sent
+    expected = [0, 1, 2, 3, *([4, 5, 6, 7] if protected else []), 8, 9]
+    assert [change.offset for change in changes] == expected
     if protected:
         assert {effects[n] for n in range(4, 8)} == {"replayed"}
     assert client.hlen(config.keys.counts(*PLACE)) == 10

@@ -50,7 +50,9 @@ def test_spark_reads_a_log_without_the_user(spark: SparkSession, log: Path) -> N
         83,
         93,
     ]
-    assert left.where("user_id = 'user-4'").first().asDict().keys() == {
+    first = left.where("user_id = 'user-4'").first()
+    assert first is not None
+    assert first.asDict().keys() == {
         "user_id",
         "event_time",
         "text",

@@ -10,6 +10,7 @@ import redis
 
 from afterclick.errors import StateConflict
 from afterclick.settings import Settings
+from afterclick.state import TopicPartition
 from afterclick.trends import HALF_LIVES_MS, Trend
 from streaming.handover import archive_orphaned_log
 from streaming.job import check_state_version, run
@@ -31,7 +32,7 @@ def test_a_folder_without_a_log_is_left_alone(settings: Settings) -> None:
 
 
 def test_a_state_of_an_earlier_version_is_rejected(settings: Settings) -> None:
-    keys, partition = settings.redis.keys, (settings.kafka.topics.reviews, 0)
+    keys, partition = settings.redis.keys, TopicPartition(settings.kafka.topics.reviews, 0)
     with redis.Redis.from_url(settings.redis.url) as client:
         check_state_version(client, keys, [partition])
         client.hset(

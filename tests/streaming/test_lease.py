@@ -21,7 +21,8 @@ def test_a_restarted_process_with_the_same_id_is_another_owner(
     key = keys.lease
     client.set(key, f"{socket.gethostname()}/{os.getpid()}/before", px=60_000)
     with hold_lease(client, keys, 10):
-        holder = client.get(key) or b""
+        holder = client.get(key)
+        assert isinstance(holder, bytes)
         assert not holder.endswith(b"/before")
         with pytest.raises(StateLocked, match="another stream job"), hold_lease(client, keys, 10):
             pass

@@ -72,7 +72,7 @@ class KilledClient(redis.Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         if args[0] in ("DEL", "UNLINK", "RENAME"):
             self.write()
-        return super().execute_command(*args, **options)
+        return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def pipeline(self, transaction: Any = True, shard_hint: Any = None) -> Any:
         self.write()

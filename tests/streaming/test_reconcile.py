@@ -15,7 +15,7 @@ from afterclick.settings import Settings
 from afterclick.trends import Trend
 from infra.cli import app
 from streaming.proof.reconcile import reconcile
-from tests.streaming.builders import event
+from tests.streaming.builders import event, raw
 from tests.streaming.stream_process import environment, produce
 from tests.streaming.topic_log import apply_log
 
@@ -46,14 +46,14 @@ def damage_count(client: redis.Redis, settings: Settings) -> None:
 
 def damage_trend(client: redis.Redis, settings: Settings) -> None:
     (key,) = list(client.scan_iter(settings.redis.prefix + "*trends"))[:1]
-    item, packed = next(iter(client.hgetall(key).items()))
+    item, packed = next(iter(raw(client.hgetall(key)).items()))
     trend = Trend.unpack(packed)
     client.hset(key, item, replace(trend, sums=(*trend.sums[:-1], trend.sums[-1] + 1e-6)).pack())
 
 
 def damage_established(client: redis.Redis, settings: Settings) -> None:
     (key,) = list(client.scan_iter(settings.redis.prefix + "*trends"))[:1]
-    item, packed = next(iter(client.hgetall(key).items()))
+    item, packed = next(iter(raw(client.hgetall(key)).items()))
     trend = Trend.unpack(packed)
     client.hset(key, item, replace(trend, established=trend.sums).pack())
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import redis
 from kafka import KafkaConsumer, TopicPartition
 
+from afterclick.arrays import Json
 from afterclick.events import InteractionEvent
 from afterclick.settings import Settings
 from afterclick.state import StateChange
@@ -69,7 +71,7 @@ def read_topic(settings: Settings, topic: str) -> list[Any]:
     return records
 
 
-def run_reconcile(settings: Settings) -> tuple[int, dict[str, object]]:
+def run_reconcile(settings: Settings) -> tuple[int, Json]:
     """The command's exit code and its JSON."""
     command = [sys.executable, "-c", "from infra.cli import main; main()", "reconcile", "--json"]
     done = subprocess.run(command, env=environment(settings), capture_output=True, timeout=300)
@@ -82,12 +84,13 @@ def kill_between_the_steps(stream: StreamProcess, times: int, **more: str) -> No
     for n in range(times):
         before = len(stream.output())
         stream.start(AFTERCLICK_STREAM__FAULT=f"between-steps:{2 + n}", **more)
-        wait_until(
-            lambda before=before: "query failed" in stream.output()[before:] or not stream.running,
-            180,
-            what="a worker dies between the steps",
-        )
+        died = partial(_query_failed, stream, before)
+        wait_until(died, 180, what="a worker dies between the steps")
         stream.kill()
+
+
+def _query_failed(stream: StreamProcess, before: int) -> bool:
+    return "query failed" in stream.output()[before:] or not stream.running
 
 
 @pytest.mark.long
@@ -185,7 +188,7 @@ def test_events_become_state_changes_and_rows_and_malformed_records_dead_letters
     assert reconcile(settings).by_kind == {"count": 1}
 
 
-def _at_least(records: list[object], number: int) -> list[object] | None:
+def _at_least(records: list[Any], number: int) -> list[Any] | None:
     return records if len(records) >= number else None
 
 

@@ -50,7 +50,7 @@ def main(action: Callable[[Settings], None]) -> None:
             return
 
 
-def forked(act: Callable[..., None], *args: object) -> int:
+def forked(act: Callable[..., object], *args: object) -> int:
     """Run it in a fork; the signal that ended it as a negative number, or its exit code."""
     child = os.fork()
     if child:

@@ -1,8 +1,8 @@
 """A process that deploys repeatedly, killed before a later write to MLflow each time.
 
-Prints one JSON line per try: its exit code, the champion, the aliases after the kill, and those that
-the next command reads. It forks, so that Python imports once; nothing here starts a thread before a
-fork.
+Prints one JSON line per try: its exit code, the champion, the aliases after the kill, and the
+aliases that the next command reads. It forks, so that Python imports once; no thread starts before
+a fork.
 """
 
 from __future__ import annotations
