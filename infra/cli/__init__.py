@@ -7,6 +7,8 @@ own extra.
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from infra.cli import (
@@ -49,6 +51,11 @@ for name, group in GROUPS.items():
     app.add_typer(group, name=name)
 for commands in FLAT:
     app.registered_commands += commands.registered_commands
+
+
+def root_command() -> Any:
+    """The command `afterclick` with all of its groups."""
+    return typer.main.get_command(app)
 
 
 def main() -> None:

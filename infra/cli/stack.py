@@ -4,6 +4,7 @@ stack.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,7 @@ def up(
     restart what fails.
     """
     from afterclick.settings import Settings
-    from infra.demo.demo import DemoOptions
+    from infra.demo.demo import Demo, DemoOptions
     from infra.demo.split import find_split
     from infra.stack.up import UpOptions, require_no_stack
     from infra.stack.up import up as run
@@ -50,7 +51,8 @@ def up(
     settings = Settings()
     require_no_stack(settings.home)
     split = find_split(settings.home.absolute(), live_share, dataset) if replay else None
-    run(settings, UpOptions(port_offset, DemoOptions(split, rate) if split else None, retrain))
+    demo = partial(Demo, DemoOptions(split, rate)) if split else None
+    run(settings, UpOptions(port_offset, demo, retrain))
 
 
 @app.command()
@@ -116,14 +118,26 @@ def topics() -> None:
     typer.echo(f"created: {', '.join(created) or 'none, all topics exist'}")
 
 
+@app.command("split-dataset", hidden=True)
+def split_dataset(
+    home: Path, live_share: float, dataset: Annotated[Path | None, typer.Argument()] = None
+) -> None:
+    """Print how `up --replay` splits a dataset. A process of its own, for its memory."""
+    from infra.cli.data import resolve
+    from infra.demo.split import split
+
+    typer.echo(split(resolve(dataset), home, live_share).model_dump_json())
+
+
 @app.command()
 def docs(
+    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of the pages.")] = Path("docs"),
 ) -> None:
     """Write the generated pages: settings.md, commands.md and events.schema.json."""
-    from infra.reference import pages
+    from infra.cli.reference import pages
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in pages().items():
+    for name, text in pages(context.find_root().command).items():
         (folder / name).write_text(text)
         typer.echo(str(folder / name))

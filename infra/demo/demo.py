@@ -50,10 +50,10 @@ class Demo:
 
     def __init__(
         self,
+        options: DemoOptions,
         topology: Topology,
         supervisor: Supervisor,
         display: Display,
-        options: DemoOptions,
         progress: Callable[[], StackProgress],
     ) -> None:
         self._topology, self._supervisor, self._display = topology, supervisor, display

@@ -1,4 +1,4 @@
-"""Choose a dataset and split it by time: `python -m infra.demo.split <home> <share> [<dataset>]`.
+"""Choose a dataset and split it by time: the hidden command `afterclick split-dataset`.
 
 A separate process, because reading a dataset takes memory that the supervisor should not keep.
 
@@ -12,10 +12,14 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from afterclick.errors import BadDataset
+
+if TYPE_CHECKING:
+    from ingest.datasets import ResolvedDataset
 
 
 class TimeSplit(BaseModel):
@@ -36,10 +40,10 @@ class TimeSplit(BaseModel):
 
 
 def find_split(home: Path, live_share: float, dataset: str | None) -> TimeSplit:
-    """Run this module in a process; downloads show their progress on standard error. Raises
+    """Run the command in a process; downloads show their progress on standard error. Raises
     BadDataset.
     """
-    command = [sys.executable, "-m", "infra.demo.split", str(home), str(live_share)]
+    command = [sys.executable, "-m", "infra", "split-dataset", str(home), str(live_share)]
     command += [dataset] if dataset else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -47,15 +51,13 @@ def find_split(home: Path, live_share: float, dataset: str | None) -> TimeSplit:
     return TimeSplit.model_validate_json(done.stdout.splitlines()[-1])
 
 
-def split(home: Path, live_share: float, named: Path | None) -> TimeSplit:
+def split(choice: ResolvedDataset, home: Path, live_share: float) -> TimeSplit:
     """Split between two timestamps, so that equal times are on one side."""
     import numpy as np
     import pyarrow as pa
 
-    from infra.cli.data import resolve
     from ingest.sorting import sort_by_time
 
-    choice = resolve(named)
     data = sort_by_time(choice.dataset, home)
     batches = list(data.batches())
     times = np.concatenate([batch["time_ms"].to_numpy() for batch in batches])
@@ -73,16 +75,3 @@ def split(home: Path, live_share: float, named: Path | None) -> TimeSplit:
         until_ms=until,
         user=Counter(users.to_pylist()).most_common(1)[0][0],
     )
-
-
-def main(home: str, live_share: str, dataset: str | None = None) -> None:
-    """Print the split; an error becomes one line."""
-    from infra.cli.output import one_line_errors
-
-    with one_line_errors():
-        found = split(Path(home), float(live_share), Path(dataset) if dataset else None)
-        print(found.model_dump_json())
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

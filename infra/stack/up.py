@@ -7,17 +7,18 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 
 from afterclick.errors import AlreadyRunning, Unavailable
 from afterclick.io.background import BackgroundLoop
 from afterclick.io.files import file_lock
-from afterclick.io.home import StackRecord
+from afterclick.io.home import StackProgress, StackRecord
 from afterclick.settings import Settings
-from infra.demo.demo import Demo, DemoOptions
 from infra.stack.progress import ProgressProbe
 from infra.stack.services import Topology
 from infra.stack.status import LOCK, DemoStep, Display, running_stack
@@ -28,12 +29,25 @@ _PROBE_S = 2.0
 _RECORD_S = 1.0
 
 
+class StackDemo(Protocol):
+    """Steps that run next to the services."""
+
+    @property
+    def steps(self) -> list[DemoStep]: ...
+
+    async def run(self) -> None: ...
+
+
+CreateDemo = Callable[[Topology, Supervisor, Display, Callable[[], StackProgress]], StackDemo]
+
+
 @dataclass(frozen=True)
 class UpOptions:
     """Options of `afterclick up`."""
 
     port_offset: int = 0
-    demo: DemoOptions | None = None
+    demo: CreateDemo | None = None
+    """Creates what runs once the services are started."""
     retrain: bool = False
     """Also run `afterclick retrain`."""
 
@@ -99,7 +113,11 @@ class _Stack:
         self.supervisor = Supervisor(
             topology.servers(), topology.applications(options.retrain), self.display.note
         )
-        self.demo = self._demo(options.demo) if options.demo else None
+        self.demo = (
+            options.demo(topology, self.supervisor, self.display, lambda: self.probe.latest)
+            if options.demo
+            else None
+        )
         if options.port_offset:
             variables = " ".join(f"{name}={value}" for name, value in topology.addresses.items())
             self.display.note(f"for commands in other shells: export {variables}")
@@ -116,11 +134,6 @@ class _Stack:
             finally:
                 probing.stop(0.0)
                 self.display.draw(self._record())
-
-    def _demo(self, options: DemoOptions) -> Demo:
-        return Demo(
-            self.topology, self.supervisor, self.display, options, lambda: self.probe.latest
-        )
 
     def _create_topics(self) -> None:
         if created := ensure_topics(self.topology.settings):

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from afterclick.settings import Settings
-from infra import reference
+from infra.cli import reference, root_command
 from serving.control.auth import check_address
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +105,7 @@ def test_every_command_exists(compose: dict[str, Any]) -> None:
         if part
     }
     assert "afterclick serve" in words
-    assert words <= set(reference.command_names())
+    assert words <= set(reference.command_names(root_command()))
 
 
 def test_every_image_is_built_from_an_extra_and_folders_that_exist(compose: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ class SmallDemo:
         )
         supervisor = Supervisor([], [], display.note)
         topology = Topology.of(settings)
-        self.demo = Demo(topology, supervisor, display, DemoOptions(split), StackProgress)
+        self.demo = Demo(DemoOptions(split), topology, supervisor, display, StackProgress)
 
     def run(self, *names: str) -> None:
         async def steps(names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from afterclick.errors import BadInput, Unavailable
 from afterclick.settings import KafkaSettings, RedisSettings, Settings
-from infra import reference
+from infra.cli import reference
 from infra.stack.services import Topology
 
 

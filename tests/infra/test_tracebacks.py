@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from infra.cli import root_command
+from infra.cli.reference import command_names
 from infra.embedded.ports import free_port
-from infra.reference import command_names
 
 RUN = '''
 import contextlib, io, json, sys
@@ -110,7 +111,7 @@ def python(script: str, home: Path, **env: str) -> dict[str, Any]:
 
 
 def test_without_optional_packages_every_command_names_what_to_install(tmp_path: Path) -> None:
-    names = [name.removeprefix("afterclick ") for name in command_names()]
+    names = [name.removeprefix("afterclick ") for name in command_names(root_command())]
     lines = [f"{name} {REQUIRED.get(name, '')}".strip() for name in names if name not in NO_PACKAGE]
     run_all = f"print(json.dumps({{line: run(line.split()) for line in {lines!r}}}))"
     answers = python(BLOCKED.format(allowed=BASE) + RUN + run_all, tmp_path)

@@ -9,7 +9,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -18,11 +17,11 @@ from afterclick.settings import Settings, jar_cache
 from infra import results_page
 
 
-def pages() -> dict[str, str]:
-    """File name → text."""
+def pages(root: Any) -> dict[str, str]:
+    """File name → text. `root`: the command `afterclick`."""
     return {
         "settings.md": settings_page(),
-        "commands.md": commands_page(),
+        "commands.md": commands_page(root),
         "events.schema.json": json.dumps(json_schema(), indent=2) + "\n",
         "results.md": results_page.page(),
     }
@@ -46,14 +45,14 @@ def setting_names() -> set[str]:
     return {name for name, _ in _settings(Settings, "AFTERCLICK_")}
 
 
-def commands_page() -> str:
+def commands_page(root: Any) -> str:
     """Every command with its arguments and options."""
     lines = [
         "# Commands",
         "",
         "Written by `make docs` from the commands' own help (`afterclick --help`).",
     ]
-    for path, command in _commands():
+    for path, command in _walk(root, "afterclick"):
         lines += ["", f"## {path}", "", " ".join(str(command.help).split())]
         options = [_option(parameter) for parameter in command.params if parameter.name != "help"]
         if options:
@@ -61,9 +60,9 @@ def commands_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def command_names() -> list[str]:
+def command_names(root: Any) -> list[str]:
     """Every command, as typed: `afterclick ingest replay`."""
-    return [path for path, _ in _commands()]
+    return [path for path, _ in _walk(root, "afterclick")]
 
 
 def _sections() -> Iterator[tuple[str, list[str]]]:
@@ -124,17 +123,12 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     return ()
 
 
-def _commands() -> Iterator[tuple[str, Any]]:
-    from infra.cli import app
-
-    yield from _walk(typer.main.get_command(app), "afterclick")
-
-
 def _walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The leaves of the tree of commands."""
     children = getattr(command, "commands", None)
     if children is None:
-        yield path, command
+        if not command.hidden:
+            yield path, command
         return
     for name in sorted(children):
         yield from _walk(children[name], f"{path} {name}")
