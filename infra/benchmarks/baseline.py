@@ -1,8 +1,8 @@
-"""The same route as most would first write it: what the served one is measured against.
+"""The baseline of `bench serve`: the same routes in a straightforward implementation.
 
 FastAPI with a pydantic response model, redis-py, exact nearest neighbours, and the `lightgbm`
-package for scores and contributions. It answers with the same items from the same model, history
-and trends.
+package for scores and contributions. It returns the same items from the same model, history and
+trends.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from serving.state.loaded_ranker import FILE
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The plain application. It shares the feeds of the Service, not its request path."""
+    """The application. It shares the state of the Service, not its request path."""
     service = Service(settings)
 
     @asynccontextmanager
@@ -53,46 +53,46 @@ def create_app(settings: Settings) -> FastAPI:
     async def recommendations(
         user_id: Annotated[str, Query(max_length=128)], n: Annotated[int, Query(ge=1, le=200)] = 10
     ) -> api.Recommendations:
-        world = service.snapshots.current
+        snapshot = service.snapshots.current
         key = settings.redis.keys.history(user_id)
         rows: Any = await redis.zrange(key, 0, 199, desc=True, withscores=True)
         history = [HistoryEntry.from_member(m, t) for m, t in rows]
-        state = UserState.of(history, world.find, settings.stream.weights, time.time() * 1000)
-        model = world.loaded.model
+        state = UserState.of(history, snapshot.find, settings.stream.weights, time.time() * 1000)
+        model = snapshot.loaded.model
         if model is None or model.factors is None or model.content is None or not len(state.items):
-            items = Eligibility(n, state.seen).eligible(world.trending)[:n]
-            parts: dict[str, NDArray[Any]] = {"trend": world.trend_score[items]}
+            items = Eligibility(n, state.seen).eligible(snapshot.trending)[:n]
+            parts: dict[str, NDArray[Any]] = {"trend": snapshot.trend_score[items]}
             source, sources = api.Tier.TRENDING, ["trending"] * len(items)
-            words = source_reasons(items, sources)
+            texts = source_reasons(items, sources)
         else:
             if model.version not in boosters:
                 path = settings.artifacts / model.version / FILE
                 boosters[model.version] = lightgbm.Booster(model_file=str(path))
             booster = boosters[model.version]
             generator = CandidateGenerator.exact(model)
-            query = generator.query(state, world.view)
-            found = generator.retrieve(query)
-            table = generator.features(query, found.items)
+            query = generator.query(state, snapshot.view)
+            candidates = generator.retrieve(query)
+            table = generator.features(query, candidates.items)
             scores = np.asarray(booster.predict(table, num_threads=1))
             top = np.argsort(-scores)[:n]
-            items = found.items[top]
-            sources = [SOURCES[s] for s in found.sources[top].tolist()]
+            items = candidates.items[top]
+            sources = [SOURCES[s] for s in candidates.sources[top].tolist()]
             contributions = np.asarray(
                 booster.predict(table[top], pred_contrib=True, num_threads=1)
             )
             source, parts = api.Tier.PERSONALISED, dict(group_contributions(contributions))
             user = RequestUser.of(user_id, True, history, state)
-            words = reasons(world, user, items, sources)
+            texts = reasons(snapshot, user, items, sources)
         listed = []
         for i, item in enumerate(items.tolist()):
             receipt = {name: float(part[i]) for name, part in parts.items()}
             listed.append(
                 api.RecommendedItem(
-                    **describe(service.catalogue, world.ids[item]),
+                    **describe(service.catalogue, snapshot.ids[item]),
                     score=sum(receipt.values()),
                     source=sources[i],
-                    reason=words[i],
-                    badges=list(world.badges.get(item, ())),
+                    reason=texts[i],
+                    badges=list(snapshot.badges.get(item, ())),
                     contributions=receipt,
                 )
             )
@@ -101,7 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
             source=source,
             degraded=False,
             fresh=None,
-            model_version=world.loaded.version,
+            model_version=snapshot.loaded.version,
             impression_id=events.new_id(),
             as_of=dict(service.feed.positions),
             items=listed,
@@ -111,18 +111,22 @@ def create_app(settings: Settings) -> FastAPI:
     async def similar_items(
         item_id: str, n: Annotated[int, Query(ge=1, le=200)] = 10
     ) -> api.SimilarItems:
-        world = service.snapshots.current
-        at = world.find(item_id)
-        if at is None or world.loaded.model is None:
-            raise HTTPException(404, "no such item")
-        items, scores = tiers.similar_items(world, at, n)
+        snapshot = service.snapshots.current
+        row = snapshot.find(item_id)
+        if row is None or snapshot.loaded.model is None:
+            raise HTTPException(404, "unknown item")
+        items, scores = tiers.similar_items(snapshot, row, n)
         listed = [
             api.ListedItem(
-                **describe(service.catalogue, world.ids[item]), score=score, reason="like the item"
+                **describe(service.catalogue, snapshot.ids[item]),
+                score=score,
+                reason="like the item",
             )
             for item, score in zip(items.tolist(), scores.tolist(), strict=True)
         ]
-        return api.SimilarItems(item_id=item_id, model_version=world.loaded.version, items=listed)
+        return api.SimilarItems(
+            item_id=item_id, model_version=snapshot.loaded.version, items=listed
+        )
 
     @app.get("/health/ready")
     async def ready() -> dict[str, str | None]:
@@ -132,7 +136,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def main() -> None:
-    """Run it as `afterclick serve` runs the served one: one worker, uvloop, httptools."""
+    """Run it like `afterclick serve`: one worker, uvloop, httptools."""
     settings = Settings()
     uvicorn.run(
         create_app(settings),

@@ -1,25 +1,83 @@
-"""`afterclick bench poison`: fake accounts push an item; what it gains, and what the guards cost
-others.
+"""`afterclick bench poison`: what a push attack gains, and what the guards cost genuine users.
 
-reads  a dataset (training/evaluation/reviews.py); without one, a shop generated for the occasion
+The attack (bandwagon attack, Burke et al., 2005): fake accounts, created in the week before the
+cut, each vote for one target several times and for a few other items drawn by popularity. Targets
+are rarely bought items.
+
+`lists` attacks the personal lists of a model: the gain is the share of genuine queries after the
+cut with the target in the top ten, compared with the same queries without an attack; quality is
+their NDCG@10. `trending` attacks the list of new visitors, which is the same for all of them: it
+needs no model, so it is measured at several moments on every trusted review of the following week.
+
+reads  a dataset (training/evaluation/reviews.py), or a generated shop
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
+
+from afterclick.arrays import Float64Array, IndexArray, Int64Array, IntArray
+from afterclick.model import Model
+from afterclick.quarantine import QuarantineLimits, apply_limits
 from afterclick.settings import Settings
-from infra.benchmarks import attacked_lists, attacked_trends
-from infra.benchmarks.attacked_lists import AttackPlan
+from afterclick.trends import DAY_MS
 from infra.benchmarks.harness import Benchmark, Figures
 from ingest.generate import generate_shop
 from training.config import ModelConfig, TowerConfig
+from training.evaluation import list_metrics
+from training.evaluation.measure import FullRanking, answer
+from training.evaluation.scorers import blend
 from training.evaluation.time_split import split_of
-from training.fit import trainer
+from training.fit import ModelTrainer, trainer
+from training.interactions import Interactions
+from training.models.popularity import established, sums_at
+from training.protocols import EvaluationSplit, Queries, as_of, queries, sample, with_history
+from training.query_replay import align
+from training.ranker import BoosterRanker
+
+NO_LIMITS = QuarantineLimits(max_ratio=0.0)
+MONTHS = 6
+"""Moments of the trend attacks, a month apart."""
+ATTACKS_PER_MOMENT = 5
+_Z95 = 1.96
+_DAYS = 7
+"""Days before the cut in which accounts are created; queries are from 2 · _DAYS after it."""
+_MAX_TARGET_INTERACTIONS = 20
+_DISCOUNT = 1 / np.log2(np.arange(2, 12))
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Size and shape of an attack."""
+
+    share: float
+    """Fake accounts as a share of the genuine users before the cut."""
+    fillers: int = 2
+    """Other items per account; most genuine users have two or three reviews."""
+    repeats: int = 3
+    """Votes of each account for the target."""
+
+
+@dataclass(frozen=True)
+class AttackPlan:
+    """The attacks to measure."""
+
+    shares: tuple[float, ...] = (0.01, 0.03, 0.05)
+    learned: float = 0.03
+    """Share of the attack that the model is also trained on; 0: none."""
+    targets: int = 3
+    questions: int = 1000
+    """Queries of users with history and a live event, and as many of new users."""
+    fillers: int = Attack.fillers
+    seed: int = 42
 
 
 @dataclass(frozen=True)
@@ -32,19 +90,18 @@ class PushAttackBenchmark(Benchmark):
     plan: AttackPlan = field(default_factory=AttackPlan)
 
     def run(self, settings: Settings) -> Figures:
-        """Fit on the past, attack, measure; a row per situation."""
         with _dataset(self.dataset) as dataset:
             split, data = split_of(settings, dataset, self.cut)
-            figures: Figures = {"trending": attacked_trends.run(split, self.plan)}
+            figures: Figures = {"trending": attack_trends(split, self.plan)}
             if self.model:
                 config = _small(ModelConfig.of(settings.training, "fast", "implicit"))
                 with trainer(settings, data.texts, config) as models:
-                    figures["lists"] = attacked_lists.run(split, models, self.plan)
+                    figures["lists"] = attack_lists(split, models, self.plan)
         return {"dataset": "generated" if self.dataset is None else "given", **figures}
 
 
 def _small(config: ModelConfig) -> ModelConfig:
-    """One past cut and one epoch of the towers: enough to see the effect of an attack."""
+    """One past cut and one epoch of the towers suffice to see the effect of an attack."""
     ranker = replace(config.ranker, cuts=1, queries=4000)
     return replace(config, towers=TowerConfig(epochs=1), ranker=ranker)
 
@@ -54,6 +111,248 @@ def _dataset(given: Path | None) -> Iterator[Path]:
     if given is not None:
         yield given
         return
-    with TemporaryDirectory(prefix="afterclick-poison-") as folder:
+    with TemporaryDirectory(prefix="afterclick-push-attack-") as folder:
         generate_shop(Path(folder))
         yield Path(folder)
+
+
+def fake_rows(
+    past: Interactions, attack: Attack, target: int, cut_ms: int, seed: int
+) -> Interactions:
+    """The attack's rows in time order. Its accounts are numbered after the users of `past`."""
+    random = np.random.default_rng(seed)
+    accounts = round(attack.share * len(np.unique(past.user)))
+    popularity = past.item_counts() / max(len(past), 1)
+    times = np.sort(cut_ms - 1 - random.integers(0, _DAYS * int(DAY_MS), accounts))
+    fillers = random.choice(len(popularity), (accounts, attack.fillers), p=popularity)
+    votes = np.full((accounts, attack.repeats), target)
+    items = np.concatenate([fillers, votes], axis=1).astype(np.int32)
+    fake_users = len(past.user_ids) + np.arange(accounts, dtype=np.int32)
+    return Interactions(
+        user_ids=np.concatenate([past.user_ids, [f"fake-{n}" for n in range(accounts)]]),
+        item_ids=past.item_ids,
+        user=np.repeat(fake_users, items.shape[1]),
+        item=items.ravel(),
+        time_ms=np.repeat(times, items.shape[1]),
+        weight=np.full(items.size, np.median(past.weight), np.float32),
+    )
+
+
+def inject(rows: Interactions, attack: Attack, target: int, cut_ms: int, seed: int) -> Interactions:
+    """The rows and the attack's rows in time order."""
+    fakes = fake_rows(rows.before(cut_ms), attack, target, cut_ms, seed)
+    names = ("user", "item", "time_ms", "weight")
+    columns = {name: np.concatenate([getattr(rows, name), getattr(fakes, name)]) for name in names}
+    order = np.argsort(columns["time_ms"], kind="stable")
+    return replace(fakes, **{name: column[order] for name, column in columns.items()})
+
+
+def one_vote(rows: Interactions) -> Interactions:
+    """The newest row of each user and item, as the stream counts votes."""
+    pair = rows.user.astype(np.int64) * len(rows.item_ids) + rows.item
+    _, last = np.unique(pair[::-1], return_index=True)
+    newest = np.zeros(len(rows), bool)
+    newest[len(rows) - 1 - last] = True
+    return rows.where(newest)
+
+
+@dataclass(frozen=True)
+class ListQuality:
+    """The lists of one situation for one target."""
+
+    target_share: float
+    """Share of the queries with the target in the top ten."""
+    ndcg: Float64Array
+    """(n_queries,) NDCG@10"""
+
+
+@dataclass(frozen=True)
+class _AttackedShop:
+    """The split, the queries and the targets of all situations."""
+
+    split: EvaluationSplit
+    queries: Queries
+    targets: list[int]
+    ranker: BoosterRanker
+    seed: int
+
+    def attacked_rows(self, attack: Attack, target: int, guards: bool) -> Interactions:
+        """The split's rows with an attack; guards count one vote per user and item."""
+        rows = inject(self.split.rows, attack, target, self.split.cut_ms, self.seed)
+        return one_vote(rows) if guards else rows
+
+    def lists(self, model: Model, rows: Interactions, guards: bool) -> IntArray:
+        """(n_queries, 10) the lists after these rows."""
+        eligible = self.split.eligible
+        scorer = blend(align(model, rows.item_ids), self.ranker, eligible)
+        ranking = {"blend": FullRanking(scorer, eligible, self.seed)}
+        limits = None if guards else NO_LIMITS
+        return answer(rows, self.queries, ranking, 10, limits).lists["blend"]
+
+    def measure(self, lists: IntArray, target: int) -> ListQuality:
+        hits = list_metrics.hits_of(lists, self.queries.target)
+        ndcg = list_metrics.ndcg(hits, np.ones(len(hits), np.int32), 10)
+        share = float((lists == target).any(axis=1).mean())
+        return ListQuality(share, np.asarray(ndcg, np.float64))
+
+    def attack_trends_of(
+        self, model: Model, attack: Attack, guards: bool
+    ) -> dict[int, ListQuality]:
+        """By target: lists of a model that was not trained on the attack."""
+        quality = {}
+        for target in self.targets:
+            rows = self.attacked_rows(attack, target, guards)
+            quality[target] = self.measure(self.lists(model, rows, guards), target)
+        return quality
+
+
+def attack_lists(split: EvaluationSplit, guarded: ModelTrainer, plan: AttackPlan) -> Figures:
+    """A row per situation. The ranker is fitted before the attack, as are most models."""
+    unguarded = replace(guarded, config=replace(guarded.config, quarantine=NO_LIMITS))
+    past, trusted = split.train, split.trusted[split.rows.time_ms < split.cut_ms]
+    ranker = BoosterRanker.of(unguarded.fit_ranker(past, trusted).text)
+    shop = _AttackedShop(split, _queries(split, plan), _targets(split, plan), ranker, plan.seed)
+    model = unguarded.fit(past, "without-attack").model
+    baselines: dict[bool, dict[int, ListQuality]] = {}
+    for guards in (False, True):
+        lists = shop.lists(model, split.rows, guards)
+        baselines[guards] = {target: shop.measure(lists, target) for target in shop.targets}
+    baseline = baselines[False]
+    rows = [_row(quality, baseline, None, "none", guards) for guards, quality in baselines.items()]
+    attacks = [Attack(share, plan.fillers) for share in plan.shares]
+    for attack, guards in product(attacks, (False, True)):
+        quality = shop.attack_trends_of(model, attack, guards)
+        rows.append(_row(quality, baseline, attack, "trends", guards))
+    for guards in (False, True) if plan.learned else ():
+        attack, target = Attack(plan.learned, plan.fillers), shop.targets[0]
+        attacked = shop.attacked_rows(attack, target, guards)
+        fit = (guarded if guards else unguarded).fit
+        learned = fit(attacked.before(split.cut_ms), "attacked").model
+        quality = {target: shop.measure(shop.lists(learned, attacked, guards), target)}
+        rows.append(_row(quality, baseline, attack, "trends and model", guards))
+    return {"questions": len(shop.queries), "targets": len(shop.targets), "rows": rows}
+
+
+def _queries(split: EvaluationSplit, plan: AttackPlan) -> Queries:
+    """Of the two weeks after the cut: users with a live event, and new users."""
+    end = split.cut_ms + 2 * _DAYS * int(DAY_MS)
+    live = with_history(split, queries(split, "live"))
+    cold = as_of(queries(split, "cold"), split.cut_ms)
+    parts = [
+        sample(kind.where(kind.target_ms < end), plan.questions, plan.seed) for kind in (live, cold)
+    ]
+    names = ("user", "target", "target_ms", "now_ms", "live_item")
+    return Queries(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def _targets(split: EvaluationSplit, plan: AttackPlan) -> list[int]:
+    """Random eligible items with few interactions."""
+    rare = split.train.item_counts() <= _MAX_TARGET_INTERACTIONS
+    items = np.flatnonzero(split.eligible & rare)
+    random = np.random.default_rng(plan.seed)
+    return [int(n) for n in random.choice(items, min(plan.targets, len(items)), replace=False)]
+
+
+def _row(
+    quality: Mapping[int, ListQuality],
+    baseline: Mapping[int, ListQuality],
+    attack: Attack | None,
+    attacked: str,
+    guards: bool,
+) -> Figures:
+    """Figures of a situation compared with the unguarded lists without an attack."""
+
+    def share(of: Mapping[int, ListQuality]) -> float:
+        return float(np.mean([of[target].target_share for target in quality]))
+
+    before, after = (
+        np.mean([of[target].ndcg for target in quality], axis=0) for of in (baseline, quality)
+    )
+    change = (after - before) / max(float(before.mean()), 1e-12)
+    # the same queries before and after: a paired 95 % interval
+    margin = _Z95 * float(change.std()) / len(change) ** 0.5
+    gains = [quality[t].target_share - baseline[t].target_share for t in quality]
+    return {
+        "attack": attacked,
+        **({"share": 0.0} if attack is None else asdict(attack)),
+        "guards": guards,
+        "target_hr@10": share(quality),
+        "target_gain": share(quality) - share(baseline),
+        "worst_gain": max(gains),
+        "ndcg@10": float(after.mean()),
+        "ndcg_change": float(change.mean()),
+        "ndcg_change_interval": [float(change.mean()) - margin, float(change.mean()) + margin],
+    }
+
+
+@dataclass(frozen=True)
+class TrendMoment:
+    """Decayed votes at a moment, and the items that visitors chose in the following week."""
+
+    split: EvaluationSplit
+    votes: Float64Array
+    established: Float64Array
+    chosen: Int64Array
+    """(n_items,) trusted reviews in that week"""
+
+    @classmethod
+    def of(cls, split: EvaluationSplit, cut_ms: int) -> TrendMoment:
+        week_end = cut_ms + 7 * int(DAY_MS)
+        week = EvaluationSplit(split.rows, cut_ms, week_end, split.trusted, split.min_interactions)
+        past, moment = week.train, np.array([cut_ms])
+        ((_, votes, _),) = sums_at(past, moment)
+        ((_, established_votes, _),) = sums_at(past.where(established(past)), moment)
+        chosen = np.where(week.eligible, week.test().item_counts(), 0)
+        return cls(week, votes, established_votes, chosen)
+
+    def top(self, attack_votes: Float64Array | None, limits: QuarantineLimits) -> IndexArray:
+        """The ten trending items, with an attack's votes added."""
+        votes = self.votes if attack_votes is None else self.votes + attack_votes
+        limited = apply_limits(votes, self.established, limits)
+        trend_score = limited.values @ limited.weights
+        eligible_score = np.where(self.split.eligible, trend_score, -np.inf)
+        return np.argsort(-eligible_score, kind="stable")[:10]
+
+    def dcg(self, top: IndexArray) -> float:
+        """DCG of the list, summed over the chosen items."""
+        return float((self.chosen[top] * _DISCOUNT).sum())
+
+    def attacks(self, attack: Attack, guards: bool, seed: int) -> Iterator[tuple[bool, float]]:
+        """Of each attack on a random target: whether the list has it, and the list's DCG."""
+        counts, cut_ms = self.split.train.item_counts(), self.split.cut_ms
+        rare = (counts >= self.split.min_interactions) & (counts <= _MAX_TARGET_INTERACTIONS)
+        targets = np.random.default_rng(seed).choice(np.flatnonzero(rare), ATTACKS_PER_MOMENT)
+        for n, target in enumerate(targets.tolist()):
+            fakes = fake_rows(self.split.train, attack, target, cut_ms, seed + n)
+            fakes = one_vote(fakes) if guards else fakes
+            ((_, attack_votes, _),) = sums_at(fakes, np.array([cut_ms]))
+            top = self.top(attack_votes, QuarantineLimits() if guards else NO_LIMITS)
+            yield target in top, self.dcg(top)
+
+
+def attack_trends(split: EvaluationSplit, plan: AttackPlan) -> Figures:
+    """A row without an attack and one per size of attack, each without and with guards."""
+    cuts = [split.cut_ms - month * 30 * int(DAY_MS) for month in range(MONTHS)]
+    moments = [TrendMoment.of(split, cut) for cut in cuts]
+    reviews = sum(int(moment.chosen.sum()) for moment in moments)
+    baseline = sum(moment.dcg(moment.top(None, NO_LIMITS)) for moment in moments)
+    guarded = sum(moment.dcg(moment.top(None, QuarantineLimits())) for moment in moments)
+
+    def row(share: float, guards: bool, target_share: float, dcg: float) -> dict[str, Any]:
+        return {
+            "share": share,
+            "guards": guards,
+            "target_hr@10": target_share,
+            "ndcg@10": dcg / reviews,
+            "ndcg_change": dcg / baseline - 1.0,
+        }
+
+    rows = [row(0.0, False, 0.0, baseline), row(0.0, True, 0.0, guarded)]
+    for share, guards in product(plan.shares, (False, True)):
+        attack = Attack(share, plan.fillers)
+        outcomes = [each for m in moments for each in m.attacks(attack, guards, plan.seed)]
+        target_share = float(np.mean([listed for listed, _ in outcomes]))
+        dcg = sum(dcg for _, dcg in outcomes) / ATTACKS_PER_MOMENT
+        rows.append(row(share, guards, target_share, dcg))
+    attacks = ATTACKS_PER_MOMENT * len(moments)
+    return {"moments": len(moments), "attacks": attacks, "reviews": reviews, "rows": rows}

@@ -227,8 +227,7 @@ def poison(
     as_json: AsJson = False,
 ) -> None:
     """Push attack: gain in HR@10 and genuine NDCG@10, with and without guards."""
-    from infra.benchmarks.attacked_lists import AttackPlan
-    from infra.benchmarks.push_attack import PushAttackBenchmark
+    from infra.benchmarks.push_attack import AttackPlan, PushAttackBenchmark
 
     shares = tuple(value / 100 for value in percent or (1.0, 3.0, 5.0))
     plan = AttackPlan(shares, learned / 100, targets, questions, fillers)

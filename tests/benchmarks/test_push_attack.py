@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afterclick.settings import Settings
-from infra.benchmarks.attacked_lists import Attack, AttackPlan, inject, one_vote, run
+from infra.benchmarks.push_attack import Attack, AttackPlan, attack_lists, inject, one_vote
 from training.config import AlsConfig, ModelConfig, RankerConfig, TowerConfig
 from training.evaluation.reviews import Reviews
 from training.evaluation.time_split import split_of
@@ -44,7 +44,9 @@ def test_a_push_succeeds_without_the_limits_and_fails_with_them(
         ranker=RankerConfig(cuts=1, horizon_days=60, queries=300, rounds=10),
     )
     trainer = ModelTrainer(config, data.texts, implicit_als)
-    found = run(split, trainer, AttackPlan(shares=(0.1,), learned=0.1, targets=1, questions=60))
+    found = attack_lists(
+        split, trainer, AttackPlan(shares=(0.1,), learned=0.1, targets=1, questions=60)
+    )
     rows = {(row["attack"], row["guards"]): row for row in found["rows"]}
     assert len(rows) == 6
     assert rows["trends", False]["target_gain"] > 0.2
