@@ -259,10 +259,11 @@ def run_daemon() -> None:
     The imported objects are excluded from garbage collection: Spark collects after each task, which
     took a third of a worker's time.
     """
+    import pyspark.sql.functions
     import pyspark.worker  # noqa: F401
     from pyspark.daemon import manager
 
-    import streaming.flows  # noqa: F401
+    import streaming.worker  # noqa: F401 (the module that tasks refer to; this one is __main__)
 
     gc.freeze()
     gc.set_threshold(_GC_ALLOCATIONS)
