@@ -1,4 +1,4 @@
-"""The Kafka topics: names, partitions, retention. infra/topics_admin.py creates them."""
+"""The Kafka topics: names, partitions, retention. infra/embedded/kafka.py creates them."""
 
 from __future__ import annotations
 

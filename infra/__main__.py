@@ -1,4 +1,4 @@
-"""`python -m infra`: the `afterclick` command, for child processes that must run this very Python."""
+"""`python -m infra`: the `afterclick` command by this Python, for child processes."""
 
 from infra.cli import main
 

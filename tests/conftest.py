@@ -17,10 +17,9 @@ from uuid import uuid4
 import pytest
 
 from afterclick.settings import KafkaSettings, RedisSettings, Settings, jar_cache
-from infra.embedded.jars import KAFKA, SPARK_CONNECTOR, ensure_jars
-from infra.embedded.kafka import KafkaServer
-from infra.embedded.valkey import ValkeyServer
-from infra.topics_admin import delete_topics, ensure_topics
+from infra.embedded.java import KAFKA, SPARK_CONNECTOR, ensure_jars
+from infra.embedded.kafka import KafkaServer, delete_topics, ensure_topics
+from infra.embedded.server import ValkeyServer
 from tests.waiting import REDIS_S
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ from infra.benchmarks.harness import (
 )
 from infra.benchmarks.load import ConnectionPool, get, json_body, post
 from infra.benchmarks.throughput import producer_events_per_s
-from infra.embedded.ports import LOOPBACK
+from infra.embedded.server import LOOPBACK
 
 log = structlog.get_logger()
 

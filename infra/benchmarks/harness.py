@@ -31,12 +31,10 @@ from afterclick.settings import Settings
 from afterclick.state import Effect, HistoryEntry, StateChange
 from infra.benchmarks import synthetic
 from infra.benchmarks.synthetic import SyntheticShop
-from infra.embedded.jars import KAFKA, ensure_jars
-from infra.embedded.kafka import KafkaServer
-from infra.embedded.ports import LOOPBACK, free_port
+from infra.embedded.java import KAFKA, ensure_jars
+from infra.embedded.kafka import KafkaServer, ensure_topics
 from infra.embedded.process import Process, afterclick_command
-from infra.embedded.valkey import ValkeyServer
-from infra.topics_admin import ensure_topics
+from infra.embedded.server import LOOPBACK, ValkeyServer, free_port
 from streaming.positions import applied_offsets, log_ranges, running_job, topic_partitions
 
 Figures = dict[str, Any]

@@ -22,7 +22,7 @@ import orjson
 
 from afterclick.arrays import Float64Array
 from infra.benchmarks.harness import percentiles
-from infra.embedded.ports import LOOPBACK
+from infra.embedded.server import LOOPBACK
 
 CONNECTIONS = 512
 """Maximum connections of the open loop; the server's listen queue is longer."""

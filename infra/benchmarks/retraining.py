@@ -35,7 +35,7 @@ from infra.benchmarks.harness import (
 )
 from infra.benchmarks.load import Call, get, open_loop
 from infra.embedded.process import afterclick_command
-from infra.stack.progress import archived
+from infra.stack.up import archived
 from ingest.generate import ShopConfig, generate_shop
 
 log = structlog.get_logger()

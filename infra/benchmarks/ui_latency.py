@@ -37,8 +37,8 @@ from infra.benchmarks.harness import (
     running_api,
 )
 from infra.benchmarks.synthetic import SyntheticShop, build_shop
-from infra.embedded.ports import LOOPBACK, free_port
 from infra.embedded.process import afterclick_command
+from infra.embedded.server import LOOPBACK, free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page

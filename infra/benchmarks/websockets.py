@@ -29,7 +29,7 @@ from infra.benchmarks.harness import (
     served_shop,
 )
 from infra.benchmarks.synthetic import build_shop
-from infra.embedded.ports import LOOPBACK
+from infra.embedded.server import LOOPBACK
 
 log = structlog.get_logger()
 MAX_CONNECTING = 25

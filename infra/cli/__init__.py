@@ -1,8 +1,8 @@
 """The `afterclick` command.
 
 Command functions import what they run, so that help is instant and a process loads only the
-packages of its
-own extra.
+packages of
+its own extra.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from infra.cli import (
     evaluate,
     ingest,
     models,
-    serve,
     simulate,
     stack,
     stream,
@@ -39,7 +38,7 @@ GROUPS = {
     "experiments": control.experiments_app,
     "api-key": control.keys_app,
 }
-FLAT = (stack.app, stream.app, train.app, evaluate.app, serve.app, simulate.app)
+FLAT = (stack.app, stream.app, train.app, evaluate.app, simulate.app)
 
 app = typer.Typer(
     name="afterclick",

@@ -50,7 +50,7 @@ def replay(
 ) -> None:
     """Replay reviews in event-time order; an interrupted replay continues where it stopped."""
     from afterclick.settings import Settings
-    from infra.topics_admin import ensure_topics
+    from infra.embedded.kafka import ensure_topics
     from ingest.replay import ReplayOptions
     from ingest.replay import replay as run
     from ingest.replay_control import parse_pace
@@ -76,7 +76,7 @@ def replay(
 def items(dataset: DatasetArgument = None, as_json: AsJson = False) -> None:
     """Publish new and changed items of the catalogue."""
     from afterclick.settings import Settings
-    from infra.topics_admin import ensure_topics
+    from infra.embedded.kafka import ensure_topics
     from ingest.items import publish_items
 
     settings = Settings()
@@ -103,7 +103,7 @@ def people(
     """Seed demo users with the history of a similar real user."""
     from afterclick.settings import Settings
     from infra.demo.histories import seed_demo_users
-    from infra.topics_admin import ensure_topics
+    from infra.embedded.kafka import ensure_topics
     from ingest.sorting import sort_by_time
     from ui.demo_users import demo_users
 

@@ -112,7 +112,7 @@ def _default(field: FieldInfo) -> str:
         return "unset"
     if isinstance(value, dict):
         return f"`{json.dumps({str(key): item for key, item in value.items()})}`"
-    return f"`{value.value if isinstance(value, Enum) else str(value) if isinstance(value, Path) else value}`"
+    return f"`{value.value if isinstance(value, Enum) else value}`"
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
-"""`afterclick up`, `down`, `status`, `doctor`, `jars`, `topics`, `docs`: the machine and its
-stack.
-"""
+"""`afterclick up`, `down`, `status`, `serve`, …: the stack, its servers, and the machine."""
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,11 @@ import typer
 from infra.cli.output import AsJson, emit
 
 app = typer.Typer()
+Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+]
+
 Offset = Annotated[int, typer.Option(help="Add this to every port, to run next to another stack.")]
 
 
@@ -43,8 +47,7 @@ def up(
     restart what fails.
     """
     from afterclick.settings import Settings
-    from infra.demo.demo import Demo, DemoOptions
-    from infra.demo.split import find_split
+    from infra.demo.demo import Demo, DemoOptions, find_split
     from infra.stack.up import UpOptions, require_no_stack
     from infra.stack.up import up as run
 
@@ -99,7 +102,7 @@ def doctor(as_json: AsJson = False, port_offset: Offset = 0) -> None:
 def jars() -> None:
     """Download Kafka and Spark's connector from Maven into the cache, once."""
     from afterclick.settings import Settings
-    from infra.embedded.jars import BUNDLES, ensure_jars
+    from infra.embedded.java import BUNDLES, ensure_jars
 
     cache = Settings().jars
     for bundle in BUNDLES:
@@ -112,7 +115,7 @@ def jars() -> None:
 def topics() -> None:
     """Create missing Kafka topics. `up` and `ingest` do it too."""
     from afterclick.settings import Settings
-    from infra.topics_admin import ensure_topics
+    from infra.embedded.kafka import ensure_topics
 
     created = ensure_topics(Settings())
     typer.echo(f"created: {', '.join(created) or 'none, all topics exist'}")
@@ -124,7 +127,7 @@ def split_dataset(
 ) -> None:
     """Print how `up --replay` splits a dataset. A process of its own, for its memory."""
     from infra.cli.data import resolve
-    from infra.demo.split import split
+    from infra.demo.demo import split
 
     typer.echo(split(resolve(dataset), home, live_share).model_dump_json())
 
@@ -141,3 +144,62 @@ def docs(
     for name, text in pages(context.find_root().command).items():
         (folder / name).write_text(text)
         typer.echo(str(folder / name))
+
+
+@app.command()
+def serve(host: Host = None, port: Port = None) -> None:
+    """Run the API: recommendations, feedback, live pushes. Ctrl-C drains and stops it."""
+    # products of a few hundred rows: a second thread costs more than it brings
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from afterclick.settings import Settings
+    from serving.app import run
+
+    settings = Settings()
+    serving = settings.serving.model_copy(update=_given(host=host, port=port))
+    run(settings.model_copy(update={"serving": serving}))
+
+
+@app.command()
+def console(host: Host = None, port: Port = None) -> None:
+    """Run the admin console of this home: replay, simulation, training, models, fault injection."""
+    from afterclick.settings import Settings
+    from infra.console.admin_app import serve as run
+
+    settings = Settings()
+    own = settings.console.model_copy(update=_given(host=host, port=port))
+    run(settings.model_copy(update={"console": own}))
+
+
+@app.command("ui")
+def ui_command(
+    port: Port = None,
+    host: Host = None,
+    api_url: Annotated[str | None, typer.Option(help="URL of the API.")] = None,
+) -> None:
+    """Serve the shop and the live dashboard; needs the API (`afterclick serve`)."""
+    from afterclick.settings import Settings
+    from ui.web_app import serve as run
+
+    run(Settings().ui.model_copy(update=_given(host=host, port=port, api_url=api_url)))
+
+
+@app.command("api-token")
+def api_token(
+    user_id: Annotated[str, typer.Argument(help="The user of the token.")],
+    hours: Annotated[float, typer.Option(min=0.01, max=720, help="Lifetime.")] = 1.0,
+) -> None:
+    """Create a token for one user's browser, signed with AFTERCLICK_SERVING__TOKEN_SECRET."""
+    from afterclick.errors import BadInput
+    from afterclick.settings import Settings
+    from serving.control.auth import new_token
+
+    secret = Settings().serving.token_secret
+    if secret is None:
+        raise BadInput(
+            "tokens are disabled: set AFTERCLICK_SERVING__TOKEN_SECRET (openssl rand -hex 32)"
+        )
+    typer.echo(new_token(secret, user_id, hours * 3600)[0])
+
+
+def _given(**values: object) -> dict[str, object]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,8 +1,6 @@
-"""The admin console's HTTP API (scope `admin`): replay, simulation, training, models, fault
-injection.
+"""The admin console's HTTP API (scope `admin`).
 
-Every route returns immediately; commands that take longer are jobs, their state is in GET
-/admin/console.
+Every route returns immediately; longer commands are jobs, with their state in GET /admin/console.
 
 reads  sql  api_keys
 """
@@ -114,7 +112,7 @@ class ConsoleState(BaseModel):
     faults: list[Json]
 
 
-class Outcome(BaseModel):
+class ActionResult(BaseModel):
     """What was done."""
 
     done: str
@@ -135,32 +133,33 @@ async def console_state(console: ConsoleDep) -> ConsoleState:
 
 
 @router.post("/replay")
-async def control_replay(console: ConsoleDep, body: ReplayChange) -> Outcome:
+async def control_replay(console: ConsoleDep, body: ReplayChange) -> ActionResult:
     """Pause or resume the replay of this home, or change its pace."""
     change = body.model_dump(exclude_none=True)
     console.control_replay(change)
-    return Outcome(done=", ".join(f"{name} {value}" for name, value in change.items()) or "nothing")
+    changes = ", ".join(f"{name} {value}" for name, value in change.items())
+    return ActionResult(done=changes or "nothing")
 
 
 @router.post("/simulator")
-async def start_simulation(console: ConsoleDep, body: SimulationStart) -> Outcome:
+async def start_simulation(console: ConsoleDep, body: SimulationStart) -> ActionResult:
     """Start simulated users with hidden tastes; they run until they are stopped."""
     console.simulation.start(body.shoppers, body.pause_s, body.drift, body.hot)
-    return Outcome(done=f"started {body.shoppers} simulated users")
+    return ActionResult(done=f"started {body.shoppers} simulated users")
 
 
 @router.post("/simulator/steer")
-async def change_simulation(console: ConsoleDep, body: SimulationChange) -> Outcome:
+async def change_simulation(console: ConsoleDep, body: SimulationChange) -> ActionResult:
     """Change taste drift and hot items, from the next visit on."""
     console.simulation.steer(body.drift, body.hot)
-    return Outcome(done="changed")
+    return ActionResult(done="changed")
 
 
 @router.post("/simulator/stop")
-async def stop_simulation(console: ConsoleDep) -> Outcome:
+async def stop_simulation(console: ConsoleDep) -> ActionResult:
     """Stop the simulated users."""
     await asyncio.to_thread(console.simulation.stop)
-    return Outcome(done="stopped")
+    return ActionResult(done="stopped")
 
 
 @router.post("/models/list", status_code=202)
@@ -191,7 +190,7 @@ async def roll_back(console: ConsoleDep) -> JobState:
 async def reconcile(console: ConsoleDep) -> JobState:
     """Recount the log and compare the state with it: the job `reconcile`.
 
-    Replay and simulation are paused meanwhile, so that the state does not change.
+    Pauses replay and simulation until the recount ends.
     """
     return _state(console.reconcile())
 
@@ -199,13 +198,13 @@ async def reconcile(console: ConsoleDep) -> JobState:
 @router.post("/faults/{fault}")
 async def inject_fault(
     console: ConsoleDep, fault: Literal["stream", "redis", "duplicates"]
-) -> Outcome:
+) -> ActionResult:
     """Kill the stream job, pause Redis, or resend events; only if the settings allow it."""
     if not console.faults.allowed:
         raise problems.ApiError(
             403, "fault injection is disabled: set AFTERCLICK_CONSOLE__FAULT_INJECTION=true"
         )
-    return Outcome(done=await asyncio.to_thread(console.faults.inject, fault))
+    return ActionResult(done=await asyncio.to_thread(console.faults.inject, fault))
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -241,9 +240,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class _KeyReader:
-    """ASGI middleware: refresh the API keys; while the database is down the last ones remain
-    valid.
-    """
+    """ASGI middleware: refresh the API keys. The last ones remain valid without the database."""
 
     def __init__(self, app: ASGIApp, database: Database, keys: ApiKeyStore) -> None:
         self.app, self._database, self._keys = app, database, keys

@@ -1,17 +1,27 @@
 """What an administrator controls from the dashboard: replay, simulation, training, models, faults.
 
-reads   file  <home>/replay/status.json, retrain.json, stack.json
-writes  file  <home>/replay/control.json
+reads   file   <home>/replay/status.json, retrain.json, stack.json
+        topic  feedback: the newest records
+writes  file   <home>/replay/control.json
+        topic  feedback: the same records, byte for byte
 runs    `afterclick simulate`, `reconcile`, `train`, `models`
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from afterclick.errors import NotRunning, Unavailable
+from confluent_kafka import KafkaException, Producer
+from redis import Redis
+from redis.exceptions import RedisError
+
+from afterclick.errors import BadInput, NotRunning, Unavailable
 from afterclick.io.home import (
     PAUSED,
     RUNNING,
@@ -20,9 +30,9 @@ from afterclick.io.home import (
     StackRecord,
     TrainingStatus,
 )
-from afterclick.settings import Settings
-from infra.console.fault_injection import FaultInjection
-from infra.console.jobs import Job, Jobs, Simulation
+from afterclick.io.kafka_log import KafkaLog
+from afterclick.settings import KafkaSettings, Settings
+from infra.console.jobs import Job, Jobs, SimulationJob
 
 Json = dict[str, Any]
 RECONCILE_WAIT_S = 120
@@ -35,7 +45,7 @@ class AdminConsole:
     def __init__(self, settings: Settings) -> None:
         self._home = settings.home
         self.jobs = Jobs(settings)
-        self.simulation = Simulation(settings)
+        self.simulation = SimulationJob(settings)
         self.faults = FaultInjection(settings)
         self._resume = False
 
@@ -97,7 +107,7 @@ class AdminConsole:
     def _pause(self) -> None:
         replay = self.replay()
         self._resume = bool(replay and replay["active"] and replay["state"] == RUNNING)
-        with suppress(Unavailable):  # the simulation may end meanwhile
+        with suppress(Unavailable):  # the simulation may have ended
             self.simulation.hold(True)
         with suppress(Unavailable):
             if self._resume:
@@ -109,3 +119,98 @@ class AdminConsole:
         with suppress(Unavailable):
             if self._resume:
                 self.control_replay({"state": RUNNING})
+
+
+TIMEOUT_S = 5.0
+RESENT_EVENTS = 50
+KEPT_FAULTS = 10
+_NO_JOB = "the stream job is not running"
+
+
+class FaultInjection:
+    """Injects faults where the settings allow it, and remembers the newest ones."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.allowed = settings.console.fault_injection
+        self.injected: list[dict[str, Any]] = []
+        self._faults: dict[str, Callable[[], str]] = {
+            "stream": self._kill_stream,
+            "redis": self._pause_redis,
+            "duplicates": self._resend,
+        }
+
+    def inject(self, fault: str) -> str:
+        """Inject a fault and describe it. Blocks. Raises BadInput, NotRunning, Unavailable."""
+        if not self.allowed:
+            raise BadInput(
+                "fault injection is disabled: set AFTERCLICK_CONSOLE__FAULT_INJECTION=true"
+            )
+        if fault not in self._faults:
+            raise BadInput(f"unknown fault {fault!r}: use one of {', '.join(self._faults)}")
+        done = self._faults[fault]()
+        entry = {"time": time.time(), "fault": fault, "done": done}
+        self.injected = [entry, *self.injected][:KEPT_FAULTS]
+        return done
+
+    def _kill_stream(self) -> str:
+        return f"killed the stream job, process {kill_stream(self._settings)}"
+
+    def _pause_redis(self) -> str:
+        seconds = self._settings.console.redis_pause_s
+        pause_redis(self._settings, seconds)
+        return f"Redis paused for {seconds:g} s"
+
+    def _resend(self) -> str:
+        return f"sent {resend(self._settings.kafka, RESENT_EVENTS)} events a second time"
+
+
+def kill_stream(settings: Settings) -> int:
+    """SIGKILL the stream job of this home's stack, which the supervisor restarts; its process id.
+
+    Raises NotRunning if no stack runs from this home, or the job does not run.
+    """
+    record = StackRecord.read(settings.home)
+    if record is None or not StackRecord.is_fresh(settings.home):
+        raise NotRunning(
+            "no stack runs from this home: only `afterclick up` restarts the stream job"
+        )
+    part = record.part("stream")
+    if part is None or part.pid is None:
+        raise NotRunning(_NO_JOB)
+    try:
+        os.kill(part.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        raise NotRunning(_NO_JOB) from None
+    return part.pid
+
+
+def pause_redis(settings: Settings, seconds: float) -> None:
+    """Block every Redis command for `seconds`. Raises Unavailable."""
+    client: Redis = Redis.from_url(settings.redis.url, socket_timeout=TIMEOUT_S)
+    try:
+        client.client_pause(int(seconds * 1000), all=True)
+    except RedisError as error:
+        raise Unavailable(f"Redis does not answer: {error}") from None
+    finally:
+        client.close()
+
+
+def resend(kafka: KafkaSettings, count: int) -> int:
+    """Produce the newest feedback records again, with the same event ids; their number.
+
+    Raises Unavailable if Kafka does not accept them.
+    """
+    try:
+        with KafkaLog(kafka, TIMEOUT_S) as log:
+            messages = log.last(kafka.topics.feedback, count)
+        producer = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})
+        for message in reversed(messages):
+            partition = message.partition()
+            assert partition is not None
+            producer.produce(kafka.topics.feedback, message.value(), message.key(), partition)
+        if producer.flush(TIMEOUT_S):
+            raise Unavailable("Kafka does not accept events")
+    except KafkaException as error:
+        raise Unavailable(f"Kafka does not answer: {error.args[0]}") from None
+    return len(messages)

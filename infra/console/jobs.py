@@ -128,7 +128,7 @@ class Jobs:
         return await asyncio.to_thread(job.process.wait)
 
 
-class Simulation:
+class SimulationJob:
     """At most one run of the simulator. For one event loop."""
 
     def __init__(self, settings: Settings) -> None:

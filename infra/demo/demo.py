@@ -5,6 +5,7 @@ Each step runs an `afterclick` command; a second demo continues where the first 
 reads   file   <home>/replay/status.json, retrain.json
         topic  models (whether there is a champion)
         http   GET /recommendations
+        file   the dataset (`afterclick split-dataset`)
 """
 
 from __future__ import annotations
@@ -12,21 +13,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 import urllib.request
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from afterclick.errors import AfterclickError, Unavailable
+from pydantic import BaseModel, ConfigDict
+
+from afterclick.errors import AfterclickError, BadDataset, Unavailable
 from afterclick.io.home import RUNNING, ReplayStatus, StackProgress, TrainingStatus
-from infra.demo.split import TimeSplit
 from infra.stack.services import State, Topology
 from infra.stack.status import DemoStep, Display
 from infra.stack.supervisor import Supervisor
 from training.publish import champion
+
+if TYPE_CHECKING:
+    from ingest.datasets import ResolvedDataset
 
 _GROUPS = (("catalogue",), ("history",), ("people", "log"), ("training",), ("live", "retraining"))
 _OPTIONAL = ("catalogue", "people", "retraining")
@@ -34,6 +43,23 @@ _OPTIONAL = ("catalogue", "people", "retraining")
 _MAX_WAIT_S = 30.0
 _ENOUGH_EVENTS = 100_000
 _NOTE_LENGTH = 70
+
+
+class TimeSplit(BaseModel):
+    """A dataset in two parts: the history before `until_ms`, and the live part from then on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    name: str
+    why: str
+    rows: int
+    bad: int
+    history: int
+    """Rows of the history."""
+    until_ms: int
+    user: str
+    """The most active user in the newest tenth of the history."""
 
 
 @dataclass(frozen=True)
@@ -250,3 +276,41 @@ async def _meanwhile(show: Callable[[], None]) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
+
+
+def find_split(home: Path, live_share: float, dataset: str | None) -> TimeSplit:
+    """Run the command in a process; downloads show their progress on standard error. Raises
+    BadDataset.
+    """
+    command = [sys.executable, "-m", "infra", "split-dataset", str(home), str(live_share)]
+    command += [dataset] if dataset else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise BadDataset("the demo needs a dataset: see the error above")
+    return TimeSplit.model_validate_json(done.stdout.splitlines()[-1])
+
+
+def split(choice: ResolvedDataset, home: Path, live_share: float) -> TimeSplit:
+    """Split between two timestamps, so that equal times are on one side."""
+    import numpy as np
+    import pyarrow as pa
+
+    from ingest.sorting import sort_by_time
+
+    data = sort_by_time(choice.dataset, home)
+    batches = list(data.batches())
+    times = np.concatenate([batch["time_ms"].to_numpy() for batch in batches])
+    until = int(times[int(len(times) * (1 - live_share))])
+    history = int(np.searchsorted(times, until, side="left"))
+    newest = max(1, history // 10)
+    users = pa.Table.from_batches(batches)["user_id"].slice(history * 9 // 10, newest)
+    return TimeSplit(
+        path=str(choice.dataset.path.absolute()),
+        name=data.manifest.name,
+        why=choice.why,
+        rows=len(times),
+        bad=data.manifest.bad,
+        history=history,
+        until_ms=until,
+        user=Counter(users.to_pylist()).most_common(1)[0][0],
+    )

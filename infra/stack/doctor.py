@@ -13,8 +13,7 @@ import psutil
 from rich.table import Table
 
 from afterclick.errors import AfterclickError
-from infra.embedded.jars import BUNDLES
-from infra.embedded.java import find_java
+from infra.embedded.java import BUNDLES, find_java
 from infra.stack.services import Topology
 from infra.stack.status import running_stack
 

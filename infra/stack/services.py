@@ -17,12 +17,10 @@ import redis
 from afterclick.errors import BadInput, Unavailable
 from afterclick.io.home import PartRecord, TrainingStatus
 from afterclick.settings import Settings
-from infra.embedded.jars import KAFKA, ensure_jars
+from infra.embedded.java import KAFKA, ensure_jars
 from infra.embedded.kafka import KafkaServer
-from infra.embedded.ports import is_free
 from infra.embedded.process import Process, afterclick_command
-from infra.embedded.server import EmbeddedServer
-from infra.embedded.valkey import ValkeyServer
+from infra.embedded.server import EmbeddedServer, ValkeyServer, is_free
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _ADDRESS = re.compile(

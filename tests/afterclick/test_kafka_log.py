@@ -9,7 +9,7 @@ from afterclick.errors import Unavailable
 from afterclick.io.kafka_log import KafkaLog, OffsetRange, lag, read_compacted
 from afterclick.settings import KafkaSettings, Settings
 from afterclick.state import LogPosition, TopicPartition
-from infra.topics_admin import ensure_topics
+from infra.embedded.kafka import ensure_topics
 
 
 @pytest.fixture

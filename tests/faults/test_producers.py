@@ -16,8 +16,7 @@ from infra.benchmarks.faults.broker_faults import (
     read_values,
 )
 from infra.benchmarks.faults.fault_events import NO_ACKS, SteadyProducer
-from infra.embedded.kafka import KafkaServer
-from infra.topics_admin import ensure_topics
+from infra.embedded.kafka import KafkaServer, ensure_topics
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)

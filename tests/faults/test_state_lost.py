@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from afterclick.state import TopicPartition
-from infra.embedded.valkey import ValkeyServer
+from infra.embedded.server import ValkeyServer
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection, load_functions
 from streaming.fault_points import FaultPoints

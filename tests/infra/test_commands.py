@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.embedded.ports import free_port
+from infra.embedded.server import free_port
 
 
 def afterclick(home: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -27,9 +27,8 @@ from afterclick.settings import (
     Settings,
 )
 from infra.console import admin_app
-from infra.embedded.ports import free_port
 from infra.embedded.process import afterclick_command
-from infra.embedded.valkey import ValkeyServer
+from infra.embedded.server import ValkeyServer, free_port
 from tests.infra.running_console import RunningConsole
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream

@@ -14,8 +14,7 @@ from afterclick import artifact
 from afterclick.errors import Unavailable
 from afterclick.io.home import StackProgress
 from afterclick.settings import Settings
-from infra.demo.demo import Demo, DemoOptions
-from infra.demo.split import TimeSplit
+from infra.demo.demo import Demo, DemoOptions, TimeSplit
 from infra.stack.services import Topology
 from infra.stack.status import DemoStep, Display
 from infra.stack.supervisor import Supervisor

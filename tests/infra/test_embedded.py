@@ -18,10 +18,9 @@ from pyspark.sql import SparkSession
 
 from afterclick.errors import Unavailable
 from afterclick.settings import KafkaSettings, Settings
-from infra.embedded.kafka import KafkaServer
+from infra.embedded.kafka import KafkaServer, broker_answers, ensure_topics
 from infra.embedded.process import Process
-from infra.embedded.valkey import ValkeyServer
-from infra.topics_admin import broker_answers, ensure_topics
+from infra.embedded.server import ValkeyServer
 from tests.waiting import wait_until
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from afterclick.errors import Unavailable
-from infra.embedded.ports import LOOPBACK, PortChooser, free_port, is_free
+from infra.embedded.server import LOOPBACK, PortChooser, free_port, is_free
 
 
 def test_server_ports_are_outside_the_range_of_outgoing_connections() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.embedded.ports import free_port
+from infra.embedded.server import free_port
 from infra.stack.supervisor import GRACE_S, SERVERS_GRACE_S
 from tests.waiting import PATIENCE_S, wait_until
 

@@ -14,7 +14,7 @@ import pytest
 
 from infra.cli import root_command
 from infra.cli.reference import command_names
-from infra.embedded.ports import free_port
+from infra.embedded.server import free_port
 
 RUN = '''
 import contextlib, io, json, sys

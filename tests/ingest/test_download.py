@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from afterclick.errors import BadInput, Unavailable
-from infra.embedded.ports import free_port
+from infra.embedded.server import free_port
 from ingest.download import RetryPolicy, download, official_urls
 from tests.ingest.web import FileServer, serving
 

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, TopicPartition
 from afterclick.errors import BadInput, Unavailable
 from afterclick.settings import Settings
 from infra.embedded.kafka import KafkaServer
-from infra.embedded.ports import free_port
+from infra.embedded.server import free_port
 from ingest.producer import EventProducer
 
 
@@ -91,7 +91,7 @@ def test_a_restarted_broker_receives_every_event(own_broker: KafkaServer) -> Non
     settings = Settings.model_validate(
         {"kafka": {"bootstrap": own_broker.address, "partitions": 2}}
     )
-    from infra.topics_admin import ensure_topics
+    from infra.embedded.kafka import ensure_topics
 
     ensure_topics(settings)
     topic = settings.kafka.topics.reviews
@@ -114,7 +114,7 @@ def test_a_lost_broker_ends_in_unavailable_with_the_delivered_count(
     settings = Settings.model_validate(
         {"kafka": {"bootstrap": own_broker.address, "partitions": 1}}
     )
-    from infra.topics_admin import ensure_topics
+    from infra.embedded.kafka import ensure_topics
 
     ensure_topics(settings)
     topic = settings.kafka.topics.reviews

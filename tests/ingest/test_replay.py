@@ -226,7 +226,7 @@ def test_a_signal_stops_the_replay_in_order(
 def test_a_broker_killed_during_a_replay_loses_no_event(
     own_broker: KafkaServer, shop: Path, settings: Settings
 ) -> None:
-    from infra.topics_admin import ensure_topics
+    from infra.embedded.kafka import ensure_topics
 
     kafka = settings.kafka.model_copy(update={"bootstrap": own_broker.address})
     own = settings.model_copy(update={"kafka": kafka})

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, TopicPartition
 from afterclick import events
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
-from infra.embedded.ports import free_port
+from infra.embedded.server import free_port
 from serving.app import bind, config_of
 from tests.waiting import PATIENCE_S, wait_until
 

@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 
 from afterclick.errors import BadInput
 from afterclick.settings import ApiKey, RedisSettings, ServingSettings, Settings
-from infra.embedded.ports import free_port
+from infra.embedded.server import free_port
 from serving.control.api_keys import new_key
 from serving.control.auth import RateLimit, check_address
 from tests.serving.running import Running

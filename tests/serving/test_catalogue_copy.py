@@ -10,7 +10,7 @@ from sqlalchemy import select
 from afterclick.errors import Unavailable
 from afterclick.events import Item
 from afterclick.settings import KafkaSettings, Settings
-from infra.embedded.ports import free_port
+from infra.embedded.server import free_port
 from serving.control.catalogue_copy import BATCH_ROWS, CLOCK_SKEW_MS, CatalogueCopy
 from serving.control.store import Database
 from serving.control.tables import items

@@ -10,9 +10,8 @@ import pytest
 from afterclick.api import Accepted
 from afterclick.errors import BadInput, Unavailable
 from afterclick.io.client import AsyncClient, Client
-from infra.embedded.kafka import KafkaServer
-from infra.embedded.ports import free_port
-from infra.topics_admin import ensure_topics
+from infra.embedded.kafka import KafkaServer, ensure_topics
+from infra.embedded.server import free_port
 from tests.serving.running import Running, installation
 from tests.waiting import wait_until
 

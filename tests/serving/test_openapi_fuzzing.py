@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from afterclick.settings import Settings
-from infra.embedded.ports import LOOPBACK
+from infra.embedded.server import LOOPBACK
 from tests.serving import shop
 from tests.serving.running import Running
 from tests.serving.test_auth import KEYS, guarded

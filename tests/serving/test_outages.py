@@ -16,9 +16,8 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from afterclick.api import Tier
 from afterclick.settings import Settings
-from infra.embedded.kafka import KafkaServer
-from infra.embedded.valkey import ValkeyServer
-from infra.topics_admin import ensure_topics
+from infra.embedded.kafka import KafkaServer, ensure_topics
+from infra.embedded.server import ValkeyServer
 from serving.events.impressions import ImpressionLog
 from serving.events.kafka_health import AckTimeouts
 from serving.response_cache import Recommendation, RenderedList

@@ -6,7 +6,7 @@ import pytest
 from websockets.sync.client import connect
 
 from afterclick.settings import Settings
-from infra.embedded.valkey import ValkeyServer
+from infra.embedded.server import ValkeyServer
 from serving.service import ServingTimings
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream

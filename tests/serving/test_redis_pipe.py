@@ -9,8 +9,7 @@ import pytest
 import uvloop
 
 from afterclick.errors import Unavailable
-from infra.embedded.ports import free_port
-from infra.embedded.valkey import ValkeyServer
+from infra.embedded.server import ValkeyServer, free_port
 from serving.state.redis_pipe import RedisPipe
 from tests.waiting import PATIENCE_S
 

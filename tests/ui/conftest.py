@@ -25,9 +25,9 @@ from afterclick.settings import (
     UiSettings,
 )
 from infra.benchmarks.ui_latency import CHROMIUM_FLAGS
-from infra.embedded.ports import free_port
+from infra.embedded.kafka import delete_topics, ensure_topics
 from infra.embedded.process import Process
-from infra.topics_admin import delete_topics, ensure_topics
+from infra.embedded.server import free_port
 from tests.ui.generated_shop import GeneratedShop, publish_shop
 from tests.waiting import REDIS_S, wait_until
 

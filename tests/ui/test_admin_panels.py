@@ -27,9 +27,9 @@ from afterclick.settings import (
     Settings,
     UiSettings,
 )
-from infra.embedded.ports import free_port
+from infra.embedded.kafka import delete_topics, ensure_topics
 from infra.embedded.process import Process
-from infra.topics_admin import delete_topics, ensure_topics
+from infra.embedded.server import free_port
 from serving.control.api_keys import new_key
 from tests.infra.running_console import RunningConsole
 from tests.serving import shop as wares

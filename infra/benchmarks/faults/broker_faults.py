@@ -28,10 +28,9 @@ from infra.benchmarks.faults.fault_case import (
 )
 from infra.benchmarks.faults.fault_events import NO_ACKS, SteadyProducer, events, produce
 from infra.benchmarks.harness import Stack, own_stack
-from infra.embedded.jars import KAFKA, ensure_jars
-from infra.embedded.kafka import KafkaServer
-from infra.embedded.ports import free_port
-from infra.topics_admin import ensure_topics
+from infra.embedded.java import KAFKA, ensure_jars
+from infra.embedded.kafka import KafkaServer, ensure_topics
+from infra.embedded.server import free_port
 from streaming.positions import applied_offsets, log_ranges
 from streaming.proof.reconcile import reconcile
 

@@ -8,7 +8,7 @@ from afterclick.settings import Settings
 from infra.benchmarks.faults.fault_case import SMALL_BATCHES, FaultCase, FaultLoad, lost_events
 from infra.benchmarks.faults.fault_events import MALFORMED, Row, events, produce
 from infra.benchmarks.harness import own_stack, running_api
-from infra.embedded.ports import LOOPBACK
+from infra.embedded.server import LOOPBACK
 from streaming.proof.dead_letters import read_dead_letters
 from streaming.proof.reconcile import reconcile
 
