@@ -27,11 +27,10 @@ from serving.rerank import rerank
 from serving.response_cache import Recommendation, RenderedList, ResponseCache
 from serving.state.history import OnlineStore, Rows, entries
 from serving.state.item_catalogue import Catalogue
-from serving.state.live_trends import TrendState
-from serving.state.log_waiters import PositionWaiters
+from serving.state.live_trends import PositionWaiters, TrendState
 from serving.state.snapshot import ServingSnapshot
 from serving.state.snapshot_builder import SnapshotStore
-from serving.tiers import LAST_RESORT, RankedList, Tier, tiers_for
+from serving.tiers import LAST_RESORT, RankedList, RankingTier, tiers_for
 
 _IMPRESSION_FIELDS = ("item_id", "score", "source")
 
@@ -154,8 +153,8 @@ class Recommender:
 
 
 def _attempts(
-    tiers: Iterator[Tier], eligibility: Eligibility
-) -> Iterator[tuple[Tier, Eligibility]]:
+    tiers: Iterator[RankingTier], eligibility: Eligibility
+) -> Iterator[tuple[RankingTier, Eligibility]]:
     """The tiers in order; at last the general ones with seen items allowed."""
     for tier in tiers:
         yield tier, eligibility

@@ -86,7 +86,7 @@ class ImpressionCache:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _CachedList:
     rows: Rows
     generation: int
     """Of the snapshot; the snapshot itself would be kept alive with all its arrays."""
@@ -120,7 +120,7 @@ class ResponseCache:
     ) -> None:
         smallest = max_bytes // max_lists  # bounds the number: no list counts less
         self._ttl_s, self._clock = ttl_s, clock
-        self._entries: FIFOCache[RecommendationRequest, _Entry] = FIFOCache(
+        self._entries: FIFOCache[RecommendationRequest, _CachedList] = FIFOCache(
             max_bytes, getsizeof=lambda entry: max(entry.rendered.size_bytes, smallest)
         )
 
@@ -152,7 +152,7 @@ class ResponseCache:
         key = _key(request, rows)
         self._entries.pop(key, None)  # the newest list is the last to be evicted
         version, rules = snapshot.loaded.version, snapshot.rules
-        self._entries[key] = _Entry(
+        self._entries[key] = _CachedList(
             rows,
             snapshot.generation,
             version,

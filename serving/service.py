@@ -45,9 +45,8 @@ from serving.response_cache import ImpressionCache, Recommendation
 from serving.state.history import OnlineStore
 from serving.state.item_catalogue import Catalogue, TextSearch
 from serving.state.kafka_reader import TopicReader
-from serving.state.live_trends import TrendFeed
+from serving.state.live_trends import PositionWaiters, TrendFeed
 from serving.state.loaded_models import ModelFeed, ModelStore, no_model
-from serving.state.log_waiters import PositionWaiters
 from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
 
 LIVE_STATS_S = 1.0

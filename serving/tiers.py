@@ -69,7 +69,7 @@ class RankedList:
     reranked: bool = False
 
 
-class Tier(Protocol):
+class RankingTier(Protocol):
     """One level of personalisation."""
 
     @property
@@ -99,7 +99,7 @@ def tiers_for(
     snapshot: ServingSnapshot,
     user: RequestUser,
     limits: CandidateLimits | None,
-) -> Iterator[Tier]:
+) -> Iterator[RankingTier]:
     """The tiers to try, in order; the first one with an eligible candidate makes the list."""
     policy, generator = request.options.policy, snapshot.generator
     if policy is Policy.POPULAR:
@@ -391,7 +391,7 @@ class AnyItemTier(PopularTier):
         return candidates_from(every if eligible.allowed is None else eligible.allowed, POPULAR)
 
 
-LAST_RESORT: tuple[Tier, ...] = (
+LAST_RESORT: tuple[RankingTier, ...] = (
     TrendingTier(),
     PopularTier(),
     AnyItemTier(Fill(forced=ForcedItems.APART, from_nothing=True)),

@@ -129,7 +129,7 @@ class Catalogue:
         return title[: MAX_NAME_LENGTH - 1].rstrip() + "…"
 
 
-class _Entry(NamedTuple):
+class _IndexedItem(NamedTuple):
     item_id: str
     words: frozenset[str]
     has_title: bool
@@ -140,7 +140,7 @@ class TextSearch:
     changes."""
 
     def __init__(self) -> None:
-        self._entries: Versioned[list[_Entry]] = Versioned()
+        self._entries: Versioned[list[_IndexedItem]] = Versioned()
 
     def find(self, catalogue: Catalogue, query: str) -> list[str]:
         """Ids of the items that have a word for each prefix of the query; titled items first."""
@@ -148,16 +148,16 @@ class TextSearch:
         if not prefixes:
             return []
         entries = self._entries.get(
-            catalogue.version, lambda: [_entry(item) for item in list(catalogue.items.values())]
+            catalogue.version, lambda: [_indexed(item) for item in list(catalogue.items.values())]
         )
         hits = [entry for entry in entries if _matches(entry, prefixes)]
         return [entry.item_id for entry in sorted(hits, key=lambda entry: not entry.has_title)]
 
 
-def _entry(item: Item) -> _Entry:
+def _indexed(item: Item) -> _IndexedItem:
     text = " ".join((item.title or "", *item.categories, item.brand or "", item.item_id))
-    return _Entry(item.item_id, frozenset(_WORD.findall(text.casefold())), bool(item.title))
+    return _IndexedItem(item.item_id, frozenset(_WORD.findall(text.casefold())), bool(item.title))
 
 
-def _matches(entry: _Entry, prefixes: list[str]) -> bool:
+def _matches(entry: _IndexedItem, prefixes: list[str]) -> bool:
     return all(any(word.startswith(prefix) for word in entry.words) for prefix in prefixes)

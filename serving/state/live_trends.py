@@ -13,6 +13,7 @@ a thread; changes go on meanwhile.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from redis.exceptions import RedisError
 
 from afterclick.errors import BadEvent, Unavailable
 from afterclick.settings import Settings
-from afterclick.state import StateChange
+from afterclick.state import LogPosition, StateChange
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.state.kafka_reader import TopicReader
 
@@ -260,3 +261,42 @@ def _connect(settings: Settings) -> Redis | RedisCluster:
     return kind.from_url(
         settings.redis.url, socket_timeout=10, socket_connect_timeout=2, protocol=2
     )
+
+
+class PositionWaiters:
+    """Requests that wait for a log position. Event loop only."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self._waiting: dict[LogPosition, set[asyncio.Future[None]]] = {}
+
+    async def reached(self, position: LogPosition, applied: Mapping[str, int]) -> bool:
+        """Whether the applied offsets reach `position`, now or within the timeout."""
+        if _reached(position, applied):
+            return True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(position, set())
+        waiting.add(future)
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                await future
+        except TimeoutError:
+            return False
+        finally:
+            waiting.discard(future)
+            if not waiting and self._waiting.get(position) is waiting:
+                del self._waiting[position]
+        return True
+
+    def advance(self, applied: Mapping[str, int]) -> None:
+        """Wake the requests whose position is reached."""
+        for position, futures in list(self._waiting.items()):
+            if _reached(position, applied):
+                for future in futures:
+                    if not future.done():
+                        future.set_result(None)
+
+
+def _reached(position: LogPosition, applied: Mapping[str, int]) -> bool:
+    """`applied`: topic/partition → the last applied offset."""
+    return applied.get(f"{position.topic}/{position.partition}", -1) >= position.offset

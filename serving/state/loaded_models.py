@@ -32,7 +32,7 @@ from afterclick.io.background import BackgroundLoop
 from afterclick.model import Model
 from afterclick.retrieval import Search
 from serving.state.ann_search import content_search, index_search
-from serving.state.loaded_ranker import FormulaRanker, Ranker, load_ranker
+from serving.state.loaded_ranker import ExplainableRanker, FormulaRanker, load_ranker
 
 log = structlog.get_logger()
 MAX_PUBLISHED = 20
@@ -56,7 +56,7 @@ class LoadedModel:
 
     version: str
     model: Model | None
-    ranker: Ranker
+    ranker: ExplainableRanker
     als_search: Search | None = None
     tower_search: Search | None = None
     content_search: Search | None = None

@@ -12,9 +12,15 @@ import pytest
 from afterclick.arrays import FloatArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
-from serving.state.leaf_parts import leaf_parts
-from serving.state.lightgbm_library import Booster
-from serving.state.loaded_ranker import FILE, FormulaRanker, Ranker, TreeRanker, load_ranker
+from serving.state.loaded_ranker import (
+    FILE,
+    Booster,
+    ExplainableRanker,
+    FormulaRanker,
+    TreeRanker,
+    leaf_parts,
+    load_ranker,
+)
 
 
 def rows(count: int, seed: int = 3) -> FloatArray:
@@ -47,7 +53,7 @@ def trained(names: list[str] | None = None) -> str:
 @pytest.mark.parametrize(
     "ranker", [FormulaRanker(), TreeRanker(trained())], ids=["formula", "trees"]
 )
-def test_parts_add_up_to_the_score(ranker: Ranker) -> None:
+def test_parts_add_up_to_the_score(ranker: ExplainableRanker) -> None:
     x = rows(300, seed=9)
     scores, receipt = ranker.score(x), ranker.contributions(x)
     assert np.abs(sum(receipt.values()) - scores).max() < 1e-6

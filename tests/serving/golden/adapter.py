@@ -37,10 +37,9 @@ from serving.service import Service
 from serving.state.ann_search import content_search
 from serving.state.history import OnlineStore, Rows
 from serving.state.item_catalogue import Catalogue
-from serving.state.live_trends import TrendState
+from serving.state.live_trends import PositionWaiters, TrendState
 from serving.state.loaded_models import LoadedModel, no_model
 from serving.state.loaded_ranker import FormulaRanker, TreeRanker
-from serving.state.log_waiters import PositionWaiters
 from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
 from tests.serving.golden import fixed_state
 from tests.serving.golden.request_specs import Spec

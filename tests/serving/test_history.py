@@ -10,7 +10,7 @@ import uvloop
 
 from afterclick.errors import Unavailable
 from infra.embedded.server import ValkeyServer, free_port
-from serving.state.redis_pipe import RedisPipe
+from serving.state.history import RedisPipe
 from tests.waiting import PATIENCE_S
 
 NEVER_S = 10 * PATIENCE_S
