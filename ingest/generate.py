@@ -11,15 +11,13 @@ tail). The same seed gives the same files, byte for byte.
 from __future__ import annotations
 
 import csv
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from afterclick.arrays import Float64Array, Int64Array
+from afterclick.arrays import BoolArray, Float64Array, Int64Array
 from afterclick.errors import BadInput
 
 
@@ -142,9 +140,6 @@ class ShopSummary:
     items: int
     events: int
     seed: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -296,7 +291,7 @@ class _Shoppers:
         day: int,
         taste: Float64Array,
         liking: Float64Array,
-        held: NDArray[np.bool_],
+        held: BoolArray,
         last: int,
     ) -> int:
         items = self.items

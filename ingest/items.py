@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -175,9 +175,6 @@ class ItemsSummary:
     sent: int
     unchanged: int
     bad_lines: int
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def publish_items(dataset: Dataset, settings: Settings) -> ItemsSummary:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -20,9 +21,9 @@ import orjson
 import pyarrow as pa
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
-from numpy.typing import NDArray
 from pydantic_core import to_json
 
+from afterclick.arrays import Int64Array
 from afterclick.errors import AfterclickError, BadInput, Unavailable
 from afterclick.events import FEEDBACK_TYPE, REVIEW_TYPE, Action
 from afterclick.topics import PARTITIONER
@@ -43,7 +44,6 @@ class Encoder:
     reviews: str
     feedback: str
     shift_ms: int = 0
-    _numbers: dict[float, str] = field(default_factory=dict)
 
     def encode(self, batch: pa.RecordBatch) -> list[tuple[str, list[Message]]]:
         """Messages of a batch in row order, grouped into runs with the same topic."""
@@ -89,9 +89,10 @@ class Encoder:
             for key, user, item, event_id, time, tail in columns
         ]
 
-    def _tails(self, batch: pa.RecordBatch) -> list[str]:
+    @staticmethod
+    def _tails(batch: pa.RecordBatch) -> list[str]:
         """JSON after the action: rating and text, if present."""
-        ratings = [self._rating(r) for r in batch["rating"].to_pylist()]
+        ratings = [_rating(r) for r in batch["rating"].to_pylist()]
         if batch["text"].null_count == len(batch):
             return ratings
         texts = batch["text"].to_pylist()
@@ -100,15 +101,10 @@ class Encoder:
             for r, t in zip(ratings, texts, strict=True)
         ]
 
-    def _rating(self, rating: float | None) -> str:
-        if rating is None:
-            return ""
-        known = self._numbers.get(rating)
-        if known is None:
-            if len(self._numbers) > 10_000:
-                self._numbers.clear()
-            known = self._numbers[rating] = f',"rating":{to_json(rating).decode()}'
-        return known
+
+@lru_cache(10_000)
+def _rating(rating: float | None) -> str:
+    return "" if rating is None else f',"rating":{to_json(rating).decode()}'
 
 
 def _ids(action: str, users: list[str], items: list[str], times_ms: list[int]) -> list[str]:
@@ -129,7 +125,7 @@ def _quoted(column: pa.Array) -> list[str]:
     return [f'"{value}"' for value in column.to_pylist()]
 
 
-def _iso(times_ms: NDArray[np.int64]) -> list[str]:
+def _iso(times_ms: Int64Array) -> list[str]:
     """Event times as pydantic formats them: RFC 3339, UTC, with six decimals or none."""
     unique, places = np.unique(times_ms, return_inverse=True)
     texts = np.datetime_as_string(unique.astype("datetime64[ms]"), unit="ms").tolist()

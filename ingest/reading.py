@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,15 @@ def read_interactions(
 
 
 def _csv(path: Path, found: Detected, report: ReadReport, size: int) -> Iterator[pa.RecordBatch]:
-    quoting = (
-        found.format is Format.NAMED_CSV
-    )  # the official file has no quoting: a " is an ordinary character
+    # the official file has no quoting: a " is an ordinary character
+    quoting = found.format is Format.NAMED_CSV
     source = blocks(path, size)
     if quoting:
         source = _without_header(source)
     for block in source:
         if quoting and b'"' in block[1]:
             # a quoted field may continue in the next block: parse the rest record by record
-            yield from _csv_slow(_chain(block, source), found, report, True)
+            yield from _csv_slow(chain([block], source), found, report, True)
             return
         batch = _csv_fast(block[1], found)
         if batch is not None:
@@ -147,14 +147,13 @@ def _csv_slow(
     source: Iterator[tuple[int, bytes]], found: Detected, report: ReadReport, quoting: bool
 ) -> Iterator[pa.RecordBatch]:
     width = len(found.header)
-    place = found.columns
     for chunk in records(source, quoting):
         rows: list[Row] = []
         for line, raw, fields in chunk:
             try:
                 if len(fields) != width:
                     raise ValueError(f"{len(fields)} fields, expected {width}")
-                rows.append(_row({f: fields[i] for f, i in place.items()}, _any_time))
+                rows.append(_row({f: fields[i] for f, i in found.columns.items()}))
             except ValueError as error:
                 report.refuse(line, str(error), raw)
         yield to_batch(rows)
@@ -168,13 +167,6 @@ def _without_header(source: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, 
             yield skipped.count(b"\n") + 2, rest
         else:
             yield number, raw
-
-
-def _chain(
-    first: tuple[int, bytes], rest: Iterator[tuple[int, bytes]]
-) -> Iterator[tuple[int, bytes]]:
-    yield first
-    yield from rest
 
 
 # --- JSON lines ---
@@ -252,7 +244,7 @@ def _parquet_slow(columns: dict[str, pa.Array], before: int, report: ReadReport)
     for place in range(len(columns["time"])):
         fields = {f: c[place].as_py() for f, c in columns.items()}
         try:
-            rows.append(_row(fields, _any_time))
+            rows.append(_row(fields))
         except ValueError as error:
             report.refuse(before + place + 1, str(error), fields)
     return to_batch(rows)
@@ -261,11 +253,11 @@ def _parquet_slow(columns: dict[str, pa.Array], before: int, report: ReadReport)
 # --- fields of a row with named columns ---
 
 
-def _row(fields: dict[str, Any], time: Callable[[Any], int]) -> Row:
+def _row(fields: dict[str, Any]) -> Row:
     return check(
         fields["user_id"],
         fields["item_id"],
-        time(fields["time"]),
+        _any_time(fields["time"]),
         fields.get("rating"),
         fields.get("text"),
         fields.get("action") or None,

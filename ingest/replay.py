@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import structlog
-from numpy.typing import NDArray
 
+from afterclick.arrays import Int64Array
 from afterclick.errors import AfterclickError, BadInput
 from afterclick.io.home import DONE, FAILED, PAUSED, RUNNING, STOPPED, ReplayControl, ReplayStatus
 from afterclick.settings import Settings
@@ -27,9 +26,7 @@ from ingest.producer import CHUNK, Encoder, EventProducer
 from ingest.replay_control import (
     Pace,
     ReplayFiles,
-    Unlimited,
     parse_pace,
-    replay_files,
     spread_days,
 )
 from ingest.sorting import SortedDataset
@@ -43,7 +40,7 @@ IDLE_S = 0.01
 class ReplayOptions:
     """Rows and speed of a replay."""
 
-    pace: Pace = field(default_factory=Unlimited)
+    pace: Pace = field(default_factory=Pace)
     rebased: bool = False
     """Shift event times so that the dataset ends at the time of its first replay."""
     from_ms: int | None = None
@@ -73,9 +70,6 @@ class Summary:
     rows: int
     bad_lines: int
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def replay(
     data: SortedDataset,
@@ -90,8 +84,8 @@ def replay(
     Raises Unavailable if Kafka stays down too long, AlreadyRunning if another process replays from
     this home.
     """
-    files = replay_files(settings.home)
-    with files.only_one():
+    files = ReplayFiles(settings.home)
+    with files.lock():
         run = _Replay(data, settings, options, files, on_status)
         try:
             return run.go(stopping)
@@ -124,7 +118,7 @@ class _Replay:
         self.total, self.span_ms = _measure(data, options, self.first_row)
         self.watch = _Stopwatch()
         self.pace, self.pace_began = options.pace, 0.0
-        self.asked = ReplayControl()
+        self.control = ReplayControl()
         self.rate = _RateMeter()
         self.sent = 0
         self.row = self.saved = self.first_row
@@ -134,7 +128,7 @@ class _Replay:
 
     def go(self, stopping: Callable[[], bool]) -> Summary:
         """Send all selected rows."""
-        self.files.ask(ReplayControl())
+        ReplayControl().write(self.files.home)
         # rows below first_row are already delivered; the producer continues counting from there
         self.producer.delivered = self.first_row
         state = DONE
@@ -175,7 +169,7 @@ class _Replay:
             self.row += len(messages)
             self.producer.send(topic, messages, self.row)
         self.sent += len(rows)
-        self.pace.took(len(rows))
+        self.pace.count_sent(len(rows))
 
     def _tick(self) -> None:
         """Every TICK_S: read the control file, save the progress, publish the status."""
@@ -183,7 +177,7 @@ class _Replay:
         if now - self._ticked < TICK_S:
             return
         self._ticked = now
-        control = self.files.control()
+        control = ReplayControl.read(self.files.home) or ReplayControl()
         self.watch.pause(control.state == PAUSED)
         self._change_pace(control)
         self.report(PAUSED if self.watch.paused else RUNNING)
@@ -192,14 +186,14 @@ class _Replay:
         """Apply the requested speed; an invalid one changes nothing."""
         if control.speed is None and control.rate is None:
             return
-        asked = control.model_copy(update={"state": RUNNING})
-        if asked == self.asked:
+        control = control.model_copy(update={"state": RUNNING})
+        if control == self.control:
             return
-        self.asked = asked
+        self.control = control
         try:
             self.pace = parse_pace(control.speed or "max", control.rate)
         except BadInput as error:
-            log.warning("no such pace", error=str(error))
+            log.warning("invalid pace ignored", error=str(error))
             return
         self.pace_began = self.watch.seconds()
 
@@ -223,7 +217,7 @@ class _Replay:
             updated_ms=time.time_ns() // 1_000_000,
             pace=str(self.pace),
         )
-        self.files.save_status(status)
+        status.write(self.files.home)
         self.on_status(status)
 
     def _eta(self, rate: float) -> float | None:
@@ -316,7 +310,7 @@ def _select(
         row += len(times)
 
 
-def _place(times: NDArray[np.int64], time_ms: int | None, otherwise: int) -> int:
+def _place(times: Int64Array, time_ms: int | None, otherwise: int) -> int:
     return otherwise if time_ms is None else int(np.searchsorted(times, time_ms, side="left"))
 
 

@@ -1,85 +1,70 @@
 """Speed of a replay, and the files that record its progress.
 
-writes  file  <home>/replay/progress.json  next row per dataset and cluster
-              <home>/replay/clock.json     time shift per dataset of the rebased clock, chosen once
-              <home>/replay/status.json    afterclick.io.home.ReplayStatus, several times a second
-reads   file  <home>/replay/control.json   afterclick.io.home.ReplayControl
+reads, writes  file  <home>/replay/progress.json  next row per dataset and cluster
+                     <home>/replay/clock.json     time shift of the rebased clock per dataset
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
+from afterclick.arrays import Int64Array
 from afterclick.errors import BadInput
 from afterclick.io.files import file_lock, lock_owner, write_atomically
-from afterclick.io.home import ReplayControl, ReplayStatus
 
 DAY_MS = 86_400_000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SPEED = re.compile(r"(\d+(?:\.\d+)?)(?:([smhdw])/s|x)")
 
 
-class Pace(Protocol):
-    """Decides how many of the next events are due; `str` describes it."""
-
-    def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
-        """Number of events at the front of `times_ms` (sorted) due after `running_s` seconds."""
-
-    def took(self, count: int) -> None:
-        """Report `count` events as sent."""
-
-    def seconds_for(self, count: int, span_ms: int) -> float | None:
-        """Estimated duration of `count` events over `span_ms` of event time; None if unknown."""
-
-
-class Unlimited:
-    """As fast as possible: every event is due."""
+class Pace:
+    """Decides how many of the next events are due; `str` describes it. This one sends all."""
 
     def __str__(self) -> str:
         return "max"
 
-    def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
+    def due(self, times_ms: Int64Array, running_s: float) -> int:
+        """Number of events at the front of `times_ms` (sorted) due after `running_s` seconds."""
         return len(times_ms)
 
-    def took(self, count: int) -> None:
-        return
+    def count_sent(self, count: int) -> None:
+        """Count `count` events as sent."""
 
     def seconds_for(self, count: int, span_ms: int) -> float | None:
+        """Estimated duration of `count` events over `span_ms` of event time; None if unknown."""
         return None
 
 
-class Rate:
+class Rate(Pace):
     """A fixed number of events per second."""
 
     def __init__(self, per_second: float) -> None:
         if not 0 < per_second <= 1e9:
             raise BadInput(f"rate {per_second:g}: must be greater than 0 events per second")
         self._per_second = per_second
-        self._went = 0
+        self._sent = 0
 
     def __str__(self) -> str:
         return f"{self._per_second:g} events/s"
 
-    def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
-        return max(0, min(len(times_ms), int(running_s * self._per_second) - self._went))
+    def due(self, times_ms: Int64Array, running_s: float) -> int:
+        return max(0, min(len(times_ms), int(running_s * self._per_second) - self._sent))
 
-    def took(self, count: int) -> None:
-        self._went += count
+    def count_sent(self, count: int) -> None:
+        self._sent += count
 
     def seconds_for(self, count: int, span_ms: int) -> float | None:
         return count / self._per_second
 
 
-class Speed:
+class Speed(Pace):
     """Event time runs `factor` times faster than the clock, starting at the first event."""
 
     def __init__(self, factor: float) -> None:
@@ -94,16 +79,13 @@ class Speed:
                 return f"{self._factor / seconds:g}{unit}/s"
         return f"{self._factor:g}x"
 
-    def due(self, times_ms: NDArray[np.int64], running_s: float) -> int:
+    def due(self, times_ms: Int64Array, running_s: float) -> int:
         if not len(times_ms):
             return 0
         if self._origin_ms is None:
             self._origin_ms = float(times_ms[0]) - running_s * 1000 * self._factor
         reached = self._origin_ms + running_s * 1000 * self._factor
         return int(np.searchsorted(times_ms, reached, side="right"))
-
-    def took(self, count: int) -> None:
-        return
 
     def seconds_for(self, count: int, span_ms: int) -> float | None:
         return span_ms / 1000 / self._factor
@@ -116,14 +98,14 @@ def parse_pace(speed: str, rate: float | None) -> Pace:
             raise BadInput("--speed and --rate exclude each other: give one of them")
         return Rate(rate)
     if speed == "max":
-        return Unlimited()
+        return Pace()
     match = _SPEED.fullmatch(speed.strip().lower())
     if not match:
         raise BadInput(f"speed {speed!r}: expected e.g. 1h/s, 30m/s, 2d/s, 60x or max")
     return Speed(float(match[1]) * _UNITS[match[2] or "s"])
 
 
-def spread_days(times_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+def spread_days(times_ms: Int64Array) -> Int64Array:
     """Times used for pacing: events with day resolution are spread evenly over their day.
 
     Event times themselves do not change.
@@ -168,40 +150,17 @@ class ReplayFiles:
         shift = _read(self.folder / "clock.json").get(fingerprint)
         return None if shift is None else int(shift)
 
-    def control(self) -> ReplayControl:
-        """Requested state and speed."""
-        return ReplayControl.read(self.home) or ReplayControl()
-
-    def ask(self, control: ReplayControl) -> None:
-        """Request a pause, a resume or another speed."""
-        control.write(self.home)
-
-    def save_status(self, status: ReplayStatus) -> None:
-        """Publish the current status."""
-        status.write(self.home)
-
-    def status(self) -> ReplayStatus | None:
-        """Last published status; None if no replay has run."""
-        return ReplayStatus.read(self.home)
-
-    @contextmanager
-    def only_one(self) -> Iterator[None]:
-        """Hold the replay lock of this home. Raises AlreadyRunning if another process holds it."""
+    def lock(self) -> AbstractContextManager[None]:
+        """The replay lock of this home; entering raises AlreadyRunning if it is taken."""
         busy = (
             f"a replay is already running from {self.home}; stop it, or watch it with "
             "`afterclick ingest status`"
         )
-        with file_lock(self.folder / "lock", busy=busy):
-            yield
+        return file_lock(self.folder / "lock", busy=busy)
 
     def running(self) -> bool:
         """True while a process replays from this home."""
         return lock_owner(self.folder / "lock") is not None
-
-
-def replay_files(home: Path) -> ReplayFiles:
-    """Replay files of a home folder."""
-    return ReplayFiles(home)
 
 
 def _read(path: Path) -> dict[str, Any]:

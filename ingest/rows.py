@@ -55,9 +55,7 @@ def blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
                 yield number, whole + newline
                 number += whole.count(b"\n") + 1
                 rest = tail
-            elif (
-                len(rest) > MAX_LINE_BYTES
-            ):  # longer than any valid line: yield it in pieces to bound memory
+            elif len(rest) > MAX_LINE_BYTES:  # not a valid line: yield it in pieces
                 yield number, rest
                 rest = b""
     if rest:

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -216,9 +215,6 @@ class DatasetProfile:
     catalogue_titles: int
     catalogue_bad_lines: int
     ignored: tuple[str, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def profile(dataset: Dataset) -> DatasetProfile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,7 +77,7 @@ def make(
         config = ShopConfig(users, items, events, days, end.replace(tzinfo=end.tzinfo or UTC), seed)
     summary = generate_shop(out, config)
     line = f"{summary.events:,} reviews by {summary.users:,} users of {summary.items:,} items"
-    answer = {"folder": str(out), **summary.as_dict()}
+    answer = {"folder": str(out), **asdict(summary)}
     emit(answer, as_json, f"{out}: {line} (seed {summary.seed})")
 
 
@@ -87,7 +88,7 @@ def info(dataset: DatasetArgument = None, as_json: AsJson = False) -> None:
 
     choice = resolve(dataset, quiet=as_json)
     found = profile(choice.dataset)
-    emit({"why": choice.why, **found.as_dict()}, as_json, lambda: _lines(found))
+    emit({"why": choice.why, **asdict(found)}, as_json, lambda: _lines(found))
 
 
 def resolve(dataset: Path | None, quiet: bool = False) -> ResolvedDataset:

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -69,7 +70,7 @@ def replay(
     ensure_topics(settings)
     with _stop_signals() as stopping, _status_line(hidden=as_json) as show:
         summary = run(data, settings, options, on_status=show, stopping=stopping)
-    emit(summary.as_dict(), as_json, lambda: _summary(summary))
+    emit(asdict(summary), as_json, lambda: _summary(summary))
 
 
 @app.command()
@@ -85,7 +86,7 @@ def items(dataset: DatasetArgument = None, as_json: AsJson = False) -> None:
     summary = publish_items(chosen, settings)
     counts = f"{summary.items:,} items, {summary.sent:,} new or changed and published"
     line = f"{summary.dataset}: {counts}, {summary.bad_lines:,} bad lines"
-    emit(summary.as_dict(), as_json, line)
+    emit(asdict(summary), as_json, line)
 
 
 @app.command()
@@ -134,11 +135,12 @@ def resume() -> None:
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """Show the progress of the current or the last replay."""
+    from afterclick.io.home import ReplayStatus
     from afterclick.settings import Settings
-    from ingest.replay_control import replay_files
+    from ingest.replay_control import ReplayFiles
 
-    files = replay_files(Settings().home)
-    found, running = files.status(), files.running()
+    home = Settings().home
+    found, running = ReplayStatus.read(home), ReplayFiles(home).running()
     line = "no replay has run from this home"
     if found:
         line = ("" if running else "(not running) ") + _describe(found)
@@ -147,13 +149,15 @@ def status(as_json: AsJson = False) -> None:
 
 def _control(state: str) -> None:
     from afterclick.errors import Unavailable
+    from afterclick.io.home import ReplayControl
     from afterclick.settings import Settings
-    from ingest.replay_control import replay_files
+    from ingest.replay_control import ReplayFiles
 
-    files = replay_files(Settings().home)
-    if not files.running():
+    home = Settings().home
+    if not ReplayFiles(home).running():
         raise Unavailable("no replay is running: start one with `afterclick ingest replay`")
-    files.ask(files.control().model_copy(update={"state": state}))
+    control = ReplayControl.read(home) or ReplayControl()
+    control.model_copy(update={"state": state}).write(home)
 
 
 def _ms(time: datetime | None) -> int | None:

@@ -19,7 +19,7 @@ from afterclick.settings import Settings
 from ingest.datasets import Dataset
 from ingest.items import read_items
 from ingest.producer import Encoder, EventProducer
-from ingest.replay_control import replay_files
+from ingest.replay_control import ReplayFiles
 from ingest.rows import ReadReport
 from ingest.sorting import SortedDataset
 
@@ -143,7 +143,7 @@ def _before(data: SortedDataset, until_ms: int | None) -> Iterator[pa.RecordBatc
 
 
 def _shift(data: SortedDataset, settings: Settings) -> int:
-    shift = replay_files(settings.home).known_shift_ms(data.manifest.fingerprint)
+    shift = ReplayFiles(settings.home).known_shift_ms(data.manifest.fingerprint)
     if shift is None:
         raise BadDataset(f"{data.manifest.name}: no rebased replay has run from {settings.home}")
     return shift

@@ -43,7 +43,7 @@ def test_a_dataset_in_raw_comes_second(tmp_path: Path, inside: str) -> None:
     assert "found in" in choice.why
 
 
-def test_a_download_comes_third(tmp_path: Path) -> None:
+def test_a_download_is_selected_third(tmp_path: Path) -> None:
     def online(folder: Path, on_progress: Progress) -> None:
         folder.mkdir(parents=True)
         ratings_csv(folder)

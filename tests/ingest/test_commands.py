@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
+from typer.testing import CliRunner
 
 from afterclick.settings import Settings
 from tests.ingest.conftest import ratings_csv
 from tests.ingest.test_replay import run_command as start
+
+Invoke = Callable[..., Any]
 
 
 def run(settings: Settings, *args: str) -> tuple[int, bytes, bytes]:
@@ -19,15 +24,13 @@ def run(settings: Settings, *args: str) -> tuple[int, bytes, bytes]:
 
 
 @pytest.fixture(scope="module")
-def invoke() -> object:
-    from typer.testing import CliRunner
-
+def invoke() -> Invoke:
     from infra.cli import app
 
     return lambda *args, **env: CliRunner().invoke(app, args, env=env)
 
 
-def test_info_counts_and_shows_bad_lines(tmp_path: Path, invoke) -> None:  # type: ignore[no-untyped-def]
+def test_info_counts_and_shows_bad_lines(tmp_path: Path, invoke: Invoke) -> None:
     path = ratings_csv(tmp_path, 50)
     path.write_text(path.read_text() + "garbage\n")
     answer = orjson.loads(invoke("data", "info", str(path), "--json").stdout.splitlines()[-1])
@@ -40,14 +43,14 @@ def test_info_counts_and_shows_bad_lines(tmp_path: Path, invoke) -> None:  # typ
     assert "line 51: 1 fields, expected 4: garbage" in shown
 
 
-def test_info_takes_the_dataset_from_the_environment(shop: Path, invoke) -> None:  # type: ignore[no-untyped-def]
+def test_info_reads_the_dataset_from_the_environment(shop: Path, invoke: Invoke) -> None:
     answer = orjson.loads(
         invoke("data", "info", "--json", DATASET=str(shop)).stdout.splitlines()[-1]
     )
     assert (answer["users"], answer["catalogue_items"]) == (300, 120)
 
 
-def test_make_reports_the_generated_files(tmp_path: Path, invoke) -> None:  # type: ignore[no-untyped-def]
+def test_make_reports_the_generated_files(tmp_path: Path, invoke: Invoke) -> None:
     sizes = ("--users", "60", "--items", "60", "--events", "500", "--end", "2026-01-02")
     result = invoke("data", "make", "--out", str(tmp_path / "s"), *sizes, "--json")
     answer = orjson.loads(result.stdout.splitlines()[-1])
@@ -55,7 +58,7 @@ def test_make_reports_the_generated_files(tmp_path: Path, invoke) -> None:  # ty
     assert (tmp_path / "s" / "reviews.csv").read_text().count("\n") == 501
 
 
-def test_replay_and_items_print_figures_and_errors_are_one_line(
+def test_replay_and_items_print_counts_and_errors_are_one_line(
     shop: Path, settings: Settings
 ) -> None:
     code, out, err = run(settings, "items", str(shop), "--json")

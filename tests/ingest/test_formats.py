@@ -19,7 +19,7 @@ def test_a_folder_has_reviews_and_items(shop: Path) -> None:
     assert dataset.items.name == "items.csv"
 
 
-def test_the_official_pair_is_recognised(tmp_path: Path) -> None:
+def test_the_official_files_are_detected(tmp_path: Path) -> None:
     ratings_csv(tmp_path)
     (tmp_path / "meta_Toys.json").write_text(
         "{'asin': 'B000', 'title': 'Bear', 'categories': [['Toys']]}\n"
@@ -54,7 +54,7 @@ def test_an_items_file_without_reviews_is_an_error(shop: Path) -> None:
         open_dataset(shop / "items.csv")
 
 
-def test_bad_first_lines_do_not_hide_the_format(tmp_path: Path) -> None:
+def test_the_format_is_detected_after_bad_first_lines(tmp_path: Path) -> None:
     path = tmp_path / "reviews.json"
     path.write_bytes(b'garbage\n{"broken\n{"reviewerID": "a", "asin": "b", "unixReviewTime": 1}\n')
     assert detect(path).format is Format.REVIEWS_2014

@@ -35,7 +35,7 @@ def test_a_generated_shop_has_the_requested_size_and_no_bad_line(default_shop: P
     assert (found.bad_lines, found.catalogue_bad_lines, found.ignored) == (0, 0, ())
 
 
-def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
     config = ShopConfig(users=50, items=60, events=400, days=30)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         generate_shop(tmp_path / name, ShopConfig(**{**vars(config), "seed": seed}))
@@ -44,7 +44,7 @@ def test_the_same_seed_makes_the_same_files(tmp_path: Path) -> None:
         assert a == b != c
 
 
-def test_no_user_reviews_an_item_twice_and_times_rise(default_shop: Path) -> None:
+def test_no_user_reviews_an_item_twice_and_times_ascend(default_shop: Path) -> None:
     rows, _ = read(default_shop / "reviews.csv")
     assert len({(r["user_id"], r["item_id"]) for r in rows}) == len(rows)
     times = [r["time_ms"] for r in rows]

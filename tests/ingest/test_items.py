@@ -16,7 +16,7 @@ from tests.ingest.conftest import ratings_csv
 from tests.ingest.test_producer import read_topic
 
 
-def test_items_are_published_once_and_again_only_when_they_change(
+def test_items_are_published_again_only_after_a_change(
     shop: Path, settings: Settings, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(shop, tmp_path / "shop"))

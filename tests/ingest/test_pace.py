@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afterclick.errors import BadInput
-from ingest.replay_control import DAY_MS, Rate, Speed, Unlimited, parse_pace, spread_days
+from ingest.replay_control import DAY_MS, Pace, Rate, Speed, parse_pace, spread_days
 
 HOUR_MS = 3_600_000
 
@@ -15,13 +15,13 @@ def test_a_rate_limits_the_events_per_second() -> None:
     pace, times = Rate(2000), np.zeros(100_000, np.int64)
     assert pace.due(times, 0.0) == 0
     assert pace.due(times, 0.5) == 1000
-    pace.took(1000)
+    pace.count_sent(1000)
     assert pace.due(times, 0.5) == 0
     assert pace.due(times, 1.0) == 1000
     assert pace.seconds_for(10_000, 0) == 5.0
 
 
-def test_a_speed_follows_event_time_from_the_first_event_on() -> None:
+def test_a_speed_follows_event_time_from_the_first_event() -> None:
     pace, times = Speed(3600), np.arange(10) * HOUR_MS + 1_300_000_000_000
     assert pace.due(times, 10.0) == 1
     assert pace.due(times, 12.5) == 3
@@ -60,8 +60,8 @@ def test_invalid_rates_are_rejected(rate: float) -> None:
 
 
 def test_max_is_unlimited_and_speed_and_rate_are_exclusive() -> None:
-    assert isinstance(parse_pace("max", None), Unlimited)
-    assert Unlimited().due(np.zeros(7, np.int64), 0.0) == 7
+    assert isinstance(parse_pace("max", None), Pace)
+    assert Pace().due(np.zeros(7, np.int64), 0.0) == 7
     with pytest.raises(BadInput, match="exclude each other"):
         parse_pace("1h/s", 5)
 

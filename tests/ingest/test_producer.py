@@ -5,38 +5,28 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
 
 from afterclick.errors import BadInput, Unavailable
-from afterclick.settings import Settings
+from afterclick.io.kafka_log import KafkaLog
+from afterclick.settings import KafkaSettings, Settings
 from infra.embedded.kafka import KafkaServer
 from infra.embedded.server import free_port
 from ingest.producer import EventProducer
 
 
 def read_topic(bootstrap: str, topic: str) -> list[tuple[int, bytes, bytes]]:
-    """Partition, key and value of every record of a topic."""
-    consumer = Consumer(
-        {"bootstrap.servers": bootstrap, "group.id": "reader", "enable.auto.commit": False}
-    )
-    found: list[tuple[int, bytes, bytes]] = []
-    for number in consumer.list_topics(topic, timeout=10).topics[topic].partitions:
-        consumer.assign([TopicPartition(topic, number, 0)])
-        left = consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1]
-        while left:
-            records = consumer.consume(min(left, 10_000), timeout=10)
-            assert records, f"{left} records of {topic}/{number} did not come"
-            found += [(number, r.key() or b"", r.value() or b"") for r in records if not r.error()]
-            left -= len(records)
-    consumer.close()
-    return found
+    """Partition, key and value of every record of a topic, partition by partition."""
+    with KafkaLog(KafkaSettings(bootstrap=bootstrap)) as log:
+        records = list(log.read(log.ranges(topic)))
+    rows = [(r.partition() or 0, r.key() or b"", r.value() or b"") for r in records]
+    return sorted(rows, key=lambda row: row[0])
 
 
 def messages(count: int, size: int = 0, keys: int = 20) -> list[dict[str, object]]:
     return [{"key": f"u{n % keys}", "value": str(n).encode().rjust(size)} for n in range(count)]
 
 
-def test_everything_arrives_once_and_in_the_order_of_each_key(settings: Settings) -> None:
+def test_every_message_arrives_once_and_in_order_of_its_key(settings: Settings) -> None:
     topic = settings.kafka.topics.reviews
     with EventProducer(settings.kafka.bootstrap) as producer:
         producer.send(topic, messages(30_000), mark=30_000)
@@ -73,7 +63,7 @@ def test_an_unreachable_kafka_is_reported_in_one_line() -> None:
         EventProducer(address, connect_s=1.0)
 
 
-def test_a_missing_topic_is_named_before_anything_is_sent(settings: Settings) -> None:
+def test_a_missing_topic_is_named_before_sending(settings: Settings) -> None:
     with (
         EventProducer(settings.kafka.bootstrap) as producer,
         pytest.raises(Unavailable, match="no topic nowhere"),

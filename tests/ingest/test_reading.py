@@ -41,7 +41,7 @@ def test_official_ratings_have_no_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["reviews_Toys.json", "reviews_Toys.json.gz"])
-def test_2014_reviews_keep_their_text(tmp_path: Path, name: str) -> None:
+def test_2014_reviews_include_their_text(tmp_path: Path, name: str) -> None:
     line = {
         "reviewerID": "A1",
         "asin": "B1",
@@ -64,7 +64,7 @@ def test_2014_reviews_keep_their_text(tmp_path: Path, name: str) -> None:
     ]
 
 
-def test_2023_reviews_are_in_milliseconds_and_by_parent(tmp_path: Path) -> None:
+def test_2023_reviews_have_millisecond_times_and_parent_ids(tmp_path: Path) -> None:
     line = {
         "user_id": "A1",
         "asin": "B2",
@@ -102,7 +102,7 @@ def test_iso_times_without_a_zone_are_utc(tmp_path: Path) -> None:
     assert {r["time_ms"] for r in rows} == {1401580800000}
 
 
-def test_an_action_column_is_kept_and_checked(tmp_path: Path) -> None:
+def test_an_action_column_is_read_and_validated(tmp_path: Path) -> None:
     path = named(
         tmp_path, "u,i,1,click", "u,i,1,", "u,i,1,stare", header="user,item,timestamp,action\n"
     )
@@ -111,7 +111,7 @@ def test_an_action_column_is_kept_and_checked(tmp_path: Path) -> None:
     assert report.samples[0].why.startswith("action:")
 
 
-def test_quoted_fields_may_hold_commas_quotes_and_line_ends(tmp_path: Path) -> None:
+def test_quoted_fields_may_contain_commas_quotes_and_line_ends(tmp_path: Path) -> None:
     header = "user_id,item_id,timestamp,text\n"
     path = named(
         tmp_path, "u1,i1,1,plain", 'u2,i2,2,"a, ""b""', "", 'c"', "u3,i3,3,after", header=header
@@ -138,7 +138,7 @@ def test_an_unclosed_quote_costs_one_line(tmp_path: Path) -> None:
         pa.array(["2014-06-01"]),
     ],
 )
-def test_parquet_takes_any_type_of_time(tmp_path: Path, column: pa.Array) -> None:
+def test_parquet_times_may_have_any_type(tmp_path: Path, column: pa.Array) -> None:
     table = pa.table(
         {"user": ["u"], "asin": ["i"], "time": column, "rating": pa.array([4], pa.int32())}
     )
@@ -217,7 +217,7 @@ HOSTILE_JSON = [
 ]
 
 
-def test_hostile_json_lines_never_stop_the_reading(tmp_path: Path) -> None:
+def test_hostile_json_lines_do_not_stop_the_read(tmp_path: Path) -> None:
     good = b'{"reviewerID": "a", "asin": "b", "overall": 5, "unixReviewTime": 1}'
     path = tmp_path / "reviews.json"
     path.write_bytes(b"\n".join([good, *(part for bad in HOSTILE_JSON for part in (bad, good))]))
@@ -343,7 +343,7 @@ def test_any_bytes_are_read_as_valid_events_and_bad_lines(
 
 
 @pytest.mark.dataset
-def test_the_real_data_is_read_whole(dataset: Path) -> None:
+def test_the_real_data_is_read_completely(dataset: Path) -> None:
     rows, report = 0, ReadReport()
     for batch in read_interactions(dataset / "reviews.csv.gz", report):
         rows += len(batch)

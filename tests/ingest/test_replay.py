@@ -7,10 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
@@ -22,7 +21,7 @@ from afterclick.settings import Settings
 from infra.embedded.kafka import KafkaServer
 from ingest.datasets import open_dataset
 from ingest.replay import ReplayOptions, Summary, replay
-from ingest.replay_control import Rate, Speed, replay_files
+from ingest.replay_control import Rate, ReplayFiles, Speed
 from ingest.sorting import SortedDataset, sort_by_time
 from tests.ingest.conftest import read
 from tests.ingest.test_producer import read_topic
@@ -36,7 +35,6 @@ class Log:
     """The events on the reviews topic."""
 
     settings: Settings
-    values: list[bytes] = field(default_factory=list)
 
     def read(self) -> list[bytes]:
         kafka = self.settings.kafka
@@ -75,7 +73,7 @@ def test_every_review_becomes_one_valid_event_in_event_time_order(
     assert all(order == sorted(order) for order in partitions.values())
 
 
-def test_a_second_replay_sends_nothing_and_a_restarted_one_the_same_ids(
+def test_a_second_replay_sends_nothing_and_a_restart_sends_the_same_ids(
     data: SortedDataset, settings: Settings
 ) -> None:
     replay(data, settings, ReplayOptions())
@@ -95,7 +93,7 @@ def test_a_limited_replay_is_resumed(data: SortedDataset, settings: Settings) ->
     assert len(ids) == len(set(ids)) == 3000
 
 
-def test_from_and_until_cut_by_event_time(data: SortedDataset, settings: Settings) -> None:
+def test_from_and_until_select_by_event_time(data: SortedDataset, settings: Settings) -> None:
     all_times = times(data)
     middle, late = all_times[1000], all_times[2000]
     expected = [t for t in all_times if middle <= t < late]
@@ -108,7 +106,7 @@ def test_from_and_until_cut_by_event_time(data: SortedDataset, settings: Setting
     assert rest.sent == len([t for t in all_times if t >= late])
 
 
-def test_the_rebased_clock_ends_at_the_first_replay_and_stays(
+def test_the_rebased_clock_ends_at_the_first_replay_and_never_changes(
     data: SortedDataset, settings: Settings
 ) -> None:
     first = replay(data, settings, ReplayOptions(rebased=True, limit=10))
@@ -118,17 +116,17 @@ def test_the_rebased_clock_ends_at_the_first_replay_and_stays(
     newest = max(event.time_ms for event in events)
     assert newest == data.manifest.last_ms + first.shift_ms
     assert min(e.time_ms for e in events) == data.manifest.first_ms + first.shift_ms
-    status = replay_files(settings.home).status()
+    status = ReplayStatus.read(settings.home)
     assert status is not None
     assert abs(status.updated_ms - newest) < 120_000
 
 
-def test_a_rate_is_kept(data: SortedDataset, settings: Settings) -> None:
+def test_a_replay_keeps_its_rate(data: SortedDataset, settings: Settings) -> None:
     summary = replay(data, settings, ReplayOptions(pace=Rate(1000), limit=1500))
     assert summary.seconds > 1.3
 
 
-def test_a_speed_is_kept(data: SortedDataset, settings: Settings) -> None:
+def test_a_replay_keeps_its_speed(data: SortedDataset, settings: Settings) -> None:
     all_times = times(data)
     # two seconds for the first half of the events
     factor = (all_times[1500] - all_times[0]) / 2000
@@ -137,7 +135,6 @@ def test_a_speed_is_kept(data: SortedDataset, settings: Settings) -> None:
 
 
 def test_a_replay_is_paused_and_resumed(data: SortedDataset, settings: Settings) -> None:
-    files = replay_files(settings.home)
     seen: list[ReplayStatus] = []
     done: list[Summary] = []
     options = ReplayOptions(pace=Rate(1000))
@@ -146,19 +143,19 @@ def test_a_replay_is_paused_and_resumed(data: SortedDataset, settings: Settings)
     )
     thread.start()
     wait_until(lambda: any(s.state == "running" and s.delivered > 100 for s in seen))
-    files.ask(ReplayControl(state="paused"))
+    ReplayControl(state="paused").write(settings.home)
     wait_until(lambda: seen[-1].state == PAUSED)
     at = len(seen)
     wait_until(lambda: len(seen) > at + 5)
     assert len({s.sent for s in seen[at:]}) == 1
-    files.ask(ReplayControl())
+    ReplayControl().write(settings.home)
     thread.join(PATIENCE_S)
     assert done[0].sent == 3000
 
 
 def test_a_second_concurrent_replay_is_rejected(data: SortedDataset, settings: Settings) -> None:
-    files = replay_files(settings.home)
-    with files.only_one(), pytest.raises(AlreadyRunning, match="a replay is already running"):
+    files = ReplayFiles(settings.home)
+    with files.lock(), pytest.raises(AlreadyRunning, match="a replay is already running"):
         replay(data, settings, ReplayOptions())
     assert not files.running()
 
@@ -168,6 +165,12 @@ def test_without_kafka_no_event_is_marked_as_sent(data: SortedDataset, settings:
     with pytest.raises(Unavailable, match="does not answer"):
         replay(data, settings.model_copy(update={"kafka": kafka}), ReplayOptions())
     assert replay(data, settings, ReplayOptions()).sent == 3000
+
+
+def _has_delivered(settings: Settings, count: int, before: ReplayStatus | None = None) -> bool:
+    """Whether a status newer than `before` reports more than `count` delivered events."""
+    status = ReplayStatus.read(settings.home)
+    return status is not None and status != before and status.delivered > count
 
 
 def run_command(settings: Settings, *args: str) -> subprocess.Popen[bytes]:
@@ -182,18 +185,13 @@ def run_command(settings: Settings, *args: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def _delivered_more(files: Any, before: Any) -> bool:
-    status = files.status()
-    return bool(status and status != before and status.delivered > 50)
-
-
 def test_a_replay_killed_three_times_loses_no_event(
     data: SortedDataset, shop: Path, settings: Settings
 ) -> None:
-    files = replay_files(settings.home)
     for _ in range(3):
         process = run_command(settings, "replay", str(shop), "--rate", "150", "--json")
-        wait_until(partial(_delivered_more, files, files.status()))
+        before = ReplayStatus.read(settings.home)
+        wait_until(partial(_has_delivered, settings, 50, before))
         process.kill()
         process.communicate()
     summary = replay(data, settings, ReplayOptions())
@@ -208,9 +206,8 @@ def test_a_replay_killed_three_times_loses_no_event(
 def test_a_signal_stops_the_replay_in_order(
     shop: Path, settings: Settings, number: signal.Signals
 ) -> None:
-    files = replay_files(settings.home)
     process = run_command(settings, "replay", str(shop), "--rate", "500", "--json")
-    wait_until(lambda: (s := files.status()) and s.delivered > 50)
+    wait_until(partial(_has_delivered, settings, 50))
     process.send_signal(number)
     out, err = process.communicate(timeout=PATIENCE_S)
     summary = orjson.loads(out.splitlines()[-1])

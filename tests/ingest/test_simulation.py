@@ -38,7 +38,7 @@ def test_items_of_a_taste_are_clicked_more() -> None:
     assert 0.2 < liked < 0.45, liked
 
 
-def test_the_stated_probability_is_the_frequency_of_clicks() -> None:
+def test_the_expected_clicks_match_the_click_frequency() -> None:
     truth = GroundTruth(5)
     clicks = expected = 0.0
     for n in range(1500):

@@ -19,7 +19,7 @@ from ingest.sorting import _merge, _Run, _sorted, sort_by_time, write_run
 from tests.ingest.conftest import ratings_csv, read
 
 
-def test_a_file_sorted_by_item_is_replayed_by_time(tmp_path: Path) -> None:
+def test_a_file_sorted_by_item_is_read_in_time_order(tmp_path: Path) -> None:
     path = ratings_csv(tmp_path, 5000)
     data = sort_by_time(open_dataset(path), tmp_path / "home")
     rows = [row for batch in data.batches() for row in batch.to_pylist()]
@@ -61,7 +61,7 @@ RUNS = st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=12), min_size=1
 
 @settings(max_examples=200, deadline=None)
 @given(RUNS)
-def test_runs_of_any_kind_merge_into_one_stable_order(runs: list[list[int]]) -> None:
+def test_runs_merge_into_one_stable_order(runs: list[list[int]]) -> None:
     numbered = [
         (t, f"{run}.{place}") for run, times in enumerate(runs) for place, t in enumerate(times)
     ]
@@ -86,7 +86,7 @@ def test_runs_of_any_kind_merge_into_one_stable_order(runs: list[list[int]]) -> 
     )
 
 
-def test_small_runs_and_large_ones_give_the_same_order(tmp_path: Path) -> None:
+def test_the_run_size_does_not_change_the_order(tmp_path: Path) -> None:
     dataset = open_dataset(ratings_csv(tmp_path, 2000))
     small = sort_by_time(dataset, tmp_path / "small", run_rows=1)
     large = sort_by_time(dataset, tmp_path / "large")
