@@ -10,13 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-)
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -46,8 +40,7 @@ class Policy(StrEnum):
     POPULAR = "popular"
     """All-time popularity, the same for everyone, without the items the user has seen."""
     ALS = "als"
-    """ALS alone, with the user folded in from the live history; without a history, the next
-    tiers."""
+    """ALS alone, with the user folded in; without a history, the next tiers."""
     TWO_TOWER = "two_tower"
     """The two-tower model alone, likewise."""
 

@@ -74,8 +74,7 @@ def write(root: Path, version: str, fill: Callable[[Path], None], **facts: Any) 
 
 
 def read_manifest(folder: Path, expected_sha256: str | None = None) -> Manifest:
-    """The manifest of an artifact. Raises BadArtifact if it is missing, damaged or of another
-    format."""
+    """The manifest of an artifact. Raises BadArtifact if it is missing or invalid."""
     path = folder / MANIFEST
     try:
         raw = path.read_bytes()
@@ -105,8 +104,7 @@ def verify(folder: Path, manifest: Manifest, throttle: Throttle = no_throttle) -
 
 
 def load_array(folder: Path, name: str, throttle: Throttle = no_throttle) -> AnyArray:
-    """The array in `<name>.npy`, read into memory; pickled arrays are rejected. Raises
-    BadArtifact."""
+    """The array in `<name>.npy`, in memory; never pickled. Raises BadArtifact."""
     path = folder / f"{name}.npy"
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -111,8 +111,7 @@ def _top_of_each(values: Float64Array, k: int) -> IntArray:
 
 @dataclass
 class _Table:
-    """The feature table in progress: a row per feature, so that the values of one are
-    contiguous."""
+    """The feature table in progress, transposed: the values of a feature are contiguous."""
 
     candidates: IntArray
     n: int
@@ -225,8 +224,7 @@ class _Positions:
 
 
 def _neighbour_columns(table: _Table, model: Model, recent: IntArray) -> None:
-    """Similarity of candidates to the recent items by each kind of neighbour list; −1: unknown
-    item."""
+    """Similarity to the recent items by each kind of neighbour list; −1: unknown item."""
     positions = _Positions(table.candidates)
     lists = [
         ("cosine", model.neighbour_items, model.neighbour_scores),

@@ -58,6 +58,7 @@ _ATTRIBUTES = {
     "als_item_factors": "factors",
 }
 """File → attribute of Model, where the names differ."""
+_INDEX_ARRAYS = ("neighbour_items", "same_day_items", "reach_items")
 WORD_ARRAYS = ("content_words", "content_word_vectors")
 """Arrays whose rows are words, not items."""
 TOWER_HISTORY = 10
@@ -77,8 +78,7 @@ def text_of(title: str | None, categories: Iterable[str]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class WordVectors:
-    """The contribution of each word to the content vector of a text
-    (training/models/content.py)."""
+    """The contribution of each word to a text's content vector (training/models/content.py)."""
 
     words: NDArray[np.str_]
     """(V,) in lower case, without repeats and stop words"""
@@ -92,8 +92,7 @@ class WordVectors:
         object.__setattr__(self, "index", index)
 
     def vector(self, text: str) -> FloatArray:
-        """(d,) of length 1, or zeros where no word is known: unit(Σ (1 + ln tf) ·
-        vectors[word])."""
+        """(d,) unit(Σ (1 + ln tf) · vectors[word]); zeros where no word is known."""
         times = Counter(word for word in _WORD.findall(text.lower()) if word in self.index)
         rows = np.array([self.index[word] for word in times], np.intp)
         weights = 1.0 + np.log(np.array(list(times.values()), np.float32))
@@ -103,8 +102,7 @@ class WordVectors:
 
 
 def fit_together(words: AnyArray, vectors: AnyArray, content: AnyArray | None) -> bool:
-    """Whether words (V,) are strings and their vectors (V, d) as wide as the items' content (n,
-    d)."""
+    """Whether words (V,) are strings, and their vectors (V, d) as wide as the content (n, d)."""
     strings = words.dtype.kind == "U" and words.ndim == 1
     return strings and content is not None and vectors.shape == (len(words), content.shape[1])
 
@@ -165,8 +163,7 @@ class TowerArrays:
     """Both towers of a two-tower model; an item's logit is the inner product of the two vectors."""
 
     history: FloatArray
-    """(n, d) the contribution of an item of the history to the user's vector; zeros where
-    unknown"""
+    """(n, d) contribution of a history item to the user's vector; zeros where unknown"""
     targets: FloatArray
     """(n, d + 1) item vectors, scaled by the temperature; the last column is the item's bias"""
     ages: FloatArray
@@ -226,8 +223,7 @@ class Model:
     als_alpha: float = 1.0
     als_reg: float = 0.1
     random_walk_items: IntArray | None = None
-    """(n, K) items that a random walk of one or two steps over both kinds of neighbours reaches
-    (RP3β)."""
+    """(n, K) items reached by a random walk over both kinds of neighbours (RP3β)."""
     random_walk_scores: FloatArray | None = None
     """(n, K) visits by the walk, weighted by popularity."""
     towers: TowerArrays | None = None
@@ -356,17 +352,7 @@ def _check(folder: Path, arrays: dict[str, AnyArray]) -> None:
     for name, array in arrays.items():
         if len(array) != rows and name not in WORD_ARRAYS:
             raise BadArtifact(f"{folder / name}.npy: {len(array)} rows, item_ids has {rows}")
-    for name in _finite(arrays):
-        if not np.isfinite(arrays[name]).all():
+        if name != "first_seen_ms" and array.dtype.kind == "f" and not np.isfinite(array).all():
             raise BadArtifact(f"{folder / name}.npy: contains NaN or infinity")
-    for name in ("neighbour_items", "same_day_items", "reach_items"):
-        if (
-            name in arrays
-            and arrays[name].size
-            and not (-1 <= arrays[name].min() <= arrays[name].max() < rows)
-        ):
+        if name in _INDEX_ARRAYS and array.size and not -1 <= array.min() <= array.max() < rows:
             raise BadArtifact(f"{folder / name}.npy: an index is out of range")
-
-
-def _finite(arrays: dict[str, AnyArray]) -> Iterable[str]:
-    return (n for n in arrays if n != "first_seen_ms" and arrays[n].dtype.kind == "f")

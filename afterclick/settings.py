@@ -36,6 +36,19 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class _ServerSection(_Section):
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(ge=0, le=65535)
+    """Port to listen on."""
+
+    @property
+    def url(self) -> str:
+        """Where processes on this machine reach the server."""
+        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host
+        return f"http://{host}:{self.port}"
+
+
 class KafkaSettings(_Section):
     bootstrap: str = "127.0.0.1:9092"
     """Brokers, host:port, comma-separated."""
@@ -68,8 +81,7 @@ class RedisSettings(_Section):
 
 class StreamSettings(_Section):
     trigger: Literal["micro-batch", "real-time"] = "real-time"
-    """Spark's trigger: `real-time` has a latency of milliseconds and drains a backlog in
-    micro-batches."""
+    """Spark's trigger; `real-time` takes milliseconds and drains a backlog in micro-batches."""
     batch_events: int = Field(50_000, ge=1)
     """Maximum events in a micro-batch."""
     history_length: int = Field(200, ge=1)
@@ -89,8 +101,7 @@ class StreamSettings(_Section):
     """Weight of a user's newest event of an action in an item's trend. Every event of positive
     weight also adds to popularity, also if undone later."""
     established_days: float = Field(7.0, ge=0)
-    """Days after the first event until a user is established (quarantine). To change it, run
-    `rebuild`."""
+    """Days from the first event until a user is established; after a change run `rebuild`."""
     archive_seconds: float = Field(5.0, gt=0)
     """Interval of the archive query, which writes the Parquet log."""
     master: str = "local[*]"
@@ -102,14 +113,11 @@ class StreamSettings(_Section):
     memory: str = "768m"
     """Memory of the Spark driver."""
     ahead_s: float = Field(86_400.0, gt=0)
-    """Events dated further ahead of their arrival are dead letters; they would dominate every
-    trend."""
+    """Events dated further ahead of their arrival are dead letters."""
     lease_s: float = Field(10.0, ge=1)
-    """Duration of the lease on the state; a job on another machine can start this long after a
-    crash."""
+    """Duration of the lease on the state: how long after a crash another machine can start."""
     fence: bool = True
-    """For the control of fault tests: off starts from Spark's checkpoint, without fence and gap
-    checks."""
+    """For fault tests: off starts from Spark's checkpoint, without fence and gap checks."""
     fault: str | None = None
     """For fault tests: `between-steps:<n>` kills a worker in its n-th chunk, between the two steps;
     `no-dead-letters` makes a malformed record fail the query."""
@@ -121,14 +129,12 @@ class TrainingSettings(_Section):
     memory: str = "3g"
     """Memory of the Spark driver."""
     mlflow_uri: str | None = None
-    """MLflow tracking store: http://server or postgresql://user:password@host/name; default:
-    SQLite."""
+    """MLflow tracking store: http://server or postgresql://…; default: SQLite in the home."""
     mlflow_files: str | None = None
     """Artifact location of a new MLflow experiment: a folder or s3://bucket/prefix. Default: the
     home folder; with a tracking server, its own location."""
     store: str | None = None
-    """Upload published models there, for APIs on other machines: s3://bucket/prefix. Default: no
-    upload."""
+    """Upload published models to s3://bucket/prefix, for other machines; default: no upload."""
     preset: Literal["fast", "full"] = "full"
     """Model preset: `full` trains the ranker on five past cuts, `fast` on one."""
     seed: int = 42
@@ -173,9 +179,7 @@ class ApiKey(_Section):
     scopes: tuple[ApiScope, ...] = ("recommend", "feedback")
 
 
-class ServingSettings(_Section):
-    host: str = "127.0.0.1"
-    """Address to listen on."""
+class ServingSettings(_ServerSection):
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on."""
     list_length: int = Field(10, ge=1, le=200)
@@ -184,8 +188,7 @@ class ServingSettings(_Section):
     """Load shedding: personal lists that waited longer, for the event loop or Redis, rank fewer
     candidates and set `reduced`."""
     cache_ttl_s: float = Field(30.0, ge=0)
-    """Time to live of a cached personal list, for a user without new events; 0 disables the
-    cache."""
+    """Time to live of a personal list in the cache; 0 disables the cache."""
     after_s: float = Field(0.3, gt=0, le=10)
     """Time limit for `after=` to wait for its event; after that the list has `fresh: false`."""
     max_body_bytes: int = 65_536
@@ -194,21 +197,17 @@ class ServingSettings(_Section):
     """API keys by name, as JSON (`afterclick api-key add --setting`), in addition to those in SQL.
     Without any key, token secret or `open` the API listens on loopback only."""
     open: bool = False
-    """Accept requests without keys on any address, except /admin: only behind a gateway that
-    authenticates."""
+    """Accept requests without keys, except /admin: only behind an authenticating gateway."""
     limit: str | None = None
-    """Rate limit per caller (token user, key, or address), e.g. 600/minute; excess requests get
-    429."""
+    """Rate limit per token user, key or address, e.g. 600/minute; the excess gets 429."""
     limit_shared: bool = False
     """Count requests in Redis for all processes together, instead of per process."""
     token_secret: str | None = Field(None, min_length=32)
-    """Secret of user tokens for browsers (JWT, HS256), at least 32 characters; default: no
-    tokens."""
+    """Secret of browser users' tokens (JWT, HS256), 32 characters or more; default: none."""
     origins: tuple[str, ...] = ()
     """Web origins allowed to call the API and open WebSockets, in addition to the API's own."""
     database: str | None = None
-    """SQL database, e.g. postgresql://user:password@host/name; default: SQLite in the home
-    folder."""
+    """SQL database (postgresql://user:password@host/name); default: SQLite in the home."""
     request_log_days: float = Field(1.0, ge=0)
     """Retention of the request log in days; 0 disables it."""
     quarantine_max_ratio: float = Field(4.0, ge=0)
@@ -217,36 +216,17 @@ class ServingSettings(_Section):
     quarantine_allowance: float = Field(20.0, ge=0)
     """Votes (decayed weight) allowed on top, per item and for all new accounts together."""
 
-    @property
-    def url(self) -> str:
-        """Where processes on this machine reach the API."""
-        return _local_url(self.host, self.port)
 
-
-class ConsoleSettings(_Section):
-    host: str = "127.0.0.1"
-    """Address to listen on."""
+class ConsoleSettings(_ServerSection):
     port: int = Field(8090, ge=0, le=65535)
     """Port to listen on."""
     fault_injection: bool = False
-    """Allow an administrator to kill the stream job, pause Redis and resend events: for
-    demonstrations only."""
+    """Let administrators kill the stream job, pause Redis and resend events: for demos only."""
     redis_pause_s: float = Field(3.0, gt=0, le=60)
     """Fault injection: how long Redis is paused."""
 
-    @property
-    def url(self) -> str:
-        """Where processes on this machine reach the console."""
-        return _local_url(self.host, self.port)
 
-
-def _local_url(host: str, port: int) -> str:
-    return f"http://{'127.0.0.1' if host in {'0.0.0.0', '::'} else host}:{port}"
-
-
-class UiSettings(_Section):
-    host: str = "127.0.0.1"
-    """Address to listen on."""
+class UiSettings(_ServerSection):
     port: int = Field(8080, ge=0, le=65535)
     """Port to listen on."""
     api_url: str = "http://127.0.0.1:8000"
@@ -257,11 +237,6 @@ class UiSettings(_Section):
     """API key that the pages, the simulator and the control commands present to API and console."""
     admin: bool | None = None
     """Show the admin panels on the dashboard; by default only if the pages listen on loopback."""
-
-    @property
-    def url(self) -> str:
-        """Where processes on this machine reach the pages."""
-        return _local_url(self.host, self.port)
 
     @property
     def shows_admin(self) -> bool:
@@ -295,8 +270,7 @@ class Settings(BaseSettings):
     ui: UiSettings = UiSettings()
 
     def environment(self) -> dict[str, str]:
-        """The AFTERCLICK_* variables that give a child process these settings; defaults are left
-        out."""
+        """The AFTERCLICK_* variables of these settings for a child process, without defaults."""
         variables: dict[str, str] = {}
         for name, value in self.model_dump(mode="json", exclude_defaults=True).items():
             if isinstance(getattr(self, name), _Section):
@@ -325,8 +299,7 @@ class Settings(BaseSettings):
 
     @property
     def mlflow_files(self) -> str | None:
-        """Artifact location of a new MLflow experiment as a URI; None: the tracking server's
-        own."""
+        """The same as a URI; None: the tracking server's own location."""
         given = self.training.mlflow_files
         if not given and self.mlflow.startswith(("http://", "https://")):
             return None
@@ -341,8 +314,7 @@ class Settings(BaseSettings):
 
     @property
     def spark_jars(self) -> str:
-        """Value of `spark.jars` with the Kafka connector. Raises Unavailable before `make
-        setup`."""
+        """Value of `spark.jars` (Kafka connector). Raises Unavailable before `make setup`."""
         jars = sorted((self.jars / SPARK_JARS).glob("*.jar"))
         if not jars:
             raise Unavailable(f"no Spark connector in {self.jars / SPARK_JARS}: run `make setup`")

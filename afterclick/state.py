@@ -1,5 +1,4 @@
-"""Positions in the log, and codecs: Redis values per user, `state-changes` and `forgotten`
-records."""
+"""Log positions, and codecs of Redis values, `state-changes` and `forgotten` records."""
 
 from __future__ import annotations
 
@@ -54,8 +53,7 @@ class LogPosition(NamedTuple):
 
 
 class Compensation(NamedTuple):
-    """A change of an item's trend by a later event: a replaced vote, or one that is now
-    established."""
+    """A later change of an item's trend: a vote was replaced, or its user is now established."""
 
     item_id: str
     time_ms: int
@@ -85,14 +83,12 @@ class Delta(NamedTuple):
 
 
 COUNTS_NOTHING, COUNTS_INTERACTION, COUNTS_USER = "0", "1", "2"
-"""Wire code of a delta's counts: none; an interaction; an interaction, and a user new to the
-item."""
+"""Code of a delta's counts: none; an interaction; an interaction and a new user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """How an applied event entered the state; kept in the ledger, so that `forget` can retract
-    it."""
+    """How an event entered the state; kept in the ledger, so that `forget` can retract it."""
 
     first_user_item: bool = False
     """The user's first positive action on the item."""
@@ -124,8 +120,7 @@ def pack_offset(partition: int, offset: int) -> int:
 
 
 def unpack_offset(score: float) -> tuple[int, int, bool, bool]:
-    """Partition, offset, first_user_item and established of a ledger score; inverts
-    `pack_offset`."""
+    """Partition, offset, first_user_item and established; inverts `pack_offset`."""
     rest, flags = divmod(int(score), _FLAGS)
     offset, partition = divmod(rest, _MAX_PARTITIONS)
     return partition, offset, bool(flags & 1), bool(flags & 2)
@@ -152,8 +147,7 @@ def decode_compensations(raw: bytes, weights: Mapping[str, float]) -> tuple[Comp
 
 
 def encode_forgotten(until_ms: int) -> bytes:
-    """Value of a `forgotten` record (key: user_id): forget the user's events up to this event
-    time."""
+    """Value of a `forgotten` record (key: user_id): forget the user up to this event time."""
     return orjson.dumps({"until_ms": until_ms})
 
 

@@ -118,8 +118,7 @@ class TrendTable:
             self.correct(*compensation)
 
     def add(self, item_id: str, time_ms: float, weight: float, established: float = 0.0) -> None:
-        """Add one event to sums and counts; `established`: its weight if by an established user,
-        else 0."""
+        """Add one event to sums and counts; `established`: its weight, or 0 for a new account."""
         self.correct(item_id, time_ms, weight, established)
         self._counts[self._rows[item_id]] += weight > 0
 
@@ -139,8 +138,7 @@ class TrendTable:
         sums: Float64Array,
         counts: Int64Array,
     ) -> None:
-        """Add one partition's trends of n items without repeats; `sums` (n, 2 · H) as in a
-        Trend."""
+        """Add one partition's trends of n distinct items; `sums` (n, 2 · H) as in a Trend."""
         if not len(item_ids):
             return
         rows = np.fromiter((self.row(item) for item in item_ids), np.int64, len(item_ids))

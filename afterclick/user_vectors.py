@@ -1,5 +1,4 @@
-"""A user at a moment: the state from the live history, and the vectors that models compute from
-it."""
+"""A user at a moment: the state from the live history, and the models' vectors for it."""
 
 from __future__ import annotations
 
@@ -28,8 +27,7 @@ class UserState:
     times_ms: Float64Array
     """(h,) event times."""
     seen: IntArray
-    """Items never to show: every item of the history, also skipped ones; undone ones are not part
-    of it."""
+    """Items never to show: every item of the history, skipped ones too, without undone ones."""
     now_ms: float
 
     @classmethod
@@ -123,8 +121,7 @@ def _fold_in_woodbury(
 
 
 def tower_user(model: Model, state: UserState) -> FloatArray | None:
-    """The user tower's output (d + 1,); None without towers, or where they know no item of the
-    history."""
+    """The user tower's output (d + 1,); None without towers or a known item in the history."""
     if model.towers is None:
         return None
     return model.towers.user(state.items, state.weights, state.times_ms, state.now_ms)

@@ -50,8 +50,7 @@ class BackgroundLoop:
         self._wake.set()
 
     def stop(self, timeout_s: float = 3.0) -> None:
-        """Stop, and wait up to `timeout_s` for the call in progress. May be called before `start`,
-        or twice."""
+        """Stop, and wait up to `timeout_s` for the call in progress. Idempotent."""
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():

@@ -228,9 +228,7 @@ class Client(_Calls):
 
     def _send_once(self, call: Call[T]) -> T:
         with _connection(self.url):
-            response = self._http.request(
-                call.method, call.path, params=call.query, json=call.body
-            )
+            response = self._http.request(call.method, call.path, params=call.query, json=call.body)
         return call.result(response)
 
     def close(self) -> None:

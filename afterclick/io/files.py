@@ -17,8 +17,7 @@ _POLL_S = 0.02
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace the file in one rename; creates its folder. A reader sees the old or the new
-    content."""
+    """Replace the file in one rename; creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with staged_file(path) as staging:
         staging.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -88,8 +87,7 @@ def file_lock(
 
 
 def lock_owner(path: Path) -> str | None:
-    """The `owner` text of the process that holds the lock, empty if it gave none; None while it is
-    free."""
+    """The holder's `owner` text, maybe empty; None while the lock is free."""
     if not path.exists():
         return None
     lock = FileLock(path, blocking=False)

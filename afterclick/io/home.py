@@ -24,10 +24,12 @@ FRESH_S = 5.0
 """Age below which the writer of a file counts as running."""
 
 
-class HomeFile(BaseModel):
-    """A file of the home folder."""
-
+class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class HomeFile(_Record):
+    """A file of the home folder."""
 
     @classmethod
     def path(cls, home: Path) -> Path:
@@ -110,10 +112,8 @@ class TrainingStatus(HomeFile):
         return home / "retrain.json"
 
 
-class PartRecord(BaseModel):
+class PartRecord(_Record):
     """One process of the stack."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     state: str
@@ -126,10 +126,8 @@ class PartRecord(BaseModel):
     """Resident memory, children included."""
 
 
-class StepRecord(BaseModel):
+class StepRecord(_Record):
     """One step of the demo: waiting, running, done, failed or skipped."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     state: str
@@ -139,10 +137,8 @@ class StepRecord(BaseModel):
     seconds: float = 0.0
 
 
-class StackProgress(BaseModel):
+class StackProgress(_Record):
     """Progress of the stack's pipeline."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     log_events: int = 0
     """Records on the interaction topics."""

@@ -81,8 +81,7 @@ class KafkaLog:
             }
 
     def read(self, ranges: Mapping[TopicPartition, OffsetRange]) -> Iterator[Message]:
-        """The records of these ranges, in order within each partition; compacted offsets are
-        skipped."""
+        """The records of these ranges, in order within each partition."""
         from confluent_kafka import TopicPartition as Start
 
         ends = {partition: span.end for partition, span in ranges.items() if len(span)}
@@ -95,8 +94,7 @@ class KafkaLog:
                     consumer.unassign()
 
     def last(self, topic: str, n: int) -> list[Message]:
-        """Up to `n` of the newest records of a topic, the same share of each partition, newest
-        first."""
+        """Up to `n` of the newest records, the same share of each partition, newest first."""
         ranges = self.ranges(topic)
         share = -(-n // len(ranges))
         records = list(self.read({p: span.newest(share) for p, span in ranges.items()}))
@@ -176,8 +174,7 @@ def read_compacted(kafka: KafkaSettings, topic: str, timeout_s: float = 30.0) ->
 
 
 def lag(ranges: Mapping[TopicPartition, OffsetRange], applied: Mapping[TopicPartition, int]) -> int:
-    """Records of the ranges after the last applied offset of each partition (−1: none is
-    applied)."""
+    """Records after the last applied offset of each partition (−1: none is applied)."""
     return sum(
         max(0, span.end - max(applied.get(partition, -1) + 1, span.begin))
         for partition, span in ranges.items()

@@ -1,5 +1,4 @@
-"""Configure logging once per process: readable lines on a terminal, one JSON object per line
-otherwise."""
+"""Configure logging once: readable lines on a terminal, one JSON object per line otherwise."""
 
 from __future__ import annotations
 
