@@ -93,9 +93,13 @@ def detect(path: Path) -> Detected:
 
 def find_columns(header: list[str]) -> dict[str, int]:
     """Map field to column position; the first matching name in NAMES wins."""
-    places = {name.strip().lower(): place for place, name in reversed(list(enumerate(header)))}
-    found = {f: next((places[n] for n in names if n in places), None) for f, names in NAMES.items()}
-    return {f: place for f, place in found.items() if place is not None}
+    positions = {
+        name.strip().lower(): position for position, name in reversed(list(enumerate(header)))
+    }
+    columns = {
+        f: next((positions[n] for n in names if n in positions), None) for f, names in NAMES.items()
+    }
+    return {f: position for f, position in columns.items() if position is not None}
 
 
 def parse_object(line: bytes) -> Any:
@@ -274,8 +278,8 @@ def _sort_out(folder: Path) -> tuple[dict[Path, Detected], dict[Path, Detected],
     return reviews, items, ignored
 
 
-def _best(found: dict[Path, Detected], name: str) -> Path:
-    return max(found, key=lambda p: (p.name.startswith(name), p.stat().st_size))
+def _best(files: dict[Path, Detected], name: str) -> Path:
+    return max(files, key=lambda p: (p.name.startswith(name), p.stat().st_size))
 
 
 RAW = Path("data/raw")

@@ -240,14 +240,14 @@ class _Shoppers:
         random, items = self.random, self.items
         days = self._days(count)
         taste, liking = self._taste(), self._liking()
-        held = np.zeros(len(items.kind), bool)
+        bought = np.zeros(len(items.kind), bool)
         last_kind = -1
         rows: list[Review] = []
-        for place, day in enumerate(days):
-            if place and random.random() < 0.04:  # preferences drift
+        for number, day in enumerate(days):
+            if number and random.random() < 0.04:  # preferences drift
                 taste = 0.5 * taste + 0.5 * self._taste()
-            item = self._choose(int(day), taste, liking, held, last_kind)
-            held[item] = True
+            item = self._choose(int(day), taste, liking, bought, last_kind)
+            bought[item] = True
             last_kind = int(items.kind[item])
             rows.append((float(day), user, item, self._stars(item, taste)))
         return rows
@@ -291,22 +291,22 @@ class _Shoppers:
         day: int,
         taste: Float64Array,
         liking: Float64Array,
-        held: BoolArray,
+        bought: BoolArray,
         last: int,
     ) -> int:
         items = self.items
-        pull = np.where(held, 0.0, self._pull(day))
-        luck = self.random.random()
+        pull = np.where(bought, 0.0, self._pull(day))
+        draw = self.random.random()
         mate = int(items.mate[last]) if last >= 0 else -1
-        if mate >= 0 and luck < 0.3:
-            wanted = pull * (items.kind == mate) * liking
-        elif luck > 0.93:
-            wanted = pull  # popularity only
+        if mate >= 0 and draw < 0.3:
+            demand = pull * (items.kind == mate) * liking
+        elif draw > 0.93:
+            demand = pull  # popularity only
         else:
-            wanted = pull * taste[items.shelf] * liking
-        if not wanted.any():
-            wanted = pull
-        sums = np.cumsum(wanted)
+            demand = pull * taste[items.shelf] * liking
+        if not demand.any():
+            demand = pull
+        sums = np.cumsum(demand)
         return int(np.searchsorted(sums, self.random.random() * sums[-1], side="right"))
 
     def _stars(self, item: int, taste: Float64Array) -> int:

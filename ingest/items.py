@@ -40,10 +40,10 @@ def read_items(path: Path, report: ReadReport, detected: Detected | None = None)
     Control characters in titles become spaces; titles are cut at 1,000 characters. Raises
     BadDataset for a file without items or one that cannot be read to its end.
     """
-    found = detected or detect(path)
-    if not found.format.is_items:
-        raise BadDataset(f"{path}: contains interactions ({found.format}), not items")
-    for line, raw, fields in _fields(path, found):
+    detected = detected or detect(path)
+    if not detected.format.is_items:
+        raise BadDataset(f"{path}: contains interactions ({detected.format}), not items")
+    for line, raw, fields in _fields(path, detected):
         try:
             if fields is None:
                 raise ValueError(
@@ -60,11 +60,11 @@ def read_items(path: Path, report: ReadReport, detected: Detected | None = None)
 Fields = Iterator[tuple[int, object, dict[str, Any] | None]]
 
 
-def _fields(path: Path, found: Detected) -> Fields:
-    if found.format is Format.ITEMS_PARQUET:
-        return _from_parquet(path, found)
-    if found.format is Format.ITEMS_CSV:
-        return _from_csv(path, found)
+def _fields(path: Path, detected: Detected) -> Fields:
+    if detected.format is Format.ITEMS_PARQUET:
+        return _from_parquet(path, detected)
+    if detected.format is Format.ITEMS_CSV:
+        return _from_csv(path, detected)
     return _from_json(path)
 
 
@@ -82,19 +82,23 @@ def _from_json(path: Path) -> Fields:
         yield number, line, {**fields, **renamed}
 
 
-def _from_csv(path: Path, found: Detected) -> Fields:
+def _from_csv(path: Path, detected: Detected) -> Fields:
     header = True
     for chunk in records(blocks(path), quoting=True):
         for number, raw, fields in chunk:
             if header:
                 header = False
                 continue
-            whole = len(fields) == len(found.header)
-            yield number, raw, {f: fields[i] for f, i in found.columns.items()} if whole else None
+            whole = len(fields) == len(detected.header)
+            yield (
+                number,
+                raw,
+                {f: fields[i] for f, i in detected.columns.items()} if whole else None,
+            )
 
 
-def _from_parquet(path: Path, found: Detected) -> Fields:
-    names = {f: found.header[i] for f, i in found.columns.items()}
+def _from_parquet(path: Path, detected: Detected) -> Fields:
+    names = {f: detected.header[i] for f, i in detected.columns.items()}
     number = 0
     try:
         for batch in pq.ParquetFile(path).iter_batches(columns=list(names.values())):
@@ -123,13 +127,13 @@ def _clean(text: object) -> str | None:
     return cleaned[:MAX_TITLE] or None
 
 
-def _categories(found: object) -> tuple[str, ...]:
+def _categories(value: object) -> tuple[str, ...]:
     """One category path, the longest of several, from a list, JSON, or text.
 
     Text separates categories by `|` or commas and paths by `;;`.
     """
-    if isinstance(found, str):
-        text = found.strip()
+    if isinstance(value, str):
+        text = value.strip()
         if ";;" in text:
             return max(map(_categories, text.split(";;")), key=len)
         if text.startswith("["):
@@ -137,22 +141,22 @@ def _categories(found: object) -> tuple[str, ...]:
                 return _categories(orjson.loads(text))
             except orjson.JSONDecodeError:
                 pass
-        found = (
+        value = (
             next(csv.reader([_CONTROL.sub(" ", text)]), []) if "|" not in text else text.split("|")
         )
-    if not isinstance(found, list | tuple):
+    if not isinstance(value, list | tuple):
         return ()
-    if any(isinstance(part, list | tuple) for part in found):
-        found = max((part for part in found if isinstance(part, list | tuple)), key=len)
-    cleaned = (_clean(part) for part in found)
+    if any(isinstance(part, list | tuple) for part in value):
+        value = max((part for part in value if isinstance(part, list | tuple)), key=len)
+    cleaned = (_clean(part) for part in value)
     return tuple(dict.fromkeys(part for part in cleaned if part))
 
 
-def _price(found: object) -> float | None:
+def _price(value: object) -> float | None:
     """First number of a price: 8.99 of "from 8.99", 1299.0 of "$1,299.00 - $1,500.00"."""
-    if isinstance(found, int | float) and not isinstance(found, bool):
-        return float(found) if 0 <= found < 1e9 else None
-    match = _PRICE.search(found.replace(",", "")) if isinstance(found, str) else None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value) if 0 <= value < 1e9 else None
+    match = _PRICE.search(value.replace(",", "")) if isinstance(value, str) else None
     return float(match[0]) if match and len(match[0]) < 15 else None
 
 

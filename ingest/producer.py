@@ -64,7 +64,7 @@ class Encoder:
         original = batch["time_ms"].to_numpy()
         kind = REVIEW_TYPE if action == Action.REVIEW else FEEDBACK_TYPE
         source = orjson.dumps(self.source).decode()
-        head, middle, did = (
+        head, middle, action_json = (
             f'","source":{source},"time":"',
             f',"datacontenttype":"application/json","type":"{kind}","data":{{"user_id":',
             f',"action":"{action}"',
@@ -83,7 +83,7 @@ class Encoder:
                 "key": key,
                 "value": (
                     f'{{"specversion":"1.0","id":"{event_id}{head}{time}","subject":{item}'
-                    f'{middle}{user},"item_id":{item}{did}{tail}}}}}'
+                    f'{middle}{user},"item_id":{item}{action_json}{tail}}}}}'
                 ).encode(),
             }
             for key, user, item, event_id, time, tail in columns
@@ -127,10 +127,10 @@ def _quoted(column: pa.Array) -> list[str]:
 
 def _iso(times_ms: Int64Array) -> list[str]:
     """Event times as pydantic formats them: RFC 3339, UTC, with six decimals or none."""
-    unique, places = np.unique(times_ms, return_inverse=True)
+    unique, indices = np.unique(times_ms, return_inverse=True)
     texts = np.datetime_as_string(unique.astype("datetime64[ms]"), unit="ms").tolist()
-    written = [f"{t[:-4]}Z" if t.endswith(".000") else f"{t}000Z" for t in texts]
-    return [written[place] for place in places.tolist()]
+    formatted = [f"{t[:-4]}Z" if t.endswith(".000") else f"{t}000Z" for t in texts]
+    return [formatted[index] for index in indices.tolist()]
 
 
 log = structlog.get_logger()

@@ -51,15 +51,15 @@ def read_interactions(
     Raises BadDataset for an unknown format, an items file, or a file that cannot be read to its
     end.
     """
-    found = detected or detect(path)
-    if found.format.is_items:
-        raise BadDataset(f"{path}: contains items ({found.format}), not interactions")
-    if found.format is Format.PARQUET:
-        batches = _parquet(path, found, report)
-    elif found.format in (Format.REVIEWS_2014, Format.REVIEWS_2023):
-        batches = _json(path, _PICK[found.format], report, block_bytes)
+    detected = detected or detect(path)
+    if detected.format.is_items:
+        raise BadDataset(f"{path}: contains items ({detected.format}), not interactions")
+    if detected.format is Format.PARQUET:
+        batches = _parquet(path, detected, report)
+    elif detected.format in (Format.REVIEWS_2014, Format.REVIEWS_2023):
+        batches = _json(path, _PICK[detected.format], report, block_bytes)
     else:
-        batches = _csv(path, found, report, block_bytes)
+        batches = _csv(path, detected, report, block_bytes)
     for batch in batches:
         if batch.num_rows:
             report.good += batch.num_rows
@@ -69,37 +69,37 @@ def read_interactions(
 # --- CSV ---
 
 
-def _csv(path: Path, found: Detected, report: ReadReport, size: int) -> Iterator[pa.RecordBatch]:
+def _csv(path: Path, detected: Detected, report: ReadReport, size: int) -> Iterator[pa.RecordBatch]:
     # the official file has no quoting: a " is an ordinary character
-    quoting = found.format is Format.NAMED_CSV
+    quoting = detected.format is Format.NAMED_CSV
     source = blocks(path, size)
     if quoting:
         source = _without_header(source)
     for block in source:
         if quoting and b'"' in block[1]:
             # a quoted field may continue in the next block: parse the rest record by record
-            yield from _csv_slow(chain([block], source), found, report, True)
+            yield from _csv_slow(chain([block], source), detected, report, True)
             return
-        batch = _csv_fast(block[1], found)
+        batch = _csv_fast(block[1], detected)
         if batch is not None:
             yield batch
         else:
-            yield from _csv_slow(iter([block]), found, report, False)
+            yield from _csv_slow(iter([block]), detected, report, False)
 
 
-def _csv_fast(raw: bytes, found: Detected) -> pa.RecordBatch | None:
+def _csv_fast(raw: bytes, detected: Detected) -> pa.RecordBatch | None:
     if len(raw.translate(None, _CONTROL)) != len(raw) or raw.count(b"\r") != raw.count(b"\r\n"):
         return None
     if _HEX.search(b"\n" + raw):
         return None
-    names = [f"c{i}" for i in range(len(found.header))]
+    names = [f"c{i}" for i in range(len(detected.header))]
     types = {
         "user_id": pa.string(),
         "item_id": pa.string(),
         "time": pa.int64(),
         "rating": pa.float64(),
     }
-    wanted = {f: names[i] for f, i in found.columns.items() if f in (*types, "text", "action")}
+    selected = {f: names[i] for f, i in detected.columns.items() if f in (*types, "text", "action")}
     try:
         table = pacsv.read_csv(
             io.BytesIO(raw),
@@ -108,8 +108,8 @@ def _csv_fast(raw: bytes, found: Detected) -> pa.RecordBatch | None:
             ),
             pacsv.ParseOptions(quote_char=False, double_quote=False),
             pacsv.ConvertOptions(
-                column_types={c: types.get(f, pa.string()) for f, c in wanted.items()},
-                include_columns=list(wanted.values()),
+                column_types={c: types.get(f, pa.string()) for f, c in selected.items()},
+                include_columns=list(selected.values()),
                 null_values=[""],
                 strings_can_be_null=False,
             ),
@@ -118,7 +118,7 @@ def _csv_fast(raw: bytes, found: Detected) -> pa.RecordBatch | None:
         return None
     if table.num_rows != raw.count(b"\n") + (not raw.endswith(b"\n")):
         return None
-    columns = {f: table.column(c).combine_chunks() for f, c in wanted.items()}
+    columns = {f: table.column(c).combine_chunks() for f, c in selected.items()}
     return _from_columns(columns, table.num_rows)
 
 
@@ -144,16 +144,16 @@ def _nulls_for_empty(column: pa.Array, field: pa.Field) -> pa.Array:
 
 
 def _csv_slow(
-    source: Iterator[tuple[int, bytes]], found: Detected, report: ReadReport, quoting: bool
+    source: Iterator[tuple[int, bytes]], detected: Detected, report: ReadReport, quoting: bool
 ) -> Iterator[pa.RecordBatch]:
-    width = len(found.header)
+    width = len(detected.header)
     for chunk in records(source, quoting):
         rows: list[Row] = []
         for line, raw, fields in chunk:
             try:
                 if len(fields) != width:
                     raise ValueError(f"{len(fields)} fields, expected {width}")
-                rows.append(_row({f: fields[i] for f, i in found.columns.items()}))
+                rows.append(_row({f: fields[i] for f, i in detected.columns.items()}))
             except ValueError as error:
                 report.refuse(line, str(error), raw)
         yield to_batch(rows)
@@ -206,8 +206,10 @@ def _json(path: Path, pick: Pick, report: ReadReport, size: int) -> Iterator[pa.
 # --- Parquet ---
 
 
-def _parquet(path: Path, found: Detected, report: ReadReport) -> Iterator[pa.RecordBatch]:
-    fields = {f: found.header[i] for f, i in found.columns.items() if f in ("time", *SCHEMA.names)}
+def _parquet(path: Path, detected: Detected, report: ReadReport) -> Iterator[pa.RecordBatch]:
+    fields = {
+        f: detected.header[i] for f, i in detected.columns.items() if f in ("time", *SCHEMA.names)
+    }
     number = 0
     try:
         for batch in pq.ParquetFile(path).iter_batches(
@@ -241,12 +243,12 @@ def _any_control(column: pa.Array) -> bool:
 
 def _parquet_slow(columns: dict[str, pa.Array], before: int, report: ReadReport) -> pa.RecordBatch:
     rows: list[Row] = []
-    for place in range(len(columns["time"])):
-        fields = {f: c[place].as_py() for f, c in columns.items()}
+    for row in range(len(columns["time"])):
+        fields = {f: c[row].as_py() for f, c in columns.items()}
         try:
             rows.append(_row(fields))
         except ValueError as error:
-            report.refuse(before + place + 1, str(error), fields)
+            report.refuse(before + row + 1, str(error), fields)
     return to_batch(rows)
 
 

@@ -146,20 +146,20 @@ class _Replay:
     def _send_batch(self, batch: pa.RecordBatch, stopping: Callable[[], bool]) -> bool:
         times = batch["time_ms"].to_numpy()
         paced = spread_days(times)
-        at = 0
-        while at < len(batch):
+        start = 0
+        while start < len(batch):
             self._tick()
             if stopping():
                 return False
             running_s = self.watch.seconds() - self.pace_began
-            due = 0 if self.watch.paused else self.pace.due(paced[at:], running_s)
+            due = 0 if self.watch.paused else self.pace.due(paced[start:], running_s)
             if not due:
                 self.producer.poll(IDLE_S)
                 continue
             count = min(due, CHUNK)
-            self._send_rows(batch[at : at + count])
-            at += count
-            self.event_ms = int(times[at - 1])
+            self._send_rows(batch[start : start + count])
+            start += count
+            self.event_ms = int(times[start - 1])
         return True
 
     def _send_rows(self, rows: pa.RecordBatch) -> None:
@@ -301,8 +301,8 @@ def _select(
     row = 0
     for batch in data.batches():
         times = batch["time_ms"].to_numpy()
-        begin = max(first_row - row, _place(times, options.from_ms, 0))
-        end = _place(times, options.until_ms, len(times))
+        begin = max(first_row - row, _index_at(times, options.from_ms, 0))
+        end = _index_at(times, options.until_ms, len(times))
         if begin < end:
             yield row + begin, batch[begin:end]
         elif options.until_ms is not None and end < len(times):
@@ -310,8 +310,8 @@ def _select(
         row += len(times)
 
 
-def _place(times: Int64Array, time_ms: int | None, otherwise: int) -> int:
-    return otherwise if time_ms is None else int(np.searchsorted(times, time_ms, side="left"))
+def _index_at(times: Int64Array, time_ms: int | None, default: int) -> int:
+    return default if time_ms is None else int(np.searchsorted(times, time_ms, side="left"))
 
 
 def _limited(

@@ -100,9 +100,9 @@ def records(source: Iterator[tuple[int, bytes]], quoting: bool) -> Iterator[list
         return
     waiting: deque[tuple[int, bytes]] = deque()
     for block in source:
-        ends = block[1].endswith(b"\n")
-        found = block[1][: -1 if ends else None].split(b"\n")
-        waiting.extend(enumerate((line.removesuffix(b"\r") for line in found), block[0]))
+        complete = block[1].endswith(b"\n")
+        split = block[1][: -1 if complete else None].split(b"\n")
+        waiting.extend(enumerate((line.removesuffix(b"\r") for line in split), block[0]))
         yield _drain(waiting, last=False)
     yield _drain(waiting, last=True)
 
@@ -264,10 +264,10 @@ def to_batch(rows: Iterable[Row]) -> pa.RecordBatch:
     return pa.record_batch(arrays, schema=SCHEMA)
 
 
-def _id(found: Any, name: str) -> str:
-    if isinstance(found, bool) or not isinstance(found, str | int):
+def _id(raw: Any, name: str) -> str:
+    if isinstance(raw, bool) or not isinstance(raw, str | int):
         raise ValueError(f"{name}: missing or not a string")
-    value = str(found)
+    value = str(raw)
     if not 1 <= len(value) <= MAX_ID:
         raise ValueError(
             f"{name}: empty" if not value else f"{name}: longer than {MAX_ID} characters"
@@ -291,12 +291,12 @@ def _rating(value: Any) -> float | None:
     return rating
 
 
-def _text(found: Any) -> str | None:
-    if found is None or found == "":
+def _text(value: Any) -> str | None:
+    if value is None or value == "":
         return None
-    if not isinstance(found, str) or _SURROGATE.search(found):
+    if not isinstance(value, str) or _SURROGATE.search(value):
         raise ValueError("text: not a string, or contains a lone surrogate")
-    return found[:MAX_TEXT]
+    return value[:MAX_TEXT]
 
 
 def _ids_fit(column: pa.Array) -> bool:

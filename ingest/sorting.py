@@ -126,14 +126,14 @@ def _write_runs(dataset: Dataset, fingerprint: str, folder: Path, run_rows: int)
 
 
 def _tables(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    held: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     for batch in batches:
-        held.append(batch)
-        if sum(b.num_rows for b in held) >= rows or sum(b.nbytes for b in held) >= RUN_BYTES:
-            yield pa.Table.from_batches(held, SCHEMA)
-            held = []
-    if held:
-        yield pa.Table.from_batches(held, SCHEMA)
+        pending.append(batch)
+        if sum(b.num_rows for b in pending) >= rows or sum(b.nbytes for b in pending) >= RUN_BYTES:
+            yield pa.Table.from_batches(pending, SCHEMA)
+            pending = []
+    if pending:
+        yield pa.Table.from_batches(pending, SCHEMA)
 
 
 def _sorted(table: pa.Table) -> pa.Table:
@@ -159,7 +159,7 @@ class _Run:
     def __init__(self, path: Path) -> None:
         self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
         self._next = 0
-        self.held: pa.Table = SCHEMA.empty_table()
+        self.buffered: pa.Table = SCHEMA.empty_table()
 
     def load(self) -> bool:
         """Buffer the next batch; False at the end of the run."""
@@ -167,18 +167,18 @@ class _Run:
             return False
         batch = self._reader.get_batch(self._next)
         self._next += 1
-        self.held = pa.concat_tables([self.held, pa.Table.from_batches([batch])])
+        self.buffered = pa.concat_tables([self.buffered, pa.Table.from_batches([batch])])
         return True
 
     @property
     def last(self) -> int:
         """Time of the last buffered row."""
-        return int(self.held["time_ms"][-1].as_py())
+        return int(self.buffered["time_ms"][-1].as_py())
 
     def take(self, until: int) -> pa.Table:
         """Remove and return the rows up to and including a time."""
-        count = pc.sum(pc.less_equal(self.held["time_ms"], until)).as_py() or 0
-        taken, self.held = self.held.slice(0, count), self.held.slice(count)
+        count = pc.sum(pc.less_equal(self.buffered["time_ms"], until)).as_py() or 0
+        taken, self.buffered = self.buffered.slice(0, count), self.buffered.slice(count)
         return taken
 
 
@@ -190,7 +190,7 @@ def _merge(runs: list[_Run]) -> Iterator[pa.Table]:
             while run.last == until and run.load():
                 pass
         yield _sorted(pa.concat_tables([run.take(until) for run in runs]).combine_chunks())
-        runs = [run for run in runs if run.held.num_rows or run.load()]
+        runs = [run for run in runs if run.buffered.num_rows or run.load()]
 
 
 @dataclass(frozen=True)
