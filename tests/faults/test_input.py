@@ -16,12 +16,12 @@ def test_a_click_sent_three_times_is_counted_once_and_without_its_id_three_times
     with Running(settings) as api, MiniStream(settings):
         for n in range(20):
             for _ in range(3):
-                api.tell("kept", f"item-{n}", event_id=f"click-{n}")
+                api.feedback("kept", f"item-{n}", event_id=f"click-{n}")
         report = reconcile(settings, wait_s=30)
         assert (report.differences, report.counted_in_state, report.duplicates) == (0, 20, 40)
         for n in range(20):
             for _ in range(3):
-                api.tell("control", f"item-{n}")
+                api.feedback("control", f"item-{n}")
         assert reconcile(settings, wait_s=30).counted_in_state == 20 + 60
 
 

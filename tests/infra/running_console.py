@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from types import TracebackType
 from typing import Any
 
-import httpx2
 import uvicorn
 
 from afterclick.settings import Settings
 from infra.console.admin_app import create_app
 from serving.app import bind
-from tests.waiting import PATIENCE_S, wait_until
+from tests.server_thread import ServerThread
+from tests.waiting import wait_until
 
 
-class RunningConsole:
-    """A served console on the port of its settings: `http` calls it."""
+class RunningConsole(ServerThread):
+    """A served console on the port of its settings."""
 
     def __init__(self, settings: Settings) -> None:
-        console = settings.console
-        self._socket = bind(console.host, console.port)
-        self.url = console.url
         self.app = create_app(settings)
-        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
-        self._thread = threading.Thread(
-            target=self._server.run, args=([self._socket],), daemon=True
-        )
-        self.http = httpx2.Client(base_url=self.url, timeout=PATIENCE_S)
-
-    def __enter__(self) -> RunningConsole:
-        self._thread.start()
-        wait_until(lambda: self._server.started)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.http.close()
-        self._server.should_exit = True
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive(), "the console did not stop"
+        config = uvicorn.Config(self.app, log_level="warning")
+        super().__init__(config, bind(settings.console.host, settings.console.port))
 
     def state(self) -> dict[str, Any]:
         """GET /admin/console"""

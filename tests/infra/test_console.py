@@ -173,7 +173,7 @@ def test_resent_events_are_dropped_and_the_recount_finds_no_difference(
     api, console = installation.api, installation.console
     events = 20
     for n in range(events):
-        position = api.tell(f"user-{n % 3}", f"camera-{n}", event_id=new_id())
+        position = api.feedback(f"user-{n % 3}", f"camera-{n}", event_id=new_id())
     wait_until(lambda: api.list_for("user-1", after=position)["fresh"])
     console.post("simulator", {"shoppers": 4, "pause_s": 0.1})  # paused during the recount
     try:
@@ -192,7 +192,7 @@ def test_resent_events_are_dropped_and_the_recount_finds_no_difference(
 
 def test_the_recount_reports_differences(installation: Installation) -> None:
     api, settings = installation.api, installation.settings
-    position = api.tell("bob", "camera-3")
+    position = api.feedback("bob", "camera-3")
     wait_until(lambda: api.list_for("bob", after=position)["fresh"])
     with redis.Redis.from_url(settings.redis.url) as client:
         topic = settings.kafka.topics.feedback

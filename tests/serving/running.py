@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
 import httpx2
 import orjson
-import uvicorn
 from websockets.sync.client import ClientConnection
 
 from afterclick.events import new_id
 from afterclick.settings import KafkaSettings, RedisSettings, Settings
 from serving.app import bind, config_of
 from serving.service import Service, ServingTimings
+from tests.server_thread import ServerThread
 from tests.waiting import PATIENCE_S, REDIS_S, wait_until
 
 NEVER_SHED_MS = 1e6
 """Disables load shedding, so that a slow machine still returns full lists."""
 
 
-class Running:
-    """A served API: `http` calls it, `service` gives access to its state."""
+class Running(ServerThread):
+    """A served API; `service` gives access to its state."""
 
     def __init__(
         self,
@@ -34,34 +32,10 @@ class Running:
         timings: ServingTimings | None = None,
     ) -> None:
         serving = settings.serving.model_copy(update={"shed_after_ms": shed_after_ms})
-        settings = settings.model_copy(update={"serving": serving})
-        self._socket = bind("127.0.0.1", port)
-        self.port: int = self._socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        config = config_of(settings.model_copy(update={"serving": serving}), timings)
+        super().__init__(config, bind("127.0.0.1", port))
         self.ws = f"ws://127.0.0.1:{self.port}"
-        config = config_of(settings, timings)
         self.service: Service = config.app.state.service  # type: ignore[union-attr]
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(
-            target=self._server.run, args=([self._socket],), daemon=True
-        )
-        self.http = httpx2.Client(base_url=self.url, timeout=PATIENCE_S)
-
-    def __enter__(self) -> Running:
-        self._thread.start()
-        wait_until(lambda: self._server.started)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.http.close()
-        self._server.should_exit = True
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive(), "the server did not stop"
 
     def get(self, path: str, **query: Any) -> dict[str, Any]:
         """The JSON body of a response, which must be 200."""
@@ -80,7 +54,7 @@ class Running:
         assert len({item["item_id"] for item in body["items"]}) == len(body["items"])
         return body
 
-    def tell(self, user_id: str, item_id: str, action: str = "like", **more: Any) -> str:
+    def feedback(self, user_id: str, item_id: str, action: str = "like", **more: Any) -> str:
         """Send feedback, repeated after 503; returns its log position."""
         body = {
             "user_id": user_id,

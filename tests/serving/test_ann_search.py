@@ -173,7 +173,7 @@ def test_a_new_item_is_recommended_before_the_next_training(
 ) -> None:
     """The control: a model without word vectors never recommends an item it was not trained on."""
     snapshots = shop_api.service.snapshots
-    shop_api.tell("bob", "camera-3")
+    shop_api.feedback("bob", "camera-3")
     shop.publish_items(settings, [Item(item_id="diver-1", title="Camera for divers")])
     wait_until(lambda: snapshots.current.find("diver-1"))
     wait_until(lambda: shop_api.list_for("bob")["source"] == "personalised")

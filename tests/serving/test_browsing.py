@@ -36,7 +36,7 @@ def test_a_session_without_an_account_is_personalised_by_its_events(shop_api: Ru
     }
     with connect(f"{shop_api.ws}/ws/recommendations?session_id=s1") as socket:
         assert b'"session:s1"' in str(socket.recv(PATIENCE_S)).encode()
-    known = shop_api.tell("bob", "camera-1", session_id="s1")
+    known = shop_api.feedback("bob", "camera-1", session_id="s1")
     body = shop_api.get("/recommendations", session_id="s1", user_id="bob", n=5, after=known)
     assert (body["source"], kinds(body)) == ("personalised", {"camera"}), (
         "a session with a user id counts for the user"
@@ -75,8 +75,8 @@ def test_similar_popular_and_latest_items(shop_api: Running) -> None:
     assert len(alike["items"]) > 20
     assert shop_api.http.get("/similar-items?item_id=camera-2&by=colour").status_code == 422
 
-    shop_api.tell("ann", "cable-9", "purchase")
-    position = shop_api.tell("bea", "camera-9", "purchase")
+    shop_api.feedback("ann", "cable-9", "purchase")
+    position = shop_api.feedback("bea", "camera-9", "purchase")
     after(shop_api, "bea", position)
 
     def popular_cable(window: str) -> bool:
@@ -117,6 +117,6 @@ def test_a_new_item_without_events_is_recommended(shop_api: Running, settings: S
     # by content: a user interested in its category
     assert ids(shop_api.list_for("eve", n=5, interests="Tripods"))[0] == "new-1"
     # by exploration: a user interested in another category
-    after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
+    after(shop_api, "bob", shop_api.feedback("bob", "camera-3"))
     assert "new-1" not in ids(shop_api.list_for("bob"))
     wait_until(lambda: "new-1" in ids(shop_api.list_for("bob", explore=1.0)))

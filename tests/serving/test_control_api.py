@@ -48,7 +48,7 @@ def test_an_ended_rule_is_listed_as_not_in_force(shop_api: Running) -> None:
 
 
 def test_excluded_items_are_neither_similar_nor_popular(shop_api: Running) -> None:
-    shop_api.tell("bob", "camera-5")
+    shop_api.feedback("bob", "camera-5")
     lists = (("/similar-items", {"item_id": "camera-2", "n": 20}), ("/popular", {"n": 20}))
 
     def ids() -> set[str]:

@@ -37,7 +37,7 @@ def mall(settings: Settings, api: Running, stream: MiniStream) -> Running:
     wait_until(lambda: len(api.service.catalogue) == len(CATALOGUE))
     wait_until(lambda: api.service.control.available)
     for n in range(40):
-        api.tell(f"early-{n}", f"i{n}", "click")
+        api.feedback(f"early-{n}", f"i{n}", "click")
     wait_until(lambda: int(api.service.snapshots.current.counts.sum()) == 40)
     return api
 

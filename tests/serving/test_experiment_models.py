@@ -36,7 +36,7 @@ def test_two_models_serve_together_and_a_missing_one_is_reported(
 ) -> None:
     shop.publish(settings, *shop.write(settings, "m2"))
     wait_until(lambda: shop_api.service.snapshots.current.loaded.version == "m2")
-    after(shop_api, "user-1", shop_api.tell("user-1", "camera-1"))
+    after(shop_api, "user-1", shop_api.feedback("user-1", "camera-1"))
     served = create(shop_api, "old-new", {"name": "old", "model": "m1"}, {"name": "new"})
     assert served.status_code == 201, served.text
     wait_until(lambda: shown(shop_api) == {"old": ("m1", None), "new": ("m2", None)})

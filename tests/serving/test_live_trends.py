@@ -50,7 +50,7 @@ def test_a_like_that_the_snapshot_contains_is_pushed(
     with connect(f"{shop_api.ws}/ws/recommendations?user_id=carol") as socket:
         received(socket)
         feed.reader.handle = held_back
-        liked = LogPosition.parse(shop_api.tell("carol", "cable-7", event_id="first"))
+        liked = LogPosition.parse(shop_api.feedback("carol", "cable-7", event_id="first"))
         wait_until(lambda: reached(settings, liked) >= liked.offset)
         feed.reload()
         assert counted(shop_api, "cable-7") == 1
@@ -58,7 +58,7 @@ def test_a_like_that_the_snapshot_contains_is_pushed(
             feed._forwarded.update(feed.positions)
         gate.set()
         if not pushed:
-            shop_api.tell("carol", "cable-1", event_id="second")
+            shop_api.feedback("carol", "cable-1", event_id="second")
         assert received(socket)["cause"]["event_id"] == ("first" if pushed else "second")
     assert counted(shop_api, "cable-7") == 1
 
@@ -79,7 +79,7 @@ def test_changes_are_applied_while_the_snapshot_is_read(shop_api: Running, kept:
         feed.read = slow
         feed.loaded_at = None
         assert reading.wait(PATIENCE_S)
-        shop_api.tell("carol", "cable-7", event_id="during-the-read")
+        shop_api.feedback("carol", "cable-7", event_id="during-the-read")
         assert received(socket)["cause"]["event_id"] == "during-the-read"
         assert counted(shop_api, "cable-7") == 1
         if not kept:

@@ -114,7 +114,7 @@ def test_concurrent_requests_get_reduced_lists_and_a_batch_does_not(overloaded: 
         return bool(overloaded.list_for(user, preview=True)["source"] == "personalised")
 
     for user in users:
-        overloaded.tell(user, "camera-3")
+        overloaded.feedback(user, "camera-3")
     for user in users:
         wait_until(partial(personalised, user))
 

@@ -47,7 +47,7 @@ def test_without_redis_lists_are_served_as_degraded(
         shop.publish_items(settings, shop.catalogue())
         shop.publish(settings, *shop.write(settings, "m1"))
         wait_until(lambda: api.service.snapshots.current.loaded.version == "m1")
-        after(api, "bob", api.tell("bob", "camera-1"))
+        after(api, "bob", api.feedback("bob", "camera-1"))
         wait_until(lambda: source_of(api.list_for("bob")) == ("personalised", False))
 
         own_redis.kill()
@@ -61,7 +61,7 @@ def test_without_redis_lists_are_served_as_degraded(
         assert median(took) < 2 * SHORT_S
         assert api.get("/users/bob/history")["degraded"] is True
         assert api.list_for("bob", interests="Cables")["source"] == "interests"
-        api.tell("bob", "cable-1")  # feedback needs only Kafka
+        api.feedback("bob", "cable-1")  # feedback needs only Kafka
 
         own_redis.start()
         wait_until(lambda: api.list_for("bob")["degraded"] is False)
@@ -94,7 +94,7 @@ def test_without_kafka_feedback_is_rejected_with_retry_after(
     ensure_topics(settings)
     with Running(settings, timings=timings) as api, MiniStream(settings):
         api.ready()
-        after(api, "bob", api.tell("bob", "camera-1"))
+        after(api, "bob", api.feedback("bob", "camera-1"))
 
         own_broker.kill()
         body = {"user_id": "bob", "item_id": "camera-2", "action": "like", "event_id": "try-again"}
@@ -132,7 +132,7 @@ def test_a_paused_kafka_is_detected_before_the_ack_timeout(
     ensure_topics(settings)
     with Running(settings, timings=timings) as api:
         api.ready()
-        api.tell("bob", "camera-1")
+        api.feedback("bob", "camera-1")
         body = {"user_id": "bob", "item_id": "camera-2", "action": "like", "event_id": "try-again"}
         own_broker.process.suspend()
         try:
@@ -199,13 +199,13 @@ def test_the_api_starts_before_kafka_and_redis(own_broker: KafkaServer, tmp_path
                     lambda: not api.service.feedback.health.down,
                     what="the API detects Kafka",
                 )
-                after(api, "bob", api.tell("bob", "camera-1"))
+                after(api, "bob", api.feedback("bob", "camera-1"))
         finally:
             redis.kill()
 
 
 def test_no_request_fails_while_models_are_swapped(shop_api: Running, settings: Settings) -> None:
-    after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
+    after(shop_api, "bob", shop_api.feedback("bob", "camera-3"))
     versions: list[str] = []
     failures: list[str] = []
     stop = threading.Event()
@@ -261,7 +261,7 @@ def test_trends_survive_a_restart_and_agree_with_redis(
     shop_api: Running, settings: Settings
 ) -> None:
     for user in range(5):
-        position = shop_api.tell(f"u{user}", "camera-5", "purchase")
+        position = shop_api.feedback(f"u{user}", "camera-5", "purchase")
         after(shop_api, f"u{user}", position)
     with Running(settings) as second:
         second.ready()

@@ -207,7 +207,7 @@ def test_an_attribution_is_the_score_change_without_the_event(policy: Policy) ->
 
 
 def test_a_policy_in_the_request_overrides_the_arm(shop_api: Running) -> None:
-    after(shop_api, "zoe", shop_api.tell("zoe", "camera-1"))
+    after(shop_api, "zoe", shop_api.feedback("zoe", "camera-1"))
     blend = shop_api.list_for("zoe", n=5)
     draft = {"name": "factors", "arms": [{"name": name, "policy": "als"} for name in ("a", "b")]}
     assert shop_api.http.post("/experiments", json=draft).status_code == 201
@@ -226,7 +226,7 @@ def test_a_policy_in_the_request_overrides_the_arm(shop_api: Running) -> None:
 
 
 def test_policies_over_http_and_by_the_client(shop_api: Running) -> None:
-    after(shop_api, "ned", shop_api.tell("ned", "camera-1"))
+    after(shop_api, "ned", shop_api.feedback("ned", "camera-1"))
     found = {policy: shop_api.list_for("ned", n=8, policy=policy) for policy in Policy}
     assert {policy: body["source"] for policy, body in found.items()} == {
         "blend": "personalised",

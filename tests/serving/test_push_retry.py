@@ -25,7 +25,7 @@ def test_a_list_without_history_is_pushed_again_once_redis_responds(
     settings = settings.model_copy(update={"redis": redis})
     with Running(settings, timings=timings) as api, MiniStream(settings):
         api.ready()
-        after(api, "bob", api.tell("bob", "camera-1"))
+        after(api, "bob", api.feedback("bob", "camera-1"))
         own_redis.process.suspend()
         with connect(f"{api.ws}/ws/recommendations?user_id=bob") as socket:
             try:
@@ -34,7 +34,7 @@ def test_a_list_without_history_is_pushed_again_once_redis_responds(
                 own_redis.process.resume()
             wait_until(lambda: not api.list_for("bob")["degraded"])
             if not retries:
-                api.tell("bob", "camera-2")
+                api.feedback("bob", "camera-2")
             whole = received(socket)
             assert (whole["cause"] is None) is retries
             assert not retries or whole["degraded"] is False
@@ -53,7 +53,7 @@ def test_a_socket_opened_before_the_first_model_receives_its_list(
             shop.publish(settings, *shop.write(settings, "m1"))
             wait_until(lambda: api.service.snapshots.current.loaded.version == "m1")
             if not retries:
-                api.tell("bob", "camera-2")
+                api.feedback("bob", "camera-2")
             modelled = received(socket)
             assert modelled["model_version"] == "m1"
             assert (modelled["cause"] is None) is retries

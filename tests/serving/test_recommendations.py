@@ -20,11 +20,11 @@ from tests.waiting import PATIENCE_S, wait_until
 
 
 def test_a_new_user_is_personalised_after_the_first_event(shop_api: Running) -> None:
-    shop_api.tell("alice", "cable-0")
+    shop_api.feedback("alice", "cable-0")
     cold = shop_api.list_for("bob")
     assert cold["source"] in {"trending", "popular"}
 
-    body = after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
+    body = after(shop_api, "bob", shop_api.feedback("bob", "camera-3"))
 
     assert body["source"] == "personalised"
     assert body["model_version"] == "m1"
@@ -37,12 +37,12 @@ def test_a_new_user_is_personalised_after_the_first_event(shop_api: Running) -> 
 def test_an_undo_restores_the_list_and_the_history_keeps_both_events(
     shop_api: Running,
 ) -> None:
-    before = after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
+    before = after(shop_api, "bob", shop_api.feedback("bob", "camera-3"))
     liked = ids(before)[0]
-    changed = after(shop_api, "bob", shop_api.tell("bob", liked, "like"))
+    changed = after(shop_api, "bob", shop_api.feedback("bob", liked, "like"))
     assert liked not in ids(changed)
 
-    body = after(shop_api, "bob", shop_api.tell("bob", liked, "undo"))
+    body = after(shop_api, "bob", shop_api.feedback("bob", liked, "undo"))
 
     assert ids(body) == ids(before)
     assert [item["reason"] for item in body["items"]] == [
@@ -55,16 +55,16 @@ def test_an_undo_restores_the_list_and_the_history_keeps_both_events(
 
 
 def test_an_undo_of_the_only_event_makes_the_user_new_again(shop_api: Running) -> None:
-    assert after(shop_api, "bob", shop_api.tell("bob", "camera-3"))["source"] == "personalised"
-    body = after(shop_api, "bob", shop_api.tell("bob", "camera-3", "undo"))
+    assert after(shop_api, "bob", shop_api.feedback("bob", "camera-3"))["source"] == "personalised"
+    body = after(shop_api, "bob", shop_api.feedback("bob", "camera-3", "undo"))
     assert body["source"] in {"trending", "popular"}
     assert "camera-3" in ids(shop_api.list_for("bob", n=100))
 
 
 def test_a_skip_takes_the_item_out_of_the_list(shop_api: Running) -> None:
-    body = after(shop_api, "bob", shop_api.tell("bob", "camera-3"))
+    body = after(shop_api, "bob", shop_api.feedback("bob", "camera-3"))
     unwanted = ids(body)[0]
-    body = after(shop_api, "bob", shop_api.tell("bob", unwanted, "skip"))
+    body = after(shop_api, "bob", shop_api.feedback("bob", unwanted, "skip"))
     assert unwanted not in ids(body)
     assert body["source"] == "personalised"
 
@@ -74,7 +74,7 @@ def test_a_like_changes_the_list_pushed_on_the_socket(shop_api: Running) -> None
         first = orjson.loads(socket.recv(PATIENCE_S))
         assert first["type"] == "recommendations"
         assert first["cause"] is None
-        shop_api.tell("carol", "cable-7", event_id="the-click")
+        shop_api.feedback("carol", "cable-7", event_id="the-click")
         pushed = orjson.loads(socket.recv(PATIENCE_S))
     assert pushed["cause"]["event_id"] == "the-click"
     assert pushed["cause"]["item_id"] == "cable-7"
@@ -87,14 +87,14 @@ def test_a_like_changes_the_list_pushed_on_the_socket(shop_api: Running) -> None
 def test_events_of_other_users_push_no_list(shop_api: Running) -> None:
     with connect(f"{shop_api.ws}/ws/recommendations?user_id=carol") as socket:
         socket.recv(PATIENCE_S)
-        after(shop_api, "dave", shop_api.tell("dave", "cable-7"))
-        shop_api.tell("carol", "cable-1", event_id="mine")
+        after(shop_api, "dave", shop_api.feedback("dave", "cable-7"))
+        shop_api.feedback("carol", "cable-1", event_id="mine")
         assert orjson.loads(socket.recv(PATIENCE_S))["cause"]["event_id"] == "mine"
 
 
 def test_purchases_of_many_users_make_an_item_trend(shop_api: Running) -> None:
     for user in range(6):
-        shop_api.tell(f"u{user}", "cable-9", "purchase")
+        shop_api.feedback(f"u{user}", "cable-9", "purchase")
     wait_until(lambda: shop_api.get("/items/cable-9")["interactions"] == 6)
 
     def first() -> bool:
@@ -107,36 +107,38 @@ def test_purchases_of_many_users_make_an_item_trend(shop_api: Running) -> None:
     assert ids(shop_api.get("/popular", n=1, window="hour")) == ["cable-9"]
 
 
-def test_interests_name_categories_or_items(shop_api: Running) -> None:
-    by_category = shop_api.list_for("eve", n=5, interests="Cables")
+def test_interests_name_categories_or_items(shared_shop_api: Running) -> None:
+    by_category = shared_shop_api.list_for("eve", n=5, interests="Cables")
     assert by_category["source"] == "interests"
     assert kinds(by_category) == {"cable"}
-    by_item = shop_api.list_for("eve", n=5, interests=["camera-1", "unknown"])
+    by_item = shared_shop_api.list_for("eve", n=5, interests=["camera-1", "unknown"])
     assert by_item["source"] == "interests"
     assert kinds(by_item) == {"camera"}
     assert "camera-1" not in ids(by_item)
 
 
-def test_unknown_interests_fall_back_to_trending_items(shop_api: Running) -> None:
-    body = shop_api.list_for("eve", interests="submarines")
+def test_unknown_interests_fall_back_to_trending_items(shared_shop_api: Running) -> None:
+    body = shared_shop_api.list_for("eve", interests="submarines")
     assert body["source"] in {"trending", "popular"}
     assert body["items"]
 
 
-def test_similar_items_are_of_the_same_kind(shop_api: Running) -> None:
-    body = shop_api.get("/similar-items", item_id="camera-2", n=4)
+def test_similar_items_are_of_the_same_kind(shared_shop_api: Running) -> None:
+    body = shared_shop_api.get("/similar-items", item_id="camera-2", n=4)
     assert len(body["items"]) == 4
     assert kinds(body) == {"camera"}
     assert "camera-2" not in ids(body)
 
 
 def test_similarity_by_content_and_by_purchases_adds_up_to_the_default(
-    shop_api: Running,
+    shared_shop_api: Running,
 ) -> None:
     scores = {
         by: {
             row["item_id"]: row["score"]
-            for row in shop_api.get("/similar-items", item_id="camera-2", n=60, **asked)["items"]
+            for row in shared_shop_api.get("/similar-items", item_id="camera-2", n=60, **asked)[
+                "items"
+            ]
         }
         for by, asked in (
             ("both", {}),
@@ -152,10 +154,10 @@ def test_similarity_by_content_and_by_purchases_adds_up_to_the_default(
 
 
 def test_history_is_newest_first_and_the_same_event_counts_once(shop_api: Running) -> None:
-    first = shop_api.tell("fay", "camera-1", "view", event_id="e1")
-    second = shop_api.tell("fay", "camera-1", "view", event_id="e1")
+    first = shop_api.feedback("fay", "camera-1", "view", event_id="e1")
+    second = shop_api.feedback("fay", "camera-1", "view", event_id="e1")
     assert first != second
-    after(shop_api, "fay", shop_api.tell("fay", "cable-2", "purchase"))
+    after(shop_api, "fay", shop_api.feedback("fay", "cable-2", "purchase"))
     events = shop_api.get("/users/fay/history")["events"]
     assert [(e["item_id"], e["action"]) for e in events] == [
         ("cable-2", "purchase"),
@@ -164,15 +166,15 @@ def test_history_is_newest_first_and_the_same_event_counts_once(shop_api: Runnin
     wait_until(lambda: shop_api.get("/items/camera-1")["interactions"] == 1)
 
 
-def test_a_long_list_has_every_unseen_item_once(shop_api: Running) -> None:
-    after(shop_api, "gil", shop_api.tell("gil", "camera-1"))
-    assert len(shop_api.list_for("gil", n=200)["items"]) == len(shop.item_ids()) - 1
+def test_a_long_list_has_every_unseen_item_once(shared_shop_api: Running) -> None:
+    after(shared_shop_api, "gil", shared_shop_api.feedback("gil", "camera-1"))
+    assert len(shared_shop_api.list_for("gil", n=200)["items"]) == len(shop.item_ids()) - 1
 
 
 def test_the_live_stream_shows_events_and_figures(shop_api: Running) -> None:
     seen: dict[str, dict[str, Any]] = {}
     with connect(f"{shop_api.ws}/ws/live") as socket:
-        shop_api.tell("hal", "camera-1")
+        shop_api.feedback("hal", "camera-1")
 
         def both() -> bool:
             message = orjson.loads(socket.recv(PATIENCE_S))
@@ -190,7 +192,7 @@ def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
     settings: Settings, shop_api: Running
 ) -> None:
     for _ in range(3):
-        position = shop_api.tell("hugo", "camera-1", event_id="thrice")
+        position = shop_api.feedback("hugo", "camera-1", event_id="thrice")
     topic, partition, offset = position.rsplit("/", 2)
     producer = Producer({"bootstrap.servers": settings.kafka.bootstrap})
     letter = dead_letter(topic, 0, Record(0, b"key", b"poison", 1.0), "no event")
@@ -228,7 +230,7 @@ def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
 
 def test_a_request_with_a_position_never_sees_an_older_state(shop_api: Running) -> None:
     for number in range(30):
-        position = shop_api.tell("ida", f"camera-{number}", "view")
+        position = shop_api.feedback("ida", f"camera-{number}", "view")
         body = shop_api.list_for("ida", n=200, after=position)
         assert body["fresh"] is True
         assert f"camera-{number}" not in ids(body)
@@ -275,40 +277,40 @@ def test_a_request_without_a_user_is_served_by_its_items(shop_api: Running) -> N
     assert body["items"][0]["reason"] == "because you viewed The cable-3"
 
 
-def test_items_of_the_session_outweigh_the_history(shop_api: Running) -> None:
-    after(shop_api, "kim", shop_api.tell("kim", "camera-1", "view"))
-    body = shop_api.list_for("kim", n=3, items=["cable-3"])
+def test_items_of_the_session_outweigh_the_history(shared_shop_api: Running) -> None:
+    after(shared_shop_api, "kim", shared_shop_api.feedback("kim", "camera-1", "view"))
+    body = shared_shop_api.list_for("kim", n=3, items=["cable-3"])
     assert body["source"] == "personalised"
     assert "cable" in kinds(body)
 
 
-def test_excluded_items_and_other_categories_are_not_recommended(shop_api: Running) -> None:
-    after(shop_api, "lea", shop_api.tell("lea", "camera-1"))
-    first = ids(shop_api.list_for("lea", n=3))
-    assert set(first).isdisjoint(ids(shop_api.list_for("lea", n=50, exclude=first)))
-    wait_until(lambda: shop_api.service.snapshots.current.find("cable-3") is not None)
-    inside = shop_api.list_for("lea", n=5, category="cables")
+def test_excluded_items_and_other_categories_are_not_recommended(shared_shop_api: Running) -> None:
+    after(shared_shop_api, "lea", shared_shop_api.feedback("lea", "camera-1"))
+    first = ids(shared_shop_api.list_for("lea", n=3))
+    assert set(first).isdisjoint(ids(shared_shop_api.list_for("lea", n=50, exclude=first)))
+    wait_until(lambda: shared_shop_api.service.snapshots.current.find("cable-3") is not None)
+    inside = shared_shop_api.list_for("lea", n=5, category="cables")
     assert kinds(inside) <= {"cable"}
-    visitor = shop_api.get("/recommendations", n=5, category="cables", exclude=["cable-0"])
+    visitor = shared_shop_api.get("/recommendations", n=5, category="cables", exclude=["cable-0"])
     assert kinds(visitor) == {"cable"}
     assert "cable-0" not in ids(visitor)
 
 
-def test_a_batch_returns_the_lists_of_single_requests(shop_api: Running) -> None:
-    after(shop_api, "mia", shop_api.tell("mia", "camera-1"))
-    response = shop_api.http.post(
+def test_a_batch_returns_the_lists_of_single_requests(shared_shop_api: Running) -> None:
+    after(shared_shop_api, "mia", shared_shop_api.feedback("mia", "camera-1"))
+    response = shared_shop_api.http.post(
         "/recommendations/batch", json={"user_ids": ["mia", "unknown"], "n": 4}
     )
     assert response.status_code == 200
     mia, unknown = response.json()["lists"]
-    assert ids(mia) == ids(shop_api.list_for("mia", n=4))
+    assert ids(mia) == ids(shared_shop_api.list_for("mia", n=4))
     assert mia["source"] == "personalised"
     assert unknown["source"] in {"trending", "popular"}
 
 
 def test_attributions_name_the_event_with_the_strongest_effect(shop_api: Running) -> None:
-    shop_api.tell("rea", "cable-2", event_id="the-cable")
-    position = shop_api.tell("rea", "camera-2", event_id="the-camera")
+    shop_api.feedback("rea", "cable-2", event_id="the-cable")
+    position = shop_api.feedback("rea", "camera-2", event_id="the-camera")
     after(shop_api, "rea", position)
     body = shop_api.list_for("rea", n=3, explain="true")
     assert kinds(body) == {"camera"}
@@ -319,8 +321,8 @@ def test_attributions_name_the_event_with_the_strongest_effect(shop_api: Running
     assert "attributions" not in shop_api.list_for("rea", n=3)["items"][0]
 
 
-def test_an_impression_is_explained_by_its_id(shop_api: Running) -> None:
-    then = shop_api.list_for("sam", n=4)
-    after(shop_api, "sam", shop_api.tell("sam", "camera-2"))
-    assert shop_api.get(f"/explain/{then['impression_id']}") == then
-    assert shop_api.http.get("/explain/never-shown").status_code == 404
+def test_an_impression_is_explained_by_its_id(shared_shop_api: Running) -> None:
+    then = shared_shop_api.list_for("sam", n=4)
+    after(shared_shop_api, "sam", shared_shop_api.feedback("sam", "camera-2"))
+    assert shared_shop_api.get(f"/explain/{then['impression_id']}") == then
+    assert shared_shop_api.http.get("/explain/never-shown").status_code == 404

@@ -14,10 +14,11 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from afterclick.settings import Settings
+from infra.topics_admin import delete_topics, ensure_topics
 from serving.control.auth import new_token, user_of_token
 from serving.routes import sockets
 from serving.service import ServingTimings
-from tests.serving.running import Running
+from tests.serving.running import Running, installation
 from tests.serving.test_auth import KEYS, SCOPES, bearer, guarded
 from tests.waiting import PATIENCE_S
 
@@ -76,7 +77,7 @@ class Route:
 
     @property
     def steers(self) -> bool:
-        """Whether a right request changes something: `test_quarantine_routes` does that."""
+        """True if a valid request has an effect; `test_quarantine_routes` covers those."""
         return self.method == "POST" and self.path.startswith("/admin/")
 
     @property
@@ -87,7 +88,7 @@ class Route:
         )
 
     def send(self, api: Running, headers: dict[str, str], user_id: str = "ann") -> int:
-        """The status of a request that is right in itself, for a user."""
+        """The status of a valid request for a user."""
         path = self.path.format(**IN_PATHS | {"user_id": user_id})
         query = QUERIES.get(self.path, {}) if self.method == "GET" else {}
         query = query | ({"user_id": user_id} if "user_id" in query else {})
@@ -100,10 +101,14 @@ def _for(user_id: str, name: str, value: Any) -> Any:
     return {"user_id": user_id, "user_ids": [user_id]}.get(name, value)
 
 
-@pytest.fixture
-def api(settings: Settings) -> Iterator[Running]:
+@pytest.fixture(scope="module")
+def api(broker: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """An API with keys and tokens that the tests of this module share."""
+    settings = installation(broker, redis_url, tmp_path_factory.mktemp("home"))
+    ensure_topics(settings)
     with Running(guarded(settings, token_secret=SECRET)) as running:
         yield running
+    delete_topics(settings.kafka)
 
 
 def routes(api: Running) -> list[Route]:
@@ -130,14 +135,14 @@ def unsigned() -> str:
 
 def test_every_route_rejects_invalid_credentials(api: Running) -> None:
     good = signed()
-    strangers = {
-        "nobody": {},
+    invalid = {
+        "no credentials": {},
         "a wrong key": bearer("wrong"),
         "another kind": {"authorization": "Basic r-key"},
         "a token that has ended": bearer(signed(exp=time.time() - 1)),
         "a token without end": bearer(signed(exp=None)),
         "a token for something else": bearer(signed(aud="another")),
-        "a token of nobody": bearer(signed(sub="")),
+        "a token without a user": bearer(signed(sub="")),
         "a token that was changed": bearer(good[:-4] + ("AAAA" if good[-4:] != "AAAA" else "BBBB")),
         "a token by another secret": bearer(
             new_token("another secret of 32 characters!", "ann", 60)[0]
@@ -147,7 +152,7 @@ def test_every_route_rejects_invalid_credentials(api: Running) -> None:
     }
     for route in routes(api):
         assert {"400", "401", "403", "429"} <= route.operation["responses"].keys(), route.path
-        for name, headers in strangers.items():
+        for name, headers in invalid.items():
             assert route.send(api, headers) == 401, (route.method, route.path, name)
 
 
@@ -177,7 +182,7 @@ def test_a_token_is_valid_for_its_own_user_only(api: Running) -> None:
     for query in ("user_id=ann&user_id=bob", "user_id=bob&user_id=ann", "user%5Fid=bob"):
         assert api.http.get(f"/recommendations?{query}", headers=own).status_code == 403
     assert api.http.get("/recommendations", headers=own).status_code == 200, (
-        "a visitor's list is for everybody"
+        "a list without a user needs no matching token"
     )
 
 
@@ -193,7 +198,7 @@ def test_every_route_rejects_a_body_that_is_too_large(api: Running) -> None:
     assert checked == len(BODIES)
 
 
-def test_hostile_values_break_no_route(api: Running) -> None:
+def test_invalid_values_are_never_a_server_error(api: Running) -> None:
     headers = bearer(KEYS["admin"])
     for route in [route for route in routes(api) if not route.steers]:
         names = [p["name"] for p in route.operation.get("parameters", ()) if p["in"] == "query"]
@@ -212,7 +217,7 @@ def test_hostile_values_break_no_route(api: Running) -> None:
                     answer.text,
                 )
             if path == route.path and not names:
-                break  # nothing hostile can be put in
+                break  # the route has no parameters
         for name, value in (route.body or {}).items():
             wrong: Any
             for wrong in (
@@ -236,7 +241,7 @@ def test_hostile_values_break_no_route(api: Running) -> None:
                 )
 
 
-def test_hostile_bodies_change_nothing(api: Running) -> None:
+def test_invalid_bodies_of_admin_routes_are_rejected(api: Running) -> None:
     for route in [route for route in routes(api) if route.steers and route.body]:
         wrong: Any
         for wrong in (None, 7, "\x00", [], {}, float("1e300")):

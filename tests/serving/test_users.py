@@ -72,7 +72,7 @@ def test_stored_interests_make_the_lists_of_users_without_history(
     known = shop_api.get("/users/eve")
     assert (known["interests"], known["experiment"]) == (["Cables", "nothing"], None)
     liked = ids(body)[0]
-    body = after(shop_api, "eve", shop_api.tell("eve", liked))
+    body = after(shop_api, "eve", shop_api.feedback("eve", liked))
     assert body["source"] == "personalised"
     shop_api.http.put("/users/zoe/interests", json={"interests": ["Cables"]})
     shop_api.http.put("/users/zoe/interests", json={"interests": []})

@@ -70,7 +70,7 @@ def admin_stack(
         wares.publish_items(settings, wares.wide_catalogue())
         wares.publish(settings, *wares.write(settings, "m1"))
         for n in range(EVENTS):
-            api.tell(f"user-{n % 5}", f"camera-{n}", event_id=new_id())
+            api.feedback(f"user-{n % 5}", f"camera-{n}", event_id=new_id())
         console = exits.enter_context(RunningConsole(settings))
         console.http.headers["authorization"] = f"Bearer {key}"
         command: list[str | Path] = [Path(sys.executable).with_name("afterclick"), "ui"]
@@ -280,7 +280,7 @@ def test_experiments_show_their_arms_with_intervals_and_the_sample_ratio(
         assert answer["experiment"]["name"] == "factors"
         if n % 3 == 0:
             item, impression = answer["items"][0]["item_id"], answer["impression_id"]
-            admin_stack.api.tell(f"tried-{n}", item, "click", impression_id=impression)
+            admin_stack.api.feedback(f"tried-{n}", item, "click", impression_id=impression)
     open_live(page, admin_stack)
     expect(page.locator("[data-experiment]")).to_have_count(2)
     shown = page.locator('[data-experiment="factors"]')
