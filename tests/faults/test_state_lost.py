@@ -46,9 +46,9 @@ class Reader:
         with redis.Redis.from_url(self.config.url) as client:
             load_functions(client)
             if not self.trusts_memory:
-                self.at = (
-                    applied_offsets(client, self.config.keys, [TopicPartition(*PLACE)])[PLACE] + 1
-                )
+                partition = TopicPartition(*PLACE)
+                applied = applied_offsets(client, self.config.keys, [partition])
+                self.at = applied[partition] + 1
         return Applier(self.config, NodeConnection(self.config.url))
 
     def read(self, until: int, after_batch: Callable[[int], None] = lambda _: None) -> None:

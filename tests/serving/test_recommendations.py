@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import orjson
@@ -133,13 +134,9 @@ def test_similar_items_are_of_the_same_kind(shared_shop_api: Running) -> None:
 def test_similarity_by_content_and_by_purchases_adds_up_to_the_default(
     shared_shop_api: Running,
 ) -> None:
+    similar = partial(shared_shop_api.get, "/similar-items", item_id="camera-2", n=60)
     scores = {
-        by: {
-            row["item_id"]: row["score"]
-            for row in shared_shop_api.get("/similar-items", item_id="camera-2", n=60, **asked)[
-                "items"
-            ]
-        }
+        by: {row["item_id"]: row["score"] for row in similar(**asked)["items"]}
         for by, asked in (
             ("both", {}),
             ("content", {"by": "content"}),
