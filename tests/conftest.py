@@ -85,7 +85,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def settings(broker: str, redis_url: str, jars: Path, tmp_path: Path) -> Iterator[Settings]:
-    """Settings with prefixes of their own: the topics exist, keys and home are empty."""
+    """Settings with new prefixes: the topics exist, keys and home are empty."""
     unique = uuid4().hex[:8]
     settings = Settings(
         home=tmp_path / "home",

@@ -59,7 +59,7 @@ def test_an_error_does_not_end_the_loop() -> None:
     loop.stop()
 
 
-def test_what_is_left_is_written_after_the_stop() -> None:
+def test_pending_work_is_written_after_the_stop() -> None:
     calls: list[bool] = []
     loop = BackgroundLoop("write", lambda: calls.append(loop.stopping), final_run=True)
     loop.start()

@@ -44,7 +44,7 @@ def schema() -> dict[str, Any]:
     return content
 
 
-def test_it_follows_the_compose_specification(
+def test_the_file_follows_the_compose_specification(
     compose: dict[str, Any], schema: dict[str, Any]
 ) -> None:
     jsonschema.validate(compose, schema)

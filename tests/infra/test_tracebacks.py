@@ -174,7 +174,7 @@ def test_wrong_input_ends_in_one_line_and_the_exit_code_of_its_error(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "url", ["nonsense", "postgresql://nobody:secret@127.0.0.1:1/absent", "oracle://x/y"]
+    "url", ["nonsense", "postgresql://user:secret@127.0.0.1:1/absent", "oracle://x/y"]
 )
 def test_a_wrong_database_is_one_line_without_its_password(tmp_path: Path, url: str) -> None:
     script = RUN + "print(json.dumps({'db': run(['db', 'status'])}))"

@@ -1,4 +1,4 @@
-"""Features of candidates: what each column says, and what is unknown."""
+"""Features of candidates: the value of each column, and NaN for unknown ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model comes back from its artifact as it went in, or not at all."""
+"""Models load unchanged from their artifact, or are rejected."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_a_push_of_an_hour_limits_only_the_hour() -> None:
 
 def test_the_votes_of_many_new_accounts_are_scaled_to_the_usual_total() -> None:
     votes, established = a_shop()
-    votes[:, 3] += 60.0  # on every item as many: none of them stands out
+    votes[:, 3] += 60.0  # equal votes on every item: no item is above the usual share
     found = apply_limits(votes, established, QuarantineLimits())
     assert not found.quarantined.any()
     usual, cast = ITEMS * 20.0 + QuarantineLimits().allowance, ITEMS * 80.0

@@ -1,4 +1,4 @@
-"""A served shop per test: API, stream and topics of its own on the shared Kafka and Valkey."""
+"""Served shops with their own topics and keys on the shared Kafka and Valkey."""
 
 from __future__ import annotations
 

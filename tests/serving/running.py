@@ -108,7 +108,7 @@ def after(api: Running, user: str, position: str) -> dict[str, Any]:
 
 
 def installation(broker: str, redis_url: str, home: Path, redis_s: float = REDIS_S) -> Settings:
-    """Settings with topic and key prefixes of their own on the given servers."""
+    """Settings with new topic and key prefixes on the given servers."""
     unique = uuid4().hex[:8]
     return Settings(
         home=home,

@@ -31,7 +31,7 @@ from tests.serving.running import Running
 from tests.serving.test_auth import bearer
 from tests.waiting import PATIENCE_S, wait_until
 
-AWAY = "postgresql://nobody@127.0.0.1:1/nowhere"
+UNREACHABLE = "postgresql://user@127.0.0.1:1/absent"
 
 
 def serving(settings: Settings, **more: object) -> Settings:
@@ -56,7 +56,7 @@ def test_keys_are_read_back_from_sql_and_revoked_once(database_url: str) -> None
     with pytest.raises(AlreadyThere, match="shop"):
         add_key(database, KeyDraft(name="shop"))
     revoke_key(database, "shop")
-    for name in ("shop", "nobody"):
+    for name in ("shop", "unknown"):
         with pytest.raises(NotFound, match=name):
             revoke_key(database, name)
     with pytest.raises(AlreadyThere, match="shop"):
@@ -126,11 +126,11 @@ def test_unknown_callers_are_rejected_until_the_keys_have_been_read(
 ) -> None:
     root, sha256 = new_key()
     own = {"root": ApiKey(sha256=sha256, scopes=("admin",))}
-    with Running(serving(settings, database=AWAY)) as api:
+    with Running(serving(settings, database=UNREACHABLE)) as api:
         answer = api.http.get("/popular")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert api.http.get("/health/live").status_code == 200
-    with Running(serving(settings, database=AWAY, keys=own)) as api:
+    with Running(serving(settings, database=UNREACHABLE, keys=own)) as api:
         assert (status(api, root), status(api, "another"), status(api, None)) == (200, 503, 503)
 
 

@@ -1,4 +1,4 @@
-"""The process: what it imports, how it starts, how it ends."""
+"""The API process: imports, start, stop."""
 
 from __future__ import annotations
 

@@ -170,8 +170,8 @@ def test_processes_that_share_their_limit_count_together(settings: Settings) -> 
 
 def test_without_redis_each_process_limits_its_own_requests(settings: Settings) -> None:
     shared = guarded(settings, limit="5/minute", limit_shared=True)
-    away = RedisSettings(url=f"redis://127.0.0.1:{free_port()}/0")
-    with Running(shared.model_copy(update={"redis": away})) as api:
+    unreachable = RedisSettings(url=f"redis://127.0.0.1:{free_port()}/0")
+    with Running(shared.model_copy(update={"redis": unreachable})) as api:
         found = [api.http.get("/popular", headers=bearer("r-key")).status_code for _ in range(7)]
     assert found == [200] * 5 + [429] * 2
 

@@ -90,7 +90,7 @@ def test_changes_wait_while_the_database_is_down(database: Database) -> None:
     late = copy()
     late.take([change(1, "old")])
     with pytest.raises(Unavailable):
-        late.sync(Database("postgresql://nobody@127.0.0.1:1/nowhere"))
+        late.sync(Database("postgresql://user@127.0.0.1:1/absent"))
     late.take([change(2, "other")])
     late.sync(database)
     assert titles(database) == {"i1": "old", "i2": "other"}

@@ -90,7 +90,7 @@ def test_an_invalid_rule_is_rejected_with_a_reason(
 def test_without_its_database_rules_are_read_only_and_lists_still_work(
     settings: Settings,
 ) -> None:
-    serving = ServingSettings(database="postgresql://nobody@127.0.0.1:1/nowhere", open=True)
+    serving = ServingSettings(database="postgresql://user@127.0.0.1:1/absent", open=True)
     with Running(settings.model_copy(update={"serving": serving})) as api:
         response = api.http.post("/rules", json={"action": "exclude", "query": ["item:a"]})
         assert response.status_code == 503

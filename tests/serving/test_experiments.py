@@ -221,7 +221,7 @@ def test_counts_of_several_processes_add_up(database_url: str) -> None:
 
 
 def test_counts_that_cannot_be_written_wait_and_are_written_once(database_url: str) -> None:
-    down, database = Database("postgresql://nobody@127.0.0.1:1/nowhere"), Database(database_url)
+    down, database = Database("postgresql://user@127.0.0.1:1/absent"), Database(database_url)
     database.upgrade()
     counter = ReactionCounter()
     act(counter)

@@ -34,7 +34,10 @@ BODIES: dict[str, tuple[str | bytes, int]] = {
     "rating negative": (json.dumps(GOOD | {"rating": -1}), 422),
     "rating a word": (json.dumps(GOOD | {"rating": "great"}), 422),
     "lone surrogate": ('{"user_id":"\\ud800","item_id":"i","action":"like"}', 422),
-    "lone surrogate elsewhere": ('{"user_id":"b","item_id":"i","action":"like","x\\udfff":1}', 422),
+    "lone surrogate in another field": (
+        '{"user_id":"b","item_id":"i","action":"like","x\\udfff":1}',
+        422,
+    ),
     "NUL": ('{"user_id":"b\\u0000","item_id":"i","action":"like"}', 422),
     "raw invalid UTF-8": (b'{"user_id":"\xff\xfe","item_id":"i","action":"like"}', 422),
     "empty user": (json.dumps(GOOD | {"user_id": ""}), 422),
@@ -149,15 +152,15 @@ def test_a_body_that_does_not_arrive_is_answered_with_408(settings: Settings) ->
         ("/recommendations?filters=colour:red", 422),
         ("/recommendations?filters=price:..1e999", 200),
         ("/recommendations?filters=brand:%00", 422),
-        ("/recommendations?filters=brand:nobody&explore=1&diversity=1&offset=1000", 200),
+        ("/recommendations?filters=brand:unknown&explore=1&diversity=1&offset=1000", 200),
         ("/similar-items", 422),
         ("/similar-items?item_id=nothing", 404),
         ("/popular?window=century", 422),
         ("/popular?n=x", 422),
         ("/popular?category=nothing", 200),
         ("/items/nothing", 404),
-        ("/users/nobody/history", 200),
-        ("/users/nobody/history?n=9999", 422),
+        ("/users/unknown/history", 200),
+        ("/users/unknown/history?n=9999", 422),
         ("/nothing", 404),
         ("/experiments/nothing", 404),
         ("/experiments/nothing?level=2", 422),
@@ -205,11 +208,11 @@ def test_a_socket_with_too_many_or_too_large_messages_is_closed(
     hostile_api: Running,
 ) -> None:
     url = f"{hostile_api.ws}/ws/recommendations?user_id=bob"
-    for said, code in ((["x" * 70_000], 1009), (["x"] * 100, 1008)):
+    for messages, code in ((["x" * 70_000], 1009), (["x"] * 100, 1008)):
         with connect(url) as socket:
             assert socket.recv(PATIENCE_S)
             with suppress(ConnectionClosed):
-                for message in said:
+                for message in messages:
                     socket.send(message)
             with pytest.raises(ConnectionClosed):
                 socket.recv(PATIENCE_S)

@@ -1,4 +1,4 @@
-"""A receipt adds up to the score, whoever ranks."""
+"""Contributions add up to the score under every ranker."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_parts_add_up_to_the_score(ranker: ExplainableRanker) -> None:
     assert all(np.isfinite(part).all() for part in receipt.values())
 
 
-def test_the_library_scores_as_the_package_does() -> None:
+def test_the_library_and_the_package_give_the_same_scores() -> None:
     text, x = trained(), rows(200, seed=11)
     assert np.array_equal(Booster(text).score(x), lightgbm.Booster(model_str=text).predict(x))
 
@@ -81,7 +81,7 @@ def test_a_tree_gives_each_part_what_its_features_changed() -> None:
 
 
 @pytest.mark.parametrize("count", [40, 400])
-def test_the_best_rows_come_with_their_receipt(count: int) -> None:
+def test_the_best_rows_have_their_contributions(count: int) -> None:
     ranker, x = TreeRanker(trained()), rows(count, seed=2)
     top, receipt = ranker.best(x, 10)
     assert np.abs(sum(receipt.values()) - ranker.score(x)[top]).max() < 1e-6
@@ -92,7 +92,7 @@ def test_the_best_rows_come_with_their_receipt(count: int) -> None:
 
 
 def test_parts_follow_each_split_from_the_root() -> None:
-    """Against a walk of one tree at a time over what the package tells of the same model."""
+    """Compared with walking each tree of the model that the package dumps."""
     text = trained()
     of = [PARTS.index(dict(FEATURES)[name]) for name in FEATURE_NAMES]
     found = leaf_parts(text, of, len(PARTS))
@@ -111,7 +111,7 @@ def test_parts_follow_each_split_from_the_root() -> None:
         walk(root, [0.0] * len(PARTS) + [root["internal_value"]], at)
 
 
-def test_a_tree_that_learned_nothing_is_all_base() -> None:
+def test_a_constant_tree_contributes_to_the_base_only() -> None:
     x = np.zeros((100, len(FEATURE_NAMES)), np.float32)
     data = lightgbm.Dataset(x, np.arange(100) % 2, feature_name=list(FEATURE_NAMES))
     stump = lightgbm.train({"objective": "regression", "verbose": -1}, data, 1).model_to_string()
@@ -120,7 +120,7 @@ def test_a_tree_that_learned_nothing_is_all_base() -> None:
     assert not any(receipt[part].any() for part in PARTS)
 
 
-def test_a_ranker_of_other_features_is_refused() -> None:
+def test_a_ranker_with_other_features_is_rejected() -> None:
     names = [f"f{i}" for i in range(len(FEATURE_NAMES))]
     with pytest.raises(BadArtifact, match="train again"):
         TreeRanker(trained(names=names))
@@ -132,7 +132,7 @@ def test_without_a_ranker_the_formula_ranks(tmp_path: Path) -> None:
     assert isinstance(load_ranker(tmp_path), TreeRanker)
 
 
-def test_a_ranker_from_before_a_feature_was_added_goes_on() -> None:
+def test_a_ranker_without_the_newest_feature_is_accepted() -> None:
     older = [name for name in FEATURE_NAMES if name not in {"cosine_max", "trend_week"}]
     ranker, x = TreeRanker(trained(names=older)), rows(300, seed=9)
     columns = [FEATURE_NAMES.index(name) for name in older]
@@ -140,7 +140,7 @@ def test_a_ranker_from_before_a_feature_was_added_goes_on() -> None:
     assert np.abs(sum(ranker.contributions(x).values()) - ranker.score(x)).max() < 1e-6
 
 
-def test_the_cascade_finds_what_all_trees_would_choose() -> None:
+def test_the_cascade_selects_the_items_of_the_full_ranker() -> None:
     ranker, found = TreeRanker(trained()), []
     for seed in range(20):
         x = rows(400, seed=seed)

@@ -114,8 +114,8 @@ def test_a_direct_write_waits_for_the_lock(settings: Settings, postgres_url: str
 
 
 def test_the_api_responds_without_its_database(settings: Settings) -> None:
-    nowhere = "postgresql://nobody@127.0.0.1:1/nowhere"
-    with Running(with_database(settings, nowhere)) as api:
+    unreachable = "postgresql://user@127.0.0.1:1/absent"
+    with Running(with_database(settings, unreachable)) as api:
         for _ in range(20):
             assert api.http.get("/recommendations", params={"user_id": "bob"}).status_code == 200
         parts = api.http.get("/health/ready").json()["parts"]

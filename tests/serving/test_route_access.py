@@ -1,4 +1,4 @@
-"""Every route of the OpenAPI document x credentials x inputs."""
+"""Every route of the OpenAPI document with every kind of credentials and input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Business rules: each does what it says, says so in the receipt, and ends when it should."""
+"""Business rules: their effect on lists and contributions, and their time limits."""
 
 from __future__ import annotations
 

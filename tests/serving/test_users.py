@@ -47,7 +47,7 @@ def test_users_seen_during_an_outage_are_written_later(database_url: str) -> Non
     users = UserDirectory()
     users.seen("ann")
     with pytest.raises(Unavailable):
-        users.sync(Database("postgresql://nobody@127.0.0.1:1/nowhere"))
+        users.sync(Database("postgresql://user@127.0.0.1:1/absent"))
     users.seen("bob")
     database = Database(database_url)
     database.upgrade()

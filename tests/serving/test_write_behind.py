@@ -14,7 +14,7 @@ from serving.control.tables import rules
 from serving.control.write_behind import PendingRows, Syncable, WriteBehind
 from tests.waiting import wait_until
 
-DOWN = "postgresql://nobody@127.0.0.1:1/nowhere"
+DOWN = "postgresql://user@127.0.0.1:1/absent"
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ def test_without_a_log_the_error_names_the_command_to_run(
     assert not [p for p in (settings.home / "etl").glob("*") if p.name != "LATEST"]
 
 
-def test_a_table_with_other_columns_is_refused(spark: SparkSession, settings: Settings) -> None:
+def test_a_table_with_other_columns_is_rejected(spark: SparkSession, settings: Settings) -> None:
     spark.createDataFrame([("a", 1)], "item_id string, n int").write.parquet(settings.archive)
     with pytest.raises(BadDataset, match="lacks the columns"):
         etl.run(spark, settings)

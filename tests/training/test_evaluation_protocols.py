@@ -49,7 +49,7 @@ PAST = [("ann", f"i{n}", 10 + n) for n in range(5)] + [("bob", "i0", 20)]
 
 
 def asked(split: EvaluationSplit, protocol: str) -> list[tuple[str, str, str | None, float]]:
-    """(user, target, live item, day of the question)"""
+    """(user, target, live item, day of the query)"""
     found, ids = queries(split, protocol), split.rows.item_ids
     return [
         (str(split.rows.user_ids[u]), str(ids[t]), str(ids[live]) if live >= 0 else None, now / DAY)
@@ -86,7 +86,7 @@ def test_a_target_on_a_later_day_is_live_later() -> None:
     assert asked(split, "live_later") == [("cy", "i2", "i1", 110)]
 
 
-def test_who_is_back_is_asked_on_that_day_with_what_they_did_before() -> None:
+def test_queries_of_a_later_day_know_the_earlier_events_of_the_user() -> None:
     split = split_of(
         [*PAST, ("cy", "i1", 110), ("bob", "i3", 112), ("cy", "i2", 115), ("cy", "i0", 115)]
     )

@@ -137,7 +137,7 @@ def test_the_test_rows_do_not_touch_the_search(tmp_path: Path) -> None:
     assert run(BenchmarkRequest(tmp_path, "item_item", trials=4))["params"] == first["params"]
 
 
-def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_rows_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(BadDataset, match=r"no train\.csv"):
         load(tmp_path)
     (tmp_path / "train.csv").write_text("a,b\n1,2")
@@ -146,7 +146,7 @@ def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
 
 
 def given_negatives(folder: Path, paper: bool) -> Path:
-    """Every user's target among three items of the other kind, which nobody of the user's kind
+    """Every user's target among three items of the other kind, which no user of this kind
     has."""
     targets = [line.split(",") for line in (folder / "test.csv").read_text().splitlines()[1:]]
     rows = []
@@ -183,7 +183,7 @@ def test_a_target_is_ranked_among_its_given_negatives_only(tmp_path: Path, paper
 
 
 @pytest.mark.parametrize("text", ["(u-1,i-1)", "user,item\n", "(1)\ti-2"])
-def test_malformed_negatives_are_refused(tmp_path: Path, text: str) -> None:
+def test_malformed_negatives_are_rejected(tmp_path: Path, text: str) -> None:
     write(tmp_path, valid=False)
     (tmp_path / "bad").write_text(text)
     with pytest.raises(BadDataset, match="bad"):

@@ -30,11 +30,9 @@ CONFIG = RankerConfig(
 
 
 def companion_shop(users: int = 1500, items: int = 120, days: int = 400) -> Interactions:
-    """Whoever buys an even item buys, soon after, the odd one that belongs to it in two cases of
-    three.
+    """Buyers of an even item buy its odd companion soon after, in two of three cases.
 
-    Users come at random moments, so a history as of a cut tells nothing of what the live event
-    tells."""
+    Users are active at random times, so only the live event predicts the companion."""
     random = np.random.default_rng(11)
     rows = []
     for number in range(users):

@@ -1,4 +1,4 @@
-"""The 500 golden requests, as plain JSON with field names of their own.
+"""The 500 golden requests, as plain JSON independent of the API's field names.
 
 Each has a `kind` (for the count), a `list` (recommend, similar, popular, latest), the `snapshot`
 and the `rules` that serve it, and what it asks for. A missing field means the default.
