@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from afterclick.settings import KafkaSettings, RedisSettings, Settings
-from infra.embedded.jars import KAFKA, ensure_jars
-from infra.embedded.kafka import KafkaServer
-from infra.topics_admin import delete_topics, ensure_topics
+from infra.embedded.java import KAFKA, ensure_jars
+from infra.embedded.kafka import KafkaServer, delete_topics, ensure_topics
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running, installation

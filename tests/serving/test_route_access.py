@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
 from afterclick.settings import Settings
-from infra.topics_admin import delete_topics, ensure_topics
+from infra.embedded.kafka import delete_topics, ensure_topics
 from serving.control.auth import new_token, user_of_token
 from serving.routes import sockets
 from serving.service import ServingTimings
