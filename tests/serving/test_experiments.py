@@ -59,6 +59,12 @@ def test_users_are_split_by_the_shares() -> None:
         assert sample_ratio_p_value([found[arm] for arm in shares], list(shares.values())) > 0.001
 
 
+def arm_name(experiment: Experiment, user_id: str) -> str:
+    arm = experiment.arm_of(user_id)
+    assert arm is not None
+    return arm.name
+
+
 def test_traffic_limits_the_share_of_users_and_splits_them_evenly() -> None:
     found = arms_of(an_experiment(traffic=0.2))
     assert sample_ratio_p_value([found[""], found["a"] + found["b"]], [0.8, 0.2]) > 0.001
@@ -68,10 +74,10 @@ def test_traffic_limits_the_share_of_users_and_splits_them_evenly() -> None:
 def test_two_experiments_split_users_independently() -> None:
     one, two = an_experiment(salt="one"), an_experiment(salt="two")
     users = [f"user {n}" for n in range(20_000)]
-    pairs = Counter((one.arm_of(u).name, two.arm_of(u).name) for u in users)  # type: ignore[union-attr]
+    pairs = Counter((arm_name(one, u), arm_name(two, u)) for u in users)
     assert sample_ratio_p_value(list(pairs.values()), [1, 1, 1, 1]) > 0.001
     same = an_experiment(salt="one")
-    assert all(one.arm_of(u).name == same.arm_of(u).name for u in users[:500])  # type: ignore[union-attr]
+    assert all(arm_name(one, u) == arm_name(same, u) for u in users[:500])
 
 
 @given(st.text(max_size=128), st.text(max_size=64))
