@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from afterclick.settings import Settings
-from infra.cli import app
 from tests.ingest.conftest import ratings_csv
 from tests.ingest.test_replay import run_command as start
 
