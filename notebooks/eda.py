@@ -11,8 +11,8 @@
 # %% [markdown]
 # # The reviews
 #
-# What a recommender has to live with: few reviews per user, a long tail of items, and a catalogue that
-# turns over. `DATASET` names the folder or file to look at.
+# Properties of the data: few reviews per user, a long tail of items, and a changing catalogue.
+# `DATASET` names the folder or file.
 
 # %%
 import os
@@ -38,7 +38,7 @@ print(f"{data.trusted.mean():.0%} of them with an exact date")
 
 # %% [markdown]
 # ## Growth
-# Most months have more reviews than the one before, so the newest weigh most in anything that is counted.
+# Most months have more reviews than the month before, so recent months dominate all counts.
 
 # %%
 month = rows.time_ms.astype("datetime64[ms]").astype("datetime64[M]")
@@ -68,9 +68,8 @@ print(f"{(per_user == 1).mean():.0%} of the users have one review")
 print(f"half of the reviews go to {half:.1%} of the items")
 
 # %% [markdown]
-# ## How fast tastes turn
-# Of what was reviewed most in a month, how much is still among the most reviewed later? This is why trends
-# beat all-time popularity, and why a list has to move.
+# ## How fast popularity changes
+# Overlap of the most reviewed items of two months. This is why trends beat all-time popularity.
 
 # %%
 TOP, BACK = 100, 18
@@ -90,7 +89,7 @@ plt.show()
 
 # %% [markdown]
 # ## New items
-# A review often goes to an item that has not been there for long.
+# Many reviews are of items that are new.
 
 # %%
 age = (rows.time_ms - first_seen(rows)[rows.item]) / DAY_MS
@@ -111,8 +110,8 @@ axes.set(
 plt.show()
 
 # %% [markdown]
-# ## The next review comes the same day, or much later
-# Most users who come back do so on the very day: what is recommended after the first event of a visit counts.
+# ## Time to the next review
+# Most users who return do so on the same day: the list after the first event of a visit matters most.
 
 # %%
 order = np.lexsort((rows.time_ms, rows.user))

@@ -9,10 +9,10 @@
 # ---
 
 # %% [markdown]
-# # How we evaluate, and what goes wrong otherwise
+# # How models are evaluated
 #
-# Four traps, each shown on the data: the future in the training rows, ties, sampled negatives, and figures
-# without intervals.
+# Four common errors, each shown on the data: future interactions in the training rows, ties, sampled
+# negatives, and figures without intervals.
 
 # %%
 import os
@@ -38,9 +38,9 @@ eligible = np.flatnonzero(split.eligible).astype(np.int32)
 print({protocol: len(queries(split, protocol)) for protocol in PROTOCOLS})
 
 # %% [markdown]
-# ## Trap 1: a random split knows the future
-# The popularity of a random part of *all* reviews, asked about the test period, against the popularity of
-# what came before it.
+# ## Error 1: a random split contains the future
+# Popularity in a random part of *all* reviews, evaluated on the test period, compared with popularity
+# before it.
 
 # %%
 rows, train = split.rows, split.train
@@ -51,7 +51,7 @@ asked = sample(queries(split, "cold"), 3000, 1)
 
 
 def hit_rate(score: np.ndarray) -> np.ndarray:
-    """(questions,) whether the target is among the ten items with the highest score."""
+    """(queries,) whether the target is among the ten items with the highest scores."""
     shown = top_n(score[None, eligible].astype(np.float32), eligible, np.random.default_rng(1), 10)
     return np.isin(asked.target, shown).astype(float)
 
@@ -71,9 +71,9 @@ axes.set(title="Popularity, HR@10 on new users", ylabel="HR@10")
 plt.show()
 
 # %% [markdown]
-# ## Trap 2: ties
-# A score that is zero for most items. If ties keep the order of the rows, and the rows are ordered by
-# popularity, a model that knows nothing looks good.
+# ## Error 2: ties
+# A score that is zero for all items. If ties keep the order of the rows, and the rows are ordered by
+# popularity, a model without information looks good.
 
 # %%
 by_popularity = eligible[np.argsort(-past[eligible], kind="stable")]
@@ -85,14 +85,12 @@ broken = np.mean(
         for seed in range(20)
     ]
 )
-print(
-    f"a model that knows nothing: HR@10 {kept:.4f} with ties in order, {broken:.4f} with ties at random"
-)
+print(f"constant score: HR@10 {kept:.4f} with ties in order, {broken:.4f} with ties at random")
 assert broken < kept
 
 # %% [markdown]
-# ## Trap 3: sampled negatives
-# Among 100 random items popularity looks many times as good as among all of them.
+# ## Error 3: sampled negatives
+# Among 100 random items, popularity looks many times better than among all items.
 
 # %%
 _, guarded, _ = next(trends_at(rows, np.array([split.cut_ms])))
@@ -117,8 +115,8 @@ plt.show()
 assert min(sampled.values()) > max(full.values())
 
 # %% [markdown]
-# ## Trap 4: a figure without its interval
-# How wide the 95 % interval of a hit rate is, by the number of questions.
+# ## Error 4: a figure without an interval
+# Width of the 95 % interval of a hit rate by the number of queries.
 
 # %%
 found = hit_rate(scores["week"])
@@ -132,7 +130,7 @@ axes.axhline(found.mean(), color=GREEN)
 axes.set(
     xscale="log",
     title="HR@10 of a week's popularity, 95 % interval",
-    xlabel="questions",
+    xlabel="queries",
     ylabel="HR@10",
 )
 plt.show()

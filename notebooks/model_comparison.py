@@ -9,10 +9,10 @@
 # ---
 
 # %% [markdown]
-# # Models side by side
+# # Comparison of models
 #
-# The models that need no long training, fitted on everything before a day and asked about what came after it.
-# `afterclick evaluate` does the same for every model, the blend and the neural ones among them.
+# The models with a short training, fitted on all interactions before a day and evaluated on later ones.
+# `afterclick evaluate` compares all models, including the ranker and the neural models.
 
 # %%
 import os
@@ -59,9 +59,9 @@ models = {
 }
 
 # %% [markdown]
-# ## Ask
-# `returning`: users with a past, as of the cut. `live`: a second item, after the first one was seen as an
-# event. `frozen`: the same question without that event.
+# ## Evaluate
+# `returning`: users with a history before the cut. `live`: the second item, after the first one arrived
+# as an event. `frozen`: the same query without that event.
 
 # %%
 asked = {p: sample(queries(split, p), QUESTIONS, 1) for p in ("returning", "live", "frozen")}
@@ -69,7 +69,9 @@ rankings = {name: FullRanking(scorer, split.eligible, 1) for name, scorer in mod
 lists = {p: answer(split.rows, q, rankings).lists for p, q in asked.items()}
 hits = {
     p: {
-        m: list_metrics.hit_rate(list_metrics.hits_of(shown, asked[p].target), np.ones(len(asked[p])), 10)
+        m: list_metrics.hit_rate(
+            list_metrics.hits_of(shown, asked[p].target), np.ones(len(asked[p])), 10
+        )
         for m, shown in found.items()
     }
     for p, found in lists.items()
@@ -86,13 +88,13 @@ for n, (name, colour) in enumerate(zip(models, COLOURS, strict=True)):
         np.arange(3) + 0.2 * n - 0.3, value, 0.2, yerr=error, label=name, color=colour, capsize=2
     )
 axes.set_xticks(range(3), asked)
-axes.set(title=f"HR@10, {QUESTIONS} questions each, 95 % bootstrap interval", ylabel="HR@10")
+axes.set(title=f"HR@10, {QUESTIONS} queries each, 95 % bootstrap interval", ylabel="HR@10")
 axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# ## What they agree on
-# Share of the ten items that two models both show: models that agree little are worth blending.
+# ## Agreement
+# Share of the ten items that two models have in common. Models with little agreement are worth combining.
 
 # %%
 names = list(models)
@@ -100,7 +102,7 @@ top = [lists["live"][name][:, :10] for name in names]
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean share of the ten items that both show."""
+    """Mean share of the ten items in common."""
     return float(np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(one, other, strict=True)]))
 
 
@@ -117,12 +119,12 @@ plt.show()
 assert np.allclose(np.diag(shared), 1.0)
 
 # %% [markdown]
-# ## How much of the catalogue is shown
+# ## Catalogue coverage
 
 # %%
 ranked = int(split.eligible.sum())
 shares = [list_metrics.coverage(lists["live"][name][:, :10], ranked) for name in names]
 figure, axes = plt.subplots(figsize=(8, 2))
 axes.barh(names, shares, color=COLOURS)
-axes.set(title="Share of the ranked items shown to anyone", xscale="log")
+axes.set(title="Share of the ranked items in any list", xscale="log")
 plt.show()
