@@ -171,3 +171,8 @@ def _write(folder: Path, columns: dict[str, Any]) -> None:
     pq.write_table(
         pa.table({k: pa.array(list(v)) for k, v in columns.items()}), folder / "part-0.parquet"
     )
+
+
+def every_pair(users: int, items: int) -> list[tuple[int, int]]:
+    """Every user has every item."""
+    return [(user, item) for user in range(users) for item in range(items)]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from afterclick import artifact
 from afterclick import model as models
-from afterclick.errors import AlreadyRunning, BadArtifact, BadDataset
+from afterclick.errors import AlreadyRunning, BadArtifact
 from afterclick.events import Item
 from afterclick.settings import Settings
 from tests.scoring.examples import a_model
@@ -17,29 +16,11 @@ from tests.training import shop
 from tests.training.challengers import add_champion, an_artifact
 from training import gate, publish, workspace
 from training.challenger import RANKER, Evaluation
-from training.interactions import Interactions
 from training.mlflow_registry import MlflowRegistry
 from training.pipeline import Pipeline
 from training.workspace import LastTraining, training_lock
 
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture
-def pipeline(spark: SparkSession, settings: Settings) -> Pipeline:
-    """The pipeline of a small installation without a log."""
-    small = settings.training.model_copy(
-        update={"preset": "fast", "rank": 8, "iterations": 4, "holdout_queries": 200}
-    )
-    return Pipeline(settings.model_copy(update={"training": small}))
-
-
-def _pairs(users: int, items: int) -> list[tuple[int, int]]:
-    """Every user has every item."""
-    return [(user, item) for user in range(users) for item in range(items)]
 
 
 def refuse(pipeline: Pipeline) -> None:
@@ -114,7 +95,7 @@ def test_an_interrupted_training_leaves_no_challenger(pipeline: Pipeline) -> Non
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    shop.write_tables(pipeline.settings, shop.interactions(_pairs(8, 8), 8, 8))
+    shop.write_tables(pipeline.settings, shop.interactions(shop.every_pair(8, 8), 8, 8))
     with pytest.raises(KeyboardInterrupt):
         pipeline.train(on_first_model=interrupt)
     assert publish.champion(pipeline.settings.kafka) is None
@@ -126,7 +107,7 @@ def test_an_interrupted_training_leaves_no_challenger(pipeline: Pipeline) -> Non
 def test_a_model_with_too_few_items_is_refused_before_the_slow_parts(pipeline: Pipeline) -> None:
     lines: list[str] = []
     pipeline.progress = lines.append
-    shop.write_tables(pipeline.settings, shop.interactions(_pairs(8, 8), 8, 8))
+    shop.write_tables(pipeline.settings, shop.interactions(shop.every_pair(8, 8), 8, 8))
     add_champion(pipeline.settings, "large", a_model(1000))
     with pytest.raises(gate.Refused, match="items, the champion has 1,000"):
         pipeline.train()
@@ -136,52 +117,6 @@ def test_a_model_with_too_few_items_is_refused_before_the_slow_parts(pipeline: P
     last = LastTraining.read(pipeline.home)
     assert last is not None
     assert last.positions == {"reviews/0": 63}
-
-
-def test_one_event_is_too_few_to_train_on(pipeline: Pipeline) -> None:
-    shop.write_log(pipeline.settings.archive, [shop.event("u", "a")])
-    with pytest.raises(BadDataset, match=r"too few interactions .*; ingest more events"):
-        pipeline.run_all()
-    assert publish.champion(pipeline.settings.kafka) is None
-
-
-@pytest.mark.parametrize(
-    ("rows", "problem"),
-    [
-        (shop.interactions([(0, 0)], 1, 1), "none is older than the holdout"),
-        (shop.interactions(_pairs(12, 12), 12, 12, days=0), "none is older than the holdout"),
-        (shop.interactions(_pairs(1, 30), 1, 30), "no item has 5, the most frequent one has 1"),
-        (shop.interactions(_pairs(30, 1), 30, 1), "no user has two"),
-        (shop.interactions([(u, u % 3) for u in range(60)], 60, 3), "no user has two"),
-    ],
-)
-@pytest.mark.parametrize("titles", [{}, {"x": "red lamp", "y": "blue lamp", "i0": "green lamp"}])
-def test_too_few_interactions_are_refused_with_the_reason(
-    pipeline: Pipeline, rows: Interactions, titles: dict[str, str], problem: str
-) -> None:
-    shop.write_tables(pipeline.settings, rows, titles)
-    with pytest.raises(BadDataset, match=problem):
-        pipeline.train()
-    with pytest.raises(workspace.MissingStep, match="pipeline train"):
-        pipeline.evaluate()
-
-
-def test_a_shop_smaller_than_a_list_is_trained_and_evaluated(pipeline: Pipeline) -> None:
-    shop.write_tables(pipeline.settings, shop.interactions(_pairs(6, 6), 6, 6))
-    pipeline.train()
-    assert pipeline.evaluate().passed
-
-
-def test_a_past_without_frequent_items_gives_a_model_without_a_ranker(pipeline: Pipeline) -> None:
-    lines: list[str] = []
-    pipeline.progress = lines.append
-    pairs = [((item + round_) % 30, item) for round_ in range(6) for item in range(30)]
-    shop.write_tables(pipeline.settings, shop.interactions(pairs, 30, 30))
-    pipeline.train()
-    assert [line for line in lines if line.startswith("no ranker: ")]
-    evaluation = pipeline.evaluate()
-    assert evaluation.passed
-    assert "too little history" in evaluation.reason
 
 
 def test_one_training_at_a_time(tmp_path: Path) -> None:
