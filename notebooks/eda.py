@@ -111,7 +111,8 @@ plt.show()
 
 # %% [markdown]
 # ## Time to the next review
-# Most users who return do so on the same day: the list after the first event of a visit matters most.
+# Most users who return do so on the same day: the list after the first event of a visit matters
+# most.
 
 # %%
 order = np.lexsort((rows.time_ms, rows.user))

@@ -11,7 +11,8 @@
 # %% [markdown]
 # # How models are evaluated
 #
-# Four common errors, each shown on the data: future interactions in the training rows, ties, sampled
+# Four common errors, each shown on the data: future interactions in the training rows, ties,
+# sampled
 # negatives, and figures without intervals.
 
 # %%
@@ -39,7 +40,8 @@ print({protocol: len(queries(split, protocol)) for protocol in PROTOCOLS})
 
 # %% [markdown]
 # ## Error 1: a random split contains the future
-# Popularity in a random part of *all* reviews, evaluated on the test period, compared with popularity
+# Popularity in a random part of *all* reviews, evaluated on the test period, compared with
+# popularity
 # before it.
 
 # %%
@@ -72,7 +74,8 @@ plt.show()
 
 # %% [markdown]
 # ## Error 2: ties
-# A score that is zero for all items. If ties keep the order of the rows, and the rows are ordered by
+# A score that is zero for all items. If ties keep the order of the rows, and the rows are ordered
+# by
 # popularity, a model without information looks good.
 
 # %%

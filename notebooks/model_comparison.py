@@ -11,7 +11,8 @@
 # %% [markdown]
 # # Comparison of models
 #
-# The models with a short training, fitted on all interactions before a day and evaluated on later ones.
+# The models with a short training, fitted on all interactions before a day and evaluated on later
+# ones.
 # `afterclick evaluate` compares all models, including the ranker and the neural models.
 
 # %%
@@ -60,7 +61,8 @@ models = {
 
 # %% [markdown]
 # ## Evaluate
-# `returning`: users with a history before the cut. `live`: the second item, after the first one arrived
+# `returning`: users with a history before the cut. `live`: the second item, after the first one
+# arrived
 # as an event. `frozen`: the same query without that event.
 
 # %%
@@ -94,7 +96,8 @@ plt.show()
 
 # %% [markdown]
 # ## Agreement
-# Share of the ten items that two models have in common. Models with little agreement are worth combining.
+# Share of the ten items that two models have in common. Models with little agreement are worth
+# combining.
 
 # %%
 names = list(models)
