@@ -19,7 +19,7 @@ from streaming.handover import Context, MicroBatch, RealTime
 
 @pytest.fixture
 def missing(settings: Settings) -> int:
-    """The number of deleted events of a log that nothing has applied yet."""
+    """The number of deleted events of a log without applied events."""
     produce(settings, events(3000, 0))
     return truncate_past_position(settings)
 

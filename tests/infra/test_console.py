@@ -205,7 +205,7 @@ def test_the_recount_reports_differences(installation: Installation) -> None:
 
 
 def test_lists_are_served_while_redis_is_paused(faulty: Settings, own_redis: ValkeyServer) -> None:
-    # far longer than the API waits; nothing ends it early, `CLIENT UNPAUSE` is blocked too
+    # far longer than the API waits; `CLIENT UNPAUSE` is blocked, too
     console = faulty.console.model_copy(update={"redis_pause_s": 10.0})
     redis_settings = RedisSettings(url=own_redis.address, timeout_s=1.0)
     impatient = faulty.model_copy(update={"redis": redis_settings, "console": console})

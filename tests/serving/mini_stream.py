@@ -1,5 +1,4 @@
-"""The stream without Spark: the real apply code, fed by a plain consumer. What serving needs of
-it."""
+"""The stream job without Spark: its apply code, fed by a plain consumer."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A recommender without services: histories, counts and a catalogue in memory, the real code
-between."""
+"""The recommender with histories, trends and catalogue in memory, without services."""
 
 from __future__ import annotations
 
@@ -117,7 +116,7 @@ class Offline:
         return asyncio.run(self.recommender.recommend(ask))
 
     def items(self, user_id: str = "", n: int = 10, **asked: Any) -> list[dict[str, Any]]:
-        """The rows of a list, with its receipt checked: parts add up, best first, nothing twice."""
+        """The rows of a list; contributions, order and repeats are checked."""
         answer = self.answer(RecommendationRequest(user_id, n, **asked))
         rows: list[dict[str, Any]] = orjson.loads(answer.rendered.items)
         for row in rows:

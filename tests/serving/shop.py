@@ -1,5 +1,4 @@
-"""A tiny shop: two kinds of items, users who like one kind, a model of them, and what is published
-of it."""
+"""A small shop: two kinds of items, a model of them, and their records on Kafka."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ def catalogue() -> list[Item]:
 
 
 def wide_catalogue() -> list[Item]:
-    """The catalogue with four more kinds, so that one kind is narrow enough to be a taste."""
+    """The catalogue with four more kinds, so that one kind is a narrow taste."""
     kinds = ("lamp", "drone", "radio", "tripod")
     more = [
         Item(
@@ -76,8 +75,8 @@ def model(version: str, rank: int = 8) -> Model:
 
 
 def towers() -> TowerArrays:
-    """Two towers for the items of `model`: a history is near its own kind, the later an item the
-    nearer. They know nothing of the last cable."""
+    """Two towers for the items of `model`: a history is close to its own kind, later items
+    score higher. The last cable is unknown to them."""
     kind = np.repeat(np.eye(len(KINDS), dtype=np.float32), PER_KIND, axis=0)
     bias = np.linspace(0.0, 1.0, len(kind), dtype=np.float32)[:, None]
     targets = np.concatenate([4.0 * kind, bias], axis=1)
@@ -86,7 +85,7 @@ def towers() -> TowerArrays:
 
 
 def words(rank: int = 8) -> WordVectors:
-    """The words of the two kinds, each as near as can be to the items of its kind."""
+    """Word vectors of the two kinds, each parallel to the items of its kind."""
     names = [name for kind in KINDS for name in (kind, f"{kind}s")]
     return WordVectors(
         np.array(names), np.eye(len(KINDS), rank, dtype=np.float32).repeat(2, axis=0)

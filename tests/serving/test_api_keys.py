@@ -66,7 +66,7 @@ def test_keys_are_read_back_from_sql_and_revoked_once(database_url: str) -> None
     database.close()
 
 
-def test_keys_created_and_revoked_elsewhere_take_effect_without_a_restart(
+def test_keys_created_and_revoked_by_another_process_take_effect(
     settings: Settings,
 ) -> None:
     database = Database(settings.database)

@@ -119,7 +119,7 @@ def test_the_command_imports_nothing_heavy() -> None:
 
 
 def held_for(listener: socket.socket) -> int:
-    """How many bytes a connection takes whose other end never reads."""
+    """The number of bytes that a connection accepts if its client never reads."""
     listener.listen()
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

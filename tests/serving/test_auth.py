@@ -113,7 +113,7 @@ def test_sockets_need_the_key_and_a_known_origin(settings: Settings) -> None:
                 assert socket.recv(PATIENCE_S)
 
 
-def test_a_foreign_origin_is_refused_without_keys_too(hostile_api: Running) -> None:
+def test_a_foreign_origin_is_rejected_without_keys_too(hostile_api: Running) -> None:
     headers = {"origin": "https://evil.example"}
     with (
         pytest.raises(InvalidStatus),
@@ -122,7 +122,7 @@ def test_a_foreign_origin_is_refused_without_keys_too(hostile_api: Running) -> N
         pass
 
 
-def test_without_keys_only_this_machine_may_administer(settings: Settings) -> None:
+def test_without_keys_only_loopback_may_call_admin_routes(settings: Settings) -> None:
     with Running(settings) as api:
         assert api.http.get("/admin/quarantine").status_code == 200
         for host in ("shop.example", "shop.example:8000", "127.0.0.1.example", ""):

@@ -97,7 +97,7 @@ def test_changes_wait_while_the_database_is_down(database: Database) -> None:
     database.close()
 
 
-def test_a_restart_without_kafka_still_knows_titles(settings: Settings) -> None:
+def test_a_restart_without_kafka_reads_titles_from_sql(settings: Settings) -> None:
     shop.publish_items(settings, shop.catalogue())
     with Running(settings) as api:
         wait_until(lambda: len(titles(api.service.control.database)) == len(shop.catalogue()))

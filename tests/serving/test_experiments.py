@@ -147,7 +147,7 @@ def test_an_arm_defines_the_options_of_its_lists() -> None:
     ]
 
 
-def test_weights_change_the_order_and_the_receipt() -> None:
+def test_weights_change_the_order_and_the_contributions() -> None:
     served = Offline(liked={"ann": ["camera-3"]}, model=shop.model("m1"))
     plain = {row["item_id"]: row for row in served.items("ann", 20)}
     trend = dataclasses.replace(PLAIN, weights=(("content", 0.0), ("history", 0.0), ("model", 0.0)))
@@ -215,7 +215,7 @@ def test_counts_of_several_processes_add_up(database_url: str) -> None:
         counter = ReactionCounter()
         act(counter, prefix)
         counter.sync(database)
-        counter.sync(database)  # nothing is written twice
+        counter.sync(database)  # writes no row twice
     with database.begin() as connection:
         sums = read_sums(connection, "e")
     ann = sums["a"]

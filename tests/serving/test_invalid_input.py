@@ -235,7 +235,7 @@ def test_responses_match_their_models(hostile_api: Running) -> None:
             assert problems >= {"400", "422"}, (path, method)
             problems.remove(
                 "400"
-            )  # what is no HTTP is answered before the application: test_openapi_fuzzing.py
+            )  # malformed HTTP is answered by the server: test_openapi_fuzzing.py
             for status in problems:
                 assert "application/problem+json" in operation["responses"][status]["content"], (
                     path,

@@ -37,7 +37,9 @@ def made(tmp_path: Path) -> tuple[Path, str]:
     return artifact.write(tmp_path / "artifacts", model.version, model.save, **facts)
 
 
-def test_a_model_goes_to_s3_and_comes_back(s3: Any, made: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_model_is_uploaded_to_s3_and_downloaded_unchanged(
+    s3: Any, made: tuple[Path, str], tmp_path: Path
+) -> None:
     folder, sha256 = made
     uri = upload(folder, ROOT)
     assert uri == "s3://shop/models/m1"
@@ -45,7 +47,7 @@ def test_a_model_goes_to_s3_and_comes_back(s3: Any, made: tuple[Path, str], tmp_
     assert sorted(p.name for p in fetched.iterdir()) == sorted(p.name for p in folder.iterdir())
     artifact.verify(fetched, artifact.read_manifest(fetched, sha256))
     s3.delete_object(Bucket="shop", Key="models/m1/manifest.json")
-    assert folder_of(uri, tmp_path / "cache", sha256) == fetched  # it is here already
+    assert folder_of(uri, tmp_path / "cache", sha256) == fetched  # it is in the cache
 
 
 def test_a_model_on_s3_is_loaded(s3: Any, made: tuple[Path, str], tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_an_interrupted_upload_leaves_no_valid_model(
     names = sorted(p.name for p in folder.iterdir())
     s3.upload_file(
         str(folder / names[0]), "shop", f"models/m1/{names[0]}"
-    )  # and then it was killed
+    )  # the upload is interrupted here
     with pytest.raises(Unavailable, match="cannot be fetched"):
         folder_of("s3://shop/models/m1", tmp_path / "cache", sha256)
     assert not list((tmp_path / "cache").iterdir())
@@ -205,7 +207,7 @@ def test_only_a_model_that_was_unavailable_is_fetched_again(
     try:
         feed.read([published(folder, sha256)])
         wait_until(lambda: used or ("m1" in feed.rejected and fetches == 1))
-        feed.request(["other"])  # another round, after which nothing is pending
+        feed.request(["other"])  # another round, which leaves no pending request
         wait_until(lambda: "other" in feed.rejected)
     finally:
         feed.stop()

@@ -24,7 +24,7 @@ from serving.state.loaded_ranker import (
 
 
 def rows(count: int, seed: int = 3) -> FloatArray:
-    """Feature rows as they come: some values missing, trends at their floor."""
+    """Random feature rows with missing values and trends at their minimum."""
     rng = np.random.default_rng(seed)
     found = rng.normal(size=(count, len(FEATURE_NAMES))).astype(np.float32)
     found[rng.random(found.shape) < 0.2] = np.nan
@@ -33,7 +33,7 @@ def rows(count: int, seed: int = 3) -> FloatArray:
 
 
 def trained(names: list[str] | None = None) -> str:
-    """The text of a LambdaMART model that learned something."""
+    """The text of a trained LambdaMART model."""
     names = names or list(FEATURE_NAMES)
     x = rows(2000)[:, : len(names)]
     wanted = np.nan_to_num(x[:, 0]) + np.nan_to_num(x[:, 3]) > 0.5
@@ -73,7 +73,7 @@ def test_an_invalid_model_text_is_rejected() -> None:
             TreeRanker(text)
 
 
-def test_a_tree_gives_each_part_what_its_features_changed() -> None:
+def test_a_tree_attributes_score_changes_to_feature_groups() -> None:
     x = rows(300, seed=5)
     receipt = TreeRanker(trained()).contributions(x)
     # the label was made of the first feature (model) and the fourth (history)

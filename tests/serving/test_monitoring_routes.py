@@ -15,7 +15,7 @@ def shown(impression_id: str) -> ShownList:
     return ShownList(impression_id, "", "trending", None, 3)
 
 
-def test_a_list_is_reacted_to_once_however_often_it_is_clicked() -> None:
+def test_a_list_counts_one_reaction_for_any_number_of_clicks() -> None:
     counter = ReactionCounter()
     for impression_id in ("a", "b"):
         counter.on_impression(shown(impression_id))

@@ -155,7 +155,7 @@ def test_under_any_rules_contributions_add_up_and_excluded_items_stay_out(
 ) -> None:
     served = an_offline()
     served.decide(*rules)
-    rows = served.items(user_id, n)  # checks the receipts, the order and that nothing comes twice
+    rows = served.items(user_id, n)  # also checks contributions, order and repeats
     shown = {row["item_id"] for row in rows}
     for rule in rules:
         if rule.action == "exclude":

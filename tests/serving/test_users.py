@@ -1,4 +1,4 @@
-"""Users in SQL: first and last feedback, interests, and nothing after they are forgotten."""
+"""Users in SQL: first and last feedback, interests, and their deletion."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def test_trends_of_a_replay_are_those_that_serving_holds() -> None:
     assert [table.ids[row] for row in np.flatnonzero(guarded.quarantined)] == ["i3"]
     (_, trends, first_seen), *_ = trends_at(split.rows, np.array([now]))
     order = [table.ids.index(item) for item in split.rows.item_ids.tolist()]
-    # what is 90 days old is 1e-650 of an hour's trend: zero in one, one ulp of it in the other
+    # a 90-day-old event is 1e-650 of an hour's trend: zero in one, one ulp in the other
     np.testing.assert_allclose(trends.values, guarded.values[order], rtol=1e-9, atol=1e-290)
     np.testing.assert_allclose(trends.weights, guarded.weights, rtol=1e-9)
     served = TrendView.of(guarded.values[order], first_seen)

@@ -1,4 +1,4 @@
-"""Every control on the real stack: receipt, search, item page, interests, snippets, theme."""
+"""Every control on the real stack: contributions, search, item page, interests, snippets, theme."""
 
 from __future__ import annotations
 
