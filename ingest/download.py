@@ -1,7 +1,7 @@
 """Download the official dataset files with resume.
 
 reads   http  McAuley's Amazon product data (research use; cite He & McAuley, WWW 2016)
-writes  file  <folder>/<name>, by way of <name>.part and <name>.part.json
+writes  file  <folder>/<name>; until it is complete <name>.part and <name>.part.json
 """
 
 from __future__ import annotations

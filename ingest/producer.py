@@ -188,7 +188,7 @@ class EventProducer:
         self._failure: KafkaError | None = None
         self._failed = 0
         self.delivered = 0
-        self._away = False
+        self._unreachable = False
         config = {**producer_config(bootstrap, give_up_s), **overrides, "error_cb": self._on_error}
         try:
             self._producer = Producer(config)
@@ -213,9 +213,9 @@ class EventProducer:
         return str(self._metadata.cluster_id)
 
     @property
-    def away(self) -> bool:
+    def unreachable(self) -> bool:
         """True while no broker is reachable; queued messages wait."""
-        return self._away
+        return self._unreachable
 
     def require(self, *topics: str) -> None:
         """Raise Unavailable if a topic does not exist."""
@@ -245,7 +245,7 @@ class EventProducer:
         self._producer.poll(seconds)
         while self._tickets and self._tickets[0].left == 0 and not self._failure:
             self.delivered = self._tickets.popleft().mark
-            self._away = False
+            self._unreachable = False
         if self._failure:
             raise self._error(self._failure)
 
@@ -287,9 +287,12 @@ class EventProducer:
         self._failure = self._failure or error
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT) and not self._away:
-            self._away = True
-            log.warning("kafka away", bootstrap=self._bootstrap, error=error.str())
+        if (
+            error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT)
+            and not self._unreachable
+        ):
+            self._unreachable = True
+            log.warning("kafka unreachable", bootstrap=self._bootstrap, error=error.str())
         elif error.fatal():
             self._fail(error)
 

@@ -213,7 +213,7 @@ class _Replay:
             event_time_ms=self.event_ms + self.shift,
             shift_ms=self.shift,
             eta_s=self._eta(rate),
-            kafka_away=self.producer.away,
+            kafka_away=self.producer.unreachable,
             updated_ms=time.time_ns() // 1_000_000,
             pace=str(self.pace),
         )

@@ -86,7 +86,7 @@ class Counters:
 class Participant:
     """A user with their arm and counters."""
 
-    shopper: SimulatedUser
+    user: SimulatedUser
     arm: SimulatedArm
     acted_on: set[str] = field(default_factory=set)
     counters: Counters = field(default_factory=Counters)
@@ -146,11 +146,11 @@ class Simulation:
     ) -> None:
         async with self._gate:
             await self._resumed.wait()
-            shopper = participant.shopper
-            if shopper.rng.random() < self._drift:
-                shopper.drift(self._categories)
+            user = participant.user
+            if user.rng.random() < self._drift:
+                user.drift(self._categories)
             items, impression_id = await self._fetch_list(api, participant, popular)
-            visit = shopper.visit(items, self._truth)
+            visit = user.visit(items, self._truth)
             counters = participant.counters
             counters.shown += visit.shown
             counters.clicks += visit.clicks
@@ -166,7 +166,7 @@ class Simulation:
             return fresh[: self._plan.n], None
         # the next list must reflect the last action
         after = participant.position or None
-        answer = await api.recommendations(participant.shopper.user_id, self._plan.n, after=after)
+        answer = await api.recommendations(participant.user.user_id, self._plan.n, after=after)
         return _seen(answer.items), answer.impression_id
 
     async def _send_feedback(
@@ -176,7 +176,7 @@ class Simulation:
         action: SimulatedAction,
         impression_id: str | None,
     ) -> None:
-        user_id = participant.shopper.user_id
+        user_id = participant.user.user_id
         accepted = await api.feedback(
             user_id, action.item_id, action.action, impression_id=impression_id
         )

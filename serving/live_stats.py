@@ -157,8 +157,8 @@ class LiveStats:
         snapshot, metrics = self._snapshots.current, self._metrics
         metrics.quarantined.set(len(snapshot.quarantined))
         metrics.established_share.set(snapshot.established_share)
-        for name, trust in zip(HALF_LIVES_MS, snapshot.new_account_weight.tolist(), strict=True):
-            metrics.trust.labels(name).set(trust)
+        for name, weight in zip(HALF_LIVES_MS, snapshot.new_account_weight.tolist(), strict=True):
+            metrics.new_account_weight.labels(name).set(weight)
         metrics.items.labels("known").set(len(snapshot.trend_score))
         model = snapshot.loaded.model
         metrics.items.labels("model").set(len(model) if model else 0)

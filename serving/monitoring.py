@@ -143,7 +143,7 @@ class Metrics:
             "afterclick_established_share",
             "Usual share of established users in the votes on an item; 0 while unknown.",
         )
-        self.trust: Gauge = gauge(
+        self.new_account_weight: Gauge = gauge(
             "afterclick_new_account_trust", "Weight of a new account's vote.", ["half_life"]
         )
         self.model: Gauge = gauge("afterclick_model_info", "1 for the serving model.", ["version"])

@@ -21,7 +21,7 @@ def test_a_download_resumes_after_four_lost_connections(tmp_path: Path) -> None:
     with serving(FileServer(CONTENT, cut_after=600_000, cuts=4)) as server:
         path = download(server.url, tmp_path, QUICK, lambda *progress: seen.append(progress))
     assert path.read_bytes() == CONTENT
-    assert server.asked == [None, *(f"bytes={n * 600_000}-" for n in range(1, 5))]
+    assert server.requested_ranges == [None, *(f"bytes={n * 600_000}-" for n in range(1, 5))]
     assert seen[-1] == ("file.csv", len(CONTENT), len(CONTENT))
     assert [p.name for p in tmp_path.iterdir()] == ["file.csv"]
 
@@ -32,9 +32,9 @@ def test_a_failed_download_resumes_in_the_next_run(tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match="run the command again to resume"):
             _cut_and_fail(server, tmp_path)
         assert not (tmp_path / "file.csv").exists()
-        server.failures, server.asked = 0, []
+        server.failures, server.requested_ranges = 0, []
         assert download(server.url, tmp_path, QUICK).read_bytes() == CONTENT
-        assert server.asked == ["bytes=1000000-"]
+        assert server.requested_ranges == ["bytes=1000000-"]
 
 
 def _cut_and_fail(server: FileServer, folder: Path) -> None:
@@ -70,14 +70,14 @@ def test_an_existing_file_is_not_downloaded_again(tmp_path: Path) -> None:
     (tmp_path / "file.csv").write_text("mine")
     with serving(FileServer(CONTENT)) as server:
         assert download(server.url, tmp_path, QUICK).read_text() == "mine"
-        assert server.asked == []
+        assert server.requested_ranges == []
 
 
 def test_a_server_without_data_fails_the_download(tmp_path: Path) -> None:
     with serving(FileServer(CONTENT, failures=99)) as server:
         with pytest.raises(Unavailable, match="HTTP 503"):
             download(server.url, tmp_path, QUICK)
-        assert len(server.asked) == QUICK.attempts
+        assert len(server.requested_ranges) == QUICK.attempts
 
 
 def test_without_internet_the_error_is_immediate(tmp_path: Path) -> None:

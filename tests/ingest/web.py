@@ -21,17 +21,21 @@ class FileServer:
     failures: int = 0
     """Answer this many requests with HTTP 503."""
     url: str = ""
-    asked: list[str | None] = field(default_factory=list)
+    requested_ranges: list[str | None] = field(default_factory=list)
     """The Range header of each request."""
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        asked = handler.headers.get("Range")
-        self.asked.append(asked)
+        requested = handler.headers.get("Range")
+        self.requested_ranges.append(requested)
         if self.failures:
             self.failures -= 1
             handler.send_error(503)
             return
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.ranges else 0
+        start = (
+            int(requested.removeprefix("bytes=").removesuffix("-"))
+            if requested and self.ranges
+            else 0
+        )
         if handler.headers.get("If-Range", self.etag) != self.etag:
             start = 0
         if start >= len(self.content):
