@@ -31,9 +31,8 @@ from serving.control.rules import RuleBook
 from serving.control.store import Database
 from serving.control.users import UserDirectory
 from serving.control.write_behind import WriteBehind
-from serving.events.feedback import FeedbackLog
+from serving.events.feedback import AckTimeouts, FeedbackLog
 from serving.events.impressions import ImpressionLog
-from serving.events.kafka_health import AckTimeouts
 from serving.events.reactions import ReactionCounter, ShownList
 from serving.live_stats import LiveStats
 from serving.monitoring import EventLoopLag, Metrics
