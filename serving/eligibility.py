@@ -86,11 +86,11 @@ class Eligibility:
     ) -> Self:
         """The eligibility for one request. The plain case, without rules or options, is kept
         cheap."""
-        excluded = snapshot.indices(request.exclude)
         rules, page, options = snapshot.rules, request.page, request.options
+        excluded = snapshot.indices((*request.exclude, *page.shown))
         if rules is NO_RULES and options == PLAIN and page == FIRST_PAGE:
             return cls(request.n, seen, excluded, allowed)
-        excluded = np.concatenate([excluded, rules.excluded, snapshot.indices(page.shown)])
+        excluded = np.concatenate([excluded, rules.excluded])
         forced = np.union1d(rules.forced, snapshot.new_items) if options.explore else rules.forced
         size = pool_size(request.n, page, options)
         return cls(size, seen, excluded, allowed, forced, page.start > 0)
@@ -105,7 +105,7 @@ class Eligibility:
 
     def filter(self, candidates: Candidates) -> Candidates:
         """The candidates that may be shown."""
-        return _select(candidates, self._mask(candidates.items))
+        return candidates.where(self._mask(candidates.items))
 
     def fill(self, candidates: Candidates, snapshot: ServingSnapshot, fill: Fill) -> Candidates:
         """Filtered candidates, filled up to the pool size, with the eligible forced items.
@@ -114,17 +114,19 @@ class Eligibility:
         """
         forced = self.eligible(self.forced, fill.exclude) if len(self.forced) else self.forced
         if fill.forced is ForcedItems.APART and len(forced):
-            candidates = _select(candidates, not_in(candidates.items, forced))
+            candidates = candidates.without(forced)
         if not (len(candidates.items) or fill.from_nothing):
             return candidates
         if fill.forced is not ForcedItems.FIRST:
-            candidates = _head(candidates, self.pool_size)
+            n = self.pool_size
+            candidates = Candidates(candidates.items[:n], candidates.sources[:n])
         if fill.category and self.allowed is not None:
             trending = self.eligible(by_trend(snapshot, self.allowed), candidates.items)
             candidates = _add(candidates, trending[:CATEGORY_CANDIDATES], POPULAR)
-        forced = _without(forced, candidates.items)
+        if len(forced):
+            forced = forced[not_in(forced, candidates.items)]
         if fill.forced is ForcedItems.FIRST:
-            candidates, forced = _add(candidates, forced, POPULAR), no_items()
+            candidates, forced = _add(candidates, forced, POPULAR), forced[:0]
         room = self.pool_size - len(candidates.items)
         if room > 0:
             order = by_trend if fill.source == TRENDING else by_popularity
@@ -197,23 +199,10 @@ def _ordered(items: IntArray, scores: NDArray[np.float64]) -> IntArray:
     return items[np.argsort(-scores[items], kind="stable")]
 
 
-def _without(items: IntArray, excluded: IntArray) -> IntArray:
-    return items[not_in(items, excluded)] if len(items) else items
-
-
-def _select(candidates: Candidates, mask: NDArray[np.bool_]) -> Candidates:
-    return Candidates(candidates.items[mask], candidates.sources[mask])
-
-
-def _head(candidates: Candidates, count: int) -> Candidates:
-    return Candidates(candidates.items[:count], candidates.sources[:count])
-
-
 def _add(candidates: Candidates, items: IntArray, source: int) -> Candidates:
     if not len(items):
         return candidates
-    added = candidates_from(items, source)
     return Candidates(
-        np.concatenate([candidates.items, added.items]),
-        np.concatenate([candidates.sources, added.sources]),
+        np.concatenate([candidates.items, items]),
+        np.concatenate([candidates.sources, np.full(len(items), source, np.int8)]),
     )

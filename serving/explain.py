@@ -115,20 +115,16 @@ def attributions(
     recent = user.state.items[:MAX_LEFT_OUT].tolist()
     effects = np.zeros((len(recent), len(shown)))
     for row in range(len(recent)):
-        effects[row] = full - score(_without(user.state, row), shown)
+        without = replace(
+            user.state,
+            items=np.delete(user.state.items, row),
+            weights=np.delete(user.state.weights, row),
+            times_ms=np.delete(user.state.times_ms, row),
+        )
+        effects[row] = full - score(without, shown)
     newest = {entry.item_id: entry for entry in reversed(user.history)}
     events = [_event(newest[snapshot.ids[item]], snapshot.catalogue) for item in recent]
     return [_top_attributions(events, effects[:, column]) for column in range(len(shown))]
-
-
-def _without(state: UserState, row: int) -> UserState:
-    """The user's state without one of its items."""
-    return replace(
-        state,
-        items=np.delete(state.items, row),
-        weights=np.delete(state.weights, row),
-        times_ms=np.delete(state.times_ms, row),
-    )
 
 
 def _top_attributions(

@@ -30,7 +30,7 @@ from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import PositionWaiters, TrendState
 from serving.state.snapshot import ServingSnapshot
 from serving.state.snapshot_builder import SnapshotStore
-from serving.tiers import LAST_RESORT, RankedList, RankingTier, tiers_for
+from serving.tiers import LAST_RESORT, RankedList, RankingTier, TierContext, tiers_for
 
 _IMPRESSION_FIELDS = ("item_id", "score", "source")
 
@@ -91,7 +91,8 @@ class Recommender:
         except Unavailable:
             rows, degraded = [], True
         snapshot = self._snapshots.of(request.options.model)
-        reduced = self._is_reduced(request, rows, began)
+        personal = bool(rows or request.items)
+        reduced = personal and not request.never_shed and self._config.overloaded(began)
         cacheable = not request.options.explore
         rendered = self._cache.get(request, rows, snapshot, reduced) if cacheable else None
         cached = rendered is not None
@@ -123,11 +124,12 @@ class Recommender:
         eligibility = Eligibility.of(snapshot, request, user.state.seen, allowed)
         tiers = tiers_for(request, snapshot, user, REDUCED_LIMITS if reduced else None)
         for tier, eligible in _attempts(tiers, eligibility):
-            candidates = eligible.filter(tier.retrieve(snapshot, user, eligible))
+            context = TierContext(snapshot, user, eligible)
+            candidates = eligible.filter(tier.retrieve(context))
             candidates = eligible.fill(candidates, snapshot, tier.fill)
             if len(candidates.items):
                 break
-        ranked = tier.rank(snapshot, user, candidates, eligible)
+        ranked = tier.rank(context, candidates)
         if eligible.pool_size > request.n:
             ranked = rerank(ranked, snapshot, request, self._config.rng)
         causes = None
@@ -144,12 +146,8 @@ class Recommender:
         context = [HistoryEntry("", item, Action.VIEW, None, int(now_ms)) for item in request.items]
         history = effective([*context, *entries(rows)])
         state = UserState.of(history, snapshot.find, self._config.weights, now_ms)
-        return RequestUser.of(request.user_id, bool(rows), history, state)
-
-    def _is_reduced(self, request: RecommendationRequest, rows: Rows, began: float) -> bool:
-        """Whether to shed load: only for personal lists, and not for `never_shed` requests."""
-        personal = bool(rows or request.items)
-        return personal and not request.never_shed and self._config.overloaded(began)
+        known = bool(rows) and not request.user_id.startswith(events.SESSION)
+        return RequestUser(history, state, known)
 
 
 def _attempts(

@@ -18,7 +18,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from afterclick.api import Policy, SamplingPolicy
-from afterclick.events import SESSION, Id
+from afterclick.events import Id
 from afterclick.state import HistoryEntry, LogPosition
 from afterclick.user_vectors import UserState
 
@@ -119,12 +119,6 @@ class RequestUser:
     state: UserState
     is_known: bool
     """Has an id of its own and a stored history."""
-
-    @classmethod
-    def of(
-        cls, user_id: str, has_history: bool, history: Sequence[HistoryEntry], state: UserState
-    ) -> RequestUser:
-        return cls(history, state, has_history and not user_id.startswith(SESSION))
 
 
 def encode_cursor(shown: Sequence[str]) -> str:

@@ -69,6 +69,24 @@ class RankedList:
     reranked: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class TierContext:
+    """What a tier reads: the snapshot, the user, and the items that may be shown."""
+
+    snapshot: ServingSnapshot
+    user: RequestUser
+    eligible: Eligibility
+
+    @property
+    def personal_tier(self) -> api.Tier:
+        """The tier of a list made from the user's history."""
+        return api.Tier.PERSONALISED if self.user.is_known else api.Tier.SESSION
+
+    def reasons(self, shown: IntArray, sources: Sequence[str]) -> list[str]:
+        """Reasons from the user's history."""
+        return reasons(self.snapshot, self.user, shown, sources)
+
+
 class RankingTier(Protocol):
     """One level of personalisation."""
 
@@ -77,19 +95,11 @@ class RankingTier(Protocol):
         """How its list is filled up."""
         ...
 
-    def retrieve(
-        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
-    ) -> Candidates:
+    def retrieve(self, context: TierContext) -> Candidates:
         """Candidates, best first where the tier orders them; not filtered."""
         ...
 
-    def rank(
-        self,
-        snapshot: ServingSnapshot,
-        user: RequestUser,
-        candidates: Candidates,
-        eligible: Eligibility,
-    ) -> RankedList:
+    def rank(self, context: TierContext, candidates: Candidates) -> RankedList:
         """Order filtered and filled candidates."""
         ...
 
@@ -134,33 +144,25 @@ class PersonalisedTier:
     limits: CandidateLimits | None = None
     fill: ClassVar[Fill] = Fill(forced=ForcedItems.FIRST, from_nothing=True, category=True)
 
-    def retrieve(
-        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
-    ) -> Candidates:
+    def retrieve(self, context: TierContext) -> Candidates:
         return self.generator.retrieve(self.query, limits=self.limits)
 
-    def rank(
-        self,
-        snapshot: ServingSnapshot,
-        user: RequestUser,
-        candidates: Candidates,
-        eligible: Eligibility,
-    ) -> RankedList:
-        ranker, items = snapshot.loaded.ranker, candidates.items
+    def rank(self, context: TierContext, candidates: Candidates) -> RankedList:
+        ranker, items = context.snapshot.loaded.ranker, candidates.items
         rows = self.generator.features(self.query, items)
-        top, contributions = ranker.best(rows, eligible.pool_size)
-        if len(eligible.forced):
-            forced = np.flatnonzero(np.isin(items, eligible.forced))
+        top, contributions = ranker.best(rows, context.eligible.pool_size)
+        if len(context.eligible.forced):
+            forced = np.flatnonzero(np.isin(items, context.eligible.forced))
             top = np.concatenate([top, np.setdiff1d(forced, top)])
             contributions = ranker.contributions(rows[top])
         return RankedList(
-            _personal_tier(user),
+            context.personal_tier,
             items[top],
             contributions,
             _names(candidates.sources[top]),
-            lambda shown, sources: reasons(snapshot, user, shown, sources),
+            context.reasons,
             lambda state, shown: ranker.score(
-                self.generator.features(self.generator.query(state, snapshot.view), shown)
+                self.generator.features(self.generator.query(state, context.snapshot.view), shown)
             ),
         )
 
@@ -217,10 +219,9 @@ class SingleModelTier:
     model: VectorModel
     fill: ClassVar[Fill] = Fill()
 
-    def retrieve(
-        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
-    ) -> Candidates:
-        model, n_out = self.model, len(eligible.seen) + len(eligible.excluded)
+    def retrieve(self, context: TierContext) -> Candidates:
+        model, eligible = self.model, context.eligible
+        n_out = len(eligible.seen) + len(eligible.excluded)
         if eligible.allowed is None and n_out <= EXACT_SEARCH_ABOVE:
             items = model.search(model.user, eligible.pool_size + n_out)
             items = items[items >= 0]
@@ -232,22 +233,16 @@ class SingleModelTier:
         items = items[np.argsort(-model.score(items), kind="stable")]
         return candidates_from(items, model.source)
 
-    def rank(
-        self,
-        snapshot: ServingSnapshot,
-        user: RequestUser,
-        candidates: Candidates,
-        eligible: Eligibility,
-    ) -> RankedList:
+    def rank(self, context: TierContext, candidates: Candidates) -> RankedList:
         scores = self.model.score(candidates.items)
         order = np.argsort(-scores, kind="stable")
         return RankedList(
-            _personal_tier(user),
+            context.personal_tier,
             candidates.items[order],
             {"model": scores[order]},
             _names(candidates.sources[order]),
-            lambda shown, sources: reasons(snapshot, user, shown, sources),
-            lambda state, shown: self._score(snapshot.loaded, state, shown),
+            context.reasons,
+            lambda state, shown: self._score(context.snapshot.loaded, state, shown),
         )
 
     def _score(self, loaded: LoadedModel, state: UserState, items: IntArray) -> Scores:
@@ -295,21 +290,13 @@ class InterestsTier:
         exclude = np.array(named, np.int32)
         return cls(content, model, why, Fill(source=TRENDING, exclude=exclude))
 
-    def retrieve(
-        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
-    ) -> Candidates:
+    def retrieve(self, context: TierContext) -> Candidates:
         items = np.flatnonzero(self.content + self.model > 0).astype(np.int32)
-        scores = sum(self._contributions(snapshot, items).values())
+        scores = sum(self._contributions(context.snapshot, items).values())
         return candidates_from(items[np.argsort(-scores, kind="stable")], INTERESTS)
 
-    def rank(
-        self,
-        snapshot: ServingSnapshot,
-        user: RequestUser,
-        candidates: Candidates,
-        eligible: Eligibility,
-    ) -> RankedList:
-        contributions = self._contributions(snapshot, candidates.items)
+    def rank(self, context: TierContext, candidates: Candidates) -> RankedList:
+        contributions = self._contributions(context.snapshot, candidates.items)
         order = np.argsort(-sum(contributions.values()), kind="stable")
         return RankedList(
             api.Tier.INTERESTS,
@@ -333,22 +320,14 @@ class TrendingTier:
 
     fill: ClassVar[Fill] = _FILL_APART
 
-    def retrieve(
-        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
-    ) -> Candidates:
-        return candidates_from(by_trend(snapshot, eligible.allowed), TRENDING)
+    def retrieve(self, context: TierContext) -> Candidates:
+        return candidates_from(by_trend(context.snapshot, context.eligible.allowed), TRENDING)
 
-    def rank(
-        self,
-        snapshot: ServingSnapshot,
-        user: RequestUser,
-        candidates: Candidates,
-        eligible: Eligibility,
-    ) -> RankedList:
+    def rank(self, context: TierContext, candidates: Candidates) -> RankedList:
         return RankedList(
             api.Tier.TRENDING,
             candidates.items,
-            {"trend": snapshot.trend_score[candidates.items]},
+            {"trend": context.snapshot.trend_score[candidates.items]},
             _names(candidates.sources),
             source_reasons,
         )
@@ -360,22 +339,14 @@ class PopularTier:
 
     fill: Fill = _FILL_APART
 
-    def retrieve(
-        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
-    ) -> Candidates:
-        return candidates_from(by_popularity(snapshot, eligible.allowed), POPULAR)
+    def retrieve(self, context: TierContext) -> Candidates:
+        return candidates_from(by_popularity(context.snapshot, context.eligible.allowed), POPULAR)
 
-    def rank(
-        self,
-        snapshot: ServingSnapshot,
-        user: RequestUser,
-        candidates: Candidates,
-        eligible: Eligibility,
-    ) -> RankedList:
+    def rank(self, context: TierContext, candidates: Candidates) -> RankedList:
         return RankedList(
             api.Tier.POPULAR,
             candidates.items,
-            {"popularity": np.log2(1.0 + snapshot.popularity[candidates.items])},
+            {"popularity": np.log2(1.0 + context.snapshot.popularity[candidates.items])},
             _names(candidates.sources),
             source_reasons,
         )
@@ -384,11 +355,10 @@ class PopularTier:
 class AnyItemTier(PopularTier):
     """Every item in index order: before anything is popular."""
 
-    def retrieve(
-        self, snapshot: ServingSnapshot, user: RequestUser, eligible: Eligibility
-    ) -> Candidates:
-        every = np.arange(len(snapshot.trend_score), dtype=np.int32)
-        return candidates_from(every if eligible.allowed is None else eligible.allowed, POPULAR)
+    def retrieve(self, context: TierContext) -> Candidates:
+        every = np.arange(len(context.snapshot.trend_score), dtype=np.int32)
+        allowed = context.eligible.allowed
+        return candidates_from(every if allowed is None else allowed, POPULAR)
 
 
 LAST_RESORT: tuple[RankingTier, ...] = (
@@ -445,10 +415,6 @@ def item_neighbours(snapshot: ServingSnapshot, item: int) -> tuple[IntArray, Sco
     )
     known = items >= 0
     return items[known], content[known], together[known]
-
-
-def _personal_tier(user: RequestUser) -> api.Tier:
-    return api.Tier.PERSONALISED if user.is_known else api.Tier.SESSION
 
 
 def _names(sources: NDArray[np.int8]) -> list[str]:

@@ -106,9 +106,16 @@ class OnlineStore:
     async def rows(self, user_id: str, n: int | None = None) -> Rows:
         """A user's history as stored, to compare with an earlier one. Raises Unavailable."""
         last = (n or self._length) - 1
-        rows: Rows = await self._call(
-            "ZRANGE", self._keys.history(user_id), 0, last, "REV", "WITHSCORES"
-        )
+        if not self.breaker.allows(time.monotonic()):
+            raise Unavailable("Redis is unavailable")
+        try:
+            rows: Rows = await self._client.call(
+                "ZRANGE", self._keys.history(user_id), 0, last, "REV", "WITHSCORES"
+            )
+        except Unavailable as error:
+            self.breaker.on_failure(error)
+            raise
+        self.breaker.on_success()
         return rows
 
     async def ping(self) -> bool:
@@ -122,17 +129,6 @@ class OnlineStore:
 
     async def close(self) -> None:
         await self._client.close()
-
-    async def _call(self, *command: str | int) -> Any:
-        if not self.breaker.allows(time.monotonic()):
-            raise Unavailable("Redis is unavailable")
-        try:
-            reply = await self._client.call(*command)
-        except Unavailable as error:
-            self.breaker.on_failure(error)
-            raise
-        self.breaker.on_success()
-        return reply
 
 
 class _FullClient:
