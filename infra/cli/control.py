@@ -1,5 +1,4 @@
-"""`afterclick rules`, `experiments`, `api-key`, `db`: what an administrator decides, through the
-API.
+"""`afterclick rules`, `experiments`, `api-key`, `db`: the control plane, through the API.
 
 reads, writes  http  /rules, /experiments, /keys of AFTERCLICK_UI__API_URL, with
 AFTERCLICK_UI__API_KEY
@@ -8,16 +7,16 @@ AFTERCLICK_UI__API_KEY
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 import typer
 
-from infra.cli.output import AsJson, emit
+from infra.cli.output import AsJson, emit, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,19 +34,11 @@ Note = Annotated[str, typer.Option(help="Why, for later readers.")]
 ExperimentName = Annotated[str, typer.Argument(help="The experiment's name.")]
 DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
 Json = dict[str, Any]
-
-
-class RuleAction(StrEnum):
-    """What a rule does with its items."""
-
-    BOOST = "boost"
-    BURY = "bury"
-    PIN = "pin"
-    EXCLUDE = "exclude"
+RuleKind = Literal["boost", "bury", "pin", "exclude"]
 
 
 class Scope(StrEnum):
-    """What a key permits."""
+    """What a key permits. An enum, because typer supports no list of literals."""
 
     RECOMMEND = "recommend"
     FEEDBACK = "feedback"
@@ -57,14 +48,13 @@ class Scope(StrEnum):
 @rules_app.command("ls")
 def list_rules(as_json: AsJson = False) -> None:
     """List every rule, the oldest first, and whether it is in force."""
-    with api() as client:
-        answer = client.get("/rules")
-    emit(answer, as_json, lambda: _rules_table(answer["rules"]))
+    headings = ("rule", "action", "items", "from", "until", "in force", "note")
+    _list("rules", headings, _rule_row, as_json)
 
 
 @rules_app.command("add")
 def add_rule(
-    action: Annotated[RuleAction, typer.Argument(help="What to do with the items.")],
+    action: Annotated[RuleKind, typer.Argument(help="What to do with the items.")],
     query: Annotated[
         list[str],
         typer.Argument(help="Which items: FIELD:VALUE on item, category, brand, title, price."),
@@ -84,7 +74,7 @@ def add_rule(
 ) -> None:
     """Add a rule, as in `afterclick rules add boost brand:Sony price:..50 --amount 2`."""
     draft = {
-        "action": str(action),
+        "action": action,
         "query": query,
         "amount": amount,
         "position": position,
@@ -103,16 +93,15 @@ def remove_rule(
 ) -> None:
     """Remove a rule."""
     with api() as client:
-        client.delete(f"/rules/{quote(rule_id, safe='')}")
+        client.delete(_path("rules", rule_id))
     typer.echo(f"rule {rule_id} removed")
 
 
 @experiments_app.command("ls")
 def list_experiments(as_json: AsJson = False) -> None:
     """List every experiment, the oldest first."""
-    with api() as client:
-        answer = client.get("/experiments")
-    emit(answer, as_json, lambda: _experiments_table(answer["experiments"]))
+    headings = ("experiment", "arms", "traffic", "since", "until")
+    _list("experiments", headings, _experiment_row, as_json)
 
 
 @experiments_app.command("create")
@@ -121,8 +110,8 @@ def create_experiment(
     arm: Annotated[
         list[str],
         typer.Option(
-            help="NAME, or NAME:OPTION=VALUE,… with the options policy, share, model, explore, draw, "
-            "diversity and weights.PART; the first one is the control. Repeat."
+            help="NAME, or NAME:OPTION=VALUE,… with the options policy, share, model, explore, "
+            "draw, diversity and weights.PART; the first one is the control. Repeat."
         ),
     ],
     traffic: Annotated[float, typer.Option(help="The share of users who take part.")] = 1.0,
@@ -142,7 +131,7 @@ def create_experiment(
 def stop_experiment(name: ExperimentName) -> None:
     """End an experiment; its results remain."""
     with api() as client:
-        client.post(f"/experiments/{quote(name, safe='')}/stop", {})
+        client.post(_path("experiments", name) + "/stop", {})
     typer.echo(f"{name} stopped")
 
 
@@ -156,7 +145,7 @@ def show_experiment(
 ) -> None:
     """Show CTR and conversion with intervals, and the sample ratio check."""
     with api() as client:
-        results = client.get(f"/experiments/{quote(name, safe='')}", level=level)
+        results = client.get(_path("experiments", name), level=level)
     emit(results, as_json, lambda: _results_table(results))
 
 
@@ -186,23 +175,21 @@ def add_key(
     }
     created = _key_setting(draft) if setting else _stored_key(draft)
     variable = created.pop("setting", None)
-    lines = [f"key      {created['key']}"]
-    emit(created, as_json, "\n".join(lines + ([f"setting  {variable}"] if variable else [])))
+    lines = [f"key      {created['key']}", *([f"setting  {variable}"] if variable else [])]
+    emit(created, as_json, "\n".join(lines))
 
 
 @keys_app.command("ls")
 def list_keys(as_json: AsJson = False) -> None:
     """List every key in SQL, the oldest first, including revoked ones; never the key itself."""
-    with api() as client:
-        answer = client.get("/keys")
-    emit(answer, as_json, lambda: _keys_table(answer["keys"]))
+    _list("keys", ("key", "scopes", "since", "revoked", "note"), _key_row, as_json)
 
 
 @keys_app.command("revoke")
 def revoke_key(name: Annotated[str, typer.Argument(help="The key's name, as in `ls`.")]) -> None:
     """Revoke a key: running APIs reject it within seconds."""
     with api() as client:
-        client.delete(f"/keys/{quote(name, safe='')}")
+        client.delete(_path("keys", name))
     typer.echo(f"key {name} revoked")
 
 
@@ -219,8 +206,8 @@ def show_revision() -> None:
     from serving.control.store import head
 
     database = open_database(upgrade=False)
-    found = database.revision() or "base"
-    typer.echo(f"{database} is at {found}; the newest revision is {head()}")
+    revision = database.revision() or "base"
+    typer.echo(f"{database} is at {revision}; the newest revision is {head()}")
 
 
 @contextmanager
@@ -297,66 +284,63 @@ def _key_setting(draft: Json) -> Json:
     return {"key": key, **row, "setting": f"AFTERCLICK_SERVING__KEYS='{value}'"}
 
 
-def _rules_table(rules: list[Json]) -> Table:
-    from rich.table import Table
-
-    table = Table("rule", "action", "items", "from", "until", "in force", "note")
-    for rule in rules:
-        value = rule["amount"] if rule["amount"] is not None else rule["position"]
-        table.add_row(
-            rule["rule_id"],
-            f"{rule['action']} {'' if value is None else f'{value:g}'}".strip(),
-            "\n".join(rule["query"]),
-            _minute(rule["starts"]),
-            _minute(rule["ends"]),
-            "yes" if rule["in_force"] else "",
-            rule["note"],
-        )
-    return table
+def _list(
+    name: str, headings: tuple[str, ...], row: Callable[[Json], tuple[Any, ...]], as_json: bool
+) -> None:
+    """Print the entries of GET /`name`, a row for each."""
+    with api() as client:
+        answer = client.get(f"/{name}")
+    emit(answer, as_json, lambda: table(headings, map(row, answer[name])))
 
 
-def _experiments_table(experiments: list[Json]) -> Table:
-    from rich.table import Table
+def _path(collection: str, name: str) -> str:
+    return f"/{collection}/{quote(name, safe='')}"
 
-    table = Table("experiment", "arms", "traffic", "since", "until")
-    for row in experiments:
-        arms = "\n".join(f"{a['name']} ({a['share']:g}): {_options(a)}" for a in row["arms"])
-        times = (_minute(row["created"]), _minute(row["stopped"]))
-        table.add_row(row["name"], arms, f"{row['traffic']:.0%}", *times)
-    return table
+
+def _rule_row(rule: Json) -> tuple[Any, ...]:
+    value = rule["amount"] if rule["amount"] is not None else rule["position"]
+    action = f"{rule['action']} {'' if value is None else f'{value:g}'}".strip()
+    times = (_minute(rule["starts"]), _minute(rule["ends"]))
+    in_force = "yes" if rule["in_force"] else ""
+    return rule["rule_id"], action, "\n".join(rule["query"]), *times, in_force, rule["note"]
+
+
+def _experiment_row(row: Json) -> tuple[Any, ...]:
+    arms = "\n".join(f"{a['name']} ({a['share']:g}): {_options(a)}" for a in row["arms"])
+    times = (_minute(row["created"]), _minute(row["stopped"]))
+    return row["name"], arms, f"{row['traffic']:.0%}", *times
+
+
+def _key_row(key: Json) -> tuple[Any, ...]:
+    times = (_minute(key["created"]), _minute(key["revoked"]))
+    return key["name"], ", ".join(key["scopes"]), *times, key["note"]
 
 
 def _results_table(results: Json) -> Table:
-    from rich.table import Table
-
     ratio = results["sample_ratio"]
     verdict = "broken: do not read the results" if ratio["broken"] else "as planned"
     caption = f"split of users {verdict} (p = {ratio['p_value']:.3g})"
     headings = ("users", "lists", "CTR", "difference", "p", "conversion", "difference")
-    table = Table("arm", "policy", *headings, caption=f"{caption}; level {results['level']:g}")
-    for arm in results["arms"]:
-        table.add_row(
-            arm["name"],
-            arm["policy"],
-            f"{arm['users']:,}",
-            f"{arm['lists']:,}",
-            _interval(arm["ctr"]),
-            _interval(arm["ctr_difference"], sign="+"),
-            "" if arm["ctr_p_value"] is None else f"{arm['ctr_p_value']:.3g}",
-            _interval(arm["conversion"]),
-            _interval(arm["conversion_difference"], sign="+"),
-        )
-    return table
+    return table(
+        ("arm", "policy", *headings),
+        map(_arm_row, results["arms"]),
+        f"{caption}; level {results['level']:g}",
+    )
 
 
-def _keys_table(keys: list[Json]) -> Table:
-    from rich.table import Table
-
-    table = Table("key", "scopes", "since", "revoked", "note")
-    for key in keys:
-        times = (_minute(key["created"]), _minute(key["revoked"]))
-        table.add_row(key["name"], ", ".join(key["scopes"]), *times, key["note"])
-    return table
+def _arm_row(arm: Json) -> tuple[Any, ...]:
+    p_value = arm["ctr_p_value"]
+    return (
+        arm["name"],
+        arm["policy"],
+        f"{arm['users']:,}",
+        f"{arm['lists']:,}",
+        _interval(arm["ctr"]),
+        _interval(arm["ctr_difference"], sign="+"),
+        None if p_value is None else f"{p_value:.3g}",
+        _interval(arm["conversion"]),
+        _interval(arm["conversion_difference"], sign="+"),
+    )
 
 
 def _options(arm: Json) -> str:

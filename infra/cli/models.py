@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli.output import AsJson, emit
+from infra.cli.output import AsJson, emit, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -98,34 +98,37 @@ def _promote(
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    from rich.table import Table
-
-    table = Table("version", "served", "aliases", "trained on", "ndcg@10 live")
-    for row in rows:
-        ndcg = row["metrics"].get("live.ndcg@10")
-        table.add_row(
-            row["version"],
-            "yes" if row["served"] else "",
-            ", ".join(row["aliases"]),
-            f"{row['rows']} interactions",
-            "" if ndcg is None else f"{ndcg:.4f}",
-        )
-    return table
+    return table(
+        ("version", "served", "aliases", "trained on", "ndcg@10 live"),
+        (
+            (
+                row["version"],
+                "yes" if row["served"] else "",
+                ", ".join(row["aliases"]),
+                f"{row['rows']} interactions",
+                _metric(row["metrics"].get("live.ndcg@10"), 4),
+            )
+            for row in rows
+        ),
+    )
 
 
 def _differences(answer: dict[str, Any]) -> Table:
-    from rich.table import Table
-
-    table = Table("", *answer["versions"])
-    for name, pair in (answer["parameters"] | answer["lineage"]).items():
-        table.add_row(name, *("" if value is None else str(value) for value in pair))
-    for name, values in answer["metrics"].items():
-        sides = (values["first"], values["second"])
-        table.add_row(name, *("" if value is None else f"{value:.5f}" for value in sides))
     items = answer["items"]
-    counts = (items["both"] + items["only_first"], items["both"] + items["only_second"])
-    table.add_row("items", *map(str, counts))
-    return table
+    settings = answer["parameters"] | answer["lineage"]
+    rows = [
+        *((name, *pair) for name, pair in settings.items()),
+        *(
+            (name, *(_metric(values[side], 5) for side in ("first", "second")))
+            for name, values in answer["metrics"].items()
+        ),
+        ("items", items["both"] + items["only_first"], items["both"] + items["only_second"]),
+    ]
+    return table(("", *answer["versions"]), rows)
+
+
+def _metric(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
 
 
 def _row(entry: RegisteredModel, served: str | None) -> dict[str, Any]:
@@ -152,10 +155,10 @@ def _decisions(settings: Settings) -> list[dict[str, Any]]:
     from training.challenger import Evaluation
     from training.workspace import MissingStep
 
-    found = []
+    decisions = []
     for folder in sorted((settings.home / "challengers").glob("*/"), reverse=True):
         try:
-            found.append({"version": folder.name, **Evaluation.read(folder).model_dump()})
+            decisions.append({"version": folder.name, **Evaluation.read(folder).model_dump()})
         except MissingStep:
             continue
-    return found
+    return decisions

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, requires
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -16,6 +17,7 @@ from afterclick.errors import AfterclickError, BadInput, MissingExtra, Unavailab
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 OWN = ("afterclick", "ingest", "streaming", "training", "serving", "ui", "infra")
@@ -30,11 +32,11 @@ _DISTRIBUTIONS = {
 
 
 def emit(
-    value: Any, as_json: bool, table: RenderableType | Callable[[], RenderableType] | None = None
+    value: Any, as_json: bool, text: RenderableType | Callable[[], RenderableType] | None = None
 ) -> None:
-    """Print a value as one line of JSON, or `table`: a rich renderable or plain text.
+    """Print a value as one line of JSON, or `text`: a rich renderable or plain text.
 
-    Without a table: a line per name of the value. Models and dataclasses are printed as objects.
+    Without a text: a line per name of the value. Models and dataclasses are printed as objects.
     """
     if as_json:
         import orjson
@@ -42,15 +44,27 @@ def emit(
         option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
         typer.echo(orjson.dumps(value, default=_plain, option=option).decode())
         return
-    shown = table() if callable(table) else table
+    shown = text() if callable(text) else text
     if shown is None:
-        shown = "\n".join(f"{name:24} {found}" for name, found in _plain(value).items())
+        shown = "\n".join(f"{name:24} {field}" for name, field in _plain(value).items())
     if isinstance(shown, str):
         typer.echo(shown)
         return
     from rich.console import Console
 
     Console().print(shown, highlight=False)
+
+
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[Any]], caption: str | None = None
+) -> Table:
+    """A table with a cell for each value; None is an empty cell."""
+    from rich.table import Table
+
+    drawn = Table(*headings, caption=caption)
+    for row in rows:
+        drawn.add_row(*("" if value is None else str(value) for value in row))
+    return drawn
 
 
 def progress(message: str, seconds: float | None = None) -> None:
@@ -104,15 +118,12 @@ def _missing_package(module: str) -> MissingExtra:
         lines = requires("afterclick") or []
     except PackageNotFoundError:
         lines = []
-    found = [
-        line
-        for line in lines
-        if line.split(";")[0].split("[")[0].strip(" <>=~!.0123456789") == distribution
-    ]
-    extras = sorted(
-        {line.split("extra == ")[1].strip("'\" )") for line in found if "extra == " in line}
-    )
-    names = " or ".join(f"'afterclick[{extra}]'" for extra in extras if extra != "dev")
+    extras = set()
+    for line in lines:
+        name = re.split(r"[ \[;<>=~!]", line)[0]
+        if name == distribution and "extra == " in line:
+            extras.add(line.split("extra == ")[1].strip("'\" )"))
+    names = " or ".join(f"'afterclick[{extra}]'" for extra in sorted(extras) if extra != "dev")
     fix = f"pip install {names}" if names else "run `make setup`"
     return MissingExtra(f"this command needs the package {distribution}: {fix}")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli.output import AsJson, emit
+from infra.cli.output import AsJson, emit, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -117,8 +117,6 @@ async def _shop(simulation: Simulation, visits: int, *, quiet: bool) -> Any:
 
 
 def _table(figures: dict[str, Any]) -> Table:
-    from rich.table import Table
-
     low, high = figures["lift_95"]
     caption = (
         f"lift of recommendations over popularity: {figures['lift']:+.1%} "
@@ -126,9 +124,15 @@ def _table(figures: dict[str, Any]) -> Table:
     )
     measured = figures["arms"]["popular"]["shown"]
     headings = ("shown", "items", "clicks", "CTR", "expected CTR", "purchases")
-    table = Table(*headings, caption=caption if measured else None)
-    for arm, row in figures["arms"].items():
-        counts = (f"{row['shown']:,}", f"{row['clicks']:,}")
-        rates = (f"{row['ctr']:.2%}", f"{row['expected_ctr']:.2%}")
-        table.add_row(arm, *counts, *rates, f"{row['purchases']:,}")
-    return table
+    rows = (
+        (
+            arm,
+            f"{row['shown']:,}",
+            f"{row['clicks']:,}",
+            f"{row['ctr']:.2%}",
+            f"{row['expected_ctr']:.2%}",
+            f"{row['purchases']:,}",
+        )
+        for arm, row in figures["arms"].items()
+    )
+    return table(headings, rows, caption if measured else None)
