@@ -48,7 +48,7 @@ def serve(
 @app.command()
 def swap(
     swaps: Annotated[int, typer.Option(min=1, help="Models published one after the other.")] = 20,
-    rate: Annotated[float, typer.Option(help="Requests per second meanwhile.")] = 200.0,
+    rate: Annotated[float, typer.Option(help="Requests per second during the swaps.")] = 200.0,
     items: Annotated[int, typer.Option(help="Items of the shop.")] = 60_000,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +61,7 @@ def swap(
 @app.command()
 def retrain(
     rate: Annotated[float, typer.Option(help="Requests per second.")] = 50.0,
-    events: Annotated[float, typer.Option(help="New events per second meanwhile.")] = 100.0,
+    events: Annotated[float, typer.Option(help="New events per second under load.")] = 100.0,
     due: Annotated[int, typer.Option(min=1, help="New events that trigger a training.")] = 2_000,
     as_json: AsJson = False,
 ) -> None:
@@ -175,8 +175,7 @@ def faults(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Kill, cut, flood and resend, then verify the state. Each case has a control without the
-    protection.
+    """Kill, cut, flood and resend, then verify the state; compare with controls without protection.
 
     Exit 1 if events were lost or doubled, or if a control ended in a correct state.
     """

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
-from datetime import datetime
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.cli.output import AsJson, emit
+from infra.cli.output import AsJson, emit, progress_bar
 
 if TYPE_CHECKING:
     from ingest.datasets import ResolvedDataset
@@ -68,13 +68,11 @@ def make(
     as_json: AsJson = False,
 ) -> None:
     """Generate a realistic small shop: titles, categories, a long tail, tastes that drift."""
-    from datetime import UTC
-
     from ingest.generate import ShopConfig, generate_shop
 
     config = ShopConfig(users=users, items=items, events=events, days=days, seed=seed)
     if end is not None:
-        config = ShopConfig(users, items, events, days, end.replace(tzinfo=end.tzinfo or UTC), seed)
+        config = replace(config, end=end.replace(tzinfo=end.tzinfo or UTC))
     summary = generate_shop(out, config)
     line = f"{summary.events:,} reviews by {summary.users:,} users of {summary.items:,} items"
     answer = {"folder": str(out), **asdict(summary)}
@@ -87,8 +85,8 @@ def info(dataset: DatasetArgument = None, as_json: AsJson = False) -> None:
     from ingest.sorting import profile
 
     choice = resolve(dataset, quiet=as_json)
-    found = profile(choice.dataset)
-    emit({"why": choice.why, **asdict(found)}, as_json, lambda: _lines(found))
+    facts = profile(choice.dataset)
+    emit({"why": choice.why, **asdict(facts)}, as_json, lambda: _lines(facts))
 
 
 def resolve(dataset: Path | None, quiet: bool = False) -> ResolvedDataset:
@@ -106,20 +104,22 @@ def resolve(dataset: Path | None, quiet: bool = False) -> ResolvedDataset:
     return choice
 
 
-def _lines(found: DatasetProfile) -> str:
+def _lines(profile: DatasetProfile) -> str:
     rows = {
-        "reviews": f"{found.reviews_file}, {found.format}",
-        "rows": f"{found.rows:,} = {found.good:,} good + {found.bad_lines:,} bad",
-        "users, items": f"{found.users:,}, {found.items:,}",
-        "with stars, text": f"{found.rated:,}, {found.with_text:,}",
-        "from, to": f"{found.first}, {found.last}",
+        "reviews": f"{profile.reviews_file}, {profile.format}",
+        "rows": f"{profile.rows:,} = {profile.good:,} good + {profile.bad_lines:,} bad",
+        "users, items": f"{profile.users:,}, {profile.items:,}",
+        "with stars, text": f"{profile.rated:,}, {profile.with_text:,}",
+        "from, to": f"{profile.first}, {profile.last}",
         "catalogue": "none (items have no titles)",
     }
-    if found.items_file:
-        counts = f"{found.catalogue_items:,} items, {found.catalogue_titles:,} with a title"
-        rows["catalogue"] = f"{found.items_file}: {counts}, {found.catalogue_bad_lines:,} bad lines"
+    if profile.items_file:
+        counts = f"{profile.catalogue_items:,} items, {profile.catalogue_titles:,} with a title"
+        rows["catalogue"] = (
+            f"{profile.items_file}: {counts}, {profile.catalogue_bad_lines:,} bad lines"
+        )
     lines = [f"{name:>16}  {value}" for name, value in rows.items()]
-    bad = [f"  line {bad.line}: {bad.why}: {bad.excerpt}" for bad in found.bad_samples]
+    bad = [f"  line {bad.line}: {bad.why}: {bad.excerpt}" for bad in profile.bad_samples]
     return "\n".join(lines + bad)
 
 
@@ -127,18 +127,15 @@ class DownloadBar:
     """A progress bar on standard error that appears with the first bytes."""
 
     def __enter__(self) -> DownloadBar:
-        from rich.console import Console
         from rich.progress import (
+            BarColumn,
             DownloadColumn,
-            Progress,
-            TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
 
-        columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:2])
-        extra = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, *extra, console=Console(stderr=True))
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._progress = progress_bar(*columns)
         self._tasks: dict[str, int] = {}
         return self
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.cli.output import AsJson, emit, progress
+from infra.cli.output import AsJson, emit, progress, progress_bar
 
 if TYPE_CHECKING:
     from afterclick.settings import Settings
@@ -30,7 +30,8 @@ def evaluate(
     cut: Annotated[
         str | None,
         typer.Option(
-            help="First test day, yyyy-mm-dd. Default: the last start of a month before the newest 5 %."
+            help="First test day, yyyy-mm-dd. Default: the last start of a month before the newest "
+            "5 %."
         ),
     ] = None,
     end: End = None,
@@ -88,9 +89,8 @@ def benchmark(
 ) -> None:
     """Fit a model, tune it on the validation rows, rank every item for every user, and measure.
 
-    The files are CSV (or .csv.gz) with the header user_id,item_id[,timestamp]. Without valid.csv a
-    tenth
-    of each user's training rows is used, the newest if there are timestamps.
+    The files are CSV (or .csv.gz) with the header user_id,item_id[,timestamp]. Without valid.csv
+    a tenth of each user's training rows is used, the newest if there are timestamps.
     """
     from afterclick.errors import BadInput
     from training.evaluation.published import BenchmarkRequest, check, run
@@ -117,19 +117,17 @@ def search(
     name: Annotated[str, typer.Option(help="The study; the same name continues it.")] = "als",
     as_json: AsJson = False,
 ) -> None:
-    """Search rank, reg and alpha of ALS with Optuna on a time window; each trial is a nested MLflow
-    run.
+    """Search rank, reg and alpha of ALS with Optuna on a time window.
 
-    An interrupted search continues with the same call. --end keeps a later test period unseen.
+    Each trial is a nested MLflow run. An interrupted search continues with the same call. --end
+    keeps a later test period unseen.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
     from training.evaluation import als_search
 
     settings, evaluation = _evaluation(dataset, cut, end, users)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+    with progress_bar(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task("trials", total=trials)
 
         def report(done: int, line: str) -> None:

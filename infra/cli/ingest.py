@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from infra.cli.data import DatasetArgument, resolve
-from infra.cli.output import AsJson, emit
+from infra.cli.output import AsJson, emit, progress_bar, stop_signals
 
 if TYPE_CHECKING:
     from afterclick.io.home import ReplayStatus
@@ -43,7 +41,8 @@ def replay(
     clock: Annotated[
         Literal["original", "rebased"],
         typer.Option(
-            help="Original event times, or moved so that the newest is the start of the first replay."
+            help="Original event times, or moved so that the newest is the start of the first "
+            "replay."
         ),
     ] = "original",
     restart: Annotated[bool, typer.Option(help="Start again from the first event.")] = False,
@@ -68,8 +67,8 @@ def replay(
     settings = Settings()
     data = sort_by_time(resolve(dataset).dataset, settings.home)
     ensure_topics(settings)
-    with _stop_signals() as stopping, _status_line(hidden=as_json) as show:
-        summary = run(data, settings, options, on_status=show, stopping=stopping)
+    with stop_signals() as stop, _status_line(hidden=as_json) as show:
+        summary = run(data, settings, options, on_status=show, stopping=stop.is_set)
     emit(asdict(summary), as_json, lambda: _summary(summary))
 
 
@@ -140,11 +139,11 @@ def status(as_json: AsJson = False) -> None:
     from ingest.replay_control import ReplayFiles
 
     home = Settings().home
-    found, running = ReplayStatus.read(home), ReplayFiles(home).running()
+    newest, running = ReplayStatus.read(home), ReplayFiles(home).running()
     line = "no replay has run from this home"
-    if found:
-        line = ("" if running else "(not running) ") + _describe(found)
-    emit({"active": running, **(found.model_dump() if found else {})}, as_json, line)
+    if newest:
+        line = ("" if running else "(not running) ") + _describe(newest)
+    emit({"active": running, **(newest.model_dump() if newest else {})}, as_json, line)
 
 
 def _control(state: str) -> None:
@@ -167,31 +166,12 @@ def _ms(time: datetime | None) -> int | None:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """SIGINT and SIGTERM end the replay in order: sent events are flushed, progress is stored."""
-    stop = threading.Event()
-    before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
 def _status_line(hidden: bool) -> Iterator[Callable[[ReplayStatus], None]]:
     """A progress bar with rate and time left, on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[how]}"),
-    )
-    with Progress(*columns, console=console, disable=hidden) as progress:
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[how]}"))
+    with progress_bar(*columns, hidden=hidden) as progress:
         task = progress.add_task("replay", total=None, how="")
 
         def show(status: ReplayStatus) -> None:
@@ -208,19 +188,14 @@ def _status_line(hidden: bool) -> Iterator[Callable[[ReplayStatus], None]]:
 
 def _pace(status: ReplayStatus) -> str:
     day = datetime.fromtimestamp(status.event_time_ms / 1000, UTC).date()
-    left = "" if status.eta_s is None else f", {_duration(status.eta_s)} left"
-    away = ", waiting for Kafka" if status.kafka_away else ""
-    return f"{status.rate:,.0f} events/s, at {day}{left}{away}"
+    left = "" if status.eta_s is None else f", {timedelta(seconds=int(status.eta_s))} left"
+    waiting = ", waiting for Kafka" if status.kafka_away else ""
+    return f"{status.rate:,.0f} events/s, at {day}{left}{waiting}"
 
 
 def _describe(status: ReplayStatus) -> str:
-    return f"{status.state}: {status.dataset}, {status.delivered:,} of {status.total:,}, {_pace(status)}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    counts = f"{status.delivered:,} of {status.total:,}"
+    return f"{status.state}: {status.dataset}, {counts}, {_pace(status)}"
 
 
 def _summary(summary: Summary) -> str:
@@ -228,7 +203,8 @@ def _summary(summary: Summary) -> str:
         return "every event of this selection is delivered already (--restart sends them again)"
     return (
         f"{summary.state}: {summary.sent:,} events delivered in {summary.seconds:.1f} s "
-        f"({summary.events_per_s:,.0f}/s), {summary.remaining:,} left, {summary.bad_lines:,} bad lines"
+        f"({summary.events_per_s:,.0f}/s), {summary.remaining:,} left, "
+        f"{summary.bad_lines:,} bad lines"
     )
 
 

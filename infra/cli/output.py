@@ -1,10 +1,12 @@
-"""What commands print: JSON or text on standard output, progress and errors on standard error."""
+"""What commands print: results on standard output, progress and errors on standard error."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, requires
@@ -17,6 +19,7 @@ from afterclick.errors import AfterclickError, BadInput, MissingExtra, Unavailab
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.progress import Progress, ProgressColumn
     from rich.table import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
@@ -73,6 +76,27 @@ def progress(message: str, seconds: float | None = None) -> None:
 
     stamp = "" if seconds is None else f"[dim]{seconds:6.1f}s[/dim]  "
     Console(stderr=True).print(f"{stamp}{message}", highlight=False)
+
+
+def progress_bar(*columns: str | ProgressColumn, hidden: bool = False) -> Progress:
+    """A progress bar on standard error: the description, then these columns."""
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn
+
+    text = TextColumn("{task.description}")
+    return Progress(text, *columns, console=Console(stderr=True), disable=hidden)
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, instead of ending the process."""
+    stop = threading.Event()
+    before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

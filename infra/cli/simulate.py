@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli.output import AsJson, emit, table
+from infra.cli.output import AsJson, emit, progress_bar, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -107,12 +107,10 @@ async def _controlled(simulation: Simulation) -> None:
 
 
 async def _shop(simulation: Simulation, visits: int, *, quiet: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn
 
-    columns = (TextColumn("rounds of visits"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task("visits", total=visits)
+    with progress_bar(MofNCompleteColumn(), TimeElapsedColumn(), hidden=quiet) as progress:
+        task = progress.add_task("rounds of visits", total=visits)
         return await simulation.run(lambda done: progress.update(task, completed=done))
 
 

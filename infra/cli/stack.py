@@ -43,8 +43,9 @@ def up(
     ] = False,
     port_offset: Offset = 0,
 ) -> None:
-    """Run Kafka, Valkey, the stream job, the API, the console and the pages until Ctrl-C;
-    restart what fails.
+    """Run Kafka, Valkey, the stream job, the API, the console and the pages until Ctrl-C.
+
+    A service that fails is restarted.
     """
     from afterclick.settings import Settings
     from infra.demo.demo import Demo, DemoOptions, find_split
@@ -62,7 +63,7 @@ def up(
 def down(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the end.")] = 20.0,
 ) -> None:
-    """Stop the stack of this home folder, whichever shell started it."""
+    """Stop the stack of this home folder, from any shell."""
     from afterclick.settings import Settings
     from infra.stack.up import down as stop
 
@@ -84,8 +85,9 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command()
 def doctor(as_json: AsJson = False, port_offset: Offset = 0) -> None:
-    """Check Java, packages, jars, ports, memory and disk, and show fixes. Exit code 1 if a
-    check fails.
+    """Check Java, packages, jars, ports, memory and disk, and show fixes.
+
+    Exit code 1 if a check fails.
     """
     from afterclick.settings import Settings
     from infra.stack.doctor import examine, table
@@ -106,9 +108,9 @@ def jars() -> None:
 
     cache = Settings().jars
     for bundle in BUNDLES:
-        found = ensure_jars(cache, bundle)
+        files = ensure_jars(cache, bundle)
         folder = cache / bundle.folder
-        typer.echo(f"{bundle.module} {bundle.revision}: {len(found)} jars in {folder}")
+        typer.echo(f"{bundle.module} {bundle.revision}: {len(files)} jars in {folder}")
 
 
 @app.command()
@@ -125,7 +127,7 @@ def topics() -> None:
 def split_dataset(
     home: Path, live_share: float, dataset: Annotated[Path | None, typer.Argument()] = None
 ) -> None:
-    """Print how `up --replay` splits a dataset. A process of its own, for its memory."""
+    """Print how `up --replay` splits a dataset, in a separate process for its memory."""
     from infra.cli.data import resolve
     from infra.demo.demo import split
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.cli.output import AsJson, emit
+from infra.cli.output import AsJson, emit, stop_signals
 
 if TYPE_CHECKING:
     from streaming.proof.reconcile import Reconciliation
@@ -19,16 +19,11 @@ dlq_app = typer.Typer(help="Dead letters: records that cannot be decoded.", no_a
 @app.command()
 def stream() -> None:
     """Run the stream job: Kafka events to state in Redis and the Parquet log. Ends on SIGTERM."""
-    import signal
-    import threading
-
     from afterclick.settings import Settings
     from streaming import job
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    job.run(Settings(), stop)
+    with stop_signals() as stop:
+        job.run(Settings(), stop)
 
 
 @app.command()
@@ -65,7 +60,7 @@ def forget(
 ) -> None:
     """Erase a user from Redis, SQL, the log and the next model; no replay restores them.
 
-    The stream may run meanwhile. Kafka keeps its records until their retention ends. Repeat the
+    The stream job may keep running. Kafka keeps its records until their retention ends. Repeat the
     command after an interruption.
     """
     from afterclick.settings import Settings

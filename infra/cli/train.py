@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from infra.cli.output import AsJson, emit, progress
+from infra.cli.output import AsJson, emit, progress, stop_signals
 
 if TYPE_CHECKING:
     from training.pipeline import Pipeline
@@ -27,11 +27,8 @@ def train(as_json: AsJson = False) -> None:
     If no model is served yet, a model without its ranker is published first.
     """
     start = time.monotonic()
-    with steps_of("train") as steps:
-        report, evaluation, published = steps.run_all()
-    seconds = round(time.monotonic() - start, 1)
-    details = {"etl": report.model_dump(), "evaluation": evaluation.model_dump()}
-    _emit({**published.model_dump(), "seconds": seconds, **details}, as_json)
+    answer = _run_steps("train")
+    _emit(answer | {"seconds": round(time.monotonic() - start, 1)}, as_json)
 
 
 @app.command()
@@ -45,19 +42,14 @@ def retrain(
 
     One training at a time, at low priority; its state is in retrain.json in the home folder.
     """
-    import signal
-    import threading
-
     import structlog
 
     from afterclick.settings import Settings
     from training.schedule import Retrain
 
     structlog.get_logger().info("scheduled training", every_minutes=every, or_after_events=events)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    Retrain(Settings(), every * 60, events).run(stop)
+    with stop_signals() as stop:
+        Retrain(Settings(), every * 60, events).run(stop)
 
 
 @pipeline_app.command("etl")
@@ -105,10 +97,14 @@ def run_deploy(as_json: AsJson = False) -> None:
 @pipeline_app.command("all")
 def run_all(as_json: AsJson = False) -> None:
     """Run all steps: the same as `afterclick train`."""
-    with steps_of("pipeline all") as steps:
+    _emit(_run_steps("pipeline all"), as_json)
+
+
+def _run_steps(command: str) -> dict[str, Any]:
+    with steps_of(command) as steps:
         report, evaluation, published = steps.run_all()
     details = {"etl": report.model_dump(), "evaluation": evaluation.model_dump()}
-    _emit({**published.model_dump(), **details}, as_json)
+    return {**published.model_dump(), **details}
 
 
 @contextmanager

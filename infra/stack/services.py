@@ -279,7 +279,7 @@ def _linked(settings: Settings) -> Settings:
 
 
 def _user_of(port: int) -> str:
-    """' by redis-server (pid 7)', or nothing if the system does not tell."""
+    """' by redis-server (pid 7)', or an empty string if the system does not report it."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.status == "LISTEN":

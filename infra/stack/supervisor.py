@@ -30,9 +30,7 @@ Task = Callable[[], Coroutine[Any, Any, None]]
 
 @dataclass
 class Supervisor:
-    """Runs servers, then the applications that need them. `note` receives each line worth
-    printing.
-    """
+    """Runs servers, then the applications that need them. `note` receives each message."""
 
     servers: list[ManagedService]
     applications: list[ManagedService]
@@ -123,7 +121,7 @@ class Supervisor:
             await asyncio.sleep(pause)
 
     async def _watch(self, service: ManagedService) -> None:
-        """Wait until the service ends; meanwhile note when it is ready."""
+        """Wait until the service ends; note when it becomes ready."""
         started, warned = time.monotonic(), False
         while service.process.running:
             if service.state is State.STARTING:
