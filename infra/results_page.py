@@ -131,7 +131,7 @@ SECTIONS: dict[str, Section] = {
         (
             Figure("training due after", "due_after_s", "s"),
             Figure("new model served after", "served_after_s", "s"),
-            Figure("p99 of lists meanwhile", "p99_ms", "ms"),
+            Figure("p99 of lists during the run", "p99_ms", "ms"),
             Figure("errors", "errors", at_most=0),
         ),
     ),

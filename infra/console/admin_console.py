@@ -128,7 +128,7 @@ _NO_JOB = "the stream job is not running"
 
 
 class FaultInjection:
-    """Injects faults where the settings allow it, and remembers the newest ones."""
+    """Injects faults if the settings allow it, and records the newest ones."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -109,13 +109,11 @@ class Demo:
             for names in _GROUPS:
                 await asyncio.gather(*(self.step(name) for name in names))
         except AfterclickError as error:
-            self._display.note(f"[red]the demo ends here, the stack runs on[/red]: {error}")
+            self._display.note(f"[red]the demo ends here, the stack keeps running[/red]: {error}")
         await announcing
 
     async def step(self, name: str) -> None:
-        """Run one step. Raises AfterclickError if it fails and the demo cannot continue
-        without it.
-        """
+        """Run one step. Raises AfterclickError if a required step fails."""
         step = self._steps[name]
         step.begin()
         try:
@@ -151,8 +149,7 @@ class Demo:
     async def _wait_for_log(self, step: DemoStep) -> None:
         """Wait until the Parquet log, which training reads, is complete; the state may still lag.
 
-        After half a minute a part of it is enough: on a small machine the first model is trained on
-        that.
+        After half a minute a part is enough: on a small machine the first model is trained on it.
         """
         published = await asyncio.to_thread(champion, self._topology.settings.kafka)
         if published:
@@ -179,9 +176,7 @@ class Demo:
         await self._train(step)
 
     async def _train_again(self, step: DemoStep) -> None:
-        """Train on the whole history if the first model had a part of it; the gate may
-        refuse it.
-        """
+        """Train on the whole history if the first model had a part of it."""
         if not self._partial:
             step.skip("not needed")
             return
@@ -279,9 +274,7 @@ async def _meanwhile(show: Callable[[], None]) -> AsyncIterator[None]:
 
 
 def find_split(home: Path, live_share: float, dataset: str | None) -> TimeSplit:
-    """Run the command in a process; downloads show their progress on standard error. Raises
-    BadDataset.
-    """
+    """Run the command in a process, with progress on standard error. Raises BadDataset."""
     command = [sys.executable, "-m", "infra", "split-dataset", str(home), str(live_share)]
     command += [dataset] if dataset else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

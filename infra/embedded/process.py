@@ -32,11 +32,8 @@ class Process:
     """A command that can be started, stopped and killed repeatedly.
 
     It runs in its own session, so that Ctrl-C reaches only this process, which then stops the child
-    in order.
-    On Linux the kernel kills it when the thread that started it ends: start it from the main
-    thread.
-    The child inherits this process's environment except AFTERCLICK_*: settings come from `env`
-    only.
+    in order. On Linux the kernel kills it when the thread that started it ends: start it from the
+    main thread. The child inherits the environment except AFTERCLICK_*: settings come from `env`.
     """
 
     name: str
@@ -44,8 +41,7 @@ class Process:
     log: Path
     env: Mapping[str, str] = field(default_factory=dict)
     on_output: Callable[[str], None] | None = None
-    """Receives each line of standard output, from a thread; the log then has standard error only.
-    """
+    """Receives each line of standard output in a thread; the log then has standard error only."""
     _popen: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _reader: threading.Thread | None = field(default=None, init=False, repr=False)
     _log_start: int = field(default=0, init=False, repr=False)
@@ -86,9 +82,7 @@ class Process:
             self._reader.start()
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until `ready` returns true. Raises Unavailable if the process ends or the time is
-        up.
-        """
+        """Wait until `ready` returns true. Raises Unavailable after the end or `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while not ready():
             if not self.running:
@@ -121,9 +115,7 @@ class Process:
             raise NotRunning(f"{self.name} has ended") from None
 
     def stop(self, timeout_s: float = 8.0) -> None:
-        """SIGTERM, then SIGKILL after `timeout_s`. Returns when it and all of its children are
-        gone.
-        """
+        """SIGTERM, then SIGKILL after `timeout_s`. Returns when all of its processes have ended."""
         if self._popen is None:
             return
         if self.running:
@@ -151,9 +143,7 @@ class Process:
         self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL to the process and to every process of its session, whatever their process
-        group.
-        """
+        """SIGKILL to the process and to every process of its session, in any process group."""
         if self._popen is None:
             return
         for pid in _session(self._popen.pid):
@@ -227,9 +217,7 @@ def _session(leader: int) -> list[int]:
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """Runs in the child before the command: ask the kernel for SIGKILL when the parent
-    thread ends.
-    """
+    """Runs in the child before the command: request SIGKILL at the end of the parent thread."""
     if sys.platform != "linux":
         return None
     prctl, parent = _libc().prctl, os.getpid()

@@ -1,4 +1,4 @@
-"""The processes of a stack: which there are, on which ports, and when each is ready."""
+"""The processes of a stack, their ports, and their readiness checks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -134,9 +135,7 @@ class Topology:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """The variables that lead other processes to this stack; no secrets except those in
-        URLs.
-        """
+        """The variables by which other processes reach this stack: no secrets outside URLs."""
         variables = self.settings.environment()
         return {name: value for name, value in variables.items() if _ADDRESS(name)}
 
@@ -176,9 +175,7 @@ class Topology:
         ]
 
     def applications(self, retrain: bool = False) -> list[ManagedService]:
-        """The API, the admin console, the stream job and the pages; scheduled training on
-        request.
-        """
+        """The API, the admin console, the stream job, the pages and optionally training."""
         settings = self.settings
         services = [
             self._web("serve", settings.serving.url),
@@ -187,24 +184,20 @@ class Topology:
             self._web("ui", settings.ui.url),
         ]
         if retrain:
-            process = self.command("retrain", "retrain")
-            services.append(
-                ManagedService("retrain", process, lambda: _is_scheduling(settings.home))
-            )
+            ready = partial(_is_scheduling, settings.home)
+            services.append(ManagedService("retrain", self.command("retrain", "retrain"), ready))
         return services
 
     def _web(self, name: str, url: str) -> ManagedService:
-        process = self.command(name, name)
+        ready = partial(http_ok, f"{url}/health/live")
         return ManagedService(
-            name, process, lambda: http_ok(f"{url}/health/live"), url=url, port=urlsplit(url).port
+            name, self.command(name, name), ready, url=url, port=urlsplit(url).port
         )
 
     def _stream(self) -> ManagedService:
         process = self.command("stream", "stream")
-        settings = self.settings
-        return ManagedService(
-            "stream", process, lambda: _runs_queries(settings, process.pid), warn_after_s=120
-        )
+        ready = partial(_runs_queries, self.settings, process)
+        return ManagedService("stream", process, ready, warn_after_s=120)
 
 
 def memory_mib(pid: int | None) -> float | None:
@@ -234,8 +227,8 @@ def http_ok(url: str, timeout_s: float = 1.0) -> bool:
         return False
 
 
-def _runs_queries(settings: Settings, pid: int | None) -> bool:
-    """Whether the stream job with this process id has marked its queries as running."""
+def _runs_queries(settings: Settings, job: Process) -> bool:
+    """Whether this stream job has marked its queries as running."""
     client: redis.Redis = redis.Redis.from_url(
         settings.redis.url, socket_timeout=1, socket_connect_timeout=1, decode_responses=True
     )
@@ -245,7 +238,7 @@ def _runs_queries(settings: Settings, pid: int | None) -> bool:
         return False
     finally:
         client.close()
-    return owner is not None and str(owner).split("/")[1] == str(pid)
+    return owner is not None and str(owner).split("/")[1] == str(job.pid)
 
 
 def _is_scheduling(home: Path) -> bool:

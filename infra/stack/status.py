@@ -46,7 +46,7 @@ class DemoStep:
         self.seconds, self.state = self.elapsed, state
 
     def skip(self, note: str) -> None:
-        """There is nothing to do."""
+        """End the step without work."""
         self.note, self.state = note, "skipped"
 
     @property
@@ -67,7 +67,7 @@ class DemoStep:
 
 @dataclass
 class Display:
-    """Prints lines that stay; below them, on a terminal, a table that is redrawn."""
+    """Prints messages; below them, on a terminal, a table that is redrawn."""
 
     console: Console
     began: float = field(default_factory=time.monotonic)

@@ -1,6 +1,6 @@
 """Start the services, keep them running, stop them in order, and leave no process behind.
 
-Everything runs in the main thread's event loop: the kernel ends a child with the thread that
+Everything runs in the event loop of the main thread: the kernel ends a child with the thread that
 started it.
 """
 
@@ -53,11 +53,9 @@ class Supervisor:
         return self._stop.is_set()
 
     async def run(self, between: Callable[[], None], *tasks: Task) -> None:
-        """Run until SIGINT, SIGTERM or SIGHUP. `between` runs once the servers answer, then
-        `tasks`.
+        """Run until SIGINT, SIGTERM or SIGHUP; once the servers answer, `between`, then `tasks`.
 
-        Raises Unavailable if an essential service does not start. Every process has ended on
-        return.
+        Raises Unavailable if an essential service does not start. Ends every process.
         """
         try:
             with self._signals():
@@ -89,7 +87,7 @@ class Supervisor:
         _end([service.process for service in self.servers], SERVERS_GRACE_S)
         for service in self.services:
             service.state = State.STOPPED
-        self.note("stopped, nothing left running")
+        self.note("stopped: every process has ended")
 
     async def _run(self, between: Callable[[], None], tasks: tuple[Task, ...]) -> None:
         async with asyncio.TaskGroup() as group:

@@ -76,7 +76,7 @@ def up(settings: Settings, options: UpOptions) -> None:
 def down(home: Path, timeout_s: float) -> int | None:
     """Stop the stack of this home and wait for its end; its process id, None if none runs.
 
-    Raises Unavailable if it runs on after `timeout_s`.
+    Raises Unavailable if it still runs after `timeout_s`.
     """
     pid = running_stack(home)
     if pid is None:
@@ -183,7 +183,7 @@ _TIMEOUT_S = 5.0
 
 
 class ProgressProbe:
-    """Keeps one connection per server; what does not answer counts as zero."""
+    """Keeps one connection per server; a server that does not answer counts as zero."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

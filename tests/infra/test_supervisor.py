@@ -87,7 +87,7 @@ def test_a_service_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     small = Small(tmp_path, server=IGNORES_SIGTERM, application=IGNORES_SIGTERM)
     small.run_until("application ready")
     stopping = small.notes.index("stopping")
-    assert small.notes[stopping:] == ["stopping", "stopped, nothing left running"]
+    assert small.notes[stopping:] == ["stopping", "stopped: every process has ended"]
     assert not small.application.process.running
 
 
