@@ -81,7 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
                 booster.predict(table[top], pred_contrib=True, num_threads=1)
             )
             source, parts = api.Tier.PERSONALISED, dict(group_contributions(contributions))
-            user = RequestUser.of(user_id, True, history, state)
+            user = RequestUser(history, state, is_known=True)
             texts = reasons(snapshot, user, items, sources)
         listed = []
         for i, item in enumerate(items.tolist()):

@@ -165,25 +165,25 @@ async def stop_simulation(console: ConsoleDep) -> ActionResult:
 @router.post("/models/list", status_code=202)
 async def list_models(console: ConsoleDep) -> JobState:
     """Read models, metrics and gate decisions from the registry: the job `models`."""
-    return _state(console.list_models())
+    return _state(console.jobs.start("models", "models", "ls", "--json"))
 
 
 @router.post("/models/train", status_code=202)
 async def train(console: ConsoleDep) -> JobState:
     """Train on the log; the gate decides whether the model is served: the job `train`."""
-    return _state(console.train())
+    return _state(console.jobs.start("train", "train", "--json"))
 
 
 @router.post("/models/promote", status_code=202)
 async def promote(console: ConsoleDep, body: Promotion) -> JobState:
     """Serve this model, regardless of its metrics: the job `promote`."""
-    return _state(console.promote(body.version))
+    return _state(console.jobs.start("promote", "models", "promote", body.version, "--json"))
 
 
 @router.post("/models/rollback", status_code=202)
 async def roll_back(console: ConsoleDep) -> JobState:
     """Serve the previous model: the job `promote`."""
-    return _state(console.roll_back())
+    return _state(console.jobs.start("promote", "models", "rollback", "--json"))
 
 
 @router.post("/reconcile", status_code=202)

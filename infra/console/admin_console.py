@@ -88,18 +88,6 @@ class AdminConsole:
         arguments = ("reconcile", "--wait", str(RECONCILE_WAIT_S), "--json")
         return self.jobs.start("reconcile", *arguments, before=self._pause, after=self._continue)
 
-    def train(self) -> Job:
-        return self.jobs.start("train", "train", "--json")
-
-    def promote(self, version: str) -> Job:
-        return self.jobs.start("promote", "models", "promote", version, "--json")
-
-    def roll_back(self) -> Job:
-        return self.jobs.start("promote", "models", "rollback", "--json")
-
-    def list_models(self) -> Job:
-        return self.jobs.start("models", "models", "ls", "--json")
-
     async def stop(self) -> None:
         """End every child process."""
         await asyncio.gather(asyncio.to_thread(self.simulation.stop), self.jobs.stop())
