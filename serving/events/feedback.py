@@ -1,6 +1,6 @@
 """Write feedback to its topic; a request continues once Kafka has acknowledged the record.
 
-writes  topic  feedback
+writes  topic  feedback, and reviews for reviews
 
 `KafkaHealth` is an adaptive failure detector: an acknowledgement that takes ten times its usual
 latency triggers a probe. A Kafka that is slow but answers the probe is waited for.
