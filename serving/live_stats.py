@@ -19,7 +19,7 @@ from afterclick.settings import Settings
 from afterclick.trends import HALF_LIVES_MS
 from serving.monitoring import STAGES, Metrics
 from serving.push import Hub
-from serving.state.dead_letter_reader import DeadLetterReader
+from serving.state.kafka_reader import DeadLetterReader
 from serving.state.live_trends import TrendFeed
 from serving.state.snapshot_builder import SnapshotStore
 

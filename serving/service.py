@@ -32,8 +32,7 @@ from serving.control.store import Database
 from serving.control.users import UserDirectory
 from serving.control.write_behind import WriteBehind
 from serving.events.feedback import AckTimeouts, FeedbackLog
-from serving.events.impressions import ImpressionLog
-from serving.events.reactions import ReactionCounter, ShownList
+from serving.events.reactions import ImpressionLog, ReactionCounter, ShownList
 from serving.live_stats import LiveStats
 from serving.monitoring import EventLoopLag, Metrics
 from serving.problems import BODY_S

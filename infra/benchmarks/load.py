@@ -30,7 +30,7 @@ _TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class RequestSpec:
     """A GET and the check of its response body: `check` returns the error, or None."""
 
     raw: bytes
@@ -65,7 +65,7 @@ class LoadResult:
 
 @dataclass(frozen=True, slots=True)
 class _Response:
-    call: Call
+    call: RequestSpec
     latency_s: float
     late_s: float
     content: bytes | str
@@ -182,14 +182,14 @@ def json_body(response: bytes, status: int) -> Any:
 
 
 async def _open_loop(
-    port: int, calls: Sequence[Call], rate: float, stop: Event | None
+    port: int, calls: Sequence[RequestSpec], rate: float, stop: Event | None
 ) -> LoadResult:
     gaps = np.random.default_rng(1).exponential(1 / rate, len(calls))
     scheduled = np.cumsum(gaps) + time.perf_counter() + 0.2
     pool = ConnectionPool(port, CONNECTIONS)
     responses: list[_Response] = []
 
-    async def send(call: Call, due: float) -> None:
+    async def send(call: RequestSpec, due: float) -> None:
         sent = time.perf_counter()
         content = await pool.try_call(call.raw)
         responses.append(_Response(call, time.perf_counter() - due, sent - due, content))
@@ -210,14 +210,14 @@ async def _open_loop(
 
 
 def open_loop(
-    port: int, calls: Sequence[Call], rate: float, stop: Event | None = None
+    port: int, calls: Sequence[RequestSpec], rate: float, stop: Event | None = None
 ) -> LoadResult:
     """Send `calls` at `rate` per second on average, as a Poisson process; ends early on `stop`."""
     return asyncio.run(_open_loop(port, calls, rate, stop))
 
 
 async def _closed_loop(
-    port: int, calls: Sequence[Call], seconds: float, clients: int
+    port: int, calls: Sequence[RequestSpec], seconds: float, clients: int
 ) -> LoadResult:
     responses: list[_Response] = []
     end, turn = time.perf_counter() + seconds, iter(range(10**9))
@@ -237,7 +237,9 @@ async def _closed_loop(
     return _result(responses, seconds)
 
 
-def closed_loop(port: int, calls: Sequence[Call], seconds: float, clients: int) -> LoadResult:
+def closed_loop(
+    port: int, calls: Sequence[RequestSpec], seconds: float, clients: int
+) -> LoadResult:
     """`clients` connections that each send the next call after the last response."""
     return asyncio.run(_closed_loop(port, calls, seconds, clients))
 

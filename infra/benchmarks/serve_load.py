@@ -26,7 +26,7 @@ from infra.benchmarks.harness import (
     served_shop,
 )
 from infra.benchmarks.host_stalls import watch_host
-from infra.benchmarks.load import Call, LoadResult, closed_loop, get, open_loop
+from infra.benchmarks.load import LoadResult, RequestSpec, closed_loop, get, open_loop
 from infra.benchmarks.synthetic import SyntheticShop, build_shop
 
 log = structlog.get_logger()
@@ -41,7 +41,7 @@ class RequestMix:
     known: float = 0.7
     new: float = 0.2
 
-    def calls(self, shop: SyntheticShop, count: int) -> list[Call]:
+    def calls(self, shop: SyntheticShop, count: int) -> list[RequestSpec]:
         """`count` calls in random order."""
         rng = np.random.default_rng(3)
         kinds = rng.choice(3, count, p=(self.known, self.new, 1 - self.known - self.new))
@@ -50,11 +50,11 @@ class RequestMix:
         for i, kind in enumerate(kinds.tolist()):
             if kind == 2:
                 path = f"/similar-items?item_id={shop.items[items[i]]}&n={N}"
-                calls.append(Call(get(path), _check_similar))
+                calls.append(RequestSpec(get(path), _check_similar))
                 continue
             user, source = (str(users[i]), "personalised") if not kind else (f"new-{i}", "trending")
             path = f"/recommendations?user_id={user}&n={N}"
-            calls.append(Call(get(path), _list_check(user, source)))
+            calls.append(RequestSpec(get(path), _list_check(user, source)))
         return calls
 
 
@@ -91,7 +91,7 @@ class ServeBenchmark(Benchmark):
                     self._measure_baseline(servers.settings, calls, figures)
             return figures
 
-    def _fixed_rate(self, api: RunningApi, calls: list[Call]) -> Figures:
+    def _fixed_rate(self, api: RunningApi, calls: list[RequestSpec]) -> Figures:
         open_loop(api.port, calls[: int(self.rate * 3)], self.rate)
         cpu_before, reused_before = cpu_s(api.process), _reused(api)
         with watch_host() as stalls:
@@ -110,7 +110,7 @@ class ServeBenchmark(Benchmark):
             **stalls.figures(),
         }
 
-    def _saturate(self, api: RunningApi, calls: list[Call], figures: Figures) -> float:
+    def _saturate(self, api: RunningApi, calls: list[RequestSpec], figures: Figures) -> float:
         """Requests per second of the closed loop; adds its errors to the figures."""
         closed_loop(api.port, calls, 2.0, CLIENTS)
         result = closed_loop(api.port, calls, self.saturate_s, CLIENTS)
@@ -118,7 +118,9 @@ class ServeBenchmark(Benchmark):
         _log("saturated", result)
         return result.rate
 
-    def _measure_baseline(self, settings: Settings, calls: list[Call], figures: Figures) -> None:
+    def _measure_baseline(
+        self, settings: Settings, calls: list[RequestSpec], figures: Figures
+    ) -> None:
         module = ("infra.benchmarks.baseline",)
         with running_api(settings, lambda api: api.model() is not None, module) as api:
             figures["plain_fastapi_max_rps"] = round(self._saturate(api, calls, figures), 1)

@@ -1,8 +1,7 @@
 """The `afterclick` command.
 
 Command functions import what they run, so that help is instant and a process loads only the
-packages of
-its own extra.
+packages of its own extra.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from infra.cli import (
     data,
     evaluate,
     ingest,
-    models,
     simulate,
     stack,
     stream,
@@ -29,7 +27,7 @@ GROUPS = {
     "data": data.app,
     "ingest": ingest.app,
     "pipeline": train.pipeline_app,
-    "models": models.app,
+    "models": train.models_app,
     "als": evaluate.als_app,
     "bench": bench.app,
     "dlq": stream.dlq_app,

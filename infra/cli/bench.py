@@ -66,7 +66,7 @@ def retrain(
     as_json: AsJson = False,
 ) -> None:
     """A model is trained, evaluated, published and swapped in under load, while events arrive."""
-    from infra.benchmarks.retraining import RetrainingBenchmark
+    from infra.benchmarks.model_swap import RetrainingBenchmark
 
     emit(_run(RetrainingBenchmark(rate=rate, events_per_s=events, due=due)), as_json)
 

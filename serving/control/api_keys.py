@@ -24,7 +24,7 @@ from afterclick.events import now
 from afterclick.settings import ApiKey, ApiScope, ServingSettings
 from serving.control.rules import Name, Text
 from serving.control.store import Database, readable
-from serving.control.tables import api_keys as table
+from serving.control.store import api_keys as table
 
 Scopes = Annotated[tuple[ApiScope, ...], Field(min_length=1, max_length=3)]
 KeyOwner = tuple[str | None, tuple[ApiScope, ...] | None]

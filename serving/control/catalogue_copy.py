@@ -19,7 +19,7 @@ from sqlalchemy import Connection, delete, select
 
 from afterclick.events import Item
 from serving.control.store import Database, insert_into, readable
-from serving.control.tables import items as table
+from serving.control.store import items as table
 from serving.control.write_behind import PendingRows
 from serving.state.item_catalogue import Catalogue, Change
 

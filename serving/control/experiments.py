@@ -31,9 +31,8 @@ from serving.control.significance import (
     ctr_p_value,
     sample_ratio_p_value,
 )
-from serving.control.store import readable
-from serving.control.tables import experiment_users
-from serving.control.tables import experiments as table
+from serving.control.store import experiment_users, readable
+from serving.control.store import experiments as table
 from serving.request import Options
 
 Part = Literal["model", "history", "trend", "content", "base", "popularity"]

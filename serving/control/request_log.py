@@ -17,8 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, delete, insert
 
-from serving.control.store import Database
-from serving.control.tables import request_log
+from serving.control.store import Database, request_log
 from serving.control.write_behind import PendingRows
 
 MAX_PENDING: Final = 20_000

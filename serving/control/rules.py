@@ -32,7 +32,7 @@ from sqlalchemy import Connection, delete, insert, select
 from afterclick.arrays import Float64Array, IntArray
 from afterclick.events import PRINTABLE, Id, new_id, now, printable
 from serving.control.store import readable
-from serving.control.tables import rules as table
+from serving.control.store import rules as table
 from serving.state.catalogue_query import Condition, matching
 from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import NO_RULES, ActiveRules, Pin

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, func, select
 
 from afterclick.events import now
 from serving.control.store import Database, insert_into
-from serving.control.tables import users as table
+from serving.control.store import users as table
 from serving.control.write_behind import PendingRows
 
 MAX_PENDING: Final = 100_000

@@ -1,27 +1,112 @@
-"""Impressions and the reactions to them: CTR by source, model and rank, and per experiment.
+"""Write impressions and count reactions: CTR by source, model and rank, and per experiment.
 
-writes  sql  experiment_users: counts per user, incremented by every process
+writes  topic  impressions
 
-An impression counts as clicked at the first click, like, basket or purchase that names it, and as
-purchased at the first purchase. The newest `MAX_OPEN` impressions of this process are remembered;
-reactions to older ones, and to those of other processes, are not counted.
+While Kafka is down the producer buffers; impressions beyond its buffer are dropped and counted.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import orjson
 from cachetools import FIFOCache
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from sqlalchemy import Connection
 
-from afterclick.events import Action
+from afterclick import events
+from afterclick.events import IMPRESSION_TYPE, Action
+from afterclick.settings import KafkaSettings
 from serving.control.experiments import Assigned
 from serving.control.store import Database, insert_into
-from serving.control.tables import experiment_users as table
+from serving.control.store import experiment_users as table
 from serving.control.write_behind import PendingRows
+from serving.response_cache import Recommendation
+
+SOURCE = "/serving"
+BUFFER = 20_000
+VISITOR = "visitor"
+"""User id of impressions without a user."""
+
+
+class ImpressionLog:
+    """A producer that never blocks."""
+
+    def __init__(self, settings: KafkaSettings, producer: Producer | None = None) -> None:
+        self._topic = settings.topics.impressions
+        self.dropped = 0
+        self._producer = producer or Producer(
+            {
+                "bootstrap.servers": settings.bootstrap,
+                "partitioner": "murmur2_random",
+                "acks": "all",
+                "linger.ms": 50,
+                "message.timeout.ms": 30_000,
+                "queue.buffering.max.messages": BUFFER,
+                "log_level": 0,
+                "delivery.report.only.error": True,
+                "on_delivery": self._on_delivery,
+            }
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="impression-reports", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def append(self, answer: Recommendation) -> None:
+        """Write one impression."""
+        try:
+            self._producer.produce(self._topic, encode(answer), answer.body["user_id"] or VISITOR)
+        except (BufferError, KafkaException):  # KafkaException: unknown topic
+            self.dropped += 1
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """Flush for at most `timeout_s`, and end the thread."""
+        self._producer.flush(timeout_s)
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(1.0)
+
+    def _on_delivery(self, error: KafkaError | None, _: Message) -> None:
+        self.dropped += error is not None
+
+    def _poll(self) -> None:
+        while not self._stop.is_set():
+            self._producer.poll(0.2)
+
+
+def encode(answer: Recommendation) -> bytes:
+    """The JSON of an ImpressionEvent, as `events.encode` writes it, without building the event."""
+    body = answer.body
+    impression: dict[str, Any] = {
+        "impression_id": body["impression_id"],
+        "user_id": body["user_id"] or VISITOR,
+        "items": orjson.Fragment(answer.rendered.impression_rows),
+        "model_version": body["model_version"],
+        "source": body["source"],
+        "policy": answer.policy,
+    }
+    experiment = body.get("experiment")
+    if experiment is not None:
+        impression |= {"experiment": experiment["name"], "arm": experiment["arm"]}
+    return orjson.dumps(
+        {
+            "specversion": "1.0",
+            "id": body["impression_id"],
+            "source": SOURCE,
+            "type": IMPRESSION_TYPE,
+            "time": events.now(),
+            "subject": body["user_id"] or VISITOR,
+            "datacontenttype": "application/json",
+            "data": impression,
+        }
+    )
+
 
 MAX_OPEN: Final = 50_000
 MAX_PENDING: Final = 100_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from afterclick.settings import Settings
-from infra.benchmarks.faults.fault_events import MALFORMED, events, produce
+from infra.benchmarks.faults.fault_case import MALFORMED, events, produce
 from streaming.proof.dead_letters import read_dead_letters
 from streaming.proof.reconcile import reconcile
 from tests.serving.mini_stream import MiniStream

@@ -15,7 +15,7 @@ from infra.benchmarks.faults.broker_faults import (
     deliver,
     read_values,
 )
-from infra.benchmarks.faults.fault_events import NO_ACKS, SteadyProducer
+from infra.benchmarks.faults.fault_case import NO_ACKS, SteadyProducer
 from infra.embedded.kafka import KafkaServer, ensure_topics
 from tests.waiting import wait_until
 

@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from afterclick.errors import LogTruncated
 from afterclick.settings import Settings
 from infra.benchmarks.faults.broker_faults import truncate_past_position
-from infra.benchmarks.faults.fault_events import events, produce
+from infra.benchmarks.faults.fault_case import events, produce
 from streaming.connection import load_functions
 from streaming.handover import Context, MicroBatch, RealTime
 

@@ -24,8 +24,7 @@ from serving.control.api_keys import (
     revoke_key,
 )
 from serving.control.auth import check_address
-from serving.control.store import Database
-from serving.control.tables import api_keys
+from serving.control.store import Database, api_keys
 from serving.routes.sockets import INVALID
 from tests.serving.running import Running
 from tests.serving.test_auth import bearer

@@ -12,8 +12,7 @@ from afterclick.events import Item
 from afterclick.settings import KafkaSettings, Settings
 from infra.embedded.server import free_port
 from serving.control.catalogue_copy import BATCH_ROWS, CLOCK_SKEW_MS, CatalogueCopy
-from serving.control.store import Database
-from serving.control.tables import items
+from serving.control.store import Database, items
 from serving.state.item_catalogue import Catalogue, Change
 from tests.serving import shop
 from tests.serving.running import Running

@@ -8,8 +8,7 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import insert, select
 
-from serving.control.store import Database, forget_user
-from serving.control.tables import experiment_users, request_log
+from serving.control.store import Database, experiment_users, forget_user, request_log
 
 
 @pytest.mark.parametrize("user_id", ["ann", "100%_ann", "ann & bob/ü"])

@@ -13,8 +13,7 @@ from sqlalchemy import func, insert, select
 
 from afterclick.settings import ServingSettings, Settings
 from serving.control.request_log import MAX_PENDING, LoggedRequest, RequestLog
-from serving.control.store import Database
-from serving.control.tables import request_log
+from serving.control.store import Database, request_log
 from serving.control.write_behind import WriteBehind
 from tests.serving.running import Running
 from tests.waiting import PATIENCE_S, wait_until

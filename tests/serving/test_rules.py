@@ -14,7 +14,7 @@ from sqlalchemy import insert
 from afterclick.events import Item
 from serving.control.rules import Rule, RuleDraft, add_rule, read_rules, remove_rule
 from serving.control.store import Database
-from serving.control.tables import rules as table
+from serving.control.store import rules as table
 from serving.rerank import PINNED
 from serving.state.catalogue_query import matching
 from serving.state.snapshot import NO_RULES

@@ -11,8 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import insert, inspect, select, text
 
 from afterclick.errors import BadInput, Unavailable
-from serving.control.store import Database, head
-from serving.control.tables import metadata, rules
+from serving.control.store import Database, head, metadata, rules
 
 NAMES = set(metadata.tables)
 

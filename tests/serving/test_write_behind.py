@@ -9,8 +9,7 @@ from sqlalchemy import Connection, insert, select
 
 from afterclick.errors import Unavailable
 from afterclick.events import now
-from serving.control.store import Database
-from serving.control.tables import rules
+from serving.control.store import Database, rules
 from serving.control.write_behind import PendingRows, Syncable, WriteBehind
 from tests.waiting import wait_until
 

@@ -14,7 +14,7 @@ from afterclick.settings import Settings, TrainingSettings
 from infra.cli import app
 from training.config import PRESETS
 from training.evaluation import reviews
-from training.evaluation.clicks import ClickModel, simulate
+from training.evaluation.list_analysis import ClickModel, simulate
 from training.evaluation.measure import Answers
 from training.evaluation.time_split import cut_of
 from training.mlflow_registry import MlflowRegistry

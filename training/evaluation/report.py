@@ -97,7 +97,7 @@ def _clicks(simulated: Result) -> list[str]:
     assumptions = ", ".join(f"{name} = {value}" for name, value in simulated["assumptions"].items())
     lines = [
         f"Computed from assumptions, not from clicks: {assumptions} "
-        "(defined in training/evaluation/clicks.py). Lift over popularity on the `live` queries.",
+        "(training/evaluation/list_analysis.py). Lift over popularity on the `live` queries.",
         "",
         "| model | click lift | purchase lift | " + " | ".join(simulated["sensitivity"]) + " |",
         "|---|---|---|" + "---|" * len(simulated["sensitivity"]),

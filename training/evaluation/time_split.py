@@ -27,7 +27,7 @@ from afterclick.trends import DAY_MS
 from training import interactions, workspace
 from training.config import ModelConfig
 from training.evaluation import list_metrics, report, reviews
-from training.evaluation.clicks import simulate
+from training.evaluation.list_analysis import segments, simulate
 from training.evaluation.measure import (
     Answers,
     FullRanking,
@@ -39,7 +39,6 @@ from training.evaluation.measure import (
 )
 from training.evaluation.reviews import Reviews
 from training.evaluation.scorers import NCF_DECAY, NCF_EPOCHS, ScorerInputs, ncf, scorers
-from training.evaluation.segments import segments
 from training.fit import ModelTrainer, trainer
 from training.interactions import Interactions, TooFewInteractions
 from training.mlflow_registry import MlflowRegistry

@@ -5,8 +5,16 @@ from __future__ import annotations
 from afterclick.events import Action
 from afterclick.io.client import Client
 from afterclick.settings import Settings
-from infra.benchmarks.faults.fault_case import SMALL_BATCHES, FaultCase, FaultLoad, lost_events
-from infra.benchmarks.faults.fault_events import MALFORMED, Row, events, produce
+from infra.benchmarks.faults.fault_case import (
+    MALFORMED,
+    SMALL_BATCHES,
+    FaultCase,
+    FaultLoad,
+    Row,
+    events,
+    lost_events,
+    produce,
+)
 from infra.benchmarks.harness import own_stack, running_api
 from infra.embedded.server import LOOPBACK
 from streaming.proof.dead_letters import read_dead_letters

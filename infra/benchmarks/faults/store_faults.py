@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from afterclick.settings import Settings
-from infra.benchmarks.faults.fault_case import NO_FENCE, SMALL_BATCHES, FaultCase, FaultLoad
-from infra.benchmarks.faults.fault_events import events, produce
+from infra.benchmarks.faults.fault_case import (
+    NO_FENCE,
+    SMALL_BATCHES,
+    FaultCase,
+    FaultLoad,
+    events,
+    produce,
+)
 from infra.benchmarks.harness import Stack, own_stack
 from streaming.proof.reconcile import Reconciliation, reconcile
 

@@ -13,9 +13,11 @@ from infra.benchmarks.faults.fault_case import (
     SMALL_BATCHES,
     FaultCase,
     FaultLoad,
+    SteadyProducer,
+    events,
     lost_events,
+    produce,
 )
-from infra.benchmarks.faults.fault_events import SteadyProducer, events, produce
 from infra.benchmarks.harness import Stack, StreamJob, own_stack
 from streaming.apply import CHUNK
 from streaming.proof.reconcile import Reconciliation, reconcile

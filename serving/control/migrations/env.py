@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import text
 
-from serving.control.tables import metadata
+from serving.control.store import metadata
 
 connection = context.config.attributes["connection"]
 if connection.dialect.name == "postgresql":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from serving.control.tables import UtcDateTime
+from serving.control.store import UtcDateTime
 
 revision = "0001"
 down_revision = None
