@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -93,7 +94,7 @@ def run(
         start = time.perf_counter()
         model = make(request.model, settings)
         if found.cut_off and not split.inner:  # the number of epochs is unknown
-            stopping = EarlyStopping(lambda m=model: validation_score(m, split, request))  # type: ignore[misc]
+            stopping = EarlyStopping(partial(validation_score, model, split, request))
             cast(EpochModel, model).fit(train, seed, stopping)
         else:
             model.fit(train, seed)
