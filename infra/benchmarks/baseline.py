@@ -135,6 +135,13 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def group_contributions(contributions: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Group → (c,), and `base`, from LightGBM's pred_contrib (c, F + 1); the sum is the score."""
+    groups = np.array([part for _, part in FEATURES])
+    sums = {part: contributions[:, :-1][:, groups == part].sum(axis=1) for part in PARTS}
+    return {**sums, "base": contributions[:, -1]}
+
+
 def main() -> None:
     """Run it like `afterclick serve`: one worker, uvloop, httptools."""
     settings = Settings()
@@ -151,11 +158,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def group_contributions(contributions: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Group → (c,), and `base`, from LightGBM's pred_contrib (c, F + 1); they add up to the
-    score."""
-    groups = np.array([part for _, part in FEATURES])
-    sums = {part: contributions[:, :-1][:, groups == part].sum(axis=1) for part in PARTS}
-    return {**sums, "base": contributions[:, -1]}
