@@ -26,8 +26,8 @@ CATALOGUE = [
 EQUAL, BETTER = 0.999, 0.95
 """Confidence levels: stricter for equal arms, so that a false alarm is rare."""
 VISITS = 10
-FEW, MANY = 160, 320
-"""Numbers of shoppers: for equal arms, and enough to detect the difference between arms."""
+FEW, MANY = 160, 960
+"""Numbers of users: for equal arms, and enough to detect the difference between the arms (z > 4)."""
 
 
 @pytest.fixture
@@ -79,6 +79,7 @@ def impressions(settings: Settings, name: str, count: int) -> list[ImpressionEve
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_better_arm_is_found_and_equal_arms_show_no_difference(
     mall: Running, settings: Settings
