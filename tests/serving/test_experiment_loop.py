@@ -27,7 +27,7 @@ EQUAL, BETTER = 0.999, 0.95
 """Confidence levels: stricter for equal arms, so that a false alarm is rare."""
 VISITS = 10
 FEW, MANY = 160, 960
-"""Numbers of users: for equal arms, and enough to detect the difference between the arms (z > 4)."""
+"""Numbers of users: for equal arms, and enough to detect the planted difference (z > 4)."""
 
 
 @pytest.fixture
