@@ -163,7 +163,6 @@ def test_a_killed_service_is_restarted(stack: StackInATerminal) -> None:
     assert stack.list_for("unknown")["items"]
 
 
-@pytest.mark.long
 def test_a_stream_job_killed_from_the_dashboard_restarts_without_loss(
     stack: StackInATerminal,
 ) -> None:
@@ -193,7 +192,6 @@ def test_ctrl_c_stops_every_process_within_ten_seconds(stack: StackInATerminal) 
     assert stack.status()["running"] is False
 
 
-@pytest.mark.long
 def test_a_restarted_stack_continues_the_replay_with_its_model(stack: StackInATerminal) -> None:
     stack.start("--replay", "--rate", "5")
     assert ": 0 reviews before" in stack.line_with("history: ")
@@ -201,14 +199,12 @@ def test_a_restarted_stack_continues_the_replay_with_its_model(stack: StackInATe
     assert "personalised" in stack.line_with("first personalised list from a model")
 
 
-@pytest.mark.long
 def test_a_killed_supervisor_leaves_no_process(stack: StackInATerminal) -> None:
     assert len(stack.processes()) > 5
     stack.end(signal.SIGKILL)
     wait_until(lambda: not stack.processes(), every=0.5, what="every child is gone")
 
 
-@pytest.mark.long
 def test_down_stops_the_stack_from_another_shell(stack: StackInATerminal) -> None:
     stack.start()
     stack.line_with("serve ready")
