@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -179,14 +179,31 @@ class HistoryEntry:
         return cls(event_id, item_id, Action(action), rating, int(time_ms))
 
 
-def effective(history: Iterable[HistoryEntry]) -> list[HistoryEntry]:
+IdT_co = TypeVar("IdT_co", covariant=True)
+
+
+class PastEvent(Protocol[IdT_co]):
+    """An event of a history: a stored entry, or a row of a log."""
+
+    @property
+    def item_id(self) -> IdT_co: ...
+    @property
+    def action(self) -> Action: ...
+    @property
+    def time_ms(self) -> int: ...
+
+
+EventT = TypeVar("EventT", bound=PastEvent[Any])
+
+
+def effective(history: Iterable[EventT]) -> list[EventT]:
     """The history without undone entries and without the `undo` entries, in the same order.
 
     An undo cancels the user's entries for the same item up to its own event time. An item with no
     entry left counts as unseen.
     """
     entries = list(history)
-    undone: dict[str, int] = {}
+    undone: dict[Any, int] = {}
     for entry in entries:
         if entry.action is Action.UNDO:
             undone[entry.item_id] = max(entry.time_ms, undone.get(entry.item_id, entry.time_ms))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.events import Action
 from afterclick.model import Model
-from afterclick.state import HistoryEntry, effective
+from afterclick.state import PastEvent, effective
 
+IdT = TypeVar("IdT")
 _WOODBURY_UP_TO = 16
 """Items of a history up to which fold-in by Woodbury's identity is cheaper."""
 
@@ -23,9 +25,9 @@ class UserState:
     items: IntArray
     """(h,) items of positive actions, newest first, without repeats."""
     weights: FloatArray
-    """(h,) weight of each action."""
+    """(h,) weight of the strongest action on each item."""
     times_ms: Float64Array
-    """(h,) event times."""
+    """(h,) event time of the newest action on each item."""
     seen: IntArray
     """Items never to show: every item of the history, skipped ones too, without undone ones."""
     now_ms: float
@@ -33,22 +35,26 @@ class UserState:
     @classmethod
     def of(
         cls,
-        history: Iterable[HistoryEntry],
-        index: Callable[[str], int | None],
+        history: Iterable[PastEvent[IdT]],
+        index: Callable[[IdT], int | None],
         weights: Mapping[Action, float],
         now_ms: float,
     ) -> UserState:
-        """From a history, newest entry first. `index` maps an item id to its index, or None."""
+        """From a history, newest event first. `index` maps an item id to its index, or None.
+
+        The one definition of a user's state, for requests, training and evaluation.
+        """
         liked: dict[int, tuple[float, float]] = {}
         seen: dict[int, None] = {}
-        for entry in effective(history):
-            item = index(entry.item_id)
+        for event in effective(history):
+            item = index(event.item_id)
             if item is None:
                 continue
             seen[item] = None
-            weight = weights[entry.action]
-            if weight > 0 and item not in liked:
-                liked[item] = (weight, float(entry.time_ms))
+            weight = weights[event.action]
+            if weight > 0:
+                strongest, time_ms = liked.get(item, (0.0, float(event.time_ms)))
+                liked[item] = (max(weight, strongest), time_ms)
         return cls(
             np.fromiter(liked, np.int32, len(liked)),
             np.array([weight for weight, _ in liked.values()], np.float32),

@@ -31,10 +31,10 @@ plt.rcParams.update(
 BLUE, GREEN, GREY = "#5b8def", "#3bb273", "#9aa5b1"
 
 data = reviews.load(Path(os.environ["DATASET"]))
-rows = data.rows
+rows = data.log.pairs()
 users, items = rows.shape
 print(f"{len(rows):,} reviews of {items:,} items by {users:,} users")
-print(f"{data.trusted.mean():.0%} of them with an exact date")
+print(f"{data.log.trusted.mean():.0%} of them with an exact date")
 
 # %% [markdown]
 # ## Growth

@@ -45,7 +45,7 @@ print({protocol: len(queries(split, protocol)) for protocol in PROTOCOLS})
 # before it.
 
 # %%
-rows, train = split.rows, split.train
+rows, train = split.log.pairs(), split.train
 random = np.random.default_rng(0)
 past = train.item_counts()
 leaky = rows.where(random.random(len(rows)) < len(train) / len(rows)).item_counts()
@@ -55,7 +55,7 @@ asked = sample(queries(split, "cold"), 3000, 1)
 def hit_rate(score: np.ndarray) -> np.ndarray:
     """(queries,) whether the target is among the ten items with the highest scores."""
     shown = top_n(score[None, eligible].astype(np.float32), eligible, np.random.default_rng(1), 10)
-    return np.isin(asked.target, shown).astype(float)
+    return np.isin(asked.first_target, shown).astype(float)
 
 
 figure, axes = plt.subplots(figsize=(5, 3))
@@ -81,10 +81,12 @@ plt.show()
 # %%
 by_popularity = eligible[np.argsort(-past[eligible], kind="stable")]
 nothing = np.zeros((1, len(eligible)), np.float32)
-kept = np.isin(asked.target, by_popularity[:10]).mean()
+kept = np.isin(asked.first_target, by_popularity[:10]).mean()
 broken = np.mean(
     [
-        np.isin(asked.target, top_n(nothing, by_popularity, np.random.default_rng(seed), 10)).mean()
+        np.isin(
+            asked.first_target, top_n(nothing, by_popularity, np.random.default_rng(seed), 10)
+        ).mean()
         for seed in range(20)
     ]
 )
@@ -96,7 +98,7 @@ assert broken < kept
 # Among 100 random items, popularity looks many times better than among all items.
 
 # %%
-_, guarded, _ = next(trends_at(rows, np.array([split.cut_ms])))
+_, guarded = next(trends_at(split.log.votes(), np.array([split.cut_ms])))
 scores = {
     name: guarded.values[:, n]
     for n, name in enumerate(HALF_LIVES_MS)
@@ -106,8 +108,8 @@ scores["all time"] = past.astype(float)
 full, sampled = {}, {}
 for name, score in scores.items():
     full[name] = hit_rate(score).mean()
-    draws = random.choice(eligible, (len(asked.target), 100))
-    better = (score[draws] > score[asked.target][:, None]).sum(axis=1)
+    draws = random.choice(eligible, (len(asked.first_target), 100))
+    better = (score[draws] > score[asked.first_target][:, None]).sum(axis=1)
     sampled[name] = (better < 10).mean()
 figure, (left, right) = plt.subplots(1, 2)
 for axes, found, title in ((left, full, "all items"), (right, sampled, "100 sampled items")):

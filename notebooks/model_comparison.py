@@ -55,7 +55,7 @@ model = als_model(train, implicit_als(paired, config), config, near)
 models = {
     "popularity": scorers.popularity(model),
     "decayed popularity": scorers.decayed_popularity(scorers.BEST_HALF_LIFE),
-    "item-item": scorers.item_item(model),
+    "item-item": scorers.by_neighbours(*near),
     "ALS": scorers.als(model),
 }
 
@@ -68,11 +68,11 @@ models = {
 # %%
 asked = {p: sample(queries(split, p), QUESTIONS, 1) for p in ("returning", "live", "frozen")}
 rankings = {name: FullRanking(scorer, split.eligible, 1) for name, scorer in models.items()}
-lists = {p: answer(split.rows, q, rankings).lists for p, q in asked.items()}
+lists = {p: answer(split.log, q, rankings).lists for p, q in asked.items()}
 hits = {
     p: {
         m: list_metrics.hit_rate(
-            list_metrics.hits_of(shown, asked[p].target), np.ones(len(asked[p])), 10
+            list_metrics.hits_of(shown, asked[p].targets), asked[p].n_targets, 10
         )
         for m, shown in found.items()
     }

@@ -13,11 +13,11 @@ A preset names the values that trade quality for training time:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from afterclick.errors import BadInput
-from afterclick.quarantine import QuarantineLimits
+from afterclick.quarantine import ESTABLISHED_DAYS, QuarantineLimits
 from afterclick.settings import TrainingSettings
 
 PRESETS: dict[str, dict[str, int]] = {
@@ -111,6 +111,18 @@ class RankerConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """The settings of serving that decide what it knows of users and trends."""
+
+    limits: QuarantineLimits = field(default_factory=QuarantineLimits)
+    """Limits on the votes of new accounts."""
+    established_days: float = ESTABLISHED_DAYS
+    """Days from the first event until a user is established."""
+    history_length: int = 200
+    """Events in a user's history."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything a model is fitted with."""
 
@@ -123,8 +135,8 @@ class ModelConfig:
     """How titles and categories become vectors: `tfidf`, `sbert` or `sbert:NAME`."""
     min_interactions: int = 5
     """Items with fewer interactions get neither factors nor neighbours."""
-    quarantine: QuarantineLimits = field(default_factory=QuarantineLimits)
-    """Limits beyond which the rows of new accounts on an item are left out."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """What serving knows of users and trends; also limits the events that models learn from."""
 
     @classmethod
     def of(
@@ -159,6 +171,12 @@ class ModelConfig:
             content=settings.content,
             min_interactions=settings.min_interactions,
         )
+
+    def with_seed(self, seed: int) -> ModelConfig:
+        """The same configuration with another seed in every part."""
+        towers = replace(self.towers, seed=seed) if self.towers is not None else None
+        als, ranker = replace(self.als, seed=seed), replace(self.ranker, seed=seed)
+        return replace(self, als=als, towers=towers, ranker=ranker)
 
     def preset_values(self) -> dict[str, int]:
         """The values that a preset sets, by the names of the settings."""

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from afterclick.arrays import FloatArray
@@ -19,6 +18,7 @@ from afterclick.model import Model
 from afterclick.settings import Settings
 from training import ranker
 from training.config import ModelConfig
+from training.event_log import EventLog
 from training.interactions import Interactions
 from training.models import als, content_vectors, neighbours, popularity
 from training.models.als import Factorise
@@ -37,19 +37,19 @@ class FittedModel:
 
 @dataclass(frozen=True)
 class ModelTrainer:
-    """Fits models of one configuration. Rows are in order of time."""
+    """Fits models of one configuration."""
 
     config: ModelConfig
     texts: ItemTexts
     engine: Factorise
 
-    def fit(self, rows: Interactions, version: str) -> FittedModel:
-        """Everything but the ranker. Items: those of `rows` with enough interactions or a text."""
-        return self.with_towers(self.without_towers(rows, version), rows)
+    def fit(self, log: EventLog, version: str) -> FittedModel:
+        """Everything but the ranker. Items: those of `log` with enough pairs or a text."""
+        return self.with_towers(self.without_towers(log, version), log)
 
-    def without_towers(self, rows: Interactions, version: str) -> FittedModel:
+    def without_towers(self, log: EventLog, version: str) -> FittedModel:
         """All but the two towers, which take longest: a model that can be served meanwhile."""
-        rows, known = self._select(rows)
+        rows, known = self._select(log)
         config = self.config
         factors = als.factorise(known, config.als, self.engine)
         model = Model(
@@ -68,35 +68,31 @@ class ModelTrainer:
             model = replace(model, content=learned.vectors, words=learned.words)
         return FittedModel(model, _sample(factors.users, config.als.seed))
 
-    def with_towers(self, fitted: FittedModel, rows: Interactions) -> FittedModel:
-        """The same model with the two towers, if the configuration has them, learned from
-        `rows`."""
+    def with_towers(self, fitted: FittedModel, log: EventLog) -> FittedModel:
+        """The same model with the two towers, if the configuration has them, learned from `log`."""
         if self.config.towers is None:
             return fitted
-        _, known = self._select(rows)
+        _, known = self._select(log)
         from training.models import two_tower  # torch takes seconds to import
 
         towers = two_tower.fit(known, self.config.towers, fitted.model.content)
         return replace(fitted, model=replace(fitted.model, towers=towers))
 
-    def fit_ranker(
-        self, rows: Interactions, trusted: NDArray[np.bool_] | None = None
-    ) -> FittedRanker:
-        """Learn the ranker from past cuts of `rows`; raises TooFewInteractions.
-
-        `trusted` (n,) marks the rows that may become targets; default: all.
-        """
+    def fit_ranker(self, log: EventLog) -> FittedRanker:
+        """Learn the ranker from past cuts of `log`; raises TooFewInteractions."""
         with threadpool_limits(1, "blas"):  # small products, one query at a time
             return ranker.train(
-                rows, lambda past: self.fit(past, "past").model, self.config.ranker, trusted
+                log,
+                lambda past: self.fit(past, "past").model,
+                self.config.ranker,
+                self.config.replay,
             )
 
-    def _select(self, rows: Interactions) -> tuple[Interactions, Interactions]:
-        """The rows with the model's items, and of these the rows of items with enough
-        interactions."""
-        enough = self.config.min_interactions
-        rows = popularity.without_pushed_rows(rows, self.config.quarantine)
-        rows = rows.also(self.texts)  # items without interactions are retrieved by their texts
+    def _select(self, log: EventLog) -> tuple[Interactions, Interactions]:
+        """The pairs with the model's items, and of these the pairs of items with enough."""
+        enough, known = self.config.min_interactions, self.config.replay
+        log = popularity.without_pushed_rows(log, known.limits, known.established_days)
+        rows = log.pairs().also(self.texts)  # items without interactions are found by their texts
         rows = rows.choose(
             (rows.item_counts() >= enough) | np.isin(rows.item_ids, list(self.texts))
         )

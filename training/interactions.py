@@ -5,7 +5,6 @@ reads   parquet  <home>/etl/<version>/interactions, users, items, catalogue
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,10 +89,7 @@ class Interactions:
 
     def also(self, item_ids: Iterable[str]) -> Interactions:
         """With these items appended; known items keep their index."""
-        extra = sorted(set(item_ids) - set(self.item_ids.tolist()))
-        if not extra:
-            return self
-        return replace(self, item_ids=np.concatenate([self.item_ids, np.asarray(extra, np.str_)]))
+        return replace(self, item_ids=extended(self.item_ids, item_ids))
 
     def core(self, k: int) -> Interactions:
         """The k-core: rows whose user and item both have at least `k` rows in it."""
@@ -158,14 +154,10 @@ def load_catalogue(folder: Path) -> dict[str, tuple[str | None, tuple[str, ...]]
     return {row["item_id"]: (row["title"], tuple(row["categories"] or ())) for row in rows}
 
 
-def fingerprint(rows: Interactions) -> str:
-    """A hash of the interactions: 16 hex digits, independent of how the files are split."""
-    digest = hashlib.sha256()
-    for array in (rows.user, rows.item, rows.time_ms, rows.weight):
-        digest.update(array.tobytes())
-    for ids in (rows.user_ids, rows.item_ids):
-        digest.update("\n".join(ids.tolist()).encode())
-    return digest.hexdigest()[:16]
+def extended(item_ids: NDArray[np.str_], more: Iterable[str]) -> NDArray[np.str_]:
+    """The ids with those of `more` that are new appended, in sorted order."""
+    extra = sorted(set(more) - set(item_ids.tolist()))
+    return np.concatenate([item_ids, np.asarray(extra, np.str_)]) if extra else item_ids
 
 
 def _ids(folder: Path, kind: str) -> NDArray[np.str_]:

@@ -26,7 +26,7 @@ from afterclick.artifact import read_manifest
 from afterclick.errors import BadArtifact, BadInput
 from afterclick.events import ModelPublished
 from afterclick.settings import Settings
-from training import etl, fit, gate, interactions, publish, workspace
+from training import etl, event_log, fit, gate, interactions, publish, workspace
 from training.challenger import (
     Evaluation,
     RunMetadata,
@@ -37,6 +37,7 @@ from training.challenger import (
 from training.config import ModelConfig
 from training.etl import EtlReport
 from training.evaluation import holdout
+from training.event_log import EventLog
 from training.interactions import Interactions, TooFewInteractions
 from training.mlflow_registry import MlflowRegistry, recorded, run_parameters
 from training.models.content_vectors import ItemTexts
@@ -52,16 +53,16 @@ OnModel = Callable[[fit.FittedModel, RunMetadata], None]
 class _Inputs:
     """What a training run learns from."""
 
-    rows: Interactions
+    log: EventLog
     texts: ItemTexts
     config: ModelConfig
     cut_ms: int
     champion: ModelPublished | None
 
     @property
-    def past(self) -> Interactions:
-        """The rows before the holdout."""
-        return self.rows.before(self.cut_ms)
+    def past(self) -> EventLog:
+        """The events before the holdout."""
+        return self.log.before(self.cut_ms)
 
 
 class Pipeline:
@@ -107,7 +108,7 @@ class Pipeline:
                     version=version,
                     cut_ms=inputs.cut_ms,
                     parameters=run_parameters(self.settings) | inputs.config.preset_values(),
-                    lineage=_lineage(tables, etl_version, inputs.rows),
+                    lineage=_lineage(tables, etl_version, inputs.log),
                     seconds={},
                 )
                 fitted = self._fit(trainer, inputs, run, seconds, on_first_model)
@@ -127,7 +128,7 @@ class Pipeline:
             folder = latest(self.home / "challengers", "pipeline train")[1]
             run = RunMetadata.read(folder)
             settings = self.settings.training
-            split = holdout.split_at(self._rows(run), run.cut_ms, settings.min_interactions)
+            split = holdout.split_at(self._log_of(run), run.cut_ms, settings.min_interactions)
             queries = holdout.Holdout.of(split, settings.holdout_queries, settings.seed)
             self.progress(f"evaluating {queries.n_queries:,} queries on the newest interactions")
             champion = publish.champion(self.settings.kafka)
@@ -209,11 +210,11 @@ class Pipeline:
 
     def _inputs(self, tables: Path) -> _Inputs:
         settings = self.settings.training
-        rows = interactions.load(tables)
-        cut_ms = holdout.cut_of(rows, settings.holdout)
-        _require_enough(rows.before(cut_ms), settings.min_interactions)
+        events = event_log.load(tables)
+        cut_ms = holdout.cut_of(events, settings.holdout)
+        _require_enough(events.before(cut_ms).pairs(), settings.min_interactions)
         return _Inputs(
-            rows=rows,
+            log=events,
             texts=interactions.load_catalogue(tables),
             config=ModelConfig.of(settings),
             cut_ms=cut_ms,
@@ -229,18 +230,18 @@ class Pipeline:
         on_first_model: OnModel | None,
     ) -> fit.FittedModel:
         """The model on all rows, checked after each part to fail early."""
-        rows = inputs.rows
-        with self._timed(seconds, "model", f"fitting on {len(rows):,} interactions"):
-            fitted = trainer.without_towers(rows, run.version)
+        events = inputs.log
+        with self._timed(seconds, "model", f"fitting on {len(events):,} events"):
+            fitted = trainer.without_towers(events, run.version)
         self._check(fitted.model, run, inputs.champion)
         if on_first_model is not None and inputs.champion is None:
             on_first_model(fitted, run)
         with self._timed(seconds, "towers", "training the two towers"):
-            fitted = trainer.with_towers(fitted, rows)
+            fitted = trainer.with_towers(fitted, events)
         self._check(fitted.model, run, inputs.champion)
         return fitted
 
-    def _train_ranker(self, trainer: fit.ModelTrainer, past: Interactions) -> str | None:
+    def _train_ranker(self, trainer: fit.ModelTrainer, past: EventLog) -> str | None:
         """The ranker as LightGBM's text; None with too little history."""
         try:
             result = trainer.fit_ranker(past)
@@ -257,11 +258,11 @@ class Pipeline:
         folder = self.home / "holdout_models" / champion.version if champion else None
         return _evaluate(queries, folder) if folder is not None and folder.is_dir() else None
 
-    def _rows(self, run: RunMetadata) -> Interactions:
+    def _log_of(self, run: RunMetadata) -> EventLog:
         tables = self.home / "etl" / str(run.lineage["etl"])
         if not tables.is_dir():
             raise MissingStep(f"{tables} does not exist: run `afterclick pipeline train` again")
-        return interactions.load(tables)
+        return event_log.load(tables)
 
     def _check(
         self, model: models.Model, run: RunMetadata, champion: ModelPublished | None
@@ -331,14 +332,14 @@ def means(metrics: gate.PerQueryMetrics) -> dict[str, float]:
     }
 
 
-def _lineage(tables: Path, etl_version: str, rows: Interactions) -> dict[str, object]:
+def _lineage(tables: Path, etl_version: str, events: EventLog) -> dict[str, object]:
     report = EtlReport.read(tables)
     return {
         "etl": etl_version,
         "positions": report.positions,
         "rows": report.rows_out,
         "newest_ms": report.newest_ms,
-        "data": interactions.fingerprint(rows),
+        "data": events.fingerprint(),
         "commit": git_commit(),
     }
 

@@ -1,138 +1,257 @@
-"""The queries of an evaluation: a user at a moment, what is known, and the next item.
+"""The queries of an evaluation: a user at a moment, what is known, and what the user took next.
 
-`returning`   users with five or more training interactions; the first test item; as of the cut
-`live`        users with two or more test items; the second one, with the first as a live event:
-              trends hold what came before the day of that event
-`live_later`  the queries of `live` whose target came on a later day than the live event
-`back`        the targets of `live_later`, on the day they came: the live event is history by then,
-              and trends hold what came before that day
-`trends`      the targets of `live` with live trends, but without the live event
-`frozen`      the targets of `live`, everything as of the cut
-`cold`        users without a training interaction; the first test item; everything as of the cut
-`cold_items`  as `live`, over every item; targets have fewer than five training interactions
+Events of one user with equal times have no order: they are one set. A live event is a random member
+of a set (the first by hash); every eligible member of the target's set is relevant.
 
-`live` minus `frozen` is the value of freshness. Except for `cold_items`, targets have five or more
-training interactions (`min_interactions`) and were never seen by the user before.
+`returning`       users with five or more training pairs; their first test set; as of the cut
+`live`            users with two or more test items: one of their first set is the live event, the
+                  targets are the rest of that set, or else the next one. Trends hold what came
+                  before the day of the live event
+`live_same_day`   the queries of `live` whose targets came on the day of the live event
+`live_later`      the queries of `live` whose targets came on a later day
+`live_later_day`  users with test items on two days: one of the first day is the live event, the
+                  targets are the first set of a later day
+`back`            the targets of `live_later`, on the day they came: the live event is history by
+                  then, and trends hold what came before that day
+`trends`          the queries of `live` without the live event
+`nightly`         as `trends`, but as of one day earlier: a nightly batch that took a day to publish
+`frozen`          the queries of `live`, everything as of the cut
+`cold`            users without a training pair; their first test set; everything as of the cut
+`live_all`        as `live`, over every item
+`cold_items`      the queries of `live_all` whose targets have fewer than five training pairs
+
+Freshness: `live` minus `trends` is the value of the live event, `trends` minus `nightly` that of
+trends a day fresher, `nightly` minus `frozen` what a model loses that is not updated after the cut.
+Except for `live_all` and `cold_items`, targets have five or more training pairs
+(`min_interactions`). No target was seen by the user before.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.arrays import AnyArray, BoolArray, FloatArray, Int64Array, IntArray
 from afterclick.trends import DAY_MS
+from training.event_log import EventLog
 from training.interactions import Interactions
 
-PROTOCOLS = ("returning", "live", "live_later", "back", "trends", "frozen", "cold", "cold_items")
-NO_ITEM = -1
+PROTOCOLS = (
+    "returning",
+    "live",
+    "live_same_day",
+    "live_later",
+    "live_later_day",
+    "back",
+    "trends",
+    "nightly",
+    "frozen",
+    "cold",
+    "live_all",
+    "cold_items",
+)
+EVERY_ITEM = ("live_all", "cold_items")
+"""Protocols that rank every item."""
+MAX_TARGETS = 20
+"""Members of a set that count as targets."""
+NOTHING = -1
+_DAY = int(DAY_MS)
 
 
 @dataclass(frozen=True)
 class Queries:
     """One row per query."""
 
-    user: NDArray[np.int32]
+    user: IntArray
     """(q,) user_index"""
-    target: NDArray[np.int32]
-    """(q,) item_index of the one relevant item"""
-    target_ms: NDArray[np.int64]
-    """(q,) when the target came"""
-    now_ms: NDArray[np.int64]
+    targets: IntArray
+    """(q, t) item_index of the relevant items, -1 pads"""
+    grades: FloatArray
+    """(q, t) weight of the user's strongest action on each target"""
+    organic: BoolArray
+    """(q,) no target came from a list that was shown"""
+    target_ms: Int64Array
+    """(q,) when the targets came"""
+    now_ms: Int64Array
     """(q,) the moment of the query: trends and item ages are as of events before this"""
-    live_item: NDArray[np.int32]
-    """(q,) item_index of the live event, -1: none"""
+    live: IntArray
+    """(q, e) rows of the live events in the log, newest first, -1 pads"""
 
     def __len__(self) -> int:
         return len(self.user)
 
-    def where(self, keep: NDArray[np.bool_] | NDArray[np.intp]) -> Queries:
+    @property
+    def n_targets(self) -> IntArray:
+        """(q,) relevant items of each query."""
+        return np.asarray((self.targets >= 0).sum(axis=1), np.int32)
+
+    @property
+    def first_target(self) -> IntArray:
+        """(q,) one relevant item of each query."""
+        return np.asarray(self.targets[np.arange(len(self)), (self.targets >= 0).argmax(axis=1)])
+
+    def where(self, keep: BoolArray | NDArray[np.intp]) -> Queries:
         """The rows that `keep` (a mask or row numbers) chooses."""
-        return Queries(
-            self.user[keep],
-            self.target[keep],
-            self.target_ms[keep],
-            self.now_ms[keep],
-            self.live_item[keep],
-        )
+        return Queries(*(getattr(self, name)[keep] for name in _FIELDS))
+
+    @classmethod
+    def joined(cls, parts: list[Queries]) -> Queries:
+        """All queries of the parts."""
+        return cls(*(_stacked([getattr(part, name) for part in parts]) for name in _FIELDS))
+
+
+_FIELDS = ("user", "targets", "grades", "organic", "target_ms", "now_ms", "live")
 
 
 @dataclass(frozen=True)
 class EvaluationSplit:
-    """Interactions cut at a moment in time."""
+    """A log cut at a moment in time."""
 
-    rows: Interactions
+    log: EventLog
     """Everything, in order of time."""
     cut_ms: int
     end_ms: int
-    """Test rows are those in [cut_ms, end_ms)."""
-    trusted: NDArray[np.bool_]
-    """(n,) rows with a reliable time: only they become targets and live events."""
+    """Test events are those in [cut_ms, end_ms)."""
     min_interactions: int = 5
-    """Training interactions an item needs to be ranked."""
+    """Training pairs an item needs to be ranked."""
 
-    @property
+    @cached_property
     def of_every_item(self) -> EvaluationSplit:
         """The same, with every item ranked, also those without interactions."""
         return replace(self, min_interactions=0)
 
-    @property
+    @cached_property
     def train(self) -> Interactions:
-        """The rows before the cut."""
-        return self.rows.before(self.cut_ms)
+        """The pairs of the events before the cut."""
+        return self.log.before(self.cut_ms).pairs()
+
+    @cached_property
+    def eligible(self) -> BoolArray:
+        """(n_items,) items that are ranked."""
+        return np.asarray(self.train.item_counts() >= self.min_interactions)
+
+    @cached_property
+    def test(self) -> ContactSets:
+        """The trusted first contacts at or after the cut."""
+        return ContactSets.of(self.log.before(self.end_ms), self.cut_ms)
+
+
+@dataclass(frozen=True)
+class ContactSets:
+    """First contacts in a period, by user, then by time, then by hash."""
+
+    row: IntArray
+    """(c,) row in the log"""
+    user: IntArray
+    item: IntArray
+    time_ms: Int64Array
+    grade: FloatArray
+    organic: BoolArray
+    start: NDArray[np.intp]
+    """(s + 1,) bounds of the sets: contacts of one user with equal times"""
+    previous: BoolArray
+    """(s,) the set before it is of the same user"""
+
+    @classmethod
+    def of(cls, log: EventLog, from_ms: int) -> ContactSets:
+        contacts = log.contacts()
+        row = contacts.row
+        keep = (log.time_ms[row] >= from_ms) & log.trusted[row] & contacts.unseen
+        row, grade = row[keep], contacts.grade[keep]
+        order = np.argsort(log.user[row], kind="stable")
+        row, grade = row[order], grade[order]
+        user, time_ms = log.user[row], log.time_ms[row]
+        new_user = np.r_[True, user[1:] != user[:-1]][: len(row)]
+        new_set = new_user | np.r_[True, time_ms[1:] != time_ms[:-1]][: len(row)]
+        start = np.flatnonzero(new_set)
+        return cls(
+            row.astype(np.int32),
+            user,
+            log.item[row],
+            time_ms,
+            grade,
+            np.isnan(log.propensity[row]),
+            np.r_[start, len(row)],
+            ~new_user[start],
+        )
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
 
     @property
-    def eligible(self) -> NDArray[np.bool_]:
-        """(n_items,) items that are ranked."""
-        return self.train.item_counts() >= self.min_interactions
+    def sizes(self) -> NDArray[np.intp]:
+        """(s,) contacts of each set."""
+        return np.diff(self.start)
 
-    def test(self) -> Interactions:
-        """The trusted rows at or after the cut."""
-        late = (self.rows.time_ms >= self.cut_ms) & (self.rows.time_ms < self.end_ms)
-        return self.rows.where(late & self.trusted)
+    def queries(
+        self, sets: NDArray[np.intp], skipped: NDArray[np.intp], live: IntArray, eligible: BoolArray
+    ) -> Queries:
+        """Queries for the eligible members of `sets` (q,), without the first `skipped` (q,) of
+        each; now is the time of the first live event, or of the set."""
+        first = self.start[:-1][sets] + skipped
+        place = first[:, None] + np.arange(min(MAX_TARGETS, int(self.sizes.max(initial=1))))
+        inside = place < self.start[1:][sets][:, None]
+        place = np.where(inside, place, 0)
+        there = inside & eligible[self.item[place]]
+        time_ms = self.time_ms[self.start[:-1][sets]]
+        found = Queries(
+            user=self.user[self.start[:-1][sets]],
+            targets=np.where(there, self.item[place], NOTHING).astype(np.int32),
+            grades=np.where(there, self.grade[place], 0.0).astype(np.float32),
+            organic=np.asarray((self.organic[place] | ~there).all(axis=1)),
+            target_ms=time_ms,
+            now_ms=time_ms,
+            live=live,
+        )
+        return found.where(there.any(axis=1))
 
 
 def queries(split: EvaluationSplit, protocol: str) -> Queries:
     """The queries of a protocol. Raises ValueError for a name that is not in PROTOCOLS."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}, expected one of {', '.join(PROTOCOLS)}")
-    history = split.train.user_counts()
     if protocol in ("returning", "cold"):
-        first = _first(split)
-        known = history[first.user]
+        first = as_of(_first_sets(split), split.cut_ms)
+        known = split.train.user_counts()[first.user]
         return first.where(known >= 5 if protocol == "returning" else known == 0)
+    if protocol == "live_later_day":
+        return _later_day(split)
+    live = _live(split.of_every_item if protocol in EVERY_ITEM else split)
     if protocol == "cold_items":
-        found = _next(split.of_every_item, second_only=True)
-        return found.where(split.train.item_counts()[found.target] < split.min_interactions)
-    live = _next(split, second_only=True)
+        new = split.train.item_counts() < split.min_interactions
+        new_targets = np.where(new[live.targets], live.targets, NOTHING)
+        found = replace(live, targets=new_targets.astype(np.int32))
+        return found.where(np.flatnonzero(found.n_targets))
+    same_day = np.equal(live.target_ms // _DAY, live.now_ms // _DAY)
+    if protocol == "live_same_day":
+        return live.where(np.flatnonzero(same_day))
     if protocol in ("live_later", "back"):
-        later = live.where(live.target_ms // int(DAY_MS) > live.now_ms // int(DAY_MS))
-        return later if protocol == "live_later" else _when_back(later)
-    if protocol == "trends":
-        return replace(live, live_item=np.full(len(live), NO_ITEM, np.int32))
-    if protocol == "frozen":
-        return as_of(live, split.cut_ms)
-    return live
+        later = live.where(np.flatnonzero(~same_day))
+        return (
+            later
+            if protocol == "live_later"
+            else replace(_eventless(later), now_ms=later.target_ms)
+        )
+    return {
+        "trends": lambda: _eventless(live),
+        "nightly": lambda: replace(_eventless(live), now_ms=live.now_ms - _DAY),
+        "frozen": lambda: as_of(live, split.cut_ms),
+    }.get(protocol, lambda: live)()
 
 
 def as_of(found: Queries, moment_ms: int) -> Queries:
     """The same queries at one moment, without live events."""
-    return replace(
-        found,
-        now_ms=np.full(len(found), moment_ms, np.int64),
-        live_item=np.full(len(found), NO_ITEM, np.int32),
-    )
-
-
-def _when_back(found: Queries) -> Queries:
-    """The same queries on the days of their targets; the live event is history then."""
-    return replace(found, now_ms=found.target_ms, live_item=np.full(len(found), NO_ITEM, np.int32))
+    return replace(_eventless(found), now_ms=np.full(len(found), moment_ms, np.int64))
 
 
 def with_history(split: EvaluationSplit, found: Queries) -> Queries:
     """The queries of users with an interaction before the cut or a live event."""
-    return found.where((found.live_item >= 0) | (split.train.user_counts()[found.user] > 0))
+    known = split.train.user_counts()[found.user] > 0
+    return found.where((found.live >= 0).any(axis=1) | known)
 
 
 def sample(found: Queries, n: int | None, seed: int) -> Queries:
@@ -143,41 +262,105 @@ def sample(found: Queries, n: int | None, seed: int) -> Queries:
     return found.where(np.sort(chosen))
 
 
-def moments(split: EvaluationSplit) -> Queries:
-    """Every query that the test rows answer, for learning.
+def moments(split: EvaluationSplit, seed: int = 42) -> Queries:
+    """Every query that the test events answer, for learning.
 
-    The first item as of the cut, and each next item with the one before it as a live event.
+    The first set as of the cut; each next set with a random part of the one before as live events;
+    and of each set of two or more, a random part as live events and the rest as targets.
     """
-    first, live = _first(split), _next(split)
-    fields = ("user", "target", "target_ms", "now_ms", "live_item")
-    return Queries(*(np.concatenate([getattr(first, f), getattr(live, f)]) for f in fields))
-
-
-def _first(split: EvaluationSplit) -> Queries:
-    test = split.test()
-    test = test.where(split.eligible[test.item])
-    first = np.sort(np.unique(test.user, return_index=True)[1])
-    found = Queries(
-        test.user[first],
-        test.item[first],
-        test.time_ms[first],
-        test.time_ms[first],
-        test.item[first],
+    test = split.test
+    revealed = _revealed(test.sizes, np.random.default_rng(seed))
+    following = np.flatnonzero(test.previous)
+    before = following - 1
+    after = test.queries(
+        following,
+        np.zeros(len(following), np.intp),
+        _events(test, before, revealed[before]),
+        split.eligible,
     )
-    return as_of(found, split.cut_ms)
+    within = np.flatnonzero(test.sizes > 1)
+    part = np.minimum(revealed[within], test.sizes[within] - 1)
+    inside = test.queries(within, part, _events(test, within, part), split.eligible)
+    first = as_of(_first_sets(split), split.cut_ms)
+    return Queries.joined([first, _at_live(split.log, after), inside])
 
 
-def _next(split: EvaluationSplit, second_only: bool = False) -> Queries:
-    """Each test item of a user with the previous one as the live event."""
-    test = split.test()
-    order = np.argsort(test.user, kind="stable")
-    user = test.user[order]
-    same = np.r_[False, user[1:] == user[:-1]][: len(user)]
-    if second_only:
-        same &= ~np.r_[False, same[:-1]][: len(user)]
-    after = np.flatnonzero(same)
-    row, before = order[after], order[after - 1]
-    found = Queries(
-        test.user[row], test.item[row], test.time_ms[row], test.time_ms[before], test.item[before]
+def _first_sets(split: EvaluationSplit) -> Queries:
+    """The first set with an eligible member of every user, at its moment."""
+    test = split.test
+    everything = np.arange(len(test))
+    found = test.queries(
+        everything,
+        np.zeros(len(test), np.intp),
+        np.full((len(test), 1), NOTHING, np.int32),
+        split.eligible,
     )
-    return found.where(split.eligible[found.target])
+    return found.where(np.unique(found.user, return_index=True)[1])
+
+
+def _live(split: EvaluationSplit) -> Queries:
+    """One member of the first set as the live event, then the rest of it, or the next set."""
+    test = split.test
+    first = np.flatnonzero(~test.previous)
+    several = test.sizes[first] > 1
+    following = np.r_[test.previous[1:], False][first] if len(test) else several
+    asked = first[several | following]
+    own = test.sizes[asked] > 1
+    found = test.queries(
+        np.where(own, asked, asked + 1),
+        own.astype(np.intp),
+        _events(test, asked, np.ones(len(asked), np.intp)),
+        split.eligible,
+    )
+    return _at_live(split.log, found)
+
+
+def _later_day(split: EvaluationSplit) -> Queries:
+    """One member of the first set as the live event, then the first set of a later day."""
+    test = split.test
+    day = test.time_ms[test.start[:-1]] // _DAY
+    owner = np.cumsum(~test.previous) - 1
+    first = np.flatnonzero(~test.previous)
+    later = np.flatnonzero(day > day[first][owner]) if len(test) else first
+    chosen = later[np.unique(owner[later], return_index=True)[1]]
+    origin = first[owner[chosen]]
+    found = test.queries(
+        chosen,
+        np.zeros(len(chosen), np.intp),
+        _events(test, origin, np.ones(len(chosen), np.intp)),
+        split.eligible,
+    )
+    return _at_live(split.log, found)
+
+
+def _events(test: ContactSets, sets: NDArray[np.intp], count: NDArray[np.intp]) -> IntArray:
+    """(q, e) the rows of the first `count` (q,) members of `sets` (q,)."""
+    width = np.arange(int(count.max(initial=1)))
+    place = test.start[:-1][sets][:, None] + width
+    there = width < count[:, None]
+    return np.where(there, test.row[np.where(there, place, 0)], NOTHING).astype(np.int32)
+
+
+def _revealed(sizes: NDArray[np.intp], random: np.random.Generator) -> NDArray[np.intp]:
+    """(s,) how many members of each set become live events: from one to all but one."""
+    return np.asarray(random.integers(1, np.clip(sizes, 2, MAX_TARGETS)), np.intp)
+
+
+def _at_live(log: EventLog, found: Queries) -> Queries:
+    """The same queries at the moment of their live events."""
+    return replace(found, now_ms=log.time_ms[found.live[:, 0]])
+
+
+def _eventless(found: Queries) -> Queries:
+    return replace(found, live=np.full((len(found), 1), NOTHING, np.int32))
+
+
+def _stacked(arrays: list[AnyArray]) -> Any:
+    """The arrays one after the other; rows of different widths are padded."""
+    if arrays[0].ndim == 1:
+        return np.concatenate(arrays)
+    width = max(a.shape[1] for a in arrays)
+    pad = 0 if arrays[0].dtype.kind == "f" else NOTHING
+    return np.concatenate(
+        [np.pad(a, ((0, 0), (0, width - a.shape[1])), constant_values=pad) for a in arrays]
+    )

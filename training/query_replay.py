@@ -1,8 +1,7 @@
-"""What serving would have known at each query: user states and trends, rebuilt from the
-interactions.
+"""What serving would have known at each query: user states and trends, rebuilt from the log.
 
-Everything is strictly before the query's moment, except the live event. The data has the resolution
-of a day, so the events of that same day, the target among them, are unknown.
+Everything is strictly before the query's moment, except the live events. In data with the
+resolution of a day, the other events of that day, the targets among them, are unknown.
 """
 
 from __future__ import annotations
@@ -15,43 +14,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import AnyArray, IntArray
+from afterclick.events import Action
 from afterclick.features import TrendView
 from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
-from afterclick.quarantine import QuarantineLimits
 from afterclick.user_vectors import UserState
-from training.interactions import Interactions
+from training.config import ReplayConfig
+from training.event_log import ACTIONS, EventLog, LoggedEvent
 from training.models.popularity import trends_at
 from training.protocols import Queries
+
+N_TRENDING = 60
 
 
 @dataclass(frozen=True)
 class Histories:
-    """The rows of each user, newest last."""
+    """The events of each user in order of time."""
 
-    rows: Interactions
+    log: EventLog
     order: NDArray[np.intp]
     start: NDArray[np.intp]
     """(n_users + 1,) bounds of each user in `order`."""
-    live_weight: float
-    """Weight of a live event: the median of all."""
+    weights: dict[Action, float]
+    length: int
 
     @classmethod
-    def of(cls, rows: Interactions) -> Histories:
-        order = np.argsort(rows.user, kind="stable")
-        start = np.searchsorted(rows.user[order], np.arange(len(rows.user_ids) + 1))
-        return cls(rows, order, start, float(np.median(rows.weight)) if len(rows) else 1.0)
+    def of(cls, log: EventLog, length: int) -> Histories:
+        order = np.argsort(log.user, kind="stable")
+        start = np.searchsorted(log.user[order], np.arange(len(log.user_ids) + 1))
+        return cls(log, order, start, log.action_weights(), length)
 
-    def state(self, user: int, now_ms: int, live_item: int, max_history: int) -> UserState:
-        """The state from a user's rows before `now_ms`, preceded by the live item (−1: none)."""
+    def state(self, user: int, now_ms: int, live: IntArray) -> UserState:
+        """The state of a user's events before `now_ms` and of the `live` events (rows; -1 pads).
+
+        Live events happen at `now_ms`, the first of them last.
+        """
         mine = self.order[self.start[user] : self.start[user + 1]]
-        mine = mine[self.rows.time_ms[mine] < now_ms][::-1][:max_history]
-        items, weights = self.rows.item[mine], self.rows.weight[mine]
-        times = self.rows.time_ms[mine].astype(np.float64)
-        if live_item >= 0:
-            items = np.concatenate([[live_item], items]).astype(np.int32)
-            weights = np.concatenate([[self.live_weight], weights]).astype(np.float32)
-            times = np.concatenate([[float(now_ms)], times])
-        return UserState(items, weights, times, items, float(now_ms))
+        end = int(np.searchsorted(self.log.time_ms[mine], now_ms))
+        newest = mine[max(end - self.length, 0) : end][::-1]
+        rows = np.concatenate([live[live >= 0], newest])[: self.length]
+        return UserState.of(self._events(rows), _identity, self.weights, float(now_ms))
+
+    def _events(self, rows: NDArray[np.intp]) -> Iterator[LoggedEvent]:
+        columns = (self.log.item, self.log.action, self.log.time_ms)
+        for item, action, time_ms in zip(*(c[rows].tolist() for c in columns), strict=True):
+            yield LoggedEvent(item, ACTIONS[action], time_ms)
+
+
+def _identity(item: int) -> int:
+    return item
 
 
 @dataclass(frozen=True)
@@ -66,22 +76,21 @@ class ReplayedQuery:
 
 
 def replay(
-    rows: Interactions,
-    queries: Queries,
-    limits: QuarantineLimits | None = None,
-    max_history: int = 200,
-    n_trending: int = 60,
+    log: EventLog, queries: Queries, config: ReplayConfig | None = None
 ) -> Iterator[ReplayedQuery]:
     """Each query with the user's state and the trends of its moment, in order of time."""
-    histories = Histories.of(rows)
+    config = config or ReplayConfig()
+    histories = Histories.of(log, config.history_length)
+    first_seen, votes = log.first_seen(), log.votes(config.established_days)
     by_time = np.argsort(queries.now_ms, kind="stable")
     moments = queries.now_ms[by_time]
-    for moment, limited, first_seen in trends_at(rows, np.unique(moments), limits):
-        view = TrendView.of(limited.values, first_seen, n_trending, limited.weights)
+    for moment, limited in trends_at(votes, np.unique(moments), config.limits):
+        seen = np.where(first_seen < moment, first_seen, np.nan)
+        view = TrendView.of(limited.values, seen, N_TRENDING, limited.weights)
         first, last = np.searchsorted(moments, moment), np.searchsorted(moments, moment, "right")
         for row in by_time[first:last].tolist():
-            user, live_item = int(queries.user[row]), int(queries.live_item[row])
-            state = histories.state(user, moment, live_item, max_history)
+            user = int(queries.user[row])
+            state = histories.state(user, moment, queries.live[row])
             yield ReplayedQuery(row, user, state, view)
 
 

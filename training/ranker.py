@@ -14,24 +14,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
+from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES
 from afterclick.model import Model
 from afterclick.ranking import CandidateGenerator
 from afterclick.trends import DAY_MS
-from training.config import RankerConfig
-from training.interactions import Interactions, TooFewInteractions
+from training.config import RankerConfig, ReplayConfig
+from training.event_log import EventLog
+from training.interactions import TooFewInteractions
 from training.protocols import EvaluationSplit, moments, sample, with_history
 from training.query_replay import align, replay
 
 if TYPE_CHECKING:
     import lightgbm
 
-FitPast = Callable[[Interactions], Model]
-"""Fits a model on the rows before a cut."""
+FitPast = Callable[[EventLog], Model]
+"""Fits a model on the events before a cut."""
 MIN_QUERIES = 50
 
 
@@ -68,14 +68,25 @@ class BoosterRanker:
 
 @dataclass(frozen=True)
 class RankerExamples:
-    """Feature rows grouped by query, the target first in each group."""
+    """Feature rows grouped by query, the targets first in each group."""
 
     rows: FloatArray
     """(r, F)"""
+    grades: FloatArray
+    """(r,) weight of the user's strongest action on a target; 0 for other candidates"""
     groups: IntArray
     """(g,) rows of each query"""
     queries: int
-    """Queries, including those whose target was no candidate."""
+    """Queries, including those without a target among the candidates."""
+
+    @classmethod
+    def joined(cls, parts: list[RankerExamples]) -> RankerExamples:
+        """The examples of all cuts."""
+        rows, grades, groups = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("rows", "grades", "groups")
+        )
+        return cls(rows, grades, groups, sum(part.queries for part in parts))
 
 
 @dataclass(frozen=True)
@@ -84,35 +95,31 @@ class FittedRanker:
 
     text: str
     queries: int
-    """Queries whose target was a candidate."""
+    """Queries with a target among the candidates."""
     candidate_recall: float
-    """Share of the queries whose target was a candidate."""
+    """Share of the queries with a target among the candidates."""
     importance: dict[str, float]
     """Feature → share of the total gain."""
     seconds: float
 
 
 def train(
-    rows: Interactions,
-    fit_past: FitPast,
-    config: RankerConfig,
-    trusted: NDArray[np.bool_] | None = None,
+    log: EventLog, fit_past: FitPast, config: RankerConfig, known: ReplayConfig
 ) -> FittedRanker:
-    """Learn the ranker from `rows` (in order of time). `trusted` marks the rows that may become
-    targets.
+    """Learn the ranker from `log`; `known` decides what serving knows of users and trends.
 
-    Raises NotEnoughHistory if the past cuts hold fewer than 50 queries whose target is a candidate.
+    Raises NotEnoughHistory if the past cuts hold fewer than 50 queries with a target among the
+    candidates.
     """
     start = time.perf_counter()
-    trusted = np.ones(len(rows), bool) if trusted is None else trusted
     found = [
-        examples(split, fit_past(split.train), config)
-        for split in past_splits(rows, trusted, config)
+        examples(split, fit_past(log.before(split.cut_ms)), config, known)
+        for split in past_splits(log, config)
     ]
     groups = np.concatenate([e.groups for e in found]) if found else np.empty(0, np.int32)
     if len(groups) < MIN_QUERIES:
         raise NotEnoughHistory(f"{len(groups)} queries to learn from, {MIN_QUERIES} are needed")
-    booster = boost(np.concatenate([e.rows for e in found]), groups, config)
+    booster = boost(RankerExamples.joined(found), config)
     gain = booster.feature_importance("gain")
     return FittedRanker(
         text=booster.model_to_string(),
@@ -123,52 +130,66 @@ def train(
     )
 
 
-def past_splits(
-    rows: Interactions, trusted: BoolArray, config: RankerConfig
-) -> Iterator[EvaluationSplit]:
-    """The past cuts, newest first, as long as half of the rows come before them."""
+def past_splits(log: EventLog, config: RankerConfig) -> Iterator[EvaluationSplit]:
+    """The past cuts, newest first, as long as half of the events come before them.
+
+    Every item is ranked, as in serving.
+    """
     horizon = config.horizon_days * int(DAY_MS)
-    end = int(rows.time_ms[-1]) + 1 if len(rows) else 0
+    end = int(log.time_ms[-1]) + 1 if len(log) else 0
     for _ in range(config.cuts):
         cut = (end - horizon) // int(DAY_MS) * int(DAY_MS)
-        if 2 * np.searchsorted(rows.time_ms, cut) < len(rows):
+        if 2 * np.searchsorted(log.time_ms, cut) < len(log):
             return
-        yield EvaluationSplit(rows, cut, end, trusted, config.min_interactions)
+        yield EvaluationSplit(log, cut, end, min_interactions=0)
         end = cut
 
 
-def examples(split: EvaluationSplit, model: Model, config: RankerConfig) -> RankerExamples:
-    """The interactions after a cut as targets among the candidates of their moment."""
+def examples(
+    split: EvaluationSplit, model: Model, config: RankerConfig, known: ReplayConfig
+) -> RankerExamples:
+    """The first contacts after a cut as targets among the candidates of their moment."""
     random = np.random.default_rng(config.seed)
-    queries = sample(with_history(split, moments(split)), config.queries, config.seed)
-    generator = CandidateGenerator.exact(align(model, split.rows.item_ids), split.eligible)
-    rows, groups = [], []
-    for replayed in replay(split.rows, queries):
+    queries = with_history(split, moments(split, config.seed))
+    queries = sample(queries, config.queries, config.seed)
+    generator = CandidateGenerator.exact(align(model, split.log.item_ids), split.eligible)
+    rows, grades, groups = [], [], []
+    for replayed in replay(split.log, queries, known):
         query = generator.query(replayed.user, replayed.trends)
         items = generator.retrieve(query).items
-        target = queries.target[replayed.row]
-        others = items[items != target]
-        if len(others) == len(items) or not len(others):
+        targets = queries.targets[replayed.row]
+        found = np.isin(targets, items)
+        others = items[~np.isin(items, targets)]
+        if not found.any() or not len(others):
             continue
         negatives = random.choice(others, min(config.negatives, len(others)), replace=False)
-        items = np.concatenate([[target], negatives]).astype(np.int32)
+        items = np.concatenate([targets[found], negatives]).astype(np.int32)
         rows.append(generator.features(query, items))
+        grades += [queries.grades[replayed.row][found], np.zeros(len(negatives), np.float32)]
         groups.append(len(items))
-    table = np.concatenate(rows) if rows else np.empty((0, len(FEATURE_NAMES)), np.float32)
-    return RankerExamples(table, np.array(groups, np.int32), len(queries))
+    if not rows:
+        return RankerExamples(
+            np.empty((0, len(FEATURE_NAMES)), np.float32),
+            np.empty(0, np.float32),
+            np.empty(0, np.int32),
+            len(queries),
+        )
+    groups_array = np.array(groups, np.int32)
+    return RankerExamples(np.concatenate(rows), np.concatenate(grades), groups_array, len(queries))
 
 
-def boost(rows: FloatArray, groups: IntArray, config: RankerConfig) -> lightgbm.Booster:
-    """LambdaMART on groups whose first row is the target."""
+def boost(examples: RankerExamples, config: RankerConfig) -> lightgbm.Booster:
+    """LambdaMART; the gain of a target is the weight of its strongest action."""
     import lightgbm  # takes seconds: the first model is published before
 
-    label = np.zeros(len(rows), np.int8)
-    label[np.cumsum(groups) - groups] = 1
-    table = lightgbm.Dataset(rows, label, group=groups, feature_name=list(FEATURE_NAMES))
+    gains, label = np.unique(np.append(examples.grades, 0.0), return_inverse=True)
+    table = lightgbm.Dataset(
+        examples.rows, label[:-1], group=examples.groups, feature_name=list(FEATURE_NAMES)
+    )
     parameters = {
         "objective": "lambdarank",
         "lambdarank_truncation_level": 20,
-        "label_gain": [0, 1],
+        "label_gain": (gains / max(gains[-1], 1e-9)).tolist(),
         "learning_rate": config.learning_rate,
         "num_leaves": config.leaves,
         "min_data_in_leaf": 100,

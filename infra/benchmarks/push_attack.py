@@ -31,14 +31,15 @@ from afterclick.settings import Settings
 from afterclick.trends import DAY_MS
 from infra.benchmarks.harness import Benchmark, Figures
 from ingest.generate import generate_shop
-from training.config import ModelConfig, TowerConfig
+from training.config import ModelConfig, ReplayConfig, TowerConfig
 from training.evaluation import list_metrics
 from training.evaluation.measure import FullRanking, answer
 from training.evaluation.scorers import blend
 from training.evaluation.time_split import split_of
+from training.event_log import EventLog
 from training.fit import ModelTrainer, trainer
 from training.interactions import Interactions
-from training.models.popularity import established, sums_at
+from training.models.popularity import sums_at
 from training.protocols import EvaluationSplit, Queries, as_of, queries, sample, with_history
 from training.query_replay import align
 from training.ranker import BoosterRanker
@@ -116,44 +117,31 @@ def _dataset(given: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def fake_rows(
-    past: Interactions, attack: Attack, target: int, cut_ms: int, seed: int
-) -> Interactions:
-    """The attack's rows in time order. Its accounts are numbered after the users of `past`."""
+def fake_events(past: EventLog, attack: Attack, target: int, guards: bool, seed: int) -> EventLog:
+    """The attack's events in the week before the end of `past`, by accounts numbered after its
+    users.
+
+    With guards a repeated vote counts once, as in the stream; without, each time.
+    """
     random = np.random.default_rng(seed)
     accounts = round(attack.share * len(np.unique(past.user)))
-    popularity = past.item_counts() / max(len(past), 1)
-    times = np.sort(cut_ms - 1 - random.integers(0, _DAYS * int(DAY_MS), accounts))
+    popularity = np.bincount(past.item, minlength=len(past.item_ids)) / max(len(past), 1)
+    end_ms = int(past.time_ms[-1]) // int(DAY_MS) * int(DAY_MS) + int(DAY_MS)
+    times = np.sort(end_ms - 1 - random.integers(0, _DAYS * int(DAY_MS), accounts))
     fillers = random.choice(len(popularity), (accounts, attack.fillers), p=popularity)
-    votes = np.full((accounts, attack.repeats), target)
-    items = np.concatenate([fillers, votes], axis=1).astype(np.int32)
+    items = np.concatenate([fillers, np.full((accounts, 1), target)], axis=1).astype(np.int32)
+    weight = np.full(items.shape, np.median(past.weight), np.float32)
+    weight[:, -1] *= 1 if guards else attack.repeats
     fake_users = len(past.user_ids) + np.arange(accounts, dtype=np.int32)
-    return Interactions(
+    rows = Interactions(
         user_ids=np.concatenate([past.user_ids, [f"fake-{n}" for n in range(accounts)]]),
         item_ids=past.item_ids,
         user=np.repeat(fake_users, items.shape[1]),
         item=items.ravel(),
         time_ms=np.repeat(times, items.shape[1]),
-        weight=np.full(items.size, np.median(past.weight), np.float32),
+        weight=weight.ravel(),
     )
-
-
-def inject(rows: Interactions, attack: Attack, target: int, cut_ms: int, seed: int) -> Interactions:
-    """The rows and the attack's rows in time order."""
-    fakes = fake_rows(rows.before(cut_ms), attack, target, cut_ms, seed)
-    names = ("user", "item", "time_ms", "weight")
-    columns = {name: np.concatenate([getattr(rows, name), getattr(fakes, name)]) for name in names}
-    order = np.argsort(columns["time_ms"], kind="stable")
-    return replace(fakes, **{name: column[order] for name, column in columns.items()})
-
-
-def one_vote(rows: Interactions) -> Interactions:
-    """The newest row of each user and item, as the stream counts votes."""
-    pair = rows.user.astype(np.int64) * len(rows.item_ids) + rows.item
-    _, last = np.unique(pair[::-1], return_index=True)
-    newest = np.zeros(len(rows), bool)
-    newest[len(rows) - 1 - last] = True
-    return rows.where(newest)
+    return EventLog.of(rows, np.zeros(len(rows), bool))
 
 
 @dataclass(frozen=True)
@@ -176,22 +164,27 @@ class _AttackedShop:
     ranker: BoosterRanker
     seed: int
 
-    def attacked_rows(self, attack: Attack, target: int, guards: bool) -> Interactions:
-        """The split's rows with an attack; guards count one vote per user and item."""
-        rows = inject(self.split.rows, attack, target, self.split.cut_ms, self.seed)
-        return one_vote(rows) if guards else rows
+    def attacked_log(self, attack: Attack, target: int, guards: bool) -> EventLog:
+        """The split's log with an attack before the cut."""
+        past = self.split.log.before(self.split.cut_ms)
+        return self.split.log.merged(fake_events(past, attack, target, guards, self.seed))
 
-    def lists(self, model: Model, rows: Interactions, guards: bool) -> IntArray:
-        """(n_queries, 10) the lists after these rows."""
+    def lists(self, model: Model, log: EventLog, guards: bool) -> IntArray:
+        """(n_queries, 10) the lists after these events."""
         eligible = self.split.eligible
-        scorer = blend(align(model, rows.item_ids), self.ranker, eligible)
+        scorer = blend(align(model, log.item_ids), self.ranker, eligible)
         ranking = {"blend": FullRanking(scorer, eligible, self.seed)}
-        limits = None if guards else NO_LIMITS
-        return answer(rows, self.queries, ranking, 10, limits).lists["blend"]
+        return answer(log, self._queries_in(log), ranking, 10, _known(guards)).lists["blend"]
+
+    def _queries_in(self, log: EventLog) -> Queries:
+        """The queries with the rows of their live events in a log that holds more events."""
+        own = np.flatnonzero(log.user < len(self.split.log.user_ids))
+        live = self.queries.live
+        return replace(self.queries, live=np.where(live >= 0, own[live], live).astype(np.int32))
 
     def measure(self, lists: IntArray, target: int) -> ListQuality:
-        hits = list_metrics.hits_of(lists, self.queries.target)
-        ndcg = list_metrics.ndcg(hits, np.ones(len(hits), np.int32), 10)
+        hits = list_metrics.hits_of(lists, self.queries.targets)
+        ndcg = list_metrics.ndcg(hits, self.queries.n_targets, 10)
         share = float((lists == target).any(axis=1).mean())
         return ListQuality(share, np.asarray(ndcg, np.float64))
 
@@ -201,21 +194,21 @@ class _AttackedShop:
         """By target: lists of a model that was not trained on the attack."""
         quality = {}
         for target in self.targets:
-            rows = self.attacked_rows(attack, target, guards)
-            quality[target] = self.measure(self.lists(model, rows, guards), target)
+            log = self.attacked_log(attack, target, guards)
+            quality[target] = self.measure(self.lists(model, log, guards), target)
         return quality
 
 
 def attack_lists(split: EvaluationSplit, guarded: ModelTrainer, plan: AttackPlan) -> Figures:
     """A row per situation. The ranker is fitted before the attack, as are most models."""
-    unguarded = replace(guarded, config=replace(guarded.config, quarantine=NO_LIMITS))
-    past, trusted = split.train, split.trusted[split.rows.time_ms < split.cut_ms]
-    ranker = BoosterRanker.of(unguarded.fit_ranker(past, trusted).text)
+    unguarded = replace(guarded, config=replace(guarded.config, replay=_known(False)))
+    past = split.log.before(split.cut_ms)
+    ranker = BoosterRanker.of(unguarded.fit_ranker(past).text)
     shop = _AttackedShop(split, _queries(split, plan), _targets(split, plan), ranker, plan.seed)
     model = unguarded.fit(past, "without-attack").model
     baselines: dict[bool, dict[int, ListQuality]] = {}
     for guards in (False, True):
-        lists = shop.lists(model, split.rows, guards)
+        lists = shop.lists(model, split.log, guards)
         baselines[guards] = {target: shop.measure(lists, target) for target in shop.targets}
     baseline = baselines[False]
     rows = [_row(quality, baseline, None, "none", guards) for guards, quality in baselines.items()]
@@ -225,7 +218,7 @@ def attack_lists(split: EvaluationSplit, guarded: ModelTrainer, plan: AttackPlan
         rows.append(_row(quality, baseline, attack, "trends", guards))
     for guards in (False, True) if plan.learned else ():
         attack, target = Attack(plan.learned, plan.fillers), shop.targets[0]
-        attacked = shop.attacked_rows(attack, target, guards)
+        attacked = shop.attacked_log(attack, target, guards)
         fit = (guarded if guards else unguarded).fit
         learned = fit(attacked.before(split.cut_ms), "attacked").model
         quality = {target: shop.measure(shop.lists(learned, attacked, guards), target)}
@@ -241,8 +234,11 @@ def _queries(split: EvaluationSplit, plan: AttackPlan) -> Queries:
     parts = [
         sample(kind.where(kind.target_ms < end), plan.questions, plan.seed) for kind in (live, cold)
     ]
-    names = ("user", "target", "target_ms", "now_ms", "live_item")
-    return Queries(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return Queries.joined(parts)
+
+
+def _known(guards: bool) -> ReplayConfig:
+    return ReplayConfig() if guards else ReplayConfig(NO_LIMITS)
 
 
 def _targets(split: EvaluationSplit, plan: AttackPlan) -> list[int]:
@@ -298,12 +294,12 @@ class TrendMoment:
     @classmethod
     def of(cls, split: EvaluationSplit, cut_ms: int) -> TrendMoment:
         week_end = cut_ms + 7 * int(DAY_MS)
-        week = EvaluationSplit(split.rows, cut_ms, week_end, split.trusted, split.min_interactions)
-        past, moment = week.train, np.array([cut_ms])
-        ((_, votes, _),) = sums_at(past, moment)
-        ((_, established_votes, _),) = sums_at(past.where(established(past)), moment)
-        chosen = np.where(week.eligible, week.test().item_counts(), 0)
-        return cls(week, votes, established_votes, chosen)
+        week = EvaluationSplit(split.log, cut_ms, week_end, split.min_interactions)
+        votes, moment = split.log.before(cut_ms).votes(), np.array([cut_ms])
+        ((_, sums),) = sums_at(votes, moment)
+        ((_, by_established),) = sums_at(votes.of_established(), moment)
+        chosen = np.bincount(week.test.item, minlength=len(split.log.item_ids))
+        return cls(week, sums, by_established, np.where(week.eligible, chosen, 0))
 
     def top(self, attack_votes: Float64Array | None, limits: QuarantineLimits) -> IndexArray:
         """The ten trending items, with an attack's votes added."""
@@ -322,10 +318,10 @@ class TrendMoment:
         counts, cut_ms = self.split.train.item_counts(), self.split.cut_ms
         rare = (counts >= self.split.min_interactions) & (counts <= _MAX_TARGET_INTERACTIONS)
         targets = np.random.default_rng(seed).choice(np.flatnonzero(rare), ATTACKS_PER_MOMENT)
+        past = self.split.log.before(cut_ms)
         for n, target in enumerate(targets.tolist()):
-            fakes = fake_rows(self.split.train, attack, target, cut_ms, seed + n)
-            fakes = one_vote(fakes) if guards else fakes
-            ((_, attack_votes, _),) = sums_at(fakes, np.array([cut_ms]))
+            fakes = fake_events(past, attack, target, guards, seed + n)
+            ((_, attack_votes),) = sums_at(fakes.votes(), np.array([cut_ms]))
             top = self.top(attack_votes, QuarantineLimits() if guards else NO_LIMITS)
             yield target in top, self.dcg(top)
 

@@ -35,7 +35,12 @@ def evaluate(
         ),
     ] = None,
     end: End = None,
-    users: Users = 5000,
+    users: Annotated[
+        int | None, typer.Option(min=10, help="Maximum of queries per protocol. Default: all.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Models fitted with different seeds; figures are means.")
+    ] = 3,
     preset: Annotated[
         str | None,
         typer.Option(help="Model preset, `full` or `fast`. Default: that of the served model."),
@@ -60,7 +65,7 @@ def evaluate(
     from training.evaluation.time_split import EvaluationRequest, run
 
     request = EvaluationRequest(
-        dataset, cut, end, users, preset, engine, report, record, brief, as_json
+        dataset, cut, end, users, seeds, preset, engine, report, record, brief, as_json
     )
     run(Settings(), request)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afterclick.settings import Settings
-from infra.benchmarks.push_attack import Attack, AttackPlan, attack_lists, inject, one_vote
+from infra.benchmarks.push_attack import Attack, AttackPlan, attack_lists, fake_events
 from training.config import AlsConfig, ModelConfig, RankerConfig, TowerConfig
 from training.evaluation.reviews import Reviews
 from training.evaluation.time_split import split_of
@@ -64,10 +64,9 @@ def test_training_ignores_only_the_fake_votes_for_the_target(
     a_shop: tuple[EvaluationSplit, Reviews],
 ) -> None:
     split, _ = a_shop
-    target = split.rows.item_ids.tolist().index("rare-1")
-    attacked = one_vote(inject(split.rows, Attack(0.2), target, split.cut_ms, 1)).before(
-        split.cut_ms
-    )
+    past = split.log.before(split.cut_ms)
+    target = past.item_ids.tolist().index("rare-1")
+    attacked = past.merged(fake_events(past, Attack(0.2), target, True, 1))
     learned = without_pushed_rows(attacked)
     of_target = learned.item == target
     assert not np.char.startswith(learned.user_ids[learned.user[of_target]], "fake").any()
@@ -75,14 +74,14 @@ def test_training_ignores_only_the_fake_votes_for_the_target(
     assert (attacked.item != target).sum() == (~of_target).sum()
 
 
-def test_an_account_votes_once_for_any_number_of_events(
+def test_a_repeated_vote_counts_only_without_the_guards(
     a_shop: tuple[EvaluationSplit, Reviews],
 ) -> None:
-    split, _ = a_shop
-    rows = inject(split.rows, Attack(0.1, repeats=5), 0, split.cut_ms, 1)
-    fakes = rows.user >= len(split.rows.user_ids)
-    assert (np.diff(rows.time_ms) >= 0).all()
-    assert (rows.item[fakes] == 0).sum() >= 5 * len(set(rows.user[fakes].tolist()))
-    counted = one_vote(rows)
-    votes = counted.user[(counted.item == 0) & (counted.user >= len(split.rows.user_ids))]
-    assert len(votes) == len(set(votes.tolist())) == len(set(rows.user[fakes].tolist()))
+    past = a_shop[0].log.before(a_shop[0].cut_ms)
+    weights = []
+    for guards in (True, False):
+        fakes = fake_events(past, Attack(0.1, repeats=5), 0, guards, 1)
+        assert (np.diff(fakes.time_ms) >= 0).all()
+        assert fakes.time_ms.max() < a_shop[0].cut_ms
+        weights.append(fakes.weight[fakes.item == 0].sum())
+    assert weights[1] > 4 * weights[0]

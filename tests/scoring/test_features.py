@@ -190,7 +190,7 @@ def test_an_undo_at_the_same_time_wins_in_any_order() -> None:
         assert not len(state.seen)
 
 
-def test_an_item_counts_once_by_its_newest_positive_action() -> None:
+def test_an_item_counts_once_at_its_newest_time_with_its_strongest_action() -> None:
     history = [
         HistoryEntry("2", "a", Action.CLICK, None, 20),
         HistoryEntry("1", "a", Action.PURCHASE, None, 10),
@@ -198,6 +198,6 @@ def test_an_item_counts_once_by_its_newest_positive_action() -> None:
     state = UserState.of(history, {"a": 0}.get, WEIGHTS, 100.0)
     assert (state.items.tolist(), state.weights.tolist(), state.times_ms.tolist()) == (
         [0],
-        [1.0],
+        [WEIGHTS[Action.PURCHASE]],
         [20.0],
     )

@@ -13,7 +13,7 @@ from afterclick.errors import BadDataset
 from afterclick.events import Item
 from afterclick.settings import Settings
 from tests.training import shop
-from training import etl, interactions
+from training import etl, event_log, interactions
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -27,7 +27,7 @@ def run(spark: SparkSession, settings: Settings) -> tuple[Path, etl.EtlReport]:
 
 
 def fingerprint(folder: Path) -> str:
-    return interactions.fingerprint(interactions.load(folder))
+    return event_log.load(folder).fingerprint()
 
 
 def pairs_of(folder: Path) -> set[tuple[str, str]]:

@@ -70,7 +70,7 @@ def test_ranx_agrees_on_every_user() -> None:
 def test_a_single_target_in_third_place() -> None:
     lists = np.array([[7, 8, 9, 10]], np.int32)
     found = list_metrics.accuracy(
-        list_metrics.hits_of(lists, np.array([9], np.int32)), np.ones(1, np.int32)
+        list_metrics.hits_of(lists, np.array([[9]], np.int32)), np.ones(1, np.int32)
     )
     assert found["hr@10"][0] == 1.0
     assert found["ndcg@10"][0] == pytest.approx(0.5)
@@ -79,9 +79,15 @@ def test_a_single_target_in_third_place() -> None:
     assert found["precision@10"][0] == pytest.approx(0.1)
 
 
+def test_each_target_of_a_query_is_a_hit() -> None:
+    lists = np.array([[7, 8, 9, 10], [7, 8, 9, 10]], np.int32)
+    hits = list_metrics.hits_of(lists, np.array([[10, 8], [3, -1]], np.int32))
+    assert hits.tolist() == [[False, True, False, True], [False] * 4]
+
+
 def test_an_empty_place_is_never_a_hit() -> None:
     lists = np.full((1, 10), -1, np.int32)
-    assert not list_metrics.hits_of(lists, np.array([0], np.int32)).any()
+    assert not list_metrics.hits_of(lists, np.array([[0, -1]], np.int32)).any()
 
 
 def test_coverage_counts_different_items() -> None:

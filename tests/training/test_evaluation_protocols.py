@@ -15,6 +15,7 @@ from afterclick.trends import TrendTable
 from afterclick.user_vectors import UserState, UserVectors
 from tests.scoring.examples import a_model, a_view
 from training.evaluation.measure import top_n
+from training.event_log import EventLog
 from training.interactions import Interactions
 from training.models.popularity import trends_at
 from training.protocols import PROTOCOLS, EvaluationSplit, moments, queries, sample
@@ -41,66 +42,95 @@ def split_of(
         np.ones(len(rows), np.float32),
     )
     trusted = np.array([row not in untrusted for row in range(len(rows))])
-    return EvaluationSplit(data, CUT, 200 * DAY, trusted, min_interactions)
+    return EvaluationSplit(EventLog.of(data, trusted), CUT, 200 * DAY, min_interactions)
 
 
 # ann has five items before the cut, bob one, cy none
 PAST = [("ann", f"i{n}", 10 + n) for n in range(5)] + [("bob", "i0", 20)]
 
 
-def asked(split: EvaluationSplit, protocol: str) -> list[tuple[str, str, str | None, float]]:
-    """(user, target, live item, day of the query)"""
-    found, ids = queries(split, protocol), split.rows.item_ids
+Asked = tuple[str, frozenset[str], str | None, float]
+
+
+def asked(split: EvaluationSplit, protocol: str) -> list[Asked]:
+    """(user, targets, live item, day of the query)"""
+    log, found = split.log, queries(split, protocol)
     return [
-        (str(split.rows.user_ids[u]), str(ids[t]), str(ids[live]) if live >= 0 else None, now / DAY)
-        for u, t, live, now in zip(
-            found.user, found.target, found.live_item, found.now_ms, strict=True
+        (
+            str(log.user_ids[user]),
+            frozenset(log.item_ids[targets[targets >= 0]].tolist()),
+            str(log.item_ids[log.item[live[0]]]) if live[0] >= 0 else None,
+            now / DAY,
+        )
+        for user, targets, live, now in zip(
+            found.user, found.targets, found.live, found.now_ms, strict=True
         )
     ]
+
+
+def one(user: str, target: str, live: str | None, day: float) -> list[Asked]:
+    return [(user, frozenset({target}), live, day)]
 
 
 def test_queries_of_returning_users_target_their_first_test_item() -> None:
     split = split_of(
         [*PAST, ("dan", "i5", 5), ("ann", "i5", 110), ("ann", "i6", 111), ("bob", "i1", 112)]
     )
-    assert asked(split, "returning") == [("ann", "i5", None, 100)]
+    assert asked(split, "returning") == one("ann", "i5", None, 100)
 
 
 def test_cold_users_have_no_past() -> None:
     split = split_of([*PAST, ("cy", "i1", 110), ("bob", "i1", 112)])
-    assert asked(split, "cold") == [("cy", "i1", None, 100)]
+    assert asked(split, "cold") == one("cy", "i1", None, 100)
 
 
 def test_live_queries_target_the_second_item_after_the_first() -> None:
     split = split_of(
-        [*PAST, ("cy", "i1", 110), ("cy", "i2", 110), ("cy", "i3", 120), ("bob", "i4", 130)]
+        [*PAST, ("cy", "i1", 110), ("cy", "i2", 111), ("cy", "i3", 120), ("bob", "i4", 130)]
     )
-    assert asked(split, "live") == [("cy", "i2", "i1", 110)]
-    assert asked(split, "trends") == [("cy", "i2", None, 110)]
-    assert asked(split, "frozen") == [("cy", "i2", None, 100)]
-    assert asked(split, "live_later") == []
+    assert asked(split, "live") == one("cy", "i2", "i1", 110)
+    assert asked(split, "trends") == one("cy", "i2", None, 110)
+    assert asked(split, "nightly") == one("cy", "i2", None, 109)
+    assert asked(split, "frozen") == one("cy", "i2", None, 100)
+    assert asked(split, "live_later") == one("cy", "i2", "i1", 110)
+    assert asked(split, "live_same_day") == []
 
 
-def test_a_target_on_a_later_day_is_live_later() -> None:
-    split = split_of([*PAST, ("cy", "i1", 110), ("cy", "i2", 111)])
-    assert asked(split, "live_later") == [("cy", "i2", "i1", 110)]
+def test_items_of_one_moment_are_a_set_without_order() -> None:
+    """One member is the live event, and every other one is a hit."""
+    rows = [*PAST, *(("cy", f"i{n}", 110) for n in range(1, 5)), ("cy", "i0", 112)]
+    ((user, targets, live, day),) = asked(split_of(rows), "live")
+    assert (user, day, len(targets)) == ("cy", 110, 3)
+    assert targets | {live} == {"i1", "i2", "i3", "i4"}
+    assert asked(split_of(rows), "live_same_day") == asked(split_of(rows), "live")
+    assert asked(split_of(rows), "live_later_day") == one("cy", "i0", live, 110)
+    reordered = [*PAST, *reversed(rows[len(PAST) : -1]), rows[-1]]
+    assert asked(split_of(reordered), "live") == asked(split_of(rows), "live")
+
+
+def test_the_live_event_of_a_set_does_not_depend_on_the_order_of_item_ids() -> None:
+    users = [f"user-{n}" for n in range(400)]
+    split = split_of([*PAST, *((user, item, 110) for user in users for item in ("i1", "i2"))])
+    first = [live for _, _, live, _ in asked(split, "live")]
+    assert 150 < first.count("i1") < 250
+    assert first.count("i1") + first.count("i2") == 400
 
 
 def test_queries_of_a_later_day_know_the_earlier_events_of_the_user() -> None:
     split = split_of(
         [*PAST, ("cy", "i1", 110), ("bob", "i3", 112), ("cy", "i2", 115), ("cy", "i0", 115)]
     )
-    assert asked(split, "back") == [("cy", "i2", None, 115)]
-    (one,) = replay(split.rows, queries(split, "back"))
-    known = split.rows.item_ids[one.user.items].tolist()
-    assert (known, one.user.times_ms.tolist()) == (["i1"], [110 * DAY])
+    assert asked(split, "back") == [("cy", frozenset({"i2", "i0"}), None, 115)]
+    (found,) = replay(split.log, queries(split, "back"))
+    known = split.log.item_ids[found.user.items].tolist()
+    assert (known, found.user.times_ms.tolist()) == (["i1"], [110 * DAY])
 
 
 def test_an_item_with_too_few_training_rows_is_no_target_but_may_be_a_live_event() -> None:
     split = split_of(
-        [*PAST, ("cy", "new", 110), ("cy", "i0", 110), ("bob", "new", 111)], min_interactions=2
+        [*PAST, ("cy", "new", 110), ("cy", "i0", 111), ("bob", "new", 111)], min_interactions=2
     )
-    assert asked(split, "live") == [("cy", "i0", "new", 110)]
+    assert asked(split, "live") == one("cy", "i0", "new", 110)
     assert asked(split, "returning") == []
 
 
@@ -108,7 +138,8 @@ def test_cold_items_have_their_own_queries() -> None:
     split = split_of(
         [*PAST, ("cy", "i1", 110), ("cy", "new", 111), ("dan", "new", 112)], min_interactions=2
     )
-    assert asked(split, "cold_items") == [("cy", "new", "i1", 110)]
+    assert asked(split, "cold_items") == one("cy", "new", "i1", 110)
+    assert asked(split, "live_all") == one("cy", "new", "i1", 110)
     assert asked(split, "live") == []
     assert split.eligible.sum() == 1
     assert split.of_every_item.eligible.all()
@@ -116,14 +147,27 @@ def test_cold_items_have_their_own_queries() -> None:
 
 def test_rows_with_a_guessed_time_are_neither_target_nor_live_event() -> None:
     rows = [*PAST, ("cy", "i1", 110), ("cy", "i2", 111), ("cy", "i3", 112)]
-    assert asked(split_of(rows, untrusted={6}), "live") == [("cy", "i3", "i2", 111)]
+    assert asked(split_of(rows, untrusted={6}), "live") == one("cy", "i3", "i2", 111)
 
 
-def test_learning_queries_target_every_next_item() -> None:
+def test_learning_queries_target_every_next_set() -> None:
     split = split_of([*PAST, ("cy", "i1", 110), ("cy", "i2", 111), ("cy", "i3", 112)])
-    found = moments(split)
-    assert found.live_item.tolist() == [-1, 1, 2]
-    assert found.target.tolist() == [1, 2, 3]
+    found, item = moments(split), split.log.item
+    assert [item[live[0]] if live[0] >= 0 else -1 for live in found.live] == [-1, 1, 2]
+    assert found.first_target.tolist() == [1, 2, 3]
+
+
+def test_learning_queries_split_a_set_into_live_events_and_targets() -> None:
+    rows = [("cy", f"i{n}", 110.0) for n in range(6)]
+    sizes = set()
+    for seed in range(100):
+        found = moments(split_of([("ann", f"i{n}", 10) for n in range(6)] + rows), seed)
+        first, within = (found.where(np.array([n])) for n in range(2))
+        assert (int(first.n_targets[0]), int(first.live.max())) == (6, -1)
+        live = set(split_of(rows).log.item[within.live[within.live >= 0] - 6].tolist())
+        assert live | set(within.targets[within.targets >= 0].tolist()) == set(range(6))
+        sizes.add(len(live))
+    assert sizes == {1, 2, 3, 4, 5}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -150,13 +194,16 @@ def test_a_state_contains_the_live_event_and_no_other_event_of_its_day() -> None
     )
     found = queries(split, "live")
     states = {
-        str(split.rows.user_ids[found.user[one.row]]): one for one in replay(split.rows, found)
+        str(split.log.user_ids[found.user[each.row]]): each for each in replay(split.log, found)
     }
-    assert states["ann"].user.items.tolist() == [5, 4, 3, 2, 1, 0]
+    live, *earlier = states["ann"].user.items.tolist()
+    assert live in (5, 6)
+    assert earlier == [4, 3, 2, 1, 0]
     assert states["ann"].user.times_ms[0] == 110 * DAY == states["ann"].user.now_ms
     # items 5 and 6 were bought by two users that very day: unknown yet
-    (_, trends, first_seen), *_ = trends_at(split_of(past).rows, np.array([110 * DAY]))
-    known = TrendView.of(trends.values, first_seen)
+    log = split_of(past).log
+    ((_, trends),) = trends_at(log.votes(), np.array([110 * DAY]))
+    known = TrendView.of(trends.values, log.first_seen())
     np.testing.assert_array_equal(states["bob"].trends.log_share, known.log_share)
 
 
@@ -170,15 +217,21 @@ def test_trends_of_a_replay_are_those_that_serving_holds() -> None:
     fakes = [(f"fake{n}", "i3", float(random.uniform(88, 90))) for n in range(200)]
     split, now = split_of([*genuine, *fakes]), 95 * DAY
     table, since = TrendTable(), dict[int, int]()
+    log, voted = split.log, dict[tuple[int, int], int]()
     for user, item, time_ms in zip(
-        split.rows.user.tolist(), split.rows.item.tolist(), split.rows.time_ms.tolist(), strict=True
+        log.user.tolist(), log.item.tolist(), log.time_ms.tolist(), strict=True
     ):
-        old = time_ms - since.setdefault(user, time_ms) >= 7 * DAY
-        table.add(str(split.rows.item_ids[item]), time_ms, 1.0, float(old))
+        item_id, old = str(log.item_ids[item]), time_ms - since.setdefault(user, time_ms) >= 7 * DAY
+        table.add(item_id, time_ms, 1.0, float(old))
+        if (user, item) in voted:  # the newest event counts
+            before = voted[user, item]
+            table.correct(item_id, before, -1.0, -float(before - since[user] >= 7 * DAY))
+        voted[user, item] = time_ms
     guarded = apply_limits(*table.both(now), QuarantineLimits())
     assert [table.ids[row] for row in np.flatnonzero(guarded.quarantined)] == ["i3"]
-    (_, trends, first_seen), *_ = trends_at(split.rows, np.array([now]))
-    order = [table.ids.index(item) for item in split.rows.item_ids.tolist()]
+    ((_, trends),) = trends_at(log.votes(), np.array([now]))
+    first_seen = log.first_seen()
+    order = [table.ids.index(item) for item in log.item_ids.tolist()]
     # a 90-day-old event is 1e-650 of an hour's trend: zero in one, one ulp in the other
     np.testing.assert_allclose(trends.values, guarded.values[order], rtol=1e-9, atol=1e-290)
     np.testing.assert_allclose(trends.weights, guarded.weights, rtol=1e-9)

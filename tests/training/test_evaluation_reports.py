@@ -18,7 +18,7 @@ from training.evaluation.list_analysis import ClickModel, simulate
 from training.evaluation.measure import Answers
 from training.evaluation.time_split import cut_of
 from training.mlflow_registry import MlflowRegistry
-from training.protocols import Queries
+from training.protocols import PROTOCOLS, Queries
 
 DAY_S = 86_400
 HEAD = "user_id,item_id,timestamp,time_quality\n"
@@ -52,6 +52,8 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
         str(a_dataset(tmp_path)),
         "--users",
         "60",
+        "--seeds",
+        "2",
         "--json",
         "--report",
         str(report),
@@ -61,20 +63,14 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
     result = orjson.loads(done.stdout.splitlines()[-1])
-    compared = "popularity decayed_popularity item_item als ncf two_tower content blend"
+    compared = (
+        "popularity decayed_popularity item_item last_item co_purchase random_walk transitions "
+        "als ncf two_tower content blend"
+    )
     assert list(result["models"]) == compared.split()
     assert {"train", "valid", "items", "cut", "users"} <= set(result["split"])
     for measured in result["models"].values():
-        assert set(measured) == {
-            "returning",
-            "live",
-            "live_later",
-            "back",
-            "trends",
-            "frozen",
-            "cold",
-            "cold_items",
-        }
+        assert set(measured) == set(PROTOCOLS)
         for metric in ("hr@10", "hr@20", "ndcg@10", "recall@20", "ndcg@20", "mrr", "coverage@10"):
             value, (low, high) = measured["live"][metric], measured["live"][f"{metric}_interval"]
             assert 0.0 <= value <= 1.0
@@ -115,23 +111,23 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
 def test_reviews_of_guessed_time_are_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text(HEAD + "a,x,200,exact\nb,x,100,near\na,y,300,estimated\n")
     found = reviews.load(tmp_path, weight=2.0)
-    assert found.trusted.tolist() == [False, True, False]
-    assert found.rows.time_ms.tolist() == [100_000, 200_000, 300_000]
-    assert found.rows.weight.tolist() == [2.0, 2.0, 2.0]
+    assert found.log.trusted.tolist() == [False, True, False]
+    assert found.log.time_ms.tolist() == [100_000, 200_000, 300_000]
+    assert found.log.weight.tolist() == [2.0, 2.0, 2.0]
 
 
 def test_the_official_ratings_file_has_no_header(tmp_path: Path) -> None:
     path = tmp_path / "ratings_Electronics.csv"
     path.write_text("ann,0132793040,5.0,1365811200\nbob,0132793040,1.0,1341100800\n")
     found = reviews.load(path)
-    assert found.rows.user_ids[found.rows.user].tolist() == ["bob", "ann"]
-    assert found.rows.item_ids.tolist() == ["0132793040"]  # an id, not a number
-    assert found.trusted.all()
+    assert found.log.user_ids[found.log.user].tolist() == ["bob", "ann"]
+    assert found.log.item_ids.tolist() == ["0132793040"]  # an id, not a number
+    assert found.log.trusted.all()
 
 
 def test_a_repeated_review_counts_once(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text("user_id,item_id,timestamp\na,x,200\na,x,100\n")
-    assert reviews.load(tmp_path).rows.time_ms.tolist() == [100_000]
+    assert reviews.load(tmp_path).log.time_ms.tolist() == [100_000]
 
 
 @pytest.mark.parametrize(
@@ -156,26 +152,33 @@ def test_an_empty_folder_is_rejected(tmp_path: Path) -> None:
 
 
 def test_a_cut_outside_the_log_is_rejected(tmp_path: Path) -> None:
-    rows = reviews.load(a_dataset(tmp_path)).rows
-    assert cut_of(rows, "1970-06-01") == 151 * DAY_S * 1000
+    log = reviews.load(a_dataset(tmp_path)).log
+    assert cut_of(log, "1970-06-01") == 151 * DAY_S * 1000
     for day in ("2030-01-01", "1960-01-01", "soon"):
         with pytest.raises(BadInput, match="--cut"):
-            cut_of(rows, day)
+            cut_of(log, day)
 
 
 def test_the_default_cut_is_the_first_of_a_month_that_leaves_a_test(tmp_path: Path) -> None:
-    rows = reviews.load(a_dataset(tmp_path)).rows
-    cut = cut_of(rows, None)
+    log = reviews.load(a_dataset(tmp_path)).log
+    cut = cut_of(log, None)
     assert cut == 365 * DAY_S * 1000 or cut == 334 * DAY_S * 1000
-    assert (rows.time_ms >= cut).mean() >= 0.05
+    assert (log.time_ms >= cut).mean() >= 0.05
 
 
 def answers(places: dict[str, list[int | None]]) -> Answers:
     """Contestant → rank of each user's target in the list (None: not listed)."""
     users = len(next(iter(places.values())))
     empty = np.zeros(users, np.int64)
+    targets = np.full((users, 1), 500, np.int32)
     asked = Queries(
-        empty.astype(np.int32), np.full(users, 500, np.int32), empty, empty, empty.astype(np.int32)
+        user=empty.astype(np.int32),
+        targets=targets,
+        grades=np.ones((users, 1), np.float32),
+        organic=np.ones(users, bool),
+        target_ms=empty,
+        now_ms=empty,
+        live=np.full((users, 1), -1, np.int32),
     )
     lists = {}
     for name, found in places.items():

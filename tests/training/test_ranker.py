@@ -12,16 +12,17 @@ import pytest
 from afterclick.features import FEATURE_NAMES
 from afterclick.model import Model
 from training import ranker
-from training.config import NeighbourConfig, RankerConfig
+from training.config import NeighbourConfig, RankerConfig, ReplayConfig
 from training.evaluation.measure import ItemFacts, freshness, measure
-from training.evaluation.scorers import ScorerInputs, scorers
+from training.evaluation.scorers import ScorerInputs, scorers, transitions
 from training.evaluation.time_split import answer_all
+from training.event_log import EventLog
 from training.interactions import Interactions
 from training.models.neighbours import cosine_neighbours, same_day_neighbours
 from training.models.popularity import first_seen, popularity
 from training.protocols import EvaluationSplit, moments, queries, with_history
 from training.query_replay import replay
-from training.ranker import BoosterRanker, FittedRanker, NotEnoughHistory, past_splits
+from training.ranker import BoosterRanker, FitPast, FittedRanker, NotEnoughHistory, past_splits
 
 DAY = 86_400_000
 CONFIG = RankerConfig(
@@ -54,8 +55,12 @@ def companion_shop(users: int = 1500, items: int = 120, days: int = 400) -> Inte
     )
 
 
-def build(rows: Interactions) -> Model:
+def build(log: EventLog) -> Model:
     """A model without ALS: quick, and its features stay unknown."""
+    return build_on(log.pairs())
+
+
+def build_on(rows: Interactions) -> Model:
     config = NeighbourConfig(count=10)
     cosine = cosine_neighbours(rows, config)
     same_day = same_day_neighbours(rows, config)
@@ -76,42 +81,53 @@ def shop() -> Interactions:
 
 @pytest.fixture(scope="module")
 def split(shop: Interactions) -> EvaluationSplit:
-    return EvaluationSplit(shop, 340 * DAY, 400 * DAY, np.ones(len(shop), bool))
+    return EvaluationSplit(EventLog.of(shop), 340 * DAY, 400 * DAY)
+
+
+def train(split: EvaluationSplit, config: RankerConfig, fit: FitPast = build) -> FittedRanker:
+    return ranker.train(split.log.before(split.cut_ms), fit, config, ReplayConfig())
 
 
 @pytest.fixture(scope="module")
 def blend(split: EvaluationSplit) -> FittedRanker:
-    return ranker.train(split.train, build, CONFIG)
+    return train(split, CONFIG)
 
 
 def test_the_blend_uses_the_live_event_and_beats_every_source(
     shop: Interactions, split: EvaluationSplit, blend: FittedRanker
 ) -> None:
-    model = build(split.train)
-    inputs = ScorerInputs(model, BoosterRanker.of(blend.text))
+    model = build_on(split.train)
+    inputs = ScorerInputs(model, BoosterRanker.of(blend.text), transitions(split.train))
     answers = answer_all(split, lambda eligible: scorers(inputs, eligible, reduced=True))
     profiles = np.full(len(shop.user_ids), np.nan)
     facts = ItemFacts(
         split.train.item_counts(), np.zeros((len(model), 1), np.float32), 120, 1500, profiles
     )
-    live = measure(answers["live"], facts)
-    frozen = measure(answers["frozen"], facts)
+    live = measure([answers["live"]], facts)
+    frozen = measure([answers["frozen"]], facts)
     assert live["blend"]["hr@10"] > 0.6  # two of three are predictable
     assert live["blend"]["ndcg@10"] >= max(live[name]["ndcg@10"] for name in live) - 0.02
     assert frozen["blend"]["hr@10"] < 0.3  # ten of 120 by chance are 0.08
     assert live["blend_brief"]["hr@10"] > 0.4  # a reduced list uses the live event, too
-    gain = freshness(answers["live"], answers["frozen"], "blend")
+    gain = freshness({p: [found] for p, found in answers.items()}, "blend")
     assert gain["hr@10"] == pytest.approx(live["blend"]["hr@10"] - frozen["blend"]["hr@10"])
     assert gain["hr@10_interval"][0] > 0.3
+    parts = gain["parts"]
+    assert parts["live_event"]["hr@10_interval"][0] > 0.3
+    assert sum(parts[p]["hr@10"] for p in ("live_event", "trends", "staleness")) == pytest.approx(
+        gain["hr@10"]
+    )
 
 
 def test_without_a_history_the_blend_lists_trending_items(
     split: EvaluationSplit, blend: FittedRanker
 ) -> None:
-    inputs = ScorerInputs(build(split.train), BoosterRanker.of(blend.text))
+    inputs = ScorerInputs(
+        build_on(split.train), BoosterRanker.of(blend.text), transitions(split.train)
+    )
     scorer = scorers(inputs, split.eligible)["blend"]
     asked = queries(split, "cold")
-    for one in replay(split.rows, asked.where(np.arange(len(asked)) < 3)):
+    for one in replay(split.log, asked.where(np.arange(len(asked)) < 3)):
         assert not len(one.user.items)
         np.testing.assert_array_equal(scorer(one), one.trends.trend_score)
 
@@ -119,7 +135,7 @@ def test_without_a_history_the_blend_lists_trending_items(
 def test_the_blend_learns_from_users_with_a_history(split: EvaluationSplit) -> None:
     known = with_history(split, moments(split))
     history = split.train.user_counts()[known.user]
-    assert ((known.live_item >= 0) | (history > 0)).all()
+    assert ((known.live >= 0).any(axis=1) | (history > 0)).all()
     assert 0 < len(known) < len(moments(split))
 
 
@@ -141,42 +157,42 @@ def test_contributions_add_up_to_the_score(blend: FittedRanker) -> None:
 
 def test_the_same_seed_learns_the_same_blend(split: EvaluationSplit) -> None:
     short = replace(CONFIG, rounds=5)
-    assert (
-        ranker.train(split.train, build, short).text == ranker.train(split.train, build, short).text
-    )
+    assert train(split, short).text == train(split, short).text
 
 
 def test_past_cuts_never_overlap_and_leave_most_rows_before_them(split: EvaluationSplit) -> None:
-    rows = split.train
-    found = list(past_splits(rows, np.ones(len(rows), bool), replace(CONFIG, cuts=9)))
+    past = split.log.before(split.cut_ms)
+    found = list(past_splits(past, replace(CONFIG, cuts=9)))
     assert 2 <= len(found) < 9
     for newer, older in pairwise(found):
         assert older.end_ms == newer.cut_ms
-    assert all(2 * len(s.train) >= len(rows) for s in found)
+    assert all(2 * len(s.train) >= len(past) for s in found)
 
 
 def test_models_of_past_cuts_see_nothing_after_them(split: EvaluationSplit) -> None:
     newest: list[int] = []
 
-    def watch(rows: Interactions) -> Model:
-        newest.append(int(rows.time_ms.max()))
-        return build(rows)
+    def watch(log: EventLog) -> Model:
+        newest.append(int(log.time_ms.max()))
+        return build(log)
 
-    ranker.train(split.train, watch, replace(CONFIG, rounds=2))
-    cuts = [s.cut_ms for s in past_splits(split.train, np.ones(len(split.train), bool), CONFIG)]
+    train(split, replace(CONFIG, rounds=2), watch)
+    cuts = [s.cut_ms for s in past_splits(split.log.before(split.cut_ms), CONFIG)]
     assert len(newest) == len(cuts) == 2
     assert all(latest < cut for latest, cut in zip(newest, cuts, strict=True))
 
 
 def test_a_model_may_have_other_items_in_another_order(split: EvaluationSplit) -> None:
-    def some(rows: Interactions) -> Model:
-        model = build(rows.choose(rows.item_counts() >= 3))
+    def some(log: EventLog) -> Model:
+        rows = log.pairs()
+        model = build_on(rows.choose(rows.item_counts() >= 3))
         assert model.item_ids.tolist() != rows.item_ids.tolist() or len(model) == len(rows.item_ids)
         return model
 
-    assert ranker.train(split.train, some, replace(CONFIG, rounds=5)).candidate_recall > 0.5
+    assert train(split, replace(CONFIG, rounds=5), some).candidate_recall > 0.5
 
 
 def test_too_short_a_past_is_rejected(shop: Interactions) -> None:
+    few = EventLog.of(shop.where(np.arange(len(shop)) < 40))
     with pytest.raises(NotEnoughHistory, match="50 are needed"):
-        ranker.train(shop.where(np.arange(len(shop)) < 40), build, CONFIG)
+        ranker.train(few, build, CONFIG, ReplayConfig())

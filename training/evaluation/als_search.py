@@ -64,7 +64,7 @@ class AlsEvaluation:
         found = {"rmse": self._rmse(factors)}
         for protocol, chosen in self.queries.items():
             ranking = {"als": FullRanking(scorer, self.split.eligible, self.seed)}
-            hits, relevant = answer(self.split.rows, chosen, ranking).hits("als")
+            hits, relevant = answer(self.split.log, chosen, ranking).hits("als")
             found[f"{protocol}.ndcg@10"] = _mean(list_metrics.ndcg(hits, relevant, 10))
             found[f"{protocol}.ndcg@20"] = _mean(list_metrics.ndcg(hits, relevant, 20))
             found[f"{protocol}.precision@10"] = _mean(list_metrics.precision(hits, relevant, 10))
@@ -74,7 +74,9 @@ class AlsEvaluation:
     def _rmse(self, factors: Factors) -> float:
         """Of the predicted preference for the targets, against 1 (Hu, Koren, Volinsky, eq. 2)."""
         returning = self.queries["returning"]
-        predicted = (factors.users[returning.user] * factors.items[returning.target]).sum(axis=1)
+        predicted = (factors.users[returning.user] * factors.items[returning.first_target]).sum(
+            axis=1
+        )
         return float(np.sqrt(np.mean((1.0 - predicted) ** 2))) if len(returning) else 0.0
 
 

@@ -17,7 +17,7 @@ from afterclick.retrieval import top_k
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from training.evaluation import list_metrics
 from training.evaluation.measure import Answers, answer
-from training.interactions import Interactions
+from training.event_log import EventLog
 from training.protocols import EvaluationSplit, Queries, queries, sample
 from training.query_replay import ReplayedQuery, align
 
@@ -42,28 +42,27 @@ class Holdout:
 
     @classmethod
     def of(cls, split: EvaluationSplit, max_queries: int, seed: int) -> Holdout:
-        """At most `max_queries` queries of each protocol on the rows from the cut on."""
+        """At most `max_queries` queries of each protocol on the events from the cut on."""
         return cls(split, {p: sample(queries(split, p), max_queries, seed) for p in PROTOCOLS})
 
 
-def cut_of(rows: Interactions, share: float) -> int:
-    """The midnight (UTC, ms) that leaves about `share` of the rows; at least one row comes before
-    it."""
-    moment = rows.time_ms[min(int(len(rows) * (1 - share)), len(rows) - 1)]
+def cut_of(log: EventLog, share: float) -> int:
+    """The midnight (UTC, ms) that leaves about `share` of the events; at least one event comes
+    before it."""
+    moment = log.time_ms[min(int(len(log) * (1 - share)), len(log) - 1)]
     midnight = int(moment // DAY_MS * DAY_MS)
-    return midnight if rows.time_ms[0] < midnight else int(moment)
+    return midnight if log.time_ms[0] < midnight else int(moment)
 
 
-def split_at(rows: Interactions, cut_ms: int, min_interactions: int) -> EvaluationSplit:
-    """The rows cut at a moment, all of them trusted."""
-    end_ms = int(rows.time_ms[-1]) + 1
-    return EvaluationSplit(rows, cut_ms, end_ms, np.ones(len(rows), bool), min_interactions)
+def split_at(log: EventLog, cut_ms: int, min_interactions: int) -> EvaluationSplit:
+    """The log cut at a moment."""
+    return EvaluationSplit(log, cut_ms, int(log.time_ms[-1]) + 1, min_interactions)
 
 
 def judge(holdout: Holdout, model: Model, ranker: Ranker) -> PerQueryMetrics:
     """Metrics of the lists that a model and its ranker would have shown."""
-    rows = holdout.split.rows.also(model.item_ids.tolist())
-    generator = CandidateGenerator.exact(align(model, rows.item_ids))
+    log = holdout.split.log.also(model.item_ids.tolist())
+    generator = CandidateGenerator.exact(align(model, log.item_ids))
 
     def recommend(query: ReplayedQuery) -> IntArray:
         ranking = generator.query(query.user, query.trends)
@@ -71,7 +70,7 @@ def judge(holdout: Holdout, model: Model, ranker: Ranker) -> PerQueryMetrics:
         return items[top_k(scores, LENGTH)]
 
     return {
-        protocol: _metrics(answer(rows, asked, {"model": recommend}, LENGTH))
+        protocol: _metrics(answer(log, asked, {"model": recommend}, LENGTH))
         for protocol, asked in holdout.queries.items()
     }
 
@@ -85,7 +84,7 @@ def trends_baseline(holdout: Holdout) -> PerQueryMetrics:
         return top_k(week, LENGTH).astype(np.int32)
 
     return {
-        protocol: _metrics(answer(holdout.split.rows, asked, {"model": recommend}, LENGTH))
+        protocol: _metrics(answer(holdout.split.log, asked, {"model": recommend}, LENGTH))
         for protocol, asked in holdout.queries.items()
     }
 

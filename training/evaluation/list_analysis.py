@@ -102,7 +102,7 @@ def _lift(answers: Answers, name: str, base: str, model: ClickModel) -> float:
 
 def _shown(answers: Answers, name: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     lists = answers.lists[name][:, :RANKS]
-    return list_metrics.hits_of(lists, answers.queries.target), lists >= 0
+    return list_metrics.hits_of(lists, answers.queries.targets), lists >= 0
 
 
 def _ratio(own: NDArray[np.float64], base_list: NDArray[np.float64]) -> float:
@@ -135,7 +135,9 @@ def segments(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Kind of segment → its name → `users`, and scorer → HR@10 with its interval."""
     length = split.train.user_counts()[answers.queries.user]
-    seen = first_seen(split.train)[answers.queries.target]
+    seen = first_seen(split.train)[answers.queries.targets].max(
+        axis=1, initial=-np.inf, where=answers.queries.targets >= 0
+    )
     age = (answers.queries.now_ms - seen) / DAY_MS
     return {
         "history": _by(answers, length, HISTORY, "items", seed),
@@ -156,16 +158,15 @@ def _by(
         if inside.sum() < _MIN_QUERIES:
             continue
         out[_name(low, high, unit)] = {"users": int(inside.sum())} | {
-            name: _hit_rate(lists[inside], answers.queries.target[inside], seed)
+            name: _hit_rate(lists[inside], answers.queries.targets[inside], seed)
             for name, lists in answers.lists.items()
         }
     return out
 
 
-def _hit_rate(lists: NDArray[np.int32], target: NDArray[np.int32], seed: int) -> dict[str, Any]:
-    hits = list_metrics.hit_rate(
-        list_metrics.hits_of(lists, target), np.ones(len(target), np.int32), 10
-    )
+def _hit_rate(lists: NDArray[np.int32], targets: NDArray[np.int32], seed: int) -> dict[str, Any]:
+    relevant = (targets >= 0).sum(axis=1).astype(np.int32)
+    hits = list_metrics.hit_rate(list_metrics.hits_of(lists, targets), relevant, 10)
     return {"hr@10": float(hits.mean()), "hr@10_interval": list(list_metrics.interval(hits, seed))}
 
 

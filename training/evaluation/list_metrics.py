@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from afterclick.arrays import BoolArray, Float64Array, IntArray
 
 
-def hits_of(lists: IntArray, target: IntArray) -> BoolArray:
-    """(q, k) bool: where a list shows the query's one target."""
-    return np.asarray(lists == target[:, None])
+def hits_of(lists: IntArray, targets: IntArray) -> BoolArray:
+    """(q, k) bool: where a list shows one of the query's targets (q, t); -1 pads both."""
+    found = np.zeros(lists.shape, bool)
+    for column in targets.T:
+        found |= lists == column[:, None]
+    return found & (lists >= 0)
 
 
 def hit_rate(hits: BoolArray, relevant: IntArray, k: int) -> Float64Array:

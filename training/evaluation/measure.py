@@ -5,7 +5,7 @@ The release gate, the ALS search and `afterclick evaluate` all measure with this
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import BoolArray, Float64Array, FloatArray, Int64Array, IntArray
-from afterclick.quarantine import QuarantineLimits
 from afterclick.retrieval import top_k_rows
+from training.config import ReplayConfig
 from training.evaluation import list_metrics
-from training.interactions import Interactions
+from training.event_log import EventLog
 from training.protocols import Queries
 from training.query_replay import ReplayedQuery, replay
 
@@ -24,6 +24,8 @@ LENGTH = 100
 """Ranks of a list that are kept."""
 SHOWN = 10
 """Ranks that the metrics beyond accuracy look at."""
+SEEDED = ("hr@10", "ndcg@10")
+"""Metrics whose values by seed are reported."""
 _SHUFFLE_EVERY = 256
 """Queries that share one order of the items for breaking ties."""
 Recommend = Callable[[ReplayedQuery], IntArray]
@@ -78,21 +80,26 @@ class Answers:
     """recommender → (q, length), -1 pads"""
 
     def hits(self, name: str) -> tuple[BoolArray, IntArray]:
-        """(q, length) where a list shows the query's target, and (q,) ones: relevant items."""
-        hits = list_metrics.hits_of(self.lists[name], self.queries.target)
-        return hits, np.ones(len(self.queries), np.int32)
+        """(q, length) where a list shows one of the query's targets, and (q,) their number."""
+        return list_metrics.hits_of(self.lists[name], self.queries.targets), self.queries.n_targets
+
+    def of(self, queries: Queries) -> Answers:
+        """The lists for those of `queries` whose users are among these; one query per user."""
+        keep = np.isin(self.queries.user, queries.user)
+        lists = {name: found[keep] for name, found in self.lists.items()}
+        return Answers(queries.where(np.isin(queries.user, self.queries.user)), lists)
 
 
 def answer(
-    rows: Interactions,
+    log: EventLog,
     queries: Queries,
     recommenders: Mapping[str, Recommend],
     length: int = LENGTH,
-    limits: QuarantineLimits | None = None,
+    known: ReplayConfig | None = None,
 ) -> Answers:
     """The lists of every recommender, each query with the states and trends of its moment."""
     lists = {name: np.full((len(queries), length), -1, np.int32) for name in recommenders}
-    for query in replay(rows, queries, limits):
+    for query in replay(log, queries, known):
         for name, recommend in recommenders.items():
             items = recommend(query)[:length]
             lists[name][query.row, : len(items)] = items
@@ -114,27 +121,51 @@ class ItemFacts:
     """(n_users,) mean popularity of each user's own training interactions; NaN without any"""
 
 
-def measure(answers: Answers, facts: ItemFacts, seed: int = 42) -> dict[str, dict[str, Any]]:
+def measure(
+    answers: Sequence[Answers], facts: ItemFacts, seed: int = 42
+) -> dict[str, dict[str, Any]]:
     """Recommender → metric → mean over users; `<metric>_interval` holds its 95 % bootstrap
-    interval."""
-    return {name: _measures(answers, name, facts, seed) for name in answers.lists}
+    interval.
+
+    `answers` to the same queries by models of different seeds: the accuracy of each query is the
+    mean over them, `<metric>_seeds` holds the figure of each. The other metrics are those of the
+    first.
+    """
+    return {name: _measures(answers, name, facts, seed) for name in answers[0].lists}
 
 
-def _measures(answers: Answers, name: str, facts: ItemFacts, seed: int) -> dict[str, Any]:
-    shown = answers.lists[name][:, :SHOWN]
-    values = list_metrics.accuracy(*answers.hits(name))
+def accuracy(answers: Sequence[Answers], name: str) -> dict[str, Float64Array]:
+    """Metric → (seeds, q) values of a recommender."""
+    found = [list_metrics.accuracy(*each.hits(name)) for each in answers]
+    return {metric: np.stack([values[metric] for values in found]) for metric in found[0]}
+
+
+def _measures(answers: Sequence[Answers], name: str, facts: ItemFacts, seed: int) -> dict[str, Any]:
+    by_seed = accuracy(answers, name)
+    values = {metric: found.mean(axis=0) for metric, found in by_seed.items()}
+    shown, users = answers[0].lists[name][:, :SHOWN], answers[0].queries.user
     values["diversity@10"] = list_metrics.diversity(shown, facts.vectors)
     values["novelty@10"] = list_metrics.novelty(shown, facts.counts, facts.n_users)
     out: dict[str, Any] = {}
     for metric, value in values.items():
-        out[metric] = float(value.mean()) if len(value) else None
-        out[f"{metric}_interval"] = list(list_metrics.interval(value, seed)) if len(value) else None
+        out |= _mean_and_interval(metric, value, seed)
+    for metric in SEEDED if len(users) else ():
+        out[f"{metric}_seeds"] = by_seed[metric].mean(axis=1).tolist()
     out["coverage@10"] = list_metrics.coverage(shown, facts.n_ranked)
     out["coverage@10_interval"] = _coverage_interval(shown, facts.n_ranked, seed)
     out["gini@10"] = list_metrics.gini(shown, facts.n_ranked)
-    profiles = facts.profiles[answers.queries.user]
+    profiles = facts.profiles[users]
     out["popularity_lift@10"] = list_metrics.popularity_lift(shown, facts.counts, profiles)
     return out
+
+
+def _mean_and_interval(metric: str, values: Float64Array, seed: int) -> dict[str, Any]:
+    if not len(values):
+        return {metric: None, f"{metric}_interval": None}
+    return {
+        metric: float(values.mean()),
+        f"{metric}_interval": list(list_metrics.interval(values, seed)),
+    }
 
 
 def _coverage_interval(
@@ -152,16 +183,30 @@ def _coverage_interval(
     return [float(q) for q in np.quantile(draws, [0.025, 0.975])]
 
 
-def freshness(live: Answers, frozen: Answers, name: str, seed: int = 42) -> dict[str, Any]:
-    """The value of the live event and live trends: HR@10 and NDCG@10, `live` minus `frozen`,
-    paired."""
-    order, other = np.argsort(live.queries.user), np.argsort(frozen.queries.user)
-    out: dict[str, Any] = {}
-    for metric in ("hr@10", "ndcg@10"):
-        gain = (
-            list_metrics.accuracy(*live.hits(name))[metric][order]
-            - list_metrics.accuracy(*frozen.hits(name))[metric][other]
-        )
-        out[metric] = float(gain.mean()) if len(gain) else None
-        out[f"{metric}_interval"] = list(list_metrics.interval(gain, seed)) if len(gain) else None
-    return out
+FRESHNESS = {
+    "live_event": ("live", "trends"),
+    "trends": ("trends", "nightly"),
+    "staleness": ("nightly", "frozen"),
+    "against_nightly": ("live", "nightly"),
+}
+"""Part of freshness → the protocols whose difference it is."""
+
+
+def freshness(
+    answers: Mapping[str, Sequence[Answers]], name: str, seed: int = 42
+) -> dict[str, Any]:
+    """HR@10 and NDCG@10, paired: `live` minus `frozen`, and the parts of FRESHNESS.
+
+    `answers`: protocol → the answers of each seed, to the same users in the same order.
+    """
+    values = {p: accuracy(answers[p], name) for p in ("live", "trends", "nightly", "frozen")}
+
+    def difference(more: str, less: str) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for metric in SEEDED:
+            gain = (values[more][metric] - values[less][metric]).mean(axis=0)
+            out |= _mean_and_interval(metric, gain, seed)
+        return out
+
+    parts = {part: difference(*protocols) for part, protocols in FRESHNESS.items()}
+    return difference("live", "frozen") | {"parts": parts}

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from afterclick.errors import BadDataset
-from training import interactions
+from training import event_log
+from training.event_log import EventLog
 from training.interactions import Interactions
 from training.models.content_vectors import ItemTexts
 
@@ -26,10 +26,9 @@ _NEEDED = {"user_id", "item_id", "timestamp"}
 
 @dataclass(frozen=True)
 class Reviews:
-    """Interactions in order of time, and which of their times are reliable."""
+    """A log of reviews, and the texts of the items."""
 
-    rows: Interactions
-    trusted: NDArray[np.bool_]
+    log: EventLog
     texts: ItemTexts
 
 
@@ -48,13 +47,13 @@ def load(path: Path, weight: float = 1.0) -> Reviews:
         raise BadDataset(f"{file}: contains no reviews")
     quality = frame.get("time_quality")
     trusted = np.ones(len(frame), bool) if quality is None else (quality == "exact").to_numpy(bool)
-    return Reviews(_interactions(frame, weight), trusted, _texts(file.parent / "items.csv"))
+    log = EventLog.of(_interactions(frame, weight), trusted)
+    return Reviews(log, _texts(file.parent / "items.csv"))
 
 
 def from_etl(folder: Path, texts: ItemTexts) -> Reviews:
-    """The tables of the ETL: every row is trusted."""
-    rows = interactions.load(folder)
-    return Reviews(rows, np.ones(len(rows), bool), texts)
+    """The tables of the ETL: every event is trusted."""
+    return Reviews(event_log.load(folder), texts)
 
 
 def _file(path: Path) -> Path:

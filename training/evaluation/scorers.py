@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy import sparse
 
-from afterclick.arrays import BoolArray, FloatArray
+from afterclick.arrays import BoolArray, FloatArray, IntArray
 from afterclick.features import RECENT
 from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
 from afterclick.ranking import CandidateGenerator, score_candidates
@@ -22,6 +24,8 @@ from training.ranker import BoosterRanker
 BEST_HALF_LIFE = "week"
 """Half-life of the decayed popularity shown: the best or nearly so on Electronics after
 2014-06-01."""
+MAX_SET, SHRINK = 20, 5.0
+"""Members of a set of equal times, and the constant added to the counts, in `transitions`."""
 NCF_EPOCHS, NCF_DECAY, NCF_BATCH = 2, 0.005, 2048
 """Fixed epochs, not a time budget, so that a slow machine fits the same model."""
 
@@ -33,6 +37,8 @@ class ScorerInputs:
 
     model: Model
     ranker: BoosterRanker
+    transitions: Any
+    """(n_items, n_items) scipy CSR: see `transitions`"""
     ncf: Callable[[int], Scores] | None = None
     """user_index → (n_items,) scores"""
 
@@ -49,7 +55,13 @@ def scorers(
     found = {
         "popularity": popularity(model),
         "decayed_popularity": decayed_popularity(BEST_HALF_LIFE),
-        "item_item": item_item(model),
+        "item_item": by_neighbours(model.neighbour_items, model.neighbour_scores),
+        "last_item": by_neighbours(model.neighbour_items, model.neighbour_scores, recent=1),
+        "co_purchase": by_neighbours(model.co_purchase_items, model.co_purchase_scores),
+        "random_walk": None
+        if model.random_walk_items is None or model.random_walk_scores is None
+        else by_neighbours(model.random_walk_items, model.random_walk_scores),
+        "transitions": by_transitions(inputs.transitions),
         "als": als(model),
         "ncf": None if ncf is None else lambda query: ncf(query.user_index),
         "two_tower": None if model.towers is None else two_tower(model, model.towers),
@@ -71,14 +83,58 @@ def decayed_popularity(half_life: str) -> Scorer:
     return lambda query: query.trends.log_share[:, column]
 
 
-def item_item(model: Model) -> Scorer:
-    """Cosine to the user's newest items, an older one weighted less (1, 1/2, 1/3, …)."""
+def by_neighbours(items: IntArray, scores: FloatArray, recent: int = RECENT) -> Scorer:
+    """Similarity to the user's `recent` newest items, an older one weighted less (1, 1/2, 1/3, …).
+
+    `items`, `scores` (n_items, K): the neighbours of each item; -1 pads.
+    """
+    n_items = len(items)
 
     def score(query: ReplayedQuery) -> Scores:
-        scores = np.zeros(len(model) + 1)  # the last entry is for the padding, -1
-        for rank, item in enumerate(query.user.items[:RECENT].tolist()):
-            scores[model.neighbour_items[item]] += model.neighbour_scores[item] / (rank + 1)
-        return scores[:-1]
+        found = np.zeros(n_items + 1)  # the last entry is for the padding, -1
+        for rank, item in enumerate(query.user.items[:recent].tolist()):
+            found[items[item]] += scores[item] / (rank + 1)
+        return found[:-1]
+
+    return score
+
+
+def transitions(rows: Interactions) -> Any:
+    """(n_items, n_items) CSR: how often users took an item (column) next after another (row).
+
+    The members of a set of equal times follow each member of the user's set before it, and each
+    other member of their own set. A user's transition from an item counts 1 in all. Of larger sets
+    only the first MAX_SET members count.
+    """
+    order = np.argsort(rows.user, kind="stable")
+    user, item, time_ms = rows.user[order], rows.item[order], rows.time_ms[order]
+    new = np.r_[True, (user[1:] != user[:-1]) | (time_ms[1:] != time_ms[:-1])][: len(order)]
+    start = np.flatnonzero(new)
+    of_set = np.cumsum(new) - 1
+    source, target = [], []
+    for step in range(1, 2 * MAX_SET):
+        before = np.arange(len(order) - step)
+        after = before + step
+        near = (of_set[after] - of_set[before] <= 1) & (user[after] == user[before])
+        first = start[of_set[after]]
+        near &= (after - first < MAX_SET) & (before - start[of_set[before]] < MAX_SET)
+        same = near & (of_set[after] == of_set[before])
+        source += [item[before[near]], item[after[same]]]
+        target += [item[after[near]], item[before[same]]]
+    pairs = np.concatenate(source), np.concatenate(target)
+    n_items = len(rows.item_ids)
+    counts = sparse.coo_matrix((np.ones(len(pairs[0])), pairs), shape=(n_items, n_items)).tocsr()
+    total = np.asarray(counts.sum(axis=1)).ravel()
+    return sparse.diags(1.0 / (total + SHRINK)) @ counts
+
+
+def by_transitions(matrix: Any) -> Scorer:
+    """What users took next after the newest item; zeros for a user without a history."""
+
+    def score(query: ReplayedQuery) -> Scores:
+        if not len(query.user.items):
+            return np.zeros(matrix.shape[0])
+        return np.asarray(matrix[int(query.user.items[0])].toarray()).ravel()
 
     return score
 

@@ -22,10 +22,11 @@ from rich.table import Table
 from afterclick.arrays import BoolArray, FloatArray
 from afterclick.errors import BadInput
 from afterclick.events import Action
+from afterclick.model import Model
 from afterclick.settings import Settings
 from afterclick.trends import DAY_MS
 from training import interactions, workspace
-from training.config import ModelConfig
+from training.config import ModelConfig, ReplayConfig
 from training.evaluation import list_metrics, report, reviews
 from training.evaluation.list_analysis import segments, simulate
 from training.evaluation.measure import (
@@ -38,11 +39,19 @@ from training.evaluation.measure import (
     measure,
 )
 from training.evaluation.reviews import Reviews
-from training.evaluation.scorers import NCF_DECAY, NCF_EPOCHS, ScorerInputs, ncf, scorers
+from training.evaluation.scorers import (
+    NCF_DECAY,
+    NCF_EPOCHS,
+    ScorerInputs,
+    ncf,
+    scorers,
+    transitions,
+)
+from training.event_log import EventLog
 from training.fit import ModelTrainer, trainer
-from training.interactions import Interactions, TooFewInteractions
+from training.interactions import TooFewInteractions
 from training.mlflow_registry import MlflowRegistry
-from training.protocols import PROTOCOLS, EvaluationSplit, Queries, queries, sample
+from training.protocols import EVERY_ITEM, PROTOCOLS, EvaluationSplit, queries, sample
 from training.query_replay import align
 from training.ranker import BoosterRanker, FittedRanker
 
@@ -60,7 +69,10 @@ class EvaluationRequest:
     dataset: Path | None = None
     cut: str | None = None
     end: str | None = None
-    users: int = 5000
+    users: int | None = None
+    """Queries of each protocol at most; None: all."""
+    seeds: int = 3
+    """Models fitted, with different seeds; figures are means over them."""
     preset: str | None = None
     engine: str | None = None
     report: Path | None = None
@@ -74,7 +86,8 @@ class EvaluationResult:
     """The lists of every scorer, and the figures that are printed."""
 
     split: EvaluationSplit
-    answers: dict[str, Answers]
+    answers: dict[str, list[Answers]]
+    """protocol → the answers of each seed"""
     figures: dict[str, Any]
 
 
@@ -88,7 +101,8 @@ def run(settings: Settings, request: EvaluationRequest) -> EvaluationResult:
         console.status("fitting every model as of the cut, and the ranker on earlier cuts"),
         trainer(settings, data.texts, config) as models,
     ):
-        result = evaluate(split, models, request.users, reduced=request.reduced)
+        options = EvaluationOptions(request.users, request.seeds, request.reduced)
+        result = evaluate(split, models, options, lambda text: console.print(text))
     _print(console, result.figures)
     if request.report is not None:
         console.print(f"report: {report.write(request.report, result.figures)}")
@@ -105,7 +119,8 @@ def record(settings: Settings, figures: dict[str, Any], request: EvaluationReque
     registry = MlflowRegistry(settings)
     split = figures["split"]
     options = {
-        "users": request.users,
+        "users": request.users or "all",
+        "seeds": request.seeds,
         "preset": request.preset or settings.training.preset,
         "engine": figures["recipe"]["als"]["engine"],
         "cut": split["cut"],
@@ -128,52 +143,104 @@ def record(settings: Settings, figures: dict[str, Any], request: EvaluationReque
     return run_id
 
 
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """The extent of an evaluation."""
+
+    users: int | None = None
+    """Queries of each protocol at most; None: all."""
+    seeds: int = 1
+    """Models fitted, with different seeds."""
+    reduced: bool = False
+    """Also ask the blend under load shedding."""
+
+
 def evaluate(
-    split: EvaluationSplit, models: ModelTrainer, users: int, *, reduced: bool = False
+    split: EvaluationSplit,
+    models: ModelTrainer,
+    options: EvaluationOptions | None = None,
+    progress: Callable[[str], object] = lambda _: None,
 ) -> EvaluationResult:
-    """Fit on the rows before the cut and query about the rows after it, `users` at most per
-    protocol.
+    """Fit on the events before the cut and query about those after it, with each seed.
 
     Raises BadInput if there is too little past for a ranker.
     """
-    start = time.perf_counter()
-    past, seed, config = split.train, models.config.als.seed, models.config
-    ranker = _fit_ranker(split, models)
-    model = align(models.fit(past, "evaluation").model, split.rows.item_ids)
+    options = options or EvaluationOptions()
+    fits: list[_SeedResult] = []
+    for number in range(options.seeds):
+        seeded = replace(models, config=models.config.with_seed(models.config.als.seed + number))
+        fits.append(_ask(split, seeded, options))
+        progress(f"seed {number + 1} of {options.seeds}: {fits[-1].seconds}")
+    answers = {p: [each.answers[p] for each in fits] for p in PROTOCOLS}
+    return EvaluationResult(split, answers, _figures(split, models.config, fits, answers))
+
+
+@dataclass(frozen=True)
+class _SeedResult:
+    """The answers of the models of one seed."""
+
+    answers: dict[str, Answers]
+    model: Model
+    ranker: FittedRanker
+    seconds: dict[str, float]
+
+
+def _ask(split: EvaluationSplit, models: ModelTrainer, options: EvaluationOptions) -> _SeedResult:
+    start, config = time.perf_counter(), models.config
+    past, seed = split.log.before(split.cut_ms), config.als.seed
+    ranker = _fit_ranker(past, models)
+    model = align(models.fit(past, "evaluation").model, split.log.item_ids)
     inputs = ScorerInputs(
-        model, BoosterRanker.of(ranker.text), ncf(past, config.min_interactions, seed)
+        model,
+        BoosterRanker.of(ranker.text),
+        transitions(split.train),
+        ncf(split.train, config.min_interactions, seed),
     )
     fitted = time.perf_counter()
 
     def make(eligible: BoolArray) -> Mapping[str, Scorer]:
-        return scorers(inputs, eligible, reduced=reduced)
+        return scorers(inputs, eligible, reduced=options.reduced)
 
-    answers = answer_all(split, make, users, seed)
-    facts = item_facts(split, _unit(model.factors) if model.factors is not None else None)
-    all_ranked = {"cold_items": replace(facts, n_ranked=len(model))}
-    measured = {p: measure(found, all_ranked.get(p, facts)) for p, found in answers.items()}
-    names = next(iter(measured.values()))
-    figures = {
-        "recipe": config.parameters() | {"ncf": {"decay": NCF_DECAY, "epochs": NCF_EPOCHS}},
-        "split": _split_facts(split, answers, config.ranker.horizon_days),
-        "models": {name: {p: measured[p][name] for p in measured} for name in names},
-        "segments": segments(split, answers["live"]),
-        "clicks": simulate(answers["live"]),
-        "freshness": {name: freshness(answers["live"], answers["frozen"], name) for name in names},
-        "blend": {
-            "questions": ranker.queries,
-            "candidate_recall": ranker.candidate_recall,
-            "importance": ranker.importance,
-        },
-        "seconds": {"fit": round(fitted - start, 1), "ask": round(time.perf_counter() - fitted, 1)},
+    answers = answer_all(split, make, options.users, config.replay)
+    asked = time.perf_counter()
+    seconds = {"fit": round(fitted - start, 1), "ask": round(asked - fitted, 1)}
+    return _SeedResult(answers, model, ranker, seconds)
+
+
+def _figures(
+    split: EvaluationSplit,
+    config: ModelConfig,
+    fits: list[_SeedResult],
+    answers: dict[str, list[Answers]],
+) -> dict[str, Any]:
+    first = fits[0]
+    factors = first.model.factors
+    facts = item_facts(split, _unit(factors) if factors is not None else None)
+    every = replace(facts, n_ranked=len(first.model))
+    measured = {
+        p: measure(found, every if p in EVERY_ITEM else facts) for p, found in answers.items()
     }
-    return EvaluationResult(split, answers, figures)
+    names = next(iter(measured.values()))
+    return {
+        "recipe": config.parameters() | {"ncf": {"decay": NCF_DECAY, "epochs": NCF_EPOCHS}},
+        "seeds": len(fits),
+        "split": _split_facts(split, first.answers, config.ranker.horizon_days),
+        "models": {name: {p: measured[p][name] for p in measured} for name in names},
+        "segments": segments(split, first.answers["live"]),
+        "clicks": simulate(first.answers["live"]),
+        "freshness": {name: freshness(answers, name) for name in names},
+        "blend": {
+            "questions": first.ranker.queries,
+            "candidate_recall": first.ranker.candidate_recall,
+            "importance": first.ranker.importance,
+        },
+        "seconds": {part: sum(fit.seconds[part] for fit in fits) for part in first.seconds},
+    }
 
 
-def _fit_ranker(split: EvaluationSplit, models: ModelTrainer) -> FittedRanker:
-    trusted = split.trusted[split.rows.time_ms < split.cut_ms]
+def _fit_ranker(past: EventLog, models: ModelTrainer) -> FittedRanker:
     try:
-        return models.fit_ranker(split.train, trusted)
+        return models.fit_ranker(past)
     except TooFewInteractions as error:
         raise BadInput(
             f"cannot evaluate the blend: {error}; give more interactions or a later --cut"
@@ -181,39 +248,49 @@ def _fit_ranker(split: EvaluationSplit, models: ModelTrainer) -> FittedRanker:
 
 
 def answer_all(
-    split: EvaluationSplit, make: MakeScorers, users: int | None = None, seed: int = 42
+    split: EvaluationSplit,
+    make: MakeScorers,
+    users: int | None = None,
+    known: ReplayConfig | None = None,
 ) -> dict[str, Answers]:
     """Protocol → the lists of every scorer, on at most `users` queries each.
 
-    `cold_items` ranks every item; the other protocols rank those with enough interactions.
+    Protocols of EVERY_ITEM rank every item; the others rank those with enough interactions.
     """
-    live = sample(queries(split, "live"), users, seed)
-    found = {}
+    found: dict[str, Answers] = {}
+    chosen = {p: sample(queries(split, p), users, _SAMPLE_SEED) for p in SAMPLED}
     for protocol in PROTOCOLS:
-        which = split.of_every_item if protocol == "cold_items" else split
+        asked = queries(split, protocol)
+        like = _SAMPLED_LIKE.get(protocol)
+        if like is not None:  # the same users, so that differences are paired
+            asked = asked.where(np.isin(asked.user, chosen[like].user))
+        elif protocol in SAMPLED:
+            asked = chosen[protocol]
+        whole = _SUBSETS.get(protocol)
+        if whole is not None:
+            found[protocol] = found[whole].of(asked)
+            continue
+        which = split.of_every_item if protocol in EVERY_ITEM else split
         rankings = {
-            name: FullRanking(scorer, which.eligible, seed)
+            name: FullRanking(scorer, which.eligible, _SAMPLE_SEED)
             for name, scorer in make(which.eligible).items()
         }
-        chosen = _sampled(split, protocol, live, users, seed)
-        found[protocol] = answer(split.rows, chosen, rankings)
+        found[protocol] = answer(split.log, asked, rankings, known=known)
     return found
 
 
-def _sampled(
-    split: EvaluationSplit, protocol: str, live: Queries, users: int | None, seed: int
-) -> Queries:
-    """`frozen` and `trends` query the same users as `live`, so that their difference is paired."""
-    found = queries(split, protocol)
-    if protocol in ("live", "frozen", "trends"):
-        return found.where(np.isin(found.user, live.user))
-    return sample(found, users, seed)
+_SAMPLE_SEED = 42
+SAMPLED = ("returning", "live", "live_later_day", "back", "cold", "live_all")
+"""Protocols whose users are drawn by themselves."""
+_SAMPLED_LIKE = dict.fromkeys(("trends", "nightly", "frozen"), "live")
+_SUBSETS = {"live_same_day": "live", "live_later": "live", "cold_items": "live_all"}
+"""Protocols whose answers are part of those of another one."""
 
 
 def item_facts(split: EvaluationSplit, vectors: FloatArray | None) -> ItemFacts:
     """Facts of the training rows; `vectors` (n_items, d) of length 1 or 0 measure diversity."""
     past = split.train
-    n_items = len(split.rows.item_ids)
+    n_items = len(split.log.item_ids)
     return ItemFacts(
         counts=past.item_counts(),
         vectors=np.zeros((n_items, 1), np.float32) if vectors is None else vectors,
@@ -223,32 +300,32 @@ def item_facts(split: EvaluationSplit, vectors: FloatArray | None) -> ItemFacts:
     )
 
 
-def cut_of(rows: Interactions, day: str | None, option: str = "--cut") -> int:
+def cut_of(log: EventLog, day: str | None, option: str = "--cut") -> int:
     """The first test moment, ms. Raises BadInput for a day that leaves no past or no future."""
     if day is None:
-        return _default_cut(rows)
+        return _default_cut(log)
     try:
         cut = int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000)
     except ValueError:
         raise BadInput(f"{option} {day!r}: expected a day as yyyy-mm-dd") from None
-    if not rows.time_ms[0] < cut <= rows.time_ms[-1]:
-        first, last = _day(rows.time_ms[0]), _day(rows.time_ms[-1])
+    if not log.time_ms[0] < cut <= log.time_ms[-1]:
+        first, last = _day(log.time_ms[0]), _day(log.time_ms[-1])
         raise BadInput(f"{option} {day}: the interactions run from {first} to {last}")
     return cut
 
 
-def _default_cut(rows: Interactions) -> int:
+def _default_cut(log: EventLog) -> int:
     """The first of the last month with 5 % of the rows after it; in a shorter log the day that
     leaves 8 %."""
     moment = datetime.fromtimestamp(
-        int(rows.time_ms[int(len(rows) * (1 - _MIN_TEST_SHARE))]) / 1000, UTC
+        int(log.time_ms[int(len(log) * (1 - _MIN_TEST_SHARE))]) / 1000, UTC
     )
     cut = int(moment.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
-    if np.searchsorted(rows.time_ms, cut) >= 0.5 * len(rows):
+    if np.searchsorted(log.time_ms, cut) >= 0.5 * len(log):
         return cut
-    late = int(rows.time_ms[int(len(rows) * 0.92)])
+    late = int(log.time_ms[int(len(log) * 0.92)])
     midnight = late // int(DAY_MS) * int(DAY_MS)
-    return midnight if rows.time_ms[0] < midnight else late
+    return midnight if log.time_ms[0] < midnight else late
 
 
 def split_of(
@@ -257,10 +334,9 @@ def split_of(
     """The interactions before the day `end`, cut at a day. Raises BadInput, BadDataset."""
     data = _data(settings, dataset)
     if end is not None:
-        early = data.rows.time_ms < cut_of(data.rows, end, "--end")
-        data = replace(data, rows=data.rows.where(early), trusted=data.trusted[early])
-    rows = data.rows
-    return EvaluationSplit(rows, cut_of(rows, cut), int(rows.time_ms[-1]) + 1, data.trusted), data
+        data = replace(data, log=data.log.before(cut_of(data.log, end, "--end")))
+    log = data.log
+    return EvaluationSplit(log, cut_of(log, cut), int(log.time_ms[-1]) + 1), data
 
 
 def _data(settings: Settings, dataset: Path | None) -> Reviews:
@@ -274,13 +350,13 @@ def _split_facts(
     split: EvaluationSplit, answers: dict[str, Answers], horizon_days: int
 ) -> dict[str, Any]:
     valid_from = split.cut_ms - horizon_days * int(DAY_MS)
-    times = split.rows.time_ms
+    times = split.log.time_ms
     return {
         "cut": _day(split.cut_ms),
         "end": _day(split.end_ms),
         "train": int(np.searchsorted(times, split.cut_ms)),
         "valid": int(np.searchsorted(times, split.cut_ms) - np.searchsorted(times, valid_from)),
-        "test": len(split.test()),
+        "test": int(split.test.start[-1]),
         "items": int(split.eligible.sum()),
         "users": {protocol: len(found.queries) for protocol, found in answers.items()},
     }

@@ -1,4 +1,4 @@
-"""Counts, trends and quarantine of interactions as of past moments.
+"""Counts, trends and quarantine as of past moments.
 
 The same numbers as in serving at that moment: `afterclick.trends.TrendTable` under the push-attack
 limits.
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.quarantine import ESTABLISHED_DAYS, LimitedTrends, QuarantineLimits, apply_limits
-from afterclick.trends import DAY_MS, HALF_LIVES_MS
+from afterclick.trends import HALF_LIVES_MS
+from training.event_log import EventLog, Votes
 from training.interactions import Interactions
 
 
@@ -37,54 +38,43 @@ def decayed_popularity(
 
 
 def trends_at(
-    rows: Interactions, moments: NDArray[np.int64], limits: QuarantineLimits | None = None
-) -> Iterator[tuple[int, LimitedTrends, NDArray[np.float64]]]:
-    """For each moment, ascending: the trends (n_items, H) and first_seen (n_items,) of the rows
-    before it.
+    votes: Votes, moments: NDArray[np.int64], limits: QuarantineLimits | None = None
+) -> Iterator[tuple[int, LimitedTrends]]:
+    """For each moment, ascending: the trends (n_items, H) of the events before it.
 
     `limits` (default: the usual ones) hold back the votes of new accounts on pushed items.
     """
-    established_rows = rows.where(established(rows))
-    for (moment, votes, seen), (_, established_votes, _) in zip(
-        sums_at(rows, moments), sums_at(established_rows, moments), strict=True
+    of_established = votes.of_established()
+    for (moment, sums), (_, by_established) in zip(
+        sums_at(votes, moments), sums_at(of_established, moments), strict=True
     ):
-        yield moment, apply_limits(votes, established_votes, limits or QuarantineLimits()), seen
+        yield moment, apply_limits(sums, by_established, limits or QuarantineLimits())
 
 
-def established(rows: Interactions) -> NDArray[np.bool_]:
-    """(n,) rows of users whose first interaction was ESTABLISHED_DAYS or more before."""
-    since = np.full(len(rows.user_ids), np.iinfo(np.int64).max)
-    np.minimum.at(since, rows.user, rows.time_ms)
-    return np.asarray(rows.time_ms - since[rows.user] >= ESTABLISHED_DAYS * DAY_MS)
+def without_pushed_rows(
+    log: EventLog,
+    limits: QuarantineLimits | None = None,
+    established_days: float = ESTABLISHED_DAYS,
+) -> EventLog:
+    """Drop the events of new accounts on items in quarantine as of the newest event."""
+    if not len(log):
+        return log
+    now = log.time_ms[-1:] + 1
+    ((_, limited),) = trends_at(log.votes(established_days), now, limits)
+    return log.where(log.established(established_days) | ~limited.quarantined[log.item])
 
 
-def without_pushed_rows(rows: Interactions, limits: QuarantineLimits | None = None) -> Interactions:
-    """Drop the rows of new accounts on items in quarantine as of the newest row."""
-    if not len(rows):
-        return rows
-    old = established(rows)
-    now = rows.time_ms[-1:] + 1
-    (_, votes, _), (_, established_votes, _) = *sums_at(rows, now), *sums_at(rows.where(old), now)
-    quarantined = apply_limits(votes, established_votes, limits or QuarantineLimits()).quarantined
-    return rows.where(old | ~quarantined[rows.item])
-
-
-def sums_at(
-    rows: Interactions, moments: NDArray[np.int64]
-) -> Iterator[tuple[int, NDArray[np.float64], NDArray[np.float64]]]:
-    """For each moment, ascending: decayed sums (n_items, H), first_seen (n_items,) of the rows
-    before it."""
+def sums_at(votes: Votes, moments: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """For each moment, ascending: decayed sums (n_items, H) of the events before it."""
     half_lives = np.array(list(HALF_LIVES_MS.values()))
-    sums = np.zeros((len(rows.item_ids), len(half_lives)))
-    seen = np.full(len(rows.item_ids), np.inf)
+    sums = np.zeros((votes.n_items, len(half_lives)))
     start, now = 0, float(moments[0]) if len(moments) else 0.0
     for moment in np.unique(moments).tolist():
-        end = int(np.searchsorted(rows.time_ms, moment, side="left"))
-        item, time = rows.item[start:end], rows.time_ms[start:end].astype(np.float64)
+        end = int(np.searchsorted(votes.effective_ms, moment, side="left"))
+        item, time = votes.item[start:end], votes.time_ms[start:end].astype(np.float64)
         sums *= np.exp2((now - moment) / half_lives)
-        decayed = rows.weight[start:end, None] * np.exp2((time - moment)[:, None] / half_lives)
+        decayed = votes.weight[start:end, None] * np.exp2((time - moment)[:, None] / half_lives)
         for column in range(len(half_lives)):
             sums[:, column] += np.bincount(item, decayed[:, column], minlength=len(sums))
-        np.minimum.at(seen, item, time)
         start, now = end, float(moment)
-        yield moment, sums.copy(), np.where(np.isfinite(seen), seen, np.nan)
+        yield moment, sums.copy()

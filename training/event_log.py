@@ -1,0 +1,273 @@
+"""The events of the log as arrays, and what they say as of a moment: pairs, votes and histories.
+
+One meaning of feedback for training and serving, the meaning of the stream:
+- an undo cancels the user's earlier events on the item (`afterclick.state.effective`)
+- a user's action on an item is one vote in the trends; its newest event counts
+- a history lists each item once, by its newest event
+
+`EventLog.before(moment)` knows nothing of later events, weights or undos. Events of one user with
+equal times have no order: they are sorted by a hash of user and item, and queries treat them as a
+set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from afterclick.arrays import BoolArray, Float64Array, FloatArray, Int64Array, IntArray
+from afterclick.events import Action
+from afterclick.quarantine import ESTABLISHED_DAYS
+from afterclick.trends import DAY_MS
+from training import interactions
+from training.interactions import Interactions, extended
+
+ACTIONS: tuple[Action, ...] = tuple(Action)
+"""Action of each code."""
+CODES: dict[Action, int] = {action: code for code, action in enumerate(ACTIONS)}
+_COLUMNS = ("user", "item", "time_ms", "action", "weight", "trusted", "propensity", "position")
+_UNDO = CODES[Action.UNDO]
+_NEVER = np.iinfo(np.int64).min
+_HASH = np.uint64(0x9E3779B97F4A7C15)
+
+
+class LoggedEvent(NamedTuple):
+    """One event of a history, as `afterclick.state.effective` reads it."""
+
+    item_id: int
+    """item_index"""
+    action: Action
+    time_ms: int
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Changes of the trends in the order in which they take effect."""
+
+    effective_ms: Int64Array
+    """(v,) event time of the event that causes the change, ascending"""
+    item: IntArray
+    """(v,) item_index"""
+    time_ms: Int64Array
+    """(v,) time from which the change decays: for a replaced vote, that of the older event"""
+    weight: FloatArray
+    """(v,) added weight; negative for skips and for replaced votes"""
+    established: BoolArray
+    """(v,) whether the voting user was established"""
+    n_items: int
+
+    def of_established(self) -> Votes:
+        """Only the changes by established users."""
+        return self.where(self.established)
+
+    def where(self, mask: BoolArray) -> Votes:
+        """The changes that the mask (v,) selects."""
+        fields = ("effective_ms", "item", "time_ms", "weight", "established")
+        return replace(self, **{name: getattr(self, name)[mask] for name in fields})
+
+
+@dataclass(frozen=True)
+class Contacts:
+    """The first effective positive event of each user and item."""
+
+    row: NDArray[np.intp]
+    """(p,) row of that event in the log, ascending"""
+    grade: FloatArray
+    """(p,) weight of the user's strongest action on the item up to the end of the log"""
+    unseen: BoolArray
+    """(p,) no effective event of the user on the item precedes it, a skip for example"""
+
+
+@dataclass(frozen=True)
+class EventLog:
+    """Events by time, then by a hash of user and item."""
+
+    user_ids: NDArray[np.str_]
+    """(n_users,)"""
+    item_ids: NDArray[np.str_]
+    """(n_items,)"""
+    user: IntArray
+    """(n,) user_index"""
+    item: IntArray
+    """(n,) item_index"""
+    time_ms: Int64Array
+    """(n,) event time, ascending"""
+    action: NDArray[np.int8]
+    """(n,) code of the action: its number in ACTIONS"""
+    weight: FloatArray
+    """(n,) weight of the action; negative for a skip, 0 for an undo"""
+    trusted: BoolArray
+    """(n,) events with a reliable time: only they become targets and live events"""
+    propensity: FloatArray
+    """(n,) probability with which the list of the event showed the item in its place; NaN: the
+    event names no list (organic)"""
+    position: NDArray[np.int16]
+    """(n,) place of the item in the list, from 0; -1: organic"""
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @classmethod
+    def of(
+        cls,
+        rows: Interactions,
+        trusted: BoolArray | None = None,
+        action: Action = Action.REVIEW,
+    ) -> EventLog:
+        """A log of organic events with one action: a dataset of reviews."""
+        n = len(rows)
+        return cls(
+            rows.user_ids,
+            rows.item_ids,
+            rows.user,
+            rows.item,
+            rows.time_ms,
+            np.full(n, CODES[action], np.int8),
+            rows.weight,
+            np.ones(n, bool) if trusted is None else trusted,
+            np.full(n, np.nan, np.float32),
+            np.full(n, -1, np.int16),
+        ).sorted()
+
+    def sorted(self) -> EventLog:
+        """The same events by time; equal times by a hash of user and item, then by action."""
+        ties = tie_hash(self.user_ids[self.user], self.item_ids[self.item])
+        return self.where(np.lexsort((self.action, ties, self.time_ms)))
+
+    def where(self, rows: BoolArray | NDArray[np.intp]) -> EventLog:
+        """The events that a mask (n,) or row numbers select. Ids and indices stay."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in _COLUMNS})
+
+    def before(self, time_ms: int) -> EventLog:
+        """The events with an event time before `time_ms`."""
+        end = int(np.searchsorted(self.time_ms, time_ms))
+        return self.where(np.arange(end))
+
+    def merged(self, other: EventLog) -> EventLog:
+        """The events of both; `other` has the users of this log and maybe more, and its items."""
+        columns = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _COLUMNS
+        }
+        return replace(other, **columns).sorted()
+
+    def also(self, item_ids: list[str]) -> EventLog:
+        """With these items appended; known items keep their index."""
+        return replace(self, item_ids=extended(self.item_ids, item_ids))
+
+    def contacts(self) -> Contacts:
+        """First contact and grade of each pair with an effective positive event."""
+        pairs = self._pairs()
+        effective = np.flatnonzero(~self.undone() & (self.action != _UNDO))
+        row = effective[self.weight[effective] > 0]
+        known, earliest = np.unique(pairs[effective], return_index=True)
+        positive, first, pair = np.unique(pairs[row], return_index=True, return_inverse=True)
+        grade = np.zeros(len(first), np.float32)
+        np.maximum.at(grade, pair, self.weight[row])
+        unseen = effective[earliest[np.searchsorted(known, positive)]] == row[first]
+        order = np.argsort(row[first])
+        return Contacts(row[first][order], grade[order], unseen[order])
+
+    def pairs(self) -> Interactions:
+        """One row per user and item: their first contact, with the weight of the strongest
+        action."""
+        contacts = self.contacts()
+        return Interactions(
+            self.user_ids,
+            self.item_ids,
+            self.user[contacts.row],
+            self.item[contacts.row],
+            self.time_ms[contacts.row],
+            contacts.grade,
+        )
+
+    def undone(self) -> BoolArray:
+        """(n,) events that an undo of the same user and item, at their time or later, cancels."""
+        undo = self.action == _UNDO
+        if not undo.any():
+            return np.zeros(len(self), bool)
+        pairs = self._pairs()
+        known, pair = np.unique(pairs, return_inverse=True)
+        newest = np.full(len(known), _NEVER)
+        np.maximum.at(newest, pair[undo], self.time_ms[undo])
+        return np.asarray(self.time_ms <= newest[pair])
+
+    def established(self, days: float = ESTABLISHED_DAYS) -> BoolArray:
+        """(n,) events at least `days` after the first event of their user."""
+        return np.asarray(self.time_ms - self._since()[self.user] >= days * DAY_MS)
+
+    def votes(self, established_days: float = ESTABLISHED_DAYS) -> Votes:
+        """Each event's vote, and the retraction of the vote of the same action that it replaces."""
+        row = np.flatnonzero(self.weight != 0)
+        key = self._pairs()[row] * len(ACTIONS) + self.action[row]
+        order = np.argsort(key, kind="stable")  # within a key by time
+        again = np.flatnonzero(key[order][1:] == key[order][:-1])
+        older, newer = row[order][again], row[order][again + 1]
+        cause = np.concatenate([row, newer])
+        source = np.concatenate([row, older])
+        weight = np.concatenate([self.weight[row], -self.weight[older]])
+        by_effect = np.argsort(self.time_ms[cause], kind="stable")
+        source = source[by_effect]
+        return Votes(
+            self.time_ms[cause][by_effect],
+            self.item[source],
+            self.time_ms[source],
+            weight[by_effect],
+            self.established(established_days)[source],
+            len(self.item_ids),
+        )
+
+    def first_seen(self) -> Float64Array:
+        """(n_items,) event time of each item's first positive event, ms; NaN without one."""
+        seen = np.full(len(self.item_ids), np.inf)
+        positive = self.weight > 0
+        np.minimum.at(seen, self.item[positive], self.time_ms[positive].astype(np.float64))
+        return np.where(np.isfinite(seen), seen, np.nan)
+
+    def action_weights(self) -> dict[Action, float]:
+        """Action → its weight in this log; 0 for an action that does not occur."""
+        weights = dict.fromkeys(ACTIONS, 0.0)
+        for code, row in zip(*np.unique(self.action, return_index=True), strict=True):
+            weights[ACTIONS[code]] = float(self.weight[row])
+        return weights
+
+    def fingerprint(self) -> str:
+        """A hash of the events: 16 hex digits, independent of how the files are split."""
+        digest = hashlib.sha256()
+        for array in (self.user, self.item, self.time_ms, self.action, self.weight):
+            digest.update(array.tobytes())
+        for ids in (self.user_ids, self.item_ids):
+            digest.update("\n".join(ids.tolist()).encode())
+        return digest.hexdigest()[:16]
+
+    def _pairs(self) -> Int64Array:
+        """(n,) a number for each user and item."""
+        return self.user.astype(np.int64) * len(self.item_ids) + self.item
+
+    def _since(self) -> Int64Array:
+        """(n_users,) event time of each user's first event."""
+        since = np.full(len(self.user_ids), np.iinfo(np.int64).max)
+        np.minimum.at(since, self.user, self.time_ms)
+        return since
+
+
+def load(folder: Path) -> EventLog:
+    """Load the events of an ETL version."""
+    return EventLog.of(interactions.load(folder))
+
+
+def tie_hash(user_ids: NDArray[np.str_], item_ids: NDArray[np.str_]) -> NDArray[np.uint64]:
+    """(n,) a hash of user and item: an order of simultaneous events that says nothing of either."""
+    mixed = _hashed(user_ids) * _HASH ^ _hashed(item_ids)
+    mixed ^= mixed >> np.uint64(31)
+    return np.asarray(mixed * _HASH)
+
+
+def _hashed(ids: NDArray[np.str_]) -> NDArray[np.uint64]:
+    codes, distinct = pd.factorize(ids)
+    return np.asarray(pd.util.hash_array(np.asarray(distinct, object))[codes])
