@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from afterclick.arrays import BoolArray, Float64Array, FloatArray, Int64Array, IntArray
@@ -27,6 +26,7 @@ from afterclick.quarantine import ESTABLISHED_DAYS
 from afterclick.trends import DAY_MS
 from training import interactions
 from training.interactions import Interactions, extended
+from training.ties import tie_hash
 
 ACTIONS: tuple[Action, ...] = tuple(Action)
 """Action of each code."""
@@ -34,7 +34,6 @@ CODES: dict[Action, int] = {action: code for code, action in enumerate(ACTIONS)}
 _COLUMNS = ("user", "item", "time_ms", "action", "weight", "trusted", "propensity", "position")
 _UNDO = CODES[Action.UNDO]
 _NEVER = np.iinfo(np.int64).min
-_HASH = np.uint64(0x9E3779B97F4A7C15)
 
 
 class LoggedEvent(NamedTuple):
@@ -137,7 +136,7 @@ class EventLog:
 
     def sorted(self) -> EventLog:
         """The same events by time; equal times by a hash of user and item, then by action."""
-        ties = tie_hash(self.user_ids[self.user], self.item_ids[self.item])
+        ties = tie_hash(self.user_ids, self.user, self.item_ids, self.item)
         return self.where(np.lexsort((self.action, ties, self.time_ms)))
 
     def where(self, rows: BoolArray | NDArray[np.intp]) -> EventLog:
@@ -259,15 +258,3 @@ class EventLog:
 def load(folder: Path) -> EventLog:
     """Load the events of an ETL version."""
     return EventLog.of(interactions.load(folder))
-
-
-def tie_hash(user_ids: NDArray[np.str_], item_ids: NDArray[np.str_]) -> NDArray[np.uint64]:
-    """(n,) a hash of user and item: an order of simultaneous events that says nothing of either."""
-    mixed = _hashed(user_ids) * _HASH ^ _hashed(item_ids)
-    mixed ^= mixed >> np.uint64(31)
-    return np.asarray(mixed * _HASH)
-
-
-def _hashed(ids: NDArray[np.str_]) -> NDArray[np.uint64]:
-    codes, distinct = pd.factorize(ids)
-    return np.asarray(pd.util.hash_array(np.asarray(distinct, object))[codes])

@@ -130,6 +130,15 @@ def test_the_newest_rows_stand_in_for_missing_validation_rows(tmp_path: Path) ->
     assert np.diff(split.valid.indptr).min() >= 1
 
 
+def test_validation_rows_of_equal_times_are_drawn_by_chance(tmp_path: Path) -> None:
+    pairs = [f"u-{user},i-{item},1" for user in range(400) for item in range(10)]
+    (tmp_path / "train.csv").write_text("\n".join(["user_id,item_id,timestamp", *pairs]))
+    (tmp_path / "test.csv").write_text("user_id,item_id\nu-0,i-0")
+    held_out = np.asarray(load(tmp_path).valid.sum(axis=0)).ravel()
+    assert held_out.sum() == 400
+    assert held_out.min() > 20  # of the 40 that each item has on average
+
+
 def test_the_test_rows_do_not_touch_the_search(tmp_path: Path) -> None:
     first = run(BenchmarkRequest(write(tmp_path, valid=True), "item_item", trials=4))
     test = (tmp_path / "test.csv").read_text().splitlines()

@@ -21,7 +21,7 @@ from training import ann_index
 from training.config import TowerConfig
 from training.interactions import Interactions
 from training.models import two_tower
-from training.models.two_tower import TowerExamples
+from training.models.two_tower import TowerBatch, TowerExamples
 
 DAY = 86_400_000
 CONFIG = TowerConfig(
@@ -46,23 +46,19 @@ def test_numpy_computes_the_vectors_that_torch_has_learned() -> None:
     examples = TowerExamples.of(rows)
     towers = two_tower.train(examples, 40, CONFIG)
     arrays = towers.export()
-    some = slice(100, 130)
-    history = torch.from_numpy(
-        np.where(examples.history[some] >= 0, examples.history[some], 40).astype(np.int64)
-    )
+    batch = examples.batch(np.arange(100, 130), np.random.default_rng(1))
+    history = torch.from_numpy(np.where(batch.history >= 0, batch.history, 40).astype(np.int64))
     with torch.no_grad():
         users = towers.users(
-            history,
-            torch.from_numpy(examples.weight[some]),
-            torch.from_numpy(examples.age[some].astype(np.int64)),
+            history, torch.from_numpy(batch.weight), torch.from_numpy(batch.age.astype(np.int64))
         )
         logits = users @ towers.items(torch.arange(40)).T / CONFIG.temperature + towers.bias
     middle = np.r_[AGES_DAYS[:1] / 2, (AGES_DAYS[1:] + AGES_DAYS[:-1]) / 2, 2 * AGES_DAYS[-1:]]
     for row in range(30):
-        there = examples.history[some][row] >= 0
-        mine, age = examples.history[some][row][there], examples.age[some][row][there]
+        there = batch.history[row] >= 0
+        mine, age = batch.history[row][there], batch.age[row][there]
         now = 1e12
-        vector = arrays.user(mine, examples.weight[some][row][there], now - middle[age] * DAY, now)
+        vector = arrays.user(mine, batch.weight[row][there], now - middle[age] * DAY, now)
         assert vector is not None
         np.testing.assert_allclose(vector[:-1], users[row].numpy(), atol=1e-5)
         np.testing.assert_allclose(
@@ -70,14 +66,103 @@ def test_numpy_computes_the_vectors_that_torch_has_learned() -> None:
         )
 
 
+def drawn(rows: Interactions, times: int = 1) -> TowerBatch:
+    """Every example of the rows, `times` over."""
+    examples = TowerExamples.of(rows)
+    return examples.batch(np.tile(np.arange(len(examples)), times), np.random.default_rng(3))
+
+
 def test_an_example_contains_the_earlier_events_newest_first() -> None:
     rows = shop.interactions([(0, 0), (1, 5), (0, 1), (0, 2)], users=2, items=6, days=2)
-    examples = TowerExamples.of(rows)
-    assert examples.target.tolist() == [1, 2]
-    assert examples.history[:, :3].tolist() == [[0, -1, -1], [1, 0, -1]]
+    batch = drawn(rows)
+    assert batch.target.tolist() == [1, 2]
+    assert batch.history[:, :3].tolist() == [[0, -1, -1], [1, 0, -1]]
     # two interactions of others lie between: four days, and then two and six
-    assert examples.age[0, 0] == np.searchsorted(AGES_DAYS, 4)
-    assert examples.age[1, :2].tolist() == np.searchsorted(AGES_DAYS, [2, 6]).tolist()
+    assert batch.age[0, 0] == np.searchsorted(AGES_DAYS, 4)
+    assert batch.age[1, :2].tolist() == np.searchsorted(AGES_DAYS, [2, 6]).tolist()
+
+
+def test_a_target_sees_a_random_part_of_its_set_and_all_that_came_before() -> None:
+    pairs = [(0, item) for item in range(6)]
+    days = np.array([0, 1, 1, 1, 1, 2])
+    rows = replace(shop.interactions(pairs, 1, 6), time_ms=days * DAY)
+    batch = drawn(rows, times=3000)
+    of_set = (batch.target >= 1) & (batch.target <= 4)
+    sizes = np.zeros(4, int)
+    for target, history, age in zip(
+        batch.target[of_set], batch.history[of_set], batch.age[of_set], strict=True
+    ):
+        seen = history[history >= 0].tolist()
+        assert seen[-1] == 0  # before the set: always the last
+        assert target not in seen
+        assert 5 not in seen  # after the set
+        assert len(set(seen)) == len(seen)
+        assert age[: len(seen) - 1].tolist() == [0] * (len(seen) - 1)
+        sizes[len(seen) - 1] += 1
+    np.testing.assert_allclose(sizes / sizes.sum(), 0.25, atol=0.02)
+    later = batch.target == 5
+    assert (np.sort(batch.history[later][:, :5], axis=1) == [0, 1, 2, 3, 4]).all()
+    assert set(batch.target.tolist()) == {1, 2, 3, 4, 5}  # the first has nothing before it
+
+
+def test_the_first_set_of_a_user_gives_examples_with_at_least_one_other_item() -> None:
+    rows = replace(shop.interactions([(0, 0), (0, 1), (0, 2)], 1, 3), time_ms=np.zeros(3, int))
+    batch = drawn(rows, times=200)
+    assert sorted(set(batch.target.tolist())) == [0, 1, 2]
+    assert (batch.history[:, 0] >= 0).all()
+    assert (batch.history[:, 2] == -1).all()
+
+
+def baskets(apart_ms: int, relabelled: bool = False) -> Interactions:
+    """200 users with a set of three of 60 items, in the order of item ids, `apart_ms` apart."""
+    random = np.random.default_rng(8)
+    chosen = np.sort(np.array([random.choice(60, 3, replace=False) for _ in range(200)]), axis=1)
+    pairs = [(user, int(item)) for user, items in enumerate(chosen) for item in items]
+    rows = shop.interactions(pairs, 200, 60)
+    rows = replace(rows, time_ms=np.tile(np.arange(3) * apart_ms, 200))
+    if not relabelled:
+        return rows
+    index = random.permutation(60).astype(np.int32)
+    ids = np.array([f"other-{number}" for number in random.permutation(60)])
+    return replace(rows, item=index[rows.item], item_ids=ids)
+
+
+def share_after_a_smaller_item(rows: Interactions) -> float:
+    """Share of the examples whose target has a larger index than the newest item before it."""
+    batch = drawn(rows, times=20)
+    return float((batch.target > batch.history[:, 0]).mean())
+
+
+def test_the_order_within_a_set_is_no_order_of_events() -> None:
+    assert share_after_a_smaller_item(baskets(0)) == pytest.approx(0.5, abs=0.02)
+    assert share_after_a_smaller_item(baskets(0, relabelled=True)) == pytest.approx(0.5, abs=0.02)
+    assert share_after_a_smaller_item(baskets(1)) == 1.0  # the control: an order of times
+
+
+def learned_order(rows: Interactions) -> float:
+    """How much higher, on average, items of larger index score after an item in the middle."""
+    arrays, higher = fitted(rows), []
+    for item in range(20, 40):
+        vector = arrays.user(np.array([item], np.int32), np.ones(1, np.float32), np.zeros(1), 0.0)
+        assert vector is not None
+        logits = arrays.targets @ vector
+        higher.append(logits[item + 1 :].mean() - logits[:item].mean())
+    return float(np.mean(higher))
+
+
+def test_towers_learn_nothing_from_the_order_of_item_ids() -> None:
+    assert learned_order(baskets(1)) > 2.0  # the control: it is in the times
+    assert abs(learned_order(baskets(0))) < 0.5
+    assert abs(learned_order(baskets(0, relabelled=True))) < 0.5
+
+
+def test_a_users_other_items_are_no_negatives() -> None:
+    rows = shop.interactions([(0, 0), (0, 1), (1, 2), (0, 3), (1, 4)], users=2, items=6)
+    examples = TowerExamples.of(rows)
+    targets = examples.item[examples.targets].tolist()
+    owned = examples.owned(np.arange(len(examples)), np.array([5, 0, 4, 0, 3]))
+    mine, other = [False, True, False, True, True], [False, False, True, False, False]
+    assert dict(zip(targets, owned.tolist(), strict=True)) == {1: mine, 3: mine, 4: other}
 
 
 def test_an_item_with_too_few_interactions_is_unknown_and_never_near() -> None:

@@ -189,13 +189,13 @@ def _matrix(frame: pd.DataFrame, users: pd.Index, items: pd.Index) -> Any:
 
 
 def _held_out(train: pd.DataFrame, seed: int, share: float = 0.1) -> NDArray[np.bool_]:
-    """About a tenth of each user's rows, one at least of those with three: the newest, or by
-    chance."""
+    """About a tenth of each user's rows, one at least of those with three: the newest.
+
+    By chance among those of the same time, and where there are no times.
+    """
     order = np.random.default_rng(seed).random(len(train))
-    if "timestamp" in train.columns:
-        order = np.asarray(
-            train["timestamp"].rank(method="dense"), np.float64
-        )  # numbers, or 2014-06-01
+    if "timestamp" in train.columns:  # numbers, or 2014-06-01
+        order += train["timestamp"].rank(method="dense").to_numpy(np.float64)
     ranked = pd.Series(order, index=train.index)
     by_user = train["user_id"]
     from_end = ranked.groupby(by_user).rank(method="first", ascending=False)

@@ -13,6 +13,7 @@ from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from training.config import NeighbourConfig
 from training.interactions import Interactions
 from training.models.popularity import decayed_popularity
+from training.ties import runs, tie_hash
 
 _CHUNK = 4096
 
@@ -108,15 +109,13 @@ def _counted(
 
 
 def _newest_per_group(group: NDArray[Any], rows: Interactions, config: NeighbourConfig) -> Any:
-    """(groups, items) CSR of the newest rows of each group: the square roots of their weights."""
-    order = np.argsort(group, kind="stable")[::-1]
-    ordered = group[order]
-    starts = (
-        np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-        if len(ordered)
-        else np.empty(0, int)
-    )
-    rank = np.arange(len(ordered)) - np.repeat(starts, np.diff(np.r_[starts, len(ordered)]))
+    """(groups, items) CSR of the newest rows of each group: the square roots of their weights.
+
+    Rows of the same time are ordered by a hash.
+    """
+    tie = tie_hash(rows.user_ids, rows.user, rows.item_ids, rows.item)
+    order = np.lexsort((tie, rows.time_ms, group))[::-1]
+    rank = np.arange(len(order)) - runs(group[order])[0]
     keep = order[rank < config.max_group]
     counts = np.ones(len(keep), np.float32)
     if config.half_life_days is not None and len(keep):

@@ -6,7 +6,8 @@ which serving computes in NumPy (`afterclick.model.TowerArrays`). `MatrixTowers`
 splits without times: a user is the mean of their items, and optionally an embedding of their own.
 
 Both learn by sampled softmax: logits less the log of how often an item is drawn, accidental hits
-masked. `HistoryTowers` draw the batch's own targets and uniform items (Yi et al., RecSys 2019).
+masked. `HistoryTowers` draw the batch's own targets and uniform items (Yi et al., RecSys 2019); the
+user's other items are masked too.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from afterclick.arrays import FloatArray, Int64Array, IntArray
+from afterclick.arrays import BoolArray, FloatArray, IndexArray, Int64Array, IntArray
 from afterclick.model import AGES_DAYS, TOWER_HISTORY, UNKNOWN_BIAS, TowerArrays
 from afterclick.trends import DAY_MS
 from training.config import TowerConfig
 from training.interactions import Interactions
 from training.models.neural import Batches, Negatives, Optimiser, Table, softmax_loss
 from training.models.stopping import EarlyStopping, TimeBudget
+from training.ties import runs, tie_hash
+
+_RANKS = np.arange(TOWER_HISTORY)
 
 
 class TowerNetwork(nn.Module):
@@ -89,41 +93,86 @@ class HistoryTowers(TowerNetwork):
 
 
 @dataclass(frozen=True)
-class TowerExamples:
-    """The history of each user before each of their interactions."""
+class TowerBatch:
+    """Targets and the histories that predict them."""
 
     history: IntArray
-    """(n, TOWER_HISTORY) item indices, newest first; -1 pads"""
+    """(b, TOWER_HISTORY) item indices, newest first; -1 pads"""
     weight: FloatArray
-    """(n, TOWER_HISTORY) weight of the action"""
+    """(b, TOWER_HISTORY) weight of the action"""
     age: NDArray[np.int8]
-    """(n, TOWER_HISTORY) number of the age's bucket"""
+    """(b, TOWER_HISTORY) number of the age's bucket"""
     target: IntArray
-    """(n,)"""
+    """(b,) item indices"""
+
+
+@dataclass(frozen=True)
+class TowerExamples:
+    """The interactions whose user has others before them or at the same time.
+
+    Interactions of one user at the same time are a set without an order. The history of a target is
+    drawn anew in every batch: a random part of the rest of its set, at age 0, then what came before
+    the set. The part has any size with equal probability, as if the set had come in random order.
+    """
+
+    item: IntArray
+    """(m,) item index of each interaction, by user, time and hash"""
+    weight: FloatArray
+    """(m,)"""
     time_ms: Int64Array
-    """(n,) of the target"""
+    """(m,)"""
+    of_user: tuple[IndexArray, IndexArray]
+    """(m,) start and end of the rows of the same user"""
+    of_set: tuple[IndexArray, IndexArray]
+    """(m,) start and end of the rows of the same user and time"""
+    targets: IndexArray
+    """(n,) rows that are targets"""
 
     @classmethod
     def of(cls, rows: Interactions) -> TowerExamples:
-        """Every interaction that follows another one of its user."""
-        order = np.argsort(rows.user, kind="stable")
-        user, item, time = rows.user[order], rows.item[order], rows.time_ms[order]
-        start = np.searchsorted(user, user)
-        targets = np.flatnonzero(np.arange(len(order)) > start)
-        before = targets[:, None] - 1 - np.arange(TOWER_HISTORY)
-        there = before >= start[targets][:, None]
-        before = np.where(there, before, 0)
-        days = (time[targets][:, None] - time[before]) / DAY_MS
-        return cls(
-            np.where(there, item[before], -1).astype(np.int32),
-            np.where(there, rows.weight[order][before], 0.0).astype(np.float32),
-            np.searchsorted(AGES_DAYS, days, side="right").astype(np.int8),
-            item[targets].astype(np.int32),
-            time[targets],
-        )
+        """Every interaction that can have a history."""
+        tie = tie_hash(rows.user_ids, rows.user, rows.item_ids, rows.item)
+        order = np.lexsort((tie, rows.time_ms, rows.user))
+        user, time_ms = rows.user[order], rows.time_ms[order]
+        of_user, of_set = runs(user), runs(user, time_ms)
+        targets = np.flatnonzero((of_set[0] > of_user[0]) | (of_set[1] - of_set[0] > 1))
+        return cls(rows.item[order], rows.weight[order], time_ms, of_user, of_set, targets)
 
     def __len__(self) -> int:
-        return len(self.target)
+        return len(self.targets)
+
+    def batch(self, chosen: IndexArray, random: np.random.Generator) -> TowerBatch:
+        """The examples `chosen` (b,) with histories drawn for them."""
+        target = self.targets[chosen]
+        first, start = self.of_user[0][target], self.of_set[0][target]
+        others = self.of_set[1][target] - start - 1
+        together = random.integers((start == first).astype(np.intp), others + 1)[:, None]
+        turn = random.integers(0, np.maximum(others, 1))[:, None] + _RANKS
+        in_set = (target - start + 1)[:, None] + turn % np.maximum(others, 1)[:, None]
+        in_set = start[:, None] + in_set % (others + 1)[:, None]
+        row = np.where(together > _RANKS, in_set, start[:, None] - 1 - (_RANKS - together))
+        there = row >= first[:, None]
+        row = np.where(there, row, 0)
+        days = (self.time_ms[target][:, None] - self.time_ms[row]) / DAY_MS
+        return TowerBatch(
+            np.where(there, self.item[row], -1).astype(np.int32),
+            np.where(there, self.weight[row], 0.0).astype(np.float32),
+            np.searchsorted(AGES_DAYS, days, side="right").astype(np.int8),
+            self.item[target].astype(np.int32),
+        )
+
+    def owned(self, chosen: IndexArray, items: IndexArray) -> BoolArray:
+        """(b, len(items)) whether the user of each example has an interaction with each item."""
+        start, end = (bound[self.targets[chosen]] for bound in self.of_user)
+        example = np.repeat(np.arange(len(chosen)), end - start)
+        before = np.cumsum(end - start) - (end - start)
+        item = self.item[np.arange(len(example)) + (start - before)[example]]
+        distinct, column = np.unique(items, return_inverse=True)
+        place = np.minimum(np.searchsorted(distinct, item), len(distinct) - 1)
+        found = distinct[place] == item
+        owned = np.zeros((len(chosen), len(distinct)), bool)
+        owned[example[found], place[found]] = True
+        return np.asarray(owned[:, column])
 
 
 def fit(
@@ -156,10 +205,10 @@ def train(
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.threads)
     towers = HistoryTowers(n_items, config, None if texts is None else torch.from_numpy(texts))
+    draws = _Draws(examples, n_items, config)
     optimiser = torch.optim.AdamW(
         towers.parameters(), lr=config.rate, weight_decay=config.decay / config.rate
     )
-    draws = _Draws(examples, n_items, config)
     steps = config.epochs * max(1, len(examples) // config.batch)
     warm_up = max(0.1, 2 / (steps + 1))  # at least one step: torch divides by less
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -178,17 +227,18 @@ class _Draws:
 
     def __init__(self, examples: TowerExamples, n_items: int, config: TowerConfig) -> None:
         self.random = np.random.default_rng(config.seed)
-        age_ms = examples.time_ms - examples.time_ms.max()
+        time_ms = examples.time_ms[examples.targets]
+        age_ms = time_ms - time_ms.max()
         share = np.exp2(age_ms / (config.half_life_days * DAY_MS))
         share /= share.sum()
         self._cumulated, self._size = np.cumsum(share), len(examples)
         self._items, self._config = n_items, config
-        of_item = np.bincount(examples.target, share, minlength=n_items)
+        of_item = np.bincount(examples.item[examples.targets], share, minlength=n_items)
         expected = config.batch * of_item + config.uniform / n_items
         self.log_expected = torch.from_numpy(np.log(np.maximum(expected, 1e-12)).astype(np.float32))
 
     def batches(self, count: int) -> Iterator[NDArray[np.intp]]:
-        """Rows of the examples."""
+        """Numbers of examples."""
         for _ in range(count):
             points = self.random.random(self._config.batch)
             yield np.minimum(np.searchsorted(self._cumulated, points), self._size - 1)
@@ -205,22 +255,23 @@ class _Draws:
 
 
 def _loss(
-    towers: HistoryTowers, examples: TowerExamples, rows: NDArray[np.intp], draws: _Draws
+    towers: HistoryTowers, examples: TowerExamples, chosen: NDArray[np.intp], draws: _Draws
 ) -> Tensor:
-    history = examples.history[rows]
-    history = np.where((history >= 0) & draws.kept(history.shape), history, len(towers.bias))
+    batch = examples.batch(chosen, draws.random)
+    kept = (batch.history >= 0) & draws.kept(batch.history.shape)
     users = towers.users(
-        torch.from_numpy(history.astype(np.int64)),
-        torch.from_numpy(examples.weight[rows]),
-        torch.from_numpy(examples.age[rows].astype(np.int64)),
+        torch.from_numpy(np.where(kept, batch.history, len(towers.bias)).astype(np.int64)),
+        torch.from_numpy(batch.weight),
+        torch.from_numpy(batch.age.astype(np.int64)),
     )
-    target = torch.from_numpy(examples.target[rows].astype(np.int64))
-    items = torch.cat([target, torch.from_numpy(draws.uniform())])
-    logits = towers.logits(users, items) - draws.log_expected[items]
-    diagonal = torch.arange(len(target))
-    accidental = items[None, :] == target[:, None]
-    accidental[diagonal, diagonal] = False
-    return nn.functional.cross_entropy(logits.masked_fill(accidental, -1e9), diagonal)
+    items = np.concatenate([batch.target, draws.uniform()])
+    column = torch.from_numpy(items)
+    logits = towers.logits(users, column) - draws.log_expected[column]
+    own = examples.owned(chosen, items)  # a user's other items are no negatives
+    diagonal = np.arange(len(chosen))
+    own[diagonal, diagonal] = False
+    logits = logits.masked_fill(torch.from_numpy(own), -1e9)
+    return nn.functional.cross_entropy(logits, torch.from_numpy(diagonal))
 
 
 class MatrixTowers(TowerNetwork):
