@@ -1,6 +1,6 @@
 """Interactions as arrays, and the catalogue: the input of every model.
 
-reads   parquet  <home>/etl/<version>/interactions, users, items, catalogue
+reads   parquet  <home>/etl/<version>/catalogue
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TooFewInteractions(BadDataset):
 class Interactions:
     """One row per user and item: their first positive interaction, ordered by time.
 
-    `user` and `item` index `user_ids` and `item_ids`; items are ordered by descending count.
+    `user` and `item` index `user_ids` and `item_ids`.
     """
 
     user_ids: NDArray[np.str_]
@@ -132,22 +132,6 @@ def k_core(users: NDArray[np.integer], items: NDArray[np.integer], k: int) -> KC
     return KCore(inside, removed["user"], removed["item"], rounds)
 
 
-def load(folder: Path) -> Interactions:
-    """Load the interactions of an ETL version, sorted by time, user and item."""
-    columns = ["user_index", "item_index", "time_ms", "weight"]
-    rows = pq.read_table(folder / "interactions", columns=columns)
-    user, item, time_ms, weight = (rows[name].to_numpy() for name in columns)
-    order = np.lexsort((item, user, time_ms))
-    return Interactions(
-        user_ids=_ids(folder / "users", "user"),
-        item_ids=_ids(folder / "items", "item"),
-        user=user[order].astype(np.int32),
-        item=item[order].astype(np.int32),
-        time_ms=time_ms[order].astype(np.int64),
-        weight=weight[order].astype(np.float32),
-    )
-
-
 def load_catalogue(folder: Path) -> dict[str, tuple[str | None, tuple[str, ...]]]:
     """item_id → (title, categories) of an ETL version."""
     rows = pq.read_table(folder / "catalogue").to_pylist()
@@ -158,9 +142,3 @@ def extended(item_ids: NDArray[np.str_], more: Iterable[str]) -> NDArray[np.str_
     """The ids with those of `more` that are new appended, in sorted order."""
     extra = sorted(set(more) - set(item_ids.tolist()))
     return np.concatenate([item_ids, np.asarray(extra, np.str_)]) if extra else item_ids
-
-
-def _ids(folder: Path, kind: str) -> NDArray[np.str_]:
-    table = pq.read_table(folder, columns=[f"{kind}_index", f"{kind}_id"])
-    ids = np.asarray(table[f"{kind}_id"].to_pylist(), np.str_)
-    return ids[np.argsort(table[f"{kind}_index"].to_numpy())]

@@ -1,20 +1,26 @@
 """Read the Parquet log incrementally: only files that the previous ETL run has not read.
 
-reads   parquet  the log (settings.archive); <home>/etl/<previous version>/events
+reads   parquet  the log (settings.archive); <home>/etl/<previous version>/log
         json     <home>/etl/<previous version>/state.json
         topic    forgotten: users whose events are left out
-writes  parquet  <home>/etl/<version>/events      the first row of each event_id
+writes  parquet  <home>/etl/<version>/log         the first valid row of each user and event_id
         json     <home>/etl/<version>/state.json
 
-The previous events are reused only if each of their files has the same size and modification time
-and the same users are forgotten; otherwise the whole log is read. Files are listed before they are
-read, so that a file that changes in between counts as changed in the next run.
+As in the stream, an event dated further ahead of its arrival than `stream.ahead_s` is invalid, and
+event times are rounded to milliseconds.
+
+The previous events are reused only if each of their files has the same size and modification time,
+the same users are forgotten and `stream.ahead_s` is the same; otherwise the whole log is read.
+Files are listed before they are read, so that a file that changes in between counts as changed in
+the next run.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -30,10 +36,10 @@ from afterclick.state import decode_forgotten
 from training import workspace
 
 _REQUIRED = ("event_id", "user_id", "item_id", "event_time", "action")
-_COLUMNS = ("topic", "partition", "offset", *_REQUIRED)
-_ROW = ("topic", "partition", "offset", "user_id", "item_id", "event_time", "action")
-"""Columns in the order by which the first row of an event_id is chosen."""
-_EVENTS, _STATE = "events", "state.json"
+_COLUMNS = ("topic", "partition", "offset", "log_time", *_REQUIRED, "impression_id")
+_ROW = ("topic", "partition", "offset", "item_id", "time_ms", "action", "impression_id")
+"""Columns in the order by which the first row of an event is chosen."""
+_EVENTS, _STATE = "log", "state.json"
 Files = dict[str, tuple[int, int]]
 """log_day=…/name → (size in bytes, modification time in ms)"""
 Forgotten = dict[str, int]
@@ -41,7 +47,7 @@ Forgotten = dict[str, int]
 
 
 class EtlState(BaseModel):
-    """What `events` was made from."""
+    """What the table `log` was made from."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,15 +55,18 @@ class EtlState(BaseModel):
     files: Files
     forgotten: str
     """hash of the forgotten users"""
+    ahead_s: float
     rows: int
     complete: int
+    valid: int
+    """Complete rows that are not dated too far ahead."""
     positions: dict[str, int]
     """topic/partition → highest offset"""
 
 
 @dataclass(frozen=True)
 class LogReading:
-    """One row per event_id, and the account of the read."""
+    """One row per event, and the account of the read."""
 
     events: DataFrame
     state: EtlState
@@ -74,7 +83,7 @@ class _NotReusable(Exception):
 
 
 def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> LogReading:
-    """Read the log into `folder`/events; the whole log if `full`.
+    """Read the log into `folder`/log; the whole log if `full`.
 
     Raises BadDataset without a usable log, Unavailable without Kafka.
     """
@@ -85,8 +94,10 @@ def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> L
         archive=settings.archive,
         files={},
         forgotten=hashlib.sha256(repr(sorted(forgotten.items())).encode()).hexdigest(),
+        ahead_s=settings.stream.ahead_s,
         rows=0,
         complete=0,
+        valid=0,
         positions={},
     )
     try:
@@ -95,14 +106,13 @@ def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> L
     except _NotReusable as reason:
         before, events, whole = empty, None, str(reason)
     added = sorted(files.keys() - before.files.keys())
-    new = _without(_rows(spark, settings.archive, log, added), forgotten)
-    rows, complete, positions = _count(new)
+    new = _without(_rows(spark, settings, log, added), forgotten)
+    counts, positions = _count(new)
     _write_events(new, events, folder)
     state = before.model_copy(
         update={
             "files": files,
-            "rows": before.rows + rows,
-            "complete": before.complete + complete,
+            **{name: getattr(before, name) + count for name, count in counts.items()},
             "positions": _highest(before.positions, positions),
         }
     )
@@ -111,7 +121,7 @@ def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> L
         events=spark.read.parquet(str(folder / _EVENTS)),
         state=state,
         files_read=len(added),
-        rows_read=rows,
+        rows_read=counts["rows"],
         files_reused=len(before.files),
         rows_reused=before.rows,
         whole=whole,
@@ -167,18 +177,32 @@ def _reuse(
         raise _NotReusable(f"the previous run read another log, {state.archive}")
     if state.forgotten != empty.forgotten:
         raise _NotReusable("the list of forgotten users has changed")
+    if state.ahead_s != empty.ahead_s:
+        raise _NotReusable("the setting stream.ahead_s has changed")
     changed = [name for name, version in state.files.items() if files.get(name) != version]
     if changed:
         raise _NotReusable(f"{len(changed)} files of the previous run have changed or are gone")
     return state, spark.read.parquet(str(folder / _EVENTS))
 
 
-def _rows(spark: SparkSession, archive: str, log: DataFrame, names: list[str]) -> DataFrame:
-    paths = [f"{archive}/{name}" for name in names]
+def _rows(spark: SparkSession, settings: Settings, log: DataFrame, names: list[str]) -> DataFrame:
+    """The rows of these files, with `time_ms`, `complete` and `valid`."""
+    paths = [f"{settings.archive}/{name}" for name in names]
     rows = spark.createDataFrame([], log.schema)
     if paths:
-        rows = spark.read.schema(log.schema).option("basePath", archive).parquet(*paths)
-    return rows.select(*_COLUMNS).withColumn("event_time", f.col("event_time").cast("timestamp"))
+        rows = spark.read.schema(log.schema).option("basePath", settings.archive).parquet(*paths)
+    time_ms, arrived_ms = _milliseconds("event_time"), _milliseconds("log_time")
+    rows = rows.select(*_COLUMNS).withColumn("time_ms", time_ms)
+    complete = reduce(and_, (f.col(name).isNotNull() for name in _REQUIRED))
+    in_time = f.col("time_ms") <= arrived_ms + settings.stream.ahead_s * 1000
+    rows = rows.withColumn("complete", complete)
+    return rows.withColumn("valid", f.col("complete") & in_time)
+
+
+def _milliseconds(name: str) -> Column:
+    """As `event.time_ms`, which rounds half to even."""
+    seconds = f.unix_micros(f.col(name).cast("timestamp")) / 1e6
+    return f.rint(seconds * 1000).cast("long")
 
 
 def _without(rows: DataFrame, forgotten: Forgotten) -> DataFrame:
@@ -188,35 +212,35 @@ def _without(rows: DataFrame, forgotten: Forgotten) -> DataFrame:
     users = rows.sparkSession.createDataFrame(
         list(forgotten.items()), "user_id string, until_ms long"
     )
-    covered = (rows.user_id == users.user_id) & (f.unix_millis(rows.event_time) <= users.until_ms)
+    covered = (rows.user_id == users.user_id) & (rows.time_ms <= users.until_ms)
     return rows.join(f.broadcast(users), covered, "left_anti")
 
 
-def _count(rows: DataFrame) -> tuple[int, int, dict[str, int]]:
-    """Rows, complete rows, and the highest offset of each topic/partition."""
-    complete = f.count_if(_is_complete())
-    partitions = (
-        rows.groupBy("topic", "partition").agg(f.max("offset"), f.count("*"), complete).collect()
-    )
-    positions = {f"{p[0]}/{p[1]}": int(p[2]) for p in partitions}
-    return sum(p[3] for p in partitions), sum(p[4] for p in partitions), positions
+def _count(rows: DataFrame) -> tuple[dict[str, int], dict[str, int]]:
+    """Rows, complete and valid ones, and the highest offset of each topic/partition."""
+    counted = {
+        "rows": f.count("*"),
+        "complete": f.count_if("complete"),
+        "valid": f.count_if("valid"),
+    }
+    columns = [column.alias(name) for name, column in counted.items()]
+    grouped = rows.groupBy("topic", "partition").agg(f.max("offset").alias("last"), *columns)
+    found = grouped.collect()
+    positions = {f"{p.topic}/{p.partition}": int(p.last) for p in found}
+    return {name: sum(int(p[name]) for p in found) for name in counted}, positions
 
 
 def _highest(before: dict[str, int], new: dict[str, int]) -> dict[str, int]:
     return {name: max(before.get(name, -1), new.get(name, -1)) for name in before | new}
 
 
-def _is_complete() -> Column:
-    complete = f.lit(True)
-    for name in _REQUIRED:
-        complete = complete & f.col(name).isNotNull()
-    return complete
-
-
 def _write_events(new: DataFrame, events: DataFrame | None, folder: Path) -> None:
-    """Write the first row of each event_id, of the new rows and the previous events."""
-    rows = new.where(_is_complete())
+    """Write the first row of each event, of the new rows and the previous events.
+
+    An event is known by its user and event_id, as in the stream.
+    """
+    rows = new.where("valid").select("user_id", "event_id", *_ROW)
     if events is not None:
         rows = rows.unionByName(events)
-    first = rows.groupBy("event_id").agg(f.min(f.struct(*_ROW)).alias("row"))
-    first.select("event_id", "row.*").write.parquet(str(folder / _EVENTS))
+    first = rows.groupBy("user_id", "event_id").agg(f.min(f.struct(*_ROW)).alias("row"))
+    first.select("user_id", "event_id", "row.*").write.parquet(str(folder / _EVENTS))

@@ -14,10 +14,13 @@ from afterclick.events import Item, ItemEvent, encode, new_id, now
 from afterclick.settings import KafkaSettings, Settings
 from training import workspace
 from training.etl import EtlReport
+from training.event_log import ACTIONS, EventLog
 from training.interactions import Interactions
 
 DAY_MS = 86_400_000
 START = datetime(2026, 1, 1, tzinfo=UTC)
+ARRIVED = START + timedelta(days=400)
+"""When the rows of a log reached it."""
 _SCHEMA = pa.schema(
     {
         "topic": pa.string(),
@@ -111,7 +114,7 @@ def write_log(
             "topic": "reviews",
             "partition": n % partitions,
             "offset": n // partitions,
-            "log_time": START,
+            "log_time": ARRIVED,
         }
         for n, row in enumerate(rows, start=first)
     ]
@@ -135,8 +138,7 @@ def write_tables(
 ) -> None:
     """Write the tables of an ETL run as the latest version, without Spark."""
     with workspace.new_version(settings.home / "etl") as (_, folder):
-        columns = {"user_index": rows.user, "item_index": rows.item}
-        _write(folder / "interactions", {**columns, "time_ms": rows.time_ms, "weight": rows.weight})
+        _write(folder / "events", _columns(EventLog.of(rows)))
         for kind, ids in (("user", rows.user_ids), ("item", rows.item_ids)):
             _write(folder / f"{kind}s", {f"{kind}_index": np.arange(len(ids)), f"{kind}_id": ids})
         known = titles or {}
@@ -151,6 +153,8 @@ def write_tables(
             rows_in=n,
             dropped={},
             rows_out=n,
+            not_pairs={},
+            pairs=n,
             users=len(rows.user_ids),
             items=len(rows.item_ids),
             core_k=1,
@@ -164,6 +168,19 @@ def write_tables(
             positions={"reviews/0": n - 1},
         )
         (folder / "report.json").write_text(report.model_dump_json())
+
+
+def _columns(log: EventLog) -> dict[str, Any]:
+    """The columns of the table of events."""
+    return {
+        "user_index": log.user,
+        "item_index": log.item,
+        "time_ms": log.time_ms,
+        "action": [str(ACTIONS[code]) for code in log.action],
+        "weight": log.weight,
+        "propensity": log.propensity,
+        "position": log.position,
+    }
 
 
 def _write(folder: Path, columns: dict[str, Any]) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from afterclick.errors import BadDataset
-from afterclick.events import Item
+from afterclick.events import Action, Interaction, Item, interaction_event
 from afterclick.settings import Settings
 from tests.training import shop
 from training import etl, event_log, interactions
@@ -32,7 +32,7 @@ def fingerprint(folder: Path) -> str:
 
 def pairs_of(folder: Path) -> set[tuple[str, str]]:
     """(user_id, item_id) of each interaction."""
-    rows = interactions.load(folder)
+    rows = event_log.load(folder).pairs()
     return {(rows.user_ids[u], rows.item_ids[i]) for u, i in zip(rows.user, rows.item, strict=True)}
 
 
@@ -45,23 +45,20 @@ def test_every_row_is_kept_or_dropped_for_a_reason(spark: SparkSession, settings
         shop.event("u2", "b", 4, action="skip"),
         shop.event("u3", "b", 5, action="view"),
         shop.event("u3", None, 5),  # type: ignore[arg-type]
+        shop.event("u3", "c", 402),  # 400 days are when it arrives
     ]
     shop.write_log(settings.archive, rows)
     folder, report = run(spark, settings)
-    assert report.rows_in == 7
-    assert report.dropped == {
-        "incomplete": 1,
-        "duplicate_event": 1,
-        "not_positive": 1,
-        "undone": 0,
-        "repeated_pair": 1,
-    }
-    assert report.rows_out == 3
+    assert report.rows_in == 8
+    assert report.dropped == {"incomplete": 1, "dated_ahead": 1, "duplicate_event": 1}
+    assert report.rows_out == 5
+    assert report.not_pairs == {"not_positive": 1, "undone": 0, "repeated_pair": 1}
+    assert report.pairs == 3
     assert report.balanced()
     assert pairs_of(folder) == {("u1", "a"), ("u2", "a"), ("u3", "b")}
 
 
-def test_undone_actions_are_dropped_unless_repeated_later(
+def test_undone_actions_are_no_interactions_unless_repeated_later(
     spark: SparkSession, settings: Settings
 ) -> None:
     rows = [
@@ -74,20 +71,45 @@ def test_undone_actions_are_dropped_unless_repeated_later(
     ]
     shop.write_log(settings.archive, rows)
     folder, report = run(spark, settings)
-    assert (report.dropped["undone"], report.dropped["not_positive"]) == (2, 2)
+    assert (report.not_pairs["undone"], report.not_pairs["not_positive"]) == (2, 2)
     assert report.balanced()
     assert pairs_of(folder) == {("u1", "b"), ("u2", "a")}
-    assert interactions.load(folder).weight.tolist() == [2.0, 2.0]
+    assert event_log.load(folder).pairs().weight.tolist() == [2.0, 2.0]
 
 
-def test_a_repeated_pair_keeps_its_first_time_and_its_heaviest_action(
+def test_every_event_is_kept_with_its_time_action_and_weight(
     spark: SparkSession, settings: Settings
 ) -> None:
-    rows = [shop.event("u", "a", 9, action="purchase"), shop.event("u", "a", 2, action="view")]
+    rows = [
+        shop.event("u", "b", 9, action="purchase"),
+        shop.event("u", "a", 2, action="view"),
+        shop.event("u", "a", 3, action="skip"),
+        shop.event("u", "b", 9.5, action="undo"),
+    ]
     shop.write_log(settings.archive, rows)
-    table = interactions.load(run(spark, settings)[0])
-    assert table.time_ms.tolist() == [int(shop.START.timestamp() * 1000) + 2 * shop.DAY_MS]
-    assert table.weight.tolist() == [3.0]
+    table = event_log.load(run(spark, settings)[0])
+    days = (table.time_ms - int(shop.START.timestamp() * 1000)) / shop.DAY_MS
+    assert days.tolist() == [2, 3, 9, 9.5]
+    assert table.item_ids[table.item].tolist() == ["a", "a", "b", "b"]
+    actions = [event_log.ACTIONS[code] for code in table.action]
+    assert actions == ["view", "skip", "purchase", "undo"]
+    assert table.weight.tolist() == [0.25, -1.0, 3.0, 0.0]
+
+
+def test_times_are_rounded_as_in_the_stream(spark: SparkSession, settings: Settings) -> None:
+    times = [shop.START + timedelta(microseconds=us) for us in (500, 1400, 1500, 2501, 2999)]
+    rows = [shop.event(f"u{n}", "a", event_time=time) for n, time in enumerate(times)]
+    shop.write_log(settings.archive, rows)
+    made = [
+        interaction_event(
+            Interaction(user_id="u", item_id="a", action=Action.VIEW),
+            event_id="e",
+            time=time,
+            source="test",
+        ).time_ms
+        for time in times
+    ]
+    assert event_log.load(run(spark, settings)[0]).time_ms.tolist() == made
 
 
 def _filtered(pairs: set[tuple[int, int]], k: int) -> set[tuple[int, int]]:
@@ -102,10 +124,10 @@ def test_the_core_is_what_repeated_filtering_leaves(
 ) -> None:
     shop.write_log(settings.archive, shop.drifting_events(users=120, items=80))
     folder, report = run(spark, settings)
-    table = interactions.load(folder)
+    table = event_log.load(folder).pairs()
     core = _filtered(set(zip(table.user.tolist(), table.item.tolist(), strict=True)), 5)
-    written = pq.read_table(folder / "interactions").to_pylist()
-    assert {(row["user_index"], row["item_index"]) for row in written if row["core"]} == core
+    inside = table.core(5)
+    assert set(zip(inside.user.tolist(), inside.item.tolist(), strict=True)) == core
     assert report.core_rows == len(core) > 0
     assert report.core_items == len({item for _, item in core})
     assert report.core_users == len({user for user, _ in core})
@@ -113,13 +135,14 @@ def test_the_core_is_what_repeated_filtering_leaves(
     assert sum(report.core_dropped.values()) > 0
 
 
-def test_indices_are_ordered_by_count_and_the_same_log_gives_the_same_tables(
+def test_indices_follow_the_ids_and_the_same_log_gives_the_same_tables(
     spark: SparkSession, settings: Settings
 ) -> None:
     shop.write_log(settings.archive, shop.drifting_events(users=60, items=20))
     first, second = run(spark, settings)[0], run(spark, settings)[0]
-    counts = interactions.load(first).item_counts()
-    assert (counts[:-1] >= counts[1:]).all()
+    table = event_log.load(first)
+    assert table.item_ids.tolist() == sorted(table.item_ids)
+    assert table.user_ids.tolist() == sorted(table.user_ids)
     assert fingerprint(first) == fingerprint(second)
     shop.write_log(settings.archive, [shop.event("another", "new", 200)])
     assert fingerprint(run(spark, settings)[0]) != fingerprint(first)

@@ -13,7 +13,7 @@ from afterclick.settings import Settings
 from streaming.forgotten_users import publish_forgotten
 from streaming.proof.archive_log import erase
 from tests.training import shop
-from training import etl
+from training import etl, event_log
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -22,18 +22,19 @@ pytestmark = pytest.mark.spark
 START_MS = int(shop.START.timestamp() * 1000)
 READING = {"files_read", "rows_read", "files_reused", "rows_reused", "whole"}
 TABLES = {
-    "interactions": ["user_index", "item_index", "time_ms", "weight", "core"],
-    "users": ["user_index", "user_id", "reviews"],
-    "items": ["item_index", "item_id", "reviews", "first_seen_ms"],
-    "events": [
+    "events": ["user_index", "item_index", "time_ms", "action", "weight", "propensity", "position"],
+    "users": ["user_index", "user_id"],
+    "items": ["item_index", "item_id"],
+    "log": [
+        "user_id",
         "event_id",
         "topic",
         "partition",
         "offset",
-        "user_id",
         "item_id",
-        "event_time",
+        "time_ms",
         "action",
+        "impression_id",
     ],
 }
 
@@ -83,22 +84,20 @@ def log(spark: SparkSession, settings: Settings) -> Log:
     return log
 
 
-def tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def tables(folder: Path) -> dict[str, list[str]]:
+    """The rows of each table as text, sorted."""
     found = {}
     for name, columns in TABLES.items():
         rows = pq.read_table(folder / name, columns=columns)
-        found[name] = rows.sort_by([(column, "ascending") for column in columns[:2]]).to_pylist()
+        found[name] = sorted(map(repr, rows.to_pylist()))
     return found
 
 
 def pairs(folder: Path) -> set[tuple[str, str]]:
     """(user_id, item_id) of each interaction."""
-    users = pq.read_table(folder / "users").to_pylist()
-    items = pq.read_table(folder / "items").to_pylist()
-    user = {row["user_index"]: row["user_id"] for row in users}
-    item = {row["item_index"]: row["item_id"] for row in items}
-    rows = pq.read_table(folder / "interactions").to_pylist()
-    return {(user[row["user_index"]], item[row["item_index"]]) for row in rows}
+    found = event_log.load(folder).pairs()
+    users, items = found.user_ids[found.user], found.item_ids[found.item]
+    return set(zip(users.tolist(), items.tolist(), strict=True))
 
 
 def test_only_new_files_are_read_in_consecutive_runs(log: Log) -> None:
@@ -120,13 +119,15 @@ def test_late_events_change_earlier_rows(log: Log) -> None:
     assert ("u2", "a") in pairs(log.folder)
     log.day(
         shop.event("u1", "a", 1, event_id="one", action="like"),
-        shop.event("another", "c", 2, event_id="two", action="like"),  # the first row is kept
+        shop.event("u2", "c", 2, event_id="two", action="like"),  # the first row is kept
+        shop.event("another", "c", 2, event_id="two", action="like"),  # another user's event
         shop.event("u2", "a", 2, action="undo"),
     )
     report = log.compared()
     assert report.files_reused == 1
-    assert (report.dropped["duplicate_event"], report.dropped["undone"]) == (2, 1)
-    assert not {("another", "c"), ("u2", "a")} & pairs(log.folder)
+    assert (report.dropped["duplicate_event"], report.not_pairs["undone"]) == (2, 1)
+    assert not {("u2", "c"), ("u2", "a")} & pairs(log.folder)
+    assert ("another", "c") in pairs(log.folder)
 
 
 def test_a_forgotten_user_is_removed_from_the_reused_events(log: Log) -> None:
@@ -134,7 +135,8 @@ def test_a_forgotten_user_is_removed_from_the_reused_events(log: Log) -> None:
     publish_forgotten(log.settings.kafka, "u1", START_MS + 150 * shop.DAY_MS)
     report = log.compared()
     assert report.whole == "the list of forgotten users has changed"
-    events = [row for row in tables(log.folder)["events"] if row["user_id"] == "u1"]
+    rows = pq.read_table(log.folder / "log").to_pylist()
+    events = [row for row in rows if row["user_id"] == "u1"]
     assert [row["item_id"] for row in events] == ["c"]  # the event after the forgetting
     log.day(shop.event("u1", "d", 140), shop.event("u1", "d", 210))
     assert log.compared().rows_read == 1  # in new files too
@@ -163,6 +165,18 @@ def test_a_file_that_changed_and_kept_its_size_is_read_again(log: Log) -> None:
     assert path.stat().st_size == size, "the test needs a rewrite of the same size"
     assert log.compared().files_reused == 0
     assert ("w2", "new") in pairs(log.folder)
+
+
+def test_with_another_limit_for_early_events_the_whole_log_is_read(log: Log) -> None:
+    before = log.run()
+    stream = log.settings.stream.model_copy(update={"ahead_s": 1.0})
+    log.settings = log.settings.model_copy(update={"stream": stream})
+    early = shop.event("u9", "new", 401)  # 400 days are when it arrives
+    log.day(early)
+    report = log.compared()
+    assert report.whole == "the setting stream.ahead_s has changed"
+    assert report.dropped["dated_ahead"] == 1
+    assert report.rows_out == before.rows_out
 
 
 def test_with_a_damaged_state_file_the_whole_log_is_read(log: Log) -> None:

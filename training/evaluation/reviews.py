@@ -3,7 +3,7 @@
 reads   csv, parquet  user_id, item_id, timestamp (s); optional: rating, time_quality (`exact`)
         csv           the official ratings file, without a header: user, item, rating, timestamp
         csv           items.csv in the same folder: item_id, title, categories
-        parquet       <home>/etl/<version>/interactions, users, items
+        parquet       <home>/etl/<version>/events, users, items
 """
 
 from __future__ import annotations
