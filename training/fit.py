@@ -23,7 +23,7 @@ from training.interactions import Interactions
 from training.models import als, content_vectors, neighbours, popularity
 from training.models.als import Factorise
 from training.models.content_vectors import ItemTexts
-from training.ranker import FittedRanker
+from training.ranker import FittedRanker, RankerExamples
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,12 @@ class ModelTrainer:
 
     def fit_ranker(self, log: EventLog) -> FittedRanker:
         """Learn the ranker from past cuts of `log`; raises TooFewInteractions."""
+        return ranker.learn(self.ranker_examples(log), self.config.ranker)
+
+    def ranker_examples(self, log: EventLog) -> RankerExamples:
+        """What the ranker learns from; raises TooFewInteractions."""
         with threadpool_limits(1, "blas"):  # small products, one query at a time
-            return ranker.train(
+            return ranker.collect(
                 log,
                 lambda past: self.fit(past, "past").model,
                 self.config.ranker,

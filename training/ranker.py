@@ -8,7 +8,6 @@ serving.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -100,33 +99,35 @@ class FittedRanker:
     """Share of the queries with a target among the candidates."""
     importance: dict[str, float]
     """Feature → share of the total gain."""
-    seconds: float
 
 
-def train(
+def collect(
     log: EventLog, fit_past: FitPast, config: RankerConfig, known: ReplayConfig
-) -> FittedRanker:
-    """Learn the ranker from `log`; `known` decides what serving knows of users and trends.
+) -> RankerExamples:
+    """The examples of all past cuts of `log`; `known` decides what serving knows of users and
+    trends.
 
-    Raises NotEnoughHistory if the past cuts hold fewer than 50 queries with a target among the
-    candidates.
+    Raises NotEnoughHistory if they hold fewer than 50 queries with a target among the candidates.
     """
-    start = time.perf_counter()
     found = [
         examples(split, fit_past(log.before(split.cut_ms)), config, known)
         for split in past_splits(log, config)
     ]
-    groups = np.concatenate([e.groups for e in found]) if found else np.empty(0, np.int32)
-    if len(groups) < MIN_QUERIES:
-        raise NotEnoughHistory(f"{len(groups)} queries to learn from, {MIN_QUERIES} are needed")
-    booster = boost(RankerExamples.joined(found), config)
+    n_queries = sum(len(e.groups) for e in found)
+    if n_queries < MIN_QUERIES:
+        raise NotEnoughHistory(f"{n_queries} queries to learn from, {MIN_QUERIES} are needed")
+    return RankerExamples.joined(found)
+
+
+def learn(found: RankerExamples, config: RankerConfig) -> FittedRanker:
+    """Learn the ranker from examples."""
+    booster = boost(found, config)
     gain = booster.feature_importance("gain")
     return FittedRanker(
         text=booster.model_to_string(),
-        queries=len(groups),
-        candidate_recall=len(groups) / max(sum(e.queries for e in found), 1),
+        queries=len(found.groups),
+        candidate_recall=len(found.groups) / max(found.queries, 1),
         importance=dict(zip(FEATURE_NAMES, (gain / max(gain.sum(), 1e-9)).tolist(), strict=True)),
-        seconds=time.perf_counter() - start,
     )
 
 

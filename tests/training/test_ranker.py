@@ -85,7 +85,8 @@ def split(shop: Interactions) -> EvaluationSplit:
 
 
 def train(split: EvaluationSplit, config: RankerConfig, fit: FitPast = build) -> FittedRanker:
-    return ranker.train(split.log.before(split.cut_ms), fit, config, ReplayConfig())
+    found = ranker.collect(split.log.before(split.cut_ms), fit, config, ReplayConfig())
+    return ranker.learn(found, config)
 
 
 @pytest.fixture(scope="module")
@@ -195,4 +196,4 @@ def test_a_model_may_have_other_items_in_another_order(split: EvaluationSplit) -
 def test_too_short_a_past_is_rejected(shop: Interactions) -> None:
     few = EventLog.of(shop.where(np.arange(len(shop)) < 40))
     with pytest.raises(NotEnoughHistory, match="50 are needed"):
-        ranker.train(few, build, CONFIG, ReplayConfig())
+        ranker.collect(few, build, CONFIG, ReplayConfig())

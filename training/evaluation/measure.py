@@ -135,8 +135,8 @@ def measure(
 
 
 def accuracy(answers: Sequence[Answers], name: str) -> dict[str, Float64Array]:
-    """Metric → (seeds, q) values of a recommender."""
-    found = [list_metrics.accuracy(*each.hits(name)) for each in answers]
+    """Metric → (seeds, q) values of a recommender, of the seeds that have its lists."""
+    found = [list_metrics.accuracy(*each.hits(name)) for each in answers if name in each.lists]
     return {metric: np.stack([values[metric] for values in found]) for metric in found[0]}
 
 

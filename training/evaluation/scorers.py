@@ -24,6 +24,8 @@ from training.ranker import BoosterRanker
 BEST_HALF_LIFE = "week"
 """Half-life of the decayed popularity shown: the best or nearly so on Electronics after
 2014-06-01."""
+SEED_DEPENDENT = ("als", "ncf", "two_tower", "blend", "blend_brief")
+"""Scorers whose model depends on a seed."""
 MAX_SET, SHRINK = 20, 5.0
 """Members of a set of equal times, and the constant added to the counts, in `transitions`."""
 NCF_EPOCHS, NCF_DECAY, NCF_BATCH = 2, 0.005, 2048

@@ -25,7 +25,7 @@ from afterclick.events import Action
 from afterclick.model import Model
 from afterclick.settings import Settings
 from afterclick.trends import DAY_MS
-from training import interactions, workspace
+from training import interactions, ranker, workspace
 from training.config import ModelConfig, ReplayConfig
 from training.evaluation import list_metrics, report, reviews
 from training.evaluation.list_analysis import segments, simulate
@@ -42,6 +42,7 @@ from training.evaluation.reviews import Reviews
 from training.evaluation.scorers import (
     NCF_DECAY,
     NCF_EPOCHS,
+    SEED_DEPENDENT,
     ScorerInputs,
     ncf,
     scorers,
@@ -53,7 +54,7 @@ from training.interactions import TooFewInteractions
 from training.mlflow_registry import MlflowRegistry
 from training.protocols import EVERY_ITEM, PROTOCOLS, EvaluationSplit, queries, sample
 from training.query_replay import align
-from training.ranker import BoosterRanker, FittedRanker
+from training.ranker import BoosterRanker, FittedRanker, RankerExamples
 
 _SHOWN = ("hr@10", "hr@20", "ndcg@10", "recall@20", "mrr", "coverage@10")
 _MIN_TEST_SHARE = 0.05
@@ -80,6 +81,10 @@ class EvaluationRequest:
     reduced: bool = False
     json: bool = False
 
+    @property
+    def options(self) -> EvaluationOptions:
+        return EvaluationOptions(self.users, self.seeds, self.reduced)
+
 
 @dataclass(frozen=True)
 class EvaluationResult:
@@ -101,8 +106,7 @@ def run(settings: Settings, request: EvaluationRequest) -> EvaluationResult:
         console.status("fitting every model as of the cut, and the ranker on earlier cuts"),
         trainer(settings, data.texts, config) as models,
     ):
-        options = EvaluationOptions(request.users, request.seeds, request.reduced)
-        result = evaluate(split, models, options, lambda text: console.print(text))
+        result = evaluate(split, models, request.options)
     _print(console, result.figures)
     if request.report is not None:
         console.print(f"report: {report.write(request.report, result.figures)}")
@@ -156,23 +160,31 @@ class EvaluationOptions:
 
 
 def evaluate(
-    split: EvaluationSplit,
-    models: ModelTrainer,
-    options: EvaluationOptions | None = None,
-    progress: Callable[[str], object] = lambda _: None,
+    split: EvaluationSplit, models: ModelTrainer, options: EvaluationOptions | None = None
 ) -> EvaluationResult:
     """Fit on the events before the cut and query about those after it, with each seed.
 
+    A seed varies the model, NCF and the ranker's trees; all rankers learn from the same examples.
     Raises BadInput if there is too little past for a ranker.
     """
     options = options or EvaluationOptions()
-    fits: list[_SeedResult] = []
-    for number in range(options.seeds):
-        seeded = replace(models, config=models.config.with_seed(models.config.als.seed + number))
-        fits.append(_ask(split, seeded, options))
-        progress(f"seed {number + 1} of {options.seeds}: {fits[-1].seconds}")
+    start = time.perf_counter()
+    examples = _ranker_examples(split, models)
+    fits = [_ask(split, models, examples, number, options) for number in range(options.seeds)]
     answers = {p: [each.answers[p] for each in fits] for p in PROTOCOLS}
-    return EvaluationResult(split, answers, _figures(split, models.config, fits, answers))
+    figures = _figures(split, models.config, fits, answers)
+    return EvaluationResult(
+        split, answers, figures | {"seconds": round(time.perf_counter() - start, 1)}
+    )
+
+
+def _ranker_examples(split: EvaluationSplit, models: ModelTrainer) -> RankerExamples:
+    try:
+        return models.ranker_examples(split.log.before(split.cut_ms))
+    except TooFewInteractions as error:
+        raise BadInput(
+            f"cannot evaluate the blend: {error}; give more interactions or a later --cut"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -182,29 +194,31 @@ class _SeedResult:
     answers: dict[str, Answers]
     model: Model
     ranker: FittedRanker
-    seconds: dict[str, float]
 
 
-def _ask(split: EvaluationSplit, models: ModelTrainer, options: EvaluationOptions) -> _SeedResult:
-    start, config = time.perf_counter(), models.config
-    past, seed = split.log.before(split.cut_ms), config.als.seed
-    ranker = _fit_ranker(past, models)
-    model = align(models.fit(past, "evaluation").model, split.log.item_ids)
+def _ask(
+    split: EvaluationSplit,
+    models: ModelTrainer,
+    examples: RankerExamples,
+    number: int,
+    options: EvaluationOptions,
+) -> _SeedResult:
+    """Fit and ask with one seed; from the second on only the scorers that depend on it."""
+    config = models.config.with_seed(models.config.als.seed + number)
+    fitted = replace(models, config=config).fit(split.log.before(split.cut_ms), "evaluation")
+    model, learned = align(fitted.model, split.log.item_ids), ranker.learn(examples, config.ranker)
     inputs = ScorerInputs(
         model,
-        BoosterRanker.of(ranker.text),
+        BoosterRanker.of(learned.text),
         transitions(split.train),
-        ncf(split.train, config.min_interactions, seed),
+        ncf(split.train, config.min_interactions, config.als.seed),
     )
-    fitted = time.perf_counter()
 
     def make(eligible: BoolArray) -> Mapping[str, Scorer]:
-        return scorers(inputs, eligible, reduced=options.reduced)
+        found = scorers(inputs, eligible, reduced=options.reduced)
+        return {name: found[name] for name in found if not number or name in SEED_DEPENDENT}
 
-    answers = answer_all(split, make, options.users, config.replay)
-    asked = time.perf_counter()
-    seconds = {"fit": round(fitted - start, 1), "ask": round(asked - fitted, 1)}
-    return _SeedResult(answers, model, ranker, seconds)
+    return _SeedResult(answer_all(split, make, options.users, config.replay), model, learned)
 
 
 def _figures(
@@ -234,17 +248,7 @@ def _figures(
             "candidate_recall": first.ranker.candidate_recall,
             "importance": first.ranker.importance,
         },
-        "seconds": {part: sum(fit.seconds[part] for fit in fits) for part in first.seconds},
     }
-
-
-def _fit_ranker(past: EventLog, models: ModelTrainer) -> FittedRanker:
-    try:
-        return models.fit_ranker(past)
-    except TooFewInteractions as error:
-        raise BadInput(
-            f"cannot evaluate the blend: {error}; give more interactions or a later --cut"
-        ) from None
 
 
 def answer_all(
