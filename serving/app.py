@@ -8,17 +8,16 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import getrandbits
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from afterclick.errors import Unavailable
-from afterclick.events import new_id
 from afterclick.io.logging import configure_logging
 from afterclick.settings import Settings
 from serving import problems
@@ -102,21 +101,23 @@ class RequestMetricsMiddleware:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        request_id = new_id()
-        with bound_contextvars(request_id=request_id):
-            if scope["type"] == "http":
-                await self._measured(scope, receive, send, request_id)
-            else:
-                await self.app(scope, receive, send)
+        request_id = f"{getrandbits(128):032x}"  # uuid4 would release the interpreter lock
+        clear_contextvars()
+        bind_contextvars(request_id=request_id)
+        if scope["type"] == "http":
+            await self._measured(scope, receive, send, request_id)
+        else:
+            await self.app(scope, receive, send)
 
     async def _measured(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         began, status = time.perf_counter(), 500
+        id_header = (b"x-request-id", request_id.encode())
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"] = [*message.get("headers", ()), id_header]
             await send(message)
 
         try:

@@ -135,8 +135,9 @@ class ResponseCache:
 
         A reduced list is reused only while load is being shed (`reduced`).
         """
-        entry = self._entries.get(_key(request, rows))
-        if entry is None:
+        try:
+            entry = self._entries[_key(request, rows)]  # `get` would hash the request twice
+        except KeyError:
             return None
         if not entry.is_fresh(rows, snapshot, self._clock() - entry.made, self._ttl_s):
             return None

@@ -45,7 +45,7 @@ from infra.embedded.server import LOOPBACK
 log = structlog.get_logger()
 
 QUANTILES = PERCENTILES | {"max": 100.0}
-STAGE_QUANTILES = {"50": 50.0, "99": 99.0}
+STAGE_QUANTILES = {"p50": 50.0, "p99": 99.0}
 STAGES = ("produced_to_log", "log_to_read", "read_to_applied", "applied_to_pushed")
 ITEMS = 500
 WARM_UP_S = 180.0

@@ -40,7 +40,7 @@ from streaming.positions import applied_offsets, log_ranges, running_job, topic_
 Figures = dict[str, Any]
 """What a benchmark prints with `--json`."""
 
-PERCENTILES = {"50": 50.0, "95": 95.0, "99": 99.0, "999": 99.9}
+PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p999": 99.9}
 READY_S = 300
 """Timeout of an API's start: checking a model of a million items takes minutes."""
 
@@ -56,9 +56,9 @@ class Benchmark(ABC):
 def percentiles(
     values: Sequence[float], names: Mapping[str, float] = PERCENTILES, digits: int = 2
 ) -> dict[str, float]:
-    """`p<name>` → percentile; NaN without values."""
+    """Name → percentile; NaN without values."""
     return {
-        f"p{name}": round(float(np.percentile(values, q)), digits) if len(values) else float("nan")
+        name: round(float(np.percentile(values, q)), digits) if len(values) else float("nan")
         for name, q in names.items()
     }
 

@@ -8,7 +8,7 @@ While Kafka is down the producer buffers; impressions beyond its buffer are drop
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -166,14 +166,13 @@ class ReactionCounter:
             MAX_PENDING, ExperimentCounts.merge
         )
         self._open: FIFOCache[str, _OpenImpression] = FIFOCache(max_open)
-        self._stats: dict[tuple[str, str], ImpressionStats] = {}
+        self._stats = defaultdict[tuple[str, str], ImpressionStats](ImpressionStats)
         self._lengths: Counter[int] = Counter()
         self._clicks_by_rank: Counter[int] = Counter()
 
     def on_impression(self, shown: ShownList) -> None:
         """Count a list that was shown."""
-        key = (shown.source, shown.model_version or "")
-        stats = self._stats.setdefault(key, ImpressionStats())
+        stats = self._stats[shown.source, shown.model_version or ""]
         stats.lists += 1
         stats.items += shown.items
         self._lengths[shown.items] += 1

@@ -1,9 +1,8 @@
-"""Lists that are the same for every user, the catalogue, and what is known of a user."""
+"""Lists shown before, the catalogue, and what is known of a user."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -11,8 +10,6 @@ from fastapi import APIRouter, Body, Depends, Path, Query
 from starlette.responses import Response
 
 from afterclick import api
-from afterclick.api import SimilarityKind
-from afterclick.arrays import Json
 from afterclick.errors import NotFound, Unavailable
 from afterclick.events import Id
 from afterclick.trends import HALF_LIVES_MS
@@ -22,23 +19,14 @@ from serving.routes.fast_route import ServiceDep, json_response, own_path, respo
 from serving.routes.queries import (
     HistoryQuery,
     InterestsUpdate,
-    LatestQuery,
-    PopularQuery,
     SearchQuery,
-    SimilarQuery,
     split,
 )
 from serving.service import Service
-from serving.tiers import similar_items
 
 router = APIRouter(dependencies=[Depends(own_path)])
 ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
 UserId = Annotated[Id, Path(examples=["bob"])]
-REASONS = {
-    SimilarityKind.ALL: "similar to {}",
-    SimilarityKind.CO_PURCHASE: "chosen by users who chose {}",
-    SimilarityKind.CONTENT: "described like {}",
-}
 
 
 @router.get("/explain/{impression_id}", tags=["lists"], **responses(api.Recommendations, 404))
@@ -48,58 +36,6 @@ async def explain(service: ServiceDep, impression_id: Annotated[Id, Path()]) -> 
     if body is None:
         raise NotFound("no such impression in this process; see the impressions topic")
     return json_response(body)
-
-
-@router.get("/similar-items", tags=["lists"], **responses(api.SimilarItems, 404))
-async def similar(service: ServiceDep, query: Annotated[SimilarQuery, Query()]) -> Response:
-    """Items chosen by the same users (`by=bought`: bought together) or described alike."""
-    snapshot = service.snapshots.current
-    item = snapshot.find(query.item_id)
-    if item is None:
-        raise NotFound(f"no item {query.item_id}")
-    n = query.n or service.settings.serving.list_length
-    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
-    items, scores = similar_items(snapshot, item, n, allowed, query.by)
-    reason = REASONS[query.by].format(service.catalogue.name(query.item_id))
-    return json_response(
-        {
-            "item_id": query.item_id,
-            "model_version": snapshot.loaded.version or None,
-            "items": _rows(service, items.tolist(), scores.tolist(), reason),
-        }
-    )
-
-
-@router.get("/latest", tags=["lists"], **responses(api.LatestItems))
-async def latest(service: ServiceDep, query: Annotated[LatestQuery, Query()]) -> Response:
-    """The newest items: those unknown to the model, then by first interaction."""
-    snapshot = service.snapshots.current
-    n = query.n or service.settings.serving.list_length
-    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
-    items = snapshot.visible(snapshot.newest_first, allowed)[:n].tolist()
-    scores = [float(len(items) - rank) for rank in range(len(items))]
-    return json_response({"items": _rows(service, items, scores, "new")})
-
-
-@router.get("/popular", tags=["lists"], **responses(api.PopularItems))
-async def popular(service: ServiceDep, query: Annotated[PopularQuery, Query()]) -> Response:
-    """The most popular items: of all time, or trending over a half-life."""
-    snapshot = service.snapshots.current
-    n = query.n or service.settings.serving.list_length
-    if query.window is None:
-        scores, order, reason = snapshot.popularity, snapshot.popular, "popular with everyone"
-    else:
-        column = list(HALF_LIVES_MS).index(query.window)
-        scores, order = snapshot.decayed_counts[:, column], snapshot.top_by_half_life[query.window]
-        reason = f"trending this {query.window}"
-    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
-    if allowed is not None:
-        if query.window is not None:
-            allowed = allowed[scores[allowed] > 0]
-        order = allowed[(-scores[allowed]).argsort(kind="stable")]
-    items = snapshot.visible(order)[:n]
-    rows = _rows(service, items.tolist(), scores[items].tolist(), reason)
-    return json_response({"window": query.window or "all", "items": rows})
 
 
 @router.get("/items/{item_id}", tags=["catalogue"], **responses(api.ItemDetails, 404))
@@ -191,14 +127,3 @@ def _interactions(service: Service, item_id: str) -> int:
     snapshot = service.snapshots.current
     index = snapshot.find(item_id)
     return int(snapshot.counts[index]) if index is not None else 0
-
-
-def _rows(
-    service: Service, items: Iterable[int], scores: Iterable[float], reason: str
-) -> list[Json]:
-    """Rows of a list from item indices."""
-    ids = service.snapshots.current.ids
-    return [
-        {**describe(service.catalogue, ids[item]), "score": score, "reason": reason}
-        for item, score in zip(items, scores, strict=True)
-    ]

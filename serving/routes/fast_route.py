@@ -83,12 +83,13 @@ def check_subject(request: Request, *user_ids: str | None) -> None:
         raise ApiError(403, "this token is for another user")
 
 
-def own_path(request: Request) -> None:
+async def own_path(request: Request) -> None:
     """Dependency: check the user id of the path."""
     check_subject(request, request.path_params.get("user_id"))
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
+    """Dependency: the Service. A coroutine like `own_path`: functions would run in threads."""
     service: Service = request.app.state.service
     return service
 

@@ -1,8 +1,9 @@
-"""Recommendations and feedback: the hot routes, served by DirectRoute."""
+"""Lists and feedback: the hot routes, served by DirectRoute."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
@@ -10,11 +11,15 @@ from starlette.responses import Response
 from structlog.contextvars import bind_contextvars
 
 from afterclick import api
-from afterclick.errors import Unavailable
+from afterclick.api import SimilarityKind
+from afterclick.arrays import Json
+from afterclick.errors import NotFound, Unavailable
 from afterclick.events import Interaction
 from afterclick.state import LogPosition
+from afterclick.trends import HALF_LIVES_MS
 from serving.events.feedback import event_of
 from serving.problems import unavailable
+from serving.recommender import describe
 from serving.request import (
     FIRST_PAGE,
     PLAIN,
@@ -24,10 +29,24 @@ from serving.request import (
     decode_cursor,
 )
 from serving.routes.fast_route import DirectRoute, ServiceDep, json_response, responses
-from serving.routes.queries import BatchQuery, Feedback, RecommendationQuery, split
+from serving.routes.queries import (
+    BatchQuery,
+    Feedback,
+    LatestQuery,
+    PopularQuery,
+    RecommendationQuery,
+    SimilarQuery,
+    split,
+)
 from serving.service import Service
+from serving.tiers import similar_items
 
 router = APIRouter(route_class=DirectRoute)
+REASONS = {
+    SimilarityKind.ALL: "similar to {}",
+    SimilarityKind.CO_PURCHASE: "chosen by users who chose {}",
+    SimilarityKind.CONTENT: "described like {}",
+}
 
 
 @router.get("/recommendations", tags=["lists"], **responses(api.Recommendations))
@@ -57,6 +76,58 @@ async def batch(service: ServiceDep, body: Annotated[BatchQuery, Body()]) -> Res
         lists.append(await service.recommend(RecommendationRequest(user_id, n, never_shed=True)))
         await asyncio.sleep(0)
     return json_response({"lists": lists})
+
+
+@router.get("/similar-items", tags=["lists"], **responses(api.SimilarItems, 404))
+async def similar(service: ServiceDep, query: Annotated[SimilarQuery, Query()]) -> Response:
+    """Items chosen by the same users (`by=bought`: bought together) or described alike."""
+    snapshot = service.snapshots.current
+    item = snapshot.find(query.item_id)
+    if item is None:
+        raise NotFound(f"no item {query.item_id}")
+    n = query.n or service.settings.serving.list_length
+    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
+    items, scores = similar_items(snapshot, item, n, allowed, query.by)
+    reason = REASONS[query.by].format(service.catalogue.name(query.item_id))
+    return json_response(
+        {
+            "item_id": query.item_id,
+            "model_version": snapshot.loaded.version or None,
+            "items": _rows(service, items.tolist(), scores.tolist(), reason),
+        }
+    )
+
+
+@router.get("/latest", tags=["lists"], **responses(api.LatestItems))
+async def latest(service: ServiceDep, query: Annotated[LatestQuery, Query()]) -> Response:
+    """The newest items: those unknown to the model, then by first interaction."""
+    snapshot = service.snapshots.current
+    n = query.n or service.settings.serving.list_length
+    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
+    items = snapshot.visible(snapshot.newest_first, allowed)[:n].tolist()
+    scores = [float(len(items) - rank) for rank in range(len(items))]
+    return json_response({"items": _rows(service, items, scores, "new")})
+
+
+@router.get("/popular", tags=["lists"], **responses(api.PopularItems))
+async def popular(service: ServiceDep, query: Annotated[PopularQuery, Query()]) -> Response:
+    """The most popular items: of all time, or trending over a half-life."""
+    snapshot = service.snapshots.current
+    n = query.n or service.settings.serving.list_length
+    if query.window is None:
+        scores, order, reason = snapshot.popularity, snapshot.popular, "popular with everyone"
+    else:
+        column = list(HALF_LIVES_MS).index(query.window)
+        scores, order = snapshot.decayed_counts[:, column], snapshot.top_by_half_life[query.window]
+        reason = f"trending this {query.window}"
+    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
+    if allowed is not None:
+        if query.window is not None:
+            allowed = allowed[scores[allowed] > 0]
+        order = allowed[(-scores[allowed]).argsort(kind="stable")]
+    items = snapshot.visible(order)[:n]
+    rows = _rows(service, items.tolist(), scores[items].tolist(), reason)
+    return json_response({"window": query.window or "all", "items": rows})
 
 
 @router.post("/feedback", tags=["feedback"], **responses(api.Accepted, 413, status=202))
@@ -113,3 +184,14 @@ def _page(query: RecommendationQuery) -> Page:
     if query.cursor is None:
         return Page(query.offset) if query.offset else FIRST_PAGE
     return Page(query.offset, decode_cursor(query.cursor), paginate=True)
+
+
+def _rows(
+    service: Service, items: Iterable[int], scores: Iterable[float], reason: str
+) -> list[Json]:
+    """Rows of a list from item indices."""
+    ids = service.snapshots.current.ids
+    return [
+        {**describe(service.catalogue, ids[item]), "score": score, "reason": reason}
+        for item, score in zip(items, scores, strict=True)
+    ]

@@ -161,3 +161,13 @@ def test_metrics_report_the_rows_of_the_request_log(settings: Settings, days: fl
         text = api.http.get("/metrics").text
     assert f'afterclick_request_log_rows{{state="written"}} {1.0 if days else 0.0}' in text
     assert 'afterclick_request_log_rows{state="dropped"} 0.0' in text
+
+
+def test_every_response_has_a_request_id_of_its_own(shared_shop_api: Running) -> None:
+    found = [
+        shared_shop_api.http.get(path).headers.get_list("x-request-id")
+        for path in ("/popular", "/popular", "/nothing", "/health/live")
+    ]
+    assert [len(ids) for ids in found] == [1, 1, 1, 1]
+    assert len({ids[0] for ids in found}) == 4
+    assert all(len(ids[0]) == 32 for ids in found)

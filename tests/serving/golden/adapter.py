@@ -32,7 +32,7 @@ from serving.control.rules import Rule, RuleBook, RuleDraft
 from serving.recommender import Recommender, RecommenderConfig
 from serving.request import Options, Page, RecommendationRequest, decode_cursor
 from serving.response_cache import Recommendation
-from serving.routes import browsing, queries
+from serving.routes import queries, recommendations
 from serving.service import Service
 from serving.state.ann_search import content_search
 from serving.state.history import OnlineStore, Rows
@@ -374,13 +374,13 @@ async def _listed(state: SimpleNamespace, spec: Spec) -> Answer:
         if spec["list"] == "similar":
             kinship = SIMILARITY[spec.get("by", "all")]
             query = queries.SimilarQuery(item_id=spec["item"], by=cast(Any, kinship), **asked)
-            response = await browsing.similar(service, query)
+            response = await recommendations.similar(service, query)
         elif spec["list"] == "popular":
-            response = await browsing.popular(
+            response = await recommendations.popular(
                 service, queries.PopularQuery(window=spec["window"], **asked)
             )
         else:
-            response = await browsing.latest(service, queries.LatestQuery(**asked))
+            response = await recommendations.latest(service, queries.LatestQuery(**asked))
     except NotFound:
         return {"status": 404}
     rows = orjson.loads(response.body)["items"]
