@@ -73,8 +73,10 @@ class TowerConfig:
     """Share of a history's items dropped at random, except the newest."""
     rate: float = 0.003
     """Adam's learning rate."""
-    decay: float = 1e-4
-    """AdamW's weight decay, per step."""
+    decay: float = 0.04
+    """AdamW's weight decay of the tables per epoch, at the full learning rate.
+
+    Per epoch, so that a row without gradients keeps as much in a log of any length."""
     epochs: int = 6
     batch: int = 1024
     uniform: int = 1024

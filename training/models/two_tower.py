@@ -206,10 +206,9 @@ def train(
     torch.set_num_threads(config.threads)
     towers = HistoryTowers(n_items, config, None if texts is None else torch.from_numpy(texts))
     draws = _Draws(examples, n_items, config)
-    optimiser = torch.optim.AdamW(
-        towers.parameters(), lr=config.rate, weight_decay=config.decay / config.rate
-    )
-    steps = config.epochs * max(1, len(examples) // config.batch)
+    per_epoch = max(1, len(examples) // config.batch)
+    steps = config.epochs * per_epoch
+    optimiser = torch.optim.AdamW(_parameters(towers, config, per_epoch), lr=config.rate)
     warm_up = max(0.1, 2 / (steps + 1))  # at least one step: torch divides by less
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, config.rate, total_steps=steps + 1, pct_start=warm_up
@@ -220,6 +219,22 @@ def train(
         optimiser.step()
         schedule.step()
     return towers
+
+
+def _parameters(
+    towers: HistoryTowers, config: TowerConfig, steps_per_epoch: int
+) -> list[dict[str, Any]]:
+    """AdamW's groups: the tables decay, biases and weights of ages do not.
+
+    AdamW multiplies by 1 - rate · weight_decay in every step.
+    """
+    lost = 1.0 - (1.0 - config.decay) ** (1.0 / steps_per_epoch)
+    tables = [p for p in towers.parameters() if p.ndim > 1]
+    others = [p for p in towers.parameters() if p.ndim == 1]
+    return [
+        {"params": tables, "weight_decay": lost / config.rate},
+        {"params": others, "weight_decay": 0.0},
+    ]
 
 
 class _Draws:
