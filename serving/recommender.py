@@ -142,7 +142,7 @@ class Recommender:
         self, request: RecommendationRequest, rows: Rows, snapshot: ServingSnapshot
     ) -> RequestUser:
         """The user's state: the items looked at now, then the stored history."""
-        now_ms = max(time.time() * 1000, snapshot.now_ms)  # a replay may run ahead of the clock
+        now_ms = max(time.time() * 1000, snapshot.now_ms)  # events may be ahead of the clock
         context = [HistoryEntry("", item, Action.VIEW, None, int(now_ms)) for item in request.items]
         history = effective([*context, *entries(rows)])
         state = UserState.of(history, snapshot.find, self._config.weights, now_ms)

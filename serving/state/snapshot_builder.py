@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
@@ -33,6 +33,10 @@ INTERVAL_PER_BUILD = 20.0
 """Seconds between two snapshots, at least, per second of building."""
 MAX_AGE_S = 30.0
 """Rebuild after this long without a change: trends decay."""
+MAX_LEAD_MS = 300_000.0
+"""How far the newest event may move the present ahead of the clock.
+
+The clocks of producers differ by less. A replay never leads: its events end at its first start."""
 TIE_WEIGHT = 1e-9
 """The model's popularity orders items of equal counts."""
 _generations = count(1)
@@ -68,6 +72,13 @@ class SnapshotSources:
     catalogue: Catalogue
     rules: RuleSource = field(default_factory=NoRules)
     limits: QuarantineLimits = field(default_factory=QuarantineLimits)
+    clock_ms: Callable[[], float] = lambda: time.time() * 1000
+    """The present; also without events trends decay."""
+
+    def now_ms(self) -> float:
+        """The clock, or the newest event if it is slightly ahead of it."""
+        clock_ms = self.clock_ms()
+        return max(clock_ms, min(self.trends.table.newest_ms, clock_ms + MAX_LEAD_MS))
 
 
 @dataclass
@@ -125,7 +136,7 @@ class SnapshotBuilder:
         trends, catalogue, items = self._sources.trends, self._sources.catalogue, self._items
         with trends.lock:
             table = trends.table
-            now_ms = max(time.time() * 1000, table.newest_ms)
+            now_ms = self._sources.now_ms()
             (votes, established), counts = table.both(now_ms), table.counts.copy()
             approved = [row for item in trends.approved if (row := table.find(item)) is not None]
             self._rows.align(table, items)

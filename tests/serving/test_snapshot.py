@@ -1,12 +1,17 @@
-"""Badges: which items are marked as trending and as new."""
+"""Badges: which items are marked as trending and as new. The present of a snapshot."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from afterclick.api import Badge
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
+from serving.state.item_catalogue import Catalogue
+from serving.state.live_trends import TrendState
+from serving.state.loaded_models import no_model
 from serving.state.snapshot import MAX_BADGES, badges
+from serving.state.snapshot_builder import MAX_LEAD_MS, SnapshotBuilder, SnapshotSources
 
 NOW = 1_700_000_000_000.0
 
@@ -35,3 +40,24 @@ def test_only_the_strongest_trends_get_a_badge() -> None:
     assert sorted(badges(values, np.full(len(values), np.nan), NOW)) == list(
         range(5, MAX_BADGES + 5)
     )
+
+
+@pytest.mark.parametrize(
+    ("ahead_ms", "present_ms"),
+    [
+        (-900 * DAY_MS, 0.0),  # a replay of old events
+        (-1.0, 0.0),
+        (60_000.0, 60_000.0),  # a producer whose clock is fast
+        (0.9 * DAY_MS, MAX_LEAD_MS),  # one wrong date moves nobody's ages by a day
+    ],
+)
+def test_the_newest_event_leads_the_clock_by_minutes_at_most(
+    ahead_ms: float, present_ms: float
+) -> None:
+    trends = TrendState()
+    trends.table.add("a", NOW - 10 * DAY_MS, 1.0)
+    trends.table.add("b", NOW + ahead_ms, 1.0)
+    sources = SnapshotSources(trends, Catalogue(), clock_ms=lambda: NOW)
+    snapshot = SnapshotBuilder(sources, no_model()).build()
+    assert snapshot.now_ms == NOW + present_ms
+    assert np.isfinite(snapshot.view.log_share).all()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOW_MS = 4_102_444_800_000
-"""2100-01-01: later than the clock, so that the newest event defines the present."""
+"""2100-01-01: the present of the snapshots, later than the clock of the requests."""
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
 HALF_LIFE_DAYS = np.array([1 / 24, 1.0, 3.0, 7.0, 30.0, 90.0])
 KINDS = ("camera", "cable", "lamp", "drone", "radio", "tripod", "lens", "battery")
