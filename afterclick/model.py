@@ -229,10 +229,14 @@ class Model:
     towers: TowerArrays | None = None
     words: WordVectors | None = None
     """Computes `content` of new items."""
+    resolution_ms: float = 1.0
+    """Resolution of the event times in training: a millisecond, or a day."""
+    phase_ms: float = 0.0
+    """Event times in training are multiples of the resolution plus this."""
     index: dict[str, int] = field(init=False)
     """item_id → item_index."""
     log_popularity: FloatArray = field(init=False)
-    """(n,) log2(1 + popularity)."""
+    """(n,) log2(1 + popularity); NaN without interactions."""
     gram: Float64Array | None = field(init=False)
     """(k, k) Yᵀ Y of the item factors, for fold-in."""
     spectrum: tuple[Float64Array, Float64Array] | None = field(init=False)
@@ -244,7 +248,8 @@ class Model:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", _index(self.item_ids))
-        object.__setattr__(self, "log_popularity", np.log2(1.0 + self.popularity))
+        known = np.where(self.popularity > 0, self.popularity, np.float32(np.nan))
+        object.__setattr__(self, "log_popularity", np.log2(1.0 + known))
         gram = spectrum = norms = None
         if self.factors is not None:
             gram = _gram(self.factors)
@@ -258,6 +263,18 @@ class Model:
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    def at_resolution(self, times_ms: Float64Array | float) -> Float64Array:
+        """Event times (n,) rounded down to the resolution of training."""
+        steps = np.floor((times_ms - self.phase_ms) / self.resolution_ms)
+        return np.asarray(steps * self.resolution_ms + self.phase_ms)
+
+    def first_seen_of(self, items: IntArray) -> Float64Array:
+        """(len(items),) ms at the model's resolution; NaN for items without an interaction in
+        training."""
+        known = items < len(self)
+        first_seen = np.where(known, self.first_seen_ms.take(items, mode="clip"), np.nan)
+        return self.at_resolution(first_seen)
 
     def arrays(self) -> dict[str, AnyArray]:
         """The arrays by their file names in an artifact."""
@@ -280,7 +297,10 @@ class Model:
 
     def parameters(self) -> dict[str, Any]:
         """The manifest's `parameters`."""
-        parameters: dict[str, Any] = {"als": {"alpha": self.als_alpha, "reg": self.als_reg}}
+        parameters: dict[str, Any] = {
+            "als": {"alpha": self.als_alpha, "reg": self.als_reg},
+            "times": {"resolution_ms": self.resolution_ms, "phase_ms": self.phase_ms},
+        }
         if self.towers is not None:
             parameters["towers"] = {"ages": self.towers.ages.tolist()}
         return parameters
@@ -312,7 +332,7 @@ def load(
     names = [*_NEEDED, *(n for n in _OPTIONAL if f"{n}.npy" in manifest.files)]
     arrays = {name: load_array(folder, name, throttle) for name in names}
     _check(folder, arrays)
-    als = manifest.parameters.get("als", {})
+    als, times = (manifest.parameters.get(name, {}) for name in ("als", "times"))
     towers = _towers(folder, arrays, manifest)
     words = _words(folder, arrays)
     model = Model(
@@ -321,6 +341,8 @@ def load(
         words=words,
         als_alpha=float(als.get("alpha", 1.0)),
         als_reg=float(als.get("reg", 0.1)),
+        resolution_ms=float(times.get("resolution_ms", 1.0)),
+        phase_ms=float(times.get("phase_ms", 0.0)),
         **{_ATTRIBUTES.get(name, name): array for name, array in arrays.items()},
     )
     return model, manifest

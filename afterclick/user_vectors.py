@@ -63,6 +63,12 @@ class UserState:
             now_ms,
         )
 
+    def at_resolution_of(self, model: Model) -> UserState:
+        """The state with times at the model's resolution, and no event after now."""
+        times_ms = model.at_resolution(np.minimum(self.times_ms, self.now_ms))
+        now_ms = float(model.at_resolution(self.now_ms))
+        return UserState(self.items, self.weights, times_ms, self.seen, now_ms)
+
     def newest(self) -> UserState:
         """The state with only the newest item in the history."""
         return UserState(
@@ -75,6 +81,7 @@ class UserVectors:
     """A user's state and vectors, computed once for retrieval and for features."""
 
     state: UserState
+    """With times at the model's resolution."""
     factors: FloatArray | None
     """(k,) ALS factors; None where ALS knows no item of the history."""
     tower: FloatArray | None
@@ -82,6 +89,7 @@ class UserVectors:
 
     @classmethod
     def of(cls, model: Model, state: UserState) -> UserVectors:
+        state = state.at_resolution_of(model)
         return cls(state, fold_in(model, state), tower_user(model, state))
 
 
@@ -130,4 +138,5 @@ def tower_user(model: Model, state: UserState) -> FloatArray | None:
     """The user tower's output (d + 1,); None without towers or a known item in the history."""
     if model.towers is None:
         return None
+    state = state.at_resolution_of(model)
     return model.towers.user(state.items, state.weights, state.times_ms, state.now_ms)

@@ -52,6 +52,7 @@ class ModelTrainer:
         rows, known = self._select(log)
         config = self.config
         factors = als.factorise(known, config.als, self.engine)
+        resolution_ms, phase_ms = popularity.time_resolution(rows)
         model = Model(
             version=version,
             item_ids=rows.item_ids,
@@ -60,6 +61,8 @@ class ModelTrainer:
             factors=factors.items,
             als_alpha=config.als.alpha,
             als_reg=config.als.reg,
+            resolution_ms=resolution_ms,
+            phase_ms=phase_ms,
             **neighbours.neighbour_arrays(known, config.neighbours),
         )
         texts = content_vectors.texts_of(model.item_ids.tolist(), self.texts)

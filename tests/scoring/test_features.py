@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 
 from afterclick.events import Action
-from afterclick.features import (
-    FEATURE_NAMES,
-    TrendView,
-)
+from afterclick.features import FEATURE_NAMES, PRIOR_WEIGHT, TrendView
+from afterclick.model import Model
 from afterclick.state import HistoryEntry
-from afterclick.trends import HALF_LIVES_MS
+from afterclick.trends import HALF_LIVES_MS, HOUR_MS
 from afterclick.user_vectors import UserState
-from tests.scoring.examples import NOW_MS, a_model, a_state, a_view, features_of, late
+from tests.scoring.examples import DAY, NOW_MS, a_model, a_state, a_view, features_of, late
 
 WEIGHTS = dict.fromkeys(Action, 1.0) | {Action.SKIP: -1.0, Action.PURCHASE: 3.0}
 
@@ -67,6 +65,38 @@ def test_an_item_without_events_has_the_lowest_trend_and_no_nan() -> None:
     assert view.top.tolist() == [0]
 
 
+def test_a_click_in_a_quiet_hour_makes_no_record_trend() -> None:
+    daily = np.random.default_rng(2).exponential(size=1000)
+    busy = np.outer(daily, list(HALF_LIVES_MS.values())) / HOUR_MS
+    quiet = busy.copy()
+    quiet[:, 0] = 0.0
+    quiet[17, 0] = 1.0  # one click, by anybody
+    hour = TrendView.of(quiet, np.zeros(1000)).log_share[:, 0]
+    day = TrendView.of(quiet, np.zeros(1000)).log_share[:, 1]
+    usual = TrendView.of(busy, np.zeros(1000)).log_share[:, 0]
+    others = np.arange(1000) != 17
+    np.testing.assert_allclose(hour[others], day[others], atol=0.02)
+    assert hour[17] > day[17]
+    assert hour[17] < usual.max() + 1.0  # without a prior it is the whole hour: log2(1) = 0
+
+
+def test_shares_of_a_busy_shop_are_its_own() -> None:
+    values = np.random.default_rng(3).uniform(1e6, 5e6, (50, len(HALF_LIVES_MS)))
+    share = np.exp2(TrendView.of(values, np.zeros(50)).log_share)
+    np.testing.assert_allclose(share, values / values.sum(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(share.sum(axis=0), 1.0, rtol=1e-5)
+
+
+def test_a_share_shrinks_towards_the_next_longer_half_life() -> None:
+    values = np.zeros((2, len(HALF_LIVES_MS)))
+    values[:, -1] = 30.0, 10.0
+    values[:, -2] = 0.0, PRIOR_WEIGHT
+    share = np.exp2(TrendView.of(values, np.zeros(2)).log_share)
+    np.testing.assert_allclose(share[:, -1], [0.75, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(share[:, -2], [0.75 / 2, (1 + 0.25) / 2], rtol=1e-6)
+    np.testing.assert_allclose(share[:, 0], share[:, -2], rtol=1e-6)  # nothing of its own
+
+
 def test_the_trend_score_favours_recent_and_lasting_interactions() -> None:
     values = np.ones((3, len(HALF_LIVES_MS)))
     values[1] = 2.0
@@ -88,7 +118,19 @@ def test_a_new_item_is_scored_by_its_trend() -> None:
     assert np.isnan(column(rows, "als")[0])
     assert np.isnan(column(rows, "content_last")[0])
     assert column(rows, "cosine_last").tolist() == [0.0, 0.5]
-    assert column(rows, "popularity")[0] == 0.0
+    for name in ("popularity", "item_age_days", "arrival_rate", "age_gap_days"):
+        assert np.isnan(column(rows, name)[0])
+        assert np.isfinite(column(rows, name)[1])
+
+
+def test_an_item_without_interactions_has_no_popularity_and_no_age() -> None:
+    model = a_model(3, popularity=np.array([4, 0, 1], np.float32))
+    model.first_seen_ms[1] = np.nan
+    rows = features_of(model, a_state([1, 2]), a_view(3), items(0, 1))
+    for name in ("popularity", "item_age_days", "arrival_rate"):
+        assert np.isnan(column(rows, name)).tolist() == [False, True]
+    assert np.isnan(column(rows, "last_popularity")).all()
+    assert column(rows, "taste_popularity")[0] == pytest.approx(np.log2(1 + 1))  # of item 2 alone
 
 
 def test_a_new_item_has_the_similarity_of_its_content() -> None:
@@ -132,9 +174,9 @@ def test_ages_are_in_days() -> None:
 
 
 def test_an_item_newer_than_the_last_one_has_a_positive_age_gap() -> None:
-    view = a_view()
-    view.first_seen_ms[3] += 4 * 86_400_000
-    rows = features_of(a_model(), a_state([2]), view, items(3, 1))
+    model = a_model()
+    model.first_seen_ms[3] += 4 * 86_400_000
+    rows = features_of(model, a_state([2]), a_view(), items(3, 1))
     assert column(rows, "age_gap_days").tolist() == [4.0, 0.0]
     assert column(rows, "last_popularity")[0] == pytest.approx(np.log2(1 + 4))
 
@@ -146,6 +188,46 @@ def test_an_item_with_more_recent_sales_has_a_positive_rise() -> None:
         a_model(2), a_state([]), TrendView.of(values, np.full(2, NOW_MS)), items(0, 1)
     )
     assert column(rows, "rise")[0] > 0 > column(rows, "rise")[1]
+
+
+MIDNIGHT = np.floor(NOW_MS / DAY) * DAY
+
+
+def seen_at(hours: list[float], now: float) -> UserState:
+    """A user whose events were at these hours of the day."""
+    many = np.arange(len(hours), dtype=np.int32)
+    times = MIDNIGHT + np.array(hours) * HOUR_MS
+    return UserState(many, np.ones(len(hours), np.float32), times, many, MIDNIGHT + now * HOUR_MS)
+
+
+def times_of(model: Model, state: UserState) -> list[list[float]]:
+    names = ("last_age_days", "session_length", "item_age_days", "taste_age_days")
+    rows = features_of(model, state, a_view(), items(5))
+    return [np.round(column(rows, name), 6).tolist() for name in names]
+
+
+@pytest.mark.parametrize("phase", [0.0, 5 * HOUR_MS])
+def test_a_model_of_daily_data_sees_days_only(phase: float) -> None:
+    seen = np.full(6, MIDNIGHT - 3 * DAY + phase)
+    model = a_model(first_seen_ms=seen, resolution_ms=DAY, phase_ms=phase)
+    start = phase / HOUR_MS
+    learned = times_of(model, seen_at([start, start - 24], now=start))
+    assert learned == times_of(model, seen_at([start + 9, start - 1], now=start + 9.5))
+    assert learned == [[0.0], [1.0], [3.0], [2.5]]
+    exact = a_model(first_seen_ms=seen)
+    assert times_of(exact, seen_at([start + 9, start - 1], now=start + 9.5)) != learned
+
+
+def test_trends_shorter_than_the_resolution_are_unknown() -> None:
+    rows = features_of(a_model(resolution_ms=DAY), a_state([2]), a_view(), items(3))
+    assert np.isnan(column(rows, "trend_hour")).all()
+    others = [name for name in FEATURE_NAMES if name.startswith("trend_") and name != "trend_hour"]
+    assert all(np.isfinite(column(rows, name)).all() for name in others)
+
+
+def test_an_event_after_now_is_of_now() -> None:
+    rows = features_of(a_model(), seen_at([15], now=3), a_view(), items(3))
+    assert column(rows, "last_age_days")[0] == 0.0
 
 
 def test_a_skipped_item_is_seen_but_not_liked() -> None:

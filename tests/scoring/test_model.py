@@ -20,7 +20,7 @@ def published(root: Path, model: Model) -> Path:
 
 
 def test_a_saved_model_loads_unchanged(tmp_path: Path) -> None:
-    before = a_model()
+    before = a_model(resolution_ms=86_400_000.0, phase_ms=3_600_000.0)
     after, manifest = load(published(tmp_path, before))
     for name, array in before.arrays().items():
         np.testing.assert_array_equal(after.arrays()[name], array)
@@ -30,6 +30,7 @@ def test_a_saved_model_loads_unchanged(tmp_path: Path) -> None:
         0.1,
         3,
     )
+    assert (after.resolution_ms, after.phase_ms) == (before.resolution_ms, before.phase_ms)
     assert manifest.items == len(after) == 6
 
 

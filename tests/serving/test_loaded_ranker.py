@@ -67,6 +67,25 @@ def test_the_library_and_the_package_give_the_same_scores() -> None:
     assert np.array_equal(Booster(text).score(x), lightgbm.Booster(model_str=text).predict(x))
 
 
+def test_a_missing_value_goes_where_training_has_sent_it() -> None:
+    """Also NaN in a column that had none in training: LightGBM reads it as 0."""
+    x = np.nan_to_num(rows(2000), nan=1.0)
+    x[::2, 1] = np.nan
+    wanted = (np.isnan(x[:, 1]) | (x[:, 2] > 0.5)).astype(int)
+    data = lightgbm.Dataset(x, wanted, group=[20] * 100, feature_name=list(FEATURE_NAMES))
+    options = {"objective": "lambdarank", "verbose": -1, "num_threads": 1, "seed": 1}
+    text = str(lightgbm.train(options, data, 20).model_to_string())
+    known = x[1:2].repeat(3, axis=0)
+    known[:, 2] = -1.0
+    known[1, 1], known[2, 2] = np.nan, np.nan
+    zero = known.copy()
+    zero[2, 2] = 0.0
+    scores = TreeRanker(text).score(known)
+    assert scores[1] > scores[0] + 0.1
+    assert np.array_equal(scores, TreeRanker(text).score(zero))
+    assert np.array_equal(scores, lightgbm.Booster(model_str=text).predict(known))
+
+
 def test_an_invalid_model_text_is_rejected() -> None:
     for text in ("", "no model", trained()[:2000]):
         with pytest.raises(BadArtifact):

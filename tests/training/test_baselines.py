@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,12 @@ from training.models.neighbours import (
     random_walk,
     same_day_neighbours,
 )
-from training.models.popularity import decayed_popularity, first_seen, popularity
+from training.models.popularity import (
+    decayed_popularity,
+    first_seen,
+    popularity,
+    time_resolution,
+)
 
 DAY = 86_400_000
 
@@ -40,6 +47,20 @@ SHOP = rows_of([(0, 0, 1), (0, 1, 1), (1, 0, 2), (1, 1, 2), (2, 0, 3), (2, 2, 9)
 def test_popularity_and_first_seen() -> None:
     assert popularity(SHOP).tolist() == [3, 2, 1, 0]
     np.testing.assert_array_equal(first_seen(SHOP), [DAY, DAY, 9 * DAY, np.nan])
+
+
+@pytest.mark.parametrize("phase", [0, 7_200_000])
+def test_the_resolution_of_daily_data_is_a_day_also_among_some_live_events(phase: int) -> None:
+    days = [(user, item, user) for user in range(40) for item in range(4)]
+    rows = rows_of(days, items=4)
+    moved = replace(rows, time_ms=rows.time_ms + phase)
+    assert time_resolution(moved) == (DAY, phase)
+    live = moved.time_ms.copy()
+    live[-10:] += np.arange(1, 11)
+    assert time_resolution(replace(rows, time_ms=live)) == (DAY, phase)
+    live[-30:] += np.arange(1, 31)
+    assert time_resolution(replace(rows, time_ms=live)) == (1.0, 0.0)
+    assert time_resolution(rows.where(np.zeros(len(rows), bool))) == (1.0, 0.0)
 
 
 def test_decayed_popularity_halves_with_every_half_life() -> None:
@@ -137,6 +158,14 @@ def test_a_user_with_a_thousand_items_pairs_only_the_newest() -> None:
     items, _ = cosine_neighbours(rows, NeighbourConfig(count=50, max_group=10))
     paired = np.flatnonzero((items >= 0).any(axis=1))
     assert paired.tolist() == list(range(40, 50))
+
+
+@pytest.mark.parametrize("apart", [0, 1])
+def test_the_newest_of_equal_times_are_those_of_a_hash(apart: int) -> None:
+    pairs = [(user, item, 1 + apart * item) for user in range(200) for item in range(20)]
+    items, _ = cosine_neighbours(rows_of(pairs, items=20), NeighbourConfig(count=20, max_group=5))
+    paired = np.flatnonzero((items >= 0).any(axis=1)).tolist()
+    assert paired == (list(range(15, 20)) if apart else list(range(20)))
 
 
 def test_no_rows_have_no_neighbours() -> None:

@@ -283,5 +283,7 @@ def test_an_aligned_model_gives_the_same_features_under_other_indices() -> None:
     found = rows(aligned, moved[history], moved[items], TrendView(shares, born, score, view.top))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     unknown = rows(aligned, moved[history], np.array([0], np.int32), view)[0]
-    assert np.isnan(unknown[FEATURE_NAMES.index("als")])
-    assert unknown[FEATURE_NAMES.index("popularity")] == 0
+    late = rows(model, history, np.array([12], np.int32), view)[0]
+    np.testing.assert_array_equal(unknown, late)  # in serving it is a new item
+    for name in ("als", "popularity", "arrival_rate", "item_age_days", "age_gap_days"):
+        assert np.isnan(unknown[FEATURE_NAMES.index(name)])

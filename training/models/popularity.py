@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.quarantine import ESTABLISHED_DAYS, LimitedTrends, QuarantineLimits, apply_limits
-from afterclick.trends import HALF_LIVES_MS
+from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from training.event_log import EventLog, Votes
 from training.interactions import Interactions
+
+_DAILY_SHARE = 0.9
 
 
 def popularity(rows: Interactions) -> NDArray[np.float32]:
@@ -27,6 +29,18 @@ def first_seen(rows: Interactions) -> NDArray[np.float64]:
     seen = np.full(len(rows.item_ids), np.inf)
     np.minimum.at(seen, rows.item, rows.time_ms.astype(np.float64))
     return np.where(np.isfinite(seen), seen, np.nan)
+
+
+def time_resolution(rows: Interactions) -> tuple[float, float]:
+    """The resolution of event times and their phase, ms: see `Model.resolution_ms`.
+
+    A day if nine tenths of the rows are at the same time of day: midnight in most datasets, another
+    one in a replay with shifted times. Live events may be among them. Else a millisecond.
+    """
+    time_of_day = rows.time_ms % int(DAY_MS)
+    phase = float(np.median(time_of_day)) if len(rows) else 0.0
+    daily = len(rows) > 0 and float((time_of_day == phase).mean()) >= _DAILY_SHARE
+    return (DAY_MS, phase) if daily else (1.0, 0.0)
 
 
 def decayed_popularity(
