@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import structlog
 from rich.console import Console
 from rich.table import Table
 
@@ -34,6 +35,7 @@ from training.evaluation.measure import (
     FullRanking,
     ItemFacts,
     Scorer,
+    accuracy,
     answer,
     freshness,
     measure,
@@ -56,6 +58,7 @@ from training.protocols import EVERY_ITEM, PROTOCOLS, EvaluationSplit, queries, 
 from training.query_replay import align
 from training.ranker import BoosterRanker, FittedRanker, RankerExamples
 
+log = structlog.get_logger()
 _SHOWN = ("hr@10", "hr@20", "ndcg@10", "recall@20", "mrr", "coverage@10")
 _MIN_TEST_SHARE = 0.05
 """Share of the rows that the default cut leaves for the test."""
@@ -218,7 +221,14 @@ def _ask(
         found = scorers(inputs, eligible, reduced=options.reduced)
         return {name: found[name] for name in found if not number or name in SEED_DEPENDENT}
 
-    return _SeedResult(answer_all(split, make, options.users, config.replay), model, learned)
+    answers = answer_all(split, make, options.users, config.replay)
+    hits = {
+        p: round(float(accuracy([found], "blend")["hr@10"].mean()), 4)
+        for p, found in answers.items()
+        if len(found.queries)
+    }
+    log.info("seed evaluated", seed=config.als.seed, **hits)
+    return _SeedResult(answers, model, learned)
 
 
 def _figures(
@@ -247,8 +257,15 @@ def _figures(
             "questions": first.ranker.queries,
             "candidate_recall": first.ranker.candidate_recall,
             "importance": first.ranker.importance,
+            "times_decayed_popularity": _ratio(measured["live"]),
         },
     }
+
+
+def _ratio(live: dict[str, dict[str, Any]]) -> float | None:
+    """HR@10 of the blend on `live`, as a multiple of decayed popularity's."""
+    base, blend = live["decayed_popularity"]["hr@10"], live["blend"]["hr@10"]
+    return blend / base if base else None
 
 
 def answer_all(
@@ -388,11 +405,11 @@ def _print(console: Console, figures: dict[str, Any]) -> None:
             table.add_row(f"{protocol} ({users:,})", name, *cells)
         table.add_section()
     console.print(table)
-    gain = figures["freshness"]["blend"]
-    if gain["hr@10"] is not None:
-        low, high = gain["hr@10_interval"]
-        line = f"{gain['hr@10']:+.4f} [{low:+.4f}, {high:+.4f}]"
-        console.print(f"freshness: HR@10 of the blend, live minus frozen: {line}")
+    for part, gain in figures["freshness"]["blend"]["parts"].items():
+        if gain["hr@10"] is not None:
+            low, high = gain["hr@10_interval"]
+            line = f"{gain['hr@10']:+.4f} [{low:+.4f}, {high:+.4f}]"
+            console.print(f"freshness, {part.replace('_', ' ')}: HR@10 of the blend {line}")
 
 
 def _cell(value: float | None) -> str:
