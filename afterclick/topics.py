@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DAY_MS = 86_400_000
+IMPRESSIONS_MS = 30 * DAY_MS
+"""Retention of impressions."""
 PARTITIONER = "murmur2_random"
 """Partitioner of every producer, as in Java's clients: a user's events share a partition."""
 
@@ -80,7 +82,7 @@ class Topics:
         return (
             *logs,
             *dead,
-            Topic(self.impressions, self.partitions, retention_ms=30 * DAY_MS),
+            Topic(self.impressions, self.partitions, retention_ms=IMPRESSIONS_MS),
             Topic(self.items, 1, cleanup="compact"),
             Topic(self.models, 1, cleanup="compact"),
             Topic(self.forgotten, 1, cleanup="compact"),

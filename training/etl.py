@@ -1,7 +1,7 @@
 """Turn the Parquet log into the tables that models are fitted on.
 
 reads   parquet  the log, incrementally (training.log_reader)
-        topic    items: the catalogue
+        topic    items: the catalogue; impressions: where lists showed the items
 writes  parquet  <home>/etl/<version>/events     one row per event: user_index, item_index, time_ms,
                                                  action, weight, propensity, position
                  <home>/etl/<version>/users      user_index, user_id
@@ -10,8 +10,10 @@ writes  parquet  <home>/etl/<version>/events     one row per event: user_index, 
         json     <home>/etl/<version>/report.json
 
 Events are kept as they happened, undone ones too: training.event_log says what they mean as of a
-moment. Indices follow the order of the ids. A version appears whole, by one rename. Each row of the
-log is either in the table or counted as dropped, by reason.
+moment. An event that names no list (organic) has position −1 and propensity NaN; one whose list is
+not known, or did not contain the item, position −1 and propensity 1. Indices follow the order of
+the ids. A version appears whole, by one rename. Each row of the log is either in the table or
+counted as dropped, by reason.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 from pydantic import BaseModel, ConfigDict
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as f
 
 from afterclick.errors import BadDataset, BadEvent
 from afterclick.events import Item, ItemEvent, decode
 from afterclick.io.kafka_log import read_compacted
 from afterclick.settings import KafkaSettings, Settings
-from training import event_log, log_reader, workspace
+from training import event_log, log_reader, shown_lists, workspace
 from training.event_log import EventLog
 from training.interactions import Interactions, k_core
 
@@ -63,6 +65,10 @@ class EtlReport(BaseModel):
     not_pairs: dict[str, int]
     """Events that are no first contact of a user and an item, by reason."""
     pairs: int
+    listed: int
+    """Events that name a list they came from."""
+    placed: int
+    """Of these, the events whose place in the list is known."""
     core_k: int
     core_dropped: dict[str, int]
     core_rows: int
@@ -114,34 +120,10 @@ def run(
         if not reading.state.rows:
             raise BadDataset(f"the Parquet log in {settings.archive} is empty: ingest events first")
         progress("numbering users and items")
-        _write_events(reading.events, settings, folder)
-        events = event_log.load(folder)
-        pairs = events.pairs()
-        not_pairs, dropped = _not_pairs(events, len(pairs)), _dropped(reading.state, len(events))
-        if not len(pairs):
-            reasons = [f"{name}: {n:,}" for name, n in (dropped | not_pairs).items() if n]
-            raise BadDataset(
-                f"no interactions in the Parquet log in {settings.archive} "
-                f"({', '.join(reasons)}): ingest more events"
-            )
-        report = EtlReport(
-            rows_in=reading.state.rows,
-            dropped=dropped,
-            rows_out=len(events),
-            users=len(events.user_ids),
-            items=len(events.item_ids),
-            not_pairs=not_pairs,
-            pairs=len(pairs),
-            catalogue=_write_catalogue(settings.kafka, folder / "catalogue"),
-            newest_ms=int(events.time_ms[-1]),
-            positions=reading.state.positions,
-            files_read=reading.files_read,
-            rows_read=reading.rows_read,
-            files_reused=reading.files_reused,
-            rows_reused=reading.rows_reused,
-            whole=reading.whole,
-            **_core(pairs, settings.training.core, progress),
-        )
+        _write_events(spark, settings, reading.events, folder)
+        catalogue = _write_catalogue(settings.kafka, folder / "catalogue")
+        report = _report(settings, reading, event_log.load(folder), catalogue)
+        progress(f"{report.core_k}-core: {report.core_rows:,} of {report.pairs:,} interactions")
         (folder / "report.json").write_text(report.model_dump_json(indent=1))
     return version, report
 
@@ -154,28 +136,31 @@ def _summary(reading: log_reader.LogReading) -> str:
     return f"{read}, {reused} reused from the previous run"
 
 
-def _write_events(rows: DataFrame, settings: Settings, folder: Path) -> None:
+def _write_events(spark: SparkSession, settings: Settings, rows: DataFrame, folder: Path) -> None:
     """Write the events with indices for ids, and the tables of users and items."""
-    weights = settings.stream.weights
-    known = f.create_map(*[f.lit(x) for a, w in weights.items() for x in (str(a), w)])
-    weight = f.coalesce(known[f.col("action")], f.lit(0.0))
+    previous = log_reader.previous_version(settings.home / "etl")
+    shown_lists.read(settings.kafka, previous, folder)
+    placed = shown_lists.place(spark, rows, previous, folder)
     users = _write_ids(rows, "user", folder / "users")
     items = _write_ids(rows, "item", folder / "items")
-    listed = f.col("impression_id").isNotNull()
-    events = (
-        rows.join(users, "user_id")
-        .join(f.broadcast(items), "item_id")
-        .select(
-            "user_index",
-            "item_index",
-            "time_ms",
-            "action",
-            weight.cast("float").alias("weight"),
-            f.when(listed, 1.0).otherwise(f.lit(float("nan"))).cast("float").alias("propensity"),
-            f.lit(-1).cast("short").alias("position"),
-        )
-    )
+    organic, unknown = f.col("impression_id").isNull(), f.lit(1.0)
+    propensity = f.when(organic, f.lit(float("nan"))).otherwise(f.coalesce("propensity", unknown))
+    columns = {
+        "weight": _weight(settings).cast("float"),
+        "propensity": propensity.cast("float"),
+        "position": f.coalesce("position", f.lit(-1)).cast("short"),
+    }
+    named = [column.alias(name) for name, column in columns.items()]
+    events = placed.join(users, "user_id").join(f.broadcast(items), "item_id")
+    events = events.select("user_index", "item_index", "time_ms", "action", *named)
     events.write.parquet(str(folder / "events"))
+
+
+def _weight(settings: Settings) -> Column:
+    """The weight of each row's action."""
+    weights = settings.stream.weights
+    known = f.create_map(*[f.lit(x) for a, w in weights.items() for x in (str(a), w)])
+    return f.coalesce(known[f.col("action")], f.lit(0.0))
 
 
 def _write_ids(rows: DataFrame, kind: str, folder: Path) -> DataFrame:
@@ -184,6 +169,40 @@ def _write_ids(rows: DataFrame, kind: str, folder: Path) -> DataFrame:
     ids = rows.select(f"{kind}_id").distinct().withColumn(f"{kind}_index", index)
     ids.coalesce(1).write.parquet(str(folder))
     return rows.sparkSession.read.parquet(str(folder))
+
+
+def _report(
+    settings: Settings, reading: log_reader.LogReading, events: EventLog, catalogue: int
+) -> EtlReport:
+    """The account of the run. Raises BadDataset without interactions."""
+    pairs = events.pairs()
+    not_pairs, dropped = _not_pairs(events, len(pairs)), _dropped(reading.state, len(events))
+    if not len(pairs):
+        reasons = [f"{name}: {n:,}" for name, n in (dropped | not_pairs).items() if n]
+        raise BadDataset(
+            f"no interactions in the Parquet log in {settings.archive} "
+            f"({', '.join(reasons)}): ingest more events"
+        )
+    return EtlReport(
+        rows_in=reading.state.rows,
+        dropped=dropped,
+        rows_out=len(events),
+        users=len(events.user_ids),
+        items=len(events.item_ids),
+        not_pairs=not_pairs,
+        pairs=len(pairs),
+        listed=int(np.count_nonzero(~np.isnan(events.propensity))),
+        placed=int(np.count_nonzero(events.position >= 0)),
+        catalogue=catalogue,
+        newest_ms=int(events.time_ms[-1]),
+        positions=reading.state.positions,
+        files_read=reading.files_read,
+        rows_read=reading.rows_read,
+        files_reused=reading.files_reused,
+        rows_reused=reading.rows_reused,
+        whole=reading.whole,
+        **_core(pairs, settings.training.core),
+    )
 
 
 def _dropped(state: log_reader.EtlState, events: int) -> dict[str, int]:
@@ -206,11 +225,10 @@ def _not_pairs(events: EventLog, pairs: int) -> dict[str, int]:
     }
 
 
-def _core(pairs: Interactions, k: int, progress: Progress) -> dict[str, Any]:
+def _core(pairs: Interactions, k: int) -> dict[str, Any]:
     """The account of the k-core."""
     core = k_core(pairs.user, pairs.item, k)
     inside = pairs.where(core.inside)
-    progress(f"{k}-core: {len(inside):,} of {len(pairs):,} interactions, {core.rounds} rounds")
     return {
         "core_k": k,
         "core_dropped": {"user_below": core.user_below, "item_below": core.item_below},

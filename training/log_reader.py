@@ -134,6 +134,14 @@ def forgotten_users(kafka: KafkaSettings) -> Forgotten:
     return dict(decode_forgotten(key, value) for key, value in records.items())
 
 
+def previous_version(root: Path) -> Path | None:
+    """The folder of the latest version; None without one."""
+    try:
+        return workspace.latest(root, "pipeline etl")[1]
+    except workspace.MissingStep:
+        return None
+
+
 def _open(spark: SparkSession, archive: str) -> DataFrame:
     try:
         log = spark.read.parquet(archive)
@@ -168,10 +176,10 @@ def _reuse(
     """State and events of the previous run. Raises _NotReusable with the reason."""
     if full:
         raise _NotReusable("it was asked for")
+    folder = previous_version(root)
     try:
-        folder = workspace.latest(root, "pipeline etl")[1]
-        state = EtlState.model_validate_json((folder / _STATE).read_text())
-    except (workspace.MissingStep, OSError, ValidationError):
+        state = EtlState.model_validate_json((folder / _STATE).read_text() if folder else "")
+    except (OSError, ValidationError):
         raise _NotReusable("there is no usable earlier run") from None
     if state.archive != empty.archive:
         raise _NotReusable(f"the previous run read another log, {state.archive}")
@@ -182,7 +190,7 @@ def _reuse(
     changed = [name for name, version in state.files.items() if files.get(name) != version]
     if changed:
         raise _NotReusable(f"{len(changed)} files of the previous run have changed or are gone")
-    return state, spark.read.parquet(str(folder / _EVENTS))
+    return state, spark.read.parquet(f"{folder}/{_EVENTS}")
 
 
 def _rows(spark: SparkSession, settings: Settings, log: DataFrame, names: list[str]) -> DataFrame:

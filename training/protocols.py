@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.arrays import AnyArray, BoolArray, FloatArray, Int64Array, IntArray
+from afterclick.arrays import AnyArray, BoolArray, Float64Array, FloatArray, Int64Array, IntArray
 from afterclick.trends import DAY_MS
 from training.event_log import EventLog
 from training.interactions import Interactions
@@ -58,6 +58,10 @@ EVERY_ITEM = ("live_all", "cold_items")
 """Protocols that rank every item."""
 MAX_TARGETS = 20
 """Members of a set that count as targets."""
+UNBIASED_USERS = 1_000
+"""Users with other targets, from which on those from lists without exploration weigh nothing."""
+MAX_WEIGHT = 10.0
+"""Largest inverse propensity; a few rarely shown items would decide otherwise."""
 NOTHING = -1
 _DAY = int(DAY_MS)
 
@@ -74,6 +78,8 @@ class Queries:
     """(q, t) weight of the user's strongest action on each target"""
     organic: BoolArray
     """(q,) no target came from a list that was shown"""
+    weight: FloatArray
+    """(q,) mean over the targets of 1 / propensity, at most MAX_WEIGHT; 1 for organic targets"""
     target_ms: Int64Array
     """(q,) when the targets came"""
     now_ms: Int64Array
@@ -94,6 +100,18 @@ class Queries:
         """(q,) one relevant item of each query."""
         return np.asarray(self.targets[np.arange(len(self)), (self.targets >= 0).argmax(axis=1)])
 
+    def weights(self, min_users: int = UNBIASED_USERS) -> Float64Array:
+        """(q,) weights of the queries in a mean that compares models.
+
+        Targets from lists without exploration favour the model that made the lists: they weigh 0 if
+        the other queries come from at least `min_users` users.
+        """
+        chosen = ~self.organic & (self.weight == 1.0)
+        weights = self.weight.astype(np.float64)
+        if len(np.unique(self.user[~chosen])) >= min_users:
+            weights[chosen] = 0.0
+        return weights
+
     def where(self, keep: BoolArray | NDArray[np.intp]) -> Queries:
         """The rows that `keep` (a mask or row numbers) chooses."""
         return Queries(*(getattr(self, name)[keep] for name in _FIELDS))
@@ -104,7 +122,7 @@ class Queries:
         return cls(*(_stacked([getattr(part, name) for part in parts]) for name in _FIELDS))
 
 
-_FIELDS = ("user", "targets", "grades", "organic", "target_ms", "now_ms", "live")
+_FIELDS = ("user", "targets", "grades", "organic", "weight", "target_ms", "now_ms", "live")
 
 
 @dataclass(frozen=True)
@@ -151,6 +169,8 @@ class ContactSets:
     time_ms: Int64Array
     grade: FloatArray
     organic: BoolArray
+    weight: FloatArray
+    """(c,) 1 / propensity, at most MAX_WEIGHT; 1 for an organic contact"""
     start: NDArray[np.intp]
     """(s + 1,) bounds of the sets: contacts of one user with equal times"""
     previous: BoolArray
@@ -168,13 +188,16 @@ class ContactSets:
         new_user = np.r_[True, user[1:] != user[:-1]][: len(row)]
         new_set = new_user | np.r_[True, time_ms[1:] != time_ms[:-1]][: len(row)]
         start = np.flatnonzero(new_set)
+        organic = np.isnan(log.propensity[row])
+        weight = 1.0 / np.clip(log.propensity[row], 1.0 / MAX_WEIGHT, 1.0)
         return cls(
             row.astype(np.int32),
             user,
             log.item[row],
             time_ms,
             grade,
-            np.isnan(log.propensity[row]),
+            organic,
+            np.where(organic, 1.0, weight).astype(np.float32),
             np.r_[start, len(row)],
             ~new_user[start],
         )
@@ -198,11 +221,14 @@ class ContactSets:
         place = np.where(inside, place, 0)
         there = inside & eligible[self.item[place]]
         time_ms = self.time_ms[self.start[:-1][sets]]
+        total = np.where(there, self.weight[place], 0.0).sum(axis=1)
+        weight = total / np.maximum(there.sum(axis=1), 1)
         found = Queries(
             user=self.user[self.start[:-1][sets]],
             targets=np.where(there, self.item[place], NOTHING).astype(np.int32),
             grades=np.where(there, self.grade[place], 0.0).astype(np.float32),
             organic=np.asarray((self.organic[place] | ~there).all(axis=1)),
+            weight=weight.astype(np.float32),
             target_ms=time_ms,
             now_ms=time_ms,
             live=live,

@@ -155,6 +155,8 @@ def write_tables(
             rows_out=n,
             not_pairs={},
             pairs=n,
+            listed=0,
+            placed=0,
             users=len(rows.user_ids),
             items=len(rows.item_ids),
             core_k=1,

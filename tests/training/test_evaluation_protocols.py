@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,14 @@ from training.evaluation.measure import top_n
 from training.event_log import EventLog
 from training.interactions import Interactions
 from training.models.popularity import trends_at
-from training.protocols import PROTOCOLS, EvaluationSplit, moments, queries, sample
+from training.protocols import (
+    MAX_WEIGHT,
+    PROTOCOLS,
+    EvaluationSplit,
+    moments,
+    queries,
+    sample,
+)
 from training.query_replay import align, replay
 
 DAY = 86_400_000
@@ -94,6 +102,22 @@ def test_live_queries_target_the_second_item_after_the_first() -> None:
     assert asked(split, "frozen") == one("cy", "i2", None, 100)
     assert asked(split, "live_later") == one("cy", "i2", "i1", 110)
     assert asked(split, "live_same_day") == []
+
+
+def test_targets_from_lists_of_the_champion_weigh_by_inverse_propensity() -> None:
+    """And nothing, where enough users have other targets and the list had no exploration."""
+    shown = {"cy": 1.0, "dan": 0.25, "eve": float("nan"), "fay": 0.01}
+    rows = [(user, f"i{n}", 109 + n) for user in shown for n in (1, 2)]
+    split = split_of([*PAST, *rows])
+    log = split.log
+    propensity = np.array([shown.get(user, np.nan) for user in log.user_ids[log.user]], np.float32)
+    organic = np.where(log.time_ms == 111 * DAY, propensity, np.float32(np.nan))
+    found = queries(replace(split, log=replace(log, propensity=organic)), "live")
+    order = np.argsort(log.user_ids[found.user])
+    assert found.organic[order].tolist() == [False, False, True, False]
+    assert found.weight[order].tolist() == [1.0, 4.0, 1.0, MAX_WEIGHT]
+    assert found.weights(min_users=3)[order].tolist() == [0.0, 4.0, 1.0, MAX_WEIGHT]
+    assert found.weights(min_users=4)[order].tolist() == found.weight[order].tolist()
 
 
 def test_items_of_one_moment_are_a_set_without_order() -> None:

@@ -176,6 +176,7 @@ def answers(places: dict[str, list[int | None]]) -> Answers:
         targets=targets,
         grades=np.ones((users, 1), np.float32),
         organic=np.ones(users, bool),
+        weight=np.ones(users, np.float32),
         target_ms=empty,
         now_ms=empty,
         live=np.full((users, 1), -1, np.int32),

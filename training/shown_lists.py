@@ -1,0 +1,154 @@
+"""The lists that users were shown: place and propensity of each item, read incrementally.
+
+reads   topic    impressions
+        parquet  <home>/etl/<previous version>/impressions, shown
+        json     <home>/etl/<previous version>/impressions.json
+writes  parquet  <home>/etl/<version>/impressions  impression_id, item_id, position,
+                                                   propensity; a file for each run
+                 <home>/etl/<version>/shown        the rows of `impressions` that events name
+        json     <home>/etl/<version>/impressions.json  partition → next offset
+
+A run reads only new impressions and links the files of earlier runs, for as long as the topic keeps
+their records: an event may name an older list. `shown` keeps for good what events name. User ids
+are not kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as f
+
+from afterclick.errors import BadEvent
+from afterclick.events import Impression, ImpressionEvent, decode, new_id
+from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
+from afterclick.settings import KafkaSettings
+from afterclick.topics import IMPRESSIONS_MS
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+log = structlog.get_logger()
+_LISTS, _SHOWN, _OFFSETS = "impressions", "shown", "impressions.json"
+_KEY = ["impression_id", "item_id"]
+_COLUMNS = "impression_id string, item_id string, position short, propensity float"
+_SCHEMA = pa.schema(
+    {
+        "impression_id": pa.string(),
+        "item_id": pa.string(),
+        "position": pa.int16(),
+        "propensity": pa.float32(),
+    }
+)
+_BATCH = 10_000
+"""Lists in memory at a time."""
+
+
+def read(kafka: KafkaSettings, previous: Path | None, folder: Path) -> int:
+    """Link the lists that the version `previous` has read and add the new ones of the topic.
+
+    Returns the number of new lists. Raises Unavailable without Kafka.
+    """
+    lists = folder / _LISTS
+    lists.mkdir()
+    with KafkaLog(kafka) as topic:
+        ranges = _new_ranges(topic, kafka.topics.impressions, _read_offsets(previous))
+        n, newest_ms = _write(topic.read(ranges), lists)
+    offsets = {str(partition.partition): span.end for partition, span in ranges.items()}
+    (folder / _OFFSETS).write_text(json.dumps(offsets))
+    if previous is not None:
+        _link(previous / _LISTS, lists, newest_ms)
+    return n
+
+
+def _link(previous: Path, lists: Path, newest_ms: int) -> None:
+    """Link the files of earlier runs that the topic may still hold."""
+    ages = {path: int(path.stem.partition("-")[0]) for path in previous.glob("*.parquet")}
+    newest_ms = max([newest_ms, *ages.values()])
+    for path, ms in ages.items():
+        if ms >= newest_ms - IMPRESSIONS_MS:
+            os.link(path, lists / path.name)
+
+
+def place(spark: SparkSession, events: DataFrame, previous: Path | None, folder: Path) -> DataFrame:
+    """The events with `position` and `propensity`, null where their list is not known.
+
+    Writes `folder`/shown.
+    """
+    paths = [str(path) for path in (folder / _LISTS).glob("*.parquet")]
+    if previous is not None and (previous / _SHOWN).is_dir():
+        paths.append(str(previous / _SHOWN))
+    lists = spark.read.schema(_COLUMNS).parquet(*paths) if paths else _nothing(spark)
+    named = lists.join(events.select(*_KEY).distinct(), _KEY, "left_semi")
+    first = f.min(f.struct("position", "propensity")).alias("row")
+    named.groupBy(*_KEY).agg(first).select(*_KEY, "row.*").write.parquet(str(folder / _SHOWN))
+    return events.join(spark.read.parquet(str(folder / _SHOWN)), _KEY, "left")
+
+
+def _nothing(spark: SparkSession) -> DataFrame:
+    return spark.createDataFrame([], _COLUMNS)
+
+
+def _new_ranges(topic: KafkaLog, name: str, offsets: dict[str, int]) -> OffsetRanges:
+    """What the topic holds from these offsets on; nothing where it does not exist."""
+    found = topic.ranges(name) if topic.exists(name) else {}
+    return {p: _after(span, offsets.get(str(p.partition), 0)) for p, span in found.items()}
+
+
+def _after(span: OffsetRange, offset: int) -> OffsetRange:
+    """The range from an offset on; the whole one if it ends before: the topic is a new one."""
+    return span if offset > span.end else OffsetRange(max(offset, span.begin), span.end)
+
+
+def _read_offsets(previous: Path | None) -> dict[str, int]:
+    path = previous / _OFFSETS if previous else None
+    return json.loads(path.read_text()) if path and path.is_file() else {}
+
+
+def _write(records: Iterable[Message], lists: Path) -> tuple[int, int]:
+    """Write the lists of the records as one file; returns their number and the newest record's
+    time in ms (0 without records)."""
+    staging, n, newest_ms = lists / "new.parquet", 0, 0
+    rows: list[tuple[str, str, int, float]] = []
+    with pq.ParquetWriter(staging, _SCHEMA) as writer:
+        for record in records:
+            newest_ms = max(newest_ms, record.timestamp()[1])
+            shown = _decode(record.value())
+            if shown is None:
+                continue
+            n += 1
+            items = enumerate(shown.items)
+            rows += [(shown.impression_id, i.item_id, at, i.propensity) for at, i in items]
+            if n % _BATCH == 0:
+                writer.write_table(_table(rows))
+                rows.clear()
+        writer.write_table(_table(rows))
+    if n:
+        staging.rename(lists / f"{newest_ms}-{new_id()}.parquet")
+    else:
+        staging.unlink()
+    return n, newest_ms
+
+
+def _decode(value: bytes | None) -> Impression | None:
+    try:
+        event = decode(value)
+    except BadEvent as error:
+        log.warning("malformed impression", error=str(error))
+        return None
+    return event.data if isinstance(event, ImpressionEvent) else None
+
+
+def _table(rows: list[tuple[str, str, int, float]]) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * len(_SCHEMA)
+    return pa.table(
+        [pa.array(c, kind.type) for c, kind in zip(columns, _SCHEMA, strict=True)], _SCHEMA
+    )
