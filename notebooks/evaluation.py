@@ -98,7 +98,7 @@ assert broken < kept
 # Among 100 random items, popularity looks many times better than among all items.
 
 # %%
-_, guarded = next(trends_at(split.log.votes(), np.array([split.cut_ms])))
+_, guarded = next(trends_at(split.log, np.array([split.cut_ms])))
 scores = {
     name: guarded.values[:, n]
     for n, name in enumerate(HALF_LIVES_MS)

@@ -13,12 +13,13 @@ A preset names the values that trade quality for training time:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from afterclick.errors import BadInput
 from afterclick.quarantine import ESTABLISHED_DAYS, QuarantineLimits
-from afterclick.settings import TrainingSettings
+from afterclick.settings import Settings
 
 PRESETS: dict[str, dict[str, int]] = {
     "fast": {"tower_epochs": 3, "ranker_cuts": 1, "ranker_queries": 6_000},
@@ -122,6 +123,19 @@ class ReplayConfig:
     """Days from the first event until a user is established."""
     history_length: int = 200
     """Events in a user's history."""
+    approved: tuple[str, ...] = ()
+    """Items that administrators exempt from the limits."""
+
+    @classmethod
+    def of(cls, settings: Settings, approved: Iterable[str] = ()) -> ReplayConfig:
+        """What streaming and serving are set to; `approved` are item ids."""
+        serving, stream = settings.serving, settings.stream
+        return cls(
+            QuarantineLimits(serving.quarantine_max_ratio, serving.quarantine_allowance),
+            stream.established_days,
+            stream.history_length,
+            tuple(sorted(approved)),
+        )
 
 
 @dataclass(frozen=True)
@@ -142,25 +156,31 @@ class ModelConfig:
 
     @classmethod
     def of(
-        cls, settings: TrainingSettings, preset: str | None = None, engine: str | None = None
+        cls,
+        settings: Settings,
+        preset: str | None = None,
+        engine: str | None = None,
+        approved: Iterable[str] = (),
     ) -> ModelConfig:
         """The configuration of a preset (default: the settings' own) with the settings' overrides.
 
-        Raises BadInput for an unknown preset or engine.
+        `approved`: ids of items exempt from quarantine. Raises BadInput for an unknown preset or
+        engine.
         """
-        preset = preset or settings.preset
+        training = settings.training
+        preset = preset or training.preset
         if preset not in PRESETS:
             raise BadInput(f"--preset {preset!r}: expected {' or '.join(PRESETS)}")
         if engine not in (None, "spark", "implicit"):
             raise BadInput(f"--engine {engine!r}: expected implicit or spark")
-        overrides = settings.model_dump(include=set(PRESETS[preset]), exclude_none=True)
+        overrides = training.model_dump(include=set(PRESETS[preset]), exclude_none=True)
         chosen = PRESETS[preset] | overrides
         shared: dict[str, Any] = {
-            "min_interactions": settings.min_interactions,
-            "seed": settings.seed,
+            "min_interactions": training.min_interactions,
+            "seed": training.seed,
         }
         als = AlsConfig(
-            **settings.model_dump(include={"rank", "reg", "alpha", "iterations", "seed", "core"}),
+            **training.model_dump(include={"rank", "reg", "alpha", "iterations", "seed", "core"}),
             engine="implicit" if engine == "implicit" else "spark",
         )
         epochs = chosen["tower_epochs"]
@@ -170,8 +190,9 @@ class ModelConfig:
             ranker=RankerConfig(
                 cuts=chosen["ranker_cuts"], queries=chosen["ranker_queries"], **shared
             ),
-            content=settings.content,
-            min_interactions=settings.min_interactions,
+            content=training.content,
+            min_interactions=training.min_interactions,
+            replay=ReplayConfig.of(settings, approved),
         )
 
     def with_seed(self, seed: int) -> ModelConfig:

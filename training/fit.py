@@ -97,8 +97,8 @@ class ModelTrainer:
 
     def _select(self, log: EventLog) -> tuple[Interactions, Interactions]:
         """The pairs with the model's items, and of these the pairs of items with enough."""
-        enough, known = self.config.min_interactions, self.config.replay
-        log = popularity.without_pushed_rows(log, known.limits, known.established_days)
+        enough = self.config.min_interactions
+        log = popularity.without_pushed_rows(log, self.config.replay)
         rows = log.pairs().also(self.texts)  # items without interactions are found by their texts
         rows = rows.choose(
             (rows.item_counts() >= enough) | np.isin(rows.item_ids, list(self.texts))

@@ -42,7 +42,13 @@ from training.interactions import Interactions, TooFewInteractions
 from training.mlflow_registry import MlflowRegistry, recorded, run_parameters
 from training.models.content_vectors import ItemTexts
 from training.run_report import log_run
-from training.workspace import LastTraining, MissingStep, latest, spark_session
+from training.workspace import (
+    LastTraining,
+    MissingStep,
+    approved_items,
+    latest,
+    spark_session,
+)
 
 log = structlog.get_logger()
 Progress = Callable[[str], None]
@@ -216,7 +222,7 @@ class Pipeline:
         return _Inputs(
             log=events,
             texts=interactions.load_catalogue(tables),
-            config=ModelConfig.of(settings),
+            config=ModelConfig.of(self.settings, approved=approved_items(self.settings)),
             cut_ms=cut_ms,
             champion=publish.champion(self.settings.kafka),
         )

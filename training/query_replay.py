@@ -81,10 +81,10 @@ def replay(
     """Each query with the user's state and the trends of its moment, in order of time."""
     config = config or ReplayConfig()
     histories = Histories.of(log, config.history_length)
-    first_seen, votes = log.first_seen(), log.votes(config.established_days)
+    first_seen = log.first_seen()
     by_time = np.argsort(queries.now_ms, kind="stable")
     moments = queries.now_ms[by_time]
-    for moment, limited in trends_at(votes, np.unique(moments), config.limits):
+    for moment, limited in trends_at(log, np.unique(moments), config):
         seen = np.where(first_seen < moment, first_seen, np.nan)
         view = TrendView.of(limited.values, seen, N_TRENDING, limited.weights)
         first, last = np.searchsorted(moments, moment), np.searchsorted(moments, moment, "right")

@@ -1,5 +1,6 @@
 """What the training steps share: versioned folders, the training lock, the status and Spark.
 
+reads   redis   approved items
 writes  folder  <root>/<version>/, and <root>/LATEST with the newest version's name
         file    <home>/training.lock       held while a training runs
         json    <home>/last_training.json  LastTraining
@@ -12,10 +13,14 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import structlog
+from redis import Redis, RedisCluster
+from redis.exceptions import RedisError
 
 from afterclick.errors import BadInput
 from afterclick.io.files import file_lock, lock_owner, staged_folder, write_atomically
@@ -25,6 +30,7 @@ from afterclick.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+log = structlog.get_logger()
 _LATEST, _LOCK = "LATEST", "training.lock"
 _STAGING_MAX_AGE_S = 86_400
 State = Literal["waiting", "training", "stopped"]
@@ -44,6 +50,18 @@ class LastTraining(HomeFile):
     @classmethod
     def path(cls, home: Path) -> Path:
         return home / "last_training.json"
+
+
+def approved_items(settings: Settings) -> frozenset[str]:
+    """Items that administrators exempt from quarantine; none if Redis does not answer."""
+    kind = RedisCluster if settings.redis.cluster else Redis
+    try:
+        with closing(kind.from_url(settings.redis.url, socket_timeout=10, protocol=2)) as client:
+            found: Any = client.smembers(settings.redis.keys.approved)
+    except (RedisError, OSError) as error:
+        log.warning("approved items unknown: Redis does not answer", error=repr(error))
+        return frozenset()
+    return frozenset(item.decode() for item in found)
 
 
 @contextmanager

@@ -95,7 +95,7 @@ class PushAttackBenchmark(Benchmark):
             split, data = split_of(settings, dataset, self.cut)
             figures: Figures = {"trending": attack_trends(split, self.plan)}
             if self.model:
-                config = _small(ModelConfig.of(settings.training, "fast", "implicit"))
+                config = _small(ModelConfig.of(settings, "fast", "implicit"))
                 with trainer(settings, data.texts, config) as models:
                     figures["lists"] = attack_lists(split, models, self.plan)
         return {"dataset": "generated" if self.dataset is None else "given", **figures}

@@ -161,7 +161,7 @@ def engines(
     from training.workspace import spark_session
 
     settings, evaluation = _evaluation(dataset, cut, end, users)
-    config = ModelConfig.of(settings.training).als
+    config = ModelConfig.of(settings).als
     with spark_session(settings) as session:
         answer = compare_engines(session, evaluation, config, progress)
     if as_json:

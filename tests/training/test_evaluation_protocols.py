@@ -226,7 +226,7 @@ def test_a_state_contains_the_live_event_and_no_other_event_of_its_day() -> None
     assert states["ann"].user.times_ms[0] == 110 * DAY == states["ann"].user.now_ms
     # items 5 and 6 were bought by two users that very day: unknown yet
     log = split_of(past).log
-    ((_, trends),) = trends_at(log.votes(), np.array([110 * DAY]))
+    ((_, trends),) = trends_at(log, np.array([110 * DAY]))
     known = TrendView.of(trends.values, log.first_seen())
     np.testing.assert_array_equal(states["bob"].trends.log_share, known.log_share)
 
@@ -253,7 +253,7 @@ def test_trends_of_a_replay_are_those_that_serving_holds() -> None:
         voted[user, item] = time_ms
     guarded = apply_limits(*table.both(now), QuarantineLimits())
     assert [table.ids[row] for row in np.flatnonzero(guarded.quarantined)] == ["i3"]
-    ((_, trends),) = trends_at(log.votes(), np.array([now]))
+    ((_, trends),) = trends_at(log, np.array([now]))
     first_seen = log.first_seen()
     order = [table.ids.index(item) for item in log.item_ids.tolist()]
     # a 90-day-old event is 1e-650 of an hour's trend: zero in one, one ulp in the other

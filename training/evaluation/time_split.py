@@ -102,7 +102,7 @@ class EvaluationResult:
 def run(settings: Settings, request: EvaluationRequest) -> EvaluationResult:
     """Evaluate and print the table; with `json`, the figures as one JSON object."""
     console = Console(stderr=request.json)
-    config = ModelConfig.of(settings.training, request.preset, request.engine)
+    config = ModelConfig.of(settings, request.preset, request.engine)
     with console.status("reading the interactions"):
         split, data = split_of(settings, request.dataset, request.cut, request.end)
     with (

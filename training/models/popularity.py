@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.quarantine import ESTABLISHED_DAYS, LimitedTrends, QuarantineLimits, apply_limits
+from afterclick.quarantine import LimitedTrends, apply_limits
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
+from training.config import ReplayConfig
 from training.event_log import EventLog, Votes
 from training.interactions import Interactions
 
@@ -52,30 +53,29 @@ def decayed_popularity(
 
 
 def trends_at(
-    votes: Votes, moments: NDArray[np.int64], limits: QuarantineLimits | None = None
+    log: EventLog, moments: NDArray[np.int64], known: ReplayConfig | None = None
 ) -> Iterator[tuple[int, LimitedTrends]]:
     """For each moment, ascending: the trends (n_items, H) of the events before it.
 
-    `limits` (default: the usual ones) hold back the votes of new accounts on pushed items.
+    `known` (default: the usual settings) limits the votes of new accounts on pushed items.
     """
-    of_established = votes.of_established()
+    known = known or ReplayConfig()
+    votes = log.votes(known.established_days)
+    approved = np.flatnonzero(np.isin(log.item_ids, np.array(known.approved, np.str_)))
     for (moment, sums), (_, by_established) in zip(
-        sums_at(votes, moments), sums_at(of_established, moments), strict=True
+        sums_at(votes, moments), sums_at(votes.of_established(), moments), strict=True
     ):
-        yield moment, apply_limits(sums, by_established, limits or QuarantineLimits())
+        yield moment, apply_limits(sums, by_established, known.limits, approved)
 
 
-def without_pushed_rows(
-    log: EventLog,
-    limits: QuarantineLimits | None = None,
-    established_days: float = ESTABLISHED_DAYS,
-) -> EventLog:
+def without_pushed_rows(log: EventLog, known: ReplayConfig | None = None) -> EventLog:
     """Drop the events of new accounts on items in quarantine as of the newest event."""
     if not len(log):
         return log
-    now = log.time_ms[-1:] + 1
-    ((_, limited),) = trends_at(log.votes(established_days), now, limits)
-    return log.where(log.established(established_days) | ~limited.quarantined[log.item])
+    known = known or ReplayConfig()
+    ((_, limited),) = trends_at(log, log.time_ms[-1:] + 1, known)
+    established = log.established(known.established_days)
+    return log.where(established | ~limited.quarantined[log.item])
 
 
 def sums_at(votes: Votes, moments: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.float64]]]:
