@@ -91,6 +91,8 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
     ]
     text = (report / "report.md").read_text()
     assert "| live | " in text
+    assert "- Base: decayed_popularity." in text
+    assert "1 / rank^1.0: 1.00, 0.50, 0.33" in text
     assert "| gini@10 | diversity@10 | novelty@10 | popularity_lift@10 |" in text
     registry = MlflowRegistry(Settings(home=tmp_path / "home"))
     run = registry.client.search_runs([registry.experiment()])[0]
@@ -192,17 +194,30 @@ def answers(places: dict[str, list[int | None]]) -> Answers:
 
 def test_expected_clicks_follow_the_stated_model() -> None:
     model = ClickModel(eta=1.0, relevant=0.5, other=0.0)
-    found = simulate(answers({"popularity": [0, None], "blend": [0, 1]}))
+    found = simulate(answers({"decayed_popularity": [0, None], "blend": [0, 1]}))
     hits = np.zeros((1, 10), bool)
     hits[0, 1] = True
     assert model.clicks(hits, np.ones((1, 10), bool))[0] == pytest.approx(0.25)
-    assert found["lists"]["popularity"]["click_lift"] == 0.0
+    assert found["lists"]["decayed_popularity"]["click_lift"] == 0.0
     assert found["lists"]["blend"]["click_lift"] > 0.3
     assert found["assumptions"]["eta"] == 1.0
+    assert found["assumptions"]["position_weights"][:2] == [1.0, 0.5]
+
+
+def test_the_lift_is_over_decayed_popularity_and_all_time_popularity_is_no_base() -> None:
+    places: dict[str, list[int | None]] = {
+        "popularity": [9, None],
+        "decayed_popularity": [0, None],
+        "blend": [0, None],
+    }
+    found = simulate(answers(places))
+    assert found["assumptions"]["base"] == "decayed_popularity"
+    assert found["lists"]["blend"]["click_lift"] == 0.0
+    assert found["lists"]["popularity"]["purchase_lift"] == pytest.approx(-0.9, abs=0.01)
 
 
 def test_the_lift_states_the_assumptions_it_depends_on() -> None:
-    found = simulate(answers({"popularity": [9, None] * 50, "blend": [0, None] * 50}))
+    found = simulate(answers({"decayed_popularity": [9, None] * 50, "blend": [0, None] * 50}))
     lift = {what: by_name["blend"] for what, by_name in found["sensitivity"].items()}
     assert lift["strong position bias"] > lift["no position bias"] == pytest.approx(0.0)
     low, high = found["lists"]["blend"]["click_lift_interval"]

@@ -94,10 +94,8 @@ def _lines(result: Result) -> list[str]:
 
 
 def _clicks(simulated: Result) -> list[str]:
-    assumptions = ", ".join(f"{name} = {value}" for name, value in simulated["assumptions"].items())
     lines = [
-        f"Computed from assumptions, not from clicks: {assumptions} "
-        "(training/evaluation/list_analysis.py). Lift over popularity on the `live` queries.",
+        *_assumptions(simulated["assumptions"]),
         "",
         "| model | click lift | purchase lift | " + " | ".join(simulated["sensitivity"]) + " |",
         "|---|---|---|" + "---|" * len(simulated["sensitivity"]),
@@ -107,6 +105,22 @@ def _clicks(simulated: Result) -> list[str]:
         lifts = f"{_lift(earned, 'click_lift')} | {_lift(earned, 'purchase_lift')}"
         lines.append(f"| {name} | {lifts} | {other} |")
     return lines
+
+
+def _assumptions(stated: Result) -> list[str]:
+    weights = ", ".join(f"{weight:.2f}" for weight in stated["position_weights"])
+    return [
+        "Computed from assumptions about the `live` queries, not from clicks "
+        "(training/evaluation/list_analysis.py):",
+        "",
+        f"- Ranks are examined with probability 1 / rank^{stated['eta']}: {weights}.",
+        f"- An examined item is clicked with probability {stated['relevant']} if the user chose it "
+        f"next, else {stated['other']}; a click becomes a purchase with probability "
+        f"{stated['buy']}, else {stated['buy_other']}.",
+        f"- Base: {stated['base']}.",
+        f"- Click lift: {stated['click_lift']}.",
+        f"- Purchase lift: {stated['purchase_lift']}.",
+    ]
 
 
 def _hit_rates(result: Result) -> Figure:
