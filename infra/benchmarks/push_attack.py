@@ -1,13 +1,11 @@
 """`afterclick bench poison`: what a push attack gains, and what the guards cost genuine users.
 
-The attack (bandwagon attack, Burke et al., 2005): fake accounts, created in the week before the
-cut, each vote for one target several times and for a few other items drawn by popularity. Targets
-are rarely bought items.
+The attack is described in `infra/benchmarks/trend_attack.py`, which measures the list of new
+visitors at several moments.
 
 `lists` attacks the personal lists of a model: the gain is the share of genuine queries after the
 cut with the target in the top ten, compared with the same queries without an attack; quality is
-their NDCG@10. `trending` attacks the list of new visitors, which is the same for all of them: it
-needs no model, so it is measured at several moments on every trusted review of the following week.
+their NDCG@10.
 
 reads  a dataset (training/evaluation/reviews.py), or a generated shop
 """
@@ -20,51 +18,39 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
-from afterclick.arrays import Float64Array, IndexArray, Int64Array, IntArray
+from afterclick.arrays import Float64Array, IntArray
 from afterclick.model import Model
-from afterclick.quarantine import QuarantineLimits, apply_limits
 from afterclick.settings import Settings
 from afterclick.trends import DAY_MS
 from infra.benchmarks.harness import Benchmark, Figures
+from infra.benchmarks.trend_attack import (
+    NO_LIMITS,
+    TARGET_BANDS,
+    Attack,
+    attack_trends,
+    fake_events,
+    variations,
+)
 from ingest.generate import generate_shop
 from training.config import ModelConfig, ReplayConfig, TowerConfig
 from training.evaluation import list_metrics
 from training.evaluation.measure import FullRanking, answer
 from training.evaluation.scorers import blend
-from training.evaluation.time_split import split_of
+from training.evaluation.time_split import cut_of, split_of
 from training.event_log import EventLog
 from training.fit import ModelTrainer, trainer
-from training.interactions import Interactions
-from training.models.popularity import sums_at
 from training.protocols import EvaluationSplit, Queries, as_of, queries, sample, with_history
 from training.query_replay import align
 from training.ranker import BoosterRanker
 
-NO_LIMITS = QuarantineLimits(max_ratio=0.0)
 MONTHS = 6
-"""Moments of the trend attacks, a month apart."""
-ATTACKS_PER_MOMENT = 5
+"""Moments of the trend attacks, a month apart, where none are given."""
 _Z95 = 1.96
-_DAYS = 7
-"""Days before the cut in which accounts are created; queries are from 2 · _DAYS after it."""
-_MAX_TARGET_INTERACTIONS = 20
-_DISCOUNT = 1 / np.log2(np.arange(2, 12))
-
-
-@dataclass(frozen=True)
-class Attack:
-    """Size and shape of an attack."""
-
-    share: float
-    """Fake accounts as a share of the genuine users before the cut."""
-    fillers: int = 2
-    """Other items per account; most genuine users have two or three reviews."""
-    repeats: int = 3
-    """Votes of each account for the target."""
+_QUERY_DAYS = 14
+"""Queries are from this many days after the cut."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +65,8 @@ class AttackPlan:
     """Queries of users with history and a live event, and as many of new users."""
     fillers: int = Attack.fillers
     seed: int = 42
+    moments: tuple[str, ...] = ()
+    """Days at whose start the trends are attacked; none: MONTHS months back from the cut."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +81,14 @@ class PushAttackBenchmark(Benchmark):
     def run(self, settings: Settings) -> Figures:
         with _dataset(self.dataset) as dataset:
             split, data = split_of(settings, dataset, self.cut)
-            figures: Figures = {"trending": attack_trends(split, self.plan)}
+            plan = self.plan
+            attacks = variations(plan.shares, plan.fillers)
+            trending = attack_trends(split, _moments(split, plan), attacks, plan.seed)
+            figures: Figures = {"trending": trending}
             if self.model:
                 config = _small(ModelConfig.of(settings, "fast", "implicit"))
                 with trainer(settings, data.texts, config) as models:
-                    figures["lists"] = attack_lists(split, models, self.plan)
+                    figures["lists"] = attack_lists(split, models, plan)
         return {"dataset": "generated" if self.dataset is None else "given", **figures}
 
 
@@ -117,31 +108,11 @@ def _dataset(given: Path | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def fake_events(past: EventLog, attack: Attack, target: int, guards: bool, seed: int) -> EventLog:
-    """The attack's events in the week before the end of `past`, by accounts numbered after its
-    users.
-
-    With guards a repeated vote counts once, as in the stream; without, each time.
-    """
-    random = np.random.default_rng(seed)
-    accounts = round(attack.share * len(np.unique(past.user)))
-    popularity = np.bincount(past.item, minlength=len(past.item_ids)) / max(len(past), 1)
-    end_ms = int(past.time_ms[-1]) // int(DAY_MS) * int(DAY_MS) + int(DAY_MS)
-    times = np.sort(end_ms - 1 - random.integers(0, _DAYS * int(DAY_MS), accounts))
-    fillers = random.choice(len(popularity), (accounts, attack.fillers), p=popularity)
-    items = np.concatenate([fillers, np.full((accounts, 1), target)], axis=1).astype(np.int32)
-    weight = np.full(items.shape, np.median(past.weight), np.float32)
-    weight[:, -1] *= 1 if guards else attack.repeats
-    fake_users = len(past.user_ids) + np.arange(accounts, dtype=np.int32)
-    rows = Interactions(
-        user_ids=np.concatenate([past.user_ids, [f"fake-{n}" for n in range(accounts)]]),
-        item_ids=past.item_ids,
-        user=np.repeat(fake_users, items.shape[1]),
-        item=items.ravel(),
-        time_ms=np.repeat(times, items.shape[1]),
-        weight=weight.ravel(),
-    )
-    return EventLog.of(rows, np.zeros(len(rows), bool))
+def _moments(split: EvaluationSplit, plan: AttackPlan) -> list[int]:
+    """Event times, ms, of the trend attacks. Raises BadInput for a day outside the log."""
+    if plan.moments:
+        return [cut_of(split.log, day, "--moment") for day in plan.moments]
+    return [split.cut_ms - month * 30 * int(DAY_MS) for month in range(MONTHS)]
 
 
 @dataclass(frozen=True)
@@ -228,7 +199,7 @@ def attack_lists(split: EvaluationSplit, guarded: ModelTrainer, plan: AttackPlan
 
 def _queries(split: EvaluationSplit, plan: AttackPlan) -> Queries:
     """Of the two weeks after the cut: users with a live event, and new users."""
-    end = split.cut_ms + 2 * _DAYS * int(DAY_MS)
+    end = split.cut_ms + _QUERY_DAYS * int(DAY_MS)
     live = with_history(split, queries(split, "live"))
     cold = as_of(queries(split, "cold"), split.cut_ms)
     parts = [
@@ -243,7 +214,7 @@ def _known(guards: bool) -> ReplayConfig:
 
 def _targets(split: EvaluationSplit, plan: AttackPlan) -> list[int]:
     """Random eligible items with few interactions."""
-    rare = split.train.item_counts() <= _MAX_TARGET_INTERACTIONS
+    rare = split.train.item_counts() <= TARGET_BANDS["rare"][1]
     items = np.flatnonzero(split.eligible & rare)
     random = np.random.default_rng(plan.seed)
     return [int(n) for n in random.choice(items, min(plan.targets, len(items)), replace=False)]
@@ -279,76 +250,3 @@ def _row(
         "ndcg_change": float(change.mean()),
         "ndcg_change_interval": [float(change.mean()) - margin, float(change.mean()) + margin],
     }
-
-
-@dataclass(frozen=True)
-class TrendMoment:
-    """Decayed votes at a moment, and the items that visitors chose in the following week."""
-
-    split: EvaluationSplit
-    votes: Float64Array
-    established: Float64Array
-    chosen: Int64Array
-    """(n_items,) trusted reviews in that week"""
-
-    @classmethod
-    def of(cls, split: EvaluationSplit, cut_ms: int) -> TrendMoment:
-        week_end = cut_ms + 7 * int(DAY_MS)
-        week = EvaluationSplit(split.log, cut_ms, week_end, split.min_interactions)
-        votes, moment = split.log.before(cut_ms).votes(), np.array([cut_ms])
-        ((_, sums),) = sums_at(votes, moment)
-        ((_, by_established),) = sums_at(votes.of_established(), moment)
-        chosen = np.bincount(week.test.item, minlength=len(split.log.item_ids))
-        return cls(week, sums, by_established, np.where(week.eligible, chosen, 0))
-
-    def top(self, attack_votes: Float64Array | None, limits: QuarantineLimits) -> IndexArray:
-        """The ten trending items, with an attack's votes added."""
-        votes = self.votes if attack_votes is None else self.votes + attack_votes
-        limited = apply_limits(votes, self.established, limits)
-        trend_score = limited.values @ limited.weights
-        eligible_score = np.where(self.split.eligible, trend_score, -np.inf)
-        return np.argsort(-eligible_score, kind="stable")[:10]
-
-    def dcg(self, top: IndexArray) -> float:
-        """DCG of the list, summed over the chosen items."""
-        return float((self.chosen[top] * _DISCOUNT).sum())
-
-    def attacks(self, attack: Attack, guards: bool, seed: int) -> Iterator[tuple[bool, float]]:
-        """Of each attack on a random target: whether the list has it, and the list's DCG."""
-        counts, cut_ms = self.split.train.item_counts(), self.split.cut_ms
-        rare = (counts >= self.split.min_interactions) & (counts <= _MAX_TARGET_INTERACTIONS)
-        targets = np.random.default_rng(seed).choice(np.flatnonzero(rare), ATTACKS_PER_MOMENT)
-        past = self.split.log.before(cut_ms)
-        for n, target in enumerate(targets.tolist()):
-            fakes = fake_events(past, attack, target, guards, seed + n)
-            ((_, attack_votes),) = sums_at(fakes.votes(), np.array([cut_ms]))
-            top = self.top(attack_votes, QuarantineLimits() if guards else NO_LIMITS)
-            yield target in top, self.dcg(top)
-
-
-def attack_trends(split: EvaluationSplit, plan: AttackPlan) -> Figures:
-    """A row without an attack and one per size of attack, each without and with guards."""
-    cuts = [split.cut_ms - month * 30 * int(DAY_MS) for month in range(MONTHS)]
-    moments = [TrendMoment.of(split, cut) for cut in cuts]
-    reviews = sum(int(moment.chosen.sum()) for moment in moments)
-    baseline = sum(moment.dcg(moment.top(None, NO_LIMITS)) for moment in moments)
-    guarded = sum(moment.dcg(moment.top(None, QuarantineLimits())) for moment in moments)
-
-    def row(share: float, guards: bool, target_share: float, dcg: float) -> dict[str, Any]:
-        return {
-            "share": share,
-            "guards": guards,
-            "target_hr@10": target_share,
-            "ndcg@10": dcg / reviews,
-            "ndcg_change": dcg / baseline - 1.0,
-        }
-
-    rows = [row(0.0, False, 0.0, baseline), row(0.0, True, 0.0, guarded)]
-    for share, guards in product(plan.shares, (False, True)):
-        attack = Attack(share, plan.fillers)
-        outcomes = [each for m in moments for each in m.attacks(attack, guards, plan.seed)]
-        target_share = float(np.mean([listed for listed, _ in outcomes]))
-        dcg = sum(dcg for _, dcg in outcomes) / ATTACKS_PER_MOMENT
-        rows.append(row(share, guards, target_share, dcg))
-    attacks = ATTACKS_PER_MOMENT * len(moments)
-    return {"moments": len(moments), "attacks": attacks, "reviews": reviews, "rows": rows}

@@ -220,6 +220,12 @@ def poison(
         int, typer.Option(min=0, help="Popular items that each account also votes for.")
     ] = 2,
     questions: Annotated[int, typer.Option(min=10, help="Genuine queries of each kind.")] = 1000,
+    moment: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Day at whose start the trends are attacked; repeat. Default: six months."
+        ),
+    ] = None,
     model: Annotated[
         bool, typer.Option(help="Also attack the personal lists of a model: minutes.")
     ] = True,
@@ -230,9 +236,15 @@ def poison(
 
     shares = tuple(value / 100 for value in percent or (1.0, 3.0, 5.0))
     plan = AttackPlan(shares, learned / 100, targets, questions, fillers)
+    plan = replace(plan, moments=tuple(moment or ()))
     figures = _run(PushAttackBenchmark(dataset, cut, model, plan))
-    kinds = (kind for kind in ("trending", "lists") if kind in figures)
-    rows = [{"list": kind} | row for kind in kinds for row in figures[kind]["rows"]]
+    groups = {
+        f"trending, {name} moments": figures["trending"][name]
+        for name in ("tuned", "unseen")
+        if name in figures["trending"]
+    }
+    groups |= {"personal": figures["lists"]} if model else {}
+    rows = [{"list": name} | row for name, group in groups.items() for row in group["rows"]]
     _print_rows(figures, rows, as_json)
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import numpy as np
 import pytest
 
 from afterclick.settings import Settings
-from infra.benchmarks.push_attack import Attack, AttackPlan, attack_lists, fake_events
+from infra.benchmarks.push_attack import AttackPlan, attack_lists
+from infra.benchmarks.trend_attack import Attack, attack_trends, fake_events, variations
 from training.config import AlsConfig, ModelConfig, RankerConfig, TowerConfig
 from training.evaluation.reviews import Reviews
-from training.evaluation.time_split import split_of
+from training.evaluation.time_split import cut_of, split_of
 from training.fit import ModelTrainer
 from training.models.als import implicit_als
 from training.models.popularity import without_pushed_rows
 from training.protocols import EvaluationSplit
 
 DAY_S = 86_400
+START = datetime(2013, 9, 20, tzinfo=UTC)
+CUT = "2014-06-07"
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +32,13 @@ def a_shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationSplit, R
         chosen = random.choice(30, random.integers(2, 7), replace=False)
         rows += [(start + 20 * n, user, f"i{2 * item + user % 2}") for n, item in enumerate(chosen)]
     rows += [(150 + 10 * n + item, n, f"rare-{item}") for item in range(3) for n in range(12)]
-    lines = (f"u{user},{item},{day * DAY_S}\n" for day, user, item in sorted(rows) if day < 300)
+    start = int(START.timestamp())
+    rows = [(start + day * DAY_S, user, item) for day, user, item in sorted(rows) if day < 300]
+    lines = (f"u{user},{item},{seconds}\n" for seconds, user, item in rows)
     (folder / "reviews.csv").write_text("user_id,item_id,timestamp\n" + "".join(lines))
     titles = (f"i{n},Cable {n},Electronics\n" for n in range(60))
     (folder / "items.csv").write_text("item_id,title,categories\n" + "".join(titles))
-    return split_of(Settings(), folder, "1970-09-18")
+    return split_of(Settings(), folder, CUT)
 
 
 def test_a_push_succeeds_without_the_limits_and_fails_with_them(
@@ -85,3 +92,39 @@ def test_a_repeated_vote_counts_only_without_the_guards(
         assert fakes.time_ms.max() < a_shop[0].cut_ms
         weights.append(fakes.weight[fakes.item == 0].sum())
     assert weights[1] > 4 * weights[0]
+
+
+def test_attacks_on_trends_are_reported_apart_for_moments_that_no_choice_has_seen(
+    a_shop: tuple[EvaluationSplit, Reviews],
+) -> None:
+    split, _ = a_shop
+    days = ("2014-04-20", "2014-05-20", "2014-06-10", "2014-06-25")
+    cuts = [cut_of(split.log, day) for day in days]
+    usual, patient = Attack(0.1), Attack(0.1, aged_days=14)
+    found = attack_trends(split, cuts, [usual, patient], seed=1)
+    assert found["tuned"]["moments"] == list(days[:2])
+    assert found["unseen"]["moments"] == list(days[2:])
+    for name in ("tuned", "unseen"):
+        rows = {
+            (row["share"], row.get("aged_days", 0), row["guards"]): row
+            for row in found[name]["rows"]
+        }
+        assert rows[0.0, 0, False]["ndcg_change_interval"] == [0.0, 0.0]
+        assert rows[0.1, 0, False]["target_gain"] > 0.8
+        assert rows[0.1, 0, True]["target_gain"] <= 0.0
+        # the limits do not touch the votes of accounts that waited for a week
+        assert rows[0.1, 14, True]["target_gain"] > 0.8
+    assert found["worst"]["target_gain"]["aged_days"] == 14
+
+
+def test_the_attacks_differ_from_the_one_of_the_choice_in_one_property() -> None:
+    usual, *others = variations([0.05], fillers=2)
+    assert usual == Attack(0.05)
+    assert usual.tuned
+    assert [other.fillers for other in others if other.tuned] == [5]
+    changed = [
+        {name for name, value in vars(other).items() if value != vars(usual)[name]}
+        for other in others
+    ]
+    assert all(len(names) <= 1 for names in changed)
+    assert set.union(*changed) == {"fillers", "target", "days", "aged_days"}
