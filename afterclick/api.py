@@ -43,6 +43,8 @@ class Policy(StrEnum):
     """ALS alone, with the user folded in; without a history, the next tiers."""
     TWO_TOWER = "two_tower"
     """The two-tower model alone, likewise."""
+    CONTENT = "content"
+    """Similarity to the content of the user's newest items alone, likewise."""
 
 
 class SamplingPolicy(StrEnum):
@@ -59,6 +61,7 @@ class HalfLife(StrEnum):
 
     HOUR = "hour"
     DAY = "day"
+    WEEK = "week"
     MONTH = "month"
 
 

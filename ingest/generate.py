@@ -4,8 +4,9 @@ writes  file  <folder>/reviews.csv, items.csv
 
 Each user prefers two or three shelves and has a budget; preferences change now and then. Each
 purchase is a product that complements the previous one, a popular item, or (mostly) an item of a
-preferred shelf, with favourite brands first. Items launch over time and sell best when new (long
-tail). The same seed gives the same files, byte for byte.
+preferred shelf, with favourite brands first. Within and across shelves, a user prefers items by
+latent factors (`ingest/latent_factors.py`) that the catalogue does not show. Items launch over time
+and sell best when new (long tail). The same seed gives the same files, byte for byte.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from afterclick.arrays import BoolArray, Float64Array, Int64Array
 from afterclick.errors import BadInput
+from ingest.latent_factors import DIMENSIONS, LATENT_STRENGTH, drawn_factors, of_length_one
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -155,6 +157,8 @@ class _Catalogue:
     appeal: Float64Array
     launched: Float64Array
     mate: Int64Array
+    latent: Float64Array
+    """(items, DIMENSIONS)"""
 
 
 def generate_shop(folder: Path, config: ShopConfig = ShopConfig()) -> ShopSummary:
@@ -193,6 +197,7 @@ def _make_items(random: np.random.Generator, config: ShopConfig) -> _Catalogue:
         appeal=appeal,
         launched=np.where(early, 0.0, random.uniform(0, config.days * 0.95, n)),
         mate=np.array([names.index(k.goes_with) if k.goes_with else -1 for k in KINDS]),
+        latent=np.array([drawn_factors(_item_id(number)) for number in range(n)]),
     )
 
 
@@ -271,12 +276,14 @@ class _Shoppers:
         return np.asarray(weights / weights.sum())
 
     def _liking(self) -> Float64Array:
-        """(items,) weight of each item by favourite brands and budget."""
+        """(items,) weight of each item by favourite brands, budget and latent factors."""
         items = self.items
         brands = np.ones(len(BRANDS))
         brands[self.random.choice(len(BRANDS), 4, replace=False)] = 6.0
         dearer = np.exp(self.random.normal(0, 0.25) * np.log(items.price / np.median(items.price)))
-        return np.asarray(brands[items.brand] * dearer)
+        own = of_length_one(self.random.normal(0, 1, DIMENSIONS))
+        latent = np.exp(LATENT_STRENGTH * items.latent @ own)
+        return np.asarray(brands[items.brand] * dearer * latent)
 
     def _pull(self, day: int) -> Float64Array:
         """(items,) overall demand per item on a day; zero before launch."""

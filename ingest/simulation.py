@@ -3,25 +3,29 @@
 reads   http  GET /categories, /health/ready, /popular; POST /recommendations
 writes  http  POST /feedback
 
-Half of the users see /popular instead of /recommendations (the same list for all, without items
-they acted on). Because the click model is known, the lift of recommendations is measured exactly.
+Half of the users see decayed popularity instead of recommendations: /popular over a week, the same
+list for all, without items they acted on. With `content`, a third of the users see lists by content
+alone. Because the click model is known, the lift of recommendations over each is measured exactly.
+What this can show, and what not: `ingest/click_model.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import cycle
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from afterclick.api import ListedItem
+from afterclick.api import HalfLife, ListedItem, Policy
 from afterclick.errors import BadInput
 from afterclick.io.client import AsyncClient
 from ingest.click_model import GroundTruth, SeenItem, SimulatedAction, SimulatedUser
+from ingest.latent_factors import LATENT_STRENGTH, Factors, LatentTaste
 
 MAX_CONCURRENT_VISITS = 16
 POPULAR_POOL = 200
@@ -34,7 +38,10 @@ class SimulatedArm(StrEnum):
     """Which lists a user sees."""
 
     RECOMMENDED = "recommended"
+    CONTENT = "content"
+    """Recommendations by the policy `content`."""
     POPULAR = "popular"
+    """Decayed popularity, half-life a week."""
 
 
 class SimulationConfig(BaseModel):
@@ -51,11 +58,15 @@ class SimulationConfig(BaseModel):
     """Minimum seconds between two rounds of visits, so that the stream can keep up."""
     drift: float = Field(0.0, ge=0, le=1)
     """Probability that a preference changes between two visits."""
+    latent: float = Field(LATENT_STRENGTH, ge=0)
+    """Size of the part of taste that no category shows; 0: none."""
     hot: tuple[str, ...] = ()
     """Items with extra quality for all users."""
     seed: int = 7
     control: bool = True
-    """Show popular items to every second user; otherwise experiments assign the lists."""
+    """Show decayed popularity to a part of the users; otherwise experiments assign the lists."""
+    content: bool = False
+    """Show lists by content alone to a part of the users."""
     run: str = "sim"
     """Prefix of user ids: the same run and seed create the same users."""
 
@@ -95,14 +106,24 @@ class Participant:
 
 
 class Simulation:
-    """Runs a simulation against the API at `url`. Raises Unavailable if it does not respond."""
+    """Runs a simulation against the API at `url`. Raises Unavailable if it does not respond.
 
-    def __init__(self, url: str, plan: SimulationConfig, key: str | None = None) -> None:
+    `factors`: item id → latent factors; default: those of generated shops.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        plan: SimulationConfig,
+        key: str | None = None,
+        factors: Mapping[str, Factors] | None = None,
+    ) -> None:
         self._plan, self._drift = plan, plan.drift
+        self._latent = LatentTaste(plan.latent, factors)
         self._url, self._key = url, key
         self._resumed = asyncio.Event()
         self._resumed.set()
-        self._truth = GroundTruth(plan.seed, frozenset(plan.hot))
+        self._truth = GroundTruth(plan.seed, frozenset(plan.hot), self._latent)
         self._gate = asyncio.Semaphore(MAX_CONCURRENT_VISITS)
         self._categories: tuple[str, ...] = ()
         self.participants: list[Participant] = []
@@ -114,7 +135,7 @@ class Simulation:
             self.participants = self._create_participants()
             for n in range(self._plan.visits):
                 pause = asyncio.create_task(asyncio.sleep(self._plan.pause_s))
-                popular = _seen((await api.popular(POPULAR_POOL)).items)
+                popular = _seen((await api.popular(POPULAR_POOL, HalfLife.WEEK)).items)
                 await asyncio.gather(
                     *(self._visit(api, participant, popular) for participant in self.participants)
                 )
@@ -125,7 +146,7 @@ class Simulation:
     def apply(self, steering: ControlMessage) -> None:
         """Apply changes from the next visit on. Call on the event loop."""
         if steering.hot is not None:
-            self._truth = GroundTruth(self._plan.seed, frozenset(steering.hot))
+            self._truth = GroundTruth(self._plan.seed, frozenset(steering.hot), self._latent)
         if steering.drift is not None:
             self._drift = steering.drift
         if steering.held is not None:
@@ -133,12 +154,12 @@ class Simulation:
 
     def _create_participants(self) -> list[Participant]:
         plan = self._plan
-        others = SimulatedArm.POPULAR if plan.control else SimulatedArm.RECOMMENDED
-        arms = [SimulatedArm.RECOMMENDED, others] * ((plan.shoppers + 1) // 2)
+        arms = [SimulatedArm.RECOMMENDED]
+        arms += [SimulatedArm.CONTENT] * plan.content + [SimulatedArm.POPULAR] * plan.control
         ids = [f"{plan.run}-{plan.seed}-{n}" for n in range(plan.shoppers)]
         return [
             Participant(SimulatedUser.create(user_id, self._categories, plan.seed), arm)
-            for user_id, arm in zip(ids, arms, strict=False)
+            for user_id, arm in zip(ids, cycle(arms), strict=False)
         ]
 
     async def _visit(
@@ -166,7 +187,10 @@ class Simulation:
             return fresh[: self._plan.n], None
         # the next list must reflect the last action
         after = participant.position or None
-        answer = await api.recommendations(participant.user.user_id, self._plan.n, after=after)
+        more = {"policy": Policy.CONTENT} if participant.arm is SimulatedArm.CONTENT else {}
+        answer = await api.recommendations(
+            participant.user.user_id, self._plan.n, after=after, **more
+        )
         return _seen(answer.items), answer.impression_id
 
     async def _send_feedback(
@@ -187,25 +211,42 @@ class Simulation:
 
 
 def progress_summary(participants: Sequence[Participant]) -> dict[str, Any]:
-    """Click-through rates of both arms and the lift, without its confidence interval."""
+    """Click-through rates of the arms and the lift over popularity, without its interval."""
     arms = _arms(participants)
     return {
         "shoppers": len(participants),
         "feedback": sum(c.counters.sent for c in participants),
-        "arms": {arm.value: _counts(counters) for arm, counters in arms.items()},
+        "arms": {
+            arm.value: _counts(counters)
+            for arm, counters in arms.items()
+            if counters or arm is not SimulatedArm.CONTENT
+        },
         "lift": round(_lift(arms), 4),
     }
 
 
 def summary(participants: Sequence[Participant], seed: int = 0) -> dict[str, Any]:
-    """Click-through rates and the lift with its 95 % interval (bootstrap over users)."""
+    """Click-through rates and the lifts with their 95 % intervals (bootstrap over users)."""
     arms = _arms(participants)
-    lifts = sorted(_lift(_resampled(arms, random.Random(seed + n))) for n in range(RESAMPLES))
-    interval = [round(lifts[int(RESAMPLES * q)], 4) for q in (0.025, 0.975)]
-    return {**progress_summary(participants), "lift_95": interval}
+    draws = [_resampled(arms, random.Random(seed + n)) for n in range(RESAMPLES)]
+    figures = {**progress_summary(participants), "lift_95": _interval(draws, SimulatedArm.POPULAR)}
+    if not arms[SimulatedArm.CONTENT]:
+        return figures
+    return figures | {
+        "content_lift": round(_lift(arms, SimulatedArm.CONTENT), 4),
+        "content_lift_95": _interval(draws, SimulatedArm.CONTENT),
+    }
 
 
-def _arms(participants: Sequence[Participant]) -> dict[SimulatedArm, list[Counters]]:
+def _interval(draws: Sequence[Arms], base: SimulatedArm) -> list[float]:
+    lifts = sorted(_lift(arms, base) for arms in draws)
+    return [round(lifts[int(RESAMPLES * q)], 4) for q in (0.025, 0.975)]
+
+
+Arms = dict[SimulatedArm, list[Counters]]
+
+
+def _arms(participants: Sequence[Participant]) -> Arms:
     return {arm: [c.counters for c in participants if c.arm is arm] for arm in SimulatedArm}
 
 
@@ -232,25 +273,21 @@ def _counts(counters: Sequence[Counters]) -> dict[str, float]:
     }
 
 
-def _resampled(
-    arms: dict[SimulatedArm, list[Counters]], rng: random.Random
-) -> dict[SimulatedArm, list[Counters]]:
+def _resampled(arms: Arms, rng: random.Random) -> Arms:
     return {
         arm: rng.choices(counters, k=len(counters)) if counters else []
         for arm, counters in arms.items()
     }
 
 
-def _lift(arms: dict[SimulatedArm, list[Counters]]) -> float:
-    """Relative CTR gain of recommended over popular lists."""
-    rates = {}
-    for arm, counters in arms.items():
-        rates[arm] = sum(x.clicks for x in counters) / max(sum(x.shown for x in counters), 1)
-    return (
-        rates[SimulatedArm.RECOMMENDED] / rates[SimulatedArm.POPULAR] - 1.0
-        if rates[SimulatedArm.POPULAR]
-        else 0.0
-    )
+def _lift(arms: Arms, base: SimulatedArm = SimulatedArm.POPULAR) -> float:
+    """Relative CTR gain of recommended lists over those of another arm."""
+    own, other = _ctr(arms[SimulatedArm.RECOMMENDED]), _ctr(arms[base])
+    return own / other - 1.0 if other else 0.0
+
+
+def _ctr(counters: Sequence[Counters]) -> float:
+    return sum(x.clicks for x in counters) / max(sum(x.shown for x in counters), 1)
 
 
 def _seen(items: Sequence[ListedItem]) -> list[SeenItem]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from afterclick import api
 from afterclick.api import Policy, SimilarityKind
 from afterclick.arrays import Float64Array, FloatArray, IntArray
+from afterclick.features import RECENT
 from afterclick.model import UNKNOWN_BIAS
 from afterclick.ranking import CandidateGenerator, RankingQuery
 from afterclick.retrieval import CandidateLimits, Candidates, Search
@@ -169,7 +170,7 @@ class PersonalisedTier:
 
 @dataclass(frozen=True, eq=False)
 class VectorModel:
-    """One learned model, ALS or two-tower, and the user's vector; scores are inner products."""
+    """One model, ALS, two-tower or content, and the user's vector; scores are inner products."""
 
     source: int
     user: FloatArray
@@ -198,6 +199,11 @@ class VectorModel:
             if user is not None and search is not None:
                 known = towers.targets[:, -1] > UNKNOWN_BIAS
                 return cls(_TOWER, user, towers.targets, known, UNKNOWN_BIAS, search)
+        if policy is Policy.CONTENT and model.content is not None:
+            user, search = _content_user(model.content, state), loaded.content_search
+            if user is not None and search is not None:
+                known = model.content.any(axis=1)
+                return cls(_CONTENT, user, model.content, known, 0.0, search)
         return None
 
     def score(self, items: IntArray) -> Scores:
@@ -208,12 +214,22 @@ class VectorModel:
         return scores
 
 
-_ALS, _TOWER = CANDIDATE_SOURCES.index("als"), CANDIDATE_SOURCES.index("tower")
+_ALS, _TOWER, _CONTENT = map(CANDIDATE_SOURCES.index, ("als", "tower", "content"))
+
+
+def _content_user(content: FloatArray, state: UserState) -> FloatArray | None:
+    """(d,) the content of the newest items, an older one weighted less (1, 1/2, 1/3, …); None
+    where none of them has any."""
+    recent = state.items[:RECENT]
+    recent = recent[recent < len(content)]
+    weights = np.arange(1, len(recent) + 1, dtype=np.float32)[:, None]
+    user = (content[recent] / weights).sum(axis=0)
+    return user if user.any() else None
 
 
 @dataclass(frozen=True, eq=False)
 class SingleModelTier:
-    """The nearest items by one learned model over the user's live history."""
+    """The nearest items by one model over the user's live history."""
 
     policy: Policy
     model: VectorModel

@@ -159,7 +159,7 @@ class _Calls:
     def popular(
         self, n: int | None = None, window: str | None = None, category: str | None = None
     ) -> Call[api.PopularItems]:
-        """The most popular items; with `window` (hour, day, month) by trend."""
+        """The most popular items; with `window` (hour, day, week, month) by trend."""
         return _get(api.PopularItems, "/popular", n=n, window=window, category=category)
 
     @_Method

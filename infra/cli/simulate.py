@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -32,8 +33,24 @@ def simulate(
     seed: Annotated[int, typer.Option(help="The same seed creates the same users.")] = 7,
     control: Annotated[
         bool,
-        typer.Option(help="Show popular items to every second user; else experiments decide."),
+        typer.Option(
+            help="Show decayed popularity to a part of the users; else experiments decide."
+        ),
     ] = True,
+    content: Annotated[
+        bool, typer.Option(help="Show lists by content alone to a part of the users.")
+    ] = False,
+    latent: Annotated[
+        float,
+        typer.Option(min=0, help="Size of the part of taste that no category shows; 0: none."),
+    ] = 1.5,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            help="Fit that part to the reviews of this dataset; default: as in a generated shop.",
+            show_default=False,
+        ),
+    ] = None,
     run: Annotated[str, typer.Option(help="Prefix of the user ids.")] = "sim",
     api_url: Annotated[str | None, typer.Option(help="URL of the API.")] = None,
     steered: Annotated[
@@ -49,6 +66,8 @@ def simulate(
     import asyncio
 
     from afterclick.settings import Settings
+    from ingest.co_reviews import fitted_factors
+    from ingest.datasets import open_dataset
     from ingest.simulation import Simulation, SimulationConfig, summary
 
     plan = SimulationConfig(
@@ -59,11 +78,14 @@ def simulate(
         drift=drift,
         hot=tuple(hot or ()),
         seed=seed,
+        latent=latent,
         control=control,
+        content=content,
         run=run,
     )
     ui = Settings().ui
-    simulation = Simulation(api_url or ui.api_url, plan, ui.api_key)
+    factors = fitted_factors(open_dataset(dataset)) if dataset else None
+    simulation = Simulation(api_url or ui.api_url, plan, ui.api_key, factors)
     if steered:
         asyncio.run(_controlled(simulation))
         return
@@ -115,11 +137,12 @@ async def _shop(simulation: Simulation, visits: int, *, quiet: bool) -> Any:
 
 
 def _table(figures: dict[str, Any]) -> Table:
-    low, high = figures["lift_95"]
-    caption = (
-        f"lift of recommendations over popularity: {figures['lift']:+.1%} "
-        f"(95 %: {low:+.1%} to {high:+.1%}), {figures['feedback']:,} events sent"
-    )
+    lines = [f"{figures['feedback']:,} events sent"]
+    for base, lift in (("decayed popularity", "lift"), ("content alone", "content_lift")):
+        if lift in figures:
+            low, high = figures[f"{lift}_95"]
+            interval = f"(95 %: {low:+.1%} to {high:+.1%})"
+            lines.append(f"lift of recommendations over {base}: {figures[lift]:+.1%} {interval}")
     measured = figures["arms"]["popular"]["shown"]
     headings = ("shown", "items", "clicks", "CTR", "expected CTR", "purchases")
     rows = (
@@ -133,4 +156,4 @@ def _table(figures: dict[str, Any]) -> Table:
         )
         for arm, row in figures["arms"].items()
     )
-    return table(headings, rows, caption if measured else None)
+    return table(headings, rows, "\n".join(lines) if measured else None)

@@ -10,9 +10,14 @@ from implicit.als import AlternatingLeastSquares
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from afterclick.errors import BadInput
+from afterclick.errors import BadDataset, BadInput
+from afterclick.events import Item
+from ingest.co_reviews import fitted_factors
 from ingest.datasets import open_dataset
 from ingest.generate import ShopConfig, generate_shop
+from ingest.items import read_items
+from ingest.latent_factors import drawn_factors
+from ingest.rows import ReadReport
 from ingest.sorting import profile
 from tests.ingest.conftest import read
 
@@ -59,6 +64,61 @@ def test_a_generated_shop_has_a_long_tail_and_user_histories(default_shop: Path)
     assert np.median(sold) < sold[0] / 8
     histories = np.unique([r["user_id"] for r in rows], return_counts=True)[1]
     assert (histories >= 5).mean() > 0.7
+
+
+def factors_of(shop: Path) -> dict[str, NDArray[np.float64]]:
+    return {item.item_id: np.array(drawn_factors(item.item_id)) for item in items_of(shop)}
+
+
+def test_co_purchases_reflect_latent_factors_that_the_catalogue_does_not_show(
+    default_shop: Path,
+) -> None:
+    factors = factors_of(default_shop)
+    listed = items_of(default_shop)
+    vectors = np.array([factors[item.item_id] for item in listed])
+    for shown in ([item.categories[-1] for item in listed], [item.brand or "" for item in listed]):
+        assert explained(vectors, shown) < 0.08, "by chance 3 or 4 % of 30 groups of 800 items"
+    rows, _ = read(default_shop / "reviews.csv")
+    bought: dict[str, list[NDArray[np.float64]]] = {}
+    for row in rows:
+        bought.setdefault(row["user_id"], []).append(factors[row["item_id"]])
+    lengths = [np.linalg.norm(np.mean(own, axis=0)) for own in bought.values() if len(own) >= 20]
+    # of independent purchases it would be about 2 / √20
+    assert np.mean(lengths) > 1.0
+
+
+def test_factors_fitted_to_reviews_find_the_latent_ones_and_no_category(
+    default_shop: Path,
+) -> None:
+    fitted = fitted_factors(open_dataset(default_shop))
+    truth = factors_of(default_shop)
+    names = sorted(fitted)
+    assert len(names) > 600
+    vectors, wanted = (np.array([of[name] for name in names]) for of in (fitted, truth))
+    categories = {i.item_id: i.categories[-1] for i in items_of(default_shop)}
+    assert explained(vectors, [categories[name] for name in names]) < 0.02
+    solution = np.linalg.lstsq(vectors, wanted, rcond=None)[0]
+    left = ((wanted - vectors @ solution) ** 2).sum() / (wanted**2).sum()
+    assert left < 0.8
+    assert fitted_factors(open_dataset(default_shop)) == fitted
+
+
+def test_too_few_reviews_for_latent_factors_are_rejected(tmp_path: Path) -> None:
+    generate_shop(tmp_path, ShopConfig(users=40, items=60, events=60, days=30))
+    with pytest.raises(BadDataset, match="latent factors need more than"):
+        fitted_factors(open_dataset(tmp_path))
+
+
+def items_of(shop: Path) -> list[Item]:
+    return list(read_items(shop / "items.csv", ReadReport()))
+
+
+def explained(vectors: NDArray[np.float64], groups: list[str]) -> float:
+    """Share of the variance of `vectors` (n, d) between groups."""
+    _, group = np.unique(groups, return_inverse=True)
+    means = np.array([vectors[group == n].mean(axis=0) for n in range(int(group.max()) + 1)])
+    between = ((means[group] - vectors.mean(axis=0)) ** 2).sum()
+    return float(between / ((vectors - vectors.mean(axis=0)) ** 2).sum())
 
 
 def test_als_beats_popularity_on_a_generated_shop(default_shop: Path) -> None:

@@ -83,7 +83,7 @@ def test_similar_popular_and_latest_items(shop_api: Running) -> None:
         body = shop_api.get("/popular", window=window, category="Cables", n=1)
         return ids(body) == ["cable-9"]
 
-    for window in ("hour", "day", "month"):
+    for window in ("hour", "day", "week", "month"):
         wait_until(partial(popular_cable, window))
     popular = shop_api.get("/popular", window="hour", category="Cables", n=100)["items"]
     assert all(item["score"] > 0 for item in popular), "an item without events"

@@ -22,7 +22,7 @@ from tests.serving.offline import Offline
 from tests.serving.running import Running, after
 
 LIKED = {"ann": ["camera-3", "cable-1", "camera-5"]}
-ALONE = (Policy.ALS, Policy.TWO_TOWER)
+ALONE = (Policy.ALS, Policy.TWO_TOWER, Policy.CONTENT)
 
 
 def a_model() -> Model:
@@ -51,6 +51,10 @@ def scores_of(policy: Policy, model: Model, liked: list[str], now_ms: float) -> 
     )
     if policy is Policy.ALS:
         user, vectors = fold_in(model, state), model.factors
+    elif policy is Policy.CONTENT:
+        assert model.content is not None
+        ranks = np.arange(1, len(items) + 1, dtype=np.float32)[:, None]
+        user, vectors = (model.content[items] / ranks).sum(axis=0), model.content
     else:
         user, vectors = tower_user(model, state), shop.towers().targets[:-1]
     assert user is not None
@@ -67,7 +71,7 @@ def test_a_single_model_policy_lists_its_highest_scores_without_seen_items(polic
         (item for item in scores if item not in LIKED["ann"]), key=lambda item: -scores[item]
     )
     assert [row["item_id"] for row in rows] == best[:20]
-    assert {row["source"] for row in rows} == {{"als": "als", "two_tower": "tower"}[policy]}
+    assert {row["source"] for row in rows} == {{"two_tower": "tower"}.get(policy, policy)}
     for row in rows:
         assert row["contributions"] == {"model": pytest.approx(scores[row["item_id"]], abs=1e-5)}
     answer = served.answer(RecommendationRequest("ann", 5, options=only(policy)))
@@ -156,6 +160,7 @@ def test_pages_of_a_single_model_policy_repeat_no_item_and_end(policy: Policy) -
     [
         (Policy.TWO_TOWER, {"model": shop.model("m1")}),
         (Policy.ALS, {"model": dataclasses.replace(a_model(), factors=None)}),
+        (Policy.CONTENT, {"model": dataclasses.replace(a_model(), content=None)}),
         (Policy.ALS, {"model": None}),
         (Policy.TWO_TOWER, {"liked": {}}),
         (Policy.ALS, {"liked": {}}),
@@ -164,6 +169,7 @@ def test_pages_of_a_single_model_policy_repeat_no_item_and_end(policy: Policy) -
     ids=[
         "no towers",
         "no factors",
+        "no content",
         "no model",
         "no history",
         "no history",
@@ -232,6 +238,7 @@ def test_policies_over_http_and_by_the_client(shop_api: Running) -> None:
         "blend": "personalised",
         "als": "personalised",
         "two_tower": "interests",  # this model has no towers
+        "content": "personalised",
         "trending": "popular",  # the user has seen every trending item
         "popular": "popular",
     }
