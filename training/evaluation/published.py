@@ -32,9 +32,10 @@ _MAX_USERS = 10_000
 """Maximum of users that one trial is measured on."""
 _MAX_SCORES = 150_000_000
 """Maximum of scores that one trial computes, for 1,000 users at least."""
-_MARGIN = 1.03
-"""Factor by which other settings of a neural model must beat the defaults: a seed changes as
-much."""
+_SPREAD_SEEDS = 3
+"""Seeds with which the defaults of a neural model are fitted, to know what a seed changes."""
+_SPREADS = 2.0
+"""Standard deviations over seeds by which other settings must beat the mean of the defaults."""
 ReportProgress = Callable[[str], None]
 
 
@@ -113,6 +114,7 @@ def run(
         "tuned_on": "rows cut from train" if split.inner else "valid",
         "trials": found.trials,
         "cut_off": found.cut_off,
+        "default_seed_scores": list(found.seed_scores),
         "fit_seconds": round(float(np.mean(seconds)), 2),
         "tune_seconds": round(tuned, 2),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
@@ -154,6 +156,9 @@ class SearchResult:
     cut_off: bool = False
     """The defaults did not converge in a trial's time. Then the settings are the defaults: the
     results of others in that time show how fast they learn, not how well."""
+    seed_scores: tuple[float, ...] = ()
+    """Validation scores of a neural model's defaults, one per seed; empty if no setting beat
+    them."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +172,8 @@ class ModelSearch:
     score: Callable[[MatrixModel, PublishedSplit, BenchmarkRequest], float] = validation_score
 
     def run(self) -> SearchResult:
-        """The best settings; of a neural model the defaults, if within 3 % of the best or cut
-        off."""
+        """The best settings; of a neural model the defaults, unless others beat them by more than
+        the seed does."""
         request, default = self.request, defaults(self.request.model)
         if request.trials <= 0 or request.model == "popularity":
             return SearchResult(default, 0)
@@ -178,20 +183,46 @@ class ModelSearch:
         for known in _first_trials(request.model, default):
             study.enqueue_trial({**default, **known})
         study.optimize(
-            self._objective, n_trials=request.trials, callbacks=[_within(request.seconds)]
+            self._objective,
+            n_trials=request.trials,
+            callbacks=[_within(request.seconds, _SPREAD_SEEDS - 1 if "epochs" in default else 0)],
         )
-        best = study.best_trial
-        if "epochs" in default and best.values[0] < _MARGIN * study.trials[0].values[0]:
-            best = study.trials[0]
+        best, seed_scores = study.best_trial, tuple[float, ...]()
+        if "epochs" in default and best.number:
+            seed_scores = self._seed_scores(study.trials[0].values[0])
+            if best.values[0] <= np.mean(seed_scores) + _SPREADS * np.std(seed_scores, ddof=1):
+                best = study.trials[0]
         finished = sum(trial.state.is_finished() for trial in study.trials)  # some are enqueued
         settings = {**default, **best.params, **best.user_attrs}
-        return SearchResult(settings, finished, study.user_attrs.get("cut_off", False))
+        cut_off = study.user_attrs.get("cut_off", False)
+        return SearchResult(settings, finished, cut_off, seed_scores)
+
+    def _seed_scores(self, first: float) -> tuple[float, ...]:
+        """Validation scores of the defaults, one per seed; that of the search's seed is given."""
+        request, default = self.request, defaults(self.request.model)
+        scores = [first]
+        for seed in range(request.seed + 1, request.seed + _SPREAD_SEEDS):
+            model = cast(EpochModel, self.make(request.model, self._limited(default)))
+            scores.append(self._fit(model, seed).best)
+            self.report_progress(f"defaults with seed {seed}: {OBJECTIVE} {scores[-1]:.4f}")
+        return tuple(scores)
+
+    def _limited(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings with the time of one trial, where the model has a limit."""
+        limit = {"seconds": self.request.seconds / 3} if "seconds" in settings else {}
+        return {**settings, **limit}
+
+    def _fit(self, model: EpochModel, seed: int) -> EarlyStopping:
+        """Fit with early stopping on the validation rows."""
+        stopping = EarlyStopping(lambda: self.score(model, self.split, self.request))
+        model.fit(self.split.train, seed, stopping)
+        return stopping
 
     def _objective(self, trial: Trial) -> float:
         request, start = self.request, time.perf_counter()
         default = defaults(request.model)
-        limit = {"seconds": request.seconds / 3} if "seconds" in default else {}
-        model = self.make(request.model, {**default, **limit, **_SPACES[request.model](trial)})
+        suggested = _SPACES[request.model](trial)
+        model = self.make(request.model, self._limited(default) | suggested)
         if "epochs" in default:
             value = self._fit_epochs(trial, cast(EpochModel, model), default["epochs"])
         else:
@@ -206,8 +237,7 @@ class ModelSearch:
 
     def _fit_epochs(self, trial: Trial, model: EpochModel, max_epochs: int) -> float:
         """The best score of any epoch. Ends the study if the defaults are cut off."""
-        stopping = EarlyStopping(lambda: self.score(model, self.split, self.request))
-        model.fit(self.split.train, self.request.seed, stopping)
+        stopping = self._fit(model, self.request.seed)
         if not trial.number and stopping.cut_off(max_epochs):
             trial.study.set_user_attr("cut_off", True)
             trial.study.stop()
@@ -217,13 +247,16 @@ class ModelSearch:
         return stopping.best
 
 
-def _within(seconds: float) -> Callable[[optuna.Study, optuna.trial.FrozenTrial], None]:
-    """Ends a search before a trial as long as the longest one would exceed the time."""
+def _within(
+    seconds: float, reserved: int
+) -> Callable[[optuna.Study, optuna.trial.FrozenTrial], None]:
+    """Ends a search before a trial as long as the longest one, and `reserved` fits as long, would
+    exceed the time."""
     start = time.monotonic()
 
     def callback(study: optuna.Study, _: optuna.trial.FrozenTrial) -> None:
         took = [t.duration.total_seconds() for t in study.trials if t.duration is not None]
-        if time.monotonic() - start + max(took) > seconds:
+        if time.monotonic() - start + (1 + reserved) * max(took) > seconds:
             study.stop()
 
     return callback

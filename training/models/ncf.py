@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.models.neural import Batches, Negatives, Optimiser, Table, softmax_loss
+from training.models.neural import Batches, BestNetwork, Negatives, Optimiser, Table, softmax_loss
 from training.models.stopping import EarlyStopping, TimeBudget
 
 
@@ -78,14 +78,15 @@ class Ncf:
             np.asarray(train.sum(axis=0), np.float32).ravel(), self.sample, generator
         )
         negatives.all = False  # the MLP is sampled even in a small catalogue
-        budget = TimeBudget(self.seconds)
+        budget, best = TimeBudget(self.seconds), BestNetwork(self._net, stopping)
         while budget.allows(self.epochs):
             for user, item in batches.epoch(generator):
                 sampled = negatives.draw()
                 logits, positive = self._net(user, sampled.items), self._net.pairs(user, item)
                 optimiser.step(softmax_loss(logits, positive, item, sampled))
-            if stopping is not None and stopping.over(budget.epochs):
+            if best.over(budget.epochs, self._net):
                 break
+        self._net = best.network
 
     @torch.no_grad()
     def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:

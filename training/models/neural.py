@@ -12,14 +12,17 @@ taken halfway through the time that m lasts.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from training.models.stopping import EarlyStopping
 
 FULL_BELOW = 3000
 """Up to this many items the softmax is over all of them, else over sampled ones."""
@@ -208,3 +211,23 @@ class Optimiser:
 def _others(model: nn.Module, tables: Iterable[Table]) -> list[nn.Parameter]:
     weights = {id(table.weight) for table in tables}
     return [parameter for parameter in model.parameters() if id(parameter) not in weights]
+
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+@dataclass
+class BestNetwork(Generic[NetworkT]):
+    """The network of the best epoch, however a fit ends; without `stopping` of the last one."""
+
+    network: NetworkT
+    stopping: EarlyStopping | None = None
+
+    def over(self, epochs: int, network: NetworkT) -> bool:
+        """Measure the network after an epoch, copy the best one; whether the fit ends."""
+        if self.stopping is None:
+            return False
+        over = self.stopping.over(epochs)
+        if self.stopping.rising:
+            self.network = copy.deepcopy(network)
+        return over

@@ -39,7 +39,7 @@ class EarlyStopping:
 
     @property
     def rising(self) -> bool:
-        """Whether the last epoch was the best one: the fit ran out of time and could improve."""
+        """Whether the last epoch was the best one so far."""
         return self.best_epochs == self.epochs
 
     def cut_off(self, max_epochs: int) -> bool:

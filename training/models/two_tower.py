@@ -26,7 +26,14 @@ from afterclick.model import AGES_DAYS, TOWER_HISTORY, UNKNOWN_BIAS, TowerArrays
 from afterclick.trends import DAY_MS
 from training.config import TowerConfig
 from training.interactions import Interactions
-from training.models.neural import Batches, Negatives, Optimiser, Table, softmax_loss
+from training.models.neural import (
+    Batches,
+    BestNetwork,
+    Negatives,
+    Optimiser,
+    Table,
+    softmax_loss,
+)
 from training.models.stopping import EarlyStopping, TimeBudget
 from training.ties import runs, tie_hash
 
@@ -338,7 +345,7 @@ class TwoTower:
         optimiser = Optimiser(self._towers, self.rate, self.decay, len(batches))
         count = np.asarray(train.sum(axis=0), np.float32).ravel()
         negatives = Negatives(count, self.sample, generator)
-        budget = TimeBudget(self.seconds)
+        budget, best = TimeBudget(self.seconds), BestNetwork(self._towers, stopping)
         while budget.allows(self.epochs):
             for user, item in batches.epoch(generator):
                 users = self._towers.users(user, *self._past(user, item, generator))
@@ -347,8 +354,10 @@ class TwoTower:
                 positive = self._towers.pair_logits(users, item)
                 optimiser.step(softmax_loss(logits, positive, item, sampled))
             self._freeze()
-            if stopping is not None and stopping.over(budget.epochs):
+            if best.over(budget.epochs, self._towers):
                 break
+        self._towers = best.network
+        self._freeze()
 
     def _past(
         self, user: Tensor, item: Tensor, generator: torch.Generator
