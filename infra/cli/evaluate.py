@@ -144,7 +144,9 @@ def search(
         )
     best = answer["best"]
     count = f"best of {answer['trials']} ({answer['pruned']} pruned)"
-    emit(answer, as_json, f"{count}: {best['params']}, {best['metrics']}")
+    verdict = "better than" if answer["preferred"] else "not better, beyond the seed, than"
+    verdict = f"{verdict} the current settings (margin {answer['margin']:.4f})"
+    emit(answer, as_json, f"{count}: {best['params']}, {best['metrics']}; {verdict}")
 
 
 @als_app.command("engines")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -35,6 +36,7 @@ def test_every_trial_is_a_nested_run_with_its_metrics(
 ) -> None:
     answer = search(settings, evaluation, AlsSearch(trials=3))
     assert answer["trials"] == 3
+    assert_preference(answer)
     registry = MlflowRegistry(settings)
     runs = registry.client.search_runs(
         [registry.experiment()], f"tags.mlflow.parentRunId = '{answer['run']}'"
@@ -49,6 +51,15 @@ def test_every_trial_is_a_nested_run_with_its_metrics(
     assert registry.client.get_run(answer["run"]).data.metrics["best.ndcg_at_10"] == pytest.approx(
         best
     )
+
+
+def assert_preference(answer: dict[str, Any]) -> None:
+    """The best settings are preferred if they beat the current ones by more than the seed does."""
+    scores = answer["current_seed_scores"]
+    assert len(set(scores)) == 3, "each seed gives another model"
+    assert answer["margin"] == pytest.approx(2 * np.std(scores, ddof=1))
+    best = answer["best"]["metrics"]["ndcg@10"]
+    assert answer["preferred"] is bool(best > np.mean(scores) + answer["margin"])
 
 
 def test_a_killed_search_resumes(settings: Settings, evaluation: AlsEvaluation) -> None:
@@ -85,6 +96,7 @@ def test_a_trial_far_behind_the_others_is_pruned(
         study.tell(trial, 2.0)
     reported: list[tuple[int, str]] = []
     answer = search(settings, evaluation, AlsSearch(trials=7), lambda *line: reported.append(line))
+    assert answer["preferred"], "an impossible score is beyond every seed"
     assert answer["pruned"] == 2
     assert [(done, line.split(":")[1].split(" (")[0]) for done, line in reported] == [
         (6, " pruned"),

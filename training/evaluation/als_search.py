@@ -5,14 +5,16 @@ reads   a dataset (training/evaluation/reviews.py), or parquet <home>/etl/<versi
 writes  sqlite  <home>/optuna.db: the study, which a later call of the same name continues
         mlflow  a run for the study, in it a nested run per trial with its settings and metrics
 
-A trial is pruned if, after a few passes, it is behind the median of the trials before it.
+A trial is pruned if, after a few passes, it is behind the median of the trials before it. The best
+settings are preferred to the current ones if they beat their mean over three seeds by two standard
+deviations.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +23,7 @@ import optuna
 from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.model import Model
 from afterclick.settings import Settings
-from training.config import AlsConfig
+from training.config import AlsConfig, ModelConfig
 from training.evaluation import list_metrics, scorers
 from training.evaluation.measure import FullRanking, answer
 from training.interactions import Interactions
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("returning", "live")
 OBJECTIVE = "ndcg@10"
+_SPREAD_SEEDS = 3
+_SPREADS = 2.0
 ReportTrial = Callable[[int, str], None]
 """Receives the number of finished trials and a line about the newest one."""
 
@@ -175,7 +179,22 @@ def search(
         study.optimize(objective, n_trials=remaining, timeout=extent.seconds)
     registry.metrics(objective.parent, {f"best.{OBJECTIVE}": study.best_value})
     registry.finish(objective.parent)
-    return _summary(study)
+    return _summary(study) | _preference(study, settings, evaluation)
+
+
+def _preference(
+    study: optuna.Study, settings: Settings, evaluation: AlsEvaluation
+) -> dict[str, Any]:
+    """Whether the best settings beat the current ones by more than the seed does."""
+    current = ModelConfig.of(settings.training).als
+    scores = study.user_attrs.get("current_seed_scores") or [
+        evaluation.metrics(implicit_als(evaluation.known, config), config)[OBJECTIVE]
+        for config in (replace(current, seed=current.seed + n) for n in range(_SPREAD_SEEDS))
+    ]
+    study.set_user_attr("current_seed_scores", scores)
+    margin = float(_SPREADS * np.std(scores, ddof=1))
+    preferred = study.best_value > np.mean(scores) + margin
+    return {"current_seed_scores": scores, "margin": margin, "preferred": bool(preferred)}
 
 
 @dataclass(frozen=True)
