@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import NormalDist
 
+import numpy as np
+
 from afterclick.arrays import Float64Array
 
 DIMENSIONS = 4
@@ -42,7 +44,7 @@ def drawn_factors(item_id: str) -> Factors:
 def of_length_one(vector: Float64Array) -> Float64Array:
     """(DIMENSIONS,) a shopper's factors: the direction of a normal draw."""
     length = float((vector**2).sum()) ** 0.5
-    return vector / max(length, 1e-12)
+    return np.asarray(vector / max(length, 1e-12))
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ class VectorModel:
         if policy is Policy.CONTENT and model.content is not None:
             user, search = _content_user(model.content, state), loaded.content_search
             if user is not None and search is not None:
-                known = model.content.any(axis=1)
+                known = np.asarray(model.content.any(axis=1))
                 return cls(_CONTENT, user, model.content, known, 0.0, search)
         return None
 

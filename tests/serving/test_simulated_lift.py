@@ -40,7 +40,7 @@ def publish_model(settings: Settings, data: Reviews) -> None:
     ranker = RankerConfig(cuts=1, horizon_days=40, queries=2000, rounds=60)
     config = ModelConfig(AlsConfig(rank=16), ranker=ranker, towers=None)
     trainer = ModelTrainer(config, data.texts, implicit_als)
-    model, text = trainer.fit(data.rows, VERSION).model, trainer.fit_ranker(data.rows).text
+    model, text = trainer.fit(data.log, VERSION).model, trainer.fit_ranker(data.log).text
 
     def fill(folder: Path) -> None:
         model.save(folder)
@@ -58,10 +58,10 @@ def publish_model(settings: Settings, data: Reviews) -> None:
 
 
 def publish_reviews(settings: Settings, data: Reviews) -> None:
-    rows = data.rows
+    log = data.log
     producer = Producer({"bootstrap.servers": settings.kafka.bootstrap, "enable.idempotence": True})
-    for n, (user, item, time_ms) in enumerate(zip(rows.user, rows.item, rows.time_ms, strict=True)):
-        user_id, item_id = str(rows.user_ids[user]), str(rows.item_ids[item])
+    for n, (user, item, time_ms) in enumerate(zip(log.user, log.item, log.time_ms, strict=True)):
+        user_id, item_id = str(log.user_ids[user]), str(log.item_ids[item])
         event = events.interaction_event(
             Interaction(user_id=user_id, item_id=item_id, action=Action.REVIEW),
             event_id=events.stable_id("shop", n),
