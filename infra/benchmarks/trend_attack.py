@@ -20,7 +20,7 @@ from functools import cached_property
 import numpy as np
 
 from afterclick.arrays import Float64Array, IndexArray, Int64Array
-from afterclick.quarantine import QuarantineLimits, apply_limits
+from afterclick.quarantine import ESTABLISHED_DAYS, QuarantineLimits, apply_limits
 from afterclick.trends import DAY_MS
 from infra.benchmarks.harness import Figures
 from training.event_log import EventLog
@@ -194,26 +194,13 @@ def attack_trends(
     split: EvaluationSplit, cuts: Sequence[int], attacks: Sequence[Attack], seed: int
 ) -> Figures:
     """`tuned` and `unseen` moments: a row without an attack and one per attack, each without and
-    with guards; `worst`: the moments and attacks at which the guards do worst."""
+    with guards, and the worst outcome with guards."""
     moments = [TrendMoment.of(split, cut) for cut in sorted(cuts)]
     groups = {
         "tuned": [moment for moment in moments if moment.tuned],
         "unseen": [moment for moment in moments if not moment.tuned],
     }
-    figures = {name: _group(group, attacks, seed) for name, group in groups.items() if group}
-    guarded = [
-        {"moments": name} | row
-        for name, group in figures.items()
-        for row in group["rows"]
-        if row["guards"] and row["share"]
-    ]
-    return {
-        **figures,
-        "worst": {
-            "target_gain": max(guarded, key=lambda row: row["target_gain"]),
-            "ndcg_change": min(guarded, key=lambda row: row["worst_moment"]["ndcg_change"]),
-        },
-    }
+    return {name: _group(group, attacks, seed) for name, group in groups.items() if group}
 
 
 def _group(moments: Sequence[TrendMoment], attacks: Sequence[Attack], seed: int) -> Figures:
@@ -232,7 +219,24 @@ def _group(moments: Sequence[TrendMoment], attacks: Sequence[Attack], seed: int)
         "moments": [moment.day for moment in moments],
         "attacks": ATTACKS_PER_MOMENT * len(moments),
         "reviews": sum(int(moment.chosen.sum()) for moment in moments),
+        "worst": _worst(rows),
         "rows": rows,
+    }
+
+
+def _worst(rows: Sequence[Figures]) -> Figures:
+    """The largest gain and the largest loss of quality with guards, by the age of the accounts."""
+    guarded = [row for row in rows if row["guards"] and row["share"]]
+    aged = [row for row in guarded if row["aged_days"] >= ESTABLISHED_DAYS]
+    groups = {"new_accounts": [row for row in guarded if row not in aged], "aged_accounts": aged}
+    return {
+        name: {
+            "target_gain": max(row["target_gain"] for row in group),
+            "ndcg_change": min(row["ndcg_change"] for row in group),
+            "moment_ndcg_change": min(row["worst_moment"]["ndcg_change"] for row in group),
+        }
+        for name, group in groups.items()
+        if group
     }
 
 
