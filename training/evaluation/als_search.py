@@ -186,7 +186,7 @@ def _preference(
     study: optuna.Study, settings: Settings, evaluation: AlsEvaluation
 ) -> dict[str, Any]:
     """Whether the best settings beat the current ones by more than the seed does."""
-    current = ModelConfig.of(settings.training).als
+    current = ModelConfig.of(settings).als
     scores = study.user_attrs.get("current_seed_scores") or [
         evaluation.metrics(implicit_als(evaluation.known, config), config)[OBJECTIVE]
         for config in (replace(current, seed=current.seed + n) for n in range(_SPREAD_SEEDS))
