@@ -82,6 +82,27 @@ class Badge(StrEnum):
     """First seen in the last month, or since the model was trained."""
 
 
+class Metric(StrEnum):
+    """What an experiment compares: one value per user, over the first `days` since their first
+    list."""
+
+    CONVERSION = "conversion"
+    """1 for a user with a purchase, else 0; the mean is the share of buyers."""
+    CLICKS = "clicks_per_user"
+    """The user's clicks."""
+
+
+class Decision(StrEnum):
+    """What an experiment shows about an arm, compared with the control."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    OPEN = "open"
+    """Nothing yet: users are missing."""
+    UNDECIDED = "undecided"
+    """Nothing at the planned size: a change as large as planned is unlikely."""
+
+
 class ApiModel(BaseModel):
     """Base of every response."""
 
@@ -154,7 +175,7 @@ class AssignedArm(ApiModel):
     name: str
     arm: str
     fallback: Annotated[str | None, SOMETIMES] = Field(
-        None, description="Why the arm's model did not make the list."
+        None, description="Why the arm's options did not make the list."
     )
 
 
@@ -325,22 +346,33 @@ class Estimate(ApiModel):
 
 
 class ArmResults(ApiModel):
-    """One arm. Differences are to the first arm, the control, which has none."""
+    """One arm. The first one is the control; differences are to it. Actions count from a user's
+    first list on, for `days` days, whatever list they name."""
 
     name: str
     policy: str
     share: float = Field(description="Planned share of the users in the experiment.")
-    users: int
-    lists: int
-    clicked: int = Field(description="Lists with a click, like, basket or purchase.")
+    users: int = Field(description="Users who were shown a list.")
+    lists: int = Field(description="Lists shown to them.")
+    fallback_lists: int = Field(
+        description="Of these, lists that the arm's options could not make; their users count."
+    )
     clicks: int
-    buyers: int
-    purchased: int = Field(description="Lists with a purchase.")
-    ctr: Estimate = Field(description="Clicked lists / lists.")
-    conversion: Estimate = Field(description="Buyers / users.")
-    ctr_difference: Estimate | None
-    ctr_p_value: float | None
-    conversion_difference: Estimate | None
+    buyers: int = Field(description="Users with a purchase.")
+    purchases: int
+    conversion: float = Field(description="Buyers / users.")
+    clicks_per_user: float
+    clicks_per_list: float
+    difference: Estimate | None = Field(
+        description="Of the experiment's metric, to the control; the intervals of all arms hold "
+        "together and at all looks. Null while it cannot be estimated."
+    )
+    p_value: float | None = Field(
+        description="Always-valid p-value of the difference, adjusted for the number of arms (Holm)"
+    )
+    decision: Decision | None = Field(
+        description="By the p-value; null for the control and after a sample ratio mismatch."
+    )
 
 
 class SampleRatio(ApiModel):
@@ -355,6 +387,12 @@ class Results(ApiModel):
 
     name: str
     running: bool
+    metric: Metric
+    days: int
+    planned_users: int = Field(description="Users that each arm needs by the plan.")
+    counted_until: AwareDatetime | None = Field(
+        description="Actions are counted up to here; null before the first."
+    )
     level: float
     arms: tuple[ArmResults, ...]
     sample_ratio: SampleRatio
@@ -412,7 +450,8 @@ class ReactionRow(ApiModel):
 
     source: Tier
     model_version: str | None
-    lists: int
+    sent: int = Field(description="Lists answered by REST or pushed.")
+    lists: int = Field(description="Lists shown: answered, or pushed and reported as seen.")
     reacted: int = Field(
         description="Lists with a click, like, basket or purchase that names them."
     )

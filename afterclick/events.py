@@ -103,7 +103,8 @@ class ShownItem(Payload):
 
 
 class Impression(Payload):
-    """A list shown to a user; feedback refers to its id."""
+    """A list that a user was shown: answered by REST, or pushed and reported as seen. Feedback
+    refers to its id."""
 
     impression_id: Id
     user_id: Id
@@ -113,6 +114,8 @@ class Impression(Payload):
     policy: str | None = None
     experiment: str | None = None
     arm: str | None = None
+    fallback: bool | None = None
+    """True: the options of the arm could not make this list."""
 
 
 class Item(Payload):

@@ -176,7 +176,7 @@ class Metrics:
             self._measure_freshness(change, now_ms)
 
     def on_list(self, source: str, degraded: bool, reduced: bool, cached: bool) -> None:
-        """Count a list that was shown."""
+        """Count a list that was sent."""
         if reduced:
             self.reduced.inc()
         if cached:

@@ -16,6 +16,7 @@ from typing import Protocol
 import orjson
 from confluent_kafka import Message
 
+from afterclick.api import Policy
 from afterclick.arrays import Json
 from afterclick.events import Action
 from afterclick.io.background import BackgroundLoop
@@ -31,6 +32,7 @@ from serving.control.rules import RuleBook
 from serving.control.store import Database
 from serving.control.users import UserDirectory
 from serving.control.write_behind import WriteBehind
+from serving.events.experiment_counts import SETTLE_S, ExperimentCounter
 from serving.events.feedback import AckTimeouts, FeedbackLog
 from serving.events.reactions import ImpressionLog, ReactionCounter, ShownList
 from serving.live_stats import LiveStats
@@ -38,7 +40,7 @@ from serving.monitoring import EventLoopLag, Metrics
 from serving.problems import BODY_S
 from serving.push import Hub, cause_of
 from serving.recommender import Recommender, RecommenderConfig
-from serving.request import RecommendationRequest
+from serving.request import Options, RecommendationRequest
 from serving.response_cache import ImpressionCache, Recommendation
 from serving.state.history import OnlineStore
 from serving.state.item_catalogue import Catalogue, TextSearch
@@ -61,6 +63,8 @@ class ServingTimings:
     """How often a WebSocket retries a list made without history or model."""
     reauthenticate_s: float = 5.0
     """How often a WebSocket checks that its key or token is still valid."""
+    settle_s: float = SETTLE_S
+    """How long after a reaction experiments count it."""
 
 
 class Background(Protocol):
@@ -128,15 +132,15 @@ class Service:
         self.hub, self.metrics = Hub(), Metrics()
         self.feedback = FeedbackLog(settings.kafka, self.timings.ack)
         self.impressions = ImpressionLog(settings.kafka)
-        self.reactions, self.shown = ReactionCounter(), ImpressionCache()
+        self.reactions, self.sent = ReactionCounter(), ImpressionCache()
+        self.counter = ExperimentCounter(settings.kafka, self.database, self.timings.settle_s)
         self.stats = LiveStats(settings, self.feed, self.snapshots, self.hub, self.metrics)
 
     def _connect(self) -> None:
         """Connect the parts to each other."""
         self.control.on_rules = self.snapshots.wake
         self.control.on_models = self.models.request
-        self.control.counts = self.reactions
-        parts = (self.control, self.reactions, self.users, self.copy, self.requests)
+        parts = (self.control, self.users, self.copy, self.requests)
         self._background: tuple[Background, ...] = (
             self.feed,
             self.item_reader,
@@ -145,13 +149,13 @@ class Service:
             self.snapshots,
             self.feedback,
             self.impressions,
+            self.counter,
             WriteBehind(self.database, parts),
             BackgroundLoop("live-stats", self._broadcast_stats, LIVE_STATS_S),
         )
         dropped: dict[str, Callable[[], int]] = {
             "impressions": lambda: self.impressions.dropped,
             "live_messages": lambda: self.hub.dropped,
-            "experiment_counts": lambda: self.reactions.pending.dropped,
         }
         self.metrics.observe(
             "afterclick_dropped", "Dropped for lack of room in a buffer.", "what", dropped
@@ -185,23 +189,46 @@ class Service:
 
     async def recommend(self, request: RecommendationRequest) -> Json:
         """A list as JSON; counted and logged as shown, unless it is a preview."""
-        request, assigned = self._assign(self._with_interests(request))
-        recommendation = await self.recommender.recommend(request)
-        if assigned is not None:
-            recommendation.body["experiment"] = self._experiment(assigned, recommendation)
         if request.preview:
-            return {**recommendation.body, "impression_id": None}
-        self._record(recommendation, request.user_id, assigned)
+            return {**(await self._make(request)).body, "impression_id": None}
+        recommendation = await self.push(request)
+        self.on_shown(recommendation)
         return recommendation.body
+
+    async def push(self, request: RecommendationRequest) -> Recommendation:
+        """A list to send. It counts as shown only with `on_shown`, when the user has seen it."""
+        recommendation = await self._make(request)
+        body = recommendation.body
+        self.metrics.on_list(
+            body["source"], body["degraded"], body["reduced"], recommendation.cached
+        )
+        self.reactions.on_sent(body["source"], body["model_version"])
+        self.sent.put(recommendation)
+        return recommendation
+
+    def on_shown(self, recommendation: Recommendation) -> None:
+        """Count and log a list that the user has seen."""
+        body, count = recommendation.body, recommendation.rendered.count
+        self.reactions.on_impression(
+            ShownList(body["impression_id"], body["source"], body["model_version"], count)
+        )
+        self.impressions.append(recommendation)
 
     def on_feedback(self, impression_id: str | None, item_id: str, action: Action) -> None:
         """Count a reaction to an item of a list that was shown."""
-        rank = self.shown.rank(impression_id, item_id)
+        rank = self.sent.rank(impression_id, item_id)
         self.reactions.on_feedback(impression_id, action, rank)
 
     def on_changes(self, changes: Sequence[StateChange]) -> None:
         """Forward state changes from their reader's thread to the event loop."""
         self._call_in_loop(lambda: self._deliver(changes))
+
+    async def _make(self, request: RecommendationRequest) -> Recommendation:
+        request, assigned = self._assign(self._with_interests(request))
+        recommendation = await self.recommender.recommend(request)
+        if assigned is not None:
+            recommendation.body["experiment"] = self._experiment(assigned, recommendation)
+        return recommendation
 
     def _with_interests(self, request: RecommendationRequest) -> RecommendationRequest:
         """Add the interests that the user named, if the request names none."""
@@ -219,31 +246,21 @@ class Service:
 
     def _experiment(self, assigned: Assigned, recommendation: Recommendation) -> Json:
         experiment = {"name": assigned.experiment, "arm": assigned.arm}
-        model = assigned.options.model
-        if model is not None and recommendation.body["model_version"] != model:
-            experiment["fallback"] = f"model {model}: {self.models.unavailable_reason(model)}"
-        return experiment
+        fallback = self._fallback(assigned.options, recommendation)
+        return experiment | ({"fallback": fallback} if fallback else {})
 
-    def _record(
-        self, recommendation: Recommendation, user_id: str, assigned: Assigned | None
-    ) -> None:
-        """Count and log a list that is shown."""
-        body, shown = recommendation.body, recommendation.rendered
-        self.metrics.on_list(
-            body["source"], body["degraded"], body["reduced"], recommendation.cached
-        )
-        self.reactions.on_impression(
-            ShownList(
-                body["impression_id"],
-                user_id,
-                body["source"],
-                body["model_version"],
-                shown.count,
-                assigned,
-            )
-        )
-        self.impressions.append(recommendation)
-        self.shown.put(recommendation)
+    def _fallback(self, options: Options, recommendation: Recommendation) -> str | None:
+        """Why a list was not made with the options of its arm; None if it was."""
+        body = recommendation.body
+        if options.model is not None and body["model_version"] != options.model:
+            return f"model {options.model}: {self.models.unavailable_reason(options.model)}"
+        if body["degraded"]:
+            return "the user's history is unavailable"
+        model = self.snapshots.of(options.model).loaded.model
+        needed = {Policy.ALS: "factors", Policy.TWO_TOWER: "towers"}.get(options.policy)
+        if needed and getattr(model, needed, None) is None:
+            return f"the model has no {needed}"
+        return None
 
     def _on_items(self, messages: Sequence[Message]) -> None:
         self.copy.take(self.catalogue.read(messages))

@@ -9,13 +9,14 @@ writes  http       POST /feedback
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from urllib.parse import urlencode
 
 import orjson
 import structlog
 from pydantic import ValidationError
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.client import backoff
 from websockets.exceptions import ConnectionClosed, InvalidURI
 
@@ -49,7 +50,11 @@ class ShopClient(AsyncClient):
         )
 
 
-async def messages(url: str, headers: Mapping[str, str]) -> AsyncIterator[Json | None]:
+async def messages(
+    url: str,
+    headers: Mapping[str, str],
+    on_open: Callable[[ClientConnection], None] = lambda socket: None,
+) -> AsyncIterator[Json | None]:
     """JSON messages from `url`; None each time the connection is lost. Reconnects with back-off."""
     sockets = connect(
         url,
@@ -63,6 +68,7 @@ async def messages(url: str, headers: Mapping[str, str]) -> AsyncIterator[Json |
     async for socket in sockets:
         try:
             async with socket:
+                on_open(socket)
                 async for raw in socket:
                     yield orjson.loads(raw)
         except (ConnectionClosed, ValueError) as error:
@@ -79,24 +85,37 @@ def _retry(error: Exception) -> Exception | None:
     return error if isinstance(error, InvalidURI) else None
 
 
-async def pushed_lists(
-    client: ShopClient, user_id: str, n: int, interests: tuple[str, ...] = ()
-) -> AsyncIterator[PushedList | None]:
-    """The user's list each time it changes; None each time the connection is lost."""
-    query = [
-        ("user_id", user_id),
-        ("n", str(n)),
-        *(("interests", interest) for interest in interests),
-    ]
-    url = f"{_websocket_url(client.url)}/ws/recommendations?{urlencode(query)}"
-    async for message in messages(url, client.headers):
-        if message is None:
-            yield None
-        elif message.get("type") == "recommendations":
-            try:
-                yield PushedList.model_validate(message)
-            except ValidationError as error:
-                log.warning("invalid pushed list", error=str(error))
+class ListFeed:
+    """A user's lists as the API pushes them."""
+
+    def __init__(
+        self, client: ShopClient, user_id: str, n: int, interests: tuple[str, ...] = ()
+    ) -> None:
+        query = [("user_id", user_id), ("n", str(n)), *(("interests", i) for i in interests)]
+        self._url = f"{_websocket_url(client.url)}/ws/recommendations?{urlencode(query)}"
+        self._headers = client.headers
+        self._socket: ClientConnection | None = None
+
+    async def lists(self) -> AsyncIterator[PushedList | None]:
+        """The list each time it changes; None each time the connection is lost."""
+        async for message in messages(self._url, self._headers, self._on_open):
+            if message is None:
+                yield None
+            elif message.get("type") == "recommendations":
+                try:
+                    yield PushedList.model_validate(message)
+                except ValidationError as error:
+                    log.warning("invalid pushed list", error=str(error))
+
+    async def report_seen(self, impression_id: str) -> None:
+        """Tell the API that the user has seen a list; not if the connection was lost."""
+        if self._socket is not None:
+            with suppress(ConnectionClosed):
+                seen = {"type": "seen", "impression_id": impression_id}
+                await self._socket.send(orjson.dumps(seen).decode())
+
+    def _on_open(self, socket: ClientConnection) -> None:
+        self._socket = socket
 
 
 async def live_messages(client: ShopClient) -> AsyncIterator[Json | None]:

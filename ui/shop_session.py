@@ -115,7 +115,7 @@ class ShopSession:
             self._add(UserAction(event.event_id, event.action, event.item_id, title))
 
     async def preview(self) -> Recommendations:
-        """The current list. The list that the feed pushes a moment later counts as shown."""
+        """The current list. The list that the feed pushes a moment later counts once it is seen."""
         return await self._client.preview(self.user_id, self.list_length, self.interests)
 
     async def seed_history(self) -> None:
@@ -141,7 +141,7 @@ class ShopSession:
         """Send an action to the API. On an error, marks the action as failed and raises."""
         done = UserAction(event_id or new_id(), action, item_id, self.title(item_id), token)
         self._add(done)
-        from_list = self.shown and not event_id and action != UNDO
+        from_list = not event_id and action != UNDO
         try:
             accepted = await self._client.feedback(
                 self.user_id,
@@ -149,7 +149,7 @@ class ShopSession:
                 action,
                 event_id=done.event_id,
                 session_id=self.session_id,
-                impression_id=self.shown.impression_id if self.shown and from_list else None,
+                impression_id=self.impression_id or None if from_list else None,
             )
             done.position = accepted.position
         except Exception:
@@ -164,6 +164,11 @@ class ShopSession:
             (a for a in self.timeline if a.event_id == event_id and a.can_be_undone), None
         )
         return await self.act(action.item_id, UNDO, token) if action else None
+
+    @property
+    def impression_id(self) -> str:
+        """Of the current list; "" for a preview."""
+        return (self.shown.impression_id if self.shown else None) or ""
 
     @property
     def last_action(self) -> UserAction | None:

@@ -99,6 +99,8 @@ def watch_snippet(api: Endpoint, user_id: str) -> Snippet:
         f"    async with connect({url!r}{headers}) as socket:\n"
         "        async for message in socket:\n"
         "            pushed = json.loads(message)\n"
-        "            print(pushed['cause'], [item['item_id'] for item in pushed['items']])\n\n\n"
+        "            print(pushed['cause'], [item['item_id'] for item in pushed['items']])\n"
+        "            seen = {'type': 'seen', 'impression_id': pushed['impression_id']}\n"
+        "            await socket.send(json.dumps(seen))  # now it counts as shown\n\n\n"
         "asyncio.run(main())\n",
     )

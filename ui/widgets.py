@@ -290,7 +290,7 @@ class CardGrid(VueElement, component="components/card_grid.js"):
         on_undo: Undo | None = None,
         hint: str = "",
     ) -> None:
-        super().__init__(hint=hint, cards=[], undo="", stamps={})
+        super().__init__(hint=hint, cards=[], undo="", stamps={}, impression="")
         self._listen("act", lambda args: on_act(args["item_id"], args["action"], args["token"]))
         self._listen("open", lambda args: on_open(args["item_id"]))
         if on_why:
@@ -298,14 +298,25 @@ class CardGrid(VueElement, component="components/card_grid.js"):
         if on_undo:
             self._listen("undo", lambda args: on_undo(args["event_id"], args["token"]))
 
+    def on_seen(self, handle: Callable[[str], Any]) -> None:
+        """Call `handle(impression_id)` when a list is on the screen of a visible page, once."""
+        self._listen("seen", lambda args: handle(args["impression_id"]))
+
     def prepare(
-        self, stamps_ms: Mapping[str, float], cause: str, undo: str, undo_title: str
+        self,
+        impression_id: str,
+        stamps_ms: Mapping[str, float],
+        cause: str,
+        undo: str,
+        undo_title: str,
     ) -> None:
         """Set what the next `show` sends along.
 
-        `stamps_ms`: when its event passed each stage (the browser adds its own); `cause`: as in
-        `you liked Canon EOS Rebel`; `undo`: event id that the undo button undoes, "" for no button.
+        `impression_id`: of the list, "" for a preview; `stamps_ms`: when its event passed each
+        stage (the browser adds its own); `cause`: as in `you liked Canon EOS Rebel`; `undo`: event
+        id that the undo button undoes, "" for no button.
         """
+        self._props["impression"] = impression_id
         self._props["stamps"] = {**stamps_ms, "shown": time.time() * 1000}
         self._props["cause"] = cause
         self._props["undo"] = undo

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Self
 
 import stamina
@@ -79,6 +80,21 @@ class KafkaLog:
                 partition: OffsetRange(*_watermarks(consumer, partition, self._timeout_s))
                 for partition in self.partitions(*topics)
             }
+
+    def starts(self, ranges: OffsetRanges, since: datetime) -> dict[TopicPartition, int]:
+        """The first offset of each range that was written at or after `since`, else its end."""
+        from confluent_kafka import TopicPartition as Moment
+
+        since_ms = round(since.timestamp() * 1000)
+        with self._connected() as consumer:
+            found = consumer.offsets_for_times(
+                [Moment(*partition, since_ms) for partition in ranges], timeout=self._timeout_s
+            )
+        offsets = {TopicPartition(at.topic, at.partition): at.offset for at in found}
+        return {
+            partition: offsets[partition] if offsets[partition] >= 0 else span.end
+            for partition, span in ranges.items()
+        }
 
     def read(self, ranges: Mapping[TopicPartition, OffsetRange]) -> Iterator[Message]:
         """The records of these ranges, in order within each partition."""

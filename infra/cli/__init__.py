@@ -15,6 +15,7 @@ from infra.cli import (
     control,
     data,
     evaluate,
+    experiment_commands,
     ingest,
     simulate,
     stack,
@@ -33,7 +34,7 @@ GROUPS = {
     "dlq": stream.dlq_app,
     "db": control.db_app,
     "rules": control.rules_app,
-    "experiments": control.experiments_app,
+    "experiments": experiment_commands.experiments_app,
     "api-key": control.keys_app,
 }
 FLAT = (stack.app, stream.app, train.app, evaluate.app, simulate.app)

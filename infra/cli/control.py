@@ -1,6 +1,6 @@
-"""`afterclick rules`, `experiments`, `api-key`, `db`: the control plane, through the API.
+"""`afterclick rules`, `api-key`, `db`: the control plane, through the API.
 
-reads, writes  http  /rules, /experiments, /keys of AFTERCLICK_UI__API_URL, with
+reads, writes  http  /rules, /keys of AFTERCLICK_UI__API_URL, with
 AFTERCLICK_UI__API_KEY
                sql   the revision of the tables (`db`)
 """
@@ -19,19 +19,13 @@ import typer
 from infra.cli.output import AsJson, emit, table
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from afterclick.io.client import Client
     from serving.control.store import Database
 
 rules_app = typer.Typer(help="Business rules: boost, bury, pin, exclude.", no_args_is_help=True)
-experiments_app = typer.Typer(
-    help="A/B tests: their arms, users and results.", no_args_is_help=True
-)
 keys_app = typer.Typer(help="API keys, created and revoked at run time.", no_args_is_help=True)
 db_app = typer.Typer(help="The SQL tables of the API.", no_args_is_help=True)
 Note = Annotated[str, typer.Option(help="Why, for later readers.")]
-ExperimentName = Annotated[str, typer.Argument(help="The experiment's name.")]
 DATES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
 Json = dict[str, Any]
 RuleKind = Literal["boost", "bury", "pin", "exclude"]
@@ -49,7 +43,7 @@ class Scope(StrEnum):
 def list_rules(as_json: AsJson = False) -> None:
     """List every rule, the oldest first, and whether it is in force."""
     headings = ("rule", "action", "items", "from", "until", "in force", "note")
-    _list("rules", headings, _rule_row, as_json)
+    print_list("rules", headings, _rule_row, as_json)
 
 
 @rules_app.command("add")
@@ -93,60 +87,8 @@ def remove_rule(
 ) -> None:
     """Remove a rule."""
     with api() as client:
-        client.delete(_path("rules", rule_id))
+        client.delete(path_of("rules", rule_id))
     typer.echo(f"rule {rule_id} removed")
-
-
-@experiments_app.command("ls")
-def list_experiments(as_json: AsJson = False) -> None:
-    """List every experiment, the oldest first."""
-    headings = ("experiment", "arms", "traffic", "since", "until")
-    _list("experiments", headings, _experiment_row, as_json)
-
-
-@experiments_app.command("create")
-def create_experiment(
-    name: ExperimentName,
-    arm: Annotated[
-        list[str],
-        typer.Option(
-            help="NAME, or NAME:OPTION=VALUE,… with the options policy, share, model, explore, "
-            "draw, diversity and weights.PART; the first one is the control. Repeat."
-        ),
-    ],
-    traffic: Annotated[float, typer.Option(help="The share of users who take part.")] = 1.0,
-    note: Note = "",
-    as_json: AsJson = False,
-) -> None:
-    """Start an experiment, as in `create first --arm old:policy=popular --arm new:explore=0.1`."""
-    arms = [parse_arm(text) for text in arm]
-    draft = {"name": name, "arms": arms, "traffic": traffic, "note": note}
-    with api() as client:
-        experiment = client.post("/experiments", draft)
-    shown = "; ".join(f"{a['name']} {_options(a)}".strip() for a in experiment["arms"])
-    emit(experiment, as_json, f"{name} runs: {shown}")
-
-
-@experiments_app.command("stop")
-def stop_experiment(name: ExperimentName) -> None:
-    """End an experiment; its results remain."""
-    with api() as client:
-        client.post(_path("experiments", name) + "/stop", {})
-    typer.echo(f"{name} stopped")
-
-
-@experiments_app.command("show")
-def show_experiment(
-    name: ExperimentName,
-    level: Annotated[
-        float, typer.Option(min=0.5, max=0.9999, help="Confidence level of the intervals.")
-    ] = 0.95,
-    as_json: AsJson = False,
-) -> None:
-    """Show CTR and conversion with intervals, and the sample ratio check."""
-    with api() as client:
-        results = client.get(_path("experiments", name), level=level)
-    emit(results, as_json, lambda: _results_table(results))
 
 
 @keys_app.command("add")
@@ -182,14 +124,14 @@ def add_key(
 @keys_app.command("ls")
 def list_keys(as_json: AsJson = False) -> None:
     """List every key in SQL, the oldest first, including revoked ones; never the key itself."""
-    _list("keys", ("key", "scopes", "since", "revoked", "note"), _key_row, as_json)
+    print_list("keys", ("key", "scopes", "since", "revoked", "note"), _key_row, as_json)
 
 
 @keys_app.command("revoke")
 def revoke_key(name: Annotated[str, typer.Argument(help="The key's name, as in `ls`.")]) -> None:
     """Revoke a key: running APIs reject it within seconds."""
     with api() as client:
-        client.delete(_path("keys", name))
+        client.delete(path_of("keys", name))
     typer.echo(f"key {name} revoked")
 
 
@@ -234,24 +176,6 @@ def open_database(upgrade: bool = True) -> Database:
     return database
 
 
-def parse_arm(text: str) -> Json:
-    """`new:explore=0.1,weights.trend=2` as an arm. Raises BadInput."""
-    from afterclick.errors import BadInput
-
-    name, _, options = text.partition(":")
-    arm: Json = {"name": name}
-    for option in filter(None, options.split(",")):
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise BadInput(f"{option}: write OPTION=VALUE, as in policy=popular")
-        group, dot, part = key.partition(".")
-        if dot:
-            arm.setdefault(group, {})[part] = value
-        else:
-            arm[key] = value
-    return arm
-
-
 def _stored_key(draft: Json) -> Json:
     """Create a key through the API. Raises BadInput for a first key without the scope admin."""
     from afterclick.errors import BadInput
@@ -284,7 +208,7 @@ def _key_setting(draft: Json) -> Json:
     return {"key": key, **row, "setting": f"AFTERCLICK_SERVING__KEYS='{value}'"}
 
 
-def _list(
+def print_list(
     name: str, headings: tuple[str, ...], row: Callable[[Json], tuple[Any, ...]], as_json: bool
 ) -> None:
     """Print the entries of GET /`name`, a row for each."""
@@ -293,68 +217,22 @@ def _list(
     emit(answer, as_json, lambda: table(headings, map(row, answer[name])))
 
 
-def _path(collection: str, name: str) -> str:
+def path_of(collection: str, name: str) -> str:
     return f"/{collection}/{quote(name, safe='')}"
 
 
 def _rule_row(rule: Json) -> tuple[Any, ...]:
     value = rule["amount"] if rule["amount"] is not None else rule["position"]
     action = f"{rule['action']} {'' if value is None else f'{value:g}'}".strip()
-    times = (_minute(rule["starts"]), _minute(rule["ends"]))
+    times = (minute(rule["starts"]), minute(rule["ends"]))
     in_force = "yes" if rule["in_force"] else ""
     return rule["rule_id"], action, "\n".join(rule["query"]), *times, in_force, rule["note"]
 
 
-def _experiment_row(row: Json) -> tuple[Any, ...]:
-    arms = "\n".join(f"{a['name']} ({a['share']:g}): {_options(a)}" for a in row["arms"])
-    times = (_minute(row["created"]), _minute(row["stopped"]))
-    return row["name"], arms, f"{row['traffic']:.0%}", *times
-
-
 def _key_row(key: Json) -> tuple[Any, ...]:
-    times = (_minute(key["created"]), _minute(key["revoked"]))
+    times = (minute(key["created"]), minute(key["revoked"]))
     return key["name"], ", ".join(key["scopes"]), *times, key["note"]
 
 
-def _results_table(results: Json) -> Table:
-    ratio = results["sample_ratio"]
-    verdict = "broken: do not read the results" if ratio["broken"] else "as planned"
-    caption = f"split of users {verdict} (p = {ratio['p_value']:.3g})"
-    headings = ("users", "lists", "CTR", "difference", "p", "conversion", "difference")
-    return table(
-        ("arm", "policy", *headings),
-        map(_arm_row, results["arms"]),
-        f"{caption}; level {results['level']:g}",
-    )
-
-
-def _arm_row(arm: Json) -> tuple[Any, ...]:
-    p_value = arm["ctr_p_value"]
-    return (
-        arm["name"],
-        arm["policy"],
-        f"{arm['users']:,}",
-        f"{arm['lists']:,}",
-        _interval(arm["ctr"]),
-        _interval(arm["ctr_difference"], sign="+"),
-        None if p_value is None else f"{p_value:.3g}",
-        _interval(arm["conversion"]),
-        _interval(arm["conversion_difference"], sign="+"),
-    )
-
-
-def _options(arm: Json) -> str:
-    """An arm's options other than its name and share."""
-    rest = {name: value for name, value in arm.items() if name not in ("name", "share") and value}
-    return " ".join(f"{name}={value}" for name, value in rest.items())
-
-
-def _minute(time: str | None) -> str:
+def minute(time: str | None) -> str:
     return time[:16].replace("T", " ") if time else ""
-
-
-def _interval(estimate: dict[str, float] | None, sign: str = "") -> str:
-    if estimate is None:
-        return ""
-    value, low, high = (f"{estimate[name] * 100:{sign}.2f}" for name in ("value", "low", "high"))
-    return f"{value} % [{low}, {high}]"

@@ -25,19 +25,17 @@ from serving.control.api_keys import (
     read_keys,
     revoke_key,
 )
+from serving.control.experiment_results import read_counted_until, read_sums, results
 from serving.control.experiments import (
     Assignment,
     Experiment,
     ExperimentDraft,
     add_experiment,
     read_experiments,
-    read_sums,
-    results,
     stop_experiment,
 )
 from serving.control.rules import Rule, RuleBook, RuleDraft, add_rule, read_rules, remove_rule
 from serving.control.store import Database
-from serving.control.write_behind import Syncable
 
 log = structlog.get_logger()
 
@@ -58,8 +56,6 @@ class ControlPlane:
         self.on_rules: Callable[[], None] = lambda: None
         self.on_models: Callable[[Sequence[str]], None] = lambda versions: None
         """Called with the model versions that the arms of running experiments use."""
-        self.counts: Syncable | None = None
-        """Experiment counts to write before results are read."""
         self._lock = threading.Lock()
 
     @property
@@ -129,11 +125,10 @@ class ControlPlane:
     def results(self, name: str, level: float) -> Json:
         """Results so far, with intervals of `level`. Raises NotFound, Unavailable."""
         self.sync(self.database)
-        while self.counts is not None and self.counts.sync(self.database):
-            pass
         experiment = self.experiment(name)
         with self.database.begin() as connection:
-            return results(experiment, read_sums(connection, name), level)
+            counted_until = read_counted_until(connection)
+            return results(experiment, read_sums(connection, name), level, counted_until)
 
     def add_key(self, draft: KeyDraft) -> tuple[StoredKey, str]:
         """Create a key; its row and the key. Raises AlreadyThere, Unavailable."""

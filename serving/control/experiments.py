@@ -1,6 +1,6 @@
 """Experiments: a hash assigns each user to an arm; each arm makes lists with its own options.
 
-reads, writes  sql  experiments, experiment_users
+reads, writes  sql  experiments
 
 The hash covers the experiment's salt and the user id: a user stays in an arm, in every process,
 and experiments split users independently. A user is in at most one experiment: the oldest running
@@ -11,37 +11,28 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
-from sqlalchemy import Connection, case, func, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
-from afterclick.api import Policy, SamplingPolicy
+from afterclick.api import Metric, Policy, SamplingPolicy
 from afterclick.events import now
 from serving.control.rules import Name, Text
-from serving.control.significance import (
-    SRM_LIMIT,
-    Sums,
-    conversion,
-    conversion_difference,
-    ctr,
-    ctr_difference,
-    ctr_p_value,
-    sample_ratio_p_value,
-)
-from serving.control.store import experiment_users, readable
+from serving.control.significance import SequentialTest
 from serving.control.store import experiments as table
+from serving.control.store import readable
 from serving.request import Options
 
 Part = Literal["model", "history", "trend", "content", "base", "popularity"]
 Weight = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-
-_COUNTS = ("users", "lists", "clicked", "clicks", "buyers", "purchased")
-_DIFFERENCES = ("ctr_difference", "ctr_p_value", "conversion_difference")
+Users = Annotated[int, Field(ge=2, le=10**9)]
+Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 
 
 class Arm(BaseModel):
@@ -72,6 +63,46 @@ class Arm(BaseModel):
         return Options(self.policy, self.explore, self.draw, self.diversity, weights, self.model)
 
 
+class Plan(BaseModel):
+    """How many users an arm needs: `users`, or what they are to show, with power 80 %."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    users: Users | None = Field(None, description="Users per arm; computed if omitted.")
+    baseline: Positive | None = Field(None, description="The metric's value today.")
+    effect: Positive | None = Field(
+        None, description="The smallest change to detect, relative to `baseline`: 0.1 is 10 %."
+    )
+    deviation: Positive | None = Field(
+        None,
+        description="Standard deviation of the metric over users; of `conversion` it is known.",
+    )
+
+    def users_per_arm(self, metric: Metric, comparisons: int) -> int:
+        """`users`, or their number by the rest. Raises ValueError where it is not determined."""
+        if self.users is not None:
+            return self.users
+        if self.baseline is None or self.effect is None:
+            raise ValueError("the plan needs `users`, or `baseline` and `effect`")
+        variances = self._variances(metric, self.baseline, self.effect)
+        test = SequentialTest(1, comparisons)
+        users = test.users_for(variances, self.baseline * self.effect)
+        if not 2 <= users <= 10**9:
+            raise ValueError(f"the plan needs {users:,} users per arm: choose another `effect`")
+        return users
+
+    def _variances(self, metric: Metric, baseline: float, effect: float) -> float:
+        """Of control and arm, summed."""
+        if self.deviation is not None:  # it grows with the mean, as for counts of varied users
+            return self.deviation**2 * (1 + (1 + effect) ** 2)
+        if metric is not Metric.CONVERSION:
+            raise ValueError(f"the plan of {metric} needs `users`, or also `deviation`")
+        rates = (baseline, baseline * (1 + effect))
+        if rates[1] >= 1:
+            raise ValueError("conversion is a share: raised by `effect` it must stay below 1")
+        return sum(rate * (1 - rate) for rate in rates)
+
+
 class ExperimentDraft(BaseModel):
     """A new experiment. The first arm is the control."""
 
@@ -80,12 +111,22 @@ class ExperimentDraft(BaseModel):
         frozen=True,
         json_schema_extra={
             "examples": [
-                {"name": "blend", "arms": [{"name": "old", "policy": "popular"}, {"name": "new"}]}
+                {
+                    "name": "blend",
+                    "metric": "conversion",
+                    "plan": {"baseline": 0.05, "effect": 0.1},
+                    "arms": [{"name": "old", "policy": "popular"}, {"name": "new"}],
+                }
             ]
         },
     )
 
     name: Name
+    metric: Metric = Field(description="What decides; one value per user.")
+    plan: Plan
+    days: Annotated[int, Field(ge=1, le=30)] = Field(
+        7, description="Days from a user's first list on in which their actions count."
+    )
     arms: Annotated[list[Arm], Field(min_length=2, max_length=10)]
     traffic: Annotated[float, Field(ge=0.001, le=1, allow_inf_nan=False)] = Field(
         1.0, description="Share of the users in the experiment."
@@ -97,6 +138,7 @@ class ExperimentDraft(BaseModel):
     def _names_differ(self) -> Self:
         if len({arm.name for arm in self.arms}) < len(self.arms):
             raise ValueError("two arms have the same name")
+        self.plan.users_per_arm(self.metric, len(self.arms) - 1)
         return self
 
 
@@ -111,7 +153,20 @@ class Experiment(ExperimentDraft):
     def of(cls, draft: ExperimentDraft) -> Experiment:
         """An experiment that starts now."""
         salt = draft.salt or secrets.token_hex(8)
-        return cls(**draft.model_dump(exclude={"salt"}), salt=salt, created=now())
+        users = draft.plan.users_per_arm(draft.metric, len(draft.arms) - 1)
+        plan = draft.plan.model_copy(update={"users": users})
+        rest = draft.model_dump(exclude={"salt", "plan"})
+        return cls(**rest, plan=plan, salt=salt, created=now())
+
+    @property
+    def test(self) -> SequentialTest:
+        """The test of the primary metric."""
+        comparisons = len(self.arms) - 1
+        return SequentialTest(self.plan.users_per_arm(self.metric, comparisons), comparisons)
+
+    def counts_at(self, moment: datetime) -> bool:
+        """Whether a user's actions may still count."""
+        return self.stopped is None or moment < self.stopped + timedelta(days=self.days)
 
     def arm_of(self, user_id: str) -> Arm | None:
         """The user's arm; None outside the traffic."""
@@ -185,62 +240,3 @@ def stop_experiment(connection: Connection, name: str) -> bool:
     """Stop an experiment; False if none of this name was running."""
     running = (table.c.name == name) & table.c.stopped.is_(None)
     return bool(connection.execute(update(table).where(running).values(stopped=now())).rowcount)
-
-
-def read_sums(connection: Connection, experiment: str) -> dict[str, Sums]:
-    """Arm → sums over its users, of all processes."""
-    counts = experiment_users.c
-    lists, clicked = counts.lists, counts.clicked
-    columns = {
-        "users": func.count(),
-        "buyers": func.sum(case((counts.purchased > 0, 1), else_=0)),
-        "lists": func.sum(lists),
-        "clicked": func.sum(clicked),
-        "clicks": func.sum(counts.clicks),
-        "purchased": func.sum(counts.purchased),
-        "lists_squared": func.sum(lists * lists),
-        "clicked_squared": func.sum(clicked * clicked),
-        "lists_clicked": func.sum(lists * clicked),
-    }
-    labelled = [column.label(name) for name, column in columns.items()]
-    of_experiment = counts.experiment == experiment
-    query = select(counts.arm, *labelled).where(of_experiment).group_by(counts.arm)
-    rows = connection.execute(query).mappings()
-    return {row["arm"]: Sums(**{name: int(row[name]) for name in columns}) for row in rows}
-
-
-def results(experiment: Experiment, sums: Mapping[str, Sums], level: float) -> dict[str, Any]:
-    """Per arm the metrics with intervals of `level`; the first arm is the control."""
-    by_arm = [sums.get(arm.name, Sums()) for arm in experiment.arms]
-    shares = [arm.share for arm in experiment.arms]
-    p_value = sample_ratio_p_value([arm.users for arm in by_arm], shares)
-    controls = [None, *[by_arm[0]] * (len(by_arm) - 1)]
-    return {
-        "name": experiment.name,
-        "running": experiment.stopped is None,
-        "level": level,
-        "arms": [
-            {
-                "name": arm.name,
-                "policy": arm.options.label,
-                "share": arm.share / sum(shares),
-                **_arm_results(arm_sums, control, level),
-            }
-            for arm, arm_sums, control in zip(experiment.arms, by_arm, controls, strict=True)
-        ],
-        "sample_ratio": {"p_value": p_value, "broken": p_value < SRM_LIMIT},
-    }
-
-
-def _arm_results(sums: Sums, control: Sums | None, level: float) -> dict[str, Any]:
-    counts = {name: getattr(sums, name) for name in _COUNTS}
-    rates = {"ctr": asdict(ctr(sums, level)), "conversion": asdict(conversion(sums, level))}
-    if control is None:
-        return counts | rates | dict.fromkeys(_DIFFERENCES)
-    return {
-        **counts,
-        **rates,
-        "ctr_difference": asdict(ctr_difference(control, sums, level)),
-        "ctr_p_value": ctr_p_value(control, sums),
-        "conversion_difference": asdict(conversion_difference(control, sums, level)),
-    }

@@ -1,13 +1,20 @@
-"""Confidence intervals and tests for experiments.
+"""Confidence sequences, tests and sample sizes for experiments.
 
-Users are assigned to arms, so users are the independent unit, not their lists:
+Users are assigned to arms, so users are the independent unit: a metric has one value per user, and
+its variance is taken over users, never over lists.
 
-- CTR, clicked lists / lists, is a ratio of sums over users: variance by the delta method (Deng,
-  Knoblich and Lu, KDD 2018), normal interval.
-- Conversion, buyers / users: Wilson's interval (1927); for the difference of two Newcombe's hybrid
-  score interval (1998, method 10).
+- Difference of means: an asymptotic confidence sequence with Robbins' normal mixture boundary
+  (Waudby-Smith et al., Annals of Statistics 52(6), 2024; Howard et al., Annals of Statistics 49(2),
+  2021). It covers the true difference at all looks together, so looking daily and stopping early do
+  not raise the error rate.
+- Always-valid p-value: the inverse of the mixture likelihood ratio (mSPRT; Johari et al.,
+  Operations Research 70(3), 2022). It is at most α exactly where the interval of level 1 − α
+  excludes 0.
+- Several arms: p-values by Holm (1979), intervals by Bonferroni.
 - Sample ratio mismatch: Pearson's chi-square of users per arm against the planned shares. Below
   `SRM_LIMIT` the split is broken and the results are invalid (Fabijan et al., KDD 2019).
+
+Written out: `scipy.stats` takes a second to import, and every API process would pay for it.
 """
 
 from __future__ import annotations
@@ -16,28 +23,35 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Final
 
 from scipy.special import chdtrc
 
-SRM_LIMIT = 0.001
+SRM_LIMIT: Final = 0.001
+LEVEL: Final = 0.95
+"""Confidence level that plans are made for, and the default of results."""
+POWER: Final = 0.8
+MIN_USERS: Final = 30
+"""Users in each arm below which a difference is not computed: the limits are asymptotic."""
 
 
 @dataclass(frozen=True)
-class Sums:
-    """Sums over the users of one arm; x is a user's lists, y the clicked ones."""
+class Sample:
+    """One metric over the users of one arm."""
 
-    users: int = 0
-    buyers: int = 0
-    lists: int = 0
-    clicked: int = 0
-    clicks: int = 0
-    purchased: int = 0
-    lists_squared: int = 0
-    """Σ x²"""
-    clicked_squared: int = 0
-    """Σ y²"""
-    lists_clicked: int = 0
-    """Σ x·y"""
+    users: int
+    mean: float
+    variance: float
+    """Over users, unbiased; 0 for fewer than two users."""
+
+    @classmethod
+    def of(cls, users: int, total: float, squares: float) -> Sample:
+        """From the sum and the sum of squares of the users' values."""
+        if not users:
+            return cls(0, 0.0, 0.0)
+        mean = total / users
+        deviations = max(squares - users * mean * mean, 0.0)
+        return cls(users, mean, deviations / (users - 1) if users > 1 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -49,55 +63,76 @@ class Interval:
     high: float
 
 
-def ctr(sums: Sums, level: float) -> Interval:
-    """Clicked lists / lists."""
-    value, spread = _ratio(sums), _z(level) * math.sqrt(_variance(sums))
-    return Interval(value, max(value - spread, 0.0), min(value + spread, 1.0))
+@dataclass(frozen=True)
+class SequentialTest:
+    """Compares arms with the control at any number of looks.
 
-
-def ctr_difference(control: Sums, arm: Sums, level: float) -> Interval:
-    """CTR of the arm minus CTR of the control."""
-    value = _ratio(arm) - _ratio(control)
-    spread = _z(level) * math.sqrt(_variance(arm) + _variance(control))
-    return Interval(value, max(value - spread, -1.0), min(value + spread, 1.0))
-
-
-def ctr_p_value(control: Sums, arm: Sums) -> float:
-    """P(|difference| at least as large | equal CTR), two-sided."""
-    deviation = math.sqrt(_variance(arm) + _variance(control))
-    if not deviation:
-        return 1.0
-    return 2.0 * NormalDist().cdf(-abs(_ratio(arm) - _ratio(control)) / deviation)
-
-
-def conversion(sums: Sums, level: float) -> Interval:
-    """Buyers / users."""
-    return wilson(sums.buyers, sums.users, level)
-
-
-def conversion_difference(control: Sums, arm: Sums, level: float) -> Interval:
-    """Conversion of the arm minus conversion of the control."""
-    old, new = conversion(control, level), conversion(arm, level)
-    value = new.value - old.value
-    return Interval(
-        value,
-        value - math.hypot(new.value - new.low, old.high - old.value),
-        value + math.hypot(new.high - new.value, old.value - old.low),
-    )
-
-
-def wilson(successes: int, trials: int, level: float) -> Interval:
-    """Wilson's score interval of a proportion; 0 to 1 without trials.
-
-    Written out: `scipy.stats` takes a second to import, and every API process would pay for it.
+    The boundary is narrowest, in standard errors, when each arm has `planned` users; it is fixed
+    at creation, as the theory requires. `comparisons`: arms other than the control.
     """
-    if not trials:
-        return Interval(0.0, 0.0, 1.0)
-    z, share = _z(level), successes / trials
-    shrink = 1 + z * z / trials
-    middle = (share + z * z / (2 * trials)) / shrink
-    half = z / shrink * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
-    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+    planned: int
+    comparisons: int = 1
+
+    def difference(self, control: Sample, arm: Sample, level: float) -> Interval | None:
+        """Mean of the arm minus mean of the control; None while it cannot be estimated.
+
+        The intervals of all arms cover together with probability `level`, at all looks.
+        """
+        error = _standard_error(control, arm)
+        if error is None:
+            return None
+        value = arm.mean - control.mean
+        alpha = (1 - level) / self.comparisons
+        spread = error * boundary(self._information(control, arm), alpha, self._tuning)
+        return Interval(value, value - spread, value + spread)
+
+    def p_value(self, control: Sample, arm: Sample) -> float:
+        """Always-valid: P(it is ever at most α | equal means) ≤ α. 1 while it is unknown."""
+        error = _standard_error(control, arm)
+        if error is None:
+            return 1.0
+        z, v = (arm.mean - control.mean) / error, self._tuning * self._information(control, arm)
+        return min(1.0, math.exp((math.log1p(v) - z * z * v / (1 + v)) / 2))
+
+    def users_for(self, variances: float, effect: float) -> int:
+        """Users per arm that detect a difference of `effect` with probability `POWER`.
+
+        `variances`: the sum of both arms' variances. Normal approximation at the planned size;
+        looks before it only add power.
+        """
+        alpha = (1 - LEVEL) / self.comparisons
+        standard_errors = boundary(1.0, alpha, self._tuning) + NormalDist().inv_cdf(POWER)
+        return math.ceil(standard_errors**2 * variances / effect**2)
+
+    @property
+    def _tuning(self) -> float:
+        """ρ² t* of the mixture: minimises the boundary at the planned size for `LEVEL`
+        (Waudby-Smith et al., appendix B.2)."""
+        log = -2 * math.log((1 - LEVEL) / self.comparisons)
+        return log + math.log1p(log)
+
+    def _information(self, control: Sample, arm: Sample) -> float:
+        """Share of the planned users: harmonic mean of both arms, by the plan."""
+        return 2 / (1 / control.users + 1 / arm.users) / self.planned
+
+
+def boundary(information: float, alpha: float, tuning: float) -> float:
+    """Standard errors that a mean stays within at all looks, with probability 1 − `alpha`.
+
+    `information`: users so far, by the planned users; `tuning`: ρ² t* of the mixture.
+    """
+    v = tuning * information
+    return math.sqrt((1 + 1 / v) * (math.log1p(v) - 2 * math.log(alpha)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: rejecting those at most α errs for any of them with probability α."""
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def sample_ratio_p_value(users: Sequence[int], shares: Sequence[float]) -> float:
@@ -110,22 +145,9 @@ def sample_ratio_p_value(users: Sequence[int], shares: Sequence[float]) -> float
     return float(chdtrc(len(users) - 1, chi_square))
 
 
-def _ratio(sums: Sums) -> float:
-    return sums.clicked / sums.lists if sums.lists else 0.0
-
-
-def _variance(sums: Sums) -> float:
-    """Of the ratio Σy / Σx: the variance of y − R·x over users, divided by n · mean(x)²."""
-    n = sums.users
-    if n < 2 or not sums.lists:
-        return 1.0  # unknown
-    ratio = _ratio(sums)
-    # the mean of y − R·x is 0 by the choice of R
-    squares = (
-        sums.clicked_squared - 2 * ratio * sums.lists_clicked + ratio * ratio * sums.lists_squared
-    )
-    return max(squares, 0.0) / (n - 1) / n / (sums.lists / n) ** 2
-
-
-def _z(level: float) -> float:
-    return NormalDist().inv_cdf((1 + level) / 2)
+def _standard_error(control: Sample, arm: Sample) -> float | None:
+    """Of the difference of means; None with too few users or before any two differ."""
+    if min(control.users, arm.users) < MIN_USERS:
+        return None
+    variance = control.variance / control.users + arm.variance / arm.users
+    return math.sqrt(variance) if variance > 0 else None

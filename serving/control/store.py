@@ -251,6 +251,9 @@ experiments = Table(
     "experiments",
     metadata,
     Column("name", String(64), primary_key=True),
+    Column("metric", String(32), nullable=False),
+    Column("plan", JSON, nullable=False),
+    Column("days", Integer, nullable=False),
     Column("salt", String(64), nullable=False),
     Column("traffic", Float, nullable=False),
     Column("arms", JSON, nullable=False),
@@ -265,11 +268,23 @@ experiment_users = Table(
     Column("experiment", String(64), primary_key=True),
     Column("user_id", String(128), primary_key=True),
     Column("arm", String(64), nullable=False),
+    Column("first_shown", UtcDateTime, nullable=False),
     Column("lists", BigInteger, nullable=False),
-    Column("clicked", BigInteger, nullable=False),
+    Column("fallback_lists", BigInteger, nullable=False),
     Column("clicks", BigInteger, nullable=False),
-    Column("purchased", BigInteger, nullable=False),
+    Column("purchases", BigInteger, nullable=False),
+    Index(None, "user_id"),
 )
+
+experiment_progress = Table(
+    "experiment_progress",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
+    Column("positions", JSON, nullable=False),
+    Column("counted_until", UtcDateTime),
+)
+"""One row: how far the log is counted."""
 
 request_log = Table(
     "request_log",

@@ -1,4 +1,4 @@
-"""Write impressions and count reactions: CTR by source, model and rank, and per experiment.
+"""Write impressions, and count reactions of this process: by source, model and rank.
 
 writes  topic  impressions
 
@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import orjson
 from cachetools import FIFOCache
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from sqlalchemy import Connection
 
 from afterclick import events
 from afterclick.events import IMPRESSION_TYPE, Action
 from afterclick.settings import KafkaSettings
-from serving.control.experiments import Assigned
-from serving.control.store import Database, insert_into
-from serving.control.store import experiment_users as table
-from serving.control.write_behind import PendingRows
 from serving.response_cache import Recommendation
 
 SOURCE = "/serving"
@@ -94,6 +88,8 @@ def encode(answer: Recommendation) -> bytes:
     experiment = body.get("experiment")
     if experiment is not None:
         impression |= {"experiment": experiment["name"], "arm": experiment["arm"]}
+        if "fallback" in experiment:
+            impression["fallback"] = True
     return orjson.dumps(
         {
             "specversion": "1.0",
@@ -109,29 +105,14 @@ def encode(answer: Recommendation) -> bytes:
 
 
 MAX_OPEN: Final = 50_000
-MAX_PENDING: Final = 100_000
-"""Users whose counts may wait for SQL."""
 REACTIONS: Final = frozenset({Action.CLICK, Action.LIKE, Action.BASKET, Action.PURCHASE})
-
-
-class ExperimentCounts(NamedTuple):
-    """Increments of one user's counts in an experiment."""
-
-    arm: str
-    lists: int = 0
-    clicked: int = 0
-    clicks: int = 0
-    purchased: int = 0
-
-    def merge(self, more: ExperimentCounts) -> ExperimentCounts:
-        sums = (mine + other for mine, other in zip(self[1:], more[1:], strict=True))
-        return ExperimentCounts(self.arm, *sums)
 
 
 @dataclass
 class ImpressionStats:
     """Of one source and model: lists, lists reacted to, items in them, clicks on items."""
 
+    sent: int = 0
     lists: int = 0
     reacted: int = 0
     items: int = 0
@@ -142,33 +123,29 @@ class ShownList(NamedTuple):
     """A list that was shown."""
 
     impression_id: str
-    user_id: str
     source: str
     model_version: str | None
     items: int
-    assigned: Assigned | None = None
 
 
 @dataclass(slots=True)
 class _OpenImpression:
-    user_id: str
     stats: ImpressionStats
-    assigned: Assigned | None
-    clicked: bool = False
-    purchased: bool = False
+    reacted: bool = False
 
 
 class ReactionCounter:
-    """Counts on the event loop; `sync` is for the write-behind thread."""
+    """Counts since the process started. Event loop only."""
 
     def __init__(self, max_open: int = MAX_OPEN) -> None:
-        self.pending = PendingRows[tuple[str, str], ExperimentCounts](
-            MAX_PENDING, ExperimentCounts.merge
-        )
         self._open: FIFOCache[str, _OpenImpression] = FIFOCache(max_open)
         self._stats = defaultdict[tuple[str, str], ImpressionStats](ImpressionStats)
         self._lengths: Counter[int] = Counter()
         self._clicks_by_rank: Counter[int] = Counter()
+
+    def on_sent(self, source: str, model_version: str | None) -> None:
+        """Count a list that was answered or pushed."""
+        self._stats[source, model_version or ""].sent += 1
 
     def on_impression(self, shown: ShownList) -> None:
         """Count a list that was shown."""
@@ -176,9 +153,7 @@ class ReactionCounter:
         stats.lists += 1
         stats.items += shown.items
         self._lengths[shown.items] += 1
-        opened = _OpenImpression(shown.user_id, stats, shown.assigned)
-        self._open[shown.impression_id] = opened
-        self._count(opened, lists=1)
+        self._open[shown.impression_id] = _OpenImpression(stats)
 
     def on_feedback(
         self, impression_id: str | None, action: Action, rank: int | None = None
@@ -187,23 +162,16 @@ class ReactionCounter:
         opened = self._open.get(impression_id or "")
         if opened is None or action not in REACTIONS:
             return
-        click, purchase = action is Action.CLICK, action is Action.PURCHASE
+        click = action is Action.CLICK
         opened.stats.clicks += click
-        opened.stats.reacted += not opened.clicked
+        opened.stats.reacted += not opened.reacted
+        opened.reacted = True
         if click and rank is not None:
             self._clicks_by_rank[rank] += 1
-        self._count(
-            opened,
-            clicked=int(not opened.clicked),
-            clicks=int(click),
-            purchased=int(purchase and not opened.purchased),
-        )
-        opened.clicked = True
-        opened.purchased |= purchase
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per source and model, the most shown first."""
-        ordered = sorted(self._stats.items(), key=lambda entry: -entry[1].lists)
+        ordered = sorted(self._stats.items(), key=lambda entry: (-entry[1].lists, -entry[1].sent))
         return [
             {"source": source, "model_version": model or None, **vars(stats)}
             for (source, model), stats in ordered
@@ -216,26 +184,3 @@ class ReactionCounter:
             shown += self._lengths[rank]
             rows.append({"place": rank, "shown": shown, "clicks": self._clicks_by_rank[rank - 1]})
         return rows[::-1]
-
-    def sync(self, database: Database) -> bool:
-        """Add a batch of counts to SQL. Raises Unavailable; no count is lost."""
-        return self.pending.flush(database, _increment)
-
-    def _count(self, opened: _OpenImpression, **counts: int) -> None:
-        if opened.assigned is not None:
-            key = (opened.assigned.experiment, opened.user_id)
-            self.pending.add(key, ExperimentCounts(opened.assigned.arm, **counts))
-
-
-def _increment(connection: Connection, batch: Mapping[tuple[str, str], ExperimentCounts]) -> None:
-    """Upsert in the order of the keys, the same in every process: no deadlocks."""
-    insert = insert_into(connection, table)
-    added: dict[str, Any] = {
-        name: table.c[name] + insert.excluded[name] for name in ExperimentCounts._fields[1:]
-    }
-    upsert = insert.on_conflict_do_update(index_elements=["experiment", "user_id"], set_=added)
-    rows = [
-        {"experiment": experiment, "user_id": user_id, **counts._asdict()}
-        for (experiment, user_id), counts in sorted(batch.items())
-    ]
-    connection.execute(upsert, rows)

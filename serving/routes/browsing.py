@@ -32,7 +32,7 @@ UserId = Annotated[Id, Path(examples=["bob"])]
 @router.get("/explain/{impression_id}", tags=["lists"], **responses(api.Recommendations, 404))
 async def explain(service: ServiceDep, impression_id: Annotated[Id, Path()]) -> Response:
     """A recent list as it was shown, with the contributions to its scores."""
-    body = service.shown.get(impression_id)
+    body = service.sent.get(impression_id)
     if body is None:
         raise NotFound("no such impression in this process; see the impressions topic")
     return json_response(body)

@@ -18,6 +18,7 @@ from serving.control.api_keys import KeyDraft
 from serving.control.auth import MAX_TOKEN_S, new_token
 from serving.control.experiments import Experiment, ExperimentDraft
 from serving.control.rules import Name, Rule, RuleDraft
+from serving.control.significance import LEVEL
 from serving.problems import ApiError
 from serving.routes.fast_route import ServiceDep, json_response, responses
 
@@ -51,7 +52,7 @@ class ResultsQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     level: Annotated[float, Field(ge=0.5, le=0.9999, allow_inf_nan=False)] = Field(
-        0.95, description="Confidence level of the intervals."
+        LEVEL, description="Confidence level of the intervals and decisions."
     )
 
 
@@ -117,7 +118,10 @@ async def list_experiments(service: ServiceDep) -> Response:
 async def create_experiment(
     service: ServiceDep, body: Annotated[ExperimentDraft, Body()]
 ) -> Response:
-    """Start an experiment: its users get the lists of their arm."""
+    """Start an experiment: its users get the lists of their arm.
+
+    It names the metric that decides and how many users it needs.
+    """
     experiment = await asyncio.to_thread(service.control.create_experiment, body)
     return json_response(experiment.model_dump(), 201)
 
@@ -126,7 +130,10 @@ async def create_experiment(
 async def experiment_results(
     service: ServiceDep, name: ExperimentName, query: Annotated[ResultsQuery, Query()]
 ) -> Response:
-    """Results so far: CTR and conversion with intervals, and the sample ratio check."""
+    """Results so far: the difference of each arm to the control, and what it shows.
+
+    Intervals and decisions are valid whenever they are read.
+    """
     return json_response(await asyncio.to_thread(service.control.results, name, query.level))
 
 

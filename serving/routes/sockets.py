@@ -1,7 +1,9 @@
 """The WebSocket routes.
 
 /ws/recommendations?user_id=U  the user's list, and a new one after each event of the user, or once
-                               a history or model that the last list lacked is available
+                               a history or model that the last list lacked is available. The client
+                               sends {"type": "seen", "impression_id": …} when the user has seen a
+                               list: only then it counts as shown.
 /ws/live                       a sample of all events, and statistics once a second
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -23,6 +26,7 @@ from afterclick.arrays import Json
 from afterclick.state import StateChange
 from serving.push import Watcher, cause_of
 from serving.request import RecommendationRequest
+from serving.response_cache import Recommendation
 from serving.routes.fast_route import QueryReader
 from serving.routes.queries import RecommendationQuery
 from serving.routes.recommendations import request_of
@@ -33,7 +37,9 @@ router = APIRouter()
 SEND_TIMEOUT_S = 10.0
 INVALID = 1008
 MAX_MESSAGES_PER_S = 20
-"""Messages a client may send; they are ignored."""
+"""Messages a client may send, other than reports of its own lists; more close the connection."""
+MAX_UNSEEN = 8
+"""Pushed lists of a connection that may still be reported as seen: the newest ones."""
 PROTOCOL = "afterclick"
 """The subprotocol that a browser offers next to its token, and that the API selects."""
 _QUERY = QueryReader(RecommendationQuery)
@@ -65,7 +71,7 @@ async def push_recommendations(socket: WebSocket) -> None:
     watcher = service.hub.watch(user_id)
     pushes = _Pushes(service, socket, request_of(service, query), watcher)
     try:
-        await _until_closed(socket, pushes.run)
+        await _until_closed(socket, pushes.run, pushes.on_message)
     finally:
         service.hub.unwatch(watcher)
 
@@ -97,6 +103,7 @@ class _Pushes:
         self._service, self._socket = service, socket
         self._request, self._watcher = request, watcher
         self._cause: Json | None = None
+        self._unseen: OrderedDict[str, Recommendation] = OrderedDict()
 
     async def run(self) -> None:
         """Push the list, then again after each change; changes in between are coalesced.
@@ -123,7 +130,11 @@ class _Pushes:
     async def _push(self) -> _Lacks:
         """Push the current list; returns what it lacks."""
         has_model = bool(self._service.snapshots.current.loaded.version)
-        body = await self._service.recommend(self._request)
+        recommendation = await self._service.push(self._request)
+        body = recommendation.body
+        self._unseen[body["impression_id"]] = recommendation
+        if len(self._unseen) > MAX_UNSEEN:
+            self._unseen.popitem(last=False)
         if self._cause is not None:
             self._cause["stamps_ms"]["pushed"] = time.time() * 1000
         message = {"type": "recommendations", "cause": self._cause, **body}
@@ -131,6 +142,18 @@ class _Pushes:
         if body["degraded"]:
             return _Lacks.HISTORY
         return _Lacks.NOTHING if has_model else _Lacks.MODEL
+
+    def on_message(self, text: str) -> bool:
+        """Count a list as shown, once, when the client reports it as seen; False for the rest."""
+        seen = None
+        with suppress(ValueError, TypeError, KeyError):
+            message = orjson.loads(text)
+            if message["type"] == "seen":
+                seen = self._unseen.pop(message["impression_id"])
+        if seen is None:
+            return False
+        self._service.on_shown(seen)
+        return True
 
     async def _next(self, lacks: _Lacks) -> tuple[StateChange, int] | None:
         """The next change; None once what the last list lacked is available."""
@@ -149,11 +172,15 @@ class _Pushes:
         return not preview["degraded"]
 
 
-async def _until_closed(socket: WebSocket, work: Callable[[], Awaitable[None]]) -> None:
+async def _until_closed(
+    socket: WebSocket,
+    work: Callable[[], Awaitable[None]],
+    on_message: Callable[[str], bool] = lambda text: False,
+) -> None:
     """Run `work` until it fails, the client leaves or stops reading, or its credentials expire."""
     task = asyncio.ensure_future(work())
     ends = (
-        asyncio.ensure_future(_disconnected(socket)),
+        asyncio.ensure_future(_disconnected(socket, on_message)),
         asyncio.ensure_future(_credentials_expired(socket)),
     )
     try:
@@ -169,7 +196,7 @@ async def _until_closed(socket: WebSocket, work: Callable[[], Awaitable[None]]) 
         await socket.close(next((code for code in codes if isinstance(code, int)), 1000))
 
 
-async def _disconnected(socket: WebSocket) -> int:
+async def _disconnected(socket: WebSocket, on_message: Callable[[str], bool]) -> int:
     """The close code, once the client disconnects or floods the connection."""
     began, count = time.monotonic(), 0
     while True:
@@ -178,7 +205,7 @@ async def _disconnected(socket: WebSocket) -> int:
             return 1000
         if time.monotonic() - began >= 1.0:
             began, count = time.monotonic(), 0
-        count += 1
+        count += not on_message(message.get("text") or "")
         if count > MAX_MESSAGES_PER_S:
             return INVALID
 

@@ -77,14 +77,20 @@ def test_an_invalid_rule_is_rejected_with_its_reason(command: Command) -> None:
 
 def test_an_experiment_is_created_listed_shown_and_stopped(command: Command) -> None:
     arms = ("--arm", "old:policy=popular,share=3", "--arm", "new:explore=0.1,weights.trend=2")
-    created = command("experiments", "create", "first", "--traffic", "0.5", "--json", *arms)
+    plan = ("--metric", "conversion", "--baseline", "0.05", "--effect", "0.1", "--days", "3")
+    options = ("--traffic", "0.5", "--json", *plan)
+    created = command("experiments", "create", "first", *options, *arms)
     first, second = json_of(created)["arms"]
     assert (first["policy"], first["share"]) == ("popular", 3.0)
     assert (second["explore"], second["weights"]) == (0.1, {"trend": 2.0})
     with pytest.raises(BadInput, match="already"):
-        command("experiments", "create", "first", "--arm", "a", "--arm", "b")
+        command("experiments", "create", "first", "--arm", "a", "--arm", "b", *plan)
     shown = json_of(command("experiments", "show", "first", "--json"))
     assert [arm["users"] for arm in shown["arms"]] == [0, 0]
+    assert [arm["decision"] for arm in shown["arms"]] == [None, "open"]
+    assert (shown["metric"], shown["days"]) == ("conversion", 3)
+    assert shown["planned_users"] == json_of(created)["plan"]["users"] > 50_000
+    assert f"{shown['planned_users']:,} users per arm" in command("experiments", "show", "first")
     assert shown["sample_ratio"]["broken"] is False
     listed = command("experiments", "ls")
     assert "first" in listed
@@ -106,7 +112,7 @@ def test_an_experiment_is_created_listed_shown_and_stopped(command: Command) -> 
 )
 def test_an_invalid_experiment_is_rejected(command: Command, arms: tuple[str, ...]) -> None:
     with pytest.raises(BadInput):
-        command("experiments", "create", "x", *arms)
+        command("experiments", "create", "x", "--metric", "conversion", "--users", "99", *arms)
 
 
 def test_the_first_key_needs_the_scope_admin_and_manages_the_others(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from serving.service import Service, ServingTimings
 from tests.server_thread import ServerThread
 from tests.waiting import PATIENCE_S, REDIS_S, wait_until
 
+SETTLE_S = 2.0
+"""Experiments count a reaction this soon: long after its impression, on one machine."""
 NEVER_SHED_MS = 1e6
 """Disables load shedding, so that a slow machine still returns full lists."""
 
@@ -32,6 +34,7 @@ class Running(ServerThread):
         timings: ServingTimings | None = None,
     ) -> None:
         serving = settings.serving.model_copy(update={"shed_after_ms": shed_after_ms})
+        timings = timings or ServingTimings(settle_s=SETTLE_S)
         config = config_of(settings.model_copy(update={"serving": serving}), timings)
         super().__init__(config, bind("127.0.0.1", port))
         self.ws = f"ws://127.0.0.1:{self.port}"

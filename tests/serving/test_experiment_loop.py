@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from ingest.simulation import Simulation, SimulationConfig
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
+from tests.serving.test_experiments import DECIDED_BY, TWO_ARMS
 from tests.waiting import wait_until
 
 KINDS, PER_KIND = 12, 20
@@ -23,7 +25,7 @@ CATALOGUE = [
     Item(item_id=f"i{n}", title=f"Item {n}", categories=("Everything", f"kind {n % KINDS}"))
     for n in range(KINDS * PER_KIND)
 ]
-EQUAL, BETTER = 0.999, 0.95
+EQUAL, LEVEL = 0.999, 0.95
 """Confidence levels: stricter for equal arms, so that a false alarm is rare."""
 VISITS = 10
 FEW, MANY = 160, 960
@@ -43,7 +45,9 @@ def mall(settings: Settings, api: Running, stream: MiniStream) -> Running:
 
 
 def experiment(api: Running, name: str, *arms: dict[str, Any]) -> None:
-    response = api.http.post("/experiments", json={"name": name, "salt": name, "arms": list(arms)})
+    plan = {"users": MANY // 2}
+    draft = {"name": name, "salt": name, "metric": "clicks_per_user", "plan": plan}
+    response = api.http.post("/experiments", json={**draft, "arms": list(arms)})
     assert response.status_code == 201, response.text
 
 
@@ -57,7 +61,15 @@ def shop_for(api: Running, run: str, shoppers: int = FEW, visits: int = VISITS) 
 
 
 def results(api: Running, name: str, level: float) -> dict[str, Any]:
-    return api.get(f"/experiments/{name}", level=level)
+    """The results with every action so far counted."""
+    now = events.now()
+
+    def complete() -> dict[str, Any] | None:
+        found = api.get(f"/experiments/{name}", level=level)
+        until = found["counted_until"]
+        return found if until and datetime.fromisoformat(until) > now else None
+
+    return wait_until(complete)
 
 
 def impressions(settings: Settings, name: str, count: int) -> list[ImpressionEvent]:
@@ -94,17 +106,19 @@ def test_the_better_arm_is_found_and_equal_arms_show_no_difference(
     assert equal["running"] is False
     assert equal["sample_ratio"]["broken"] is False
     assert sum(arm["lists"] for arm in equal["arms"]) == FEW * VISITS
-    difference = equal["arms"][1]["ctr_difference"]
+    difference = equal["arms"][1]["difference"]
     assert difference["low"] < 0 < difference["high"]
+    assert equal["arms"][1]["decision"] == "open"
 
-    found = results(mall, "a-b", BETTER)
+    found = results(mall, "a-b", LEVEL)
     assert found["sample_ratio"]["broken"] is False
     assert [arm["policy"] for arm in found["arms"]] == ["popular", "blend"]
-    assert found["arms"][0]["ctr_difference"] is None
+    assert found["arms"][0]["difference"] is None
     better = found["arms"][1]
-    assert better["ctr_difference"]["low"] > 0, found
-    assert better["ctr_p_value"] < 1 - BETTER
-    assert better["ctr"]["low"] < better["ctr"]["value"] < better["ctr"]["high"]
+    assert better["difference"]["low"] > 0, found
+    assert better["p_value"] < 1 - LEVEL
+    assert better["decision"] == "better"
+    assert better["clicks_per_user"] > found["arms"][0]["clicks_per_user"]
 
     logged = impressions(settings, "a-b", MANY * VISITS)
     arms = {(e.data.arm, e.data.policy) for e in logged}
@@ -122,9 +136,8 @@ def test_an_experiment_changes_lists_until_it_is_stopped(mall: Running) -> None:
     assert during["source"] == "popular"
     assert during["experiment"]["name"] == "popular-for-all"
     assert "experiment" not in mall.get("/recommendations", n=5), "no user, no experiment"
-    taken = mall.http.post(
-        "/experiments", json={"name": "popular-for-all", "arms": [{"name": "a"}, {"name": "b"}]}
-    )
+    again = {"name": "popular-for-all", **DECIDED_BY, "arms": TWO_ARMS}
+    taken = mall.http.post("/experiments", json=again)
     assert taken.status_code == 409
     mall.http.post("/experiments/popular-for-all/stop")
     assert mall.list_for("zoe", n=5, interests=["kind 3"])["source"] == "interests"

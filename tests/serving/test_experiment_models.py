@@ -12,11 +12,13 @@ from afterclick.settings import Settings
 from serving.state.loaded_models import MAX_EXTRA_MODELS, LoadedModel, ModelFeed, ModelStore
 from tests.serving import shop
 from tests.serving.running import Running, after
+from tests.serving.test_experiments import DECIDED_BY
 from tests.waiting import wait_until
 
 
 def create(api: Running, name: str, *arms: dict[str, Any]) -> httpx2.Response:
-    return api.http.post("/experiments", json={"name": name, "salt": name, "arms": list(arms)})
+    draft = {"name": name, "salt": name, **DECIDED_BY, "arms": list(arms)}
+    return api.http.post("/experiments", json=draft)
 
 
 def shown(api: Running, users: range = range(20)) -> dict[str, tuple[str, str | None]]:

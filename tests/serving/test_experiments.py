@@ -1,9 +1,10 @@
-"""Experiments: assignment to arms, and counts that are never lost."""
+"""Experiments: drafts and plans, assignment to arms, and rows in SQL."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,22 +14,17 @@ from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
 
 from afterclick.api import Policy
-from afterclick.errors import Unavailable
-from afterclick.events import Action
 from serving.control.experiments import (
-    Assigned,
     Assignment,
     Experiment,
     ExperimentDraft,
     add_experiment,
     bucket,
     read_experiments,
-    read_sums,
     stop_experiment,
 )
 from serving.control.significance import sample_ratio_p_value
 from serving.control.store import Database
-from serving.events.reactions import ReactionCounter, ShownList
 from serving.request import PLAIN, RecommendationRequest
 from tests.serving import shop
 from tests.serving.offline import Offline
@@ -40,11 +36,14 @@ _SHARES: tuple[dict[str, Any], ...] = (
 )
 
 
+DECIDED_BY: dict[str, Any] = {"metric": "clicks_per_user", "plan": {"users": 100}}
+
+
 def an_experiment(
     name: str = "e", salt: str = "salt", traffic: float = 1.0, **shares: Any
 ) -> Experiment:
     arms = [{"name": arm, "share": share} for arm, share in (shares or {"a": 1, "b": 1}).items()]
-    draft = {"name": name, "arms": arms, "salt": salt, "traffic": traffic}
+    draft = {"name": name, **DECIDED_BY, "arms": arms, "salt": salt, "traffic": traffic}
     return Experiment.of(ExperimentDraft.model_validate(draft))
 
 
@@ -120,12 +119,57 @@ def test_a_user_is_in_the_oldest_running_experiment_that_includes_them() -> None
 )
 def test_an_inconsistent_experiment_is_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        ExperimentDraft.model_validate(wrong)
+        ExperimentDraft.model_validate({**DECIDED_BY, **wrong})
+
+
+TWO_ARMS = [{"name": "a"}, {"name": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"plan": {"users": 100}}, "metric"),
+        ({"metric": "conversion"}, "plan"),
+        ({"metric": "ctr", "plan": {"users": 100}}, "metric"),
+        ({"metric": "conversion", "plan": {}}, "needs `users`, or `baseline` and `effect`"),
+        ({"metric": "conversion", "plan": {"baseline": 0.05}}, "`effect`"),
+        ({"metric": "conversion", "plan": {"baseline": 0.9, "effect": 0.2}}, "below 1"),
+        ({"metric": "conversion", "plan": {"baseline": 1e-9, "effect": 1e-6}}, "another `effect`"),
+        ({"metric": "clicks_per_user", "plan": {"baseline": 1, "effect": 0.1}}, "`deviation`"),
+        ({**DECIDED_BY, "days": 0}, "days"),
+        ({**DECIDED_BY, "days": 31}, "days"),
+    ],
+)
+def test_an_experiment_needs_a_metric_and_a_plan(wrong: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        ExperimentDraft.model_validate({"name": "e", "arms": TWO_ARMS, **wrong})
+
+
+def test_the_users_of_a_plan_are_computed_once_and_stored() -> None:
+    plan = {"baseline": 0.05, "effect": 0.1}
+    draft = {"name": "e", "metric": "conversion", "plan": plan, "arms": TWO_ARMS}
+    found = Experiment.of(ExperimentDraft.model_validate(draft))
+    # at a fixed horizon 31,234; looking at any time costs a factor of (3.035 + 0.842)² / 2.802²
+    assert found.plan.users == pytest.approx(31_234 * 1.915, rel=0.005)
+    assert (found.plan.baseline, found.plan.effect, found.days) == (0.05, 0.1, 7)
+    assert found.test.planned == found.plan.users
+    more = {**draft, "arms": [*TWO_ARMS, {"name": "c"}]}
+    assert Experiment.of(ExperimentDraft.model_validate(more)).test.planned > found.test.planned
+
+
+def test_actions_count_until_the_days_after_the_stop_are_over() -> None:
+    running = an_experiment()
+    later = running.created + timedelta(days=1000)
+    assert running.counts_at(later)
+    stopped = running.model_copy(update={"stopped": running.created})
+    assert stopped.counts_at(running.created + timedelta(days=6.9))
+    assert not stopped.counts_at(running.created + timedelta(days=7))
 
 
 def test_an_arm_defines_the_options_of_its_lists() -> None:
     draft = {
         "name": "e",
+        **DECIDED_BY,
         "arms": [
             {"name": "plain"},
             {
@@ -186,56 +230,4 @@ def test_experiments_are_read_back_from_sql_and_stopped_once(database_url: str) 
         assert not stop_experiment(connection, "one")
         assert not stop_experiment(connection, "three")
         assert [e.stopped is None for e in read_experiments(connection)] == [False, True]
-    database.close()
-
-
-A, B = Assigned("e", "a", PLAIN), Assigned("e", "b", PLAIN)
-
-
-def show(counter: ReactionCounter, impression_id: str, user_id: str, assigned: Assigned) -> None:
-    counter.on_impression(ShownList(impression_id, user_id, "trending", None, 3, assigned))
-
-
-def act(counter: ReactionCounter, prefix: str = "") -> None:
-    """Ann looks at three lists, clicks twice on one and buys there; Bob looks once."""
-    for n in range(3):
-        show(counter, f"{prefix}ann-{n}", "ann", A)
-    show(counter, f"{prefix}bob-0", "bob", B)
-    for action in (Action.CLICK, Action.CLICK, Action.PURCHASE, Action.PURCHASE, Action.SKIP):
-        counter.on_feedback(f"{prefix}ann-0", action)
-    counter.on_feedback("unknown", Action.CLICK)
-    counter.on_feedback(None, Action.CLICK)
-    counter.on_feedback(f"{prefix}bob-0", Action.SKIP)
-
-
-def test_counts_of_several_processes_add_up(database_url: str) -> None:
-    database = Database(database_url)
-    database.upgrade()
-    for prefix in ("1", "2"):
-        counter = ReactionCounter()
-        act(counter, prefix)
-        counter.sync(database)
-        counter.sync(database)  # writes no row twice
-    with database.begin() as connection:
-        sums = read_sums(connection, "e")
-    ann = sums["a"]
-    assert (ann.users, ann.lists, ann.clicked) == (1, 6, 2)
-    assert (ann.clicks, ann.buyers, ann.purchased) == (4, 1, 2)
-    assert (ann.lists_squared, ann.clicked_squared, ann.lists_clicked) == (36, 4, 12)
-    assert (sums["b"].users, sums["b"].lists, sums["b"].clicked) == (1, 2, 0)
-    database.close()
-
-
-def test_counts_that_cannot_be_written_wait_and_are_written_once(database_url: str) -> None:
-    down, database = Database("postgresql://user@127.0.0.1:1/absent"), Database(database_url)
-    database.upgrade()
-    counter = ReactionCounter()
-    act(counter)
-    for _ in range(2):
-        with pytest.raises(Unavailable):
-            counter.sync(down)
-    show(counter, "later", "ann", A)
-    counter.sync(database)
-    with database.begin() as connection:
-        assert read_sums(connection, "e")["a"].lists == 4
     database.close()

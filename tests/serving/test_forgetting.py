@@ -17,7 +17,15 @@ def test_the_rows_of_a_user_are_deleted_and_those_of_others_stay(
 ) -> None:
     database = Database(database_url)
     database.upgrade()
-    counts = {"experiment": "e", "arm": "a", "lists": 1, "clicked": 0, "clicks": 0, "purchased": 0}
+    counts = {
+        "experiment": "e",
+        "arm": "a",
+        "first_shown": datetime.now(UTC),
+        "lists": 1,
+        "fallback_lists": 0,
+        "clicks": 0,
+        "purchases": 0,
+    }
     escaped = quote(user_id, safe="")
     targets = [
         f"/recommendations?user_id={escaped}&n=3",

@@ -12,13 +12,15 @@ from tests.serving.running import Running
 
 
 def shown(impression_id: str) -> ShownList:
-    return ShownList(impression_id, "", "trending", None, 3)
+    return ShownList(impression_id, "trending", None, 3)
 
 
 def test_a_list_counts_one_reaction_for_any_number_of_clicks() -> None:
     counter = ReactionCounter()
     for impression_id in ("a", "b"):
+        counter.on_sent("trending", None)
         counter.on_impression(shown(impression_id))
+    counter.on_sent("trending", None)
     counter.on_feedback("a", Action.CLICK)
     counter.on_feedback("a", Action.CLICK)
     counter.on_feedback("b", Action.SKIP)
@@ -28,6 +30,7 @@ def test_a_list_counts_one_reaction_for_any_number_of_clicks() -> None:
         {
             "source": "trending",
             "model_version": None,
+            "sent": 3,
             "lists": 2,
             "reacted": 1,
             "items": 6,

@@ -29,7 +29,12 @@ BODIES: dict[str, dict[str, Any]] = {
     "/recommendations/batch": {"user_ids": ["ann"]},
     "/feedback": {"user_id": "ann", "item_id": "i", "action": "view"},
     "/rules": {"action": "exclude", "query": ["item:x"]},
-    "/experiments": {"name": "e", "arms": [{"name": "a"}, {"name": "b"}]},
+    "/experiments": {
+        "name": "e",
+        "metric": "conversion",
+        "plan": {"users": 100},
+        "arms": [{"name": "a"}, {"name": "b"}],
+    },
     "/tokens": {"user_id": "ann"},
     "/keys": {"name": "k"},
     "/users/{user_id}/interests": {"interests": ["x"]},

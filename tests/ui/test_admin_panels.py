@@ -38,7 +38,7 @@ from tests.serving.running import Running
 from tests.ui.conftest import answers
 from tests.ui.test_accessibility import violations
 from tests.waiting import PATIENCE_S, REDIS_S, wait_until
-from ui.pages.experiments_panel import interval
+from ui.pages.experiments_panel import figure
 
 EVENTS = 30
 # An `afterclick` command started by the console takes seconds to import, longer on a busy machine.
@@ -270,11 +270,13 @@ def test_experiments_show_their_arms_with_intervals_and_the_sample_ratio(
         {"name": "old", "policy": "popular"},
         {"name": "new", "policy": "als", "diversity": 0.2},
     ]
+    decided_by = {"metric": "clicks_per_user", "plan": {"users": 1000}}
     for draft in (
         {"name": "factors", "arms": arms, "note": "is ALS alone enough?"},
         {"name": "later", "arms": [{"name": "a"}, {"name": "b"}], "traffic": 0.25},
     ):
-        assert admin_stack.api.http.post("/experiments", json=draft).status_code == 201
+        created = admin_stack.api.http.post("/experiments", json={**draft, **decided_by})
+        assert created.status_code == 201
     for n in range(24):
         answer = admin_stack.api.list_for(f"tried-{n}", n=5)
         assert answer["experiment"]["name"] == "factors"
@@ -288,12 +290,20 @@ def test_experiments_show_their_arms_with_intervals_and_the_sample_ratio(
     expect(shown).to_contain_text("is ALS alone enough?")
     new = shown.locator('[data-arm="new"]')
     expect(new).to_contain_text("als diversity=0.2")
-    rows = {row["name"]: row for row in admin_stack.api.get("/experiments/factors")["arms"]}
-    assert sum(row["lists"] for row in rows.values()) == 24
+
+    def counted() -> dict[str, dict[str, Any]] | None:
+        rows = {row["name"]: row for row in admin_stack.api.get("/experiments/factors")["arms"]}
+        lists, clicks = (sum(row[name] for row in rows.values()) for name in ("lists", "clicks"))
+        return rows if (lists, clicks) == (24, 8) else None
+
+    rows = wait_until(counted)
     for name, row in rows.items():
         arm = shown.locator(f'[data-arm="{name}"]')
         expect(arm.locator('[data-figure="lists"]')).to_have_text(str(row["lists"]))
-        expect(arm.locator('[data-figure="ctr"]')).to_have_text(interval(row["ctr"]))
+        expect(arm.locator('[data-figure="mean"]')).to_have_text(
+            figure(row["clicks_per_user"], percent=False)
+        )
+    expect(shown.locator('[data-figure="plan"]')).to_contain_text("of 1,000 users")
     expect(shown.locator('[data-figure="ratio"]')).to_contain_text("Users are split as planned")
     expect(page.locator('[data-experiment="later"]')).to_contain_text("No users yet")
     assert violations(page) == []

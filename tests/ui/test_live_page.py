@@ -214,6 +214,24 @@ def test_the_comparison_does_not_count_as_shown(page: Page, shop: Shop) -> None:
     wait_until(lambda: lists() == before + 1, what="the shop's list is counted, once")
 
 
+def test_a_list_in_a_hidden_tab_counts_when_the_user_returns_to_it(page: Page, shop: Shop) -> None:
+    def rows() -> tuple[int, int]:
+        found = get(f"{shop.api_url}/exposure")["rows"]
+        return sum(row["sent"] for row in found), sum(row["lists"] for row in found)
+
+    page.add_init_script(
+        "window.tabState = 'hidden';"
+        "Object.defineProperty(document, 'visibilityState', {get: () => window.tabState});"
+    )
+    sent, lists = rows()
+    page.goto(f"{shop.url}/?user={new_shopper()}")
+    expect(page.locator(".ac-card").first).to_be_visible()
+    wait_until(lambda: rows()[0] == sent + 1, what="the list is sent")
+    assert rows() == (sent + 1, lists)
+    page.evaluate("tabState = 'visible'; document.dispatchEvent(new Event('visibilitychange'))")
+    wait_until(lambda: rows() == (sent + 1, lists + 1), what="the list is counted as seen")
+
+
 def test_pages_and_sockets_watch_lists_and_pages_share_one_live_connection(
     page: Page, shop: Shop
 ) -> None:

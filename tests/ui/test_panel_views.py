@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from ui.pages.admin_panels import (
     faults_view,
     models_view,
@@ -153,17 +151,20 @@ def estimate(low: float, high: float) -> dict[str, float]:
     return {"value": (low + high) / 2, "low": low, "high": high}
 
 
-def arm(name: str, difference: dict[str, float] | None, users: int = 100) -> dict[str, Any]:
+def arm(name: str, difference: dict[str, float] | None, decision: str | None) -> dict[str, Any]:
     return {
         "name": name,
         "policy": "blend",
         "share": 0.5,
-        "users": users,
-        "lists": 4 * users,
-        "ctr": estimate(0.04, 0.08),
-        "conversion": estimate(0.1, 0.2),
-        "ctr_difference": difference,
-        "ctr_p_value": None if difference is None else 0.0123,
+        "users": 100,
+        "lists": 400,
+        "fallback_lists": 7,
+        "conversion": 0.06,
+        "clicks_per_user": 1.25,
+        "clicks_per_list": 0.3125,
+        "difference": difference,
+        "p_value": None if difference is None else 0.0123,
+        "decision": decision,
     }
 
 
@@ -177,40 +178,62 @@ def experiment(name: str, stopped: str | None = None) -> dict[str, Any]:
     }
 
 
-def view(difference: dict[str, float], broken: bool = False, users: int = 100) -> dict[str, Any]:
-    arms = [arm("old", None, users), arm("new", difference, users)]
-    ratio = {"p_value": 0.0001 if broken else 0.5, "broken": broken}
-    results = {"name": "e", "running": True, "level": 0.95, "arms": arms, "sample_ratio": ratio}
+def view(
+    difference: dict[str, float] | None,
+    decision: str | None = "open",
+    metric: str = "conversion",
+    **changed: Any,
+) -> dict[str, Any]:
+    broken = decision is None
+    results = {
+        "name": "e",
+        "running": True,
+        "metric": metric,
+        "days": 7,
+        "planned_users": 1000,
+        "level": 0.95,
+        "arms": [arm("old", None, None), arm("new", difference, decision) | changed],
+        "sample_ratio": {"p_value": 0.0001 if broken else 0.5, "broken": broken},
+    }
     return experiment_view(experiment("e"), results)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "verdict"),
-    [(0.01, 0.03, "better"), (-0.03, -0.01, "worse"), (-0.01, 0.01, "open")],
-)
-def test_an_arm_is_better_or_worse_only_if_the_interval_excludes_zero(
-    low: float, high: float, verdict: str
-) -> None:
-    shown = view(estimate(low, high))
-    assert [row["verdict"] for row in shown["arms"]] == ["", verdict]
-    assert shown["arms"][0]["difference"] == "control"
-    assert shown["arms"][1]["difference"].endswith("p 0.012")
-    assert shown["arms"][0]["ctr"] == "6.0 % (4.0 to 8.0)"
-    assert shown["arms"][0]["bar"] == {"low": 50.0, "value": 75.0, "high": 100.0}
+def test_an_experiment_shows_its_plan_and_each_arm_next_to_the_control() -> None:
+    shown = view(estimate(0.01, 0.03), "better")
+    old, new = shown["arms"]
+    assert shown["plan"] == (
+        "share of buyers in the 7 days after a user's first list; "
+        "100 of 1,000 users in the smallest arm"
+    )
     assert shown["when"] == "running since 2026-01-02 03:04, 50% of the users"
+    assert (old["difference"], old["decision"], old["bar"]) == ("control", "", None)
+    assert new["decision"] == "better"
+    assert new["difference"] == "+2.00 (+1.00 to +3.00) points, p 0.012"
+    assert new["bar"] == {"low": 66.67, "value": 83.33, "high": 100.0}
+    assert (new["mean"], new["fallbacks"]) == ("6.0 %", "7")
+    assert new["others"] == "1.250 clicks per user, 0.312 clicks per list"
 
 
-def test_a_sample_ratio_mismatch_hides_the_verdict() -> None:
-    shown = view(estimate(0.01, 0.03), broken=True)
+def test_clicks_are_shown_as_a_mean() -> None:
+    new = view(estimate(-0.25, 0.75), metric="clicks_per_user")["arms"][1]
+    assert (new["mean"], new["decision"]) == ("1.250", "open")
+    assert new["difference"] == "+0.250 (-0.250 to +0.750), p 0.012"
+    assert new["bar"] == {"low": 33.33, "value": 66.67, "high": 100.0}
+    assert new["others"] == "6.0 % share of buyers, 0.312 clicks per list"
+
+
+def test_a_sample_ratio_mismatch_hides_the_difference() -> None:
+    shown = view(estimate(0.01, 0.03), None)
     assert shown["broken"]
     assert shown["ratio"].startswith("Sample ratio mismatch")
-    assert (shown["arms"][1]["verdict"], shown["arms"][1]["difference"]) == ("", "-")
+    assert (shown["arms"][1]["decision"], shown["arms"][1]["difference"]) == ("", "-")
 
 
 def test_without_users_there_are_no_figures() -> None:
-    shown = view(estimate(0.0, 0.0), users=0)
-    assert shown["ratio"] == "No users yet."
-    assert [(row["ctr"], row["conversion"]) for row in shown["arms"]] == [("", "")] * 2
+    shown = view(None, users=0)
+    new = shown["arms"][1]
+    assert (new["mean"], new["others"], new["difference"], new["bar"]) == ("", "", "-", None)
+    assert shown["plan"].endswith("0 of 1,000 users in the smallest arm")
 
 
 def test_running_experiments_come_first_and_newest_first() -> None:

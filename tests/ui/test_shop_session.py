@@ -1,4 +1,4 @@
-"""ShopSession without a browser and without an API."""
+"""ShopSession and the feed of lists, without a browser."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Sequence
 
 from afterclick.api import Cause, History, HistoryRow, PushedList, Recommendations, RecommendedItem
-from ui.gateway import ShopClient
+from afterclick.settings import Settings
+from tests.serving.running import Running
+from tests.waiting import wait_until
+from ui.gateway import ListFeed, ShopClient
 from ui.shop_session import INCLUDED, ShopSession, UserAction
 
 
@@ -61,3 +64,26 @@ def test_a_reloaded_list_repeats_no_action() -> None:
 
     asyncio.run(visit())
     assert [action.event_id for action in session.timeline] == ["e2", "e1"]
+
+
+def test_the_feed_reports_the_lists_that_the_browser_has_shown(settings: Settings) -> None:
+    def counts() -> tuple[int, int]:
+        rows = api.get("/exposure")["rows"]
+        return sum(row["sent"] for row in rows), sum(row["lists"] for row in rows)
+
+    async def visit(shown: bool) -> None:
+        async with ShopClient(api.url) as client:
+            feed = ListFeed(client, "ann", 5, ("Cables",))
+            await feed.report_seen("before the connection")
+            async for received in feed.lists():
+                assert received is not None
+                assert received.impression_id is not None
+                if shown:
+                    await feed.report_seen(received.impression_id)
+                return
+
+    with Running(settings) as api:
+        api.ready()
+        asyncio.run(visit(shown=False))
+        asyncio.run(visit(shown=True))
+        wait_until(lambda: counts() == (2, 1))

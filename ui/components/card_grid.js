@@ -1,7 +1,8 @@
 // The grid of cards. Cards move to their new rank with the FLIP technique and the Web Animations API: the positions
 // are measured before and after the change, and the compositor animates, so the new list is on the screen immediately.
 // NiceGUI renders all components of a page when one element changes: v-memo skips unchanged cards.
-// Emits act {item_id, action, token}, undo {event_id, token}, open {item_id} and why {item_id}.
+// Emits act {item_id, action, token}, undo {event_id, token}, open {item_id}, why {item_id}, and seen {impression_id}
+// once per list, when it is painted on a visible page: not in a hidden tab, before the user returns to it.
 // Keys on a card: L S B P for its buttons, U to undo the last action, W for why, Enter to open, arrows to move the focus.
 
 const ICONS = {
@@ -78,13 +79,21 @@ export default {
       </ol>
       <p v-if="!cards.length" class="ac-empty">No items yet. The list appears once the first events are counted.</p>
     </section>`,
-  props: { cards: Array, headline: String, hint: String, answered: String, failed: String, undo: String, undoTitle: String, cause: String, stamps: Object },
+  props: { cards: Array, headline: String, hint: String, answered: String, failed: String, undo: String, undoTitle: String, cause: String, stamps: Object, impression: String },
   data() {
     return { pending: {}, clicks: {}, onScreenMs: null, icons: ICONS, actions: ACTIONS };
   },
   created() {
     this.before = null; // rectangles of the cards before a change, by item
     this.moves = []; // running animations
+    this.seen = ""; // the last list reported as seen
+  },
+  mounted() {
+    document.addEventListener("visibilitychange", this.reportSeen);
+    this.reportSeen();
+  },
+  unmounted() {
+    document.removeEventListener("visibilitychange", this.reportSeen);
   },
   beforeUpdate() {
     if (this.changed) this.before = new Map(this.cardElements().map((card) => [card.dataset.item, card.getBoundingClientRect()]));
@@ -106,6 +115,9 @@ export default {
     failed(token) {
       this.settle(token, false);
     },
+    impression() {
+      requestAnimationFrame(() => afterPaint(this.reportSeen));
+    },
   },
   methods: {
     act(card, action) {
@@ -121,6 +133,11 @@ export default {
       const token = "undo|" + this.undo + "|" + performance.now();
       this.clicks[token] = { at: performance.now() };
       this.$emit("undo", { event_id: this.undo, token });
+    },
+    reportSeen() {
+      if (!this.impression || this.impression === this.seen || document.visibilityState !== "visible") return;
+      this.seen = this.impression;
+      this.$emit("seen", { impression_id: this.impression });
     },
     open(card) {
       this.$emit("open", { item_id: card.id });

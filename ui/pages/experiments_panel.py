@@ -16,7 +16,11 @@ from ui.widgets import Age, ExperimentList, panel
 log = structlog.get_logger()
 
 MAX_EXPERIMENTS = 4
-EMPTY = "No experiment yet: afterclick experiments create first --arm old:policy=popular --arm new"
+EMPTY = (
+    "No experiment yet: afterclick experiments create first --arm old:policy=popular --arm new "
+    "--metric clicks_per_user --users 1000"
+)
+METRICS = {"conversion": "share of buyers", "clicks_per_user": "clicks per user"}
 
 
 class ExperimentsPanel:
@@ -54,60 +58,78 @@ def newest(experiments: Sequence[Json]) -> list[Json]:
 
 
 def experiment_view(experiment: Json, results: Json) -> Json:
-    """One experiment: its arms with intervals on one scale, and the sample ratio check."""
-    arms = results["arms"]
-    broken = results["sample_ratio"]["broken"]
-    scale = max((arm["ctr"]["high"] for arm in arms), default=0.0) or 1.0
+    """One experiment: its plan, its arms with their differences on one scale, and the sample ratio
+    check."""
+    arms, broken = results["arms"], results["sample_ratio"]["broken"]
+    differences = [arm["difference"] for arm in arms if arm["difference"] and not broken]
+    scale = max((max(-d["low"], d["high"]) for d in differences), default=0.0)
+    percent = results["metric"] == "conversion"
     return {
         "name": experiment["name"],
         "running": results["running"],
         "when": _period(experiment),
         "note": experiment["note"],
+        "plan": _plan_text(results),
+        "metric": METRICS[results["metric"]],
         "level": f"{results['level']:.0%}",
         "broken": broken,
         "ratio": _ratio_text(results),
-        "arms": [_arm_row(arm, scale, broken) for arm in arms],
+        "arms": [_arm_row(arm, percent) | _comparison(arm, scale, percent, broken) for arm in arms],
     }
 
 
-def _arm_row(arm: Json, scale: float, broken: bool) -> Json:
-    ctr, difference = arm["ctr"], arm["ctr_difference"]
+def _arm_row(arm: Json, percent: bool) -> Json:
+    mean = arm["conversion"] if percent else arm["clicks_per_user"]
     return {
         "name": arm["name"],
         "policy": arm["policy"],
         "share": f"{arm['share']:.0%}",
         "users": f"{arm['users']:,}",
         "lists": f"{arm['lists']:,}",
-        "ctr": interval(ctr) if arm["lists"] else "",
-        "bar": {name: round(100 * ctr[name] / scale, 2) for name in ("low", "value", "high")},
-        "difference": _difference(arm, broken),
-        "verdict": "" if broken or difference is None else verdict(difference),
-        "conversion": interval(arm["conversion"]) if arm["users"] else "",
+        "fallbacks": f"{arm['fallback_lists']:,}",
+        "mean": figure(mean, percent) if arm["users"] else "",
+        "others": _others(arm, percent) if arm["users"] else "",
     }
 
 
-def interval(estimate: Json) -> str:
-    """A share with its interval: `5.1 % (4.0 to 6.2)`."""
-    value, low, high = (100 * estimate[name] for name in ("value", "low", "high"))
-    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
-
-
-def verdict(difference: Json) -> str:
-    """`better` or `worse` if the interval excludes zero, else `open`."""
-    if difference["low"] > 0:
-        return "better"
-    return "worse" if difference["high"] < 0 else "open"
-
-
-def _difference(arm: Json, broken: bool) -> str:
-    """The difference to the control in percentage points."""
-    difference = arm["ctr_difference"]
+def _comparison(arm: Json, scale: float, percent: bool, broken: bool) -> Json:
+    """The difference to the control, as text and as places on a scale with 0 in the middle."""
+    difference = None if broken else arm["difference"]
     if difference is None:
-        return "control"
-    if broken or not arm["lists"]:
-        return "-"
-    value, low, high = (100 * difference[name] for name in ("value", "low", "high"))
-    return f"{value:+.1f} ({low:+.1f} to {high:+.1f}), p {arm['ctr_p_value']:.2g}"
+        control = arm["decision"] is None and not broken
+        return {"difference": "control" if control else "-", "decision": "", "bar": None}
+    bar = {name: round(50 + 50 * difference[name] / scale, 2) for name in ("low", "value", "high")}
+    text = f"{interval(difference, percent)}, p {arm['p_value']:.2g}"
+    return {"difference": text, "decision": arm["decision"], "bar": bar}
+
+
+def figure(value: float, percent: bool, sign: str = "") -> str:
+    """`5.1 %` of a share, `0.512` of a mean."""
+    return f"{100 * value:{sign}.1f} %" if percent else f"{value:{sign}.3f}"
+
+
+def interval(estimate: Json, percent: bool) -> str:
+    """A difference with its interval: `+0.5 (-0.1 to +1.1) points`."""
+    factor, digits, unit = (100, 2, " points") if percent else (1, 3, "")
+    numbers = (factor * estimate[name] for name in ("value", "low", "high"))
+    value, low, high = (f"{number:+.{digits}f}" for number in numbers)
+    return f"{value} ({low} to {high}){unit}"
+
+
+def _others(arm: Json, percent: bool) -> str:
+    """The figures that do not decide, without intervals."""
+    metric = "clicks_per_user" if percent else "conversion"
+    other = f"{figure(arm[metric], not percent)} {METRICS[metric]}"
+    return f"{other}, {figure(arm['clicks_per_list'], False)} clicks per list"
+
+
+def _plan_text(results: Json) -> str:
+    """What is compared, and how far the plan is."""
+    fewest = min(arm["users"] for arm in results["arms"])
+    return (
+        f"{METRICS[results['metric']]} in the {results['days']} days after a user's first list; "
+        f"{fewest:,} of {results['planned_users']:,} users in the smallest arm"
+    )
 
 
 def _ratio_text(results: Json) -> str:

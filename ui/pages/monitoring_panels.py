@@ -46,7 +46,7 @@ class MonitoringPanels:
                     self.build_models()
             with panel("Lists shown, and reactions").props("data-panel=exposure"):
                 self._exposure_age = Age()
-                columns = ("source", "model", "lists", "reactions", "clicks", "CTR per item")
+                columns = ("source", "model", "sent", "seen", "reactions", "clicks", "CTR per item")
                 self._exposure = DataTable(
                     "Lists shown", columns, "No list since the start of the API."
                 )
@@ -109,6 +109,7 @@ def exposure_row(row: Json) -> list[str]:
     return [
         SOURCE_NAMES.get(row["source"], str(row["source"])),
         str(row["model_version"] or "-"),
+        number(row["sent"]),
         number(row["lists"]),
         f"{row['reacted'] / max(row['lists'], 1):.1%}",
         number(row["clicks"]),

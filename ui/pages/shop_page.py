@@ -16,7 +16,7 @@ from afterclick.api import ItemSummary, PushedList, Recommendations
 from afterclick.errors import AfterclickError
 from ui.cards import item_url
 from ui.demo_users import demo_users
-from ui.gateway import ShopClient, pushed_lists
+from ui.gateway import ListFeed, ShopClient
 from ui.live_state import LiveState
 from ui.pages.page_frame import page_frame
 from ui.receipt import receipt
@@ -70,6 +70,7 @@ class ShopPage:
         self._client = client
         self._session = ShopSession(client, user_id)
         self._feed: asyncio.Task[None] | None = None
+        self._lists: ListFeed | None = None
         self._disconnected = False
 
     def build(self) -> None:
@@ -85,6 +86,7 @@ class ShopPage:
                     Button("API", self._show_snippets).props("data-testid=api")
                 self._notice = ui.label().classes("ac-notice").props("role=status")
                 self._grid = CardGrid(self.act, self.open, self.explain, self.undo, HINT)
+                self._grid.on_seen(self.report_seen)
             with ui.element("aside").classes("ac-shop-side").props('aria-label="Your actions"'):
                 self._timeline = Timeline(self.undo)
         self._receipt = ReceiptDrawer()
@@ -128,6 +130,11 @@ class ShopPage:
         self._session.interests = chosen
         await self.load()
         self.follow()
+
+    async def report_seen(self, impression_id: str) -> None:
+        """Tell the API that a list is on a screen."""
+        if self._lists:
+            await self._lists.report_seen(impression_id)
 
     async def act(self, item_id: str, action: str, token: str) -> None:
         """Send an action; the feed pushes the new list."""
@@ -188,9 +195,10 @@ class ShopPage:
     async def _listen(self) -> None:
         session = self._session
         await self._seed_history()
-        async for pushed in pushed_lists(
+        self._lists = ListFeed(
             self._client, session.user_id, session.list_length, session.interests
-        ):
+        )
+        async for pushed in self._lists.lists():
             if pushed is None:
                 self._disconnected = True
                 self._notify(UNAVAILABLE)
@@ -233,7 +241,7 @@ class ShopPage:
         self._picker.show(session.user_id, session.name, session.story)
         last = session.last_action
         undo = (last.event_id, last.title) if last else ("", "")
-        self._grid.prepare(session.stamps, session.cause, *undo)
+        self._grid.prepare(session.impression_id, session.stamps, session.cause, *undo)
         self._grid.show(session.cards(), session.headline, session.answered)
         self._show_timeline()
 

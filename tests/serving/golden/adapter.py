@@ -20,14 +20,14 @@ from typing import Any, cast
 import numpy as np
 import orjson
 
-from afterclick.api import Policy, SamplingPolicy
+from afterclick.api import Metric, Policy, SamplingPolicy
 from afterclick.errors import NotFound, Unavailable
 from afterclick.events import Action, Item
 from afterclick.model import Model, TowerArrays, WordVectors
 from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry, LogPosition
-from serving.control.experiments import Arm, Assignment, Experiment, ExperimentDraft
+from serving.control.experiments import Arm, Assignment, Experiment, ExperimentDraft, Plan
 from serving.control.rules import Rule, RuleBook, RuleDraft
 from serving.recommender import Recommender, RecommenderConfig
 from serving.request import Options, Page, RecommendationRequest, decode_cursor
@@ -204,7 +204,8 @@ def _assignment() -> Assignment:
     experiments = []
     for given in fixed_state.EXPERIMENTS:
         arms = [Arm(**_arm(arm)) for arm in given["arms"]]
-        experiments.append(Experiment.of(ExperimentDraft(**{**given, "arms": arms})))
+        decided_by = {"metric": Metric.CONVERSION, "plan": Plan(users=100)}
+        experiments.append(Experiment.of(ExperimentDraft(**{**given, **decided_by, "arms": arms})))
     return Assignment(experiments)
 
 
@@ -255,6 +256,7 @@ async def _recommended(state: SimpleNamespace, spec: Spec) -> Answer:
     service.control = SimpleNamespace(
         assignment=_assignment() if spec.get("experiments") else Assignment()
     )
+    service.snapshots = state.snapshots
     service.models = SimpleNamespace(unavailable_reason=lambda version: "not loaded")
 
     async def one(spec: Spec, cursor: str | None) -> dict[str, Any]:

@@ -30,6 +30,9 @@ def upgrade() -> None:
     op.create_table(
         "experiments",
         sa.Column("name", sa.String(64), nullable=False),
+        sa.Column("metric", sa.String(32), nullable=False),
+        sa.Column("plan", sa.JSON, nullable=False),
+        sa.Column("days", sa.Integer, nullable=False),
         sa.Column("salt", sa.String(64), nullable=False),
         sa.Column("traffic", sa.Float, nullable=False),
         sa.Column("arms", sa.JSON, nullable=False),
@@ -43,12 +46,23 @@ def upgrade() -> None:
         sa.Column("experiment", sa.String(64), nullable=False),
         sa.Column("user_id", sa.String(128), nullable=False),
         sa.Column("arm", sa.String(64), nullable=False),
+        sa.Column("first_shown", UtcDateTime, nullable=False),
         sa.Column("lists", sa.BigInteger, nullable=False),
-        sa.Column("clicked", sa.BigInteger, nullable=False),
+        sa.Column("fallback_lists", sa.BigInteger, nullable=False),
         sa.Column("clicks", sa.BigInteger, nullable=False),
-        sa.Column("purchased", sa.BigInteger, nullable=False),
+        sa.Column("purchases", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("experiment", "user_id", name="pk_experiment_users"),
     )
+    op.create_index("ix_experiment_users_user_id", "experiment_users", ["user_id"])
+    progress = op.create_table(
+        "experiment_progress",
+        sa.Column("id", sa.Integer, autoincrement=False, nullable=False),
+        sa.Column("version", sa.BigInteger, nullable=False),
+        sa.Column("positions", sa.JSON, nullable=False),
+        sa.Column("counted_until", UtcDateTime),
+        sa.PrimaryKeyConstraint("id", name="pk_experiment_progress"),
+    )
+    op.bulk_insert(progress, [{"id": 1, "version": 0, "positions": {}, "counted_until": None}])
     op.create_table(
         "request_log",
         sa.Column(
