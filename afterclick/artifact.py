@@ -47,6 +47,8 @@ class Manifest(BaseModel):
     version: str
     created: str
     items: int
+    cut_ms: int | None = None
+    """Event time from which the holdout model of this version has seen nothing."""
     files: dict[str, FileEntry]
     parameters: dict[str, Any] = {}
     metrics: dict[str, float] = {}
@@ -56,8 +58,8 @@ class Manifest(BaseModel):
 def write(root: Path, version: str, fill: Callable[[Path], None], **facts: Any) -> tuple[Path, str]:
     """Write the artifact `root/version` from the files that `fill(folder)` creates.
 
-    `facts`: the manifest's items, created, parameters, metrics, lineage. Returns the folder and the
-    SHA-256 of its manifest. Raises FileExistsError for an existing version.
+    `facts`: the manifest's items, cut_ms, created, parameters, metrics, lineage. Returns the folder
+    and the SHA-256 of its manifest. Raises FileExistsError for an existing version.
     """
     target = root / version
     if target.exists():

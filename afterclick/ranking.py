@@ -12,11 +12,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.arrays import BoolArray, FloatArray, IntArray
-from afterclick.features import TrendView, features
+from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
+from afterclick.features import FEATURE_NAMES, FEATURES, PARTS, TrendView, features
 from afterclick.model import Model
-from afterclick.retrieval import CandidateLimits, Candidates, Searches, candidate_items
+from afterclick.retrieval import CandidateLimits, Candidates, Searches, candidate_items, top_k
 from afterclick.user_vectors import UserState, UserVectors
+
+Contributions = dict[str, Float64Array]
+"""Part of a score → (c,)"""
 
 
 class Ranker(Protocol):
@@ -90,3 +93,54 @@ def score_candidates(
     if not len(items):
         return items, np.empty(0)
     return items, ranker.score(generator.features(query, items))
+
+
+# Trends are log2 of a share, −200 for none: `_TREND_FLOOR` clips them at one in a million.
+_TREND_FLOOR = -20.0
+_FORMULA = {
+    "als": 2.0,
+    "popularity": 0.05,
+    "cosine_last": 4.0,
+    "cosine_max": 2.0,
+    "cosine_sum": 1.0,
+    "same_day_last": 4.0,
+    "same_day_sum": 1.0,
+    "als_last": 0.5,
+    "trend_day": 0.02,
+    "trend_week": 0.06,
+    "trend_month": 0.12,
+    "content_last": 0.8,
+    "content_mean": 0.4,
+}
+
+
+class FormulaRanker:
+    """A weighted sum of features: the fallback of a model without a learned ranker.
+
+    Serving ranks with it, and the release gate scores such a model with it.
+    """
+
+    def __init__(self) -> None:
+        self._weights = np.array([_FORMULA.get(name, 0.0) for name in FEATURE_NAMES])
+        self._trends = np.array([name.startswith("trend_") for name in FEATURE_NAMES])
+        self._parts = np.array([[part == p for p in PARTS] for _, part in FEATURES], float)
+
+    def score(self, features: FloatArray) -> Float64Array:
+        """(c,) sum of the contributions."""
+        return np.asarray(self._values(features).sum(axis=1))
+
+    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Contributions]:
+        """The rows of the n highest scores, best first, and their contributions."""
+        top = top_k(self.score(features), n)
+        return top, self.contributions(features[top])
+
+    def contributions(self, features: FloatArray) -> Contributions:
+        """Part → (c,); the parts add up to `score` of the same rows."""
+        parts = self._values(features) @ self._parts
+        return {part: parts[:, i] for i, part in enumerate(PARTS)}
+
+    def _values(self, features: FloatArray) -> Float64Array:
+        """(c, F) the contribution of each feature."""
+        x = np.where(np.isnan(features), 0.0, features.astype(np.float64))
+        x[:, self._trends] = np.maximum(x[:, self._trends], _TREND_FLOOR) - _TREND_FLOOR
+        return np.asarray(x * self._weights)

@@ -159,12 +159,24 @@ class TrainingSettings(_Section):
     """Two-tower model: epochs; 0 leaves it out. Default: the preset's."""
     holdout: float = Field(0.08, gt=0, lt=0.5)
     """Share of the newest interactions held out to compare champion and challenger."""
-    holdout_queries: int = Field(800, ge=10)
-    """Maximum queries per protocol in that comparison."""
+    holdout_queries: int = Field(20_000, ge=10)
+    """Maximum queries per protocol in that comparison: 10 ms each for all models together."""
+    gate_margin: float = Field(0.05, gt=0, lt=1)
+    """A challenger passes if its loss against champion and trends, relative to their mean, is
+    below this with a confidence of 95 %."""
+    anchor_margin: float = Field(0.08, gt=0, lt=1)
+    """The same against the anchor, the last model that was better than the anchor before it, so
+    that small losses do not add up."""
+    when_undecided: Literal["promote", "keep"] = "promote"
+    """What happens to a challenger with too few queries for a decision: `promote` it unless it is
+    shown to be worse, or `keep` the champion."""
     ranker_cuts: int | None = Field(None, ge=1)
     """Past cuts to train the ranker on; each costs one more fit. Default: the preset's."""
     ranker_queries: int | None = Field(None, ge=100)
     """Maximum queries per cut to train the ranker on. Default: the preset's."""
+    ranker_horizon_days: int = Field(45, ge=1)
+    """Longest period of a past cut that the ranker's queries come from; at most a third of the
+    log's time and a quarter of its rows."""
     max_hours: float = Field(12.0, gt=0)
     """Time limit of a scheduled training; a longer one is killed."""
 

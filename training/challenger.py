@@ -4,8 +4,8 @@ writes  artifact  <home>/challengers/<version>/model
         artifact  <home>/challengers/<version>/holdout_model   trained without the holdout
         json      <home>/challengers/<version>/run.json, evaluation.json
 
-The holdout model of the champion is kept in <home>/holdout_models/<version>: the next challenger
-is compared with it on interactions that neither has seen.
+The holdout models of champions are kept in <home>/holdout_models/<version>: the next challenger is
+compared with those of champion and anchor on interactions that none of them has seen.
 """
 
 from __future__ import annotations
@@ -20,12 +20,18 @@ from pydantic import BaseModel, ConfigDict
 
 from afterclick import artifact
 from training import ann_index
+from training.evaluation.final_check import FinalCheck
 from training.fit import FittedModel
+from training.gate import Comparison, Verdict
 from training.mlflow_registry import flatten
 from training.ranker import BoosterRanker
 from training.workspace import MissingStep
 
 RANKER = "ranker.txt"
+HOLDOUT_MODELS = "holdout_models"
+"""Folder in the home with the holdout models of published versions."""
+BOOTSTRAP = "-first"
+"""Ends the version of a bootstrap model, which is published without an evaluation."""
 _RUN, _EVALUATION = "run.json", "evaluation.json"
 
 
@@ -61,14 +67,26 @@ class Evaluation(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     questions: int
+    from_ms: int = 0
+    """event time from which the questions come"""
     metrics: dict[str, float]
     """protocol.metric → mean over the queries"""
     against: dict[str, dict[str, float]]
-    """`trends`, `champion`: their metrics on the same queries"""
+    """`trends`, `champion`, `anchor`: their metrics on the same queries"""
     champion: str | None
     """version of the champion at the time of the evaluation"""
     passed: bool
+    """the challenger may be published"""
+    verdict: Verdict
     reason: str
+    comparisons: list[Comparison] = []
+    detectable_loss: float | None = None
+    """relative loss against the champion (without one, trends) found with a probability of 80 %"""
+    own_share: float | None = None
+    """share of the questions with a target from the champion's own lists"""
+    final: FinalCheck | None = None
+    new_anchor: bool = False
+    """the challenger becomes the anchor when it is published"""
 
     def write(self, folder: Path) -> None:
         (folder / _EVALUATION).write_text(self.model_dump_json(indent=1))
@@ -104,6 +122,7 @@ def write_model(
         fill,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         items=len(model),
+        cut_ms=run.cut_ms,
         parameters=run.parameters | model.parameters() | reports,
         lineage=run.lineage,
     )[0]
@@ -135,7 +154,7 @@ def copy_model(source: Path, root: Path, version: str, metrics: dict[str, float]
             shutil.copyfile(source / name, folder / name)
 
     if not (root / version).exists():
-        facts = manifest.model_dump(include={"created", "items", "parameters", "lineage"})
+        facts = manifest.model_dump(include={"created", "items", "cut_ms", "parameters", "lineage"})
         artifact.write(root, version, fill, metrics=metrics, **facts)
     return root / version
 

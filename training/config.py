@@ -96,9 +96,15 @@ class RankerConfig:
     """LambdaMART over the candidates of past cuts."""
 
     cuts: int = 5
-    """Past cuts, each `horizon_days` before the next."""
+    """Past cuts, each a period before the next."""
     horizon_days: int = 45
-    """Length of the period after a cut that its queries come from."""
+    """Longest period after a cut that its queries come from."""
+    horizon_span: float = 1 / 3
+    """At most this share of the log's time up to the end of the period, so that young shops learn
+    a ranker."""
+    horizon_events: float = 0.25
+    """At most this share of the log's events up to the end of the period, so that shops that grow
+    fast do."""
     queries: int = 12_000
     """Maximum of queries per cut."""
     negatives: int = 50
@@ -188,7 +194,10 @@ class ModelConfig:
             als=als,
             towers=TowerConfig(epochs=epochs, **shared) if epochs else None,
             ranker=RankerConfig(
-                cuts=chosen["ranker_cuts"], queries=chosen["ranker_queries"], **shared
+                cuts=chosen["ranker_cuts"],
+                queries=chosen["ranker_queries"],
+                horizon_days=training.ranker_horizon_days,
+                **shared,
             ),
             content=training.content,
             min_interactions=training.min_interactions,

@@ -2,7 +2,7 @@
 
 etl      log → tables                              <home>/etl/<version>
 train    tables → model, holdout model, ranker     <home>/challengers/<version>
-eval     holdout model × holdout → gate decision   <home>/challengers/<version>/evaluation.json
+eval     models × holdout → gate decision          <home>/challengers/<version>/evaluation.json
 deploy   decision → artifact, event, aliases       <home>/artifacts/<version>, models, MLflow
 
 A step that is killed leaves no partial output and can be run again. The champion changes only by
@@ -19,30 +19,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from threadpoolctl import threadpool_limits
 
 from afterclick import model as models
 from afterclick.artifact import read_manifest
 from afterclick.errors import BadArtifact, BadInput
 from afterclick.events import ModelPublished
 from afterclick.settings import Settings
-from training import etl, event_log, fit, gate, interactions, publish, workspace
+from training import etl, event_log, fit, gate, gate_evaluation, interactions, publish, workspace
 from training.challenger import (
+    BOOTSTRAP,
+    HOLDOUT_MODELS,
     Evaluation,
     RunMetadata,
     copy_model,
-    ranker_of,
     write_model,
 )
-from training.config import ModelConfig
+from training.config import ModelConfig, ReplayConfig
 from training.etl import EtlReport
 from training.evaluation import holdout
 from training.event_log import EventLog
+from training.gate_evaluation import Trial
 from training.interactions import Interactions, TooFewInteractions
 from training.mlflow_registry import MlflowRegistry, recorded, run_parameters
 from training.models.content_vectors import ItemTexts
 from training.run_report import log_run
 from training.workspace import (
+    Anchor,
     LastTraining,
     MissingStep,
     approved_items,
@@ -129,36 +131,17 @@ class Pipeline:
             return run
 
     def evaluate(self) -> Evaluation:
-        """Compare the holdout model with the champion's and with trends; write the decision."""
+        """Compare the challenger with champion, anchor and trends; write the decision."""
         with recorded(self.settings, "eval"):
             folder = latest(self.home / "challengers", "pipeline train")[1]
             run = RunMetadata.read(folder)
-            settings = self.settings.training
-            split = holdout.split_at(self._log_of(run), run.cut_ms, settings.min_interactions)
-            queries = holdout.Holdout.of(split, settings.holdout_queries, settings.seed)
-            self.progress(f"evaluating {queries.n_queries:,} queries on the newest interactions")
             champion = publish.champion(self.settings.kafka)
-            with threadpool_limits(
-                1, "blas"
-            ):  # small matrices: more threads cost more than they save
-                against = {
-                    "trends": holdout.trends_baseline(queries),
-                    "champion": self._evaluate_champion(queries, champion),
-                }
-                metrics = _evaluate(queries, folder / "holdout_model")
-            decision = gate.decide(metrics, against)
-            evaluation = Evaluation(
-                questions=queries.n_queries,
-                metrics=means(metrics or {}),
-                against={
-                    name: means(other) for name, other in against.items() if other is not None
-                },
-                champion=champion.version if champion else None,
-                passed=decision.passed,
-                reason=decision.reason,
-            )
+            version = champion.version if champion else None
+            known = ReplayConfig.of(self.settings, approved_items(self.settings))
+            trial = Trial(folder, run, self._log_of(run), version, self.home, known)
+            evaluation = gate_evaluation.evaluate(trial, self.settings.training, self.progress)
             evaluation.write(folder)
-            self.progress(evaluation.reason)
+            self.progress(f"{evaluation.verdict}: {evaluation.reason}")
             return evaluation
 
     def deploy(self) -> ModelPublished:
@@ -178,12 +161,14 @@ class Pipeline:
                 )
             metrics = evaluation.metrics
             target = copy_model(folder / "model", self.settings.artifacts, version, metrics)
-            copy_model(folder / "holdout_model", self.home / "holdout_models", version, metrics)
+            copy_model(folder / "holdout_model", self.home / HOLDOUT_MODELS, version, metrics)
             self._check(models.load(target)[0], run, champion)
             if champion is not None:  # else a kill before the next call loses the previous champion
                 registry.sync_aliases(champion.version)
             registry.register(target, run_id, run.lineage)
             published = self._announce(target)
+            if evaluation.new_anchor:
+                Anchor(version=version).write(self.home)
             registry.sync_aliases(version)
             registry.finish(run_id)
             self._decided(run)
@@ -202,7 +187,7 @@ class Pipeline:
 
     def publish_bootstrap(self, fitted: fit.FittedModel, run: RunMetadata) -> None:
         """Publish an unevaluated bootstrap model; the gated one replaces it."""
-        version = f"{run.version}-first"
+        version = f"{run.version}{BOOTSTRAP}"
         target = write_model(self.settings.artifacts, version, fitted, None, run)
         self._announce(target)
         registry = MlflowRegistry(self.settings)
@@ -256,13 +241,6 @@ class Pipeline:
             return None
         self.progress(f"ranker trained on {result.queries:,} queries")
         return result.text
-
-    def _evaluate_champion(
-        self, queries: holdout.Holdout, champion: ModelPublished | None
-    ) -> gate.PerQueryMetrics | None:
-        """None if there is no champion, or its holdout model is not in this home folder."""
-        folder = self.home / "holdout_models" / champion.version if champion else None
-        return _evaluate(queries, folder) if folder is not None and folder.is_dir() else None
 
     def _log_of(self, run: RunMetadata) -> EventLog:
         tables = self.home / "etl" / str(run.lineage["etl"])
@@ -319,23 +297,6 @@ def _require_enough(past: Interactions, min_rows: int) -> None:
     else:
         return
     raise TooFewInteractions(f"too few interactions to train on: {problem}; ingest more events")
-
-
-def _evaluate(queries: holdout.Holdout, folder: Path) -> gate.PerQueryMetrics | None:
-    """The metrics of an artifact; None if it has no ranker."""
-    model, _ = models.load(folder)
-    ranker = ranker_of(folder)
-    return holdout.judge(queries, model, ranker) if ranker is not None else None
-
-
-def means(metrics: gate.PerQueryMetrics) -> dict[str, float]:
-    """protocol.metric → mean over the queries."""
-    return {
-        f"{protocol}.{name}": round(float(values.mean()), 5)
-        for protocol, by_name in metrics.items()
-        for name, values in by_name.items()
-        if len(values)
-    }
 
 
 def _lineage(tables: Path, etl_version: str, events: EventLog) -> dict[str, object]:

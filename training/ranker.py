@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from afterclick.arrays import Float64Array, FloatArray, IntArray
+from afterclick.arrays import Float64Array, FloatArray, Int64Array, IntArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES
 from afterclick.model import Model
@@ -136,14 +136,30 @@ def past_splits(log: EventLog, config: RankerConfig) -> Iterator[EvaluationSplit
 
     Every item is ranked, as in serving.
     """
-    horizon = config.horizon_days * int(DAY_MS)
-    end = int(log.time_ms[-1]) + 1 if len(log) else 0
-    for _ in range(config.cuts):
-        cut = (end - horizon) // int(DAY_MS) * int(DAY_MS)
-        if 2 * np.searchsorted(log.time_ms, cut) < len(log):
+    end, end_ms = len(log), int(log.time_ms[-1]) + 1 if len(log) else 0
+    for _ in range(config.cuts if len(log) else 0):
+        cut_ms = past_cut(log.time_ms[:end], config)
+        end = int(np.searchsorted(log.time_ms, cut_ms))
+        if 2 * end < len(log):
             return
-        yield EvaluationSplit(log, cut, end, min_interactions=0)
-        end = cut
+        yield EvaluationSplit(log, cut_ms, end_ms, min_interactions=0)
+        end_ms = cut_ms
+
+
+def past_cut(time_ms: Int64Array, config: RankerConfig) -> int:
+    """The cut (ms) whose queries are the newest of the events with these times, ascending.
+
+    The shortest period of `horizon_days`, `horizon_span` and `horizon_events`, from a midnight
+    (UTC) on if that leaves half of the events before it.
+    """
+    end_ms = int(time_ms[-1]) + 1
+    cut_ms = max(
+        end_ms - config.horizon_days * int(DAY_MS),
+        end_ms - int((end_ms - time_ms[0]) * config.horizon_span),
+        int(time_ms[int(len(time_ms) * (1 - config.horizon_events))]),
+    )
+    midnight = cut_ms // int(DAY_MS) * int(DAY_MS)
+    return midnight if 2 * np.searchsorted(time_ms, midnight) >= len(time_ms) else cut_ms
 
 
 def examples(

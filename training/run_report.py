@@ -11,9 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from training.challenger import Evaluation, RunMetadata
+from training.evaluation.final_check import FinalCheck
 from training.mlflow_registry import MlflowRegistry, flatten
 
-_COLOURS = {"this model": "#3bb273", "champion": "#5b8def", "trends": "#9aa5b1"}
+_COLOURS = {
+    "this model": "#3bb273",
+    "champion": "#5b8def",
+    "anchor": "#e6a23c",
+    "trends": "#9aa5b1",
+}
 
 
 def log_run(
@@ -30,13 +36,26 @@ def log_run(
         for metric, value in metrics.items()
     }
     seconds = {f"seconds.{step}": value for step, value in run.seconds.items()}
-    registry.metrics(run_id, evaluation.metrics | against | seconds)
+    registry.metrics(run_id, evaluation.metrics | against | seconds | _gate_metrics(evaluation))
     registry.files(run_id, folder / "model")
     registry.log_signature(run_id)
     write_report(folder / "report", run, evaluation)
     registry.files(run_id, folder / "report")
     known.write_text(run_id)
     return run_id
+
+
+def _gate_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """gate.<other model>.<figure> of each comparison that could be made."""
+    return {
+        f"gate.{comparison.other}.{name}": value
+        for comparison in evaluation.comparisons
+        for name, value in (
+            ("difference", comparison.difference),
+            ("detectable_loss", comparison.detectable_loss),
+        )
+        if value is not None
+    }
 
 
 def write_report(folder: Path, run: RunMetadata, evaluation: Evaluation) -> Path:
@@ -59,9 +78,12 @@ def _report_lines(
     return [
         f"# Model {run.version}",
         "",
-        f"**{'Passed' if evaluation.passed else 'Refused'}**: {evaluation.reason}.",
+        f"**{evaluation.verdict.capitalize()}**: {evaluation.reason}.",
         "",
-        f"{evaluation.questions:,} queries on the holdout; no model has seen it.",
+        f"{evaluation.questions:,} queries on the holdout, which no compared model has seen; "
+        f"{evaluation.own_share or 0:.1%} of them have a target from the champion's own lists.",
+        "",
+        *_final_lines(evaluation.final),
         "",
         *(["![Metrics of the compared models](comparison.png)", ""] if names else []),
         _table_row("metric", *models),
@@ -75,6 +97,21 @@ def _report_lines(
         "| | |",
         "|---|---|",
         *(_table_row(name, str(value)) for name, value in settings.items()),
+    ]
+
+
+def _final_lines(final: FinalCheck | None) -> list[str]:
+    """How the final model compares with its holdout model."""
+    if final is None:
+        return []
+    parts = ", ".join(
+        f"{part} {ours:.2f} ({holdout:.2f})" for part, (ours, holdout) in final.parts.items()
+    )
+    return [
+        f"The final model and its holdout model share {final.overlap:.0%} of the first ten items. "
+        f"Share of the candidates that a part ranks below the target, and the same in the holdout "
+        f"model: {parts or 'no queries'}.",
+        "",
     ]
 
 
@@ -96,7 +133,7 @@ def _chart(models: dict[str, dict[str, float]], path: Path) -> None:
     for n, (label, metrics) in enumerate(models.items()):
         x = np.arange(len(names)) + (n - (len(models) - 1) / 2) * width
         values = [metrics.get(name, 0.0) for name in names]
-        axes.bar(x, values, width, label=label, color=_COLOURS.get(label, "#e6a23c"))
+        axes.bar(x, values, width, label=label, color=_COLOURS[label])
     axes.set_xticks(range(len(names)), names)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

@@ -35,6 +35,8 @@ from training.workspace import LastTraining, State, lock_holder, training_lock, 
 log = structlog.get_logger()
 COUNT_INTERVAL_S = 10.0
 FIRST_RETRY_S, MAX_RETRY_S = 60.0, 3600.0
+REFUSALS = 3
+"""Challengers refused in a row from which on each is a warning: the champion grows old."""
 _RECORD_TIMEOUT_S = 300.0
 """Time limit for recording a failure in MLflow."""
 
@@ -47,6 +49,8 @@ class Outcome:
     """True if the model was published or refused by the gate, False after a failure."""
     message: str
     """The version, or the reason."""
+    refused: bool = False
+    """The gate kept the champion."""
 
 
 Train = Callable[[str, threading.Event], Outcome]
@@ -69,7 +73,7 @@ class Retrain:
         self._train = train or ChildTraining(settings)
         self._now = now
         self._stop = threading.Event()
-        self._failures = 0
+        self._failures = self._refusals = 0
         self.scheduler = BackgroundScheduler(
             timezone=UTC,
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None},
@@ -125,6 +129,7 @@ class Retrain:
         outcome = self._train(reason, self._stop)
         if outcome.completed:
             self._failures = 0
+            self._count_refusal(outcome)
             self._next(self._every_s - (self._now() - began).total_seconds())
             self.scheduler.resume_job("count")
         elif not self._stop.is_set():
@@ -133,6 +138,15 @@ class Retrain:
             log.warning("training failed", reason=outcome.message, next_try_in_s=delay_s)
             self._next(delay_s, f"the last training failed: {outcome.message}")
         self._write_status("waiting", outcome.message)
+
+    def _count_refusal(self, outcome: Outcome) -> None:
+        self._refusals = self._refusals + 1 if outcome.refused else 0
+        if self._refusals >= REFUSALS:
+            log.warning(
+                "challengers refused in a row; the champion stays",
+                count=self._refusals,
+                reason=outcome.message,
+            )
 
     def _next(self, delay_s: float, reason: str = "") -> None:
         self.scheduler.modify_job("train", args=[reason], next_run_time=self._in(max(0.0, delay_s)))
@@ -240,7 +254,8 @@ def _run_pipeline(
             version = Pipeline(settings, report).run_all()[2].version
             outcomes.put(Outcome(True, version))
     except AfterclickError as error:
-        outcomes.put(Outcome(isinstance(error, Refused), f"{type(error).__name__}: {error}"))
+        refused = isinstance(error, Refused)
+        outcomes.put(Outcome(refused, f"{type(error).__name__}: {error}", refused))
     except Exception as error:
         log.exception("training failed")
         outcomes.put(Outcome(False, f"{type(error).__name__}: {error}"))

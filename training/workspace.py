@@ -4,6 +4,7 @@ reads   redis   approved items
 writes  folder  <root>/<version>/, and <root>/LATEST with the newest version's name
         file    <home>/training.lock       held while a training runs
         json    <home>/last_training.json  LastTraining
+                <home>/anchor.json         Anchor
                 <home>/retrain.json        afterclick.io.home.TrainingStatus
 """
 
@@ -62,6 +63,16 @@ def approved_items(settings: Settings) -> frozenset[str]:
         log.warning("approved items unknown: Redis does not answer", error=repr(error))
         return frozenset()
     return frozenset(item.decode() for item in found)
+
+
+class Anchor(HomeFile):
+    """The last champion that was shown to be better than the anchor before it."""
+
+    version: str
+
+    @classmethod
+    def path(cls, home: Path) -> Path:
+        return home / "anchor.json"
 
 
 @contextmanager

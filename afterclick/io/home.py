@@ -4,6 +4,7 @@
 <home>/replay/status.json   ReplayStatus    written by the replay, several times a second
 <home>/retrain.json         TrainingStatus  written by the training process
 <home>/last_training.json   training.workspace.LastTraining  written when the gate has decided
+<home>/anchor.json          training.workspace.Anchor  written with a published model
 <home>/stack.json           StackRecord     written by `afterclick up`, once a second
 
 Files are replaced in one rename; a missing or invalid file reads as None.

@@ -248,6 +248,20 @@ def poison(
     _print_rows(figures, rows, as_json)
 
 
+@app.command()
+def gate(
+    challengers: Annotated[
+        int, typer.Option(min=1, help="Simulated challengers of each quality and size.")
+    ] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Operating curve of the release gate: verdicts on challengers of known quality. Seconds."""
+    from training.evaluation.gate_curve import operating_curve
+
+    figures = operating_curve(challengers)
+    _print_rows(figures, figures["points"], as_json)
+
+
 def _run(benchmark: Benchmark) -> dict[str, Any]:
     from afterclick.settings import Settings
 

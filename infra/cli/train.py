@@ -26,7 +26,7 @@ pipeline_app = typer.Typer(
 
 @app.command()
 def train(as_json: AsJson = False) -> None:
-    """Train on the log and publish the model, unless it is worse than the served one.
+    """Train on the log and publish the model, unless the gate refuses it.
 
     If no model is served yet, a model without its ranker is published first.
     """
@@ -82,11 +82,9 @@ def run_train(as_json: AsJson = False) -> None:
 
 @pipeline_app.command("eval")
 def run_evaluation(as_json: AsJson = False) -> None:
-    """Compare the newest challenger with the champion on the newest interactions."""
+    """Compare the newest challenger with champion, anchor and trends on the newest interactions."""
     with steps_of("pipeline eval") as steps:
         evaluation = steps.evaluate()
-    if not evaluation.passed:
-        progress(f"refused: {evaluation.reason}")
     _emit(evaluation.model_dump(), as_json)
 
 

@@ -30,9 +30,10 @@ from afterclick.errors import AfterclickError, BadEvent, Unavailable
 from afterclick.events import ModelEvent, ModelPublished
 from afterclick.io.background import BackgroundLoop
 from afterclick.model import Model
+from afterclick.ranking import FormulaRanker
 from afterclick.retrieval import Search
 from serving.state.ann_search import content_search, index_search
-from serving.state.loaded_ranker import ExplainableRanker, FormulaRanker, load_ranker
+from serving.state.loaded_ranker import ExplainableRanker, load_ranker
 
 log = structlog.get_logger()
 MAX_PUBLISHED = 20

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from afterclick.arrays import Float64Array, FloatArray, Int64Array
 from afterclick.errors import BadArtifact, Unavailable
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
+from afterclick.ranking import Contributions, FormulaRanker
 from afterclick.retrieval import top_k
 
-Contributions = dict[str, Float64Array]
 FILE = "ranker.txt"
 FIRST_STAGE_TREES = 4
 """One tree in this many, the first ones, selects the rows that all trees rank."""
@@ -56,51 +56,6 @@ class ExplainableRanker(Protocol):
     def contributions(self, features: FloatArray) -> Contributions:
         """Part → (c,); the parts add up to `score` of the same rows."""
         ...
-
-
-# Trends are log2 of a share, −200 for none: `_FLOOR` clips them at one in a million.
-_FLOOR = -20.0
-_WEIGHTS = {
-    "als": 2.0,
-    "popularity": 0.05,
-    "cosine_last": 4.0,
-    "cosine_max": 2.0,
-    "cosine_sum": 1.0,
-    "same_day_last": 4.0,
-    "same_day_sum": 1.0,
-    "als_last": 0.5,
-    "trend_day": 0.02,
-    "trend_week": 0.06,
-    "trend_month": 0.12,
-    "content_last": 0.8,
-    "content_mean": 0.4,
-}
-
-
-class FormulaRanker:
-    """A weighted sum, for models without a learned ranker."""
-
-    def __init__(self) -> None:
-        self._weights = np.array([_WEIGHTS.get(name, 0.0) for name in FEATURE_NAMES])
-        self._trends = np.array([name.startswith("trend_") for name in FEATURE_NAMES])
-        self._parts = np.array([[part == p for p in PARTS] for _, part in FEATURES], float)
-
-    def score(self, features: FloatArray) -> Float64Array:
-        return np.asarray(self._values(features).sum(axis=1))
-
-    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Contributions]:
-        top = top_k(self.score(features), n)
-        return top, self.contributions(features[top])
-
-    def contributions(self, features: FloatArray) -> Contributions:
-        parts = self._values(features) @ self._parts
-        return {part: parts[:, i] for i, part in enumerate(PARTS)}
-
-    def _values(self, features: FloatArray) -> Float64Array:
-        """(c, F) the contribution of each feature."""
-        x = np.where(np.isnan(features), 0.0, features.astype(np.float64))
-        x[:, self._trends] = np.maximum(x[:, self._trends], _FLOOR) - _FLOOR
-        return np.asarray(x * self._weights)
 
 
 class TreeRanker:

@@ -11,6 +11,7 @@ import orjson
 
 from afterclick.events import Action, Item
 from afterclick.model import Model
+from afterclick.ranking import FormulaRanker
 from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
@@ -23,7 +24,6 @@ from serving.state.history import OnlineStore, Rows
 from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import PositionWaiters, TrendState
 from serving.state.loaded_models import LoadedModel, no_model
-from serving.state.loaded_ranker import FormulaRanker
 from serving.state.snapshot import ServingSnapshot
 from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
 from tests.serving import shop

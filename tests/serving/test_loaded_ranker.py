@@ -12,11 +12,11 @@ import pytest
 from afterclick.arrays import FloatArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
+from afterclick.ranking import FormulaRanker
 from serving.state.loaded_ranker import (
     FILE,
     Booster,
     ExplainableRanker,
-    FormulaRanker,
     TreeRanker,
     leaf_parts,
     load_ranker,

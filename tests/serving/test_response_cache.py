@@ -6,6 +6,7 @@ import pytest
 
 from afterclick.api import Tier
 from afterclick.events import Item
+from afterclick.ranking import FormulaRanker
 from serving.control.rules import RuleDraft
 from serving.request import RecommendationRequest
 from serving.response_cache import (
@@ -16,7 +17,6 @@ from serving.response_cache import (
     ResponseCache,
 )
 from serving.state.loaded_models import LoadedModel
-from serving.state.loaded_ranker import FormulaRanker
 from tests.serving import shop
 from tests.serving.offline import Offline
 

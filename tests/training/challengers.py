@@ -25,7 +25,14 @@ def add_challenger(
     lineage = {"positions": {"reviews/0": 7}}
     run = RunMetadata(version=version, cut_ms=0, parameters={}, lineage=lineage, seconds={})
     champion = publish.champion(settings.kafka)
-    values = {"questions": 0, "metrics": {}, "against": {}, "passed": True, "reason": "sound"}
+    values = {
+        "questions": 0,
+        "metrics": {},
+        "against": {},
+        "passed": True,
+        "verdict": "passed",
+        "reason": "sound",
+    }
     run.write(root / version)
     Evaluation(champion=champion.version if champion else None, **{**values, **evaluation}).write(
         root / version

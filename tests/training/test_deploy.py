@@ -14,7 +14,7 @@ from training import publish
 from training.gate import Refused
 from training.mlflow_registry import MlflowRegistry
 from training.pipeline import Pipeline
-from training.workspace import LastTraining
+from training.workspace import Anchor, LastTraining
 
 
 def champion_version(settings: Settings) -> str | None:
@@ -56,6 +56,22 @@ def test_a_sound_model_is_published(settings: Settings) -> None:
     add_challenger(settings, "new", a_model(10))
     assert Pipeline(settings).deploy().version == "new"
     assert champion_version(settings) == "new"
+
+
+def test_a_challenger_is_published_or_kept_out_by_its_evaluation(settings: Settings) -> None:
+    add_champion(settings, "old")
+    reason = "too few questions"
+    add_challenger(settings, "kept", passed=False, verdict="undecided", reason=reason)
+    with pytest.raises(Refused, match="kept is not published: too few questions"):
+        Pipeline(settings).deploy()
+    assert (champion_version(settings), Anchor.read(settings.home)) == ("old", None)
+    add_challenger(settings, "new", verdict="undecided", new_anchor=True)
+    Pipeline(settings).deploy()
+    assert champion_version(settings) == "new"
+    add_challenger(settings, "newer")
+    Pipeline(settings).deploy()
+    assert champion_version(settings) == "newer"
+    assert Anchor.read(settings.home) == Anchor(version="new")
 
 
 def test_a_champion_that_a_killed_deploy_did_not_register_becomes_previous(

@@ -69,7 +69,8 @@ def test_without_mlflow_the_failure_is_logged_and_raised(
 
 
 def test_a_refused_challenger_s_run_is_failed_with_the_reason(settings: Settings) -> None:
-    add_challenger(settings, "v1", passed=False, reason="worse than the champion")
+    reason = "worse than the champion"
+    add_challenger(settings, "v1", passed=False, verdict="refused", reason=reason)
     with pytest.raises(gate.Refused):
         Pipeline(settings).deploy()
     (run,) = runs(settings)

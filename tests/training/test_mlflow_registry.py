@@ -100,6 +100,7 @@ def test_the_report_shows_the_decision_and_the_champion_s_metrics(tmp_path: Path
         against={"champion": {"live.hr@10": 0.5}},
         champion="v8",
         passed=False,
+        verdict="refused",
         reason="worse than the champion",
     )
     path = write_report(tmp_path / "report", run, evaluation)

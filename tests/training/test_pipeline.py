@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 def refuse(pipeline: Pipeline) -> None:
     """Change the evaluation of the latest challenger to a refusal."""
     folder = workspace.latest(pipeline.home / "challengers", "")[1]
-    refused = {"passed": False, "reason": "worse"}
+    refused = {"passed": False, "verdict": "refused", "reason": "worse"}
     Evaluation.read(folder).model_copy(update=refused).write(folder)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
+from structlog.testing import capture_logs
 
 from afterclick.errors import AlreadyRunning, Unavailable
 from afterclick.io.home import TrainingStatus
@@ -106,6 +107,17 @@ def test_a_training_is_due_after_the_interval(scheduled: Fixture) -> None:
     assert scheduled.due_in_s == EVERY_S
     assert scheduled.train(DONE, after_s=EVERY_S) == EVERY_S
     assert scheduled.script.reasons == ["120 minutes have passed"]
+
+
+def test_refusals_in_a_row_are_a_warning(scheduled: Fixture) -> None:
+    refused = Outcome(True, "Refused: inferior to the champion", refused=True)
+    with capture_logs() as lines:
+        for outcome in (refused, refused, DONE, refused, refused):
+            scheduled.train(outcome)
+        assert [line for line in lines if line["log_level"] == "warning"] == []
+        scheduled.train(refused)
+    (warning,) = (line for line in lines if line["log_level"] == "warning")
+    assert (warning["count"], warning["reason"]) == (3, refused.message)
 
 
 def test_enough_new_events_make_a_training_due(settings: Settings) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 
 from afterclick.errors import BadDataset
+from ingest.generate import DAY_S, ShopConfig, generate_shop
 from tests.training import shop
 from training import publish, workspace
+from training.challenger import RANKER
 from training.interactions import Interactions
 from training.pipeline import Pipeline
+from training.workspace import Anchor
 
 pytestmark = [pytest.mark.spark, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -62,4 +68,26 @@ def test_a_past_without_frequent_items_gives_a_model_without_a_ranker(pipeline: 
     assert [line for line in lines if line.startswith("no ranker: ")]
     evaluation = pipeline.evaluate()
     assert evaluation.passed
-    assert "too little history" in evaluation.reason
+    assert [c.other for c in evaluation.comparisons] == ["trends"]
+    assert evaluation.metrics.keys() == evaluation.against["trends"].keys()
+
+
+def test_a_shop_of_20_days_gets_a_ranker_and_a_verdict(pipeline: Pipeline, tmp_path: Path) -> None:
+    generate_shop(tmp_path / "shop", ShopConfig(users=1200, items=250, events=9000, days=20))
+    rows = list(csv.DictReader((tmp_path / "shop" / "reviews.csv").open()))
+    start = int(rows[0]["timestamp"])
+    shop.write_log(
+        pipeline.settings.archive,
+        [
+            shop.event(r["user_id"], r["item_id"], (int(r["timestamp"]) - start) / DAY_S)
+            for r in rows
+        ],
+    )
+    _, evaluation, published = pipeline.run_all()
+    assert (pipeline.settings.artifacts / published.version / RANKER).is_file()
+    assert evaluation.verdict == "passed"
+    assert evaluation.comparisons[0].other == "trends"
+    assert evaluation.detectable_loss is not None
+    assert evaluation.final is not None
+    assert evaluation.final.problem is None
+    assert Anchor.read(pipeline.home) == Anchor(version=published.version)

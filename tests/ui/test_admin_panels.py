@@ -375,6 +375,7 @@ def _register(settings: Settings) -> None:
         against={"champion": {"live.ndcg@10": 0.05}},
         champion="m1",
         passed=False,
+        verdict="refused",
         reason="worse than the champion: ndcg@10 0.0100, champion 0.0500",
     )
     folder = settings.home / "challengers" / "20260101-000000"

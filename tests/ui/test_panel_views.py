@@ -62,6 +62,7 @@ def test_a_refused_challenger_cannot_be_promoted() -> None:
     refused = {
         "version": "c9",
         "passed": False,
+        "verdict": "refused",
         "reason": "worse",
         "metrics": {"live.ndcg@10": 0.01},
     }
@@ -73,7 +74,9 @@ def test_a_refused_challenger_cannot_be_promoted() -> None:
         False,
         "refused",
     )
-    assert panel["decisions"] == [{"version": "c9", "passed": False, "reason": "worse"}]
+    assert panel["decisions"] == [
+        {"version": "c9", "passed": False, "verdict": "refused", "reason": "worse"}
+    ]
 
 
 def test_a_training_of_another_process_is_shown() -> None:

@@ -29,7 +29,7 @@ export default {
       <div v-if="decisions.length">
         <h3>The gate's decisions</h3>
         <ul class="ac-decisions" data-testid="decisions"><li v-for="d in decisions" :key="d.version" :class="{refused: !d.passed}">
-          <b>{{ d.passed ? "passed" : "refused" }}</b> <code>{{ d.version }}</code> {{ d.reason }}</li></ul>
+          <b>{{ d.verdict }}</b> <code>{{ d.version }}</code> {{ d.reason }}</li></ul>
       </div>
     </div>`,
   props: { training: Object, columns: Array, metrics: Array, decisions: Array, busy: String, error: String, listed: Boolean, canRollBack: Boolean },

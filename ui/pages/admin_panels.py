@@ -161,7 +161,7 @@ def models_view(console: Json) -> Json:
         "metrics": metrics,
         "columns": [_model_column(model, metrics, models) for model in models],
         "decisions": [
-            {name: decision[name] for name in ("version", "passed", "reason")}
+            {name: decision[name] for name in ("version", "passed", "verdict", "reason")}
             for decision in decisions[:MAX_DECISIONS]
         ],
         "busy": next((text for name, text in REGISTRY_JOBS.items() if _runs(jobs, name)), ""),
@@ -274,7 +274,7 @@ def _model_column(model: Json, metrics: list[str], models: list[Json]) -> Json:
         "metrics": [f"{values[name]:.4f}" if name in values else "-" for name in metrics],
         "best": best,
         "promotable": model["registered"] and not serving,
-        "status": "serving" if serving else "refused",
+        "status": "serving" if serving else model.get("verdict", "refused"),
     }
 
 

@@ -24,6 +24,7 @@ from afterclick.api import Metric, Policy, SamplingPolicy
 from afterclick.errors import NotFound, Unavailable
 from afterclick.events import Action, Item
 from afterclick.model import Model, TowerArrays, WordVectors
+from afterclick.ranking import FormulaRanker
 from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry, LogPosition
@@ -39,7 +40,7 @@ from serving.state.history import OnlineStore, Rows
 from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import PositionWaiters, TrendState
 from serving.state.loaded_models import LoadedModel, no_model
-from serving.state.loaded_ranker import FormulaRanker, TreeRanker
+from serving.state.loaded_ranker import TreeRanker
 from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
 from tests.serving.golden import fixed_state
 from tests.serving.golden.request_specs import Spec
