@@ -143,6 +143,31 @@ SECTIONS: dict[str, Section] = {
             Figure("first paint, p95", "first_paint_ms.p95", "ms", at_most=1_500),
         ),
     ),
+    "poison": Section(
+        "Push attacks on the trends of new visitors, moments that no choice has seen",
+        (
+            Figure(
+                "gain of the target, new accounts",
+                "trending.unseen.worst.new_accounts.target_gain",
+                at_most=0.05,
+            ),
+            Figure("change of NDCG@10 without an attack", "trending.unseen.rows.1.ndcg_change"),
+            Figure(
+                "change of NDCG@10, worst attack by new accounts",
+                "trending.unseen.worst.new_accounts.ndcg_change",
+                at_least=-0.01,
+            ),
+            Figure(
+                "the same at the moments of the choice",
+                "trending.tuned.worst.new_accounts.ndcg_change",
+                at_least=-0.01,
+            ),
+            Figure(
+                "gain of the target, accounts that wait two weeks",
+                "trending.unseen.worst.aged_accounts.target_gain",
+            ),
+        ),
+    ),
     "faults": Section(
         "Faults: every case with a control that fails without the protection",
         (
