@@ -4,15 +4,15 @@ The complete model:
 
 - A user prefers one to three categories, each with a strength drawn from U(2, 4). The affinity of
   an item is the highest strength among its categories, otherwise 0.
-- A user has latent factors of length 1 in a random direction. The latent liking of an item is 1.5
-  times their inner product with the item's factors (`ingest/latent_factors.py`), about N(0, 1.5)
-  over items. No category, brand or title shows it.
+- A user has latent factors of length 1 in a random direction. The latent liking of an item is 2
+  times their inner product with the item's factors (`ingest/latent_factors.py`), about N(0, 2) over
+  items. No category, brand or title shows it.
 - Each item has a quality ~ N(0, 0.5) common to all users, and each user-item pair a noise ~ N(0,
   0.4). Both are derived from hashes of the seed.
 - Position-based examination: P(look | rank k) = k^-0.35, k = 1, 2, …
 - P(click | look) = 0.8^m · sigmoid(−4.5 + affinity + latent + quality + noise), m the number of
   times that the user was shown the item without a click (impression discounting, Lee et al., KDD
-  2014): at first about 3 % without affinity, about 25 % in a preferred category.
+  2014): at first about 6 % without affinity, about 30 % in a preferred category.
 - A clicked item is not clicked again in the next 10 visits, a bought one in the next 50.
 - After a click: purchase with P = 0.12 · sigmoid(affinity + latent), otherwise like with P = 0.35 ·
   sigmoid(affinity + latent).

@@ -19,7 +19,7 @@ import numpy as np
 from afterclick.arrays import Float64Array
 
 DIMENSIONS = 4
-LATENT_STRENGTH = 1.5
+LATENT_STRENGTH = 2.0
 """Standard deviation over items of the latent part of a shopper's liking."""
 SHOP_SEED = 7
 """Seed of the factors of generated shops."""

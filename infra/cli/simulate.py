@@ -43,7 +43,7 @@ def simulate(
     latent: Annotated[
         float,
         typer.Option(min=0, help="Size of the part of taste that no category shows; 0: none."),
-    ] = 1.5,
+    ] = 2.0,
     dataset: Annotated[
         Path | None,
         typer.Option(

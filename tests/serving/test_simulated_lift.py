@@ -17,6 +17,7 @@ from afterclick.settings import Settings
 from ingest.datasets import open_dataset
 from ingest.generate import ShopConfig, generate_shop
 from ingest.items import read_items
+from ingest.latent_factors import LATENT_STRENGTH
 from ingest.rows import ReadReport
 from ingest.simulation import Simulation, SimulationConfig, summary
 from serving.state.loaded_ranker import FILE
@@ -30,8 +31,8 @@ from training.evaluation.reviews import Reviews
 from training.fit import ModelTrainer
 from training.models.als import implicit_als
 
-SHOP = ShopConfig(users=800, items=300, events=12_000, days=200)
-SHOPPERS, VISITS = 240, 12
+SHOP = ShopConfig(days=400)
+SHOPPERS, VISITS = 360, 12
 VERSION = "of-the-shop"
 
 
@@ -103,7 +104,7 @@ def simulate(api: Running, latent: float, run: str) -> dict[str, Any]:
 def test_the_blend_beats_content_alone_and_decayed_popularity_by_a_taste_that_is_latent(
     learned_shop: Running,
 ) -> None:
-    found = simulate(learned_shop, 1.5, "latent")
+    found = simulate(learned_shop, LATENT_STRENGTH, "latent")
     assert found["lift_95"][0] > 0, found
     assert found["content_lift_95"][0] > 0, found
     # control: without the latent part, content alone knows as much of a taste
