@@ -52,10 +52,14 @@ def experiment(api: Running, name: str, *arms: dict[str, Any]) -> None:
 
 
 def shop_for(api: Running, run: str, shoppers: int = FEW, visits: int = VISITS) -> None:
-    """Simulated shoppers request lists from the API, which assigns their arm."""
+    """Simulated shoppers request lists from the API, which assigns their arm.
+
+    Without a latent taste: there are no reviews here that would reflect one.
+    """
     asyncio.run(
         Simulation(
-            api.url, SimulationConfig(shoppers=shoppers, visits=visits, control=False, run=run)
+            api.url,
+            SimulationConfig(shoppers=shoppers, visits=visits, control=False, latent=0.0, run=run),
         ).run()
     )
 
