@@ -391,7 +391,7 @@ class Results(ApiModel):
     days: int
     planned_users: int = Field(description="Users that each arm needs by the plan.")
     counted_until: AwareDatetime | None = Field(
-        description="Actions are counted up to here; null before the first."
+        description="Of the actions in the state, those logged until then are counted."
     )
     level: float
     arms: tuple[ArmResults, ...]
