@@ -15,6 +15,8 @@ from afterclick.quarantine import QuarantineLimits, apply_limits
 from afterclick.trends import TrendTable
 from afterclick.user_vectors import UserState, UserVectors
 from tests.scoring.examples import a_model, a_view
+from training.config import ReplayConfig
+from training.evaluation.holdout import Holdout
 from training.evaluation.measure import top_n
 from training.event_log import EventLog
 from training.interactions import Interactions
@@ -22,6 +24,7 @@ from training.models.popularity import trends_at
 from training.protocols import (
     MAX_WEIGHT,
     PROTOCOLS,
+    UNBIASED_USERS,
     EvaluationSplit,
     moments,
     queries,
@@ -118,6 +121,22 @@ def test_targets_from_lists_of_the_champion_weigh_by_inverse_propensity() -> Non
     assert found.weight[order].tolist() == [1.0, 4.0, 1.0, MAX_WEIGHT]
     assert found.weights(min_users=3)[order].tolist() == [0.0, 4.0, 1.0, MAX_WEIGHT]
     assert found.weights(min_users=4)[order].tolist() == found.weight[order].tolist()
+
+
+@pytest.mark.parametrize(("others", "weight"), [(UNBIASED_USERS, 0.0), (UNBIASED_USERS - 1, 1.0)])
+def test_the_gate_prefers_questions_without_the_lists_of_the_champion(
+    others: int, weight: float
+) -> None:
+    users = ["cy", *(f"organic-{n}" for n in range(others))]
+    split = split_of([*PAST, *((user, f"i{n}", 110 + n) for user in users for n in (1, 2))])
+    log = split.log
+    propensity = np.where(log.user_ids[log.user] == "cy", np.float32(1.0), np.float32(np.nan))
+    split = replace(split, log=replace(log, propensity=propensity))
+    asked = Holdout.of(split, 10 * UNBIASED_USERS, 42, ReplayConfig()).questions
+    mine = log.user_ids[asked.user] == "cy"
+    assert asked.weights[mine].tolist() == [weight]
+    assert (asked.weights[~mine] == 1.0).all()
+    assert asked.own_share == pytest.approx(1 / (others + 1))
 
 
 def test_items_of_one_moment_are_a_set_without_order() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from afterclick.arrays import BoolArray, Float64Array, IntArray
+from afterclick.arrays import Float64Array, IntArray
 from afterclick.model import Model
 from afterclick.ranking import CandidateGenerator, Ranker, score_candidates
 from afterclick.retrieval import top_k
@@ -46,22 +46,14 @@ class Holdout:
 
     split: EvaluationSplit
     queries: dict[str, Queries]
-    weights: Float64Array
-    """(q,) weight of each query, protocols in the order of PROTOCOLS"""
-    organic: BoolArray
-    """(q,) no target came from a list that was shown"""
     known: ReplayConfig
     """What serving knows of users and trends."""
 
     @property
     def questions(self) -> Questions:
         """Users, weights and origin of all queries, protocols in the order of PROTOCOLS."""
-        users = np.concatenate([self.queries[protocol].user for protocol in PROTOCOLS])
-        return Questions(users, self.weights, self.organic)
-
-    def weighted(self, weights: Float64Array) -> Holdout:
-        """With these weights of the queries (q,), protocols in the order of PROTOCOLS."""
-        return replace(self, weights=weights)
+        found = Queries.joined([self.queries[protocol] for protocol in PROTOCOLS])
+        return Questions(found.user, found.weights(), found.organic)
 
     @classmethod
     def of(
@@ -74,8 +66,7 @@ class Holdout:
         """
         found = {p: sample(queries(split, p), max_queries, seed) for p in PROTOCOLS}
         found["returning"] = _that_morning(found["returning"], split.cut_ms)
-        organic = np.concatenate([found[protocol].organic for protocol in PROTOCOLS])
-        return cls(split, found, np.ones(len(organic)), organic, known)
+        return cls(split, found, known)
 
 
 def _that_morning(found: Queries, cut_ms: int) -> Queries:
