@@ -160,7 +160,7 @@ class TrainingSettings(_Section):
     holdout: float = Field(0.08, gt=0, lt=0.5)
     """Share of the newest interactions held out to compare champion and challenger."""
     holdout_queries: int = Field(20_000, ge=10)
-    """Maximum queries per protocol in that comparison: 10 ms each for all models together."""
+    """Maximum queries per protocol in that comparison; 3 to 7 ms each for each compared model."""
     gate_margin: float = Field(0.05, gt=0, lt=1)
     """A challenger passes if its loss against champion and trends, relative to their mean, is
     below this with a confidence of 95 %."""

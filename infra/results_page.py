@@ -135,6 +135,14 @@ SECTIONS: dict[str, Section] = {
             Figure("errors", "errors", at_most=0),
         ),
     ),
+    "gate": Section(
+        "Release gate: simulated challengers, 16,000 questions",
+        (
+            Figure("refused, of those 10 % worse", "refused_at_minus_10", at_least=0.95),
+            Figure("promoted, of equal ones", "promoted_at_0", at_least=0.8),
+            Figure("relative loss shown with 80 %", "detectable_loss"),
+        ),
+    ),
     "ui": Section(
         "Dashboard: click to painted list",
         (

@@ -61,7 +61,8 @@ def operating_curve(
 ) -> dict[str, Any]:
     """Simulate `challengers` for each number of questions, profile and level; the curve as JSON.
 
-    `refused_at_minus_10` and `promoted_at_0` are the worst of the profiles at the largest size.
+    `refused_at_minus_10`, `promoted_at_0` and `detectable_loss` are the worst of the profiles at
+    the largest size.
     """
     random = np.random.default_rng(seed)
     points = [
@@ -77,6 +78,7 @@ def operating_curve(
         "questions": max(sizes),
         "refused_at_minus_10": min(1.0 - p.promoted for p in most if p.level == -0.10),
         "promoted_at_0": min(p.promoted for p in most if p.level == 0.0),
+        "detectable_loss": max(p.detectable_loss for p in most if p.level == 0.0),
         "points": [asdict(p) for p in points],
     }
 
