@@ -205,6 +205,14 @@ def test_a_corrupted_final_model_is_refused(
     assert found.metrics == control.metrics  # the holdout model alone shows nothing
 
 
+def test_the_share_of_targets_from_shown_lists_is_reported(shop: Shop, tmp_path: Path) -> None:
+    shown = np.where(np.arange(len(shop.data.log)) % 2, np.nan, 1.0).astype(np.float32)
+    log = replace(shop.data.log, propensity=shown)
+    found = evaluate(replace(shop.trial(tmp_path), log=log))
+    assert found.own_share is not None
+    assert 0.3 < found.own_share < 0.9
+
+
 def test_the_manifest_holds_the_cut(shop: Shop, tmp_path: Path) -> None:
     folder = shop.trial(tmp_path).folder
     for name in ("model", "holdout_model"):

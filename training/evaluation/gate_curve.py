@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from scipy.special import ndtr
+from threadpoolctl import threadpool_limits
 
 from afterclick.arrays import Float64Array
 from training import gate
@@ -65,18 +66,19 @@ def operating_curve(
     the largest size.
     """
     random = np.random.default_rng(seed)
-    points = [
-        _point(random, (questions, profile, level), challengers)
-        for questions in sizes
-        for profile in PROFILES
-        for level in LEVELS
-    ]
+    with threadpool_limits(1, "blas"):  # short products: more threads cost more than they save
+        points = [
+            _point(random, (questions, profile, level), challengers)
+            for questions in sizes
+            for profile in PROFILES
+            for level in LEVELS
+        ]
     most = [p for p in points if p.questions == max(sizes)]
     return {
         "challengers": challengers,
         "metric": gate.METRIC,
         "questions": max(sizes),
-        "refused_at_minus_10": min(1.0 - p.promoted for p in most if p.level == -0.10),
+        "refused_at_minus_10": min(p.refused for p in most if p.level == -0.10),
         "promoted_at_0": min(p.promoted for p in most if p.level == 0.0),
         "detectable_loss": max(p.detectable_loss for p in most if p.level == 0.0),
         "points": [asdict(p) for p in points],
@@ -89,11 +91,11 @@ def _point(
     """The verdicts on challengers with (questions, profile, level)."""
     found = [simulate(random, *what) for _ in range(challengers)]
     passed, refused, undecided = (
-        float(np.mean([c.verdict == verdict for c in found])) for verdict in gate.VERDICTS
+        round(float(np.mean([c.verdict == verdict for c in found])), 4) for verdict in gate.VERDICTS
     )
     losses = [c.detectable_loss for c in found if c.detectable_loss is not None]
-    detectable = float(np.mean(losses))
-    return CurvePoint(*what, passed, refused, undecided, passed + undecided, detectable)
+    detectable, promoted = round(float(np.mean(losses)), 4), round(passed + undecided, 4)
+    return CurvePoint(*what, passed, refused, undecided, promoted, detectable)
 
 
 def simulate(

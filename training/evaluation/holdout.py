@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class Holdout:
     known: ReplayConfig
     """What serving knows of users and trends."""
 
-    @property
+    @cached_property
     def questions(self) -> Questions:
         """Users, weights and origin of all queries, protocols in the order of PROTOCOLS."""
         found = Queries.joined([self.queries[protocol] for protocol in PROTOCOLS])
