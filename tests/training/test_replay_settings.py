@@ -13,6 +13,7 @@ import redis
 
 from afterclick.settings import RedisSettings, Settings
 from training.config import AlsConfig, ModelConfig, ReplayConfig
+from training.evaluation.holdout import Holdout, ask
 from training.event_log import EventLog
 from training.fit import ModelTrainer
 from training.interactions import Interactions
@@ -100,6 +101,17 @@ def test_histories_have_the_length_of_serving() -> None:
         known = replace(ReplayConfig(), history_length=length)
         longest = max(len(one.user.items) for one in replay(log, asked, known))
         assert longest == 2 if length == 2 else longest > 4
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_the_gate_asks_with_the_limits_of_serving(limited: bool) -> None:
+    serving = {} if limited else {"quarantine_max_ratio": 0.0}
+    known = ReplayConfig.of(settings_with({}, serving))
+    split = EvaluationSplit(pushed_shop(), int(88.5 * DAY), 91 * DAY, 1)
+    asked = Holdout.of(split, 100, seed=1, known=known)
+    lists = np.concatenate([found.lists["trends"] for found in ask(asked, {}).values()])
+    assert len(lists) > 5
+    assert (lists[:, 0] == PUSHED).any() != limited
 
 
 def test_approved_items_come_from_redis(redis_url: str) -> None:
