@@ -186,6 +186,27 @@ SECTIONS: dict[str, Section] = {
 }
 
 
+QUALITY = Section(
+    "Quality: HR@10 of the blend, on a global time split",
+    (
+        Figure("live", "models.blend.live.hr@10", at_least=0.085),
+        Figure(
+            "live, compared with decayed popularity",
+            "blend.times_decayed_popularity",
+            "times",
+            at_least=1.9,
+        ),
+        Figure("live, targets of the same day", "models.blend.live_same_day.hr@10"),
+        Figure("live, targets of a later day", "models.blend.live_later.hr@10", at_least=0.07),
+        Figure("returning", "models.blend.returning.hr@10", at_least=0.081),
+        Figure("cold", "models.blend.cold.hr@10", at_least=0.042),
+        Figure("value of the live event", "freshness.blend.parts.live_event.hr@10"),
+        Figure("value of fresh trends", "freshness.blend.parts.trends.hr@10"),
+        Figure("loss of a state that is not updated", "freshness.blend.parts.staleness.hr@10"),
+    ),
+)
+
+
 def page(folder: Path = FOLDER) -> str:
     """docs/results.md. Raises BadInput for a record that is malformed or lacks a figure."""
     lines = [
@@ -200,7 +221,8 @@ def page(folder: Path = FOLDER) -> str:
         if path.exists():
             lines += ["", *_section(section, read_record(path), path)]
     if (evaluation := folder / "evaluate.json").exists():
-        lines += ["", *_evaluation(read_record(evaluation))]
+        result = read_record(evaluation)
+        lines += ["", *_section(QUALITY, result, evaluation), "", *_evaluation(result)]
     return "\n".join(lines) + "\n"
 
 
@@ -283,7 +305,7 @@ def _evaluation(result: ResultRecord) -> list[str]:
     models: dict[str, Any] = result.output["models"]
     users: dict[str, int] = result.output["split"]["users"]
     lines = [
-        "## Quality: HR@10 (NDCG@10), full ranking, global time split",
+        "## All models: HR@10 (NDCG@10), full ranking",
         "",
         "| model | " + " | ".join(f"{name}, {n:,} users" for name, n in users.items()) + " |",
         "|---|" + "---|" * len(users),

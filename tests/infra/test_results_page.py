@@ -46,9 +46,19 @@ def test_a_record_without_a_required_figure_is_rejected_by_name(tmp_path: Path) 
 
 def test_quality_is_a_table_of_models_by_protocol(tmp_path: Path) -> None:
     metrics = {"hr@10": 0.0819, "ndcg@10": 0.043}
-    output = {"models": {"ranker": {"live": metrics}}, "split": {"users": {"live": 3100}}}
+    protocols = dict.fromkeys(("live", "live_same_day", "live_later", "returning", "cold"), metrics)
+    parts = dict.fromkeys(("live_event", "trends", "staleness"), metrics)
+    output = {
+        "models": {"blend": protocols},
+        "blend": {"times_decayed_popularity": 1.5},
+        "freshness": {"blend": {"parts": parts}},
+        "split": {"users": {"live": 3100}},
+    }
     record("evaluate", printing(output), tmp_path)
-    assert "| ranker | 0.0819 (0.0430) |" in page(tmp_path)
+    shown = page(tmp_path)
+    assert "| blend | 0.0819 (0.0430) |" in shown
+    assert "| live | 0.0819 | ≥ 0.085 | no |" in shown
+    assert "| returning | 0.0819 | ≥ 0.081 | yes |" in shown
 
 
 def test_every_section_has_a_record_in_the_repository() -> None:
