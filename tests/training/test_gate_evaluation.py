@@ -33,7 +33,7 @@ from training.models.als import implicit_als
 from training.workspace import Anchor
 
 DAY_MS = 86_400_000
-SETTINGS = TrainingSettings()
+SETTINGS = TrainingSettings(holdout=0.2)
 CONFIG = ModelConfig(
     als=AlsConfig(rank=16, reg=0.1, iterations=8, engine="implicit"),
     towers=None,
@@ -80,7 +80,7 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     folder = tmp_path_factory.mktemp("shop")
-    generate_shop(folder, ShopConfig(users=1500, items=300, events=12_000, days=20))
+    generate_shop(folder, ShopConfig(users=1500, items=300, events=16_000, days=20))
     data = reviews.load(folder, 2.0)
     cut_ms = holdout.cut_of(data.log, SETTINGS.holdout)
     past = data.log.before(cut_ms)
