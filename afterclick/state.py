@@ -252,11 +252,15 @@ class StateChange(BaseModel):
     topic: str
     partition: int
     offset: int
+    previous_offset: int | None = None
+    """Offset of the state change before this one, if known: between the two is none."""
     effect: Effect
     weight: float
     first_user_item: bool = Field(alias="novel")
     established: bool = False
     compensations: tuple[Compensation, ...] = Field((), alias="corrections")
+    resync: bool = False
+    """The compensations are too many to be sent: read the trends from Redis."""
     produced_ms: float | None = None
     log_ms: float
     read_ms: float
@@ -264,6 +268,10 @@ class StateChange(BaseModel):
 
     def encode(self) -> bytes:
         return self.__pydantic_serializer__.to_json(self, exclude_none=True, by_alias=True)
+
+    def without_compensations(self) -> Self:
+        """The change for readers that read the trends from Redis instead; of bounded size."""
+        return self.model_copy(update={"compensations": (), "resync": True})
 
     @classmethod
     def decode(cls, raw: bytes) -> StateChange:

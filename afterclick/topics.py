@@ -9,6 +9,8 @@ IMPRESSIONS_MS = 30 * DAY_MS
 """Retention of impressions."""
 PARTITIONER = "murmur2_random"
 """Partitioner of every producer, as in Java's clients: a user's events share a partition."""
+MAX_RECORD_BYTES = 1_048_588
+"""Largest record of every topic (Kafka's default). Producers of the stream send half at most."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,10 @@ class Topic:
     @property
     def config(self) -> dict[str, str]:
         """The topic configuration for Kafka's admin API."""
-        config = {"cleanup.policy": self.cleanup}
+        config = {
+            "cleanup.policy": self.cleanup,
+            "max.message.bytes": str(MAX_RECORD_BYTES),
+        }
         if self.cleanup == "delete":
             config["retention.ms"] = str(self.retention_ms)
         if self.arrival:

@@ -14,8 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import redis
+
 from afterclick.errors import BadEvent
 from afterclick.events import InteractionEvent, decode_interaction
+from afterclick.io.kafka_log import OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import (
@@ -29,36 +32,15 @@ from afterclick.state import (
     pack_offset,
     vote_codes,
 )
-from afterclick.topics import dlq
 from afterclick.trends import DAY_MS
 from streaming.connection import Command, Connection
 from streaming.fault_points import NO_FAULTS, FaultPoints
+from streaming.records import MAX_CHANGE_BYTES, Output, Record, dead_letter
 
 CHUNK = 500
 """Records per server-side call: other clients of the server wait a few milliseconds."""
 _DUPLICATE, _FORGOTTEN = ord("0"), ord("5")
 _NO_EFFECTS = Effects()
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A Kafka record. `log_ms` is its timestamp, milliseconds since the epoch."""
-
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    log_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A record for the Kafka sink."""
-
-    topic: str
-    key: bytes | None
-    value: bytes | None
-    partition: int | None = None
-    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,9 +120,15 @@ class Applier:
     config: ApplyConfig
     connection: Connection
     send_to_dlq: Callable[[Sequence[Output]], None] | None = None
+    log_holds: Callable[[TopicPartition, OffsetRange], bool] | None = None
+    """Whether the log holds a record at any of these offsets. Without it, every offset counts."""
     published_offset: int = -1
     """Offset up to which the outputs of this partition were delivered; -1: unknown."""
     _chunks: int = field(default=0, init=False)
+    _last: dict[TopicPartition, int] = field(default_factory=dict, init=False)
+    """Offset of the last record that this applier has applied."""
+    _changed: dict[TopicPartition, int] = field(default_factory=dict, init=False)
+    """Offset of the last state change that it has returned."""
     _codes: dict[str, str] = field(init=False)
     _weights: dict[str, float] = field(init=False)
 
@@ -178,6 +166,7 @@ class Applier:
                 ]
             )
         applied = self._apply_partition(partition, events, records)
+        self._last[partition] = records[-1].offset
         timestamps = (read_ms, time.time() * 1000)
         for record, step in zip(records, steps, strict=True):
             if isinstance(step, _Step):
@@ -241,12 +230,29 @@ class Applier:
     def _apply_partition(
         self, partition: TopicPartition, events: list[_Step], records: Sequence[Record]
     ) -> int:
-        """Step 2: count first events and advance the applied offset. Returns the offset before."""
+        """Step 2: count first events and advance the applied offset. Returns the offset before.
+
+        Offsets without a record are normal: transaction markers, compacted records. Between two
+        records of one task nothing is missing; before the first one, the log is asked.
+        """
+        first, last = records[0].offset, self._last.get(partition)
+        before = first - 1 if last is None or last >= first else last
+        try:
+            return self._count(partition, events, records[-1].offset, before)
+        except redis.ResponseError as error:
+            applied = _applied_at_gap(error)
+            if applied is None or self.log_holds is None:
+                raise
+            if self.log_holds(partition, OffsetRange(applied + 1, first)):
+                raise
+            return self._count(partition, events, records[-1].offset, applied)
+
+    def _count(self, partition: TopicPartition, events: list[_Step], last: int, before: int) -> int:
         keys = self.config.keys
         arguments: list[str | bytes | int] = [
             "1" if self.config.faults.fence else "0",
-            records[0].offset - 1,
-            records[-1].offset,
+            before,
+            last,
             self.published_offset,
         ]
         for step in events:
@@ -285,6 +291,7 @@ class Applier:
             topic=partition.topic,
             partition=partition.partition,
             offset=record.offset,
+            previous_offset=self._changed.get(partition),
             effect=self._effect(step, applied_before),
             weight=step.weight,
             first_user_item=step.effects.first_user_item,
@@ -295,9 +302,13 @@ class Applier:
             read_ms=timestamps[0],
             applied_ms=timestamps[1],
         )
+        self._changed[partition] = record.offset
+        value = change.encode()
+        if len(value) > MAX_CHANGE_BYTES:
+            value = change.without_compensations().encode()
         # one target partition per source partition, so that readers get changes in offset order
         target = partition.partition % self.config.state_changes_partitions
-        return Output(self.config.state_changes, data.user_id.encode(), change.encode(), target)
+        return Output(self.config.state_changes, data.user_id.encode(), value, target)
 
     def _effect(self, step: _Step, applied_before: int) -> Effect:
         if not step.first:
@@ -306,10 +317,7 @@ class Applier:
         return Effect.REPLAYED if replayed else Effect.APPLIED
 
 
-def dead_letter(topic: str, partition: int, record: Record, error: str) -> Output:
-    """The dead-letter record: raw bytes, same key, headers with position and reason."""
-    headers = {"topic": topic, "partition": partition, "offset": record.offset, "stage": "decode"}
-    encoded = tuple((name, str(value).encode()) for name, value in headers.items())
-    return Output(
-        dlq(topic), record.key, record.value, headers=(*encoded, ("error", error.encode()))
-    )
+def _applied_at_gap(error: redis.ResponseError) -> int | None:
+    """The applied offset that step 2 found to precede the records; None: another error."""
+    text = str(error)
+    return int(text.rsplit(" ", 1)[1]) if text.startswith("GAP ") else None

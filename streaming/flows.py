@@ -28,6 +28,7 @@ from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 from afterclick.errors import BadInput
 from afterclick.settings import Settings
+from afterclick.topics import MAX_RECORD_BYTES
 from streaming.apply import ApplyConfig
 from streaming.forgotten_users import ForgottenUsers
 from streaming.positions import Offsets
@@ -67,6 +68,7 @@ def read_topics(
         .option("kafka.bootstrap.servers", kafka.bootstrap)
         .option("subscribe", ",".join(kafka.topics.interactions))
         .option("startingOffsets", json.dumps(start) if start else "earliest")
+        .option("kafka.isolation.level", "read_committed")
         .option("failOnDataLoss", settings.stream.fence)
     )
     if max_rows is not None:
@@ -140,6 +142,7 @@ def _kafka_sink(outputs: DataFrame, settings: Settings, checkpoint: Path) -> Dat
         outputs.writeStream.format("kafka")
         .option("kafka.bootstrap.servers", settings.kafka.bootstrap)
         .option("kafka.compression.type", "lz4")
+        .option("kafka.max.request.size", MAX_RECORD_BYTES)
         .option("checkpointLocation", str(checkpoint))
         .outputMode("update")
     )

@@ -22,7 +22,7 @@ import redis
 import structlog
 
 from afterclick.errors import LogTruncated, StateConflict, StateLocked, Unavailable
-from afterclick.io.kafka_log import KafkaLog, OffsetRanges
+from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings
 from afterclick.state import TopicPartition
@@ -48,6 +48,19 @@ def log_ranges(kafka: KafkaSettings) -> OffsetRanges:
     """The offsets that each partition of the interaction topics holds. Raises Unavailable."""
     with KafkaLog(kafka) as kafka_log:
         return kafka_log.ranges(*kafka.topics.interactions)
+
+
+def has_unapplied(kafka: KafkaSettings, ranges: OffsetRanges, applied: AppliedOffsets) -> bool:
+    """Whether the ranges hold a record after the applied offsets. Raises Unavailable.
+
+    The lag counts offsets instead, and a transaction's marker is an offset without a record.
+    """
+    after = {
+        name: OffsetRange(max(applied.get(name, -1) + 1, held.begin), held.end)
+        for name, held in ranges.items()
+    }
+    with KafkaLog(kafka) as kafka_log:
+        return any(True for _ in kafka_log.read(after))
 
 
 def partition_count(kafka: KafkaSettings, topic: str) -> int:

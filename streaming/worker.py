@@ -23,13 +23,21 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
+import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from afterclick.errors import BadEvent
 from afterclick.events import decode_interaction
-from streaming.apply import Applier, ApplyConfig, Output, Record
+from afterclick.io.kafka_log import KafkaLog, OffsetRange
+from afterclick.settings import KafkaSettings
+from afterclick.state import TopicPartition
+from afterclick.topics import MAX_RECORD_BYTES
+from streaming.apply import Applier, ApplyConfig
 from streaming.connection import connect
 from streaming.forgotten_users import ForgottenUsers
+from streaming.records import Output, Record
+
+log = structlog.get_logger()
 
 SOURCE_COLUMNS = ("key", "value", "topic", "partition", "offset", "timestamp")
 OUTPUT_COLUMNS = (
@@ -71,6 +79,12 @@ _DLQ_TIMEOUT_S = 30.0
 _GC_ALLOCATIONS = 50_000
 
 
+def log_holds_records(bootstrap: str, partition: TopicPartition, offsets: OffsetRange) -> bool:
+    """Whether the partition holds a record at any of these offsets. Raises Unavailable."""
+    with KafkaLog(KafkaSettings(bootstrap=bootstrap)) as kafka_log:
+        return any(True for _ in kafka_log.read({partition: offsets}))
+
+
 def by_partition(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, int, list[Record]]]:
     """The records of Arrow batches (`SOURCE_COLUMNS`), in order, grouped by topic and partition."""
     for batch in batches:
@@ -87,7 +101,9 @@ def apply_batches(
     config: ApplyConfig, bootstrap: str, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """Micro-batch: apply one Kafka partition's rows in offset order; returns `OUTPUT_COLUMNS`."""
-    applier = Applier(config, connect(config.url, config.cluster), sender(bootstrap).send_to_dlq)
+    connection = connect(config.url, config.cluster)
+    log_holds = partial(log_holds_records, bootstrap)
+    applier = Applier(config, connection, sender(bootstrap).send_to_dlq, log_holds)
     for topic, partition, records in by_partition(batches):
         yield _outputs_to_arrow(list(applier.apply(topic, partition, records)))
 
@@ -178,7 +194,8 @@ class RowApplier:
         if self.applier is None or self.sender is None:
             self.sender = sender(self.bootstrap)
             connection = connect(self.config.url, self.config.cluster)
-            self.applier = Applier(self.config, connection, self.sender.send_to_dlq)
+            log_holds = partial(log_holds_records, self.bootstrap)
+            self.applier = Applier(self.config, connection, self.sender.send_to_dlq, log_holds)
         record = Record(offset, _bytes(key), _bytes(value), log_us / 1000)
         for output in self.applier.apply(topic, partition, [record]):
             self.sender.send(output, partial(self._delivered, offset))
@@ -198,6 +215,7 @@ class Sender:
                 "bootstrap.servers": bootstrap,
                 "enable.idempotence": True,
                 "linger.ms": 0,
+                "message.max.bytes": MAX_RECORD_BYTES,
                 "socket.nagle.disable": True,
                 "log_level": 2,
             }
@@ -209,14 +227,20 @@ class Sender:
         Raises KafkaException.
         """
         partition: Any = {} if output.partition is None else {"partition": output.partition}
-        self._producer.produce(
-            output.topic,
-            key=output.key,
-            value=output.value,
-            headers=list(output.headers),
-            on_delivery=partial(self._on_delivery, delivered),
-            **partition,
-        )
+        report = partial(self._on_delivery, output, delivered)
+        try:
+            self._producer.produce(
+                output.topic,
+                key=output.key,
+                value=output.value,
+                headers=list(output.headers),
+                on_delivery=report,
+                **partition,
+            )
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                raise
+            report(error.args[0], None)
         self._producer.poll(0)
         self._raise_error()
 
@@ -236,9 +260,21 @@ class Sender:
             raise KafkaException(error)
 
     def _on_delivery(
-        self, delivered: Callable[[], None] | None, error: KafkaError | None, _: Message
+        self,
+        output: Output,
+        delivered: Callable[[], None] | None,
+        error: KafkaError | None,
+        _: Message | None,
     ) -> None:
-        self._error = error or self._error
+        """A record that the topic refuses as too large is left out: the next ones must follow.
+
+        Readers of `state-changes` notice the gap, and the log still has the rejected record.
+        """
+        if error is not None and error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            size = len(output.value or b"")
+            log.error("too large for its topic, left out", topic=output.topic, bytes=size)
+        else:
+            self._error = error or self._error
         if delivered is not None and self._error is None:
             delivered()
 

@@ -7,8 +7,8 @@ writes  redis  approved items
 Each partition's trends are read in one transaction, so they belong to its position. Changes come
 from `state-changes`, from where that topic ended before the read. Changes at or below the position
 are already in the trends but still forwarded: WebSocket watchers have not seen them. All trends
-are read again periodically and after a gap (a dead letter, or a notification lost in a crash), in
-a thread; changes go on meanwhile.
+are read again periodically, after a gap (a notification lost in a crash), and after a change whose
+compensations are too many to be sent (`resync`), in a thread; changes go on meanwhile.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class TrendState:
         position = positions.get(partition, -1)
         if change.offset <= position:
             return
-        if change.offset > position + 1:
+        previous = change.offset - 1 if change.previous_offset is None else change.previous_offset
+        if previous > position or change.resync:
             self.gaps += 1
             self.gap_at = self.gap_at or time.monotonic()
         positions[partition] = change.offset

@@ -39,6 +39,8 @@ class DeadLetter:
     dlq_offset: int
     key: bytes | None
     value: bytes | None
+    sha256: str | None = None
+    """Of the rejected value, where this is a stub with its first KB."""
 
 
 def read_dead_letters(kafka: KafkaSettings) -> Iterator[DeadLetter]:
@@ -62,7 +64,7 @@ def redrive(kafka: KafkaSettings, containing: str = "") -> int:
     """Send the dead letters since the last redrive whose error contains a text; returns their
     number.
 
-    Those filtered out are not sent by a later redrive either. Raises Unavailable.
+    Those filtered out are not sent by a later redrive either, nor are stubs. Raises Unavailable.
     """
     sent = 0
     with _consumer(kafka, _GROUP) as consumer:
@@ -72,7 +74,7 @@ def redrive(kafka: KafkaSettings, containing: str = "") -> int:
             first = max(begin, consumer.committed(partition) or 0)
             for record in _records(consumer, partition, first):
                 dead_letter = _dead_letter(record)
-                if containing in dead_letter.error:
+                if containing in dead_letter.error and dead_letter.sha256 is None:
                     producer.send(
                         dead_letter.topic, value=dead_letter.value, key=dead_letter.key
                     ).get(timeout=30)
@@ -122,4 +124,5 @@ def _dead_letter(record: Any) -> DeadLetter:
         dlq_offset=record.offset,
         key=record.key,
         value=record.value,
+        sha256=headers.get("sha256"),
     )

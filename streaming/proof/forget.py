@@ -25,7 +25,7 @@ import redis
 
 from afterclick.errors import BadEvent, StateConflict, StateLocked, Unavailable
 from afterclick.events import decode_interaction, stable_id
-from afterclick.io.kafka_log import KafkaLog, OffsetRange, lag
+from afterclick.io.kafka_log import KafkaLog, OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings, Settings
 from afterclick.state import (
@@ -139,7 +139,7 @@ class Forgetter:
     def _wait_for_stream(self) -> None:
         ranges = positions.log_ranges(self.settings.kafka)
         deadline = time.monotonic() + _WAIT_S
-        while lag(ranges, self._applied()):
+        while positions.has_unapplied(self.settings.kafka, ranges, self._applied()):
             if time.monotonic() > deadline:
                 raise Unavailable(
                     "the stream lags too far; "

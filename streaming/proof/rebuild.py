@@ -17,14 +17,16 @@ import pyarrow.dataset as ds
 import redis
 
 from afterclick.events import Interaction, encode, interaction_event
+from afterclick.io.kafka_log import OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from streaming import positions
-from streaming.apply import Applier, ApplyConfig, Record
+from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection, load_functions, redis_client
 from streaming.forgotten_users import restore_forgotten
 from streaming.proof.archive_log import archive_files
+from streaming.records import Record
 
 _DATA = ("user_id", "item_id", "action", "rating", "text", "impression_id", "session_id")
 _BLOCK = 5000
@@ -54,7 +56,7 @@ def rebuild(settings: Settings) -> Rebuilt:
             client.delete(staged.forgotten_users)
             restore_forgotten(client, staged, settings.kafka)
             config = replace(ApplyConfig.of(settings, 1), keys=staged)
-            applier = Applier(config, NodeConnection(settings.redis.url))
+            applier = Applier(config, NodeConnection(settings.redis.url), log_holds=_no_record)
             partitions = positions.topic_partitions(settings.kafka)
             events = sum(_apply(applier, log, partition) for partition in partitions)
             swap(client, staged, keys)
@@ -67,30 +69,27 @@ def _apply(applier: Applier, log: Any, partition: TopicPartition) -> int:
     topic, number = partition
     rows = (pc.field("topic") == topic) & (pc.field("partition") == number)
     table = log.to_table(filter=rows).sort_by("offset")
-    events, next_offset = 0, 0
     for batch in table.to_batches(max_chunksize=_BLOCK):
-        records = list(_records(batch.to_pylist(), next_offset))
-        if records:
-            next_offset = records[-1].offset + 1
-            for _ in applier.apply(topic, number, records):
-                pass
-        events += len(batch)
-    return events
+        for _ in applier.apply(topic, number, list(_records(batch.to_pylist()))):
+            pass
+    return len(table)
 
 
-def _records(rows: list[dict[str, Any]], next_offset: int) -> Iterator[Record]:
-    """The rows as Kafka records, each offset once; empty records replace dead letters."""
-    for row in rows:
-        yield from (Record(gap, None, None, 0.0) for gap in range(next_offset, row["offset"]))
-        if row["offset"] >= next_offset:
-            event = interaction_event(
-                Interaction(**{name: row[name] for name in _DATA}),
-                event_id=row["event_id"],
-                time=row["event_time"],
-                source="rebuild",
-            )
-            yield Record(row["offset"], None, encode(event), row["log_time"].timestamp() * 1000)
-        next_offset = max(next_offset, row["offset"] + 1)
+def _records(rows: list[dict[str, Any]]) -> Iterator[Record]:
+    """The rows as Kafka records, each offset once. Dead letters and other gaps are missing."""
+    for row in {row["offset"]: row for row in rows}.values():
+        event = interaction_event(
+            Interaction(**{name: row[name] for name in _DATA}),
+            event_id=row["event_id"],
+            time=row["event_time"],
+            source="rebuild",
+        )
+        yield Record(row["offset"], None, encode(event), row["log_time"].timestamp() * 1000)
+
+
+def _no_record(_: TopicPartition, __: OffsetRange) -> bool:
+    """The Parquet log has no row at the offset of a dead letter."""
+    return False
 
 
 def swap(client: redis.Redis, new: Keys, old: Keys) -> None:

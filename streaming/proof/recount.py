@@ -157,11 +157,41 @@ def _read_forgotten(consumer: KafkaConsumer, topic: str) -> dict[str, int]:
 
 
 def last_offsets(settings: Settings) -> dict[TopicPartition, int]:
-    """The last offset of each partition, −1 if it is empty. Raises Unavailable."""
+    """The offset of the last record of each partition, −1 if it is empty. Raises Unavailable.
+
+    A transaction's marker, which ends a partition as well, is no record.
+    """
     with _consumer(settings) as consumer:
         partitions = _partitions(consumer, *settings.kafka.topics.interactions)
-        ends = consumer.end_offsets(partitions)
-    return {TopicPartition(name.topic, name.partition): end - 1 for name, end in ends.items()}
+        begins, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
+        last = {name: begin - 1 for name, begin in begins.items()}
+        starts, back = {name: end for name, end in ends.items() if end > begins[name]}, 1
+        while starts:
+            starts = {name: max(begins[name], ends[name] - back) for name in starts}
+            last |= _last_after(consumer, starts, ends)
+            starts = {
+                name: start
+                for name, start in starts.items()
+                if last[name] < start and start > begins[name]
+            }
+            back *= 16
+    return {TopicPartition(name.topic, name.partition): offset for name, offset in last.items()}
+
+
+def _last_after(
+    consumer: KafkaConsumer, starts: dict[KafkaPartition, int], ends: dict[KafkaPartition, int]
+) -> dict[KafkaPartition, int]:
+    """The last record from `starts` to `ends`, where there is one."""
+    last = {}
+    consumer.assign(list(starts))
+    for name, start in starts.items():
+        consumer.seek(name, start)
+    while any(consumer.position(name) < ends[name] for name in starts):
+        for name, records in consumer.poll(timeout_ms=1000).items():
+            offsets = [record.offset for record in records if record.offset < ends[name]]
+            if offsets:
+                last[name] = offsets[-1]
+    return last
 
 
 @contextmanager
@@ -170,6 +200,7 @@ def _consumer(settings: Settings) -> Iterator[KafkaConsumer]:
         consumer = KafkaConsumer(
             bootstrap_servers=settings.kafka.bootstrap.split(","),
             enable_auto_commit=False,
+            isolation_level="read_committed",
             group_id=None,
             max_partition_fetch_bytes=4 << 20,
             fetch_max_bytes=16 << 20,

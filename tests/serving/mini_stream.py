@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from types import TracebackType
 
 import redis
@@ -10,8 +11,10 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPa
 
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
-from streaming.apply import Applier, ApplyConfig, Record
+from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection, load_functions
+from streaming.records import Record
+from streaming.worker import log_holds_records
 
 
 class MiniStream:
@@ -70,7 +73,8 @@ class MiniStream:
         producer = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})
         consumer.assign(positions)
         plan = ApplyConfig.of(self.settings, kafka.partitions)
-        applier = Applier(plan, NodeConnection(self.settings.redis.url))
+        log_holds = partial(log_holds_records, kafka.bootstrap)
+        applier = Applier(plan, NodeConnection(self.settings.redis.url), log_holds=log_holds)
         try:
             while not self._stop.is_set():
                 first = consumer.poll(0.05)

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 from afterclick import events
 from afterclick.events import ImpressionEvent
 from afterclick.settings import Settings
-from streaming.apply import Record, dead_letter
+from streaming.records import Record, dead_letter
 from tests.serving import shop
 from tests.serving.running import Running, after, ids, kinds
 from tests.waiting import PATIENCE_S, wait_until

@@ -16,8 +16,9 @@ from afterclick.redis_keys import Keys
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS, Trend
-from streaming.apply import ApplyConfig, Record
+from streaming.apply import ApplyConfig
 from streaming.connection import Command, Connection
+from streaming.records import Record
 
 TOPICS = ("reviews", "feedback")
 DAY_S = 86_400

@@ -9,9 +9,10 @@ import redis
 
 from afterclick.errors import BadEvent
 from afterclick.state import Effect, StateChange
-from streaming.apply import Applier, ApplyConfig, Output, Record
+from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection
 from streaming.fault_points import FaultPoints
+from streaming.records import Output, Record
 from tests.streaming.builders import (
     DAY_S,
     Crash,

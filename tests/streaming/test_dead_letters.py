@@ -7,8 +7,8 @@ from confluent_kafka import Producer
 from kafka import KafkaConsumer, TopicPartition
 
 from afterclick.settings import Settings
-from streaming.apply import Record, dead_letter
 from streaming.proof.dead_letters import count_by_error, read_dead_letters, redrive
+from streaming.records import Record, dead_letter
 
 
 @pytest.fixture

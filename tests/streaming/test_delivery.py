@@ -9,7 +9,7 @@ import redis
 
 from afterclick.io.kafka_log import OffsetRange
 from afterclick.state import StateChange, TopicPartition
-from streaming.apply import Applier, ApplyConfig, Output, Record
+from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection
 from streaming.positions import (
     applied_offsets,
@@ -18,6 +18,7 @@ from streaming.positions import (
     resume_offsets,
     starting_offsets,
 )
+from streaming.records import Output, Record
 from tests.streaming.builders import Crash, CrashingConnection, apply_config, event, log_of
 
 PLACE = TopicPartition("reviews", 0)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from afterclick.events import InteractionEvent
 from afterclick.state import StateChange
-from streaming.apply import Applier, ApplyConfig, Output, Record
+from streaming.apply import Applier, ApplyConfig
 from streaming.connection import Connection, NodeConnection
 from streaming.fault_points import FaultPoints
+from streaming.records import Output, Record
 from streaming.worker import RowApplier
 from tests.streaming.builders import (
     DAY_S,

@@ -12,10 +12,11 @@ import redis
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
-from streaming.apply import Applier, ApplyConfig, Record
+from streaming.apply import Applier, ApplyConfig
 from streaming.connection import Connection, NodeConnection
 from streaming.forgotten_users import ForgottenUsers
 from streaming.positions import applied_offsets
+from streaming.records import Record
 from streaming.worker import decode_batches
 
 
