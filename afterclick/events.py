@@ -31,6 +31,12 @@ FEEDBACK_TYPE: Final = "afterclick.feedback.v1"
 IMPRESSION_TYPE: Final = "afterclick.impression.v1"
 ITEM_TYPE: Final = "afterclick.item.v1"
 MODEL_TYPE: Final = "afterclick.model.v1"
+DATASET_SOURCE: Final = "dataset/"
+"""Prefix of `source` of a replayed dataset."""
+IMPORT_SOURCE: Final = "import/"
+"""Prefix of `source` of past events by a caller with the scope `admin`."""
+API_SOURCE: Final = "afterclick/api"
+"""`source` of feedback by any other caller of the API."""
 
 
 class Action(StrEnum):
@@ -153,6 +159,15 @@ class _Envelope(BaseModel):
     def time_ms(self) -> int:
         """Event time, milliseconds since the epoch."""
         return round(self.time.timestamp() * 1000)
+
+    def trusted_ms(self, log_ms: float) -> int:
+        """The time from which this event counts for the age of its user's account, in ms.
+
+        The event time of a source that is trusted with the past; otherwise `log_ms`, when the event
+        reached the log. A client may date its events back, but no account is older for it.
+        """
+        trusted = self.source.startswith((DATASET_SOURCE, IMPORT_SOURCE))
+        return self.time_ms if trusted else round(log_ms)
 
 
 class ReviewEvent(_Envelope):

@@ -3,7 +3,8 @@
 Established users cast about the same share of the votes of every popular item. Where new accounts
 cast many more than that on one item, it is quarantined: meanwhile only the votes of established
 users count, scaled by what new accounts add to an ordinary item. An item that is quarantined by
-mistake keeps about the trend it has earned.
+mistake keeps about the trend it has earned. Skips of new accounts do not lower trends at all: the
+stream counts a negative vote once its user is established (`state.counted_weight`).
 
 Attackers also vote for other items, to look like ordinary users. That shows in no single item, only
 in the total: where new accounts cast more votes of a half-life than usual, their votes are scaled

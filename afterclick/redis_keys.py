@@ -1,7 +1,8 @@
 """Every Redis key, named once. The part in braces is the cluster hash tag: one call, one slot.
 
 {u:<user>}:history                zset    state.HistoryEntry → event time ms, newest only
-{u:<user>}:votes                  hash    item → newest event time of each action; '' → the first's
+{u:<user>}:votes                  hash    item → newest event and trusted time of each action; '' →
+                                          trusted time of the user's first event
 {u:<user>}:ledger:<topic>         zset    event id → state.pack_offset of its position, plus flags
 {u:<user>}:corrections:<topic>    hash    event id of the ledger → its compensations (JSON)
 {u:<user>}:forgotten              string  event time ms up to which the user's events are rejected

@@ -101,7 +101,11 @@ class StreamSettings(_Section):
     """Weight of a user's newest event of an action in an item's trend. Every event of positive
     weight also adds to popularity, also if undone later."""
     established_days: float = Field(7.0, ge=0)
-    """Days from the first event until a user is established; after a change run `rebuild`."""
+    """Days from the first event until a user is established; after a change run `rebuild`. Events
+    of a replay count from their event time, others from when they reached the log."""
+    max_voted_items: int = Field(10_000, ge=1)
+    """Items that a user can vote on. Events on further items are interactions, but change neither
+    trends nor the number of unique users; after a change run `rebuild`."""
     archive_seconds: float = Field(5.0, gt=0)
     """Interval of the archive query, which writes the Parquet log."""
     master: str = "local[*]"
@@ -203,6 +207,8 @@ class ServingSettings(_ServerSection):
     """Time to live of a personal list in the cache; 0 disables the cache."""
     after_s: float = Field(0.3, gt=0, le=10)
     """Time limit for `after=` to wait for its event; after that the list has `fresh: false`."""
+    max_event_age_s: float = Field(86_400.0, ge=0)
+    """Oldest `time` of feedback; a key with the scope `admin` may send older events."""
     max_body_bytes: int = 65_536
     """Larger request bodies get 413."""
     keys: dict[str, ApiKey] = {}

@@ -15,6 +15,9 @@ from afterclick.events import Action
 
 _MAX_PARTITIONS = 1024
 _FLAGS = 4
+LATE_ITEMS = 200
+"""Items that a user may have voted on for an event older than the user's first to change those
+votes: a limit on the work of one event."""
 _MAX_OFFSET = 2**53 // (_MAX_PARTITIONS * _FLAGS) - 1
 
 
@@ -97,13 +100,19 @@ class Effects:
 
     def deltas(self, item_id: str, time_ms: int, weight: float) -> Iterator[Delta]:
         """The event's own delta, then one per compensation."""
-        established = weight if self.established else 0.0
+        counted = counted_weight(weight, self.established)
+        established = counted if self.established else 0.0
         counts = COUNTS_INTERACTION if weight > 0 else COUNTS_NOTHING
         if self.first_user_item:
             counts = COUNTS_USER
-        yield Delta(item_id, time_ms, weight, established, counts)
+        yield Delta(item_id, time_ms, counted, established, counts)
         for compensation in self.compensations:
             yield Delta(*compensation, COUNTS_NOTHING)
+
+
+def counted_weight(weight: float, established: bool) -> float:
+    """The part of a vote's weight that counts in trends: a new account cannot lower any."""
+    return weight if weight > 0 or established else 0.0
 
 
 def pack_offset(partition: int, offset: int) -> int:

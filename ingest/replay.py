@@ -20,6 +20,7 @@ import structlog
 
 from afterclick.arrays import Int64Array
 from afterclick.errors import AfterclickError, BadInput
+from afterclick.events import DATASET_SOURCE
 from afterclick.io.home import DONE, FAILED, PAUSED, RUNNING, STOPPED, ReplayControl, ReplayStatus
 from afterclick.settings import Settings
 from ingest.producer import CHUNK, Encoder, EventProducer
@@ -112,7 +113,7 @@ class _Replay:
         self.key = _progress_key(data, self.producer.cluster_id, topics.reviews, options)
         self.shift = self._shift()
         self.encoder = Encoder(
-            f"dataset/{data.manifest.name}", topics.reviews, topics.feedback, self.shift
+            f"{DATASET_SOURCE}{data.manifest.name}", topics.reviews, topics.feedback, self.shift
         )
         self.first_row = 0 if options.restart else files.next_row(self.key)
         self.total, self.span_ms = _measure(data, options, self.first_row)

@@ -22,12 +22,14 @@ from afterclick.io.kafka_log import OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import (
+    LATE_ITEMS,
     Compensation,
     Effect,
     Effects,
     HistoryEntry,
     StateChange,
     TopicPartition,
+    counted_weight,
     decode_compensations,
     pack_offset,
     vote_codes,
@@ -60,6 +62,8 @@ class ApplyConfig:
     """An event dated further after its arrival in the log becomes a dead letter."""
     established_ms: int
     """Time after the first event from which a user is established."""
+    max_voted_items: int
+    """Items that a user can vote on."""
     faults: FaultPoints = NO_FAULTS
 
     @classmethod
@@ -77,6 +81,7 @@ class ApplyConfig:
             ledger_length=stream.ledger_length,
             max_ahead_ms=stream.ahead_s * 1000,
             established_ms=round(stream.established_days * DAY_MS),
+            max_voted_items=stream.max_voted_items,
             faults=FaultPoints.of(stream),
         )
 
@@ -210,6 +215,8 @@ class Applier:
             config.ledger_length,
             floor,
             config.established_ms,
+            config.max_voted_items,
+            LATE_ITEMS,
         ]
         for step in steps:
             event, data = step.event, step.event.data
@@ -217,6 +224,7 @@ class Applier:
             position = pack_offset(partition.partition, step.record.offset)
             arguments += (event.id, position, entry.member(), step.time_ms)
             arguments += (data.item_id, self._codes.get(data.action, ""))
+            arguments.append(event.trusted_ms(step.record.log_ms))
         names = (
             keys.history(user_id),
             keys.votes(user_id),
@@ -293,7 +301,7 @@ class Applier:
             offset=record.offset,
             previous_offset=self._changed.get(partition),
             effect=self._effect(step, applied_before),
-            weight=step.weight,
+            weight=counted_weight(step.weight, step.effects.established),
             first_user_item=step.effects.first_user_item,
             established=step.effects.established,
             compensations=step.effects.compensations,

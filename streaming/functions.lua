@@ -11,17 +11,28 @@ local HALF_LIVES = {DAY / 24, DAY, 3 * DAY, 7 * DAY, 30 * DAY, 90 * DAY}
 local N = #HALF_LIVES
 local PACKED = '<ddddddddddddd' -- event time ms, then the sums of all votes, then those of established users
 
--- A user's votes on an item, as text: for each action its code (a capital if positive) and the vote's event time.
+-- A user's votes on an item, as text: for each action its code (a capital if positive), the vote's event time and,
+-- after a comma, how much later its trusted time is. That time decides whether the vote is of an established user.
 local function votes_of(text)
   local votes = {}
-  for code, time in string.gmatch(text or '', '(%a)(-?%d+)') do votes[code] = tonumber(time) end
+  for code, time, delay in string.gmatch(text or '', '(%a)(-?%d+),?(-?%d*)') do
+    votes[code] = {tonumber(time), tonumber(time) + (tonumber(delay) or 0)}
+  end
   return votes
 end
 
 local function text_of(votes)
   local parts = {}
-  for code, time in pairs(votes) do parts[#parts + 1] = code .. string.format('%.0f', time) end
+  for code, vote in pairs(votes) do
+    local delay = vote[2] ~= vote[1] and string.format(',%.0f', vote[2] - vote[1]) or ''
+    parts[#parts + 1] = code .. string.format('%.0f', vote[1]) .. delay
+  end
   return table.concat(parts)
+end
+
+-- Whether a vote of a new account counts: a negative one does not, so that new accounts cannot lower a trend.
+local function counts_for_new(code)
+  return string.find(code, '%u') ~= nil
 end
 
 -- The votes that become established when an event moves a user's first activity from `known` back to `first`, as
@@ -29,38 +40,59 @@ end
 local function newly_established(key, known, first, age)
   local compensations, all = {}, redis.call('HGETALL', key)
   for i = 1, #all, 2 do
-    for code, time in pairs(all[i] == '' and {} or votes_of(all[i + 1])) do
-      if time - first >= age and time - known < age then
-        compensations[#compensations + 1] = {all[i], code, string.format('%.0f', time), 0, 1}
+    for code, vote in pairs(all[i] == '' and {} or votes_of(all[i + 1])) do
+      if vote[2] - first >= age and vote[2] - known < age then
+        local added = counts_for_new(code) and 0 or 1
+        compensations[#compensations + 1] = {all[i], code, string.format('%.0f', vote[1]), added, 1}
       end
     end
   end
   return compensations
 end
 
--- Add one event's vote to its user's votes. keys: votes; args: see apply_user.
+local function is_newer(vote, other)
+  return vote[1] > other[1] or (vote[1] == other[1] and vote[2] > other[2])
+end
+
+-- Add one event's vote to its user's votes. keys: votes; limits: age, voted items, late items; the rest: see apply_user.
 -- An event counts as one vote. If the user has a vote of this action on the item, a compensation retracts the older
--- of the two: only the newest counts, in whatever order they arrive.
+-- of the two: only the newest counts, in whatever order they arrive. A vote on one more item than a user can vote on
+-- is retracted at once. An event older than the user's first makes earlier votes established only while the user has
+-- few: the work of one event is bounded.
 -- Returns first_user_item (1 or 0), established (1 or 0), and compensations: {item, code, event time ms, votes,
 -- established votes}.
-local function vote(key, item, code, time, age)
+local function cast_vote(key, limits, item, code, vote)
+  local age, voted_items, late_items = unpack(limits)
   local since, text = unpack(redis.call('HMGET', key, '', item))
-  local known = tonumber(since or time)
-  local first, compensations = math.min(known, time), {}
-  if first < known then compensations = newly_established(key, known, first, age) end
-  local established = time - first >= age and 1 or 0
-  local votes = votes_of(text)
-  local before = votes[code]
-  if before then
-    local older = math.min(before, time)
-    local established_vote = older - first >= age and -1 or 0
-    compensations[#compensations + 1] = {item, code, string.format('%.0f', older), -1, established_vote}
+  local items = redis.call('HLEN', key) - (since and 1 or 0)
+  local known = tonumber(since or vote[2])
+  local first, compensations = math.min(known, vote[2]), {}
+  if first < known then
+    if items <= late_items then
+      compensations = newly_established(key, known, first, age)
+    else
+      first = known
+    end
   end
-  local first_user_item = string.find(code, '%u') and not string.find(text or '', '%u') and 1 or 0
+  local established = vote[2] - first >= age and 1 or 0
+  local votes = votes_of(text)
+  local too_many = code ~= '' and not text and items >= voted_items
+  local before = too_many and vote or votes[code]
+  local newer = not before or is_newer(vote, before)
+  if before then
+    local older = newer and before or vote
+    local established_vote = older[2] - first >= age and -1 or 0
+    local counted = counts_for_new(code) and -1 or established_vote
+    if counted ~= 0 then
+      compensations[#compensations + 1] = {item, code, string.format('%.0f', older[1]), counted, established_vote}
+    end
+  end
+  local positive = string.find(code, '%u') and not too_many
+  local first_user_item = positive and not string.find(text or '', '%u') and 1 or 0
   local changed = {}
   if not since or first < known then changed = {'', string.format('%.0f', first)} end
-  if code ~= '' and (not before or before < time) then
-    votes[code] = time
+  if code ~= '' and newer then
+    votes[code] = vote
     changed[#changed + 1] = item
     changed[#changed + 1] = text_of(votes)
   end
@@ -70,8 +102,9 @@ end
 
 -- Step 1: one user's events of a chunk, in log order.
 -- keys: history, votes, ledger of this topic, compensations, forgotten, ledger of each other topic
--- args: history length, ledger length, floor, age (ms) from which a user is established, then for each event: id,
---       position, history member, event time ms, item, code of the action ('' for weight 0: no vote)
+-- args: history length, ledger length, floor, age (ms) from which a user is established, items that a user can vote
+--       on, items up to which an event may precede the first, then for each event: id, position, history member,
+--       event time ms, item, code of the action ('' for weight 0: no vote), trusted time ms
 -- A position is (offset * 1024 + partition) * 4; the ledger adds first_user_item in bit 0 and established in bit 1.
 -- Ledger entries at or above the floor are never trimmed: step 2 may not have counted them yet.
 -- Returns a list. First a string with one character per event: 0 duplicate; 1 to 4 first position of the id
@@ -81,11 +114,11 @@ end
 -- the compensations as JSON.
 local function apply_user(keys, args)
   local history, votes, ledger = keys[1], keys[2], keys[3]
-  local age = tonumber(args[4])
+  local limits = {tonumber(args[4]), tonumber(args[5]), tonumber(args[6])}
   local forgotten = redis.call('GET', keys[5])
   forgotten = forgotten and tonumber(forgotten)
   local codes, result = {}, {''}
-  for i = 5, #args, 6 do
+  for i = 7, #args, 7 do
     local id, position, time = args[i], tonumber(args[i + 1]), tonumber(args[i + 3])
     local code, compensations
     local known = redis.call('ZSCORE', ledger, id)
@@ -102,7 +135,8 @@ local function apply_user(keys, args)
       end
     end
     if not code then
-      local first_user_item, established, list = vote(votes, args[i + 4], args[i + 5], time, age)
+      local cast = {time, tonumber(args[i + 6])}
+      local first_user_item, established, list = cast_vote(votes, limits, args[i + 4], args[i + 5], cast)
       local flags = first_user_item + 2 * established
       if #list > 0 then
         compensations = cjson.encode(list)

@@ -47,7 +47,7 @@ OUTPUT_COLUMNS = (
 ARCHIVE_COLUMNS = (
     "topic string, partition int, offset long, log_time timestamp, event_id string, "
     "event_time timestamp, user_id string, item_id string, action string, rating double, "
-    "text string, impression_id string, session_id string"
+    "text string, impression_id string, session_id string, source string"
 )
 _HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
 _OUTPUT_SCHEMA = pa.schema(
@@ -70,7 +70,7 @@ _ARCHIVE_SCHEMA = pa.schema(
         ("event_time", _TIME),
         *((name, pa.string()) for name in ("user_id", "item_id", "action")),
         ("rating", pa.float64()),
-        *((name, pa.string()) for name in ("text", "impression_id", "session_id")),
+        *((name, pa.string()) for name in ("text", "impression_id", "session_id", "source")),
     ]
 )
 _EVENT_TIME = _ARCHIVE_SCHEMA.get_field_index("event_time")
@@ -159,6 +159,7 @@ def _archive_row(topic: str, partition: int, record: Record) -> tuple[Any, ...] 
         data.text,
         data.impression_id,
         data.session_id,
+        event.source,
     )
 
 

@@ -201,8 +201,12 @@ class EventLog:
         return np.asarray(self.time_ms - self._since()[self.user] >= days * DAY_MS)
 
     def votes(self, established_days: float = ESTABLISHED_DAYS) -> Votes:
-        """Each event's vote, and the retraction of the vote of the same action that it replaces."""
-        row = np.flatnonzero(self.weight != 0)
+        """Each event's vote, and the retraction of the vote of the same action that it replaces.
+
+        As in the stream, negative votes count only by established users.
+        """
+        established = self.established(established_days)
+        row = np.flatnonzero((self.weight > 0) | ((self.weight < 0) & established))
         key = self._pairs()[row] * len(ACTIONS) + self.action[row]
         order = np.argsort(key, kind="stable")  # within a key by time
         again = np.flatnonzero(key[order][1:] == key[order][:-1])
@@ -217,7 +221,7 @@ class EventLog:
             self.item[source],
             self.time_ms[source],
             weight[by_effect],
-            self.established(established_days)[source],
+            established[source],
             len(self.item_ids),
         )
 

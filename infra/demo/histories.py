@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from afterclick.errors import BadDataset
+from afterclick.events import DATASET_SOURCE
 from afterclick.settings import Settings
 from ingest.datasets import Dataset
 from ingest.items import read_items
@@ -90,7 +91,9 @@ def seed_demo_users(
     demo_users = {user.user_id: demo_user for demo_user, user in users.items()}
     shift = _shift(data, settings) if rebased else 0
     topics = settings.kafka.topics
-    encoder = Encoder(f"dataset/{data.manifest.name}", topics.reviews, topics.feedback, shift)
+    encoder = Encoder(
+        f"{DATASET_SOURCE}{data.manifest.name}", topics.reviews, topics.feedback, shift
+    )
     originals = pa.array(sorted(demo_users), pa.string())
     with EventProducer(settings.kafka.bootstrap) as producer:
         producer.require(topics.reviews, topics.feedback)

@@ -115,6 +115,7 @@ class AuthMiddleware:
         scope["caller"], scopes = self._owner(scope, _credentials(headers))
         if scopes is None:
             return _UNCERTAIN if self._keys.uncertain else _UNAUTHORIZED
+        scope["admin"] = "admin" in scopes
         required = required_scope(scope.get("method", "GET"), scope["path"])
         if required not in scopes and "admin" not in scopes:
             return Rejection(HTTPStatus.FORBIDDEN, f"this key has no scope `{required}`")

@@ -103,7 +103,6 @@ class KafkaHealth:
 
 
 DOWN = "Kafka does not accept feedback now; send it again with its event_id"
-SOURCE = "afterclick/api"
 _POLL_S = 0.03
 
 
@@ -187,15 +186,15 @@ class FeedbackLog:
 
 
 def event_of(
-    interaction: Interaction, event_id: str | None, time: datetime | None
+    interaction: Interaction, event_id: str | None, time: datetime | None, *, admin: bool
 ) -> InteractionEvent:
-    """The event for the feedback of one request."""
+    """The event for the feedback of one request; an administrator's `time` is trusted."""
     now = events.now()
     return events.interaction_event(
         interaction,
         event_id=event_id or events.new_id(),
         time=time or now,
-        source=SOURCE,
+        source=f"{events.IMPORT_SOURCE}api" if admin and time else events.API_SOURCE,
         produced=now,
     )
 

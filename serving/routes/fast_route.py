@@ -3,6 +3,7 @@
 FastAPI still reads the signatures for the OpenAPI document. An endpoint may have these parameters:
 
 service   the Service
+admin     whether the caller's key has the scope `admin`
 query     a model of the query string, annotated `Query()`
 body      a model of the JSON body, annotated `Body()`
 
@@ -31,13 +32,16 @@ from serving.service import Service
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
+SUPPLIED = {"service", "admin", "query", "body"}
+
+
 class DirectRoute(APIRoute):
     """An APIRoute that validates query and body itself."""
 
     def get_route_handler(self) -> Handler:
         endpoint: Callable[..., Coroutine[Any, Any, Response]] = self.endpoint
         hints = get_type_hints(endpoint, include_extras=True)
-        unknown = inspect.signature(endpoint).parameters.keys() - {"service", "query", "body"}
+        unknown = inspect.signature(endpoint).parameters.keys() - SUPPLIED
         if unknown:
             raise TypeError(f"{endpoint.__name__}: DirectRoute does not supply {unknown}")
         query = QueryReader(_bare(hints["query"])) if "query" in hints else None
@@ -45,6 +49,8 @@ class DirectRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             values: Json = {"service": request.app.state.service}
+            if "admin" in hints:
+                values["admin"] = await is_admin(request)
             if query is not None:
                 values["query"] = query.read(request.scope["query_string"])
             if body is not None:
@@ -94,7 +100,13 @@ async def service_of(request: Request) -> Service:
     return service
 
 
+async def is_admin(request: Request) -> bool:
+    """Dependency: whether the caller's key has the scope `admin`."""
+    return bool(request.scope.get("admin"))
+
+
 ServiceDep = Annotated[Service, Depends(service_of)]
+AdminDep = Annotated[bool, Depends(is_admin)]
 
 
 def json_response(body: Json, status: int = 200) -> Response:

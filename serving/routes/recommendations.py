@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
 from starlette.responses import Response
 from structlog.contextvars import bind_contextvars
 
-from afterclick import api
+from afterclick import api, events
 from afterclick.api import SimilarityKind
 from afterclick.arrays import Json
 from afterclick.errors import NotFound, Unavailable
@@ -18,7 +19,7 @@ from afterclick.events import Interaction
 from afterclick.state import LogPosition
 from afterclick.trends import HALF_LIVES_MS
 from serving.events.feedback import event_of
-from serving.problems import unavailable
+from serving.problems import ApiError, unavailable
 from serving.recommender import describe
 from serving.request import (
     FIRST_PAGE,
@@ -28,7 +29,13 @@ from serving.request import (
     RecommendationRequest,
     decode_cursor,
 )
-from serving.routes.fast_route import DirectRoute, ServiceDep, json_response, responses
+from serving.routes.fast_route import (
+    AdminDep,
+    DirectRoute,
+    ServiceDep,
+    json_response,
+    responses,
+)
 from serving.routes.queries import (
     BatchQuery,
     Feedback,
@@ -131,14 +138,18 @@ async def popular(service: ServiceDep, query: Annotated[PopularQuery, Query()]) 
 
 
 @router.post("/feedback", tags=["feedback"], **responses(api.Accepted, 413, status=202))
-async def feedback(service: ServiceDep, body: Annotated[Feedback, Body()]) -> Response:
+async def feedback(
+    service: ServiceDep, admin: AdminDep, body: Annotated[Feedback, Body()]
+) -> Response:
     """Send what a user did. 202: the event is in Kafka, at `position`.
 
     After a 503 send it again with the same `event_id`: it takes effect once.
     """
     fields = body.model_dump(exclude={"event_id", "time"})
     interaction = Interaction(**fields | {"user_id": body.effective_user_id})
-    event = event_of(interaction, body.event_id, body.time)
+    if not admin:
+        _check_age(body.time, service.settings.serving.max_event_age_s)
+    event = event_of(interaction, body.event_id, body.time, admin=admin)
     bind_contextvars(event_id=event.id)
     try:
         position = await service.feedback.append(event)
@@ -149,6 +160,14 @@ async def feedback(service: ServiceDep, body: Annotated[Feedback, Body()]) -> Re
     service.on_feedback(body.impression_id, body.item_id, body.action)
     service.users.seen(interaction.user_id)
     return json_response({"event_id": event.id, "position": str(position)}, 202)
+
+
+def _check_age(time: datetime | None, max_age_s: float) -> None:
+    """Raises ApiError (422) for an event that only an administrator may send."""
+    if time is not None and time < events.now() - timedelta(seconds=max_age_s):
+        raise ApiError(
+            422, f"time: older than {max_age_s:g} s; past events need a key with the scope admin"
+        )
 
 
 def request_of(service: Service, query: RecommendationQuery) -> RecommendationRequest:

@@ -82,7 +82,7 @@ def _records(rows: list[dict[str, Any]]) -> Iterator[Record]:
             Interaction(**{name: row[name] for name in _DATA}),
             event_id=row["event_id"],
             time=row["event_time"],
-            source="rebuild",
+            source=row["source"],
         )
         yield Record(row["offset"], None, encode(event), row["log_time"].timestamp() * 1000)
 

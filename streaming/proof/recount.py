@@ -23,8 +23,11 @@ from afterclick.arrays import Float64Array
 from afterclick.errors import BadEvent, LogTruncated, Unavailable
 from afterclick.events import decode_interaction
 from afterclick.settings import Settings
-from afterclick.state import HistoryEntry, TopicPartition, decode_forgotten
+from afterclick.state import LATE_ITEMS, HistoryEntry, TopicPartition, decode_forgotten
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
+
+_Vote = tuple[int, int]
+"""Event time and trusted time of a vote, ms."""
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Recount:
     history_length: int
     max_ahead_ms: float
     established_ms: float
+    max_voted_items: int
     events: int = 0
     malformed: int = 0
     duplicates: int = 0
@@ -47,7 +51,10 @@ class Recount:
     _seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _positive: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _newest: dict[str, int] = field(default_factory=dict)
-    _votes: dict[str, dict[tuple[str, str], int]] = field(default_factory=lambda: defaultdict(dict))
+    _votes: dict[str, dict[tuple[str, str], _Vote]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    _voted: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _since: dict[str, int] = field(default_factory=dict)
     _histories: dict[str, list[tuple[int, bytes]]] = field(
         default_factory=lambda: defaultdict(list)
@@ -58,7 +65,13 @@ class Recount:
         stream = settings.stream
         weights = {str(action): weight for action, weight in stream.weights.items()}
         established_ms = stream.established_days * DAY_MS
-        return cls(weights, stream.history_length, stream.ahead_s * 1000, established_ms)
+        return cls(
+            weights,
+            stream.history_length,
+            stream.ahead_s * 1000,
+            established_ms,
+            stream.max_voted_items,
+        )
 
     def add(self, value: bytes | None, log_ms: float) -> None:
         """Count one record of the log."""
@@ -80,15 +93,19 @@ class Recount:
             self.duplicates += 1
             return
         self._seen[data.user_id].add(event.id)
+        voted, vote = self._voted[data.user_id], (time_ms, event.trusted_ms(log_ms))
+        if data.user_id not in self._since or len(voted) <= LATE_ITEMS:
+            self._since[data.user_id] = min(vote[1], self._since.get(data.user_id, vote[1]))
         weight = self.weights.get(data.action, 0.0)
         if weight > 0:
             self.counts[data.item_id] += 1
-            self._positive[data.item_id].add(data.user_id)
-        if weight:
+        if weight and (data.item_id in voted or len(voted) < self.max_voted_items):
+            voted.add(data.item_id)
+            if weight > 0:
+                self._positive[data.item_id].add(data.user_id)
             votes, voter = self._votes[data.item_id], (data.user_id, str(data.action))
-            votes[voter] = max(time_ms, votes.get(voter, time_ms))
+            votes[voter] = max(vote, votes.get(voter, vote))
         self._newest[data.item_id] = max(time_ms, self._newest.get(data.item_id, time_ms))
-        self._since[data.user_id] = min(time_ms, self._since.get(data.user_id, time_ms))
         member = HistoryEntry(event.id, data.item_id, data.action, data.rating, time_ms).member()
         self._histories[data.user_id].append((time_ms, member))
 
@@ -115,12 +132,14 @@ class Recount:
             return -math.inf, np.zeros(2 * len(half_lives))
         newest, votes = self._newest[item_id], self._votes[item_id]
         rows = [
-            (time_ms, self.weights[action], self._since[user])
-            for (user, action), time_ms in votes.items()
+            (time_ms, self.weights[action], trusted_ms - self._since[user])
+            for (user, action), (time_ms, trusted_ms) in votes.items()
         ]
-        time_ms, weight, since = np.array(rows, np.float64).reshape(-1, 3).T
+        time_ms, weight, age_ms = np.array(rows, np.float64).reshape(-1, 3).T
+        is_established = age_ms >= self.established_ms
+        weight[(weight < 0) & ~is_established] = 0.0  # new accounts do not lower trends
         decayed = weight[:, None] * 0.5 ** ((newest - time_ms)[:, None] / half_lives)
-        established = decayed[time_ms - since >= self.established_ms]
+        established = decayed[is_established]
         return float(newest), np.concatenate([decayed.sum(axis=0), established.sum(axis=0)])
 
     @property

@@ -10,6 +10,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from afterclick.errors import BadInput
+from afterclick.events import decode
+from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import ApiKey, RedisSettings, ServingSettings, Settings
 from infra.embedded.server import free_port
 from serving.control.api_keys import new_key
@@ -94,6 +96,22 @@ def test_every_route_needs_a_key_with_its_scope(settings: Settings) -> None:
             assert api.http.request(method, real, headers=bearer(KEYS[other])).status_code == 403
         assert api.http.get("/recommendations").headers["www-authenticate"].startswith("Bearer")
         assert api.http.get("/health/live").status_code == 200
+
+
+def test_only_an_administrator_sends_events_of_the_past(settings: Settings) -> None:
+    """And only theirs are trusted with the time from which an account is established."""
+    body = {"user_id": "bob", "item_id": "camera-1", "action": "like"}
+    past = body | {"time": "2020-01-01T00:00:00Z"}
+    with Running(guarded(settings)) as api:
+        statuses = [
+            api.http.post("/feedback", json=each, headers=bearer(key)).status_code
+            for each, key in ((past, "f-key"), (past, "a-key"), (body, "f-key"), (body, "a-key"))
+        ]
+    assert statuses == [422, 202, 202, 202]
+    topic = settings.kafka.topics.feedback
+    with KafkaLog(settings.kafka) as log:
+        events = [decode(record.value()) for record in log.last(topic, 10)]
+    assert sorted(event.source for event in events) == [*["afterclick/api"] * 2, "import/api"]
 
 
 def test_sockets_need_the_key_and_a_known_origin(settings: Settings) -> None:

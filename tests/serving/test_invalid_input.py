@@ -21,6 +21,7 @@ from tests.waiting import PATIENCE_S
 
 GOOD = {"user_id": "bob", "item_id": "camera-1", "action": "like"}
 LATER = (datetime.now(UTC) + timedelta(days=2)).isoformat()
+EARLIER = (datetime.now(UTC) - timedelta(days=2)).isoformat()
 BODIES: dict[str, tuple[str | bytes, int]] = {
     "no JSON": ("{", 422),
     "empty": ("", 422),
@@ -49,6 +50,7 @@ BODIES: dict[str, tuple[str | bytes, int]] = {
     "missing item": (json.dumps({"user_id": "b", "action": "like"}), 422),
     "naive time": (json.dumps(GOOD | {"time": "2026-01-01T00:00:00"}), 422),
     "time in the future": (json.dumps(GOOD | {"time": LATER}), 422),
+    "time two days ago": (json.dumps(GOOD | {"time": EARLIER}), 422),
     "time before 1970": (json.dumps(GOOD | {"time": "1066-10-14T09:00:00Z"}), 422),
     "time out of range": (json.dumps(GOOD | {"time": 1e300}), 422),
     "time year 0001": (json.dumps(GOOD | {"time": "0001-01-01T00:00:00+14:00"}), 422),

@@ -25,7 +25,7 @@ def a_review(user: str, item: str, days_ago: float) -> InteractionEvent:
         Interaction.model_validate({"user_id": user, "item_id": item, "action": "review"}),
         event_id=f"{user}-{item}",
         time=datetime.fromtimestamp(time.time() - days_ago * DAY_S, UTC),
-        source="test",
+        source="dataset/test",
     )
 
 

@@ -11,7 +11,14 @@ from uuid import uuid4
 
 import redis
 
-from afterclick.events import Interaction, InteractionEvent, encode, interaction_event, new_id
+from afterclick.events import (
+    DATASET_SOURCE,
+    Interaction,
+    InteractionEvent,
+    encode,
+    interaction_event,
+    new_id,
+)
 from afterclick.redis_keys import Keys
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
@@ -34,20 +41,26 @@ def event(
     *,
     at: float = 0.0,
     event_id: str = "",
+    source: str = f"{DATASET_SOURCE}test",
 ) -> InteractionEvent:
     """An interaction, `at` seconds after START_S."""
     return interaction_event(
         Interaction.model_validate({"user_id": user, "item_id": item, "action": action}),
         event_id=event_id or new_id(),
         time=datetime.fromtimestamp(START_S + at, UTC),
-        source="test",
+        source=source,
     )
 
 
-def log_of(events: Iterable[InteractionEvent], first: int = 0) -> list[Record]:
-    """A partition's log with one record per event."""
+LOG_MS = (START_S + 40 * DAY_S) * 1000.0
+
+
+def log_of(
+    events: Iterable[InteractionEvent], first: int = 0, log_ms: float = LOG_MS
+) -> list[Record]:
+    """A partition's log with one record per event, which all reached it at one moment."""
     return [
-        Record(offset, one.data.user_id.encode(), encode(one), (START_S + 40 * DAY_S) * 1000.0)
+        Record(offset, one.data.user_id.encode(), encode(one), log_ms)
         for offset, one in enumerate(events, first)
     ]
 
@@ -66,6 +79,7 @@ def apply_config(url: str, **more: object) -> ApplyConfig:
         "ledger_length": 4096,
         "max_ahead_ms": DAY_S * 1000.0,
         "established_ms": AGE_S * 1000,
+        "max_voted_items": 10_000,
     }
     return ApplyConfig(**(options | more))  # type: ignore[arg-type]
 
@@ -120,7 +134,7 @@ class State:
 def expected(events: Iterable[InteractionEvent], history_length: int = 200) -> State:
     """The state that events result in, each counted once, by afterclick.trends.Trend."""
     state, seen, pairs = State(), set(), set()
-    votes: dict[tuple[str, str, str], int] = {}
+    votes: dict[tuple[str, str, str], tuple[int, int]] = {}
     since: dict[str, int] = {}
     for one in events:
         data = one.data
@@ -136,13 +150,17 @@ def expected(events: Iterable[InteractionEvent], history_length: int = 200) -> S
         none_yet = Trend(one.time_ms, (0.0,) * len(HALF_LIVES_MS))
         state.trends[data.item_id] = state.trends.get(data.item_id, none_yet).add(one.time_ms, 0.0)
         vote = (data.user_id, data.item_id, data.action)
-        votes[vote] = max(one.time_ms, votes.get(vote, one.time_ms))
-        since[data.user_id] = min(one.time_ms, since.get(data.user_id, one.time_ms))
+        times = (one.time_ms, one.trusted_ms(LOG_MS))
+        votes[vote] = max(times, votes.get(vote, times))
+        since[data.user_id] = min(times[1], since.get(data.user_id, times[1]))
         entry = HistoryEntry(one.id, data.item_id, data.action, data.rating, one.time_ms)
         state.histories.setdefault(data.user_id, []).append((float(one.time_ms), entry.member()))
-    for (user, item, action), time_ms in votes.items():
+    for (user, item, action), (time_ms, trusted_ms) in votes.items():
         weight = WEIGHTS[action]
-        established = weight if time_ms - since[user] >= AGE_S * 1000 else 0.0
+        is_established = trusted_ms - since[user] >= AGE_S * 1000
+        if weight < 0 and not is_established:
+            continue
+        established = weight if is_established else 0.0
         state.trends[item] = state.trends[item].add(time_ms, weight, established)
     state.histories = {
         user: sorted(rows)[-history_length:] for user, rows in state.histories.items()

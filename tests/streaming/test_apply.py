@@ -88,11 +88,13 @@ def test_the_same_id_from_two_users_is_two_events(
     assert stored(client, config.keys, USERS).counts == {"camera": 2}
 
 
-def test_a_skip_lowers_the_trend_and_is_not_popularity(
+def test_a_skip_is_not_popularity_and_lowers_the_trend_if_its_user_is_established(
     client: redis.Redis, connection: NodeConnection, redis_url: str
 ) -> None:
     config = apply_config(redis_url)
-    apply(connection, config, log_of([event(action="skip")]))
+    skips = [event(action="skip", at=0), event("bob", "lens", "undo"), event("bob", action="skip")]
+    skips.append(event("bob", action="skip", at=8 * DAY_S))
+    apply(connection, config, log_of(skips))
     state = stored(client, config.keys, ["alice"])
     assert (state.counts, state.uniques) == ({}, {})
     assert state.trends["camera"].sums == (-1.0,) * 6

@@ -45,6 +45,7 @@ some_events = st.lists(
         action=st.sampled_from(ACTIONS),
         at=st.one_of(st.integers(0, 40 * DAY_S), st.sampled_from([0, 1, DAY_S])),
         event_id=st.uuids().map(str),
+        source=st.sampled_from(["dataset/test", "afterclick/api"]),
     ),
     min_size=1,
     max_size=40,

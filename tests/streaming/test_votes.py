@@ -6,13 +6,14 @@ import pytest
 import redis
 
 from afterclick.events import InteractionEvent
-from afterclick.state import StateChange
+from afterclick.state import LATE_ITEMS, StateChange
 from afterclick.trends import TrendTable
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection
 from tests.streaming.builders import (
     AGE_S,
     DAY_S,
+    LOG_MS,
     START_S,
     WEIGHTS,
     apply_config,
@@ -48,10 +49,36 @@ def test_a_hundred_likes_of_one_user_are_a_hundred_interactions_and_one_vote(
 
 def test_skips_do_not_add_up_either(client: redis.Redis, redis_url: str) -> None:
     config = apply_config(redis_url)
-    apply(client, config, [event(action="skip", at=n) for n in range(20)])
+    skips = [event(action="skip", at=AGE_S + n) for n in range(20)]
+    apply(client, config, [event(item="lens"), *skips])
     assert stored(client, config.keys, ["alice"]).trends["camera"].sums == pytest.approx(
         (-1.0,) * 6
     )
+
+
+@pytest.mark.parametrize("age", [0, AGE_S], ids=["new", "established"])
+def test_a_thousand_skips_of_new_accounts_do_not_lower_an_item(
+    client: redis.Redis, redis_url: str, age: int
+) -> None:
+    """Control: skips of established users do."""
+    config, users = apply_config(redis_url), [f"user-{n}" for n in range(1000)]
+    votes = [event(f"voter-{n}", action="like", at=AGE_S) for n in range(30)]
+    firsts = [event(user, item="lens") for user in users]
+    skips = [event(user, action="skip", at=age) for user in users]
+    apply(client, config, [*votes, *firsts, *skips])
+    trend = stored(client, config.keys, []).trends["camera"].add((START_S + AGE_S) * 1000.0, 0.0)
+    assert trend.sums == pytest.approx((60.0 if age == 0 else 60.0 - 1000.0,) * 6)
+
+
+def test_a_skip_counts_once_its_user_is_established(client: redis.Redis, redis_url: str) -> None:
+    config = apply_config(redis_url)
+    skip = event(action="skip", at=20 * DAY_S)
+    apply(client, config, [skip])
+    assert stored(client, config.keys, ["alice"]).trends["camera"].sums == (0.0,) * 6
+    config = apply_config(redis_url)
+    (_, change) = apply(client, config, [skip, event(item="lens", action="undo", at=1)])
+    assert [each.weight for each in change.compensations] == [-1.0]
+    assert stored(client, config.keys, ["alice"]).trends["camera"].sums == (-1.0,) * 6
 
 
 def test_each_action_of_each_user_is_a_vote(client: redis.Redis, redis_url: str) -> None:
@@ -89,7 +116,7 @@ def test_a_user_with_an_old_first_event_is_established(client: redis.Redis, redi
     assert trends["camera"].established == pytest.approx((LIKE,) * 6)
 
 
-def test_a_late_first_event_makes_existing_votes_established(
+def test_a_late_first_event_of_a_dataset_makes_existing_votes_established(
     client: redis.Redis, redis_url: str
 ) -> None:
     config = apply_config(redis_url)
@@ -98,6 +125,79 @@ def test_a_late_first_event_makes_existing_votes_established(
     assert len(changes[-1].compensations) == 3
     trends = stored(client, config.keys, ["alice"]).trends
     assert all(sum(trends[f"item-{n}"].established) > 0 for n in range(3))
+
+
+@pytest.mark.parametrize("source", ["afterclick/api", "dataset/test"])
+def test_a_client_cannot_date_an_account_back(
+    client: redis.Redis, redis_url: str, source: str
+) -> None:
+    """Before its votes or after them. Control: a source that is trusted with the past."""
+    config = apply_config(redis_url)
+    first = event(item="lens", action="undo", at=1, source=source)
+    like = event(action="like", at=39 * DAY_S, source=source)
+    second = event("bob", action="like", at=39 * DAY_S, source=source)
+    late = event("bob", item="lens", action="undo", at=1, source=source)
+    changes = apply(client, config, [first, like, second, late])
+    trend = stored(client, config.keys, ["alice", "bob"]).trends["camera"]
+    if source == "afterclick/api":
+        assert not any(change.established or change.compensations for change in changes)
+        assert trend.established == (0.0,) * 6
+    else:
+        assert trend.established == pytest.approx((2 * LIKE,) * 6)
+
+
+def test_a_client_is_established_a_week_after_its_first_event_reached_the_log(
+    client: redis.Redis, redis_url: str
+) -> None:
+    config, day_ms = apply_config(redis_url), DAY_S * 1000
+    applier, changes = Applier(config, NodeConnection(redis_url)), []
+    for offset, day in enumerate((0, 6, 7, 8)):
+        like = event(item=f"item-{day}", action="like", source="afterclick/api")
+        outputs = applier.apply("feedback", 0, log_of([like], offset, LOG_MS + day * day_ms))
+        changes += [StateChange.decode(output.value or b"") for output in outputs]
+    assert [change.established for change in changes] == [False, False, True, True]
+
+
+def test_a_replaced_vote_is_retracted_as_it_was_counted(
+    client: redis.Redis, redis_url: str
+) -> None:
+    """A vote of a new account is replaced once the account is established."""
+    config = apply_config(redis_url)
+    applier = Applier(config, NodeConnection(redis_url))
+    for offset, day in enumerate((0, 8)):
+        like = event(action="like", at=day, source="afterclick/api")
+        list(applier.apply("feedback", 0, log_of([like], offset, LOG_MS + day * DAY_S * 1000)))
+    trend = stored(client, config.keys, ["alice"]).trends["camera"]
+    assert trend.sums == pytest.approx((LIKE,) * 6)
+    assert trend.established == pytest.approx((LIKE,) * 6)
+
+
+@pytest.mark.parametrize("items", [LATE_ITEMS, LATE_ITEMS + 1])
+def test_an_older_event_changes_the_votes_of_users_with_few_items_only(
+    client: redis.Redis, redis_url: str, items: int
+) -> None:
+    """Whatever a user has done before, one event has a limited number of compensations."""
+    config = apply_config(redis_url)
+    votes = [event(item=f"item-{n}", action="view", at=20 * DAY_S) for n in range(items)]
+    log = log_of([*votes, event(item="lens", action="undo", at=1)])
+    *_, output = Applier(config, NodeConnection(redis_url)).apply("feedback", 0, log)
+    compensations = StateChange.decode(output.value or b"").compensations
+    assert len(compensations) == (LATE_ITEMS if items == LATE_ITEMS else 0)
+
+
+def test_events_beyond_the_limit_of_items_are_interactions_without_a_vote(
+    client: redis.Redis, redis_url: str
+) -> None:
+    config = apply_config(redis_url, max_voted_items=3)
+    likes = [event(item=f"item-{n}", action="like", at=n) for n in range(5)]
+    log = log_of([*likes, event(item="item-0", action="like", at=9)])
+    list(Applier(config, NodeConnection(redis_url)).apply("feedback", 0, log))
+    state = stored(client, config.keys, ["alice"])
+    assert state.counts == {"item-0": 2} | {f"item-{n}": 1 for n in range(1, 5)}
+    assert state.uniques == {f"item-{n}": 1 for n in range(3)}
+    assert state.trends["item-0"].sums == pytest.approx((LIKE,) * 6)
+    assert state.trends["item-4"].sums == pytest.approx((0.0,) * 6)
+    assert client.hlen(config.keys.votes("alice")) == 1 + 3
 
 
 def test_the_published_changes_result_in_the_same_trends(
