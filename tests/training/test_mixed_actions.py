@@ -28,8 +28,9 @@ from afterclick.settings import Settings, StreamSettings
 from afterclick.state import HistoryEntry, StateChange
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from afterclick.user_vectors import UserState
-from streaming.apply import Applier, Record
+from streaming.apply import Applier
 from streaming.connection import NodeConnection, load_functions
+from streaming.records import Record
 from streaming.worker import decode_batches
 from tests.streaming.builders import DAY_S, START_S, State, apply_config, event, stored
 from training import etl, event_log
