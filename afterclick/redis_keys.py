@@ -15,6 +15,8 @@
 {p:<topic>:<partition>}:taken     set     tokens of the retractions for forgotten users
 forgotten                         set     users with a forgotten past, for checks of many users
 lifted                            set     items approved by an administrator: never in quarantine
+topics                            hash    topic → id of the topic that the applied offsets refer to
+aside                             set     positions of records at which a partition stalled
 lease                             string  owner of the stream job that writes this state; expires
 running                           string  the lease's owner once its queries run; expires
 boundary                          string  start of the last batch or hand-over, epoch seconds
@@ -38,6 +40,14 @@ class Keys:
     @property
     def forgotten_users(self) -> str:
         return f"{self.prefix}forgotten"
+
+    @property
+    def topic_ids(self) -> str:
+        return f"{self.prefix}topics"
+
+    @property
+    def set_aside(self) -> str:
+        return f"{self.prefix}aside"
 
     @property
     def approved(self) -> str:

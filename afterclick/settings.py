@@ -120,11 +120,15 @@ class StreamSettings(_Section):
     """Events dated further ahead of their arrival are dead letters."""
     lease_s: float = Field(10.0, ge=1)
     """Duration of the lease on the state: how long after a crash another machine can start."""
+    stall_s: float = Field(10.0, gt=0)
+    """Time without progress, with records waiting, after which a partition is stalled: the stream
+    restarts its query, then sets the record aside as a dead letter."""
     fence: bool = True
     """For fault tests: off starts from Spark's checkpoint, without fence and gap checks."""
     fault: str | None = None
     """For fault tests: `between-steps:<n>` kills a worker in its n-th chunk, between the two steps;
-    `no-dead-letters` makes a malformed record fail the query."""
+    `no-dead-letters` makes a malformed record fail the query; `freeze:<user>` makes a worker wait
+    at the events of a user, and `freeze-unwatched:<user>` also disables what notices it."""
 
 
 class TrainingSettings(_Section):

@@ -1,7 +1,7 @@
 """Live statistics: throughput, lag and latency, once a second to every /ws/live connection.
 
 reads   kafka  end offsets of reviews and feedback, for the lag, and of the dead letters
-        redis  boundary
+        redis  {p:<topic>:<partition>}:position, boundary
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import Any
 
 import orjson
 import redis
+import structlog
 
 from afterclick.arrays import Json
 from afterclick.errors import Unavailable
-from afterclick.io.kafka_log import KafkaLog
+from afterclick.io.kafka_log import KafkaLog, OffsetRanges
+from afterclick.io.stalls import Stall, StallDetector
 from afterclick.settings import Settings
 from afterclick.trends import HALF_LIVES_MS
 from serving.monitoring import STAGES, Metrics
@@ -23,6 +25,7 @@ from serving.state.kafka_reader import DeadLetterReader
 from serving.state.live_trends import TrendFeed
 from serving.state.snapshot_builder import SnapshotStore
 
+log = structlog.get_logger()
 WINDOW_S = 10.0
 PUSH_WINDOW_S = 60.0
 KAFKA_TIMEOUT_S = 2.0
@@ -43,9 +46,12 @@ class LiveStats:
         self._redis = redis.Redis.from_url(
             settings.redis.url, socket_timeout=settings.redis.timeout_s, socket_connect_timeout=1
         )
-        self._boundary_key = settings.redis.keys.last_batch_at
+        self._keys = settings.redis.keys
         self._topics = settings.kafka.topics.interactions
         self._log = KafkaLog(settings.kafka, KAFKA_TIMEOUT_S)
+        self._detector = StallDetector(self._log, settings.stream.stall_s)
+        self.stalls: list[Stall] = []
+        """Partitions with records that the stream does not apply."""
         self._hub, self._metrics = hub, metrics
         self.dead_letters = DeadLetterReader(settings.kafka)
         self._measured_at, self._n_changes, self._n_requests = time.monotonic(), 0, 0
@@ -75,6 +81,7 @@ class LiveStats:
             "requests_per_s": requests_per_s,
             "lag": None if self._lag is None else sum(self._lag.values()),
             "lag_by_partition": self._lag,
+            "stalls": [str(stall) for stall in self.stalls],
             "dead_letters": None if self._dead is None else sum(self._dead.values()),
             "refused": metrics.n_duplicates,
             "boundary": self._last_batch_at,
@@ -117,7 +124,7 @@ class LiveStats:
     def _read_last_batch(self) -> float | None:
         """When the stream's last batch began, or its trigger changed; None if unknown."""
         try:
-            value: Any = self._redis.get(self._boundary_key)
+            value: Any = self._redis.get(self._keys.last_batch_at)
         except redis.RedisError:
             return None
         if value is None:
@@ -131,6 +138,7 @@ class LiveStats:
             ranges = self._log.ranges(*self._topics)
         except Unavailable:
             return None
+        self._detect_stalls(ranges)
         positions = dict(self._trends.positions)
         lag = {}
         for partition, offsets in ranges.items():
@@ -141,6 +149,23 @@ class LiveStats:
             self._metrics.position.labels(name).set(applied)
         self._metrics.lag.set(sum(lag.values()))
         return lag
+
+    def _detect_stalls(self, ranges: OffsetRanges) -> None:
+        """Compare with Redis: the positions of the trends do not pass a dead letter."""
+        try:
+            offsets: Any = self._redis.mget([self._keys.applied_offset(*name) for name in ranges])
+            applied = {name: int(at) for name, at in zip(ranges, offsets, strict=True) if at}
+            stalls = self._detector.check(ranges, applied)
+        except (redis.RedisError, Unavailable):
+            self._detector.reset()
+            stalls = []
+        for stall in stalls:
+            if all(stall.partition != known.partition for known in self.stalls):
+                log.error("partition stalled", stall=str(stall))
+        self.stalls = stalls
+        seconds = {stall.partition: stall.seconds for stall in stalls}
+        for partition in ranges:
+            self._metrics.stalled.labels(str(partition)).set(seconds.get(partition, 0.0))
 
     def _freshness(self) -> Json | None:
         percentiles = self._metrics.recent_freshness.percentiles(WINDOW_S)

@@ -129,6 +129,11 @@ class Metrics:
         self.partition_lag: Gauge = gauge(
             "afterclick_partition_lag_events", "Lag by partition.", ["partition"]
         )
+        self.stalled: Gauge = gauge(
+            "afterclick_stalled_seconds",
+            "How long the stream has not applied the next record of a partition; 0: not stalled.",
+            ["partition"],
+        )
         self.position: Gauge = gauge(
             "afterclick_position_offset", "Offset up to which the state is known.", ["partition"]
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import redis
 
@@ -27,6 +28,7 @@ from afterclick.state import (
     Effect,
     Effects,
     HistoryEntry,
+    LogPosition,
     StateChange,
     TopicPartition,
     counted_weight,
@@ -65,6 +67,10 @@ class ApplyConfig:
     max_voted_items: int
     """Items that a user can vote on."""
     faults: FaultPoints = NO_FAULTS
+    careful: frozenset[TopicPartition] = frozenset()
+    """Partitions to apply record by record, to find the one at which they stall."""
+    set_aside: frozenset[LogPosition] = frozenset()
+    """Records at which their partition stalled: they become dead letters."""
 
     @classmethod
     def of(cls, settings: Settings, state_changes_partitions: int) -> ApplyConfig:
@@ -149,17 +155,21 @@ class Applier:
 
         Raises redis.RedisError; applying the same records again is safe.
         """
-        for start in range(0, len(records), CHUNK):
-            chunk = records[start : start + CHUNK]
-            yield from self._apply_chunk(TopicPartition(topic, partition), chunk)
+        name = TopicPartition(topic, partition)
+        size = 1 if name in self.config.careful else CHUNK
+        for start in range(0, len(records), size):
+            yield from self._apply_chunk(name, records[start : start + size])
 
     def _apply_chunk(
         self, partition: TopicPartition, records: Sequence[Record]
     ) -> Iterator[Output]:
         read_ms = time.time() * 1000
-        steps: list[_Step | str] = [self._decode(record) for record in records]
+        steps: list[_Step | str] = [self._decode(partition, record) for record in records]
         events = [step for step in steps if isinstance(step, _Step)]
-        self._apply_users(partition, events, records[0].offset)
+        rejected = self._apply_users(partition, events, records[0].offset)
+        if rejected:
+            steps = [_reason(step, rejected) for step in steps]
+            events = [step for step in steps if isinstance(step, _Step)]
         self._chunks += 1
         self.config.faults.between_steps(self._chunks)
         if self.send_to_dlq:
@@ -179,32 +189,59 @@ class Applier:
             elif self.send_to_dlq is None:
                 yield dead_letter(*partition, record, step)
 
-    def _decode(self, record: Record) -> _Step | str:
+    def _decode(self, partition: TopicPartition, record: Record) -> _Step | str:
         """The record's event, or the reason to reject it."""
+        if LogPosition(*partition, record.offset) in self.config.set_aside:
+            return "stalled: the partition did not get past this record"
         try:
             event = decode_interaction(record.value)
+            if event.time_ms > record.log_ms + self.config.max_ahead_ms:
+                return "time: the event is dated too far after it reached the log"
+            weight = self.config.weights.get(event.data.action, 0.0)
+            step = _Step(record, event, event.time_ms, weight)
         except BadEvent as error:
             self.config.faults.on_malformed(error)
             return str(error)
-        if event.time_ms > record.log_ms + self.config.max_ahead_ms:
-            return "time: the event is dated too far after it reached the log"
-        return _Step(record, event, event.time_ms, self.config.weights.get(event.data.action, 0.0))
+        except Exception as error:  # no record may stop the ones behind it
+            return f"{type(error).__name__}: {error}"
+        self.config.faults.on_event(event.data.user_id)
+        return step
 
     def _apply_users(
         self, partition: TopicPartition, events: list[_Step], first_offset: int
-    ) -> None:
-        """Step 1, a call per user, in one round trip: resolve each event and its compensations."""
+    ) -> dict[str, str]:
+        """Step 1, a call per user, in one round trip: resolve each event and its compensations.
+
+        Returns the users whose state cannot be changed, with the reason.
+        """
         users: dict[str, list[_Step]] = {}
         for step in events:
             users.setdefault(step.event.data.user_id, []).append(step)
         floor = pack_offset(partition.partition, first_offset)
         commands = [self._user_command(partition, floor, *user) for user in users.items()]
-        replies = self.connection.call(commands) if commands else []
-        for steps, (codes, *pairs) in zip(users.values(), replies, strict=True):
+        replies = self._call_each(commands)
+        rejected = {}
+        for (user_id, steps), reply in zip(users.items(), replies, strict=True):
+            if isinstance(reply, redis.ResponseError):
+                rejected[user_id] = f"state of the user: {reply}"
+                continue
+            codes, *pairs = reply
             compensated = dict(zip(pairs[::2], pairs[1::2], strict=True))
             for number, (step, code) in enumerate(zip(steps, codes, strict=True)):
                 raw = compensated.get(number)
                 step.resolve(code, decode_compensations(raw, self._weights) if raw else ())
+        return rejected
+
+    def _call_each(self, commands: list[Command]) -> list[Any]:
+        """The reply of each command: an error where the state of a user cannot be changed."""
+        try:
+            return self.connection.call(commands) if commands else []
+        except redis.ResponseError as error:
+            if not _is_about_data(error):
+                raise
+            if len(commands) == 1:
+                return [error]
+        return [reply for command in commands for reply in self._call_each([command])]
 
     def _user_command(
         self, partition: TopicPartition, floor: int, user_id: str, steps: list[_Step]
@@ -329,3 +366,14 @@ def _applied_at_gap(error: redis.ResponseError) -> int | None:
     """The applied offset that step 2 found to precede the records; None: another error."""
     text = str(error)
     return int(text.rsplit(" ", 1)[1]) if text.startswith("GAP ") else None
+
+
+def _is_about_data(error: redis.ResponseError) -> bool:
+    """Whether a function failed on a key of this user: the server works, repeating is no use."""
+    text = str(error)
+    return text.startswith("WRONGTYPE") or (text.startswith("ERR") and "script: " in text)
+
+
+def _reason(step: _Step | str, rejected: dict[str, str]) -> _Step | str:
+    """The step, or the reason to reject the events of its user."""
+    return step if isinstance(step, str) else rejected.get(step.event.data.user_id, step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,6 +12,7 @@ from afterclick.errors import BadEvent
 from afterclick.settings import StreamSettings
 
 _KILL, _NO_DEAD_LETTERS = "between-steps:", "no-dead-letters"
+_FREEZE, _FREEZE_UNWATCHED = "freeze:", "freeze-unwatched:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,16 @@ class FaultPoints:
         """With `between-steps:<n>`: SIGKILL this worker in its n-th chunk, after step 1."""
         if self.fault == f"{_KILL}{chunk}":
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_event(self, user_id: str) -> None:
+        """With `freeze:<user>`: wait at the user's events until killed."""
+        if self.fault in (f"{_FREEZE}{user_id}", f"{_FREEZE_UNWATCHED}{user_id}"):
+            threading.Event().wait()
+
+    @property
+    def unwatched(self) -> bool:
+        """With `freeze-unwatched:<user>`: stalls are not noticed."""
+        return bool(self.fault and self.fault.startswith(_FREEZE_UNWATCHED))
 
 
 NO_FAULTS = FaultPoints()

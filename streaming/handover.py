@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,7 @@ from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from streaming import flows, positions
 from streaming.apply import ApplyConfig
+from streaming.fault_points import FaultPoints
 from streaming.forgotten_users import restore_forgotten
 from streaming.positions import AppliedOffsets, Offsets
 
@@ -44,6 +45,12 @@ class Context:
     settings: Settings
     client: redis.Redis
     spark: SparkSession
+    careful: set[TopicPartition] = field(default_factory=set)
+    """Partitions to apply record by record."""
+
+    @property
+    def faults(self) -> FaultPoints:
+        return FaultPoints.of(self.settings.stream)
 
     @property
     def checkpoints(self) -> Path:
@@ -52,7 +59,11 @@ class Context:
     def apply_config(self) -> ApplyConfig:
         kafka = self.settings.kafka
         partitions = positions.partition_count(kafka, kafka.topics.state_changes)
-        return ApplyConfig.of(self.settings, partitions)
+        return replace(
+            ApplyConfig.of(self.settings, partitions),
+            careful=frozenset(self.careful),
+            set_aside=positions.set_aside_records(self.client, self.settings.redis.keys),
+        )
 
     def progress(self) -> tuple[AppliedOffsets, OffsetRanges]:
         """Applied offsets, and the log's offset ranges read after them."""
@@ -62,8 +73,12 @@ class Context:
         return applied, positions.log_ranges(kafka)
 
     def resume(self, applied: AppliedOffsets, ranges: OffsetRanges) -> Offsets:
-        """Offsets to start a query from; restores the forgotten users in Redis first."""
+        """Offsets to start a query from; restores the forgotten users in Redis first.
+
+        Raises StateConflict if a topic was created anew.
+        """
         keys = self.settings.redis.keys
+        positions.check_topics(self.client, keys, self.settings.kafka)
         restore_forgotten(self.client, keys, self.settings.kafka)
         published = positions.published_offsets(self.client, keys, applied)
         return positions.resume_offsets(applied, published, ranges)

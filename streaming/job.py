@@ -35,6 +35,7 @@ from streaming.handover import (
     RealTime,
     clean_checkpoints,
 )
+from streaming.watch import Watch
 
 log = structlog.get_logger()
 
@@ -49,7 +50,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
     A failed query is restarted from the applied offsets in Redis (stream) or its checkpoint
     (archive). Raises Unavailable after repeated failures without progress, StateLocked if another
-    job runs, and StateConflict if log and state do not match.
+    job runs or takes the lease, and StateConflict if log and state do not match.
     """
     keys, lease_s = settings.redis.keys, settings.stream.lease_s
     with closing(redis_client(settings)) as client:
@@ -57,15 +58,16 @@ def run(settings: Settings, stop: threading.Event) -> None:
         with positions.hold_lease(client, keys, lease_s) as owner:
             partitions = positions.topic_partitions(settings.kafka)
             check_state_version(client, keys, partitions)
+            positions.check_topics(client, keys, settings.kafka)
             spark = flows.build_session(settings, len(partitions))
             try:
                 context = Context(settings, client, spark)
                 clean_checkpoints(context)
                 real_time = settings.stream.trigger == "real-time"
                 apply = RealTime(context) if real_time else MicroBatch(context)
-                _Supervisor(context, owner, [Supervised(apply), Supervised(Archive(context))]).run(
-                    stop
-                )
+                supervised = [Supervised(apply), Supervised(Archive(context))]
+                watch = Watch(context, owner, partitions)
+                _Supervisor(context, owner, supervised, watch).run(stop)
             finally:
                 spark.stop()
 
@@ -97,6 +99,8 @@ class _Supervisor:
     context: Context
     owner: str
     supervised: list[Supervised]
+    """The apply query first."""
+    watch: Watch
     _report_at: float = field(default=0.0, init=False)
     _marked_at: float = field(default=0.0, init=False)
 
@@ -110,6 +114,7 @@ class _Supervisor:
             while not stop.wait(_TICK_S):
                 for supervised in self.supervised:
                     self._supervise(supervised)
+                self._watch(self.supervised[0])
                 self._mark_running()
                 self._report()
         finally:
@@ -139,6 +144,18 @@ class _Supervisor:
                 raise
             log.warning("query waits", query=supervised.query.name, reason=str(error))
             supervised.retry_at = time.monotonic() + 1.0
+
+    def _watch(self, apply: Supervised) -> None:
+        """Stop the apply query if it is stalled: it is started again with the next tick."""
+        try:
+            if not apply.started:
+                self.watch.restarted()
+            elif self.watch.wants_restart(apply.query):
+                for query in apply.query.queries():
+                    query.stop()
+                apply.started, apply.retry_at = False, 0.0
+        except Unavailable as error:
+            log.warning("not watched", reason=str(error))
 
     def _count_failure(self, supervised: Supervised) -> None:
         """Raise Unavailable after too many failures without progress."""

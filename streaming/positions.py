@@ -25,7 +25,7 @@ from afterclick.errors import LogTruncated, StateConflict, StateLocked, Unavaila
 from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings
-from afterclick.state import TopicPartition
+from afterclick.state import LogPosition, TopicPartition
 
 log = structlog.get_logger()
 
@@ -33,6 +33,11 @@ Offsets = dict[str, dict[int, int]]
 """Topic → partition → offset, as Spark's Kafka source takes it."""
 AppliedOffsets = dict[TopicPartition, int]
 """Offset of the last applied record; -1: none."""
+
+_START_ANEW = (
+    "its offsets now mean other records. To compute the state from the new topic, stop the stream, "
+    "empty Redis and delete the folder `checkpoints` in the home folder"
+)
 
 _OWN: set[str] = set()
 """Owners that this process uses or has used."""
@@ -67,6 +72,33 @@ def partition_count(kafka: KafkaSettings, topic: str) -> int:
     """Number of partitions of a topic. Raises Unavailable if it does not exist."""
     with KafkaLog(kafka) as kafka_log:
         return len(kafka_log.partitions(topic))
+
+
+def set_aside(client: redis.Redis, keys: Keys, record: LogPosition) -> None:
+    """Let the stream write this record to the dead letters unread. Raises Unavailable."""
+    with redis_errors():
+        client.sadd(keys.set_aside, str(record))
+
+
+def set_aside_records(client: redis.Redis, keys: Keys) -> frozenset[LogPosition]:
+    """The records that were set aside. Raises Unavailable."""
+    with redis_errors():
+        members: Any = client.smembers(keys.set_aside)
+    return frozenset(LogPosition.parse(member.decode()) for member in members)
+
+
+def check_topics(client: redis.Redis, keys: Keys, kafka: KafkaSettings) -> None:
+    """Raise StateConflict if a topic was created anew since its records were applied.
+
+    Stores the id of a topic that is not known yet. Raises Unavailable.
+    """
+    with KafkaLog(kafka) as kafka_log, redis_errors():
+        for topic, topic_id in kafka_log.topic_ids(*kafka.topics.interactions).items():
+            known: Any = client.hget(keys.topic_ids, topic)
+            if known is None:
+                client.hset(keys.topic_ids, topic, topic_id)
+            elif known.decode() != topic_id:
+                raise StateConflict(f"the topic {topic} was created anew; {_START_ANEW}")
 
 
 @contextmanager
@@ -124,7 +156,7 @@ def starting_offsets(applied: AppliedOffsets, ranges: OffsetRanges) -> Offsets:
         if start > held.end:
             raise StateConflict(
                 f"{name} ends at offset {held.end}, but the state has applied {start - 1}: "
-                "the topic was recreated; run `afterclick rebuild`, or use an empty Redis"
+                f"the topic was created anew or has lost records; {_START_ANEW}"
             )
     if missing:
         counts = ", ".join(f"{count} of {name}" for name, count in missing.items())
@@ -192,6 +224,14 @@ def running_job(client: redis.Redis, keys: Keys) -> str | None:
         owner: Any = client.get(keys.lease)
         running: Any = client.get(keys.running)
     return running.decode() if running is not None and running == owner else None
+
+
+def check_lease(client: redis.Redis, keys: Keys, owner: str) -> None:
+    """Raise StateLocked if another owner holds the lease. Raises Unavailable."""
+    with redis_errors():
+        current: Any = client.get(keys.lease)
+    if current is not None and current.decode() != owner:
+        raise StateLocked(f"another stream job ({current.decode()}) took the lease on this state")
 
 
 def _acquire(client: redis.Redis, key: str, owner: str, lease_s: float) -> None:

@@ -152,6 +152,8 @@ class StackProgress(_Record):
     events_per_s: float = 0.0
     """Applied since the last reading."""
     model_version: str | None = None
+    stalled: tuple[str, ...] = ()
+    """Partitions whose next record is not applied: position and duration."""
 
 
 class StackRecord(HomeFile):

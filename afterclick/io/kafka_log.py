@@ -73,6 +73,18 @@ class KafkaLog:
                 found += [TopicPartition(topic, number) for number in numbers]
         return found
 
+    def topic_ids(self, *topics: str) -> dict[str, str]:
+        """The id that Kafka gave each topic when it was created."""
+        from confluent_kafka import TopicCollection
+        from confluent_kafka.admin import AdminClient
+
+        with self._connected():
+            admin = AdminClient({"bootstrap.servers": self._kafka.bootstrap, "log_level": 0})
+            found = admin.describe_topics(
+                TopicCollection(list(topics)), request_timeout=self._timeout_s
+            )
+            return {topic: str(future.result().topic_id) for topic, future in found.items()}
+
     def ranges(self, *topics: str) -> OffsetRanges:
         """The offsets that each partition of the topics holds now."""
         with self._connected() as consumer:

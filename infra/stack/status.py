@@ -155,9 +155,12 @@ def _step(step: StepRecord) -> Text:
 
 
 def _progress(progress: StackProgress) -> Text:
-    return Text(
+    line = Text(
         f"{progress.log_events:,} events in the log, {progress.lag:,} not yet applied, "
         f"{progress.archived_events:,} archived, {progress.events_per_s:,.0f}/s; "
         f"model {progress.model_version or 'none yet'}",
         style="bold",
     )
+    for stall in progress.stalled:
+        line.append(f"\nstalled: {stall}", style="bold red")
+    return line

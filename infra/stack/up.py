@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import redis
 import structlog
@@ -197,7 +197,7 @@ class ProgressProbe:
 
     def read(self) -> None:
         """Take a reading."""
-        ends = self._ends()
+        ends, parts = self._ends(), self._api_parts()
         events, applied = sum(ends.values()), self._applied(ends)
         self.latest = StackProgress(
             log_events=events,
@@ -205,7 +205,11 @@ class ProgressProbe:
             archived_events=archived(self._settings.home / "checkpoints" / "archive"),
             lag=max(0, events - applied),
             events_per_s=round(self._rate(applied), 1),
-            model_version=self._model(),
+            model_version=parts.get("model"),
+            stalled=tuple(
+                f"{stall['partition']} at offset {stall['offset']} for {stall['seconds']:.0f} s"
+                for stall in parts.get("stalled", ())
+            ),
         )
 
     def _ends(self) -> dict[TopicPartition, int]:
@@ -227,15 +231,16 @@ class ProgressProbe:
             return 0
         return sum(int(offset) + 1 for offset in offsets if offset is not None)
 
-    def _model(self) -> str | None:
+    def _api_parts(self) -> dict[str, Any]:
+        """`parts` of /health/ready; empty while the API does not respond."""
         url = f"{self._settings.serving.url}/health/ready"
         with (
             suppress(OSError, ValueError, KeyError),
             urllib.request.urlopen(url, timeout=1) as response,
         ):
-            version = json.load(response)["parts"]["model"]
-            return str(version) if version else None
-        return None
+            parts: dict[str, Any] = json.load(response)["parts"]
+            return parts
+        return {}
 
     def _rate(self, applied: int) -> float:
         now = time.monotonic()

@@ -59,7 +59,11 @@ async def live() -> Response:
 
 @router.get("/health/ready", tags=["service"], **responses(api.Health))
 async def ready(service: ServiceDep) -> Response:
-    """200 once trends are loaded; 503 before, and while the process stops."""
+    """200 once trends are loaded; 503 before, and while the process stops.
+
+    With stalled partitions the status is `stalled`, with 200: lists are served, but new events do
+    not reach them.
+    """
     snapshot = service.snapshots.current
     parts = {
         "redis": await service.store.ping(),
@@ -69,9 +73,17 @@ async def ready(service: ServiceDep) -> Response:
         "model": snapshot.loaded.version or None,
         "refused_models": service.models.rejected,
         "sql": service.control.available,
+        "stalled": [
+            {
+                "partition": str(stall.partition),
+                "offset": stall.offset,
+                "seconds": round(stall.seconds, 1),
+            }
+            for stall in service.stats.stalls
+        ],
     }
     ok = service.feed.loaded and not service.draining
-    status = "ready" if ok else "not ready"
+    status = ("stalled" if parts["stalled"] else "ready") if ok else "not ready"
     return json_response({"status": status, "parts": parts}, 200 if ok else 503)
 
 

@@ -1,0 +1,122 @@
+"""Watch a running job: partitions that stand still, topics created anew, a lease taken by another.
+
+reads   redis  {p:<topic>:<partition>}:position, lease, topics
+        topic  reviews, feedback (offsets; the first record that is not applied)
+writes  redis  aside, running
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import structlog
+
+from afterclick.errors import StateConflict
+from afterclick.io.kafka_log import KafkaLog
+from afterclick.io.stalls import Stall, StallDetector
+from afterclick.state import LogPosition, TopicPartition
+from streaming import flows, positions
+from streaming.handover import Context, ManagedQuery
+
+log = structlog.get_logger()
+
+_EVERY_S = 1.0
+_TOPICS_EVERY_S = 10.0
+_PATIENCE = 3
+"""Times `stall_s` that a partition may stand still at a single record before it is set aside."""
+_IDLE_PATIENCE = 12
+"""Times `stall_s` that a query may take to start its tasks."""
+
+
+@dataclass
+class Watch:
+    """Decides when the apply query must be restarted.
+
+    A stalled partition is applied record by record after the restart. If it stalls again, it does
+    so at the record that is to blame: this one is set aside, and the query is restarted once more.
+    """
+
+    context: Context
+    owner: str
+    partitions: list[TopicPartition]
+    _detector: StallDetector = field(init=False)
+    _next_at: float = field(default=0.0, init=False)
+    _topics_at: float = field(default=0.0, init=False)
+    _applied: Mapping[TopicPartition, int] = field(default_factory=dict, init=False)
+    _moved_at: float = field(default=0.0, init=False)
+    """When any partition last moved."""
+
+    def __post_init__(self) -> None:
+        settings = self.context.settings
+        self._detector = StallDetector(KafkaLog(settings.kafka), settings.stream.stall_s)
+
+    def wants_restart(self, query: ManagedQuery) -> bool:
+        """Whether the query must be restarted now; does its work about once a second.
+
+        Raises StateLocked if another job took the lease, StateConflict if a topic was created
+        anew or has other partitions, and Unavailable.
+        """
+        now, context = time.monotonic(), self.context
+        if now < self._next_at:
+            return False
+        self._next_at = now + _EVERY_S
+        positions.check_lease(context.client, context.settings.redis.keys, self.owner)
+        if now >= self._topics_at:
+            self._topics_at = now + _TOPICS_EVERY_S
+            self._check_topics()
+        applied, ranges = context.progress()
+        if applied != self._applied:
+            self._applied, self._moved_at = applied, now
+        if context.faults.unwatched:
+            return False
+        tasks = sum(flows.active_tasks(context.spark, each) for each in query.queries())
+        return self._act(self._detector.check(ranges, applied), tasks)
+
+    def restarted(self) -> None:
+        """The query was restarted: measure from now on."""
+        self._detector.reset()
+        self._moved_at = time.monotonic()
+
+    def _check_topics(self) -> None:
+        settings = self.context.settings
+        positions.check_topics(self.context.client, settings.redis.keys, settings.kafka)
+        now = positions.topic_partitions(settings.kafka)
+        if now != self.partitions:
+            raise StateConflict(
+                f"the topics now have {len(now)} partitions instead of {len(self.partitions)}: "
+                "start the job again"
+            )
+
+    def _act(self, stalls: list[Stall], tasks: int) -> bool:
+        """Whether these stalls need a restart; decides what to do with their records."""
+        stall_s = self.context.settings.stream.stall_s
+        stalls = [stall for stall in stalls if stall.seconds >= self._patience(stall) * stall_s]
+        moving = time.monotonic() - self._moved_at < stall_s
+        if not stalls or (tasks < len(self.partitions) and moving):  # some wait for their turn
+            return False
+        if not tasks and max(stall.seconds for stall in stalls) < _IDLE_PATIENCE * stall_s:
+            return False
+        keys, lease_s = self.context.settings.redis.keys, self.context.settings.stream.lease_s
+        positions.mark_running(self.context.client, keys, self.owner, lease_s)  # or it is Redis
+        for stall in stalls:
+            where = {"partition": str(stall.partition), "offset": stall.offset}
+            log.error("partition stalled", **where, seconds=round(stall.seconds, 1))
+            if tasks:
+                self._blame(stall)
+        return True
+
+    def _patience(self, stall: Stall) -> int:
+        return _PATIENCE if stall.partition in self.context.careful else 1
+
+    def _blame(self, stall: Stall) -> None:
+        """Look closer at the partition, or set aside the record at which it stands still."""
+        context = self.context
+        if stall.partition not in context.careful:
+            context.careful.add(stall.partition)
+            return
+        context.careful.discard(stall.partition)
+        record = LogPosition(*stall.partition, stall.offset)
+        positions.set_aside(context.client, context.settings.redis.keys, record)
+        log.error("record set aside", record=str(record))
