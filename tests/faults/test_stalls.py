@@ -161,7 +161,7 @@ def longer_topic(settings: Settings, client: redis.Redis) -> Settings:
 def test_a_topic_created_anew_is_refused_even_if_it_is_longer(
     longer_topic: Settings, client: redis.Redis
 ) -> None:
-    with pytest.raises(StateConflict, match="created anew.*empty Redis"):
+    with pytest.raises(StateConflict, match="created anew"):
         check_topics(client, longer_topic.redis.keys, longer_topic.kafka)
 
 
