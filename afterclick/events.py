@@ -143,13 +143,20 @@ class ModelPublished(Payload):
     metrics: dict[str, float] = {}
 
 
+def since_1970(value: datetime) -> datetime:
+    """The time itself. Raises ValueError before 1970: dates near year 1 overflow in UTC."""
+    if value.year < 1970:
+        raise ValueError("is before 1970")
+    return value
+
+
 class _Envelope(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     specversion: Literal["1.0"] = "1.0"
     id: Id
     source: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    time: AwareDatetime
+    time: Annotated[AwareDatetime, AfterValidator(since_1970)]
     subject: Id
     datacontenttype: Literal["application/json"] = "application/json"
     producedtime: AwareDatetime | None = None

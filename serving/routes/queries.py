@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -201,12 +201,10 @@ class HistoryQuery(ApiRequest):
     n: Count = 50
 
 
-def _not_future(value: AwareDatetime) -> AwareDatetime:
+def _not_future(value: datetime) -> datetime:
     if value > events.now() + CLOCK_SKEW:
         raise ValueError("is in the future")
-    if value.year < 1970:
-        raise ValueError("is before 1970")
-    return value
+    return events.since_1970(value)
 
 
 class Feedback(UserScoped):
