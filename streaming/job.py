@@ -149,13 +149,14 @@ class _Supervisor:
         """Stop the apply query if it is stalled: it is started again with the next tick."""
         try:
             if not apply.started:
-                self.watch.restarted()
+                self.watch.reset()
             elif self.watch.wants_restart(apply.query):
                 for query in apply.query.queries():
                     query.stop()
                 apply.started, apply.retry_at = False, 0.0
         except Unavailable as error:
-            log.warning("not watched", reason=str(error))
+            self.watch.reset()
+            log.debug("not watched", reason=str(error))
 
     def _count_failure(self, supervised: Supervised) -> None:
         """Raise Unavailable after too many failures without progress."""

@@ -62,7 +62,8 @@ class Watch:
         if now < self._next_at:
             return False
         self._next_at = now + _EVERY_S
-        positions.check_lease(context.client, context.settings.redis.keys, self.owner)
+        if context.settings.stream.fence:
+            positions.check_lease(context.client, context.settings.redis.keys, self.owner)
         if now >= self._topics_at:
             self._topics_at = now + _TOPICS_EVERY_S
             self._check_topics()
@@ -74,8 +75,8 @@ class Watch:
         tasks = sum(flows.active_tasks(context.spark, each) for each in query.queries())
         return self._act(self._detector.check(ranges, applied), tasks)
 
-    def restarted(self) -> None:
-        """The query was restarted: measure from now on."""
+    def reset(self) -> None:
+        """The query was restarted, or Kafka or Redis was away: measure from now on."""
         self._detector.reset()
         self._moved_at = time.monotonic()
 
