@@ -324,6 +324,7 @@ class Applier:
     ) -> Output:
         """The `state-changes` record of an event."""
         data, record = step.event.data, step.record
+        no_change_since = applied_before if applied_before < record.offset else None
         produced = step.event.producedtime
         change = StateChange(
             user_id=data.user_id,
@@ -336,7 +337,7 @@ class Applier:
             topic=partition.topic,
             partition=partition.partition,
             offset=record.offset,
-            previous_offset=self._changed.get(partition),
+            previous_offset=self._changed.get(partition, no_change_since),
             effect=self._effect(step, applied_before),
             weight=counted_weight(step.weight, step.effects.established),
             first_user_item=step.effects.first_user_item,

@@ -30,7 +30,7 @@ def stats_bar_tiles(figures: Json) -> list[Json]:
         return []
     return [
         _tile("events/s", number(figures.get("events_per_s")), "", "Events applied per second"),
-        _tile("lag", number(figures.get("lag")), "events", "Events in the log, not yet applied"),
+        _lag_tile(figures),
         _freshness_tile("fresh p50", "p50", figures, "median"),
         _freshness_tile("fresh p99", "p99", figures, "99th percentile"),
         _tile("model", figures.get("model_version") or "none yet", "", "The model in use"),
@@ -64,6 +64,7 @@ def stations(figures: Json) -> list[Json]:
         row("lag", "lag"),
         row("duplicates refused", "refused"),
         row("dead letters", "dead_letters"),
+        *(["stalled", stall] for stall in figures.get("stalls") or ()),
     ]
     model = ["model", figures.get("model_version") or "none yet"]
     return [
@@ -140,6 +141,13 @@ def _flow(label: str, latency: Json | None, rate: float, unit: str, title: str) 
         "rate": rate,
         "title": title,
     }
+
+
+def _lag_tile(figures: Json) -> Json:
+    """The lag; with partitions that stand still, which ones and since when."""
+    stalls = figures.get("stalls") or ()
+    title = "\n".join(("Events in the log, not yet applied", *(f"stalled: {s}" for s in stalls)))
+    return _tile("lag", number(figures.get("lag")), "stalled" if stalls else "events", title)
 
 
 def _topic_rows(figures: Json) -> list[list[str]]:

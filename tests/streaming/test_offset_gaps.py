@@ -56,6 +56,7 @@ def test_a_transaction_marker_does_not_stop_the_stream(
 ) -> None:
     changes = apply_each(settings, transactions, ask_log=True)
     assert [change.offset for change in changes] == [0, 1, 3, 4, 9, 10]
+    assert [change.previous_offset for change in changes] == [-1, 0, 1, 3, 4, 9]
     report = reconcile(settings, wait_s=30)
     assert (report.differences, report.counted_in_state, report.behind) == (0, 6, 0)
 

@@ -7,7 +7,13 @@ from typing import Any
 
 from ui.charts import MAX_POINTS, TIME_CHARTS, downsample, time_options
 from ui.gateway import ShopClient
-from ui.live_state import BACKLOG_EVENTS, LiveState, SlidingWindow
+from ui.live_state import (
+    BACKLOG_EVENTS,
+    LiveState,
+    SlidingWindow,
+    stations,
+    stats_bar_tiles,
+)
 
 CHARTS = {chart.key: chart for chart in TIME_CHARTS}
 
@@ -83,3 +89,12 @@ def test_a_long_history_is_downsampled_and_keeps_the_newest() -> None:
     assert len(sample) <= MAX_POINTS
     assert sample[-1] is history[-1]
     assert len({b["time"] - a["time"] for a, b in pairwise(sample)}) == 1
+
+
+def test_a_stalled_partition_is_named_on_every_page_and_at_the_stream() -> None:
+    stall = "feedback/1 at offset 7000 for 12 s"
+    lag = stats_bar_tiles(figures(lag=3, stalls=[stall]))[1]
+    assert lag["unit"] == "stalled"
+    assert stall in lag["title"]
+    assert stats_bar_tiles(figures(lag=3, stalls=[]))[1]["unit"] == "events"
+    assert ["stalled", stall] in stations(figures(stalls=[stall]))[1]["rows"]
