@@ -148,13 +148,13 @@ def test_readiness_metrics_and_dashboard_name_a_stalled_partition_until_it_moves
 def longer_topic(settings: Settings, client: redis.Redis) -> Settings:
     """A state of three events, whose topics were then created anew with more events."""
     check_topics(client, settings.redis.keys, settings.kafka)
-    produce(settings, [event(event_id=f"old-{n}") for n in range(3)])
+    produce(settings, [event(item="old", event_id=f"old-{n}") for n in range(3)])
     with MiniStream(settings):
         assert reconcile(settings, wait_s=30).differences == 0
     check_topics(client, settings.redis.keys, settings.kafka)
     delete_topics(settings.kafka)
     wait_until(lambda: bool(ensure_topics(settings)))
-    produce(settings, [event(event_id=f"new-{n}") for n in range(9)])
+    produce(settings, [event(item="new", event_id=f"new-{n}") for n in range(9)])
     return settings
 
 
