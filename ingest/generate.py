@@ -5,7 +5,7 @@ writes  file  <folder>/reviews.csv, items.csv
 Each user prefers two or three shelves and has a budget; preferences change now and then. Each
 purchase is a product that complements the previous one, a popular item, or (mostly) an item of a
 preferred shelf, with favourite brands first. Within and across shelves, a user prefers items by
-latent factors (`ingest/latent_factors.py`) that the catalogue does not show. Items launch over time
+latent factors (`ingest/click_model.py`) that the catalogue does not show. Items launch over time
 and sell best when new (long tail). The same seed gives the same files, byte for byte.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from afterclick.arrays import BoolArray, Float64Array, Int64Array
 from afterclick.errors import BadInput
-from ingest.latent_factors import DIMENSIONS, LATENT_STRENGTH, drawn_factors, of_length_one
+from ingest.click_model import DIMENSIONS, LATENT_STRENGTH, drawn_factors, of_length_one
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -1,8 +1,10 @@
-"""A trained model that waits for the gate: its files, metadata and evaluation.
+"""A trained model that waits for the gate: its files, metadata, evaluation and report.
 
 writes  artifact  <home>/challengers/<version>/model
         artifact  <home>/challengers/<version>/holdout_model   trained without the holdout
         json      <home>/challengers/<version>/run.json, evaluation.json
+        mlflow    the challenger's run: parameters, metrics, model files, signature, report
+        files     <home>/challengers/<version>/report/report.md, comparison.png
 
 The holdout models of champions are kept in <home>/holdout_models/<version>: the next challenger is
 compared with those of champion and anchor on interactions that none of them has seen.
@@ -20,10 +22,10 @@ from pydantic import BaseModel, ConfigDict
 
 from afterclick import artifact
 from training import ann_index
-from training.evaluation.final_check import FinalCheck
+from training.evaluation.holdout import FinalCheck
 from training.fit import FittedModel
 from training.gate import Comparison, Verdict
-from training.mlflow_registry import flatten
+from training.mlflow_registry import MlflowRegistry, flatten
 from training.ranker import BoosterRanker
 from training.workspace import MissingStep
 
@@ -212,3 +214,129 @@ def _metric_changes(
         change = None if a is None or b is None else round(b - a, 6)
         changes[name] = {"first": a, "second": b, "change": change}
     return changes
+
+
+_COLOURS = {
+    "this model": "#3bb273",
+    "champion": "#5b8def",
+    "anchor": "#e6a23c",
+    "trends": "#9aa5b1",
+}
+
+
+def log_run(
+    registry: MlflowRegistry, folder: Path, run: RunMetadata, evaluation: Evaluation
+) -> str:
+    """The id of a challenger's MLflow run, created on the first call."""
+    known = folder / "mlflow_run"
+    if known.is_file():
+        return known.read_text()
+    run_id = registry.start(run.version, run.parameters, run.tags(run.version))
+    against = {
+        f"{name}.{metric}": value
+        for name, metrics in evaluation.against.items()
+        for metric, value in metrics.items()
+    }
+    seconds = {f"seconds.{step}": value for step, value in run.seconds.items()}
+    registry.metrics(run_id, evaluation.metrics | against | seconds | _gate_metrics(evaluation))
+    registry.files(run_id, folder / "model")
+    registry.log_signature(run_id)
+    write_report(folder / "report", run, evaluation)
+    registry.files(run_id, folder / "report")
+    known.write_text(run_id)
+    return run_id
+
+
+def _gate_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """gate.<other model>.<figure> of each comparison that could be made."""
+    return {
+        f"gate.{comparison.other}.{name}": value
+        for comparison in evaluation.comparisons
+        for name, value in (
+            ("difference", comparison.difference),
+            ("detectable_loss", comparison.detectable_loss),
+        )
+        if value is not None
+    }
+
+
+def write_report(folder: Path, run: RunMetadata, evaluation: Evaluation) -> Path:
+    """Write report.md and a chart of the metrics; returns the report's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    models = {"this model": evaluation.metrics, **evaluation.against}
+    if evaluation.metrics:
+        _chart(models, folder / "comparison.png")
+    path = folder / "report.md"
+    path.write_text("\n".join(_report_lines(run, evaluation, models)) + "\n")
+    return path
+
+
+def _report_lines(
+    run: RunMetadata, evaluation: Evaluation, models: dict[str, dict[str, float]]
+) -> list[str]:
+    names = sorted({name for metrics in models.values() for name in metrics})
+    seconds = ", ".join(f"{name} {value:.1f} s" for name, value in run.seconds.items())
+    settings = flatten(run.parameters) | flatten(run.lineage)
+    return [
+        f"# Model {run.version}",
+        "",
+        f"**{evaluation.verdict.capitalize()}**: {evaluation.reason}.",
+        "",
+        f"{evaluation.questions:,} queries on the holdout, which no compared model has seen; "
+        f"{evaluation.own_share or 0:.1%} of them have a target from the champion's own lists.",
+        "",
+        *_final_lines(evaluation.final),
+        "",
+        *(["![Metrics of the compared models](comparison.png)", ""] if names else []),
+        _table_row("metric", *models),
+        "|---|" + "---|" * len(models),
+        *(_table_row(name, *(_cell(m.get(name)) for m in models.values())) for name in names),
+        "",
+        "## Settings and origin",
+        "",
+        f"Duration: {seconds or 'not measured'}.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(_table_row(name, str(value)) for name, value in settings.items()),
+    ]
+
+
+def _final_lines(final: FinalCheck | None) -> list[str]:
+    """How the final model compares with its holdout model."""
+    if final is None:
+        return []
+    parts = ", ".join(
+        f"{part} {ours:.2f} ({holdout:.2f})" for part, (ours, holdout) in final.parts.items()
+    )
+    return [
+        f"The final model and its holdout model share {final.overlap:.0%} of the first ten items. "
+        f"Share of the candidates that a part ranks below the target, and the same in the holdout "
+        f"model: {parts or 'no queries'}.",
+        "",
+    ]
+
+
+def _table_row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _chart(models: dict[str, dict[str, float]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    names = [name for name in sorted(models["this model"]) if name.endswith(("hr@10", "ndcg@10"))]
+    figure = Figure(figsize=(8, 3.5))
+    axes = figure.subplots()
+    width = 0.8 / len(models)
+    for n, (label, metrics) in enumerate(models.items()):
+        x = np.arange(len(names)) + (n - (len(models) - 1) / 2) * width
+        values = [metrics.get(name, 0.0) for name in names]
+        axes.bar(x, values, width, label=label, color=_COLOURS[label])
+    axes.set_xticks(range(len(names)), names)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120, bbox_inches="tight")

@@ -25,8 +25,7 @@ from afterclick.arrays import BoolArray, Float64Array, FloatArray, Int64Array, I
 from afterclick.events import Action
 from afterclick.quarantine import ESTABLISHED_DAYS
 from afterclick.trends import DAY_MS
-from training.interactions import Interactions, extended
-from training.ties import tie_hash
+from training.interactions import Interactions, extended, tie_hash
 
 ACTIONS: tuple[Action, ...] = tuple(Action)
 """Action of each code."""

@@ -24,9 +24,8 @@ from afterclick.settings import TrainingSettings
 from training import gate
 from training.challenger import BOOTSTRAP, HOLDOUT_MODELS, Evaluation, RunMetadata, ranker_of
 from training.config import ReplayConfig
-from training.evaluation import final_check, holdout
-from training.evaluation.final_check import FinalCheck, PartRanks
-from training.evaluation.holdout import Contestant, PerQueryMetrics
+from training.evaluation import holdout
+from training.evaluation.holdout import Contestant, FinalCheck, PartRanks, PerQueryMetrics
 from training.event_log import EventLog
 from training.gate import Comparison
 from training.workspace import Anchor
@@ -114,7 +113,7 @@ class Answered:
     def final_check(self, margin: float) -> FinalCheck:
         """Compare the final model with its holdout model."""
         comparison = self.compare("challenger", margin, "final")
-        return final_check.check(comparison, self.overlap, self.ranks)
+        return holdout.final_check(comparison, self.overlap, self.ranks)
 
 
 def evaluate(
@@ -165,7 +164,7 @@ def ask(asked: holdout.Holdout, folder: Path, opponents: list[Opponent]) -> Answ
     contestants = {name: contestant(folder) for name, folder in folders.items()}
     with threadpool_limits(1, "blas"):  # small matrices: more threads cost more than they save
         answers = holdout.ask(asked, contestants)
-        ranks = final_check.part_ranks(asked, contestants["final"], contestants["challenger"])
+        ranks = holdout.part_ranks(asked, contestants["final"], contestants["challenger"])
     return Answered(
         asked,
         {name: holdout.metrics(answers, name) for name in ["trends", *contestants]},

@@ -32,6 +32,7 @@ from training.challenger import (
     Evaluation,
     RunMetadata,
     copy_model,
+    log_run,
     write_model,
 )
 from training.config import ModelConfig, ReplayConfig
@@ -42,7 +43,6 @@ from training.gate_evaluation import Trial
 from training.interactions import Interactions, TooFewInteractions
 from training.mlflow_registry import MlflowRegistry, recorded, run_parameters
 from training.models.content_vectors import ItemTexts
-from training.run_report import log_run
 from training.workspace import (
     Anchor,
     LastTraining,

@@ -1,4 +1,7 @@
-"""Words, numbers and pictures of an item: its card, its artwork, and what changed in the list."""
+"""Words, numbers and pictures of items and users: cards, artwork, list changes, demo users.
+
+reads   file  ui/demo_users.json
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,11 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from urllib.parse import urlencode
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from afterclick.api import ItemSummary, Recommendations, RecommendedItem
 from afterclick.arrays import Json
@@ -217,3 +224,28 @@ def avatar(name: str) -> dict[str, str | int]:
 
 def _digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
+
+
+class DemoUser(BaseModel):
+    """A user to try the shop with. `tastes` are category names, broad to narrow."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user_id: str
+    name: str
+    story: str
+    tastes: tuple[str, ...]
+
+
+_USERS = TypeAdapter(tuple[DemoUser, ...])
+
+
+@cache
+def demo_users() -> tuple[DemoUser, ...]:
+    """All demo users."""
+    return _USERS.validate_json(files("ui").joinpath("demo_users.json").read_bytes())
+
+
+def demo_user(user_id: str) -> DemoUser | None:
+    """The demo user with this id, or None."""
+    return next((user for user in demo_users() if user.user_id == user_id), None)

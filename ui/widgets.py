@@ -1,4 +1,5 @@
-"""NiceGUI elements of the pages: native controls, and wrappers of the Vue components.
+"""NiceGUI elements of the pages: native controls, wrappers of the Vue components, and the frame of
+every page with its header and stats bar.
 
 A wrapper sets the props of its component (`ui/components/*.js`) and passes events to callbacks.
 """
@@ -7,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -19,9 +21,9 @@ from nicegui.events import GenericEventArguments
 from afterclick.api import ItemSummary
 from afterclick.arrays import Json
 from afterclick.trends import HALF_LIVES_MS
-from ui.cards import avatar, category_hue, title_of
-from ui.demo_users import DemoUser
-from ui.snippets import Snippet
+from ui.cards import DemoUser, avatar, category_hue, title_of
+from ui.gateway import Snippet
+from ui.live_state import LiveState, stats_bar_tiles
 
 Act = Callable[[str, str, str], Awaitable[None]]
 """(item_id, action, token)"""
@@ -170,7 +172,7 @@ class ExperimentList(VueElement, component="components/experiments.js"):
         self.set_props(experiments=experiments, notice=notice)
 
 
-class Comparison(VueElement, component="components/comparison.js"):
+class ListComparison(VueElement, component="components/comparison.js"):
     """Lists side by side, from `compare_page.column`."""
 
     def __init__(self, columns: list[Json]) -> None:
@@ -401,3 +403,52 @@ class FaultPanel(_AdminElement, component="components/fault_injection.js"):
     """The content of `admin_panels.faults_view`."""
 
     events = ("fault", "reconcile")
+
+
+_PAGES = (("/", "Shop"), ("/live", "Live"))
+_HEAD = (
+    '<link rel="stylesheet" href="/static/afterclick.css"><script src="/static/theme.js"></script>'
+    '<link rel="modulepreload" href="/static/age_mixin.js">'
+)
+_SKIP = '<a class="ac-skip" href="#main">Skip to the content</a>'
+_THEME_BUTTON = (
+    '<button type="button" class="ac-theme" onclick="afterclickTheme()" '
+    'aria-label="Light or dark" title="Light or dark">◐</button>'
+)
+
+
+@contextmanager
+def page_frame(current: str, state: LiveState) -> Iterator[None]:
+    """A page with header and stats bar; use as a context manager to add its content."""
+    ui.add_head_html(_HEAD)
+    ui.query(".nicegui-content").classes("ac-page")
+    with ui.element("header").classes("ac-header"):
+        ui.html(_SKIP + '<a class="ac-logo" href="/"><i></i>Afterclick</a>', sanitize=False)
+        with ui.element("nav").props('aria-label="Pages"'):
+            for path, name in _PAGES:
+                mark = ' aria-current="page"' if path == current else ""
+                ui.html(f'<a href="{path}"{mark}>{name}</a>', sanitize=False)
+        ui.html(_THEME_BUTTON, sanitize=False)
+    _follow(StatsBar(), state)
+    with ui.element("div").classes("ac-main").props("id=main tabindex=-1"):
+        yield
+
+
+def _follow(bar: StatsBar, state: LiveState) -> None:
+    """Update the bar, at most four times a second, from the time the browser has connected."""
+    version = -1
+    timers: list[ui.timer] = []
+
+    def refresh() -> None:
+        nonlocal version
+        if state.version != version:
+            version = state.version
+            bar.show(stats_bar_tiles(state.figures), state.connected, state.figures_version)
+
+    def start() -> None:
+        if not timers:  # an earlier timer would send the page before its list is loaded
+            with bar:
+                timers.append(ui.timer(0.25, refresh))
+
+    refresh()
+    ui.context.client.on_connect(start)

@@ -15,7 +15,6 @@ from infra.cli import (
     control,
     data,
     evaluate,
-    experiment_commands,
     ingest,
     simulate,
     stack,
@@ -34,7 +33,7 @@ GROUPS = {
     "dlq": stream.dlq_app,
     "db": control.db_app,
     "rules": control.rules_app,
-    "experiments": experiment_commands.experiments_app,
+    "experiments": control.experiments_app,
     "api-key": control.keys_app,
 }
 FLAT = (stack.app, stream.app, train.app, evaluate.app, simulate.app)

@@ -256,7 +256,7 @@ def gate(
     as_json: AsJson = False,
 ) -> None:
     """Operating curve of the release gate: verdicts on challengers of known quality. Seconds."""
-    from training.evaluation.gate_curve import operating_curve
+    from training.gate import operating_curve
 
     figures = operating_curve(challengers)
     _print_rows(figures, figures["points"], as_json)

@@ -105,7 +105,7 @@ def people(
     from infra.demo.histories import seed_demo_users
     from infra.embedded.kafka import ensure_topics
     from ingest.sorting import sort_by_time
-    from ui.demo_users import demo_users
+    from ui.cards import demo_users
 
     settings = Settings()
     chosen = resolve(dataset).dataset

@@ -66,9 +66,8 @@ def simulate(
     import asyncio
 
     from afterclick.settings import Settings
-    from ingest.co_reviews import fitted_factors
     from ingest.datasets import open_dataset
-    from ingest.simulation import Simulation, SimulationConfig, summary
+    from ingest.simulation import Simulation, SimulationConfig, fitted_factors, summary
 
     plan = SimulationConfig(
         shoppers=shoppers,

@@ -25,13 +25,15 @@ from serving.control.api_keys import (
     read_keys,
     revoke_key,
 )
-from serving.control.experiment_results import read_counted_until, read_sums, results
 from serving.control.experiments import (
     Assignment,
     Experiment,
     ExperimentDraft,
     add_experiment,
+    read_counted_until,
     read_experiments,
+    read_sums,
+    results,
     stop_experiment,
 )
 from serving.control.rules import Rule, RuleBook, RuleDraft, add_rule, read_rules, remove_rule

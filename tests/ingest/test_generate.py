@@ -12,12 +12,12 @@ from scipy.sparse import csr_matrix
 
 from afterclick.errors import BadDataset, BadInput
 from afterclick.events import Item
-from ingest.co_reviews import fitted_factors
+from ingest.click_model import drawn_factors
 from ingest.datasets import open_dataset
 from ingest.generate import ShopConfig, generate_shop
 from ingest.items import read_items
-from ingest.latent_factors import drawn_factors
 from ingest.rows import ReadReport
+from ingest.simulation import fitted_factors
 from ingest.sorting import profile
 from tests.ingest.conftest import read
 

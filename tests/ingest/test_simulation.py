@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from afterclick.events import Action
 from ingest.click_model import (
     FATIGUE,
+    LATENT_STRENGTH,
     REST_VISITS,
     GroundTruth,
+    LatentTaste,
     SeenItem,
     SimulatedUser,
     look_probability,
 )
-from ingest.latent_factors import LATENT_STRENGTH, LatentTaste
 from ingest.simulation import Counters, Participant, SimulatedArm, summary
 
 CATEGORIES = tuple(f"category {n}" for n in range(12))

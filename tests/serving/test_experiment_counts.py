@@ -19,8 +19,13 @@ from afterclick import events
 from afterclick.events import Action, Impression, ImpressionEvent, ShownItem, new_id
 from afterclick.settings import Settings
 from afterclick.state import Effect, StateChange
-from serving.control.experiment_results import ArmSums, read_sums
-from serving.control.experiments import Experiment, ExperimentDraft, add_experiment
+from serving.control.experiments import (
+    ArmSums,
+    Experiment,
+    ExperimentDraft,
+    add_experiment,
+    read_sums,
+)
 from serving.control.store import Database, experiment_progress
 from serving.events.experiment_counts import ExperimentCounter
 from tests.serving.mini_stream import MiniStream

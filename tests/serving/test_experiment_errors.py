@@ -18,8 +18,7 @@ from scipy.stats import binom
 
 from afterclick.api import Decision, Metric
 from afterclick.arrays import Int64Array
-from serving.control.experiment_results import ArmSums, results
-from serving.control.experiments import Experiment, ExperimentDraft
+from serving.control.experiments import ArmSums, Experiment, ExperimentDraft, results
 
 RUNS, ENTRY_DAYS, WINDOW = 200, 14, 7
 ALPHA = 0.05

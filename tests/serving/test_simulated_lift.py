@@ -14,10 +14,10 @@ from confluent_kafka import Producer
 from afterclick import artifact, events
 from afterclick.events import Action, Interaction
 from afterclick.settings import Settings
+from ingest.click_model import LATENT_STRENGTH
 from ingest.datasets import open_dataset
 from ingest.generate import ShopConfig, generate_shop
 from ingest.items import read_items
-from ingest.latent_factors import LATENT_STRENGTH
 from ingest.rows import ReadReport
 from ingest.simulation import Simulation, SimulationConfig, summary
 from serving.state.loaded_ranker import FILE

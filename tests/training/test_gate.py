@@ -11,7 +11,6 @@ import pytest
 from afterclick.arrays import Float64Array
 from afterclick.model import Model, WordVectors
 from training import gate
-from training.evaluation import gate_curve
 from training.gate import Questions
 
 
@@ -137,9 +136,9 @@ def test_the_verdict_states_its_power() -> None:
 
 def test_a_loss_of_the_stated_size_is_shown_four_times_in_five() -> None:
     random = np.random.default_rng(11)
-    found = [gate_curve.simulate(random, 2000, "uniform", 0.0) for _ in range(20)]
+    found = [gate.simulate(random, 2000, "uniform", 0.0) for _ in range(20)]
     stated = float(np.mean([c.detectable_loss for c in found if c.detectable_loss is not None]))
-    worse = [gate_curve.simulate(random, 2000, "uniform", -stated).worse for _ in range(300)]
+    worse = [gate.simulate(random, 2000, "uniform", -stated).worse for _ in range(300)]
     assert np.mean(worse) == pytest.approx(0.8, abs=0.07)
 
 
@@ -216,18 +215,18 @@ def test_small_losses_do_not_add_up_against_an_anchor() -> None:
 
 
 def test_the_operating_curve_meets_the_bars() -> None:
-    curve = gate_curve.operating_curve(challengers=200, sizes=[16_000])
-    assert curve["refused_at_minus_10"] >= gate_curve.MIN_REFUSED
-    assert curve["promoted_at_0"] >= gate_curve.MIN_PROMOTED
-    few = [gate_curve.operating_curve(challengers=5, sizes=[2_000]) for _ in range(2)]
+    curve = gate.operating_curve(challengers=200, sizes=[16_000])
+    assert curve["refused_at_minus_10"] >= gate.MIN_REFUSED
+    assert curve["promoted_at_0"] >= gate.MIN_PROMOTED
+    few = [gate.operating_curve(challengers=5, sizes=[2_000]) for _ in range(2)]
     assert few[0] == few[1]
     assert all(p["detectable_loss"] > 0.1 for p in few[0]["points"])
 
 
-@pytest.mark.parametrize("profile", gate_curve.PROFILES)
-def test_the_simulated_quality_is_the_nominal_one(profile: gate_curve.Profile) -> None:
+@pytest.mark.parametrize("profile", gate.PROFILES)
+def test_the_simulated_quality_is_the_nominal_one(profile: gate.Profile) -> None:
     quantiles = np.random.default_rng(1).random(400_000)
-    champion = gate_curve.ndcg(quantiles, profile, 0.0, k=10).mean()
-    for level in gate_curve.LEVELS:
-        found = gate_curve.ndcg(quantiles, profile, level, k=10).mean()
+    champion = gate.ndcg(quantiles, profile, 0.0, k=10).mean()
+    for level in gate.LEVELS:
+        found = gate.ndcg(quantiles, profile, level, k=10).mean()
         assert found / champion - 1.0 == pytest.approx(level, abs=0.01)

@@ -16,9 +16,8 @@ from afterclick.settings import Settings, TrainingSettings
 from infra.cli import app
 from tests.scoring.examples import a_model
 from tests.training.challengers import an_artifact
-from training.challenger import Evaluation, RunMetadata, differences
+from training.challenger import Evaluation, RunMetadata, differences, write_report
 from training.mlflow_registry import MlflowRegistry
-from training.run_report import write_report
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from ui.cards import (
     card,
     compare_lists,
     confidence,
+    demo_user,
+    demo_users,
     department_of,
     describe_cause,
     title_of,
 )
-from ui.demo_users import demo_user, demo_users
 from ui.live_state import dashboard_tiles, duration, flows, number, stats_bar_tiles
 
 

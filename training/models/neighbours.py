@@ -11,9 +11,8 @@ from scipy import sparse
 from afterclick.arrays import FloatArray, IntArray
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from training.config import NeighbourConfig
-from training.interactions import Interactions
+from training.interactions import Interactions, runs, tie_hash
 from training.models.popularity import decayed_popularity
-from training.ties import runs, tie_hash
 
 _CHUNK = 4096
 

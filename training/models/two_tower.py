@@ -25,7 +25,7 @@ from afterclick.arrays import BoolArray, FloatArray, IndexArray, Int64Array, Int
 from afterclick.model import AGES_DAYS, TOWER_HISTORY, UNKNOWN_BIAS, TowerArrays
 from afterclick.trends import DAY_MS
 from training.config import TowerConfig
-from training.interactions import Interactions
+from training.interactions import Interactions, runs, tie_hash
 from training.models.neural import (
     Batches,
     BestNetwork,
@@ -35,7 +35,6 @@ from training.models.neural import (
     softmax_loss,
 )
 from training.models.stopping import EarlyStopping, TimeBudget
-from training.ties import runs, tie_hash
 
 _RANKS = np.arange(TOWER_HISTORY)
 

@@ -11,12 +11,10 @@ from nicegui import ui
 from afterclick.api import Recommendations
 from afterclick.arrays import Json
 from afterclick.errors import AfterclickError
-from ui.cards import PERSONAL, SOURCE_NAMES, category_hue, item_url, title_of
-from ui.demo_users import demo_user, demo_users
+from ui.cards import PERSONAL, SOURCE_NAMES, category_hue, demo_user, demo_users, item_url, title_of
 from ui.gateway import ShopClient
 from ui.live_state import LiveState
-from ui.pages.page_frame import page_frame
-from ui.widgets import Comparison, Heading
+from ui.widgets import Heading, ListComparison, page_frame
 
 LIST_LENGTH = 10
 RESPONSE_TIMEOUT_S = 12.0
@@ -57,7 +55,7 @@ def register(client: ShopClient, state: LiveState) -> None:
                 ui.label(str(error)).classes("ac-notice")
                 return
             pairs = zip(POLICIES, lists, strict=True)
-            Comparison([column(*pair, lists[0], user_id) for pair in pairs])
+            ListComparison([column(*pair, lists[0], user_id) for pair in pairs])
 
 
 async def fetch_lists(client: ShopClient, user_id: str) -> list[Recommendations]:

@@ -12,14 +12,11 @@ from nicegui import ui
 from afterclick.api import ItemDetails, ListedItem, RecommendedItem
 from afterclick.arrays import Json
 from afterclick.errors import AfterclickError, BadInput
-from ui.cards import BADGE_NAMES, artwork, card, item_url, title_of
-from ui.demo_users import demo_users
+from ui.cards import BADGE_NAMES, artwork, card, demo_users, item_url, title_of
 from ui.gateway import ShopClient
 from ui.live_state import LiveState
-from ui.pages.page_frame import page_frame
-from ui.receipt import receipt
-from ui.shop_session import ShopSession
-from ui.widgets import Age, Button, CardGrid, Heading, ReceiptDrawer, TrendCurve, panel
+from ui.shop_session import ShopSession, receipt
+from ui.widgets import Age, Button, CardGrid, Heading, ReceiptDrawer, TrendCurve, page_frame, panel
 
 log = structlog.get_logger()
 

@@ -14,14 +14,10 @@ from nicegui import background_tasks, ui
 
 from afterclick.api import ItemSummary, PushedList, Recommendations
 from afterclick.errors import AfterclickError
-from ui.cards import item_url
-from ui.demo_users import demo_users
-from ui.gateway import ListFeed, ShopClient
+from ui.cards import demo_users, item_url
+from ui.gateway import Endpoint, ListFeed, ShopClient, feedback_snippet, list_snippet, watch_snippet
 from ui.live_state import LiveState
-from ui.pages.page_frame import page_frame
-from ui.receipt import receipt
-from ui.shop_session import GUEST, ShopSession, UserAction
-from ui.snippets import Endpoint, feedback_snippet, list_snippet, watch_snippet
+from ui.shop_session import GUEST, ShopSession, UserAction, receipt
 from ui.widgets import (
     Button,
     CardGrid,
@@ -32,6 +28,7 @@ from ui.widgets import (
     SnippetDrawer,
     Timeline,
     UserPicker,
+    page_frame,
 )
 
 log = structlog.get_logger()

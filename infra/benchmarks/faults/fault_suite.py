@@ -13,7 +13,7 @@ import structlog
 
 from afterclick.errors import BadInput
 from afterclick.settings import Settings
-from infra.benchmarks.faults import broker_faults, incoming_faults, store_faults, stream_faults
+from infra.benchmarks.faults import broker_faults, store_faults, stream_faults
 from infra.benchmarks.faults.fault_case import FaultCase, FaultLoad
 from infra.benchmarks.harness import Benchmark, Figures
 
@@ -33,8 +33,8 @@ CASES: dict[str, Callable[[FaultLoad, Settings], FaultCase]] = {
         broker_faults.broker_killed,
         broker_faults.acks_lost,
         broker_faults.retention_passed,
-        incoming_faults.resent,
-        incoming_faults.poison,
+        stream_faults.resent,
+        stream_faults.poison,
     )
 }
 
