@@ -243,6 +243,8 @@ def _partitions(consumer: KafkaConsumer, *topics: str) -> list[KafkaPartition]:
 
 def _read(consumer: KafkaConsumer, applied: dict[TopicPartition, int], total: Recount) -> None:
     pending = {KafkaPartition(*name): offset for name, offset in applied.items()}
+    if not pending:  # nothing is applied yet
+        return
     consumer.assign(list(pending))
     missing = sum(consumer.beginning_offsets(list(pending)).values())
     if missing:
