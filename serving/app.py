@@ -22,7 +22,8 @@ from afterclick.io.logging import configure_logging
 from afterclick.settings import Settings
 from serving import problems
 from serving.control.api_keys import read_keys
-from serving.control.auth import OPEN_PATHS, AuthMiddleware, RateLimit, check_address
+from serving.control.auth import OPEN_PATHS, AuthMiddleware, check_address
+from serving.control.rate_limit import RateLimit
 from serving.control.request_log import LoggedRequest, RequestLog
 from serving.control.store import Database
 from serving.monitoring import Metrics

@@ -1,10 +1,8 @@
 """Authentication: API keys with scopes, user tokens, rate limits, allowed origins.
 
-reads, writes  redis  limits:* (only with AFTERCLICK_SERVING__LIMIT_SHARED)
-
 A user token is valid for one user, the `subject` of the ASGI scope; routes compare every user id
 with it. Without keys and token secret the API needs no authentication, and therefore listens on
-loopback only (`check_address`). While Redis is down each process limits its own requests.
+loopback only (`check_address`).
 """
 
 from __future__ import annotations
@@ -12,23 +10,22 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 import jwt
-from limits import RateLimitItem, parse
-from limits.aio.storage import MemoryStorage, RedisStorage
-from limits.aio.strategies import MovingWindowRateLimiter
-from limits.errors import StorageError
 from pydantic import TypeAdapter, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterclick.errors import BadInput
 from afterclick.events import Id
-from afterclick.settings import ApiScope, RedisSettings, ServingSettings
+from afterclick.settings import ApiScope, ServingSettings
 from serving.control.api_keys import ApiKeyStore, KeyOwner
+from serving.control.rate_limit import RateLimit
 from serving.problems import problem
 
 OPEN_PATHS = ("/health/live", "/health/ready", "/docs", "/openapi.json", "/redoc")
@@ -37,7 +34,6 @@ ADMIN_PREFIXES = ("/explain/", "/admin/", "/rules", "/experiments", "/tokens", "
 ADMIN_WRITE_PATHS = ("/admin/", "/keys")
 """Closed to pages of other origins; without API keys, open to this machine only."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-REDIS_RETRY_S: Final = 1.0
 MAX_TOKEN_S: Final = 30 * 86_400
 _BEARER = b"bearer."
 _ALGORITHM: Final = "HS256"
@@ -75,7 +71,8 @@ class AuthMiddleware:
     """ASGI middleware: 401 without a known key, 403 without its scope, 429 over the rate limit.
 
     Rejected requests count against their address, so that keys cannot be guessed at any rate. An
-    open WebSocket calls `scope["admitted"]` to check that its credentials are still valid.
+    open WebSocket calls `scope["admitted"]` to check that its credentials are still valid. A
+    request for several lists calls `scope["charge"]` with the further requests it counts as.
     """
 
     def __init__(
@@ -97,6 +94,7 @@ class AuthMiddleware:
         )
         caller = _address(scope) if rejection else _caller(scope)
         rejection = await self._check_limit(caller) or rejection
+        scope["charge"] = partial(self._check_limit, caller)
         if scope["type"] == "websocket":
             scope["admitted"] = lambda: self._check_key(scope, headers) is None
         if rejection is None:
@@ -131,37 +129,14 @@ class AuthMiddleware:
         scope["subject"] = user_id
         return "token", _TOKEN_SCOPES
 
-    async def _check_limit(self, caller: str) -> Rejection | None:
-        if self._limit is None or await self._limit.allows(caller):
+    async def _check_limit(self, caller: str, further: int = 0) -> Rejection | None:
+        """Count a request, or `further` ones that a request counts as besides the first."""
+        if self._limit is None or await self._limit.allows(caller, further or 1):
             return None
         item = self._limit.item
         wait = {"retry-after": str(item.get_expiry())}
-        return Rejection(HTTPStatus.TOO_MANY_REQUESTS, f"more than {item}", wait)
-
-
-class RateLimit:
-    """A moving window per caller, counted in this process or in Redis for all processes."""
-
-    def __init__(self, limit: str, shared: RedisSettings | None = None) -> None:
-        """Raises BadInput for a malformed limit; expected e.g. `600/minute`."""
-        try:
-            self.item: RateLimitItem = parse(limit)
-        except ValueError as error:
-            raise BadInput(
-                f"AFTERCLICK_SERVING__LIMIT: {error}; expected e.g. 600/minute"
-            ) from None
-        self._local = MovingWindowRateLimiter(MemoryStorage())
-        self._shared = MovingWindowRateLimiter(_redis_storage(shared)) if shared else None
-        self._retry_at = 0.0
-
-    async def allows(self, caller: str) -> bool:
-        """Count a request; whether it is within the limit."""
-        if self._shared is not None and time.monotonic() >= self._retry_at:
-            try:
-                return await self._shared.hit(self.item, caller)
-            except StorageError:
-                self._retry_at = time.monotonic() + REDIS_RETRY_S
-        return await self._local.hit(self.item, caller)
+        counts = f"; this request counts as {further + 1}" if further else ""
+        return Rejection(HTTPStatus.TOO_MANY_REQUESTS, f"more than {item}{counts}", wait)
 
 
 def new_token(secret: str, user_id: str, seconds: float) -> tuple[str, int]:
@@ -236,7 +211,12 @@ def _caller(scope: Scope) -> str:
 
 
 def _address(scope: Scope) -> str:
-    return f"address:{(scope.get('client') or ('unknown',))[0]}"
+    """The client's address; for IPv6 its /64 network, all of which one host may use."""
+    host = (scope.get("client") or ("unknown",))[0]
+    if ":" in host:
+        with suppress(ValueError):
+            host = str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False))
+    return f"address:{host}"
 
 
 def _check_subject(scope: Scope) -> Rejection | None:
@@ -275,16 +255,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _redis_storage(redis: RedisSettings) -> RedisStorage:
-    if redis.cluster:
-        raise BadInput("AFTERCLICK_SERVING__LIMIT_SHARED needs a single Redis, not a cluster")
-    return RedisStorage(
-        f"async+{redis.url}",
-        wrap_exceptions=True,
-        implementation="redispy",
-        key_prefix=f"{redis.prefix}limits",
-        socket_timeout=redis.timeout_s,
-        socket_connect_timeout=redis.timeout_s,
-    )

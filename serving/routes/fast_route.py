@@ -57,6 +57,7 @@ class DirectRoute(APIRoute):
                 values["body"] = _validated("body", body.validate_json, await _json(request))
             for value in values.values():
                 check_subject(request, *_users_of(value))
+                await _charge(request, getattr(value, "cost", 1))
             return await endpoint(**values)
 
         return handle
@@ -87,6 +88,14 @@ def check_subject(request: Request, *user_ids: str | None) -> None:
     subject = request.scope.get("subject")
     if subject is not None and any(user_id not in (None, subject) for user_id in user_ids):
         raise ApiError(403, "this token is for another user")
+
+
+async def _charge(request: Request, cost: int) -> None:
+    """Count a request as `cost` requests. Raises ApiError (429) over the caller's rate limit."""
+    if cost > 1 and (charge := request.scope.get("charge")):
+        rejection = await charge(cost - 1)
+        if rejection is not None:
+            raise ApiError(rejection.status, rejection.detail, rejection.headers)
 
 
 async def own_path(request: Request) -> None:

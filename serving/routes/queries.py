@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Self
 
@@ -24,6 +25,8 @@ from serving.request import MAX_CURSOR_LENGTH, decode_cursor
 from serving.state.catalogue_query import Condition
 
 MAX_ITEMS = 200
+ITEMS_PER_REQUEST = 50
+"""A longer list counts as several requests in the rate limit: one for every 50 items."""
 CLOCK_SKEW = timedelta(minutes=5)
 
 
@@ -69,6 +72,17 @@ class ApiRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ListQuery(ApiRequest):
+    """A request for lists of `n` items."""
+
+    n: Count | None = Field(None, description="Length of the list.")
+
+    @property
+    def cost(self) -> int:
+        """The number of requests it counts as in the rate limit."""
+        return math.ceil((self.n or 1) / ITEMS_PER_REQUEST)
+
+
 class UserScoped(ApiRequest):
     """A request that may name a user or, without a user, a session."""
 
@@ -83,7 +97,7 @@ class UserScoped(ApiRequest):
         return self.user_id
 
 
-class RecommendationQuery(UserScoped):
+class RecommendationQuery(ListQuery, UserScoped):
     """GET /recommendations, and the body of POST /recommendations"""
 
     user_id: Id | None = Field(
@@ -100,7 +114,6 @@ class RecommendationQuery(UserScoped):
     )
     exclude: ItemIds = Field([], description="Items that must not be in the list.")
     category: Category = None
-    n: Count | None = Field(None, description="Length of the list.")
     interests: InterestList = Field(
         [],
         description="Categories or item ids, for a user without history. Repeat, or separate by "
@@ -144,17 +157,20 @@ class RecommendationQuery(UserScoped):
     )
 
 
-class BatchQuery(ApiRequest):
+class BatchQuery(ListQuery):
     """POST /recommendations/batch"""
 
     user_ids: Annotated[list[Id], Field(min_length=1, max_length=500)]
-    n: Count | None = None
+
+    @property
+    def cost(self) -> int:
+        """The number of requests it counts as in the rate limit."""
+        return super().cost * len(self.user_ids)
 
 
-class LatestQuery(ApiRequest):
+class LatestQuery(ListQuery):
     """GET /latest"""
 
-    n: Count | None = None
     category: Category = None
     filters: Conditions = []
 
@@ -177,13 +193,12 @@ class SimilarQuery(LatestQuery):
     )
 
 
-class SearchQuery(ApiRequest):
+class SearchQuery(ListQuery):
     """GET /search"""
 
     q: Annotated[str, StringConstraints(max_length=200)] = Field(
         description="Prefixes of words of a title, category or id.", examples=["sand 32"]
     )
-    n: Count | None = None
 
 
 class InterestsUpdate(ApiRequest):

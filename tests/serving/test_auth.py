@@ -15,7 +15,7 @@ from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import ApiKey, RedisSettings, ServingSettings, Settings
 from infra.embedded.server import free_port
 from serving.control.api_keys import new_key
-from serving.control.auth import RateLimit, check_address
+from serving.control.auth import check_address
 from tests.serving.running import Running
 from tests.waiting import PATIENCE_S
 
@@ -192,13 +192,6 @@ def test_without_redis_each_process_limits_its_own_requests(settings: Settings) 
     with Running(shared.model_copy(update={"redis": unreachable})) as api:
         found = [api.http.get("/popular", headers=bearer("r-key")).status_code for _ in range(7)]
     assert found == [200] * 5 + [429] * 2
-
-
-def test_a_malformed_limit_is_named_in_the_error() -> None:
-    with pytest.raises(BadInput, match="AFTERCLICK_SERVING__LIMIT"):
-        RateLimit("many per day")
-    with pytest.raises(BadInput, match="cluster"):
-        RateLimit("5/minute", RedisSettings(cluster=True))
 
 
 def test_without_keys_the_api_listens_on_loopback_only() -> None:
