@@ -23,7 +23,9 @@ CANDIDATE_SOURCES = (*SOURCES, "interests", "popular")
 TRENDING, INTERESTS, POPULAR = map(CANDIDATE_SOURCES.index, ("trending", "interests", "popular"))
 CATEGORY_CANDIDATES = 100
 """Trending items of the requested category that join the candidates of a personalised list."""
-CACHED_FILTERS = 64
+MAX_FILTER_BYTES = 64 * 2**20
+_CONDITIONS_BYTES = 65_536
+"""The size of a request's conditions: at most that of a body or a query string."""
 MIN_POOL = 60
 POOL_PER_RESULT = 3
 EXPLORATION_POOL = 10
@@ -162,11 +164,15 @@ def candidates_from(items: IntArray, source: int) -> Candidates:
 
 
 class CatalogueFilters:
-    """The items that meet catalogue conditions, cached until catalogue or model change. Event loop
-    only."""
+    """The items that meet catalogue conditions, cached until catalogue or model change.
 
-    def __init__(self) -> None:
-        self._items: FIFOCache[tuple[object, ...], IntArray] = FIFOCache(CACHED_FILTERS)
+    Bounded in bytes with the conditions. Event loop only.
+    """
+
+    def __init__(self, max_bytes: int = MAX_FILTER_BYTES) -> None:
+        self._items: FIFOCache[tuple[object, ...], IntArray] = FIFOCache(
+            max_bytes, getsizeof=_entry_bytes
+        )
 
     def allowed(
         self, snapshot: ServingSnapshot, category: str | None, conditions: Sequence[str]
@@ -190,8 +196,18 @@ class CatalogueFilters:
         items = self._items.get(key)
         if items is None:
             items = snapshot.indices(matching(snapshot.catalogue, tuple(conditions)))
-            self._items[key] = items
+            if _entry_bytes(items) <= self._items.maxsize:
+                self._items[key] = items
         return items
+
+    @property
+    def size_bytes(self) -> int:
+        """Approximate size in memory."""
+        return int(self._items.currsize)
+
+
+def _entry_bytes(items: IntArray) -> int:
+    return items.nbytes + _CONDITIONS_BYTES
 
 
 def _ordered(items: IntArray, scores: NDArray[np.float64]) -> IntArray:

@@ -8,8 +8,9 @@ events may reach a cached personalised list `cache_ttl_s` later, and changes of 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from sys import getsizeof
 from typing import Any
 
 import orjson
@@ -25,7 +26,7 @@ MAX_LISTS = 8192
 MAX_RESPONSE_BYTES = 128 * 2**20
 MAX_IMPRESSION_BYTES = 32 * 2**20
 _LIST_BYTES = 1500
-"""The size of a list without its items."""
+"""The size of a list or of its request without the texts in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class RenderedList:
     @property
     def size_bytes(self) -> int:
         """Approximate size in memory."""
-        return len(self.items) + len(self.impression_rows) + _LIST_BYTES
+        following = len(self.next or "")
+        return len(self.items) + len(self.impression_rows) + following + _LIST_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class ImpressionCache:
 
     def __init__(self, max_bytes: int = MAX_IMPRESSION_BYTES) -> None:
         self._responses: FIFOCache[str, Recommendation] = FIFOCache(
-            max_bytes, getsizeof=lambda response: response.rendered.size_bytes
+            max_bytes, getsizeof=_response_bytes
         )
 
     def put(self, response: Recommendation) -> None:
@@ -95,6 +97,8 @@ class _CachedList:
     catalogue: int
     made: float
     rendered: RenderedList
+    size_bytes: int
+    """Approximate size in memory, with its request and history."""
 
     def is_fresh(self, rows: Rows, snapshot: ServingSnapshot, age_s: float, ttl_s: float) -> bool:
         if self.rows != rows or self.rules is not snapshot.rules:
@@ -109,7 +113,10 @@ class _CachedList:
 
 
 class ResponseCache:
-    """The lists of the last seconds, bounded in number and in bytes."""
+    """The lists of the last seconds, bounded in number and in bytes with their requests.
+
+    Pages after the first are not cached: no other request has the same items before it.
+    """
 
     def __init__(
         self,
@@ -121,7 +128,7 @@ class ResponseCache:
         smallest = max_bytes // max_lists  # bounds the number: no list counts less
         self._ttl_s, self._clock = ttl_s, clock
         self._entries: FIFOCache[RecommendationRequest, _CachedList] = FIFOCache(
-            max_bytes, getsizeof=lambda entry: max(entry.rendered.size_bytes, smallest)
+            max_bytes, getsizeof=lambda entry: max(entry.size_bytes, smallest)
         )
 
     def get(
@@ -135,6 +142,8 @@ class ResponseCache:
 
         A reduced list is reused only while load is being shed (`reduced`).
         """
+        if request.page.shown:
+            return None
         try:
             entry = self._entries[_key(request, rows)]  # `get` would hash the request twice
         except KeyError:
@@ -150,6 +159,8 @@ class ResponseCache:
         snapshot: ServingSnapshot,
         rendered: RenderedList,
     ) -> None:
+        if request.page.shown:
+            return
         key = _key(request, rows)
         self._entries.pop(key, None)  # the newest list is the last to be evicted
         version, rules = snapshot.loaded.version, snapshot.rules
@@ -161,7 +172,28 @@ class ResponseCache:
             snapshot.catalogue_version,
             self._clock(),
             rendered,
+            rendered.size_bytes + _request_bytes(key) + _texts_bytes(rows),
         )
+
+    @property
+    def size_bytes(self) -> int:
+        """Approximate size in memory of all lists and their requests."""
+        return int(self._entries.currsize)
+
+
+def _request_bytes(request: RecommendationRequest) -> int:
+    groups = (request.interests, request.items, request.exclude, request.filters)
+    named = (request.user_id, request.category)
+    return _LIST_BYTES + sum(map(_texts_bytes, groups)) + _texts_bytes(named)
+
+
+def _response_bytes(response: Recommendation) -> int:
+    return response.rendered.size_bytes + _texts_bytes(response.body.values())
+
+
+def _texts_bytes(values: Collection[object]) -> int:
+    """The size of a collection of texts."""
+    return getsizeof(values) + sum(map(getsizeof, values))
 
 
 def _key(request: RecommendationRequest, rows: Rows) -> RecommendationRequest:

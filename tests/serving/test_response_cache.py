@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+from collections.abc import Callable
+
 import pytest
+from cachetools import FIFOCache
 
 from afterclick.api import Tier
 from afterclick.events import Item
 from afterclick.ranking import FormulaRanker
 from serving.control.rules import RuleDraft
-from serving.request import RecommendationRequest
+from serving.eligibility import CatalogueFilters
+from serving.request import Page, RecommendationRequest, decode_cursor, encode_cursor
 from serving.response_cache import (
     CATALOGUE_TTL_S,
     ImpressionCache,
@@ -142,7 +148,7 @@ def test_the_impression_cache_is_bounded_even_if_lists_are_empty() -> None:
     assert impressions.get("l0") is None
 
 
-@pytest.mark.parametrize(("max_lists", "cached"), [(8192, 15), (10, 10)])
+@pytest.mark.parametrize(("max_lists", "cached"), [(8192, 11), (10, 10)])
 def test_the_response_cache_is_bounded_in_bytes_and_in_lists(
     caching: CachingShop, max_lists: int, cached: int
 ) -> None:
@@ -154,3 +160,92 @@ def test_the_response_cache_is_bounded_in_bytes_and_in_lists(
         lists.put(request, [b"row"], snapshot, rendered)
     found = [r.user_id for r in requests if lists.get(r, [b"row"], snapshot) is not None]
     assert found == [f"u{number}" for number in range(20 - cached, 20)], "the newest are cached"
+
+
+MAX_BYTES = 4 * 2**20
+
+
+def with_exclusions(number: int) -> RecommendationRequest:
+    """A visitor's request with 500 exclusions, 50 interests and filters of its own."""
+    return RecommendationRequest(
+        f"user-{number}",
+        10,
+        exclude=tuple(f"{number}-item-{each:0>40}" for each in range(500)),
+        interests=tuple(f"{number}-interest-{each:0>100}" for each in range(50)),
+        filters=tuple(f"brand:{number}-{each:0>100}" for each in range(50)),
+    )
+
+
+def with_cursor(number: int) -> RecommendationRequest:
+    """A request for a page after 999 items."""
+    cursor = encode_cursor([f"{number}-item-{each}" for each in range(999)])
+    return RecommendationRequest("ann", 10, page=Page(shown=decode_cursor(cursor), paginate=True))
+
+
+def bytes_held(put: Callable[[int], None]) -> int:
+    """Memory that 1,000 calls leave allocated."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(1000):
+            put(number)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("request_of", [with_exclusions, with_cursor])
+def test_the_bytes_of_requests_and_histories_are_bounded_too(
+    caching: CachingShop, request_of: Callable[[int], RecommendationRequest]
+) -> None:
+    snapshot = caching.served.snapshots.current
+    lists = ResponseCache(30.0, max_bytes=MAX_BYTES)
+
+    def put(number: int) -> None:
+        rendered = RenderedList(Tier.TRENDING, b"x" * 5000, b"[]", 10, "n" * 3000)
+        rows = [b"%d-%d" % (number, each) for each in range(200)]
+        lists.put(request_of(number), rows, snapshot, rendered)
+
+    assert bytes_held(put) <= MAX_BYTES
+    assert lists.size_bytes <= MAX_BYTES
+
+
+def test_control_a_bound_on_the_lists_alone_does_not_bound_memory() -> None:
+    lists: FIFOCache[RecommendationRequest, RenderedList] = FIFOCache(
+        MAX_BYTES, getsizeof=lambda rendered: rendered.size_bytes
+    )
+
+    def put(number: int) -> None:
+        lists[with_exclusions(number)] = a_response(number).rendered
+
+    assert bytes_held(put) > 5 * MAX_BYTES
+
+
+def test_the_bytes_of_sent_lists_are_bounded_with_their_cursors() -> None:
+    impressions = ImpressionCache(max_bytes=MAX_BYTES)
+
+    def put(number: int) -> None:
+        rendered = RenderedList(Tier.TRENDING, b"x" * 500, b"[]", 10, f"{number:0>32000}")
+        body = {"impression_id": f"l{number}", "next": rendered.next, "as_of": {"feedback/0": 1}}
+        impressions.put(Recommendation(body, rendered, "blend"))
+
+    assert bytes_held(put) <= MAX_BYTES
+
+
+def test_only_the_first_page_of_a_cursor_is_cached(caching: CachingShop) -> None:
+    first = RecommendationRequest("ann", 10, page=Page(paginate=True))
+    assert [caching.is_cached(first) for _ in range(2)] == [False, True]
+    assert [caching.is_cached(with_cursor(1)) for _ in range(2)] == [False, False]
+
+
+def test_the_bytes_of_filtered_items_are_bounded(caching: CachingShop) -> None:
+    snapshot = caching.served.snapshots.current
+    filters = CatalogueFilters(max_bytes=MAX_BYTES)
+
+    def put(number: int) -> None:
+        conditions = [f"brand:{number}-{each:0>400}" for each in range(50)]
+        filters.allowed(snapshot, None, conditions)
+
+    assert bytes_held(put) <= MAX_BYTES
+    assert MAX_BYTES / 2 < filters.size_bytes <= MAX_BYTES
