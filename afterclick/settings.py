@@ -218,6 +218,8 @@ class ServingSettings(_ServerSection):
     keys: dict[str, ApiKey] = {}
     """API keys by name, as JSON (`afterclick api-key add --setting`), in addition to those in SQL.
     Without any key, token secret or `open` the API listens on loopback only."""
+    require_keys: bool = False
+    """Require a key or token also while no key exists, as on a new or restored database."""
     open: bool = False
     """Accept requests without keys, except /admin: only behind an authenticating gateway."""
     limit: str | None = None

@@ -203,7 +203,7 @@ def _has_keys(settings: Settings) -> bool:
     try:
         database.upgrade()
         with database.begin() as connection:
-            return bool(read_keys(connection))
+            return bool(read_keys(connection).rows)
     finally:
         database.close()
 

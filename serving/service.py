@@ -122,7 +122,8 @@ class Service:
     def _build_control(self) -> None:
         serving = self.settings.serving
         self.database = Database(self.settings.database)
-        self.control = ControlPlane(self.database, self.rules, ApiKeyStore(serving))
+        keys = ApiKeyStore(serving, self.settings.home)
+        self.control = ControlPlane(self.database, self.rules, keys)
         self.requests = RequestLog(serving.request_log_days)
         self.users = UserDirectory()
         self.copy = CatalogueCopy(self.catalogue, self.item_reader.caught_up.is_set)

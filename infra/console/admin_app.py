@@ -20,12 +20,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterclick.errors import Unavailable
 from afterclick.events import Id
-from afterclick.settings import Settings
+from afterclick.settings import ServingSettings, Settings
 from infra.console.admin_console import AdminConsole
 from infra.console.jobs import Job
 from serving import problems
 from serving.app import bind
-from serving.control.api_keys import ApiKeyStore, StoredKey, read_keys
+from serving.control.api_keys import ApiKeyStore, KeyTable, read_keys
 from serving.control.auth import AuthMiddleware, check_address
 from serving.control.store import Database
 
@@ -210,7 +210,7 @@ async def inject_fault(
 def create_app(settings: Settings) -> FastAPI:
     """The console's application. Its child processes end with the ASGI lifespan."""
     console = AdminConsole(settings)
-    keys = ApiKeyStore(settings.serving)
+    keys = ApiKeyStore(_exposed(settings), settings.home)
     database = Database(settings.database)
 
     @asynccontextmanager
@@ -260,8 +260,7 @@ def serve(settings: Settings) -> None:
     Raises BadInput for an address beyond loopback without API keys, Unavailable if it is taken.
     """
     console = settings.console
-    exposed = settings.serving.model_copy(update={"host": console.host, "open": False})
-    check_address(exposed, lambda: _has_keys(settings))
+    check_address(_exposed(settings), lambda: _has_keys(settings))
     listener = bind(console.host, console.port)
     config = uvicorn.Config(
         create_app(settings),
@@ -276,13 +275,19 @@ def serve(settings: Settings) -> None:
 def _has_keys(settings: Settings) -> bool:
     database = Database(settings.database)
     try:
-        return bool(_keys_of(database))
+        return bool(_keys_of(database).rows)
     finally:
         database.close()
 
 
-def _keys_of(database: Database) -> tuple[StoredKey, ...]:
-    """Every key in SQL. Raises Unavailable."""
+def _exposed(settings: Settings) -> ServingSettings:
+    """The API's settings of authentication, at the console's address; never open."""
+    update = {"host": settings.console.host, "open": False}
+    return settings.serving.model_copy(update=update)
+
+
+def _keys_of(database: Database) -> KeyTable:
+    """The keys in SQL. Raises Unavailable."""
     database.upgrade()
     with database.begin() as connection:
         return read_keys(connection)

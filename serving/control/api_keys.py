@@ -3,18 +3,23 @@
 reads, writes  sql  api_keys
 
 Only the SHA-256 of a key is stored. Each process reads the table every two seconds and answers
-from memory; during a database outage the last keys stay valid. A revoked key keeps its row, so
-that an API that once required keys never becomes open again.
+from memory; during a database outage the last keys stay valid.
+
+Once there was a key the API never becomes open again. A revoked key keeps its row, a row that
+cannot be read counts as one, and a file in the home folder (`KEYS_REQUIRED`) records that keys are
+required, so that a lost, restored or emptied table rejects every caller instead of none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import secrets
-from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple, Self
 
+import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -26,6 +31,9 @@ from serving.control.rules import Name, Text
 from serving.control.store import Database, readable
 from serving.control.store import api_keys as table
 
+log = structlog.get_logger()
+KEYS_REQUIRED: Final = "api-keys-required"
+"""File in the home folder: there was an API key in SQL. Delete it to give up authentication."""
 Scopes = Annotated[tuple[ApiScope, ...], Field(min_length=1, max_length=3)]
 KeyOwner = tuple[str | None, tuple[ApiScope, ...] | None]
 """Name and scopes; None and None for an unknown key."""
@@ -61,34 +69,67 @@ class StoredKey(KeyDraft):
         return cls(**draft.model_dump(), sha256=sha256, created=now()), key
 
 
+class KeyTable(NamedTuple):
+    """What the table holds."""
+
+    keys: tuple[StoredKey, ...]
+    """Every key that this version can read, revoked ones included, oldest first."""
+    rows: int
+
+
 class ApiKeyStore:
     """The valid keys. `replace` swaps them as a whole, from any thread; requests read."""
 
-    def __init__(self, settings: ServingSettings) -> None:
+    def __init__(self, settings: ServingSettings, home: Path) -> None:
         self._from_settings = settings.keys
         self._valid = dict(settings.keys)
-        self._always_required = bool(settings.keys or settings.token_secret)
+        self._marker = home / KEYS_REQUIRED
+        beyond_loopback = not (settings.open or is_loopback(settings.host))
         self._open = settings.open
         self._read = False
+        self.required = bool(
+            settings.keys
+            or settings.token_secret
+            or settings.require_keys
+            or beyond_loopback
+            or self._marker.exists()
+        )
+        """Whether requests need a key or a token; once true, always true."""
         self.stored: tuple[StoredKey, ...] = ()
-
-    @property
-    def required(self) -> bool:
-        """Whether requests need a key or a token."""
-        return self._always_required or bool(self.stored)
 
     @property
     def uncertain(self) -> bool:
         """True until the key table has been read once; unknown callers are rejected meanwhile."""
         return not (self._read or self._open)
 
-    def replace(self, stored: Sequence[StoredKey]) -> None:
+    def replace(self, table: KeyTable) -> None:
         """Use these keys of SQL, and those of the settings."""
         valid = {
-            k.name: ApiKey(sha256=k.sha256, scopes=k.scopes) for k in stored if k.revoked is None
+            k.name: ApiKey(sha256=k.sha256, scopes=k.scopes)
+            for k in table.keys
+            if k.revoked is None
         }
-        self._valid, self.stored = {**valid, **self._from_settings}, tuple(stored)
+        if table.rows:
+            self._require()
+        if len(table.keys) < len(self.stored):
+            log.error("API keys lost from the database", before=len(self.stored), rows=table.rows)
+        self._valid, self.stored = {**valid, **self._from_settings}, table.keys
         self._read = True
+
+    def _require(self) -> None:
+        """Require keys from now on, also after a restart with an empty database."""
+        self.required = True
+        if self._marker.exists():
+            return
+        try:
+            self._marker.parent.mkdir(parents=True, exist_ok=True)
+            self._marker.touch()
+        except OSError as error:
+            log.warning(
+                "cannot record that keys are required: set AFTERCLICK_SERVING__REQUIRE_KEYS=true",
+                file=str(self._marker),
+                error=str(error),
+            )
 
     def find(self, key: bytes) -> KeyOwner:
         """Owner of a key. Compares with every key, each in constant time."""
@@ -111,10 +152,19 @@ def new_key() -> tuple[str, str]:
     return key, hashlib.sha256(key.encode()).hexdigest()
 
 
-def read_keys(connection: Connection) -> tuple[StoredKey, ...]:
-    """Every key, revoked ones included, oldest first."""
-    rows = connection.execute(select(table).order_by(table.c.created, table.c.name)).mappings()
-    return tuple(readable(StoredKey, rows))
+def read_keys(connection: Connection) -> KeyTable:
+    """The keys in SQL."""
+    query = select(table).order_by(table.c.created, table.c.name)
+    rows = connection.execute(query).mappings().all()
+    return KeyTable(tuple(readable(StoredKey, rows)), len(rows))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def add_key(database: Database, draft: KeyDraft) -> tuple[StoredKey, str]:

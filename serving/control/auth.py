@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from afterclick.errors import BadInput
 from afterclick.events import Id
 from afterclick.settings import ApiScope, ServingSettings
-from serving.control.api_keys import ApiKeyStore, KeyOwner
+from serving.control.api_keys import ApiKeyStore, KeyOwner, is_loopback
 from serving.control.rate_limit import RateLimit
 from serving.problems import problem
 
@@ -175,8 +175,8 @@ def required_scope(method: str, path: str) -> ApiScope:
 
 def check_address(settings: ServingSettings, has_keys: Callable[[], bool] = lambda: False) -> None:
     """Raises BadInput for an address beyond loopback without keys; `has_keys` is called last."""
-    safe = settings.keys or settings.token_secret or settings.open or _is_loopback(settings.host)
-    if safe or has_keys():
+    safe = settings.keys or settings.token_secret or settings.require_keys or settings.open
+    if safe or is_loopback(settings.host) or has_keys():
         return
     raise BadInput(
         f"{settings.host} is reachable from other machines and there are no API keys: create one "
@@ -247,11 +247,4 @@ def _check_local(scope: Scope, headers: Headers, settings: ServingSettings) -> R
     if not scope["path"].startswith(ADMIN_WRITE_PATHS):
         return None
     host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
-    return None if not settings.open and _is_loopback(host) else _LOCAL_ONLY
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return None if not settings.open and is_loopback(host) else _LOCAL_ONLY

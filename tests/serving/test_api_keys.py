@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
@@ -15,8 +15,10 @@ from afterclick.errors import AlreadyThere, BadInput, NotFound
 from afterclick.settings import ApiKey, ServingSettings, Settings
 from serving.app import run
 from serving.control.api_keys import (
+    KEYS_REQUIRED,
     ApiKeyStore,
     KeyDraft,
+    KeyTable,
     StoredKey,
     add_key,
     new_key,
@@ -49,7 +51,7 @@ def test_keys_are_read_back_from_sql_and_revoked_once(database_url: str) -> None
         database, KeyDraft(name="shop", scopes=("recommend",), note="the shop's server")
     )
     with database.begin() as connection:
-        assert read_keys(connection) == (kept,)
+        assert read_keys(connection) == ((kept,), 1)
         assert key not in str(connection.execute(select(api_keys)).all()), "only the hash is kept"
     assert kept.sha256 == hashlib.sha256(key.encode()).hexdigest()
     with pytest.raises(AlreadyThere, match="shop"):
@@ -61,7 +63,7 @@ def test_keys_are_read_back_from_sql_and_revoked_once(database_url: str) -> None
     with pytest.raises(AlreadyThere, match="shop"):
         add_key(database, KeyDraft(name="shop"))
     with database.begin() as connection:
-        assert read_keys(connection)[0].revoked
+        assert read_keys(connection).keys[0].revoked
     database.close()
 
 
@@ -133,15 +135,15 @@ def test_unknown_callers_are_rejected_until_the_keys_have_been_read(
         assert (status(api, root), status(api, "another"), status(api, None)) == (200, 503, 503)
 
 
-def test_the_keys_read_last_stay_valid_while_the_database_is_down() -> None:
-    keys = ApiKeyStore(ServingSettings())
+def test_the_keys_read_last_stay_valid_while_the_database_is_down(tmp_path: Path) -> None:
+    keys = ApiKeyStore(ServingSettings(), tmp_path)
     assert (keys.required, keys.uncertain) == (False, True)
     kept, key = StoredKey.of(KeyDraft(name="shop"))
-    keys.replace([kept])
+    keys.replace(KeyTable((kept,), 1))
     assert (keys.required, keys.uncertain) == (True, False)
     assert keys.find(key.encode()) == ("shop", ("recommend", "feedback"))
     assert keys.find(b"") == (None, None)
-    assert ApiKeyStore(ServingSettings(open=True)).uncertain is False
+    assert ApiKeyStore(ServingSettings(open=True), tmp_path).uncertain is False
 
 
 def test_a_key_in_sql_allows_an_address_beyond_loopback(tmp_path: Path) -> None:
@@ -152,3 +154,57 @@ def test_a_key_in_sql_allows_an_address_beyond_loopback(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="cannot listen on"):  # no address of this machine
         run(settings)
     check_address(settings.serving, lambda: True)
+
+
+def test_an_emptied_table_does_not_open_the_api(settings: Settings) -> None:
+    database = Database(settings.database)
+    with Running(settings) as api:
+        assert status(api, None) == 200
+        _, key = add_key(database, KeyDraft(name="shop"))
+        wait_until(lambda: status(api, key) == 200 and status(api, None) == 401)
+        with database.begin() as connection:
+            connection.execute(delete(api_keys))
+        wait_until(lambda: status(api, key) == 401)
+        assert status(api, None) == 401
+    with Running(settings) as api:
+        wait_until(lambda: api.service.control.available)
+        assert (status(api, None), status(api, key)) == (401, 401), "nor the next start"
+    (settings.home / KEYS_REQUIRED).unlink()
+    with Running(settings) as api:
+        wait_until(lambda: api.service.control.available)
+        assert status(api, None) == 200, "the control: without the record it opens"
+    database.close()
+
+
+def test_rows_that_cannot_be_read_count_as_keys(settings: Settings) -> None:
+    database = Database(settings.database)
+    database.upgrade()
+    _, key = add_key(database, KeyDraft(name="shop"))
+    with database.begin() as connection:
+        connection.execute(update(api_keys).values(scopes=["of a newer version"]))
+        assert read_keys(connection) == ((), 1)
+    with Running(settings) as api:
+        wait_until(lambda: api.service.control.available)
+        assert (status(api, None), status(api, key)) == (401, 401)
+    database.close()
+
+
+def test_keys_are_required_without_any_row_if_settings_or_address_ask_for_it(
+    tmp_path: Path,
+) -> None:
+    def required(home: Path = tmp_path, rows: int = 0, **settings: object) -> bool:
+        keys = ApiKeyStore(ServingSettings.model_validate(settings), home)
+        keys.replace(KeyTable((), rows))
+        return keys.required
+
+    assert not required()
+    assert not required(host="0.0.0.0", open=True)
+    assert required(host="0.0.0.0")
+    assert required(require_keys=True)
+    assert required(require_keys=True, open=True)
+    (tmp_path / "file").touch()
+    assert required(tmp_path / "file", rows=1), "also where the record cannot be written"
+    assert not required()
+    assert required(rows=1)
+    assert required(), "the record in the home folder"
+    check_address(ServingSettings(host="0.0.0.0", require_keys=True))
