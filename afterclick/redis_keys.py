@@ -9,6 +9,7 @@
 {u:<user>}:forgetting             string  the same, until forgetting has finished
 {p:<topic>:<partition>}:position  string  applied offset: that of the last applied record
 {p:<topic>:<partition>}:announced string  published offset: `state-changes` is complete up to it
+{p:<topic>:<partition>}:attempt   string  offset and epoch ms of the record that a worker began with
 {p:<topic>:<partition>}:counts    hash    item → interactions of positive weight, exact, all time
 {p:<topic>:<partition>}:uniques   hash    item → users with a positive action, exact, all time
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
@@ -90,6 +91,9 @@ class Keys:
 
     def published_offset(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:announced"
+
+    def attempt(self, topic: str, partition: int) -> str:
+        return f"{self.partition(topic, partition)}:attempt"
 
     def counts(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:counts"

@@ -3,7 +3,7 @@ use it.
 
 reads   redis  {u:<user>}:ledger:<topic>, :votes, :forgotten, {p:<topic>:<partition>}:position
 writes  redis  {u:<user>}:history, :votes, :ledger:<topic>, :corrections:<topic>
-        redis  {p:<topic>:<partition>}:position, :announced, :counts, :uniques, :trends
+        redis  {p:<topic>:<partition>}:position, :announced, :counts, :uniques, :trends, :attempt
         topic  <topic>.dlq, by `send_to_dlq`
         (returned, to be sent) topic state-changes
 """
@@ -164,6 +164,8 @@ class Applier:
         self, partition: TopicPartition, records: Sequence[Record]
     ) -> Iterator[Output]:
         read_ms = time.time() * 1000
+        if partition not in self._last or partition in self.config.careful:
+            self._announce(partition, records[0].offset, read_ms)
         steps: list[_Step | str] = [self._decode(partition, record) for record in records]
         events = [step for step in steps if isinstance(step, _Step)]
         rejected = self._apply_users(partition, events, records[0].offset)
@@ -188,6 +190,11 @@ class Applier:
                 yield self._change(partition, step, applied, timestamps)
             elif self.send_to_dlq is None:
                 yield dead_letter(*partition, record, step)
+
+    def _announce(self, partition: TopicPartition, offset: int, now_ms: float) -> None:
+        """Say that a worker begins here: what it does not finish is a stall, not a slow start."""
+        value = f"{offset} {now_ms:.0f}"
+        self.connection.call([("SET", self.config.keys.attempt(*partition), value)])
 
     def _decode(self, partition: TopicPartition, record: Record) -> _Step | str:
         """The record's event, or the reason to reject it."""

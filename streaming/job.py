@@ -154,6 +154,7 @@ class _Supervisor:
                 for query in apply.query.queries():
                     query.stop()
                 apply.started, apply.retry_at = False, 0.0
+                self.watch.reset()
         except Unavailable as error:
             self.watch.reset()
             log.debug("not watched", reason=str(error))

@@ -74,6 +74,14 @@ def partition_count(kafka: KafkaSettings, topic: str) -> int:
         return len(kafka_log.partitions(topic))
 
 
+def last_attempt(client: redis.Redis, keys: Keys, name: TopicPartition) -> tuple[int, float]:
+    """Offset with which a worker last began, and when (epoch seconds). Raises Unavailable."""
+    with redis_errors():
+        value: Any = client.get(keys.attempt(*name))
+    offset, ms = (value or b"-1 0").split()
+    return int(offset), int(ms) / 1000
+
+
 def set_aside(client: redis.Redis, keys: Keys, record: LogPosition) -> None:
     """Let the stream write this record to the dead letters unread. Raises Unavailable."""
     with redis_errors():

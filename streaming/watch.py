@@ -24,10 +24,8 @@ log = structlog.get_logger()
 
 _EVERY_S = 1.0
 _TOPICS_EVERY_S = 10.0
-_PATIENCE = 3
-"""Times `stall_s` that a partition may stand still at a single record before it is set aside."""
 _IDLE_PATIENCE = 12
-"""Times `stall_s` that a query may take to start its tasks."""
+"""Times `stall_s` that a query may take to start its workers."""
 
 
 @dataclass
@@ -47,6 +45,8 @@ class Watch:
     _applied: Mapping[TopicPartition, int] = field(default_factory=dict, init=False)
     _moved_at: float = field(default=0.0, init=False)
     """When any partition last moved."""
+    _reset_at: float = field(default_factory=time.time, init=False)
+    """Since when it is measured, epoch seconds."""
 
     def __post_init__(self) -> None:
         settings = self.context.settings
@@ -78,7 +78,7 @@ class Watch:
     def reset(self) -> None:
         """The query was restarted, or Kafka or Redis was away: measure from now on."""
         self._detector.reset()
-        self._moved_at = time.monotonic()
+        self._moved_at, self._reset_at = time.monotonic(), time.time()
 
     def _check_topics(self) -> None:
         settings = self.context.settings
@@ -91,25 +91,33 @@ class Watch:
             )
 
     def _act(self, stalls: list[Stall], tasks: int) -> bool:
-        """Whether these stalls need a restart; decides what to do with their records."""
+        """Whether these stalls need a restart; decides what to do with their records.
+
+        A worker that has not begun is slow to start, and no record is to blame.
+        """
         stall_s = self.context.settings.stream.stall_s
-        stalls = [stall for stall in stalls if stall.seconds >= self._patience(stall) * stall_s]
+        begun = [stall for stall in stalls if tasks and self._begun(stall)]
+        patience_s = _IDLE_PATIENCE * stall_s
+        idle = [stall for stall in stalls if stall.seconds >= patience_s]
         moving = time.monotonic() - self._moved_at < stall_s
-        if not stalls or (tasks < len(self.partitions) and moving):  # some wait for their turn
-            return False
-        if not tasks and max(stall.seconds for stall in stalls) < _IDLE_PATIENCE * stall_s:
+        if not (begun or idle) or (tasks < len(self.partitions) and moving):  # some wait their turn
             return False
         keys, lease_s = self.context.settings.redis.keys, self.context.settings.stream.lease_s
         positions.mark_running(self.context.client, keys, self.owner, lease_s)  # or it is Redis
-        for stall in stalls:
+        for stall in begun or idle:
             where = {"partition": str(stall.partition), "offset": stall.offset}
             log.error("partition stalled", **where, seconds=round(stall.seconds, 1))
-            if tasks:
-                self._blame(stall)
+        for stall in begun:
+            self._blame(stall)
         return True
 
-    def _patience(self, stall: Stall) -> int:
-        return _PATIENCE if stall.partition in self.context.careful else 1
+    def _begun(self, stall: Stall) -> bool:
+        """Whether a worker of this query began there and has had its time since then."""
+        context, partition = self.context, stall.partition
+        offset, at = positions.last_attempt(context.client, context.settings.redis.keys, partition)
+        if at < self._reset_at or (partition in context.careful and offset != stall.offset):
+            return False
+        return time.time() - at >= context.settings.stream.stall_s
 
     def _blame(self, stall: Stall) -> None:
         """Look closer at the partition, or set aside the record at which it stands still."""
