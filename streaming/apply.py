@@ -67,6 +67,8 @@ class ApplyConfig:
     max_voted_items: int
     """Items that a user can vote on."""
     faults: FaultPoints = NO_FAULTS
+    watched: bool = False
+    """Workers say with which record they begin, for `streaming.watch`."""
     careful: frozenset[TopicPartition] = frozenset()
     """Partitions to apply record by record, to find the one at which they stall."""
     set_aside: frozenset[LogPosition] = frozenset()
@@ -164,7 +166,8 @@ class Applier:
         self, partition: TopicPartition, records: Sequence[Record]
     ) -> Iterator[Output]:
         read_ms = time.time() * 1000
-        if partition not in self._last or partition in self.config.careful:
+        config = self.config
+        if config.watched and (partition not in self._last or partition in config.careful):
             self._announce(partition, records[0].offset, read_ms)
         steps: list[_Step | str] = [self._decode(partition, record) for record in records]
         events = [step for step in steps if isinstance(step, _Step)]

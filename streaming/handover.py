@@ -61,6 +61,7 @@ class Context:
         partitions = positions.partition_count(kafka, kafka.topics.state_changes)
         return replace(
             ApplyConfig.of(self.settings, partitions),
+            watched=True,
             careful=frozenset(self.careful),
             set_aside=positions.set_aside_records(self.client, self.settings.redis.keys),
         )
