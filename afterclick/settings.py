@@ -234,6 +234,8 @@ class ServingSettings(_ServerSection):
     """SQL database (postgresql://user:password@host/name); default: SQLite in the home."""
     request_log_days: float = Field(1.0, ge=0)
     """Retention of the request log in days; 0 disables it."""
+    request_log_rows: int = Field(1_000_000, ge=1000)
+    """Rows of the request log; the oldest are deleted first. A row has at most 1.3 KB."""
     quarantine_max_ratio: float = Field(4.0, ge=0)
     """Quarantine an item with more votes than this multiple of what its established users support;
     the votes of new accounts then do not count. 0 disables all limits on new accounts."""

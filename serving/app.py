@@ -137,6 +137,7 @@ class RequestMetricsMiddleware:
                     status,
                     seconds,
                     scope.get("caller"),
+                    scope.get("authenticated", False),
                 )
             )
 

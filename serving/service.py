@@ -124,7 +124,7 @@ class Service:
         self.database = Database(self.settings.database)
         keys = ApiKeyStore(serving, self.settings.home)
         self.control = ControlPlane(self.database, self.rules, keys)
-        self.requests = RequestLog(serving.request_log_days)
+        self.requests = RequestLog(serving.request_log_days, serving.request_log_rows)
         self.users = UserDirectory()
         self.copy = CatalogueCopy(self.catalogue, self.item_reader.caught_up.is_set)
 
@@ -166,6 +166,7 @@ class Service:
             "written": lambda: pending.written,
             "dropped": lambda: pending.dropped,
             "waiting": lambda: len(pending),
+            "unauthenticated": lambda: self.requests.unauthenticated,
         }
         self.metrics.observe(
             "afterclick_request_log_rows", "Rows of the request log.", "state", rows

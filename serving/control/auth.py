@@ -97,6 +97,7 @@ class AuthMiddleware:
         scope["charge"] = partial(self._check_limit, caller)
         if scope["type"] == "websocket":
             scope["admitted"] = lambda: self._check_key(scope, headers) is None
+        scope["authenticated"] = rejection is None
         if rejection is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "websocket":

@@ -1,9 +1,10 @@
-"""Answered requests: all of them in SQL, the newest of the shop in memory for the dashboard.
+"""Answered requests: in SQL for a time, the newest of the shop in memory for the dashboard.
 
 writes  sql  request_log
 
 Rows are written in the background. While the database is slow or down they wait in a bounded
-queue; when it is full, new rows are dropped and counted.
+queue; when it is full, new rows are dropped and counted. Strangers cannot fill the disk: of the
+requests without credentials a minute has few rows, and the table keeps its newest rows only.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, delete, insert
+from sqlalchemy import Connection, delete, func, insert, or_, select
 
 from serving.control.store import Database, request_log
 from serving.control.write_behind import PendingRows
@@ -24,6 +25,11 @@ MAX_PENDING: Final = 20_000
 MAX_TARGET: Final = 1000
 """Characters of a target in SQL."""
 PRUNE_INTERVAL_S: Final = 3600.0
+PRUNE_ROWS: Final = 5000
+"""Rows deleted in one transaction."""
+MAX_ROWS: Final = 1_000_000
+UNAUTHENTICATED_PER_MINUTE: Final = 10
+"""Rows of requests that authentication rejected or did not check; the others are counted."""
 UNLOGGED: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
 """Routes of probes: neither in SQL nor on the dashboard."""
 RECENT: Final = 40
@@ -56,6 +62,8 @@ class LoggedRequest(NamedTuple):
     seconds: float
     caller: str | None
     """Name of the API key."""
+    authenticated: bool = True
+    """Authentication let it through, if only because there are no keys."""
 
     @property
     def target(self) -> str:
@@ -66,19 +74,24 @@ class LoggedRequest(NamedTuple):
 class RequestLog:
     """`append` is for the event loop, `sync` for the write-behind thread."""
 
-    def __init__(self, days: float, max_pending: int = MAX_PENDING) -> None:
-        """Keep rows for `days`; 0 stores none."""
-        self._days = days
+    def __init__(
+        self, days: float, max_rows: int = MAX_ROWS, max_pending: int = MAX_PENDING
+    ) -> None:
+        """Keep the newest `max_rows` rows, a tenth more at times, for `days`; 0 stores none."""
+        self._days, self._max_rows = days, max_rows
         self.pending = PendingRows[int, LoggedRequest](max_pending)
         self._numbers = count()
         self._recent: deque[LoggedRequest] = deque(maxlen=RECENT)
-        self._pruned_at = -PRUNE_INTERVAL_S
+        self._pruned_at, self._pruned_written = -PRUNE_INTERVAL_S, 0
+        self._minute, self._in_minute = 0, 0
+        self.unauthenticated = 0
+        """Requests without credentials that have no row."""
 
     def append(self, request: LoggedRequest) -> None:
         """Log one request; never waits."""
         if request.route in RECENT_ROUTES:
             self._recent.appendleft(request)
-        if self._days and request.route not in UNLOGGED:
+        if self._days and request.route not in UNLOGGED and self._admits(request):
             self.pending.add(next(self._numbers), request)
 
     def recent(self) -> list[dict[str, Any]]:
@@ -95,14 +108,36 @@ class RequestLog:
         ]
 
     def sync(self, database: Database) -> bool:
-        """Write a batch; once an hour delete old rows. Raises Unavailable; no row is lost."""
+        """Write a batch; now and then delete old rows. Raises Unavailable; no row is lost."""
         more = self.pending.flush(database, _insert)
-        if self._days and time.monotonic() - self._pruned_at >= PRUNE_INTERVAL_S:
-            before = datetime.now(UTC) - timedelta(days=self._days)
-            with database.begin() as connection:
-                connection.execute(delete(request_log).where(request_log.c.at < before))
-            self._pruned_at = time.monotonic()
+        since_s = time.monotonic() - self._pruned_at
+        grown = self.pending.written - self._pruned_written
+        if not self._days or (since_s < PRUNE_INTERVAL_S and grown < self._max_rows // 10):
+            return more
+        if self._prune(database) == PRUNE_ROWS:
+            return True
+        self._pruned_at, self._pruned_written = time.monotonic(), self.pending.written
         return more
+
+    def _admits(self, request: LoggedRequest) -> bool:
+        if request.authenticated:
+            return True
+        minute = int(request.time // 60)
+        if minute != self._minute:
+            self._minute, self._in_minute = minute, 0
+        self._in_minute += 1
+        admitted = self._in_minute <= UNAUTHENTICATED_PER_MINUTE
+        self.unauthenticated += not admitted
+        return admitted
+
+    def _prune(self, database: Database) -> int:
+        """Delete up to `PRUNE_ROWS` rows that are too old or too many; their number."""
+        row_id, before = request_log.c.id, datetime.now(UTC) - timedelta(days=self._days)
+        with database.begin() as connection:
+            newest = connection.scalar(select(func.max(row_id))) or 0
+            surplus = or_(request_log.c.at < before, row_id <= newest - self._max_rows)
+            some = select(row_id).where(surplus).limit(PRUNE_ROWS)
+            return connection.execute(delete(request_log).where(row_id.in_(some))).rowcount
 
 
 def _insert(connection: Connection, batch: Mapping[int, LoggedRequest]) -> None:

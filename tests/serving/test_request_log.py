@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -12,10 +13,16 @@ import pytest
 from sqlalchemy import func, insert, select
 
 from afterclick.settings import ServingSettings, Settings
-from serving.control.request_log import MAX_PENDING, LoggedRequest, RequestLog
+from serving.control.request_log import (
+    MAX_PENDING,
+    UNAUTHENTICATED_PER_MINUTE,
+    LoggedRequest,
+    RequestLog,
+)
 from serving.control.store import Database, request_log
 from serving.control.write_behind import WriteBehind
 from tests.serving.running import Running
+from tests.serving.test_auth import bearer, guarded
 from tests.waiting import PATIENCE_S, wait_until
 
 
@@ -149,6 +156,52 @@ def test_old_rows_are_deleted_and_zero_days_store_none(database_url: str) -> Non
     unwanted = RequestLog(days=0)
     unwanted.append(row())
     assert len(unwanted.pending) == 0
+    database.close()
+
+
+def test_requests_without_a_key_have_few_rows(settings: Settings, database_url: str) -> None:
+    guarded_settings = guarded(settings, database=database_url, request_log_days=1.0)
+    long = "a" * 900
+    with Running(guarded_settings) as api:
+        for _ in range(60):
+            assert api.http.get(f"/popular?x={long}").status_code == 401
+            assert api.http.get("/health/live").status_code == 200
+        for _ in range(60):  # the control
+            assert api.http.get("/popular", headers=bearer("r-key")).status_code == 200
+        left_out = api.service.requests.unauthenticated
+        wait_until(lambda: api.service.requests.pending.written == 120 - left_out)
+        text = api.http.get("/metrics", headers=bearer("a-key")).text
+    assert f'afterclick_request_log_rows{{state="unauthenticated"}} {left_out:.1f}' in text
+    database = Database(database_url)
+    with database.begin() as connection:
+        statuses = Counter(connection.execute(select(request_log.c.status)).scalars())
+    database.close()
+    assert statuses[200] == 60
+    assert statuses[401] == 60 - left_out
+    assert UNAUTHENTICATED_PER_MINUTE <= statuses[401] <= 3 * UNAUTHENTICATED_PER_MINUTE
+
+
+def test_each_minute_has_rows_of_requests_without_a_key() -> None:
+    requests = RequestLog(days=1.0)
+    for second in range(180):
+        requests.append(row()._replace(time=6000.0 + second, authenticated=False))
+    assert len(requests.pending) == 3 * UNAUTHENTICATED_PER_MINUTE
+    assert requests.unauthenticated == 180 - 3 * UNAUTHENTICATED_PER_MINUTE
+
+
+@pytest.mark.parametrize(("max_rows", "kept"), [(1000, 1000), (20_000, 7000)])
+def test_the_table_keeps_its_newest_rows(database_url: str, max_rows: int, kept: int) -> None:
+    database = Database(database_url)
+    database.upgrade()
+    requests = RequestLog(days=1.0, max_rows=max_rows)
+    for number in range(10_000, 17_000):
+        requests.append(row(number))
+    while requests.sync(database):
+        pass
+    assert kept <= count(database) <= kept + max_rows // 10
+    with database.begin() as connection:
+        newest = connection.scalar(select(func.max(request_log.c.target)))
+    assert newest == "/popular?n=16999"
     database.close()
 
 
