@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import jwt
 from pydantic import TypeAdapter, ValidationError
@@ -32,7 +32,8 @@ OPEN_PATHS = ("/health/live", "/health/ready", "/docs", "/openapi.json", "/redoc
 ADMIN_PATHS = ("/metrics", "/exposure", "/models", "/dead-letters", "/requests", "/ws/live")
 ADMIN_PREFIXES = ("/explain/", "/admin/", "/rules", "/experiments", "/tokens", "/keys")
 ADMIN_WRITE_PATHS = ("/admin/", "/keys")
-"""Closed to pages of other origins; without API keys, open to this machine only."""
+"""Closed to pages of other origins; without API keys, open to this machine only, even if the
+settings open the API."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 MAX_TOKEN_S: Final = 30 * 86_400
 _BEARER = b"bearer."
@@ -64,7 +65,11 @@ _UNAUTHORIZED = Rejection(
 )
 _OTHER_USER = Rejection(HTTPStatus.FORBIDDEN, "this token is for another user")
 _OTHER_ORIGIN = Rejection(HTTPStatus.FORBIDDEN, "this origin is not allowed")
-_LOCAL_ONLY = Rejection(HTTPStatus.FORBIDDEN, "without API keys, only this machine may do that")
+_LOCAL_ONLY = Rejection(
+    HTTPStatus.FORBIDDEN,
+    "without API keys, only this machine may do that: call a loopback address, such as 127.0.0.1",
+)
+_MALFORMED = Rejection(HTTPStatus.BAD_REQUEST, "the header Host or Origin is malformed")
 
 
 class AuthMiddleware:
@@ -89,9 +94,7 @@ class AuthMiddleware:
             await self.app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
-        rejection = self._check_key(scope, headers) or _check_origin(
-            scope, headers, self._settings.origins
-        )
+        rejection = self._check_key(scope, headers) or self._check_origin(scope, headers)
         caller = _address(scope) if rejection else _caller(scope)
         rejection = await self._check_limit(caller) or rejection
         scope["charge"] = partial(self._check_limit, caller)
@@ -110,7 +113,7 @@ class AuthMiddleware:
         if not self._keys.required:
             if self._keys.uncertain:
                 return _UNCERTAIN
-            return _check_local(scope, headers, self._settings)
+            return self._check_local(scope, headers)
         scope["caller"], scopes = self._owner(scope, _credentials(headers))
         if scopes is None:
             return _UNCERTAIN if self._keys.uncertain else _UNAUTHORIZED
@@ -119,6 +122,32 @@ class AuthMiddleware:
         if required not in scopes and "admin" not in scopes:
             return Rejection(HTTPStatus.FORBIDDEN, f"this key has no scope `{required}`")
         return _check_subject(scope)
+
+    def _check_local(self, scope: Scope, headers: Headers) -> Rejection | None:
+        """Without keys, a request needs a loopback host: against DNS rebinding."""
+        if self._settings.open and not scope["path"].startswith(ADMIN_WRITE_PATHS):
+            return None
+        host = _split("//" + headers.get(b"host", b"").decode("latin-1"))
+        if host is None:
+            return _MALFORMED
+        local = not self._settings.open and is_loopback(host.hostname or "")
+        return None if local else _LOCAL_ONLY
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> Rejection | None:
+        """Reject pages of other origins where browsers do not: WebSockets, writes without keys."""
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        keyless = not (self._keys.required or self._settings.open)
+        guarded = keyless or scope["path"].startswith(ADMIN_WRITE_PATHS)
+        writes = guarded and scope.get("method") not in SAFE_METHODS
+        if not origin or not (writes or scope["type"] == "websocket"):
+            return None
+        if origin in self._settings.origins:
+            return None
+        parts = _split(origin)
+        if parts is None:
+            return _MALFORMED
+        own = parts.netloc.encode("latin-1") == headers.get(b"host", b"")
+        return None if own else _OTHER_ORIGIN
 
     def _owner(self, scope: Scope, key: bytes) -> KeyOwner:
         """Name and scopes of a key or token; a token's user becomes the subject."""
@@ -232,20 +261,9 @@ def _check_subject(scope: Scope) -> Rejection | None:
     return None
 
 
-def _check_origin(scope: Scope, headers: Headers, allowed: tuple[str, ...]) -> Rejection | None:
-    """Reject other origins for WebSockets and administration: browsers do not prevent either."""
-    origin = headers.get(b"origin", b"").decode("latin-1")
-    writes = scope["path"].startswith(ADMIN_WRITE_PATHS) and scope.get("method") not in SAFE_METHODS
-    if not origin or not (writes or scope["type"] == "websocket"):
+def _split(url: str) -> SplitResult | None:
+    """The parts of a URL; None for a malformed one."""
+    try:
+        return urlsplit(url)
+    except ValueError:
         return None
-    if origin in allowed or urlsplit(origin).netloc.encode() == headers.get(b"host", b""):
-        return None
-    return _OTHER_ORIGIN
-
-
-def _check_local(scope: Scope, headers: Headers, settings: ServingSettings) -> Rejection | None:
-    """Without keys, administration needs a loopback host: also against DNS rebinding."""
-    if not scope["path"].startswith(ADMIN_WRITE_PATHS):
-        return None
-    host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
-    return None if not settings.open and is_loopback(host) else _LOCAL_ONLY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from socket import create_connection
 from typing import Any
 
 import pytest
@@ -140,16 +141,71 @@ def test_a_foreign_origin_is_rejected_without_keys_too(hostile_api: Running) -> 
         pass
 
 
-def test_without_keys_only_loopback_may_call_admin_routes(settings: Settings) -> None:
+def test_without_keys_every_route_needs_a_loopback_host(settings: Settings) -> None:
+    """A page whose name was rebound to 127.0.0.1 sends its own name as Host and Origin."""
     with Running(settings) as api:
-        assert api.http.get("/admin/quarantine").status_code == 200
+        rebound = {"host": "evil.example:8000", "origin": "http://evil.example:8000"}
+        for method, path in (operation for operation, scope in SCOPES.items() if scope):
+            real = path.format(**dict.fromkeys(PATH_NAMES, "x"))
+            assert api.http.request(method, real, headers=rebound).status_code == 403, path
+            assert api.http.request(method, real).status_code not in {401, 403}, path
         for host in ("shop.example", "shop.example:8000", "127.0.0.1.example", ""):
-            assert api.http.get("/admin/quarantine", headers={"host": host}).status_code in {
-                400,
-                403,
-            }
+            assert api.http.get("/popular", headers={"host": host}).status_code in {400, 403}
+        for host in ("localhost", "127.0.0.2:8000", "[::1]:8000"):
+            assert api.http.get("/popular", headers={"host": host}).status_code == 200
+        assert [_socket_status(api, host) for host in ("evil.example", "localhost")] == [403, 101]
+
+
+def _socket_status(api: Running, host: str) -> int:
+    raw = create_connection(("127.0.0.1", api.port))
+    try:
+        with connect(f"ws://{host}:{api.port}/ws/recommendations?user_id=bob", sock=raw):
+            return 101
+    except InvalidStatus as refused:
+        return refused.response.status_code
+
+
+def test_without_keys_pages_of_other_origins_change_nothing(settings: Settings) -> None:
+    allowed = ServingSettings(origins=("https://shop.example",))
+    with Running(settings.model_copy(update={"serving": allowed})) as api:
+        for method, path in (operation for operation, scope in SCOPES.items() if scope):
+            real = path.format(**dict.fromkeys(PATH_NAMES, "x"))
+            for origin, status in (
+                ("https://evil.example", 403),
+                ("null", 403),
+                ("http://[", 400),
+                ("https://shop.example", None),
+                (api.url, None),
+            ):
+                response = api.http.request(method, real, headers={"origin": origin})
+                rejected = status is not None and method != "GET"
+                assert (response.status_code == status) is rejected, (method, path, origin)
+                assert response.status_code < 500 or response.status_code == 503
+
+
+def test_an_open_api_leaves_hosts_to_its_gateway_except_for_administration(
+    settings: Settings,
+) -> None:
     with Running(settings.model_copy(update={"serving": ServingSettings(open=True)})) as api:
+        assert api.http.get("/popular", headers={"host": "shop.example"}).status_code == 200
         assert api.http.get("/admin/quarantine").status_code == 403
+
+
+def test_malformed_headers_are_never_a_server_error(settings: Settings) -> None:
+    secret = "s" * 32
+    secured = guarded(settings, token_secret=secret)
+    with Running(settings) as keyless, Running(secured) as api:
+        for host in ("[", "[x]", "a]b", "\u2100.example"):
+            raw = {b"host": host.encode("utf-8")}
+            assert keyless.http.get("/popular", headers=raw).status_code in {400, 403}
+        for value in (b"", b"Bearer", b"\xff\xfe", b"Bearer \xff.\xff.\xff", b"a.b.c"):
+            response = api.http.get("/popular", headers={b"authorization": value})
+            assert response.status_code == 401, value
+        for origin in ("http://[", "http://a]b", "::"):
+            headers = bearer("a-key") | {"origin": origin}
+            response = api.http.post("/keys", json={"name": "k"}, headers=headers)
+            assert response.status_code in {400, 403}, origin
+        assert api.http.get("/keys", headers=bearer("a-key")).json() == {"keys": []}
 
 
 def test_over_the_limit_is_429_per_caller(settings: Settings) -> None:

@@ -115,7 +115,7 @@ def test_a_body_that_does_not_arrive_is_answered_with_408(settings: Settings) ->
         Running(settings, timings=ServingTimings(body_s=0.3)) as api,
         create_connection(("127.0.0.1", api.port), timeout=PATIENCE_S) as slow,
     ):
-        slow.sendall(b"POST /feedback HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        slow.sendall(b"POST /feedback HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
         answer = b"".join(iter(lambda: slow.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"application/problem+json" in answer
