@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from afterclick.topics import DAY_MS, Topics, dlq
+from afterclick.topics import DAY_MS, MAX_RECORD_BYTES, Topics, dlq
 
 
 def test_interactions_have_no_retention_limit_and_have_dead_letters() -> None:
@@ -14,13 +14,15 @@ def test_interactions_have_no_retention_limit_and_have_dead_letters() -> None:
             "cleanup.policy": "delete",
             "retention.ms": "-1",
             "message.timestamp.type": "LogAppendTime",
+            "max.message.bytes": str(MAX_RECORD_BYTES),
         }
         assert by_name[dlq(name)].partitions == 1
 
 
 def test_the_catalogue_and_the_models_are_compacted() -> None:
     by_name = {topic.name: topic for topic in Topics().all()}
-    assert by_name["items"].config == by_name["models"].config == {"cleanup.policy": "compact"}
+    compacted = {"cleanup.policy": "compact", "max.message.bytes": str(MAX_RECORD_BYTES)}
+    assert by_name["items"].config == by_name["models"].config == compacted
     assert by_name["state-changes"].config["retention.ms"] == str(DAY_MS)
 
 
