@@ -40,6 +40,8 @@ class Watch:
     owner: str
     partitions: list[TopicPartition]
     _detector: StallDetector = field(init=False)
+    _runs: list[str] = field(default_factory=list, init=False)
+    """Spark's ids of the running queries: a hand-over changes them."""
     _next_at: float = field(default=0.0, init=False)
     _topics_at: float = field(default=0.0, init=False)
     _applied: Mapping[TopicPartition, int] = field(default_factory=dict, init=False)
@@ -67,6 +69,10 @@ class Watch:
         if now >= self._topics_at:
             self._topics_at = now + _TOPICS_EVERY_S
             self._check_topics()
+        runs = [str(each.runId) for each in query.queries()]
+        if runs != self._runs:  # its workers have not begun
+            self._runs = runs
+            self.reset()
         applied, ranges = context.progress()
         if applied != self._applied:
             self._applied, self._moved_at = applied, now
