@@ -25,14 +25,14 @@ from training import gate
 from training.challenger import BOOTSTRAP, HOLDOUT_MODELS, Evaluation, RunMetadata, ranker_of
 from training.config import ReplayConfig
 from training.evaluation import holdout
-from training.evaluation.holdout import Contestant, FinalCheck, PartRanks, PerQueryMetrics
+from training.evaluation.holdout import FinalCheck, PartRanks, PerQueryMetrics, RankedModel
 from training.event_log import EventLog
 from training.gate import Comparison
 from training.workspace import Anchor
 
 
 @dataclass(frozen=True)
-class Opponent:
+class ReferenceModel:
     """A published model that a challenger is compared with, or the reason why it cannot be."""
 
     name: str
@@ -44,7 +44,9 @@ class Opponent:
     problem: str | None = None
 
     @classmethod
-    def of(cls, name: str, version: str, home: Path, margin: float, newest_ms: int) -> Opponent:
+    def of(
+        cls, name: str, version: str, home: Path, margin: float, newest_ms: int
+    ) -> ReferenceModel:
         """From <home>/holdout_models. `newest_ms`: event time of the newest event."""
         folder = home / HOLDOUT_MODELS / version
         problem, cut_ms = None, None
@@ -62,7 +64,7 @@ class Opponent:
 
 
 @dataclass(frozen=True)
-class Trial:
+class GateRun:
     """A challenger, the log, and the versions it has to be compared with."""
 
     folder: Path
@@ -79,7 +81,7 @@ class Trial:
         """The champion, unless it is a bootstrap model, which the gate has never seen."""
         return None if self.champion is None or self.champion.endswith(BOOTSTRAP) else self.champion
 
-    def opponents(self, settings: TrainingSettings) -> list[Opponent]:
+    def references(self, settings: TrainingSettings) -> list[ReferenceModel]:
         """Champion and anchor; only the champion if they are the same model."""
         anchor = Anchor.read(self.home)
         found = [("champion", self.gated_champion, settings.gate_margin)]
@@ -87,26 +89,26 @@ class Trial:
             found.append(("anchor", anchor.version, settings.anchor_margin))
         newest_ms = int(self.log.time_ms[-1])
         return [
-            Opponent.of(name, version, self.home, margin, newest_ms)
+            ReferenceModel.of(name, version, self.home, margin, newest_ms)
             for name, version, margin in found
             if version is not None
         ]
 
 
 @dataclass(frozen=True)
-class Answered:
-    """The metrics of every contestant on the questions of the holdout."""
+class HoldoutMetrics:
+    """The metrics of every model on the questions of the holdout."""
 
     asked: holdout.Holdout
     measured: dict[str, PerQueryMetrics]
-    """`trends`, `challenger`, `final` and the opponents' names → metrics"""
+    """`trends`, `challenger`, `final` and the reference models' names → metrics"""
     overlap: float
     """of the lists of the final model and the challenger's holdout model"""
     ranks: PartRanks
     """of the final model and the challenger's holdout model"""
 
     def compare(self, name: str, margin: float, subject: str = "challenger") -> Comparison:
-        """Compare `subject` with another contestant."""
+        """Compare `subject` with another model."""
         values, other = (holdout.pooled(self.measured[one], gate.METRIC) for one in (subject, name))
         return gate.compare(values, other, self.asked.questions, name, margin)
 
@@ -117,82 +119,90 @@ class Answered:
 
 
 def evaluate(
-    trial: Trial, settings: TrainingSettings, progress: Callable[[str], None]
+    gate_run: GateRun, settings: TrainingSettings, progress: Callable[[str], None]
 ) -> Evaluation:
-    """Ask the challenger and its opponents, check the final model, and decide."""
-    opponents = trial.opponents(settings)
-    known = [opponent for opponent in opponents if opponent.problem is None]
-    from_ms = max([trial.run.cut_ms, *(opponent.cut_ms for opponent in known)])
-    split = holdout.split_at(trial.log, from_ms, settings.min_interactions)
-    asked = holdout.Holdout.of(split, settings.holdout_queries, settings.seed, trial.known)
+    """Ask the challenger and the reference models, check the final model, and decide."""
+    references = gate_run.references(settings)
+    known = [reference for reference in references if reference.problem is None]
+    from_ms = max([gate_run.run.cut_ms, *(reference.cut_ms for reference in known)])
+    split = holdout.split_at(gate_run.log, from_ms, settings.min_interactions)
+    asked = holdout.Holdout.of(split, settings.holdout_queries, settings.seed, gate_run.known)
     progress(f"evaluating {len(asked.questions):,} queries on the newest interactions")
-    answered = ask(asked, trial.folder, known)
+    answered = ask(asked, gate_run.folder, known)
     comparisons = [
-        gate.not_compared(o.name, o.problem, o.margin)
-        if o.problem is not None
-        else answered.compare(o.name, o.margin)
-        for o in opponents
+        gate.not_compared(reference.name, reference.problem, reference.margin)
+        if reference.problem is not None
+        else answered.compare(reference.name, reference.margin)
+        for reference in references
     ]
     comparisons.append(answered.compare("trends", settings.gate_margin))
     final = answered.final_check(settings.gate_margin)
     decision = gate.decide(comparisons, final.problem)
     passed = decision.verdict == "passed" or (
         decision.verdict == "undecided"
-        and (settings.when_undecided == "promote" or trial.gated_champion is None)
+        and (settings.when_undecided == "promote" or gate_run.gated_champion is None)
     )
     return Evaluation(
         questions=len(asked.questions),
         from_ms=from_ms,
         metrics=means(answered.measured["challenger"]),
-        against={o: means(answered.measured[o]) for o in ["trends", *(o.name for o in known)]},
-        champion=trial.champion,
+        against={
+            name: means(answered.measured[name])
+            for name in ["trends", *(reference.name for reference in known)]
+        },
+        champion=gate_run.champion,
         passed=passed,
         verdict=decision.verdict,
-        reason="; ".join([decision.reason, *_notes(trial, from_ms, decision.verdict, passed)]),
+        reason="; ".join([decision.reason, *_notes(gate_run, from_ms, decision.verdict, passed)]),
         comparisons=comparisons,
         detectable_loss=comparisons[0].detectable_loss,
         own_share=asked.questions.own_share,
         final=final,
-        new_anchor=_becomes_anchor(trial, known, comparisons),
+        new_anchor=_becomes_anchor(gate_run, known, comparisons),
     )
 
 
-def ask(asked: holdout.Holdout, folder: Path, opponents: list[Opponent]) -> Answered:
-    """Ask the challenger in `folder` (its holdout model and its final model) and the opponents."""
+def ask(asked: holdout.Holdout, folder: Path, references: list[ReferenceModel]) -> HoldoutMetrics:
+    """Ask the holdout and final models of the challenger in `folder`, and the references."""
     folders = {"challenger": folder / "holdout_model", "final": folder / "model"}
-    folders |= {opponent.name: opponent.folder for opponent in opponents}
-    contestants = {name: contestant(folder) for name, folder in folders.items()}
+    folders |= {reference.name: reference.folder for reference in references}
+    ranked = {name: ranked_model(folder) for name, folder in folders.items()}
     with threadpool_limits(1, "blas"):  # small matrices: more threads cost more than they save
-        answers = holdout.ask(asked, contestants)
-        ranks = holdout.part_ranks(asked, contestants["final"], contestants["challenger"])
-    return Answered(
+        answers = holdout.ask(asked, ranked)
+        ranks = holdout.part_ranks(asked, ranked["final"], ranked["challenger"])
+    return HoldoutMetrics(
         asked,
-        {name: holdout.metrics(answers, name) for name in ["trends", *contestants]},
+        {name: holdout.metrics(answers, name) for name in ["trends", *ranked]},
         holdout.overlap(answers, "challenger", "final"),
         ranks,
     )
 
 
-def contestant(folder: Path) -> Contestant:
+def ranked_model(folder: Path) -> RankedModel:
     """The model of a verified artifact with its ranker, or with the fallback ranker."""
     model, _ = models.load(folder)
-    return Contestant(model, ranker_of(folder) or FormulaRanker())
+    return RankedModel(model, ranker_of(folder) or FormulaRanker())
 
 
-def _becomes_anchor(trial: Trial, known: list[Opponent], comparisons: list[Comparison]) -> bool:
+def _becomes_anchor(
+    gate_run: GateRun, known: list[ReferenceModel], comparisons: list[Comparison]
+) -> bool:
     """Whether the challenger is shown to be better than the anchor, or there is none to ask."""
-    anchor = Anchor.read(trial.home)
-    name = next((o.name for o in known if anchor and o.version == anchor.version), None)
+    anchor = Anchor.read(gate_run.home)
+    name = next(
+        (reference.name for reference in known if anchor and reference.version == anchor.version),
+        None,
+    )
     return name is None or any(c.better for c in comparisons if c.other == name)
 
 
-def _notes(trial: Trial, from_ms: int, verdict: gate.Verdict, passed: bool) -> list[str]:
+def _notes(gate_run: GateRun, from_ms: int, verdict: gate.Verdict, passed: bool) -> list[str]:
     notes = []
-    if trial.champion != trial.gated_champion:
-        notes.append(f"champion not compared: {trial.champion} is a bootstrap model")
-    if from_ms > trial.run.cut_ms:
+    if gate_run.champion != gate_run.gated_champion:
+        notes.append(f"champion not compared: {gate_run.champion} is a bootstrap model")
+    if from_ms > gate_run.run.cut_ms:
         day = datetime.fromtimestamp(from_ms / 1000, UTC).isoformat(" ", "seconds")
-        notes.append(f"questions from {day} on, the cut of an opponent's holdout model")
+        notes.append(f"questions from {day} on, the cut of a compared holdout model")
     if verdict == "undecided":
         notes.append(f"too few questions: {'promoted' if passed else 'the champion is kept'}")
     return notes

@@ -39,7 +39,7 @@ from training.config import ModelConfig, ReplayConfig
 from training.etl import EtlReport
 from training.evaluation import holdout
 from training.event_log import EventLog
-from training.gate_evaluation import Trial
+from training.gate_evaluation import GateRun
 from training.interactions import Interactions, TooFewInteractions
 from training.mlflow_registry import MlflowRegistry, recorded, run_parameters
 from training.models.content_vectors import ItemTexts
@@ -138,8 +138,8 @@ class Pipeline:
             champion = publish.champion(self.settings.kafka)
             version = champion.version if champion else None
             known = ReplayConfig.of(self.settings, approved_items(self.settings))
-            trial = Trial(folder, run, self._log_of(run), version, self.home, known)
-            evaluation = gate_evaluation.evaluate(trial, self.settings.training, self.progress)
+            gate_run = GateRun(folder, run, self._log_of(run), version, self.home, known)
+            evaluation = gate_evaluation.evaluate(gate_run, self.settings.training, self.progress)
             evaluation.write(folder)
             self.progress(f"{evaluation.verdict}: {evaluation.reason}")
             return evaluation

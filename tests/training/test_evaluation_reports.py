@@ -169,7 +169,7 @@ def test_the_default_cut_is_the_first_of_a_month_that_leaves_a_test(tmp_path: Pa
 
 
 def answers(places: dict[str, list[int | None]]) -> Answers:
-    """Contestant → rank of each user's target in the list (None: not listed)."""
+    """Recommender → rank of each user's target in the list (None: not listed)."""
     users = len(next(iter(places.values())))
     empty = np.zeros(users, np.int64)
     targets = np.full((users, 1), 500, np.int32)

@@ -28,7 +28,7 @@ from training.challenger import (
 from training.config import AlsConfig, ModelConfig, RankerConfig
 from training.evaluation import holdout, reviews
 from training.fit import FittedModel, ModelTrainer
-from training.gate_evaluation import Trial
+from training.gate_evaluation import GateRun
 from training.models.als import implicit_als
 from training.workspace import Anchor
 
@@ -48,16 +48,16 @@ class Shop:
     data: reviews.Reviews
     run: RunMetadata
     final: FittedModel
-    twin: FittedModel
+    holdout_model: FittedModel
     ranker: str
 
-    def trial(
+    def gate_run(
         self,
         home: Path,
         champion: str | None = None,
         final: Model | None = None,
         learned: bool = True,
-    ) -> Trial:
+    ) -> GateRun:
         """The challenger `new` in a home folder, with another final model, or without a ranker."""
         folder = home / "challengers" / "new"
         if not folder.exists():
@@ -65,12 +65,12 @@ class Shop:
             ranker = self.ranker if learned else None
             fitted = replace(self.final, model=final or self.final.model)
             write_model(folder, "model", fitted, ranker, self.run)
-            write_model(folder, "holdout_model", self.twin, ranker, self.run)
-        return Trial(folder, self.run, self.data.log, champion, home)
+            write_model(folder, "holdout_model", self.holdout_model, ranker, self.run)
+        return GateRun(folder, self.run, self.data.log, champion, home)
 
     def publish(self, home: Path, version: str, cut_ms: int | None) -> None:
         """Keep the challenger's holdout model as that of a published version."""
-        source = self.trial(home).folder / "holdout_model"
+        source = self.gate_run(home).folder / "holdout_model"
         copy_model(source, home / HOLDOUT_MODELS, version, {})
         manifest = artifact.read_manifest(home / HOLDOUT_MODELS / version)
         changed = manifest.model_copy(update={"cut_ms": cut_ms})
@@ -90,14 +90,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return Shop(data, run, trainer.fit(data.log, "new"), trainer.fit(past, "new"), ranker)
 
 
-def evaluate(trial: Trial, settings: TrainingSettings = SETTINGS) -> Evaluation:
-    return gate_evaluation.evaluate(trial, settings, lambda _: None)
+def evaluate(gate_run: GateRun, settings: TrainingSettings = SETTINGS) -> Evaluation:
+    return gate_evaluation.evaluate(gate_run, settings, lambda _: None)
 
 
 def test_a_first_model_is_compared_with_trends_and_becomes_the_anchor(
     shop: Shop, tmp_path: Path
 ) -> None:
-    found = evaluate(shop.trial(tmp_path))
+    found = evaluate(shop.gate_run(tmp_path))
     assert [c.other for c in found.comparisons] == ["trends"]
     assert (found.verdict, found.passed, found.new_anchor) == ("passed", True, True)
     assert found.metrics["live.ndcg@50"] > found.against["trends"]["live.ndcg@50"]
@@ -110,9 +110,9 @@ def test_a_model_without_a_ranker_is_scored_by_the_fallback_ranker(
     shop: Shop, tmp_path: Path
 ) -> None:
     shop.publish(tmp_path, "old", shop.run.cut_ms)
-    trial = shop.trial(tmp_path / "second", learned=False)
-    assert not (trial.folder / "holdout_model" / RANKER).exists()
-    found = evaluate(replace(trial, champion="old", home=tmp_path))
+    gate_run = shop.gate_run(tmp_path / "second", learned=False)
+    assert not (gate_run.folder / "holdout_model" / RANKER).exists()
+    found = evaluate(replace(gate_run, champion="old", home=tmp_path))
     assert [c.other for c in found.comparisons] == ["champion", "trends"]
     assert all(c.difference is not None for c in found.comparisons)
     assert found.metrics["live.ndcg@50"] != found.against["champion"]["live.ndcg@50"]
@@ -122,7 +122,7 @@ def test_the_same_model_passes_against_champion_and_anchor(shop: Shop, tmp_path:
     shop.publish(tmp_path, "old", shop.run.cut_ms)
     shop.publish(tmp_path, "older", shop.run.cut_ms)
     Anchor(version="older").write(tmp_path)
-    found = evaluate(shop.trial(tmp_path, "old"))
+    found = evaluate(shop.gate_run(tmp_path, "old"))
     assert [(c.other, c.margin) for c in found.comparisons] == [
         ("champion", SETTINGS.gate_margin),
         ("anchor", SETTINGS.anchor_margin),
@@ -135,18 +135,18 @@ def test_the_same_model_passes_against_champion_and_anchor(shop: Shop, tmp_path:
 def test_a_champion_without_a_holdout_model_is_reported_and_the_setting_decides(
     shop: Shop, tmp_path: Path
 ) -> None:
-    trial = shop.trial(tmp_path, "lost")
-    found = evaluate(trial)
+    gate_run = shop.gate_run(tmp_path, "lost")
+    found = evaluate(gate_run)
     assert "champion not compared: the holdout model of lost is missing" in found.reason
     assert (found.verdict, found.passed) == ("undecided", True)
-    kept = evaluate(trial, SETTINGS.model_copy(update={"when_undecided": "keep"}))
+    kept = evaluate(gate_run, SETTINGS.model_copy(update={"when_undecided": "keep"}))
     assert (kept.verdict, kept.passed) == ("undecided", False)
     assert "the champion is kept" in kept.reason
 
 
 def test_a_bootstrap_model_does_not_keep_the_first_model_out(shop: Shop, tmp_path: Path) -> None:
     keep = SETTINGS.model_copy(update={"when_undecided": "keep", "holdout_queries": 20})
-    found = evaluate(shop.trial(tmp_path, f"new{BOOTSTRAP}"), keep)
+    found = evaluate(shop.gate_run(tmp_path, f"new{BOOTSTRAP}"), keep)
     assert (found.verdict, found.passed) == ("undecided", True)
     assert "champion not compared: new-first is a bootstrap model" in found.reason
 
@@ -154,9 +154,9 @@ def test_a_bootstrap_model_does_not_keep_the_first_model_out(shop: Shop, tmp_pat
 def test_questions_start_at_the_later_cut(shop: Shop, tmp_path: Path) -> None:
     later = shop.run.cut_ms + DAY_MS // 2
     shop.publish(tmp_path, "old", later)
-    found = evaluate(shop.trial(tmp_path, "old"))
+    found = evaluate(shop.gate_run(tmp_path, "old"))
     assert found.from_ms == later
-    assert found.questions < evaluate(shop.trial(tmp_path)).questions
+    assert found.questions < evaluate(shop.gate_run(tmp_path)).questions
     assert "questions from" in found.reason
 
 
@@ -171,7 +171,7 @@ def test_a_champion_that_cannot_be_compared_is_reported(
     shop: Shop, tmp_path: Path, cut_ms: int | None, problem: str
 ) -> None:
     shop.publish(tmp_path, "old", cut_ms)
-    found = evaluate(shop.trial(tmp_path, "old"))
+    found = evaluate(shop.gate_run(tmp_path, "old"))
     assert f"champion not compared: {problem}" in found.reason
     assert found.from_ms == shop.run.cut_ms
     assert found.comparisons[0].verdict == found.verdict == "undecided"
@@ -192,13 +192,13 @@ def shifted_ids(model: Model) -> Model:
 def test_a_corrupted_final_model_is_refused(
     shop: Shop, tmp_path: Path, corrupt: Callable[[Model], Model]
 ) -> None:
-    control = evaluate(shop.trial(tmp_path / "control"))
+    control = evaluate(shop.gate_run(tmp_path / "control"))
     assert control.passed
     assert control.final is not None
     assert control.final.problem is None
     assert control.final.parts["als"][0] > control.final.parts["als"][1] > 0.55
     assert control.final.overlap > 0.4
-    found = evaluate(shop.trial(tmp_path / "corrupted", final=corrupt(shop.final.model)))
+    found = evaluate(shop.gate_run(tmp_path / "corrupted", final=corrupt(shop.final.model)))
     assert (found.verdict, found.passed) == ("refused", False)
     assert found.final is not None
     assert found.final.problem is not None
@@ -208,12 +208,12 @@ def test_a_corrupted_final_model_is_refused(
 def test_the_share_of_targets_from_shown_lists_is_reported(shop: Shop, tmp_path: Path) -> None:
     shown = np.where(np.arange(len(shop.data.log)) % 2, np.nan, 1.0).astype(np.float32)
     log = replace(shop.data.log, propensity=shown)
-    found = evaluate(replace(shop.trial(tmp_path), log=log))
+    found = evaluate(replace(shop.gate_run(tmp_path), log=log))
     assert found.own_share is not None
     assert 0.3 < found.own_share < 0.9
 
 
 def test_the_manifest_holds_the_cut(shop: Shop, tmp_path: Path) -> None:
-    folder = shop.trial(tmp_path).folder
+    folder = shop.gate_run(tmp_path).folder
     for name in ("model", "holdout_model"):
         assert models.load(folder / name)[1].cut_ms == shop.run.cut_ms

@@ -40,7 +40,7 @@ PerQueryMetrics = dict[str, dict[str, Float64Array]]
 
 
 @dataclass(frozen=True)
-class Contestant:
+class RankedModel:
     """A model with the ranker that it is served with."""
 
     model: Model
@@ -95,13 +95,13 @@ def split_at(log: EventLog, cut_ms: int, min_interactions: int) -> EvaluationSpl
     return EvaluationSplit(log, cut_ms, int(log.time_ms[-1]) + 1, min_interactions)
 
 
-def ask(holdout: Holdout, contestants: Mapping[str, Contestant]) -> dict[str, Answers]:
-    """Protocol → the lists that the contestants, and `trends`, would have shown."""
-    ids = {i for c in contestants.values() for i in c.model.item_ids.tolist()}
+def ask(holdout: Holdout, ranked: Mapping[str, RankedModel]) -> dict[str, Answers]:
+    """Protocol → the lists that the models, and `trends`, would have shown."""
+    ids = {i for r in ranked.values() for i in r.model.item_ids.tolist()}
     log = holdout.split.log.also(sorted(ids))
     recommenders = {
-        name: _recommender(Contestant(align(c.model, log.item_ids), c.ranker))
-        for name, c in contestants.items()
+        name: _recommender(RankedModel(align(r.model, log.item_ids), r.ranker))
+        for name, r in ranked.items()
     }
     return {
         protocol: answer(log, asked, {"trends": trending, **recommenders}, LENGTH, holdout.known)
@@ -109,12 +109,12 @@ def ask(holdout: Holdout, contestants: Mapping[str, Contestant]) -> dict[str, An
     }
 
 
-def _recommender(contestant: Contestant) -> Recommend:
-    generator = CandidateGenerator.exact(contestant.model)
+def _recommender(ranked_model: RankedModel) -> Recommend:
+    generator = CandidateGenerator.exact(ranked_model.model)
 
     def recommend(query: ReplayedQuery) -> IntArray:
         ranking = generator.query(query.user, query.trends)
-        items, scores = score_candidates(generator, contestant.ranker, ranking)
+        items, scores = score_candidates(generator, ranked_model.ranker, ranking)
         return items[top_k(scores, LENGTH)]
 
     return recommend
@@ -128,7 +128,7 @@ def trending(query: ReplayedQuery) -> IntArray:
 
 
 def metrics(answers: Mapping[str, Answers], name: str) -> PerQueryMetrics:
-    """Metrics of each list of one contestant."""
+    """Metrics of each list of one model."""
     return {protocol: _metrics(found, name) for protocol, found in answers.items()}
 
 
@@ -149,7 +149,7 @@ def pooled(measured: PerQueryMetrics, metric: str) -> Float64Array:
 
 
 def overlap(answers: Mapping[str, Answers], first: str, second: str, k: int = 10) -> float:
-    """Mean share of the first `k` items that the lists of two contestants have in common."""
+    """Mean share of the first `k` items that the lists of two models have in common."""
     shared = [
         np.mean([len(set(a[a >= 0]) & set(b[b >= 0])) / k for a, b in zip(x, y, strict=True)])
         for found in answers.values()
@@ -196,14 +196,16 @@ class PartRanks:
 
     final: Float64Array
     """(q, p) share of the candidates below the targets; one half is no better than chance"""
-    twin: Float64Array
+    holdout_model: Float64Array
     """(q, p) the same by the holdout model"""
 
     def means(self) -> dict[str, tuple[float, float]]:
         """part → means of final and holdout model; empty without queries."""
         if not len(self.final):
             return {}
-        pairs = zip(self.final.mean(axis=0).tolist(), self.twin.mean(axis=0).tolist(), strict=True)
+        pairs = zip(
+            self.final.mean(axis=0).tolist(), self.holdout_model.mean(axis=0).tolist(), strict=True
+        )
         return dict(zip(PARTS, pairs, strict=True))
 
     def corrupted(self) -> list[str]:
@@ -211,7 +213,7 @@ class PartRanks:
         n = len(self.final)
         if n < MIN_USERS:
             return []
-        loss = self.twin - self.final
+        loss = self.holdout_model - self.final
         mean, error = loss.mean(axis=0), loss.std(axis=0) / np.sqrt(n)
         found = (mean > MAX_LOSS) & (mean > STANDARD_ERRORS * error)
         return [part for part, bad in zip(PARTS, found, strict=True) if bad]
@@ -235,11 +237,13 @@ def final_check(comparison: Comparison, overlap: float, ranks: PartRanks) -> Fin
     return FinalCheck(problem, overlap, parts)
 
 
-def part_ranks(holdout: Holdout, final: Contestant, twin: Contestant) -> PartRanks:
+def part_ranks(holdout: Holdout, final: RankedModel, holdout_model: RankedModel) -> PartRanks:
     """Rank the targets of a sample of queries among the holdout model's candidates."""
-    ids = {*final.model.item_ids.tolist(), *twin.model.item_ids.tolist()}
+    ids = {*final.model.item_ids.tolist(), *holdout_model.model.item_ids.tolist()}
     log = holdout.split.log.also(sorted(ids))
-    models = [CandidateGenerator.exact(align(c.model, log.item_ids)) for c in (final, twin)]
+    models = [
+        CandidateGenerator.exact(align(c.model, log.item_ids)) for c in (final, holdout_model)
+    ]
     found = [
         _ranks_of(models, asked, sampled.targets[asked.row])
         for queries in holdout.queries.values()
