@@ -135,8 +135,19 @@ def _fold_in_woodbury(
 
 
 def tower_user(model: Model, state: UserState) -> FloatArray | None:
-    """The user tower's output (d + 1,); None without towers or a known item in the history."""
+    """The user tower's output (d + 1,); None without towers or a known item in the history.
+
+    `state` has times at the model's resolution.
+    """
     if model.towers is None:
         return None
-    state = state.at_resolution_of(model)
     return model.towers.user(state.items, state.weights, state.times_ms, state.now_ms)
+
+
+def content_user(content: FloatArray, recent: IntArray) -> FloatArray | None:
+    """(d,) the content (n, d) of the items `recent`, newest first, an older one weighted less (1,
+    1/2, 1/3, …); None where none of them has any."""
+    recent = recent[recent < len(content)]
+    weights = np.arange(1, len(recent) + 1, dtype=np.float32)[:, None]
+    user = (content[recent] / weights).sum(axis=0)
+    return user if user.any() else None

@@ -21,7 +21,7 @@ from afterclick.features import RECENT
 from afterclick.model import UNKNOWN_BIAS
 from afterclick.ranking import CandidateGenerator, RankingQuery
 from afterclick.retrieval import CandidateLimits, Candidates, Search
-from afterclick.user_vectors import UserState, fold_in, tower_user
+from afterclick.user_vectors import UserState, content_user, fold_in, tower_user
 from serving.eligibility import (
     CANDIDATE_SOURCES,
     INTERESTS,
@@ -195,12 +195,12 @@ class VectorModel:
             if user is not None and search is not None:
                 return cls(_ALS, user, factors, model.norms > 0, 0.0, search)
         if policy is Policy.TWO_TOWER and towers is not None:
-            user, search = tower_user(model, state), loaded.tower_search
+            user, search = tower_user(model, state.at_resolution_of(model)), loaded.tower_search
             if user is not None and search is not None:
                 known = towers.targets[:, -1] > UNKNOWN_BIAS
                 return cls(_TOWER, user, towers.targets, known, UNKNOWN_BIAS, search)
         if policy is Policy.CONTENT and model.content is not None:
-            user, search = _content_user(model.content, state), loaded.content_search
+            user, search = content_user(model.content, state.items[:RECENT]), loaded.content_search
             if user is not None and search is not None:
                 known = np.asarray(model.content.any(axis=1))
                 return cls(_CONTENT, user, model.content, known, 0.0, search)
@@ -215,16 +215,6 @@ class VectorModel:
 
 
 _ALS, _TOWER, _CONTENT = map(CANDIDATE_SOURCES.index, ("als", "tower", "content"))
-
-
-def _content_user(content: FloatArray, state: UserState) -> FloatArray | None:
-    """(d,) the content of the newest items, an older one weighted less (1, 1/2, 1/3, …); None
-    where none of them has any."""
-    recent = state.items[:RECENT]
-    recent = recent[recent < len(content)]
-    weights = np.arange(1, len(recent) + 1, dtype=np.float32)[:, None]
-    user = (content[recent] / weights).sum(axis=0)
-    return user if user.any() else None
 
 
 @dataclass(frozen=True, eq=False)

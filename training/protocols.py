@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from afterclick.arrays import AnyArray, BoolArray, Float64Array, FloatArray, Int64Array, IntArray
 from afterclick.trends import DAY_MS
 from training.event_log import EventLog
-from training.interactions import Interactions
+from training.interactions import Interactions, runs
 
 PROTOCOLS = (
     "returning",
@@ -185,9 +185,8 @@ class ContactSets:
         order = np.argsort(log.user[row], kind="stable")
         row, grade = row[order], grade[order]
         user, time_ms = log.user[row], log.time_ms[row]
-        new_user = np.r_[True, user[1:] != user[:-1]][: len(row)]
-        new_set = new_user | np.r_[True, time_ms[1:] != time_ms[:-1]][: len(row)]
-        start = np.flatnonzero(new_set)
+        (of_user, _), (of_set, _) = runs(user), runs(user, time_ms)
+        start = np.flatnonzero(of_set == np.arange(len(row)))
         organic = np.isnan(log.propensity[row])
         weight = 1.0 / np.clip(log.propensity[row], 1.0 / MAX_WEIGHT, 1.0)
         return cls(
@@ -199,7 +198,7 @@ class ContactSets:
             organic,
             np.where(organic, 1.0, weight).astype(np.float32),
             np.r_[start, len(row)],
-            ~new_user[start],
+            of_user[start] < start,
         )
 
     def __len__(self) -> int:

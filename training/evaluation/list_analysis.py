@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from afterclick.trends import DAY_MS
 from training.evaluation import list_metrics
-from training.evaluation.measure import Answers
+from training.evaluation.measure import Answers, mean_and_interval
 from training.models.popularity import first_seen
 from training.protocols import EvaluationSplit
 
@@ -189,7 +189,7 @@ def _by(
 def _hit_rate(lists: NDArray[np.int32], targets: NDArray[np.int32], seed: int) -> dict[str, Any]:
     relevant = (targets >= 0).sum(axis=1).astype(np.int32)
     hits = list_metrics.hit_rate(list_metrics.hits_of(lists, targets), relevant, 10)
-    return {"hr@10": float(hits.mean()), "hr@10_interval": list(list_metrics.interval(hits, seed))}
+    return mean_and_interval("hr@10", hits, seed)
 
 
 def _name(low: int, high: int, unit: str) -> str:

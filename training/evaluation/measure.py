@@ -148,7 +148,7 @@ def _measures(answers: Sequence[Answers], name: str, facts: ItemFacts, seed: int
     values["novelty@10"] = list_metrics.novelty(shown, facts.counts, facts.n_users)
     out: dict[str, Any] = {}
     for metric, value in values.items():
-        out |= _mean_and_interval(metric, value, seed)
+        out |= mean_and_interval(metric, value, seed)
     for metric in SEEDED if len(users) else ():
         out[f"{metric}_seeds"] = by_seed[metric].mean(axis=1).tolist()
     out["coverage@10"] = list_metrics.coverage(shown, facts.n_ranked)
@@ -159,7 +159,9 @@ def _measures(answers: Sequence[Answers], name: str, facts: ItemFacts, seed: int
     return out
 
 
-def _mean_and_interval(metric: str, values: Float64Array, seed: int) -> dict[str, Any]:
+def mean_and_interval(metric: str, values: Float64Array, seed: int) -> dict[str, Any]:
+    """`metric` and `<metric>_interval`: the mean of the values (q,) and its 95 % bootstrap
+    interval; None without values."""
     if not len(values):
         return {metric: None, f"{metric}_interval": None}
     return {
@@ -205,7 +207,7 @@ def freshness(
         out: dict[str, Any] = {}
         for metric in SEEDED:
             gain = (values[more][metric] - values[less][metric]).mean(axis=0)
-            out |= _mean_and_interval(metric, gain, seed)
+            out |= mean_and_interval(metric, gain, seed)
         return out
 
     parts = {part: difference(*protocols) for part, protocols in FRESHNESS.items()}

@@ -15,9 +15,9 @@ from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
 from afterclick.ranking import CandidateGenerator, score_candidates
 from afterclick.retrieval import REDUCED_LIMITS, CandidateLimits
 from afterclick.trends import HALF_LIVES_MS
-from afterclick.user_vectors import fold_in, tower_user
+from afterclick.user_vectors import content_user, fold_in, tower_user
 from training.evaluation.measure import Scorer, Scores
-from training.interactions import Interactions
+from training.interactions import Interactions, runs
 from training.query_replay import ReplayedQuery
 from training.ranker import BoosterRanker
 
@@ -105,21 +105,19 @@ def transitions(rows: Interactions) -> Any:
     """(n_items, n_items) CSR: how often users took an item (column) next after another (row).
 
     The members of a set of equal times follow each member of the user's set before it, and each
-    other member of their own set. A user's transition from an item counts 1 in all. Of larger sets
-    only the first MAX_SET members count.
+    other member of their own set; each such pair counts 1. Of larger sets only the first MAX_SET
+    members count.
     """
     order = np.argsort(rows.user, kind="stable")
     user, item, time_ms = rows.user[order], rows.item[order], rows.time_ms[order]
-    new = np.r_[True, (user[1:] != user[:-1]) | (time_ms[1:] != time_ms[:-1])][: len(order)]
-    start = np.flatnonzero(new)
-    of_set = np.cumsum(new) - 1
+    start, _ = runs(user, time_ms)  # of the set of each row
+    of_set = np.cumsum(start == np.arange(len(order)))
     source, target = [], []
     for step in range(1, 2 * MAX_SET):
         before = np.arange(len(order) - step)
         after = before + step
         near = (of_set[after] - of_set[before] <= 1) & (user[after] == user[before])
-        first = start[of_set[after]]
-        near &= (after - first < MAX_SET) & (before - start[of_set[before]] < MAX_SET)
+        near &= (after - start[after] < MAX_SET) & (before - start[before] < MAX_SET)
         same = near & (of_set[after] == of_set[before])
         source += [item[before[near]], item[after[same]]]
         target += [item[after[near]], item[before[same]]]
@@ -158,7 +156,7 @@ def two_tower(model: Model, towers: TowerArrays) -> Scorer:
     unknown = towers.targets[:, -1] <= UNKNOWN_BIAS
 
     def score(query: ReplayedQuery) -> Scores:
-        user = tower_user(model, query.user)
+        user = tower_user(model, query.user.at_resolution_of(model))
         if user is None:
             return np.zeros(len(model))
         return np.where(unknown, -np.inf, towers.targets @ user)
@@ -170,11 +168,8 @@ def content(model: Model, vectors: FloatArray) -> Scorer:
     """Content cosine to the user's newest items, an older one weighted less (1, 1/2, 1/3, …)."""
 
     def score(query: ReplayedQuery) -> Scores:
-        recent = query.user.items[:RECENT]
-        if not len(recent):
-            return np.zeros(len(model))
-        weights = np.arange(1, len(recent) + 1)[:, None]
-        return np.asarray(vectors @ (vectors[recent] / weights).sum(axis=0))
+        user = content_user(vectors, query.user.items[:RECENT])
+        return np.zeros(len(model)) if user is None else np.asarray(vectors @ user)
 
     return score
 
