@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import ipaddress
 import secrets
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, Self
 
@@ -159,6 +160,7 @@ def read_keys(connection: Connection) -> KeyTable:
     return KeyTable(tuple(readable(StoredKey, rows)), len(rows))
 
 
+@lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches the host."""
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -66,6 +66,10 @@ Cursor = Annotated[
 ]
 
 
+EMPTY: Final = cast(list[Any], ())
+"""Default of a list: pydantic would copy an empty list for every request."""
+
+
 class ApiRequest(BaseModel):
     """Base of every request: unknown fields are rejected."""
 
@@ -110,16 +114,16 @@ class RecommendationQuery(ListQuery, UserScoped):
         description="A visitor's session, whose feedback is the history. Ignored with a user_id.",
     )
     items: ItemIds = Field(
-        [], description="The session: items in view or in the basket, newest first."
+        EMPTY, description="The session: items in view or in the basket, newest first."
     )
-    exclude: ItemIds = Field([], description="Items that must not be in the list.")
+    exclude: ItemIds = Field(EMPTY, description="Items that must not be in the list.")
     category: Category = None
     interests: InterestList = Field(
-        [],
+        EMPTY,
         description="Categories or item ids, for a user without history. Repeat, or separate by "
         "commas.",
     )
-    filters: Conditions = []
+    filters: Conditions = Field(EMPTY)
     offset: Annotated[int, BeforeValidator(_number), Field(ge=0, le=1000)] = Field(
         0,
         description="Ranks to skip. Items may move between two requests; cursors avoid repeats.",
@@ -172,7 +176,7 @@ class LatestQuery(ListQuery):
     """GET /latest"""
 
     category: Category = None
-    filters: Conditions = []
+    filters: Conditions = Field(EMPTY)
 
 
 class PopularQuery(LatestQuery):
