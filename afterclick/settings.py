@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Final, Literal
-from urllib.parse import urlsplit
+from typing import Final, Literal, Self
+from urllib.parse import urlencode, urlsplit
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from afterclick.errors import Unavailable
@@ -49,6 +49,11 @@ class _ServerSection(_Section):
         return f"http://{host}:{self.port}"
 
 
+def _require_both(section: str, cert_file: Path | None, key_file: Path | None) -> None:
+    if (cert_file is None) != (key_file is None):
+        raise ValueError(f"a client certificate needs {section}__CERT_FILE and {section}__KEY_FILE")
+
+
 class KafkaSettings(_Section):
     bootstrap: str = "127.0.0.1:9092"
     """Brokers, host:port, comma-separated."""
@@ -58,6 +63,46 @@ class KafkaSettings(_Section):
     """Partitions of a new topic."""
     replication: int = Field(1, ge=1)
     """Replicas of each partition of a new topic."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """`SSL`: TLS; `SASL_…`: user name and password."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    """How user name and password are checked."""
+    username: str | None = None
+    """User name for SASL."""
+    password: SecretStr | None = None
+    """Password for SASL."""
+    ca_file: FilePath | None = None
+    """PEM file with the certificates to trust; default: the system's."""
+    cert_file: FilePath | None = None
+    """PEM file with the client certificate, where the brokers ask for one."""
+    key_file: FilePath | None = None
+    """PEM file (PKCS #8) with the key of the client certificate."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.uses_sasl and not (self.username and self.password):
+            raise ValueError(
+                f"{self.security_protocol} needs AFTERCLICK_KAFKA__USERNAME and "
+                "AFTERCLICK_KAFKA__PASSWORD"
+            )
+        if not self.uses_sasl and (self.username or self.password):
+            raise ValueError(
+                "user name and password need AFTERCLICK_KAFKA__SECURITY_PROTOCOL=SASL_SSL"
+            )
+        if not self.uses_tls and (self.ca_file or self.cert_file or self.key_file):
+            raise ValueError(
+                "certificates need AFTERCLICK_KAFKA__SECURITY_PROTOCOL=SASL_SSL or SSL"
+            )
+        _require_both("AFTERCLICK_KAFKA", self.cert_file, self.key_file)
+        return self
+
+    @property
+    def uses_sasl(self) -> bool:
+        return self.security_protocol.startswith("SASL_")
+
+    @property
+    def uses_tls(self) -> bool:
+        return self.security_protocol.endswith("SSL")
 
     @property
     def topics(self) -> Topics:
@@ -66,13 +111,42 @@ class KafkaSettings(_Section):
 
 class RedisSettings(_Section):
     url: str = "redis://127.0.0.1:6379/0"
-    """Redis URL, as redis-py accepts it."""
+    """Redis URL, as redis-py accepts it: redis://user:password@host:6379/0; `rediss`: TLS."""
+    ca_file: FilePath | None = None
+    """PEM file with the certificates to trust; default: the system's."""
+    cert_file: FilePath | None = None
+    """PEM file with the client certificate, where Redis asks for one."""
+    key_file: FilePath | None = None
+    """PEM file with the key of the client certificate."""
     cluster: bool = False
     """The URL is a node of a Redis Cluster."""
     prefix: str = ""
     """Prefix of every key, to share a server."""
     timeout_s: float = Field(0.25, gt=0)
     """Time limit for a Redis read on the request path; after that the list is `degraded`."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self._tls_files and not self.url.startswith("rediss://"):
+            raise ValueError("certificates need a URL with TLS: AFTERCLICK_REDIS__URL=rediss://…")
+        _require_both("AFTERCLICK_REDIS", self.cert_file, self.key_file)
+        return self
+
+    @property
+    def client_url(self) -> str:
+        """The URL with the files for TLS as its options, as every client gets it."""
+        if not self._tls_files:
+            return self.url
+        return f"{self.url}{'&' if urlsplit(self.url).query else '?'}{urlencode(self._tls_files)}"
+
+    @property
+    def _tls_files(self) -> dict[str, str]:
+        files = {
+            "ssl_ca_certs": self.ca_file,
+            "ssl_certfile": self.cert_file,
+            "ssl_keyfile": self.key_file,
+        }
+        return {name: str(path) for name, path in files.items() if path is not None}
 
     @property
     def keys(self) -> Keys:
@@ -299,8 +373,12 @@ class Settings(BaseSettings):
         """The AFTERCLICK_* variables of these settings for a child process, without defaults."""
         variables: dict[str, str] = {}
         for name, value in self.model_dump(mode="json", exclude_defaults=True).items():
-            if isinstance(getattr(self, name), _Section):
-                variables |= {f"{name}__{leaf}": _variable(v) for leaf, v in value.items()}
+            section = getattr(self, name)
+            if isinstance(section, _Section):
+                variables |= {
+                    f"{name}__{leaf}": _variable(_revealed(getattr(section, leaf), v))
+                    for leaf, v in value.items()
+                }
             else:
                 variables[name] = _variable(value)
         return {f"AFTERCLICK_{name.upper()}": value for name, value in variables.items()}
@@ -345,6 +423,11 @@ class Settings(BaseSettings):
         if not jars:
             raise Unavailable(f"no Spark connector in {self.jars / SPARK_JARS}: run `make setup`")
         return ",".join(str(jar) for jar in jars)
+
+
+def _revealed(value: object, dumped: object) -> object:
+    """`dumped`, except for a secret, which JSON would show as asterisks."""
+    return value.get_secret_value() if isinstance(value, SecretStr) else dumped
 
 
 def _variable(value: object) -> str:

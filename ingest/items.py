@@ -193,7 +193,7 @@ def publish_items(dataset: Dataset, settings: Settings) -> ItemsSummary:
     report = ReadReport()
     items = {item.item_id: item for item in read_items(dataset.items, report, dataset.items_format)}
     topic = settings.kafka.topics.items
-    with EventProducer(settings.kafka.bootstrap) as producer:
+    with EventProducer(settings.kafka) as producer:
         producer.require(topic)
         known = published_items(settings)
         changed = [item for item in items.values() if known.get(item.item_id) != item]

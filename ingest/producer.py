@@ -20,12 +20,14 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException
 from pydantic_core import to_json
 
 from afterclick.arrays import Int64Array
 from afterclick.errors import AfterclickError, BadInput, Unavailable
 from afterclick.events import FEEDBACK_TYPE, REVIEW_TYPE, Action
+from afterclick.io.kafka_clients import ConnectionErrors, create_producer
+from afterclick.settings import KafkaSettings
 from afterclick.topics import PARTITIONER
 
 Message = dict[str, Any]
@@ -140,10 +142,9 @@ MAX_UNACKED = 200_000
 MAX_UNACKED_BYTES = 128 << 20
 
 
-def producer_config(bootstrap: str, give_up_s: float) -> dict[str, Any]:
+def producer_options(give_up_s: float) -> dict[str, Any]:
     """Idempotent producer with acks=all, batched for throughput."""
     return {
-        "bootstrap.servers": bootstrap,
         "enable.idempotence": True,
         "acks": "all",
         "partitioner": PARTITIONER,
@@ -154,7 +155,6 @@ def producer_config(bootstrap: str, give_up_s: float) -> dict[str, Any]:
         "queue.buffering.max.kbytes": 1 << 20,
         "delivery.timeout.ms": int(give_up_s * 1000),
         "reconnect.backoff.max.ms": 1000,
-        "log_level": 0,
     }
 
 
@@ -180,23 +180,29 @@ class EventProducer:
     """
 
     def __init__(
-        self, bootstrap: str, *, connect_s: float = 5.0, give_up_s: float = 120.0, **overrides: Any
+        self,
+        kafka: KafkaSettings,
+        *,
+        connect_s: float = 5.0,
+        give_up_s: float = 120.0,
+        **overrides: Any,
     ) -> None:
-        self._bootstrap = bootstrap
+        self._bootstrap = kafka.bootstrap
         self._give_up_s = give_up_s
         self._tickets: deque[_Ticket] = deque()
         self._failure: KafkaError | None = None
         self._failed = 0
         self.delivered = 0
         self._unreachable = False
-        config = {**producer_config(bootstrap, give_up_s), **overrides, "error_cb": self._on_error}
+        self._connection = ConnectionErrors(kafka, self._on_error)
+        options = producer_options(give_up_s) | overrides
+        self._producer = create_producer(kafka, options, self._connection)
         try:
-            self._producer = Producer(config)
             self._metadata = self._producer.list_topics(timeout=connect_s)
         except KafkaException as error:
-            raise Unavailable(
-                f"Kafka at {bootstrap} does not answer ({_name(error.args[0])})"
-            ) from None
+            self._producer.poll(0)  # reports why it is not connected
+            reason = self._connection.refusal or _name(error.args[0])
+            raise Unavailable(f"Kafka at {kafka.bootstrap} does not answer ({reason})") from None
 
     def __enter__(self) -> EventProducer:
         return self
@@ -302,9 +308,10 @@ class EventProducer:
                 f"Kafka at {self._bootstrap} rejects an event of this size: {error.str()}"
             )
         lost = f"; {self._failed} events were not acknowledged" if self._failed else ""
+        reason = self._connection.refusal or _name(error)
         return Unavailable(
             f"Kafka at {self._bootstrap} did not accept an event within {self._give_up_s:.0f} s "
-            f"({_name(error)}){lost}; run the command again to resume after the last delivered one"
+            f"({reason}){lost}; run the command again to resume after the last delivered one"
         )
 
 

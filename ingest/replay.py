@@ -108,7 +108,7 @@ class _Replay:
     ) -> None:
         topics = settings.kafka.topics
         self.data, self.options, self.files, self.on_status = data, options, files, on_status
-        self.producer = EventProducer(settings.kafka.bootstrap)
+        self.producer = EventProducer(settings.kafka)
         self.producer.require(topics.reviews, topics.feedback)
         self.key = _progress_key(data, self.producer.cluster_id, topics.reviews, options)
         self.shift = self._shift()

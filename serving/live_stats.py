@@ -16,6 +16,7 @@ import structlog
 from afterclick.arrays import Json
 from afterclick.errors import Unavailable
 from afterclick.io.kafka_log import KafkaLog, OffsetRanges
+from afterclick.io.redis_clients import create_redis
 from afterclick.io.stalls import Stall, StallDetector
 from afterclick.settings import Settings
 from afterclick.trends import HALF_LIVES_MS
@@ -43,8 +44,8 @@ class LiveStats:
         metrics: Metrics,
     ) -> None:
         self._trends, self._snapshots = trends, snapshots
-        self._redis = redis.Redis.from_url(
-            settings.redis.url, socket_timeout=settings.redis.timeout_s, socket_connect_timeout=1
+        self._redis = create_redis(
+            settings.redis, socket_timeout=settings.redis.timeout_s, socket_connect_timeout=1
         )
         self._keys = settings.redis.keys
         self._topics = settings.kafka.topics.interactions

@@ -102,9 +102,9 @@ class Service:
             self.snapshots.use_in_experiments,
             ModelStore(store, settings.home / "fetched"),
         )
-        bootstrap, topics = settings.kafka.bootstrap, settings.kafka.topics
-        self.item_reader = TopicReader(bootstrap, topics.items, self._on_items)
-        self.model_reader = TopicReader(bootstrap, topics.models, self.models.read)
+        kafka, topics = settings.kafka, settings.kafka.topics
+        self.item_reader = TopicReader(kafka, topics.items, self._on_items)
+        self.model_reader = TopicReader(kafka, topics.models, self.models.read)
         self.waiters = PositionWaiters(serving.after_s)
         self.lag = EventLoopLag()
         self.recommender = Recommender(

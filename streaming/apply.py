@@ -78,7 +78,7 @@ class ApplyConfig:
     def of(cls, settings: Settings, state_changes_partitions: int) -> ApplyConfig:
         stream, topics = settings.stream, settings.kafka.topics
         return cls(
-            url=settings.redis.url,
+            url=settings.redis.client_url,
             cluster=settings.redis.cluster,
             keys=settings.redis.keys,
             topics=topics.interactions,

@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from afterclick.errors import Unavailable
+from afterclick.io.redis_clients import create_redis, redis_unavailable
 from afterclick.settings import Settings
 
 Command = tuple[str | bytes | int, ...]
@@ -78,11 +78,7 @@ def connect(url: str, cluster: bool = False) -> Connection:
 
 def redis_client(settings: Settings) -> redis.Redis:
     """A client for the job's own commands; times out after 30 s."""
-    kind: Any = redis.RedisCluster if settings.redis.cluster else redis.Redis
-    client: redis.Redis = kind.from_url(
-        settings.redis.url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=5
-    )
-    return client
+    return create_redis(settings.redis, socket_timeout=_TIMEOUT_S, socket_connect_timeout=5)
 
 
 def load_functions(client: redis.Redis) -> None:
@@ -95,7 +91,7 @@ def load_functions(client: redis.Redis) -> None:
         else:
             client.function_load(source, replace=True)
     except redis.RedisError as error:
-        raise Unavailable(f"Redis cannot load the stream's functions: {error}") from None
+        raise redis_unavailable(error) from None
 
 
 def _pack(commands: Sequence[Command]) -> bytes:

@@ -27,6 +27,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 from afterclick.errors import BadInput
+from afterclick.io.kafka_clients import spark_options
 from afterclick.settings import Settings
 from afterclick.topics import MAX_RECORD_BYTES
 from streaming.apply import ApplyConfig
@@ -65,7 +66,7 @@ def read_topics(
     kafka = settings.kafka
     reader = (
         spark.readStream.format("kafka")
-        .option("kafka.bootstrap.servers", kafka.bootstrap)
+        .options(**spark_options(kafka))
         .option("subscribe", ",".join(kafka.topics.interactions))
         .option("startingOffsets", json.dumps(start) if start else "earliest")
         .option("kafka.isolation.level", "read_committed")
@@ -86,7 +87,7 @@ def start_micro_batch(
 ) -> StreamingQuery:
     """Start from `offsets`, unless the folder holds a checkpoint. For backlog and throughput."""
     source = read_topics(spark, settings, offsets, settings.stream.batch_events)
-    apply = partial(apply_batches, config, settings.kafka.bootstrap)
+    apply = partial(apply_batches, config, settings.kafka)
     applied = source.mapInArrow(apply, OUTPUT_COLUMNS)
     writer = _kafka_sink(applied, settings, checkpoint).queryName("stream")
     return writer.trigger(processingTime="0 seconds").start()
@@ -108,7 +109,7 @@ def start_real_time(
     empty: the workers send the outputs.
     """
     source = read_topics(spark, settings, offsets, None)
-    row_applier = RowApplier(config, settings.kafka.bootstrap)
+    row_applier = RowApplier(config, settings.kafka)
     apply = F.udf(row_applier, "string", useArrow=False).asNondeterministic()
     applied = source.select(apply(*SOURCE_COLUMNS).alias("value")).where("value is not null")
     interval = f"{2 * settings.stream.handover_s:.0f} seconds"
@@ -122,7 +123,7 @@ def start_archive(spark: SparkSession, settings: Settings, checkpoint: Path) -> 
     """Write every valid event to the Parquet log, exactly once; resumes at the checkpoint."""
     stream, redis = settings.stream, settings.redis
     source = read_topics(spark, settings, None, 2 * stream.batch_events)
-    forgotten = ForgottenUsers(redis.url, redis.cluster, redis.keys)
+    forgotten = ForgottenUsers(redis.client_url, redis.cluster, redis.keys)
     rows = source.mapInArrow(partial(decode_batches, forgotten=forgotten), ARCHIVE_COLUMNS)
     return (
         rows.coalesce(1)
@@ -140,7 +141,7 @@ def start_archive(spark: SparkSession, settings: Settings, checkpoint: Path) -> 
 def _kafka_sink(outputs: DataFrame, settings: Settings, checkpoint: Path) -> DataStreamWriter:
     return (
         outputs.writeStream.format("kafka")
-        .option("kafka.bootstrap.servers", settings.kafka.bootstrap)
+        .options(**spark_options(settings.kafka))
         .option("kafka.compression.type", "lz4")
         .option("kafka.max.request.size", MAX_RECORD_BYTES)
         .option("checkpointLocation", str(checkpoint))

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import redis
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError
 
 from afterclick.errors import Unavailable
+from afterclick.io.kafka_clients import ConnectionErrors, create_producer
 from afterclick.io.kafka_log import read_compacted
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings
@@ -48,9 +49,8 @@ class ForgottenUsers:
 def publish_forgotten(kafka: KafkaSettings, user_id: str, until_ms: int) -> None:
     """Write a user's forgetting to the topic. Raises Unavailable unless it is acknowledged."""
     errors: list[KafkaError] = []
-    producer = Producer(
-        {"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True, "log_level": 0}
-    )
+    connection = ConnectionErrors(kafka)
+    producer = create_producer(kafka, {"enable.idempotence": True}, connection)
     producer.produce(
         kafka.topics.forgotten,
         key=user_id.encode(),
@@ -58,8 +58,10 @@ def publish_forgotten(kafka: KafkaSettings, user_id: str, until_ms: int) -> None
         on_delivery=lambda error, _: errors.append(error) if error else None,
     )
     if producer.flush(_TIMEOUT_S) or errors:
+        reason = f" ({connection.refusal})" if connection.refusal else ""
         raise Unavailable(
-            f"Kafka at {kafka.bootstrap} did not acknowledge the forgetting; nothing was forgotten"
+            f"Kafka at {kafka.bootstrap} did not acknowledge the forgetting{reason}; "
+            "nothing was forgotten"
         )
 
 

@@ -23,6 +23,7 @@ import structlog
 
 from afterclick.errors import LogTruncated, StateConflict, StateLocked, Unavailable
 from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
+from afterclick.io.redis_clients import redis_unavailable
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings
 from afterclick.state import LogPosition, TopicPartition
@@ -115,7 +116,7 @@ def redis_errors() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise Unavailable(f"Redis: {error}") from None
+        raise redis_unavailable(error) from None
 
 
 def applied_offsets(

@@ -24,10 +24,11 @@ from typing import Any
 
 import pyarrow as pa
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from afterclick.errors import BadEvent
 from afterclick.events import decode_interaction
+from afterclick.io.kafka_clients import create_producer
 from afterclick.io.kafka_log import KafkaLog, OffsetRange
 from afterclick.settings import KafkaSettings
 from afterclick.state import TopicPartition
@@ -79,9 +80,11 @@ _DLQ_TIMEOUT_S = 30.0
 _GC_ALLOCATIONS = 50_000
 
 
-def log_holds_records(bootstrap: str, partition: TopicPartition, offsets: OffsetRange) -> bool:
+def log_holds_records(
+    kafka: KafkaSettings, partition: TopicPartition, offsets: OffsetRange
+) -> bool:
     """Whether the partition holds a record at any of these offsets. Raises Unavailable."""
-    with KafkaLog(KafkaSettings(bootstrap=bootstrap)) as kafka_log:
+    with KafkaLog(kafka) as kafka_log:
         return any(True for _ in kafka_log.read({partition: offsets}))
 
 
@@ -98,12 +101,12 @@ def by_partition(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, int, 
 
 
 def apply_batches(
-    config: ApplyConfig, bootstrap: str, batches: Iterable[pa.RecordBatch]
+    config: ApplyConfig, kafka: KafkaSettings, batches: Iterable[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
     """Micro-batch: apply one Kafka partition's rows in offset order; returns `OUTPUT_COLUMNS`."""
     connection = connect(config.url, config.cluster)
-    log_holds = partial(log_holds_records, bootstrap)
-    applier = Applier(config, connection, sender(bootstrap).send_to_dlq, log_holds)
+    log_holds = partial(log_holds_records, kafka)
+    applier = Applier(config, connection, sender(kafka).send_to_dlq, log_holds)
     for topic, partition, records in by_partition(batches):
         yield _outputs_to_arrow(list(applier.apply(topic, partition, records)))
 
@@ -179,7 +182,7 @@ class RowApplier:
     """Real-time: applies one row. One instance per Spark task; connects with the first row."""
 
     config: ApplyConfig
-    bootstrap: str
+    kafka: KafkaSettings
     applier: Applier | None = None
     sender: Sender | None = None
 
@@ -193,9 +196,9 @@ class RowApplier:
         log_us: int,
     ) -> None:
         if self.applier is None or self.sender is None:
-            self.sender = sender(self.bootstrap)
+            self.sender = sender(self.kafka)
             connection = connect(self.config.url, self.config.cluster)
-            log_holds = partial(log_holds_records, self.bootstrap)
+            log_holds = partial(log_holds_records, self.kafka)
             self.applier = Applier(self.config, connection, self.sender.send_to_dlq, log_holds)
         record = Record(offset, _bytes(key), _bytes(value), log_us / 1000)
         for output in self.applier.apply(topic, partition, [record]):
@@ -209,17 +212,17 @@ class RowApplier:
 class Sender:
     """Sends outputs in order and without lingering. The next call raises a failed delivery."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, kafka: KafkaSettings) -> None:
         self._error: KafkaError | None = None
-        self._producer = Producer(
+        self._producer = create_producer(
+            kafka,
             {
-                "bootstrap.servers": bootstrap,
                 "enable.idempotence": True,
                 "linger.ms": 0,
                 "message.max.bytes": MAX_RECORD_BYTES,
                 "socket.nagle.disable": True,
                 "log_level": 2,
-            }
+            },
         )
 
     def send(self, output: Output, delivered: Callable[[], None] | None = None) -> None:
@@ -281,9 +284,9 @@ class Sender:
 
 
 @cache
-def sender(bootstrap: str) -> Sender:
+def sender(kafka: KafkaSettings) -> Sender:
     """The process's sender: a worker outlives its tasks, and so do undelivered outputs."""
-    return Sender(bootstrap)
+    return Sender(kafka)
 
 
 def _bytes(value: bytes | None) -> bytes | None:

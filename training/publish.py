@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, Message
 
 from afterclick.artifact import MANIFEST, read_manifest, sha256, verify
 from afterclick.errors import BadEvent, BadInput, Unavailable
 from afterclick.events import ModelEvent, ModelPublished, decode, encode, new_id, now
+from afterclick.io.kafka_clients import ConnectionErrors, create_producer
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import KafkaSettings
 
@@ -100,18 +101,17 @@ def _deliver(kafka: KafkaSettings, value: bytes, timeout_s: float) -> None:
         else:
             failed.append(error)
 
-    producer = Producer(
-        {
-            "bootstrap.servers": kafka.bootstrap,
-            "enable.idempotence": True,
-            "acks": "all",
-            "delivery.timeout.ms": int(timeout_s * 1000),
-        }
-    )
+    options = {
+        "enable.idempotence": True,
+        "acks": "all",
+        "delivery.timeout.ms": int(timeout_s * 1000),
+    }
+    errors = ConnectionErrors(kafka)
+    producer = create_producer(kafka, options, errors)
     producer.produce(kafka.topics.models, value, KEY, on_delivery=report)
     producer.flush(timeout_s + 5)
     if failed or not delivered:
-        reason = failed[0].str() if failed else "no acknowledgement"
+        reason = errors.reason(failed[0]) if failed else "no acknowledgement"
         raise Unavailable(
             f"Kafka at {kafka.bootstrap} did not take the model: {reason}; the champion stays"
         )

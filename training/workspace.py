@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
-from redis import Redis, RedisCluster
 from redis.exceptions import RedisError
 
 from afterclick.errors import BadInput
 from afterclick.io.files import file_lock, lock_owner, staged_folder, write_atomically
 from afterclick.io.home import HomeFile, TrainingStatus
+from afterclick.io.redis_clients import create_redis, redis_reason
 from afterclick.settings import Settings
 
 if TYPE_CHECKING:
@@ -55,12 +55,11 @@ class LastTraining(HomeFile):
 
 def approved_items(settings: Settings) -> frozenset[str]:
     """Items that administrators exempt from quarantine; none if Redis does not answer."""
-    kind = RedisCluster if settings.redis.cluster else Redis
     try:
-        with closing(kind.from_url(settings.redis.url, socket_timeout=10, protocol=2)) as client:
+        with closing(create_redis(settings.redis, socket_timeout=10, protocol=2)) as client:
             found: Any = client.smembers(settings.redis.keys.approved)
     except (RedisError, OSError) as error:
-        log.warning("approved items unknown: Redis does not answer", error=repr(error))
+        log.warning("approved items unknown: Redis does not answer", error=redis_reason(error))
         return frozenset()
     return frozenset(item.decode() for item in found)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 import stamina
 
 from afterclick.errors import Unavailable
+from afterclick.io.kafka_clients import ConnectionErrors, create_admin, create_consumer
 from afterclick.settings import KafkaSettings
 from afterclick.state import TopicPartition
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 _BATCH = 1000
+_OPTIONS = {
+    "group.id": "afterclick",  # required by the library; the group is never joined
+    "enable.auto.commit": False,
+    "enable.partition.eof": True,
+    "auto.offset.reset": "earliest",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,7 @@ class KafkaLog:
         self._kafka, self._timeout_s = kafka, timeout_s
         self._lock = threading.RLock()
         self._consumer: Consumer | None = None
+        self._errors = ConnectionErrors(kafka)
 
     def exists(self, topic: str) -> bool:
         """Whether the topic exists."""
@@ -76,11 +84,9 @@ class KafkaLog:
     def topic_ids(self, *topics: str) -> dict[str, str]:
         """The id that Kafka gave each topic when it was created."""
         from confluent_kafka import TopicCollection
-        from confluent_kafka.admin import AdminClient
 
         with self._connected():
-            admin = AdminClient({"bootstrap.servers": self._kafka.bootstrap, "log_level": 0})
-            found = admin.describe_topics(
+            found = create_admin(self._kafka).describe_topics(
                 TopicCollection(list(topics)), request_timeout=self._timeout_s
             )
             return {topic: str(future.result().topic_id) for topic, future in found.items()}
@@ -172,12 +178,16 @@ class KafkaLog:
 
         with self._lock:
             if self._consumer is None:
-                self._consumer = _consumer(self._kafka)
+                self._errors = ConnectionErrors(self._kafka)
+                self._consumer = create_consumer(self._kafka, _OPTIONS, self._errors)
             try:
                 yield self._consumer
             except KafkaException as error:
+                if self._consumer is not None:
+                    self._consumer.poll(0)  # reports why it is not connected
                 self.close()
-                raise Unavailable(f"Kafka at {self._kafka.bootstrap}: {_reason(error)}") from None
+                reason = self._errors.refusal or _reason(error)
+                raise Unavailable(f"Kafka at {self._kafka.bootstrap}: {reason}") from None
             except Unavailable:
                 self.close()
                 raise
@@ -206,21 +216,6 @@ def lag(ranges: Mapping[TopicPartition, OffsetRange], applied: Mapping[TopicPart
     return sum(
         max(0, span.end - max(applied.get(partition, -1) + 1, span.begin))
         for partition, span in ranges.items()
-    )
-
-
-def _consumer(kafka: KafkaSettings) -> Consumer:
-    from confluent_kafka import Consumer
-
-    return Consumer(
-        {
-            "bootstrap.servers": kafka.bootstrap,
-            "group.id": "afterclick",  # required by the library; the group is never joined
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "log_level": 0,
-        }
     )
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query
 from numpy.typing import NDArray
-from redis.asyncio import Redis
 
 from afterclick import api, events
 from afterclick.features import FEATURES, PARTS
+from afterclick.io.redis_clients import create_async_redis
 from afterclick.ranking import CandidateGenerator
 from afterclick.retrieval import SOURCES
 from afterclick.settings import Settings
@@ -46,7 +46,7 @@ def create_app(settings: Settings) -> FastAPI:
         await service.stop()
 
     app = FastAPI(lifespan=lifespan)
-    redis = Redis.from_url(settings.redis.url)
+    redis = create_async_redis(settings.redis)
     boosters: dict[str, lightgbm.Booster] = {}
 
     @app.get("/recommendations")

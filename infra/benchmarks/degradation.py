@@ -20,8 +20,8 @@ from functools import partial
 import numpy as np
 import orjson
 import structlog
-from confluent_kafka import Producer
 
+from afterclick.io.kafka_clients import create_producer
 from afterclick.settings import Settings
 from infra.benchmarks.harness import Benchmark, Figures, Servers, own_servers, served_shop
 from infra.benchmarks.load import ConnectionPool, get, post
@@ -241,7 +241,7 @@ def _publish_damaged(settings: Settings, shop: SyntheticShop) -> None:
 
 
 def _publish(settings: Settings, shop: SyntheticShop, version: str) -> None:
-    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap})
+    producer = create_producer(settings.kafka, {})
     publish_model(producer, settings, shop.models[version])
     producer.flush(10)
 

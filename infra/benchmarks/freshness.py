@@ -18,14 +18,14 @@ from urllib.parse import urlencode
 
 import numpy as np
 import orjson
-import redis
 import structlog
-from confluent_kafka import Consumer
 from confluent_kafka import TopicPartition as KafkaPartition
 from websockets.asyncio.client import connect
 
 from afterclick.events import new_id
+from afterclick.io.kafka_clients import create_consumer
 from afterclick.io.kafka_log import KafkaLog
+from afterclick.io.redis_clients import create_redis
 from afterclick.settings import Settings
 from afterclick.state import StateChange
 from infra.benchmarks.harness import (
@@ -252,7 +252,7 @@ async def _watch_list(port: int, user: str, phase: Phase) -> None:
 def _watch_boundaries(stack: Stack, phase: Phase, stop: threading.Event) -> None:
     """Record the changes of the key `boundary`; a real-time job writes it at hand-overs only."""
     key = stack.settings.redis.keys.last_batch_at
-    with redis.Redis.from_url(stack.settings.redis.url, decode_responses=True) as client:
+    with create_redis(stack.settings.redis, decode_responses=True) as client:
         last = client.get(key)
         while not stop.wait(0.2):
             current = client.get(key)
@@ -265,7 +265,7 @@ def _read_changes(stack: Stack, phase: Phase, stop: threading.Event) -> None:
     kafka = stack.settings.kafka
     with KafkaLog(kafka) as kafka_log:
         ranges = kafka_log.ranges(kafka.topics.state_changes)
-    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "bench"})
+    consumer = create_consumer(kafka, {"group.id": "bench"})
     consumer.assign([KafkaPartition(*name, held.end) for name, held in ranges.items()])
     while not stop.is_set():
         for message in consumer.consume(500, 0.2):

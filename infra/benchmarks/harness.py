@@ -26,7 +26,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from afterclick.errors import Unavailable
 from afterclick.events import Action
+from afterclick.io.kafka_clients import create_producer
 from afterclick.io.kafka_log import lag
+from afterclick.io.redis_clients import create_redis
 from afterclick.settings import Settings
 from afterclick.state import Effect, HistoryEntry, StateChange
 from infra.benchmarks import synthetic
@@ -186,7 +188,7 @@ class Stack:
     job: StreamJob
 
     def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.settings.redis.url, socket_timeout=30)
+        return create_redis(self.settings.redis, socket_timeout=30)
 
     def job_runs(self) -> bool:
         """Whether the queries of the job run (positions.running_job)."""
@@ -324,8 +326,7 @@ class ShopTraffic:
     _producer: Producer = field(init=False)
 
     def __post_init__(self) -> None:
-        bootstrap = self.settings.kafka.bootstrap
-        self._producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0})
+        self._producer = create_producer(self.settings.kafka, {"linger.ms": 0})
 
     @contextmanager
     def running(self, per_s: float) -> Iterator[None]:
@@ -370,7 +371,7 @@ class ShopTraffic:
     def _run(self, per_s: float, stop: threading.Event) -> None:
         rng, keys = np.random.default_rng(11), self.settings.redis.keys
         topic = self.settings.kafka.topics.reviews
-        with redis.Redis.from_url(self.settings.redis.url) as client:
+        with create_redis(self.settings.redis) as client:
             while per_s and not stop.wait(1 / per_s):
                 user = str(rng.choice(self.shop.users))
                 item = self.shop.items[int(self.shop.draw(rng, 1)[0])]

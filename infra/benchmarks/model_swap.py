@@ -20,10 +20,10 @@ import numpy as np
 import orjson
 import pyarrow.csv as csv
 import structlog
-from confluent_kafka import Producer
 
 from afterclick.errors import Unavailable
 from afterclick.io.home import TrainingStatus
+from afterclick.io.kafka_clients import create_producer
 from afterclick.settings import Settings
 from infra.benchmarks.harness import (
     Benchmark,
@@ -96,7 +96,7 @@ class ModelSwapBenchmark(Benchmark):
         self, settings: Settings, shop: SyntheticShop, api: RunningApi, done: Event
     ) -> list[float]:
         """Publish models in turn; returns the seconds from each publication until it is served."""
-        producer = Producer({"bootstrap.servers": settings.kafka.bootstrap})
+        producer = create_producer(settings.kafka, {})
         seconds, versions = [], list(shop.models)
         try:
             for n in range(self.swaps):

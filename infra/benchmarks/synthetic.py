@@ -15,13 +15,14 @@ from pathlib import Path
 
 import lightgbm
 import numpy as np
-import redis
 from confluent_kafka import Producer
 
 from afterclick import artifact, events
 from afterclick.arrays import Float64Array, Int64Array, IntArray
 from afterclick.events import Action, Item, ItemEvent, ModelEvent, ModelPublished
 from afterclick.features import FEATURE_NAMES
+from afterclick.io.kafka_clients import create_producer
+from afterclick.io.redis_clients import create_redis
 from afterclick.model import AGES_DAYS, Model, TowerArrays
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
@@ -84,9 +85,7 @@ def build_shop(
     ids = [f"B{i:09d}" for i in range(items)]
     popularity = 1.0 / (np.arange(items) + 20.0) ** 0.8
     shop = SyntheticShop(ids, [f"user-{i}" for i in range(users)], popularity / popularity.sum())
-    producer = Producer(
-        {"bootstrap.servers": settings.kafka.bootstrap, "queue.buffering.max.messages": 1_000_000}
-    )
+    producer = create_producer(settings.kafka, {"queue.buffering.max.messages": 1_000_000})
     _publish_items(settings, shop, producer)
     shop.models.update(_write_models(settings, shop, versions, rng))
     publish_model(producer, settings, shop.models[versions[0]])
@@ -213,7 +212,7 @@ def _ranker(rng: np.random.Generator) -> str:
 def _write_state(settings: Settings, shop: SyntheticShop, rng: np.random.Generator) -> None:
     """Histories (1 to `HISTORY_LENGTH` events, mean 4), counts and trends."""
     keys, now = settings.redis.keys, time.time() * 1000
-    client = redis.Redis.from_url(settings.redis.url)
+    client = create_redis(settings.redis)
     pipe = client.pipeline(transaction=False)
     for user in shop.users:
         chosen = np.unique(shop.draw(rng, min(int(rng.geometric(0.25)), HISTORY_LENGTH)))

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import numpy as np
 import structlog
-from confluent_kafka import Producer
 from websockets.sync.client import ClientConnection, connect
 
 from afterclick import events
 from afterclick.errors import Unavailable
 from afterclick.events import Action, Interaction
+from afterclick.io.kafka_clients import create_producer
 from afterclick.settings import Settings
 from infra.benchmarks.harness import (
     Benchmark,
@@ -120,7 +120,7 @@ class UiLatencyBenchmark(Benchmark):
 def _publish_reviews(settings: Settings, shop: SyntheticShop, count: int) -> None:
     """Reviews with a long tail, so that new visitors get a list."""
     rng = np.random.default_rng(7)
-    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap, "enable.idempotence": True})
+    producer = create_producer(settings.kafka, {"enable.idempotence": True})
     for n, item in enumerate(rng.choice(len(shop.items), count, p=shop.popularity).tolist()):
         user_id = f"reviewer-{n % 200}"
         interaction = Interaction(user_id=user_id, item_id=shop.items[item], action=Action.REVIEW)

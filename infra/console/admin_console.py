@@ -17,8 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import KafkaException, Producer
-from redis import Redis
+from confluent_kafka import KafkaException
 from redis.exceptions import RedisError
 
 from afterclick.errors import BadInput, NotRunning, Unavailable
@@ -30,7 +29,9 @@ from afterclick.io.home import (
     StackRecord,
     TrainingStatus,
 )
+from afterclick.io.kafka_clients import create_producer
 from afterclick.io.kafka_log import KafkaLog
+from afterclick.io.redis_clients import create_redis, redis_unavailable
 from afterclick.settings import KafkaSettings, Settings
 from infra.console.jobs import Job, Jobs, SimulationJob
 
@@ -175,11 +176,11 @@ def kill_stream(settings: Settings) -> int:
 
 def pause_redis(settings: Settings, seconds: float) -> None:
     """Block every Redis command for `seconds`. Raises Unavailable."""
-    client: Redis = Redis.from_url(settings.redis.url, socket_timeout=TIMEOUT_S)
+    client = create_redis(settings.redis, socket_timeout=TIMEOUT_S)
     try:
         client.client_pause(int(seconds * 1000), all=True)
     except RedisError as error:
-        raise Unavailable(f"Redis does not answer: {error}") from None
+        raise redis_unavailable(error) from None
     finally:
         client.close()
 
@@ -192,7 +193,7 @@ def resend(kafka: KafkaSettings, count: int) -> int:
     try:
         with KafkaLog(kafka, TIMEOUT_S) as log:
             messages = log.last(kafka.topics.feedback, count)
-        producer = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})
+        producer = create_producer(kafka, {"enable.idempotence": True})
         for message in reversed(messages):
             partition = message.partition()
             assert partition is not None

@@ -95,7 +95,7 @@ def seed_demo_users(
         f"{DATASET_SOURCE}{data.manifest.name}", topics.reviews, topics.feedback, shift
     )
     originals = pa.array(sorted(demo_users), pa.string())
-    with EventProducer(settings.kafka.bootstrap) as producer:
+    with EventProducer(settings.kafka) as producer:
         producer.require(topics.reviews, topics.feedback)
         sent = 0
         for batch in _before(data, until_ms):

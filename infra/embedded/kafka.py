@@ -6,19 +6,29 @@ writes  topic  every topic of afterclick.topics, with its partitions and retenti
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 from uuid import uuid4
 
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError
+from pydantic import SecretStr
 
 from afterclick.errors import Unavailable
+from afterclick.io.kafka_clients import (
+    jaas_config,
+    java_properties,
+    python_admin,
+    python_unavailable,
+)
 from afterclick.settings import KafkaSettings, Settings
+from infra.embedded.certificates import create_certificates
 from infra.embedded.java import find_java
 from infra.embedded.server import LOOPBACK, EmbeddedServer, free_port
 
@@ -36,10 +46,11 @@ _CONFIG = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@{host}:{controller_port}
-listeners=PLAINTEXT://{host}:{port},CONTROLLER://{host}:{controller_port}
-advertised.listeners=PLAINTEXT://{host}:{advertised_port}
+listeners={protocol}://{host}:{port},CONTROLLER://{host}:{controller_port}
+advertised.listeners={protocol}://{host}:{advertised_port}
+inter.broker.listener.name={protocol}
 controller.listener.names=CONTROLLER
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map={protocol}:{protocol},CONTROLLER:PLAINTEXT
 log.dirs={data}
 auto.create.topics.enable=false
 # one node: no replicas
@@ -68,6 +79,8 @@ log.segment.bytes=134217728
 log.segment.delete.delay.ms=1000
 log.retention.check.interval.ms=300000
 """
+_SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
+_MECHANISMS = ("PLAIN", *_SCRAM)
 _LOG4J = """\
 Configuration:
   Appenders:
@@ -108,42 +121,108 @@ class KafkaServer(EmbeddedServer):
         """The bootstrap address: host:port."""
         return f"{LOOPBACK}:{self.port}"
 
+    @property
+    def client_settings(self) -> KafkaSettings:
+        """The settings by which clients reach the broker."""
+        return KafkaSettings(bootstrap=self.address)
+
     def prepare(self) -> None:
         """Write the configuration and format a new data folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
         data = self.folder / "data"
         config = _CONFIG.format(
+            protocol=self.client_settings.security_protocol,
             host=LOOPBACK,
             port=self.port,
             advertised_port=self.advertised_port,
             controller_port=self.controller_port,
             data=data,
         )
+        config += "".join(f"{name}={value}\n" for name, value in self._security().items())
         (self.folder / "server.properties").write_text(config)
         (self.folder / "log4j2.yaml").write_text(_LOG4J)
         if not (data / "meta.properties").exists():
             self._format()
 
     def ready(self) -> bool:
-        return broker_answers(self.address)
+        return broker_answers(self.client_settings)
 
     def command(self) -> Sequence[str | Path]:
         return [*self._java(), "kafka.Kafka", self.folder / "server.properties"]
+
+    def _security(self) -> dict[str, str]:
+        """Further properties of the broker: encryption and passwords."""
+        return {}
 
     def _java(self) -> list[str | Path]:
         classpath = os.pathsep.join(str(jar) for jar in self.jars)
         log4j = f"-Dlog4j2.configurationFile={self.folder / 'log4j2.yaml'}"
         return [find_java().executable, *_JVM, log4j, "-cp", classpath]
 
+    def _users(self) -> list[str]:
+        """Options of the storage tool that create users."""
+        return []
+
     def _format(self) -> None:
         cluster_id = urlsafe_b64encode(uuid4().bytes).decode().rstrip("=").replace("-", "a")
         tool = ["kafka.tools.StorageTool", "format", "-t", cluster_id]
-        command = [*self._java(), *tool, "-c", self.folder / "server.properties"]
+        command = [*self._java(), *tool, "-c", self.folder / "server.properties", *self._users()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise Unavailable(
                 f"Kafka could not format {self.folder}: {(done.stdout + done.stderr).strip()}"
             )
+
+
+class SecureKafkaServer(KafkaServer):
+    """A broker that accepts TLS with a user name and a password only, by any SASL mechanism.
+
+    Its first start creates the certificates, in its folder; `client_settings` has the user.
+    """
+
+    username: Final = "afterclick"
+
+    def __init__(self, folder: Path, jars: Sequence[Path], port: int | None = None) -> None:
+        super().__init__(folder, jars, port)
+        self.password = SecretStr(secrets.token_urlsafe(18))
+        self._certificates = create_certificates(self.folder / "certificates")
+
+    @property
+    def client_settings(self) -> KafkaSettings:
+        return KafkaSettings(
+            bootstrap=self.address,
+            security_protocol="SASL_SSL",
+            username=self.username,
+            password=self.password,
+            ca_file=self._certificates.ca_file,
+        )
+
+    def _security(self) -> dict[str, str]:
+        java = java_properties(self.client_settings)
+        login = {"username": self.username, "password": self.password.get_secret_value()}
+        users = {f"user_{self.username}": login["password"]}
+        files = self._certificates
+        keystore = self.folder / "server-keystore.pem"
+        keystore.touch(mode=0o600)
+        keystore.write_bytes(files.key_file.read_bytes() + files.cert_file.read_bytes())
+        listener = "listener.name.sasl_ssl"
+        return {
+            "sasl.enabled.mechanisms": ",".join(_MECHANISMS),
+            "sasl.mechanism.inter.broker.protocol": java["sasl.mechanism"],
+            f"{listener}.plain.sasl.jaas.config": jaas_config("PLAIN", **login, **users),
+            **{
+                f"{listener}.{mechanism.lower()}.sasl.jaas.config": jaas_config(mechanism, **login)
+                for mechanism in _SCRAM
+            },
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(keystore),
+            "ssl.truststore.type": java["ssl.truststore.type"],
+            "ssl.truststore.location": java["ssl.truststore.location"],
+        }
+
+    def _users(self) -> list[str]:
+        user = f"[name={self.username},password={self.password.get_secret_value()}]"
+        return [word for name in _SCRAM for word in ("--add-scram", f"{name}={user}")]
 
 
 def ensure_topics(settings: Settings) -> list[str]:
@@ -152,7 +231,7 @@ def ensure_topics(settings: Settings) -> list[str]:
     Returns when every new partition has a leader, which is later than in the metadata.
     """
     kafka = settings.kafka
-    with _admin(kafka.bootstrap) as admin:
+    with _admin(kafka) as admin:
         existing = set(admin.list_topics())
         missing = {
             topic.name: {
@@ -178,16 +257,16 @@ def ensure_topics(settings: Settings) -> list[str]:
 def delete_topics(kafka: KafkaSettings) -> None:
     """Delete every topic with the prefix of these settings."""
     names = {topic.name for topic in kafka.topics.all()}
-    with _admin(kafka.bootstrap) as admin:
+    with _admin(kafka) as admin:
         present = sorted(names & set(admin.list_topics()))
         if present:
             admin.delete_topics(present)
 
 
-def broker_answers(bootstrap: str) -> bool:
+def broker_answers(kafka: KafkaSettings) -> bool:
     """Whether a broker answers requests."""
     try:
-        with _admin(bootstrap, timeout_ms=1500) as admin:
+        with _admin(kafka, timeout_ms=1500) as admin:
             admin.list_topics()
     except Unavailable:
         return False
@@ -195,11 +274,10 @@ def broker_answers(bootstrap: str) -> bool:
 
 
 @contextmanager
-def _admin(bootstrap: str, timeout_ms: int = 10_000) -> Iterator[KafkaAdminClient]:
+def _admin(kafka: KafkaSettings, timeout_ms: int = 10_000) -> Iterator[KafkaAdminClient]:
     """An admin client during a `with`. Kafka errors become Unavailable."""
-    servers = bootstrap.split(",")
     try:
-        with KafkaAdminClient(bootstrap_servers=servers, bootstrap_timeout_ms=timeout_ms) as admin:
+        with python_admin(kafka, bootstrap_timeout_ms=timeout_ms) as admin:
             yield admin
     except (KafkaError, OSError) as error:
-        raise Unavailable(f"Kafka at {bootstrap}: {error or type(error).__name__}") from error
+        raise python_unavailable(kafka, error) from error

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from afterclick.errors import Unavailable
+from afterclick.settings import RedisSettings
 from infra.embedded.process import Process
 
 LOOPBACK = "127.0.0.1"
@@ -110,6 +111,11 @@ class ValkeyServer(EmbeddedServer):
         """The URL that clients connect to."""
         return f"redis://{LOOPBACK}:{self.port}/0"
 
+    @property
+    def client_settings(self) -> RedisSettings:
+        """The settings by which clients reach the server."""
+        return RedisSettings(url=self.address)
+
     def prepare(self) -> None:
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
 
@@ -117,7 +123,9 @@ class ValkeyServer(EmbeddedServer):
         """Whether the server has loaded its data and answers."""
         import redis
 
-        client = redis.Redis.from_url(self.address, socket_timeout=1, socket_connect_timeout=1)
+        from afterclick.io.redis_clients import create_redis
+
+        client = create_redis(self.client_settings, socket_timeout=1, socket_connect_timeout=1)
         try:
             return bool(client.ping())
         except redis.RedisError:

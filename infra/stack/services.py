@@ -17,6 +17,7 @@ import redis
 
 from afterclick.errors import BadInput, Unavailable
 from afterclick.io.home import PartRecord, TrainingStatus
+from afterclick.io.redis_clients import create_redis
 from afterclick.settings import Settings
 from infra.embedded.java import KAFKA, ensure_jars
 from infra.embedded.kafka import KafkaServer
@@ -109,15 +110,18 @@ class Topology:
 
     @property
     def kafka_port(self) -> int | None:
-        """The port of the embedded Kafka; None if the settings name other brokers."""
-        host, _, port = self.settings.kafka.bootstrap.partition(":")
-        return int(port) if host in _LOOPBACK and "," not in port else None
+        """The port of the embedded Kafka; None: the settings name others, or have a password."""
+        kafka = self.settings.kafka
+        host, _, port = kafka.bootstrap.partition(":")
+        embedded = host in _LOOPBACK and kafka.security_protocol == "PLAINTEXT"
+        return int(port) if embedded and "," not in port else None
 
     @property
     def redis_port(self) -> int | None:
-        """The port of the embedded Valkey; None if the settings name another server."""
+        """The port of the embedded Valkey; None: the URL is of another, or has a password."""
         url = urlsplit(self.settings.redis.url)
-        return (url.port or 6379) if url.scheme == "redis" and url.hostname in _LOOPBACK else None
+        embedded = url.scheme == "redis" and url.hostname in _LOOPBACK and "@" not in url.netloc
+        return (url.port or 6379) if embedded else None
 
     @property
     def listeners(self) -> list[tuple[int, str]]:
@@ -229,8 +233,8 @@ def http_ok(url: str, timeout_s: float = 1.0) -> bool:
 
 def _runs_queries(settings: Settings, job: Process) -> bool:
     """Whether this stream job has marked its queries as running."""
-    client: redis.Redis = redis.Redis.from_url(
-        settings.redis.url, socket_timeout=1, socket_connect_timeout=1, decode_responses=True
+    client = create_redis(
+        settings.redis, socket_timeout=1, socket_connect_timeout=1, decode_responses=True
     )
     try:
         owner = client.get(settings.redis.keys.running)
@@ -258,8 +262,7 @@ def _moved(topology: Topology, offset: int) -> Settings:
         update["kafka"] = settings.kafka.model_copy(update={"bootstrap": bootstrap})
     if topology.redis_port:
         url = urlsplit(settings.redis.url)
-        credentials, at, _ = url.netloc.rpartition("@")
-        netloc = f"{credentials}{at}{url.hostname}:{topology.redis_port + offset}"
+        netloc = f"{url.hostname}:{topology.redis_port + offset}"
         moved = {"url": urlunsplit(url._replace(netloc=netloc))}
         update["redis"] = settings.redis.model_copy(update=moved)
     return settings.model_copy(update=update)

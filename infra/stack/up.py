@@ -29,6 +29,7 @@ from afterclick.io.background import BackgroundLoop
 from afterclick.io.files import file_lock
 from afterclick.io.home import StackProgress, StackRecord
 from afterclick.io.kafka_log import KafkaLog
+from afterclick.io.redis_clients import create_redis
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from infra.embedded.kafka import ensure_topics
@@ -188,9 +189,7 @@ class ProgressProbe:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._log = KafkaLog(settings.kafka, _TIMEOUT_S)
-        self._redis = redis.Redis.from_url(
-            settings.redis.url, socket_timeout=2, socket_connect_timeout=2
-        )
+        self._redis = create_redis(settings.redis, socket_timeout=2, socket_connect_timeout=2)
         self._previous: tuple[float, int] | None = None
         self.latest = StackProgress()
         """The newest reading."""

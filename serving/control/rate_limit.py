@@ -122,7 +122,7 @@ def _redis_storage(redis: RedisSettings) -> RedisStorage:
     if redis.cluster:
         raise BadInput("AFTERCLICK_SERVING__LIMIT_SHARED needs a single Redis, not a cluster")
     return RedisStorage(
-        f"async+{redis.url}",
+        f"async+{redis.client_url}",
         wrap_exceptions=True,
         implementation="redispy",
         key_prefix=f"{redis.prefix}limits",

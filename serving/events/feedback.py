@@ -16,11 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from afterclick import events
 from afterclick.errors import Unavailable
 from afterclick.events import Interaction, InteractionEvent, ReviewEvent
+from afterclick.io.kafka_clients import ConnectionErrors, create_producer
 from afterclick.settings import KafkaSettings
 from afterclick.state import LogPosition
 from afterclick.topics import PARTITIONER
@@ -116,8 +117,8 @@ class FeedbackLog:
         self._topics = settings.topics
         self._timeouts = timeouts or AckTimeouts()
         self._waiting: dict[asyncio.Future[LogPosition], float] = {}
-        config = _config(settings.bootstrap, self._timeouts.ack_s)
-        self._producer = Producer(config | {"error_cb": self._on_error})
+        errors = ConnectionErrors(settings, self._on_error)
+        self._producer = create_producer(settings, _options(self._timeouts.ack_s), errors)
         self.health = KafkaHealth(self._probe, self._timeouts)
         self.sent = 0
         """Records handed to the producer."""
@@ -212,9 +213,8 @@ def _settle(
     )
 
 
-def _config(bootstrap: str, ack_s: float) -> dict[str, object]:
+def _options(ack_s: float) -> dict[str, object]:
     return {
-        "bootstrap.servers": bootstrap,
         "enable.idempotence": True,
         "acks": "all",
         "partitioner": PARTITIONER,
@@ -223,5 +223,4 @@ def _config(bootstrap: str, ack_s: float) -> dict[str, object]:
         "request.timeout.ms": int(ack_s * 1000),
         "queue.buffering.max.messages": 10_000,
         "reconnect.backoff.max.ms": 1000,
-        "log_level": 0,
     }

@@ -18,6 +18,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from afterclick import events
 from afterclick.events import IMPRESSION_TYPE, Action
+from afterclick.io.kafka_clients import create_producer
 from afterclick.settings import KafkaSettings
 from serving.response_cache import Recommendation
 
@@ -33,18 +34,17 @@ class ImpressionLog:
     def __init__(self, settings: KafkaSettings, producer: Producer | None = None) -> None:
         self._topic = settings.topics.impressions
         self.dropped = 0
-        self._producer = producer or Producer(
+        self._producer = producer or create_producer(
+            settings,
             {
-                "bootstrap.servers": settings.bootstrap,
                 "partitioner": "murmur2_random",
                 "acks": "all",
                 "linger.ms": 50,
                 "message.timeout.ms": 30_000,
                 "queue.buffering.max.messages": BUFFER,
-                "log_level": 0,
                 "delivery.report.only.error": True,
                 "on_delivery": self._on_delivery,
-            }
+            },
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="impression-reports", daemon=True)

@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 
 import hiredis
 import structlog
-from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.exceptions import RedisError
 
 from afterclick.errors import Unavailable
+from afterclick.io.redis_clients import create_async_redis, redis_reason
 from afterclick.settings import RedisSettings
 from afterclick.state import HistoryEntry
 
@@ -95,7 +95,7 @@ class OnlineStore:
         self._keys, self._length = settings.keys, history_length
         plain = not settings.cluster and is_plain(settings.url)
         self._client = (
-            RedisPipe(settings.url, settings.timeout_s) if plain else _FullClient(settings)
+            RedisPipe(settings.client_url, settings.timeout_s) if plain else _FullClient(settings)
         )
         self.breaker = CircuitBreaker("Redis")
 
@@ -142,18 +142,16 @@ class _FullClient:
             "protocol": 2,
         }
         self._timeout_s = settings.timeout_s
-        self._client: Redis | RedisCluster = (
-            RedisCluster.from_url(settings.url, **options)
-            if settings.cluster
-            else Redis.from_url(settings.url, max_connections=64, **options)
-        )
+        if not settings.cluster:
+            options["max_connections"] = 64
+        self._client = create_async_redis(settings, **options)
 
     async def call(self, *command: str | int) -> Any:
         try:
             async with asyncio.timeout(self._timeout_s):
                 reply = await self._client.execute_command(*command)
         except (RedisError, OSError, TimeoutError) as error:
-            raise Unavailable(f"Redis is unavailable: {error}") from error
+            raise Unavailable(f"Redis is unavailable: {redis_reason(error)}") from error
         return _flat(reply)
 
     async def close(self) -> None:
@@ -273,7 +271,7 @@ class RedisConnection(asyncio.Protocol):
             raise Unavailable("too many commands are waiting for Redis")
         answer = await self._send(command)
         if isinstance(answer, hiredis.HiredisError):
-            raise Unavailable(f"Redis error: {answer}")
+            raise Unavailable(f"Redis error: {redis_reason(answer)}")
         return answer
 
     def close(self) -> None:

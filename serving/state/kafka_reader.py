@@ -22,6 +22,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from afterclick.io.kafka_clients import create_consumer
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import KafkaSettings
 from afterclick.topics import dlq
@@ -31,6 +32,15 @@ POLL_S = 0.2
 METADATA_S = 2.0
 RETRY_S = 0.5
 MAX_BATCH = 1000
+_OPTIONS = {
+    "group.id": "afterclick-serving",  # required by the library; never committed
+    "enable.auto.commit": False,
+    "enable.partition.eof": False,
+    "auto.offset.reset": "earliest",
+    "fetch.wait.max.ms": 200,
+    "reconnect.backoff.max.ms": 1000,
+    "topic.metadata.refresh.interval.ms": 10_000,
+}
 
 
 def from_beginning(ends: Mapping[int, int]) -> Mapping[int, int]:
@@ -46,7 +56,7 @@ class TopicReader:
     to start at. `caught_up` is set once all records that the topic held at the start are handled.
     """
 
-    bootstrap: str
+    kafka: KafkaSettings
     topic: str
     handle: Callable[[Sequence[Message]], None]
     start_offsets: Callable[[Mapping[int, int]], Mapping[int, int]] = from_beginning
@@ -68,7 +78,7 @@ class TopicReader:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            consumer = Consumer(self._config())
+            consumer = create_consumer(self.kafka, _OPTIONS)
             try:
                 self._follow(consumer)
             except KafkaException as error:
@@ -78,19 +88,6 @@ class TopicReader:
             finally:
                 consumer.close()
             self._stop.wait(RETRY_S)
-
-    def _config(self) -> dict[str, object]:
-        return {
-            "bootstrap.servers": self.bootstrap,
-            "group.id": "afterclick-serving",  # required by the library; never committed
-            "enable.auto.commit": False,
-            "enable.partition.eof": False,
-            "auto.offset.reset": "earliest",
-            "fetch.wait.max.ms": 200,
-            "reconnect.backoff.max.ms": 1000,
-            "topic.metadata.refresh.interval.ms": 10_000,
-            "log_level": 0,
-        }
 
     def _follow(self, consumer: Consumer) -> None:
         ends = self._wait_for_topic(consumer)
@@ -134,7 +131,7 @@ class TopicReader:
                 if metadata.error is None and metadata.partitions:
                     return {p: self._end(consumer, p) for p in metadata.partitions}
             except KafkaException:
-                pass  # the broker is unavailable: keep waiting
+                consumer.poll(0)  # logs a refused connection; otherwise keep waiting
             self._stop.wait(RETRY_S)
         return None
 

@@ -26,7 +26,8 @@ from confluent_kafka import Message
 from redis import Redis, RedisCluster
 from redis.exceptions import RedisError
 
-from afterclick.errors import BadEvent, Unavailable
+from afterclick.errors import BadEvent
+from afterclick.io.redis_clients import create_redis, redis_reason, redis_unavailable
 from afterclick.settings import Settings
 from afterclick.state import LogPosition, StateChange
 from afterclick.trends import HALF_LIVES_MS, TrendTable
@@ -145,7 +146,7 @@ class TrendFeed(TrendState):
         self._next: dict[int, int] = {}
         self._loader: threading.Thread | None = None
         self.reader = TopicReader(
-            settings.kafka.bootstrap,
+            settings.kafka,
             settings.kafka.topics.state_changes,
             self.on_records,
             self.start_offsets,
@@ -170,7 +171,7 @@ class TrendFeed(TrendState):
             with closing(_connect(self._settings)) as client:
                 (client.sadd if approved else client.srem)(key, item_id)
         except (RedisError, OSError) as error:
-            raise Unavailable(f"Redis: {error}") from None
+            raise redis_unavailable(error) from None
         with self.lock:
             self.approved = self.approved | {item_id} if approved else self.approved - {item_id}
             self.changes += 1
@@ -204,7 +205,7 @@ class TrendFeed(TrendState):
         try:
             self.load(self.read)
         except (RedisError, OSError) as error:
-            log.warning("trends not loaded; trying again", error=repr(error))
+            log.warning("trends not loaded; trying again", error=redis_reason(error))
             return
         seconds = round(time.monotonic() - began, 3)
         log.info("trends loaded", items=len(self.table), seconds=seconds)
@@ -258,10 +259,7 @@ def _read_partition(
 
 
 def _connect(settings: Settings) -> Redis | RedisCluster:
-    kind = RedisCluster if settings.redis.cluster else Redis
-    return kind.from_url(
-        settings.redis.url, socket_timeout=10, socket_connect_timeout=2, protocol=2
-    )
+    return create_redis(settings.redis, socket_timeout=10, socket_connect_timeout=2, protocol=2)
 
 
 class PositionWaiters:

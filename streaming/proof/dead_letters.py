@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from afterclick.errors import Unavailable
+from afterclick.io.kafka_clients import python_consumer, python_producer, python_unavailable
 from afterclick.settings import KafkaSettings
 from afterclick.topics import dlq
 
@@ -68,7 +68,7 @@ def redrive(kafka: KafkaSettings, containing: str = "") -> int:
     """
     sent = 0
     with _consumer(kafka, _GROUP) as consumer:
-        producer = KafkaProducer(bootstrap_servers=kafka.bootstrap.split(","), acks="all")
+        producer = python_producer(kafka, acks="all")
         for partition in _partitions(kafka):
             begin = consumer.beginning_offsets([partition])[partition]
             first = max(begin, consumer.committed(partition) or 0)
@@ -91,15 +91,13 @@ def _partitions(kafka: KafkaSettings) -> list[TopicPartition]:
 @contextmanager
 def _consumer(kafka: KafkaSettings, group: str | None = None) -> Iterator[KafkaConsumer]:
     try:
-        consumer = KafkaConsumer(
-            bootstrap_servers=kafka.bootstrap.split(","), group_id=group, enable_auto_commit=False
-        )
+        consumer = python_consumer(kafka, group_id=group, enable_auto_commit=False)
         try:
             yield consumer
         finally:
             consumer.close()
     except KafkaError as error:
-        raise Unavailable(f"Kafka at {kafka.bootstrap}: {error}") from None
+        raise python_unavailable(kafka, error) from None
 
 
 def _records(consumer: KafkaConsumer, partition: TopicPartition, first: int) -> Iterator[Any]:

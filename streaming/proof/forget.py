@@ -26,6 +26,7 @@ import redis
 from afterclick.errors import BadEvent, StateConflict, StateLocked, Unavailable
 from afterclick.events import decode_interaction, stable_id
 from afterclick.io.kafka_log import KafkaLog, OffsetRange
+from afterclick.io.redis_clients import redis_unavailable
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings, Settings
 from afterclick.state import (
@@ -89,7 +90,7 @@ def forget(settings: Settings, user_id: str) -> Forgetting:
                 counted, missing = forgetter.finish(finished_ms)
                 events, unknown = events + counted, unknown + missing
         except redis.RedisError as error:
-            raise Unavailable(f"Redis: {error}") from None
+            raise redis_unavailable(error) from None
     return Forgetting(until_ms, events, unknown, erase(settings.archive, user_id, until_ms))
 
 

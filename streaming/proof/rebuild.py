@@ -56,7 +56,9 @@ def rebuild(settings: Settings) -> Rebuilt:
             client.delete(staged.forgotten_users)
             restore_forgotten(client, staged, settings.kafka)
             config = replace(ApplyConfig.of(settings, 1), keys=staged)
-            applier = Applier(config, NodeConnection(settings.redis.url), log_holds=_no_record)
+            applier = Applier(
+                config, NodeConnection(settings.redis.client_url), log_holds=_no_record
+            )
             partitions = positions.topic_partitions(settings.kafka)
             events = sum(_apply(applier, log, partition) for partition in partitions)
             swap(client, staged, keys)

@@ -18,7 +18,8 @@ import numpy as np
 import redis
 
 from afterclick.arrays import Float64Array
-from afterclick.errors import StateConflict, Unavailable
+from afterclick.errors import StateConflict
+from afterclick.io.redis_clients import create_redis, redis_unavailable
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
@@ -90,7 +91,7 @@ def reconcile(settings: Settings, wait_s: float = 0.0) -> Reconciliation:
     the state keeps changing while it is read, LogTruncated, Unavailable.
     """
     started = time.monotonic()
-    client: redis.Redis = redis.Redis.from_url(settings.redis.url, socket_timeout=60)
+    client = create_redis(settings.redis, socket_timeout=60)
     try:
         if wait_s:
             _wait(client, settings, wait_s)
@@ -100,7 +101,7 @@ def reconcile(settings: Settings, wait_s: float = 0.0) -> Reconciliation:
                 report.seconds = round(time.monotonic() - started, 3)
                 return report
     except redis.RedisError as error:
-        raise Unavailable(f"Redis: {error}") from None
+        raise redis_unavailable(error) from None
     finally:
         client.close()
     raise StateConflict(

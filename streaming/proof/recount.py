@@ -20,8 +20,9 @@ from kafka import TopicPartition as KafkaPartition
 from kafka.errors import KafkaError
 
 from afterclick.arrays import Float64Array
-from afterclick.errors import BadEvent, LogTruncated, Unavailable
+from afterclick.errors import BadEvent, LogTruncated
 from afterclick.events import decode_interaction
+from afterclick.io.kafka_clients import python_consumer, python_unavailable
 from afterclick.settings import Settings
 from afterclick.state import LATE_ITEMS, HistoryEntry, TopicPartition, decode_forgotten
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
@@ -216,8 +217,8 @@ def _last_after(
 @contextmanager
 def _consumer(settings: Settings) -> Iterator[KafkaConsumer]:
     try:
-        consumer = KafkaConsumer(
-            bootstrap_servers=settings.kafka.bootstrap.split(","),
+        consumer = python_consumer(
+            settings.kafka,
             enable_auto_commit=False,
             isolation_level="read_committed",
             group_id=None,
@@ -230,7 +231,7 @@ def _consumer(settings: Settings) -> Iterator[KafkaConsumer]:
         finally:
             consumer.close()
     except KafkaError as error:
-        raise Unavailable(f"Kafka at {settings.kafka.bootstrap}: {error}") from None
+        raise python_unavailable(settings.kafka, error) from None
 
 
 def _partitions(consumer: KafkaConsumer, *topics: str) -> list[KafkaPartition]:

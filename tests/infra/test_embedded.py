@@ -52,7 +52,7 @@ def test_a_record_survives_a_killed_broker(own_broker: KafkaServer) -> None:
     produce(own_broker.address, "reviews", b"before")
 
     own_broker.kill()
-    assert not broker_answers(own_broker.address)
+    assert not broker_answers(own_broker.client_settings)
     own_broker.start()
 
     produce(own_broker.address, "reviews", b"after")

@@ -40,7 +40,7 @@ def test_the_key_of_an_item_is_its_id(shop: Path, settings: Settings) -> None:
 
 
 def test_invalid_records_on_the_topic_are_skipped(shop: Path, settings: Settings) -> None:
-    with EventProducer(settings.kafka.bootstrap) as producer:
+    with EventProducer(settings.kafka) as producer:
         poison = [
             {"key": "x", "value": v} for v in (b"", b"\xff", b"{}", b'{"specversion":"1.0"}', None)
         ]

@@ -28,7 +28,7 @@ def messages(count: int, size: int = 0, keys: int = 20) -> list[dict[str, object
 
 def test_every_message_arrives_once_and_in_order_of_its_key(settings: Settings) -> None:
     topic = settings.kafka.topics.reviews
-    with EventProducer(settings.kafka.bootstrap) as producer:
+    with EventProducer(settings.kafka) as producer:
         producer.send(topic, messages(30_000), mark=30_000)
     assert producer.delivered == 30_000
     by_key = defaultdict(list)
@@ -41,7 +41,7 @@ def test_every_message_arrives_once_and_in_order_of_its_key(settings: Settings) 
 def test_a_full_queue_blocks_and_keeps_the_order(settings: Settings) -> None:
     topic = settings.kafka.topics.reviews
     options = {"queue.buffering.max.messages": 100}
-    with EventProducer(settings.kafka.bootstrap, **options) as producer:
+    with EventProducer(settings.kafka, **options) as producer:
         producer.send(topic, messages(5_000, keys=1), mark=5_000)
     values = [int(value) for _, _, value in read_topic(settings.kafka.bootstrap, topic)]
     assert values == list(range(5_000))
@@ -51,7 +51,7 @@ def test_keys_are_partitioned_like_java_clients_do(settings: Settings) -> None:
     from kafka.partitioner import murmur2
 
     topic = settings.kafka.topics.reviews
-    with EventProducer(settings.kafka.bootstrap) as producer:
+    with EventProducer(settings.kafka) as producer:
         producer.send(topic, messages(50, keys=50), mark=50)
     for partition, key, _ in read_topic(settings.kafka.bootstrap, topic):
         assert partition == (murmur2(key) & 0x7FFFFFFF) % settings.kafka.partitions
@@ -60,19 +60,19 @@ def test_keys_are_partitioned_like_java_clients_do(settings: Settings) -> None:
 def test_an_unreachable_kafka_is_reported_in_one_line() -> None:
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(Unavailable, match=f"Kafka at {address} does not answer"):
-        EventProducer(address, connect_s=1.0)
+        EventProducer(KafkaSettings(bootstrap=address), connect_s=1.0)
 
 
 def test_a_missing_topic_is_named_before_sending(settings: Settings) -> None:
     with (
-        EventProducer(settings.kafka.bootstrap) as producer,
+        EventProducer(settings.kafka) as producer,
         pytest.raises(Unavailable, match="no topic nowhere"),
     ):
         producer.require(settings.kafka.topics.reviews, "nowhere")
 
 
 def test_an_event_that_is_too_large_is_rejected_by_name(settings: Settings) -> None:
-    producer = EventProducer(settings.kafka.bootstrap)
+    producer = EventProducer(settings.kafka)
     with pytest.raises(BadInput, match="size"):
         producer.send(settings.kafka.topics.reviews, messages(1, size=3_000_000), mark=1)
 
@@ -85,7 +85,7 @@ def test_a_restarted_broker_receives_every_event(own_broker: KafkaServer) -> Non
 
     ensure_topics(settings)
     topic = settings.kafka.topics.reviews
-    with EventProducer(own_broker.address) as producer:
+    with EventProducer(own_broker.client_settings) as producer:
         producer.send(topic, messages(1000), mark=1000)
         producer.flush()
         own_broker.kill()
@@ -108,7 +108,7 @@ def test_a_lost_broker_ends_in_unavailable_with_the_delivered_count(
 
     ensure_topics(settings)
     topic = settings.kafka.topics.reviews
-    producer = EventProducer(own_broker.address, give_up_s=2.0)
+    producer = EventProducer(own_broker.client_settings, give_up_s=2.0)
     producer.send(topic, messages(100), mark=100)
     producer.flush()
     own_broker.kill()

@@ -73,7 +73,7 @@ class MiniStream:
         producer = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})
         consumer.assign(positions)
         plan = ApplyConfig.of(self.settings, kafka.partitions)
-        log_holds = partial(log_holds_records, kafka.bootstrap)
+        log_holds = partial(log_holds_records, kafka)
         applier = Applier(plan, NodeConnection(self.settings.redis.url), log_holds=log_holds)
         try:
             while not self._stop.is_set():

@@ -14,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from afterclick.events import InteractionEvent
+from afterclick.settings import KafkaSettings
 from afterclick.state import StateChange
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import Connection, NodeConnection
@@ -82,7 +83,7 @@ def real_time(
 ) -> None:
     """A real-time worker: a row at a time."""
     applier = Applier(config, here, outbox.send_to_dlq)
-    apply_row = RowApplier(config, "", applier, outbox)  # type: ignore[arg-type]
+    apply_row = RowApplier(config, KafkaSettings(), applier, outbox)  # type: ignore[arg-type]
     for record in batch:
         apply_row(record.key, record.value, topic, 0, record.offset, int(record.log_ms * 1000))
 

@@ -40,7 +40,7 @@ def transactions(settings: Settings, client: redis.Redis) -> TopicPartition:
 
 def apply_each(settings: Settings, place: TopicPartition, *, ask_log: bool) -> list[StateChange]:
     """Apply the records one by one, each in a new task: a micro-batch may end anywhere."""
-    log_holds = partial(log_holds_records, settings.kafka.bootstrap) if ask_log else None
+    log_holds = partial(log_holds_records, settings.kafka) if ask_log else None
     changes = []
     for record in dict(partition_logs(settings))[place]:
         config, connection = ApplyConfig.of(settings, 1), NodeConnection(settings.redis.url)
@@ -85,7 +85,7 @@ def test_lost_writes_are_still_detected_next_to_a_marker(
     applier = Applier(
         ApplyConfig.of(settings, 1),
         NodeConnection(settings.redis.url),
-        log_holds=partial(log_holds_records, settings.kafka.bootstrap),
+        log_holds=partial(log_holds_records, settings.kafka),
     )
     last = dict(partition_logs(settings))[transactions][-2:]
     with pytest.raises(redis.ResponseError, match="GAP"):

@@ -47,7 +47,7 @@ def test_the_largest_malformed_record_becomes_the_stub_of_a_dead_letter(
 ) -> None:
     records = dict(partition_logs(settings))[place]
     assert [len(record.value or b"") for record in records][1] == len(LARGEST)
-    sender = Sender(settings.kafka.bootstrap)
+    sender = Sender(settings.kafka)
     config, connection = ApplyConfig.of(settings, 2), NodeConnection(settings.redis.url)
     for output in Applier(config, connection, sender.send_to_dlq).apply(*place, records):
         sender.send(output)
@@ -94,7 +94,7 @@ def test_the_reason_of_a_dead_letter_is_cut_to_a_kilobyte() -> None:
 
 
 def test_a_record_that_no_topic_takes_does_not_hold_up_the_next_one(settings: Settings) -> None:
-    sender, topic = Sender(settings.kafka.bootstrap), settings.kafka.topics.state_changes
+    sender, topic = Sender(settings.kafka), settings.kafka.topics.state_changes
     delivered: list[str] = []
     sender.send(Output(topic, b"a", b"x" * 3_000_000, 0), lambda: delivered.append("large"))
     sender.send(Output(topic, b"a", b"next", 0), lambda: delivered.append("next"))

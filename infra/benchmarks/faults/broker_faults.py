@@ -18,12 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import redis
 from confluent_kafka import TopicPartition as KafkaPartition
-from confluent_kafka.admin import AdminClient
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 
 from afterclick.errors import LogTruncated
+from afterclick.io.kafka_clients import create_admin, python_consumer
+from afterclick.io.redis_clients import create_redis
 from afterclick.settings import KafkaSettings, Settings
 from infra.benchmarks.faults.fault_case import (
     NO_ACKS,
@@ -185,14 +185,14 @@ def _delete_unread(stack: Stack, count: int) -> int:
 
 def truncate_past_position(settings: Settings) -> int:
     """Delete `DELETED` unapplied records of each partition that has more; returns their number."""
-    with redis.Redis.from_url(settings.redis.url) as client:
+    with create_redis(settings.redis) as client:
         ranges = log_ranges(settings.kafka)
         applied = applied_offsets(client, settings.redis.keys, ranges)
     ends = {name: applied[name] + 1 + DELETED for name in ranges}
     partitions = [
         KafkaPartition(*name, ends[name]) for name, held in ranges.items() if held.end > ends[name]
     ]
-    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap})
+    admin = create_admin(settings.kafka)
     for deleted in admin.delete_records(partitions).values():
         deleted.result()
     return DELETED * len(partitions)
@@ -204,7 +204,7 @@ def _delivery(settings: Settings, topic: str, sent: Sequence[bytes]) -> Delivery
 
 def read_values(settings: Settings, topic: str) -> dict[int, list[bytes]]:
     """The values of each partition in log order, by another Kafka client than the producer's."""
-    consumer = KafkaConsumer(bootstrap_servers=settings.kafka.bootstrap.split(","), group_id=None)
+    consumer = python_consumer(settings.kafka, group_id=None)
     try:
         numbers = sorted(consumer.partitions_for_topic(topic) or ())
         partitions = [TopicPartition(topic, number) for number in numbers]

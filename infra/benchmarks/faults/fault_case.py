@@ -13,9 +13,10 @@ from typing import Any
 from confluent_kafka import Producer
 
 from afterclick.events import Interaction, encode, interaction_event
+from afterclick.io.kafka_clients import create_producer
 from afterclick.settings import Settings
 from infra.benchmarks.harness import Stack
-from ingest.producer import producer_config
+from ingest.producer import producer_options
 from streaming.proof.reconcile import Reconciliation
 
 SMALL_BATCHES = {"AFTERCLICK_STREAM__BATCH_EVENTS": "8000"}
@@ -136,7 +137,7 @@ def events(count: int, seed: int) -> Iterator[Row]:
 
 def produce(settings: Settings, rows: Iterable[Row], topic: str = "", **overrides: Any) -> None:
     """Write rows to a topic (feedback) as the replay does; waits for their delivery."""
-    producer = Producer(producer_config(settings.kafka.bootstrap, 120) | overrides)
+    producer = create_producer(settings.kafka, producer_options(120) | overrides)
     for key, value in rows:
         _queue(producer, topic or settings.kafka.topics.feedback, key, value)
     producer.flush(120)
@@ -158,7 +159,7 @@ class SteadyProducer:
 
     def __init__(self, settings: Settings, seed: int, per_s: int = 2500, **overrides: Any) -> None:
         self._per_tick = max(1, round(per_s * _TICK_S))
-        self._producer = Producer(producer_config(settings.kafka.bootstrap, 120) | overrides)
+        self._producer = create_producer(settings.kafka, producer_options(120) | overrides)
         self._topic = settings.kafka.topics.feedback
         self._rows = events(1_000_000, seed)
         self._stop = threading.Event()
