@@ -234,7 +234,7 @@ class Service:
 
     def _with_interests(self, request: RecommendationRequest) -> RecommendationRequest:
         """Add the interests that the user named, if the request names none."""
-        interests = self.users.interests.get(request.user_id)
+        interests = self.users.interests_of(request.user_id)
         if request.interests or not interests:
             return request
         return replace(request, interests=interests)

@@ -2,16 +2,20 @@
 
 reads, writes  sql  users
 
-Interests are held in memory, so that no request waits for SQL. Interests that another process
-stored arrive within seconds, and a user erased from SQL disappears from memory as soon.
+The newest interests are held in memory, so that no request waits for SQL. Interests that another
+process stored arrive within seconds, and a user erased from SQL disappears from memory as soon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime, timedelta
+from sys import getsizeof
 from typing import Any, Final, NamedTuple
 
+from cachetools import FIFOCache
 from sqlalchemy import Connection, func, select
 
 from afterclick.events import now
@@ -20,8 +24,13 @@ from serving.control.store import users as table
 from serving.control.write_behind import PendingRows
 
 MAX_PENDING: Final = 100_000
-MAX_INTERESTS: Final = 100_000
-"""Users whose interests are held in memory: the most recent ones."""
+MAX_INTEREST_BYTES: Final = 64 * 2**20
+"""Memory for interests; beyond it those named longest ago are not used."""
+CLOCK_SKEW: Final = timedelta(seconds=30)
+"""How far the clocks of two processes may differ: each read starts this long before the last."""
+_ENTRY_BYTES: Final = 400
+"""The size of a user's entry without the texts in it."""
+_ROWS_PER_FETCH: Final = 500
 
 
 class ActivityPeriod(NamedTuple):
@@ -34,50 +43,124 @@ class ActivityPeriod(NamedTuple):
         return ActivityPeriod(self.first, later.last)
 
 
-class UserDirectory:
-    """`seen` and `interests` are for the event loop, `sync` for the write-behind thread."""
+class StoredInterests(NamedTuple):
+    """A user's interests as of a time."""
 
-    def __init__(self) -> None:
-        self.interests: dict[str, tuple[str, ...]] = {}
-        """User id → named interests; replaced, never modified."""
+    user_id: str
+    interests: tuple[str, ...]
+    at: datetime
+
+    @property
+    def size_bytes(self) -> int:
+        """Approximate size in memory."""
+        return _ENTRY_BYTES + sum(map(getsizeof, (self.user_id, self.interests, *self.interests)))
+
+
+InterestCache = FIFOCache[str, StoredInterests]
+
+
+class UserDirectory:
+    """`seen` and `interests_of` are for the event loop, `sync` for the write-behind thread."""
+
+    def __init__(self, max_bytes: int = MAX_INTEREST_BYTES) -> None:
         self._pending = PendingRows[str, ActivityPeriod](MAX_PENDING, ActivityPeriod.merge)
-        self._version: tuple[int, datetime | None] | None = None
+        self._max_bytes = max_bytes
+        self._held = self._empty()
+        """By the time they were named, oldest first. The event loop reads without the lock."""
+        self._newest: datetime | None = None
+        """The newest `interests_at` of the last read."""
+        self._beyond = 0
+        """Rows as new as the oldest held ones that do not fit into memory."""
+        self._lock = threading.Lock()
 
     def seen(self, user_id: str) -> None:
         """Record feedback of the user now."""
         at = now()
         self._pending.add(user_id, ActivityPeriod(at, at))
 
+    def interests_of(self, user_id: str) -> tuple[str, ...]:
+        """The interests a user named; empty for an unknown user."""
+        with suppress(KeyError):
+            return self._held[user_id].interests
+        return ()
+
+    @property
+    def interest_bytes(self) -> int:
+        """Approximate size in memory of all interests."""
+        return int(self._held.currsize)
+
     def sync(self, database: Database) -> bool:
-        """Write activity and read interests. Raises Unavailable; no row is lost."""
+        """Write activity and read changed interests. Raises Unavailable; no row is lost."""
         more = self._pending.flush(database, _write_activity)
-        with database.begin() as connection:
+        with self._lock, database.begin() as connection:
             self._read_interests(connection)
         return more
 
     def set_interests(self, database: Database, user_id: str, interests: tuple[str, ...]) -> None:
         """Store a user's interests, effective in this process on return. Raises Unavailable."""
-        at = now()
-        changed = {"last_seen": at, "interests": list(interests) or None, "interests_at": at}
-        with database.begin() as connection:
-            insert = insert_into(connection, table)
-            row = {"user_id": user_id, "first_seen": at, **changed}
-            connection.execute(
-                insert.values(row).on_conflict_do_update(index_elements=["user_id"], set_=changed)
-            )
-            self._read_interests(connection)
+        with self._lock:
+            at = now()
+            changed = {"last_seen": at, "interests": list(interests) or None, "interests_at": at}
+            with database.begin() as connection:
+                insert = insert_into(connection, table)
+                row = {"user_id": user_id, "first_seen": at, **changed}
+                connection.execute(
+                    insert.values(row).on_conflict_do_update(
+                        index_elements=["user_id"], set_=changed
+                    )
+                )
+            _hold(self._held, StoredInterests(user_id, interests, at))
 
     def _read_interests(self, connection: Connection) -> None:
-        """Read all interests again if any row was added, removed or changed."""
-        named = table.c.interests.is_not(None)
-        newest = select(func.count(), func.max(table.c.interests_at)).where(named)
-        count, changed_at = connection.execute(newest).one()
-        if (count, changed_at) == self._version:
-            return
-        query = select(table.c.user_id, table.c.interests).where(named)
-        rows = connection.execute(query.order_by(table.c.interests_at.desc()).limit(MAX_INTERESTS))
-        self.interests = {user_id: tuple(interests) for user_id, interests in rows}
-        self._version = count, changed_at
+        """Read the rows changed since the last time; all of them if rows are missing."""
+        newest = connection.execute(select(func.max(table.c.interests_at))).scalar()
+        if newest != self._newest:
+            since = self._newest - CLOCK_SKEW if self._newest else None
+            for row in reversed(list(self._newest_rows(connection, since))):
+                _hold(self._held, row)
+            self._newest = newest
+        if self._count(connection) - len(self._held) != self._beyond:
+            held = self._empty()
+            for row in reversed(list(self._newest_rows(connection, None))):
+                _hold(held, row)
+            self._held = held
+            self._beyond = self._count(connection) - len(held)
+
+    def _newest_rows(
+        self, connection: Connection, since: datetime | None
+    ) -> Iterator[StoredInterests]:
+        """Rows named or deleted since a time, newest first, as many as fit into memory."""
+        query = select(table.c.user_id, table.c.interests, table.c.interests_at)
+        query = query.where(table.c.interests_at.is_not(None))
+        if since is not None:
+            query = query.where(table.c.interests_at >= since)
+        query = query.order_by(table.c.interests_at.desc())
+        room = self._max_bytes
+        with connection.execute(query.execution_options(yield_per=_ROWS_PER_FETCH)) as rows:
+            for user_id, interests, at in rows:
+                stored = StoredInterests(user_id, tuple(interests or ()), at)
+                room -= stored.size_bytes
+                if room < 0:
+                    return
+                yield stored
+
+    def _count(self, connection: Connection) -> int:
+        """The rows with interests in SQL that are as new as the oldest held ones."""
+        query = select(func.count()).where(table.c.interests.is_not(None))
+        oldest = next(iter(self._held.values()), None)
+        if oldest is not None:
+            query = query.where(table.c.interests_at >= oldest.at)
+        return int(connection.execute(query).scalar_one())
+
+    def _empty(self) -> InterestCache:
+        return FIFOCache(self._max_bytes, getsizeof=lambda stored: stored.size_bytes)
+
+
+def _hold(held: InterestCache, stored: StoredInterests) -> None:
+    """Replace the entry of a user; without interests, remove it."""
+    held.pop(stored.user_id, None)
+    if stored.interests and stored.size_bytes <= held.maxsize:
+        held[stored.user_id] = stored
 
 
 def read_user(database: Database, user_id: str) -> dict[str, Any] | None:

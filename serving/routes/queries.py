@@ -27,6 +27,8 @@ from serving.state.catalogue_query import Condition
 MAX_ITEMS = 200
 ITEMS_PER_REQUEST = 50
 """A longer list counts as several requests in the rate limit: one for every 50 items."""
+MAX_INTERESTS = 100
+"""Interests of a request, counted after they are split at their commas."""
 CLOCK_SKEW = timedelta(minutes=5)
 
 
@@ -40,6 +42,12 @@ def _cursor(text: str) -> str:
     return text
 
 
+def _few_interests(named: list[str]) -> list[str]:
+    if len(split(named)) > MAX_INTERESTS:
+        raise ValueError(f"more than {MAX_INTERESTS} interests, counted after splitting at commas")
+    return named
+
+
 def _number(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a number")
@@ -50,7 +58,7 @@ Count = Annotated[int, BeforeValidator(_number), Field(ge=1, le=MAX_ITEMS)]
 Interest = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 After = Annotated[str, StringConstraints(max_length=300), AfterValidator(_position)]
 ItemIds = Annotated[list[Id], Field(max_length=500)]
-InterestList = Annotated[list[Interest], Field(max_length=50)]
+InterestList = Annotated[list[Interest], Field(max_length=50), AfterValidator(_few_interests)]
 Category = Annotated[Interest | None, Field(description="Only items of this category.")]
 Conditions = Annotated[
     list[Condition],

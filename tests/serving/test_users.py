@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import insert, update
 
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
 from serving.control.store import Database, forget_user
-from serving.control.users import UserDirectory, read_user
+from serving.control.store import users as table
+from serving.control.users import CLOCK_SKEW, UserDirectory, read_user
 from tests.serving.running import Running, after, ids, kinds
 from tests.waiting import wait_until
 
@@ -31,16 +34,94 @@ def test_users_are_stored_and_forgotten_by_every_process(database_url: str) -> N
     later = read_user(database, "ann")
     assert later is not None
     assert later["first_seen"] == first["first_seen"] < later["last_seen"]
-    assert one.interests == other.interests == {"ann": ("Cameras", "i1")}
+    assert one.interests_of("ann") == other.interests_of("ann") == ("Cameras", "i1")
     one.set_interests(database, "bob", ("Cables",))
+    other.sync(database)
+    assert other.interests_of("bob") == ("Cables",)
     one.set_interests(database, "bob", ())
-    assert one.interests == {"ann": ("Cameras", "i1")}
+    other.sync(database)
+    assert one.interests_of("bob") == other.interests_of("bob") == ()
     assert forget_user(database, "ann") == 1
     assert read_user(database, "ann") is None
     for users in (one, other):
         users.sync(database)
-        assert users.interests == {}
+        assert users.interests_of("ann") == ()
     database.close()
+
+
+@pytest.fixture
+def named(database_url: str) -> Iterator[Database]:
+    """A database of 300 users who named interests long ago, the first one longest ago."""
+    database = Database(database_url)
+    database.upgrade()
+    at = datetime.now(UTC) - timedelta(days=2)
+    rows = [
+        {
+            "user_id": f"user-{number}",
+            "first_seen": at,
+            "last_seen": at,
+            "interests": [f"interest-{number}", "x" * 200],
+            "interests_at": at + timedelta(minutes=number),
+        }
+        for number in range(300)
+    ]
+    with database.begin() as connection:
+        connection.execute(insert(table), rows)
+    yield database
+    database.close()
+
+
+def rename_silently(database: Database) -> None:
+    """Change all stored interests, but not their time: only who reads them again notices."""
+    with database.begin() as connection:
+        connection.execute(update(table).values(interests=["renamed"]))
+
+
+def test_interests_of_one_user_do_not_read_those_of_others_again(named: Database) -> None:
+    users = UserDirectory()
+    users.sync(named)
+    rename_silently(named)
+    users.set_interests(named, "eve", ("Cables",))
+    users.sync(named)
+    assert (users.interests_of("eve"), users.interests_of("user-7")[0]) == (
+        ("Cables",),
+        "interest-7",
+    )
+    control = UserDirectory()
+    control.sync(named)
+    assert control.interests_of("user-7") == ("renamed",), "who reads everybody notices"
+
+
+def test_a_process_whose_clock_is_behind_is_read_too(named: Database) -> None:
+    one, other = UserDirectory(), UserDirectory()
+    one.set_interests(named, "eve", ("Cables",))
+    other.sync(named)
+    behind = datetime.now(UTC) - CLOCK_SKEW / 2
+    with named.begin() as connection:
+        row = update(table).where(table.c.user_id == "user-7")
+        connection.execute(row.values(interests=["late"], interests_at=behind))
+    one.set_interests(named, "eve", ("Lamps",))
+    other.sync(named)
+    assert (other.interests_of("user-7"), other.interests_of("eve")) == (("late",), ("Lamps",))
+
+
+@pytest.mark.parametrize(("max_bytes", "oldest"), [(50_000, ()), (10_000_000, "interest-0")])
+def test_the_bytes_of_interests_are_bounded_and_the_newest_are_held(
+    named: Database, max_bytes: int, oldest: str
+) -> None:
+    users = UserDirectory(max_bytes)
+    users.sync(named)
+    assert 0 < users.interest_bytes <= max_bytes
+    assert users.interests_of("user-0")[:1] == ((oldest,) if oldest else ())
+    assert users.interests_of("user-299")[0] == "interest-299"
+    users.set_interests(named, "eve", ("Cables",))
+    rename_silently(named)
+    users.sync(named)
+    assert users.interests_of("user-290")[0] == "interest-290", "no row is missing: not read again"
+    assert users.interest_bytes <= max_bytes
+    forget_user(named, "user-299")
+    users.sync(named)
+    assert users.interests_of("user-299") == ()
 
 
 def test_users_seen_during_an_outage_are_written_later(database_url: str) -> None:
