@@ -15,7 +15,7 @@ CODE := afterclick ingest streaming training serving ui infra tests notebooks/*.
 # tried in this order: 3.11 is what CI runs
 PYTHONS := $(PYTHON) python3.11 python3.12 python3.13 python3.14 python3
 
-.PHONY: help setup demo down status doctor test test-long lint format docs clean
+.PHONY: help setup demo down status doctor test test-long lint audit format docs clean
 
 help: ## list the targets
 	@echo "Afterclick: the list changes after the click."
@@ -66,6 +66,10 @@ lint: setup ## run ruff, mypy --strict and the import contracts
 	@$(BIN)/ruff format --check $(CODE)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+audit: setup ## check the packages for known vulnerabilities and for licences (needs the internet)
+	@$(BIN)/uv tool run --from pip-licenses==5.5.5 pip-licenses --python $(BIN)/python --format=csv >/dev/null
+	@$(BIN)/uv tool run --from pip-audit==2.10.1 pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 format: setup ## format the code
 	@$(BIN)/ruff check --fix $(CODE)

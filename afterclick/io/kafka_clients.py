@@ -172,6 +172,7 @@ def _librdkafka(kafka: KafkaSettings, errors: ConnectionErrors | None) -> dict[s
 def _kafka_python(kafka: KafkaSettings) -> dict[str, Any]:
     config: dict[str, Any] = {
         "bootstrap_servers": kafka.bootstrap.split(","),
+        "bootstrap_timeout_ms": 10_000,
         "security_protocol": kafka.security_protocol,
     }
     if kafka.uses_tls:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jsonschema
 import pytest
+import redis
 import yaml
+from pydantic import SecretStr
 
-from afterclick.settings import Settings
+from afterclick.io.redis_clients import create_redis
+from afterclick.settings import KafkaSettings, RedisSettings, Settings
 from infra.cli import reference, root_command
+from infra.embedded.java import KAFKA, ensure_jars
+from infra.embedded.kafka import KafkaServer, broker_answers, ensure_topics
+from infra.embedded.server import ValkeyServer, free_port
 from serving.control.auth import check_address
 
 ROOT = Path(__file__).parents[2]
+PASSWORD_OF = re.compile(r"\$\{(\w+):\?[^}]*\}")
 
 
 class Strict(yaml.SafeLoader):
@@ -63,6 +71,143 @@ def test_the_schema_detects_a_mistake(compose: dict[str, Any], schema: dict[str,
         jsonschema.validate(wrong, schema)
 
 
+def environment(compose: dict[str, Any], service: str) -> dict[str, str]:
+    """The variables of a service, with `secret-NAME` for each password."""
+    return {
+        name: PASSWORD_OF.sub(r"secret-\1", str(value))
+        for name, value in compose["services"][service]["environment"].items()
+    }
+
+
+def test_every_service_is_restricted(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["user"] in {"1000:1000", "appuser", "valkey"}, name
+        assert any(folder.startswith("/tmp:") for folder in service["tmpfs"]), name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+
+
+def test_versions_are_pinned_and_ports_have_health_checks(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert "build" in service or re.search(r":\d+\.\d+\.\d+$", service["image"]), name
+        assert "healthcheck" in service or "ports" not in service, name
+    for dockerfile in (ROOT / "infra" / "docker").glob("Dockerfile*"):
+        text = dockerfile.read_text()
+        bases = re.findall(r"^FROM (\S+)", text, re.M)
+        assert bases
+        assert all(re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", base) for base in bases)
+        assert "USER 1000:1000" in text
+
+
+def test_every_password_is_required(compose: dict[str, Any]) -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    used = re.findall(r"(?<!\$)\$\{(\w+)(:\?)?", text)
+    assert {required for _, required in used} == {":?"}
+    example = dict(
+        line.split("=", 1)
+        for line in (ROOT / ".env.example").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    assert example == {name: "" for name, _ in used}
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+class ComposeKafka(KafkaServer):
+    """The broker with the properties that its image derives from the compose file."""
+
+    environment: ClassVar[dict[str, str]]
+
+    @property
+    def client_settings(self) -> KafkaSettings:
+        return KafkaSettings(
+            bootstrap=self.address,
+            security_protocol="SASL_PLAINTEXT",
+            sasl_mechanism="PLAIN",
+            username="afterclick",
+            password=SecretStr("secret-KAFKA_PASSWORD"),
+        )
+
+    def prepare(self) -> None:
+        super().prepare()
+        moved = {
+            "kafka:9092": self.address,
+            "//:9092": f"//{self.address}",
+            "//:9094": f"//127.0.0.1:{free_port()}",
+            "127.0.0.1:9093": f"127.0.0.1:{self.controller_port}",
+            "/var/lib/kafka/data": str(self.folder / "data"),
+        }
+        lines = []
+        for name, value in self.environment.items():
+            for old, new in moved.items():
+                value = value.replace(old, new)
+            lines.append(f"{name.removeprefix('KAFKA_').lower().replace('_', '.')}={value}\n")
+        (self.folder / "server.properties").write_text("".join(lines))
+
+
+def test_kafka_of_the_compose_file_demands_the_password(
+    compose: dict[str, Any], jars: Path, tmp_path: Path
+) -> None:
+    ComposeKafka.environment = environment(compose, "kafka")
+    server = ComposeKafka(tmp_path / "kafka", ensure_jars(jars, KAFKA))
+    try:
+        server.start()
+        assert ensure_topics(Settings(kafka=server.client_settings))
+        assert not broker_answers(KafkaSettings(bootstrap=server.address))  # the control
+    finally:
+        server.kill()
+
+
+class ComposeValkey(ValkeyServer):
+    """The server by the shell script of the compose file."""
+
+    script: ClassVar[str]
+
+    @property
+    def client_settings(self) -> RedisSettings:
+        return RedisSettings(url=f"redis://afterclick:secret@127.0.0.1:{self.port}/0")
+
+    def command(self) -> Sequence[str | Path]:
+        script = self.script.replace("$$", "$")
+        for old, new in (
+            ("/etc/afterclick", ROOT / "infra" / "docker"),
+            ("/tmp/users.acl", self.folder / "users.acl"),
+            ("/data", self.folder / "data"),
+            ("--bind 0.0.0.0", f"--bind 127.0.0.1 --port {self.port}"),
+            ("exec valkey-server", f"exec {super().command()[0]}"),
+        ):
+            assert old in script
+            script = script.replace(old, str(new))
+        return ["sh", "-euc", script]
+
+
+def test_valkey_of_the_compose_file_demands_the_password(
+    compose: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VALKEY_PASSWORD", "secret")
+    ComposeValkey.script = compose["services"]["valkey"]["entrypoint"][-1]
+    server = ComposeValkey(tmp_path / "valkey")
+    try:
+        server.start()
+        nobody = RedisSettings(url=f"redis://127.0.0.1:{server.port}/0")
+        with create_redis(nobody) as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+    finally:
+        server.kill()
+
+
+def test_the_workflow_reads_only_and_pins_its_actions() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    uses = [step["uses"] for step in steps if "uses" in step]
+    assert uses
+    assert all(re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", name) for name in uses)
+    assert "make audit" in [step.get("run") for step in steps]
+
+
 def test_every_service_is_started(compose: dict[str, Any]) -> None:
     assert {"kafka", "valkey", "stream", "serve", "ui", "train", "retrain", "replay"} <= set(
         compose["services"]
@@ -71,7 +216,7 @@ def test_every_service_is_started(compose: dict[str, Any]) -> None:
 
 def test_every_variable_is_a_setting(compose: dict[str, Any]) -> None:
     used = set(re.findall(r"AFTERCLICK_[A-Z_]+", (ROOT / "docker-compose.yml").read_text()))
-    for dockerfile in (ROOT / "infra" / "docker").iterdir():
+    for dockerfile in (ROOT / "infra" / "docker").glob("Dockerfile*"):
         used |= set(re.findall(r"AFTERCLICK_[A-Z_]+", dockerfile.read_text()))
     assert used
     assert used <= reference.setting_names()
@@ -80,10 +225,12 @@ def test_every_variable_is_a_setting(compose: dict[str, Any]) -> None:
 def test_the_settings_are_valid_and_let_the_api_start(
     compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in compose["services"]["serve"]["environment"].items():
+    for name, value in environment(compose, "serve").items():
         monkeypatch.setenv(name, value)
     settings = Settings()
     assert settings.kafka.bootstrap == "kafka:9092"
+    assert settings.kafka.password == SecretStr("secret-KAFKA_PASSWORD")
+    assert "secret-VALKEY_PASSWORD@valkey" in settings.redis.url
     check_address(settings.serving)
 
 
@@ -116,9 +263,8 @@ def test_every_image_is_built_from_an_extra_and_folders_that_exist(compose: dict
     assert {build["args"]["EXTRA"] for build in builds} <= set(extras)
     for name in {build["dockerfile"] for build in builds}:
         text = (ROOT / name).read_text()
-        sources = [
-            word for line in re.findall(r"^COPY (.*) \S+$", text, re.M) for word in line.split()
-        ]
+        copied = re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M)
+        sources = [word for line in copied for word in line.split()]
         assert "serving" in sources
         assert all((ROOT / source).exists() for source in sources)
 
