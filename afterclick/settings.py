@@ -119,7 +119,7 @@ class RedisSettings(_Section):
     key_file: FilePath | None = None
     """PEM file with the key of the client certificate."""
     cluster: bool = False
-    """The URL is a node of a Redis Cluster."""
+    """The URL is a node of a Redis Cluster. The stream refuses it: its state would not be exact."""
     prefix: str = ""
     """Prefix of every key, to share a server."""
     timeout_s: float = Field(0.25, gt=0)

@@ -2,6 +2,7 @@
 use it.
 
 reads   redis  {u:<user>}:ledger:<topic>, :votes, :forgotten, {p:<topic>:<partition>}:position
+        redis  lease
 writes  redis  {u:<user>}:history, :votes, :ledger:<topic>, :corrections:<topic>
         redis  {p:<topic>:<partition>}:position, :announced, :counts, :uniques, :trends, :attempt
         topic  <topic>.dlq, by `send_to_dlq`
@@ -39,6 +40,7 @@ from afterclick.state import (
 from afterclick.trends import DAY_MS
 from streaming.connection import Command, Connection
 from streaming.fault_points import NO_FAULTS, FaultPoints
+from streaming.lease import NO_LEASE, Lease
 from streaming.records import MAX_CHANGE_BYTES, Output, Record, dead_letter
 
 CHUNK = 500
@@ -67,6 +69,8 @@ class ApplyConfig:
     max_voted_items: int
     """Items that a user can vote on."""
     faults: FaultPoints = NO_FAULTS
+    lease: Lease = NO_LEASE
+    """Redis refuses the writes once this lease is lost."""
     watched: bool = False
     """Workers say with which record they begin, for `streaming.watch`."""
     careful: frozenset[TopicPartition] = frozenset()
@@ -264,6 +268,7 @@ class Applier:
             config.established_ms,
             config.max_voted_items,
             LATE_ITEMS,
+            config.lease.owner,
         ]
         for step in steps:
             event, data = step.event, step.event.data
@@ -278,6 +283,7 @@ class Applier:
             keys.ledger(user_id, topic),
             keys.compensations(user_id, topic),
             keys.forgotten(user_id),
+            config.lease.key,
             *(keys.ledger(user_id, other) for other in config.topics if other != topic),
         )
         return ("FCALL", "afterclick_apply_user", len(names), *names, *arguments)
@@ -309,6 +315,7 @@ class Applier:
             before,
             last,
             self.published_offset,
+            self.config.lease.owner,
         ]
         for step in events:
             if step.first:
@@ -319,6 +326,7 @@ class Applier:
             keys.uniques(*partition),
             keys.trends(*partition),
             keys.published_offset(*partition),
+            self.config.lease.key,
         )
         (applied,) = self.connection.call(
             [("FCALL", "afterclick_apply_partition", len(names), *names, *arguments)]

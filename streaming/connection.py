@@ -16,6 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from afterclick.errors import BadInput
 from afterclick.io.redis_clients import create_redis, redis_unavailable
 from afterclick.settings import Settings
 
@@ -77,8 +78,23 @@ def connect(url: str, cluster: bool = False) -> Connection:
 
 
 def redis_client(settings: Settings) -> redis.Redis:
-    """A client for the job's own commands; times out after 30 s."""
+    """A client for the job's own commands; times out after 30 s. Raises BadInput for a cluster."""
+    refuse_cluster(settings)
     return create_redis(settings.redis, socket_timeout=_TIMEOUT_S, socket_connect_timeout=5)
+
+
+def refuse_cluster(settings: Settings) -> None:
+    """Raise BadInput for a Redis Cluster.
+
+    Exactness rests on one server, whose writes survive a failure in their order: on two shards the
+    applied offset of a partition may survive a failover that a user's ledger does not.
+    """
+    if settings.redis.cluster:
+        raise BadInput(
+            "AFTERCLICK_REDIS__CLUSTER: the stream writes to one Redis or Valkey server only, "
+            "because a cluster may lose writes of one shard; remove the setting and let "
+            "AFTERCLICK_REDIS__URL name one server"
+        )
 
 
 def load_functions(client: redis.Redis) -> None:

@@ -100,11 +100,18 @@ local function cast_vote(key, limits, item, code, vote)
   return first_user_item, established, compensations
 end
 
+-- An error if the writer no longer holds the lease: it expired, or another job took it. '' holds none (tests).
+local function lost_lease(key, owner)
+  if owner ~= '' and redis.call('GET', key) ~= owner then
+    return redis.error_reply('LEASE another job may write this state')
+  end
+end
+
 -- Step 1: one user's events of a chunk, in log order.
--- keys: history, votes, ledger of this topic, compensations, forgotten, ledger of each other topic
+-- keys: history, votes, ledger of this topic, compensations, forgotten, lease, ledger of each other topic
 -- args: history length, ledger length, floor, age (ms) from which a user is established, items that a user can vote
---       on, items up to which an event may precede the first, then for each event: id, position, history member,
---       event time ms, item, code of the action ('' for weight 0: no vote), trusted time ms
+--       on, items up to which an event may precede the first, the lease's owner, then for each event: id, position,
+--       history member, event time ms, item, code of the action ('' for weight 0: no vote), trusted time ms
 -- A position is (offset * 1024 + partition) * 4; the ledger adds first_user_item in bit 0 and established in bit 1.
 -- Ledger entries at or above the floor are never trimmed: step 2 may not have counted them yet.
 -- Returns a list. First a string with one character per event: 0 duplicate; 1 to 4 first position of the id
@@ -113,12 +120,14 @@ end
 -- waits until it is counted and retracts it.) Then for each event with compensations: its number (from 0), and
 -- the compensations as JSON.
 local function apply_user(keys, args)
+  local lost = lost_lease(keys[6], args[7])
+  if lost then return lost end
   local history, votes, ledger = keys[1], keys[2], keys[3]
   local limits = {tonumber(args[4]), tonumber(args[5]), tonumber(args[6])}
   local forgotten = redis.call('GET', keys[5])
   forgotten = forgotten and tonumber(forgotten)
   local codes, result = {}, {''}
-  for i = 7, #args, 7 do
+  for i = 8, #args, 7 do
     local id, position, time = args[i], tonumber(args[i + 1]), tonumber(args[i + 3])
     local code, compensations
     local known = redis.call('ZSCORE', ledger, id)
@@ -130,7 +139,7 @@ local function apply_user(keys, args)
     elseif forgotten and time <= forgotten then
       code = 5
     else
-      for k = 6, #keys do
+      for k = 7, #keys do
         if redis.call('ZSCORE', keys[k], id) then code = 0 end
       end
     end
@@ -205,21 +214,23 @@ local function set_max(keys, args)
 end
 
 -- Step 2: one partition's events of a chunk, in offset order.
--- keys: applied offset, counts, uniques, trends, published offset
+-- keys: applied offset, counts, uniques, trends, published offset, lease
 -- args: fence ('1', or '0' in the control of a fault test), the offset before the chunk, the last offset of the
---       chunk, the published offset (−1: unknown), then for each delta (of an event that step 1 called first):
+--       chunk, the published offset (−1: unknown), the lease's owner, then for each delta (of an event that step 1 called first):
 --       offset, item, event time ms, weight, its part from established users, and a count code: '0' counts
 --       nothing, '1' an interaction, '2' an interaction and a user
 -- Returns the applied offset before this call. Fails with GAP if the applied offset is before the chunk (the
 -- server lost its newest writes): counting on would lose events.
 local function apply_partition(keys, args)
+  local lost = lost_lease(keys[6], args[5])
+  if lost then return lost end
   local fence, before, last = args[1] == '1', tonumber(args[2]), tonumber(args[3])
   local applied = tonumber(redis.call('GET', keys[1]) or '-1')
   if fence and applied < before then
     return redis.error_reply('GAP the applied offset is ' .. string.format('%.0f', applied))
   end
   local counts, uniques, trends = {}, {}, {}
-  for i = 5, #args, 6 do
+  for i = 6, #args, 6 do
     if not fence or tonumber(args[i]) > applied then
       local item, time_ms, count = args[i + 1], tonumber(args[i + 2]), args[i + 5]
       if count ~= '0' then counts[item] = (counts[item] or 0) + 1 end
@@ -281,9 +292,21 @@ local function lease(keys, args)
   return args[1]
 end
 
+-- Rename or delete keys, all or none. keys: lease, then the keys
+-- args: the lease's owner, then the new name of each key, or '' to delete it
+local function move(keys, args)
+  local lost = lost_lease(keys[1], args[1])
+  if lost then return lost end
+  for i = 2, #keys do
+    if args[i] == '' then redis.call('UNLINK', keys[i]) else redis.call('RENAME', keys[i], args[i]) end
+  end
+  return #keys - 1
+end
+
 redis.register_function('afterclick_apply_user', apply_user)
 redis.register_function('afterclick_apply_partition', apply_partition)
 redis.register_function('afterclick_raise_to', set_max)
 redis.register_function('afterclick_forget_user', forget_user)
 redis.register_function('afterclick_take_back', retract)
 redis.register_function('afterclick_lease', lease)
+redis.register_function('afterclick_move', move)

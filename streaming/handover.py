@@ -28,6 +28,7 @@ from streaming import flows, positions
 from streaming.apply import ApplyConfig
 from streaming.fault_points import FaultPoints
 from streaming.forgotten_users import restore_forgotten
+from streaming.lease import NO_LEASE, Lease
 from streaming.positions import AppliedOffsets, Offsets
 
 log = structlog.get_logger()
@@ -45,6 +46,7 @@ class Context:
     settings: Settings
     client: redis.Redis
     spark: SparkSession
+    lease: Lease = NO_LEASE
     careful: set[TopicPartition] = field(default_factory=set)
     """Partitions to apply record by record."""
 
@@ -61,6 +63,7 @@ class Context:
         partitions = positions.partition_count(kafka, kafka.topics.state_changes)
         return replace(
             ApplyConfig.of(self.settings, partitions),
+            lease=self.lease if self.faults.fence else NO_LEASE,
             watched=True,
             careful=frozenset(self.careful),
             set_aside=positions.set_aside_records(self.client, self.settings.redis.keys),

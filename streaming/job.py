@@ -35,6 +35,7 @@ from streaming.handover import (
     RealTime,
     clean_checkpoints,
 )
+from streaming.lease import hold_lease, mark_running, renew_lease
 from streaming.watch import Watch
 
 log = structlog.get_logger()
@@ -55,19 +56,19 @@ def run(settings: Settings, stop: threading.Event) -> None:
     keys, lease_s = settings.redis.keys, settings.stream.lease_s
     with closing(redis_client(settings)) as client:
         load_functions(client)
-        with positions.hold_lease(client, keys, lease_s) as owner:
+        with hold_lease(client, keys, lease_s) as lease:
             partitions = positions.topic_partitions(settings.kafka)
             check_state_version(client, keys, partitions)
             positions.check_topics(client, keys, settings.kafka)
             spark = flows.build_session(settings, len(partitions))
             try:
-                context = Context(settings, client, spark)
+                context = Context(settings, client, spark, lease)
                 clean_checkpoints(context)
                 real_time = settings.stream.trigger == "real-time"
                 apply = RealTime(context) if real_time else MicroBatch(context)
                 supervised = [Supervised(apply), Supervised(Archive(context))]
-                watch = Watch(context, owner, partitions)
-                _Supervisor(context, owner, supervised, watch).run(stop)
+                watch = Watch(context, partitions)
+                _Supervisor(context, supervised, watch).run(stop)
             finally:
                 spark.stop()
 
@@ -97,7 +98,6 @@ class Supervised:
 @dataclass
 class _Supervisor:
     context: Context
-    owner: str
     supervised: list[Supervised]
     """The apply query first."""
     watch: Watch
@@ -136,7 +136,7 @@ class _Supervisor:
                 log.error("query failed", query=supervised.query.name, reason=_reason(failed[0]))
                 self._count_failure(supervised)
             if time.monotonic() >= supervised.retry_at:
-                load_functions(self.context.client)
+                self._prepare_redis()
                 supervised.query.start()
                 supervised.started = True
         except Unavailable as error:
@@ -144,6 +144,13 @@ class _Supervisor:
                 raise
             log.warning("query waits", query=supervised.query.name, reason=str(error))
             supervised.retry_at = time.monotonic() + 1.0
+
+    def _prepare_redis(self) -> None:
+        """Raise StateLocked if another job took the lease. Raises Unavailable."""
+        client, lease_s = self.context.client, self.context.settings.stream.lease_s
+        load_functions(client)
+        if self.context.faults.fence:
+            renew_lease(client, self.context.lease, lease_s)
 
     def _watch(self, apply: Supervised) -> None:
         """Stop the apply query if it is stalled: it is started again with the next tick."""
@@ -177,9 +184,8 @@ class _Supervisor:
             return
         self._marked_at = time.monotonic()
         try:
-            positions.mark_running(
-                self.context.client, settings.redis.keys, self.owner, settings.stream.lease_s
-            )
+            lease_s = settings.stream.lease_s
+            mark_running(self.context.client, settings.redis.keys, self.context.lease, lease_s)
         except Unavailable as error:
             log.warning("running job not announced", reason=str(error))
 

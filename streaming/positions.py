@@ -1,34 +1,24 @@
-"""Progress of the stream: offset ranges of the log, applied and published offsets, the job's lease.
+"""Progress of the stream: offset ranges of the log, applied and published offsets.
 
-reads, writes  redis  {p:<topic>:<partition>}:position, :announced, lease, running
+reads, writes  redis  {p:<topic>:<partition>}:position, :announced, topics, aside
+reads          redis  {p:<topic>:<partition>}:attempt
 reads          topic  reviews, feedback (offsets only)
-
-Readiness: a job owns `lease` from its start on, and writes its owner to `running` while its queries
-run. It is ready when both hold the same owner: `running_job`.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import uuid4
 
 import redis
-import structlog
 
-from afterclick.errors import LogTruncated, StateConflict, StateLocked, Unavailable
+from afterclick.errors import LogTruncated, StateConflict, Unavailable
 from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
 from afterclick.io.redis_clients import redis_unavailable
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings
 from afterclick.state import LogPosition, TopicPartition
-
-log = structlog.get_logger()
 
 Offsets = dict[str, dict[int, int]]
 """Topic → partition → offset, as Spark's Kafka source takes it."""
@@ -39,9 +29,6 @@ _START_ANEW = (
     "its offsets now mean other records. To compute the state from the new topic, stop the stream, "
     "empty Redis and delete the folder `checkpoints` in the home folder"
 )
-
-_OWN: set[str] = set()
-"""Owners that this process uses or has used."""
 
 
 def topic_partitions(kafka: KafkaSettings) -> list[TopicPartition]:
@@ -190,107 +177,3 @@ def resume_offsets(
         unpublished = max(published[name] + 1, held.begin)
         offsets[name.topic][name.partition] = min(offsets[name.topic][name.partition], unpublished)
     return offsets
-
-
-@contextmanager
-def hold_lease(client: redis.Redis, keys: Keys, lease_s: float) -> Iterator[str]:
-    """Hold the lease on the state during a `with`, renewed by a thread; yields its owner.
-
-    Replaces a dead owner on this machine at once, one on another machine after its lease expired.
-    Raises StateLocked while another owner lives, and Unavailable.
-    """
-    owner = f"{socket.gethostname()}/{os.getpid()}/{uuid4().hex[:8]}"
-    _OWN.add(owner)
-    _acquire(client, keys.lease, owner, lease_s)
-    stop = threading.Event()
-    renewal = threading.Thread(
-        target=_renew, args=(client, keys.lease, owner, lease_s, stop), daemon=True
-    )
-    renewal.start()
-    try:
-        yield owner
-    finally:
-        stop.set()
-        renewal.join()
-        try:
-            _call_lease(client, keys.lease, owner, 0)
-        except Unavailable as error:
-            log.warning("lease not released", reason=str(error))
-
-
-def mark_running(client: redis.Redis, keys: Keys, owner: str, lease_s: float) -> None:
-    """Announce that the queries of the lease's owner run. Expires like the lease; call it often.
-
-    Raises Unavailable.
-    """
-    with redis_errors():
-        client.set(keys.running, owner, px=int(lease_s * 1000))
-
-
-def running_job(client: redis.Redis, keys: Keys) -> str | None:
-    """Owner (`host/pid/token`) of the job whose queries run, if any. Raises Unavailable."""
-    with redis_errors():
-        owner: Any = client.get(keys.lease)
-        running: Any = client.get(keys.running)
-    return running.decode() if running is not None and running == owner else None
-
-
-def check_lease(client: redis.Redis, keys: Keys, owner: str) -> None:
-    """Raise StateLocked if another owner holds the lease. Raises Unavailable."""
-    with redis_errors():
-        current: Any = client.get(keys.lease)
-    if current is not None and current.decode() != owner:
-        raise StateLocked(f"another stream job ({current.decode()}) took the lease on this state")
-
-
-def _acquire(client: redis.Redis, key: str, owner: str, lease_s: float) -> None:
-    deadline = time.monotonic() + lease_s + 1
-    while True:
-        current = _call_lease(client, key, owner, lease_s)
-        if current == owner:
-            return
-        alive = _is_alive(current)
-        if alive is False:
-            _call_lease(client, key, owner, lease_s, force=True)
-            return
-        if alive or time.monotonic() > deadline:
-            raise StateLocked(f"another stream job ({current}) writes this state; stop it first")
-        time.sleep(0.2)
-
-
-def _is_alive(owner: str) -> bool | None:
-    """Whether the owner's process lives; None: it runs on another machine."""
-    host, pid, _ = owner.split("/")
-    if host != socket.gethostname():
-        return None
-    if int(pid) == os.getpid() and owner not in _OWN:
-        return False  # a restarted container gives its process the same id
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _renew(
-    client: redis.Redis, key: str, owner: str, lease_s: float, stop: threading.Event
-) -> None:
-    while not stop.wait(lease_s / 3):
-        try:
-            current = _call_lease(client, key, owner, lease_s)
-        except Unavailable as error:
-            log.warning("lease not renewed", reason=str(error))
-            continue
-        if current != owner:
-            log.error("lease lost", owner=current)
-
-
-def _call_lease(
-    client: redis.Redis, key: str, owner: str, lease_s: float, *, force: bool = False
-) -> str:
-    arguments = (key, owner, str(int(lease_s * 1000)), "1" if force else "0")
-    with redis_errors():
-        current = client.fcall("afterclick_lease", 1, *arguments)
-    return current.decode() if isinstance(current, bytes) else str(current)

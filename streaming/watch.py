@@ -19,6 +19,7 @@ from afterclick.io.stalls import Stall, StallDetector
 from afterclick.state import LogPosition, TopicPartition
 from streaming import flows, positions
 from streaming.handover import Context, ManagedQuery
+from streaming.lease import check_lease, mark_running
 
 log = structlog.get_logger()
 
@@ -37,7 +38,6 @@ class Watch:
     """
 
     context: Context
-    owner: str
     partitions: list[TopicPartition]
     _detector: StallDetector = field(init=False)
     _runs: list[str] = field(default_factory=list, init=False)
@@ -65,7 +65,7 @@ class Watch:
             return False
         self._next_at = now + _EVERY_S
         if context.settings.stream.fence:
-            positions.check_lease(context.client, context.settings.redis.keys, self.owner)
+            check_lease(context.client, context.lease)
         if now >= self._topics_at:
             self._topics_at = now + _TOPICS_EVERY_S
             self._check_topics()
@@ -109,7 +109,7 @@ class Watch:
         if not (begun or idle) or (tasks < len(self.partitions) and moving):  # some wait their turn
             return False
         keys, lease_s = self.context.settings.redis.keys, self.context.settings.stream.lease_s
-        positions.mark_running(self.context.client, keys, self.owner, lease_s)  # or it is Redis
+        mark_running(self.context.client, keys, self.context.lease, lease_s)  # or it is Redis
         for stall in begun or idle:
             where = {"partition": str(stall.partition), "offset": stall.offset}
             log.error("partition stalled", **where, seconds=round(stall.seconds, 1))

@@ -3,7 +3,7 @@
 reads   parquet  the log, incrementally (training.log_reader)
         topic    items: the catalogue; impressions: where lists showed the items
 writes  parquet  <home>/etl/<version>/events     one row per event: user_index, item_index, time_ms,
-                                                 action, weight, propensity, position
+                                                 trusted_ms, action, weight, propensity, position
                  <home>/etl/<version>/users      user_index, user_id
                  <home>/etl/<version>/items      item_index, item_id
                  <home>/etl/<version>/catalogue  item_id, title, categories, brand
@@ -152,7 +152,7 @@ def _write_events(spark: SparkSession, settings: Settings, rows: DataFrame, fold
     }
     named = [column.alias(name) for name, column in columns.items()]
     events = placed.join(users, "user_id").join(f.broadcast(items), "item_id")
-    events = events.select("user_index", "item_index", "time_ms", "action", *named)
+    events = events.select("user_index", "item_index", "time_ms", "trusted_ms", "action", *named)
     events.write.parquet(str(folder / "events"))
 
 

@@ -30,7 +30,10 @@ from training.interactions import Interactions, extended, tie_hash
 ACTIONS: tuple[Action, ...] = tuple(Action)
 """Action of each code."""
 CODES: dict[Action, int] = {action: code for code, action in enumerate(ACTIONS)}
-_COLUMNS = ("user", "item", "time_ms", "action", "weight", "trusted", "propensity", "position")
+_COLUMNS = (
+    *("user", "item", "time_ms", "trusted_ms", "action", "weight", "trusted", "propensity"),
+    "position",
+)
 _UNDO = CODES[Action.UNDO]
 _NEVER = np.iinfo(np.int64).min
 
@@ -96,6 +99,9 @@ class EventLog:
     """(n,) item_index"""
     time_ms: Int64Array
     """(n,) event time, ascending"""
+    trusted_ms: Int64Array
+    """(n,) time from which the event counts for the age of its user's account, as in the stream
+    (`InteractionEvent.trusted_ms`): a client cannot date it back"""
     action: NDArray[np.int8]
     """(n,) code of the action: its number in ACTIONS"""
     weight: FloatArray
@@ -125,6 +131,7 @@ class EventLog:
             rows.item_ids,
             rows.user,
             rows.item,
+            rows.time_ms,
             rows.time_ms,
             np.full(n, CODES[action], np.int8),
             rows.weight,
@@ -196,8 +203,8 @@ class EventLog:
         return np.asarray(self.time_ms <= newest[pair])
 
     def established(self, days: float = ESTABLISHED_DAYS) -> BoolArray:
-        """(n,) events at least `days` after the first event of their user."""
-        return np.asarray(self.time_ms - self._since()[self.user] >= days * DAY_MS)
+        """(n,) events at least `days` after the first event of their user, by trusted times."""
+        return np.asarray(self.trusted_ms - self._since()[self.user] >= days * DAY_MS)
 
     def votes(self, established_days: float = ESTABLISHED_DAYS) -> Votes:
         """Each event's vote, and the retraction of the vote of the same action that it replaces.
@@ -252,15 +259,16 @@ class EventLog:
         return self.user.astype(np.int64) * len(self.item_ids) + self.item
 
     def _since(self) -> Int64Array:
-        """(n_users,) event time of each user's first event."""
+        """(n_users,) the least trusted time of each user's events."""
         since = np.full(len(self.user_ids), np.iinfo(np.int64).max)
-        np.minimum.at(since, self.user, self.time_ms)
+        np.minimum.at(since, self.user, self.trusted_ms)
         return since
 
 
 def load(folder: Path) -> EventLog:
     """Load the events of an ETL version; every time in the Parquet log is trusted."""
-    columns = ["user_index", "item_index", "time_ms", "action", "weight", "propensity", "position"]
+    columns = ["user_index", "item_index", "time_ms", "trusted_ms", "action", "weight"]
+    columns += ["propensity", "position"]
     rows = pq.read_table(folder / "events", columns=columns, read_dictionary=["action"])
     action = rows["action"].combine_chunks()
     codes = np.array([CODES[Action(name)] for name in action.dictionary.to_pylist()], np.int8)
@@ -270,6 +278,7 @@ def load(folder: Path) -> EventLog:
         user=rows["user_index"].to_numpy().astype(np.int32),
         item=rows["item_index"].to_numpy().astype(np.int32),
         time_ms=rows["time_ms"].to_numpy().astype(np.int64),
+        trusted_ms=rows["trusted_ms"].to_numpy().astype(np.int64),
         action=codes[action.indices.to_numpy()],
         weight=rows["weight"].to_numpy().astype(np.float32),
         trusted=np.ones(len(rows), bool),

@@ -30,14 +30,16 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as f
 
 from afterclick.errors import BadDataset
+from afterclick.events import DATASET_SOURCE, IMPORT_SOURCE
 from afterclick.io.kafka_log import read_compacted
 from afterclick.settings import KafkaSettings, Settings
 from afterclick.state import decode_forgotten
 from training import workspace
 
 _REQUIRED = ("event_id", "user_id", "item_id", "event_time", "action")
-_COLUMNS = ("topic", "partition", "offset", "log_time", *_REQUIRED, "impression_id")
+_COLUMNS = ("topic", "partition", "offset", "log_time", *_REQUIRED, "impression_id", "source")
 _ROW = ("topic", "partition", "offset", "item_id", "time_ms", "action", "impression_id")
+_ROW += ("trusted_ms",)
 """Columns in the order by which the first row of an event is chosen."""
 _EVENTS, _STATE = "log", "state.json"
 Files = dict[str, tuple[int, int]]
@@ -190,7 +192,10 @@ def _reuse(
     changed = [name for name, version in state.files.items() if files.get(name) != version]
     if changed:
         raise _NotReusable(f"{len(changed)} files of the previous run have changed or are gone")
-    return state, spark.read.parquet(f"{folder}/{_EVENTS}")
+    events = spark.read.parquet(f"{folder}/{_EVENTS}")
+    if not set(_ROW) <= set(events.columns):
+        raise _NotReusable("the previous run is of an earlier version")
+    return state, events
 
 
 def _rows(spark: SparkSession, settings: Settings, log: DataFrame, names: list[str]) -> DataFrame:
@@ -200,7 +205,10 @@ def _rows(spark: SparkSession, settings: Settings, log: DataFrame, names: list[s
     if paths:
         rows = spark.read.schema(log.schema).option("basePath", settings.archive).parquet(*paths)
     time_ms, arrived_ms = _milliseconds("event_time"), _milliseconds("log_time")
+    from_past = f.col("source").rlike(f"^({DATASET_SOURCE}|{IMPORT_SOURCE})")  # event.trusted_ms
+    trusted_ms = f.when(from_past, f.col("time_ms")).otherwise(arrived_ms)
     rows = rows.select(*_COLUMNS).withColumn("time_ms", time_ms)
+    rows = rows.withColumn("trusted_ms", trusted_ms)
     complete = reduce(and_, (f.col(name).isNotNull() for name in _REQUIRED))
     in_time = f.col("time_ms") <= arrived_ms + settings.stream.ahead_s * 1000
     rows = rows.withColumn("complete", complete)

@@ -37,7 +37,8 @@ from infra.embedded.java import KAFKA, ensure_jars
 from infra.embedded.kafka import KafkaServer, ensure_topics
 from infra.embedded.process import Process, afterclick_command
 from infra.embedded.server import LOOPBACK, ValkeyServer, free_port
-from streaming.positions import applied_offsets, log_ranges, running_job, topic_partitions
+from streaming.lease import running_job
+from streaming.positions import applied_offsets, log_ranges, topic_partitions
 
 Figures = dict[str, Any]
 """What a benchmark prints with `--json`."""
@@ -191,7 +192,7 @@ class Stack:
         return create_redis(self.settings.redis, socket_timeout=30)
 
     def job_runs(self) -> bool:
-        """Whether the queries of the job run (positions.running_job)."""
+        """Whether the queries of the job run (lease.running_job)."""
         with self.client() as client:
             owner = running_job(client, self.settings.redis.keys)
         return owner is not None and owner.split("/")[1] == str(self.job.pid)

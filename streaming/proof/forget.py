@@ -40,6 +40,7 @@ from afterclick.state import (
 from streaming import positions
 from streaming.connection import load_functions, redis_client
 from streaming.forgotten_users import publish_forgotten
+from streaming.lease import hold_lease
 from streaming.proof.archive_log import archive_files, erase
 
 _WAIT_S = 120.0
@@ -127,7 +128,7 @@ class Forgetter:
         """Retract what was counted; returns the events retracted, and those that no log holds."""
         keys, lease_s = self.settings.redis.keys, self.settings.stream.lease_s
         try:
-            with positions.hold_lease(self.client, keys, lease_s):
+            with hold_lease(self.client, keys, lease_s):
                 return self.retract(until_ms)
         except StateLocked:  # a running stream must count the events in flight first
             self._wait_for_stream()

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import redis
 
+from afterclick.errors import StateLocked
 from afterclick.events import Interaction, encode, interaction_event
 from afterclick.io.kafka_log import OffsetRange
 from afterclick.redis_keys import Keys
@@ -25,6 +26,7 @@ from streaming import positions
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection, load_functions, redis_client
 from streaming.forgotten_users import restore_forgotten
+from streaming.lease import NO_LEASE, Lease, hold_lease
 from streaming.proof.archive_log import archive_files
 from streaming.records import Record
 
@@ -48,20 +50,20 @@ def rebuild(settings: Settings) -> Rebuilt:
     with closing(redis_client(settings)) as client:
         load_functions(client)
         keys = settings.redis.keys
-        with positions.hold_lease(client, keys, settings.stream.lease_s):
+        with hold_lease(client, keys, settings.stream.lease_s) as lease:
             log = ds.dataset(archive_files(settings.archive), partitioning="hive")
             staged = Keys(f"{settings.redis.prefix}rebuilding:")
             _delete(client, staged, "u")
             _delete(client, staged, "p")
             client.delete(staged.forgotten_users)
             restore_forgotten(client, staged, settings.kafka)
-            config = replace(ApplyConfig.of(settings, 1), keys=staged)
+            config = replace(ApplyConfig.of(settings, 1), keys=staged, lease=lease)
             applier = Applier(
                 config, NodeConnection(settings.redis.client_url), log_holds=_no_record
             )
             partitions = positions.topic_partitions(settings.kafka)
             events = sum(_apply(applier, log, partition) for partition in partitions)
-            swap(client, staged, keys)
+            swap(client, staged, keys, lease)
             applied = positions.applied_offsets(client, keys, partitions)
     return Rebuilt(events, {str(name): offset for name, offset in applied.items() if offset >= 0})
 
@@ -94,30 +96,40 @@ def _no_record(_: TopicPartition, __: OffsetRange) -> bool:
     return False
 
 
-def swap(client: redis.Redis, new: Keys, old: Keys) -> None:
+def swap(client: redis.Redis, new: Keys, old: Keys, lease: Lease = NO_LEASE) -> None:
     """Replace the state under `old` with the one under `new`.
 
     The state stays exact if killed at any moment: the keys of one user or partition move in one
     transaction, and no partition has an applied offset before every user has moved, so that the
     next stream starts at the beginning of the log.
     """
-    _delete(client, old, "p")
-    _delete(client, old, "u")
+    _delete(client, old, "p", lease)
+    _delete(client, old, "u", lease)
     client.unlink(old.forgotten_users)
     for kind in "up":
         for keys in _key_groups(client, new, kind):
-            with client.pipeline() as transaction:
-                for key in keys:
-                    name = key.removeprefix(new.prefix.encode())
-                    transaction.rename(key, old.prefix.encode() + name)
-                transaction.execute()
+            names = [key.removeprefix(new.prefix.encode()) for key in keys]
+            _move(client, keys, [old.prefix.encode() + name for name in names], lease)
     if client.exists(new.forgotten_users):
         client.rename(new.forgotten_users, old.forgotten_users)
 
 
-def _delete(client: redis.Redis, keys: Keys, kind: str) -> None:
+def _delete(client: redis.Redis, keys: Keys, kind: str, lease: Lease = NO_LEASE) -> None:
     for group in _key_groups(client, keys, kind):
-        client.delete(*group)
+        _move(client, group, [b""] * len(group), lease)
+
+
+def _move(client: redis.Redis, keys: list[bytes], names: list[bytes], lease: Lease) -> None:
+    """Rename the keys in one transaction; an empty name deletes. Raises StateLocked."""
+    try:
+        arguments: Any = (lease.key, *keys, lease.owner, *names)
+        client.fcall("afterclick_move", len(keys) + 1, *arguments)
+    except redis.ResponseError as error:
+        if not str(error).startswith("LEASE"):
+            raise
+        raise StateLocked(
+            "another stream job took the lease: stop it, and run `afterclick rebuild` again"
+        ) from None
 
 
 def _key_groups(client: redis.Redis, keys: Keys, kind: str) -> Iterable[list[bytes]]:

@@ -24,6 +24,7 @@ from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from afterclick.trends import HALF_LIVES_MS, Trend
+from streaming.connection import refuse_cluster
 from streaming.proof.recount import Recount, last_offsets, recount
 
 TOLERANCE = 1e-9
@@ -91,6 +92,7 @@ def reconcile(settings: Settings, wait_s: float = 0.0) -> Reconciliation:
     the state keeps changing while it is read, LogTruncated, Unavailable.
     """
     started = time.monotonic()
+    refuse_cluster(settings)
     client = create_redis(settings.redis, socket_timeout=60)
     try:
         if wait_s:

@@ -9,7 +9,7 @@ from afterclick.errors import StateLocked
 from streaming.apply import Applier
 from streaming.connection import NodeConnection, load_functions
 from streaming.fault_points import FaultPoints
-from streaming.positions import hold_lease
+from streaming.lease import hold_lease
 from tests.streaming.builders import apply_config, event, log_of, stored
 
 LOG = log_of([event(item=f"item-{n}", event_id=str(n)) for n in range(10)])

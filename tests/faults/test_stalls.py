@@ -11,7 +11,6 @@ import redis
 from afterclick.errors import StateConflict
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.io.stalls import StallDetector
-from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import LogPosition, StateChange, TopicPartition
 from infra.embedded.kafka import delete_topics, ensure_topics
@@ -19,9 +18,7 @@ from streaming.apply import Applier
 from streaming.connection import NodeConnection, load_functions
 from streaming.positions import (
     applied_offsets,
-    check_lease,
     check_topics,
-    hold_lease,
     log_ranges,
     set_aside,
     set_aside_records,
@@ -172,12 +169,3 @@ def test_without_topic_ids_the_first_events_of_a_longer_topic_are_left_out_silen
     starting_offsets(applied_offsets(client, longer_topic.redis.keys, ranges), ranges)  # no error
     with MiniStream(longer_topic):
         assert reconcile(longer_topic, wait_s=30).lost == 3
-
-
-def test_a_lost_lease_ends_the_job(client: redis.Redis, settings: Settings) -> None:
-    keys: Keys = settings.redis.keys
-    with hold_lease(client, keys, 10) as owner:
-        check_lease(client, keys, owner)
-        client.set(keys.lease, "elsewhere/1/abc", px=10_000)
-        with pytest.raises(StateConflict, match="elsewhere/1/abc"):
-            check_lease(client, keys, owner)

@@ -16,7 +16,7 @@ from infra.cli import app
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection
 from streaming.forgotten_users import publish_forgotten, restore_forgotten
-from streaming.positions import hold_lease
+from streaming.lease import hold_lease
 from streaming.proof.forget import Forgetter, forget
 from streaming.proof.rebuild import rebuild
 from streaming.proof.reconcile import reconcile

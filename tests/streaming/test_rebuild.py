@@ -12,7 +12,7 @@ from afterclick.errors import StateConflict, StateLocked
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from streaming.connection import load_functions
-from streaming.positions import hold_lease
+from streaming.lease import Lease, hold_lease
 from streaming.proof.rebuild import rebuild, swap
 from streaming.proof.reconcile import reconcile
 from tests.streaming.builders import event
@@ -50,6 +50,22 @@ def test_a_rebuild_is_rejected_while_a_stream_runs(archived: Settings) -> None:
             rebuild(archived)
 
 
+def test_a_rebuild_that_lost_its_lease_changes_nothing(
+    client: redis.Redis, settings: Settings
+) -> None:
+    keys = settings.redis.keys
+    staged = Keys(f"{keys.prefix}rebuilding:")
+    client.set(keys.applied_offset("reviews", 0), 5)
+    client.set(staged.applied_offset("reviews", 0), 3)
+    client.set(keys.lease, "another")
+    lost = Lease(keys.lease, "owner")
+    with pytest.raises(StateLocked, match="took the lease"):
+        swap(client, staged, keys, lost)
+    assert client.get(keys.applied_offset("reviews", 0)) == b"5"
+    swap(client, staged, keys)  # control: not checked
+    assert client.get(keys.applied_offset("reviews", 0)) == b"3"
+
+
 def test_without_a_log_the_state_is_unchanged(settings: Settings) -> None:
     with redis.Redis.from_url(settings.redis.url) as client:
         client.set(settings.redis.keys.applied_offset(settings.kafka.topics.reviews, 0), 5)
@@ -70,18 +86,11 @@ class KilledClient(redis.Redis):
     left = 0
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        if args[0] in ("DEL", "UNLINK", "RENAME"):
-            self.write()
+        if args[0] in ("DEL", "UNLINK", "RENAME", "FCALL"):
+            if self.left == 0:
+                raise Killed
+            self.left -= 1
         return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-
-    def pipeline(self, transaction: Any = True, shard_hint: Any = None) -> Any:
-        self.write()
-        return super().pipeline(transaction, shard_hint)
-
-    def write(self) -> None:
-        if self.left == 0:
-            raise Killed
-        self.left -= 1
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ _SCHEMA = pa.schema(
         "text": pa.string(),
         "impression_id": pa.string(),
         "session_id": pa.string(),
+        "source": pa.string(),
     }
 )
 
@@ -97,6 +98,7 @@ def event(user_id: str, item_id: str, day: float = 0.0, **changes: Any) -> dict[
         "user_id": user_id,
         "item_id": item_id,
         "action": "review",
+        "source": "dataset/test",
     }
     return {**row, **changes}
 
@@ -178,6 +180,7 @@ def _columns(log: EventLog) -> dict[str, Any]:
         "user_index": log.user,
         "item_index": log.item,
         "time_ms": log.time_ms,
+        "trusted_ms": log.trusted_ms,
         "action": [str(ACTIONS[code]) for code in log.action],
         "weight": log.weight,
         "propensity": log.propensity,

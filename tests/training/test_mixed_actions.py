@@ -145,6 +145,7 @@ def log_of(events: Sequence[InteractionEvent]) -> EventLog:
         user=user.astype(np.int32),
         item=item.astype(np.int32),
         time_ms=np.array([one.time_ms for one in events], np.int64),
+        trusted_ms=np.array([one.trusted_ms(ARRIVED_MS) for one in events], np.int64),
         action=np.array([CODES[action] for action in actions], np.int8),
         weight=np.array([WEIGHTS[action] for action in actions], np.float32),
         trusted=np.ones(n, bool),
@@ -231,9 +232,17 @@ def test_stream_and_log_agree_on_mixed_actions_at_every_moment(stream: Stream) -
         assert_agree(log, stream.play(happened(MIXED, now_ms)), now_ms)
 
 
+SOURCES = {"alice": "dataset/test", "bob": "afterclick/api"}
+
+
+def sourced(user: str, item: str, action: str, at: float) -> InteractionEvent:
+    """An event of a replay (alice) or of a client (bob)."""
+    return event(user, item, action, at=at, source=SOURCES[user])
+
+
 EVENTS = st.lists(
     st.builds(
-        event,
+        sourced,
         user=st.sampled_from(["alice", "bob"]),
         item=st.sampled_from(["bag", "camera", "lens"]),
         action=st.sampled_from([str(action) for action in Action]),
@@ -331,10 +340,23 @@ def named_pairs(log: EventLog) -> list[tuple[str, str, int, float]]:
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("source", "established"),
+    [("afterclick/api", False), ("dataset/test", True), ("import/shop", True)],
+)
+def test_a_client_cannot_date_its_account_back(source: str, established: bool) -> None:
+    backdated = event("mallory", "bag", "undo", at=day(1), source=source)
+    log = log_of([backdated, event("mallory", "camera", "like", at=day(25), source=source)])
+    assert log.established().tolist() == [False, established]
+    likes = log.votes().of_established().weight.tolist()
+    assert likes == ([WEIGHTS[Action.LIKE]] if established else [])
+
+
 @pytest.mark.spark
 def test_the_etl_gives_the_events_of_the_log(spark: SparkSession, settings: Settings) -> None:
     """Through the code of the archive query, with an event that arrives twice."""
-    records = _records([*MIXED, MIXED[0]], first=0)
+    events = [*MIXED, event("dan", "bag", "view", at=day(3), source="afterclick/api")]
+    records = _records([*events, MIXED[0]], first=0)
     columns = {
         "key": [record.key for record in records],
         "value": [record.value for record in records],
@@ -350,4 +372,6 @@ def test_the_etl_gives_the_events_of_the_log(spark: SparkSession, settings: Sett
     version, report = etl.run(spark, settings)
     loaded = event_log.load(settings.home / "etl" / version)
     assert report.balanced()
-    assert loaded.fingerprint() == log_of(MIXED).fingerprint()
+    assert loaded.fingerprint() == log_of(events).fingerprint()
+    assert loaded.trusted_ms.tolist() == log_of(events).trusted_ms.tolist()
+    assert (loaded.trusted_ms != loaded.time_ms).sum() == 1
