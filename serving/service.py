@@ -18,7 +18,6 @@ from confluent_kafka import Message
 
 from afterclick.api import Policy
 from afterclick.arrays import Json
-from afterclick.events import Action
 from afterclick.io.background import BackgroundLoop
 from afterclick.quarantine import QuarantineLimits
 from afterclick.settings import Settings
@@ -212,14 +211,11 @@ class Service:
         """Count and log a list that the user has seen."""
         body, count = recommendation.body, recommendation.rendered.count
         self.reactions.on_impression(
-            ShownList(body["impression_id"], body["source"], body["model_version"], count)
+            ShownList(
+                body["impression_id"], body["user_id"], body["source"], body["model_version"], count
+            )
         )
         self.impressions.append(recommendation)
-
-    def on_feedback(self, impression_id: str | None, item_id: str, action: Action) -> None:
-        """Count a reaction to an item of a list that was shown."""
-        rank = self.sent.rank(impression_id, item_id)
-        self.reactions.on_feedback(impression_id, action, rank)
 
     def on_changes(self, changes: Sequence[StateChange]) -> None:
         """Forward state changes from their reader's thread to the event loop."""
@@ -280,6 +276,10 @@ class Service:
         now_ms = time.time() * 1000
         self.metrics.on_changes(changes, now_ms)
         self.waiters.advance(self.feed.positions)
+        for change in changes:
+            if change.impression_id is not None:
+                rank = self.sent.rank(change.impression_id, change.item_id)
+                self.reactions.on_change(change, rank)
         for change in self.hub.deliver(changes):
             self.hub.broadcast(orjson.dumps(self._live_event(change, now_ms)))
 

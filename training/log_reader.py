@@ -38,8 +38,10 @@ from training import workspace
 
 _REQUIRED = ("event_id", "user_id", "item_id", "event_time", "action")
 _COLUMNS = ("topic", "partition", "offset", "log_time", *_REQUIRED, "impression_id", "source")
-_ROW = ("topic", "partition", "offset", "item_id", "time_ms", "action", "impression_id")
-_ROW += ("trusted_ms",)
+_ROW = (
+    *("topic", "partition", "offset", "item_id", "time_ms", "action", "impression_id"),
+    "trusted_ms",
+)
 """Columns in the order by which the first row of an event is chosen."""
 _EVENTS, _STATE = "log", "state.json"
 Files = dict[str, tuple[int, int]]

@@ -1,4 +1,4 @@
-"""Write impressions, and count reactions of this process: by source, model and rank.
+"""Write impressions, and count reactions to the lists of this process: by source, model and rank.
 
 writes  topic  impressions
 
@@ -20,6 +20,7 @@ from afterclick import events
 from afterclick.events import IMPRESSION_TYPE, Action
 from afterclick.io.kafka_clients import create_producer
 from afterclick.settings import KafkaSettings
+from afterclick.state import StateChange
 from serving.response_cache import Recommendation
 
 SOURCE = "/serving"
@@ -123,6 +124,7 @@ class ShownList(NamedTuple):
     """A list that was shown."""
 
     impression_id: str
+    user_id: str | None
     source: str
     model_version: str | None
     items: int
@@ -130,6 +132,7 @@ class ShownList(NamedTuple):
 
 @dataclass(slots=True)
 class _OpenImpression:
+    user_id: str | None
     stats: ImpressionStats
     reacted: bool = False
 
@@ -153,16 +156,20 @@ class ReactionCounter:
         stats.lists += 1
         stats.items += shown.items
         self._lengths[shown.items] += 1
-        self._open[shown.impression_id] = _OpenImpression(stats)
+        self._open[shown.impression_id] = _OpenImpression(shown.user_id, stats)
 
-    def on_feedback(
-        self, impression_id: str | None, action: Action, rank: int | None = None
-    ) -> None:
-        """Count a reaction to an item of a list; `rank` counts from 0, None where it is unknown."""
-        opened = self._open.get(impression_id or "")
-        if opened is None or action not in REACTIONS:
+    def on_change(self, change: StateChange, rank: int | None = None) -> None:
+        """Count a reaction to an item of a list; `rank` counts from 0, None where it is unknown.
+
+        Only of events that took effect, so that one sent again counts once, and only of the user
+        who was shown the list. A list for nobody takes reactions of everybody.
+        """
+        opened = self._open.get(change.impression_id or "")
+        if opened is None or change.action not in REACTIONS or not change.effect.counts:
             return
-        click = action is Action.CLICK
+        if opened.user_id not in (None, change.user_id):
+            return
+        click = change.action is Action.CLICK
         opened.stats.clicks += click
         opened.stats.reacted += not opened.reacted
         opened.reacted = True

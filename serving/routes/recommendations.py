@@ -157,7 +157,6 @@ async def feedback(
         service.metrics.feedback.labels("unavailable").inc()
         raise unavailable(f"{error}: {event.id}") from error
     service.metrics.feedback.labels("accepted").inc()
-    service.on_feedback(body.impression_id, body.item_id, body.action)
     service.users.seen(interaction.user_id)
     return json_response({"event_id": event.id, "position": str(position)}, 202)
 

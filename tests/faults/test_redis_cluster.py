@@ -36,8 +36,8 @@ def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     node = ClusterNode(tmp_path_factory.mktemp("cluster"))
     node.start()
     with redis.Redis.from_url(node.address) as client:
-        client.execute_command("CLUSTER ADDSLOTSRANGE", "0", "16383")  # type: ignore[no-untyped-call]
-        wait_until(lambda: client.cluster("info")["cluster_state"] == "ok", 60)  # type: ignore[no-untyped-call]
+        client.execute_command("CLUSTER ADDSLOTSRANGE", "0", "16383")
+        wait_until(lambda: client.cluster("info")["cluster_state"] == "ok", 60)
     yield node.address
     node.kill()
 

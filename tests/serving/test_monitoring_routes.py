@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+import pytest
 from confluent_kafka import Producer
 
 from afterclick.events import Action
 from afterclick.settings import Settings
+from afterclick.state import Effect, StateChange
 from afterclick.topics import dlq
 from serving.events.reactions import ReactionCounter, ShownList
 from tests.serving.running import Running
+from tests.waiting import wait_until
 
 
-def shown(impression_id: str) -> ShownList:
-    return ShownList(impression_id, "trending", None, 3)
+def shown(impression_id: str, user_id: str | None = "erin") -> ShownList:
+    return ShownList(impression_id, user_id, "trending", None, 3)
+
+
+def reaction(
+    impression_id: str | None,
+    action: Action = Action.CLICK,
+    user_id: str = "erin",
+    effect: Effect = Effect.APPLIED,
+) -> StateChange:
+    return StateChange(
+        user_id=user_id,
+        item_id="camera",
+        action=action,
+        event_id="e",
+        impression_id=impression_id,
+        time_ms=0,
+        topic="feedback",
+        partition=0,
+        offset=0,
+        effect=effect,
+        weight=1.0,
+        first_user_item=False,
+        log_ms=0.0,
+        read_ms=0.0,
+        applied_ms=0.0,
+    )
 
 
 def test_a_list_counts_one_reaction_for_any_number_of_clicks() -> None:
@@ -21,11 +49,9 @@ def test_a_list_counts_one_reaction_for_any_number_of_clicks() -> None:
         counter.on_sent("trending", None)
         counter.on_impression(shown(impression_id))
     counter.on_sent("trending", None)
-    counter.on_feedback("a", Action.CLICK)
-    counter.on_feedback("a", Action.CLICK)
-    counter.on_feedback("b", Action.SKIP)
-    counter.on_feedback("unknown", Action.CLICK)
-    counter.on_feedback(None, Action.CLICK)
+    for named in ("a", "a", "unknown", None):
+        counter.on_change(reaction(named))
+    counter.on_change(reaction("b", Action.SKIP))
     assert counter.rows() == [
         {
             "source": "trending",
@@ -39,32 +65,59 @@ def test_a_list_counts_one_reaction_for_any_number_of_clicks() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("change", "owner", "clicks"),
+    [
+        (reaction("a", effect=Effect.DUPLICATE), "erin", 0),
+        (reaction("a", effect=Effect.FORGOTTEN), "erin", 0),
+        (reaction("a", effect=Effect.REPLAYED), "erin", 1),
+        (reaction("a", user_id="mallory"), "erin", 0),
+        (reaction("a", user_id="mallory"), "mallory", 1),
+        (reaction("a", user_id="mallory"), None, 1),
+    ],
+)
+def test_reactions_that_took_effect_count_for_the_user_of_the_list(
+    change: StateChange, owner: str | None, clicks: int
+) -> None:
+    counter = ReactionCounter()
+    counter.on_impression(shown("a", owner))
+    counter.on_change(change, 0)
+    assert (counter.rows()[0]["clicks"], counter.by_rank()[0]["clicks"]) == (clicks, clicks)
+    assert counter.rows()[0]["reacted"] == clicks
+
+
 def test_reactions_to_old_lists_are_not_counted() -> None:
     counter = ReactionCounter(max_open=10)
     for n in range(11):
         counter.on_impression(shown(str(n)))
-    counter.on_feedback("0", Action.CLICK, 0)
+    counter.on_change(reaction("0"), 0)
     assert counter.by_rank()[0]["clicks"] == 0
     assert counter.rows()[0]["reacted"] == 0
 
 
 def test_exposure_counts_lists_and_feedback_over_http(shop_api: Running) -> None:
     body = shop_api.list_for("erin")
-    item_id = body["items"][2]["item_id"]
-    feedback = {
-        "user_id": "erin",
-        "item_id": item_id,
-        "action": "click",
-        "impression_id": body["impression_id"],
-    }
-    assert shop_api.http.post("/feedback", json=feedback).status_code == 202
-    rows = {row["source"]: row for row in shop_api.get("/exposure")["rows"]}
-    assert rows[body["source"]]["reacted"] == 1
-    assert rows[body["source"]]["clicks"] == 1
-    assert rows[body["source"]]["items"] == len(body["items"])
+    click = (body["items"][2]["item_id"], "click")
+    named = {"impression_id": body["impression_id"]}
+
+    def row() -> dict[str, int]:
+        rows = {row["source"]: row for row in shop_api.get("/exposure")["rows"]}
+        found: dict[str, int] = rows[body["source"]]
+        return found
+
+    partition, offset = shop_api.feedback("mallory", *click, **named).rsplit("/", 1)
+    feed = shop_api.service.feed
+    wait_until(lambda: feed.positions.get(partition, -1) >= int(offset))
+    for _ in range(3):  # a client that sends it again
+        shop_api.feedback("erin", *click, **named, event_id="click-1")
+    shop_api.feedback("erin", *click, **named, event_id="click-2")
+    wait_until(lambda: row()["clicks"] >= 2)
+    assert row()["clicks"] == 2
+    assert row()["reacted"] == 1
+    assert row()["items"] == len(body["items"])
     places = shop_api.get("/exposure")["places"]
     assert places[0] == {"place": 1, "shown": 1, "clicks": 0}
-    assert places[2] == {"place": 3, "shown": 1, "clicks": 1}
+    assert places[2] == {"place": 3, "shown": 1, "clicks": 2}
     assert len(places) == len(body["items"])
 
 
