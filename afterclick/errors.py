@@ -18,11 +18,28 @@ AfterclickError
 Programming mistakes stay built-ins (TypeError, ValueError, KeyError).
 """
 
+import re
+
+_URL_PASSWORD = re.compile(r"(://[^\s:/@'\"]*):[^\s/'\"]*@")
+_NAMED_PASSWORD = re.compile(r"(?i)(password['\"]?\s*[=:]\s*['\"]?)[^\s'\",;&]+")
+
+
+def redact(text: str) -> str:
+    """The text without passwords: those of URLs, and what follows `password=`."""
+    text = _URL_PASSWORD.sub(r"\1:***@", text) if "://" in text else text
+    return _NAMED_PASSWORD.sub(r"\1***", text)
+
 
 class AfterclickError(Exception):
-    """An error whose one-line message names cause and fix; shown without a traceback."""
+    """An error whose one-line message names cause and fix; shown without a traceback.
+
+    The message never has a password.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return redact(super().__str__())
 
 
 class BadInput(AfterclickError):

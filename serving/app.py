@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from afterclick.errors import Unavailable
+from afterclick.io.files import private_folder
 from afterclick.io.logging import configure_logging
 from afterclick.settings import Settings
 from serving import problems
@@ -149,6 +150,7 @@ def run(settings: Settings) -> None:
     cannot be read from SQL; BadInput for such an address without keys.
     """
     configure_logging()
+    private_folder(settings.home)
     check_address(settings.serving, lambda: _has_keys(settings))
     listener = bind(settings.serving.host, settings.serving.port)
     prefer_requests()

@@ -27,6 +27,7 @@ from pyspark.sql.streaming.query import StreamingQuery
 from pyspark.sql.streaming.readwriter import DataStreamWriter
 
 from afterclick.errors import BadInput
+from afterclick.io.files import PRIVATE
 from afterclick.io.kafka_clients import spark_options
 from afterclick.settings import Settings
 from afterclick.topics import MAX_RECORD_BYTES
@@ -185,6 +186,7 @@ def build_session(settings: Settings, partitions: int) -> SparkSession:
         "spark.sql.shuffle.partitions": "1",
         "spark.sql.streaming.minBatchesToRetain": "10",
         "spark.sql.streaming.stopTimeout": "30s",
+        "spark.hadoop.fs.permissions.umask-mode": f"{PRIVATE:03o}",
         "spark.sql.warehouse.dir": str(settings.home.absolute() / "warehouse"),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",

@@ -21,6 +21,7 @@ import structlog
 from pyspark.sql.streaming.query import StreamingQuery
 
 from afterclick.errors import StateConflict, Unavailable
+from afterclick.io.files import private_folder
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
@@ -54,6 +55,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
     job runs or takes the lease, and StateConflict if log and state do not match.
     """
     keys, lease_s = settings.redis.keys, settings.stream.lease_s
+    private_folder(settings.home)
     with closing(redis_client(settings)) as client:
         load_functions(client)
         with hold_lease(client, keys, lease_s) as lease:

@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from afterclick.errors import LogTruncated, StateConflict, Unavailable
+from afterclick.errors import LogTruncated, StateConflict
 from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
 from afterclick.io.redis_clients import redis_unavailable
 from afterclick.redis_keys import Keys

@@ -23,7 +23,14 @@ import structlog
 from redis.exceptions import RedisError
 
 from afterclick.errors import BadInput
-from afterclick.io.files import file_lock, lock_owner, staged_folder, write_atomically
+from afterclick.io.files import (
+    PRIVATE,
+    file_lock,
+    lock_owner,
+    private_folder,
+    staged_folder,
+    write_atomically,
+)
 from afterclick.io.home import HomeFile, TrainingStatus
 from afterclick.io.redis_clients import create_redis, redis_reason
 from afterclick.settings import Settings
@@ -132,6 +139,7 @@ def training_lock(home: Path, owner: str) -> Iterator[None]:
 
     It ends with the process. Raises AlreadyRunning, naming the owner.
     """
+    private_folder(home)
     with file_lock(home / _LOCK, f"{owner} (process {os.getpid()}, since {_now()})"):
         yield
 
@@ -199,6 +207,7 @@ def _new_session(settings: Settings) -> SparkSession:
         "spark.default.parallelism": "4",
         "spark.sql.sources.parallelPartitionDiscovery.parallelism": "4",  # not one task per file
         "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.hadoop.fs.permissions.umask-mode": f"{PRIVATE:03o}",
         "spark.sql.warehouse.dir": str(settings.home.absolute() / "warehouse"),
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",

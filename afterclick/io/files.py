@@ -13,11 +13,21 @@ from filelock import FileLock, Timeout
 
 from afterclick.errors import AlreadyRunning
 
+PRIVATE = 0o077
+"""The umask of processes that write into a home folder: only their owner reads the files."""
 _POLL_S = 0.02
 
 
+def private_folder(folder: Path) -> None:
+    """Create a folder that only its owner reads, or make one so; not one of another owner."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = folder.stat()
+    if state.st_uid == os.getuid() and state.st_mode & PRIVATE:
+        folder.chmod(state.st_mode & ~PRIVATE)
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace the file in one rename; creates its folder."""
+    """Replace the file in one rename; creates its folder. Only the owner reads the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with staged_file(path) as staging:
         staging.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -31,7 +41,6 @@ def staged_file(path: Path) -> Iterator[Path]:
     staging = Path(name)
     try:
         yield staging
-        staging.chmod(0o644)
         staging.replace(path)
     finally:
         staging.unlink(missing_ok=True)
@@ -51,7 +60,6 @@ def staged_folder(target: Path) -> Iterator[Path]:
         for path in staging.rglob("*"):
             if path.is_file():
                 _sync(path)
-        staging.chmod(0o755)
         try:
             staging.rename(target)
         except OSError as error:

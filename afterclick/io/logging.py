@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 from structlog.typing import Processor
+
+from afterclick.errors import redact
 
 _SHARED: tuple[Processor, ...] = (
     structlog.contextvars.merge_contextvars,
     structlog.processors.add_log_level,
     structlog.processors.StackInfoRenderer(),
 )
+
+
+def _without_passwords(_: object, __: str, line: Any) -> Any:
+    return redact(line)
 
 
 def configure_logging() -> None:
@@ -22,10 +29,12 @@ def configure_logging() -> None:
     """
     terminal = sys.stderr.isatty()
     renderer: list[Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        # tracebacks without local variables, which may be settings
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if terminal
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
+    renderer.append(_without_passwords)
     stamp = structlog.processors.TimeStamper(
         fmt="%H:%M:%S" if terminal else "iso", utc=not terminal
     )

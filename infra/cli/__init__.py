@@ -6,6 +6,7 @@ packages of its own extra.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import typer
@@ -57,8 +58,10 @@ def root_command() -> Any:
 
 def main() -> None:
     """Run the command line; an error becomes one line on standard error and an exit code."""
+    from afterclick.io.files import PRIVATE
     from afterclick.io.logging import configure_logging
 
+    os.umask(PRIVATE)
     configure_logging()
     with one_line_errors():
         app()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ingest.datasets import ResolvedDataset
     from ingest.sorting import DatasetProfile
 
-app = typer.Typer(help="Datasets: download, generate, inspect.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 DatasetArgument = Annotated[
     Path | None,
@@ -26,6 +26,13 @@ DatasetArgument = Annotated[
         show_default=False,
     ),
 ]
+
+
+@app.callback()
+def data() -> None:
+    """Datasets: download, generate, inspect."""
+    # they are no secret, and containers with another user id read them
+    os.umask(0o022)
 
 
 @app.command()

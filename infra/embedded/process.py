@@ -17,7 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from afterclick.errors import NotRunning, Unavailable
+from afterclick.errors import NotRunning, Unavailable, redact
+from afterclick.io.files import PRIVATE
 from afterclick.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
@@ -34,6 +35,7 @@ class Process:
     It runs in its own session, so that Ctrl-C reaches only this process, which then stops the child
     in order. On Linux the kernel kills it when the thread that started it ends: start it from the
     main thread. The child inherits the environment except AFTERCLICK_*: settings come from `env`.
+    Only its owner reads the files that it writes.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Process:
                 env=_inherited() | dict(self.env),
                 start_new_session=True,
                 preexec_fn=_die_with_parent(),
+                umask=PRIVATE,
             )
         if piped:
             self._reader = threading.Thread(target=self._read, args=(self._popen,), daemon=True)
@@ -156,8 +159,8 @@ class Process:
         return text in self._logged()
 
     def tail(self, lines: int = 3) -> str:
-        """The last lines of the log since the last start."""
-        return "\n".join(self._logged(_TAIL_BYTES).strip().splitlines()[-lines:])
+        """The last lines of the log since the last start, without passwords."""
+        return redact("\n".join(self._logged(_TAIL_BYTES).strip().splitlines()[-lines:]))
 
     def _logged(self, newest_bytes: int | None = None) -> str:
         try:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import psutil
 import redis
 
-from afterclick.errors import BadInput, Unavailable
+from afterclick.errors import BadInput, Unavailable, redact
 from afterclick.io.home import PartRecord, TrainingStatus
 from afterclick.io.redis_clients import create_redis
 from afterclick.settings import Settings
@@ -139,9 +139,9 @@ class Topology:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """The variables by which other processes reach this stack: no secrets outside URLs."""
+        """The variables by which other processes reach this stack, without passwords."""
         variables = self.settings.environment()
-        return {name: value for name, value in variables.items() if _ADDRESS(name)}
+        return {name: redact(value) for name, value in variables.items() if _ADDRESS(name)}
 
     def require_free_ports(self) -> None:
         """Raise Unavailable for a port that is in use, with the process that uses it."""

@@ -26,7 +26,7 @@ from rich.console import Console
 
 from afterclick.errors import AlreadyRunning, Unavailable
 from afterclick.io.background import BackgroundLoop
-from afterclick.io.files import file_lock
+from afterclick.io.files import file_lock, private_folder
 from afterclick.io.home import StackProgress, StackRecord
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.io.redis_clients import create_redis
@@ -69,6 +69,7 @@ def up(settings: Settings, options: UpOptions) -> None:
     topology = Topology.of(
         demo_settings(settings) if options.demo else settings, options.port_offset
     )
+    private_folder(topology.home)
     with file_lock(topology.home / LOCK, str(os.getpid()), _busy(topology.home)):
         topology.require_free_ports()
         asyncio.run(_Stack(topology, options).run())

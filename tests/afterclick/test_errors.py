@@ -7,7 +7,10 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from afterclick import errors
+from afterclick.errors import redact
 
 
 def tree() -> list[type[errors.AfterclickError]]:
@@ -37,3 +40,22 @@ def test_the_client_without_its_extra_names_it() -> None:
     assert "afterclick.errors.MissingExtra" in done.stderr
     assert "pip install 'afterclick[client]'" in done.stderr
     assert "ModuleNotFoundError" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("redis://user:se:cret@host:1/0", "redis://user:***@host:1/0"),
+        (
+            "at postgresql+psycopg://:secret@host/db: refused",
+            "at postgresql+psycopg://:***@host/db: refused",
+        ),
+        ("host=h password=secret dbname=shop", "host=h password=*** dbname=shop"),
+        ("{'sasl.password': 'secret'}", "{'sasl.password': '***'}"),
+        ("http://127.0.0.1:8000/users/a@b", "http://127.0.0.1:8000/users/a@b"),
+    ],
+)
+def test_messages_have_no_passwords(text: str, shown: str) -> None:
+    assert redact(text) == shown
+    assert str(errors.Unavailable(text)) == shown
+    assert str(RuntimeError(text)) == text  # the control

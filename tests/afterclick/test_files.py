@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
 from afterclick.errors import AlreadyRunning
 from afterclick.io.files import (
+    PRIVATE,
     file_lock,
     lock_owner,
+    private_folder,
     staged_file,
     staged_folder,
     write_atomically,
@@ -24,6 +27,21 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     write_atomically(path, b"new")
     assert path.read_text() == "new"
     assert [p.name for p in path.parent.iterdir()] == ["status.json"]
+
+
+def test_only_the_owner_reads_a_home_folder(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    assert home.stat().st_mode & PRIVATE
+    private_folder(home)
+    private_folder(tmp_path / "new")
+    write_atomically(home / "status.json", "new")
+    with staged_folder(home / "v1"):
+        pass
+    os.mkfifo(home / "control", 0o644)  # the control: what does not go through these functions
+    modes = {path.name: path.stat().st_mode & PRIVATE for path in (home, *home.iterdir())}
+    assert modes == {"home": 0, "status.json": 0, "v1": 0, "control": 0o044}
+    assert not (tmp_path / "new").stat().st_mode & PRIVATE
 
 
 def test_an_error_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:

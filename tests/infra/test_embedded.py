@@ -46,6 +46,15 @@ def consume(bootstrap: str, topic: str, n: int) -> list[bytes]:
     return values
 
 
+def test_only_the_owner_reads_what_a_process_writes(tmp_path: Path) -> None:
+    process = Process("writer", ["touch", tmp_path / "private"], tmp_path / "log" / "writer.log")
+    process.start()
+    assert process.wait() == 0
+    subprocess.run(["touch", tmp_path / "control"], umask=0o022, check=True)
+    assert (tmp_path / "private").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "control").stat().st_mode & 0o777 == 0o644
+
+
 def test_a_record_survives_a_killed_broker(own_broker: KafkaServer) -> None:
     settings = Settings(kafka=KafkaSettings(bootstrap=own_broker.address, partitions=1))
     ensure_topics(settings)

@@ -52,6 +52,8 @@ def test_external_servers_are_used_and_not_started(tmp_path: Path) -> None:
     assert topology.redis_port is None
     env = topology.settings.environment()
     assert env["AFTERCLICK_REDIS__URL"] == "rediss://user:secret@redis.example:6380/0"
+    shown = topology.addresses["AFTERCLICK_REDIS__URL"]  # in stack.json and `status --json`
+    assert shown == "rediss://user:***@redis.example:6380/0"
 
 
 def test_a_port_in_use_is_reported_with_its_service_and_the_fix(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
+from afterclick.io.files import PRIVATE
 from infra.embedded.server import free_port
 from infra.stack.supervisor import GRACE_S, SERVERS_GRACE_S
 from tests.waiting import PATIENCE_S, wait_until
@@ -190,6 +191,12 @@ def test_ctrl_c_stops_every_process_within_ten_seconds(stack: StackInATerminal) 
     assert GRACE_S + SERVERS_GRACE_S < 10
     wait_until(lambda: not stack.processes(), every=0.5, what="every process is gone")
     assert stack.status()["running"] is False
+
+
+def test_only_the_owner_reads_the_home_folder(stack: StackInATerminal) -> None:
+    paths = [path for path in (stack.home, *stack.home.rglob("*")) if not path.is_symlink()]
+    assert len(paths) > 100
+    assert [str(path) for path in paths if path.stat().st_mode & PRIVATE] == []
 
 
 def test_a_restarted_stack_continues_the_replay_with_its_model(stack: StackInATerminal) -> None:
