@@ -21,7 +21,16 @@ import structlog
 from afterclick.arrays import Int64Array
 from afterclick.errors import AfterclickError, BadInput
 from afterclick.events import DATASET_SOURCE
-from afterclick.io.home import DONE, FAILED, PAUSED, RUNNING, STOPPED, ReplayControl, ReplayStatus
+from afterclick.io.home import (
+    DONE,
+    FAILED,
+    PAUSED,
+    RUNNING,
+    STOPPED,
+    ReplayControl,
+    ReplayHold,
+    ReplayStatus,
+)
 from afterclick.settings import Settings
 from ingest.producer import CHUNK, Encoder, EventProducer
 from ingest.replay_control import (
@@ -179,7 +188,7 @@ class _Replay:
             return
         self._ticked = now
         control = ReplayControl.read(self.files.home) or ReplayControl()
-        self.watch.pause(control.state == PAUSED)
+        self.watch.pause(control.state == PAUSED or ReplayHold.is_fresh(self.files.home))
         self._change_pace(control)
         self.report(PAUSED if self.watch.paused else RUNNING)
 

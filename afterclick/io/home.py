@@ -1,6 +1,7 @@
 """Files that the processes of one home folder exchange: names and codecs.
 
 <home>/replay/control.json  ReplayControl   written by the CLI and the console, read by the replay
+<home>/replay/hold.json     ReplayHold      written by the console, once a second during a recount
 <home>/replay/status.json   ReplayStatus    written by the replay, several times a second
 <home>/retrain.json         TrainingStatus  written by the training process
 <home>/last_training.json   training.workspace.LastTraining  written when the gate has decided
@@ -75,6 +76,17 @@ class ReplayControl(HomeFile):
     @classmethod
     def path(cls, home: Path) -> Path:
         return home / "replay" / "control.json"
+
+
+class ReplayHold(HomeFile):
+    """Pauses the replay while the file is fresh: until its writer removes it, ends or is killed."""
+
+    by: str
+    """The command that needs a quiet log."""
+
+    @classmethod
+    def path(cls, home: Path) -> Path:
+        return home / "replay" / "hold.json"
 
 
 class ReplayStatus(HomeFile):

@@ -2,7 +2,7 @@
 
 reads   file   <home>/replay/status.json, retrain.json, stack.json
         topic  feedback: the newest records
-writes  file   <home>/replay/control.json
+writes  file   <home>/replay/control.json, hold.json
         topic  feedback: the same records, byte for byte
 runs    `afterclick simulate`, `reconcile`, `train`, `models`
 """
@@ -21,10 +21,12 @@ from confluent_kafka import KafkaException
 from redis.exceptions import RedisError
 
 from afterclick.errors import BadInput, NotRunning, Unavailable
+from afterclick.io.background import BackgroundLoop
 from afterclick.io.home import (
     PAUSED,
     RUNNING,
     ReplayControl,
+    ReplayHold,
     ReplayStatus,
     StackRecord,
     TrainingStatus,
@@ -36,6 +38,8 @@ from afterclick.settings import KafkaSettings, Settings
 from infra.console.jobs import Job, Jobs, SimulationJob
 
 Json = dict[str, Any]
+HOLD_S = 1.0
+"""How often the replay's hold is renewed."""
 RECONCILE_WAIT_S = 120
 """How long the recount waits for the stream to catch up."""
 
@@ -48,7 +52,7 @@ class AdminConsole:
         self.jobs = Jobs(settings)
         self.simulation = SimulationJob(settings)
         self.faults = FaultInjection(settings)
-        self._resume = False
+        self._hold: BackgroundLoop | None = None
 
     def as_json(self) -> Json:
         """The state of everything that can be controlled."""
@@ -94,20 +98,19 @@ class AdminConsole:
         await asyncio.gather(asyncio.to_thread(self.simulation.stop), self.jobs.stop())
 
     def _pause(self) -> None:
-        replay = self.replay()
-        self._resume = bool(replay and replay["active"] and replay["state"] == RUNNING)
+        """Hold replay and simulation for as long as this process lives."""
         with suppress(Unavailable):  # the simulation may have ended
             self.simulation.hold(True)
-        with suppress(Unavailable):
-            if self._resume:
-                self.control_replay({"state": PAUSED})
+        hold = ReplayHold(by="reconcile")
+        self._hold = BackgroundLoop("replay-hold", lambda: hold.write(self._home), HOLD_S)
+        self._hold.start()
 
     def _continue(self) -> None:
         with suppress(Unavailable):
             self.simulation.hold(False)
-        with suppress(Unavailable):
-            if self._resume:
-                self.control_replay({"state": RUNNING})
+        if self._hold is not None:
+            self._hold.stop()
+        ReplayHold.path(self._home).unlink(missing_ok=True)
 
 
 TIMEOUT_S = 5.0

@@ -11,14 +11,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 import orjson
 import psutil
 import pytest
 import redis
 
+from afterclick.arrays import Json
 from afterclick.errors import BadInput
 from afterclick.events import new_id
-from afterclick.io.home import PartRecord, ReplayControl, ReplayStatus, StackRecord
+from afterclick.io.home import (
+    FRESH_S,
+    PartRecord,
+    ReplayControl,
+    ReplayStatus,
+    StackRecord,
+)
 from afterclick.settings import (
     ApiKey,
     ConsoleSettings,
@@ -27,8 +35,9 @@ from afterclick.settings import (
     Settings,
 )
 from infra.console import admin_app
-from infra.embedded.process import afterclick_command
+from infra.embedded.process import Process, afterclick_command
 from infra.embedded.server import ValkeyServer, free_port
+from infra.stack.services import http_ok
 from tests.infra.running_console import RunningConsole
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
@@ -113,18 +122,27 @@ def test_a_replay_that_ended_is_not_active_and_keeps_its_control(
     assert ReplayControl.read(faulty.home) is None
 
 
+@contextmanager
+def running_replay(settings: Settings, output: list[str]) -> Iterator[Process]:
+    """A replay of 5,000 reviews, 50 a second."""
+    rows = "".join(f"u{n % 9},camera-{n % 7},{1_400_000_000 + 60 * n}\n" for n in range(5000))
+    file = settings.home / "shop.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"user_id,item_id,timestamp\n{rows}")
+    arguments = ("ingest", "replay", str(file), "--rate", "50", "--json")
+    replay = afterclick_command(settings, "replay", *arguments, on_output=output.append)
+    replay.start()
+    try:
+        yield replay
+    finally:
+        replay.stop()
+
+
 def test_a_running_replay_is_paused_and_its_pace_changed(
     console: RunningConsole, faulty: Settings
 ) -> None:
-    rows = "".join(f"u{n % 9},camera-{n % 7},{1_400_000_000 + 60 * n}\n" for n in range(5000))
-    file = faulty.home / "shop.csv"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"user_id,item_id,timestamp\n{rows}")
     output: list[str] = []
-    arguments = ("ingest", "replay", str(file), "--rate", "50", "--json")
-    replay = afterclick_command(faulty, "replay", *arguments, on_output=output.append)
-    replay.start()
-    try:
+    with running_replay(faulty, output) as replay:
         wait_until(lambda: (console.state()["replay"] or {}).get("delivered", 0) > 10)
         assert console.state()["replay"]["pace"] == "50 events/s"
         console.post("replay", {"state": "paused"})
@@ -139,8 +157,38 @@ def test_a_running_replay_is_paused_and_its_pace_changed(
         wait_until(lambda: not replay.running)
         assert replay.wait() == 0, replay.tail()
         assert orjson.loads(output[-1])["sent"] == 5000
-    finally:
-        replay.stop()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "continues"),
+    [("reconcile", None, True), ("replay", {"state": "paused"}, False)],
+    ids=["recount", "control"],
+)
+def test_a_replay_held_for_a_recount_continues_after_a_kill_of_the_console(
+    faulty: Settings, path: str, body: Json | None, continues: bool
+) -> None:
+    """The recount waits for the stream, which does not run; an administrator's pause stays."""
+
+    def status() -> ReplayStatus:
+        return wait_until(lambda: ReplayStatus.read(faulty.home))
+
+    console = afterclick_command(faulty, "console", "console")
+    console.start()
+    url = f"{faulty.console.url}/admin"
+    with running_replay(faulty, []), httpx2.Client(trust_env=False) as http:
+        wait_until(lambda: status().delivered > 10)
+        wait_until(lambda: http_ok(f"{url}/console"))
+        assert http.post(f"{url}/{path}", json=body or {}).is_success
+        wait_until(lambda: status().state == "paused")
+        time.sleep(FRESH_S + 1)
+        held = status()
+        assert held.state == "paused"
+        console.kill()
+        time.sleep(FRESH_S + 1)
+        wait_until(lambda: status().updated_ms > held.updated_ms)
+        if continues:
+            wait_until(lambda: status().sent > held.sent)
+        assert (status().sent > held.sent) is continues
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 
 from afterclick.errors import AlreadyRunning, Unavailable
 from afterclick.events import decode_interaction
-from afterclick.io.home import PAUSED, ReplayControl, ReplayStatus
+from afterclick.io.home import PAUSED, ReplayControl, ReplayHold, ReplayStatus
 from afterclick.settings import Settings
 from infra.embedded.kafka import KafkaServer
 from ingest.datasets import open_dataset
@@ -151,6 +151,14 @@ def test_a_replay_is_paused_and_resumed(data: SortedDataset, settings: Settings)
     ReplayControl().write(settings.home)
     thread.join(PATIENCE_S)
     assert done[0].sent == 3000
+
+
+def test_a_hold_that_is_not_renewed_ends(data: SortedDataset, settings: Settings) -> None:
+    seen: list[ReplayStatus] = []
+    ReplayHold(by="reconcile").write(settings.home)
+    summary = replay(data, settings, ReplayOptions(), on_status=seen.append)
+    assert summary.sent == 3000
+    assert seen[0].state == PAUSED
 
 
 def test_a_second_concurrent_replay_is_rejected(data: SortedDataset, settings: Settings) -> None:
