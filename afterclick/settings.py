@@ -33,7 +33,12 @@ def jar_cache() -> Path:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,  # passwords
+        use_attribute_docstrings=True,
+    )
 
 
 class _ServerSection(_Section):
@@ -352,6 +357,7 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         frozen=True,
         extra="forbid",
+        hide_input_in_errors=True,
         use_attribute_docstrings=True,
     )
 

@@ -80,7 +80,8 @@ def check_state_version(
 ) -> None:
     """Raise StateConflict if an earlier version of Afterclick wrote the state."""
     for name in partitions:
-        entry: Any = client.hrandfield(keys.trends(*name), 1, withvalues=True)
+        with positions.redis_errors():
+            entry: Any = client.hrandfield(keys.trends(*name), 1, withvalues=True)
         if entry and len(entry[1]) != PACKED_BYTES:
             raise StateConflict(
                 "an earlier version wrote the state in Redis: run `afterclick rebuild` once"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -189,13 +190,14 @@ def test_incomplete_settings_name_what_is_missing(tmp_path: Path) -> None:
     pem.touch()
     for fields, setting in (
         ({"security_protocol": "SASL_SSL"}, "AFTERCLICK_KAFKA__PASSWORD"),
-        ({"username": "a", "password": "b"}, "AFTERCLICK_KAFKA__SECURITY_PROTOCOL"),
+        ({"username": "a", "password": "hidden"}, "AFTERCLICK_KAFKA__SECURITY_PROTOCOL"),
         ({"ca_file": pem}, "AFTERCLICK_KAFKA__SECURITY_PROTOCOL"),
         ({"security_protocol": "SSL", "cert_file": pem}, "AFTERCLICK_KAFKA__KEY_FILE"),
         ({"security_protocol": "SSL", "ca_file": tmp_path / "no.pem"}, "ca_file"),
     ):
-        with pytest.raises(ValidationError, match=setting):
+        with pytest.raises(ValidationError, match=setting) as caught:
             KafkaSettings.model_validate(fields)
+        assert "hidden" not in str(caught.value)
     with pytest.raises(ValidationError, match="AFTERCLICK_REDIS__URL"):
         RedisSettings(url="redis://127.0.0.1", ca_file=pem)
 
@@ -263,8 +265,27 @@ def test_the_check_detects_a_client() -> None:
     assert created_clients("f(bootstrap_servers=x)") == ["bootstrap_servers"]
 
 
+def permitted() -> list[str]:
+    """The commands and key patterns of the user `afterclick`."""
+    return (ROOT / "infra" / "docker" / "valkey-users.acl").read_text().splitlines()[-1].split()
+
+
+def test_the_user_may_run_every_command_of_the_code() -> None:
+    """What the source names; the test of the whole stack runs them."""
+    lua = (ROOT / "streaming" / "functions.lua").read_text()
+    used = set(re.findall(r"redis\.call\('(\w+)'", lua))
+    sources = [*(ROOT / "streaming").rglob("*.py"), *(ROOT / "serving").rglob("*.py")]
+    for source in sources:
+        text = source.read_text()
+        used |= set(re.findall(r"\b(?:client|pipe|transaction|_redis)\.([a-z]+)\(", text))
+        used |= set(re.findall(r"\(\"([A-Z]{3,})\", ", text))
+    used = {{"delete": "del"}.get(name, name.lower()) for name in used}
+    used -= {"auth", "call", "close", "aclose", "execute", "pipeline"}  # need no permission
+    assert sorted(name for name in used if f"+{name}" not in permitted()) == []
+    assert "+flushall" not in permitted()  # the control
+
+
 def test_the_documented_permissions_are_those_of_the_images() -> None:
-    words = (ROOT / "infra" / "docker" / "valkey-users.acl").read_text().splitlines()[-1].split()
     documented = (ROOT / "docs" / "operations.md").read_text().split()
-    assert [word for word in words if word not in documented] == []
+    assert [word for word in permitted() if word not in documented] == []
     assert PASSWORD not in documented
