@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from afterclick.arrays import AnyArray
 from afterclick.errors import BadArtifact
@@ -21,6 +21,8 @@ from afterclick.io.files import staged_folder
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+"""Names of an artifact's files: no paths, so that a fetch writes to its own folder only."""
 CHUNK = 1 << 20
 """Bytes hashed or copied at a time."""
 Throttle = Callable[[], object]
@@ -49,7 +51,8 @@ class Manifest(BaseModel):
     items: int
     cut_ms: int | None = None
     """Event time from which the holdout model of this version has seen nothing."""
-    files: dict[str, FileEntry]
+    files: dict[Annotated[str, StringConstraints(pattern=FILE_NAME)], FileEntry]
+    """File name → hash and size; the manifest itself is not among them."""
     parameters: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     lineage: dict[str, Any] = {}
@@ -86,8 +89,13 @@ def read_manifest(folder: Path, expected_sha256: str | None = None) -> Manifest:
         raise BadArtifact(f"{path}: differs from the published manifest; publish it again")
     try:
         manifest = Manifest.model_validate_json(raw)
-    except ValidationError:
-        raise BadArtifact(f"{path}: is not a manifest; publish the model again") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise BadArtifact(f"{path}: is not a manifest ({reason}); publish it again") from None
+    if MANIFEST in manifest.files:
+        raise BadArtifact(f"{path}: lists itself among its files; publish it again")
     if manifest.format != FORMAT:
         raise BadArtifact(
             f"{path}: format {manifest.format}, expected {FORMAT}; publish the model again"

@@ -12,7 +12,15 @@ from typing import Final, Literal, Self
 from urllib.parse import urlencode, urlsplit
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FilePath,
+    IPvAnyNetwork,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from afterclick.errors import Unavailable
@@ -305,6 +313,10 @@ class ServingSettings(_ServerSection):
     """Rate limit per token user, key or address, e.g. 600/minute; the excess gets 429."""
     limit_shared: bool = False
     """Count requests in Redis for all processes together, instead of per process."""
+    proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Addresses or networks of reverse proxies, e.g. ["10.0.0.0/8"]. Only from these, the client's
+    address is taken from X-Forwarded-For; every other client counts by the address it connects
+    from."""
     token_secret: str | None = Field(None, min_length=32)
     """Secret of browser users' tokens (JWT, HS256), 32 characters or more; default: none."""
     origins: tuple[str, ...] = ()

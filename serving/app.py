@@ -159,6 +159,7 @@ def run(settings: Settings) -> None:
 
 def config_of(settings: Settings, timings: ServingTimings | None = None) -> uvicorn.Config:
     """The configuration of uvicorn: one worker, uvloop, httptools."""
+    proxies = [str(network) for network in settings.serving.proxies]
     return uvicorn.Config(
         create_app(settings, timings),
         loop="uvloop",
@@ -170,6 +171,8 @@ def config_of(settings: Settings, timings: ServingTimings | None = None) -> uvic
         log_config=None,
         log_level="warning",
         server_header=False,
+        proxy_headers=bool(proxies),  # by default uvicorn trusts every client on this machine
+        forwarded_allow_ips=proxies,
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=KEEP_ALIVE_S,
         backlog=1024,

@@ -2,7 +2,7 @@
 
 reads   topic     models: the last event names the champion
 writes  s3        <bucket>/<prefix>/<version>/*, the manifest last (if `store` is set)
-        topic     models  ModelPublished, key `model`
+        topic     models  ModelPublished, key: the version: compaction keeps each hash
 
 Credentials, region and endpoint of S3 come from the usual AWS variables (AWS_ACCESS_KEY_ID,
 AWS_ENDPOINT_URL, …).
@@ -22,8 +22,6 @@ from afterclick.events import ModelEvent, ModelPublished, decode, encode, new_id
 from afterclick.io.kafka_clients import ConnectionErrors, create_producer
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import KafkaSettings
-
-KEY = b"model"
 
 
 def announce(
@@ -46,7 +44,7 @@ def announce(
     event = ModelEvent(
         id=new_id(), source="/training", time=now(), subject=manifest.version, data=published
     )
-    _deliver(kafka, encode(event), timeout_s)
+    _deliver(kafka, manifest.version, encode(event), timeout_s)
     return published
 
 
@@ -91,7 +89,7 @@ def upload(folder: Path, root: str) -> str:
     return f"s3://{parts.netloc}/{prefix}"
 
 
-def _deliver(kafka: KafkaSettings, value: bytes, timeout_s: float) -> None:
+def _deliver(kafka: KafkaSettings, version: str, value: bytes, timeout_s: float) -> None:
     failed: list[KafkaError] = []
     delivered: list[Message] = []
 
@@ -108,7 +106,7 @@ def _deliver(kafka: KafkaSettings, value: bytes, timeout_s: float) -> None:
     }
     errors = ConnectionErrors(kafka)
     producer = create_producer(kafka, options, errors)
-    producer.produce(kafka.topics.models, value, KEY, on_delivery=report)
+    producer.produce(kafka.topics.models, value, version, on_delivery=report)
     producer.flush(timeout_s + 5)
     if failed or not delivered:
         reason = errors.reason(failed[0]) if failed else "no acknowledgement"

@@ -114,7 +114,7 @@ def publish_model(producer: Producer, settings: Settings, model: ModelPublished)
     event = ModelEvent(
         id=events.new_id(), source="/bench", time=events.now(), subject=model.version, data=model
     )
-    producer.produce(settings.kafka.topics.models, events.encode(event), "model")
+    producer.produce(settings.kafka.topics.models, events.encode(event), model.version)
 
 
 def _write_models(

@@ -12,9 +12,10 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
+import structlog
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError
@@ -28,10 +29,12 @@ from afterclick.io.kafka_clients import (
     python_unavailable,
 )
 from afterclick.settings import KafkaSettings, Settings
+from afterclick.topics import Topics
 from infra.embedded.certificates import create_certificates
 from infra.embedded.java import find_java
 from infra.embedded.server import LOOPBACK, EmbeddedServer, free_port
 
+log = structlog.get_logger()
 _JVM = (
     "-Xms128m",
     "-Xmx512m",
@@ -226,7 +229,8 @@ class SecureKafkaServer(KafkaServer):
 
 
 def ensure_topics(settings: Settings) -> list[str]:
-    """Create missing topics; their names, sorted. Existing topics are unchanged.
+    """Create missing topics; their names, sorted. Existing topics are unchanged; a number of
+    partitions that differs from the setting is logged.
 
     Returns when every new partition has a leader, which is later than in the metadata.
     """
@@ -251,7 +255,25 @@ def ensure_topics(settings: Settings) -> list[str]:
                 for n in range(topic.partitions)
             ]
             admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
+        for name, difference in _other_partitions(admin, kafka.topics, existing).items():
+            log.warning("a topic has another number of partitions", topic=name, **difference)
     return sorted(missing)
+
+
+def _other_partitions(
+    admin: KafkaAdminClient, topics: Topics, existing: set[str]
+) -> dict[str, dict[str, Any]]:
+    """The topics whose number of partitions differs from the setting, with what to do."""
+    wanted = {topic.name: topic.partitions for topic in topics.all() if topic.name in existing}
+    found: dict[str, dict[str, Any]] = {}
+    for topic in admin.describe_topics(sorted(wanted)) if wanted else ():
+        name, count = topic["name"], len(topic["partitions"])
+        if count != wanted[name]:
+            added = "all processes read the topic's; set AFTERCLICK_KAFKA__PARTITIONS to it"
+            fewer = "add partitions with kafka-topics --alter, or change the setting"
+            advice = added if count > wanted[name] else fewer
+            found[name] = {"partitions": count, "setting": wanted[name], "advice": advice}
+    return found
 
 
 def delete_topics(kafka: KafkaSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -11,6 +12,8 @@ from afterclick import api
 from serving.routes.fast_route import ServiceDep, json_response, responses
 
 router = APIRouter()
+MAX_MODELS = 20
+"""Published models that are listed."""
 
 
 @router.get("/exposure", tags=["monitoring"], **responses(api.Reactions))
@@ -38,7 +41,7 @@ async def models(service: ServiceDep) -> Response:
             "serving": model.version == serving,
             "refused": feed.rejected.get(model.version),
         }
-        for model in reversed(feed.published)
+        for model in islice(reversed(feed.published), MAX_MODELS)
     ]
     return json_response({"serving": serving or None, "models": rows})
 

@@ -2,11 +2,13 @@
 
 reads   topic  any, all its partitions; <topic>.dlq
 
-Waits for the broker and the topic to appear, and continues after a broker outage.
+Waits for the broker and the topic to appear, and continues after a broker outage. Partitions that
+are added to the topic are read within seconds.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Event, Thread
@@ -32,6 +34,8 @@ POLL_S = 0.2
 METADATA_S = 2.0
 RETRY_S = 0.5
 MAX_BATCH = 1000
+PARTITIONS_S = 10.0
+"""How often the topic is asked for added partitions."""
 _OPTIONS = {
     "group.id": "afterclick-serving",  # required by the library; never committed
     "enable.auto.commit": False,
@@ -96,6 +100,7 @@ class TopicReader:
         starts = self.start_offsets(ends)
         consumer.assign([TopicPartition(self.topic, p, offset) for p, offset in starts.items()])
         behind = {p: end for p, end in ends.items() if end > 0 and starts[p] != end}
+        check_at = time.monotonic() + PARTITIONS_S
         while not self._stop.is_set():
             batch = self._poll(consumer)
             if batch:
@@ -104,6 +109,10 @@ class TopicReader:
                 self.idle()
             if not self.caught_up.is_set():
                 self._check_caught_up(consumer, behind)
+            if time.monotonic() > check_at:
+                check_at = time.monotonic() + PARTITIONS_S
+                if self._has_partitions_besides(ends, consumer):
+                    return  # and follow all of them
 
     def _poll(self, consumer: Consumer) -> list[Message]:
         first = consumer.poll(POLL_S)
@@ -123,17 +132,27 @@ class TopicReader:
         if not behind:
             self.caught_up.set()
 
+    def _has_partitions_besides(self, known: Mapping[int, int], consumer: Consumer) -> bool:
+        added = self._partitions(consumer) - known.keys()
+        if added:
+            log.info("partitions were added", topic=self.topic, partitions=sorted(added))
+        return bool(added)
+
     def _wait_for_topic(self, consumer: Consumer) -> dict[int, int] | None:
         """The end offset of each partition, once the topic exists; None after `stop`."""
         while not self._stop.is_set():
             try:
-                metadata = consumer.list_topics(self.topic, timeout=METADATA_S).topics[self.topic]
-                if metadata.error is None and metadata.partitions:
-                    return {p: self._end(consumer, p) for p in metadata.partitions}
+                if partitions := self._partitions(consumer):
+                    return {p: self._end(consumer, p) for p in partitions}
             except KafkaException:
                 consumer.poll(0)  # logs a refused connection; otherwise keep waiting
             self._stop.wait(RETRY_S)
         return None
+
+    def _partitions(self, consumer: Consumer) -> set[int]:
+        """The topic's partitions; empty where it does not exist. Raises KafkaException."""
+        metadata = consumer.list_topics(self.topic, timeout=METADATA_S).topics[self.topic]
+        return set() if metadata.error is not None else set(metadata.partitions)
 
     def _end(self, consumer: Consumer, partition: int) -> int:
         topic_partition = TopicPartition(self.topic, partition)

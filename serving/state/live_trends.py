@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -26,10 +26,11 @@ from confluent_kafka import Message
 from redis import Redis, RedisCluster
 from redis.exceptions import RedisError
 
-from afterclick.errors import BadEvent
+from afterclick.errors import BadEvent, Unavailable
+from afterclick.io.kafka_log import KafkaLog
 from afterclick.io.redis_clients import create_redis, redis_reason, redis_unavailable
 from afterclick.settings import Settings
-from afterclick.state import LogPosition, StateChange
+from afterclick.state import LogPosition, StateChange, TopicPartition
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.state.kafka_reader import TopicReader
 
@@ -38,6 +39,7 @@ Listener = Callable[[Sequence[StateChange]], None]
 RELOAD_S = 600.0
 GAP_RELOAD_S = 15.0
 RETRY_S = 1.0
+KAFKA_TIMEOUT_S = 5.0
 _COLUMNS = 1 + 2 * len(HALF_LIVES_MS)
 
 
@@ -141,7 +143,9 @@ class TrendFeed(TrendState):
     ) -> None:
         super().__init__()
         self._settings, self._listener = settings, listener
-        self.read: Callable[[], StoredTrends] = read or (lambda: read_trends(settings))
+        self.read: Callable[[], StoredTrends] = read or self._read
+        self._log = KafkaLog(settings.kafka, KAFKA_TIMEOUT_S)
+        self._partitions: list[TopicPartition] = []
         self._tried_at = float("-inf")
         self._next: dict[int, int] = {}
         self._loader: threading.Thread | None = None
@@ -160,6 +164,7 @@ class TrendFeed(TrendState):
         self.reader.stop(timeout_s)
         if self._loader is not None:
             self._loader.join(timeout_s)
+        self._log.close()
 
     def approve(self, item_id: str, approved: bool) -> None:
         """Exempt an item from quarantine, or no longer. Raises Unavailable.
@@ -177,13 +182,19 @@ class TrendFeed(TrendState):
             self.changes += 1
 
     def start_offsets(self, ends: Mapping[int, int]) -> Mapping[int, int]:
-        """Where to read from: after the last record read before, else from the end."""
+        """Where to read from: at first from the end, later after the last record read before.
+
+        A partition that was added meanwhile is read from its beginning.
+        """
         if self._loader is not None:
             self._loader.join()
         self.reload()
-        return {
-            partition: min(end, self._next.get(partition, end)) for partition, end in ends.items()
+        known = self._next
+        self._next = {
+            partition: min(end, known.get(partition, 0 if known else end))
+            for partition, end in ends.items()
         }
+        return dict(self._next)
 
     def on_records(self, messages: Sequence[Message]) -> None:
         """Apply records of `state-changes` and forward the new ones."""
@@ -200,15 +211,24 @@ class TrendFeed(TrendState):
         self._reload_if_due()
 
     def reload(self) -> None:
-        """Read all trends; keeps the old ones if Redis is unavailable."""
+        """Read all trends; keeps the old ones if Redis or Kafka is unavailable."""
         began = time.monotonic()
         try:
             self.load(self.read)
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, Unavailable) as error:
             log.warning("trends not loaded; trying again", error=redis_reason(error))
             return
         seconds = round(time.monotonic() - began, 3)
         log.info("trends loaded", items=len(self.table), seconds=seconds)
+
+    def _read(self) -> StoredTrends:
+        """The trends of the partitions that the topics have now, or had while Kafka is away."""
+        try:
+            self._partitions = self._log.partitions(*self._settings.kafka.topics.interactions)
+        except Unavailable:
+            if not self._partitions:
+                raise
+        return read_trends(self._settings, self._partitions)
 
     def _reload_if_due(self) -> None:
         now = time.monotonic()
@@ -221,15 +241,14 @@ class TrendFeed(TrendState):
             self._loader.start()
 
 
-def read_trends(settings: Settings) -> StoredTrends:
-    """Read the trends of every partition from Redis. Raises RedisError."""
+def read_trends(settings: Settings, partitions: Iterable[TopicPartition]) -> StoredTrends:
+    """Read the trends of these partitions from Redis. Raises RedisError."""
     table, positions = TrendTable(), {}
     with closing(_connect(settings)) as client:
-        for topic in settings.kafka.topics.interactions:
-            for partition in range(settings.kafka.partitions):
-                position = _read_partition(client, settings, (topic, partition), table)
-                if position is not None:
-                    positions[f"{topic}/{partition}"] = position
+        for partition in partitions:
+            position = _read_partition(client, settings, partition, table)
+            if position is not None:
+                positions[str(partition)] = position
         approved: Any = client.smembers(settings.redis.keys.approved)
     return StoredTrends(table, positions, frozenset(item.decode() for item in approved))
 
@@ -237,7 +256,7 @@ def read_trends(settings: Settings) -> StoredTrends:
 def _read_partition(
     client: Redis | RedisCluster,
     settings: Settings,
-    partition: tuple[str, int],
+    partition: TopicPartition,
     table: TrendTable,
 ) -> int | None:
     """Merge one partition into the table; returns its position."""

@@ -26,7 +26,7 @@ from confluent_kafka import Message
 
 from afterclick import events, model
 from afterclick.artifact import MANIFEST, Throttle, no_throttle, read_manifest
-from afterclick.errors import AfterclickError, BadEvent, Unavailable
+from afterclick.errors import AfterclickError, BadArtifact, BadEvent, Unavailable
 from afterclick.events import ModelEvent, ModelPublished
 from afterclick.io.background import BackgroundLoop
 from afterclick.model import Model
@@ -36,8 +36,8 @@ from serving.state.ann_search import content_search, index_search
 from serving.state.loaded_ranker import ExplainableRanker, load_ranker
 
 log = structlog.get_logger()
-MAX_PUBLISHED = 20
-"""Published models to list."""
+MAX_PUBLISHED = 1000
+"""Published models whose locations and hashes are kept, newest ones."""
 LOADING_CPU_SHARE = 0.25
 """Share of a core, at most, for loading a model while another one serves."""
 RETRY_S = 30.0
@@ -86,13 +86,19 @@ def folder_of(
 ) -> Path:
     """The folder of a published artifact: a path, a file:// URI, or an s3:// URI fetched once.
 
-    The caller verifies its files against the manifest. Raises Unavailable, BadArtifact.
+    The caller verifies its files against the manifest. Raises Unavailable, and BadArtifact for a
+    damaged artifact or one on S3 whose hash is not known.
     """
     parts = urlsplit(uri)
     if parts.scheme != "s3":
         return Path(unquote(parts.path)) if parts.scheme == "file" else Path(uri)
+    if manifest_sha256 is None:
+        raise BadArtifact(
+            f"{uri}: was never published, so its hash is not known; publish it with "
+            "`afterclick models promote`, or use another version"
+        )
     prefix = parts.path.strip("/")
-    target = cache / f"{prefix.rsplit('/', 1)[-1]}-{(manifest_sha256 or 'any')[:12]}"
+    target = cache / f"{prefix.rsplit('/', 1)[-1]}-{manifest_sha256[:12]}"
     if not target.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         _make_room(cache)
@@ -114,7 +120,7 @@ class _Fetch:
     prefix: str
     client: Any
 
-    def into(self, target: Path, manifest_sha256: str | None) -> None:
+    def into(self, target: Path, manifest_sha256: str) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
         staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=target.parent))
@@ -265,8 +271,8 @@ class ModelFeed:
             self._use_in_experiments(extra)
 
     def _location(self, version: str) -> tuple[str, str | None]:
-        """The URI of a version, and its manifest's hash if it was published recently."""
-        for published in self.published:
+        """The URI of a version, and its manifest's hash if it was published."""
+        for published in reversed(self.published):
             if published.version == version:
                 return published.uri, published.manifest_sha256
         return f"{self._store.root}/{version}", None

@@ -10,6 +10,7 @@ import redis
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 
 from afterclick.errors import Unavailable
+from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection, load_functions
@@ -55,12 +56,14 @@ class MiniStream:
         self._load_functions()
         kafka = self.settings.kafka
         client = redis.Redis.from_url(self.settings.redis.url)
+        with KafkaLog(kafka) as log:
+            partitions = log.partitions(*kafka.topics.interactions)
+            n_changes = len(log.partitions(kafka.topics.state_changes))
         positions = [
             TopicPartition(
                 t, p, int(client.get(self.settings.redis.keys.applied_offset(t, p)) or -1) + 1
             )
-            for t in kafka.topics.interactions
-            for p in range(kafka.partitions)
+            for t, p in partitions
         ]
         client.close()
         consumer = Consumer(
@@ -72,7 +75,7 @@ class MiniStream:
         )
         producer = Producer({"bootstrap.servers": kafka.bootstrap, "enable.idempotence": True})
         consumer.assign(positions)
-        plan = ApplyConfig.of(self.settings, kafka.partitions)
+        plan = ApplyConfig.of(self.settings, n_changes)
         log_holds = partial(log_holds_records, kafka)
         applier = Applier(plan, NodeConnection(self.settings.redis.url), log_holds=log_holds)
         try:

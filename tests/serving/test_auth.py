@@ -234,6 +234,32 @@ def test_rejected_keys_count_against_the_limit_of_their_address(settings: Settin
         )
 
 
+@pytest.mark.parametrize(
+    ("proxies", "expected"),
+    [
+        ((), [401] * 5 + [429] * 2),  # a client cannot choose the address it counts by
+        (("127.0.0.0/8",), [401] * 7),
+        (("10.0.0.0/8",), [401] * 5 + [429] * 2),
+    ],
+    ids=["trusts-nobody", "trusts-this-machine", "trusts-others"],
+)
+def test_forwarded_addresses_count_only_behind_a_trusted_proxy(
+    settings: Settings, proxies: tuple[str, ...], expected: list[int]
+) -> None:
+    with Running(guarded(settings, limit="5/minute", proxies=proxies)) as api:
+        headers = [{"x-forwarded-for": f"203.0.113.{n}"} for n in range(7)]
+        assert [api.http.get("/popular", headers=h).status_code for h in headers] == expected
+
+
+def test_clients_behind_a_trusted_proxy_are_limited_by_their_own_address(
+    settings: Settings,
+) -> None:
+    with Running(guarded(settings, limit="5/minute", proxies=("127.0.0.1",))) as api:
+        spoofed = [{"x-forwarded-for": f"198.51.100.{n}, 203.0.113.7"} for n in range(7)]
+        found = [api.http.get("/popular", headers=headers).status_code for headers in spoofed]
+    assert found == [401] * 5 + [429] * 2, "what a client sends itself stands before its address"
+
+
 def test_processes_that_share_their_limit_count_together(settings: Settings) -> None:
     shared = guarded(settings, limit="5/minute", limit_shared=True)
     with Running(shared) as one, Running(shared) as other:

@@ -9,12 +9,19 @@ from typing import Any
 
 import pytest
 import redis
+from confluent_kafka import Producer
+from structlog.testing import capture_logs
 from websockets.sync.client import connect
 
+from afterclick.events import Action, FeedbackEvent, Interaction, encode, now
+from afterclick.io.kafka_clients import python_admin
+from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
 from afterclick.state import Effect, LogPosition, StateChange
 from afterclick.trends import TrendTable
-from serving.state.live_trends import StoredTrends, TrendFeed
+from infra.embedded.kafka import ensure_topics
+from serving.state.live_trends import StoredTrends, TrendFeed, read_trends
+from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running, received
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -130,6 +137,38 @@ def test_a_restarted_reader_continues_where_it_stopped(settings: Settings) -> No
     feed.on_records([change_record(5), change_record(6)])
     assert feed.start_offsets({0: 20, 1: 7}) == {0: 7, 1: 7}
     assert feed.start_offsets({0: 3, 1: 0}) == {0: 3, 1: 0}, "a recreated topic"
+    assert feed.start_offsets({0: 3, 1: 0, 2: 4}) == {0: 3, 1: 0, 2: 0}, "an added partition"
+
+
+def test_partitions_added_while_the_api_runs_are_read(settings: Settings, api: Running) -> None:
+    kafka, topics = settings.kafka, settings.kafka.topics
+    altered = (*topics.interactions, topics.state_changes)
+    with KafkaLog(kafka) as log, python_admin(kafka) as admin:
+        before = log.partitions(*topics.interactions)
+        admin.create_partitions(dict.fromkeys(altered, 4))
+        wait_until(lambda: len(log.partitions(*altered)) == 12)
+    with MiniStream(settings), connect(f"{api.ws}/ws/recommendations?user_id=carol") as socket:
+        received(socket)
+        liked = FeedbackEvent(
+            id="like",
+            source="test",
+            time=now(),
+            subject="carol",
+            data=Interaction(user_id="carol", item_id="cable-7", action=Action.LIKE),
+        )
+        producer = Producer({"bootstrap.servers": kafka.bootstrap})
+        producer.produce(topics.feedback, encode(liked), "carol", partition=3)
+        producer.flush(PATIENCE_S)
+        assert received(socket)["cause"]["event_id"] == "like"
+    api.service.feed.reload()
+    assert counted(api, "cable-7") == 1
+    assert len(api.service.stats.now()["positions"]) == 1
+    with_the_setting = read_trends(settings, before)
+    assert with_the_setting.table.find("cable-7") is None, "control: only the partitions of before"
+    with capture_logs() as logs:
+        assert ensure_topics(settings) == []
+    differing = {line["topic"]: (line["partitions"], line["setting"]) for line in logs}
+    assert differing == dict.fromkeys(altered, (4, 2))
 
 
 def test_changes_of_a_recreated_log_are_forwarded(settings: Settings) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable
@@ -134,6 +136,63 @@ def test_a_manifest_that_differs_from_the_published_one_is_rejected(
         folder_of(uri, tmp_path / "cache", "0" * 64)
 
 
+def hostile_manifest(s3: Any, folder: Path, name: str) -> str:
+    """Upload the artifact with one more file, `name`, of which the bucket holds the content."""
+    upload(folder, ROOT)
+    content = b"written by the bucket's owner"
+    manifest = json.loads((folder / artifact.MANIFEST).read_bytes())
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    manifest["files"] = {name: entry, **manifest["files"]}
+    raw = json.dumps(manifest).encode()
+    s3.put_object(Bucket="shop", Key=f"models/m1/{name}", Body=content)
+    s3.put_object(Bucket="shop", Key="models/m1/manifest.json", Body=raw)
+    return hashlib.sha256(raw).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "placed"),
+    [
+        ("notes.txt", True),  # the control: a plain name is fetched
+        ("../../placed", False),
+        ("sub/placed", False),
+        (".placed", False),
+        ("manifest.json", False),
+    ],
+)
+def test_a_manifest_names_plain_files_only(
+    s3: Any, made: tuple[Path, str], tmp_path: Path, name: str, placed: bool
+) -> None:
+    sha256 = hostile_manifest(s3, made[0], name)
+    outside = set(tmp_path.iterdir())
+    feed = ModelFeed(print, print, ModelStore(ROOT, tmp_path / "deep" / "cache"))
+    loaded = feed.load("m1", f"{ROOT}/m1", sha256)
+    assert (loaded is not None) is placed
+    assert ("publish it again" in feed.rejected.get("m1", "")) is not placed
+    assert set(tmp_path.iterdir()) == outside | {tmp_path / "deep"}
+    assert len(list((tmp_path / "deep" / "cache").iterdir())) == placed
+
+
+def test_a_model_on_s3_that_was_never_published_is_not_fetched(
+    s3: Any, made: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, sha256 = made
+    uri, cache = upload(folder, ROOT), tmp_path / "cache"
+    used: list[str] = []
+    feed = ModelFeed(print, lambda extra: used.extend(extra), ModelStore(ROOT, cache))
+    feed.start()
+    try:
+        feed.request(["m1"])
+        wait_until(lambda: "was never published" in feed.rejected.get("m1", ""))
+        assert not cache.exists(), "no file is placed"
+        feed.version = "m0"
+        feed.read([published(folder, sha256, uri)])
+        feed.request(["m1"])
+        wait_until(lambda: feed.version == "m1" or used)
+        assert not feed.rejected
+    finally:
+        feed.stop()
+
+
 def test_only_s3_uris_are_stores(made: tuple[Path, str]) -> None:
     with pytest.raises(BadInput, match="s3://bucket/prefix"):
         upload(made[0], "ftp://shop/models")
@@ -168,9 +227,9 @@ def test_loading_is_throttled_only_while_another_model_serves(
     assert len(yields) > len(list(folder.glob("*.npy")))
 
 
-def published(folder: Path, sha256: str) -> Any:
+def published(folder: Path, sha256: str, uri: str | None = None) -> Any:
     """A record of the models topic."""
-    data = ModelPublished(version="m1", uri=folder.as_uri(), manifest_sha256=sha256)
+    data = ModelPublished(version="m1", uri=uri or folder.as_uri(), manifest_sha256=sha256)
     raw = encode(ModelEvent(id=new_id(), source="test", time=now(), subject="m1", data=data))
     return SimpleNamespace(value=lambda: raw, offset=lambda: 0)
 
