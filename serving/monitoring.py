@@ -164,7 +164,7 @@ class Metrics:
         self.n_requests = 0
 
     def observe(
-        self, name: str, help_text: str, label: str, values: Mapping[str, Callable[[], int]]
+        self, name: str, help_text: str, label: str, values: Mapping[str, Callable[[], float]]
     ) -> None:
         """Add a gauge whose values are read when metrics are scraped, by the value of `label`."""
         gauge = Gauge(name, help_text, [label], registry=self.registry)

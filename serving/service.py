@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import orjson
@@ -18,7 +19,7 @@ from confluent_kafka import Message
 
 from afterclick.api import Policy
 from afterclick.arrays import Json
-from afterclick.io.background import BackgroundLoop
+from afterclick.io.background import BackgroundLoop, Heartbeat, HeartbeatMonitor
 from afterclick.quarantine import QuarantineLimits
 from afterclick.settings import Settings
 from afterclick.state import StateChange
@@ -49,6 +50,7 @@ from serving.state.loaded_models import ModelFeed, ModelStore, no_model
 from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
 
 LIVE_STATS_S = 1.0
+HEARTBEATS_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class ServingTimings:
 
 class Background(Protocol):
     """Runs between `start` and `stop`; `stop` blocks for seconds at most."""
+
+    heartbeat: Heartbeat
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -153,6 +157,12 @@ class Service:
             WriteBehind(self.database, parts),
             BackgroundLoop("live-stats", self._broadcast_stats, LIVE_STATS_S),
         )
+        self.monitor = HeartbeatMonitor([part.heartbeat for part in self._background])
+        self._monitoring = BackgroundLoop("heartbeats", self.monitor.check, HEARTBEATS_S)
+        self._observe()
+
+    def _observe(self) -> None:
+        """Add what is read when metrics are scraped."""
         dropped: dict[str, Callable[[], int]] = {
             "impressions": lambda: self.impressions.dropped,
             "live_messages": lambda: self.hub.dropped,
@@ -170,20 +180,25 @@ class Service:
         self.metrics.observe(
             "afterclick_request_log_rows", "Rows of the request log.", "state", rows
         )
+        beats = self.monitor.heartbeats
+        ages = {beat.name: partial(getattr, beat, "age_s") for beat in beats}
+        help_text = "Seconds since a background loop should have completed a turn."
+        self.metrics.observe("afterclick_heartbeat_age_seconds", help_text, "loop", ages)
 
     async def start(self) -> None:
         """Start the background parts. Responses are possible, and improve as state loads."""
         self._loop = asyncio.get_running_loop()
         self.lag.start()
         await asyncio.to_thread(self.control.load)  # the first request needs the API keys
-        for part in self._background:
+        for part in (*self._background, self._monitoring):
             part.start()
 
     async def stop(self) -> None:
         """Flush feedback, impressions and SQL, and stop every thread, in seconds."""
         self.draining = True
         self.lag.stop()
-        await asyncio.gather(*(asyncio.to_thread(part.stop) for part in self._background))
+        parts = (*self._background, self._monitoring)
+        await asyncio.gather(*(asyncio.to_thread(part.stop) for part in parts))
         for close in (self.stats.close, self.database.close):
             await asyncio.to_thread(close)
         await self.store.close()

@@ -74,6 +74,7 @@ class Retrain:
         self._now = now
         self._stop = threading.Event()
         self._failures = self._refusals = 0
+        self._training = False
         self.scheduler = BackgroundScheduler(
             timezone=UTC,
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None},
@@ -90,9 +91,12 @@ class Retrain:
             self.count, "interval", seconds=COUNT_INTERVAL_S, id="count", next_run_time=self._in(0)
         )
 
+        self.scheduler.add_job(self.beat, "interval", seconds=COUNT_INTERVAL_S, id="beat")
+
     def run(self, stop: threading.Event) -> None:
         """Retrain until `stop` is set; a running training is then killed and the champion stays."""
         self._write_status("waiting")
+        self.beat()
         self.scheduler.start()
         try:
             stop.wait()
@@ -100,6 +104,11 @@ class Retrain:
             self._stop.set()
             self.scheduler.shutdown(wait=True)
             self._write_status("stopped")
+
+    def beat(self) -> None:
+        """The job `beat`: the supervisor sees that the schedule runs; a training beats itself."""
+        if not self._training:
+            TrainingStatus.touch(self.settings.home)
 
     def count(self) -> None:
         """The job `count`: run `train` now if there are enough new events."""
@@ -126,7 +135,11 @@ class Retrain:
         began = self._now()
         reason = reason or f"{self._every_s / 60:g} minutes have passed"
         log.info("retraining", reason=reason)
-        outcome = self._train(reason, self._stop)
+        self._training = True
+        try:
+            outcome = self._train(reason, self._stop)
+        finally:
+            self._training = False
         if outcome.completed:
             self._failures = 0
             self._count_refusal(outcome)
@@ -205,6 +218,7 @@ class ChildTraining:
         deadline = time.monotonic() + hours * 3600
         while child.is_alive() and not stop.is_set() and time.monotonic() < deadline:
             child.join(0.2)
+            TrainingStatus.touch(self._settings.home)
         hung = child.is_alive()
         if hung:
             _kill(child)
@@ -228,7 +242,10 @@ class ChildTraining:
             target=record_failure, args=(self._settings, step, reason, began_ms), name="record"
         )
         child.start()
-        child.join(_RECORD_TIMEOUT_S)
+        deadline = time.monotonic() + _RECORD_TIMEOUT_S
+        while child.is_alive() and time.monotonic() < deadline:
+            child.join(1.0)
+            TrainingStatus.touch(self._settings.home)
         _kill(child)
 
 

@@ -3,7 +3,7 @@
 <home>/replay/control.json  ReplayControl   written by the CLI and the console, read by the replay
 <home>/replay/hold.json     ReplayHold      written by the console, once a second during a recount
 <home>/replay/status.json   ReplayStatus    written by the replay, several times a second
-<home>/retrain.json         TrainingStatus  written by the training process
+<home>/retrain.json         TrainingStatus  written by a training, touched by the scheduler
 <home>/last_training.json   training.workspace.LastTraining  written when the gate has decided
 <home>/anchor.json          training.workspace.Anchor  written with a published model
 <home>/stack.json           StackRecord     written by `afterclick up`, once a second
@@ -13,7 +13,9 @@ Files are replaced in one rename; a missing or invalid file reads as None.
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -62,6 +64,12 @@ class HomeFile(_Record):
 
     def write(self, home: Path) -> None:
         write_atomically(self.path(home), self.model_dump_json())
+
+    @classmethod
+    def touch(cls, home: Path) -> None:
+        """A heartbeat: mark the file as just written, if there is one."""
+        with suppress(OSError):
+            os.utime(cls.path(home))
 
 
 class ReplayControl(HomeFile):
@@ -137,6 +145,10 @@ class PartRecord(_Record):
     log: str = ""
     memory_mib: float | None = None
     """Resident memory, children included."""
+    heartbeat_s: float | None = None
+    """Seconds since its last heartbeat; None if it has none."""
+    frozen: bool = False
+    """Its last heartbeat is too long ago."""
 
 
 class StepRecord(_Record):

@@ -16,6 +16,7 @@ import psutil
 import redis
 
 from afterclick.errors import BadInput, Unavailable, redact
+from afterclick.io.background import HEARTBEAT_LIMIT_S
 from afterclick.io.home import PartRecord, TrainingStatus
 from afterclick.io.redis_clients import create_redis
 from afterclick.settings import Settings
@@ -56,6 +57,8 @@ class ManagedService:
     prepare: Callable[[], None] = lambda: None
     essential: bool = False
     """The stack fails if this service cannot start."""
+    heartbeat_s: Callable[[], float | None] = lambda: None
+    """Seconds since its last heartbeat, if it has one."""
     state: State = State.WAITING
     restarts: int = 0
     _failures: int = field(default=0, init=False)
@@ -86,7 +89,15 @@ class ManagedService:
             restarts=self.restarts,
             log=str(self.process.log),
             memory_mib=memory_mib(pid),
+            heartbeat_s=self.heartbeat_s(),
+            frozen=self.frozen,
         )
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is ready, but its last heartbeat is too long ago."""
+        age_s = self.heartbeat_s() if self.state is State.READY else None
+        return age_s is not None and age_s > HEARTBEAT_LIMIT_S
 
 
 @dataclass(frozen=True)
@@ -189,7 +200,14 @@ class Topology:
         ]
         if retrain:
             ready = partial(_is_scheduling, settings.home)
-            services.append(ManagedService("retrain", self.command("retrain", "retrain"), ready))
+            services.append(
+                ManagedService(
+                    "retrain",
+                    self.command("retrain", "retrain"),
+                    ready,
+                    heartbeat_s=partial(TrainingStatus.seconds_since_write, settings.home),
+                )
+            )
         return services
 
     def _web(self, name: str, url: str) -> ManagedService:
@@ -246,8 +264,10 @@ def _runs_queries(settings: Settings, job: Process) -> bool:
 
 
 def _is_scheduling(home: Path) -> bool:
-    status = TrainingStatus.read(home)
-    return status is not None and status.state != "stopped"
+    """Whether the schedule runs: an older file is of an earlier process."""
+    status, age_s = TrainingStatus.read(home), TrainingStatus.seconds_since_write(home)
+    fresh = age_s is not None and age_s < HEARTBEAT_LIMIT_S
+    return fresh and status is not None and status.state != "stopped"
 
 
 def _moved(topology: Topology, offset: int) -> Settings:

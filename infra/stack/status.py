@@ -136,12 +136,20 @@ def _parts(parts: Sequence[PartRecord]) -> Table:
         numbers = (part.pid, part.port, part.memory_mib and round(part.memory_mib), part.restarts)
         shown.add_row(
             part.name,
-            Text(part.state, style=_COLOURS.get(part.state, "dim")),
+            _state(part),
             *("-" if number is None else str(number) for number in numbers),
             part.url or "",
             part.log,
         )
     return shown
+
+
+def _state(part: PartRecord) -> Text:
+    """The state of a process, and the age of its heartbeat if it has one."""
+    if part.frozen and part.heartbeat_s is not None:
+        return Text(f"frozen for {part.heartbeat_s:.0f} s", style="bold red")
+    beat = "" if part.heartbeat_s is None else f", heartbeat {part.heartbeat_s:.0f} s ago"
+    return Text(f"{part.state}{beat}", style=_COLOURS.get(part.state, "dim"))
 
 
 def _step(step: StepRecord) -> Text:

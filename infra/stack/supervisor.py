@@ -120,8 +120,12 @@ class Supervisor:
 
     async def _watch(self, service: ManagedService) -> None:
         """Wait until the service ends; note when it becomes ready."""
-        started, warned = time.monotonic(), False
+        started, warned, frozen = time.monotonic(), False, False
         while service.process.running:
+            if service.frozen is not frozen:
+                frozen = not frozen
+                state = f"is frozen; see {service.process.log}" if frozen else "goes on"
+                self.note(f"{service.name} {state}")
             if service.state is State.STARTING:
                 if await asyncio.to_thread(service.ready):
                     service.state = State.READY

@@ -209,6 +209,10 @@ class ProgressProbe:
             stalled=tuple(
                 f"{stall['partition']} at offset {stall['offset']} for {stall['seconds']:.0f} s"
                 for stall in parts.get("stalled", ())
+            )
+            + tuple(
+                f"loop {frozen['loop']} of the API for {frozen['seconds']:.0f} s"
+                for frozen in parts.get("frozen", ())
             ),
         )
 

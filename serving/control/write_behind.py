@@ -122,6 +122,7 @@ class WriteBehind:
         """Parts with more rows than one batch."""
         self._full_round_at = -interval_s
         self._loop = BackgroundLoop("write-behind", self._work, interval_s, final_run=True)
+        self.heartbeat = self._loop.heartbeat
 
     def start(self) -> None:
         self._loop.start()

@@ -121,6 +121,7 @@ class ExperimentCounter:
         self._topics, self._database, self._settle_s = kafka.topics, database, settle_s
         self._log = KafkaLog(kafka, _TIMEOUT_S)
         self._loop = BackgroundLoop("experiment-counts", self._work, min(INTERVAL_S, settle_s))
+        self.heartbeat = self._loop.heartbeat
         self._starts: dict[str, int] = {}
         self._started_for: datetime | None = None
         """Creation of the oldest experiment that `_starts` belongs to."""
@@ -135,7 +136,7 @@ class ExperimentCounter:
 
     def _work(self) -> None:
         while not self._loop.stopping and self.count():
-            pass
+            self.heartbeat.beat()
 
     def count(self) -> bool:
         """Count one batch; whether more may wait. Raises Unavailable."""

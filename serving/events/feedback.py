@@ -21,6 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from afterclick import events
 from afterclick.errors import Unavailable
 from afterclick.events import Interaction, InteractionEvent, ReviewEvent
+from afterclick.io.background import Heartbeat
 from afterclick.io.kafka_clients import ConnectionErrors, create_producer
 from afterclick.settings import KafkaSettings
 from afterclick.state import LogPosition
@@ -124,8 +125,10 @@ class FeedbackLog:
         """Records handed to the producer."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="feedback-reports", daemon=True)
+        self.heartbeat = Heartbeat("feedback-reports")
 
     def start(self) -> None:
+        self.heartbeat.beat()
         self._thread.start()
 
     async def append(self, event: InteractionEvent) -> LogPosition:
@@ -168,10 +171,12 @@ class FeedbackLog:
 
     def _poll(self) -> None:
         while not self._stop.is_set():
+            self.heartbeat.beat()
             self._producer.poll(_POLL_S)
             error = self.health.check(next(iter(tuple(self._waiting.values())), None))
             if error is not None:
                 self._fail_waiting(error)
+        self.heartbeat.beat(None)
 
     def _fail_waiting(self, error: KafkaException) -> None:
         for acked in tuple(self._waiting):

@@ -18,6 +18,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from afterclick import events
 from afterclick.events import IMPRESSION_TYPE, Action
+from afterclick.io.background import Heartbeat
 from afterclick.io.kafka_clients import create_producer
 from afterclick.settings import KafkaSettings
 from afterclick.state import StateChange
@@ -49,8 +50,10 @@ class ImpressionLog:
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="impression-reports", daemon=True)
+        self.heartbeat = Heartbeat("impression-reports")
 
     def start(self) -> None:
+        self.heartbeat.beat()
         self._thread.start()
 
     def append(self, answer: Recommendation) -> None:
@@ -72,7 +75,9 @@ class ImpressionLog:
 
     def _poll(self) -> None:
         while not self._stop.is_set():
+            self.heartbeat.beat()
             self._producer.poll(0.2)
+        self.heartbeat.beat(None)
 
 
 def encode(answer: Recommendation) -> bytes:

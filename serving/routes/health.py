@@ -64,8 +64,8 @@ async def live() -> Response:
 async def ready(service: ServiceDep) -> Response:
     """200 once trends are loaded; 503 before, and while the process stops.
 
-    With stalled partitions the status is `stalled`, with 200: lists are served, but new events do
-    not reach them.
+    With stalled partitions or frozen background loops the status is `stalled`, with 200: lists are
+    served, but what is new does not reach them.
     """
     snapshot = service.snapshots.current
     parts = {
@@ -84,9 +84,14 @@ async def ready(service: ServiceDep) -> Response:
             }
             for stall in service.stats.stalls
         ],
+        "frozen": [
+            {"loop": heartbeat.name, "seconds": round(heartbeat.age_s, 1)}
+            for heartbeat in service.monitor.frozen()
+        ],
     }
     ok = service.feed.loaded and not service.draining
-    status = ("stalled" if parts["stalled"] else "ready") if ok else "not ready"
+    stalled = parts["stalled"] or parts["frozen"]
+    status = ("stalled" if stalled else "ready") if ok else "not ready"
     return json_response({"status": status, "parts": parts}, 200 if ok else 503)
 
 

@@ -24,6 +24,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from afterclick.io.background import Heartbeat
 from afterclick.io.kafka_clients import create_consumer
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import KafkaSettings
@@ -67,10 +68,15 @@ class TopicReader:
     idle: Callable[[], None] = lambda: None
     """Called when a poll returns no records."""
     caught_up: Event = field(default_factory=Event)
+    heartbeat: Heartbeat = field(init=False)
     _stop: Event = field(default_factory=Event)
     _thread: Thread | None = None
 
+    def __post_init__(self) -> None:
+        self.heartbeat = Heartbeat(f"read-{self.topic}")
+
     def start(self) -> None:
+        self.heartbeat.beat()
         self._thread = Thread(target=self._run, name=f"read-{self.topic}", daemon=True)
         self._thread.start()
 
@@ -92,6 +98,7 @@ class TopicReader:
             finally:
                 consumer.close()
             self._stop.wait(RETRY_S)
+        self.heartbeat.beat(None)
 
     def _follow(self, consumer: Consumer) -> None:
         ends = self._wait_for_topic(consumer)
@@ -102,6 +109,7 @@ class TopicReader:
         behind = {p: end for p, end in ends.items() if end > 0 and starts[p] != end}
         check_at = time.monotonic() + PARTITIONS_S
         while not self._stop.is_set():
+            self.heartbeat.beat()
             batch = self._poll(consumer)
             if batch:
                 self.handle(batch)
@@ -141,6 +149,7 @@ class TopicReader:
     def _wait_for_topic(self, consumer: Consumer) -> dict[int, int] | None:
         """The end offset of each partition, once the topic exists; None after `stop`."""
         while not self._stop.is_set():
+            self.heartbeat.beat()
             try:
                 if partitions := self._partitions(consumer):
                     return {p: self._end(consumer, p) for p in partitions}

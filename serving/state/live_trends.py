@@ -156,6 +156,7 @@ class TrendFeed(TrendState):
             self.start_offsets,
             idle=self._reload_if_due,
         )
+        self.heartbeat = self.reader.heartbeat
 
     def start(self) -> None:
         self.reader.start()

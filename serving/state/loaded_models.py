@@ -36,6 +36,8 @@ from serving.state.ann_search import content_search, index_search
 from serving.state.loaded_ranker import ExplainableRanker, load_ranker
 
 log = structlog.get_logger()
+LOAD_LIMIT_S = 900.0
+"""Fetching and loading a model takes minutes at most."""
 MAX_PUBLISHED = 1000
 """Published models whose locations and hashes are kept, newest ones."""
 LOADING_CPU_SHARE = 0.25
@@ -192,8 +194,9 @@ class ModelFeed:
         self.rejected: dict[str, str] = {}
         """Version → why it is not served."""
         self.published: deque[ModelPublished] = deque(maxlen=MAX_PUBLISHED)
-        self._loop = BackgroundLoop("model-loader", self._refresh)
+        self._loop = BackgroundLoop("model-loader", self._refresh, limit_s=LOAD_LIMIT_S)
         self.start, self.stop = self._loop.start, self._loop.stop
+        self.heartbeat = self._loop.heartbeat
 
     def request(self, versions: Sequence[str]) -> None:
         """Load these for experiments; versions beyond `MAX_EXTRA_MODELS` are ignored."""

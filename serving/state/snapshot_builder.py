@@ -209,6 +209,7 @@ class SnapshotStore:
         self._built_at = 0.0
         self._loop = BackgroundLoop("snapshot-builder", self._refresh, INTERVAL_S)
         self.start, self.stop, self.wake = self._loop.start, self._loop.stop, self._loop.wake
+        self.heartbeat = self._loop.heartbeat
         self.current = self.build()
 
     def of(self, version: str | None) -> ServingSnapshot:

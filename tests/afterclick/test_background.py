@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 
+from structlog.testing import capture_logs
+
 from afterclick.errors import Unavailable
-from afterclick.io.background import BackgroundLoop
+from afterclick.io.background import BackgroundLoop, HeartbeatMonitor
 from tests.waiting import wait_until
 
 
@@ -70,3 +72,33 @@ def test_pending_work_is_written_after_the_stop() -> None:
 
 def test_a_loop_that_never_started_can_be_stopped() -> None:
     BackgroundLoop("idle", lambda: None).stop()
+
+
+def test_a_frozen_loop_is_logged_once_and_when_it_goes_on() -> None:
+    hold, calls = threading.Event(), list[int]()
+
+    def work() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            hold.wait(60)
+
+    frozen = BackgroundLoop("frozen", work, 0.001, limit_s=0.1)
+    idle = BackgroundLoop("idle", lambda: None, limit_s=0.1)  # the control: it waits for `wake`
+    never = BackgroundLoop("never", work, 0.001, limit_s=0.1)
+    monitor = HeartbeatMonitor([loop.heartbeat for loop in (frozen, idle, never)])
+    for loop in (frozen, idle):
+        loop.start()
+    wait_until(lambda: [beat.name for beat in monitor.frozen()] == ["frozen"])
+    with capture_logs() as lines:
+        monitor.check()
+        monitor.check()
+        hold.set()
+        wait_until(lambda: not monitor.frozen())
+        monitor.check()
+    assert [(line["event"], line["loop"]) for line in lines] == [
+        ("loop frozen", "frozen"),
+        ("loop goes on", "frozen"),
+    ]
+    frozen.stop()
+    idle.stop()
+    assert {beat.age_s for beat in monitor.heartbeats} == {0}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from afterclick.errors import Unavailable
+from afterclick.io.background import HEARTBEAT_LIMIT_S
 from infra.embedded.process import Process
 from infra.stack.services import ManagedService, State
 from infra.stack.supervisor import Supervisor
@@ -73,6 +74,23 @@ def test_a_crashed_service_is_restarted_and_noted(tmp_path: Path) -> None:
     small.run_until("restart in 1.0 s")
     assert small.application.restarts == 2
     assert any("application ended with code 1; restart in 0.5 s" in note for note in small.notes)
+
+
+def test_a_service_without_heartbeats_is_noted_until_they_return(tmp_path: Path) -> None:
+    small, age_s = Small(tmp_path), [HEARTBEAT_LIMIT_S + 1]
+    small.application.heartbeat_s = lambda: age_s[-1]
+
+    async def recover() -> None:
+        while "application is frozen" not in " ".join(small.notes):
+            await asyncio.sleep(0.02)
+        record = small.application.record()
+        assert (record.frozen, record.heartbeat_s) == (True, HEARTBEAT_LIMIT_S + 1)
+        age_s.append(HEARTBEAT_LIMIT_S - 1)
+        await small.until("application goes on")
+
+    asyncio.run(small.supervisor.run(lambda: None, recover))
+    assert sum("frozen" in note for note in small.notes) == 1
+    assert not small.server.record().frozen
 
 
 def test_without_its_server_the_stack_does_not_start(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from afterclick.settings import Settings
 from afterclick.state import Effect, StateChange
 from afterclick.topics import dlq
 from serving.events.reactions import ReactionCounter, ShownList
+from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
 from tests.waiting import wait_until
 
@@ -119,6 +120,27 @@ def test_exposure_counts_lists_and_feedback_over_http(shop_api: Running) -> None
     assert places[0] == {"place": 1, "shown": 1, "clicks": 0}
     assert places[2] == {"place": 3, "shown": 1, "clicks": 2}
     assert len(places) == len(body["items"])
+
+
+def test_a_frozen_reader_is_reported_until_it_goes_on(api: Running, stream: MiniStream) -> None:
+    feed = api.service.feed
+    feed.heartbeat.limit_s = 1.0
+    gauge = f'afterclick_heartbeat_age_seconds{{loop="{feed.heartbeat.name}"}} '
+
+    def age_s() -> float:
+        text = api.http.get("/metrics").text
+        return float(text.partition(gauge)[2].partition("\n")[0])
+
+    wait_until(lambda: api.get("/health/ready")["status"] == "ready")
+    with feed.lock:
+        api.feedback("ann", "camera")  # its state change waits for the lock
+        wait_until(lambda: api.get("/health/ready")["status"] == "stalled")
+        (frozen,) = api.get("/health/ready")["parts"]["frozen"]
+        assert frozen["loop"] == feed.heartbeat.name
+        assert frozen["seconds"] >= 1
+        assert age_s() > 1
+    wait_until(lambda: api.get("/health/ready")["status"] == "ready")
+    wait_until(lambda: age_s() < 1)
 
 
 def test_a_preview_is_the_same_list_and_is_not_counted(shop_api: Running) -> None:

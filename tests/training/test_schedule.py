@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -107,6 +108,25 @@ def test_a_training_is_due_after_the_interval(scheduled: Fixture) -> None:
     assert scheduled.due_in_s == EVERY_S
     assert scheduled.train(DONE, after_s=EVERY_S) == EVERY_S
     assert scheduled.script.reasons == ["120 minutes have passed"]
+
+
+def test_the_schedule_beats_between_trainings_and_a_training_by_itself(tmp_path: Path) -> None:
+    def beats() -> bool:
+        os.utime(TrainingStatus.path(tmp_path), (0, 0))
+        retrain.beat()
+        return TrainingStatus.is_fresh(tmp_path)
+
+    def train(_: str, __: threading.Event) -> Outcome:
+        during.append(beats())
+        return DONE
+
+    during: list[bool] = []
+    retrain = Retrain(Settings(home=tmp_path), every_s=EVERY_S, events=5, train=train)
+    TrainingStatus(state="waiting", since="now").write(tmp_path)
+    assert beats()
+    retrain.train("")
+    assert during == [False]  # a training that hangs has no heartbeat
+    assert beats()
 
 
 def test_refusals_in_a_row_are_a_warning(scheduled: Fixture) -> None:
