@@ -86,7 +86,8 @@ class KafkaLog:
         from confluent_kafka import TopicCollection
 
         with self._connected():
-            found = create_admin(self._kafka).describe_topics(
+            admin = create_admin(self._kafka)  # while it exists, its futures may be awaited
+            found = admin.describe_topics(
                 TopicCollection(list(topics)), request_timeout=self._timeout_s
             )
             return {topic: str(future.result().topic_id) for topic, future in found.items()}
