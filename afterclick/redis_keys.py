@@ -7,6 +7,7 @@
 {u:<user>}:corrections:<topic>    hash    event id of the ledger → its compensations (JSON)
 {u:<user>}:forgotten              string  event time ms up to which the user's events are rejected
 {u:<user>}:forgetting             string  the same, until forgetting has finished
+{u:<user>}:erased                 string  the last complete forgetting (state.Forgetting)
 {p:<topic>:<partition>}:position  string  applied offset: that of the last applied record
 {p:<topic>:<partition>}:announced string  published offset: `state-changes` is complete up to it
 {p:<topic>:<partition>}:attempt   string  offset and epoch ms of the record that a worker began with
@@ -25,6 +26,7 @@ boundary                          string  start of the last batch or hand-over, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -82,6 +84,19 @@ class Keys:
 
     def forgetting(self, user_id: str) -> str:
         return f"{self.user(user_id)}:forgetting"
+
+    def erased(self, user_id: str) -> str:
+        return f"{self.user(user_id)}:erased"
+
+    def state_of_user(self, user_id: str, topics: Iterable[str]) -> list[str]:
+        """What the user's events have changed."""
+        per_topic = [key(user_id, t) for t in topics for key in (self.ledger, self.compensations)]
+        return [self.history(user_id), self.votes(user_id), *per_topic]
+
+    def state_of_partition(self, topic: str, partition: int) -> list[str]:
+        """What the partition's records have changed."""
+        kinds = (self.applied_offset, self.published_offset, self.counts, self.uniques, self.trends)
+        return [key(topic, partition) for key in kinds]
 
     def partition(self, topic: str, partition: int) -> str:
         return f"{self.prefix}{{p:{topic}:{partition}}}"

@@ -168,6 +168,23 @@ def decode_forgotten(key: bytes | None, value: bytes | None) -> tuple[str, int]:
         raise BadEvent(f"not a record of `forgotten`: {error}") from None
 
 
+class Forgetting(BaseModel):
+    """What was removed of a user: the value of `{u:<user>}:erased`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    until_ms: int
+    """Event time up to which the user is forgotten."""
+    events: int
+    """Events whose counts and trends were retracted."""
+    remaining: int
+    """Events whose counts remain, without a user: the log or the ledger no longer has them."""
+    rows: int | None = None
+    """Rows erased from the Parquet log; None: it is on remote storage, which still has them."""
+    finished_ms: int | None = None
+    """When it was complete; None: the log still has the user's rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
     """One interaction in a user's history. The event time is the member's score."""

@@ -1,7 +1,7 @@
-"""Forgotten users and until when: on a compacted topic, and in Redis, where events are rejected.
+"""Forgotten users and until when in Redis, where their events are rejected.
 
-reads, writes  topic  forgotten
-               redis  forgotten, {u:<user>}:forgotten
+reads          topic  forgotten
+reads, writes  redis  forgotten, {u:<user>}:forgotten
 """
 
 from __future__ import annotations
@@ -10,18 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import redis
-from confluent_kafka import KafkaError
 
-from afterclick.errors import Unavailable
-from afterclick.io.kafka_clients import ConnectionErrors, create_producer
 from afterclick.io.kafka_log import read_compacted
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings
-from afterclick.state import decode_forgotten, encode_forgotten
+from afterclick.state import decode_forgotten
 from streaming.connection import connect
 from streaming.positions import redis_errors
-
-_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -44,25 +39,6 @@ class ForgottenUsers:
         replies = connection.call(commands) if commands else []
         until = zip(users, replies, strict=True)
         return {user: int(until_ms) for user, until_ms in until if until_ms is not None}
-
-
-def publish_forgotten(kafka: KafkaSettings, user_id: str, until_ms: int) -> None:
-    """Write a user's forgetting to the topic. Raises Unavailable unless it is acknowledged."""
-    errors: list[KafkaError] = []
-    connection = ConnectionErrors(kafka)
-    producer = create_producer(kafka, {"enable.idempotence": True}, connection)
-    producer.produce(
-        kafka.topics.forgotten,
-        key=user_id.encode(),
-        value=encode_forgotten(until_ms),
-        on_delivery=lambda error, _: errors.append(error) if error else None,
-    )
-    if producer.flush(_TIMEOUT_S) or errors:
-        reason = f" ({connection.refusal})" if connection.refusal else ""
-        raise Unavailable(
-            f"Kafka at {kafka.bootstrap} did not acknowledge the forgetting{reason}; "
-            "nothing was forgotten"
-        )
 
 
 def restore_forgotten(client: redis.Redis, keys: Keys, kafka: KafkaSettings) -> None:

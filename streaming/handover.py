@@ -149,6 +149,14 @@ class Archive:
     def made_progress(self) -> bool:
         return bool(self._query and self._query.recentProgress)
 
+    def running_batch(self) -> str | None:
+        """Identifies the batch that is being written; None between two batches."""
+        query = self._query
+        if query is None or not query.isActive or not query.status["isTriggerActive"]:
+            return None
+        progress = query.lastProgress
+        return f"{query.runId}/{progress['batchId'] if progress else 'first'}"
+
 
 @dataclass
 class MicroBatch:

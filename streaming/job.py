@@ -5,6 +5,7 @@ reads   topic  reviews, feedback
         redis  {p:<topic>:<partition>}:position, lease
 writes  redis, topic, parquet  what streaming.flows writes
         redis  lease, running
+        redis, parquet  what streaming.proof.forget writes, for each open request
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from streaming.handover import (
     clean_checkpoints,
 )
 from streaming.lease import hold_lease, mark_running, renew_lease
+from streaming.proof.forget_requests import ForgettingLoop
 from streaming.watch import Watch
 
 log = structlog.get_logger()
@@ -68,9 +70,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 clean_checkpoints(context)
                 real_time = settings.stream.trigger == "real-time"
                 apply = RealTime(context) if real_time else MicroBatch(context)
-                supervised = [Supervised(apply), Supervised(Archive(context))]
+                archive = Archive(context)
+                supervised = [Supervised(apply), Supervised(archive)]
                 watch = Watch(context, partitions)
-                _Supervisor(context, supervised, watch).run(stop)
+                with closing(ForgettingLoop(settings, archive.running_batch)) as forgetting:
+                    forgetting.start()
+                    _Supervisor(context, supervised, watch).run(stop)
             finally:
                 spark.stop()
 

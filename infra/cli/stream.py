@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,25 +57,24 @@ def forget(
     user_id: Annotated[str, typer.Argument(help="The user whose past events are erased.")],
     as_json: AsJson = False,
 ) -> None:
-    """Erase a user from Redis, SQL, the log and the next model; no replay restores them.
+    """Erase a user from Redis, the log, SQL, caches and the next model; no replay restores them.
 
-    The stream job may keep running. Kafka keeps its records until their retention ends. Repeat the
-    command after an interruption.
+    A running stream job does it, also if this command is interrupted; without one, this command
+    does. The API processes erase what they have within seconds, or when they start. Kafka keeps
+    its records until their retention ends.
     """
     from afterclick.settings import Settings
-    from infra.cli.control import open_database
-    from serving.control.store import forget_user
-    from streaming.proof.forget import forget as erase
+    from streaming.proof.forget_requests import forget as erase
 
     erased = erase(Settings(), user_id)
-    sql_rows = forget_user(open_database(), user_id)
-    lines = [
-        f"{erased.events:,} events retracted",
-        f"{erased.rows:,} rows of the Parquet log and {sql_rows:,} rows in SQL erased",
-    ]
-    if erased.unknown:
-        lines.append(f"{erased.unknown:,} events are in no log: their counts remain, anonymous")
-    emit(asdict(erased) | {"sql_rows": sql_rows}, as_json, "\n".join(lines))
+    lines = [f"{erased.events:,} events retracted"]
+    if erased.rows is None:
+        lines.append("the Parquet log is on remote storage: delete the rows there")
+    else:
+        lines.append(f"{erased.rows:,} rows of the Parquet log erased")
+    if erased.remaining:
+        lines.append(f"the counts of {erased.remaining:,} events remain, without a user")
+    emit(erased, as_json, "\n".join(lines))
 
 
 @dlq_app.command()

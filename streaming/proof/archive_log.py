@@ -66,7 +66,10 @@ def _erase_from_file(path: Path, user_id: str, until_ms: int) -> int:
     )
     remaining = table.filter(pc.invert(forgotten))
     if len(remaining) < len(table):
-        _replace(path, lambda staged: pq.write_table(remaining, staged, flavor="spark"))
+        # as in the file read: a time without zone is one of Spark's deprecated type
+        deprecated = table["event_time"].type.tz is None
+        options = {"flavor": "spark", "use_deprecated_int96_timestamps": deprecated}
+        _replace(path, lambda staged: pq.write_table(remaining, staged, **options))
     return len(table) - len(remaining)
 
 

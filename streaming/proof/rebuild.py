@@ -7,7 +7,7 @@ writes  redis    forgotten, {u:<user>}:*, {p:<topic>:<partition>}:*
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,7 +59,7 @@ def rebuild(settings: Settings) -> Rebuilt:
             restore_forgotten(client, staged, settings.kafka)
             config = replace(ApplyConfig.of(settings, 1), keys=staged, lease=lease)
             applier = Applier(
-                config, NodeConnection(settings.redis.client_url), log_holds=_no_record
+                config, NodeConnection(settings.redis.client_url), log_holds=no_record
             )
             partitions = positions.topic_partitions(settings.kafka)
             events = sum(_apply(applier, log, partition) for partition in partitions)
@@ -74,24 +74,28 @@ def _apply(applier: Applier, log: Any, partition: TopicPartition) -> int:
     rows = (pc.field("topic") == topic) & (pc.field("partition") == number)
     table = log.to_table(filter=rows).sort_by("offset")
     for batch in table.to_batches(max_chunksize=_BLOCK):
-        for _ in applier.apply(topic, number, list(_records(batch.to_pylist()))):
+        for _ in applier.apply(topic, number, _records(batch.to_pylist())):
             pass
     return len(table)
 
 
-def _records(rows: list[dict[str, Any]]) -> Iterator[Record]:
-    """The rows as Kafka records, each offset once. Dead letters and other gaps are missing."""
-    for row in {row["offset"]: row for row in rows}.values():
-        event = interaction_event(
-            Interaction(**{name: row[name] for name in _DATA}),
-            event_id=row["event_id"],
-            time=row["event_time"],
-            source=row["source"],
-        )
-        yield Record(row["offset"], None, encode(event), row["log_time"].timestamp() * 1000)
+def _records(rows: list[dict[str, Any]]) -> list[Record]:
+    """Each offset once. Dead letters and other gaps are missing."""
+    return [record_of(row) for row in {row["offset"]: row for row in rows}.values()]
 
 
-def _no_record(_: TopicPartition, __: OffsetRange) -> bool:
+def record_of(row: dict[str, Any]) -> Record:
+    """A row of the Parquet log as the Kafka record that it was."""
+    event = interaction_event(
+        Interaction(**{name: row[name] for name in _DATA}),
+        event_id=row["event_id"],
+        time=row["event_time"],
+        source=row["source"],
+    )
+    return Record(row["offset"], None, encode(event), row["log_time"].timestamp() * 1000)
+
+
+def no_record(_: TopicPartition, __: OffsetRange) -> bool:
     """The Parquet log has no row at the offset of a dead letter."""
     return False
 

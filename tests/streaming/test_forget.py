@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 
 import orjson
 import pyarrow.dataset as ds
@@ -11,19 +12,23 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
+from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import Settings
+from afterclick.state import Forgetting
 from infra.cli import app
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection
-from streaming.forgotten_users import publish_forgotten, restore_forgotten
+from streaming.forgotten_users import restore_forgotten
 from streaming.lease import hold_lease
-from streaming.proof.forget import Forgetter, forget
+from streaming.proof.forget import Forgetter, last_forgetting
+from streaming.proof.forget_requests import ForgettingLoop, forget, request_forgetting
 from streaming.proof.rebuild import rebuild
 from streaming.proof.reconcile import reconcile
 from tests.serving.mini_stream import MiniStream
 from tests.streaming.builders import DAY_S, Crash, CrashingConnection, event
 from tests.streaming.stream_process import environment, produce
 from tests.streaming.topic_log import apply_log, archive_log, partition_logs
+from tests.waiting import wait_until
 
 ALICE = [
     event(
@@ -62,8 +67,8 @@ def test_the_state_is_that_of_a_log_without_the_user(
 
     forgetting = forget(settings, "alice")
 
-    assert (forgetting.events, forgetting.unknown, forgetting.rows) == (20, 0, 21)
-    assert names_of(client, settings, "alice") == {"forgotten"}
+    assert (forgetting.events, forgetting.remaining, forgetting.rows) == (20, 0, 21)
+    assert names_of(client, settings, "alice") == {"forgotten", "erased"}
     assert archived_users(settings) == {f"user-{n}" for n in range(7)}
     report = reconcile(settings)
     assert (report.differences, report.forgotten, report.counted_in_state) == (0, 21, 40)
@@ -83,7 +88,7 @@ def test_replays_of_the_dataset_or_the_topic_do_not_restore_the_user(
     archive_log(settings)
     assert reconcile(settings).differences == 0
     assert "alice" not in archived_users(settings)
-    assert names_of(client, settings, "alice") == {"forgotten"}
+    assert names_of(client, settings, "alice") == {"forgotten", "erased"}
 
     for key in client.scan_iter(settings.redis.prefix + "*"):
         client.delete(key)  # Redis loses the forgetting
@@ -127,8 +132,9 @@ def test_a_returning_user_starts_with_an_empty_history(
 
 
 def test_a_user_is_forgotten_while_the_stream_runs(settings: Settings, client: redis.Redis) -> None:
+    """The job that holds the lease does it."""
     produce(settings, LOG)
-    with MiniStream(settings), hold_lease(client, settings.redis.keys, 10):
+    with MiniStream(settings), hold_lease(client, settings.redis.keys, 10), job_loop(settings):
         forgetting = forget(settings, "alice")
         produce(settings, OTHERS)
         report = reconcile(settings, wait_s=30)
@@ -136,12 +142,20 @@ def test_a_user_is_forgotten_while_the_stream_runs(settings: Settings, client: r
     assert (report.differences, report.forgotten) == (0, 20)
 
 
+@contextmanager
+def job_loop(settings: Settings) -> Iterator[ForgettingLoop]:
+    """What a stream job runs beside its queries."""
+    with closing(ForgettingLoop(settings)) as loop:
+        loop.start()
+        yield loop
+
+
 class Interrupted(Exception):
     """The process dies here."""
 
 
 class DiesBeforeCounts(Forgetter):
-    def retract(self, until_ms: int) -> tuple[int, int]:
+    def retract(self, until_ms: int) -> Forgetting:
         raise Interrupted
 
 
@@ -151,21 +165,75 @@ class DiesBeforeLedgers(Forgetter):
             raise Interrupted
 
 
-@pytest.mark.parametrize("dies", [DiesBeforeCounts, DiesBeforeLedgers])
-def test_an_interrupted_forgetting_is_completed_by_running_it_again(
+class DiesBeforeRows(Forgetter):
+    def erase_rows(self, until_ms: int) -> int:
+        raise Interrupted
+
+
+@pytest.mark.parametrize("dies", [DiesBeforeCounts, DiesBeforeLedgers, DiesBeforeRows])
+def test_a_killed_forgetting_is_completed_by_the_next_job(
     settings: Settings, client: redis.Redis, dies: type[Forgetter]
 ) -> None:
     produce(settings, LOG)
     apply_log(settings)
-    until_ms = int(time.time() * 1000)
-    publish_forgotten(settings.kafka, "alice", until_ms)
-    interrupted = dies(settings, client, "alice")
+    archive_log(settings)
+    until_ms = request_forgetting(settings, client, "alice")
     with pytest.raises(Interrupted):
-        interrupted.finish(interrupted.begin(until_ms))
-    assert "forgetting" in names_of(client, settings, "alice")
-    assert forget(settings, "alice").events == 20
-    assert names_of(client, settings, "alice") == {"forgotten"}
+        dies(settings, client, "alice").complete(until_ms)
+    unfinished = last_forgetting(client, settings.redis.keys, "alice")
+    assert unfinished is None or unfinished.finished_ms is None
+    assert "alice" in archived_users(settings)  # the control: without a job nobody goes on
+    with job_loop(settings):
+        report = wait_until(lambda: finished(client, settings, "alice"))
+    assert report.events == 20
+    assert names_of(client, settings, "alice") == {"forgotten", "erased"}
+    assert "alice" not in archived_users(settings)
     assert reconcile(settings).differences == 0
+
+
+def finished(client: redis.Redis, settings: Settings, user: str) -> Forgetting | None:
+    report = last_forgetting(client, settings.redis.keys, user)
+    return report if report and report.finished_ms is not None else None
+
+
+def test_a_second_request_completes_the_first(settings: Settings, client: redis.Redis) -> None:
+    produce(settings, LOG)
+    apply_log(settings)
+    archive_log(settings)
+    until_ms = request_forgetting(settings, client, "alice")
+    with pytest.raises(Interrupted):
+        DiesBeforeRows(settings, client, "alice").complete(until_ms)
+    forget(settings, "alice")
+    assert names_of(client, settings, "alice") == {"forgotten", "erased"}
+    assert reconcile(settings).differences == 0
+
+
+def test_events_beyond_the_ledger_are_retracted(settings: Settings, client: redis.Redis) -> None:
+    """By the log. The control: without a ledger they remain, and the report has their number."""
+    stream = settings.stream.model_copy(update={"ledger_length": 4})
+    short = settings.model_copy(update={"stream": stream})
+    feedback = [
+        event("alice", f"item-{n % 7}", "purchase", at=n * DAY_S, event_id=f"f{n}")
+        for n in range(9)
+    ]
+    produce(short, LOG)
+    produce(short, feedback, "feedback")
+    apply_log(short)
+    archive_log(short)
+    assert forget(short, "alice").model_dump(include={"events", "remaining", "rows"}) == {
+        "events": 29,
+        "remaining": 0,
+        "rows": 29,
+    }
+    assert reconcile(short).differences == 0
+
+    produce(short, [event("bob", f"item-{n}", "like", event_id=f"b{n}") for n in range(10)])
+    apply_log(short)
+    archive_log(short)
+    client.delete(short.redis.keys.ledger("bob", short.kafka.topics.reviews))
+    report = forget(short, "bob")
+    assert (report.events, report.remaining) == (0, 10)
+    assert reconcile(short).counted_in_state - reconcile(short).counted_in_log == 10
 
 
 def test_a_rebuilt_state_leaves_out_forgotten_users(
@@ -207,10 +275,9 @@ def test_the_command_reports_what_it_erased(
     result = CliRunner().invoke(app, ["forget", "alice", "--json"])
     assert result.exit_code == 0, result.output
     report = orjson.loads(result.stdout.splitlines()[-1])
-    assert {name: report[name] for name in ("events", "unknown", "rows", "sql_rows")} == {
+    assert {name: report[name] for name in ("events", "remaining", "rows")} == {
         "events": 20,
-        "unknown": 0,
+        "remaining": 0,
         "rows": 20,
-        "sql_rows": 0,
     }
     assert reconcile(settings).differences == 0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 import pytest
 
+from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import Settings
-from streaming.forgotten_users import publish_forgotten
 from streaming.proof.archive_log import erase
 from tests.training import shop
 from training import etl, event_log
