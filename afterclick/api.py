@@ -321,6 +321,27 @@ class User(Interests):
     experiment: AssignedArm | None = None
 
 
+class ErasureState(StrEnum):
+    """How far the erasure of a user is."""
+
+    REQUESTED = "requested"
+    """Lists, history and SQL are without the user; counts and the log still have the events."""
+    COMPLETE = "complete"
+
+
+class Erasure(ApiModel):
+    """The erasure of a user."""
+
+    user_id: str
+    state: ErasureState
+    until: AwareDatetime = Field(description="What the user did up to then is erased.")
+    events: int | None = Field(None, description="Events whose counts were retracted.")
+    remaining: int | None = Field(
+        None, description="Events whose counts remain, without a user: see docs/exactness.md."
+    )
+    rows: int | None = Field(None, description="Rows erased from the event log.")
+
+
 class Accepted(ApiModel):
     """Kafka has acknowledged the event; pass `position` as `after` to see it in the next list."""
 

@@ -81,7 +81,7 @@ def create_app(settings: Settings, timings: ServingTimings | None = None) -> Fas
         app.add_middleware(
             CORSMiddleware,
             allow_origins=serving.origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["authorization", "content-type"],
             expose_headers=["retry-after"],
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,11 @@ class Watcher:
             self.coalesced += 1
         self.cause = change
         self.changed.set()
+
+    def forget(self) -> None:
+        """Drop the change that waits."""
+        self.cause, self.coalesced = None, 0
+        self.changed.clear()
 
     async def next(self) -> tuple[StateChange, int]:
         """The newest change, and how many earlier ones it replaces."""
@@ -121,6 +126,14 @@ class Hub:
                 if change.effect.counts:
                     watcher.notify(change)
         return self._sample(changes) if self._live else []
+
+    def forget(self, user_ids: Iterable[str]) -> None:
+        """Drop the changes of these users, and all messages that live connections have not read."""
+        for user_id in user_ids:
+            for watcher in self._watchers.get(user_id, ()):
+                watcher.forget()
+        for reader in self._live:
+            reader.queue.clear()
 
     def broadcast(self, message: bytes) -> None:
         """Queue a message on every live connection."""

@@ -6,7 +6,7 @@ reads   redis  {u:<user>}:history, in one round trip; everything else is in memo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -71,6 +71,10 @@ class Recommender:
         self._config = config
         self._cache = ResponseCache(config.cache_ttl_s, config.clock)
         self.filters = CatalogueFilters()
+
+    def forget(self, user_ids: Container[str]) -> None:
+        """Drop the cached lists of these users."""
+        self._cache.forget(user_ids)
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation:
         """The list for a user. Never fails.

@@ -8,7 +8,7 @@ events may reach a cached personalised list `cache_ttl_s` later, and changes of 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, replace
 from sys import getsizeof
 from typing import Any
@@ -80,6 +80,12 @@ class ImpressionCache:
         rows = orjson.loads(response.rendered.impression_rows) if response else []
         ids = [row["item_id"] for row in rows]
         return ids.index(item_id) if item_id in ids else None
+
+    def forget(self, user_ids: Container[str]) -> None:
+        """Drop the responses to these users."""
+        for impression_id, response in list(self._responses.items()):
+            if response.body["user_id"] in user_ids:
+                del self._responses[impression_id]
 
     def get(self, impression_id: str) -> dict[str, Any] | None:
         """The response, or None if it is no longer cached."""
@@ -174,6 +180,12 @@ class ResponseCache:
             rendered,
             rendered.size_bytes + _request_bytes(key) + _texts_bytes(rows),
         )
+
+    def forget(self, user_ids: Container[str]) -> None:
+        """Drop the lists of these users."""
+        for request in list(self._entries):
+            if request.user_id in user_ids:
+                del self._entries[request]
 
     @property
     def size_bytes(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,12 +20,14 @@ from confluent_kafka import Message
 from afterclick.api import Policy
 from afterclick.arrays import Json
 from afterclick.io.background import BackgroundLoop, Heartbeat, HeartbeatMonitor
+from afterclick.io.forgotten import publish_forgotten
 from afterclick.quarantine import QuarantineLimits
 from afterclick.settings import Settings
 from afterclick.state import StateChange
 from serving.control.api_keys import ApiKeyStore
 from serving.control.catalogue_copy import CatalogueCopy
 from serving.control.control_plane import ControlPlane
+from serving.control.erasure import UserEraser
 from serving.control.experiments import Assigned
 from serving.control.request_log import RequestLog
 from serving.control.rules import RuleBook
@@ -42,7 +44,7 @@ from serving.push import Hub, cause_of
 from serving.recommender import Recommender, RecommenderConfig
 from serving.request import Options, RecommendationRequest
 from serving.response_cache import ImpressionCache, Recommendation
-from serving.state.history import OnlineStore
+from serving.state.history import OnlineStore, forget_entries
 from serving.state.item_catalogue import Catalogue, TextSearch
 from serving.state.kafka_reader import TopicReader
 from serving.state.live_trends import PositionWaiters, TrendFeed
@@ -51,6 +53,10 @@ from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
 
 LIVE_STATS_S = 1.0
 HEARTBEATS_S = 1.0
+PUBLISH_S = 5.0
+"""Time limit for Kafka to acknowledge a request to erase a user."""
+REQUEST_S = 30.0
+"""Longer than any request that reads a history."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,12 @@ class Service:
     def _build_state(self) -> None:
         settings, serving = self.settings, self.settings.serving
         self.catalogue, self.search = Catalogue(), TextSearch()
-        self.store = OnlineStore(settings.redis, settings.stream.history_length)
+        self.requests = RequestLog(serving.request_log_days, serving.request_log_rows)
+        self.users = UserDirectory()
+        self.eraser = UserEraser((self.requests, self.users), self._on_forgotten)
+        self.store = OnlineStore(
+            settings.redis, settings.stream.history_length, self.eraser.until_ms
+        )
         self.feed = TrendFeed(settings, self.on_changes)
         self.rules = RuleBook(self.catalogue)
         limits = QuarantineLimits(serving.quarantine_max_ratio, serving.quarantine_allowance)
@@ -108,6 +119,7 @@ class Service:
         kafka, topics = settings.kafka, settings.kafka.topics
         self.item_reader = TopicReader(kafka, topics.items, self._on_items)
         self.model_reader = TopicReader(kafka, topics.models, self.models.read)
+        self.forgotten_reader = TopicReader(kafka, topics.forgotten, self.eraser.read)
         self.waiters = PositionWaiters(serving.after_s)
         self.lag = EventLoopLag()
         self.recommender = Recommender(
@@ -127,8 +139,6 @@ class Service:
         self.database = Database(self.settings.database)
         keys = ApiKeyStore(serving, self.settings.home)
         self.control = ControlPlane(self.database, self.rules, keys)
-        self.requests = RequestLog(serving.request_log_days, serving.request_log_rows)
-        self.users = UserDirectory()
         self.copy = CatalogueCopy(self.catalogue, self.item_reader.caught_up.is_set)
 
     def _build_events(self) -> None:
@@ -137,18 +147,25 @@ class Service:
         self.feedback = FeedbackLog(settings.kafka, self.timings.ack)
         self.impressions = ImpressionLog(settings.kafka)
         self.reactions, self.sent = ReactionCounter(), ImpressionCache()
-        self.counter = ExperimentCounter(settings.kafka, self.database, self.timings.settle_s)
+        self.counter = ExperimentCounter(
+            settings.kafka,
+            self.database,
+            self.timings.settle_s,
+            self.eraser,
+            self.forgotten_reader.caught_up.is_set,
+        )
         self.stats = LiveStats(settings, self.feed, self.snapshots, self.hub, self.metrics)
 
     def _connect(self) -> None:
         """Connect the parts to each other."""
         self.control.on_rules = self.snapshots.wake
         self.control.on_models = self.models.request
-        parts = (self.control, self.users, self.copy, self.requests)
+        parts = (self.eraser, self.control, self.users, self.copy, self.requests)
         self._background: tuple[Background, ...] = (
             self.feed,
             self.item_reader,
             self.model_reader,
+            self.forgotten_reader,
             self.models,
             self.snapshots,
             self.feedback,
@@ -235,6 +252,33 @@ class Service:
     def on_changes(self, changes: Sequence[StateChange]) -> None:
         """Forward state changes from their reader's thread to the event loop."""
         self._call_in_loop(lambda: self._deliver(changes))
+
+    async def forget(self, user_id: str) -> int:
+        """Request that a user is erased; the event time ms up to which.
+
+        That is now, or the user's newest event if that is later. This process forgets the user on
+        return, others within a second. Raises Unavailable.
+        """
+        newest = await self.store.history(user_id, 1)
+        known = (self.eraser.until_ms.get(user_id, 0), *(entry.time_ms for entry in newest))
+        until_ms = max(int(time.time() * 1000), *known)
+        kafka = self.settings.kafka
+        await asyncio.to_thread(publish_forgotten, kafka, user_id, until_ms, PUBLISH_S)
+        await asyncio.to_thread(self.eraser.forget, {user_id: until_ms})
+        return until_ms
+
+    def _on_forgotten(self, forgotten: Mapping[str, int]) -> None:
+        """Evict users from the caches of this process, and again after the requests in flight."""
+        self._call_in_loop(lambda: self._evict(forgotten))
+
+    def _evict(self, forgotten: Mapping[str, int], again: bool = True) -> None:
+        self.recommender.forget(forgotten)
+        self.sent.forget(forgotten)
+        self.hub.forget(forgotten)
+        self.requests.forget_recent(forgotten)
+        forget_entries()
+        if again and self._loop is not None:
+            self._loop.call_later(REQUEST_S, self._evict, forgotten, False)
 
     async def _make(self, request: RecommendationRequest) -> Recommendation:
         request, assigned = self._assign(self._with_interests(request))

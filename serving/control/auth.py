@@ -33,7 +33,7 @@ ADMIN_PATHS = ("/metrics", "/exposure", "/models", "/dead-letters", "/requests",
 ADMIN_PREFIXES = ("/explain/", "/admin/", "/rules", "/experiments", "/tokens", "/keys")
 ADMIN_WRITE_PATHS = ("/admin/", "/keys")
 """Closed to pages of other origins; without API keys, open to this machine only, even if the
-settings open the API."""
+settings open the API. So is erasing a user."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 MAX_TOKEN_S: Final = 30 * 86_400
 _BEARER = b"bearer."
@@ -119,13 +119,14 @@ class AuthMiddleware:
             return _UNCERTAIN if self._keys.uncertain else _UNAUTHORIZED
         scope["admin"] = "admin" in scopes
         required = required_scope(scope.get("method", "GET"), scope["path"])
-        if required not in scopes and "admin" not in scopes:
+        own = _erases_user(scope) and "subject" in scope  # `fast_route` checks that it is the user
+        if required not in scopes and "admin" not in scopes and not own:
             return Rejection(HTTPStatus.FORBIDDEN, f"this key has no scope `{required}`")
         return _check_subject(scope)
 
     def _check_local(self, scope: Scope, headers: Headers) -> Rejection | None:
         """Without keys, a request needs a loopback host: against DNS rebinding."""
-        if self._settings.open and not scope["path"].startswith(ADMIN_WRITE_PATHS):
+        if self._settings.open and not _needs_admin(scope):
             return None
         host = _split("//" + headers.get(b"host", b"").decode("latin-1"))
         if host is None:
@@ -137,7 +138,7 @@ class AuthMiddleware:
         """Reject pages of other origins where browsers do not: WebSockets, writes without keys."""
         origin = headers.get(b"origin", b"").decode("latin-1")
         keyless = not (self._keys.required or self._settings.open)
-        guarded = keyless or scope["path"].startswith(ADMIN_WRITE_PATHS)
+        guarded = keyless or _needs_admin(scope)
         writes = guarded and scope.get("method") not in SAFE_METHODS
         if not origin or not (writes or scope["type"] == "websocket"):
             return None
@@ -199,8 +200,20 @@ def required_scope(method: str, path: str) -> ApiScope:
     """The scope that a request needs."""
     if path in ADMIN_PATHS or path.startswith(ADMIN_PREFIXES):
         return "admin"
+    if method == "DELETE":
+        return "admin"
     writes = path == "/feedback" if method == "POST" else method == "PUT"
     return "feedback" if writes else "recommend"
+
+
+def _erases_user(scope: Scope) -> bool:
+    """Whether the request erases a user."""
+    return scope.get("method") == "DELETE" and scope["path"].startswith("/users/")
+
+
+def _needs_admin(scope: Scope) -> bool:
+    """Whether the request stays closed where the settings open the API."""
+    return scope["path"].startswith(ADMIN_WRITE_PATHS) or _erases_user(scope)
 
 
 def check_address(settings: ServingSettings, has_keys: Callable[[], bool] = lambda: False) -> None:

@@ -15,15 +15,19 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl
 
 from sqlalchemy import Connection, delete, func, insert, or_, select
 
+from afterclick.events import SESSION
 from serving.control.store import Database, request_log
 from serving.control.write_behind import PendingRows
 
 MAX_PENDING: Final = 20_000
 MAX_TARGET: Final = 1000
 """Characters of a target in SQL."""
+MAX_ID: Final = 128
+_USERS: Final = "/users/"
 PRUNE_INTERVAL_S: Final = 3600.0
 PRUNE_ROWS: Final = 5000
 """Rows deleted in one transaction."""
@@ -49,6 +53,16 @@ RECENT_ROUTES: Final = frozenset(
 """Routes of the shop; those of dashboards are not shown."""
 
 
+class NamedUsers(NamedTuple):
+    """Whom the target of a request names."""
+
+    user_id: str | None
+    session_id: str | None
+    """As a user id: `session:ID`."""
+    ambiguous: bool
+    """It names several users or sessions."""
+
+
 class LoggedRequest(NamedTuple):
     """One answered request."""
 
@@ -68,7 +82,30 @@ class LoggedRequest(NamedTuple):
     @property
     def target(self) -> str:
         """Path and query string."""
+        if self.asks_erasure or self.named.ambiguous:
+            return self.route
         return f"{self.path}?{self.query.decode('latin-1')}" if self.query else self.path
+
+    @property
+    def asks_erasure(self) -> bool:
+        """Whether it is about erasing a user, whose id is not logged."""
+        about = self.method == "DELETE" or self.path.endswith("/erasure")
+        return about and self.path.startswith(_USERS)
+
+    @property
+    def named(self) -> NamedUsers:
+        """Whom the logged target names."""
+        if self.asks_erasure:
+            return NamedUsers(None, None, False)
+        return named_users(self.path, self.query.decode("latin-1"))
+
+    def is_forgotten(self, forgotten: Mapping[str, int]) -> bool:
+        """Whether it names one of these users, at or before their time (ms)."""
+        if not (self.path.startswith(_USERS) or b"_id=" in self.query):
+            return False
+        user_id, session_id, _ = self.named
+        until_ms = max(forgotten.get(user_id or "", -1), forgotten.get(session_id or "", -1))
+        return self.time * 1000 <= until_ms
 
 
 class RequestLog:
@@ -107,6 +144,15 @@ class RequestLog:
             for request in list(self._recent)
         ]
 
+    def forget_recent(self, forgotten: Mapping[str, int]) -> None:
+        """Drop the newest requests of these users. Event loop only."""
+        kept = [request for request in self._recent if not request.is_forgotten(forgotten)]
+        self._recent = deque(kept, maxlen=RECENT)
+
+    def forget(self, forgotten: Mapping[str, int]) -> None:
+        """Drop the waiting rows of these users up to their times."""
+        self.pending.discard(lambda _, request: request.is_forgotten(forgotten))
+
     def sync(self, database: Database) -> bool:
         """Write a batch; now and then delete old rows. Raises Unavailable; no row is lost."""
         more = self.pending.flush(database, _insert)
@@ -144,7 +190,26 @@ def _insert(connection: Connection, batch: Mapping[int, LoggedRequest]) -> None:
     connection.execute(insert(request_log), [_values(request) for request in batch.values()])
 
 
+def named_users(path: str, query: str) -> NamedUsers:
+    """Whom a path (decoded) and a query string name."""
+    users: set[str] = set()
+    sessions: set[str] = set()
+    if path.startswith(_USERS):
+        users.add(path.removeprefix(_USERS).partition("/")[0])
+    if "_id=" in query:
+        for name, value in parse_qsl(query):
+            if name == "user_id":
+                users.add(value)
+            elif name == "session_id":
+                sessions.add(SESSION + value)
+    sessions |= {user_id for user_id in users if user_id.startswith(SESSION)}
+    users -= sessions
+    ambiguous = len(users) > 1 or len(sessions) > 1
+    return NamedUsers(min(users, default=None), min(sessions, default=None), ambiguous)
+
+
 def _values(request: LoggedRequest) -> dict[str, Any]:
+    user_id, session_id, ambiguous = request.named
     return {
         "at": datetime.fromtimestamp(request.time, UTC),
         "method": request.method[:16],
@@ -153,7 +218,13 @@ def _values(request: LoggedRequest) -> dict[str, Any]:
         "status": request.status,
         "milliseconds": round(request.seconds * 1000, 3),
         "caller": request.caller and request.caller[:128],
+        "user_id": None if ambiguous else _name(user_id),
+        "session_id": None if ambiguous else _name(session_id),
     }
+
+
+def _name(user_id: str | None) -> str | None:
+    return user_id and _storable(user_id)[:MAX_ID]
 
 
 def _storable(text: str) -> str:

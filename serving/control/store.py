@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, quote_plus
 
 import structlog
 from alembic import command
@@ -41,10 +40,8 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     create_engine,
-    delete,
     event,
     make_url,
-    or_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
@@ -134,23 +131,6 @@ def readable(kind: type[T], rows: Iterable[Mapping[Any, Any]]) -> Iterator[T]:
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             log.warning("row skipped", kind=kind.__name__, field=first["loc"], reason=first["msg"])
-
-
-def forget_user(database: Database, user_id: str) -> int:
-    """Delete a user's rows; their number. Raises Unavailable.
-
-    Deletes every request whose target contains the id, plain or escaped: an id that is part of
-    another id deletes some requests of that user as well. Rows logged later are kept.
-    """
-    spellings = {user_id, quote(user_id, safe=""), quote(user_id), quote_plus(user_id)}
-    named = [request_log.c.target.contains(spelling, autoescape=True) for spelling in spellings]
-    deletions = (
-        delete(experiment_users).where(experiment_users.c.user_id == user_id),
-        delete(users).where(users.c.user_id == user_id),
-        delete(request_log).where(or_(*named)),
-    )
-    with database.begin() as connection:
-        return sum(connection.execute(deletion).rowcount for deletion in deletions)
 
 
 def head() -> str | None:
@@ -299,7 +279,11 @@ request_log = Table(
     Column("status", SmallInteger, nullable=False),
     Column("milliseconds", Float, nullable=False),
     Column("caller", String(128)),
+    Column("user_id", String(128)),
+    Column("session_id", String(128)),
     Index(None, "at"),
+    Index(None, "user_id"),
+    Index(None, "session_id"),
 )
 
 api_keys = Table(

@@ -96,6 +96,15 @@ class UserDirectory:
             self._read_interests(connection)
         return more
 
+    def forget(self, forgotten: Mapping[str, int]) -> None:
+        """Drop what is held and what waits of these users, up to their times (ms)."""
+        self._pending.discard(lambda user_id, period: _is_past(period.first, forgotten, user_id))
+        with self._lock:
+            for user_id in forgotten:
+                stored = self._held.get(user_id)
+                if stored and _is_past(stored.at, forgotten, user_id):
+                    del self._held[user_id]
+
     def set_interests(self, database: Database, user_id: str, interests: tuple[str, ...]) -> None:
         """Store a user's interests, effective in this process on return. Raises Unavailable."""
         with self._lock:
@@ -154,6 +163,10 @@ class UserDirectory:
 
     def _empty(self) -> InterestCache:
         return FIFOCache(self._max_bytes, getsizeof=lambda stored: stored.size_bytes)
+
+
+def _is_past(at: datetime, forgotten: Mapping[str, int], user_id: str) -> bool:
+    return at.timestamp() * 1000 <= forgotten.get(user_id, -1)
 
 
 def _hold(held: InterestCache, stored: StoredInterests) -> None:

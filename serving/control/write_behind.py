@@ -73,6 +73,15 @@ class PendingRows(Generic[K, V]):
         with self._lock:
             return list(self._rows.values())
 
+    def discard(self, matches: Callable[[K, V], bool]) -> None:
+        """Drop the waiting rows that match. Does not block `add` meanwhile."""
+        with self._lock:
+            rows = list(self._rows.items())
+        found = [key for key, row in rows if matches(key, row)]
+        with self._lock:
+            for key in found:
+                self._rows.pop(key, None)
+
     def flush(
         self,
         database: Database,

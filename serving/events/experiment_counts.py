@@ -18,7 +18,7 @@ counts `settle_s` after it was logged, when all impressions before it are in SQL
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -34,6 +34,7 @@ from afterclick.io.background import BackgroundLoop
 from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
 from afterclick.settings import KafkaSettings
 from afterclick.state import StateChange
+from serving.control.erasure import UserEraser
 from serving.control.experiments import read_experiments
 from serving.control.store import Database, experiment_progress, experiments, insert_into
 from serving.control.store import experiment_users as table
@@ -116,8 +117,15 @@ class ExperimentCounter:
     """Counts in a background thread while an experiment is running or users are followed."""
 
     def __init__(
-        self, kafka: KafkaSettings, database: Database, settle_s: float = SETTLE_S
+        self,
+        kafka: KafkaSettings,
+        database: Database,
+        settle_s: float = SETTLE_S,
+        eraser: UserEraser | None = None,
+        starts_when: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`starts_when`: the users that `eraser` forgets are known, so that none is counted."""
+        self._eraser, self._starts_when = eraser or UserEraser(), starts_when
         self._topics, self._database, self._settle_s = kafka.topics, database, settle_s
         self._log = KafkaLog(kafka, _TIMEOUT_S)
         self._loop = BackgroundLoop("experiment-counts", self._work, min(INTERVAL_S, settle_s))
@@ -135,7 +143,7 @@ class ExperimentCounter:
         self._log.close()
 
     def _work(self) -> None:
-        while not self._loop.stopping and self.count():
+        while not self._loop.stopping and self._starts_when() and self.count():
             self.heartbeat.beat()
 
     def count(self) -> bool:
@@ -188,8 +196,8 @@ class ExperimentCounter:
         return list(self._log.read(batch))
 
     def _count_impressions(self, progress: Progress, records: Sequence[Message]) -> None:
-        exposures = exposures_of(records)
-        with self._database.begin() as connection:
+        with self._eraser.writing, self._database.begin() as connection:
+            exposures = exposures_of(records, self._eraser.is_forgotten)
             if progress.after(records).save(connection):
                 add_exposures(connection, exposures)
 
@@ -213,7 +221,9 @@ class ExperimentCounter:
         return more
 
 
-def exposures_of(records: Iterable[Message]) -> dict[tuple[str, str], Exposure]:
+def exposures_of(
+    records: Iterable[Message], is_forgotten: Callable[[str, int], bool] = lambda *_: False
+) -> dict[tuple[str, str], Exposure]:
     """Experiment and user → the lists shown, of impressions that belong to an experiment."""
     exposures: dict[tuple[str, str], Exposure] = {}
     for record in records:
@@ -228,6 +238,8 @@ def exposures_of(records: Iterable[Message]) -> dict[tuple[str, str], Exposure]:
         if not isinstance(event, ImpressionEvent) or event.data.experiment is None:
             continue
         shown = event.data
+        if is_forgotten(shown.user_id, event.time_ms):
+            continue
         key = (event.data.experiment, shown.user_id)
         exposure = Exposure(
             shown.arm or "", _moment(event.time_ms), fallback_lists=int(bool(shown.fallback))

@@ -10,8 +10,10 @@ from fastapi import APIRouter, Body, Depends, Path, Query
 from starlette.responses import Response
 
 from afterclick import api
+from afterclick.arrays import Json
 from afterclick.errors import NotFound, Unavailable
 from afterclick.events import Id
+from afterclick.state import Forgetting
 from afterclick.trends import HALF_LIVES_MS
 from serving.control.users import read_user
 from serving.recommender import describe
@@ -99,6 +101,27 @@ async def set_interests(
     return json_response({"user_id": user_id, "interests": interests})
 
 
+@router.delete("/users/{user_id}", tags=["users"], **responses(api.Erasure, status=202))
+async def erase_user(service: ServiceDep, user_id: UserId) -> Response:
+    """Erase what a user did up to now. Scope `admin`, or the user's own token.
+
+    202: lists and history are without it within a second, in every process; the stream job retracts
+    counts and erases the log. A later event begins a new history.
+    """
+    until_ms = await service.forget(user_id)
+    return json_response(_erasure(user_id, until_ms, None), 202)
+
+
+@router.get("/users/{user_id}/erasure", tags=["users"], **responses(api.Erasure, 404))
+async def erasure(service: ServiceDep, user_id: UserId) -> Response:
+    """How far the erasure of a user is, and what it removed."""
+    stored_ms, report = await service.store.forgetting(user_id)
+    until_ms = max(stored_ms or -1, service.eraser.until_ms.get(user_id, -1))
+    if until_ms < 0:
+        raise NotFound(f"no request to erase the user {user_id}")
+    return json_response(_erasure(user_id, until_ms, report))
+
+
 @router.get("/users/{user_id}/history", tags=["users"], **responses(api.History))
 async def history(
     service: ServiceDep, user_id: UserId, query: Annotated[HistoryQuery, Query()]
@@ -120,6 +143,17 @@ async def history(
         for entry in entries
     ]
     return json_response({"user_id": user_id, "degraded": degraded, "events": rows})
+
+
+def _erasure(user_id: str, until_ms: int, report: Forgetting | None) -> Json:
+    done = report and report.finished_ms is not None and report.until_ms >= until_ms
+    removed = report.model_dump(include={"events", "remaining", "rows"}) if report and done else {}
+    return {
+        "user_id": user_id,
+        "state": api.ErasureState.COMPLETE if done else api.ErasureState.REQUESTED,
+        "until": datetime.fromtimestamp(until_ms / 1000, UTC),
+        **removed,
+    }
 
 
 def _interactions(service: Service, item_id: str) -> int:

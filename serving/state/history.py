@@ -1,6 +1,6 @@
 """Histories from Redis: one round trip, bounded in time, with a circuit breaker.
 
-reads   redis  {u:<user>}:history
+reads   redis  {u:<user>}:history, :forgotten, :erased
 
 `RedisPipe` sends all commands of one event-loop iteration in one write over one connection, and
 hiredis parses the replies as they arrive: a fifth of the CPU time of a pooled client. An
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -27,7 +28,7 @@ from redis.exceptions import RedisError
 from afterclick.errors import Unavailable
 from afterclick.io.redis_clients import create_async_redis, redis_reason
 from afterclick.settings import RedisSettings
-from afterclick.state import HistoryEntry
+from afterclick.state import Forgetting, HistoryEntry
 
 log = structlog.get_logger()
 Rows = list[bytes]
@@ -47,6 +48,11 @@ def entries(rows: Rows) -> list[HistoryEntry]:
 def _entry(member: bytes, time_ms: bytes) -> HistoryEntry:
     """Cached: each request of a user decodes the same events again."""
     return HistoryEntry.from_member(member, float(time_ms))
+
+
+def forget_entries() -> None:
+    """Drop the decoded events of all users."""
+    _entry.cache_clear()
 
 
 @dataclass
@@ -91,8 +97,15 @@ class CircuitBreaker:
 class OnlineStore:
     """Reads per-user history."""
 
-    def __init__(self, settings: RedisSettings, history_length: int) -> None:
+    def __init__(
+        self,
+        settings: RedisSettings,
+        history_length: int,
+        forgotten: Mapping[str, int] | None = None,
+    ) -> None:
+        """`forgotten`: users and the event time ms up to which their events are not returned."""
         self._keys, self._length = settings.keys, history_length
+        self._forgotten = {} if forgotten is None else forgotten
         plain = not settings.cluster and is_plain(settings.url)
         self._client = (
             RedisPipe(settings.client_url, settings.timeout_s) if plain else _FullClient(settings)
@@ -106,17 +119,32 @@ class OnlineStore:
     async def rows(self, user_id: str, n: int | None = None) -> Rows:
         """A user's history as stored, to compare with an earlier one. Raises Unavailable."""
         last = (n or self._length) - 1
+        rows: Rows = await self._call(
+            "ZRANGE", self._keys.history(user_id), 0, last, "REV", "WITHSCORES"
+        )
+        until_ms = self._forgotten.get(user_id)
+        return rows if until_ms is None else _since(rows, until_ms)
+
+    async def forgetting(self, user_id: str) -> tuple[int | None, Forgetting | None]:
+        """The event time ms up to which a user is forgotten, and the last report. Raises
+        Unavailable."""
+        names = (self._keys.forgotten(user_id), self._keys.erased(user_id))
+        until_ms, report = await self._call("MGET", *names)
+        return (
+            None if until_ms is None else int(until_ms),
+            None if report is None else Forgetting.model_validate_json(report),
+        )
+
+    async def _call(self, *command: str | int) -> Any:
         if not self.breaker.allows(time.monotonic()):
             raise Unavailable("Redis is unavailable")
         try:
-            rows: Rows = await self._client.call(
-                "ZRANGE", self._keys.history(user_id), 0, last, "REV", "WITHSCORES"
-            )
+            reply = await self._client.call(*command)
         except Unavailable as error:
             self.breaker.on_failure(error)
             raise
         self.breaker.on_success()
-        return rows
+        return reply
 
     async def ping(self) -> bool:
         """Whether Redis answers in time."""
@@ -129,6 +157,12 @@ class OnlineStore:
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _since(rows: Rows, until_ms: int) -> Rows:
+    """The events after a time: rows are newest first."""
+    newer = sum(float(time_ms) > until_ms for time_ms in rows[1::2])
+    return rows[: 2 * newer]
 
 
 class _FullClient:

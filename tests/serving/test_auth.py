@@ -33,6 +33,8 @@ SCOPES: dict[tuple[str, str], str | None] = {
     ("GET", "/search"): "recommend",
     ("GET", "/categories"): "recommend",
     ("GET", "/users/{user_id}"): "recommend",
+    ("DELETE", "/users/{user_id}"): "admin",
+    ("GET", "/users/{user_id}/erasure"): "recommend",
     ("GET", "/users/{user_id}/history"): "recommend",
     ("PUT", "/users/{user_id}/interests"): "feedback",
     ("POST", "/feedback"): "feedback",

@@ -12,13 +12,14 @@ from typing import Any
 import orjson
 import pytest
 from confluent_kafka import Producer
-from sqlalchemy import update
+from sqlalchemy import select, update
 from websockets.sync.client import ClientConnection, connect
 
 from afterclick import events
 from afterclick.events import Action, Impression, ImpressionEvent, ShownItem, new_id
 from afterclick.settings import Settings
 from afterclick.state import Effect, StateChange
+from serving.control.erasure import UserEraser
 from serving.control.experiments import (
     ArmSums,
     Experiment,
@@ -26,7 +27,7 @@ from serving.control.experiments import (
     add_experiment,
     read_sums,
 )
-from serving.control.store import Database, experiment_progress
+from serving.control.store import Database, experiment_progress, experiment_users
 from serving.events.experiment_counts import ExperimentCounter
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running, received
@@ -143,6 +144,28 @@ def counted(settings: Settings, database: Database, settle_s: float = 0.0) -> di
     counter.stop()
     with database.begin() as connection:
         return read_sums(connection, "e")
+
+
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_lists_of_a_forgotten_user_are_not_counted(
+    stored: Settings, database: Database, records: Records, forgotten: bool
+) -> None:
+    """They are in the log for weeks. The control: without the eraser they are counted."""
+    now = events.now()
+    records.impression("ann", now - timedelta(hours=1))
+    records.impression("ann", now)  # after the erasure
+    records.impression("bob", now - timedelta(hours=1))
+    records.flush()
+    eraser = UserEraser()
+    if forgotten:
+        eraser.forget({"ann": round((now - timedelta(minutes=1)).timestamp() * 1000)})
+    counter = ExperimentCounter(stored.kafka, database, 0.0, eraser)
+    wait_until(lambda: not counter.count())
+    counter.stop()
+    with database.begin() as connection:
+        columns = experiment_users.c
+        query = select(columns.user_id, columns.lists).order_by(columns.user_id)
+        assert connection.execute(query).all() == [("ann", 1 if forgotten else 2), ("bob", 1)]
 
 
 def test_a_purchase_counts_in_the_first_seven_days_from_the_first_list_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,8 @@ from sqlalchemy import insert, update
 
 from afterclick.errors import Unavailable
 from afterclick.settings import Settings
-from serving.control.store import Database, forget_user
+from serving.control.erasure import delete_users
+from serving.control.store import Database
 from serving.control.store import users as table
 from serving.control.users import CLOCK_SKEW, UserDirectory, read_user
 from tests.serving.running import Running, after, ids, kinds
@@ -41,12 +43,17 @@ def test_users_are_stored_and_forgotten_by_every_process(database_url: str) -> N
     one.set_interests(database, "bob", ())
     other.sync(database)
     assert one.interests_of("bob") == other.interests_of("bob") == ()
-    assert forget_user(database, "ann") == 1
+    forget(database, "ann")
     assert read_user(database, "ann") is None
     for users in (one, other):
         users.sync(database)
         assert users.interests_of("ann") == ()
     database.close()
+
+
+def forget(database: Database, user_id: str) -> None:
+    with database.begin() as connection:
+        delete_users(connection, {user_id: round(time.time() * 1000) + 1})
 
 
 @pytest.fixture
@@ -119,7 +126,7 @@ def test_the_bytes_of_interests_are_bounded_and_the_newest_are_held(
     users.sync(named)
     assert users.interests_of("user-290")[0] == "interest-290", "no row is missing: not read again"
     assert users.interest_bytes <= max_bytes
-    forget_user(named, "user-299")
+    forget(named, "user-299")
     users.sync(named)
     assert users.interests_of("user-299") == ()
 
