@@ -7,15 +7,20 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from infra.cli import root_command
 from infra.cli.reference import command_names
 from infra.embedded.server import free_port
 
+ROOT = Path(__file__).parents[2]
 RUN = '''
 import contextlib, io, json, sys
 from infra.cli import app
@@ -86,7 +91,7 @@ NO_PACKAGE = {
 """Commands that need no optional package."""
 
 
-def python(script: str, home: Path, **env: str) -> dict[str, Any]:
+def python(script: str, home: Path, **env: str) -> Any:
     """Run a script in a fresh interpreter whose servers are unreachable; its JSON output."""
     own = {
         "AFTERCLICK_HOME": str(home / "home"),
@@ -106,8 +111,7 @@ def python(script: str, home: Path, **env: str) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answers
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_without_optional_packages_every_command_names_what_to_install(tmp_path: Path) -> None:
@@ -122,6 +126,43 @@ def test_without_optional_packages_every_command_names_what_to_install(tmp_path:
         if code != 3 or error.count("\n") != 1 or not INSTALL.search(error)
     }
     assert not wrong
+
+
+@pytest.mark.parametrize("extra", ["streaming", "training", "serving"])
+def test_the_images_that_document_forget_have_its_packages(tmp_path: Path, extra: str) -> None:
+    """It gets as far as Redis, which is down. The control: the image of the API lacks a package."""
+    allowed = (*BASE, *modules_of(extra))
+    script = BLOCKED.format(allowed=allowed) + RUN + "print(json.dumps(run(['forget', 'bob'])))"
+    code, error = python(script, tmp_path)
+    assert code == 3
+    assert error.count("\n") == 1
+    assert bool(INSTALL.search(error)) is (extra == "serving"), error
+    assert ("Redis" in error) is (extra != "serving"), error
+
+
+def modules_of(extra: str) -> set[str]:
+    """Top-level modules of the packages of an extra and of what they require."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    waiting = [*project["dependencies"], *project["optional-dependencies"][extra]]
+    names: set[str] = set()
+    while waiting:
+        required = Requirement(waiting.pop())
+        name = canonicalize_name(required.name)
+        marks = [{"extra": each} for each in (required.extras or {""})]
+        if name not in names:
+            names.add(name)
+            more = [Requirement(line) for line in metadata.requires(name) or ()]
+            waiting += [
+                str(one)
+                for one in more
+                if one.marker is None or any(one.marker.evaluate(mark) for mark in marks)
+            ]
+    distributions = metadata.packages_distributions()
+    return {
+        module
+        for module, owners in distributions.items()
+        if any(canonicalize_name(owner) in names for owner in owners)
+    }
 
 
 WRONG: dict[str, int] = {
