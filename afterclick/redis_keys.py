@@ -1,8 +1,11 @@
 """Every Redis key, named once. The part in braces is the cluster hash tag: one call, one slot.
 
+History, votes, ledgers and corrections of a user expire some time after the user's last event.
+
 {u:<user>}:history                zset    state.HistoryEntry → event time ms, newest only
 {u:<user>}:votes                  hash    item → newest event and trusted time of each action; '' →
-                                          trusted time of the user's first event
+                                          trusted time of the user's first event, log time of the
+                                          newest
 {u:<user>}:ledger:<topic>         zset    event id → state.pack_offset of its position, plus flags
 {u:<user>}:corrections:<topic>    hash    event id of the ledger → its compensations (JSON)
 {u:<user>}:forgotten              string  event time ms up to which the user's events are rejected

@@ -193,6 +193,11 @@ class StreamSettings(_Section):
     max_voted_items: int = Field(10_000, ge=1)
     """Items that a user can vote on. Events on further items are interactions, but change neither
     trends nor the number of unique users; after a change run `rebuild`."""
+    session_ttl_days: float = Field(30.0, gt=0)
+    """Days without an event after which a visitor's session (`session:ID`) is deleted: history,
+    votes, ledger and SQL rows; counts and trends stay. After a change run `rebuild`."""
+    user_ttl_days: float = Field(730.0, gt=0)
+    """The same for users, and for the users of experiments that ended so long ago."""
     archive_seconds: float = Field(5.0, gt=0)
     """Interval of the archive query, which writes the Parquet log."""
     master: str = "local[*]"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from typing import Protocol
 
@@ -32,7 +33,7 @@ from serving.control.experiments import Assigned
 from serving.control.request_log import RequestLog
 from serving.control.rules import RuleBook
 from serving.control.store import Database
-from serving.control.users import UserDirectory
+from serving.control.users import InactiveFor, UserDirectory
 from serving.control.write_behind import WriteBehind
 from serving.events.experiment_counts import SETTLE_S, ExperimentCounter
 from serving.events.feedback import AckTimeouts, FeedbackLog
@@ -100,7 +101,8 @@ class Service:
         settings, serving = self.settings, self.settings.serving
         self.catalogue, self.search = Catalogue(), TextSearch()
         self.requests = RequestLog(serving.request_log_days, serving.request_log_rows)
-        self.users = UserDirectory()
+        days = settings.stream.session_ttl_days, settings.stream.user_ttl_days
+        self.users = UserDirectory(keep=InactiveFor(*(timedelta(days=n) for n in days)))
         self.eraser = UserEraser((self.requests, self.users), self._on_forgotten)
         self.store = OnlineStore(
             settings.redis, settings.stream.history_length, self.eraser.until_ms

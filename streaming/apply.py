@@ -19,7 +19,7 @@ from typing import Any
 import redis
 
 from afterclick.errors import BadEvent
-from afterclick.events import InteractionEvent, decode_interaction
+from afterclick.events import SESSION, InteractionEvent, decode_interaction
 from afterclick.io.kafka_log import OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
@@ -68,6 +68,10 @@ class ApplyConfig:
     """Time after the first event from which a user is established."""
     max_voted_items: int
     """Items that a user can vote on."""
+    session_ttl_ms: int
+    """Time without events after which the state of a session expires."""
+    user_ttl_ms: int
+    """The same for other users."""
     faults: FaultPoints = NO_FAULTS
     lease: Lease = NO_LEASE
     """Redis refuses the writes once this lease is lost."""
@@ -94,6 +98,8 @@ class ApplyConfig:
             max_ahead_ms=stream.ahead_s * 1000,
             established_ms=round(stream.established_days * DAY_MS),
             max_voted_items=stream.max_voted_items,
+            session_ttl_ms=round(stream.session_ttl_days * DAY_MS),
+            user_ttl_ms=round(stream.user_ttl_days * DAY_MS),
             faults=FaultPoints.of(stream),
         )
 
@@ -269,6 +275,7 @@ class Applier:
             config.max_voted_items,
             LATE_ITEMS,
             config.lease.owner,
+            config.session_ttl_ms if user_id.startswith(SESSION) else config.user_ttl_ms,
         ]
         for step in steps:
             event, data = step.event, step.event.data
@@ -276,7 +283,7 @@ class Applier:
             position = pack_offset(partition.partition, step.record.offset)
             arguments += (event.id, position, entry.member(), step.time_ms)
             arguments += (data.item_id, self._codes.get(data.action, ""))
-            arguments.append(event.trusted_ms(step.record.log_ms))
+            arguments += (event.trusted_ms(step.record.log_ms), round(step.record.log_ms))
         names = (
             keys.history(user_id),
             keys.votes(user_id),
@@ -284,7 +291,12 @@ class Applier:
             keys.compensations(user_id, topic),
             keys.forgotten(user_id),
             config.lease.key,
-            *(keys.ledger(user_id, other) for other in config.topics if other != topic),
+            *(
+                key(user_id, other)
+                for other in config.topics
+                if other != topic
+                for key in (keys.ledger, keys.compensations)
+            ),
         )
         return ("FCALL", "afterclick_apply_user", len(names), *names, *arguments)
 

@@ -54,6 +54,12 @@ local function is_newer(vote, other)
   return vote[1] > other[1] or (vote[1] == other[1] and vote[2] > other[2])
 end
 
+-- The field '' of a user's votes: trusted time of the first event and, after a comma, when the newest reached the log.
+local function activity_of(text)
+  local first, last = string.match(text or '', '^(-?%d+),?(-?%d*)')
+  return tonumber(first), tonumber(last)
+end
+
 -- Add one event's vote to its user's votes. keys: votes; limits: age, voted items, late items; the rest: see apply_user.
 -- An event counts as one vote. If the user has a vote of this action on the item, a compensation retracts the older
 -- of the two: only the newest counts, in whatever order they arrive. A vote on one more item than a user can vote on
@@ -61,11 +67,12 @@ end
 -- few: the work of one event is bounded.
 -- Returns first_user_item (1 or 0), established (1 or 0), and compensations: {item, code, event time ms, votes,
 -- established votes}.
-local function cast_vote(key, limits, item, code, vote)
+local function cast_vote(key, limits, item, code, vote, log_time)
   local age, voted_items, late_items = unpack(limits)
-  local since, text = unpack(redis.call('HMGET', key, '', item))
-  local items = redis.call('HLEN', key) - (since and 1 or 0)
-  local known = tonumber(since or vote[2])
+  local activity, text = unpack(redis.call('HMGET', key, '', item))
+  local items = redis.call('HLEN', key) - (activity and 1 or 0)
+  local since, last = activity_of(activity)
+  local known = since or vote[2]
   local first, compensations = math.min(known, vote[2]), {}
   if first < known then
     if items <= late_items then
@@ -89,14 +96,13 @@ local function cast_vote(key, limits, item, code, vote)
   end
   local positive = string.find(code, '%u') and not too_many
   local first_user_item = positive and not string.find(text or '', '%u') and 1 or 0
-  local changed = {}
-  if not since or first < known then changed = {'', string.format('%.0f', first)} end
+  local changed = {'', string.format('%.0f,%.0f', first, math.max(last or log_time, log_time))}
   if code ~= '' and newer then
     votes[code] = vote
     changed[#changed + 1] = item
     changed[#changed + 1] = text_of(votes)
   end
-  if #changed > 0 then redis.call('HSET', key, unpack(changed)) end
+  redis.call('HSET', key, unpack(changed))
   return first_user_item, established, compensations
 end
 
@@ -107,11 +113,22 @@ local function lost_lease(key, owner)
   end
 end
 
+-- Delete history and votes of a user without an event for the time to live, measured in the log: a state computed later
+-- from the log is the same. The ledgers stay until they expire.
+local function expire(keys, ttl, log_time)
+  local _, last = activity_of(redis.call('HGET', keys[2], ''))
+  if last and log_time - last > ttl then redis.call('DEL', keys[1], keys[2]) end
+end
+
 -- Step 1: one user's events of a chunk, in log order.
--- keys: history, votes, ledger of this topic, compensations, forgotten, lease, ledger of each other topic
+-- keys: history, votes, ledger of this topic, compensations, forgotten, lease, then of each other topic: ledger,
+--       compensations
 -- args: history length, ledger length, floor, age (ms) from which a user is established, items that a user can vote
---       on, items up to which an event may precede the first, the lease's owner, then for each event: id, position,
---       history member, event time ms, item, code of the action ('' for weight 0: no vote), trusted time ms
+--       on, items up to which an event may precede the first, the lease's owner, time to live (ms) of a user without
+--       events, then for each event: id, position, history member, event time ms, item, code of the action ('' for
+--       weight 0: no vote), trusted time ms, time ms at which it reached the log
+-- All keys of the user but `forgotten` expire a day after the time to live: a stream that was down for less than a day
+-- does not find fewer than the log says.
 -- A position is (offset * 1024 + partition) * 4; the ledger adds first_user_item in bit 0 and established in bit 1.
 -- Ledger entries at or above the floor are never trimmed: step 2 may not have counted them yet.
 -- Returns a list. First a string with one character per event: 0 duplicate; 1 to 4 first position of the id
@@ -126,8 +143,9 @@ local function apply_user(keys, args)
   local limits = {tonumber(args[4]), tonumber(args[5]), tonumber(args[6])}
   local forgotten = redis.call('GET', keys[5])
   forgotten = forgotten and tonumber(forgotten)
+  local ttl = tonumber(args[8])
   local codes, result = {}, {''}
-  for i = 8, #args, 7 do
+  for i = 9, #args, 8 do
     local id, position, time = args[i], tonumber(args[i + 1]), tonumber(args[i + 3])
     local code, compensations
     local known = redis.call('ZSCORE', ledger, id)
@@ -139,13 +157,14 @@ local function apply_user(keys, args)
     elseif forgotten and time <= forgotten then
       code = 5
     else
-      for k = 7, #keys do
+      for k = 7, #keys, 2 do
         if redis.call('ZSCORE', keys[k], id) then code = 0 end
       end
     end
     if not code then
-      local cast = {time, tonumber(args[i + 6])}
-      local first_user_item, established, list = cast_vote(votes, limits, args[i + 4], args[i + 5], cast)
+      local vote, log_time = {time, tonumber(args[i + 6])}, tonumber(args[i + 7])
+      expire(keys, ttl, log_time)
+      local first_user_item, established, list = cast_vote(votes, limits, args[i + 4], args[i + 5], vote, log_time)
       local flags = first_user_item + 2 * established
       if #list > 0 then
         compensations = cjson.encode(list)
@@ -171,6 +190,9 @@ local function apply_user(keys, args)
       for _, id in ipairs(redis.call('ZRANGE', ledger, 0, drop - 1)) do redis.call('HDEL', keys[4], id) end
       redis.call('ZREMRANGEBYRANK', ledger, 0, drop - 1)
     end
+  end
+  for k = 1, #keys do
+    if k ~= 5 and k ~= 6 then redis.call('PEXPIRE', keys[k], string.format('%.0f', ttl + DAY)) end
   end
   result[1] = table.concat(codes)
   return result

@@ -9,6 +9,7 @@ process stored arrive within seconds, and a user erased from SQL disappears from
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -16,16 +17,19 @@ from sys import getsizeof
 from typing import Any, Final, NamedTuple
 
 from cachetools import FIFOCache
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, and_, delete, func, or_, select
 
-from afterclick.events import now
-from serving.control.store import Database, insert_into
+from afterclick.events import SESSION, now
+from serving.control.store import Database, experiment_users, experiments, insert_into
 from serving.control.store import users as table
 from serving.control.write_behind import PendingRows
 
 MAX_PENDING: Final = 100_000
 MAX_INTEREST_BYTES: Final = 64 * 2**20
 """Memory for interests; beyond it those named longest ago are not used."""
+PRUNE_INTERVAL_S: Final = 3600.0
+PRUNE_ROWS: Final = 5000
+"""Users deleted in one transaction."""
 CLOCK_SKEW: Final = timedelta(seconds=30)
 """How far the clocks of two processes may differ: each read starts this long before the last."""
 _ENTRY_BYTES: Final = 400
@@ -59,10 +63,35 @@ class StoredInterests(NamedTuple):
 InterestCache = FIFOCache[str, StoredInterests]
 
 
+class InactiveFor(NamedTuple):
+    """How long without an event users are kept."""
+
+    session: timedelta
+    user: timedelta
+
+    def prune(self, connection: Connection) -> bool:
+        """Delete some inactive users, and the users of experiments that ended long ago.
+
+        Whether more may wait.
+        """
+        at, is_session = now(), table.c.user_id.startswith(SESSION)
+        seen = and_(is_session, table.c.last_seen < at - self.session)
+        inactive = or_(seen, table.c.last_seen < at - self.user)
+        some = select(table.c.user_id).where(inactive).limit(PRUNE_ROWS)
+        ended = select(experiments.c.name).where(experiments.c.stopped < at - self.user)
+        connection.execute(delete(experiment_users).where(experiment_users.c.experiment.in_(ended)))
+        deleted = connection.execute(delete(table).where(table.c.user_id.in_(some)))
+        return deleted.rowcount == PRUNE_ROWS
+
+
 class UserDirectory:
     """`seen` and `interests_of` are for the event loop, `sync` for the write-behind thread."""
 
-    def __init__(self, max_bytes: int = MAX_INTEREST_BYTES) -> None:
+    def __init__(
+        self, max_bytes: int = MAX_INTEREST_BYTES, keep: InactiveFor | None = None
+    ) -> None:
+        """`keep`: how long inactive users are kept; None: for ever."""
+        self._keep, self._pruned_at = keep, -PRUNE_INTERVAL_S
         self._pending = PendingRows[str, ActivityPeriod](MAX_PENDING, ActivityPeriod.merge)
         self._max_bytes = max_bytes
         self._held = self._empty()
@@ -90,8 +119,17 @@ class UserDirectory:
         return int(self._held.currsize)
 
     def sync(self, database: Database) -> bool:
-        """Write activity and read changed interests. Raises Unavailable; no row is lost."""
+        """Write activity, read changed interests, now and then delete inactive users.
+
+        Raises Unavailable; no row is lost.
+        """
         more = self._pending.flush(database, _write_activity)
+        if self._keep and time.monotonic() - self._pruned_at >= PRUNE_INTERVAL_S:
+            with database.begin() as connection:
+                pruning = self._keep.prune(connection)
+            if not pruning:
+                self._pruned_at = time.monotonic()
+            more |= pruning
         with self._lock, database.begin() as connection:
             self._read_interests(connection)
         return more

@@ -58,6 +58,8 @@ class Reconciliation:
     counted_in_log: int
     uniques_in_state: int
     uniques_in_log: int
+    expired: int = 0
+    """Users in the log whose history has expired."""
     lost: int = 0
     """Counts missing from the state, over all items."""
     double: int = 0
@@ -227,6 +229,7 @@ def _decay(elapsed_ms: float) -> Float64Array:
 def _compare_histories(
     report: Reconciliation, client: redis.Redis, keys: Keys, expected: Recount
 ) -> None:
+    now_ms = time.time() * 1000
     for users in _batched(expected.users, 2000):
         with client.pipeline(transaction=False) as pipeline:
             for user in users:
@@ -234,6 +237,9 @@ def _compare_histories(
             replies: list[Any] = pipeline.execute()
         for user, reply in zip(users, replies, strict=True):
             history = [(int(score), bytes(member)) for member, score in reply]
+            if not history and expected.expired(user, now_ms):
+                report.expired += 1
+                continue
             if history != expected.history(user):
                 report.add("history", f"of user {user}", history, expected.history(user))
     known = set(expected.users)

@@ -21,7 +21,7 @@ from kafka.errors import KafkaError
 
 from afterclick.arrays import Float64Array
 from afterclick.errors import BadEvent, LogTruncated
-from afterclick.events import decode_interaction
+from afterclick.events import SESSION, decode_interaction
 from afterclick.io.kafka_clients import python_consumer, python_unavailable
 from afterclick.settings import Settings
 from afterclick.state import LATE_ITEMS, HistoryEntry, TopicPartition, decode_forgotten
@@ -29,6 +29,8 @@ from afterclick.trends import DAY_MS, HALF_LIVES_MS
 
 _Vote = tuple[int, int]
 """Event time and trusted time of a vote, ms."""
+_Voter = tuple[str, int]
+"""A user, and how often they have expired."""
 
 
 @dataclass
@@ -40,6 +42,8 @@ class Recount:
     max_ahead_ms: float
     established_ms: float
     max_voted_items: int
+    session_ttl_ms: float
+    user_ttl_ms: float
     events: int = 0
     malformed: int = 0
     duplicates: int = 0
@@ -49,14 +53,16 @@ class Recount:
     retracted: dict[str, float] = field(default_factory=dict)
     """item_id → newest event time ms of its forgotten events; its trend may keep that time."""
     counts: Counter[str] = field(default_factory=Counter)
+    _activity: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """user_id → how often the user has expired, and when the newest event reached the log."""
     _seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    _positive: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _positive: dict[str, set[_Voter]] = field(default_factory=lambda: defaultdict(set))
     _newest: dict[str, int] = field(default_factory=dict)
-    _votes: dict[str, dict[tuple[str, str], _Vote]] = field(
+    _votes: dict[str, dict[tuple[_Voter, str], _Vote]] = field(
         default_factory=lambda: defaultdict(dict)
     )
-    _voted: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    _since: dict[str, int] = field(default_factory=dict)
+    _voted: dict[_Voter, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _since: dict[_Voter, int] = field(default_factory=dict)
     _histories: dict[str, list[tuple[int, bytes]]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -72,6 +78,8 @@ class Recount:
             stream.ahead_s * 1000,
             established_ms,
             stream.max_voted_items,
+            stream.session_ttl_days * DAY_MS,
+            stream.user_ttl_days * DAY_MS,
         )
 
     def add(self, value: bytes | None, log_ms: float) -> None:
@@ -94,21 +102,38 @@ class Recount:
             self.duplicates += 1
             return
         self._seen[data.user_id].add(event.id)
-        voted, vote = self._voted[data.user_id], (time_ms, event.trusted_ms(log_ms))
-        if data.user_id not in self._since or len(voted) <= LATE_ITEMS:
-            self._since[data.user_id] = min(vote[1], self._since.get(data.user_id, vote[1]))
+        voter = self._voter(data.user_id, log_ms)
+        voted, vote = self._voted[voter], (time_ms, event.trusted_ms(log_ms))
+        if voter not in self._since or len(voted) <= LATE_ITEMS:
+            self._since[voter] = min(vote[1], self._since.get(voter, vote[1]))
         weight = self.weights.get(data.action, 0.0)
         if weight > 0:
             self.counts[data.item_id] += 1
         if weight and (data.item_id in voted or len(voted) < self.max_voted_items):
             voted.add(data.item_id)
             if weight > 0:
-                self._positive[data.item_id].add(data.user_id)
-            votes, voter = self._votes[data.item_id], (data.user_id, str(data.action))
-            votes[voter] = max(vote, votes.get(voter, vote))
+                self._positive[data.item_id].add(voter)
+            votes, action = self._votes[data.item_id], (voter, str(data.action))
+            votes[action] = max(vote, votes.get(action, vote))
         self._newest[data.item_id] = max(time_ms, self._newest.get(data.item_id, time_ms))
         member = HistoryEntry(event.id, data.item_id, data.action, data.rating, time_ms).member()
         self._histories[data.user_id].append((time_ms, member))
+
+    def _voter(self, user_id: str, log_ms: float) -> _Voter:
+        """The user, another one after each time without events that is longer than the TTL."""
+        times, newest = self._activity.get(user_id, (0, log_ms))
+        if log_ms - newest > self._ttl_ms(user_id):
+            times += 1
+            self._histories[user_id].clear()
+        self._activity[user_id] = times, max(newest, log_ms)
+        return user_id, times
+
+    def expired(self, user_id: str, now_ms: float) -> bool:
+        """Whether the user's history may have expired in Redis."""
+        return now_ms - self._activity[user_id][1] > self._ttl_ms(user_id)
+
+    def _ttl_ms(self, user_id: str) -> float:
+        return self.session_ttl_ms if user_id.startswith(SESSION) else self.user_ttl_ms
 
     @property
     def uniques(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ from streaming.apply import Applier
 from streaming.connection import ClusterConnection, load_functions
 from streaming.job import run
 from streaming.lease import Lease, renew_lease
-from streaming.proof.forget import forget
+from streaming.proof.forget_requests import forget
 from streaming.proof.rebuild import rebuild
 from streaming.proof.reconcile import reconcile
 from tests.streaming.builders import apply_config, event, log_of

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, update
 
 from afterclick.errors import Unavailable
+from afterclick.events import now
 from afterclick.settings import Settings
 from serving.control.erasure import delete_users
 from serving.control.store import Database
 from serving.control.store import users as table
-from serving.control.users import CLOCK_SKEW, UserDirectory, read_user
+from serving.control.users import CLOCK_SKEW, InactiveFor, UserDirectory, read_user
 from tests.serving.running import Running, after, ids, kinds
 from tests.waiting import wait_until
 
@@ -165,3 +166,25 @@ def test_stored_interests_make_the_lists_of_users_without_history(
     shop_api.http.put("/users/zoe/interests", json={"interests": ["Cables"]})
     shop_api.http.put("/users/zoe/interests", json={"interests": []})
     assert shop_api.list_for("zoe")["source"] in {"trending", "popular"}
+
+
+@pytest.mark.parametrize("keep", [InactiveFor(timedelta(days=30), timedelta(days=730)), None])
+def test_inactive_sessions_and_users_are_deleted(
+    database_url: str, keep: InactiveFor | None
+) -> None:
+    """The control, without a time to live: all stay."""
+    database = Database(database_url)
+    database.upgrade()
+    users = ("session:old", "session:new", "user-old", "user-new")
+    ages = (31, 29, 731, 40)
+    rows = [
+        {"user_id": user, "first_seen": at, "last_seen": at}
+        for user, at in zip(users, (now() - timedelta(days=n) for n in ages), strict=True)
+    ]
+    with database.begin() as connection:
+        connection.execute(insert(table), rows)
+    UserDirectory(keep=keep).sync(database)
+    with database.begin() as connection:
+        kept = set(connection.execute(select(table.c.user_id)).scalars())
+    assert kept == ({"session:new", "user-new"} if keep else set(users))
+    database.close()

@@ -80,6 +80,8 @@ def apply_config(url: str, **more: object) -> ApplyConfig:
         "max_ahead_ms": DAY_S * 1000.0,
         "established_ms": AGE_S * 1000,
         "max_voted_items": 10_000,
+        "session_ttl_ms": 30 * DAY_S * 1000,
+        "user_ttl_ms": 730 * DAY_S * 1000,
     }
     return ApplyConfig(**(options | more))  # type: ignore[arg-type]
 
