@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
@@ -65,6 +65,10 @@ class FaultCase:
     def passed(self) -> bool:
         return not self.lost and not self.double and self.control_differs
 
+    def failed(self, reason: str) -> FaultCase:
+        """The same case as a failure: all of its events count as lost."""
+        return replace(self, lost=self.events, note=f"{reason}; {self.note}")
+
     @classmethod
     def of(
         cls,
@@ -123,16 +127,17 @@ def events(count: int, seed: int) -> Iterator[Row]:
     rng = random.Random(seed)
     for n in range(count):
         user = f"user-{rng.randrange(count // 3 + 1)}"
-        interaction = Interaction.model_validate(
-            {
-                "user_id": user,
-                "item_id": f"item-{rng.randrange(500)}",
-                "action": rng.choice(("click", "like", "skip")),
-            }
-        )
+        item, action = f"item-{rng.randrange(500)}", rng.choice(("click", "like", "skip"))
         moment = datetime.fromtimestamp(1_700_000_000 + rng.randrange(10**6), UTC)
-        event = interaction_event(interaction, event_id=f"{seed}-{n}", time=moment, source="bench")
-        yield user, encode(event)
+        yield row(user, item, action, f"{seed}-{n}", moment)
+
+
+def row(user: str, item: str, action: str, event_id: str, time: datetime | None = None) -> Row:
+    """An event of a client, now unless `time` is given."""
+    interaction = Interaction.model_validate({"user_id": user, "item_id": item, "action": action})
+    moment = time or datetime.now(UTC)
+    event = interaction_event(interaction, event_id=event_id, time=moment, source="bench")
+    return user, encode(event)
 
 
 def produce(settings: Settings, rows: Iterable[Row], topic: str = "", **overrides: Any) -> None:

@@ -13,7 +13,13 @@ import structlog
 
 from afterclick.errors import BadInput
 from afterclick.settings import Settings
-from infra.benchmarks.faults import broker_faults, store_faults, stream_faults
+from infra.benchmarks.faults import (
+    broker_faults,
+    record_faults,
+    store_faults,
+    stream_faults,
+    watch_faults,
+)
 from infra.benchmarks.faults.fault_case import FaultCase, FaultLoad
 from infra.benchmarks.harness import Benchmark, Figures
 
@@ -35,6 +41,12 @@ CASES: dict[str, Callable[[FaultLoad, Settings], FaultCase]] = {
         broker_faults.retention_passed,
         stream_faults.resent,
         stream_faults.poison,
+        record_faults.oversize_change,
+        record_faults.oversize_record,
+        record_faults.transaction_markers,
+        watch_faults.frozen_partition,
+        watch_faults.topic_created_anew,
+        watch_faults.lost_lease,
     )
 }
 
