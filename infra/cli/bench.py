@@ -202,6 +202,29 @@ def faults(
 
 
 @app.command()
+def hostile(
+    rate: Annotated[float, typer.Option(help="Requests per second of the genuine client.")] = 50.0,
+    seconds: Annotated[
+        float, typer.Option(help="Seconds without an attack, and at least of each.")
+    ] = 20.0,
+    items: Annotated[int, typer.Option(help="Items of the shop.")] = 26_000,
+    scale: Annotated[
+        float, typer.Option(help="Multiplies requests and connections of the attacks.")
+    ] = 1.0,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only these attacks; repeat for several.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Latency of a genuine client, and memory of the API, during attacks by other clients."""
+    from infra.benchmarks.hostile import HostileBenchmark
+
+    benchmark = HostileBenchmark(rate, seconds, items, scale=scale, only=tuple(only or ()))
+    figures = _run(benchmark)
+    _print_rows(figures, figures["cases"], as_json)
+
+
+@app.command()
 def poison(
     dataset: Annotated[
         Path | None,
