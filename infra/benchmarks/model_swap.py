@@ -149,11 +149,11 @@ class RetrainingBenchmark(Benchmark):
             first_events = int(events * self.first)
             log.info("replaying the first model's events", events=first_events)
             stack.job.start()
-            _run_command(own, "ingest", "items", str(shop))
-            _run_command(own, "ingest", "replay", str(shop), "--limit", str(first_events))
-            stack.wait(lambda: _archived(own) >= first_events, "the archive")
+            run_command(own, "ingest", "items", str(shop))
+            run_command(own, "ingest", "replay", str(shop), "--limit", str(first_events))
+            stack.wait(lambda: archived_events(own) >= first_events, "the archive")
             log.info("training the first model")
-            _run_command(own, "train")
+            run_command(own, "train")
             with running_api(own, lambda api: api.model() is not None) as api:
                 return self._measure(stack, api, shop)
 
@@ -181,7 +181,7 @@ class RetrainingBenchmark(Benchmark):
     def _retrain(self, stack: Stack, api: RunningApi, done: Event) -> Figures:
         """New events and a retraining, until another model is served."""
         settings, before, started = stack.settings, api.model(), time.monotonic()
-        archived_before = _archived(settings)
+        archived_before = archived_events(settings)
         replay = ("ingest", "replay", str(settings.home / "shop"), "--rate", str(self.events_per_s))
         try:
             with (
@@ -199,7 +199,7 @@ class RetrainingBenchmark(Benchmark):
         newest = max((settings.home / "challengers").glob("*/evaluation.json"))
         evaluation = orjson.loads(newest.read_bytes())
         return {
-            "new_events": _archived(settings) - archived_before,
+            "new_events": archived_events(settings) - archived_before,
             "due_after_s": round(due_after_s, 1),
             "served_after_s": round(served_after_s, 1),
             "stream_behind_s": round(lag_s, 1),
@@ -221,7 +221,8 @@ def _list_call(user: str, by_version: dict[str, int]) -> RequestSpec:
     return RequestSpec(get(f"/recommendations?user_id={user}&n=10"), check)
 
 
-def _archived(settings: Settings) -> int:
+def archived_events(settings: Settings) -> int:
+    """Events in the Parquet log."""
     return archived(settings.home / "checkpoints" / "archive")
 
 
@@ -233,7 +234,7 @@ def _wait_training(settings: Settings, state: str, what: str) -> float:
     return wait_for(reached, what, TIMEOUT_S)
 
 
-def _run_command(settings: Settings, *arguments: str) -> None:
+def run_command(settings: Settings, *arguments: str) -> None:
     """Run an `afterclick` command to its end. Raises Unavailable if it fails."""
     with _running_command(settings, *arguments) as wait:
         code = wait()

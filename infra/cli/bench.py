@@ -225,6 +225,26 @@ def hostile(
 
 
 @app.command()
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.5, help="Minutes of traffic.")] = 30.0,
+    events: Annotated[float, typer.Option(help="Feedback events per second.")] = 30.0,
+    kills: Annotated[
+        int, typer.Option(min=0, help="Kills: stream job, Valkey, API and Kafka in turn.")
+    ] = 8,
+    retrainings: Annotated[int, typer.Option(min=0, help="Trainings meanwhile.")] = 2,
+    erasures: Annotated[int, typer.Option(min=0, help="Users that are forgotten.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """A whole stack under traffic, kills, trainings and erasures: lost events, growth."""
+    from infra.benchmarks.soak import SoakBenchmark
+
+    benchmark = SoakBenchmark(
+        minutes, events, kills=kills, retrainings=retrainings, erasures=erasures
+    )
+    emit(_run(benchmark), as_json)
+
+
+@app.command()
 def poison(
     dataset: Annotated[
         Path | None,
