@@ -12,7 +12,6 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from afterclick.errors import BadInput
 from afterclick.io.files import write_atomically
+from infra.results_sections import QUALITY, SECTIONS, Section
 
 FOLDER = Path("docs/results")
 _ADDITIONS = 10_000_000
@@ -47,164 +47,6 @@ class ResultRecord(BaseModel):
     date: str
     machine: Machine
     output: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One row of the page: a value of the output, and its bar where it has one."""
-
-    label: str
-    path: str
-    """Keys of nested objects, separated by dots; a number indexes a list."""
-    unit: str = ""
-    at_most: float | None = None
-    at_least: float | None = None
-
-    def bar(self) -> str:
-        if self.at_most is not None:
-            return f"≤ {self.at_most:,g} {self.unit}".strip()
-        return "" if self.at_least is None else f"≥ {self.at_least:,g} {self.unit}".strip()
-
-    def met(self, value: float) -> str:
-        if self.at_most is None and self.at_least is None:
-            return ""
-        low, high = self.at_least, self.at_most
-        return "yes" if (low is None or value >= low) and (high is None or value <= high) else "no"
-
-
-@dataclass(frozen=True)
-class Section:
-    """The results of one command."""
-
-    title: str
-    figures: tuple[Figure, ...]
-
-
-SECTIONS: dict[str, Section] = {
-    "freshness": Section(
-        "Freshness: `POST /feedback` to the pushed list",
-        (
-            Figure("p50", "push_ms.p50", "ms", at_most=15),
-            Figure("p99", "push_ms.p99", "ms", at_most=100),
-            Figure("p99.9", "push_ms.p999", "ms", at_most=300),
-            Figure(
-                "median, compared with micro-batches", "times_micro_batch_p50", "times", at_least=20
-            ),
-        ),
-    ),
-    "ingest": Section(
-        "Ingest: Kafka to Redis, exactly once",
-        (
-            Figure("events per second", "events_per_s", at_least=15_000),
-            Figure("compared with a writer without guarantees", "times_naive", "times"),
-            Figure("events per second, replay producer", "producer_events_per_s", at_least=100_000),
-            Figure("differences found by `reconcile`", "reconcile_differences", at_most=0),
-        ),
-    ),
-    "serve": Section(
-        "Serving: 60,000 items, 300 requests per second",
-        (
-            Figure("p50", "p50_ms", "ms", at_most=2),
-            Figure("p99", "p99_ms", "ms", at_most=10),
-            Figure("requests per second at saturation", "max_rps", at_least=1_200),
-            Figure("compared with plain FastAPI", "times_plain", "times", at_least=1.5),
-            Figure("wrong or late answers", "errors", at_most=0),
-        ),
-    ),
-    "swap": Section(
-        "Model swaps under load",
-        (
-            Figure("p99 compared with the time before", "times_quiet_p99", "times", at_most=2),
-            Figure("errors", "errors", at_most=0),
-        ),
-    ),
-    "degrade": Section(
-        "Degradation: Redis, Kafka, model and SQL fail in turn",
-        (
-            Figure("worst p99 of lists", "worst_p99_ms", "ms", at_most=300),
-            Figure("slowest recovery", "worst_recovery_s", "s", at_most=15),
-            Figure("errors", "errors", at_most=0),
-        ),
-    ),
-    "retrain": Section(
-        "Retraining under load",
-        (
-            Figure("training due after", "due_after_s", "s"),
-            Figure("new model served after", "served_after_s", "s"),
-            Figure("p99 of lists during the run", "p99_ms", "ms"),
-            Figure("errors", "errors", at_most=0),
-        ),
-    ),
-    "gate": Section(
-        "Release gate: simulated challengers, 16,000 questions",
-        (
-            Figure("refused, of those 10 % worse", "refused_at_minus_10", at_least=0.95),
-            Figure("promoted, of equal ones", "promoted_at_0", at_least=0.8),
-            Figure("relative loss shown with 80 %", "detectable_loss"),
-        ),
-    ),
-    "ui": Section(
-        "Dashboard: click to painted list",
-        (
-            Figure("p50", "click_to_screen_ms.p50", "ms"),
-            Figure("p95", "click_to_screen_ms.p95", "ms", at_most=150),
-            Figure("first paint, p95", "first_paint_ms.p95", "ms", at_most=1_500),
-        ),
-    ),
-    "poison": Section(
-        "Push attacks on the trends of new visitors, moments that no choice has seen",
-        (
-            Figure(
-                "gain of the target, new accounts",
-                "trending.unseen.worst.new_accounts.target_gain",
-                at_most=0.05,
-            ),
-            Figure("change of NDCG@10 without an attack", "trending.unseen.rows.1.ndcg_change"),
-            Figure(
-                "change of NDCG@10, worst attack by new accounts",
-                "trending.unseen.worst.new_accounts.ndcg_change",
-                at_least=-0.01,
-            ),
-            Figure(
-                "the same at the moments of the choice",
-                "trending.tuned.worst.new_accounts.ndcg_change",
-                at_least=-0.01,
-            ),
-            Figure(
-                "gain of the target, accounts that wait two weeks",
-                "trending.unseen.worst.aged_accounts.target_gain",
-            ),
-        ),
-    ),
-    "faults": Section(
-        "Faults: every case with a control that fails without the protection",
-        (
-            Figure("lost events", "lost", at_most=0),
-            Figure("events counted twice", "double", at_most=0),
-        ),
-    ),
-}
-
-
-QUALITY = Section(
-    "Quality: HR@10 of the blend, on a global time split",
-    (
-        Figure("live", "models.blend.live.hr@10", at_least=0.085),
-        Figure(
-            "live, compared with decayed popularity",
-            "blend.times_decayed_popularity",
-            "times",
-            at_least=1.9,
-        ),
-        Figure("live, targets of the same day", "models.blend.live_same_day.hr@10"),
-        Figure("live, targets of a later day", "models.blend.live_later.hr@10", at_least=0.07),
-        Figure("returning", "models.blend.returning.hr@10", at_least=0.081),
-        Figure("cold", "models.blend.cold.hr@10", at_least=0.042),
-        Figure("value of the live event", "freshness.blend.parts.live_event.hr@10"),
-        Figure("value of fresh trends", "freshness.blend.parts.trends.hr@10"),
-        Figure("loss of a state that is not updated", "freshness.blend.parts.staleness.hr@10"),
-    ),
-)
 
 
 def page(folder: Path = FOLDER) -> str:
@@ -280,7 +122,8 @@ def _section(section: Section, result: ResultRecord, path: Path) -> list[str]:
         shown = f"{number} {figure.unit}".strip()
         rows.append(f"| {figure.label} | {shown} | {figure.bar()} | {figure.met(value)} |")
     head = ["| figure | latest | bar | met |", "|---|---|---|---|"]
-    return [f"## {section.title}", "", *head, *rows, "", _origin(result)]
+    tables = [line for table in section.tables for line in table.lines(result.output)]
+    return [f"## {section.title}", "", *head, *rows, *tables, "", _origin(result)]
 
 
 def _origin(result: ResultRecord) -> str:

@@ -69,9 +69,7 @@ class GrowthSamples:
 
     def figures(self) -> Figures:
         """Slopes by service, over its longest time without a restart, and by folder."""
-        memory = {
-            name: self._slope(_longest_life(found)) for name, found in self._warm(self.memory)
-        }
+        memory = {name: self._slope(longest_life(found)) for name, found in self._warm(self.memory)}
         folders = {name: self._slope(found) for name, found in self._warm(self.folders)}
         known = [found for found in memory.values() if found is not None]
         return {
@@ -111,7 +109,7 @@ def _sizes(folder: Path) -> Iterator[int]:
             continue
 
 
-def _longest_life(samples: Sequence[Sample]) -> list[Sample]:
+def longest_life(samples: Sequence[Sample]) -> list[Sample]:
     """The samples of the process that lived longest, without its first minute."""
     lives = [list(life) for _, life in groupby(samples, lambda each: each.of)]
     settled = [

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from afterclick.errors import BadInput
-from infra.results_page import SECTIONS, page, read_record, record
+from infra.results_page import page, read_record, record
+from infra.results_sections import SECTIONS
 
 OUTPUT = {"swaps": 20, "errors": 0, "times_quiet_p99": 3.59}
 
