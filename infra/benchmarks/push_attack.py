@@ -26,12 +26,15 @@ from afterclick.model import Model
 from afterclick.settings import Settings
 from afterclick.trends import DAY_MS
 from infra.benchmarks.harness import Benchmark, Figures
+from infra.benchmarks.skip_attack import attack_with_skips
 from infra.benchmarks.trend_attack import (
+    BACKDATED_DAYS,
     NO_LIMITS,
     TARGET_BANDS,
     Attack,
     attack_trends,
     fake_events,
+    trend_moments,
     variations,
 )
 from ingest.generate import generate_shop
@@ -83,8 +86,11 @@ class PushAttackBenchmark(Benchmark):
             split, data = split_of(settings, dataset, self.cut)
             plan = self.plan
             attacks = variations(plan.shares, plan.fillers)
-            trending = attack_trends(split, _moments(split, plan), attacks, plan.seed)
-            figures: Figures = {"trending": trending}
+            moments = trend_moments(split, _moments(split, plan))
+            figures: Figures = {
+                "trending": attack_trends(moments, attacks, plan.seed),
+                "skips": attack_with_skips(moments),
+            }
             if self.model:
                 config = _small(ModelConfig.of(settings, "fast", "implicit"))
                 with trainer(settings, data.texts, config) as models:
@@ -184,16 +190,18 @@ def attack_lists(split: EvaluationSplit, guarded: ModelTrainer, plan: AttackPlan
     baseline = baselines[False]
     rows = [_row(quality, baseline, None, "none", guards) for guards, quality in baselines.items()]
     attacks = [Attack(share, plan.fillers) for share in plan.shares]
+    learned = replace(Attack(plan.learned, plan.fillers), backdated_days=BACKDATED_DAYS)
+    attacks += [learned] if plan.learned else []
     for attack, guards in product(attacks, (False, True)):
         quality = shop.attack_trends_of(model, attack, guards)
         rows.append(_row(quality, baseline, attack, "trends", guards))
     for guards in (False, True) if plan.learned else ():
-        attack, target = Attack(plan.learned, plan.fillers), shop.targets[0]
-        attacked = shop.attacked_log(attack, target, guards)
+        target = shop.targets[0]
+        attacked = shop.attacked_log(learned, target, guards)
         fit = (guarded if guards else unguarded).fit
-        learned = fit(attacked.before(split.cut_ms), "attacked").model
-        quality = {target: shop.measure(shop.lists(learned, attacked, guards), target)}
-        rows.append(_row(quality, baseline, attack, "trends and model", guards))
+        model = fit(attacked.before(split.cut_ms), "attacked").model
+        quality = {target: shop.measure(shop.lists(model, attacked, guards), target)}
+        rows.append(_row(quality, baseline, learned, "trends and model", guards))
     return {"questions": len(shop.queries), "targets": len(shop.targets), "rows": rows}
 
 

@@ -65,6 +65,7 @@ class SoakStack:
 
     def kill(self, name: str) -> float:
         """SIGKILL a service; the seconds until another process of it is ready."""
+        wait_for(self.ready, "every service to be ready", _READY_S, self.process.log)
         killed = self.record().part(name)
         assert killed is not None
         assert killed.pid is not None

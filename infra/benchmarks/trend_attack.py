@@ -32,6 +32,7 @@ NO_LIMITS = QuarantineLimits(max_ratio=0.0)
 TUNED = ("2013-05-01", "2014-06-08")
 """First and last day of the moments on which the limits were chosen."""
 ATTACKS_PER_MOMENT = 5
+BACKDATED_DAYS = 365
 TARGET_BANDS = {"rare": (0, 20), "common": (21, 200), "popular": (201, 10**9)}
 """Interactions of a target before the attack; every target has enough to be ranked."""
 _DISCOUNT = 1 / np.log2(np.arange(2, 12))
@@ -53,6 +54,8 @@ class Attack:
     aged_days: int = 0
     """Days between the other votes of an account and those for the target: accounts of
     `ESTABLISHED_DAYS` count as established, which the limits do not touch."""
+    backdated_days: int = 0
+    """Days by which an account's other votes are dated before they reach the log."""
     target: str = "rare"
     """A key of TARGET_BANDS."""
 
@@ -70,13 +73,15 @@ def variations(shares: Sequence[float], fillers: int) -> list[Attack]:
     changed += [replace(largest, target=band) for band in TARGET_BANDS if band != "rare"]
     changed += [replace(largest, days=days) for days in (1, 28)]
     patient = [replace(each, aged_days=14) for each in dict.fromkeys((usual[0], largest))]
-    return [*usual, *changed, *patient]
+    backdated = [replace(each, backdated_days=BACKDATED_DAYS) for each in usual if fillers]
+    return [*usual, *changed, *patient, *backdated]
 
 
 def fake_events(past: EventLog, attack: Attack, target: int, guards: bool, seed: int) -> EventLog:
     """The attack's events up to the end of `past`, by accounts numbered after its users.
 
-    With guards a repeated vote counts once, as in the stream; without, each time.
+    With guards a repeated vote counts once, as in the stream, and an account is as old as the log
+    says; without, each vote counts, and an account is as old as the events say.
     """
     random = np.random.default_rng(seed)
     accounts = round(attack.share * len(np.unique(past.user)))
@@ -86,7 +91,7 @@ def fake_events(past: EventLog, attack: Attack, target: int, guards: bool, seed:
     fillers = random.choice(len(popularity), (accounts, attack.fillers), p=popularity)
     items = np.concatenate([fillers, np.full((accounts, 1), target)], axis=1).astype(np.int32)
     moments = np.repeat(times[:, None], items.shape[1], axis=1)
-    moments[:, :-1] -= attack.aged_days * int(DAY_MS)
+    moments[:, :-1] -= (attack.aged_days + attack.backdated_days) * int(DAY_MS)
     weight = np.full(items.shape, np.median(past.weight), np.float32)
     weight[:, -1] *= 1 if guards else attack.repeats
     fake_users = len(past.user_ids) + np.arange(accounts, dtype=np.int32)
@@ -98,7 +103,11 @@ def fake_events(past: EventLog, attack: Attack, target: int, guards: bool, seed:
         time_ms=moments.ravel(),
         weight=weight.ravel(),
     )
-    return EventLog.of(rows, np.zeros(len(rows), bool))
+    log = EventLog.of(rows, np.zeros(len(rows), bool))
+    if not guards:  # accounts are as old as their clients say
+        return log
+    delay = np.where(log.item == target, 0, attack.backdated_days * int(DAY_MS))
+    return replace(log, trusted_ms=log.time_ms + delay)
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ class TrendMoment:
         week = EvaluationSplit(split.log, cut_ms, week_end, split.min_interactions)
         past = split.log.before(cut_ms)
         chosen = np.bincount(week.test.item, minlength=len(split.log.item_ids))
-        return cls(week, past, *_votes(past, cut_ms), np.where(week.eligible, chosen, 0))
+        return cls(week, past, *votes_of(past, cut_ms), np.where(week.eligible, chosen, 0))
 
     @property
     def day(self) -> str:
@@ -149,10 +158,16 @@ class TrendMoment:
         self, votes: Float64Array, established_votes: Float64Array, limits: QuarantineLimits
     ) -> IndexArray:
         """The ten trending items."""
+        return self.ranking(votes, established_votes, limits)[:10]
+
+    def ranking(
+        self, votes: Float64Array, established_votes: Float64Array, limits: QuarantineLimits
+    ) -> IndexArray:
+        """(n_items,) all items by trend score; those that are not eligible come last."""
         limited = apply_limits(votes, established_votes, limits)
         trend_score = limited.values @ limited.weights
         eligible_score = np.where(self.split.eligible, trend_score, -np.inf)
-        return np.argsort(-eligible_score, kind="stable")[:10]
+        return np.argsort(-eligible_score, kind="stable")
 
     def dcg(self, top: IndexArray) -> float:
         """DCG of the list, summed over the chosen items."""
@@ -176,13 +191,13 @@ class TrendMoment:
     def _attack(self, attack: Attack, guards: bool, target: int, seed: int) -> AttackOutcome:
         cut_ms = self.split.cut_ms
         fakes = fake_events(self.past, attack, target, guards, seed)
-        votes, established_votes = _votes(fakes, cut_ms)
+        votes, established_votes = votes_of(fakes, cut_ms)
         limits = QuarantineLimits() if guards else NO_LIMITS
         top = self.top(self.votes + votes, self.established + established_votes, limits)
         return AttackOutcome(target in self.baseline[0], target in top, self.dcg(top))
 
 
-def _votes(log: EventLog, cut_ms: int) -> tuple[Float64Array, Float64Array]:
+def votes_of(log: EventLog, cut_ms: int) -> tuple[Float64Array, Float64Array]:
     """(n_items, H) decayed sums of all votes, and of those by established users."""
     votes, moment = log.votes(), np.array([cut_ms])
     ((_, sums),) = sums_at(votes, moment)
@@ -190,12 +205,14 @@ def _votes(log: EventLog, cut_ms: int) -> tuple[Float64Array, Float64Array]:
     return sums, by_established
 
 
-def attack_trends(
-    split: EvaluationSplit, cuts: Sequence[int], attacks: Sequence[Attack], seed: int
-) -> Figures:
+def trend_moments(split: EvaluationSplit, cuts: Sequence[int]) -> list[TrendMoment]:
+    """The moments at these event times, ms, ascending."""
+    return [TrendMoment.of(split, cut) for cut in sorted(cuts)]
+
+
+def attack_trends(moments: Sequence[TrendMoment], attacks: Sequence[Attack], seed: int) -> Figures:
     """`tuned` and `unseen` moments: a row without an attack and one per attack, each without and
     with guards, and the worst outcome with guards."""
-    moments = [TrendMoment.of(split, cut) for cut in sorted(cuts)]
     groups = {
         "tuned": [moment for moment in moments if moment.tuned],
         "unseen": [moment for moment in moments if not moment.tuned],
@@ -220,6 +237,7 @@ def _group(moments: Sequence[TrendMoment], attacks: Sequence[Attack], seed: int)
         "attacks": ATTACKS_PER_MOMENT * len(moments),
         "reviews": sum(int(moment.chosen.sum()) for moment in moments),
         "worst": _worst(rows),
+        "three_percent": _of_share(rows, 0.03),
         "rows": rows,
     }
 
@@ -237,6 +255,23 @@ def _worst(rows: Sequence[Figures]) -> Figures:
         }
         for name, group in groups.items()
         if group
+    }
+
+
+def _of_share(rows: Sequence[Figures], share: float) -> Figures:
+    """The worst outcome of new accounts that are this share of the users, with guards.
+
+    `ndcg_loss` is what the attack costs the guarded list, without the cost of the guards.
+    """
+    guarded = [row for row in rows if row["guards"]]
+    before = next(row["ndcg@10"] for row in guarded if not row["share"])
+    group = [row for row in guarded if row["share"] == share and not row["aged_days"]]
+    if not group:
+        return {}
+    return {
+        "target_gain": max(row["target_gain"] for row in group),
+        "ndcg_change": min(row["ndcg_change"] for row in group),
+        "ndcg_loss": 1.0 - min(row["ndcg@10"] for row in group) / max(before, 1e-12),
     }
 
 

@@ -9,7 +9,14 @@ import pytest
 
 from afterclick.settings import Settings
 from infra.benchmarks.push_attack import AttackPlan, attack_lists
-from infra.benchmarks.trend_attack import Attack, attack_trends, fake_events, variations
+from infra.benchmarks.skip_attack import attack_with_skips
+from infra.benchmarks.trend_attack import (
+    Attack,
+    attack_trends,
+    fake_events,
+    trend_moments,
+    variations,
+)
 from training.config import AlsConfig, ModelConfig, RankerConfig, TowerConfig
 from training.evaluation.reviews import Reviews
 from training.evaluation.time_split import cut_of, split_of
@@ -55,7 +62,7 @@ def test_a_push_succeeds_without_the_limits_and_fails_with_them(
         split, trainer, AttackPlan(shares=(0.1,), learned=0.1, targets=1, questions=60)
     )
     rows = {(row["attack"], row["guards"]): row for row in found["rows"]}
-    assert len(rows) == 6
+    assert len(rows) == 6  # a later row of the same kind, with accounts dated back, replaces it
     assert rows["trends", False]["target_gain"] > 0.2
     assert rows["trends", True]["worst_gain"] <= 0.01
     assert rows["trends and model", False]["target_gain"] > 0.2
@@ -101,7 +108,7 @@ def test_attacks_on_trends_are_reported_apart_for_moments_that_no_choice_has_see
     days = ("2014-04-20", "2014-05-20", "2014-06-10", "2014-06-25")
     cuts = [cut_of(split.log, day) for day in days]
     usual, patient = Attack(0.1), Attack(0.1, aged_days=14)
-    found = attack_trends(split, cuts, [usual, patient], seed=1)
+    found = attack_trends(trend_moments(split, cuts), [usual, patient], seed=1)
     assert found["tuned"]["moments"] == list(days[:2])
     assert found["unseen"]["moments"] == list(days[2:])
     for name in ("tuned", "unseen"):
@@ -128,4 +135,19 @@ def test_the_attacks_differ_from_the_one_of_the_choice_in_one_property() -> None
         for other in others
     ]
     assert all(len(names) <= 1 for names in changed)
-    assert set.union(*changed) == {"fillers", "target", "days", "aged_days"}
+    assert set.union(*changed) == {"fillers", "target", "days", "aged_days", "backdated_days"}
+
+
+def test_accounts_that_date_their_first_events_back_gain_nothing_and_lower_no_rank(
+    a_shop: tuple[EvaluationSplit, Reviews],
+) -> None:
+    moments = trend_moments(a_shop[0], [cut_of(a_shop[0].log, "2014-06-10")])
+    backdated = Attack(0.1, backdated_days=365)
+    (_, _, _, guarded) = attack_trends(moments, [backdated], seed=1)["unseen"]["rows"]
+    assert guarded["target_gain"] <= 0.0
+    # as old as they say: the same accounts succeed
+    aged = attack_trends(moments, [Attack(0.1, aged_days=365)], seed=1)["unseen"]["rows"][3]
+    assert aged["target_gain"] > 0.8
+    skips = attack_with_skips(moments)
+    assert skips["ranks_lost"] == 0
+    assert skips["ranks_lost_without_guards"] > 10

@@ -180,7 +180,7 @@ def _two_jobs(load: FaultLoad, settings: Settings) -> Reconciliation:
                 return "stream running" in second.printed()
 
             stack.wait(runs, "the second job to run")
-            stack.wait(lambda: _differs(stack.settings), "the second job to count again")
+            stack.wait(lambda: differs(stack.settings), "the second job to count again")
         finally:
             second.kill()
         stack.job.stop()
@@ -193,7 +193,8 @@ def _second_job(stack: Stack) -> StreamJob:
     return StreamJob(stack.settings.model_copy(update={"home": home}), stack.job.env)
 
 
-def _differs(settings: Settings) -> bool:
+def differs(settings: Settings) -> bool:
+    """Whether the state differs from the log; False while it changes."""
     try:
         return reconcile(settings).differences > 0
     except StateConflict:  # the state changes while it is read

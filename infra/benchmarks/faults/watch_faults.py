@@ -22,6 +22,7 @@ from infra.benchmarks.faults.fault_case import (
     produce,
     row,
 )
+from infra.benchmarks.faults.stream_faults import differs
 from infra.benchmarks.harness import Stack, StreamJob, own_stack
 from infra.embedded.kafka import delete_topics, ensure_topics
 from streaming.proof.dead_letters import redrive
@@ -142,15 +143,17 @@ def _taken_over(
         stack.wait_caught_up()
         home = stack.settings.home / "second"
         second = StreamJob(stack.settings.model_copy(update={"home": home}), stack.job.env)
-        with SteadyProducer(stack.settings, 1, per_s=200):
-            stack.job.process.suspend()
-            _wait_lease_expired(stack)
-            second.start()
-            seconds = stack.wait(lambda: "stream running" in second.printed(), "the second job")
-            stack.job.process.resume()
-            ended = not env and _ends_without_lease(stack)
         try:
+            with SteadyProducer(stack.settings, 1, per_s=200):
+                stack.job.process.suspend()
+                _wait_lease_expired(stack)
+                second.start()
+                seconds = stack.wait(lambda: "stream running" in second.printed(), "the second job")
+                stack.job.process.resume()
+                ended = not env and _ends_without_lease(stack)
             stack.wait_caught_up()
+            if env:  # the first job has applied everything, the second one is behind
+                stack.wait(lambda: differs(stack.settings), "the second job to count again")
             stack.job.stop()
             return reconcile(stack.settings), seconds, ended
         finally:
