@@ -8,7 +8,7 @@ publishes a model while events arrive and lists are requested.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -40,7 +40,7 @@ from infra.benchmarks.harness import (
 from infra.benchmarks.load import RequestSpec, get, open_loop
 from infra.benchmarks.serve_load import RequestMix
 from infra.benchmarks.synthetic import SyntheticShop, build_shop, publish_model
-from infra.embedded.process import afterclick_command
+from infra.embedded.process import Process, afterclick_command
 from infra.stack.up import archived
 from ingest.generate import ShopConfig, generate_shop
 
@@ -236,18 +236,20 @@ def _wait_training(settings: Settings, state: str, what: str) -> float:
 
 def run_command(settings: Settings, *arguments: str) -> None:
     """Run an `afterclick` command to its end. Raises Unavailable if it fails."""
-    with _running_command(settings, *arguments) as wait:
-        code = wait()
-    if code:
-        raise Unavailable(f"afterclick {' '.join(arguments)} failed with exit code {code}")
+    with _running_command(settings, *arguments) as process:
+        code = process.wait()
+        if code:
+            raise Unavailable(
+                f"afterclick {' '.join(arguments)} failed with exit code {code}: {process.tail()}"
+            )
 
 
 @contextmanager
-def _running_command(settings: Settings, *arguments: str) -> Iterator[Callable[[], int]]:
-    """An `afterclick` command during a `with`; yields a function that waits for its exit code."""
+def _running_command(settings: Settings, *arguments: str) -> Iterator[Process]:
+    """An `afterclick` command during a `with`."""
     process = afterclick_command(settings, f"bench-{arguments[0]}", *arguments)
     process.start()
     try:
-        yield process.wait
+        yield process
     finally:
         process.stop(60.0)
