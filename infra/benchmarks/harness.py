@@ -94,18 +94,21 @@ class Servers:
 
 
 @contextmanager
-def own_servers(base: Settings) -> Iterator[Servers]:
+def own_servers(base: Settings, broker: type[KafkaServer] = KafkaServer) -> Iterator[Servers]:
     """Kafka and Valkey on free ports in a temporary home, during a `with`."""
     with tempfile.TemporaryDirectory(
         prefix="afterclick-bench-", ignore_cleanup_errors=True
     ) as folder:
         home = Path(folder)
-        kafka = KafkaServer(home / "kafka", ensure_jars(base.jars, KAFKA))
+        kafka = broker(home / "kafka", ensure_jars(base.jars, KAFKA))
+        client = kafka.client_settings
         valkey = ValkeyServer(home / "valkey")
         settings = base.model_copy(
             update={
                 "home": home,
-                "kafka": base.kafka.model_copy(update={"bootstrap": kafka.address}),
+                "kafka": base.kafka.model_copy(
+                    update={name: getattr(client, name) for name in client.model_fields_set}
+                ),
                 "redis": base.redis.model_copy(update={"url": valkey.address}),
             }
         )
@@ -217,12 +220,14 @@ class Stack:
 
 
 @contextmanager
-def own_stack(base: Settings, env: Mapping[str, str] | None = None) -> Iterator[Stack]:
+def own_stack(
+    base: Settings, env: Mapping[str, str] | None = None, broker: type[KafkaServer] = KafkaServer
+) -> Iterator[Stack]:
     """Servers during a `with`, and a stream job that is not started yet.
 
     The job runs micro-batches unless `env` sets another trigger.
     """
-    with own_servers(base) as servers:
+    with own_servers(base, broker) as servers:
         job_env = {"AFTERCLICK_STREAM__TRIGGER": "micro-batch", **(env or {})}
         job = StreamJob(servers.settings, job_env)
         try:

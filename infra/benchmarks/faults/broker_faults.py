@@ -63,14 +63,14 @@ def broker_killed(load: FaultLoad, settings: Settings) -> FaultCase:
     """SIGKILL of Kafka under a producer and the job. The control's producer needs no acks."""
     with own_stack(settings, SMALL_BATCHES) as stack:
         stack.job.start()
-        sent = _kill_broker(stack, load.events, load.server_kills)
+        sent = kill_broker(stack, load.events, load.server_kills)
         recovery_s = stack.wait_caught_up()
         report = reconcile(stack.settings)
-        delivery = _delivery(stack.settings, stack.settings.kafka.topics.feedback, sent)
+        delivery = delivery_of(stack.settings, stack.settings.kafka.topics.feedback, sent)
     with own_stack(settings, SMALL_BATCHES) as stack:
-        control_sent = _kill_broker(stack, load.events // 2, 1, **NO_ACKS)
+        control_sent = kill_broker(stack, load.events // 2, 1, **NO_ACKS)
         topic = stack.settings.kafka.topics.feedback
-        control = _delivery(stack.settings, topic, control_sent)
+        control = delivery_of(stack.settings, topic, control_sent)
     return FaultCase(
         name="broker killed",
         kills=load.server_kills,
@@ -83,7 +83,7 @@ def broker_killed(load: FaultLoad, settings: Settings) -> FaultCase:
     )
 
 
-def _kill_broker(stack: Stack, count: int, kills: int, **overrides: Any) -> list[bytes]:
+def kill_broker(stack: Stack, count: int, kills: int, **overrides: Any) -> list[bytes]:
     """Produce while the broker is killed and restarted; returns the values sent."""
     with SteadyProducer(stack.settings, 0, **overrides) as producer:
         for n in range(kills + 1):
@@ -125,7 +125,7 @@ def deliver(
     proxy.swallow_every = 3
     produce(settings, rows, topic, **SMALL_REQUESTS, **overrides)
     proxy.swallow_every = 0
-    return _delivery(settings, topic, values)
+    return delivery_of(settings, topic, values)
 
 
 @contextmanager
@@ -198,7 +198,8 @@ def truncate_past_position(settings: Settings) -> int:
     return DELETED * len(partitions)
 
 
-def _delivery(settings: Settings, topic: str, sent: Sequence[bytes]) -> Delivery:
+def delivery_of(settings: Settings, topic: str, sent: Sequence[bytes]) -> Delivery:
+    """Compare a topic with the values sent to it."""
     return compare(read_values(settings, topic), sent)
 
 

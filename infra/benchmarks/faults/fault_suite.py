@@ -16,6 +16,7 @@ from afterclick.settings import Settings
 from infra.benchmarks.faults import (
     broker_faults,
     record_faults,
+    secure_broker_faults,
     store_faults,
     stream_faults,
     watch_faults,
@@ -47,6 +48,7 @@ CASES: dict[str, Callable[[FaultLoad, Settings], FaultCase]] = {
         watch_faults.frozen_partition,
         watch_faults.topic_created_anew,
         watch_faults.lost_lease,
+        secure_broker_faults.secure_broker_killed,
     )
 }
 
