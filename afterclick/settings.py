@@ -332,6 +332,9 @@ class ServingSettings(_ServerSection):
     """Retention of the request log in days; 0 disables it."""
     request_log_rows: int = Field(1_000_000, ge=1000)
     """Rows of the request log; the oldest are deleted first. A row has at most 1.3 KB."""
+    unknown_items: bool = False
+    """Show items that are not in the catalogue, once there is one. By default events on them are
+    recorded, but no list, badge or dashboard shows them. Without a catalogue all are shown."""
     quarantine_max_ratio: float = Field(4.0, ge=0)
     """Quarantine an item with more votes than this multiple of what its established users support;
     the votes of new accounts then do not count. 0 disables all limits on new accounts."""

@@ -12,7 +12,7 @@ import numpy as np
 from cachetools import FIFOCache
 from numpy.typing import NDArray
 
-from afterclick.arrays import IntArray
+from afterclick.arrays import BoolArray, IntArray
 from afterclick.retrieval import SOURCES, Candidates, not_in
 from serving.request import FIRST_PAGE, PLAIN, Options, Page, RecommendationRequest
 from serving.state.catalogue_query import matching
@@ -73,6 +73,8 @@ class Eligibility:
     """Excluded by the request or by rules, or shown on an earlier page."""
     allowed: IntArray | None = None
     """Items of the requested category and filters; None allows all."""
+    shown: BoolArray | None = None
+    """(m,) items of the catalogue; None: all."""
     forced: IntArray = field(default_factory=no_items)
     """Ranked even if no source retrieved them: pinned, boosted, and new items to explore."""
     is_continuation: bool = False
@@ -91,11 +93,11 @@ class Eligibility:
         rules, page, options = snapshot.rules, request.page, request.options
         excluded = snapshot.indices((*request.exclude, *page.shown))
         if rules is NO_RULES and options == PLAIN and page == FIRST_PAGE:
-            return cls(request.n, seen, excluded, allowed)
+            return cls(request.n, seen, excluded, allowed, snapshot.shown)
         excluded = np.concatenate([excluded, rules.excluded])
         forced = np.union1d(rules.forced, snapshot.new_items) if options.explore else rules.forced
         size = pool_size(request.n, page, options)
-        return cls(size, seen, excluded, allowed, forced, page.start > 0)
+        return cls(size, seen, excluded, allowed, snapshot.shown, forced, page.start > 0)
 
     def relaxed(self) -> Self:
         """The same with seen items allowed, for a first page that would otherwise be empty."""
@@ -139,6 +141,8 @@ class Eligibility:
 
     def _mask(self, items: IntArray, *excluded: IntArray) -> NDArray[np.bool_]:
         mask = not_in(items, np.concatenate([self.seen, self.excluded, *excluded]))
+        if self.shown is not None:
+            mask &= self.shown[items]
         return mask if self.allowed is None else mask & np.isin(items, self.allowed)
 
 

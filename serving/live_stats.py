@@ -90,7 +90,7 @@ class LiveStats:
             "push_ms": _p50_p95_p99(metrics.recent_pushes.percentiles(PUSH_WINDOW_S)),
             "latency_ms": _p50_p95_p99(metrics.recent_latency.percentiles(WINDOW_S)),
             "model_version": snapshot.loaded.version or None,
-            "items": len(snapshot.trend_score),
+            "items": snapshot.n_shown,
             "interactions": int(snapshot.counts.sum()),
             "positions": dict(self._trends.positions),
             "watching": self._hub.watching,
@@ -185,7 +185,7 @@ class LiveStats:
         metrics.established_share.set(snapshot.established_share)
         for name, weight in zip(HALF_LIVES_MS, snapshot.new_account_weight.tolist(), strict=True):
             metrics.new_account_weight.labels(name).set(weight)
-        metrics.items.labels("known").set(len(snapshot.trend_score))
+        metrics.items.labels("known").set(snapshot.n_shown)
         model = snapshot.loaded.model
         metrics.items.labels("model").set(len(model) if model else 0)
         metrics.watchers.labels("user").set(self._hub.watching)

@@ -109,8 +109,12 @@ class Service:
         )
         self.feed = TrendFeed(settings, self.on_changes)
         self.rules = RuleBook(self.catalogue)
+        kafka, topics = settings.kafka, settings.kafka.topics
+        self.item_reader = TopicReader(kafka, topics.items, self._on_items)
         limits = QuarantineLimits(serving.quarantine_max_ratio, serving.quarantine_allowance)
-        sources = SnapshotSources(self.feed, self.catalogue, self.rules, limits)
+        sources = SnapshotSources(
+            self.feed, self.catalogue, self.rules, limits, hides_unknown=self._hides_unknown
+        )
         self.snapshots = SnapshotStore(sources, no_model())
         store = settings.training.store or str(settings.artifacts)
         self.models = ModelFeed(
@@ -118,8 +122,6 @@ class Service:
             self.snapshots.use_in_experiments,
             ModelStore(store, settings.home / "fetched"),
         )
-        kafka, topics = settings.kafka, settings.kafka.topics
-        self.item_reader = TopicReader(kafka, topics.items, self._on_items)
         self.model_reader = TopicReader(kafka, topics.models, self.models.read)
         self.forgotten_reader = TopicReader(kafka, topics.forgotten, self.eraser.read)
         self.waiters = PositionWaiters(serving.after_s)
@@ -321,6 +323,11 @@ class Service:
             return f"the model has no {needed}"
         return None
 
+    def _hides_unknown(self) -> bool:
+        """Whether items beyond the catalogue are hidden: once its topic was read to the end."""
+        known = self.item_reader.caught_up.is_set() and len(self.catalogue) > 0
+        return known and not self.settings.serving.unknown_items
+
     def _on_items(self, messages: Sequence[Message]) -> None:
         self.copy.take(self.catalogue.read(messages))
 
@@ -341,8 +348,10 @@ class Service:
             if change.impression_id is not None:
                 rank = self.sent.rank(change.impression_id, change.item_id)
                 self.reactions.on_change(change, rank)
+        hides, known = self._hides_unknown(), self.catalogue.items
         for change in self.hub.deliver(changes):
-            self.hub.broadcast(orjson.dumps(self._live_event(change, now_ms)))
+            if change.item_id in known or not hides:
+                self.hub.broadcast(orjson.dumps(self._live_event(change, now_ms)))
 
     def _live_event(self, change: StateChange, now_ms: float) -> Json:
         item = self.catalogue.items.get(change.item_id)

@@ -389,7 +389,7 @@ def similar_items(
         SimilarityKind.CO_PURCHASE: together,
         SimilarityKind.CONTENT: content,
     }[kind]
-    eligible = (items != item) & ~np.isin(items, snapshot.rules.excluded)
+    eligible = (items != item) & np.isin(items, snapshot.visible(items))
     if allowed is not None:
         eligible &= np.isin(items, allowed)
     items, scores = items[eligible], scores[eligible]

@@ -45,7 +45,7 @@ async def item(service: ServiceDep, item_id: ItemId) -> Response:
     """One item: catalogue entry and live counts."""
     snapshot, entry = service.snapshots.current, service.catalogue.items.get(item_id)
     index, model = snapshot.find(item_id), snapshot.loaded.model
-    if index is None and entry is None:
+    if entry is None and (index is None or not snapshot.shows(index)):
         raise NotFound(f"no item {item_id}")
     trends = [0.0] * len(HALF_LIVES_MS)
     if index is not None:

@@ -39,6 +39,9 @@ Listener = Callable[[Sequence[StateChange]], None]
 RELOAD_S = 600.0
 GAP_RELOAD_S = 15.0
 RETRY_S = 1.0
+MAX_NEW_ITEMS = 100_000
+"""Items added since the trends were read, from which they are read again: the stream removes
+unknown items from Redis."""
 KAFKA_TIMEOUT_S = 5.0
 _COLUMNS = 1 + 2 * len(HALF_LIVES_MS)
 
@@ -146,7 +149,7 @@ class TrendFeed(TrendState):
         self.read: Callable[[], StoredTrends] = read or self._read
         self._log = KafkaLog(settings.kafka, KAFKA_TIMEOUT_S)
         self._partitions: list[TopicPartition] = []
-        self._tried_at = float("-inf")
+        self._tried_at, self._loaded_items = float("-inf"), 0
         self._next: dict[int, int] = {}
         self._loader: threading.Thread | None = None
         self.reader = TopicReader(
@@ -219,6 +222,7 @@ class TrendFeed(TrendState):
         except (RedisError, OSError, Unavailable) as error:
             log.warning("trends not loaded; trying again", error=redis_reason(error))
             return
+        self._loaded_items = len(self.table)
         seconds = round(time.monotonic() - began, 3)
         log.info("trends loaded", items=len(self.table), seconds=seconds)
 
@@ -235,6 +239,8 @@ class TrendFeed(TrendState):
         now = time.monotonic()
         stale = self.loaded_at is None or now - self.loaded_at > RELOAD_S
         due = stale or (self.gap_at is not None and now - self.gap_at > GAP_RELOAD_S)
+        if len(self.table) - self._loaded_items > MAX_NEW_ITEMS:
+            due |= now - self._tried_at > GAP_RELOAD_S
         loading = self._loader is not None and self._loader.is_alive()
         if due and not loading and now - self._tried_at > RETRY_S:
             self._tried_at = now

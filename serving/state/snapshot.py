@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.api import Badge
-from afterclick.arrays import Float64Array, IntArray
+from afterclick.arrays import BoolArray, Float64Array, IntArray
 from afterclick.features import TrendView
 from afterclick.model import ItemContent
 from afterclick.ranking import CandidateGenerator
@@ -115,6 +115,8 @@ class ServingSnapshot:
     generation: int
     """Unique per process."""
     _index: dict[str, int]
+    shown: BoolArray | None = None
+    """(m,) items that lists may show: those of the catalogue. None: all."""
 
     @cached_property
     def generator(self) -> CandidateGenerator | None:
@@ -143,8 +145,8 @@ class ServingSnapshot:
     @cached_property
     def new_items(self) -> IntArray:
         """The items added last, which may have no interaction yet."""
-        m = len(self.trend_score)
-        return np.arange(max(0, m - MAX_NEW), m, dtype=np.int32)
+        items = np.arange(len(self.trend_score), dtype=np.int32)
+        return self._shown_of(items)[-MAX_NEW:]
 
     @cached_property
     def newest_first(self) -> IntArray:
@@ -153,15 +155,29 @@ class ServingSnapshot:
         known = len(model) if model is not None else 0
         after = np.arange(m - 1, known - 1, -1)
         if model is None:
-            return after.astype(np.int32)
+            return self._shown_of(after.astype(np.int32))
         seen = np.nan_to_num(model.first_seen_ms, nan=-np.inf)
-        return np.concatenate([after, np.argsort(-seen, kind="stable")]).astype(np.int32)
+        newest = np.concatenate([after, np.argsort(-seen, kind="stable")])
+        return self._shown_of(newest.astype(np.int32))
+
+    @cached_property
+    def n_shown(self) -> int:
+        """Items that lists may show."""
+        return len(self.trend_score) if self.shown is None else int(self.shown.sum())
 
     def visible(self, order: IntArray, allowed: IntArray | None = None) -> IntArray:
-        """`order` without the items that rules exclude, restricted to `allowed`."""
+        """`order` without hidden items and those that rules exclude, restricted to `allowed`."""
+        order = self._shown_of(order)
         if len(self.rules.excluded):
             order = order[not_in(order, self.rules.excluded)]
         return order if allowed is None else order[np.isin(order, allowed)]
+
+    def _shown_of(self, items: IntArray) -> IntArray:
+        return items if self.shown is None else items[self.shown[items]]
+
+    def shows(self, item: int) -> bool:
+        """Whether lists may show an item."""
+        return self.shown is None or bool(self.shown[item])
 
     def find(self, item_id: str) -> int | None:
         """The index of an item in this snapshot's arrays, or None."""

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.arrays import Float64Array, IntArray
+from afterclick.arrays import BoolArray, Float64Array, IntArray
 from afterclick.features import TrendView
 from afterclick.io.background import BackgroundLoop
 from afterclick.model import Model
@@ -74,6 +74,8 @@ class SnapshotSources:
     limits: QuarantineLimits = field(default_factory=QuarantineLimits)
     clock_ms: Callable[[], float] = lambda: time.time() * 1000
     """The present; also without events trends decay."""
+    hides_unknown: Callable[[], bool] = lambda: False
+    """Whether items that are not in the catalogue are hidden now."""
 
     def now_ms(self) -> float:
         """The clock, or the newest event if it is slightly ahead of it."""
@@ -104,20 +106,38 @@ class ItemIndex:
         """The index of each item."""
         return np.fromiter(map(self.add, item_ids), np.int64)
 
+    def find_all(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
+        """The index of each item, −1 for one that has none."""
+        return np.fromiter((self.index.get(item_id, -1) for item_id in item_ids), np.int64)
+
 
 class _TrendRows:
-    """The item index of each row of a TrendTable. Only new rows are looked up."""
+    """The item index of each row of a TrendTable, −1 for a row left out. Looks up new rows only."""
 
     def __init__(self) -> None:
-        self._table: TrendTable | None = None
+        self._state: tuple[object, ...] = ()
         self.index: NDArray[np.int64] = np.empty(0, np.int64)
 
-    def align(self, table: TrendTable, items: ItemIndex) -> None:
-        if table is not self._table:
-            self._table, self.index = table, np.empty(0, np.int64)
+    def align(self, table: TrendTable, items: ItemIndex, catalogue_version: int | None) -> None:
+        """Give each new row an index; with a catalogue version, only rows of items that have one.
+
+        Rows left out are looked up again when the catalogue changes.
+        """
+        if not self._state or table is not self._state[0]:
+            self.index = np.empty(0, np.int64)
+        elif catalogue_version != self._state[1]:
+            self.index = self.index[: _first_left_out(self.index)]
+        self._state = table, catalogue_version
         new = table.ids[len(self.index) :]
-        if new:
-            self.index = np.concatenate([self.index, items.add_all(new)])
+        if not new:
+            return
+        known = items.add_all(new) if catalogue_version is None else items.find_all(new)
+        self.index = np.concatenate([self.index, known])
+
+
+def _first_left_out(index: NDArray[np.int64]) -> int:
+    left_out = np.flatnonzero(index < 0)
+    return int(left_out[0]) if len(left_out) else len(index)
 
 
 class SnapshotBuilder:
@@ -128,33 +148,61 @@ class SnapshotBuilder:
         self._sources = sources
         self._items, self._rows = ItemIndex.of(loaded.model), _TrendRows()
         self._listed: Versioned[int] = Versioned()
+        self._shown: Versioned[BoolArray | None] = Versioned()
         self._rules: Versioned[ActiveRules] = Versioned()
         self._cold_start = ColdStartContent(loaded.model, loaded.content_search)
 
     def build(self) -> ServingSnapshot:
         """A new snapshot of the current state of the feeds."""
         trends, catalogue, items = self._sources.trends, self._sources.catalogue, self._items
+        hides = self._sources.hides_unknown()
+        known_version = self._add_catalogue() if hides else None
         with trends.lock:
             table = trends.table
             now_ms = self._sources.now_ms()
             (votes, established), counts = table.both(now_ms), table.counts.copy()
-            approved = [row for item in trends.approved if (row := table.find(item)) is not None]
-            self._rows.align(table, items)
-        version = self._listed.get(catalogue.version, lambda: self._add_catalogue(catalogue))
-        limits, rows = self._sources.limits, np.array(approved, np.intp)
-        limited = apply_limits(votes, established, limits, rows)
+            approved = np.zeros(len(table), bool)
+            approved[[row for i in trends.approved if (row := table.find(i)) is not None]] = True
+            self._rows.align(table, items, known_version)
+        version = self._add_catalogue()
+        kept = self._rows.index >= 0
+        limits, approved_rows = self._sources.limits, np.flatnonzero(approved[kept])
+        limited = apply_limits(votes[kept], established[kept], limits, approved_rows)
         self._cold_start.update(items.ids, catalogue)
-        return self._snapshot(limited, counts, now_ms, version)
+        shown = self._shown_items(version) if hides else None
+        return self._snapshot(limited, counts[kept], now_ms, version, shown)
 
-    def _add_catalogue(self, catalogue: Catalogue) -> int:
-        version = catalogue.version
-        self._items.add_all(list(catalogue.items))
-        return version
+    def _add_catalogue(self) -> int:
+        """Give every item of the catalogue an index. Returns the catalogue's version."""
+        catalogue = self._sources.catalogue
+
+        def add() -> int:
+            version = catalogue.version
+            self._items.add_all(list(catalogue.items))
+            return version
+
+        return self._listed.get(catalogue.version, add)
+
+    def _shown_items(self, version: int) -> BoolArray | None:
+        """(m,) the items of the catalogue; None: all."""
+        ids, known = self._items.ids, self._sources.catalogue.items
+
+        def compute() -> BoolArray | None:
+            shown = np.fromiter((item_id in known for item_id in ids), bool, len(ids))
+            return None if shown.all() else shown
+
+        return self._shown.get((version, len(ids)), compute)
 
     def _snapshot(
-        self, limited: LimitedTrends, counts: NDArray[np.int64], now_ms: float, version: int
+        self,
+        limited: LimitedTrends,
+        counts: NDArray[np.int64],
+        now_ms: float,
+        version: int,
+        shown: BoolArray | None,
     ) -> ServingSnapshot:
-        model, rows, m = self.loaded.model, self._rows.index, len(self._items.ids)
+        model, m = self.loaded.model, len(self._items.ids)
+        rows = self._rows.index[self._rows.index >= 0]
         decayed_counts, all_counts = np.zeros((m, limited.values.shape[1])), np.zeros(m, np.int64)
         decayed_counts[rows], all_counts[rows] = limited.values, counts
         first_seen, ties = np.full(m, np.nan), np.zeros(m)
@@ -163,6 +211,9 @@ class SnapshotBuilder:
         if model is not None:
             first_seen[: len(model)] = model.first_seen_ms
             ties[: len(model)] = model.popularity * TIE_WEIGHT
+        if shown is not None:
+            for values in (decayed_counts, all_counts, popularity, ties):
+                values[~shown] = 0  # hidden items take no room in any list
         view = TrendView.of(decayed_counts, first_seen, weights=limited.weights)
         trend_score = np.log2(1.0 + view.trend_score)
         return ServingSnapshot(
@@ -186,6 +237,7 @@ class SnapshotBuilder:
             catalogue_version=version,
             generation=next(_generations),
             _index=self._items.index,
+            shown=shown,
         )
 
     def _active_rules(self, trend_score: Float64Array) -> ActiveRules:
@@ -246,6 +298,7 @@ class SnapshotStore:
             self._next.version,
             tuple(self._experiment_models),
             self._sources.rules.state(),
+            self._sources.hides_unknown(),
         )
         if state == self._built_of and time.monotonic() - self._built_at < MAX_AGE_S:
             return INTERVAL_S

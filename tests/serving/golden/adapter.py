@@ -253,7 +253,8 @@ async def _recommended(state: SimpleNamespace, spec: Spec) -> Answer:
     recorder = _Recorder(recommender)
     service: Any = object.__new__(Service)
     service.recommender = recorder
-    service.users = SimpleNamespace(interests=fixed_state.SAVED_INTERESTS)
+    named = fixed_state.SAVED_INTERESTS
+    service.users = SimpleNamespace(interests_of=lambda user_id: named.get(user_id, ()))
     service.control = SimpleNamespace(
         assignment=_assignment() if spec.get("experiments") else Assignment()
     )
