@@ -307,6 +307,24 @@ class ServingSettings(_ServerSection):
     """Oldest `time` of feedback; a key with the scope `admin` may send older events."""
     max_body_bytes: int = 65_536
     """Larger request bodies get 413."""
+    header_s: float = Field(10.0, gt=0)
+    """How long a client may take to send the headers of a request; then the connection closes."""
+    body_s: float = Field(10.0, gt=0)
+    """How long a client may take to send the body of a request; then it gets 408."""
+    idle_s: int = Field(75, ge=1)
+    """How long a connection may be idle between two requests: longer than a proxy keeps it, so
+    that none uses one that is being closed."""
+    max_connections: int = Field(8192, ge=0)
+    """Open connections, WebSockets included; the excess gets 503. 0: no limit."""
+    max_connections_per_address: int = Field(1024, ge=0)
+    """The same per address, except those of `proxies`. 0: no limit."""
+    max_websockets: int = Field(4096, ge=0)
+    """Open WebSockets; the excess gets 503. 0: no limit."""
+    max_websockets_per_address: int = Field(1024, ge=0)
+    """Open WebSockets per address, such as that of the dashboard's process; the excess gets 429.
+    0: no limit."""
+    max_websockets_per_user: int = Field(16, ge=0)
+    """Open WebSockets per user; the excess gets 429. 0: no limit."""
     keys: dict[str, ApiKey] = {}
     """API keys by name, as JSON (`afterclick api-key add --setting`), in addition to those in SQL.
     Without any key, token secret or `open` the API listens on loopback only."""
@@ -324,6 +342,8 @@ class ServingSettings(_ServerSection):
     from."""
     token_secret: str | None = Field(None, min_length=32)
     """Secret of browser users' tokens (JWT, HS256), 32 characters or more; default: none."""
+    token_secret_previous: str | None = Field(None, min_length=32)
+    """The secret before it, with which tokens are accepted too, but no longer signed."""
     origins: tuple[str, ...] = ()
     """Web origins allowed to call the API and open WebSockets, in addition to the API's own."""
     database: str | None = None
@@ -360,6 +380,9 @@ class UiSettings(_ServerSection):
     """URL of the admin console."""
     api_key: str | None = None
     """API key that the pages, the simulator and the control commands present to API and console."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names under which browsers may open the pages, besides loopback; needed to listen
+    beyond loopback. Whoever reaches the pages acts with `api_key`."""
     admin: bool | None = None
     """Show the admin panels on the dashboard; by default only if the pages listen on loopback."""
 

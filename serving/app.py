@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import socket
 import sys
 import time
@@ -11,6 +12,7 @@ from contextlib import asynccontextmanager
 from random import getrandbits
 from typing import Any
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -29,8 +31,10 @@ from serving.control.request_log import LoggedRequest, RequestLog
 from serving.control.store import Database
 from serving.monitoring import Metrics
 from serving.routes import browsing, control_api, health, recommendations, sockets
+from serving.routes.api_docs import install_docs
 from serving.service import Service, ServingTimings
 
+log = structlog.get_logger()
 DESCRIPTION = """The list changes after the click.
 
 Request a list, send what the user did, and watch the next list change: every item carries the
@@ -39,10 +43,12 @@ SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or a user token."},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
-KEEP_ALIVE_S = 75
-"""Longer than the keep-alive of proxies (60 s): none reuses a connection that is being closed."""
 DRAIN_S = 3
 """How long open requests and WebSockets may take to end; feedback is flushed after that."""
+OTHER_FILES = 512
+"""Files, sockets and pipes that a process opens besides the connections of its clients."""
+HEADERS = [("x-content-type-options", "nosniff")]
+"""Of every response, also uvicorn's own. The pages of the documentation have a policy as well."""
 MAX_MESSAGE = 65_536
 SEND_BUFFER = 131_072
 """Bytes the kernel buffers for a client that does not read: some lists, not megabytes of them."""
@@ -66,22 +72,27 @@ def create_app(settings: Settings, timings: ServingTimings | None = None) -> Fas
         summary="Recommendations that react to every event.",
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
     for routes in (recommendations, browsing, control_api, health, sockets):
         app.include_router(routes.router)
+    install_docs(app)
     problems.install(app)
-    body_s = service.timings.body_s
-    app.add_middleware(problems.BodyLimit, limit=serving.max_body_bytes, timeout_s=body_s)
+    app.add_middleware(problems.BodyLimit, limit=serving.max_body_bytes, timeout_s=serving.body_s)
     shared = settings.redis if serving.limit_shared else None
     limit = RateLimit(serving.limit, shared) if serving.limit else None
-    app.add_middleware(AuthMiddleware, settings=serving, keys=service.control.keys, limit=limit)
+    control = service.control
+    app.add_middleware(
+        AuthMiddleware, settings=serving, keys=control.keys, tokens=control.tokens, limit=limit
+    )
     if serving.origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=serving.origins,
-            allow_methods=["GET", "POST", "PUT", "DELETE"],
+            allow_methods=_methods(app),
             allow_headers=["authorization", "content-type"],
             expose_headers=["retry-after"],
         )
@@ -154,17 +165,18 @@ def run(settings: Settings) -> None:
     check_address(settings.serving, lambda: _has_keys(settings))
     listener = bind(settings.serving.host, settings.serving.port)
     prefer_requests()
+    allow_files(settings.serving.max_connections)
     uvicorn.Server(config_of(settings)).run(sockets=[listener])
 
 
 def config_of(settings: Settings, timings: ServingTimings | None = None) -> uvicorn.Config:
     """The configuration of uvicorn: one worker, uvloop, httptools."""
     proxies = [str(network) for network in settings.serving.proxies]
+    app = create_app(settings, timings)
     return uvicorn.Config(
-        create_app(settings, timings),
+        app,
         loop="uvloop",
-        http="httptools",
-        ws="websockets-sansio",
+        **app.state.service.connections.protocols(),
         ws_max_size=MAX_MESSAGE,
         ws_per_message_deflate=False,
         access_log=False,
@@ -173,8 +185,9 @@ def config_of(settings: Settings, timings: ServingTimings | None = None) -> uvic
         server_header=False,
         proxy_headers=bool(proxies),  # by default uvicorn trusts every client on this machine
         forwarded_allow_ips=proxies,
+        headers=HEADERS,
         timeout_graceful_shutdown=DRAIN_S,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=settings.serving.idle_s,
         backlog=1024,
     )
 
@@ -203,6 +216,17 @@ def prefer_requests() -> None:
     gc.set_threshold(35_000, 20, 50)
 
 
+def allow_files(connections: int) -> None:
+    """Raise this process's limit of open files for so many connections, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = connections + OTHER_FILES if connections else hard
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < needed:
+        log.warning("too few open files for all connections: raise ulimit -n", needed=needed)
+
+
 def _has_keys(settings: Settings) -> bool:
     """Whether SQL holds API keys. Raises Unavailable."""
     database = Database(settings.database)
@@ -212,6 +236,12 @@ def _has_keys(settings: Settings) -> bool:
             return bool(read_keys(connection).rows)
     finally:
         database.close()
+
+
+def _methods(app: FastAPI) -> list[str]:
+    """The methods of the documented operations."""
+    paths: dict[str, dict[str, Any]] = app.openapi()["paths"]
+    return sorted({method.upper() for operations in paths.values() for method in operations})
 
 
 def _document(app: FastAPI) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from afterclick.arrays import FloatArray
+from afterclick.io.connections import ConnectionLimits, Slots
 from afterclick.state import StateChange
 
 STAGES = ("log", "queue", "apply", "notify", "total")
@@ -170,6 +171,18 @@ class Metrics:
         gauge = Gauge(name, help_text, [label], registry=self.registry)
         for value, read in values.items():
             gauge.labels(value).set_function(read)
+
+    def observe_limits(self, connections: ConnectionLimits, websockets: Slots) -> None:
+        """Add gauges of open and refused connections."""
+        states: dict[str, Callable[[], int]] = {
+            "open": connections.slots.open,
+            "timed_out": lambda: connections.timed_out,
+        }
+        self.observe("afterclick_connections", "Connections of clients.", "state", states)
+        for name, slots in (("connections", connections.slots), ("websockets", websockets)):
+            reasons = {kind: partial(slots.refused.__getitem__, kind) for kind in slots.refused}
+            text = f"Refused {name}, by the limit that was reached."
+            self.observe(f"afterclick_refused_{name}", text, "limit", reasons)
 
     def on_changes(self, changes: Sequence[StateChange], now_ms: float) -> None:
         """Count state changes; measure the freshness of the newest."""

@@ -37,8 +37,6 @@ STATUSES: dict[type[AfterclickError], int] = {
     BadInput: 422,
 }
 """Status of an error that reaches the API; the first entry that matches. Others: 500."""
-BODY_S = 10.0
-"""How long a client may take to send a body."""
 DISCARDED = 1_048_576
 """Bytes of an oversized body that are read before the response; longer ones are cut off."""
 NOT_HTTP = {
@@ -102,6 +100,14 @@ def validation_problem(errors: list[Any]) -> Response:
     return problem(422, first, errors=fields)
 
 
+def is_json(content_type: str) -> bool:
+    """Whether a Content-Type is JSON: application/json or application/…+json."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (
+        kind.startswith("application/") and kind.endswith("+json")
+    )
+
+
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries of the problems that a route can return."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -156,7 +162,7 @@ class BodyLimit:
     The application receives the body only after all of it has arrived.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, timeout_s: float = BODY_S) -> None:
+    def __init__(self, app: ASGIApp, limit: int, timeout_s: float) -> None:
         self.app, self.limit, self.timeout_s = app, limit, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

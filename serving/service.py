@@ -21,6 +21,7 @@ from confluent_kafka import Message
 from afterclick.api import Policy
 from afterclick.arrays import Json
 from afterclick.io.background import BackgroundLoop, Heartbeat, HeartbeatMonitor
+from afterclick.io.connections import ConnectionLimits, Slots
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.quarantine import QuarantineLimits
 from afterclick.settings import Settings
@@ -33,6 +34,7 @@ from serving.control.experiments import Assigned
 from serving.control.request_log import RequestLog
 from serving.control.rules import RuleBook
 from serving.control.store import Database
+from serving.control.user_tokens import UserTokens
 from serving.control.users import InactiveFor, UserDirectory
 from serving.control.write_behind import WriteBehind
 from serving.events.experiment_counts import SETTLE_S, ExperimentCounter
@@ -40,7 +42,6 @@ from serving.events.feedback import AckTimeouts, FeedbackLog
 from serving.events.reactions import ImpressionLog, ReactionCounter, ShownList
 from serving.live_stats import LiveStats
 from serving.monitoring import EventLoopLag, Metrics
-from serving.problems import BODY_S
 from serving.push import Hub, cause_of
 from serving.recommender import Recommender, RecommenderConfig
 from serving.request import Options, RecommendationRequest
@@ -65,8 +66,6 @@ class ServingTimings:
     """Intervals and timeouts in seconds that are not settings; tests shorten them."""
 
     ack: AckTimeouts = field(default_factory=AckTimeouts)
-    body_s: float = BODY_S
-    """How long a client may take to send a request body."""
     push_retry_s: float = 1.0
     """How often a WebSocket retries a list made without history or model."""
     reauthenticate_s: float = 5.0
@@ -142,12 +141,13 @@ class Service:
         serving = self.settings.serving
         self.database = Database(self.settings.database)
         keys = ApiKeyStore(serving, self.settings.home)
-        self.control = ControlPlane(self.database, self.rules, keys)
+        self.control = ControlPlane(self.database, self.rules, keys, UserTokens(serving))
         self.copy = CatalogueCopy(self.catalogue, self.item_reader.caught_up.is_set)
 
     def _build_events(self) -> None:
         settings = self.settings
         self.hub, self.metrics = Hub(), Metrics()
+        self._build_limits()
         self.feedback = FeedbackLog(settings.kafka, self.timings.ack)
         self.impressions = ImpressionLog(settings.kafka)
         self.reactions, self.sent = ReactionCounter(), ImpressionCache()
@@ -159,6 +159,21 @@ class Service:
             self.forgotten_reader.caught_up.is_set,
         )
         self.stats = LiveStats(settings, self.feed, self.snapshots, self.hub, self.metrics)
+
+    def _build_limits(self) -> None:
+        serving = self.settings.serving
+        self.connections = ConnectionLimits(
+            Slots(address=serving.max_connections_per_address, total=serving.max_connections),
+            serving.proxies,
+            serving.header_s,
+            serving.body_s,
+        )
+        self.websockets = Slots(
+            user=serving.max_websockets_per_user,
+            address=serving.max_websockets_per_address,
+            total=serving.max_websockets,
+        )
+        self.metrics.observe_limits(self.connections, self.websockets)
 
     def _connect(self) -> None:
         """Connect the parts to each other."""

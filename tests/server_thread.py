@@ -19,7 +19,9 @@ class ServerThread:
     def __init__(self, config: uvicorn.Config, listener: socket) -> None:
         self.port: int = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = httpx2.Client(base_url=self.url, timeout=PATIENCE_S)
+        # without a key the API requires JSON for every change, also without a body
+        json = {"content-type": "application/json"}
+        self.http = httpx2.Client(base_url=self.url, timeout=PATIENCE_S, headers=json)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
 

@@ -209,7 +209,8 @@ class _Calls:
     @_Method
     def delete(self, path: str) -> Call[Json]:
         """DELETE a resource of any other route, without retries."""
-        return Call(orjson.loads, "DELETE", path, repeatable=False)
+        # a body, as without a key the API requires JSON for every change
+        return Call(orjson.loads, "DELETE", path, body={}, repeatable=False)
 
 
 class Client(_Calls):

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from infra.cli import control
 from infra.cli.output import AsJson, emit
 
 app = typer.Typer()
@@ -189,11 +190,20 @@ def ui_command(
 def api_token(
     user_id: Annotated[str, typer.Argument(help="The user of the token.")],
     hours: Annotated[float, typer.Option(min=0.01, max=720, help="Lifetime.")] = 1.0,
+    revoke: Annotated[bool, typer.Option("--revoke", help="End the user's tokens.")] = False,
 ) -> None:
-    """Create a token for one user's browser, signed with AFTERCLICK_SERVING__TOKEN_SECRET."""
+    """Create a token for one user's browser, signed with AFTERCLICK_SERVING__TOKEN_SECRET.
+
+    With --revoke, the API ends every token of the user instead.
+    """
+    if revoke:
+        with control.api() as client:
+            revoked = client.delete(control.path_of("users", user_id) + "/tokens")
+        typer.echo(f"tokens of {user_id} from before {revoked['issued_before']} are invalid")
+        return
     from afterclick.errors import BadInput
     from afterclick.settings import Settings
-    from serving.control.auth import new_token
+    from serving.control.user_tokens import new_token
 
     secret = Settings().serving.token_secret
     if secret is None:

@@ -20,14 +20,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterclick.errors import Unavailable
 from afterclick.events import Id
+from afterclick.io.connections import ConnectionLimits
 from afterclick.settings import ServingSettings, Settings
 from infra.console.admin_console import AdminConsole
 from infra.console.jobs import Job
 from serving import problems
-from serving.app import bind
+from serving.app import HEADERS, bind
 from serving.control.api_keys import ApiKeyStore, KeyTable, read_keys
 from serving.control.auth import AuthMiddleware, check_address
 from serving.control.store import Database
+from serving.control.user_tokens import UserTokens
+from serving.routes.api_docs import install_docs
 
 Json = dict[str, Any]
 ItemIds = Annotated[list[Id], Field(max_length=500)]
@@ -223,6 +226,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="Afterclick admin console",
         version="1",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.console = console
@@ -232,9 +237,11 @@ def create_app(settings: Settings) -> FastAPI:
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
+    install_docs(app)
     problems.install(app)
-    app.add_middleware(problems.BodyLimit, limit=settings.serving.max_body_bytes)
-    app.add_middleware(AuthMiddleware, settings=settings.serving, keys=keys)
+    serving = settings.serving
+    app.add_middleware(problems.BodyLimit, limit=serving.max_body_bytes, timeout_s=serving.body_s)
+    app.add_middleware(AuthMiddleware, settings=serving, keys=keys, tokens=UserTokens(serving))
     app.add_middleware(_KeyReader, database=database, keys=keys)
     return app
 
@@ -267,7 +274,9 @@ def serve(settings: Settings) -> None:
         access_log=False,
         log_level="warning",
         server_header=False,
+        headers=HEADERS,
         timeout_graceful_shutdown=STOP_S,
+        **ConnectionLimits().protocols(),
     )
     uvicorn.Server(config).run(sockets=[listener])
 

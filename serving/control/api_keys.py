@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, Self
 
@@ -27,6 +25,7 @@ from sqlalchemy.exc import IntegrityError
 
 from afterclick.errors import AlreadyThere, NotFound
 from afterclick.events import now
+from afterclick.io.connections import is_loopback
 from afterclick.settings import ApiKey, ApiScope, ServingSettings
 from serving.control.rules import Name, Text
 from serving.control.store import Database, readable
@@ -158,15 +157,6 @@ def read_keys(connection: Connection) -> KeyTable:
     query = select(table).order_by(table.c.created, table.c.name)
     rows = connection.execute(query).mappings().all()
     return KeyTable(tuple(readable(StoredKey, rows)), len(rows))
-
-
-@lru_cache(maxsize=1024)
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the host."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def add_key(database: Database, draft: KeyDraft) -> tuple[StoredKey, str]:

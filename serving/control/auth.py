@@ -7,40 +7,44 @@ loopback only (`check_address`).
 
 from __future__ import annotations
 
-import ipaddress
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-import jwt
-from pydantic import TypeAdapter, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterclick.errors import BadInput
-from afterclick.events import Id
+from afterclick.io.connections import is_loopback, network_of
 from afterclick.settings import ApiScope, ServingSettings
-from serving.control.api_keys import ApiKeyStore, KeyOwner, is_loopback
+from serving.control.api_keys import ApiKeyStore, KeyOwner
 from serving.control.rate_limit import RateLimit
-from serving.problems import problem
+from serving.control.user_tokens import UserTokens
+from serving.problems import is_json, problem
 
-OPEN_PATHS = ("/health/live", "/health/ready", "/docs", "/openapi.json", "/redoc")
+DOCS_ASSETS = "/docs/assets"
+DOCS_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js", "favicon.png")
+OPEN_PATHS = frozenset(
+    {
+        "/health/live",
+        "/health/ready",
+        "/docs",
+        "/openapi.json",
+        "/redoc",
+        *(f"{DOCS_ASSETS}/{name}" for name in DOCS_FILES),
+    }
+)
 ADMIN_PATHS = ("/metrics", "/exposure", "/models", "/dead-letters", "/requests", "/ws/live")
 ADMIN_PREFIXES = ("/explain/", "/admin/", "/rules", "/experiments", "/tokens", "/keys")
 ADMIN_WRITE_PATHS = ("/admin/", "/keys")
 """Closed to pages of other origins; without API keys, open to this machine only, even if the
 settings open the API. So is erasing a user."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-MAX_TOKEN_S: Final = 30 * 86_400
 _BEARER = b"bearer."
-_ALGORITHM: Final = "HS256"
-_AUDIENCE: Final = "afterclick"
+_KEY_HEADERS: Final = {b"authorization", b"x-api-key"}
 _TOKEN_SCOPES: Final[tuple[ApiScope, ...]] = ("recommend", "feedback")
-_USER_ID: Final = TypeAdapter(Id)
 Headers = dict[bytes, bytes]
 
 
@@ -69,6 +73,10 @@ _LOCAL_ONLY = Rejection(
     HTTPStatus.FORBIDDEN,
     "without API keys, only this machine may do that: call a loopback address, such as 127.0.0.1",
 )
+_NOT_JSON = Rejection(
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    "without a key, a request that changes something needs content-type: application/json",
+)
 _MALFORMED = Rejection(HTTPStatus.BAD_REQUEST, "the header Host or Origin is malformed")
 
 
@@ -85,16 +93,22 @@ class AuthMiddleware:
         app: ASGIApp,
         settings: ServingSettings,
         keys: ApiKeyStore,
+        tokens: UserTokens,
         limit: RateLimit | None = None,
     ) -> None:
-        self.app, self._settings, self._keys, self._limit = app, settings, keys, limit
+        self.app, self._settings, self._limit = app, settings, limit
+        self._keys, self._tokens = keys, tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS:
             await self.app(scope, receive, send)
             return
         headers: Headers = dict(scope["headers"])
-        rejection = self._check_key(scope, headers) or self._check_origin(scope, headers)
+        rejection = (
+            self._check_key(scope, headers)
+            or self._check_origin(scope, headers)
+            or _check_preflight(scope, headers)
+        )
         caller = _address(scope) if rejection else _caller(scope)
         rejection = await self._check_limit(caller) or rejection
         scope["charge"] = partial(self._check_limit, caller)
@@ -152,9 +166,9 @@ class AuthMiddleware:
 
     def _owner(self, scope: Scope, key: bytes) -> KeyOwner:
         """Name and scopes of a key or token; a token's user becomes the subject."""
-        if not self._settings.token_secret or not _is_token(key):
+        if not self._tokens.accepted or not _is_token(key):
             return self._keys.find(key)
-        user_id = user_of_token(self._settings.token_secret, key)
+        user_id = self._tokens.user_of(key)
         if user_id is None:
             return None, None
         scope["subject"] = user_id
@@ -170,50 +184,32 @@ class AuthMiddleware:
         return Rejection(HTTPStatus.TOO_MANY_REQUESTS, f"more than {item}{counts}", wait)
 
 
-def new_token(secret: str, user_id: str, seconds: float) -> tuple[str, int]:
-    """A JSON Web Token (RFC 7519) for one user, and its expiry in seconds since the epoch.
-
-    HS256 with `sub` the user id, `aud` afterclick and `exp`: the shop's server may sign tokens
-    itself. A token allows lists and feedback for its user, and nothing else.
-    """
-    expires = int(time.time() + seconds)
-    claims = {"sub": user_id, "aud": _AUDIENCE, "exp": expires}
-    return jwt.encode(claims, secret, _ALGORITHM), expires
-
-
-def user_of_token(secret: str, token: bytes) -> str | None:
-    """The user of a token; None for a forged, expired or malformed token."""
-    try:
-        claims: dict[str, Any] = jwt.decode(
-            token,
-            secret,
-            [_ALGORITHM],
-            audience=_AUDIENCE,
-            options={"require": ["sub", "aud", "exp"]},
-        )
-        return _USER_ID.validate_python(claims["sub"])
-    except (jwt.InvalidTokenError, ValidationError):
-        return None
-
-
 def required_scope(method: str, path: str) -> ApiScope:
     """The scope that a request needs."""
-    if path in ADMIN_PATHS or path.startswith(ADMIN_PREFIXES):
-        return "admin"
-    if method == "DELETE":
+    if method == "DELETE" or path in ADMIN_PATHS or path.startswith(ADMIN_PREFIXES):
         return "admin"
     writes = path == "/feedback" if method == "POST" else method == "PUT"
     return "feedback" if writes else "recommend"
 
 
 def _erases_user(scope: Scope) -> bool:
-    """Whether the request erases a user."""
+    """Whether the request erases a user or ends the user's tokens."""
     return scope.get("method") == "DELETE" and scope["path"].startswith("/users/")
 
 
 def _needs_admin(scope: Scope) -> bool:
     """Whether the request stays closed where the settings open the API."""
     return scope["path"].startswith(ADMIN_WRITE_PATHS) or _erases_user(scope)
+
+
+def _check_preflight(scope: Scope, headers: Headers) -> Rejection | None:
+    """Reject changes that a browser sends to another origin without asking it: no preflight.
+
+    It asks before it sends JSON or the headers of keys and tokens.
+    """
+    if scope.get("method", "GET") in SAFE_METHODS or not headers.keys().isdisjoint(_KEY_HEADERS):
+        return None
+    return None if is_json(headers.get(b"content-type", b"").decode("latin-1")) else _NOT_JSON
 
 
 def check_address(settings: ServingSettings, has_keys: Callable[[], bool] = lambda: False) -> None:
@@ -254,12 +250,7 @@ def _caller(scope: Scope) -> str:
 
 
 def _address(scope: Scope) -> str:
-    """The client's address; for IPv6 its /64 network, all of which one host may use."""
-    host = (scope.get("client") or ("unknown",))[0]
-    if ":" in host:
-        with suppress(ValueError):
-            host = str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False))
-    return f"address:{host}"
+    return f"address:{network_of((scope.get('client') or ('unknown',))[0])}"
 
 
 def _check_subject(scope: Scope) -> Rejection | None:

@@ -1,7 +1,7 @@
-"""Rules, experiments and API keys: stored in SQL, served from memory.
+"""Rules, experiments, API keys, revoked tokens: stored in SQL, served from memory.
 
-reads   sql  rules, experiments, api_keys
-writes  sql  rules, experiments, api_keys
+reads   sql  rules, experiments, api_keys, token_revocations
+writes  sql  rules, experiments, api_keys, token_revocations
 
 The write-behind thread reads changes every two seconds. During a database outage the last state
 stays in force; no request for a list waits for SQL.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 import structlog
 from sqlalchemy.exc import IntegrityError
@@ -38,6 +39,7 @@ from serving.control.experiments import (
 )
 from serving.control.rules import Rule, RuleBook, RuleDraft, add_rule, read_rules, remove_rule
 from serving.control.store import Database
+from serving.control.user_tokens import UserTokens, revoke_tokens
 
 log = structlog.get_logger()
 
@@ -48,8 +50,10 @@ class ControlPlane:
     A change is in force in this process on return, in other processes within seconds.
     """
 
-    def __init__(self, database: Database, rules: RuleBook, keys: ApiKeyStore) -> None:
-        self.database, self.keys = database, keys
+    def __init__(
+        self, database: Database, rules: RuleBook, keys: ApiKeyStore, tokens: UserTokens
+    ) -> None:
+        self.database, self.keys, self.tokens = database, keys, tokens
         self._rules = rules
         self.assignment = Assignment()
         self.experiments: tuple[Experiment, ...] = ()
@@ -144,11 +148,19 @@ class ControlPlane:
         revoke_key(self.database, name)
         self.sync(self.database)
 
+    def revoke_tokens(self, user_id: str) -> datetime:
+        """Revoke every token that a user has now; the time of it. Raises Unavailable."""
+        with self.database.begin() as connection:
+            at = revoke_tokens(connection, user_id)
+        self.sync(self.database)
+        return at
+
     def _read(self, database: Database) -> None:
         database.upgrade()
         with database.begin() as connection:
             rules, experiments = read_rules(connection), read_experiments(connection)
             self.keys.replace(read_keys(connection))
+            self.tokens.read(connection)
         if rules != self._rules.rules:
             self._rules.rules = rules
             self.on_rules()

@@ -297,6 +297,15 @@ api_keys = Table(
     Column("revoked", UtcDateTime),
 )
 
+token_revocations = Table(
+    "token_revocations",
+    metadata,
+    Column("user_id", String(128), primary_key=True),
+    Column("not_before", UtcDateTime, nullable=False),
+    Index(None, "not_before"),
+)
+"""Per user when tokens were last revoked."""
+
 items = Table(
     "items",
     metadata,

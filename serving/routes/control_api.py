@@ -6,7 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Path, Query
+from fastapi import APIRouter, Body, Depends, Path, Query
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -15,16 +15,17 @@ from afterclick.arrays import Float64Array, Json
 from afterclick.events import Id, now
 from afterclick.trends import HALF_LIVES_MS
 from serving.control.api_keys import KeyDraft
-from serving.control.auth import MAX_TOKEN_S, new_token
 from serving.control.experiments import Experiment, ExperimentDraft
 from serving.control.rules import Name, Rule, RuleDraft
 from serving.control.significance import LEVEL
+from serving.control.user_tokens import MAX_TOKEN_S, new_token
 from serving.problems import ApiError
-from serving.routes.fast_route import ServiceDep, json_response, responses
+from serving.routes.fast_route import ServiceDep, json_response, own_path, responses
 
 router = APIRouter()
 ExperimentName = Annotated[Name, Path(examples=["blend"])]
 KeyName = Annotated[Name, Path(examples=["shop"])]
+UserId = Annotated[Id, Path(examples=["bob"])]
 RuleId = Annotated[Name, Path(examples=["5f1c0a9be3b8"])]
 
 
@@ -73,6 +74,13 @@ class NewKey(KeyRow):
     """A new API key."""
 
     key: str = Field(description="Returned this once; only its hash is stored.")
+
+
+class RevokedTokens(BaseModel):
+    """Which tokens are no longer valid."""
+
+    user_id: str
+    issued_before: AwareDatetime
 
 
 class TokenRequest(BaseModel):
@@ -176,6 +184,21 @@ async def new_user_token(service: ServiceDep, body: Annotated[TokenRequest, Body
         raise ApiError(409, "tokens are disabled: set AFTERCLICK_SERVING__TOKEN_SECRET")
     token, expires = new_token(secret, body.user_id, body.seconds)
     return json_response({"token": token, "expires": datetime.fromtimestamp(expires, UTC)}, 201)
+
+
+@router.delete(
+    "/users/{user_id:path}/tokens",
+    tags=["tokens"],
+    dependencies=[Depends(own_path)],
+    **responses(RevokedTokens),
+)
+async def revoke_user_tokens(service: ServiceDep, user_id: UserId) -> Response:
+    """Revoke every token of a user: here on return, in other processes within seconds.
+
+    A user's own token may do this too. Later tokens are valid.
+    """
+    at = await asyncio.to_thread(service.control.revoke_tokens, user_id)
+    return json_response({"user_id": user_id, "issued_before": at})
 
 
 @router.get("/admin/quarantine", tags=["admin"], **responses(api.Quarantine))

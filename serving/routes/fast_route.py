@@ -26,7 +26,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.responses import Response
 
 from afterclick.arrays import Json
-from serving.problems import ApiError, documented
+from serving.problems import ApiError, documented, is_json
 from serving.service import Service
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -136,10 +136,7 @@ def _users_of(value: Any) -> tuple[str | None, ...]:
 
 
 async def _json(request: Request) -> bytes:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (
-        kind.startswith("application/") and kind.endswith("+json")
-    ):
+    if not is_json(request.headers.get("content-type", "")):
         message = "the body must be application/json"
         error = {"type": "content_type", "loc": ("body",), "msg": message}
         raise RequestValidationError([error])

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum, auto
+from functools import partial
 
 import orjson
 import structlog
@@ -23,8 +24,10 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 
 from afterclick.arrays import Json
+from afterclick.io.connections import Slots, network_of
 from afterclick.state import StateChange
-from serving.push import Watcher, cause_of
+from serving.problems import RETRY, problem
+from serving.push import LiveReader, Watcher, cause_of
 from serving.request import RecommendationRequest
 from serving.response_cache import Recommendation
 from serving.routes.fast_route import QueryReader
@@ -67,31 +70,36 @@ async def push_recommendations(socket: WebSocket) -> None:
     if socket.scope.get("subject") not in (None, user_id):
         await _reject(socket, "this token is for another user")
         return
-    await _accept(socket)
-    watcher = service.hub.watch(user_id)
-    pushes = _Pushes(service, socket, request_of(service, query), watcher)
-    try:
-        await _until_closed(socket, pushes.run, pushes.on_message)
-    finally:
-        service.hub.unwatch(watcher)
+
+    async def push() -> None:
+        watcher = service.hub.watch(user_id)
+        pushes = _Pushes(service, socket, request_of(service, query), watcher)
+        try:
+            await _until_closed(socket, pushes.run, pushes.on_message)
+        finally:
+            service.hub.unwatch(watcher)
+
+    await _within_limits(socket, push, user=user_id)
 
 
 @router.websocket("/ws/live")
 async def live_stream(socket: WebSocket) -> None:
     """Stream events and statistics."""
     service: Service = socket.app.state.service
-    await _accept(socket)
-    reader = service.hub.subscribe()
 
-    async def stream() -> None:
+    async def stream(reader: LiveReader) -> None:
         await _send(socket, orjson.dumps(service.stats.now()))
         while True:
             await _send(socket, await reader.next())
 
-    try:
-        await _until_closed(socket, stream)
-    finally:
-        service.hub.unsubscribe(reader)
+    async def live() -> None:
+        reader = service.hub.subscribe()
+        try:
+            await _until_closed(socket, partial(stream, reader))
+        finally:
+            service.hub.unsubscribe(reader)
+
+    await _within_limits(socket, live)
 
 
 class _Pushes:
@@ -222,6 +230,25 @@ async def _send(socket: WebSocket, message: bytes) -> None:
     """Send text; raises TimeoutError if the client does not read."""
     async with asyncio.timeout(SEND_TIMEOUT_S):
         await socket.send_text(message.decode())
+
+
+async def _within_limits(
+    socket: WebSocket, serve: Callable[[], Awaitable[None]], **user: str
+) -> None:
+    """Accept and serve a connection. Over a limit of WebSockets, refuse it: 429 or 503."""
+    slots: Slots = socket.app.state.service.websockets
+    address = network_of(socket.client.host if socket.client else "unknown")
+    keys = {**user, "address": address, "total": ""}
+    limit = slots.take(**keys)
+    if limit is not None:
+        status, of = (503, "") if limit == "total" else (429, f" for this {limit}")
+        await socket.send_denial_response(problem(status, f"too many WebSockets{of}", RETRY))
+        return
+    try:
+        await _accept(socket)
+        await serve()
+    finally:
+        slots.release(**keys)
 
 
 async def _accept(socket: WebSocket) -> None:

@@ -307,6 +307,36 @@ def test_a_page_of_another_origin_controls_nothing(console: RunningConsole) -> N
     assert other_host.status_code == 403
 
 
+CHANGES = (
+    "replay",
+    "simulator",
+    "simulator/steer",
+    "simulator/stop",
+    "models/list",
+    "models/train",
+    "models/promote",
+    "models/rollback",
+    "reconcile",
+    "faults/{fault}",
+)
+"""Every route of the console that is no read."""
+
+
+def test_a_request_that_browsers_send_without_asking_controls_nothing(
+    console: RunningConsole,
+) -> None:
+    paths = console.http.get("/openapi.json").json()["paths"]
+    written = {path for path, operations in paths.items() if operations.keys() != {"get"}}
+    assert written == {f"/admin/{path}" for path in CHANGES}
+    for path in CHANGES:
+        for kind in ("", "text/plain", "application/x-www-form-urlencoded"):
+            url = f"/admin/{path.format(fault='stream')}"
+            response = console.http.post(url, content="{}", headers={"content-type": kind})
+            assert response.status_code == 422, (path, kind)
+            assert "needs content-type" in response.json()["detail"], (path, kind)
+    assert console.post("simulator/stop") == {"done": "stopped"}, "the control: with JSON"
+
+
 def test_every_route_needs_a_key_with_the_scope_admin(faulty: Settings) -> None:
     keys = {
         "shop": ApiKey(sha256=sha256_of("s-key"), scopes=("recommend", "feedback")),

@@ -52,6 +52,12 @@ def json_of(output: str) -> dict[str, Any]:
     return answer
 
 
+def test_the_tokens_of_a_user_are_revoked(command: Command, api: Running) -> None:
+    for user_id in ("ann", "shop/ann"):
+        assert f"tokens of {user_id}" in command("api-token", user_id, "--revoke")
+    assert len(api.service.control.tokens) == 2
+
+
 def test_rules_are_added_listed_and_removed(command: Command) -> None:
     words = ("boost", "brand:Sony", "price:..50", "--amount", "2", "--ends", "2031-01-01")
     rule = json_of(command("rules", "add", *words, "--note", "summer", "--json"))

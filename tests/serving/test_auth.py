@@ -55,6 +55,7 @@ SCOPES: dict[tuple[str, str], str | None] = {
     ("POST", "/keys"): "admin",
     ("DELETE", "/keys/{name}"): "admin",
     ("POST", "/tokens"): "admin",
+    ("DELETE", "/users/{user_id}/tokens"): "admin",
     ("GET", "/admin/quarantine"): "admin",
     ("POST", "/admin/quarantine"): "admin",
 }
@@ -183,6 +184,45 @@ def test_without_keys_pages_of_other_origins_change_nothing(settings: Settings) 
                 rejected = status is not None and method != "GET"
                 assert (response.status_code == status) is rejected, (method, path, origin)
                 assert response.status_code < 500 or response.status_code == 503
+
+
+CHANGES = (
+    ("POST", "/recommendations"),
+    ("POST", "/recommendations/batch"),
+    ("PUT", "/users/x/interests"),
+    ("DELETE", "/users/x"),
+    ("DELETE", "/users/x/tokens"),
+    ("POST", "/feedback"),
+    ("POST", "/rules"),
+    ("DELETE", "/rules/x"),
+    ("POST", "/experiments"),
+    ("POST", "/experiments/x/stop"),
+    ("POST", "/keys"),
+    ("DELETE", "/keys/x"),
+    ("POST", "/tokens"),
+    ("POST", "/admin/quarantine"),
+)
+"""Every route that is no read."""
+SIMPLE_TYPES = ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
+"""What a page sends to another origin without asking it."""
+
+
+def test_without_keys_a_change_needs_a_content_type_that_browsers_ask_for(
+    settings: Settings,
+) -> None:
+    """So that a browser that sends no Origin, or an extension that removes it, changes nothing."""
+    written = {(m, p.format(**dict.fromkeys(PATH_NAMES, "x"))) for m, p in SCOPES if m != "GET"}
+    assert written == set(CHANGES)
+    with Running(settings) as api:
+        for method, path in CHANGES:
+            for kind in SIMPLE_TYPES:
+                response = api.http.request(method, path, headers={"content-type": kind})
+                assert response.status_code == 422, (path, kind)
+                assert "content-type" in response.json()["detail"], (path, kind)
+            keyed = bearer("any") | {"content-type": "text/plain"}
+            for headers in ({"content-type": "application/json"}, keyed):
+                response = api.http.request(method, path, headers=headers)
+                assert "needs content-type" not in response.text, (path, headers)
 
 
 def test_an_open_api_leaves_hosts_to_its_gateway_except_for_administration(

@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 
 from afterclick.events import Item
 from afterclick.settings import Settings
-from serving.control.auth import new_token
+from serving.control.user_tokens import new_token
 from tests.serving import shop
 from tests.serving.running import Running, after, ids, kinds
 from tests.serving.test_auth import bearer, guarded

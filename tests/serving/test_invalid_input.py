@@ -14,8 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from afterclick.settings import Settings
-from serving.service import ServingTimings
+from afterclick.settings import ServingSettings, Settings
 from tests.serving.running import Running
 from tests.waiting import PATIENCE_S
 
@@ -111,11 +110,10 @@ def test_a_chunked_body_is_cut_at_the_limit(api: Running) -> None:
 
 
 def test_a_body_that_does_not_arrive_is_answered_with_408(settings: Settings) -> None:
-    with (
-        Running(settings, timings=ServingTimings(body_s=0.3)) as api,
-        create_connection(("127.0.0.1", api.port), timeout=PATIENCE_S) as slow,
-    ):
-        slow.sendall(b"POST /feedback HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
+    slow_body = settings.model_copy(update={"serving": ServingSettings(body_s=0.3)})
+    with Running(slow_body) as api, create_connection(("127.0.0.1", api.port), PATIENCE_S) as slow:
+        json = b"content-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+        slow.sendall(b"POST /feedback HTTP/1.1\r\nhost: localhost\r\n" + json)
         answer = b"".join(iter(lambda: slow.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"application/problem+json" in answer

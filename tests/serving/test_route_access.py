@@ -13,9 +13,9 @@ import pytest
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import connect
 
-from afterclick.settings import Settings
+from afterclick.settings import ServingSettings, Settings
 from infra.embedded.kafka import delete_topics, ensure_topics
-from serving.control.auth import new_token, user_of_token
+from serving.control.user_tokens import MAX_TOKEN_S, UserTokens, new_token
 from serving.routes import sockets
 from serving.service import ServingTimings
 from tests.serving.running import Running, installation
@@ -126,7 +126,8 @@ def routes(api: Running) -> list[Route]:
 
 
 def signed(**changes: Any) -> str:
-    claims = {"sub": "ann", "aud": "afterclick", "exp": time.time() + 60} | changes
+    now = time.time()
+    claims = {"sub": "ann", "aud": "afterclick", "iat": now, "exp": now + 60} | changes
     return jwt.encode({k: v for k, v in claims.items() if v is not None}, SECRET, "HS256")
 
 
@@ -146,6 +147,9 @@ def test_every_route_rejects_invalid_credentials(api: Running) -> None:
         "another kind": {"authorization": "Basic r-key"},
         "a token that has ended": bearer(signed(exp=time.time() - 1)),
         "a token without end": bearer(signed(exp=None)),
+        "a token without beginning": bearer(signed(iat=None)),
+        "a token that begins tomorrow": bearer(signed(iat=time.time() + 86_400)),
+        "a token that lasts too long": bearer(signed(exp=time.time() + MAX_TOKEN_S + 60)),
         "a token for something else": bearer(signed(aud="another")),
         "a token without a user": bearer(signed(sub="")),
         "a token that was changed": bearer(good[:-4] + ("AAAA" if good[-4:] != "AAAA" else "BBBB")),
@@ -176,8 +180,11 @@ def test_a_key_allows_the_routes_of_its_scope_and_no_others(api: Running) -> Non
 def test_a_token_is_valid_for_its_own_user_only(api: Running) -> None:
     own, checked = bearer(new_token(SECRET, "ann", 60)[0]), 0
     for route in routes(api):
-        erases = (route.method, route.path) == ("DELETE", "/users/{user_id}")
-        if SCOPES[route.method, route.path] == "admin" and not erases:
+        operation = (route.method, route.path)
+        if operation == ("DELETE", "/users/{user_id}/tokens"):  # ends its own: test_user_tokens
+            assert route.send(api, own, user_id="bob") == 403
+            continue
+        if SCOPES[operation] == "admin" and operation != ("DELETE", "/users/{user_id}"):
             assert route.send(api, own) == 403, (route.method, route.path)
             continue
         assert route.send(api, own) not in (401, 403), (route.method, route.path)
@@ -290,19 +297,24 @@ def test_tokens_are_created_by_admins_and_only_with_a_secret(
         "/tokens", json={"user_id": "ann", "seconds": 60}, headers=bearer(KEYS["admin"])
     )
     assert made.status_code == 201
-    assert user_of_token(SECRET, made.json()["token"].encode()) == "ann"
+    tokens = UserTokens(ServingSettings(token_secret=SECRET))
+    assert tokens.user_of(made.json()["token"].encode()) == "ann"
     assert hostile_api.http.post("/tokens", json={"user_id": "ann"}).status_code == 409
 
 
 def test_pages_of_allowed_origins_may_call_the_api(settings: Settings) -> None:
     with Running(guarded(settings, token_secret=SECRET, origins=("https://shop.example",))) as api:
-        asked = {
-            "access-control-request-method": "POST",
-            "access-control-request-headers": "authorization",
-        }
-        for origin, allowed in (("https://shop.example", True), ("https://evil.example", False)):
-            answer = api.http.options("/feedback", headers=asked | {"origin": origin})
-            assert ("access-control-allow-origin" in answer.headers) is allowed
+        wanted = {"access-control-request-headers": "authorization,content-type"}
+        for method, path in SCOPES:
+            asked = wanted | {"access-control-request-method": method}
+            for origin, status in (("https://shop.example", 200), ("https://evil.example", 400)):
+                answer = api.http.options(path, headers=asked | {"origin": origin})
+                assert answer.status_code == status, (method, path, origin)
+                allowed = "access-control-allow-origin" in answer.headers
+                assert allowed is (status == 200), (method, path, origin)
+        asked = wanted | {"access-control-request-method": "PATCH"}
+        answer = api.http.options("/rules", headers=asked | {"origin": "https://shop.example"})
+        assert answer.status_code == 400, "no route has this method"
         own = bearer(new_token(SECRET, "ann", 60)[0]) | {"origin": "https://shop.example"}
         answer = api.http.get("/recommendations?user_id=ann", headers=own)
         assert answer.headers["access-control-allow-origin"] == "https://shop.example"

@@ -1,0 +1,226 @@
+"""Limits on the connections of an HTTP server: their number, and how long a client may take.
+
+uvicorn limits neither before a request is complete. Used on the event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, Final, cast
+
+from pydantic.networks import IPvAnyNetwork
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import get_remote_addr
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+MAX_CONNECTIONS: Final = 8192
+MAX_CONNECTIONS_PER_ADDRESS: Final = 1024
+REQUEST_PART_S: Final = 10.0
+"""How long a client may take to send the headers of a request, and then its body."""
+READ_S: Final = 30.0
+"""How long a client may not read while a response waits for it."""
+CLOSE_S: Final = 5.0
+"""How long a closed connection may take to send what is left."""
+_BUSY: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: 20\r\nretry-after: 5\r\nconnection: close\r\n\r\ntoo many connections"
+)
+_TIMEOUT: Final = (
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: 34\r\nconnection: close\r\n\r\nthe request did not arrive in time"
+)
+
+
+class Slots:
+    """How many of something are open: in total and per key, each kind of key with its limit."""
+
+    def __init__(self, **limits: int) -> None:
+        """`limits`: the most per key of a kind, as `address=100, total=1000`; 0 for no limit."""
+        self._limits = limits
+        self._open: Counter[tuple[str, str]] = Counter()
+        self.refused = dict.fromkeys(limits, 0)
+        """By the kind whose limit was reached."""
+
+    def open(self, kind: str = "total", key: str = "") -> int:
+        """How many are open under a key."""
+        return self._open[kind, key]
+
+    def take(self, **keys: str) -> str | None:
+        """Open one under each key, or none; returns the kind whose limit is reached, if any."""
+        for kind, key in keys.items():
+            limit = self._limits[kind]
+            if limit and self._open[kind, key] >= limit:
+                self.refused[kind] += 1
+                return kind
+        self._open.update(keys.items())
+        return None
+
+    def release(self, **keys: str) -> None:
+        """Close one under each key."""
+        for place in keys.items():
+            self._open[place] -= 1
+            if not self._open[place]:
+                del self._open[place]
+
+
+@dataclass
+class ConnectionLimits:
+    """The limits of one server, and what they have refused."""
+
+    slots: Slots = field(
+        default_factory=lambda: Slots(address=MAX_CONNECTIONS_PER_ADDRESS, total=MAX_CONNECTIONS)
+    )
+    proxies: tuple[IPvAnyNetwork, ...] = ()
+    """Their connections count in total only: behind one address are many clients."""
+    header_s: float = REQUEST_PART_S
+    body_s: float = REQUEST_PART_S
+    read_s: float = READ_S
+    timed_out: int = 0
+    """Connections closed because the client was too slow."""
+
+    def keys(self, transport: asyncio.BaseTransport) -> dict[str, str]:
+        """Under which keys a connection counts."""
+        client = get_remote_addr(cast(asyncio.Transport, transport))
+        if client is None:  # a Unix socket
+            return {"total": ""}
+        if self.proxies and any(ipaddress.ip_address(client[0]) in each for each in self.proxies):
+            return {"total": ""}
+        return {"address": network_of(client[0]), "total": ""}
+
+    def protocols(self) -> dict[str, Any]:
+        """Arguments of `uvicorn.Config`: the HTTP and WebSocket protocols with these limits."""
+        return {
+            "http": type("LimitedHttp", (LimitedHttpProtocol,), {"limits": self}),
+            "ws": type("LimitedWebSocket", (LimitedWebSocketProtocol,), {"limits": self}),
+        }
+
+
+@lru_cache(maxsize=1024)
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def network_of(host: str) -> str:
+    """The address; for IPv6 its /64 network, all of which one host may use."""
+    if ":" in host:
+        with suppress(ValueError):
+            return str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False))
+    return host
+
+
+class LimitedHttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol; ends connections over the limits and those of slow clients.
+
+    The headers of a request must arrive within `header_s` of its first byte, those of the first
+    one within `header_s` of the connection, the body within `body_s` after that.
+    """
+
+    limits: ClassVar[ConnectionLimits]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._keys: dict[str, str] | None = None
+        self._incomplete = False
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        keys = self.limits.keys(transport)
+        if self.limits.slots.take(**keys) is not None:
+            self._close(_BUSY)
+            return
+        self._keys = keys
+        self._wait_for_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._request_timer = _cancelled(self._request_timer)
+        self._read_timer = _cancelled(self._read_timer)
+        if self._keys is not None:
+            self.limits.slots.release(**self._keys)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._incomplete and self._request_timer is None:
+            self._wait_for_request()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._incomplete = True
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._incomplete = False
+        if self._request_timer is not None:
+            self._request_timer = _cancelled(self._request_timer)
+
+    def handle_websocket_upgrade(self) -> None:
+        self._incomplete = False
+        self._request_timer = _cancelled(self._request_timer)
+        super().handle_websocket_upgrade()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._read_timer = self.loop.call_later(self.limits.read_s, self._abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read_timer = _cancelled(self._read_timer)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def _wait_for_request(self) -> None:
+        self._request_timer = self.loop.call_later(self.limits.header_s, self._without_request)
+
+    def _without_request(self) -> None:
+        self._request_timer = None
+        if self._incomplete and "method" in self.scope:  # the headers are complete
+            self._request_timer = self.loop.call_later(self.limits.body_s, self._abort)
+            return
+        self.limits.timed_out += 1
+        responding = self.cycle is not None and not self.cycle.response_complete
+        self._close(b"" if responding or not self._incomplete else _TIMEOUT)
+
+    def _close(self, response: bytes = b"") -> None:
+        """Close after a response and what is still buffered, in any case after `CLOSE_S`."""
+        if not self.transport.is_closing():
+            self.transport.write(response)
+            self.transport.close()
+            _cancelled(self._request_timer)
+            self._request_timer = self.loop.call_later(CLOSE_S, self.transport.abort)
+
+    def _abort(self) -> None:
+        self.limits.timed_out += 1
+        self.transport.abort()
+
+
+class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket protocol; it takes over the slot of the connection that it upgrades."""
+
+    limits: ClassVar[ConnectionLimits]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._keys = self.limits.keys(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.limits.slots.release(**self._keys)
+
+
+def _cancelled(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    """None, in place of a timer that is no longer needed."""
+    if timer is not None:
+        timer.cancel()
+    return None
