@@ -16,9 +16,11 @@ from fastapi.staticfiles import StaticFiles
 from nicegui import ui
 
 from afterclick.io.client import AsyncClient
+from afterclick.io.connections import ConnectionLimits
 from afterclick.settings import UiSettings
 from ui.gateway import ShopClient
 from ui.live_state import LiveState
+from ui.page_access import PageAccess, check_page_address
 from ui.pages import compare_page, item_page, live_page, shop_page
 
 STATIC = Path(__file__).parent / "static"
@@ -39,6 +41,7 @@ def build(settings: UiSettings) -> FastAPI:
         await console.close()
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(PageAccess, allowed_hosts=settings.allowed_hosts)
     app.mount("/static", StaticFiles(directory=STATIC))
 
     @app.get("/health/live")
@@ -64,12 +67,18 @@ def build(settings: UiSettings) -> FastAPI:
 
 
 def serve(settings: UiSettings) -> None:
-    """Serve the pages until SIGINT or SIGTERM."""
+    """Serve the pages until SIGINT or SIGTERM.
+
+    Raises BadInput for an address beyond loopback without allowed hosts.
+    """
+    check_page_address(settings)
     config = uvicorn.Config(
         build(settings),
         host=settings.host,
         port=settings.port,
         log_level="warning",
+        server_header=False,
         timeout_graceful_shutdown=2,
+        **ConnectionLimits().protocols(),
     )
     uvicorn.Server(config).run()

@@ -263,6 +263,25 @@ def test_models_are_compared_promoted_and_rolled_back(page: Page, admin_stack: A
     wait_until(lambda: admin_stack.api.get("/models")["serving"] == "m1")
 
 
+@pytest.mark.parametrize(
+    ("component", "event", "named"),
+    [
+        ('[data-testid="models"]', "act", {"what": "../../keys"}),
+        ('[data-testid="fault-injection"]', "fault", {"fault": "../reconcile"}),
+    ],
+)
+def test_the_browser_names_no_other_route_of_the_console(
+    page: Page, admin_stack: AdminStack, component: str, event: str, named: dict[str, str]
+) -> None:
+    page.goto(f"{admin_stack.url}/live")
+    element = page.locator(component)
+    expect(element).to_be_visible()
+    send = "(root, [event, named]) => getElement(Number(root.id.slice(1))).$emit(event, named)"
+    element.evaluate(send, [event, named])
+    notice = page.get_by_test_id("admin-notice")
+    expect(notice).to_have_text("This action is unknown: reload the page")
+
+
 def test_experiments_show_their_arms_with_intervals_and_the_sample_ratio(
     page: Page, admin_stack: AdminStack
 ) -> None:

@@ -34,6 +34,12 @@ SIMULATOR_PATHS = {
     "change": "/admin/simulator/steer",
     "stop": "/admin/simulator/stop",
 }
+MODEL_PATHS = {name: f"/admin/models/{name}" for name in ("list", "train", "promote", "rollback")}
+FAULT_PATHS = {
+    "reconcile": "/admin/reconcile",
+    **{name: f"/admin/faults/{name}" for name in ("stream", "redis", "duplicates")},
+}
+"""What the browser may name, and the route of the console for it."""
 REGISTRY_JOBS = {"models": "reading the registry", "promote": "changing the served model"}
 NO_TRAINING: Json = {"running": False, "words": "", "progress": ""}
 NO_RECONCILE: Json = {"state": "", "words": "", "more": ""}
@@ -122,15 +128,19 @@ class AdminPanels:
         await self._post(SIMULATOR_PATHS[name], change)
 
     async def _act_on_models(self, _: str, act: Json) -> None:
-        body = {"version": act["version"]} if act["what"] == "promote" else {}
-        await self._post(f"/admin/models/{act['what']}", body)
+        name = str(act.get("what"))
+        body = {"version": act.get("version")} if name == "promote" else {}
+        await self._post(MODEL_PATHS.get(name), body)
 
     async def _inject(self, name: str, args: Json) -> None:
-        path = "/admin/reconcile" if name == "reconcile" else f"/admin/faults/{args['fault']}"
-        await self._post(path, {})
+        fault = name if name == "reconcile" else str(args.get("fault"))
+        await self._post(FAULT_PATHS.get(fault), {})
 
-    async def _post(self, path: str, body: Json) -> None:
-        """Send a request, show the reason if it fails, and refresh."""
+    async def _post(self, path: str | None, body: Json) -> None:
+        """Send a request, show the reason if it fails, and refresh. None for an unknown action."""
+        if path is None:
+            self._notice.set_text("This action is unknown: reload the page")
+            return
         try:
             await self._console.post(path, body)
             self._notice.set_text("")
