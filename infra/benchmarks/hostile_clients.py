@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from infra.benchmarks.load import ConnectionPool
 from infra.embedded.server import LOOPBACK
-from serving.control.auth import new_token
+from serving.control.user_tokens import new_token
 from serving.request import MAX_SHOWN, encode_cursor
 
 OTHER_ADDRESS = "127.0.0.2"

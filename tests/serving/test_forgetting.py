@@ -13,10 +13,10 @@ from sqlalchemy import func, insert, select
 
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import Settings
-from serving.control.auth import new_token
 from serving.control.erasure import UserEraser
 from serving.control.request_log import LoggedRequest, RequestLog, named_users
 from serving.control.store import Database, experiment_users, request_log, users
+from serving.control.user_tokens import new_token
 from serving.control.users import UserDirectory
 from streaming.proof.forget_requests import ForgettingLoop
 from tests.serving.mini_stream import MiniStream
