@@ -273,8 +273,8 @@ def test_the_images_that_share_a_volume_have_one_user() -> None:
     """Only its owner reads a home folder."""
     texts = [path.read_text() for path in (ROOT / "infra" / "docker").iterdir()]
     ids = {number for text in texts for number in re.findall(r"useradd .*--uid (\d+)", text)}
-    assert len(ids) == 1
-    assert all("\nUSER afterclick\n" in text for text in texts)
+    assert ids == {"1000"}
+    assert all("\nUSER 1000:1000\n" in text for text in texts)
 
 
 def test_services_wait_for_the_services_that_they_need(compose: dict[str, Any]) -> None:
