@@ -186,6 +186,13 @@ def not_in(items: IntArray, excluded: IntArray) -> BoolArray:
     """(len(items),) True for items ≥ 0 not in `excluded`; five times as fast as np.isin."""
     keep = items >= 0
     if len(excluded):
-        excluded = np.sort(excluded)
-        keep &= excluded[np.minimum(excluded.searchsorted(items), len(excluded) - 1)] != items
+        keep &= ~is_in(items, np.sort(excluded))
     return keep
+
+
+def is_in(items: IntArray, ascending: IntArray) -> BoolArray:
+    """(len(items),) True for items in an ascending array."""
+    if not len(ascending):
+        return np.zeros(len(items), bool)
+    rows = np.minimum(ascending.searchsorted(items), len(ascending) - 1)
+    return np.asarray(ascending[rows] == items)

@@ -3,7 +3,7 @@ filled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Self
@@ -13,9 +13,9 @@ from cachetools import FIFOCache
 from numpy.typing import NDArray
 
 from afterclick.arrays import BoolArray, IntArray
-from afterclick.retrieval import SOURCES, Candidates, not_in
+from afterclick.retrieval import SOURCES, Candidates, is_in, not_in, top_k
 from serving.request import FIRST_PAGE, PLAIN, Options, Page, RecommendationRequest
-from serving.state.catalogue_query import matching
+from serving.state.catalogue_query import matching_items
 from serving.state.snapshot import NO_RULES, ServingSnapshot
 
 CANDIDATE_SOURCES = (*SOURCES, "interests", "popular")
@@ -23,6 +23,8 @@ CANDIDATE_SOURCES = (*SOURCES, "interests", "popular")
 TRENDING, INTERESTS, POPULAR = map(CANDIDATE_SOURCES.index, ("trending", "interests", "popular"))
 CATEGORY_CANDIDATES = 100
 """Trending items of the requested category that join the candidates of a personalised list."""
+MAX_ORDERED = 10_000
+"""Items of a category or filter that are ordered: more than a list, pages and exclusions."""
 MAX_FILTER_BYTES = 64 * 2**20
 _CONDITIONS_BYTES = 65_536
 """The size of a request's conditions: at most that of a body or a query string."""
@@ -72,7 +74,7 @@ class Eligibility:
     excluded: IntArray = field(default_factory=no_items)
     """Excluded by the request or by rules, or shown on an earlier page."""
     allowed: IntArray | None = None
-    """Items of the requested category and filters; None allows all."""
+    """Items of the requested category and filters, ascending; None allows all."""
     shown: BoolArray | None = None
     """(m,) items of the catalogue; None: all."""
     forced: IntArray = field(default_factory=no_items)
@@ -95,6 +97,8 @@ class Eligibility:
         if rules is NO_RULES and options == PLAIN and page == FIRST_PAGE:
             return cls(request.n, seen, excluded, allowed, snapshot.shown)
         excluded = np.concatenate([excluded, rules.excluded])
+        if allowed is not None:
+            allowed = allowed[not_in(allowed, rules.excluded)]
         forced = np.union1d(rules.forced, snapshot.new_items) if options.explore else rules.forced
         size = pool_size(request.n, page, options)
         return cls(size, seen, excluded, allowed, snapshot.shown, forced, page.start > 0)
@@ -102,6 +106,11 @@ class Eligibility:
     def relaxed(self) -> Self:
         """The same with seen items allowed, for a first page that would otherwise be empty."""
         return self if self.is_continuation else replace(self, seen=no_items())
+
+    @property
+    def reach(self) -> int:
+        """Items of an order that hold the pool, whichever may not be shown."""
+        return self.pool_size + len(self.seen) + len(self.excluded)
 
     def eligible(self, items: IntArray, *excluded: IntArray) -> IntArray:
         """`items` in their order, without those that may not be shown and without `excluded`."""
@@ -143,7 +152,7 @@ class Eligibility:
         mask = not_in(items, np.concatenate([self.seen, self.excluded, *excluded]))
         if self.shown is not None:
             mask &= self.shown[items]
-        return mask if self.allowed is None else mask & np.isin(items, self.allowed)
+        return mask if self.allowed is None else mask & is_in(items, self.allowed)
 
 
 def pool_size(n: int, page: Page, options: Options) -> int:
@@ -170,7 +179,7 @@ def candidates_from(items: IntArray, source: int) -> Candidates:
 class CatalogueFilters:
     """The items that meet catalogue conditions, cached until catalogue or model change.
 
-    Bounded in bytes with the conditions. Event loop only.
+    Bounded in bytes with the conditions. One thread only.
     """
 
     def __init__(self, max_bytes: int = MAX_FILTER_BYTES) -> None:
@@ -181,25 +190,20 @@ class CatalogueFilters:
     def allowed(
         self, snapshot: ServingSnapshot, category: str | None, conditions: Sequence[str]
     ) -> IntArray | None:
-        """Items of a category that meet one condition of each field named; None if nothing is
-        asked for."""
-        catalogue = snapshot.catalogue
-        items = None if category is None else snapshot.indices(catalogue.category(category))
-        if not conditions:
-            return items
-        filtered = self._matching(snapshot, conditions)
-        return filtered if items is None else np.intersect1d(items, filtered)
-
-    def _matching(self, snapshot: ServingSnapshot, conditions: Iterable[str]) -> IntArray:
+        """Items of a category that meet one condition of each field named, ascending; None if
+        nothing is asked for."""
+        if category is None and not conditions:
+            return None
         key = (
             snapshot.catalogue.version,
             len(snapshot.trend_score),
             snapshot.loaded.version,
+            category,
             frozenset(conditions),
         )
         items = self._items.get(key)
         if items is None:
-            items = snapshot.indices(matching(snapshot.catalogue, tuple(conditions)))
+            items = _allowed(snapshot, category, conditions)
             if _entry_bytes(items) <= self._items.maxsize:
                 self._items[key] = items
         return items
@@ -210,13 +214,24 @@ class CatalogueFilters:
         return int(self._items.currsize)
 
 
+def _allowed(
+    snapshot: ServingSnapshot, category: str | None, conditions: Sequence[str]
+) -> IntArray:
+    catalogue, lookup = snapshot.catalogue, snapshot.lookup
+    if category is None:
+        return matching_items(catalogue, conditions, lookup)
+    items = lookup.of_numbers(catalogue.category(category))
+    if conditions:
+        items = items[is_in(items, matching_items(catalogue, conditions, lookup))]
+    return items
+
+
 def _entry_bytes(items: IntArray) -> int:
     return items.nbytes + _CONDITIONS_BYTES
 
 
 def _ordered(items: IntArray, scores: NDArray[np.float64]) -> IntArray:
-    items = items[scores[items] > 0]
-    return items[np.argsort(-scores[items], kind="stable")]
+    return items[top_k(scores[items], MAX_ORDERED, above=0.0)]
 
 
 def _add(candidates: Candidates, items: IntArray, source: int) -> Candidates:

@@ -1,20 +1,26 @@
 """The request path: request → user state → candidates → rank → rerank → response.
 
 reads   redis  {u:<user>}:history, in one round trip; everything else is in memory
+
+Lists whose work grows with the catalogue are made in one worker thread, so that the event loop
+serves the others meanwhile.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 
 from afterclick import events
+from afterclick.arrays import IntArray
 from afterclick.errors import Unavailable
 from afterclick.events import Action
 from afterclick.retrieval import REDUCED_LIMITS
@@ -25,13 +31,22 @@ from serving.explain import attributions
 from serving.request import RecommendationRequest, RequestUser, cursor_after
 from serving.rerank import rerank
 from serving.response_cache import Recommendation, RenderedList, ResponseCache
+from serving.state.catalogue_query import search
 from serving.state.history import OnlineStore, Rows, entries
 from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import PositionWaiters, TrendState
 from serving.state.snapshot import ServingSnapshot
 from serving.state.snapshot_builder import SnapshotStore
-from serving.tiers import LAST_RESORT, RankedList, RankingTier, TierContext, tiers_for
+from serving.tiers import (
+    LAST_RESORT,
+    RankedList,
+    RankingTier,
+    TierContext,
+    grows_with_catalogue,
+    tiers_for,
+)
 
+T = TypeVar("T")
 _IMPRESSION_FIELDS = ("item_id", "score", "source")
 
 
@@ -70,7 +85,9 @@ class Recommender:
         )
         self._config = config
         self._cache = ResponseCache(config.cache_ttl_s, config.clock)
+        self._worker = ThreadPoolExecutor(1, "catalogue")
         self.filters = CatalogueFilters()
+        """For the worker; for the event loop only where nothing is asked for."""
 
     def forget(self, user_ids: Container[str]) -> None:
         """Drop the cached lists of these users."""
@@ -101,7 +118,11 @@ class Recommender:
         rendered = self._cache.get(request, rows, snapshot, reduced) if cacheable else None
         cached = rendered is not None
         if rendered is None:
-            rendered = self._make(request, rows, snapshot, reduced)
+            user = self._user(request, rows, snapshot)
+            if grows_with_catalogue(request, snapshot, user):
+                rendered = await self.in_worker(self._make, request, user, snapshot, reduced)
+            else:
+                rendered = self._make(request, user, snapshot, reduced)
             if cacheable:
                 self._cache.put(request, rows, snapshot, rendered)
         body = {
@@ -119,11 +140,43 @@ class Recommender:
             body["next"] = rendered.next
         return Recommendation(body, rendered, request.options.label, cached)
 
+    async def search(self, query: str, n: int) -> list[str]:
+        """Ids of the items with a word for each prefix of the query, most chosen first."""
+        snapshot = self._snapshots.current
+        popular = [snapshot.ids[item] for item in snapshot.popular.tolist()]
+        catalogue, interactions = snapshot.catalogue, snapshot.interactions
+        return await self.in_worker(search, catalogue, query, n, interactions, popular)
+
+    async def restricted(
+        self,
+        snapshot: ServingSnapshot,
+        category: str | None,
+        conditions: Sequence[str],
+        select: Callable[[IntArray | None], T],
+    ) -> T:
+        """What `select` makes of the items of a category that meet conditions; of None without."""
+        if category is None and not conditions:
+            return select(None)
+        return await self.in_worker(
+            lambda: select(self.filters.allowed(snapshot, category, conditions))
+        )
+
+    async def in_worker(self, work: Callable[..., T], *args: Any) -> T:
+        """Call `work` in the one thread for what grows with the catalogue; calls wait in turn."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work, *args)
+
+    def close(self) -> None:
+        """End the thread; calls that wait are cancelled."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
     def _make(
-        self, request: RecommendationRequest, rows: Rows, snapshot: ServingSnapshot, reduced: bool
+        self,
+        request: RecommendationRequest,
+        user: RequestUser,
+        snapshot: ServingSnapshot,
+        reduced: bool,
     ) -> RenderedList:
-        """User state → eligible candidates of the best tier → rank → rerank → render."""
-        user = self._user(request, rows, snapshot)
+        """Eligible candidates of the best tier → rank → rerank → render."""
         allowed = self.filters.allowed(snapshot, request.category, request.filters)
         eligibility = Eligibility.of(snapshot, request, user.state.seen, allowed)
         tiers = tiers_for(request, snapshot, user, REDUCED_LIMITS if reduced else None)
@@ -184,7 +237,7 @@ def render(
             "source": ranked.sources[rank],
             "reason": ranked.fixed_reasons.get(rank, reasons[rank]),
             "contributions": contributions[rank],
-            "badges": snapshot.badges.get(item, ()),
+            "badges": snapshot.badges.of(item),
         }
         for rank, item in enumerate(items)
     ]

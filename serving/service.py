@@ -47,7 +47,7 @@ from serving.recommender import Recommender, RecommenderConfig
 from serving.request import Options, RecommendationRequest
 from serving.response_cache import ImpressionCache, Recommendation
 from serving.state.history import OnlineStore, forget_entries
-from serving.state.item_catalogue import Catalogue, TextSearch
+from serving.state.item_catalogue import Catalogue
 from serving.state.kafka_reader import TopicReader
 from serving.state.live_trends import PositionWaiters, TrendFeed
 from serving.state.loaded_models import ModelFeed, ModelStore, no_model
@@ -98,7 +98,7 @@ class Service:
 
     def _build_state(self) -> None:
         settings, serving = self.settings, self.settings.serving
-        self.catalogue, self.search = Catalogue(), TextSearch()
+        self.catalogue = Catalogue()
         self.requests = RequestLog(serving.request_log_days, serving.request_log_rows)
         days = settings.stream.session_ttl_days, settings.stream.user_ttl_days
         self.users = UserDirectory(keep=InactiveFor(*(timedelta(days=n) for n in days)))
@@ -237,6 +237,7 @@ class Service:
         await asyncio.gather(*(asyncio.to_thread(part.stop) for part in parts))
         for close in (self.stats.close, self.database.close):
             await asyncio.to_thread(close)
+        self.recommender.close()
         await self.store.close()
 
     async def recommend(self, request: RecommendationRequest) -> Json:

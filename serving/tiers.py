@@ -20,7 +20,7 @@ from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.features import RECENT
 from afterclick.model import UNKNOWN_BIAS
 from afterclick.ranking import CandidateGenerator, RankingQuery
-from afterclick.retrieval import CandidateLimits, Candidates, Search
+from afterclick.retrieval import CandidateLimits, Candidates, Search, is_in, top_k
 from afterclick.user_vectors import UserState, content_user, fold_in, tower_user
 from serving.eligibility import (
     CANDIDATE_SOURCES,
@@ -33,12 +33,15 @@ from serving.eligibility import (
     by_popularity,
     by_trend,
     candidates_from,
+    pool_size,
 )
 from serving.explain import reasons, source_reasons
 from serving.request import RecommendationRequest, RequestUser
 from serving.state.loaded_models import LoadedModel
 from serving.state.snapshot import ServingSnapshot, best
 
+MAX_LOOP_POOL = 400
+"""Items to rank up to which a list is made on the event loop."""
 EXACT_SEARCH_ABOVE = 1000
 """Seen and excluded items above which every item is scored instead of searching the ANN index."""
 TREND_WEIGHT = 0.05
@@ -128,6 +131,22 @@ def tiers_for(
                 yield InterestsTier.of(snapshot, interests)
     yield TrendingTier()
     yield PopularTier()
+
+
+def grows_with_catalogue(
+    request: RecommendationRequest, snapshot: ServingSnapshot, user: RequestUser
+) -> bool:
+    """Whether making the list may take longer than the event loop should wait for."""
+    options = request.options
+    if request.category or request.filters or request.explain:
+        return True
+    if pool_size(request.n, request.page, options) > MAX_LOOP_POOL:
+        return True
+    if options.policy in (Policy.TRENDING, Policy.POPULAR):
+        return False
+    if len(user.state.items) and snapshot.generator is not None:
+        return options.policy is not Policy.BLEND
+    return bool(request.interests or len(user.state.items))
 
 
 def inferred_categories(snapshot: ServingSnapshot, state: UserState) -> tuple[str, ...]:
@@ -227,16 +246,18 @@ class SingleModelTier:
 
     def retrieve(self, context: TierContext) -> Candidates:
         model, eligible = self.model, context.eligible
-        n_out = len(eligible.seen) + len(eligible.excluded)
+        n_out = eligible.reach - eligible.pool_size
         if eligible.allowed is None and n_out <= EXACT_SEARCH_ABOVE:
-            items = model.search(model.user, eligible.pool_size + n_out)
+            items = model.search(model.user, eligible.reach)
             items = items[items >= 0]
         else:
             every = np.arange(len(model.vectors), dtype=np.int32)
             items = every if eligible.allowed is None else eligible.allowed
             items = items[items < len(model.vectors)]
         items = items[model.known[items]]
-        items = items[np.argsort(-model.score(items), kind="stable")]
+        if eligible.shown is not None:
+            items = items[eligible.shown[items]]
+        items = items[top_k(model.score(items), eligible.reach)]
         return candidates_from(items, model.source)
 
     def rank(self, context: TierContext, candidates: Candidates) -> RankedList:
@@ -269,15 +290,17 @@ class InterestsTier:
     """(m,)"""
     model: Scores
     """(m,)"""
-    why: dict[int, str]
+    why: IntArray
+    """(m,) the row in `reasons` of the first interest that an item meets; 0 for none."""
+    reasons: Sequence[str]
     fill: Fill
 
     @classmethod
     def of(cls, snapshot: ServingSnapshot, interests: Iterable[str]) -> InterestsTier:
         m = len(snapshot.trend_score)
-        content, model = np.zeros(m), np.zeros(m)
-        why: dict[int, str] = {}
-        named: list[int] = []
+        content, model, why = np.zeros(m), np.zeros(m), np.zeros(m, np.int32)
+        reasons, named = ["trending now"], []
+        categories: set[str] = set()
         for interest in interests:
             item = snapshot.find(interest)
             if item is not None:
@@ -285,21 +308,25 @@ class InterestsTier:
                 near, alike, together = item_neighbours(snapshot, item)
                 content[near] += alike
                 model[near] += together
-                reason = f"like {snapshot.catalogue.name(interest)}"
+                reasons.append(f"like {snapshot.catalogue.name(interest)}")
+            elif interest.casefold() in categories:
+                continue
             else:
-                near = snapshot.indices(snapshot.catalogue.category(interest))
+                near = snapshot.lookup.of_numbers(snapshot.catalogue.category(interest))
                 content[near] += 1.0
-                reason = f"in {interest}, which interests you"
-            for index in near.tolist():
-                why.setdefault(index, reason)
+                reasons.append(f"in {interest}, which interests you")
+                categories.add(interest.casefold())
+            why[near[why[near] == 0]] = len(reasons) - 1
         content[named] = model[named] = 0.0
-        exclude = np.array(named, np.int32)
-        return cls(content, model, why, Fill(source=TRENDING, exclude=exclude))
+        fill = Fill(source=TRENDING, exclude=np.array(named, np.int32))
+        return cls(content, model, why, reasons, fill)
 
     def retrieve(self, context: TierContext) -> Candidates:
         items = np.flatnonzero(self.content + self.model > 0).astype(np.int32)
-        scores = sum(self._contributions(context.snapshot, items).values())
-        return candidates_from(items[np.argsort(-scores, kind="stable")], INTERESTS)
+        items = context.eligible.eligible(items)
+        scores = np.sum(list(self._contributions(context.snapshot, items).values()), axis=0)
+        top = top_k(scores, context.eligible.pool_size)
+        return candidates_from(items[top], INTERESTS)
 
     def rank(self, context: TierContext, candidates: Candidates) -> RankedList:
         contributions = self._contributions(context.snapshot, candidates.items)
@@ -309,7 +336,7 @@ class InterestsTier:
             candidates.items[order],
             {name: values[order] for name, values in contributions.items()},
             _names(candidates.sources[order]),
-            lambda shown, _: [self.why.get(item, "trending now") for item in shown.tolist()],
+            lambda shown, _: [self.reasons[row] for row in self.why[shown].tolist()],
         )
 
     def _contributions(self, snapshot: ServingSnapshot, items: IntArray) -> dict[str, Scores]:
@@ -362,9 +389,13 @@ class AnyItemTier(PopularTier):
     """Every item in index order: before anything is popular."""
 
     def retrieve(self, context: TierContext) -> Candidates:
-        every = np.arange(len(context.snapshot.trend_score), dtype=np.int32)
-        allowed = context.eligible.allowed
-        return candidates_from(every if allowed is None else allowed, POPULAR)
+        eligible, m = context.eligible, len(context.snapshot.trend_score)
+        items = eligible.allowed
+        if items is None:
+            items = np.arange(m, dtype=np.int32)
+        if eligible.shown is not None:
+            items = items[eligible.shown[items]]
+        return candidates_from(items[: eligible.reach], POPULAR)
 
 
 LAST_RESORT: tuple[RankingTier, ...] = (
@@ -391,7 +422,7 @@ def similar_items(
     }[kind]
     eligible = (items != item) & np.isin(items, snapshot.visible(items))
     if allowed is not None:
-        eligible &= np.isin(items, allowed)
+        eligible &= is_in(items, allowed)
     items, scores = items[eligible], scores[eligible]
     top = best(scores, n)
     return items[top], scores[top]

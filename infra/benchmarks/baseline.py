@@ -92,7 +92,7 @@ def create_app(settings: Settings) -> FastAPI:
                     score=sum(receipt.values()),
                     source=sources[i],
                     reason=texts[i],
-                    badges=list(snapshot.badges.get(item, ())),
+                    badges=list(snapshot.badges.of(item)),
                     contributions=receipt,
                 )
             )

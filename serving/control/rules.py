@@ -12,7 +12,7 @@ The snapshot holds the rules in force as item indices: a request evaluates no qu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -29,13 +29,14 @@ from pydantic import (
 )
 from sqlalchemy import Connection, delete, insert, select
 
-from afterclick.arrays import Float64Array, IntArray
+from afterclick.arrays import Float64Array
 from afterclick.events import PRINTABLE, Id, new_id, now, printable
+from afterclick.retrieval import top_k
 from serving.control.store import readable
 from serving.control.store import rules as table
-from serving.state.catalogue_query import Condition, matching
+from serving.state.catalogue_query import Condition, matching_items
 from serving.state.item_catalogue import Catalogue
-from serving.state.snapshot import NO_RULES, ActiveRules, Pin
+from serving.state.snapshot import NO_RULES, ActiveRules, ItemLookup, Pin
 
 
 def _in_utc(value: datetime) -> datetime:
@@ -160,41 +161,36 @@ class RuleBook:
         at = datetime.now(UTC)
         return tuple(rule.rule_id for rule in self.rules if rule.applies(at))
 
-    def active(self, index: dict[str, int], trend_score: Float64Array) -> ActiveRules:
-        """The rules in force for the items of `index`; `trend_score` (m,) orders them."""
+    def active(self, lookup: ItemLookup, trend_score: Float64Array) -> ActiveRules:
+        """The rules in force for the items of a snapshot; `trend_score` (m,) orders them."""
         in_force = set(self.state())
         rules = [rule for rule in self.rules if rule.rule_id in in_force]
-        return _active(rules, self._catalogue, index, trend_score) if rules else NO_RULES
+        return _active(rules, self._catalogue, lookup, trend_score) if rules else NO_RULES
 
 
 def _active(
-    rules: Sequence[Rule], catalogue: Catalogue, index: dict[str, int], trend_score: Float64Array
+    rules: Sequence[Rule], catalogue: Catalogue, lookup: ItemLookup, trend_score: Float64Array
 ) -> ActiveRules:
-    excluded: dict[int, None] = {}
-    amounts: dict[int, float] = {}
+    excluded = np.zeros(lookup.count, bool)
+    amounts = np.zeros(lookup.count)
     pins: dict[int, int] = {}
     for rule in rules:
-        known = (index.get(item_id) for item_id in matching(catalogue, rule.query))
-        items = [i for i in known if i is not None and i < len(trend_score)]
+        items = matching_items(catalogue, rule.query, lookup)
         if rule.action is RuleAction.EXCLUDE:
-            excluded.update(dict.fromkeys(items))
+            excluded[items] = True
         elif rule.action is RuleAction.PIN:
-            items.sort(key=lambda item: -trend_score[item])
-            _pin(pins, (rule.position or 1) - 1, items[:MAX_PINNED])
+            pinned = items[top_k(trend_score[items], MAX_PINNED)]
+            _pin(pins, (rule.position or 1) - 1, pinned.tolist())
         else:
-            sign = 1.0 if rule.action is RuleAction.BOOST else -1.0
-            for item in items:
-                amounts[item] = amounts.get(item, 0.0) + sign * (rule.amount or 1.0)
-    amounts = {item: amount for item, amount in amounts.items() if amount}
-    gaining = [item for item, amount in amounts.items() if amount > 0]
-    highest = sorted(gaining, key=lambda item: -trend_score[item])[:MAX_FORCED]
-    boosted = np.array(sorted(amounts), np.int32)
+            amounts[items] += (rule.amount or 1.0) * (1 if rule.action is RuleAction.BOOST else -1)
+    boosted, gaining = np.flatnonzero(amounts), np.flatnonzero(amounts > 0)
+    highest = gaining[top_k(trend_score[gaining], MAX_FORCED)].tolist()
     return ActiveRules(
-        excluded=_indices(excluded),
-        boosted=boosted,
-        amounts=np.array([amounts[item] for item in boosted.tolist()]),
-        pins=tuple(Pin(rank, item) for rank, item in sorted(pins.items()) if item not in excluded),
-        forced=_indices(dict.fromkeys((*pins.values(), *highest))),
+        excluded=np.flatnonzero(excluded).astype(np.int32),
+        boosted=boosted.astype(np.int32),
+        amounts=amounts[boosted],
+        pins=tuple(Pin(rank, item) for rank, item in sorted(pins.items()) if not excluded[item]),
+        forced=np.fromiter(dict.fromkeys((*pins.values(), *highest)), np.int32),
     )
 
 
@@ -206,7 +202,3 @@ def _pin(pins: dict[int, int], rank: int, items: Sequence[int]) -> None:
         while rank in pins:
             rank += 1
         pins[rank] = item
-
-
-def _indices(items: Iterable[int]) -> IntArray:
-    return np.fromiter(items, np.int32)

@@ -58,24 +58,24 @@ async def item(service: ServiceDep, item_id: ItemId) -> Response:
             "interactions": _interactions(service, item_id),
             "trends": dict(zip(HALF_LIVES_MS, trends, strict=True)),
             "in_model": model is not None and item_id in model.index,
-            "badges": snapshot.badges.get(index, ()) if index is not None else (),
+            "badges": snapshot.badges.of(index) if index is not None else (),
         }
     )
 
 
 @router.get("/search", tags=["catalogue"], **responses(api.FoundItems))
 async def search(service: ServiceDep, query: Annotated[SearchQuery, Query()]) -> Response:
-    """Items whose title, categories or id match the prefixes, most chosen first."""
-    found = service.search.find(service.catalogue, query.q)
-    found.sort(key=lambda item_id: -_interactions(service, item_id))
-    items = found[: query.n or service.settings.serving.list_length]
+    """Items whose title, categories, brand or id match the prefixes, most chosen first."""
+    n = query.n or service.settings.serving.list_length
+    items = await service.recommender.search(query.q, n)
     return json_response({"items": [describe(service.catalogue, item_id) for item_id in items]})
 
 
 @router.get("/categories", tags=["catalogue"], **responses(api.Categories))
 async def categories(service: ServiceDep) -> Response:
-    """The categories with their number of items, largest first."""
-    rows = [{"category": name, "items": count} for name, count in service.catalogue.categories()]
+    """The largest 1,000 categories with their number of items, largest first."""
+    sizes = await service.recommender.in_worker(service.catalogue.categories)
+    rows = [{"category": name, "items": count} for name, count in sizes]
     return json_response({"categories": rows})
 
 

@@ -17,7 +17,6 @@ from afterclick.arrays import Json
 from afterclick.errors import NotFound, Unavailable
 from afterclick.events import Interaction
 from afterclick.state import LogPosition
-from afterclick.trends import HALF_LIVES_MS
 from serving.events.feedback import event_of
 from serving.problems import ApiError, unavailable
 from serving.recommender import describe
@@ -46,6 +45,7 @@ from serving.routes.queries import (
     split,
 )
 from serving.service import Service
+from serving.state.snapshot import ServingSnapshot
 from serving.tiers import similar_items
 
 router = APIRouter(route_class=DirectRoute)
@@ -93,14 +93,18 @@ async def similar(service: ServiceDep, query: Annotated[SimilarQuery, Query()]) 
     if item is None:
         raise NotFound(f"no item {query.item_id}")
     n = query.n or service.settings.serving.list_length
-    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
-    items, scores = similar_items(snapshot, item, n, allowed, query.by)
+    items, scores = await service.recommender.restricted(
+        snapshot,
+        query.category,
+        query.filters,
+        lambda allowed: similar_items(snapshot, item, n, allowed, query.by),
+    )
     reason = REASONS[query.by].format(service.catalogue.name(query.item_id))
     return json_response(
         {
             "item_id": query.item_id,
             "model_version": snapshot.loaded.version or None,
-            "items": _rows(service, items.tolist(), scores.tolist(), reason),
+            "items": _rows(snapshot, items.tolist(), scores.tolist(), reason),
         }
     )
 
@@ -110,10 +114,12 @@ async def latest(service: ServiceDep, query: Annotated[LatestQuery, Query()]) ->
     """The newest items: those unknown to the model, then by first interaction."""
     snapshot = service.snapshots.current
     n = query.n or service.settings.serving.list_length
-    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
-    items = snapshot.visible(snapshot.newest_first, allowed)[:n].tolist()
+    found = await service.recommender.restricted(
+        snapshot, query.category, query.filters, lambda allowed: snapshot.latest(n, allowed)
+    )
+    items = found.tolist()
     scores = [float(len(items) - rank) for rank in range(len(items))]
-    return json_response({"items": _rows(service, items, scores, "new")})
+    return json_response({"items": _rows(snapshot, items, scores, "new")})
 
 
 @router.get("/popular", tags=["lists"], **responses(api.PopularItems))
@@ -121,19 +127,14 @@ async def popular(service: ServiceDep, query: Annotated[PopularQuery, Query()]) 
     """The most popular items: of all time, or trending over a half-life."""
     snapshot = service.snapshots.current
     n = query.n or service.settings.serving.list_length
-    if query.window is None:
-        scores, order, reason = snapshot.popularity, snapshot.popular, "popular with everyone"
-    else:
-        column = list(HALF_LIVES_MS).index(query.window)
-        scores, order = snapshot.decayed_counts[:, column], snapshot.top_by_half_life[query.window]
-        reason = f"trending this {query.window}"
-    allowed = service.recommender.filters.allowed(snapshot, query.category, query.filters)
-    if allowed is not None:
-        if query.window is not None:
-            allowed = allowed[scores[allowed] > 0]
-        order = allowed[(-scores[allowed]).argsort(kind="stable")]
-    items = snapshot.visible(order)[:n]
-    rows = _rows(service, items.tolist(), scores[items].tolist(), reason)
+    items, scores = await service.recommender.restricted(
+        snapshot,
+        query.category,
+        query.filters,
+        lambda allowed: snapshot.most_popular(query.window, n, allowed),
+    )
+    reason = f"trending this {query.window}" if query.window else "popular with everyone"
+    rows = _rows(snapshot, items.tolist(), scores.tolist(), reason)
     return json_response({"window": query.window or "all", "items": rows})
 
 
@@ -205,11 +206,10 @@ def _page(query: RecommendationQuery) -> Page:
 
 
 def _rows(
-    service: Service, items: Iterable[int], scores: Iterable[float], reason: str
+    snapshot: ServingSnapshot, items: Iterable[int], scores: Iterable[float], reason: str
 ) -> list[Json]:
     """Rows of a list from item indices."""
-    ids = service.snapshots.current.ids
     return [
-        {**describe(service.catalogue, ids[item]), "score": score, "reason": reason}
+        {**describe(snapshot.catalogue, snapshot.ids[item]), "score": score, "reason": reason}
         for item, score in zip(items, scores, strict=True)
     ]

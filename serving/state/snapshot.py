@@ -6,15 +6,15 @@ A request takes one snapshot and so answers from one model version and one momen
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.api import Badge
-from afterclick.arrays import BoolArray, Float64Array, IntArray
+from afterclick.api import Badge, HalfLife
+from afterclick.arrays import BoolArray, Float64Array, Int64Array, IntArray
 from afterclick.features import TrendView
 from afterclick.model import ItemContent
 from afterclick.ranking import CandidateGenerator
@@ -37,7 +37,20 @@ NEW_ITEM_MS = 30 * DAY_MS
 _HOUR, _MONTH = (list(HALF_LIVES_MS).index(name) for name in ("hour", "month"))
 
 
-Badges = dict[int, tuple[Badge, ...]]
+@dataclass(frozen=True, eq=False)
+class Badges:
+    """Which items trend and which are new."""
+
+    trending: frozenset[int]
+    """Indices of the items that trend; few."""
+    first_seen_ms: Float64Array
+    """(m,) time of the first interaction; NaN where unknown."""
+    new_from_ms: float
+
+    def of(self, item: int) -> tuple[Badge, ...]:
+        """The badges of an item; most items have none."""
+        trends = (Badge.TRENDING,) if item in self.trending else ()
+        return (*trends, Badge.NEW) if self.first_seen_ms[item] >= self.new_from_ms else trends
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,40 @@ NO_RULES = ActiveRules()
 
 
 @dataclass(frozen=True, eq=False)
+class ItemLookup:
+    """The item indices of one snapshot by item id and by catalogue number."""
+
+    index: Mapping[str, int]
+    """Item id → index; it may be newer than the snapshot."""
+    catalogue_rows: IntArray
+    """The index of each catalogue number; -1 for items removed before."""
+    count: int
+    """Items of the snapshot."""
+
+    def find(self, item_id: str) -> int | None:
+        """The index of an item, or None."""
+        index = self.index.get(item_id)
+        return index if index is not None and index < self.count else None
+
+    def indices(self, item_ids: Iterable[str]) -> IntArray:
+        """Indices of the items that the snapshot knows."""
+        return np.array([i for i in map(self.find, item_ids) if i is not None], np.int32)
+
+    def rows(self, numbers: IntArray) -> IntArray:
+        """The index of each catalogue number; -1 for an item newer than the snapshot."""
+        rows = np.full(len(numbers), -1, np.int32)
+        known = numbers < len(self.catalogue_rows)
+        rows[known] = self.catalogue_rows[numbers[known]]
+        rows[rows >= self.count] = -1
+        return rows
+
+    def of_numbers(self, numbers: IntArray) -> IntArray:
+        """Indices of the items with these catalogue numbers that the snapshot knows, ascending."""
+        rows = self.rows(numbers)
+        return np.sort(rows[rows >= 0])
+
+
+@dataclass(frozen=True, eq=False)
 class ServingSnapshot:
     """All that ranking needs besides the user. m items, in the order of `ids`."""
 
@@ -98,6 +145,11 @@ class ServingSnapshot:
     """The most popular items of all time, best first."""
     trending: IntArray
     """The items with the highest trend score, best first."""
+    top_by_half_life: Mapping[str, IntArray]
+    """The items with the highest decayed counts of each half-life."""
+    newest_first: IntArray
+    """All items to show: those newer than the model, then by their first interaction."""
+    badges: Badges
     now_ms: float
     quarantined: IntArray
     """Items whose trends count established users only."""
@@ -114,7 +166,7 @@ class ServingSnapshot:
     """`Catalogue.version` when the snapshot was built."""
     generation: int
     """Unique per process."""
-    _index: dict[str, int]
+    lookup: ItemLookup
     shown: BoolArray | None = None
     """(m,) items that lists may show: those of the catalogue. None: all."""
 
@@ -130,47 +182,45 @@ class ServingSnapshot:
         return CandidateGenerator(loaded.model, searches)
 
     @cached_property
-    def top_by_half_life(self) -> dict[str, IntArray]:
-        """The items with the highest decayed counts of each half-life."""
-        return {
-            name: best(self.decayed_counts[:, i], MAX_LISTED)
-            for i, name in enumerate(HALF_LIVES_MS)
-        }
-
-    @cached_property
-    def badges(self) -> Badges:
-        """Badges by item index; most items have none."""
-        return badges(self.decayed_counts, self.view.first_seen_ms, self.now_ms)
-
-    @cached_property
     def new_items(self) -> IntArray:
         """The items added last, which may have no interaction yet."""
         items = np.arange(len(self.trend_score), dtype=np.int32)
         return self._shown_of(items)[-MAX_NEW:]
 
     @cached_property
-    def newest_first(self) -> IntArray:
-        """All items: those newer than the model, then by their first interaction."""
-        m, model = len(self.trend_score), self.loaded.model
-        known = len(model) if model is not None else 0
-        after = np.arange(m - 1, known - 1, -1)
-        if model is None:
-            return self._shown_of(after.astype(np.int32))
-        seen = np.nan_to_num(model.first_seen_ms, nan=-np.inf)
-        newest = np.concatenate([after, np.argsort(-seen, kind="stable")])
-        return self._shown_of(newest.astype(np.int32))
-
-    @cached_property
     def n_shown(self) -> int:
         """Items that lists may show."""
         return len(self.trend_score) if self.shown is None else int(self.shown.sum())
 
-    def visible(self, order: IntArray, allowed: IntArray | None = None) -> IntArray:
-        """`order` without hidden items and those that rules exclude, restricted to `allowed`."""
-        order = self._shown_of(order)
-        if len(self.rules.excluded):
-            order = order[not_in(order, self.rules.excluded)]
-        return order if allowed is None else order[np.isin(order, allowed)]
+    def latest(self, n: int, allowed: IntArray | None) -> IntArray:
+        """The n newest items, of those `allowed`."""
+        if allowed is None:
+            return self.visible(self.newest_first[: n + len(self.rules.excluded)])[:n]
+        member = np.zeros(len(self.trend_score), bool)
+        member[self.visible(allowed)] = True
+        return self.newest_first[member[self.newest_first]][:n]
+
+    def most_popular(
+        self, window: HalfLife | None, n: int, allowed: IntArray | None
+    ) -> tuple[IntArray, Float64Array]:
+        """The n most popular items, of those `allowed`, and their scores.
+
+        Of all time, or with interactions within a half-life.
+        """
+        scores, order = self.popularity, self.popular
+        if window is not None:
+            scores = self.decayed_counts[:, list(HALF_LIVES_MS).index(window)]
+            order = self.top_by_half_life[window]
+        if allowed is not None:
+            order = self.visible(allowed)
+            order = order[top_k(scores[order], n, above=None if window is None else 0.0)]
+        items = self.visible(order)[:n]
+        return items, scores[items]
+
+    def visible(self, items: IntArray) -> IntArray:
+        """`items` without hidden ones and those that rules exclude."""
+        items, excluded = self._shown_of(items), self.rules.excluded
+        return items[not_in(items, excluded)] if len(excluded) else items
 
     def _shown_of(self, items: IntArray) -> IntArray:
         return items if self.shown is None else items[self.shown[items]]
@@ -181,12 +231,20 @@ class ServingSnapshot:
 
     def find(self, item_id: str) -> int | None:
         """The index of an item in this snapshot's arrays, or None."""
-        index = self._index.get(item_id)
-        return index if index is not None and index < len(self.trend_score) else None
+        return self.lookup.find(item_id)
 
     def indices(self, item_ids: Iterable[str]) -> IntArray:
         """Indices of the items that this snapshot knows."""
-        return np.array([i for i in map(self.find, item_ids) if i is not None], np.int32)
+        return self.lookup.indices(item_ids)
+
+    def interactions(self, numbers: IntArray) -> Int64Array:
+        """(n,) all-time interactions of items by catalogue number."""
+        rows = self.lookup.rows(numbers)
+        return (
+            np.where(rows >= 0, self.counts[rows], 0)
+            if len(self.counts)
+            else np.zeros(len(rows), np.int64)
+        )
 
 
 def best(scores: Float64Array, count: int) -> IntArray:
@@ -197,8 +255,7 @@ def best(scores: Float64Array, count: int) -> IntArray:
 def badges(
     decayed_counts: Float64Array, first_seen_ms: NDArray[np.float64], now_ms: float
 ) -> Badges:
-    """Badges by item index, from decayed counts (m, H) as of now and times of first interactions
-    (m,).
+    """Badges, from decayed counts (m, H) as of now and times of first interactions (m,).
 
     A steady rate r leaves a decayed count of r · half-life / ln 2, so counts over half-lives
     compare as rates.
@@ -210,7 +267,4 @@ def badges(
     hourly = decayed_counts[:, _HOUR]
     trends = np.flatnonzero((hourly >= BADGE_MIN_COUNT) & (hour >= BADGE_MIN_RATIO * month))
     trends = trends[np.argsort(-hourly[trends], kind="stable")][:MAX_BADGES]
-    with np.errstate(invalid="ignore"):
-        new = np.flatnonzero(first_seen_ms >= now_ms - NEW_ITEM_MS)
-    found: Badges = dict.fromkeys(trends.tolist(), (Badge.TRENDING,))
-    return found | {item: (*found.get(item, ()), Badge.NEW) for item in new.tolist()}
+    return Badges(frozenset(trends.tolist()), first_seen_ms, now_ms - NEW_ITEM_MS)

@@ -20,12 +20,20 @@ from afterclick.features import TrendView
 from afterclick.io.background import BackgroundLoop
 from afterclick.model import Model
 from afterclick.quarantine import LimitedTrends, QuarantineLimits, apply_limits
-from afterclick.trends import TrendTable
+from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.state.ann_search import ColdStartContent
 from serving.state.item_catalogue import Catalogue, Versioned
 from serving.state.live_trends import TrendState
 from serving.state.loaded_models import LoadedModel
-from serving.state.snapshot import MAX_LISTED, NO_RULES, ActiveRules, ServingSnapshot, best
+from serving.state.snapshot import (
+    MAX_LISTED,
+    NO_RULES,
+    ActiveRules,
+    ItemLookup,
+    ServingSnapshot,
+    badges,
+    best,
+)
 
 INTERVAL_S = 1.0
 """Between two snapshots, at least."""
@@ -49,8 +57,8 @@ class RuleSource(Protocol):
         """Ids of the rules in force now."""
         ...
 
-    def active(self, index: dict[str, int], trend_score: Float64Array) -> ActiveRules:
-        """The rules in force for the items of `index`; `trend_score` (m,) orders them."""
+    def active(self, lookup: ItemLookup, trend_score: Float64Array) -> ActiveRules:
+        """The rules in force for the items of a snapshot; `trend_score` (m,) orders them."""
         ...
 
 
@@ -60,7 +68,7 @@ class NoRules:
     def state(self) -> tuple[str, ...]:
         return ()
 
-    def active(self, index: dict[str, int], trend_score: Float64Array) -> ActiveRules:
+    def active(self, lookup: ItemLookup, trend_score: Float64Array) -> ActiveRules:
         return NO_RULES
 
 
@@ -147,7 +155,8 @@ class SnapshotBuilder:
         self.loaded = loaded
         self._sources = sources
         self._items, self._rows = ItemIndex.of(loaded.model), _TrendRows()
-        self._listed: Versioned[int] = Versioned()
+        self._catalogue_rows = np.empty(0, np.int32)
+        self._model_newest_first = _newest_first(loaded.model)
         self._shown: Versioned[BoolArray | None] = Versioned()
         self._rules: Versioned[ActiveRules] = Versioned()
         self._cold_start = ColdStartContent(loaded.model, loaded.content_search)
@@ -173,15 +182,13 @@ class SnapshotBuilder:
         return self._snapshot(limited, counts[kept], now_ms, version, shown)
 
     def _add_catalogue(self) -> int:
-        """Give every item of the catalogue an index. Returns the catalogue's version."""
+        """Give every new item of the catalogue an index. Returns the catalogue's version."""
         catalogue = self._sources.catalogue
-
-        def add() -> int:
-            version = catalogue.version
-            self._items.add_all(list(catalogue.items))
-            return version
-
-        return self._listed.get(catalogue.version, add)
+        version = catalogue.version
+        new = catalogue.ids[len(self._catalogue_rows) :]
+        rows = np.array([self._items.add(item_id) if item_id else -1 for item_id in new], np.int32)
+        self._catalogue_rows = np.concatenate([self._catalogue_rows, rows])
+        return version
 
     def _shown_items(self, version: int) -> BoolArray | None:
         """(m,) the items of the catalogue; None: all."""
@@ -216,6 +223,7 @@ class SnapshotBuilder:
                 values[~shown] = 0  # hidden items take no room in any list
         view = TrendView.of(decayed_counts, first_seen, weights=limited.weights)
         trend_score = np.log2(1.0 + view.trend_score)
+        lookup = ItemLookup(self._items.index, self._catalogue_rows, m)
         return ServingSnapshot(
             loaded=self.loaded,
             catalogue=self._sources.catalogue,
@@ -227,24 +235,34 @@ class SnapshotBuilder:
             popularity=popularity,
             popular=best(popularity + ties, MAX_LISTED),
             trending=best(trend_score, MAX_LISTED),
+            top_by_half_life={
+                name: best(decayed_counts[:, i], MAX_LISTED) for i, name in enumerate(HALF_LIVES_MS)
+            },
+            newest_first=self._newest_first(m, shown),
+            badges=badges(decayed_counts, first_seen, now_ms),
             now_ms=now_ms,
             quarantined=_int32(rows[limited.quarantined]),
             established_share=limited.established_share,
             new_account_weight=limited.new_account_weight,
             content=self._cold_start.content,
             content_search=self._cold_start.search,
-            rules=self._active_rules(trend_score),
+            rules=self._active_rules(lookup, trend_score),
             catalogue_version=version,
             generation=next(_generations),
-            _index=self._items.index,
+            lookup=lookup,
             shown=shown,
         )
 
-    def _active_rules(self, trend_score: Float64Array) -> ActiveRules:
+    def _newest_first(self, m: int, shown: BoolArray | None) -> IntArray:
+        newer = np.arange(m - 1, len(self._model_newest_first) - 1, -1, dtype=np.int32)
+        items = np.concatenate([newer, self._model_newest_first])
+        return items if shown is None else items[shown[items]]
+
+    def _active_rules(self, lookup: ItemLookup, trend_score: Float64Array) -> ActiveRules:
         """The rules in force; the same object until rules, catalogue or items change."""
         source, catalogue = self._sources.rules, self._sources.catalogue
         version = source.state(), catalogue.version, len(trend_score)
-        return self._rules.get(version, lambda: source.active(self._items.index, trend_score))
+        return self._rules.get(version, lambda: source.active(lookup, trend_score))
 
 
 class SnapshotStore:
@@ -309,6 +327,14 @@ class SnapshotStore:
         if is_new_model:
             gc.freeze()  # a model's objects live long: exclude them from collections
         return max(INTERVAL_S, INTERVAL_PER_BUILD * (self._built_at - began))
+
+
+def _newest_first(model: Model | None) -> IntArray:
+    """The items of a model by their first interaction."""
+    if model is None:
+        return np.empty(0, np.int32)
+    seen = np.nan_to_num(model.first_seen_ms, nan=-np.inf)
+    return np.argsort(-seen, kind="stable").astype(np.int32)
 
 
 def _int32(items: NDArray[np.int64]) -> IntArray:

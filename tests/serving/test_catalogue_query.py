@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from afterclick.events import Item
-from serving.state.catalogue_query import matching, parsed
+from serving.state.catalogue_query import matching_items, parsed
 from serving.state.item_catalogue import Catalogue
+from serving.state.snapshot import ItemLookup
 
 ITEMS = [
     Item(
@@ -35,6 +37,18 @@ def a_catalogue(items: list[Item]) -> Catalogue:
     for item in items:
         made.put(item)
     return made
+
+
+def lookup_of(catalogue: Catalogue) -> ItemLookup:
+    """Item indices that are the catalogue's numbers."""
+    rows = np.arange(len(catalogue.ids), dtype=np.int32)
+    return ItemLookup(catalogue.numbers, rows, len(rows))
+
+
+def matching(catalogue: Catalogue, query: list[str]) -> list[str]:
+    found = matching_items(catalogue, query, lookup_of(catalogue)).tolist()
+    assert found == sorted(set(found))
+    return [catalogue.ids[number] for number in found]
 
 
 @pytest.mark.parametrize(

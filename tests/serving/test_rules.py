@@ -16,7 +16,7 @@ from serving.control.rules import Rule, RuleDraft, add_rule, read_rules, remove_
 from serving.control.store import Database
 from serving.control.store import rules as table
 from serving.rerank import PINNED
-from serving.state.catalogue_query import matching
+from serving.state.catalogue_query import matching_items
 from serving.state.snapshot import NO_RULES
 from tests.serving import shop
 from tests.serving.offline import Offline
@@ -159,7 +159,9 @@ def test_under_any_rules_contributions_add_up_and_excluded_items_stay_out(
     shown = {row["item_id"] for row in rows}
     for rule in rules:
         if rule.action == "exclude":
-            assert not shown & set(matching(served.catalogue, rule.query))
+            snapshot = served.snapshot
+            found = matching_items(served.catalogue, rule.query, snapshot.lookup).tolist()
+            assert not shown & {snapshot.ids[item] for item in found}
     left = len(shop.item_ids()) - len(served.snapshot.rules.excluded) - len(LIKED.get(user_id, ()))
     assert len(rows) >= min(n, left)
 

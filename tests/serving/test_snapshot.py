@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from afterclick.api import Badge
+from afterclick.arrays import Float64Array
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import TrendState
@@ -24,22 +25,26 @@ def sums(per_hour: float, steady_per_day: float = 0.0) -> list[float]:
     ]
 
 
+def marked(values: Float64Array, first_seen_ms: Float64Array) -> dict[int, tuple[Badge, ...]]:
+    """The badges of the items that have any."""
+    found = badges(values, first_seen_ms, NOW)
+    return {item: found.of(item) for item in range(len(values)) if found.of(item)}
+
+
 def test_a_burst_trends_and_a_steady_seller_does_not() -> None:
     values = np.array([sums(6.0), sums(0.0, 500.0), sums(1.0), sums(6.0, 500.0)])
-    assert badges(values, np.full(4, np.nan), NOW) == {0: (Badge.TRENDING,)}
+    assert marked(values, np.full(4, np.nan)) == {0: (Badge.TRENDING,)}
 
 
 def test_an_item_first_seen_this_month_is_new_and_may_trend_too() -> None:
     values = np.array([sums(6.0), sums(0.0), sums(0.0), sums(0.0)])
     seen = NOW - np.array([DAY_MS, 29 * DAY_MS, 31 * DAY_MS, np.nan])
-    assert badges(values, seen, NOW) == {0: (Badge.TRENDING, Badge.NEW), 1: (Badge.NEW,)}
+    assert marked(values, seen) == {0: (Badge.TRENDING, Badge.NEW), 1: (Badge.NEW,)}
 
 
 def test_only_the_strongest_trends_get_a_badge() -> None:
     values = np.array([sums(2.0 + n) for n in range(MAX_BADGES + 5)])
-    assert sorted(badges(values, np.full(len(values), np.nan), NOW)) == list(
-        range(5, MAX_BADGES + 5)
-    )
+    assert sorted(marked(values, np.full(len(values), np.nan))) == list(range(5, MAX_BADGES + 5))
 
 
 @pytest.mark.parametrize(
