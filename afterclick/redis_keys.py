@@ -19,6 +19,8 @@ History, votes, ledgers and corrections of a user expire some time after the use
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
 {p:<topic>:<partition>}:taken     set     tokens of the retractions for forgotten users
 forgotten                         set     users with a forgotten past, for checks of many users
+removed                           zset    items removed because the catalogue lacks them → when,
+                                          epoch seconds; the newest only
 lifted                            set     items approved by an administrator: never in quarantine
 topics                            hash    topic → id of the topic that the applied offsets refer to
 aside                             set     positions of records at which a partition stalled
@@ -54,6 +56,10 @@ class Keys:
     @property
     def set_aside(self) -> str:
         return f"{self.prefix}aside"
+
+    @property
+    def removed_items(self) -> str:
+        return f"{self.prefix}removed"
 
     @property
     def approved(self) -> str:

@@ -198,6 +198,11 @@ class StreamSettings(_Section):
     votes, ledger and SQL rows; counts and trends stay. After a change run `rebuild`."""
     user_ttl_days: float = Field(730.0, gt=0)
     """The same for users, and for the users of experiments that ended so long ago."""
+    unknown_item_days: float = Field(30.0, gt=0)
+    """Days after the newest event on an item that is not in the catalogue until its counts and
+    trends are deleted. Nothing is deleted without a catalogue or with `serving.unknown_items`."""
+    max_unknown_items: int = Field(100_000, ge=1)
+    """Such items in each partition; beyond it those with the oldest events are deleted sooner."""
     archive_seconds: float = Field(5.0, gt=0)
     """Interval of the archive query, which writes the Parquet log."""
     master: str = "local[*]"

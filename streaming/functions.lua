@@ -291,13 +291,29 @@ local function retract(keys, args)
   if redis.call('SADD', keys[4], args[1]) == 0 then return 0 end
   for i = 2, #args, 5 do
     local item, time_ms, count = args[i], tonumber(args[i + 1]), args[i + 4]
-    if count ~= '0' and redis.call('HINCRBY', keys[1], item, -1) == 0 then redis.call('HDEL', keys[1], item) end
-    if count == '2' and redis.call('HINCRBY', keys[2], item, -1) == 0 then redis.call('HDEL', keys[2], item) end
+    if count ~= '0' and redis.call('HINCRBY', keys[1], item, -1) <= 0 then redis.call('HDEL', keys[1], item) end
+    if count == '2' and redis.call('HINCRBY', keys[2], item, -1) <= 0 then redis.call('HDEL', keys[2], item) end
     local trend = load_trend(keys[3], item, time_ms)
     add_to_trend(trend, time_ms, -tonumber(args[i + 2]), -tonumber(args[i + 3]))
     redis.call('HSET', keys[3], item, struct.pack(PACKED, unpack(trend)))
   end
   return 1
+end
+
+-- Remove items from a partition unless an event has changed them since they were read.
+-- keys: counts, uniques, trends, lease; args: the lease's owner, then for each item: item, its trend as it was read
+-- Returns the number of removed items.
+local function remove_items(keys, args)
+  local lost = lost_lease(keys[4], args[1])
+  if lost then return lost end
+  local removed = 0
+  for i = 2, #args, 2 do
+    if redis.call('HGET', keys[3], args[i]) == args[i + 1] then
+      for k = 1, 3 do redis.call('HDEL', keys[k], args[i]) end
+      removed = removed + 1
+    end
+  end
+  return removed
 end
 
 -- Acquire, renew or release the lease by which one stream job at a time writes this state.
@@ -327,6 +343,7 @@ end
 
 redis.register_function('afterclick_apply_user', apply_user)
 redis.register_function('afterclick_apply_partition', apply_partition)
+redis.register_function('afterclick_remove_items', remove_items)
 redis.register_function('afterclick_raise_to', set_max)
 redis.register_function('afterclick_forget_user', forget_user)
 redis.register_function('afterclick_take_back', retract)

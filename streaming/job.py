@@ -6,6 +6,7 @@ reads   topic  reviews, feedback
 writes  redis, topic, parquet  what streaming.flows writes
         redis  lease, running
         redis, parquet  what streaming.proof.forget writes, for each open request
+        redis  what streaming.unknown_items writes
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from streaming.handover import (
 )
 from streaming.lease import hold_lease, mark_running, renew_lease
 from streaming.proof.forget_requests import ForgettingLoop
+from streaming.unknown_items import UnknownItems
 from streaming.watch import Watch
 
 log = structlog.get_logger()
@@ -73,8 +75,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 archive = Archive(context)
                 supervised = [Supervised(apply), Supervised(archive)]
                 watch = Watch(context, partitions)
-                with closing(ForgettingLoop(settings, archive.running_batch)) as forgetting:
+                with (
+                    closing(ForgettingLoop(settings, archive.running_batch)) as forgetting,
+                    closing(UnknownItems(settings, lease)) as unknown_items,
+                ):
                     forgetting.start()
+                    unknown_items.start()
                     _Supervisor(context, supervised, watch).run(stop)
             finally:
                 spark.stop()

@@ -212,6 +212,18 @@ def read_compacted(kafka: KafkaSettings, topic: str, timeout_s: float = 30.0) ->
     return records
 
 
+def read_compacted_keys(kafka: KafkaSettings, topic: str, timeout_s: float = 30.0) -> set[bytes]:
+    """The keys of `read_compacted`, without the memory for its values."""
+    keys: set[bytes] = set()
+    with KafkaLog(kafka, timeout_s) as log:
+        if not log.exists(topic):
+            return keys
+        for message in log.read(log.ranges(topic)):
+            change = keys.discard if message.value() is None else keys.add
+            change(message.key() or b"")
+    return keys
+
+
 def lag(ranges: Mapping[TopicPartition, OffsetRange], applied: Mapping[TopicPartition, int]) -> int:
     """Records after the last applied offset of each partition (−1: none is applied)."""
     return sum(

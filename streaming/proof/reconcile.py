@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -26,6 +26,7 @@ from afterclick.state import TopicPartition
 from afterclick.trends import HALF_LIVES_MS, Trend
 from streaming.connection import refuse_cluster
 from streaming.proof.recount import Recount, last_offsets, recount
+from streaming.unknown_items import read_catalogue_ids, removed_items
 
 TOLERANCE = 1e-9
 _EXAMPLES = 10
@@ -60,6 +61,8 @@ class Reconciliation:
     uniques_in_log: int
     expired: int = 0
     """Users in the log whose history has expired."""
+    removed_items: int = 0
+    """Items that the catalogue lacks, or lacked, whose counts were removed."""
     lost: int = 0
     """Counts missing from the state, over all items."""
     double: int = 0
@@ -118,6 +121,7 @@ def _attempt(client: redis.Redis, settings: Settings) -> Reconciliation | None:
     keys, ends = settings.redis.keys, last_offsets(settings)
     state = _read_partitions(client, keys, ends)
     expected = recount(settings, state.applied)
+    removed = _removed_items(client, settings, state, expected)
     report = Reconciliation(
         positions={str(name): offset for name, offset in state.applied.items()},
         behind=sum(end - state.applied[name] for name, end in ends.items()),
@@ -134,12 +138,24 @@ def _attempt(client: redis.Redis, settings: Settings) -> Reconciliation | None:
         uniques_in_state=state.uniques.total(),
         uniques_in_log=sum(expected.uniques.values()),
     )
-    _compare_integers(report, "count", state.counts, expected.counts)
-    _compare_integers(report, "uniques", state.uniques, expected.uniques)
-    _compare_trends(report, state.trends, expected)
+    report.removed_items = len(removed)
+    report.lost -= sum(expected.counts[item] - state.counts[item] for item in removed)
+    _compare_integers(report, "count", state.counts, expected.counts, removed)
+    _compare_integers(report, "uniques", state.uniques, expected.uniques, removed)
+    _compare_trends(report, state.trends, expected, removed)
     _compare_histories(report, client, keys, expected)
     changed = report.differences and _applied_offsets(client, keys, ends) != state.applied
     return None if changed else report
+
+
+def _removed_items(
+    client: redis.Redis, settings: Settings, state: _PartitionState, expected: Recount
+) -> set[str]:
+    """Items with smaller counts than in the log because they were removed as unknown ones."""
+    removed = removed_items(client, settings.redis.keys)
+    if known := read_catalogue_ids(settings):
+        removed |= {item for item in expected.trending if item not in known | state.trends.keys()}
+    return {item for item in removed if state.counts[item] <= expected.counts[item]}
 
 
 def _wait(client: redis.Redis, settings: Settings, wait_s: float) -> None:
@@ -182,18 +198,22 @@ def _read_partitions(
 
 
 def _compare_integers(
-    report: Reconciliation, kind: str, state: dict[str, int], log: dict[str, int]
+    report: Reconciliation,
+    kind: str,
+    state: dict[str, int],
+    log: dict[str, int],
+    removed: Set[str],
 ) -> None:
-    for item in state.keys() | log.keys():
+    for item in (state.keys() | log.keys()) - removed:
         if state.get(item, 0) != log.get(item, 0):
             report.add(kind, f"of item {item}", state.get(item, 0), log.get(item, 0))
 
 
 def _compare_trends(
-    report: Reconciliation, state: dict[str, list[Trend]], expected: Recount
+    report: Reconciliation, state: dict[str, list[Trend]], expected: Recount, removed: Set[str]
 ) -> None:
     log_items = set(expected.trending)
-    for item in state.keys() | log_items:
+    for item in (state.keys() | log_items) - removed:
         retracted_ms = expected.retracted.get(item, -math.inf)
         if item not in state or (item not in log_items and retracted_ms == -math.inf):
             report.add("trend", f"of item {item}", item in state, item in log_items)
