@@ -123,6 +123,20 @@ def test_the_ledger_is_bounded_but_keeps_events_that_are_not_counted_yet(
     assert client.zcard(config.keys.ledger("alice", "reviews")) == 10
 
 
+@pytest.mark.parametrize(("later", "counted"), [(9, 10), (10, 12)])
+def test_an_event_id_sent_again_counts_again_only_beyond_the_ledger(
+    client: redis.Redis, connection: NodeConnection, redis_url: str, later: int, counted: int
+) -> None:
+    """With a new time, as `POST /feedback` allows. The control: within the ledger it does not."""
+    config = apply_config(redis_url, ledger_length=10)
+    first = event(action="like", event_id="again")
+    others = [event(action="like", at=n) for n in range(later)]
+    again = event(action="like", at=99, event_id="again")
+    for events, offset in (([first], 0), (others, 1), ([again], later + 1)):
+        apply(connection, config, log_of(events, offset))
+    assert stored(client, config.keys, ["alice"]).counts == {"camera": counted}
+
+
 def test_lost_writes_of_the_server_are_detected(
     client: redis.Redis, connection: NodeConnection, redis_url: str
 ) -> None:

@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,10 @@ from kafka import KafkaConsumer, TopicPartition
 
 from afterclick.arrays import Json
 from afterclick.events import InteractionEvent
+from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import Settings
 from afterclick.state import StateChange
+from streaming.proof.forget import last_forgetting
 from streaming.proof.reconcile import reconcile
 from tests.streaming.builders import DAY_S, event
 from tests.streaming.stream_process import StreamProcess, environment, produce
@@ -200,3 +203,33 @@ def _archive(settings: Settings, number: int) -> list[dict[str, object]] | None:
     except pa.ArrowInvalid:
         return None  # a file is being written
     return rows if len(rows) >= number else None
+
+
+@pytest.mark.long
+def test_requests_to_forget_a_user_are_fulfilled_by_a_running_job_and_by_the_next_one(
+    settings: Settings, stream: StreamProcess
+) -> None:
+    """The control: while no job runs, the user is still there."""
+    produce(settings, many_events(400))
+    stream.start()
+    stream.wait_applied()
+    stream.kill()
+    client: redis.Redis = redis.Redis.from_url(settings.redis.url)
+    publish_forgotten(settings.kafka, "user-1", round(time.time() * 1000))
+    assert client.exists(settings.redis.keys.history("user-1"))
+    stream.start()
+    wait_until(lambda: _forgotten(client, settings, "user-1"), 180)
+    assert not client.exists(settings.redis.keys.history("user-1"))
+    wait_until(lambda: _archive(settings, 300), 120, what="the log has the events of the others")
+    publish_forgotten(settings.kafka, "user-2", round(time.time() * 1000))
+    wait_until(lambda: _forgotten(client, settings, "user-2"), 180)
+    rows = _archive(settings, 300)
+    assert rows
+    assert not {"user-1", "user-2"} & {row["user_id"] for row in rows}
+    assert run_reconcile(settings)[1]["differences"] == 0
+    client.close()
+
+
+def _forgotten(client: redis.Redis, settings: Settings, user: str) -> bool:
+    report = last_forgetting(client, settings.redis.keys, user)
+    return report is not None and report.finished_ms is not None
