@@ -106,7 +106,8 @@ def fake_events(past: EventLog, attack: Attack, target: int, guards: bool, seed:
     log = EventLog.of(rows, np.zeros(len(rows), bool))
     if not guards:  # accounts are as old as their clients say
         return log
-    delay = np.where(log.item == target, 0, attack.backdated_days * int(DAY_MS))
+    earlier = log.time_ms < end_ms - attack.days * int(DAY_MS)  # not the votes for the target
+    delay = np.where(earlier, attack.backdated_days * int(DAY_MS), 0)
     return replace(log, trusted_ms=log.time_ms + delay)
 
 
