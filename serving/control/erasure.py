@@ -1,7 +1,7 @@
 """Erase forgotten users from this API process and from SQL.
 
 reads   topic  forgotten
-writes  sql    experiment_users, users, request_log
+writes  sql    experiment_users, users, request_log, token_revocations
 
 Every process reads the topic, from its beginning when it starts. It then serves no event of the
 user up to the time of the request, writes none, and deletes the rows in SQL, whichever process
@@ -29,6 +29,7 @@ from serving.control.store import (
     request_log,
     users,
 )
+from serving.control.user_tokens import revoke_before
 
 log = structlog.get_logger()
 MAX_USERS: Final = 100_000
@@ -123,10 +124,12 @@ class UserEraser:
 
 
 def delete_users(connection: Connection, forgotten: Untils) -> None:
-    """Delete the rows of users up to their times; what began later stays."""
-    rows = [
-        {"of_user": user_id, "until": datetime.fromtimestamp(until_ms / 1000, UTC)}
+    """Delete the rows of users and revoke their tokens, up to their times."""
+    until = {
+        user_id: datetime.fromtimestamp(until_ms / 1000, UTC)
         for user_id, until_ms in sorted(forgotten.items())
-    ]
+    }
+    rows = [{"of_user": user_id, "until": at} for user_id, at in until.items()]
     for deletion in _DELETIONS:
         connection.execute(deletion, rows)
+    revoke_before(connection, until)

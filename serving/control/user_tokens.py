@@ -9,6 +9,7 @@ every two seconds and answers from memory; during a database outage the last sta
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -105,8 +106,23 @@ def revoke_tokens(connection: Connection, user_id: str) -> datetime:
     expired = at - timedelta(seconds=MAX_TOKEN_S)
     connection.execute(delete(table).where(table.c.not_before < expired))
     upsert = insert_into(connection, table).values(user_id=user_id, not_before=at)
-    connection.execute(upsert.on_conflict_do_update(["user_id"], set_={"not_before": at}))
+    connection.execute(
+        upsert.on_conflict_do_update(index_elements=["user_id"], set_={"not_before": at})
+    )
     return at
+
+
+def revoke_before(connection: Connection, until: Mapping[str, datetime]) -> None:
+    """Revoke the tokens of these users that were issued up to a time; never fewer than before."""
+    oldest = now() - timedelta(seconds=MAX_TOKEN_S)
+    rows = [{"user_id": name, "not_before": at} for name, at in until.items() if at > oldest]
+    if rows:
+        insert = insert_into(connection, table)
+        newer = insert.excluded.not_before
+        changed = {"set_": {"not_before": newer}, "where": table.c.not_before < newer}
+        connection.execute(
+            insert.on_conflict_do_update(index_elements=["user_id"], **changed), rows
+        )
 
 
 def _claims(token: bytes, secret: str) -> dict[str, Any] | None:

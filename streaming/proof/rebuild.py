@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow.compute as pc
@@ -89,10 +90,15 @@ def record_of(row: dict[str, Any]) -> Record:
     event = interaction_event(
         Interaction(**{name: row[name] for name in _DATA}),
         event_id=row["event_id"],
-        time=row["event_time"],
+        time=_utc(row["event_time"]),
         source=row["source"],
     )
-    return Record(row["offset"], None, encode(event), row["log_time"].timestamp() * 1000)
+    return Record(row["offset"], None, encode(event), _utc(row["log_time"]).timestamp() * 1000)
+
+
+def _utc(moment: datetime) -> datetime:
+    """Spark's sink writes times without their zone."""
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def no_record(_: TopicPartition, __: OffsetRange) -> bool:
