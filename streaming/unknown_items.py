@@ -106,11 +106,9 @@ def _due(
     settings: Settings, client: redis.Redis, name: TopicPartition, known: set[str]
 ) -> dict[bytes, bytes]:
     """The items to remove from a partition, with their packed trends."""
-    stream, unknown = settings.stream, dict[bytes, bytes]()
-    cursor: Any = None
-    while cursor != 0:
-        cursor, rows = client.hscan(settings.redis.keys.trends(*name), cursor or 0, count=_SCAN)
-        unknown |= {item: row for item, row in rows.items() if item.decode() not in known}
+    stream = settings.stream
+    rows: Any = client.hscan_iter(settings.redis.keys.trends(*name), count=_SCAN)
+    unknown = {item: row for item, row in rows if item.decode() not in known}
     newest = {item: Trend.unpack(packed).time_ms for item, packed in unknown.items()}
     oldest_first = sorted(unknown, key=lambda item: newest[item])
     excess = len(unknown) - stream.max_unknown_items

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 import redis
@@ -27,8 +28,12 @@ def remove(settings: Settings, client: redis.Redis) -> int:
 def counted(settings: Settings, client: redis.Redis) -> set[str]:
     """The items that any partition of `feedback` has counted."""
     keys, topic = settings.redis.keys, settings.kafka.topics.feedback
-    parts = [client.hgetall(keys.counts(topic, n)) for n in range(settings.kafka.partitions)]
-    trends = [client.hgetall(keys.trends(topic, n)) for n in range(settings.kafka.partitions)]
+    parts: list[Any] = [
+        client.hgetall(keys.counts(topic, n)) for n in range(settings.kafka.partitions)
+    ]
+    trends: list[Any] = [
+        client.hgetall(keys.trends(topic, n)) for n in range(settings.kafka.partitions)
+    ]
     assert {i for part in parts for i in part} == {i for part in trends for i in part}
     return {item.decode() for part in parts for item in part}
 
