@@ -68,6 +68,7 @@ def test_every_kafka_client_has_tls_and_sasl(secure_kafka: KafkaSettings, mechan
         producer.send(topic, [{"key": b"k", "value": value}], 1)
     with KafkaLog(kafka) as log:
         assert value in [record.value() for record in log.read(log.ranges(topic))]
+        assert log.topic_ids(topic)[topic]
     assert topic in create_admin(kafka).list_topics(timeout=30).topics
     with python_admin(kafka) as admin:
         assert topic in admin.list_topics()

@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import redis
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException
 
 from afterclick.errors import Unavailable
 from afterclick.events import IMPORT_SOURCE, Action, Interaction, encode, interaction_event
+from afterclick.io.kafka_clients import create_producer
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
 from afterclick.state import Compensation, Effect, StateChange, TopicPartition
@@ -113,7 +114,7 @@ def _refused_change(settings: Settings) -> tuple[int, bool]:
         applied_ms=0.0,
     )
     value = change.encode()
-    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap})
+    producer = create_producer(settings.kafka, {})
     try:
         producer.produce(settings.kafka.topics.state_changes, value)
     except KafkaException as error:
@@ -153,7 +154,7 @@ def oversize_record(load: FaultLoad, settings: Settings) -> FaultCase:
 def _takes_whole(settings: Settings, value: bytes) -> bool:
     """Whether the dead-letter topic takes the record with its whole reason, which repeats it."""
     errors: list[KafkaError | None] = []
-    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap})
+    producer = create_producer(settings.kafka, {})
     try:
         producer.produce(
             dlq(settings.kafka.topics.feedback),
@@ -193,9 +194,7 @@ def transaction_markers(load: FaultLoad, settings: Settings) -> FaultCase:
 
 def _write_transactions(settings: Settings, count: int) -> int:
     """Transactions of ten likes each; the number of committed events."""
-    producer = Producer(
-        {"bootstrap.servers": settings.kafka.bootstrap, "transactional.id": "bench"}
-    )
+    producer = create_producer(settings.kafka, {"transactional.id": "bench"})
     producer.init_transactions(60)
     committed = 0
     for n in range(count):

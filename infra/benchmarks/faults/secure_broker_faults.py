@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError
 
-from afterclick.settings import Settings
+from afterclick.io.kafka_clients import create_producer
+from afterclick.settings import KafkaSettings, Settings
 from infra.benchmarks.faults.broker_faults import delivery_of, kill_broker
 from infra.benchmarks.faults.fault_case import (
     SMALL_BATCHES,
@@ -51,7 +52,7 @@ def secure_broker_killed(load: FaultLoad, settings: Settings) -> FaultCase:
 def _rejected_without_password(settings: Settings) -> int:
     """Of some events that a producer without TLS and password sends, those not acknowledged."""
     errors: list[KafkaError] = []
-    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap} | _STRANGER)
+    producer = create_producer(KafkaSettings(bootstrap=settings.kafka.bootstrap), _STRANGER)
 
     def on_delivery(error: KafkaError | None, _: object) -> None:
         if error is not None:
