@@ -218,11 +218,11 @@ def test_requests_to_forget_a_user_are_fulfilled_by_a_running_job_and_by_the_nex
     publish_forgotten(settings.kafka, "user-1", round(time.time() * 1000))
     assert client.exists(settings.redis.keys.history("user-1"))
     stream.start()
-    wait_until(lambda: _forgotten(client, settings, "user-1"), 180)
+    wait_until(lambda: _forgotten(client, settings, "user-1"), 600)
     assert not client.exists(settings.redis.keys.history("user-1"))
     wait_until(lambda: _archive(settings, 300), 120, what="the log has the events of the others")
     publish_forgotten(settings.kafka, "user-2", round(time.time() * 1000))
-    wait_until(lambda: _forgotten(client, settings, "user-2"), 180)
+    wait_until(lambda: _forgotten(client, settings, "user-2"), 600)
     rows = _archive(settings, 300)
     assert rows
     assert not {"user-1", "user-2"} & {row["user_id"] for row in rows}
