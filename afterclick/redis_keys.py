@@ -24,6 +24,8 @@ removed                           zset    items removed because the catalogue la
 lifted                            set     items approved by an administrator: never in quarantine
 topics                            hash    topic → id of the topic that the applied offsets refer to
 aside                             set     positions of records at which a partition stalled
+models                            zset    model version → when an API last used it, epoch seconds
+archived                          hash    topic/partition → offset of its last archived record
 lease                             string  owner of the stream job that writes this state; expires
 running                           string  the lease's owner once its queries run; expires
 boundary                          string  start of the last batch or hand-over, epoch seconds
@@ -60,6 +62,14 @@ class Keys:
     @property
     def removed_items(self) -> str:
         return f"{self.prefix}removed"
+
+    @property
+    def models_in_use(self) -> str:
+        return f"{self.prefix}models"
+
+    @property
+    def archived(self) -> str:
+        return f"{self.prefix}archived"
 
     @property
     def approved(self) -> str:

@@ -26,7 +26,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from afterclick.errors import Unavailable
 from afterclick.events import Action
 from afterclick.redis_keys import Keys
-from afterclick.topics import Topics
+from afterclick.topics import DAY_MS, Topics
 
 KAFKA_JARS: Final = "kafka-4.3.1"
 """Folder of the jar cache with Kafka itself."""
@@ -62,6 +62,10 @@ class _ServerSection(_Section):
         return f"http://{host}:{self.port}"
 
 
+def _retention_ms(days: float) -> int:
+    return round(days * DAY_MS) if days else -1
+
+
 def _require_both(section: str, cert_file: Path | None, key_file: Path | None) -> None:
     if (cert_file is None) != (key_file is None):
         raise ValueError(f"a client certificate needs {section}__CERT_FILE and {section}__KEY_FILE")
@@ -76,6 +80,11 @@ class KafkaSettings(_Section):
     """Partitions of a new topic."""
     replication: int = Field(1, ge=1)
     """Replicas of each partition of a new topic."""
+    retention_days: float = Field(90.0, ge=0)
+    """Retention of new topics with interactions, in days since an event was appended; 0: unlimited.
+    The event archive keeps the events longer."""
+    dlq_days: float = Field(30.0, ge=0)
+    """Retention of new topics with dead letters, in days; 0: unlimited."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """`SSL`: TLS; `SASL_…`: user name and password."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
@@ -119,7 +128,12 @@ class KafkaSettings(_Section):
 
     @property
     def topics(self) -> Topics:
-        return Topics(self.prefix, self.partitions)
+        return Topics(
+            self.prefix,
+            self.partitions,
+            interactions_ms=_retention_ms(self.retention_days),
+            dead_letters_ms=_retention_ms(self.dlq_days),
+        )
 
 
 class RedisSettings(_Section):
@@ -204,7 +218,9 @@ class StreamSettings(_Section):
     max_unknown_items: int = Field(100_000, ge=1)
     """Such items in each partition; beyond it those with the oldest events are deleted sooner."""
     archive_seconds: float = Field(5.0, gt=0)
-    """Interval of the archive query, which writes the Parquet log."""
+    """Interval of the archive query, which appends the events to the archive."""
+    archive_days: int = Field(1095, ge=1)
+    """Retention of the archive, in days since an event reached the log."""
     master: str = "local[*]"
     """Spark master."""
     handover_s: float = Field(1800.0, ge=5)
@@ -225,7 +241,13 @@ class StreamSettings(_Section):
     fault: str | None = None
     """For fault tests: `between-steps:<n>` kills a worker in its n-th chunk, between the two steps;
     `no-dead-letters` makes a malformed record fail the query; `freeze:<user>` makes a worker wait
-    at the events of a user, and `freeze-unwatched:<user>` also disables what notices it."""
+    at the events of a user; `freeze-archive:<file>` freezes the archive once; with `-unwatched`
+    nothing notices it; `archived:<n>` kills a worker after its n-th append to the archive."""
+
+    @property
+    def archive_stall_s(self) -> float:
+        """Time without a commit, with records waiting, after which the archive is stalled."""
+        return 12 * self.stall_s + 2 * self.archive_seconds
 
 
 class TrainingSettings(_Section):
@@ -240,6 +262,11 @@ class TrainingSettings(_Section):
     home folder; with a tracking server, its own location."""
     store: str | None = None
     """Upload published models to s3://bucket/prefix, for other machines; default: no upload."""
+    keep_models: int = Field(3, ge=0)
+    """Published models to keep besides champion, previous champion, anchor and those that an API
+    has used within a week; older ones are deleted after a publication."""
+    run_days: int = Field(365, ge=1)
+    """Retention of MLflow runs, in days; the model files of a run go with its model."""
     preset: Literal["fast", "full"] = "full"
     """Model preset: `full` trains the ranker on five past cuts, `fast` on one."""
     seed: int = 42
@@ -410,11 +437,12 @@ class Settings(BaseSettings):
     )
 
     home: Path = Path(".afterclick")
-    """Home folder: Kafka and Redis data, the Parquet log, artifacts, MLflow."""
+    """Home folder: Kafka and Redis data, the event archive, artifacts, MLflow."""
     jars: Path = Field(default_factory=jar_cache)
     """Jar cache (Kafka, Spark's connector), filled by `make setup`."""
     archive_uri: str | None = None
-    """The Parquet log: a folder or s3a://; default: in the home folder."""
+    """The event archive (a Delta table): a folder or s3://bucket/prefix; default: in the home
+    folder."""
     kafka: KafkaSettings = KafkaSettings()
     redis: RedisSettings = RedisSettings()
     stream: StreamSettings = StreamSettings()
@@ -439,7 +467,7 @@ class Settings(BaseSettings):
 
     @property
     def archive(self) -> str:
-        """Location of the Parquet log."""
+        """Location of the event archive."""
         return self.archive_uri or str(self.home / "log")
 
     @property

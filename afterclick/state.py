@@ -179,8 +179,8 @@ class Forgetting(BaseModel):
     """Events whose counts and trends were retracted."""
     remaining: int
     """Events whose counts remain, without a user: the log or the ledger no longer has them."""
-    rows: int | None = None
-    """Rows erased from the Parquet log; None: it is on remote storage, which still has them."""
+    rows: int = 0
+    """Rows erased from the event archive."""
     finished_ms: int | None = None
     """When it was complete; None: the log still has the user's rows."""
 

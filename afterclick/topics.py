@@ -46,6 +46,9 @@ class Topics:
 
     prefix: str = ""
     partitions: int = 4
+    interactions_ms: int = 90 * DAY_MS
+    """Retention of reviews and feedback, since they were appended; -1: unlimited."""
+    dead_letters_ms: int = 30 * DAY_MS
 
     @property
     def reviews(self) -> str:
@@ -82,8 +85,13 @@ class Topics:
 
     def all(self) -> tuple[Topic, ...]:
         """Every topic to create, dead-letter topics included."""
-        logs = [Topic(name, self.partitions, arrival=True) for name in self.interactions]
-        dead = [Topic(dlq(name), 1) for name in self.interactions]
+        logs = [
+            Topic(name, self.partitions, retention_ms=self.interactions_ms, arrival=True)
+            for name in self.interactions
+        ]
+        dead = [
+            Topic(dlq(name), 1, retention_ms=self.dead_letters_ms) for name in self.interactions
+        ]
         return (
             *logs,
             *dead,

@@ -1,12 +1,14 @@
 """Live statistics: throughput, lag and latency, once a second to every /ws/live connection.
 
 reads   kafka  end offsets of reviews and feedback, for the lag, and of the dead letters
-        redis  {p:<topic>:<partition>}:position, boundary
+        redis  {p:<topic>:<partition>}:position, boundary, archived
+writes  redis  models
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -19,6 +21,7 @@ from afterclick.io.kafka_log import KafkaLog, OffsetRanges
 from afterclick.io.redis_clients import create_redis
 from afterclick.io.stalls import Stall, StallDetector
 from afterclick.settings import Settings
+from afterclick.state import TopicPartition
 from afterclick.trends import HALF_LIVES_MS
 from serving.monitoring import STAGES, Metrics
 from serving.push import Hub
@@ -30,6 +33,7 @@ log = structlog.get_logger()
 WINDOW_S = 10.0
 PUSH_WINDOW_S = 60.0
 KAFKA_TIMEOUT_S = 2.0
+MODELS_EVERY_S, MODELS_KEPT = 60.0, 100
 
 
 class LiveStats:
@@ -53,12 +57,16 @@ class LiveStats:
         self._detector = StallDetector(self._log, settings.stream.stall_s)
         self.stalls: list[Stall] = []
         """Partitions with records that the stream does not apply."""
+        self._known_stalls: dict[TopicPartition, float] = {}
+        self._archive_detector = StallDetector(self._log, settings.stream.archive_stall_s)
+        self.archive_stalls: list[Stall] = []
+        """Partitions with records that the stream does not archive."""
         self._hub, self._metrics = hub, metrics
         self.dead_letters = DeadLetterReader(settings.kafka)
         self._measured_at, self._n_changes, self._n_requests = time.monotonic(), 0, 0
         self._lag: dict[str, int] | None = None
         self._dead: dict[str, int] | None = None
-        self._dead_at = 0.0
+        self._dead_at = self._models_at = 0.0
         self._last_batch_at: float | None = None
 
     def refresh(self) -> bytes:
@@ -83,6 +91,7 @@ class LiveStats:
             "lag": None if self._lag is None else sum(self._lag.values()),
             "lag_by_partition": self._lag,
             "stalls": [str(stall) for stall in self.stalls],
+            "archive_stalls": [str(stall) for stall in self.archive_stalls],
             "dead_letters": None if self._dead is None else sum(self._dead.values()),
             "refused": metrics.n_duplicates,
             "boundary": self._last_batch_at,
@@ -96,6 +105,20 @@ class LiveStats:
             "watching": self._hub.watching,
             "live": self._hub.live,
         }
+
+    def publish_models(self, versions: Sequence[str]) -> None:
+        """Store once a minute which models this API uses: training keeps them."""
+        if not versions or time.monotonic() < self._models_at:
+            return
+        now = time.time()
+        try:
+            with self._redis.pipeline() as pipeline:
+                pipeline.zadd(self._keys.models_in_use, dict.fromkeys(versions, now))
+                pipeline.zremrangebyrank(self._keys.models_in_use, 0, -MODELS_KEPT - 1)
+                pipeline.execute()
+            self._models_at = time.monotonic() + MODELS_EVERY_S
+        except redis.RedisError as error:
+            log.debug("models in use not published", error=str(error))
 
     def close(self) -> None:
         """Close the connections."""
@@ -140,6 +163,7 @@ class LiveStats:
         except Unavailable:
             return None
         self._detect_stalls(ranges)
+        self._detect_archive_stalls(ranges)
         positions = dict(self._trends.positions)
         lag = {}
         for partition, offsets in ranges.items():
@@ -153,20 +177,45 @@ class LiveStats:
 
     def _detect_stalls(self, ranges: OffsetRanges) -> None:
         """Compare with Redis: the positions of the trends do not pass a dead letter."""
-        try:
-            offsets: Any = self._redis.mget([self._keys.applied_offset(*name) for name in ranges])
-            applied = {name: int(at) for name, at in zip(ranges, offsets, strict=True) if at}
-            stalls = self._detector.check(ranges, applied)
-        except (redis.RedisError, Unavailable):
-            self._detector.reset()
-            stalls = []
-        for stall in stalls:
-            if all(stall.partition != known.partition for known in self.stalls):
+        keys = [self._keys.applied_offset(*name) for name in ranges]
+        self.stalls = self._stalls(self._detector, ranges, lambda: self._redis.mget(keys))
+        for stall in self.stalls:
+            if stall.partition not in self._known_stalls:
                 log.error("partition stalled", stall=str(stall))
-        self.stalls = stalls
-        seconds = {stall.partition: stall.seconds for stall in stalls}
+        self._known_stalls = {stall.partition: stall.seconds for stall in self.stalls}
         for partition in ranges:
-            self._metrics.stalled.labels(str(partition)).set(seconds.get(partition, 0.0))
+            seconds = self._known_stalls.get(partition, 0.0)
+            self._metrics.stalled.labels(str(partition)).set(seconds)
+
+    def _detect_archive_stalls(self, ranges: OffsetRanges) -> None:
+        """Compare with the offsets that the stream publishes of its archive."""
+        names = [str(name) for name in ranges]
+
+        def read() -> Any:
+            offsets: Any = self._redis.hmget(self._keys.archived, names)
+            published = any(at is not None for at in offsets)  # else no stream has run yet
+            return offsets if published else [held.end - 1 for held in ranges.values()]
+
+        stalls = self._stalls(self._archive_detector, ranges, read)
+        if stalls and not self.archive_stalls:
+            log.error("archive stalled", stall=str(stalls[0]))
+        self.archive_stalls = stalls
+        seconds = max((stall.seconds for stall in stalls), default=0.0)
+        self._metrics.archive_stalled.set(seconds)
+
+    def _stalls(
+        self, detector: StallDetector, ranges: OffsetRanges, read_offsets: Callable[[], Any]
+    ) -> list[Stall]:
+        """The partitions that are stalled; none while Kafka or Redis is away."""
+        try:
+            offsets = read_offsets()
+            reached = {
+                name: int(at) for name, at in zip(ranges, offsets, strict=True) if at is not None
+            }
+            return detector.check(ranges, reached)
+        except (redis.RedisError, Unavailable):
+            detector.reset()
+            return []
 
     def _freshness(self) -> Json | None:
         percentiles = self._metrics.recent_freshness.percentiles(WINDOW_S)

@@ -135,6 +135,10 @@ class Metrics:
             "How long the stream has not applied the next record of a partition; 0: not stalled.",
             ["partition"],
         )
+        self.archive_stalled: Gauge = gauge(
+            "afterclick_archive_stalled_seconds",
+            "How long the stream has not archived the next record; 0: not stalled.",
+        )
         self.position: Gauge = gauge(
             "afterclick_position_offset", "Offset up to which the state is known.", ["partition"]
         )

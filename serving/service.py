@@ -349,6 +349,7 @@ class Service:
 
     def _broadcast_stats(self) -> None:
         message = self.stats.refresh()
+        self.stats.publish_models(self.models.in_use)
         self._call_in_loop(lambda: self.hub.broadcast(message))
 
     def _call_in_loop(self, call: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from afterclick.errors import BadEvent
@@ -13,6 +14,8 @@ from afterclick.settings import StreamSettings
 
 _KILL, _NO_DEAD_LETTERS = "between-steps:", "no-dead-letters"
 _FREEZE, _FREEZE_UNWATCHED = "freeze:", "freeze-unwatched:"
+_APPENDED = "archived:"
+_ARCHIVE, _ARCHIVE_UNWATCHED = "freeze-archive:", "freeze-archive-unwatched:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class FaultPoints:
     """Picklable, part of `ApplyConfig`. Set by `stream.fence` and `stream.fault`."""
 
     fence: bool = True
-    """False: start from Spark's checkpoint, count replayed offsets again, ignore gaps."""
+    """False: start from Spark's checkpoint, apply replayed offsets again, ignore gaps."""
     fault: str | None = None
 
     @classmethod
@@ -42,10 +45,22 @@ class FaultPoints:
         if self.fault in (f"{_FREEZE}{user_id}", f"{_FREEZE_UNWATCHED}{user_id}"):
             threading.Event().wait()
 
+    def on_archive(self) -> None:
+        """With `freeze-archive:<file>`: create the file and wait until killed, unless it exists."""
+        kind, _, path = (self.fault or "").partition(":")
+        if f"{kind}:" in (_ARCHIVE, _ARCHIVE_UNWATCHED) and not Path(path).exists():
+            Path(path).touch()
+            threading.Event().wait()
+
+    def after_append(self, commit: int) -> None:
+        """With `archived:<n>`: SIGKILL this worker after its n-th append to the archive."""
+        if self.fault == f"{_APPENDED}{commit}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
     @property
     def unwatched(self) -> bool:
-        """With `freeze-unwatched:<user>`: stalls are not noticed."""
-        return bool(self.fault and self.fault.startswith(_FREEZE_UNWATCHED))
+        """With `…-unwatched:…`: stalls are not noticed."""
+        return bool(self.fault and self.fault.startswith((_FREEZE_UNWATCHED, _ARCHIVE_UNWATCHED)))
 
 
 NO_FAULTS = FaultPoints()

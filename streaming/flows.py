@@ -2,13 +2,13 @@
 
 micro-batch  read_topics → apply_batches (a partition's rows at a time) → Kafka sink
 real-time    read_topics → RowApplier (a row at a time)                 → sent by the worker
-archive      read_topics → decode_batches                               → Parquet log
+archive      read_topics → ArchiveAppender (all rows of a batch)            → Delta table
 
 reads   topic    reviews, feedback
         redis    forgotten, {u:<user>}:forgotten
 writes  redis    what streaming.apply writes
         topic    state-changes, <topic>.dlq
-        parquet  <archive>/log_day=<yyyy-mm-dd>/*.parquet
+        delta    <archive>, what streaming.archive_table writes
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from afterclick.io.kafka_clients import spark_options
 from afterclick.settings import Settings
 from afterclick.topics import MAX_RECORD_BYTES
 from streaming.apply import ApplyConfig
+from streaming.archive_table import ArchiveAppender
+from streaming.fault_points import FaultPoints
 from streaming.forgotten_users import ForgottenUsers
 from streaming.positions import Offsets
 from streaming.worker import (
-    ARCHIVE_COLUMNS,
     OUTPUT_COLUMNS,
     SOURCE_COLUMNS,
     RowApplier,
     apply_batches,
-    decode_batches,
 )
 
 _REAL_TIME_CONFIG = {
@@ -120,20 +120,24 @@ def start_real_time(
     return query
 
 
-def start_archive(spark: SparkSession, settings: Settings, checkpoint: Path) -> StreamingQuery:
-    """Write every valid event to the Parquet log, exactly once; resumes at the checkpoint."""
+def start_archive(
+    spark: SparkSession, settings: Settings, offsets: Offsets, checkpoint: Path
+) -> StreamingQuery:
+    """Append every valid event from `offsets` on to the archive, exactly once.
+
+    One task appends a batch and stores its offsets with it; Spark's own sink stays empty, and its
+    checkpoint decides nothing.
+    """
     stream, redis = settings.stream, settings.redis
-    source = read_topics(spark, settings, None, 2 * stream.batch_events)
+    source = read_topics(spark, settings, offsets, 2 * stream.batch_events)
     forgotten = ForgottenUsers(redis.client_url, redis.cluster, redis.keys)
-    rows = source.mapInArrow(partial(decode_batches, forgotten=forgotten), ARCHIVE_COLUMNS)
+    append = ArchiveAppender(settings.archive, forgotten, FaultPoints.of(stream))
     return (
-        rows.coalesce(1)
-        .withColumn("log_day", F.date_format("log_time", "yyyy-MM-dd"))
-        .writeStream.format("parquet")
+        source.coalesce(1)
+        .mapInArrow(append, "appended long")
+        .writeStream.format("noop")
         .queryName("archive")
-        .option("path", settings.archive)
         .option("checkpointLocation", str(checkpoint))
-        .partitionBy("log_day")
         .trigger(processingTime=f"{stream.archive_seconds} seconds")
         .start()
     )

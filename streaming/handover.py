@@ -3,6 +3,7 @@
 reads   topic  reviews, feedback (offsets, for the lag)
         redis  {p:<topic>:<partition>}:position, :announced
 writes  redis  {p:<topic>:<partition>}:announced, boundary
+        delta  <archive>
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -21,11 +23,13 @@ import structlog
 from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
+from afterclick.io.background import BackgroundLoop
 from afterclick.io.kafka_log import OffsetRanges, lag
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from streaming import flows, positions
 from streaming.apply import ApplyConfig
+from streaming.archive_table import create_archive, maintain, next_offsets
 from streaming.fault_points import FaultPoints
 from streaming.forgotten_users import restore_forgotten
 from streaming.lease import NO_LEASE, Lease
@@ -37,6 +41,7 @@ _CHECK_EVERY_S = 2.0
 _OVERRUN = 4
 _MAX_ROWS = 100_000  # a worker's unread answers fill its socket after about 200,000 rows
 _GRACE_S = 2.0
+_MAINTAIN_EVERY_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -128,17 +133,24 @@ class ManagedQuery(Protocol):
 
 @dataclass
 class Archive:
-    """The archive query. Its checkpoint holds its offsets."""
+    """The archive query, and the maintenance of the archive. The archive holds its offsets."""
 
     context: Context
     name: str = "archive"
     _query: StreamingQuery | None = None
+    _maintenance: BackgroundLoop | None = None
 
     def start(self) -> None:
-        context, checkpoint = self.context, self.context.checkpoints / "archive"
-        if not checkpoint.exists():
-            archive_orphaned_log(context.settings)
-        self._query = flows.start_archive(context.spark, context.settings, checkpoint)
+        context, settings = self.context, self.context.settings
+        _stop(self._query)
+        archive = create_archive(settings.archive)
+        offsets = next_offsets(archive, positions.log_ranges(settings.kafka))
+        self._query = flows.start_archive(context.spark, settings, offsets, new_checkpoint(context))
+        if self._maintenance is None:
+            keep_days = settings.stream.archive_days
+            work = partial(maintain, settings.archive, keep_days)
+            self._maintenance = BackgroundLoop("archive maintenance", work, _MAINTAIN_EVERY_S)
+            self._maintenance.start()
 
     def tick(self) -> None:
         return
@@ -293,23 +305,6 @@ def _stop(*queries: StreamingQuery | None) -> None:
     for query in queries:
         if query is not None:
             query.stop()
-
-
-def archive_orphaned_log(settings: Settings) -> None:
-    """Rename a Parquet log that has lost its checkpoint; the topics are archived from their
-    beginning.
-
-    Spark's sink would mistake the new query's batches for ones it has, and drop them silently.
-    Raises LogTruncated if the topics no longer hold all of it.
-    """
-    folder = Path(settings.archive)
-    if not (folder / "_spark_metadata").exists():
-        return
-    ranges = positions.log_ranges(settings.kafka)
-    positions.starting_offsets(dict.fromkeys(ranges, -1), ranges)
-    renamed = folder.with_name(f"{folder.name}.{time.time():.0f}")
-    folder.rename(renamed)
-    log.warning("the Parquet log had no checkpoint: archiving again", renamed=str(renamed))
 
 
 def new_checkpoint(context: Context) -> Path:

@@ -3,9 +3,9 @@ failure.
 
 reads   topic  reviews, feedback
         redis  {p:<topic>:<partition>}:position, lease
-writes  redis, topic, parquet  what streaming.flows writes
+writes  redis, topic, delta  what streaming.flows writes
         redis  lease, running
-        redis, parquet  what streaming.proof.forget writes, for each open request
+        redis, delta  what streaming.proof.forget writes, for each open request
         redis  what streaming.unknown_items writes
 """
 
@@ -41,7 +41,7 @@ from streaming.handover import (
 from streaming.lease import hold_lease, mark_running, renew_lease
 from streaming.proof.forget_requests import ForgettingLoop
 from streaming.unknown_items import UnknownItems
-from streaming.watch import Watch
+from streaming.watch import ArchiveWatch, Watch
 
 log = structlog.get_logger()
 
@@ -54,8 +54,8 @@ _MAX_FAILURES = 5
 def run(settings: Settings, stop: threading.Event) -> None:
     """Run both queries until `stop` is set.
 
-    A failed query is restarted from the applied offsets in Redis (stream) or its checkpoint
-    (archive). Raises Unavailable after repeated failures without progress, StateLocked if another
+    A failed query is restarted from the applied offsets in Redis (stream) or in
+    the archive. Raises Unavailable after repeated failures without progress, StateLocked if another
     job runs or takes the lease, and StateConflict if log and state do not match.
     """
     keys, lease_s = settings.redis.keys, settings.stream.lease_s
@@ -73,15 +73,17 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 real_time = settings.stream.trigger == "real-time"
                 apply = RealTime(context) if real_time else MicroBatch(context)
                 archive = Archive(context)
-                supervised = [Supervised(apply), Supervised(archive)]
-                watch = Watch(context, partitions)
+                supervised = [
+                    Supervised(apply, Watch(context, partitions)),
+                    Supervised(archive, ArchiveWatch(context)),
+                ]
                 with (
                     closing(ForgettingLoop(settings, archive.running_batch)) as forgetting,
                     closing(UnknownItems(settings, lease)) as unknown_items,
                 ):
                     forgetting.start()
                     unknown_items.start()
-                    _Supervisor(context, supervised, watch).run(stop)
+                    _Supervisor(context, supervised).run(stop)
             finally:
                 spark.stop()
 
@@ -104,6 +106,7 @@ class Supervised:
     """A managed query with its consecutive failures."""
 
     query: ManagedQuery
+    watch: Watch | ArchiveWatch
     started: bool = False
     failures: int = 0
     retry_at: float = 0.0
@@ -113,8 +116,6 @@ class Supervised:
 class _Supervisor:
     context: Context
     supervised: list[Supervised]
-    """The apply query first."""
-    watch: Watch
     _report_at: float = field(default=0.0, init=False)
     _marked_at: float = field(default=0.0, init=False)
 
@@ -128,7 +129,7 @@ class _Supervisor:
             while not stop.wait(_TICK_S):
                 for supervised in self.supervised:
                     self._supervise(supervised)
-                self._watch(self.supervised[0])
+                    self._watch(supervised)
                 self._mark_running()
                 self._report()
         finally:
@@ -166,18 +167,19 @@ class _Supervisor:
         if self.context.faults.fence:
             renew_lease(client, self.context.lease, lease_s)
 
-    def _watch(self, apply: Supervised) -> None:
-        """Stop the apply query if it is stalled: it is started again with the next tick."""
+    def _watch(self, supervised: Supervised) -> None:
+        """Stop a query if it is stalled: it is started again with the next tick."""
+        watch = supervised.watch
         try:
-            if not apply.started:
-                self.watch.reset()
-            elif self.watch.wants_restart(apply.query):
-                for query in apply.query.queries():
+            if not supervised.started:
+                watch.reset()
+            elif watch.wants_restart(supervised.query):
+                for query in supervised.query.queries():
                     query.stop()
-                apply.started, apply.retry_at = False, 0.0
-                self.watch.reset()
+                supervised.started, supervised.retry_at = False, 0.0
+                watch.reset()
         except Unavailable as error:
-            self.watch.reset()
+            watch.reset()
             log.debug("not watched", reason=str(error))
 
     def _count_failure(self, supervised: Supervised) -> None:

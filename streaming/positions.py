@@ -1,6 +1,6 @@
 """Progress of the stream: offset ranges of the log, applied and published offsets.
 
-reads, writes  redis  {p:<topic>:<partition>}:position, :announced, topics, aside
+reads, writes  redis  {p:<topic>:<partition>}:position, :announced, topics, aside, archived
 reads          redis  {p:<topic>:<partition>}:attempt
 reads          topic  reviews, feedback (offsets only)
 """
@@ -81,6 +81,12 @@ def set_aside_records(client: redis.Redis, keys: Keys) -> frozenset[LogPosition]
     with redis_errors():
         members: Any = client.smembers(keys.set_aside)
     return frozenset(LogPosition.parse(member.decode()) for member in members)
+
+
+def mark_archived(client: redis.Redis, keys: Keys, offsets: AppliedOffsets) -> None:
+    """Publish the offset of each partition's last archived record. Raises Unavailable."""
+    with redis_errors():
+        client.hset(keys.archived, mapping={str(name): at for name, at in offsets.items()})
 
 
 def check_topics(client: redis.Redis, keys: Keys, kafka: KafkaSettings) -> None:

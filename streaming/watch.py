@@ -2,7 +2,8 @@
 
 reads   redis  {p:<topic>:<partition>}:position, lease, topics
         topic  reviews, feedback (offsets; the first record that is not applied)
-writes  redis  aside, running
+        delta  <archive>: which offsets are archived
+writes  redis  aside, running, archived
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from afterclick.errors import StateConflict
+from afterclick.io.event_archive import EventArchive
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.io.stalls import Stall, StallDetector
 from afterclick.state import LogPosition, TopicPartition
@@ -25,6 +27,7 @@ log = structlog.get_logger()
 
 _EVERY_S = 1.0
 _TOPICS_EVERY_S = 10.0
+_ARCHIVE_EVERY_S = 2.0
 _IDLE_PATIENCE = 12
 """Times `stall_s` that a query may take to start its workers."""
 
@@ -135,3 +138,44 @@ class Watch:
         record = LogPosition(*stall.partition, stall.offset)
         positions.set_aside(context.client, context.settings.redis.keys, record)
         log.error("record set aside", record=str(record))
+
+
+@dataclass
+class ArchiveWatch:
+    """Decides when the archive query must be restarted: records wait, and nothing is appended."""
+
+    context: Context
+    _detector: StallDetector = field(init=False)
+    _archive: EventArchive | None = field(default=None, init=False)
+    _next_at: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.context.settings
+        self._detector = StallDetector(KafkaLog(settings.kafka), settings.stream.archive_stall_s)
+
+    def wants_restart(self, _: ManagedQuery) -> bool:
+        """Whether the query must be restarted; publishes its progress every few seconds.
+
+        Raises StateConflict and Unavailable.
+        """
+        context, now = self.context, time.monotonic()
+        if now < self._next_at:
+            return False
+        self._next_at = now + max(_ARCHIVE_EVERY_S, context.settings.stream.archive_seconds)
+        if self._archive is None:
+            self._archive = EventArchive.open(context.settings.archive)
+        self._archive.refresh()
+        ranges = positions.log_ranges(context.settings.kafka)
+        archived = self._archive.offsets(ranges)
+        positions.mark_archived(context.client, context.settings.redis.keys, archived)
+        if context.faults.unwatched:
+            return False
+        stalls = self._detector.check(ranges, archived)
+        for stall in stalls:
+            where = {"partition": str(stall.partition), "offset": stall.offset}
+            log.error("archive stalled", **where, seconds=round(stall.seconds, 1))
+        return bool(stalls)
+
+    def reset(self) -> None:
+        """The query was restarted, or Kafka or Redis was away: measure from now on."""
+        self._detector.reset()

@@ -1,7 +1,6 @@
-"""What runs in Spark's Python workers: apply a batch, apply a row, decode archive rows, send
-outputs.
+"""What runs in Spark's Python workers: apply a batch, apply a row, send outputs.
 
-reads   redis  what streaming.apply reads; forgotten, {u:<user>}:forgotten
+reads   redis  what streaming.apply reads
 writes  redis  what streaming.apply writes
         topic  <topic>.dlq; from the row applier also state-changes
 
@@ -15,7 +14,6 @@ Run as `python -m streaming.worker`, the module is Spark's Python daemon.
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -26,8 +24,6 @@ import pyarrow as pa
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from afterclick.errors import BadEvent
-from afterclick.events import decode_interaction
 from afterclick.io.kafka_clients import create_producer
 from afterclick.io.kafka_log import KafkaLog, OffsetRange
 from afterclick.settings import KafkaSettings
@@ -35,7 +31,6 @@ from afterclick.state import TopicPartition
 from afterclick.topics import MAX_RECORD_BYTES
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import connect
-from streaming.forgotten_users import ForgottenUsers
 from streaming.records import Output, Record
 
 log = structlog.get_logger()
@@ -44,11 +39,6 @@ SOURCE_COLUMNS = ("key", "value", "topic", "partition", "offset", "timestamp")
 OUTPUT_COLUMNS = (
     "topic string, key binary, value binary, partition int, "
     "headers array<struct<key: string, value: binary>>"
-)
-ARCHIVE_COLUMNS = (
-    "topic string, partition int, offset long, log_time timestamp, event_id string, "
-    "event_time timestamp, user_id string, item_id string, action string, rating double, "
-    "text string, impression_id string, session_id string, source string"
 )
 _HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
 _OUTPUT_SCHEMA = pa.schema(
@@ -61,21 +51,6 @@ _OUTPUT_SCHEMA = pa.schema(
     ]
 )
 _TIME = pa.timestamp("us", tz="UTC")
-_ARCHIVE_SCHEMA = pa.schema(
-    [
-        ("topic", pa.string()),
-        ("partition", pa.int32()),
-        ("offset", pa.int64()),
-        ("log_time", _TIME),
-        ("event_id", pa.string()),
-        ("event_time", _TIME),
-        *((name, pa.string()) for name in ("user_id", "item_id", "action")),
-        ("rating", pa.float64()),
-        *((name, pa.string()) for name in ("text", "impression_id", "session_id", "source")),
-    ]
-)
-_EVENT_TIME = _ARCHIVE_SCHEMA.get_field_index("event_time")
-_USER = _ARCHIVE_SCHEMA.get_field_index("user_id")
 _DLQ_TIMEOUT_S = 30.0
 _GC_ALLOCATIONS = 50_000
 
@@ -123,51 +98,14 @@ def _outputs_to_arrow(outputs: list[Output]) -> pa.RecordBatch:
         [output.partition for output in outputs],
         headers,
     ]
-    return _record_batch(columns, _OUTPUT_SCHEMA)
+    return record_batch(columns, _OUTPUT_SCHEMA)
 
 
-def decode_batches(
-    batches: Iterable[pa.RecordBatch], forgotten: ForgottenUsers | None = None
-) -> Iterator[pa.RecordBatch]:
-    """Archive: the valid events of Kafka rows without forgotten ones; returns `ARCHIVE_COLUMNS`."""
-    for topic, partition, records in by_partition(batches):
-        rows = [row for record in records if (row := _archive_row(topic, partition, record))]
-        until = forgotten.among(row[_USER] for row in rows) if forgotten else {}
-        if until:
-            rows = [
-                row for row in rows if row[_EVENT_TIME] > 1000 * until.get(row[_USER], -math.inf)
-            ]
-        if rows:
-            yield _record_batch(list(zip(*rows, strict=True)), _ARCHIVE_SCHEMA)
+def record_batch(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
+    """A batch of columns.
 
-
-def _archive_row(topic: str, partition: int, record: Record) -> tuple[Any, ...] | None:
-    """One archive row; None for a malformed record (the apply query writes its dead letter)."""
-    try:
-        event = decode_interaction(record.value)
-    except BadEvent:
-        return None
-    data = event.data
-    return (
-        topic,
-        partition,
-        record.offset,
-        int(record.log_ms * 1000),
-        event.id,
-        round(event.time.timestamp() * 1e6),
-        data.user_id,
-        data.item_id,
-        str(data.action),
-        data.rating,
-        data.text,
-        data.impression_id,
-        data.session_id,
-        event.source,
-    )
-
-
-def _record_batch(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
-    """Times are microseconds: Arrow takes 50 µs to convert one datetime with a time zone."""
+    Times are microseconds: Arrow takes 50 µs to convert one datetime with a time zone.
+    """
     arrays = [
         pa.array(column, pa.int64()).cast(kind.type)
         if kind.type == _TIME

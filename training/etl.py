@@ -1,4 +1,4 @@
-"""Turn the Parquet log into the tables that models are fitted on.
+"""Turn the event archive into the tables that models are fitted on.
 
 reads   parquet  the log, incrementally (training.log_reader)
         topic    items: the catalogue; impressions: where lists showed the items
@@ -79,13 +79,11 @@ class EtlReport(BaseModel):
     newest_ms: int
     positions: dict[str, int]
     """topic/partition → highest offset"""
-    files_read: int = 0
     rows_read: int = 0
-    files_reused: int = 0
-    """Log files whose events were taken from the previous run."""
     rows_reused: int = 0
+    """Rows whose events were taken from the previous run."""
     whole: str | None = None
-    """Why the whole log was read; None after an incremental read."""
+    """Why the whole archive was read; None after an incremental read."""
 
     def balanced(self) -> bool:
         """Whether every row, event and pair is accounted for."""
@@ -118,7 +116,7 @@ def run(
         reading = log_reader.read(spark, settings, folder, full)
         progress(_summary(reading))
         if not reading.state.rows:
-            raise BadDataset(f"the Parquet log in {settings.archive} is empty: ingest events first")
+            raise BadDataset(f"the archive in {settings.archive} is empty: ingest events first")
         progress("numbering users and items")
         _write_events(spark, settings, reading.events, folder)
         catalogue = _write_catalogue(settings.kafka, folder / "catalogue")
@@ -129,11 +127,10 @@ def run(
 
 
 def _summary(reading: log_reader.LogReading) -> str:
-    read = f"{reading.rows_read:,} rows read from {reading.files_read:,} files"
+    read = f"{reading.rows_read:,} rows read"
     if reading.whole is not None:
-        return f"{read}: the whole log, because {reading.whole}"
-    reused = f"{reading.rows_reused:,} rows of {reading.files_reused:,} files"
-    return f"{read}, {reused} reused from the previous run"
+        return f"{read}: the whole archive, because {reading.whole}"
+    return f"{read}, {reading.rows_reused:,} reused from the previous run"
 
 
 def _write_events(spark: SparkSession, settings: Settings, rows: DataFrame, folder: Path) -> None:
@@ -180,7 +177,7 @@ def _report(
     if not len(pairs):
         reasons = [f"{name}: {n:,}" for name, n in (dropped | not_pairs).items() if n]
         raise BadDataset(
-            f"no interactions in the Parquet log in {settings.archive} "
+            f"no interactions in the archive in {settings.archive} "
             f"({', '.join(reasons)}): ingest more events"
         )
     return EtlReport(
@@ -196,9 +193,7 @@ def _report(
         catalogue=catalogue,
         newest_ms=int(events.time_ms[-1]),
         positions=reading.state.positions,
-        files_read=reading.files_read,
         rows_read=reading.rows_read,
-        files_reused=reading.files_reused,
         rows_reused=reading.rows_reused,
         whole=reading.whole,
         **_core(pairs, settings.training.core),

@@ -266,7 +266,7 @@ class EventLog:
 
 
 def load(folder: Path) -> EventLog:
-    """Load the events of an ETL version; every time in the Parquet log is trusted."""
+    """Load the events of an ETL version; every time in the event archive is trusted."""
     columns = ["user_index", "item_index", "time_ms", "trusted_ms", "action", "weight"]
     columns += ["propensity", "position"]
     rows = pq.read_table(folder / "events", columns=columns, read_dictionary=["action"])

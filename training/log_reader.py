@@ -1,6 +1,7 @@
-"""Read the Parquet log incrementally: only files that the previous ETL run has not read.
+"""Read the event archive incrementally: only events after those of the previous ETL run.
 
-reads   parquet  the log (settings.archive); <home>/etl/<previous version>/log
+reads   delta    the archive (settings.archive)
+        parquet  <home>/etl/<previous version>/log
         json     <home>/etl/<previous version>/state.json
         topic    forgotten: users whose events are left out
 writes  parquet  <home>/etl/<version>/log         the first valid row of each user and event_id
@@ -9,28 +10,29 @@ writes  parquet  <home>/etl/<version>/log         the first valid row of each us
 As in the stream, an event dated further ahead of its arrival than `stream.ahead_s` is invalid, and
 event times are rounded to milliseconds.
 
-The previous events are reused only if each of their files has the same size and modification time,
-the same users are forgotten and `stream.ahead_s` is the same; otherwise the whole log is read.
-Files are listed before they are read, so that a file that changes in between counts as changed in
-the next run.
+The archive grows in the order of the offsets, so new events are those after the highest offset of
+each partition. The previous events are reused only if the archive is the same table and has lost no
+days to retention, the same users are forgotten and `stream.ahead_s` is the same; otherwise the
+whole archive is read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
 from pathlib import Path
-from urllib.parse import unquote
 
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pyspark.errors import AnalysisException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as f
 
 from afterclick.errors import BadDataset
 from afterclick.events import DATASET_SOURCE, IMPORT_SOURCE
+from afterclick.io.event_archive import EventArchive, MissingArchive
 from afterclick.io.kafka_log import read_compacted
 from afterclick.settings import KafkaSettings, Settings
 from afterclick.state import decode_forgotten
@@ -43,9 +45,12 @@ _ROW = (
     "trusted_ms",
 )
 """Columns in the order by which the first row of an event is chosen."""
-_EVENTS, _STATE = "log", "state.json"
-Files = dict[str, tuple[int, int]]
-"""log_day=…/name → (size in bytes, modification time in ms)"""
+_SCHEMA = (
+    "topic string, partition int, offset long, log_time timestamp, event_id string, "
+    "user_id string, item_id string, event_time timestamp, action string, impression_id string, "
+    "source string"
+)
+_EVENTS, _STATE, _DOWNLOAD = "log", "state.json", "archived"
 Forgotten = dict[str, int]
 """user_id → event time in ms up to which the user's events are left out"""
 
@@ -56,7 +61,9 @@ class EtlState(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     archive: str
-    files: Files
+    """id of the Delta table"""
+    deleted_day: int
+    """the newest day that retention had deleted"""
     forgotten: str
     """hash of the forgotten users"""
     ahead_s: float
@@ -74,12 +81,10 @@ class LogReading:
 
     events: DataFrame
     state: EtlState
-    files_read: int
     rows_read: int
-    files_reused: int
     rows_reused: int
     whole: str | None
-    """Why the whole log was read; None after an incremental read."""
+    """Why the whole archive was read; None after an incremental read."""
 
 
 class _NotReusable(Exception):
@@ -87,16 +92,16 @@ class _NotReusable(Exception):
 
 
 def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> LogReading:
-    """Read the log into `folder`/log; the whole log if `full`.
+    """Read the archive into `folder`/log; the whole archive if `full`.
 
-    Raises BadDataset without a usable log, Unavailable without Kafka.
+    Raises BadDataset without a usable archive, StateConflict if an earlier version wrote it,
+    Unavailable without Kafka or the archive's storage.
     """
-    log = _open(spark, settings.archive)
-    files = _list_files(spark, settings.archive)
+    archive = _open(settings.archive)
     forgotten = forgotten_users(settings.kafka)
     empty = EtlState(
-        archive=settings.archive,
-        files={},
+        archive=archive.id,
+        deleted_day=archive.deleted_day,
         forgotten=hashlib.sha256(repr(sorted(forgotten.items())).encode()).hexdigest(),
         ahead_s=settings.stream.ahead_s,
         rows=0,
@@ -105,17 +110,17 @@ def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> L
         positions={},
     )
     try:
-        before, events = _reuse(spark, settings.home / "etl", empty, files, full)
+        before, events = _reuse(spark, settings.home / "etl", empty, full)
         whole = None
     except _NotReusable as reason:
         before, events, whole = empty, None, str(reason)
-    added = sorted(files.keys() - before.files.keys())
-    new = _without(_rows(spark, settings, log, added), forgotten)
+    archived = _after(_archived(spark, archive, folder / _DOWNLOAD), before.positions)
+    new = _without(_valid(archived, settings.stream.ahead_s), forgotten)
     counts, positions = _count(new)
     _write_events(new, events, folder)
+    shutil.rmtree(folder / _DOWNLOAD, ignore_errors=True)
     state = before.model_copy(
         update={
-            "files": files,
             **{name: getattr(before, name) + count for name, count in counts.items()},
             "positions": _highest(before.positions, positions),
         }
@@ -124,9 +129,7 @@ def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> L
     return LogReading(
         events=spark.read.parquet(str(folder / _EVENTS)),
         state=state,
-        files_read=len(added),
         rows_read=counts["rows"],
-        files_reused=len(before.files),
         rows_reused=before.rows,
         whole=whole,
     )
@@ -146,36 +149,44 @@ def previous_version(root: Path) -> Path | None:
         return None
 
 
-def _open(spark: SparkSession, archive: str) -> DataFrame:
+def _open(uri: str) -> EventArchive:
     try:
-        log = spark.read.parquet(archive)
-    except AnalysisException:
-        raise BadDataset(
-            f"no Parquet log in {archive}: start `afterclick stream`, then ingest events"
-        ) from None
-    missing = set(_COLUMNS) - set(log.columns)
+        archive = EventArchive.open(uri)
+    except MissingArchive as error:
+        raise BadDataset(str(error)) from None
+    missing = set(_COLUMNS) - set(archive.columns)
     if missing:
-        raise BadDataset(f"the log in {archive} lacks the columns {', '.join(sorted(missing))}")
-    return log
+        raise BadDataset(f"the archive in {uri} lacks the columns {', '.join(sorted(missing))}")
+    return archive
 
 
-def _list_files(spark: SparkSession, archive: str) -> Files:
-    """The complete files of the log.
+def _archived(spark: SparkSession, archive: EventArchive, download: Path) -> DataFrame:
+    """The rows of the archive; one in an object store is downloaded, Spark has no client for it."""
+    paths, columns = archive.files(), list(_COLUMNS)
+    if "://" in archive.uri and paths:
+        download.mkdir()
+        schema = archive.read("false", columns).schema
+        with pq.ParquetWriter(download / "0.parquet", schema) as file:
+            for batch in archive.scan(columns=columns):
+                file.write_batch(batch)
+        paths = [str(download)]
+    if not paths:
+        return spark.createDataFrame([], _SCHEMA)
+    return spark.read.schema(_SCHEMA).parquet(*paths)
 
-    Spark takes the names from the sink's own list if there is one, size and time from the files.
-    """
-    files = spark.read.format("binaryFile").option("pathGlobFilter", "*.parquet").load(archive)
-    rows = files.select("path", "length", f.unix_millis("modificationTime")).collect()
-    return {_name(path): (int(size), int(changed_ms)) for path, size, changed_ms in rows}
 
-
-def _name(uri: str) -> str:
-    """The last two parts of a URI: log_day=…/file."""
-    return "/".join(unquote(uri).split("/")[-2:])
+def _after(rows: DataFrame, positions: dict[str, int]) -> DataFrame:
+    """The rows after these offsets."""
+    if not positions:
+        return rows
+    known = f.create_map(*[f.lit(x) for pair in positions.items() for x in pair])
+    partition = f.concat_ws("/", "topic", "partition")
+    after = f.coalesce(known[partition], f.lit(-1))
+    return rows.where(f.col("offset") > after)
 
 
 def _reuse(
-    spark: SparkSession, root: Path, empty: EtlState, files: Files, full: bool
+    spark: SparkSession, root: Path, empty: EtlState, full: bool
 ) -> tuple[EtlState, DataFrame]:
     """State and events of the previous run. Raises _NotReusable with the reason."""
     if full:
@@ -186,33 +197,28 @@ def _reuse(
     except (OSError, ValidationError):
         raise _NotReusable("there is no usable earlier run") from None
     if state.archive != empty.archive:
-        raise _NotReusable(f"the previous run read another log, {state.archive}")
+        raise _NotReusable("the previous run read another archive")
+    if state.deleted_day != empty.deleted_day:
+        raise _NotReusable("retention has deleted days of the archive")
     if state.forgotten != empty.forgotten:
         raise _NotReusable("the list of forgotten users has changed")
     if state.ahead_s != empty.ahead_s:
         raise _NotReusable("the setting stream.ahead_s has changed")
-    changed = [name for name, version in state.files.items() if files.get(name) != version]
-    if changed:
-        raise _NotReusable(f"{len(changed)} files of the previous run have changed or are gone")
     events = spark.read.parquet(f"{folder}/{_EVENTS}")
     if not set(_ROW) <= set(events.columns):
         raise _NotReusable("the previous run is of an earlier version")
     return state, events
 
 
-def _rows(spark: SparkSession, settings: Settings, log: DataFrame, names: list[str]) -> DataFrame:
-    """The rows of these files, with `time_ms`, `complete` and `valid`."""
-    paths = [f"{settings.archive}/{name}" for name in names]
-    rows = spark.createDataFrame([], log.schema)
-    if paths:
-        rows = spark.read.schema(log.schema).option("basePath", settings.archive).parquet(*paths)
+def _valid(rows: DataFrame, ahead_s: float) -> DataFrame:
+    """The rows with `time_ms`, `trusted_ms`, `complete` and `valid`."""
     time_ms, arrived_ms = _milliseconds("event_time"), _milliseconds("log_time")
     from_past = f.col("source").rlike(f"^({DATASET_SOURCE}|{IMPORT_SOURCE})")  # event.trusted_ms
     trusted_ms = f.when(from_past, f.col("time_ms")).otherwise(arrived_ms)
     rows = rows.select(*_COLUMNS).withColumn("time_ms", time_ms)
     rows = rows.withColumn("trusted_ms", trusted_ms)
     complete = reduce(and_, (f.col(name).isNotNull() for name in _REQUIRED))
-    in_time = f.col("time_ms") <= arrived_ms + settings.stream.ahead_s * 1000
+    in_time = f.col("time_ms") <= arrived_ms + ahead_s * 1000
     rows = rows.withColumn("complete", complete)
     return rows.withColumn("valid", f.col("complete") & in_time)
 

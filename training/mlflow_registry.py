@@ -14,7 +14,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from training import publish
 from training.workspace import MissingStep
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 log = structlog.get_logger()
@@ -159,6 +160,44 @@ class MlflowRegistry:
         """The model of a version or alias; the aliases follow the topic first. Raises BadInput."""
         self._sync_once()
         return self._find_or_raise(version)
+
+    def delete(self, model: RegisteredModel) -> None:
+        """Delete a registered version, and the model files of its run."""
+        if model.run_id:
+            self.delete_model_files(self.client.get_run(model.run_id))
+        self.client.delete_model_version(MODEL, str(model.number))
+
+    def runs(self, experiment: str) -> Iterator[Run]:
+        """The runs of an experiment, newest first."""
+        token, ids = None, [self.experiment(experiment)]
+        while True:
+            page = self.client.search_runs(
+                ids, order_by=["attributes.start_time DESC"], page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def delete_model_files(self, run: Run) -> None:
+        """Delete a run's model, not its report; the tag `model_files` says so."""
+        if run.data.tags.get("model_files") != "deleted":
+            self._delete_files(run, "model")
+            self.client.set_tag(run.info.run_id, "model_files", "deleted")
+
+    def _delete_files(self, run: Run, folder: str | None = None) -> None:
+        from mlflow.exceptions import MlflowException
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        files: Any = get_artifact_repository(run.info.artifact_uri)
+        with suppress(MlflowException):  # there are none
+            if files.list_artifacts(folder):
+                files.delete_artifacts(folder)
+
+    def delete_run(self, run: Run) -> None:
+        """Delete a run and its files. `mlflow gc` removes its rows from the database."""
+        self._delete_files(run)
+        self.client.delete_run(run.info.run_id)
 
     def sync_aliases(self, champion: str) -> None:
         """Set the alias `champion` to this version and `previous` to the one before it.

@@ -3,7 +3,8 @@
 etl      log → tables                              <home>/etl/<version>
 train    tables → model, holdout model, ranker     <home>/challengers/<version>
 eval     models × holdout → gate decision          <home>/challengers/<version>/evaluation.json
-deploy   decision → artifact, event, aliases       <home>/artifacts/<version>, models, MLflow
+deploy   decision → artifact, event, aliases       <home>/artifacts/<version>, models, MLflow;
+         old models are deleted (training.pruning)
 
 A step that is killed leaves no partial output and can be run again. The champion changes only by
 the event on the topic.
@@ -25,7 +26,17 @@ from afterclick.artifact import read_manifest
 from afterclick.errors import BadArtifact, BadInput
 from afterclick.events import ModelPublished
 from afterclick.settings import Settings
-from training import etl, event_log, fit, gate, gate_evaluation, interactions, publish, workspace
+from training import (
+    etl,
+    event_log,
+    fit,
+    gate,
+    gate_evaluation,
+    interactions,
+    pruning,
+    publish,
+    workspace,
+)
 from training.challenger import (
     BOOTSTRAP,
     HOLDOUT_MODELS,
@@ -153,6 +164,7 @@ class Pipeline:
             run_id = attempt.run_id = log_run(registry, folder, run, evaluation)
             if not evaluation.passed:
                 self._decided(run)
+                pruning.prune(self.settings)
                 raise gate.Refused(f"{version} is not published: {evaluation.reason}")
             champion = publish.champion(self.settings.kafka)
             if champion is not None and champion.version not in (evaluation.champion, version):
@@ -173,6 +185,7 @@ class Pipeline:
             registry.finish(run_id)
             self._decided(run)
             self.progress(f"{version} is the champion")
+            pruning.prune(self.settings)
             return published
 
     def run_all(self) -> tuple[EtlReport, Evaluation, ModelPublished]:

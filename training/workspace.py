@@ -1,6 +1,6 @@
 """What the training steps share: versioned folders, the training lock, the status and Spark.
 
-reads   redis   approved items
+reads   redis   approved items, models
 writes  folder  <root>/<version>/, and <root>/LATEST with the newest version's name
         file    <home>/training.lock       held while a training runs
         json    <home>/last_training.json  LastTraining
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 _LATEST, _LOCK = "LATEST", "training.lock"
 _STAGING_MAX_AGE_S = 86_400
+_IN_USE_S = 7 * 86_400
 State = Literal["waiting", "training", "stopped"]
 
 
@@ -69,6 +70,18 @@ def approved_items(settings: Settings) -> frozenset[str]:
         log.warning("approved items unknown: Redis does not answer", error=redis_reason(error))
         return frozenset()
     return frozenset(item.decode() for item in found)
+
+
+def models_in_use(settings: Settings) -> set[str] | None:
+    """Versions that APIs have used within a week; None if Redis does not answer."""
+    since, key = datetime.now(UTC).timestamp() - _IN_USE_S, settings.redis.keys.models_in_use
+    try:
+        with closing(create_redis(settings.redis, socket_timeout=10, protocol=2)) as client:
+            found: Any = client.zrange(key, since, "+inf", byscore=True)
+    except (RedisError, OSError) as error:
+        log.warning("models in use unknown: Redis fails", reason=redis_reason(error))
+        return None
+    return {version.decode() for version in found}
 
 
 class Anchor(HomeFile):

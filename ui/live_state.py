@@ -65,6 +65,7 @@ def stations(figures: Json) -> list[Json]:
         row("duplicates refused", "refused"),
         row("dead letters", "dead_letters"),
         *(["stalled", stall] for stall in figures.get("stalls") or ()),
+        *(["archive stalled", stall] for stall in figures.get("archive_stalls") or ()),
     ]
     model = ["model", figures.get("model_version") or "none yet"]
     return [

@@ -170,7 +170,7 @@ class StackProgress(_Record):
     applied_events: int = 0
     """Records applied to the state."""
     archived_events: int = 0
-    """Records written to the Parquet log."""
+    """Records written to the event archive."""
     lag: int = 0
     """Records not yet applied."""
     events_per_s: float = 0.0

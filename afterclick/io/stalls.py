@@ -1,6 +1,6 @@
 """Find partitions of the interaction topics that stand still although records follow.
 
-reads   topic  reviews, feedback, where the applied offset of a partition does not move
+reads   topic  reviews, feedback, where the applied or archived offset of a partition does not move
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from afterclick.arrays import Json
 from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
 from afterclick.state import TopicPartition
 
@@ -21,6 +22,13 @@ class Stall:
     offset: int
     """Of the first record that is not applied."""
     seconds: float
+
+    def as_json(self) -> Json:
+        return {
+            "partition": str(self.partition),
+            "offset": self.offset,
+            "seconds": round(self.seconds, 1),
+        }
 
     def __str__(self) -> str:
         return f"{self.partition} at offset {self.offset} for {self.seconds:.0f} s"

@@ -24,6 +24,7 @@ import structlog
 from afterclick.errors import Unavailable
 from afterclick.io.home import TrainingStatus
 from afterclick.io.kafka_clients import create_producer
+from afterclick.io.redis_clients import create_redis
 from afterclick.settings import Settings
 from infra.benchmarks.harness import (
     Benchmark,
@@ -222,8 +223,9 @@ def _list_call(user: str, by_version: dict[str, int]) -> RequestSpec:
 
 
 def archived_events(settings: Settings) -> int:
-    """Events in the Parquet log."""
-    return archived(settings.home / "checkpoints" / "archive")
+    """Events that the archive query has passed."""
+    with create_redis(settings.redis) as client:
+        return archived(client, settings.redis.keys)
 
 
 def _wait_training(settings: Settings, state: str, what: str) -> float:

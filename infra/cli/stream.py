@@ -17,7 +17,7 @@ dlq_app = typer.Typer(help="Dead letters: records that cannot be decoded.", no_a
 
 @app.command()
 def stream() -> None:
-    """Run the stream job: Kafka events to state in Redis and the Parquet log. Ends on SIGTERM."""
+    """Run the stream job: Kafka events to state in Redis and the event archive. Ends on SIGTERM."""
     from afterclick.settings import Settings
     from streaming import job
 
@@ -44,7 +44,7 @@ def reconcile(
 
 @app.command()
 def rebuild(as_json: AsJson = False) -> None:
-    """Rebuild the state from the Parquet log. Stop the stream first; it continues from there."""
+    """Rebuild the state from the event archive. Stop the stream first; it continues from there."""
     from afterclick.settings import Settings
     from streaming.proof.rebuild import rebuild as run
 
@@ -67,11 +67,10 @@ def forget(
     from streaming.proof.forget_requests import forget as erase
 
     erased = erase(Settings(), user_id)
-    lines = [f"{erased.events:,} events retracted"]
-    if erased.rows is None:
-        lines.append("the Parquet log is on remote storage: delete the rows there")
-    else:
-        lines.append(f"{erased.rows:,} rows of the Parquet log erased")
+    lines = [
+        f"{erased.events:,} events retracted",
+        f"{erased.rows:,} rows of the event archive erased",
+    ]
     if erased.remaining:
         lines.append(f"the counts of {erased.remaining:,} events remain, without a user")
     emit(erased, as_json, "\n".join(lines))

@@ -63,7 +63,7 @@ def run_etl(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn the Parquet log into tables: deduplicated, with numeric ids, the k-core, popularity.
+    """Turn the event archive into tables: deduplicated, with numeric ids, the k-core, popularity.
 
     Reads only new files; all files if one of the others has changed.
     """

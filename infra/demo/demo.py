@@ -147,7 +147,7 @@ class Demo:
         step.note = f"{len(summary['people'])} demo users with {summary['sent']} reviews"
 
     async def _wait_for_log(self, step: DemoStep) -> None:
-        """Wait until the Parquet log, which training reads, is complete; the state may still lag.
+        """Wait until the event archive, which training reads, is complete; the state may still lag.
 
         After half a minute a part is enough: on a small machine the first model is trained on it.
         """
@@ -161,7 +161,7 @@ class Demo:
                 self._partial = True
                 break
             await asyncio.sleep(0.5)
-        step.note = f"{step.done:,} of {step.total:,} events in the Parquet log"
+        step.note = f"{step.done:,} of {step.total:,} events in the event archive"
 
     def _log_complete(self, step: DemoStep) -> bool:
         progress = self._progress()

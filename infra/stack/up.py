@@ -1,9 +1,8 @@
 """Compose the stack, run it and measure its progress; stop it from another shell.
 
 reads   topic  reviews, feedback (end offsets)
-        redis  {p:<topic>:<partition>}:position
+        redis  {p:<topic>:<partition>}:position, archived
         http   GET /health/ready
-        file   <home>/checkpoints/archive (the offsets of the last finished batch)
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from afterclick.io.files import file_lock, private_folder
 from afterclick.io.home import StackProgress, StackRecord
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.io.redis_clients import create_redis
+from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from infra.embedded.kafka import ensure_topics
@@ -202,13 +202,15 @@ class ProgressProbe:
         self.latest = StackProgress(
             log_events=events,
             applied_events=applied,
-            archived_events=archived(self._settings.home / "checkpoints" / "archive"),
+            archived_events=self._archived(),
             lag=max(0, events - applied),
             events_per_s=round(self._rate(applied), 1),
             model_version=parts.get("model"),
             stalled=tuple(
-                f"{stall['partition']} at offset {stall['offset']} for {stall['seconds']:.0f} s"
-                for stall in parts.get("stalled", ())
+                f"{what}{stall['partition']} at offset {stall['offset']} "
+                f"for {stall['seconds']:.0f} s"
+                for what, name in (("", "stalled"), ("archive, ", "archive_stalled"))
+                for stall in parts.get(name, ())
             )
             + tuple(
                 f"loop {frozen['loop']} of the API for {frozen['seconds']:.0f} s"
@@ -235,6 +237,13 @@ class ProgressProbe:
             return 0
         return sum(int(offset) + 1 for offset in offsets if offset is not None)
 
+    def _archived(self) -> int:
+        try:
+            return archived(self._redis, self._settings.redis.keys)
+        except redis.RedisError as error:
+            log.debug("no archived offsets", error=str(error))
+            return 0
+
     def _api_parts(self) -> dict[str, Any]:
         """`parts` of /health/ready; empty while the API does not respond."""
         url = f"{self._settings.serving.url}/health/ready"
@@ -254,14 +263,7 @@ class ProgressProbe:
         return max(0.0, (applied - previous[1]) / (now - previous[0]))
 
 
-def archived(checkpoint: Path) -> int:
-    """Records in finished batches of the archive query, from Spark's offset log."""
-    numbers = [int(file.name) for file in (checkpoint / "commits").glob("[0-9]*")]
-    if not numbers:
-        return 0
-    try:
-        lines = (checkpoint / "offsets" / str(max(numbers))).read_text().splitlines()
-        offsets: dict[str, dict[str, int]] = json.loads(lines[-1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return sum(end for partitions in offsets.values() for end in partitions.values())
+def archived(client: redis.Redis, keys: Keys) -> int:
+    """Records that the archive query has passed. Raises redis.RedisError."""
+    offsets: Any = client.hgetall(keys.archived)
+    return sum(int(offset) + 1 for offset in offsets.values())

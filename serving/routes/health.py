@@ -64,8 +64,8 @@ async def live() -> Response:
 async def ready(service: ServiceDep) -> Response:
     """200 once trends are loaded; 503 before, and while the process stops.
 
-    With stalled partitions or frozen background loops the status is `stalled`, with 200: lists are
-    served, but what is new does not reach them.
+    With stalled partitions, a stalled archive or frozen background loops the status is `stalled`,
+    with 200: lists are served, but what is new does not reach them, or not the archive.
     """
     snapshot = service.snapshots.current
     parts = {
@@ -76,21 +76,15 @@ async def ready(service: ServiceDep) -> Response:
         "model": snapshot.loaded.version or None,
         "refused_models": service.models.rejected,
         "sql": service.control.available,
-        "stalled": [
-            {
-                "partition": str(stall.partition),
-                "offset": stall.offset,
-                "seconds": round(stall.seconds, 1),
-            }
-            for stall in service.stats.stalls
-        ],
+        "stalled": [stall.as_json() for stall in service.stats.stalls],
+        "archive_stalled": [stall.as_json() for stall in service.stats.archive_stalls],
         "frozen": [
             {"loop": heartbeat.name, "seconds": round(heartbeat.age_s, 1)}
             for heartbeat in service.monitor.frozen()
         ],
     }
     ok = service.feed.loaded and not service.draining
-    stalled = parts["stalled"] or parts["frozen"]
+    stalled = parts["stalled"] or parts["archive_stalled"] or parts["frozen"]
     status = ("stalled" if stalled else "ready") if ok else "not ready"
     return json_response({"status": status, "parts": parts}, 200 if ok else 503)
 

@@ -198,6 +198,11 @@ class ModelFeed:
         self.start, self.stop = self._loop.start, self._loop.stop
         self.heartbeat = self._loop.heartbeat
 
+    @property
+    def in_use(self) -> list[str]:
+        """The serving version, and those that experiments name."""
+        return [version for version in (self.version, *self._requested) if version]
+
     def request(self, versions: Sequence[str]) -> None:
         """Load these for experiments; versions beyond `MAX_EXTRA_MODELS` are ignored."""
         self._requested = tuple(versions)

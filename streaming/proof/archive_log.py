@@ -1,103 +1,87 @@
-"""Files of the Parquet log: which are complete, and how to erase a user's rows.
+"""Read the events of the archive, and erase a user's rows from it.
 
-reads, writes  parquet  <archive>/log_day=*/*.parquet, and the sizes in <archive>/_spark_metadata
+reads, writes  delta  <archive>  log_day=<yyyy-mm-dd>/*.parquet, _delta_log/
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from deltalake.exceptions import CommitFailedError
 
-from afterclick.errors import BadInput, StateConflict
+from afterclick.errors import Unavailable
+from afterclick.events import Interaction, InteractionEvent, encode, interaction_event
+from afterclick.io.event_archive import EventArchive, MissingArchive, archive_errors, sql_text
+from afterclick.state import TopicPartition
+from streaming.records import Record
+
+_ATTEMPTS = 50
+_BLOCK = 5000
+_DATA = ("user_id", "item_id", "action", "rating", "text", "impression_id", "session_id")
 
 
-def archive_files(folder: str) -> list[str]:
-    """The complete files of the log: those that Spark's sink has committed, if it wrote the log.
+def archived_rows(
+    archive: EventArchive, partition: TopicPartition, before: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """A partition's rows in offset order, those with an offset below `before` if it is given.
 
-    Raises StateConflict if there are none.
+    Raises Unavailable.
     """
-    archive = Path(folder)
-    commits = sorted((archive / "_spark_metadata").glob("[0-9]*"))
-    if commits:
-        lines = (line for commit in commits for line in commit.read_text().splitlines()[1:])
-        files = sorted({json.loads(line)["path"].removeprefix("file://") for line in lines})
-    else:
-        files = sorted(str(path) for path in archive.glob("log_day=*/*.parquet"))
-    if not files:
-        raise StateConflict(f"there is no log in {archive} to rebuild the state from")
-    return files
+    rows = f'"topic" = {sql_text(partition.topic)} and "partition" = {partition.partition}'
+    if before is not None:
+        rows += f' and "offset" < {before}'
+    table = archive.read(rows).sort_by("offset")
+    for batch in table.to_batches(max_chunksize=_BLOCK):
+        yield from batch.to_pylist()
+
+
+def event_of(row: dict[str, Any]) -> InteractionEvent:
+    """The event of a row."""
+    return interaction_event(
+        Interaction(**{name: row[name] for name in _DATA}),
+        event_id=row["event_id"],
+        time=row["event_time"],
+        source=row["source"],
+    )
+
+
+def record_of(row: dict[str, Any]) -> Record:
+    """A row as the Kafka record that it was."""
+    log_ms = row["log_time"].timestamp() * 1000
+    return Record(row["offset"], None, encode(event_of(row)), log_ms)
 
 
 def erase(archive: str, user_id: str, until_ms: int) -> int:
-    """Rewrite the files without a user's rows up to an event time; returns the number of rows
-    erased.
+    """Delete a user's rows up to an event time, also from the disk; returns their number.
 
-    Includes renamed logs (handover.archive_orphaned_log). Raises BadInput for a log on remote
-    storage.
+    The stream may append and merge files meanwhile. A concurrent reader of the archive fails, and
+    succeeds when it reads again. Raises StateConflict if an earlier version wrote the archive, and
+    Unavailable.
     """
-    if "://" in archive:
-        raise BadInput(
-            f"the log in {archive} is not a local folder: "
-            f"delete the rows of {user_id!r} there yourself"
+    try:
+        log = EventArchive.open(archive)
+    except MissingArchive:
+        return 0
+    until = sql_text(datetime.fromtimestamp(until_ms / 1000, UTC).isoformat())
+    rows = f'"user_id" = {sql_text(user_id)} and "event_time" <= {until}'
+    with archive_errors(archive):
+        days = log.read(rows, ["log_day"])["log_day"]
+        erased = sum(
+            _delete(log, f"log_day = '{day}' and {rows}")
+            for day in sorted(days.unique().to_pylist())
         )
-    folder, erased = Path(archive), 0
-    for log in (folder, *folder.parent.glob(f"{folder.name}.[0-9]*")):
-        for path in sorted(log.glob("log_day=*/*.parquet")):
-            erased += _erase_from_file(path, user_id, until_ms)
-        _update_sizes(log)
+        log.table.vacuum(0, dry_run=False, enforce_retention_duration=False)
     return erased
 
 
-def _erase_from_file(path: Path, user_id: str, until_ms: int) -> int:
-    """Rewrite one file, if it has rows of the user."""
-    users = pq.read_table(path, columns=["user_id"], partitioning=None)
-    if not pc.any(pc.equal(users["user_id"], user_id)).as_py():
-        return 0
-    table = pq.read_table(path, partitioning=None)
-    until = pa.scalar(until_ms * 1000, pa.timestamp("us", tz="UTC"))
-    forgotten = pc.and_(
-        pc.equal(table["user_id"], user_id),
-        pc.less_equal(table["event_time"].cast(until.type), until),
-    )
-    remaining = table.filter(pc.invert(forgotten))
-    if len(remaining) < len(table):
-        # as in the file read: a time without zone is one of Spark's deprecated type
-        deprecated = table["event_time"].type.tz is None
-        options = {"flavor": "spark", "use_deprecated_int96_timestamps": deprecated}
-        _replace(path, lambda staged: pq.write_table(remaining, staged, **options))
-    return len(table) - len(remaining)
-
-
-def _update_sizes(log: Path) -> None:
-    """Update the file sizes in the sink's commits: readers of the log rely on them."""
-    for commit in sorted((log / "_spark_metadata").glob("[0-9]*")):
-        text = commit.read_text()
-        head, *lines = text.splitlines()
-        updated = "\n".join([head, *(_with_current_size(line) for line in lines)])
-        if updated != text.removesuffix("\n"):
-            _write_text(commit, updated)
-
-
-def _with_current_size(line: str) -> str:
-    entry = json.loads(line)
-    path = Path(entry["path"].removeprefix("file://"))
-    if not path.exists() or path.stat().st_size == entry["size"]:
-        return line
-    return json.dumps(entry | {"size": path.stat().st_size}, separators=(",", ":"))
-
-
-def _write_text(path: Path, text: str) -> None:
-    _replace(path, lambda staged: staged.write_text(text))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a staged file and rename it; deletes Hadoop's checksum of the old one."""
-    staged = path.with_name(f".{path.name}.erasing")
-    write(staged)
-    path.with_name(f".{path.name}.crc").unlink(missing_ok=True)
-    staged.replace(path)
+def _delete(log: EventArchive, predicate: str) -> int:
+    """Delete rows of one day, again if another commit changed that day meanwhile."""
+    for _ in range(_ATTEMPTS):
+        log.table.update_incremental()
+        try:
+            return int(log.table.delete(predicate)["num_deleted_rows"])
+        except CommitFailedError:
+            continue
+    raise Unavailable(f"the archive in {log.uri} changes too often: run it again")

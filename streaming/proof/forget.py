@@ -1,9 +1,9 @@
 """Forget a user: remove every effect of their past events from the state and the log.
 
 reads   redis    {u:<user>}:ledger:*, {p:<topic>:<partition>}:position
-        parquet  <archive>; topic reviews, feedback for events not archived yet
+        delta    <archive>; topic reviews, feedback for events not archived yet
 writes  redis    forgotten, {u:<user>}:*, {p:<topic>:<partition>}:counts, :uniques, :trends, :taken
-        parquet  <archive>
+        delta    <archive>
 
 The order of the steps makes a crash repairable by running them again: let Redis reject the user's
 events; wait for events in flight; retract what was counted, partition by partition (once each, by a
@@ -18,13 +18,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import redis
-import structlog
 
-from afterclick.errors import BadEvent, BadInput, StateConflict
+from afterclick.errors import BadEvent
 from afterclick.events import InteractionEvent, decode_interaction, stable_id
+from afterclick.io.event_archive import EventArchive, MissingArchive, sql_text
 from afterclick.io.kafka_log import KafkaLog, OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings, Settings
@@ -40,11 +38,9 @@ from afterclick.state import (
 from streaming import positions
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection
-from streaming.proof.archive_log import archive_files, erase
-from streaming.proof.rebuild import no_record, record_of
+from streaming.proof.archive_log import erase, record_of
+from streaming.proof.rebuild import no_record
 from streaming.records import Record
-
-log = structlog.get_logger()
 
 _UNLIMITED = 10**9
 
@@ -99,15 +95,13 @@ class Forgetter:
         `settle` waits until no process works on events read before: without it, no stream may run.
         Raises redis.RedisError and Unavailable.
         """
-        events, remaining, finished_ms = 0, 0, -1
-        rows: int | None = 0
+        events, remaining, rows, finished_ms = 0, 0, 0, -1
         while finished_ms < until_ms:
             finished_ms = self.begin(until_ms)
             settle()
             retracted = self.retract(finished_ms)
             events, remaining = events + retracted.events, remaining + retracted.remaining
-            erased = self.erase_rows(finished_ms)
-            rows = None if rows is None or erased is None else rows + erased
+            rows += self.erase_rows(finished_ms)
             self.client.delete(self.settings.redis.keys.forgetting(self.user_id))
         report = Forgetting(
             until_ms=finished_ms,
@@ -254,28 +248,23 @@ class Forgetter:
                 yield _LedgerEntry(event_id.decode(), position, effects)
 
     def _events(self, wanted: list[LogPosition]) -> _Events:
-        """The user's events in the Parquet log, and those at these positions in the topics."""
+        """The user's events in the archive, and those at these positions in the topics."""
         events = dict(self._archived())
         missing = set(wanted) - events.keys()
         return events | dict(_read_topics(self.settings.kafka, sorted(missing)))
 
     def _archived(self) -> Iterator[tuple[LogPosition, _LoggedEvent]]:
         try:
-            files = archive_files(self.settings.archive)
-        except StateConflict:  # nothing was archived yet
+            archive = EventArchive.open(self.settings.archive)
+        except MissingArchive:
             return
-        table = ds.dataset(files).to_table(filter=pc.field("user_id") == self.user_id)
-        for row in table.to_pylist():
+        for row in archive.read(f'"user_id" = {sql_text(self.user_id)}').to_pylist():
             record = record_of(row)
             position = LogPosition(row["topic"], row["partition"], row["offset"])
             yield position, _LoggedEvent(record, decode_interaction(record.value))
 
-    def erase_rows(self, until_ms: int) -> int | None:
-        try:
-            return erase(self.settings.archive, self.user_id, until_ms)
-        except BadInput as error:  # remote storage
-            log.warning("rows not erased", reason=str(error))
-            return None
+    def erase_rows(self, until_ms: int) -> int:
+        return erase(self.settings.archive, self.user_id, until_ms)
 
     def _store(self, report: Forgetting) -> None:
         self.client.set(self.settings.redis.keys.erased(self.user_id), report.model_dump_json())

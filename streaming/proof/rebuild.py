@@ -1,8 +1,8 @@
-"""Rebuild the state from the Parquet log under other keys, then swap it in. The stream resumes
+"""Rebuild the state from the event archive under other keys, then swap it in. The stream resumes
 there.
 
-reads   parquet  <archive>/log_day=*/*.parquet
-writes  redis    forgotten, {u:<user>}:*, {p:<topic>:<partition>}:*
+reads   delta  <archive>
+writes  redis  forgotten, {u:<user>}:*, {p:<topic>:<partition>}:*
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import redis
 
 from afterclick.errors import StateLocked
-from afterclick.events import Interaction, encode, interaction_event
+from afterclick.io.event_archive import EventArchive
 from afterclick.io.kafka_log import OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
@@ -28,10 +26,8 @@ from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection, load_functions, redis_client
 from streaming.forgotten_users import restore_forgotten
 from streaming.lease import NO_LEASE, Lease, hold_lease
-from streaming.proof.archive_log import archive_files
-from streaming.records import Record
+from streaming.proof.archive_log import archived_rows, record_of
 
-_DATA = ("user_id", "item_id", "action", "rating", "text", "impression_id", "session_id")
 _BLOCK = 5000
 
 
@@ -52,7 +48,7 @@ def rebuild(settings: Settings) -> Rebuilt:
         load_functions(client)
         keys = settings.redis.keys
         with hold_lease(client, keys, settings.stream.lease_s) as lease:
-            log = ds.dataset(archive_files(settings.archive), partitioning="hive")
+            archive = EventArchive.open(settings.archive)
             staged = Keys(f"{settings.redis.prefix}rebuilding:")
             _delete(client, staged, "u")
             _delete(client, staged, "p")
@@ -63,46 +59,36 @@ def rebuild(settings: Settings) -> Rebuilt:
                 config, NodeConnection(settings.redis.client_url), log_holds=no_record
             )
             partitions = positions.topic_partitions(settings.kafka)
-            events = sum(_apply(applier, log, partition) for partition in partitions)
+            events = sum(_apply(applier, archive, partition) for partition in partitions)
+            _skip_deleted(client, staged, settings, archive)
             swap(client, staged, keys, lease)
             applied = positions.applied_offsets(client, keys, partitions)
     return Rebuilt(events, {str(name): offset for name, offset in applied.items() if offset >= 0})
 
 
-def _apply(applier: Applier, log: Any, partition: TopicPartition) -> int:
-    """Apply one partition's part of the log; returns the number of its events."""
+def _apply(applier: Applier, archive: EventArchive, partition: TopicPartition) -> int:
+    """Apply one partition's part of the archive; returns the number of its events."""
     topic, number = partition
-    rows = (pc.field("topic") == topic) & (pc.field("partition") == number)
-    table = log.to_table(filter=rows).sort_by("offset")
-    for batch in table.to_batches(max_chunksize=_BLOCK):
-        for _ in applier.apply(topic, number, _records(batch.to_pylist())):
+    rows, count = archived_rows(archive, partition), 0
+    while block := list(islice(rows, _BLOCK)):
+        count += len(block)
+        for _ in applier.apply(topic, number, [record_of(row) for row in block]):
             pass
-    return len(table)
+    return count
 
 
-def _records(rows: list[dict[str, Any]]) -> list[Record]:
-    """Each offset once. Dead letters and other gaps are missing."""
-    return [record_of(row) for row in {row["offset"]: row for row in rows}.values()]
-
-
-def record_of(row: dict[str, Any]) -> Record:
-    """A row of the Parquet log as the Kafka record that it was."""
-    event = interaction_event(
-        Interaction(**{name: row[name] for name in _DATA}),
-        event_id=row["event_id"],
-        time=_utc(row["event_time"]),
-        source=row["source"],
-    )
-    return Record(row["offset"], None, encode(event), _utc(row["log_time"]).timestamp() * 1000)
-
-
-def _utc(moment: datetime) -> datetime:
-    """Spark's sink writes times without their zone."""
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+def _skip_deleted(
+    client: redis.Redis, keys: Keys, settings: Settings, archive: EventArchive
+) -> None:
+    """Move the applied offsets past records without a row that the topics no longer hold."""
+    for name, held in positions.log_ranges(settings.kafka).items():
+        skipped = min(archive.offset(name), held.begin - 1)
+        if skipped >= 0:
+            client.fcall("afterclick_raise_to", 1, keys.applied_offset(*name), str(skipped))
 
 
 def no_record(_: TopicPartition, __: OffsetRange) -> bool:
-    """The Parquet log has no row at the offset of a dead letter."""
+    """The archive has no row at the offset of a dead letter."""
     return False
 
 

@@ -214,7 +214,7 @@ def _compare_trends(
 ) -> None:
     log_items = set(expected.trending)
     for item in (state.keys() | log_items) - removed:
-        retracted_ms = expected.retracted.get(item, -math.inf)
+        retracted_ms = expected.retracted.get(item, expected.erased_ms)
         if item not in state or (item not in log_items and retracted_ms == -math.inf):
             report.add("trend", f"of item {item}", item in state, item in log_items)
             continue

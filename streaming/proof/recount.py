@@ -4,6 +4,7 @@ client.
 Shares the event codec with the stream and nothing else: other arithmetic, order of work and client.
 
 reads   topic  reviews, feedback, forgotten
+        delta  <archive>, for what the topics no longer hold
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from kafka.errors import KafkaError
 
 from afterclick.arrays import Float64Array
 from afterclick.errors import BadEvent, LogTruncated
-from afterclick.events import SESSION, decode_interaction
+from afterclick.events import SESSION, InteractionEvent, decode_interaction
+from afterclick.io.event_archive import EventArchive, MissingArchive
 from afterclick.io.kafka_clients import python_consumer, python_unavailable
 from afterclick.settings import Settings
 from afterclick.state import LATE_ITEMS, HistoryEntry, TopicPartition, decode_forgotten
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
+from streaming.proof.archive_log import archived_rows, event_of
 
 _Vote = tuple[int, int]
 """Event time and trusted time of a vote, ms."""
@@ -52,6 +55,8 @@ class Recount:
     """user_id → event time ms up to which the user is forgotten."""
     retracted: dict[str, float] = field(default_factory=dict)
     """item_id → newest event time ms of its forgotten events; its trend may keep that time."""
+    erased_ms: float = -math.inf
+    """The same of every item: infinite if forgotten events were erased from the archive."""
     counts: Counter[str] = field(default_factory=Counter)
     _activity: dict[str, tuple[int, float]] = field(default_factory=dict)
     """user_id → how often the user has expired, and when the newest event reached the log."""
@@ -90,6 +95,10 @@ class Recount:
         except BadEvent:
             self.malformed += 1
             return
+        self.add_event(event, log_ms)
+
+    def add_event(self, event: InteractionEvent, log_ms: float) -> None:
+        """Count one valid event that reached the log at this time."""
         time_ms, data = event.time_ms, event.data
         if time_ms - log_ms > self.max_ahead_ms:
             self.malformed += 1
@@ -177,13 +186,44 @@ class Recount:
 def recount(settings: Settings, applied: dict[TopicPartition, int]) -> Recount:
     """Count the log from its beginning to the applied offset of each partition.
 
-    Raises LogTruncated if the log no longer has its beginning, and Unavailable.
+    What retention has deleted from the topics is counted from the archive. Raises LogTruncated if
+    the archive does not have all of it, and Unavailable.
     """
     total = Recount.of(settings)
     with _consumer(settings) as consumer:
         total.until = _read_forgotten(consumer, settings.kafka.topics.forgotten)
-        _read(consumer, {name: offset for name, offset in applied.items() if offset >= 0}, total)
+        pending = {name: offset for name, offset in applied.items() if offset >= 0}
+        _read_archive(consumer, settings.archive, pending, total)
+        _read(consumer, pending, total)
     return total
+
+
+def _read_archive(
+    consumer: KafkaConsumer, uri: str, applied: dict[TopicPartition, int], total: Recount
+) -> None:
+    """Count the events before the beginning of each partition."""
+    begins = consumer.beginning_offsets([KafkaPartition(*name) for name in applied])
+    missing = {name: begin for name in applied if (begin := begins[KafkaPartition(*name)])}
+    if not missing:
+        return
+    total.erased_ms = math.inf
+    try:
+        archive = EventArchive.open(uri)
+    except MissingArchive:
+        raise LogTruncated(
+            f"{sum(missing.values())} events are missing from the log, and there is no archive in "
+            f"{uri}; counts cannot be verified"
+        ) from None
+    for name, begin in missing.items():
+        end = min(begin, applied[name] + 1)
+        if archive.offset(name) < end - 1 or archive.deleted_day >= 0:
+            raise LogTruncated(
+                f"the first {begin} events of {name} are missing from the log, and the archive in "
+                f"{uri} does not have all of them; counts cannot be verified"
+            )
+        for row in archived_rows(archive, name, end):
+            total.events += 1
+            total.add_event(event_of(row), row["log_time"].timestamp() * 1000)
 
 
 def _read_forgotten(consumer: KafkaConsumer, topic: str) -> dict[str, int]:
@@ -271,12 +311,11 @@ def _read(consumer: KafkaConsumer, applied: dict[TopicPartition, int], total: Re
     pending = {KafkaPartition(*name): offset for name, offset in applied.items()}
     if not pending:  # nothing is applied yet
         return
+    begins = consumer.beginning_offsets(list(pending))
+    pending = {name: last for name, last in pending.items() if last >= begins[name]}
+    if not pending:
+        return
     consumer.assign(list(pending))
-    missing = sum(consumer.beginning_offsets(list(pending)).values())
-    if missing:
-        raise LogTruncated(
-            f"{missing} events are missing from the log; counts cannot be verified against it"
-        )
     consumer.seek_to_beginning(*pending)
     while pending:
         for partition, records in consumer.poll(timeout_ms=1000).items():

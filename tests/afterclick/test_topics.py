@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from afterclick.settings import KafkaSettings
 from afterclick.topics import DAY_MS, MAX_RECORD_BYTES, Topics, dlq
 
 
-def test_interactions_have_no_retention_limit_and_have_dead_letters() -> None:
-    topics = Topics(partitions=6)
+def test_interactions_and_dead_letters_are_kept_as_long_as_the_settings_say() -> None:
+    topics = KafkaSettings(partitions=6).topics
     by_name = {topic.name: topic for topic in topics.all()}
     for name in topics.interactions:
         assert by_name[name].partitions == 6
         assert by_name[name].config == {
             "cleanup.policy": "delete",
-            "retention.ms": "-1",
+            "retention.ms": str(90 * DAY_MS),
             "message.timestamp.type": "LogAppendTime",
             "max.message.bytes": str(MAX_RECORD_BYTES),
         }
         assert by_name[dlq(name)].partitions == 1
+        assert by_name[dlq(name)].config["retention.ms"] == str(30 * DAY_MS)
+    unlimited = KafkaSettings(retention_days=0, dlq_days=0).topics
+    assert {topic.retention_ms for topic in unlimited.all()[:4]} == {-1}
 
 
 def test_the_catalogue_and_the_models_are_compacted() -> None:

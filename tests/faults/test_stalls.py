@@ -20,6 +20,7 @@ from streaming.positions import (
     applied_offsets,
     check_topics,
     log_ranges,
+    mark_archived,
     set_aside,
     set_aside_records,
     starting_offsets,
@@ -139,6 +140,30 @@ def test_readiness_metrics_and_dashboard_name_a_stalled_partition_until_it_moves
         with MiniStream(settings):
             wait_until(lambda: ready()["status"] == "ready")
         assert gauge in api.http.get("/metrics").text
+
+
+def test_readiness_and_metrics_name_a_stalled_archive_until_it_moves(
+    settings: Settings, client: redis.Redis
+) -> None:
+    stream = settings.stream.model_copy(update={"stall_s": 0.05, "archive_seconds": 0.1})
+    keys = settings.redis.keys
+    with Running(settings.model_copy(update={"stream": stream})) as api, MiniStream(settings):
+        api.ready()
+        position = LogPosition.parse(api.feedback("alice", "camera"))
+        ranges = log_ranges(settings.kafka)
+        assert api.get("/health/ready")["parts"]["archive_stalled"] == []  # no stream has run yet
+        mark_archived(client, keys, dict.fromkeys(ranges, -1))
+
+        def stalled() -> list[dict[str, object]]:
+            found: list[dict[str, object]] = api.get("/health/ready")["parts"]["archive_stalled"]
+            return found
+
+        (stall,) = wait_until(stalled)
+        assert stall["partition"] == str(position.topic_partition)
+        assert "afterclick_archive_stalled_seconds 0.0" not in api.http.get("/metrics").text
+        mark_archived(client, keys, {name: held.end - 1 for name, held in ranges.items()})
+        wait_until(lambda: not stalled())
+        assert "afterclick_archive_stalled_seconds 0.0" in api.http.get("/metrics").text
 
 
 @pytest.fixture

@@ -398,12 +398,12 @@ def test_models_are_listed_promoted_and_rolled_back(installation: Installation) 
 def test_a_training_reports_its_progress_and_why_it_failed(console: RunningConsole) -> None:
     console.post("models/train", status=202)
     wait_until(lambda: (console.state()["training"] or {}).get("state") == "training")
-    job = console.finished("train")  # there is no Parquet log
+    job = console.finished("train")  # there is no event archive
     assert job["state"] == "failed"
-    assert "no Parquet log" in job["error"]
+    assert "no event archive" in job["error"]
     training = console.state()["training"]
     assert training["state"] == "stopped"
-    assert "no Parquet log" in training["last"]
+    assert "no event archive" in training["last"]
 
 
 def test_a_simulation_ends_with_the_console(faulty: Settings) -> None:

@@ -1,74 +1,81 @@
-"""Rows are erased from the Parquet log, and Spark still reads what its sink has written."""
+"""Rows are erased from the archive, and nothing of the user stays on the disk."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from pyspark.sql import SparkSession
-from pyspark.sql import functions as F
+from deltalake import write_deltalake
 
-from afterclick.errors import BadInput
+from afterclick.io.event_archive import EventArchive, sql_text
+from streaming.archive_table import ARCHIVE_SCHEMA, create_archive
 from streaming.proof.archive_log import erase
 
-pytestmark = pytest.mark.spark
+USER = "o'user-3"
 
 
-@pytest.fixture
-def log(spark: SparkSession, tmp_path: Path) -> Path:
-    """A log of 100 rows of ten users on two days, written by Spark's streaming sink."""
-    rows = spark.range(100).select(
-        F.concat(F.lit("user-"), F.col("id") % 10).alias("user_id"),
-        F.timestamp_millis(F.col("id") * 1000).alias("event_time"),
-        F.lit("a text that is long enough to matter").alias("text"),
-        F.when(F.col("id") < 50, "2026-01-01").otherwise("2026-01-02").alias("log_day"),
-    )
-    source, log = tmp_path / "source", tmp_path / "log"
-    rows.write.parquet(str(source))
-    query = (
-        spark.readStream.schema(rows.schema)
-        .parquet(str(source))
-        .writeStream.format("parquet")
-        .option("path", str(log))
-        .option("checkpointLocation", str(tmp_path / "checkpoint"))
-        .partitionBy("log_day")
-        .trigger(availableNow=True)
-        .start()
-    )
-    query.awaitTermination(60)
-    return log
+@pytest.fixture(params=["folder", "object store"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An archive of 100 rows of ten users on two days."""
+    if request.param == "folder":
+        uri = str(tmp_path / "log")
+    else:
+        request.getfixturevalue("s3")
+        uri = "s3a://shop/log"
+    table = create_archive(uri).table
+    for day in (1, 2):
+        made = [row(n, day) for n in range(50 * (day - 1), 50 * day)]
+        write_deltalake(table, pa.Table.from_pylist(made, schema=ARCHIVE_SCHEMA), mode="append")
+    return uri
 
 
-def test_spark_reads_a_log_without_the_user(spark: SparkSession, log: Path) -> None:
-    assert spark.read.parquet(str(log)).count() == 100
-    assert erase(str(log), "user-3", 60_000) == 6
-    left = spark.read.parquet(str(log))
-    assert left.count() == 94
-    assert [row.event_time.timestamp() for row in left.where("user_id = 'user-3'").collect()] == [
-        63,
-        73,
-        83,
-        93,
-    ]
-    first = left.where("user_id = 'user-4'").first()
-    assert first is not None
-    assert first.asDict().keys() == {
-        "user_id",
-        "event_time",
-        "text",
-        "log_day",
+def row(n: int, day: int) -> dict[str, Any]:
+    return {
+        "user_id": f"o'user-{n % 10}",
+        "event_time": datetime.fromtimestamp(n, UTC),
+        "text": "a text that is long enough to matter",
+        "log_day": f"2026-01-0{day}",
     }
-    assert erase(str(log), "user-3", 60_000) == 0
-    assert not list(log.rglob("*.erasing"))
 
 
-def test_a_renamed_log_is_cleaned_too(spark: SparkSession, log: Path) -> None:
-    renamed = log.rename(log.with_name("log.1700000000"))
-    assert erase(str(log), "user-3", 10**12) == 10
-    files = [str(path) for path in renamed.rglob("*.parquet")]
-    assert spark.read.parquet(*files).where("user_id = 'user-3'").count() == 0
+def left(uri: str) -> list[float]:
+    """Event times of the user's rows."""
+    found = EventArchive.open(uri).read().to_pylist()
+    return sorted(one["event_time"].timestamp() for one in found if one["user_id"] == USER)
 
 
-def test_a_log_on_remote_storage_is_rejected() -> None:
-    with pytest.raises(BadInput, match="s3a://bucket/log"):
-        erase("s3a://bucket/log", "alice", 0)
+def test_rows_up_to_the_time_are_erased(uri: str) -> None:
+    assert erase(uri, USER, 60_000) == 6
+    assert left(uri) == [63, 73, 83, 93]
+    archive = EventArchive.open(uri)
+    assert archive.table.count() == 94
+    assert archive.read().schema.equals(ARCHIVE_SCHEMA)
+    assert erase(uri, USER, 60_000) == 0
+    assert erase(uri, USER, 10**12) == 4
+
+
+def test_no_file_has_the_rows_afterwards(tmp_path: Path) -> None:
+    uri = str(tmp_path / "log")
+    table = create_archive(uri).table
+    for n in range(20):
+        one = pa.Table.from_pylist([row(n, 1)], schema=ARCHIVE_SCHEMA)
+        write_deltalake(table, one, mode="append")
+    table.optimize.compact()
+    table.delete(f"user_id = {sql_text(USER)}")  # the control: still there
+    assert USER in on_disk(uri)
+    erase(uri, "o'user-4", 10**12)
+    assert not {USER, "o'user-4"} & on_disk(uri)
+
+
+def on_disk(uri: str) -> set[str]:
+    """Users with rows in any file, also of older commits."""
+    files = Path(uri).glob("log_day=*/*.parquet")
+    return {user for path in files for user in pq.ParquetFile(path).read()["user_id"].to_pylist()}
+
+
+def test_without_an_archive_nothing_is_erased(tmp_path: Path) -> None:
+    assert erase(str(tmp_path / "none"), USER, 0) == 0

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 
 import orjson
-import pyarrow.dataset as ds
 import pytest
 import redis
 from typer.testing import CliRunner
 
+from afterclick.io.event_archive import EventArchive
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import Settings
 from afterclick.state import Forgetting
@@ -47,7 +47,7 @@ LOG = [*OTHERS[:20], *ALICE, *OTHERS[20:]]
 
 
 def archived_users(settings: Settings) -> set[str]:
-    table = ds.dataset(settings.archive, partitioning="hive").to_table(columns=["user_id"])
+    table = EventArchive.open(settings.archive).read(columns=["user_id"])
     return set(table["user_id"].to_pylist())
 
 

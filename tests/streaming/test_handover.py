@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import pytest
 import redis
@@ -12,23 +11,7 @@ from afterclick.errors import StateConflict
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from afterclick.trends import HALF_LIVES_MS, Trend
-from streaming.handover import archive_orphaned_log
 from streaming.job import check_state_version, run
-
-
-def test_a_log_without_its_checkpoint_is_renamed(settings: Settings) -> None:
-    log = Path(settings.archive)
-    (log / "_spark_metadata").mkdir(parents=True)
-    (log / "kept.parquet").touch()
-    archive_orphaned_log(settings)
-    assert not log.exists()
-    (renamed,) = log.parent.glob("log.*")
-    assert (renamed / "kept.parquet").exists()
-
-
-def test_a_folder_without_a_log_is_left_alone(settings: Settings) -> None:
-    archive_orphaned_log(settings)
-    assert not list(Path(settings.archive).parent.glob("log.*"))
 
 
 def test_a_state_of_an_earlier_version_is_rejected(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""The state can be rebuilt from the Parquet log."""
+"""The state can be rebuilt from the event archive."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.streaming.topic_log import apply_log, archive_log
 
 @pytest.fixture
 def archived(settings: Settings) -> Settings:
-    """A topic with a malformed record between its events, and its Parquet log."""
+    """A topic with a malformed record between its events, and its event archive."""
     events = [
         event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(40)
     ]

@@ -10,6 +10,7 @@ import pytest
 from confluent_kafka import Producer
 
 from afterclick.events import encode
+from afterclick.io.event_archive import EventArchive, MissingArchive
 from afterclick.settings import Settings
 from afterclick.topics import MAX_RECORD_BYTES
 from streaming.proof.dead_letters import read_dead_letters, redrive
@@ -102,3 +103,32 @@ def test_a_record_at_which_a_worker_freezes_is_set_aside(
     stream.start(AFTERCLICK_STREAM__TRIGGER=trigger)  # with the cause removed
     stream.wait_applied()
     assert reconcile(settings).counted_in_state == 41
+
+
+@pytest.mark.parametrize(
+    "watched", [True, pytest.param(False, marks=pytest.mark.long)], ids=["watched", "control"]
+)
+def test_an_archive_that_freezes_is_started_again(
+    settings: Settings, stream: StreamProcess, tmp_path: Path, watched: bool
+) -> None:
+    produce(settings, [event(f"user-{n}", event_id=str(n)) for n in range(20)])
+    fault = "freeze-archive" if watched else "freeze-archive-unwatched"
+    stream.start(
+        AFTERCLICK_STREAM__STALL_S=str(STALL_S),
+        AFTERCLICK_STREAM__FAULT=f"{fault}:{tmp_path / 'frozen'}",
+    )
+    if watched:
+        wait_until(lambda: archived(settings) == 20, 300, what="the events to be archived")
+        assert "archive stalled" in stream.output()
+        return
+    wait_until((tmp_path / "frozen").exists, 180, what="the archive to freeze")
+    time.sleep(20 * STALL_S)
+    assert archived(settings) == 0
+
+
+def archived(settings: Settings) -> int:
+    """Rows of the archive."""
+    try:
+        return EventArchive.open(settings.archive).table.count()
+    except MissingArchive:
+        return 0

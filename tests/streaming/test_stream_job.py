@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import pyarrow as pa
-import pyarrow.dataset as pa_dataset
 import pytest
 import redis
 from kafka import KafkaConsumer, TopicPartition
 
 from afterclick.arrays import Json
 from afterclick.events import InteractionEvent
+from afterclick.io.event_archive import EventArchive
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import Settings
 from afterclick.state import StateChange
@@ -196,12 +195,7 @@ def _at_least(records: list[Any], number: int) -> list[Any] | None:
 
 
 def _archive(settings: Settings, number: int) -> list[dict[str, object]] | None:
-    if not list(Path(settings.archive).glob("log_day=*/*.parquet")):
-        return None
-    try:
-        rows = pa_dataset.dataset(settings.archive, partitioning="hive").to_table().to_pylist()
-    except pa.ArrowInvalid:
-        return None  # a file is being written
+    rows: list[dict[str, object]] = EventArchive.open(settings.archive).read().to_pylist()
     return rows if len(rows) >= number else None
 
 

@@ -1,23 +1,21 @@
-"""What is on the interaction topics: as records, applied to the state, archived as Parquet."""
+"""What is on the interaction topics: as records, applied to the state, archived."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import redis
 
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from streaming.apply import Applier, ApplyConfig
+from streaming.archive_table import ArchiveAppender, create_archive
 from streaming.connection import Connection, NodeConnection
 from streaming.forgotten_users import ForgottenUsers
 from streaming.positions import applied_offsets
 from streaming.records import Record
-from streaming.worker import decode_batches
 
 
 def partition_logs(settings: Settings) -> Iterator[tuple[TopicPartition, list[Record]]]:
@@ -44,15 +42,16 @@ def apply_log(settings: Settings, connection: Connection | None = None) -> None:
     with redis.Redis.from_url(settings.redis.url) as client:
         applied = applied_offsets(client, settings.redis.keys, logs)
     for name, records in logs.items():
-        list(applier.apply(*name, records[applied[name] + 1 :]))
+        new = [record for record in records if record.offset > applied[name]]
+        list(applier.apply(*name, new))
 
 
 def archive_log(settings: Settings) -> None:
-    """Write the Parquet log of everything on the topics, as the archive query does."""
+    """Archive what is on the topics and not archived yet, as the archive query does."""
     server = settings.redis
     forgotten = ForgottenUsers(server.url, server.cluster, server.keys)
-    folder = Path(settings.archive) / "log_day=2026-01-01"
-    folder.mkdir(parents=True, exist_ok=True)
+    create_archive(settings.archive)
+    append = ArchiveAppender(settings.archive, forgotten)
     for (topic, partition), records in partition_logs(settings):
         columns = {
             "key": [record.key for record in records],
@@ -62,7 +61,4 @@ def archive_log(settings: Settings) -> None:
             "offset": [record.offset for record in records],
             "timestamp": [int(record.log_ms * 1000) for record in records],
         }
-        batches = list(decode_batches([pa.RecordBatch.from_pydict(columns)], forgotten))
-        if batches:
-            table = pa.Table.from_batches(batches)
-            pq.write_table(table, folder / f"{topic}-{partition}.parquet")
+        list(append([pa.RecordBatch.from_pydict(columns)]))

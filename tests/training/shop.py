@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from deltalake import write_deltalake
 
 from afterclick.events import Item, ItemEvent, encode, new_id, now
 from afterclick.settings import KafkaSettings, Settings
+from streaming.archive_table import ARCHIVE_SCHEMA, create_archive
 from training import workspace
 from training.etl import EtlReport
 from training.event_log import ACTIONS, EventLog
@@ -21,24 +23,6 @@ DAY_MS = 86_400_000
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ARRIVED = START + timedelta(days=400)
 """When the rows of a log reached it."""
-_SCHEMA = pa.schema(
-    {
-        "topic": pa.string(),
-        "partition": pa.int32(),
-        "offset": pa.int64(),
-        "log_time": pa.timestamp("us", "UTC"),
-        "event_id": pa.string(),
-        "event_time": pa.timestamp("us", "UTC"),
-        "user_id": pa.string(),
-        "item_id": pa.string(),
-        "action": pa.string(),
-        "rating": pa.float64(),
-        "text": pa.string(),
-        "impression_id": pa.string(),
-        "session_id": pa.string(),
-        "source": pa.string(),
-    }
-)
 
 
 def interactions(
@@ -106,10 +90,9 @@ def event(user_id: str, item_id: str, day: float = 0.0, **changes: Any) -> dict[
 def write_log(
     archive: str, rows: list[dict[str, Any]], partitions: int = 2, log_day: str = "2026-01-01"
 ) -> None:
-    """Append rows to a Parquet log the way the archive query lays it out, as one file of a day."""
-    folder = Path(archive) / f"log_day={log_day}"
-    folder.mkdir(parents=True, exist_ok=True)
-    first = sum(pq.read_metadata(p).num_rows for p in folder.parent.glob("log_day=*/*.parquet"))
+    """Append rows to the archive in one commit, as the archive query does."""
+    table = create_archive(archive).table
+    first = table.count()
     placed = [
         {
             **row,
@@ -117,11 +100,11 @@ def write_log(
             "partition": n % partitions,
             "offset": n // partitions,
             "log_time": ARRIVED,
+            "log_day": log_day,
         }
         for n, row in enumerate(rows, start=first)
     ]
-    table = pa.Table.from_pylist(placed, schema=_SCHEMA)
-    pq.write_table(table, folder / f"{first:08d}.parquet")
+    write_deltalake(table, pa.Table.from_pylist(placed, schema=ARCHIVE_SCHEMA), mode="append")
 
 
 def publish_items(kafka: KafkaSettings, items: list[Item]) -> None:

@@ -7,7 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from afterclick.errors import BadDataset
 from afterclick.events import Action, Interaction, Item, interaction_event
@@ -171,7 +173,7 @@ def test_without_a_log_the_error_names_the_command_to_run(
 
 
 def test_a_table_with_other_columns_is_rejected(spark: SparkSession, settings: Settings) -> None:
-    spark.createDataFrame([("a", 1)], "item_id string, n int").write.parquet(settings.archive)
+    write_deltalake(settings.archive, pa.table({"item_id": ["a"], "n": [1]}))
     with pytest.raises(BadDataset, match="lacks the columns"):
         etl.run(spark, settings)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import shutil
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from afterclick.io.event_archive import EventArchive
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import Settings
-from streaming.proof.archive_log import erase
+from streaming.archive_table import maintain
 from tests.training import shop
 from training import etl, event_log
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.spark
 START_MS = int(shop.START.timestamp() * 1000)
-READING = {"files_read", "rows_read", "files_reused", "rows_reused", "whole"}
+READING = {"rows_read", "rows_reused", "whole"}
 TABLES = {
     "events": ["user_index", "item_index", "time_ms", "action", "weight", "propensity", "position"],
     "users": ["user_index", "user_id"],
@@ -46,10 +48,14 @@ class Log:
         self.spark, self.settings = spark, settings
         self.days = 0
 
-    def day(self, *rows: dict[str, Any]) -> None:
+    def day(self, *rows: dict[str, Any], log_day: str | None = None) -> None:
         """The next log day, as one file."""
         self.days += 1
-        shop.write_log(self.settings.archive, list(rows), log_day=f"2026-01-{self.days:02}")
+        day = log_day or f"2026-01-{self.days:02}"
+        shop.write_log(self.settings.archive, list(rows), log_day=day)
+
+    def archive(self) -> EventArchive:
+        return EventArchive.open(self.settings.archive)
 
     def run(self, *, full: bool = False) -> etl.EtlReport:
         version, report = etl.run(self.spark, self.settings, full=full)
@@ -100,18 +106,18 @@ def pairs(folder: Path) -> set[tuple[str, str]]:
     return set(zip(users.tolist(), items.tolist(), strict=True))
 
 
-def test_only_new_files_are_read_in_consecutive_runs(log: Log) -> None:
+def test_only_new_events_are_read_in_consecutive_runs(log: Log) -> None:
     first = log.run(full=True)
-    assert (first.files_read, first.rows_read) == (1, first.rows_in)
+    assert first.rows_read == first.rows_in
     nothing = log.run()
-    assert (nothing.files_read, nothing.rows_read, nothing.files_reused) == (0, 0, 1)
+    assert (nothing.rows_read, nothing.rows_reused) == (0, first.rows_in)
     log.day(shop.event("u9", "new", 130), shop.event("u9", "a", 131))
     assert log.run().rows_read == 2
     log.day(shop.event("u8", "new", 132))
     log.day(shop.event("u7", "new", 133))
     report = log.compared()
-    assert (report.files_read, report.rows_read, report.whole) == (2, 2, None)
-    assert (report.files_reused, report.rows_reused) == (2, first.rows_in + 2)
+    assert (report.rows_read, report.whole) == (2, None)
+    assert report.rows_reused == first.rows_in + 2
     assert {("u9", "a"), ("u8", "new"), ("u7", "new")} <= pairs(log.folder)
 
 
@@ -124,7 +130,7 @@ def test_late_events_change_earlier_rows(log: Log) -> None:
         shop.event("u2", "a", 2, action="undo"),
     )
     report = log.compared()
-    assert report.files_reused == 1
+    assert report.rows_read == 4
     assert (report.dropped["duplicate_event"], report.not_pairs["undone"]) == (2, 1)
     assert not {("u2", "c"), ("u2", "a")} & pairs(log.folder)
     assert ("another", "c") in pairs(log.folder)
@@ -145,28 +151,6 @@ def test_a_forgotten_user_is_removed_from_the_reused_events(log: Log) -> None:
     assert not any(user == "u1" for user, _ in pairs(log.folder))
 
 
-def test_a_file_that_was_rewritten_is_read_again(log: Log) -> None:
-    log.day(shop.event("u9", "new", 130))
-    assert erase(log.settings.archive, "u2", START_MS + 9 * shop.DAY_MS) > 0
-    report = log.compared()
-    assert report.whole == "1 files of the previous run have changed or are gone"
-    assert (report.files_read, report.files_reused) == (2, 0)
-    assert ("u2", "a") not in pairs(log.folder)
-
-
-def test_a_file_that_changed_and_kept_its_size_is_read_again(log: Log) -> None:
-    log.day(shop.event("w1", "new", 130))
-    log.run()
-    (path,) = Path(log.settings.archive).glob("log_day=2026-01-02/*.parquet")
-    size = path.stat().st_size
-    rows = pq.read_table(path, partitioning=None)
-    users = rows.schema.get_field_index("user_id")
-    pq.write_table(rows.set_column(users, "user_id", [["w2"]]), path)
-    assert path.stat().st_size == size, "the test needs a rewrite of the same size"
-    assert log.compared().files_reused == 0
-    assert ("w2", "new") in pairs(log.folder)
-
-
 def test_with_another_limit_for_early_events_the_whole_log_is_read(log: Log) -> None:
     before = log.run()
     stream = log.settings.stream.model_copy(update={"ahead_s": 1.0})
@@ -181,37 +165,42 @@ def test_with_another_limit_for_early_events_the_whole_log_is_read(log: Log) -> 
 
 def test_with_a_damaged_state_file_the_whole_log_is_read(log: Log) -> None:
     (log.folder / "state.json").write_text("{")
-    assert log.compared().files_reused == 0
+    assert log.compared().rows_reused == 0
 
 
-def test_files_that_the_sink_has_not_finished_are_not_read_yet(log: Log) -> None:
-    archive = Path(log.settings.archive)
-    listing = archive / "_spark_metadata"
-    listing.mkdir()
-    (done,) = archive.glob("log_day=*/*.parquet")
-    (listing / "0").write_text(f"v1\n{sink_line(done)}")
+def test_merged_files_are_not_read_again(log: Log) -> None:
     log.day(shop.event("u9", "new", 130))
-    assert log.run().files_read == 0
-    assert ("u9", "new") not in pairs(log.folder)
-    (new,) = archive.glob("log_day=2026-01-02/*.parquet")
-    (listing / "1").write_text(f"v1\n{sink_line(new)}")
-    assert log.run().files_read == 1
-    assert ("u9", "new") in pairs(log.folder)
-    new.unlink()
-    (listing / "1").unlink()
-    assert erase(str(archive), "u2", START_MS + 9 * shop.DAY_MS) > 0
-    assert log.compared().whole == "2 files of the previous run have changed or are gone"
+    log.day(shop.event("u8", "new", 131))
+    log.run()
+    before = log.archive().files()
+    maintain(log.settings.archive, keep_days=10**4, today=date(2026, 1, 1))
+    log.day(shop.event("u7", "new", 132), log_day="2026-01-01")
+    maintain(log.settings.archive, keep_days=10**4, today=date(2026, 1, 2))
+    assert len(log.archive().files()) == len(before)
+    assert set(log.archive().files()) != set(before)
+    assert log.compared().rows_read == 1
 
 
-def sink_line(path: Path) -> str:
-    status = path.stat()
-    entry = {
-        "path": f"file://{path}",
-        "size": status.st_size,
-        "isDir": False,
-        "modificationTime": status.st_mtime_ns // 1_000_000,
-        "blockReplication": 1,
-        "blockSize": 33_554_432,
-        "action": "add",
-    }
-    return json.dumps(entry)
+def test_after_retention_has_deleted_a_day_the_whole_archive_is_read(log: Log) -> None:
+    log.day(shop.event("w1", "j1", 130), shop.event("w2", "j1", 130))
+    log.run()
+    maintain(log.settings.archive, keep_days=1, today=date(2026, 1, 3))
+    report = log.compared()
+    assert (report.whole, report.rows_in) == ("retention has deleted days of the archive", 2)
+
+
+def test_an_archive_that_is_another_table_is_read_from_its_beginning(log: Log) -> None:
+    shutil.rmtree(log.settings.archive)
+    log.day(shop.event("w1", "j1", 130))
+    assert log.compared().whole == "the previous run read another archive"
+
+
+def test_an_archive_in_an_object_store_is_read(
+    spark: SparkSession, settings: Settings, s3: Any
+) -> None:
+    log = Log(spark, settings.model_copy(update={"archive_uri": "s3a://shop/log"}))
+    log.day(shop.event("u1", "a", 1), shop.event("u2", "a", 1))
+    assert log.run().rows_read == 2
+    log.day(shop.event("u3", "a", 1))
+    assert log.compared().rows_read == 1
+    assert not (log.folder / "archived").exists()

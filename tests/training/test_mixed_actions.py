@@ -11,12 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import redis
 from hypothesis import given
@@ -29,9 +27,9 @@ from afterclick.state import HistoryEntry, StateChange
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from afterclick.user_vectors import UserState
 from streaming.apply import Applier
+from streaming.archive_table import ArchiveAppender, create_archive
 from streaming.connection import NodeConnection, load_functions
 from streaming.records import Record
-from streaming.worker import decode_batches
 from tests.streaming.builders import DAY_S, START_S, State, apply_config, event, stored
 from training import etl, event_log
 from training.event_log import CODES, EventLog, Votes
@@ -365,10 +363,8 @@ def test_the_etl_gives_the_events_of_the_log(spark: SparkSession, settings: Sett
         "offset": [record.offset for record in records],
         "timestamp": [round(record.log_ms * 1000) for record in records],
     }
-    archived = decode_batches([pa.RecordBatch.from_pydict(columns)])
-    folder = Path(settings.archive) / "log_day=2026-01-01"
-    folder.mkdir(parents=True)
-    pq.write_table(pa.Table.from_batches(list(archived)), folder / "0.parquet")
+    create_archive(settings.archive)
+    list(ArchiveAppender(settings.archive)([pa.RecordBatch.from_pydict(columns)]))
     version, report = etl.run(spark, settings)
     loaded = event_log.load(settings.home / "etl" / version)
     assert report.balanced()

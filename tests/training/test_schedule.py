@@ -29,7 +29,7 @@ from training.workspace import (
 )
 
 EVERY_S = 7200.0
-DONE, FAILED = Outcome(True, "v1"), Outcome(False, "no Parquet log")
+DONE, FAILED = Outcome(True, "v1"), Outcome(False, "no event archive")
 
 
 class Clock:
@@ -156,7 +156,7 @@ def test_failed_trainings_are_retried_with_doubling_delays(scheduled: Fixture) -
     assert delays == [60, 120, 240, 480, 960, 1920, 3600, 3600]
     assert schedule.retry_delay_s(50) == 3600
     assert scheduled.next_run("count") is None  # new events do not shorten the delay
-    assert "no Parquet log" in scheduled.retrain.scheduler.get_job("train").args[0]
+    assert "no event archive" in scheduled.retrain.scheduler.get_job("train").args[0]
 
 
 def test_a_completed_training_resets_the_delay_and_counts_events_again(scheduled: Fixture) -> None:
@@ -244,15 +244,15 @@ def test_the_running_schedule_trains_again_after_new_events(settings: Settings) 
 
 @pytest.mark.slow
 def test_a_training_that_fails_records_its_reason_and_step(settings: Settings) -> None:
-    outcome = ChildTraining(settings)("5 new events", threading.Event())  # there is no Parquet log
+    outcome = ChildTraining(settings)("5 new events", threading.Event())  # without an archive
     assert not outcome.completed
-    assert "no Parquet log" in outcome.message
+    assert "no event archive" in outcome.message
     assert publish.champion(settings.kafka) is None
     assert lock_holder(settings.home) is None
     (run,) = failed_runs(settings)
     assert run.info.status == "FAILED"
     assert run.data.tags["step"] == "etl"
-    assert "no Parquet log" in run.data.tags["reason"]
+    assert "no event archive" in run.data.tags["reason"]
 
 
 def test_a_training_that_hangs_is_killed_and_recorded(settings: Settings) -> None:

@@ -338,7 +338,7 @@ def test_a_training_is_started_and_its_result_is_shown(page: Page, admin_stack: 
     page.get_by_test_id("train").click()
     expect(page.get_by_test_id("training")).to_contain_text("Training", timeout=JOB_MS)
     expect(page.get_by_test_id("train")).to_be_disabled()
-    expect(page.get_by_test_id("training")).to_contain_text("no Parquet log", timeout=JOB_MS)
+    expect(page.get_by_test_id("training")).to_contain_text("no event archive", timeout=JOB_MS)
     expect(page.get_by_test_id("train")).to_be_enabled()
 
 

@@ -1,0 +1,269 @@
+"""Write the event archive: append batches, merge small files, delete old days.
+
+reads          redis  forgotten, {u:<user>}:forgotten
+reads, writes  delta  <archive>  log_day=<yyyy-mm-dd>/*.parquet, _delta_log/
+
+A batch is appended with the offsets of its last records in one commit, and records up to the
+offsets in the table are skipped: a batch that is repeated after a kill adds nothing. Of two jobs
+that append the same records, Delta refuses the second commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import structlog
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
+
+from afterclick.errors import BadEvent, LogTruncated, StateConflict
+from afterclick.events import decode_interaction
+from afterclick.io.event_archive import (
+    DELETED_DAY,
+    STORAGE_OPTIONS,
+    EventArchive,
+    MissingArchive,
+    archive_errors,
+)
+from afterclick.io.kafka_log import OffsetRanges
+from afterclick.state import TopicPartition
+from streaming.fault_points import NO_FAULTS, FaultPoints
+from streaming.forgotten_users import ForgottenUsers
+from streaming.positions import Offsets
+from streaming.records import Record
+from streaming.worker import by_partition, record_batch
+
+log = structlog.get_logger()
+
+_TIME = pa.timestamp("us", tz="UTC")
+_EVENT_SCHEMA = pa.schema(
+    [
+        ("topic", pa.string()),
+        ("partition", pa.int32()),
+        ("offset", pa.int64()),
+        ("log_time", _TIME),
+        ("event_id", pa.string()),
+        ("event_time", _TIME),
+        *((name, pa.string()) for name in ("user_id", "item_id", "action")),
+        ("rating", pa.float64()),
+        *((name, pa.string()) for name in ("text", "impression_id", "session_id", "source")),
+    ]
+)
+ARCHIVE_SCHEMA = _EVENT_SCHEMA.append(pa.field("log_day", pa.string()))
+_EVENT_TIME = _EVENT_SCHEMA.get_field_index("event_time")
+_USER = _EVENT_SCHEMA.get_field_index("user_id")
+_REPLACED_H = 2
+_CONFIGURATION = {
+    "delta.checkpointInterval": "100",
+    "delta.logRetentionDuration": f"interval {_REPLACED_H} hours",
+    "delta.deletedFileRetentionDuration": f"interval {_REPLACED_H} hours",
+    # statistics are kept in the table's log, which erasure does not rewrite: none of user data
+    "delta.dataSkippingStatsColumns": "topic,partition,offset,log_time",
+}
+_CHUNK_BYTES = 32 << 20
+"""A batch with more is appended in several commits."""
+_ATTEMPTS = 10
+_OPEN_DAY_BYTES, _CLOSED_DAY_BYTES = 16 << 20, 256 << 20
+"""Size up to which files are merged. A day that still grows is rewritten often: smaller files."""
+
+
+def create_archive(uri: str) -> EventArchive:
+    """Open the archive, or create an empty one. Raises StateConflict, Unavailable."""
+    with suppress(MissingArchive):
+        return EventArchive.open(uri)
+    with archive_errors(uri):
+        DeltaTable.create(
+            uri,
+            ARCHIVE_SCHEMA,
+            mode="ignore",
+            partition_by=["log_day"],
+            configuration=_CONFIGURATION,
+            storage_options=STORAGE_OPTIONS,
+        )
+    return EventArchive.open(uri)
+
+
+def next_offsets(archive: EventArchive, ranges: OffsetRanges) -> Offsets:
+    """The next offset to archive of each partition.
+
+    Raises LogTruncated if retention has deleted records that are not archived, and StateConflict
+    if the log ends before the archive. A partition that was never archived starts where it begins.
+    """
+    offsets: Offsets = {}
+    for name, held in ranges.items():
+        archived = archive.offset(name)
+        start = archived + 1 if archived >= 0 else held.begin
+        if start > held.end:
+            raise StateConflict(
+                f"{name} ends at offset {held.end}, but the archive in {archive.uri} has its "
+                f"records up to {archived}: the topic was created anew or has lost records. Stop "
+                "the stream and move the archive away; the next one begins with the new topic"
+            )
+        if start < held.begin:
+            raise LogTruncated(
+                f"{held.begin - start} events of {name} are missing: retention deleted them before "
+                f"they were archived in {archive.uri}. Move the archive away to begin a new one"
+            )
+        if archived < 0 and held.begin:
+            log.warning("archive begins late", partition=str(name), offset=held.begin)
+        offsets.setdefault(name.topic, {})[name.partition] = start
+    return offsets
+
+
+@dataclass
+class ArchiveAppender:
+    """Appends the valid events of Kafka rows, without forgotten ones. Picklable, for a worker."""
+
+    uri: str
+    forgotten: ForgottenUsers | None = None
+    faults: FaultPoints = NO_FAULTS
+    _rows: list[pa.RecordBatch] = field(default_factory=list, init=False)
+    _ends: dict[TopicPartition, int] = field(default_factory=dict, init=False)
+    _commits: int = field(default=0, init=False)
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Append batches (`SOURCE_COLUMNS`), each partition in offset order; returns none."""
+        archive = EventArchive.open(self.uri)
+        for topic, partition, records in by_partition(batches):
+            self.faults.on_archive()
+            self._add(archive, TopicPartition(topic, partition), records)
+            if sum(rows.nbytes for rows in self._rows) >= _CHUNK_BYTES:
+                self._commit(archive.table)
+        if self._ends:
+            self._commit(archive.table)
+        return iter(())
+
+    def _add(self, archive: EventArchive, name: TopicPartition, records: list[Record]) -> None:
+        last = self._ends.get(name, archive.offset(name))
+        if self.faults.fence:
+            records = [record for record in records if record.offset > last]
+        if records:
+            self._ends[name] = max(last, records[-1].offset)
+            self._rows += archive_rows(name, records, self.forgotten)
+
+    def _commit(self, table: DeltaTable) -> None:
+        """Append the rows together with the offsets; only the offsets if no record is valid."""
+        before = _stored(table, self._ends)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                append(table, self._rows, self._ends)
+                break
+            except CommitFailedError:  # rows were erased meanwhile, or another job appends
+                table.update_incremental()
+                if attempt == _ATTEMPTS or _stored(table, self._ends) != before:
+                    raise
+        self._rows, self._commits = [], self._commits + 1
+        self.faults.after_append(self._commits)
+
+
+def append(
+    table: DeltaTable, rows: list[pa.RecordBatch], ends: Mapping[TopicPartition, int]
+) -> None:
+    """Append rows (`ARCHIVE_SCHEMA`) and the offsets of the last records in one commit.
+
+    Raises CommitFailedError if a commit after the one that `table` has read deleted rows, or moved
+    these offsets.
+    """
+    transactions = [Transaction(str(name), offset) for name, offset in ends.items()]
+    properties = CommitProperties(app_transactions=transactions)
+    if rows:
+        data = pa.Table.from_batches(rows)
+        write_deltalake(table, data, mode="append", commit_properties=properties)
+    else:
+        table.create_write_transaction(
+            [], "append", table.schema(), ["log_day"], commit_properties=properties
+        )
+
+
+def _stored(table: DeltaTable, names: Iterable[TopicPartition]) -> list[int | None]:
+    """The offsets that the table has for these partitions."""
+    return [table.transaction_version(str(name)) for name in names]
+
+
+def archive_rows(
+    name: TopicPartition, records: list[Record], forgotten: ForgottenUsers | None = None
+) -> list[pa.RecordBatch]:
+    """The rows of a partition's valid events without forgotten ones; [] if there are none."""
+    rows = [row for record in records if (row := _archive_row(name, record))]
+    until = forgotten.among(row[_USER] for row in rows) if forgotten else {}
+    if until:
+        rows = [
+            row
+            for row in rows
+            if row[_USER] not in until or row[_EVENT_TIME] > 1000 * until[row[_USER]]
+        ]
+    if not rows:
+        return []
+    columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+    batch = record_batch(columns, _EVENT_SCHEMA)
+    days = pc.strftime(batch.column("log_time"), "%Y-%m-%d")
+    return [pa.RecordBatch.from_arrays([*batch.columns, days], schema=ARCHIVE_SCHEMA)]
+
+
+def _archive_row(name: TopicPartition, record: Record) -> tuple[Any, ...] | None:
+    """One archive row; None for a malformed record (the apply query writes its dead letter)."""
+    try:
+        event = decode_interaction(record.value)
+    except BadEvent:
+        return None
+    data = event.data
+    return (
+        name.topic,
+        name.partition,
+        record.offset,
+        int(record.log_ms * 1000),
+        event.id,
+        round(event.time.timestamp() * 1e6),
+        data.user_id,
+        data.item_id,
+        str(data.action),
+        data.rating,
+        data.text,
+        data.impression_id,
+        data.session_id,
+        event.source,
+    )
+
+
+def maintain(
+    uri: str, keep_days: int, today: date | None = None, replaced_h: int = _REPLACED_H
+) -> None:
+    """Delete days that arrived before `keep_days`, merge small files, delete replaced files.
+
+    Safe beside appends and erasures: an operation that meets another one is left for the next time.
+    Readers of an older commit have `replaced_h` hours. Raises StateConflict, Unavailable.
+    """
+    archive, today = EventArchive.open(uri), today or datetime.now(UTC).date()
+    with archive_errors(uri):
+        try:
+            _delete_days(archive, today - timedelta(days=keep_days))
+            for days, size in (("<", _CLOSED_DAY_BYTES), ("=", _OPEN_DAY_BYTES)):
+                archive.table.optimize.compact(
+                    partition_filters=[("log_day", days, today.isoformat())],
+                    target_size=size,
+                    max_concurrent_tasks=1,
+                )
+        except CommitFailedError as error:
+            log.info("archive not merged", reason=str(error).splitlines()[0])
+        archive.table.vacuum(replaced_h, False, enforce_retention_duration=False, full=True)
+        archive.table.create_checkpoint()
+        archive.table.cleanup_metadata()
+
+
+def _delete_days(archive: EventArchive, first: date) -> None:
+    """Delete the days before `first`, and store that they are gone."""
+    days = [day["log_day"] for day in archive.table.partitions()]
+    if not any(day < first.isoformat() for day in days):
+        return
+    newest = (first - date(1970, 1, 1)).days - 1
+    archive.table.delete(
+        f"log_day < '{first.isoformat()}'",
+        commit_properties=CommitProperties(app_transactions=[Transaction(DELETED_DAY, newest)]),
+    )
+    log.info("archived days deleted", before=first.isoformat())
