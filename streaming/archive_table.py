@@ -58,7 +58,7 @@ _EVENT_SCHEMA = pa.schema(
 ARCHIVE_SCHEMA = _EVENT_SCHEMA.append(pa.field("log_day", pa.string()))
 _EVENT_TIME = _EVENT_SCHEMA.get_field_index("event_time")
 _USER = _EVENT_SCHEMA.get_field_index("user_id")
-_REPLACED_H = 2
+_REPLACED_H = 1
 _CONFIGURATION = {
     "delta.checkpointInterval": "100",
     "delta.logRetentionDuration": f"interval {_REPLACED_H} hours",

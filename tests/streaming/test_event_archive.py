@@ -116,7 +116,7 @@ def test_many_batches_become_few_files(uri: str) -> None:
     maintain(uri, keep_days=10**4, today=date(2026, 1, 2))
     archive = EventArchive.open(uri)
     assert len(archive.files()) == 2
-    assert len(archived_files(uri)) == 32  # readers of older commits have two hours
+    assert len(archived_files(uri)) == 32  # readers of older commits have an hour
     names = archive.table.get_add_actions(flatten=True).schema.names
     assert {"max.offset"} < {name for name in names if name.startswith("max.")}
     assert not {"max.user_id", "max.item_id", "max.text"} & set(names)
