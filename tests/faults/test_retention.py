@@ -94,10 +94,9 @@ def shortened(settings: Settings, client: redis.Redis) -> Settings:
     archive_log(settings)
     ranges = log_ranges(settings.kafka)
     firsts = [TopicPartition(*name, held.end // 2) for name, held in ranges.items()]
-    for deleted in (
-        AdminClient({"bootstrap.servers": settings.kafka.bootstrap}).delete_records(firsts).values()
-    ):
-        deleted.result()
+    admin = AdminClient({"bootstrap.servers": settings.kafka.bootstrap})
+    for deleted in admin.delete_records(firsts).values():
+        deleted.result(60)
     return settings
 
 
