@@ -10,6 +10,7 @@ that append the same records, Delta refuses the second commit.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -73,16 +74,27 @@ _OPEN_DAY_BYTES, _CLOSED_DAY_BYTES = 16 << 20, 256 << 20
 """Size up to which files are merged. A day that still grows is rewritten often: smaller files."""
 
 
-def create_archive(uri: str) -> EventArchive:
-    """Open the archive, or create an empty one. Raises StateConflict, Unavailable."""
+def create_archive(uri: str, topic_ids: Mapping[str, str] | None = None) -> EventArchive:
+    """Open the archive, or create an empty one of the topics with these ids.
+
+    Raises StateConflict if it is of other topics or of an earlier version, and Unavailable.
+    """
+    topics = json.dumps(topic_ids or {}, sort_keys=True)
     with suppress(MissingArchive):
-        return EventArchive.open(uri)
+        archive = EventArchive.open(uri)
+        if topic_ids and archive.table.metadata().description != topics:
+            raise StateConflict(
+                f"a topic was created anew since the archive in {uri}: stop the stream and move "
+                "the archive away; the next one begins with the new topic"
+            )
+        return archive
     with archive_errors(uri):
         DeltaTable.create(
             uri,
             ARCHIVE_SCHEMA,
             mode="ignore",
             partition_by=["log_day"],
+            description=topics,
             configuration=_CONFIGURATION,
             storage_options=STORAGE_OPTIONS,
         )

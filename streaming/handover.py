@@ -143,7 +143,7 @@ class Archive:
     def start(self) -> None:
         context, settings = self.context, self.context.settings
         _stop(self._query)
-        archive = create_archive(settings.archive)
+        archive = create_archive(settings.archive, positions.topic_ids(settings.kafka))
         offsets = next_offsets(archive, positions.log_ranges(settings.kafka))
         self._query = flows.start_archive(context.spark, settings, offsets, new_checkpoint(context))
         if self._maintenance is None:

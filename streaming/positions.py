@@ -27,7 +27,7 @@ AppliedOffsets = dict[TopicPartition, int]
 
 _START_ANEW = (
     "its offsets now mean other records. To compute the state from the new topic, stop the stream, "
-    "empty Redis and delete the folder `checkpoints` in the home folder"
+    "empty Redis and move the event archive away"
 )
 
 
@@ -35,6 +35,12 @@ def topic_partitions(kafka: KafkaSettings) -> list[TopicPartition]:
     """Every partition of the interaction topics. Raises Unavailable."""
     with KafkaLog(kafka) as kafka_log:
         return kafka_log.partitions(*kafka.topics.interactions)
+
+
+def topic_ids(kafka: KafkaSettings) -> dict[str, str]:
+    """The id that Kafka gave each interaction topic. Raises Unavailable."""
+    with KafkaLog(kafka) as kafka_log:
+        return kafka_log.topic_ids(*kafka.topics.interactions)
 
 
 def log_ranges(kafka: KafkaSettings) -> OffsetRanges:

@@ -196,6 +196,15 @@ def test_the_query_starts_after_the_archived_records(uri: str) -> None:
         next_offsets(archive, {PLACE: OffsetRange(0, 3)})
 
 
+def test_an_archive_of_a_topic_that_was_created_anew_is_refused(tmp_path: Path) -> None:
+    """Offsets alone do not tell if the new topic is longer."""
+    uri = str(tmp_path / "log")
+    create_archive(uri, {"feedback": "one"})
+    assert create_archive(uri, {"feedback": "one"}).offset(PLACE) == -1
+    with pytest.raises(StateConflict, match="move the archive away"):
+        create_archive(uri, {"feedback": "two"})
+
+
 def test_a_log_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "_spark_metadata").mkdir()
     with pytest.raises(StateConflict, match="an earlier version wrote"):

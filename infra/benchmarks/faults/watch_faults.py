@@ -116,10 +116,10 @@ def _create_anew(stack: Stack, load: FaultLoad) -> None:
 
 
 def _start_anew(stack: Stack) -> None:
-    """What the job's last message says: empty Redis, delete `checkpoints`, start."""
+    """What the job's last message says: empty Redis, move the archive away, start."""
     with stack.client() as client:
         client.flushall()
-    shutil.rmtree(stack.settings.home / "checkpoints")
+    shutil.move(stack.settings.archive, stack.settings.home / "old-archive")
     stack.job.start()
 
 
