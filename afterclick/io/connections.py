@@ -124,12 +124,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     one within `header_s` of the connection, the body within `body_s` after that.
     """
 
+    # beyond 30 attributes Python stores them of each instance apart, and every access is slower
+    __slots__ = ("_arrived", "_keys", "_read_timer", "_request_timer")
     limits: ClassVar[ConnectionLimits]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._keys: dict[str, str] | None = None
-        self._incomplete = False
+        self._arrived: object = None
+        """The scope of the request that has arrived last; another one is still arriving."""
         self._request_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
 
@@ -151,21 +154,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._incomplete and self._request_timer is None:
+        if self.scope is not self._arrived and self._request_timer is None:
             self._wait_for_request()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._incomplete = True
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._incomplete = False
+        self._arrived = self.scope
         if self._request_timer is not None:
             self._request_timer = _cancelled(self._request_timer)
 
     def handle_websocket_upgrade(self) -> None:
-        self._incomplete = False
+        self._arrived = self.scope
         self._request_timer = _cancelled(self._request_timer)
         super().handle_websocket_upgrade()
 
@@ -185,12 +184,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _without_request(self) -> None:
         self._request_timer = None
-        if self._incomplete and "method" in self.scope:  # the headers are complete
+        arriving = self.scope is not self._arrived
+        if arriving and "method" in self.scope:  # the headers are complete
             self._request_timer = self.loop.call_later(self.limits.body_s, self._abort)
             return
         self.limits.timed_out += 1
         responding = self.cycle is not None and not self.cycle.response_complete
-        self._close(b"" if responding or not self._incomplete else _TIMEOUT)
+        self._close(b"" if responding or not arriving else _TIMEOUT)
 
     def _close(self, response: bytes = b"") -> None:
         """Close after a response and what is still buffered, in any case after `CLOSE_S`."""
