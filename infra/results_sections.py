@@ -156,6 +156,22 @@ SECTIONS: dict[str, Section] = {
                 at_least=-0.01,
             ),
             Figure(
+                "gain of the target, 3 % new or backdated accounts",
+                "trending.unseen.three_percent.target_gain",
+                at_most=0.01,
+            ),
+            Figure(
+                "loss of NDCG@10 by that attack, compared with the guarded list",
+                "trending.unseen.three_percent.ndcg_loss",
+                at_most=0.01,
+            ),
+            Figure(
+                "ranks lost by an item with 60 votes, 1,000 skips", "skips.ranks_lost", at_most=0
+            ),
+            Figure(
+                "the same if accounts are as old as they say", "skips.ranks_lost_without_guards"
+            ),
+            Figure(
                 "gain of the target, accounts that wait two weeks",
                 "trending.unseen.worst.aged_accounts.target_gain",
             ),
@@ -169,6 +185,47 @@ SECTIONS: dict[str, Section] = {
             Figure("every case passed, and every control failed", "passed", at_least=1),
         ),
         (Cases("cases", ("name", "kills", "events", "lost", "double", "recovery_s", "note")),),
+    ),
+    "hostile": Section(
+        "Hostile clients: lists of a genuine client meanwhile",
+        (
+            Figure("worst p99 of the genuine client", "worst_others_p99_ms", "ms", at_most=100),
+            Figure("largest growth of the API", "worst_rss_growth_mb", "MiB", at_most=150),
+            Figure("errors of the genuine client", "others_errors", at_most=0),
+            Figure("answers with status 500", "errors_500", at_most=0),
+        ),
+        (
+            Cases(
+                "cases",
+                (
+                    *("name", "requests", "refused", "others_p99_ms_before"),
+                    *("others_p99_ms_during", "rss_mb_before", "rss_mb_after"),
+                ),
+            ),
+        ),
+    ),
+    "soak": Section(
+        "Soak: a whole stack under traffic, kills, trainings and erasures",
+        (
+            Figure("minutes", "minutes"),
+            Figure("events", "events"),
+            Figure("lost events", "lost", at_most=0),
+            Figure("events counted twice", "double", at_most=0),
+            Figure("kills", "kills"),
+            Figure("trainings", "retrainings"),
+            Figure("erasures", "erasures"),
+            Figure("slowest recovery from a kill", "worst_recovery_s", "s"),
+            Figure(
+                "growth of a process that is certain (lower end of its interval)",
+                "worst_rss_slope_low",
+                "MiB/h",
+                at_most=20,
+            ),
+        ),
+        (
+            Cases("rss_slope_mb_per_hour", ("name", "slope", "low", "high")),
+            Cases("disk_slope_mb_per_hour", ("name", "slope", "low", "high")),
+        ),
     ),
 }
 
