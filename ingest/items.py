@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -198,7 +198,7 @@ def publish_items(dataset: Dataset, settings: Settings) -> ItemsSummary:
         known = published_items(settings)
         changed = [item for item in items.values() if known.get(item.item_id) != item]
         sent = 0
-        for messages in _batches(changed, f"dataset/{dataset.name}"):
+        for messages in item_messages(changed, f"dataset/{dataset.name}"):
             sent += len(messages)
             producer.send(topic, messages, sent)
     return ItemsSummary(dataset.name, len(items), sent, len(items) - sent, report.bad)
@@ -219,7 +219,8 @@ def _item_of(value: bytes) -> Iterator[tuple[str, Item]]:
         yield event.data.item_id, event.data
 
 
-def _batches(items: list[Item], source: str) -> Iterator[list[Message]]:
+def item_messages(items: Iterable[Item], source: str) -> Iterator[list[Message]]:
+    """The messages of the `items` topic, in batches."""
     rows = iter(items)
     while batch := list(islice(rows, _BATCH)):
         yield [

@@ -1,7 +1,9 @@
 """Replay a dataset as a stream of events in event-time order at a given speed.
 
 reads   file   a sorted dataset (ingest.sorting), <home>/replay/control.json
+        topic  items, the ids
 writes  topic  reviews (and feedback for rows with another action)
+        topic  items, for those without metadata
         file   <home>/replay/progress.json, clock.json, status.json
 
 An interrupted replay resumes at the first undelivered row. Rows sent twice keep their event ids, so
@@ -20,7 +22,7 @@ import structlog
 
 from afterclick.arrays import Int64Array
 from afterclick.errors import AfterclickError, BadInput
-from afterclick.events import DATASET_SOURCE
+from afterclick.events import DATASET_SOURCE, Item
 from afterclick.io.home import (
     DONE,
     FAILED,
@@ -31,7 +33,9 @@ from afterclick.io.home import (
     ReplayHold,
     ReplayStatus,
 )
+from afterclick.io.kafka_log import read_compacted_keys
 from afterclick.settings import Settings
+from ingest.items import item_messages
 from ingest.producer import CHUNK, Encoder, EventProducer
 from ingest.replay_control import (
     Pace,
@@ -119,6 +123,8 @@ class _Replay:
         self.data, self.options, self.files, self.on_status = data, options, files, on_status
         self.producer = EventProducer(settings.kafka)
         self.producer.require(topics.reviews, topics.feedback)
+        self.catalogue = read_compacted_keys(settings.kafka, topics.items)
+        self.items_topic = topics.items
         self.key = _progress_key(data, self.producer.cluster_id, topics.reviews, options)
         self.shift = self._shift()
         self.encoder = Encoder(
@@ -175,11 +181,26 @@ class _Replay:
     def _send_rows(self, rows: pa.RecordBatch) -> None:
         if self.first_event is None:
             self.first_event = rows["time_ms"][0].as_py()
+        self._send_new_items(rows)
         for topic, messages in self.encoder.encode(rows):
             self.row += len(messages)
             self.producer.send(topic, messages, self.row)
         self.sent += len(rows)
         self.pace.count_sent(len(rows))
+
+    def _send_new_items(self, rows: pa.RecordBatch) -> None:
+        """Add items of the dataset that have no metadata to the catalogue, if there is one.
+
+        Lists show only items of the catalogue.
+        """
+        if not self.catalogue:
+            return
+        ids = {item_id.encode() for item_id in rows["item_id"].unique().to_pylist()}
+        new = sorted(ids - self.catalogue)
+        self.catalogue |= ids
+        items = (Item(item_id=item_id.decode()) for item_id in new)
+        for messages in item_messages(items, f"{DATASET_SOURCE}{self.data.manifest.name}"):
+            self.producer.send(self.items_topic, messages, self.row)
 
     def _tick(self) -> None:
         """Every TICK_S: read the control file, save the progress, publish the status."""

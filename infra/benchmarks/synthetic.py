@@ -96,12 +96,11 @@ def build_shop(
 
 
 def _publish_items(settings: Settings, shop: SyntheticShop, producer: Producer) -> None:
-    for i, item_id in enumerate(shop.items[: shop.described]):
-        item = Item(
-            item_id=item_id,
-            title=f"Item {i} of the usual length of a title",
-            categories=("Shop", f"C{i % 80}"),
-        )
+    for i, item_id in enumerate(shop.items):
+        item = Item(item_id=item_id)
+        if i < shop.described:
+            title = f"Item {i} of the usual length of a title"
+            item = Item(item_id=item_id, title=title, categories=("Shop", f"C{i % 80}"))
         event = ItemEvent(
             id=f"i{i}", source="/bench", time=events.now(), subject=item_id, data=item
         )

@@ -109,11 +109,11 @@ class ApiKeyStore:
             for k in table.keys
             if k.revoked is None
         }
-        if table.rows:
-            self._require()
         if len(table.keys) < len(self.stored):
             log.error("API keys lost from the database", before=len(self.stored), rows=table.rows)
         self._valid, self.stored = {**valid, **self._from_settings}, table.keys
+        if table.rows:
+            self._require()  # after the keys are known: requests arrive meanwhile
         self._read = True
 
     def _require(self) -> None:

@@ -147,7 +147,8 @@ async def history(
 
 def _erasure(user_id: str, until_ms: int, report: Forgetting | None) -> Json:
     done = report and report.finished_ms is not None and report.until_ms >= until_ms
-    removed = report.model_dump(include={"events", "remaining", "rows"}) if report and done else {}
+    fields = ("events", "remaining", "rows")
+    removed = {name: getattr(report, name) if done else None for name in fields}
     return {
         "user_id": user_id,
         "state": api.ErasureState.COMPLETE if done else api.ErasureState.REQUESTED,

@@ -110,7 +110,8 @@ class StackInATerminal:
         return self._call(f"http://127.0.0.1:{self.console}/admin/{path}", "POST")
 
     def _call(self, url: str, method: str = "GET") -> dict[str, Any]:
-        request = urllib.request.Request(url, method=method)
+        json_type = {"content-type": "application/json"}
+        request = urllib.request.Request(url, method=method, headers=json_type)
         with urllib.request.urlopen(request, timeout=20) as response:
             answer: dict[str, Any] = json.load(response)
             return answer

@@ -6,7 +6,7 @@ import re
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Response, expect, sync_playwright
+from playwright.sync_api import Page, Response, expect, sync_playwright
 
 from afterclick.settings import Settings
 from infra.benchmarks.ui_latency import CHROMIUM_FLAGS
@@ -44,15 +44,22 @@ def test_a_browser_shows_the_documentation_under_its_policy(settings: Settings) 
     with Running(settings) as api, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         for path in ("/docs", "/redoc"):
-            page = browser.new_page()
-            answered: list[Response] = []
-            page.on("response", answered.append)
-            page.goto(api.url + path)
-            described = page.get_by_text("The list changes after the click.").first
-            expect(described).to_be_visible(timeout=60_000)
-            hosts = {urlsplit(each.url.removeprefix("blob:")).netloc for each in answered}
-            assert hosts == {f"127.0.0.1:{api.port}"}, path
+            assert _hosts_of(browser.new_page(), api.url + path) == {f"127.0.0.1:{api.port}"}, path
         browser.close()
+
+
+def _hosts_of(page: Page, url: str) -> set[str]:
+    """The hosts that answer to a page until it shows the documentation."""
+    hosts = set()
+
+    def answered(response: Response) -> None:
+        hosts.add(urlsplit(response.url.removeprefix("blob:")).netloc)
+
+    page.on("response", answered)
+    page.goto(url)
+    described = page.get_by_text("The list changes after the click.").first
+    expect(described).to_be_visible(timeout=60_000)
+    return hosts
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
