@@ -15,11 +15,13 @@ import orjson
 import pytest
 
 from afterclick.errors import AlreadyRunning, Unavailable
-from afterclick.events import decode_interaction
+from afterclick.events import Item, decode_interaction
 from afterclick.io.home import PAUSED, ReplayControl, ReplayHold, ReplayStatus
 from afterclick.settings import Settings
 from infra.embedded.kafka import KafkaServer
 from ingest.datasets import open_dataset
+from ingest.items import item_messages, published_items
+from ingest.producer import EventProducer
 from ingest.replay import ReplayOptions, Summary, replay
 from ingest.replay_control import Rate, ReplayFiles, Speed
 from ingest.sorting import SortedDataset, sort_by_time
@@ -51,6 +53,22 @@ def data(shop: Path, settings: Settings) -> SortedDataset:
 
 def times(data: SortedDataset) -> list[int]:
     return [t for batch in data.batches() for t in batch["time_ms"].to_pylist()]
+
+
+@pytest.mark.parametrize("published", [True, False], ids=["catalogue", "control: none"])
+def test_items_without_metadata_join_the_catalogue(
+    data: SortedDataset, shop: Path, settings: Settings, published: bool
+) -> None:
+    reviewed = {row["item_id"] for row in read(shop / "reviews.csv")[0]}
+    known = Item(item_id=min(reviewed), title="Lamp")
+    if published:
+        with EventProducer(settings.kafka) as producer:
+            for messages in item_messages([known], "dataset/shop"):
+                producer.send(settings.kafka.topics.items, messages, 1)
+    replay(data, settings, ReplayOptions())
+    catalogue = published_items(settings)
+    assert catalogue.keys() == (reviewed if published else set())
+    assert not published or catalogue[known.item_id] == known
 
 
 def test_every_review_becomes_one_valid_event_in_event_time_order(
