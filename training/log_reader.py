@@ -26,7 +26,10 @@ from operator import and_
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import stamina
+from py4j.protocol import Py4JJavaError
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as f
 
@@ -51,6 +54,8 @@ _SCHEMA = (
     "source string"
 )
 _EVENTS, _STATE, _DOWNLOAD = "log", "state.json", "archived"
+_ATTEMPTS = 5
+_MISSING_FILE = ("PATH_NOT_FOUND", "FILE_NOT_EXIST")
 Forgotten = dict[str, int]
 """user_id → event time in ms up to which the user's events are left out"""
 
@@ -94,9 +99,21 @@ class _NotReusable(Exception):
 def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> LogReading:
     """Read the archive into `folder`/log; the whole archive if `full`.
 
-    Raises BadDataset without a usable archive, StateConflict if an earlier version wrote it,
-    Unavailable without Kafka or the archive's storage.
+    Reads again if an erasure replaced files meanwhile. Raises BadDataset without a usable archive,
+    StateConflict if an earlier version wrote it, Unavailable without Kafka or the archive's
+    storage.
     """
+    retry = stamina.RetryingCaller(_ATTEMPTS, timeout=None)
+    return retry(is_replaced_file, _read, spark, settings, folder, full)
+
+
+def is_replaced_file(error: Exception) -> bool:
+    """Whether Spark misses a file that the archive had when it was opened."""
+    of_spark = isinstance(error, PySparkException | Py4JJavaError)
+    return of_spark and any(reason in str(error) for reason in _MISSING_FILE)
+
+
+def _read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> LogReading:
     archive = _open(settings.archive)
     forgotten = forgotten_users(settings.kafka)
     empty = EtlState(
@@ -164,7 +181,7 @@ def _archived(spark: SparkSession, archive: EventArchive, download: Path) -> Dat
     """The rows of the archive; one in an object store is downloaded, Spark has no client for it."""
     paths, columns = archive.files(), list(_COLUMNS)
     if "://" in archive.uri and paths:
-        download.mkdir()
+        download.mkdir(exist_ok=True)
         schema = archive.read("false", columns).schema
         with pq.ParquetWriter(download / "0.parquet", schema) as file:
             for batch in archive.scan(columns=columns):
@@ -267,4 +284,6 @@ def _write_events(new: DataFrame, events: DataFrame | None, folder: Path) -> Non
     if events is not None:
         rows = rows.unionByName(events)
     first = rows.groupBy("user_id", "event_id").agg(f.min(f.struct(*_ROW)).alias("row"))
-    first.select("user_id", "event_id", "row.*").write.parquet(str(folder / _EVENTS))
+    first.select("user_id", "event_id", "row.*").write.mode("overwrite").parquet(
+        str(folder / _EVENTS)
+    )

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import pytest
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 
 from afterclick.io.event_archive import EventArchive
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import Settings
 from streaming.archive_table import maintain
+from streaming.proof.archive_log import erase
 from tests.training import shop
 from training import etl, event_log
+from training.log_reader import is_replaced_file
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -104,6 +108,18 @@ def pairs(folder: Path) -> set[tuple[str, str]]:
     found = event_log.load(folder).pairs()
     users, items = found.user_ids[found.user], found.item_ids[found.item]
     return set(zip(users.tolist(), items.tolist(), strict=True))
+
+
+def test_files_that_an_erasure_replaces_meanwhile_are_read_again(log: Log) -> None:
+    opened = log.archive().files()
+    rows = log.spark.read.parquet(*opened)
+    assert erase(log.settings.archive, "w1", START_MS * 2) == 6
+    for read in (rows.count, lambda: log.spark.read.parquet(*opened).count()):
+        with pytest.raises((PySparkException, Py4JJavaError)) as missing:
+            read()
+        assert is_replaced_file(missing.value)
+    assert not is_replaced_file(ValueError("PATH_NOT_FOUND"))
+    assert log.run(full=True).rows_read == 40 - 6
 
 
 def test_only_new_events_are_read_in_consecutive_runs(log: Log) -> None:
