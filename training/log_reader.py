@@ -27,9 +27,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import stamina
-from py4j.protocol import Py4JJavaError
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as f
 
@@ -55,7 +53,8 @@ _SCHEMA = (
 )
 _EVENTS, _STATE, _DOWNLOAD = "log", "state.json", "archived"
 _ATTEMPTS = 5
-_MISSING_FILE = ("PATH_NOT_FOUND", "FILE_NOT_EXIST")
+_MISSING_FILE = ("PATH_NOT_FOUND", "FAILED_READ_FILE.FILE_NOT_EXIST")
+"""Conditions of Spark's errors."""
 Forgotten = dict[str, int]
 """user_id → event time in ms up to which the user's events are left out"""
 
@@ -109,8 +108,7 @@ def read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> L
 
 def is_replaced_file(error: Exception) -> bool:
     """Whether Spark misses a file that the archive had when it was opened."""
-    of_spark = isinstance(error, PySparkException | Py4JJavaError)
-    return of_spark and any(reason in str(error) for reason in _MISSING_FILE)
+    return any(f"[{reason}]" in str(error) for reason in _MISSING_FILE)
 
 
 def _read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> LogReading:
