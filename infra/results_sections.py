@@ -170,24 +170,6 @@ SECTIONS: dict[str, Section] = {
         ),
         (Cases("cases", ("name", "kills", "events", "lost", "double", "recovery_s", "note")),),
     ),
-    "hostile": Section(
-        "Hostile clients: lists of a genuine client meanwhile",
-        (
-            Figure("worst p99 of the genuine client", "worst_others_p99_ms", "ms", at_most=100),
-            Figure("largest growth of the API", "worst_rss_growth_mb", "MiB", at_most=150),
-            Figure("errors of the genuine client", "others_errors", at_most=0),
-            Figure("answers with status 500", "errors_500", at_most=0),
-        ),
-        (
-            Cases(
-                "cases",
-                (
-                    *("name", "requests", "refused", "others_p99_ms_before"),
-                    *("others_p99_ms_during", "rss_mb_before", "rss_mb_after"),
-                ),
-            ),
-        ),
-    ),
     "soak": Section(
         "Soak: a whole stack under traffic, kills, trainings and erasures",
         (
