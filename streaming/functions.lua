@@ -60,18 +60,25 @@ local function activity_of(text)
   return tonumber(first), tonumber(last)
 end
 
--- Add one event's vote to its user's votes. keys: votes; limits: age, voted items, late items; the rest: see apply_user.
+-- Add one event's vote to its user's votes. limits: age, voted items, late items, time to live; the rest: see apply_user.
+-- Without an event for the time to live, measured in the log, the user's history and votes are deleted before: a state
+-- computed later from the log is the same. The ledgers stay until they expire.
 -- An event counts as one vote. If the user has a vote of this action on the item, a compensation retracts the older
 -- of the two: only the newest counts, in whatever order they arrive. A vote on one more item than a user can vote on
 -- is retracted at once. An event older than the user's first makes earlier votes established only while the user has
 -- few: the work of one event is bounded.
 -- Returns first_user_item (1 or 0), established (1 or 0), and compensations: {item, code, event time ms, votes,
 -- established votes}.
-local function cast_vote(key, limits, item, code, vote, log_time)
-  local age, voted_items, late_items = unpack(limits)
+local function cast_vote(keys, limits, item, code, vote, log_time)
+  local history, key = keys[1], keys[2]
+  local age, voted_items, late_items, ttl = unpack(limits)
   local activity, text = unpack(redis.call('HMGET', key, '', item))
-  local items = redis.call('HLEN', key) - (activity and 1 or 0)
   local since, last = activity_of(activity)
+  if last and log_time - last > ttl then
+    redis.call('DEL', history, key)
+    activity, text, since, last = nil, nil, nil, nil
+  end
+  local items = redis.call('HLEN', key) - (activity and 1 or 0)
   local known = since or vote[2]
   local first, compensations = math.min(known, vote[2]), {}
   if first < known then
@@ -113,13 +120,6 @@ local function lost_lease(key, owner)
   end
 end
 
--- Delete history and votes of a user without an event for the time to live, measured in the log: a state computed later
--- from the log is the same. The ledgers stay until they expire.
-local function expire(keys, ttl, log_time)
-  local _, last = activity_of(redis.call('HGET', keys[2], ''))
-  if last and log_time - last > ttl then redis.call('DEL', keys[1], keys[2]) end
-end
-
 -- Step 1: one user's events of a chunk, in log order.
 -- keys: history, votes, ledger of this topic, compensations, forgotten, lease, then of each other topic: ledger,
 --       compensations
@@ -139,11 +139,10 @@ end
 local function apply_user(keys, args)
   local lost = lost_lease(keys[6], args[7])
   if lost then return lost end
-  local history, votes, ledger = keys[1], keys[2], keys[3]
-  local limits = {tonumber(args[4]), tonumber(args[5]), tonumber(args[6])}
+  local history, ledger, ttl = keys[1], keys[3], tonumber(args[8])
+  local limits = {tonumber(args[4]), tonumber(args[5]), tonumber(args[6]), ttl}
   local forgotten = redis.call('GET', keys[5])
   forgotten = forgotten and tonumber(forgotten)
-  local ttl = tonumber(args[8])
   local codes, result = {}, {''}
   for i = 9, #args, 8 do
     local id, position, time = args[i], tonumber(args[i + 1]), tonumber(args[i + 3])
@@ -163,8 +162,7 @@ local function apply_user(keys, args)
     end
     if not code then
       local vote, log_time = {time, tonumber(args[i + 6])}, tonumber(args[i + 7])
-      expire(keys, ttl, log_time)
-      local first_user_item, established, list = cast_vote(votes, limits, args[i + 4], args[i + 5], vote, log_time)
+      local first_user_item, established, list = cast_vote(keys, limits, args[i + 4], args[i + 5], vote, log_time)
       local flags = first_user_item + 2 * established
       if #list > 0 then
         compensations = cjson.encode(list)
