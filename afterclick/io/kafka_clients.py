@@ -25,6 +25,23 @@ _LOGIN_SETTINGS = (
     "AFTERCLICK_KAFKA__USERNAME, AFTERCLICK_KAFKA__PASSWORD and AFTERCLICK_KAFKA__SASL_MECHANISM"
 )
 
+_LIBRDKAFKA_NAMES = {
+    "ca_file": "ssl.ca.location",
+    "cert_file": "ssl.certificate.location",
+    "key_file": "ssl.key.location",
+    "sasl_mechanism": "sasl.mechanism",
+    "username": "sasl.username",
+    "password": "sasl.password",
+}
+_KAFKA_PYTHON_NAMES = {
+    "ca_file": "ssl_cafile",
+    "cert_file": "ssl_certfile",
+    "key_file": "ssl_keyfile",
+    "sasl_mechanism": "sasl_mechanism",
+    "username": "sasl_plain_username",
+    "password": "sasl_plain_password",
+}
+
 
 class ConnectionErrors:
     """The `error_cb` of a client: keeps and logs why Kafka refuses the connection.
@@ -153,20 +170,7 @@ def _librdkafka(kafka: KafkaSettings, errors: ConnectionErrors | None) -> dict[s
         "error_cb": errors or ConnectionErrors(kafka),
         "log_level": 0,  # errors reach `error_cb`
     }
-    if kafka.uses_tls:
-        files = {
-            "ssl.ca.location": kafka.ca_file,
-            "ssl.certificate.location": kafka.cert_file,
-            "ssl.key.location": kafka.key_file,
-        }
-        config |= {name: str(path) for name, path in files.items() if path is not None}
-    if kafka.uses_sasl:
-        config |= {
-            "sasl.mechanism": kafka.sasl_mechanism,
-            "sasl.username": kafka.username,
-            "sasl.password": _password(kafka),
-        }
-    return config
+    return config | _named(kafka, _LIBRDKAFKA_NAMES)
 
 
 def _kafka_python(kafka: KafkaSettings) -> dict[str, Any]:
@@ -175,20 +179,16 @@ def _kafka_python(kafka: KafkaSettings) -> dict[str, Any]:
         "bootstrap_timeout_ms": 10_000,
         "security_protocol": kafka.security_protocol,
     }
-    if kafka.uses_tls:
-        files = {
-            "ssl_cafile": kafka.ca_file,
-            "ssl_certfile": kafka.cert_file,
-            "ssl_keyfile": kafka.key_file,
-        }
-        config |= {name: str(path) for name, path in files.items() if path is not None}
-    if kafka.uses_sasl:
-        config |= {
-            "sasl_mechanism": kafka.sasl_mechanism,
-            "sasl_plain_username": kafka.username,
-            "sasl_plain_password": _password(kafka),
-        }
-    return config
+    return config | _named(kafka, _KAFKA_PYTHON_NAMES)
+
+
+def _named(kafka: KafkaSettings, names: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of TLS and SASL that are given, under a library's names."""
+    given = kafka.model_dump(include=set(names), exclude_none=True)
+    login = ("sasl_mechanism", "username", "password") if kafka.uses_sasl else ()
+    files = ("ca_file", "cert_file", "key_file") if kafka.uses_tls else ()
+    given["password"] = _password(kafka)
+    return {names[field]: str(given[field]) for field in (*files, *login) if field in given}
 
 
 def _created(kind: Any, kafka: KafkaSettings, options: dict[str, Any]) -> Any:

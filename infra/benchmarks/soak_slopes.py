@@ -30,7 +30,7 @@ _HOUR_S = 3600.0
 _MIB = 2**20
 
 
-class Sample(NamedTuple):
+class SizeSample(NamedTuple):
     """A value at a time; `of` is the process to which it belongs."""
 
     time_s: float
@@ -51,8 +51,8 @@ class GrowthSamples:
     """Memory by service and size by folder of a stack, once `warm_up_s` have passed."""
 
     warm_up_s: float
-    memory: dict[str, list[Sample]] = field(default_factory=dict)
-    folders: dict[str, list[Sample]] = field(default_factory=dict)
+    memory: dict[str, list[SizeSample]] = field(default_factory=dict)
+    folders: dict[str, list[SizeSample]] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
 
     def take(self, record: StackRecord) -> None:
@@ -60,11 +60,11 @@ class GrowthSamples:
         now = time.monotonic() - self._began
         for part in record.parts:
             if part.memory_mib is not None and part.pid is not None:
-                sample = Sample(now, part.memory_mib, part.pid)
+                sample = SizeSample(now, part.memory_mib, part.pid)
                 self.memory.setdefault(part.name, []).append(sample)
         for folder in Path(record.home).iterdir():
             if folder.is_dir():
-                sample = Sample(now, folder_bytes(folder) / _MIB)
+                sample = SizeSample(now, folder_bytes(folder) / _MIB)
                 self.folders.setdefault(folder.name, []).append(sample)
 
     def figures(self) -> Figures:
@@ -78,17 +78,17 @@ class GrowthSamples:
             "disk_slope_mb_per_hour": _as_json(folders),
         }
 
-    def _warm(self, samples: dict[str, list[Sample]]) -> Iterator[tuple[str, list[Sample]]]:
+    def _warm(self, samples: dict[str, list[SizeSample]]) -> Iterator[tuple[str, list[SizeSample]]]:
         """The samples after the warm-up."""
         for name, found in samples.items():
             yield name, [each for each in found if each.time_s >= self.warm_up_s]
 
-    def _slope(self, samples: Sequence[Sample]) -> Slope | None:
+    def _slope(self, samples: Sequence[SizeSample]) -> Slope | None:
         """None with too few samples."""
         return slope(samples) if len(samples) >= _LEAST else None
 
 
-def slope(samples: Sequence[Sample]) -> Slope:
+def slope(samples: Sequence[SizeSample]) -> Slope:
     """The slope of these samples."""
     groups = np.array_split(np.array([each[:2] for each in samples]), min(len(samples), POINTS))
     points = np.array([group.mean(axis=0) for group in groups])
@@ -109,7 +109,7 @@ def _sizes(folder: Path) -> Iterator[int]:
             continue
 
 
-def longest_life(samples: Sequence[Sample]) -> list[Sample]:
+def longest_life(samples: Sequence[SizeSample]) -> list[SizeSample]:
     """The samples of the process that lived longest, without its first minute."""
     lives = [list(life) for _, life in groupby(samples, lambda each: each.of)]
     settled = [

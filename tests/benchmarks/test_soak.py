@@ -7,16 +7,16 @@ import pytest
 
 from afterclick.settings import Settings
 from infra.benchmarks.soak import SoakBenchmark
-from infra.benchmarks.soak_slopes import Sample, longest_life, slope
+from infra.benchmarks.soak_slopes import SizeSample, longest_life, slope
 
 NOISE_MB = 3.0
 
 
-def samples(mb_per_hour: float, of: int = 1, first_s: float = 0.0) -> list[Sample]:
+def samples(mb_per_hour: float, of: int = 1, first_s: float = 0.0) -> list[SizeSample]:
     """Twenty minutes of samples."""
     rng = np.random.default_rng(3)
     return [
-        Sample(t, 300.0 + mb_per_hour * t / 3600 + NOISE_MB * rng.normal(), of)
+        SizeSample(t, 300.0 + mb_per_hour * t / 3600 + NOISE_MB * rng.normal(), of)
         for t in first_s + np.arange(0.0, 1200.0, 5.0)
     ]
 
