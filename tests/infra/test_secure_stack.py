@@ -112,7 +112,7 @@ def _like_reaches_the_list(api: httpx2.Client) -> None:
     wait_until(lambda: api.get("/recommendations", params=query).json()["fresh"])
     history = api.get("/users/bob/history").json()
     assert "lamp" in str(history)
-    assert "lamp" in api.get("/popular").text
+    wait_until(lambda: "lamp" in api.get("/popular").text, what="the item among the popular ones")
 
 
 def _a_malformed_record_is_a_dead_letter(stack: Settings) -> None:
