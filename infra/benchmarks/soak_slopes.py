@@ -24,8 +24,8 @@ POINTS = 24
 """Points of a slope, at most."""
 _LEAST = 8
 """Samples that a slope needs."""
-_SETTLE_S = 60.0
-"""A process grows in its first minute."""
+_SETTLE_S = 360.0
+"""The caches of a process fill in its first minutes."""
 _HOUR_S = 3600.0
 _MIB = 2**20
 
@@ -110,7 +110,7 @@ def _sizes(folder: Path) -> Iterator[int]:
 
 
 def longest_life(samples: Sequence[SizeSample]) -> list[SizeSample]:
-    """The samples of the process that lived longest, without its first minute."""
+    """The samples of the process that lived longest, without its first minutes."""
     lives = [list(life) for _, life in groupby(samples, lambda each: each.of)]
     settled = [
         [each for each in life if each.time_s >= life[0].time_s + _SETTLE_S] for life in lives
