@@ -42,6 +42,8 @@ VICTIMS = ("stream", "valkey", "serve", "kafka")
 """Services that are killed in turn."""
 LEDGER_LENGTH = 100
 """Event ids kept per user: more than a user sends while an event is sent again."""
+STREAM_HEAP = "320m"
+"""Java grows a heap up to its limit before it collects all garbage."""
 _SAMPLE_S = 5.0
 _TICK_S = 0.2
 _READY_S = 300.0
@@ -95,7 +97,7 @@ def _running_stack(base: Settings) -> Iterator[SoakStack]:
 
 
 def _own_settings(base: Settings, home: Path) -> Settings:
-    """A small training, a short ledger, free ports."""
+    """A small training, a short ledger, free ports; a heap that is full after the first minutes."""
     sections = {name: getattr(base, name) for name in ("serving", "console", "ui")}
     update: dict[str, object] = {
         name: section.model_copy(update={"port": free_port()}) for name, section in sections.items()
@@ -103,7 +105,9 @@ def _own_settings(base: Settings, home: Path) -> Settings:
     kafka, valkey = free_port(together=2), free_port()
     update["kafka"] = base.kafka.model_copy(update={"bootstrap": f"127.0.0.1:{kafka}"})
     update["redis"] = base.redis.model_copy(update={"url": f"redis://127.0.0.1:{valkey}/0"})
-    update["stream"] = base.stream.model_copy(update={"ledger_length": LEDGER_LENGTH})
+    update["stream"] = base.stream.model_copy(
+        update={"ledger_length": LEDGER_LENGTH, "memory": STREAM_HEAP}
+    )
     update["training"] = base.training.model_copy(
         update={"preset": "fast", "tower_epochs": 1, "rank": 16, "memory": "1g"}
     )
