@@ -163,9 +163,12 @@ def encode_forgotten(until_ms: int) -> bytes:
 def decode_forgotten(key: bytes | None, value: bytes | None) -> tuple[str, int]:
     """user_id and event time ms of a `forgotten` record. Raises BadEvent."""
     try:
-        return (key or b"").decode(), int(orjson.loads(value or b"")["until_ms"])
-    except (ValueError, KeyError, TypeError) as error:
+        user_id, until_ms = (key or b"").decode(), int(orjson.loads(value or b"")["until_ms"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise BadEvent(f"not a record of `forgotten`: {error}") from None
+    if not user_id:
+        raise BadEvent("not a record of `forgotten`: the key is no user id")
+    return user_id, until_ms
 
 
 class Forgetting(BaseModel):

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import redis
 
-from afterclick.io.kafka_log import read_compacted
+from afterclick.io.forgotten import read_forgotten
 from afterclick.redis_keys import Keys
 from afterclick.settings import KafkaSettings
-from afterclick.state import decode_forgotten
 from streaming.connection import connect
 from streaming.positions import redis_errors
 
@@ -43,8 +42,8 @@ class ForgottenUsers:
 
 def restore_forgotten(client: redis.Redis, keys: Keys, kafka: KafkaSettings) -> None:
     """Copy the topic into Redis, which may have lost its copy. Raises Unavailable."""
-    records = read_compacted(kafka, kafka.topics.forgotten)
+    requests = read_forgotten(kafka)
     with redis_errors():
-        for user_id, until_ms in (decode_forgotten(*record) for record in records.items()):
+        for user_id, until_ms in requests.items():
             client.sadd(keys.forgotten_users, user_id)
             client.fcall("afterclick_raise_to", 1, keys.forgotten(user_id), str(until_ms))

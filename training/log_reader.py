@@ -34,9 +34,8 @@ from pyspark.sql import functions as f
 from afterclick.errors import BadDataset
 from afterclick.events import DATASET_SOURCE, IMPORT_SOURCE
 from afterclick.io.event_archive import EventArchive, MissingArchive
-from afterclick.io.kafka_log import read_compacted
-from afterclick.settings import KafkaSettings, Settings
-from afterclick.state import decode_forgotten
+from afterclick.io.forgotten import read_forgotten
+from afterclick.settings import Settings
 from training import workspace
 
 _REQUIRED = ("event_id", "user_id", "item_id", "event_time", "action")
@@ -113,7 +112,7 @@ def is_replaced_file(error: Exception) -> bool:
 
 def _read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> LogReading:
     archive = _open(settings.archive)
-    forgotten = forgotten_users(settings.kafka)
+    forgotten = read_forgotten(settings.kafka)
     empty = EtlState(
         archive=archive.id,
         deleted_day=archive.deleted_day,
@@ -148,12 +147,6 @@ def _read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> 
         rows_reused=before.rows,
         whole=whole,
     )
-
-
-def forgotten_users(kafka: KafkaSettings) -> Forgotten:
-    """The forgotten users of now. Raises Unavailable."""
-    records = read_compacted(kafka, kafka.topics.forgotten)
-    return dict(decode_forgotten(key, value) for key, value in records.items())
 
 
 def previous_version(root: Path) -> Path | None:

@@ -16,12 +16,10 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Final, Protocol
 
-import structlog
 from confluent_kafka import Message
 from sqlalchemy import Connection, String, bindparam, delete, or_
 
-from afterclick.errors import BadEvent
-from afterclick.state import decode_forgotten
+from afterclick.io.forgotten import requests_of
 from serving.control.store import (
     Database,
     UtcDateTime,
@@ -31,7 +29,6 @@ from serving.control.store import (
 )
 from serving.control.user_tokens import revoke_before
 
-log = structlog.get_logger()
 MAX_USERS: Final = 100_000
 """Users that a process holds, the newest. The topics of older ones have passed their retention."""
 BATCH: Final = 500
@@ -84,15 +81,7 @@ class UserEraser:
 
     def read(self, messages: Sequence[Message]) -> None:
         """Take over the users of these records."""
-        read: dict[str, int] = {}
-        for message in messages:
-            try:
-                user_id, until_ms = decode_forgotten(message.key(), message.value())
-            except BadEvent as error:
-                log.warning("invalid record", offset=message.offset(), error=str(error))
-                continue
-            read[user_id] = max(until_ms, read.get(user_id, -1))
-        self.forget(read)
+        self.forget(requests_of(messages))
 
     def forget(self, forgotten: Untils) -> None:
         """Forget users up to their times."""

@@ -1,7 +1,8 @@
 """An independent recount of the Kafka log: the expected state, in plain Python over another Kafka
 client.
 
-Shares the event codec with the stream and nothing else: other arithmetic, order of work and client.
+Shares the codecs of records with the stream and nothing else: other arithmetic, order of work and
+client.
 
 reads   topic  reviews, feedback, forgotten
         delta  <archive>, for what the topics no longer hold
@@ -24,9 +25,10 @@ from afterclick.arrays import Float64Array
 from afterclick.errors import BadEvent, LogTruncated
 from afterclick.events import SESSION, InteractionEvent, decode_interaction
 from afterclick.io.event_archive import EventArchive, MissingArchive
+from afterclick.io.forgotten import decode_requests
 from afterclick.io.kafka_clients import python_consumer, python_unavailable
 from afterclick.settings import Settings
-from afterclick.state import LATE_ITEMS, HistoryEntry, TopicPartition, decode_forgotten
+from afterclick.state import LATE_ITEMS, HistoryEntry, TopicPartition
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from streaming.proof.archive_log import archived_rows, event_of
 
@@ -235,9 +237,8 @@ def _read_forgotten(consumer: KafkaConsumer, topic: str) -> dict[str, int]:
     ends = consumer.end_offsets(partitions) if partitions else {}
     while any(consumer.position(partition) < end for partition, end in ends.items()):
         for records in consumer.poll(timeout_ms=1000).values():
-            for record in records:
-                user_id, until_ms = decode_forgotten(record.key, record.value)
-                until[user_id] = max(until_ms, until.get(user_id, until_ms))
+            found = decode_requests((each.offset, each.key, each.value) for each in records)
+            until |= {user: max(ms, until.get(user, ms)) for user, ms in found.items()}
     return until
 
 

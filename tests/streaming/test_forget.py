@@ -9,13 +9,17 @@ from contextlib import closing, contextmanager
 import orjson
 import pytest
 import redis
+from confluent_kafka import Producer
 from typer.testing import CliRunner
 
+from afterclick.errors import BadEvent
 from afterclick.io.event_archive import EventArchive
-from afterclick.io.forgotten import publish_forgotten
+from afterclick.io.forgotten import ForgottenLog, publish_forgotten, read_forgotten
+from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
-from afterclick.state import Forgetting
+from afterclick.state import Forgetting, decode_forgotten
 from infra.cli import app
+from serving.control.erasure import UserEraser
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection
 from streaming.forgotten_users import restore_forgotten
@@ -110,6 +114,40 @@ def test_without_the_topic_a_replay_restores_the_user(
     apply_log(settings)
     assert "history" in names_of(client, settings, "alice")
     assert reconcile(settings).differences > 0
+
+
+MALFORMED = [(b"x", b"bob"), (b"", b'{"until_ms": 1}'), (b"\xff", b'{"until_ms": 1}')]
+
+
+def test_every_reader_of_forgotten_skips_malformed_records(
+    settings: Settings, client: redis.Redis
+) -> None:
+    produce(settings, LOG)
+    apply_log(settings)
+    archive_log(settings)
+    producer = Producer({"bootstrap.servers": settings.kafka.bootstrap})
+    for key, value in [*MALFORMED, (b"deleted", None)]:
+        producer.produce(settings.kafka.topics.forgotten, value, key)
+    assert producer.flush(30) == 0
+    until_ms = forget(settings, "alice").until_ms
+
+    restore_forgotten(client, settings.redis.keys, settings.kafka)  # the stream
+    assert client.smembers(settings.redis.keys.forgotten_users) == {b"alice"}
+    rebuild(settings)
+    assert reconcile(settings).differences == 0  # the recount
+    with closing(ForgottenLog(settings.kafka)) as requests:  # the loop of the stream job
+        assert requests.read() == {"alice": until_ms}
+    assert read_forgotten(settings.kafka) == {"alice": until_ms}  # training
+    eraser = UserEraser()  # an API process
+    with KafkaLog(settings.kafka) as log:
+        eraser.read(log.last(settings.kafka.topics.forgotten, 100))
+    assert eraser.until_ms == {"alice": until_ms}
+
+
+@pytest.mark.parametrize(("key", "value"), MALFORMED)
+def test_control_a_malformed_record_of_forgotten_is_an_error(key: bytes, value: bytes) -> None:
+    with pytest.raises(BadEvent):
+        decode_forgotten(key, value)
 
 
 def test_a_returning_user_starts_with_an_empty_history(
