@@ -339,6 +339,8 @@ class ServingSettings(_ServerSection):
     """Oldest `time` of feedback; a key with the scope `admin` may send older events."""
     max_body_bytes: int = 65_536
     """Larger request bodies get 413."""
+    max_header_bytes: int = Field(65_536, ge=1024)
+    """Targets, headers and trailers of a request that are larger get 431."""
     header_s: float = Field(10.0, gt=0)
     """How long a client may take to send the headers of a request; then the connection closes."""
     body_s: float = Field(10.0, gt=0)

@@ -259,7 +259,8 @@ def _document(app: FastAPI) -> None:
 
 def _document_operation(operation: dict[str, Any], authenticated: bool) -> None:
     responses = operation["responses"]
-    responses.setdefault("400", problems.NOT_HTTP)
+    for status, entry in problems.NOT_HTTP.items():
+        responses.setdefault(status, entry)
     added: tuple[int, ...] = (408,) if "413" in responses else ()
     if authenticated:
         added += (401, 403, 429)

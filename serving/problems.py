@@ -40,9 +40,10 @@ STATUSES: dict[type[AfterclickError], int] = {
 DISCARDED = 1_048_576
 """Bytes of an oversized body that are read before the response; longer ones are cut off."""
 NOT_HTTP = {
-    "description": "Malformed HTTP, such as a target over 64 KiB.",
-    "content": {"text/plain": {"schema": {"type": "string"}}},
+    status: {"description": text, "content": {"text/plain": {"schema": {"type": "string"}}}}
+    for status, text in (("400", "Malformed HTTP."), ("431", "Target or headers too large."))
 }
+"""OpenAPI entries of what the HTTP server answers by itself."""
 log = structlog.get_logger()
 
 

@@ -167,6 +167,7 @@ class Service:
             serving.proxies,
             serving.header_s,
             serving.body_s,
+            max_header_bytes=serving.max_header_bytes,
         )
         self.websockets = Slots(
             user=serving.max_websockets_per_user,

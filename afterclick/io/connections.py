@@ -1,6 +1,6 @@
-"""Limits on the connections of an HTTP server: their number, and how long a client may take.
+"""Limits on the connections of an HTTP server: their number, time and bytes of headers.
 
-uvicorn limits neither before a request is complete. Used on the event loop only.
+uvicorn limits none of them before a request is complete. Used on the event loop only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Any, ClassVar, Final, cast
 
 from pydantic.networks import IPvAnyNetwork
@@ -26,13 +27,24 @@ READ_S: Final = 30.0
 """How long a client may not read while a response waits for it."""
 CLOSE_S: Final = 5.0
 """How long a closed connection may take to send what is left."""
-_BUSY: Final = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\n"
-    b"content-length: 20\r\nretry-after: 5\r\nconnection: close\r\n\r\ntoo many connections"
+MAX_HEADER_BYTES: Final = 65_536
+MAX_HOST_LENGTH: Final = 253
+
+
+def _response(status: HTTPStatus, text: str, headers: str = "") -> bytes:
+    """A response of text, after which the connection closes."""
+    return (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: text/plain; charset=utf-8\r\n"
+        f"content-length: {len(text)}\r\n{headers}connection: close\r\n\r\n{text}"
+    ).encode()
+
+
+_BUSY: Final = _response(
+    HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", "retry-after: 5\r\n"
 )
-_TIMEOUT: Final = (
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: text/plain; charset=utf-8\r\n"
-    b"content-length: 34\r\nconnection: close\r\n\r\nthe request did not arrive in time"
+_TIMEOUT: Final = _response(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time")
+_TOO_LARGE: Final = _response(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the target or the headers are too large"
 )
 
 
@@ -80,6 +92,8 @@ class ConnectionLimits:
     header_s: float = REQUEST_PART_S
     body_s: float = REQUEST_PART_S
     read_s: float = READ_S
+    max_header_bytes: int = MAX_HEADER_BYTES
+    """Of the target and the headers of a request, or of its trailers."""
     timed_out: int = 0
     """Connections closed because the client was too slow."""
 
@@ -100,9 +114,13 @@ class ConnectionLimits:
         }
 
 
-@lru_cache(maxsize=1024)
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches the host."""
+    return len(host) <= MAX_HOST_LENGTH and _is_loopback(host)
+
+
+@lru_cache(maxsize=1024)
+def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -122,10 +140,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     The headers of a request must arrive within `header_s` of its first byte, those of the first
     one within `header_s` of the connection, the body within `body_s` after that.
+
+    The parser joins the parts of a header, so bytes are counted as they arrive. A read may hold
+    bytes of the request before: the exact size counts once the headers are complete.
     """
 
     # beyond 30 attributes Python stores them of each instance apart, and every access is slower
-    __slots__ = ("_arrived", "_keys", "_read_timer", "_request_timer")
+    __slots__ = ("_arrived", "_discards", "_header_bytes", "_keys", "_read_timer", "_request_timer")
     limits: ClassVar[ConnectionLimits]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -133,6 +154,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._keys: dict[str, str] | None = None
         self._arrived: object = None
         """The scope of the request that has arrived last; another one is still arriving."""
+        self._header_bytes = 0
+        """Received since the headers or a part of a body were last complete."""
+        self._discards = False
         self._request_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
 
@@ -153,11 +177,37 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.limits.slots.release(**self._keys)
 
     def data_received(self, data: bytes) -> None:
+        if self._discards:
+            return
+        self._header_bytes += len(data)
         super().data_received(data)
+        if self._header_bytes > self.limits.max_header_bytes:
+            self._reject_headers()
         if self.scope is not self._arrived and self._request_timer is None:
             self._wait_for_request()
 
+    def on_headers_complete(self) -> None:
+        """Raises ValueError for too large ones: it ends the parser."""
+        limit = self.limits.max_header_bytes
+        if self._header_bytes > limit:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > limit:
+                raise ValueError("the headers are too large")
+        self._header_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._header_bytes = 0
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        if self._header_bytes > self.limits.max_header_bytes:
+            self._reject_headers()
+        else:
+            super().send_400_response(msg)
+
     def on_message_complete(self) -> None:
+        self._header_bytes = 0
         super().on_message_complete()
         self._arrived = self.scope
         if self._request_timer is not None:
@@ -189,16 +239,31 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._request_timer = self.loop.call_later(self.limits.body_s, self._abort)
             return
         self.limits.timed_out += 1
-        responding = self.cycle is not None and not self.cycle.response_complete
-        self._close(b"" if responding or not arriving else _TIMEOUT)
+        self._close(b"" if self._is_responding() or not arriving else _TIMEOUT)
+
+    def _is_responding(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _reject_headers(self) -> None:
+        """Respond, and discard what the client still sends: it could not read the response else."""
+        if self._is_responding():
+            self._close()
+        elif not (self._discards or self.transport.is_closing()):
+            self._discards = True
+            self.transport.write(_TOO_LARGE)
+            self.transport.write_eof()
+            self._abort_later()
 
     def _close(self, response: bytes = b"") -> None:
         """Close after a response and what is still buffered, in any case after `CLOSE_S`."""
         if not self.transport.is_closing():
             self.transport.write(response)
             self.transport.close()
-            _cancelled(self._request_timer)
-            self._request_timer = self.loop.call_later(CLOSE_S, self.transport.abort)
+            self._abort_later()
+
+    def _abort_later(self) -> None:
+        _cancelled(self._request_timer)
+        self._request_timer = self.loop.call_later(CLOSE_S, self.transport.abort)
 
     def _abort(self) -> None:
         self.limits.timed_out += 1

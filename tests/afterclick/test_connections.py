@@ -1,4 +1,4 @@
-"""Limits on connections: their number, and the time of clients that are slow or silent."""
+"""Limits on connections: their number, the size of headers, the time of slow or silent clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from websockets.sync.client import connect
 
-from afterclick.io.connections import ConnectionLimits, Slots, network_of
+from afterclick.io.connections import (
+    ConnectionLimits,
+    Slots,
+    _is_loopback,
+    is_loopback,
+    network_of,
+)
 from tests.server_thread import ServerThread
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -22,6 +28,15 @@ LONG_BODY = b"x" * 2_000_000
 UVICORN = {"http": "httptools", "ws": "websockets-sansio"}
 HALF_HEADER = b"GET / HTTP/1.1\r\nhost: x\r\n"
 REQUEST = HALF_HEADER + b"\r\n"
+LONG = b"x" * 5000
+LONG_HEADERS = {
+    "target": b"GET /" + LONG,
+    "name": HALF_HEADER + LONG,
+    "value": HALF_HEADER + b"x: " + LONG,
+    "many": HALF_HEADER + b"x: y\r\n" * 1000,
+    "complete": HALF_HEADER + b"x: " + LONG + b"\r\n\r\n",
+}
+CHUNKED = b"POST /unread HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"
 UNREAD_BODY = b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\nx"
 
 
@@ -72,9 +87,9 @@ def until_closed(connection: socket.socket) -> bytes:
     return received
 
 
-def is_open(connection: socket.socket) -> bool:
+def is_open(connection: socket.socket, rest: bytes = b"\r\n") -> bool:
     """Whether the server still answers on a connection with half a request."""
-    connection.sendall(b"\r\n")
+    connection.sendall(rest)
     return connection.recv(100).startswith(b"HTTP/1.1 200")
 
 
@@ -96,6 +111,47 @@ def test_a_client_that_sends_no_request_is_disconnected() -> None:
                 assert b"408" in until_closed(second), "also after a first request"
         assert bounded.timed_out == 3
         assert is_open(control), "uvicorn itself waits for ever"
+
+
+def small_headers() -> ConnectionLimits:
+    """Limits on the size of headers, and on nothing else."""
+    return ConnectionLimits(header_s=PATIENCE_S, body_s=PATIENCE_S, max_header_bytes=1000)
+
+
+@pytest.mark.parametrize("sent", LONG_HEADERS.values(), ids=LONG_HEADERS)
+def test_long_headers_are_rejected_before_they_accumulate(sent: bytes) -> None:
+    with served(small_headers()) as port, opened(port, sent) as connection:
+        assert until_closed(connection).startswith(b"HTTP/1.1 431")
+
+
+def test_long_trailers_close_the_connection() -> None:
+    with served(small_headers()) as port, opened(port, CHUNKED) as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"0\r\nx: " + LONG)
+        until_closed(connection)
+
+
+def test_long_bodies_and_many_requests_in_one_read_are_not_long_headers() -> None:
+    body = HALF_HEADER.replace(b"GET", b"POST") + b"content-length: 5000\r\n\r\n" + LONG
+    with served(small_headers()) as port, opened(port, body + REQUEST * 100) as connection:
+        answers = b""
+        while answers.count(b"HTTP/1.1 200") < 101:
+            received = connection.recv(65_536)
+            assert received, answers[-1000:]
+            answers += received
+
+
+def test_control_uvicorn_waits_for_the_end_of_any_header() -> None:
+    with served() as plain, opened(plain, HALF_HEADER + b"x: " + LONG * 200) as control:
+        assert is_open(control, b"\r\n\r\n")
+
+
+def test_names_that_are_no_host_are_not_kept() -> None:
+    kept = _is_loopback.cache_info().currsize
+    assert not is_loopback("x" * 10_000)
+    assert _is_loopback.cache_info().currsize == kept
+    hosts = ("localhost", "127.0.0.1", "shop.example")
+    assert [is_loopback(host) for host in hosts] == [True, True, False]
 
 
 def test_a_body_that_nobody_reads_does_not_keep_a_connection_open() -> None:
