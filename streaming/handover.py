@@ -92,9 +92,9 @@ class Context:
         published = positions.published_offsets(self.client, keys, applied)
         return positions.resume_offsets(applied, published, ranges)
 
-    def mark_published(self, query: StreamingQuery | None) -> None:
+    def mark_published(self, run: Run | None) -> None:
         """Store a micro-batch query's published offsets: the end of its last batch."""
-        progress = query.lastProgress if query is not None and query.isActive else None
+        progress = run.query.lastProgress if run is not None and run.query.isActive else None
         if not progress:
             return
         for source in progress["sources"]:
@@ -111,6 +111,22 @@ class Context:
         """Store when a batch or a hand-over began (epoch seconds). Raises Unavailable."""
         with positions.redis_errors():
             self.client.set(self.settings.redis.keys.last_batch_at, repr(moment))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A Spark query and its checkpoint."""
+
+    query: StreamingQuery
+    checkpoint: Path
+    fenced: bool = True
+    """The state does not depend on the checkpoint."""
+
+    def stop(self) -> None:
+        """Stop the query; its checkpoint is of no use afterwards."""
+        self.query.stop()
+        if self.fenced:
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
 
 
 class ManagedQuery(Protocol):
@@ -137,15 +153,17 @@ class Archive:
 
     context: Context
     name: str = "archive"
-    _query: StreamingQuery | None = None
+    _run: Run | None = None
     _maintenance: BackgroundLoop | None = None
 
     def start(self) -> None:
         context, settings = self.context, self.context.settings
-        _stop(self._query)
+        _stop(self._run)
         archive = create_archive(settings.archive, positions.topic_ids(settings.kafka))
         offsets = next_offsets(archive, positions.log_ranges(settings.kafka))
-        self._query = flows.start_archive(context.spark, settings, offsets, new_checkpoint(context))
+        checkpoint = new_checkpoint(context)
+        query = flows.start_archive(context.spark, settings, offsets, checkpoint)
+        self._run = Run(query, checkpoint)
         if self._maintenance is None:
             keep_days = settings.stream.archive_days
             work = partial(maintain, settings.archive, keep_days)
@@ -156,14 +174,14 @@ class Archive:
         return
 
     def queries(self) -> list[StreamingQuery]:
-        return [self._query] if self._query else []
+        return [self._run.query] if self._run else []
 
     def made_progress(self) -> bool:
-        return bool(self._query and self._query.recentProgress)
+        return bool(self._run and self._run.query.recentProgress)
 
     def running_batch(self) -> str | None:
         """Identifies the batch that is being written; None between two batches."""
-        query = self._query
+        query = self._run.query if self._run else None
         if query is None or not query.isActive or not query.status["isTriggerActive"]:
             return None
         progress = query.lastProgress
@@ -176,29 +194,31 @@ class MicroBatch:
 
     context: Context
     name: str = "stream"
-    _query: StreamingQuery | None = None
+    _run: Run | None = None
     _applied_at_start: AppliedOffsets = field(default_factory=dict)
     _check_at: float = 0.0
 
     def start(self) -> None:
-        context = self.context
+        context, fenced = self.context, self.context.settings.stream.fence
+        _stop(self._run)
         offsets, checkpoint = None, context.checkpoints / "unfenced"
-        if context.settings.stream.fence:
+        if fenced:
             self._applied_at_start, ranges = context.progress()
             offsets = context.resume(self._applied_at_start, ranges)
             checkpoint = new_checkpoint(context)
             log.info("stream query starts", lag=lag(ranges, self._applied_at_start))
-        self._query = flows.start_micro_batch(
+        query = flows.start_micro_batch(
             context.spark, context.settings, context.apply_config(), offsets, checkpoint
         )
+        self._run = Run(query, checkpoint, fenced)
 
     def tick(self) -> None:
         if time.monotonic() >= self._check_at:
             self._check_at = time.monotonic() + _CHECK_EVERY_S
-            self.context.mark_published(self._query)
+            self.context.mark_published(self._run)
 
     def queries(self) -> list[StreamingQuery]:
-        return [self._query] if self._query else []
+        return [self._run.query] if self._run else []
 
     def made_progress(self) -> bool:
         applied, _ = self.context.progress()
@@ -217,8 +237,8 @@ class RealTime:
     context: Context
     name: str = "stream"
     handovers: int = 0
-    _current: StreamingQuery | None = None
-    _next: StreamingQuery | None = None
+    _current: Run | None = None
+    _next: Run | None = None
     _draining: bool = False
     _current_since: float = 0.0
     _ready_at: float | None = None
@@ -245,22 +265,17 @@ class RealTime:
             self._check()
 
     def queries(self) -> list[StreamingQuery]:
-        return [query for query in (self._current, self._next) if query is not None]
+        return [run.query for run in (self._current, self._next) if run is not None]
 
     def made_progress(self) -> bool:
         applied, _ = self.context.progress()
         return applied != self._applied_at_start
 
-    def _start_query(self, offsets: Offsets, draining: bool) -> StreamingQuery:
-        context = self.context
+    def _start_query(self, offsets: Offsets, draining: bool) -> Run:
+        context, checkpoint = self.context, new_checkpoint(self.context)
         start = flows.start_micro_batch if draining else flows.start_real_time
-        return start(
-            context.spark,
-            context.settings,
-            context.apply_config(),
-            offsets,
-            new_checkpoint(context),
-        )
+        config = context.apply_config()
+        return Run(start(context.spark, context.settings, config, offsets, checkpoint), checkpoint)
 
     def _start_next(self, applied: AppliedOffsets, ranges: OffsetRanges) -> None:
         self._applied_at_handover = applied
@@ -285,11 +300,11 @@ class RealTime:
         ):
             self._start_next(applied, ranges)
 
-    def _hand_over_when_ready(self, successor: StreamingQuery) -> None:
+    def _hand_over_when_ready(self, successor: Run) -> None:
         """Stop the current query once the next one has a running task per partition."""
         if self._ready_at is None:
             applied, _ = self.context.progress()
-            if flows.active_tasks(self.context.spark, successor) >= len(applied):
+            if flows.active_tasks(self.context.spark, successor.query) >= len(applied):
                 self._ready_at = time.monotonic() + _GRACE_S
         elif time.monotonic() > self._ready_at:
             old, self._current, self._next = self._current, successor, None
@@ -301,10 +316,10 @@ class RealTime:
             log.info("real-time query took over", handovers=self.handovers)
 
 
-def _stop(*queries: StreamingQuery | None) -> None:
-    for query in queries:
-        if query is not None:
-            query.stop()
+def _stop(*runs: Run | None) -> None:
+    for run in runs:
+        if run is not None:
+            run.stop()
 
 
 def new_checkpoint(context: Context) -> Path:

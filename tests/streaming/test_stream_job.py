@@ -199,6 +199,17 @@ def _archive(settings: Settings, number: int) -> list[dict[str, object]] | None:
     return rows if len(rows) >= number else None
 
 
+def test_a_hand_over_leaves_no_checkpoint_of_the_previous_query(
+    settings: Settings, stream: StreamProcess
+) -> None:
+    stream.start(AFTERCLICK_STREAM__TRIGGER="real-time", AFTERCLICK_STREAM__HANDOVER_S="5")
+    took_over = "real-time query took over"
+    wait_until(lambda: stream.output().count(took_over) >= 3, 240, what="three hand-overs")
+    assert stream.running
+    # those of the query, of the next one if it has started, and of the archive query
+    assert len(list((settings.home / "checkpoints" / "stream").iterdir())) in (2, 3)
+
+
 @pytest.mark.long
 def test_requests_to_forget_a_user_are_fulfilled_by_a_running_job_and_by_the_next_one(
     settings: Settings, stream: StreamProcess
