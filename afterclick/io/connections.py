@@ -180,7 +180,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._discards:
             return
         self._header_bytes += len(data)
+        began, idle_timer = self.scope, self.timeout_keep_alive_task
+        self.timeout_keep_alive_task = None  # uvicorn would cancel it: bare CRLF begin no request
         super().data_received(data)
+        if self.scope is began:
+            self.timeout_keep_alive_task = idle_timer
+        else:
+            _cancelled(idle_timer)
         if self._header_bytes > self.limits.max_header_bytes:
             self._reject_headers()
         if self.scope is not self._arrived and self._request_timer is None:

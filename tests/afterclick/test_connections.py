@@ -59,12 +59,16 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextmanager
-def served(limits: ConnectionLimits | None = None) -> Iterator[int]:
+def served(limits: ConnectionLimits | None = None, idle_s: int = 5) -> Iterator[int]:
     """The port of a server with these limits, or of uvicorn without."""
     protocols: dict[str, Any] = dict(UVICORN) if limits is None else limits.protocols()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
-            application, log_level="critical", timeout_graceful_shutdown=1, **protocols
+            application,
+            log_level="critical",
+            timeout_graceful_shutdown=1,
+            timeout_keep_alive=idle_s,
+            **protocols,
         )
         with ServerThread(config, listener) as server:
             yield server.port
@@ -111,6 +115,22 @@ def test_a_client_that_sends_no_request_is_disconnected() -> None:
                 assert b"408" in until_closed(second), "also after a first request"
         assert bounded.timed_out == 3
         assert is_open(control), "uvicorn itself waits for ever"
+
+
+def test_empty_lines_do_not_keep_an_idle_connection_open() -> None:
+    with served(ConnectionLimits(), idle_s=1) as port, opened(port, REQUEST) as idle:
+        assert idle.recv(1000).startswith(b"HTTP/1.1 200")
+        idle.sendall(b"\r\n")
+        assert until_closed(idle) == b""
+
+
+def test_a_request_ends_the_idle_time_also_after_empty_lines() -> None:
+    with served(ConnectionLimits(), idle_s=1) as port, opened(port, REQUEST) as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"\r\n" + HALF_HEADER)
+        with opened(port, REQUEST) as other:  # idle for as long
+            assert until_closed(other).startswith(b"HTTP/1.1 200")
+        assert is_open(connection)
 
 
 def small_headers() -> ConnectionLimits:
