@@ -156,6 +156,22 @@ SECTIONS: dict[str, Section] = {
                 at_least=-0.01,
             ),
             Figure(
+                "gain of the target, 3 % new or backdated accounts",
+                "trending.unseen.three_percent.target_gain",
+                at_most=0.01,
+            ),
+            Figure(
+                "loss of NDCG@10 by that attack, compared with the guarded list",
+                "trending.unseen.three_percent.ndcg_loss",
+                at_most=0.01,
+            ),
+            Figure(
+                "ranks lost by an item with 60 votes, 1,000 skips", "skips.ranks_lost", at_most=0
+            ),
+            Figure(
+                "the same if accounts are as old as they say", "skips.ranks_lost_without_guards"
+            ),
+            Figure(
                 "gain of the target, accounts that wait two weeks",
                 "trending.unseen.worst.aged_accounts.target_gain",
             ),
