@@ -210,7 +210,7 @@ class Stack:
         except (Unavailable, redis.RedisError, ValueError):
             return -1
 
-    def wait_caught_up(self, timeout_s: float = 300.0) -> float:
+    def wait_caught_up(self, timeout_s: float = 900.0) -> float:
         """Wait until the whole log is applied; returns the seconds."""
         return self.wait(lambda: self.lag() == 0, "the stream to catch up", timeout_s)
 
