@@ -49,11 +49,22 @@ class _Section(BaseModel):
     )
 
 
-class _ServerSection(_Section):
+class ServerSection(_Section):
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(ge=0, le=65535)
     """Port to listen on."""
+    max_header_bytes: int = Field(65_536, ge=1024)
+    """Targets, headers and trailers of a request that are larger get 431."""
+    header_s: float = Field(10.0, gt=0)
+    """How long a client may take to send the headers of a request; then the connection closes."""
+    body_s: float = Field(10.0, gt=0)
+    """How long a client may take to send the body of a request; then it gets 408 or the connection
+    closes."""
+    max_connections: int = Field(8192, ge=0)
+    """Open connections, WebSockets included; the excess gets 503. 0: no limit."""
+    max_connections_per_address: int = Field(1024, ge=0)
+    """The same per address; 0: no limit, as behind a proxy that the server does not know."""
 
     @property
     def url(self) -> str:
@@ -323,7 +334,7 @@ class ApiKey(_Section):
     scopes: tuple[ApiScope, ...] = ("recommend", "feedback")
 
 
-class ServingSettings(_ServerSection):
+class ServingSettings(ServerSection):
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on."""
     list_length: int = Field(10, ge=1, le=200)
@@ -339,19 +350,9 @@ class ServingSettings(_ServerSection):
     """Oldest `time` of feedback; a key with the scope `admin` may send older events."""
     max_body_bytes: int = 65_536
     """Larger request bodies get 413."""
-    max_header_bytes: int = Field(65_536, ge=1024)
-    """Targets, headers and trailers of a request that are larger get 431."""
-    header_s: float = Field(10.0, gt=0)
-    """How long a client may take to send the headers of a request; then the connection closes."""
-    body_s: float = Field(10.0, gt=0)
-    """How long a client may take to send the body of a request; then it gets 408."""
     idle_s: int = Field(75, ge=1)
     """How long a connection may be idle between two requests: longer than a proxy keeps it, so
     that none uses one that is being closed."""
-    max_connections: int = Field(8192, ge=0)
-    """Open connections, WebSockets included; the excess gets 503. 0: no limit."""
-    max_connections_per_address: int = Field(1024, ge=0)
-    """The same per address, except those of `proxies`. 0: no limit."""
     max_websockets: int = Field(4096, ge=0)
     """Open WebSockets; the excess gets 503. 0: no limit."""
     max_websockets_per_address: int = Field(1024, ge=0)
@@ -373,7 +374,7 @@ class ServingSettings(_ServerSection):
     proxies: tuple[IPvAnyNetwork, ...] = ()
     """Addresses or networks of reverse proxies, e.g. ["10.0.0.0/8"]. Only from these, the client's
     address is taken from X-Forwarded-For; every other client counts by the address it connects
-    from."""
+    from. Connections of a proxy count in total only."""
     token_secret: str | None = Field(None, min_length=32)
     """Secret of browser users' tokens (JWT, HS256), 32 characters or more; default: none."""
     token_secret_previous: str | None = Field(None, min_length=32)
@@ -396,7 +397,7 @@ class ServingSettings(_ServerSection):
     """Votes (decayed weight) allowed on top, per item and for all new accounts together."""
 
 
-class ConsoleSettings(_ServerSection):
+class ConsoleSettings(ServerSection):
     port: int = Field(8090, ge=0, le=65535)
     """Port to listen on."""
     fault_injection: bool = False
@@ -405,7 +406,7 @@ class ConsoleSettings(_ServerSection):
     """Fault injection: how long Redis is paused."""
 
 
-class UiSettings(_ServerSection):
+class UiSettings(ServerSection):
     port: int = Field(8080, ge=0, le=65535)
     """Port to listen on."""
     api_url: str = "http://127.0.0.1:8000"

@@ -162,13 +162,7 @@ class Service:
 
     def _build_limits(self) -> None:
         serving = self.settings.serving
-        self.connections = ConnectionLimits(
-            Slots(address=serving.max_connections_per_address, total=serving.max_connections),
-            serving.proxies,
-            serving.header_s,
-            serving.body_s,
-            max_header_bytes=serving.max_header_bytes,
-        )
+        self.connections = ConnectionLimits.of(serving, serving.proxies)
         self.websockets = Slots(
             user=serving.max_websockets_per_user,
             address=serving.max_websockets_per_address,

@@ -79,6 +79,6 @@ def serve(settings: UiSettings) -> None:
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=2,
-        **ConnectionLimits().protocols(),
+        **ConnectionLimits.of(settings).protocols(),
     )
     uvicorn.Server(config).run()

@@ -9,25 +9,22 @@ import asyncio
 import ipaddress
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, Self, cast
 
 from pydantic.networks import IPvAnyNetwork
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-MAX_CONNECTIONS: Final = 8192
-MAX_CONNECTIONS_PER_ADDRESS: Final = 1024
-REQUEST_PART_S: Final = 10.0
-"""How long a client may take to send the headers of a request, and then its body."""
+from afterclick.settings import ServerSection
+
 READ_S: Final = 30.0
 """How long a client may not read while a response waits for it."""
 CLOSE_S: Final = 5.0
 """How long a closed connection may take to send what is left."""
-MAX_HEADER_BYTES: Final = 65_536
 MAX_HOST_LENGTH: Final = 253
 
 
@@ -84,18 +81,27 @@ class Slots:
 class ConnectionLimits:
     """The limits of one server, and what they have refused."""
 
-    slots: Slots = field(
-        default_factory=lambda: Slots(address=MAX_CONNECTIONS_PER_ADDRESS, total=MAX_CONNECTIONS)
-    )
+    slots: Slots
     proxies: tuple[IPvAnyNetwork, ...] = ()
     """Their connections count in total only: behind one address are many clients."""
-    header_s: float = REQUEST_PART_S
-    body_s: float = REQUEST_PART_S
+    header_s: float = 10.0
+    body_s: float = 10.0
     read_s: float = READ_S
-    max_header_bytes: int = MAX_HEADER_BYTES
+    max_header_bytes: int = 65_536
     """Of the target and the headers of a request, or of its trailers."""
     timed_out: int = 0
     """Connections closed because the client was too slow."""
+
+    @classmethod
+    def of(cls, server: ServerSection, proxies: tuple[IPvAnyNetwork, ...] = ()) -> Self:
+        """The limits that the settings of a server name."""
+        return cls(
+            Slots(address=server.max_connections_per_address, total=server.max_connections),
+            proxies,
+            server.header_s,
+            server.body_s,
+            max_header_bytes=server.max_header_bytes,
+        )
 
     def keys(self, transport: asyncio.BaseTransport) -> dict[str, str]:
         """Under which keys a connection counts."""

@@ -240,7 +240,9 @@ def create_app(settings: Settings) -> FastAPI:
     install_docs(app)
     problems.install(app)
     serving = settings.serving
-    app.add_middleware(problems.BodyLimit, limit=serving.max_body_bytes, timeout_s=serving.body_s)
+    app.add_middleware(
+        problems.BodyLimit, limit=serving.max_body_bytes, timeout_s=settings.console.body_s
+    )
     app.add_middleware(AuthMiddleware, settings=serving, keys=keys, tokens=UserTokens(serving))
     app.add_middleware(_KeyReader, database=database, keys=keys)
     return app
@@ -269,16 +271,20 @@ def serve(settings: Settings) -> None:
     console = settings.console
     check_address(_exposed(settings), lambda: _has_keys(settings))
     listener = bind(console.host, console.port)
-    config = uvicorn.Config(
+    uvicorn.Server(config_of(settings)).run(sockets=[listener])
+
+
+def config_of(settings: Settings) -> uvicorn.Config:
+    """The configuration of uvicorn."""
+    return uvicorn.Config(
         create_app(settings),
         access_log=False,
         log_level="warning",
         server_header=False,
         headers=HEADERS,
         timeout_graceful_shutdown=STOP_S,
-        **ConnectionLimits().protocols(),
+        **ConnectionLimits.of(settings.console).protocols(),
     )
-    uvicorn.Server(config).run(sockets=[listener])
 
 
 def _has_keys(settings: Settings) -> bool:

@@ -20,6 +20,7 @@ from afterclick.io.connections import (
     is_loopback,
     network_of,
 )
+from afterclick.settings import ServerSection
 from tests.server_thread import ServerThread
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -102,6 +103,10 @@ def limits(**slots: int) -> ConnectionLimits:
     return ConnectionLimits(counts, header_s=SHORT_S, body_s=SHORT_S, read_s=SHORT_S)
 
 
+def of_settings(**settings: float) -> ConnectionLimits:
+    return ConnectionLimits.of(ServerSection.model_validate({"port": 0, **settings}))
+
+
 def test_a_client_that_sends_no_request_is_disconnected() -> None:
     with served() as plain, opened(plain, HALF_HEADER) as control:
         bounded = limits()
@@ -118,14 +123,14 @@ def test_a_client_that_sends_no_request_is_disconnected() -> None:
 
 
 def test_empty_lines_do_not_keep_an_idle_connection_open() -> None:
-    with served(ConnectionLimits(), idle_s=1) as port, opened(port, REQUEST) as idle:
+    with served(of_settings(), idle_s=1) as port, opened(port, REQUEST) as idle:
         assert idle.recv(1000).startswith(b"HTTP/1.1 200")
         idle.sendall(b"\r\n")
         assert until_closed(idle) == b""
 
 
 def test_a_request_ends_the_idle_time_also_after_empty_lines() -> None:
-    with served(ConnectionLimits(), idle_s=1) as port, opened(port, REQUEST) as connection:
+    with served(of_settings(), idle_s=1) as port, opened(port, REQUEST) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         connection.sendall(b"\r\n" + HALF_HEADER)
         with opened(port, REQUEST) as other:  # idle for as long
@@ -135,7 +140,7 @@ def test_a_request_ends_the_idle_time_also_after_empty_lines() -> None:
 
 def small_headers() -> ConnectionLimits:
     """Limits on the size of headers, and on nothing else."""
-    return ConnectionLimits(header_s=PATIENCE_S, body_s=PATIENCE_S, max_header_bytes=1000)
+    return of_settings(header_s=PATIENCE_S, body_s=PATIENCE_S, max_header_bytes=1024)
 
 
 @pytest.mark.parametrize("sent", LONG_HEADERS.values(), ids=LONG_HEADERS)

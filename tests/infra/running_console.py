@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import uvicorn
-
 from afterclick.settings import Settings
-from infra.console.admin_app import create_app
+from infra.console.admin_app import config_of
 from serving.app import bind
 from tests.server_thread import ServerThread
 from tests.waiting import wait_until
@@ -17,8 +15,8 @@ class RunningConsole(ServerThread):
     """A served console on the port of its settings."""
 
     def __init__(self, settings: Settings) -> None:
-        self.app = create_app(settings)
-        config = uvicorn.Config(self.app, log_level="warning")
+        config = config_of(settings)
+        self.app: Any = config.app
         super().__init__(config, bind(settings.console.host, settings.console.port))
 
     def state(self) -> dict[str, Any]:

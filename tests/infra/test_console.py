@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ from afterclick.settings import (
 )
 from infra.console import admin_app
 from infra.embedded.process import Process, afterclick_command
-from infra.embedded.server import ValkeyServer, free_port
+from infra.embedded.server import LOOPBACK, ValkeyServer, free_port
 from infra.stack.services import http_ok
 from tests.infra.running_console import RunningConsole
 from tests.serving import shop
@@ -360,6 +361,16 @@ def test_beyond_loopback_the_console_needs_keys(settings: Settings) -> None:
     exposed = ConsoleSettings(host="0.0.0.0", port=free_port())
     with pytest.raises(BadInput, match="API keys"):
         admin_app.serve(settings.model_copy(update={"console": exposed}))
+
+
+def test_the_connections_of_the_console_are_limited_by_its_settings(settings: Settings) -> None:
+    limited = ConsoleSettings(port=0, max_connections=1)
+    with (
+        RunningConsole(settings.model_copy(update={"console": limited})) as console,
+        socket.create_connection((LOOPBACK, console.port), PATIENCE_S),
+        socket.create_connection((LOOPBACK, console.port), PATIENCE_S) as excess,
+    ):
+        assert excess.recv(1000).startswith(b"HTTP/1.1 503")
 
 
 @pytest.mark.slow

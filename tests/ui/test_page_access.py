@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from websockets.sync.client import connect
 from websockets.typing import Origin
 
 from afterclick.errors import BadInput
-from afterclick.settings import UiSettings
+from afterclick.settings import Settings, UiSettings
 from infra.embedded.kafka import delete_topics, ensure_topics
 from infra.embedded.process import Process
-from infra.embedded.server import free_port
+from infra.embedded.server import LOOPBACK, free_port
 from tests.serving import shop as wares
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running, installation
@@ -152,6 +153,28 @@ def _open(context: BrowserContext, pages: Pages, user_id: str) -> None:
     expect(page.get_by_role("heading", level=1)).to_contain_text("camera-1")
     history = f"{pages.api_url}/users/{user_id}/history"
     wait_until(lambda: [event["action"] for event in get(history)["events"]] == ["view"])
+
+
+def test_the_connections_of_the_pages_are_limited_by_their_settings(tmp_path: Path) -> None:
+    ui = UiSettings(port=free_port(), max_connections=1)
+    command: list[str | Path] = [Path(sys.executable).with_name("afterclick"), "ui"]
+    environment = Settings(home=tmp_path, ui=ui).environment()
+    process = Process("ui", command, tmp_path / "ui.log", environment)
+    process.start()
+    try:
+        process.wait_ready(lambda: answers(f"{ui.url}/health/live"), 240)
+        wait_until(lambda: _the_second_is_refused((LOOPBACK, ui.port)))
+    finally:
+        process.stop()
+
+
+def _the_second_is_refused(address: tuple[str, int]) -> bool:
+    with (
+        socket.create_connection(address, PATIENCE_S),
+        socket.create_connection(address, PATIENCE_S) as excess,
+    ):
+        excess.sendall(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        return excess.recv(1000).startswith(b"HTTP/1.1 503")
 
 
 def test_pages_listen_beyond_loopback_only_under_given_names() -> None:
