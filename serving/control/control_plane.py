@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 
 from afterclick.arrays import Json
 from afterclick.errors import AfterclickError, AlreadyThere, NotFound
+from afterclick.events import now
 from serving.control.api_keys import (
     ApiKeyStore,
     KeyDraft,
@@ -150,8 +151,9 @@ class ControlPlane:
 
     def revoke_tokens(self, user_id: str) -> datetime:
         """Revoke every token that a user has now; the time of it. Raises Unavailable."""
+        at = now()
         with self.database.begin() as connection:
-            at = revoke_tokens(connection, user_id)
+            revoke_tokens(connection, {user_id: at})
         self.sync(self.database)
         return at
 

@@ -5,12 +5,15 @@ writes  sql    experiment_users, users, request_log, token_revocations
 
 Every process reads the topic, from its beginning when it starts. It then serves no event of the
 user up to the time of the request, writes none, and deletes the rows in SQL, whichever process
-wrote them. What the user did later is kept. The stream job erases state and log.
+wrote them. What the user did later is kept, and so are rows and tokens that are newer than the
+request, also if an event of the user lay ahead of it. The stream job erases state and log.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -27,7 +30,7 @@ from serving.control.store import (
     request_log,
     users,
 )
-from serving.control.user_tokens import revoke_before
+from serving.control.user_tokens import revoke_tokens
 
 MAX_USERS: Final = 100_000
 """Users that a process holds, the newest. The topics of older ones have passed their retention."""
@@ -47,7 +50,7 @@ _DELETIONS: Final = (
 )
 
 Untils = Mapping[str, int]
-"""User id → event time ms up to which the user is forgotten."""
+"""User id → time ms up to which the user is forgotten."""
 
 
 class HoldsUsers(Protocol):
@@ -71,6 +74,7 @@ class UserEraser:
         self.until_ms: dict[str, int] = {}
         """Of the newest `MAX_USERS` forgotten users. The event loop reads without a lock."""
         self._waiting: dict[str, int] = {}
+        """Users with rows in SQL, and the time up to which; never later than the request."""
         self._lock = threading.Lock()
         self.writing = threading.Lock()
         """Held while rows of users are written outside of the write-behind thread."""
@@ -81,16 +85,25 @@ class UserEraser:
 
     def read(self, messages: Sequence[Message]) -> None:
         """Take over the users of these records."""
-        self.forget(requests_of(messages))
+        requested: dict[str, int] = {}
+        for message in messages:
+            user_id = (message.key() or b"").decode(errors="replace")
+            requested[user_id] = max(message.timestamp()[1], requested.get(user_id, -1))
+        self._forget(requests_of(messages), requested)
 
     def forget(self, forgotten: Untils) -> None:
-        """Forget users up to their times."""
+        """Forget users up to their times, as requested now."""
+        self._forget(forgotten, dict.fromkeys(forgotten, math.ceil(time.time() * 1000)))
+
+    def _forget(self, forgotten: Untils, requested: Untils) -> None:
         known = self.until_ms
         newest = {user_id: max(ms, known.get(user_id, -1)) for user_id, ms in forgotten.items()}
         with self.writing:  # what is written from now on is without them
             known |= newest
         with self._lock:
-            self._waiting |= newest
+            for user_id, until_ms in newest.items():
+                rows_until_ms = min(until_ms, requested[user_id])
+                self._waiting[user_id] = max(rows_until_ms, self._waiting.get(user_id, -1))
         for user_id in list(islice(known, max(len(known) - MAX_USERS, 0))):
             del known[user_id]
         self._on_users(newest)
@@ -121,4 +134,4 @@ def delete_users(connection: Connection, forgotten: Untils) -> None:
     rows = [{"of_user": user_id, "until": at} for user_id, at in until.items()]
     for deletion in _DELETIONS:
         connection.execute(deletion, rows)
-    revoke_before(connection, until)
+    revoke_tokens(connection, until)

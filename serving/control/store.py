@@ -302,9 +302,11 @@ token_revocations = Table(
     metadata,
     Column("user_id", String(128), primary_key=True),
     Column("not_before", UtcDateTime, nullable=False),
+    Column("number", BigInteger, nullable=False, server_default="1"),
     Index(None, "not_before"),
+    Index(None, "number"),
 )
-"""Per user when tokens were last revoked."""
+"""Per user when tokens were last revoked; `number` counts the changes of the table."""
 
 items = Table(
     "items",

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import jwt
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, func, select, text
 
 from afterclick.events import Id, now
 from afterclick.settings import ServingSettings
@@ -45,6 +45,8 @@ class UserTokens:
         self._revoked: dict[str, float] = {}
         """User id → time of the revocation, seconds since the epoch; replaced, never modified."""
         self._all_before = 0.0
+        self._last = 0
+        """The number of the newest revocation that was read."""
 
     @property
     def accepted(self) -> bool:
@@ -64,22 +66,25 @@ class UserTokens:
         return user_id if valid else None
 
     def read(self, connection: Connection) -> None:
-        """Read the revocations that are new."""
+        """Read the revocations that were written since the last call, whatever their times."""
+        newest = connection.scalar(select(func.max(table.c.number))) or 0
+        if newest == self._last:
+            return
+        since = self._last if newest > self._last else 0  # of a restored table every row
         oldest = now() - timedelta(seconds=MAX_TOKEN_S)
-        newest = max(self._revoked.values(), default=0.0)
-        since = max(oldest.timestamp(), newest - CLOCK_S)
         query = (
             select(table.c.user_id, table.c.not_before)
-            .where(table.c.not_before > datetime.fromtimestamp(since, oldest.tzinfo))
+            .where(table.c.number > since, table.c.not_before > oldest)
             .order_by(table.c.not_before.desc())
             .limit(self._max + 1)
         )
         rows = {row.user_id: row.not_before.timestamp() for row in connection.execute(query)}
-        if not rows.items() <= self._revoked.items():
-            self._merge(rows, oldest.timestamp())
+        self._merge(rows, oldest.timestamp())
+        self._last = newest
 
     def _merge(self, rows: dict[str, float], oldest: float) -> None:
-        merged = (self._revoked | rows).items()
+        newer = {name: max(at, self._revoked.get(name, at)) for name, at in rows.items()}
+        merged = (self._revoked | newer).items()
         newest_first = sorted(
             ((at, user_id) for user_id, at in merged if at > oldest), reverse=True
         )
@@ -100,29 +105,31 @@ def new_token(secret: str, user_id: str, seconds: float) -> tuple[str, int]:
     return jwt.encode(claims, secret, _ALGORITHM), expires
 
 
-def revoke_tokens(connection: Connection, user_id: str) -> datetime:
-    """Revoke every token that a user has now; the time of the revocation."""
+def revoke_tokens(connection: Connection, until: Mapping[str, datetime]) -> None:
+    """Revoke the tokens of these users that were issued before a time, now at the latest.
+
+    Later tokens stay valid, and no token of an earlier revocation becomes valid again.
+    """
     at = now()
-    expired = at - timedelta(seconds=MAX_TOKEN_S)
-    connection.execute(delete(table).where(table.c.not_before < expired))
-    upsert = insert_into(connection, table).values(user_id=user_id, not_before=at)
-    connection.execute(
-        upsert.on_conflict_do_update(index_elements=["user_id"], set_={"not_before": at})
+    oldest = at - timedelta(seconds=MAX_TOKEN_S)
+    rows = [
+        {"user_id": user_id, "not_before": min(before, at)}
+        for user_id, before in until.items()
+        if before > oldest
+    ]
+    if not rows:
+        return
+    if connection.dialect.name == "postgresql":  # a reader must see the numbers in their order
+        connection.execute(text(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE"))
+    newest = select(func.max(table.c.number)).scalar_subquery()
+    insert = insert_into(connection, table).values(number=func.coalesce(newest, 0) + 1)
+    new = insert.excluded
+    changed = {"not_before": new.not_before, "number": new.number}
+    upsert = insert.on_conflict_do_update(
+        index_elements=["user_id"], set_=changed, where=table.c.not_before < new.not_before
     )
-    return at
-
-
-def revoke_before(connection: Connection, until: Mapping[str, datetime]) -> None:
-    """Revoke the tokens of these users that were issued up to a time; never fewer than before."""
-    oldest = now() - timedelta(seconds=MAX_TOKEN_S)
-    rows = [{"user_id": name, "not_before": at} for name, at in until.items() if at > oldest]
-    if rows:
-        insert = insert_into(connection, table)
-        newer = insert.excluded.not_before
-        changed = {"set_": {"not_before": newer}, "where": table.c.not_before < newer}
-        connection.execute(
-            insert.on_conflict_do_update(index_elements=["user_id"], **changed), rows
-        )
+    connection.execute(upsert, rows)
+    connection.execute(delete(table).where(table.c.not_before < oldest, table.c.number < newest))
 
 
 def _claims(token: bytes, secret: str) -> dict[str, Any] | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, delete, insert, select
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from afterclick.events import now
+from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import ServingSettings, Settings
+from serving.control.erasure import UserEraser
 from serving.control.store import Database, token_revocations
 from serving.control.user_tokens import MAX_TOKEN_S, UserTokens, new_token, revoke_tokens
 from serving.routes import sockets
@@ -21,10 +24,16 @@ from tests.serving.test_auth import KEYS, bearer, guarded
 from tests.waiting import PATIENCE_S, wait_until
 
 SECRET, OLD_SECRET = "s" * 32, "o" * 32
+AHEAD_MS = 299_000
+"""How far ahead an event of a forgotten user lies."""
 
 
 def token(user_id: str = "ann", secret: str = SECRET) -> str:
     return new_token(secret, user_id, 3600)[0]
+
+
+def revoke(connection: Connection, user_id: str) -> None:
+    revoke_tokens(connection, {user_id: now()})
 
 
 def tokens(**serving: str) -> UserTokens:
@@ -48,13 +57,13 @@ def test_tokens_of_the_previous_secret_are_valid_but_new_ones_have_the_current()
 def test_a_revocation_ends_the_earlier_tokens_of_its_user_only(database: Database) -> None:
     ann, bob, valid = token("ann").encode(), token("bob").encode(), tokens()
     with database.begin() as connection:
-        revoke_tokens(connection, "ann")
+        revoke(connection, "ann")
         assert valid.user_of(ann) == "ann", "the control: not read yet"
         valid.read(connection)
         assert [valid.user_of(ann), valid.user_of(bob)] == [None, "bob"]
         assert valid.user_of(token("ann").encode()) == "ann", "a later token"
         later = token("ann").encode()
-        revoke_tokens(connection, "ann")
+        revoke(connection, "ann")
         valid.read(connection)
         assert valid.user_of(later) is None
 
@@ -67,7 +76,7 @@ def test_revocations_are_forgotten_once_no_token_can_be_older(database: Database
         connection.execute(insert(token_revocations), [row])
         valid.read(connection)
         assert len(valid) == 0
-        revoke_tokens(connection, "ann")
+        revoke(connection, "ann")
         users = connection.execute(select(token_revocations.c.user_id)).scalars().all()
         assert users == ["ann"]
 
@@ -78,12 +87,51 @@ def test_with_too_many_revocations_the_oldest_become_one_for_everyone(database: 
     with database.begin() as connection:
         for user_id in ("ann", "bob", "cid", "eve"):
             revoked = token(user_id).encode()
-            revoke_tokens(connection, user_id)
+            revoke(connection, user_id)
             valid.read(connection)
             assert valid.user_of(revoked) is None, user_id
     assert len(valid) == 3
     assert valid.user_of(before) is None, "older than a revocation that was dropped"
     assert valid.user_of(token("dan").encode()) == "dan"
+
+
+def test_no_revocation_hides_a_later_one(database_url: str) -> None:
+    """Neither one with a time ahead nor one that is written long after its time."""
+    database, valid, eraser = Database(database_url), tokens(), UserEraser()
+    database.upgrade()
+    ann, carol, eve = (token(user_id).encode() for user_id in ("ann", "carol", "eve"))
+    eraser.forget({"ann": int(time.time() * 1000) + AHEAD_MS})
+    eraser.sync(database)
+    with database.begin() as connection:
+        valid.read(connection)
+        assert valid.user_of(ann) is None
+        assert valid.user_of(token("ann").encode()) == "ann", "issued after the erasure"
+        revoke(connection, "carol")
+        valid.read(connection)
+        assert valid.user_of(carol) is None
+        revoke_tokens(connection, {"dan": now() - timedelta(hours=1)})
+        valid.read(connection)
+        assert len(valid) == 3
+        connection.execute(delete(token_revocations))  # as after a restore
+        revoke(connection, "eve")
+        valid.read(connection)
+        assert [valid.user_of(eve), valid.user_of(carol)] == [None, None]
+    database.close()
+
+
+def test_a_process_that_starts_later_leaves_the_tokens_issued_after_an_erasure(
+    settings: Settings,
+) -> None:
+    before = token("ann")
+    publish_forgotten(settings.kafka, "ann", int(time.time() * 1000) + AHEAD_MS)
+    later = token("ann")
+    with Running(guarded(settings, token_secret=SECRET)) as api:
+
+        def status(key: str) -> int:
+            return api.http.get("/users/ann/history", headers=bearer(key)).status_code
+
+        wait_until(lambda: status(before) == 401)
+        assert status(later) != 401
 
 
 def test_an_administrator_and_the_user_revoke_tokens(settings: Settings) -> None:
