@@ -366,7 +366,10 @@ class ServingSettings(ServerSection):
     require_keys: bool = False
     """Require a key or token also while no key exists, as on a new or restored database."""
     open: bool = False
-    """Accept requests without keys, except /admin: only behind an authenticating gateway."""
+    """Accept requests without keys, except /admin: only behind an authenticating gateway, whose
+    `Host` must be loopback or one of `allowed_hosts`."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names, besides loopback, under which an API with `open` answers without keys."""
     limit: str | None = None
     """Rate limit per token user, key or address, e.g. 600/minute; the excess gets 429."""
     limit_shared: bool = False

@@ -73,6 +73,9 @@ _LOCAL_ONLY = Rejection(
     HTTPStatus.FORBIDDEN,
     "without API keys, only this machine may do that: call a loopback address, such as 127.0.0.1",
 )
+_UNKNOWN_HOST = Rejection(
+    HTTPStatus.FORBIDDEN, "unknown host: add it to AFTERCLICK_SERVING__ALLOWED_HOSTS"
+)
 _NOT_JSON = Rejection(
     HTTPStatus.UNPROCESSABLE_ENTITY,
     "without a key, a request that changes something needs content-type: application/json",
@@ -98,6 +101,7 @@ class AuthMiddleware:
     ) -> None:
         self.app, self._settings, self._limit = app, settings, limit
         self._keys, self._tokens = keys, tokens
+        self._hosts = frozenset(host.lower() for host in settings.allowed_hosts if settings.open)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS:
@@ -139,20 +143,21 @@ class AuthMiddleware:
         return _check_subject(scope)
 
     def _check_local(self, scope: Scope, headers: Headers) -> Rejection | None:
-        """Without keys, a request needs a loopback host: against DNS rebinding."""
-        if self._settings.open and not _needs_admin(scope):
-            return None
+        """Without keys, a request needs a loopback or allowed host: against DNS rebinding."""
+        if self._settings.open and _needs_admin(scope):
+            return _LOCAL_ONLY
         host = _split("//" + headers.get(b"host", b"").decode("latin-1"))
         if host is None:
             return _MALFORMED
-        local = not self._settings.open and is_loopback(host.hostname or "")
-        return None if local else _LOCAL_ONLY
+        name = host.hostname or ""
+        if is_loopback(name) or name in self._hosts:
+            return None
+        return _UNKNOWN_HOST if self._settings.open else _LOCAL_ONLY
 
     def _check_origin(self, scope: Scope, headers: Headers) -> Rejection | None:
         """Reject pages of other origins where browsers do not: WebSockets, writes without keys."""
         origin = headers.get(b"origin", b"").decode("latin-1")
-        keyless = not (self._keys.required or self._settings.open)
-        guarded = keyless or _needs_admin(scope)
+        guarded = not self._keys.required or _needs_admin(scope)
         writes = guarded and scope.get("method") not in SAFE_METHODS
         if not origin or not (writes or scope["type"] == "websocket"):
             return None

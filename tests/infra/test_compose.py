@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -232,6 +233,8 @@ def test_the_settings_are_valid_and_let_the_api_start(
     assert settings.kafka.password == SecretStr("secret-KAFKA_PASSWORD")
     assert "secret-VALKEY_PASSWORD@valkey" in settings.redis.url
     check_address(settings.serving)
+    pages_call = urlsplit(settings.ui.api_url).hostname
+    assert settings.serving.allowed_hosts == (pages_call,), "no name that a browser resolves"
 
 
 def test_ports_are_published_on_loopback_only(compose: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import ApiKey, RedisSettings, ServingSettings, Settings
 from infra.embedded.server import free_port
 from serving.control.api_keys import new_key
-from serving.control.auth import check_address
+from serving.control.auth import ADMIN_WRITE_PATHS, check_address
 from tests.serving.running import Running
 from tests.waiting import PATIENCE_S
 
@@ -225,12 +225,24 @@ def test_without_keys_a_change_needs_a_content_type_that_browsers_ask_for(
                 assert "needs content-type" not in response.text, (path, headers)
 
 
-def test_an_open_api_leaves_hosts_to_its_gateway_except_for_administration(
-    settings: Settings,
-) -> None:
-    with Running(settings.model_copy(update={"serving": ServingSettings(open=True)})) as api:
-        assert api.http.get("/popular", headers={"host": "shop.example"}).status_code == 200
-        assert api.http.get("/admin/quarantine").status_code == 403
+def test_an_open_api_answers_under_loopback_and_allowed_hosts_only(settings: Settings) -> None:
+    """Also while a gateway is missing, as in compose: against DNS rebinding."""
+    serving = ServingSettings(open=True, allowed_hosts=("Shop.example",))
+    with Running(settings.model_copy(update={"serving": serving})) as api:
+        rebound = {"host": "evil.example:8000", "origin": "http://evil.example:8000"}
+        shop = {"host": "shop.example:8000", "origin": "http://shop.example:8000"}
+        for method, path in (operation for operation, scope in SCOPES.items() if scope):
+            real = path.format(**dict.fromkeys(PATH_NAMES, "x"))
+            closed = path.startswith(ADMIN_WRITE_PATHS) or (method == "DELETE" and "user" in path)
+            assert api.http.request(method, real, headers=rebound).status_code == 403, path
+            for headers in (shop, {}):
+                response = api.http.request(method, real, headers=headers)
+                assert (response.status_code == 403) is closed, (method, path, headers)
+            if method != "GET":
+                foreign = shop | {"origin": "http://evil.example:8000"}
+                assert api.http.request(method, real, headers=foreign).status_code == 403, path
+        sockets = {host: _socket_status(api, host) for host in ("evil.example", "shop.example")}
+        assert sockets == {"evil.example": 403, "shop.example": 101}
 
 
 def test_malformed_headers_are_never_a_server_error(settings: Settings) -> None:
