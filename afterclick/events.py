@@ -143,11 +143,18 @@ class ModelPublished(Payload):
     metrics: dict[str, float] = {}
 
 
-def since_1970(value: datetime) -> datetime:
-    """The time itself. Raises ValueError before 1970: dates near year 1 overflow in UTC."""
-    if value.year < 1970:
-        raise ValueError("is before 1970")
+END_YEAR: Final = 2262
+"""The first year whose times are invalid: in it, nanoseconds since 1970 exceed 64 bits."""
+
+
+def representable(value: datetime) -> datetime:
+    """The time itself. Raises ValueError before 1970 and from `END_YEAR` on: it may overflow."""
+    if not 1970 <= value.year < END_YEAR:
+        raise ValueError(f"is not in the years 1970 to {END_YEAR - 1}")
     return value
+
+
+Time = Annotated[AwareDatetime, AfterValidator(representable)]
 
 
 class _Envelope(BaseModel):
@@ -156,10 +163,10 @@ class _Envelope(BaseModel):
     specversion: Literal["1.0"] = "1.0"
     id: Id
     source: Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    time: Annotated[AwareDatetime, AfterValidator(since_1970)]
+    time: Time
     subject: Id
     datacontenttype: Literal["application/json"] = "application/json"
-    producedtime: AwareDatetime | None = None
+    producedtime: Time | None = None
     """Extension: when the producer sent the event, possibly long after `time`."""
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -11,13 +12,14 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from afterclick.errors import BadEvent
-from afterclick.events import Action
+from afterclick.events import END_YEAR, Action
 
 _MAX_PARTITIONS = 1024
 _FLAGS = 4
 LATE_ITEMS = 200
 """Items that a user may have voted on for an event older than the user's first to change those
 votes: a limit on the work of one event."""
+_END_MS = int(datetime(END_YEAR, 1, 1, tzinfo=UTC).timestamp() * 1000)
 _MAX_OFFSET = 2**53 // (_MAX_PARTITIONS * _FLAGS) - 1
 
 
@@ -163,11 +165,11 @@ def encode_forgotten(until_ms: int) -> bytes:
 def decode_forgotten(key: bytes | None, value: bytes | None) -> tuple[str, int]:
     """user_id and event time ms of a `forgotten` record. Raises BadEvent."""
     try:
-        user_id, until_ms = (key or b"").decode(), int(orjson.loads(value or b"")["until_ms"])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        user_id, until_ms = (key or b"").decode(), orjson.loads(value or b"")["until_ms"]
+    except (ValueError, KeyError, TypeError) as error:
         raise BadEvent(f"not a record of `forgotten`: {error}") from None
-    if not user_id:
-        raise BadEvent("not a record of `forgotten`: the key is no user id")
+    if not user_id or not isinstance(until_ms, int) or not 0 <= until_ms < _END_MS:
+        raise BadEvent("not a record of `forgotten`: it needs a user id and a time in until_ms")
     return user_id, until_ms
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import redis
 
 from afterclick.errors import BadEvent
-from afterclick.events import SESSION, InteractionEvent, decode_interaction
+from afterclick.events import SESSION, InteractionEvent
 from afterclick.io.kafka_log import OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
@@ -41,7 +41,7 @@ from afterclick.trends import DAY_MS
 from streaming.connection import Command, Connection
 from streaming.fault_points import NO_FAULTS, FaultPoints
 from streaming.lease import NO_LEASE, Lease
-from streaming.records import MAX_CHANGE_BYTES, Output, Record, dead_letter
+from streaming.records import MAX_CHANGE_BYTES, Output, Record, dead_letter, decode_record
 
 CHUNK = 500
 """Records per server-side call: other clients of the server wait a few milliseconds."""
@@ -214,9 +214,7 @@ class Applier:
         if LogPosition(*partition, record.offset) in self.config.set_aside:
             return "stalled: the partition did not get past this record"
         try:
-            event = decode_interaction(record.value)
-            if event.time_ms > record.log_ms + self.config.max_ahead_ms:
-                return "time: the event is dated too far after it reached the log"
+            event = decode_record(record, self.config.max_ahead_ms)
             weight = self.config.weights.get(event.data.action, 0.0)
             step = _Step(record, event, event.time_ms, weight)
         except BadEvent as error:

@@ -11,6 +11,7 @@ that append the same records, Delta refuses the second commit.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,7 +25,6 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from afterclick.errors import BadEvent, LogTruncated, StateConflict
-from afterclick.events import decode_interaction
 from afterclick.io.event_archive import (
     DELETED_DAY,
     STORAGE_OPTIONS,
@@ -37,7 +37,7 @@ from afterclick.state import TopicPartition
 from streaming.fault_points import NO_FAULTS, FaultPoints
 from streaming.forgotten_users import ForgottenUsers
 from streaming.positions import Offsets
-from streaming.records import Record
+from streaming.records import Record, decode_record
 from streaming.worker import by_partition, record_batch
 
 log = structlog.get_logger()
@@ -135,6 +135,8 @@ class ArchiveAppender:
     uri: str
     forgotten: ForgottenUsers | None = None
     faults: FaultPoints = NO_FAULTS
+    max_ahead_ms: float = math.inf
+    """An event dated further after its arrival in the log is malformed, as for the state."""
     _rows: list[pa.RecordBatch] = field(default_factory=list, init=False)
     _ends: dict[TopicPartition, int] = field(default_factory=dict, init=False)
     _commits: int = field(default=0, init=False)
@@ -157,7 +159,24 @@ class ArchiveAppender:
             records = [record for record in records if record.offset > last]
         if records:
             self._ends[name] = max(last, records[-1].offset)
-            self._rows += archive_rows(name, records, self.forgotten)
+            self._rows += self._archive_rows(name, records)
+
+    def _archive_rows(self, name: TopicPartition, records: list[Record]) -> list[pa.RecordBatch]:
+        """The rows of valid events without forgotten ones; [] if there are none."""
+        rows = [row for each in records if (row := _archive_row(name, each, self.max_ahead_ms))]
+        until = self.forgotten.among(row[_USER] for row in rows) if self.forgotten else {}
+        if until:
+            rows = [
+                row
+                for row in rows
+                if row[_USER] not in until or row[_EVENT_TIME] > 1000 * until[row[_USER]]
+            ]
+        if not rows:
+            return []
+        columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
+        batch = record_batch(columns, _EVENT_SCHEMA)
+        days = pc.strftime(batch.column("log_time"), "%Y-%m-%d")
+        return [pa.RecordBatch.from_arrays([*batch.columns, days], schema=ARCHIVE_SCHEMA)]
 
     def _commit(self, table: DeltaTable) -> None:
         """Append the rows together with the offsets; only the offsets if no record is valid."""
@@ -198,30 +217,12 @@ def _stored(table: DeltaTable, names: Iterable[TopicPartition]) -> list[int | No
     return [table.transaction_version(str(name)) for name in names]
 
 
-def archive_rows(
-    name: TopicPartition, records: list[Record], forgotten: ForgottenUsers | None = None
-) -> list[pa.RecordBatch]:
-    """The rows of a partition's valid events without forgotten ones; [] if there are none."""
-    rows = [row for record in records if (row := _archive_row(name, record))]
-    until = forgotten.among(row[_USER] for row in rows) if forgotten else {}
-    if until:
-        rows = [
-            row
-            for row in rows
-            if row[_USER] not in until or row[_EVENT_TIME] > 1000 * until[row[_USER]]
-        ]
-    if not rows:
-        return []
-    columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
-    batch = record_batch(columns, _EVENT_SCHEMA)
-    days = pc.strftime(batch.column("log_time"), "%Y-%m-%d")
-    return [pa.RecordBatch.from_arrays([*batch.columns, days], schema=ARCHIVE_SCHEMA)]
-
-
-def _archive_row(name: TopicPartition, record: Record) -> tuple[Any, ...] | None:
+def _archive_row(
+    name: TopicPartition, record: Record, max_ahead_ms: float
+) -> tuple[Any, ...] | None:
     """One archive row; None for a malformed record (the apply query writes its dead letter)."""
     try:
-        event = decode_interaction(record.value)
+        event = decode_record(record, max_ahead_ms)
     except BadEvent:
         return None
     data = event.data

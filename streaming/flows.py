@@ -131,7 +131,8 @@ def start_archive(
     stream, redis = settings.stream, settings.redis
     source = read_topics(spark, settings, offsets, 2 * stream.batch_events)
     forgotten = ForgottenUsers(redis.client_url, redis.cluster, redis.keys)
-    append = ArchiveAppender(settings.archive, forgotten, FaultPoints.of(stream))
+    faults, ahead_ms = FaultPoints.of(stream), stream.ahead_s * 1000
+    append = ArchiveAppender(settings.archive, forgotten, faults, ahead_ms)
     return (
         source.coalesce(1)
         .mapInArrow(append, "appended long")

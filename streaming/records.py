@@ -8,8 +8,11 @@ takes, so that no record stops the ones behind it.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
+from afterclick.errors import BadEvent
+from afterclick.events import InteractionEvent, decode_interaction
 from afterclick.topics import MAX_RECORD_BYTES, dlq
 
 MAX_OUTPUT_BYTES = MAX_RECORD_BYTES // 2
@@ -39,6 +42,17 @@ class Output:
     value: bytes | None
     partition: int | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
+
+
+def decode_record(record: Record, max_ahead_ms: float = math.inf) -> InteractionEvent:
+    """The event of a record, for state and archive alike.
+
+    Raises BadEvent, also if it is dated more than `max_ahead_ms` after it reached the log.
+    """
+    event = decode_interaction(record.value)
+    if event.time_ms > record.log_ms + max_ahead_ms:
+        raise BadEvent("time: the event is dated too far after it reached the log")
+    return event
 
 
 def dead_letter(topic: str, partition: int, record: Record, error: str) -> Output:

@@ -231,7 +231,7 @@ class HistoryQuery(ApiRequest):
 def _not_future(value: datetime) -> datetime:
     if value > events.now() + CLOCK_SKEW:
         raise ValueError("is in the future")
-    return events.since_1970(value)
+    return events.representable(value)
 
 
 class Feedback(UserScoped):

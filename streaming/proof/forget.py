@@ -21,7 +21,7 @@ from typing import Any
 import redis
 
 from afterclick.errors import BadEvent
-from afterclick.events import InteractionEvent, decode_interaction, stable_id
+from afterclick.events import InteractionEvent, stable_id
 from afterclick.io.event_archive import EventArchive, MissingArchive, sql_text
 from afterclick.io.kafka_log import KafkaLog, OffsetRange
 from afterclick.redis_keys import Keys
@@ -40,7 +40,7 @@ from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection
 from streaming.proof.archive_log import erase, record_of
 from streaming.proof.rebuild import no_record
-from streaming.records import Record
+from streaming.records import Record, decode_record
 
 _UNLIMITED = 10**9
 
@@ -261,7 +261,7 @@ class Forgetter:
         for row in archive.read(f'"user_id" = {sql_text(self.user_id)}').to_pylist():
             record = record_of(row)
             position = LogPosition(row["topic"], row["partition"], row["offset"])
-            yield position, _LoggedEvent(record, decode_interaction(record.value))
+            yield position, _LoggedEvent(record, decode_record(record))
 
     def erase_rows(self, until_ms: int) -> int:
         return erase(self.settings.archive, self.user_id, until_ms)
@@ -317,6 +317,6 @@ def _read_topics(
             log_ms = float(message.timestamp()[1])
             record = Record(position.offset, message.key(), message.value(), log_ms)
             try:
-                yield position, _LoggedEvent(record, decode_interaction(record.value))
+                yield position, _LoggedEvent(record, decode_record(record))
             except BadEvent:
                 continue

@@ -134,8 +134,11 @@ class ForgettingLoop:
         try:
             with positions.redis_errors():
                 report = forgetter.complete(until_ms, self._settle)
-        except AfterclickError as error:
-            log.warning("user not forgotten yet; trying again", reason=str(error))
+        except Exception as error:  # whatever it is, the users behind are next
+            unexpected = not isinstance(error, AfterclickError)
+            log.warning(
+                "user not forgotten yet; trying again", reason=str(error), exc_info=unexpected
+            )
             self._retry_at[user_id] = time.monotonic() + _RETRY_S
             return
         self._retry_at.pop(user_id, None)

@@ -160,6 +160,9 @@ HOSTILE = {
     "extra envelope field": enveloped(colour="red"),
     "naive time": enveloped(time="2014-07-23T00:00:00"),
     "no time": enveloped(time=None),
+    "time that overflows in UTC": enveloped(time="9999-12-31T23:59:59-14:00"),
+    "time that overflows in nanoseconds": enveloped(time="2262-04-12T00:00:00Z"),
+    "production time that overflows": enveloped(producedtime="9999-12-31T23:59:59-14:00"),
     "time of no calendar": enveloped(time="2014-02-30T00:00:00Z"),
     "other specversion": enveloped(specversion="0.3"),
     "unknown type": enveloped(type="afterclick.review.v2"),
@@ -178,6 +181,14 @@ def test_hostile_records_are_bad_events_in_one_line(raw: bytes | None) -> None:
 
 def test_the_hostile_review_is_valid_without_its_fault() -> None:
     assert decode(changed()) == decode(orjson.dumps(REVIEW))
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_no_event_has_a_time_that_overflows(path: Path) -> None:
+    event = orjson.loads(path.read_bytes())
+    decode(orjson.dumps(event | {"time": "2261-12-31T23:59:59-14:00"}))
+    with pytest.raises(BadEvent, match="time"):
+        decode(orjson.dumps(event | {"time": "9999-12-31T23:59:59-14:00"}))
 
 
 def test_a_bad_event_names_the_field() -> None:

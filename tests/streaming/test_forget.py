@@ -116,7 +116,14 @@ def test_without_the_topic_a_replay_restores_the_user(
     assert reconcile(settings).differences > 0
 
 
-MALFORMED = [(b"x", b"bob"), (b"", b'{"until_ms": 1}'), (b"\xff", b'{"until_ms": 1}')]
+MALFORMED = [
+    (b"x", b"bob"),
+    (b"", b'{"until_ms": 1}'),
+    (b"\xff", b'{"until_ms": 1}'),
+    (b"carol", b'{"until_ms": 1000000000000000000}'),  # no date
+    (b"carol", b'{"until_ms": 1e26}'),
+    (b"carol", b'{"until_ms": -1}'),
+]
 
 
 def test_every_reader_of_forgotten_skips_malformed_records(

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pytest
 import redis
 
 from afterclick.errors import StateConflict, StateLocked
+from afterclick.events import encode
+from afterclick.io.event_archive import EventArchive
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
-from streaming.connection import load_functions
+from streaming.apply import Applier, ApplyConfig
+from streaming.connection import NodeConnection, load_functions
 from streaming.lease import Lease, hold_lease
+from streaming.proof.forget_requests import forget
 from streaming.proof.rebuild import rebuild, swap
 from streaming.proof.reconcile import reconcile
 from tests.streaming.builders import event
 from tests.streaming.stream_process import produce
-from tests.streaming.topic_log import apply_log, archive_log
+from tests.streaming.topic_log import apply_log, archive_log, partition_logs
 
 
 @pytest.fixture
@@ -41,6 +47,35 @@ def test_the_rebuilt_state_equals_the_log_and_replaces_the_old_one(archived: Set
     report = reconcile(archived)
     assert report.differences == 0
     assert report.counted_in_state == 40
+
+
+def dated(user: str, time: str) -> bytes:
+    """An event with this time."""
+    return orjson.dumps(orjson.loads(encode(event(user, action="like"))) | {"time": time})
+
+
+def test_an_event_with_a_time_too_far_ahead_is_malformed_for_every_reader(
+    settings: Settings, client: redis.Redis
+) -> None:
+    far = ["9999-12-31T23:59:59-14:00", "2261-12-31T23:59:59Z"]
+    far.append((datetime.now(UTC) + timedelta(days=2)).isoformat())
+    produce(settings, [event("alice", "lens"), *(dated("alice", time) for time in far)])
+    archive_log(settings)
+    apply_log(settings)
+    report = reconcile(settings)
+    assert (report.differences, report.events, report.poison) == (0, 4, 3)
+    archived = EventArchive.open(settings.archive)
+    assert archived.read(columns=["item_id"])["item_id"].to_pylist() == ["lens"]
+    assert rebuild(settings).events == 1
+    assert reconcile(settings).differences == 0
+    assert forget(settings, "alice").rows == 1
+
+    applier = Applier(ApplyConfig.of(settings, 1), NodeConnection(settings.redis.url))
+    outputs = [
+        each for place, log in partition_logs(settings) for each in applier.apply(*place, log)
+    ]
+    dead_letters = [output for output in outputs if output.topic.endswith(".dlq")]
+    assert len(dead_letters) == len(far)
 
 
 def test_a_rebuild_is_rejected_while_a_stream_runs(archived: Settings) -> None:

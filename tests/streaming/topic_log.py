@@ -51,7 +51,8 @@ def archive_log(settings: Settings) -> None:
     server = settings.redis
     forgotten = ForgottenUsers(server.url, server.cluster, server.keys)
     create_archive(settings.archive)
-    append = ArchiveAppender(settings.archive, forgotten)
+    ahead_ms = settings.stream.ahead_s * 1000
+    append = ArchiveAppender(settings.archive, forgotten, max_ahead_ms=ahead_ms)
     for (topic, partition), records in partition_logs(settings):
         columns = {
             "key": [record.key for record in records],
