@@ -143,6 +143,9 @@ class ModelPublished(Payload):
     metrics: dict[str, float] = {}
 
 
+MAX_LEAD_MS: Final = 300_000
+"""How far ahead of its arrival in the log an event may count: the clocks of producers differ by
+less."""
 END_YEAR: Final = 2262
 """The first year whose times are invalid: in it, nanoseconds since 1970 exceed 64 bits."""
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from afterclick.errors import BadEvent
-from afterclick.events import InteractionEvent, decode_interaction
+from afterclick.events import MAX_LEAD_MS, InteractionEvent, decode_interaction
 from afterclick.topics import MAX_RECORD_BYTES, dlq
 
 MAX_OUTPUT_BYTES = MAX_RECORD_BYTES // 2
@@ -47,12 +48,18 @@ class Output:
 def decode_record(record: Record, max_ahead_ms: float = math.inf) -> InteractionEvent:
     """The event of a record, for state and archive alike.
 
-    Raises BadEvent, also if it is dated more than `max_ahead_ms` after it reached the log.
+    An event dated more than `MAX_LEAD_MS` after it reached the log takes place then: its item would
+    not decay until its date, and the earlier events of the item would by as much. Raises BadEvent,
+    also if it is dated more than `max_ahead_ms` after it reached the log.
     """
     event = decode_interaction(record.value)
-    if event.time_ms > record.log_ms + max_ahead_ms:
+    ahead_ms = event.time_ms - record.log_ms
+    if ahead_ms > max_ahead_ms:
         raise BadEvent("time: the event is dated too far after it reached the log")
-    return event
+    if ahead_ms <= MAX_LEAD_MS:
+        return event
+    latest = datetime.fromtimestamp((round(record.log_ms) + MAX_LEAD_MS) / 1000, UTC)
+    return event.model_copy(update={"time": latest})
 
 
 def dead_letter(topic: str, partition: int, record: Record, error: str) -> Output:

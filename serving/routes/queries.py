@@ -29,7 +29,7 @@ ITEMS_PER_REQUEST = 50
 """A longer list counts as several requests in the rate limit: one for every 50 items."""
 MAX_INTERESTS = 100
 """Interests of a request, counted after they are split at their commas."""
-CLOCK_SKEW = timedelta(minutes=5)
+CLOCK_SKEW = timedelta(milliseconds=events.MAX_LEAD_MS)
 
 
 def _position(text: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import BoolArray, Float64Array, IntArray
+from afterclick.events import MAX_LEAD_MS
 from afterclick.features import TrendView
 from afterclick.io.background import BackgroundLoop
 from afterclick.model import Model
@@ -41,10 +42,6 @@ INTERVAL_PER_BUILD = 20.0
 """Seconds between two snapshots, at least, per second of building."""
 MAX_AGE_S = 30.0
 """Rebuild after this long without a change: trends decay."""
-MAX_LEAD_MS = 300_000.0
-"""How far the newest event may move the present ahead of the clock.
-
-The clocks of producers differ by less. A replay never leads: its events end at its first start."""
 TIE_WEIGHT = 1e-9
 """The model's popularity orders items of equal counts."""
 _generations = count(1)
@@ -86,7 +83,10 @@ class SnapshotSources:
     """Whether items that are not in the catalogue are hidden now."""
 
     def now_ms(self) -> float:
-        """The clock, or the newest event if it is slightly ahead of it."""
+        """The clock, or the newest event if it is slightly ahead of it.
+
+        A replay never leads: its events end at its first start.
+        """
         clock_ms = self.clock_ms()
         return max(clock_ms, min(self.trends.table.newest_ms, clock_ms + MAX_LEAD_MS))
 

@@ -23,7 +23,7 @@ from kafka.errors import KafkaError
 
 from afterclick.arrays import Float64Array
 from afterclick.errors import BadEvent, LogTruncated
-from afterclick.events import SESSION, InteractionEvent, decode_interaction
+from afterclick.events import MAX_LEAD_MS, SESSION, InteractionEvent, decode_interaction
 from afterclick.io.event_archive import EventArchive, MissingArchive
 from afterclick.io.forgotten import decode_requests
 from afterclick.io.kafka_clients import python_consumer, python_unavailable
@@ -101,10 +101,11 @@ class Recount:
 
     def add_event(self, event: InteractionEvent, log_ms: float) -> None:
         """Count one valid event that reached the log at this time."""
-        time_ms, data = event.time_ms, event.data
-        if time_ms - log_ms > self.max_ahead_ms:
+        latest_ms, data = round(log_ms) + MAX_LEAD_MS, event.data
+        if event.time_ms - log_ms > self.max_ahead_ms:
             self.malformed += 1
             return
+        time_ms = min(event.time_ms, latest_ms)
         if time_ms <= self.until.get(data.user_id, -math.inf):
             self.forgotten += 1
             self.retracted[data.item_id] = max(time_ms, self.retracted.get(data.item_id, time_ms))
@@ -114,7 +115,7 @@ class Recount:
             return
         self._seen[data.user_id].add(event.id)
         voter = self._voter(data.user_id, log_ms)
-        voted, vote = self._voted[voter], (time_ms, event.trusted_ms(log_ms))
+        voted, vote = self._voted[voter], (time_ms, min(event.trusted_ms(log_ms), latest_ms))
         if voter not in self._since or len(voted) <= LATE_ITEMS:
             self._since[voter] = min(vote[1], self._since.get(voter, vote[1]))
         weight = self.weights.get(data.action, 0.0)

@@ -7,12 +7,13 @@ import pytest
 
 from afterclick.api import Badge
 from afterclick.arrays import Float64Array
+from afterclick.events import MAX_LEAD_MS
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import TrendState
 from serving.state.loaded_models import no_model
 from serving.state.snapshot import MAX_BADGES, badges
-from serving.state.snapshot_builder import MAX_LEAD_MS, SnapshotBuilder, SnapshotSources
+from serving.state.snapshot_builder import SnapshotBuilder, SnapshotSources
 
 NOW = 1_700_000_000_000.0
 

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from afterclick.errors import StateConflict, StateLocked
-from afterclick.events import encode
+from afterclick.events import MAX_LEAD_MS, encode
 from afterclick.io.event_archive import EventArchive
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
@@ -21,7 +21,7 @@ from streaming.lease import Lease, hold_lease
 from streaming.proof.forget_requests import forget
 from streaming.proof.rebuild import rebuild, swap
 from streaming.proof.reconcile import reconcile
-from tests.streaming.builders import event
+from tests.streaming.builders import event, raw
 from tests.streaming.stream_process import produce
 from tests.streaming.topic_log import apply_log, archive_log, partition_logs
 
@@ -76,6 +76,26 @@ def test_an_event_with_a_time_too_far_ahead_is_malformed_for_every_reader(
     ]
     dead_letters = [output for output in outputs if output.topic.endswith(".dlq")]
     assert len(dead_letters) == len(far)
+
+
+def test_an_event_ahead_of_the_log_takes_place_at_its_arrival_for_every_reader(
+    settings: Settings, client: redis.Redis
+) -> None:
+    tomorrow = (datetime.now(UTC) + timedelta(hours=23)).isoformat()
+    produce(settings, [event("bob", action="like"), dated("alice", tomorrow)])
+    archive_log(settings)
+    apply_log(settings)
+    arrived_ms = {record.log_ms for _, log in partition_logs(settings) for record in log}
+    key = settings.redis.keys.history("alice")
+    ((_, time_ms),) = raw(client.zrange(key, 0, -1, withscores=True))
+    assert time_ms - MAX_LEAD_MS in arrived_ms
+    times = EventArchive.open(settings.archive).read("user_id = 'alice'")["event_time"].to_pylist()
+    assert [time.timestamp() * 1000 for time in times] == [time_ms]
+    assert reconcile(settings).differences == 0
+    rebuild(settings)
+    assert reconcile(settings).differences == 0
+    assert forget(settings, "alice").rows == 1
+    assert reconcile(settings).differences == 0
 
 
 def test_a_rebuild_is_rejected_while_a_stream_runs(archived: Settings) -> None:

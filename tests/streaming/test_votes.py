@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import redis
 
-from afterclick.events import InteractionEvent
+from afterclick.events import MAX_LEAD_MS, InteractionEvent
 from afterclick.state import LATE_ITEMS, StateChange
-from afterclick.trends import TrendTable
+from afterclick.trends import Trend, TrendTable
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection
 from tests.streaming.builders import (
@@ -45,6 +45,26 @@ def test_a_hundred_likes_of_one_user_are_a_hundred_interactions_and_one_vote(
     assert (state.counts, state.uniques) == ({"camera": 100}, {"camera": 1})
     assert state.trends["camera"].time_ms == (START_S + 99) * 1000
     assert state.trends["camera"].sums == pytest.approx((LIKE,) * 6)
+
+
+def test_an_event_ahead_of_the_log_neither_lowers_its_item_nor_keeps_it_from_decaying(
+    client: redis.Redis, redis_url: str
+) -> None:
+    """Control: with its own time, it divides the trend of the hour by 2^23."""
+    config, now_s = apply_config(redis_url), LOG_MS / 1000 - START_S
+    likes = [event(f"user-{n}", action="like", at=now_s) for n in range(30)]
+    log = log_of([*likes, event("mallory", action="view", at=now_s + 23 * 3600)])
+    outputs = Applier(config, NodeConnection(redis_url)).apply("feedback", 0, log)
+    table = TrendTable()
+    for output in outputs:
+        table.apply(StateChange.decode(output.value or b""))
+    trend = stored(client, config.keys, []).trends["camera"]
+    before = Trend(LOG_MS, (60.0,) * 6)
+    assert trend.time_ms == LOG_MS + MAX_LEAD_MS
+    assert trend.sums == pytest.approx(before.add(trend.time_ms, WEIGHTS["view"]).sums)
+    assert table.values(trend.time_ms)[0] == pytest.approx(trend.sums)  # in the API
+    assert min(trend.sums) > 55
+    assert before.add(LOG_MS + 23 * 3_600_000, WEIGHTS["view"]).sums[0] < 1.1
 
 
 def test_skips_do_not_add_up_either(client: redis.Redis, redis_url: str) -> None:
