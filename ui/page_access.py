@@ -2,19 +2,21 @@
 
 The pages act with the API key of the settings for whoever opens them. A page of another site must
 therefore neither reach them through a name of its own (DNS rebinding), nor open their socket, nor
-show them in a frame. What a page changes, it changes over its socket.
+show them in a frame. What a page changes, it changes over its socket. Opening a page counts a view
+or lists, so a link of another site leads to the page by a link of its own.
 """
 
 from __future__ import annotations
 
+from html import escape
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-from starlette.responses import PlainTextResponse
+from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from afterclick.errors import BadInput
-from afterclick.io.connections import is_loopback
+from afterclick.io.connections import is_cross_origin, is_loopback
 from afterclick.settings import UiSettings
 
 HEALTH: Final = "/health/live"
@@ -40,6 +42,8 @@ HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
 ]
+
+_CONTINUE: Final = '<!doctype html><title>Afterclick</title><a href="{}">Continue to Afterclick</a>'
 
 
 def check_page_address(settings: UiSettings) -> None:
@@ -70,16 +74,18 @@ class PageAccess:
                 message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
-        reason = self._rejection(scope)
-        if reason is None:
+        headers = dict(scope["headers"])
+        reason = self._rejection(headers)
+        if reason is None and scope["type"] == "http" and is_cross_origin(headers):
+            await HTMLResponse(_link_to(scope), 403)(scope, receive, send_with_headers)
+        elif reason is None:
             await self.app(scope, receive, send_with_headers)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": reason})
         else:
             await PlainTextResponse(reason, 403)(scope, receive, send_with_headers)
 
-    def _rejection(self, scope: Scope) -> str | None:
-        headers = dict(scope["headers"])
+    def _rejection(self, headers: dict[bytes, bytes]) -> str | None:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         parts = _split(f"//{host}")
         name = (parts.hostname if parts else None) or ""
@@ -90,6 +96,13 @@ class PageAccess:
             return None
         page = _split(origin.decode("latin-1").lower())
         return None if page and page.netloc == host else "the pages accept only their own origin"
+
+
+def _link_to(scope: Scope) -> str:
+    """A page with a link to the requested one."""
+    path, query = scope["raw_path"].decode("latin-1"), scope["query_string"].decode("latin-1")
+    url = "/" + path.lstrip("/\\") + (f"?{query}" if query else "")  # of this host only
+    return _CONTINUE.format(escape(url))
 
 
 def _split(url: str) -> SplitResult | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,6 +37,8 @@ def _response(status: HTTPStatus, text: str, headers: str = "") -> bytes:
     ).encode()
 
 
+_OWN_SITES: Final = (b"same-origin", b"none")
+"""Values of Sec-Fetch-Site: from a page of the same origin, or from no page, as a bookmark."""
 _BUSY: Final = _response(
     HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", "retry-after: 5\r\n"
 )
@@ -131,6 +134,14 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_cross_origin(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a browser says that a page of another origin makes the request: Sec-Fetch-Site.
+
+    Browsers send it over HTTPS and to this machine.
+    """
+    return headers.get(b"sec-fetch-site", b"none") not in _OWN_SITES
 
 
 def network_of(host: str) -> str:

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterclick.errors import BadInput
-from afterclick.io.connections import is_loopback, network_of
+from afterclick.io.connections import is_cross_origin, is_loopback, network_of
 from afterclick.settings import ApiScope, ServingSettings
 from serving.control.api_keys import ApiKeyStore, KeyOwner
 from serving.control.rate_limit import RateLimit
@@ -155,12 +155,17 @@ class AuthMiddleware:
         return _UNKNOWN_HOST if self._settings.open else _LOCAL_ONLY
 
     def _check_origin(self, scope: Scope, headers: Headers) -> Rejection | None:
-        """Reject pages of other origins where browsers do not: WebSockets, writes without keys."""
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        guarded = not self._keys.required or _needs_admin(scope)
-        writes = guarded and scope.get("method") not in SAFE_METHODS
-        if not origin or not (writes or scope["type"] == "websocket"):
+        """Reject pages of other origins where browsers do not: WebSockets, requests without keys.
+
+        Also reads: a list counts as shown.
+        """
+        keyless = not self._keys.required
+        writes = _needs_admin(scope) and scope.get("method") not in SAFE_METHODS
+        if not (keyless or writes or scope["type"] == "websocket"):
             return None
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if not origin:
+            return _OTHER_ORIGIN if keyless and is_cross_origin(headers) else None
         if origin in self._settings.origins:
             return None
         parts = _split(origin)

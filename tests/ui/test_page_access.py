@@ -122,7 +122,7 @@ def test_a_page_in_a_frame_of_another_site_sends_no_view(
     context: BrowserContext, pages: Pages, other_site: str, protected: bool
 ) -> None:
     def without_headers(route: Route) -> None:
-        response = route.fetch()
+        response = route.fetch(headers=route.request.headers | {"sec-fetch-site": "none"})
         kept = {
             name: value
             for name, value in response.headers.items()
@@ -144,6 +144,21 @@ def test_a_page_in_a_frame_of_another_site_sends_no_view(
         assert get(history)["events"] == []
     else:
         wait_until(lambda: [event["action"] for event in get(history)["events"]] == ["view"])
+
+
+def test_a_link_of_another_site_sends_no_view(context: BrowserContext, pages: Pages) -> None:
+    """The control: the link of the page that it gets instead."""
+    user_id, page = new_shopper(), context.new_page()
+    page.route(f"{FOREIGN}/", lambda route: route.fulfill(body=link, content_type="text/html"))
+    link = f'<a href="{pages.url}/item?id=camera-1&amp;user={user_id}">Look</a>'
+    page.goto(FOREIGN)
+    page.get_by_role("link").click()
+    expect(page.get_by_role("link")).to_have_text("Continue to Afterclick")
+    history = f"{pages.api_url}/users/{user_id}/history"
+    _open(context, pages, new_shopper())  # another view reaches the log meanwhile
+    assert get(history)["events"] == []
+    page.get_by_role("link").click()
+    wait_until(lambda: [event["action"] for event in get(history)["events"]] == ["view"])
 
 
 def _open(context: BrowserContext, pages: Pages, user_id: str) -> None:
