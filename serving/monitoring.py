@@ -181,6 +181,7 @@ class Metrics:
         states: dict[str, Callable[[], int]] = {
             "open": connections.slots.open,
             "timed_out": lambda: connections.timed_out,
+            "malformed": lambda: connections.malformed,
         }
         self.observe("afterclick_connections", "Connections of clients.", "state", states)
         for name, slots in (("connections", connections.slots), ("websockets", websockets)):

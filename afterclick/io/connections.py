@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -39,6 +40,8 @@ def _response(status: HTTPStatus, text: str, headers: str = "") -> bytes:
 
 _OWN_SITES: Final = (b"same-origin", b"none")
 """Values of Sec-Fetch-Site: from a page of the same origin, or from no page, as a bookmark."""
+_LOGGER: Final = "uvicorn.error.clients"
+_CLIENT_FAULTS: Final = ("Invalid HTTP", "Invalid UTF-8", "Unsupported upgrade")
 _BUSY: Final = _response(
     HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", "retry-after: 5\r\n"
 )
@@ -94,6 +97,8 @@ class ConnectionLimits:
     """Of the target and the headers of a request, or of its trailers."""
     timed_out: int = 0
     """Connections closed because the client was too slow."""
+    malformed: int = 0
+    """Requests that are no HTTP."""
 
     @classmethod
     def of(cls, server: ServerSection, proxies: tuple[IPvAnyNetwork, ...] = ()) -> Self:
@@ -117,10 +122,18 @@ class ConnectionLimits:
 
     def protocols(self) -> dict[str, Any]:
         """Arguments of `uvicorn.Config`: the HTTP and WebSocket protocols with these limits."""
+        logger = logging.getLogger(_LOGGER)
+        logger.setLevel(logging.WARNING)
+        logger.addFilter(_concerns_server)
         return {
             "http": type("LimitedHttp", (LimitedHttpProtocol,), {"limits": self}),
             "ws": type("LimitedWebSocket", (LimitedWebSocketProtocol,), {"limits": self}),
         }
+
+
+def _concerns_server(line: logging.LogRecord) -> bool:
+    """Whether a line is no fault of a client, who could fill the log with it."""
+    return not str(line.msg).startswith(_CLIENT_FAULTS)
 
 
 def is_loopback(host: str) -> bool:
@@ -168,6 +181,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.logger = logging.getLogger(_LOGGER)
         self._keys: dict[str, str] | None = None
         self._arrived: object = None
         """The scope of the request that has arrived last; another one is still arriving."""
@@ -227,6 +241,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._header_bytes > self.limits.max_header_bytes:
             self._reject_headers()
         else:
+            self.limits.malformed += 1
             super().send_400_response(msg)
 
     def on_message_complete(self) -> None:
@@ -300,6 +315,7 @@ class LimitedWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.logger = logging.getLogger(_LOGGER)
         self._keys = self.limits.keys(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -124,6 +124,7 @@ class Jobs:
         job.process = afterclick_command(self._settings, name, *arguments, on_output=job.on_output)
         job.process.start()
         while job.process.running:
+            job.process.rotate_log()
             await asyncio.sleep(POLL_S)
         return await asyncio.to_thread(job.process.wait)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from afterclick.io.files import PRIVATE
 from afterclick.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
-_LOG_BYTES = 16 << 20
+LOG_BYTES = 16 << 20
 _TAIL_BYTES = 1 << 16
 _DRAIN_S = 5.0
 _SETTING = "AFTERCLICK_"
@@ -44,6 +45,8 @@ class Process:
     env: Mapping[str, str] = field(default_factory=dict)
     on_output: Callable[[str], None] | None = None
     """Receives each line of standard output in a thread; the log then has standard error only."""
+    log_bytes: int = LOG_BYTES
+    """Size from which `rotate_log` begins a new log."""
     _popen: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     _reader: threading.Thread | None = field(default=None, init=False, repr=False)
     _log_start: int = field(default=0, init=False, repr=False)
@@ -65,8 +68,7 @@ class Process:
     def start(self) -> None:
         """Start the command; its output is appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
-            self.log.replace(self.log.with_suffix(".old.log"))
+        self.rotate_log()
         piped = self.on_output is not None
         with self.log.open("ab") as log:
             self._log_start = log.tell()
@@ -83,6 +85,17 @@ class Process:
         if piped:
             self._reader = threading.Thread(target=self._read, args=(self._popen,), daemon=True)
             self._reader.start()
+
+    def rotate_log(self) -> None:
+        """Begin a new log after `log_bytes`, and keep the last one: call it now and then.
+
+        The log is copied and emptied, as the process has it open.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if self.log.stat().st_size > self.log_bytes:
+                shutil.copy(self.log, self.log.with_suffix(".old.log"))
+                os.truncate(self.log, 0)
+                self._log_start = 0
 
     def wait_ready(self, ready: Callable[[], bool], timeout_s: float) -> None:
         """Wait until `ready` returns true. Raises Unavailable after the end or `timeout_s`."""

@@ -68,6 +68,7 @@ class Supervisor:
         self._commands.append(process)
         process.start()
         while process.running:
+            process.rotate_log()
             await asyncio.sleep(_POLL_S)
         self._commands.remove(process)
         code = process.wait()
@@ -122,6 +123,7 @@ class Supervisor:
         """Wait until the service ends; note when it becomes ready."""
         started, warned, frozen = time.monotonic(), False, False
         while service.process.running:
+            service.process.rotate_log()
             if service.frozen is not frozen:
                 frozen = not frozen
                 state = f"is frozen; see {service.process.log}" if frozen else "goes on"

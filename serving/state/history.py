@@ -111,6 +111,9 @@ class OnlineStore:
             RedisPipe(settings.client_url, settings.timeout_s) if plain else _FullClient(settings)
         )
         self.breaker = CircuitBreaker("Redis")
+        self._pinging: asyncio.Future[bool] | None = None
+        """The newest PING; its result is kept."""
+        self._pinged_at = 0.0
 
     async def history(self, user_id: str, n: int | None = None) -> list[HistoryEntry]:
         """A user's events, newest first. Raises Unavailable if Redis does not answer in time."""
@@ -146,8 +149,14 @@ class OnlineStore:
         self.breaker.on_success()
         return reply
 
-    async def ping(self) -> bool:
-        """Whether Redis answers in time."""
+    async def ping(self, max_age_s: float = PROBE_INTERVAL_S) -> bool:
+        """Whether Redis answers in time: one PING for all calls within `max_age_s`."""
+        now = time.monotonic()
+        if self._pinging is None or now - self._pinged_at >= max_age_s:
+            self._pinged_at, self._pinging = now, asyncio.ensure_future(self._ping())
+        return await asyncio.shield(self._pinging)
+
+    async def _ping(self) -> bool:
         try:
             await self._client.call("PING")
         except Unavailable:

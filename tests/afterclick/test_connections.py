@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_network
+from logging.handlers import BufferingHandler
 from typing import Any
 
 import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from afterclick.io.connections import (
@@ -38,6 +41,8 @@ LONG_HEADERS = {
     "complete": HALF_HEADER + b"x: " + LONG + b"\r\n\r\n",
 }
 CHUNKED = b"POST /unread HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"
+NO_HTTP = b"x\r\n\r\n"
+UNKNOWN_UPGRADE = HALF_HEADER + b"connection: upgrade\r\nupgrade: h2c\r\n\r\n"
 UNREAD_BODY = b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\nx"
 
 
@@ -60,13 +65,15 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextmanager
-def served(limits: ConnectionLimits | None = None, idle_s: int = 5) -> Iterator[int]:
+def served(
+    limits: ConnectionLimits | None = None, idle_s: int = 5, level: str = "critical"
+) -> Iterator[int]:
     """The port of a server with these limits, or of uvicorn without."""
     protocols: dict[str, Any] = dict(UVICORN) if limits is None else limits.protocols()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(
             application,
-            log_level="critical",
+            log_level=level,
             timeout_graceful_shutdown=1,
             timeout_keep_alive=idle_s,
             **protocols,
@@ -235,6 +242,23 @@ def test_a_websocket_keeps_the_slot_of_its_connection_and_no_request_timer() -> 
                 websocket.recv(3 * SHORT_S)
             websocket.ping().wait(PATIENCE_S)
         wait_until(lambda: bounded.slots.open() == 0)
+
+
+@pytest.mark.parametrize("bounded", [limits(), None], ids=["counted", "control: uvicorn"])
+def test_what_clients_get_wrong_does_not_fill_the_log(bounded: ConnectionLimits | None) -> None:
+    logger, lines = logging.getLogger("uvicorn.error"), BufferingHandler(1000)
+    with served(bounded, level="warning") as port:
+        logger.addHandler(lines)
+        for wrong in (NO_HTTP, UNKNOWN_UPGRADE):
+            with opened(port, wrong) as connection:
+                assert connection.recv(100).startswith(b"HTTP/1.1 ")
+        with connect(f"ws://127.0.0.1:{port}") as websocket:
+            websocket.send(b"\xff", text=True)
+            with pytest.raises(ConnectionClosedError):
+                websocket.recv(PATIENCE_S)
+        logger.removeHandler(lines)
+    assert len(lines.buffer) == (3 if bounded is None else 0)
+    assert bounded is None or bounded.malformed == 1
 
 
 def test_slots_are_taken_under_every_key_or_none_and_without_limit_counted() -> None:

@@ -89,6 +89,7 @@ def test_every_service_is_restricted(compose: dict[str, Any]) -> None:
         assert any(folder.startswith("/tmp:") for folder in service["tmpfs"]), name
         assert service["mem_limit"], name
         assert service["pids_limit"], name
+        assert {"max-size", "max-file"} <= service["logging"]["options"].keys(), name
 
 
 def test_versions_are_pinned_and_ports_have_health_checks(compose: dict[str, Any]) -> None:

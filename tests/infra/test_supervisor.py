@@ -18,6 +18,13 @@ from tests.waiting import PATIENCE_S, wait_until
 
 SLEEPS = "import time; print('ready', flush=True); time.sleep(600)"
 CRASHES = "print('ready', flush=True); raise SystemExit('on purpose')"
+WRITES = """
+import time
+print('ready', flush=True)
+while True:
+    print('x' * 1000, flush=True)
+    time.sleep(0.001)
+"""
 IGNORES_SIGTERM = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + SLEEPS
 HAS_CHILD = (
     "import subprocess; subprocess.Popen(['sleep', '599.25'], start_new_session=False);" + SLEEPS
@@ -91,6 +98,23 @@ def test_a_service_without_heartbeats_is_noted_until_they_return(tmp_path: Path)
     asyncio.run(small.supervisor.run(lambda: None, recover))
     assert sum("frozen" in note for note in small.notes) == 1
     assert not small.server.record().frozen
+
+
+def test_the_log_of_a_running_service_is_bounded(tmp_path: Path) -> None:
+    small, old = Small(tmp_path, application=WRITES), tmp_path / "application.old.log"
+    small.application.process.log_bytes = 10_000
+
+    async def rotations() -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            for _ in range(3):
+                while not old.exists():
+                    await asyncio.sleep(0.02)
+                assert old.stat().st_size > 10_000
+                old.unlink()
+        small.supervisor.stop()
+
+    asyncio.run(small.supervisor.run(lambda: None, rotations))
+    assert small.application.restarts == 0, "it writes on into the emptied file"
 
 
 def test_without_its_server_the_stack_does_not_start(tmp_path: Path) -> None:

@@ -9,11 +9,38 @@ import pytest
 import uvloop
 
 from afterclick.errors import Unavailable
+from afterclick.io.redis_clients import create_redis
+from afterclick.settings import RedisSettings
 from infra.embedded.server import ValkeyServer, free_port
-from serving.state.history import RedisPipe
-from tests.waiting import PATIENCE_S
+from serving.state.history import OnlineStore, RedisPipe
+from tests.waiting import PATIENCE_S, REDIS_S
 
 NEVER_S = 10 * PATIENCE_S
+
+
+@pytest.mark.parametrize(("max_age_s", "pings"), [(NEVER_S, 1), (0.0, 50)])
+def test_many_checks_of_redis_send_one_ping(
+    own_redis: ValkeyServer, max_age_s: float, pings: int
+) -> None:
+    """The control, without reuse: one each."""
+
+    async def main() -> None:
+        store = OnlineStore(RedisSettings(url=own_redis.address, timeout_s=REDIS_S), 10)
+        before = _pings(own_redis)
+        for _ in range(5):
+            checks = await asyncio.gather(*(store.ping(max_age_s) for _ in range(10)))
+            assert all(checks)
+        assert _pings(own_redis) - before == pings
+        await store.close()
+
+    uvloop.run(main())
+
+
+def _pings(server: ValkeyServer) -> int:
+    """How many PINGs the server has received."""
+    with create_redis(RedisSettings(url=server.address, timeout_s=REDIS_S)) as client:
+        stats: dict[str, dict[str, int]] = client.info("commandstats")
+    return stats.get("cmdstat_ping", {"calls": 0})["calls"]
 
 
 def test_replies_match_their_commands_through_kills(own_redis: ValkeyServer) -> None:
