@@ -149,8 +149,8 @@ def test_a_page_in_a_frame_of_another_site_sends_no_view(
 def test_a_link_of_another_site_sends_no_view(context: BrowserContext, pages: Pages) -> None:
     """The control: the link of the page that it gets instead."""
     user_id, page = new_shopper(), context.new_page()
-    page.route(f"{FOREIGN}/", lambda route: route.fulfill(body=link, content_type="text/html"))
     link = f'<a href="{pages.url}/item?id=camera-1&amp;user={user_id}">Look</a>'
+    page.route(f"{FOREIGN}/", lambda route: route.fulfill(body=link, content_type="text/html"))
     page.goto(FOREIGN)
     page.get_by_role("link").click()
     expect(page.get_by_role("link")).to_have_text("Continue to Afterclick")
