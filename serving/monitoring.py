@@ -176,17 +176,17 @@ class Metrics:
         for value, read in values.items():
             gauge.labels(value).set_function(read)
 
-    def observe_limits(self, connections: ConnectionLimits, websockets: Slots) -> None:
-        """Add gauges of open and refused connections."""
+    def observe_limits(self, connections: ConnectionLimits, **slots: Slots) -> None:
+        """Add gauges of open and refused connections, and of what other slots have refused."""
         states: dict[str, Callable[[], int]] = {
             "open": connections.slots.open,
             "timed_out": lambda: connections.timed_out,
             "malformed": lambda: connections.malformed,
         }
         self.observe("afterclick_connections", "Connections of clients.", "state", states)
-        for name, slots in (("connections", connections.slots), ("websockets", websockets)):
-            reasons = {kind: partial(slots.refused.__getitem__, kind) for kind in slots.refused}
-            text = f"Refused {name}, by the limit that was reached."
+        for name, each in {"connections": connections.slots, **slots}.items():
+            reasons = {kind: partial(each.refused.__getitem__, kind) for kind in each.refused}
+            text = f"Refused {name.replace('_', ' ')}, by the limit that was reached."
             self.observe(f"afterclick_refused_{name}", text, "limit", reasons)
 
     def on_changes(self, changes: Sequence[StateChange], now_ms: float) -> None:

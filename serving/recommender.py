@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import orjson
@@ -23,12 +23,13 @@ from afterclick import events
 from afterclick.arrays import IntArray
 from afterclick.errors import Unavailable
 from afterclick.events import Action
+from afterclick.io.connections import Slots
 from afterclick.retrieval import REDUCED_LIMITS
 from afterclick.state import HistoryEntry, effective
 from afterclick.user_vectors import UserState
 from serving.eligibility import CatalogueFilters, Eligibility
 from serving.explain import attributions
-from serving.request import RecommendationRequest, RequestUser, cursor_after
+from serving.request import CALLER, RecommendationRequest, RequestUser, cursor_after
 from serving.rerank import rerank
 from serving.response_cache import Recommendation, RenderedList, ResponseCache
 from serving.state.catalogue_query import search
@@ -47,6 +48,10 @@ from serving.tiers import (
 )
 
 T = TypeVar("T")
+MAX_WAITING: Final = 64
+"""Calls of the worker thread that may wait: at 20 ms each the last one takes 1.3 s."""
+MAX_WAITING_PER_CALLER: Final = 32
+"""The rest is left for other callers."""
 _IMPRESSION_FIELDS = ("item_id", "score", "source")
 
 
@@ -67,7 +72,7 @@ class RecommenderConfig:
 
 
 class Recommender:
-    """Makes lists. Always answers; `degraded` reports a missing dependency."""
+    """Makes lists, also without dependencies; `degraded` reports a missing one."""
 
     def __init__(
         self,
@@ -86,6 +91,8 @@ class Recommender:
         self._config = config
         self._cache = ResponseCache(config.cache_ttl_s, config.clock)
         self._worker = ThreadPoolExecutor(1, "catalogue")
+        self.waiting = Slots(caller=MAX_WAITING_PER_CALLER, total=MAX_WAITING)
+        """Calls of the worker, the running one included."""
         self.filters = CatalogueFilters()
         """For the worker; for the event loop only where nothing is asked for."""
 
@@ -94,7 +101,7 @@ class Recommender:
         self._cache.forget(user_ids)
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation:
-        """The list for a user. Never fails.
+        """The list for a user. Raises Unavailable if too many lists wait for the worker.
 
         `degraded`: the history was unavailable. `reduced`: load was shed, fewer candidates were
         ranked.
@@ -162,8 +169,17 @@ class Recommender:
         )
 
     async def in_worker(self, work: Callable[..., T], *args: Any) -> T:
-        """Call `work` in the one thread for what grows with the catalogue; calls wait in turn."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work, *args)
+        """Call `work` in the one thread for what grows with the catalogue; calls wait in turn.
+
+        Raises Unavailable if too many calls wait, of this caller or of all.
+        """
+        keys = {"caller": CALLER.get(), "total": ""}
+        if self.waiting.take(**keys) is not None:
+            raise Unavailable("too many searches and lists by catalogue fields at a time")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._worker, work, *args)
+        finally:
+            self.waiting.release(**keys)
 
     def close(self) -> None:
         """End the thread; calls that wait are cancelled."""

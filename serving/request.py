@@ -11,6 +11,7 @@ import binascii
 import zlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +23,8 @@ from afterclick.events import Id
 from afterclick.state import HistoryEntry, LogPosition
 from afterclick.user_vectors import UserState
 
+CALLER: ContextVar[str] = ContextVar("caller", default="")
+"""The caller of the current request: the unit of the rate limit."""
 FIRST_CURSOR = "*"
 """The cursor of the first page."""
 MAX_SHOWN = 1000

@@ -168,7 +168,9 @@ class Service:
             address=serving.max_websockets_per_address,
             total=serving.max_websockets,
         )
-        self.metrics.observe_limits(self.connections, self.websockets)
+        self.metrics.observe_limits(
+            self.connections, websockets=self.websockets, worker_calls=self.recommender.waiting
+        )
 
     def _connect(self) -> None:
         """Connect the parts to each other."""

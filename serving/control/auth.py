@@ -23,6 +23,7 @@ from serving.control.api_keys import ApiKeyStore, KeyOwner
 from serving.control.rate_limit import RateLimit
 from serving.control.user_tokens import UserTokens
 from serving.problems import is_json, problem
+from serving.request import CALLER
 
 DOCS_ASSETS = "/docs/assets"
 DOCS_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js", "favicon.png")
@@ -115,6 +116,7 @@ class AuthMiddleware:
         )
         caller = _address(scope) if rejection else _caller(scope)
         rejection = await self._check_limit(caller) or rejection
+        CALLER.set(caller)
         scope["charge"] = partial(self._check_limit, caller)
         if scope["type"] == "websocket":
             scope["admitted"] = lambda: self._check_key(scope, headers) is None

@@ -62,7 +62,8 @@ async def recommendations(
 ) -> Response:
     """A list for a user: personalised from the first event on, else by interests, else trending.
 
-    Always 200 with a list; `degraded` is true if a dependency is unavailable.
+    200 with a list, also without dependencies: `degraded` is true if one is unavailable. 503 only
+    if too many lists with categories, filters, interests, explanations or over 400 items wait.
     """
     return json_response(await service.recommend(request_of(service, query)))
 

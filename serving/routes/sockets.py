@@ -24,6 +24,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 
 from afterclick.arrays import Json
+from afterclick.errors import Unavailable
 from afterclick.io.connections import Slots, network_of
 from afterclick.state import StateChange
 from serving.problems import RETRY, problem
@@ -50,6 +51,8 @@ _QUERY = QueryReader(RecommendationQuery)
 
 class _Lacks(Enum):
     NOTHING = auto()
+    LIST = auto()
+    """Under load."""
     HISTORY = auto()
     MODEL = auto()
 
@@ -117,7 +120,7 @@ class _Pushes:
         """Push the list, then again after each change; changes in between are coalesced.
 
         A list made without the user's history, or before the first model, is pushed again with
-        the same cause once it can be complete.
+        the same cause once it can be complete; one that cannot be made under load, once it can.
         """
         lacks = await self._push()
         while True:
@@ -132,13 +135,16 @@ class _Pushes:
                     "stamps_ms": stamps,
                 }
             lacks = await self._push()
-            if news is not None:
+            if news is not None and lacks is not _Lacks.LIST:
                 self._service.metrics.on_push(time.time() * 1000 - change.log_ms)
 
     async def _push(self) -> _Lacks:
         """Push the current list; returns what it lacks."""
         has_model = bool(self._service.snapshots.current.loaded.version)
-        recommendation = await self._service.push(self._request)
+        try:
+            recommendation = await self._service.push(self._request)
+        except Unavailable:
+            return _Lacks.LIST
         body = recommendation.body
         self._unseen[body["impression_id"]] = recommendation
         if len(self._unseen) > MAX_UNSEEN:
@@ -174,9 +180,14 @@ class _Pushes:
         return await self._watcher.next()
 
     async def _is_available(self, lacks: _Lacks) -> bool:
+        if lacks is _Lacks.LIST:
+            return True
         if lacks is _Lacks.MODEL:
             return bool(self._service.snapshots.current.loaded.version)
-        preview = await self._service.recommend(replace(self._request, preview=True))
+        try:
+            preview = await self._service.recommend(replace(self._request, preview=True))
+        except Unavailable:
+            return False
         return not preview["degraded"]
 
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import Any
 
+import httpx2
 import orjson
 import pytest
 
 from afterclick.settings import Settings
 from serving.monitoring import EventLoopLag
+from serving.recommender import MAX_WAITING, MAX_WAITING_PER_CALLER
 from serving.request import RecommendationRequest
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.offline import Offline
 from tests.serving.running import Running
-from tests.waiting import wait_until
+from tests.serving.test_auth import bearer, guarded
+from tests.waiting import PATIENCE_S, wait_until
 
 LIKED = {"ann": ["camera-3", "camera-5"]}
 
@@ -132,3 +137,30 @@ def test_concurrent_requests_get_reduced_lists_and_a_batch_does_not(overloaded: 
     assert counted >= len(lists)
     response = overloaded.http.post("/recommendations/batch", json={"user_ids": users, "n": 9})
     assert not any(answer["reduced"] for answer in response.json()["lists"])
+
+
+def test_searches_of_one_caller_are_bounded_and_leave_room_for_others(settings: Settings) -> None:
+    release = threading.Event()
+    with (
+        Running(guarded(settings)) as api,
+        ThreadPoolExecutor(MAX_WAITING_PER_CALLER + 2) as threads,
+    ):
+
+        def search(key: str) -> httpx2.Response:
+            return api.http.get("/search", params={"q": "camera"}, headers=bearer(key))
+
+        api.service.recommender._worker.submit(release.wait, PATIENCE_S)
+        waiting = api.service.recommender.waiting
+        try:
+            flood = [threads.submit(search, "r-key") for _ in range(MAX_WAITING_PER_CALLER + 1)]
+            refused = next(as_completed(flood)).result()
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            other = threads.submit(search, "a-key")
+            wait_until(lambda: waiting.open() == MAX_WAITING_PER_CALLER + 1 < MAX_WAITING)
+        finally:
+            release.set()
+        statuses = Counter(call.result().status_code for call in (*flood, other))
+        assert statuses == {200: MAX_WAITING_PER_CALLER + 1, 503: 1}
+        assert waiting.open() == 0
+        text = api.http.get("/metrics", headers=bearer("a-key")).text
+        assert 'afterclick_refused_worker_calls{limit="caller"} 1.0' in text

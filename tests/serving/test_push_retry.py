@@ -7,6 +7,7 @@ from websockets.sync.client import connect
 
 from afterclick.settings import Settings
 from infra.embedded.server import ValkeyServer
+from serving.recommender import MAX_WAITING
 from serving.service import ServingTimings
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
@@ -57,3 +58,22 @@ def test_a_socket_opened_before_the_first_model_receives_its_list(
             modelled = received(socket)
             assert modelled["model_version"] == "m1"
             assert (modelled["cause"] is None) is retries
+
+
+@pytest.mark.parametrize("retries", [True, False], ids=["retried", "control: at the next event"])
+def test_a_list_that_is_not_made_under_load_is_pushed_later(
+    settings: Settings, stream: MiniStream, retries: bool
+) -> None:
+    timings = ServingTimings(push_retry_s=0.2 if retries else NEVER_S)
+    calls = [{"caller": str(number), "total": ""} for number in range(MAX_WAITING)]
+    with Running(settings, timings=timings) as api:
+        api.ready()
+        waiting = api.service.recommender.waiting
+        assert {waiting.take(**call) for call in calls} == {None}
+        with connect(f"{api.ws}/ws/recommendations?user_id=bob&category=Cameras") as socket:
+            wait_until(lambda: waiting.refused["total"])
+            for call in calls:
+                waiting.release(**call)
+            if not retries:
+                api.feedback("bob", "camera-2")
+            assert (received(socket)["cause"] is None) is retries
