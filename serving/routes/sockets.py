@@ -29,7 +29,6 @@ from afterclick.io.connections import Slots, network_of
 from afterclick.state import StateChange
 from serving.problems import RETRY, problem
 from serving.push import LiveReader, Watcher, cause_of
-from serving.request import RecommendationRequest
 from serving.response_cache import Recommendation
 from serving.routes.fast_route import QueryReader
 from serving.routes.queries import RecommendationQuery
@@ -52,7 +51,7 @@ _QUERY = QueryReader(RecommendationQuery)
 class _Lacks(Enum):
     NOTHING = auto()
     LIST = auto()
-    """Under load."""
+    """Under load or over the rate limit."""
     HISTORY = auto()
     MODEL = auto()
 
@@ -76,7 +75,7 @@ async def push_recommendations(socket: WebSocket) -> None:
 
     async def push() -> None:
         watcher = service.hub.watch(user_id)
-        pushes = _Pushes(service, socket, request_of(service, query), watcher)
+        pushes = _Pushes(service, socket, query, watcher)
         try:
             await _until_closed(socket, pushes.run, pushes.on_message)
         finally:
@@ -109,10 +108,13 @@ class _Pushes:
     """The pushed lists of one connection."""
 
     def __init__(
-        self, service: Service, socket: WebSocket, request: RecommendationRequest, watcher: Watcher
+        self, service: Service, socket: WebSocket, query: RecommendationQuery, watcher: Watcher
     ) -> None:
         self._service, self._socket = service, socket
-        self._request, self._watcher = request, watcher
+        self._request, self._watcher = request_of(service, query), watcher
+        self._cost = query.cost
+        self._due = query.cost - 1
+        """Requests that the next list still counts as; the connection has counted as one."""
         self._cause: Json | None = None
         self._unseen: OrderedDict[str, Recommendation] = OrderedDict()
 
@@ -141,10 +143,13 @@ class _Pushes:
     async def _push(self) -> _Lacks:
         """Push the current list; returns what it lacks."""
         has_model = bool(self._service.snapshots.current.loaded.version)
+        if not await self._is_within_limit():
+            return _Lacks.LIST
         try:
             recommendation = await self._service.push(self._request)
         except Unavailable:
             return _Lacks.LIST
+        self._due = self._cost
         body = recommendation.body
         self._unseen[body["impression_id"]] = recommendation
         if len(self._unseen) > MAX_UNSEEN:
@@ -156,6 +161,13 @@ class _Pushes:
         if body["degraded"]:
             return _Lacks.HISTORY
         return _Lacks.NOTHING if has_model else _Lacks.MODEL
+
+    async def _is_within_limit(self) -> bool:
+        """Count the next list in the rate limit, once."""
+        if self._due and await self._socket.scope["charge"](self._due) is not None:
+            return False
+        self._due = 0
+        return True
 
     def on_message(self, text: str) -> bool:
         """Count a list as shown, once, when the client reports it as seen; False for the rest."""

@@ -12,13 +12,16 @@ import pytest
 from limits import parse
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
+from websockets.sync.client import connect
 
 from afterclick.errors import BadInput
 from afterclick.settings import RedisSettings, Settings
 from serving.control.auth import _address
 from serving.control.rate_limit import CallerWindows, RateLimit
-from tests.serving.running import Running
+from tests.serving.mini_stream import MiniStream
+from tests.serving.running import Running, received
 from tests.serving.test_auth import bearer, guarded
+from tests.waiting import PATIENCE_S
 
 Hit = Callable[[str], Awaitable[Any]]
 
@@ -139,6 +142,27 @@ def test_batches_and_long_lists_count_as_their_lists(settings: Settings) -> None
         ]
         assert [response.status_code for response in long_lists] == [200, 200, 200, 429, 429]
         assert "counts as 2" in long_lists[3].json()["detail"]
+
+
+def test_lists_on_a_websocket_count_as_those_by_rest(
+    settings: Settings, stream: MiniStream
+) -> None:
+    with Running(guarded(settings, limit="10/hour")) as api:
+        api.ready()
+        api.http.headers.update(bearer("f-key"))
+        url = f"{api.ws}/ws/recommendations?user_id=bob&n=200"
+        with connect(url, additional_headers=bearer("r-key")) as socket:
+            assert received(socket)["cause"] is None
+            api.feedback("bob", "camera-1")
+            assert received(socket)["cause"]["item_id"] == "camera-1"
+
+            def status(n: int) -> int:
+                reader = bearer("r-key")
+                return api.http.get("/popular", params={"n": n}, headers=reader).status_code
+
+            assert [status(150), status(1), status(1)] == [429, 200, 429], "two lists count as 8"
+            api.feedback("bob", "camera-2")
+            assert socket.ping().wait(PATIENCE_S), "a list over the limit is pushed later"
 
 
 def test_processes_that_share_their_limit_weigh_batches_too(settings: Settings) -> None:
