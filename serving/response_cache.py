@@ -8,6 +8,7 @@ events may reach a cached personalised list `cache_ttl_s` later, and changes of 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, replace
 from sys import getsizeof
@@ -25,6 +26,10 @@ CATALOGUE_TTL_S = 5.0
 MAX_LISTS = 8192
 MAX_RESPONSE_BYTES = 128 * 2**20
 MAX_IMPRESSION_BYTES = 32 * 2**20
+MAX_UNSEEN = 8
+"""Pushed lists of a connection that may still be reported as seen: the newest ones."""
+MAX_UNSEEN_BYTES = 64 * 2**10
+"""Of a connection, or one list that is larger."""
 _LIST_BYTES = 1500
 """The size of a list or of its request without the texts in them."""
 
@@ -62,13 +67,31 @@ class Recommendation:
     cached: bool = False
     """Whether the list was made for an earlier request."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Approximate size in memory."""
+        return self.rendered.size_bytes + _texts_bytes(self.body.values())
+
+    def without_items(self) -> Recommendation:
+        """What is needed to count the list as shown."""
+        body = {name: value for name, value in self.body.items() if name not in ("items", "next")}
+        return replace(self, body=body, rendered=replace(self.rendered, items=b"", next=None))
+
+
+def keep_unseen(unseen: OrderedDict[str, Recommendation], sent: Recommendation) -> None:
+    """Add a list that may be reported as seen. Drops the oldest ones beyond the limits."""
+    unseen[sent.body["impression_id"]] = sent.without_items()
+    size_bytes = sum(kept.size_bytes for kept in unseen.values())
+    while len(unseen) > 1 and (len(unseen) > MAX_UNSEEN or size_bytes > MAX_UNSEEN_BYTES):
+        size_bytes -= unseen.popitem(last=False)[1].size_bytes
+
 
 class ImpressionCache:
     """The newest responses by impression id: what was shown, and why."""
 
     def __init__(self, max_bytes: int = MAX_IMPRESSION_BYTES) -> None:
         self._responses: FIFOCache[str, Recommendation] = FIFOCache(
-            max_bytes, getsizeof=_response_bytes
+            max_bytes, getsizeof=lambda response: response.size_bytes
         )
 
     def put(self, response: Recommendation) -> None:
@@ -197,10 +220,6 @@ def _request_bytes(request: RecommendationRequest) -> int:
     groups = (request.interests, request.items, request.exclude, request.filters)
     named = (request.user_id, request.category)
     return _LIST_BYTES + sum(map(_texts_bytes, groups)) + _texts_bytes(named)
-
-
-def _response_bytes(response: Recommendation) -> int:
-    return response.rendered.size_bytes + _texts_bytes(response.body.values())
 
 
 def _texts_bytes(values: Collection[object]) -> int:

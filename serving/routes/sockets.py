@@ -29,7 +29,7 @@ from afterclick.io.connections import Slots, network_of
 from afterclick.state import StateChange
 from serving.problems import RETRY, problem
 from serving.push import LiveReader, Watcher, cause_of
-from serving.response_cache import Recommendation
+from serving.response_cache import Recommendation, keep_unseen
 from serving.routes.fast_route import QueryReader
 from serving.routes.queries import RecommendationQuery
 from serving.routes.recommendations import request_of
@@ -41,8 +41,6 @@ SEND_TIMEOUT_S = 10.0
 INVALID = 1008
 MAX_MESSAGES_PER_S = 20
 """Messages a client may send, other than reports of its own lists; more close the connection."""
-MAX_UNSEEN = 8
-"""Pushed lists of a connection that may still be reported as seen: the newest ones."""
 PROTOCOL = "afterclick"
 """The subprotocol that a browser offers next to its token, and that the API selects."""
 _QUERY = QueryReader(RecommendationQuery)
@@ -151,9 +149,7 @@ class _Pushes:
             return _Lacks.LIST
         self._due = self._cost
         body = recommendation.body
-        self._unseen[body["impression_id"]] = recommendation
-        if len(self._unseen) > MAX_UNSEEN:
-            self._unseen.popitem(last=False)
+        keep_unseen(self._unseen, recommendation)
         if self._cause is not None:
             self._cause["stamps_ms"]["pushed"] = time.time() * 1000
         message = {"type": "recommendations", "cause": self._cause, **body}

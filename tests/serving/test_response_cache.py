@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -17,10 +18,13 @@ from serving.eligibility import CatalogueFilters
 from serving.request import Page, RecommendationRequest, decode_cursor, encode_cursor
 from serving.response_cache import (
     CATALOGUE_TTL_S,
+    MAX_UNSEEN,
+    MAX_UNSEEN_BYTES,
     ImpressionCache,
     Recommendation,
     RenderedList,
     ResponseCache,
+    keep_unseen,
 )
 from serving.state.loaded_models import LoadedModel
 from tests.serving import shop
@@ -231,6 +235,23 @@ def test_the_bytes_of_sent_lists_are_bounded_with_their_cursors() -> None:
         impressions.put(Recommendation(body, rendered, "blend"))
 
     assert bytes_held(put) <= MAX_BYTES
+
+
+def test_lists_that_may_be_reported_as_seen_are_bounded_in_number_and_bytes() -> None:
+    unseen: OrderedDict[str, Recommendation] = OrderedDict()
+
+    def put(number: int, row_bytes: int = 25_000) -> None:
+        rendered = RenderedList(Tier.TRENDING, b"x" * 130_000, b"y" * row_bytes, 200, "n" * 30_000)
+        body = {"impression_id": f"l{number}", "items": rendered.items, "next": rendered.next}
+        keep_unseen(unseen, Recommendation(body, rendered, "blend"))
+
+    assert bytes_held(put) <= MAX_UNSEEN_BYTES
+    assert [*unseen] == ["l998", "l999"]
+    put(1000, 2 * MAX_UNSEEN_BYTES)
+    assert [*unseen] == ["l1000"], "the newest is kept in any case"
+    for number in range(20):
+        put(number, 1)
+    assert [*unseen] == [f"l{number}" for number in range(20 - MAX_UNSEEN, 20)]
 
 
 def test_only_the_first_page_of_a_cursor_is_cached(caching: CachingShop) -> None:
