@@ -125,7 +125,7 @@ class Recommender:
         rendered = self._cache.get(request, rows, snapshot, reduced) if cacheable else None
         cached = rendered is not None
         if rendered is None:
-            user = self._user(request, rows, snapshot)
+            user = request_user(request, rows, snapshot, self._config.weights)
             if grows_with_catalogue(request, snapshot, user):
                 rendered = await self.in_worker(self._make, request, user, snapshot, reduced)
             else:
@@ -209,18 +209,22 @@ class Recommender:
         if request.explain and ranked.score_fn is not None:
             causes = attributions(ranked.score_fn, snapshot, user, ranked.items)
         rendered_rows = render(ranked, snapshot, causes)
-        return _rendered_list(ranked, rendered_rows, request, reduced)
+        return rendered_list(ranked, rendered_rows, request, reduced)
 
-    def _user(
-        self, request: RecommendationRequest, rows: Rows, snapshot: ServingSnapshot
-    ) -> RequestUser:
-        """The user's state: the items looked at now, then the stored history."""
-        now_ms = max(time.time() * 1000, snapshot.now_ms)  # events may be ahead of the clock
-        context = [HistoryEntry("", item, Action.VIEW, None, int(now_ms)) for item in request.items]
-        history = effective([*context, *entries(rows)])
-        state = UserState.of(history, snapshot.find, self._config.weights, now_ms)
-        known = bool(rows) and not request.user_id.startswith(events.SESSION)
-        return RequestUser(history, state, known)
+
+def request_user(
+    request: RecommendationRequest,
+    rows: Rows,
+    snapshot: ServingSnapshot,
+    weights: Mapping[Action, float],
+) -> RequestUser:
+    """The user's state: the items looked at now, then the stored history."""
+    now_ms = max(time.time() * 1000, snapshot.now_ms)  # events may be ahead of the clock
+    context = [HistoryEntry("", item, Action.VIEW, None, int(now_ms)) for item in request.items]
+    history = effective([*context, *entries(rows)])
+    state = UserState.of(history, snapshot.find, weights, now_ms)
+    known = bool(rows) and not request.user_id.startswith(events.SESSION)
+    return RequestUser(history, state, known)
 
 
 def _attempts(
@@ -266,9 +270,10 @@ def render(
     return rows
 
 
-def _rendered_list(
+def rendered_list(
     ranked: RankedList, rows: list[dict[str, Any]], request: RecommendationRequest, reduced: bool
 ) -> RenderedList:
+    """The rows of `render` as JSON, with those of the impression and the cursor."""
     extra = () if ranked.propensities is None else ("propensity",)
     names = (*_IMPRESSION_FIELDS, *extra)
     impression_rows = [{name: row[name] for name in names} for row in rows]

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from afterclick import api
 from afterclick.api import Policy, SimilarityKind
-from afterclick.arrays import Float64Array, FloatArray, IntArray
+from afterclick.arrays import Float64Array, FloatArray, IndexArray, IntArray
 from afterclick.features import RECENT
 from afterclick.model import UNKNOWN_BIAS
-from afterclick.ranking import CandidateGenerator, RankingQuery
+from afterclick.ranking import CandidateGenerator, Contributions, RankingQuery
 from afterclick.retrieval import CandidateLimits, Candidates, Search, is_in, top_k
 from afterclick.user_vectors import UserState, content_user, fold_in, tower_user
 from serving.eligibility import (
@@ -175,9 +175,16 @@ class PersonalisedTier:
             forced = np.flatnonzero(np.isin(items, context.eligible.forced))
             top = np.concatenate([top, np.setdiff1d(forced, top)])
             contributions = ranker.contributions(rows[top])
+        return self.ranked(context, candidates, (top, contributions))
+
+    def ranked(
+        self, context: TierContext, candidates: Candidates, best: tuple[IndexArray, Contributions]
+    ) -> RankedList:
+        """The list of a ranker's best candidates: their rows and contributions."""
+        ranker, (top, contributions) = context.snapshot.loaded.ranker, best
         return RankedList(
             context.personal_tier,
-            items[top],
+            candidates.items[top],
             contributions,
             _names(candidates.sources[top]),
             context.reasons,

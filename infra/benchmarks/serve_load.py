@@ -1,5 +1,5 @@
-"""`afterclick bench serve`: latency and throughput of the API, and of a plain version of the same
-route.
+"""`afterclick bench serve`: latency and throughput of the API, of lists that no cache holds, and of
+a plain version of the same route.
 
 Starts its own Kafka, Valkey and API with a synthetic shop. State changes arrive at a steady rate
 meanwhile.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import orjson
@@ -26,12 +27,18 @@ from infra.benchmarks.harness import (
     served_shop,
 )
 from infra.benchmarks.host_stalls import watch_host
+from infra.benchmarks.list_steps import steps_us
 from infra.benchmarks.load import LoadResult, RequestSpec, closed_loop, get, open_loop
 from infra.benchmarks.synthetic import SyntheticShop, build_shop
 
 log = structlog.get_logger()
 N = 10
 CLIENTS = 24
+WARM_S, SATURATE_WARM_S = 3.0, 2.0
+MAX_FRESH_RPS = 2500
+"""Fresh lists per second that the closed loop may ask for without repeating a request."""
+FRESH_USERS = 300
+"""Users whose lists are timed step by step."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,21 @@ class RequestMix:
             path = f"/recommendations?user_id={user}&n={N}"
             calls.append(RequestSpec(get(path), _list_check(user, source)))
         return calls
+
+
+def fresh_calls(shop: SyntheticShop, count: int) -> list[RequestSpec]:
+    """`count` calls for known users, each of which excludes another unknown item.
+
+    So no two requests are the same, and no list can come from the response cache.
+    """
+    users = np.random.default_rng(4).choice(shop.users, count).tolist()
+    return [
+        RequestSpec(
+            get(f"/recommendations?user_id={user}&n={N}&exclude=none-{number}"),
+            _list_check(user, "personalised"),
+        )
+        for number, user in enumerate(users)
+    ]
 
 
 @dataclass(frozen=True)
@@ -83,16 +105,38 @@ class ServeBenchmark(Benchmark):
             }
             with ShopTraffic(servers.settings, shop).running(self.changes_per_s):
                 with served_shop(servers.settings, shop.described) as api:
-                    figures |= self._fixed_rate(api, calls)
-                    before = _reused(api)
-                    figures["max_rps"] = round(self._saturate(api, calls, figures), 1)
-                    figures |= {f"{name}_at_max": n for name, n in _reused(api, before).items()}
+                    figures |= self._fixed_rate(api, calls, calls)
+                    figures |= self._at_saturation(api, calls, figures)
+                    figures["fresh"] = self._fresh(api, shop)
                 if self.plain:
                     self._measure_baseline(servers.settings, calls, figures)
+            figures["fresh"]["steps_us"] = steps_us(servers.settings, shop, FRESH_USERS, N)
             return figures
 
-    def _fixed_rate(self, api: RunningApi, calls: list[RequestSpec]) -> Figures:
-        open_loop(api.port, calls[: int(self.rate * 3)], self.rate)
+    def _fresh(self, api: RunningApi, shop: SyntheticShop) -> Figures:
+        """Personalised lists that no cache holds: the requests of one loop after another."""
+        loops = (
+            int(self.rate * WARM_S),
+            int(self.rate * self.seconds),
+            int(MAX_FRESH_RPS * (SATURATE_WARM_S + self.saturate_s)),
+        )
+        calls = iter(fresh_calls(shop, sum(loops)))
+        warm, fixed, saturating = (list(islice(calls, count)) for count in loops)
+        figures = self._fixed_rate(api, warm, fixed)
+        return figures | self._at_saturation(api, saturating, figures)
+
+    def _at_saturation(
+        self, api: RunningApi, calls: list[RequestSpec], figures: Figures
+    ) -> Figures:
+        """Maximum rate, and the lists reduced or reused at it; adds errors to the figures."""
+        before = _reused(api)
+        rate = round(self._saturate(api, calls, figures), 1)
+        return {"max_rps": rate} | {f"{k}_at_max": n for k, n in _reused(api, before).items()}
+
+    def _fixed_rate(
+        self, api: RunningApi, warm: list[RequestSpec], calls: list[RequestSpec]
+    ) -> Figures:
+        open_loop(api.port, warm[: int(self.rate * WARM_S)], self.rate)
         cpu_before, reused_before = cpu_s(api.process), _reused(api)
         with watch_host() as stalls:
             result = open_loop(api.port, calls[: int(self.rate * self.seconds)], self.rate)
@@ -112,8 +156,10 @@ class ServeBenchmark(Benchmark):
 
     def _saturate(self, api: RunningApi, calls: list[RequestSpec], figures: Figures) -> float:
         """Requests per second of the closed loop; adds its errors to the figures."""
-        closed_loop(api.port, calls, 2.0, CLIENTS)
-        result = closed_loop(api.port, calls, self.saturate_s, CLIENTS)
+        share = SATURATE_WARM_S / (SATURATE_WARM_S + self.saturate_s)
+        warm = int(len(calls) * share)
+        closed_loop(api.port, calls[:warm], SATURATE_WARM_S, CLIENTS)
+        result = closed_loop(api.port, calls[warm:], self.saturate_s, CLIENTS)
         figures["errors"] += len(result.errors)
         _log("saturated", result)
         return result.rate
