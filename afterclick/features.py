@@ -1,4 +1,4 @@
-"""Features of candidates from a model, a user's vectors and live trends. NumPy only.
+"""Features of candidates from a model, a user's vectors and live trends.
 
 Training, evaluation and the request path share this code, so that a ranker scores the features it
 was trained on. `FEATURES` lists each column and the group of contributions it belongs to.
@@ -6,14 +6,15 @@ was trained on. `FEATURES` lists each column and the group of contributions it b
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from afterclick.arrays import BoolArray, Float64Array, FloatArray, IndexArray, IntArray
+from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
+from afterclick.kernels import as_items, gather, positions_of, products, similarities
 from afterclick.model import ItemContent, Model
 from afterclick.retrieval import top_k
 from afterclick.trends import DAY_MS, HALF_LIVES_MS, TREND_MIX
@@ -67,6 +68,7 @@ _THREE_DAYS, _WEEK, _MONTH, _QUARTER = map(
     list(HALF_LIVES_MS).index, ("three_days", "week", "month", "quarter")
 )
 FEATURE_NAMES: tuple[str, ...] = tuple(name for name, _ in FEATURES)
+_HALF_LIVES_MS = list(HALF_LIVES_MS.values())
 _COLUMN = {name: number for number, name in enumerate(FEATURE_NAMES)}
 _TRENDS = _COLUMN["trend_" + next(iter(HALF_LIVES_MS))]
 
@@ -138,15 +140,14 @@ class _Table:
     """Candidates ≥ len(model) came after it."""
     known: BoolArray = field(init=False)
     """(c,) candidates that the model knows"""
-    rows: IndexArray = field(init=False)
+    rows: IntArray = field(init=False)
     """(c,) row of each candidate in the model's arrays; 0 for the unknown"""
 
     def __post_init__(self) -> None:
         self.values = np.full((len(FEATURES), len(self.candidates)), np.nan, np.float32)
         self.known = self.candidates < len(self.model)
         self.complete = bool(self.known.all())
-        rows = self.candidates if self.complete else np.where(self.known, self.candidates, 0)
-        self.rows = rows.astype(np.intp)
+        self.rows = self.candidates if self.complete else as_items(self.candidates * self.known)
 
     def __getitem__(self, name: str) -> FloatArray:
         column: FloatArray = self.values[_COLUMN[name]]
@@ -172,10 +173,10 @@ def features(
     models of data with a coarser resolution. `content`: default the model's own; give the
     snapshot's to include new items.
     """
-    table, state = _Table(candidates, model), user.state
+    table, state = _Table(as_items(candidates), model), user.state
     table["popularity"][:] = model.log_popularity[table.rows]
     table.mask_unknown(["popularity"])
-    first_seen = model.first_seen_of(candidates)
+    first_seen = model.first_seen_of(table.candidates)
     _trend_columns(table, state, trends, first_seen)
     table["history_length"][:] = len(state.items)
     if len(state.items):
@@ -187,21 +188,22 @@ def features(
         _tower_columns(table, model, user)
         _content_columns(table, content or model.item_content, recent)
         table.mask_unknown(["als", "als_last", "tower", "tower_last"])
-    return np.ascontiguousarray(table.values.T)
+    return table.values.T
 
 
 def _trend_columns(
     table: _Table, state: UserState, trends: TrendView, first_seen: Float64Array
 ) -> None:
     """Trend and age of the candidates. `first_seen` (c,) ms."""
-    share = trends.log_share[table.candidates].T
-    shortest = bisect_left(list(HALF_LIVES_MS.values()), table.model.resolution_ms)
-    table.values[_TRENDS + shortest : _TRENDS + len(HALF_LIVES_MS)] = share[shortest:]
+    share = table.values[_TRENDS : _TRENDS + len(HALF_LIVES_MS)]
+    gather(trends.log_share, table.candidates, share)
     np.subtract(share[_WEEK], share[_QUARTER], out=table["rise"])
     np.subtract(share[_THREE_DAYS], share[_MONTH], out=table["rise_days"])
+    share[: bisect_left(_HALF_LIVES_MS, table.model.resolution_ms)] = np.nan
     age = (state.now_ms - first_seen) / DAY_MS
     table["item_age_days"][:] = age
-    table["arrival_rate"][:] = table["popularity"] - np.log2(30.0 + np.maximum(age, 0.0))
+    observed = np.log2(np.maximum(age, 0.0) + 30.0)
+    np.subtract(table["popularity"], observed, out=table["arrival_rate"], casting="same_kind")
 
 
 def _history_columns(
@@ -210,46 +212,31 @@ def _history_columns(
     """The user's newest items, their popularity and their age when chosen."""
     items, times = state.items[:RECENT], state.times_ms[:RECENT]
     item_seen = model.first_seen_of(items)
-    popularity = np.where(items < len(model), model.log_popularity[items % len(model)], np.nan)
+    popularity = model.log_popularity.take(items, mode="clip")
+    popularity[items >= len(model)] = np.nan
     table["last_age_days"][:] = (state.now_ms - times[0]) / DAY_MS
     table["last_popularity"][:] = popularity[0]
     table["last_item_age_days"][:] = (state.now_ms - item_seen[0]) / DAY_MS
     table["last_trend"][:] = trends.log_share[items[0], _MONTH]
-    table["age_gap_days"][:] = (first_seen - item_seen[0]) / DAY_MS
+    np.divide(first_seen - item_seen[0], DAY_MS, out=table["age_gap_days"], casting="same_kind")
     if len(items) > 1:
-        table["second_age_gap_days"][:] = (first_seen - item_seen[1]) / DAY_MS
+        gap = first_seen - item_seen[1]
+        np.divide(gap, DAY_MS, out=table["second_age_gap_days"], casting="same_kind")
     table["session_length"][:] = np.count_nonzero(state.now_ms - state.times_ms < DAY_MS)
-    table["taste_popularity"][:] = _mean_of_known(popularity)
-    table["taste_age_days"][:] = _mean_of_known((times - item_seen) / DAY_MS)
+    table["taste_popularity"][:] = _mean_of_known(popularity.tolist())
+    table["taste_age_days"][:] = _mean_of_known(((times - item_seen) / DAY_MS).tolist())
 
 
-def _mean_of_known(values: NDArray[np.floating]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else np.nan
-
-
-class _Positions:
-    """Finds items among the candidates, which have no repeats."""
-
-    def __init__(self, candidates: IntArray) -> None:
-        self._order: IndexArray | None = None
-        self._sorted = candidates
-        if (candidates[1:] < candidates[:-1]).any():
-            self._order = candidates.argsort()
-            self._sorted = candidates[self._order]
-        self.count = len(candidates)
-
-    def find(self, items: IntArray) -> tuple[IndexArray, BoolArray]:
-        """The position of each item among the candidates, and whether it is one."""
-        position = self._sorted.searchsorted(items)
-        position[position == self.count] = 0
-        found = self._sorted[position] == items
-        return (position if self._order is None else self._order[position]), found
+def _mean_of_known(values: list[float]) -> float:
+    """Of the values that are not NaN; plain Python, as ten values are few."""
+    known = [value for value in values if value == value]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _neighbour_columns(table: _Table, model: Model, recent: IntArray) -> None:
     """Similarity to the recent items by each kind of neighbour list; −1: unknown item."""
-    positions = _Positions(table.candidates)
+    candidates = (positions_of(table.candidates), table.candidates)
+    unused = np.empty(len(table.candidates), np.float32)
     lists = [
         ("cosine", model.neighbour_items, model.neighbour_scores),
         ("same_day", model.co_purchase_items, model.co_purchase_scores),
@@ -257,69 +244,38 @@ def _neighbour_columns(table: _Table, model: Model, recent: IntArray) -> None:
     ]
     for name, items, scores in lists:
         if items is not None and scores is not None:
-            known = np.flatnonzero(recent >= 0)
-            _similarity_columns(
-                table, name, positions, known, (items[recent[known]], scores[recent[known]])
-            )
-
-
-def _similarity_columns(
-    table: _Table,
-    name: str,
-    positions: _Positions,
-    age_ranks: IndexArray,
-    neighbours: tuple[IntArray, FloatArray],
-) -> None:
-    """Similarity to the newest item, the highest, and the sum with weights 1, 1/2, 1/3, … by age
-    rank.
-
-    `neighbours`: items (h, K) and scores (h, K) of history items with these ranks (h,).
-    """
-    last, total = table[f"{name}_last"], table[f"{name}_sum"]
-    highest = table[f"{name}_max"] if f"{name}_max" in _COLUMN else None
-    last[:] = 0.0
-    total[:] = 0.0
-    if highest is not None:
-        highest[:] = 0.0
-    if not len(age_ranks) or not positions.count:
-        return
-    items, scores = neighbours
-    position, found = positions.find(items)
-    position, scores = position[found], scores[found]
-    rank = np.broadcast_to(age_ranks[:, None], items.shape)[found]
-    if age_ranks[0] == 0:
-        last[position[rank == 0]] = scores[rank == 0]
-    total[:] = np.bincount(position, scores / (rank + 1), positions.count)
-    if highest is not None:
-        np.maximum.at(highest, position, scores)
+            highest = table[f"{name}_max"] if f"{name}_max" in _COLUMN else unused
+            out = (table[f"{name}_last"], highest, table[f"{name}_sum"])
+            similarities(items, scores, recent, candidates, out)
 
 
 def _factor_columns(table: _Table, model: Model, user: FloatArray | None, last: int) -> None:
     """ALS scores for the user, and cosine to the newest item (−1: unknown)."""
-    if model.factors is None or model.norms is None:
+    if model.factors is None or model.norms is None or model.rated is None:
         return
-    factors, norms = model.factors[table.rows], model.norms[table.rows]
-    unrated = norms <= 0
-    if user is not None:
-        np.matmul(factors, user, out=table["als"])
-        table["als"][unrated] = np.nan
-    if last >= 0 and model.norms[last] > 0:
-        lengths = norms * model.norms[last]
-        lengths[unrated] = np.nan
-        np.divide(factors @ model.factors[last], lengths, out=table["als_last"])
+    newest = last >= 0 and bool(model.rated[last])
+    queries = {"als": user, "als_last": model.factors[last] if newest else None}
+    known = {name: vector for name, vector in queries.items() if vector is not None}
+    if not known:
+        return
+    found = products(model.factors, model.rated, table.rows, np.array([*known.values()]))
+    for name, row in zip(known, found, strict=True):
+        table[name][:] = row
+    if newest:
+        lengths = model.norms[table.rows] * model.norms[last]
+        np.divide(table["als_last"], lengths, out=table["als_last"])
 
 
 def _tower_columns(table: _Table, model: Model, user: UserVectors) -> None:
     """Logits of the two towers for the whole history and for its newest item alone."""
     if model.towers is None:
         return
-    newest = tower_user(model, user.state.newest())
-    vectors = {"tower": user.tower, "tower_last": newest}
-    known = {name: vector for name, vector in vectors.items() if vector is not None}
+    queries = {"tower": user.tower, "tower_last": tower_user(model, user.state.newest())}
+    known = {name: vector for name, vector in queries.items() if vector is not None}
     if known:
-        logits = model.towers.logits(np.stack(list(known.values()), axis=1), table.rows)
-        for number, name in enumerate(known):
-            table[name][:] = logits[:, number]
+        logits = model.towers.logits(np.array([*known.values()]), table.rows)
+        for name, row in zip(known, logits, strict=True):
+            table[name][:] = row
 
 
 def _content_columns(table: _Table, content: ItemContent | None, recent: IntArray) -> None:
@@ -329,8 +285,8 @@ def _content_columns(table: _Table, content: ItemContent | None, recent: IntArra
     past = recent[content.has(recent)]
     if not len(past):
         return
-    described = np.flatnonzero(content.has(table.candidates))
-    similar = content.rows(table.candidates[described]) @ content.rows(past).T
-    table["content_mean"][described] = similar.mean(axis=1)
+    vectors = content.rows(past)
+    queries = np.stack([np.add.reduce(vectors) / np.float32(len(past)), vectors[0]])
+    table["content_mean"][:], newest = content.products(table.candidates, queries)
     if recent[0] == past[0]:
-        table["content_last"][described] = similar[:, 0]
+        table["content_last"][:] = newest

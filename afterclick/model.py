@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.arrays import AnyArray, BoolArray, Float64Array, FloatArray, IndexArray, IntArray
+from afterclick.arrays import AnyArray, BoolArray, Float64Array, FloatArray, IntArray
 from afterclick.artifact import Manifest, Throttle, load_array, no_throttle, read_manifest, verify
 from afterclick.errors import BadArtifact
+from afterclick.kernels import as_items, as_vector, products, tower_vector
 from afterclick.trends import DAY_MS
 
 _STEP = 2000
@@ -59,12 +61,22 @@ _ATTRIBUTES = {
 }
 """File → attribute of Model, where the names differ."""
 _INDEX_ARRAYS = ("neighbour_items", "same_day_items", "reach_items")
+_INDICES = ("neighbour_items", "co_purchase_items", "random_walk_items")
+_NUMBERS = (
+    "popularity",
+    "neighbour_scores",
+    "co_purchase_scores",
+    "random_walk_scores",
+    "factors",
+    "content",
+)
 WORD_ARRAYS = ("content_words", "content_word_vectors")
 """Arrays whose rows are words, not items."""
 TOWER_HISTORY = 10
 """Newest items of a history that the user tower reads."""
 AGES_DAYS = np.array([0.5, 3.0, 10.0, 30.0, 90.0, 365.0])
 """Upper limits of the user tower's age buckets; the last bucket is everything older."""
+_AGES_MS = AGES_DAYS * DAY_MS
 UNKNOWN_BIAS = -100.0
 """The bias of an item that the towers did not learn: below every other score."""
 _WORD = re.compile(r"\b\w\w+\b")
@@ -145,6 +157,17 @@ class ItemContent:
         vector: FloatArray = self.vectors[item] if item < n else self.new[item - n]
         return vector
 
+    def products(self, items: IntArray, queries: FloatArray) -> FloatArray:
+        """(q, len(items)) inner products with queries (q, d); NaN for items without content."""
+        n = len(self.vectors)
+        inside = items.max(initial=-1) < n
+        found = products(self.vectors, self.described, items if inside else items % n, queries)
+        after = np.flatnonzero(items >= n) if not inside else ()
+        if len(after):
+            found[:, after] = queries @ self.rows(items[after]).T
+            found[:, after[~self.has(items[after])]] = np.nan
+        return found
+
     def rows(self, items: IntArray) -> FloatArray:
         """(len(items), d) their vectors; zeros for items without content."""
         n = len(self.vectors)
@@ -168,6 +191,13 @@ class TowerArrays:
     """(n, d + 1) item vectors, scaled by the temperature; the last column is the item's bias"""
     ages: FloatArray
     """(len(AGES_DAYS) + 1,) weight of an item of the history by its age"""
+    known: BoolArray = field(init=False)
+    """(n,) items that the towers have learned"""
+
+    def __post_init__(self) -> None:
+        for name in ("history", "targets", "ages"):
+            object.__setattr__(self, name, as_vector(getattr(self, name)))
+        object.__setattr__(self, "known", self.targets[:, -1] > UNKNOWN_BIAS)
 
     def user(
         self, items: IntArray, weights: FloatArray, times_ms: Float64Array, now_ms: float
@@ -176,25 +206,20 @@ class TowerArrays:
 
         None where no item of the history is known.
         """
-        items, weights = items[:TOWER_HISTORY], weights[:TOWER_HISTORY]
-        times_ms = times_ms[:TOWER_HISTORY]
-        known = items < len(self.history)
-        days = np.maximum(now_ms - times_ms[known], 0.0) / DAY_MS
-        scaled = weights[known] * self.ages[np.searchsorted(AGES_DAYS, days, side="right")]
-        total = scaled.astype(np.float32) @ self.history[items[known]]
-        length = float(np.linalg.norm(total))
-        return np.append(total / length, np.float32(1.0)).astype(np.float32) if length > 0 else None
+        newest = slice(TOWER_HISTORY)
+        times = np.ascontiguousarray(times_ms[newest], np.float64)
+        past = as_items(items[newest]), as_vector(weights[newest]), times
+        user = tower_vector(self.history, (_AGES_MS, self.ages), past, float(now_ms))
+        return user if len(user) else None
 
-    def logits(self, users: FloatArray, items: IndexArray) -> FloatArray:
-        """Logits of items: (len(items),) for one user (d + 1,), (len(items), u) for columns (d + 1,
-        u).
+    def logits(self, users: FloatArray, items: IntArray) -> FloatArray:
+        """(len(items),) logits of items for a user (d + 1,); (u, len(items)) for users (u, d + 1).
 
         NaN for items that the towers did not learn.
         """
-        targets = self.targets[items]
-        logits = targets @ users
-        logits[targets[:, -1] <= UNKNOWN_BIAS] = np.nan
-        return np.asarray(logits, np.float32)
+        queries = as_vector(np.atleast_2d(users))
+        logits = products(self.targets, self.known, as_items(items), queries)
+        return logits if users.ndim > 1 else logits[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,21 +268,29 @@ class Model:
     """(k,) eigenvalues and (k, k) eigenvectors of `gram`, for fold-in of short histories."""
     norms: FloatArray | None = field(init=False)
     """(n,) norms of the item factors; 0 for items unknown to ALS."""
+    rated: BoolArray | None = field(init=False)
+    """(n,) whether ALS knows an item."""
     item_content: ItemContent | None = field(init=False)
     """Lookup of `content`."""
 
     def __post_init__(self) -> None:
+        for names, convert in ((_INDICES, as_items), (_NUMBERS, as_vector)):
+            for name in names:
+                if (array := getattr(self, name)) is not None:
+                    object.__setattr__(self, name, convert(array))
         object.__setattr__(self, "index", _index(self.item_ids))
         known = np.where(self.popularity > 0, self.popularity, np.float32(np.nan))
         object.__setattr__(self, "log_popularity", np.log2(1.0 + known))
         gram = spectrum = norms = None
         if self.factors is not None:
             gram = _gram(self.factors)
-            spectrum = tuple(np.linalg.eigh(gram)) if np.isfinite(gram).all() else None
+            finite = np.isfinite(gram).all()
+            spectrum = tuple(map(np.ascontiguousarray, np.linalg.eigh(gram))) if finite else None
             norms = np.sqrt(np.einsum("ij,ij->i", self.factors, self.factors))
         object.__setattr__(self, "gram", gram)
         object.__setattr__(self, "spectrum", spectrum)
         object.__setattr__(self, "norms", norms)
+        object.__setattr__(self, "rated", None if norms is None else norms > 0)
         content = None if self.content is None else ItemContent.of(self.content)
         object.__setattr__(self, "item_content", content)
 
@@ -269,12 +302,17 @@ class Model:
         steps = np.floor((times_ms - self.phase_ms) / self.resolution_ms)
         return np.asarray(steps * self.resolution_ms + self.phase_ms)
 
+    @cached_property
+    def _first_seen_ms(self) -> Float64Array:
+        """(n,) `first_seen_ms` at the model's resolution."""
+        return self.at_resolution(self.first_seen_ms)
+
     def first_seen_of(self, items: IntArray) -> Float64Array:
         """(len(items),) ms at the model's resolution; NaN for items without an interaction in
         training."""
-        known = items < len(self)
-        first_seen = np.where(known, self.first_seen_ms.take(items, mode="clip"), np.nan)
-        return self.at_resolution(first_seen)
+        first_seen = self._first_seen_ms.take(items, mode="clip")
+        first_seen[items >= len(self)] = np.nan
+        return first_seen
 
     def arrays(self) -> dict[str, AnyArray]:
         """The arrays by their file names in an artifact."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import BoolArray, FloatArray, IndexArray, IntArray
+from afterclick.kernels import SOURCE_BITS, as_items, no_rows, union
 from afterclick.model import ItemContent, Model
 from afterclick.user_vectors import UserVectors
 
@@ -97,34 +98,29 @@ def candidate_items(
     limits = limits or CandidateLimits()
     recent = user.state.items[: limits.recent]
     content = _newest_content(model, searches.item_content or model.item_content, recent)
-    recent = recent[recent < len(model)]
-    retrieved: list[IntArray] = [
-        model.co_purchase_items[recent, : limits.per_item].ravel(),
-        _neighbours(model, recent, limits.per_item),
+    walks = model.random_walk_items
+    neighbours = (
+        model.co_purchase_items,
+        model.neighbour_items,
+        no_rows(len(model)) if walks is None else walks,
+    )
+    others = (
         _search(searches.als, user.factors, limits.als),
         _search(searches.tower, user.tower, limits.tower),
         _search(searches.content, content, limits.content),
-        trending[: limits.trending],
-    ]
-    items = np.concatenate(retrieved).astype(np.int32, copy=False)
-    sources = np.repeat(np.arange(len(retrieved), dtype=np.int8), [len(r) for r in retrieved])
-    keep = not_in(items, user.state.seen)
-    items, sources = items[keep], sources[keep]
-    items, first = np.unique(items, return_index=True)
-    return Candidates(items, sources[first])
-
-
-def _neighbours(model: Model, recent: IntArray, count: int) -> IntArray:
-    neighbours = model.neighbour_items[recent, :count].ravel()
-    if model.random_walk_items is None:
-        return neighbours
-    return np.concatenate([neighbours, model.random_walk_items[recent, :count].ravel()])
+        as_items(trending[: limits.trending]),
+    )
+    recent, seen = as_items(recent[recent < len(model)]), as_items(user.state.seen)
+    keys = union(neighbours, recent, limits.per_item, others, seen)
+    keys.sort()
+    items = (keys >> SOURCE_BITS).astype(np.int32)
+    return Candidates(items, (keys & (2**SOURCE_BITS - 1)).astype(np.int8))
 
 
 def _search(search: Search | None, query: FloatArray | None, count: int) -> IntArray:
     if search is None or query is None or not count:
         return np.empty(0, np.int32)
-    return search(query, count)
+    return as_items(search(query, count))
 
 
 def _newest_content(

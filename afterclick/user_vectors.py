@@ -10,6 +10,7 @@ import numpy as np
 
 from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.events import Action
+from afterclick.kernels import as_items, woodbury
 from afterclick.model import Model
 from afterclick.state import PastEvent, effective
 
@@ -104,34 +105,16 @@ def fold_in(model: Model, state: UserState) -> FloatArray | None:
     known = state.items < len(model)
     items, weights = state.items[known], state.weights[known]
     rated = model.norms[items] > 0
-    factors = model.factors[items[rated]].astype(np.float64)
     extra = model.als_alpha * weights[rated].astype(np.float64)
-    if not len(factors):
+    if not len(extra):
         return None
-    ridge = model.als_reg * len(factors)
-    if len(factors) <= _WOODBURY_UP_TO and model.spectrum is not None:
-        return _fold_in_woodbury(model.spectrum, factors, extra, ridge)
+    rows, ridge = as_items(items[rated]), model.als_reg * len(extra)
+    if len(rows) <= _WOODBURY_UP_TO and model.spectrum is not None:
+        return woodbury(model.spectrum, model.factors, rows, extra, ridge)
+    factors = model.factors[rows].astype(np.float64)
     left = model.gram + (factors * extra[:, None]).T @ factors
     left.flat[:: len(left) + 1] += ridge
     return np.linalg.solve(left, factors.T @ (1.0 + extra)).astype(np.float32)
-
-
-def _fold_in_woodbury(
-    spectrum: tuple[Float64Array, Float64Array],
-    factors: Float64Array,
-    extra: Float64Array,
-    ridge: float,
-) -> FloatArray:
-    """The same solution by an h × h solve, over the eigenvectors of the Gram matrix."""
-    values, vectors = spectrum
-    inverse = 1.0 / (values + ridge)
-    rotated = factors @ vectors
-    scaled = rotated * inverse
-    right = (1.0 + extra) @ rotated
-    small = scaled @ rotated.T
-    small.flat[:: len(small) + 1] += 1.0 / extra
-    solved = inverse * right - scaled.T @ np.linalg.solve(small, scaled @ right)
-    return np.asarray(vectors @ solved, np.float32)
 
 
 def tower_user(model: Model, state: UserState) -> FloatArray | None:

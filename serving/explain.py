@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.arrays import FloatArray, IntArray
+from afterclick.arrays import IntArray
 from afterclick.events import Action
 from afterclick.features import RECENT
+from afterclick.kernels import as_items, pair_scores
 from afterclick.model import ItemContent, Model
 from afterclick.state import HistoryEntry
 from afterclick.user_vectors import UserState
@@ -79,8 +80,9 @@ def affinity(
 ) -> NDArray[np.float64]:
     """(shown, recent) similarity: shared users, then factors and content as tie breakers."""
     rows, past = (np.where(items < len(model), items, 0) for items in (shown, recent))
-    near = _neighbour_scores(model.neighbour_items[past], model.neighbour_scores[past], shown)
-    near += _neighbour_scores(model.co_purchase_items[past], model.co_purchase_scores[past], shown)
+    asked = as_items(past), as_items(shown)
+    near = pair_scores(model.neighbour_items, model.neighbour_scores, *asked)
+    near += pair_scores(model.co_purchase_items, model.co_purchase_scores, *asked)
     if model.factors is not None and model.norms is not None:
         lengths = np.outer(model.norms[rows], model.norms[past])
         lengths[lengths == 0] = 1.0
@@ -90,14 +92,6 @@ def affinity(
     if content is not None:  # rows have length 1 or 0
         near += 0.2 * np.maximum(content.rows(shown) @ content.rows(recent).T, 0.0)
     return near
-
-
-def _neighbour_scores(
-    neighbours: IntArray, scores: FloatArray, shown: IntArray
-) -> NDArray[np.float64]:
-    """(shown, recent) the score of each shown item in each recent item's list of neighbours."""
-    hits = shown[:, None, None] == neighbours[None]
-    return np.asarray(np.where(hits, scores[None], 0.0).max(axis=2, initial=0.0), np.float64)
 
 
 def attributions(

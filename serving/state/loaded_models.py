@@ -29,6 +29,7 @@ from afterclick.artifact import MANIFEST, Throttle, no_throttle, read_manifest
 from afterclick.errors import AfterclickError, BadArtifact, BadEvent, Unavailable
 from afterclick.events import ModelEvent, ModelPublished
 from afterclick.io.background import BackgroundLoop
+from afterclick.kernels import warm_up
 from afterclick.model import Model
 from afterclick.ranking import FormulaRanker
 from afterclick.retrieval import Search
@@ -290,6 +291,7 @@ def load(
     folder: Path, manifest_sha256: str | None, throttle: Throttle = no_throttle
 ) -> LoadedModel:
     """A verified artifact, ready to serve. Raises BadArtifact."""
+    warm_up()  # a few seconds, until the machine code is on disk
     arrays, manifest = model.load(folder, manifest_sha256, throttle)
     als = tower = content = None
     if arrays.factors is not None:
