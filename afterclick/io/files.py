@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from afterclick.errors import AlreadyRunning
 
 PRIVATE = 0o077
@@ -81,6 +79,8 @@ def file_lock(
     process has the lock for longer than `timeout_s`; −1 waits without limit.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path, timeout=timeout_s, poll_interval=_POLL_S)
     try:
         lock.acquire()
@@ -98,6 +98,8 @@ def lock_owner(path: Path) -> str | None:
     """The holder's `owner` text, maybe empty; None while the lock is free."""
     if not path.exists():
         return None
+    from filelock import FileLock, Timeout
+
     lock = FileLock(path, blocking=False)
     try:
         lock.acquire()

@@ -7,6 +7,7 @@ packages of its own extra.
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import typer
@@ -59,9 +60,11 @@ def root_command() -> Any:
 def main() -> None:
     """Run the command line; an error becomes one line on standard error and an exit code."""
     from afterclick.io.files import PRIVATE
-    from afterclick.io.logging import configure_logging
 
     os.umask(PRIVATE)
-    configure_logging()
+    if len(sys.argv) > 1 and "--help" not in sys.argv:  # help need not wait for structlog
+        from afterclick.io.logging import configure_logging
+
+        configure_logging()
     with one_line_errors():
         app()
