@@ -259,8 +259,8 @@ def _document(app: FastAPI) -> None:
 
 def _document_operation(operation: dict[str, Any], authenticated: bool) -> None:
     responses = operation["responses"]
-    for status, entry in problems.NOT_HTTP.items():
-        responses.setdefault(status, entry)
+    for code, entry in problems.NOT_HTTP.items():
+        responses.setdefault(code, entry)
     added: tuple[int, ...] = (408,) if "413" in responses else ()
     if authenticated:
         added += (401, 403, 429)
