@@ -9,7 +9,8 @@ History, votes, ledgers and corrections of a user expire some time after the use
 {u:<user>}:ledger:<topic>         zset    event id → state.pack_offset of its position, plus flags
 {u:<user>}:corrections:<topic>    hash    event id of the ledger → its compensations (JSON)
 {u:<user>}:forgotten              string  event time ms up to which the user's events are rejected
-{u:<user>}:forgetting             string  the same, until forgetting has finished
+{u:<user>}:forgetting             string  the same, until forgetting has finished, and the offsets
+                                          up to which the archive had the user's events
 {u:<user>}:erased                 string  the last complete forgetting (state.Forgetting)
 {p:<topic>:<partition>}:position  string  applied offset: that of the last applied record
 {p:<topic>:<partition>}:announced string  published offset: `state-changes` is complete up to it
@@ -17,7 +18,8 @@ History, votes, ledgers and corrections of a user expire some time after the use
 {p:<topic>:<partition>}:counts    hash    item → interactions of positive weight, exact, all time
 {p:<topic>:<partition>}:uniques   hash    item → users with a positive action, exact, all time
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
-{p:<topic>:<partition>}:taken     set     tokens of the retractions for forgotten users
+{p:<topic>:<partition>}:retracted hash    token of a forgetting → offset up to which the user's
+                                          events are retracted
 forgotten                         set     users with a forgotten past, for checks of many users
 removed                           zset    items removed because the catalogue lacks them → when,
                                           epoch seconds; the newest only
@@ -139,4 +141,4 @@ class Keys:
         return f"{self.partition(topic, partition)}:trends"
 
     def retractions(self, topic: str, partition: int) -> str:
-        return f"{self.partition(topic, partition)}:taken"
+        return f"{self.partition(topic, partition)}:retracted"

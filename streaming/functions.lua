@@ -75,7 +75,7 @@ local function cast_vote(keys, limits, item, code, vote, log_time)
   local activity, text = unpack(redis.call('HMGET', key, '', item))
   local since, last = activity_of(activity)
   if last and log_time - last > ttl then
-    redis.call('DEL', history, key)
+    redis.call('UNLINK', history, key)
     activity, text, since, last = nil, nil, nil, nil
   end
   local items = redis.call('HLEN', key) - (activity and 1 or 0)
@@ -271,31 +271,37 @@ end
 
 -- Reject a user's events up to an event time from now on, and delete the history. The ledgers keep what was counted
 -- until it is retracted; an unfinished forgetting is completed first.
--- keys: forgotten, forgetting, history, votes; args: event time ms
--- Returns the event time of the forgetting to complete, as text.
+-- keys: forgotten, forgetting, history, votes; args: event time ms, what the archive has (JSON)
+-- Returns both of the forgetting to complete, separated by a space.
 local function forget_user(keys, args)
   local unfinished = redis.call('GET', keys[2])
   if unfinished then return unfinished end
-  set_max({keys[1]}, args)
-  redis.call('SET', keys[2], args[1])
-  redis.call('DEL', keys[3], keys[4])
-  return args[1]
+  set_max({keys[1]}, {args[1]})
+  local begun = args[1] .. ' ' .. args[2]
+  redis.call('SET', keys[2], begun)
+  redis.call('UNLINK', keys[3], keys[4])
+  return begun
 end
 
--- Retract what a partition counted of events. keys: counts, uniques, trends, retractions
--- args: a token that makes repeating harmless, then for each delta: the arguments of apply_partition without offset
--- Returns 1, or 0 if the token was used before.
+-- Retract what a partition counted of some of a user's events. keys: counts, uniques, trends, retractions
+-- args: a token of the user's forgetting, then for each delta, in offset order: the arguments of apply_partition
+-- Events up to the offset that the token has reached are retracted already. Returns that offset after the call.
 local function retract(keys, args)
-  if redis.call('SADD', keys[4], args[1]) == 0 then return 0 end
-  for i = 2, #args, 5 do
-    local item, time_ms, count = args[i], tonumber(args[i + 1]), args[i + 4]
-    if count ~= '0' and redis.call('HINCRBY', keys[1], item, -1) <= 0 then redis.call('HDEL', keys[1], item) end
-    if count == '2' and redis.call('HINCRBY', keys[2], item, -1) <= 0 then redis.call('HDEL', keys[2], item) end
-    local trend = load_trend(keys[3], item, time_ms)
-    add_to_trend(trend, time_ms, -tonumber(args[i + 2]), -tonumber(args[i + 3]))
-    redis.call('HSET', keys[3], item, struct.pack(PACKED, unpack(trend)))
+  local reached = tonumber(redis.call('HGET', keys[4], args[1]) or '-1')
+  local last = reached
+  for i = 2, #args, 6 do
+    local offset, item, time_ms, count = tonumber(args[i]), args[i + 1], tonumber(args[i + 2]), args[i + 5]
+    if offset > reached then
+      if count ~= '0' and redis.call('HINCRBY', keys[1], item, -1) <= 0 then redis.call('HDEL', keys[1], item) end
+      if count == '2' and redis.call('HINCRBY', keys[2], item, -1) <= 0 then redis.call('HDEL', keys[2], item) end
+      local trend = load_trend(keys[3], item, time_ms)
+      add_to_trend(trend, time_ms, -tonumber(args[i + 3]), -tonumber(args[i + 4]))
+      redis.call('HSET', keys[3], item, struct.pack(PACKED, unpack(trend)))
+      last = offset
+    end
   end
-  return 1
+  if last > reached then redis.call('HSET', keys[4], args[1], string.format('%.0f', last)) end
+  return last
 end
 
 -- Remove items from a partition unless an event has changed them since they were read.

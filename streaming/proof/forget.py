@@ -2,47 +2,68 @@
 
 reads   redis    {u:<user>}:ledger:*, {p:<topic>:<partition>}:position
         delta    <archive>; topic reviews, feedback for events not archived yet
-writes  redis    forgotten, {u:<user>}:*, {p:<topic>:<partition>}:counts, :uniques, :trends, :taken
+writes  redis    forgotten, {u:<user>}:*
+                 {p:<topic>:<partition>}:counts, :uniques, :trends, :retracted
         delta    <archive>
 
 The order of the steps makes a crash repairable by running them again: let Redis reject the user's
-events; wait for events in flight; retract what was counted, partition by partition (once each, by a
-token); delete the ledgers; erase the rows of the log; store the report.
+events; wait for events in flight; retract what was counted, in offset order and in calls of
+bounded size, each once; store the report; delete the ledgers; erase the rows of the log.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
+from operator import attrgetter
 from typing import Any
 
+import orjson
 import redis
+from redis.client import Pipeline
 
-from afterclick.errors import BadEvent
-from afterclick.events import InteractionEvent, stable_id
-from afterclick.io.event_archive import EventArchive, MissingArchive, sql_text
-from afterclick.io.kafka_log import KafkaLog, OffsetRange
+from afterclick.events import stable_id
+from afterclick.io.event_archive import EventArchive, MissingArchive
+from afterclick.io.kafka_log import OffsetRange
 from afterclick.redis_keys import Keys
-from afterclick.settings import KafkaSettings, Settings
+from afterclick.settings import Settings
 from afterclick.state import (
     Effects,
     Forgetting,
     LogPosition,
     TopicPartition,
     decode_compensations,
+    pack_offset,
     unpack_offset,
     vote_codes,
 )
 from streaming import positions
-from streaming.apply import Applier, ApplyConfig
+from streaming.apply import CHUNK, Applier, ApplyConfig
 from streaming.connection import NodeConnection
-from streaming.proof.archive_log import erase, record_of
+from streaming.proof.archive_log import erase
 from streaming.proof.rebuild import no_record
-from streaming.records import Record, decode_record
+from streaming.proof.user_log import (
+    LoggedEvent,
+    UserLog,
+    archived_rows_of,
+    positions_of,
+    read_topics,
+)
 
-_UNLIMITED = 10**9
+
+@dataclass(frozen=True)
+class Begun:
+    """A forgetting that has begun."""
+
+    until_ms: int
+    """Event time up to which the user is forgotten."""
+    archived: Mapping[str, int]
+    """Offset per `topic/partition` up to which the archive had the user's events. It leaves out
+    later ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +73,37 @@ class _LedgerEntry:
     effects: Effects
 
 
-@dataclass(frozen=True, slots=True)
-class _LoggedEvent:
-    record: Record
-    event: InteractionEvent
-
-
-_Events = dict[LogPosition, _LoggedEvent]
+_Effects = Iterable[tuple[LoggedEvent, Effects]]
 
 
 @dataclass(frozen=True)
 class _Past:
     """What is known of a user's events up to a time."""
 
-    counted: list[_LedgerEntry]
+    since_ms: int
+    """Event time of the last forgetting."""
+    until_ms: int
+    applied: positions.AppliedOffsets
+    counted: dict[LogPosition, _LedgerEntry]
     uncounted: list[_LedgerEntry]
     """In the ledger, but not applied to the partition."""
-    events: _Events
-    """The events that a log has, also later ones."""
-    trimmed: list[LogPosition]
-    """Counted events that the ledgers no longer have."""
+    missing: int
+    """Counted events of the ledger that no log has."""
+    is_full: bool
+    """A ledger has its full length, and may have dropped entries."""
+    first: dict[str, float]
+    """Topic → offset of the first entry in its ledger, also of a later event."""
+    log: UserLog
+    """Also later events."""
+
+    def is_trimmed(self, logged: LoggedEvent) -> bool:
+        """Whether it was counted, and the ledgers no longer have it."""
+        at = logged.position
+        return (
+            self.since_ms < logged.event.time_ms <= self.until_ms
+            and at.offset <= self.applied.get(at.topic_partition, -1)
+            and at.offset < self.first.get(at.topic, math.inf)
+        )
 
 
 def last_forgetting(client: redis.Redis, keys: Keys, user_id: str) -> Forgetting | None:
@@ -97,9 +129,10 @@ class Forgetter:
         """
         events, remaining, rows, finished_ms = 0, 0, 0, -1
         while finished_ms < until_ms:
-            finished_ms = self.begin(until_ms)
+            begun = self.begin(until_ms)
+            finished_ms = begun.until_ms
             settle()
-            retracted = self.retract(finished_ms)
+            retracted = self.retract(begun)
             events, remaining = events + retracted.events, remaining + retracted.remaining
             rows += self.erase_rows(finished_ms)
             self.client.delete(self.settings.redis.keys.forgetting(self.user_id))
@@ -110,213 +143,205 @@ class Forgetter:
             rows=rows,
             finished_ms=int(time.time() * 1000),
         )
-        self._store(report)
+        self.client.set(self.settings.redis.keys.erased(self.user_id), report.model_dump_json())
         return report
 
-    def begin(self, until_ms: int) -> int:
-        """Reject the user's events from now on; returns the event time to finish up to."""
+    def begin(self, until_ms: int) -> Begun:
+        """Reject the user's events from now on; returns the forgetting to finish."""
         keys, user = self.settings.redis.keys, self.user_id
+        archived = orjson.dumps(self._archived_offsets())
         self.client.sadd(keys.forgotten_users, user)
         names = (keys.forgotten(user), keys.forgetting(user), keys.history(user), keys.votes(user))
-        return int(self.client.fcall("afterclick_forget_user", len(names), *names, str(until_ms)))
+        reply: Any = self.client.fcall(
+            "afterclick_forget_user", len(names), *names, str(until_ms), archived
+        )
+        until, _, offsets = reply.partition(b" ")
+        return Begun(int(until), orjson.loads(offsets or b"{}"))
 
-    def retract(self, until_ms: int) -> Forgetting:
+    def retract(self, begun: Begun) -> Forgetting:
         """Retract the counted events, store the number, delete the ledger."""
-        keys = self.settings.redis.keys
-        past = self._past(until_ms)
-        self.delete_entries(past.uncounted)  # they are rejected from now on
-        report = last_forgetting(self.client, keys, self.user_id)
-        if report is None or report.until_ms < until_ms:
-            report = self._retract(past, until_ms)
-            self._store(report)
-        self.delete_entries(past.counted)
+        past = self._past(begun)
+        report = last_forgetting(self.client, self.settings.redis.keys, self.user_id)
+        if report is None or report.until_ms < begun.until_ms:
+            report = self._retract(past)
+            with self.client.pipeline() as step:  # uncounted events are rejected from now on
+                self._delete(step, past.uncounted)
+                step.set(self.settings.redis.keys.erased(self.user_id), report.model_dump_json())
+                step.execute()
+        self.delete_entries(past.counted.values())
         return report
 
     def delete_entries(self, entries: Iterable[_LedgerEntry]) -> None:
-        keys = self.settings.redis.keys
-        ids: dict[str, list[str]] = {}
-        for entry in entries:
-            ids.setdefault(entry.position.topic, []).append(entry.event_id)
-        for topic, of_topic in ids.items():
-            self.client.zrem(keys.ledger(self.user_id, topic), *of_topic)
-            self.client.hdel(keys.compensations(self.user_id, topic), *of_topic)
+        with self.client.pipeline(transaction=False) as commands:
+            self._delete(commands, entries)
+            commands.execute()
 
-    def _past(self, until_ms: int) -> _Past:
-        applied = self._applied()
-        ledger = list(self._ledger(self.settings.redis.keys))
-        events = self._events([entry.position for entry in ledger])
-        past = [
-            entry
-            for entry in ledger
-            if entry.position not in events or events[entry.position].event.time_ms <= until_ms
-        ]
-        counted: list[_LedgerEntry] = []
+    def _delete(self, commands: Pipeline, entries: Iterable[_LedgerEntry]) -> None:
+        keys, user = self.settings.redis.keys, self.user_id
+        for entry in entries:
+            commands.zrem(keys.ledger(user, entry.position.topic), entry.event_id)
+            commands.hdel(keys.compensations(user, entry.position.topic), entry.event_id)
+
+    def _past(self, begun: Begun) -> _Past:
+        applied, keys = self._applied(), self.settings.redis.keys
+        topics = self.settings.kafka.topics.interactions
+        ledger = [entry for topic in topics for entry in self._ledger(keys, topic)]
+        log = self._log(ledger, begun, applied)
+        known = {entry.position for entry in ledger}
+        times = {e.position: e.event.time_ms for e in log if e.position in known}
+        past = [entry for entry in ledger if times.get(entry.position, -1) <= begun.until_ms]
+        counted: dict[LogPosition, _LedgerEntry] = {}
         uncounted: list[_LedgerEntry] = []
         for entry in past:
-            is_counted = entry.position.offset <= applied[entry.position.topic_partition]
-            (counted if is_counted else uncounted).append(entry)
-        trimmed = self._trimmed(ledger, events, applied, until_ms)
-        return _Past(counted, uncounted, events, trimmed)
+            if entry.position.offset <= applied[entry.position.topic_partition]:
+                counted[entry.position] = entry
+            else:
+                uncounted.append(entry)
+        lengths = Counter(entry.position.topic for entry in ledger)
+        last = last_forgetting(self.client, keys, self.user_id)
+        return _Past(
+            since_ms=last.until_ms if last else -1,
+            until_ms=begun.until_ms,
+            applied=applied,
+            counted=counted,
+            uncounted=uncounted,
+            missing=len(counted.keys() - times.keys()),
+            is_full=max(lengths.values(), default=0) >= self.settings.stream.ledger_length,
+            first=_first_offsets(ledger),
+            log=log,
+        )
 
-    def _trimmed(
-        self,
-        ledger: list[_LedgerEntry],
-        events: _Events,
-        applied: positions.AppliedOffsets,
-        until_ms: int,
-    ) -> list[LogPosition]:
-        """Logged events before the first one of the ledger, since the last forgetting."""
-        first: dict[str, int] = {}
-        for entry in ledger:
-            at = entry.position
-            first[at.topic] = min(at.offset, first.get(at.topic, at.offset))
-        last = last_forgetting(self.client, self.settings.redis.keys, self.user_id)
-        since_ms = last.until_ms if last else -1
-        return [
-            at
-            for at, logged in events.items()
-            if since_ms < logged.event.time_ms <= until_ms
-            and at.offset <= applied.get(at.topic_partition, -1)
-            and at.offset < first.get(at.topic, _UNLIMITED)
-        ]
-
-    def _retract(self, past: _Past, until_ms: int) -> Forgetting:
-        """Retract each event once, by a token per partition.
+    def _retract(self, past: _Past) -> Forgetting:
+        """Retract each event once.
 
         The effects of events that a full ledger has dropped are those of applying all of the user's
         events again. Where the ledger was deleted instead, it is not known what was counted.
         """
-        found = [entry for entry in past.counted if entry.position in past.events]
-        remaining = len(past.counted) - len(found)
-        if past.trimmed and self._is_full(past.counted):
-            found = self._apply_again([*(e.position for e in found), *past.trimmed], past.events)
+        remaining, counted = past.missing, past.counted
+        if past.is_full and any(map(past.is_trimmed, past.log)):
+            effects = self._apply_again(past)
         else:
-            remaining += len(past.trimmed)
-        for partition in {entry.position.topic_partition for entry in found}:
-            entries = [entry for entry in found if entry.position.topic_partition == partition]
-            pairs = [(e.effects, past.events[e.position].event) for e in entries]
-            self._retract_partition(partition, until_ms, pairs)
-        return Forgetting(until_ms=until_ms, events=len(found), remaining=remaining)
+            remaining += sum(map(past.is_trimmed, past.log))
+            effects = ((e, counted[e.position].effects) for e in past.log if e.position in counted)
+        events = self._retract_all(effects, past.until_ms)
+        return Forgetting(until_ms=past.until_ms, events=events, remaining=remaining)
 
-    def _is_full(self, entries: list[_LedgerEntry]) -> bool:
-        """Whether a ledger has its full length, and may have dropped entries."""
-        lengths: dict[str, int] = {}
-        for entry in entries:
-            lengths[entry.position.topic] = lengths.get(entry.position.topic, 0) + 1
-        return max(lengths.values(), default=0) >= self.settings.stream.ledger_length
-
-    def _apply_again(self, at: list[LogPosition], events: _Events) -> list[_LedgerEntry]:
-        """The ledger, without a limit, that these events result in: in a state of their own."""
+    def _apply_again(self, past: _Past) -> _Effects:
+        """The effects of the counted and the trimmed events in a state of their own."""
         settings = self.settings
         keys = Keys(f"{settings.redis.prefix}forgetting:")
         self._delete_scratch(keys)
-        config = replace(ApplyConfig.of(settings, 1), keys=keys, ledger_length=_UNLIMITED)
+        set_aside = positions.set_aside_records(self.client, settings.redis.keys)
+        config = replace(ApplyConfig.of(settings, 1), keys=keys, set_aside=set_aside)
         applier = Applier(config, NodeConnection(settings.redis.client_url), log_holds=no_record)
-        ordered = sorted(at, key=lambda position: (events[position].record.log_ms, position))
-        for (topic, number), run in groupby(ordered, lambda position: position.topic_partition):
-            records = [events[position].record for position in run]
-            for _ in applier.apply(topic, number, records):
-                pass
-        entries = list(self._ledger(keys))
+        events = (e for e in past.log if e.position in past.counted or past.is_trimmed(e))
+        for partition, run in groupby(events, attrgetter("position.topic_partition")):
+            while chunk := list(islice(run, CHUNK)):
+                for _ in applier.apply(*partition, [logged.record for logged in chunk]):
+                    pass
+                first = pack_offset(partition.partition, chunk[0].position.offset)
+                ledger = self._ledger(keys, partition.topic, first)
+                effects = {entry.position: entry.effects for entry in ledger}
+                yield from ((e, effects[e.position]) for e in chunk if e.position in effects)
+                # not needed: the state of one user stays small
+                self.client.unlink(
+                    keys.counts(*partition), keys.uniques(*partition), keys.trends(*partition)
+                )
         self._delete_scratch(keys)
-        return entries
 
     def _delete_scratch(self, keys: Keys) -> None:
         topics = self.settings.kafka.topics.interactions
         names = keys.state_of_user(self.user_id, topics)
         for partition in positions.topic_partitions(self.settings.kafka):
             names += keys.state_of_partition(*partition)
-        self.client.delete(*names)
+        self.client.unlink(*names)
 
     def _applied(self) -> positions.AppliedOffsets:
         partitions = positions.topic_partitions(self.settings.kafka)
         return positions.applied_offsets(self.client, self.settings.redis.keys, partitions)
 
-    def _ledger(self, keys: Keys) -> Iterator[_LedgerEntry]:
+    def _ledger(self, keys: Keys, topic: str, first: float = 0) -> Iterator[_LedgerEntry]:
+        """The entries from a score of `pack_offset` on."""
         weights = {str(action): weight for action, weight in self.settings.stream.weights.items()}
         by_code = {code: weights[action] for action, code in vote_codes(weights).items() if code}
-        for topic in self.settings.kafka.topics.interactions:
-            entries: Any = self.client.zrange(
-                keys.ledger(self.user_id, topic), 0, -1, withscores=True
-            )
-            raw: Any = self.client.hgetall(keys.compensations(self.user_id, topic))
-            for event_id, score in entries:
+        key, start = keys.ledger(self.user_id, topic), f"{first:.0f}"
+        while True:
+            entries: Any = self.client.zrangebyscore(key, start, "+inf", 0, CHUNK, withscores=True)
+            if not entries:
+                return
+            ids = [event_id for event_id, _ in entries]
+            raw: Any = self.client.hmget(keys.compensations(self.user_id, topic), ids)
+            for (event_id, score), encoded in zip(entries, raw, strict=True):
                 partition, offset, first_user_item, established = unpack_offset(score)
-                compensations = decode_compensations(raw.get(event_id, b"[]"), by_code)
+                compensations = decode_compensations(encoded or b"[]", by_code)
                 position = LogPosition(topic, partition, offset)
                 effects = Effects(first_user_item, established, compensations)
                 yield _LedgerEntry(event_id.decode(), position, effects)
+            start = f"({score:.0f}"
 
-    def _events(self, wanted: list[LogPosition]) -> _Events:
-        """The user's events in the archive, and those at these positions in the topics."""
-        events = dict(self._archived())
-        missing = set(wanted) - events.keys()
-        return events | dict(_read_topics(self.settings.kafka, sorted(missing)))
+    def _log(
+        self, ledger: list[_LedgerEntry], begun: Begun, applied: positions.AppliedOffsets
+    ) -> UserLog:
+        """The user's events in the archive, and those that it may lack in the topics."""
+        rows = archived_rows_of(self.settings.archive, self.user_id)
+        starts = {name: begun.archived.get(str(name), -1) + 1 for name in applied}
+        ends = {name: offset + 1 for name, offset in applied.items()}
+        for position in {entry.position for entry in ledger}.difference(positions_of(rows)):
+            name = position.topic_partition
+            starts[name] = min(starts[name], position.offset)
+            ends[name] = max(ends[name], position.offset + 1)
+        ranges = {name: OffsetRange(start, ends[name]) for name, start in starts.items()}
+        return UserLog(rows, list(read_topics(self.settings.kafka, ranges, self.user_id)))
 
-    def _archived(self) -> Iterator[tuple[LogPosition, _LoggedEvent]]:
+    def _archived_offsets(self) -> dict[str, int]:
         try:
             archive = EventArchive.open(self.settings.archive)
         except MissingArchive:
-            return
-        for row in archive.read(f'"user_id" = {sql_text(self.user_id)}').to_pylist():
-            record = record_of(row)
-            position = LogPosition(row["topic"], row["partition"], row["offset"])
-            yield position, _LoggedEvent(record, decode_record(record))
+            return {}
+        partitions = positions.topic_partitions(self.settings.kafka)
+        return {str(name): offset for name, offset in archive.offsets(partitions).items()}
 
     def erase_rows(self, until_ms: int) -> int:
         return erase(self.settings.archive, self.user_id, until_ms)
 
-    def _store(self, report: Forgetting) -> None:
-        self.client.set(self.settings.redis.keys.erased(self.user_id), report.model_dump_json())
-
-    def _retract_partition(
-        self,
-        partition: TopicPartition,
-        until_ms: int,
-        events: list[tuple[Effects, InteractionEvent]],
-    ) -> None:
-        keys = self.settings.redis.keys
+    def _retract_all(self, effects: _Effects, until_ms: int) -> int:
+        """Retract events in calls of about `CHUNK` deltas; returns the number of events."""
         weights = {str(action): weight for action, weight in self.settings.stream.weights.items()}
+        count = 0
+        for partition, run in groupby(effects, lambda pair: pair[0].position.topic_partition):
+            deltas: list[tuple[str | int, ...]] = []
+            for logged, its_effects in run:
+                if len(deltas) >= CHUNK:
+                    self.retract_deltas(partition, until_ms, deltas)
+                    deltas = []
+                count += 1
+                event, offset = logged.event, logged.position.offset
+                weight = weights.get(event.data.action, 0.0)
+                found = its_effects.deltas(event.data.item_id, event.time_ms, weight)
+                deltas += [(offset, *delta.arguments()) for delta in found]
+            self.retract_deltas(partition, until_ms, deltas)
+        return count
+
+    def retract_deltas(
+        self, partition: TopicPartition, until_ms: int, deltas: list[tuple[str | int, ...]]
+    ) -> None:
+        """Retract deltas of whole events, in offset order, unless they were retracted before."""
+        keys = self.settings.redis.keys
         names = (
             keys.counts(*partition),
             keys.uniques(*partition),
             keys.trends(*partition),
             keys.retractions(*partition),
         )
-        arguments: list[Any] = [stable_id(self.user_id, *partition, until_ms)]
-        for effects, event in events:
-            weight = weights.get(event.data.action, 0.0)
-            for delta in effects.deltas(event.data.item_id, event.time_ms, weight):
-                arguments += delta.arguments()
+        token = stable_id(self.user_id, *partition, until_ms)
+        arguments: Any = (token, *(value for delta in deltas for value in delta))
         self.client.fcall("afterclick_take_back", len(names), *names, *arguments)
 
 
-def _read_topics(
-    kafka: KafkaSettings, wanted: list[LogPosition]
-) -> Iterator[tuple[LogPosition, _LoggedEvent]]:
-    """The events at these positions that the topics still hold. Raises Unavailable."""
-    if not wanted:
-        return
-    offsets: dict[TopicPartition, set[int]] = {}
-    for position in wanted:
-        offsets.setdefault(position.topic_partition, set()).add(position.offset)
-    with KafkaLog(kafka) as kafka_log:
-        held = kafka_log.ranges(*kafka.topics.interactions)
-        ranges = {
-            partition: OffsetRange(
-                max(min(those), held[partition].begin), min(max(those) + 1, held[partition].end)
-            )
-            for partition, those in offsets.items()
-        }
-        for message in kafka_log.read(ranges):
-            position = LogPosition(
-                message.topic() or "", message.partition() or 0, message.offset() or 0
-            )
-            if position.offset not in offsets[position.topic_partition]:
-                continue
-            log_ms = float(message.timestamp()[1])
-            record = Record(position.offset, message.key(), message.value(), log_ms)
-            try:
-                yield position, _LoggedEvent(record, decode_record(record))
-            except BadEvent:
-                continue
+def _first_offsets(ledger: list[_LedgerEntry]) -> dict[str, float]:
+    """Topic → offset of its first entry."""
+    first: dict[str, float] = {}
+    for entry in ledger:
+        at = entry.position
+        first[at.topic] = min(at.offset, first.get(at.topic, math.inf))
+    return first

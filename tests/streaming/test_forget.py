@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 
 import orjson
 import pytest
@@ -17,14 +18,15 @@ from afterclick.io.event_archive import EventArchive
 from afterclick.io.forgotten import ForgottenLog, publish_forgotten, read_forgotten
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
-from afterclick.state import Forgetting, decode_forgotten
+from afterclick.state import Forgetting, TopicPartition, decode_forgotten
 from infra.cli import app
 from serving.control.erasure import UserEraser
-from streaming.apply import Applier, ApplyConfig
+from streaming.apply import CHUNK, Applier, ApplyConfig
 from streaming.connection import NodeConnection
 from streaming.forgotten_users import restore_forgotten
 from streaming.lease import hold_lease
-from streaming.proof.forget import Forgetter, last_forgetting
+from streaming.positions import topic_partitions
+from streaming.proof.forget import Begun, Forgetter, last_forgetting
 from streaming.proof.forget_requests import ForgettingLoop, forget, request_forgetting
 from streaming.proof.rebuild import rebuild
 from streaming.proof.reconcile import reconcile
@@ -200,7 +202,7 @@ class Interrupted(Exception):
 
 
 class DiesBeforeCounts(Forgetter):
-    def retract(self, until_ms: int) -> Forgetting:
+    def retract(self, begun: Begun) -> Forgetting:
         raise Interrupted
 
 
@@ -213,6 +215,17 @@ class DiesBeforeLedgers(Forgetter):
 class DiesBeforeRows(Forgetter):
     def erase_rows(self, until_ms: int) -> int:
         raise Interrupted
+
+
+class DiesBetweenCalls(Forgetter):
+    """In the middle of the counts: after its first call to Redis."""
+
+    def retract_deltas(
+        self, partition: TopicPartition, until_ms: int, deltas: list[tuple[str | int, ...]]
+    ) -> None:
+        if self.client.exists(self.settings.redis.keys.retractions(*partition)):
+            raise Interrupted
+        super().retract_deltas(partition, until_ms, deltas)
 
 
 @pytest.mark.parametrize("dies", [DiesBeforeCounts, DiesBeforeLedgers, DiesBeforeRows])
@@ -255,8 +268,7 @@ def test_a_second_request_completes_the_first(settings: Settings, client: redis.
 
 def test_events_beyond_the_ledger_are_retracted(settings: Settings, client: redis.Redis) -> None:
     """By the log. The control: without a ledger they remain, and the report has their number."""
-    stream = settings.stream.model_copy(update={"ledger_length": 4})
-    short = settings.model_copy(update={"stream": stream})
+    short = with_ledger(settings, 4)
     feedback = [
         event("alice", f"item-{n % 7}", "purchase", at=n * DAY_S, event_id=f"f{n}")
         for n in range(9)
@@ -279,6 +291,66 @@ def test_events_beyond_the_ledger_are_retracted(settings: Settings, client: redi
     report = forget(short, "bob")
     assert (report.events, report.remaining) == (0, 10)
     assert reconcile(short).counted_in_state - reconcile(short).counted_in_log == 10
+
+
+MANY = [
+    event("bot", f"item-{n % 30}", "click" if n % 3 else "like", at=n * 600, event_id=f"m{n}")
+    for n in range(1300)
+]
+
+
+def with_ledger(settings: Settings, length: int) -> Settings:
+    stream = settings.stream.model_copy(update={"ledger_length": length})
+    return settings.model_copy(update={"stream": stream})
+
+
+class CountingClient(redis.Redis):
+    """Counts the arguments of its largest command."""
+
+    largest = 0
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        self.largest = max(self.largest, len(args))
+        return super().execute_command(*args, **options)
+
+
+@pytest.mark.parametrize("ledger_length", [4, 4096])
+def test_one_call_to_redis_retracts_a_bounded_number_of_events(
+    settings: Settings, client: redis.Redis, ledger_length: int
+) -> None:
+    short = with_ledger(settings, ledger_length)
+    produce(short, [*OTHERS, *MANY])
+    apply_log(short)
+    archive_log(short)
+    counting = CountingClient.from_url(settings.redis.url)
+    until_ms = request_forgetting(short, client, "bot")
+    report = Forgetter(short, counting, "bot").complete(until_ms)
+    counting.close()
+    assert (report.events, report.remaining) == (1300, 0)
+    assert 6 * CHUNK < counting.largest < 6 * CHUNK + 100  # one event has few deltas here
+    assert names_of(client, settings, "bot") == {"forgotten", "erased"}
+    assert not list(client.scan_iter(f"{settings.redis.prefix}forgetting:*"))
+    assert reconcile(short).differences == 0
+
+
+@pytest.mark.parametrize("offset_kept", [True, False])
+def test_a_forgetting_that_was_killed_between_two_calls_goes_on(
+    settings: Settings, client: redis.Redis, offset_kept: bool
+) -> None:
+    """The control: without the offset that was reached, events are retracted twice."""
+    short = with_ledger(settings, 4)
+    produce(short, [*OTHERS, *MANY])
+    apply_log(short)
+    archive_log(short)
+    until_ms = request_forgetting(short, client, "bot")
+    with pytest.raises(Interrupted):
+        DiesBetweenCalls(short, client, "bot").complete(until_ms)
+    assert reconcile(short).differences > 0  # some of it is retracted
+    if not offset_kept:
+        for partition in topic_partitions(short.kafka):
+            client.delete(short.redis.keys.retractions(*partition))
+    assert Forgetter(short, client, "bot").complete(until_ms).events == 1300
+    assert (reconcile(short).differences == 0) is offset_kept
 
 
 def test_a_rebuilt_state_leaves_out_forgotten_users(
