@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from afterclick.arrays import Json
 from afterclick.state import StateChange
+from serving.response_cache import Recommendation
 
 LIVE_QUEUE = 64
 SAMPLED_PER_S = 20
@@ -24,12 +26,16 @@ SAMPLED_PER_S = 20
 
 @dataclass(eq=False)
 class Watcher:
-    """One connection that watches one user."""
+    """One connection that watches one user, and what it holds of the user."""
 
     user_id: str
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     cause: StateChange | None = None
     coalesced: int = 0
+    pushed: Json | None = None
+    """The cause of the last push, as it was sent."""
+    unseen: OrderedDict[str, Recommendation] = field(default_factory=OrderedDict)
+    """Pushed lists that the client may still report as seen."""
 
     def notify(self, change: StateChange) -> None:
         if self.cause is not None:
@@ -38,8 +44,9 @@ class Watcher:
         self.changed.set()
 
     def forget(self) -> None:
-        """Drop the change that waits."""
-        self.cause, self.coalesced = None, 0
+        """Drop what the connection holds of the user's past."""
+        self.cause, self.coalesced, self.pushed = None, 0, None
+        self.unseen.clear()
         self.changed.clear()
 
     async def next(self) -> tuple[StateChange, int]:

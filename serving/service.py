@@ -291,6 +291,7 @@ class Service:
     def _evict(self, forgotten: Mapping[str, int], again: bool = True) -> None:
         self.recommender.forget(forgotten)
         self.sent.forget(forgotten)
+        self.reactions.forget(forgotten)
         self.hub.forget(forgotten)
         self.requests.forget_recent(forgotten)
         forget_entries()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -180,6 +181,12 @@ class ReactionCounter:
         opened.reacted = True
         if click and rank is not None:
             self._clicks_by_rank[rank] += 1
+
+    def forget(self, user_ids: Container[str]) -> None:
+        """Take no more reactions to the lists of these users; what is counted stays."""
+        for impression_id, opened in list(self._open.items()):
+            if opened.user_id in user_ids:
+                del self._open[impression_id]
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per source and model, the most shown first."""

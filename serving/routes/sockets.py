@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -23,13 +22,12 @@ import structlog
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 
-from afterclick.arrays import Json
 from afterclick.errors import Unavailable
 from afterclick.io.connections import Slots, network_of
 from afterclick.state import StateChange
 from serving.problems import RETRY, problem
 from serving.push import LiveReader, Watcher, cause_of
-from serving.response_cache import Recommendation, keep_unseen
+from serving.response_cache import keep_unseen
 from serving.routes.fast_route import QueryReader
 from serving.routes.queries import RecommendationQuery
 from serving.routes.recommendations import request_of
@@ -113,8 +111,6 @@ class _Pushes:
         self._cost = query.cost
         self._due = query.cost - 1
         """Requests that the next list still counts as; the connection has counted as one."""
-        self._cause: Json | None = None
-        self._unseen: OrderedDict[str, Recommendation] = OrderedDict()
 
     async def run(self) -> None:
         """Push the list, then again after each change; changes in between are coalesced.
@@ -129,7 +125,7 @@ class _Pushes:
                 change, coalesced = news
                 title = self._service.catalogue.title(change.item_id)
                 stamps = {"log": change.log_ms, "applied": change.applied_ms}
-                self._cause = {
+                self._watcher.pushed = {
                     **cause_of(change, title),
                     "coalesced": coalesced,
                     "stamps_ms": stamps,
@@ -149,10 +145,11 @@ class _Pushes:
             return _Lacks.LIST
         self._due = self._cost
         body = recommendation.body
-        keep_unseen(self._unseen, recommendation)
-        if self._cause is not None:
-            self._cause["stamps_ms"]["pushed"] = time.time() * 1000
-        message = {"type": "recommendations", "cause": self._cause, **body}
+        keep_unseen(self._watcher.unseen, recommendation)
+        cause = self._watcher.pushed
+        if cause is not None:
+            cause["stamps_ms"]["pushed"] = time.time() * 1000
+        message = {"type": "recommendations", "cause": cause, **body}
         await _send(self._socket, orjson.dumps(message))
         if body["degraded"]:
             return _Lacks.HISTORY
@@ -171,7 +168,7 @@ class _Pushes:
         with suppress(ValueError, TypeError, KeyError):
             message = orjson.loads(text)
             if message["type"] == "seen":
-                seen = self._unseen.pop(message["impression_id"])
+                seen = self._watcher.unseen.pop(message["impression_id"])
         if seen is None:
             return False
         self._service.on_shown(seen)

@@ -266,7 +266,9 @@ class Forgetter:
         by_code = {code: weights[action] for action, code in vote_codes(weights).items() if code}
         key, start = keys.ledger(self.user_id, topic), f"{first:.0f}"
         while True:
-            entries: Any = self.client.zrangebyscore(key, start, "+inf", 0, CHUNK, withscores=True)
+            entries: Any = self.client.zrange(
+                key, start, "+inf", byscore=True, offset=0, num=CHUNK, withscores=True
+            )
             if not entries:
                 return
             ids = [event_id for event_id, _ in entries]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from sqlalchemy import func, insert, select
+from websockets.sync.client import connect
 
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import Settings
@@ -70,6 +71,10 @@ def traces(api: Running, user: str, impression_id: str) -> dict[str, bool]:
         "cached list": any(
             request.user_id == user for request in service.recommender._cache._entries
         ),
+        "reactions": any(opened.user_id == user for opened in service.reactions._open.values()),
+        "open socket": any(
+            watcher.unseen and watcher.pushed for watcher in service.hub._watchers.get(user, ())
+        ),
         "recent requests": any(user in row["target"] for row in service.requests.recent()),
         **{name: bool(count) for name, count in rows.items()},
     }
@@ -87,9 +92,18 @@ def gone(api: Running, user: str, impression_id: str) -> bool:
     return not any(found[name] for name in found.keys() - {"recent requests", "request_log"})
 
 
+@pytest.fixture
+def sockets() -> Iterator[ExitStack]:
+    """Connections that stay open during a test."""
+    with ExitStack() as stack:
+        yield stack
+
+
 def test_two_processes_forget_a_user(
-    shop_api: Running, other: Running, job: ForgettingLoop
+    shop_api: Running, other: Running, job: ForgettingLoop, sockets: ExitStack
 ) -> None:
+    for api in (shop_api, other):
+        sockets.enter_context(connect(f"{api.ws}/ws/recommendations?user_id=ann"))
     lists = [(api, visit(api, "ann")) for api in (shop_api, other)]
     for api, impression_id in lists:  # the control: both have the user everywhere
         wait_until(lambda: all(traces(api, "ann", impression_id).values()))  # noqa: B023

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -31,7 +32,7 @@ from streaming.proof.forget_requests import ForgettingLoop, forget, request_forg
 from streaming.proof.rebuild import rebuild
 from streaming.proof.reconcile import reconcile
 from tests.serving.mini_stream import MiniStream
-from tests.streaming.builders import DAY_S, Crash, CrashingConnection, event
+from tests.streaming.builders import DAY_S, START_S, Crash, CrashingConnection, event
 from tests.streaming.stream_process import environment, produce
 from tests.streaming.topic_log import apply_log, archive_log, partition_logs
 from tests.waiting import wait_until
@@ -351,6 +352,53 @@ def test_a_forgetting_that_was_killed_between_two_calls_goes_on(
             client.delete(short.redis.keys.retractions(*partition))
     assert Forgetter(short, client, "bot").complete(until_ms).events == 1300
     assert (reconcile(short).differences == 0) is offset_kept
+
+
+def test_an_event_during_the_erasure_does_not_hide_that_the_ledger_was_full(
+    settings: Settings, client: redis.Redis
+) -> None:
+    short = with_ledger(settings, 4)
+    produce(short, LOG)
+    apply_log(short)
+    archive_log(short)
+    until_ms = request_forgetting(short, client, "alice")
+    at = until_ms / 1000 + 60 - START_S
+
+    def settle() -> None:  # the event takes the place of an earlier one in the ledger
+        produce(short, [event("alice", "item-1", "like", at=at, event_id="back")])
+        apply_log(short)
+        assert client.zcard(short.redis.keys.ledger("alice", short.kafka.topics.reviews)) == 4
+
+    report = Forgetter(short, client, "alice").complete(until_ms, settle)
+    assert (report.events, report.remaining) == (20, 0)
+    assert client.zcard(short.redis.keys.history("alice")) == 1
+    assert reconcile(short).differences == 0
+
+
+class ReadsTheArchiveOnly(Forgetter):
+    def begin(self, until_ms: int) -> Begun:
+        begun = super().begin(until_ms)
+        return replace(begun, archived=dict.fromkeys(begun.archived, 2**40))
+
+
+@pytest.mark.parametrize("forgetter", [Forgetter, ReadsTheArchiveOnly])
+def test_trimmed_events_that_are_not_archived_are_retracted(
+    settings: Settings, client: redis.Redis, forgetter: type[Forgetter]
+) -> None:
+    """The archive leaves them out from now on. The control: without the topics they stay counted
+    and are not reported."""
+    short = with_ledger(settings, 4)
+    for part in (LOG[:30], LOG[30:], [event("alice", "item-2", "like", event_id="last")]):
+        produce(short, part)
+        apply_log(short)
+        if part == LOG[:30]:
+            archive_log(short)
+    until_ms = request_forgetting(short, client, "alice")
+    report = forgetter(short, client, "alice").complete(until_ms, lambda: archive_log(short))
+    assert "alice" not in archived_users(short)
+    is_control = forgetter is ReadsTheArchiveOnly
+    assert ((report.events, report.remaining) == (21, 0)) is not is_control
+    assert (reconcile(short).differences == 0) is not is_control
 
 
 def test_a_rebuilt_state_leaves_out_forgotten_users(
