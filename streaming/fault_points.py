@@ -59,8 +59,9 @@ class FaultPoints:
 
     @property
     def unwatched(self) -> bool:
-        """With `…-unwatched:…`: stalls are not noticed."""
-        return bool(self.fault and self.fault.startswith((_FREEZE_UNWATCHED, _ARCHIVE_UNWATCHED)))
+        """With `no-dead-letters` and `…-unwatched:…`: stalls and failures are not noticed."""
+        unwatched = (_NO_DEAD_LETTERS, _FREEZE_UNWATCHED, _ARCHIVE_UNWATCHED)
+        return bool(self.fault and self.fault.startswith(unwatched))
 
 
 NO_FAULTS = FaultPoints()

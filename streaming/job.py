@@ -185,6 +185,7 @@ class _Supervisor:
     def _count_failure(self, supervised: Supervised) -> None:
         """Raise Unavailable after too many failures without progress."""
         supervised.started = False
+        supervised.watch.on_failure()
         supervised.failures = 1 if _made_progress(supervised.query) else supervised.failures + 1
         if supervised.failures > _MAX_FAILURES:
             raise Unavailable(

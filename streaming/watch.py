@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from afterclick.errors import StateConflict
+from afterclick.errors import StateConflict, Unavailable
 from afterclick.io.event_archive import EventArchive
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.io.stalls import Stall, StallDetector
@@ -30,6 +30,8 @@ _TOPICS_EVERY_S = 10.0
 _ARCHIVE_EVERY_S = 2.0
 _IDLE_PATIENCE = 12
 """Times `stall_s` that a query may take to start its workers."""
+_FAILURES = 2
+"""Failures in a row at a record from which it counts as stalled: fewer than end the job."""
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Watch:
 
     A stalled partition is applied record by record after the restart. If it stalls again, it does
     so at the record that is to blame: this one is set aside, and the query is restarted once more.
+    A query that fails at the same record again and again stands still as well.
     """
 
     context: Context
@@ -52,6 +55,10 @@ class Watch:
     """When any partition last moved."""
     _reset_at: float = field(default_factory=time.time, init=False)
     """Since when it is measured, epoch seconds."""
+    _failures: dict[LogPosition, int] = field(default_factory=dict, init=False)
+    """Record with which a worker began → failures in a row, up to now, that it did not survive."""
+    _failed_at: float = field(default_factory=time.time, init=False)
+    """When the query last failed, epoch seconds."""
 
     def __post_init__(self) -> None:
         settings = self.context.settings
@@ -85,9 +92,46 @@ class Watch:
         return self._act(self._detector.check(ranges, applied), tasks)
 
     def reset(self) -> None:
-        """The query was restarted, or Kafka or Redis was away: measure from now on."""
+        """The query was restarted, or Kafka or Redis was away: measure from now on.
+
+        Failures of the query stay counted.
+        """
         self._detector.reset()
         self._moved_at, self._reset_at = time.monotonic(), time.time()
+
+    def on_failure(self) -> None:
+        """The query failed: maybe at a record that a worker had begun with and not applied."""
+        context, settings = self.context, self.context.settings
+        if context.faults.unwatched:
+            return
+        try:
+            begun = self._not_applied()
+            self._failures = {record: self._failures.get(record, 0) + 1 for record in begun}
+            for record in [each for each in begun if self._failures[each] >= _FAILURES]:
+                lease_s = settings.stream.lease_s
+                mark_running(context.client, settings.redis.keys, context.lease, lease_s)
+                log.error("query fails at a record", record=str(record))
+                self._blame(record)
+                del self._failures[record]
+        except Unavailable as error:  # the cause is not a record
+            log.debug("failure not counted", reason=str(error))
+            self._failures.clear()
+        self._failed_at = time.time()
+
+    def _not_applied(self) -> list[LogPosition]:
+        """The first record that is not applied, of partitions that a failed worker had begun with.
+
+        Where records are applied one by one, the one with which it began: the one to blame.
+        """
+        context, records = self.context, []
+        applied, ranges = context.progress()
+        for name in self.partitions:
+            offset, at = positions.last_attempt(context.client, context.settings.redis.keys, name)
+            first = applied[name] + 1
+            begun = at > self._failed_at and first < ranges[name].end
+            if begun and (offset >= first or name not in context.careful):
+                records.append(LogPosition(*name, max(offset, first)))
+        return records
 
     def _check_topics(self) -> None:
         settings = self.context.settings
@@ -117,7 +161,7 @@ class Watch:
             where = {"partition": str(stall.partition), "offset": stall.offset}
             log.error("partition stalled", **where, seconds=round(stall.seconds, 1))
         for stall in begun:
-            self._blame(stall)
+            self._blame(LogPosition(*stall.partition, stall.offset))
         return True
 
     def _begun(self, stall: Stall) -> bool:
@@ -128,14 +172,13 @@ class Watch:
             return False
         return time.time() - at >= context.settings.stream.stall_s
 
-    def _blame(self, stall: Stall) -> None:
+    def _blame(self, record: LogPosition) -> None:
         """Look closer at the partition, or set aside the record at which it stands still."""
-        context = self.context
-        if stall.partition not in context.careful:
-            context.careful.add(stall.partition)
+        context, partition = self.context, record.topic_partition
+        if partition not in context.careful:
+            context.careful.add(partition)
             return
-        context.careful.discard(stall.partition)
-        record = LogPosition(*stall.partition, stall.offset)
+        context.careful.discard(partition)
         positions.set_aside(context.client, context.settings.redis.keys, record)
         log.error("record set aside", record=str(record))
 
@@ -179,3 +222,6 @@ class ArchiveWatch:
     def reset(self) -> None:
         """The query was restarted, or Kafka or Redis was away: measure from now on."""
         self._detector.reset()
+
+    def on_failure(self) -> None:
+        """The query failed: it is restarted whatever the cause."""

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from confluent_kafka import Producer
 
-from afterclick.events import encode
+from afterclick.events import decode_interaction, encode
 from afterclick.io.event_archive import EventArchive, MissingArchive
 from afterclick.settings import Settings
 from afterclick.topics import MAX_RECORD_BYTES
+from streaming.positions import log_ranges
 from streaming.proof.dead_letters import read_dead_letters, redrive
 from streaming.proof.reconcile import reconcile
 from tests.streaming.builders import event
@@ -103,6 +105,40 @@ def test_a_record_at_which_a_worker_freezes_is_set_aside(
     stream.start(AFTERCLICK_STREAM__TRIGGER=trigger)  # with the cause removed
     stream.wait_applied()
     assert reconcile(settings).counted_in_state == 41
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["watched", "control"])
+def test_a_record_at_which_the_query_fails_is_set_aside(
+    settings: Settings, stream: StreamProcess, watched: bool
+) -> None:
+    """A damaged trend in Redis. Control: the job ends, and the next one would.
+
+    A real-time query fails only when more rows follow, and is stalled until then.
+    """
+    others = [event(f"user-{n % 9}", f"item-{n}", "like", event_id=str(n)) for n in range(40)]
+    produce(settings, others[:20])
+    unwatched = {} if watched else {"AFTERCLICK_STREAM__FAULT": "freeze-unwatched:nobody"}
+    stream.start(AFTERCLICK_STREAM__STALL_S="120", **unwatched)  # in micro-batches
+    stream.wait_applied()
+    trends = [settings.redis.keys.trends(*name) for name in log_ranges(settings.kafka)]
+    with redis.Redis.from_url(settings.redis.url) as client:
+        for key in trends:
+            client.hset(key, "camera", "x")
+        produce(settings, [*others[20:30], event(event_id="fails"), *others[30:]])
+        if not watched:
+            wait_until(lambda: not stream.running, 300, what="the job to give up")
+            assert "failed 6 times without progress" in stream.output()
+            return
+        stream.wait_applied(300)
+        for key in trends:
+            client.hdel(key, "camera")
+    assert stream.running
+    assert stream.output().count("record set aside") == 1
+    (letter,) = read_dead_letters(settings.kafka)
+    assert letter.error.startswith("stalled")
+    assert decode_interaction(letter.value).id == "fails"
+    report = reconcile(settings)
+    assert (report.lost, report.double, report.counted_in_state) == (1, 0, 40)
 
 
 @pytest.mark.parametrize(
