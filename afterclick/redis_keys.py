@@ -30,6 +30,8 @@ models                            zset    model version → when an API last use
 archived                          hash    topic/partition → offset of its last archived record
 lease                             string  owner of the stream job that writes this state; expires
 running                           string  the lease's owner once its queries run; expires
+heartbeats                        hash    process → when each of its loops is due, and the age from
+                                          which it counts as frozen (JSON)
 boundary                          string  start of the last batch or hand-over, epoch seconds
 """
 
@@ -80,6 +82,10 @@ class Keys:
     @property
     def running(self) -> str:
         return f"{self.prefix}running"
+
+    @property
+    def heartbeats(self) -> str:
+        return f"{self.prefix}heartbeats"
 
     @property
     def last_batch_at(self) -> str:

@@ -1,7 +1,7 @@
 """Live statistics: throughput, lag and latency, once a second to every /ws/live connection.
 
 reads   kafka  end offsets of reviews and feedback, for the lag, and of the dead letters
-        redis  {p:<topic>:<partition>}:position, boundary, archived
+        redis  {p:<topic>:<partition>}:position, boundary, archived, heartbeats
 writes  redis  models
 """
 
@@ -17,6 +17,8 @@ import structlog
 
 from afterclick.arrays import Json
 from afterclick.errors import Unavailable
+from afterclick.io.background import Heartbeat
+from afterclick.io.heartbeats import StoredHeartbeat, read_heartbeats
 from afterclick.io.kafka_log import KafkaLog, OffsetRanges
 from afterclick.io.redis_clients import create_redis
 from afterclick.io.stalls import Stall, StallDetector
@@ -61,6 +63,9 @@ class LiveStats:
         self._archive_detector = StallDetector(self._log, settings.stream.archive_stall_s)
         self.archive_stalls: list[Stall] = []
         """Partitions with records that the stream does not archive."""
+        self.own_loops: Sequence[Heartbeat] = ()
+        """Of this process."""
+        self._other_loops: list[StoredHeartbeat] = []
         self._hub, self._metrics = hub, metrics
         self.dead_letters = DeadLetterReader(settings.kafka)
         self._measured_at, self._n_changes, self._n_requests = time.monotonic(), 0, 0
@@ -73,6 +78,7 @@ class LiveStats:
         """Read Kafka and Redis; the statistics as a message. Blocks."""
         self._lag = self._read_lag()
         self._last_batch_at = self._read_last_batch()
+        self._read_heartbeats()
         if time.monotonic() - self._dead_at > WINDOW_S:
             self._dead_at = time.monotonic()
             self._dead = self._count_dead_letters()
@@ -92,6 +98,7 @@ class LiveStats:
             "lag_by_partition": self._lag,
             "stalls": [str(stall) for stall in self.stalls],
             "archive_stalls": [str(stall) for stall in self.archive_stalls],
+            "frozen": [f"{beat.name} for {beat.age_s:.0f} s" for beat in self.frozen()],
             "dead_letters": None if self._dead is None else sum(self._dead.values()),
             "refused": metrics.n_duplicates,
             "boundary": self._last_batch_at,
@@ -105,6 +112,10 @@ class LiveStats:
             "watching": self._hub.watching,
             "live": self._hub.live,
         }
+
+    def frozen(self) -> list[Heartbeat | StoredHeartbeat]:
+        """The loops of this and of other processes that are frozen now."""
+        return [beat for beat in (*self.own_loops, *self._other_loops) if beat.frozen]
 
     def publish_models(self, versions: Sequence[str]) -> None:
         """Store once a minute which models this API uses: training keeps them."""
@@ -144,6 +155,18 @@ class LiveStats:
         for topic, number in counts.items():
             self._metrics.dead_letters.labels(topic).set(number)
         return counts
+
+    def _read_heartbeats(self) -> None:
+        """Read the loops of other processes; none while Redis is away."""
+        known = {beat.name for beat in self._other_loops}
+        try:
+            self._other_loops = read_heartbeats(self._redis, self._keys)
+        except Unavailable:
+            self._other_loops = []
+        for beat in self._other_loops:
+            self._metrics.heartbeat_age.labels(beat.name).set(beat.age_s)
+        for name in known - {beat.name for beat in self._other_loops}:
+            self._metrics.heartbeat_age.remove(name)
 
     def _read_last_batch(self) -> float | None:
         """When the stream's last batch began, or its trigger changed; None if unknown."""

@@ -139,6 +139,11 @@ class Metrics:
             "afterclick_archive_stalled_seconds",
             "How long the stream has not archived the next record; 0: not stalled.",
         )
+        self.heartbeat_age: Gauge = gauge(
+            "afterclick_heartbeat_age_seconds",
+            "Seconds since a background loop should have completed a turn.",
+            ["loop"],
+        )
         self.position: Gauge = gauge(
             "afterclick_position_offset", "Offset up to which the state is known.", ["partition"]
         )

@@ -191,6 +191,7 @@ class Service:
             BackgroundLoop("live-stats", self._broadcast_stats, LIVE_STATS_S),
         )
         self.monitor = HeartbeatMonitor([part.heartbeat for part in self._background])
+        self.stats.own_loops = self.monitor.heartbeats
         self._monitoring = BackgroundLoop("heartbeats", self.monitor.check, HEARTBEATS_S)
         self._observe()
 
@@ -213,10 +214,9 @@ class Service:
         self.metrics.observe(
             "afterclick_request_log_rows", "Rows of the request log.", "state", rows
         )
-        beats = self.monitor.heartbeats
-        ages = {beat.name: partial(getattr, beat, "age_s") for beat in beats}
-        help_text = "Seconds since a background loop should have completed a turn."
-        self.metrics.observe("afterclick_heartbeat_age_seconds", help_text, "loop", ages)
+        for beat in self.monitor.heartbeats:
+            age = self.metrics.heartbeat_age.labels(beat.name)
+            age.set_function(partial(getattr, beat, "age_s"))
 
     async def start(self) -> None:
         """Start the background parts. Responses are possible, and improve as state loads."""

@@ -42,6 +42,7 @@ _OVERRUN = 4
 _MAX_ROWS = 100_000  # a worker's unread answers fill its socket after about 200,000 rows
 _GRACE_S = 2.0
 _MAINTAIN_EVERY_S = 300.0
+_MAINTAIN_LIMIT_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -153,22 +154,28 @@ class Archive:
 
     context: Context
     name: str = "archive"
+    maintenance: BackgroundLoop = field(init=False)
     _run: Run | None = None
-    _maintenance: BackgroundLoop | None = None
+
+    def __post_init__(self) -> None:
+        settings = self.context.settings
+        self.maintenance = BackgroundLoop(
+            "archive maintenance",
+            partial(maintain, settings.archive, settings.stream.archive_days),
+            _MAINTAIN_EVERY_S,
+            limit_s=_MAINTAIN_LIMIT_S,
+        )
 
     def start(self) -> None:
         context, settings = self.context, self.context.settings
         _stop(self._run)
         archive = create_archive(settings.archive, positions.topic_ids(settings.kafka))
         offsets = next_offsets(archive, positions.log_ranges(settings.kafka))
-        checkpoint = new_checkpoint(context)
+        is_first, checkpoint = self._run is None, new_checkpoint(context)
         query = flows.start_archive(context.spark, settings, offsets, checkpoint)
         self._run = Run(query, checkpoint)
-        if self._maintenance is None:
-            keep_days = settings.stream.archive_days
-            work = partial(maintain, settings.archive, keep_days)
-            self._maintenance = BackgroundLoop("archive maintenance", work, _MAINTAIN_EVERY_S)
-            self._maintenance.start()
+        if is_first:
+            self.maintenance.start()
 
     def tick(self) -> None:
         return

@@ -4,7 +4,7 @@ failure.
 reads   topic  reviews, feedback
         redis  {p:<topic>:<partition>}:position, lease
 writes  redis, topic, delta  what streaming.flows writes
-        redis  lease, running
+        redis  lease, running, heartbeats
         redis, delta  what streaming.proof.forget writes, for each open request
         redis  what streaming.unknown_items writes
 """
@@ -23,7 +23,9 @@ import structlog
 from pyspark.sql.streaming.query import StreamingQuery
 
 from afterclick.errors import StateConflict, Unavailable
+from afterclick.io.background import Heartbeat
 from afterclick.io.files import private_folder
+from afterclick.io.heartbeats import HeartbeatWriter
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
@@ -49,6 +51,8 @@ _TICK_S = 0.2
 _REPORT_S = 10.0
 _MAX_BACKOFF_S = 5.0
 _MAX_FAILURES = 5
+_LIMIT_S = 300.0
+"""Starting and stopping queries may take minutes on a slow machine."""
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
@@ -83,7 +87,16 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 ):
                     forgetting.start()
                     unknown_items.start()
-                    _Supervisor(context, supervised).run(stop)
+                    supervisor = _Supervisor(context, supervised)
+                    beats = (
+                        supervisor.heartbeat,
+                        forgetting.heartbeat,
+                        unknown_items.heartbeat,
+                        archive.maintenance.heartbeat,
+                    )
+                    with closing(HeartbeatWriter(settings, "stream", beats)) as writer:
+                        writer.start()
+                        supervisor.run(stop)
             finally:
                 spark.stop()
 
@@ -116,10 +129,15 @@ class Supervised:
 class _Supervisor:
     context: Context
     supervised: list[Supervised]
+    heartbeat: Heartbeat = field(init=False)
     _report_at: float = field(default=0.0, init=False)
     _marked_at: float = field(default=0.0, init=False)
 
+    def __post_init__(self) -> None:
+        self.heartbeat = Heartbeat("queries", _LIMIT_S)
+
     def run(self, stop: threading.Event) -> None:
+        self.heartbeat.beat()
         try:
             for supervised in self.supervised:
                 supervised.query.start()
@@ -127,6 +145,7 @@ class _Supervisor:
             self._mark_running()
             log.info("stream running")
             while not stop.wait(_TICK_S):
+                self.heartbeat.beat()
                 for supervised in self.supervised:
                     self._supervise(supervised)
                     self._watch(supervised)

@@ -47,7 +47,7 @@ class UnknownItems:
         self._client = redis_client(settings)
         self._n_known, self._next_at = 0, -math.inf
         self._loop = BackgroundLoop("unknown-items", self.work, _CHECK_S, limit_s=_LIMIT_S)
-        self.start = self._loop.start
+        self.start, self.heartbeat = self._loop.start, self._loop.heartbeat
 
     def close(self) -> None:
         self._loop.stop()

@@ -3,6 +3,7 @@
 reads   topic  reviews, feedback: their end offsets
         json   <home>/last_training.json: the offsets of the last training
 writes  json   <home>/retrain.json: afterclick.io.home.TrainingStatus
+        redis  heartbeats
 
 APScheduler runs two jobs. `train` has the interval of the clock; `count` runs every few seconds
 and moves the next run of `train` to now once there are enough new events. After a failure the next
@@ -16,6 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from multiprocessing.process import BaseProcess
@@ -24,6 +26,8 @@ import structlog
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from afterclick.errors import AfterclickError, Unavailable
+from afterclick.io.background import Heartbeat
+from afterclick.io.heartbeats import HeartbeatWriter
 from afterclick.io.home import TrainingStatus
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
@@ -70,7 +74,8 @@ class Retrain:
     ) -> None:
         """`train`: by default the pipeline in a child process. `now`: the clock."""
         self.settings, self._every_s, self._events = settings, every_s, events
-        self._train = train or ChildTraining(settings)
+        self.heartbeat = Heartbeat("schedule")
+        self._train = train or ChildTraining(settings, self._beat)
         self._now = now
         self._stop = threading.Event()
         self._failures = self._refusals = 0
@@ -99,16 +104,23 @@ class Retrain:
         self.beat()
         self.scheduler.start()
         try:
-            stop.wait()
+            with closing(HeartbeatWriter(self.settings, "retrain", [self.heartbeat])) as writer:
+                writer.start()
+                stop.wait()
         finally:
             self._stop.set()
             self.scheduler.shutdown(wait=True)
             self._write_status("stopped")
 
     def beat(self) -> None:
-        """The job `beat`: the supervisor sees that the schedule runs; a training beats itself."""
+        """The job `beat`: the schedule runs; a training beats itself."""
         if not self._training:
-            TrainingStatus.touch(self.settings.home)
+            self._beat()
+
+    def _beat(self) -> None:
+        """For the supervisor by the file, for the API and health checks by Redis."""
+        TrainingStatus.touch(self.settings.home)
+        self.heartbeat.beat(COUNT_INTERVAL_S)
 
     def count(self) -> None:
         """The job `count`: run `train` now if there are enough new events."""
@@ -202,8 +214,9 @@ class ChildTraining:
     as a failed run.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, beat: Callable[[], None] = lambda: None) -> None:
+        """`beat` is called several times a second while the child runs."""
+        self._settings, self._beat = settings, beat
         self._context = multiprocessing.get_context("spawn")
 
     def __call__(self, reason: str, stop: threading.Event) -> Outcome:
@@ -218,7 +231,7 @@ class ChildTraining:
         deadline = time.monotonic() + hours * 3600
         while child.is_alive() and not stop.is_set() and time.monotonic() < deadline:
             child.join(0.2)
-            TrainingStatus.touch(self._settings.home)
+            self._beat()
         hung = child.is_alive()
         if hung:
             _kill(child)
@@ -245,7 +258,7 @@ class ChildTraining:
         deadline = time.monotonic() + _RECORD_TIMEOUT_S
         while child.is_alive() and time.monotonic() < deadline:
             child.join(1.0)
-            TrainingStatus.touch(self._settings.home)
+            self._beat()
         _kill(child)
 
 

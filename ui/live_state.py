@@ -66,6 +66,7 @@ def stations(figures: Json) -> list[Json]:
         row("dead letters", "dead_letters"),
         *(["stalled", stall] for stall in figures.get("stalls") or ()),
         *(["archive stalled", stall] for stall in figures.get("archive_stalls") or ()),
+        *(["frozen", loop] for loop in figures.get("frozen") or ()),
     ]
     model = ["model", figures.get("model_version") or "none yet"]
     return [

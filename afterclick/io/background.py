@@ -33,9 +33,14 @@ class Heartbeat:
         self._due = min(self._due, time.monotonic())
 
     @property
+    def due_in_s(self) -> float:
+        """Seconds until the next turn is due; negative if it is late, infinite if none is."""
+        return self._due - time.monotonic()
+
+    @property
     def age_s(self) -> float:
         """Seconds since the next turn was due; 0 while none is."""
-        return max(0.0, time.monotonic() - self._due)
+        return max(0.0, -self.due_in_s)
 
     @property
     def frozen(self) -> bool:

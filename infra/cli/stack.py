@@ -85,6 +85,31 @@ def status(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def heartbeats(
+    process: Annotated[
+        str, typer.Argument(help="stream or retrain; else both.", show_default=False)
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Show the loops of the stream job and the retrainer. Exit code 1 if one is frozen or none
+    runs."""
+    from contextlib import closing
+
+    from afterclick.io.heartbeats import read_heartbeats
+    from afterclick.io.redis_clients import create_redis
+    from afterclick.settings import Settings
+
+    redis = Settings().redis
+    with closing(create_redis(redis, socket_timeout=5, socket_connect_timeout=5)) as client:
+        loops = read_heartbeats(client, redis.keys)
+    found = [loop for loop in loops if not process or loop.name.startswith(f"{process}/")]
+    rows = [{"loop": loop.name, "age_s": loop.age_s, "frozen": loop.frozen} for loop in found]
+    lines = [f"{loop.name:30} {loop.age_s:6.0f} s{' frozen' * loop.frozen}" for loop in found]
+    emit(rows, as_json, "\n".join(lines) or "no process writes heartbeats")
+    raise typer.Exit(int(not found or any(loop.frozen for loop in found)))
+
+
+@app.command()
 def doctor(as_json: AsJson = False, port_offset: Offset = 0) -> None:
     """Check Java, packages, jars, ports, memory and disk, and show fixes.
 

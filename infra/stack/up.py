@@ -213,7 +213,7 @@ class ProgressProbe:
                 for stall in parts.get(name, ())
             )
             + tuple(
-                f"loop {frozen['loop']} of the API for {frozen['seconds']:.0f} s"
+                f"loop {frozen['loop']} for {frozen['seconds']:.0f} s"
                 for frozen in parts.get("frozen", ())
             ),
         )

@@ -64,8 +64,9 @@ async def live() -> Response:
 async def ready(service: ServiceDep) -> Response:
     """200 once trends are loaded; 503 before, and while the process stops.
 
-    With stalled partitions, a stalled archive or frozen background loops the status is `stalled`,
-    with 200: lists are served, but what is new does not reach them, or not the archive.
+    With stalled partitions, a stalled archive or frozen background loops (also of the stream job
+    and the retrainer) the status is `stalled`, with 200: lists are served, but what is new does not
+    reach them, or not the archive.
     """
     snapshot = service.snapshots.current
     parts = {
@@ -80,7 +81,7 @@ async def ready(service: ServiceDep) -> Response:
         "archive_stalled": [stall.as_json() for stall in service.stats.archive_stalls],
         "frozen": [
             {"loop": heartbeat.name, "seconds": round(heartbeat.age_s, 1)}
-            for heartbeat in service.monitor.frozen()
+            for heartbeat in service.stats.frozen()
         ],
     }
     ok = service.feed.loaded and not service.draining

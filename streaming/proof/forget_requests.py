@@ -35,6 +35,8 @@ _WAIT_S = 120.0
 _POLL_S = 0.2
 _INTERVAL_S = 2.0
 _RETRY_S = 60.0
+_LIMIT_S = 900.0
+"""One erasure that takes longer counts as frozen."""
 
 
 def forget(settings: Settings, user_id: str) -> Forgetting:
@@ -99,7 +101,8 @@ class ForgettingLoop:
         self._requests = ForgottenLog(settings.kafka)
         self._open: dict[str, int] = {}
         self._retry_at: dict[str, float] = {}
-        self._loop = BackgroundLoop("forgetting", self.work, _INTERVAL_S)
+        self._loop = BackgroundLoop("forgetting", self.work, _INTERVAL_S, limit_s=_LIMIT_S)
+        self.heartbeat = self._loop.heartbeat
 
     def start(self) -> None:
         self._loop.start()
@@ -117,6 +120,7 @@ class ForgettingLoop:
         for user_id, until_ms in list(self._open.items()):
             if self._loop.stopping:
                 return
+            self.heartbeat.beat()
             if time.monotonic() >= self._retry_at.get(user_id, 0.0):
                 self._fulfil(user_id, until_ms)
 

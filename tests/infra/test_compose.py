@@ -66,6 +66,15 @@ def test_no_key_is_duplicated() -> None:
     yaml.load((ROOT / "docker-compose.yml").read_text(), Strict)
 
 
+@pytest.mark.parametrize("name", ["stream", "retrain"])
+def test_a_process_without_http_is_unhealthy_while_a_loop_is_frozen(
+    compose: dict[str, Any], name: str
+) -> None:
+    _, *command = compose["services"][name]["healthcheck"]["test"]
+    assert command == ["afterclick", "heartbeats", name]
+    assert "heartbeats" in root_command().commands
+
+
 def test_the_schema_detects_a_mistake(compose: dict[str, Any], schema: dict[str, Any]) -> None:
     wrong = {**compose, "services": {"api": {"image": "x", "portz": ["8000:8000"]}}}
     with pytest.raises(jsonschema.ValidationError):

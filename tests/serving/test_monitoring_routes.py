@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import closing
+
 import pytest
 from confluent_kafka import Producer
+from typer.testing import CliRunner
 
 from afterclick.events import Action
+from afterclick.io.background import BackgroundLoop
+from afterclick.io.forgotten import publish_forgotten
+from afterclick.io.heartbeats import HeartbeatWriter
 from afterclick.settings import Settings
 from afterclick.state import Effect, StateChange
 from afterclick.topics import dlq
+from infra.cli import app
 from serving.events.reactions import ReactionCounter, ShownList
+from streaming.proof.forget_requests import ForgettingLoop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
+from tests.streaming.stream_process import environment
 from tests.waiting import wait_until
 
 
@@ -141,6 +151,54 @@ def test_a_frozen_reader_is_reported_until_it_goes_on(api: Running, stream: Mini
         assert age_s() > 1
     wait_until(lambda: api.get("/health/ready")["status"] == "ready")
     wait_until(lambda: age_s() < 1)
+
+
+def test_a_frozen_loop_of_the_stream_job_is_reported_until_it_goes_on(
+    api: Running, stream: MiniStream, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real loop that waits in the middle of an erasure. The control: one that goes on."""
+    release = threading.Event()
+    for name, value in environment(settings).items():
+        monkeypatch.setenv(name, value)
+    gauge = 'afterclick_heartbeat_age_seconds{loop="stream/forgetting"} '
+
+    def frozen() -> list[str]:
+        body = api.get("/health/ready")
+        loops = [loop["loop"] for loop in body["parts"]["frozen"]]
+        assert (body["status"] == "stalled") is bool(loops)
+        return loops
+
+    def is_healthy() -> bool:
+        return CliRunner().invoke(app, ["heartbeats", "stream"]).exit_code == 0
+
+    def batch() -> str | None:  # what the archive is writing
+        release.wait(90)
+        return None
+
+    other = BackgroundLoop("unknown-items", lambda: None, 0.1, limit_s=1.0)
+    with closing(ForgettingLoop(settings, batch)) as forgetting:
+        forgetting.heartbeat.limit_s = 1.0
+        beats = (forgetting.heartbeat, other.heartbeat)
+        with closing(HeartbeatWriter(settings, "stream", beats)) as writer:
+            for loop in (forgetting, other, writer):
+                loop.start()
+            wait_until(lambda: gauge in api.http.get("/metrics").text)
+            wait_until(lambda: frozen() == [])
+            wait_until(is_healthy)
+            publish_forgotten(settings.kafka, "ann", 1000)
+            wait_until(lambda: frozen() == ["stream/forgetting"])
+            wait_until(
+                lambda: float(api.http.get("/metrics").text.partition(gauge)[2].split()[0]) > 1
+            )
+            (named,) = api.service.stats.now()["frozen"]
+            assert named.startswith("stream/forgetting for ")
+            wait_until(lambda: not is_healthy())
+            release.set()
+            wait_until(lambda: frozen() == [])
+            wait_until(is_healthy)
+        other.stop()
+    wait_until(lambda: gauge not in api.http.get("/metrics").text)  # it ended in order
+    assert not is_healthy()
 
 
 def test_a_preview_is_the_same_list_and_is_not_counted(shop_api: Running) -> None:

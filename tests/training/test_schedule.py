@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -10,13 +11,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import redis
 from mlflow.entities import Run
 from structlog.testing import capture_logs
 
 from afterclick.errors import AlreadyRunning, Unavailable
+from afterclick.io.heartbeats import read_heartbeats
 from afterclick.io.home import TrainingStatus
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import KafkaSettings, Settings
+from tests.streaming.stream_process import environment
 from tests.waiting import wait_until
 from training import publish, schedule
 from training.mlflow_registry import MlflowRegistry
@@ -127,6 +131,36 @@ def test_the_schedule_beats_between_trainings_and_a_training_by_itself(tmp_path:
     retrain.train("")
     assert during == [False]  # a training that hangs has no heartbeat
     assert beats()
+
+
+_RETRAIN = """
+import threading
+from afterclick.settings import Settings
+from training.schedule import Retrain
+retrain = Retrain(Settings(), 7200.0, 10**9)
+retrain.heartbeat.limit_s = 1.0
+retrain.run(threading.Event())
+"""
+
+
+def test_a_suspended_retrainer_is_frozen_until_it_goes_on(settings: Settings) -> None:
+    """The control: while it runs, it is not."""
+    process = subprocess.Popen([sys.executable, "-c", _RETRAIN], env=environment(settings))
+    with redis.Redis.from_url(settings.redis.url) as client:
+
+        def states() -> list[tuple[str, bool]]:
+            loops = read_heartbeats(client, settings.redis.keys)
+            return [(loop.name, loop.frozen) for loop in loops]
+
+        try:
+            wait_until(lambda: states() == [("retrain/schedule", False)])
+            process.send_signal(signal.SIGSTOP)
+            wait_until(lambda: states() == [("retrain/schedule", True)])
+            process.send_signal(signal.SIGCONT)
+            wait_until(lambda: states() == [("retrain/schedule", False)])
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_refusals_in_a_row_are_a_warning(scheduled: Fixture) -> None:

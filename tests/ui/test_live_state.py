@@ -98,3 +98,8 @@ def test_a_stalled_partition_is_named_on_every_page_and_at_the_stream() -> None:
     assert stall in lag["title"]
     assert stats_bar_tiles(figures(lag=3, stalls=[]))[1]["unit"] == "events"
     assert ["stalled", stall] in stations(figures(stalls=[stall]))[1]["rows"]
+
+
+def test_frozen_loops_are_named() -> None:
+    loop = "stream/forgetting for 70 s"
+    assert ["frozen", loop] in stations(figures(frozen=[loop]))[1]["rows"]
