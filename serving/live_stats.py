@@ -115,7 +115,8 @@ class LiveStats:
 
     def frozen(self) -> list[Heartbeat | StoredHeartbeat]:
         """The loops of this and of other processes that are frozen now."""
-        return [beat for beat in (*self.own_loops, *self._other_loops) if beat.frozen]
+        loops: list[Heartbeat | StoredHeartbeat] = [*self.own_loops, *self._other_loops]
+        return [beat for beat in loops if beat.frozen]
 
     def publish_models(self, versions: Sequence[str]) -> None:
         """Store once a minute which models this API uses: training keeps them."""

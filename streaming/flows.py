@@ -189,11 +189,16 @@ def build_session(settings: Settings, partitions: int) -> SparkSession:
         "spark.sql.execution.arrow.maxRecordsPerBatch": "5000",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "1",
+        "spark.sql.ui.retainedExecutions": "10",
         "spark.sql.streaming.minBatchesToRetain": "10",
         "spark.sql.streaming.stopTimeout": "30s",
         "spark.hadoop.fs.permissions.umask-mode": f"{PRIVATE:03o}",
         "spark.sql.warehouse.dir": str(settings.home.absolute() / "warehouse"),
         "spark.ui.enabled": "false",
+        # Spark keeps finished jobs for its pages also without them: of 1,000 jobs by default
+        "spark.ui.retainedJobs": "20",
+        "spark.ui.retainedStages": "20",
+        "spark.ui.retainedTasks": "500",
         "spark.ui.showConsoleProgress": "false",
         **(_REAL_TIME_CONFIG if real_time else {}),
     }

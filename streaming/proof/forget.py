@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from operator import attrgetter
 from typing import Any
 
 import orjson
@@ -235,9 +234,10 @@ class Forgetter:
         config = replace(ApplyConfig.of(settings, 1), keys=keys, set_aside=set_aside)
         applier = Applier(config, NodeConnection(settings.redis.client_url), log_holds=no_record)
         events = (e for e in past.log if e.position in past.counted or past.is_trimmed(e))
-        for partition, run in groupby(events, attrgetter("position.topic_partition")):
+        for partition, run in groupby(events, lambda e: e.position.topic_partition):
             while chunk := list(islice(run, CHUNK)):
-                for _ in applier.apply(*partition, [logged.record for logged in chunk]):
+                records = [logged.record for logged in chunk]
+                for _ in applier.apply(partition.topic, partition.partition, records):
                     pass
                 first = pack_offset(partition.partition, chunk[0].position.offset)
                 ledger = self._ledger(keys, partition.topic, first)

@@ -312,7 +312,7 @@ class CountingClient(redis.Redis):
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         self.largest = max(self.largest, len(args))
-        return super().execute_command(*args, **options)
+        return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("ledger_length", [4, 4096])
@@ -323,7 +323,7 @@ def test_one_call_to_redis_retracts_a_bounded_number_of_events(
     produce(short, [*OTHERS, *MANY])
     apply_log(short)
     archive_log(short)
-    counting = CountingClient.from_url(settings.redis.url)
+    counting: CountingClient = CountingClient.from_url(settings.redis.url)  # type: ignore[assignment]
     until_ms = request_forgetting(short, client, "bot")
     report = Forgetter(short, counting, "bot").complete(until_ms)
     counting.close()

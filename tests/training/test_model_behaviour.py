@@ -61,7 +61,7 @@ def fit_served_towers(rows: Interactions) -> Scores:
         times = rows.time_ms[history].astype(np.float64)
         vector = arrays.user(rows.item[history], rows.weight[history], times, times[0])
         assert vector is not None
-        return arrays.logits(vector, np.arange(rows.shape[1]))
+        return arrays.logits(vector, np.arange(rows.shape[1], dtype=np.int32))
 
     return lambda users: np.stack([logits(int(user)) for user in users])
 

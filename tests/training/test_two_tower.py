@@ -60,9 +60,9 @@ def test_numpy_computes_the_vectors_that_torch_has_learned() -> None:
         now = 1e12
         vector = arrays.user(mine, batch.weight[row][there], now - middle[age] * DAY, now)
         assert vector is not None
-        np.testing.assert_allclose(vector[:-1], users[row].numpy(), atol=1e-5)
+        np.testing.assert_allclose(vector[:-1].tolist(), users[row].tolist(), atol=1e-5)
         np.testing.assert_allclose(
-            arrays.logits(vector, np.arange(40)), logits[row].numpy(), atol=1e-4
+            arrays.logits(vector, np.arange(40, dtype=np.int32)), logits[row].numpy(), atol=1e-4
         )
 
 
