@@ -270,14 +270,17 @@ local function apply_partition(keys, args)
 end
 
 -- Reject a user's events up to an event time from now on, and delete the history. The ledgers keep what was counted
--- until it is retracted; an unfinished forgetting is completed first.
+-- until it is retracted; an unfinished forgetting is completed first. Later events that are applied already are
+-- forgotten too: their votes may have replaced earlier ones.
 -- keys: forgotten, forgetting, history, votes; args: event time ms, what the archive has (JSON)
--- Returns both of the forgetting to complete, separated by a space.
+-- Returns the event time (ms) and what the archive has, of the forgetting to complete, separated by a space.
 local function forget_user(keys, args)
   local unfinished = redis.call('GET', keys[2])
   if unfinished then return unfinished end
-  set_max({keys[1]}, {args[1]})
-  local begun = args[1] .. ' ' .. args[2]
+  local newest = redis.call('ZREVRANGE', keys[3], 0, 0, 'WITHSCORES')[2] or args[1]
+  local time = string.format('%.0f', math.max(tonumber(args[1]), tonumber(newest)))
+  set_max({keys[1]}, {time})
+  local begun = time .. ' ' .. args[2]
   redis.call('SET', keys[2], begun)
   redis.call('UNLINK', keys[3], keys[4])
   return begun

@@ -27,6 +27,7 @@ from redis.client import Pipeline
 
 from afterclick.events import stable_id
 from afterclick.io.event_archive import EventArchive, MissingArchive
+from afterclick.io.forgotten import publish_forgotten
 from afterclick.io.kafka_log import OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
@@ -130,6 +131,8 @@ class Forgetter:
         while finished_ms < until_ms:
             begun = self.begin(until_ms)
             finished_ms = begun.until_ms
+            if finished_ms > until_ms:  # every other reader of the log must know
+                publish_forgotten(self.settings.kafka, self.user_id, finished_ms)
             settle()
             retracted = self.retract(begun)
             events, remaining = events + retracted.events, remaining + retracted.remaining
@@ -146,7 +149,10 @@ class Forgetter:
         return report
 
     def begin(self, until_ms: int) -> Begun:
-        """Reject the user's events from now on; returns the forgetting to finish."""
+        """Reject the user's events from now on; returns the forgetting to finish.
+
+        Its time is that of the user's newest applied event, if that is later than `until_ms`.
+        """
         keys, user = self.settings.redis.keys, self.user_id
         archived = orjson.dumps(self._archived_offsets())
         self.client.sadd(keys.forgotten_users, user)

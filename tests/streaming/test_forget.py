@@ -105,6 +105,22 @@ def test_replays_of_the_dataset_or_the_topic_do_not_restore_the_user(
     assert names_of(client, settings, "alice") == {"forgotten"}
 
 
+def test_an_event_after_the_request_is_forgotten_if_it_was_applied_before_the_erasure(
+    settings: Settings, client: redis.Redis
+) -> None:
+    produce(settings, [*OTHERS, event("alice", "lamp", "view", event_id="early")])
+    apply_log(settings)
+    requested_ms = request_forgetting(settings, client, "alice")
+    late = event("alice", "lamp", "like", at=time.time() - START_S + 60, event_id="late")
+    produce(settings, [late])  # its vote replaces the earlier one
+    apply_log(settings)
+    archive_log(settings)
+    report = Forgetter(settings, client, "alice").complete(requested_ms)
+    assert (report.until_ms, report.events, report.remaining) == (late.time_ms, 2, 0)
+    assert read_forgotten(settings.kafka) == {"alice": late.time_ms}
+    assert reconcile(settings).differences == 0
+
+
 def test_without_the_topic_a_replay_restores_the_user(
     settings: Settings, client: redis.Redis
 ) -> None:
