@@ -61,7 +61,7 @@ class StreamProcess:
         self.popen.send_signal(signal.SIGTERM)
         return self.popen.wait(timeout)
 
-    def wait_applied(self, timeout: float = 180.0) -> None:
+    def wait_applied(self, timeout: float = 600.0) -> None:
         """Wait until the whole log is applied."""
         client: redis.Redis = redis.Redis.from_url(self.settings.redis.url)
         keys = self.settings.redis.keys
