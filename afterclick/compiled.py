@@ -19,15 +19,16 @@ def compiled(function: Function) -> Function:
     cache folder), so that only the first process compiles. Whatever serves requests calls the
     function once before the API is ready: compiling takes a second.
     """
-    try:
-        return cast(Function, njit(cache=True)(function))
-    except RuntimeError:  # no folder is writable: every process compiles
-        return cast(Function, njit(function))
+    return _compiled(function)
 
 
 def compiled_sums(function: Function) -> Function:
     """`compiled`, but sums may be added in any order: inner products become vector instructions."""
+    return _compiled(function, _ANY_ORDER)
+
+
+def _compiled(function: Function, fastmath: bool | set[str] = False) -> Function:
     try:
-        return cast(Function, njit(cache=True, fastmath=_ANY_ORDER)(function))
-    except RuntimeError:
-        return cast(Function, njit(fastmath=_ANY_ORDER)(function))
+        return cast(Function, njit(cache=True, fastmath=fastmath)(function))
+    except RuntimeError:  # no folder is writable: every process compiles
+        return cast(Function, njit(fastmath=fastmath)(function))

@@ -48,9 +48,10 @@ class Output:
 def decode_record(record: Record, max_ahead_ms: float = math.inf) -> InteractionEvent:
     """The event of a record, for state and archive alike.
 
-    An event dated more than `MAX_LEAD_MS` after it reached the log takes place then: its item would
-    not decay until its date, and the earlier events of the item would by as much. Raises BadEvent,
-    also if it is dated more than `max_ahead_ms` after it reached the log.
+    An event dated more than `MAX_LEAD_MS` after it reached the log gets that latest time. With its
+    own, the trend of its item would not decay until then, and what the item had before would
+    lose its weight at once. Raises BadEvent, also if it is dated more than `max_ahead_ms` after it
+    reached the log.
     """
     event = decode_interaction(record.value)
     ahead_ms = event.time_ms - record.log_ms

@@ -98,7 +98,7 @@ class ConnectionLimits:
     timed_out: int = 0
     """Connections closed because the client was too slow."""
     malformed: int = 0
-    """Requests that are no HTTP."""
+    """Requests that are not HTTP."""
 
     @classmethod
     def of(cls, server: ServerSection, proxies: tuple[IPvAnyNetwork, ...] = ()) -> Self:
@@ -132,7 +132,7 @@ class ConnectionLimits:
 
 
 def _concerns_server(line: logging.LogRecord) -> bool:
-    """Whether a line is no fault of a client, who could fill the log with it."""
+    """Whether a log line is about the server; those about faults of clients could fill the log."""
     return not str(line.msg).startswith(_CLIENT_FAULTS)
 
 
@@ -283,7 +283,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _reject_headers(self) -> None:
-        """Respond, and discard what the client still sends: it could not read the response else."""
+        """Respond, and discard what follows: a client may read only after it has sent."""
         if self._is_responding():
             self._close()
         elif not (self._discards or self.transport.is_closing()):

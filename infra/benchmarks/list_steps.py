@@ -13,9 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from afterclick.errors import Unavailable
 from afterclick.settings import Settings
-from infra.benchmarks.harness import READY_S
+from infra.benchmarks.harness import READY_S, wait_for
 from infra.benchmarks.synthetic import SyntheticShop
 from serving.eligibility import Eligibility
 from serving.recommender import render, rendered_list, request_user
@@ -46,7 +45,7 @@ async def _steps_us(
     service = Service(settings)
     await service.start()
     try:
-        await _loaded(service, shop)
+        await asyncio.to_thread(_wait_loaded, service, shop)
         snapshot = service.snapshots.current
         requests = [RecommendationRequest(user, n) for user in shop.users[:users]]
         rows = [await service.store.rows(request.user_id) for request in requests]
@@ -60,15 +59,14 @@ async def _steps_us(
     return dict(zip(STEPS, mean_us.round(1).tolist(), strict=True))
 
 
-async def _loaded(service: Service, shop: SyntheticShop) -> None:
+def _wait_loaded(service: Service, shop: SyntheticShop) -> None:
     """Wait for model, catalogue and trends. Raises Unavailable."""
-    end = time.monotonic() + READY_S
-    while service.snapshots.current.loaded.model is None or not (
-        service.feed.loaded and len(service.catalogue) == len(shop.items)
-    ):
-        if time.monotonic() > end:
-            raise Unavailable(f"waited {READY_S} s for the model and its items")
-        await asyncio.sleep(0.1)
+
+    def is_loaded() -> bool:
+        has_model = service.snapshots.current.loaded.model is not None
+        return has_model and service.feed.loaded and len(service.catalogue) == len(shop.items)
+
+    wait_for(is_loaded, "the model and its items", READY_S)
 
 
 def _timed(

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from infra.benchmarks.soak_slopes import GrowthSamples
 from infra.benchmarks.soak_traffic import SoakTraffic, TrafficPlan
 from infra.embedded.process import Process, afterclick_command
 from infra.embedded.server import free_port
+from infra.stack.services import process_family
 from infra.stack.status import read_record
 from ingest.generate import ShopConfig, generate_shop
 from streaming.proof.reconcile import reconcile
@@ -258,17 +259,11 @@ def _collect_garbage(record: StackRecord) -> None:
     which looks like a leak for half an hour.
     """
     for part in record.parts:
-        for pid in _java_processes(part.pid):
-            subprocess.run(["jcmd", str(pid), "GC.run"], check=False, capture_output=True)
-
-
-def _java_processes(pid: int | None) -> list[int]:
-    try:
-        process = psutil.Process(pid) if pid else None
-        family = [process, *process.children(recursive=True)] if process else []
-        return [member.pid for member in family if member.name() == "java"]
-    except psutil.Error:  # killed meanwhile
-        return []
+        for member in process_family(part.pid):
+            with suppress(psutil.Error):  # killed meanwhile
+                if member.name() == "java":
+                    command = ["jcmd", str(member.pid), "GC.run"]
+                    subprocess.run(command, check=False, capture_output=True)
 
 
 def _ids_in_log(settings: Settings) -> set[str]:

@@ -224,20 +224,24 @@ class Topology:
 
 def memory_mib(pid: int | None) -> float | None:
     """Resident memory of a process and all of its children, MiB; None after its end."""
-    if pid is None:
-        return None
-    try:
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return None
-    total = 0
+    family, total = process_family(pid), 0
     for member in family:
         try:
             total += member.memory_info().rss
         except psutil.Error:
             continue
-    return round(total / 2**20, 1)
+    return round(total / 2**20, 1) if family else None
+
+
+def process_family(pid: int | None) -> list[psutil.Process]:
+    """A process and all of its children; none after its end."""
+    if pid is None:
+        return []
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
 
 
 def http_ok(url: str, timeout_s: float = 1.0) -> bool:

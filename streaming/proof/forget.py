@@ -47,8 +47,8 @@ from streaming.connection import NodeConnection
 from streaming.proof.archive_log import erase
 from streaming.proof.rebuild import no_record
 from streaming.proof.user_log import (
-    LoggedEvent,
     UserLog,
+    UserLogEvent,
     archived_rows_of,
     positions_of,
     read_topics,
@@ -73,7 +73,7 @@ class _LedgerEntry:
     effects: Effects
 
 
-_Effects = Iterable[tuple[LoggedEvent, Effects]]
+_Effects = Iterable[tuple[UserLogEvent, Effects]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class _Past:
     log: UserLog
     """Also later events."""
 
-    def is_trimmed(self, logged: LoggedEvent) -> bool:
+    def is_trimmed(self, logged: UserLogEvent) -> bool:
         """Whether it was counted, and the ledgers no longer have it."""
         at = logged.position
         return (

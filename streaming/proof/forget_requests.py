@@ -138,7 +138,7 @@ class ForgettingLoop:
         try:
             with positions.redis_errors():
                 report = forgetter.complete(until_ms, self._settle)
-        except Exception as error:  # whatever it is, the users behind are next
+        except Exception as error:  # it must not hold up other users
             unexpected = not isinstance(error, AfterclickError)
             log.warning(
                 "user not forgotten yet; trying again", reason=str(error), exc_info=unexpected

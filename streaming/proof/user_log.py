@@ -30,7 +30,7 @@ _OFFSET = attrgetter("position.offset")
 
 
 @dataclass(frozen=True, slots=True)
-class LoggedEvent:
+class UserLogEvent:
     """A record with its event."""
 
     position: LogPosition
@@ -51,21 +51,22 @@ class UserLog:
     """
 
     rows: pa.Table
-    recent: list[LoggedEvent]
+    recent: list[UserLogEvent]
     """Those that the archive may lack."""
 
-    def __iter__(self) -> Iterator[LoggedEvent]:
-        partitions = {position.topic_partition for position in positions_of(self.rows)}
+    def __iter__(self) -> Iterator[UserLogEvent]:
+        archived = self.rows.group_by(["topic", "partition"]).aggregate([]).to_pylist()
+        partitions = {TopicPartition(row["topic"], row["partition"]) for row in archived}
         partitions |= {event.position.topic_partition for event in self.recent}
         return heapq.merge(*map(self._events_of, sorted(partitions)), key=attrgetter("order"))
 
-    def _events_of(self, partition: TopicPartition) -> Iterator[LoggedEvent]:
+    def _events_of(self, partition: TopicPartition) -> Iterator[UserLogEvent]:
         recent = (event for event in self.recent if event.position.topic_partition == partition)
         events = heapq.merge(self._archived(partition), recent, key=_OFFSET)
         for _, same in groupby(events, _OFFSET):
             yield next(same)
 
-    def _archived(self, partition: TopicPartition) -> Iterator[LoggedEvent]:
+    def _archived(self, partition: TopicPartition) -> Iterator[UserLogEvent]:
         topic, number = partition
         of_partition = (pc.field("topic") == topic) & (pc.field("partition") == number)
         rows = self.rows.filter(of_partition).sort_by("offset")
@@ -73,7 +74,7 @@ class UserLog:
             for row in batch.to_pylist():
                 record = record_of(row)
                 position = LogPosition(topic, number, record.offset)
-                yield LoggedEvent(position, record, decode_record(record))
+                yield UserLogEvent(position, record, decode_record(record))
 
 
 def archived_rows_of(uri: str, user_id: str) -> pa.Table:
@@ -96,7 +97,7 @@ def positions_of(rows: pa.Table) -> Iterator[LogPosition]:
 
 def read_topics(
     kafka: KafkaSettings, wanted: Mapping[TopicPartition, OffsetRange], user_id: str
-) -> Iterator[LoggedEvent]:
+) -> Iterator[UserLogEvent]:
     """The user's events at these offsets that the topics still hold. Raises Unavailable."""
     if not any(map(len, wanted.values())):
         return
@@ -117,4 +118,4 @@ def read_topics(
             except BadEvent:
                 continue
             if event.data.user_id == user_id:
-                yield LoggedEvent(position, record, event)
+                yield UserLogEvent(position, record, event)

@@ -137,7 +137,8 @@ def test_empty_lines_do_not_keep_an_idle_connection_open() -> None:
 
 
 def test_a_request_ends_the_idle_time_also_after_empty_lines() -> None:
-    with served(of_settings(), idle_s=1) as port, opened(port, REQUEST) as connection:
+    patient = of_settings(header_s=PATIENCE_S)
+    with served(patient, idle_s=5) as port, opened(port, REQUEST) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         connection.sendall(b"\r\n" + HALF_HEADER)
         with opened(port, REQUEST) as other:  # idle for as long
