@@ -148,11 +148,12 @@ MAX_LEAD_MS: Final = 300_000
 less."""
 END_YEAR: Final = 2262
 """The first year whose times are invalid: in it, nanoseconds since 1970 exceed 64 bits."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def representable(value: datetime) -> datetime:
     """The time itself. Raises ValueError before 1970 and from `END_YEAR` on: it may overflow."""
-    if not 1970 <= value.year < END_YEAR:
+    if value.year >= END_YEAR or value < EPOCH:
         raise ValueError(f"is not in the years 1970 to {END_YEAR - 1}")
     return value
 
