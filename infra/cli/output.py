@@ -9,15 +9,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, requires
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from pydantic import BaseModel, ValidationError
 
 from afterclick.errors import AfterclickError, BadInput, MissingExtra, Unavailable
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # help does not wait for these packages
+    from pydantic import ValidationError
     from rich.console import RenderableType
     from rich.progress import Progress, ProgressColumn
     from rich.table import Table
@@ -106,8 +105,10 @@ def one_line_errors() -> Iterator[None]:
         yield
     except AfterclickError as error:
         _end(error)
-    except ValidationError as error:
-        if error.title != "Settings":
+    except ValueError as error:
+        from pydantic import ValidationError
+
+        if not isinstance(error, ValidationError) or error.title != "Settings":
             raise
         _end(_bad_setting(error))
     except ModuleNotFoundError as error:
@@ -137,6 +138,8 @@ def _bad_setting(error: ValidationError) -> BadInput:
 
 def _missing_package(module: str) -> MissingExtra:
     """Name the extras of this project that install the module."""
+    from importlib.metadata import PackageNotFoundError, requires
+
     distribution = _DISTRIBUTIONS.get(module, module.replace("_", "-"))
     try:
         lines = requires("afterclick") or []
@@ -154,6 +157,8 @@ def _missing_package(module: str) -> MissingExtra:
 
 def _plain(value: Any) -> Any:
     """A JSON type for what orjson does not know."""
+    from pydantic import BaseModel
+
     if isinstance(value, BaseModel):
         return value.model_dump()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -23,14 +23,23 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
-def test_help_of_every_command_loads_no_heavy_package() -> None:
-    commands = [name.split()[1:] for name in command_names(root_command())]
-    assert len(commands) > 30
+def packages_loaded_by_help(*commands: list[str]) -> set[str]:
+    """Top-level packages that a process loads for the help of commands."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps([[], *commands])],
+        [sys.executable, "-c", SCRIPT, json.dumps(commands)],
         capture_output=True,
         text=True,
         check=True,
     )
-    loaded = {module.partition(".")[0] for module in json.loads(done.stdout)}
-    assert not loaded & set(HEAVY)
+    return {module.partition(".")[0] for module in json.loads(done.stdout)}
+
+
+def test_help_of_every_command_loads_no_heavy_package() -> None:
+    commands = [name.split()[1:] for name in command_names(root_command())]
+    assert len(commands) > 30
+    assert not packages_loaded_by_help([], *commands) & set(HEAVY)
+
+
+def test_the_list_of_commands_does_not_load_pydantic() -> None:
+    assert "pydantic" not in packages_loaded_by_help([])
+    assert "pydantic" in packages_loaded_by_help(["data"]), "control: typer loads it for a command"
