@@ -42,6 +42,8 @@ from serving.state.snapshot import ServingSnapshot, best
 
 MAX_LOOP_POOL = 400
 """Items to rank up to which a list is made on the event loop."""
+MAX_LOOP_BASKET = 50
+"""Items of a request up to which its list is made on the event loop."""
 EXACT_SEARCH_ABOVE = 1000
 """Seen and excluded items above which every item is scored instead of searching the ANN index."""
 TREND_WEIGHT = 0.05
@@ -139,6 +141,8 @@ def grows_with_catalogue(
     """Whether making the list may take longer than the event loop should wait for."""
     options = request.options
     if request.category or request.filters or request.explain:
+        return True
+    if len(request.items) > MAX_LOOP_BASKET:
         return True
     if pool_size(request.n, request.page, options) > MAX_LOOP_POOL:
         return True

@@ -63,7 +63,8 @@ async def recommendations(
     """A list for a user: personalised from the first event on, else by interests, else trending.
 
     200 with a list, also without dependencies: `degraded` is true if one is unavailable. 503 only
-    if too many lists with categories, filters, interests, explanations or over 400 items wait.
+    if too many lists with categories, filters, interests, explanations, over 50 items in view or
+    over 400 to rank wait.
     """
     return json_response(await service.recommend(request_of(service, query)))
 

@@ -42,6 +42,8 @@ INTERVAL_PER_BUILD = 20.0
 """Seconds between two snapshots, at least, per second of building."""
 MAX_AGE_S = 30.0
 """Rebuild after this long without a change: trends decay."""
+FREEZE_GROWTH = 1.25
+"""Growth of the catalogue after which its objects are excluded from garbage collections again."""
 TIE_WEIGHT = 1e-9
 """The model's popularity orders items of equal counts."""
 _generations = count(1)
@@ -277,6 +279,7 @@ class SnapshotStore:
         self._snapshots: dict[str, ServingSnapshot] = {}
         self._built_of: tuple[object, ...] | None = None
         self._built_at = 0.0
+        self._frozen_items = 0
         self._loop = BackgroundLoop("snapshot-builder", self._refresh, INTERVAL_S)
         self.start, self.stop, self.wake = self._loop.start, self._loop.stop, self._loop.wake
         self.heartbeat = self._loop.heartbeat
@@ -324,8 +327,11 @@ class SnapshotStore:
         began = time.monotonic()
         self.current = self.build()
         self._built_of, self._built_at = state, time.monotonic()
-        if is_new_model:
-            gc.freeze()  # a model's objects live long: exclude them from collections
+        items = len(self._sources.catalogue)
+        if is_new_model or items > FREEZE_GROWTH * self._frozen_items:
+            # objects of models and items live long: a collection of them would stall requests
+            gc.freeze()
+            self._frozen_items = items
         return max(INTERVAL_S, INTERVAL_PER_BUILD * (self._built_at - began))
 
 

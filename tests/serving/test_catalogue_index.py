@@ -199,6 +199,8 @@ def test_interests_in_many_spellings_count_once() -> None:
         (RecommendationRequest("", 10, filters=("title:card",)), True),
         (RecommendationRequest("", 10, interests=("Electronics",)), True),
         (RecommendationRequest("", 10, items=("i7",)), True),
+        (RecommendationRequest("", 10, items=("none",)), False),
+        (RecommendationRequest("", 10, items=tuple(f"none-{n}" for n in range(51))), True),
         (RecommendationRequest("", 10, page=Page(offset=1000)), True),
         (RecommendationRequest("", 200), True),
         (RecommendationRequest("", 10, explain=True), True),

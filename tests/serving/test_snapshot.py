@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
 from afterclick.api import Badge
 from afterclick.arrays import Float64Array
-from afterclick.events import MAX_LEAD_MS
+from afterclick.events import MAX_LEAD_MS, Item
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import TrendState
 from serving.state.loaded_models import no_model
 from serving.state.snapshot import MAX_BADGES, badges
 from serving.state.snapshot_builder import SnapshotBuilder, SnapshotSources
+from tests.serving.offline import Offline
+from tests.waiting import wait_until
 
 NOW = 1_700_000_000_000.0
 
@@ -67,3 +71,23 @@ def test_the_newest_event_leads_the_clock_by_minutes_at_most(
     snapshot = SnapshotBuilder(sources, no_model()).build()
     assert snapshot.now_ms == NOW + present_ms
     assert np.isfinite(snapshot.view.log_share).all()
+
+
+def test_items_that_are_added_later_are_excluded_from_garbage_collections_too() -> None:
+    def collected() -> bool:
+        return any(each is late for each in gc.get_objects())
+
+    served = Offline([Item(item_id=f"i{n}") for n in range(10)])
+    gc.unfreeze()
+    served.snapshots.start()
+    try:
+        wait_until(lambda: gc.get_freeze_count() > 0, what="the first items to be frozen")
+        late = Item(item_id="late")
+        assert collected()
+        for n in range(5):
+            served.catalogue.put(Item(item_id=f"new-{n}"))
+        served.catalogue.put(late)
+        wait_until(lambda: not collected(), what="the new items to be frozen")
+    finally:
+        served.snapshots.stop(10.0)
+        gc.unfreeze()
