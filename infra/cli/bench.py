@@ -225,6 +225,19 @@ def hostile(
 
 
 @app.command()
+def loop(
+    items: Annotated[int, typer.Option(min=1_000, help="Items of the shop.")] = 500_000,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of each kind.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """CPU time of the API's event loop per kind of request, and the longest it ran at once."""
+    from infra.benchmarks.event_loop import EventLoopBenchmark
+
+    figures = _run(EventLoopBenchmark(items, requests=requests))
+    _print_rows(figures, figures["kinds"], as_json)
+
+
+@app.command()
 def soak(
     minutes: Annotated[float, typer.Option(min=0.5, help="Minutes of traffic.")] = 30.0,
     events: Annotated[float, typer.Option(help="Feedback events per second.")] = 30.0,
