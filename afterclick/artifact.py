@@ -19,7 +19,8 @@ from afterclick.arrays import AnyArray
 from afterclick.errors import BadArtifact
 from afterclick.io.files import staged_folder
 
-FORMAT = 1
+FORMAT = 2
+"""2: the ranker is `ranker.npz`; 1: LightGBM's text."""
 MANIFEST = "manifest.json"
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 """Names of an artifact's files: no paths, so that a fetch writes to its own folder only."""
@@ -98,7 +99,7 @@ def read_manifest(folder: Path, expected_sha256: str | None = None) -> Manifest:
         raise BadArtifact(f"{path}: lists itself among its files; publish it again")
     if manifest.format != FORMAT:
         raise BadArtifact(
-            f"{path}: format {manifest.format}, expected {FORMAT}; publish the model again"
+            f"{path}: format {manifest.format}, expected {FORMAT}; train the model again"
         )
     return manifest
 

@@ -1,4 +1,4 @@
-"""The inner loops of candidates, features and user vectors, compiled.
+"""The inner loops of candidates, features, user vectors and the ranker, compiled.
 
 Item indices are int32, vectors float32; all arrays are in C order. A hash table of positions finds
 an item among a few hundred in one or two steps.
@@ -292,6 +292,31 @@ def _solve(matrix: Float64Array, target: Float64Array) -> None:
         target[i] /= matrix[i, i]
 
 
+@compiled
+def tree_sums(
+    columns: FloatArray, features: IntArray, borders: FloatArray, tables: Float64Array
+) -> Float64Array:
+    """(k, c) sums over oblivious trees of k values (k, t, 2^d) of the leaf that a row ends in.
+
+    `columns` (F, c): the rows, transposed. Level d of a tree sets bit d of the leaf where the
+    feature `features` (t, d) is above its border (t, d); NaN never is. d ≤ 8.
+    """
+    rows = columns.shape[1]
+    sums, leaves = np.zeros((len(tables), rows)), np.empty(rows, np.uint8)
+    for tree in range(len(features)):
+        leaves[:] = 0
+        for level in range(features.shape[1]):
+            column, border = columns[features[tree, level]], borders[tree, level]
+            bit = np.uint8(1 << level)
+            for row in range(rows):
+                leaves[row] |= bit if column[row] > border else np.uint8(0)
+        for kind in range(len(tables)):
+            values = tables[kind, tree]
+            for row in range(rows):
+                sums[kind, row] += values[leaves[row]]
+    return sums
+
+
 def warm_up() -> None:
     """Compile the kernels, or load their machine code, so that no request waits for it."""
     items, pairs = np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
@@ -305,6 +330,7 @@ def warm_up() -> None:
     gather(numbers, items, numbers)
     tower_vector(numbers, (ones[0], vector), (items, vector, ones[0]), 1.0)
     woodbury((ones[0], ones), numbers, items, ones[0], 1.0)
+    tree_sums(numbers, pairs, numbers, ones.reshape(1, 1, 1).repeat(2, axis=2))
 
 
 def no_rows(n: int) -> IntArray:

@@ -23,11 +23,23 @@ Contributions = dict[str, Float64Array]
 
 
 class Ranker(Protocol):
-    """Scores candidates by their features."""
+    """Scores candidates by their features, and explains the scores by contributions."""
 
-    def score(self, features: FloatArray) -> NDArray[np.floating]:
+    def score(self, features: FloatArray) -> Float64Array:
         """(c,) scores of feature rows (c, F); higher is better."""
         ...
+
+    def contributions(self, features: FloatArray) -> Contributions:
+        """Part → (c,); the parts add up to `score` of the same rows."""
+        ...
+
+
+def best_rows(
+    ranker: Ranker, features: FloatArray, n: int
+) -> tuple[NDArray[np.intp], Contributions]:
+    """The rows of the n highest scores, best first, and their contributions."""
+    top = top_k(ranker.score(features), n)
+    return top, ranker.contributions(features[top])
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +99,7 @@ class CandidateGenerator:
 
 def score_candidates(
     generator: CandidateGenerator, ranker: Ranker, query: RankingQuery
-) -> tuple[IntArray, NDArray[np.floating]]:
+) -> tuple[IntArray, Float64Array]:
     """The candidates (c,) of a query and their scores (c,), unordered."""
     items = generator.retrieve(query).items
     if not len(items):
@@ -128,11 +140,6 @@ class FormulaRanker:
     def score(self, features: FloatArray) -> Float64Array:
         """(c,) sum of the contributions."""
         return np.asarray(self._values(features).sum(axis=1))
-
-    def best(self, features: FloatArray, n: int) -> tuple[NDArray[np.intp], Contributions]:
-        """The rows of the n highest scores, best first, and their contributions."""
-        top = top_k(self.score(features), n)
-        return top, self.contributions(features[top])
 
     def contributions(self, features: FloatArray) -> Contributions:
         """Part → (c,); the parts add up to `score` of the same rows."""

@@ -21,15 +21,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from afterclick import artifact
+from afterclick.tree_ranker import FILE, TreeRanker
 from training import ann_index
 from training.evaluation.holdout import FinalCheck
 from training.fit import FittedModel
 from training.gate import Comparison, Verdict
 from training.mlflow_registry import MlflowRegistry, flatten
-from training.ranker import BoosterRanker
 from training.workspace import MissingStep
 
-RANKER = "ranker.txt"
 HOLDOUT_MODELS = "holdout_models"
 """Folder in the home with the holdout models of published versions."""
 BOOTSTRAP = "-first"
@@ -105,7 +104,7 @@ class Evaluation(BaseModel):
 
 
 def write_model(
-    root: Path, version: str, fitted: FittedModel, ranker: str | None, run: RunMetadata
+    root: Path, version: str, fitted: FittedModel, ranker: TreeRanker | None, run: RunMetadata
 ) -> Path:
     """Write a model, its FAISS indexes and its ranker as the artifact `root/version`."""
     model = fitted.model
@@ -116,7 +115,7 @@ def write_model(
         for name, index in indexes.items():
             ann_index.write(index, folder, name)
         if ranker is not None:
-            (folder / RANKER).write_text(ranker)
+            ranker.write(folder / FILE)
 
     return artifact.write(
         root,
@@ -159,12 +158,6 @@ def copy_model(source: Path, root: Path, version: str, metrics: dict[str, float]
         facts = manifest.model_dump(include={"created", "items", "cut_ms", "parameters", "lineage"})
         artifact.write(root, version, fill, metrics=metrics, **facts)
     return root / version
-
-
-def ranker_of(folder: Path) -> BoosterRanker | None:
-    """The ranker of a verified artifact, or None without one. Raises BadArtifact."""
-    path = folder / RANKER
-    return BoosterRanker.of(path.read_text()) if path.is_file() else None
 
 
 def differences(first_folder: Path, second_folder: Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class RankerConfig:
-    """LambdaMART over the candidates of past cuts."""
+    """Oblivious trees over the candidates of past cuts."""
 
     cuts: int = 5
     """Past cuts, each a period before the next."""
@@ -109,10 +109,18 @@ class RankerConfig:
     """Maximum of queries per cut."""
     negatives: int = 50
     """Random candidates that each target is compared with."""
-    rounds: int = 120
-    """Trees."""
+    trees: int = 150
+    depth: int = 5
+    """Levels of a tree."""
     learning_rate: float = 0.1
-    leaves: int = 31
+    leaf_steps: int = 10
+    """Gradient steps to the values of a tree's leaves."""
+    l2: float = 10.0
+    """Regularisation of the leaves' values."""
+    borders: int = 32
+    """Values that a feature is compared with, at most."""
+    columns: float = 0.7
+    """Share of the features that each level chooses from."""
     min_interactions: int = 5
     """Interactions an item needs to be ranked."""
     threads: int = 1

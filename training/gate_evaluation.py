@@ -19,10 +19,10 @@ from threadpoolctl import threadpool_limits
 from afterclick import model as models
 from afterclick.artifact import read_manifest, verify
 from afterclick.errors import BadArtifact
-from afterclick.ranking import FormulaRanker
 from afterclick.settings import TrainingSettings
+from afterclick.tree_ranker import load_ranker
 from training import gate
-from training.challenger import BOOTSTRAP, HOLDOUT_MODELS, Evaluation, RunMetadata, ranker_of
+from training.challenger import BOOTSTRAP, HOLDOUT_MODELS, Evaluation, RunMetadata
 from training.config import ReplayConfig
 from training.evaluation import holdout
 from training.evaluation.holdout import FinalCheck, PartRanks, PerQueryMetrics, RankedModel
@@ -181,7 +181,7 @@ def ask(asked: holdout.Holdout, folder: Path, references: list[ReferenceModel]) 
 def ranked_model(folder: Path) -> RankedModel:
     """The model of a verified artifact with its ranker, or with the fallback ranker."""
     model, _ = models.load(folder)
-    return RankedModel(model, ranker_of(folder) or FormulaRanker())
+    return RankedModel(model, load_ranker(folder))
 
 
 def _becomes_anchor(

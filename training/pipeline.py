@@ -26,6 +26,7 @@ from afterclick.artifact import read_manifest
 from afterclick.errors import BadArtifact, BadInput
 from afterclick.events import ModelPublished
 from afterclick.settings import Settings
+from afterclick.tree_ranker import TreeRanker
 from training import (
     etl,
     event_log,
@@ -134,10 +135,10 @@ class Pipeline:
                 with self._timed(seconds, "holdout_model", "fitting the holdout model"):
                     holdout_model = trainer.fit(inputs.past, version)
                 with self._timed(seconds, "ranker", "training the ranker on past days"):
-                    ranker_text = self._train_ranker(trainer, inputs.past)
+                    ranker = self._train_ranker(trainer, inputs.past)
                 run = run.model_copy(update={"seconds": seconds})
-                write_model(folder, "model", fitted, ranker_text, run)
-                write_model(folder, "holdout_model", holdout_model, ranker_text, run)
+                write_model(folder, "model", fitted, ranker, run)
+                write_model(folder, "holdout_model", holdout_model, ranker, run)
                 run.write(folder)
             return run
 
@@ -245,15 +246,15 @@ class Pipeline:
         self._check(fitted.model, run, inputs.champion)
         return fitted
 
-    def _train_ranker(self, trainer: fit.ModelTrainer, past: EventLog) -> str | None:
-        """The ranker as LightGBM's text; None with too little history."""
+    def _train_ranker(self, trainer: fit.ModelTrainer, past: EventLog) -> TreeRanker | None:
+        """The ranker; None with too little history."""
         try:
             result = trainer.fit_ranker(past)
         except TooFewInteractions as error:
             self.progress(f"no ranker: {error}")
             return None
         self.progress(f"ranker trained on {result.queries:,} queries")
-        return result.text
+        return result.trees
 
     def _log_of(self, run: RunMetadata) -> EventLog:
         tables = self.home / "etl" / str(run.lineage["etl"])

@@ -1,4 +1,4 @@
-"""The ranker: LambdaMART (LightGBM) over the candidates of all sources, learned on past cuts.
+"""The ranker: oblivious trees over the candidates of all sources, learned on past cuts.
 
 At each past cut a model is fitted on the rows before it and queried for what came after it, with
 the user states and trends of those moments; so every feature is as old as it will be when served,
@@ -10,24 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from afterclick.arrays import Float64Array, FloatArray, Int64Array, IntArray
-from afterclick.errors import BadArtifact
+from afterclick.arrays import FloatArray, Int64Array, IntArray
 from afterclick.features import FEATURE_NAMES
 from afterclick.model import Model
 from afterclick.ranking import CandidateGenerator
+from afterclick.tree_ranker import TreeRanker
 from afterclick.trends import DAY_MS
 from training.config import RankerConfig, ReplayConfig
 from training.event_log import EventLog
 from training.interactions import TooFewInteractions
+from training.models import oblivious_trees
 from training.protocols import EvaluationSplit, moments, sample, with_history
 from training.query_replay import align, replay
-
-if TYPE_CHECKING:
-    import lightgbm
 
 FitPast = Callable[[EventLog], Model]
 """Fits a model on the events before a cut."""
@@ -36,33 +33,6 @@ MIN_QUERIES = 50
 
 class NotEnoughHistory(TooFewInteractions):
     """The past cuts hold too few queries whose target is a candidate."""
-
-
-@dataclass(frozen=True)
-class BoosterRanker:
-    """A LightGBM ranker for training and evaluation."""
-
-    booster: lightgbm.Booster
-    columns: list[int]
-    """Features that the ranker uses: fewer, if it is older than a feature."""
-
-    @classmethod
-    def of(cls, text: str) -> BoosterRanker:
-        """From LightGBM's text. Raises BadArtifact for a feature that this program does not
-        have."""
-        import lightgbm
-
-        booster = lightgbm.Booster(model_str=text)
-        names = booster.feature_name()
-        unknown = sorted(set(names) - set(FEATURE_NAMES))
-        if unknown:
-            raise BadArtifact(f"ranker: unknown features {', '.join(unknown)}; train again")
-        return cls(booster, [FEATURE_NAMES.index(name) for name in names])
-
-    def score(self, features: FloatArray) -> Float64Array:
-        """(c,) scores of feature rows (c, F)."""
-        rows = features[:, self.columns]
-        return np.asarray(self.booster.predict(rows, num_threads=1), np.float64)
 
 
 @dataclass(frozen=True)
@@ -90,15 +60,15 @@ class RankerExamples:
 
 @dataclass(frozen=True)
 class FittedRanker:
-    """A ranker as LightGBM's text, and facts about its training."""
+    """A ranker, and facts about its training."""
 
-    text: str
+    trees: TreeRanker
     queries: int
     """Queries with a target among the candidates."""
     candidate_recall: float
     """Share of the queries with a target among the candidates."""
     importance: dict[str, float]
-    """Feature → share of the total gain."""
+    """Feature → share of the change of predictions."""
 
 
 def collect(
@@ -121,13 +91,15 @@ def collect(
 
 def learn(found: RankerExamples, config: RankerConfig) -> FittedRanker:
     """Learn the ranker from examples."""
-    booster = boost(found, config)
-    gain = booster.feature_importance("gain")
+    highest = found.grades.max()
+    trees, importance = oblivious_trees.fit(
+        found.rows, found.grades / highest, found.groups, config
+    )
     return FittedRanker(
-        text=booster.model_to_string(),
+        trees=trees,
         queries=len(found.groups),
         candidate_recall=len(found.groups) / max(found.queries, 1),
-        importance=dict(zip(FEATURE_NAMES, (gain / max(gain.sum(), 1e-9)).tolist(), strict=True)),
+        importance=dict(zip(FEATURE_NAMES, importance.tolist(), strict=True)),
     )
 
 
@@ -193,29 +165,3 @@ def examples(
         )
     groups_array = np.array(groups, np.int32)
     return RankerExamples(np.concatenate(rows), np.concatenate(grades), groups_array, len(queries))
-
-
-def boost(examples: RankerExamples, config: RankerConfig) -> lightgbm.Booster:
-    """LambdaMART; the gain of a target is the weight of its strongest action."""
-    import lightgbm  # takes seconds: the first model is published before
-
-    gains, label = np.unique(np.append(examples.grades, 0.0), return_inverse=True)
-    table = lightgbm.Dataset(
-        examples.rows, label[:-1], group=examples.groups, feature_name=list(FEATURE_NAMES)
-    )
-    parameters = {
-        "objective": "lambdarank",
-        "lambdarank_truncation_level": 20,
-        "label_gain": (gains / max(gains[-1], 1e-9)).tolist(),
-        "learning_rate": config.learning_rate,
-        "num_leaves": config.leaves,
-        "min_data_in_leaf": 100,
-        "feature_fraction": 0.7,
-        "bagging_fraction": 0.8,
-        "bagging_freq": 1,
-        "seed": config.seed,
-        "deterministic": True,
-        "num_threads": config.threads,
-        "verbose": -1,
-    }
-    return lightgbm.train(parameters, table, config.rounds)

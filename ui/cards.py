@@ -80,8 +80,8 @@ def item_url(item_id: str, user_id: str) -> str:
 def confidence(item: RecommendedItem, answer: Recommendations) -> Json:
     """How certain the rank of an item is: `dots` (0 to 3), `words`, and `what` they mean.
 
-    The ranker is trained on pairs: exp(score difference) are the odds that one item is chosen
-    before the other. Reported is the probability against the last item of the list, at least 1/2.
+    The ranker learns a softmax: exp(score difference) are the odds that one item is chosen over
+    the other. Reported is the probability against the last item of the list, at least 1/2.
     """
     if answer.source == "interests":
         return {

@@ -1,8 +1,7 @@
 """The baseline of `bench serve`: the same routes in a straightforward implementation.
 
-FastAPI with a pydantic response model, redis-py, exact nearest neighbours, and the `lightgbm`
-package for scores and contributions. It returns the same items from the same model, history and
-trends.
+FastAPI with a pydantic response model, redis-py, exact nearest neighbours, and the ranker in
+NumPy. It returns the same items from the same model, history and trends.
 """
 
 from __future__ import annotations
@@ -12,19 +11,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-import lightgbm
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query
-from numpy.typing import NDArray
 
 from afterclick import api, events
-from afterclick.features import FEATURES, PARTS
+from afterclick.arrays import Float64Array, FloatArray, Int64Array
 from afterclick.io.redis_clients import create_async_redis
 from afterclick.ranking import CandidateGenerator
 from afterclick.retrieval import SOURCES
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
+from afterclick.tree_ranker import RECEIPT, TreeRanker
 from afterclick.user_vectors import UserState
 from serving import tiers
 from serving.eligibility import Eligibility
@@ -32,7 +30,6 @@ from serving.explain import reasons, source_reasons
 from serving.recommender import describe
 from serving.request import RequestUser
 from serving.service import Service
-from serving.state.loaded_ranker import FILE
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -47,7 +44,6 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(lifespan=lifespan)
     redis = create_async_redis(settings.redis)
-    boosters: dict[str, lightgbm.Booster] = {}
 
     @app.get("/recommendations")
     async def recommendations(
@@ -58,29 +54,25 @@ def create_app(settings: Settings) -> FastAPI:
         rows: Any = await redis.zrange(key, 0, 199, desc=True, withscores=True)
         history = [HistoryEntry.from_member(m, t) for m, t in rows]
         state = UserState.of(history, snapshot.find, settings.stream.weights, time.time() * 1000)
-        model = snapshot.loaded.model
-        if model is None or model.factors is None or model.content is None or not len(state.items):
+        model, ranker = snapshot.loaded.model, snapshot.loaded.ranker
+        if model is None or not isinstance(ranker, TreeRanker) or not len(state.items):
             items = Eligibility(n, state.seen).eligible(snapshot.trending)[:n]
-            parts: dict[str, NDArray[Any]] = {"trend": snapshot.trend_score[items]}
+            parts: dict[str, Float64Array] = {"trend": snapshot.trend_score[items]}
             source, sources = api.Tier.TRENDING, ["trending"] * len(items)
             texts = source_reasons(items, sources)
         else:
-            if model.version not in boosters:
-                path = settings.artifacts / model.version / FILE
-                boosters[model.version] = lightgbm.Booster(model_file=str(path))
-            booster = boosters[model.version]
             generator = CandidateGenerator.exact(model)
             query = generator.query(state, snapshot.view)
             candidates = generator.retrieve(query)
             table = generator.features(query, candidates.items)
-            scores = np.asarray(booster.predict(table, num_threads=1))
+            leaves = leaves_of(ranker, table)
+            trees = np.arange(leaves.shape[1])
+            scores = ranker.parts.sum(axis=0)[trees, leaves].sum(axis=1)
             top = np.argsort(-scores)[:n]
             items = candidates.items[top]
             sources = [SOURCES[s] for s in candidates.sources[top].tolist()]
-            contributions = np.asarray(
-                booster.predict(table[top], pred_contrib=True, num_threads=1)
-            )
-            source, parts = api.Tier.PERSONALISED, dict(group_contributions(contributions))
+            contributions = ranker.parts[:, trees, leaves[top]].sum(axis=2)
+            source, parts = api.Tier.PERSONALISED, dict(zip(RECEIPT, contributions, strict=True))
             user = RequestUser(history, state, is_known=True)
             texts = reasons(snapshot, user, items, sources)
         listed = []
@@ -135,11 +127,10 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def group_contributions(contributions: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-    """Group → (c,), and `base`, from LightGBM's pred_contrib (c, F + 1); the sum is the score."""
-    groups = np.array([part for _, part in FEATURES])
-    sums = {part: contributions[:, :-1][:, groups == part].sum(axis=1) for part in PARTS}
-    return {**sums, "base": contributions[:, -1]}
+def leaves_of(ranker: TreeRanker, rows: FloatArray) -> Int64Array:
+    """(c, t) the leaf of each tree that feature rows (c, F) end in."""
+    above = rows[:, ranker.columns] > ranker.borders
+    return np.asarray(above @ (1 << np.arange(above.shape[2])), np.int64)
 
 
 def main() -> None:

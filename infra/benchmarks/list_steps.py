@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from afterclick.ranking import best_rows
 from afterclick.settings import Settings
 from infra.benchmarks.harness import READY_S, wait_for
 from infra.benchmarks.synthetic import SyntheticShop
@@ -97,7 +98,8 @@ def _steps(
     yield
     rows_of_features = generator.features(tier.query, candidates.items)
     yield
-    ranked = tier.ranked(context, candidates, ranker.best(rows_of_features, eligible.pool_size))
+    found = best_rows(ranker, rows_of_features, eligible.pool_size)
+    ranked = tier.ranked(context, candidates, found)
     yield
     rendered_list(ranked, render(ranked, snapshot, None), request, reduced=False)
     yield

@@ -23,6 +23,7 @@ import numpy as np
 
 from afterclick.arrays import Float64Array, IntArray
 from afterclick.model import Model
+from afterclick.ranking import Ranker
 from afterclick.settings import Settings
 from afterclick.trends import DAY_MS
 from infra.benchmarks.harness import Benchmark, Figures
@@ -47,7 +48,6 @@ from training.event_log import EventLog
 from training.fit import ModelTrainer, trainer
 from training.protocols import EvaluationSplit, Queries, as_of, queries, sample, with_history
 from training.query_replay import align
-from training.ranker import BoosterRanker
 
 MONTHS = 6
 """Moments of the trend attacks, a month apart, where none are given."""
@@ -138,7 +138,7 @@ class _AttackedShop:
     split: EvaluationSplit
     queries: Queries
     targets: list[int]
-    ranker: BoosterRanker
+    ranker: Ranker
     seed: int
 
     def attacked_log(self, attack: Attack, target: int, guards: bool) -> EventLog:
@@ -180,7 +180,7 @@ def attack_lists(split: EvaluationSplit, guarded: ModelTrainer, plan: AttackPlan
     """A row per situation. The ranker is fitted before the attack, as are most models."""
     unguarded = replace(guarded, config=replace(guarded.config, replay=_known(False)))
     past = split.log.before(split.cut_ms)
-    ranker = BoosterRanker.of(unguarded.fit_ranker(past).text)
+    ranker = unguarded.fit_ranker(past).trees
     shop = _AttackedShop(split, _queries(split, plan), _targets(split, plan), ranker, plan.seed)
     model = unguarded.fit(past, "without-attack").model
     baselines: dict[bool, dict[int, ListQuality]] = {}

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-import lightgbm
 import numpy as np
 from confluent_kafka import Producer
 
@@ -26,14 +25,15 @@ from afterclick.io.redis_clients import create_redis
 from afterclick.model import AGES_DAYS, Model, TowerArrays
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
+from afterclick.tree_ranker import FILE, TreeRanker
 from afterclick.trends import HALF_LIVES_MS
-from serving.state.loaded_ranker import FILE
 from training import ann_index
+from training.config import RankerConfig
+from training.models import oblivious_trees
 
 RANK, NEIGHBOURS, CONTENT = 64, 50, 64
 DESCRIBED = 0.3
 """Share of the items with a title, as in the real data."""
-TREES, LEAVES = 120, 31
 ESTABLISHED = 0.6
 """Share of the votes by established users."""
 HISTORY_LENGTH = 30
@@ -132,7 +132,7 @@ def _write_models(
         replace(model, version=version).save(folder)
         for name, made in built.items():
             ann_index.write(made, folder, name)
-        (folder / FILE).write_text(ranker)
+        ranker.write(folder / FILE)
 
     written = {}
     for version in versions:
@@ -191,21 +191,12 @@ def _similar_items(cluster: Int64Array, rng: np.random.Generator) -> IntArray:
     return neighbours
 
 
-def _ranker(rng: np.random.Generator) -> str:
-    """A LambdaMART of the size that training produces, over all features."""
+def _ranker(rng: np.random.Generator) -> TreeRanker:
+    """A ranker of the size that training produces, over all features."""
     rows = rng.normal(size=(40_000, len(FEATURE_NAMES))).astype(np.float32)
     relevant = rows @ rng.normal(size=len(FEATURE_NAMES)) + rng.normal(size=len(rows)) > 4
-    table = lightgbm.Dataset(
-        rows, relevant.astype(int), group=[40] * 1000, feature_name=list(FEATURE_NAMES)
-    )
-    parameters = {
-        "objective": "lambdarank",
-        "num_leaves": LEAVES,
-        "verbose": -1,
-        "num_threads": 2,
-        "seed": 1,
-    }
-    return str(lightgbm.train(parameters, table, TREES).model_to_string())
+    groups = np.full(1000, 40, np.int32)
+    return oblivious_trees.fit(rows, relevant.astype(np.float32), groups, RankerConfig())[0]
 
 
 def _write_state(settings: Settings, shop: SyntheticShop, rng: np.random.Generator) -> None:

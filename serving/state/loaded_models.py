@@ -31,10 +31,10 @@ from afterclick.events import ModelEvent, ModelPublished
 from afterclick.io.background import BackgroundLoop
 from afterclick.kernels import warm_up
 from afterclick.model import Model
-from afterclick.ranking import FormulaRanker
+from afterclick.ranking import FormulaRanker, Ranker
 from afterclick.retrieval import Search
+from afterclick.tree_ranker import load_ranker
 from serving.state.ann_search import content_search, index_search
-from serving.state.loaded_ranker import ExplainableRanker, load_ranker
 
 log = structlog.get_logger()
 LOAD_LIMIT_S = 900.0
@@ -60,7 +60,7 @@ class LoadedModel:
 
     version: str
     model: Model | None
-    ranker: ExplainableRanker
+    ranker: Ranker
     als_search: Search | None = None
     tower_search: Search | None = None
     content_search: Search | None = None

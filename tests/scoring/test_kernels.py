@@ -14,6 +14,7 @@ from afterclick.features import features
 from afterclick.kernels import SOURCE_BITS, as_items
 from afterclick.model import AGES_DAYS, UNKNOWN_BIAS, Model, TowerArrays
 from afterclick.ranking import CandidateGenerator
+from afterclick.tree_ranker import RECEIPT, TreeRanker
 from tests.scoring.examples import NOW_MS, a_model, a_state, a_view
 
 COMPILED: tuple[Any, ...] = (
@@ -23,6 +24,7 @@ COMPILED: tuple[Any, ...] = (
     kernels.pair_scores,
     kernels.products,
     kernels.gather,
+    kernels.tree_sums,
     kernels.tower_vector,
     kernels.woodbury,
 )
@@ -139,6 +141,10 @@ def test_after_the_warm_up_a_list_compiles_nothing() -> None:
     query = generator.query(a_state([3, 20, 5, 0]), a_view(21))
     candidates = generator.retrieve(query)
     assert len(candidates)
-    features(model, query.user, query.trends, candidates.items)
+    rows = features(model, query.user, query.trends, candidates.items)
+    names = np.array([["als", "popularity"]])
+    trees = TreeRanker(names, np.zeros((1, 2)), np.ones((len(RECEIPT), 1, 4)))
+    assert trees.score(rows).tolist() == [len(RECEIPT)] * len(candidates)
+    trees.contributions(rows[:1])
     after = [len(kernel.signatures) for kernel in COMPILED]
     assert after == before

@@ -13,7 +13,6 @@ from afterclick import artifact, events
 from afterclick.events import Item, ItemEvent, ModelEvent, ModelPublished
 from afterclick.model import AGES_DAYS, UNKNOWN_BIAS, Model, TowerArrays, WordVectors
 from afterclick.settings import Settings
-from serving.state.loaded_ranker import FILE
 
 KINDS = ("camera", "cable")
 PER_KIND = 30
@@ -92,21 +91,14 @@ def words(rank: int = 8) -> WordVectors:
     )
 
 
-def write(
-    settings: Settings, version: str, ranker: str | None = None, words: WordVectors | None = None
-) -> tuple[Path, str]:
-    """The artifact of `model(version)`, with a LightGBM ranker where its text is given."""
+def write(settings: Settings, version: str, words: WordVectors | None = None) -> tuple[Path, str]:
+    """The artifact of `model(version)`."""
     made = replace(model(version), words=words)
-
-    def fill(folder: Path) -> None:
-        made.save(folder)
-        if ranker is not None:
-            (folder / FILE).write_text(ranker)
 
     return artifact.write(
         settings.artifacts,
         version,
-        fill,
+        made.save,
         items=len(made),
         created=datetime.now(UTC).isoformat(),
         parameters=made.parameters(),

@@ -14,13 +14,13 @@ from confluent_kafka import Producer
 from afterclick import artifact, events
 from afterclick.events import Action, Interaction
 from afterclick.settings import Settings
+from afterclick.tree_ranker import FILE
 from ingest.click_model import LATENT_STRENGTH
 from ingest.datasets import open_dataset
 from ingest.generate import ShopConfig, generate_shop
 from ingest.items import read_items
 from ingest.rows import ReadReport
 from ingest.simulation import Simulation, SimulationConfig, summary
-from serving.state.loaded_ranker import FILE
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
@@ -38,14 +38,14 @@ VERSION = "of-the-shop"
 
 def publish_model(settings: Settings, data: Reviews) -> None:
     """Fit a model and a ranker on the reviews, and announce them."""
-    ranker = RankerConfig(cuts=1, horizon_days=40, queries=2000, rounds=60)
+    ranker = RankerConfig(cuts=1, horizon_days=40, queries=2000, trees=60)
     config = ModelConfig(AlsConfig(rank=16), ranker=ranker, towers=None)
     trainer = ModelTrainer(config, data.texts, implicit_als)
-    model, text = trainer.fit(data.log, VERSION).model, trainer.fit_ranker(data.log).text
+    model, trees = trainer.fit(data.log, VERSION).model, trainer.fit_ranker(data.log).trees
 
     def fill(folder: Path) -> None:
         model.save(folder)
-        (folder / FILE).write_text(text)
+        trees.write(folder / FILE)
 
     made = artifact.write(
         settings.artifacts,

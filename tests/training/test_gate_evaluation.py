@@ -14,12 +14,12 @@ from afterclick import artifact
 from afterclick import model as models
 from afterclick.model import Model
 from afterclick.settings import TrainingSettings
+from afterclick.tree_ranker import FILE, TreeRanker
 from ingest.generate import ShopConfig, generate_shop
 from training import gate_evaluation
 from training.challenger import (
     BOOTSTRAP,
     HOLDOUT_MODELS,
-    RANKER,
     Evaluation,
     RunMetadata,
     copy_model,
@@ -37,7 +37,7 @@ SETTINGS = TrainingSettings(holdout=0.2)
 CONFIG = ModelConfig(
     als=AlsConfig(rank=16, reg=0.1, iterations=8, engine="implicit"),
     towers=None,
-    ranker=RankerConfig(cuts=2, queries=1500, rounds=40),
+    ranker=RankerConfig(cuts=2, queries=1500, trees=40),
 )
 
 
@@ -49,7 +49,7 @@ class Shop:
     run: RunMetadata
     final: FittedModel
     holdout_model: FittedModel
-    ranker: str
+    ranker: TreeRanker
 
     def gate_run(
         self,
@@ -86,7 +86,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     past = data.log.before(cut_ms)
     trainer = ModelTrainer(CONFIG, data.texts, implicit_als)
     run = RunMetadata(version="new", cut_ms=cut_ms, parameters={}, lineage={}, seconds={})
-    ranker = trainer.fit_ranker(past).text
+    ranker = trainer.fit_ranker(past).trees
     return Shop(data, run, trainer.fit(data.log, "new"), trainer.fit(past, "new"), ranker)
 
 
@@ -111,7 +111,7 @@ def test_a_model_without_a_ranker_is_scored_by_the_fallback_ranker(
 ) -> None:
     shop.publish(tmp_path, "old", shop.run.cut_ms)
     gate_run = shop.gate_run(tmp_path / "second", learned=False)
-    assert not (gate_run.folder / "holdout_model" / RANKER).exists()
+    assert not (gate_run.folder / "holdout_model" / FILE).exists()
     found = evaluate(replace(gate_run, champion="old", home=tmp_path))
     assert [c.other for c in found.comparisons] == ["champion", "trends"]
     assert all(c.difference is not None for c in found.comparisons)

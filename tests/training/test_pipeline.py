@@ -11,11 +11,12 @@ from afterclick import model as models
 from afterclick.errors import AlreadyRunning, BadArtifact
 from afterclick.events import Item
 from afterclick.settings import Settings
+from afterclick.tree_ranker import FILE
 from tests.scoring.examples import a_model
 from tests.training import shop
 from tests.training.challengers import add_champion, an_artifact
 from training import gate, publish, workspace
-from training.challenger import RANKER, Evaluation
+from training.challenger import Evaluation
 from training.mlflow_registry import MlflowRegistry
 from training.pipeline import Pipeline
 from training.workspace import LastTraining, training_lock
@@ -53,7 +54,7 @@ def test_a_log_becomes_a_served_model_and_a_refused_challenger_leaves_it(
     assert evaluation.metrics["live.hr@10"] > evaluation.against["trends"]["live.hr@10"]
 
     served, manifest = models.load(artifacts / published.version, published.manifest_sha256)
-    assert {RANKER, "index.faiss", "als_item_factors.npy", "content.npy"} <= set(manifest.files)
+    assert {FILE, "index.faiss", "als_item_factors.npy", "content.npy"} <= set(manifest.files)
     assert served.words is not None
     assert len(served.words.words) > 0
     assert manifest.parameters["index"]["recall@100"] == 1.0

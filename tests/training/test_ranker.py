@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-import lightgbm
 import numpy as np
 import pytest
 
-from afterclick.features import FEATURE_NAMES
 from afterclick.model import Model
 from training import ranker
 from training.config import NeighbourConfig, RankerConfig, ReplayConfig
@@ -22,12 +20,10 @@ from training.models.neighbours import cosine_neighbours, same_day_neighbours
 from training.models.popularity import first_seen, popularity
 from training.protocols import EvaluationSplit, moments, queries, with_history
 from training.query_replay import replay
-from training.ranker import BoosterRanker, FitPast, FittedRanker, NotEnoughHistory, past_splits
+from training.ranker import FitPast, FittedRanker, NotEnoughHistory, past_splits
 
 DAY = 86_400_000
-CONFIG = RankerConfig(
-    cuts=2, horizon_days=60, queries=400, negatives=20, rounds=20, leaves=15, seed=1
-)
+CONFIG = RankerConfig(cuts=2, horizon_days=60, queries=400, negatives=20, trees=20, depth=4, seed=1)
 
 
 def companion_shop(users: int = 1500, items: int = 120, days: int = 400) -> Interactions:
@@ -98,7 +94,7 @@ def test_the_blend_uses_the_live_event_and_beats_every_source(
     shop: Interactions, split: EvaluationSplit, blend: FittedRanker
 ) -> None:
     model = build_on(split.train)
-    inputs = ScorerInputs(model, BoosterRanker.of(blend.text), transitions(split.train))
+    inputs = ScorerInputs(model, blend.trees, transitions(split.train))
     answers = answer_all(split, lambda eligible: scorers(inputs, eligible, reduced=True))
     profiles = np.full(len(shop.user_ids), np.nan)
     facts = ItemFacts(
@@ -123,9 +119,7 @@ def test_the_blend_uses_the_live_event_and_beats_every_source(
 def test_without_a_history_the_blend_lists_trending_items(
     split: EvaluationSplit, blend: FittedRanker
 ) -> None:
-    inputs = ScorerInputs(
-        build_on(split.train), BoosterRanker.of(blend.text), transitions(split.train)
-    )
+    inputs = ScorerInputs(build_on(split.train), blend.trees, transitions(split.train))
     scorer = scorers(inputs, split.eligible)["blend"]
     asked = queries(split, "cold")
     for one in replay(split.log, asked.where(np.arange(len(asked)) < 3)):
@@ -148,17 +142,12 @@ def test_the_report_of_the_blend_lists_what_it_learned(blend: FittedRanker) -> N
     assert near > 0.5
 
 
-def test_contributions_add_up_to_the_score(blend: FittedRanker) -> None:
-    booster = lightgbm.Booster(model_str=blend.text)
-    assert booster.feature_name() == list(FEATURE_NAMES)
-    rows = np.random.default_rng(0).random((20, len(FEATURE_NAMES)))
-    contributions = np.asarray(booster.predict(rows, pred_contrib=True))
-    np.testing.assert_allclose(contributions.sum(axis=1), booster.predict(rows), atol=1e-9)
-
-
 def test_the_same_seed_learns_the_same_blend(split: EvaluationSplit) -> None:
-    short = replace(CONFIG, rounds=5)
-    assert train(split, short).text == train(split, short).text
+    short = replace(CONFIG, trees=5)
+    first, second = train(split, short).trees, train(split, short).trees
+    assert np.array_equal(first.features, second.features)
+    assert np.array_equal(first.borders, second.borders)
+    assert np.array_equal(first.parts, second.parts)
 
 
 def test_past_cuts_never_overlap_and_leave_most_rows_before_them(split: EvaluationSplit) -> None:
@@ -177,7 +166,7 @@ def test_models_of_past_cuts_see_nothing_after_them(split: EvaluationSplit) -> N
         newest.append(int(log.time_ms.max()))
         return build(log)
 
-    train(split, replace(CONFIG, rounds=2), watch)
+    train(split, replace(CONFIG, trees=2), watch)
     cuts = [s.cut_ms for s in past_splits(split.log.before(split.cut_ms), CONFIG)]
     assert len(newest) == len(cuts) == 2
     assert all(latest < cut for latest, cut in zip(newest, cuts, strict=True))
@@ -190,7 +179,7 @@ def test_a_model_may_have_other_items_in_another_order(split: EvaluationSplit) -
         assert model.item_ids.tolist() != rows.item_ids.tolist() or len(model) == len(rows.item_ids)
         return model
 
-    assert train(split, replace(CONFIG, rounds=5), some).candidate_recall > 0.5
+    assert train(split, replace(CONFIG, trees=5), some).candidate_recall > 0.5
 
 
 def test_too_short_a_past_is_rejected(shop: Interactions) -> None:

@@ -21,7 +21,7 @@ DAYS, USERS, ITEMS = 400, 900, 60
 CONFIG = ModelConfig(
     AlsConfig(rank=8, iterations=3),
     towers=TowerConfig(dim=8, epochs=2),
-    ranker=RankerConfig(cuts=1, queries=600, rounds=20),
+    ranker=RankerConfig(cuts=1, queries=600, trees=20),
 )
 
 

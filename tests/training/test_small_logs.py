@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from afterclick.errors import BadDataset
+from afterclick.tree_ranker import FILE
 from ingest.generate import DAY_S, ShopConfig, generate_shop
 from tests.training import shop
 from training import publish, workspace
-from training.challenger import RANKER
 from training.interactions import Interactions
 from training.pipeline import Pipeline
 from training.workspace import Anchor
@@ -84,7 +84,7 @@ def test_a_shop_of_20_days_gets_a_ranker_and_a_verdict(pipeline: Pipeline, tmp_p
         ],
     )
     _, evaluation, published = pipeline.run_all()
-    assert (pipeline.settings.artifacts / published.version / RANKER).is_file()
+    assert (pipeline.settings.artifacts / published.version / FILE).is_file()
     assert evaluation.verdict == "passed"
     assert evaluation.comparisons[0].other == "trends"
     assert evaluation.detectable_loss is not None

@@ -12,14 +12,13 @@ from scipy import sparse
 from afterclick.arrays import BoolArray, FloatArray, IntArray
 from afterclick.features import RECENT
 from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
-from afterclick.ranking import CandidateGenerator, score_candidates
+from afterclick.ranking import CandidateGenerator, Ranker, score_candidates
 from afterclick.retrieval import REDUCED_LIMITS, CandidateLimits
 from afterclick.trends import HALF_LIVES_MS
 from afterclick.user_vectors import content_user, fold_in, tower_user
 from training.evaluation.measure import Scorer, Scores
 from training.interactions import Interactions, runs
 from training.query_replay import ReplayedQuery
-from training.ranker import BoosterRanker
 
 BEST_HALF_LIFE = "week"
 """Half-life of the decayed popularity shown: the best or nearly so on Electronics after
@@ -38,7 +37,7 @@ class ScorerInputs:
     items."""
 
     model: Model
-    ranker: BoosterRanker
+    ranker: Ranker
     transitions: Any
     """(n_items, n_items) scipy CSR: see `transitions`"""
     ncf: Callable[[int], Scores] | None = None
@@ -176,11 +175,11 @@ def content(model: Model, vectors: FloatArray) -> Scorer:
 
 def blend(
     model: Model,
-    ranker: BoosterRanker,
+    ranker: Ranker,
     eligible: BoolArray,
     limits: CandidateLimits | None = None,
 ) -> Scorer:
-    """What serving shows: candidates of all sources, ranked by LambdaMART.
+    """What serving shows: candidates of all sources, ranked by the learned ranker.
 
     With `REDUCED_LIMITS`: what it shows under load shedding. A user without a history gets trending
     items.

@@ -56,7 +56,7 @@ from training.interactions import TooFewInteractions
 from training.mlflow_registry import MlflowRegistry
 from training.protocols import EVERY_ITEM, PROTOCOLS, EvaluationSplit, queries, sample
 from training.query_replay import align
-from training.ranker import BoosterRanker, FittedRanker, RankerExamples
+from training.ranker import FittedRanker, RankerExamples
 
 log = structlog.get_logger()
 _SHOWN = ("hr@10", "hr@20", "ndcg@10", "recall@20", "mrr", "coverage@10")
@@ -212,7 +212,7 @@ def _ask(
     model, learned = align(fitted.model, split.log.item_ids), ranker.learn(examples, config.ranker)
     inputs = ScorerInputs(
         model,
-        BoosterRanker.of(learned.text),
+        learned.trees,
         transitions(split.train),
         ncf(split.train, config.min_interactions, config.als.seed),
     )

@@ -8,7 +8,6 @@ map product names (left) to golden names (right).
 from __future__ import annotations
 
 import asyncio
-import gzip
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -28,6 +27,7 @@ from afterclick.ranking import FormulaRanker
 from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry, LogPosition
+from afterclick.tree_ranker import FILE, TreeRanker
 from serving.control.experiments import Arm, Assignment, Experiment, ExperimentDraft, Plan
 from serving.control.rules import Rule, RuleBook, RuleDraft
 from serving.recommender import Recommender, RecommenderConfig
@@ -40,13 +40,12 @@ from serving.state.history import OnlineStore, Rows
 from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import PositionWaiters, TrendState
 from serving.state.loaded_models import LoadedModel, no_model
-from serving.state.loaded_ranker import TreeRanker
 from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
 from tests.serving.golden import fixed_state
 from tests.serving.golden.request_specs import Spec
 
-RANKER = Path(__file__).parent / "ranker.txt.gz"
-"""LightGBM, 60 trees, trained once on feature rows of the fixed state."""
+RANKER = TreeRanker.read(Path(__file__).parent / FILE)
+"""60 trees, trained once on feature rows of the fixed state."""
 
 Answer = dict[str, Any]
 POLICIES = {
@@ -161,9 +160,7 @@ def _loaded(version: str, ranker: str, arrays: str = "all") -> LoadedModel:
     return LoadedModel(
         version,
         model,
-        FormulaRanker()
-        if ranker == "formula"
-        else TreeRanker(gzip.decompress(RANKER.read_bytes()).decode()),
+        FormulaRanker() if ranker == "formula" else RANKER,
         exact_search(model.factors) if model.factors is not None else None,
         exact_search(model.towers.targets) if model.towers is not None else None,
         content_search(model.content) if model.content is not None else None,
