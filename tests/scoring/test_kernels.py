@@ -143,7 +143,7 @@ def test_after_the_warm_up_a_list_compiles_nothing() -> None:
     assert len(candidates)
     rows = features(model, query.user, query.trends, candidates.items)
     names = np.array([["als", "popularity"]])
-    trees = TreeRanker(names, np.zeros((1, 2)), np.ones((len(RECEIPT), 1, 4)))
+    trees = TreeRanker(names, np.zeros((1, 2), np.float32), np.ones((len(RECEIPT), 1, 4)))
     assert trees.score(rows).tolist() == [len(RECEIPT)] * len(candidates)
     trees.contributions(rows[:1])
     after = [len(kernel.signatures) for kernel in COMPILED]
