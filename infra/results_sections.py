@@ -186,6 +186,33 @@ SECTIONS: dict[str, Section] = {
         ),
         (Cases("cases", ("name", "kills", "events", "lost", "double", "recovery_s", "note")),),
     ),
+    "hostile": Section(
+        "Hostile clients: lists of a genuine client meanwhile",
+        (
+            Figure("worst p99 of the genuine client", "worst_others_p99_ms", "ms", at_most=100),
+            Figure("largest growth of the API", "worst_rss_growth_mb", "MiB", at_most=150),
+            Figure("errors of the genuine client", "others_errors", at_most=0),
+            Figure("answers with status 500", "errors_500", at_most=0),
+        ),
+        (
+            Cases(
+                "cases",
+                (
+                    *("name", "requests", "refused", "others_p99_ms_before"),
+                    *("others_p99_ms_during", "rss_mb_before", "rss_mb_after"),
+                ),
+            ),
+        ),
+    ),
+    "loop": Section(
+        "Event loop of the API: the longest that a request keeps it from others",
+        (
+            Figure("items", "items"),
+            Figure("longest CPU time of the loop without a pause", "longest_ms", "ms", at_most=20),
+            Figure("responses other than 200", "errors", at_most=0),
+        ),
+        (Cases("kinds", ("name", "requests", "loop_ms_p50", "longest_ms")),),
+    ),
     "soak": Section(
         "Soak: a whole stack under traffic, kills, trainings and erasures",
         (
