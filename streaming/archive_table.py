@@ -101,11 +101,12 @@ def create_archive(uri: str, topic_ids: Mapping[str, str] | None = None) -> Even
     return EventArchive.open(uri)
 
 
-def next_offsets(archive: EventArchive, ranges: OffsetRanges) -> Offsets:
+def next_offsets(archive: EventArchive, ranges: OffsetRanges, *, fence: bool = True) -> Offsets:
     """The next offset to archive of each partition.
 
-    Raises LogTruncated if retention has deleted records that are not archived, and StateConflict
-    if the log ends before the archive. A partition that was never archived starts where it begins.
+    Raises LogTruncated if retention has deleted records that are not archived (without `fence`
+    they are left out), and StateConflict if the log ends before the archive. A partition that was
+    never archived starts where it begins.
     """
     offsets: Offsets = {}
     for name, held in ranges.items():
@@ -117,14 +118,14 @@ def next_offsets(archive: EventArchive, ranges: OffsetRanges) -> Offsets:
                 f"records up to {archived}: the topic was created anew or has lost records. Stop "
                 "the stream and move the archive away; the next one begins with the new topic"
             )
-        if start < held.begin:
+        if start < held.begin and fence:
             raise LogTruncated(
                 f"{held.begin - start} events of {name} are missing: retention deleted them before "
                 f"they were archived in {archive.uri}. Move the archive away to begin a new one"
             )
         if archived < 0 and held.begin:
             log.warning("archive begins late", partition=str(name), offset=held.begin)
-        offsets.setdefault(name.topic, {})[name.partition] = start
+        offsets.setdefault(name.topic, {})[name.partition] = max(start, held.begin)
     return offsets
 
 

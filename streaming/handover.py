@@ -170,7 +170,8 @@ class Archive:
         context, settings = self.context, self.context.settings
         _stop(self._run)
         archive = create_archive(settings.archive, positions.topic_ids(settings.kafka))
-        offsets = next_offsets(archive, positions.log_ranges(settings.kafka))
+        ranges = positions.log_ranges(settings.kafka)
+        offsets = next_offsets(archive, ranges, fence=settings.stream.fence)
         is_first, checkpoint = self._run is None, new_checkpoint(context)
         query = flows.start_archive(context.spark, settings, offsets, checkpoint)
         self._run = Run(query, checkpoint)

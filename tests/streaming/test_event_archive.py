@@ -192,6 +192,8 @@ def test_the_query_starts_after_the_archived_records(uri: str) -> None:
     assert next_offsets(archive, ranges) == {"feedback": {0: 10, 1: 6}}
     with pytest.raises(LogTruncated, match="2 events of feedback/0 are missing"):
         next_offsets(archive, {PLACE: OffsetRange(12, 20)})
+    control = next_offsets(archive, {PLACE: OffsetRange(12, 20)}, fence=False)
+    assert control == {"feedback": {0: 12}}
     with pytest.raises(StateConflict, match="created anew"):
         next_offsets(archive, {PLACE: OffsetRange(0, 3)})
 
