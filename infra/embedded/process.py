@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -13,16 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import psutil
 
 from afterclick.errors import NotRunning, Unavailable, redact
 from afterclick.io.files import PRIVATE
+from afterclick.io.libc import end_with_parent
 from afterclick.settings import Settings
 
-_PR_SET_PDEATHSIG = 1
 LOG_BYTES = 16 << 20
 _TAIL_BYTES = 1 << 16
 _DRAIN_S = 5.0
@@ -79,7 +77,7 @@ class Process:
                 stderr=log if piped else subprocess.STDOUT,
                 env=_inherited() | dict(self.env),
                 start_new_session=True,
-                preexec_fn=_die_with_parent(),
+                preexec_fn=end_with_parent(signal.SIGKILL),
                 umask=PRIVATE,
             )
         if piped:
@@ -230,22 +228,3 @@ def _session(leader: int) -> list[int]:
             if pid != leader and os.getsid(pid) == leader:
                 members.append(pid)
     return members
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """Runs in the child before the command: request SIGKILL at the end of the parent thread."""
-    if sys.platform != "linux":
-        return None
-    prctl, parent = _libc().prctl, os.getpid()
-
-    def request() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # the parent ended before the request
-            os._exit(1)
-
-    return request
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
