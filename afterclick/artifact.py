@@ -114,23 +114,34 @@ def verify(folder: Path, manifest: Manifest, throttle: Throttle = no_throttle) -
             raise BadArtifact(f"{path}: damaged: its SHA-256 differs from the manifest")
 
 
-def load_array(folder: Path, name: str, throttle: Throttle = no_throttle) -> AnyArray:
-    """The array in `<name>.npy`, in memory; never pickled. Raises BadArtifact."""
+def load_array(
+    folder: Path, name: str, throttle: Throttle = no_throttle, *, mapped: bool = False
+) -> AnyArray:
+    """The array in `<name>.npy`; never pickled. Raises BadArtifact.
+
+    `mapped`: its pages are those of the file, which processes share; written ones are copied first.
+    Truncating a mapped file ends the process, so by default the array is read into memory.
+    """
     path = folder / f"{name}.npy"
     try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        array: AnyArray = np.empty_like(mapped, subok=False)
-        raw = array.reshape(-1, order="A").view(np.uint8).data
-        # not from the map: truncating a mapped file would end the process
-        with path.open("rb") as file:
-            file.seek(mapped.offset)
-            for start in range(0, len(raw), CHUNK):
-                part = raw[start : start + CHUNK]
-                if file.readinto(part) != len(part):
-                    raise ValueError("unexpected end of file")
-                throttle()
+        # not "r": kernels would be compiled again for arrays that cannot be written
+        file_array: np.memmap = np.load(path, mmap_mode="c", allow_pickle=False)
+        return np.asarray(file_array) if mapped else _read(path, file_array, throttle)
     except (OSError, ValueError) as error:
         raise BadArtifact(f"{path}: cannot be read: {error}") from None
+
+
+def _read(path: Path, file_array: np.memmap, throttle: Throttle) -> AnyArray:
+    """A copy of a mapped array, read from its file. Raises OSError, ValueError."""
+    array: AnyArray = np.empty_like(file_array, subok=False)
+    raw = array.reshape(-1, order="A").view(np.uint8).data
+    with path.open("rb") as file:
+        file.seek(file_array.offset)
+        for start in range(0, len(raw), CHUNK):
+            part = raw[start : start + CHUNK]
+            if file.readinto(part) != len(part):
+                raise ValueError("unexpected end of file")
+            throttle()
     return array
 
 

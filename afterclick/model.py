@@ -362,13 +362,20 @@ def _index(item_ids: NDArray[np.str_]) -> dict[str, int]:
 
 
 def load(
-    folder: Path, manifest_sha256: str | None = None, throttle: Throttle = no_throttle
+    folder: Path,
+    manifest_sha256: str | None = None,
+    throttle: Throttle = no_throttle,
+    *,
+    mapped: bool = False,
 ) -> tuple[Model, Manifest]:
-    """The model of an artifact; every hash is checked first. Raises BadArtifact."""
+    """The model of an artifact; every hash is checked first. Raises BadArtifact.
+
+    `mapped`: processes that load the same artifact share its arrays (`artifact.load_array`).
+    """
     manifest = read_manifest(folder, manifest_sha256)
     verify(folder, manifest, throttle)
     names = [*_NEEDED, *(n for n in _OPTIONAL if f"{n}.npy" in manifest.files)]
-    arrays = {name: load_array(folder, name, throttle) for name in names}
+    arrays = {name: load_array(folder, name, throttle, mapped=mapped) for name in names}
     _check(folder, arrays)
     als, times = (manifest.parameters.get(name, {}) for name in ("als", "times"))
     towers = _towers(folder, arrays, manifest)

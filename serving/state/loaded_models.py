@@ -169,6 +169,8 @@ class ModelStore:
     throttle: Callable[[], Throttle] = field(default=lambda: CpuThrottle().yield_)
     """Slows loading down while another model serves."""
     retry_s: float = RETRY_S
+    mapped: bool = False
+    """Several processes load the same models and share their arrays."""
 
 
 class ModelFeed:
@@ -237,7 +239,8 @@ class ModelFeed:
         began = time.monotonic()
         throttle = self._store.throttle() if self.version else no_throttle
         try:
-            loaded = load(self._store.fetch(uri, self._store.cache, sha256), sha256, throttle)
+            folder = self._store.fetch(uri, self._store.cache, sha256)
+            loaded = load(folder, sha256, throttle, mapped=self._store.mapped)
         except AfterclickError as error:
             self._retry |= isinstance(error, Unavailable)
             self.rejected[version] = str(error)
@@ -288,19 +291,23 @@ class ModelFeed:
 
 
 def load(
-    folder: Path, manifest_sha256: str | None, throttle: Throttle = no_throttle
+    folder: Path,
+    manifest_sha256: str | None,
+    throttle: Throttle = no_throttle,
+    *,
+    mapped: bool = False,
 ) -> LoadedModel:
     """A verified artifact, ready to serve. Raises BadArtifact."""
     warm_up()  # a few seconds, until the machine code is on disk
-    arrays, manifest = model.load(folder, manifest_sha256, throttle)
+    arrays, manifest = model.load(folder, manifest_sha256, throttle, mapped=mapped)
     als = tower = content = None
     if arrays.factors is not None:
-        als = index_search(folder / "index.faiss", arrays.factors)
+        als = index_search(folder / "index.faiss", arrays.factors, mapped=mapped)
         throttle()
     if arrays.towers is not None:
-        tower = index_search(folder / "towers.faiss", arrays.towers.targets)
+        tower = index_search(folder / "towers.faiss", arrays.towers.targets, mapped=mapped)
         throttle()
     if arrays.content is not None:
-        content = content_search(arrays.content, folder / "content.faiss")
+        content = content_search(arrays.content, folder / "content.faiss", mapped=mapped)
         throttle()
     return LoadedModel(manifest.version, arrays, load_ranker(folder), als, tower, content)

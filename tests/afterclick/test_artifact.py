@@ -108,6 +108,21 @@ def test_an_array_is_read_into_memory_unchanged(tmp_path: Path, array: np.ndarra
     assert type(found) is np.ndarray
 
 
+def test_a_mapped_array_is_equal_and_writing_to_it_leaves_the_file(tmp_path: Path) -> None:
+    path, numbers = tmp_path / "array.npy", np.arange(6.0).reshape(3, 2)
+    np.save(path, numbers)
+    found = artifact.load_array(tmp_path, "array", mapped=True)
+    np.testing.assert_array_equal(found, numbers)
+    assert type(found) is np.ndarray
+    assert (found.flags.writeable, found.flags.c_contiguous) == (True, True), "as the kernels need"
+    with path.open("r+b") as file:  # the control: its pages are those of the file
+        file.seek(-8, 2)
+        file.write(np.float64(7.5).tobytes())
+    assert found[2, 1] == 7.5
+    found[0] = -1.0
+    assert np.load(path)[0].tolist() == [0.0, 1.0]
+
+
 def test_the_throttle_is_called_after_every_chunk(tmp_path: Path) -> None:
     numbers = np.arange(3 * artifact.CHUNK / 8)
     np.save(tmp_path / "array.npy", numbers)

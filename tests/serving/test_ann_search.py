@@ -15,7 +15,12 @@ from afterclick.retrieval import SOURCES, Searches, candidate_items, exact_searc
 from afterclick.settings import Settings
 from afterclick.user_vectors import UserVectors
 from serving.request import PLAIN
-from serving.state.ann_search import MAX_NEW_PER_SEARCH, content_search, with_new_items
+from serving.state.ann_search import (
+    MAX_NEW_PER_SEARCH,
+    content_search,
+    index_search,
+    with_new_items,
+)
 from serving.state.snapshot import ServingSnapshot
 from serving.tiers import similar_items
 from tests.scoring.examples import a_state
@@ -213,3 +218,14 @@ def test_only_many_described_items_get_an_index() -> None:
     few = np.ones((100, 4), np.float32)
     assert ann_index.of_content(few) is None
     assert ann_index.kind_of(ann_index.FLAT_BELOW) == "ivf"
+
+
+def test_a_mapped_index_finds_what_one_in_memory_finds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    vectors = rng.normal(size=(2000, 16)).astype(np.float32)
+    for kind in ("ivf", "flat", "hnsw"):
+        ann_index.write(ann_index.build(vectors, kind)[0], tmp_path, kind)
+        searches = [index_search(tmp_path / kind, vectors, mapped=m) for m in (False, True)]
+        for query in rng.normal(size=(20, 16)).astype(np.float32):
+            in_memory, mapped = (search(query, 30) for search in searches)
+            assert in_memory.tolist() == mapped.tolist()
