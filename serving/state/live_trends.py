@@ -17,7 +17,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,6 +152,8 @@ class TrendFeed(TrendState):
         self._tried_at, self._loaded_items = float("-inf"), 0
         self._next: dict[int, int] = {}
         self._loader: threading.Thread | None = None
+        self._approving = threading.Lock()
+        """Held from a read of the approved items to taking it over: none replaces a newer one."""
         self.reader = TopicReader(
             settings.kafka,
             settings.kafka.topics.state_changes,
@@ -173,17 +175,25 @@ class TrendFeed(TrendState):
     def approve(self, item_id: str, approved: bool) -> None:
         """Exempt an item from quarantine, or no longer. Raises Unavailable.
 
-        Other processes see it when they reload their trends.
+        Other processes see it within seconds, by `read_approved`.
         """
         key = self._settings.redis.keys.approved
         try:
-            with closing(_connect(self._settings)) as client:
+            with self._approving, closing(_connect(self._settings)) as client:
                 (client.sadd if approved else client.srem)(key, item_id)
+                self._approve(_names(client.smembers(key)))
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from None
+
+    def read_approved(self, client: Redis | RedisCluster) -> None:
+        """Take over what other processes have approved; nothing while Redis is away."""
+        with suppress(RedisError, OSError), self._approving:
+            self._approve(_names(client.smembers(self._settings.redis.keys.approved)))
+
+    def _approve(self, approved: frozenset[str]) -> None:
         with self.lock:
-            self.approved = self.approved | {item_id} if approved else self.approved - {item_id}
-            self.changes += 1
+            self.changes += approved != self.approved
+            self.approved = approved
 
     def start_offsets(self, ends: Mapping[int, int]) -> Mapping[int, int]:
         """Where to read from: at first from the end, later after the last record read before.
@@ -257,7 +267,12 @@ def read_trends(settings: Settings, partitions: Iterable[TopicPartition]) -> Sto
             if position is not None:
                 positions[str(partition)] = position
         approved: Any = client.smembers(settings.redis.keys.approved)
-    return StoredTrends(table, positions, frozenset(item.decode() for item in approved))
+    return StoredTrends(table, positions, _names(approved))
+
+
+def _names(members: Any) -> frozenset[str]:
+    """A set of Redis as text."""
+    return frozenset(item.decode() for item in members)
 
 
 def _read_partition(
