@@ -37,6 +37,7 @@ from infra.embedded.java import KAFKA, ensure_jars
 from infra.embedded.kafka import KafkaServer, ensure_topics
 from infra.embedded.process import Process, afterclick_command
 from infra.embedded.server import LOOPBACK, ValkeyServer, free_port
+from infra.stack.services import process_family
 from streaming.lease import running_job
 from streaming.positions import applied_offsets, log_ranges, topic_partitions
 
@@ -242,10 +243,27 @@ class RunningApi:
 
     port: int
     process: psutil.Process
+    workers: int = 1
 
     def rss_mb(self) -> int:
-        """Resident memory, MiB."""
-        return round(self.process.memory_info().rss / 2**20)
+        """Resident memory, MiB; pages that workers share count for each of them."""
+        return round(sum(each.memory_info().rss for each in self._family()) / 2**20)
+
+    def worker_mb(self) -> float | None:
+        """What a further worker takes: memory that only one of them uses, MiB, their mean."""
+        _, *workers = self._family()
+        if not workers:
+            return None
+        private = [worker.memory_full_info().uss for worker in workers]
+        return round(float(np.mean(private)) / 2**20, 1)
+
+    def cpu_s(self) -> float:
+        """CPU seconds used so far."""
+        return sum(map(cpu_s, self._family()))
+
+    def _family(self) -> list[psutil.Process]:
+        """The process, and its workers where there are several."""
+        return process_family(self.process.pid)
 
     def health(self) -> dict[str, Any]:
         """The body of /health/ready; empty while it does not respond."""
@@ -265,8 +283,11 @@ class RunningApi:
         """Whether it is ready with a model, `items` items and their metadata."""
         health = self.health()
         parts = health.get("parts", health)
-        known = min(int(parts.get(name, 0)) for name in ("catalogue", "items"))
-        return health.get("status") == "ready" and bool(parts.get("model")) and known >= items
+        rows = parts.get("workers", [parts])
+        known = min(int(row.get(name, 0)) for row in rows for name in ("catalogue", "items"))
+        models = all(row.get("model") for row in rows)
+        ready = health.get("status") == "ready" and len(rows) == self.workers
+        return ready and models and known >= items
 
     def metric(self, name: str, **labels: str) -> int:
         """A Prometheus counter or gauge, summed over the labels not given."""
@@ -304,7 +325,7 @@ def running_api(
     process.start()
     try:
         assert process.pid is not None
-        api = RunningApi(port, psutil.Process(process.pid))
+        api = RunningApi(port, psutil.Process(process.pid), settings.serving.workers)
         process.wait_ready(lambda: ready(api), READY_S)
         yield api
     finally:

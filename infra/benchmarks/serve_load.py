@@ -21,7 +21,6 @@ from infra.benchmarks.harness import (
     Figures,
     RunningApi,
     ShopTraffic,
-    cpu_s,
     own_servers,
     running_api,
     served_shop,
@@ -90,9 +89,12 @@ class ServeBenchmark(Benchmark):
     users: int = 2000
     changes_per_s: float = 50.0
     plain: bool = True
-    """Also measure infra.benchmarks.baseline."""
+    """Also measure infra.benchmarks.baseline, where there is one worker: it is one process."""
+    workers: int = 1
 
     def run(self, settings: Settings) -> Figures:
+        serving = settings.serving.model_copy(update={"workers": self.workers})
+        settings = settings.model_copy(update={"serving": serving})
         with own_servers(settings) as servers:
             log.info("building the shop", items=self.items, users=self.users)
             shop = build_shop(servers.settings, self.items, self.users)
@@ -101,14 +103,16 @@ class ServeBenchmark(Benchmark):
                 "rate": self.rate,
                 "items": self.items,
                 "users": self.users,
-                "workers": 1,
+                "workers": self.workers,
             }
             with ShopTraffic(servers.settings, shop).running(self.changes_per_s):
                 with served_shop(servers.settings, shop.described) as api:
+                    figures["worker_mb"] = api.worker_mb()
                     figures |= self._fixed_rate(api, calls, calls)
                     figures |= self._at_saturation(api, calls, figures)
                     figures["fresh"] = self._fresh(api, shop)
-                if self.plain:
+                    figures["worker_mb_after_load"] = api.worker_mb()
+                if self.plain and self.workers == 1:
                     self._measure_baseline(servers.settings, calls, figures)
             figures["fresh"]["steps_us"] = steps_us(servers.settings, shop, FRESH_USERS, N)
             return figures
@@ -137,10 +141,10 @@ class ServeBenchmark(Benchmark):
         self, api: RunningApi, warm: list[RequestSpec], calls: list[RequestSpec]
     ) -> Figures:
         open_loop(api.port, warm[: int(self.rate * WARM_S)], self.rate)
-        cpu_before, reused_before = cpu_s(api.process), _reused(api)
+        cpu_before, reused_before = api.cpu_s(), _reused(api)
         with watch_host() as stalls:
             result = open_loop(api.port, calls[: int(self.rate * self.seconds)], self.rate)
-        cpu_ms = (cpu_s(api.process) - cpu_before) * 1000 / max(len(result.latencies_ms), 1)
+        cpu_ms = (api.cpu_s() - cpu_before) * 1000 / max(len(result.latencies_ms), 1)
         _log("fixed rate", result)
         return {
             "requests": len(result.latencies_ms),

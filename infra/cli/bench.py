@@ -34,14 +34,18 @@ def serve(
     items: Annotated[int, typer.Option(help="Items of the shop.")] = 60_000,
     users: Annotated[int, typer.Option(help="Users with a history.")] = 2000,
     plain: Annotated[
-        bool, typer.Option(help="Also measure a plain FastAPI version of the route.")
+        bool,
+        typer.Option(help="Also measure a plain FastAPI version of the route (with one worker)."),
     ] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes of the API.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Latency of the API at a fixed rate (open loop), then its maximum requests per second."""
     from infra.benchmarks.serve_load import ServeBenchmark
 
-    benchmark = ServeBenchmark(rate=rate, seconds=seconds, items=items, users=users, plain=plain)
+    benchmark = ServeBenchmark(
+        rate=rate, seconds=seconds, items=items, users=users, plain=plain, workers=workers
+    )
     emit(_run(benchmark), as_json)
 
 
