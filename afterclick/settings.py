@@ -337,6 +337,9 @@ class ApiKey(_Section):
 class ServingSettings(ServerSection):
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen on."""
+    workers: int = Field(1, ge=1, le=64)
+    """Processes that serve the port together; at most one per core pays. More than one need Redis
+    for the rate limit."""
     list_length: int = Field(10, ge=1, le=200)
     """Items in a list without `n`."""
     shed_after_ms: float = Field(50.0, gt=0)

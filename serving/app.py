@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from random import getrandbits
 from typing import Any
 
@@ -30,9 +31,11 @@ from serving.control.rate_limit import RateLimit
 from serving.control.request_log import LoggedRequest, RequestLog
 from serving.control.store import Database
 from serving.monitoring import Metrics
+from serving.peers import Peers
 from serving.routes import browsing, control_api, health, recommendations, sockets
 from serving.routes.api_docs import install_docs
 from serving.service import Service, ServingTimings
+from serving.workers import WorkerPool
 
 log = structlog.get_logger()
 DESCRIPTION = """The list changes after the click.
@@ -54,9 +57,11 @@ SEND_BUFFER = 131_072
 """Bytes the kernel buffers for a client that does not read: some lists, not megabytes of them."""
 
 
-def create_app(settings: Settings, timings: ServingTimings | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, timings: ServingTimings | None = None, peers: Peers | None = None
+) -> FastAPI:
     """The application of one process. Its Service starts and stops with the ASGI lifespan."""
-    service, serving = Service(settings, timings), settings.serving
+    service, serving = Service(settings, timings, peers), settings.serving
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -82,7 +87,7 @@ def create_app(settings: Settings, timings: ServingTimings | None = None) -> Fas
     install_docs(app)
     problems.install(app)
     app.add_middleware(problems.BodyLimit, limit=serving.max_body_bytes, timeout_s=serving.body_s)
-    shared = settings.redis if serving.limit_shared else None
+    shared = settings.redis if serving.limit_shared or serving.workers > 1 else None
     limit = RateLimit(serving.limit, shared) if serving.limit else None
     control = service.control
     app.add_middleware(
@@ -166,13 +171,35 @@ def run(settings: Settings) -> None:
     listener = bind(settings.serving.host, settings.serving.port)
     prefer_requests()
     allow_files(settings.serving.max_connections)
-    uvicorn.Server(config_of(settings)).run(sockets=[listener])
+    if settings.serving.workers == 1:
+        uvicorn.Server(config_of(settings)).run(sockets=[listener])
+        return
+    _migrate(settings)
+    WorkerPool(settings.serving.workers, listener, partial(_serve_one, settings)).run()
 
 
-def config_of(settings: Settings, timings: ServingTimings | None = None) -> uvicorn.Config:
-    """The configuration of uvicorn: one worker, uvloop, httptools."""
+def _serve_one(settings: Settings, peers: Peers, listener: socket.socket) -> None:
+    """One worker of several."""
+    uvicorn.Server(config_of(settings, peers=peers)).run(sockets=[listener])
+
+
+def _migrate(settings: Settings) -> None:
+    """Create the tables before several workers do; an outage leaves it to them."""
+    database = Database(settings.database)
+    try:
+        database.upgrade()
+    except Unavailable as error:
+        log.warning("tables not created yet", error=str(error))
+    finally:
+        database.close()
+
+
+def config_of(
+    settings: Settings, timings: ServingTimings | None = None, peers: Peers | None = None
+) -> uvicorn.Config:
+    """The configuration of uvicorn for one process: uvloop, httptools."""
     proxies = [str(network) for network in settings.serving.proxies]
-    app = create_app(settings, timings)
+    app = create_app(settings, timings, peers)
     return uvicorn.Config(
         app,
         loop="uvloop",

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import orjson
+import numpy as np
 import redis
 import structlog
 
@@ -25,7 +25,7 @@ from afterclick.io.stalls import Stall, StallDetector
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from afterclick.trends import HALF_LIVES_MS
-from serving.monitoring import STAGES, Metrics
+from serving.monitoring import STAGES, Metrics, percentiles
 from serving.push import Hub
 from serving.state.kafka_reader import DeadLetterReader
 from serving.state.live_trends import TrendFeed
@@ -39,7 +39,7 @@ MODELS_EVERY_S, MODELS_KEPT = 60.0, 100
 
 
 class LiveStats:
-    """`refresh` reads Kafka and Redis in a background thread; `now` is for any thread."""
+    """`refresh` reads Kafka and Redis in a background thread; the rest is for any thread."""
 
     def __init__(
         self,
@@ -65,58 +65,87 @@ class LiveStats:
         """Partitions with records that the stream does not archive."""
         self.own_loops: Sequence[Heartbeat] = ()
         """Of this process."""
+        self.worker: int | None = None
+        """The number of this process among several workers."""
         self._other_loops: list[StoredHeartbeat] = []
         self._hub, self._metrics = hub, metrics
         self.dead_letters = DeadLetterReader(settings.kafka)
         self._measured_at, self._n_changes, self._n_requests = time.monotonic(), 0, 0
+        self._events_per_s = self._requests_per_s = 0.0
         self._lag: dict[str, int] | None = None
         self._dead: dict[str, int] | None = None
         self._dead_at = self._models_at = 0.0
         self._last_batch_at: float | None = None
 
-    def refresh(self) -> bytes:
-        """Read Kafka and Redis; the statistics as a message. Blocks."""
+    def refresh(self) -> None:
+        """Read Kafka and Redis, measure rates since the last call, set gauges. Blocks."""
         self._lag = self._read_lag()
         self._last_batch_at = self._read_last_batch()
         self._read_heartbeats()
+        self._trends.read_approved(self._redis)
         if time.monotonic() - self._dead_at > WINDOW_S:
             self._dead_at = time.monotonic()
             self._dead = self._count_dead_letters()
-        return orjson.dumps(self.now())
-
-    def now(self) -> Json:
-        """The current statistics; rates since the last call."""
-        metrics, snapshot = self._metrics, self._snapshots.current
-        events_per_s, requests_per_s = self._rates()
+        self._measure_rates()
         self._set_gauges()
+
+    def of_worker(self) -> Json:
+        """What the other workers of this API cannot know, as JSON for `now`."""
+        metrics = self._metrics
+        return {
+            "requests_per_s": self._requests_per_s,
+            "watching": self._hub.watching,
+            "live": self._hub.live,
+            "latency_ms": metrics.recent_latency.values(WINDOW_S)[:, 0].tolist(),
+            "push_ms": metrics.recent_pushes.values(PUSH_WINDOW_S)[:, 0].tolist(),
+            "frozen": self.frozen_here(),
+        }
+
+    def now(self, workers: Sequence[Json]) -> Json:
+        """The current statistics of all workers: `of_worker` of each."""
+        metrics, snapshot = self._metrics, self._snapshots.current
+
+        def total(name: str) -> Any:
+            return sum(worker[name] for worker in workers)
+
+        def spread(name: str) -> dict[str, float] | None:
+            return _p50_p95_p99([value for worker in workers for value in worker[name]])
+
         return {
             "type": "figures",
             "time": time.time(),
-            "events_per_s": events_per_s,
-            "requests_per_s": requests_per_s,
+            "events_per_s": self._events_per_s,
+            "requests_per_s": round(total("requests_per_s"), 1),
             "lag": None if self._lag is None else sum(self._lag.values()),
             "lag_by_partition": self._lag,
             "stalls": [str(stall) for stall in self.stalls],
             "archive_stalls": [str(stall) for stall in self.archive_stalls],
-            "frozen": [f"{beat.name} for {beat.age_s:.0f} s" for beat in self.frozen()],
+            "frozen": [
+                f"{beat['loop']} for {beat['seconds']:.0f} s" for beat in self.frozen(workers)
+            ],
             "dead_letters": None if self._dead is None else sum(self._dead.values()),
             "refused": metrics.n_duplicates,
             "boundary": self._last_batch_at,
             "freshness_ms": self._freshness(),
-            "push_ms": _p50_p95_p99(metrics.recent_pushes.percentiles(PUSH_WINDOW_S)),
-            "latency_ms": _p50_p95_p99(metrics.recent_latency.percentiles(WINDOW_S)),
+            "push_ms": spread("push_ms"),
+            "latency_ms": spread("latency_ms"),
             "model_version": snapshot.loaded.version or None,
             "items": snapshot.n_shown,
             "interactions": int(snapshot.counts.sum()),
             "positions": dict(self._trends.positions),
-            "watching": self._hub.watching,
-            "live": self._hub.live,
+            "watching": total("watching"),
+            "live": total("live"),
         }
 
-    def frozen(self) -> list[Heartbeat | StoredHeartbeat]:
-        """The loops of this and of other processes that are frozen now."""
-        loops: list[Heartbeat | StoredHeartbeat] = [*self.own_loops, *self._other_loops]
-        return [beat for beat in loops if beat.frozen]
+    def frozen(self, workers: Sequence[Json]) -> list[Json]:
+        """The loops that are frozen now: of these workers, the stream job and the retrainer."""
+        others = [_frozen(beat, beat.name) for beat in self._other_loops if beat.frozen]
+        return [beat for worker in workers for beat in worker["frozen"]] + others
+
+    def frozen_here(self) -> list[Json]:
+        """The loops of this process that are frozen now."""
+        prefix = "" if self.worker is None else f"worker {self.worker}: "
+        return [_frozen(beat, prefix + beat.name) for beat in self.own_loops if beat.frozen]
 
     def publish_models(self, versions: Sequence[str]) -> None:
         """Store once a minute which models this API uses: training keeps them."""
@@ -138,15 +167,14 @@ class LiveStats:
         self.dead_letters.close()
         self._redis.close()
 
-    def _rates(self) -> tuple[float, float]:
+    def _measure_rates(self) -> None:
         """Events and requests per second since the last call."""
         metrics, now = self._metrics, time.monotonic()
         elapsed_s = max(now - self._measured_at, 1e-3)
-        events = (metrics.n_changes - self._n_changes) / elapsed_s
-        requests = (metrics.n_requests - self._n_requests) / elapsed_s
+        self._events_per_s = round((metrics.n_changes - self._n_changes) / elapsed_s, 1)
+        self._requests_per_s = round((metrics.n_requests - self._n_requests) / elapsed_s, 1)
         self._measured_at = now
         self._n_changes, self._n_requests = metrics.n_changes, metrics.n_requests
-        return round(events, 1), round(requests, 1)
 
     def _count_dead_letters(self) -> dict[str, int] | None:
         try:
@@ -242,10 +270,10 @@ class LiveStats:
             return []
 
     def _freshness(self) -> Json | None:
-        percentiles = self._metrics.recent_freshness.percentiles(WINDOW_S)
-        if percentiles is None:
+        found = percentiles(self._metrics.recent_freshness.values(WINDOW_S))
+        if found is None:
             return None
-        columns = percentiles.round(2).T.tolist()
+        columns = found.round(2).T.tolist()
         stages = {
             stage: dict(zip(("p50", "p95", "p99"), column, strict=True))
             for stage, column in zip(STAGES, columns, strict=True)
@@ -267,8 +295,13 @@ class LiveStats:
         metrics.model.labels(snapshot.loaded.version or "none").set(1)
 
 
-def _p50_p95_p99(percentiles: Any) -> dict[str, float] | None:
-    if percentiles is None:
+def _frozen(beat: Heartbeat | StoredHeartbeat, name: str) -> Json:
+    return {"loop": name, "seconds": round(beat.age_s, 1)}
+
+
+def _p50_p95_p99(values: Sequence[float]) -> dict[str, float] | None:
+    found = percentiles(np.array(values)[:, None])
+    if found is None:
         return None
-    values = (round(float(value), 3) for value in percentiles[:, 0])
-    return dict(zip(("p50", "p95", "p99"), values, strict=True))
+    rounded = (round(float(value), 3) for value in found[:, 0])
+    return dict(zip(("p50", "p95", "p99"), rounded, strict=True))

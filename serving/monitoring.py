@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from afterclick.arrays import FloatArray
+from afterclick.arrays import Float64Array, FloatArray
 from afterclick.io.connections import ConnectionLimits, Slots
 from afterclick.state import StateChange
 
@@ -44,18 +44,22 @@ class RecentValues:
         self._times[row] = time.monotonic()
         self._next += 1
 
-    def percentiles(self, seconds: float) -> FloatArray | None:
-        """(3, columns) p50, p95 and p99 over the last `seconds`; None without values.
+    def values(self, seconds: float) -> Float64Array:
+        """(n, columns) the values of the last `seconds`."""
+        return self._values[self._times > time.monotonic() - seconds]
 
-        NaN counts as no value; a column of NaN stays NaN.
-        """
-        values = self._values[self._times > time.monotonic() - seconds]
-        if not len(values):
-            return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN
-            percentiles: FloatArray = np.nanpercentile(values, (50, 95, 99), axis=0)
-        return percentiles
+
+def percentiles(values: Float64Array) -> FloatArray | None:
+    """(3, columns) p50, p95 and p99 of values (n, columns); None without values.
+
+    NaN counts as no value; a column of NaN stays NaN.
+    """
+    if not len(values):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a column of NaN
+        found: FloatArray = np.nanpercentile(values, (50, 95, 99), axis=0)
+    return found
 
 
 class EventLoopLag:
@@ -251,3 +255,28 @@ class Metrics:
         for stage, value in zip(STAGES, stages, strict=True):
             if not math.isnan(value):
                 self.freshness.labels(stage).observe(value)
+
+
+def merged_text(texts: Sequence[tuple[int, str]]) -> str:
+    """The expositions of several workers as one; each sample gets the number as label `worker`.
+
+    That of a single worker stays as it is.
+    """
+    if len(texts) == 1:
+        return texts[0][1]
+    families: dict[str, list[str]] = {}
+    for number, text in sorted(texts, key=lambda row: row[0]):
+        for family in f"\n{text.rstrip()}".split("\n# HELP ")[1:]:
+            help_text, kind, *samples = family.split("\n")
+            labelled = (_with_label(sample, f'worker="{number}"') for sample in samples)
+            families.setdefault(f"# HELP {help_text}\n{kind}", []).extend(labelled)
+    return "".join(f"{line}\n" for head, rows in families.items() for line in (head, *rows))
+
+
+def _with_label(sample: str, label: str) -> str:
+    """A sample of an exposition with one more label."""
+    name, brace, rest = sample.partition("{")
+    if brace:
+        return f"{name}{{{label},{rest}"
+    name, _, value = sample.partition(" ")
+    return f"{name}{{{label}}} {value}"

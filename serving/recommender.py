@@ -31,7 +31,7 @@ from serving.eligibility import CatalogueFilters, Eligibility
 from serving.explain import attributions
 from serving.request import CALLER, RecommendationRequest, RequestUser, cursor_after
 from serving.rerank import rerank
-from serving.response_cache import Recommendation, RenderedList, ResponseCache
+from serving.response_cache import MAX_RESPONSE_BYTES, Recommendation, RenderedList, ResponseCache
 from serving.state.catalogue_query import search
 from serving.state.history import OnlineStore, Rows, entries
 from serving.state.item_catalogue import Catalogue
@@ -69,6 +69,8 @@ class RecommenderConfig:
     """For exploration."""
     clock: Callable[[], float] = time.monotonic
     """Measures the age of cached lists."""
+    cache_bytes: int = MAX_RESPONSE_BYTES
+    """Of cached lists, at most."""
 
 
 class Recommender:
@@ -89,7 +91,7 @@ class Recommender:
             waiters,
         )
         self._config = config
-        self._cache = ResponseCache(config.cache_ttl_s, config.clock)
+        self._cache = ResponseCache(config.cache_ttl_s, config.clock, config.cache_bytes)
         self._worker = ThreadPoolExecutor(1, "catalogue")
         self.waiting = Slots(caller=MAX_WAITING_PER_CALLER, total=MAX_WAITING)
         """Calls of the worker, the running one included."""

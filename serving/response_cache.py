@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, replace
 from sys import getsizeof
 from typing import Any
@@ -18,6 +18,7 @@ import orjson
 from cachetools import FIFOCache
 
 from afterclick.api import Tier
+from afterclick.arrays import Json
 from serving.request import RecommendationRequest
 from serving.state.history import Rows
 from serving.state.snapshot import ActiveRules, ServingSnapshot
@@ -114,6 +115,11 @@ class ImpressionCache:
         """The response, or None if it is no longer cached."""
         response = self._responses.get(impression_id)
         return response.body if response else None
+
+
+def first_known(responses: Sequence[Json | None]) -> Json | None:
+    """The response among those of several processes, only one of which has it."""
+    return next((response for response in responses if response is not None), None)
 
 
 @dataclass(frozen=True, slots=True)

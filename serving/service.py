@@ -7,13 +7,15 @@ background, and `stop` stops them.
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from confluent_kafka import Message
@@ -23,8 +25,9 @@ from afterclick.arrays import Json
 from afterclick.io.background import BackgroundLoop, Heartbeat, HeartbeatMonitor
 from afterclick.io.connections import ConnectionLimits, Slots
 from afterclick.io.forgotten import publish_forgotten
+from afterclick.io.libc import trim_heap
 from afterclick.quarantine import QuarantineLimits
-from afterclick.settings import Settings
+from afterclick.settings import ServingSettings, Settings
 from afterclick.state import StateChange
 from serving.control.api_keys import ApiKeyStore
 from serving.control.catalogue_copy import CatalogueCopy
@@ -41,11 +44,18 @@ from serving.events.experiment_counts import SETTLE_S, ExperimentCounter
 from serving.events.feedback import AckTimeouts, FeedbackLog
 from serving.events.reactions import ImpressionLog, ReactionCounter, ShownList
 from serving.live_stats import LiveStats
-from serving.monitoring import EventLoopLag, Metrics
+from serving.monitoring import EventLoopLag, Metrics, merged_text
+from serving.peers import Peers, Shared
 from serving.push import Hub, cause_of
 from serving.recommender import Recommender, RecommenderConfig
 from serving.request import Options, RecommendationRequest
-from serving.response_cache import ImpressionCache, Recommendation
+from serving.response_cache import (
+    MAX_IMPRESSION_BYTES,
+    MAX_RESPONSE_BYTES,
+    ImpressionCache,
+    Recommendation,
+    first_known,
+)
 from serving.state.history import OnlineStore, forget_entries
 from serving.state.item_catalogue import Catalogue
 from serving.state.kafka_reader import TopicReader
@@ -59,6 +69,10 @@ PUBLISH_S = 5.0
 """Time limit for Kafka to acknowledge a request to erase a user."""
 REQUEST_S = 30.0
 """Longer than any request that reads a history."""
+WARM_S = 30.0
+"""How long a worker that replaces another may load its state before it serves."""
+WARM_POLL_S = 0.05
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,11 +100,20 @@ class Background(Protocol):
 class Service:
     """Every part of one API process. `start` needs the running event loop."""
 
-    def __init__(self, settings: Settings, timings: ServingTimings | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        timings: ServingTimings | None = None,
+        peers: Peers | None = None,
+    ) -> None:
         """Build the parts. Connects to nothing yet, except the threads of Kafka's clients."""
         self.settings, self.timings = settings, timings or ServingTimings()
+        self.peers = peers or Peers()
         self.draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._sending: asyncio.Future[None] | None = None
+        """Of live statistics."""
+        self._trimmed = False
         self._build_state()
         self._build_control()
         self._build_events()
@@ -119,7 +142,7 @@ class Service:
         self.models = ModelFeed(
             self.snapshots.use,
             self.snapshots.use_in_experiments,
-            ModelStore(store, settings.home / "fetched"),
+            ModelStore(store, settings.home / "fetched", mapped=serving.workers > 1),
         )
         self.model_reader = TopicReader(kafka, topics.models, self.models.read)
         self.forgotten_reader = TopicReader(kafka, topics.forgotten, self.eraser.read)
@@ -134,6 +157,7 @@ class Service:
                 settings.stream.weights,
                 serving.cache_ttl_s,
                 lambda began: self.lag.lag_ms(began) > serving.shed_after_ms,
+                cache_bytes=MAX_RESPONSE_BYTES // serving.workers,
             ),
         )
 
@@ -150,7 +174,8 @@ class Service:
         self._build_limits()
         self.feedback = FeedbackLog(settings.kafka, self.timings.ack)
         self.impressions = ImpressionLog(settings.kafka)
-        self.reactions, self.sent = ReactionCounter(), ImpressionCache()
+        self.reactions = ReactionCounter()
+        self.sent = ImpressionCache(MAX_IMPRESSION_BYTES // settings.serving.workers)
         self.counter = ExperimentCounter(
             settings.kafka,
             self.database,
@@ -159,9 +184,25 @@ class Service:
             self.forgotten_reader.caught_up.is_set,
         )
         self.stats = LiveStats(settings, self.feed, self.snapshots, self.hub, self.metrics)
+        self._share()
+
+    def _share(self) -> None:
+        """What all workers of this API hold together: see docs/decisions/0036-workers.md."""
+        peers, number = self.peers, self.peers.number
+        self.impression = Shared(peers, "impression", self.sent.get, first_known)
+        self.all_reactions = Shared(
+            peers, "reactions", self.reactions.report, ReactionCounter.merge
+        )
+        self.all_requests = Shared(peers, "requests", self.requests.recent, RequestLog.newest)
+        self.all_metrics = Shared(
+            peers, "metrics", lambda: (number, self.metrics.text().decode()), merged_text
+        )
+        self.all_stats = Shared(peers, "stats", self.stats.of_worker, self.stats.now)
+        self.workers = Shared(peers, "workers", self._worker, list)
+        peers.answer("read-sql", self._read_sql)
 
     def _build_limits(self) -> None:
-        serving = self.settings.serving
+        serving = _per_worker(self.settings.serving)
         self.connections = ConnectionLimits.of(serving, serving.proxies)
         self.websockets = Slots(
             user=serving.max_websockets_per_user,
@@ -188,10 +229,11 @@ class Service:
             self.impressions,
             self.counter,
             WriteBehind(self.database, parts),
-            BackgroundLoop("live-stats", self._broadcast_stats, LIVE_STATS_S),
+            BackgroundLoop("live-stats", self._refresh_stats, LIVE_STATS_S),
         )
         self.monitor = HeartbeatMonitor([part.heartbeat for part in self._background])
         self.stats.own_loops = self.monitor.heartbeats
+        self.stats.worker = self.peers.number if self.peers.count > 1 else None
         self._monitoring = BackgroundLoop("heartbeats", self.monitor.check, HEARTBEATS_S)
         self._observe()
 
@@ -225,11 +267,31 @@ class Service:
         await asyncio.to_thread(self.control.load)  # the first request needs the API keys
         for part in (*self._background, self._monitoring):
             part.start()
+        if self.peers.replaces_another:
+            await self._warm()
+        await self.peers.start()
+
+    async def _warm(self) -> None:
+        """Wait until lists are as good as those of the other workers, for `WARM_S` at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(WARM_S):
+                while not self._is_warm():
+                    await asyncio.sleep(WARM_POLL_S)
+
+    def _is_warm(self) -> bool:
+        """Whether trends, catalogue and the newest model are loaded and served."""
+        readers = self.item_reader, self.model_reader
+        read = self.feed.loaded and all(reader.caught_up.is_set() for reader in readers)
+        published = self.models.published
+        newest = published[-1].version if published else None
+        served = self.snapshots.current.loaded.version or None
+        return read and (served == newest or newest in self.models.rejected)
 
     async def stop(self) -> None:
         """Flush feedback, impressions and SQL, and stop every thread, in seconds."""
         self.draining = True
         self.lag.stop()
+        await self.peers.stop()
         parts = (*self._background, self._monitoring)
         await asyncio.gather(*(asyncio.to_thread(part.stop) for part in parts))
         for close in (self.stats.close, self.database.close):
@@ -345,10 +407,44 @@ class Service:
     def _on_items(self, messages: Sequence[Message]) -> None:
         self.copy.take(self.catalogue.read(messages))
 
-    def _broadcast_stats(self) -> None:
-        message = self.stats.refresh()
+    async def in_force(self, change: Callable[..., T], *arguments: Any) -> T:
+        """Make a change in SQL; on return it is in force in every worker that answers."""
+        result = await asyncio.to_thread(change, *arguments)
+        await self.peers.ask("read-sql")
+        return result
+
+    async def _read_sql(self) -> None:
+        """Read what another worker has changed in SQL."""
+        for read in (self.control.sync, self.users.read):
+            await asyncio.to_thread(read, self.database)
+
+    def _worker(self) -> Json:
+        """The state of this worker."""
+        snapshot = self.snapshots.current
+        return {
+            "number": self.peers.number,
+            "pid": os.getpid(),
+            "ready": self.feed.loaded and not self.draining,
+            "model": snapshot.loaded.version or None,
+            "catalogue": len(self.catalogue),
+            "items": len(snapshot.trend_score),
+            "frozen": self.stats.frozen_here(),
+        }
+
+    def _refresh_stats(self) -> None:
+        self.stats.refresh()
         self.stats.publish_models(self.models.in_use)
-        self._call_in_loop(lambda: self.hub.broadcast(message))
+        self._call_in_loop(self._broadcast_stats)
+        if not self._trimmed and self._is_warm():
+            self._trimmed = True
+            trim_heap()  # loading leaves a fifth of the memory unused
+
+    def _broadcast_stats(self) -> None:
+        if self.hub.live and (self._sending is None or self._sending.done()):
+            self._sending = asyncio.ensure_future(self._send_stats())
+
+    async def _send_stats(self) -> None:
+        self.hub.broadcast(orjson.dumps(await self.all_stats.read()))
 
     def _call_in_loop(self, call: Callable[[], None]) -> None:
         if self._loop is not None and not self._loop.is_closed():
@@ -379,3 +475,15 @@ class Service:
             "fresh_ms": round(now_ms - change.log_ms, 2),
             "categories": item.categories if item else (),
         }
+
+
+def _per_worker(serving: ServingSettings) -> ServingSettings:
+    """With this worker's share of the limits that hold for all workers together."""
+    divided = (
+        "max_connections",
+        "max_connections_per_address",
+        "max_websockets",
+        "max_websockets_per_address",
+    )
+    shares = {name: math.ceil(getattr(serving, name) / serving.workers) for name in divided}
+    return serving.model_copy(update=shares)

@@ -175,7 +175,13 @@ def docs(
 
 
 @app.command()
-def serve(host: Host = None, port: Port = None) -> None:
+def serve(
+    host: Host = None,
+    port: Port = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes that serve the port together.")
+    ] = None,
+) -> None:
     """Run the API: recommendations, feedback, live pushes. Ctrl-C drains and stops it."""
     # products of a few hundred rows: a second thread costs more than it brings
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -183,7 +189,8 @@ def serve(host: Host = None, port: Port = None) -> None:
     from serving.app import run
 
     settings = Settings()
-    serving = settings.serving.model_copy(update=_given(host=host, port=port))
+    given = _given(host=host, port=port, workers=workers)
+    serving = settings.serving.model_copy(update=given)
     run(settings.model_copy(update={"serving": serving}))
 
 

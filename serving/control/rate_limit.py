@@ -1,6 +1,6 @@
 """The rate limit: requests of each caller, in this process or in Redis for all processes.
 
-reads, writes  redis  limits:* (only with AFTERCLICK_SERVING__LIMIT_SHARED)
+reads, writes  redis  limits:* (with AFTERCLICK_SERVING__LIMIT_SHARED, or several workers)
 
 While Redis is down each process limits its own requests.
 """
@@ -120,7 +120,10 @@ class CallerWindows:
 
 def _redis_storage(redis: RedisSettings) -> RedisStorage:
     if redis.cluster:
-        raise BadInput("AFTERCLICK_SERVING__LIMIT_SHARED needs a single Redis, not a cluster")
+        raise BadInput(
+            "a rate limit of several processes (AFTERCLICK_SERVING__LIMIT_SHARED, or "
+            "AFTERCLICK_SERVING__WORKERS above 1) needs a single Redis, not a cluster"
+        )
     return RedisStorage(
         f"async+{redis.client_url}",
         wrap_exceptions=True,

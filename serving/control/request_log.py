@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from itertools import count
+from itertools import chain, count
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 from sqlalchemy import Connection, delete, func, insert, or_, select
 
+from afterclick.arrays import Json
 from afterclick.events import SESSION
 from serving.control.store import Database, request_log
 from serving.control.write_behind import PendingRows
@@ -143,6 +144,12 @@ class RequestLog:
             }
             for request in list(self._recent)
         ]
+
+    @staticmethod
+    def newest(lists: Sequence[list[Json]]) -> list[Json]:
+        """The newest requests of several processes, newest first."""
+        rows = sorted(chain.from_iterable(lists), key=lambda row: -row["time"])
+        return rows[:RECENT]
 
     def forget_recent(self, forgotten: Mapping[str, int]) -> None:
         """Drop the newest requests of these users. Event loop only."""

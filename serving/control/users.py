@@ -130,9 +130,13 @@ class UserDirectory:
             if not pruning:
                 self._pruned_at = time.monotonic()
             more |= pruning
+        self.read(database)
+        return more
+
+    def read(self, database: Database) -> None:
+        """Read changed interests. Raises Unavailable."""
         with self._lock, database.begin() as connection:
             self._read_interests(connection)
-        return more
 
     def forget(self, forgotten: Mapping[str, int]) -> None:
         """Drop what is held and what waits of these users, up to their times (ms)."""

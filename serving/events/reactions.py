@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +18,7 @@ from cachetools import FIFOCache
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from afterclick import events
+from afterclick.arrays import Json
 from afterclick.events import IMPRESSION_TYPE, Action
 from afterclick.io.background import Heartbeat
 from afterclick.io.kafka_clients import create_producer
@@ -187,6 +188,25 @@ class ReactionCounter:
         for impression_id, opened in list(self._open.items()):
             if opened.user_id in user_ids:
                 del self._open[impression_id]
+
+    def report(self) -> Json:
+        """The counts as JSON, for `merge`."""
+        return {"rows": self.rows(), "places": self.by_rank()}
+
+    @staticmethod
+    def merge(reports: Sequence[Json]) -> Json:
+        """The sums of reports of several processes, each of which counts its own lists."""
+        merged = ReactionCounter()
+        for report in reports:
+            for row in report["rows"]:
+                stats = merged._stats[row["source"], row["model_version"] or ""]
+                for name in vars(stats):
+                    setattr(stats, name, getattr(stats, name) + row[name])
+            shown = [place["shown"] for place in report["places"]]
+            for place, longer in zip(report["places"], [*shown[1:], 0], strict=True):
+                merged._lengths[place["place"]] += place["shown"] - longer
+                merged._clicks_by_rank[place["place"] - 1] += place["clicks"]
+        return merged.report()
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per source and model, the most shown first."""

@@ -34,9 +34,9 @@ UserId = Annotated[Id, Path(examples=["bob"])]
 @router.get("/explain/{impression_id}", tags=["lists"], **responses(api.Recommendations, 404))
 async def explain(service: ServiceDep, impression_id: Annotated[Id, Path()]) -> Response:
     """A recent list as it was shown, with the contributions to its scores."""
-    body = service.sent.get(impression_id)
+    body = await service.impression.read(impression_id)
     if body is None:
-        raise NotFound("no such impression in this process; see the impressions topic")
+        raise NotFound("no such impression in memory; see the impressions topic")
     return json_response(body)
 
 
@@ -97,7 +97,7 @@ async def set_interests(
 ) -> Response:
     """Store a user's interests, for lists that name none, until there is a history."""
     interests = split(body.interests)
-    await asyncio.to_thread(service.users.set_interests, service.database, user_id, interests)
+    await service.in_force(service.users.set_interests, service.database, user_id, interests)
     return json_response({"user_id": user_id, "interests": interests})
 
 

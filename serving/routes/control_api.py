@@ -102,16 +102,16 @@ async def list_rules(service: ServiceDep) -> Response:
 async def add_rule(service: ServiceDep, body: Annotated[RuleDraft, Body()]) -> Response:
     """Boost, bury, pin or exclude the items of a query, from now on or for a period.
 
-    In force here within a second, in other processes within a few.
+    In force within a second in this API, in others within a few.
     """
-    rule = await asyncio.to_thread(service.control.add_rule, body)
+    rule = await service.in_force(service.control.add_rule, body)
     return json_response(_rule_row(rule), 201)
 
 
 @router.delete("/rules/{rule_id}", tags=["rules"], **responses(api.Deleted, 404))
 async def remove_rule(service: ServiceDep, rule_id: RuleId) -> Response:
     """Delete a rule."""
-    await asyncio.to_thread(service.control.remove_rule, rule_id)
+    await service.in_force(service.control.remove_rule, rule_id)
     return json_response({"removed": rule_id})
 
 
@@ -130,7 +130,7 @@ async def create_experiment(
 
     It names the metric that decides and how many users it needs.
     """
-    experiment = await asyncio.to_thread(service.control.create_experiment, body)
+    experiment = await service.in_force(service.control.create_experiment, body)
     return json_response(experiment.model_dump(), 201)
 
 
@@ -148,7 +148,7 @@ async def experiment_results(
 @router.post("/experiments/{name}/stop", tags=["experiments"], **responses(Experiment, 404))
 async def stop_experiment(service: ServiceDep, name: ExperimentName) -> Response:
     """Stop an experiment. Its results stay; its users get default lists again."""
-    experiment = await asyncio.to_thread(service.control.stop_experiment, name)
+    experiment = await service.in_force(service.control.stop_experiment, name)
     return json_response(experiment.model_dump())
 
 
@@ -165,14 +165,14 @@ async def add_key(service: ServiceDep, body: Annotated[KeyDraft, Body()]) -> Res
 
     With the first key, the API requires a key for every request.
     """
-    stored, key = await asyncio.to_thread(service.control.add_key, body)
+    stored, key = await service.in_force(service.control.add_key, body)
     return json_response({"key": key, **stored.model_dump(exclude={"sha256"})}, 201)
 
 
 @router.delete("/keys/{name}", tags=["keys"], **responses(api.Deleted, 404))
 async def revoke_key(service: ServiceDep, name: KeyName) -> Response:
-    """Revoke an API key: here on return, in other processes within seconds."""
-    await asyncio.to_thread(service.control.revoke_key, name)
+    """Revoke an API key: in this API on return, in others within seconds."""
+    await service.in_force(service.control.revoke_key, name)
     return json_response({"removed": name})
 
 
@@ -193,11 +193,11 @@ async def new_user_token(service: ServiceDep, body: Annotated[TokenRequest, Body
     **responses(RevokedTokens),
 )
 async def revoke_user_tokens(service: ServiceDep, user_id: UserId) -> Response:
-    """Revoke every token of a user: here on return, in other processes within seconds.
+    """Revoke every token of a user: in this API on return, in others within seconds.
 
     A user's own token may do this too. Later tokens are valid.
     """
-    at = await asyncio.to_thread(service.control.revoke_tokens, user_id)
+    at = await service.in_force(service.control.revoke_tokens, user_id)
     return json_response({"user_id": user_id, "issued_before": at})
 
 
@@ -230,7 +230,7 @@ async def quarantine(service: ServiceDep) -> Response:
 async def approve(service: ServiceDep, body: Annotated[api.QuarantineApproval, Body()]) -> Response:
     """Count every vote on an item, or apply the limits to it again.
 
-    In force here on return, in other processes within ten minutes.
+    In force here on return, in other processes within seconds.
     """
     await asyncio.to_thread(service.feed.approve, body.item_id, body.approved)
     service.snapshots.wake()

@@ -14,19 +14,19 @@ from serving.routes.fast_route import ServiceDep, json_response, responses
 router = APIRouter()
 MAX_MODELS = 20
 """Published models that are listed."""
+_OF_WORKER = ("number", "pid", "ready", "model", "catalogue", "items")
 
 
 @router.get("/exposure", tags=["monitoring"], **responses(api.Reactions))
 async def exposure(service: ServiceDep) -> Response:
     """Lists and reactions by source and model, and clicks by rank, since the process started."""
-    reactions = service.reactions
-    return json_response({"rows": reactions.rows(), "places": reactions.by_rank()})
+    return json_response(await service.all_reactions.read())
 
 
 @router.get("/requests", tags=["monitoring"], **responses(api.RecentRequests))
 async def requests(service: ServiceDep) -> Response:
-    """The latest requests to this process, without those of dashboards."""
-    return json_response({"requests": service.requests.recent()})
+    """The latest requests, without those of dashboards."""
+    return json_response({"requests": await service.all_requests.read()})
 
 
 @router.get("/models", tags=["monitoring"], **responses(api.Models))
@@ -67,8 +67,10 @@ async def ready(service: ServiceDep) -> Response:
     With stalled partitions, a stalled archive or frozen background loops (also of the stream job
     and the retrainer) the status is `stalled`, with 200: lists are served, but what is new does not
     reach them, or not the archive.
+
+    Of several workers, the one that answers is `worker`; `workers` are those that answer it.
     """
-    snapshot = service.snapshots.current
+    snapshot, workers = service.snapshots.current, await service.workers.read()
     parts = {
         "redis": await service.store.ping(),
         "trends": service.feed.loaded,
@@ -79,11 +81,12 @@ async def ready(service: ServiceDep) -> Response:
         "sql": service.control.available,
         "stalled": [stall.as_json() for stall in service.stats.stalls],
         "archive_stalled": [stall.as_json() for stall in service.stats.archive_stalls],
-        "frozen": [
-            {"loop": heartbeat.name, "seconds": round(heartbeat.age_s, 1)}
-            for heartbeat in service.stats.frozen()
-        ],
+        "frozen": service.stats.frozen(workers),
     }
+    if service.peers.count > 1:
+        rows = [{name: worker[name] for name in _OF_WORKER} for worker in workers]
+        parts["worker"] = service.peers.number
+        parts["workers"] = sorted(rows, key=lambda row: row["number"])
     ok = service.feed.loaded and not service.draining
     stalled = parts["stalled"] or parts["archive_stalled"] or parts["frozen"]
     status = ("stalled" if stalled else "ready") if ok else "not ready"
@@ -92,5 +95,6 @@ async def ready(service: ServiceDep) -> Response:
 
 @router.get("/metrics", tags=["service"], response_class=Response)
 async def metrics(service: ServiceDep) -> Response:
-    """Prometheus metrics."""
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    """Prometheus metrics; those of several workers have the label `worker`."""
+    text = await service.all_metrics.read()
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

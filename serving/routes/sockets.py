@@ -86,7 +86,7 @@ async def live_stream(socket: WebSocket) -> None:
     service: Service = socket.app.state.service
 
     async def stream(reader: LiveReader) -> None:
-        await _send(socket, orjson.dumps(service.stats.now()))
+        await _send(socket, orjson.dumps(await service.all_stats.read()))
         while True:
             await _send(socket, await reader.next())
 

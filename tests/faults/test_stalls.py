@@ -136,7 +136,7 @@ def test_readiness_metrics_and_dashboard_name_a_stalled_partition_until_it_moves
         assert stall["seconds"] >= 0.5
         gauge = f'afterclick_stalled_seconds{{partition="{name}"}} 0.0'
         assert gauge not in api.http.get("/metrics").text
-        assert api.service.stats.now()["stalls"][0].startswith(f"{name} at offset")
+        assert api.figures()["stalls"][0].startswith(f"{name} at offset")
         with MiniStream(settings):
             wait_until(lambda: ready()["status"] == "ready")
         assert gauge in api.http.get("/metrics").text

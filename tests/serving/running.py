@@ -76,6 +76,11 @@ class Running(ServerThread):
         position: str = response.json()["position"]
         return position
 
+    def figures(self) -> dict[str, Any]:
+        """The current live statistics."""
+        stats = self.service.stats
+        return stats.now([stats.of_worker()])
+
     def ready(self) -> None:
         """Wait until the trends are loaded."""
         wait_until(lambda: self.http.get("/health/ready").status_code == 200)

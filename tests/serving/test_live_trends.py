@@ -162,7 +162,7 @@ def test_partitions_added_while_the_api_runs_are_read(settings: Settings, api: R
         assert received(socket)["cause"]["event_id"] == "like"
     api.service.feed.reload()
     assert counted(api, "cable-7") == 1
-    assert len(api.service.stats.now()["positions"]) == 1
+    assert len(api.figures()["positions"]) == 1
     with_the_setting = read_trends(settings, before)
     assert with_the_setting.table.find("cable-7") is None, "control: only the partitions of before"
     with capture_logs() as logs:

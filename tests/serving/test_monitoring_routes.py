@@ -190,7 +190,7 @@ def test_a_frozen_loop_of_the_stream_job_is_reported_until_it_goes_on(
             wait_until(
                 lambda: float(api.http.get("/metrics").text.partition(gauge)[2].split()[0]) > 1
             )
-            (named,) = api.service.stats.now()["frozen"]
+            (named,) = api.figures()["frozen"]
             assert named.startswith("stream/forgetting for ")
             wait_until(lambda: not is_healthy())
             release.set()

@@ -200,7 +200,7 @@ def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
 
     def figures() -> dict[str, Any] | None:
         shop_api.service.stats.refresh()
-        now = shop_api.service.stats.now()
+        now = shop_api.figures()
         return now if now["refused"] == 2 and now["lag"] == 0 and now["freshness_ms"] else None
 
     now = wait_until(figures)
@@ -213,7 +213,7 @@ def test_lag_positions_dead_letters_and_duplicates_are_figures_and_metrics(
     assert (
         -1 < stages["log"]["p50"] < stages["total"]["p50"]
     )  # the log's clock has whole milliseconds
-    wait_until(lambda: shop_api.service.stats.now()["dead_letters"] == 1)
+    wait_until(lambda: shop_api.figures()["dead_letters"] == 1)
     text = shop_api.http.get("/metrics").text
     for line in (
         'afterclick_state_changes_total{effect="duplicate"} 2.0',
