@@ -174,13 +174,27 @@ def run(settings: Settings) -> None:
     if settings.serving.workers == 1:
         uvicorn.Server(config_of(settings)).run(sockets=[listener])
         return
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # not before: the port was free
     _migrate(settings)
     WorkerPool(settings.serving.workers, listener, partial(_serve_one, settings)).run()
 
 
 def _serve_one(settings: Settings, peers: Peers, listener: socket.socket) -> None:
-    """One worker of several."""
-    uvicorn.Server(config_of(settings, peers=peers)).run(sockets=[listener])
+    """One worker of several, with its own queue of connections on the port of the parent."""
+    uvicorn.Server(config_of(settings, peers=peers)).run(sockets=[_same_port(listener)])
+
+
+def _same_port(listener: socket.socket) -> socket.socket:
+    """A further socket on a port. The kernel spreads connections evenly over those that listen.
+
+    From a queue that all share, the worker that happens to be awake takes every connection.
+    """
+    own = socket.socket(listener.family, socket.SOCK_STREAM)
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        own.setsockopt(socket.SOL_SOCKET, option, 1)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    own.bind(listener.getsockname())
+    return own
 
 
 def _migrate(settings: Settings) -> None:

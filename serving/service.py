@@ -279,13 +279,14 @@ class Service:
                     await asyncio.sleep(WARM_POLL_S)
 
     def _is_warm(self) -> bool:
-        """Whether trends, catalogue and the newest model are loaded and served."""
+        """Whether trends, catalogue and the newest model are loaded and in the snapshot."""
         readers = self.item_reader, self.model_reader
         read = self.feed.loaded and all(reader.caught_up.is_set() for reader in readers)
         published = self.models.published
         newest = published[-1].version if published else None
-        served = self.snapshots.current.loaded.version or None
-        return read and (served == newest or newest in self.models.rejected)
+        snapshot = self.snapshots.current
+        served = (snapshot.loaded.version or None) == newest or newest in self.models.rejected
+        return read and served and (bool(snapshot.counts.any()) or not len(self.feed.table))
 
     async def stop(self) -> None:
         """Flush feedback, impressions and SQL, and stop every thread, in seconds."""

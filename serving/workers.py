@@ -63,7 +63,7 @@ class WorkerPool:
     def __init__(
         self, count: int, listener: socket.socket, serve: Callable[[Peers, socket.socket], None]
     ) -> None:
-        """`serve` is one worker: it runs until SIGTERM or SIGINT."""
+        """`serve` is one worker: it runs until SIGTERM or SIGINT. `listener` keeps the port."""
         self._listener, self._serve = listener, serve
         self._workers = [_Worker(number) for number in range(count)]
         self._folder = Path()

@@ -27,6 +27,7 @@ T = TypeVar("T")
 MAX_NAME_LENGTH = 60
 MAX_CATEGORIES = 1000
 """Categories that are listed: the largest ones."""
+_NOT_RECORDED: set[str] = set()
 
 
 class Versioned(Generic[T]):
@@ -100,6 +101,8 @@ class Catalogue:
 
     def put(self, item: Item) -> None:
         """Add or replace an item. Changes only the index entries in which it differs."""
+        # pydantic's record of the fields that were given takes as much memory as the item
+        object.__setattr__(item, "__pydantic_fields_set__", _NOT_RECORDED)
         with self._lock:
             number = self._number_of(item.item_id)
             self._prices[number] = nan if item.price is None else item.price

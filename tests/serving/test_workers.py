@@ -6,8 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -18,9 +19,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import connect
 
+from afterclick.events import new_id
 from afterclick.settings import Settings
 from infra.embedded.kafka import delete_topics, ensure_topics
+from infra.embedded.process import afterclick_command
 from infra.embedded.server import free_port
+from infra.stack.services import http_ok, memory_mib, process_family
 from tests.serving import shop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import ids, installation, received
@@ -178,14 +182,15 @@ def _counts(client: httpx2.Client) -> dict[str, int]:
 
 def test_reactions_through_another_worker_count_once(clients: Sequence[httpx2.Client]) -> None:
     before = _counts(clients[0])
-    user, n = f"bob-{len(clients)}", 5
+    user, n = new_id(), 5
     for number, maker in enumerate(clients):
         shown = list_for(maker, user, n=n)
         other = clients[(number + 1) % len(clients)]
         position = click(other, shown, rank=1)
         seen = [list_for(c, user, n=n, after=position, preview=True) for c in clients]
+        partition, offset = position.rsplit("/", 1)
         assert all(body["fresh"] for body in seen), "every worker knows the event"
-        assert len({tuple(ids(body)) for body in seen}) == 1
+        assert all(body["as_of"][partition] >= int(offset) for body in seen)
     expected = {"sent": 1, "lists": 1, "items": n, "clicks": 1}
 
     def added(client: httpx2.Client) -> bool:
@@ -199,7 +204,7 @@ def test_reactions_through_another_worker_count_once(clients: Sequence[httpx2.Cl
 
 
 def test_requests_and_metrics_are_those_of_all(clients: Sequence[httpx2.Client]) -> None:
-    user = f"carl-{len(clients)}"
+    user = new_id()
 
     def metric(client: httpx2.Client) -> dict[str, float]:
         """Worker → requests of lists."""
@@ -228,7 +233,7 @@ def test_requests_and_metrics_are_those_of_all(clients: Sequence[httpx2.Client])
 
 def test_what_is_stored_is_in_force_in_every_worker(clients: Sequence[httpx2.Client]) -> None:
     first, last = clients[0], clients[-1]
-    draft = {"name": f"e{len(clients)}", "salt": "s", **DECIDED_BY, "arms": TWO_ARMS}
+    draft = {"name": new_id(), "salt": "s", **DECIDED_BY, "arms": TWO_ARMS}
     assert first.post("/experiments", json=draft).status_code == 201
     try:
         shown = [list_for(client, "dora") for client in clients for _ in range(3)]
@@ -243,7 +248,7 @@ def test_what_is_stored_is_in_force_in_every_worker(clients: Sequence[httpx2.Cli
     finally:
         assert last.post(f"/experiments/{draft['name']}/stop", json={}).status_code == 200
     assert "experiment" not in list_for(first, "dora")
-    user = f"eva-{len(clients)}"
+    user = new_id()
     assert first.put(f"/users/{user}/interests", json={"interests": ["Cables"]}).status_code == 200
     for client in clients:
         body = list_for(client, user)
@@ -263,7 +268,7 @@ def test_an_approved_item_is_approved_in_every_worker(clients: Sequence[httpx2.C
 
 
 def test_an_erased_user_is_forgotten_by_every_worker(clients: Sequence[httpx2.Client]) -> None:
-    user = f"fred-{len(clients)}"
+    user = new_id()
     shown = [list_for(client, user) for client in clients]
     assert clients[0].delete(f"/users/{user}").status_code == 202
 
@@ -273,6 +278,15 @@ def test_an_erased_user_is_forgotten_by_every_worker(clients: Sequence[httpx2.Cl
 
     for client in clients:
         wait_until(partial(forgotten, client))
+
+
+def test_connections_are_spread_over_all_workers(workers: WorkerApi) -> None:
+    """Each takes its share of 64 with a probability of error below 1e-6."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(workers.connection()) for _ in range(64)]
+        found = Counter(health(client)["worker"] for client in clients)
+    assert sorted(found) == list(range(workers.count))
+    assert max(found.values()) < 64 / workers.count + 28
 
 
 def test_live_statistics_are_those_of_all(workers: WorkerApi) -> None:
@@ -294,7 +308,7 @@ def test_live_statistics_are_those_of_all(workers: WorkerApi) -> None:
 def test_a_pushed_list_follows_feedback_through_any_worker(
     workers: WorkerApi, clients: Sequence[httpx2.Client]
 ) -> None:
-    user = f"gina-{workers.count}"
+    user = new_id()
     with connect(f"ws://127.0.0.1:{workers.port}/ws/recommendations?user_id={user}") as socket:
         shown = received(socket)
         for rank, client in enumerate(clients):
@@ -309,7 +323,7 @@ def test_a_killed_worker_is_replaced_and_the_others_fail_no_request(workers: Wor
 
     def replaced() -> bool:
         assert list_for(kept, "henry")["items"], "a worker that lives serves"
-        with workers.connection() as client:
+        with workers.connection() as client, suppress(httpx2.HTTPError):  # it may be the lost one's
             assert list_for(client, "henry")["model_version"] == "m1", "and so do new connections"
         rows = {row["number"]: row for row in health(kept)["workers"]}
         return victim in rows and rows[victim]["pid"] != before[victim]
@@ -359,6 +373,23 @@ def test_workers_end_with_a_parent_that_is_killed(settings: Settings) -> None:
         api.process.kill()
         _, alive = psutil.wait_procs(family, PATIENCE_S)
         assert not alive
+
+
+def test_the_supervisor_counts_and_kills_all_of_them(settings: Settings) -> None:
+    port = free_port()
+    serving = settings.serving.model_copy(update={"port": port, "workers": 2})
+    own = settings.model_copy(update={"serving": serving})
+    process = afterclick_command(own, "serve", "serve")
+    process.start()
+    try:
+        wait_until(lambda: http_ok(f"{own.serving.url}/health/live"))
+        wait_until(lambda: len(process_family(process.pid)) == 3)
+        family, memory = process_family(process.pid), memory_mib(process.pid)
+        assert memory is not None
+        assert memory > family[0].memory_info().rss / 2**20
+    finally:
+        process.kill()
+    assert not psutil.wait_procs(family, PATIENCE_S)[1]
 
 
 def test_workers_that_cannot_start_end_with_the_reason(settings: Settings) -> None:
