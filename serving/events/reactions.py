@@ -11,6 +11,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -202,9 +203,8 @@ class ReactionCounter:
                 stats = merged._stats[row["source"], row["model_version"] or ""]
                 for name in vars(stats):
                     setattr(stats, name, getattr(stats, name) + row[name])
-            shown = [place["shown"] for place in report["places"]]
-            for place, longer in zip(report["places"], [*shown[1:], 0], strict=True):
-                merged._lengths[place["place"]] += place["shown"] - longer
+            for place, following in pairwise([*report["places"], {"shown": 0}]):
+                merged._lengths[place["place"]] += place["shown"] - following["shown"]
                 merged._clicks_by_rank[place["place"] - 1] += place["clicks"]
         return merged.report()
 

@@ -94,6 +94,11 @@ def test_reactions_of_several_processes_add_up() -> None:
     assert both.report()["places"][0]["shown"] == 6
 
 
+def test_processes_that_have_shown_no_list_report_no_reactions() -> None:
+    nothing = ReactionCounter().report()
+    assert ReactionCounter.merge([nothing, nothing]) == {"rows": [], "places": []}
+
+
 def test_the_newest_requests_of_several_processes() -> None:
     lists = [[{"time": float(t)} for t in range(59 - n, -1, -2)] for n in range(2)]
     merged = RequestLog.newest(lists)
