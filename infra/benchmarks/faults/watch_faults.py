@@ -97,6 +97,7 @@ def topic_created_anew(load: FaultLoad, settings: Settings) -> FaultCase:
         _create_anew(stack, load)
         with stack.client() as client:
             client.delete(stack.settings.redis.keys.topic_ids)
+        _move_archive_away(stack)
         stack.job.start()
         stack.wait_caught_up()
         control = reconcile(stack.settings)
@@ -119,8 +120,13 @@ def _start_anew(stack: Stack) -> None:
     """What the job's last message says: empty Redis, move the archive away, start."""
     with stack.client() as client:
         client.flushall()
-    shutil.move(stack.settings.archive, stack.settings.home / "old-archive")
+    _move_archive_away(stack)
     stack.job.start()
+
+
+def _move_archive_away(stack: Stack) -> None:
+    """The archive holds the ids of its topics, too."""
+    shutil.move(stack.settings.archive, stack.settings.home / "old-archive")
 
 
 def lost_lease(load: FaultLoad, settings: Settings) -> FaultCase:
