@@ -15,8 +15,9 @@ from infra.benchmarks.event_loop import EventLoopBenchmark, LoopProbe
 def test_every_kind_of_request_is_answered() -> None:
     figures = EventLoopBenchmark(items=2_000, users=20, requests=2).run(Settings())
     assert figures["errors"] == 0
-    used_ms = {kind["name"]: kind["loop_ms_p50"] for kind in figures["kinds"]}
-    assert used_ms["list"] > used_ms["no request"] >= 0
+    used_ms = [kind["loop_ms_p50"] for kind in figures["kinds"]]
+    assert len(used_ms) > 20
+    assert min(used_ms) > 0
 
 
 def test_the_probe_reports_the_longest_callback_in_cpu_time() -> None:
