@@ -50,7 +50,7 @@ def test_a_session_without_an_account_is_personalised_by_its_events(shop_api: Ru
 
 def test_a_token_is_valid_for_its_own_session_only(settings: Settings) -> None:
     with Running(guarded(settings, token_secret=SECRET)) as api:
-        own, other = (new_token(SECRET, who, 60)[0] for who in ("session:s1", "ann"))
+        own, other = (new_token(SECRET, who, 3600)[0] for who in ("session:s1", "ann"))
         feedback = {"session_id": "s1", "item_id": "i", "action": "view"}
         for token, allowed in ((own, True), (other, False)):
             answers = (

@@ -127,11 +127,11 @@ def _complete(api: Running, user: str) -> dict[str, Any] | None:
 
 def test_a_user_erases_themselves_with_their_token(settings: Settings) -> None:
     with Running(guarded(settings, token_secret=SECRET)) as api, MiniStream(settings):
-        own = bearer(new_token(SECRET, "ann", 60)[0])
+        own = bearer(new_token(SECRET, "ann", 3600)[0])
         wait_until(lambda: api.http.delete("/users/ann", headers=own).status_code == 202)
         asked = "/recommendations?user_id=ann"
         wait_until(lambda: api.http.get(asked, headers=own).status_code == 401)  # it is revoked
-        own = bearer(new_token(SECRET, "ann", 60)[0])
+        own = bearer(new_token(SECRET, "ann", 3600)[0])
         assert api.http.get("/users/ann/erasure", headers=own).json()["state"] == "requested"
         assert api.http.delete("/users/bob", headers=own).status_code == 403
         assert api.http.delete("/users/ann", headers=bearer(KEYS["feedback"])).status_code == 403

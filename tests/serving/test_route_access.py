@@ -154,7 +154,7 @@ def test_every_route_rejects_invalid_credentials(api: Running) -> None:
         "a token without a user": bearer(signed(sub="")),
         "a token that was changed": bearer(good[:-4] + ("AAAA" if good[-4:] != "AAAA" else "BBBB")),
         "a token by another secret": bearer(
-            new_token("another secret of 32 characters!", "ann", 60)[0]
+            new_token("another secret of 32 characters!", "ann", 3600)[0]
         ),
         "an unsigned token": bearer(unsigned()),
         "dots": bearer(".."),
@@ -178,7 +178,7 @@ def test_a_key_allows_the_routes_of_its_scope_and_no_others(api: Running) -> Non
 
 
 def test_a_token_is_valid_for_its_own_user_only(api: Running) -> None:
-    own, checked = bearer(new_token(SECRET, "ann", 60)[0]), 0
+    own, checked = bearer(new_token(SECRET, "ann", 3600)[0]), 0
     for route in routes(api):
         operation = (route.method, route.path)
         if operation == ("DELETE", "/users/{user_id}/tokens"):  # ends its own: test_user_tokens
@@ -267,7 +267,7 @@ def test_invalid_bodies_of_admin_routes_are_rejected(api: Running) -> None:
 
 
 def test_a_browser_opens_a_socket_with_its_token_for_its_own_user(api: Running) -> None:
-    token = new_token(SECRET, "ann", 60)[0]
+    token = new_token(SECRET, "ann", 3600)[0]
     offered: Any = ["afterclick", f"bearer.{token}"]
     with connect(f"{api.ws}/ws/recommendations?user_id=ann", subprotocols=offered) as socket:
         assert socket.subprotocol == "afterclick"
@@ -315,6 +315,6 @@ def test_pages_of_allowed_origins_may_call_the_api(settings: Settings) -> None:
         asked = wanted | {"access-control-request-method": "PATCH"}
         answer = api.http.options("/rules", headers=asked | {"origin": "https://shop.example"})
         assert answer.status_code == 400, "no route has this method"
-        own = bearer(new_token(SECRET, "ann", 60)[0]) | {"origin": "https://shop.example"}
+        own = bearer(new_token(SECRET, "ann", 3600)[0]) | {"origin": "https://shop.example"}
         answer = api.http.get("/recommendations?user_id=ann", headers=own)
         assert answer.headers["access-control-allow-origin"] == "https://shop.example"
