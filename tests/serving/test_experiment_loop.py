@@ -97,6 +97,7 @@ def impressions(settings: Settings, name: str, count: int) -> list[ImpressionEve
 
 @pytest.mark.long
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_better_arm_is_found_and_equal_arms_show_no_difference(
     mall: Running, settings: Settings
 ) -> None:
