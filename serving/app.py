@@ -189,10 +189,8 @@ def _same_port(listener: socket.socket) -> socket.socket:
 
     From a queue that all share, the worker that happens to be awake takes every connection.
     """
-    own = socket.socket(listener.family, socket.SOCK_STREAM)
-    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-        own.setsockopt(socket.SOL_SOCKET, option, 1)
-    own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    own = _server_socket(listener.family)
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     own.bind(listener.getsockname())
     return own
 
@@ -236,14 +234,20 @@ def config_of(
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket, opened before anything is built. Raises Unavailable."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # connections inherit it
+    listener = _server_socket(family)
     try:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
         raise Unavailable(f"cannot listen on {host}:{port}: {error.strerror}; set --port") from None
+    return listener
+
+
+def _server_socket(family: socket.AddressFamily | int) -> socket.socket:
+    """A socket to bind, with the options that every listening socket of the API has."""
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # connections inherit it
     return listener
 
 

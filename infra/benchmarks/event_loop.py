@@ -34,8 +34,6 @@ from serving.app import create_app, prefer_requests
 from serving.request import MAX_SHOWN, encode_cursor
 
 log = structlog.get_logger()
-MAX_MS = 20.0
-"""What a request may occupy the loop at once."""
 CONDITIONS = 50
 """Conditions of a request: the most that the API accepts."""
 _PROBE_S = 0.001
