@@ -341,7 +341,7 @@ class Service:
         """
         newest = await self.store.history(user_id, 1)
         known = (self.eraser.until_ms.get(user_id, 0), *(entry.time_ms for entry in newest))
-        until_ms = max(int(time.time() * 1000), *known)
+        until_ms = max(math.ceil(time.time() * 1000), *known)
         kafka = self.settings.kafka
         await asyncio.to_thread(publish_forgotten, kafka, user_id, until_ms, PUBLISH_S)
         await asyncio.to_thread(self.eraser.forget, {user_id: until_ms})

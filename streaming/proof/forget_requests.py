@@ -9,6 +9,7 @@ A request is a record on the topic. It is open until its report is in Redis.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -66,7 +67,7 @@ def request_forgetting(settings: Settings, client: redis.Redis, user_id: str) ->
     with positions.redis_errors():
         newest: Any = client.zrevrange(keys.history(user_id), 0, 0, withscores=True)
         previous: Any = client.get(keys.forgotten(user_id))
-    now_ms = int(time.time() * 1000)
+    now_ms = math.ceil(time.time() * 1000)
     until_ms = max(now_ms, int(previous or 0), *(int(score) for _, score in newest))
     publish_forgotten(settings.kafka, user_id, until_ms)
     return until_ms

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Message
 from sqlalchemy import Connection, delete, insert, select
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
@@ -14,6 +15,7 @@ from websockets.sync.client import connect
 from afterclick.events import now
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import ServingSettings, Settings
+from afterclick.state import encode_forgotten
 from serving.control.erasure import UserEraser
 from serving.control.store import Database, token_revocations
 from serving.control.user_tokens import MAX_TOKEN_S, UserTokens, new_token, revoke_tokens
@@ -119,11 +121,27 @@ def test_no_revocation_hides_a_later_one(database_url: str) -> None:
     database.close()
 
 
+def test_a_token_of_the_millisecond_of_the_request_is_revoked(database: Database) -> None:
+    """The record has whole milliseconds, the token their fractions."""
+    before, valid, eraser = token("ann").encode(), tokens(), UserEraser()
+    at_ms = int(time.time() * 1000)
+    record = Message(
+        "forgotten", 0, 0, b"ann", encode_forgotten(at_ms + AHEAD_MS), timestamp=(1, at_ms)
+    )
+    eraser.read([record])
+    eraser.sync(database)
+    with database.begin() as connection:
+        valid.read(connection)
+    assert valid.user_of(before) is None
+
+
 def test_a_process_that_starts_later_leaves_the_tokens_issued_after_an_erasure(
     settings: Settings,
 ) -> None:
     before = token("ann")
     publish_forgotten(settings.kafka, "ann", int(time.time() * 1000) + AHEAD_MS)
+    published_ms = int(time.time() * 1000)
+    wait_until(lambda: time.time() * 1000 > published_ms + 1)
     later = token("ann")
     with Running(guarded(settings, token_secret=SECRET)) as api:
 
