@@ -6,7 +6,12 @@ an item among a few hundred in one or two steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import numpy as np
+from numba.cpython.unsafe.numbers import trailing_zeros
+from numpy.typing import NDArray
 
 from afterclick.arrays import BoolArray, Float64Array, FloatArray, Int64Array, IntArray
 from afterclick.compiled import compiled, compiled_sums
@@ -15,6 +20,7 @@ SOURCE_BITS = 3
 """A candidate's key is its item index times 2^3 plus its source."""
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(32)
+_lowest_bit = cast(Callable[[np.uint32], int], trailing_zeros)
 
 
 @compiled
@@ -292,28 +298,36 @@ def _solve(matrix: Float64Array, target: Float64Array) -> None:
         target[i] /= matrix[i, i]
 
 
-@compiled
-def tree_sums(
-    columns: FloatArray, features: IntArray, borders: FloatArray, tables: Float64Array
-) -> Float64Array:
-    """(k, c) sums over oblivious trees of k values (k, t, 2^d) of the leaf that a row ends in.
+Nodes = tuple[IntArray, FloatArray, NDArray[np.uint32], BoolArray]
+"""Of trees, each (t, s): column, border, the leaves that remain for values above, as bits, and
+whether NaN counts as above."""
 
-    `columns` (F, c): the rows, transposed. Level d of a tree sets bit d of the leaf where the
-    feature `features` (t, d) is above its border (t, d); NaN never is. d ≤ 8.
+
+@compiled
+def tree_sums(columns: FloatArray, nodes: Nodes, tables: Float64Array) -> Float64Array:
+    """(k, c) sums over t trees of k values (k, t, l) of the leaf that a row ends in.
+
+    `columns` (F, c): the rows, transposed. The leaf is the lowest bit that all nodes leave.
     """
+    features, borders, above, unknown_above = nodes
     rows = columns.shape[1]
-    sums, leaves = np.zeros((len(tables), rows)), np.empty(rows, np.uint8)
+    sums, leaves = np.zeros((len(tables), rows)), np.empty(rows, np.uint32)
+    every = np.uint32(0xFFFFFFFF)
     for tree in range(len(features)):
-        leaves[:] = 0
-        for level in range(features.shape[1]):
-            column, border = columns[features[tree, level]], borders[tree, level]
-            bit = np.uint8(1 << level)
-            for row in range(rows):
-                leaves[row] |= bit if column[row] > border else np.uint8(0)
+        leaves[:] = every
+        for node in range(features.shape[1]):
+            column, border = columns[features[tree, node]], borders[tree, node]
+            remaining = above[tree, node]
+            if unknown_above[tree, node]:
+                for row in range(rows):
+                    leaves[row] &= every if column[row] <= border else remaining
+            else:
+                for row in range(rows):
+                    leaves[row] &= remaining if column[row] > border else every
         for kind in range(len(tables)):
             values = tables[kind, tree]
             for row in range(rows):
-                sums[kind, row] += values[leaves[row]]
+                sums[kind, row] += values[_lowest_bit(leaves[row])]
     return sums
 
 
@@ -330,7 +344,8 @@ def warm_up() -> None:
     gather(numbers, items, numbers)
     tower_vector(numbers, (ones[0], vector), (items, vector, ones[0]), 1.0)
     woodbury((ones[0], ones), numbers, items, ones[0], 1.0)
-    tree_sums(numbers, pairs, numbers, ones.reshape(1, 1, 1).repeat(2, axis=2))
+    nodes = (pairs, numbers, np.ones((1, 1), np.uint32), np.zeros((1, 1), np.bool_))
+    tree_sums(numbers, nodes, ones.reshape(1, 1, 1))
 
 
 def no_rows(n: int) -> IntArray:

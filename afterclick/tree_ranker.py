@@ -1,14 +1,15 @@
-"""The learned ranker: an ensemble of oblivious trees as plain arrays.
+"""The learned ranker: an ensemble of regression trees as plain arrays.
 
 reads   artifact  ranker.npz, if the model has one
 
-All nodes of a level compare the same feature with the same border, so the leaf of a row is the
-number whose bit d is the answer of level d. NaN is above no border: unknown values are the lowest
-(CatBoost's `nan_mode` Min).
+The leaves of a tree are the bits of a number. A node whose feature is above its border removes the
+leaves of its left side; the lowest bit that remains is the leaf of the row. No node waits for
+another one, so a kernel compares all candidates with a node at once (QuickScorer: Lucchese et al.,
+SIGIR 2015).
 
-Contributions add up to the score exactly, by construction: each level adds its change of the
+Contributions add up to the score exactly, by construction: each split adds its change of the
 expected value to the part of its feature (Saabas, 2014); the expected value itself is `base`. They
-are computed per leaf in training (training/models/oblivious_trees.py).
+are computed per leaf in training (training/models/boosted_trees.py).
 """
 
 from __future__ import annotations
@@ -20,72 +21,92 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.arrays import Float64Array, FloatArray, IntArray
+from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, PARTS
-from afterclick.kernels import as_vector, tree_sums
+from afterclick.kernels import Nodes, as_vector, tree_sums
 from afterclick.ranking import Contributions, FormulaRanker, Ranker
 
 FILE = "ranker.npz"
-MAX_LEVELS = 8
-"""The kernel counts leaves in one byte."""
+MAX_LEAVES = 32
+"""The kernel holds the leaves of a tree as the bits of a uint32."""
+ALL_LEAVES = (1 << MAX_LEAVES) - 1
 RECEIPT = (*PARTS, "base")
 """The rows of `parts`."""
+ARRAYS = ("features", "borders", "above", "unknown_above", "parts")
 
 
 @dataclass(frozen=True, eq=False)
 class TreeRanker:
-    """t trees of d levels. Raises BadArtifact for arrays that do not fit together."""
+    """t trees of s nodes and l ≤ 32 leaves. Raises BadArtifact for arrays that do not fit
+    together."""
 
     features: NDArray[np.str_]
-    """(t, d) name of the feature that a level compares"""
+    """(t, s) name of the feature that a node compares"""
     borders: FloatArray
-    """(t, d) a level's bit is set for values above"""
+    """(t, s) a value is above or not"""
+    above: NDArray[np.uint32]
+    """(t, s) the leaves that remain for values above, as bits; all remain for other values"""
+    unknown_above: BoolArray
+    """(t, s) whether an unknown value (NaN) counts as above"""
     parts: Float64Array
-    """(len(RECEIPT), t, 2^d) what a leaf adds to each part of the score"""
-    columns: IntArray = field(init=False, repr=False)
-    """(t, d) column of each level's feature in FEATURES"""
+    """(len(RECEIPT), t, l) what a leaf adds to each part of the score"""
+    _nodes: Nodes = field(init=False, repr=False)
     _values: Float64Array = field(init=False, repr=False)
-    """(1, t, 2^d) what a leaf adds to the score"""
+    """(1, t, l) what a leaf adds to the score"""
 
     def __post_init__(self) -> None:
         names = set(self.features.ravel().tolist())
         unknown = sorted(map(str, names - set(FEATURE_NAMES)))
         if unknown:
             raise BadArtifact(f"{FILE}: unknown features {', '.join(unknown)}; train again")
-        shape = self.features.shape
+        nodes = (self.features, self.borders, self.above, self.unknown_above)
         if not self._fits():
+            shapes = ", ".join(str(array.shape) for array in nodes)
             raise BadArtifact(
-                f"{FILE}: features {shape}, borders {self.borders.shape} and parts "
-                f"{self.parts.shape} do not fit together; train again"
+                f"{FILE}: nodes {shapes} and parts {self.parts.shape} do not fit together; "
+                "train again"
             )
-        column = {name: number for number, name in enumerate(FEATURE_NAMES)}
-        columns = [[column[name] for name in tree] for tree in self.features.tolist()]
-        object.__setattr__(self, "borders", as_vector(self.borders))
         object.__setattr__(self, "parts", np.ascontiguousarray(self.parts, np.float64))
-        object.__setattr__(self, "columns", np.array(columns, np.int32).reshape(shape))
+        arrays = (
+            np.ascontiguousarray(self.columns, np.int32),
+            as_vector(self.borders),
+            np.ascontiguousarray(self.above, np.uint32),
+            np.ascontiguousarray(self.unknown_above, np.bool_),
+        )
+        object.__setattr__(self, "_nodes", arrays)
         object.__setattr__(self, "_values", self.parts.sum(axis=0, keepdims=True))
 
     def _fits(self) -> bool:
-        """Whether the shapes are those of the same trees."""
-        if self.features.ndim != 2 or self.features.shape[1] > MAX_LEVELS:
+        """Whether the shapes are those of the same trees, and every row ends in a leaf."""
+        shape, parts = self.features.shape, self.parts.shape
+        nodes = (self.borders, self.above, self.unknown_above)
+        if len(shape) != 2 or any(array.shape != shape for array in nodes):
             return False
-        trees, levels = self.features.shape
-        expected = (len(RECEIPT), trees, 1 << levels)
-        return self.borders.shape == self.features.shape and self.parts.shape == expected
+        if len(parts) != 3 or parts[:2] != (len(RECEIPT), shape[0]):
+            return False
+        last = np.bitwise_and.reduce(self.above, axis=1, initial=np.uint32(ALL_LEAVES))
+        return 1 <= parts[2] <= MAX_LEAVES and bool((last & ((1 << parts[2]) - 1)).all())
+
+    @property
+    def columns(self) -> IntArray:
+        """(t, s) column of each node's feature in FEATURES."""
+        column = {name: number for number, name in enumerate(FEATURE_NAMES)}
+        found = [column[name] for name in self.features.ravel().tolist()]
+        return np.array(found, np.int32).reshape(self.features.shape)
 
     @classmethod
     def read(cls, path: Path) -> TreeRanker:
         """From a file of `write`. Raises BadArtifact."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return cls(arrays["features"], arrays["borders"], arrays["parts"])
+                return cls(**{name: arrays[name] for name in ARRAYS})
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise BadArtifact(f"{path}: is not a ranker ({error}); train again") from None
 
     def write(self, path: Path) -> None:
         """Write the arrays as one file."""
-        np.savez(path, features=self.features, borders=self.borders, parts=self.parts)
+        np.savez(path, **{name: getattr(self, name) for name in ARRAYS})
 
     def score(self, features: FloatArray) -> Float64Array:
         """(c,) scores of feature rows (c, F), higher is better."""
@@ -96,7 +117,7 @@ class TreeRanker:
         return dict(zip(RECEIPT, self._sums(features, self.parts), strict=True))
 
     def _sums(self, features: FloatArray, tables: Float64Array) -> Float64Array:
-        return tree_sums(as_vector(features.T), self.columns, self.borders, tables)
+        return tree_sums(as_vector(features.T), self._nodes, tables)
 
 
 def load_ranker(folder: Path) -> Ranker:

@@ -93,7 +93,7 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class RankerConfig:
-    """Oblivious trees over the candidates of past cuts."""
+    """LambdaMART over the candidates of past cuts."""
 
     cuts: int = 5
     """Past cuts, each a period before the next."""
@@ -109,18 +109,14 @@ class RankerConfig:
     """Maximum of queries per cut."""
     negatives: int = 50
     """Random candidates that each target is compared with."""
-    trees: int = 150
-    depth: int = 5
-    """Levels of a tree."""
+    trees: int = 120
+    leaves: int = 31
+    """Of a tree, at most 32."""
+    min_rows: int = 100
+    """Rows that a leaf needs."""
     learning_rate: float = 0.1
-    leaf_steps: int = 10
-    """Gradient steps to the values of a tree's leaves."""
-    l2: float = 10.0
-    """Regularisation of the leaves' values."""
-    borders: int = 32
-    """Values that a feature is compared with, at most."""
     columns: float = 0.7
-    """Share of the features that each level chooses from."""
+    """Share of the features that each tree chooses from."""
     min_interactions: int = 5
     """Interactions an item needs to be ranked."""
     threads: int = 1

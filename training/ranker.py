@@ -1,4 +1,4 @@
-"""The ranker: oblivious trees over the candidates of all sources, learned on past cuts.
+"""The ranker: LambdaMART over the candidates of all sources, learned on past cuts.
 
 At each past cut a model is fitted on the rows before it and queried for what came after it, with
 the user states and trends of those moments; so every feature is as old as it will be when served,
@@ -22,7 +22,7 @@ from afterclick.trends import DAY_MS
 from training.config import RankerConfig, ReplayConfig
 from training.event_log import EventLog
 from training.interactions import TooFewInteractions
-from training.models import oblivious_trees
+from training.models import boosted_trees
 from training.protocols import EvaluationSplit, moments, sample, with_history
 from training.query_replay import align, replay
 
@@ -68,7 +68,7 @@ class FittedRanker:
     candidate_recall: float
     """Share of the queries with a target among the candidates."""
     importance: dict[str, float]
-    """Feature → share of the change of predictions."""
+    """Feature → share of the total gain."""
 
 
 def collect(
@@ -92,9 +92,7 @@ def collect(
 def learn(found: RankerExamples, config: RankerConfig) -> FittedRanker:
     """Learn the ranker from examples."""
     highest = found.grades.max()
-    trees, importance = oblivious_trees.fit(
-        found.rows, found.grades / highest, found.groups, config
-    )
+    trees, importance = boosted_trees.fit(found.rows, found.grades / highest, found.groups, config)
     return FittedRanker(
         trees=trees,
         queries=len(found.groups),

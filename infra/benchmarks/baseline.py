@@ -16,13 +16,13 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Query
 
 from afterclick import api, events
-from afterclick.arrays import Float64Array, FloatArray, Int64Array
+from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.io.redis_clients import create_async_redis
 from afterclick.ranking import CandidateGenerator
 from afterclick.retrieval import SOURCES
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
-from afterclick.tree_ranker import RECEIPT, TreeRanker
+from afterclick.tree_ranker import ALL_LEAVES, RECEIPT, TreeRanker
 from afterclick.user_vectors import UserState
 from serving import tiers
 from serving.eligibility import Eligibility
@@ -127,10 +127,13 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def leaves_of(ranker: TreeRanker, rows: FloatArray) -> Int64Array:
+def leaves_of(ranker: TreeRanker, rows: FloatArray) -> IntArray:
     """(c, t) the leaf of each tree that feature rows (c, F) end in."""
-    above = rows[:, ranker.columns] > ranker.borders
-    return np.asarray(above @ (1 << np.arange(above.shape[2])), np.int64)
+    values = rows[:, ranker.columns]
+    above = np.where(np.isnan(values), ranker.unknown_above, values > ranker.borders)
+    remaining = np.where(above, ranker.above, np.uint32(ALL_LEAVES))
+    possible = np.bitwise_and.reduce(remaining, axis=2).astype(np.int64)
+    return np.asarray(np.log2(possible & -possible), np.int32)
 
 
 def main() -> None:

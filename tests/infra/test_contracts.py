@@ -13,7 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"pyspark", "torch", "mlflow", "catboost", "sentence_transformers"}
+HEAVY = {"pyspark", "torch", "mlflow", "lightgbm", "sentence_transformers"}
 
 
 def test_the_import_contracts_hold() -> None:

@@ -14,7 +14,7 @@ from afterclick.features import features
 from afterclick.kernels import SOURCE_BITS, as_items
 from afterclick.model import AGES_DAYS, UNKNOWN_BIAS, Model, TowerArrays
 from afterclick.ranking import CandidateGenerator
-from afterclick.tree_ranker import RECEIPT, TreeRanker
+from afterclick.tree_ranker import ALL_LEAVES, RECEIPT, TreeRanker
 from tests.scoring.examples import NOW_MS, a_model, a_state, a_view
 
 COMPILED: tuple[Any, ...] = (
@@ -143,7 +143,13 @@ def test_after_the_warm_up_a_list_compiles_nothing() -> None:
     assert len(candidates)
     rows = features(model, query.user, query.trends, candidates.items)
     names = np.array([["als", "popularity"]])
-    trees = TreeRanker(names, np.zeros((1, 2), np.float32), np.ones((len(RECEIPT), 1, 4)))
+    trees = TreeRanker(
+        names,
+        np.zeros((1, 2), np.float32),
+        np.full((1, 2), ALL_LEAVES, np.uint32),
+        np.zeros((1, 2), np.bool_),
+        np.ones((len(RECEIPT), 1, 3)),
+    )
     assert trees.score(rows).tolist() == [len(RECEIPT)] * len(candidates)
     trees.contributions(rows[:1])
     after = [len(kernel.signatures) for kernel in COMPILED]

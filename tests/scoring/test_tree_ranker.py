@@ -13,11 +13,11 @@ from afterclick.arrays import FloatArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
 from afterclick.ranking import FormulaRanker, Ranker, best_rows
-from afterclick.tree_ranker import FILE, TreeRanker, load_ranker
+from afterclick.tree_ranker import ARRAYS, FILE, MAX_LEAVES, TreeRanker, load_ranker
 from training.config import RankerConfig
-from training.models import oblivious_trees
+from training.models import boosted_trees
 
-CONFIG = RankerConfig(trees=40, depth=4, seed=1)
+CONFIG = RankerConfig(trees=40, leaves=15, min_rows=20, seed=1)
 
 
 def rows(count: int, seed: int = 3) -> FloatArray:
@@ -41,13 +41,15 @@ def groups(x: FloatArray) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
 @cache
 def trained() -> TreeRanker:
     x = rows(2000)
-    return oblivious_trees.fit(x, wanted(x), groups(x), CONFIG)[0]
+    return boosted_trees.fit(x, wanted(x), groups(x), CONFIG)[0]
 
 
 def without(ranker: TreeRanker, *names: str) -> TreeRanker:
     """The same with trees that do not use these features."""
     keep = ~np.isin(ranker.features, names).any(axis=1)
-    return TreeRanker(ranker.features[keep], ranker.borders[keep], ranker.parts[:, keep])
+    arrays = {name: getattr(ranker, name) for name in ARRAYS}
+    kept = {name: array[keep] for name, array in arrays.items() if name != "parts"}
+    return TreeRanker(**kept, parts=ranker.parts[:, keep])
 
 
 @pytest.mark.parametrize("ranker", [FormulaRanker(), trained()], ids=["formula", "trees"])
@@ -60,59 +62,61 @@ def test_parts_add_up_to_the_score(ranker: Ranker) -> None:
     assert all(np.isfinite(part).all() for part in receipt.values())
 
 
-def test_scores_are_those_of_catboost() -> None:
-    """Also at the borders, and of NaN in a column that had none in training."""
+def test_scores_are_those_of_lightgbm() -> None:
+    """Also at the borders, and of NaN in columns that had none in training."""
     x = rows(2000)
-    x[:, 2] = np.nan_to_num(x[:, 2])
-    model = oblivious_trees.boost(x, wanted(x), groups(x), CONFIG)
-    ranker, other = oblivious_trees.exported(model), rows(400, seed=11)
+    x[:, 2:4] = np.nan_to_num(x[:, 2:4])
+    x[:, 3] += 10.0  # NaN, which LightGBM then reads as 0, is below every border
+    booster = boosted_trees.boost(x, wanted(x), groups(x), CONFIG)
+    ranker, other = boosted_trees.exported(booster), rows(400, seed=11)
     for name, border in zip(ranker.features.ravel(), ranker.borders.ravel(), strict=True):
         other[::7, FEATURE_NAMES.index(name)] = border
-    assert np.isnan(other[:, 2]).any()
-    np.testing.assert_allclose(ranker.score(other), model.predict(other), rtol=0, atol=1e-12)
+    assert np.isnan(other[:, 2:4]).any(axis=0).all()
+    assert set(FEATURE_NAMES[2:4]) <= set(ranker.features.ravel().tolist())
+    np.testing.assert_allclose(ranker.score(other), booster.predict(other), rtol=0, atol=1e-12)
 
 
-def test_trees_of_fewer_levels_are_those_of_catboost() -> None:
-    x = np.zeros((400, len(FEATURE_NAMES)), np.float32)
-    x[::3, 5] = 1.0
-    model = oblivious_trees.boost(x, 1.0 + x[:, 5], groups(x), replace(CONFIG, columns=1.0))
-    ranker = oblivious_trees.exported(model)
-    np.testing.assert_allclose(ranker.score(x), model.predict(x), rtol=0, atol=1e-12)
-    used, receipt = dict(FEATURES)[FEATURE_NAMES[5]], ranker.contributions(x)
-    assert len(np.unique(receipt.pop(used))) == 2
-    assert all(len(np.unique(part)) == 1 for part in receipt.values())
+def test_trees_of_one_leaf_and_of_the_most_leaves_are_those_of_lightgbm() -> None:
+    x = rows(4000)
+    for gains, leaves in ((np.zeros(len(x), np.float32), 1), (wanted(x), MAX_LEAVES)):
+        config = replace(CONFIG, leaves=MAX_LEAVES, min_rows=5)
+        booster = boosted_trees.boost(x, gains, groups(x), config)
+        ranker = boosted_trees.exported(booster)
+        assert ranker.parts.shape[2] == leaves
+        np.testing.assert_allclose(ranker.score(x), booster.predict(x), rtol=0, atol=1e-12)
 
 
-def test_an_unknown_value_is_the_lowest() -> None:
+def test_training_may_tell_unknown_values_from_low_ones() -> None:
     x = np.nan_to_num(rows(2000), nan=1.0)
     x[::2, 1] = np.nan
     gains = (np.isnan(x[:, 1]) | (x[:, 2] > 0.5)).astype(np.float32)
-    ranker = oblivious_trees.fit(x, gains, groups(x), CONFIG)[0]
-    known = x[1:2].repeat(4, axis=0)
-    known[:, 2] = -1e9
-    known[1, 1], known[2, 1], known[3, 2] = np.nan, -1e9, np.nan
+    ranker = boosted_trees.fit(x, gains, groups(x), CONFIG)[0]
+    known = x[1:2].repeat(3, axis=0)
+    known[:, 2], known[1, 1], known[2, 1] = -1e9, np.nan, -1e9
     scores = ranker.score(known)
     assert scores[1] > scores[0] + 0.1
-    assert scores[2] < scores[1]  # training has told unknown from low
-    assert scores[3] == scores[0]
+    assert scores[2] < scores[1]
 
 
-def test_parts_follow_each_level_from_the_root() -> None:
-    """Compared with the means of the leaves that are still possible."""
-    rng = np.random.default_rng(4)
-    features = rng.integers(0, len(FEATURES), (3, 4)).astype(np.int32)
-    values, weights = rng.normal(size=(3, 16)), rng.uniform(1, 9, (3, 16))
-    found = oblivious_trees.leaf_parts(features, values, weights)
-    for tree in range(3):
-        for leaf in range(16):
-            expected, before = np.zeros(len(PARTS) + 1), 0.0
-            for known in range(5):
-                same = [n for n in range(16) if n % (1 << known) == leaf % (1 << known)]
-                after = np.average(values[tree, same], weights=weights[tree, same])
-                part = PARTS.index(FEATURES[features[tree, known - 1]][1]) if known else -1
-                expected[part] += after - before
-                before = after
-            np.testing.assert_allclose(found[:, tree, leaf], expected, atol=1e-12)
+def test_parts_follow_each_split_from_the_root() -> None:
+    """Compared with a walk through LightGBM's own nodes."""
+    x = rows(2000)
+    booster = boosted_trees.boost(x, wanted(x), groups(x), CONFIG)
+    receipt = boosted_trees.exported(booster).contributions(x[:20])
+    for number, row in enumerate(np.nan_to_num(x[:20], nan=-1e30)):
+        expected = dict.fromkeys((*PARTS, "base"), 0.0)
+        for tree in booster.dump_model()["tree_info"]:
+            node = tree["tree_structure"]
+            expected["base"] += node["internal_value"]
+            while "leaf_value" not in node:
+                value, column = node["internal_value"], node["split_feature"]
+                unknown = np.isnan(x[number, column])
+                left = node["default_left"] if unknown else row[column] <= node["threshold"]
+                node = node["left_child" if left else "right_child"]
+                expected[FEATURES[column][1]] += node.get("leaf_value", node.get("internal_value"))
+                expected[FEATURES[column][1]] -= value
+        for part, value in expected.items():
+            assert abs(receipt[part][number] - value) < 1e-12
 
 
 def test_contributions_name_the_features_that_matter() -> None:
@@ -151,23 +155,33 @@ def test_an_invalid_file_is_rejected(tmp_path: Path) -> None:
         with pytest.raises(BadArtifact, match=r"ranker\.npz: is not a ranker .*; train again"):
             TreeRanker.read(path)
     np.savez(path, features=trained().features, borders=trained().borders)
-    with pytest.raises(BadArtifact, match="parts"):
+    with pytest.raises(BadArtifact, match="above is not a file"):
         TreeRanker.read(path)
 
 
 def test_arrays_that_do_not_fit_together_are_rejected() -> None:
     made = trained()
-    deep, trees = made.features.repeat(3, axis=1)[:, :9], len(made.features)
     for changed in (
-        {"features": deep, "borders": np.zeros((trees, 9)), "parts": np.zeros((5, trees, 512))},
         {"borders": made.borders[:, :-1]},
+        {"above": made.above[:-1]},
+        {"unknown_above": made.unknown_above[:, :-1]},
         {"parts": made.parts[:, :-1]},
         {"parts": made.parts[:-1]},
-        {"parts": made.parts[:, :, :-1]},
+        {"parts": made.parts.repeat(3, axis=2)},
+        {"parts": made.parts[:, :, :0]},
         {"features": made.features[0]},
     ):
         with pytest.raises(BadArtifact, match="do not fit together; train again"):
             replace(made, **changed)
+
+
+def test_nodes_that_leave_no_leaf_are_rejected() -> None:
+    """The kernel reads without checking bounds."""
+    made = trained()
+    with pytest.raises(BadArtifact, match="do not fit together; train again"):
+        replace(made, above=np.zeros_like(made.above))
+    with pytest.raises(BadArtifact, match="do not fit together; train again"):
+        replace(made, above=np.full_like(made.above, 1 << (MAX_LEAVES - 1)))
 
 
 def test_a_ranker_with_other_features_is_rejected() -> None:

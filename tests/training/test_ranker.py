@@ -23,7 +23,9 @@ from training.query_replay import replay
 from training.ranker import FitPast, FittedRanker, NotEnoughHistory, past_splits
 
 DAY = 86_400_000
-CONFIG = RankerConfig(cuts=2, horizon_days=60, queries=400, negatives=20, trees=20, depth=4, seed=1)
+CONFIG = RankerConfig(
+    cuts=2, horizon_days=60, queries=400, negatives=20, trees=20, leaves=15, seed=1
+)
 
 
 def companion_shop(users: int = 1500, items: int = 120, days: int = 400) -> Interactions:
