@@ -34,6 +34,7 @@ from afterclick.io.files import (
 from afterclick.io.home import HomeFile, TrainingStatus
 from afterclick.io.redis_clients import create_redis, redis_reason
 from afterclick.settings import Settings
+from training.config import ENGINES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -212,9 +213,11 @@ def _new_session(settings: Settings) -> SparkSession:
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    # the JVM's second compiler pays for the passes of ALS, not for the ETL alone
+    tiers = "" if ENGINES[settings.training.preset] == "spark" else " -XX:TieredStopAtLevel=1"
     config = {
         "spark.driver.memory": settings.training.memory,
-        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC",
+        "spark.driver.extraJavaOptions": f"-XX:+UseSerialGC{tiers}",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "4",
         "spark.default.parallelism": "4",

@@ -47,7 +47,7 @@ def evaluate(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="ALS by `spark`, as in the served model (default), or by `implicit`."),
+        typer.Option(help="ALS by `spark` or by `implicit`. Default: that of the preset."),
     ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Also write a Markdown report with charts.")

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from afterclick.errors import BadInput
 from afterclick.model import Model
+from afterclick.settings import Settings
 from afterclick.user_vectors import UserState, fold_in
 from tests.training import shop
-from training.config import AlsConfig
+from training.config import AlsConfig, ModelConfig
 from training.interactions import TooFewInteractions
 from training.models.als import factorise, half_step, spark_als
 
@@ -90,3 +92,13 @@ def test_items_outside_the_core_get_the_factors_of_their_kind(spark: SparkSessio
 def test_without_interactions_there_are_no_factors() -> None:
     with pytest.raises(TooFewInteractions, match="at least one"):
         spark_als(None, shop.interactions([], 1, 1), CONFIG)  # type: ignore[arg-type]
+
+
+def test_the_preset_chooses_the_engine_unless_one_is_named() -> None:
+    settings = Settings()
+    assert ModelConfig.of(settings, "full").als.engine == "spark"
+    assert ModelConfig.of(settings, "fast").als.engine == "implicit"
+    assert ModelConfig.of(settings, "fast", "spark").als.engine == "spark"
+    assert ModelConfig.of(settings, "fast").preset_values()["als_engine"] == "implicit"
+    with pytest.raises(BadInput, match="expected implicit or spark"):
+        ModelConfig.of(settings, "fast", "torch")
