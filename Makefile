@@ -41,6 +41,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e ".[all,dev]"
 	@echo "==> jars"
 	@$(BIN)/afterclick jars
+	@echo "==> bytecode and machine code"
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/afterclick compile
 	@touch $@
 
 demo: setup ## run the whole stack and replay the reviews; Ctrl-C stops it, the next demo continues

@@ -19,6 +19,26 @@ Port = Annotated[
 ]
 
 Offset = Annotated[int, typer.Option(help="Add this to every port, to run next to another stack.")]
+_IMPORTED = (
+    "infra.console.admin_app",
+    "infra.demo.demo",
+    "infra.demo.histories",
+    "infra.stack.up",
+    "ingest.items",
+    "ingest.replay",
+    "serving.app",
+    "streaming.job",
+    "training.models.two_tower",
+    "training.pipeline",
+    "ui.web_app",
+    # imported where they are first needed
+    "implicit.cpu.als",
+    "mlflow.store.model_registry.sqlalchemy_store",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "mlflow.tracking",
+    "sklearn.decomposition",
+)
+"""What the processes of a stack import."""
 
 
 @app.command()
@@ -137,6 +157,18 @@ def jars() -> None:
         files = ensure_jars(cache, bundle)
         folder = cache / bundle.folder
         typer.echo(f"{bundle.module} {bundle.revision}: {len(files)} jars in {folder}")
+
+
+@app.command("compile", hidden=True)
+def compile_code() -> None:
+    """Import what a stack imports, so that its bytecode is on disk, and compile the kernels."""
+    from importlib import import_module
+
+    from afterclick.kernels import warm_up
+
+    for name in _IMPORTED:
+        import_module(name)
+    warm_up()
 
 
 @app.command()
