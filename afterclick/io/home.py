@@ -191,6 +191,8 @@ class StackRecord(HomeFile):
     """Environment variables with which other processes connect to the stack."""
     parts: tuple[PartRecord, ...] = ()
     stages: tuple[StepRecord, ...] = ()
+    milestones: dict[str, float] = {}
+    """Seconds from the start of the command until something was reached for the first time."""
     figures: StackProgress = StackProgress()
 
     @classmethod

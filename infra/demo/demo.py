@@ -3,7 +3,8 @@
 Each step runs an `afterclick` command; a second demo continues where the first one stopped.
 
 reads   file   <home>/replay/status.json, retrain.json
-        topic  models (whether there is a champion)
+        topic  models (whether there is a champion), reviews, feedback (offsets)
+        delta  <archive>: which offsets are archived
         http   GET /recommendations
         file   the dataset (`afterclick split-dataset`)
 """
@@ -28,7 +29,9 @@ from urllib.parse import urlencode
 from pydantic import BaseModel, ConfigDict
 
 from afterclick.errors import AfterclickError, BadDataset, Unavailable
+from afterclick.io.event_archive import EventArchive, MissingArchive
 from afterclick.io.home import RUNNING, ReplayStatus, StackProgress, TrainingStatus
+from afterclick.io.kafka_log import KafkaLog
 from infra.stack.services import State, Topology
 from infra.stack.status import DemoStep, Display
 from infra.stack.supervisor import Supervisor
@@ -40,7 +43,8 @@ if TYPE_CHECKING:
 _GROUPS = (("catalogue",), ("history",), ("people", "log"), ("training",), ("live", "retraining"))
 _OPTIONAL = ("catalogue", "people", "retraining")
 """The demo continues without them: some datasets have no titles."""
-_MAX_WAIT_S = 30.0
+_POLL_S = 0.25
+_MAX_WAIT_S = 10.0
 _ENOUGH_EVENTS = 100_000
 _NOTE_LENGTH = 70
 
@@ -125,6 +129,7 @@ class Demo:
             step.note = str(error)
         if step.state == "running":
             step.end()
+        self._supervisor.reached(name)
         self._display.note(f"{name}: {step.note or step.state} ({step.seconds:.1f} s)")
 
     async def _publish_catalogue(self, step: DemoStep) -> None:
@@ -149,24 +154,29 @@ class Demo:
     async def _wait_for_log(self, step: DemoStep) -> None:
         """Wait until the event archive, which training reads, is complete; the state may still lag.
 
-        After half a minute a part is enough: on a small machine the first model is trained on it.
+        After `_MAX_WAIT_S` a part is enough: of a large dataset the first model is trained on it.
         """
         published = await asyncio.to_thread(champion, self._topology.settings.kafka)
         if published:
             self._champion = published.version
             step.skip("not needed: there is a model")
             return
-        while not self._log_complete(step):
-            if step.elapsed > _MAX_WAIT_S and step.done >= _ENOUGH_EVENTS:
-                self._partial = True
-                break
-            await asyncio.sleep(0.5)
+        with KafkaLog(self._topology.settings.kafka) as kafka:
+            while not await asyncio.to_thread(self._log_complete, step, kafka):
+                if step.elapsed > _MAX_WAIT_S and step.done >= _ENOUGH_EVENTS:
+                    self._partial = True
+                    break
+                await asyncio.sleep(_POLL_S)
         step.note = f"{step.done:,} of {step.total:,} events in the event archive"
 
-    def _log_complete(self, step: DemoStep) -> bool:
-        progress = self._progress()
-        step.total = max(step.total, progress.log_events)
-        step.done = progress.archived_events
+    def _log_complete(self, step: DemoStep, kafka: KafkaLog) -> bool:
+        """Asks Kafka and the archive: the stack's own figures may be ten seconds old."""
+        settings = self._topology.settings
+        with contextlib.suppress(MissingArchive, Unavailable):  # not created yet, or restarted
+            ranges = kafka.ranges(*settings.kafka.topics.interactions)
+            step.total = sum(offsets.end for offsets in ranges.values())
+            archived = EventArchive.open(settings.archive).offsets(ranges)
+            step.done = sum(offset + 1 for offset in archived.values())
         return step.done >= step.total > 0
 
     async def _train_first(self, step: DemoStep) -> None:
@@ -237,11 +247,13 @@ class Demo:
             "first personalised list from a model",
             lambda page: bool(page["model_version"]) and page["source"] == "personalised",
         )
+        self._display.note(f"seconds since the start: {json.dumps(self._supervisor.milestones)}")
 
     async def _note_first(self, what: str, matches: Callable[[dict[str, Any]], bool]) -> None:
         while not ((page := await asyncio.to_thread(self._recommendations)) and matches(page)):
-            await asyncio.sleep(0.5)
-        seconds = f"{self._supervisor.age:.1f} s"
+            await asyncio.sleep(_POLL_S)
+        self._supervisor.reached(what)
+        seconds = f"{self._supervisor.milestones[what]:.1f} s"
         source = f"source {page['source']}, model {page['model_version'] or 'none yet'}"
         self._display.note(f"[bold green]{what} after {seconds}[/bold green] ({source})")
 

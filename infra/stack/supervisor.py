@@ -36,6 +36,8 @@ class Supervisor:
     applications: list[ManagedService]
     note: Note
     began: float = field(default_factory=time.monotonic)
+    milestones: dict[str, float] = field(default_factory=dict)
+    """What was reached for the first time, and the seconds since the start."""
     _stop: asyncio.Event = field(default_factory=asyncio.Event)
     _commands: list[Process] = field(default_factory=list)
 
@@ -51,6 +53,10 @@ class Supervisor:
     @property
     def stopping(self) -> bool:
         return self._stop.is_set()
+
+    def reached(self, what: str) -> None:
+        """Add a milestone."""
+        self.milestones.setdefault(what, round(self.age, 1))
 
     async def run(self, between: Callable[[], None], *tasks: Task) -> None:
         """Run until SIGINT, SIGTERM or SIGHUP; once the servers answer, `between`, then `tasks`.
@@ -131,6 +137,7 @@ class Supervisor:
             if service.state is State.STARTING:
                 if await asyncio.to_thread(service.ready):
                     service.state = State.READY
+                    self.reached(f"{service.name} ready")
                     self.note(
                         f"{service.name} ready" + (f" at {service.url}" if service.url else "")
                     )

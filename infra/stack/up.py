@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import redis
 import structlog
 from rich.console import Console
@@ -121,10 +122,11 @@ class _Stack:
 
     def __init__(self, topology: Topology, options: UpOptions) -> None:
         self.topology = topology
-        self.display = Display(Console())
+        began = _process_began()
+        self.display = Display(Console(), began)
         self.probe = ProgressProbe(topology.settings)
         self.supervisor = Supervisor(
-            topology.servers(), topology.applications(options.retrain), self.display.note
+            topology.servers(), topology.applications(options.retrain), self.display.note, began
         )
         self.demo = (
             options.demo(topology, self.supervisor, self.display, lambda: self.probe.latest)
@@ -169,8 +171,14 @@ class _Stack:
             env=self.topology.addresses,
             parts=tuple(service.record() for service in self.supervisor.services),
             stages=tuple(step.record() for step in steps),
+            milestones=dict(self.supervisor.milestones),
             figures=self.probe.latest,
         )
+
+
+def _process_began() -> float:
+    """When this process started, by the monotonic clock: imports and the dataset count, too."""
+    return time.monotonic() - (time.time() - psutil.Process().create_time())
 
 
 def _busy(home: Path) -> str:

@@ -139,6 +139,9 @@ def test_status_reports_services_with_memory_and_progress(stack: StackInATermina
     assert {part["state"] for part in parts.values()} == {"ready"}
     assert all(part["memory_mib"] > 1 for part in parts.values())
     assert found["figures"]["model_version"]
+    reached = found["milestones"]
+    assert reached["kafka ready"] <= reached["serve ready"] <= reached["first list"]
+    assert reached["log"] <= reached["first personalised list from a model"]
     assert found["pid"] == stack.up.pid if stack.up else False
 
 

@@ -68,6 +68,16 @@ def test_applications_start_once_the_servers_are_ready(tmp_path: Path) -> None:
     assert small.notes[:3] == ["server ready", "between", "application ready"]
 
 
+def test_the_first_time_that_each_service_is_ready_is_a_milestone(tmp_path: Path) -> None:
+    small = Small(tmp_path)
+    small.run_until("application ready")
+    milestones = dict(small.supervisor.milestones)
+    assert list(milestones) == ["server ready", "application ready"]
+    small.supervisor.reached("server ready")
+    assert small.supervisor.milestones == milestones, "the first time counts"
+    assert 0 <= milestones["server ready"] <= milestones["application ready"]
+
+
 def test_every_process_has_ended_after_the_stop(tmp_path: Path) -> None:
     small = Small(tmp_path)
     small.run_until("application ready")
