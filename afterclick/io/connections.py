@@ -45,6 +45,7 @@ _CLIENT_FAULTS: Final = ("Invalid HTTP", "Invalid UTF-8", "Unsupported upgrade")
 _BUSY: Final = _response(
     HTTPStatus.SERVICE_UNAVAILABLE, "too many connections", "retry-after: 5\r\n"
 )
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TIMEOUT: Final = _response(HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time")
 _TOO_LARGE: Final = _response(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the target or the headers are too large"
@@ -165,6 +166,40 @@ def network_of(host: str) -> str:
     return host
 
 
+class ResponseWriter:
+    """A transport of responses that sends the head together with what follows it.
+
+    uvicorn writes the head and the body one after the other, and each write is a packet.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        """Not sent yet; empty once it is sent."""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Keep the head of a response; send it with the first part of the body."""
+        if self._head is None and data != _CONTINUE:
+            self._head = data
+        elif self._head:
+            self._transport.writelines((self._head, data))
+            self._head = b""
+        else:
+            self._transport.write(data)
+
+    def end(self) -> None:
+        """Send the head of a response without a body; the next one has a head again."""
+        if self._head:
+            self._transport.write(self._head)
+        self._head = None
+
+    def close(self) -> None:
+        """Send what is kept, and close."""
+        self.end()
+        self._transport.close()
+
+
 class LimitedHttpProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol; ends connections over the limits and those of slow clients.
 
@@ -176,7 +211,15 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """
 
     # beyond 30 attributes Python stores them of each instance apart, and every access is slower
-    __slots__ = ("_arrived", "_discards", "_header_bytes", "_keys", "_read_timer", "_request_timer")
+    __slots__ = (
+        "_arrived",
+        "_discards",
+        "_header_bytes",
+        "_keys",
+        "_read_timer",
+        "_request_timer",
+        "_writer",
+    )
     limits: ClassVar[ConnectionLimits]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -193,6 +236,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._writer = ResponseWriter(transport)
         keys = self.limits.keys(transport)
         if self.limits.slots.take(**keys) is not None:
             self._close(_BUSY)
@@ -231,7 +275,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             if size > limit:
                 raise ValueError("the headers are too large")
         self._header_bytes = 0
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.transport = cast(asyncio.Transport, self._writer)
 
     def on_body(self, body: bytes) -> None:
         self._header_bytes = 0
@@ -250,6 +297,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._arrived = self.scope
         if self._request_timer is not None:
             self._request_timer = _cancelled(self._request_timer)
+
+    def on_response_complete(self) -> None:
+        self._writer.end()
+        super().on_response_complete()
 
     def handle_websocket_upgrade(self) -> None:
         self._arrived = self.scope

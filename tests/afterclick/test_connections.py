@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_network
@@ -43,11 +45,23 @@ LONG_HEADERS = {
 CHUNKED = b"POST /unread HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"
 NO_HTTP = b"x\r\n\r\n"
 UNKNOWN_UPGRADE = HALF_HEADER + b"connection: upgrade\r\nupgrade: h2c\r\n\r\n"
+CLOSE = HALF_HEADER + b"connection: close\r\n\r\n"
+EXCHANGES = {
+    "closing": CLOSE,
+    "several": REQUEST + REQUEST + CLOSE,
+    "head": REQUEST.replace(b"GET", b"HEAD") + CLOSE,
+    "closing head": CLOSE.replace(b"GET", b"HEAD"),
+    "parts": REQUEST.replace(b"GET /", b"GET /parts") + CLOSE,
+    "continue": b"POST /read HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 1\r\n"
+    b"connection: close\r\n\r\nx",
+}
+DATA_SEGMENTS_IN = 152
+"""Offset in Linux's struct tcp_info."""
 UNREAD_BODY = b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\nx"
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
-    """A short response, a long one on /long, and a WebSocket."""
+    """A short response, also to a body on /read; a long one, one in parts, and a WebSocket."""
     if scope["type"] == "lifespan":
         for kind in ("startup", "shutdown"):
             await receive()
@@ -57,7 +71,14 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.accept"})
         while (await receive())["type"] != "websocket.disconnect":
             pass
+    elif scope["path"] == "/parts":
+        await send({"type": "http.response.start", "status": 200})
+        for part in (b"a", b"", b"b"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"c"})
     else:
+        if scope["path"] == "/read":
+            await receive()
         body = LONG_BODY if scope["path"] == "/long" else b"short"
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -277,3 +298,31 @@ def test_an_ipv6_host_is_its_network() -> None:
     assert network_of("2001:db8::1") == network_of("2001:db8::2:3") != network_of("2001:db9::1")
     assert network_of("fe80::1%eth0") == "fe80::/64"
     assert (network_of("10.0.0.1"), network_of("unknown")) == ("10.0.0.1", "unknown")
+
+
+def data_segments(connection: socket.socket) -> int:
+    """How many packets with data a connection has received."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, DATA_SEGMENTS_IN + 4)
+    return int.from_bytes(info[DATA_SEGMENTS_IN:], sys.byteorder)
+
+
+@pytest.mark.parametrize(("bounded", "packets"), [(limits(), 1), (None, 2)])
+def test_a_response_is_one_packet_but_two_of_uvicorn_alone(
+    bounded: ConnectionLimits | None, packets: int
+) -> None:
+    with served(bounded) as port, opened(port, REQUEST) as connection:
+        received = b""
+        while not received.endswith(b"short"):
+            received += connection.recv(1000)
+        assert data_segments(connection) == packets
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_responses_are_those_of_uvicorn_alone(exchange: str) -> None:
+    bodies = []
+    for bounded in (limits(), None):
+        with served(bounded) as port, opened(port, EXCHANGES[exchange]) as connection:
+            received = until_closed(connection)
+            bodies.append(re.sub(rb"date: [^\r]*\r\n", b"", received))
+    assert bodies[0] == bodies[1]
+    assert bodies[0]
