@@ -34,6 +34,7 @@ from serving.monitoring import Metrics
 from serving.peers import Peers
 from serving.routes import browsing, control_api, health, recommendations, sockets
 from serving.routes.api_docs import install_docs
+from serving.routes.fast_route import DirectRoutes
 from serving.service import Service, ServingTimings
 from serving.workers import WorkerPool
 
@@ -86,6 +87,7 @@ def create_app(
         app.include_router(routes.router)
     install_docs(app)
     problems.install(app)
+    app.add_middleware(DirectRoutes, routes=recommendations.router.routes)
     app.add_middleware(problems.BodyLimit, limit=serving.max_body_bytes, timeout_s=serving.body_s)
     shared = settings.redis if serving.limit_shared or serving.workers > 1 else None
     limit = RateLimit(serving.limit, shared) if serving.limit else None

@@ -126,34 +126,36 @@ def unavailable(detail: str) -> ApiError:
     return ApiError(503, detail, RETRY)
 
 
+def response_of(error: Exception) -> Response | None:
+    """The problem that an error of a route is answered with; None for an unexpected error."""
+    match error:
+        case ApiError():
+            return problem(error.status, error.detail, error.headers)
+        case AfterclickError():
+            status = next((code for kind, code in STATUSES.items() if isinstance(error, kind)), 500)
+            return problem(status, _clean(str(error)), RETRY if status == 503 else None)
+        case HTTPException():
+            status = 422 if error.status_code == 400 else error.status_code  # body is not UTF-8
+            return problem(status, _clean(str(error.detail)), dict(error.headers or {}))
+        case RequestValidationError():
+            return validation_problem(list(error.errors()))
+    return None
+
+
 def install(app: FastAPI) -> None:
     """Make every error of `app` a problem."""
 
-    async def api_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        return problem(error.status, error.detail, error.headers)
-
-    async def afterclick_error(_: Request, error: Exception) -> Response:
-        status = next((code for kind, code in STATUSES.items() if isinstance(error, kind)), 500)
-        return problem(status, _clean(str(error)), RETRY if status == 503 else None)
-
-    async def http_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        status = 422 if error.status_code == 400 else error.status_code  # body is not UTF-8
-        return problem(status, _clean(str(error.detail)), dict(error.headers or {}))
-
-    async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return validation_problem(list(error.errors()))
+    async def expected(_: Request, error: Exception) -> Response:
+        response = response_of(error)
+        assert response is not None
+        return response
 
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("request failed", path=request.url.path, exc_info=error)
         return problem(500, "internal error; see the log of the service")
 
-    app.add_exception_handler(ApiError, api_error)
-    app.add_exception_handler(AfterclickError, afterclick_error)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, invalid)
+    for kind in (ApiError, AfterclickError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, expected)
     app.add_exception_handler(Exception, unexpected)
 
 
