@@ -298,7 +298,10 @@ class RedisConnection(asyncio.Protocol):
         self._timeout_s, self._silent_s = timeout_s, silent_s
         self._transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
-        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        """With the time at which a reply is overdue, which only increases."""
+        self._timer: asyncio.TimerHandle | None = None
+        """Of the oldest command: a timer per command would take a good part of a call's time."""
         self._silent_since = 0.0
         self._out: list[bytes] = []
 
@@ -324,14 +327,15 @@ class RedisConnection(asyncio.Protocol):
     def _send(self, command: tuple[str | bytes | int, ...]) -> asyncio.Future[Any]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
+        due = loop.time() + self._timeout_s
         if not self._waiting:
             self._silent_since = loop.time()
-        self._waiting.append(future)
+        self._waiting.append((future, due))
+        if self._timer is None:
+            self._timer = loop.call_at(due, self._overdue)
         if not self._out:
             loop.call_soon(self._flush)
         self._out.append(hiredis.pack_command(cast(Any, command)))
-        timer = loop.call_later(self._timeout_s, self._overdue, future)
-        future.add_done_callback(lambda _: timer.cancel())
         return future
 
     def _flush(self) -> None:
@@ -339,15 +343,22 @@ class RedisConnection(asyncio.Protocol):
             self._transport.write(b"".join(self._out))
         self._out.clear()
 
-    def _overdue(self, future: asyncio.Future[Any]) -> None:
-        asyncio.get_running_loop().call_later(GRACE_S, self._fail, future)
+    def _overdue(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(GRACE_S, self._fail, loop.time())
 
-    def _fail(self, future: asyncio.Future[Any]) -> None:
-        if not future.done():  # it stays in the queue, for the late reply
-            future.set_exception(Unavailable("Redis did not reply in time"))
-            silent_s = asyncio.get_running_loop().time() - self._silent_since
-            if silent_s > self._silent_s and self._transport is not None:
-                self._transport.abort()
+    def _fail(self, now: float) -> None:
+        """Fail the commands overdue at `now`; they stay in the queue, for their late replies."""
+        loop, self._timer = asyncio.get_running_loop(), None
+        for future, due in self._waiting:
+            if due > now:
+                self._timer = loop.call_at(due, self._overdue)
+                break
+            if not future.done():
+                future.set_exception(Unavailable("Redis did not reply in time"))
+                silent_s = loop.time() - self._silent_since
+                if silent_s > self._silent_s and self._transport is not None:
+                    self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -356,7 +367,7 @@ class RedisConnection(asyncio.Protocol):
         self._silent_since = asyncio.get_running_loop().time()
         self._reader.feed(data)
         while (answer := self._reader.gets()) is not False:
-            future = self._waiting.popleft()
+            future, _ = self._waiting.popleft()
             if not future.done():
                 future.set_result(answer)
 
@@ -364,6 +375,6 @@ class RedisConnection(asyncio.Protocol):
         self._transport = None
         self._out.clear()
         while self._waiting:
-            future = self._waiting.popleft()
+            future, _ = self._waiting.popleft()
             if not future.done():
                 future.set_exception(Unavailable("the connection to Redis was lost"))
