@@ -79,16 +79,21 @@ def affinity(
     model: Model, content: ItemContent | None, recent: IntArray, shown: IntArray
 ) -> NDArray[np.float64]:
     """(shown, recent) similarity: shared users, then factors and content as tie breakers."""
-    rows, past = (np.where(items < len(model), items, 0) for items in (shown, recent))
+    new, new_past = shown >= len(model), recent >= len(model)
+    some_new = bool(new.any() or new_past.any())
+    rows, past = shown, recent
+    if some_new:
+        rows, past = np.where(new, 0, shown), np.where(new_past, 0, recent)
     asked = as_items(past), as_items(shown)
     near = pair_scores(model.neighbour_items, model.neighbour_scores, *asked)
     near += pair_scores(model.co_purchase_items, model.co_purchase_scores, *asked)
     if model.factors is not None and model.norms is not None:
-        lengths = np.outer(model.norms[rows], model.norms[past])
+        lengths = model.norms[rows][:, None] * model.norms[past]
         lengths[lengths == 0] = 1.0
         near += 0.1 * np.maximum(model.factors[rows] @ model.factors[past].T / lengths, 0.0)
-    near[shown >= len(model)] = 0.0
-    near[:, recent >= len(model)] = 0.0
+    if some_new:
+        near[new] = 0.0
+        near[:, new_past] = 0.0
     if content is not None:  # rows have length 1 or 0
         near += 0.2 * np.maximum(content.rows(shown) @ content.rows(recent).T, 0.0)
     return near
