@@ -231,18 +231,28 @@ def _bytes(value: bytes | None) -> bytes | None:
     return None if value is None else bytes(value)  # Spark passes bytearrays
 
 
+def preload() -> None:
+    """Import what every worker needs, so that they share it instead of importing it each.
+
+    PyArrow imports pandas with its first array: about a second of CPU and 41 MiB per worker.
+    """
+    import pyspark.sql.functions
+    import pyspark.worker  # noqa: F401
+
+    import streaming.worker  # noqa: F401 (the module that tasks refer to; this one is __main__)
+
+    pa.array([])
+
+
 def run_daemon() -> None:
     """Spark's Python daemon with the workers' imports done: forks start at once and share memory.
 
     The imported objects are excluded from garbage collection: Spark collects after each task, which
     took a third of a worker's time.
     """
-    import pyspark.sql.functions
-    import pyspark.worker  # noqa: F401
     from pyspark.daemon import manager
 
-    import streaming.worker  # noqa: F401 (the module that tasks refer to; this one is __main__)
-
+    preload()
     gc.freeze()
     gc.set_threshold(_GC_ALLOCATIONS)
     manager()
