@@ -86,6 +86,19 @@ def test_shrinkage_ranks_two_shared_users_above_one_of_a_rare_item() -> None:
     assert (plain[0].tolist(), shrunk[0].tolist()) == ([1, 2], [2, 1])
 
 
+def test_the_best_neighbours_are_the_first_of_all_of_them_also_where_scores_are_equal() -> None:
+    rng = np.random.default_rng(3)
+    pairs = {(int(user), int(item)) for user, item in rng.integers(0, (60, 40), (500, 2))}
+    rows = rows_of([(user, item, 1) for user, item in sorted(pairs)], items=40)
+    every, scores = same_day_neighbours(rows, NeighbourConfig(count=39))
+    assert (every[:, 5] >= 0).all()
+    assert (scores[:, 4] == scores[:, 5]).any(), "the cut is between equal scores"
+    for count in (1, 5, 20):
+        best = same_day_neighbours(rows, NeighbourConfig(count=count))
+        np.testing.assert_array_equal(best[0], every[:, :count])
+        np.testing.assert_array_equal(best[1], scores[:, :count])
+
+
 def test_same_day_neighbours_need_the_same_day() -> None:
     items, _ = same_day_neighbours(SHOP, NeighbourConfig(count=2))
     assert items[0].tolist() == [1, -1]

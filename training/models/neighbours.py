@@ -126,11 +126,12 @@ def _newest_per_group(group: NDArray[Any], rows: Interactions, config: Neighbour
 
 def _nearest(matrix: Any, popular: NDArray[np.floating], count: int) -> tuple[IntArray, FloatArray]:
     """(n_rows, count) the columns with the best entries of each row of a COO, and the entries."""
-    row, col, score = matrix.row, matrix.col, matrix.data
+    n_rows = matrix.shape[0]
+    best = _best_of_rows(matrix, count)
+    row, col, score = matrix.row[best], matrix.col[best], matrix.data[best]
     # equal scores: the more popular first, so that the order of the rows does not matter
     order = np.lexsort((-popular[col], -score, row))
     row, col, score = row[order], col[order], score[order]
-    n_rows = matrix.shape[0]
     rank = np.arange(len(row)) - np.searchsorted(row, np.arange(n_rows))[row]
     keep = rank < count
     items = np.full((n_rows, count), -1, np.int32)
@@ -138,3 +139,18 @@ def _nearest(matrix: Any, popular: NDArray[np.floating], count: int) -> tuple[In
     items[row[keep], rank[keep]] = col[keep]
     scores[row[keep], rank[keep]] = score[keep]
     return items, scores
+
+
+def _best_of_rows(matrix: Any, count: int) -> NDArray[np.intp]:
+    """The positions of a COO's entries that are not below the `count`-th best of their row.
+
+    Sorting all entries takes three times as long: popular items share users with thousands.
+    """
+    by_row = np.argsort(matrix.row, kind="stable")
+    score = matrix.data[by_row]
+    bounds = np.searchsorted(matrix.row[by_row], np.arange(matrix.shape[0] + 1))
+    keep = np.ones(len(score), bool)
+    for row in np.flatnonzero(np.diff(bounds) > count):
+        of_row = slice(bounds[row], bounds[row + 1])
+        keep[of_row] = score[of_row] >= np.partition(score[of_row], -count)[-count]
+    return by_row[keep]
