@@ -45,7 +45,8 @@ _OPTIONAL = ("catalogue", "people", "retraining")
 """The demo continues without them: some datasets have no titles."""
 _POLL_S = 0.25
 _MAX_WAIT_S = 10.0
-_ENOUGH_EVENTS = 100_000
+_ENOUGH_EVENTS = 90_000
+"""Less than one batch of the archive: 100,000 events, less what its partitions round down."""
 _NOTE_LENGTH = 70
 
 
