@@ -12,12 +12,15 @@ from rich.console import Console
 
 from afterclick import artifact
 from afterclick.errors import Unavailable
+from afterclick.io.event_archive import EventArchive
 from afterclick.io.home import StackProgress
+from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
 from infra.demo.demo import Demo, DemoOptions, TimeSplit
 from infra.stack.services import Topology
 from infra.stack.status import DemoStep, Display
 from infra.stack.supervisor import Supervisor
+from streaming.archive_table import append, create_archive
 from training.publish import announce
 from training.workspace import report_progress
 
@@ -41,9 +44,9 @@ class SmallDemo:
             until_ms=(REVIEWS - 2) * DAY_S * 1000,
             user="u1",
         )
-        supervisor = Supervisor([], [], display.note)
+        self.supervisor = Supervisor([], [], display.note)
         topology = Topology.of(settings)
-        self.demo = Demo(DemoOptions(split), topology, supervisor, display, StackProgress)
+        self.demo = Demo(DemoOptions(split), topology, self.supervisor, display, StackProgress)
 
     def run(self, *names: str) -> None:
         async def steps(names: Sequence[str]) -> None:
@@ -68,6 +71,35 @@ def test_ratings_without_a_catalogue_are_replayed(settings: Settings, tmp_path: 
     assert f"history: {REVIEWS - 2} reviews before" in small.printed.getvalue()
     assert "items file" in small.step("catalogue").note
     assert "items file" in small.step("people").note
+
+
+def test_the_first_training_waits_until_the_archive_holds_the_whole_history(
+    settings: Settings, tmp_path: Path
+) -> None:
+    ratings = tmp_path / "ratings_Electronics.csv"
+    ratings.write_text(
+        "".join(f"u{day % 3},i{day % 4},5.0,{day * DAY_S}\n" for day in range(REVIEWS))
+    )
+    small = SmallDemo(settings, ratings)
+    small.run("history")
+    step, archive = small.step("log"), create_archive(settings.archive)
+    with KafkaLog(settings.kafka) as log:
+        ranges = log.ranges(*settings.kafka.topics.interactions)
+    ends = {partition: offsets.end - 1 for partition, offsets in ranges.items() if offsets.end}
+    largest = max(ends, key=ends.__getitem__)
+
+    async def archived() -> None:
+        waiting = asyncio.ensure_future(small.demo.step("log"))
+        append(archive.table, [], {largest: ends[largest] - 1})
+        while step.done < ends[largest]:
+            await asyncio.sleep(0.05)
+        assert not waiting.done()
+        append(EventArchive.open(settings.archive).table, [], ends)
+        await waiting
+
+    asyncio.run(archived())
+    assert step.note == f"{REVIEWS - 2} of {REVIEWS - 2} events in the event archive"
+    assert "log" in small.supervisor.milestones
 
 
 def test_without_a_history_the_demo_ends_with_the_reason(
