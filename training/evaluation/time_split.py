@@ -19,6 +19,7 @@ import orjson
 import structlog
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from afterclick.arrays import BoolArray, FloatArray
 from afterclick.errors import BadInput
@@ -296,7 +297,8 @@ def answer_all(
             name: FullRanking(scorer, which.eligible, _SAMPLE_SEED)
             for name, scorer in make(which.eligible).items()
         }
-        found[protocol] = answer(split.log, asked, rankings, known=known)
+        with threadpool_limits(1, "blas"):  # short products: threads would wait for one another
+            found[protocol] = answer(split.log, asked, rankings, known=known)
     return found
 
 
