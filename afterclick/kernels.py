@@ -18,6 +18,9 @@ from afterclick.compiled import compiled, compiled_sums
 
 SOURCE_BITS = 3
 """A candidate's key is its item index times 2^3 plus its source."""
+MAX_LEAVES = 32
+"""Of a tree: the kernel holds them as the bits of a uint32."""
+ALL_LEAVES = (1 << MAX_LEAVES) - 1
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(32)
 _lowest_bit = cast(Callable[[np.uint32], int], trailing_zeros)
@@ -312,7 +315,7 @@ def tree_sums(columns: FloatArray, nodes: Nodes, tables: Float64Array) -> Float6
     features, borders, above, unknown_above = nodes
     rows = columns.shape[1]
     sums, leaves = np.zeros((len(tables), rows)), np.empty(rows, np.uint32)
-    every = np.uint32(0xFFFFFFFF)
+    every = np.uint32(ALL_LEAVES)
     for tree in range(len(features)):
         leaves[:] = every
         for node in range(features.shape[1]):

@@ -24,13 +24,10 @@ from numpy.typing import NDArray
 from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, PARTS
-from afterclick.kernels import Nodes, as_vector, tree_sums
+from afterclick.kernels import ALL_LEAVES, MAX_LEAVES, Nodes, as_vector, tree_sums
 from afterclick.ranking import Contributions, FormulaRanker, Ranker
 
 FILE = "ranker.npz"
-MAX_LEAVES = 32
-"""The kernel holds the leaves of a tree as the bits of a uint32."""
-ALL_LEAVES = (1 << MAX_LEAVES) - 1
 RECEIPT = (*PARTS, "base")
 """The rows of `parts`."""
 ARRAYS = ("features", "borders", "above", "unknown_above", "parts")

@@ -18,11 +18,12 @@ from fastapi import FastAPI, HTTPException, Query
 from afterclick import api, events
 from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.io.redis_clients import create_async_redis
+from afterclick.kernels import ALL_LEAVES
 from afterclick.ranking import CandidateGenerator
 from afterclick.retrieval import SOURCES
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
-from afterclick.tree_ranker import ALL_LEAVES, RECEIPT, TreeRanker
+from afterclick.tree_ranker import RECEIPT, TreeRanker
 from afterclick.user_vectors import UserState
 from serving import tiers
 from serving.eligibility import Eligibility

@@ -11,10 +11,10 @@ import pytest
 from afterclick import kernels
 from afterclick.arrays import IntArray
 from afterclick.features import features
-from afterclick.kernels import SOURCE_BITS, as_items
+from afterclick.kernels import ALL_LEAVES, SOURCE_BITS, as_items
 from afterclick.model import AGES_DAYS, UNKNOWN_BIAS, Model, TowerArrays
 from afterclick.ranking import CandidateGenerator
-from afterclick.tree_ranker import ALL_LEAVES, RECEIPT, TreeRanker
+from afterclick.tree_ranker import RECEIPT, TreeRanker
 from tests.scoring.examples import NOW_MS, a_model, a_state, a_view
 
 COMPILED: tuple[Any, ...] = (

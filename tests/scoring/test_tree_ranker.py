@@ -12,8 +12,9 @@ import pytest
 from afterclick.arrays import FloatArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
+from afterclick.kernels import MAX_LEAVES
 from afterclick.ranking import FormulaRanker, Ranker, best_rows
-from afterclick.tree_ranker import ARRAYS, FILE, MAX_LEAVES, TreeRanker, load_ranker
+from afterclick.tree_ranker import ARRAYS, FILE, TreeRanker, load_ranker
 from training.config import RankerConfig
 from training.models import boosted_trees
 
@@ -167,6 +168,7 @@ def test_arrays_that_do_not_fit_together_are_rejected() -> None:
         {"unknown_above": made.unknown_above[:, :-1]},
         {"parts": made.parts[:, :-1]},
         {"parts": made.parts[:-1]},
+        {"parts": made.parts[:, :, :-1]},
         {"parts": made.parts.repeat(3, axis=2)},
         {"parts": made.parts[:, :, :0]},
         {"features": made.features[0]},

@@ -13,7 +13,8 @@ import numpy as np
 
 from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
-from afterclick.tree_ranker import ALL_LEAVES, RECEIPT, TreeRanker
+from afterclick.kernels import ALL_LEAVES
+from afterclick.tree_ranker import RECEIPT, TreeRanker
 from training.config import RankerConfig
 
 if TYPE_CHECKING:
