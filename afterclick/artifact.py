@@ -19,8 +19,8 @@ from afterclick.arrays import AnyArray
 from afterclick.errors import BadArtifact
 from afterclick.io.files import staged_folder
 
-FORMAT = 2
-"""2: the ranker is `ranker.npz`; 1: LightGBM's text."""
+FORMAT = 3
+"""3: indexes name items by index; 2: by position; 1: the ranker is LightGBM's text."""
 MANIFEST = "manifest.json"
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 """Names of an artifact's files: no paths, so that a fetch writes to its own folder only."""

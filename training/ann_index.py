@@ -1,7 +1,10 @@
 """FAISS indexes over item vectors by inner product, with their measured recall.
 
 writes  artifact  index.faiss (ALS factors), towers.faiss (item tower), content.faiss (content
-                  vectors of described items, for large catalogues)
+                  vectors, for large catalogues)
+
+An IVF index holds only the items that can be found: those that ALS or the towers know, or that have
+content. It names them by item index.
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from afterclick.ann import nearest, padded
+from afterclick.arrays import BoolArray
+
 FILE = "index.faiss"
 TOWERS = "towers.faiss"
 CONTENT = "content.faiss"
 FLAT_BELOW = 50_000
 """Smaller catalogues are searched exactly."""
+SEED = 42
 
 
 @dataclass(frozen=True)
@@ -49,18 +56,24 @@ def kind_of(items: int) -> str:
     return "flat" if items < FLAT_BELOW else "ivf"
 
 
-def build(vectors: NDArray[np.float32], kind: str | None = None, seed: int = 42) -> tuple[Any, str]:
-    """An index over `vectors` (n, d) and its kind: flat, hnsw or ivf; by default chosen by n."""
+def build(
+    vectors: NDArray[np.float32], known: BoolArray | None = None, kind: str | None = None
+) -> tuple[Any, str]:
+    """An index over `vectors` (n, d) and its kind: flat, hnsw or ivf; by default chosen by n.
+
+    `known` (n,): the rows that an IVF index holds; by default all.
+    """
     n, dim = vectors.shape
     kind = kind or kind_of(n)
     vectors = np.ascontiguousarray(vectors, np.float32)
+    if kind == "ivf":
+        rows = np.arange(n) if known is None else np.flatnonzero(known)
+        return _ivf(padded(vectors[rows]), rows), kind
     if kind == "flat":
         index: Any = faiss.IndexFlatIP(dim)
     elif kind == "hnsw":
         index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = 128, 256
-    elif kind == "ivf":
-        index = _ivf(vectors, seed)
     else:
         raise ValueError(f"index kind {kind!r}: flat, hnsw or ivf")
     index.add(vectors)
@@ -69,26 +82,39 @@ def build(vectors: NDArray[np.float32], kind: str | None = None, seed: int = 42)
 
 def of_content(content: NDArray[np.float32]) -> Any:
     """An index over the non-zero rows of `content` (n, d); None where exact search is as fast."""
-    described = content[content.any(axis=1)]
-    return None if kind_of(len(described)) == "flat" else build(described)[0]
+    described = np.asarray(content.any(axis=1))
+    few = kind_of(int(described.sum())) == "flat"
+    return None if few else build(content, described, "ivf")[0]
 
 
-def _ivf(vectors: NDArray[np.float32], seed: int) -> Any:
+def _ivf(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> Any:
+    """An index of 8-bit vectors (k, d) that are named by `rows` (k,)."""
     n, dim = vectors.shape
     cells = max(1, min(int(4 * np.sqrt(n)), n // 39 or 1))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed, index.cp.max_points_per_centroid, index.cp.niter = seed, 64, 10
+    index = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(dim),
+        dim,
+        cells,
+        faiss.ScalarQuantizer.QT_8bit,
+        faiss.METRIC_INNER_PRODUCT,
+        False,
+    )
+    index.cp.seed, index.cp.max_points_per_centroid, index.cp.niter = SEED, 64, 10
     index.nprobe = max(1, cells // 16)
     index.train(vectors)
+    index.add_with_ids(vectors, rows)
     return index
 
 
 def make(
-    vectors: NDArray[np.float32], queries: NDArray[np.float32], kind: str | None = None
+    vectors: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    known: BoolArray | None = None,
+    kind: str | None = None,
 ) -> tuple[Any, IndexReport]:
     """Build an index over `vectors` (n, d) and measure its recall on `queries` (q, d)."""
     start = time.perf_counter()
-    index, kind = build(vectors, kind)
+    index, kind = build(vectors, known, kind)
     seconds = time.perf_counter() - start
     return index, IndexReport(kind, len(vectors), recall(index, vectors, queries), seconds)
 
@@ -107,14 +133,14 @@ def write(index: Any, folder: Path, name: str = FILE) -> None:
 def recall(
     index: Any, vectors: NDArray[np.float32], queries: NDArray[np.float32], k: int = 100
 ) -> float:
-    """Share of the exact top `k` that the index returns; any item of an equal score counts."""
+    """Share of the exact top `k` that a search returns; any item of an equal score counts."""
     k = min(k, len(vectors))
     if not len(queries) or not k:
         return 1.0
-    queries = np.ascontiguousarray(queries, np.float32)
-    exact = queries @ vectors.T
-    kth_score = np.partition(exact, -k, axis=1)[:, -k]
-    _, items = index.search(queries, k)
-    scores = np.take_along_axis(exact, np.maximum(items, 0), axis=1)
-    bound = kth_score - 1e-5 * np.abs(kth_score) - 1e-7
-    return float(((items >= 0) & (scores >= bound[:, None])).mean())
+    found = 0
+    for query in np.ascontiguousarray(queries, np.float32):
+        scores = vectors @ query
+        kth_score = np.partition(scores, -k)[-k]
+        bound = kth_score - 1e-5 * np.abs(kth_score) - 1e-7
+        found += int((scores[nearest(index, vectors, query, k)] >= bound).sum())
+    return float(found / (k * len(queries)))

@@ -133,12 +133,16 @@ def _indexes(fitted: FittedModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """File name → FAISS index, and parameter name → report of its recall."""
     model, indexes, reports = fitted.model, {}, {}
     if model.factors is not None:
-        indexes[ann_index.FILE], report = ann_index.make(model.factors, fitted.user_factors)
+        indexes[ann_index.FILE], report = ann_index.make(
+            model.factors, fitted.user_factors, model.rated
+        )
         reports["index"] = report.facts()
     if model.towers is not None:
         queries = ann_index.unit(model.towers.history[:500])
         queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1.0)
-        indexes[ann_index.TOWERS], report = ann_index.make(model.towers.targets, queries)
+        indexes[ann_index.TOWERS], report = ann_index.make(
+            model.towers.targets, queries, model.towers.known
+        )
         reports["tower_index"] = report.facts()
     if model.content is not None and (index := ann_index.of_content(model.content)) is not None:
         indexes[ann_index.CONTENT] = index

@@ -82,7 +82,7 @@ def _build(folder: Path, kind: str) -> dict[str, float]:
     known = np.load(folder / _VECTORS)
     with _peak_mib() as peak:
         started = time.perf_counter()
-        built, _ = ann_index.build(known, kind)
+        built, _ = ann_index.build(known, kind=kind)
         seconds = time.perf_counter() - started
     ann_index.write(built, folder)
     return {

@@ -1,19 +1,20 @@
 """Nearest-neighbour search: FAISS, or exact without an index. Content search caches its results.
 
 reads   artifact  index.faiss (over als_item_factors), towers.faiss (over tower_targets),
-                  content.faiss (over the non-zero rows of content)
+                  content.faiss (over content)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from afterclick.arrays import FloatArray, IntArray
+from afterclick.ann import nearest, padded
+from afterclick.arrays import BoolArray, FloatArray, IntArray
 from afterclick.model import Model, WordVectors, text_of
 from afterclick.retrieval import Search, exact_search
 from serving.state.item_catalogue import Catalogue
@@ -25,32 +26,42 @@ MAX_NEW_PER_SEARCH = 20
 CACHED_SEARCHES = 4096
 
 
-def index_search(path: Path, vectors: FloatArray, *, mapped: bool = False) -> Search:
+def index_search(
+    path: Path, vectors: FloatArray, known: BoolArray | None = None, *, mapped: bool = False
+) -> Search:
     """The FAISS index in `path` if it exists and matches the vectors (n, d), else exact search.
 
-    `mapped`: an IVF index reads its vectors from pages of the file, which processes share.
+    `known` (n,): the rows that an IVF index holds; by default all. `mapped`: such an index reads
+    its vectors from pages of the file, which processes share.
     """
     if not path.is_file():
-        return exact_search(vectors)
+        return _exact(vectors, known)
     import faiss
 
     faiss.omp_set_num_threads(1)
     index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0)
+    held, width = vectors.shape
     if isinstance(index, faiss.IndexHNSW):
         index.hnsw.efSearch = HNSW_EF_SEARCH
+    if isinstance(index, faiss.IndexIVF):
+        held, width = held if known is None else int(known.sum()), padded(vectors[:0]).shape[1]
     if mapped and isinstance(index, faiss.IndexIVF):
         # by default each search starts up to 32 threads that read ahead: ten times the CPU time
         lists: Any = index.invlists
         lists = faiss.downcast_InvertedLists(lists)
         lists.prefetch_nthread = 0
-    if (index.ntotal, index.d) != vectors.shape:
+    if (index.ntotal, index.d) != (held, width):
+        return _exact(vectors, known)
+    return partial(nearest, index, vectors)
+
+
+def _exact(vectors: FloatArray, known: BoolArray | None) -> Search:
+    """Exact search over the rows that are `known` (n,)."""
+    if known is None or known.all():
         return exact_search(vectors)
-
-    def search(query: FloatArray, count: int) -> IntArray:
-        _, nearest = index.search(query[None], count)
-        return np.asarray(nearest[0], np.int32)
-
-    return search
+    rows = np.flatnonzero(known).astype(np.int32)
+    search = exact_search(np.ascontiguousarray(vectors[rows]))
+    return lambda query, count: rows[search(query, count)]
 
 
 def content_search(
@@ -58,20 +69,20 @@ def content_search(
 ) -> Search:
     """Search by content over the items that have any, with cached results.
 
-    `path`: a FAISS index over the non-zero rows of `vectors` in their order, for large catalogues.
+    `path`: a FAISS index over `vectors` (n, d), for large catalogues.
     """
-    described = np.flatnonzero(vectors.any(axis=1)).astype(np.int32)
-    dense = np.ascontiguousarray(vectors[described])
-    nearest = exact_search(dense) if path is None else index_search(path, dense, mapped=mapped)
+    described: BoolArray = np.asarray(vectors.any(axis=1))
+    nearest_items = (
+        _exact(vectors, described)
+        if path is None
+        else index_search(path, vectors, described, mapped=mapped)
+    )
 
     @lru_cache(maxsize=CACHED_SEARCHES)
     def cached(raw: bytes, count: int) -> IntArray:
-        rows = nearest(np.frombuffer(raw, np.float32), count)
-        return described[rows[rows >= 0]]
+        return nearest_items(np.frombuffer(raw, np.float32), count)
 
     def search(query: FloatArray, count: int) -> IntArray:
-        if not len(described):
-            return np.empty(0, np.int32)
         return cached(np.ascontiguousarray(query, np.float32).tobytes(), count)
 
     return search

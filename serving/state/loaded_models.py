@@ -302,10 +302,11 @@ def load(
     arrays, manifest = model.load(folder, manifest_sha256, throttle, mapped=mapped)
     als = tower = content = None
     if arrays.factors is not None:
-        als = index_search(folder / "index.faiss", arrays.factors, mapped=mapped)
+        als = index_search(folder / "index.faiss", arrays.factors, arrays.rated, mapped=mapped)
         throttle()
     if arrays.towers is not None:
-        tower = index_search(folder / "towers.faiss", arrays.towers.targets, mapped=mapped)
+        towers = arrays.towers
+        tower = index_search(folder / "towers.faiss", towers.targets, towers.known, mapped=mapped)
         throttle()
     if arrays.content is not None:
         content = content_search(arrays.content, folder / "content.faiss", mapped=mapped)

@@ -61,8 +61,8 @@ def test_a_manifest_that_differs_from_the_published_one_is_rejected(tmp_path: Pa
 def test_another_format_is_rejected(tmp_path: Path) -> None:
     folder, _ = published(tmp_path)
     path = folder / artifact.MANIFEST
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(BadArtifact, match="format 1, expected 2; train the model again"):
+    path.write_text(path.read_text().replace('"format": 3', '"format": 1'))
+    with pytest.raises(BadArtifact, match="format 1, expected 3; train the model again"):
         artifact.read_manifest(folder)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from afterclick.api import SimilarityKind
 from afterclick.arrays import FloatArray
 from afterclick.events import Item
-from afterclick.model import WordVectors
+from afterclick.model import UNKNOWN_BIAS, WordVectors
 from afterclick.retrieval import SOURCES, Searches, candidate_items, exact_search
 from afterclick.settings import Settings
 from afterclick.user_vectors import UserVectors
@@ -204,14 +204,16 @@ def test_a_new_item_is_recommended_before_the_next_training(
 def test_an_index_over_content_finds_what_exact_search_finds(tmp_path: Path) -> None:
     content = np.random.default_rng(1).normal(size=(400, 16)).astype(np.float32)
     content[::3] = 0.0
-    described = content[content.any(axis=1)]
-    ann_index.write(ann_index.build(described, "flat")[0], tmp_path, ann_index.CONTENT)
+    described = np.asarray(content.any(axis=1))
+    index = ann_index.build(content, described, "ivf")[0]
+    index.nprobe = index.nlist
+    ann_index.write(index, tmp_path, ann_index.CONTENT)
     indexed, exact = content_search(content, tmp_path / ann_index.CONTENT), content_search(content)
     for row in (1, 2, 50):
         found = indexed(content[row], 20)
         assert found.tolist() == exact(content[row], 20).tolist()
         assert content[found].any(axis=1).all()
-    assert len(indexed(content[1], 1000)) == len(described)
+    assert len(indexed(content[1], 1000)) == described.sum()
 
 
 def test_only_many_described_items_get_an_index() -> None:
@@ -220,11 +222,33 @@ def test_only_many_described_items_get_an_index() -> None:
     assert ann_index.kind_of(ann_index.FLAT_BELOW) == "ivf"
 
 
+def test_an_index_of_some_rows_finds_them_by_their_index(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    vectors = rng.normal(size=(3000, 13)).astype(np.float32)
+    known = rng.random(3000) < 0.4
+    vectors[~known, -1] = UNKNOWN_BIAS
+    index = ann_index.build(vectors, known, "ivf")[0]
+    index.nprobe = index.nlist
+    ann_index.write(index, tmp_path, ann_index.TOWERS)
+    search = index_search(tmp_path / ann_index.TOWERS, vectors, known)
+    exact = index_search(tmp_path / "nowhere", vectors, known)
+    for query in np.c_[rng.normal(size=(20, 12)), np.ones(20)].astype(np.float32):
+        assert search(query, 50).tolist() == exact(query, 50).tolist()
+
+
+def test_an_index_of_other_rows_is_not_used(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(7).normal(size=(2000, 8)).astype(np.float32)
+    ann_index.write(ann_index.build(vectors, kind="ivf")[0], tmp_path)
+    known = np.arange(2000) < 1000
+    found = index_search(tmp_path / ann_index.FILE, vectors, known)(vectors[1500], 1000)
+    assert sorted(found.tolist()) == list(range(1000))
+
+
 def test_a_mapped_index_finds_what_one_in_memory_finds(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     vectors = rng.normal(size=(2000, 16)).astype(np.float32)
     for kind in ("ivf", "flat", "hnsw"):
-        ann_index.write(ann_index.build(vectors, kind)[0], tmp_path, kind)
+        ann_index.write(ann_index.build(vectors, kind=kind)[0], tmp_path, kind)
         searches = [index_search(tmp_path / kind, vectors, mapped=m) for m in (False, True)]
         for query in rng.normal(size=(20, 16)).astype(np.float32):
             in_memory, mapped = (search(query, 30) for search in searches)

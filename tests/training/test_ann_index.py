@@ -8,6 +8,7 @@ import faiss
 import numpy as np
 import pytest
 
+from afterclick.ann import nearest, padded
 from training import ann_index
 
 
@@ -22,14 +23,30 @@ def vectors(n: int, dim: int = 16, clusters: int = 30) -> np.ndarray:
 @pytest.mark.parametrize(("kind", "least"), [("flat", 1.0), ("hnsw", 0.9), ("ivf", 0.7)])
 def test_recall_against_exact_search_is_measured(kind: str, least: float) -> None:
     known = vectors(4000)
-    made, report = ann_index.make(known, vectors(50), kind)
+    made, report = ann_index.make(known, vectors(50), kind=kind)
     assert made.ntotal == report.items == 4000
     assert least <= report.recall <= 1.0
 
 
+def test_an_index_of_8_bits_finds_as_much_as_one_of_exact_vectors() -> None:
+    known, asked = vectors(20_000, 17), vectors(100, 17)
+    eight_bit, _ = ann_index.build(known, kind="ivf")
+    exact = faiss.IndexIVFFlat(
+        faiss.downcast_index(eight_bit.quantizer), 24, eight_bit.nlist, faiss.METRIC_INNER_PRODUCT
+    )
+    exact.add(padded(known))
+    exact.nprobe = eight_bit.nprobe
+    found = [eight_bit.search(padded(asked), 30)[1], exact.search(padded(asked), 30)[1]]
+    scores = [np.take_along_axis(asked @ known.T, rows, axis=1).sum() for rows in found]
+    rescored = [nearest(eight_bit, known, query, 30) for query in asked]
+    again = sum((asked[i] @ known[rows].T).sum() for i, rows in enumerate(rescored))
+    assert scores[0] < again
+    assert again == pytest.approx(scores[1], rel=1e-5)
+
+
 def test_a_poor_index_is_reported_as_poor() -> None:
     known = vectors(4000)
-    made, _ = ann_index.build(known, "ivf")
+    made, _ = ann_index.build(known, kind="ivf")
     made.nprobe = 1
     assert ann_index.recall(made, known, vectors(50)) < 0.9
 
@@ -46,4 +63,4 @@ def test_a_small_catalogue_gets_an_exact_index_that_survives_the_disk(tmp_path: 
 def test_the_kind_follows_the_size() -> None:
     assert ann_index.build(vectors(1000))[1] == "flat"
     with pytest.raises(ValueError, match="flat, hnsw or ivf"):
-        ann_index.build(vectors(10), "tree")
+        ann_index.build(vectors(10), kind="tree")
