@@ -300,7 +300,7 @@ def _exact(json: bytes) -> bytes:
 
 def describe(catalogue: Catalogue, item_id: str) -> dict[str, Any]:
     """What every list says about an item."""
-    item = catalogue.items.get(item_id)
+    item = catalogue.get(item_id)
     if item is None:
         return {"item_id": item_id, "title": None, "categories": ()}
     return {"item_id": item_id, "title": item.title, "categories": item.categories}

@@ -244,7 +244,7 @@ def vectors_of(snapshot: ServingSnapshot, items: IntArray) -> Floats:
 
 
 def _category_vectors(snapshot: ServingSnapshot, items: IntArray) -> Floats:
-    known = [snapshot.catalogue.items.get(snapshot.ids[item]) for item in items.tolist()]
+    known = [snapshot.catalogue.get(snapshot.ids[item]) for item in items.tolist()]
     names = {
         name: i for i, name in enumerate({n for item in known if item for n in item.categories})
     }

@@ -460,13 +460,13 @@ class Service:
             if change.impression_id is not None:
                 rank = self.sent.rank(change.impression_id, change.item_id)
                 self.reactions.on_change(change, rank)
-        hides, known = self._hides_unknown(), self.catalogue.items
+        hides, known = self._hides_unknown(), self.catalogue
         for change in self.hub.deliver(changes):
             if change.item_id in known or not hides:
                 self.hub.broadcast(orjson.dumps(self._live_event(change, now_ms)))
 
     def _live_event(self, change: StateChange, now_ms: float) -> Json:
-        item = self.catalogue.items.get(change.item_id)
+        item = self.catalogue.get(change.item_id)
         return {
             "type": "event",
             "user_id": change.user_id,

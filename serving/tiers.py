@@ -155,7 +155,7 @@ def grows_with_catalogue(
 
 def inferred_categories(snapshot: ServingSnapshot, state: UserState) -> tuple[str, ...]:
     """The finest category of each of the five newest items, for lists without a model."""
-    items = (snapshot.catalogue.items.get(snapshot.ids[i]) for i in state.items[:5].tolist())
+    items = (snapshot.catalogue.get(snapshot.ids[i]) for i in state.items[:5].tolist())
     return tuple(dict.fromkeys(item.categories[-1] for item in items if item and item.categories))
 
 

@@ -43,7 +43,7 @@ async def explain(service: ServiceDep, impression_id: Annotated[Id, Path()]) -> 
 @router.get("/items/{item_id}", tags=["catalogue"], **responses(api.ItemDetails, 404))
 async def item(service: ServiceDep, item_id: ItemId) -> Response:
     """One item: catalogue entry and live counts."""
-    snapshot, entry = service.snapshots.current, service.catalogue.items.get(item_id)
+    snapshot, entry = service.snapshots.current, service.catalogue.get(item_id)
     index, model = snapshot.find(item_id), snapshot.loaded.model
     if entry is None and (index is None or not snapshot.shows(index)):
         raise NotFound(f"no item {item_id}")

@@ -124,7 +124,7 @@ class ColdStartContent:
         if version == self._version:
             return
         self._version = version
-        items = (catalogue.items.get(item_id) for item_id in ids[len(model) :])
+        items = (catalogue.get(item_id) for item_id in ids[len(model) :])
         texts = [text_of(item.title, item.categories) if item else "" for item in items]
         if texts != self._texts:
             new = self._embed(texts, model.words)

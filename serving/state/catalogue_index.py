@@ -16,7 +16,6 @@ import numpy as np
 from sortedcontainers import SortedDict
 
 from afterclick.arrays import IntArray
-from afterclick.events import Item
 
 _WORD = re.compile(r"\w+")
 _LAST = "\U0010ffff"
@@ -90,6 +89,16 @@ class SortedPostings(Postings):
         return keys
 
 
+class Entry(NamedTuple):
+    """An item of the catalogue: the fields of `events.Item` in a fifth of its memory."""
+
+    item_id: str
+    title: str | None = None
+    categories: tuple[str, ...] = ()
+    brand: str | None = None
+    price: float | None = None
+
+
 class Terms(NamedTuple):
     """What an item is found by."""
 
@@ -99,7 +108,7 @@ class Terms(NamedTuple):
     """Keys of its categories and brand."""
 
     @classmethod
-    def of(cls, item: Item | None) -> Self:
+    def of(cls, item: Entry | None) -> Self:
         """The terms of an item; none for None."""
         if item is None:
             return cls(frozenset(), frozenset(), frozenset())

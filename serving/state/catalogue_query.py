@@ -26,9 +26,9 @@ import numpy as np
 from pydantic import AfterValidator, Field, StringConstraints
 
 from afterclick.arrays import BoolArray, Float64Array, Int64Array, IntArray
-from afterclick.events import Item, printable
+from afterclick.events import printable
 from afterclick.retrieval import is_in
-from serving.state.catalogue_index import words
+from serving.state.catalogue_index import Entry, words
 from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ItemLookup
 
@@ -166,7 +166,7 @@ def search(
     numbers = _candidates(catalogue, prefixes, popular) if prefixes else _numbers(catalogue, ())
     titled = catalogue.titled()[numbers]
     order = np.lexsort((numbers, ~titled, -interactions(numbers)))[:MAX_COMPARED]
-    found = (catalogue.items.get(catalogue.ids[number]) for number in numbers[order].tolist())
+    found = (catalogue.get(catalogue.ids[number]) for number in numbers[order].tolist())
     return [item.item_id for item in islice((i for i in found if i and _has(i, prefixes)), n)]
 
 
@@ -190,7 +190,7 @@ def _candidates(catalogue: Catalogue, prefixes: Sequence[str], popular: Sequence
     return np.unique(np.concatenate([found[0], _numbers(catalogue, popular)]))
 
 
-def _has(item: Item, prefixes: Sequence[str]) -> bool:
+def _has(item: Entry, prefixes: Sequence[str]) -> bool:
     text = " ".join((item.title or "", *item.categories, item.brand or "", item.item_id))
     found = words(text)
     return all(any(word.startswith(prefix) for word in found) for prefix in prefixes)

@@ -10,6 +10,7 @@ import threading
 from array import array
 from collections.abc import Callable, Sequence
 from math import nan
+from sys import intern
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,14 +21,13 @@ from afterclick import events
 from afterclick.arrays import BoolArray, Float64Array, IntArray
 from afterclick.errors import BadEvent
 from afterclick.events import Item, ItemEvent
-from serving.state.catalogue_index import BRAND, CATEGORY, TermIndex, Terms, group_key
+from serving.state.catalogue_index import BRAND, CATEGORY, Entry, TermIndex, Terms, group_key
 
 log = structlog.get_logger()
 T = TypeVar("T")
 MAX_NAME_LENGTH = 60
 MAX_CATEGORIES = 1000
 """Categories that are listed: the largest ones."""
-_NOT_RECORDED: set[str] = set()
 
 
 class Versioned(Generic[T]):
@@ -55,16 +55,17 @@ class Catalogue:
     """Item id → item, and the indexes of items by number.
 
     Any thread reads; the threads that write, and reads of several index keys, share a lock. The
-    number of a removed item stays unused and costs 17 bytes.
+    number of a removed item stays unused and costs 25 bytes.
     """
 
     def __init__(self) -> None:
-        self.items: dict[str, Item] = {}
         self.ids: list[str] = []
         """The item ids by number; empty for a removed item."""
         self.numbers: dict[str, int] = {}
         """Item id → number."""
         self.index = TermIndex()
+        self._entries: list[Entry | None] = []
+        """By number; None for a removed item, and for one of which only the id is known."""
         self._prices = array("d")
         self._titled = bytearray()
         self._category_names: dict[str, str] = {}
@@ -72,7 +73,15 @@ class Catalogue:
         self.version = 0
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.numbers)
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self.numbers
+
+    def get(self, item_id: str) -> Entry | None:
+        """An item, or None."""
+        number = self.numbers.get(item_id)
+        return None if number is None else self._entries[number] or Entry(item_id)
 
     def read(self, messages: Sequence[Message]) -> list[Change]:
         """Apply records of the topic: items, and removals (records without value)."""
@@ -96,31 +105,37 @@ class Catalogue:
 
     def put_new(self, item: Item) -> None:
         """Add an item unless its id is present."""
-        if item.item_id not in self.items:
+        if item.item_id not in self.numbers:
             self.put(item)
 
     def put(self, item: Item) -> None:
         """Add or replace an item. Changes only the index entries in which it differs."""
-        # pydantic's record of the fields that were given takes as much memory as the item
-        object.__setattr__(item, "__pydantic_fields_set__", _NOT_RECORDED)
+        entry = Entry(
+            item.item_id,
+            item.title,
+            tuple(map(intern, item.categories)),  # a name is in memory once
+            item.brand and intern(item.brand),
+            item.price,
+        )
         with self._lock:
-            number = self._number_of(item.item_id)
-            self._prices[number] = nan if item.price is None else item.price
-            self._titled[number] = bool(item.title)
-            old = self.items.get(item.item_id)
-            self.items[item.item_id] = item
-            self.index.replace(number, Terms.of(old), Terms.of(item))
-            for name in item.categories:
+            old = self.get(entry.item_id)
+            number = self._number_of(entry.item_id)
+            self._prices[number] = nan if entry.price is None else entry.price
+            self._titled[number] = bool(entry.title)
+            self._entries[number] = None if entry == Entry(entry.item_id) else entry
+            self.index.replace(number, Terms.of(old), Terms.of(entry))
+            for name in entry.categories:
                 self._category_names[group_key(CATEGORY, name)] = name
             self._forget_names(old)
             self.version += 1
 
     def remove(self, item_id: str) -> None:
         with self._lock:
-            number, old = self.numbers.pop(item_id, None), self.items.pop(item_id, None)
+            old, number = self.get(item_id), self.numbers.pop(item_id, None)
             if number is not None:
                 self.index.replace(number, Terms.of(old), Terms.of(None))
-                self.ids[number], self._prices[number] = "", nan
+                self.ids[number], self._entries[number] = "", None
+                self._prices[number] = nan
             self._forget_names(old)
             self.version += 1
 
@@ -146,7 +161,7 @@ class Catalogue:
             return np.array(self.index.starting_with(prefix, room), np.int32)
 
     def title(self, item_id: str) -> str | None:
-        item = self.items.get(item_id)
+        item = self.get(item_id)
         return item.title if item else None
 
     def categories(self) -> list[tuple[str, int]]:
@@ -171,11 +186,12 @@ class Catalogue:
             number = len(self.ids)
             self._prices.append(nan)
             self._titled.append(False)
+            self._entries.append(None)
             self.ids.append(item_id)
             self.numbers[item_id] = number
         return number
 
-    def _forget_names(self, old: Item | None) -> None:
+    def _forget_names(self, old: Entry | None) -> None:
         """Forget the categories of which an item was the last one."""
         for name in old.categories if old else ():
             key = group_key(CATEGORY, name)

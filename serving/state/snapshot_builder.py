@@ -194,7 +194,7 @@ class SnapshotBuilder:
 
     def _shown_items(self, version: int) -> BoolArray | None:
         """(m,) the items of the catalogue; None: all."""
-        ids, known = self._items.ids, self._sources.catalogue.items
+        ids, known = self._items.ids, self._sources.catalogue
 
         def compute() -> BoolArray | None:
             shown = np.fromiter((item_id in known for item_id in ids), bool, len(ids))
