@@ -6,7 +6,7 @@ A request takes one snapshot and so answers from one model version and one momen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -94,8 +94,8 @@ NO_RULES = ActiveRules()
 class ItemLookup:
     """The item indices of one snapshot by item id and by catalogue number."""
 
-    index: Mapping[str, int]
-    """Item id → index; it may be newer than the snapshot."""
+    index: Callable[[str], int | None]
+    """The index of an item id, or None; it may be newer than the snapshot."""
     catalogue_rows: IntArray
     """The index of each catalogue number; -1 for items removed before."""
     count: int
@@ -103,7 +103,7 @@ class ItemLookup:
 
     def find(self, item_id: str) -> int | None:
         """The index of an item, or None."""
-        index = self.index.get(item_id)
+        index = self.index(item_id)
         return index if index is not None and index < self.count else None
 
     def indices(self, item_ids: Iterable[str]) -> IntArray:

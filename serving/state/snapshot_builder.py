@@ -93,23 +93,25 @@ class SnapshotSources:
         return max(clock_ms, min(self.trends.table.newest_ms, clock_ms + MAX_LEAD_MS))
 
 
-@dataclass
 class ItemIndex:
     """Item ids and their indices: the model's items first, then later ones. Only grows."""
 
-    ids: list[str] = field(default_factory=list)
-    index: dict[str, int] = field(default_factory=dict)
+    def __init__(self, model: Model | None) -> None:
+        self._of_model = {} if model is None else model.index
+        self._later: dict[str, int] = {}
+        self.ids = list(self._of_model)
 
-    @classmethod
-    def of(cls, model: Model | None) -> ItemIndex:
-        return cls(list(model.index), dict(model.index)) if model else cls()
+    def find(self, item_id: str) -> int | None:
+        """The index of an item, or None."""
+        index = self._of_model.get(item_id)
+        return self._later.get(item_id) if index is None else index
 
     def add(self, item_id: str) -> int:
         """The index of an item; a new item gets the next one."""
-        index = self.index.get(item_id)
+        index = self.find(item_id)
         if index is None:
             self.ids.append(item_id)
-            index = self.index[item_id] = len(self.ids) - 1
+            index = self._later[item_id] = len(self.ids) - 1
         return index
 
     def add_all(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
@@ -118,7 +120,8 @@ class ItemIndex:
 
     def find_all(self, item_ids: Iterable[str]) -> NDArray[np.int64]:
         """The index of each item, −1 for one that has none."""
-        return np.fromiter((self.index.get(item_id, -1) for item_id in item_ids), np.int64)
+        found = map(self.find, item_ids)
+        return np.fromiter((-1 if index is None else index for index in found), np.int64)
 
 
 class _TrendRows:
@@ -156,7 +159,7 @@ class SnapshotBuilder:
     def __init__(self, sources: SnapshotSources, loaded: LoadedModel) -> None:
         self.loaded = loaded
         self._sources = sources
-        self._items, self._rows = ItemIndex.of(loaded.model), _TrendRows()
+        self._items, self._rows = ItemIndex(loaded.model), _TrendRows()
         self._catalogue_rows = np.empty(0, np.int32)
         self._model_newest_first = _newest_first(loaded.model)
         self._shown: Versioned[BoolArray | None] = Versioned()
@@ -225,7 +228,7 @@ class SnapshotBuilder:
                 values[~shown] = 0  # hidden items take no room in any list
         view = TrendView.of(decayed_counts, first_seen, weights=limited.weights)
         trend_score = np.log2(1.0 + view.trend_score)
-        lookup = ItemLookup(self._items.index, self._catalogue_rows, m)
+        lookup = ItemLookup(self._items.find, self._catalogue_rows, m)
         return ServingSnapshot(
             loaded=self.loaded,
             catalogue=self._sources.catalogue,

@@ -42,7 +42,7 @@ def a_catalogue(items: list[Item]) -> Catalogue:
 def lookup_of(catalogue: Catalogue) -> ItemLookup:
     """Item indices that are the catalogue's numbers."""
     rows = np.arange(len(catalogue.ids), dtype=np.int32)
-    return ItemLookup(catalogue.numbers, rows, len(rows))
+    return ItemLookup(catalogue.numbers.get, rows, len(rows))
 
 
 def matching(catalogue: Catalogue, query: list[str]) -> list[str]:
