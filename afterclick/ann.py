@@ -1,7 +1,7 @@
 """Search in a FAISS index over item vectors, ordered by the exact vectors.
 
-IVF indexes keep 8 bits per number: a fourth of the memory, and faster to read. What they find among
-three times as many rows is ordered by the exact vectors, which gives the recall of exact numbers.
+IVF indexes keep 8 bits per number: a fourth of the memory, and faster to read. Three times as many
+rows as wanted are found with them, then ordered by the exact vectors: recall stays the same.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def _upsert(connection: Connection, changes: Sequence[Change]) -> None:
 
 def _row(change: Change) -> dict[str, Any]:
     assert change.item is not None
-    return change.item.model_dump(mode="json") | {"written": _record_time(change)}
+    return change.item._asdict() | {"written": _record_time(change)}
 
 
 def _remove(connection: Connection, changes: Iterable[Change]) -> None:

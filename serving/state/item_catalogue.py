@@ -10,7 +10,6 @@ import threading
 from array import array
 from collections.abc import Callable, Sequence
 from math import nan
-from sys import intern
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -46,7 +45,7 @@ class Change(NamedTuple):
     """An item, or its removal, as one record of the topic."""
 
     item_id: str
-    item: Item | None
+    item: Entry | None
     written_ms: int
     """The record's timestamp."""
 
@@ -68,7 +67,8 @@ class Catalogue:
         """By number; None for a removed item, and for one of which only the id is known."""
         self._prices = array("d")
         self._titled = bytearray()
-        self._category_names: dict[str, str] = {}
+        self._group_names: dict[str, str] = {}
+        """Key of a category or brand → its name, which the items share."""
         self._lock = threading.Lock()
         self.version = 0
 
@@ -99,8 +99,8 @@ class Catalogue:
                 log.warning("invalid item skipped", offset=message.offset(), error=str(error))
                 continue
             if isinstance(event, ItemEvent):
-                self.put(event.data)
-                changes.append(Change(event.data.item_id, event.data, message.timestamp()[1]))
+                entry = self.put(event.data)
+                changes.append(Change(entry.item_id, entry, message.timestamp()[1]))
         return changes
 
     def put_new(self, item: Item) -> None:
@@ -108,26 +108,25 @@ class Catalogue:
         if item.item_id not in self.numbers:
             self.put(item)
 
-    def put(self, item: Item) -> None:
+    def put(self, item: Item) -> Entry:
         """Add or replace an item. Changes only the index entries in which it differs."""
-        entry = Entry(
-            item.item_id,
-            item.title,
-            tuple(map(intern, item.categories)),  # a name is in memory once
-            item.brand and intern(item.brand),
-            item.price,
-        )
         with self._lock:
-            old = self.get(entry.item_id)
+            old = self.get(item.item_id)
+            entry = Entry(
+                item.item_id,
+                item.title,
+                tuple(self._shared(CATEGORY, name) for name in item.categories),
+                item.brand and self._shared(BRAND, item.brand),
+                item.price,
+            )
             number = self._number_of(entry.item_id)
             self._prices[number] = nan if entry.price is None else entry.price
             self._titled[number] = bool(entry.title)
             self._entries[number] = None if entry == Entry(entry.item_id) else entry
             self.index.replace(number, Terms.of(old), Terms.of(entry))
-            for name in entry.categories:
-                self._category_names[group_key(CATEGORY, name)] = name
             self._forget_names(old)
             self.version += 1
+        return entry
 
     def remove(self, item_id: str) -> None:
         with self._lock:
@@ -166,8 +165,9 @@ class Catalogue:
 
     def categories(self) -> list[tuple[str, int]]:
         """The largest categories and their number of items, largest first; without empty ones."""
-        count = self.index.groups.count
-        sizes = [(name, count(key)) for key, name in list(self._category_names.items())]
+        count, names = self.index.groups.count, list(self._group_names.items())
+        prefix = group_key(CATEGORY, "")
+        sizes = [(name, count(key)) for key, name in names if key.startswith(prefix)]
         return heapq.nsmallest(MAX_CATEGORIES, sizes, key=lambda row: (-row[1], row[0]))
 
     def name(self, item_id: str) -> str:
@@ -191,9 +191,15 @@ class Catalogue:
             self.numbers[item_id] = number
         return number
 
+    def _shared(self, kind: str, name: str) -> str:
+        """The name of a category or brand, the same object for all items."""
+        key = group_key(kind, name)
+        if self._group_names.get(key) != name:
+            self._group_names[key] = name
+        return self._group_names[key]
+
     def _forget_names(self, old: Entry | None) -> None:
-        """Forget the categories of which an item was the last one."""
-        for name in old.categories if old else ():
-            key = group_key(CATEGORY, name)
+        """Forget the categories and the brand of which an item was the last one."""
+        for key in Terms.of(old).groups:
             if key not in self.index.groups:
-                self._category_names.pop(key, None)
+                self._group_names.pop(key, None)

@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import select
 
 from afterclick.errors import Unavailable
-from afterclick.events import Item
 from afterclick.settings import KafkaSettings, Settings
 from infra.embedded.server import free_port
 from serving.control.catalogue_copy import BATCH_ROWS, CLOCK_SKEW_MS, CatalogueCopy
 from serving.control.store import Database, items
+from serving.state.catalogue_index import Entry
 from serving.state.item_catalogue import Catalogue, Change
 from tests.serving import shop
 from tests.serving.running import Running
@@ -27,7 +27,7 @@ def change(number: int, title: str | None = "", at: int = NOW_MS) -> Change:
     item = (
         None
         if title is None
-        else Item(item_id=item_id, title=title, categories=("a", "b"), price=1.5)
+        else Entry(item_id=item_id, title=title, categories=("a", "b"), price=1.5)
     )
     return Change(item_id, item, at)
 
