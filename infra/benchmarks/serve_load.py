@@ -7,15 +7,18 @@ meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import orjson
 import structlog
 
+from afterclick.arrays import Json
 from afterclick.settings import Settings
+from infra.benchmarks.checkout import Phase, checkout_api, commit_of, compare
 from infra.benchmarks.harness import (
     Benchmark,
     Figures,
@@ -64,19 +67,16 @@ class RequestMix:
         return calls
 
 
-def fresh_calls(shop: SyntheticShop, count: int) -> list[RequestSpec]:
-    """`count` calls for known users, each of which excludes another unknown item.
+def fresh_calls(shop: SyntheticShop) -> Iterator[RequestSpec]:
+    """Endless calls for known users, each of which excludes another unknown item.
 
     So no two requests are the same, and no list can come from the response cache.
     """
-    users = np.random.default_rng(4).choice(shop.users, count).tolist()
-    return [
-        RequestSpec(
-            get(f"/recommendations?user_id={user}&n={N}&exclude=none-{number}"),
-            _list_check(user, "personalised"),
-        )
-        for number, user in enumerate(users)
-    ]
+    rng = np.random.default_rng(4)
+    for number in count():
+        user = shop.users[int(rng.integers(len(shop.users)))]
+        path = f"/recommendations?user_id={user}&n={N}&exclude=none-{number}"
+        yield RequestSpec(get(path), _list_check(user, "personalised"))
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class ServeBenchmark(Benchmark):
     plain: bool = True
     """Also measure infra.benchmarks.baseline, where there is one worker: it is one process."""
     workers: int = 1
+    baseline: Path | None = None
+    """A checkout of another commit with its environment, whose fresh lists are compared."""
 
     def run(self, settings: Settings) -> Figures:
         serving = settings.serving.model_copy(update={"workers": self.workers})
@@ -112,6 +114,8 @@ class ServeBenchmark(Benchmark):
                     figures |= self._at_saturation(api, calls, figures)
                     figures["fresh"] = self._fresh(api, shop)
                     figures["worker_mb_after_load"] = api.worker_mb()
+                if self.baseline is not None:
+                    figures["baseline"] = self._compare(self.baseline, servers.settings, shop)
                 if self.plain and self.workers == 1:
                     self._measure_baseline(servers.settings, calls, figures)
             figures["fresh"]["steps_us"] = steps_us(servers.settings, shop, FRESH_USERS, N)
@@ -124,10 +128,25 @@ class ServeBenchmark(Benchmark):
             int(self.rate * self.seconds),
             int(MAX_FRESH_RPS * (SATURATE_WARM_S + self.saturate_s)),
         )
-        calls = iter(fresh_calls(shop, sum(loops)))
+        calls = fresh_calls(shop)
         warm, fixed, saturating = (list(islice(calls, count)) for count in loops)
         figures = self._fixed_rate(api, warm, fixed)
         return figures | self._at_saturation(api, saturating, figures)
+
+    def _compare(self, folder: Path, settings: Settings, shop: SyntheticShop) -> Figures:
+        """Fresh lists of this and of another checkout in turn, both without a response cache."""
+        phase = Phase(self.rate, self.seconds, self.saturate_s, CLIENTS)
+        asked = phase.fixed + int(MAX_FRESH_RPS * self.saturate_s)
+        endless = fresh_calls(shop)
+        batches = iter(lambda: list(islice(endless, asked)), [])
+        size = (self.items, self.users, self.changes_per_s)
+        uncached = settings.serving.model_copy(update={"cache_ttl_s": 0.0})
+        settings = settings.model_copy(update={"serving": uncached})
+        with (
+            checkout_api(folder, *size, settings.home) as theirs,
+            served_shop(settings, shop.described) as ours,
+        ):
+            return {"commit": commit_of(folder)} | compare(ours, theirs, phase, batches)
 
     def _at_saturation(
         self, api: RunningApi, calls: list[RequestSpec], figures: Figures
@@ -194,11 +213,16 @@ def _list_check(user: str, source: str) -> Callable[[bytes], str | None]:
         if actual != (user, source, False, N):
             return f"wrong response: {actual}"
         error = max(
-            abs(sum(item["contributions"].values()) - item["score"]) for item in body["items"]
+            abs(sum(item[_receipt(item)].values()) - item["score"]) for item in body["items"]
         )
         return f"contributions and score differ by {error}" if error > 1e-6 else None
 
     return check
+
+
+def _receipt(item: Json) -> str:
+    """The field of the contributions; commits up to November 2026 called it `parts`."""
+    return "contributions" if "contributions" in item else "parts"
 
 
 def _check_similar(raw: bytes) -> str | None:

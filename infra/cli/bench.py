@@ -38,13 +38,25 @@ def serve(
         typer.Option(help="Also measure a plain FastAPI version of the route (with one worker)."),
     ] = True,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of the API.")] = 1,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(
+            help="Compare fresh lists with a checkout of another commit (after `make setup` there)."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Latency of the API at a fixed rate (open loop), then its maximum requests per second."""
     from infra.benchmarks.serve_load import ServeBenchmark
 
     benchmark = ServeBenchmark(
-        rate=rate, seconds=seconds, items=items, users=users, plain=plain, workers=workers
+        rate=rate,
+        seconds=seconds,
+        items=items,
+        users=users,
+        plain=plain,
+        workers=workers,
+        baseline=baseline and baseline.absolute(),
     )
     emit(_run(benchmark), as_json)
 
