@@ -22,6 +22,7 @@ from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from afterclick.errors import Unavailable
 from afterclick.io.files import private_folder
+from afterclick.io.libc import keep_heap_small
 from afterclick.io.logging import configure_logging
 from afterclick.settings import Settings
 from serving import problems
@@ -172,6 +173,7 @@ def run(settings: Settings) -> None:
     check_address(settings.serving, lambda: _has_keys(settings))
     listener = bind(settings.serving.host, settings.serving.port)
     prefer_requests()
+    keep_heap_small()
     allow_files(settings.serving.max_connections)
     if settings.serving.workers == 1:
         uvicorn.Server(config_of(settings)).run(sockets=[listener])

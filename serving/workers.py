@@ -24,7 +24,7 @@ from typing import Any, Final, cast
 import structlog
 
 from afterclick.errors import AfterclickError, Unavailable
-from afterclick.io.libc import end_with_parent, keep_heap_small
+from afterclick.io.libc import end_with_parent
 from afterclick.kernels import warm_up
 from serving.peers import Peers, socket_of
 
@@ -175,7 +175,6 @@ def preload() -> None:
     """Load what every worker needs before the fork."""
     import faiss  # noqa: F401
 
-    keep_heap_small()
     warm_up()
     gc.collect()
     gc.freeze()  # a collection in a worker would write to the shared pages
