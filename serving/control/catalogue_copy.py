@@ -40,9 +40,9 @@ class CatalogueCopy:
         self._catalogue, self._caught_up = catalogue, caught_up
         self._pending = PendingRows[str, Change]()
         self._started_at = self._last_record_at = time.time()
-        self._stored_ms: dict[str, int] | None = None
-        """Item id → time of the record in SQL; used until the topic was read to its end."""
         self._in_topic: set[str] = set()
+        self._checked = ""
+        """Rows up to this item id were compared with the topic."""
         self._loaded = self._complete = False
 
     def take(self, changes: Sequence[Change]) -> None:
@@ -62,7 +62,7 @@ class CatalogueCopy:
             database, lambda connection, batch: self._write(connection, batch), BATCH_ROWS
         )
         if caught_up and not more and not self._complete:
-            self._delete_missing(database)
+            more = self._delete_missing(database)
         return more
 
     def _kafka_is_late(self, now: float) -> bool:
@@ -81,32 +81,45 @@ class CatalogueCopy:
             log.info("no records from Kafka; loaded the catalogue from SQL", items=len(rows))
 
     def _write(self, connection: Connection, batch: Mapping[str, Change]) -> None:
-        if self._stored_ms is None and not self._complete:
-            self._stored_ms = _stored_times(connection)
-        stored = self._stored_ms or {}
+        stored = {} if self._complete else _stored_times(connection, list(batch))
         newer = [c for c in batch.values() if stored.get(c.item_id, -1) < c.written_ms]
         _upsert(connection, [change for change in newer if change.item is not None])
         _remove(connection, [change for change in newer if change.item is None])
 
-    def _delete_missing(self, database: Database) -> None:
-        """Delete the rows of items that the topic no longer has.
+    def _delete_missing(self, database: Database) -> bool:
+        """Delete rows of items that the topic no longer has, a batch at a time; True while more may
+        follow.
 
         An empty topic deletes nothing: it was lost. Records newer than the start of this process,
         less the clock skew, may be known to another process only.
         """
         if self._in_topic:
             with database.begin() as connection:
-                missing = _stored_times(connection).keys() - self._in_topic
+                batch = _ids_after(connection, self._checked)
+                missing = [item_id for item_id in batch if item_id not in self._in_topic]
                 until_ms = int(self._started_at * 1000) - CLOCK_SKEW_MS
-                _remove(connection, (Change(i, None, until_ms) for i in sorted(missing)))
+                _remove(connection, (Change(item_id, None, until_ms) for item_id in missing))
             for item_id in missing if self._loaded else ():
                 self._catalogue.remove(item_id)
-        self._complete, self._stored_ms, self._in_topic = True, None, set()
+            if batch:
+                self._checked = batch[-1]
+                return True
+        self._complete, self._in_topic = True, set()
+        return False
 
 
-def _stored_times(connection: Connection) -> dict[str, int]:
-    rows = connection.execute(select(table.c.item_id, table.c.written))
-    return {item_id: round(written.timestamp() * 1000) for item_id, written in rows}
+def _stored_times(connection: Connection, item_ids: Sequence[str]) -> dict[str, int]:
+    """Item id → time of the record in SQL, of those items that have a row."""
+    query = select(table.c.item_id, table.c.written).where(table.c.item_id.in_(item_ids))
+    return {
+        item_id: round(written.timestamp() * 1000) for item_id, written in connection.execute(query)
+    }
+
+
+def _ids_after(connection: Connection, item_id: str) -> list[str]:
+    """The next ids in SQL, in order."""
+    query = select(table.c.item_id).where(table.c.item_id > item_id)
+    return list(connection.execute(query.order_by(table.c.item_id).limit(BATCH_ROWS)).scalars())
 
 
 def _upsert(connection: Connection, changes: Sequence[Change]) -> None:

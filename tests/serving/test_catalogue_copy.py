@@ -108,3 +108,18 @@ def test_a_restart_without_kafka_reads_titles_from_sql(settings: Settings) -> No
         found = api.get("/items/camera-3")
         assert (found["title"], found["categories"]) == ("The camera-3", ["Electronics", "Cameras"])
         wait_until(lambda: api.list_for("eve", n=3, interests="Cables")["source"] == "interests")
+
+
+def test_missing_items_are_deleted_batch_by_batch(database: Database) -> None:
+    first = copy()
+    first.take([change(number) for number in range(3 * BATCH_ROWS)])
+    while first.sync(database):
+        pass
+    second = copy(lambda: True)
+    second.take([change(number, at=NOW_MS) for number in range(0, 3 * BATCH_ROWS, 2)])
+    syncs = 1
+    while second.sync(database):
+        syncs += 1
+    assert len(titles(database)) == 1.5 * BATCH_ROWS
+    assert syncs > 3, "a large catalogue is compared in batches"
+    database.close()
