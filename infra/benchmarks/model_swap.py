@@ -48,7 +48,8 @@ from ingest.generate import ShopConfig, generate_shop
 log = structlog.get_logger()
 VERSIONS = 4
 """Artifacts that are published in turn."""
-SWAP_S = 30.0
+SWAP_S = 120.0
+"""Timeout of a swap: a model of a million items is loaded at a quarter of a core."""
 
 
 @dataclass(frozen=True)
