@@ -6,19 +6,19 @@ was trained on. `FEATURES` lists each column and the group of contributions it b
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
-from afterclick.kernels import as_items, gather, positions_of, products, similarities
+from afterclick import kernels
+from afterclick.arrays import Float64Array, FloatArray, IntArray
+from afterclick.compiled import compiled
+from afterclick.kernels import as_items, positions_of, products, similarities
 from afterclick.model import ItemContent, Model
 from afterclick.retrieval import top_k
 from afterclick.trends import DAY_MS, HALF_LIVES_MS, TREND_MIX
-from afterclick.user_vectors import UserState, UserVectors, tower_user
+from afterclick.user_vectors import UserVectors, tower_user
 
 PARTS = ("model", "history", "trend", "content")
 """Groups of contributions to a score."""
@@ -71,6 +71,30 @@ FEATURE_NAMES: tuple[str, ...] = tuple(name for name, _ in FEATURES)
 _HALF_LIVES_MS = list(HALF_LIVES_MS.values())
 _COLUMN = {name: number for number, name in enumerate(FEATURE_NAMES)}
 _TRENDS = _COLUMN["trend_" + next(iter(HALF_LIVES_MS))]
+_POPULARITY, _RISE, _RISE_DAYS, _ARRIVAL_RATE, _ITEM_AGE, _AGE_GAP, _SECOND_AGE_GAP = (
+    _COLUMN[name]
+    for name in (
+        "popularity",
+        "rise",
+        "rise_days",
+        "arrival_rate",
+        "item_age_days",
+        "age_gap_days",
+        "second_age_gap_days",
+    )
+)
+_HISTORY_LENGTH, _SESSION_LENGTH, _TASTE_POPULARITY, _TASTE_AGE = (
+    _COLUMN[name]
+    for name in ("history_length", "session_length", "taste_popularity", "taste_age_days")
+)
+_LAST_AGE, _LAST_POPULARITY, _LAST_ITEM_AGE, _LAST_TREND = (
+    _COLUMN[name]
+    for name in ("last_age_days", "last_popularity", "last_item_age_days", "last_trend")
+)
+_FACTOR_ROWS, _TOWER_ROWS, _CONTENT_ROWS = (
+    np.array([_COLUMN[name] for name in names], np.int32)
+    for names in (("als", "als_last"), ("tower", "tower_last"), ("content_last", "content_mean"))
+)
 
 
 @dataclass(frozen=True)
@@ -131,35 +155,6 @@ def _top_of_each(values: Float64Array, k: int) -> IntArray:
     return flat[np.sort(first)].astype(np.int32)
 
 
-@dataclass
-class _Table:
-    """The feature table in progress, transposed: the values of a feature are contiguous."""
-
-    candidates: IntArray
-    model: Model
-    """Candidates ≥ len(model) came after it."""
-    known: BoolArray = field(init=False)
-    """(c,) candidates that the model knows"""
-    rows: IntArray = field(init=False)
-    """(c,) row of each candidate in the model's arrays; 0 for the unknown"""
-
-    def __post_init__(self) -> None:
-        self.values = np.full((len(FEATURES), len(self.candidates)), np.nan, np.float32)
-        self.known = self.candidates < len(self.model)
-        self.complete = bool(self.known.all())
-        self.rows = self.candidates if self.complete else as_items(self.candidates * self.known)
-
-    def __getitem__(self, name: str) -> FloatArray:
-        column: FloatArray = self.values[_COLUMN[name]]
-        return column
-
-    def mask_unknown(self, names: Sequence[str]) -> None:
-        """Set these features of candidates unknown to the model to NaN."""
-        if not self.complete:
-            for name in names:
-                self[name][~self.known] = np.nan
-
-
 def features(
     model: Model,
     user: UserVectors,
@@ -173,70 +168,92 @@ def features(
     models of data with a coarser resolution. `content`: default the model's own; give the
     snapshot's to include new items.
     """
-    table, state = _Table(as_items(candidates), model), user.state
-    table["popularity"][:] = model.log_popularity[table.rows]
-    table.mask_unknown(["popularity"])
-    first_seen = model.first_seen_of(table.candidates)
-    _trend_columns(table, state, trends, first_seen)
-    table["history_length"][:] = len(state.items)
+    state, candidates = user.state, as_items(candidates)
+    table = np.full((len(FEATURES), len(candidates)), np.nan, np.float32)
+    past = as_items(state.items), state.times_ms, state.now_ms
+    context_rows(
+        table,
+        candidates,
+        (model.log_popularity, model.first_seen_rounded_ms),
+        trends.log_share,
+        past,
+    )
+    table[_TRENDS : _TRENDS + bisect_left(_HALF_LIVES_MS, model.resolution_ms)] = np.nan
     if len(state.items):
-        recent = state.items[:RECENT]
-        recent_known = np.where(recent < len(model), recent, -1)
-        _history_columns(table, model, state, trends, first_seen)
-        _neighbour_columns(table, model, recent_known)
-        _factor_columns(table, model, user.factors, int(recent_known[0]))
-        _tower_columns(table, model, user)
-        _content_columns(table, content or model.item_content, recent)
-        table.mask_unknown(["als", "als_last", "tower", "tower_last"])
-    return table.values.T
+        recent = past[0][:RECENT]
+        known = np.where(recent < len(model), recent, np.int32(-1))
+        _neighbour_rows(table, model, known, candidates)
+        _factor_rows(table, model, user.factors, int(known[0]), candidates)
+        _tower_rows(table, model, user, candidates)
+        _content_rows(table, content or model.item_content, recent, candidates)
+    return table.T
 
 
-def _trend_columns(
-    table: _Table, state: UserState, trends: TrendView, first_seen: Float64Array
+@compiled
+def context_rows(
+    table: FloatArray,
+    candidates: IntArray,
+    of_items: tuple[FloatArray, Float64Array],
+    log_share: FloatArray,
+    past: tuple[IntArray, Float64Array, float],
 ) -> None:
-    """Trend and age of the candidates. `first_seen` (c,) ms."""
-    share = table.values[_TRENDS : _TRENDS + len(HALF_LIVES_MS)]
-    gather(trends.log_share, table.candidates, share)
-    np.subtract(share[_WEEK], share[_QUARTER], out=table["rise"])
-    np.subtract(share[_THREE_DAYS], share[_MONTH], out=table["rise_days"])
-    share[: bisect_left(_HALF_LIVES_MS, table.model.resolution_ms)] = np.nan
-    age = (state.now_ms - first_seen) / DAY_MS
-    table["item_age_days"][:] = age
-    observed = np.log2(np.maximum(age, 0.0) + 30.0)
-    np.subtract(table["popularity"], observed, out=table["arrival_rate"], casting="same_kind")
+    """Write popularity, trends and ages of candidates (c,), and facts of the history, into rows.
+
+    `of_items`: log popularity and first interaction (ms) of the model's items (n,); `log_share`
+    (m, H); `past`: items (h,), newest first, their times in ms, and now.
+    """
+    log_popularity, first_seen = of_items
+    items, times, now = past
+    n = len(log_popularity)
+    newest = first_seen[items[0]] if len(items) and items[0] < n else np.nan
+    second = first_seen[items[1]] if len(items) > 1 and items[1] < n else np.nan
+    for position in range(len(candidates)):
+        item = candidates[position]
+        popularity, seen = np.float32(np.nan), np.nan
+        if item < n:
+            popularity, seen = log_popularity[item], first_seen[item]
+        table[_POPULARITY, position] = popularity
+        for half_life in range(log_share.shape[1]):
+            table[_TRENDS + half_life, position] = log_share[item, half_life]
+        table[_RISE, position] = log_share[item, _WEEK] - log_share[item, _QUARTER]
+        table[_RISE_DAYS, position] = log_share[item, _THREE_DAYS] - log_share[item, _MONTH]
+        age = (now - seen) / DAY_MS
+        table[_ITEM_AGE, position] = age
+        table[_ARRIVAL_RATE, position] = popularity - np.log2(np.maximum(age, 0.0) + 30.0)
+        table[_AGE_GAP, position] = (seen - newest) / DAY_MS
+        table[_SECOND_AGE_GAP, position] = (seen - second) / DAY_MS
+    table[_HISTORY_LENGTH] = len(items)
+    if not len(items):
+        return
+    known, taste, ages, dated = 0, 0.0, 0.0, 0
+    for rank in range(min(len(items), RECENT)):
+        item = items[rank]
+        if item >= n:
+            continue
+        if not np.isnan(log_popularity[item]):
+            taste += log_popularity[item]
+            known += 1
+        if not np.isnan(first_seen[item]):
+            ages += (times[rank] - first_seen[item]) / DAY_MS
+            dated += 1
+    session = 0
+    for time in times:
+        session += now - time < DAY_MS
+    table[_LAST_AGE] = (now - times[0]) / DAY_MS
+    table[_LAST_POPULARITY] = log_popularity[items[0]] if items[0] < n else np.float32(np.nan)
+    table[_LAST_ITEM_AGE] = (now - newest) / DAY_MS
+    table[_LAST_TREND] = log_share[items[0], _MONTH]
+    table[_SESSION_LENGTH] = session
+    table[_TASTE_POPULARITY] = taste / known if known else np.nan
+    table[_TASTE_AGE] = ages / dated if dated else np.nan
 
 
-def _history_columns(
-    table: _Table, model: Model, state: UserState, trends: TrendView, first_seen: Float64Array
+def _neighbour_rows(
+    table: FloatArray, model: Model, recent: IntArray, candidates: IntArray
 ) -> None:
-    """The user's newest items, their popularity and their age when chosen."""
-    items, times = state.items[:RECENT], state.times_ms[:RECENT]
-    item_seen = model.first_seen_of(items)
-    popularity = model.log_popularity.take(items, mode="clip")
-    popularity[items >= len(model)] = np.nan
-    table["last_age_days"][:] = (state.now_ms - times[0]) / DAY_MS
-    table["last_popularity"][:] = popularity[0]
-    table["last_item_age_days"][:] = (state.now_ms - item_seen[0]) / DAY_MS
-    table["last_trend"][:] = trends.log_share[items[0], _MONTH]
-    np.divide(first_seen - item_seen[0], DAY_MS, out=table["age_gap_days"], casting="same_kind")
-    if len(items) > 1:
-        gap = first_seen - item_seen[1]
-        np.divide(gap, DAY_MS, out=table["second_age_gap_days"], casting="same_kind")
-    table["session_length"][:] = np.count_nonzero(state.now_ms - state.times_ms < DAY_MS)
-    table["taste_popularity"][:] = _mean_of_known(popularity.tolist())
-    table["taste_age_days"][:] = _mean_of_known(((times - item_seen) / DAY_MS).tolist())
-
-
-def _mean_of_known(values: list[float]) -> float:
-    """Of the values that are not NaN; plain Python, as ten values are few."""
-    known = [value for value in values if value == value]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _neighbour_columns(table: _Table, model: Model, recent: IntArray) -> None:
     """Similarity to the recent items by each kind of neighbour list; −1: unknown item."""
-    candidates = (positions_of(table.candidates), table.candidates)
-    unused = np.empty(len(table.candidates), np.float32)
+    positions = positions_of(candidates), candidates
+    unused = np.empty(len(candidates), np.float32)
     lists = [
         ("cosine", model.neighbour_items, model.neighbour_scores),
         ("same_day", model.co_purchase_items, model.co_purchase_scores),
@@ -244,41 +261,45 @@ def _neighbour_columns(table: _Table, model: Model, recent: IntArray) -> None:
     ]
     for name, items, scores in lists:
         if items is not None and scores is not None:
-            highest = table[f"{name}_max"] if f"{name}_max" in _COLUMN else unused
-            out = (table[f"{name}_last"], highest, table[f"{name}_sum"])
-            similarities(items, scores, recent, candidates, out)
+            highest = _COLUMN.get(f"{name}_max")
+            out = (
+                table[_COLUMN[f"{name}_last"]],
+                unused if highest is None else table[highest],
+                table[_COLUMN[f"{name}_sum"]],
+            )
+            similarities(items, scores, recent, positions, out)
 
 
-def _factor_columns(table: _Table, model: Model, user: FloatArray | None, last: int) -> None:
+def _factor_rows(
+    table: FloatArray, model: Model, user: FloatArray | None, last: int, candidates: IntArray
+) -> None:
     """ALS scores for the user, and cosine to the newest item (−1: unknown)."""
     if model.factors is None or model.norms is None or model.rated is None:
         return
-    newest = last >= 0 and bool(model.rated[last])
-    queries = {"als": user, "als_last": model.factors[last] if newest else None}
-    known = {name: vector for name, vector in queries.items() if vector is not None}
-    if not known:
-        return
-    found = products(model.factors, model.rated, table.rows, np.array([*known.values()]))
-    for name, row in zip(known, found, strict=True):
-        table[name][:] = row
-    if newest:
-        lengths = model.norms[table.rows] * model.norms[last]
-        np.divide(table["als_last"], lengths, out=table["als_last"])
+    newest = model.factors[last] if last >= 0 and model.rated[last] else None
+    queries = _queries(model.factors.shape[1], user, newest)
+    vectors = model.factors, model.factors[:0]
+    products(vectors, model.rated, candidates, queries, (table, _FACTOR_ROWS))
+    if newest is not None:
+        lengths = model.norms.take(candidates, mode="clip")
+        lengths *= model.norms[last]
+        table[_FACTOR_ROWS[1]] /= lengths
 
 
-def _tower_columns(table: _Table, model: Model, user: UserVectors) -> None:
+def _tower_rows(table: FloatArray, model: Model, user: UserVectors, candidates: IntArray) -> None:
     """Logits of the two towers for the whole history and for its newest item alone."""
-    if model.towers is None:
+    towers = model.towers
+    if towers is None:
         return
-    queries = {"tower": user.tower, "tower_last": tower_user(model, user.state.newest())}
-    known = {name: vector for name, vector in queries.items() if vector is not None}
-    if known:
-        logits = model.towers.logits(np.array([*known.values()]), table.rows)
-        for name, row in zip(known, logits, strict=True):
-            table[name][:] = row
+    newest = tower_user(model, user.state.newest())
+    queries = _queries(towers.targets.shape[1], user.tower, newest)
+    vectors = towers.targets, towers.targets[:0]
+    products(vectors, towers.known, candidates, queries, (table, _TOWER_ROWS))
 
 
-def _content_columns(table: _Table, content: ItemContent | None, recent: IntArray) -> None:
+def _content_rows(
+    table: FloatArray, content: ItemContent | None, recent: IntArray, candidates: IntArray
+) -> None:
     """Cosine of content to the newest item, and its mean over the recent ones with content."""
     if content is None:
         return
@@ -286,7 +307,26 @@ def _content_columns(table: _Table, content: ItemContent | None, recent: IntArra
     if not len(past):
         return
     vectors = content.rows(past)
-    queries = np.stack([np.add.reduce(vectors) / np.float32(len(past)), vectors[0]])
-    table["content_mean"][:], newest = content.products(table.candidates, queries)
-    if recent[0] == past[0]:
-        table["content_last"][:] = newest
+    newest = vectors[0] if recent[0] == past[0] else None
+    mean = np.add.reduce(vectors) / np.float32(len(past))
+    queries = _queries(vectors.shape[1], newest, mean)
+    every = content.vectors, content.new
+    products(every, content.known, candidates, queries, (table, _CONTENT_ROWS))
+
+
+def _queries(width: int, *vectors: FloatArray | None) -> FloatArray:
+    """(q, width) the vectors as rows; NaN for None, so that its products are unknown."""
+    queries = np.full((len(vectors), width), np.nan, np.float32)
+    for row, vector in enumerate(vectors):
+        if vector is not None:
+            queries[row] = vector
+    return queries
+
+
+def warm_up() -> None:
+    """Compile what a list of features takes, or load its machine code (`kernels.warm_up`)."""
+    items, ones = np.zeros(1, np.int32), np.ones(1)
+    table = np.zeros((len(FEATURES), 1), np.float32)
+    log_share = np.zeros((1, len(HALF_LIVES_MS)), np.float32)
+    context_rows(table, items, (table[0], ones), log_share, (items, ones, 1.0))
+    kernels.warm_up()

@@ -156,15 +156,28 @@ def similarities(
 def pair_scores(
     neighbours: IntArray, scores: FloatArray, recent: IntArray, shown: IntArray
 ) -> Float64Array:
-    """(shown, recent) the score of each shown item in each recent item's list of neighbours."""
-    out = np.zeros((len(shown), len(recent)))
+    """(shown, recent) the score of each shown item in each recent item's list of neighbours.
+
+    `shown` has no repeats.
+    """
+    table, out = positions_of(shown), np.zeros((len(shown), len(recent)))
     for past in range(len(recent)):
         for column in range(neighbours.shape[1]):
             item = neighbours[recent[past], column]
-            for row in range(len(shown)):
-                if shown[row] == item:
-                    out[row, past] = max(out[row, past], np.float64(scores[recent[past], column]))
+            row = _find(table, shown, item) if item >= 0 else np.int64(-1)
+            if row >= 0:
+                out[row, past] = max(out[row, past], np.float64(scores[recent[past], column]))
     return out
+
+
+@compiled
+def unlisted(items: IntArray, excluded: IntArray) -> BoolArray:
+    """(c,) True for items (c,) ≥ 0 that are not in `excluded`."""
+    table, keep = positions_of(excluded), np.empty(len(items), np.bool_)
+    for position in range(len(items)):
+        item = items[position]
+        keep[position] = item >= 0 and _find(table, excluded, item) < 0
+    return keep
 
 
 @compiled_sums
@@ -177,27 +190,30 @@ def _dot(a: FloatArray, b: FloatArray) -> np.float32:
 
 @compiled_sums
 def products(
-    vectors: FloatArray, known: BoolArray, rows: IntArray, queries: FloatArray
-) -> FloatArray:
-    """(q, c) inner products of the vectors (n, d) in `rows` (c,) with `queries` (q, d).
+    vectors: tuple[FloatArray, FloatArray],
+    known: BoolArray,
+    items: IntArray,
+    queries: FloatArray,
+    out: tuple[FloatArray, IntArray],
+) -> None:
+    """Write inner products of the vectors of items (c,) with `queries` (q, d) into rows of a table.
 
-    NaN for vectors that are not `known` (n,).
+    `vectors`: those of the model's items (n, d) and of later ones (m - n, d), both by item;
+    `known` (k,) whether an item has one: others, and all from k on, get NaN. `out`: the table
+    (F, c) and the row of each query (q,).
     """
-    out = np.empty((len(queries), len(rows)), np.float32)
-    for position in range(len(rows)):
-        row = rows[position]
+    first, later = vectors
+    table, rows = out
+    n = len(first)
+    for position in range(len(items)):
+        item = items[position]
+        if item >= len(known) or not known[item]:
+            for query in range(len(queries)):
+                table[rows[query], position] = np.float32(np.nan)
+            continue
+        vector = first[item] if item < n else later[item - n]
         for query in range(len(queries)):
-            found = _dot(vectors[row], queries[query]) if known[row] else np.float32(np.nan)
-            out[query, position] = found
-    return out
-
-
-@compiled
-def gather(values: FloatArray, rows: IntArray, out: FloatArray) -> None:
-    """Write values (m, H) of `rows` (c,) into `out` (H, c)."""
-    for position in range(len(rows)):
-        for column in range(values.shape[1]):
-            out[column, position] = values[rows[position], column]
+            table[rows[query], position] = _dot(vector, queries[query])
 
 
 @compiled_sums
@@ -307,14 +323,14 @@ whether NaN counts as above."""
 
 
 @compiled
-def tree_sums(columns: FloatArray, nodes: Nodes, tables: Float64Array) -> Float64Array:
-    """(k, c) sums over t trees of k values (k, t, l) of the leaf that a row ends in.
+def tree_leaves(columns: FloatArray, nodes: Nodes) -> NDArray[np.uint8]:
+    """(t, c) the leaf of each of t trees that a row ends in.
 
     `columns` (F, c): the rows, transposed. The leaf is the lowest bit that all nodes leave.
     """
     features, borders, above, unknown_above = nodes
     rows = columns.shape[1]
-    sums, leaves = np.zeros((len(tables), rows)), np.empty(rows, np.uint32)
+    found, leaves = np.empty((len(features), rows), np.uint8), np.empty(rows, np.uint32)
     every = np.uint32(ALL_LEAVES)
     for tree in range(len(features)):
         leaves[:] = every
@@ -327,10 +343,20 @@ def tree_sums(columns: FloatArray, nodes: Nodes, tables: Float64Array) -> Float6
             else:
                 for row in range(rows):
                     leaves[row] &= remaining if column[row] > border else every
+        for row in range(rows):
+            found[tree, row] = _lowest_bit(leaves[row])
+    return found
+
+
+@compiled
+def leaf_sums(leaves: NDArray[np.uint8], rows: Int64Array, tables: Float64Array) -> Float64Array:
+    """(k, c) sums over t trees of k values (k, t, l) of the leaves (t, r) of `rows` (c,)."""
+    sums = np.zeros((len(tables), len(rows)))
+    for tree in range(len(leaves)):
         for kind in range(len(tables)):
             values = tables[kind, tree]
-            for row in range(rows):
-                sums[kind, row] += values[_lowest_bit(leaves[row])]
+            for position in range(len(rows)):
+                sums[kind, position] += values[leaves[tree, rows[position]]]
     return sums
 
 
@@ -340,15 +366,16 @@ def warm_up() -> None:
     numbers, vector = np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
     ones = np.ones((1, 1))
     union((pairs,) * 3, items, 1, (items,) * 4, items)
+    unlisted(items, items)
     table = positions_of(items)
     similarities(pairs, numbers, items, (table, items), (vector, vector, vector))
     pair_scores(pairs, numbers, items, items)
-    products(numbers, np.ones(1, np.bool_), items, numbers)
-    gather(numbers, items, numbers)
+    products((numbers, numbers), np.ones(1, np.bool_), items, numbers, (numbers, items))
     tower_vector(numbers, (ones[0], vector), (items, vector, ones[0]), 1.0)
     woodbury((ones[0], ones), numbers, items, ones[0], 1.0)
     nodes = (pairs, numbers, np.ones((1, 1), np.uint32), np.zeros((1, 1), np.bool_))
-    tree_sums(numbers, nodes, ones.reshape(1, 1, 1))
+    leaves = tree_leaves(numbers, nodes)
+    leaf_sums(leaves, np.zeros(1, np.int64), ones.reshape(1, 1, 1))
 
 
 def no_rows(n: int) -> IntArray:

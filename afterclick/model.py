@@ -129,12 +129,12 @@ class ItemContent:
     """(n,) whether each of them has content"""
     new: FloatArray
     """(m - n, d) of the new items; (0, d) without any"""
-    _described: BoolArray = field(init=False)
-    """(m + 1,) of all items; the last element stands for any index beyond"""
+    known: BoolArray = field(init=False)
+    """(m + 1,) whether an item has content; the last element stands for any index beyond"""
 
     def __post_init__(self) -> None:
         every = np.concatenate([self.described, self.new.any(axis=1), [False]])
-        object.__setattr__(self, "_described", every)
+        object.__setattr__(self, "known", every)
 
     @classmethod
     def of(cls, vectors: FloatArray) -> ItemContent:
@@ -147,26 +147,15 @@ class ItemContent:
 
     def has(self, items: IntArray) -> BoolArray:
         """(len(items),) whether each has content."""
-        return self._described.take(items, mode="clip")
+        return self.known.take(items, mode="clip")
 
     def row(self, item: int) -> FloatArray | None:
         """(d,) the vector of one item; None without content."""
-        if not self._described.take(item, mode="clip"):
+        if not self.known.take(item, mode="clip"):
             return None
         n = len(self.vectors)
         vector: FloatArray = self.vectors[item] if item < n else self.new[item - n]
         return vector
-
-    def products(self, items: IntArray, queries: FloatArray) -> FloatArray:
-        """(q, len(items)) inner products with queries (q, d); NaN for items without content."""
-        n = len(self.vectors)
-        inside = items.max(initial=-1) < n
-        found = products(self.vectors, self.described, items if inside else items % n, queries)
-        after = np.flatnonzero(items >= n) if not inside else ()
-        if len(after):
-            found[:, after] = queries @ self.rows(items[after]).T
-            found[:, after[~self.has(items[after])]] = np.nan
-        return found
 
     def rows(self, items: IntArray) -> FloatArray:
         """(len(items), d) their vectors; zeros for items without content."""
@@ -218,7 +207,9 @@ class TowerArrays:
         NaN for items that the towers did not learn.
         """
         queries = as_vector(np.atleast_2d(users))
-        logits = products(self.targets, self.known, as_items(items), queries)
+        logits = np.empty((len(queries), len(items)), np.float32)
+        out = logits, np.arange(len(queries), dtype=np.int32)
+        products((self.targets, self.targets[:0]), self.known, as_items(items), queries, out)
         return logits if users.ndim > 1 else logits[0]
 
 
@@ -303,16 +294,9 @@ class Model:
         return np.asarray(steps * self.resolution_ms + self.phase_ms)
 
     @cached_property
-    def _first_seen_ms(self) -> Float64Array:
+    def first_seen_rounded_ms(self) -> Float64Array:
         """(n,) `first_seen_ms` at the model's resolution."""
         return self.at_resolution(self.first_seen_ms)
-
-    def first_seen_of(self, items: IntArray) -> Float64Array:
-        """(len(items),) ms at the model's resolution; NaN for items without an interaction in
-        training."""
-        first_seen = self._first_seen_ms.take(items, mode="clip")
-        first_seen[items >= len(self)] = np.nan
-        return first_seen
 
     def arrays(self) -> dict[str, AnyArray]:
         """The arrays by their file names in an artifact."""

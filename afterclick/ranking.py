@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
+from afterclick.arrays import BoolArray, Float64Array, FloatArray, IndexArray, IntArray
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS, TrendView, features
 from afterclick.model import Model
 from afterclick.retrieval import CandidateLimits, Candidates, Searches, candidate_items, top_k
@@ -33,13 +32,9 @@ class Ranker(Protocol):
         """Part → (c,); the parts add up to `score` of the same rows."""
         ...
 
-
-def best_rows(
-    ranker: Ranker, features: FloatArray, n: int
-) -> tuple[NDArray[np.intp], Contributions]:
-    """The rows of the n highest scores, best first, and their contributions."""
-    top = top_k(ranker.score(features), n)
-    return top, ranker.contributions(features[top])
+    def best(self, features: FloatArray, n: int) -> tuple[IndexArray, Contributions]:
+        """The rows of the n highest scores, best first, and their contributions."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +140,11 @@ class FormulaRanker:
         """Part → (c,); the parts add up to `score` of the same rows."""
         parts = self._values(features) @ self._parts
         return {part: parts[:, i] for i, part in enumerate(PARTS)}
+
+    def best(self, features: FloatArray, n: int) -> tuple[IndexArray, Contributions]:
+        """The rows of the n highest scores, best first, and their contributions."""
+        top = top_k(self.score(features), n)
+        return top, self.contributions(features[top])
 
     def _values(self, features: FloatArray) -> Float64Array:
         """(c, F) the contribution of each feature."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import BoolArray, FloatArray, IndexArray, IntArray
-from afterclick.kernels import SOURCE_BITS, as_items, no_rows, union
+from afterclick.kernels import SOURCE_BITS, as_items, no_rows, union, unlisted
 from afterclick.model import ItemContent, Model
 from afterclick.user_vectors import UserVectors
 
@@ -179,11 +179,8 @@ def top_k_rows(scores: NDArray[np.floating], k: int) -> IndexArray:
 
 
 def not_in(items: IntArray, excluded: IntArray) -> BoolArray:
-    """(len(items),) True for items ≥ 0 not in `excluded`; five times as fast as np.isin."""
-    keep = items >= 0
-    if len(excluded):
-        keep &= ~is_in(items, np.sort(excluded))
-    return keep
+    """(len(items),) True for items ≥ 0 not in `excluded`."""
+    return unlisted(as_items(items), as_items(excluded))
 
 
 def is_in(items: IntArray, ascending: IntArray) -> BoolArray:

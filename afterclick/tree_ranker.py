@@ -21,11 +21,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
+from afterclick.arrays import BoolArray, Float64Array, FloatArray, IndexArray, IntArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, PARTS
-from afterclick.kernels import ALL_LEAVES, MAX_LEAVES, Nodes, as_vector, tree_sums
+from afterclick.kernels import ALL_LEAVES, MAX_LEAVES, Nodes, as_vector, leaf_sums, tree_leaves
 from afterclick.ranking import Contributions, FormulaRanker, Ranker
+from afterclick.retrieval import top_k
 
 FILE = "ranker.npz"
 RECEIPT = (*PARTS, "base")
@@ -107,14 +108,28 @@ class TreeRanker:
 
     def score(self, features: FloatArray) -> Float64Array:
         """(c,) scores of feature rows (c, F), higher is better."""
-        return np.asarray(self._sums(features, self._values)[0])
+        return self._scores(self._leaves(features))
 
     def contributions(self, features: FloatArray) -> Contributions:
         """Part → (c,); the parts add up to `score` of the same rows."""
-        return dict(zip(RECEIPT, self._sums(features, self.parts), strict=True))
+        return self._receipt(self._leaves(features), np.arange(len(features)))
 
-    def _sums(self, features: FloatArray, tables: Float64Array) -> Float64Array:
-        return tree_sums(as_vector(features.T), self._nodes, tables)
+    def best(self, features: FloatArray, n: int) -> tuple[IndexArray, Contributions]:
+        """The rows of the n highest scores, best first, and their contributions."""
+        leaves = self._leaves(features)
+        top = top_k(self._scores(leaves), n)
+        return top, self._receipt(leaves, top)
+
+    def _leaves(self, features: FloatArray) -> NDArray[np.uint8]:
+        """(t, c) the leaf of each tree that a row ends in."""
+        return tree_leaves(as_vector(features.T), self._nodes)
+
+    def _scores(self, leaves: NDArray[np.uint8]) -> Float64Array:
+        every = np.arange(leaves.shape[1])
+        return np.asarray(leaf_sums(leaves, every, self._values)[0])
+
+    def _receipt(self, leaves: NDArray[np.uint8], rows: IndexArray) -> Contributions:
+        return dict(zip(RECEIPT, leaf_sums(leaves, rows, self.parts), strict=True))
 
 
 def load_ranker(folder: Path) -> Ranker:

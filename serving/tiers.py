@@ -19,7 +19,7 @@ from afterclick.api import Policy, SimilarityKind
 from afterclick.arrays import Float64Array, FloatArray, IndexArray, IntArray
 from afterclick.features import RECENT
 from afterclick.model import UNKNOWN_BIAS
-from afterclick.ranking import CandidateGenerator, Contributions, RankingQuery, best_rows
+from afterclick.ranking import CandidateGenerator, Contributions, RankingQuery
 from afterclick.retrieval import CandidateLimits, Candidates, Search, is_in, top_k
 from afterclick.user_vectors import UserState, content_user, fold_in, tower_user
 from serving.eligibility import (
@@ -174,7 +174,7 @@ class PersonalisedTier:
     def rank(self, context: TierContext, candidates: Candidates) -> RankedList:
         ranker, items = context.snapshot.loaded.ranker, candidates.items
         rows = self.generator.features(self.query, items)
-        top, contributions = best_rows(ranker, rows, context.eligible.pool_size)
+        top, contributions = ranker.best(rows, context.eligible.pool_size)
         if len(context.eligible.forced):
             forced = np.flatnonzero(np.isin(items, context.eligible.forced))
             top = np.concatenate([top, np.setdiff1d(forced, top)])

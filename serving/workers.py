@@ -24,8 +24,8 @@ from typing import Any, Final, cast
 import structlog
 
 from afterclick.errors import AfterclickError, Unavailable
+from afterclick.features import warm_up
 from afterclick.io.libc import end_with_parent
-from afterclick.kernels import warm_up
 from serving.peers import Peers, socket_of
 
 log = structlog.get_logger()

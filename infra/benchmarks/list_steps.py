@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from afterclick.ranking import best_rows
 from afterclick.settings import Settings
 from infra.benchmarks.harness import READY_S, wait_for
 from infra.benchmarks.synthetic import SyntheticShop
@@ -98,7 +97,7 @@ def _steps(
     yield
     rows_of_features = generator.features(tier.query, candidates.items)
     yield
-    found = best_rows(ranker, rows_of_features, eligible.pool_size)
+    found = ranker.best(rows_of_features, eligible.pool_size)
     ranked = tier.ranked(context, candidates, found)
     yield
     rendered_list(ranked, render(ranked, snapshot, None), request, reduced=False)

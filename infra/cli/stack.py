@@ -164,7 +164,7 @@ def compile_code() -> None:
     """Import what a stack imports, so that its bytecode is on disk, and compile the kernels."""
     from importlib import import_module
 
-    from afterclick.kernels import warm_up
+    from afterclick.features import warm_up
 
     for name in _IMPORTED:
         import_module(name)

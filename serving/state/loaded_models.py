@@ -28,8 +28,8 @@ from afterclick import events, model
 from afterclick.artifact import MANIFEST, Throttle, no_throttle, read_manifest
 from afterclick.errors import AfterclickError, BadArtifact, BadEvent, Unavailable
 from afterclick.events import ModelEvent, ModelPublished
+from afterclick.features import warm_up
 from afterclick.io.background import BackgroundLoop
-from afterclick.kernels import warm_up
 from afterclick.model import Model
 from afterclick.ranking import FormulaRanker, Ranker
 from afterclick.retrieval import Search

@@ -31,7 +31,7 @@ def test_a_start_after_the_command_compiles_nothing(compiled: tuple[Path, set[Pa
     folder, files = compiled
     assert any(path.suffix == ".nbc" for path in files)
     starts = "import serving.app, ui.web_app, streaming.job; from infra.embedded import kafka"
-    kernels = "from afterclick.kernels import warm_up; warm_up()"
+    kernels = "from afterclick.features import warm_up; warm_up()"
     assert run(folder, "-c", f"{starts}; {kernels}") == files
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from afterclick import kernels
 from afterclick.arrays import IntArray
-from afterclick.features import features
+from afterclick.features import context_rows, features, warm_up
 from afterclick.kernels import ALL_LEAVES, SOURCE_BITS, as_items
 from afterclick.model import AGES_DAYS, UNKNOWN_BIAS, Model, TowerArrays
 from afterclick.ranking import CandidateGenerator
@@ -23,10 +23,12 @@ COMPILED: tuple[Any, ...] = (
     kernels.similarities,
     kernels.pair_scores,
     kernels.products,
-    kernels.gather,
-    kernels.tree_sums,
+    kernels.unlisted,
+    kernels.tree_leaves,
+    kernels.leaf_sums,
     kernels.tower_vector,
     kernels.woodbury,
+    context_rows,
 )
 
 
@@ -87,8 +89,12 @@ def test_products_are_nan_for_unknown_vectors() -> None:
     known = rng.random(40) < 0.7
     expected = (vectors[rows] @ queries.T).T
     expected[:, ~known[rows]] = np.nan
-    found = kernels.products(vectors, known, rows, queries)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    found, places = np.zeros((4, 25), np.float32), np.array([3, 0, 1], np.int32)
+    kernels.products((vectors[:30], vectors[30:]), known, rows, queries, (found, places))
+    np.testing.assert_allclose(found[places], expected, rtol=1e-5, atol=1e-5)
+    assert not found[2].any()
+    kernels.products((vectors, vectors[:0]), known[:10], rows, queries, (found, places))
+    assert np.isnan(found[:, rows >= 10][places]).all()
 
 
 def test_pair_scores_are_zero_for_items_that_are_no_neighbours() -> None:
@@ -96,6 +102,15 @@ def test_pair_scores_are_zero_for_items_that_are_no_neighbours() -> None:
     scores = np.array([[0.5, 0.4, 9.0], [0.2, 0.3, 0.1]], np.float32)
     found = kernels.pair_scores(neighbours, scores, as_items(np.array([0, 1])), neighbours[0, :2])
     np.testing.assert_allclose(found, [[0.5, 0.0], [0.4, 0.3]], rtol=1e-6)
+
+
+def test_unlisted_items_are_those_of_no_exclusion() -> None:
+    rng = np.random.default_rng(4)
+    for count in (0, 1, 7, 300):
+        items = rng.integers(-1, 400, 200).astype(np.int32)
+        excluded = rng.integers(0, 400, count).astype(np.int32)
+        expected = (items >= 0) & ~np.isin(items, excluded)
+        np.testing.assert_array_equal(kernels.unlisted(items, excluded), expected)
 
 
 @pytest.mark.parametrize("items", [1, 4, 16])
@@ -134,7 +149,7 @@ def test_the_user_tower_is_a_unit_vector_of_the_history_by_age() -> None:
 
 
 def test_after_the_warm_up_a_list_compiles_nothing() -> None:
-    kernels.warm_up()
+    warm_up()
     before = [len(kernel.signatures) for kernel in COMPILED]
     model: Model = replace(a_model(9), towers=towers(9))
     generator = CandidateGenerator.exact(model)
@@ -152,5 +167,6 @@ def test_after_the_warm_up_a_list_compiles_nothing() -> None:
     )
     assert trees.score(rows).tolist() == [len(RECEIPT)] * len(candidates)
     trees.contributions(rows[:1])
+    trees.best(rows, 1)
     after = [len(kernel.signatures) for kernel in COMPILED]
     assert after == before

@@ -13,7 +13,7 @@ from afterclick.arrays import FloatArray
 from afterclick.errors import BadArtifact
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS
 from afterclick.kernels import MAX_LEAVES
-from afterclick.ranking import FormulaRanker, Ranker, best_rows
+from afterclick.ranking import FormulaRanker, Ranker
 from afterclick.tree_ranker import ARRAYS, FILE, TreeRanker, load_ranker
 from training.config import RankerConfig
 from training.models import boosted_trees
@@ -128,7 +128,7 @@ def test_contributions_name_the_features_that_matter() -> None:
 @pytest.mark.parametrize("count", [5, 40, 400])
 def test_the_best_rows_have_their_contributions(count: int) -> None:
     ranker, x = trained(), rows(count, seed=2)
-    top, receipt = best_rows(ranker, x, 10)
+    top, receipt = ranker.best(x, 10)
     scores = ranker.score(x)
     np.testing.assert_array_equal(scores[top], np.sort(scores)[::-1][:10])
     assert np.abs(sum(receipt.values()) - scores[top]).max() < 1e-12
