@@ -52,7 +52,7 @@ def index_search(
         lists.prefetch_nthread = 0
     if (index.ntotal, index.d) != (held, width):
         return _exact(vectors, known)
-    return partial(nearest, index, vectors)
+    return partial(nearest, index)
 
 
 def _exact(vectors: FloatArray, known: BoolArray | None) -> Search:

@@ -34,5 +34,5 @@ def test_each_kind_is_built_and_compared_with_exact_search() -> None:
     assert (flat["recall@10"], flat["recall@100"]) == (1.0, 1.0)
     assert 0.5 < ivf["recall@10"] <= 1.0
     assert 0.9 < hnsw["recall@10"] <= 1.0
-    assert flat["index_mib"] < ivf["index_mib"] < hnsw["index_mib"]
+    assert ivf["index_mib"] <= flat["index_mib"] < hnsw["index_mib"]
     assert all(row["query_ms_p50"] > 0 for row in rows)
