@@ -1,7 +1,7 @@
 """The queries that the job keeps running: apply under either trigger, and the archive.
 
 reads   topic  reviews, feedback (offsets, for the lag)
-        redis  {p:<topic>:<partition>}:position, :announced
+        redis  {p:<topic>:<partition>}:position, :announced, :attempt
 writes  redis  {p:<topic>:<partition>}:announced, boundary
         delta  <archive>
 """
@@ -13,7 +13,7 @@ import shutil
 import time
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -24,7 +24,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
 from afterclick.io.background import BackgroundLoop
-from afterclick.io.kafka_log import OffsetRanges, lag
+from afterclick.io.kafka_log import KafkaLog, OffsetRanges, lag
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from streaming import flows, positions
@@ -40,7 +40,8 @@ log = structlog.get_logger()
 _CHECK_EVERY_S = 2.0
 _OVERRUN = 4
 _MAX_ROWS = 100_000  # a worker's unread answers fill its socket after about 200,000 rows
-_GRACE_S = 2.0
+_GRACE_S, _DRAINED_GRACE_S = 0.5, 2.0
+_PATIENCE_S = 10.0
 _MAINTAIN_EVERY_S = 300.0
 _MAINTAIN_LIMIT_S = 900.0
 
@@ -55,6 +56,11 @@ class Context:
     lease: Lease = NO_LEASE
     careful: set[TopicPartition] = field(default_factory=set)
     """Partitions to apply record by record."""
+
+    @cached_property
+    def kafka_log(self) -> KafkaLog:
+        """The connection for the offsets of the log, which are read every second."""
+        return KafkaLog(self.settings.kafka)
 
     @property
     def faults(self) -> FaultPoints:
@@ -77,10 +83,9 @@ class Context:
 
     def progress(self) -> tuple[AppliedOffsets, OffsetRanges]:
         """Applied offsets, and the log's offset ranges read after them."""
-        kafka, keys = self.settings.kafka, self.settings.redis.keys
-        partitions = positions.topic_partitions(kafka)
-        applied = positions.applied_offsets(self.client, keys, partitions)
-        return applied, positions.log_ranges(kafka)
+        topics, keys = self.settings.kafka.topics.interactions, self.settings.redis.keys
+        applied = positions.applied_offsets(self.client, keys, self.kafka_log.partitions(*topics))
+        return applied, self.kafka_log.ranges(*topics)
 
     def resume(self, applied: AppliedOffsets, ranges: OffsetRanges) -> Offsets:
         """Offsets to start a query from; restores the forgotten users in Redis first.
@@ -170,7 +175,7 @@ class Archive:
         context, settings = self.context, self.context.settings
         _stop(self._run)
         archive = create_archive(settings.archive, positions.topic_ids(settings.kafka))
-        ranges = positions.log_ranges(settings.kafka)
+        ranges = context.kafka_log.ranges(*settings.kafka.topics.interactions)
         offsets = next_offsets(archive, ranges, fence=settings.stream.fence)
         is_first, checkpoint = self._run is None, new_checkpoint(context)
         query = flows.start_archive(context.spark, settings, offsets, checkpoint)
@@ -237,9 +242,8 @@ class MicroBatch:
 class RealTime:
     """The apply query under the real-time trigger, replaced from time to time without a pause.
 
-    Micro-batches drain a backlog first. A real-time query is stopped only once its successor has a
-    running task per partition: both apply the same offsets behind the same fence, so no event
-    waits.
+    Micro-batches drain a backlog first. A real-time query is stopped only once the workers of its
+    successor are at work: both apply the same offsets behind the same fence, so no event waits.
     """
 
     context: Context
@@ -249,14 +253,17 @@ class RealTime:
     _next: Run | None = None
     _draining: bool = False
     _current_since: float = 0.0
-    _ready_at: float | None = None
+    _next_since: float = 0.0
+    """When the next query was started, epoch seconds."""
+    _tasks_since: float | None = None
+    """Since when the next query has a task per partition (time.monotonic)."""
     _check_at: float = 0.0
     _applied_at_handover: AppliedOffsets = field(default_factory=dict)
     _applied_at_start: AppliedOffsets = field(default_factory=dict)
 
     def start(self) -> None:
         _stop(self._current, self._next)
-        self._current = self._next = self._ready_at = None
+        self._current = self._next = self._tasks_since = None
         applied, ranges = self.context.progress()
         behind = lag(ranges, applied)
         self._draining = behind > self.context.settings.stream.realtime_lag
@@ -286,7 +293,7 @@ class RealTime:
         return Run(start(context.spark, context.settings, config, offsets, checkpoint), checkpoint)
 
     def _start_next(self, applied: AppliedOffsets, ranges: OffsetRanges) -> None:
-        self._applied_at_handover = applied
+        self._applied_at_handover, self._next_since = applied, time.time()
         self._next = self._start_query(self.context.resume(applied, ranges), draining=False)
 
     def _check(self) -> None:
@@ -309,19 +316,37 @@ class RealTime:
             self._start_next(applied, ranges)
 
     def _hand_over_when_ready(self, successor: Run) -> None:
-        """Stop the current query once the next one has a running task per partition."""
-        if self._ready_at is None:
-            applied, _ = self.context.progress()
-            if flows.active_tasks(self.context.spark, successor.query) >= len(applied):
-                self._ready_at = time.monotonic() + _GRACE_S
-        elif time.monotonic() > self._ready_at:
+        """Stop the current query once the next one is at work."""
+        now = time.monotonic()
+        if self._tasks_since is None:
+            tasks = flows.active_tasks(self.context.spark, successor.query)
+            if tasks >= len(self._applied_at_handover):
+                self._tasks_since = now
+        elif self._is_at_work(now - self._tasks_since):
             old, self._current, self._next = self._current, successor, None
-            self._ready_at, self._draining = None, False
-            self._current_since = time.monotonic()
+            self._tasks_since, self._draining = None, False
+            self._current_since = now
             self.handovers += 1
             self.context.mark_batch(time.time())
             _stop(old)
             log.info("real-time query took over", handovers=self.handovers)
+
+    def _is_at_work(self, seconds: float) -> bool:
+        """Whether workers of the next query, whose tasks have run for `seconds`, may be left alone.
+
+        A worker says so with its first record, which partitions without events do not have. Both
+        queries apply each event meanwhile, so that this must not take long.
+        """
+        if self._draining:  # the workers of micro-batches say so with every batch
+            return seconds > _DRAINED_GRACE_S
+        if not _GRACE_S < seconds < _PATIENCE_S:
+            return seconds >= _PATIENCE_S
+        context, keys = self.context, self.context.settings.redis.keys
+        before = self._applied_at_handover
+        applied = positions.applied_offsets(context.client, keys, before)
+        moved = [name for name in before if applied[name] > before[name]]
+        attempts = (positions.last_attempt(context.client, keys, name) for name in moved)
+        return all(at >= self._next_since for _, at in attempts)
 
 
 def _stop(*runs: Run | None) -> None:

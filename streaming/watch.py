@@ -136,7 +136,7 @@ class Watch:
     def _check_topics(self) -> None:
         settings = self.context.settings
         positions.check_topics(self.context.client, settings.redis.keys, settings.kafka)
-        now = positions.topic_partitions(settings.kafka)
+        now = self.context.kafka_log.partitions(*settings.kafka.topics.interactions)
         if now != self.partitions:
             raise StateConflict(
                 f"the topics now have {len(now)} partitions instead of {len(self.partitions)}: "
@@ -208,7 +208,7 @@ class ArchiveWatch:
         if self._archive is None:
             self._archive = EventArchive.open(context.settings.archive)
         self._archive.refresh()
-        ranges = positions.log_ranges(context.settings.kafka)
+        ranges = context.kafka_log.ranges(*context.settings.kafka.topics.interactions)
         archived = self._archive.offsets(ranges)
         positions.mark_archived(context.client, context.settings.redis.keys, archived)
         if context.faults.unwatched:

@@ -1,6 +1,6 @@
 """What runs in Spark's Python workers: apply a batch, apply a row, send outputs.
 
-reads   redis  what streaming.apply reads
+reads   redis  what streaming.apply reads; from the row applier also :announced
 writes  redis  what streaming.apply writes
         topic  <topic>.dlq; from the row applier also state-changes
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import groupby
 from typing import Any
@@ -117,12 +117,18 @@ def record_batch(columns: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.Reco
 
 @dataclass
 class RowApplier:
-    """Real-time: applies one row. One instance per Spark task; connects with the first row."""
+    """Real-time: applies one row. One instance per Spark task; connects with the first row.
+
+    It first skips what the query before it, which still runs, has finished since this one was
+    planned: to apply that once more would take the processor from the rows that wait.
+    """
 
     config: ApplyConfig
     kafka: KafkaSettings
     applier: Applier | None = None
     sender: Sender | None = None
+    _finished: int | None = field(default=-1, init=False)
+    """Offset up to which rows are applied and published; None: this task has reached it."""
 
     def __call__(
         self,
@@ -138,9 +144,21 @@ class RowApplier:
             connection = connect(self.config.url, self.config.cluster)
             log_holds = partial(log_holds_records, self.kafka)
             self.applier = Applier(self.config, connection, self.sender.send_to_dlq, log_holds)
+        if self._finished is not None and self.config.faults.fence:
+            if offset > self._finished:
+                self._finished = self._read_finished(self.applier, topic, partition)
+            if offset <= self._finished:
+                return
+            self._finished = None
         record = Record(offset, _bytes(key), _bytes(value), log_us / 1000)
         for output in self.applier.apply(topic, partition, [record]):
             self.sender.send(output, partial(self._delivered, offset))
+
+    def _read_finished(self, applier: Applier, topic: str, partition: int) -> int:
+        keys = self.config.keys
+        names = (keys.applied_offset(topic, partition), keys.published_offset(topic, partition))
+        (values,) = applier.connection.call([("MGET", *names)])
+        return min(-1 if value is None else int(value) for value in values)
 
     def _delivered(self, offset: int) -> None:
         if self.applier is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +25,7 @@ from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS, Trend
 from streaming.apply import ApplyConfig
 from streaming.connection import Command, Connection
-from streaming.records import Record
+from streaming.records import Output, Record
 
 TOPICS = ("reviews", "feedback")
 DAY_S = 86_400
@@ -208,3 +208,18 @@ def _merge(a: Trend, b: Trend) -> Trend:
         return tuple(p * k + q * m for p, q, k, m in zip(x, y, *decays, strict=True))
 
     return Trend(newest, both(a.sums, b.sums), both(a.established, b.established))
+
+
+@dataclass
+class Outbox:
+    """The topics that workers write to; sending never fails."""
+
+    outputs: list[Output] = field(default_factory=list)
+
+    def send(self, output: Output, delivered: Callable[[], None] | None = None) -> None:
+        self.outputs.append(output)
+        if delivered:
+            delivered()
+
+    def send_to_dlq(self, dead_letters: Sequence[Output]) -> None:
+        self.outputs += dead_letters

@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from afterclick.io.kafka_log import OffsetRange
+from afterclick.settings import KafkaSettings
 from afterclick.state import StateChange, TopicPartition
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection
@@ -19,7 +20,15 @@ from streaming.positions import (
     starting_offsets,
 )
 from streaming.records import Output, Record
-from tests.streaming.builders import Crash, CrashingConnection, apply_config, event, log_of
+from streaming.worker import RowApplier
+from tests.streaming.builders import (
+    Crash,
+    CrashingConnection,
+    Outbox,
+    apply_config,
+    event,
+    log_of,
+)
 
 PLACE = TopicPartition("reviews", 0)
 
@@ -144,3 +153,27 @@ def test_changes_of_deleted_records_cannot_be_published_again(
     assert resume_offsets(at, published_offsets(client, config.keys, at), spans) == {
         "reviews": {0: 6}
     }
+
+
+@pytest.mark.parametrize(("applied", "published", "first"), [(6, 4, 4), (3, 5, 3), (6, 0, 0)])
+def test_a_successor_skips_what_is_both_applied_and_published(
+    client: redis.Redis,
+    redis_url: str,
+    config: ApplyConfig,
+    applied: int,
+    published: int,
+    first: int,
+) -> None:
+    """The last case is the control: nothing is known to be published, so all of it is repeated."""
+    log = log_of([event(item=f"item-{n}") for n in range(10)])
+    connection, outbox = NodeConnection(redis_url), Outbox()
+    list(Applier(config, connection).apply(*PLACE, log[:applied]))
+    mark_published(client, config.keys, {PLACE: published - 1})
+    applier = Applier(config, connection, outbox.send_to_dlq)
+    apply_row = RowApplier(config, KafkaSettings(), applier, outbox)  # type: ignore[arg-type]
+    for record in log:
+        apply_row(record.key, record.value, *PLACE, record.offset, int(record.log_ms * 1000))
+    offsets = [StateChange.decode(output.value or b"").offset for output in outbox.outputs]
+    assert offsets == list(range(first, 10))
+    assert set(client.hvals(config.keys.counts(*PLACE))) == {b"1"}
+    assert client.hlen(config.keys.counts(*PLACE)) == 10

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
@@ -19,12 +19,13 @@ from afterclick.state import StateChange
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import Connection, NodeConnection
 from streaming.fault_points import FaultPoints
-from streaming.records import Output, Record
+from streaming.records import Record
 from streaming.worker import RowApplier
 from tests.streaming.builders import (
     DAY_S,
     Crash,
     CrashingConnection,
+    Outbox,
     apply_config,
     event,
     expected,
@@ -51,21 +52,6 @@ some_events = st.lists(
     min_size=1,
     max_size=40,
 )
-
-
-@dataclass
-class Outbox:
-    """The topics that workers write to; sending never fails."""
-
-    outputs: list[Output] = field(default_factory=list)
-
-    def send(self, output: Output, delivered: Callable[[], None] | None = None) -> None:
-        self.outputs.append(output)
-        if delivered:
-            delivered()
-
-    def send_to_dlq(self, dead_letters: Sequence[Output]) -> None:
-        self.outputs += dead_letters
 
 
 Trigger = Callable[[ApplyConfig, Connection, Outbox, str, list[Record]], None]
