@@ -46,7 +46,7 @@ class Watch:
     context: Context
     partitions: list[TopicPartition]
     _detector: StallDetector = field(init=False)
-    _runs: list[str] = field(default_factory=list, init=False)
+    _runs: set[str] = field(default_factory=set, init=False)
     """Spark's ids of the running queries: a hand-over changes them."""
     _next_at: float = field(default=0.0, init=False)
     _topics_at: float = field(default=0.0, init=False)
@@ -79,10 +79,10 @@ class Watch:
         if now >= self._topics_at:
             self._topics_at = now + _TOPICS_EVERY_S
             self._check_topics()
-        runs = [str(each.runId) for each in query.queries()]
-        if runs != self._runs:  # its workers have not begun
-            self._runs = runs
+        runs = {str(each.runId) for each in query.queries()}
+        if not runs <= self._runs:  # workers of a new query have not begun
             self.reset()
+        self._runs = runs
         applied, ranges = context.progress()
         if applied != self._applied:
             self._applied, self._moved_at = applied, now

@@ -107,6 +107,26 @@ def test_a_record_at_which_a_worker_freezes_is_set_aside(
     assert reconcile(settings).counted_in_state == 41
 
 
+@pytest.mark.long
+def test_a_record_at_which_a_worker_freezes_after_a_hand_over_is_set_aside(
+    settings: Settings, stream: StreamProcess
+) -> None:
+    """The worker began before its query took over."""
+    stream.start(
+        AFTERCLICK_STREAM__TRIGGER="real-time",
+        AFTERCLICK_STREAM__HANDOVER_S="5",
+        AFTERCLICK_STREAM__STALL_S=str(STALL_S),
+        AFTERCLICK_STREAM__FAULT="freeze:frozen",
+    )
+    wait_until(lambda: "took over" in stream.output(), 180, what="a hand-over")
+    produce(settings, [event(f"user-{n}", f"item-{n}", event_id=str(n)) for n in range(20)])
+    produce(settings, [event("frozen", event_id="frozen")])
+    wait_until(lambda: reconcile(settings).behind == 0, 300, what="the partition to move on")
+    assert "record set aside" in stream.output()
+    report = reconcile(settings)
+    assert (report.lost, report.double, report.counted_in_state) == (1, 0, 20)
+
+
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "control"])
 def test_a_record_at_which_the_query_fails_is_set_aside(
     settings: Settings, stream: StreamProcess, watched: bool
