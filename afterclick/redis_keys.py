@@ -1,6 +1,6 @@
-"""Every Redis key, named once. The part in braces is the cluster hash tag: one call, one slot.
+"""Every Redis key, named once. The part in braces names the user or the partition.
 
-History, votes, ledgers and corrections of a user expire some time after the user's last event.
+History, votes, ledgers and corrections of a user expire together, some time after the last event.
 
 {u:<user>}:history                zset    state.HistoryEntry → event time ms, newest only
 {u:<user>}:votes                  hash    item → newest event and trusted time of each action; '' →

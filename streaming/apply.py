@@ -45,6 +45,8 @@ from streaming.records import MAX_CHANGE_BYTES, Output, Record, dead_letter, dec
 
 CHUNK = 500
 """Records per server-side call: other clients of the server wait a few milliseconds."""
+_USERS = 50
+"""Users per server-side call of step 1, for the same reason."""
 _DUPLICATE, _FORGOTTEN = ord("0"), ord("5")
 _NO_EFFECTS = Effects()
 
@@ -129,6 +131,10 @@ class _Step:
         for delta in self.effects.deltas(self.event.data.item_id, self.time_ms, self.weight):
             yield self.record.offset
             yield from delta.arguments()
+
+
+_User = tuple[str, list[_Step]]
+"""A user id, and the user's events of a chunk in log order."""
 
 
 @dataclass
@@ -228,7 +234,7 @@ class Applier:
     def _apply_users(
         self, partition: TopicPartition, events: list[_Step], first_offset: int
     ) -> dict[str, str]:
-        """Step 1, a call per user, in one round trip: resolve each event and its compensations.
+        """Step 1, in one round trip: resolve each event and its compensations.
 
         Returns the users whose state cannot be changed, with the reason.
         """
@@ -236,10 +242,10 @@ class Applier:
         for step in events:
             users.setdefault(step.event.data.user_id, []).append(step)
         floor = pack_offset(partition.partition, first_offset)
-        commands = [self._user_command(partition, floor, *user) for user in users.items()]
-        replies = self._call_each(commands)
+        groups = list(users.items())
         rejected = {}
-        for (user_id, steps), reply in zip(users.items(), replies, strict=True):
+        replies = self._call_users(partition, floor, groups)
+        for (user_id, steps), reply in zip(groups, replies, strict=True):
             if isinstance(reply, redis.ResponseError):
                 rejected[user_id] = f"state of the user: {reply}"
                 continue
@@ -250,53 +256,56 @@ class Applier:
                 step.resolve(code, decode_compensations(raw, self._weights) if raw else ())
         return rejected
 
-    def _call_each(self, commands: list[Command]) -> list[Any]:
-        """The reply of each command: an error where the state of a user cannot be changed."""
+    def _call_users(self, partition: TopicPartition, floor: int, users: list[_User]) -> list[Any]:
+        """The reply for each user: an error where the state of a user cannot be changed."""
+        commands = [
+            self._users_command(partition, floor, users[start : start + _USERS])
+            for start in range(0, len(users), _USERS)
+        ]
         try:
-            return self.connection.call(commands) if commands else []
+            replies = self.connection.call(commands) if commands else []
+            return [reply for each in replies for reply in each]
         except redis.ResponseError as error:
             if not _is_about_data(error):
                 raise
-            if len(commands) == 1:
+            if len(users) == 1:
                 return [error]
-        return [reply for command in commands for reply in self._call_each([command])]
+        return [reply for user in users for reply in self._call_users(partition, floor, [user])]
 
-    def _user_command(
-        self, partition: TopicPartition, floor: int, user_id: str, steps: list[_Step]
-    ) -> Command:
+    def _users_command(self, partition: TopicPartition, floor: int, users: list[_User]) -> Command:
         config, keys, topic = self.config, self.config.keys, partition.topic
+        others = [other for other in config.topics if other != topic]
+        names: list[str] = [config.lease.key]
         arguments: list[str | bytes | int] = [
+            config.lease.owner,
             config.history_length,
             config.ledger_length,
             floor,
             config.established_ms,
             config.max_voted_items,
             LATE_ITEMS,
-            config.lease.owner,
-            config.session_ttl_ms if user_id.startswith(SESSION) else config.user_ttl_ms,
+            5 + 2 * len(others),
         ]
-        for step in steps:
-            event, data = step.event, step.event.data
-            entry = HistoryEntry(event.id, data.item_id, data.action, data.rating, step.time_ms)
-            position = pack_offset(partition.partition, step.record.offset)
-            arguments += (event.id, position, entry.member(), step.time_ms)
-            arguments += (data.item_id, self._codes.get(data.action, ""))
-            arguments += (event.trusted_ms(step.record.log_ms), round(step.record.log_ms))
-        names = (
-            keys.history(user_id),
-            keys.votes(user_id),
-            keys.ledger(user_id, topic),
-            keys.compensations(user_id, topic),
-            keys.forgotten(user_id),
-            config.lease.key,
-            *(
-                key(user_id, other)
-                for other in config.topics
-                if other != topic
-                for key in (keys.ledger, keys.compensations)
-            ),
-        )
-        return ("FCALL", "afterclick_apply_user", len(names), *names, *arguments)
+        for user_id, steps in users:
+            names += (
+                keys.history(user_id),
+                keys.votes(user_id),
+                keys.ledger(user_id, topic),
+                keys.compensations(user_id, topic),
+                keys.forgotten(user_id),
+            )
+            for other in others:
+                names += (keys.ledger(user_id, other), keys.compensations(user_id, other))
+            is_session = user_id.startswith(SESSION)
+            arguments += (config.session_ttl_ms if is_session else config.user_ttl_ms, len(steps))
+            for step in steps:
+                event, data, record = step.event, step.event.data, step.record
+                entry = HistoryEntry(event.id, data.item_id, data.action, data.rating, step.time_ms)
+                position = pack_offset(partition.partition, record.offset)
+                arguments += (event.id, position, entry.member(), step.time_ms)
+                arguments += (data.item_id, self._codes.get(data.action, ""))
+                arguments += (event.trusted_ms(record.log_ms), round(record.log_ms))
+        return ("FCALL", "afterclick_apply_users", len(names), *names, *arguments)
 
     def _apply_partition(
         self, partition: TopicPartition, events: list[_Step], records: Sequence[Record]

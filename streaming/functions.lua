@@ -1,21 +1,22 @@
 #!lua name=afterclick
--- The two steps by which each event takes effect once. Each call touches one hash slot.
+-- The two steps by which each event takes effect once.
 --
--- Step 1, apply_user, stores which log position first applied an event id. Step 2, apply_partition, counts
+-- Step 1, apply_users, stores which log position first applied an event id. Step 2, apply_partition, counts
 -- the events after the partition's applied offset and advances it. Step 1 always precedes step 2: after a
 -- crash between them the event is replayed, step 1 returns the same result, and step 2 counts it once.
 
 -- The half-lives of afterclick.trends, in milliseconds, in the same order.
-local DAY = 86400000
+local HOUR, DAY = 3600000, 86400000
 local HALF_LIVES = {DAY / 24, DAY, 3 * DAY, 7 * DAY, 30 * DAY, 90 * DAY}
 local N = #HALF_LIVES
 local PACKED = '<ddddddddddddd' -- event time ms, then the sums of all votes, then those of established users
+local EVENT = 8 -- arguments of an event in step 1
 
 -- A user's votes on an item, as text: for each action its code (a capital if positive), the vote's event time and,
 -- after a comma, how much later its trusted time is. That time decides whether the vote is of an established user.
 local function votes_of(text)
   local votes = {}
-  for code, time, delay in string.gmatch(text or '', '(%a)(-?%d+),?(-?%d*)') do
+  for code, time, delay in string.gmatch(text, '(%a)(-?%d+),?(-?%d*)') do
     votes[code] = {tonumber(time), tonumber(time) + (tonumber(delay) or 0)}
   end
   return votes
@@ -56,11 +57,11 @@ end
 
 -- The field '' of a user's votes: trusted time of the first event and, after a comma, when the newest reached the log.
 local function activity_of(text)
-  local first, last = string.match(text or '', '^(-?%d+),?(-?%d*)')
+  local first, last = string.match(text, '^(-?%d+),?(-?%d*)')
   return tonumber(first), tonumber(last)
 end
 
--- Add one event's vote to its user's votes. limits: age, voted items, late items, time to live; the rest: see apply_user.
+-- Add one event's vote to its user's votes. limits: age, voted items, late items, time to live; the rest: see apply_users.
 -- Without an event for the time to live, measured in the log, the user's history and votes are deleted before: a state
 -- computed later from the log is the same. The ledgers stay until they expire.
 -- An event counts as one vote. If the user has a vote of this action on the item, a compensation retracts the older
@@ -69,28 +70,31 @@ end
 -- few: the work of one event is bounded.
 -- Returns first_user_item (1 or 0), established (1 or 0), and compensations: {item, code, event time ms, votes,
 -- established votes}.
-local function cast_vote(keys, limits, item, code, vote, log_time)
-  local history, key = keys[1], keys[2]
-  local age, voted_items, late_items, ttl = unpack(limits)
-  local activity, text = unpack(redis.call('HMGET', key, '', item))
-  local since, last = activity_of(activity)
-  if last and log_time - last > ttl then
-    redis.call('UNLINK', history, key)
-    activity, text, since, last = nil, nil, nil, nil
+local function cast_vote(history, key, limits, item, code, vote, log_time)
+  local age, ttl = limits.age, limits.ttl
+  local found = redis.call('HMGET', key, '', item)
+  local activity, text, since, last = found[1], found[2], nil, nil
+  if activity then
+    since, last = activity_of(activity)
+    if last and log_time - last > ttl then
+      redis.call('UNLINK', history, key)
+      activity, text, since, last = nil, nil, nil, nil
+    end
   end
-  local items = redis.call('HLEN', key) - (activity and 1 or 0)
-  local known = since or vote[2]
-  local first, compensations = math.min(known, vote[2]), {}
-  if first < known then
-    if items <= late_items then
+  local known, compensations = since or vote[2], {}
+  local first, late = math.min(known, vote[2]), vote[2] < known
+  local new_item = code ~= '' and not text
+  local items = activity and (late or new_item) and redis.call('HLEN', key) - 1 or 0
+  if late then
+    if items <= limits.late_items then
       compensations = newly_established(key, known, first, age)
     else
       first = known
     end
   end
   local established = vote[2] - first >= age and 1 or 0
-  local votes = votes_of(text)
-  local too_many = code ~= '' and not text and items >= voted_items
+  local votes = text and votes_of(text) or {}
+  local too_many = new_item and items >= limits.voted_items
   local before = too_many and vote or votes[code]
   local newer = not before or is_newer(vote, before)
   if before then
@@ -101,15 +105,15 @@ local function cast_vote(keys, limits, item, code, vote, log_time)
       compensations[#compensations + 1] = {item, code, string.format('%.0f', older[1]), counted, established_vote}
     end
   end
-  local positive = string.find(code, '%u') and not too_many
-  local first_user_item = positive and not string.find(text or '', '%u') and 1 or 0
-  local changed = {'', string.format('%.0f,%.0f', first, math.max(last or log_time, log_time))}
+  local positive = not too_many and counts_for_new(code)
+  local first_user_item = positive and not (text and counts_for_new(text)) and 1 or 0
+  local times = string.format('%.0f,%.0f', first, math.max(last or log_time, log_time))
   if code ~= '' and newer then
     votes[code] = vote
-    changed[#changed + 1] = item
-    changed[#changed + 1] = text_of(votes)
+    redis.call('HSET', key, '', times, item, text_of(votes))
+  else
+    redis.call('HSET', key, '', times)
   end
-  redis.call('HSET', key, unpack(changed))
   return first_user_item, established, compensations
 end
 
@@ -120,56 +124,60 @@ local function lost_lease(key, owner)
   end
 end
 
--- Step 1: one user's events of a chunk, in log order.
--- keys: history, votes, ledger of this topic, compensations, forgotten, lease, then of each other topic: ledger,
---       compensations
--- args: history length, ledger length, floor, age (ms) from which a user is established, items that a user can vote
---       on, items up to which an event may precede the first, the lease's owner, time to live (ms) of a user without
---       events, then for each event: id, position, history member, event time ms, item, code of the action ('' for
---       weight 0: no vote), trusted time ms, time ms at which it reached the log
--- All keys of the user but `forgotten` expire a day after the time to live: a stream that was down for less than a day
--- does not find fewer than the log says.
--- A position is (offset * 1024 + partition) * 4; the ledger adds first_user_item in bit 0 and established in bit 1.
--- Ledger entries at or above the floor are never trimmed: step 2 may not have counted them yet.
--- Returns a list. First a string with one character per event: 0 duplicate; 1 to 4 first position of the id
--- (1 + first_user_item + 2 * established; first_user_item: the user's first positive action on the item); 5 forgotten:
--- a new id with an event time up to the user's forgetting. (An id in the ledger precedes the forgetting, which
--- waits until it is counted and retracts it.) Then for each event with compensations: its number (from 0), and
--- the compensations as JSON.
-local function apply_user(keys, args)
-  local lost = lost_lease(keys[6], args[7])
-  if lost then return lost end
-  local history, ledger, ttl = keys[1], keys[3], tonumber(args[8])
-  local limits = {tonumber(args[4]), tonumber(args[5]), tonumber(args[6]), ttl}
-  local forgotten = redis.call('GET', keys[5])
+-- Keep a user's keys, all but `forgotten`, for a day after the time to live: a stream that was down for less than a day
+-- does not find fewer than the log says. They expire at one moment. To save writes, it is moved only if it is too early,
+-- by an hour more than needed; keys that this call may have created get it in any case.
+local function renew(votes, ttl, keys, created)
+  local left = redis.call('PTTL', votes)
+  if left < ttl + DAY then left, created = ttl + DAY + HOUR, keys end
+  local expiry = string.format('%.0f', left)
+  for k = 1, #created do redis.call('PEXPIRE', created[k], expiry) end
+end
+
+-- Step 1 for one user. user: its keys, at places from `base` on; args: at places from `first` to `last`, its events
+local function apply_user(keys, base, others_end, limits, args, first, last)
+  local history, votes, ledger, corrections = unpack(keys, base, base + 3)
+  local forgotten = redis.call('GET', keys[base + 4])
   forgotten = forgotten and tonumber(forgotten)
+  local before, added, others = redis.call('ZCARD', ledger), 0, {}
+  local kept, created = {votes, history, ledger}, {}
+  if before > 0 then kept[#kept + 1] = corrections end
+  for k = base + 5, others_end, 2 do
+    if redis.call('ZCARD', keys[k]) > 0 then
+      others[#others + 1] = keys[k]
+      kept[#kept + 1], kept[#kept + 2] = keys[k], keys[k + 1]
+    end
+  end
   local codes, result = {}, {''}
-  for i = 9, #args, 8 do
+  for i = first, last, EVENT do
     local id, position, time = args[i], tonumber(args[i + 1]), tonumber(args[i + 3])
     local code, compensations
-    local known = redis.call('ZSCORE', ledger, id)
+    local known = before + added > 0 and redis.call('ZSCORE', ledger, id)
     if known then
       known = tonumber(known)
       local flags = known % 4
       code = known - flags == position and 1 + flags or 0
-      compensations = code > 0 and redis.call('HGET', keys[4], id)
+      compensations = code > 0 and redis.call('HGET', corrections, id)
     elseif forgotten and time <= forgotten then
       code = 5
     else
-      for k = 7, #keys, 2 do
-        if redis.call('ZSCORE', keys[k], id) then code = 0 end
+      for k = 1, #others do
+        if redis.call('ZSCORE', others[k], id) then code = 0 end
       end
     end
     if not code then
       local vote, log_time = {time, tonumber(args[i + 6])}, tonumber(args[i + 7])
-      local first_user_item, established, list = cast_vote(keys, limits, args[i + 4], args[i + 5], vote, log_time)
+      local first_user_item, established, list =
+        cast_vote(history, votes, limits, args[i + 4], args[i + 5], vote, log_time)
       local flags = first_user_item + 2 * established
       if #list > 0 then
         compensations = cjson.encode(list)
-        redis.call('HSET', keys[4], id, compensations)
+        redis.call('HSET', corrections, id, compensations)
+        created[1] = corrections
       end
       redis.call('ZADD', ledger, string.format('%.0f', position + flags), id)
       redis.call('ZADD', history, args[i + 3], args[i + 2])
+      added = added + 1
       code = 1 + flags
     end
     if compensations then
@@ -178,22 +186,57 @@ local function apply_user(keys, args)
     end
     codes[#codes + 1] = code
   end
-  local too_many = redis.call('ZCARD', history) - tonumber(args[1])
-  if too_many > 0 then redis.call('ZREMRANGEBYRANK', history, 0, too_many - 1) end
-  local excess = redis.call('ZCARD', ledger) - tonumber(args[2])
+  if before == 0 and created[1] then kept[#kept + 1] = corrections end
+  if before == 0 and added > 0 then created[#created + 1] = ledger end
+  local entries = redis.call('ZCARD', history)
+  if entries == added then created[#created + 1] = history end
+  if entries > limits.history then redis.call('ZREMRANGEBYRANK', history, 0, entries - limits.history - 1) end
+  local excess = before + added - limits.ledger
   if excess > 0 then
-    local counted = redis.call('ZCOUNT', ledger, '-inf', '(' .. args[3])
+    local counted = redis.call('ZCOUNT', ledger, '-inf', '(' .. limits.floor)
     local drop = math.min(excess, counted)
     if drop > 0 then
-      for _, id in ipairs(redis.call('ZRANGE', ledger, 0, drop - 1)) do redis.call('HDEL', keys[4], id) end
+      for _, id in ipairs(redis.call('ZRANGE', ledger, 0, drop - 1)) do redis.call('HDEL', corrections, id) end
       redis.call('ZREMRANGEBYRANK', ledger, 0, drop - 1)
     end
   end
-  for k = 1, #keys do
-    if k ~= 5 and k ~= 6 then redis.call('PEXPIRE', keys[k], string.format('%.0f', ttl + DAY)) end
-  end
+  renew(votes, limits.ttl, kept, created)
   result[1] = table.concat(codes)
   return result
+end
+
+-- Step 1: the events of several users in a chunk, those of a user together and in log order.
+-- keys: lease, then for each user: history, votes, ledger of this topic, compensations, forgotten, then of each other
+--       topic: ledger, compensations
+-- args: the lease's owner, history length, ledger length, floor, age (ms) from which a user is established, items that
+--       a user can vote on, items up to which an event may precede the first, number of keys of a user, then for each
+--       user: time to live (ms) of a user without events, number of events, then for each event: id, position, history
+--       member, event time ms, item, code of the action ('' for weight 0: no vote), trusted time ms, time ms at which
+--       it reached the log
+-- A position is (offset * 1024 + partition) * 4; the ledger adds first_user_item in bit 0 and established in bit 1.
+-- Ledger entries at or above the floor are never trimmed: step 2 may not have counted them yet.
+-- Returns a list for each user. First a string with one character per event: 0 duplicate; 1 to 4 first position of the
+-- id (1 + first_user_item + 2 * established; first_user_item: the user's first positive action on the item); 5
+-- forgotten: a new id with an event time up to the user's forgetting. (An id in the ledger precedes the forgetting,
+-- which waits until it is counted and retracts it.) Then for each event with compensations: its number (from 0), and
+-- the compensations as JSON.
+-- If it fails for a user, the users before are complete: the same call again gets the same answers for them.
+local function apply_users(keys, args)
+  local lost = lost_lease(keys[1], args[1])
+  if lost then return lost end
+  local limits = {
+    history = tonumber(args[2]), ledger = tonumber(args[3]), floor = args[4], age = tonumber(args[5]),
+    voted_items = tonumber(args[6]), late_items = tonumber(args[7])
+  }
+  local results, base, i, size = {}, 2, 9, tonumber(args[8])
+  while i < #args do
+    limits.ttl = tonumber(args[i])
+    local first = i + 2
+    i = first + EVENT * tonumber(args[i + 1])
+    results[#results + 1] = apply_user(keys, base, base + size - 1, limits, args, first, i - 1)
+    base = base + size
+  end
+  return results
 end
 
 local function decay(elapsed_ms, half_life)
@@ -348,7 +391,7 @@ local function move(keys, args)
   return #keys - 1
 end
 
-redis.register_function('afterclick_apply_user', apply_user)
+redis.register_function('afterclick_apply_users', apply_users)
 redis.register_function('afterclick_apply_partition', apply_partition)
 redis.register_function('afterclick_remove_items', remove_items)
 redis.register_function('afterclick_raise_to', set_max)

@@ -29,6 +29,7 @@ from tests.streaming.topic_log import apply_log, archive_log
 
 LIKE = WEIGHTS["like"]
 TTL_S = 2.0
+HOUR_MS = 3_600_000
 
 
 def ttl_ms(client: redis.Redis, keys: Keys, user: str) -> dict[str, int]:
@@ -55,8 +56,30 @@ def test_every_key_of_a_user_expires_with_the_last_event(
         assert left.keys() == {
             *("history", "votes", "ledger:reviews", "ledger:feedback", "corrections:feedback")
         }
-        until_ms = (days + 1) * DAY_MS
-        assert all(until_ms - DAY_MS / 2 < ms <= until_ms for ms in left.values()), left
+        least_ms = (days + 1) * DAY_MS
+        assert max(left.values()) - min(left.values()) < HOUR_MS / 2, left
+        assert all(least_ms < ms <= least_ms + HOUR_MS for ms in left.values()), left
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_the_keys_of_a_user_expire_at_one_moment_which_events_move(
+    client: redis.Redis, redis_url: str, late: bool
+) -> None:
+    """The control: while they are kept for longer than needed, the moment stays."""
+    config = apply_config(redis_url)
+    first, again = (event("alice", "camera", "like", at=at) for at in (0, 9))
+    list(Applier(config, NodeConnection(redis_url)).apply("reviews", 0, log_of([first])))
+    least_ms = config.user_ttl_ms + round(DAY_MS)
+    kept_ms = least_ms + (-1 if late else 1) * HOUR_MS // 2
+    for key in ("history", "votes", "ledger:reviews"):
+        client.pexpire(f"{config.keys.user('alice')}:{key}", kept_ms)
+    list(Applier(config, NodeConnection(redis_url)).apply("feedback", 0, log_of([again])))
+    left = ttl_ms(client, config.keys, "alice")
+    assert left.keys() == {
+        *("history", "votes", "ledger:reviews", "ledger:feedback", "corrections:feedback")
+    }
+    expected_ms = least_ms + HOUR_MS if late else kept_ms
+    assert all(expected_ms - HOUR_MS / 4 < ms <= expected_ms for ms in left.values()), left
 
 
 @pytest.mark.parametrize(("user", "counted"), [("session:v", 2), ("alice", 1)])
