@@ -14,11 +14,13 @@ Run as `python -m streaming.worker`, the module is Spark's Python daemon.
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import groupby
 from typing import Any
+from zipimport import zipimporter
 
 import pyarrow as pa
 import structlog
@@ -262,6 +264,19 @@ def preload() -> None:
     pa.array([])
 
 
+def drop_archives() -> None:
+    """Search no zip archive for modules any more.
+
+    Spark lists archives of its own Python package. Every task discards what is known of the path,
+    and Python then reads the directory of each archive again: 0.1 s of CPU per task.
+    """
+    cache = sys.path_importer_cache
+    archives = {path for path, finder in cache.items() if isinstance(finder, zipimporter)}
+    for path in archives:
+        del cache[path]
+    sys.path[:] = [path for path in sys.path if path not in archives]
+
+
 def run_daemon() -> None:
     """Spark's Python daemon with the workers' imports done: forks start at once and share memory.
 
@@ -271,6 +286,7 @@ def run_daemon() -> None:
     from pyspark.daemon import manager
 
     preload()
+    drop_archives()
     gc.freeze()
     gc.set_threshold(_GC_ALLOCATIONS)
     manager()
