@@ -201,6 +201,8 @@ def build_session(settings: Settings, partitions: int) -> SparkSession:
         "spark.ui.retainedJobs": "20",
         "spark.ui.retainedStages": "20",
         "spark.ui.retainedTasks": "500",
+        # at once, not with the next heartbeat: a hand-over waits for the number of running tasks
+        "spark.ui.liveUpdate.period": "0",
         "spark.ui.showConsoleProgress": "false",
         **(_REAL_TIME_CONFIG if real_time else {}),
     }
