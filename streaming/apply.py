@@ -217,7 +217,8 @@ class Applier:
 
     def _decode(self, partition: TopicPartition, record: Record) -> _Step | str:
         """The record's event, or the reason to reject it."""
-        if LogPosition(*partition, record.offset) in self.config.set_aside:
+        aside = self.config.set_aside
+        if aside and LogPosition(*partition, record.offset) in aside:
             return "stalled: the partition did not get past this record"
         try:
             event = decode_record(record, self.config.max_ahead_ms)
