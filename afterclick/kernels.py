@@ -156,17 +156,14 @@ def similarities(
 def pair_scores(
     neighbours: IntArray, scores: FloatArray, recent: IntArray, shown: IntArray
 ) -> Float64Array:
-    """(shown, recent) the score of each shown item in each recent item's list of neighbours.
-
-    `shown` has no repeats.
-    """
-    table, out = positions_of(shown), np.zeros((len(shown), len(recent)))
+    """(shown, recent) the score of each shown item in each recent item's list of neighbours."""
+    out = np.zeros((len(shown), len(recent)))
     for past in range(len(recent)):
         for column in range(neighbours.shape[1]):
             item = neighbours[recent[past], column]
-            row = _find(table, shown, item) if item >= 0 else np.int64(-1)
-            if row >= 0:
-                out[row, past] = max(out[row, past], np.float64(scores[recent[past], column]))
+            for row in range(len(shown)):
+                if shown[row] == item:
+                    out[row, past] = max(out[row, past], np.float64(scores[recent[past], column]))
     return out
 
 

@@ -15,7 +15,7 @@ from afterclick.model import Model
 from afterclick.state import PastEvent, effective
 
 IdT = TypeVar("IdT")
-_WOODBURY_UP_TO = 16
+_WOODBURY_UP_TO = 40
 """Items of a history up to which fold-in by Woodbury's identity is cheaper."""
 
 

@@ -113,7 +113,7 @@ def test_unlisted_items_are_those_of_no_exclusion() -> None:
         np.testing.assert_array_equal(kernels.unlisted(items, excluded), expected)
 
 
-@pytest.mark.parametrize("items", [1, 4, 16])
+@pytest.mark.parametrize("items", [1, 4, 16, 40])
 def test_woodbury_solves_the_normal_equations(items: int) -> None:
     rng = np.random.default_rng(items)
     factors = rng.normal(size=(50, 12)).astype(np.float32)
