@@ -37,6 +37,7 @@ from afterclick.io.event_archive import EventArchive, MissingArchive
 from afterclick.io.forgotten import read_forgotten
 from afterclick.settings import Settings
 from training import workspace
+from training.logged_lists import EVENTS
 
 _REQUIRED = ("event_id", "user_id", "item_id", "event_time", "action")
 _COLUMNS = ("topic", "partition", "offset", "log_time", *_REQUIRED, "impression_id", "source")
@@ -50,7 +51,7 @@ _SCHEMA = (
     "user_id string, item_id string, event_time timestamp, action string, impression_id string, "
     "source string"
 )
-_EVENTS, _STATE, _DOWNLOAD = "log", "state.json", "archived"
+_STATE, _DOWNLOAD = "state.json", "archived"
 _ATTEMPTS = 5
 _MISSING_FILE = ("PATH_NOT_FOUND", "FAILED_READ_FILE.FILE_NOT_EXIST")
 """Conditions of Spark's errors."""
@@ -141,7 +142,7 @@ def _read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> 
     )
     (folder / _STATE).write_text(state.model_dump_json())
     return LogReading(
-        events=spark.read.parquet(str(folder / _EVENTS)),
+        events=spark.read.parquet(str(folder / EVENTS)),
         state=state,
         rows_read=counts["rows"],
         rows_reused=before.rows,
@@ -212,7 +213,7 @@ def _reuse(
         raise _NotReusable("the list of forgotten users has changed")
     if state.ahead_s != empty.ahead_s:
         raise _NotReusable("the setting stream.ahead_s has changed")
-    events = spark.read.parquet(f"{folder}/{_EVENTS}")
+    events = spark.read.parquet(f"{folder}/{EVENTS}")
     if not set(_ROW) <= set(events.columns):
         raise _NotReusable("the previous run is of an earlier version")
     return state, events
@@ -276,5 +277,5 @@ def _write_events(new: DataFrame, events: DataFrame | None, folder: Path) -> Non
         rows = rows.unionByName(events)
     first = rows.groupBy("user_id", "event_id").agg(f.min(f.struct(*_ROW)).alias("row"))
     first.select("user_id", "event_id", "row.*").write.mode("overwrite").parquet(
-        str(folder / _EVENTS)
+        str(folder / EVENTS)
     )

@@ -23,20 +23,18 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import structlog
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from afterclick.errors import BadEvent
-from afterclick.events import Impression, ImpressionEvent, decode, new_id
+from afterclick.events import new_id
 from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
 from afterclick.settings import KafkaSettings
 from afterclick.topics import IMPRESSIONS_MS
+from training.logged_lists import decode_impression
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
-log = structlog.get_logger()
 _LISTS, _SHOWN, _OFFSETS = "impressions", "shown", "impressions.json"
 _KEY = ["impression_id", "item_id"]
 _COLUMNS = "impression_id string, item_id string, position short, propensity float"
@@ -121,10 +119,11 @@ def _write(records: Iterable[Message], lists: Path) -> tuple[int, int]:
     with pq.ParquetWriter(staging, _SCHEMA) as writer:
         for record in records:
             newest_ms = max(newest_ms, record.timestamp()[1])
-            shown = _decode(record.value())
-            if shown is None:
+            event = decode_impression(record.value())
+            if event is None:
                 continue
             n += 1
+            shown = event.data
             items = enumerate(shown.items)
             rows += [(shown.impression_id, i.item_id, at, i.propensity) for at, i in items]
             if n % _BATCH == 0:
@@ -136,15 +135,6 @@ def _write(records: Iterable[Message], lists: Path) -> tuple[int, int]:
     else:
         staging.unlink()
     return n, newest_ms
-
-
-def _decode(value: bytes | None) -> Impression | None:
-    try:
-        event = decode(value)
-    except BadEvent as error:
-        log.warning("malformed impression", error=str(error))
-        return None
-    return event.data if isinstance(event, ImpressionEvent) else None
 
 
 def _table(rows: list[tuple[str, str, int, float]]) -> pa.Table:

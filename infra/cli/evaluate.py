@@ -1,18 +1,23 @@
-"""`afterclick evaluate`, `benchmark`, `als`: the quality of models, measured offline."""
+"""`afterclick evaluate`, `off-policy`, `benchmark`, `als`: the quality of models, measured
+offline."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from infra.cli.output import AsJson, emit, progress, progress_bar
+from infra.cli.output import AsJson, emit, progress, progress_bar, table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from afterclick.settings import Settings
     from training.evaluation.als_search import AlsEvaluation
+    from training.off_policy import OffPolicyReport
 
+Choice = TypeVar("Choice", bound=str)
 app = typer.Typer()
 als_app = typer.Typer(help="Search ALS settings, and compare its engines.", no_args_is_help=True)
 Dataset = Annotated[
@@ -70,6 +75,72 @@ def evaluate(
     run(Settings(), request)
 
 
+@app.command("off-policy")
+def off_policy(
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="What orders the lists: blend, trending, popular, als, two_tower or content. "
+            "Default: blend."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A version that was trained here. Default: the served one."),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A reaction that counts: click, like, basket or purchase; repeat. Default: all."
+        ),
+    ] = None,
+    decay: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=3,
+            help="Items at other ranks count too: rank k is looked at in proportion to "
+            "1 / k^DECAY. Default: only items at the same rank count.",
+        ),
+    ] = None,
+    min_support: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the target's items that the log must have offered."
+        ),
+    ] = 0.8,
+    min_ess: Annotated[
+        float, typer.Option(min=1, help="Effective number of shown items that is needed.")
+    ] = 100.0,
+    lists: Annotated[int, typer.Option(min=100, help="Maximum of lists; more are sampled.")] = (
+        10_000
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Estimate from lists with exploration what another policy or model would have earned.
+
+    IPS, SNIPS and doubly robust, in reactions per list. Exit code 6 if the log says too little.
+    """
+    from afterclick.api import Policy
+    from afterclick.errors import BadInput
+    from afterclick.settings import Settings
+    from training.off_policy import REACTIONS, OffPolicyRequest, run
+
+    if policy is None and model is None:
+        raise BadInput("name what to estimate: --policy, --model or both")
+    request = OffPolicyRequest(
+        _choice("--policy", policy or "blend", tuple(Policy)),
+        model,
+        tuple(_choice("--reward", name, REACTIONS) for name in reward or REACTIONS),
+        decay,
+        min_support,
+        min_ess,
+        lists,
+    )
+    report = run(Settings(), request, progress)
+    emit(report.figures(), as_json, lambda: _off_policy_table(report))
+
+
 @app.command()
 def benchmark(
     split: Annotated[
@@ -109,6 +180,28 @@ def benchmark(
     costs = f"fit {answer['fit_seconds']} s, search {answer['tune_seconds']} s"
     lines = [f"{name:<10} {answer[name]:.4f}" for name in _METRICS]
     emit(answer, as_json, "\n".join([*lines, f"{costs}, {answer['peak_mb']} MB"]))
+
+
+def _choice(option: str, value: str, choices: tuple[Choice, ...]) -> Choice:
+    """The choice of this value. Raises BadInput for another one."""
+    from afterclick.errors import BadInput
+
+    for choice in choices:
+        if choice == value:
+            return choice
+    raise BadInput(f"{option} {value!r}: expected one of {', '.join(choices)}")
+
+
+def _off_policy_table(report: OffPolicyReport) -> Table:
+    """A row for the logged lists and each estimator."""
+    rows = []
+    for name, found in {"logged lists": report.logged, **report.estimates}.items():
+        low, high = found.interval
+        rows.append((name, f"{found.value:.4f}", f"{low:.4f} to {high:.4f}", f"{found.ess:,.0f}"))
+    asked = f"{report.policy} of {report.model}" if report.model else report.policy
+    caption = f"{asked}: {report.lists:,} lists of {report.users:,} users, support"
+    headings = ("", "reactions per list", "95 % interval", "effective sample")
+    return table(headings, rows, f"{caption} {report.support:.0%}")
 
 
 @als_app.command("search")
