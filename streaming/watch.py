@@ -54,7 +54,9 @@ class Watch:
     _moved_at: float = field(default=0.0, init=False)
     """When any partition last moved."""
     _reset_at: float = field(default_factory=time.time, init=False)
-    """Since when it is measured, epoch seconds."""
+    """Since when workers that begin are those of the running queries, epoch seconds."""
+    _checked_at: float = field(default_factory=time.time, init=False)
+    """When the running queries were last looked up, epoch seconds."""
     _failures: dict[LogPosition, int] = field(default_factory=dict, init=False)
     """Record with which a worker began → failures in a row, up to now, that it did not survive."""
     _failed_at: float = field(default_factory=time.time, init=False)
@@ -80,9 +82,9 @@ class Watch:
             self._topics_at = now + _TOPICS_EVERY_S
             self._check_topics()
         runs = {str(each.runId) for each in query.queries()}
-        if not runs <= self._runs:  # workers of a new query have not begun
-            self.reset()
-        self._runs = runs
+        if not runs <= self._runs:  # started since the last check; its workers may have begun
+            self._measure_from(max(self._reset_at, self._checked_at))
+        self._runs, self._checked_at = runs, time.time()
         applied, ranges = context.progress()
         if applied != self._applied:
             self._applied, self._moved_at = applied, now
@@ -96,8 +98,12 @@ class Watch:
 
         Failures of the query stay counted.
         """
+        self._measure_from(time.time())
+
+    def _measure_from(self, begun_s: float) -> None:
+        """Measure progress from now on; workers that began since `begun_s` (epoch) are new."""
         self._detector.reset()
-        self._moved_at, self._reset_at = time.monotonic(), time.time()
+        self._moved_at, self._reset_at = time.monotonic(), begun_s
 
     def on_failure(self) -> None:
         """The query failed: maybe at a record that a worker had begun with and not applied."""
