@@ -12,7 +12,7 @@ import numpy as np
 from afterclick.arrays import FloatArray, IntArray
 
 WIDTH_STEP = 8
-"""16-bit vectors are compared 8 numbers at a time; others take four times as long."""
+"""16-bit vectors are compared 8 numbers at a time; other widths take ten times as long."""
 
 
 def padded(vectors: FloatArray) -> FloatArray:
