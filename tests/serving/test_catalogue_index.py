@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from functools import partial
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +23,7 @@ from serving.state.item_catalogue import MAX_CATEGORIES, Catalogue
 from serving.tiers import grows_with_catalogue
 from tests.serving.offline import Offline
 from tests.serving.test_catalogue_query import lookup_of
+from tests.traced_lines import traced_lines
 
 FEW, MANY = 200, 5_000
 QUERIES = (
@@ -62,21 +60,9 @@ def a_catalogue(count: int) -> Catalogue:
 
 
 def lines_of(work: Callable[[], object]) -> int:
-    """Lines of Python that `work` runs: array arithmetic counts as one."""
-    lines = 0
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal lines
-        lines += event == "line"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with traced_lines() as lines:
         work()
-    finally:
-        sys.settrace(before)
-    return lines
+    return lines.count
 
 
 def scan(catalogue: Catalogue, wanted: frozenset[str]) -> list[str]:

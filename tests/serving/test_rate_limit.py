@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -21,6 +19,7 @@ from serving.control.rate_limit import CallerWindows, RateLimit
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running, received
 from tests.serving.test_auth import bearer, guarded
+from tests.traced_lines import traced_lines
 from tests.waiting import PATIENCE_S
 
 Hit = Callable[[str], Awaitable[Any]]
@@ -38,27 +37,17 @@ class Clock:
 
 def lines_of_a_call(hit: Hit, callers: int) -> int:
     """Lines of Python that one call runs in the event loop's thread, after so many callers."""
-    lines = 0
 
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal lines
-        lines += event == "line"
-        return trace
-
-    async def measured() -> None:
+    async def measured() -> int:
         for caller in range(callers):
             await hit(f"caller-{caller}")
         if background := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.gather(*background)
-        before = sys.gettrace()
-        sys.settrace(trace)
-        try:
+        with traced_lines() as lines:
             await asyncio.create_task(_with_background(hit))
-        finally:
-            sys.settrace(before)
+        return lines.count
 
-    asyncio.run(measured())
-    return lines
+    return asyncio.run(measured())
 
 
 async def _with_background(hit: Hit) -> None:
