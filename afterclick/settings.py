@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlencode, urlsplit
 
 import orjson
@@ -19,6 +20,8 @@ from pydantic import (
     FilePath,
     IPvAnyNetwork,
     SecretStr,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -26,6 +29,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from afterclick.errors import Unavailable
 from afterclick.events import Action
 from afterclick.redis_keys import Keys
+from afterclick.signals import Signals
 from afterclick.topics import DAY_MS, Topics
 
 KAFKA_JARS: Final = "kafka-4.3.1"
@@ -38,6 +42,10 @@ def jar_cache() -> Path:
     """The jar cache, shared by all checkouts on this machine, in XDG's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "afterclick" / "jars"
+
+
+Stars = Annotated[int, Field(ge=1, le=5)]
+Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -200,7 +208,7 @@ class StreamSettings(_Section):
     """Interactions in a user's history, newest first."""
     ledger_length: int = Field(4096, ge=1)
     """Event ids kept per user to detect duplicates."""
-    weights: dict[Action, float] = {
+    weights: dict[Action, Weight] = {
         Action.REVIEW: 2.0,
         Action.PURCHASE: 3.0,
         Action.BASKET: 2.0,
@@ -210,8 +218,18 @@ class StreamSettings(_Section):
         Action.SKIP: -1.0,
         Action.UNDO: 0.0,
     }
-    """Weight of a user's newest event of an action in an item's trend. Every event of positive
-    weight also adds to popularity, also if undone later."""
+    """Weight of a user's newest event of an action in an item's trend; above 0 the action is
+    positive. Every event of positive weight also adds to popularity, also if undone later. Actions
+    not named keep their default; after a change run `rebuild`."""
+    star_weights: dict[Stars, Weight] = {1: -1.0, 2: -0.5, 3: 0.5, 4: 2.0, 5: 2.0}
+    """Weight of a review with 1 to 5 stars; one without has the weight of the action `review`.
+    A rating is rounded half up to whole stars, at least one. Stars not named keep their default;
+    after a change run `rebuild`."""
+    reactions: tuple[Action, ...] = (Action.CLICK, Action.LIKE, Action.BASKET, Action.PURCHASE)
+    """Actions on a shown item that count as a success of its list: in live rates by source, and
+    as rewards of `off-policy`."""
+    conversions: tuple[Action, ...] = (Action.PURCHASE,)
+    """Actions that experiments count as conversions, beside clicks."""
     established_days: float = Field(7.0, ge=0)
     """Days from the first event until a user is established; after a change run `rebuild`. Events
     of a replay count from their event time, others from when they reached the log."""
@@ -254,6 +272,20 @@ class StreamSettings(_Section):
     `no-dead-letters` makes a malformed record fail the query; `freeze:<user>` makes a worker wait
     at the events of a user; `freeze-archive:<file>` freezes the archive once; with `-unwatched`
     nothing notices it; `archived:<n>` kills a worker after its n-th append to the archive."""
+
+    @field_validator("weights", "star_weights")
+    @classmethod
+    def _with_defaults(cls, given: dict[Any, float], info: ValidationInfo) -> dict[Any, float]:
+        complete: dict[Any, float] = cls.model_fields[info.field_name or ""].default | given
+        if complete.get(Action.UNDO):
+            raise ValueError("an undo cancels other actions: its weight must be 0")
+        return complete
+
+    @cached_property
+    def signals(self) -> Signals:
+        """The weights of events."""
+        reactions, conversions = frozenset(self.reactions), frozenset(self.conversions)
+        return Signals(self.weights, self.star_weights, reactions, conversions)
 
     @property
     def archive_stall_s(self) -> float:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from afterclick.errors import BadEvent
 from afterclick.events import END_YEAR, Action
+from afterclick.signals import stars_of
 
 _MAX_PARTITIONS = 1024
 _FLAGS = 4
@@ -221,6 +222,8 @@ class PastEvent(Protocol[IdT_co]):
     @property
     def action(self) -> Action: ...
     @property
+    def rating(self) -> float | None: ...
+    @property
     def time_ms(self) -> int: ...
 
 
@@ -246,6 +249,22 @@ def effective(history: Iterable[EventT]) -> list[EventT]:
         if entry.action is not Action.UNDO
         and (entry.item_id not in undone or entry.time_ms > undone[entry.item_id])
     ]
+
+
+def newest_reviews(entries: Iterable[EventT]) -> dict[Any, EventT]:
+    """item_id → the user's review of the item that counts: the newest, of several at one time the
+    one with most stars."""
+    newest: dict[Any, EventT] = {}
+    for entry in entries:
+        if entry.action is Action.REVIEW:
+            known = newest.get(entry.item_id)
+            if known is None or _order(known) < _order(entry):
+                newest[entry.item_id] = entry
+    return newest
+
+
+def _order(review: PastEvent[Any]) -> tuple[int, int]:
+    return review.time_ms, stars_of(review.action, review.rating)
 
 
 class Effect(StrEnum):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,7 +12,8 @@ from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.events import Action
 from afterclick.kernels import as_items, woodbury
 from afterclick.model import Model
-from afterclick.state import PastEvent, effective
+from afterclick.signals import Signals
+from afterclick.state import PastEvent, effective, newest_reviews
 
 IdT = TypeVar("IdT")
 _WOODBURY_UP_TO = 40
@@ -24,7 +25,8 @@ class UserState:
     """A user's live history at a moment, by item index."""
 
     items: IntArray
-    """(h,) items of positive actions, newest first, without repeats."""
+    """(h,) items of positive actions, newest first, without repeats. Of a user's reviews of an item
+    the newest counts; a negative one also outweighs the earlier actions on the item."""
     weights: FloatArray
     """(h,) weight of the strongest action on each item."""
     times_ms: Float64Array
@@ -38,7 +40,7 @@ class UserState:
         cls,
         history: Iterable[PastEvent[IdT]],
         index: Callable[[IdT], int | None],
-        weights: Mapping[Action, float],
+        signals: Signals,
         now_ms: float,
     ) -> UserState:
         """From a history, newest event first. `index` maps an item id to its index, or None.
@@ -47,12 +49,14 @@ class UserState:
         """
         liked: dict[int, tuple[float, float]] = {}
         seen: dict[int, None] = {}
-        for event in effective(history):
+        entries = effective(history)
+        reviews = newest_reviews(entries)
+        for event in entries:
             item = index(event.item_id)
             if item is None:
                 continue
             seen[item] = None
-            weight = weights[event.action]
+            weight = _weight(event, reviews.get(event.item_id), signals)
             if weight > 0:
                 strongest, time_ms = liked.get(item, (0.0, float(event.time_ms)))
                 liked[item] = (max(weight, strongest), time_ms)
@@ -75,6 +79,16 @@ class UserState:
         return UserState(
             self.items[:1], self.weights[:1], self.times_ms[:1], self.seen, self.now_ms
         )
+
+
+def _weight(event: PastEvent[Any], review: PastEvent[Any] | None, signals: Signals) -> float:
+    """The weight of an event, given the user's newest review of its item."""
+    if review is not None and event is not review:
+        replaced = event.action is Action.REVIEW
+        earlier = event.time_ms <= review.time_ms
+        if replaced or (earlier and signals.weight(review.action, review.rating) < 0):
+            return 0.0
+    return signals.weight(event.action, event.rating)
 
 
 @dataclass(frozen=True)

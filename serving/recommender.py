@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -25,6 +25,7 @@ from afterclick.errors import Unavailable
 from afterclick.events import Action
 from afterclick.io.connections import Slots
 from afterclick.retrieval import REDUCED_LIMITS
+from afterclick.signals import Signals
 from afterclick.state import HistoryEntry, effective
 from afterclick.user_vectors import UserState
 from serving.eligibility import CatalogueFilters, Eligibility
@@ -59,7 +60,7 @@ _IMPRESSION_FIELDS = ("item_id", "score", "source")
 class RecommenderConfig:
     """Settings of the request path."""
 
-    weights: Mapping[Action, float]
+    signals: Signals
     """Weight of each action in the user state."""
     cache_ttl_s: float = 0.0
     """How long a personalised list is reused while its user does nothing."""
@@ -127,7 +128,7 @@ class Recommender:
         rendered = self._cache.get(request, rows, snapshot, reduced) if cacheable else None
         cached = rendered is not None
         if rendered is None:
-            user = request_user(request, rows, snapshot, self._config.weights)
+            user = request_user(request, rows, snapshot, self._config.signals)
             if grows_with_catalogue(request, snapshot, user):
                 rendered = await self.in_worker(self._make, request, user, snapshot, reduced)
             else:
@@ -218,13 +219,13 @@ def request_user(
     request: RecommendationRequest,
     rows: Rows,
     snapshot: ServingSnapshot,
-    weights: Mapping[Action, float],
+    signals: Signals,
 ) -> RequestUser:
     """The user's state: the items looked at now, then the stored history."""
     now_ms = max(time.time() * 1000, snapshot.now_ms)  # events may be ahead of the clock
     context = [HistoryEntry("", item, Action.VIEW, None, int(now_ms)) for item in request.items]
     history = effective([*context, *entries(rows)])
-    state = UserState.of(history, snapshot.find, weights, now_ms)
+    state = UserState.of(history, snapshot.find, signals, now_ms)
     known = bool(rows) and not request.user_id.startswith(events.SESSION)
     return RequestUser(history, state, known)
 

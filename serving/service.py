@@ -154,7 +154,7 @@ class Service:
             self.feed,
             self.waiters,
             RecommenderConfig(
-                settings.stream.weights,
+                settings.stream.signals,
                 serving.cache_ttl_s,
                 lambda began: self.lag.lag_ms(began) > serving.shed_after_ms,
                 cache_bytes=MAX_RESPONSE_BYTES // serving.workers,

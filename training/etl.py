@@ -3,7 +3,8 @@
 reads   parquet  the log, incrementally (training.log_reader)
         topic    items: the catalogue; impressions: where lists showed the items
 writes  parquet  <home>/etl/<version>/events     one row per event: user_index, item_index, time_ms,
-                                                 trusted_ms, action, weight, propensity, position
+                                                 trusted_ms, action, stars, weight, propensity,
+                                                 position
                  <home>/etl/<version>/users      user_index, user_id
                  <home>/etl/<version>/items      item_index, item_id
                  <home>/etl/<version>/catalogue  item_id, title, categories, brand
@@ -31,7 +32,7 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as f
 
 from afterclick.errors import BadDataset, BadEvent
-from afterclick.events import Item, ItemEvent, decode
+from afterclick.events import Action, Item, ItemEvent, decode
 from afterclick.io.kafka_log import read_compacted
 from afterclick.settings import KafkaSettings, Settings
 from training import event_log, log_reader, shown_lists, workspace
@@ -143,6 +144,7 @@ def _write_events(spark: SparkSession, settings: Settings, rows: DataFrame, fold
     organic, unknown = f.col("impression_id").isNull(), f.lit(1.0)
     propensity = f.when(organic, f.lit(float("nan"))).otherwise(f.coalesce("propensity", unknown))
     columns = {
+        "stars": f.coalesce(_stars(), f.lit(0)).cast("byte"),
         "weight": _weight(settings).cast("float"),
         "propensity": propensity.cast("float"),
         "position": f.coalesce("position", f.lit(-1)).cast("short"),
@@ -154,10 +156,19 @@ def _write_events(spark: SparkSession, settings: Settings, rows: DataFrame, fold
 
 
 def _weight(settings: Settings) -> Column:
-    """The weight of each row's action."""
-    weights = settings.stream.weights
-    known = f.create_map(*[f.lit(x) for a, w in weights.items() for x in (str(a), w)])
-    return f.coalesce(known[f.col("action")], f.lit(0.0))
+    """The weight of each row, by action and stars."""
+    signals = settings.stream.signals
+    actions = f.create_map(*[f.lit(x) for a, w in signals.actions.items() for x in (str(a), w)])
+    stars = f.create_map(*[f.lit(x) for pair in signals.stars.items() for x in pair])
+    return f.coalesce(stars[_stars()], actions[f.col("action")], f.lit(0.0))
+
+
+def _stars() -> Column:
+    """As `signals.stars_of`; null for no review and without a rating."""
+    whole = f.floor(f.col("rating") + 0.5).cast("int")
+    stars = f.least(f.greatest(whole, f.lit(1)), f.lit(5))
+    rated = (f.col("action") == str(Action.REVIEW)) & f.col("rating").isNotNull()
+    return f.when(rated, stars)
 
 
 def _write_ids(rows: DataFrame, kind: str, folder: Path) -> DataFrame:
@@ -213,10 +224,12 @@ def _not_pairs(events: EventLog, pairs: int) -> dict[str, int]:
     """Events that are no first contact, by reason."""
     positive = events.weight > 0
     effective = int(np.count_nonzero(positive & ~events.undone()))
+    outweighed = int(np.count_nonzero(positive & events.outweighed()))
     return {
         "not_positive": int(np.count_nonzero(~positive)),
         "undone": int(np.count_nonzero(positive)) - effective,
-        "repeated_pair": effective - pairs,
+        "outweighed": outweighed,
+        "repeated_pair": effective - outweighed - pairs,
     }
 
 

@@ -3,6 +3,8 @@
 One meaning of feedback for training and serving, the meaning of the stream:
 - an undo cancels the user's earlier events on the item (`afterclick.state.effective`)
 - a user's action on an item is one vote in the trends; its newest event counts
+- of a user's reviews of an item the newest counts, of several at one time the one with most stars;
+  a negative one also outweighs the user's earlier events on the item
 - a history lists each item once, by its newest event
 
 `EventLog.before(moment)` knows nothing of later events, weights or undos. Events of one user with
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from afterclick.arrays import BoolArray, Float64Array, FloatArray, Int64Array, IntArray
 from afterclick.events import Action
 from afterclick.quarantine import ESTABLISHED_DAYS
+from afterclick.signals import STARS, Signals
 from afterclick.trends import DAY_MS
 from training.interactions import Interactions, extended, tie_hash
 
@@ -31,10 +34,10 @@ ACTIONS: tuple[Action, ...] = tuple(Action)
 """Action of each code."""
 CODES: dict[Action, int] = {action: code for code, action in enumerate(ACTIONS)}
 _COLUMNS = (
-    *("user", "item", "time_ms", "trusted_ms", "action", "weight", "trusted", "propensity"),
-    "position",
+    *("user", "item", "time_ms", "trusted_ms", "action", "stars", "weight", "trusted"),
+    *("propensity", "position"),
 )
-_UNDO = CODES[Action.UNDO]
+_UNDO, _REVIEW = CODES[Action.UNDO], CODES[Action.REVIEW]
 _NEVER = np.iinfo(np.int64).min
 
 
@@ -45,6 +48,7 @@ class LoggedEvent(NamedTuple):
     """item_index"""
     action: Action
     time_ms: int
+    rating: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,10 @@ class EventLog:
     (`InteractionEvent.trusted_ms`): a client cannot date it back"""
     action: NDArray[np.int8]
     """(n,) code of the action: its number in ACTIONS"""
+    stars: NDArray[np.int8]
+    """(n,) stars of a review, 1 to 5; 0: unknown, or no review"""
     weight: FloatArray
-    """(n,) weight of the action; negative for a skip, 0 for an undo"""
+    """(n,) weight by action and stars; negative for a skip, 0 for an undo"""
     trusted: BoolArray
     """(n,) events with a reliable time: only they become targets and live events"""
     propensity: FloatArray
@@ -123,6 +129,7 @@ class EventLog:
         rows: Interactions,
         trusted: BoolArray | None = None,
         action: Action = Action.REVIEW,
+        stars: NDArray[np.int8] | None = None,
     ) -> EventLog:
         """A log of organic events with one action: a dataset of reviews."""
         n = len(rows)
@@ -134,6 +141,7 @@ class EventLog:
             rows.time_ms,
             rows.time_ms,
             np.full(n, CODES[action], np.int8),
+            np.zeros(n, np.int8) if stars is None else stars,
             rows.weight,
             np.ones(n, bool) if trusted is None else trusted,
             np.full(n, np.nan, np.float32),
@@ -141,9 +149,10 @@ class EventLog:
         ).sorted()
 
     def sorted(self) -> EventLog:
-        """The same events by time; equal times by a hash of user and item, then by action."""
+        """The same events by time; equal times by a hash of user and item, then by action
+        and stars."""
         ties = tie_hash(self.user_ids, self.user, self.item_ids, self.item)
-        return self.where(np.lexsort((self.action, ties, self.time_ms)))
+        return self.where(np.lexsort((self.stars, self.action, ties, self.time_ms)))
 
     def where(self, rows: BoolArray | NDArray[np.intp]) -> EventLog:
         """The events that a mask (n,) or row numbers select. Ids and indices stay."""
@@ -169,14 +178,37 @@ class EventLog:
         """First contact and grade of each pair with an effective positive event."""
         pairs = self._pairs()
         effective = np.flatnonzero(~self.undone() & (self.action != _UNDO))
-        row = effective[self.weight[effective] > 0]
+        outweighed, replaced = self._reviewed(effective)
+        row = effective[(self.weight[effective] > 0) & ~outweighed[effective]]
         known, earliest = np.unique(pairs[effective], return_index=True)
         positive, first, pair = np.unique(pairs[row], return_index=True, return_inverse=True)
         grade = np.zeros(len(first), np.float32)
-        np.maximum.at(grade, pair, self.weight[row])
+        np.maximum.at(grade, pair, np.where(replaced[row], 0.0, self.weight[row]))
         unseen = effective[earliest[np.searchsorted(known, positive)]] == row[first]
         order = np.argsort(row[first])
         return Contacts(row[first][order], grade[order], unseen[order])
+
+    def outweighed(self) -> BoolArray:
+        """(n,) events, not undone, that count for less than the user's newest, negative review."""
+        return self._reviewed(np.flatnonzero(~self.undone() & (self.action != _UNDO)))[0]
+
+    def _reviewed(self, effective: NDArray[np.intp]) -> tuple[BoolArray, BoolArray]:
+        """(n,) effective events that the newest review of their pair outweighs, and reviews that it
+        replaces."""
+        outweighed, replaced = np.zeros(len(self), bool), np.zeros(len(self), bool)
+        reviews = effective[self.action[effective] == _REVIEW]
+        if not ((self.stars[reviews] > 0) | (self.weight[reviews] <= 0)).any():
+            return outweighed, replaced  # all weigh the same
+        known, pair = np.unique(self._pairs()[effective], return_inverse=True)
+        is_review = self.action[effective] == _REVIEW
+        newest = np.full(len(known), -1)
+        np.maximum.at(newest, pair[is_review], reviews)  # rows are in the order of time and stars
+        of_pair = newest[pair]
+        weight = np.where(of_pair >= 0, self.weight[of_pair], np.inf)
+        earlier = self.time_ms[effective] <= self.time_ms[of_pair]
+        outweighed[effective] = ((weight < 0) & earlier) | ((weight <= 0) & is_review)
+        replaced[reviews] = of_pair[is_review] != reviews
+        return outweighed, replaced
 
     def pairs(self) -> Interactions:
         """One row per user and item: their first contact, with the weight of the strongest
@@ -209,18 +241,21 @@ class EventLog:
     def votes(self, established_days: float = ESTABLISHED_DAYS) -> Votes:
         """Each event's vote, and the retraction of the vote of the same action that it replaces.
 
-        As in the stream, negative votes count only by established users.
+        As in the stream, negative votes count only by established users, and every review votes.
         """
         established = self.established(established_days)
-        row = np.flatnonzero((self.weight > 0) | ((self.weight < 0) & established))
+        counts = (self.weight > 0) | ((self.weight < 0) & established)
+        counted = np.where(counts, self.weight, np.float32(0.0))
+        row = np.flatnonzero((self.weight != 0) | (self.action == _REVIEW))
         key = self._pairs()[row] * len(ACTIONS) + self.action[row]
         order = np.argsort(key, kind="stable")  # within a key by time
         again = np.flatnonzero(key[order][1:] == key[order][:-1])
         older, newer = row[order][again], row[order][again + 1]
         cause = np.concatenate([row, newer])
         source = np.concatenate([row, older])
-        weight = np.concatenate([self.weight[row], -self.weight[older]])
+        weight = np.concatenate([counted[row], -counted[older]])
         by_effect = np.argsort(self.time_ms[cause], kind="stable")
+        by_effect = by_effect[weight[by_effect] != 0]
         source = source[by_effect]
         return Votes(
             self.time_ms[cause][by_effect],
@@ -238,12 +273,16 @@ class EventLog:
         np.minimum.at(seen, self.item[positive], self.time_ms[positive].astype(np.float64))
         return np.where(np.isfinite(seen), seen, np.nan)
 
-    def action_weights(self) -> dict[Action, float]:
-        """Action → its weight in this log; 0 for an action that does not occur."""
-        weights = dict.fromkeys(ACTIONS, 0.0)
-        for code, row in zip(*np.unique(self.action, return_index=True), strict=True):
-            weights[ACTIONS[code]] = float(self.weight[row])
-        return weights
+    def signals(self) -> Signals:
+        """The weights of this log; 0 for an action, or stars, that do not occur."""
+        actions, stars = dict.fromkeys(ACTIONS, 0.0), dict.fromkeys(STARS, 0.0)
+        unrated = np.flatnonzero(self.stars == 0)
+        for code, row in zip(*np.unique(self.action[unrated], return_index=True), strict=True):
+            actions[ACTIONS[code]] = float(self.weight[unrated[row]])
+        for number, row in zip(*np.unique(self.stars, return_index=True), strict=True):
+            if number:
+                stars[int(number)] = float(self.weight[row])
+        return Signals(actions, stars)
 
     def fingerprint(self) -> str:
         """A hash of the events: 16 hex digits, independent of how the files are split."""
@@ -268,7 +307,7 @@ class EventLog:
 def load(folder: Path) -> EventLog:
     """Load the events of an ETL version; every time in the event archive is trusted."""
     columns = ["user_index", "item_index", "time_ms", "trusted_ms", "action", "weight"]
-    columns += ["propensity", "position"]
+    columns += ["stars", "propensity", "position"]
     rows = pq.read_table(folder / "events", columns=columns, read_dictionary=["action"])
     action = rows["action"].combine_chunks()
     codes = np.array([CODES[Action(name)] for name in action.dictionary.to_pylist()], np.int8)
@@ -280,6 +319,7 @@ def load(folder: Path) -> EventLog:
         time_ms=rows["time_ms"].to_numpy().astype(np.int64),
         trusted_ms=rows["trusted_ms"].to_numpy().astype(np.int64),
         action=codes[action.indices.to_numpy()],
+        stars=rows["stars"].to_numpy().astype(np.int8),
         weight=rows["weight"].to_numpy().astype(np.float32),
         trusted=np.ones(len(rows), bool),
         propensity=rows["propensity"].to_numpy().astype(np.float32),

@@ -40,16 +40,18 @@ from training import workspace
 from training.logged_lists import EVENTS
 
 _REQUIRED = ("event_id", "user_id", "item_id", "event_time", "action")
-_COLUMNS = ("topic", "partition", "offset", "log_time", *_REQUIRED, "impression_id", "source")
+_COLUMNS = (
+    *("topic", "partition", "offset", "log_time", *_REQUIRED, "impression_id", "source", "rating"),
+)
 _ROW = (
     *("topic", "partition", "offset", "item_id", "time_ms", "action", "impression_id"),
-    "trusted_ms",
+    *("trusted_ms", "rating"),
 )
 """Columns in the order by which the first row of an event is chosen."""
 _SCHEMA = (
     "topic string, partition int, offset long, log_time timestamp, event_id string, "
     "user_id string, item_id string, event_time timestamp, action string, impression_id string, "
-    "source string"
+    "source string, rating double"
 )
 _STATE, _DOWNLOAD = "state.json", "archived"
 _ATTEMPTS = 5

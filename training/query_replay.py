@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import AnyArray, IntArray
-from afterclick.events import Action
 from afterclick.features import TrendView
 from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
+from afterclick.signals import Signals
 from afterclick.user_vectors import UserState
 from training.config import ReplayConfig
 from training.event_log import ACTIONS, EventLog, LoggedEvent
@@ -34,14 +34,14 @@ class Histories:
     order: NDArray[np.intp]
     start: NDArray[np.intp]
     """(n_users + 1,) bounds of each user in `order`."""
-    weights: dict[Action, float]
+    signals: Signals
     length: int
 
     @classmethod
     def of(cls, log: EventLog, length: int) -> Histories:
         order = np.argsort(log.user, kind="stable")
         start = np.searchsorted(log.user[order], np.arange(len(log.user_ids) + 1))
-        return cls(log, order, start, log.action_weights(), length)
+        return cls(log, order, start, log.signals(), length)
 
     def state(self, user: int, now_ms: int, live: IntArray) -> UserState:
         """The state of a user's events before `now_ms` and of the `live` events (rows; -1 pads).
@@ -52,12 +52,12 @@ class Histories:
         end = int(np.searchsorted(self.log.time_ms[mine], now_ms))
         newest = mine[max(end - self.length, 0) : end][::-1]
         rows = np.concatenate([live[live >= 0], newest])[: self.length]
-        return UserState.of(self._events(rows), _identity, self.weights, float(now_ms))
+        return UserState.of(self._events(rows), _identity, self.signals, float(now_ms))
 
     def _events(self, rows: NDArray[np.intp]) -> Iterator[LoggedEvent]:
-        columns = (self.log.item, self.log.action, self.log.time_ms)
-        for item, action, time_ms in zip(*(c[rows].tolist() for c in columns), strict=True):
-            yield LoggedEvent(item, ACTIONS[action], time_ms)
+        columns = (self.log.item, self.log.action, self.log.time_ms, self.log.stars)
+        for item, action, time_ms, stars in zip(*(c[rows].tolist() for c in columns), strict=True):
+            yield LoggedEvent(item, ACTIONS[action], time_ms, stars or None)
 
 
 def _identity(item: int) -> int:

@@ -54,7 +54,7 @@ def create_app(settings: Settings) -> FastAPI:
         key = settings.redis.keys.history(user_id)
         rows: Any = await redis.zrange(key, 0, 199, desc=True, withscores=True)
         history = [HistoryEntry.from_member(m, t) for m, t in rows]
-        state = UserState.of(history, snapshot.find, settings.stream.weights, time.time() * 1000)
+        state = UserState.of(history, snapshot.find, settings.stream.signals, time.time() * 1000)
         model, ranker = snapshot.loaded.model, snapshot.loaded.ranker
         if model is None or not isinstance(ranker, TreeRanker) or not len(state.items):
             items = Eligibility(n, state.seen).eligible(snapshot.trending)[:n]

@@ -85,7 +85,7 @@ def _steps(
     service: Service, snapshot: ServingSnapshot, request: RecommendationRequest, rows: Rows
 ) -> Iterator[None]:
     """Make a list as the recommender does, with a pause after each step."""
-    user = request_user(request, rows, snapshot, service.settings.stream.weights)
+    user = request_user(request, rows, snapshot, service.settings.stream.signals)
     yield
     generator, ranker = snapshot.generator, snapshot.loaded.ranker
     assert generator is not None

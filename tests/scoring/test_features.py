@@ -10,12 +10,15 @@ import pytest
 from afterclick.events import Action
 from afterclick.features import FEATURE_NAMES, PRIOR_WEIGHT, TrendView
 from afterclick.model import Model
+from afterclick.settings import StreamSettings
+from afterclick.signals import Signals
 from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS, HOUR_MS
 from afterclick.user_vectors import UserState
 from tests.scoring.examples import DAY, NOW_MS, a_model, a_state, a_view, features_of, late
 
 WEIGHTS = dict.fromkeys(Action, 1.0) | {Action.SKIP: -1.0, Action.PURCHASE: 3.0}
+SIGNALS = Signals(WEIGHTS, StreamSettings().star_weights)
 
 
 def column(rows: np.ndarray, name: str) -> np.ndarray:
@@ -237,7 +240,7 @@ def test_a_skipped_item_is_seen_but_not_liked() -> None:
         HistoryEntry("2", "gone", Action.CLICK, None, 20),
         HistoryEntry("1", "a", Action.PURCHASE, None, 10),
     ]
-    state = UserState.of(history, index.get, WEIGHTS, 100.0)
+    state = UserState.of(history, index.get, SIGNALS, 100.0)
     assert state.items.tolist() == [0]
     assert state.weights.tolist() == [3.0]
     assert sorted(state.seen.tolist()) == [0, 1]
@@ -252,7 +255,7 @@ def test_an_undo_cancels_earlier_actions_and_no_later_ones() -> None:
         HistoryEntry("1", "a", Action.SKIP, None, 10),
         HistoryEntry("0", "a", Action.LIKE, None, 5),
     ]
-    state = UserState.of(history, {"a": 0, "b": 1}.get, WEIGHTS, 100.0)
+    state = UserState.of(history, {"a": 0, "b": 1}.get, SIGNALS, 100.0)
     assert (state.items.tolist(), state.weights.tolist(), state.times_ms.tolist()) == (
         [1],
         [1.0],
@@ -267,7 +270,7 @@ def test_an_undo_at_the_same_time_wins_in_any_order() -> None:
         HistoryEntry("u", "a", Action.UNDO, None, 10),
     )
     for history in ([like, undo], [undo, like]):
-        state = UserState.of(history, {"a": 0}.get, WEIGHTS, 100.0)
+        state = UserState.of(history, {"a": 0}.get, SIGNALS, 100.0)
         assert not len(state.items)
         assert not len(state.seen)
 
@@ -277,9 +280,34 @@ def test_an_item_counts_once_at_its_newest_time_with_its_strongest_action() -> N
         HistoryEntry("2", "a", Action.CLICK, None, 20),
         HistoryEntry("1", "a", Action.PURCHASE, None, 10),
     ]
-    state = UserState.of(history, {"a": 0}.get, WEIGHTS, 100.0)
+    state = UserState.of(history, {"a": 0}.get, SIGNALS, 100.0)
     assert (state.items.tolist(), state.weights.tolist(), state.times_ms.tolist()) == (
         [0],
         [WEIGHTS[Action.PURCHASE]],
         [20.0],
     )
+
+
+def review(rating: float | None, time_ms: int) -> HistoryEntry:
+    return HistoryEntry(f"{rating}-{time_ms}", "a", Action.REVIEW, rating, time_ms)
+
+
+@pytest.mark.parametrize(
+    ("history", "weights"),
+    [
+        ([review(1.0, 20)], []),
+        ([review(1.0, 20), review(5.0, 10)], []),
+        ([review(5.0, 20), review(1.0, 10)], [2.0]),
+        ([review(3.0, 20), review(5.0, 10)], [0.5]),
+        ([review(5.0, 20), review(1.0, 20)], [2.0]),  # at one time: most stars
+        ([review(None, 20), review(1.0, 10)], [1.0]),
+        ([review(1.0, 20), HistoryEntry("p", "a", Action.PURCHASE, None, 10)], []),
+        ([HistoryEntry("p", "a", Action.PURCHASE, None, 30), review(1.0, 20)], [3.0]),
+    ],
+)
+def test_the_newest_review_of_an_item_decides(
+    history: list[HistoryEntry], weights: list[float]
+) -> None:
+    for entries in (history, [*history, *history[1:]]):
+        state = UserState.of(entries, {"a": 0}.get, SIGNALS, 100.0)
+        assert (state.weights.tolist(), state.seen.tolist()) == (weights, [0])

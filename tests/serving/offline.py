@@ -91,7 +91,7 @@ class Offline:
             SnapshotSources(self.feed, self.catalogue, self.rules), loaded
         )
         store = cast(OnlineStore, MemoryStore(liked or {}))
-        weights = StreamSettings().weights
+        signals = StreamSettings().signals
         waiters = PositionWaiters(0.3)
         self.busy = False
         self.recommender = Recommender(
@@ -99,7 +99,7 @@ class Offline:
             self.snapshots,
             self.feed,
             waiters,
-            RecommenderConfig(weights, cache_ttl_s, lambda _: self.busy, clock=clock),
+            RecommenderConfig(signals, cache_ttl_s, lambda _: self.busy, clock=clock),
         )
 
     @property

@@ -197,8 +197,8 @@ def test_lists_whose_work_grows_are_made_in_the_worker(
 ) -> None:
     served = Offline([an_item(number) for number in range(FEW)])
     history = [HistoryEntry("", item, Action.VIEW, None, 0) for item in request_.items]
-    weights, now_ms = StreamSettings().weights, 0.0
-    state = UserState.of(history, served.snapshot.find, weights, now_ms)
+    signals, now_ms = StreamSettings().signals, 0.0
+    state = UserState.of(history, served.snapshot.find, signals, now_ms)
     user = RequestUser(history, state, is_known=False)
     assert grows_with_catalogue(request_, served.snapshot, user) is grows
     assert served.answer(request_).rendered.count == min(

@@ -165,6 +165,7 @@ def _columns(log: EventLog) -> dict[str, Any]:
         "time_ms": log.time_ms,
         "trusted_ms": log.trusted_ms,
         "action": [str(ACTIONS[code]) for code in log.action],
+        "stars": log.stars,
         "weight": log.weight,
         "propensity": log.propensity,
         "position": log.position,

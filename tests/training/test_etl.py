@@ -54,7 +54,7 @@ def test_every_row_is_kept_or_dropped_for_a_reason(spark: SparkSession, settings
     assert report.rows_in == 8
     assert report.dropped == {"incomplete": 1, "dated_ahead": 1, "duplicate_event": 1}
     assert report.rows_out == 5
-    assert report.not_pairs == {"not_positive": 1, "undone": 0, "repeated_pair": 1}
+    assert report.not_pairs == {"not_positive": 1, "undone": 0, "outweighed": 0, "repeated_pair": 1}
     assert report.pairs == 3
     assert report.balanced()
     assert pairs_of(folder) == {("u1", "a"), ("u2", "a"), ("u3", "b")}

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from afterclick.errors import BadDataset, BadInput
-from afterclick.settings import Settings, TrainingSettings
+from afterclick.settings import Settings, StreamSettings, TrainingSettings
 from infra.cli import app
 from training.config import PRESETS
 from training.evaluation import reviews
@@ -112,7 +112,7 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
 
 def test_reviews_of_guessed_time_are_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text(HEAD + "a,x,200,exact\nb,x,100,near\na,y,300,estimated\n")
-    found = reviews.load(tmp_path, weight=2.0)
+    found = reviews.load(tmp_path, StreamSettings().signals)
     assert found.log.trusted.tolist() == [False, True, False]
     assert found.log.time_ms.tolist() == [100_000, 200_000, 300_000]
     assert found.log.weight.tolist() == [2.0, 2.0, 2.0]

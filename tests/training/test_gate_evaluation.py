@@ -13,7 +13,7 @@ import pytest
 from afterclick import artifact
 from afterclick import model as models
 from afterclick.model import Model
-from afterclick.settings import TrainingSettings
+from afterclick.settings import StreamSettings, TrainingSettings
 from afterclick.tree_ranker import FILE, TreeRanker
 from ingest.generate import ShopConfig, generate_shop
 from training import gate_evaluation
@@ -81,7 +81,7 @@ class Shop:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     folder = tmp_path_factory.mktemp("shop")
     generate_shop(folder, ShopConfig(users=1500, items=300, events=16_000, days=20))
-    data = reviews.load(folder, 2.0)
+    data = reviews.load(folder, StreamSettings().signals)
     cut_ms = holdout.cut_of(data.log, SETTINGS.holdout)
     past = data.log.before(cut_ms)
     trainer = ModelTrainer(CONFIG, data.texts, implicit_als)

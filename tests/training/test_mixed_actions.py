@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from afterclick.events import Action, InteractionEvent, encode
 from afterclick.settings import Settings, StreamSettings
+from afterclick.signals import stars_of
 from afterclick.state import HistoryEntry, StateChange
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from afterclick.user_vectors import UserState
@@ -39,7 +40,8 @@ from training.query_replay import Histories
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-WEIGHTS = StreamSettings().weights
+SIGNALS = StreamSettings().signals
+WEIGHTS = SIGNALS.actions
 HOUR_S = 3600
 ARRIVED_MS = (START_S + 60 * DAY_S) * 1000.0
 NO_EVENT = np.array([-1], np.int32)
@@ -87,7 +89,7 @@ class Played:
         """The state of a user, as serving reads it from the stored history."""
         rows = self.state.histories.get(user_id, [])
         newest_first = [HistoryEntry.from_member(member, ms) for ms, member in reversed(rows)]
-        return UserState.of(newest_first, item_ids.index, WEIGHTS, now_ms)
+        return UserState.of(newest_first, item_ids.index, SIGNALS, now_ms)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def log_of(events: Sequence[InteractionEvent]) -> EventLog:
     items = np.array([one.data.item_id for one in events])
     user_ids, user = np.unique(users, return_inverse=True)
     item_ids, item = np.unique(items, return_inverse=True)
-    actions = [one.data.action for one in events]
+    said = [(one.data.action, one.data.rating) for one in events]
     n = len(events)
     return EventLog(
         user_ids=user_ids,
@@ -144,8 +146,9 @@ def log_of(events: Sequence[InteractionEvent]) -> EventLog:
         item=item.astype(np.int32),
         time_ms=np.array([one.time_ms for one in events], np.int64),
         trusted_ms=np.array([one.trusted_ms(ARRIVED_MS) for one in events], np.int64),
-        action=np.array([CODES[action] for action in actions], np.int8),
-        weight=np.array([WEIGHTS[action] for action in actions], np.float32),
+        action=np.array([CODES[action] for action, _ in said], np.int8),
+        stars=np.array([stars_of(action, rating) for action, rating in said], np.int8),
+        weight=np.array([SIGNALS.weight(action, rating) for action, rating in said], np.float32),
         trusted=np.ones(n, bool),
         propensity=np.full(n, np.nan, np.float32),
         position=np.full(n, -1, np.int16),

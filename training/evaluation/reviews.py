@@ -13,8 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from afterclick.arrays import FloatArray
 from afterclick.errors import BadDataset
+from afterclick.events import Action
+from afterclick.signals import STARS, Signals
 from training import event_log
 from training.event_log import EventLog
 from training.interactions import Interactions
@@ -32,8 +36,9 @@ class Reviews:
     texts: ItemTexts
 
 
-def load(path: Path, weight: float = 1.0) -> Reviews:
-    """Read a dataset (a folder or a file). Each row counts `weight`. Raises BadDataset."""
+def load(path: Path, signals: Signals | None = None) -> Reviews:
+    """Read a dataset (a folder or a file). Without `signals` each row counts 1. Raises
+    BadDataset."""
     file = _file(path)
     try:
         frame = _read(file)
@@ -47,7 +52,12 @@ def load(path: Path, weight: float = 1.0) -> Reviews:
         raise BadDataset(f"{file}: contains no reviews")
     quality = frame.get("time_quality")
     trusted = np.ones(len(frame), bool) if quality is None else (quality == "exact").to_numpy(bool)
-    log = EventLog.of(_interactions(frame, weight), trusted)
+    stars = _stars(frame)
+    weights = np.ones(1 + len(STARS), np.float32)
+    if signals:
+        weights[:] = signals.actions[Action.REVIEW], *(signals.stars[n] for n in STARS)
+    rows = _interactions(frame, weights[stars])
+    log = EventLog.of(rows, trusted, stars=stars)
     return Reviews(log, _texts(file.parent / "items.csv"))
 
 
@@ -83,7 +93,17 @@ def _read(file: Path) -> pd.DataFrame:
     return frame
 
 
-def _interactions(frame: pd.DataFrame, weight: float) -> Interactions:
+def _stars(frame: pd.DataFrame) -> NDArray[np.int8]:
+    """(n,) as `signals.stars_of`; 0 without a rating."""
+    if "rating" not in frame:
+        return np.zeros(len(frame), np.int8)
+    rating = pd.to_numeric(frame["rating"]).to_numpy(np.float64)
+    if not np.all(np.isnan(rating) | ((rating >= 0) & (rating <= 5))):
+        raise BadDataset("a rating is outside 0 to 5")
+    return np.where(np.isnan(rating), 0, np.clip(np.floor(rating + 0.5), 1, 5)).astype(np.int8)
+
+
+def _interactions(frame: pd.DataFrame, weight: FloatArray) -> Interactions:
     user, user_ids = pd.factorize(frame["user_id"], sort=True)
     item, item_ids = pd.factorize(frame["item_id"], sort=True)
     return Interactions(
@@ -92,7 +112,7 @@ def _interactions(frame: pd.DataFrame, weight: float) -> Interactions:
         user=user.astype(np.int32),
         item=item.astype(np.int32),
         time_ms=(frame["timestamp"].to_numpy(np.float64) * 1000).astype(np.int64),
-        weight=np.full(len(frame), weight, np.float32),
+        weight=weight,
     )
 
 

@@ -23,7 +23,6 @@ from threadpoolctl import threadpool_limits
 
 from afterclick.arrays import BoolArray, FloatArray
 from afterclick.errors import BadInput
-from afterclick.events import Action
 from afterclick.model import Model
 from afterclick.settings import Settings
 from afterclick.trends import DAY_MS
@@ -364,7 +363,7 @@ def split_of(
 
 def _data(settings: Settings, dataset: Path | None) -> Reviews:
     if dataset is not None:
-        return reviews.load(dataset, settings.stream.weights[Action.REVIEW])
+        return reviews.load(dataset, settings.stream.signals)
     _, tables = workspace.latest(settings.home / "etl", "pipeline etl")
     return reviews.from_etl(tables, interactions.load_catalogue(tables))
 

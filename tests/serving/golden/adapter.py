@@ -26,6 +26,7 @@ from afterclick.model import Model, TowerArrays, WordVectors
 from afterclick.ranking import FormulaRanker
 from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
+from afterclick.signals import STARS, Signals
 from afterclick.state import HistoryEntry, LogPosition
 from afterclick.tree_ranker import FILE, TreeRanker
 from serving.control.experiments import Arm, Assignment, Experiment, ExperimentDraft, Plan
@@ -46,6 +47,10 @@ from tests.serving.golden.request_specs import Spec
 
 RANKER = TreeRanker.read(Path(__file__).parent / FILE)
 """60 trees, trained once on feature rows of the fixed state."""
+
+_WEIGHTS = StreamSettings().weights
+SIGNALS = Signals(_WEIGHTS, dict.fromkeys(STARS, _WEIGHTS[Action.REVIEW]))
+"""As when the answers were frozen: a review weighs the same with any stars."""
 
 Answer = dict[str, Any]
 POLICIES = {
@@ -241,7 +246,7 @@ async def _recommended(state: SimpleNamespace, spec: Spec) -> Answer:
         state.feed,
         PositionWaiters(0.001),
         RecommenderConfig(
-            StreamSettings().weights,
+            SIGNALS,
             3600.0,
             lambda _: overloaded[0],
             np.random.default_rng(spec.get("seed", 0)),
@@ -361,7 +366,7 @@ async def _listed(state: SimpleNamespace, spec: Spec) -> Answer:
         state.snapshots,
         state.feed,
         PositionWaiters(0.0),
-        RecommenderConfig({}),
+        RecommenderConfig(SIGNALS),
     )
     service = cast(
         Service,
