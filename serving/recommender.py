@@ -34,7 +34,7 @@ from serving.request import CALLER, RecommendationRequest, RequestUser, cursor_a
 from serving.rerank import rerank
 from serving.response_cache import MAX_RESPONSE_BYTES, Recommendation, RenderedList, ResponseCache
 from serving.state.catalogue_query import search
-from serving.state.history import OnlineStore, Rows, entries
+from serving.state.history import HistorySource, Rows, entries
 from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import PositionWaiters, TrendState
 from serving.state.snapshot import ServingSnapshot
@@ -72,6 +72,8 @@ class RecommenderConfig:
     """Measures the age of cached lists."""
     cache_bytes: int = MAX_RESPONSE_BYTES
     """Of cached lists, at most."""
+    clock_ms: Callable[[], float] = lambda: time.time() * 1000
+    """The present of user states, in event time."""
 
 
 class Recommender:
@@ -79,7 +81,7 @@ class Recommender:
 
     def __init__(
         self,
-        store: OnlineStore,
+        store: HistorySource,
         snapshots: SnapshotStore,
         trends: TrendState,
         waiters: PositionWaiters,
@@ -128,7 +130,8 @@ class Recommender:
         rendered = self._cache.get(request, rows, snapshot, reduced) if cacheable else None
         cached = rendered is not None
         if rendered is None:
-            user = request_user(request, rows, snapshot, self._config.signals)
+            signals, now_ms = self._config.signals, self._config.clock_ms()
+            user = request_user(request, rows, snapshot, signals, now_ms)
             if grows_with_catalogue(request, snapshot, user):
                 rendered = await self.in_worker(self._make, request, user, snapshot, reduced)
             else:
@@ -220,9 +223,10 @@ def request_user(
     rows: Rows,
     snapshot: ServingSnapshot,
     signals: Signals,
+    now_ms: float,
 ) -> RequestUser:
-    """The user's state: the items looked at now, then the stored history."""
-    now_ms = max(time.time() * 1000, snapshot.now_ms)  # events may be ahead of the clock
+    """The user's state at `now_ms`: the items looked at now, then the stored history."""
+    now_ms = max(now_ms, snapshot.now_ms)  # events may be ahead of the clock
     context = [HistoryEntry("", item, Action.VIEW, None, int(now_ms)) for item in request.items]
     history = effective([*context, *entries(rows)])
     state = UserState.of(history, snapshot.find, signals, now_ms)

@@ -71,8 +71,8 @@ class Votes:
         """Only the changes by established users."""
         return self.where(self.established)
 
-    def where(self, mask: BoolArray) -> Votes:
-        """The changes that the mask (v,) selects."""
+    def where(self, mask: BoolArray | slice) -> Votes:
+        """The changes that the mask (v,) or a slice selects."""
         fields = ("effective_ms", "item", "time_ms", "weight", "established")
         return replace(self, **{name: getattr(self, name)[mask] for name in fields})
 

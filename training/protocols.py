@@ -268,6 +268,18 @@ def queries(split: EvaluationSplit, protocol: str) -> Queries:
     }.get(protocol, lambda: live)()
 
 
+def every_choice(split: EvaluationSplit) -> Queries:
+    """A query for each set of the test events, at its moment, about every item.
+
+    Of a set of two or more, one member is the live event and the rest are the targets, as in
+    `live`. A user has as many queries as sets.
+    """
+    test = split.test
+    sets, known = np.arange(len(test)), (test.sizes > 1).astype(np.intp)
+    every_item = np.ones(len(split.log.item_ids), bool)
+    return test.queries(sets, known, _events(test, sets, known), every_item)
+
+
 def as_of(found: Queries, moment_ms: int) -> Queries:
     """The same queries at one moment, without live events."""
     return replace(_eventless(found), now_ms=np.full(len(found), moment_ms, np.int64))

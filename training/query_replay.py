@@ -48,11 +48,15 @@ class Histories:
 
         Live events happen at `now_ms`, the first of them last.
         """
+        events = self._events(self.rows(user, now_ms, live))
+        return UserState.of(events, _identity, self.signals, float(now_ms))
+
+    def rows(self, user: int, now_ms: int, live: IntArray) -> NDArray[np.intp]:
+        """(h,) rows of the events of that state in the log, newest first."""
         mine = self.order[self.start[user] : self.start[user + 1]]
         end = int(np.searchsorted(self.log.time_ms[mine], now_ms))
         newest = mine[max(end - self.length, 0) : end][::-1]
-        rows = np.concatenate([live[live >= 0], newest])[: self.length]
-        return UserState.of(self._events(rows), _identity, self.signals, float(now_ms))
+        return np.concatenate([live[live >= 0], newest])[: self.length]
 
     def _events(self, rows: NDArray[np.intp]) -> Iterator[LoggedEvent]:
         columns = (self.log.item, self.log.action, self.log.time_ms, self.log.stars)

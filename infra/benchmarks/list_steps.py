@@ -85,7 +85,8 @@ def _steps(
     service: Service, snapshot: ServingSnapshot, request: RecommendationRequest, rows: Rows
 ) -> Iterator[None]:
     """Make a list as the recommender does, with a pause after each step."""
-    user = request_user(request, rows, snapshot, service.settings.stream.signals)
+    signals, now_ms = service.settings.stream.signals, time.time() * 1000
+    user = request_user(request, rows, snapshot, signals, now_ms)
     yield
     generator, ranker = snapshot.generator, snapshot.loaded.ranker
     assert generator is not None

@@ -18,6 +18,7 @@ from infra.cli import (
     data,
     evaluate,
     ingest,
+    prequential,
     simulate,
     stack,
     stream,
@@ -38,7 +39,7 @@ GROUPS = {
     "experiments": control.experiments_app,
     "api-key": control.keys_app,
 }
-FLAT = (stack.app, stream.app, train.app, evaluate.app, simulate.app)
+FLAT = (stack.app, stream.app, train.app, evaluate.app, prequential.app, simulate.app)
 
 app = typer.Typer(
     name="afterclick",

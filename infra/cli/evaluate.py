@@ -4,11 +4,11 @@ offline."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from infra.cli.output import AsJson, emit, progress, progress_bar, table
+from infra.cli.output import AsJson, choice, emit, progress, progress_bar, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from training.evaluation.als_search import AlsEvaluation
     from training.off_policy import OffPolicyReport
 
-Choice = TypeVar("Choice", bound=str)
 app = typer.Typer()
 als_app = typer.Typer(help="Search ALS settings, and compare its engines.", no_args_is_help=True)
 Dataset = Annotated[
@@ -129,9 +128,9 @@ def off_policy(
     if policy is None and model is None:
         raise BadInput("name what to estimate: --policy, --model or both")
     request = OffPolicyRequest(
-        _choice("--policy", policy or "blend", tuple(Policy)),
+        choice("--policy", policy or "blend", tuple(Policy)),
         model,
-        tuple(_choice("--reward", name, REACTIONS) for name in reward or REACTIONS),
+        tuple(choice("--reward", name, REACTIONS) for name in reward or REACTIONS),
         decay,
         min_support,
         min_ess,
@@ -180,16 +179,6 @@ def benchmark(
     costs = f"fit {answer['fit_seconds']} s, search {answer['tune_seconds']} s"
     lines = [f"{name:<10} {answer[name]:.4f}" for name in _METRICS]
     emit(answer, as_json, "\n".join([*lines, f"{costs}, {answer['peak_mb']} MB"]))
-
-
-def _choice(option: str, value: str, choices: tuple[Choice, ...]) -> Choice:
-    """The choice of this value. Raises BadInput for another one."""
-    from afterclick.errors import BadInput
-
-    for choice in choices:
-        if choice == value:
-            return choice
-    raise BadInput(f"{option} {value!r}: expected one of {', '.join(choices)}")
 
 
 def _off_policy_table(report: OffPolicyReport) -> Table:

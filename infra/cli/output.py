@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # help does not wait for these packages
     from rich.table import Table
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Choice = TypeVar("Choice", bound=str)
 OWN = ("afterclick", "ingest", "streaming", "training", "serving", "ui", "infra")
 _DISTRIBUTIONS = {
     "faiss": "faiss-cpu",
@@ -67,6 +68,14 @@ def table(
     for row in rows:
         drawn.add_row(*("" if value is None else str(value) for value in row))
     return drawn
+
+
+def choice(option: str, value: str, choices: Sequence[Choice]) -> Choice:
+    """The choice of this value. Raises BadInput for another one."""
+    for found in choices:
+        if found == value:
+            return found
+    raise BadInput(f"{option} {value!r}: expected one of {', '.join(choices)}")
 
 
 def progress(message: str, seconds: float | None = None) -> None:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import hiredis
@@ -92,6 +92,14 @@ class CircuitBreaker:
         if self.open:
             log.info(f"{self.name} is available again")
         self.failures = 0
+
+
+class HistorySource(Protocol):
+    """Supplies what the request path knows of users."""
+
+    async def rows(self, user_id: str) -> Rows:
+        """A user's history as stored. Raises Unavailable."""
+        ...
 
 
 class OnlineStore:

@@ -10,7 +10,10 @@ import pytest
 from afterclick.api import Badge
 from afterclick.arrays import Float64Array
 from afterclick.events import MAX_LEAD_MS, Item
+from afterclick.settings import StreamSettings
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
+from serving.recommender import request_user
+from serving.request import RecommendationRequest
 from serving.state.item_catalogue import Catalogue
 from serving.state.live_trends import TrendState
 from serving.state.loaded_models import no_model
@@ -91,3 +94,11 @@ def test_items_that_are_added_later_are_excluded_from_garbage_collections_too() 
     finally:
         served.snapshots.stop(10.0)
         gc.unfreeze()
+
+
+def test_a_user_state_is_as_of_the_clock_or_of_a_newer_snapshot() -> None:
+    snapshot = Offline().snapshot
+    request, signals = RecommendationRequest("ann", 3), StreamSettings().signals
+    for now_ms in (snapshot.now_ms + 5.0, snapshot.now_ms - 5.0):
+        user = request_user(request, [], snapshot, signals, now_ms)
+        assert user.state.now_ms == max(now_ms, snapshot.now_ms)

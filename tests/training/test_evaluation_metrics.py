@@ -138,3 +138,17 @@ def test_the_interval_of_a_mean_covers_it_and_narrows_with_users() -> None:
     assert spans[1] < spans[0] / 5
     # the normal approximation
     assert spans[1] == pytest.approx(2 * 1.96 * many.std() / 100, rel=0.15)
+
+
+def test_the_interval_of_users_with_several_values_counts_users() -> None:
+    random = np.random.default_rng(5)
+    values = (random.random(400) < 0.3).astype(float)
+    user = np.arange(400, dtype=np.int32)
+    one_each = list_metrics.interval(values, 1)
+    assert list_metrics.interval_by_user(values, user, 1) == pytest.approx(one_each, abs=0.01)
+    # ten copies of each user say no more than one
+    copies = list_metrics.interval_by_user(np.repeat(values, 10), np.repeat(user, 10), 1)
+    assert copies == pytest.approx(one_each, abs=0.01)
+    low, high = list_metrics.interval(np.repeat(values, 10), 1)
+    assert high - low < 0.5 * (one_each[1] - one_each[0])
+    assert np.isnan(list_metrics.interval_by_user(values[:0], user[:0], 1)).all()

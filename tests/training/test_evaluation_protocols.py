@@ -26,6 +26,7 @@ from training.protocols import (
     PROTOCOLS,
     UNBIASED_USERS,
     EvaluationSplit,
+    every_choice,
     moments,
     queries,
     sample,
@@ -216,6 +217,21 @@ def test_learning_queries_split_a_set_into_live_events_and_targets() -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_log_that_ends_at_the_cut_has_no_queries(protocol: str) -> None:
     assert len(queries(split_of(PAST), protocol)) == 0
+
+
+def test_every_choice_is_a_query_and_a_set_shows_one_of_its_members_before() -> None:
+    rows = [("ann", "i9", 101.0), ("ann", "i8", 103.0), ("cy", "i1", 101.0), ("cy", "i2", 101.0)]
+    split = split_of([*PAST, *rows], min_interactions=5)
+    log, found = split.log, every_choice(split)
+    names = [str(log.user_ids[user]) for user in found.user]
+    targets = [{str(log.item_ids[i]) for i in row if i >= 0} for row in found.targets]
+    live = [str(log.item_ids[log.item[row]]) if row >= 0 else None for row in found.live[:, 0]]
+    assert names == ["ann", "ann", "cy"]
+    assert (found.now_ms / DAY).tolist() == [101.0, 103.0, 101.0]
+    assert targets[:2] == [{"i9"}, {"i8"}]
+    assert live[:2] == [None, None]
+    assert targets[2] | {live[2]} == {"i1", "i2"}
+    assert not len(every_choice(split_of(PAST)))
 
 
 def test_an_unknown_protocol_is_rejected() -> None:

@@ -165,5 +165,26 @@ def interval(
     return (float(low), float(high))
 
 
+def interval_by_user(
+    values: Float64Array, user: IntArray, seed: int, rounds: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """Bootstrap percentile interval of the mean of `values` (q,), where a user has several.
+
+    Users are resampled with all their values: those of one user are not independent (cluster
+    bootstrap; Field and Welsh, Bootstrapping Clustered Data, JRSS B 2007).
+    """
+    if not len(values):
+        return (float("nan"), float("nan"))
+    _, number, count = np.unique(user, return_inverse=True, return_counts=True)
+    sums, users = np.bincount(number, values), len(count)
+    random = np.random.default_rng(seed)
+    means = np.empty(rounds)
+    for k in range(rounds):
+        drawn = random.integers(0, users, users)
+        means[k] = sums[drawn].sum() / count[drawn].sum()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return (float(low), float(high))
+
+
 def _mean_where(values: Float64Array | NDArray[np.int64], shown: BoolArray) -> Float64Array:
     return np.asarray(np.where(shown, values, 0.0).sum(axis=1) / np.maximum(shown.sum(axis=1), 1))

@@ -354,14 +354,15 @@ def split_of(
     settings: Settings, dataset: Path | None, cut: str | None, end: str | None = None
 ) -> tuple[EvaluationSplit, Reviews]:
     """The interactions before the day `end`, cut at a day. Raises BadInput, BadDataset."""
-    data = _data(settings, dataset)
+    data = interactions_of(settings, dataset)
     if end is not None:
         data = replace(data, log=data.log.before(cut_of(data.log, end, "--end")))
     log = data.log
     return EvaluationSplit(log, cut_of(log, cut), int(log.time_ms[-1]) + 1), data
 
 
-def _data(settings: Settings, dataset: Path | None) -> Reviews:
+def interactions_of(settings: Settings, dataset: Path | None) -> Reviews:
+    """A dataset, or else the tables of the ETL. Raises BadDataset, MissingStep."""
     if dataset is not None:
         return reviews.load(dataset, settings.stream.signals)
     _, tables = workspace.latest(settings.home / "etl", "pipeline etl")

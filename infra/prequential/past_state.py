@@ -1,0 +1,193 @@
+"""The online store, the trends and the models at past moments, and a check for leaks.
+
+A list at a moment is made from
+
+- the user's events before the moment, less the delay. Events of a user with equal times have no
+  order: some are live events, known without a delay, and the others are what is asked about
+- the trends of all events before the moment: events of other users at the same time are unknown
+- a model of the events before its cut, which is not after the moment
+
+The histories and trends are slices of the log that end there. `found_leaks` trusts none of this: it
+examines what the recommender was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from afterclick.arrays import IntArray
+from afterclick.state import HistoryEntry
+from afterclick.trends import HALF_LIVES_MS
+from serving.state.history import HistorySource, Rows, entries
+from serving.state.live_trends import TrendState
+from serving.state.loaded_models import LoadedModel, load
+from training.challenger import RunMetadata, write_model
+from training.config import ReplayConfig
+from training.event_log import ACTIONS, EventLog
+from training.fit import ModelTrainer
+from training.interactions import TooFewInteractions
+from training.protocols import NOTHING
+from training.query_replay import Histories
+
+_HALF_LIVES = np.array(list(HALF_LIVES_MS.values()))
+_NO_EVENTS = np.array([NOTHING], np.int32)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The moment of a request, and the delay of the user's state."""
+
+    now_ms: int
+    live: IntArray
+    """(e,) rows of the live events in the log, newest first, -1 pads."""
+    delay_ms: int = 0
+
+    @property
+    def known_until_ms(self) -> int:
+        """Events before it are known."""
+        return self.now_ms - self.delay_ms
+
+    @property
+    def known_live(self) -> IntArray:
+        """(e,) the live events that are known: with a delay none."""
+        return _NO_EVENTS if self.delay_ms else self.live
+
+
+class PastHistories(Protocol):
+    """Histories as of a moment, in the form of the online store."""
+
+    def rows_at(self, user_id: str, moment: Moment) -> Rows:
+        """A user's history as stored."""
+        ...
+
+
+class LoggedHistories:
+    """The histories of a log; the id of an event is its row in the log."""
+
+    def __init__(self, log: EventLog, length: int) -> None:
+        """`length`: events in a history."""
+        self._log, self._histories = log, Histories.of(log, length)
+        self._users = {user_id: index for index, user_id in enumerate(log.user_ids.tolist())}
+        self._items = log.item_ids.tolist()
+
+    def rows_at(self, user_id: str, moment: Moment) -> Rows:
+        user = self._users.get(user_id)
+        if user is None:
+            return []
+        log, rows = self._log, []
+        for row in self._histories.rows(user, moment.known_until_ms, moment.known_live).tolist():
+            time_ms, item_id = int(log.time_ms[row]), self._items[log.item[row]]
+            action, rating = ACTIONS[log.action[row]], float(log.stars[row]) or None
+            entry = HistoryEntry(str(row), item_id, action, rating, time_ms)
+            rows += [entry.member(), str(time_ms).encode()]
+        return rows
+
+
+class RequestedHistories(HistorySource):
+    """The store of a recommender: histories as of `moment`; keeps what it gave last."""
+
+    def __init__(self, histories: PastHistories, moment: Moment) -> None:
+        self._histories, self.moment = histories, moment
+        self.given: list[HistoryEntry] = []
+
+    async def rows(self, user_id: str) -> Rows:
+        rows = self._histories.rows_at(user_id, self.moment)
+        self.given = entries(rows)
+        return rows
+
+
+class PastTrends(TrendState):
+    """The trends of a log, moved forward in time."""
+
+    def __init__(self, log: EventLog, known: ReplayConfig) -> None:
+        super().__init__()
+        self.approved = frozenset(known.approved)
+        self._votes = log.votes(known.established_days)
+        positive = log.weight > 0
+        self._item, self._time_ms = log.item[positive], log.time_ms[positive]
+        self._ids = log.item_ids.tolist()
+        self._voted = self._counted = 0
+
+    def advance(self, moment_ms: int) -> None:
+        """Add the votes and interactions before a moment, which is not before the last one."""
+        voted = int(np.searchsorted(self._votes.effective_ms, moment_ms))
+        counted = int(np.searchsorted(self._time_ms, moment_ms))
+        votes = self._votes.where(slice(self._voted, voted))
+        items, number = np.unique(votes.item, return_inverse=True)
+        newest = np.zeros(len(items))
+        np.maximum.at(newest, number, votes.time_ms)
+        decay = np.exp2(-(newest[number] - votes.time_ms)[:, None] / _HALF_LIVES)
+        by_all = votes.weight[:, None] * decay
+        both = np.hstack([by_all, by_all * votes.established[:, None]])
+        sums = np.zeros((len(items), both.shape[1]))
+        np.add.at(sums, number, both)
+        counts = np.bincount(self._item[self._counted : counted], minlength=len(self._ids))[items]
+        self.table.merge_many([self._ids[i] for i in items.tolist()], newest, sums, counts)
+        self._voted, self._counted = voted, counted
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A model, and the event time before which its training data ends."""
+
+    loaded: LoadedModel
+    end_ms: int
+
+
+class Models(Protocol):
+    """Supplies the model that a training at a moment gives."""
+
+    def at(self, cut_ms: int) -> TrainedModel:
+        """The model of the events before `cut_ms`. Raises TooFewInteractions."""
+        ...
+
+
+class RecipeModels:
+    """Models of one recipe, written as artifacts and loaded as serving loads them."""
+
+    def __init__(self, trainer: ModelTrainer, log: EventLog, folder: Path) -> None:
+        self._trainer, self._log, self._folder = trainer, log, folder
+
+    def at(self, cut_ms: int) -> TrainedModel:
+        past = self._log.before(cut_ms)
+        require_enough(past, self._trainer.config.min_interactions)
+        version = f"as-of-{np.datetime_as_string(np.datetime64(cut_ms, 'ms'), 's')}"
+        version = version.replace(":", "")  # part of a folder's name
+        fitted = self._trainer.fit(past, version)
+        try:
+            trees = self._trainer.fit_ranker(past).trees
+        except TooFewInteractions:  # as in the pipeline
+            trees = None
+        run = RunMetadata(version=version, cut_ms=cut_ms, parameters={}, lineage={}, seconds={})
+        folder = write_model(self._folder, version, fitted, trees, run)
+        return TrainedModel(load(folder, None), int(past.time_ms[-1]) + 1)
+
+
+def require_enough(past: EventLog, min_interactions: int) -> None:
+    """Raises TooFewInteractions if the events are too few for any model."""
+    pairs = past.pairs()
+    few = not len(pairs) or int(pairs.item_counts().max()) < min_interactions
+    if few or int(pairs.user_counts().max()) < 2:
+        raise TooFewInteractions("too few interactions before it to train a model on")
+
+
+def found_leaks(
+    given: Sequence[HistoryEntry], moment: Moment, trends: TrendState, model: TrainedModel
+) -> bool:
+    """Whether a list was made with knowledge from its future: in the history, trends or model.
+
+    In a history, events at the moment itself are from the future, except the known live events.
+    """
+    live = {str(row) for row in moment.known_live.tolist()}
+    late = (
+        entry.time_ms > moment.now_ms or entry.event_id not in live
+        for entry in given
+        if entry.time_ms >= moment.known_until_ms
+    )
+    newest_ms = trends.table.newest_ms
+    return any(late) or newest_ms >= moment.now_ms or model.end_ms > moment.now_ms
