@@ -349,6 +349,18 @@ class Accepted(ApiModel):
     position: str = Field(description="topic/partition/offset", examples=["feedback/2/1041"])
 
 
+class SessionMerge(ApiModel):
+    """The events of a session that its user now has as well."""
+
+    session_id: str
+    user_id: str
+    events: int = Field(description="Events of the session, also those copied before.")
+    position: str | None = Field(
+        description="Pass it as `after` to see the session in the next list; null without events.",
+        examples=["feedback/2/1041"],
+    )
+
+
 # Experiments, tokens, quarantine
 
 

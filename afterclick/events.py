@@ -37,6 +37,8 @@ IMPORT_SOURCE: Final = "import/"
 """Prefix of `source` of past events by a caller with the scope `admin`."""
 API_SOURCE: Final = "afterclick/api"
 """`source` of feedback by any other caller of the API."""
+SESSION_SOURCE: Final = "afterclick/session"
+"""`source` of the copies that a user gets of the events of a session, at login."""
 
 
 class Action(StrEnum):
@@ -177,6 +179,14 @@ class _Envelope(BaseModel):
     def time_ms(self) -> int:
         """Event time, milliseconds since the epoch."""
         return round(self.time.timestamp() * 1000)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it is a copy of a session's event: part of the user's history, and of no counts.
+
+        The event of the session counts.
+        """
+        return self.source == SESSION_SOURCE
 
     def trusted_ms(self, log_ms: float) -> int:
         """The time from which this event counts for the age of its user's account, in ms.

@@ -309,6 +309,8 @@ class StateChange(BaseModel):
     first_user_item: bool = Field(alias="novel")
     established: bool = False
     compensations: tuple[Compensation, ...] = Field((), alias="corrections")
+    is_copy: bool = False
+    """A copy of a session's event, which the user got at login."""
     resync: bool = False
     """The compensations are too many to be sent: read the trends from Redis."""
     produced_ms: float | None = None

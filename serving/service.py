@@ -22,13 +22,15 @@ from confluent_kafka import Message
 
 from afterclick.api import Policy
 from afterclick.arrays import Json
+from afterclick.errors import Unavailable
+from afterclick.events import SESSION
 from afterclick.io.background import BackgroundLoop, Heartbeat, HeartbeatMonitor
 from afterclick.io.connections import ConnectionLimits, Slots
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.io.libc import trim_heap
 from afterclick.quarantine import QuarantineLimits
 from afterclick.settings import ServingSettings, Settings
-from afterclick.state import StateChange
+from afterclick.state import LogPosition, StateChange
 from serving.control.api_keys import ApiKeyStore
 from serving.control.catalogue_copy import CatalogueCopy
 from serving.control.control_plane import ControlPlane
@@ -41,7 +43,7 @@ from serving.control.user_tokens import UserTokens
 from serving.control.users import InactiveFor, UserDirectory
 from serving.control.write_behind import WriteBehind
 from serving.events.experiment_counts import SETTLE_S, ExperimentCounter
-from serving.events.feedback import AckTimeouts, FeedbackLog
+from serving.events.feedback import AckTimeouts, FeedbackLog, MergedSession, copy_of
 from serving.events.reactions import ImpressionLog, ReactionCounter, ShownList
 from serving.live_stats import LiveStats
 from serving.monitoring import EventLoopLag, Metrics, merged_text
@@ -346,6 +348,23 @@ class Service:
         await asyncio.to_thread(publish_forgotten, kafka, user_id, until_ms, PUBLISH_S)
         await asyncio.to_thread(self.eraser.forget, {user_id: until_ms})
         return until_ms
+
+    async def merge_session(
+        self, session_id: str, user_id: str, after: LogPosition | None = None
+    ) -> MergedSession:
+        """Copy the events of a session to its user's history, each once however often it is called.
+
+        `after`: wait until this event is in the state. Raises Unavailable if Kafka or Redis does
+        not respond, or if the event is not in the state in time.
+        """
+        if after is not None and not await self.waiters.reached(after, self.feed.positions):
+            raise Unavailable(f"the event at {after} is not in the state yet; send it again")
+        entries = await self.store.history(SESSION + session_id)
+        copies = [copy_of(entry, session_id, user_id) for entry in reversed(entries)]
+        positions = await asyncio.gather(*map(self.feedback.append, copies))
+        if copies:
+            self.users.seen(user_id)
+        return MergedSession(len(copies), positions[-1] if positions else None)
 
     def _on_forgotten(self, forgotten: Mapping[str, int]) -> None:
         """Evict users from the caches of this process, and again after the requests in flight."""

@@ -222,7 +222,7 @@ class Applier:
             return "stalled: the partition did not get past this record"
         try:
             event = decode_record(record, self.config.max_ahead_ms)
-            weight = self.config.weights.get(event.data.action, 0.0)
+            weight = 0.0 if event.is_copy else self.config.weights.get(event.data.action, 0.0)
             step = _Step(record, event, event.time_ms, weight)
         except BadEvent as error:
             self.config.faults.on_malformed(error)
@@ -304,7 +304,8 @@ class Applier:
                 entry = HistoryEntry(event.id, data.item_id, data.action, data.rating, step.time_ms)
                 position = pack_offset(partition.partition, record.offset)
                 arguments += (event.id, position, entry.member(), step.time_ms)
-                arguments += (data.item_id, self._codes.get(data.action, ""))
+                code = "" if event.is_copy else self._codes.get(data.action, "")
+                arguments += (data.item_id, code)
                 arguments += (event.trusted_ms(record.log_ms), round(record.log_ms))
         return ("FCALL", "afterclick_apply_users", len(names), *names, *arguments)
 
@@ -377,6 +378,7 @@ class Applier:
             offset=record.offset,
             previous_offset=self._changed.get(partition, no_change_since),
             effect=self._effect(step, applied_before),
+            is_copy=step.event.is_copy,
             weight=counted_weight(step.weight, step.effects.established),
             first_user_item=step.effects.first_user_item,
             established=step.effects.established,

@@ -184,7 +184,7 @@ def _report(
 ) -> EtlReport:
     """The account of the run. Raises BadDataset without interactions."""
     pairs = events.pairs()
-    not_pairs, dropped = _not_pairs(events, len(pairs)), _dropped(reading.state, len(events))
+    not_pairs, dropped = _not_pairs(events, len(pairs)), _dropped(reading, len(events))
     if not len(pairs):
         reasons = [f"{name}: {n:,}" for name, n in (dropped | not_pairs).items() if n]
         raise BadDataset(
@@ -211,12 +211,14 @@ def _report(
     )
 
 
-def _dropped(state: log_reader.EtlState, events: int) -> dict[str, int]:
+def _dropped(reading: log_reader.LogReading, events: int) -> dict[str, int]:
     """Rows of the log that are not in the table, by reason."""
+    state = reading.state
     return {
         "incomplete": state.rows - state.complete,
         "dated_ahead": state.complete - state.valid,
-        "duplicate_event": state.valid - events,
+        "duplicate_event": state.valid - reading.copied - events,
+        "copied_to_user": reading.copied,
     }
 
 

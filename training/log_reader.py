@@ -4,7 +4,8 @@ reads   delta    the archive (settings.archive)
         parquet  <home>/etl/<previous version>/log
         json     <home>/etl/<previous version>/state.json
         topic    forgotten: users whose events are left out
-writes  parquet  <home>/etl/<version>/log         the first valid row of each user and event_id
+writes  parquet  <home>/etl/<version>/log         the first valid row of each user and event_id;
+                                                  `copied_from`: the session of a copied event
         json     <home>/etl/<version>/state.json
 
 As in the stream, an event dated further ahead of its arrival than `stream.ahead_s` is invalid, and
@@ -32,7 +33,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as f
 
 from afterclick.errors import BadDataset
-from afterclick.events import DATASET_SOURCE, IMPORT_SOURCE
+from afterclick.events import DATASET_SOURCE, IMPORT_SOURCE, SESSION, SESSION_SOURCE
 from afterclick.io.event_archive import EventArchive, MissingArchive
 from afterclick.io.forgotten import read_forgotten
 from afterclick.settings import Settings
@@ -41,17 +42,18 @@ from training.logged_lists import EVENTS
 
 _REQUIRED = ("event_id", "user_id", "item_id", "event_time", "action")
 _COLUMNS = (
-    *("topic", "partition", "offset", "log_time", *_REQUIRED, "impression_id", "source", "rating"),
+    *("topic", "partition", "offset", "log_time", *_REQUIRED, "impression_id", "session_id"),
+    *("source", "rating"),
 )
 _ROW = (
     *("topic", "partition", "offset", "item_id", "time_ms", "action", "impression_id"),
-    *("trusted_ms", "rating"),
+    *("trusted_ms", "rating", "copied_from"),
 )
 """Columns in the order by which the first row of an event is chosen."""
 _SCHEMA = (
     "topic string, partition int, offset long, log_time timestamp, event_id string, "
     "user_id string, item_id string, event_time timestamp, action string, impression_id string, "
-    "source string, rating double"
+    "session_id string, source string, rating double"
 )
 _STATE, _DOWNLOAD = "state.json", "archived"
 _ATTEMPTS = 5
@@ -89,6 +91,8 @@ class LogReading:
     state: EtlState
     rows_read: int
     rows_reused: int
+    copied: int
+    """Events of sessions that are left out, because the session's user has copies of them."""
     whole: str | None
     """Why the whole archive was read; None after an incremental read."""
 
@@ -143,8 +147,11 @@ def _read(spark: SparkSession, settings: Settings, folder: Path, full: bool) -> 
         }
     )
     (folder / _STATE).write_text(state.model_dump_json())
+    known = spark.read.parquet(str(folder / EVENTS))
+    kept = _without_copied(known)
     return LogReading(
-        events=spark.read.parquet(str(folder / EVENTS)),
+        events=kept,
+        copied=0 if kept is known else known.count() - kept.count(),
         state=state,
         rows_read=counts["rows"],
         rows_reused=before.rows,
@@ -222,12 +229,15 @@ def _reuse(
 
 
 def _valid(rows: DataFrame, ahead_s: float) -> DataFrame:
-    """The rows with `time_ms`, `trusted_ms`, `complete` and `valid`."""
+    """The rows with `time_ms`, `trusted_ms`, `copied_from`, `complete` and `valid`."""
     time_ms, arrived_ms = _milliseconds("event_time"), _milliseconds("log_time")
     from_past = f.col("source").rlike(f"^({DATASET_SOURCE}|{IMPORT_SOURCE})")  # event.trusted_ms
     trusted_ms = f.when(from_past, f.col("time_ms")).otherwise(arrived_ms)
     rows = rows.select(*_COLUMNS).withColumn("time_ms", time_ms)
     rows = rows.withColumn("trusted_ms", trusted_ms)
+    is_copy = f.col("source") == SESSION_SOURCE  # event.is_copy
+    session = f.when(is_copy, f.concat(f.lit(SESSION), "session_id"))
+    rows = rows.withColumn("copied_from", session)
     complete = reduce(and_, (f.col(name).isNotNull() for name in _REQUIRED))
     in_time = f.col("time_ms") <= arrived_ms + ahead_s * 1000
     rows = rows.withColumn("complete", complete)
@@ -249,6 +259,22 @@ def _without(rows: DataFrame, forgotten: Forgotten) -> DataFrame:
     )
     covered = (rows.user_id == users.user_id) & (rows.time_ms <= users.until_ms)
     return rows.join(f.broadcast(users), covered, "left_anti")
+
+
+def _without_copied(events: DataFrame) -> DataFrame:
+    """The events without those of sessions that were copied; the copies get their impressions."""
+    key = ["item_id", "action", "time_ms"]
+    copies = events.where(f.col("copied_from").isNotNull())
+    if copies.isEmpty():
+        return events
+    copied = copies.select(f.col("copied_from").alias("user_id"), *key).distinct()
+    of_lists = events.where(f.col("impression_id").isNotNull())
+    of_lists = of_lists.withColumn("copied_from", f.col("user_id"))
+    listed = of_lists.groupBy("copied_from", *key).agg(f.min("impression_id").alias("listed"))
+    kept = events.join(copied, ["user_id", *key], "left_anti")
+    kept = kept.join(listed, ["copied_from", *key], "left")
+    impression = f.coalesce("impression_id", "listed")
+    return kept.withColumn("impression_id", impression).select(*events.columns)
 
 
 def _count(rows: DataFrame) -> tuple[dict[str, int], dict[str, int]]:

@@ -197,6 +197,15 @@ class _Calls:
         return Call(api.Accepted.model_validate_json, "POST", "/feedback", body=body)
 
     @_Method
+    def merge_session(
+        self, session_id: str, user_id: str, after: str | None = None
+    ) -> Call[api.SessionMerge]:
+        """At login: copy the events of a session to its user's history, each once."""
+        path = f"/sessions/{quote(session_id, safe='')}/user"
+        body = _given(user_id=user_id, after=after)
+        return Call(api.SessionMerge.model_validate_json, "POST", path, body=body)
+
+    @_Method
     def get(self, /, path: str, **query: Any) -> Call[Json]:
         """GET any other route."""
         return Call(orjson.loads, "GET", path, _given(**query))

@@ -200,7 +200,8 @@ def required_scope(method: str, path: str) -> ApiScope:
     """The scope that a request needs."""
     if method == "DELETE" or path in ADMIN_PATHS or path.startswith(ADMIN_PREFIXES):
         return "admin"
-    writes = path == "/feedback" if method == "POST" else method == "PUT"
+    changes = path == "/feedback" or path.startswith("/sessions/")
+    writes = changes if method == "POST" else method == "PUT"
     return "feedback" if writes else "recommend"
 
 

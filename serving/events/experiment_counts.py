@@ -307,7 +307,7 @@ def add_reactions(connection: Connection, changes: Iterable[StateChange]) -> Non
     """Add clicks and purchases of users who were shown a list at most `days` days before."""
     by_user: dict[str, list[StateChange]] = {}
     for change in changes:
-        if change.action in _COUNTED:
+        if change.action in _COUNTED and not change.is_copy:
             by_user.setdefault(change.user_id, []).append(change)
     user_ids = sorted(by_user)
     rows = []

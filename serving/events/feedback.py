@@ -14,17 +14,18 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from afterclick import events
 from afterclick.errors import Unavailable
-from afterclick.events import Interaction, InteractionEvent, ReviewEvent
+from afterclick.events import SESSION, Interaction, InteractionEvent, ReviewEvent
 from afterclick.io.background import Heartbeat
 from afterclick.io.kafka_clients import ConnectionErrors, create_producer
 from afterclick.settings import KafkaSettings
-from afterclick.state import LogPosition
+from afterclick.state import HistoryEntry, LogPosition
 from afterclick.topics import PARTITIONER
 from serving.state.history import PROBE_INTERVAL_S, CircuitBreaker
 
@@ -202,6 +203,32 @@ def event_of(
         time=time or now,
         source=f"{events.IMPORT_SOURCE}api" if admin and time else events.API_SOURCE,
         produced=now,
+    )
+
+
+class MergedSession(NamedTuple):
+    """What a user got of a session."""
+
+    events: int
+    position: LogPosition | None
+    """Of the last copy."""
+
+
+def copy_of(entry: HistoryEntry, session_id: str, user_id: str) -> InteractionEvent:
+    """The copy of a session's event for its user: the same one gives the same event id."""
+    interaction = Interaction(
+        user_id=user_id,
+        item_id=entry.item_id,
+        action=entry.action,
+        rating=entry.rating,
+        session_id=session_id,
+    )
+    return events.interaction_event(
+        interaction,
+        event_id=events.stable_id(SESSION, session_id, entry.event_id),
+        time=datetime.fromtimestamp(entry.time_ms / 1000, UTC),
+        source=events.SESSION_SOURCE,
+        produced=events.now(),
     )
 
 

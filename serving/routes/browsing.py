@@ -12,15 +12,17 @@ from starlette.responses import Response
 from afterclick import api
 from afterclick.arrays import Json
 from afterclick.errors import NotFound, Unavailable
-from afterclick.events import Id
-from afterclick.state import Forgetting
+from afterclick.events import Id, SessionId
+from afterclick.state import Forgetting, LogPosition
 from afterclick.trends import HALF_LIVES_MS
 from serving.control.users import read_user
+from serving.problems import unavailable
 from serving.recommender import describe
-from serving.routes.fast_route import ServiceDep, json_response, own_path, responses
+from serving.routes.fast_route import ServiceDep, json_response, key_only, own_path, responses
 from serving.routes.queries import (
     HistoryQuery,
     InterestsUpdate,
+    Login,
     SearchQuery,
     split,
 )
@@ -120,6 +122,38 @@ async def erasure(service: ServiceDep, user_id: UserId) -> Response:
     if until_ms < 0:
         raise NotFound(f"no request to erase the user {user_id}")
     return json_response(_erasure(user_id, until_ms, report))
+
+
+@router.post(
+    "/sessions/{session_id}/user",
+    tags=["users"],
+    dependencies=[Depends(key_only)],
+    **responses(api.SessionMerge, 413, status=202),
+)
+async def merge_session(
+    service: ServiceDep, session_id: Annotated[SessionId, Path()], body: Annotated[Login, Body()]
+) -> Response:
+    """At login: copy the events of a session to the history of its user.
+
+    202: the copies are in Kafka. They change no counts, since the session's events count. Call it
+    again after a 503, or with later events of the session: each event is copied once. With user
+    tokens in use, it takes an API key: the shop's server knows who logged in.
+    """
+    after = LogPosition.parse(body.after) if body.after else None
+    try:
+        merged = await service.merge_session(session_id, body.user_id, after)
+    except Unavailable as error:
+        raise unavailable(str(error)) from error
+    position = str(merged.position) if merged.position else None
+    return json_response(
+        {
+            "session_id": session_id,
+            "user_id": body.user_id,
+            "events": merged.events,
+            "position": position,
+        },
+        202,
+    )
 
 
 @router.get("/users/{user_id}/history", tags=["users"], **responses(api.History))

@@ -140,6 +140,12 @@ async def own_path(request: Request) -> None:
     check_subject(request.scope, request.path_params.get("user_id"))
 
 
+async def key_only(request: Request) -> None:
+    """Dependency: reject tokens, which are valid for one user, where two are concerned."""
+    if "subject" in request.scope:
+        raise ApiError(403, "a token is valid for one user or session: use an API key")
+
+
 async def service_of(request: Request) -> Service:
     """Dependency: the Service. A coroutine like `own_path`: functions would run in threads."""
     service: Service = request.app.state.service

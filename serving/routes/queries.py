@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 
@@ -220,6 +221,25 @@ class InterestsUpdate(ApiRequest):
         description="Categories or item ids; an empty list deletes them.",
         examples=[["Cameras", "B0019EHU8G"]],
     )
+
+
+class Login(ApiRequest):
+    """POST /sessions/{session_id}/user"""
+
+    user_id: Id = Field(description="The user that the session belongs to.", examples=["bob"])
+    after: After | None = Field(
+        None,
+        description="The position from POST /feedback of the session's last event: wait until it "
+        "is in the state, so that it is part of the history.",
+        examples=["feedback/2/1041"],
+    )
+
+    @field_validator("user_id")
+    @classmethod
+    def _is_no_session(cls, user_id: str) -> str:
+        if user_id.startswith(SESSION):
+            raise ValueError("is a session; give the id of its user")
+        return user_id
 
 
 class HistoryQuery(ApiRequest):

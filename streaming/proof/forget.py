@@ -25,7 +25,7 @@ import orjson
 import redis
 from redis.client import Pipeline
 
-from afterclick.events import stable_id
+from afterclick.events import SESSION, stable_id
 from afterclick.io.event_archive import EventArchive, MissingArchive
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.io.kafka_log import OffsetRange
@@ -134,7 +134,10 @@ class Forgetter:
             if finished_ms > until_ms:  # every other reader of the log must know
                 publish_forgotten(self.settings.kafka, self.user_id, finished_ms)
             settle()
-            retracted = self.retract(begun)
+            past = self._past(begun)
+            for session in past.log.sessions:
+                self._forget_session(session, finished_ms, settle)
+            retracted = self.retract(past)
             events, remaining = events + retracted.events, remaining + retracted.remaining
             rows += self.erase_rows(finished_ms)
             self.client.delete(self.settings.redis.keys.forgetting(self.user_id))
@@ -163,11 +166,17 @@ class Forgetter:
         until, _, offsets = reply.partition(b" ")
         return Begun(int(until), orjson.loads(offsets or b"{}"))
 
-    def retract(self, begun: Begun) -> Forgetting:
+    def _forget_session(self, session: str, until_ms: int, settle: Callable[[], None]) -> None:
+        """Forget a session whose events the user got at login: they are the user's."""
+        if self.user_id.startswith(SESSION):  # a session belongs to users only
+            return
+        publish_forgotten(self.settings.kafka, session, until_ms)
+        Forgetter(self.settings, self.client, session).complete(until_ms, settle)
+
+    def retract(self, past: _Past) -> Forgetting:
         """Retract the counted events, store the number, delete the ledger."""
-        past = self._past(begun)
         report = last_forgetting(self.client, self.settings.redis.keys, self.user_id)
-        if report is None or report.until_ms < begun.until_ms:
+        if report is None or report.until_ms < past.until_ms:
             report = self._retract(past)
             with self.client.pipeline() as step:  # uncounted events are rejected from now on
                 self._delete(step, past.uncounted)
@@ -324,7 +333,7 @@ class Forgetter:
                     deltas = []
                 count += 1
                 event, offset = logged.event, logged.position.offset
-                weight = weights.get(event.data.action, 0.0)
+                weight = 0.0 if event.is_copy else weights.get(event.data.action, 0.0)
                 found = its_effects.deltas(event.data.item_id, event.time_ms, weight)
                 deltas += [(offset, *delta.arguments()) for delta in found]
             self.retract_deltas(partition, until_ms, deltas)

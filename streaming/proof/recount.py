@@ -118,7 +118,7 @@ class Recount:
         voted, vote = self._voted[voter], (time_ms, min(event.trusted_ms(log_ms), latest_ms))
         if voter not in self._since or len(voted) <= LATE_ITEMS:
             self._since[voter] = min(vote[1], self._since.get(voter, vote[1]))
-        weight = self.weights.get(data.action, 0.0)
+        weight = 0.0 if event.is_copy else self.weights.get(data.action, 0.0)
         if weight > 0:
             self.counts[data.item_id] += 1
         if weight and (data.item_id in voted or len(voted) < self.max_voted_items):

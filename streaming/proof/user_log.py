@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from afterclick.errors import BadEvent
-from afterclick.events import InteractionEvent
+from afterclick.events import SESSION, SESSION_SOURCE, InteractionEvent
 from afterclick.io.event_archive import EventArchive, MissingArchive, sql_text
 from afterclick.io.kafka_log import KafkaLog, OffsetRange
 from afterclick.settings import KafkaSettings
@@ -53,6 +53,14 @@ class UserLog:
     rows: pa.Table
     recent: list[UserLogEvent]
     """Those that the archive may lack."""
+
+    @property
+    def sessions(self) -> list[str]:
+        """The sessions whose events the user got at login, as user ids."""
+        copies = self.rows.filter(pc.field("source") == SESSION_SOURCE)["session_id"]
+        names: set[str | None] = set(copies.unique().to_pylist())
+        names |= {e.event.data.session_id for e in self.recent if e.event.is_copy}
+        return sorted(SESSION + name for name in names if name is not None)
 
     def __iter__(self) -> Iterator[UserLogEvent]:
         archived = self.rows.group_by(["topic", "partition"]).aggregate([]).to_pylist()

@@ -38,6 +38,7 @@ SCOPES: dict[tuple[str, str], str | None] = {
     ("GET", "/users/{user_id}/history"): "recommend",
     ("PUT", "/users/{user_id}/interests"): "feedback",
     ("POST", "/feedback"): "feedback",
+    ("POST", "/sessions/{session_id}/user"): "feedback",
     ("GET", "/explain/{impression_id}"): "admin",
     ("GET", "/exposure"): "admin",
     ("GET", "/requests"): "admin",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import httpx2
 import pytest
@@ -46,6 +47,35 @@ def test_a_session_without_an_account_is_personalised_by_its_events(shop_api: Ru
         post(shop_api, "/feedback", session_id="s" * 121, item_id="i", action="like").status_code
         == 422
     )
+
+
+def test_at_login_a_user_gets_the_history_of_the_session(shop_api: Running) -> None:
+    events = [("cable-3", "like"), ("cable-4", "skip"), ("cable-5", "click")]
+    for item_id, action in events:
+        sent = post(shop_api, "/feedback", session_id="visit", item_id=item_id, action=action)
+    login = {"user_id": "newcomer", "after": sent.json()["position"]}
+
+    def merge() -> dict[str, Any] | None:
+        response = post(shop_api, "/sessions/visit/user", **login)
+        return response.json() if response.status_code == 202 else None
+
+    merged = wait_until(merge, what="the session is in the state")
+    assert merged["events"] == 3
+    body = after(shop_api, "newcomer", merged["position"])
+    assert (body["source"], kinds(body)) == ("personalised", {"cable"})
+    assert not {item_id for item_id, _ in events} & set(ids(body))
+    interactions = shop_api.get("/items/cable-3")["interactions"]
+
+    again = wait_until(merge)
+    after(shop_api, "newcomer", again["position"])
+    history = shop_api.get("/users/newcomer/history")["events"]
+    assert [(e["item_id"], e["action"]) for e in history] == events[::-1]
+    assert shop_api.get("/items/cable-3")["interactions"] == interactions
+
+    nobody = post(shop_api, "/sessions/unknown/user", user_id="newcomer").json()
+    assert (nobody["events"], nobody["position"]) == (0, None)
+    for user_id in ("session:visit", ""):
+        assert post(shop_api, "/sessions/visit/user", user_id=user_id).status_code == 422
 
 
 def test_a_token_is_valid_for_its_own_session_only(settings: Settings) -> None:

@@ -38,6 +38,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/tokens": {"user_id": "ann"},
     "/keys": {"name": "k"},
     "/users/{user_id}/interests": {"interests": ["x"]},
+    "/sessions/{session_id}/user": {"user_id": "ann"},
     "/admin/quarantine": {"item_id": "i"},
 }
 QUERIES: dict[str, dict[str, str]] = {
@@ -48,6 +49,7 @@ QUERIES: dict[str, dict[str, str]] = {
 IN_PATHS = {
     "item_id": "i",
     "user_id": "ann",
+    "session_id": "s",
     "impression_id": "x",
     "rule_id": "r",
     "name": "none",
@@ -183,6 +185,9 @@ def test_a_token_is_valid_for_its_own_user_only(api: Running) -> None:
         operation = (route.method, route.path)
         if operation == ("DELETE", "/users/{user_id}/tokens"):  # ends its own: test_user_tokens
             assert route.send(api, own, user_id="bob") == 403
+            continue
+        if route.path == "/sessions/{session_id}/user":  # with a key only
+            assert route.send(api, own) == 403
             continue
         if SCOPES[operation] == "admin" and operation != ("DELETE", "/users/{user_id}"):
             assert route.send(api, own) == 403, (route.method, route.path)

@@ -19,9 +19,10 @@ from afterclick.io.event_archive import EventArchive
 from afterclick.io.forgotten import ForgottenLog, publish_forgotten, read_forgotten
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
-from afterclick.state import Forgetting, TopicPartition, decode_forgotten
+from afterclick.state import Forgetting, HistoryEntry, TopicPartition, decode_forgotten
 from infra.cli import app
 from serving.control.erasure import UserEraser
+from serving.events.feedback import copy_of
 from streaming.apply import CHUNK, Applier, ApplyConfig
 from streaming.connection import NodeConnection
 from streaming.forgotten_users import restore_forgotten
@@ -219,7 +220,7 @@ class Interrupted(Exception):
 
 
 class DiesBeforeCounts(Forgetter):
-    def retract(self, begun: Begun) -> Forgetting:
+    def retract(self, past: object) -> Forgetting:
         raise Interrupted
 
 
@@ -243,6 +244,42 @@ class DiesBetweenCalls(Forgetter):
         if self.client.exists(self.settings.redis.keys.retractions(*partition)):
             raise Interrupted
         super().retract_deltas(partition, until_ms, deltas)
+
+
+def test_the_sessions_of_a_user_are_forgotten_too(settings: Settings, client: redis.Redis) -> None:
+    """The control: the session of somebody else stays."""
+    keys, users = settings.redis.keys, ("session:s1", "session:s2")
+    visits = [
+        event(user, f"item-{n}", action, at=n, event_id=f"v{n}")
+        for user in users
+        for n, action in enumerate(("like", "skip", "purchase"))
+    ]
+    produce(settings, [*LOG, *visits])
+    apply_log(settings)
+    before = reconcile(settings)
+    rows: Any = client.zrange(keys.history("session:s1"), 0, -1, withscores=True)
+    copies = [copy_of(HistoryEntry.from_member(*row), "s1", "alice") for row in rows]
+    produce(settings, [*copies, *copies], "feedback")
+    apply_log(settings)
+    archive_log(settings)
+
+    merged = reconcile(settings)
+    assert merged.differences == 0
+    assert merged.duplicates == len(copies) == 3
+    counts = ("counted_in_state", "uniques_in_state")
+    assert {name: vars(merged)[name] for name in counts} == {
+        name: vars(before)[name] for name in counts
+    }
+    history: Any = client.zrange(keys.history("alice"), 0, -1)
+    assert {copy.id for copy in copies} <= {orjson.loads(member)[0] for member in history}
+
+    forget(settings, "alice")
+    assert names_of(client, settings, "alice") == {"forgotten", "erased"}
+    assert names_of(client, settings, "session:s1") == {"forgotten", "erased"}
+    assert "history" in names_of(client, settings, "session:s2")
+    assert not {"alice", "session:s1"} & archived_users(settings)
+    assert "session:s2" in archived_users(settings)
+    assert reconcile(settings).differences == 0
 
 
 @pytest.mark.parametrize("dies", [DiesBeforeCounts, DiesBeforeLedgers, DiesBeforeRows])

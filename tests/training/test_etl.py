@@ -52,7 +52,12 @@ def test_every_row_is_kept_or_dropped_for_a_reason(spark: SparkSession, settings
     shop.write_log(settings.archive, rows)
     folder, report = run(spark, settings)
     assert report.rows_in == 8
-    assert report.dropped == {"incomplete": 1, "dated_ahead": 1, "duplicate_event": 1}
+    assert report.dropped == {
+        "incomplete": 1,
+        "dated_ahead": 1,
+        "duplicate_event": 1,
+        "copied_to_user": 0,
+    }
     assert report.rows_out == 5
     assert report.not_pairs == {"not_positive": 1, "undone": 0, "outweighed": 0, "repeated_pair": 1}
     assert report.pairs == 3

@@ -165,6 +165,22 @@ def test_a_forgotten_user_is_removed_from_the_reused_events(log: Log) -> None:
     assert not any(user == "u1" for user, _ in pairs(log.folder))
 
 
+def test_events_of_a_session_that_its_user_has_count_once(log: Log) -> None:
+    """The copy takes over the impression; the control is an event that was not copied."""
+    visit = {"event_id": "v1", "action": "like", "session_id": "s"}
+    log.day(
+        shop.event("session:s", "a", 130, **visit, impression_id="list"),
+        shop.event("session:s", "b", 131, action="like"),
+    )
+    assert log.run().dropped["copied_to_user"] == 0
+    log.day(shop.event("u9", "a", 130, **visit, source="afterclick/session"))
+    report = log.compared()
+    assert report.dropped["copied_to_user"] == 1
+    assert {("u9", "a"), ("session:s", "b")} <= pairs(log.folder)
+    assert ("session:s", "a") not in pairs(log.folder)
+    assert report.listed == 1
+
+
 def test_with_another_limit_for_early_events_the_whole_log_is_read(log: Log) -> None:
     before = log.run()
     stream = log.settings.stream.model_copy(update={"ahead_s": 1.0})
