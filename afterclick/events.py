@@ -110,6 +110,23 @@ class ShownItem(Payload):
     propensity: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
+Label = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=64),
+    AfterValidator(printable),
+    Field(json_schema_extra={"pattern": PRINTABLE}),
+]
+
+
+class Context(Payload):
+    """Where a list was shown."""
+
+    page: Label | None = None
+    """The shop's name of the page or the place on it."""
+    device: Label | None = None
+    """The kind of device."""
+
+
 class Impression(Payload):
     """A list that a user was shown: answered by REST, or pushed and reported as seen. Feedback
     refers to its id."""
@@ -124,6 +141,7 @@ class Impression(Payload):
     arm: str | None = None
     fallback: bool | None = None
     """True: the options of the arm could not make this list."""
+    context: Context | None = None
 
 
 class Item(Payload):

@@ -151,7 +151,7 @@ class Recommender:
         }
         if request.page.paginate:
             body["next"] = rendered.next
-        return Recommendation(body, rendered, request.options.label, cached)
+        return Recommendation(body, rendered, request.options.label, cached, request.context)
 
     async def search(self, query: str, n: int) -> list[str]:
         """Ids of the items with a word for each prefix of the query, most chosen first."""

@@ -19,7 +19,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from afterclick.api import Policy, SamplingPolicy
-from afterclick.events import Id
+from afterclick.events import Context, Id
 from afterclick.state import HistoryEntry, LogPosition
 from afterclick.user_vectors import UserState
 
@@ -110,6 +110,8 @@ class RecommendationRequest:
     page: Page = FIRST_PAGE
     preview: bool = False
     """The list is not shown to a user and not counted."""
+    context: Context | None = None
+    """Where the list is shown."""
     never_shed: bool = False
     """Rank all candidates even under load."""
 

@@ -19,6 +19,7 @@ from cachetools import FIFOCache
 
 from afterclick.api import Tier
 from afterclick.arrays import Json
+from afterclick.events import Context
 from serving.request import RecommendationRequest
 from serving.state.history import Rows
 from serving.state.snapshot import ActiveRules, ServingSnapshot
@@ -67,6 +68,8 @@ class Recommendation:
     """The label of the options, as impressions record them."""
     cached: bool = False
     """Whether the list was made for an earlier request."""
+    context: Context | None = None
+    """Where the list is shown."""
 
     @property
     def size_bytes(self) -> int:
@@ -234,8 +237,9 @@ def _texts_bytes(values: Collection[object]) -> int:
 
 
 def _key(request: RecommendationRequest, rows: Rows) -> RecommendationRequest:
-    """Users without history share a list; `after` and `preview` do not change it."""
-    if rows and request.after is None and not request.preview:
+    """Users without history share a list; `after`, `preview` and `context` do not change it."""
+    plain = request.after is None and not request.preview and request.context is None
+    if rows and plain:
         return request
     user_id = request.user_id if rows else ""
-    return replace(request, user_id=user_id, after=None, preview=False)
+    return replace(request, user_id=user_id, after=None, preview=False, context=None)

@@ -99,6 +99,8 @@ def encode(answer: Recommendation) -> bytes:
         impression |= {"experiment": experiment["name"], "arm": experiment["arm"]}
         if "fallback" in experiment:
             impression["fallback"] = True
+    if answer.context is not None:
+        impression["context"] = answer.context.model_dump(exclude_none=True)
     return orjson.dumps(
         {
             "specversion": "1.0",

@@ -20,7 +20,7 @@ from pydantic import (
 
 from afterclick import events
 from afterclick.api import HalfLife, Policy, SimilarityKind
-from afterclick.events import SESSION, Action, Id, Rating, SessionId
+from afterclick.events import SESSION, Action, Id, Label, Rating, SessionId
 from afterclick.state import LogPosition
 from serving.request import MAX_CURSOR_LENGTH, decode_cursor
 from serving.state.catalogue_query import Condition
@@ -162,6 +162,16 @@ class RecommendationQuery(ListQuery, UserScoped):
         False,
         description="The list is not shown to the user: no impression (its id is null), not "
         "counted in exposure or experiments.",
+    )
+    page: Label | None = Field(
+        None,
+        description="Where the list is shown, in the shop's own words; part of its impression.",
+        examples=["home"],
+    )
+    device: Label | None = Field(
+        None,
+        description="The kind of device it is shown on; part of its impression.",
+        examples=["phone"],
     )
     after: After | None = Field(
         None,

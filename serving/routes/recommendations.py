@@ -15,7 +15,7 @@ from afterclick import api, events
 from afterclick.api import SimilarityKind
 from afterclick.arrays import Json
 from afterclick.errors import NotFound, Unavailable
-from afterclick.events import Interaction
+from afterclick.events import Context, Interaction
 from afterclick.state import LogPosition
 from serving.events.feedback import event_of
 from serving.problems import ApiError, unavailable
@@ -188,6 +188,7 @@ def request_of(service: Service, query: RecommendationQuery) -> RecommendationRe
         policy_pinned=query.policy is not None,
         page=_page(query),
         preview=query.preview,
+        context=_context(query),
     )
 
 
@@ -199,6 +200,12 @@ def _options(query: RecommendationQuery) -> Options:
         explore=query.explore or 0.0,
         diversity=query.diversity or 0.0,
     )
+
+
+def _context(query: RecommendationQuery) -> Context | None:
+    if query.page is None and query.device is None:
+        return None
+    return Context(page=query.page, device=query.device)
 
 
 def _page(query: RecommendationQuery) -> Page:

@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from websockets.sync.client import connect
 
 from afterclick import events
-from afterclick.events import ImpressionEvent
+from afterclick.events import Context, ImpressionEvent
 from afterclick.settings import Settings
 from streaming.records import Record, dead_letter
 from tests.serving import shop
@@ -244,7 +244,7 @@ def test_a_list_is_not_fresh_if_its_position_is_not_reached(shop_api: Running) -
 
 
 def test_every_list_is_logged_as_an_impression(shop_api: Running, settings: Settings) -> None:
-    body = shop_api.list_for("jan", n=5)
+    body = shop_api.list_for("jan", n=5, page="home", device="phone")
     consumer = Consumer(
         {
             "bootstrap.servers": settings.kafka.bootstrap,
@@ -263,6 +263,7 @@ def test_every_list_is_logged_as_an_impression(shop_api: Running, settings: Sett
     assert [row.item_id for row in event.data.items] == ids(body)
     assert event.data.items[0].score == body["items"][0]["score"]
     assert event.data.model_version == "m1"
+    assert event.data.context == Context(page="home", device="phone")
 
 
 def test_a_request_without_a_user_is_served_by_its_items(shop_api: Running) -> None:

@@ -6,12 +6,13 @@ import gc
 import tracemalloc
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from cachetools import FIFOCache
 
 from afterclick.api import Tier
-from afterclick.events import Item
+from afterclick.events import Context, Item
 from afterclick.ranking import FormulaRanker
 from serving.control.rules import RuleDraft
 from serving.eligibility import CatalogueFilters
@@ -62,6 +63,8 @@ def caching() -> CachingShop:
 def test_a_cached_list_has_an_impression_id_of_its_own(caching: CachingShop) -> None:
     first, again = caching.served.answer(REQUEST), caching.served.answer(REQUEST)
     assert (first.cached, again.cached) == (False, True)
+    elsewhere = caching.served.answer(replace(REQUEST, context=Context(page="basket")))
+    assert (elsewhere.cached, elsewhere.context) == (True, Context(page="basket"))
     assert first.rendered.items == again.rendered.items
     assert first.body["impression_id"] != again.body["impression_id"]
 
