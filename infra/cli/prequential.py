@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from afterclick.settings import Settings
-    from infra.prequential.serving_replay import ReplayRequest
+    from infra.prequential.replay_window import ReplayRequest
 
 app = typer.Typer()
 Dataset = Annotated[
@@ -58,7 +58,11 @@ def replay_serving(
     to_day: To = None,
     queries: Limit = 10_000,
     retrain: Annotated[
-        str, typer.Option(help="After the first model, train `never`, `weekly` or `daily`.")
+        str,
+        typer.Option(
+            help="After the first model, train `never`, `weekly` or `daily`; `published`: the "
+            "models in the home folder, each from its creation on."
+        ),
     ] = "never",
     preset: Preset = "fast",
     engine: Engine = None,
@@ -71,8 +75,10 @@ def replay_serving(
     its future.
     """
     from afterclick.settings import Settings
+    from infra.prequential.past_models import Retrain
     from infra.prequential.replay_figures import replay_figures
-    from infra.prequential.serving_replay import Arm, Retrain, run
+    from infra.prequential.replay_window import run
+    from infra.prequential.serving_replay import Arm
 
     began, settings = time.perf_counter(), Settings()
     arm = Arm(choice("--retrain", retrain, tuple(Retrain)))
@@ -112,18 +118,20 @@ def value_of_freshness(
     a model for each day.
     """
     from afterclick.settings import Settings
+    from infra.prequential.past_models import SCHEDULES
     from infra.prequential.replay_figures import (
         DELAYS_S,
         draw,
         freshness_figures,
         require_figure_name,
     )
-    from infra.prequential.serving_replay import Arm, Retrain, run
+    from infra.prequential.replay_window import run
+    from infra.prequential.serving_replay import Arm
 
     began, settings = time.perf_counter(), Settings()
     if figure is not None:
         require_figure_name(figure)
-    schedules = [choice("--retrain", name, tuple(Retrain)) for name in retrain or Retrain]
+    schedules = [choice("--retrain", name, SCHEDULES) for name in retrain or SCHEDULES]
     base = schedules[0]
     arms = [Arm(base, delay) for delay in DELAYS_S] + [Arm(name) for name in schedules]
     request = _request(dataset, (from_day, to_day), queries, (preset, engine), ask)
@@ -143,7 +151,7 @@ def _request(
     recipe: tuple[str, str | None],
     ask: str,
 ) -> ReplayRequest:
-    from infra.prequential.serving_replay import Ask, ReplayRequest
+    from infra.prequential.replay_window import Ask, ReplayRequest
 
     asked = choice("--ask", ask, tuple(Ask))
     return ReplayRequest(dataset, *days, queries, *recipe, asked)

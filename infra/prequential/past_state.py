@@ -1,4 +1,4 @@
-"""The online store, the trends and the models at past moments, and a check for leaks.
+"""The online store and the trends at past moments, and a check for leaks.
 
 A list at a moment is made from
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -23,14 +22,11 @@ import numpy as np
 from afterclick.arrays import IntArray
 from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS
+from infra.prequential.past_models import TrainedModel
 from serving.state.history import HistorySource, Rows, entries
 from serving.state.live_trends import TrendState
-from serving.state.loaded_models import LoadedModel, load
-from training.challenger import RunMetadata, write_model
 from training.config import ReplayConfig
 from training.event_log import ACTIONS, EventLog
-from training.fit import ModelTrainer
-from training.interactions import TooFewInteractions
 from training.protocols import NOTHING
 from training.query_replay import Histories
 
@@ -129,51 +125,6 @@ class PastTrends(TrendState):
         counts = np.bincount(self._item[self._counted : counted], minlength=len(self._ids))[items]
         self.table.merge_many([self._ids[i] for i in items.tolist()], newest, sums, counts)
         self._voted, self._counted = voted, counted
-
-
-@dataclass(frozen=True, eq=False)
-class TrainedModel:
-    """A model, and the event time before which its training data ends."""
-
-    loaded: LoadedModel
-    end_ms: int
-
-
-class Models(Protocol):
-    """Supplies the model that a training at a moment gives."""
-
-    def at(self, cut_ms: int) -> TrainedModel:
-        """The model of the events before `cut_ms`. Raises TooFewInteractions."""
-        ...
-
-
-class RecipeModels:
-    """Models of one recipe, written as artifacts and loaded as serving loads them."""
-
-    def __init__(self, trainer: ModelTrainer, log: EventLog, folder: Path) -> None:
-        self._trainer, self._log, self._folder = trainer, log, folder
-
-    def at(self, cut_ms: int) -> TrainedModel:
-        past = self._log.before(cut_ms)
-        require_enough(past, self._trainer.config.min_interactions)
-        version = f"as-of-{np.datetime_as_string(np.datetime64(cut_ms, 'ms'), 's')}"
-        version = version.replace(":", "")  # part of a folder's name
-        fitted = self._trainer.fit(past, version)
-        try:
-            trees = self._trainer.fit_ranker(past).trees
-        except TooFewInteractions:  # as in the pipeline
-            trees = None
-        run = RunMetadata(version=version, cut_ms=cut_ms, parameters={}, lineage={}, seconds={})
-        folder = write_model(self._folder, version, fitted, trees, run)
-        return TrainedModel(load(folder, None), int(past.time_ms[-1]) + 1)
-
-
-def require_enough(past: EventLog, min_interactions: int) -> None:
-    """Raises TooFewInteractions if the events are too few for any model."""
-    pairs = past.pairs()
-    few = not len(pairs) or int(pairs.item_counts().max()) < min_interactions
-    if few or int(pairs.user_counts().max()) < 2:
-        raise TooFewInteractions("too few interactions before it to train a model on")
 
 
 def found_leaks(

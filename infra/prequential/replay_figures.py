@@ -16,8 +16,11 @@ from matplotlib.figure import Figure
 
 from afterclick.arrays import BoolArray, Float64Array
 from afterclick.errors import BadInput
-from infra.prequential.serving_replay import LENGTH, Arm, Retrain, Walk, Window, day_of
+from infra.prequential.past_models import Retrain
+from infra.prequential.replay_window import Window
+from infra.prequential.serving_replay import LENGTH, Arm, Walk
 from training.evaluation import list_metrics
+from training.evaluation.time_split import day_of
 
 METRICS = ("hr@10", "ndcg@10")
 DELAYS_S = (0, 1, 60, 600, 3_600, 86_400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,33 +10,23 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from afterclick.errors import BadInput
+from afterclick import artifact
+from afterclick.arrays import BoolArray
+from afterclick.errors import BadArtifact, BadInput
 from afterclick.events import Action
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
 from afterclick.trends import TrendTable
 from infra.cli import app
-from infra.prequential.past_state import (
-    LoggedHistories,
-    Moment,
-    PastTrends,
-    TrainedModel,
-    found_leaks,
-)
+from infra.prequential.past_models import SCHEDULES, PublishedModels, Retrain, TrainedModel
+from infra.prequential.past_state import LoggedHistories, Moment, PastTrends, found_leaks
 from infra.prequential.replay_figures import DELAYS_S, freshness_figures
-from infra.prequential.serving_replay import (
-    Arm,
-    ReplayedShop,
-    ReplayRequest,
-    Retrain,
-    ServingReplay,
-    Walk,
-    Window,
-    window_of,
-)
+from infra.prequential.replay_window import ReplayRequest, Window, window_of
+from infra.prequential.serving_replay import Arm, ReplayedShop, ServingReplay, Walk
 from serving.state.history import Rows, entries
 from serving.state.live_trends import TrendState
 from serving.state.loaded_models import no_model
+from tests.serving import shop
 from tests.training.shop import DAY_MS
 from tests.training.test_evaluation_reports import a_dataset
 from training.event_log import EventLog
@@ -188,7 +179,7 @@ def test_trends_are_those_of_training_and_of_the_stream() -> None:
 
 def test_schedules_share_the_models_of_one_moment() -> None:
     models = NoModels()
-    arms = tuple(Arm(retrain) for retrain in Retrain)
+    arms = tuple(Arm(retrain) for retrain in SCHEDULES)
     walk = walked(models, arms=arms)
     days = np.unique((walk.queries.now_ms - CUT_MS) // DAY_MS)
     weeks = {int(day) // 7 * 7 for day in days}
@@ -205,6 +196,56 @@ def test_schedules_train_at_fixed_intervals() -> None:
     assert Retrain.DAILY.cut_ms(CUT_MS, later) == CUT_MS + 16 * DAY_MS
 
 
+def an_artifact(root: Path, version: str, days: float, newest_ms: int | None) -> None:
+    """A model that was created some days after the start."""
+    made = shop.model(version)
+    created = datetime.fromtimestamp(START_MS / 1000 + days * 86_400, UTC).isoformat()
+    lineage = {} if newest_ms is None else {"newest_ms": newest_ms}
+    artifact.write(
+        root,
+        version,
+        made.save,
+        items=len(made),
+        created=created,
+        parameters=made.parameters(),
+        lineage=lineage,
+    )
+
+
+def test_a_published_model_serves_from_its_creation_to_that_of_the_next(tmp_path: Path) -> None:
+    an_artifact(tmp_path, "b-first", 1.0, START_MS)
+    an_artifact(tmp_path, "a-second", 3.0, START_MS + 2 * DAY_MS)
+    models = PublishedModels(tmp_path)
+    served = [models.at(START_MS + day * DAY_MS) for day in range(5)]
+    assert [model.loaded.version for model in served] == ["", *["b-first"] * 2, *["a-second"] * 2]
+    assert served[1] is served[2]
+    assert served[4].end_ms == START_MS + 2 * DAY_MS + 1
+
+
+def test_published_models_must_say_what_they_learned_from(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="has no models"):
+        PublishedModels(tmp_path)
+    an_artifact(tmp_path, "m1", 1.0, None)
+    with pytest.raises(BadArtifact, match="m1: no newest_ms"):
+        PublishedModels(tmp_path)
+
+
+def test_a_published_model_that_knew_later_events_is_a_leak(tmp_path: Path) -> None:
+    an_artifact(tmp_path, "honest", 0.0, START_MS - 1)
+    log = a_log()
+    published = (Arm(Retrain.PUBLISHED),)
+
+    def leaks() -> BoolArray:
+        walk = ServingReplay(a_shop(log), PublishedModels(tmp_path), CUT_MS).walk(
+            asked(log), published
+        )
+        return walk.lists[published[0]].leaks
+
+    assert not leaks().any()
+    an_artifact(tmp_path, "hindsight", 20.0, int(log.time_ms[-1]))
+    assert leaks().all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -212,7 +253,7 @@ def test_schedules_train_at_fixed_intervals() -> None:
         (["--from", "1971-02-30"], "expected a day"),
         (["--from", "1999-01-01"], "the interactions run from"),
         (["--preset", "slow"], "expected fast or full"),
-        (["--retrain", "hourly"], "expected one of never, weekly, daily"),
+        (["--retrain", "hourly"], "expected one of never, weekly, daily, published"),
         (["--ask", "cold"], "expected one of every, live"),
         (["--from", "1970-01-03"], "too few interactions before it"),
     ],

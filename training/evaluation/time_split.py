@@ -331,7 +331,7 @@ def cut_of(log: EventLog, day: str | None, option: str = "--cut") -> int:
     except ValueError:
         raise BadInput(f"{option} {day!r}: expected a day as yyyy-mm-dd") from None
     if not log.time_ms[0] < cut <= log.time_ms[-1]:
-        first, last = _day(log.time_ms[0]), _day(log.time_ms[-1])
+        first, last = day_of(log.time_ms[0]), day_of(log.time_ms[-1])
         raise BadInput(f"{option} {day}: the interactions run from {first} to {last}")
     return cut
 
@@ -375,8 +375,8 @@ def _split_facts(
     valid_from = split.cut_ms - horizon_days * int(DAY_MS)
     times = split.log.time_ms
     return {
-        "cut": _day(split.cut_ms),
-        "end": _day(split.end_ms),
+        "cut": day_of(split.cut_ms),
+        "end": day_of(split.end_ms),
         "train": int(np.searchsorted(times, split.cut_ms)),
         "valid": int(np.searchsorted(times, split.cut_ms) - np.searchsorted(times, valid_from)),
         "test": int(split.test.start[-1]),
@@ -390,7 +390,8 @@ def _unit(vectors: FloatArray) -> FloatArray:
     return np.asarray(vectors / np.where(length > 0, length, 1.0), np.float32)
 
 
-def _day(time_ms: int) -> str:
+def day_of(time_ms: int) -> str:
+    """The day (UTC) of a time, yyyy-mm-dd."""
     return datetime.fromtimestamp(int(time_ms) / 1000, UTC).date().isoformat()
 
 
