@@ -50,7 +50,11 @@ def replay_figures(window: Window, walk: Walk, arm: Arm) -> dict[str, Any]:
         ],
         "by_day": by_day,
         "model_versions": [
-            {"version": version, "trained_before": day_of(end - 1), "queries": counts[version]}
+            {
+                "version": version or None,
+                "trained_before": day_of(end) if version else None,
+                "queries": counts[version],
+            }
             for version, end in sorted(lists.end_ms.items())
         ],
         "leaks": int(lists.leaks.sum()),

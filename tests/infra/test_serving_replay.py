@@ -29,7 +29,7 @@ from serving.state.history import Rows, entries
 from serving.state.live_trends import TrendState
 from serving.state.loaded_models import no_model
 from tests.serving import shop
-from tests.training.shop import DAY_MS
+from tests.training.shop import DAY_MS, interactions, write_tables
 from tests.training.test_evaluation_reports import a_dataset
 from training.evaluation import scorers
 from training.evaluation.measure import FullRanking, answer
@@ -269,6 +269,20 @@ def test_invalid_options_are_one_clear_error(
     failed = CliRunner().invoke(app, command)
     assert isinstance(failed.exception, BadInput)
     assert message in str(failed.exception)
+
+
+def test_without_a_dataset_the_tables_of_the_etl_are_replayed(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    write_tables(settings, interactions([(n % 7, n // 7) for n in range(70)], 7, 10), {"i1": "One"})
+    window = window_of(settings, ReplayRequest(from_day="2026-02-01", to_day="2026-03-01"))
+    assert window.facts() == {
+        "from": "2026-02-01",
+        "to": "2026-02-28",
+        "queries": 28,
+        "queries_in_window": 28,
+        "users": 7,
+    }
+    assert list(window.shop.texts) == ["i1"]
 
 
 def test_a_window_without_new_items_is_an_error(tmp_path: Path) -> None:
