@@ -14,11 +14,12 @@ import numpy as np
 from afterclick import kernels
 from afterclick.arrays import Float64Array, FloatArray, IntArray
 from afterclick.compiled import compiled
+from afterclick.dislikes import dislike_share
 from afterclick.kernels import as_items, positions_of, products, similarities
 from afterclick.model import ItemContent, Model
 from afterclick.retrieval import top_k
 from afterclick.trends import DAY_MS, HALF_LIVES_MS, TREND_MIX
-from afterclick.user_vectors import UserVectors, tower_user
+from afterclick.user_vectors import UserState, UserVectors, tower_user
 
 PARTS = ("model", "history", "trend", "content")
 """Groups of contributions to a score."""
@@ -63,6 +64,13 @@ FEATURES: tuple[tuple[str, str], ...] = (
     ("item_age_days", "trend"),
     ("content_last", "content"),
     ("content_mean", "content"),
+    ("disliked_share", "history"),
+    ("disliked_content_max", "history"),
+    ("disliked_cosine_max", "history"),
+    ("disliked_cosine_sum", "history"),
+    ("disliked_count", "history"),
+    ("disliked_age_days", "history"),
+    ("days_since_purchase", "history"),
 )
 _THREE_DAYS, _WEEK, _MONTH, _QUARTER = map(
     list(HALF_LIVES_MS).index, ("three_days", "week", "month", "quarter")
@@ -186,6 +194,10 @@ def features(
         _factor_rows(table, model, user.factors, int(known[0]), candidates)
         _tower_rows(table, model, user, candidates)
         _content_rows(table, content or model.item_content, recent, candidates)
+    if len(state.disliked):
+        _disliked_rows(table, model, state, content or model.item_content, candidates)
+    if len(state.purchased):
+        _purchase_row(table, state, candidates)
     return table.T
 
 
@@ -312,6 +324,45 @@ def _content_rows(
     queries = _queries(vectors.shape[1], newest, mean)
     every = content.vectors, content.new
     products(every, content.known, candidates, queries, (table, _CONTENT_ROWS))
+
+
+def _disliked_rows(
+    table: FloatArray,
+    model: Model,
+    state: UserState,
+    content: ItemContent | None,
+    candidates: IntArray,
+) -> None:
+    """How similar the candidates are to what the user disliked lately, and how long ago it was."""
+    disliked = as_items(state.disliked)
+    table[_COLUMN["disliked_count"]] = len(disliked)
+    table[_COLUMN["disliked_age_days"]] = (state.now_ms - state.disliked_ms[0]) / DAY_MS
+    known = np.where(disliked < len(model), disliked, np.int32(-1))
+    positions, unused = (positions_of(candidates), candidates), np.empty(len(candidates), "f")
+    rows = (table[_COLUMN[f"disliked_cosine_{name}"]] for name in ("max", "sum"))
+    out = (unused, *rows)
+    similarities(model.neighbour_items, model.neighbour_scores, known, positions, out)
+    if content is None:
+        return
+    past = content.rows(np.concatenate([disliked, as_items(state.items[:RECENT])]))
+    against, liked = np.split(past, [len(disliked)])
+    similar = past @ content.rows(candidates).T
+    similar[:, ~content.has(candidates)] = np.nan
+    similar[: len(disliked)].max(axis=0, out=table[_COLUMN["disliked_content_max"]])
+    table[_COLUMN["disliked_share"]] = dislike_share(
+        similar, (against, state.disliked_ms), (liked, state.times_ms[:RECENT]), state.now_ms
+    )
+
+
+def _purchase_row(table: FloatArray, state: UserState, candidates: IntArray) -> None:
+    """Days since the user bought a candidate; seen items are candidates only where a category
+    allows repeat purchases."""
+    order = np.argsort(state.purchased)
+    bought, times_ms = state.purchased[order], state.purchased_ms[order]
+    at = np.minimum(np.searchsorted(bought, candidates), len(bought) - 1)
+    again = bought[at] == candidates
+    days = (state.now_ms - times_ms[at[again]]) / DAY_MS
+    table[_COLUMN["days_since_purchase"], again] = days
 
 
 def _queries(width: int, *vectors: FloatArray | None) -> FloatArray:

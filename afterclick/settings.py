@@ -381,6 +381,12 @@ class ServingSettings(ServerSection):
     """Time to live of a personal list in the cache; 0 disables the cache."""
     after_s: float = Field(0.3, gt=0, le=10)
     """Time limit for `after=` to wait for its event; after that the list has `fresh: false`."""
+    dislike_weight: float = Field(2.0, ge=0, le=100)
+    """Penalty for items similar to what the user skipped or rated low lately, in standard
+    deviations of the scores of the list; 0 turns it off."""
+    repeat_purchase_days: dict[str, float] = {}
+    """Days after which a bought item may be shown again, by category, as JSON: {"Coffee": 30}.
+    Items of other categories are not shown again."""
     max_event_age_s: float = Field(86_400.0, ge=0)
     """Oldest `time` of feedback; a key with the scope `admin` may send older events."""
     max_body_bytes: int = 65_536

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,8 +16,18 @@ from afterclick.signals import Signals
 from afterclick.state import PastEvent, effective, newest_reviews
 
 IdT = TypeVar("IdT")
+MAX_DISLIKED = 20
+"""Newest disliked items of a history that count."""
 _WOODBURY_UP_TO = 40
 """Items of a history up to which fold-in by Woodbury's identity is cheaper."""
+
+
+def _no_items() -> IntArray:
+    return np.empty(0, np.int32)
+
+
+def _no_times() -> Float64Array:
+    return np.empty(0)
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,14 @@ class UserState:
     seen: IntArray
     """Items never to show: every item of the history, skipped ones too, without undone ones."""
     now_ms: float
+    disliked: IntArray = field(default_factory=_no_items)
+    """(d,) items whose newest signal is negative, newest first, at most MAX_DISLIKED."""
+    disliked_ms: Float64Array = field(default_factory=_no_times)
+    """(d,) event time of that signal."""
+    purchased: IntArray = field(default_factory=_no_items)
+    """(p,) bought items, newest first, without repeats."""
+    purchased_ms: Float64Array = field(default_factory=_no_times)
+    """(p,) event time of the newest purchase of each."""
 
     @classmethod
     def of(
@@ -49,6 +67,8 @@ class UserState:
         """
         liked: dict[int, tuple[float, float]] = {}
         seen: dict[int, None] = {}
+        newest: dict[int, float | None] = {}
+        purchased: dict[int, float] = {}
         entries = effective(history)
         reviews = newest_reviews(entries)
         for event in entries:
@@ -60,19 +80,37 @@ class UserState:
             if weight > 0:
                 strongest, time_ms = liked.get(item, (0.0, float(event.time_ms)))
                 liked[item] = (max(weight, strongest), time_ms)
+            if weight and item not in newest:
+                newest[item] = float(event.time_ms) if weight < 0 else None
+            if event.action is Action.PURCHASE and item not in purchased:
+                purchased[item] = float(event.time_ms)
+        disliked = [(i, time_ms) for i, time_ms in newest.items() if time_ms is not None]
+        disliked = disliked[:MAX_DISLIKED]
         return cls(
             np.fromiter(liked, np.int32, len(liked)),
             np.array([weight for weight, _ in liked.values()], np.float32),
             np.array([time_ms for _, time_ms in liked.values()], np.float64),
             np.fromiter(seen, np.int32, len(seen)),
             now_ms,
+            np.array([item for item, _ in disliked], np.int32),
+            np.array([time_ms for _, time_ms in disliked], np.float64),
+            np.fromiter(purchased, np.int32, len(purchased)),
+            np.fromiter(purchased.values(), np.float64, len(purchased)),
         )
 
     def at_resolution_of(self, model: Model) -> UserState:
         """The state with times at the model's resolution, and no event after now."""
-        times_ms = model.at_resolution(np.minimum(self.times_ms, self.now_ms))
-        now_ms = float(model.at_resolution(self.now_ms))
-        return UserState(self.items, self.weights, times_ms, self.seen, now_ms)
+
+        def rounded(times_ms: Float64Array) -> Float64Array:
+            return model.at_resolution(np.minimum(times_ms, self.now_ms))
+
+        return replace(
+            self,
+            times_ms=rounded(self.times_ms),
+            now_ms=float(model.at_resolution(self.now_ms)),
+            disliked_ms=rounded(self.disliked_ms) if len(self.disliked) else self.disliked_ms,
+            purchased_ms=rounded(self.purchased_ms) if len(self.purchased) else self.purchased_ms,
+        )
 
     def newest(self) -> UserState:
         """The state with only the newest item in the history."""

@@ -107,6 +107,10 @@ class Eligibility:
         """The same with seen items allowed, for a first page that would otherwise be empty."""
         return self if self.is_continuation else replace(self, seen=no_items())
 
+    def with_pool(self, size: int) -> Self:
+        """The same with at least `size` items to rank."""
+        return replace(self, pool_size=max(self.pool_size, size))
+
     @property
     def reach(self) -> int:
         """Items of an order that hold the pool, whichever may not be shown."""

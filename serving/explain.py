@@ -22,7 +22,7 @@ from serving.state.item_catalogue import Catalogue
 from serving.state.snapshot import ServingSnapshot
 
 MAX_LEFT_OUT = 8
-"""Newest events that are left out, one at a time."""
+"""Newest likes, and as many dislikes, that are left out, one at a time."""
 MAX_ATTRIBUTIONS = 3
 """Events named per item."""
 _MIN_AFFINITY = 0.05
@@ -110,20 +110,34 @@ def attributions(
     `effect` is the item's score minus its score without the event, by the same model at the same
     time.
     """
-    full = score(user.state, shown)
-    recent = user.state.items[:MAX_LEFT_OUT].tolist()
-    effects = np.zeros((len(recent), len(shown)))
-    for row in range(len(recent)):
-        without = replace(
-            user.state,
-            items=np.delete(user.state.items, row),
-            weights=np.delete(user.state.weights, row),
-            times_ms=np.delete(user.state.times_ms, row),
-        )
-        effects[row] = full - score(without, shown)
+    state = user.state
+    full = score(state, shown)
+    liked, disliked = (items[:MAX_LEFT_OUT].tolist() for items in (state.items, state.disliked))
+    without = [_without_like(state, row) for row in range(len(liked))]
+    without += [_without_dislike(state, row) for row in range(len(disliked))]
+    effects = np.array([full - score(other, shown) for other in without])
+    effects = effects.reshape(len(without), len(shown))
     newest = {entry.item_id: entry for entry in reversed(user.history)}
-    events = [_event(newest[snapshot.ids[item]], snapshot.catalogue) for item in recent]
+    recent = [newest[snapshot.ids[item]] for item in (*liked, *disliked)]
+    events = [_event(entry, snapshot.catalogue) for entry in recent]
     return [_top_attributions(events, effects[:, column]) for column in range(len(shown))]
+
+
+def _without_like(state: UserState, row: int) -> UserState:
+    return replace(
+        state,
+        items=np.delete(state.items, row),
+        weights=np.delete(state.weights, row),
+        times_ms=np.delete(state.times_ms, row),
+    )
+
+
+def _without_dislike(state: UserState, row: int) -> UserState:
+    return replace(
+        state,
+        disliked=np.delete(state.disliked, row),
+        disliked_ms=np.delete(state.disliked_ms, row),
+    )
 
 
 def _top_attributions(

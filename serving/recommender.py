@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Final, TypeVar
 
@@ -24,10 +24,13 @@ from afterclick.arrays import IntArray
 from afterclick.errors import Unavailable
 from afterclick.events import Action
 from afterclick.io.connections import Slots
-from afterclick.retrieval import REDUCED_LIMITS
+from afterclick.retrieval import REDUCED_LIMITS, not_in
 from afterclick.signals import Signals
 from afterclick.state import HistoryEntry, effective
+from afterclick.trends import DAY_MS
 from afterclick.user_vectors import UserState
+from serving import dislikes
+from serving.dislikes import DislikePenalty
 from serving.eligibility import CatalogueFilters, Eligibility
 from serving.explain import attributions
 from serving.request import CALLER, RecommendationRequest, RequestUser, cursor_after
@@ -70,6 +73,10 @@ class RecommenderConfig:
     """For exploration."""
     clock: Callable[[], float] = time.monotonic
     """Measures the age of cached lists."""
+    dislike_weight: float = 0.0
+    """Penalty for items similar to dislikes, in standard deviations of the scores."""
+    repeat_purchase_days: Mapping[str, float] = field(default_factory=dict)
+    """Category → days after which a bought item may be shown again."""
     cache_bytes: int = MAX_RESPONSE_BYTES
     """Of cached lists, at most."""
     clock_ms: Callable[[], float] = lambda: time.time() * 1000
@@ -132,6 +139,8 @@ class Recommender:
         if rendered is None:
             signals, now_ms = self._config.signals, self._config.clock_ms()
             user = request_user(request, rows, snapshot, signals, now_ms)
+            if self._config.repeat_purchase_days and len(user.state.purchased):
+                user = with_repeat_purchases(user, snapshot, self._config.repeat_purchase_days)
             if grows_with_catalogue(request, snapshot, user):
                 rendered = await self.in_worker(self._make, request, user, snapshot, reduced)
             else:
@@ -201,6 +210,9 @@ class Recommender:
         """Eligible candidates of the best tier → rank → rerank → render."""
         allowed = self.filters.allowed(snapshot, request.category, request.filters)
         eligibility = Eligibility.of(snapshot, request, user.state.seen, allowed)
+        has_dislikes = bool(len(user.state.disliked) and self._config.dislike_weight)
+        if has_dislikes:
+            eligibility = eligibility.with_pool(request.page.offset + request.n + dislikes.POOL)
         tiers = tiers_for(request, snapshot, user, REDUCED_LIMITS if reduced else None)
         for tier, eligible in _attempts(tiers, eligibility):
             context = TierContext(snapshot, user, eligible)
@@ -208,9 +220,13 @@ class Recommender:
             candidates = eligible.fill(candidates, snapshot, tier.fill)
             if len(candidates.items):
                 break
-        ranked = tier.rank(context, candidates)
+        ranked, added = tier.rank(context, candidates), {}
+        if has_dislikes:
+            penalty = DislikePenalty.of(snapshot, ranked, self._config.dislike_weight)
+            ranked = replace(ranked, score_fn=penalty.after(ranked.score_fn))
+            added[dislikes.NAME] = penalty.added(user.state, ranked.items)
         if eligible.pool_size > request.n:
-            ranked = rerank(ranked, snapshot, request, self._config.rng)
+            ranked = rerank(ranked, snapshot, request, self._config.rng, added)
         causes = None
         if request.explain and ranked.score_fn is not None:
             causes = attributions(ranked.score_fn, snapshot, user, ranked.items)
@@ -232,6 +248,23 @@ def request_user(
     state = UserState.of(history, snapshot.find, signals, now_ms)
     known = bool(rows) and not request.user_id.startswith(events.SESSION)
     return RequestUser(history, state, known)
+
+
+def with_repeat_purchases(
+    user: RequestUser, snapshot: ServingSnapshot, days: Mapping[str, float]
+) -> RequestUser:
+    """The user for whom items bought long enough ago, by their category, are unseen.
+
+    An item of several categories waits for the shortest time. Disliked items stay seen.
+    """
+    state, again = user.state, []
+    for item, time_ms in zip(state.purchased.tolist(), state.purchased_ms.tolist(), strict=True):
+        known = snapshot.catalogue.get(snapshot.ids[item])
+        waits = [days[name] for name in known.categories if name in days] if known else []
+        if waits and state.now_ms - time_ms >= min(waits) * DAY_MS and item not in state.disliked:
+            again.append(item)
+    seen = state.seen[not_in(state.seen, np.array(again, np.int32))]
+    return replace(user, state=replace(state, seen=seen))
 
 
 def _attempts(

@@ -1,4 +1,4 @@
-"""From a ranked pool to one page: weights → rules → diversity → exploration → pins → page.
+"""From a ranked pool to one page: weights → dislikes → rules → diversity → exploration → pins.
 
 Each step that moves an item records it in a contribution, so contributions still add up to scores
 and the list is still sorted by score. A plain request without active rules is not reranked.
@@ -21,6 +21,7 @@ Schnabel et al., ICML 2016).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -45,9 +46,14 @@ def rerank(
     snapshot: ServingSnapshot,
     request: RecommendationRequest,
     rng: np.random.Generator,
+    added: Mapping[str, Floats] | None = None,
 ) -> RankedList:
-    """The page of `request.n` items from a ranked pool."""
+    """The page of `request.n` items from a ranked pool.
+
+    `added`: contributions (c,) by name, in addition to those of the ranker.
+    """
     options, page, rules = request.options, request.page, snapshot.rules
+    ranked = replace(ranked, contributions={**ranked.contributions, **(added or {})})
     pool, last = RankedPool.of(ranked, dict(options.weights)), page.offset + request.n
     if len(rules.boosted):
         pool.add("rules", np.arange(len(pool.scores)), rules.amount_of(ranked.items))

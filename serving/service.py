@@ -159,6 +159,8 @@ class Service:
                 settings.stream.signals,
                 serving.cache_ttl_s,
                 lambda began: self.lag.lag_ms(began) > serving.shed_after_ms,
+                dislike_weight=serving.dislike_weight,
+                repeat_purchase_days=serving.repeat_purchase_days,
                 cache_bytes=MAX_RESPONSE_BYTES // serving.workers,
             ),
         )

@@ -90,6 +90,47 @@ class Contacts:
 
 
 @dataclass(frozen=True)
+class NegativeFeedback:
+    """The effective, trusted events of negative weight: skips and low ratings."""
+
+    row: NDArray[np.intp]
+    """(n,) row in the log, by user, then by time"""
+    item: IntArray
+    """(n,) item_index"""
+    key: Int64Array
+    """(n,) ascending: user_index · span + time since `start_ms`"""
+    start_ms: int
+    span: int
+
+    @classmethod
+    def of(cls, log: EventLog) -> NegativeFeedback:
+        row = np.flatnonzero((log.weight < 0) & log.trusted & ~log.undone())
+        row = row[np.argsort(log.user[row], kind="stable")]
+        start = int(log.time_ms[0]) if len(log) else 0
+        span = int(log.time_ms[-1]) - start + 2 if len(log) else 1
+        key = log.user[row].astype(np.int64) * span + (log.time_ms[row] - start)
+        return cls(row, log.item[row], key, start, span)
+
+    def bounds(
+        self, user: IntArray, from_ms: Int64Array, until_ms: Int64Array
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """(q,) first and end of the events of users from a moment until before another one."""
+        keys = (
+            user.astype(np.int64) * self.span + np.clip(ms - self.start_ms, 0, self.span - 1)
+            for ms in (from_ms, until_ms)
+        )
+        first, end = (np.searchsorted(self.key, key) for key in keys)
+        return first, end
+
+    def items(self, user: int, period: tuple[int, int], count: int) -> IntArray:
+        """The first items, each once, that a user disliked in a period (ms)."""
+        moments = (np.array([ms], np.int64) for ms in period)
+        first, end = self.bounds(np.array([user], np.int32), *moments)
+        found = list(dict.fromkeys(self.item[first[0] : end[0]].tolist()))
+        return np.array(found[:count], np.int32)
+
+
+@dataclass(frozen=True)
 class EventLog:
     """Events by time, then by a hash of user and item."""
 
@@ -222,6 +263,10 @@ class EventLog:
             self.time_ms[contacts.row],
             contacts.grade,
         )
+
+    def negatives(self) -> NegativeFeedback:
+        """What users skipped or rated low, and did not undo."""
+        return NegativeFeedback.of(self)
 
     def undone(self) -> BoolArray:
         """(n,) events that an undo of the same user and item, at their time or later, cancels."""

@@ -304,6 +304,9 @@ def moments(split: EvaluationSplit, seed: int = 42) -> Queries:
 
     The first set as of the cut; each next set with a random part of the one before as live events;
     and of each set of two or more, a random part as live events and the rest as targets.
+
+    Of what the user disliked between that moment and the targets, a random part is known: then the
+    moment is that of the last known dislike.
     """
     test = split.test
     revealed = _revealed(test.sizes, np.random.default_rng(seed))
@@ -319,7 +322,23 @@ def moments(split: EvaluationSplit, seed: int = 42) -> Queries:
     part = np.minimum(revealed[within], test.sizes[within] - 1)
     inside = test.queries(within, part, _events(test, within, part), split.eligible)
     first = as_of(_first_sets(split), split.cut_ms)
-    return Queries.joined([first, _at_live(split.log, after), inside])
+    found = Queries.joined([first, _at_live(split.log, after), inside])
+    return _after_dislikes(split.log.before(split.end_ms), found, np.random.default_rng(seed))
+
+
+def _after_dislikes(log: EventLog, found: Queries, random: np.random.Generator) -> Queries:
+    """The same queries as of a random one of the dislikes before their targets, or as they are."""
+    negatives = log.negatives()
+    first, end = negatives.bounds(found.user, found.now_ms, found.target_ms)
+    known = random.integers(0, np.maximum(end - first, 0) + 1)
+    later = np.flatnonzero(known)
+    if not len(later):
+        return found
+    live = np.pad(found.live, ((0, 0), (1, 0)), constant_values=NOTHING)
+    live[later, 0] = negatives.row[(first + known - 1)[later]]
+    now_ms = found.now_ms.copy()
+    now_ms[later] = log.time_ms[live[later, 0]]
+    return replace(found, live=live, now_ms=now_ms)
 
 
 def _first_sets(split: EvaluationSplit) -> Queries:

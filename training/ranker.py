@@ -29,6 +29,8 @@ from training.query_replay import align, replay
 FitPast = Callable[[EventLog], Model]
 """Fits a model on the events before a cut."""
 MIN_QUERIES = 50
+MAX_DISLIKED = 10
+"""Disliked items that a query's targets are compared with."""
 
 
 class NotEnoughHistory(TooFewInteractions):
@@ -135,8 +137,12 @@ def past_cut(time_ms: Int64Array, config: RankerConfig) -> int:
 def examples(
     split: EvaluationSplit, model: Model, config: RankerConfig, known: ReplayConfig
 ) -> RankerExamples:
-    """The first contacts after a cut as targets among the candidates of their moment."""
+    """The first contacts after a cut as targets among the candidates of their moment.
+
+    Items that the user disliked between that moment and a day after the targets join the
+    candidates."""
     random = np.random.default_rng(config.seed)
+    feedback = split.log.negatives()
     queries = with_history(split, moments(split, config.seed))
     queries = sample(queries, config.queries, config.seed)
     generator = CandidateGenerator.exact(align(model, split.log.item_ids), split.eligible)
@@ -146,13 +152,18 @@ def examples(
         items = generator.retrieve(query).items
         targets = queries.targets[replayed.row]
         found = np.isin(targets, items)
-        others = items[~np.isin(items, targets)]
+        until_ms = int(queries.target_ms[replayed.row]) + int(DAY_MS)
+        period = int(replayed.user.now_ms), until_ms
+        disliked = feedback.items(replayed.user_index, period, MAX_DISLIKED)
+        disliked = disliked[~np.isin(disliked, [*targets, *replayed.user.seen])]
+        others = items[~np.isin(items, [*targets, *disliked])]
         if not found.any() or not len(others):
             continue
         negatives = random.choice(others, min(config.negatives, len(others)), replace=False)
-        items = np.concatenate([targets[found], negatives]).astype(np.int32)
+        items = np.concatenate([targets[found], negatives, disliked]).astype(np.int32)
         rows.append(generator.features(query, items))
-        grades += [queries.grades[replayed.row][found], np.zeros(len(negatives), np.float32)]
+        zeros = np.zeros(len(negatives) + len(disliked), np.float32)
+        grades += [queries.grades[replayed.row][found], zeros]
         groups.append(len(items))
     if not rows:
         return RankerExamples(

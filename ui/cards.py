@@ -25,6 +25,7 @@ CONTRIBUTION_NAMES = {
     "content": "content",
     "popularity": "popularity",
     "base": "base score",
+    "dislikes": "your dislikes",
     "rules": "shop rules",
     "diversity": "diversity",
     "exploration": "exploration",

@@ -274,6 +274,7 @@ EXPLANATIONS = {
     "content": "similarity of its words and categories to what you like",
     "base": "the same for every item",
     "popularity": "how often users chose it overall",
+    "dislikes": "similarity to what you skipped or rated low",
     "rules": "boosts and limits set by the shop",
     "diversity": "penalty for similarity to items above it",
     "exploration": "bonus to find out whether it suits you",

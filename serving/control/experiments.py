@@ -37,7 +37,7 @@ from serving.control.store import experiment_progress, experiment_users, readabl
 from serving.control.store import experiments as table
 from serving.request import Options
 
-Part = Literal["model", "history", "trend", "content", "base", "popularity"]
+Part = Literal["model", "history", "trend", "content", "base", "popularity", "dislikes"]
 Weight = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Version = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

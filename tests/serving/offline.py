@@ -28,19 +28,22 @@ from serving.state.snapshot import ServingSnapshot
 from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
 from tests.serving import shop
 
+Event = str | tuple[str, Action]
+"""An item that a user liked, or an item and another action."""
+
 
 class MemoryStore:
-    """Histories by user, as Redis would give them."""
+    """Histories by user, newest event first, as Redis would give them."""
 
-    def __init__(self, liked: Mapping[str, Sequence[str]]) -> None:
-        self._liked, self._now = liked, time.time() * 1000
+    def __init__(self, events: Mapping[str, Sequence[Event]]) -> None:
+        self._events, self._now = events, time.time() * 1000
 
     async def rows(self, user_id: str, newest: int | None = None) -> Rows:
         rows: Rows = []
-        for n, item_id in enumerate(self._liked.get(user_id, ())):
-            entry = HistoryEntry(
-                f"{user_id}-{n}", item_id, Action.LIKE, None, int(self._now) - n * 60_000
-            )
+        for n, event in enumerate(self._events.get(user_id, ())):
+            item_id, action = (event, Action.LIKE) if isinstance(event, str) else event
+            time_ms = int(self._now) - n * 60_000
+            entry = HistoryEntry(f"{user_id}-{n}", item_id, action, None, time_ms)
             rows += [entry.member(), str(entry.time_ms).encode()]
         return rows
 
@@ -61,10 +64,11 @@ class Offline:
         self,
         items: Sequence[Item] | None = None,
         interactions: Sequence[int] | None = None,
-        liked: Mapping[str, Sequence[str]] | None = None,
+        liked: Mapping[str, Sequence[Event]] | None = None,
         model: Model | None = None,
         cache_ttl_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        **config: Any,
     ) -> None:
         items = shop.catalogue() if items is None else items
         self.catalogue = Catalogue()
@@ -99,7 +103,7 @@ class Offline:
             self.snapshots,
             self.feed,
             waiters,
-            RecommenderConfig(signals, cache_ttl_s, lambda _: self.busy, clock=clock),
+            RecommenderConfig(signals, cache_ttl_s, lambda _: self.busy, clock=clock, **config),
         )
 
     @property
