@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import numpy as np
 import orjson
@@ -25,6 +25,7 @@ from afterclick.errors import Unavailable
 from afterclick.events import Action
 from afterclick.io.connections import Slots
 from afterclick.retrieval import REDUCED_LIMITS, not_in
+from afterclick.settings import Settings
 from afterclick.signals import Signals
 from afterclick.state import HistoryEntry, effective
 from afterclick.trends import DAY_MS
@@ -81,6 +82,18 @@ class RecommenderConfig:
     """Of cached lists, at most."""
     clock_ms: Callable[[], float] = lambda: time.time() * 1000
     """The present of user states, in event time."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """What an installation is set to."""
+        serving = settings.serving
+        return cls(
+            settings.stream.signals,
+            serving.cache_ttl_s,
+            dislike_weight=serving.dislike_weight,
+            repeat_purchase_days=serving.repeat_purchase_days,
+            cache_bytes=MAX_RESPONSE_BYTES // serving.workers,
+        )
 
 
 class Recommender:

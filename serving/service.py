@@ -53,7 +53,6 @@ from serving.recommender import Recommender, RecommenderConfig
 from serving.request import Options, RecommendationRequest
 from serving.response_cache import (
     MAX_IMPRESSION_BYTES,
-    MAX_RESPONSE_BYTES,
     ImpressionCache,
     Recommendation,
     first_known,
@@ -155,13 +154,9 @@ class Service:
             self.snapshots,
             self.feed,
             self.waiters,
-            RecommenderConfig(
-                settings.stream.signals,
-                serving.cache_ttl_s,
-                lambda began: self.lag.lag_ms(began) > serving.shed_after_ms,
-                dislike_weight=serving.dislike_weight,
-                repeat_purchase_days=serving.repeat_purchase_days,
-                cache_bytes=MAX_RESPONSE_BYTES // serving.workers,
+            replace(
+                RecommenderConfig.of(settings),
+                overloaded=lambda began: self.lag.lag_ms(began) > serving.shed_after_ms,
             ),
         )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import orjson
@@ -21,7 +21,6 @@ from threadpoolctl import threadpool_limits
 from afterclick.arrays import BoolArray, IntArray
 from afterclick.events import Item
 from afterclick.settings import Settings
-from afterclick.signals import Signals
 from infra.prequential.past_models import Models, Retrain, TrainedModel
 from infra.prequential.past_state import (
     LoggedHistories,
@@ -61,13 +60,13 @@ class ReplayedShop:
     log: EventLog
     """It knows the items of `texts`."""
     texts: ItemTexts
-    signals: Signals
+    serving: RecommenderConfig
     known: ReplayConfig
 
     @classmethod
     def of(cls, settings: Settings, log: EventLog, texts: ItemTexts) -> ReplayedShop:
         log = log.also(sorted(texts))
-        return cls(log, texts, settings.stream.signals, ReplayConfig.of(settings))
+        return cls(log, texts, RecommenderConfig.of(settings), ReplayConfig.of(settings))
 
     def catalogue(self) -> Catalogue:
         """The items with a text. They have no times: all are known from the start."""
@@ -147,7 +146,7 @@ class ServingReplay:
             self._trends, self._catalogue, limits=self._shop.known.limits, clock_ms=self._clock_ms
         )
         snapshots = SnapshotStore(sources, no_model())
-        config = RecommenderConfig(self._shop.signals, clock_ms=self._clock_ms)
+        config = replace(self._shop.serving, cache_ttl_s=0.0, clock_ms=self._clock_ms)
         waiters = PositionWaiters(0.0)
         recommender = Recommender(store, snapshots, self._trends, waiters, config)
         return _Server(store, snapshots, recommender)
