@@ -61,7 +61,7 @@ class Section:
 def _cell(value: object) -> str:
     """A number, or the text of a cell."""
     if isinstance(value, float):
-        return f"{value:,.1f}"
+        return f"{value:,.1f}" if abs(value) >= 1 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "/")
 
 
@@ -160,6 +160,18 @@ SECTIONS: dict[str, Section] = {
             Figure("promoted, of equal ones", "promoted_at_0", at_least=0.8),
             Figure("relative loss shown with 80 %", "detectable_loss"),
         ),
+    ),
+    "replay_serving": Section(
+        "Replay through the serving code: lists before the events of the last 60 days",
+        (
+            Figure("lists", "queries"),
+            Figure("HR@10", "hr@10"),
+            Figure("NDCG@10", "ndcg@10"),
+            Figure("share of the items shown", "coverage@10"),
+            Figure("lists that knew their future", "leaks", at_most=0),
+            Figure("time", "seconds", "s", at_most=900),
+        ),
+        (Cases("by_tier", ("tier", "queries", "hr@10", "ndcg@10", "coverage@10")),),
     ),
     "ui": Section(
         "Dashboard: click to painted list",
