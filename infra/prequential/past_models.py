@@ -6,6 +6,7 @@ writes  artifact  a model for each training
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -84,7 +85,9 @@ class RecipeModels:
             trees = None
         run = RunMetadata(version=version, cut_ms=cut_ms, parameters={}, lineage={}, seconds={})
         folder = write_model(self._folder, version, fitted, trees, run)
-        return TrainedModel(load(folder, None), int(past.time_ms[-1]) + 1)
+        loaded = load(folder, None)
+        shutil.rmtree(folder)  # it is in memory, and a daily schedule has many
+        return TrainedModel(loaded, int(past.time_ms[-1]) + 1)
 
 
 class PublishedModels:
@@ -96,8 +99,8 @@ class PublishedModels:
 
     def __init__(self, artifacts: Path) -> None:
         """Raises BadInput without artifacts, BadArtifact for one of an earlier version."""
-        folders = artifacts.iterdir() if artifacts.is_dir() else ()
-        found = [(read_manifest(folder), folder) for folder in folders if folder.is_dir()]
+        versions = artifacts.glob("[!.]*/")  # not the folders that are being written
+        found = [(read_manifest(folder), folder) for folder in versions if folder.is_dir()]
         if not found:
             raise BadInput(f"{artifacts} has no models: train one, or choose another --retrain")
         self._found = sorted((_created_ms(m), _end_ms(m), folder) for m, folder in found)

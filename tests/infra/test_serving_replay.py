@@ -219,6 +219,7 @@ def an_artifact(root: Path, version: str, days: float, newest_ms: int | None) ->
 def test_a_published_model_serves_from_its_creation_to_that_of_the_next(tmp_path: Path) -> None:
     an_artifact(tmp_path, "b-first", 1.0, START_MS)
     an_artifact(tmp_path, "a-second", 3.0, START_MS + 2 * DAY_MS)
+    (tmp_path / ".c-third-unfinished").mkdir()
     models = PublishedModels(tmp_path)
     served = [models.at(START_MS + day * DAY_MS) for day in range(5)]
     assert [model.loaded.version for model in served] == ["", *["b-first"] * 2, *["a-second"] * 2]
