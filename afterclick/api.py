@@ -134,11 +134,21 @@ class ItemSummary(ApiModel):
     categories: tuple[str, ...] = ()
 
 
+class ItemRatings(ApiModel):
+    """The reviews with stars that count: the newest of each user."""
+
+    count: int
+    mean: float = Field(description="Mean of the stars, 1 to 5.")
+
+
 class ListedItem(ItemSummary):
     """One row of a list that is the same for every user."""
 
     score: float
     reason: str = Field("", examples=["because you liked Sandisk 32 GB"])
+    ratings: Annotated[ItemRatings | None, SOMETIMES] = Field(
+        None, description="Of an item with stars."
+    )
 
 
 class Attribution(ApiModel):
@@ -265,7 +275,9 @@ class ItemDetails(ItemSummary):
 
     brand: str | None = None
     price: float | None = None
-    interactions: int = 0
+    interactions: int = Field(0, description="Positive actions, and all reviews with stars.")
+    positives: int = Field(0, description="The interactions of positive weight.")
+    ratings: ItemRatings | None = None
     trends: dict[str, float] = {}
     in_model: bool = False
     badges: tuple[Badge, ...] = ()

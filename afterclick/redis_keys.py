@@ -15,8 +15,11 @@ History, votes, ledgers and corrections of a user expire together, some time aft
 {p:<topic>:<partition>}:position  string  applied offset: that of the last applied record
 {p:<topic>:<partition>}:announced string  published offset: `state-changes` is complete up to it
 {p:<topic>:<partition>}:attempt   string  offset and epoch ms of the record that a worker began with
-{p:<topic>:<partition>}:counts    hash    item → interactions of positive weight, exact, all time
+{p:<topic>:<partition>}:counts    hash    item → interactions, exact, all time: events of positive
+                                          weight, and reviews with stars
 {p:<topic>:<partition>}:uniques   hash    item → users with a positive action, exact, all time
+{p:<topic>:<partition>}:ratings   hash    item with reviews with stars → exact counts
+                                          (state.StarCounts)
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
 {p:<topic>:<partition>}:retracted hash    token of a forgetting → offset up to which the user's
                                           events are retracted
@@ -26,6 +29,7 @@ removed                           zset    items removed because the catalogue la
 lifted                            set     items approved by an administrator: never in quarantine
 topics                            hash    topic → id of the topic that the applied offsets refer to
 aside                             set     positions of records at which a partition stalled
+weights                           string  weights that the state was computed with (JSON)
 models                            zset    model version → when an API last used it, epoch seconds
 archived                          hash    topic/partition → offset of its last archived record
 lease                             string  owner of the stream job that writes this state; expires
@@ -66,6 +70,10 @@ class Keys:
     @property
     def removed_items(self) -> str:
         return f"{self.prefix}removed"
+
+    @property
+    def weights(self) -> str:
+        return f"{self.prefix}weights"
 
     @property
     def models_in_use(self) -> str:
@@ -122,8 +130,9 @@ class Keys:
 
     def state_of_partition(self, topic: str, partition: int) -> list[str]:
         """What the partition's records have changed."""
-        kinds = (self.applied_offset, self.published_offset, self.counts, self.uniques, self.trends)
-        return [key(topic, partition) for key in kinds]
+        offsets = (self.applied_offset, self.published_offset)
+        totals = (self.counts, self.uniques, self.ratings, self.trends)
+        return [key(topic, partition) for key in (*offsets, *totals)]
 
     def partition(self, topic: str, partition: int) -> str:
         return f"{self.prefix}{{p:{topic}:{partition}}}"
@@ -142,6 +151,9 @@ class Keys:
 
     def uniques(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:uniques"
+
+    def ratings(self, topic: str, partition: int) -> str:
+        return f"{self.partition(topic, partition)}:ratings"
 
     def trends(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:trends"

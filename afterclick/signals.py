@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
-from afterclick.events import Action
+import orjson
+
+from afterclick.events import Action, InteractionEvent
 
 STARS: Final = (1, 2, 3, 4, 5)
 _ACTION_LETTERS: Final = dict(zip(Action, "ABCDEFGHIJKLMNOPQRSTU", strict=False))
@@ -24,6 +26,16 @@ def stars_of(action: str, rating: float | None) -> int:
     if rating is None or action != Action.REVIEW:
         return 0
     return min(max(int(rating + 0.5), 1), 5)
+
+
+class EventVote(NamedTuple):
+    """What an event says about its item."""
+
+    weight: float
+    stars: int
+    """1 to 5; 0 without."""
+    code: str
+    """The letter of the vote; '': no vote."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,20 @@ class Signals:
         """
         return self._codes[action, stars_of(action, rating)]
 
+    def vote_of(self, event: InteractionEvent) -> EventVote:
+        """What an event votes; a copy of another event has no vote."""
+        if event.is_copy:
+            return EventVote(0.0, 0, "")
+        action, rating = event.data.action, event.data.rating
+        weight, code = self.weight(action, rating), self.code(action, rating)
+        return EventVote(weight, stars_of(action, rating), code)
+
+    def encode_weights(self) -> bytes:
+        """All weights as JSON, the same bytes for the same weights."""
+        stars = {f"{n} stars": self.stars[n] for n in STARS}
+        actions = {str(action): weight for action, weight in self.actions.items()}
+        return orjson.dumps(actions | stars, option=orjson.OPT_SORT_KEYS)
+
     @cached_property
     def weight_of_code(self) -> dict[str, float]:
         """Weight by the letter of a vote."""
@@ -59,6 +85,12 @@ class Signals:
         rated = {self._codes[Action.REVIEW, n]: self.stars[n] for n in STARS}
         weights.pop("", None)
         return weights | rated
+
+    @cached_property
+    def stars_of_code(self) -> dict[str, int]:
+        """Stars by the letter of a vote; 0: not a review with stars."""
+        rated = {self._codes[Action.REVIEW, n]: n for n in STARS}
+        return dict.fromkeys(self.weight_of_code, 0) | rated
 
     @cached_property
     def _codes(self) -> dict[tuple[Action, int], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from afterclick.errors import BadEvent
 from afterclick.events import END_YEAR, Action
-from afterclick.signals import stars_of
+from afterclick.signals import Signals, stars_of
 
 _MAX_PARTITIONS = 1024
 _FLAGS = 4
@@ -66,16 +66,20 @@ class Compensation(NamedTuple):
     weight: float
     established: float
     """The part of `weight` from established users."""
+    stars: int = 0
+    """Those of a review that is no longer in effect: another one replaced it."""
 
 
 class Delta(NamedTuple):
-    """What one event adds to an item: to its trend, and to its counts (`COUNTS_*`)."""
+    """What one event adds to an item: to its trend, its counts (`COUNTS_*`) and its stars."""
 
     item_id: str
     time_ms: int
     weight: float
     established: float
     counts: str
+    stars: int = 0
+    """Those of a review that takes effect; negative if it is no longer in effect."""
 
     def arguments(self) -> tuple[str | int, ...]:
         """As the stream's functions take it; floats by `repr`, which is exact."""
@@ -85,6 +89,7 @@ class Delta(NamedTuple):
             repr(self.weight),
             repr(self.established),
             self.counts,
+            self.stars,
         )
 
 
@@ -101,16 +106,46 @@ class Effects:
     established: bool = False
     compensations: tuple[Compensation, ...] = ()
 
-    def deltas(self, item_id: str, time_ms: int, weight: float) -> Iterator[Delta]:
-        """The event's own delta, then one per compensation."""
+    def deltas(self, item_id: str, time_ms: int, weight: float, stars: int) -> Iterator[Delta]:
+        """The event's own delta, then one per compensation. `stars`: see `signals.stars_of`."""
         counted = counted_weight(weight, self.established)
         established = counted if self.established else 0.0
-        counts = COUNTS_INTERACTION if weight > 0 else COUNTS_NOTHING
+        counts = COUNTS_INTERACTION if is_interaction(weight, stars) else COUNTS_NOTHING
         if self.first_user_item:
             counts = COUNTS_USER
-        yield Delta(item_id, time_ms, counted, established, counts)
-        for compensation in self.compensations:
-            yield Delta(*compensation, COUNTS_NOTHING)
+        yield Delta(item_id, time_ms, counted, established, counts, stars)
+        for item, ms, change, of_established, replaced in self.compensations:
+            yield Delta(item, ms, change, of_established, COUNTS_NOTHING, -replaced)
+
+
+def is_interaction(weight: float, stars: int) -> bool:
+    """Whether an event counts as an interaction: every positive one, and every review with
+    stars."""
+    return weight > 0 or stars > 0
+
+
+class StarCounts(NamedTuple):
+    """Exact counts of an item's reviews with stars; of a user's reviews the newest is in effect."""
+
+    ratings: int = 0
+    """Reviews in effect."""
+    stars: int = 0
+    """Sum of their stars."""
+    positive: int = 0
+    """Those of positive weight."""
+    not_positive: int = 0
+    """Interactions without positive weight, also replaced ones."""
+
+    @classmethod
+    def decode(cls, raw: bytes) -> StarCounts:
+        """From the value in Redis."""
+        return cls(*map(int, raw.split()))
+
+    def encode(self) -> bytes:
+        return " ".join(map(str, self)).encode()
+
+    def plus(self, other: StarCounts) -> StarCounts:
+        return StarCounts(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 def counted_weight(weight: float, established: bool) -> float:
@@ -138,24 +173,21 @@ def unpack_offset(score: float) -> tuple[int, int, bool, bool]:
     return partition, offset, bool(flags & 1), bool(flags & 2)
 
 
-def vote_codes(weights: Mapping[str, float]) -> dict[str, str]:
-    """Action → the letter of its vote: a capital for a positive weight, empty for weight 0."""
-    codes = {}
-    for action, letter in zip(Action, "ABCDEFGHIJKLMNOPQRSTUVWXYZ", strict=False):
-        weight = weights.get(action, 0.0)
-        codes[str(action)] = letter if weight > 0 else letter.lower() if weight else ""
-    return codes
-
-
-def decode_compensations(raw: bytes, weights: Mapping[str, float]) -> tuple[Compensation, ...]:
-    """Decode an event's compensations, as written by the stream's functions.
-
-    `weights` by code of `vote_codes`.
-    """
-    return tuple(
-        Compensation(item_id, int(time_ms), votes * weights[code], established * weights[code])
-        for item_id, code, time_ms, votes, established in orjson.loads(raw)
-    )
+def decode_compensations(raw: bytes, signals: Signals) -> tuple[Compensation, ...]:
+    """Decode an event's compensations, as written by the stream's functions."""
+    compensations = []
+    for item_id, code, time_ms, votes, established, *replaced in orjson.loads(raw):
+        weight, stars = signals.weight_of_code[code], signals.stars_of_code[code]
+        compensations.append(
+            Compensation(
+                item_id,
+                int(time_ms),
+                votes * weight,
+                established * weight,
+                stars if replaced else 0,
+            )
+        )
+    return tuple(compensations)
 
 
 def encode_forgotten(until_ms: int) -> bytes:
@@ -306,6 +338,8 @@ class StateChange(BaseModel):
     """Offset of the state change before this one, if known: between the two is none."""
     effect: Effect
     weight: float
+    stars: int | None = None
+    """Of a review that takes effect: 1 to 5."""
     first_user_item: bool = Field(alias="novel")
     established: bool = False
     compensations: tuple[Compensation, ...] = Field((), alias="corrections")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afterclick.arrays import Float64Array, Int64Array
-from afterclick.state import StateChange
+from afterclick.arrays import Float64Array, Int64Array, IntArray
+from afterclick.state import StarCounts, StateChange, is_interaction
 
 HOUR_MS = 3_600_000.0
 DAY_MS = 24 * HOUR_MS
@@ -81,6 +81,7 @@ class TrendTable:
         # [:, 0] of all votes, [:, 1] of established users
         self._sums = np.zeros((capacity, 2, len(HALF_LIVES_MS)))
         self._counts = np.zeros(capacity, np.int64)
+        self._stars = np.zeros((capacity, len(StarCounts._fields)), np.int32)
         self.newest_ms = 0.0
 
     def __len__(self) -> int:
@@ -93,8 +94,13 @@ class TrendTable:
 
     @property
     def counts(self) -> Int64Array:
-        """(len,) positive interactions, all time; a view."""
+        """(len,) interactions, all time; a view."""
         return self._counts[: len(self)]
+
+    @property
+    def stars(self) -> IntArray:
+        """(len, 4) counts of reviews with stars, as in `StarCounts`; a view."""
+        return self._stars[: len(self)]
 
     def row(self, item_id: str) -> int:
         """The row of an item; adds one for a new item."""
@@ -112,10 +118,17 @@ class TrendTable:
 
     def apply(self, change: StateChange) -> None:
         """Apply the effects of an event."""
-        established = change.weight if change.established else 0.0
-        self.add(change.item_id, change.time_ms, change.weight, established)
-        for compensation in change.compensations:
-            self.correct(*compensation)
+        weight, stars = change.weight, change.stars or 0
+        self.correct(change.item_id, change.time_ms, weight, weight if change.established else 0.0)
+        row = self._rows[change.item_id]
+        self._counts[row] += is_interaction(weight, stars)
+        if stars:
+            self._stars[row] += StarCounts(1, stars, weight > 0, weight <= 0)
+        for item_id, time_ms, change_of_weight, established, replaced in change.compensations:
+            self.correct(item_id, time_ms, change_of_weight, established)
+            if replaced:  # of a positive one, the weight is retracted
+                row = self._rows[item_id]
+                self._stars[row] -= StarCounts(1, replaced, change_of_weight < 0)
 
     def add(self, item_id: str, time_ms: float, weight: float, established: float = 0.0) -> None:
         """Add one event to sums and counts; `established`: its weight, or 0 for a new account."""
@@ -137,8 +150,10 @@ class TrendTable:
         times_ms: Float64Array,
         sums: Float64Array,
         counts: Int64Array,
+        stars: IntArray | None = None,
     ) -> None:
-        """Add one partition's trends of n distinct items; `sums` (n, 2 · H) as in a Trend."""
+        """Add one partition's trends of n distinct items; `sums` (n, 2 · H) as in a Trend, `stars`
+        (n, 4) as in `StarCounts`."""
         if not len(item_ids):
             return
         rows = np.fromiter((self.row(item) for item in item_ids), np.int64, len(item_ids))
@@ -148,6 +163,8 @@ class TrendTable:
         self._sums[rows] = self._sums[rows] * old + new
         self._time[rows] = newest
         self._counts[rows] += counts
+        if stars is not None:
+            self._stars[rows] += stars
         self.newest_ms = max(self.newest_ms, float(times_ms.max()))
 
     def values(self, now_ms: float) -> Float64Array:
@@ -165,3 +182,4 @@ class TrendTable:
         self._time = np.concatenate([self._time, np.zeros(extra)])
         self._sums = np.concatenate([self._sums, np.zeros((extra, *self._sums.shape[1:]))])
         self._counts = np.concatenate([self._counts, np.zeros(extra, np.int64)])
+        self._stars = np.concatenate([self._stars, np.zeros_like(self._stars)])

@@ -314,6 +314,9 @@ def render(
         }
         for rank, item in enumerate(items)
     ]
+    if snapshot.stars[ranked.items, 0].any():
+        for row, item in zip(rows, items, strict=True):
+            row |= snapshot.ratings_row(item)
     if causes is not None:
         for row, cause in zip(rows, causes, strict=True):
             row["attributions"] = cause

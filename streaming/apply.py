@@ -4,7 +4,8 @@ use it.
 reads   redis  {u:<user>}:ledger:<topic>, :votes, :forgotten, {p:<topic>:<partition>}:position
         redis  lease
 writes  redis  {u:<user>}:history, :votes, :ledger:<topic>, :corrections:<topic>
-        redis  {p:<topic>:<partition>}:position, :announced, :counts, :uniques, :trends, :attempt
+        redis  {p:<topic>:<partition>}:position, :announced, :counts, :uniques, :ratings, :trends,
+        :attempt
         topic  <topic>.dlq, by `send_to_dlq`
         (returned, to be sent) topic state-changes
 """
@@ -23,6 +24,7 @@ from afterclick.events import SESSION, InteractionEvent
 from afterclick.io.kafka_log import OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
+from afterclick.signals import EventVote, Signals
 from afterclick.state import (
     LATE_ITEMS,
     Compensation,
@@ -35,7 +37,6 @@ from afterclick.state import (
     counted_weight,
     decode_compensations,
     pack_offset,
-    vote_codes,
 )
 from afterclick.trends import DAY_MS
 from streaming.connection import Command, Connection
@@ -61,7 +62,7 @@ class ApplyConfig:
     topics: tuple[str, ...]
     state_changes: str
     state_changes_partitions: int
-    weights: dict[str, float]
+    signals: Signals
     history_length: int
     ledger_length: int
     max_ahead_ms: float
@@ -94,7 +95,7 @@ class ApplyConfig:
             topics=topics.interactions,
             state_changes=topics.state_changes,
             state_changes_partitions=state_changes_partitions,
-            weights={str(action): weight for action, weight in stream.weights.items()},
+            signals=stream.signals,
             history_length=stream.history_length,
             ledger_length=stream.ledger_length,
             max_ahead_ms=stream.ahead_s * 1000,
@@ -113,7 +114,7 @@ class _Step:
     record: Record
     event: InteractionEvent
     time_ms: int
-    weight: float
+    vote: EventVote
     first: bool = False
     """This is the position that first applied the event id."""
     forgotten: bool = False
@@ -128,7 +129,9 @@ class _Step:
 
     def deltas(self) -> Iterator[str | int]:
         """The arguments of step 2."""
-        for delta in self.effects.deltas(self.event.data.item_id, self.time_ms, self.weight):
+        item_id = self.event.data.item_id
+        vote = self.vote
+        for delta in self.effects.deltas(item_id, self.time_ms, vote.weight, vote.stars):
             yield self.record.offset
             yield from delta.arguments()
 
@@ -158,14 +161,6 @@ class Applier:
     """Offset of the last record that this applier has applied."""
     _changed: dict[TopicPartition, int] = field(default_factory=dict, init=False)
     """Offset of the last state change that it has returned."""
-    _codes: dict[str, str] = field(init=False)
-    _weights: dict[str, float] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._codes = vote_codes(self.config.weights)
-        self._weights = {
-            code: self.config.weights[action] for action, code in self._codes.items() if code
-        }
 
     def apply(self, topic: str, partition: int, records: Sequence[Record]) -> Iterator[Output]:
         """Apply records in offset order; yields one output per record (none for one sent to the
@@ -222,8 +217,7 @@ class Applier:
             return "stalled: the partition did not get past this record"
         try:
             event = decode_record(record, self.config.max_ahead_ms)
-            weight = 0.0 if event.is_copy else self.config.weights.get(event.data.action, 0.0)
-            step = _Step(record, event, event.time_ms, weight)
+            step = _Step(record, event, event.time_ms, self.config.signals.vote_of(event))
         except BadEvent as error:
             self.config.faults.on_malformed(error)
             return str(error)
@@ -242,7 +236,7 @@ class Applier:
         users: dict[str, list[_Step]] = {}
         for step in events:
             users.setdefault(step.event.data.user_id, []).append(step)
-        floor = pack_offset(partition.partition, first_offset)
+        floor, signals = pack_offset(partition.partition, first_offset), self.config.signals
         groups = list(users.items())
         rejected = {}
         replies = self._call_users(partition, floor, groups)
@@ -254,7 +248,7 @@ class Applier:
             compensated = dict(zip(pairs[::2], pairs[1::2], strict=True))
             for number, (step, code) in enumerate(zip(steps, codes, strict=True)):
                 raw = compensated.get(number)
-                step.resolve(code, decode_compensations(raw, self._weights) if raw else ())
+                step.resolve(code, decode_compensations(raw, signals) if raw else ())
         return rejected
 
     def _call_users(self, partition: TopicPartition, floor: int, users: list[_User]) -> list[Any]:
@@ -304,8 +298,7 @@ class Applier:
                 entry = HistoryEntry(event.id, data.item_id, data.action, data.rating, step.time_ms)
                 position = pack_offset(partition.partition, record.offset)
                 arguments += (event.id, position, entry.member(), step.time_ms)
-                code = "" if event.is_copy else self._codes.get(data.action, "")
-                arguments += (data.item_id, code)
+                arguments += (data.item_id, step.vote.code)
                 arguments += (event.trusted_ms(record.log_ms), round(record.log_ms))
         return ("FCALL", "afterclick_apply_users", len(names), *names, *arguments)
 
@@ -348,6 +341,7 @@ class Applier:
             keys.trends(*partition),
             keys.published_offset(*partition),
             self.config.lease.key,
+            keys.ratings(*partition),
         )
         (applied,) = self.connection.call(
             [("FCALL", "afterclick_apply_partition", len(names), *names, *arguments)]
@@ -379,7 +373,8 @@ class Applier:
             previous_offset=self._changed.get(partition, no_change_since),
             effect=self._effect(step, applied_before),
             is_copy=step.event.is_copy,
-            weight=counted_weight(step.weight, step.effects.established),
+            weight=counted_weight(step.vote.weight, step.effects.established),
+            stars=step.vote.stars or None,
             first_user_item=step.effects.first_user_item,
             established=step.effects.established,
             compensations=step.effects.compensations,

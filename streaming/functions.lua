@@ -11,9 +11,12 @@ local HALF_LIVES = {DAY / 24, DAY, 3 * DAY, 7 * DAY, 30 * DAY, 90 * DAY}
 local N = #HALF_LIVES
 local PACKED = '<ddddddddddddd' -- event time ms, then the sums of all votes, then those of established users
 local EVENT = 8 -- arguments of an event in step 1
+local DELTA = 7 -- arguments of a delta in step 2
 
 -- A user's votes on an item, as text: for each action its code (a capital if positive), the vote's event time and,
 -- after a comma, how much later its trusted time is. That time decides whether the vote is of an established user.
+-- The codes of reviews with 1 to 5 stars are V to Z, of one without stars A; a user has one of them on an item.
+-- A '+' before the votes: the user had a positive vote, which a review that is not positive has replaced.
 local function votes_of(text)
   local votes = {}
   for code, time, delay in string.gmatch(text, '(%a)(-?%d+),?(-?%d*)') do
@@ -36,6 +39,19 @@ local function counts_for_new(code)
   return string.find(code, '%u') ~= nil
 end
 
+-- The stars of a review by its code, 0 without stars; nil: no review
+local STARS = {A = 0, a = 0, V = 1, v = 1, W = 2, w = 2, X = 3, x = 3, Y = 4, y = 4, Z = 5, z = 5}
+
+-- The code and the vote that a vote replaces if it is newer: the user's review of the item, or the vote of the action
+local function same_kind(votes, code)
+  if STARS[code] then
+    for other, vote in pairs(votes) do
+      if STARS[other] then return other, vote end
+    end
+  end
+  return code, votes[code]
+end
+
 -- The votes that become established when an event moves a user's first activity from `known` back to `first`, as
 -- compensations of their trends.
 local function newly_established(key, known, first, age)
@@ -51,8 +67,11 @@ local function newly_established(key, known, first, age)
   return compensations
 end
 
-local function is_newer(vote, other)
-  return vote[1] > other[1] or (vote[1] == other[1] and vote[2] > other[2])
+-- Of reviews with the same times, the one with most stars is the newest.
+local function is_newer(vote, code, other, other_code)
+  if vote[1] ~= other[1] then return vote[1] > other[1] end
+  if vote[2] ~= other[2] then return vote[2] > other[2] end
+  return (STARS[code] or 0) > (STARS[other_code] or 0)
 end
 
 -- The field '' of a user's votes: trusted time of the first event and, after a comma, when the newest reached the log.
@@ -65,11 +84,11 @@ end
 -- Without an event for the time to live, measured in the log, the user's history and votes are deleted before: a state
 -- computed later from the log is the same. The ledgers stay until they expire.
 -- An event counts as one vote. If the user has a vote of this action on the item, a compensation retracts the older
--- of the two: only the newest counts, in whatever order they arrive. A vote on one more item than a user can vote on
--- is retracted at once. An event older than the user's first makes earlier votes established only while the user has
+-- of the two: only the newest counts, in whatever order they arrive. Reviews with and without stars are one action. A
+-- vote on one more item than a user can vote on is retracted at once. An event older than the user's first makes earlier votes established only while the user has
 -- few: the work of one event is bounded.
 -- Returns first_user_item (1 or 0), established (1 or 0), and compensations: {item, code, event time ms, votes,
--- established votes}.
+-- established votes, and 1 if a review with stars is no longer in effect}.
 local function cast_vote(history, key, limits, item, code, vote, log_time)
   local age, ttl = limits.age, limits.ttl
   local found = redis.call('HMGET', key, '', item)
@@ -95,22 +114,33 @@ local function cast_vote(history, key, limits, item, code, vote, log_time)
   local established = vote[2] - first >= age and 1 or 0
   local votes = text and votes_of(text) or {}
   local too_many = new_item and items >= limits.voted_items
-  local before = too_many and vote or votes[code]
-  local newer = not before or is_newer(vote, before)
+  local before_code, before = code, vote
+  if not too_many then before_code, before = same_kind(votes, code) end
+  local newer = not before or is_newer(vote, code, before, before_code)
   if before then
-    local older = newer and before or vote
+    local older, older_code = vote, code
+    if newer then older, older_code = before, before_code end
     local established_vote = older[2] - first >= age and -1 or 0
-    local counted = counts_for_new(code) and -1 or established_vote
-    if counted ~= 0 then
-      compensations[#compensations + 1] = {item, code, string.format('%.0f', older[1]), counted, established_vote}
+    local counted = counts_for_new(older_code) and -1 or established_vote
+    local is_rated = (STARS[older_code] or 0) > 0
+    if counted ~= 0 or is_rated then
+      local retraction = {item, older_code, string.format('%.0f', older[1]), counted, established_vote}
+      if is_rated then retraction[6] = 1 end
+      compensations[#compensations + 1] = retraction
     end
   end
   local positive = not too_many and counts_for_new(code)
-  local first_user_item = positive and not (text and counts_for_new(text)) and 1 or 0
+  local was_positive = text and string.find(text, '[%u+]')
+  local first_user_item = positive and not was_positive and 1 or 0
   local times = string.format('%.0f,%.0f', first, math.max(last or log_time, log_time))
-  if code ~= '' and newer then
-    votes[code] = vote
-    redis.call('HSET', key, '', times, item, text_of(votes))
+  if code ~= '' and (newer or first_user_item == 1) then
+    if newer then
+      votes[before_code] = nil
+      votes[code] = vote
+    end
+    local now = text_of(votes)
+    if (was_positive or positive) and not string.find(now, '%u') then now = '+' .. now end
+    redis.call('HSET', key, '', times, item, now)
   else
     redis.call('HSET', key, '', times)
   end
@@ -267,6 +297,39 @@ local function load_trend(key, item, time_ms)
   return trend
 end
 
+-- Add the stars of reviews in effect to an item's counts {ratings, sum of stars, positive ratings, interactions that are
+-- not positive}. sign: -1 retracts; stars: negative for a review no longer in effect; weight, count: as in a delta.
+local function add_stars(key, counted, item, sign, stars, weight, count)
+  local counts = counted[item]
+  if not counts then
+    local text = redis.call('HGET', key, item)
+    counts = {0, 0, 0, 0}
+    if text then
+      local n = 0
+      for number in string.gmatch(text, '-?%d+') do
+        n = n + 1
+        counts[n] = tonumber(number)
+      end
+    end
+    counted[item] = counts
+  end
+  local reviews = stars > 0 and sign or -sign
+  counts[1], counts[2] = counts[1] + reviews, counts[2] + sign * stars
+  if stars * weight > 0 then
+    counts[3] = counts[3] + reviews
+  elseif count ~= '0' then
+    counts[4] = counts[4] + sign
+  end
+end
+
+-- A number may be negative: another partition counted the review that one of this partition has replaced.
+local function store_stars(key, counted)
+  for item, counts in pairs(counted) do
+    local text = string.format('%.0f %.0f %.0f %.0f', unpack(counts))
+    if text == '0 0 0 0' then redis.call('HDEL', key, item) else redis.call('HSET', key, item, text) end
+  end
+end
+
 -- Raise a number to at least a value. keys: the number; args: the value.
 local function set_max(keys, args)
   local number, known = tonumber(args[1]), redis.call('GET', keys[1])
@@ -277,11 +340,12 @@ local function set_max(keys, args)
 end
 
 -- Step 2: one partition's events of a chunk, in offset order.
--- keys: applied offset, counts, uniques, trends, published offset, lease
+-- keys: applied offset, counts, uniques, trends, published offset, lease, ratings
 -- args: fence ('1', or '0' in the control of a fault test), the offset before the chunk, the last offset of the
 --       chunk, the published offset (−1: unknown), the lease's owner, then for each delta (of an event that step 1 called first):
---       offset, item, event time ms, weight, its part from established users, and a count code: '0' counts
---       nothing, '1' an interaction, '2' an interaction and a user
+--       offset, item, event time ms, weight, its part from established users, a count code: '0' counts
+--       nothing, '1' an interaction, '2' an interaction and a user; and the stars of a review that takes effect,
+--       negative if it is no longer in effect, 0 for other deltas
 -- Returns the applied offset before this call. Fails with GAP if the applied offset is before the chunk (the
 -- server lost its newest writes): counting on would lose events.
 local function apply_partition(keys, args)
@@ -292,14 +356,16 @@ local function apply_partition(keys, args)
   if fence and applied < before then
     return redis.error_reply('GAP the applied offset is ' .. string.format('%.0f', applied))
   end
-  local counts, uniques, trends = {}, {}, {}
-  for i = 6, #args, 6 do
+  local counts, uniques, trends, stars = {}, {}, {}, {}
+  for i = 6, #args, DELTA do
     if not fence or tonumber(args[i]) > applied then
       local item, time_ms, count = args[i + 1], tonumber(args[i + 2]), args[i + 5]
       if count ~= '0' then counts[item] = (counts[item] or 0) + 1 end
       if count == '2' then uniques[item] = (uniques[item] or 0) + 1 end
+      local weight = tonumber(args[i + 3])
       trends[item] = trends[item] or load_trend(keys[4], item, time_ms)
-      add_to_trend(trends[item], time_ms, tonumber(args[i + 3]), tonumber(args[i + 4]))
+      add_to_trend(trends[item], time_ms, weight, tonumber(args[i + 4]))
+      if args[i + 6] ~= '0' then add_stars(keys[7], stars, item, 1, tonumber(args[i + 6]), weight, count) end
     end
   end
   for item, count in pairs(counts) do redis.call('HINCRBY', keys[2], item, count) end
@@ -307,6 +373,7 @@ local function apply_partition(keys, args)
   for item, trend in pairs(trends) do
     redis.call('HSET', keys[4], item, struct.pack(PACKED, unpack(trend)))
   end
+  store_stars(keys[7], stars)
   if last > applied then redis.call('SET', keys[1], string.format('%.0f', last)) end
   if tonumber(args[4]) >= 0 then set_max({keys[5]}, {args[4]}) end
   return applied
@@ -329,29 +396,32 @@ local function forget_user(keys, args)
   return begun
 end
 
--- Retract what a partition counted of some of a user's events. keys: counts, uniques, trends, retractions
+-- Retract what a partition counted of some of a user's events. keys: counts, uniques, trends, retractions, ratings
 -- args: a token of the user's forgetting, then for each delta, in offset order: the arguments of apply_partition
 -- Events up to the offset that the token has reached are retracted already. Returns that offset after the call.
 local function retract(keys, args)
   local reached = tonumber(redis.call('HGET', keys[4], args[1]) or '-1')
-  local last = reached
-  for i = 2, #args, 6 do
+  local last, stars = reached, {}
+  for i = 2, #args, DELTA do
     local offset, item, time_ms, count = tonumber(args[i]), args[i + 1], tonumber(args[i + 2]), args[i + 5]
     if offset > reached then
       if count ~= '0' and redis.call('HINCRBY', keys[1], item, -1) <= 0 then redis.call('HDEL', keys[1], item) end
       if count == '2' and redis.call('HINCRBY', keys[2], item, -1) <= 0 then redis.call('HDEL', keys[2], item) end
-      local trend = load_trend(keys[3], item, time_ms)
-      add_to_trend(trend, time_ms, -tonumber(args[i + 3]), -tonumber(args[i + 4]))
+      local trend, weight = load_trend(keys[3], item, time_ms), tonumber(args[i + 3])
+      add_to_trend(trend, time_ms, -weight, -tonumber(args[i + 4]))
       redis.call('HSET', keys[3], item, struct.pack(PACKED, unpack(trend)))
+      if args[i + 6] ~= '0' then add_stars(keys[5], stars, item, -1, tonumber(args[i + 6]), weight, count) end
       last = offset
     end
   end
+  store_stars(keys[5], stars)
   if last > reached then redis.call('HSET', keys[4], args[1], string.format('%.0f', last)) end
   return last
 end
 
 -- Remove items from a partition unless an event has changed them since they were read.
--- keys: counts, uniques, trends, lease; args: the lease's owner, then for each item: item, its trend as it was read
+-- keys: counts, uniques, trends, lease, ratings; args: the lease's owner, then for each item: item, its trend as it was
+--       read
 -- Returns the number of removed items.
 local function remove_items(keys, args)
   local lost = lost_lease(keys[4], args[1])
@@ -359,7 +429,7 @@ local function remove_items(keys, args)
   local removed = 0
   for i = 2, #args, 2 do
     if redis.call('HGET', keys[3], args[i]) == args[i + 1] then
-      for k = 1, 3 do redis.call('HDEL', keys[k], args[i]) end
+      for _, key in ipairs({keys[1], keys[2], keys[3], keys[5]}) do redis.call('HDEL', key, args[i]) end
       removed = removed + 1
     end
   end

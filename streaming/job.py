@@ -4,7 +4,7 @@ failure.
 reads   topic  reviews, feedback
         redis  {p:<topic>:<partition>}:position, lease
 writes  redis, topic, delta  what streaming.flows writes
-        redis  lease, running, heartbeats
+        redis  lease, running, heartbeats, weights
         redis, delta  what streaming.proof.forget writes, for each open request
         redis  what streaming.unknown_items writes
 """
@@ -44,6 +44,7 @@ from streaming.lease import hold_lease, mark_running, renew_lease
 from streaming.proof.forget_requests import ForgettingLoop
 from streaming.unknown_items import UnknownItems
 from streaming.watch import ArchiveWatch, Watch
+from streaming.weights import require_weights
 
 log = structlog.get_logger()
 
@@ -70,6 +71,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
             partitions = positions.topic_partitions(settings.kafka)
             check_state_version(client, keys, partitions)
             positions.check_topics(client, keys, settings.kafka)
+            require_weights(client, keys, settings.stream.signals, partitions)
             spark = flows.build_session(settings, len(partitions))
             try:
                 context = Context(settings, client, spark, lease)

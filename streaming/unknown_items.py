@@ -2,7 +2,7 @@
 
 reads   topic  items
 reads   redis  {p:<topic>:<partition>}:trends
-writes  redis  {p:<topic>:<partition>}:counts, :uniques, :trends, removed
+writes  redis  {p:<topic>:<partition>}:counts, :uniques, :ratings, :trends, removed
 
 Clients name items freely: without it every made-up item would stay for ever. Without a catalogue
 the items are those of the events, and nothing is removed.
@@ -125,7 +125,8 @@ def _remove(
 ) -> int:
     """Remove rows unless an event has changed them meanwhile; remembers the items first."""
     (name, rows), removed = due, 0
-    names = (keys.counts(*name), keys.uniques(*name), keys.trends(*name), lease.key)
+    counts, uniques, trends = keys.counts(*name), keys.uniques(*name), keys.trends(*name)
+    names = (counts, uniques, trends, lease.key, keys.ratings(*name))
     rest = iter(rows.items())
     while batch := list(islice(rest, _BATCH)):
         client.zadd(keys.removed_items, {item: time.time() for item, _ in batch})

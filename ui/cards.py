@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from afterclick.api import ItemSummary, Recommendations, RecommendedItem
+from afterclick.api import ItemRatings, ItemSummary, Recommendations, RecommendedItem
 from afterclick.arrays import Json
 
 CONTRIBUTION_NAMES = {
@@ -115,6 +115,7 @@ def card(item: RecommendedItem, rank: int, scale: float, moved: int, entered: bo
         "category": " / ".join(item.categories[-2:]) or "Uncategorised",
         "hue": category_hue(item.categories),
         "art": artwork(item.item_id, item.categories),
+        "ratings": ratings_text(item.ratings),
         "reason": item.reason,
         "source": SOURCE_NAMES.get(item.source, item.source),
         "score": round(item.score, 3),
@@ -132,6 +133,11 @@ def card(item: RecommendedItem, rank: int, scale: float, moved: int, entered: bo
         "moved": moved,
         "entered": entered,
     }
+
+
+def ratings_text(ratings: ItemRatings | None) -> str:
+    """The mean and number of ratings: `4.6 (203)`; empty without any."""
+    return f"{ratings.mean:.1f} ({ratings.count:,})" if ratings else ""
 
 
 def bar_scale(items: tuple[RecommendedItem, ...]) -> float:

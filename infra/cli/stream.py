@@ -121,6 +121,8 @@ def redrive(
 
 
 def _report(report: Reconciliation) -> str:
+    if report.cause:
+        return report.cause
     lines = [
         f"{report.events:,} records up to the positions ({report.behind:,} behind the end), "
         f"{report.duplicates:,} duplicates, {report.poison:,} poison, {report.users:,} users, "

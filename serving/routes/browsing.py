@@ -26,7 +26,6 @@ from serving.routes.queries import (
     SearchQuery,
     split,
 )
-from serving.service import Service
 
 router = APIRouter(dependencies=[Depends(own_path)])
 ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
@@ -49,15 +48,18 @@ async def item(service: ServiceDep, item_id: ItemId) -> Response:
     index, model = snapshot.find(item_id), snapshot.loaded.model
     if entry is None and (index is None or not snapshot.shows(index)):
         raise NotFound(f"no item {item_id}")
-    trends = [0.0] * len(HALF_LIVES_MS)
+    trends, counts, ratings = [0.0] * len(HALF_LIVES_MS), (0, 0), None
     if index is not None:
+        counts, ratings = snapshot.interactions_of(index), snapshot.ratings_of(index)
         trends = snapshot.decayed_counts[index].round(6).tolist()
     return json_response(
         {
             **describe(service.catalogue, item_id),
             "brand": entry.brand if entry else None,
             "price": entry.price if entry else None,
-            "interactions": _interactions(service, item_id),
+            "interactions": counts[0],
+            "positives": counts[1],
+            "ratings": ratings,
             "trends": dict(zip(HALF_LIVES_MS, trends, strict=True)),
             "in_model": model is not None and item_id in model.index,
             "badges": snapshot.badges.of(index) if index is not None else (),
@@ -189,10 +191,3 @@ def _erasure(user_id: str, until_ms: int, report: Forgetting | None) -> Json:
         "until": datetime.fromtimestamp(until_ms / 1000, UTC),
         **removed,
     }
-
-
-def _interactions(service: Service, item_id: str) -> int:
-    """All-time interactions of an item."""
-    snapshot = service.snapshots.current
-    index = snapshot.find(item_id)
-    return int(snapshot.counts[index]) if index is not None else 0

@@ -218,7 +218,8 @@ def _rows(
     snapshot: ServingSnapshot, items: Iterable[int], scores: Iterable[float], reason: str
 ) -> list[Json]:
     """Rows of a list from item indices."""
-    return [
-        {**describe(snapshot.catalogue, snapshot.ids[item]), "score": score, "reason": reason}
-        for item, score in zip(items, scores, strict=True)
-    ]
+    rows: list[Json] = []
+    for item, score in zip(items, scores, strict=True):
+        row = {**describe(snapshot.catalogue, snapshot.ids[item]), "score": score}
+        rows.append(row | {"reason": reason} | snapshot.ratings_row(item))
+    return rows

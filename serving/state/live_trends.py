@@ -1,6 +1,6 @@
 """Trends and applied positions in memory, kept up to date behind the stream.
 
-reads   redis  {p:<topic>:<partition>}:position, :counts, :trends; approved items
+reads   redis  {p:<topic>:<partition>}:position, :counts, :ratings, :trends; approved items
 writes  redis  approved items
         topic  state-changes
 
@@ -30,7 +30,7 @@ from afterclick.errors import BadEvent, Unavailable
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.io.redis_clients import create_redis, redis_reason, redis_unavailable
 from afterclick.settings import Settings
-from afterclick.state import LogPosition, StateChange, TopicPartition
+from afterclick.state import LogPosition, StarCounts, StateChange, TopicPartition
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.state.kafka_reader import TopicReader
 
@@ -286,8 +286,9 @@ def _read_partition(
     pipe = client.pipeline(transaction=True)
     pipe.get(keys.applied_offset(*partition))
     pipe.hgetall(keys.counts(*partition))
+    pipe.hgetall(keys.ratings(*partition))
     pipe.hgetall(keys.trends(*partition))
-    position, counts, trends = pipe.execute()
+    position, counts, ratings, trends = pipe.execute()
     names = list(trends.keys() | counts.keys())
     values = np.zeros((len(names), _COLUMNS))
     known = [row for row, name in enumerate(names) if name in trends]
@@ -295,7 +296,12 @@ def _read_partition(
         raw = b"".join(trends[names[row]] for row in known)
         values[known] = np.frombuffer(raw, "<f8").reshape(-1, _COLUMNS)
     numbers = np.array([int(counts.get(name, 0)) for name in names], np.int64)
-    table.merge_many([name.decode() for name in names], values[:, 0], values[:, 1:], numbers)
+    stars = np.zeros((len(names), len(StarCounts._fields)), np.int32)
+    for row, name in enumerate(names):
+        if name in ratings:
+            stars[row] = StarCounts.decode(ratings[name])
+    ids = [name.decode() for name in names]
+    table.merge_many(ids, values[:, 0], values[:, 1:], numbers, stars)
     return None if position is None else int(position)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ from serving.state.loaded_models import LoadedModel
 
 MAX_LISTED = 1000
 """Length of the popular and trending lists."""
+PRIOR_RATINGS = 10.0
+"""Ratings that the catalogue's share of positive ones counts for in each item's."""
 MAX_NEW = 30
 """New items that exploration may add."""
 BADGE_MIN_COUNT = 2.0
@@ -136,11 +139,13 @@ class ServingSnapshot:
     decayed_counts: Float64Array
     """(m, H) interactions by half-life, after the limits on quarantined items."""
     counts: NDArray[np.int64]
-    """(m,) interactions of positive weight, all time."""
+    """(m,) interactions, all time."""
+    stars: IntArray
+    """(m, 4) counts of reviews with stars (`StarCounts`)."""
     trend_score: Float64Array
     """(m,) log2(1 + the mix of the decayed counts)."""
     popularity: Float64Array
-    """(m,) `counts`, reduced for quarantined items."""
+    """(m,) positive interactions, reduced for quarantined items, times `rating_factor`."""
     popular: IntArray
     """The most popular items of all time, best first."""
     trending: IntArray
@@ -217,6 +222,21 @@ class ServingSnapshot:
         items = self.visible(order)[:n]
         return items, scores[items]
 
+    def interactions_of(self, item: int) -> tuple[int, int]:
+        """Interactions of an item, and the positive ones."""
+        count = int(self.counts[item])
+        return count, count - int(self.stars[item, 3])
+
+    def ratings_of(self, item: int) -> dict[str, Any] | None:
+        """Number and mean of an item's reviews with stars; None without any."""
+        count, stars = self.stars[item, :2].tolist()
+        return {"count": count, "mean": round(stars / count, 2)} if count else None
+
+    def ratings_row(self, item: int) -> dict[str, Any]:
+        """What a list says about an item's stars: nothing without any."""
+        ratings = self.ratings_of(item)
+        return {"ratings": ratings} if ratings else {}
+
     def visible(self, items: IntArray) -> IntArray:
         """`items` without hidden ones and those that rules exclude."""
         items, excluded = self._shown_of(items), self.rules.excluded
@@ -245,6 +265,22 @@ class ServingSnapshot:
             if len(self.counts)
             else np.zeros(len(rows), np.int64)
         )
+
+
+def rating_factor(stars: IntArray) -> Float64Array:
+    """(m,) each item's share of positive ratings over that of the catalogue; 1 without ratings.
+
+    `stars` (m, 4) as in `StarCounts`. The share is a Bayesian mean, (positive + C · p) / (ratings +
+    C): p is the share in the catalogue, and counts like C = 10 ratings of every item. It is the
+    mean of a beta distribution (Gelman et al., Bayesian Data Analysis, 3rd ed., section 2.4), so
+    that few ratings say little.
+    """
+    ratings, positive = (stars[:, column].astype(np.float64) for column in (0, 2))
+    total = ratings.sum()
+    prior = positive.sum() / total if total else 0.0
+    if not prior:
+        return np.ones(len(stars))
+    return np.asarray((positive / prior + PRIOR_RATINGS) / (ratings + PRIOR_RATINGS))
 
 
 def best(scores: Float64Array, count: int) -> IntArray:

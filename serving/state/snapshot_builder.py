@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from afterclick.features import TrendView
 from afterclick.io.background import BackgroundLoop
 from afterclick.model import Model
 from afterclick.quarantine import LimitedTrends, QuarantineLimits, apply_limits
+from afterclick.state import StarCounts
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.state.ann_search import ColdStartContent
 from serving.state.item_catalogue import Catalogue, Versioned
@@ -34,6 +35,7 @@ from serving.state.snapshot import (
     ServingSnapshot,
     badges,
     best,
+    rating_factor,
 )
 
 INTERVAL_S = 1.0
@@ -47,6 +49,7 @@ FREEZE_GROWTH = 1.25
 TIE_WEIGHT = 1e-9
 """The model's popularity orders items of equal counts."""
 _generations = count(1)
+_NOT_POSITIVE = StarCounts._fields.index("not_positive")
 
 
 class RuleSource(Protocol):
@@ -153,6 +156,15 @@ def _first_left_out(index: NDArray[np.int64]) -> int:
     return int(left_out[0]) if len(left_out) else len(index)
 
 
+class _Totals(NamedTuple):
+    """All-time counts of rows of the trends."""
+
+    counts: NDArray[np.int64]
+    """(r,) interactions"""
+    stars: IntArray
+    """(r, 4) `StarCounts`"""
+
+
 class SnapshotBuilder:
     """Builds the snapshots of one model. Item indices stay valid from one to the next."""
 
@@ -175,6 +187,7 @@ class SnapshotBuilder:
             table = trends.table
             now_ms = self._sources.now_ms()
             (votes, established), counts = table.both(now_ms), table.counts.copy()
+            stars = table.stars.copy()
             approved = np.zeros(len(table), bool)
             approved[[row for i in trends.approved if (row := table.find(i)) is not None]] = True
             self._rows.align(table, items, known_version)
@@ -184,7 +197,8 @@ class SnapshotBuilder:
         limited = apply_limits(votes[kept], established[kept], limits, approved_rows)
         self._cold_start.update(items.ids, catalogue)
         shown = self._shown_items(version) if hides else None
-        return self._snapshot(limited, counts[kept], now_ms, version, shown)
+        totals = _Totals(counts[kept], stars[kept])
+        return self._snapshot(limited, totals, now_ms, version, shown)
 
     def _add_catalogue(self) -> int:
         """Give every new item of the catalogue an index. Returns the catalogue's version."""
@@ -208,7 +222,7 @@ class SnapshotBuilder:
     def _snapshot(
         self,
         limited: LimitedTrends,
-        counts: NDArray[np.int64],
+        totals: _Totals,
         now_ms: float,
         version: int,
         shown: BoolArray | None,
@@ -216,16 +230,19 @@ class SnapshotBuilder:
         model, m = self.loaded.model, len(self._items.ids)
         rows = self._rows.index[self._rows.index >= 0]
         decayed_counts, all_counts = np.zeros((m, limited.values.shape[1])), np.zeros(m, np.int64)
-        decayed_counts[rows], all_counts[rows] = limited.values, counts
+        decayed_counts[rows], all_counts[rows] = limited.values, totals.counts
+        stars = np.zeros((m, totals.stars.shape[1]), np.int32)
+        stars[rows] = totals.stars
         first_seen, ties = np.full(m, np.nan), np.zeros(m)
-        popularity = all_counts.astype(np.float64)
+        popularity = (all_counts - stars[:, _NOT_POSITIVE]).astype(np.float64)
         popularity[rows] *= limited.retained_share
         if model is not None:
             first_seen[: len(model)] = model.first_seen_ms
             ties[: len(model)] = model.popularity * TIE_WEIGHT
         if shown is not None:
-            for values in (decayed_counts, all_counts, popularity, ties):
+            for values in (decayed_counts, all_counts, stars, popularity, ties):
                 values[~shown] = 0  # hidden items take no room in any list
+        popularity *= rating_factor(stars)
         view = TrendView.of(decayed_counts, first_seen, weights=limited.weights)
         trend_score = np.log2(1.0 + view.trend_score)
         lookup = ItemLookup(self._items.find, self._catalogue_rows, m)
@@ -236,6 +253,7 @@ class SnapshotBuilder:
             view=view,
             decayed_counts=decayed_counts,
             counts=all_counts,
+            stars=stars,
             trend_score=trend_score,
             popularity=popularity,
             popular=best(popularity + ties, MAX_LISTED),

@@ -3,7 +3,7 @@
 reads   redis    {u:<user>}:ledger:*, {p:<topic>:<partition>}:position
         delta    <archive>; topic reviews, feedback for events not archived yet
 writes  redis    forgotten, {u:<user>}:*
-                 {p:<topic>:<partition>}:counts, :uniques, :trends, :retracted
+                 {p:<topic>:<partition>}:counts, :uniques, :ratings, :trends, :retracted
         delta    <archive>
 
 The order of the steps makes a crash repairable by running them again: let Redis reject the user's
@@ -39,7 +39,6 @@ from afterclick.state import (
     decode_compensations,
     pack_offset,
     unpack_offset,
-    vote_codes,
 )
 from streaming import positions
 from streaming.apply import CHUNK, Applier, ApplyConfig
@@ -259,9 +258,8 @@ class Forgetter:
                 effects = {entry.position: entry.effects for entry in ledger}
                 yield from ((e, effects[e.position]) for e in chunk if e.position in effects)
                 # not needed: the state of one user stays small
-                self.client.unlink(
-                    keys.counts(*partition), keys.uniques(*partition), keys.trends(*partition)
-                )
+                kinds = (keys.counts, keys.uniques, keys.ratings, keys.trends)
+                self.client.unlink(*(key(*partition) for key in kinds))
         self._delete_scratch(keys)
 
     def _delete_scratch(self, keys: Keys) -> None:
@@ -277,8 +275,7 @@ class Forgetter:
 
     def _ledger(self, keys: Keys, topic: str, first: float = 0) -> Iterator[_LedgerEntry]:
         """The entries from a score of `pack_offset` on."""
-        weights = {str(action): weight for action, weight in self.settings.stream.weights.items()}
-        by_code = {code: weights[action] for action, code in vote_codes(weights).items() if code}
+        signals = self.settings.stream.signals
         key, start = keys.ledger(self.user_id, topic), f"{first:.0f}"
         while True:
             entries: Any = self.client.zrange(
@@ -290,7 +287,7 @@ class Forgetter:
             raw: Any = self.client.hmget(keys.compensations(self.user_id, topic), ids)
             for (event_id, score), encoded in zip(entries, raw, strict=True):
                 partition, offset, first_user_item, established = unpack_offset(score)
-                compensations = decode_compensations(encoded or b"[]", by_code)
+                compensations = decode_compensations(encoded or b"[]", signals)
                 position = LogPosition(topic, partition, offset)
                 effects = Effects(first_user_item, established, compensations)
                 yield _LedgerEntry(event_id.decode(), position, effects)
@@ -323,8 +320,7 @@ class Forgetter:
 
     def _retract_all(self, effects: _Effects, until_ms: int) -> int:
         """Retract events in calls of about `CHUNK` deltas; returns the number of events."""
-        weights = {str(action): weight for action, weight in self.settings.stream.weights.items()}
-        count = 0
+        signals, count = self.settings.stream.signals, 0
         for partition, run in groupby(effects, lambda pair: pair[0].position.topic_partition):
             deltas: list[tuple[str | int, ...]] = []
             for logged, its_effects in run:
@@ -333,8 +329,8 @@ class Forgetter:
                     deltas = []
                 count += 1
                 event, offset = logged.event, logged.position.offset
-                weight = 0.0 if event.is_copy else weights.get(event.data.action, 0.0)
-                found = its_effects.deltas(event.data.item_id, event.time_ms, weight)
+                vote, item_id = signals.vote_of(event), event.data.item_id
+                found = its_effects.deltas(item_id, event.time_ms, vote.weight, vote.stars)
                 deltas += [(offset, *delta.arguments()) for delta in found]
             self.retract_deltas(partition, until_ms, deltas)
         return count
@@ -349,6 +345,7 @@ class Forgetter:
             keys.uniques(*partition),
             keys.trends(*partition),
             keys.retractions(*partition),
+            keys.ratings(*partition),
         )
         token = stable_id(self.user_id, *partition, until_ms)
         arguments: Any = (token, *(value for delta in deltas for value in delta))

@@ -18,7 +18,7 @@ from typing import Any
 import redis
 import structlog
 
-from afterclick.errors import AfterclickError, StateLocked, Unavailable
+from afterclick.errors import AfterclickError, StateConflict, StateLocked, Unavailable
 from afterclick.io.background import BackgroundLoop
 from afterclick.io.forgotten import BATCH, ForgottenLog, publish_forgotten
 from afterclick.io.kafka_log import OffsetRanges
@@ -29,6 +29,7 @@ from streaming import positions
 from streaming.connection import load_functions, redis_client
 from streaming.lease import hold_lease
 from streaming.proof.forget import Forgetter, last_forgetting
+from streaming.weights import weights_conflict
 
 log = structlog.get_logger()
 
@@ -44,7 +45,7 @@ def forget(settings: Settings, user_id: str) -> Forgetting:
     """Forget a user's events up to now: at once, or by the stream job that holds the lease.
 
     Raises Unavailable if Kafka or Redis does not respond, or the job has not finished in time: it
-    goes on.
+    goes on. Raises StateConflict if the state was computed with other weights.
     """
     with closing(redis_client(settings)) as client, positions.redis_errors():
         load_functions(client)
@@ -52,9 +53,16 @@ def forget(settings: Settings, user_id: str) -> Forgetting:
         keys, lease_s = settings.redis.keys, settings.stream.lease_s
         try:
             with hold_lease(client, keys, lease_s):
+                _require_weights(settings, client)
                 return Forgetter(settings, client, user_id).complete(until_ms)
         except StateLocked:
             return _wait_for_job(client, keys, user_id, until_ms)
+
+
+def _require_weights(settings: Settings, client: redis.Redis) -> None:
+    """Raise StateConflict if the state has other weights: its events could not be retracted."""
+    if conflict := weights_conflict(client, settings.redis.keys, settings.stream.signals):
+        raise StateConflict(conflict)
 
 
 def request_forgetting(settings: Settings, client: redis.Redis, user_id: str) -> int:

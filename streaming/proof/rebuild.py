@@ -2,7 +2,7 @@
 there.
 
 reads   delta  <archive>
-writes  redis  forgotten, {u:<user>}:*, {p:<topic>:<partition>}:*
+writes  redis  forgotten, {u:<user>}:*, {p:<topic>:<partition>}:*, weights
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from streaming.connection import NodeConnection, load_functions, redis_client
 from streaming.forgotten_users import restore_forgotten
 from streaming.lease import NO_LEASE, Lease, hold_lease
 from streaming.proof.archive_log import archived_rows, record_of
+from streaming.weights import record_weights
 
 _BLOCK = 5000
 
@@ -62,6 +63,7 @@ def rebuild(settings: Settings) -> Rebuilt:
             events = sum(_apply(applier, archive, partition) for partition in partitions)
             _skip_deleted(client, staged, settings, archive)
             swap(client, staged, keys, lease)
+            record_weights(client, keys, settings.stream.signals)
             applied = positions.applied_offsets(client, keys, partitions)
     return Rebuilt(events, {str(name): offset for name, offset in applied.items() if offset >= 0})
 

@@ -1,6 +1,6 @@
 """Compare the state in Redis with an independent recount of the Kafka log.
 
-reads   redis  {p:*}:position, :counts, :uniques, :trends, {u:*}:history
+reads   redis  {p:*}:position, :counts, :uniques, :ratings, :trends, {u:*}:history, weights
         topic  reviews, feedback, forgotten
 """
 
@@ -22,11 +22,12 @@ from afterclick.errors import StateConflict
 from afterclick.io.redis_clients import create_redis, redis_unavailable
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
-from afterclick.state import TopicPartition
+from afterclick.state import StarCounts, TopicPartition
 from afterclick.trends import HALF_LIVES_MS, Trend
 from streaming.connection import refuse_cluster
 from streaming.proof.recount import Recount, last_offsets, recount
 from streaming.unknown_items import read_catalogue_ids, removed_items
+from streaming.weights import weights_conflict
 
 TOLERANCE = 1e-9
 _EXAMPLES = 10
@@ -68,6 +69,8 @@ class Reconciliation:
     double: int = 0
     """Counts in excess in the state, over all items."""
     differences: int = 0
+    cause: str | None = None
+    """Why nothing was compared: the state was computed with other weights. One difference."""
     by_kind: dict[str, int] = field(default_factory=dict)
     examples: list[Difference] = field(default_factory=list)
     seconds: float = 0.0
@@ -87,6 +90,7 @@ class _PartitionState:
     applied: dict[TopicPartition, int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     uniques: Counter[str] = field(default_factory=Counter)
+    ratings: dict[str, StarCounts] = field(default_factory=dict)
     trends: dict[str, list[Trend]] = field(default_factory=dict)
 
 
@@ -119,6 +123,8 @@ def reconcile(settings: Settings, wait_s: float = 0.0) -> Reconciliation:
 def _attempt(client: redis.Redis, settings: Settings) -> Reconciliation | None:
     """One comparison; None if something differs and the state changed meanwhile."""
     keys, ends = settings.redis.keys, last_offsets(settings)
+    if conflict := weights_conflict(client, keys, settings.stream.signals):
+        return _not_compared(conflict)
     state = _read_partitions(client, keys, ends)
     expected = recount(settings, state.applied)
     removed = _removed_items(client, settings, state, expected)
@@ -142,10 +148,18 @@ def _attempt(client: redis.Redis, settings: Settings) -> Reconciliation | None:
     report.lost -= sum(expected.counts[item] - state.counts[item] for item in removed)
     _compare_integers(report, "count", state.counts, expected.counts, removed)
     _compare_integers(report, "uniques", state.uniques, expected.uniques, removed)
+    _compare_ratings(report, state.ratings, expected, removed)
     _compare_trends(report, state.trends, expected, removed)
     _compare_histories(report, client, keys, expected)
     changed = report.differences and _applied_offsets(client, keys, ends) != state.applied
     return None if changed else report
+
+
+def _not_compared(cause: str) -> Reconciliation:
+    """The report of a state that cannot equal the log."""
+    report = Reconciliation({}, *(0,) * 11, cause=cause)
+    report.add("weights", "of the state", "other weights", "those of the settings")
+    return report
 
 
 def _removed_items(
@@ -186,12 +200,15 @@ def _read_partitions(
     for name in partitions:
         with client.pipeline(transaction=True) as pipeline:
             pipeline.get(keys.applied_offset(*name))
-            for key in (keys.counts, keys.uniques, keys.trends):
+            for key in (keys.counts, keys.uniques, keys.ratings, keys.trends):
                 pipeline.hgetall(key(*name))
-            applied, counts, uniques, trends = pipeline.execute()
+            applied, counts, uniques, ratings, trends = pipeline.execute()
         state.applied[name] = int(applied) if applied else -1
         for total, numbers in ((state.counts, counts), (state.uniques, uniques)):
             total.update({item.decode(): int(number) for item, number in numbers.items()})
+        for item, numbers in ratings.items():
+            before = state.ratings.get(item.decode(), StarCounts())
+            state.ratings[item.decode()] = before.plus(StarCounts.decode(numbers))
         for item, packed in trends.items():
             state.trends.setdefault(item.decode(), []).append(Trend.unpack(packed))
     return state
@@ -207,6 +224,15 @@ def _compare_integers(
     for item in (state.keys() | log.keys()) - removed:
         if state.get(item, 0) != log.get(item, 0):
             report.add(kind, f"of item {item}", state.get(item, 0), log.get(item, 0))
+
+
+def _compare_ratings(
+    report: Reconciliation, state: dict[str, StarCounts], expected: Recount, removed: Set[str]
+) -> None:
+    log, none = expected.ratings, (0, 0, 0, 0)
+    for item in (state.keys() | log.keys()) - removed:
+        if state.get(item, none) != log.get(item, none):
+            report.add("ratings", f"of item {item}", state.get(item, none), log.get(item, none))
 
 
 def _compare_trends(

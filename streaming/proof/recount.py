@@ -32,8 +32,11 @@ from afterclick.state import LATE_ITEMS, HistoryEntry, TopicPartition
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from streaming.proof.archive_log import archived_rows, event_of
 
-_Vote = tuple[int, int]
-"""Event time and trusted time of a vote, ms."""
+_Vote = tuple[int, int, int]
+"""Event time and trusted time of a vote, ms, and the stars of a review; 0 without."""
+_Ratings = tuple[int, int, int, int]
+"""Reviews with stars, the sum of their stars, the positive ones, and interactions that are not
+positive."""
 _Voter = tuple[str, int]
 """A user, and how often they have expired."""
 
@@ -43,6 +46,7 @@ class Recount:
     """The state that a log of events must result in, up to an offset per partition."""
 
     weights: dict[str, float]
+    star_weights: dict[int, float]
     history_length: int
     max_ahead_ms: float
     established_ms: float
@@ -60,6 +64,7 @@ class Recount:
     erased_ms: float = -math.inf
     """The same of every item: infinite if forgotten events were erased from the archive."""
     counts: Counter[str] = field(default_factory=Counter)
+    _not_positive: Counter[str] = field(default_factory=Counter)
     _activity: dict[str, tuple[int, float]] = field(default_factory=dict)
     """user_id → how often the user has expired, and when the newest event reached the log."""
     _seen: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -81,6 +86,7 @@ class Recount:
         established_ms = stream.established_days * DAY_MS
         return cls(
             weights,
+            dict(stream.star_weights),
             stream.history_length,
             stream.ahead_s * 1000,
             established_ms,
@@ -115,21 +121,30 @@ class Recount:
             return
         self._seen[data.user_id].add(event.id)
         voter = self._voter(data.user_id, log_ms)
-        voted, vote = self._voted[voter], (time_ms, min(event.trusted_ms(log_ms), latest_ms))
+        action, stars, rating = str(data.action), 0, data.rating
+        if action == "review" and rating is not None:
+            stars = min(range(1, 6), key=lambda n: (abs(n - rating), -n))
+        trusted_ms = min(event.trusted_ms(log_ms), latest_ms)
+        voted, vote = self._voted[voter], (time_ms, trusted_ms, stars)
         if voter not in self._since or len(voted) <= LATE_ITEMS:
             self._since[voter] = min(vote[1], self._since.get(voter, vote[1]))
-        weight = 0.0 if event.is_copy else self.weights.get(data.action, 0.0)
-        if weight > 0:
+        weight = 0.0 if event.is_copy else self._weight(action, stars)
+        if weight > 0 or (stars and not event.is_copy):
             self.counts[data.item_id] += 1
-        if weight and (data.item_id in voted or len(voted) < self.max_voted_items):
+            self._not_positive[data.item_id] += weight <= 0
+        votes_on = weight != 0 or (action == "review" and not event.is_copy)
+        if votes_on and (data.item_id in voted or len(voted) < self.max_voted_items):
             voted.add(data.item_id)
             if weight > 0:
                 self._positive[data.item_id].add(voter)
-            votes, action = self._votes[data.item_id], (voter, str(data.action))
-            votes[action] = max(vote, votes.get(action, vote))
+            votes = self._votes[data.item_id]
+            votes[voter, action] = max(vote, votes.get((voter, action), vote))
         self._newest[data.item_id] = max(time_ms, self._newest.get(data.item_id, time_ms))
         member = HistoryEntry(event.id, data.item_id, data.action, data.rating, time_ms).member()
         self._histories[data.user_id].append((time_ms, member))
+
+    def _weight(self, action: str, stars: int) -> float:
+        return self.star_weights[stars] if stars else self.weights.get(action, 0.0)
 
     def _voter(self, user_id: str, log_ms: float) -> _Voter:
         """The user, another one after each time without events that is longer than the TTL."""
@@ -153,6 +168,24 @@ class Recount:
         return {item: len(users) for item, users in self._positive.items()}
 
     @property
+    def ratings(self) -> dict[str, _Ratings]:
+        """item_id → the counts of its reviews with stars, for items that have any."""
+        rated: dict[str, list[int]] = {
+            item: [stars for _, _, stars in votes.values() if stars]
+            for item, votes in self._votes.items()
+        }
+        items = {item for item, stars in rated.items() if stars} | (+self._not_positive).keys()
+        return {
+            item: (
+                len(stars := rated.get(item, [])),
+                sum(stars),
+                sum(self.star_weights[n] > 0 for n in stars),
+                self._not_positive[item],
+            )
+            for item in items
+        }
+
+    @property
     def users(self) -> list[str]:
         return list(self._histories)
 
@@ -170,8 +203,8 @@ class Recount:
             return -math.inf, np.zeros(2 * len(half_lives))
         newest, votes = self._newest[item_id], self._votes[item_id]
         rows = [
-            (time_ms, self.weights[action], trusted_ms - self._since[user])
-            for (user, action), (time_ms, trusted_ms) in votes.items()
+            (time_ms, self._weight(action, stars), trusted_ms - self._since[user])
+            for (user, action), (time_ms, trusted_ms, stars) in votes.items()
         ]
         time_ms, weight, age_ms = np.array(rows, np.float64).reshape(-1, 3).T
         is_established = age_ms >= self.established_ms

@@ -13,6 +13,7 @@ import redis
 
 from afterclick.events import (
     DATASET_SOURCE,
+    Action,
     Interaction,
     InteractionEvent,
     encode,
@@ -21,7 +22,7 @@ from afterclick.events import (
 )
 from afterclick.redis_keys import Keys
 from afterclick.settings import StreamSettings
-from afterclick.state import HistoryEntry
+from afterclick.state import HistoryEntry, StarCounts
 from afterclick.trends import HALF_LIVES_MS, Trend
 from streaming.apply import ApplyConfig
 from streaming.connection import Command, Connection
@@ -31,7 +32,8 @@ TOPICS = ("reviews", "feedback")
 DAY_S = 86_400
 AGE_S = 7 * DAY_S
 START_S = 1_400_000_000
-WEIGHTS = {str(action): weight for action, weight in StreamSettings().weights.items()}
+SIGNALS = StreamSettings().signals
+WEIGHTS = {str(action): weight for action, weight in SIGNALS.actions.items()}
 
 
 def event(
@@ -42,10 +44,12 @@ def event(
     at: float = 0.0,
     event_id: str = "",
     source: str = f"{DATASET_SOURCE}test",
+    rating: float | None = None,
 ) -> InteractionEvent:
     """An interaction, `at` seconds after START_S."""
+    data = {"user_id": user, "item_id": item, "action": action, "rating": rating}
     return interaction_event(
-        Interaction.model_validate({"user_id": user, "item_id": item, "action": action}),
+        Interaction.model_validate(data),
         event_id=event_id or new_id(),
         time=datetime.fromtimestamp(START_S + at, UTC),
         source=source,
@@ -74,7 +78,7 @@ def apply_config(url: str, **more: object) -> ApplyConfig:
         "topics": TOPICS,
         "state_changes": "state-changes",
         "state_changes_partitions": 1,
-        "weights": WEIGHTS,
+        "signals": SIGNALS,
         "history_length": 200,
         "ledger_length": 4096,
         "max_ahead_ms": DAY_S * 1000.0,
@@ -114,6 +118,7 @@ class State:
 
     counts: Counter[str] = field(default_factory=Counter)
     uniques: Counter[str] = field(default_factory=Counter)
+    ratings: dict[str, StarCounts] = field(default_factory=dict)
     trends: dict[str, Trend] = field(default_factory=dict)
     histories: dict[str, list[tuple[float, bytes]]] = field(default_factory=dict)
 
@@ -121,6 +126,7 @@ class State:
         """Assert equality; trends may differ by 1e-9."""
         assert self.counts == other.counts
         assert self.uniques == other.uniques
+        assert self.ratings == other.ratings
         assert self.histories == other.histories
         assert self.trends.keys() == other.trends.keys()
         for item, trend in self.trends.items():
@@ -136,29 +142,35 @@ class State:
 def expected(events: Iterable[InteractionEvent], history_length: int = 200) -> State:
     """The state that events result in, each counted once, by afterclick.trends.Trend."""
     state, seen, pairs = State(), set(), set()
-    votes: dict[tuple[str, str, str], tuple[int, int]] = {}
+    votes: dict[tuple[str, str, str], tuple[int, int, float]] = {}
     since: dict[str, int] = {}
     for one in events:
         data = one.data
         if (data.user_id, one.id) in seen:
             continue
         seen.add((data.user_id, one.id))
-        weight = WEIGHTS[data.action]
-        if weight > 0:
+        is_rated = data.action == "review" and data.rating is not None
+        weight = SIGNALS.weight(data.action, data.rating)
+        if weight > 0 or is_rated:
             state.counts[data.item_id] += 1
-            if (data.user_id, data.item_id) not in pairs:
-                pairs.add((data.user_id, data.item_id))
-                state.uniques[data.item_id] += 1
+        if weight <= 0 and is_rated:
+            _add(state, data.item_id, StarCounts(not_positive=1))
+        if weight > 0 and (data.user_id, data.item_id) not in pairs:
+            pairs.add((data.user_id, data.item_id))
+            state.uniques[data.item_id] += 1
         none_yet = Trend(one.time_ms, (0.0,) * len(HALF_LIVES_MS))
         state.trends[data.item_id] = state.trends.get(data.item_id, none_yet).add(one.time_ms, 0.0)
         vote = (data.user_id, data.item_id, data.action)
-        times = (one.time_ms, one.trusted_ms(LOG_MS))
+        stars = float(data.rating or 0.5) if is_rated else 0.0
+        times = (one.time_ms, one.trusted_ms(LOG_MS), stars)
         votes[vote] = max(times, votes.get(vote, times))
         since[data.user_id] = min(times[1], since.get(data.user_id, times[1]))
         entry = HistoryEntry(one.id, data.item_id, data.action, data.rating, one.time_ms)
         state.histories.setdefault(data.user_id, []).append((float(one.time_ms), entry.member()))
-    for (user, item, action), (time_ms, trusted_ms) in votes.items():
-        weight = WEIGHTS[action]
+    for (user, item, action), (time_ms, trusted_ms, stars) in votes.items():
+        weight = SIGNALS.weight(Action(action), stars or None)
+        if stars:
+            _add(state, item, StarCounts(1, max(round(stars), 1), int(weight > 0)))
         is_established = trusted_ms - since[user] >= AGE_S * 1000
         if weight < 0 and not is_established:
             continue
@@ -168,6 +180,10 @@ def expected(events: Iterable[InteractionEvent], history_length: int = 200) -> S
         user: sorted(rows)[-history_length:] for user, rows in state.histories.items()
     }
     return state
+
+
+def _add(state: State, item: str, more: StarCounts) -> None:
+    state.ratings[item] = state.ratings.get(item, StarCounts()).plus(more)
 
 
 def raw(reply: Any) -> Any:
@@ -184,11 +200,15 @@ def stored(client: redis.Redis, keys: Keys, users: Iterable[str], partitions: in
                 counted: dict[bytes, bytes] = raw(client.hgetall(key(topic, partition)))
                 for item, number in counted.items():
                     total[item.decode()] += int(number)
+            rated: dict[bytes, bytes] = raw(client.hgetall(keys.ratings(topic, partition)))
+            for item, numbers in rated.items():
+                _add(state, item.decode(), StarCounts.decode(numbers))
             trends: dict[bytes, bytes] = raw(client.hgetall(keys.trends(topic, partition)))
             for item, packed in trends.items():
                 trend = Trend.unpack(packed)
                 before = state.trends.get(item.decode())
                 state.trends[item.decode()] = _merge(before, trend) if before else trend
+    state.ratings = {item: counts for item, counts in state.ratings.items() if any(counts)}
     for user in users:
         rows: list[tuple[bytes, float]] = raw(
             client.zrange(keys.history(user), 0, -1, withscores=True)

@@ -14,11 +14,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from afterclick.events import InteractionEvent
-from afterclick.settings import KafkaSettings
+from afterclick.settings import KafkaSettings, Settings
 from afterclick.state import StateChange
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import Connection, NodeConnection
 from streaming.fault_points import FaultPoints
+from streaming.proof.recount import Recount
 from streaming.records import Record
 from streaming.worker import RowApplier
 from tests.streaming.builders import (
@@ -26,6 +27,7 @@ from tests.streaming.builders import (
     Crash,
     CrashingConnection,
     Outbox,
+    State,
     apply_config,
     event,
     expected,
@@ -35,7 +37,7 @@ from tests.streaming.builders import (
 
 USERS = ("alice", "bob", "chloé", "{d:1}")
 ITEMS = ("camera", "lens", "a b", "ü")
-ACTIONS = ("review", "like", "click", "view", "purchase", "skip", "undo")
+ACTIONS = ("review", "review", "like", "click", "view", "purchase", "skip", "undo")
 TOPICS = ("reviews", "feedback")
 MALFORMED = Record(0, b"key", b"malformed", 0.0)
 
@@ -48,6 +50,7 @@ some_events = st.lists(
         at=st.one_of(st.integers(0, 40 * DAY_S), st.sampled_from([0, 1, DAY_S])),
         event_id=st.uuids().map(str),
         source=st.sampled_from(["dataset/test", "afterclick/api"]),
+        rating=st.sampled_from([None, None, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0]),
     ),
     min_size=1,
     max_size=40,
@@ -132,7 +135,9 @@ def test_order_repeats_batches_and_crashes_do_not_change_the_state(
     )
     for topic, records in log.items():
         run.apply(topic, records)
-    stored(client, run.config.keys, USERS).same_as(expected(events))
+    state = stored(client, run.config.keys, USERS)
+    state.same_as(expected(events))
+    _assert_recounted(state, log)
     dead_letters = {
         (dict(one.headers)["topic"].decode(), int(dict(one.headers)["offset"]))
         for one in run.outbox.outputs
@@ -145,6 +150,22 @@ def test_order_repeats_batches_and_crashes_do_not_change_the_state(
         if records:
             triggers[0](run.config, NodeConnection(redis_url), run.outbox, topic, records)
     stored(client, run.config.keys, USERS).same_as(expected(events))
+
+
+def _assert_recounted(state: State, log: dict[str, list[Record]]) -> None:
+    """The independent recount of `reconcile` finds the same."""
+    recount = Recount.of(Settings())
+    for records in log.values():
+        for record in records:
+            recount.add(record.value, record.log_ms)
+    assert recount.counts == state.counts
+    assert recount.uniques == state.uniques
+    rated = {item: numbers for item, numbers in recount.ratings.items() if any(numbers)}
+    assert rated == state.ratings
+    for item, trend in state.trends.items():
+        newest, sums = recount.trend(item)
+        assert newest == trend.time_ms
+        assert sums == pytest.approx(trend.sums + trend.established, rel=1e-9, abs=1e-9)
 
 
 def _log(data: st.DataObject, events: list[InteractionEvent]) -> dict[str, list[Record]]:

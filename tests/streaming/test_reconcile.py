@@ -12,6 +12,7 @@ import redis
 from typer.testing import CliRunner
 
 from afterclick.settings import Settings
+from afterclick.state import StarCounts
 from afterclick.trends import Trend
 from infra.cli import app
 from streaming.proof.reconcile import reconcile
@@ -27,7 +28,10 @@ def applied(settings: Settings, client: redis.Redis) -> Settings:
         event(f"user-{n % 7}", f"item-{n % 5}", "like", at=n, event_id=str(n)) for n in range(30)
     ]
     undo = event("user-3", "item-3", "undo", at=99)
-    produce(settings, [*events, event(action="skip"), undo, events[3], b"poison"])
+    stars = [event(f"user-{n}", "item-0", "review", at=50 + n, rating=n) for n in range(6)]
+    stars += [event("user-5", "item-0", "review", at=60, rating=1.0)]
+    skip = event(action="skip")
+    produce(settings, [*events, *stars, skip, undo, events[3], b"poison"])
     apply_log(settings)
     return settings
 
@@ -35,8 +39,8 @@ def applied(settings: Settings, client: redis.Redis) -> Settings:
 def test_a_correct_state_has_no_differences(applied: Settings) -> None:
     report = reconcile(applied)
     assert report.differences == 0
-    assert (report.events, report.duplicates, report.poison, report.behind) == (34, 1, 1, 0)
-    assert report.counted_in_state == report.counted_in_log == 30
+    assert (report.events, report.duplicates, report.poison, report.behind) == (41, 1, 1, 0)
+    assert report.counted_in_state == report.counted_in_log == 37
 
 
 def damage_count(client: redis.Redis, settings: Settings) -> None:
@@ -58,6 +62,12 @@ def damage_established(client: redis.Redis, settings: Settings) -> None:
     client.hset(key, item, replace(trend, established=trend.sums).pack())
 
 
+def damage_ratings(client: redis.Redis, settings: Settings) -> None:
+    (key,) = list(client.scan_iter(settings.redis.prefix + "*ratings"))[:1]
+    item, numbers = next(iter(raw(client.hgetall(key)).items()))
+    client.hset(key, item, StarCounts.decode(numbers).plus(StarCounts(stars=1)).encode())
+
+
 def damage_history(client: redis.Redis, settings: Settings) -> None:
     client.zremrangebyrank(settings.redis.keys.history("user-1"), 0, 0)
 
@@ -72,6 +82,7 @@ def invent_user(client: redis.Redis, settings: Settings) -> None:
         (damage_count, "count"),
         (damage_trend, "trend"),
         (damage_established, "trend"),
+        (damage_ratings, "ratings"),
         (damage_history, "history"),
         (invent_user, "history"),
     ],

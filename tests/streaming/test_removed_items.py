@@ -86,6 +86,9 @@ def test_an_event_that_arrives_meanwhile_keeps_its_item(
     keys, partition = settings.redis.keys, (settings.kafka.topics.feedback, 0)
     names = (keys.counts(*partition), keys.uniques(*partition), keys.trends(*partition))
     client.hset(names[2], "pills", b"newer" if changed else b"read")
-    found = client.fcall("afterclick_remove_items", 4, *names, "", "", "pills", b"read")
+    ratings = keys.ratings(*partition)
+    client.hset(ratings, "pills", b"1 5 1 0")
+    found = client.fcall("afterclick_remove_items", 5, *names, "", ratings, "", "pills", b"read")
     assert found == removed
     assert client.hexists(names[2], "pills") is changed
+    assert client.hexists(ratings, "pills") is changed

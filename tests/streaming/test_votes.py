@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 import redis
 
 from afterclick.events import MAX_LEAD_MS, InteractionEvent
-from afterclick.state import LATE_ITEMS, StateChange
+from afterclick.state import LATE_ITEMS, StarCounts, StateChange
 from afterclick.trends import Trend, TrendTable
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection
@@ -232,6 +234,12 @@ def test_the_published_changes_result_in_the_same_trends(
         for user in ("alice", "bob")
         for action in ("like", "skip")
     ]
+    ratings = (1.0, 5.0, None, 3.0, 5.0, 1.0, 2.0, 4.0)
+    events += [
+        event(user, f"item-{n % 3}", "review", at=day * DAY_S + 1, rating=rating)
+        for n, (day, rating) in enumerate(zip(times, ratings, strict=True))
+        for user in ("alice", "bob")
+    ]
     table = TrendTable()
     for change in apply(client, config, events):
         table.apply(change)
@@ -241,6 +249,60 @@ def test_the_published_changes_result_in_the_same_trends(
         trend = stored(client, config.keys, ["alice"]).trends[item].add(now, 0.0)
         assert votes[row] == pytest.approx(trend.sums, abs=1e-9)
         assert established[row] == pytest.approx(trend.established, abs=1e-9)
+    stars = {
+        item: tuple(numbers) for item, numbers in zip(table.ids, table.stars.tolist(), strict=True)
+    }
+    assert stars == stored(client, config.keys, []).ratings
+
+
+STARS_OF_ALICE = [
+    event(action="review", rating=5.0, at=1, event_id="five"),
+    event(action="review", at=2, event_id="none"),
+    event(action="review", rating=1.0, at=3, event_id="one"),
+]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_the_newest_review_replaces_the_others_in_any_order(
+    client: redis.Redis, redis_url: str, order: tuple[int, ...]
+) -> None:
+    """A negative one of a new account counts in the stars, not in the trend."""
+    config = apply_config(redis_url)
+    apply(client, config, [STARS_OF_ALICE[n] for n in order])
+    state = stored(client, config.keys, ["alice"])
+    assert state.ratings == {"camera": StarCounts(ratings=1, stars=1, not_positive=1)}
+    assert (state.counts, state.uniques) == ({"camera": 3}, {"camera": 1})
+    assert state.trends["camera"].sums == pytest.approx((0.0,) * 6)
+
+
+def test_a_user_counts_once_whatever_reviews_replace_each_other(
+    client: redis.Redis, redis_url: str
+) -> None:
+    config = apply_config(redis_url)
+    ratings = (5.0, 1.0, 5.0, 2.0, None, 1.0, 4.0)
+    apply(
+        client,
+        config,
+        [event(action="review", rating=rating, at=n) for n, rating in enumerate(ratings)],
+    )
+    state = stored(client, config.keys, ["alice"])
+    assert state.uniques == {"camera": 1}
+    assert state.ratings == {"camera": StarCounts(1, 4, 1, not_positive=3)}
+
+
+def test_votes_stored_before_there_were_stars_are_replaced(
+    client: redis.Redis, redis_url: str
+) -> None:
+    config = apply_config(redis_url)
+    review = event(action="review", at=1)
+    list(Applier(config, NodeConnection(redis_url)).apply("reviews", 0, log_of([review])))
+    stored_vote = client.hget(config.keys.votes("alice"), "camera")
+    assert stored_vote == f"A{(START_S + 1) * 1000}".encode()  # the text of every version
+    stars = event(action="review", rating=1.0, at=2)
+    list(Applier(config, NodeConnection(redis_url)).apply("reviews", 0, log_of([stars], 1)))
+    assert client.hget(config.keys.votes("alice"), "camera") == (
+        f"+v{(START_S + 2) * 1000}".encode()
+    )
 
 
 def test_compensations_are_trimmed_with_the_ledger(client: redis.Redis, redis_url: str) -> None:

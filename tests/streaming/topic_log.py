@@ -16,6 +16,7 @@ from streaming.connection import Connection, NodeConnection
 from streaming.forgotten_users import ForgottenUsers
 from streaming.positions import applied_offsets
 from streaming.records import Record
+from streaming.weights import require_weights
 
 
 def partition_logs(settings: Settings) -> Iterator[tuple[TopicPartition, list[Record]]]:
@@ -41,6 +42,7 @@ def apply_log(settings: Settings, connection: Connection | None = None) -> None:
     logs = dict(partition_logs(settings))
     with redis.Redis.from_url(settings.redis.url) as client:
         applied = applied_offsets(client, settings.redis.keys, logs)
+        require_weights(client, settings.redis.keys, settings.stream.signals, logs)
     for name, records in logs.items():
         new = [record for record in records if record.offset > applied[name]]
         list(applier.apply(*name, new))

@@ -75,6 +75,15 @@ MIXED: list[InteractionEvent] = [
     event("alice", "bag", "view", at=day(1)),  # late: an established account from here on
     event("alice", "bag", "purchase", at=day(2)),
     event("bob", "camera", "view", at=day(3)),
+    event("carol", "lens", "review", at=day(12), rating=5.0),
+    event("carol", "lens", "review", at=day(18), rating=1.0),  # replaces the five stars
+    event("dave", "strap", "purchase", at=day(4)),
+    event("dave", "strap", "review", at=day(9), rating=2.0),  # outweighs the purchase
+    event("dave", "strap", "review", at=day(8), rating=4.0),  # late: replaced at once
+    event("dave", "bag", "review", at=day(9), rating=1.0),
+    event("dave", "bag", "review", at=day(15)),
+    event("dave", "bag", "review", at=day(21), rating=3.0),
+    event("dave", "bag", "click", at=day(22)),
 ]
 
 
@@ -195,14 +204,22 @@ def assert_trends_agree(
 
 
 def assert_counts_agree(past: EventLog, played: Played) -> None:
-    """Positive events of each item, and users with one."""
+    """Positive events of each item and reviews with stars, and users with a positive one."""
     positive = np.flatnonzero(past.weight > 0)
-    counts = Counter(past.item_ids[past.item[positive]].tolist())
+    counted = np.flatnonzero((past.weight > 0) | (past.stars > 0))
+    counts = Counter(past.item_ids[past.item[counted]].tolist())
     distinct = {(past.user[row], past.item[row]) for row in positive}
     assert counts == played.state.counts
     assert Counter(str(past.item_ids[item]) for _, item in distinct) == played.state.uniques
     published = dict(zip(played.table.ids, played.table.counts.tolist(), strict=True))
     assert {item: count for item, count in published.items() if count} == counts
+    stars = dict(zip(played.table.ids, played.table.stars.tolist(), strict=True))
+    rated = {item: tuple(numbers) for item, numbers in stars.items() if any(numbers)}
+    assert rated == played.state.ratings
+    not_positive = np.flatnonzero((past.weight <= 0) & (past.stars > 0))
+    assert Counter(past.item_ids[past.item[not_positive]].tolist()) == Counter(
+        {item: numbers.not_positive for item, numbers in played.state.ratings.items()}
+    )
 
 
 def assert_states_agree(log: EventLog, played: Played, now_ms: int) -> None:
@@ -236,9 +253,9 @@ def test_stream_and_log_agree_on_mixed_actions_at_every_moment(stream: Stream) -
 SOURCES = {"alice": "dataset/test", "bob": "afterclick/api"}
 
 
-def sourced(user: str, item: str, action: str, at: float) -> InteractionEvent:
+def sourced(user: str, item: str, action: str, at: float, rating: float | None) -> InteractionEvent:
     """An event of a replay (alice) or of a client (bob)."""
-    return event(user, item, action, at=at, source=SOURCES[user])
+    return event(user, item, action, at=at, source=SOURCES[user], rating=rating)
 
 
 EVENTS = st.lists(
@@ -246,7 +263,8 @@ EVENTS = st.lists(
         sourced,
         user=st.sampled_from(["alice", "bob"]),
         item=st.sampled_from(["bag", "camera", "lens"]),
-        action=st.sampled_from([str(action) for action in Action]),
+        action=st.sampled_from([*(str(action) for action in Action), "review", "review"]),
+        rating=st.sampled_from([None, 0.0, 1.0, 2.5, 4.0, 5.0]),
         at=st.sampled_from([0.0, 60.0, day(1), day(6.5), day(7), day(8), day(20), day(20.5)]),
     ),
     min_size=1,

@@ -56,7 +56,7 @@ export default {
           </div>
           <div class="ac-body">
             <h2><a class="ac-title" :href="card.href" @click.exact.prevent="open(card)">{{ card.title }}</a></h2>
-            <p class="ac-category">{{ card.category }}</p>
+            <p class="ac-category">{{ card.category }}<span v-if="card.ratings" class="ac-ratings" data-testid="ratings"> · ★ {{ card.ratings }}</span></p>
             <p class="ac-reason" :title="card.source">{{ card.reason }}</p>
             <button v-if="card.contributions.length" type="button" class="ac-score" :title="receipt(card)" data-action="why"
                     :aria-label="'Why? ' + receipt(card)" @click="$emit('why', { item_id: card.id })">

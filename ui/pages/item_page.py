@@ -12,7 +12,15 @@ from nicegui import ui
 from afterclick.api import ItemDetails, ListedItem, RecommendedItem
 from afterclick.arrays import Json
 from afterclick.errors import AfterclickError, BadInput
-from ui.cards import BADGE_NAMES, artwork, card, demo_users, item_url, title_of
+from ui.cards import (
+    BADGE_NAMES,
+    artwork,
+    card,
+    demo_users,
+    item_url,
+    ratings_text,
+    title_of,
+)
 from ui.gateway import ShopClient
 from ui.live_state import LiveState
 from ui.shop_session import ShopSession, receipt
@@ -100,6 +108,7 @@ class ItemPage:
                 ui.label(" / ".join(item.categories) or "Uncategorised").classes("ac-category")
                 Heading(title_of(item), "h1")
                 ui.label(_facts(item)).classes("ac-facts-line")
+                self._ratings = ui.label().classes("ac-facts-line").props("data-testid=ratings")
                 self._badges = ui.label().classes("ac-item-badges")
                 with ui.element("div").classes("ac-item-actions"):
                     for action, name in ACTIONS.items():
@@ -119,7 +128,10 @@ class ItemPage:
     def _show(self, item: ItemDetails) -> None:
         in_model = "in the model" if item.in_model else "not in the model yet"
         self._badges.set_text(" · ".join(BADGE_NAMES.get(badge, badge) for badge in item.badges))
-        self._counts.set_text(f"{item.interactions:,} interactions counted; {in_model}.")
+        ratings = ratings_text(item.ratings)
+        self._ratings.set_text(f"★ {ratings}" if ratings else "")
+        counts = f"{item.interactions:,} interactions counted, {item.positives:,} of them positive"
+        self._counts.set_text(f"{counts}; {in_model}.")
         self._curve.show(item.trends)
         self._age.refresh()
 
