@@ -173,10 +173,10 @@ class Service:
         self._build_limits()
         self.feedback = FeedbackLog(settings.kafka, self.timings.ack)
         self.impressions = ImpressionLog(settings.kafka)
-        self.reactions = ReactionCounter()
+        self.reactions = ReactionCounter(settings.stream.signals.reactions)
         self.sent = ImpressionCache(MAX_IMPRESSION_BYTES // settings.serving.workers)
         self.counter = ExperimentCounter(
-            settings.kafka,
+            settings,
             self.database,
             self.timings.settle_s,
             self.eraser,

@@ -46,8 +46,6 @@ SETTLE_MS = 30 * 60_000
 """A list counts once the log goes on for this long after it: users react within it."""
 VISITOR = "visitor"
 """User id of lists without a user (`serving.events.reactions`); they have no history."""
-REACTIONS = (Action.CLICK, Action.LIKE, Action.BASKET, Action.PURCHASE)
-"""What a reward may be."""
 MAX_SUPPORT = 1.5
 """An estimated support above it is not chance: the propensities are not those of the lists."""
 _WITHOUT_MODEL = (Policy.TRENDING, Policy.POPULAR)
@@ -67,8 +65,8 @@ class OffPolicyRequest:
     policy: Policy = Policy.BLEND
     model: str | None = None
     """A version; None: the champion, where the policy needs a model."""
-    rewards: tuple[Action, ...] = REACTIONS
-    """Reactions to an item that count, as 1 together."""
+    rewards: tuple[Action, ...] = ()
+    """Reactions to an item that count, as 1 together; default: those of the settings."""
     decay: float | None = None
     """Exponent of the position-based model; None: only items at the same rank count."""
     min_support: float = 0.8
@@ -123,9 +121,8 @@ def run(
     log = _with_ids(log, shown, model)
     progress(f"asking the target about {len(shown):,} lists")
     targets = _targets(log, shown, request.policy, model, ReplayConfig.of(settings))
-    found = logged_lists.reactions(
-        folder, [event.data.impression_id for event in shown], request.rewards
-    )
+    rewards = request.rewards or settings.stream.reactions
+    found = logged_lists.reactions(folder, [e.data.impression_id for e in shown], rewards)
     lists = _arrays(log, shown, found, targets)
     weights = estimators.weigh(lists, request.decay)
     require_support(lists, weights, request)

@@ -90,7 +90,7 @@ def off_policy(
     reward: Annotated[
         list[str] | None,
         typer.Option(
-            help="A reaction that counts: click, like, basket or purchase; repeat. Default: all."
+            help="A reaction that counts, of `stream.reactions`; repeat. Default: all of them."
         ),
     ] = None,
     decay: Annotated[
@@ -123,20 +123,21 @@ def off_policy(
     from afterclick.api import Policy
     from afterclick.errors import BadInput
     from afterclick.settings import Settings
-    from training.off_policy import REACTIONS, OffPolicyRequest, run
+    from training.off_policy import OffPolicyRequest, run
 
     if policy is None and model is None:
         raise BadInput("name what to estimate: --policy, --model or both")
+    settings = Settings()
     request = OffPolicyRequest(
         choice("--policy", policy or "blend", tuple(Policy)),
         model,
-        tuple(choice("--reward", name, REACTIONS) for name in reward or REACTIONS),
+        tuple(choice("--reward", name, settings.stream.reactions) for name in reward or ()),
         decay,
         min_support,
         min_ess,
         lists,
     )
-    report = run(Settings(), request, progress)
+    report = run(settings, request, progress)
     emit(report.figures(), as_json, lambda: _off_policy_table(report))
 
 

@@ -3,7 +3,7 @@
 reads          topic  impressions, state-changes
 reads, writes  sql    experiments, experiment_users, experiment_progress
 
-A user takes part from the first list they were shown. Their clicks and purchases count for `days`
+A user takes part from the first list they were shown. Their clicks and conversions count for `days`
 days from then on, whatever list they name, also after the experiment was stopped.
 
 Every API process counts; what it counts is written in one transaction with the positions in the
@@ -18,7 +18,7 @@ counts `settle_s` after it was logged, when all impressions before it are in SQL
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -32,7 +32,7 @@ from afterclick.errors import BadEvent
 from afterclick.events import Action, ImpressionEvent
 from afterclick.io.background import BackgroundLoop
 from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
-from afterclick.settings import KafkaSettings
+from afterclick.settings import Settings
 from afterclick.state import StateChange
 from serving.control.erasure import UserEraser
 from serving.control.experiments import read_experiments
@@ -47,7 +47,6 @@ BATCH: Final = 2000
 CLOCK_SKEW_S: Final = 60.0
 """Reading starts this long before the oldest experiment: the clocks of machines differ."""
 _TIMEOUT_S = 5.0
-_COUNTED: Final = (Action.CLICK, Action.PURCHASE)
 USERS_PER_QUERY: Final = 5000
 _PARTICIPANTS = select(
     table.c.experiment, table.c.user_id, table.c.first_shown, experiments.c.days
@@ -118,7 +117,7 @@ class ExperimentCounter:
 
     def __init__(
         self,
-        kafka: KafkaSettings,
+        settings: Settings,
         database: Database,
         settle_s: float = SETTLE_S,
         eraser: UserEraser | None = None,
@@ -126,6 +125,7 @@ class ExperimentCounter:
     ) -> None:
         """`starts_when`: the users that `eraser` forgets are known, so that none is counted."""
         self._eraser, self._starts_when = eraser or UserEraser(), starts_when
+        kafka, self._conversions = settings.kafka, settings.stream.signals.conversions
         self._topics, self._database, self._settle_s = kafka.topics, database, settle_s
         self._log = KafkaLog(kafka, _TIMEOUT_S)
         self._loop = BackgroundLoop("experiment-counts", self._work, min(INTERVAL_S, settle_s))
@@ -217,7 +217,8 @@ class ExperimentCounter:
         progress = replace(progress, positions=positions, counted_until=until)
         with self._database.begin() as connection:
             if progress.after([record for record, _ in read]).save(connection):
-                add_reactions(connection, [change for change in new if change.effect.counts])
+                counted = [change for change in new if change.effect.counts]
+                add_reactions(connection, counted, self._conversions)
         return more
 
 
@@ -303,11 +304,17 @@ def add_exposures(connection: Connection, exposures: Mapping[tuple[str, str], Ex
     connection.execute(upsert, rows)
 
 
-def add_reactions(connection: Connection, changes: Iterable[StateChange]) -> None:
-    """Add clicks and purchases of users who were shown a list at most `days` days before."""
+def add_reactions(
+    connection: Connection, changes: Iterable[StateChange], conversions: Container[Action]
+) -> None:
+    """Add clicks and conversions of users who were shown a list at most `days` days before.
+
+    The column of conversions is `purchases`, the default conversion.
+    """
     by_user: dict[str, list[StateChange]] = {}
     for change in changes:
-        if change.action in _COUNTED and not change.is_copy:
+        counted = change.action is Action.CLICK or change.action in conversions
+        if counted and not change.is_copy:
             by_user.setdefault(change.user_id, []).append(change)
     user_ids = sorted(by_user)
     rows = []
@@ -326,7 +333,9 @@ def add_reactions(connection: Connection, changes: Iterable[StateChange]) -> Non
                         "in_experiment": user.experiment,
                         "of_user": user.user_id,
                         "more_clicks": actions[Action.CLICK],
-                        "more_purchases": actions[Action.PURCHASE],
+                        "more_purchases": sum(
+                            count for action, count in actions.items() if action in conversions
+                        ),
                     }
                 )
     if rows:

@@ -116,7 +116,6 @@ def encode(answer: Recommendation) -> bytes:
 
 
 MAX_OPEN: Final = 50_000
-REACTIONS: Final = frozenset({Action.CLICK, Action.LIKE, Action.BASKET, Action.PURCHASE})
 
 
 @dataclass
@@ -150,7 +149,8 @@ class _OpenImpression:
 class ReactionCounter:
     """Counts since the process started. Event loop only."""
 
-    def __init__(self, max_open: int = MAX_OPEN) -> None:
+    def __init__(self, reactions: Container[Action], max_open: int = MAX_OPEN) -> None:
+        self._reactions = reactions
         self._open: FIFOCache[str, _OpenImpression] = FIFOCache(max_open)
         self._stats = defaultdict[tuple[str, str], ImpressionStats](ImpressionStats)
         self._lengths: Counter[int] = Counter()
@@ -175,7 +175,7 @@ class ReactionCounter:
         who was shown the list. A list for nobody takes reactions of everybody.
         """
         opened = self._open.get(change.impression_id or "")
-        if opened is None or change.action not in REACTIONS or not change.effect.counts:
+        if opened is None or change.action not in self._reactions or not change.effect.counts:
             return
         if opened.user_id not in (None, change.user_id):
             return
@@ -199,7 +199,7 @@ class ReactionCounter:
     @staticmethod
     def merge(reports: Sequence[Json]) -> Json:
         """The sums of reports of several processes, each of which counts its own lists."""
-        merged = ReactionCounter()
+        merged = ReactionCounter(())
         for report in reports:
             for row in report["rows"]:
                 stats = merged._stats[row["source"], row["model_version"] or ""]

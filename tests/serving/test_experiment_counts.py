@@ -138,7 +138,7 @@ def records(stored: Settings) -> Records:
 
 def counted(settings: Settings, database: Database, settle_s: float = 0.0) -> dict[str, ArmSums]:
     """The sums of the arms after one process has counted everything."""
-    counter = ExperimentCounter(settings.kafka, database, settle_s)
+    counter = ExperimentCounter(settings, database, settle_s)
     while counter.count():
         pass
     counter.stop()
@@ -159,7 +159,7 @@ def test_lists_of_a_forgotten_user_are_not_counted(
     eraser = UserEraser()
     if forgotten:
         eraser.forget({"ann": round((now - timedelta(minutes=1)).timestamp() * 1000)})
-    counter = ExperimentCounter(stored.kafka, database, 0.0, eraser)
+    counter = ExperimentCounter(stored, database, 0.0, eraser)
     wait_until(lambda: not counter.count())
     counter.stop()
     with database.begin() as connection:

@@ -13,7 +13,7 @@ from afterclick.events import Action
 from afterclick.io.background import BackgroundLoop
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.io.heartbeats import HeartbeatWriter
-from afterclick.settings import Settings
+from afterclick.settings import Settings, StreamSettings
 from afterclick.state import Effect, StateChange
 from afterclick.topics import dlq
 from infra.cli import app
@@ -23,6 +23,8 @@ from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
 from tests.streaming.stream_process import environment
 from tests.waiting import wait_until
+
+REACTIONS = StreamSettings().signals.reactions
 
 
 def shown(impression_id: str, user_id: str | None = "erin") -> ShownList:
@@ -55,7 +57,7 @@ def reaction(
 
 
 def test_a_list_counts_one_reaction_for_any_number_of_clicks() -> None:
-    counter = ReactionCounter()
+    counter = ReactionCounter(REACTIONS)
     for impression_id in ("a", "b"):
         counter.on_sent("trending", None)
         counter.on_impression(shown(impression_id))
@@ -90,7 +92,7 @@ def test_a_list_counts_one_reaction_for_any_number_of_clicks() -> None:
 def test_reactions_that_took_effect_count_for_the_user_of_the_list(
     change: StateChange, owner: str | None, clicks: int
 ) -> None:
-    counter = ReactionCounter()
+    counter = ReactionCounter(REACTIONS)
     counter.on_impression(shown("a", owner))
     counter.on_change(change, 0)
     assert (counter.rows()[0]["clicks"], counter.by_rank()[0]["clicks"]) == (clicks, clicks)
@@ -98,7 +100,7 @@ def test_reactions_that_took_effect_count_for_the_user_of_the_list(
 
 
 def test_reactions_to_old_lists_are_not_counted() -> None:
-    counter = ReactionCounter(max_open=10)
+    counter = ReactionCounter(REACTIONS, max_open=10)
     for n in range(11):
         counter.on_impression(shown(str(n)))
     counter.on_change(reaction("0"), 0)

@@ -14,7 +14,7 @@ from serving.control.request_log import RECENT, RequestLog
 from serving.events.reactions import ReactionCounter
 from serving.monitoring import Metrics, merged_text
 from serving.peers import Peers, Shared, socket_of
-from tests.serving.test_monitoring_routes import reaction, shown
+from tests.serving.test_monitoring_routes import REACTIONS, reaction, shown
 
 
 @asynccontextmanager
@@ -81,7 +81,7 @@ def test_shared_values_are_merged_from_every_part(tmp_path: Path) -> None:
 
 
 def test_reactions_of_several_processes_add_up() -> None:
-    both, parts = ReactionCounter(), [ReactionCounter(), ReactionCounter()]
+    both, *parts = (ReactionCounter(REACTIONS) for _ in range(3))
     for number in range(6):
         name = f"list-{number}"
         for counter in (both, parts[number % 2]):
@@ -95,7 +95,7 @@ def test_reactions_of_several_processes_add_up() -> None:
 
 
 def test_processes_that_have_shown_no_list_report_no_reactions() -> None:
-    nothing = ReactionCounter().report()
+    nothing = ReactionCounter(REACTIONS).report()
     assert ReactionCounter.merge([nothing, nothing]) == {"rows": [], "places": []}
 
 

@@ -14,13 +14,14 @@ from afterclick.errors import StateConflict, StateLocked
 from afterclick.events import MAX_LEAD_MS, encode
 from afterclick.io.event_archive import EventArchive
 from afterclick.redis_keys import Keys
-from afterclick.settings import Settings
+from afterclick.settings import Settings, StreamSettings
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection, load_functions
 from streaming.lease import Lease, hold_lease
 from streaming.proof.forget_requests import forget
 from streaming.proof.rebuild import rebuild, swap
 from streaming.proof.reconcile import reconcile
+from streaming.weights import require_weights
 from tests.streaming.builders import event, raw
 from tests.streaming.stream_process import produce
 from tests.streaming.topic_log import apply_log, archive_log, partition_logs
@@ -47,6 +48,42 @@ def test_the_rebuilt_state_equals_the_log_and_replaces_the_old_one(archived: Set
     report = reconcile(archived)
     assert report.differences == 0
     assert report.counted_in_state == 40
+
+
+def with_weights(settings: Settings, **more: dict[object, float]) -> Settings:
+    return settings.model_copy(update={"stream": StreamSettings.model_validate(more)})
+
+
+def test_other_weights_need_a_rebuild(settings: Settings, client: redis.Redis) -> None:
+    """The stream refuses the state, and reconcile names the cause. Control: unrecorded weights."""
+    stars = [
+        event(f"user-{n % 7}", f"item-{n % 5}", "review", at=n, rating=n % 6) for n in range(40)
+    ]
+    produce(settings, stars)
+    archive_log(settings)
+    apply_log(settings)
+    assert reconcile(settings).differences == 0
+    changed, keys = with_weights(settings, star_weights={3: -0.5}), settings.redis.keys
+    with pytest.raises(StateConflict, match=r"3 stars 0.5 → -0.5\): stop .* `afterclick rebuild`"):
+        require_weights(client, keys, changed.stream.signals, [])
+    with pytest.raises(StateConflict, match="other weights"):
+        forget(changed, "nobody")
+    report = reconcile(changed)
+    assert (report.differences, report.by_kind) == (1, {"weights": 1})
+    assert "3 stars" in (report.cause or "")
+
+    recorded = raw(client.get(keys.weights))
+    client.delete(keys.weights)
+    assert reconcile(changed).by_kind.keys() == {"trend", "uniques", "ratings"}
+    partitions = [name for name, _ in partition_logs(settings)]
+    with pytest.raises(StateConflict, match="an earlier version"):
+        require_weights(client, keys, settings.stream.signals, partitions)
+    client.set(keys.weights, recorded)
+
+    rebuild(changed)
+    assert reconcile(changed).differences == 0
+    require_weights(client, keys, changed.stream.signals, partitions)
+    assert reconcile(settings).by_kind == {"weights": 1}
 
 
 def dated(user: str, time: str) -> bytes:

@@ -51,7 +51,9 @@ def many_events(count: int, seed: int = 0) -> Iterator[InteractionEvent]:
         item = f"item-{int(draw.paretovariate(0.7)) % 500}"
         action = draw.choice(("review", "click", "like", "skip"))
         user = f"user-{draw.randrange(count // 4 + 1)}"
-        last = event(user, item, action, at=draw.randrange(30 * DAY_S), event_id=f"{seed}-{n}")
+        rating = draw.choice((None, 1.0, 2.0, 5.0)) if action == "review" else None
+        moment = draw.randrange(30 * DAY_S)
+        last = event(user, item, action, at=moment, event_id=f"{seed}-{n}", rating=rating)
         yield last
 
 

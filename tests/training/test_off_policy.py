@@ -15,7 +15,7 @@ from afterclick.api import Policy
 from afterclick.errors import BadInput, NotFound
 from afterclick.events import Action, Impression, ImpressionEvent, ShownItem, encode
 from afterclick.io.forgotten import publish_forgotten
-from afterclick.settings import Settings
+from afterclick.settings import Settings, StreamSettings
 from infra.cli import app
 from serving.events import reactions as serving_reactions
 from tests.training import shop
@@ -184,7 +184,7 @@ def test_reactions_are_those_of_the_lists_without_undone_ones(
     shop.write_log(settings.archive, rows)
     version, _ = etl.run(spark, settings)
     folder = settings.home / "etl" / version
-    found = logged_lists.reactions(folder, ["a"], off_policy.REACTIONS)
+    found = logged_lists.reactions(folder, ["a"], StreamSettings().reactions)
     assert found == {("a", "u", "i0")}
     assert logged_lists.reactions(folder, ["a", "b"], [Action.CLICK]) == {
         ("a", "u", "i0"),
