@@ -24,6 +24,7 @@ from afterclick import artifact
 from afterclick.tree_ranker import FILE, TreeRanker
 from training import ann_index
 from training.evaluation.holdout import FinalCheck
+from training.evaluation.list_choices import ListChoices
 from training.fit import FittedModel
 from training.gate import Comparison, Verdict
 from training.mlflow_registry import MlflowRegistry, flatten
@@ -86,6 +87,8 @@ class Evaluation(BaseModel):
     own_share: float | None = None
     """share of the questions with a target from the champion's own lists"""
     final: FinalCheck | None = None
+    lists: ListChoices | None = None
+    """how the models rank the choices of users in the lists of that period"""
     new_anchor: bool = False
     """the challenger becomes the anchor when it is published"""
 

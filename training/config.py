@@ -112,6 +112,8 @@ class RankerConfig:
     """Maximum of queries per cut."""
     negatives: int = 50
     """Random candidates that each target is compared with."""
+    list_weight: float = 1.0
+    """Weight of a click in a served list relative to a target; 0: learn from targets only."""
     trees: int = 120
     leaves: int = 31
     """Of a tree, at most 32."""

@@ -5,6 +5,8 @@ reads   parquet  the log, incrementally (training.log_reader)
 writes  parquet  <home>/etl/<version>/events     one row per event: user_index, item_index, time_ms,
                                                  trusted_ms, action, stars, weight, propensity,
                                                  position
+                 <home>/etl/<version>/reactions  one row per event on an item of a known list:
+                                                 impression_id, user_index, item_id, time_ms, weight
                  <home>/etl/<version>/users      user_index, user_id
                  <home>/etl/<version>/items      item_index, item_id
                  <home>/etl/<version>/catalogue  item_id, title, categories, brand
@@ -151,8 +153,21 @@ def _write_events(spark: SparkSession, settings: Settings, rows: DataFrame, fold
     }
     named = [column.alias(name) for name, column in columns.items()]
     events = placed.join(users, "user_id").join(f.broadcast(items), "item_id")
+    _write_reactions(events.withColumn("weight", columns["weight"]), folder / "reactions")
     events = events.select("user_index", "item_index", "time_ms", "trusted_ms", "action", *named)
     events.write.parquet(str(folder / "events"))
+
+
+def _write_reactions(events: DataFrame, folder: Path) -> None:
+    """Write the events on items of known lists that have a weight and were not undone."""
+    pair = ["user_index", "item_index"]
+    undo = events.where(f.col("action") == str(Action.UNDO))
+    undone = undo.groupBy(*pair).agg(f.max("time_ms").alias("undone_ms"))
+    placed = events.where(f.col("position").isNotNull() & (f.col("weight") != 0.0))
+    kept = placed.join(undone, pair, "left")
+    kept = kept.where(f.coalesce(f.col("time_ms") > f.col("undone_ms"), f.lit(True)))
+    columns = ("impression_id", "user_index", "item_id", "time_ms", "weight")
+    kept.select(*columns).coalesce(1).write.parquet(str(folder))
 
 
 def _weight(settings: Settings) -> Column:

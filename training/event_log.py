@@ -15,9 +15,9 @@ set.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,7 +28,9 @@ from afterclick.events import Action
 from afterclick.quarantine import ESTABLISHED_DAYS
 from afterclick.signals import STARS, Signals
 from afterclick.trends import DAY_MS
+from training import served_lists
 from training.interactions import Interactions, extended, tie_hash
+from training.served_lists import ServedLists
 
 ACTIONS: tuple[Action, ...] = tuple(Action)
 """Action of each code."""
@@ -160,6 +162,8 @@ class EventLog:
     event names no list (organic)"""
     position: NDArray[np.int16]
     """(n,) place of the item in the list, from 0; -1: organic, or from a list that is not known"""
+    lists: ServedLists = field(default_factory=ServedLists.empty)
+    """The lists that users reacted to, by the same indices."""
 
     def __len__(self) -> int:
         return len(self.user)
@@ -202,11 +206,11 @@ class EventLog:
     def before(self, time_ms: int) -> EventLog:
         """The events with an event time before `time_ms`."""
         end = int(np.searchsorted(self.time_ms, time_ms))
-        return self.where(np.arange(end))
+        return replace(self.where(np.arange(end)), lists=self.lists.before(time_ms))
 
     def merged(self, other: EventLog) -> EventLog:
         """The events of both; `other` has the users of this log and maybe more, and its items."""
-        columns = {
+        columns: dict[str, Any] = {
             name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _COLUMNS
         }
         return replace(other, **columns).sorted()
@@ -356,7 +360,7 @@ def load(folder: Path) -> EventLog:
     rows = pq.read_table(folder / "events", columns=columns, read_dictionary=["action"])
     action = rows["action"].combine_chunks()
     codes = np.array([CODES[Action(name)] for name in action.dictionary.to_pylist()], np.int8)
-    return EventLog(
+    log = EventLog(
         user_ids=_ids(folder / "users", "user"),
         item_ids=_ids(folder / "items", "item"),
         user=rows["user_index"].to_numpy().astype(np.int32),
@@ -370,6 +374,8 @@ def load(folder: Path) -> EventLog:
         propensity=rows["propensity"].to_numpy().astype(np.float32),
         position=rows["position"].to_numpy().astype(np.int16),
     ).sorted()
+    lists, more_items = served_lists.load(folder, log.item_ids)
+    return replace(log.also(more_items), lists=lists)
 
 
 def _ids(folder: Path, kind: str) -> NDArray[np.str_]:

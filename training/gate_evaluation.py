@@ -26,6 +26,7 @@ from training.challenger import BOOTSTRAP, HOLDOUT_MODELS, Evaluation, RunMetada
 from training.config import ReplayConfig
 from training.evaluation import holdout
 from training.evaluation.holdout import FinalCheck, PartRanks, PerQueryMetrics, RankedModel
+from training.evaluation.list_choices import ListChoices, list_choices
 from training.event_log import EventLog
 from training.gate import Comparison
 from training.workspace import Anchor
@@ -106,6 +107,8 @@ class HoldoutMetrics:
     """of the lists of the final model and the challenger's holdout model"""
     ranks: PartRanks
     """of the final model and the challenger's holdout model"""
+    lists: ListChoices | None
+    """on the served lists of the holdout; None without any"""
 
     def compare(self, name: str, margin: float, subject: str = "challenger") -> Comparison:
         """Compare `subject` with another model."""
@@ -158,6 +161,7 @@ def evaluate(
         detectable_loss=comparisons[0].detectable_loss,
         own_share=asked.questions.own_share,
         final=final,
+        lists=answered.lists,
         new_anchor=_becomes_anchor(gate_run, known, comparisons),
     )
 
@@ -170,11 +174,15 @@ def ask(asked: holdout.Holdout, folder: Path, references: list[ReferenceModel]) 
     with threadpool_limits(1, "blas"):  # small matrices: more threads cost more than they save
         answers = holdout.ask(asked, ranked)
         ranks = holdout.part_ranks(asked, ranked["final"], ranked["challenger"])
+        unseen = {name: one for name, one in ranked.items() if name != "final"}
+        split = asked.split
+        lists = list_choices(split.log, split.cut_ms, unseen, asked.known)
     return HoldoutMetrics(
         asked,
         {name: holdout.metrics(answers, name) for name in ["trends", *ranked]},
         holdout.overlap(answers, "challenger", "final"),
         ranks,
+        lists,
     )
 
 

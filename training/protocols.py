@@ -39,6 +39,7 @@ from afterclick.arrays import AnyArray, BoolArray, Float64Array, FloatArray, Int
 from afterclick.trends import DAY_MS
 from training.event_log import EventLog
 from training.interactions import Interactions, runs
+from training.served_lists import ServedLists
 
 PROTOCOLS = (
     "returning",
@@ -324,6 +325,21 @@ def moments(split: EvaluationSplit, seed: int = 42) -> Queries:
     first = as_of(_first_sets(split), split.cut_ms)
     found = Queries.joined([first, _at_live(split.log, after), inside])
     return _after_dislikes(split.log.before(split.end_ms), found, np.random.default_rng(seed))
+
+
+def list_queries(lists: ServedLists) -> Queries:
+    """A query without a target for each list, at the moment of its first reaction."""
+    n = len(lists)
+    return Queries(
+        user=lists.user,
+        targets=np.full((n, 1), NOTHING, np.int32),
+        grades=np.zeros((n, 1), np.float32),
+        organic=np.zeros(n, bool),
+        weight=np.ones(n, np.float32),
+        target_ms=lists.time_ms,
+        now_ms=lists.time_ms,
+        live=np.full((n, 1), NOTHING, np.int32),
+    )
 
 
 def _after_dislikes(log: EventLog, found: Queries, random: np.random.Generator) -> Queries:

@@ -9,7 +9,7 @@ serving.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,12 +19,14 @@ from afterclick.model import Model
 from afterclick.ranking import CandidateGenerator
 from afterclick.tree_ranker import TreeRanker
 from afterclick.trends import DAY_MS
+from training import served_lists
 from training.config import RankerConfig, ReplayConfig
 from training.event_log import EventLog
 from training.interactions import TooFewInteractions
 from training.models import boosted_trees
-from training.protocols import EvaluationSplit, moments, sample, with_history
+from training.protocols import EvaluationSplit, list_queries, moments, sample, with_history
 from training.query_replay import align, replay
+from training.served_lists import ListGroup
 
 FitPast = Callable[[EventLog], Model]
 """Fits a model on the events before a cut."""
@@ -49,15 +51,40 @@ class RankerExamples:
     """(g,) rows of each query"""
     queries: int
     """Queries, including those without a target among the candidates."""
+    list_weights: FloatArray
+    """(l,) weights of the last l groups, which are those of served lists; the others weigh 1"""
+
+    @property
+    def targeted(self) -> int:
+        """Queries with a target among the candidates."""
+        return len(self.groups) - len(self.list_weights)
 
     @classmethod
     def joined(cls, parts: list[RankerExamples]) -> RankerExamples:
-        """The examples of all cuts."""
+        """The examples of all parts; groups of served lists last."""
+        targets, lists = zip(*(part._split() for part in parts), strict=True)
         rows, grades, groups = (
-            np.concatenate([getattr(part, name) for part in parts])
+            np.concatenate([getattr(part, name) for part in (*targets, *lists)])
             for name in ("rows", "grades", "groups")
         )
-        return cls(rows, grades, groups, sum(part.queries for part in parts))
+        weights = np.concatenate([part.list_weights for part in parts])
+        return cls(rows, grades, groups, sum(part.queries for part in parts), weights)
+
+    def without_lists(self) -> RankerExamples:
+        """Only the queries with targets."""
+        return self._split()[0]
+
+    def _split(self) -> tuple[RankerExamples, RankerExamples]:
+        """The queries with targets, and the groups of served lists."""
+        n, none = self.targeted, self.list_weights[:0]
+        end = int(self.groups[:n].sum())
+        targets = RankerExamples(
+            self.rows[:end], self.grades[:end], self.groups[:n], self.queries, none
+        )
+        lists = RankerExamples(
+            self.rows[end:], self.grades[end:], self.groups[n:], 0, self.list_weights
+        )
+        return targets, lists
 
 
 @dataclass(frozen=True)
@@ -71,6 +98,8 @@ class FittedRanker:
     """Share of the queries with a target among the candidates."""
     importance: dict[str, float]
     """Feature → share of the total gain."""
+    list_groups: int = 0
+    """Groups of served lists."""
 
 
 def collect(
@@ -81,11 +110,14 @@ def collect(
 
     Raises NotEnoughHistory if they hold fewer than 50 queries with a target among the candidates.
     """
-    found = [
-        examples(split, fit_past(log.before(split.cut_ms)), config, known)
-        for split in past_splits(log, config)
-    ]
-    n_queries = sum(len(e.groups) for e in found)
+    decay = served_lists.position_decay(log.lists)
+    found = []
+    for split in past_splits(log, config):
+        model = align(fit_past(log.before(split.cut_ms)), log.item_ids)
+        found.append(examples(split, model, config, known))
+        if config.list_weight and len(log.lists):
+            found.append(list_examples(split, model, (config, known), decay))
+    n_queries = sum(e.targeted for e in found)
     if n_queries < MIN_QUERIES:
         raise NotEnoughHistory(f"{n_queries} queries to learn from, {MIN_QUERIES} are needed")
     return RankerExamples.joined(found)
@@ -94,11 +126,18 @@ def collect(
 def learn(found: RankerExamples, config: RankerConfig) -> FittedRanker:
     """Learn the ranker from examples."""
     highest = found.grades.max()
-    trees, importance = boosted_trees.fit(found.rows, found.grades / highest, found.groups, config)
+    weights = None
+    if len(found.list_weights):
+        ones = np.ones(found.targeted, np.float32)
+        weights = np.concatenate([ones, config.list_weight * found.list_weights])
+    trees, importance = boosted_trees.fit(
+        found.rows, found.grades / highest, found.groups, config, weights
+    )
     return FittedRanker(
         trees=trees,
-        queries=len(found.groups),
-        candidate_recall=len(found.groups) / max(found.queries, 1),
+        queries=found.targeted,
+        candidate_recall=found.targeted / max(found.queries, 1),
+        list_groups=len(found.list_weights),
         importance=dict(zip(FEATURE_NAMES, importance.tolist(), strict=True)),
     )
 
@@ -146,7 +185,9 @@ def examples(
     queries = with_history(split, moments(split, config.seed))
     queries = sample(queries, config.queries, config.seed)
     generator = CandidateGenerator.exact(align(model, split.log.item_ids), split.eligible)
-    rows, grades, groups = [], [], []
+    rows: list[FloatArray] = []
+    grades: list[FloatArray] = []
+    groups: list[int] = []
     for replayed in replay(split.log, queries, known):
         query = generator.query(replayed.user, replayed.trends)
         items = generator.retrieve(query).items
@@ -165,12 +206,49 @@ def examples(
         zeros = np.zeros(len(negatives) + len(disliked), np.float32)
         grades += [queries.grades[replayed.row][found], zeros]
         groups.append(len(items))
-    if not rows:
-        return RankerExamples(
-            np.empty((0, len(FEATURE_NAMES)), np.float32),
-            np.empty(0, np.float32),
-            np.empty(0, np.int32),
-            len(queries),
-        )
-    groups_array = np.array(groups, np.int32)
-    return RankerExamples(np.concatenate(rows), np.concatenate(grades), groups_array, len(queries))
+    return _examples(rows, grades, groups, len(queries))
+
+
+def list_examples(
+    split: EvaluationSplit, model: Model, how: tuple[RankerConfig, ReplayConfig], decay: float
+) -> RankerExamples:
+    """The served lists of the period after a cut, with the features of their moments.
+
+    `decay`: that of the position bias. At most as many lists as queries, the newest.
+    """
+    config, known = how
+    lists = split.log.lists.between(split.cut_ms, split.end_ms).newest(config.queries)
+    of_list: dict[int, list[ListGroup]] = {}
+    for group in served_lists.groups(lists, decay):
+        of_list.setdefault(group.list_number, []).append(group)
+    generator = CandidateGenerator.exact(model)
+    rows: list[FloatArray] = []
+    grades: list[FloatArray] = []
+    groups: list[int] = []
+    weights: list[float] = []
+    numbers = list(of_list)
+    asked = list_queries(lists.where(np.array(numbers, np.intp)))
+    for replayed in replay(split.log, asked, known):
+        query = generator.query(replayed.user, replayed.trends)
+        for group in of_list[numbers[replayed.row]]:
+            rows.append(generator.features(query, group.items))
+            grades.append(group.grades)
+            groups.append(len(group.items))
+            weights.append(group.weight)
+    found = _examples(rows, grades, groups, 0)
+    return replace(found, list_weights=np.array(weights, np.float32))
+
+
+def _examples(
+    rows: list[FloatArray], grades: list[FloatArray], groups: list[int], queries: int
+) -> RankerExamples:
+    """One array of each; empty without rows."""
+    no_rows = np.empty((0, len(FEATURE_NAMES)), np.float32)
+    nothing = np.empty(0, np.float32)
+    return RankerExamples(
+        np.concatenate([no_rows, *rows]),
+        np.concatenate([nothing, *grades]),
+        np.array(groups, np.int32),
+        queries,
+        nothing,
+    )

@@ -5,12 +5,12 @@ reads   topic    impressions
         json     <home>/etl/<previous version>/impressions.json
 writes  parquet  <home>/etl/<version>/impressions  impression_id, item_id, position,
                                                    propensity; a file for each run
-                 <home>/etl/<version>/shown        the rows of `impressions` that events name
+                 <home>/etl/<version>/shown        the rows of the lists that events name
         json     <home>/etl/<version>/impressions.json  partition → next offset
 
 A run reads only new impressions and links the files of earlier runs, for as long as the topic keeps
-their records: an event may name an older list. `shown` keeps for good what events name. User ids
-are not kept.
+their records: an event may name an older list. `shown` keeps for good the lists that events name.
+User ids are not kept.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def place(spark: SparkSession, events: DataFrame, previous: Path | None, folder:
     if previous is not None and (previous / _SHOWN).is_dir():
         paths.append(str(previous / _SHOWN))
     lists = spark.read.schema(_COLUMNS).parquet(*paths) if paths else _nothing(spark)
-    named = lists.join(events.select(*_KEY).distinct(), _KEY, "left_semi")
+    named = lists.join(events.select("impression_id").distinct(), "impression_id", "left_semi")
     first = f.min(f.struct("position", "propensity")).alias("row")
     named.groupBy(*_KEY).agg(first).select(*_KEY, "row.*").write.parquet(str(folder / _SHOWN))
     return events.join(spark.read.parquet(str(folder / _SHOWN)), _KEY, "left")

@@ -334,6 +334,21 @@ def gate(
     _print_rows(figures, figures["points"], as_json)
 
 
+@app.command("served-lists")
+def served_lists(
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of visits and training.")] = 5,
+    shoppers: Annotated[int, typer.Option(min=50, help="Simulated users of each shop.")] = 300,
+    visits: Annotated[int, typer.Option(min=1, help="Lists per user and round.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Gain of a ranker that learns from served lists over one that learns from next items."""
+    from infra.benchmarks.served_lists import ServedListsBenchmark
+
+    benchmark = ServedListsBenchmark(rounds, shoppers, visits)
+    figures = benchmark.run(lambda line: None if as_json else typer.echo(line))
+    _print_rows(figures, figures["rounds"], as_json)
+
+
 def _run(benchmark: Benchmark) -> dict[str, Any]:
     from afterclick.settings import Settings
 

@@ -94,6 +94,20 @@ def test_events_have_the_place_and_propensity_of_their_list(
         "another-list": UNKNOWN,
     }
     assert (report.listed, report.placed) == (4, 2)
+    log = event_log.load(settings.home / "etl" / latest(settings))
+    lists = {
+        str(log.user_ids[user]): (
+            log.item_ids[log.lists.item[first:end]].tolist(),
+            log.lists.grade[first:end].tolist(),
+        )
+        for user, first, end in zip(
+            log.lists.user, log.lists.start, log.lists.start[1:], strict=False
+        )
+    }
+    assert lists == {
+        "second": (["i0", "i1", "i2"], [0.0, 2.0, 0.0]),
+        "sampled": (["i0", "i1"], [0.0, 2.0]),
+    }
 
 
 def test_an_event_may_name_a_list_that_an_earlier_run_has_read(
@@ -116,10 +130,15 @@ def test_an_event_may_name_a_list_that_an_earlier_run_has_read(
     assert places(spark, settings, full=True)[0] == expected
 
 
+def latest(settings: Settings) -> str:
+    """The latest version."""
+    return (settings.home / "etl" / "LATEST").read_text().strip()
+
+
 def lists_read(settings: Settings) -> int:
     """Files of lists in the latest version."""
-    version = (settings.home / "etl" / "LATEST").read_text().strip()
-    return len(list((settings.home / "etl" / version / "impressions").glob("*.parquet")))
+    folder = settings.home / "etl" / latest(settings) / "impressions"
+    return len(list(folder.glob("*.parquet")))
 
 
 def test_old_lists_are_removed_but_what_events_name_is_kept(
@@ -131,8 +150,7 @@ def test_old_lists_are_removed_but_what_events_name_is_kept(
     assert places(spark, settings)[0] == {"early": (1, 0.5)}
     show(settings, "new", 1.0, time_ms=today_ms + 120_000)
     act(settings, shop.event("late", "i0", impression_id="old"))
-    assert places(spark, settings, full=True)[0] == {"early": (1, 0.5), "late": UNKNOWN}
+    assert places(spark, settings, full=True)[0] == {"early": (1, 0.5), "late": (0, 1.0)}
     assert lists_read(settings) == 1
-    version = (settings.home / "etl" / "LATEST").read_text().strip()
-    shown = pq.read_table(settings.home / "etl" / version / "shown").to_pylist()
-    assert [row["impression_id"] for row in shown] == ["old"]
+    shown = pq.read_table(settings.home / "etl" / latest(settings) / "shown").to_pylist()
+    assert [row["impression_id"] for row in shown] == ["old"] * 2

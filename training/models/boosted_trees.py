@@ -27,25 +27,36 @@ _Node = Mapping[str, Any]
 
 
 def fit(
-    rows: FloatArray, gains: FloatArray, groups: IntArray, config: RankerConfig
+    rows: FloatArray,
+    gains: FloatArray,
+    groups: IntArray,
+    config: RankerConfig,
+    weights: FloatArray | None = None,
 ) -> tuple[TreeRanker, Float64Array]:
     """Learn from feature rows (r, F) with gains (r,) ≥ 0, grouped by query (g,).
 
-    Returns the ranker, and the share of each feature (F,) in the gain of the splits.
+    `weights` (g,) of the queries; default: equal. Returns the ranker, and the share of each feature
+    (F,) in the gain of the splits.
     """
-    booster = boost(rows, gains, groups, config)
+    booster = boost(rows, gains, groups, config, weights)
     importance = np.asarray(booster.feature_importance("gain"), np.float64)
     return exported(booster), importance / max(importance.sum(), 1e-9)
 
 
 def boost(
-    rows: FloatArray, gains: FloatArray, groups: IntArray, config: RankerConfig
+    rows: FloatArray,
+    gains: FloatArray,
+    groups: IntArray,
+    config: RankerConfig,
+    weights: FloatArray | None = None,
 ) -> lightgbm.Booster:
     """LightGBM's own model."""
     import lightgbm  # takes seconds: the first model is published before
 
     levels, label = np.unique(np.append(gains, 0.0), return_inverse=True)
-    table = lightgbm.Dataset(rows, label[:-1], group=groups, feature_name=list(FEATURE_NAMES))
+    of_rows = None if weights is None else np.repeat(weights, groups)
+    names = list(FEATURE_NAMES)
+    table = lightgbm.Dataset(rows, label[:-1], weight=of_rows, group=groups, feature_name=names)
     parameters = {
         "objective": "lambdarank",
         "lambdarank_truncation_level": 20,
