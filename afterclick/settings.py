@@ -387,6 +387,9 @@ class ServingSettings(ServerSection):
     repeat_purchase_days: dict[str, float] = {}
     """Days after which a bought item may be shown again, by category, as JSON: {"Coffee": 30}.
     Items of other categories are not shown again."""
+    frequency_cap: int = Field(0, ge=0, le=100)
+    """Times that a user is shown an item within a day, at most; 0: no limit. Each process counts
+    the lists that it sent."""
     max_event_age_s: float = Field(86_400.0, ge=0)
     """Oldest `time` of feedback; a key with the scope `admin` may send older events."""
     max_body_bytes: int = 65_536

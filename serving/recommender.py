@@ -34,6 +34,7 @@ from serving import dislikes
 from serving.dislikes import DislikePenalty
 from serving.eligibility import CatalogueFilters, Eligibility
 from serving.explain import attributions
+from serving.frequency_cap import FrequencyCap
 from serving.request import CALLER, RecommendationRequest, RequestUser, cursor_after
 from serving.rerank import rerank
 from serving.response_cache import MAX_RESPONSE_BYTES, Recommendation, RenderedList, ResponseCache
@@ -78,6 +79,8 @@ class RecommenderConfig:
     """Penalty for items similar to dislikes, in standard deviations of the scores."""
     repeat_purchase_days: Mapping[str, float] = field(default_factory=dict)
     """Category → days after which a bought item may be shown again."""
+    frequency_cap: int = 0
+    """Times that a user is shown an item within a day, at most; 0: no limit."""
     cache_bytes: int = MAX_RESPONSE_BYTES
     """Of cached lists, at most."""
     clock_ms: Callable[[], float] = lambda: time.time() * 1000
@@ -120,10 +123,19 @@ class Recommender:
         """Calls of the worker, the running one included."""
         self.filters = CatalogueFilters()
         """For the worker; for the event loop only where nothing is asked for."""
+        self._cap = FrequencyCap(config.frequency_cap)
+
+    def on_shown(self, recommendation: Recommendation) -> None:
+        """Count a list that its user has seen, for the frequency cap."""
+        user_id = recommendation.body["user_id"]
+        if self._cap and user_id:
+            rows = orjson.loads(recommendation.rendered.impression_rows)
+            self._cap.put(user_id, [row["item_id"] for row in rows], self._config.clock_ms())
 
     def forget(self, user_ids: Container[str]) -> None:
-        """Drop the cached lists of these users."""
+        """Drop the cached lists of these users, and what they were shown."""
         self._cache.forget(user_ids)
+        self._cap.forget(user_ids)
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation:
         """The list for a user. Raises Unavailable if too many lists wait for the worker.
@@ -143,6 +155,9 @@ class Recommender:
             )
         except Unavailable:
             rows, degraded = [], True
+        if self._cap:
+            capped = self._cap.reached(request.user_id, self._config.clock_ms())
+            request = replace(request, exclude=(*request.exclude, *capped))
         snapshot = self._snapshots.of(request.options.model)
         personal = bool(rows or request.items)
         reduced = personal and not request.never_shed and self._config.overloaded(began)

@@ -327,6 +327,7 @@ class Service:
             )
         )
         self.impressions.append(recommendation)
+        self.recommender.on_shown(recommendation)
 
     def on_changes(self, changes: Sequence[StateChange]) -> None:
         """Forward state changes from their reader's thread to the event loop."""
