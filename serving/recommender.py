@@ -95,6 +95,7 @@ class RecommenderConfig:
             serving.cache_ttl_s,
             dislike_weight=serving.dislike_weight,
             repeat_purchase_days=serving.repeat_purchase_days,
+            frequency_cap=serving.frequency_cap,
             cache_bytes=MAX_RESPONSE_BYTES // serving.workers,
         )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from afterclick.settings import ServingSettings, Settings
 from afterclick.trends import DAY_MS
 from serving.frequency_cap import FrequencyCap
+from serving.recommender import RecommenderConfig
 from serving.request import RecommendationRequest
 from tests.serving.offline import Offline
 
@@ -24,6 +26,12 @@ def test_an_item_shown_as_often_as_allowed_makes_room_for_others_until_the_next_
     assert shop.ids("other", 5) == first
     now_ms[0] += DAY_MS + 1
     assert shop.ids("u", 5) == first
+
+
+def test_the_request_path_follows_the_settings() -> None:
+    options = {"frequency_cap": 3, "dislike_weight": 1.5, "repeat_purchase_days": {"Coffee": 30.0}}
+    config = RecommenderConfig.of(Settings(serving=ServingSettings.model_validate(options)))
+    assert {name: getattr(config, name) for name in options} == options
 
 
 def test_without_a_cap_nothing_is_counted() -> None:
