@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -24,6 +26,8 @@ from afterclick.arrays import BoolArray, FloatArray, Int64Array, IntArray
 
 MAX_WEIGHT: Final = 10.0
 """Largest weight of a click, relative to one at the first rank."""
+MAX_LISTS: Final = 200_000
+"""Lists in memory, the newest."""
 MIN_CLICKS: Final = 50
 """Clicks on explored items from which only these decide about the position bias."""
 MAX_DECAY: Final = 1.0
@@ -155,7 +159,7 @@ def groups(lists: ServedLists, decay: float) -> Iterator[ListGroup]:
 
 
 def load(folder: Path, item_ids: NDArray[np.str_]) -> tuple[ServedLists, list[str]]:
-    """The lists of an ETL version, and the ids of their items that `item_ids` lacks.
+    """The newest lists of an ETL version, and the ids of their items that `item_ids` lacks.
 
     The index of such an item follows those of `item_ids`. A list belongs to the user of its first
     reaction; those of others do not count. Nothing from a version without reactions.
@@ -165,10 +169,14 @@ def load(folder: Path, item_ids: NDArray[np.str_]) -> tuple[ServedLists, list[st
     reactions, shown = (pq.read_table(folder / name) for name in ("reactions", "shown"))
     if not len(reactions):
         return ServedLists.empty(), []
+    by_time = reactions.sort_by([("time_ms", "descending")])
+    newest = pc.unique(by_time["impression_id"])[:MAX_LISTS]
+    reactions, shown = (
+        table.filter(pc.is_in(table["impression_id"], value_set=newest))
+        for table in (reactions, shown)
+    )
     ids, of_reaction = np.unique(_texts(reactions, "impression_id"), return_inverse=True)
-    of_shown = np.searchsorted(ids, _texts(shown, "impression_id"))
-    known = ids[np.minimum(of_shown, len(ids) - 1)] == _texts(shown, "impression_id")
-    shown, of_shown = shown.filter(known), of_shown[known]
+    of_shown = np.searchsorted(ids, _texts(shown, "impression_id")).astype(np.int32)
     names = _texts(shown, "item_id")
     missing = sorted(set(names.tolist()) - set(item_ids.tolist()))
     index = {name: n for n, name in enumerate([*item_ids.tolist(), *missing])}
@@ -182,8 +190,8 @@ def load(folder: Path, item_ids: NDArray[np.str_]) -> tuple[ServedLists, list[st
     return lists, missing
 
 
-def _texts(table: object, name: str) -> NDArray[np.str_]:
-    return np.asarray(table[name].to_pylist(), np.str_)  # type: ignore[index]
+def _texts(table: pa.Table, name: str) -> NDArray[np.str_]:
+    return np.asarray(table[name].to_pylist(), np.str_)
 
 
 def _assembled(

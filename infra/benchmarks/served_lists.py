@@ -263,19 +263,17 @@ def _round(number: int, arms: Mapping[str, _Arm], plan: ServedListsBenchmark) ->
     shown = plan.shoppers * plan.visits * PAGE
     figures: dict[str, Any] = {"round": number + 1}
     for name, arm in arms.items():
-        figures[f"{name}_ctr"] = round(float(arm.expected[number].sum() / shown), 5)
+        figures[f"{name}_ctr_percent"] = round(100 * float(arm.expected[number].sum()) / shown, 2)
         figures[f"{name}_clicks"] = int(arm.clicks[number].sum())
     learner, control = (arms[name].expected[number] for name in ARMS)
     return figures | _difference(learner, control, plan.seed)
 
 
 def _difference(learner: Float64Array, control: Float64Array, seed: int) -> dict[str, Any]:
-    """Relative difference of expected clicks (u,), and its interval: bootstrap over users."""
+    """Relative difference of expected clicks (u,), and its 95 % interval: bootstrap over users."""
     random = np.random.default_rng(seed)
     draws = random.integers(0, len(learner), (RESAMPLES, len(learner)))
     ratios = np.sort(learner[draws].sum(axis=1) / control[draws].sum(axis=1) - 1.0)
-    interval = [round(float(ratios[int(RESAMPLES * q)]), 4) for q in (0.025, 0.975)]
-    return {
-        "lift": round(float(learner.sum() / control.sum() - 1.0), 4),
-        "lift_95": interval,
-    }
+    low, high = (float(ratios[int(RESAMPLES * q)]) for q in (0.025, 0.975))
+    values = {"lift": float(learner.sum() / control.sum() - 1.0), "low": low, "high": high}
+    return {f"{name}_percent": round(100 * value, 1) for name, value in values.items()}
