@@ -173,6 +173,18 @@ SECTIONS: dict[str, Section] = {
         ),
         (Cases("by_tier", ("tier", "queries", "hr@10", "ndcg@10", "coverage@10")),),
     ),
+    "value_of_freshness": Section(
+        "Value of freshness: older user states, and models trained more often",
+        (
+            Figure("lists", "queries"),
+            Figure("HR@10, state without delay", "delays.0.hr@10"),
+            Figure("lists that knew their future", "leaks", at_most=0),
+        ),
+        (
+            Cases("delays", ("delay_s", "hr@10", "difference", "ndcg@10")),
+            Cases("retraining", ("name", "models", "hr@10", "difference", "ndcg@10")),
+        ),
+    ),
     "ui": Section(
         "Dashboard: click to painted list",
         (
