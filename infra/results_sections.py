@@ -261,24 +261,6 @@ SECTIONS: dict[str, Section] = {
             ),
         ),
     ),
-    "served-lists": Section(
-        "Served lists: clicks earned by a ranker that learns from them, over next items alone",
-        (
-            Figure("simulated users of each shop", "shoppers"),
-            Figure("more expected clicks, from the second round on", "lift_percent", "%"),
-            Figure("lower end of the 95 % interval", "low_percent", "%", at_least=0),
-            Figure("upper end", "high_percent", "%"),
-        ),
-        (
-            Cases(
-                "rounds",
-                (
-                    *("round", "learner_ctr_percent", "control_ctr_percent"),
-                    *("lift_percent", "low_percent", "high_percent"),
-                ),
-            ),
-        ),
-    ),
     "loop": Section(
         "Event loop of the API: the longest that a request keeps it from others",
         (
