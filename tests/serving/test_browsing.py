@@ -78,6 +78,26 @@ def test_at_login_a_user_gets_the_history_of_the_session(shop_api: Running) -> N
         assert post(shop_api, "/sessions/visit/user", user_id=user_id).status_code == 422
 
 
+def test_an_item_shows_its_stars_and_exact_counts(shop_api: Running) -> None:
+    """The newest review of each user counts; both are interactions."""
+    before = shop_api.get("/items/camera-20")
+    assert (before["ratings"], before["positives"]) == (None, before["interactions"])
+    for user, rating in (("stan", 5), ("olga", 1), ("stan", 2), ("pia", 4.5)):
+        position = shop_api.feedback(user, "camera-20", "review", rating=rating)
+    after(shop_api, "pia", position)
+
+    def counted() -> dict[str, Any] | None:
+        item = shop_api.get("/items/camera-20")
+        return item if item["interactions"] == before["interactions"] + 4 else None
+
+    item = wait_until(counted)
+    assert item["positives"] == before["positives"] + 2
+    assert item["ratings"] == {"count": 3, "mean": round(8 / 3, 2)}
+    rows = shop_api.get("/popular", category="Cameras", n=100)["items"]
+    assert {row["item_id"]: row.get("ratings") for row in rows}["camera-20"] == item["ratings"]
+    assert all("ratings" not in row for row in rows if row["item_id"] != "camera-20")
+
+
 def test_a_token_is_valid_for_its_own_session_only(settings: Settings) -> None:
     with Running(guarded(settings, token_secret=SECRET)) as api:
         own, other = (new_token(SECRET, who, 3600)[0] for who in ("session:s1", "ann"))

@@ -14,6 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from afterclick.events import Action
 from afterclick.settings import ServingSettings, Settings
 from tests.serving.running import Running
 from tests.waiting import PATIENCE_S
@@ -89,6 +90,13 @@ def test_feedback_rejects_invalid_bodies(api: Running) -> None:
         )
         assert response.status_code == status, (name, response.status_code, response.text[:300])
         assert_problem(response, status)
+
+
+def test_an_unknown_action_is_refused_with_the_known_ones(api: Running) -> None:
+    response = api.http.post("/feedback", json=GOOD | {"action": "explode"})
+    detail = response.json()["detail"]
+    assert detail.startswith("body.action: ")
+    assert all(str(action) in detail for action in Action)
 
 
 def test_a_body_of_another_content_type_is_rejected(api: Running) -> None:
