@@ -19,14 +19,15 @@ from typing import Protocol
 
 import numpy as np
 
-from afterclick.arrays import IntArray
+from afterclick.arrays import Int64Array, IntArray
+from afterclick.events import Action
 from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS
 from infra.prequential.past_models import TrainedModel
 from serving.state.history import HistorySource, Rows, entries
 from serving.state.live_trends import TrendState
 from training.config import ReplayConfig
-from training.event_log import ACTIONS, EventLog
+from training.event_log import ACTIONS, CODES, EventLog
 from training.protocols import NOTHING
 from training.query_replay import Histories
 
@@ -103,28 +104,64 @@ class PastTrends(TrendState):
     def __init__(self, log: EventLog, known: ReplayConfig) -> None:
         super().__init__()
         self.approved = frozenset(known.approved)
-        self._votes = log.votes(known.established_days)
-        positive = log.weight > 0
-        self._item, self._time_ms = log.item[positive], log.time_ms[positive]
         self._ids = log.item_ids.tolist()
+        self._votes = log.votes(known.established_days)
+        self._totals = _TotalChanges.of(log)
         self._voted = self._counted = 0
 
     def advance(self, moment_ms: int) -> None:
         """Add the votes and interactions before a moment, which is not before the last one."""
         voted = int(np.searchsorted(self._votes.effective_ms, moment_ms))
-        counted = int(np.searchsorted(self._time_ms, moment_ms))
+        counted = int(np.searchsorted(self._totals.time_ms, moment_ms))
         votes = self._votes.where(slice(self._voted, voted))
-        items, number = np.unique(votes.item, return_inverse=True)
+        item, change = (
+            a[self._counted : counted] for a in (self._totals.item, self._totals.change)
+        )
+        items = np.union1d(votes.item, item)
+        number = np.searchsorted(items, votes.item)
         newest = np.zeros(len(items))
         np.maximum.at(newest, number, votes.time_ms)
         decay = np.exp2(-(newest[number] - votes.time_ms)[:, None] / _HALF_LIVES)
         by_all = votes.weight[:, None] * decay
         both = np.hstack([by_all, by_all * votes.established[:, None]])
-        sums = np.zeros((len(items), both.shape[1]))
+        sums, totals = np.zeros((len(items), both.shape[1])), np.zeros((len(items), 5), np.int64)
         np.add.at(sums, number, both)
-        counts = np.bincount(self._item[self._counted : counted], minlength=len(self._ids))[items]
-        self.table.merge_many([self._ids[i] for i in items.tolist()], newest, sums, counts)
+        np.add.at(totals, np.searchsorted(items, item), change)
+        names = [self._ids[i] for i in items.tolist()]
+        self.table.merge_many(names, newest, sums, totals[:, 0], totals[:, 1:].astype(np.int32))
         self._voted, self._counted = voted, counted
+
+
+@dataclass(frozen=True)
+class _TotalChanges:
+    """Changes of the all-time counts, in order of time."""
+
+    time_ms: Int64Array
+    item: IntArray
+    change: Int64Array
+    """(c, 5) interactions, then the fields of `StarCounts`"""
+
+    @classmethod
+    def of(cls, log: EventLog) -> _TotalChanges:
+        """Each event, and for a replaced review with stars its retraction, as in
+        `TrendTable.apply`."""
+        review = np.flatnonzero(log.action == CODES[Action.REVIEW])
+        pair = log.user[review].astype(np.int64) * len(log.item_ids) + log.item[review]
+        order = np.argsort(pair, kind="stable")  # within a pair by time
+        again = np.flatnonzero(np.diff(pair[order]) == 0)
+        older, newer = review[order][again], review[order][again + 1]
+        older, newer = older[log.stars[older] > 0], newer[log.stars[older] > 0]
+        stars, positive = log.stars.astype(np.int64), log.weight > 0
+        rated = stars > 0
+        added = [positive | rated, rated, stars, positive & rated, ~positive & rated]
+        gone = [np.zeros(len(older), bool), rated[older], stars[older], positive[older]]
+        change = np.concatenate(
+            [np.column_stack(added), -np.column_stack([*gone, gone[0]]).astype(np.int64)]
+        )
+        time_ms = np.concatenate([log.time_ms, log.time_ms[newer]])
+        by_time = np.argsort(time_ms, kind="stable")
+        item = np.concatenate([log.item, log.item[older]])
+        return cls(time_ms[by_time], item[by_time], change[by_time])
 
 
 def found_leaks(

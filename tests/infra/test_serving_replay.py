@@ -181,6 +181,21 @@ def test_trends_are_those_of_training_and_of_the_stream() -> None:
         assert table.values(moment)[rows] == pytest.approx(of_training)
 
 
+def test_ratings_count_as_in_the_stream() -> None:
+    times = START_MS + np.arange(3) * DAY_MS
+    user, item = np.array([0, 1, 0], np.int32), np.zeros(3, np.int32)
+    weights, stars = np.array([-1.0, 2.0, 3.0], np.float32), np.array([2, 0, 5], np.int8)
+    rows = Interactions(np.array(["ann", "bob"]), np.array(["i0"]), user, item, times, weights)
+    log = EventLog.of(rows, stars=stars)
+    trends = PastTrends(log, a_shop(log).known)
+    found = []
+    for moment in (times + 1).tolist():
+        trends.advance(moment)
+        found.append((int(trends.table.counts[0]), *trends.table.stars[0].tolist()))
+    # interactions, ratings in effect, their stars, positive ones, and ever not positive
+    assert found == [(1, 1, 2, 0, 1), (2, 1, 2, 0, 1), (3, 1, 5, 1, 1)]
+
+
 def test_schedules_share_the_models_of_one_moment() -> None:
     models = NoModels()
     arms = tuple(Arm(retrain) for retrain in SCHEDULES)
