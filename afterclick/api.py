@@ -493,23 +493,34 @@ class Ack(ApiModel):
 class ReactionRow(ApiModel):
     """Lists and reactions of one tier and model."""
 
-    source: Tier
+    source: str
     model_version: str | None
-    sent: int = Field(description="Lists answered by REST or pushed.")
+    arm: str | None = Field(None, description="With `experiment`.")
+    sent: int = Field(
+        description="Lists answered by REST or pushed since the API started; 0 with `experiment`."
+    )
     lists: int = Field(description="Lists shown: answered, or pushed and reported as seen.")
     reacted: int = Field(
-        description="Lists with a click, like, basket or purchase that names them."
+        description="Lists with a click, like, basket or purchase by the user who saw them."
     )
     items: int
-    clicks: int
+    clicks: int = Field(description="Each action counts once per list and item.")
+    likes: int = 0
+    baskets: int = 0
+    purchases: int = 0
+    skips: int = 0
 
 
 class RankRow(ApiModel):
-    """Impressions and clicks of one rank."""
+    """Impressions of one rank, and reactions to them."""
 
     place: int = Field(description="From 1.")
     shown: int
     clicks: int
+    likes: int = 0
+    baskets: int = 0
+    purchases: int = 0
+    skips: int = 0
 
 
 class Reactions(ApiModel):

@@ -279,6 +279,14 @@ def decode_interaction(raw: bytes | None) -> InteractionEvent:
     raise BadEvent(f"type: {event.type} is not an interaction; write it to its own topic")
 
 
+def decode_impression(raw: bytes | None) -> ImpressionEvent:
+    """The impression in a record's value. Raises BadEvent for other events."""
+    event = decode(raw)
+    if isinstance(event, ImpressionEvent):
+        return event
+    raise BadEvent(f"type: {event.type} is not an impression; write it to its own topic")
+
+
 def encode(event: BaseModel) -> bytes:
     """The JSON of an event, without fields that are None."""
     return event.__pydantic_serializer__.to_json(event, exclude_none=True)

@@ -12,6 +12,11 @@ History, votes, ledgers and corrections of a user expire together, some time aft
 {u:<user>}:forgetting             string  the same, until forgetting has finished, and the offsets
                                           up to which the archive had the user's events
 {u:<user>}:erased                 string  the last complete forgetting (state.Forgetting)
+{u:<user>}:impression:<id>        hash    a list that the user was shown, and the reactions that
+                                          joined it (streaming/exposures.lua); expires
+{p:<topic>:<partition>}:exposed   string  offset up to which lists and reactions are counted
+{p:<topic>:<partition>}:exposures:<day>
+                                  hash    afterclick.exposures.Cell.field → its count; expires
 {p:<topic>:<partition>}:position  string  applied offset: that of the last applied record
 {p:<topic>:<partition>}:announced string  published offset: `state-changes` is complete up to it
 {p:<topic>:<partition>}:attempt   string  offset and epoch ms of the record that a worker began with
@@ -22,7 +27,7 @@ History, votes, ledgers and corrections of a user expire together, some time aft
                                           (state.StarCounts)
 {p:<topic>:<partition>}:trends    hash    item → packed decayed sums (trends.Trend)
 {p:<topic>:<partition>}:retracted hash    token of a forgetting → offset up to which the user's
-                                          events are retracted
+                                          events are retracted; '0': the counts of lists
 forgotten                         set     users with a forgotten past, for checks of many users
 removed                           zset    items removed because the catalogue lacks them → when,
                                           epoch seconds; the newest only
@@ -123,6 +128,9 @@ class Keys:
     def erased(self, user_id: str) -> str:
         return f"{self.user(user_id)}:erased"
 
+    def impression(self, user_id: str, impression_id: str) -> str:
+        return f"{self.user(user_id)}:impression:{impression_id}"
+
     def state_of_user(self, user_id: str, topics: Iterable[str]) -> list[str]:
         """What the user's events have changed."""
         per_topic = [key(user_id, t) for t in topics for key in (self.ledger, self.compensations)]
@@ -157,6 +165,12 @@ class Keys:
 
     def trends(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:trends"
+
+    def exposed_offset(self, topic: str, partition: int) -> str:
+        return f"{self.partition(topic, partition)}:exposed"
+
+    def exposures(self, topic: str, partition: int, day: str) -> str:
+        return f"{self.partition(topic, partition)}:exposures:{day}"
 
     def retractions(self, topic: str, partition: int) -> str:
         return f"{self.partition(topic, partition)}:retracted"

@@ -226,8 +226,8 @@ class StreamSettings(_Section):
     A rating is rounded half up to whole stars, at least one. Stars not named keep their default;
     after a change run `rebuild`."""
     reactions: tuple[Action, ...] = (Action.CLICK, Action.LIKE, Action.BASKET, Action.PURCHASE)
-    """Actions on a shown item that count as a success of its list: in live rates by source, and
-    as rewards of `off-policy`."""
+    """Actions on a shown item that count as a success of its list: in the counts of lists, and as
+    rewards of `off-policy`. After a change run `rebuild`."""
     conversions: tuple[Action, ...] = (Action.PURCHASE,)
     """Actions that experiments count as conversions, beside clicks."""
     established_days: float = Field(7.0, ge=0)
@@ -250,6 +250,12 @@ class StreamSettings(_Section):
     """Interval of the archive query, which appends the events to the archive."""
     archive_days: int = Field(1095, ge=1)
     """Retention of the archive, in days since an event reached the log."""
+    impression_ttl_days: float = Field(2.0, gt=0, le=30)
+    """Days between a list and a reaction to it, measured between their times of arrival in the log,
+    beyond which the reaction does not count for the list. Lists are kept in Redis that long, and a
+    day. After a change run `rebuild`."""
+    exposure_days: int = Field(90, ge=1)
+    """Days for which the counts of lists shown and of reactions to them are kept."""
     master: str = "local[*]"
     """Spark master."""
     handover_s: float = Field(1800.0, ge=5)
@@ -271,7 +277,8 @@ class StreamSettings(_Section):
     """For fault tests: `between-steps:<n>` kills a worker in its n-th chunk, between the two steps;
     `no-dead-letters` makes a malformed record fail the query; `freeze:<user>` makes a worker wait
     at the events of a user; `freeze-archive:<file>` freezes the archive once; with `-unwatched`
-    nothing notices it; `archived:<n>` kills a worker after its n-th append to the archive."""
+    nothing notices it; `archived:<n>` kills a worker after its n-th append to the archive;
+    `between-joins:<file>` kills one once, between the two steps of lists and reactions."""
 
     @field_validator("weights", "star_weights")
     @classmethod
@@ -519,6 +526,11 @@ class Settings(BaseSettings):
     def archive(self) -> str:
         """Location of the event archive."""
         return self.archive_uri or str(self.home / "log")
+
+    @property
+    def impression_archive(self) -> str:
+        """Location of the archive of impressions, beside that of the events."""
+        return f"{self.archive.rstrip('/')}-impressions"
 
     @property
     def artifacts(self) -> Path:

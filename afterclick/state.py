@@ -33,6 +33,12 @@ class TopicPartition(NamedTuple):
     def __str__(self) -> str:
         return f"{self.topic}/{self.partition}"
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From `topic/partition`, as `str` writes it."""
+        topic, _, partition = text.rpartition("/")
+        return cls(topic, int(partition))
+
 
 class LogPosition(NamedTuple):
     """The position of a record in the log."""

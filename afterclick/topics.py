@@ -83,15 +83,18 @@ class Topics:
         """The topics whose events change the state."""
         return (self.reviews, self.feedback)
 
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """The topics whose events are archived: interactions and impressions."""
+        return (*self.interactions, self.impressions)
+
     def all(self) -> tuple[Topic, ...]:
         """Every topic to create, dead-letter topics included."""
         logs = [
             Topic(name, self.partitions, retention_ms=self.interactions_ms, arrival=True)
             for name in self.interactions
         ]
-        dead = [
-            Topic(dlq(name), 1, retention_ms=self.dead_letters_ms) for name in self.interactions
-        ]
+        dead = [Topic(dlq(name), 1, retention_ms=self.dead_letters_ms) for name in self.logged]
         return (
             *logs,
             *dead,

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from sys import getsizeof
 from typing import Any
 
-import orjson
 from cachetools import FIFOCache
 
 from afterclick.api import Tier
@@ -100,13 +99,6 @@ class ImpressionCache:
 
     def put(self, response: Recommendation) -> None:
         self._responses[response.body["impression_id"]] = response
-
-    def rank(self, impression_id: str | None, item_id: str) -> int | None:
-        """The rank of an item in a list, from 0; None if the list is no longer cached."""
-        response = self._responses.get(impression_id or "")
-        rows = orjson.loads(response.rendered.impression_rows) if response else []
-        ids = [row["item_id"] for row in rows]
-        return ids.index(item_id) if item_id in ids else None
 
     def forget(self, user_ids: Container[str]) -> None:
         """Drop the responses to these users."""

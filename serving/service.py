@@ -43,8 +43,9 @@ from serving.control.user_tokens import UserTokens
 from serving.control.users import InactiveFor, UserDirectory
 from serving.control.write_behind import WriteBehind
 from serving.events.experiment_counts import SETTLE_S, ExperimentCounter
+from serving.events.exposures import ExposureReader, ExposureReport, SentLists
 from serving.events.feedback import AckTimeouts, FeedbackLog, MergedSession, copy_of
-from serving.events.reactions import ImpressionLog, ReactionCounter, ShownList
+from serving.events.impressions import ImpressionLog
 from serving.live_stats import LiveStats
 from serving.monitoring import EventLoopLag, Metrics, merged_text
 from serving.peers import Peers, Shared
@@ -173,7 +174,7 @@ class Service:
         self._build_limits()
         self.feedback = FeedbackLog(settings.kafka, self.timings.ack)
         self.impressions = ImpressionLog(settings.kafka)
-        self.reactions = ReactionCounter(settings.stream.signals.reactions)
+        self.sent_lists, self.exposures = SentLists(), ExposureReader(settings)
         self.sent = ImpressionCache(MAX_IMPRESSION_BYTES // settings.serving.workers)
         self.counter = ExperimentCounter(
             settings,
@@ -189,9 +190,7 @@ class Service:
         """What all workers of this API hold together: see docs/decisions/0036-workers.md."""
         peers, number = self.peers, self.peers.number
         self.impression = Shared(peers, "impression", self.sent.get, first_known)
-        self.all_reactions = Shared(
-            peers, "reactions", self.reactions.report, ReactionCounter.merge
-        )
+        self.all_sent = Shared(peers, "sent", self.sent_lists.report, SentLists.merge)
         self.all_requests = Shared(peers, "requests", self.requests.recent, RequestLog.newest)
         self.all_metrics = Shared(
             peers, "metrics", lambda: (number, self.metrics.text().decode()), merged_text
@@ -294,7 +293,7 @@ class Service:
         await self.peers.stop()
         parts = (*self._background, self._monitoring)
         await asyncio.gather(*(asyncio.to_thread(part.stop) for part in parts))
-        for close in (self.stats.close, self.database.close):
+        for close in (self.stats.close, self.exposures.close, self.database.close):
             await asyncio.to_thread(close)
         self.recommender.close()
         await self.store.close()
@@ -314,20 +313,21 @@ class Service:
         self.metrics.on_list(
             body["source"], body["degraded"], body["reduced"], recommendation.cached
         )
-        self.reactions.on_sent(body["source"], body["model_version"])
+        self.sent_lists.add(body["source"], body["model_version"])
         self.sent.put(recommendation)
         return recommendation
 
     def on_shown(self, recommendation: Recommendation) -> None:
-        """Count and log a list that the user has seen."""
-        body, count = recommendation.body, recommendation.rendered.count
-        self.reactions.on_impression(
-            ShownList(
-                body["impression_id"], body["user_id"], body["source"], body["model_version"], count
-            )
-        )
+        """Log a list that the user has seen: the stream counts it."""
         self.impressions.append(recommendation)
         self.recommender.on_shown(recommendation)
+
+    async def exposure(self, days: int, experiment: str | None) -> Json:
+        """Lists shown in the last `days` days, and reactions to them. Raises Unavailable."""
+        report = ExposureReport(await self.all_sent.read(), experiment)
+        for counts in await asyncio.to_thread(self.exposures.read, days):
+            report.add(counts)
+        return report.as_json()
 
     def on_changes(self, changes: Sequence[StateChange]) -> None:
         """Forward state changes from their reader's thread to the event loop."""
@@ -371,7 +371,6 @@ class Service:
     def _evict(self, forgotten: Mapping[str, int], again: bool = True) -> None:
         self.recommender.forget(forgotten)
         self.sent.forget(forgotten)
-        self.reactions.forget(forgotten)
         self.hub.forget(forgotten)
         self.requests.forget_recent(forgotten)
         forget_entries()
@@ -473,10 +472,6 @@ class Service:
         now_ms = time.time() * 1000
         self.metrics.on_changes(changes, now_ms)
         self.waiters.advance(self.feed.positions)
-        for change in changes:
-            if change.impression_id is not None:
-                rank = self.sent.rank(change.impression_id, change.item_id)
-                self.reactions.on_change(change, rank)
         hides, known = self._hides_unknown(), self.catalogue
         for change in self.hub.deliver(changes):
             if change.item_id in known or not hides:

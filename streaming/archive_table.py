@@ -1,7 +1,7 @@
-"""Write the event archive: append batches, merge small files, delete old days.
+"""Write the archives of events and of impressions: append batches, merge files, delete old days.
 
 reads          redis  forgotten, {u:<user>}:forgotten
-reads, writes  delta  <archive>  log_day=<yyyy-mm-dd>/*.parquet, _delta_log/
+reads, writes  delta  <archive>, <archive>-impressions  log_day=<yyyy-mm-dd>/*.parquet, _delta_log/
 
 A batch is appended with the offsets of its last records in one commit, and records up to the
 offsets in the table are skipped: a batch that is repeated after a kill adds nothing. Of two jobs
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -37,7 +37,7 @@ from afterclick.state import TopicPartition
 from streaming.fault_points import NO_FAULTS, FaultPoints
 from streaming.forgotten_users import ForgottenUsers
 from streaming.positions import Offsets
-from streaming.records import Record, decode_record
+from streaming.records import Record, decode_record, decode_shown
 from streaming.worker import by_partition, record_batch
 
 log = structlog.get_logger()
@@ -56,9 +56,18 @@ _EVENT_SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("text", "impression_id", "session_id", "source")),
     ]
 )
-ARCHIVE_SCHEMA = _EVENT_SCHEMA.append(pa.field("log_day", pa.string()))
-_EVENT_TIME = _EVENT_SCHEMA.get_field_index("event_time")
-_USER = _EVENT_SCHEMA.get_field_index("user_id")
+_IMPRESSION_SCHEMA = pa.schema(
+    [
+        *(_EVENT_SCHEMA.field(n) for n in range(6)),
+        ("user_id", pa.string()),
+        ("impression_id", pa.string()),
+        ("event", pa.string()),
+    ]
+)
+"""`event` is the whole event, as it was in the topic."""
+_LOG_DAY = pa.field("log_day", pa.string())
+ARCHIVE_SCHEMA = _EVENT_SCHEMA.append(_LOG_DAY)
+_EVENT_TIME, _USER = 5, 6
 _REPLACED_H = 1
 _CONFIGURATION = {
     "delta.checkpointInterval": "100",
@@ -74,8 +83,24 @@ _OPEN_DAY_BYTES, _CLOSED_DAY_BYTES = 16 << 20, 256 << 20
 """Size up to which files are merged. A day that still grows is rewritten often: smaller files."""
 
 
-def create_archive(uri: str, topic_ids: Mapping[str, str] | None = None) -> EventArchive:
-    """Open the archive, or create an empty one of the topics with these ids.
+@dataclass(frozen=True)
+class ArchiveKind:
+    """What an archive has a row for. The schema begins with the first seven columns of events."""
+
+    schema: pa.Schema
+    """Without `log_day`."""
+    row: Callable[[TopicPartition, Record, float], tuple[Any, ...]]
+    """The row of a record. Raises BadEvent."""
+
+    @property
+    def table_schema(self) -> pa.Schema:
+        return self.schema.append(_LOG_DAY)
+
+
+def create_archive(
+    uri: str, topic_ids: Mapping[str, str] | None = None, kind: ArchiveKind | None = None
+) -> EventArchive:
+    """Open the archive, or create an empty one (default: of events) of the topics with these ids.
 
     Raises StateConflict if it is of other topics or of an earlier version, and Unavailable.
     """
@@ -91,7 +116,7 @@ def create_archive(uri: str, topic_ids: Mapping[str, str] | None = None) -> Even
     with archive_errors(uri):
         DeltaTable.create(
             uri,
-            ARCHIVE_SCHEMA,
+            (kind or EVENTS).table_schema,
             mode="ignore",
             partition_by=["log_day"],
             description=topics,
@@ -129,6 +154,46 @@ def next_offsets(archive: EventArchive, ranges: OffsetRanges, *, fence: bool = T
     return offsets
 
 
+def _event_row(name: TopicPartition, record: Record, max_ahead_ms: float) -> tuple[Any, ...]:
+    event = decode_record(record, max_ahead_ms)
+    data = event.data
+    return (
+        name.topic,
+        name.partition,
+        record.offset,
+        int(record.log_ms * 1000),
+        event.id,
+        round(event.time.timestamp() * 1e6),
+        data.user_id,
+        data.item_id,
+        str(data.action),
+        data.rating,
+        data.text,
+        data.impression_id,
+        data.session_id,
+        event.source,
+    )
+
+
+def _impression_row(name: TopicPartition, record: Record, max_ahead_ms: float) -> tuple[Any, ...]:
+    event = decode_shown(record, max_ahead_ms)
+    return (
+        name.topic,
+        name.partition,
+        record.offset,
+        int(record.log_ms * 1000),
+        event.id,
+        round(event.time.timestamp() * 1e6),
+        event.data.user_id,
+        event.data.impression_id,
+        (record.value or b"").decode(),
+    )
+
+
+EVENTS = ArchiveKind(_EVENT_SCHEMA, _event_row)
+IMPRESSIONS = ArchiveKind(_IMPRESSION_SCHEMA, _impression_row)
+
+
 @dataclass
 class ArchiveAppender:
     """Appends the valid events of Kafka rows, without forgotten ones. Picklable, for a worker."""
@@ -138,33 +203,42 @@ class ArchiveAppender:
     faults: FaultPoints = NO_FAULTS
     max_ahead_ms: float = math.inf
     """An event dated further after its arrival in the log is malformed, as for the state."""
+    kind: ArchiveKind = EVENTS
+    _archive: EventArchive | None = field(default=None, init=False)
     _rows: list[pa.RecordBatch] = field(default_factory=list, init=False)
     _ends: dict[TopicPartition, int] = field(default_factory=dict, init=False)
     _commits: int = field(default=0, init=False)
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Append batches (`SOURCE_COLUMNS`), each partition in offset order; returns none."""
-        archive = EventArchive.open(self.uri)
         for topic, partition, records in by_partition(batches):
-            self.faults.on_archive()
-            self._add(archive, TopicPartition(topic, partition), records)
-            if sum(rows.nbytes for rows in self._rows) >= _CHUNK_BYTES:
-                self._commit(archive.table)
-        if self._ends:
-            self._commit(archive.table)
+            self.add(TopicPartition(topic, partition), records)
+        self.commit()
         return iter(())
 
-    def _add(self, archive: EventArchive, name: TopicPartition, records: list[Record]) -> None:
-        last = self._ends.get(name, archive.offset(name))
+    def add(self, name: TopicPartition, records: list[Record]) -> None:
+        """Add the records of a partition; commits where they are many."""
+        self.faults.on_archive()
+        if self._archive is None:
+            self._archive = EventArchive.open(self.uri)
+        last = self._ends.get(name, self._archive.offset(name))
         if self.faults.fence:
             records = [record for record in records if record.offset > last]
         if records:
             self._ends[name] = max(last, records[-1].offset)
             self._rows += self._archive_rows(name, records)
+        if sum(rows.nbytes for rows in self._rows) >= _CHUNK_BYTES:
+            self._commit(self._archive.table)
+
+    def commit(self) -> None:
+        """Commit what was added since the last commit."""
+        if self._ends and self._archive is not None:
+            self._commit(self._archive.table)
+        self._archive = None  # the next batch sees what others have committed
 
     def _archive_rows(self, name: TopicPartition, records: list[Record]) -> list[pa.RecordBatch]:
         """The rows of valid events without forgotten ones; [] if there are none."""
-        rows = [row for each in records if (row := _archive_row(name, each, self.max_ahead_ms))]
+        rows = list(self._valid_rows(name, records))
         until = self.forgotten.among(row[_USER] for row in rows) if self.forgotten else {}
         if until:
             rows = [
@@ -175,9 +249,18 @@ class ArchiveAppender:
         if not rows:
             return []
         columns: list[Sequence[Any]] = list(zip(*rows, strict=True))
-        batch = record_batch(columns, _EVENT_SCHEMA)
+        batch = record_batch(columns, self.kind.schema)
         days = pc.strftime(batch.column("log_time"), "%Y-%m-%d")
-        return [pa.RecordBatch.from_arrays([*batch.columns, days], schema=ARCHIVE_SCHEMA)]
+        schema = self.kind.table_schema
+        return [pa.RecordBatch.from_arrays([*batch.columns, days], schema=schema)]
+
+    def _valid_rows(
+        self, name: TopicPartition, records: Iterable[Record]
+    ) -> Iterator[tuple[Any, ...]]:
+        """The rows of valid records. (Their reader for the state writes dead letters.)"""
+        for record in records:
+            with suppress(BadEvent):
+                yield self.kind.row(name, record, self.max_ahead_ms)
 
     def _commit(self, table: DeltaTable) -> None:
         """Append the rows together with the offsets; only the offsets if no record is valid."""
@@ -197,7 +280,7 @@ class ArchiveAppender:
 def append(
     table: DeltaTable, rows: list[pa.RecordBatch], ends: Mapping[TopicPartition, int]
 ) -> None:
-    """Append rows (`ARCHIVE_SCHEMA`) and the offsets of the last records in one commit.
+    """Append rows (of the table's schema) and the offsets of the last records in one commit.
 
     Raises CommitFailedError if a commit after the one that `table` has read deleted rows, or moved
     these offsets.
@@ -216,33 +299,6 @@ def append(
 def _stored(table: DeltaTable, names: Iterable[TopicPartition]) -> list[int | None]:
     """The offsets that the table has for these partitions."""
     return [table.transaction_version(str(name)) for name in names]
-
-
-def _archive_row(
-    name: TopicPartition, record: Record, max_ahead_ms: float
-) -> tuple[Any, ...] | None:
-    """One archive row; None for a malformed record (the apply query writes its dead letter)."""
-    try:
-        event = decode_record(record, max_ahead_ms)
-    except BadEvent:
-        return None
-    data = event.data
-    return (
-        name.topic,
-        name.partition,
-        record.offset,
-        int(record.log_ms * 1000),
-        event.id,
-        round(event.time.timestamp() * 1e6),
-        data.user_id,
-        data.item_id,
-        str(data.action),
-        data.rating,
-        data.text,
-        data.impression_id,
-        data.session_id,
-        event.source,
-    )
 
 
 def maintain(

@@ -98,14 +98,15 @@ def refuse_cluster(settings: Settings) -> None:
 
 
 def load_functions(client: redis.Redis) -> None:
-    """Load functions.lua into every primary of the server. Raises Unavailable."""
-    source = (files("streaming") / "functions.lua").read_text()
+    """Load both function libraries into every primary of the server. Raises Unavailable."""
     try:
-        if isinstance(client, redis.RedisCluster):
-            for node in client.get_primaries():
-                client.execute_command("FUNCTION LOAD", "REPLACE", source, target_nodes=node)
-        else:
-            client.function_load(source, replace=True)
+        for name in ("functions.lua", "exposures.lua"):
+            source = (files("streaming") / name).read_text()
+            if isinstance(client, redis.RedisCluster):
+                for node in client.get_primaries():
+                    client.execute_command("FUNCTION LOAD", "REPLACE", source, target_nodes=node)
+            else:
+                client.function_load(source, replace=True)
     except redis.RedisError as error:
         raise redis_unavailable(error) from None
 

@@ -14,7 +14,7 @@ from afterclick.settings import StreamSettings
 
 _KILL, _NO_DEAD_LETTERS = "between-steps:", "no-dead-letters"
 _FREEZE, _FREEZE_UNWATCHED = "freeze:", "freeze-unwatched:"
-_APPENDED = "archived:"
+_APPENDED, _KILL_JOINS = "archived:", "between-joins:"
 _ARCHIVE, _ARCHIVE_UNWATCHED = "freeze-archive:", "freeze-archive-unwatched:"
 
 
@@ -38,6 +38,16 @@ class FaultPoints:
     def between_steps(self, chunk: int) -> None:
         """With `between-steps:<n>`: SIGKILL this worker in its n-th chunk, after step 1."""
         if self.fault == f"{_KILL}{chunk}":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def between_joins(self) -> None:
+        """With `between-joins:<file>`: create the file and SIGKILL this worker, unless it exists.
+
+        In a chunk of lists and reactions, after step 1.
+        """
+        kind, _, path = (self.fault or "").partition(":")
+        if f"{kind}:" == _KILL_JOINS and not Path(path).exists():
+            Path(path).touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_event(self, user_id: str) -> None:

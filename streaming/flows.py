@@ -1,14 +1,14 @@
-"""The dataflow: three streaming queries over the interaction topics.
+"""The dataflow: three streaming queries over the topics of events.
 
 micro-batch  read_topics → apply_batches (a partition's rows at a time) → Kafka sink
 real-time    read_topics → RowApplier (a row at a time)                 → sent by the worker
-archive      read_topics → ArchiveAppender (all rows of a batch)            → Delta table
+archive      read_topics → ArchiveTask (all rows of a batch)                → Delta tables, Redis
 
-reads   topic    reviews, feedback
+reads   topic    reviews, feedback; the archive query also impressions
         redis    forgotten, {u:<user>}:forgotten
-writes  redis    what streaming.apply writes
+writes  redis    what streaming.apply and streaming.exposures write
         topic    state-changes, <topic>.dlq
-        delta    <archive>, what streaming.archive_table writes
+        delta    <archive>, <archive>-impressions: what streaming.archive_table writes
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from afterclick.io.kafka_clients import spark_options
 from afterclick.settings import Settings
 from afterclick.topics import MAX_RECORD_BYTES
 from streaming.apply import ApplyConfig
-from streaming.archive_table import ArchiveAppender
-from streaming.fault_points import FaultPoints
-from streaming.forgotten_users import ForgottenUsers
+from streaming.archive_task import ArchiveTask
+from streaming.exposures import ExposureConfig
 from streaming.positions import Offsets
 from streaming.worker import (
     OUTPUT_COLUMNS,
@@ -59,7 +58,8 @@ _REAL_TIME_CONFIG = {
 def read_topics(
     spark: SparkSession, settings: Settings, start: Offsets | None, max_rows: int | None
 ) -> DataFrame:
-    """The interaction topics from `start` (None: the earliest offsets), `max_rows` per batch.
+    """The topics of `start` from these offsets (None: the interaction topics from the earliest
+    ones), `max_rows` per batch.
 
     `timestamp` is in microseconds since the epoch. The query fails if the log has lost records that
     it should read.
@@ -68,7 +68,7 @@ def read_topics(
     reader = (
         spark.readStream.format("kafka")
         .options(**spark_options(kafka))
-        .option("subscribe", ",".join(kafka.topics.interactions))
+        .option("subscribe", ",".join(start or kafka.topics.interactions))
         .option("startingOffsets", json.dumps(start) if start else "earliest")
         .option("kafka.isolation.level", "read_committed")
         .option("failOnDataLoss", settings.stream.fence)
@@ -121,18 +121,20 @@ def start_real_time(
 
 
 def start_archive(
-    spark: SparkSession, settings: Settings, offsets: Offsets, checkpoint: Path
+    spark: SparkSession,
+    settings: Settings,
+    exposures: ExposureConfig,
+    offsets: Offsets,
+    checkpoint: Path,
 ) -> StreamingQuery:
-    """Append every valid event from `offsets` on to the archive, exactly once.
+    """Archive every valid event from `offsets` on and count the lists shown, exactly once.
 
     One task appends a batch and stores its offsets with it; Spark's own sink stays empty, and its
     checkpoint decides nothing.
     """
-    stream, redis = settings.stream, settings.redis
+    stream = settings.stream
     source = read_topics(spark, settings, offsets, 2 * stream.batch_events)
-    forgotten = ForgottenUsers(redis.client_url, redis.cluster, redis.keys)
-    faults, ahead_ms = FaultPoints.of(stream), stream.ahead_s * 1000
-    append = ArchiveAppender(settings.archive, forgotten, faults, ahead_ms)
+    append = ArchiveTask(settings, exposures)
     return (
         source.coalesce(1)
         .mapInArrow(append, "appended long")

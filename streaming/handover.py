@@ -1,9 +1,9 @@
 """The queries that the job keeps running: apply under either trigger, and the archive.
 
-reads   topic  reviews, feedback (offsets, for the lag)
-        redis  {p:<topic>:<partition>}:position, :announced, :attempt
-writes  redis  {p:<topic>:<partition>}:announced, boundary
-        delta  <archive>
+reads   topic  reviews, feedback, impressions (offsets)
+        redis  {p:<topic>:<partition>}:position, :announced, :attempt, :exposed
+writes  redis  {p:<topic>:<partition>}:announced, :exposed (where counting begins), boundary
+        delta  <archive>, <archive>-impressions
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from streaming import flows, positions
 from streaming.apply import ApplyConfig
-from streaming.archive_table import create_archive, maintain, next_offsets
+from streaming.archive_table import IMPRESSIONS, create_archive, maintain, next_offsets
+from streaming.exposures import ExposureConfig, start_counting
 from streaming.fault_points import FaultPoints
 from streaming.forgotten_users import restore_forgotten
 from streaming.lease import NO_LEASE, Lease
@@ -155,7 +156,10 @@ class ManagedQuery(Protocol):
 
 @dataclass
 class Archive:
-    """The archive query, and the maintenance of the archive. The archive holds its offsets."""
+    """The archive query, which also counts lists shown, and the maintenance of the archives.
+
+    The archives hold their offsets, Redis those of the counts.
+    """
 
     context: Context
     name: str = "archive"
@@ -166,7 +170,7 @@ class Archive:
         settings = self.context.settings
         self.maintenance = BackgroundLoop(
             "archive maintenance",
-            partial(maintain, settings.archive, settings.stream.archive_days),
+            partial(_maintain, settings),
             _MAINTAIN_EVERY_S,
             limit_s=_MAINTAIN_LIMIT_S,
         )
@@ -174,14 +178,35 @@ class Archive:
     def start(self) -> None:
         context, settings = self.context, self.context.settings
         _stop(self._run)
-        archive = create_archive(settings.archive, positions.topic_ids(settings.kafka))
-        ranges = context.kafka_log.ranges(*settings.kafka.topics.interactions)
-        offsets = next_offsets(archive, ranges, fence=settings.stream.fence)
+        offsets = self._offsets()
         is_first, checkpoint = self._run is None, new_checkpoint(context)
-        query = flows.start_archive(context.spark, settings, offsets, checkpoint)
+        exposures = ExposureConfig.of(settings, context.lease)
+        query = flows.start_archive(context.spark, settings, exposures, offsets, checkpoint)
         self._run = Run(query, checkpoint)
         if is_first:
             self.maintenance.start()
+
+    def _offsets(self) -> Offsets:
+        """From where on anything is not archived or not counted."""
+        context, settings = self.context, self.context.settings
+        topics, fence = settings.kafka.topics, settings.stream.fence
+        ids = context.kafka_log.topic_ids(*topics.logged)
+        shown = {topics.impressions: ids.pop(topics.impressions)}
+        archive = create_archive(settings.archive, ids)
+        lists = create_archive(settings.impression_archive, shown, IMPRESSIONS)
+        ranges = context.kafka_log.ranges(*topics.logged)
+        of_lists = {name: held for name, held in ranges.items() if name.topic in shown}
+        of_events = {name: held for name, held in ranges.items() if name.topic not in shown}
+        offsets = next_offsets(archive, of_events, fence=fence)
+        offsets |= next_offsets(lists, of_lists, fence=fence)
+        client, keys = context.client, settings.redis.keys
+        restore_forgotten(client, keys, settings.kafka)
+        is_first = max(lists.offsets(of_lists).values(), default=-1) < 0
+        uncounted = start_counting(client, keys, ranges, is_first=is_first, fence=fence)
+        return {
+            topic: {number: min(at, uncounted[topic][number]) for number, at in starts.items()}
+            for topic, starts in offsets.items()
+        }
 
     def tick(self) -> None:
         return
@@ -347,6 +372,12 @@ class RealTime:
         moved = [name for name in before if applied[name] > before[name]]
         attempts = (positions.last_attempt(context.client, keys, name) for name in moved)
         return all(at >= self._next_since for _, at in attempts)
+
+
+def _maintain(settings: Settings) -> None:
+    """Maintain both archives. Raises StateConflict, Unavailable."""
+    for uri in (settings.archive, settings.impression_archive):
+        maintain(uri, settings.stream.archive_days)
 
 
 def _stop(*runs: Run | None) -> None:

@@ -1,7 +1,7 @@
 """The stream job: the apply query and the archive query in one Spark application, restarted on
 failure.
 
-reads   topic  reviews, feedback
+reads   topic  reviews, feedback, impressions
         redis  {p:<topic>:<partition>}:position, lease
 writes  redis, topic, delta  what streaming.flows writes
         redis  lease, running, heartbeats, weights

@@ -11,15 +11,23 @@ import hashlib
 import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from afterclick.errors import BadEvent
-from afterclick.events import MAX_LEAD_MS, InteractionEvent, decode_interaction
+from afterclick.events import (
+    MAX_LEAD_MS,
+    ImpressionEvent,
+    InteractionEvent,
+    decode_impression,
+    decode_interaction,
+)
 from afterclick.topics import MAX_RECORD_BYTES, dlq
 
 MAX_OUTPUT_BYTES = MAX_RECORD_BYTES // 2
 """Key and value of a dead letter; a larger record is replaced by a stub."""
 MAX_CHANGE_BYTES = 65_536
 """A larger state change is sent without its compensations, as `resync`."""
+_Timed = TypeVar("_Timed", InteractionEvent, ImpressionEvent)
 _STUB_BYTES = 1024
 _ERROR_BYTES = 1024
 
@@ -53,7 +61,15 @@ def decode_record(record: Record, max_ahead_ms: float = math.inf) -> Interaction
     lose its weight at once. Raises BadEvent, also if it is dated more than `max_ahead_ms` after it
     reached the log.
     """
-    event = decode_interaction(record.value)
+    return _in_time(decode_interaction(record.value), record, max_ahead_ms)
+
+
+def decode_shown(record: Record, max_ahead_ms: float = math.inf) -> ImpressionEvent:
+    """The impression of a record, under the same rules."""
+    return _in_time(decode_impression(record.value), record, max_ahead_ms)
+
+
+def _in_time(event: _Timed, record: Record, max_ahead_ms: float) -> _Timed:
     ahead_ms = event.time_ms - record.log_ms
     if ahead_ms > max_ahead_ms:
         raise BadEvent("time: the event is dated too far after it reached the log")

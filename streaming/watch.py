@@ -2,7 +2,7 @@
 
 reads   redis  {p:<topic>:<partition>}:position, lease, topics
         topic  reviews, feedback (offsets; the first record that is not applied)
-        delta  <archive>: which offsets are archived
+        delta  <archive>, <archive>-impressions: which offsets are archived
 writes  redis  aside, running, archived
 """
 
@@ -195,7 +195,8 @@ class ArchiveWatch:
 
     context: Context
     _detector: StallDetector = field(init=False)
-    _archive: EventArchive | None = field(default=None, init=False)
+    _archives: list[EventArchive] = field(default_factory=list, init=False)
+    """Of events, of impressions."""
     _next_at: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
@@ -211,12 +212,20 @@ class ArchiveWatch:
         if now < self._next_at:
             return False
         self._next_at = now + max(_ARCHIVE_EVERY_S, context.settings.stream.archive_seconds)
-        if self._archive is None:
-            self._archive = EventArchive.open(context.settings.archive)
-        self._archive.refresh()
-        ranges = context.kafka_log.ranges(*context.settings.kafka.topics.interactions)
-        archived = self._archive.offsets(ranges)
-        positions.mark_archived(context.client, context.settings.redis.keys, archived)
+        settings = context.settings
+        if not self._archives:
+            uris = settings.archive, settings.impression_archive
+            self._archives = [EventArchive.open(uri) for uri in uris]
+        topics = settings.kafka.topics
+        ranges = context.kafka_log.ranges(*topics.logged)
+        archived: positions.AppliedOffsets = {}
+        for archive, names in zip(
+            self._archives, (topics.interactions, (topics.impressions,)), strict=True
+        ):
+            archive.refresh()
+            archived |= archive.offsets(name for name in ranges if name.topic in names)
+        events = {name: at for name, at in archived.items() if name.topic in topics.interactions}
+        positions.mark_archived(context.client, settings.redis.keys, events)
         if context.faults.unwatched:
             return False
         stalls = self._detector.check(ranges, archived)

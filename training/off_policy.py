@@ -45,7 +45,7 @@ from training.query_replay import ReplayedQuery, align
 SETTLE_MS = 30 * 60_000
 """A list counts once the log goes on for this long after it: users react within it."""
 VISITOR = "visitor"
-"""User id of lists without a user (`serving.events.reactions`); they have no history."""
+"""User id of lists without a user (`serving.events.impressions`); they have no history."""
 MAX_SUPPORT = 1.5
 """An estimated support above it is not chance: the propensities are not those of the lists."""
 _WITHOUT_MODEL = (Policy.TRENDING, Policy.POPULAR)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from itertools import islice
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from afterclick import api
 from serving.routes.fast_route import ServiceDep, json_response, responses
+from serving.routes.queries import ExposureQuery
 
 router = APIRouter()
 MAX_MODELS = 20
@@ -18,9 +20,13 @@ _OF_WORKER = ("number", "pid", "ready", "model", "catalogue", "items")
 
 
 @router.get("/exposure", tags=["monitoring"], **responses(api.Reactions))
-async def exposure(service: ServiceDep) -> Response:
-    """Lists and reactions by source and model, and clicks by rank, since the process started."""
-    return json_response(await service.all_reactions.read())
+async def exposure(service: ServiceDep, query: Annotated[ExposureQuery, Query()]) -> Response:
+    """Lists shown and reactions to them by source and model, and by place in the list.
+
+    The stream counts them, seconds after they happened; every replica answers the same. `sent`
+    alone counts since the API started.
+    """
+    return json_response(await service.exposure(query.days, query.experiment))
 
 
 @router.get("/requests", tags=["monitoring"], **responses(api.RecentRequests))

@@ -252,6 +252,15 @@ class Login(ApiRequest):
         return user_id
 
 
+class ExposureQuery(ApiRequest):
+    """GET /exposure"""
+
+    days: Annotated[int, BeforeValidator(_number), Field(ge=1, le=366)] = Field(
+        7, description="Of the last days (UTC), today included."
+    )
+    experiment: Id | None = Field(None, description="Only lists of this experiment, by arm.")
+
+
 class HistoryQuery(ApiRequest):
     """GET /users/{user_id}/history"""
 

@@ -178,12 +178,12 @@ class DeadLetterReader:
     """Reads the dead-letter topics. Every method blocks, and raises Unavailable."""
 
     def __init__(self, settings: KafkaSettings) -> None:
-        self._topics = settings.topics.interactions
+        self._topics = settings.topics.logged
         self._log = KafkaLog(settings, TIMEOUT_S)
         self.close = self._log.close
 
     def counts(self) -> dict[str, int]:
-        """Dead letters per topic of interactions."""
+        """Dead letters per topic of events."""
         return {
             topic: sum(len(offsets) for offsets in self._log.ranges(dlq(topic)).values())
             for topic in self._topics

@@ -1,6 +1,6 @@
-"""Read the events of the archive, and erase a user's rows from it.
+"""Read the archives of events and impressions, and erase a user's rows from them.
 
-reads, writes  delta  <archive>  log_day=<yyyy-mm-dd>/*.parquet, _delta_log/
+reads, writes  delta  <archive>, <archive>-impressions  log_day=<yyyy-mm-dd>/*.parquet, _delta_log/
 """
 
 from __future__ import annotations
@@ -51,6 +51,12 @@ def record_of(row: dict[str, Any]) -> Record:
     """A row as the Kafka record that it was."""
     log_ms = row["log_time"].timestamp() * 1000
     return Record(row["offset"], None, encode(event_of(row)), log_ms)
+
+
+def impression_record(row: dict[str, Any]) -> Record:
+    """A row of the archive of impressions as the Kafka record that it was."""
+    log_ms = row["log_time"].timestamp() * 1000
+    return Record(row["offset"], None, row["event"].encode(), log_ms)
 
 
 def erase(archive: str, user_id: str, until_ms: int) -> int:

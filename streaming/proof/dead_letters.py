@@ -1,7 +1,7 @@
 """Read dead letters, and send them to their topics again once the cause is fixed.
 
 reads   topic  <topic>.dlq
-writes  topic  reviews, feedback (redrive)
+writes  topic  reviews, feedback, impressions (redrive)
 
 Redriving is safe to repeat: it continues after the last one, an event that was applied is
 recognised by its id, and one that is still malformed becomes a dead letter again.
@@ -85,7 +85,7 @@ def redrive(kafka: KafkaSettings, containing: str = "") -> int:
 
 
 def _partitions(kafka: KafkaSettings) -> list[TopicPartition]:
-    return [TopicPartition(dlq(topic), 0) for topic in kafka.topics.interactions]
+    return [TopicPartition(dlq(topic), 0) for topic in kafka.topics.logged]
 
 
 @contextmanager

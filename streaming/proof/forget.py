@@ -4,7 +4,8 @@ reads   redis    {u:<user>}:ledger:*, {p:<topic>:<partition>}:position
         delta    <archive>; topic reviews, feedback for events not archived yet
 writes  redis    forgotten, {u:<user>}:*
                  {p:<topic>:<partition>}:counts, :uniques, :ratings, :trends, :retracted
-        delta    <archive>
+                 what streaming.proof.forget_lists writes
+        delta    <archive>, <archive>-impressions
 
 The order of the steps makes a crash repairable by running them again: let Redis reject the user's
 events; wait for events in flight; retract what was counted, in offset order and in calls of
@@ -17,7 +18,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from typing import Any
 
@@ -28,7 +29,7 @@ from redis.client import Pipeline
 from afterclick.events import SESSION, stable_id
 from afterclick.io.event_archive import EventArchive, MissingArchive
 from afterclick.io.forgotten import publish_forgotten
-from afterclick.io.kafka_log import OffsetRange
+from afterclick.io.kafka_log import KafkaLog, OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import (
@@ -43,7 +44,9 @@ from afterclick.state import (
 from streaming import positions
 from streaming.apply import CHUNK, Applier, ApplyConfig
 from streaming.connection import NodeConnection
+from streaming.exposures import exposed_offsets
 from streaming.proof.archive_log import erase
+from streaming.proof.forget_lists import ListForgetter
 from streaming.proof.rebuild import no_record
 from streaming.proof.user_log import (
     UserLog,
@@ -63,6 +66,8 @@ class Begun:
     archived: Mapping[str, int]
     """Offset per `topic/partition` up to which the archive had the user's events. It leaves out
     later ones."""
+    exposed: Mapping[str, int] = field(default_factory=dict)
+    """The same up to which lists and reactions were counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,7 @@ class Forgetter:
             past = self._past(begun)
             for session in past.log.sessions:
                 self._forget_session(session, finished_ms, settle)
+            self._forget_lists(begun, past)
             retracted = self.retract(past)
             events, remaining = events + retracted.events, remaining + retracted.remaining
             rows += self.erase_rows(finished_ms)
@@ -156,14 +162,24 @@ class Forgetter:
         Its time is that of the user's newest applied event, if that is later than `until_ms`.
         """
         keys, user = self.settings.redis.keys, self.user_id
-        archived = orjson.dumps(self._archived_offsets())
+        offsets = {"archived": self._archived_offsets(), "exposed": self._exposed_offsets()}
         self.client.sadd(keys.forgotten_users, user)
         names = (keys.forgotten(user), keys.forgetting(user), keys.history(user), keys.votes(user))
         reply: Any = self.client.fcall(
-            "afterclick_forget_user", len(names), *names, str(until_ms), archived
+            "afterclick_forget_user", len(names), *names, str(until_ms), orjson.dumps(offsets)
         )
-        until, _, offsets = reply.partition(b" ")
-        return Begun(int(until), orjson.loads(offsets or b"{}"))
+        until, _, begun = reply.partition(b" ")
+        known = orjson.loads(begun or b"{}")
+        if "archived" not in known:  # an earlier version began it
+            known = {"archived": known}
+        return Begun(int(until), **known)
+
+    def _exposed_offsets(self) -> dict[str, int]:
+        with KafkaLog(self.settings.kafka) as log:
+            partitions = log.partitions(*self.settings.kafka.topics.logged)
+        keys = self.settings.redis.keys
+        offsets = exposed_offsets(self.client, keys, partitions)
+        return {str(name): offset for name, offset in offsets.items()}
 
     def _forget_session(self, session: str, until_ms: int, settle: Callable[[], None]) -> None:
         """Forget a session whose events the user got at login: they are the user's."""
@@ -171,6 +187,11 @@ class Forgetter:
             return
         publish_forgotten(self.settings.kafka, session, until_ms)
         Forgetter(self.settings, self.client, session).complete(until_ms, settle)
+
+    def _forget_lists(self, begun: Begun, past: _Past) -> None:
+        exposed = {TopicPartition.parse(name): at for name, at in begun.exposed.items()}
+        lists = ListForgetter(self.settings, self.client, self.user_id, begun.until_ms, exposed)
+        lists.retract(past.log)
 
     def retract(self, past: _Past) -> Forgetting:
         """Retract the counted events, store the number, delete the ledger."""
@@ -299,7 +320,8 @@ class Forgetter:
         """The user's events in the archive, and those that it may lack in the topics."""
         rows = archived_rows_of(self.settings.archive, self.user_id)
         starts = {name: begun.archived.get(str(name), -1) + 1 for name in applied}
-        ends = {name: offset + 1 for name, offset in applied.items()}
+        exposed = exposed_offsets(self.client, self.settings.redis.keys, applied)
+        ends = {name: max(offset, exposed[name]) + 1 for name, offset in applied.items()}
         for position in {entry.position for entry in ledger}.difference(positions_of(rows)):
             name = position.topic_partition
             starts[name] = min(starts[name], position.offset)
@@ -316,7 +338,8 @@ class Forgetter:
         return {str(name): offset for name, offset in archive.offsets(partitions).items()}
 
     def erase_rows(self, until_ms: int) -> int:
-        return erase(self.settings.archive, self.user_id, until_ms)
+        uris = self.settings.archive, self.settings.impression_archive
+        return sum(erase(uri, self.user_id, until_ms) for uri in uris)
 
     def _retract_all(self, effects: _Effects, until_ms: int) -> int:
         """Retract events in calls of about `CHUNK` deltas; returns the number of events."""

@@ -21,12 +21,13 @@ import structlog
 from afterclick.errors import AfterclickError, StateConflict, StateLocked, Unavailable
 from afterclick.io.background import BackgroundLoop
 from afterclick.io.forgotten import BATCH, ForgottenLog, publish_forgotten
-from afterclick.io.kafka_log import OffsetRanges
+from afterclick.io.kafka_log import KafkaLog, OffsetRanges
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import Forgetting
 from streaming import positions
 from streaming.connection import load_functions, redis_client
+from streaming.exposures import exposed_offsets
 from streaming.lease import hold_lease
 from streaming.proof.forget import Forgetter, last_forgetting
 from streaming.weights import weights_conflict
@@ -160,7 +161,8 @@ class ForgettingLoop:
 
     def _settle(self) -> None:
         """Wait until no query works on records that it read before. Raises Unavailable."""
-        ranges = positions.log_ranges(self._settings.kafka)
+        with KafkaLog(self._settings.kafka) as kafka_log:
+            ranges = kafka_log.ranges(*self._settings.kafka.topics.logged)
         deadline = time.monotonic() + _WAIT_S
         batch = self._archive_batch()
         while (batch and self._archive_batch() == batch) or self._lags(ranges):
@@ -169,6 +171,10 @@ class ForgettingLoop:
             time.sleep(_POLL_S)
 
     def _lags(self, ranges: OffsetRanges) -> bool:
-        keys = self._settings.redis.keys
-        applied = positions.applied_offsets(self._client, keys, ranges)
-        return positions.has_unapplied(self._settings.kafka, ranges, applied)
+        """Whether any of these records is not applied, or not counted."""
+        kafka, keys = self._settings.kafka, self._settings.redis.keys
+        events = {n: held for n, held in ranges.items() if n.topic in kafka.topics.interactions}
+        applied = positions.applied_offsets(self._client, keys, events)
+        if positions.has_unapplied(kafka, events, applied):
+            return True
+        return positions.has_unapplied(kafka, ranges, exposed_offsets(self._client, keys, ranges))

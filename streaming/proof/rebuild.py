@@ -1,14 +1,14 @@
-"""Rebuild the state from the event archive under other keys, then swap it in. The stream resumes
+"""Rebuild the state from the archives under other keys, then swap it in. The stream resumes
 there.
 
-reads   delta  <archive>
+reads   delta  <archive>, <archive>-impressions
 writes  redis  forgotten, {u:<user>}:*, {p:<topic>:<partition>}:*, weights
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -16,17 +16,18 @@ from typing import Any
 import redis
 
 from afterclick.errors import StateLocked
-from afterclick.io.event_archive import EventArchive
-from afterclick.io.kafka_log import OffsetRange
+from afterclick.io.event_archive import EventArchive, MissingArchive
+from afterclick.io.kafka_log import KafkaLog, OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from streaming import positions
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection, load_functions, redis_client
+from streaming.exposures import ExposureApplier, ExposureConfig
 from streaming.forgotten_users import restore_forgotten
 from streaming.lease import NO_LEASE, Lease, hold_lease
-from streaming.proof.archive_log import archived_rows, record_of
+from streaming.proof.archive_log import archived_rows, impression_record, record_of
 from streaming.weights import record_weights
 
 _BLOCK = 5000
@@ -60,7 +61,10 @@ def rebuild(settings: Settings) -> Rebuilt:
                 config, NodeConnection(settings.redis.client_url), log_holds=no_record
             )
             partitions = positions.topic_partitions(settings.kafka)
-            events = sum(_apply(applier, archive, partition) for partition in partitions)
+            counting = replace(ExposureConfig.of(settings, lease), keys=staged)
+            counter = ExposureApplier(counting, NodeConnection(settings.redis.client_url))
+            _count_lists(counter, settings)
+            events = sum(_apply(applier, counter, archive, partition) for partition in partitions)
             _skip_deleted(client, staged, settings, archive)
             swap(client, staged, keys, lease)
             record_weights(client, keys, settings.stream.signals)
@@ -68,25 +72,46 @@ def rebuild(settings: Settings) -> Rebuilt:
     return Rebuilt(events, {str(name): offset for name, offset in applied.items() if offset >= 0})
 
 
-def _apply(applier: Applier, archive: EventArchive, partition: TopicPartition) -> int:
+def _count_lists(counter: ExposureApplier, settings: Settings) -> None:
+    """Count the lists of the archive, before the reactions to them."""
+    with suppress(MissingArchive):
+        archive = EventArchive.open(settings.impression_archive)
+        with KafkaLog(settings.kafka) as log:
+            partitions = log.partitions(settings.kafka.topics.impressions)
+        for partition in partitions:
+            rows = archived_rows(archive, partition)
+            while block := list(islice(rows, _BLOCK)):
+                counter.apply(partition, [impression_record(row) for row in block])
+
+
+def _apply(
+    applier: Applier, counter: ExposureApplier, archive: EventArchive, partition: TopicPartition
+) -> int:
     """Apply one partition's part of the archive; returns the number of its events."""
     topic, number = partition
     rows, count = archived_rows(archive, partition), 0
     while block := list(islice(rows, _BLOCK)):
         count += len(block)
-        for _ in applier.apply(topic, number, [record_of(row) for row in block]):
+        records = [record_of(row) for row in block]
+        for _ in applier.apply(topic, number, records):
             pass
+        counter.apply(partition, records)
     return count
 
 
 def _skip_deleted(
     client: redis.Redis, keys: Keys, settings: Settings, archive: EventArchive
 ) -> None:
-    """Move the applied offsets past records without a row that the topics no longer hold."""
-    for name, held in positions.log_ranges(settings.kafka).items():
-        skipped = min(archive.offset(name), held.begin - 1)
-        if skipped >= 0:
-            client.fcall("afterclick_raise_to", 1, keys.applied_offset(*name), str(skipped))
+    """Move the offsets past records without a row that the topics no longer hold."""
+    with KafkaLog(settings.kafka) as log:
+        ranges = log.ranges(*settings.kafka.topics.logged)
+    for name, held in ranges.items():
+        skipped = {keys.exposed_offset(*name): held.begin - 1}
+        if name.topic in settings.kafka.topics.interactions:
+            skipped[keys.applied_offset(*name)] = min(archive.offset(name), held.begin - 1)
+        for key, offset in skipped.items():
+            if offset >= 0:
+                client.fcall("afterclick_raise_to", 1, key, str(offset))
 
 
 def no_record(_: TopicPartition, __: OffsetRange) -> bool:

@@ -1,7 +1,8 @@
 """Compare the state in Redis with an independent recount of the Kafka log.
 
-reads   redis  {p:*}:position, :counts, :uniques, :ratings, :trends, {u:*}:history, weights
-        topic  reviews, feedback, forgotten
+reads   redis  {p:*}:position, :counts, :uniques, :ratings, :trends, :exposed, :exposures:*
+        redis  {u:*}:history, weights
+        topic  reviews, feedback, impressions, forgotten
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,8 @@ from afterclick.settings import Settings
 from afterclick.state import StarCounts, TopicPartition
 from afterclick.trends import HALF_LIVES_MS, Trend
 from streaming.connection import refuse_cluster
+from streaming.exposures import exposed_offsets
+from streaming.proof.exposure_recount import ExposureRecount, compare_exposures, read_state
 from streaming.proof.recount import Recount, last_offsets, recount
 from streaming.unknown_items import read_catalogue_ids, removed_items
 from streaming.weights import weights_conflict
@@ -68,6 +71,12 @@ class Reconciliation:
     """Counts missing from the state, over all items."""
     double: int = 0
     """Counts in excess in the state, over all items."""
+    lists_in_state: int = 0
+    """Lists shown, of the days for which they are counted."""
+    lists_in_log: int = 0
+    reactions_in_state: int = 0
+    """Reactions that joined these lists."""
+    reactions_in_log: int = 0
     differences: int = 0
     cause: str | None = None
     """Why nothing was compared: the state was computed with other weights. One difference."""
@@ -125,8 +134,11 @@ def _attempt(client: redis.Redis, settings: Settings) -> Reconciliation | None:
     keys, ends = settings.redis.keys, last_offsets(settings)
     if conflict := weights_conflict(client, keys, settings.stream.signals):
         return _not_compared(conflict)
+    days, logged = settings.stream.exposure_days, _logged(settings)
     state = _read_partitions(client, keys, ends)
-    expected = recount(settings, state.applied)
+    counted = read_state(client, keys, logged, days)
+    exposures = ExposureRecount.of(settings, counted.offsets)
+    expected = recount(settings, state.applied, exposures)
     removed = _removed_items(client, settings, state, expected)
     report = Reconciliation(
         positions={str(name): offset for name, offset in state.applied.items()},
@@ -151,7 +163,12 @@ def _attempt(client: redis.Redis, settings: Settings) -> Reconciliation | None:
     _compare_ratings(report, state.ratings, expected, removed)
     _compare_trends(report, state.trends, expected, removed)
     _compare_histories(report, client, keys, expected)
-    changed = report.differences and _applied_offsets(client, keys, ends) != state.applied
+    totals = compare_exposures(report.add, counted.counts, exposures.counts(), days)
+    report = replace(report, **vars(totals))
+    changed = report.differences and (
+        _applied_offsets(client, keys, ends) != state.applied
+        or exposed_offsets(client, keys, logged) != counted.offsets
+    )
     return None if changed else report
 
 
@@ -160,6 +177,11 @@ def _not_compared(cause: str) -> Reconciliation:
     report = Reconciliation({}, *(0,) * 11, cause=cause)
     report.add("weights", "of the state", "other weights", "those of the settings")
     return report
+
+
+def _logged(settings: Settings) -> list[TopicPartition]:
+    """The partitions with lists and reactions."""
+    return list(last_offsets(settings, *settings.kafka.topics.logged))
 
 
 def _removed_items(
@@ -173,10 +195,13 @@ def _removed_items(
 
 
 def _wait(client: redis.Redis, settings: Settings, wait_s: float) -> None:
-    deadline = time.monotonic() + wait_s
+    deadline, keys = time.monotonic() + wait_s, settings.redis.keys
     while True:
-        ends = last_offsets(settings)
-        applied = _applied_offsets(client, settings.redis.keys, ends)
+        ends = last_offsets(settings, *settings.kafka.topics.logged)
+        applied = exposed_offsets(client, keys, ends)
+        events = [name for name in ends if name.topic in settings.kafka.topics.interactions]
+        for name, offset in _applied_offsets(client, keys, events).items():
+            applied[name] = min(applied[name], offset)
         if all(applied[name] >= end for name, end in ends.items()):
             return
         if time.monotonic() > deadline:

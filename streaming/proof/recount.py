@@ -4,8 +4,8 @@ client.
 Shares the codecs of records with the stream and nothing else: other arithmetic, order of work and
 client.
 
-reads   topic  reviews, feedback, forgotten
-        delta  <archive>, for what the topics no longer hold
+reads   topic  reviews, feedback, impressions, forgotten
+        delta  <archive>, <archive>-impressions, for what the topics no longer hold
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from afterclick.settings import Settings
 from afterclick.state import LATE_ITEMS, HistoryEntry, TopicPartition
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from streaming.proof.archive_log import archived_rows, event_of
+from streaming.proof.exposure_recount import ExposureRecount
 
 _Vote = tuple[int, int, int]
 """Event time and trusted time of a vote, ms, and the stars of a review; 0 without."""
@@ -219,8 +220,11 @@ class Recount:
         return list(self._newest)
 
 
-def recount(settings: Settings, applied: dict[TopicPartition, int]) -> Recount:
-    """Count the log from its beginning to the applied offset of each partition.
+def recount(
+    settings: Settings, applied: dict[TopicPartition, int], exposures: ExposureRecount
+) -> Recount:
+    """Count the log from its beginning to the applied offset of each partition, and add what it
+    holds up to the offsets of `exposures` to them.
 
     What retention has deleted from the topics is counted from the archive. Raises LogTruncated if
     the archive does not have all of it, and Unavailable.
@@ -228,21 +232,57 @@ def recount(settings: Settings, applied: dict[TopicPartition, int]) -> Recount:
     total = Recount.of(settings)
     with _consumer(settings) as consumer:
         total.until = _read_forgotten(consumer, settings.kafka.topics.forgotten)
-        pending = {name: offset for name, offset in applied.items() if offset >= 0}
-        _read_archive(consumer, settings.archive, pending, total)
-        _read(consumer, pending, total)
+        exposures.until = total.until
+        both = applied.keys() | exposures.offsets.keys()
+        last = {name: max(applied.get(name, -1), exposures.offsets.get(name, -1)) for name in both}
+        last = {name: offset for name, offset in last.items() if offset >= 0}
+        begins = {
+            TopicPartition(name.topic, name.partition): begin
+            for name, begin in consumer.beginning_offsets(
+                [KafkaPartition(*name) for name in last]
+            ).items()
+        }
+        shown = {name: n for name, n in begins.items() if name.topic == exposures.impressions}
+        exposures.read_archive(settings.impression_archive, shown)
+        missing = {name: n for name, n in begins.items() if n and name in applied}
+        _read_archive(settings.archive, missing, last, _Readers(total, applied, exposures))
+        _read(consumer, last, _Readers(total, applied, exposures))
     return total
 
 
+@dataclass(frozen=True)
+class _Readers:
+    """What takes the records of the log."""
+
+    total: Recount
+    applied: dict[TopicPartition, int]
+    exposures: ExposureRecount
+
+    def add(self, name: TopicPartition, offset: int, value: bytes | None, log_ms: float) -> None:
+        if offset <= self.applied.get(name, -1):
+            self.total.add(value, log_ms)
+        self.exposures.add(name, offset, value, log_ms)
+
+    def add_event(
+        self, name: TopicPartition, offset: int, event: InteractionEvent, log_ms: float
+    ) -> None:
+        if offset <= self.applied.get(name, -1):
+            self.total.events += 1
+            self.total.add_event(event, log_ms)
+        if offset <= self.exposures.offsets.get(name, -1):
+            self.exposures.add_reaction(event, log_ms)
+
+
 def _read_archive(
-    consumer: KafkaConsumer, uri: str, applied: dict[TopicPartition, int], total: Recount
+    uri: str,
+    missing: dict[TopicPartition, int],
+    last: dict[TopicPartition, int],
+    readers: _Readers,
 ) -> None:
-    """Count the events before the beginning of each partition."""
-    begins = consumer.beginning_offsets([KafkaPartition(*name) for name in applied])
-    missing = {name: begin for name in applied if (begin := begins[KafkaPartition(*name)])}
+    """Read the events before the beginning of each partition."""
     if not missing:
         return
-    total.erased_ms = math.inf
+    readers.total.erased_ms = math.inf
     try:
         archive = EventArchive.open(uri)
     except MissingArchive:
@@ -251,15 +291,15 @@ def _read_archive(
             f"{uri}; counts cannot be verified"
         ) from None
     for name, begin in missing.items():
-        end = min(begin, applied[name] + 1)
+        end = min(begin, last[name] + 1)
         if archive.offset(name) < end - 1 or archive.deleted_day >= 0:
             raise LogTruncated(
                 f"the first {begin} events of {name} are missing from the log, and the archive in "
                 f"{uri} does not have all of them; counts cannot be verified"
             )
         for row in archived_rows(archive, name, end):
-            total.events += 1
-            total.add_event(event_of(row), row["log_time"].timestamp() * 1000)
+            log_ms = row["log_time"].timestamp() * 1000
+            readers.add_event(name, row["offset"], event_of(row), log_ms)
 
 
 def _read_forgotten(consumer: KafkaConsumer, topic: str) -> dict[str, int]:
@@ -276,13 +316,14 @@ def _read_forgotten(consumer: KafkaConsumer, topic: str) -> dict[str, int]:
     return until
 
 
-def last_offsets(settings: Settings) -> dict[TopicPartition, int]:
-    """The offset of the last record of each partition, −1 if it is empty. Raises Unavailable.
+def last_offsets(settings: Settings, *topics: str) -> dict[TopicPartition, int]:
+    """The offset of the last record of each partition (default: of the interaction topics), −1 if
+    it is empty. Raises Unavailable.
 
     A transaction's marker, which ends a partition as well, is no record.
     """
     with _consumer(settings) as consumer:
-        partitions = _partitions(consumer, *settings.kafka.topics.interactions)
+        partitions = _partitions(consumer, *(topics or settings.kafka.topics.interactions))
         begins, ends = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
         last = {name: begin - 1 for name, begin in begins.items()}
         starts, back = {name: end for name, end in ends.items() if end > begins[name]}, 1
@@ -342,8 +383,9 @@ def _partitions(consumer: KafkaConsumer, *topics: str) -> list[KafkaPartition]:
     ]
 
 
-def _read(consumer: KafkaConsumer, applied: dict[TopicPartition, int], total: Recount) -> None:
-    pending = {KafkaPartition(*name): offset for name, offset in applied.items()}
+def _read(consumer: KafkaConsumer, last: dict[TopicPartition, int], readers: _Readers) -> None:
+    """Read what the topics hold up to the last offset of each partition."""
+    pending = {KafkaPartition(*name): offset for name, offset in last.items()}
     if not pending:  # nothing is applied yet
         return
     begins = consumer.beginning_offsets(list(pending))
@@ -354,10 +396,10 @@ def _read(consumer: KafkaConsumer, applied: dict[TopicPartition, int], total: Re
     consumer.seek_to_beginning(*pending)
     while pending:
         for partition, records in consumer.poll(timeout_ms=1000).items():
-            last = pending.get(partition, -1)
+            name, end = TopicPartition(*partition), pending.get(partition, -1)
             for record in records:
-                if record.offset <= last:
-                    total.add(record.value, record.timestamp)
-            if records and records[-1].offset >= last:
+                if record.offset <= end:
+                    readers.add(name, record.offset, record.value, record.timestamp)
+            if records and records[-1].offset >= end:
                 pending.pop(partition, None)
                 consumer.pause(partition)

@@ -1,4 +1,4 @@
-"""The stream job without Spark: its apply code, fed by a plain consumer."""
+"""The stream job without Spark: its code for events and for lists, fed by a plain consumer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPa
 from afterclick.errors import Unavailable
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
+from afterclick.state import TopicPartition as Partition
 from streaming.apply import Applier, ApplyConfig
 from streaming.connection import NodeConnection, load_functions
+from streaming.exposures import ExposureApplier, ExposureConfig, exposed_offsets
+from streaming.positions import applied_offsets
 from streaming.records import Record
 from streaming.worker import log_holds_records
 
@@ -25,6 +28,7 @@ class MiniStream:
         self.settings = settings
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._applied: dict[Partition, int] = {}
 
     def __enter__(self) -> MiniStream:
         self._load_functions()
@@ -57,15 +61,17 @@ class MiniStream:
         kafka = self.settings.kafka
         client = redis.Redis.from_url(self.settings.redis.url)
         with KafkaLog(kafka) as log:
-            partitions = log.partitions(*kafka.topics.interactions)
+            logged = log.partitions(*kafka.topics.logged)
             n_changes = len(log.partitions(kafka.topics.state_changes))
-        positions = [
-            TopicPartition(
-                t, p, int(client.get(self.settings.redis.keys.applied_offset(t, p)) or -1) + 1
-            )
-            for t, p in partitions
-        ]
+        events = [name for name in logged if name.topic in kafka.topics.interactions]
+        keys = self.settings.redis.keys
+        self._applied = applied_offsets(client, keys, events)
+        exposed = exposed_offsets(client, keys, logged)
         client.close()
+        starts = {
+            name: min(exposed[name], self._applied.get(name, exposed[name])) for name in logged
+        }
+        positions = [TopicPartition(*name, offset + 1) for name, offset in starts.items()]
         consumer = Consumer(
             {
                 "bootstrap.servers": kafka.bootstrap,
@@ -77,27 +83,39 @@ class MiniStream:
         consumer.assign(positions)
         plan = ApplyConfig.of(self.settings, n_changes)
         log_holds = partial(log_holds_records, kafka)
-        applier = Applier(plan, NodeConnection(self.settings.redis.url), log_holds=log_holds)
+        connection = NodeConnection(self.settings.redis.url)
+        applier = Applier(plan, connection, log_holds=log_holds)
+        config = ExposureConfig.of(self.settings)
+        counter = ExposureApplier(config, connection, log_holds=log_holds)
         try:
             while not self._stop.is_set():
                 first = consumer.poll(0.05)
                 if first is None or first.error():
                     continue
-                self._apply(applier, producer, [first, *consumer.consume(500, 0)])
+                self._apply(applier, counter, producer, [first, *consumer.consume(500, 0)])
         finally:
             consumer.close()
 
-    def _apply(self, applier: Applier, producer: Producer, messages: list[Message]) -> None:
-        partitions: dict[tuple[str, int], list[Record]] = {}
+    def _apply(
+        self,
+        applier: Applier,
+        counter: ExposureApplier,
+        producer: Producer,
+        messages: list[Message],
+    ) -> None:
+        partitions: dict[Partition, list[Record]] = {}
         for message in messages:
             if message.error() is None:
-                place = (message.topic() or "", message.partition() or 0)
+                place = Partition(message.topic() or "", message.partition() or 0)
                 offset, log_ms = message.offset(), float(message.timestamp()[1])
                 assert offset is not None
                 record = Record(offset, message.key(), message.value(), log_ms)
                 partitions.setdefault(place, []).append(record)
-        for (topic, partition), records in partitions.items():
-            for output in applier.apply(topic, partition, records):
+        for place, records in partitions.items():
+            counter.apply(place, records)
+            applied = self._applied.get(place, records[-1].offset)
+            new = [record for record in records if record.offset > applied]
+            for output in applier.apply(*place, new):
                 at = -1 if output.partition is None else output.partition
                 producer.produce(
                     output.topic, output.value, output.key, at, headers=list(output.headers)

@@ -71,7 +71,6 @@ def traces(api: Running, user: str, impression_id: str) -> dict[str, bool]:
         "cached list": any(
             request.user_id == user for request in service.recommender._cache._entries
         ),
-        "reactions": any(opened.user_id == user for opened in service.reactions._open.values()),
         "open socket": any(
             watcher.unseen and watcher.pushed for watcher in service.hub._watchers.get(user, ())
         ),

@@ -9,103 +9,17 @@ import pytest
 from confluent_kafka import Producer
 from typer.testing import CliRunner
 
-from afterclick.events import Action
 from afterclick.io.background import BackgroundLoop
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.io.heartbeats import HeartbeatWriter
-from afterclick.settings import Settings, StreamSettings
-from afterclick.state import Effect, StateChange
+from afterclick.settings import Settings
 from afterclick.topics import dlq
 from infra.cli import app
-from serving.events.reactions import ReactionCounter, ShownList
 from streaming.proof.forget_requests import ForgettingLoop
 from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
 from tests.streaming.stream_process import environment
 from tests.waiting import wait_until
-
-REACTIONS = StreamSettings().signals.reactions
-
-
-def shown(impression_id: str, user_id: str | None = "erin") -> ShownList:
-    return ShownList(impression_id, user_id, "trending", None, 3)
-
-
-def reaction(
-    impression_id: str | None,
-    action: Action = Action.CLICK,
-    user_id: str = "erin",
-    effect: Effect = Effect.APPLIED,
-) -> StateChange:
-    return StateChange(
-        user_id=user_id,
-        item_id="camera",
-        action=action,
-        event_id="e",
-        impression_id=impression_id,
-        time_ms=0,
-        topic="feedback",
-        partition=0,
-        offset=0,
-        effect=effect,
-        weight=1.0,
-        first_user_item=False,
-        log_ms=0.0,
-        read_ms=0.0,
-        applied_ms=0.0,
-    )
-
-
-def test_a_list_counts_one_reaction_for_any_number_of_clicks() -> None:
-    counter = ReactionCounter(REACTIONS)
-    for impression_id in ("a", "b"):
-        counter.on_sent("trending", None)
-        counter.on_impression(shown(impression_id))
-    counter.on_sent("trending", None)
-    for named in ("a", "a", "unknown", None):
-        counter.on_change(reaction(named))
-    counter.on_change(reaction("b", Action.SKIP))
-    assert counter.rows() == [
-        {
-            "source": "trending",
-            "model_version": None,
-            "sent": 3,
-            "lists": 2,
-            "reacted": 1,
-            "items": 6,
-            "clicks": 2,
-        }
-    ]
-
-
-@pytest.mark.parametrize(
-    ("change", "owner", "clicks"),
-    [
-        (reaction("a", effect=Effect.DUPLICATE), "erin", 0),
-        (reaction("a", effect=Effect.FORGOTTEN), "erin", 0),
-        (reaction("a", effect=Effect.REPLAYED), "erin", 1),
-        (reaction("a", user_id="mallory"), "erin", 0),
-        (reaction("a", user_id="mallory"), "mallory", 1),
-        (reaction("a", user_id="mallory"), None, 1),
-    ],
-)
-def test_reactions_that_took_effect_count_for_the_user_of_the_list(
-    change: StateChange, owner: str | None, clicks: int
-) -> None:
-    counter = ReactionCounter(REACTIONS)
-    counter.on_impression(shown("a", owner))
-    counter.on_change(change, 0)
-    assert (counter.rows()[0]["clicks"], counter.by_rank()[0]["clicks"]) == (clicks, clicks)
-    assert counter.rows()[0]["reacted"] == clicks
-
-
-def test_reactions_to_old_lists_are_not_counted() -> None:
-    counter = ReactionCounter(REACTIONS, max_open=10)
-    for n in range(11):
-        counter.on_impression(shown(str(n)))
-    counter.on_change(reaction("0"), 0)
-    assert counter.by_rank()[0]["clicks"] == 0
-    assert counter.rows()[0]["reacted"] == 0
 
 
 def test_exposure_counts_lists_and_feedback_over_http(shop_api: Running) -> None:
@@ -118,20 +32,45 @@ def test_exposure_counts_lists_and_feedback_over_http(shop_api: Running) -> None
         found: dict[str, int] = rows[body["source"]]
         return found
 
-    partition, offset = shop_api.feedback("mallory", *click, **named).rsplit("/", 1)
-    feed = shop_api.service.feed
-    wait_until(lambda: feed.positions.get(partition, -1) >= int(offset))
+    shop_api.feedback("mallory", *click, **named)
     for _ in range(3):  # a client that sends it again
         shop_api.feedback("erin", *click, **named, event_id="click-1")
     shop_api.feedback("erin", *click, **named, event_id="click-2")
-    wait_until(lambda: row()["clicks"] >= 2)
-    assert row()["clicks"] == 2
-    assert row()["reacted"] == 1
+    shop_api.feedback("erin", body["items"][0]["item_id"], "skip", **named)
+    wait_until(lambda: row()["clicks"] and row()["skips"])
+    assert row()["clicks"] == 1
+    assert (row()["sent"], row()["lists"], row()["reacted"]) == (1, 1, 1)
     assert row()["items"] == len(body["items"])
-    places = shop_api.get("/exposure")["places"]
-    assert places[0] == {"place": 1, "shown": 1, "clicks": 0}
-    assert places[2] == {"place": 3, "shown": 1, "clicks": 2}
+    nothing = {"clicks": 0, "likes": 0, "baskets": 0, "purchases": 0, "skips": 0}
+    places = shop_api.get("/exposure", days=1)["places"]
+    assert places[0] == {"place": 1, "shown": 1} | nothing | {"skips": 1}
+    assert places[2] == {"place": 3, "shown": 1} | nothing | {"clicks": 1}
     assert len(places) == len(body["items"])
+    assert shop_api.get("/exposure", experiment="none") == {"rows": [], "places": []}
+
+
+def test_exposure_is_the_same_after_a_restart(settings: Settings, stream: MiniStream) -> None:
+    def counts(api: Running) -> list[tuple[str, int]]:
+        return [(row["source"], row["lists"]) for row in api.get("/exposure")["rows"]]
+
+    with Running(settings) as first:
+        first.ready()
+        source = first.list_for("erin")["source"]
+        wait_until(lambda: counts(first) == [(source, 1)])
+    with Running(settings) as second:
+        assert counts(second) == [(source, 1)]
+
+
+def test_exposure_without_redis_is_a_clear_error(settings: Settings) -> None:
+    """Control: with Redis it is answered."""
+    lost = settings.model_copy(
+        update={"redis": settings.redis.model_copy(update={"url": "redis://127.0.0.1:1/0"})}
+    )
+    with Running(settings) as api, Running(lost) as without:
+        assert api.http.get("/exposure").status_code == 200
+        answer = without.http.get("/exposure")
+        assert answer.status_code == 503
+        assert "Redis" in answer.text
 
 
 def test_a_frozen_reader_is_reported_until_it_goes_on(api: Running, stream: MiniStream) -> None:
@@ -205,13 +144,17 @@ def test_a_frozen_loop_of_the_stream_job_is_reported_until_it_goes_on(
 
 def test_a_preview_is_the_same_list_and_is_not_counted(shop_api: Running) -> None:
     shown = shop_api.list_for("paula")
-    before = shop_api.get("/exposure")
+    wait_until(lambda: lists(shop_api) == 1)
     preview = shop_api.list_for("paula", preview=True)
     assert preview["impression_id"] is None
     assert preview["items"] == shown["items"]
-    assert shop_api.get("/exposure") == before
     shop_api.list_for("paula")
-    assert shop_api.get("/exposure") != before, "what is shown counts"
+    wait_until(lambda: lists(shop_api) >= 2, what="what is shown counts")
+    assert lists(shop_api) == 2
+
+
+def lists(api: Running) -> int:
+    return sum(row["lists"] for row in api.get("/exposure")["rows"])
 
 
 def test_models_report_the_serving_version(shop_api: Running) -> None:
@@ -227,7 +170,7 @@ def test_dead_letters_are_counted_and_returned_with_their_error(
 ) -> None:
     topics = settings.kafka.topics
     assert api.get("/dead-letters") == {
-        "counts": {topics.reviews: 0, topics.feedback: 0},
+        "counts": {topics.reviews: 0, topics.feedback: 0, topics.impressions: 0},
         "newest": [],
     }
     producer = Producer({"bootstrap.servers": settings.kafka.bootstrap, "enable.idempotence": True})

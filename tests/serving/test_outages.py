@@ -19,7 +19,7 @@ from afterclick.settings import Settings
 from infra.embedded.kafka import KafkaServer, ensure_topics
 from infra.embedded.server import ValkeyServer
 from serving.events.feedback import AckTimeouts
-from serving.events.reactions import ImpressionLog
+from serving.events.impressions import ImpressionLog
 from serving.response_cache import Recommendation, RenderedList
 from serving.service import ServingTimings
 from tests.serving import shop

@@ -11,10 +11,9 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.control.request_log import RECENT, RequestLog
-from serving.events.reactions import ReactionCounter
+from serving.events.exposures import SentLists
 from serving.monitoring import Metrics, merged_text
 from serving.peers import Peers, Shared, socket_of
-from tests.serving.test_monitoring_routes import REACTIONS, reaction, shown
 
 
 @asynccontextmanager
@@ -80,23 +79,14 @@ def test_shared_values_are_merged_from_every_part(tmp_path: Path) -> None:
     assert asyncio.run(read()) == [30, 30, 30]
 
 
-def test_reactions_of_several_processes_add_up() -> None:
-    both, *parts = (ReactionCounter(REACTIONS) for _ in range(3))
+def test_lists_sent_by_several_processes_add_up() -> None:
+    both, parts = SentLists(), [SentLists(), SentLists()]
     for number in range(6):
-        name = f"list-{number}"
         for counter in (both, parts[number % 2]):
-            counter.on_sent("trending", "m1" if number > 2 else None)
-            counter.on_impression(shown(name)._replace(items=2 + number))
-        for counter in (both, *parts):  # every process sees every reaction
-            counter.on_change(reaction(name), number % 3)
-    assert ReactionCounter.merge([part.report() for part in parts]) == both.report()
-    assert ReactionCounter.merge([both.report()]) == both.report()
-    assert both.report()["places"][0]["shown"] == 6
-
-
-def test_processes_that_have_shown_no_list_report_no_reactions() -> None:
-    nothing = ReactionCounter(REACTIONS).report()
-    assert ReactionCounter.merge([nothing, nothing]) == {"rows": [], "places": []}
+            counter.add("trending", "m1" if number > 2 else None)
+    merged = SentLists.merge([part.report() for part in parts])
+    assert merged == SentLists.merge([both.report()])
+    assert merged == {("trending", None): 3, ("trending", "m1"): 3}
 
 
 def test_the_newest_requests_of_several_processes() -> None:

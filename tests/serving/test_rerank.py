@@ -15,7 +15,7 @@ from afterclick.api import SamplingPolicy
 from afterclick.events import ImpressionEvent, Item
 from serving.control.significance import sample_ratio_p_value
 from serving.eligibility import EXPLORATION_POOL
-from serving.events.reactions import encode
+from serving.events.impressions import encode
 from serving.request import PLAIN, Options, RecommendationRequest
 from serving.rerank import diversify, explore, sampling_probabilities
 from tests.serving import shop

@@ -14,11 +14,15 @@ import redis
 from afterclick.events import (
     DATASET_SOURCE,
     Action,
+    Impression,
+    ImpressionEvent,
     Interaction,
     InteractionEvent,
+    ShownItem,
     encode,
     interaction_event,
     new_id,
+    now,
 )
 from afterclick.redis_keys import Keys
 from afterclick.settings import StreamSettings
@@ -53,6 +57,49 @@ def event(
         event_id=event_id or new_id(),
         time=datetime.fromtimestamp(START_S + at, UTC),
         source=source,
+    )
+
+
+def impression(
+    impression_id: str,
+    user: str = "alice",
+    items: Sequence[str] = ("a", "b", "c"),
+    *,
+    model: str | None = "m1",
+    at_ms: float | None = None,
+    experiment: str | None = None,
+    arm: str | None = None,
+) -> ImpressionEvent:
+    """A list as the API logs it, shown now."""
+    shown = Impression(
+        impression_id=impression_id,
+        user_id=user,
+        items=tuple(ShownItem(item_id=item, score=1.0, source="als") for item in items),
+        model_version=model,
+        source="trending",
+        policy="blend",
+        experiment=experiment,
+        arm=arm,
+    )
+    time = now() if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC)
+    return ImpressionEvent(id=impression_id, source="/serving", time=time, subject=user, data=shown)
+
+
+def reaction(
+    impression_id: str,
+    item: str,
+    action: str = "click",
+    *,
+    user: str = "alice",
+    at_ms: float | None = None,
+) -> InteractionEvent:
+    """A reaction to a list, now."""
+    data = {"user_id": user, "item_id": item, "action": action, "impression_id": impression_id}
+    return interaction_event(
+        Interaction.model_validate(data),
+        event_id=new_id(),
+        time=now() if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC),
+        source="afterclick/api",
     )
 
 

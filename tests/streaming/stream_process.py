@@ -15,7 +15,7 @@ import psutil
 import redis
 from confluent_kafka import Producer
 
-from afterclick.events import InteractionEvent, encode
+from afterclick.events import ImpressionEvent, InteractionEvent, encode
 from afterclick.settings import Settings
 from streaming.positions import applied_offsets, log_ranges
 from tests.waiting import wait_until
@@ -107,7 +107,9 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def produce(
-    settings: Settings, events: Iterable[InteractionEvent | bytes], topic: str = "reviews"
+    settings: Settings,
+    events: Iterable[InteractionEvent | ImpressionEvent | bytes],
+    topic: str = "reviews",
 ) -> int:
     """Write events (or raw bytes) to a topic and wait for their acknowledgement; their number."""
     failed: list[object] = []

@@ -17,7 +17,7 @@ from streaming.positions import applied_offsets, has_unapplied, log_ranges
 from streaming.proof.reconcile import reconcile
 from streaming.worker import log_holds_records
 from tests.streaming.builders import event
-from tests.streaming.topic_log import partition_logs
+from tests.streaming.topic_log import archive_log, partition_logs
 
 
 @pytest.fixture
@@ -57,6 +57,7 @@ def test_a_transaction_marker_does_not_stop_the_stream(
     changes = apply_each(settings, transactions, ask_log=True)
     assert [change.offset for change in changes] == [0, 1, 3, 4, 9, 10]
     assert [change.previous_offset for change in changes] == [-1, 0, 1, 3, 4, 9]
+    archive_log(settings)
     report = reconcile(settings, wait_s=30)
     assert (report.differences, report.counted_in_state, report.behind) == (0, 6, 0)
 

@@ -25,7 +25,7 @@ from afterclick.settings import Settings
 from afterclick.state import StateChange
 from streaming.proof.forget import last_forgetting
 from streaming.proof.reconcile import reconcile
-from tests.streaming.builders import DAY_S, event
+from tests.streaming.builders import DAY_S, event, impression, reaction
 from tests.streaming.stream_process import StreamProcess, environment, produce
 from tests.waiting import wait_until
 
@@ -152,25 +152,40 @@ def test_the_same_kills_without_the_fence_count_twice(
 def test_events_become_state_changes_and_rows_and_malformed_records_dead_letters(
     settings: Settings, stream: StreamProcess, trigger: str
 ) -> None:
-    stream.start(AFTERCLICK_STREAM__TRIGGER=trigger)
+    """Lists are counted, and reactions to them joined, although a worker dies between the steps."""
+    died = settings.home / "died"
+    settings.home.mkdir(exist_ok=True)
+    fault = f"between-joins:{died}"
+    stream.start(AFTERCLICK_STREAM__TRIGGER=trigger, AFTERCLICK_STREAM__FAULT=fault)
+    lists = [impression(f"list-{n}", f"user-{n}") for n in range(20)]
+    clicks = [reaction(f"list-{n}", "a", user=f"user-{n}") for n in range(9)]
+    produce(settings, [*lists, b"no list"], "impressions")
     good = list(many_events(500))
     produce(settings, good)
     produce(settings, [b"\xff", b"{}", b"null"], "feedback")
-    produce(settings, [event(item="last", action="like", event_id="last")], "feedback")
+    produce(settings, [*clicks, event(item="last", action="like", event_id="last")], "feedback")
     stream.wait_applied()
-    assert run_reconcile(settings)[1]["differences"] == 0
+    report = reconcile(settings, wait_s=300)
+    assert report.differences == 0, report.examples
+    assert (report.lists_in_state, report.reactions_in_state) == (20, 9)
+    assert died.exists()
+    (letter,) = read_topic(settings, "impressions.dlq")
+    assert letter.value == b"no list"
 
-    changes = wait_until(lambda: _at_least(read_topic(settings, "state-changes"), 501), 120)
+    everything = 501 + len(clicks)
+    changes = wait_until(lambda: _at_least(read_topic(settings, "state-changes"), everything), 120)
     decoded = [StateChange.decode(record.value) for record in changes]
     assert all(
         record.key == one.user_id.encode() for record, one in zip(changes, decoded, strict=True)
     )
-    assert {one.event_id for one in decoded} == {one.id for one in good} | {"last"}
+    assert {one.event_id for one in decoded} == {one.id for one in [*good, *clicks]} | {"last"}
     assert {one.effect for one in decoded} == {"applied", "duplicate"}
     dead = wait_until(lambda: _at_least(read_topic(settings, "feedback.dlq"), 3), 120)
     assert {record.value for record in dead} == {b"\xff", b"{}", b"null"}
 
-    rows = wait_until(lambda: _archive(settings, 501), 120, what="the log has every valid event")
+    rows = wait_until(
+        lambda: _archive(settings, everything), 120, what="the log has every valid event"
+    )
     assert {(row["topic"], row["partition"], row["offset"]) for row in rows} == {
         (one.topic, one.partition, one.offset) for one in decoded
     }

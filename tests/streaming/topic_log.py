@@ -11,18 +11,21 @@ from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import Settings
 from afterclick.state import TopicPartition
 from streaming.apply import Applier, ApplyConfig
-from streaming.archive_table import ArchiveAppender, create_archive
-from streaming.connection import Connection, NodeConnection
-from streaming.forgotten_users import ForgottenUsers
+from streaming.archive_table import IMPRESSIONS, create_archive
+from streaming.archive_task import ArchiveTask
+from streaming.connection import Connection, NodeConnection, load_functions
+from streaming.exposures import ExposureConfig
 from streaming.positions import applied_offsets
 from streaming.records import Record
 from streaming.weights import require_weights
 
 
-def partition_logs(settings: Settings) -> Iterator[tuple[TopicPartition, list[Record]]]:
-    """The records of each partition that has any, in offset order."""
+def partition_logs(
+    settings: Settings, *topics: str
+) -> Iterator[tuple[TopicPartition, list[Record]]]:
+    """The records of each partition that has any, in offset order; default: of interactions."""
     with KafkaLog(settings.kafka) as log:
-        for name, held in log.ranges(*settings.kafka.topics.interactions).items():
+        for name, held in log.ranges(*(topics or settings.kafka.topics.interactions)).items():
             records = [
                 Record(
                     message.offset() or 0,
@@ -49,13 +52,13 @@ def apply_log(settings: Settings, connection: Connection | None = None) -> None:
 
 
 def archive_log(settings: Settings) -> None:
-    """Archive what is on the topics and not archived yet, as the archive query does."""
-    server = settings.redis
-    forgotten = ForgottenUsers(server.url, server.cluster, server.keys)
+    """Archive and count what is on the topics and not archived yet, as the archive query does."""
+    with redis.Redis.from_url(settings.redis.url) as client:
+        load_functions(client)
     create_archive(settings.archive)
-    ahead_ms = settings.stream.ahead_s * 1000
-    append = ArchiveAppender(settings.archive, forgotten, max_ahead_ms=ahead_ms)
-    for (topic, partition), records in partition_logs(settings):
+    create_archive(settings.impression_archive, kind=IMPRESSIONS)
+    task = ArchiveTask(settings, ExposureConfig.of(settings))
+    for (topic, partition), records in partition_logs(settings, *settings.kafka.topics.logged):
         columns = {
             "key": [record.key for record in records],
             "value": pa.array([record.value for record in records], pa.binary()),
@@ -64,4 +67,4 @@ def archive_log(settings: Settings) -> None:
             "offset": [record.offset for record in records],
             "timestamp": [int(record.log_ms * 1000) for record in records],
         }
-        list(append([pa.RecordBatch.from_pydict(columns)]))
+        list(task([pa.RecordBatch.from_pydict(columns)]))

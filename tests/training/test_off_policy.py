@@ -17,7 +17,7 @@ from afterclick.events import Action, Impression, ImpressionEvent, ShownItem, en
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import Settings, StreamSettings
 from infra.cli import app
-from serving.events import reactions as serving_reactions
+from serving.events import impressions
 from tests.training import shop
 from training import etl, logged_lists, off_policy
 from training.off_policy import NoSupport, OffPolicyRequest
@@ -238,4 +238,4 @@ def test_what_to_estimate_must_be_named() -> None:
 
 
 def test_lists_without_a_user_are_known_by_the_id_that_serving_gives_them() -> None:
-    assert off_policy.VISITOR == serving_reactions.VISITOR
+    assert off_policy.VISITOR == impressions.VISITOR

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import orjson
 from confluent_kafka import Producer
@@ -13,6 +13,11 @@ from playwright.sync_api import Page, expect
 from websockets.sync.client import connect
 
 from afterclick.events import new_id
+from afterclick.exposures import LISTS
+from afterclick.io.kafka_log import KafkaLog
+from afterclick.io.redis_clients import create_redis
+from serving.events.exposures import ExposureReader
+from streaming.exposures import exposed_offsets
 from tests.ui.conftest import Shop, get, new_shopper
 from tests.ui.test_shop_page import visit as visit_shop
 from tests.waiting import PATIENCE_S, wait_until
@@ -203,33 +208,46 @@ def test_the_tooltip_of_a_chart_shows_its_values(page: Page, shop: Shop) -> None
 
 
 def test_the_comparison_does_not_count_as_shown(page: Page, shop: Shop) -> None:
-    def lists() -> int:
-        return sum(row["lists"] for row in get(f"{shop.api_url}/exposure")["rows"])
-
-    user_id, before = new_shopper(), lists()
+    user_id, before = new_shopper(), lists_shown(shop)
     page.goto(f"{shop.url}/compare?user={user_id}")
     expect(page.get_by_test_id("comparison").locator("section")).to_have_count(5)
-    assert lists() == before
+    assert lists_shown(shop) == before
     page.goto(f"{shop.url}/?user={user_id}")
-    wait_until(lambda: lists() == before + 1, what="the shop's list is counted, once")
+    wait_until(lambda: lists_shown(shop) == before + 1, what="the shop's list is counted, once")
+
+
+def lists_shown(shop: Shop) -> int:
+    """Lists shown, once the stream has counted all that are in the log."""
+    wait_until(lambda: _is_counted(shop), what="every list in the log is counted")
+    with closing(ExposureReader(shop.settings)) as reader:
+        (today, yesterday) = reader.read(2)
+    return sum(n for cell, n in (today + yesterday).items() if cell.column == LISTS)
+
+
+def _is_counted(shop: Shop) -> bool:
+    settings = shop.settings
+    with KafkaLog(settings.kafka) as log, closing(create_redis(settings.redis)) as client:
+        ranges = log.ranges(settings.kafka.topics.impressions)
+        exposed = exposed_offsets(client, settings.redis.keys, ranges)
+    return all(exposed[name] + 1 >= held.end for name, held in ranges.items())
 
 
 def test_a_list_in_a_hidden_tab_counts_when_the_user_returns_to_it(page: Page, shop: Shop) -> None:
-    def rows() -> tuple[int, int]:
-        found = get(f"{shop.api_url}/exposure")["rows"]
-        return sum(row["sent"] for row in found), sum(row["lists"] for row in found)
+    def lists_sent() -> int:
+        return sum(row["sent"] for row in get(f"{shop.api_url}/exposure")["rows"])
 
     page.add_init_script(
         "window.tabState = 'hidden';"
         "Object.defineProperty(document, 'visibilityState', {get: () => window.tabState});"
     )
-    sent, lists = rows()
+    sent, lists = lists_sent(), lists_shown(shop)
     page.goto(f"{shop.url}/?user={new_shopper()}")
     expect(page.locator(".ac-card").first).to_be_visible()
-    wait_until(lambda: rows()[0] == sent + 1, what="the list is sent")
-    assert rows() == (sent + 1, lists)
+    wait_until(lambda: lists_sent() == sent + 1, what="the list is sent")
+    assert lists_shown(shop) == lists
     page.evaluate("tabState = 'visible'; document.dispatchEvent(new Event('visibilitychange'))")
-    wait_until(lambda: rows() == (sent + 1, lists + 1), what="the list is counted as seen")
+    wait_until(lambda: lists_shown(shop) == lists + 1, what="the list is counted as seen")
+    assert lists_sent() == sent + 1
 
 
 def test_pages_and_sockets_watch_lists_and_pages_share_one_live_connection(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from afterclick.api import Cause, History, HistoryRow, PushedList, Recommendations, RecommendedItem
 from afterclick.settings import Settings
+from tests.serving.mini_stream import MiniStream
 from tests.serving.running import Running
 from tests.waiting import wait_until
 from ui.gateway import ListFeed, ShopClient
@@ -82,7 +83,7 @@ def test_the_feed_reports_the_lists_that_the_browser_has_shown(settings: Setting
                     await feed.report_seen(received.impression_id)
                 return
 
-    with Running(settings) as api:
+    with MiniStream(settings), Running(settings) as api:
         api.ready()
         asyncio.run(visit(shown=False))
         asyncio.run(visit(shown=True))
