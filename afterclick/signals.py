@@ -38,6 +38,9 @@ class EventVote(NamedTuple):
     """The letter of the vote; '': no vote."""
 
 
+_NO_VOTE = EventVote(0.0, 0, "")
+
+
 @dataclass(frozen=True)
 class Signals:
     """Weights of events. Picklable."""
@@ -67,10 +70,9 @@ class Signals:
     def vote_of(self, event: InteractionEvent) -> EventVote:
         """What an event votes; a copy of another event has no vote."""
         if event.is_copy:
-            return EventVote(0.0, 0, "")
-        action, rating = event.data.action, event.data.rating
-        weight, code = self.weight(action, rating), self.code(action, rating)
-        return EventVote(weight, stars_of(action, rating), code)
+            return _NO_VOTE
+        action = event.data.action
+        return self._votes[action, stars_of(action, event.data.rating)]
 
     def encode_weights(self) -> bytes:
         """All weights as JSON, the same bytes for the same weights."""
@@ -91,6 +93,13 @@ class Signals:
         """Stars by the letter of a vote; 0: not a review with stars."""
         rated = {self._codes[Action.REVIEW, n]: n for n in STARS}
         return dict.fromkeys(self.weight_of_code, 0) | rated
+
+    @cached_property
+    def _votes(self) -> dict[tuple[Action, int], EventVote]:
+        return {
+            (action, n): EventVote(self.stars[n] if n else self.actions[action], n, code)
+            for (action, n), code in self._codes.items()
+        }
 
     @cached_property
     def _codes(self) -> dict[tuple[Action, int], str]:
