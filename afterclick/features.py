@@ -71,6 +71,8 @@ FEATURES: tuple[tuple[str, str], ...] = (
     ("disliked_count", "history"),
     ("disliked_age_days", "history"),
     ("days_since_purchase", "history"),
+    ("page", "history"),
+    ("device", "history"),
 )
 _THREE_DAYS, _WEEK, _MONTH, _QUARTER = map(
     list(HALF_LIVES_MS).index, ("three_days", "week", "month", "quarter")
@@ -198,6 +200,7 @@ def features(
         _disliked_rows(table, model, state, content or model.item_content, candidates)
     if len(state.purchased):
         _purchase_row(table, state, candidates)
+    table[_COLUMN["page"]], table[_COLUMN["device"]] = state.context
     return table.T
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -30,6 +32,18 @@ def _no_times() -> Float64Array:
     return np.empty(0)
 
 
+def context_code(label: str | None) -> float:
+    """The code of a page or device for the ranker, 0 to 63; NaN: not known.
+
+    Labels are the shop's own words, so they are hashed: Weinberger et al., Feature Hashing for
+    Large Scale Multitask Learning, ICML 2009.
+    """
+    return math.nan if label is None else float(zlib.crc32(label.encode()) % 64)
+
+
+NO_CONTEXT: Final = (math.nan, math.nan)
+
+
 @dataclass(frozen=True)
 class UserState:
     """A user's live history at a moment, by item index."""
@@ -52,6 +66,12 @@ class UserState:
     """(p,) bought items, newest first, without repeats."""
     purchased_ms: Float64Array = field(default_factory=_no_times)
     """(p,) event time of the newest purchase of each."""
+    context: tuple[float, float] = NO_CONTEXT
+    """Codes of the page and the device on which the list is shown."""
+
+    def shown_on(self, page: str | None, device: str | None) -> UserState:
+        """The state for a list on a page and a device."""
+        return replace(self, context=(context_code(page), context_code(device)))
 
     @classmethod
     def of(

@@ -272,9 +272,11 @@ def request_user(
 ) -> RequestUser:
     """The user's state at `now_ms`: the items looked at now, then the stored history."""
     now_ms = max(now_ms, snapshot.now_ms)  # events may be ahead of the clock
-    context = [HistoryEntry("", item, Action.VIEW, None, int(now_ms)) for item in request.items]
-    history = effective([*context, *entries(rows)])
+    in_view = [HistoryEntry("", item, Action.VIEW, None, int(now_ms)) for item in request.items]
+    history = effective([*in_view, *entries(rows)])
     state = UserState.of(history, snapshot.find, signals, now_ms)
+    if request.context is not None:
+        state = state.shown_on(request.context.page, request.context.device)
     known = bool(rows) and not request.user_id.startswith(events.SESSION)
     return RequestUser(history, state, known)
 

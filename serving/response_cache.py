@@ -229,9 +229,8 @@ def _texts_bytes(values: Collection[object]) -> int:
 
 
 def _key(request: RecommendationRequest, rows: Rows) -> RecommendationRequest:
-    """Users without history share a list; `after`, `preview` and `context` do not change it."""
-    plain = request.after is None and not request.preview and request.context is None
-    if rows and plain:
+    """Users without history share a list; `after` and `preview` do not change it."""
+    if rows and request.after is None and not request.preview:
         return request
     user_id = request.user_id if rows else ""
-    return replace(request, user_id=user_id, after=None, preview=False, context=None)
+    return replace(request, user_id=user_id, after=None, preview=False)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from afterclick.arrays import FloatArray, Int64Array, IntArray
+from afterclick.arrays import Float64Array, FloatArray, Int64Array, IntArray
 from afterclick.features import FEATURE_NAMES
 from afterclick.model import Model
 from afterclick.ranking import CandidateGenerator
@@ -30,6 +30,7 @@ from training.served_lists import ListGroup
 
 FitPast = Callable[[EventLog], Model]
 """Fits a model on the events before a cut."""
+_CONTEXT = [FEATURE_NAMES.index(name) for name in ("page", "device")]
 MIN_QUERIES = 50
 MAX_DISLIKED = 10
 """Disliked items that a query's targets are compared with."""
@@ -69,6 +70,19 @@ class RankerExamples:
         )
         weights = np.concatenate([part.list_weights for part in parts])
         return cls(rows, grades, groups, sum(part.queries for part in parts), weights)
+
+    def in_contexts(self, contexts: Float64Array, random: np.random.Generator) -> RankerExamples:
+        """Half of the queries with targets get the page and device of a list (l, 2) at random.
+
+        Otherwise these features would tell queries from lists, and trees would learn from lists
+        alone what holds for both.
+        """
+        n = self.targeted
+        drawn = contexts[random.integers(len(contexts), size=n)].astype(np.float32)
+        drawn[random.random(n) < 0.5] = np.nan
+        rows = self.rows.copy()
+        rows[: int(self.groups[:n].sum()), _CONTEXT] = np.repeat(drawn, self.groups[:n], axis=0)
+        return replace(self, rows=rows)
 
     def without_lists(self) -> RankerExamples:
         """Only the queries with targets."""
@@ -120,7 +134,11 @@ def collect(
     n_queries = sum(e.targeted for e in found)
     if n_queries < MIN_QUERIES:
         raise NotEnoughHistory(f"{n_queries} queries to learn from, {MIN_QUERIES} are needed")
-    return RankerExamples.joined(found)
+    joined = RankerExamples.joined(found)
+    contexts = log.lists.context
+    if len(joined.list_weights) and not np.isnan(contexts).all():
+        joined = joined.in_contexts(contexts, np.random.default_rng(config.seed))
+    return joined
 
 
 def learn(found: RankerExamples, config: RankerConfig) -> FittedRanker:
@@ -229,7 +247,8 @@ def list_examples(
     numbers = list(of_list)
     asked = list_queries(lists.where(np.array(numbers, np.intp)))
     for replayed in replay(split.log, asked, known):
-        query = generator.query(replayed.user, replayed.trends)
+        user = lists.in_context(numbers[replayed.row], replayed.user)
+        query = generator.query(user, replayed.trends)
         for group in of_list[numbers[replayed.row]]:
             rows.append(generator.features(query, group.items))
             grades.append(group.grades)

@@ -1,6 +1,7 @@
 """The lists that users reacted to, with what they did not choose: examples for the ranker.
 
-reads   parquet  <home>/etl/<version>/shown      impression_id, item_id, position, propensity
+reads   parquet  <home>/etl/<version>/shown      impression_id, item_id, position, propensity,
+                                                 page, device
                  <home>/etl/<version>/reactions  impression_id, user_index, item_id, time_ms, weight
 
 Position bias: P(click) = P(examined at the rank) · P(click | examined), with P(examined at rank k)
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from afterclick.arrays import BoolArray, FloatArray, Int64Array, IntArray
+from afterclick.arrays import BoolArray, Float64Array, FloatArray, Int64Array, IntArray
+from afterclick.user_vectors import UserState, context_code
 
 MAX_WEIGHT: Final = 10.0
 """Largest weight of a click, relative to one at the first rank."""
@@ -63,6 +65,8 @@ class ServedLists:
     grade: FloatArray
     """(r,) weight of the strongest positive reaction; the lowest weight of an item that was only
     disliked; 0: no reaction"""
+    context: Float64Array
+    """(l, 2) codes of the page and the device of each list; NaN: not known"""
 
     def __len__(self) -> int:
         return len(self.user)
@@ -72,7 +76,7 @@ class ServedLists:
         items, times = np.empty(0, np.int32), np.empty(0, np.int64)
         numbers = np.empty(0, np.float32)
         start = np.zeros(1, np.intp)
-        return cls(items, times, times, start, items, items, numbers, numbers)
+        return cls(items, times, times, start, items, items, numbers, numbers, np.empty((0, 2)))
 
     def where(self, keep: BoolArray | NDArray[np.intp]) -> ServedLists:
         """The lists that a mask (l,) or row numbers select."""
@@ -80,9 +84,14 @@ class ServedLists:
         sizes = np.diff(self.start)[chosen]
         start = np.concatenate([[0], np.cumsum(sizes)]).astype(np.intp)
         rows = np.repeat(self.start[chosen] - start[:-1], sizes) + np.arange(start[-1])
-        lists = {name: getattr(self, name)[chosen] for name in ("user", "time_ms", "last_ms")}
+        lists = {name: getattr(self, name)[chosen] for name in _OF_LISTS}
         of_rows = {name: getattr(self, name)[rows] for name in _ROWS}
         return replace(self, start=start, **lists, **of_rows)
+
+    def in_context(self, number: int, user: UserState) -> UserState:
+        """The state of a list's user, for that list."""
+        page, device = self.context[number].tolist()
+        return replace(user, context=(page, device))
 
     def before(self, time_ms: int) -> ServedLists:
         """The lists whose reactions all came before a moment."""
@@ -97,6 +106,7 @@ class ServedLists:
         return self.where(np.arange(max(len(self) - count, 0), len(self)))
 
 
+_OF_LISTS = ("user", "time_ms", "last_ms", "context")
 _ROWS = ("item", "position", "propensity", "grade")
 
 
@@ -182,22 +192,29 @@ def load(folder: Path, item_ids: NDArray[np.str_]) -> tuple[ServedLists, list[st
     index = {name: n for n, name in enumerate([*item_ids.tolist(), *missing])}
     item = np.array([index[name] for name in names.tolist()], np.int32)
     reacted = [index.get(name, -1) for name in _texts(reactions, "item_id").tolist()]
+    codes = [_codes(shown, name) for name in ("page", "device")]
     columns = (reactions[name].to_numpy() for name in ("user_index", "time_ms", "weight"))
     lists = _assembled(
-        (of_shown, item, shown["position"].to_numpy(), shown["propensity"].to_numpy()),
+        (of_shown, item, shown["position"].to_numpy(), shown["propensity"].to_numpy(), *codes),
         (of_reaction, np.array(reacted), *columns),
     )
     return lists, missing
+
+
+def _codes(table: pa.Table, name: str) -> Float64Array:
+    """The codes of a column of labels; NaN in a table of an earlier version."""
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    return np.array([context_code(label) for label in table[name].to_pylist()])
 
 
 def _texts(table: pa.Table, name: str) -> NDArray[np.str_]:
     return np.asarray(table[name].to_pylist(), np.str_)
 
 
-def _assembled(
-    shown: tuple[IntArray, ...], reactions: tuple[NDArray[np.generic], ...]
-) -> ServedLists:
-    """From rows (list, item, position, propensity) and (list, item, user, time, weight)."""
+def _assembled(shown: tuple[Any, ...], reactions: tuple[NDArray[np.generic], ...]) -> ServedLists:
+    """From rows (list, item, position, propensity, page, device) and (list, item, user, time,
+    weight)."""
     number, item, user, time_ms, weight = (np.asarray(column) for column in reactions)
     order = np.lexsort((time_ms, number))
     number, item, user, time_ms, weight = (
@@ -207,7 +224,7 @@ def _assembled(
     own = user == user[first][number]
     last_ms = np.zeros(len(first), np.int64)
     np.maximum.at(last_ms, number[own], time_ms[own])
-    of_list, shown_item, position, propensity = shown
+    of_list, shown_item, position, propensity, *codes = shown
     rows = np.lexsort((position, of_list))
     of_list, shown_item = of_list[rows], shown_item[rows]
     grade = np.zeros(len(rows), np.float32)
@@ -221,14 +238,17 @@ def _assembled(
     lowest = np.zeros(len(rows), np.float32)
     np.maximum.at(grade, target, given)
     np.minimum.at(lowest, target, given)
+    start = np.searchsorted(of_list, np.arange(len(first) + 1))
+    context = np.column_stack(codes)[rows][np.minimum(start[:-1], len(rows) - 1)]
     found = ServedLists(
         user[first].astype(np.int32),
         time_ms[first].astype(np.int64),
         last_ms,
-        np.searchsorted(of_list, np.arange(len(first) + 1)),
+        start,
         shown_item.astype(np.int32),
         position[rows].astype(np.int32),
         propensity[rows].astype(np.float32),
         np.where(grade > 0, grade, lowest),
+        context,
     )
     return found.where(np.argsort(found.time_ms, kind="stable"))

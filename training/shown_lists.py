@@ -4,7 +4,8 @@ reads   topic    impressions
         parquet  <home>/etl/<previous version>/impressions, shown
         json     <home>/etl/<previous version>/impressions.json
 writes  parquet  <home>/etl/<version>/impressions  impression_id, item_id, position,
-                                                   propensity; a file for each run
+                                                   propensity, page, device; a file for each
+                                                   run
                  <home>/etl/<version>/shown        the rows of the lists that events name
         json     <home>/etl/<version>/impressions.json  partition → next offset
 
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from afterclick.events import new_id
+from afterclick.events import Context, new_id
 from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
 from afterclick.settings import KafkaSettings
 from afterclick.topics import IMPRESSIONS_MS
@@ -37,15 +38,23 @@ if TYPE_CHECKING:
 
 _LISTS, _SHOWN, _OFFSETS = "impressions", "shown", "impressions.json"
 _KEY = ["impression_id", "item_id"]
-_COLUMNS = "impression_id string, item_id string, position short, propensity float"
+_SHOWN_COLUMNS = ("position", "propensity", "page", "device")
+_COLUMNS = (
+    "impression_id string, item_id string, position short, propensity float, page string, "
+    "device string"
+)
 _SCHEMA = pa.schema(
     {
         "impression_id": pa.string(),
         "item_id": pa.string(),
         "position": pa.int16(),
         "propensity": pa.float32(),
+        "page": pa.string(),
+        "device": pa.string(),
     }
 )
+_Row = tuple[str, str, int, float, str | None, str | None]
+_NO_CONTEXT = Context()
 _BATCH = 10_000
 """Lists in memory at a time."""
 
@@ -86,7 +95,7 @@ def place(spark: SparkSession, events: DataFrame, previous: Path | None, folder:
         paths.append(str(previous / _SHOWN))
     lists = spark.read.schema(_COLUMNS).parquet(*paths) if paths else _nothing(spark)
     named = lists.join(events.select("impression_id").distinct(), "impression_id", "left_semi")
-    first = f.min(f.struct("position", "propensity")).alias("row")
+    first = f.min(f.struct(*_SHOWN_COLUMNS)).alias("row")
     named.groupBy(*_KEY).agg(first).select(*_KEY, "row.*").write.parquet(str(folder / _SHOWN))
     return events.join(spark.read.parquet(str(folder / _SHOWN)), _KEY, "left")
 
@@ -115,7 +124,7 @@ def _write(records: Iterable[Message], lists: Path) -> tuple[int, int]:
     """Write the lists of the records as one file; returns their number and the newest record's
     time in ms (0 without records)."""
     staging, n, newest_ms = lists / "new.parquet", 0, 0
-    rows: list[tuple[str, str, int, float]] = []
+    rows: list[_Row] = []
     with pq.ParquetWriter(staging, _SCHEMA) as writer:
         for record in records:
             newest_ms = max(newest_ms, record.timestamp()[1])
@@ -124,8 +133,11 @@ def _write(records: Iterable[Message], lists: Path) -> tuple[int, int]:
                 continue
             n += 1
             shown = event.data
-            items = enumerate(shown.items)
-            rows += [(shown.impression_id, i.item_id, at, i.propensity) for at, i in items]
+            context = shown.context or _NO_CONTEXT
+            rows += [
+                (shown.impression_id, i.item_id, at, i.propensity, context.page, context.device)
+                for at, i in enumerate(shown.items)
+            ]
             if n % _BATCH == 0:
                 writer.write_table(_table(rows))
                 rows.clear()
@@ -137,7 +149,7 @@ def _write(records: Iterable[Message], lists: Path) -> tuple[int, int]:
     return n, newest_ms
 
 
-def _table(rows: list[tuple[str, str, int, float]]) -> pa.Table:
+def _table(rows: list[_Row]) -> pa.Table:
     columns = list(zip(*rows, strict=True)) or [()] * len(_SCHEMA)
     return pa.table(
         [pa.array(c, kind.type) for c, kind in zip(columns, _SCHEMA, strict=True)], _SCHEMA

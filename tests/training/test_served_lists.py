@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from afterclick.features import FEATURE_NAMES
+from afterclick.user_vectors import context_code
 from tests.training.test_ranker import build, companion_shop
 from training import ranker, served_lists
 from training.config import RankerConfig, ReplayConfig
@@ -47,6 +49,7 @@ def planted(seed: int, lists: int, explored: float, decay: float = DECAY) -> Ser
         np.tile(np.arange(10, dtype=np.int32), n),
         np.repeat([p for _, _, p in made], 10).astype(np.float32),
         np.concatenate([clicked for _, clicked, _ in made]).astype(np.float32),
+        np.full((n, 2), np.nan),
     )
 
 
@@ -86,6 +89,7 @@ def test_groups_hold_the_click_the_ignored_and_the_skipped_items() -> None:
         np.array([0, 1, 2, 40_000, 0, 1, 0, 1, 2], np.int32),
         np.ones(9, np.float32),
         np.array([0, 3, -1, 0, 1, 1, -1, 0, 0], np.float32),
+        np.full((3, 2), np.nan),
     )
     found = [(g.list_number, g.items.tolist(), g.grades.tolist()) for g in groups(lists, 0.5)]
     assert found == [
@@ -101,8 +105,15 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def test_lists_and_reactions_are_joined(tmp_path: Path) -> None:
+    pages = {"a": "home"}
     shown = [
-        {"impression_id": name, "item_id": f"i{n}", "position": n, "propensity": 1.0}
+        {
+            "impression_id": name,
+            "item_id": f"i{n}",
+            "position": n,
+            "propensity": 1.0,
+            "page": pages.get(name),
+        }
         for name in ("b", "a", "unknown")
         for n in range(3)
     ]
@@ -121,6 +132,8 @@ def test_lists_and_reactions_are_joined(tmp_path: Path) -> None:
     assert lists.user.tolist() == [9, 7]
     assert (lists.time_ms.tolist(), lists.last_ms.tolist()) == ([40, 50], [40, 60])
     assert lists.item.tolist() == [1, 0, 2] * 2
+    home = [context_code("home"), np.nan]
+    assert np.array_equal(lists.context, [[np.nan] * 2, home], equal_nan=True)
     assert lists.grade.tolist() == [-1, 0, 0, 0, 3, -1]
     assert lists.before(60).user.tolist() == [9]
     assert lists.between(45, 60).item.tolist() == [1, 0, 2]
@@ -148,6 +161,7 @@ def log() -> EventLog:
         np.tile(np.arange(6, dtype=np.int32), n),
         np.ones(6 * n, np.float32),
         clicked,
+        np.full((n, 2), np.nan),
     )
     return replace(log, lists=lists)
 
@@ -165,6 +179,20 @@ def test_served_lists_join_the_examples_of_the_ranker(log: EventLog) -> None:
     assert (last[:, 1:] == 0).all()
     learned = ranker.learn(found, CONFIG)
     assert learned.list_groups == len(sizes)
+
+
+def test_the_page_of_a_list_is_a_feature_and_tells_no_list_from_a_query(log: EventLog) -> None:
+    home, basket = context_code("home"), context_code("basket")
+    context = np.full((len(log.lists), 2), np.nan)
+    context[:, 0] = np.where(np.arange(len(log.lists)) % 2, home, basket)
+    log = replace(log, lists=replace(log.lists, context=context))
+    found = ranker.collect(log, build, CONFIG, ReplayConfig())
+    page = found.rows[:, FEATURE_NAMES.index("page")]
+    of_lists = int(found.groups[found.targeted :].sum())
+    assert set(page[-of_lists:]) == {home, basket}
+    of_targets = page[:-of_lists]
+    assert set(of_targets[~np.isnan(of_targets)]) == {home, basket}
+    assert 0.3 < np.isnan(of_targets).mean() < 0.7
 
 
 def test_without_lists_or_with_weight_0_the_examples_are_the_same(log: EventLog) -> None:

@@ -63,8 +63,9 @@ def list_choices(
     for replayed in replay(log, asked, known):
         groups = of_list[numbers[replayed.row]]
         weights += [group.weight for group in groups]
+        user = lists.in_context(numbers[replayed.row], replayed.user)
         for name, generator in generators.items():
-            query = generator.query(replayed.user, replayed.trends)
+            query = generator.query(user, replayed.trends)
             for group in groups:
                 rows = generator.features(query, group.items)
                 found[name].append(_figures(models[name].ranker.score(rows)))
