@@ -290,14 +290,20 @@ def start_counting(
 ) -> Offsets:
     """The next offset to count of each partition.
 
-    Where nothing `is_first` counted, the past that the log no longer has is left out. Otherwise
-    raises LogTruncated if retention has deleted records that are not counted. Raises Unavailable.
+    With `is_first`, and nothing counted, the past that the log no longer has is left out. Otherwise
+    raises LogTruncated if retention has deleted records that are not counted. Raises StateConflict
+    if the log ends before what is counted, and Unavailable.
     """
     exposed = exposed_offsets(client, keys, ranges)
     is_first = is_first and max(exposed.values(), default=-1) < 0
     offsets: Offsets = {}
     for name, held in ranges.items():
         start = exposed[name] + 1
+        if start > held.end and fence:
+            raise StateConflict(
+                f"{name} ends at offset {held.end}, but its lists are counted up to {start - 1}: "
+                "the topic was created anew. Stop the stream, move both archives away, empty Redis"
+            )
         if start < held.begin:
             if not is_first and fence:
                 raise LogTruncated(

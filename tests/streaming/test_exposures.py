@@ -15,14 +15,21 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from afterclick.errors import LogTruncated, StateConflict
 from afterclick.events import ImpressionEvent, encode
 from afterclick.exposures import OTHER, Cell, Counts, Dimensions, day_of
+from afterclick.io.kafka_log import OffsetRange
 from afterclick.redis_keys import Keys
 from afterclick.settings import StreamSettings
 from afterclick.state import TopicPartition
 from afterclick.trends import DAY_MS
 from streaming.connection import Connection, NodeConnection
-from streaming.exposures import ExposureApplier, ExposureConfig
+from streaming.exposures import (
+    ExposureApplier,
+    ExposureConfig,
+    exposed_offsets,
+    start_counting,
+)
 from streaming.fault_points import FaultPoints
 from streaming.proof.exposure_recount import ExposureRecount, compare_exposures
 from streaming.records import Output, Record
@@ -273,3 +280,31 @@ def test_a_task_that_was_overtaken_counts_nothing(store: Store) -> None:
     with pytest.raises(redis.ResponseError, match="OVERTAKEN"):
         old.apply(LISTS, [record(1, impression("l1"))])
     assert store.columns()["lists"] == 2
+
+
+def test_counting_starts_after_what_is_counted_or_says_what_is_missing(store: Store) -> None:
+    client, keys, other = store.client, store.config.keys, LISTS._replace(partition=1)
+    ranges = {LISTS: OffsetRange(0, 9), other: OffsetRange(4, 9)}
+    assert start_counting(client, keys, ranges, is_first=True) == {"impressions": {0: 0, 1: 4}}
+    assert exposed_offsets(client, keys, ranges) == {LISTS: -1, other: 3}
+    client.set(keys.exposed_offset(*LISTS), 6)
+    assert start_counting(client, keys, ranges, is_first=False) == {"impressions": {0: 7, 1: 4}}
+    with pytest.raises(LogTruncated, match="rebuild"):
+        start_counting(client, keys, {LISTS: OffsetRange(8, 9)}, is_first=False)
+    with pytest.raises(StateConflict, match="created anew"):
+        start_counting(client, keys, {LISTS: OffsetRange(0, 3)}, is_first=False)
+
+
+def test_a_gap_in_the_records_is_noticed(client: redis.Redis, redis_url: str) -> None:
+    """Redis lost its newest writes. Control: transaction markers leave gaps, too."""
+    for holds in (True, False):
+        settings = config(redis_url)
+        connection = NodeConnection(redis_url)
+        applier = ExposureApplier(settings, connection, log_holds=lambda *_, holds=holds: holds)
+        log = [record(n, impression(f"l{n}")) for n in (5, 6)]
+        if holds:
+            with pytest.raises(StateConflict, match="from 0 to 5"):
+                applier.apply(LISTS, log)
+        else:
+            applier.apply(LISTS, log)
+        assert Store(client, settings).columns().get("lists", 0) == (0 if holds else 2)

@@ -201,6 +201,22 @@ def view(
     return experiment_view(experiment("e"), results)
 
 
+def test_an_arm_shows_the_reactions_that_the_stream_counts() -> None:
+    results = {
+        "running": True,
+        "metric": "conversion",
+        "days": 7,
+        "planned_users": 1000,
+        "level": 0.95,
+        "arms": [arm("old", None, None), arm("new", None, None)],
+        "sample_ratio": {"p_value": 0.5, "broken": False},
+    }
+    rows = [{"arm": "new", "lists": 30, "reacted": n} for n in (4, 11)]
+    old, new = experiment_view(experiment("e"), results, rows)["arms"]
+    assert new["others"].endswith("reactions to 25.0 % of 60 lists")
+    assert "reactions" not in old["others"]
+
+
 def test_an_experiment_shows_its_plan_and_each_arm_next_to_the_control() -> None:
     shown = view(estimate(0.01, 0.03), "better")
     old, new = shown["arms"]

@@ -1,9 +1,12 @@
-"""The dashboard's panel of experiments: arms with intervals, from GET /experiments."""
+"""The dashboard's panel of experiments: arms with intervals.
+
+reads  GET /experiments, /experiments/{name}, /exposure
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 import structlog
@@ -16,6 +19,7 @@ from ui.widgets import Age, ExperimentList, panel
 log = structlog.get_logger()
 
 MAX_EXPERIMENTS = 4
+EXPOSURE_DAYS = 90
 EMPTY = (
     "No experiment yet: afterclick experiments create first --arm old:policy=popular --arm new "
     "--metric clicks_per_user --users 1000"
@@ -38,17 +42,29 @@ class ExperimentsPanel:
         """Fetch and show; if the API does not answer, the panel keeps its content."""
         try:
             shown = newest((await self._client.get("/experiments"))["experiments"])
+            names = [quote(experiment["name"], safe="") for experiment in shown]
             results = await asyncio.gather(
-                *(self._client.get(f"/experiments/{quote(e['name'], safe='')}") for e in shown)
+                *(self._client.get(f"/experiments/{name}") for name in names)
             )
+            exposures = await asyncio.gather(*map(self._exposure, names))
         except BadInput as error:
             self._list.show([], f"The API refused the request: {error}")
         except AfterclickError as error:
             log.info("experiments unavailable", error=str(error))
         else:
-            pairs = zip(shown, results, strict=True)
-            self._list.show([experiment_view(*pair) for pair in pairs], EMPTY)
+            found = zip(shown, results, exposures, strict=True)
+            self._list.show([experiment_view(*each) for each in found], EMPTY)
             self._age.refresh()
+
+    async def _exposure(self, name: str) -> Sequence[Json]:
+        """Rows of lists shown by arm; none while Redis is down: the results stay visible."""
+        path = f"/exposure?days={EXPOSURE_DAYS}&experiment={name}"
+        try:
+            rows: Sequence[Json] = (await self._client.get(path))["rows"]
+        except AfterclickError as error:
+            log.info("lists of the experiment unavailable", error=str(error))
+            return ()
+        return rows
 
 
 def newest(experiments: Sequence[Json]) -> list[Json]:
@@ -57,9 +73,9 @@ def newest(experiments: Sequence[Json]) -> list[Json]:
     return sorted(newest_first, key=lambda e: e["stopped"] is not None)[:MAX_EXPERIMENTS]
 
 
-def experiment_view(experiment: Json, results: Json) -> Json:
+def experiment_view(experiment: Json, results: Json, exposure: Sequence[Json] = ()) -> Json:
     """One experiment: its plan, its arms with their differences on one scale, and the sample ratio
-    check."""
+    check. `exposure`: its rows of /exposure."""
     arms, broken = results["arms"], results["sample_ratio"]["broken"]
     differences = [arm["difference"] for arm in arms if arm["difference"] and not broken]
     scale = max((max(-d["low"], d["high"]) for d in differences), default=0.0)
@@ -74,12 +90,17 @@ def experiment_view(experiment: Json, results: Json) -> Json:
         "level": f"{results['level']:.0%}",
         "broken": broken,
         "ratio": _ratio_text(results),
-        "arms": [_arm_row(arm, percent) | _comparison(arm, scale, percent, broken) for arm in arms],
+        "arms": [
+            _arm_row(arm, percent, exposure) | _comparison(arm, scale, percent, broken)
+            for arm in arms
+        ],
     }
 
 
-def _arm_row(arm: Json, percent: bool) -> Json:
+def _arm_row(arm: Json, percent: bool, exposure: Sequence[Json]) -> Json:
     mean = arm["conversion"] if percent else arm["clicks_per_user"]
+    others = [_others(arm, percent)] if arm["users"] else []
+    others += _reactions(row for row in exposure if row["arm"] == arm["name"])
     return {
         "name": arm["name"],
         "policy": arm["policy"],
@@ -88,8 +109,15 @@ def _arm_row(arm: Json, percent: bool) -> Json:
         "lists": f"{arm['lists']:,}",
         "fallbacks": f"{arm['fallback_lists']:,}",
         "mean": figure(mean, percent) if arm["users"] else "",
-        "others": _others(arm, percent) if arm["users"] else "",
+        "others": ", ".join(others),
     }
+
+
+def _reactions(rows: Iterable[Json]) -> list[str]:
+    """The share of an arm's lists that were reacted to, as the stream counts them."""
+    counts = [(row["lists"], row["reacted"]) for row in rows]
+    lists, reacted = sum(n for n, _ in counts), sum(n for _, n in counts)
+    return [f"reactions to {figure(reacted / lists, True)} of {lists:,} lists"] if lists else []
 
 
 def _comparison(arm: Json, scale: float, percent: bool, broken: bool) -> Json:

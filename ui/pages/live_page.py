@@ -218,7 +218,7 @@ class MonitoringPanels:
                 self._exposure_age = Age()
                 columns = ("source", "model", "sent", "seen", "reactions", "clicks", "CTR per item")
                 self._exposure = DataTable(
-                    "Lists shown", columns, "No list since the start of the API."
+                    "Lists shown", columns, "No list in the last seven days."
                 )
             self._letters = self._table(
                 "Dead letters",
