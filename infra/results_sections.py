@@ -261,6 +261,25 @@ SECTIONS: dict[str, Section] = {
             ),
         ),
     ),
+    "served-lists": Section(
+        "Served lists: expected clicks by a ranker that learns from them (simulated users)",
+        (
+            Figure("simulated users of each shop", "shoppers"),
+            Figure("more than by next items alone", "over.control.lift_percent", "%"),
+            Figure("lower end of the 95 % interval", "over.control.low_percent", "%", at_least=0),
+            Figure("more than by the first model", "over.frozen.lift_percent", "%"),
+            Figure("lower end of the 95 % interval", "over.frozen.low_percent", "%", at_least=0),
+        ),
+        (
+            Cases(
+                "rounds",
+                (
+                    *("round", "learner_ctr_percent", "control_ctr_percent"),
+                    *("frozen_ctr_percent", "lift_percent", "low_percent", "high_percent"),
+                ),
+            ),
+        ),
+    ),
     "loop": Section(
         "Event loop of the API: the longest that a request keeps it from others",
         (

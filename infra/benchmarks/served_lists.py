@@ -1,8 +1,8 @@
 """What a ranker gains by learning from served lists: rounds of serve → log → retrain.
 
-Two shops with the same simulated users (ingest/click_model.py) and the same first model. In one,
-the ranker learns from served lists and from next items, in the other from next items only. Lists
-are made by the candidates, features and exploration of serving; user states and trends by the
+Three shops with the same simulated users (ingest/click_model.py) and the same first model. In one,
+the ranker learns from served lists and from next items (`learner`), in the second from next items
+only (`control`); the third keeps its first model (`frozen`). Lists are made by the candidates, features and exploration of serving; user states and trends by the
 replay of training. The click model knows the expected clicks of each list, so the difference is
 measured without the noise of clicks, paired by user. What such a simulation can show and what not:
 `ingest/click_model.py`.
@@ -47,7 +47,7 @@ POOL = 60
 """Ranked items, from which a rank may explore."""
 DAY_MS = 86_400_000
 RESAMPLES = 2000
-ARMS = ("learner", "control")
+HOUR_MS = 3_600_000
 SIGNALS = StreamSettings().signals
 
 
@@ -70,20 +70,28 @@ class ServedListsBenchmark:
             arms = {
                 "learner": _Arm(shop, self, self.list_weight),
                 "control": _Arm(shop, self, 0.0),
+                "frozen": _Arm(shop, self, 0.0),
             }
             curve = []
+            served = dict.fromkeys(arms, arms["frozen"].train())
             for number in range(self.rounds):
                 for name, arm in arms.items():
-                    if number or name == "learner":
-                        served = arm.train()  # first, both arms have the same model
-                    arm.serve(number, served)
+                    if number and name != "frozen":
+                        served[name] = arm.train()
+                    arm.serve(number, served[name])
                 curve.append(_round(number, arms, self))
                 progress(str(curve[-1]))
         # the models of the first round have seen no list
-        learner, control = (arms[name].expected[1:].sum(axis=0) for name in ARMS)
-        decay = position_decay(arms["learner"].log.lists)
-        lift = _difference(learner, control, self.seed)
-        return {"shoppers": self.shoppers, "rounds": curve, **lift, "position_decay": decay}
+        clicks = {name: arm.expected[1:].sum(axis=0) for name, arm in arms.items()}
+        return {
+            "shoppers": self.shoppers,
+            "position_decay": position_decay(arms["learner"].log.lists),
+            "rounds": curve,
+            "over": {
+                name: _difference(clicks["learner"], clicks[name], self.seed)
+                for name in ("control", "frozen")
+            },
+        }
 
 
 @dataclass(frozen=True)
@@ -170,12 +178,14 @@ class _Arm:
         return _Served(CandidateGenerator.exact(align(model, self.log.item_ids)), ranker)
 
     def serve(self, number: int, served: _Served) -> None:
-        """Let each user view the lists of one round, one a day."""
+        """Let each user view the lists of one round, one a day, at another hour each day."""
         self._served = served
+        hours = np.random.default_rng((self._plan.seed, number)).integers(0, 12, self._plan.visits)
         start_ms = int(self._shop.log.time_ms[-1]) + DAY_MS
         users = np.arange(self._plan.shoppers, dtype=np.int32) + self._shop.first_user
         for visit in range(self._plan.visits):
             moment = start_ms + (number * self._plan.visits + visit) * DAY_MS
+            moment += int(hours[visit]) * HOUR_MS
             times = np.full(len(users), moment, np.int64)
             asked = list_queries(replace(ServedLists.empty(), user=users, time_ms=times))
             known = self._trainer.config.replay
@@ -266,7 +276,7 @@ def _round(number: int, arms: Mapping[str, _Arm], plan: ServedListsBenchmark) ->
     for name, arm in arms.items():
         figures[f"{name}_ctr_percent"] = round(100 * float(arm.expected[number].sum()) / shown, 2)
         figures[f"{name}_clicks"] = int(arm.clicks[number].sum())
-    learner, control = (arms[name].expected[number] for name in ARMS)
+    learner, control = (arms[name].expected[number] for name in ("learner", "control"))
     return figures | _difference(learner, control, plan.seed)
 
 
