@@ -2,10 +2,10 @@
 
 Three shops with the same simulated users (ingest/click_model.py) and the same first model. In one,
 the ranker learns from served lists and from next items (`learner`), in the second from next items
-only (`control`); the third keeps its first model (`frozen`). Lists are made by the candidates, features and exploration of serving; user states and trends by the
-replay of training. The click model knows the expected clicks of each list, so the difference is
-measured without the noise of clicks, paired by user. What such a simulation can show and what not:
-`ingest/click_model.py`.
+only (`control`); the third keeps its first model (`frozen`). Lists are made by the candidates,
+features and exploration of serving; user states and trends by the replay of training. The click
+model knows the expected clicks of each list, so the difference is measured without the noise of
+clicks, paired by user. What such a simulation can show and what not: `ingest/click_model.py`.
 """
 
 from __future__ import annotations
