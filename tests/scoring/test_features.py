@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -311,3 +312,28 @@ def test_the_newest_review_of_an_item_decides(
     for entries in (history, [*history, *history[1:]]):
         state = UserState.of(entries, {"a": 0}.get, SIGNALS, 100.0)
         assert (state.weights.tolist(), state.seen.tolist()) == (weights, [0])
+
+
+def test_dislikes_show_by_content_by_shared_users_and_by_age() -> None:
+    state = replace(
+        a_state([0]),
+        disliked=np.array([1, 3], np.int32),
+        disliked_ms=np.array([NOW_MS - 2 * DAY, NOW_MS - 3 * DAY]),
+    )
+    rows = features_of(a_model(6), state, a_view(6), np.array([2, 4, 5], np.int32))
+    np.testing.assert_array_equal(column(rows, "disliked_count"), [2, 2, 2])
+    np.testing.assert_allclose(column(rows, "disliked_age_days"), [2, 2, 2])
+    np.testing.assert_allclose(column(rows, "disliked_cosine_max"), [0.5, 0.5, 0.0])
+    assert np.isnan(column(rows, "disliked_share")[1:]).all()  # without content
+    plain = features_of(a_model(6), a_state([0]), a_view(6), np.array([2], np.int32))
+    assert np.isnan(column(plain, "disliked_count")).all()
+
+
+def test_a_bought_item_has_the_days_since_its_purchase() -> None:
+    state = replace(
+        a_state([0]),
+        purchased=np.array([4, 2], np.int32),
+        purchased_ms=np.array([NOW_MS - 5 * DAY, NOW_MS - 9 * DAY]),
+    )
+    rows = features_of(a_model(6), state, a_view(6), np.array([2, 3, 4], np.int32))
+    np.testing.assert_allclose(column(rows, "days_since_purchase"), [9, np.nan, 5])
