@@ -15,10 +15,12 @@ from typing import Final
 
 import numpy as np
 
+from afterclick.api import Policy
 from afterclick.arrays import Float64Array, IntArray
 from afterclick.dislikes import dislike_share
 from afterclick.features import RECENT
 from afterclick.user_vectors import UserState
+from serving.request import RecommendationRequest
 from serving.rerank import vectors_of
 from serving.state.snapshot import ServingSnapshot
 from serving.tiers import RankedList
@@ -28,6 +30,12 @@ NAME: Final = "dislikes"
 POOL: Final = 150
 """Items ranked below the page, so that others can take the place of those similar to dislikes."""
 ScoreFn = Callable[[UserState, IntArray], Float64Array]
+_NOT_PERSONAL: Final = (Policy.TRENDING, Policy.POPULAR)
+
+
+def count_in(request: RecommendationRequest, state: UserState) -> bool:
+    """Whether the user's dislikes change a list: not one asked for as trending or popular."""
+    return len(state.disliked) > 0 and request.options.policy not in _NOT_PERSONAL
 
 
 @dataclass(frozen=True, eq=False)

@@ -239,7 +239,7 @@ class Recommender:
         """Eligible candidates of the best tier → rank → rerank → render."""
         allowed = self.filters.allowed(snapshot, request.category, request.filters)
         eligibility = Eligibility.of(snapshot, request, user.state.seen, allowed)
-        has_dislikes = bool(len(user.state.disliked) and self._config.dislike_weight)
+        has_dislikes = self._config.dislike_weight > 0 and dislikes.count_in(request, user.state)
         if has_dislikes:
             eligibility = eligibility.with_pool(request.page.offset + request.n + dislikes.POOL)
         tiers = tiers_for(request, snapshot, user, REDUCED_LIMITS if reduced else None)

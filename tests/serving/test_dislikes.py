@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from afterclick.api import Policy
 from afterclick.events import Action
 from serving.control.experiments import Arm
+from serving.request import Options
 from tests.serving import shop
 from tests.serving.offline import Event, Offline
 
@@ -89,6 +91,12 @@ def test_an_arm_of_an_experiment_may_switch_the_penalty_off() -> None:
     arm = Arm(name="plain", weights={"dislikes": 0.0})
     rows = offline(*SKIPS, *LIKES).items("u", options=arm.options)
     assert all(row["contributions"]["dislikes"] == 0.0 for row in rows)
+
+
+def test_lists_asked_for_as_trending_or_popular_are_the_same_for_all() -> None:
+    for policy in (Policy.TRENDING, Policy.POPULAR):
+        rows = offline(*SKIPS).items("u", options=Options(policy))
+        assert all("dislikes" not in row["contributions"] for row in rows)
 
 
 def test_without_dislikes_lists_have_no_penalty() -> None:
