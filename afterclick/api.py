@@ -371,6 +371,9 @@ class SessionMerge(ApiModel):
         description="Pass it as `after` to see the session in the next list; null without events.",
         examples=["feedback/2/1041"],
     )
+    fresh: bool | None = Field(
+        description="Whether the event of `after` is among them; null without `after`."
+    )
 
 
 # Experiments, tokens, quarantine

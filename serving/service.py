@@ -22,7 +22,6 @@ from confluent_kafka import Message
 
 from afterclick.api import Policy
 from afterclick.arrays import Json
-from afterclick.errors import Unavailable
 from afterclick.events import SESSION
 from afterclick.io.background import BackgroundLoop, Heartbeat, HeartbeatMonitor
 from afterclick.io.connections import ConnectionLimits, Slots
@@ -353,16 +352,15 @@ class Service:
         """Copy the events of a session to its user's history, each once however often it is called.
 
         `after`: wait until this event is in the state. Raises Unavailable if Kafka or Redis does
-        not respond, or if the event is not in the state in time.
+        not respond.
         """
-        if after is not None and not await self.waiters.reached(after, self.feed.positions):
-            raise Unavailable(f"the event at {after} is not in the state yet; send it again")
+        fresh = after and await self.waiters.reached(after, self.feed.positions)
         entries = await self.store.history(SESSION + session_id)
         copies = [copy_of(entry, session_id, user_id) for entry in reversed(entries)]
         positions = await asyncio.gather(*map(self.feedback.append, copies))
         if copies:
             self.users.seen(user_id)
-        return MergedSession(len(copies), positions[-1] if positions else None)
+        return MergedSession(len(copies), positions[-1] if positions else None, fresh)
 
     def _on_forgotten(self, forgotten: Mapping[str, int]) -> None:
         """Evict users from the caches of this process, and again after the requests in flight."""

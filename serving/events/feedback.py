@@ -212,6 +212,8 @@ class MergedSession(NamedTuple):
     events: int
     position: LogPosition | None
     """Of the last copy."""
+    fresh: bool | None
+    """Whether the event to wait for was in the state in time; None without one."""
 
 
 def copy_of(entry: HistoryEntry, session_id: str, user_id: str) -> InteractionEvent:

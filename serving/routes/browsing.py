@@ -138,8 +138,8 @@ async def merge_session(
     """At login: copy the events of a session to the history of its user.
 
     202: the copies are in Kafka. They change no counts, since the session's events count. Call it
-    again after a 503, or with later events of the session: each event is copied once. With user
-    tokens in use, it takes an API key: the shop's server knows who logged in.
+    again after a 503, if `fresh` is false, or with later events: each event is copied once. It
+    takes an API key where user tokens are in use: the shop's server knows who logged in.
     """
     after = LogPosition.parse(body.after) if body.after else None
     try:
@@ -153,6 +153,7 @@ async def merge_session(
             "user_id": body.user_id,
             "events": merged.events,
             "position": position,
+            "fresh": merged.fresh,
         },
         202,
     )

@@ -57,7 +57,8 @@ def test_at_login_a_user_gets_the_history_of_the_session(shop_api: Running) -> N
 
     def merge() -> dict[str, Any] | None:
         response = post(shop_api, "/sessions/visit/user", **login)
-        return response.json() if response.status_code == 202 else None
+        body: dict[str, Any] = response.json()
+        return body if response.status_code == 202 and body["fresh"] else None
 
     merged = wait_until(merge, what="the session is in the state")
     assert merged["events"] == 3
@@ -73,7 +74,7 @@ def test_at_login_a_user_gets_the_history_of_the_session(shop_api: Running) -> N
     assert shop_api.get("/items/cable-3")["interactions"] == interactions
 
     nobody = post(shop_api, "/sessions/unknown/user", user_id="newcomer").json()
-    assert (nobody["events"], nobody["position"]) == (0, None)
+    assert (nobody["events"], nobody["position"], nobody["fresh"]) == (0, None, None)
     for user_id in ("session:visit", ""):
         assert post(shop_api, "/sessions/visit/user", user_id=user_id).status_code == 422
 
