@@ -61,7 +61,7 @@ SCOPES: dict[tuple[str, str], str | None] = {
     ("POST", "/admin/quarantine"): "admin",
 }
 """Every operation and the scope it needs; None: no authentication."""
-PATH_NAMES = ("item_id", "user_id", "impression_id", "rule_id", "name")
+PATH_NAMES = ("item_id", "user_id", "session_id", "impression_id", "rule_id", "name")
 KEYS = {"recommend": "r-key", "feedback": "f-key", "admin": "a-key"}
 
 
