@@ -208,6 +208,7 @@ CHANGES = (
     ("DELETE", "/users/x"),
     ("DELETE", "/users/x/tokens"),
     ("POST", "/feedback"),
+    ("POST", "/sessions/x/user"),
     ("POST", "/rules"),
     ("DELETE", "/rules/x"),
     ("POST", "/experiments"),
