@@ -72,6 +72,8 @@ Id = Annotated[
     AfterValidator(printable),
     Field(json_schema_extra={"pattern": PRINTABLE}),
 ]
+VISITOR: Final = "visitor"
+"""User id of impressions without a user."""
 SESSION: Final = "session:"
 """Prefix of the user id of a session without a user."""
 SessionId = Annotated[

@@ -10,9 +10,10 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from afterclick import kernels
-from afterclick.arrays import Float64Array, FloatArray, IntArray
+from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
 from afterclick.compiled import compiled
 from afterclick.dislikes import dislike_share
 from afterclick.kernels import as_items, positions_of, products, similarities
@@ -71,6 +72,7 @@ FEATURES: tuple[tuple[str, str], ...] = (
     ("disliked_count", "history"),
     ("disliked_age_days", "history"),
     ("days_since_purchase", "history"),
+    ("shown_today", "history"),
     ("page", "history"),
     ("device", "history"),
 )
@@ -200,6 +202,10 @@ def features(
         _disliked_rows(table, model, state, content or model.item_content, candidates)
     if len(state.purchased):
         _purchase_row(table, state, candidates)
+    table[_COLUMN["shown_today"]] = 0.0
+    if len(state.shown):
+        again, at = _found_in(state.shown, candidates)
+        table[_COLUMN["shown_today"], again] = state.shown_counts[at]
     table[_COLUMN["page"]], table[_COLUMN["device"]] = state.context
     return table.T
 
@@ -361,11 +367,16 @@ def _purchase_row(table: FloatArray, state: UserState, candidates: IntArray) -> 
     """Days since the user bought a candidate; seen items are candidates only where a category
     allows repeat purchases."""
     order = np.argsort(state.purchased)
-    bought, times_ms = state.purchased[order], state.purchased_ms[order]
-    at = np.minimum(np.searchsorted(bought, candidates), len(bought) - 1)
-    again = bought[at] == candidates
-    days = (state.now_ms - times_ms[at[again]]) / DAY_MS
+    again, at = _found_in(state.purchased[order], candidates)
+    days = (state.now_ms - state.purchased_ms[order][at]) / DAY_MS
     table[_COLUMN["days_since_purchase"], again] = days
+
+
+def _found_in(items: IntArray, candidates: IntArray) -> tuple[BoolArray, NDArray[np.intp]]:
+    """(c,) which candidates are among the items (s,), ascending, and their places in these."""
+    at = np.minimum(np.searchsorted(items, candidates), len(items) - 1)
+    found = items[at] == candidates
+    return found, at[found]
 
 
 def _queries(width: int, *vectors: FloatArray | None) -> FloatArray:

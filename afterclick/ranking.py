@@ -24,6 +24,11 @@ Contributions = dict[str, Float64Array]
 class Ranker(Protocol):
     """Scores candidates by their features, and explains the scores by contributions."""
 
+    @property
+    def used(self) -> frozenset[str]:
+        """Names of the features that the score depends on."""
+        ...
+
     def score(self, features: FloatArray) -> Float64Array:
         """(c,) scores of feature rows (c, F); higher is better."""
         ...
@@ -126,6 +131,8 @@ class FormulaRanker:
 
     Serving ranks with it, and the release gate scores such a model with it.
     """
+
+    used = frozenset(_FORMULA)
 
     def __init__(self) -> None:
         self._weights = np.array([_FORMULA.get(name, 0.0) for name in FEATURE_NAMES])

@@ -50,11 +50,14 @@ class TreeRanker:
     parts: Float64Array
     """(len(RECEIPT), t, l) what a leaf adds to each part of the score"""
     _nodes: Nodes = field(init=False, repr=False)
+    used: frozenset[str] = field(init=False, repr=False)
+    """Names of the features that nodes compare."""
     _values: Float64Array = field(init=False, repr=False)
     """(1, t, l) what a leaf adds to the score"""
 
     def __post_init__(self) -> None:
         names = set(self.features.ravel().tolist())
+        object.__setattr__(self, "used", frozenset(names))
         unknown = sorted(map(str, names - set(FEATURE_NAMES)))
         if unknown:
             raise BadArtifact(f"{FILE}: unknown features {', '.join(unknown)}; train again")

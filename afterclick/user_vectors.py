@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -68,10 +68,20 @@ class UserState:
     """(p,) event time of the newest purchase of each."""
     context: tuple[float, float] = NO_CONTEXT
     """Codes of the page and the device on which the list is shown."""
+    shown: IntArray = field(default_factory=_no_items)
+    """(s,) items that the user was shown within a day, ascending."""
+    shown_counts: IntArray = field(default_factory=_no_items)
+    """(s,) how often."""
 
     def shown_on(self, page: str | None, device: str | None) -> UserState:
         """The state for a list on a page and a device."""
         return replace(self, context=(context_code(page), context_code(device)))
+
+    def after_lists(self, counts: Mapping[int, int]) -> UserState:
+        """The state of a user who was shown these items so often within a day."""
+        items = np.array(sorted(counts), np.int32)
+        times = np.array([counts[item] for item in items.tolist()], np.int32)
+        return replace(self, shown=items, shown_counts=times)
 
     @classmethod
     def of(

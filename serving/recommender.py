@@ -26,6 +26,7 @@ from afterclick.events import Action
 from afterclick.io.connections import Slots
 from afterclick.retrieval import REDUCED_LIMITS, not_in
 from afterclick.settings import Settings
+from afterclick.shown_items import ShownItems
 from afterclick.signals import Signals
 from afterclick.state import HistoryEntry, effective
 from afterclick.trends import DAY_MS
@@ -34,7 +35,6 @@ from serving import dislikes
 from serving.dislikes import DislikePenalty
 from serving.eligibility import CatalogueFilters, Eligibility
 from serving.explain import attributions
-from serving.frequency_cap import FrequencyCap
 from serving.request import CALLER, RecommendationRequest, RequestUser, cursor_after
 from serving.rerank import rerank
 from serving.response_cache import MAX_RESPONSE_BYTES, Recommendation, RenderedList, ResponseCache
@@ -124,19 +124,23 @@ class Recommender:
         """Calls of the worker, the running one included."""
         self.filters = CatalogueFilters()
         """For the worker; for the event loop only where nothing is asked for."""
-        self._cap = FrequencyCap(config.frequency_cap)
+        self._shown = ShownItems()
 
     def on_shown(self, recommendation: Recommendation) -> None:
-        """Count a list that its user has seen, for the frequency cap."""
+        """Count a list that its user has seen, for the frequency cap and the ranker."""
         user_id = recommendation.body["user_id"]
-        if self._cap and user_id:
+        if user_id and self._counts_shown(self._snapshots.current):
             rows = orjson.loads(recommendation.rendered.impression_rows)
-            self._cap.put(user_id, [row["item_id"] for row in rows], self._config.clock_ms())
+            self._shown.put(user_id, [row["item_id"] for row in rows], self._config.clock_ms())
+
+    def _counts_shown(self, snapshot: ServingSnapshot) -> bool:
+        """Whether lists depend on what the user was shown."""
+        return self._config.frequency_cap > 0 or "shown_today" in snapshot.loaded.ranker.used
 
     def forget(self, user_ids: Container[str]) -> None:
         """Drop the cached lists of these users, and what they were shown."""
         self._cache.forget(user_ids)
-        self._cap.forget(user_ids)
+        self._shown.forget(user_ids)
 
     async def recommend(self, request: RecommendationRequest) -> Recommendation:
         """The list for a user. Raises Unavailable if too many lists wait for the worker.
@@ -156,10 +160,13 @@ class Recommender:
             )
         except Unavailable:
             rows, degraded = [], True
-        if self._cap:
-            capped = self._cap.reached(request.user_id, self._config.clock_ms())
-            request = replace(request, exclude=(*request.exclude, *capped))
         snapshot = self._snapshots.of(request.options.model)
+        shown: Mapping[str, int] = {}
+        if request.user_id and self._counts_shown(snapshot):
+            shown = self._shown.counts(request.user_id, self._config.clock_ms())
+        if shown and self._config.frequency_cap:
+            capped = sorted(i for i, n in shown.items() if n >= self._config.frequency_cap)
+            request = replace(request, exclude=(*request.exclude, *capped))
         personal = bool(rows or request.items)
         reduced = personal and not request.never_shed and self._config.overloaded(began)
         cacheable = not request.options.explore
@@ -168,6 +175,8 @@ class Recommender:
         if rendered is None:
             signals, now_ms = self._config.signals, self._config.clock_ms()
             user = request_user(request, rows, snapshot, signals, now_ms)
+            if shown:
+                user = with_shown(user, snapshot, shown)
             if self._config.repeat_purchase_days and len(user.state.purchased):
                 user = with_repeat_purchases(user, snapshot, self._config.repeat_purchase_days)
             if grows_with_catalogue(request, snapshot, user):
@@ -279,6 +288,15 @@ def request_user(
         state = state.shown_on(request.context.page, request.context.device)
     known = bool(rows) and not request.user_id.startswith(events.SESSION)
     return RequestUser(history, state, known)
+
+
+def with_shown(
+    user: RequestUser, snapshot: ServingSnapshot, shown: Mapping[str, int]
+) -> RequestUser:
+    """The user who was shown these items within a day."""
+    found = ((snapshot.find(item_id), n) for item_id, n in shown.items())
+    state = user.state.after_lists({item: n for item, n in found if item is not None})
+    return replace(user, state=state)
 
 
 def with_repeat_purchases(

@@ -25,7 +25,7 @@ from afterclick.api import Policy
 from afterclick.arrays import Float64Array, Int64Array
 from afterclick.artifact import read_manifest
 from afterclick.errors import AfterclickError, BadArtifact, BadInput, NotFound
-from afterclick.events import Action, ImpressionEvent, stable_id
+from afterclick.events import VISITOR, Action, ImpressionEvent, stable_id
 from afterclick.io.forgotten import read_forgotten
 from afterclick.settings import Settings
 from training import event_log, logged_lists, publish, workspace
@@ -44,8 +44,6 @@ from training.query_replay import ReplayedQuery, align
 
 SETTLE_MS = 30 * 60_000
 """A list counts once the log goes on for this long after it: users react within it."""
-VISITOR = "visitor"
-"""User id of lists without a user (`serving.events.impressions`); they have no history."""
 MAX_SUPPORT = 1.5
 """An estimated support above it is not chance: the propensities are not those of the lists."""
 _WITHOUT_MODEL = (Policy.TRENDING, Policy.POPULAR)

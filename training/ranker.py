@@ -247,7 +247,7 @@ def list_examples(
     numbers = list(of_list)
     asked = list_queries(lists.where(np.array(numbers, np.intp)))
     for replayed in replay(split.log, asked, known):
-        user = lists.in_context(numbers[replayed.row], replayed.user)
+        user = lists.state(numbers[replayed.row], replayed.user)
         query = generator.query(user, replayed.trends)
         for group in of_list[numbers[replayed.row]]:
             rows.append(generator.features(query, group.items))

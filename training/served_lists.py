@@ -1,7 +1,7 @@
 """The lists that users reacted to, with what they did not choose: examples for the ranker.
 
 reads   parquet  <home>/etl/<version>/shown      impression_id, item_id, position, propensity,
-                                                 page, device
+                                                 page, device, shown_today
                  <home>/etl/<version>/reactions  impression_id, user_index, item_id, time_ms, weight
 
 Position bias: P(click) = P(examined at the rank) · P(click | examined), with P(examined at rank k)
@@ -65,6 +65,8 @@ class ServedLists:
     grade: FloatArray
     """(r,) weight of the strongest positive reaction; the lowest weight of an item that was only
     disliked; 0: no reaction"""
+    shown_today: IntArray
+    """(r,) how often the user was shown the item in the day before"""
     context: Float64Array
     """(l, 2) codes of the page and the device of each list; NaN: not known"""
 
@@ -76,7 +78,8 @@ class ServedLists:
         items, times = np.empty(0, np.int32), np.empty(0, np.int64)
         numbers = np.empty(0, np.float32)
         start = np.zeros(1, np.intp)
-        return cls(items, times, times, start, items, items, numbers, numbers, np.empty((0, 2)))
+        none = np.empty((0, 2))
+        return cls(items, times, times, start, items, items, numbers, numbers, items, none)
 
     def where(self, keep: BoolArray | NDArray[np.intp]) -> ServedLists:
         """The lists that a mask (l,) or row numbers select."""
@@ -88,10 +91,13 @@ class ServedLists:
         of_rows = {name: getattr(self, name)[rows] for name in _ROWS}
         return replace(self, start=start, **lists, **of_rows)
 
-    def in_context(self, number: int, user: UserState) -> UserState:
-        """The state of a list's user, for that list."""
+    def state(self, number: int, user: UserState) -> UserState:
+        """The state of a list's user, for that list: its context, and what was shown before."""
+        rows = slice(self.start[number], self.start[number + 1])
+        counts = zip(self.item[rows].tolist(), self.shown_today[rows].tolist(), strict=True)
         page, device = self.context[number].tolist()
-        return replace(user, context=(page, device))
+        shown = {item: n for item, n in counts if n}
+        return replace(user.after_lists(shown), context=(page, device))
 
     def before(self, time_ms: int) -> ServedLists:
         """The lists whose reactions all came before a moment."""
@@ -107,7 +113,7 @@ class ServedLists:
 
 
 _OF_LISTS = ("user", "time_ms", "last_ms", "context")
-_ROWS = ("item", "position", "propensity", "grade")
+_ROWS = ("item", "position", "propensity", "grade", "shown_today")
 
 
 def position_decay(lists: ServedLists) -> float:
@@ -193,12 +199,21 @@ def load(folder: Path, item_ids: NDArray[np.str_]) -> tuple[ServedLists, list[st
     item = np.array([index[name] for name in names.tolist()], np.int32)
     reacted = [index.get(name, -1) for name in _texts(reactions, "item_id").tolist()]
     codes = [_codes(shown, name) for name in ("page", "device")]
+    today = _counts(shown, "shown_today")
     columns = (reactions[name].to_numpy() for name in ("user_index", "time_ms", "weight"))
+    position, propensity = (shown[name].to_numpy() for name in ("position", "propensity"))
     lists = _assembled(
-        (of_shown, item, shown["position"].to_numpy(), shown["propensity"].to_numpy(), *codes),
+        (of_shown, item, position, propensity, today, *codes),
         (of_reaction, np.array(reacted), *columns),
     )
     return lists, missing
+
+
+def _counts(table: pa.Table, name: str) -> IntArray:
+    """A column of counts; 0 where unknown, as in a table of an earlier version."""
+    if name not in table.column_names:
+        return np.zeros(len(table), np.int32)
+    return np.asarray(pc.fill_null(table[name], 0).to_numpy(), np.int32)
 
 
 def _codes(table: pa.Table, name: str) -> Float64Array:
@@ -213,8 +228,8 @@ def _texts(table: pa.Table, name: str) -> NDArray[np.str_]:
 
 
 def _assembled(shown: tuple[Any, ...], reactions: tuple[NDArray[np.generic], ...]) -> ServedLists:
-    """From rows (list, item, position, propensity, page, device) and (list, item, user, time,
-    weight)."""
+    """From rows (list, item, position, propensity, shown_today, page, device) and (list, item,
+    user, time, weight)."""
     number, item, user, time_ms, weight = (np.asarray(column) for column in reactions)
     order = np.lexsort((time_ms, number))
     number, item, user, time_ms, weight = (
@@ -224,7 +239,7 @@ def _assembled(shown: tuple[Any, ...], reactions: tuple[NDArray[np.generic], ...
     own = user == user[first][number]
     last_ms = np.zeros(len(first), np.int64)
     np.maximum.at(last_ms, number[own], time_ms[own])
-    of_list, shown_item, position, propensity, *codes = shown
+    of_list, shown_item, position, propensity, today, *codes = shown
     rows = np.lexsort((position, of_list))
     of_list, shown_item = of_list[rows], shown_item[rows]
     grade = np.zeros(len(rows), np.float32)
@@ -249,6 +264,7 @@ def _assembled(shown: tuple[Any, ...], reactions: tuple[NDArray[np.generic], ...
         position[rows].astype(np.int32),
         propensity[rows].astype(np.float32),
         np.where(grade > 0, grade, lowest),
+        today[rows].astype(np.int32),
         context,
     )
     return found.where(np.argsort(found.time_ms, kind="stable"))

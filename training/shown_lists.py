@@ -4,12 +4,15 @@ reads   topic    impressions
         parquet  <home>/etl/<previous version>/impressions, shown
         json     <home>/etl/<previous version>/impressions.json
 writes  parquet  <home>/etl/<version>/impressions  impression_id, item_id, position,
-                                                   propensity, page, device; a file for each
-                                                   run
+                                                   propensity, page, device, shown_today; a
+                                                   file for each run
                  <home>/etl/<version>/shown        the rows of the lists that events name
         json     <home>/etl/<version>/impressions.json  partition → next offset
 
-A run reads only new impressions and links the files of earlier runs, for as long as the topic keeps
+`shown_today` counts the lists of the day before with which the user was shown the item: the new
+impressions, and those of the day before them, are read for it.
+
+A run keeps only new impressions and links the files of earlier runs, for as long as the topic keeps
 their records: an event may name an older list. `shown` keeps for good the lists that events name.
 User ids are not kept.
 """
@@ -18,7 +21,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +31,12 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from afterclick.events import Context, new_id
+from afterclick.events import VISITOR, Context, ImpressionEvent, new_id
 from afterclick.io.kafka_log import KafkaLog, OffsetRange, OffsetRanges
 from afterclick.settings import KafkaSettings
+from afterclick.shown_items import ShownItems
 from afterclick.topics import IMPRESSIONS_MS
+from afterclick.trends import DAY_MS
 from training.logged_lists import decode_impression
 
 if TYPE_CHECKING:
@@ -38,10 +44,10 @@ if TYPE_CHECKING:
 
 _LISTS, _SHOWN, _OFFSETS = "impressions", "shown", "impressions.json"
 _KEY = ["impression_id", "item_id"]
-_SHOWN_COLUMNS = ("position", "propensity", "page", "device")
+_SHOWN_COLUMNS = ("position", "propensity", "page", "device", "shown_today")
 _COLUMNS = (
     "impression_id string, item_id string, position short, propensity float, page string, "
-    "device string"
+    "device string, shown_today short"
 )
 _SCHEMA = pa.schema(
     {
@@ -51,12 +57,15 @@ _SCHEMA = pa.schema(
         "propensity": pa.float32(),
         "page": pa.string(),
         "device": pa.string(),
+        "shown_today": pa.int16(),
     }
 )
-_Row = tuple[str, str, int, float, str | None, str | None]
+_Row = tuple[str, str, int, float, str | None, str | None, int]
 _NO_CONTEXT = Context()
-_BATCH = 10_000
-"""Lists in memory at a time."""
+_BATCH = 100_000
+"""Rows in memory at a time."""
+_MAX_COUNTED = 200_000
+"""Lists of the last day by which items are counted, the newest."""
 
 
 def read(kafka: KafkaSettings, previous: Path | None, folder: Path) -> int:
@@ -68,7 +77,7 @@ def read(kafka: KafkaSettings, previous: Path | None, folder: Path) -> int:
     lists.mkdir()
     with KafkaLog(kafka) as topic:
         ranges = _new_ranges(topic, kafka.topics.impressions, _read_offsets(previous))
-        n, newest_ms = _write(topic.read(ranges), lists)
+        n, newest_ms = _write(topic.read(_with_day_before(topic, ranges, previous)), ranges, lists)
     offsets = {str(partition.partition): span.end for partition, span in ranges.items()}
     (folder / _OFFSETS).write_text(json.dumps(offsets))
     if previous is not None:
@@ -76,9 +85,24 @@ def read(kafka: KafkaSettings, previous: Path | None, folder: Path) -> int:
     return n
 
 
+def _with_day_before(topic: KafkaLog, ranges: OffsetRanges, previous: Path | None) -> OffsetRanges:
+    """The ranges with the records of the day before the newest one of the previous run."""
+    ages = _ages(previous / _LISTS) if previous is not None else {}
+    if not ages:
+        return ranges
+    since = datetime.fromtimestamp((max(ages.values()) - DAY_MS) / 1000, UTC)
+    starts = topic.starts(ranges, since)
+    return {p: OffsetRange(min(span.begin, starts[p]), span.end) for p, span in ranges.items()}
+
+
+def _ages(lists: Path) -> dict[Path, int]:
+    """The files of earlier runs, with the time of their newest record in ms."""
+    return {path: int(path.stem.partition("-")[0]) for path in lists.glob("*.parquet")}
+
+
 def _link(previous: Path, lists: Path, newest_ms: int) -> None:
     """Link the files of earlier runs that the topic may still hold."""
-    ages = {path: int(path.stem.partition("-")[0]) for path in previous.glob("*.parquet")}
+    ages = _ages(previous)
     newest_ms = max([newest_ms, *ages.values()])
     for path, ms in ages.items():
         if ms >= newest_ms - IMPRESSIONS_MS:
@@ -120,25 +144,28 @@ def _read_offsets(previous: Path | None) -> dict[str, int]:
     return json.loads(path.read_text()) if path and path.is_file() else {}
 
 
-def _write(records: Iterable[Message], lists: Path) -> tuple[int, int]:
-    """Write the lists of the records as one file; returns their number and the newest record's
-    time in ms (0 without records)."""
+def _write(records: Iterable[Message], new: OffsetRanges, lists: Path) -> tuple[int, int]:
+    """Write the lists of the records in the ranges `new` as one file; returns their number and the
+    newest record's time in ms (0 without records). Earlier records only count."""
     staging, n, newest_ms = lists / "new.parquet", 0, 0
+    begins = {partition.partition: span.begin for partition, span in new.items()}
+    shown_items = ShownItems(_MAX_COUNTED)
     rows: list[_Row] = []
     with pq.ParquetWriter(staging, _SCHEMA) as writer:
         for record in records:
-            newest_ms = max(newest_ms, record.timestamp()[1])
             event = decode_impression(record.value())
+            is_new = (record.offset() or 0) >= begins[record.partition() or 0]
+            if is_new:
+                newest_ms = max(newest_ms, record.timestamp()[1])
             if event is None:
                 continue
-            n += 1
-            shown = event.data
-            context = shown.context or _NO_CONTEXT
-            rows += [
-                (shown.impression_id, i.item_id, at, i.propensity, context.page, context.device)
-                for at, i in enumerate(shown.items)
-            ]
-            if n % _BATCH == 0:
+            if is_new:
+                n += 1
+                rows += _rows(event, shown_items)
+            if event.data.user_id != VISITOR:
+                ids = [item.item_id for item in event.data.items]
+                shown_items.put(event.data.user_id, ids, event.time_ms)
+            if len(rows) >= _BATCH:
                 writer.write_table(_table(rows))
                 rows.clear()
         writer.write_table(_table(rows))
@@ -147,6 +174,15 @@ def _write(records: Iterable[Message], lists: Path) -> tuple[int, int]:
     else:
         staging.unlink()
     return n, newest_ms
+
+
+def _rows(event: ImpressionEvent, shown_items: ShownItems) -> Iterator[_Row]:
+    """The rows of a list, given the lists before it."""
+    shown = event.data
+    context, counts = shown.context or _NO_CONTEXT, shown_items.counts(shown.user_id, event.time_ms)
+    for place, item in enumerate(shown.items):
+        where = (place, item.propensity, context.page, context.device)
+        yield shown.impression_id, item.item_id, *where, counts.get(item.item_id, 0)
 
 
 def _table(rows: list[_Row]) -> pa.Table:

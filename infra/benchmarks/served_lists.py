@@ -265,6 +265,7 @@ def _lists(shown: list[_ShownList]) -> ServedLists:
         np.concatenate([np.arange(size) for size in sizes]).astype(np.int32),
         np.concatenate([one.propensities for one in shown]).astype(np.float32),
         np.concatenate(grades),
+        np.zeros(sum(sizes), np.int32),
         np.full((len(shown), 2), np.nan),
     )
 

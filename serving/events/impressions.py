@@ -14,7 +14,7 @@ import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from afterclick import events
-from afterclick.events import IMPRESSION_TYPE
+from afterclick.events import IMPRESSION_TYPE, VISITOR
 from afterclick.io.background import Heartbeat
 from afterclick.io.kafka_clients import create_producer
 from afterclick.settings import KafkaSettings
@@ -22,8 +22,6 @@ from serving.response_cache import Recommendation
 
 SOURCE = "/serving"
 BUFFER = 20_000
-VISITOR = "visitor"
-"""User id of impressions without a user."""
 
 
 class ImpressionLog:

@@ -11,7 +11,7 @@ import orjson
 
 from afterclick.events import Action, Item
 from afterclick.model import Model
-from afterclick.ranking import FormulaRanker
+from afterclick.ranking import FormulaRanker, Ranker
 from afterclick.retrieval import exact_search
 from afterclick.settings import StreamSettings
 from afterclick.state import HistoryEntry
@@ -66,6 +66,7 @@ class Offline:
         interactions: Sequence[int] | None = None,
         liked: Mapping[str, Sequence[Event]] | None = None,
         model: Model | None = None,
+        ranker: Ranker | None = None,
         cache_ttl_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         **config: Any,
@@ -86,7 +87,7 @@ class Offline:
             loaded = LoadedModel(
                 model.version,
                 model,
-                FormulaRanker(),
+                ranker or FormulaRanker(),
                 exact_search(model.factors) if model.factors is not None else None,
                 exact_search(model.towers.targets) if model.towers is not None else None,
                 content_search(model.content) if model.content is not None else None,

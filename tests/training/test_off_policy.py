@@ -13,11 +13,10 @@ from typer.testing import CliRunner
 
 from afterclick.api import Policy
 from afterclick.errors import BadInput, NotFound
-from afterclick.events import Action, Impression, ImpressionEvent, ShownItem, encode
+from afterclick.events import VISITOR, Action, Impression, ImpressionEvent, ShownItem, encode
 from afterclick.io.forgotten import publish_forgotten
 from afterclick.settings import Settings, StreamSettings
 from infra.cli import app
-from serving.events import impressions
 from tests.training import shop
 from training import etl, logged_lists, off_policy
 from training.off_policy import NoSupport, OffPolicyRequest
@@ -118,7 +117,7 @@ def test_the_command_estimates_a_policy_from_the_topics(
     lists, clicks = lists_of_new_users(1500)
     plain = shown("plain", "u0", [("i0", 1.0), ("i1", 1.0)], 1.5)
     late = shown("late", "u0", [("i0", 0.5), ("i1", 0.5)], 3.0)  # the log ends with it
-    nobody = shown("nobody", off_policy.VISITOR, [("i0", 0.5), ("i1", 0.5)], 1.5)
+    nobody = shown("nobody", VISITOR, [("i0", 0.5), ("i1", 0.5)], 1.5)
     forgotten = shown("forgotten", "gone", [("i0", 0.5), ("i1", 0.5)], 1.5)
     publish(environment, [*lists, lists[0], plain, late, nobody, forgotten])
     stranger = click(lists[1], lists[1].data.items[0].item_id, user_id="stranger")
@@ -235,7 +234,3 @@ def test_what_to_estimate_must_be_named() -> None:
         command("--policy", "best")
     with pytest.raises(BadInput, match="--reward 'view': expected one of click"):
         command("--policy", "trending", "--reward", "view")
-
-
-def test_lists_without_a_user_are_known_by_the_id_that_serving_gives_them() -> None:
-    assert off_policy.VISITOR == impressions.VISITOR

@@ -49,6 +49,7 @@ def planted(seed: int, lists: int, explored: float, decay: float = DECAY) -> Ser
         np.tile(np.arange(10, dtype=np.int32), n),
         np.repeat([p for _, _, p in made], 10).astype(np.float32),
         np.concatenate([clicked for _, clicked, _ in made]).astype(np.float32),
+        np.zeros(10 * n, np.int32),
         np.full((n, 2), np.nan),
     )
 
@@ -89,6 +90,7 @@ def test_groups_hold_the_click_the_ignored_and_the_skipped_items() -> None:
         np.array([0, 1, 2, 40_000, 0, 1, 0, 1, 2], np.int32),
         np.ones(9, np.float32),
         np.array([0, 3, -1, 0, 1, 1, -1, 0, 0], np.float32),
+        np.zeros(9, np.int32),
         np.full((3, 2), np.nan),
     )
     found = [(g.list_number, g.items.tolist(), g.grades.tolist()) for g in groups(lists, 0.5)]
@@ -161,6 +163,7 @@ def log() -> EventLog:
         np.tile(np.arange(6, dtype=np.int32), n),
         np.ones(6 * n, np.float32),
         clicked,
+        np.zeros(6 * n, np.int32),
         np.full((n, 2), np.nan),
     )
     return replace(log, lists=lists)

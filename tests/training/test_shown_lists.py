@@ -125,6 +125,8 @@ def test_an_event_may_name_a_list_that_an_earlier_run_has_read(
     expected = {"early": (0, 1.0), "late": (1, 0.5), "new": (0, 1.0)}
     assert places(spark, settings)[0] == expected
     assert lists_read(settings) == 2  # a file of each run
+    log = event_log.load(settings.home / "etl" / latest(settings))
+    assert log.lists.shown_today.tolist() == [0, 0, 1]  # `first` showed the item of `second`
     assert places(spark, settings)[0] == expected
     assert lists_read(settings) == 2  # nothing new
     assert places(spark, settings, full=True)[0] == expected

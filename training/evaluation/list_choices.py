@@ -63,7 +63,7 @@ def list_choices(
     for replayed in replay(log, asked, known):
         groups = of_list[numbers[replayed.row]]
         weights += [group.weight for group in groups]
-        user = lists.in_context(numbers[replayed.row], replayed.user)
+        user = lists.state(numbers[replayed.row], replayed.user)
         for name, generator in generators.items():
             query = generator.query(user, replayed.trends)
             for group in groups:
