@@ -112,8 +112,8 @@ local function apply_reaction(key, forgotten, limits, position, ms, time, action
 end
 
 -- Step 1. keys: lease, then for each record: its impression, forgotten
--- args: the lease's owner, window (ms), positive actions ('|click|…|'), then for each record: 'list' or 'reaction', position, log time ms, event time
---       ms, time to live of the key (ms), then of a list: day, dimensions, items; of a reaction: action, item, ''
+-- args: the lease's owner, window (ms), positive actions ('|click|…|'), then for each record: 'list' or 'reaction',
+--       position, log time ms, event time ms, time to live of the key (ms), then of a list: day, dimensions, items; of a reaction: action, item, ''
 -- Returns a reply for each record: a code, a list's columns after '', or a reaction's day, dimensions and columns. An
 -- error where the key is damaged.
 local function join_exposures(keys, args)

@@ -85,8 +85,8 @@ end
 -- computed later from the log is the same. The ledgers stay until they expire.
 -- An event counts as one vote. If the user has a vote of this action on the item, a compensation retracts the older
 -- of the two: only the newest counts, in whatever order they arrive. Reviews with and without stars are one action. A
--- vote on one more item than a user can vote on is retracted at once. An event older than the user's first makes earlier votes established only while the user has
--- few: the work of one event is bounded.
+-- vote on one more item than a user can vote on is retracted at once. An event older than the user's first makes
+-- earlier votes established only while the user has few: the work of one event is bounded.
 -- Returns first_user_item (1 or 0), established (1 or 0), and compensations: {item, code, event time ms, votes,
 -- established votes, and 1 if a review with stars is no longer in effect}.
 local function cast_vote(history, key, limits, item, code, vote, log_time)

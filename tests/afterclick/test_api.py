@@ -9,7 +9,11 @@ def test_the_document_requires_every_field_that_is_always_sent() -> None:
     schema = Recommendations.model_json_schema(mode="serialization")
     assert set(schema["properties"]) - set(schema["required"]) == {"experiment", "next"}
     row = schema["$defs"]["RecommendedItem"]
-    assert set(row["properties"]) - set(row["required"]) == {"attributions", "propensity"}
+    assert set(row["properties"]) - set(row["required"]) == {
+        "attributions",
+        "propensity",
+        "ratings",
+    }
 
 
 def test_a_response_of_another_version_is_read() -> None:
