@@ -17,6 +17,7 @@ import httpx2
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from websockets.sync.client import connect
 
 from afterclick.events import new_id
@@ -206,13 +207,18 @@ def test_reactions_through_another_worker_count_once(clients: Sequence[httpx2.Cl
 def test_requests_and_metrics_are_those_of_all(clients: Sequence[httpx2.Client]) -> None:
     user = new_id()
 
+    def of_all_workers(client: httpx2.Client) -> list[Sample] | None:
+        """None while a worker is too busy to answer the others."""
+        families = text_string_to_metric_families(client.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples]
+        found = {sample.labels.get("worker") for sample in samples} - {None}
+        return samples if len(found) == len(clients) else None
+
     def metric(client: httpx2.Client) -> dict[str, float]:
         """Worker → requests of lists."""
-        families = text_string_to_metric_families(client.get("/metrics").text)
         return {
             sample.labels["worker"]: sample.value
-            for family in families
-            for sample in family.samples
+            for sample in wait_until(partial(of_all_workers, client))
             if sample.name == "afterclick_requests_total"
             and (sample.labels["route"], sample.labels["status"]) == ("/popular", "200")
         }
@@ -224,9 +230,14 @@ def test_requests_and_metrics_are_those_of_all(clients: Sequence[httpx2.Client])
     after = metric(clients[-1])
     numbers = map(str, range(len(clients)))
     assert [after[number] - before.get(number, 0.0) for number in numbers] == [1.0] * len(clients)
+
+    def requests(client: httpx2.Client) -> list[dict[str, Any]] | None:
+        rows: list[dict[str, Any]] = client.get("/requests").json()["requests"]
+        found = sum(user in row["target"] for row in rows)
+        return rows if found == len(clients) else None
+
     for client in clients:
-        rows = client.get("/requests").json()["requests"]
-        assert sum(user in row["target"] for row in rows) == len(clients)
+        rows = wait_until(partial(requests, client))
         times = [row["time"] for row in rows]
         assert times == sorted(times, reverse=True)
 
