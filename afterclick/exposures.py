@@ -22,6 +22,7 @@ from typing import Final, NamedTuple, Self
 import orjson
 
 from afterclick.events import Impression
+from afterclick.trends import DAY_MS
 
 LISTS: Final = "lists"
 REACTED: Final = "reacted"
@@ -105,4 +106,4 @@ def day_of(log_ms: float) -> str:
 def end_ms(day: str, days: int) -> int:
     """When a day has been over for `days` days, milliseconds since the epoch."""
     end = date.fromisoformat(day) + timedelta(days=days + 1)
-    return (end - date(1970, 1, 1)).days * 86_400_000
+    return (end - date(1970, 1, 1)).days * int(DAY_MS)

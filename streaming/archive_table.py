@@ -25,6 +25,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from afterclick.errors import BadEvent, LogTruncated, StateConflict
+from afterclick.events import ImpressionEvent, InteractionEvent
 from afterclick.io.event_archive import (
     DELETED_DAY,
     STORAGE_OPTIONS,
@@ -154,9 +155,10 @@ def next_offsets(archive: EventArchive, ranges: OffsetRanges, *, fence: bool = T
     return offsets
 
 
-def _event_row(name: TopicPartition, record: Record, max_ahead_ms: float) -> tuple[Any, ...]:
-    event = decode_record(record, max_ahead_ms)
-    data = event.data
+def _origin(
+    name: TopicPartition, record: Record, event: InteractionEvent | ImpressionEvent
+) -> tuple[Any, ...]:
+    """The columns that every archive begins with."""
     return (
         name.topic,
         name.partition,
@@ -164,6 +166,14 @@ def _event_row(name: TopicPartition, record: Record, max_ahead_ms: float) -> tup
         int(record.log_ms * 1000),
         event.id,
         round(event.time.timestamp() * 1e6),
+    )
+
+
+def _event_row(name: TopicPartition, record: Record, max_ahead_ms: float) -> tuple[Any, ...]:
+    event = decode_record(record, max_ahead_ms)
+    data = event.data
+    return (
+        *_origin(name, record, event),
         data.user_id,
         data.item_id,
         str(data.action),
@@ -178,12 +188,7 @@ def _event_row(name: TopicPartition, record: Record, max_ahead_ms: float) -> tup
 def _impression_row(name: TopicPartition, record: Record, max_ahead_ms: float) -> tuple[Any, ...]:
     event = decode_shown(record, max_ahead_ms)
     return (
-        name.topic,
-        name.partition,
-        record.offset,
-        int(record.log_ms * 1000),
-        event.id,
-        round(event.time.timestamp() * 1e6),
+        *_origin(name, record, event),
         event.data.user_id,
         event.data.impression_id,
         (record.value or b"").decode(),

@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 import structlog
 
 from afterclick.errors import BadEvent
-from afterclick.events import Action, ImpressionEvent, decode
+from afterclick.events import Action, ImpressionEvent, decode_impression
 from afterclick.io.kafka_log import KafkaLog
 from afterclick.settings import KafkaSettings
 
@@ -29,20 +29,19 @@ def impressions(kafka: KafkaSettings) -> Iterator[ImpressionEvent]:
     with KafkaLog(kafka) as topic:
         name = kafka.topics.impressions
         for record in topic.read(topic.ranges(name) if topic.exists(name) else {}):
-            event = decode_impression(record.value())
+            event = valid_impression(record.value())
             if event is not None and event.data.impression_id not in known:
                 known.add(event.data.impression_id)
                 yield event
 
 
-def decode_impression(value: bytes | None) -> ImpressionEvent | None:
+def valid_impression(value: bytes | None) -> ImpressionEvent | None:
     """The impression in a record's value; None, with a warning, for a malformed one."""
     try:
-        event = decode(value)
+        return decode_impression(value)
     except BadEvent as error:
         log.warning("malformed impression", error=str(error))
         return None
-    return event if isinstance(event, ImpressionEvent) else None
 
 
 def reactions(

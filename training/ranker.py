@@ -63,7 +63,7 @@ class RankerExamples:
     @classmethod
     def joined(cls, parts: list[RankerExamples]) -> RankerExamples:
         """The examples of all parts; groups of served lists last."""
-        targets, lists = zip(*(part._split() for part in parts), strict=True)
+        targets, lists = zip(*(part.split() for part in parts), strict=True)
         rows, grades, groups = (
             np.concatenate([getattr(part, name) for part in (*targets, *lists)])
             for name in ("rows", "grades", "groups")
@@ -84,11 +84,7 @@ class RankerExamples:
         rows[: int(self.groups[:n].sum()), _CONTEXT] = np.repeat(drawn, self.groups[:n], axis=0)
         return replace(self, rows=rows)
 
-    def without_lists(self) -> RankerExamples:
-        """Only the queries with targets."""
-        return self._split()[0]
-
-    def _split(self) -> tuple[RankerExamples, RankerExamples]:
+    def split(self) -> tuple[RankerExamples, RankerExamples]:
         """The queries with targets, and the groups of served lists."""
         n, none = self.targeted, self.list_weights[:0]
         end = int(self.groups[:n].sum())

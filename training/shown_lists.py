@@ -37,7 +37,7 @@ from afterclick.settings import KafkaSettings
 from afterclick.shown_items import ShownItems
 from afterclick.topics import IMPRESSIONS_MS
 from afterclick.trends import DAY_MS
-from training.logged_lists import decode_impression
+from training.logged_lists import valid_impression
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -153,7 +153,7 @@ def _write(records: Iterable[Message], new: OffsetRanges, lists: Path) -> tuple[
     rows: list[_Row] = []
     with pq.ParquetWriter(staging, _SCHEMA) as writer:
         for record in records:
-            event = decode_impression(record.value())
+            event = valid_impression(record.value())
             is_new = (record.offset() or 0) >= begins[record.partition() or 0]
             if is_new:
                 newest_ms = max(newest_ms, record.timestamp()[1])

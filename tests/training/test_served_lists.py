@@ -203,7 +203,7 @@ def test_without_lists_or_with_weight_0_the_examples_are_the_same(log: EventLog)
     expected = ranker.collect(plain, build, CONFIG, ReplayConfig())
     for found in (
         ranker.collect(log, build, replace(CONFIG, list_weight=0.0), ReplayConfig()),
-        ranker.collect(log, build, CONFIG, ReplayConfig()).without_lists(),
+        ranker.collect(log, build, CONFIG, ReplayConfig()).split()[0],
     ):
         np.testing.assert_array_equal(found.rows, expected.rows)
         np.testing.assert_array_equal(found.groups, expected.groups)
