@@ -127,6 +127,28 @@ def test_the_official_ratings_file_has_no_header(tmp_path: Path) -> None:
     assert found.log.trusted.all()
 
 
+def test_liked_stands_in_for_unknown_stars(tmp_path: Path) -> None:
+    """Known stars are preferred; a review with neither weighs as one without stars."""
+    (tmp_path / "reviews.csv").write_text(
+        "user_id,item_id,timestamp,rating,liked\na,v,1,5,\na,w,2,1,1\na,x,3,,1\na,y,4,,0\na,z,5,,\n"
+    )
+    signals = StreamSettings().signals
+    found = reviews.load(tmp_path, signals).log
+    assert found.stars.tolist() == [5, 1, 4, 2, 0]
+    assert found.weight[2] == signals.stars[4]
+    assert found.weight[3] == signals.stars[2] < 0 < found.weight[4]
+
+
+@pytest.mark.parametrize(("column", "value"), [("rating", "6"), ("liked", "2"), ("liked", "-1")])
+def test_a_value_outside_its_range_is_rejected_by_column(
+    column: str, value: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "reviews.csv"
+    path.write_text(f"user_id,item_id,timestamp,{column}\na,x,1,{value}\n")
+    with pytest.raises(BadDataset, match=f"{column}: a value is outside 0 to"):
+        reviews.load(tmp_path)
+
+
 def test_a_repeated_review_counts_once(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text("user_id,item_id,timestamp\na,x,200\na,x,100\n")
     assert reviews.load(tmp_path).log.time_ms.tolist() == [100_000]

@@ -1,6 +1,7 @@
 """The interactions to evaluate on: a dataset on disk, or the tables that the ETL made of the log.
 
-reads   csv, parquet  user_id, item_id, timestamp (s); optional: rating, time_quality (`exact`)
+reads   csv, parquet  user_id, item_id, timestamp (s); optional: rating, liked (1: 4 stars or more,
+                      0: fewer), time_quality (`exact`)
         csv           the official ratings file, without a header: user, item, rating, timestamp
         csv           items.csv in the same folder: item_id, title, categories
         parquet       <home>/etl/<version>/events, users, items
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from afterclick.arrays import FloatArray
+from afterclick.arrays import Float64Array, FloatArray
 from afterclick.errors import BadDataset
 from afterclick.events import Action
 from afterclick.signals import STARS, Signals
@@ -25,6 +26,8 @@ from training.interactions import Interactions
 from training.models.content_vectors import ItemTexts
 
 _NAMES = ("reviews.csv.gz", "reviews.csv", "reviews.parquet", "ratings_Electronics.csv")
+_LIKED_STARS, _NOT_LIKED_STARS = 4, 2
+"""Stars that a review counts as if only `liked` is known."""
 _NEEDED = {"user_id", "item_id", "timestamp"}
 
 
@@ -94,13 +97,22 @@ def _read(file: Path) -> pd.DataFrame:
 
 
 def _stars(frame: pd.DataFrame) -> NDArray[np.int8]:
-    """(n,) as `signals.stars_of`; 0 without a rating."""
-    if "rating" not in frame:
-        return np.zeros(len(frame), np.int8)
-    rating = pd.to_numeric(frame["rating"]).to_numpy(np.float64)
-    if not np.all(np.isnan(rating) | ((rating >= 0) & (rating <= 5))):
-        raise BadDataset("a rating is outside 0 to 5")
-    return np.where(np.isnan(rating), 0, np.clip(np.floor(rating + 0.5), 1, 5)).astype(np.int8)
+    """(n,) as `signals.stars_of`; where only `liked` is known, 4 or 2; else 0."""
+    rating, liked = _numbers(frame, "rating", 5), _numbers(frame, "liked", 1)
+    stars = np.clip(np.floor(rating + 0.5), 1, 5)
+    by_liked = np.where(liked > 0, _LIKED_STARS, _NOT_LIKED_STARS)
+    stars = np.where(np.isnan(rating), np.where(np.isnan(liked), 0, by_liked), stars)
+    return stars.astype(np.int8)
+
+
+def _numbers(frame: pd.DataFrame, name: str, highest: float) -> Float64Array:
+    """(n,) a column of numbers from 0; NaN where unknown. Raises BadDataset for others."""
+    if name not in frame:
+        return np.full(len(frame), np.nan)
+    values = pd.to_numeric(frame[name]).to_numpy(np.float64)
+    if not np.all(np.isnan(values) | ((values >= 0) & (values <= highest))):
+        raise BadDataset(f"{name}: a value is outside 0 to {highest:g}")
+    return values
 
 
 def _interactions(frame: pd.DataFrame, weight: FloatArray) -> Interactions:
