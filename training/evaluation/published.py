@@ -280,7 +280,7 @@ def _first_trials(name: str, default: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _class_of(name: str) -> Callable[..., Any]:
     if name == "ncf":
-        from training.models.neural import Ncf
+        from training.models.ncf import Ncf
 
         return Ncf
     if name == "two_tower":

@@ -204,7 +204,7 @@ def ncf(rows: Interactions, min_interactions: int, seed: int) -> Callable[[int],
     It knows users by their index alone: a live event changes nothing. Returns user_index →
     (n_items,) scores: −inf for items it does not know, zeros for users it does not know.
     """
-    from training.models.neural import Ncf
+    from training.models.ncf import Ncf
 
     ranked = rows.item_counts() >= min_interactions
     known = rows.where(ranked[rows.item])
