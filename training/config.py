@@ -66,6 +66,28 @@ class NeighbourConfig:
 
 
 @dataclass(frozen=True)
+class TransitionConfig:
+    """The transition graph: see training/models/transition_graph.py."""
+
+    count: int = 50
+    """Targets of each item."""
+    max_lag: int = 50
+    """Positions between the two items of a pair at most."""
+    lag_power: float = 0.5
+    """A pair with lag l counts l^-lag_power."""
+    user_power: float = 0.15
+    """A pair of a user with n items counts n^-user_power."""
+    source_power: float = 0.3
+    """An item with n interactions divides its scores by n^source_power."""
+    back: float = 0.4
+    """Weight of the reverse direction, from an item to those before it."""
+    recent: int = 5
+    """Newest items of a history that are scored."""
+    decay: float = 0.6
+    """An item of the history weighs this much less than the next newer one."""
+
+
+@dataclass(frozen=True)
 class TowerConfig:
     """The served two-tower model."""
 

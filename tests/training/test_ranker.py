@@ -12,12 +12,13 @@ from afterclick.model import Model
 from training import ranker
 from training.config import NeighbourConfig, RankerConfig, ReplayConfig
 from training.evaluation.measure import ItemFacts, freshness, measure
-from training.evaluation.scorers import ScorerInputs, scorers, transitions
+from training.evaluation.scorers import ScorerInputs, scorers
 from training.evaluation.time_split import answer_all
 from training.event_log import EventLog
 from training.interactions import Interactions
 from training.models.neighbours import cosine_neighbours, same_day_neighbours
 from training.models.popularity import first_seen, popularity
+from training.models.transition_graph import transition_graph
 from training.protocols import EvaluationSplit, moments, queries, with_history
 from training.query_replay import replay
 from training.ranker import FitPast, FittedRanker, NotEnoughHistory, past_splits
@@ -96,7 +97,7 @@ def test_the_blend_uses_the_live_event_and_beats_every_source(
     shop: Interactions, split: EvaluationSplit, blend: FittedRanker
 ) -> None:
     model = build_on(split.train)
-    inputs = ScorerInputs(model, blend.trees, transitions(split.train))
+    inputs = ScorerInputs(model, blend.trees, transition_graph(split.train))
     answers = answer_all(split, lambda eligible: scorers(inputs, eligible, reduced=True))
     profiles = np.full(len(shop.user_ids), np.nan)
     facts = ItemFacts(
@@ -121,7 +122,7 @@ def test_the_blend_uses_the_live_event_and_beats_every_source(
 def test_without_a_history_the_blend_lists_trending_items(
     split: EvaluationSplit, blend: FittedRanker
 ) -> None:
-    inputs = ScorerInputs(build_on(split.train), blend.trees, transitions(split.train))
+    inputs = ScorerInputs(build_on(split.train), blend.trees, transition_graph(split.train))
     scorer = scorers(inputs, split.eligible)["blend"]
     asked = queries(split, "cold")
     for one in replay(split.log, asked.where(np.arange(len(asked)) < 3)):

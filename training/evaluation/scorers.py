@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from afterclick.arrays import BoolArray, FloatArray, IntArray
 from afterclick.features import RECENT
@@ -16,8 +14,10 @@ from afterclick.ranking import CandidateGenerator, Ranker, score_candidates
 from afterclick.retrieval import REDUCED_LIMITS, CandidateLimits
 from afterclick.trends import HALF_LIVES_MS
 from afterclick.user_vectors import content_user, fold_in, tower_user
+from training.config import TransitionConfig
 from training.evaluation.measure import Scorer, Scores
 from training.interactions import Interactions, runs
+from training.models.transition_graph import recency_weights
 from training.query_replay import ReplayedQuery
 
 BEST_HALF_LIFE = "week"
@@ -25,8 +25,6 @@ BEST_HALF_LIFE = "week"
 2014-06-01."""
 SEED_DEPENDENT = ("als", "ncf", "two_tower", "blend", "blend_brief")
 """Scorers whose model depends on a seed."""
-MAX_SET, SHRINK = 20, 5.0
-"""Members of a set of equal times, and the constant added to the counts, in `transitions`."""
 NCF_EPOCHS, NCF_DECAY, NCF_BATCH = 2, 0.005, 2048
 """Fixed epochs, not a time budget, so that a slow machine fits the same model."""
 
@@ -38,8 +36,8 @@ class ScorerInputs:
 
     model: Model
     ranker: Ranker
-    transitions: Any
-    """(n_items, n_items) scipy CSR: see `transitions`"""
+    transitions: tuple[IntArray, FloatArray]
+    """(n_items, K) targets and scores of `transition_graph`"""
     ncf: Callable[[int], Scores] | None = None
     """user_index → (n_items,) scores"""
 
@@ -62,7 +60,7 @@ def scorers(
         "random_walk": None
         if model.random_walk_items is None or model.random_walk_scores is None
         else by_neighbours(model.random_walk_items, model.random_walk_scores),
-        "transitions": by_transitions(inputs.transitions),
+        "transitions": by_transitions(*inputs.transitions),
         "als": als(model),
         "ncf": None if ncf is None else lambda query: ncf(query.user_index),
         "two_tower": None if model.towers is None else two_tower(model, model.towers),
@@ -100,40 +98,20 @@ def by_neighbours(items: IntArray, scores: FloatArray, recent: int = RECENT) -> 
     return score
 
 
-def transitions(rows: Interactions) -> Any:
-    """(n_items, n_items) CSR: how often users took an item (column) next after another (row).
-
-    The members of a set of equal times follow each member of the user's set before it, and each
-    other member of their own set; each such pair counts 1. Of larger sets only the first MAX_SET
-    members count.
-    """
-    order = np.argsort(rows.user, kind="stable")
-    user, item, time_ms = rows.user[order], rows.item[order], rows.time_ms[order]
-    start, _ = runs(user, time_ms)  # of the set of each row
-    of_set = np.cumsum(start == np.arange(len(order)))
-    source, target = [], []
-    for step in range(1, 2 * MAX_SET):
-        before = np.arange(len(order) - step)
-        after = before + step
-        near = (of_set[after] - of_set[before] <= 1) & (user[after] == user[before])
-        near &= (after - start[after] < MAX_SET) & (before - start[before] < MAX_SET)
-        same = near & (of_set[after] == of_set[before])
-        source += [item[before[near]], item[after[same]]]
-        target += [item[after[near]], item[before[same]]]
-    pairs = np.concatenate(source), np.concatenate(target)
-    n_items = len(rows.item_ids)
-    counts = sparse.coo_matrix((np.ones(len(pairs[0])), pairs), shape=(n_items, n_items)).tocsr()
-    total = np.asarray(counts.sum(axis=1)).ravel()
-    return sparse.diags(1.0 / (total + SHRINK)) @ counts
-
-
-def by_transitions(matrix: Any) -> Scorer:
-    """What users took next after the newest item; zeros for a user without a history."""
+def by_transitions(
+    items: IntArray, scores: FloatArray, config: TransitionConfig | None = None
+) -> Scorer:
+    """The transition graph (n_items, K) from the user's newest items; zeros without a history."""
+    n_items, config = len(items), config or TransitionConfig()
 
     def score(query: ReplayedQuery) -> Scores:
-        if not len(query.user.items):
-            return np.zeros(matrix.shape[0])
-        return np.asarray(matrix[int(query.user.items[0])].toarray()).ravel()
+        found = np.zeros(n_items + 1)  # the last entry is for the padding, -1
+        if len(query.user.items):
+            weights = recency_weights(*runs(query.user.times_ms), config)
+            for item, weight in zip(query.user.items.tolist(), weights.tolist(), strict=True):
+                if weight:
+                    found[items[item]] += weight * scores[item]
+        return found[:-1]
 
     return score
 

@@ -48,12 +48,12 @@ from training.evaluation.scorers import (
     ScorerInputs,
     ncf,
     scorers,
-    transitions,
 )
 from training.event_log import EventLog
 from training.fit import ModelTrainer, trainer
 from training.interactions import TooFewInteractions
 from training.mlflow_registry import MlflowRegistry
+from training.models.transition_graph import transition_graph
 from training.protocols import EVERY_ITEM, PROTOCOLS, EvaluationSplit, queries, sample
 from training.query_replay import align
 from training.ranker import FittedRanker, RankerExamples
@@ -213,7 +213,7 @@ def _ask(
     inputs = ScorerInputs(
         model,
         learned.trees,
-        transitions(split.train),
+        transition_graph(split.train),
         ncf(split.train, config.min_interactions, config.als.seed),
     )
 
