@@ -139,6 +139,25 @@ def k_core(users: NDArray[np.integer], items: NDArray[np.integer], k: int) -> KC
     return KCore(inside, removed["user"], removed["item"], rounds)
 
 
+def joined(first: Interactions, second: Interactions) -> Interactions:
+    """The rows of both, which have the same ids; of a user and item in both the earlier one."""
+    columns = {
+        name: np.concatenate([getattr(first, name), getattr(second, name)])
+        for name in ("user", "item", "time_ms", "weight")
+    }
+    return first_of_pairs(replace(first, **columns))
+
+
+def first_of_pairs(rows: Interactions) -> Interactions:
+    """Rows in any order by time, then by a hash; of each user and item the first."""
+    tie = tie_hash(rows.user_ids, rows.user, rows.item_ids, rows.item)
+    order = np.lexsort((tie, rows.time_ms))
+    pair = rows.user[order].astype(np.int64) * rows.shape[1] + rows.item[order]
+    order = order[np.sort(np.unique(pair, return_index=True)[1])]
+    columns = ("user", "item", "time_ms", "weight")
+    return replace(rows, **{name: getattr(rows, name)[order] for name in columns})
+
+
 def load_catalogue(folder: Path) -> dict[str, tuple[str | None, tuple[str, ...]]]:
     """item_id → (title, categories) of an ETL version."""
     rows = pq.read_table(folder / "catalogue").to_pylist()

@@ -1,4 +1,4 @@
-"""`afterclick data`: download, generate and inspect datasets."""
+"""`afterclick data`: download, generate, split and inspect datasets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DatasetArgument = Annotated[
 
 @app.callback()
 def data() -> None:
-    """Datasets: download, generate, inspect."""
+    """Datasets: download, generate, split, inspect."""
     # they are no secret, and containers with another user id read them
     os.umask(0o022)
 
@@ -84,6 +84,27 @@ def make(
     line = f"{summary.events:,} reviews by {summary.users:,} users of {summary.items:,} items"
     answer = {"folder": str(out), **asdict(summary)}
     emit(answer, as_json, f"{out}: {line} (seed {summary.seed})")
+
+
+@app.command()
+def split(
+    to: Annotated[Path, typer.Option(help="Folder to write train, valid and test into.")],
+    dataset: DatasetArgument = None,
+    min_interactions: Annotated[
+        int, typer.Option(min=3, help="Items that a user needs; others are left out.")
+    ] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Split a dataset for `afterclick benchmark`: leave one out by time.
+
+    Of each user the newest item is for the test, the one before it for validation.
+    """
+    from training.evaluation import leave_one_out
+
+    choice = resolve(dataset, quiet=as_json)
+    counts = leave_one_out.write(choice.dataset.path, to, min_interactions)
+    shown = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    emit({"folder": str(to), **counts}, as_json, f"{to}: {shown}")
 
 
 @app.command()

@@ -146,7 +146,9 @@ def benchmark(
     split: Annotated[
         Path, typer.Option(help="Folder with train.csv, test.csv and optionally valid.csv.")
     ],
-    model: Annotated[str, typer.Option(help="popularity, item_item, als, ncf or two_tower.")],
+    model: Annotated[
+        str, typer.Option(help="popularity, item_item, transitions, als, ncf, two_tower.")
+    ],
     trials: Annotated[
         int, typer.Option(min=0, help="Maximum of settings tried on valid; 0: none.")
     ] = 40,
@@ -161,12 +163,17 @@ def benchmark(
         typer.Option(help="For `ncf`: lines (user,item)<tab>negative…, or CSV user_id,item_id."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Time for the search.")] = 360.0,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit the measured model on the rows of valid, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit a model, tune it on the validation rows, rank every item for every user, and measure.
 
-    The files are CSV (or .csv.gz) with the header user_id,item_id[,timestamp]. Without valid.csv
-    a tenth of each user's training rows is used, the newest if there are timestamps.
+    The files are CSV (or .csv.gz) with the header user_id,item_id[,timestamp[,history]], or those
+    of Amazon Reviews 2023 as published. With timestamps the rows of valid are known at the test.
+    Without valid.csv a tenth of each user's training rows is used, the newest if there are
+    timestamps.
     """
     from afterclick.errors import BadInput
     from training.evaluation.published import BenchmarkRequest, check, run
@@ -176,7 +183,8 @@ def benchmark(
     if (protocol == "ncf") != (negatives is not None):
         raise BadInput("--protocol ncf and --negatives FILE belong together")
     check(model)
-    answer = run(BenchmarkRequest(split, model, trials, seeds, seed, seconds, negatives), progress)
+    request = BenchmarkRequest(split, model, trials, seeds, seed, seconds, negatives, refit)
+    answer = run(request, progress)
     costs = f"fit {answer['fit_seconds']} s, search {answer['tune_seconds']} s"
     lines = [f"{name:<10} {answer[name]:.4f}" for name in _METRICS]
     emit(answer, as_json, "\n".join([*lines, f"{costs}, {answer['peak_mb']} MB"]))

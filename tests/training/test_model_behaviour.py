@@ -34,7 +34,7 @@ Fit = Callable[[Interactions], Scores]
 def fit_published(name: str, rows: Interactions) -> Scores:
     """A model of published splits."""
     model = published.make(name, {**published.defaults(name), **SMALL.get(name, {})})
-    model.fit(rows.matrix(), seed=1)
+    model.fit(published.data_for(model, rows), seed=1)
     return model.scores
 
 

@@ -22,6 +22,7 @@ from training.evaluation.published import (
     run,
 )
 from training.evaluation.published_split import PublishedSplit, RankingTask, load
+from training.interactions import Interactions
 from training.models.item_item import PLAIN_FROM, ItemItem
 from training.models.stopping import EarlyStopping
 
@@ -109,7 +110,7 @@ def test_any_ids_compressed_files_and_new_users_are_accepted(tmp_path: Path) -> 
         (tmp_path / f"{name}.csv").unlink()
     whole = len(shop.checkerboard()[0])
     split = load(tmp_path)
-    assert split.train.nnz + split.valid.nnz == whole
+    assert len(split.train) + len(split.valid) == whole
     answer = run(BenchmarkRequest(tmp_path, "item_item", trials=1))
     assert (answer["users"], answer["items"]) == (41, 40)
     assert answer["recall@20"] > 0.9
@@ -128,16 +129,16 @@ def test_the_newest_rows_stand_in_for_missing_validation_rows(tmp_path: Path) ->
     split = load(write(tmp_path, valid=False))
     whole = sum(1 for _ in (tmp_path / "train.csv").open()) - 1
     assert split.inner
-    assert split.train.nnz + split.valid.nnz == whole
-    assert not split.train.multiply(split.valid).nnz
-    assert np.diff(split.valid.indptr).min() >= 1
+    assert len(split.train) + len(split.valid) == whole
+    assert not split.train.matrix().multiply(split.valid.matrix()).nnz
+    assert split.valid.user_counts().min() >= 1
 
 
 def test_validation_rows_of_equal_times_are_drawn_by_chance(tmp_path: Path) -> None:
     pairs = [f"u-{user},i-{item},1" for user in range(400) for item in range(10)]
     (tmp_path / "train.csv").write_text("\n".join(["user_id,item_id,timestamp", *pairs]))
     (tmp_path / "test.csv").write_text("user_id,item_id\nu-0,i-0")
-    held_out = np.asarray(load(tmp_path).valid.sum(axis=0)).ravel()
+    held_out = load(tmp_path).valid.item_counts()
     assert held_out.sum() == 400
     assert held_out.min() > 20  # of the 40 that each item has on average
 
@@ -188,8 +189,8 @@ def test_a_target_is_ranked_among_its_given_negatives_only(tmp_path: Path, paper
     def targets_last(users: np.ndarray) -> np.ndarray:
         return -np.asarray(split.test[users].toarray())
 
-    worst = RankingTask(split.train, split.test).measure(targets_last)
-    among = RankingTask(split.train, split.test, split.among).measure(targets_last)
+    worst = RankingTask(split.train.matrix(), split.test).measure(targets_last)
+    among = RankingTask(split.train.matrix(), split.test, split.among).measure(targets_last)
     assert worst["hr@10"] < 0.5  # last of all items
     assert among["ndcg@10"] == pytest.approx(1 / np.log2(5))  # last of four
 
@@ -269,6 +270,110 @@ def test_a_fit_that_ends_after_its_best_epoch_has_the_weights_of_that_epoch(name
     assert (stopping.best_epochs, stopping.epochs) == (2, 4)
     np.testing.assert_allclose(kept, fitted(2).scores(users), atol=1e-5)
     assert np.abs(kept - fitted(4).scores(users)).max() > 0.01
+
+
+def write_histories(folder: Path, timestamp: int = 1_600_000_000_000) -> Path:
+    """A leave-one-out split as Amazon Reviews 2023 is published: user u-0 has 1, 2, 3, 4, 5."""
+    header = "user_id,parent_asin,rating,timestamp,history"
+
+    def line(user: str, item: int, history: str) -> str:
+        return f"{user},i-{item},5.0,{timestamp + item},{history}"
+
+    rows = {
+        "train": [line("u-0", 2, "i-1"), line("u-0", 3, "i-1 i-2"), line("u-1", 1, "")],
+        "valid": [line("u-0", 4, "i-1 i-2 i-3"), line("u-1", 2, "i-1")],
+        "test": [line("u-0", 5, "i-1 i-2 i-3 i-4"), line("u-1", 3, "i-1 i-2")],
+    }
+    for name, lines in rows.items():
+        (folder / f"Toys.{name}.csv").write_text("\n".join([header, *lines]))
+    return folder
+
+
+def items_of(rows: Interactions, user: int) -> list[str]:
+    """The items of a user in order of time."""
+    return [str(item) for item in rows.item_ids[rows.item[rows.user == user]]]
+
+
+def test_the_official_split_of_amazon_is_read_as_published(tmp_path: Path) -> None:
+    split = load(write_histories(tmp_path))
+    user = split.train.user_ids.tolist().index("u-0")
+    assert items_of(split.train, user) == ["i-1", "i-2", "i-3"]  # i-1 has no row of its own
+    assert items_of(split.valid, user) == ["i-4"]
+    assert items_of(split.history, user) == ["i-1", "i-2", "i-3", "i-4"]
+    assert split.train.item_ids[split.test[user].indices].tolist() == ["i-5"]
+    assert split.timed
+    answer = run(BenchmarkRequest(tmp_path, "transitions", trials=0))
+    assert (answer["timed"], answer["fitted_on"]) == (True, "train")
+
+
+def test_several_splits_in_a_folder_are_rejected(tmp_path: Path) -> None:
+    write_histories(tmp_path)
+    (tmp_path / "Books.train.csv").write_text("user_id,parent_asin,rating,timestamp")
+    with pytest.raises(BadDataset, match="several splits"):
+        load(tmp_path)
+
+
+def test_seconds_milliseconds_and_dates_are_the_same_times(tmp_path: Path) -> None:
+    found = []
+    for number, times in enumerate((["86400", "0"], ["1970-01-02", "1970-01-01"])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        rows = "\n".join(f"u,i-{n},{time}" for n, time in enumerate(times))
+        (folder / "train.csv").write_text(f"user_id,item_id,timestamp\n{rows}")
+        (folder / "test.csv").write_text("user_id,item_id\nu,i-1")
+        found.append(load(folder).train.time_ms.tolist())
+    assert found == [[0, 86_400_000]] * 2
+    milliseconds = load(write_histories(tmp_path)).train.time_ms.max()
+    assert milliseconds == 1_600_000_000_003
+
+
+@pytest.mark.parametrize("time", ["soon", ""])
+def test_a_row_without_a_time_is_rejected(tmp_path: Path, time: str) -> None:
+    (tmp_path / "train.csv").write_text(f"user_id,item_id,timestamp\nu,i,{time}\nu,j,5")
+    with pytest.raises(BadDataset, match="timestamp"):
+        load(tmp_path)
+
+
+def test_without_times_the_order_of_a_file_changes_nothing(tmp_path: Path) -> None:
+    found = []
+    for reverse in (False, True):
+        folder = tmp_path / str(reverse)
+        folder.mkdir()
+        write(folder, valid=True)
+        lines = (folder / "train.csv").read_text().splitlines()[1:]
+        pairs = [line.rpartition(",")[0] for line in lines]
+        ordered = sorted(pairs, reverse=reverse)
+        (folder / "train.csv").write_text("\n".join(["user_id,item_id", *ordered]))
+        assert not load(folder).timed
+        found.append(run(BenchmarkRequest(folder, "transitions", trials=0)))
+    for name in ("ndcg@20", "recall@10"):
+        assert found[0][name] == pytest.approx(found[1][name], abs=0.02)
+
+
+def chain(folder: Path, users: int = 90) -> Path:
+    """After item n comes n + 1, of 30 in a circle; between train and validation is a leap."""
+    rows: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for user in range(users):
+        for step, name in [*((n, "train") for n in range(4)), (15, "valid"), (16, "test")]:
+            rows[name].append(f"u-{user},i-{(user + step) % 30},{step * 86_400}")
+    for name, lines in rows.items():
+        (folder / f"{name}.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]))
+    return folder
+
+
+def test_validation_items_are_part_of_the_history_at_the_test(tmp_path: Path) -> None:
+    answer = run(BenchmarkRequest(chain(tmp_path), "transitions", trials=0))
+    split = load(tmp_path)
+    model = make("transitions", defaults("transitions"))
+    model.fit(split.train, seed=1)
+    without = RankingTask(split.history.matrix(), split.test).measure(model.scores)
+    assert answer["ndcg@10"] > 0.9
+    assert without["ndcg@10"] < 0.2
+
+
+def test_refit_also_learns_from_the_validation_rows(tmp_path: Path) -> None:
+    request = BenchmarkRequest(chain(tmp_path), "item_item", trials=0, refit=True)
+    assert run(request)["fitted_on"] == "train and valid"
 
 
 class CutOff:

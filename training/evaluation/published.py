@@ -1,8 +1,12 @@
 """`afterclick benchmark`: any model on a published split.
 
 Fit, tune on the validation rows, rank every item, measure on the test rows. The test rows are used
-once per seed, after the search; the measured model is fitted on the training rows alone (and on the
-rows cut off for the search if the split has no validation rows).
+once per seed, after the search. The measured model is fitted on the training rows alone; with
+`refit`, or if the split has no validation rows of its own, on the rows of validation as well.
+
+What is known of users at the test: with times, or if the validation rows were cut from the training
+rows, both, and neither is ranked. Else the training rows alone, as in the published figures of such
+splits, and validation items are ranked.
 """
 
 from __future__ import annotations
@@ -22,11 +26,13 @@ from optuna import Trial
 
 from afterclick.errors import BadInput
 from training.evaluation.published_split import PublishedSplit, RankingTask, load
+from training.interactions import Interactions
 from training.models.als import NumpyAls
 from training.models.item_item import ItemItem, Popularity
 from training.models.stopping import EarlyStopping
+from training.models.transition_graph import TransitionModel
 
-MODELS = ("popularity", "item_item", "als", "ncf", "two_tower")
+MODELS = ("popularity", "item_item", "transitions", "als", "ncf", "two_tower")
 OBJECTIVE = "ndcg@20"
 _MAX_USERS = 10_000
 """Maximum of users that one trial is measured on."""
@@ -40,10 +46,15 @@ ReportProgress = Callable[[str], None]
 
 
 class MatrixModel(Protocol):
-    """A model of a published split: users and items by index, no times."""
+    """A model of a published split: users and items by index.
+
+    A model with an attribute `sequential` that is true learns from Interactions with times, the
+    others from a CSR of ones. `observe(train)`, if it has that, takes newer histories without
+    another fit.
+    """
 
     def fit(self, train: Any, seed: int) -> None:
-        """Learn from a CSR of ones (n_users, n_items)."""
+        """Learn from a CSR of ones (n_users, n_items), or from Interactions."""
         ...
 
     def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
@@ -73,6 +84,8 @@ class BenchmarkRequest:
     negatives: Path | None = None
     """Rank each test item among these alone (the NCF paper's leave-one-out). The search ranks in
     full."""
+    refit: bool = False
+    """Fit the measured model on the validation rows as well."""
 
 
 def run(
@@ -81,7 +94,7 @@ def run(
     """The figures of `afterclick benchmark --json`. Raises BadDataset."""
     split = load(request.folder, request.seed, request.negatives)
     users, items = split.shape
-    report_progress(f"{users:,} users, {items:,} items, {split.train.nnz:,} training interactions")
+    report_progress(f"{users:,} users, {items:,} items, {len(split.train):,} training interactions")
     start = time.perf_counter()
     found = ModelSearch(split, request, report_progress).run()
     tuned = time.perf_counter() - start
@@ -89,18 +102,21 @@ def run(
     if found.cut_off:  # half of the time left; the other half is for ranking on a machine as slow
         left = max(0.0, request.seconds - tuned) / 2
         settings = {**settings, "seconds": settings["seconds"] + left}
-    train = (split.train + split.valid).tocsr() if split.inner else split.train
+    rows = split.all_rows if split.inner or request.refit else split.train
     measured, seconds = [], []
     for seed in range(request.seed, request.seed + request.seeds):
         start = time.perf_counter()
         model = make(request.model, settings)
-        if found.cut_off and not split.inner:  # the number of epochs is unknown
+        if found.cut_off and rows is split.train:  # the number of epochs is unknown
             stopping = EarlyStopping(partial(validation_score, model, split, request))
-            cast(EpochModel, model).fit(train, seed, stopping)
+            cast(EpochModel, model).fit(data_for(model, rows), seed, stopping)
         else:
-            model.fit(train, seed)
+            model.fit(data_for(model, rows), seed)
+        known = rows if request.refit else split.history
+        if known is not rows:
+            observe(model, known)
         seconds.append(time.perf_counter() - start)
-        task = RankingTask(train, split.test, split.among, seed)
+        task = RankingTask(known.matrix(), split.test, split.among, seed)
         measured.append(task.measure(model.scores))
         report_progress(f"seed {seed}: {OBJECTIVE} {measured[-1][OBJECTIVE]:.4f}")
     return {
@@ -110,7 +126,9 @@ def run(
         "per_seed": {OBJECTIVE: [m[OBJECTIVE] for m in measured]},
         "users": users,
         "items": items,
-        "interactions": int(split.train.nnz),
+        "interactions": len(split.train),
+        "timed": split.timed,
+        "fitted_on": "train" if rows is split.train else "train and valid",
         "tuned_on": "rows cut from train" if split.inner else "valid",
         "trials": found.trials,
         "cut_off": found.cut_off,
@@ -136,13 +154,26 @@ def make(name: str, settings: Mapping[str, Any]) -> MatrixModel:
 
 def defaults(name: str) -> dict[str, Any]:
     """The settings of a model without a search."""
-    return asdict(_class_of(name)())
+    model = _class_of(name)()
+    return asdict(getattr(model, "config", model))
+
+
+def data_for(model: MatrixModel, rows: Interactions) -> Any:
+    """What a model learns from: the rows themselves, or their CSR of ones."""
+    return rows if getattr(model, "sequential", False) else rows.matrix()
+
+
+def observe(model: MatrixModel, rows: Interactions) -> None:
+    """Replace the histories that a model scores, if it can without another fit."""
+    if hasattr(model, "observe"):
+        model.observe(data_for(model, rows))
 
 
 def validation_score(model: MatrixModel, split: PublishedSplit, request: BenchmarkRequest) -> float:
     """OBJECTIVE on the validation rows, of a limited number of users."""
     n_users = min(_MAX_USERS, max(1000, _MAX_SCORES // split.shape[1]))
-    task = RankingTask(split.train, split.valid, seed=request.seed, max_users=n_users)
+    seen, target = split.train.matrix(), split.valid.matrix()
+    task = RankingTask(seen, target, seed=request.seed, max_users=n_users)
     return task.measure(model.scores)[OBJECTIVE]
 
 
@@ -215,7 +246,7 @@ class ModelSearch:
     def _fit(self, model: EpochModel, seed: int) -> EarlyStopping:
         """Fit with early stopping on the validation rows."""
         stopping = EarlyStopping(lambda: self.score(model, self.split, self.request))
-        model.fit(self.split.train, seed, stopping)
+        model.fit(data_for(model, self.split.train), seed, stopping)
         return stopping
 
     def _objective(self, trial: Trial) -> float:
@@ -226,7 +257,7 @@ class ModelSearch:
         if "epochs" in default:
             value = self._fit_epochs(trial, cast(EpochModel, model), default["epochs"])
         else:
-            model.fit(self.split.train, request.seed)
+            model.fit(data_for(model, self.split.train), request.seed)
             value = self.score(model, self.split, request)
         shown = ", ".join(f"{k} {v:.3g}" for k, v in trial.params.items())
         self.report_progress(
@@ -287,7 +318,13 @@ def _class_of(name: str) -> Callable[..., Any]:
         from training.models.two_tower import TwoTower
 
         return TwoTower
-    return {"popularity": Popularity, "item_item": ItemItem, "als": NumpyAls}[name]
+    known: dict[str, Callable[..., Any]] = {
+        "popularity": Popularity,
+        "item_item": ItemItem,
+        "transitions": TransitionModel,
+        "als": NumpyAls,
+    }
+    return known[name]
 
 
 def _item_item(trial: Trial) -> dict[str, Any]:
@@ -299,6 +336,18 @@ def _item_item(trial: Trial) -> dict[str, Any]:
         "after": trial.suggest_float("after", -0.2, 0.5),
         "low_pass": trial.suggest_float("low_pass", 0.0, 0.5),
         "components": trial.suggest_categorical("components", [16, 32, 64, 128]),
+    }
+
+
+def _transitions(trial: Trial) -> dict[str, Any]:
+    return {
+        "lag_power": trial.suggest_float("lag_power", 0.0, 1.2),
+        "user_power": trial.suggest_float("user_power", 0.0, 0.8),
+        "source_power": trial.suggest_float("source_power", 0.0, 0.8),
+        "back": trial.suggest_float("back", 0.0, 1.0),
+        "recent": trial.suggest_int("recent", 1, 50, log=True),
+        "decay": trial.suggest_float("decay", 0.3, 1.0),
+        "count": trial.suggest_categorical("count", [50, 200]),
     }
 
 
@@ -328,6 +377,7 @@ def _two_tower(trial: Trial) -> dict[str, Any]:
 
 _SPACES: dict[str, Callable[[Trial], dict[str, Any]]] = {
     "item_item": _item_item,
+    "transitions": _transitions,
     "als": _als,
     "ncf": _ncf,
     "two_tower": _two_tower,

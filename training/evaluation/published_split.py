@@ -1,74 +1,97 @@
 """A published split (train, optional validation, test), and full ranking on it.
 
 reads   csv  <folder>/train.csv, valid.csv (optional), test.csv, also as .csv.gz, with the header
-             user_id,item_id[,timestamp]
+             user_id,item_id[,timestamp[,history]]. `parent_asin` is read as `item_id`, and the
+             files may be named <Category>.train.csv: the splits of Amazon Reviews 2023 as published
+
+`timestamp` is seconds or milliseconds since 1970, or a date. With it a user's items have an order,
+and items of equal times are a set; without it all of a user's items are one set. `history` holds a
+user's earlier items, oldest first, spaces between them; those without a row of their own are added
+to the training rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
 
-from afterclick.arrays import BoolArray, IntArray
+from afterclick.arrays import BoolArray, Int64Array, IntArray
 from afterclick.errors import BadDataset
 from training.evaluation import list_metrics
 from training.evaluation.measure import top_n
+from training.interactions import Interactions, first_of_pairs, joined, runs
 
 DEPTH = 20
 """Ranks of a list that are measured."""
 Scores = Callable[[NDArray[np.intp]], NDArray[np.floating]]
 """user indices (b,) → (b, n_items)"""
+_FILES = ("train", "valid", "test")
+_LATEST_S = 1e11
+"""Larger timestamps are milliseconds."""
 
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """The rows of a split as matrices of one shape."""
+    """The rows of a split, with the same users and items."""
 
-    train: Any
-    valid: Any
+    train: Interactions
+    valid: Interactions
     test: Any
+    """(n_users, n_items) CSR of ones"""
     inner: bool
     """The split has no validation rows; they were cut from the training rows."""
+    timed: bool = False
+    """Training and validation rows have times."""
     among: Any = None
     """(n_users, n_items) the given negatives of each user; None ranks every item."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """(n_users, n_items)"""
-        return int(self.train.shape[0]), int(self.train.shape[1])
+        return self.train.shape
+
+    @cached_property
+    def history(self) -> Interactions:
+        """The rows known before the test: with the validation rows if they have times or were cut
+        from the training rows."""
+        return self.all_rows if self.inner or self.timed else self.train
+
+    @cached_property
+    def all_rows(self) -> Interactions:
+        """The training and validation rows."""
+        return joined(self.train, self.valid)
 
 
 def load(folder: Path, seed: int = 42, negatives: Path | None = None) -> PublishedSplit:
     """The split in a folder, with the given negatives. Raises BadDataset for missing or malformed
     files."""
-    frames = {name: _read(folder, name) for name in ("train", "valid", "test")}
+    frames = {name: _read_csv(path) for name, path in _files(folder).items()}
     for name in ("train", "test"):
-        frame = frames[name]
-        if frame is None or frame.empty:
+        if name not in frames or frames[name].empty:
             raise BadDataset(f"{folder}: no {name}.csv (or .csv.gz) with rows")
+    frames["train"] = pd.concat([_earlier_rows(frames), frames["train"]], ignore_index=True)
     given = None if negatives is None else read_negatives(negatives)
-    known = [f for f in (*frames.values(), given) if f is not None]
+    known = [*frames.values(), *([] if given is None else [given])]
     users = pd.Index(pd.unique(pd.concat([f["user_id"] for f in known])))
     items = pd.Index(pd.unique(pd.concat([f["item_id"] for f in known])))
-    matrices = {
-        name: _matrix(f, users, items) if f is not None and len(f) else None
-        for name, f in frames.items()
-    }
-    among = None if given is None else _matrix(given, users, items)
-    train, valid = frames["train"], matrices["valid"]
-    if valid is not None:
-        return PublishedSplit(matrices["train"], valid, matrices["test"], inner=False, among=among)
-    assert train is not None
-    late = _held_out(train, seed)
-    inner = _matrix(train[~late], users, items), _matrix(train[late], users, items)
-    return PublishedSplit(inner[0], inner[1], matrices["test"], inner=True, among=among)
+    train = _interactions(frames["train"], users, items)
+    timed = all("time_ms" in frames[name] for name in ("train", "valid") if name in frames)
+    inner = "valid" not in frames or frames["valid"].empty
+    if inner:
+        late = _held_out(train, seed)
+        train, valid = train.where(~late), train.where(late)
+    else:
+        valid = _interactions(frames["valid"], users, items)
+    test = _interactions(frames["test"], users, items).matrix()
+    among = None if given is None else _interactions(given, users, items).matrix()
+    return PublishedSplit(train, valid, test, inner, timed, among)
 
 
 @dataclass(frozen=True)
@@ -131,25 +154,82 @@ class RankingTask:
         return np.asarray((targets[found] == pairs) & (lists >= 0))
 
 
-def _read(folder: Path, name: str) -> pd.DataFrame | None:
-    path = next(
-        (p for p in (folder / f"{name}.csv", folder / f"{name}.csv.gz") if p.is_file()), None
-    )
-    return None if path is None else _read_csv(path)
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of a split by train, valid and test. Raises BadDataset for several splits."""
+    found = {}
+    for name in _FILES:
+        plain = [folder / f"{name}.csv", folder / f"{name}.csv.gz"]
+        paths = [path for path in plain if path.is_file()][:1]
+        paths = paths or sorted(folder.glob(f"*.{name}.csv")) + sorted(
+            folder.glob(f"*.{name}.csv.gz")
+        )
+        if len(paths) > 1:
+            several = ", ".join(path.name for path in paths)
+            raise BadDataset(f"{folder}: several splits ({several}); give a folder with one")
+        if paths:
+            found[name] = paths[0]
+    return found
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    """Columns user_id, item_id, and where the file has them time_ms and history."""
     try:
         # ids may be NA or null; only an empty one is missing
-        kinds, no_id = {"user_id": str, "item_id": str}, [""]
+        kinds = dict.fromkeys(("user_id", "item_id", "parent_asin", "history"), str)
         frame = pd.read_csv(
-            path, dtype=kinds, keep_default_na=False, na_values=no_id, encoding="utf-8-sig"
+            path, dtype=kinds, keep_default_na=False, na_values=[""], encoding="utf-8-sig"
         )
     except (ValueError, OSError, UnicodeDecodeError) as error:
         raise BadDataset(f"{path}: cannot be read as CSV: {error}") from None
+    if "item_id" not in frame:
+        frame = frame.rename(columns={"parent_asin": "item_id"})
     if not {"user_id", "item_id"} <= set(frame.columns):
         raise BadDataset(f"{path}: expected the header user_id,item_id[,timestamp]")
-    return frame.dropna(subset=["user_id", "item_id"])
+    frame = frame.dropna(subset=["user_id", "item_id"])
+    if "timestamp" in frame:
+        frame["time_ms"] = _time_ms(frame["timestamp"], path)
+    return frame[[c for c in ("user_id", "item_id", "time_ms", "history") if c in frame]]
+
+
+def _time_ms(timestamps: pd.Series[Any], path: Path) -> Int64Array:
+    """(n,) milliseconds since 1970. Raises BadDataset for a timestamp that is missing or no
+    time."""
+    try:
+        times = timestamps.to_numpy(np.float64)
+        times = times * (1.0 if len(times) and np.nanmax(times) > _LATEST_S else 1000.0)
+    except ValueError:
+        dates = pd.to_datetime(timestamps, errors="coerce", utc=True, format="ISO8601")
+        times = dates.astype("datetime64[ms, UTC]").astype(np.int64).to_numpy(np.float64)
+        times[dates.isna()] = np.nan
+    if not np.isfinite(times).all():
+        row = timestamps.iloc[int(np.flatnonzero(~np.isfinite(times))[0])]
+        raise BadDataset(f"{path}: timestamp {row!r}: expected seconds, milliseconds or a date")
+    return times.astype(np.int64)
+
+
+def _earlier_rows(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Rows for the items of the `history` columns that have none, before the user's first row.
+
+    A user's longest history counts; that of a test row only without a validation row.
+    """
+    asked = {name: frame for name, frame in frames.items() if "history" in frame}
+    if not asked:
+        return pd.DataFrame(columns=["user_id", "item_id"], dtype=str)
+    if "test" in asked and "valid" in frames:
+        newer = asked["test"]["user_id"].isin(frames["valid"]["user_id"])
+        asked["test"] = asked["test"][~newer]
+    histories = pd.concat(asked.values())[["user_id", "history"]].dropna()
+    histories["length"] = histories["history"].str.len()
+    longest = histories.sort_values("length").drop_duplicates("user_id", keep="last")
+    items = longest.assign(item_id=longest["history"].str.split()).explode("item_id").dropna()
+    items["from_end"] = items.groupby("user_id").cumcount(ascending=False) + 1
+    rows = pd.concat(frames.values())
+    known = pd.MultiIndex.from_frame(rows[["user_id", "item_id"]])
+    items = items[~pd.MultiIndex.from_frame(items[["user_id", "item_id"]]).isin(known)]
+    if "time_ms" in rows:
+        first = rows.groupby("user_id")["time_ms"].min()
+        items["time_ms"] = (items["user_id"].map(first) - items["from_end"]).astype(np.int64)
+    return items[[c for c in ("user_id", "item_id", "time_ms") if c in items]]
 
 
 def read_negatives(path: Path) -> pd.DataFrame:
@@ -163,7 +243,7 @@ def read_negatives(path: Path) -> pd.DataFrame:
     except (OSError, UnicodeDecodeError) as error:
         raise BadDataset(f"{path}: cannot be read as negatives: {error}") from None
     if not lines or not lines[0].startswith("("):
-        return _read_csv(path)
+        return _read_csv(path)[["user_id", "item_id"]]
     rows = []
     for number, line in enumerate(filter(None, lines), 1):
         pair, *items = line.split("\t")
@@ -176,29 +256,27 @@ def read_negatives(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["user_id", "item_id"], dtype=str)
 
 
-def _matrix(frame: pd.DataFrame, users: pd.Index, items: pd.Index) -> Any:
-    row, column = (
-        users.get_indexer(pd.Index(frame["user_id"])),
-        items.get_indexer(pd.Index(frame["item_id"])),
-    )
+def _interactions(frame: pd.DataFrame, users: pd.Index, items: pd.Index) -> Interactions:
+    """The first row of each user and item, by time; without times all are at 0."""
+    user = users.get_indexer(pd.Index(frame["user_id"])).astype(np.int32)
+    item = items.get_indexer(pd.Index(frame["item_id"])).astype(np.int32)
+    user_ids, item_ids = np.asarray(users, np.str_), np.asarray(items, np.str_)
+    time_ms = np.zeros(len(frame), np.int64)
+    if "time_ms" in frame:
+        time_ms = frame["time_ms"].to_numpy(np.int64)
     ones = np.ones(len(frame), np.float32)
-    matrix = sparse.csr_matrix((ones, (row, column)), shape=(len(users), len(items)))
-    matrix.sum_duplicates()
-    matrix.data[:] = 1.0
-    return matrix
+    return first_of_pairs(Interactions(user_ids, item_ids, user, item, time_ms, ones))
 
 
-def _held_out(train: pd.DataFrame, seed: int, share: float = 0.1) -> NDArray[np.bool_]:
-    """About a tenth of each user's rows, one at least of those with three: the newest.
+def _held_out(rows: Interactions, seed: int, share: float = 0.1) -> BoolArray:
+    """(n,) about a tenth of each user's rows, one at least of those with three: the newest.
 
     By chance among those of the same time, and where there are no times.
     """
-    order = np.random.default_rng(seed).random(len(train))
-    if "timestamp" in train.columns:  # numbers, or 2014-06-01
-        order += train["timestamp"].rank(method="dense").to_numpy(np.float64)
-    ranked = pd.Series(order, index=train.index)
-    by_user = train["user_id"]
-    from_end = ranked.groupby(by_user).rank(method="first", ascending=False)
-    count = by_user.map(by_user.value_counts())
-    held_out = (from_end <= np.maximum(1, np.floor(share * count))) & (count >= 3)
-    return held_out.to_numpy(bool)
+    chance = np.random.default_rng(seed).random(len(rows))
+    order = np.lexsort((chance, -rows.time_ms, rows.user))
+    start, end = runs(rows.user[order])
+    rank, count = np.arange(len(order)) - start, end - start
+    held_out = np.zeros(len(rows), bool)
+    held_out[order] = (rank < np.maximum(1, np.floor(share * count))) & (count >= 3)
+    return held_out

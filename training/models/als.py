@@ -205,7 +205,12 @@ class NumpyAls:
         while budget.allows(self.iterations):
             users = half_step(by_user, items, self.alpha, self.reg)
             items = half_step(by_item, users, self.alpha, self.reg)
-        self._users, self._items = half_step(by_user, items, self.alpha, self.reg), items
+        self._items = items
+        self.observe(by_user)
+
+    def observe(self, train: Any) -> None:
+        """Replace the users' factors; those of the items stay."""
+        self._users = half_step(train.tocsr(), self._items, self.alpha, self.reg)
 
     def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
         return np.asarray(self._users[users] @ self._items.T, np.float32)

@@ -81,6 +81,10 @@ class ItemItem:
         )
         self._share = self._scale(seed) if self._filter is not None else 0.0
 
+    def observe(self, train: Any) -> None:
+        """Replace the users' items; the weights stay."""
+        self._train = train.tocsr()
+
     def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
         found = self._linear(users)
         if self._filter is not None:

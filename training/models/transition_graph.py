@@ -60,6 +60,8 @@ def transition_graph(
 class TransitionModel:
     """The graph as a model of published splits: learns from interactions with times."""
 
+    sequential = True
+
     def __init__(self, **settings: Any) -> None:
         self.config = TransitionConfig(**settings)
 
