@@ -16,7 +16,7 @@ from afterclick.user_vectors import UserState, fold_in
 from tests.training import shop
 from training.config import AlsConfig, ModelConfig
 from training.interactions import TooFewInteractions
-from training.models.als import factorise, half_step, spark_als
+from training.models.als import factorise, half_step, improved, spark_als
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -102,3 +102,16 @@ def test_the_preset_chooses_the_engine_unless_one_is_named() -> None:
     assert ModelConfig.of(settings, "fast").preset_values()["als_engine"] == "implicit"
     with pytest.raises(BadInput, match="expected implicit or spark"):
         ModelConfig.of(settings, "fast", "torch")
+
+
+def test_conjugate_gradients_reach_the_exact_half_step() -> None:
+    random = np.random.default_rng(5)
+    weights = sparse.random(30, 20, 0.2, "csr", np.float32, random)
+    weights.data[:] = 1.0
+    others = random.normal(size=(20, 6)).astype(np.float32)
+    exact = half_step(weights, others, 7.0, 0.3)
+    reg = (0.3 * np.diff(weights.indptr)).astype(np.float32)[:, None]
+    found = np.zeros_like(exact)
+    for _ in range(10):
+        found = improved((7.0 * weights).tocsr(), others, found, reg)
+    np.testing.assert_allclose(found, exact, atol=1e-3)

@@ -303,8 +303,8 @@ def _first_trials(name: str, default: dict[str, Any]) -> list[dict[str, Any]]:
     if name == "als":
         return [
             default,
-            {"rank": 128, "reg": 3.0, "alpha": 10.0},
-            {"rank": 64, "reg": 1.0, "alpha": 3.0},
+            {"reg": 10.0, "alpha": 30.0},
+            {"reg_power": 1.0},
         ]
     return [default]
 
@@ -352,10 +352,12 @@ def _transitions(trial: Trial) -> dict[str, Any]:
 
 
 def _als(trial: Trial) -> dict[str, Any]:
+    alpha = trial.suggest_float("alpha", 1.0, 100.0, log=True)
     return {
-        "rank": trial.suggest_categorical("rank", [32, 64, 128, 256]),
-        "reg": trial.suggest_float("reg", 0.03, 20.0, log=True),
-        "alpha": trial.suggest_float("alpha", 1.0, 60.0, log=True),
+        "rank": trial.suggest_categorical("rank", [64, 128, 256]),
+        "alpha": alpha,
+        "reg": trial.suggest_float("reg", 0.1 * alpha, alpha, log=True),  # their ratio decides
+        "reg_power": trial.suggest_float("reg_power", 0.0, 1.0),
     }
 
 
