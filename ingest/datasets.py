@@ -1,203 +1,24 @@
-"""Find, detect and open a dataset: a reviews file and an optional items file.
+"""Find and open a dataset: a reviews file and an optional items file.
 
 reads   env     DATASET (passed in by the entry point)
-        folder  data/raw/, a dataset folder or file: names and the first MiB of each file
+        folder  data/raw/, a dataset folder or file
 writes  folder  data/raw/<name>/ (download), <home>/shop/ (generated)
 """
 
 from __future__ import annotations
 
-import ast
-import csv
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import orjson
-import pyarrow.parquet as pq
 
 from afterclick.errors import BadDataset, Unavailable
 from ingest.download import Progress, RetryPolicy, download, official_urls
+from ingest.files import SUFFIXES, stem
+from ingest.formats import DETECTED, Detected, ReadOptions, detect
 from ingest.generate import generate_shop
-from ingest.rows import BOM, open_bytes
 
-HEAD_BYTES = 1 << 20
-
-
-class Format(StrEnum):
-    """Supported file formats."""
-
-    RATINGS_CSV = "official ratings CSV (user,item,rating,timestamp; no header)"
-    NAMED_CSV = "CSV with named columns"
-    PARQUET = "Parquet with named columns"
-    REVIEWS_2014 = "2014 reviews, JSON lines"
-    REVIEWS_2023 = "2023 reviews, JSON lines"
-    ITEMS_2014 = "2014 metadata, JSON lines"
-    ITEMS_2023 = "2023 metadata, JSON lines"
-    ITEMS_CSV = "items CSV with named columns"
-    ITEMS_PARQUET = "items Parquet with named columns"
-
-    @property
-    def is_items(self) -> bool:
-        """True for catalogue files, False for interactions."""
-        return self.name.startswith("ITEMS")
-
-
-# column names of known datasets, per field
-NAMES: dict[str, tuple[str, ...]] = {
-    "user_id": ("user_id", "user", "userid", "reviewerid", "customer_id", "visitorid"),
-    "item_id": (
-        "item_id",
-        "item",
-        "itemid",
-        "asin",
-        "parent_asin",
-        "product_id",
-        "productid",
-        "movieid",
-    ),
-    "time": ("timestamp", "time", "unixreviewtime", "event_time", "ts", "date"),
-    "rating": ("rating", "overall", "stars", "score"),
-    "text": ("text", "reviewtext", "review_text", "review_body"),
-    "action": ("action", "event"),
-    "title": ("title", "name", "item_name"),
-    "categories": ("categories", "category", "genres"),
-    "brand": ("brand", "store"),
-    "price": ("price",),
-}
-
-
-@dataclass(frozen=True)
-class Detected:
-    """Format of a file and, for named columns, the position of each field."""
-
-    format: Format
-    columns: dict[str, int]
-    header: tuple[str, ...] = ()
-
-
-def detect(path: Path) -> Detected:
-    """Detect the format of a file. Raises BadDataset for an unsupported one."""
-    if path.suffix == ".parquet":
-        return _parquet(path)
-    head = _head(path)
-    if not head:
-        raise BadDataset(f"{path}: is empty")
-    if head[:1] == b"{" or ".json" in path.name:
-        return Detected(_json(head, path), {})
-    return _csv(head, path)
-
-
-def find_columns(header: list[str]) -> dict[str, int]:
-    """Map field to column position; the first matching name in NAMES wins."""
-    positions = {
-        name.strip().lower(): position for position, name in reversed(list(enumerate(header)))
-    }
-    columns = {
-        f: next((positions[n] for n in names if n in positions), None) for f, names in NAMES.items()
-    }
-    return {f: position for f, position in columns.items() if position is not None}
-
-
-def parse_object(line: bytes) -> Any:
-    """Parse a line as JSON, or as the Python literal used by 2014 metadata.
-
-    Literals only, nothing is evaluated. Raises ValueError for anything else.
-    """
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        if line[:2] not in (b"{'", b'{"', b"{u"):
-            raise ValueError(f"not JSON: {error.msg}") from None
-    try:
-        return ast.literal_eval(line.decode("utf-8"))
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        raise ValueError("neither JSON nor a Python literal") from None
-
-
-def _head(path: Path) -> bytes:
-    with open_bytes(path) as file:
-        try:
-            return file.read(HEAD_BYTES).removeprefix(BOM).lstrip()
-        except (OSError, EOFError) as error:
-            raise BadDataset(f"{path}: damaged or truncated ({error}); download it again") from None
-
-
-def _json(head: bytes, path: Path) -> Format:
-    for line in head.split(b"\n")[:20]:
-        try:
-            keys = parse_object(line.strip()).keys()
-        except (ValueError, AttributeError):
-            continue
-        if {"reviewerID", "asin"} <= keys:
-            return Format.REVIEWS_2014
-        if {"user_id", "rating"} <= keys:
-            return Format.REVIEWS_2023
-        if "parent_asin" in keys:
-            return Format.ITEMS_2023
-        if "asin" in keys:
-            return Format.ITEMS_2014
-    if path.name.startswith("meta"):  # the first line may exceed HEAD_BYTES
-        return Format.ITEMS_2023 if b"parent_asin" in head else Format.ITEMS_2014
-    raise BadDataset(
-        f"{path}: unknown JSON lines; expected reviewerID and asin (2014), "
-        "user_id, parent_asin and rating (2023), or the metadata of either"
-    )
-
-
-def _csv(head: bytes, path: Path) -> Detected:
-    first = head.split(b"\n", 1)[0].decode("utf-8", "replace").rstrip("\r")
-    header = next(csv.reader([first]), [])
-    detected = _named(header, Format.NAMED_CSV, Format.ITEMS_CSV)
-    if detected:
-        return detected
-    for line in head.split(b"\n")[:20]:
-        fields = line.decode("utf-8", "replace").strip().split(",")
-        if len(fields) == 4 and _is_number(fields[2]) and _is_number(fields[3]):
-            columns = {"user_id": 0, "item_id": 1, "rating": 2, "time": 3}
-            return Detected(
-                Format.RATINGS_CSV, columns, ("user_id", "item_id", "rating", "timestamp")
-            )
-    raise BadDataset(
-        f"{path}: unknown CSV; expected a header with user_id, item_id and timestamp (reviews) "
-        "or item_id and title (items), or lines of user,item,rating,timestamp"
-    )
-
-
-def _parquet(path: Path) -> Detected:
-    try:
-        header = list(pq.read_schema(path).names)
-    except (OSError, ValueError) as error:
-        raise BadDataset(f"{path}: not a readable Parquet file ({error})") from None
-    detected = _named(header, Format.PARQUET, Format.ITEMS_PARQUET)
-    if not detected:
-        raise BadDataset(
-            f"{path}: has no columns user_id, item_id, timestamp, nor item_id and title"
-        )
-    return detected
-
-
-def _named(header: list[str], reviews: Format, items: Format) -> Detected | None:
-    columns = find_columns(header)
-    if {"user_id", "item_id", "time"} <= columns.keys():
-        return Detected(reviews, columns, tuple(header))
-    if "item_id" in columns and columns.keys() & {"title", "categories"}:
-        return Detected(items, columns, tuple(header))
-    return None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-_SUFFIXES = (".csv", ".csv.gz", ".json", ".json.gz", ".jsonl", ".jsonl.gz", ".parquet")
 _EDGE_BYTES = 1 << 20
 
 
@@ -215,15 +36,13 @@ class Dataset:
     @property
     def name(self) -> str:
         """Short name for event sources and headings."""
-        name = self.path.name
-        for suffix in sorted(_SUFFIXES, key=len, reverse=True):
-            name = name.removesuffix(suffix)
-        return name
+        return stem(self.path)
 
     def fingerprint(self) -> str:
-        """Hash of the reviews file's format, size, first and last MiB."""
-        size = self.reviews.stat().st_size
-        digest = hashlib.blake2b(f"{self.reviews_format.format}:{size}".encode(), digest_size=8)
+        """Hash of how the reviews file is read, its size, first and last MiB."""
+        size, form = self.reviews.stat().st_size, self.reviews_format
+        read_as = f"{form.format.name}:{form.columns}:{form.separator}:{form.encoding}:{size}"
+        digest = hashlib.blake2b(read_as.encode(), digest_size=8)
         with self.reviews.open("rb") as file:
             digest.update(file.read(_EDGE_BYTES))
             file.seek(max(0, size - _EDGE_BYTES))
@@ -231,13 +50,13 @@ class Dataset:
         return digest.hexdigest()
 
 
-def open_dataset(path: Path) -> Dataset:
+def open_dataset(path: Path, options: ReadOptions = DETECTED) -> Dataset:
     """Open the dataset at a folder or file. Raises BadDataset if a part is missing.
 
     If a folder has several reviews files, one named `reviews*` wins, otherwise the largest.
     """
     if path.is_file():
-        detected = detect(path)
+        detected = detect(path, options)
         if detected.format.is_items:
             raise BadDataset(
                 f"{path}: contains items only; pass the reviews file or a folder with both"
@@ -245,10 +64,11 @@ def open_dataset(path: Path) -> Dataset:
         return Dataset(path, path, detected, None, None)
     if not path.is_dir():
         raise BadDataset(f"{path}: no such file or folder")
-    reviews, items, ignored = _sort_out(path)
+    reviews, items, ignored = _sort_out(path, options)
     if not reviews:
-        why = f" ({'; '.join(ignored)})" if ignored else ""
-        raise BadDataset(f"{path}: no reviews file in this folder{why}")
+        only = [f"{p.name} contains items only; put the reviews file beside it" for p in items]
+        why = "; ".join([*only, *ignored])
+        raise BadDataset(f"{path}: no reviews file in this folder" + (f" ({why})" if why else ""))
     chosen = _best(reviews, "reviews")
     catalogue = _best(items, "items") if items else None
     spare = [p.name for p in (*reviews, *items) if p not in (chosen, catalogue)]
@@ -262,20 +82,30 @@ def open_dataset(path: Path) -> Dataset:
     )
 
 
-def _sort_out(folder: Path) -> tuple[dict[Path, Detected], dict[Path, Detected], list[str]]:
+def _sort_out(
+    folder: Path, options: ReadOptions
+) -> tuple[dict[Path, Detected], dict[Path, Detected], list[str]]:
     reviews: dict[Path, Detected] = {}
     items: dict[Path, Detected] = {}
     ignored: list[str] = []
     for path in sorted(folder.iterdir()):
-        if not path.name.endswith(_SUFFIXES) or path.name.startswith(".") or not path.is_file():
+        if not path.name.endswith(SUFFIXES) or path.name.startswith(".") or not path.is_file():
             continue
         try:
-            detected = detect(path)
+            detected = _detect_in_folder(path, options)
         except BadDataset as error:
             ignored.append(str(error))
             continue
         (items if detected.format.is_items else reviews)[path] = detected
     return reviews, items, ignored
+
+
+def _detect_in_folder(path: Path, options: ReadOptions) -> Detected:
+    """By the stated columns, or for a file that lacks them by its own."""
+    if options.columns:
+        with suppress(BadDataset):
+            return detect(path, options)
+    return detect(path, replace(options, columns={}))
 
 
 def _best(files: dict[Path, Detected], name: str) -> Path:
@@ -309,6 +139,7 @@ def resolve_dataset(
     raw: Path = RAW,
     fetch: Fetch | None = fetch_ratings,
     on_progress: Progress = lambda name, done, total: None,
+    options: ReadOptions = DETECTED,
 ) -> ResolvedDataset:
     """Select a dataset: the named one, a local one in `raw`, a download, or a generated shop.
 
@@ -316,8 +147,8 @@ def resolve_dataset(
     download. Raises BadDataset if `named` is not a dataset; no other source is tried then.
     """
     if named is not None:
-        return ResolvedDataset(open_dataset(named), f"DATASET names {named}")
-    local = _local_dataset(raw)
+        return ResolvedDataset(open_dataset(named, options), f"DATASET names {named}")
+    local = _local_dataset(raw, options)
     if local is not None:
         return ResolvedDataset(local, f"found in {raw} (set DATASET to use another)")
     shop = home / "shop"
@@ -340,13 +171,13 @@ def resolve_dataset(
     )
 
 
-def _local_dataset(raw: Path) -> Dataset | None:
+def _local_dataset(raw: Path, options: ReadOptions) -> Dataset | None:
     """Open the dataset in a folder, or in the first subfolder that contains one."""
     if not raw.is_dir():
         return None
     for folder in (raw, *sorted(path for path in raw.iterdir() if path.is_dir())):
         try:
-            return open_dataset(folder)
+            return open_dataset(folder, options)
         except BadDataset:
             continue
     return None

@@ -1,6 +1,6 @@
 """Read the catalogue of a dataset and publish new and changed items.
 
-reads   file   any items format of `datasets.Format`
+reads   file   any items format of `formats.Format`
         topic  items  the published catalogue
 writes  topic  items  one ItemEvent per new or changed item, key item_id
 """
@@ -8,12 +8,12 @@ writes  topic  items  one ItemEvent per new or changed item, key item_id
 from __future__ import annotations
 
 import csv
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import pyarrow as pa
@@ -25,20 +25,20 @@ from afterclick.errors import BadDataset, BadEvent
 from afterclick.events import Item, ItemEvent
 from afterclick.io.kafka_log import read_compacted
 from afterclick.settings import Settings
-from ingest.datasets import Dataset, Detected, Format, detect, parse_object
+from ingest.datasets import Dataset
+from ingest.fields import plain, price
+from ingest.formats import Detected, Format, detect, parse_object
 from ingest.producer import EventProducer, Message
 from ingest.rows import ReadReport, blocks, lines, records
 
-MAX_TITLE = 1000
-_CONTROL = re.compile("[\x00-\x1f\x7f]+")
-_PRICE = re.compile(r"\d+(?:\.\d+)?")
+T = TypeVar("T")
 
 
 def read_items(path: Path, report: ReadReport, detected: Detected | None = None) -> Iterator[Item]:
     """Yield the items of a file in file order; bad lines go to `report`. Items may repeat.
 
-    Control characters in titles become spaces; titles are cut at 1,000 characters. Raises
-    BadDataset for a file without items or one that cannot be read to its end.
+    A title, brand or price that is none is dropped and counted in `report`. Raises BadDataset for a
+    file without items or one that cannot be read to its end.
     """
     detected = detected or detect(path)
     if not detected.format.is_items:
@@ -49,7 +49,7 @@ def read_items(path: Path, report: ReadReport, detected: Detected | None = None)
                 raise ValueError(
                     "neither JSON nor a Python literal, or not as many fields as the header"
                 )
-            item = _item(fields)
+            item = _item(fields, partial(report.drop, line))
         except (ValidationError, ValueError) as error:
             report.refuse(line, _reason(error), raw)
         else:
@@ -63,13 +63,13 @@ Fields = Iterator[tuple[int, object, dict[str, Any] | None]]
 def _fields(path: Path, detected: Detected) -> Fields:
     if detected.format is Format.ITEMS_PARQUET:
         return _from_parquet(path, detected)
-    if detected.format is Format.ITEMS_CSV:
+    if detected.format in (Format.ITEMS_CSV, Format.ITEMS_MOVIELENS):
         return _from_csv(path, detected)
-    return _from_json(path)
+    return _from_json(path, detected)
 
 
-def _from_json(path: Path) -> Fields:
-    for number, line in lines(path):
+def _from_json(path: Path, detected: Detected) -> Fields:
+    for number, line in lines(path, detected.encoding):
         try:
             fields = parse_object(line)
         except ValueError:
@@ -83,8 +83,9 @@ def _from_json(path: Path) -> Fields:
 
 
 def _from_csv(path: Path, detected: Detected) -> Fields:
-    header = True
-    for chunk in records(blocks(path), quoting=True):
+    header = detected.format.has_header
+    source = blocks(path, encoding=detected.encoding)
+    for chunk in records(source, detected.format.has_header, detected.separator):
         for number, raw, fields in chunk:
             if header:
                 header = False
@@ -109,22 +110,24 @@ def _from_parquet(path: Path, detected: Detected) -> Fields:
         raise BadDataset(f"{path}: cannot be read to its end ({error})") from None
 
 
-def _item(fields: dict[str, Any]) -> Item:
+def _item(fields: dict[str, Any], drop: Callable[[str], None]) -> Item:
+    """`drop` receives why a field is not used."""
+
+    def cleaned(name: str, clean: Callable[[object], T | None]) -> T | None:
+        try:
+            return clean(fields.get(name))
+        except ValueError as error:
+            drop(f"{name} {error}")
+            return None
+
     item_id = fields.get("item_id")
     return Item(
         item_id=str(item_id) if isinstance(item_id, int) else item_id,
-        title=_clean(fields.get("title")),
+        title=cleaned("title", plain),
         categories=_categories(fields.get("categories") or fields.get("category")),
-        brand=_clean(fields.get("brand")),
-        price=_price(fields.get("price")),
+        brand=cleaned("brand", plain),
+        price=cleaned("price", price),
     )
-
-
-def _clean(text: object) -> str | None:
-    if not isinstance(text, str):
-        return None
-    cleaned = _CONTROL.sub(" ", text.encode("utf-8", "replace").decode()).strip()
-    return cleaned[:MAX_TITLE] or None
 
 
 def _categories(value: object) -> tuple[str, ...]:
@@ -141,23 +144,23 @@ def _categories(value: object) -> tuple[str, ...]:
                 return _categories(orjson.loads(text))
             except orjson.JSONDecodeError:
                 pass
-        value = (
-            next(csv.reader([_CONTROL.sub(" ", text)]), []) if "|" not in text else text.split("|")
-        )
+        value = next(csv.reader([_one_line(text)]), []) if "|" not in text else text.split("|")
     if not isinstance(value, list | tuple):
         return ()
     if any(isinstance(part, list | tuple) for part in value):
         value = max((part for part in value if isinstance(part, list | tuple)), key=len)
-    cleaned = (_clean(part) for part in value)
-    return tuple(dict.fromkeys(part for part in cleaned if part))
+    return tuple(dict.fromkeys(filter(None, map(_category, value))))
 
 
-def _price(value: object) -> float | None:
-    """First number of a price: 8.99 of "from 8.99", 1299.0 of "$1,299.00 - $1,500.00"."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if 0 <= value < 1e9 else None
-    match = _PRICE.search(value.replace(",", "")) if isinstance(value, str) else None
-    return float(match[0]) if match and len(match[0]) < 15 else None
+def _category(value: object) -> str | None:
+    try:
+        return plain(value)
+    except ValueError:
+        return None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def _reason(error: ValueError) -> str:

@@ -1,6 +1,6 @@
 """Read the interactions of a dataset file, in file order, as record batches.
 
-reads   file  any reviews format of `datasets.Format`
+reads   file  any reviews format of `formats.Format`
 
 A block of valid lines is parsed by pyarrow, column by column. Any irregularity sends the block to
 the row-by-row parser, which reports each bad line. A test checks that both give the same rows.
@@ -22,7 +22,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from afterclick.errors import BadDataset
-from ingest.datasets import Detected, Format, detect, parse_object
+from ingest.formats import Detected, Format, detect, parse_object
 from ingest.rows import (
     BLOCK_BYTES,
     SCHEMA,
@@ -38,7 +38,7 @@ from ingest.rows import (
 )
 
 _CONTROL = bytes(c for c in range(32) if c not in b"\n\r") + b"\x7f"
-_HEX = re.compile(rb"[,\n] *0[xX]")
+_HEX = re.compile(rb"[,;\t|\n] *0[xX]")
 """Hexadecimal numbers, which Arrow parses as integers but the row parser rejects."""
 _PARQUET_ROWS = 65_536
 
@@ -57,7 +57,7 @@ def read_interactions(
     if detected.format is Format.PARQUET:
         batches = _parquet(path, detected, report)
     elif detected.format in (Format.REVIEWS_2014, Format.REVIEWS_2023):
-        batches = _json(path, _PICK[detected.format], report, block_bytes)
+        batches = _json(path, detected, report, block_bytes)
     else:
         batches = _csv(path, detected, report, block_bytes)
     for batch in batches:
@@ -70,9 +70,9 @@ def read_interactions(
 
 
 def _csv(path: Path, detected: Detected, report: ReadReport, size: int) -> Iterator[pa.RecordBatch]:
-    # the official file has no quoting: a " is an ordinary character
-    quoting = detected.format is Format.NAMED_CSV
-    source = blocks(path, size)
+    # files without a header have no quoting: a " is an ordinary character
+    quoting = detected.format.has_header
+    source = blocks(path, size, detected.encoding)
     if quoting:
         source = _without_header(source)
     for block in source:
@@ -80,7 +80,7 @@ def _csv(path: Path, detected: Detected, report: ReadReport, size: int) -> Itera
             # a quoted field may continue in the next block: parse the rest record by record
             yield from _csv_slow(chain([block], source), detected, report, True)
             return
-        batch = _csv_fast(block[1], detected)
+        batch = _csv_fast(block[1], detected) if len(detected.separator) == 1 else None
         if batch is not None:
             yield batch
         else:
@@ -88,7 +88,8 @@ def _csv(path: Path, detected: Detected, report: ReadReport, size: int) -> Itera
 
 
 def _csv_fast(raw: bytes, detected: Detected) -> pa.RecordBatch | None:
-    if len(raw.translate(None, _CONTROL)) != len(raw) or raw.count(b"\r") != raw.count(b"\r\n"):
+    control = _CONTROL.replace(detected.separator.encode(), b"")
+    if len(raw.translate(None, control)) != len(raw) or raw.count(b"\r") != raw.count(b"\r\n"):
         return None
     if _HEX.search(b"\n" + raw):
         return None
@@ -106,7 +107,7 @@ def _csv_fast(raw: bytes, detected: Detected) -> pa.RecordBatch | None:
             pacsv.ReadOptions(
                 column_names=names, block_size=max(len(raw), 1) + 1, use_threads=False
             ),
-            pacsv.ParseOptions(quote_char=False, double_quote=False),
+            pacsv.ParseOptions(delimiter=detected.separator, quote_char=False, double_quote=False),
             pacsv.ConvertOptions(
                 column_types={c: types.get(f, pa.string()) for f, c in selected.items()},
                 include_columns=list(selected.values()),
@@ -131,9 +132,10 @@ def _from_columns(columns: dict[str, pa.Array], rows: int) -> pa.RecordBatch | N
 
 
 def _as_ms(time: pa.Array) -> pa.Array:
-    """Milliseconds from seconds, ms or µs by magnitude, as `rows.parse_time`."""
+    """Milliseconds from seconds, ms, µs or ns by magnitude, as `rows.parse_time`."""
     size = pc.abs(time)
     ms = pc.if_else(pc.less(size, 100_000_000_000_000), time, pc.divide(time, 1000))
+    ms = pc.if_else(pc.less(size, 100_000_000_000_000_000), ms, pc.divide(time, 1_000_000))
     return pc.if_else(pc.less(size, 100_000_000_000), pc.multiply(time, 1000), ms)
 
 
@@ -147,7 +149,7 @@ def _csv_slow(
     source: Iterator[tuple[int, bytes]], detected: Detected, report: ReadReport, quoting: bool
 ) -> Iterator[pa.RecordBatch]:
     width = len(detected.header)
-    for chunk in records(source, quoting):
+    for chunk in records(source, quoting, detected.separator):
         rows: list[Row] = []
         for line, raw, fields in chunk:
             try:
@@ -189,8 +191,11 @@ def _pick_2023(o: dict[str, Any]) -> Row:
 _PICK: dict[Format, Pick] = {Format.REVIEWS_2014: _pick_2014, Format.REVIEWS_2023: _pick_2023}
 
 
-def _json(path: Path, pick: Pick, report: ReadReport, size: int) -> Iterator[pa.RecordBatch]:
-    for block in blocks(path, size):
+def _json(
+    path: Path, detected: Detected, report: ReadReport, size: int
+) -> Iterator[pa.RecordBatch]:
+    pick = _PICK[detected.format]
+    for block in blocks(path, size, detected.encoding):
         rows: list[Row] = []
         for number, line in numbered(block):
             try:
@@ -262,8 +267,16 @@ def _row(fields: dict[str, Any]) -> Row:
         _any_time(fields["time"]),
         fields.get("rating"),
         fields.get("text"),
-        fields.get("action") or None,
+        _action(fields.get("action")),
     )
+
+
+_ACTIONS = {"addtocart": "basket", "transaction": "purchase"}
+"""RetailRocket's names of actions → ours."""
+
+
+def _action(value: Any) -> str | None:
+    return _ACTIONS.get(value, value) if isinstance(value, str) and value else None
 
 
 def _any_time(value: Any) -> int:

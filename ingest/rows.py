@@ -1,6 +1,6 @@
 """Lines, CSV records and validated rows of dataset files.
 
-reads   file  *.csv, *.json, *.jsonl and the same with .gz
+reads   file  text files of `ingest.files`
 
 The row rules are those of `afterclick.events.Interaction`: every accepted row is a valid event.
 Texts longer than an event may carry are truncated.
@@ -9,46 +9,35 @@ Texts longer than an event may carry are truncated.
 from __future__ import annotations
 
 import csv
-import gzip
 import math
 import re
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afterclick.errors import BadDataset
 from afterclick.events import Action
+from ingest.files import BOM, open_bytes, read
 
 BLOCK_BYTES = 8 << 20
 MAX_LINE_BYTES = 32 << 20
-BOM = b"\xef\xbb\xbf"
 
 
-def open_bytes(path: Path) -> BinaryIO:
-    """Open a file for reading, decompressing gzip. Raises BadDataset if it cannot be opened."""
-    try:
-        file = path.open("rb")
-        packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-    except OSError as error:
-        raise BadDataset(f"{path}: cannot be read ({error.strerror})") from None
-    return cast(BinaryIO, gzip.open(file) if packed else file)
-
-
-def blocks(path: Path, size: int = BLOCK_BYTES) -> Iterator[tuple[int, bytes]]:
+def blocks(
+    path: Path, size: int = BLOCK_BYTES, encoding: str | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Yield whole lines in blocks of about `size` bytes with the number of their first line.
 
-    A byte order mark is dropped. Raises BadDataset for a damaged or truncated gzip file.
+    A byte order mark is dropped. Raises BadDataset for a damaged or truncated file.
     """
     number, rest = 1, b""
-    with open_bytes(path) as file:
-        while piece := _read(file, size, path):
+    with open_bytes(path, encoding) as file:
+        while piece := read(file, size, path):
             rest = rest + piece if rest else piece.removeprefix(BOM) if number == 1 else piece
             whole, newline, tail = rest.rpartition(b"\n")
             if newline:
@@ -71,19 +60,10 @@ def numbered(block: tuple[int, bytes]) -> Iterator[tuple[int, bytes]]:
             yield number, stripped
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, bytes]]:
     """Yield the non-blank lines of a file with their numbers."""
-    for block in blocks(path):
+    for block in blocks(path, encoding=encoding):
         yield from numbered(block)
-
-
-def _read(file: BinaryIO, size: int, path: Path) -> bytes:
-    try:
-        return file.read(size)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadDataset(f"{path}: damaged or truncated ({error}); download it again") from None
-    except OSError as error:
-        raise BadDataset(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 # An unclosed quote would swallow the rest of a file. A record may span at most MAX_SPAN lines;
@@ -92,22 +72,24 @@ Record = tuple[int, bytes, list[str]]  # number of the first line, raw bytes, fi
 MAX_SPAN = 200
 
 
-def records(source: Iterator[tuple[int, bytes]], quoting: bool) -> Iterator[list[Record]]:
+def records(
+    source: Iterator[tuple[int, bytes]], quoting: bool, separator: str = ","
+) -> Iterator[list[Record]]:
     """Yield the CSV records of each block. Without `quoting`, each line is one record."""
     if not quoting:
         for block in source:
-            yield [(n, line, _decode(line).split(",")) for n, line in numbered(block)]
+            yield [(n, line, _decode(line).split(separator)) for n, line in numbered(block)]
         return
     waiting: deque[tuple[int, bytes]] = deque()
     for block in source:
         complete = block[1].endswith(b"\n")
         split = block[1][: -1 if complete else None].split(b"\n")
         waiting.extend(enumerate((line.removesuffix(b"\r") for line in split), block[0]))
-        yield _drain(waiting, last=False)
-    yield _drain(waiting, last=True)
+        yield _drain(waiting, separator, last=False)
+    yield _drain(waiting, separator, last=True)
 
 
-def _drain(waiting: deque[tuple[int, bytes]], last: bool) -> list[Record]:
+def _drain(waiting: deque[tuple[int, bytes]], separator: str, last: bool) -> list[Record]:
     done: list[Record] = []
     while waiting:
         span = _span(waiting)
@@ -116,7 +98,7 @@ def _drain(waiting: deque[tuple[int, bytes]], last: bool) -> list[Record]:
         number = waiting[0][0]
         raw = b"\n".join(waiting.popleft()[1] for _ in range(span or 1))
         if raw.strip():
-            done.append((number, raw, _fields(raw)))
+            done.append((number, raw, _fields(raw, separator)))
     return done
 
 
@@ -132,9 +114,9 @@ def _span(waiting: deque[tuple[int, bytes]]) -> int | None:
     return None
 
 
-def _fields(raw: bytes) -> list[str]:
+def _fields(raw: bytes, separator: str) -> list[str]:
     try:
-        return next(csv.reader([_decode(raw)], strict=False), [])
+        return next(csv.reader([_decode(raw)], delimiter=separator, strict=False), [])
     except csv.Error:
         return []
 
@@ -158,6 +140,9 @@ MAX_TIME_MS = 4_102_444_800_000  # the year 2100
 MAX_ID = 128
 MAX_TEXT = 32_768
 SAMPLES = 20
+MAX_REASONS, LINES_PER_REASON, OTHER = 30, 5, "other reasons"
+_COUNTED = re.compile(r"^\d+(?= fields)")
+"""Numbers in reasons that differ from line to line."""
 ACTIONS = frozenset(Action)
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -190,6 +175,9 @@ class ReadReport:
     good: int = 0
     bad: int = 0
     samples: list[BadLine] = field(default_factory=list)
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    """Reason → number of lines, then the first LINES_PER_REASON of them; lines or one of their
+    fields. Reasons beyond MAX_REASONS are counted as `OTHER`."""
 
     @property
     def rows(self) -> int:
@@ -198,10 +186,21 @@ class ReadReport:
     def refuse(self, line: int, why: str, raw: object) -> None:
         """Count a bad line and keep it as a sample while there is room."""
         self.bad += 1
+        self.drop(line, why)
         if len(self.samples) < SAMPLES:
             text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
             shown = text[:80].encode("unicode_escape").decode()
             self.samples.append(BadLine(line, why, shown))
+
+    def drop(self, line: int, why: str) -> None:
+        """Count the reason why a line, or one of its fields, is not used."""
+        reason = _COUNTED.sub("…", why)
+        if reason not in self.dropped and len(self.dropped) >= MAX_REASONS:
+            reason = OTHER
+        found = self.dropped.setdefault(reason, [0])
+        found[0] += 1
+        if len(found) <= LINES_PER_REASON:
+            found.append(line)
 
 
 def check(
@@ -218,7 +217,7 @@ def check(
 
 
 def parse_time(value: Any) -> int:
-    """Milliseconds from seconds, milliseconds or microseconds since 1970, by magnitude.
+    """Milliseconds from seconds, ms, µs or ns since 1970, by magnitude.
 
     Raises ValueError for anything but a finite number.
     """
@@ -238,7 +237,31 @@ def parse_time(value: Any) -> int:
     size = abs(number)
     if size < 1e11:
         return int(number * 1000)
-    return int(number) if size < 1e14 else int(number // 1000)
+    if size < 1e14:
+        return int(number)
+    return int(number // 1000 if size < 1e17 else number // 1_000_000)
+
+
+def time_unit(value: Any) -> str:
+    """Unit of a time as `parse_time` reads it, or ISO 8601; empty for none of them."""
+    if isinstance(value, datetime):
+        return "timestamps"
+    if isinstance(value, str) and "-" in value[1:]:
+        return "ISO 8601"
+    try:
+        parse_time(value)
+    except ValueError:
+        return ""
+    size = abs(float(value))
+    return next(unit for limit, unit in _UNITS if size < limit)
+
+
+_UNITS = (
+    (1e11, "seconds"),
+    (1e14, "milliseconds"),
+    (1e17, "microseconds"),
+    (math.inf, "nanoseconds"),
+)
 
 
 def all_valid(batch: pa.RecordBatch) -> bool:

@@ -14,7 +14,8 @@ from infra.cli.output import AsJson, emit, progress_bar
 
 if TYPE_CHECKING:
     from ingest.datasets import ResolvedDataset
-    from ingest.sorting import DatasetProfile
+    from ingest.formats import ReadOptions
+    from ingest.profile import DatasetProfile, Dropped
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -25,6 +26,20 @@ DatasetArgument = Annotated[
         help="Folder or reviews file; else data/raw, a download, or a generated shop.",
         show_default=False,
     ),
+]
+
+
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="<field=column,…>",
+        help="Columns of a CSV or Parquet file by name, or by number from 1 without a header: "
+        "user=…,item=…,time=… and rating, text, action, title, categories, brand, price.",
+    ),
+]
+EncodingOption = Annotated[
+    str | None,
+    typer.Option(help="Encoding of the files. Default: by the byte order mark, else UTF-8."),
 ]
 
 
@@ -108,25 +123,44 @@ def split(
 
 
 @app.command()
-def info(dataset: DatasetArgument = None, as_json: AsJson = False) -> None:
-    """Show the rows, users, items, time span and bad lines of a dataset."""
-    from ingest.sorting import profile
+def info(
+    dataset: DatasetArgument = None,
+    columns: ColumnsOption = None,
+    encoding: EncodingOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how a dataset is interpreted and why, its counts, and what is not used."""
+    from ingest.profile import profile
 
-    choice = resolve(dataset, quiet=as_json)
+    choice = resolve(dataset, read_options(columns, encoding), quiet=as_json)
     facts = profile(choice.dataset)
     emit({"why": choice.why, **asdict(facts)}, as_json, lambda: _lines(facts))
 
 
-def resolve(dataset: Path | None, quiet: bool = False) -> ResolvedDataset:
+def read_options(columns: str | None, encoding: str | None) -> ReadOptions:
+    """What the options of a command state about the files."""
+    from ingest.formats import ReadOptions
+
+    return ReadOptions.parse(columns, encoding)
+
+
+def resolve(
+    dataset: Path | None, options: ReadOptions | None = None, *, quiet: bool = False
+) -> ResolvedDataset:
     """The dataset of a command; prints which and why on standard error."""
     from afterclick.settings import Settings
     from ingest.datasets import resolve_dataset
+    from ingest.formats import DETECTED
 
     named = dataset or (Path(os.environ["DATASET"]) if os.environ.get("DATASET") else None)
     with DownloadBar() as show:
-        choice = resolve_dataset(named, Settings().home, on_progress=show)
+        choice = resolve_dataset(
+            named, Settings().home, on_progress=show, options=options or DETECTED
+        )
     if not quiet:
+        detected = choice.dataset.reviews_format
         typer.echo(f"Dataset {choice.dataset.path}: {choice.why}.", err=True)
+        typer.echo(f"  {detected.format}: {detected.why}", err=True)
         for name in choice.dataset.ignored:
             typer.echo(f"  not used: {name}", err=True)
     return choice
@@ -135,10 +169,14 @@ def resolve(dataset: Path | None, quiet: bool = False) -> ResolvedDataset:
 def _lines(profile: DatasetProfile) -> str:
     rows = {
         "reviews": f"{profile.reviews_file}, {profile.format}",
+        "columns": ", ".join(f"{f} = {name}" for f, name in profile.interpretation.items()),
+        "because": profile.interpreted_by,
         "rows": f"{profile.rows:,} = {profile.good:,} good + {profile.bad_lines:,} bad",
+        "duplicates": f"{profile.duplicates:,}",
         "users, items": f"{profile.users:,}, {profile.items:,}",
         "with stars, text": f"{profile.rated:,}, {profile.with_text:,}",
         "from, to": f"{profile.first}, {profile.last}",
+        "times": f"{profile.time_unit}, {'' if profile.in_time_order else 'not '}in order",
         "catalogue": "none (items have no titles)",
     }
     if profile.items_file:
@@ -146,9 +184,18 @@ def _lines(profile: DatasetProfile) -> str:
         rows["catalogue"] = (
             f"{profile.items_file}: {counts}, {profile.catalogue_bad_lines:,} bad lines"
         )
+        rows["metadata"] = f"{profile.items_with_metadata:.1%} of the items have it"
     lines = [f"{name:>16}  {value}" for name, value in rows.items()]
+    lines += [f"  not used: {_reason(found)}" for found in profile.dropped]
+    lines += [f"  catalogue, not used: {_reason(found)}" for found in profile.catalogue_dropped]
     bad = [f"  line {bad.line}: {bad.why}: {bad.excerpt}" for bad in profile.bad_samples]
     return "\n".join(lines + bad)
+
+
+def _reason(dropped: Dropped) -> str:
+    numbers = ", ".join(map(str, dropped.lines))
+    more = ", …" if dropped.count > len(dropped.lines) else ""
+    return f"{dropped.count:,} times {dropped.reason} (lines {numbers}{more})"
 
 
 class DownloadBar:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from infra.cli.data import DatasetArgument, resolve
+from infra.cli.data import (
+    ColumnsOption,
+    DatasetArgument,
+    EncodingOption,
+    read_options,
+    resolve,
+)
 from infra.cli.output import AsJson, emit, progress_bar, stop_signals
 
 if TYPE_CHECKING:
@@ -46,6 +52,8 @@ def replay(
         ),
     ] = "original",
     restart: Annotated[bool, typer.Option(help="Start again from the first event.")] = False,
+    columns: ColumnsOption = None,
+    encoding: EncodingOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay reviews in event-time order; an interrupted replay continues where it stopped."""
@@ -65,7 +73,8 @@ def replay(
         restart=restart,
     )
     settings = Settings()
-    data = sort_by_time(resolve(dataset).dataset, settings.home)
+    chosen = resolve(dataset, read_options(columns, encoding)).dataset
+    data = sort_by_time(chosen, settings.home)
     ensure_topics(settings)
     with stop_signals() as stop, _status_line(hidden=as_json) as show:
         summary = run(data, settings, options, on_status=show, stopping=stop.is_set)
@@ -73,14 +82,19 @@ def replay(
 
 
 @app.command()
-def items(dataset: DatasetArgument = None, as_json: AsJson = False) -> None:
+def items(
+    dataset: DatasetArgument = None,
+    columns: ColumnsOption = None,
+    encoding: EncodingOption = None,
+    as_json: AsJson = False,
+) -> None:
     """Publish new and changed items of the catalogue."""
     from afterclick.settings import Settings
     from infra.embedded.kafka import ensure_topics
     from ingest.items import publish_items
 
     settings = Settings()
-    chosen = resolve(dataset).dataset
+    chosen = resolve(dataset, read_options(columns, encoding)).dataset
     ensure_topics(settings)
     summary = publish_items(chosen, settings)
     counts = f"{summary.items:,} items, {summary.sent:,} new or changed and published"

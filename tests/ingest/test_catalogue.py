@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from afterclick.events import Item
+from ingest.fields import plain
 from ingest.items import read_items
 from ingest.rows import ReadReport
 from tests.ingest.conftest import json_lines
@@ -78,6 +79,18 @@ def test_2023_metadata_has_store_and_flat_categories(tmp_path: Path) -> None:
         (True, None),
         (12, 12.0),
         ("9" * 40, None),
+        ("$.99", 0.99),
+        ("1.299,00 €", 1299.0),
+        ("12,99 €", 12.99),
+        ("1.299 €", 1299.0),
+        ("1.299", 1.299),
+        ("1,299", 1299.0),
+        ("1.234.567,89 EUR", 1234567.89),
+        ("CHF 1'299.50", 1299.5),
+        ("₹1,49,999.00", 149999.0),
+        ("Rs. 499", 499.0),
+        (".a-box-inner{background-color:#fffbf3}", None),
+        ("3 for 2", None),
     ],
 )
 def test_prices_are_parsed_in_every_format(
@@ -138,3 +151,45 @@ def test_generated_items_have_titles_categories_brands_and_prices(shop: Path) ->
     found, report = items(shop / "items.csv")
     assert (len(found), report.bad) == (120, 0)
     assert all(i.title and len(i.categories) == 3 and i.brand and i.price for i in found)
+
+
+def test_prices_and_titles_that_are_none_are_counted_with_their_lines(tmp_path: Path) -> None:
+    rows = [
+        {"parent_asin": "B1", "title": "USB hub", "price": ".a{color:#fffbf3}"},
+        {"parent_asin": "B2", "title": "var aPageStart=(new Date()).getTime();", "price": "5"},
+        {"parent_asin": "B3", "title": "USB hub", "price": "see in cart"},
+    ]
+    found, report = items(json_lines(tmp_path / "meta.jsonl", rows))
+    assert [(item.title, item.price) for item in found] == [
+        ("USB hub", None),
+        (None, 5.0),
+        ("USB hub", None),
+    ]
+    assert report.bad == 0
+    assert report.dropped == {
+        "price is not a price": [2, 1, 3],
+        "title is a script or style sheet": [1, 2],
+    }
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [
+        ("AT&amp;T Cable &quot;3ft&quot;", 'AT&T Cable "3ft"'),
+        ("AT&amp;amp;T", "AT&T"),
+        ('<span id="productTitle">\n  USB hub </span>', "USB hub"),
+        ("A <b>bold</b> hub<!-- x -->", "A bold hub"),
+        ("Cable <3ft & thin> 2m", "Cable <3ft & thin> 2m"),
+        ("<script>alert(1)</script>", None),
+        (".title { color: red; }", None),
+        ("Lens 2.8 (f: 50mm)", "Lens 2.8 (f: 50mm)"),
+        ("Variable power supply = 12 V", "Variable power supply = 12 V"),
+        ("  ", None),
+    ],
+)
+def test_titles_are_plain_text(title: str, expected: str | None) -> None:
+    try:
+        found = plain(title)
+    except ValueError:
+        found = None
+    assert found == expected

@@ -43,6 +43,33 @@ def test_info_counts_and_shows_bad_lines(tmp_path: Path, invoke: Invoke) -> None
     assert "line 51: 1 fields, expected 4: garbage" in shown
 
 
+def test_info_states_the_interpretation_and_what_is_dropped(tmp_path: Path, invoke: Invoke) -> None:
+    (tmp_path / "reviews.csv").write_text(
+        "0143026860,A1V6B6TNIC10QE,1.0,1424304000\n"
+        "0143026860,A1V6B6TNIC10QE,2.0,1424303999\n"
+        "B0000DYV9H,A2SUAM1J3GNN3B,9.0,1424304000\n"
+        "B0000DYV9H,A2SUAM1J3GNN3B,7.0,1424304000\n"
+        "B0000DYV9H,A2SUAM1J3GNN3B,4.0,1424304000\n"
+    )
+    (tmp_path / "items.csv").write_text("item_id,title,price\nB0000DYV9H,Hub,{a:b}\n")
+    answer = orjson.loads(invoke("data", "info", str(tmp_path), "--json").stdout.splitlines()[-1])
+    assert answer["interpretation"] == {
+        "user_id": "user_id",
+        "item_id": "item_id",
+        "rating": "rating",
+        "time": "timestamp",
+    }
+    assert answer["interpreted_by"] == "column 1 has product ids, column 2 has user ids of Amazon"
+    assert (answer["time_unit"], answer["in_time_order"]) == ("seconds", False)
+    assert (answer["duplicates"], answer["items_with_metadata"]) == (1, 0.5)
+    assert answer["dropped"] == [{"reason": "rating: outside 0 to 5", "count": 2, "lines": [3, 4]}]
+    assert answer["catalogue_dropped"] == [
+        {"reason": "price is not a price", "count": 1, "lines": [2]}
+    ]
+    shown = invoke("data", "info", str(tmp_path)).stdout
+    assert "not used: 2 times rating: outside 0 to 5 (lines 3, 4)" in shown
+
+
 def test_info_reads_the_dataset_from_the_environment(shop: Path, invoke: Invoke) -> None:
     answer = orjson.loads(
         invoke("data", "info", "--json", DATASET=str(shop)).stdout.splitlines()[-1]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from afterclick.errors import BadDataset
-from ingest.datasets import Format, detect, open_dataset
+from ingest.datasets import open_dataset
+from ingest.formats import Format, ReadOptions, detect
 from tests.ingest.conftest import json_lines, ratings_csv
 
 
@@ -54,6 +55,20 @@ def test_an_items_file_without_reviews_is_an_error(shop: Path) -> None:
         open_dataset(shop / "items.csv")
 
 
+def test_a_folder_with_metadata_only_says_what_is_missing(tmp_path: Path) -> None:
+    json_lines(tmp_path / "meta_Toys.jsonl", [{"parent_asin": "B1", "title": "t"}])
+    with pytest.raises(BadDataset, match=r"meta_Toys\.jsonl contains items only; put the reviews"):
+        open_dataset(tmp_path)
+
+
+def test_stated_columns_leave_other_files_of_a_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("when,who,what\n1,u,i\n")
+    (tmp_path / "items.csv").write_text("item_id,title\ni,t\n")
+    found = open_dataset(tmp_path, ReadOptions.parse("user=who,item=what,time=when", None))
+    assert found.reviews.name == "log.csv"
+    assert found.items is not None
+
+
 def test_the_format_is_detected_after_bad_first_lines(tmp_path: Path) -> None:
     path = tmp_path / "reviews.json"
     path.write_bytes(b'garbage\n{"broken\n{"reviewerID": "a", "asin": "b", "unixReviewTime": 1}\n')
@@ -74,3 +89,5 @@ def test_the_fingerprint_depends_on_the_content_not_on_the_path(tmp_path: Path) 
     first = open_dataset(ratings_csv(one, 50, "x.csv")).fingerprint()
     assert open_dataset(ratings_csv(two, 50, "y.csv")).fingerprint() == first
     assert open_dataset(ratings_csv(two, 51, "y.csv")).fingerprint() != first
+    swapped = ReadOptions.parse("user=2,item=1,time=4", None)
+    assert open_dataset(one / "x.csv", swapped).fingerprint() != first

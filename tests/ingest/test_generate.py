@@ -16,9 +16,9 @@ from ingest.click_model import drawn_factors
 from ingest.datasets import open_dataset
 from ingest.generate import ShopConfig, generate_shop
 from ingest.items import read_items
+from ingest.profile import profile
 from ingest.rows import ReadReport
 from ingest.simulation import fitted_factors
-from ingest.sorting import profile
 from tests.ingest.conftest import read
 
 

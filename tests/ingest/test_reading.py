@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from afterclick.errors import BadDataset
+from afterclick.errors import BadDataset, BadInput
 from afterclick.events import Interaction
-from ingest.datasets import Detected, Format, detect
+from ingest.formats import Detected, Format, ReadOptions, detect
+from ingest.items import read_items
 from ingest.reading import _csv_fast, _csv_slow, read_interactions
 from ingest.rows import ReadReport
 from tests.ingest.conftest import json_lines, ratings_csv, read
@@ -354,9 +356,143 @@ def test_the_unit_of_times_is_detected_by_magnitude(tmp_path: Path) -> None:
     rows, _ = read(
         named(
             tmp_path,
-            *(f"u,i,{t},5" for t in (1_300_000_000, 1_300_000_000_000, 1_300_000_000_000_000)),
+            *(f"u,i,{1_300_000_000 * unit},5" for unit in (1, 10**3, 10**6, 10**9)),
         )
     )
     assert {r["time_ms"] for r in rows} == {
         int(datetime(2011, 3, 13, 7, 6, 40, tzinfo=UTC).timestamp() * 1000)
     }
+
+
+def test_parent_ids_are_preferred_in_every_container(tmp_path: Path) -> None:
+    """A review of the 2023 collection has one item id, whichever way it is stored."""
+    row = {"user_id": "A1", "asin": "B2", "parent_asin": "B1", "rating": 5, "timestamp": 1}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "reviews.parquet")
+    lines = json_lines(tmp_path / "reviews.jsonl", [row])
+    text = named(tmp_path, "A1,B2,B1,5,1", header="user_id,asin,parent_asin,rating,timestamp\n")
+    for path in (lines, text, tmp_path / "reviews.parquet"):
+        assert [r["item_id"] for r in read(path)[0]] == ["B1"], path
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("quoted", ['"i 1"', "i 1"])
+def test_common_separators_are_detected(tmp_path: Path, separator: str, quoted: str) -> None:
+    rows = ("user_id,item_id,timestamp,text", f"u1,{quoted},1300000000,", "u2,i2,1300000000,b")
+    path = tmp_path / "r.csv"
+    path.write_text("\n".join(rows).replace(",", separator) + "\n")
+    found, report = read(path)
+    assert [(r["user_id"], r["item_id"], r["text"]) for r in found] == [
+        ("u1", "i 1", None),
+        ("u2", "i2", "b"),
+    ]
+    assert (report.bad, detect(path).separator) == (0, separator)
+
+
+CONTENT = f"{NAMED}ü,i,1300000000,5\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("r.csv", CONTENT.decode().encode("utf-16")),
+        ("r.csv", b"\xfe\xff" + CONTENT.decode().encode("utf-16-be")),
+        ("r.csv", CONTENT.decode().encode("utf-32")),
+        ("r.csv.zst", pa.compress(CONTENT, "zstd", asbytes=True)),
+        ("r.csv.gz", gzip.compress(CONTENT.decode().encode("utf-16"))),
+    ],
+    ids=["utf-16", "utf-16-be", "utf-32", "zst", "utf-16 in gz"],
+)
+def test_encodings_by_their_mark_and_compression(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert [r["user_id"] for r in read(tmp_path / name)[0]] == ["ü"]
+
+
+def test_a_zip_with_one_data_file_is_read_and_others_are_refused(tmp_path: Path) -> None:
+    for members in (1, 2):
+        with zipfile.ZipFile(tmp_path / f"{members}.csv.zip", "w") as archive:
+            archive.writestr("README.txt", "about")
+            for n in range(members):
+                archive.writestr(f"data/r{n}.csv", CONTENT)
+    assert [r["user_id"] for r in read(tmp_path / "1.csv.zip")[0]] == ["ü"]
+    with pytest.raises(BadDataset, match=r"2 data files \(data/r0\.csv, .*extract it"):
+        read(tmp_path / "2.csv.zip")
+
+
+def test_a_stated_encoding_is_used_and_a_wrong_one_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_bytes(CONTENT.decode().encode("latin-1"))
+    detected = detect(path, ReadOptions(encoding="latin-1"))
+    report = ReadReport()
+    batches = list(read_interactions(path, report, detected))
+    assert batches[0]["user_id"].to_pylist() == ["ü"]
+    with pytest.raises(BadDataset, match=r"is not in ascii .* --encoding"):
+        detect(path, ReadOptions(encoding="ascii"))
+    with pytest.raises(BadInput, match="encoding 'klingon' is unknown"):
+        ReadOptions.parse(None, "klingon")
+
+
+def test_the_order_of_users_and_items_is_recognised_by_their_ids(tmp_path: Path) -> None:
+    """The 2018 ratings have the item first, the 2014 ones the user."""
+    old, new = tmp_path / "2014.csv", tmp_path / "2018.csv"
+    old.write_text("A1V6B6TNIC10QE,0143026860,1.0,1424304000\nA2SUAM1J3GNN3B,B0000DYV9H,5,1\n")
+    new.write_text("0143026860,A1V6B6TNIC10QE,1.0,1424304000\nB0000DYV9H,A2SUAM1J3GNN3B,5,1\n")
+    expected = [("A1V6B6TNIC10QE", "0143026860"), ("A2SUAM1J3GNN3B", "B0000DYV9H")]
+    for path in (old, new):
+        assert [(r["user_id"], r["item_id"]) for r in read(path)[0]] == expected
+    assert detect(new).why == "column 1 has product ids, column 2 has user ids of Amazon"
+    assert "assumed" in detect(ratings_csv(tmp_path)).why
+
+
+def test_columns_may_be_stated_by_name_or_number(tmp_path: Path) -> None:
+    by_name = named(tmp_path, "5,x,u,i", header="when,note,who,what\n")
+    by_number = tmp_path / "plain.csv"
+    by_number.write_text("i;u;5\n")
+    for path, columns in (
+        (by_name, "user=who,item=what,time=when"),
+        (by_number, "user=2,item=1,time=3"),
+    ):
+        detected = detect(path, ReadOptions.parse(columns, None))
+        batches = list(read_interactions(path, ReadReport(), detected))
+        assert [r for b in batches for r in b.to_pylist()] == [
+            {
+                "user_id": "u",
+                "item_id": "i",
+                "time_ms": 5000,
+                "rating": None,
+                "text": None,
+                "action": None,
+            }
+        ]
+    with pytest.raises(BadDataset, match="has no column 'whom' for user_id; its columns: when"):
+        detect(by_name, ReadOptions.parse("user=whom,item=what,time=when", None))
+    with pytest.raises(BadInput, match="'usr=who' is not FIELD=COLUMN"):
+        ReadOptions.parse("usr=who", None)
+
+
+def test_movielens_as_published(tmp_path: Path) -> None:
+    (tmp_path / "ratings.dat").write_text("1::1193::5::978300760\n1::661::3::978302109\n")
+    (tmp_path / "movies.dat").write_bytes("1193::Amélie (2001)::Comedy|Romance\n".encode("latin-1"))
+    (tmp_path / "u.data").write_text("196\t242\t3\t881250949\n")
+    rows, report = read(tmp_path / "ratings.dat")
+    assert [(r["user_id"], r["item_id"], r["rating"]) for r in rows] == [
+        ("1", "1193", 5.0),
+        ("1", "661", 3.0),
+    ]
+    assert report.bad == 0
+    assert read(tmp_path / "u.data")[0][0]["time_ms"] == 881250949000
+    items = list(read_items(tmp_path / "movies.dat", ReadReport()))
+    assert [(i.item_id, i.title, i.categories) for i in items] == [
+        ("1193", "Amélie (2001)", ("Comedy", "Romance"))
+    ]
+
+
+def test_retailrocket_actions_are_translated(tmp_path: Path) -> None:
+    path = named(
+        tmp_path,
+        "1433221332117,257597,view,355908,",
+        "1433221332118,257597,addtocart,355908,",
+        "1433221332119,257597,transaction,355908,4000",
+        header="timestamp,visitorid,event,itemid,transactionid\n",
+    )
+    rows, _ = read(path)
+    assert [r["action"] for r in rows] == ["view", "basket", "purchase"]
