@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import codecs
 import csv
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,6 +18,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from afterclick.amazon_ids import user_and_item
 from afterclick.errors import BadDataset, BadInput
 from ingest.files import BOM, open_bytes, read
 from ingest.rows import time_unit
@@ -27,10 +27,6 @@ HEAD_BYTES = 1 << 20
 _SAMPLED = 20
 """First lines that are looked at."""
 _SEPARATORS = (",", ";", "\t", "|", "::")
-_PRODUCT = re.compile(r"B[0-9A-Z]{9}|[0-9]{9}[0-9X]")
-"""An Amazon product id (ASIN or ISBN)."""
-_REVIEWER = re.compile(r"A[0-9A-Z]{11,}")
-"""An Amazon user id."""
 
 
 class Format(StrEnum):
@@ -320,13 +316,16 @@ def _without_names(lines: Sequence[str], separator: str, options: ReadOptions) -
 
 def _order_of_ids(rows: Sequence[Sequence[str]]) -> tuple[int, int, str]:
     """The columns of user and item, and why: by Amazon's ids, else as most files have them."""
-    for user, item in ((1, 0), (0, 1)):
-        users = sum(bool(_REVIEWER.fullmatch(row[user])) for row in rows)
-        items = sum(bool(_PRODUCT.fullmatch(row[item])) for row in rows)
-        if users + items > len(rows):
-            why = f"column {item + 1} has product ids, column {user + 1} has user ids of Amazon"
-            return user, item, why
-    return 0, 1, "user before item is assumed; else pass --columns user=2,item=1,rating=3,time=4"
+    found = user_and_item(rows)
+    if found is None:
+        return (
+            0,
+            1,
+            "user before item is assumed; else pass --columns user=2,item=1,rating=3,time=4",
+        )
+    user, item = found
+    why = f"column {item + 1} has product ids, column {user + 1} has user ids of Amazon"
+    return user, item, why
 
 
 def _stated(lines: Sequence[str], path: Path, options: ReadOptions) -> Detected:

@@ -149,6 +149,13 @@ def test_a_value_outside_its_range_is_rejected_by_column(
         reviews.load(tmp_path)
 
 
+def test_ratings_with_the_item_first_are_recognised(tmp_path: Path) -> None:
+    path = tmp_path / "Electronics.csv"
+    path.write_text("0132793040,AKM1MP6P0OYPR,5.0,1365811200\nB0000DYV9H,A2CX7LUOHB2NDG,1,1\n")
+    found = reviews.load(path).log
+    assert set(found.user_ids) == {"AKM1MP6P0OYPR", "A2CX7LUOHB2NDG"}
+
+
 def test_a_repeated_review_counts_once(tmp_path: Path) -> None:
     (tmp_path / "reviews.csv").write_text("user_id,item_id,timestamp\na,x,200\na,x,100\n")
     assert reviews.load(tmp_path).log.time_ms.tolist() == [100_000]

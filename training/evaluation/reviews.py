@@ -2,7 +2,7 @@
 
 reads   csv, parquet  user_id, item_id, timestamp (s); optional: rating, liked (1: 4 stars or more,
                       0: fewer), time_quality (`exact`)
-        csv           the official ratings file, without a header: user, item, rating, timestamp
+        csv           an official ratings file, without a header: user and item, rating, timestamp
         csv           items.csv in the same folder: item_id, title, categories
         parquet       <home>/etl/<version>/events, users, items
 """
@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from afterclick.amazon_ids import user_and_item
 from afterclick.arrays import Float64Array, FloatArray
 from afterclick.errors import BadDataset
 from afterclick.events import Action
@@ -28,6 +29,8 @@ from training.models.content_vectors import ItemTexts
 _NAMES = ("reviews.csv.gz", "reviews.csv", "reviews.parquet", "ratings_Electronics.csv")
 _LIKED_STARS, _NOT_LIKED_STARS = 4, 2
 """Stars that a review counts as if only `liked` is known."""
+_SAMPLED = 20
+"""Rows of a file without a header by which users and items are told apart."""
 _NEEDED = {"user_id", "item_id", "timestamp"}
 
 
@@ -86,14 +89,21 @@ def _read(file: Path) -> pd.DataFrame:
     else:
         frame = pd.read_csv(file, dtype={"user_id": str, "item_id": str})
         if not _NEEDED & set(frame.columns):
-            names = ["user_id", "item_id", "rating", "timestamp"]
-            frame = pd.read_csv(
-                file, header=None, names=names, dtype={"user_id": str, "item_id": str}
-            )
+            frame = _read_without_header(file)
     missing = _NEEDED - set(frame.columns)
     if missing:
         raise ValueError(f"column {', '.join(sorted(missing))} is missing")
     return frame
+
+
+def _read_without_header(file: Path) -> pd.DataFrame:
+    """The official ratings: user and item by their ids, else in this order; rating, time."""
+    frame = pd.read_csv(file, header=None, dtype={0: str, 1: str})
+    if frame.shape[1] != 4:
+        raise ValueError(f"{frame.shape[1]} columns without names, expected 4")
+    first = frame.iloc[:_SAMPLED, :2].dropna().to_numpy(str).tolist()
+    user, item = user_and_item(first) or (0, 1)
+    return frame.rename(columns={user: "user_id", item: "item_id", 2: "rating", 3: "timestamp"})
 
 
 def _stars(frame: pd.DataFrame) -> NDArray[np.int8]:
