@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick import kernels
+from afterclick import kernels, transitions
 from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
 from afterclick.compiled import compiled
 from afterclick.dislikes import dislike_share
 from afterclick.kernels import as_items, positions_of, products, similarities
 from afterclick.model import ItemContent, Model
 from afterclick.retrieval import top_k
+from afterclick.transitions import TransitionRows, transition_rows
 from afterclick.trends import DAY_MS, HALF_LIVES_MS, TREND_MIX
 from afterclick.user_vectors import UserState, UserVectors, tower_user
 
@@ -46,6 +47,9 @@ FEATURES: tuple[tuple[str, str], ...] = (
     ("reach_last", "history"),
     ("reach_max", "history"),
     ("reach_sum", "history"),
+    ("transition_score", "history"),
+    ("transition_last", "history"),
+    ("transition_share", "history"),
     ("als_last", "history"),
     ("tower_last", "history"),
     ("history_length", "history"),
@@ -82,6 +86,7 @@ _THREE_DAYS, _WEEK, _MONTH, _QUARTER = map(
 FEATURE_NAMES: tuple[str, ...] = tuple(name for name, _ in FEATURES)
 _HALF_LIVES_MS = list(HALF_LIVES_MS.values())
 _COLUMN = {name: number for number, name in enumerate(FEATURE_NAMES)}
+_TRANSITIONS = _COLUMN["transition_score"]
 _TRENDS = _COLUMN["trend_" + next(iter(HALF_LIVES_MS))]
 _POPULARITY, _RISE, _RISE_DAYS, _ARRIVAL_RATE, _ITEM_AGE, _AGE_GAP, _SECOND_AGE_GAP = (
     _COLUMN[name]
@@ -195,6 +200,7 @@ def features(
         recent = past[0][:RECENT]
         known = np.where(recent < len(model), recent, np.int32(-1))
         _neighbour_rows(table, model, known, candidates)
+        _transition_rows(table, user.transitions, candidates)
         _factor_rows(table, model, user.factors, int(known[0]), candidates)
         _tower_rows(table, model, user, candidates)
         _content_rows(table, content or model.item_content, recent, candidates)
@@ -289,6 +295,13 @@ def _neighbour_rows(
                 table[_COLUMN[f"{name}_sum"]],
             )
             similarities(items, scores, recent, positions, out)
+
+
+def _transition_rows(table: FloatArray, rows: TransitionRows, candidates: IntArray) -> None:
+    """What users took after the recent items; NaN without a graph."""
+    if rows.items.shape[1]:
+        out = table[_TRANSITIONS], table[_TRANSITIONS + 1], table[_TRANSITIONS + 2]
+        transition_rows(rows, (positions_of(candidates), candidates), out)
 
 
 def _factor_rows(
@@ -395,3 +408,4 @@ def warm_up() -> None:
     log_share = np.zeros((1, len(HALF_LIVES_MS)), np.float32)
     context_rows(table, items, (table[0], ones), log_share, (items, ones, 1.0))
     kernels.warm_up()
+    transitions.warm_up()

@@ -50,7 +50,7 @@ def positions_of(items: IntArray) -> IntArray:
 
 
 @compiled
-def _find(table: IntArray, items: IntArray, item: int) -> np.int64:
+def position_in(table: IntArray, items: IntArray, item: int) -> np.int64:
     """The first position of an item, by `positions_of(items)`; -1 without one."""
     slot = _slot(item, len(table))
     while table[slot] >= 0:
@@ -141,7 +141,7 @@ def similarities(
         for column in range(neighbours.shape[1]):
             if neighbours[row, column] < 0:
                 continue
-            position = _find(table, items, neighbours[row, column])
+            position = position_in(table, items, neighbours[row, column])
             if position < 0:
                 continue
             score = scores[row, column]
@@ -173,7 +173,7 @@ def unlisted(items: IntArray, excluded: IntArray) -> BoolArray:
     table, keep = positions_of(excluded), np.empty(len(items), np.bool_)
     for position in range(len(items)):
         item = items[position]
-        keep[position] = item >= 0 and _find(table, excluded, item) < 0
+        keep[position] = item >= 0 and position_in(table, excluded, item) < 0
     return keep
 
 
@@ -362,7 +362,7 @@ def warm_up() -> None:
     items, pairs = np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
     numbers, vector = np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
     ones = np.ones((1, 1))
-    union((pairs,) * 3, items, 1, (items,) * 4, items)
+    union((pairs,) * 3, items, 1, (items,) * 5, items)
     unlisted(items, items)
     table = positions_of(items)
     similarities(pairs, numbers, items, (table, items), (vector, vector, vector))

@@ -2,6 +2,7 @@
 
 reads   artifact  item_ids, popularity, first_seen_ms, neighbour_items, neighbour_scores,
                   same_day_items, same_day_scores; optional: reach_items, reach_scores,
+                  transition_items, transition_scores,
                   als_item_factors, content, content_words, content_word_vectors,
                   tower_history, tower_targets
         manifest  parameters.als.alpha, parameters.als.reg, parameters.towers.ages
@@ -29,6 +30,7 @@ from afterclick.arrays import AnyArray, BoolArray, Float64Array, FloatArray, Int
 from afterclick.artifact import Manifest, Throttle, load_array, no_throttle, read_manifest, verify
 from afterclick.errors import BadArtifact
 from afterclick.kernels import as_items, as_vector, products, tower_vector
+from afterclick.transitions import TransitionGraph
 from afterclick.trends import DAY_MS
 
 _STEP = 2000
@@ -45,6 +47,8 @@ _NEEDED = (
 _OPTIONAL = (
     "reach_items",
     "reach_scores",
+    "transition_items",
+    "transition_scores",
     "als_item_factors",
     "content",
     "content_words",
@@ -52,6 +56,8 @@ _OPTIONAL = (
     "tower_history",
     "tower_targets",
 )
+_OF_PARTS = ("content_words", "content_word_vectors", "tower_history", "tower_targets")
+"""Arrays of `Model.words` and `Model.towers`."""
 _ATTRIBUTES = {
     "same_day_items": "co_purchase_items",
     "same_day_scores": "co_purchase_scores",
@@ -60,13 +66,14 @@ _ATTRIBUTES = {
     "als_item_factors": "factors",
 }
 """File → attribute of Model, where the names differ."""
-_INDEX_ARRAYS = ("neighbour_items", "same_day_items", "reach_items")
-_INDICES = ("neighbour_items", "co_purchase_items", "random_walk_items")
+_INDEX_ARRAYS = ("neighbour_items", "same_day_items", "reach_items", "transition_items")
+_INDICES = ("neighbour_items", "co_purchase_items", "random_walk_items", "transition_items")
 _NUMBERS = (
     "popularity",
     "neighbour_scores",
     "co_purchase_scores",
     "random_walk_scores",
+    "transition_scores",
     "factors",
     "content",
 )
@@ -242,6 +249,10 @@ class Model:
     """(n, K) items reached by a random walk over both kinds of neighbours (RP3β)."""
     random_walk_scores: FloatArray | None = None
     """(n, K) visits by the walk, weighted by popularity."""
+    transition_items: IntArray | None = None
+    """(n, K) items that users took after an item, best first."""
+    transition_scores: FloatArray | None = None
+    """(n, K) how often, by distance: see training/models/transition_graph.py."""
     towers: TowerArrays | None = None
     words: WordVectors | None = None
     """Computes `content` of new items."""
@@ -294,13 +305,20 @@ class Model:
         return np.asarray(steps * self.resolution_ms + self.phase_ms)
 
     @cached_property
+    def transitions(self) -> TransitionGraph | None:
+        """The transition graph; None without one."""
+        if self.transition_items is None or self.transition_scores is None:
+            return None
+        return TransitionGraph(self.transition_items, self.transition_scores)
+
+    @cached_property
     def first_seen_rounded_ms(self) -> Float64Array:
         """(n,) `first_seen_ms` at the model's resolution."""
         return self.at_resolution(self.first_seen_ms)
 
     def arrays(self) -> dict[str, AnyArray]:
         """The arrays by their file names in an artifact."""
-        files = (*_NEEDED, "reach_items", "reach_scores", "als_item_factors", "content")
+        files = (*_NEEDED, *(name for name in _OPTIONAL if name not in _OF_PARTS))
         every = {name: getattr(self, _ATTRIBUTES.get(name, name)) for name in files}
         arrays = {name: array for name, array in every.items() if array is not None}
         if self.words is not None:

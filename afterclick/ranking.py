@@ -6,7 +6,7 @@ gate and the evaluation. Callers filter or extend the candidates between `retrie
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from afterclick.arrays import BoolArray, Float64Array, FloatArray, IndexArray, I
 from afterclick.features import FEATURE_NAMES, FEATURES, PARTS, TrendView, features
 from afterclick.model import Model
 from afterclick.retrieval import CandidateLimits, Candidates, Searches, candidate_items, top_k
+from afterclick.transitions import TransitionGraph
 from afterclick.user_vectors import UserState, UserVectors
 
 Contributions = dict[str, Float64Array]
@@ -59,6 +60,8 @@ class CandidateGenerator:
     limits: CandidateLimits = field(default_factory=CandidateLimits)
     allowed: BoolArray | None = None
     """(m,) items that may become candidates; default: all."""
+    transitions: TransitionGraph | None = None
+    """The transition graph with live events; default: the model's."""
 
     @classmethod
     def exact(
@@ -71,9 +74,13 @@ class CandidateGenerator:
         searches = Searches.exact(model, allowed)
         return cls(model, searches, limits=limits or CandidateLimits(), allowed=allowed)
 
+    def with_graph(self, transitions: TransitionGraph | None) -> CandidateGenerator:
+        """The same with another transition graph; None: the model's."""
+        return replace(self, transitions=transitions)
+
     def query(self, user: UserState, trends: TrendView) -> RankingQuery:
         """Compute the user's vectors once, for retrieval and for features."""
-        return RankingQuery(UserVectors.of(self.model, user), trends)
+        return RankingQuery(UserVectors.of(self.model, user, self.transitions), trends)
 
     def retrieve(
         self,
@@ -117,6 +124,7 @@ _FORMULA = {
     "cosine_sum": 1.0,
     "same_day_last": 4.0,
     "same_day_sum": 1.0,
+    "transition_share": 2.0,
     "als_last": 0.5,
     "trend_day": 0.02,
     "trend_week": 0.06,

@@ -13,7 +13,7 @@ from afterclick.kernels import SOURCE_BITS, as_items, no_rows, union, unlisted
 from afterclick.model import ItemContent, Model
 from afterclick.user_vectors import UserVectors
 
-SOURCES = ("same_day", "neighbours", "als", "tower", "content", "trending")
+SOURCES = ("same_day", "neighbours", "als", "tower", "content", "transitions", "trending")
 """Names of the candidate sources, as responses and impressions carry them."""
 Search = Callable[[FloatArray, int], IntArray]
 """(query vector (k,), count) → item indices, nearest first; -1 pads. FAISS, or `exact_search`."""
@@ -33,11 +33,15 @@ class CandidateLimits:
     """Items nearest to the output of the user tower."""
     content: int = 20
     """Items with content like that of the newest item."""
+    transitions: int = 30
+    """Items that users took after a recent item, of each."""
     trending: int = 200
     """Trending items, over all half-lives."""
 
 
-REDUCED_LIMITS = CandidateLimits(per_item=30, als=0, tower=0, content=0, trending=100)
+REDUCED_LIMITS = CandidateLimits(
+    per_item=30, als=0, tower=0, content=0, transitions=20, trending=100
+)
 """Candidate limits under load shedding: no ANN search, and about two thirds of the candidates."""
 
 
@@ -108,6 +112,7 @@ def candidate_items(
         _search(searches.als, user.factors, limits.als),
         _search(searches.tower, user.tower, limits.tower),
         _search(searches.content, content, limits.content),
+        as_items(user.transitions.items[:, : limits.transitions].ravel()),
         as_items(trending[: limits.trending]),
     )
     recent, seen = as_items(recent[recent < len(model)]), as_items(user.state.seen)

@@ -16,6 +16,7 @@ from afterclick.kernels import as_items, woodbury
 from afterclick.model import Model
 from afterclick.signals import Signals
 from afterclick.state import PastEvent, effective, newest_reviews
+from afterclick.transitions import NO_ROWS, TransitionGraph, TransitionRows
 
 IdT = TypeVar("IdT")
 MAX_DISLIKED = 20
@@ -169,11 +170,17 @@ class UserVectors:
     """(k,) ALS factors; None where ALS knows no item of the history."""
     tower: FloatArray | None
     """(d + 1,) output of the user tower; None where it knows no item of the history."""
+    transitions: TransitionRows = NO_ROWS
+    """Of the newest items."""
 
     @classmethod
-    def of(cls, model: Model, state: UserState) -> UserVectors:
-        state = state.at_resolution_of(model)
-        return cls(state, fold_in(model, state), tower_user(model, state))
+    def of(
+        cls, model: Model, state: UserState, transitions: TransitionGraph | None = None
+    ) -> UserVectors:
+        """`transitions`: default the model's; give the snapshot's to include live ones."""
+        state, graph = state.at_resolution_of(model), transitions or model.transitions
+        rows = NO_ROWS if graph is None else graph.rows(state.items)
+        return cls(state, fold_in(model, state), tower_user(model, state), rows)
 
 
 def fold_in(model: Model, state: UserState) -> FloatArray | None:

@@ -60,6 +60,7 @@ from serving.response_cache import (
 from serving.state.history import OnlineStore, forget_entries
 from serving.state.item_catalogue import Catalogue
 from serving.state.kafka_reader import TopicReader
+from serving.state.live_transitions import ContactFeed
 from serving.state.live_trends import PositionWaiters, TrendFeed
 from serving.state.loaded_models import ModelFeed, ModelStore, no_model
 from serving.state.snapshot_builder import SnapshotSources, SnapshotStore
@@ -131,12 +132,18 @@ class Service:
             settings.redis, settings.stream.history_length, self.eraser.until_ms
         )
         self.feed = TrendFeed(settings, self.on_changes)
+        self.contacts = ContactFeed(settings, self.eraser.is_forgotten)
         self.rules = RuleBook(self.catalogue)
         kafka, topics = settings.kafka, settings.kafka.topics
         self.item_reader = TopicReader(kafka, topics.items, self._on_items)
         limits = QuarantineLimits(serving.quarantine_max_ratio, serving.quarantine_allowance)
         sources = SnapshotSources(
-            self.feed, self.catalogue, self.rules, limits, hides_unknown=self._hides_unknown
+            self.feed,
+            self.catalogue,
+            self.rules,
+            limits,
+            hides_unknown=self._hides_unknown,
+            contacts=self.contacts,
         )
         self.snapshots = SnapshotStore(sources, no_model())
         store = settings.training.store or str(settings.artifacts)
@@ -217,6 +224,7 @@ class Service:
         parts = (self.eraser, self.control, self.users, self.copy, self.requests)
         self._background: tuple[Background, ...] = (
             self.feed,
+            self.contacts,
             self.item_reader,
             self.model_reader,
             self.forgotten_reader,
@@ -252,6 +260,15 @@ class Service:
         }
         self.metrics.observe(
             "afterclick_request_log_rows", "Rows of the request log.", "state", rows
+        )
+        graph: dict[str, Callable[[], int]] = {
+            "items": lambda: self.snapshots.transition_sizes[0],
+            "pairs": lambda: self.snapshots.transition_sizes[1],
+            "events": lambda: len(self.contacts),
+            "users": lambda: self.contacts.users,
+        }
+        self.metrics.observe(
+            "afterclick_live_transitions", "Size of the live transition graph.", "what", graph
         )
         for beat in self.monitor.heartbeats:
             age = self.metrics.heartbeat_age.labels(beat.name)
@@ -364,6 +381,7 @@ class Service:
 
     def _on_forgotten(self, forgotten: Mapping[str, int]) -> None:
         """Evict users from the caches of this process, and again after the requests in flight."""
+        self.contacts.forget(forgotten)
         self._call_in_loop(lambda: self._evict(forgotten))
 
     def _evict(self, forgotten: Mapping[str, int], again: bool = True) -> None:

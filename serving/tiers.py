@@ -21,6 +21,7 @@ from afterclick.features import RECENT
 from afterclick.model import UNKNOWN_BIAS
 from afterclick.ranking import CandidateGenerator, Contributions, RankingQuery
 from afterclick.retrieval import CandidateLimits, Candidates, Search, is_in, top_k
+from afterclick.transitions import TransitionGraph, scored
 from afterclick.user_vectors import UserState, content_user, fold_in, tower_user
 from serving.eligibility import (
     CANDIDATE_SOURCES,
@@ -125,6 +126,9 @@ def tiers_for(
             query = generator.query(user.state, snapshot.view)
             yield PersonalisedTier(generator, query, limits)
         else:
+            graph = snapshot.transitions
+            if graph is not None and len(user.state.items) and policy is Policy.BLEND:
+                yield TransitionsTier(graph)
             vectors = VectorModel.of(snapshot.loaded, policy, user.state)
             if vectors is not None:
                 yield SingleModelTier(policy, vectors)
@@ -244,6 +248,53 @@ class VectorModel:
         return scores
 
 
+@dataclass(frozen=True)
+class TransitionsTier:
+    """What users took after the user's newest items, without a model: a shop's first minutes.
+
+    score = transition graph + 0.05 · trend score
+    """
+
+    graph: TransitionGraph
+    fill: ClassVar[Fill] = Fill(source=TRENDING)
+
+    def retrieve(self, context: TierContext) -> Candidates:
+        items, scores = self._scored(context.user.state)
+        keep = context.eligible.eligible(items)
+        scores = scores[is_in(items, keep)]
+        top = top_k(scores, context.eligible.pool_size, above=0.0)
+        return candidates_from(keep[top], _TRANSITIONS)
+
+    def rank(self, context: TierContext, candidates: Candidates) -> RankedList:
+        items = candidates.items
+        history = self._score(context.user.state, items)
+        trend = TREND_WEIGHT * context.snapshot.trend_score[items]
+        order = np.argsort(-(history + trend), kind="stable")
+        return RankedList(
+            context.personal_tier,
+            items[order],
+            {"history": history[order], "trend": trend[order]},
+            _names(candidates.sources[order]),
+            source_reasons,
+            lambda state, shown: (
+                self._score(state, shown) + TREND_WEIGHT * context.snapshot.trend_score[shown]
+            ),
+        )
+
+    def _scored(self, state: UserState) -> tuple[IntArray, Scores]:
+        items, scores = scored(self.graph.rows(state.items))
+        return items, scores.astype(np.float64)
+
+    def _score(self, state: UserState, items: IntArray) -> Scores:
+        """(len(items),) 0 for items that are no neighbours of the newest ones."""
+        near, scores = self._scored(state)
+        found = np.zeros(len(items))
+        known = is_in(items, near)
+        found[known] = scores[np.searchsorted(near, items[known])]
+        return found
+
+
+_TRANSITIONS = CANDIDATE_SOURCES.index("transitions")
 _ALS, _TOWER, _CONTENT = map(CANDIDATE_SOURCES.index, ("als", "tower", "content"))
 
 
@@ -440,13 +491,21 @@ def similar_items(
 
 
 def item_neighbours(snapshot: ServingSnapshot, item: int) -> tuple[IntArray, Scores, Scores]:
-    """An item's neighbours, each once, and their similarity by content and by shared users."""
-    model = snapshot.loaded.model
-    if model is None:
+    """An item's neighbours, each once, and their similarity by content and by shared users.
+
+    Shared users: cosines, and the score in the transition graph relative to the best.
+    """
+    model, row = snapshot.loaded.model, slice(item, item + 1)  # empty for items after the model's
+    groups, shared = [], []
+    if model is not None:
+        groups = [model.neighbour_items[row].ravel(), model.co_purchase_items[row].ravel()]
+        shared = [model.neighbour_scores[row].ravel(), model.co_purchase_scores[row].ravel()]
+    if snapshot.transitions is not None:
+        near, scores = snapshot.transitions.rows(np.array([item], np.int32))
+        groups.append(near.ravel())
+        shared.append(scores.ravel() / max(float(scores.max(initial=0.0)), 1e-9))
+    if not groups:
         return np.empty(0, np.int32), np.empty(0), np.empty(0)
-    row = slice(item, item + 1)  # empty for an item newer than the model
-    groups = [model.neighbour_items[row].ravel(), model.co_purchase_items[row].ravel()]
-    shared = [model.neighbour_scores[row].ravel(), model.co_purchase_scores[row].ravel()]
     alike = [np.zeros(len(group)) for group in groups]
     search, vectors = snapshot.content_search, snapshot.content
     vector = vectors.row(item) if vectors is not None else None

@@ -181,6 +181,7 @@ class ModelConfig:
 
     als: AlsConfig = field(default_factory=AlsConfig)
     neighbours: NeighbourConfig = field(default_factory=NeighbourConfig)
+    transitions: TransitionConfig = field(default_factory=TransitionConfig)
     towers: TowerConfig | None = field(default_factory=TowerConfig)
     """None: no two-tower model."""
     ranker: RankerConfig = field(default_factory=RankerConfig)

@@ -23,6 +23,7 @@ from training.interactions import Interactions
 from training.models import als, content_vectors, neighbours, popularity
 from training.models.als import Factorise
 from training.models.content_vectors import ItemTexts
+from training.models.transition_graph import transition_graph
 from training.ranker import FittedRanker, RankerExamples
 
 
@@ -53,6 +54,7 @@ class ModelTrainer:
         config = self.config
         factors = als.factorise(known, config.als, self.engine)
         resolution_ms, phase_ms = popularity.time_resolution(rows)
+        followers, follower_scores = transition_graph(known, config.transitions)
         model = Model(
             version=version,
             item_ids=rows.item_ids,
@@ -63,6 +65,8 @@ class ModelTrainer:
             als_reg=config.als.reg,
             resolution_ms=resolution_ms,
             phase_ms=phase_ms,
+            transition_items=followers,
+            transition_scores=follower_scores,
             **neighbours.neighbour_arrays(known, config.neighbours),
         )
         texts = content_vectors.texts_of(model.item_ids.tolist(), self.texts)

@@ -9,8 +9,9 @@ A model without a learned ranker is scored by the fallback ranker, as in serving
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -171,6 +172,7 @@ def ask(asked: holdout.Holdout, folder: Path, references: list[ReferenceModel]) 
     folders = {"challenger": folder / "holdout_model", "final": folder / "model"}
     folders |= {reference.name: reference.folder for reference in references}
     ranked = {name: ranked_model(folder) for name, folder in folders.items()}
+    ranked["final"] = replace(ranked["final"], cut_ms=math.inf)
     with threadpool_limits(1, "blas"):  # small matrices: more threads cost more than they save
         answers = holdout.ask(asked, ranked)
         ranks = holdout.part_ranks(asked, ranked["final"], ranked["challenger"])
@@ -187,9 +189,9 @@ def ask(asked: holdout.Holdout, folder: Path, references: list[ReferenceModel]) 
 
 
 def ranked_model(folder: Path) -> RankedModel:
-    """The model of a verified artifact with its ranker, or with the fallback ranker."""
-    model, _ = models.load(folder)
-    return RankedModel(model, load_ranker(folder))
+    """The holdout model of a verified artifact with its ranker, or with the fallback ranker."""
+    model, manifest = models.load(folder)
+    return RankedModel(model, load_ranker(folder), manifest.cut_ms or math.inf)
 
 
 def _becomes_anchor(

@@ -121,7 +121,7 @@ def align(model: Model, item_ids: NDArray[np.str_]) -> Model:
     def optional(array: AnyArray | None) -> Any:
         return None if array is None else rows(array, 0.0)
 
-    towers, walk = model.towers, model.random_walk_items
+    towers, walk, followers = model.towers, model.random_walk_items, model.transition_items
     if towers is not None:
         targets = rows(towers.targets, 0.0)
         targets[~there, -1] = UNKNOWN_BIAS
@@ -137,6 +137,8 @@ def align(model: Model, item_ids: NDArray[np.str_]) -> Model:
         co_purchase_scores=rows(model.co_purchase_scores, 0.0),
         random_walk_items=None if walk is None else neighbours(walk),
         random_walk_scores=optional(model.random_walk_scores),
+        transition_items=None if followers is None else neighbours(followers),
+        transition_scores=optional(model.transition_scores),
         factors=optional(model.factors),
         content=optional(model.content),
         towers=towers,

@@ -22,6 +22,7 @@ from afterclick.trends import DAY_MS
 from training import served_lists
 from training.config import RankerConfig, ReplayConfig
 from training.event_log import EventLog
+from training.graph_replay import GraphReplay
 from training.interactions import TooFewInteractions
 from training.models import boosted_trees
 from training.protocols import EvaluationSplit, list_queries, moments, sample, with_history
@@ -198,11 +199,14 @@ def examples(
     feedback = split.log.negatives()
     queries = with_history(split, moments(split, config.seed))
     queries = sample(queries, config.queries, config.seed)
-    generator = CandidateGenerator.exact(align(model, split.log.item_ids), split.eligible)
+    model = align(model, split.log.item_ids)
+    graphs = GraphReplay(model, split.log, split.cut_ms)
+    exact = CandidateGenerator.exact(model, split.eligible)
     rows: list[FloatArray] = []
     grades: list[FloatArray] = []
     groups: list[int] = []
     for replayed in replay(split.log, queries, known):
+        generator = exact.with_graph(graphs.at(replayed.user.now_ms))
         query = generator.query(replayed.user, replayed.trends)
         items = generator.retrieve(query).items
         targets = queries.targets[replayed.row]
@@ -235,7 +239,8 @@ def list_examples(
     of_list: dict[int, list[ListGroup]] = {}
     for group in served_lists.groups(lists, decay):
         of_list.setdefault(group.list_number, []).append(group)
-    generator = CandidateGenerator.exact(model)
+    graphs = GraphReplay(model, split.log, split.cut_ms)
+    exact = CandidateGenerator.exact(model)
     rows: list[FloatArray] = []
     grades: list[FloatArray] = []
     groups: list[int] = []
@@ -244,6 +249,7 @@ def list_examples(
     asked = list_queries(lists.where(np.array(numbers, np.intp)))
     for replayed in replay(split.log, asked, known):
         user = lists.state(numbers[replayed.row], replayed.user)
+        generator = exact.with_graph(graphs.at(replayed.user.now_ms))
         query = generator.query(user, replayed.trends)
         for group in of_list[numbers[replayed.row]]:
             rows.append(generator.features(query, group.items))

@@ -67,6 +67,10 @@ def replay_serving(
     preset: Preset = "fast",
     engine: Engine = None,
     ask: AskFor = "every",
+    graph: Annotated[
+        str,
+        typer.Option(help="The transition graph: `live`, updated with every event, or `static`."),
+    ] = "live",
     as_json: AsJson = False,
 ) -> None:
     """Replay the log through the serving code, and score its lists by what users took next.
@@ -81,10 +85,12 @@ def replay_serving(
     from infra.prequential.serving_replay import Arm
 
     began, settings = time.perf_counter(), Settings()
-    arm = Arm(choice("--retrain", retrain, tuple(Retrain)))
+    is_live = choice("--graph", graph, ("live", "static")) == "live"
+    arm = Arm(choice("--retrain", retrain, tuple(Retrain)), live_graph=is_live)
     request = _request(dataset, (from_day, to_day), queries, (preset, engine), ask)
     window, walk = run(settings, request, [arm], progress)
     figures = replay_figures(window, walk, arm) | _origin(settings, request, began)
+    figures["graph"] = graph
     emit(figures, as_json, lambda: _replay_table(figures))
     if figures["leaks"]:
         raise typer.Exit(1)

@@ -83,7 +83,10 @@ class RecipeModels:
             trees = self._trainer.fit_ranker(past).trees
         except TooFewInteractions:  # as in the pipeline
             trees = None
-        run = RunMetadata(version=version, cut_ms=cut_ms, parameters={}, lineage={}, seconds={})
+        lineage = {"newest_ms": int(past.time_ms[-1])}
+        run = RunMetadata(
+            version=version, cut_ms=cut_ms, parameters={}, lineage=lineage, seconds={}
+        )
         folder = write_model(self._folder, version, fitted, trees, run)
         loaded = load(folder, None)
         shutil.rmtree(folder)  # it is in memory, and a daily schedule has many

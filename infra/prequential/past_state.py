@@ -25,9 +25,11 @@ from afterclick.state import HistoryEntry
 from afterclick.trends import HALF_LIVES_MS
 from infra.prequential.past_models import TrainedModel
 from serving.state.history import HistorySource, Rows, entries
+from serving.state.live_transitions import Contact, RecentContacts
 from serving.state.live_trends import TrendState
 from training.config import ReplayConfig
 from training.event_log import ACTIONS, CODES, EventLog
+from training.graph_replay import first_contacts
 from training.protocols import NOTHING
 from training.query_replay import Histories
 
@@ -130,6 +132,31 @@ class PastTrends(TrendState):
         names = [self._ids[i] for i in items.tolist()]
         self.table.merge_many(names, newest, sums, totals[:, 0], totals[:, 1:].astype(np.int32))
         self._voted, self._counted = voted, counted
+
+
+class PastContacts(RecentContacts):
+    """The first contacts of users and items in a log, moved forward in time."""
+
+    def __init__(self, log: EventLog, established_days: float) -> None:
+        super().__init__()
+        rows = first_contacts(log)
+        self._times = log.time_ms[rows]
+        self._columns = (
+            log.user_ids[log.user[rows]],
+            log.item_ids[log.item[rows]],
+            log.established(established_days)[rows],
+        )
+        self._added = 0
+
+    def advance(self, moment_ms: int) -> None:
+        """Add the contacts before a moment, which is not before the last one."""
+        end = int(np.searchsorted(self._times, moment_ms))
+        new = slice(max(self._added, end - self.slots), end)
+        for user_id, item_id, established, time_ms in zip(
+            *(column[new].tolist() for column in (*self._columns, self._times)), strict=True
+        ):
+            self.add(Contact(user_id, item_id, float(time_ms), established))
+        self._added = end
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from infra.prequential.past_models import Models, Retrain, TrainedModel
 from infra.prequential.past_state import (
     LoggedHistories,
     Moment,
+    PastContacts,
     PastHistories,
     PastTrends,
     RequestedHistories,
@@ -43,6 +44,8 @@ from training.protocols import NOTHING, Queries
 
 LENGTH = 10
 """Ranks of a list."""
+ServerKey = tuple[Retrain, bool]
+"""What lists of one server share: `Arm.server`."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,13 @@ class Arm:
 
     retrain: Retrain = Retrain.NEVER
     delay_s: float = 0.0
+    live_graph: bool = True
+    """Whether events update the transition graph; else it stays that of the model."""
+
+    @property
+    def server(self) -> ServerKey:
+        """Arms with equal models and graphs share a server."""
+        return self.retrain, self.live_graph
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ class ServingReplay:
         self._shop, self._models, self._from_ms = shop, models, from_ms
         self._histories = histories or LoggedHistories(shop.log, shop.known.history_length)
         self._trends = PastTrends(shop.log, shop.known)
+        self._contacts = PastContacts(shop.log, shop.known.established_days)
         self._catalogue = shop.catalogue()
         self._trained: dict[int, TrainedModel] = {}
         self._now_ms = 0
@@ -130,7 +141,7 @@ class ServingReplay:
         lists = {arm: ArmLists.empty(len(asked)) for arm in arms}
         n_items = np.zeros(len(asked), np.int64)
         found = Walk(asked, lists, n_items)
-        servers = {arm.retrain: self._server() for arm in arms}
+        servers = {arm.server: self._server(arm) for arm in arms}
         try:
             with threadpool_limits(1, "blas"):  # small matrices: threads would wait for another
                 asyncio.run(self._walk(found, servers))
@@ -139,11 +150,15 @@ class ServingReplay:
                 server.recommender.close()
         return found
 
-    def _server(self) -> _Server:
+    def _server(self, arm: Arm) -> _Server:
         moment = Moment(self._from_ms, np.array([NOTHING], np.int32))
         store = RequestedHistories(self._histories, moment)
         sources = SnapshotSources(
-            self._trends, self._catalogue, limits=self._shop.known.limits, clock_ms=self._clock_ms
+            self._trends,
+            self._catalogue,
+            limits=self._shop.known.limits,
+            clock_ms=self._clock_ms,
+            contacts=self._contacts if arm.live_graph else None,
         )
         snapshots = SnapshotStore(sources, no_model())
         config = replace(self._shop.serving, cache_ttl_s=0.0, clock_ms=self._clock_ms)
@@ -154,7 +169,7 @@ class ServingReplay:
     def _clock_ms(self) -> float:
         return float(self._now_ms)
 
-    async def _walk(self, walk: Walk, servers: Mapping[Retrain, _Server]) -> None:
+    async def _walk(self, walk: Walk, servers: Mapping[ServerKey, _Server]) -> None:
         asked = walk.queries
         order = np.argsort(asked.now_ms, kind="stable")
         for moment_ms, rows in _groups(asked.now_ms, order):
@@ -165,17 +180,18 @@ class ServingReplay:
                 for arm, lists in walk.lists.items():
                     moment = Moment(moment_ms, asked.live[row], int(arm.delay_s * 1000))
                     user_id = str(self._shop.log.user_ids[asked.user[row]])
-                    await self._ask(servers[arm.retrain], user_id, moment, (lists, row))
+                    await self._ask(servers[arm.server], user_id, moment, (lists, row))
 
-    def _advance(self, moment_ms: int, servers: Mapping[Retrain, _Server]) -> None:
+    def _advance(self, moment_ms: int, servers: Mapping[ServerKey, _Server]) -> None:
         """Bring trends, models and snapshots to a moment."""
         self._now_ms = moment_ms
         self._trends.advance(moment_ms)
-        cuts = {retrain: retrain.cut_ms(self._from_ms, moment_ms) for retrain in servers}
+        self._contacts.advance(moment_ms)
+        cuts = {retrain: retrain.cut_ms(self._from_ms, moment_ms) for retrain, _ in servers}
         self._trained = {
             cut: self._trained.get(cut) or self._models.at(cut) for cut in sorted({*cuts.values()})
         }
-        for retrain, server in servers.items():
+        for (retrain, _), server in servers.items():
             server.serve(self._trained[cuts[retrain]])
 
     async def _ask(
@@ -190,7 +206,8 @@ class ServingReplay:
         lists.tier[row] = str(made.rendered.source)
         lists.version[row] = version = made.body["model_version"] or ""
         lists.end_ms[version] = server.model.end_ms
-        lists.leaks[row] = found_leaks(server.store.given, moment, self._trends, server.model)
+        leaks = found_leaks(server.store.given, moment, self._trends, server.model)
+        lists.leaks[row] = leaks or self._contacts.newest_ms >= moment.now_ms
 
 
 @dataclass

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,7 +26,7 @@ import structlog
 from confluent_kafka import Message
 
 from afterclick import events, model
-from afterclick.artifact import MANIFEST, Throttle, no_throttle, read_manifest
+from afterclick.artifact import MANIFEST, Manifest, Throttle, no_throttle, read_manifest
 from afterclick.errors import AfterclickError, BadArtifact, BadEvent, Unavailable
 from afterclick.events import ModelEvent, ModelPublished
 from afterclick.features import warm_up
@@ -35,6 +36,7 @@ from afterclick.ranking import FormulaRanker, Ranker
 from afterclick.retrieval import Search
 from afterclick.tree_ranker import load_ranker
 from serving.state.ann_search import content_search, index_search
+from serving.state.live_transitions import LearnedEvents
 
 log = structlog.get_logger()
 LOAD_LIMIT_S = 900.0
@@ -64,6 +66,8 @@ class LoadedModel:
     als_search: Search | None = None
     tower_search: Search | None = None
     content_search: Search | None = None
+    learned: LearnedEvents = field(default_factory=LearnedEvents)
+    """The events that live counts leave out."""
 
 
 def no_model() -> LoadedModel:
@@ -311,4 +315,14 @@ def load(
     if arrays.content is not None:
         content = content_search(arrays.content, folder / "content.faiss", mapped=mapped)
         throttle()
-    return LoadedModel(manifest.version, arrays, load_ranker(folder), als, tower, content)
+    ranker, learned = load_ranker(folder), learned_events(manifest)
+    return LoadedModel(manifest.version, arrays, ranker, als, tower, content, learned)
+
+
+def learned_events(manifest: Manifest) -> LearnedEvents:
+    """The events that a model has learned: by log positions, by event time in older artifacts."""
+    lineage = manifest.lineage
+    newest_ms = lineage.get("newest_ms")
+    if newest_ms is None:
+        newest_ms = datetime.fromisoformat(manifest.created).timestamp() * 1000
+    return LearnedEvents(lineage.get("positions") or {}, float(newest_ms) + 1)

@@ -20,6 +20,7 @@ from afterclick.features import TrendView
 from afterclick.model import ItemContent
 from afterclick.ranking import CandidateGenerator
 from afterclick.retrieval import Search, Searches, not_in, top_k
+from afterclick.transitions import TransitionGraph
 from afterclick.trends import DAY_MS, HALF_LIVES_MS
 from serving.state.item_catalogue import Catalogue
 from serving.state.loaded_models import LoadedModel
@@ -172,6 +173,8 @@ class ServingSnapshot:
     generation: int
     """Unique per process."""
     lookup: ItemLookup
+    transitions: TransitionGraph | None = None
+    """The transition graph with live events; None without any."""
     shown: BoolArray | None = None
     """(m,) items that lists may show: those of the catalogue. None: all."""
 
@@ -184,7 +187,7 @@ class ServingSnapshot:
         searches = Searches(
             loaded.als_search, loaded.tower_search, self.content_search, self.content
         )
-        return CandidateGenerator(loaded.model, searches)
+        return CandidateGenerator(loaded.model, searches, transitions=self.transitions)
 
     @cached_property
     def new_items(self) -> IntArray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import NamedTuple, Protocol
 
@@ -19,12 +19,15 @@ from afterclick.arrays import BoolArray, Float64Array, IntArray
 from afterclick.events import MAX_LEAD_MS
 from afterclick.features import TrendView
 from afterclick.io.background import BackgroundLoop
+from afterclick.live_transitions import NewAccountLimits
 from afterclick.model import Model
 from afterclick.quarantine import LimitedTrends, QuarantineLimits, apply_limits
 from afterclick.state import StarCounts
+from afterclick.transitions import TransitionGraph
 from afterclick.trends import HALF_LIVES_MS, TrendTable
 from serving.state.ann_search import ColdStartContent
 from serving.state.item_catalogue import Catalogue, Versioned
+from serving.state.live_transitions import ModelTransitions, RecentContacts
 from serving.state.live_trends import TrendState
 from serving.state.loaded_models import LoadedModel
 from serving.state.snapshot import (
@@ -86,6 +89,8 @@ class SnapshotSources:
     """The present; also without events trends decay."""
     hides_unknown: Callable[[], bool] = lambda: False
     """Whether items that are not in the catalogue are hidden now."""
+    contacts: RecentContacts | None = None
+    """Update the transition graph; None: it stays that of the model."""
 
     def now_ms(self) -> float:
         """The clock, or the newest event if it is slightly ahead of it.
@@ -177,6 +182,7 @@ class SnapshotBuilder:
         self._shown: Versioned[BoolArray | None] = Versioned()
         self._rules: Versioned[ActiveRules] = Versioned()
         self._cold_start = ColdStartContent(loaded.model, loaded.content_search)
+        self.transitions = ModelTransitions(loaded.model, loaded.learned)
 
     def build(self) -> ServingSnapshot:
         """A new snapshot of the current state of the feeds."""
@@ -195,10 +201,23 @@ class SnapshotBuilder:
         kept = self._rows.index >= 0
         limits, approved_rows = self._sources.limits, np.flatnonzero(approved[kept])
         limited = apply_limits(votes[kept], established[kept], limits, approved_rows)
+        new_accounts = NewAccountLimits(limited.established_share, limits)
+        graph = self._transition_graph(hides, now_ms, new_accounts)
         self._cold_start.update(items.ids, catalogue)
         shown = self._shown_items(version) if hides else None
         totals = _Totals(counts[kept], stars[kept])
-        return self._snapshot(limited, totals, now_ms, version, shown)
+        snapshot = self._snapshot(limited, totals, now_ms, version, shown)
+        return replace(snapshot, transitions=graph)
+
+    def _transition_graph(
+        self, hides: bool, now_ms: float, limits: NewAccountLimits
+    ) -> TransitionGraph | None:
+        """The graph of model and contacts. Items that it brings get an index, unless hidden."""
+        contacts, model, items = self._sources.contacts, self.loaded.model, self._items
+        if contacts is None:
+            return None if model is None else model.transitions
+        find_all = items.find_all if hides else items.add_all
+        return self.transitions.update(contacts, find_all, now_ms, limits)
 
     def _add_catalogue(self) -> int:
         """Give every new item of the catalogue an index. Returns the catalogue's version."""
@@ -306,6 +325,11 @@ class SnapshotStore:
         self.heartbeat = self._loop.heartbeat
         self.current = self.build()
 
+    @property
+    def transition_sizes(self) -> tuple[int, int]:
+        """Items with live counts in the transition graph, and their neighbours."""
+        return self._builder.transitions.sizes
+
     def of(self, version: str | None) -> ServingSnapshot:
         """The snapshot of a model version; the current one by default, or if it is not loaded."""
         return self.current if version is None else self._snapshots.get(version, self.current)
@@ -334,6 +358,7 @@ class SnapshotStore:
 
     def _refresh(self) -> float:
         """Build a snapshot if something changed. Returns the seconds until the next one."""
+        contacts = self._sources.contacts
         state = (
             self._sources.trends.changes,
             self._sources.catalogue.version,
@@ -341,6 +366,7 @@ class SnapshotStore:
             tuple(self._experiment_models),
             self._sources.rules.state(),
             self._sources.hides_unknown(),
+            contacts.version if contacts is not None else None,
         )
         if state == self._built_of and time.monotonic() - self._built_at < MAX_AGE_S:
             return INTERVAL_S

@@ -34,6 +34,7 @@ from tests.training.test_evaluation_reports import a_dataset
 from training.evaluation import scorers
 from training.evaluation.measure import FullRanking, answer
 from training.event_log import EventLog
+from training.graph_replay import GraphReplay
 from training.interactions import Interactions
 from training.models.popularity import trends_at
 from training.protocols import EvaluationSplit, Queries, every_choice
@@ -104,7 +105,7 @@ def test_lists_from_the_past_have_no_leaks() -> None:
     assert len(walk.queries) > 50
     assert not lists.leaks.any()
     assert (lists.items >= 0).any(axis=1).all()
-    assert set(lists.tier) == {"trending"}
+    assert set(lists.tier) == {"trending", "personalised"}
 
 
 def test_histories_from_the_future_are_counted_as_leaks() -> None:
@@ -141,6 +142,13 @@ def test_trends_with_an_event_at_the_moment_leak() -> None:
         trends = TrendState()
         trends.table.add("i1", time_ms, 1.0)
         assert found_leaks([], moment, trends, model) is leak
+
+
+def test_a_static_graph_leaves_a_shop_without_a_model_general() -> None:
+    static, live = Arm(live_graph=False), Arm()
+    walk = walked(arms=(static, live))
+    assert set(walk.lists[static].tier) == {"trending"}
+    assert "personalised" in walk.lists[live].tier
 
 
 def test_a_delay_hides_the_newest_events_and_the_live_event() -> None:
@@ -355,7 +363,10 @@ def test_serving_shows_what_the_evaluation_measures(tmp_path: Path) -> None:
     queries = asked(log)
     served = ServingReplay(a_shop(log), PublishedModels(tmp_path), CUT_MS).walk(queries, [arm])
     every = np.ones(len(names), bool)
-    blend = FullRanking(scorers.blend(shop.model("m1"), FormulaRanker(), every), every, seed=0)
+    model = shop.model("m1")
+    graphs = GraphReplay(model, log, START_MS + 1)
+    scorer = scorers.blend(model, FormulaRanker(), every, graphs=graphs)
+    blend = FullRanking(scorer, every, seed=0)
     evaluated = answer(log, queries, {"blend": blend}, 10).lists["blend"]
     personal = np.array(served.lists[arm].tier) == "personalised"
     shared = [

@@ -22,6 +22,7 @@ from serving.response_cache import Recommendation
 from serving.state.ann_search import content_search
 from serving.state.history import OnlineStore, Rows
 from serving.state.item_catalogue import Catalogue
+from serving.state.live_transitions import RecentContacts
 from serving.state.live_trends import PositionWaiters, TrendState
 from serving.state.loaded_models import LoadedModel, no_model
 from serving.state.snapshot import ServingSnapshot
@@ -69,6 +70,7 @@ class Offline:
         ranker: Ranker | None = None,
         cache_ttl_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        contacts: RecentContacts | None = None,
         **config: Any,
     ) -> None:
         items = shop.catalogue() if items is None else items
@@ -93,7 +95,7 @@ class Offline:
                 content_search(model.content) if model.content is not None else None,
             )
         self.snapshots = SnapshotStore(
-            SnapshotSources(self.feed, self.catalogue, self.rules), loaded
+            SnapshotSources(self.feed, self.catalogue, self.rules, contacts=contacts), loaded
         )
         store = cast(OnlineStore, MemoryStore(liked or {}))
         signals = StreamSettings().signals

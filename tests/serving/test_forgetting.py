@@ -74,6 +74,7 @@ def traces(api: Running, user: str, impression_id: str) -> dict[str, bool]:
         "open socket": any(
             watcher.unseen and watcher.pushed for watcher in service.hub._watchers.get(user, ())
         ),
+        "live transitions": user in service.contacts._newest,
         "recent requests": any(user in row["target"] for row in service.requests.recent()),
         **{name: bool(count) for name, count in rows.items()},
     }

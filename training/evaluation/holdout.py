@@ -28,6 +28,7 @@ from training.evaluation import list_metrics
 from training.evaluation.measure import Answers, Recommend, answer
 from training.event_log import EventLog
 from training.gate import METRIC, MIN_USERS, Comparison, Questions
+from training.graph_replay import GraphReplay
 from training.protocols import EvaluationSplit, Queries, queries, sample
 from training.query_replay import ReplayedQuery, align, replay
 
@@ -45,6 +46,9 @@ class RankedModel:
 
     model: Model
     ranker: Ranker
+    cut_ms: float = np.inf
+    """Event time from which the model has seen nothing: its transition graph is updated with the
+    events from then on. Infinity: it has seen all."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def ask(holdout: Holdout, ranked: Mapping[str, RankedModel]) -> dict[str, Answer
     ids = {i for r in ranked.values() for i in r.model.item_ids.tolist()}
     log = holdout.split.log.also(sorted(ids))
     recommenders = {
-        name: _recommender(RankedModel(align(r.model, log.item_ids), r.ranker))
+        name: _recommender(replace(r, model=align(r.model, log.item_ids)), log)
         for name, r in ranked.items()
     }
     return {
@@ -109,10 +113,12 @@ def ask(holdout: Holdout, ranked: Mapping[str, RankedModel]) -> dict[str, Answer
     }
 
 
-def _recommender(ranked_model: RankedModel) -> Recommend:
-    generator = CandidateGenerator.exact(ranked_model.model)
+def _recommender(ranked_model: RankedModel, log: EventLog) -> Recommend:
+    exact, model = CandidateGenerator.exact(ranked_model.model), ranked_model.model
+    graphs = GraphReplay(model, log, ranked_model.cut_ms)
 
     def recommend(query: ReplayedQuery) -> IntArray:
+        generator = exact.with_graph(graphs.at(query.user.now_ms))
         ranking = generator.query(query.user, query.trends)
         items, scores = score_candidates(generator, ranked_model.ranker, ranking)
         return items[top_k(scores, LENGTH)]

@@ -20,6 +20,7 @@ from training import served_lists
 from training.config import ReplayConfig
 from training.evaluation.holdout import RankedModel
 from training.event_log import EventLog
+from training.graph_replay import GraphReplay
 from training.protocols import list_queries
 from training.query_replay import align, replay
 from training.served_lists import ListGroup
@@ -52,10 +53,9 @@ def list_choices(
         return None
     ids = {name for ranked in models.values() for name in ranked.model.item_ids.tolist()}
     log = log.also(sorted(ids))
-    generators = {
-        name: CandidateGenerator.exact(align(ranked.model, log.item_ids))
-        for name, ranked in models.items()
-    }
+    aligned = {name: align(ranked.model, log.item_ids) for name, ranked in models.items()}
+    graphs = {name: GraphReplay(aligned[name], log, r.cut_ms) for name, r in models.items()}
+    generators = {name: CandidateGenerator.exact(model) for name, model in aligned.items()}
     numbers = list(of_list)
     asked = list_queries(lists.where(np.array(numbers, np.intp)))
     weights: list[float] = []
@@ -64,7 +64,8 @@ def list_choices(
         groups = of_list[numbers[replayed.row]]
         weights += [group.weight for group in groups]
         user = lists.state(numbers[replayed.row], replayed.user)
-        for name, generator in generators.items():
+        for name, exact in generators.items():
+            generator = exact.with_graph(graphs[name].at(replayed.user.now_ms))
             query = generator.query(user, replayed.trends)
             for group in groups:
                 rows = generator.features(query, group.items)

@@ -16,6 +16,7 @@ from afterclick.trends import HALF_LIVES_MS
 from afterclick.user_vectors import content_user, fold_in, tower_user
 from training.config import TransitionConfig
 from training.evaluation.measure import Scorer, Scores
+from training.graph_replay import GraphReplay
 from training.interactions import Interactions, runs
 from training.models.transition_graph import recency_weights
 from training.query_replay import ReplayedQuery
@@ -40,6 +41,8 @@ class ScorerInputs:
     """(n_items, K) targets and scores of `transition_graph`"""
     ncf: Callable[[int], Scores] | None = None
     """user_index → (n_items,) scores"""
+    graphs: GraphReplay | None = None
+    """The live transition graph of the model, from the cut on; by default it is not updated."""
 
 
 def scorers(
@@ -65,8 +68,10 @@ def scorers(
         "ncf": None if ncf is None else lambda query: ncf(query.user_index),
         "two_tower": None if model.towers is None else two_tower(model, model.towers),
         "content": None if model.content is None else content(model, model.content),
-        "blend": blend(model, ranker, eligible),
-        "blend_brief": blend(model, ranker, eligible, REDUCED_LIMITS) if reduced else None,
+        "blend": blend(model, ranker, eligible, graphs=inputs.graphs),
+        "blend_brief": blend(model, ranker, eligible, REDUCED_LIMITS, inputs.graphs)
+        if reduced
+        else None,
     }
     return {name: scorer for name, scorer in found.items() if scorer is not None}
 
@@ -156,17 +161,22 @@ def blend(
     ranker: Ranker,
     eligible: BoolArray,
     limits: CandidateLimits | None = None,
+    graphs: GraphReplay | None = None,
 ) -> Scorer:
     """What serving shows: candidates of all sources, ranked by the learned ranker.
+
+    `graphs`: updates the transition graph up to each query.
 
     With `REDUCED_LIMITS`: what it shows under load shedding. A user without a history gets trending
     items.
     """
-    generator = CandidateGenerator.exact(model, eligible, limits)
+    exact = CandidateGenerator.exact(model, eligible, limits)
 
     def score(query: ReplayedQuery) -> Scores:
         if not len(query.user.items):
             return query.trends.trend_score
+        graph = None if graphs is None else graphs.at(query.user.now_ms)
+        generator = exact.with_graph(graph)
         ranking = generator.query(query.user, query.trends)
         items, candidate_scores = score_candidates(generator, ranker, ranking)
         scores = np.full(len(model), -np.inf)

@@ -51,6 +51,7 @@ from training.evaluation.scorers import (
 )
 from training.event_log import EventLog
 from training.fit import ModelTrainer, trainer
+from training.graph_replay import GraphReplay
 from training.interactions import TooFewInteractions
 from training.mlflow_registry import MlflowRegistry
 from training.models.transition_graph import transition_graph
@@ -215,6 +216,7 @@ def _ask(
         learned.trees,
         transition_graph(split.train),
         ncf(split.train, config.min_interactions, config.als.seed),
+        GraphReplay(model, split.log, split.cut_ms),
     )
 
     def make(eligible: BoolArray) -> Mapping[str, Scorer]:
