@@ -42,7 +42,7 @@ class Policy(StrEnum):
     ALS = "als"
     """ALS alone, with the user folded in; without a history, the next tiers."""
     TWO_TOWER = "two_tower"
-    """The two-tower model alone, likewise."""
+    """The sequence model alone, likewise."""
     CONTENT = "content"
     """Similarity to the content of the user's newest items alone, likewise."""
 

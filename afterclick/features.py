@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick import kernels, transitions
+from afterclick import kernels, sequence_encoder, transitions
 from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
 from afterclick.compiled import compiled
 from afterclick.dislikes import dislike_share
@@ -409,3 +409,4 @@ def warm_up() -> None:
     context_rows(table, items, (table[0], ones), log_share, (items, ones, 1.0))
     kernels.warm_up()
     transitions.warm_up()
+    sequence_encoder.warm_up()

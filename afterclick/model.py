@@ -4,7 +4,8 @@ reads   artifact  item_ids, popularity, first_seen_ms, neighbour_items, neighbou
                   same_day_items, same_day_scores; optional: reach_items, reach_scores,
                   transition_items, transition_scores,
                   als_item_factors, content, content_words, content_word_vectors,
-                  tower_history, tower_targets
+                  tower_history, tower_targets, tower_inputs, tower_positions, tower_norms,
+                  tower_attention, tower_swiglu
         manifest  parameters.als.alpha, parameters.als.reg, parameters.towers.ages
 
 Row numbers of arrays are item indices (`item_index`), except in arrays of words. −1 pads neighbour
@@ -17,7 +18,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -30,8 +31,8 @@ from afterclick.arrays import AnyArray, BoolArray, Float64Array, FloatArray, Int
 from afterclick.artifact import Manifest, Throttle, load_array, no_throttle, read_manifest, verify
 from afterclick.errors import BadArtifact
 from afterclick.kernels import as_items, as_vector, products, tower_vector
+from afterclick.sequence_encoder import AGES_DAYS, AGES_MS, SequenceEncoder
 from afterclick.transitions import TransitionGraph
-from afterclick.trends import DAY_MS
 
 _STEP = 2000
 """Rows per step of a long loop; other threads get the interpreter between two steps."""
@@ -44,6 +45,8 @@ _NEEDED = (
     "same_day_items",
     "same_day_scores",
 )
+ENCODER_ARRAYS = tuple(f"tower_{field.name}" for field in fields(SequenceEncoder))
+"""Weights of the sequence model's block."""
 _OPTIONAL = (
     "reach_items",
     "reach_scores",
@@ -55,8 +58,15 @@ _OPTIONAL = (
     "content_word_vectors",
     "tower_history",
     "tower_targets",
+    *ENCODER_ARRAYS,
 )
-_OF_PARTS = ("content_words", "content_word_vectors", "tower_history", "tower_targets")
+_OF_PARTS = (
+    "content_words",
+    "content_word_vectors",
+    "tower_history",
+    "tower_targets",
+    *ENCODER_ARRAYS,
+)
 """Arrays of `Model.words` and `Model.towers`."""
 _ATTRIBUTES = {
     "same_day_items": "co_purchase_items",
@@ -77,13 +87,10 @@ _NUMBERS = (
     "factors",
     "content",
 )
-WORD_ARRAYS = ("content_words", "content_word_vectors")
-"""Arrays whose rows are words, not items."""
-TOWER_HISTORY = 10
-"""Newest items of a history that the user tower reads."""
-AGES_DAYS = np.array([0.5, 3.0, 10.0, 30.0, 90.0, 365.0])
-"""Upper limits of the user tower's age buckets; the last bucket is everything older."""
-_AGES_MS = AGES_DAYS * DAY_MS
+NOT_BY_ITEM = ("content_words", "content_word_vectors", *ENCODER_ARRAYS)
+"""Arrays whose rows are not items."""
+_WEIGHTED_HISTORY = 10
+"""Newest items of a history that a user tower without an encoder reads."""
 UNKNOWN_BIAS = -100.0
 """The bias of an item that the towers did not learn: below every other score."""
 _WORD = re.compile(r"\b\w\w+\b")
@@ -177,18 +184,24 @@ class ItemContent:
         return vectors
 
 
+def _no_ages() -> FloatArray:
+    return np.ones(len(AGES_DAYS) + 1, np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class TowerArrays:
-    """Both towers of a two-tower model; an item's logit is the inner product of the two vectors."""
+    """User and item vectors of the neural model; an item's logit is their inner product."""
 
     history: FloatArray
-    """(n, d) contribution of a history item to the user's vector; zeros where unknown"""
+    """(n, d) input of the user tower for an item of the history; zeros where unknown"""
     targets: FloatArray
     """(n, d + 1) item vectors, scaled by the temperature; the last column is the item's bias"""
-    ages: FloatArray
-    """(len(AGES_DAYS) + 1,) weight of an item of the history by its age"""
+    ages: FloatArray = field(default_factory=_no_ages)
+    """(len(AGES_DAYS) + 1,) without an encoder: weight of an item of the history by its age"""
+    encoder: SequenceEncoder | None = None
+    """None in artifacts of earlier versions: the user's vector is a weighted sum"""
     known: BoolArray = field(init=False)
-    """(n,) items that the towers have learned"""
+    """(n,) items that have a vector"""
 
     def __post_init__(self) -> None:
         for name in ("history", "targets", "ages"):
@@ -202,16 +215,19 @@ class TowerArrays:
 
         None where no item of the history is known.
         """
-        newest = slice(TOWER_HISTORY)
+        newest = slice(_WEIGHTED_HISTORY if self.encoder is None else None)
         times = np.ascontiguousarray(times_ms[newest], np.float64)
         past = as_items(items[newest]), as_vector(weights[newest]), times
-        user = tower_vector(self.history, (_AGES_MS, self.ages), past, float(now_ms))
+        if self.encoder is None:
+            user = tower_vector(self.history, (AGES_MS, self.ages), past, float(now_ms))
+        else:
+            user = self.encoder.user((self.history, self.known), past, float(now_ms))
         return user if len(user) else None
 
     def logits(self, users: FloatArray, items: IntArray) -> FloatArray:
         """(len(items),) logits of items for a user (d + 1,); (u, len(items)) for users (u, d + 1).
 
-        NaN for items that the towers did not learn.
+        NaN for items without a vector.
         """
         queries = as_vector(np.atleast_2d(users))
         logits = np.empty((len(queries), len(items)), np.float32)
@@ -328,6 +344,8 @@ class Model:
             }
         if self.towers is not None:
             arrays |= {"tower_history": self.towers.history, "tower_targets": self.towers.targets}
+            if (encoder := self.towers.encoder) is not None:
+                arrays |= {f"tower_{name}": array for name, array in encoder.arrays().items()}
         return arrays
 
     def save(self, folder: Path) -> None:
@@ -398,12 +416,23 @@ def load(
 def _towers(folder: Path, arrays: dict[str, AnyArray], manifest: Manifest) -> TowerArrays | None:
     """Remove the towers' arrays from `arrays`; None where the artifact has none."""
     history, targets = arrays.pop("tower_history", None), arrays.pop("tower_targets", None)
+    weights = [array for name in ENCODER_ARRAYS if (array := arrays.pop(name, None)) is not None]
     if history is None or targets is None:
         return None
     ages = np.array(manifest.parameters.get("towers", {}).get("ages", []), np.float32)
     if len(ages) != len(AGES_DAYS) + 1 or targets.shape[1] != history.shape[1] + 1:
         raise BadArtifact(f"{folder}: arrays of the two towers differ in shape; train again")
-    return TowerArrays(history, targets, ages)
+    if not weights:
+        return TowerArrays(history, targets, ages)
+    try:
+        encoder = SequenceEncoder(*weights)
+    except (TypeError, ValueError) as error:
+        raise BadArtifact(
+            f"{folder}: weights of the sequence model: {error}; train again"
+        ) from None
+    if encoder.inputs.shape[1] != history.shape[1]:
+        raise BadArtifact(f"{folder}: arrays of the sequence model differ in width; train again")
+    return TowerArrays(history, targets, ages, encoder)
 
 
 def _words(folder: Path, arrays: dict[str, AnyArray]) -> WordVectors | None:
@@ -419,7 +448,7 @@ def _words(folder: Path, arrays: dict[str, AnyArray]) -> WordVectors | None:
 def _check(folder: Path, arrays: dict[str, AnyArray]) -> None:
     rows = len(arrays["item_ids"])
     for name, array in arrays.items():
-        if len(array) != rows and name not in WORD_ARRAYS:
+        if len(array) != rows and name not in NOT_BY_ITEM:
             raise BadArtifact(f"{folder / name}.npy: {len(array)} rows, item_ids has {rows}")
         if name != "first_seen_ms" and array.dtype.kind == "f" and not np.isfinite(array).all():
             raise BadArtifact(f"{folder / name}.npy: contains NaN or infinity")

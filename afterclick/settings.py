@@ -338,7 +338,14 @@ class TrainingSettings(_Section):
     (Sentence-BERT, in minutes; `sbert:NAME` chooses the model). New items get theirs from word
     vectors."""
     tower_epochs: int | None = Field(None, ge=0)
-    """Two-tower model: epochs; 0 leaves it out. Default: the preset's."""
+    """Sequence model: maximum epochs; 0 leaves it out. Default: the preset's."""
+    tower_seconds: float = Field(600.0, gt=0)
+    """Sequence model: time budget of one fit; no epoch starts that would end later."""
+    tower_warm_start: bool = False
+    """Sequence model: item vectors begin as those of the champion, where it knows the item."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where neural models are trained: `auto` takes CUDA if there is a device. Only on a CPU does a
+    seed decide every number."""
     holdout: float = Field(0.08, gt=0, lt=0.5)
     """Share of the newest interactions held out to compare champion and challenger."""
     holdout_queries: int = Field(20_000, ge=10)

@@ -21,6 +21,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from afterclick import artifact
+from afterclick.arrays import FloatArray
+from afterclick.model import TowerArrays
 from afterclick.tree_ranker import FILE, TreeRanker
 from training import ann_index
 from training.evaluation.holdout import FinalCheck
@@ -141,15 +143,21 @@ def _indexes(fitted: FittedModel) -> tuple[dict[str, Any], dict[str, Any]]:
         )
         reports["index"] = report.facts()
     if model.towers is not None:
-        queries = ann_index.unit(model.towers.history[:500])
-        queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1.0)
         indexes[ann_index.TOWERS], report = ann_index.make(
-            model.towers.targets, queries, model.towers.known
+            model.towers.targets, _users_of_one_item(model.towers), model.towers.known
         )
         reports["tower_index"] = report.facts()
     if model.content is not None and (index := ann_index.of_content(model.content)) is not None:
         indexes[ann_index.CONTENT] = index
     return indexes, reports
+
+
+def _users_of_one_item(towers: TowerArrays, n: int = 500) -> FloatArray:
+    """(≤ n, d + 1) vectors of users whose history is one item, bought now."""
+    items = np.flatnonzero(towers.known)[:n].astype(np.int32)
+    one, now = np.ones(1, np.float32), np.zeros(1)
+    users = (towers.user(items[i : i + 1], one, now, 0.0) for i in range(len(items)))
+    return np.array([user for user in users if user is not None], np.float32)
 
 
 def copy_model(source: Path, root: Path, version: str, metrics: dict[str, float]) -> Path:

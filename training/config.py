@@ -6,7 +6,7 @@ A preset names the values that trade quality for training time:
 |---|---|---|
 | past cuts that the ranker learns from | 1 | 5 |
 | queries of each cut | 6,000 | 12,000 |
-| epochs of the two towers | 3 | 6 |
+| epochs of the sequence model, at most | 3 | 6 |
 | engine of ALS | `implicit` | Spark |
 
 `full` is the default of the pipeline and of `afterclick evaluate`; `make demo` trains with `fast`.
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from afterclick.errors import BadInput
 from afterclick.quarantine import ESTABLISHED_DAYS, QuarantineLimits
-from afterclick.settings import Settings
+from afterclick.settings import Settings, TrainingSettings
 
 PRESETS: dict[str, dict[str, int]] = {
     "fast": {"tower_epochs": 3, "ranker_cuts": 1, "ranker_queries": 6_000},
@@ -89,28 +89,42 @@ class TransitionConfig:
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """The served two-tower model."""
+    """The sequence model, whose user and item vectors are the two towers."""
 
     dim: int = 64
-    """Width of both towers."""
-    temperature: float = 0.12
+    """Width of the block and of the vectors."""
+    heads: int = 2
+    """Attention heads."""
+    temperature: float = 0.1
     """Divides the cosines."""
-    dropout: float = 0.1
-    """Share of a history's items dropped at random, except the newest."""
-    rate: float = 0.003
+    dropout: float = 0.4
+    """Of the inputs and of both residual branches."""
+    drop_item: float = 0.1
+    """Share of the items with content whose embedding a batch drops."""
+    rate: float = 0.002
     """Adam's learning rate."""
-    decay: float = 0.04
-    """AdamW's weight decay of the tables per epoch, at the full learning rate.
-
-    Per epoch, so that a row without gradients keeps as much in a log of any length."""
     epochs: int = 6
-    batch: int = 1024
-    uniform: int = 1024
-    """Uniform negatives in addition to the batch's own targets."""
+    """Maximum."""
+    patience: int = 3
+    """Epochs without a better validation score after which the training ends."""
+    seconds: float = 600.0
+    """Time budget: no epoch starts that would end later."""
+    validation: int = 2000
+    """Users, at most one in 10, whose newest item is held out for the validation."""
+    tokens: int = 1000
+    """Targets per batch."""
+    length: int = 20
+    """Targets of a window of a history, at most."""
+    uniform: int = 512
+    """Uniform negatives in addition to the batch's own items."""
     half_life_days: float = 365.0
-    """A target this much older than the newest is drawn half as often."""
+    """A target this much older than the newest has half the weight."""
     min_interactions: int = 5
-    """Interactions an item needs to be a target."""
+    """Interactions an item needs for an embedding."""
+    warm_start: bool = False
+    """Embeddings of items that the champion knows begin as its vectors."""
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: CUDA if there is a device. Only on a CPU is a seed exact."""
     threads: int = 1
     """torch's threads; with two, beside other work, training costs seven times the CPU time."""
     seed: int = 42
@@ -183,7 +197,7 @@ class ModelConfig:
     neighbours: NeighbourConfig = field(default_factory=NeighbourConfig)
     transitions: TransitionConfig = field(default_factory=TransitionConfig)
     towers: TowerConfig | None = field(default_factory=TowerConfig)
-    """None: no two-tower model."""
+    """None: no sequence model."""
     ranker: RankerConfig = field(default_factory=RankerConfig)
     content: str = "tfidf"
     """How titles and categories become vectors: `tfidf`, `sbert` or `sbert:NAME`."""
@@ -224,7 +238,7 @@ class ModelConfig:
         epochs = chosen["tower_epochs"]
         return cls(
             als=als,
-            towers=TowerConfig(epochs=epochs, **shared) if epochs else None,
+            towers=_towers(training, epochs) if epochs else None,
             ranker=RankerConfig(
                 cuts=chosen["ranker_cuts"],
                 queries=chosen["ranker_queries"],
@@ -254,3 +268,14 @@ class ModelConfig:
     def parameters(self) -> dict[str, Any]:
         """Every value, nested by part: for manifests, MLflow and `evaluate --json`."""
         return asdict(self)
+
+
+def _towers(training: TrainingSettings, epochs: int) -> TowerConfig:
+    return TowerConfig(
+        epochs=epochs,
+        seconds=training.tower_seconds,
+        warm_start=training.tower_warm_start,
+        device=training.device,
+        min_interactions=training.min_interactions,
+        seed=training.seed,
+    )

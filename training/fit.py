@@ -1,4 +1,4 @@
-"""Fit a model: ALS, neighbours, popularity, content, the two towers, and the ranker on past cuts.
+"""Fit a model: ALS, neighbours, popularity, content, sequence model, and the ranker on past cuts.
 
 The pipeline and `afterclick evaluate` fit with the same `ModelTrainer`, so that published figures
 are those of the served model.
@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from afterclick.arrays import FloatArray
@@ -43,13 +45,17 @@ class ModelTrainer:
     config: ModelConfig
     texts: ItemTexts
     engine: Factorise
+    checkpoints: Path | None = None
+    """Folder with the state of unfinished trainings of the sequence model; None keeps none"""
+    previous: Model | None = None
+    """The champion, for warm starts"""
 
     def fit(self, log: EventLog, version: str) -> FittedModel:
         """Everything but the ranker. Items: those of `log` with enough pairs or a text."""
         return self.with_towers(self.without_towers(log, version), log)
 
     def without_towers(self, log: EventLog, version: str) -> FittedModel:
-        """All but the two towers, which take longest: a model that can be served meanwhile."""
+        """All but the sequence model, which takes longest: a model that can be served meanwhile."""
         rows, known = self._select(log)
         config = self.config
         factors = als.factorise(known, config.als, self.engine)
@@ -76,14 +82,28 @@ class ModelTrainer:
         return FittedModel(model, _sample(factors.users, config.als.seed))
 
     def with_towers(self, fitted: FittedModel, log: EventLog) -> FittedModel:
-        """The same model with the two towers, if the configuration has them, learned from `log`."""
+        """The same with the sequence model learned from `log`, if the configuration has it."""
         if self.config.towers is None:
             return fitted
         _, known = self._select(log)
-        from training.models import two_tower  # torch takes seconds to import
+        from training.models import sequence_training  # torch takes seconds to import
 
-        towers = two_tower.fit(known, self.config.towers, fitted.model.content)
+        inputs = sequence_training.ItemInputs(
+            fitted.model.content, self._previous_vectors(known.item_ids)
+        )
+        towers = sequence_training.fit(known, self.config.towers, inputs, self.checkpoints)
         return replace(fitted, model=replace(fitted.model, towers=towers))
+
+    def _previous_vectors(self, item_ids: NDArray[np.str_]) -> FloatArray | None:
+        """(len(item_ids), d) the champion's item vectors for a warm start, if that is asked for."""
+        config, previous = self.config.towers, self.previous
+        if config is None or not config.warm_start or previous is None or previous.towers is None:
+            return None
+        history = previous.towers.history
+        if history.shape[1] != config.dim:
+            return None
+        rows = np.array([previous.index.get(i, -1) for i in item_ids.tolist()], np.intp)
+        return np.where(rows[:, None] >= 0, history[rows], np.float32(0.0))
 
     def fit_ranker(self, log: EventLog) -> FittedRanker:
         """Learn the ranker from past cuts of `log`; raises TooFewInteractions."""

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from afterclick.arrays import BoolArray, Float64Array, IndexArray
 from afterclick.errors import AfterclickError
-from afterclick.model import WORD_ARRAYS, Model, fit_together
+from afterclick.model import NOT_BY_ITEM, Model, fit_together
 
 METRIC = "ndcg@50"
 """Deeper than a page, because most differences of two models lie below it: on Electronics NDCG@10
@@ -240,7 +240,7 @@ def sanity_check(model: Model, champion_items: int | None = None) -> SanityCheck
 
 def _wrong_array(model: Model) -> str | None:
     for name, array in model.arrays().items():
-        if len(array) != len(model) and name not in WORD_ARRAYS:
+        if len(array) != len(model) and name not in NOT_BY_ITEM:
             return f"{name} has {len(array)} rows for {len(model)} items"
         if array.dtype.kind == "f" and name != "first_seen_ms" and not np.isfinite(array).all():
             return f"{name} holds NaN or infinity"

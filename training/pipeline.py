@@ -12,11 +12,12 @@ the event on the topic.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -66,6 +67,8 @@ from training.workspace import (
 
 log = structlog.get_logger()
 Progress = Callable[[str], None]
+CHECKPOINTS = "checkpoints"
+"""Folder in the home with the state of a training that was killed; the next one continues it."""
 OnModel = Callable[[fit.FittedModel, RunMetadata], None]
 
 
@@ -121,9 +124,14 @@ class Pipeline:
             inputs = self._inputs(tables)
             seconds: dict[str, float] = {}
             with (
-                fit.trainer(self.settings, inputs.texts, inputs.config) as trainer,
+                fit.trainer(self.settings, inputs.texts, inputs.config) as base,
                 workspace.new_version(self.home / "challengers") as (version, folder),
             ):
+                trainer = replace(
+                    base,
+                    checkpoints=self.home / CHECKPOINTS,
+                    previous=self._previous(inputs),
+                )
                 run = RunMetadata(
                     version=version,
                     cut_ms=inputs.cut_ms,
@@ -140,6 +148,7 @@ class Pipeline:
                 write_model(folder, "model", fitted, ranker, run)
                 write_model(folder, "holdout_model", holdout_model, ranker, run)
                 run.write(folder)
+            shutil.rmtree(self.home / CHECKPOINTS, ignore_errors=True)
             return run
 
     def evaluate(self) -> Evaluation:
@@ -241,10 +250,21 @@ class Pipeline:
         self._check(fitted.model, run, inputs.champion)
         if on_first_model is not None and inputs.champion is None:
             on_first_model(fitted, run)
-        with self._timed(seconds, "towers", "training the two towers"):
+        with self._timed(seconds, "towers", "training the sequence model"):
             fitted = trainer.with_towers(fitted, events)
         self._check(fitted.model, run, inputs.champion)
         return fitted
+
+    def _previous(self, inputs: _Inputs) -> models.Model | None:
+        """The champion, where a warm start needs it and its artifact is in this home folder."""
+        towers, champion = inputs.config.towers, inputs.champion
+        if towers is None or not towers.warm_start or champion is None:
+            return None
+        try:
+            return models.load(self.settings.artifacts / champion.version)[0]
+        except BadArtifact as error:
+            self.progress(f"no warm start: {error}")
+            return None
 
     def _train_ranker(self, trainer: fit.ModelTrainer, past: EventLog) -> TreeRanker | None:
         """The ranker; None with too little history."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from afterclick.arrays import AnyArray, IntArray
 from afterclick.features import TrendView
-from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
+from afterclick.model import UNKNOWN_BIAS, Model
 from afterclick.signals import Signals
 from afterclick.user_vectors import UserState
 from training.config import ReplayConfig
@@ -125,7 +125,7 @@ def align(model: Model, item_ids: NDArray[np.str_]) -> Model:
     if towers is not None:
         targets = rows(towers.targets, 0.0)
         targets[~there, -1] = UNKNOWN_BIAS
-        towers = TowerArrays(rows(towers.history, 0.0), targets, towers.ages)
+        towers = replace(towers, history=rows(towers.history, 0.0), targets=targets)
     return replace(
         model,
         item_ids=item_ids,

@@ -17,12 +17,13 @@ import numpy as np
 from confluent_kafka import Producer
 
 from afterclick import artifact, events
-from afterclick.arrays import Float64Array, Int64Array, IntArray
+from afterclick.arrays import Float64Array, FloatArray, Int64Array, IntArray
 from afterclick.events import Action, Item, ItemEvent, ModelEvent, ModelPublished
 from afterclick.features import FEATURE_NAMES
 from afterclick.io.kafka_clients import create_producer
 from afterclick.io.redis_clients import create_redis
-from afterclick.model import AGES_DAYS, Model, TowerArrays
+from afterclick.model import Model, TowerArrays
+from afterclick.sequence_encoder import HISTORY, N_GAPS, N_WEIGHTS, SequenceEncoder
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
 from afterclick.tree_ranker import FILE, TreeRanker
@@ -165,7 +166,7 @@ def _model(shop: SyntheticShop, rng: np.random.Generator) -> Model:
         targets=np.c_[centres[cluster] + rng.normal(size=(n, RANK)) * 0.1, np.zeros(n)].astype(
             np.float32
         ),
-        ages=np.ones(len(AGES_DAYS) + 1, np.float32),
+        encoder=_encoder(RANK, rng),
     )
     return Model(
         version="bench",
@@ -179,6 +180,21 @@ def _model(shop: SyntheticShop, rng: np.random.Generator) -> Model:
         factors=(centres[cluster] + rng.normal(size=(n, RANK)) * 0.1).astype(np.float32),
         content=content,
         towers=towers,
+    )
+
+
+def _encoder(dim: int, rng: np.random.Generator) -> SequenceEncoder:
+    """An untrained block whose output is near the mean of its input."""
+
+    def weights(*shape: int) -> FloatArray:
+        return np.asarray(rng.normal(size=shape) * 0.1 / dim**0.5, np.float32)
+
+    return SequenceEncoder(
+        inputs=weights(N_WEIGHTS + N_GAPS, dim),
+        positions=weights(2, HISTORY),
+        norms=np.ones((3, dim), np.float32),
+        attention=weights(6, dim, dim) + np.eye(dim, dtype=np.float32),
+        swiglu=weights(3, 2 * dim, dim),
     )
 
 

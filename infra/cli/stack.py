@@ -28,7 +28,7 @@ _IMPORTED = (
     "ingest.replay",
     "serving.app",
     "streaming.job",
-    "training.models.two_tower",
+    "training.models.sequence_training",
     "training.pipeline",
     "ui.web_app",
     # imported where they are first needed

@@ -12,10 +12,12 @@ from afterclick import kernels
 from afterclick.arrays import IntArray
 from afterclick.features import context_rows, features, warm_up
 from afterclick.kernels import ALL_LEAVES, SOURCE_BITS, as_items
-from afterclick.model import AGES_DAYS, UNKNOWN_BIAS, Model, TowerArrays
+from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
 from afterclick.ranking import CandidateGenerator
+from afterclick.sequence_encoder import AGES_DAYS, encode
 from afterclick.tree_ranker import RECEIPT, TreeRanker
 from tests.scoring.examples import NOW_MS, a_model, a_state, a_view
+from tests.scoring.test_sequence_encoder import an_encoder, some_towers
 
 COMPILED: tuple[Any, ...] = (
     kernels.union,
@@ -26,6 +28,7 @@ COMPILED: tuple[Any, ...] = (
     kernels.unlisted,
     kernels.tree_leaves,
     kernels.leaf_sums,
+    encode,
     kernels.tower_vector,
     kernels.woodbury,
     context_rows,
@@ -151,7 +154,7 @@ def test_the_user_tower_is_a_unit_vector_of_the_history_by_age() -> None:
 def test_after_the_warm_up_a_list_compiles_nothing() -> None:
     warm_up()
     before = [len(kernel.signatures) for kernel in COMPILED]
-    model: Model = replace(a_model(9), towers=towers(9))
+    model: Model = replace(a_model(9), towers=some_towers(an_encoder()))
     generator = CandidateGenerator.exact(model)
     query = generator.query(a_state([3, 20, 5, 0]), a_view(21))
     candidates = generator.retrieve(query)

@@ -10,8 +10,10 @@ import pytest
 
 from afterclick import artifact
 from afterclick.errors import BadArtifact
-from afterclick.model import AGES_DAYS, Model, TowerArrays, WordVectors, load
+from afterclick.model import Model, TowerArrays, WordVectors, load
+from afterclick.sequence_encoder import AGES_DAYS
 from tests.scoring.examples import a_model
+from tests.scoring.test_sequence_encoder import an_encoder, some_towers
 
 
 def published(root: Path, model: Model) -> Path:
@@ -44,13 +46,33 @@ def test_random_walk_lists_load_unchanged(tmp_path: Path) -> None:
     assert model.random_walk_items.tolist() == [[2]] * 6
 
 
-def test_the_two_towers_load_unchanged(tmp_path: Path) -> None:
+def test_towers_without_an_encoder_load_unchanged(tmp_path: Path) -> None:
     ages = np.linspace(1, 2, len(AGES_DAYS) + 1).astype(np.float32)
     towers = TowerArrays(np.ones((6, 3), np.float32), np.full((6, 4), 2, np.float32), ages)
     model, _ = load(published(tmp_path, a_model(towers=towers)))
     assert model.towers is not None
     for name in ("history", "targets", "ages"):
         np.testing.assert_array_equal(getattr(model.towers, name), getattr(towers, name))
+
+
+def test_the_sequence_model_loads_unchanged(tmp_path: Path) -> None:
+    towers = some_towers(an_encoder(), 6)
+    model, _ = load(published(tmp_path, a_model(towers=towers)))
+    assert model.towers is not None
+    assert model.towers.encoder is not None
+    assert towers.encoder is not None
+    for name, array in towers.encoder.arrays().items():
+        np.testing.assert_array_equal(getattr(model.towers.encoder, name), array)
+    past = np.array([4, 1], np.int32), np.ones(2, np.float32), np.zeros(2)
+    np.testing.assert_array_equal(model.towers.user(*past, 0.0), towers.user(*past, 0.0))
+
+
+def test_a_sequence_model_of_another_width_is_rejected(tmp_path: Path) -> None:
+    towers = TowerArrays(
+        np.ones((6, 3), np.float32), np.ones((6, 4), np.float32), encoder=an_encoder()
+    )
+    with pytest.raises(BadArtifact, match="differ in width"):
+        load(published(tmp_path, a_model(towers=towers)))
 
 
 def test_towers_of_different_shapes_are_rejected(tmp_path: Path) -> None:

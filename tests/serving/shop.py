@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 
 from afterclick import artifact, events
 from afterclick.events import Item, ItemEvent, ModelEvent, ModelPublished
-from afterclick.model import AGES_DAYS, UNKNOWN_BIAS, Model, TowerArrays, WordVectors
+from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays, WordVectors
 from afterclick.settings import Settings
 
 KINDS = ("camera", "cable")
@@ -74,13 +74,13 @@ def model(version: str, rank: int = 8) -> Model:
 
 
 def towers() -> TowerArrays:
-    """Two towers for the items of `model`: a history is close to its own kind, later items
+    """Towers for the items of `model`: a history is close to its own kind, later items
     score higher. The last cable is unknown to them."""
     kind = np.repeat(np.eye(len(KINDS), dtype=np.float32), PER_KIND, axis=0)
     bias = np.linspace(0.0, 1.0, len(kind), dtype=np.float32)[:, None]
     targets = np.concatenate([4.0 * kind, bias], axis=1)
     targets[-1] = [0.0] * len(KINDS) + [UNKNOWN_BIAS]
-    return TowerArrays(kind, targets, np.ones(len(AGES_DAYS) + 1, np.float32))
+    return TowerArrays(kind, targets)
 
 
 def words(rank: int = 8) -> WordVectors:

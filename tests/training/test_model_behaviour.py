@@ -16,7 +16,7 @@ from training.config import AlsConfig, NeighbourConfig, TowerConfig
 from training.evaluation import published
 from training.evaluation.published_split import RankingTask, Scores
 from training.interactions import Interactions
-from training.models import two_tower
+from training.models import sequence_training
 from training.models.als import Factorise, factorise, implicit_als, spark_als
 from training.models.neighbours import cosine_neighbours
 
@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 ALS = AlsConfig(rank=8, reg=0.05, alpha=10.0, iterations=8)
 TOWERS = TowerConfig(
-    dim=16, epochs=60, batch=128, uniform=32, rate=0.01, min_interactions=2, seed=1
+    dim=16, dropout=0.1, epochs=12, rate=0.01, tokens=64, uniform=16, validation=0, seed=1
 )
 Fit = Callable[[Interactions], Scores]
 
@@ -51,9 +51,9 @@ def fit_neighbours(rows: Interactions) -> Scores:
     return lambda users: np.asarray(rows.matrix()[users] @ weights)
 
 
-def fit_served_towers(rows: Interactions) -> Scores:
-    """The served two towers, each user with the whole history."""
-    arrays = two_tower.fit(rows, TOWERS)
+def fit_served_sequence(rows: Interactions) -> Scores:
+    """The served sequence model, each user with the whole history."""
+    arrays = sequence_training.fit(rows, TOWERS)
     assert arrays is not None
 
     def logits(user: int) -> NDArray[np.floating]:
@@ -70,7 +70,7 @@ FITS: dict[str, Fit] = {
     **{name: partial(fit_published, name) for name in published.MODELS},
     "implicit": partial(fit_als, implicit_als),
     "neighbours": fit_neighbours,
-    "served_towers": fit_served_towers,
+    "served_sequence": fit_served_sequence,
 }
 NAMES = [*FITS, pytest.param("spark", marks=pytest.mark.spark)]
 PERSONAL = [name for name in NAMES if name != "popularity"]

@@ -47,7 +47,7 @@ def test_a_two_tower_vector_is_computed_without_torch() -> None:
     user = 3
     past = torch.from_numpy(train[user].indices.astype(np.int64))
     with torch.no_grad():
-        total = model._towers.item(past).sum(0)[None]
+        total = model._towers.past(past).sum(0)[None]
         expected = model._towers.users(
             torch.tensor([user]), total, torch.tensor([float(len(past))])
         )

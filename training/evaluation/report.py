@@ -30,7 +30,7 @@ _COLOURS = {
     "item_item": "#e6a23c",
     "als": "#5b8def",
     "ncf": "#d64550",
-    "two_tower": "#8e6bbf",
+    "sequence": "#8e6bbf",
     "content": "#d9a5c7",
     "blend": "#1f8f57",
     "blend_brief": "#9bd6b6",

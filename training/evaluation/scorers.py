@@ -24,7 +24,7 @@ from training.query_replay import ReplayedQuery
 BEST_HALF_LIFE = "week"
 """Half-life of the decayed popularity shown: the best or nearly so on Electronics after
 2014-06-01."""
-SEED_DEPENDENT = ("als", "ncf", "two_tower", "blend", "blend_brief")
+SEED_DEPENDENT = ("als", "ncf", "sequence", "blend", "blend_brief")
 """Scorers whose model depends on a seed."""
 NCF_EPOCHS, NCF_DECAY, NCF_BATCH = 2, 0.005, 2048
 """Fixed epochs, not a time budget, so that a slow machine fits the same model."""
@@ -66,7 +66,7 @@ def scorers(
         "transitions": by_transitions(*inputs.transitions),
         "als": als(model),
         "ncf": None if ncf is None else lambda query: ncf(query.user_index),
-        "two_tower": None if model.towers is None else two_tower(model, model.towers),
+        "sequence": None if model.towers is None else sequence(model, model.towers),
         "content": None if model.content is None else content(model, model.content),
         "blend": blend(model, ranker, eligible, graphs=inputs.graphs),
         "blend_brief": blend(model, ranker, eligible, REDUCED_LIMITS, inputs.graphs)
@@ -133,8 +133,8 @@ def als(model: Model) -> Scorer:
     return score
 
 
-def two_tower(model: Model, towers: TowerArrays) -> Scorer:
-    """The two towers' logits for the history; zeros for a user without one."""
+def sequence(model: Model, towers: TowerArrays) -> Scorer:
+    """The sequence model's logits for the history; zeros for a user without one."""
     unknown = towers.targets[:, -1] <= UNKNOWN_BIAS
 
     def score(query: ReplayedQuery) -> Scores:

@@ -20,11 +20,19 @@ class TimeBudget:
 
     def allows(self, max_epochs: int) -> bool:
         """Whether another epoch may start, and count it. The first one always may."""
-        elapsed = time.monotonic() - self.start
-        fits = self.epochs == 0 or elapsed * (self.epochs + 1) / self.epochs <= self.seconds
+        total = self.elapsed() * (self.epochs + 1) / max(self.epochs, 1)
+        fits = self.epochs == 0 or total <= self.seconds
         allowed = self.epochs < max_epochs and fits
         self.epochs += allowed
         return allowed
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
+
+    def resume(self, epochs: int, elapsed: float) -> None:
+        """Continue after a number of epochs and seconds of another process."""
+        self.epochs, self.start = epochs, time.monotonic() - elapsed
 
 
 @dataclass

@@ -34,7 +34,7 @@ class RankingPolicy:
 POLICIES = (
     RankingPolicy("blend", "Blend", "all sources, ordered by the trained ranker"),
     RankingPolicy("als", "ALS", "matrix factorisation only, with this user folded in", True),
-    RankingPolicy("two_tower", "Two towers", "neural embeddings of the latest history only", True),
+    RankingPolicy("two_tower", "Sequence model", "a transformer over the newest events", True),
     RankingPolicy("trending", "Trending", "trending now, the same for all users"),
     RankingPolicy("popular", "Popular", "popular overall, the same for all users"),
 )
