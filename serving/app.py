@@ -31,6 +31,7 @@ from serving.control.auth import OPEN_PATHS, AuthMiddleware, check_address
 from serving.control.rate_limit import RateLimit
 from serving.control.request_log import LoggedRequest, RequestLog
 from serving.control.store import Database
+from serving.id_paths import EncodedPaths
 from serving.monitoring import Metrics
 from serving.peers import Peers
 from serving.routes import browsing, control_api, health, recommendations, sockets
@@ -105,6 +106,7 @@ def create_app(
             expose_headers=["retry-after"],
         )
     app.add_middleware(RequestMetricsMiddleware, metrics=service.metrics, requests=service.requests)
+    app.add_middleware(EncodedPaths)
     _document(app)
     return app
 
@@ -145,7 +147,7 @@ class RequestMetricsMiddleware:
             await self.app(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - began
-            route = getattr(scope.get("route"), "path", "unknown")
+            route = getattr(scope.get("route"), "path_format", "unknown")
             self.metrics.on_request(route, status, seconds)
             self.requests.append(
                 LoggedRequest(

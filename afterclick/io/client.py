@@ -141,7 +141,7 @@ class _Calls:
     @_Method
     def explain(self, impression_id: str) -> Call[api.Recommendations]:
         """A list as it was shown. Raises BadInput for an impression that is no longer in memory."""
-        return _get(api.Recommendations, f"/explain/{quote(impression_id, safe='')}")
+        return _get(api.Recommendations, f"/explain/{_segment(impression_id)}")
 
     @_Method
     def similar(
@@ -175,12 +175,12 @@ class _Calls:
     @_Method
     def item(self, item_id: str) -> Call[api.ItemDetails]:
         """One item."""
-        return _get(api.ItemDetails, f"/items/{quote(item_id, safe='')}")
+        return _get(api.ItemDetails, f"/items/{_segment(item_id)}")
 
     @_Method
     def history(self, user_id: str, n: int | None = None) -> Call[api.History]:
         """A user's actions, newest first."""
-        return _get(api.History, f"/users/{quote(user_id, safe='')}/history", n=n)
+        return _get(api.History, f"/users/{_segment(user_id)}/history", n=n)
 
     @_Method
     def feedback(
@@ -201,7 +201,7 @@ class _Calls:
         self, session_id: str, user_id: str, after: str | None = None
     ) -> Call[api.SessionMerge]:
         """At login: copy the events of a session to its user's history, each once."""
-        path = f"/sessions/{quote(session_id, safe='')}/user"
+        path = f"/sessions/{_segment(session_id)}/user"
         body = _given(user_id=user_id, after=after)
         return Call(api.SessionMerge.model_validate_json, "POST", path, body=body)
 
@@ -294,6 +294,11 @@ def _connection(url: str) -> Iterator[None]:
 
 def _get(model: type[M], path: str, **query: Any) -> Call[M]:
     return Call(model.model_validate_json, "GET", path, _given(**query))
+
+
+def _segment(value: str) -> str:
+    """An id as a segment of a path. `.` and `..` would be removed by clients."""
+    return quote(value, safe="") if value.strip(".") else value.replace(".", "%2E")
 
 
 def _given(**values: Any) -> Json:

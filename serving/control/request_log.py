@@ -23,6 +23,7 @@ from afterclick.arrays import Json
 from afterclick.events import SESSION
 from serving.control.store import Database, request_log
 from serving.control.write_behind import PendingRows
+from serving.id_paths import value_of
 
 MAX_PENDING: Final = 20_000
 MAX_TARGET: Final = 1000
@@ -198,11 +199,11 @@ def _insert(connection: Connection, batch: Mapping[int, LoggedRequest]) -> None:
 
 
 def named_users(path: str, query: str) -> NamedUsers:
-    """Whom a path (decoded) and a query string name."""
+    """Whom a path, as `EncodedPaths` leaves it, and a query string name."""
     users: set[str] = set()
     sessions: set[str] = set()
     if path.startswith(_USERS):
-        users.add(path.removeprefix(_USERS).partition("/")[0])
+        users.add(value_of(path.removeprefix(_USERS).partition("/")[0]))
     if "_id=" in query:
         for name, value in parse_qsl(query):
             if name == "user_id":

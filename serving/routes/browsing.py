@@ -32,7 +32,7 @@ ItemId = Annotated[Id, Path(examples=["B0019EHU8G"])]
 UserId = Annotated[Id, Path(examples=["bob"])]
 
 
-@router.get("/explain/{impression_id}", tags=["lists"], **responses(api.Recommendations, 404))
+@router.get("/explain/{impression_id:id}", tags=["lists"], **responses(api.Recommendations, 404))
 async def explain(service: ServiceDep, impression_id: Annotated[Id, Path()]) -> Response:
     """A recent list as it was shown, with the contributions to its scores."""
     body = await service.impression.read(impression_id)
@@ -41,7 +41,7 @@ async def explain(service: ServiceDep, impression_id: Annotated[Id, Path()]) -> 
     return json_response(body)
 
 
-@router.get("/items/{item_id}", tags=["catalogue"], **responses(api.ItemDetails, 404))
+@router.get("/items/{item_id:id}", tags=["catalogue"], **responses(api.ItemDetails, 404))
 async def item(service: ServiceDep, item_id: ItemId) -> Response:
     """One item: catalogue entry and live counts."""
     snapshot, entry = service.snapshots.current, service.catalogue.get(item_id)
@@ -83,7 +83,7 @@ async def categories(service: ServiceDep) -> Response:
     return json_response({"categories": rows})
 
 
-@router.get("/users/{user_id}", tags=["users"], **responses(api.User, 404))
+@router.get("/users/{user_id:id}", tags=["users"], **responses(api.User, 404))
 async def user(service: ServiceDep, user_id: UserId) -> Response:
     """First and last feedback, stored interests, and the experiment of a user."""
     row = await asyncio.to_thread(read_user, service.database, user_id)
@@ -95,7 +95,7 @@ async def user(service: ServiceDep, user_id: UserId) -> Response:
     return json_response({**row, "interests": row["interests"] or [], "experiment": experiment})
 
 
-@router.put("/users/{user_id}/interests", tags=["users"], **responses(api.Interests, 413))
+@router.put("/users/{user_id:id}/interests", tags=["users"], **responses(api.Interests, 413))
 async def set_interests(
     service: ServiceDep, user_id: UserId, body: Annotated[InterestsUpdate, Body()]
 ) -> Response:
@@ -105,7 +105,7 @@ async def set_interests(
     return json_response({"user_id": user_id, "interests": interests})
 
 
-@router.delete("/users/{user_id}", tags=["users"], **responses(api.Erasure, status=202))
+@router.delete("/users/{user_id:id}", tags=["users"], **responses(api.Erasure, status=202))
 async def erase_user(service: ServiceDep, user_id: UserId) -> Response:
     """Erase what a user did up to now. Scope `admin`, or the user's own token.
 
@@ -116,7 +116,7 @@ async def erase_user(service: ServiceDep, user_id: UserId) -> Response:
     return json_response(_erasure(user_id, until_ms, None), 202)
 
 
-@router.get("/users/{user_id}/erasure", tags=["users"], **responses(api.Erasure, 404))
+@router.get("/users/{user_id:id}/erasure", tags=["users"], **responses(api.Erasure, 404))
 async def erasure(service: ServiceDep, user_id: UserId) -> Response:
     """How far the erasure of a user is, and what it removed."""
     stored_ms, report = await service.store.forgetting(user_id)
@@ -127,7 +127,7 @@ async def erasure(service: ServiceDep, user_id: UserId) -> Response:
 
 
 @router.post(
-    "/sessions/{session_id}/user",
+    "/sessions/{session_id:id}/user",
     tags=["users"],
     dependencies=[Depends(key_only)],
     **responses(api.SessionMerge, 413, status=202),
@@ -159,7 +159,7 @@ async def merge_session(
     )
 
 
-@router.get("/users/{user_id}/history", tags=["users"], **responses(api.History))
+@router.get("/users/{user_id:id}/history", tags=["users"], **responses(api.History))
 async def history(
     service: ServiceDep, user_id: UserId, query: Annotated[HistoryQuery, Query()]
 ) -> Response:

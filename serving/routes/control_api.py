@@ -108,7 +108,7 @@ async def add_rule(service: ServiceDep, body: Annotated[RuleDraft, Body()]) -> R
     return json_response(_rule_row(rule), 201)
 
 
-@router.delete("/rules/{rule_id}", tags=["rules"], **responses(api.Deleted, 404))
+@router.delete("/rules/{rule_id:id}", tags=["rules"], **responses(api.Deleted, 404))
 async def remove_rule(service: ServiceDep, rule_id: RuleId) -> Response:
     """Delete a rule."""
     await service.in_force(service.control.remove_rule, rule_id)
@@ -134,7 +134,7 @@ async def create_experiment(
     return json_response(experiment.model_dump(), 201)
 
 
-@router.get("/experiments/{name}", tags=["experiments"], **responses(api.Results, 404))
+@router.get("/experiments/{name:id}", tags=["experiments"], **responses(api.Results, 404))
 async def experiment_results(
     service: ServiceDep, name: ExperimentName, query: Annotated[ResultsQuery, Query()]
 ) -> Response:
@@ -145,7 +145,7 @@ async def experiment_results(
     return json_response(await asyncio.to_thread(service.control.results, name, query.level))
 
 
-@router.post("/experiments/{name}/stop", tags=["experiments"], **responses(Experiment, 404))
+@router.post("/experiments/{name:id}/stop", tags=["experiments"], **responses(Experiment, 404))
 async def stop_experiment(service: ServiceDep, name: ExperimentName) -> Response:
     """Stop an experiment. Its results stay; its users get default lists again."""
     experiment = await service.in_force(service.control.stop_experiment, name)
@@ -169,7 +169,7 @@ async def add_key(service: ServiceDep, body: Annotated[KeyDraft, Body()]) -> Res
     return json_response({"key": key, **stored.model_dump(exclude={"sha256"})}, 201)
 
 
-@router.delete("/keys/{name}", tags=["keys"], **responses(api.Deleted, 404))
+@router.delete("/keys/{name:id}", tags=["keys"], **responses(api.Deleted, 404))
 async def revoke_key(service: ServiceDep, name: KeyName) -> Response:
     """Revoke an API key: in this API on return, in others within seconds."""
     await service.in_force(service.control.revoke_key, name)

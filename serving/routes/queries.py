@@ -14,7 +14,6 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    field_validator,
     model_validator,
 )
 
@@ -94,6 +93,16 @@ class ListQuery(ApiRequest):
     def cost(self) -> int:
         """The number of requests it counts as in the rate limit."""
         return math.ceil((self.n or 1) / ITEMS_PER_REQUEST)
+
+
+def _no_session(user_id: str) -> str:
+    if user_id.startswith(SESSION):
+        raise ValueError("names a session: give session_id, or the id of its user")
+    return user_id
+
+
+RegisteredId = Annotated[Id, AfterValidator(_no_session)]
+"""A user, who is not a session."""
 
 
 class UserScoped(ApiRequest):
@@ -236,20 +245,15 @@ class InterestsUpdate(ApiRequest):
 class Login(ApiRequest):
     """POST /sessions/{session_id}/user"""
 
-    user_id: Id = Field(description="The user that the session belongs to.", examples=["bob"])
+    user_id: RegisteredId = Field(
+        description="The user that the session belongs to.", examples=["bob"]
+    )
     after: After | None = Field(
         None,
         description="The position from POST /feedback of the session's last event: wait until it "
         "is in the state, so that it is part of the history.",
         examples=["feedback/2/1041"],
     )
-
-    @field_validator("user_id")
-    @classmethod
-    def _is_no_session(cls, user_id: str) -> str:
-        if user_id.startswith(SESSION):
-            raise ValueError("is a session; give the id of its user")
-        return user_id
 
 
 class ExposureQuery(ApiRequest):
@@ -288,7 +292,9 @@ class Feedback(UserScoped):
         },
     )
 
-    user_id: Id | None = Field(None, description="Without it, the session acts as a user.")
+    user_id: RegisteredId | None = Field(
+        None, description="Without it, the session acts as a user."
+    )
     item_id: Id
     action: Action
     rating: Rating | None = Field(None, description="Stars, 0 to 5.")
