@@ -170,13 +170,15 @@ def benchmark(
 ) -> None:
     """Fit a model, tune it on the validation rows, rank every item for every user, and measure.
 
+    `--model auto` chooses among all models and mixes them, within the time for the search.
     The files are CSV (or .csv.gz) with the header user_id,item_id[,timestamp[,history]], or those
     of Amazon Reviews 2023 as published. With timestamps the rows of valid are known at the test.
     Without valid.csv a tenth of each user's training rows is used, the newest if there are
     timestamps.
     """
     from afterclick.errors import BadInput
-    from training.evaluation.published import BenchmarkRequest, check, run
+    from training.evaluation.benchmark_models import check
+    from training.evaluation.published import BenchmarkRequest, run
 
     if protocol not in ("full", "ncf"):
         raise BadInput(f"--protocol {protocol!r}: full or ncf")

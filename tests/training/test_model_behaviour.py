@@ -13,7 +13,7 @@ from scipy import sparse
 
 from tests.training import shop
 from training.config import AlsConfig, NeighbourConfig, TowerConfig
-from training.evaluation import published
+from training.evaluation import benchmark_models
 from training.evaluation.published_split import RankingTask, Scores
 from training.interactions import Interactions
 from training.models import sequence_training
@@ -33,8 +33,8 @@ Fit = Callable[[Interactions], Scores]
 
 def fit_published(name: str, rows: Interactions) -> Scores:
     """A model of published splits."""
-    model = published.make(name, {**published.defaults(name), **SMALL.get(name, {})})
-    model.fit(published.data_for(model, rows), seed=1)
+    model = benchmark_models.make(name, {**benchmark_models.defaults(name), **SMALL.get(name, {})})
+    model.fit(benchmark_models.data_for(model, rows), seed=1)
     return model.scores
 
 
@@ -67,7 +67,7 @@ def fit_served_sequence(rows: Interactions) -> Scores:
 
 
 FITS: dict[str, Fit] = {
-    **{name: partial(fit_published, name) for name in published.MODELS},
+    **{name: partial(fit_published, name) for name in benchmark_models.MODELS},
     "implicit": partial(fit_als, implicit_als),
     "neighbours": fit_neighbours,
     "served_sequence": fit_served_sequence,

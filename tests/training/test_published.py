@@ -12,15 +12,8 @@ from scipy import sparse
 
 from afterclick.errors import BadDataset
 from tests.training import shop
-from training.evaluation.published import (
-    BenchmarkRequest,
-    EpochModel,
-    MatrixModel,
-    ModelSearch,
-    defaults,
-    make,
-    run,
-)
+from training.evaluation.benchmark_models import EpochModel, MatrixModel, defaults, make
+from training.evaluation.published import BenchmarkRequest, ModelSearch, run
 from training.evaluation.published_split import PublishedSplit, RankingTask, load
 from training.interactions import Interactions
 from training.models.item_item import PLAIN_FROM, ItemItem

@@ -17,23 +17,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import optuna
-from numpy.typing import NDArray
 from optuna import Trial
 
-from afterclick.errors import BadInput
+from training.evaluation.auto import AutoSearch
+from training.evaluation.benchmark_models import (
+    AUTO,
+    EpochModel,
+    MatrixModel,
+    data_for,
+    defaults,
+    first_settings,
+    make,
+    observe,
+    suggested,
+    within_time,
+)
 from training.evaluation.published_split import PublishedSplit, RankingTask, load
 from training.interactions import Interactions
-from training.models.als import NumpyAls
-from training.models.item_item import ItemItem, Popularity
 from training.models.stopping import EarlyStopping
-from training.models.transition_graph import TransitionModel
 
-MODELS = ("popularity", "item_item", "transitions", "als", "ncf", "two_tower")
 OBJECTIVE = "ndcg@20"
+_BY_SEED = ("recall@20", "ndcg@10", "hr@10")
 _MAX_USERS = 10_000
 """Maximum of users that one trial is measured on."""
 _MAX_SCORES = 150_000_000
@@ -43,31 +51,6 @@ _SPREAD_SEEDS = 3
 _SPREADS = 2.0
 """Standard deviations over seeds by which other settings must beat the mean of the defaults."""
 ReportProgress = Callable[[str], None]
-
-
-class MatrixModel(Protocol):
-    """A model of a published split: users and items by index.
-
-    A model with an attribute `sequential` that is true learns from Interactions with times, the
-    others from a CSR of ones. `observe(train)`, if it has that, takes newer histories without
-    another fit.
-    """
-
-    def fit(self, train: Any, seed: int) -> None:
-        """Learn from a CSR of ones (n_users, n_items), or from Interactions."""
-        ...
-
-    def scores(self, users: NDArray[np.intp]) -> NDArray[np.float32]:
-        """(b, n_items) higher is better."""
-        ...
-
-
-class EpochModel(MatrixModel, Protocol):
-    """A model that learns in epochs and supports early stopping."""
-
-    def fit(self, train: Any, seed: int, stopping: EarlyStopping | None = None) -> None:
-        """Learn; `stopping` is asked after each epoch."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -95,6 +78,8 @@ def run(
     split = load(request.folder, request.seed, request.negatives)
     users, items = split.shape
     report_progress(f"{users:,} users, {items:,} items, {len(split.train):,} training interactions")
+    if request.model == AUTO:
+        return _run_auto(split, request, report_progress)
     start = time.perf_counter()
     found = ModelSearch(split, request, report_progress).run()
     tuned = time.perf_counter() - start
@@ -102,71 +87,88 @@ def run(
     if found.cut_off:  # half of the time left; the other half is for ranking on a machine as slow
         left = max(0.0, request.seconds - tuned) / 2
         settings = {**settings, "seconds": settings["seconds"] + left}
-    rows = split.all_rows if split.inner or request.refit else split.train
-    measured, seconds = [], []
-    for seed in range(request.seed, request.seed + request.seeds):
-        start = time.perf_counter()
+
+    def fitted(rows: Interactions, seed: int) -> MatrixModel:
         model = make(request.model, settings)
         if found.cut_off and rows is split.train:  # the number of epochs is unknown
             stopping = EarlyStopping(partial(validation_score, model, split, request))
             cast(EpochModel, model).fit(data_for(model, rows), seed, stopping)
         else:
             model.fit(data_for(model, rows), seed)
-        known = rows if request.refit else split.history
-        if known is not rows:
-            observe(model, known)
+        return model
+
+    figures = _measure(split, request, fitted, report_progress)
+    return figures | {
+        "trials": found.trials,
+        "cut_off": found.cut_off,
+        "default_seed_scores": list(found.seed_scores),
+        "tune_seconds": round(tuned, 2),
+        "params": settings,
+    }
+
+
+def _run_auto(
+    split: PublishedSplit, request: BenchmarkRequest, report_progress: ReportProgress
+) -> dict[str, Any]:
+    start = time.perf_counter()
+
+    def score(model: MatrixModel) -> float:
+        return validation_score(model, split, request)
+
+    search = AutoSearch(split, request.seconds, request.seed, score, report_progress)
+    mixed = search.run()
+    tuned = time.perf_counter() - start
+    first = request.seed
+
+    def fitted(rows: Interactions, seed: int) -> MatrixModel:
+        if rows is not split.train or seed != first:  # else the search has fitted it
+            mixed.fit(rows, seed)
+        return mixed
+
+    figures = _measure(split, request, fitted, report_progress)
+    return figures | {
+        "trials": len(search.tried),
+        "tune_seconds": round(tuned, 2),
+        "params": dict(zip(mixed.names, mixed.settings, strict=True)),
+        "weights": mixed.weights,
+        "norm": mixed.mixture.norm,
+        "tried": [asdict(each) for each in search.tried],
+    }
+
+
+def _measure(
+    split: PublishedSplit,
+    request: BenchmarkRequest,
+    fitted: Callable[[Interactions, int], MatrixModel],
+    report_progress: ReportProgress,
+) -> dict[str, Any]:
+    """Metrics on the test rows, the mean over seeds, and what they were measured on."""
+    rows = split.all_rows if split.inner or request.refit else split.train
+    known = rows if request.refit else split.history
+    measured, seconds = [], []
+    for seed in range(request.seed, request.seed + request.seeds):
+        start = time.perf_counter()
+        model = fitted(rows, seed)
+        observe(model, known)
         seconds.append(time.perf_counter() - start)
         task = RankingTask(known.matrix(), split.test, split.among, seed)
         measured.append(task.measure(model.scores))
         report_progress(f"seed {seed}: {OBJECTIVE} {measured[-1][OBJECTIVE]:.4f}")
+    users, items = split.shape
     return {
         "model": request.model,
         "protocol": "full" if split.among is None else "ncf",
         **{name: float(np.mean([m[name] for m in measured])) for name in measured[0]},
-        "per_seed": {OBJECTIVE: [m[OBJECTIVE] for m in measured]},
+        "per_seed": {name: [m[name] for m in measured] for name in (OBJECTIVE, *_BY_SEED)},
         "users": users,
         "items": items,
         "interactions": len(split.train),
         "timed": split.timed,
         "fitted_on": "train" if rows is split.train else "train and valid",
         "tuned_on": "rows cut from train" if split.inner else "valid",
-        "trials": found.trials,
-        "cut_off": found.cut_off,
-        "default_seed_scores": list(found.seed_scores),
         "fit_seconds": round(float(np.mean(seconds)), 2),
-        "tune_seconds": round(tuned, 2),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        "params": settings,
     }
-
-
-def check(name: str) -> None:
-    """Raises BadInput for a name that is not in MODELS."""
-    if name not in MODELS:
-        raise BadInput(f"--model {name!r}: expected one of {', '.join(MODELS)}")
-
-
-def make(name: str, settings: Mapping[str, Any]) -> MatrixModel:
-    """A model by its name. Raises KeyError for a name that is not in MODELS."""
-    model: MatrixModel = _class_of(name)(**settings)
-    return model
-
-
-def defaults(name: str) -> dict[str, Any]:
-    """The settings of a model without a search."""
-    model = _class_of(name)()
-    return asdict(getattr(model, "config", model))
-
-
-def data_for(model: MatrixModel, rows: Interactions) -> Any:
-    """What a model learns from: the rows themselves, or their CSR of ones."""
-    return rows if getattr(model, "sequential", False) else rows.matrix()
-
-
-def observe(model: MatrixModel, rows: Interactions) -> None:
-    """Replace the histories that a model scores, if it can without another fit."""
-    if hasattr(model, "observe"):
-        model.observe(data_for(model, rows))
 
 
 def validation_score(model: MatrixModel, split: PublishedSplit, request: BenchmarkRequest) -> float:
@@ -211,7 +213,7 @@ class ModelSearch:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(seed=request.seed)
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        for known in _first_trials(request.model, default):
+        for known in first_settings(request.model, default):
             study.enqueue_trial({**default, **known})
         study.optimize(
             self._objective,
@@ -252,8 +254,12 @@ class ModelSearch:
     def _objective(self, trial: Trial) -> float:
         request, start = self.request, time.perf_counter()
         default = defaults(request.model)
-        suggested = _SPACES[request.model](trial)
-        model = self.make(request.model, self._limited(default) | suggested)
+        wished = self._limited(default) | suggested(request.model, trial)
+        settings = within_time(request.model, wished, self.split.shape[1], request.seconds / 3)
+        for name in settings:
+            if settings[name] != wished[name]:
+                trial.set_user_attr(name, settings[name])
+        model = self.make(request.model, settings)
         if "epochs" in default:
             value = self._fit_epochs(trial, cast(EpochModel, model), default["epochs"])
         else:
@@ -291,96 +297,3 @@ def _within(
             study.stop()
 
     return callback
-
-
-def _first_trials(name: str, default: dict[str, Any]) -> list[dict[str, Any]]:
-    """Settings to try first: the defaults and those of the literature, the cheap ones first."""
-    if name == "item_item":
-        plain = {"user_power": 0.0, "item_power": 0.0, "before": 0.0, "after": 0.0, "low_pass": 0.0}
-        gf_cf = {**plain, "ridge": 1000.0, "user_power": 0.5, "item_power": 0.5, "low_pass": 0.2}
-        ease = {**plain, "ridge": 5.0}
-        return [{**default, "ridge": 1000.0}, gf_cf, default, ease]
-    if name == "als":
-        return [
-            default,
-            {"reg": 10.0, "alpha": 30.0},
-            {"reg_power": 1.0},
-        ]
-    return [default]
-
-
-def _class_of(name: str) -> Callable[..., Any]:
-    if name == "ncf":
-        from training.models.ncf import Ncf
-
-        return Ncf
-    if name == "two_tower":
-        from training.models.two_tower import TwoTower
-
-        return TwoTower
-    known: dict[str, Callable[..., Any]] = {
-        "popularity": Popularity,
-        "item_item": ItemItem,
-        "transitions": TransitionModel,
-        "als": NumpyAls,
-    }
-    return known[name]
-
-
-def _item_item(trial: Trial) -> dict[str, Any]:
-    return {
-        "ridge": trial.suggest_float("ridge", 0.5, 3000, log=True),
-        "user_power": trial.suggest_float("user_power", 0.0, 0.8),
-        "item_power": trial.suggest_float("item_power", 0.0, 0.6),
-        "before": trial.suggest_float("before", 0.0, 0.6),
-        "after": trial.suggest_float("after", -0.2, 0.5),
-        "low_pass": trial.suggest_float("low_pass", 0.0, 0.5),
-        "components": trial.suggest_categorical("components", [16, 32, 64, 128]),
-    }
-
-
-def _transitions(trial: Trial) -> dict[str, Any]:
-    return {
-        "lag_power": trial.suggest_float("lag_power", 0.0, 1.2),
-        "user_power": trial.suggest_float("user_power", 0.0, 0.8),
-        "source_power": trial.suggest_float("source_power", 0.0, 0.8),
-        "back": trial.suggest_float("back", 0.0, 1.0),
-        "recent": trial.suggest_int("recent", 1, 50, log=True),
-        "decay": trial.suggest_float("decay", 0.3, 1.0),
-        "count": trial.suggest_categorical("count", [50, 200]),
-    }
-
-
-def _als(trial: Trial) -> dict[str, Any]:
-    alpha = trial.suggest_float("alpha", 1.0, 100.0, log=True)
-    return {
-        "rank": trial.suggest_categorical("rank", [64, 128, 256]),
-        "alpha": alpha,
-        "reg": trial.suggest_float("reg", 0.1 * alpha, alpha, log=True),  # their ratio decides
-        "reg_power": trial.suggest_float("reg_power", 0.0, 1.0),
-    }
-
-
-def _ncf(trial: Trial) -> dict[str, Any]:
-    return {
-        "decay": trial.suggest_float("decay", 1e-3, 0.5, log=True),
-        "rate": trial.suggest_float("rate", 0.001, 0.01, log=True),
-    }
-
-
-def _two_tower(trial: Trial) -> dict[str, Any]:
-    return {
-        "temperature": trial.suggest_float("temperature", 0.07, 0.4, log=True),
-        "own": trial.suggest_float("own", 0.0, 1.5),
-        "dropout": trial.suggest_float("dropout", 0.0, 0.7),
-        "decay": trial.suggest_float("decay", 3e-5, 0.03, log=True),
-    }
-
-
-_SPACES: dict[str, Callable[[Trial], dict[str, Any]]] = {
-    "item_item": _item_item,
-    "transitions": _transitions,
-    "als": _als,
-    "ncf": _ncf,
-    "two_tower": _two_tower,
-}

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.linalg import svds
+from scipy.linalg import lapack
+from sklearn.utils.extmath import randomized_svd
 
 PLAIN_FROM = 300.0
 """From this ridge on a large catalogue skips the solve: the solution is nearly the Gram matrix
 itself."""
+_EXACT = 6000
+"""Catalogues up to this size are solved in double precision."""
+_STRIPE = 1024
 
 
 @dataclass
@@ -52,9 +56,9 @@ class ItemItem:
     components: int = 32
     neighbours: int = 100
     """Neighbours of the sparse solve."""
-    dense_up_to: int = 6000
-    """Catalogues up to this size get the dense solve; larger ones solve among each item's
-    neighbours."""
+    dense_up_to: int = 20_000
+    """Catalogues up to this size get the dense solve (1.6 GB); larger ones solve among each
+    item's neighbours."""
 
     def fit(self, train: Any, seed: int) -> None:
         self._train = train.tocsr()
@@ -67,11 +71,13 @@ class ItemItem:
         diagonal = gram.diagonal()
         ridge = self.ridge * float(diagonal[diagonal > 0].mean()) if diagonal.any() else 1.0
         before, after = items**-self.before, items**self.after
-        if train.shape[1] <= self.dense_up_to:
+        plain = self.ridge >= PLAIN_FROM
+        if train.shape[1] <= min(self.dense_up_to, _EXACT if plain else self.dense_up_to):
             weights = _ease(gram, ridge)
-            self._weights: Any = (before[:, None] * weights * after[None, :]).astype(np.float32)
+            weights *= before[:, None].astype(weights.dtype)
+            weights *= after[None, :].astype(weights.dtype)
+            self._weights: Any = weights.astype(np.float32, copy=False)
         else:
-            plain = self.ridge >= PLAIN_FROM
             weights = _others(gram) if plain else _local(gram, ridge, self.neighbours)
             self._weights = (
                 (sparse.diags(before) @ weights @ sparse.diags(after)).astype(np.float32).tocsr()
@@ -107,13 +113,27 @@ class ItemItem:
         return self.low_pass * float(self._linear(users).std()) / smooth if smooth > 0 else 0.0
 
 
-def _ease(gram: Any, ridge: float) -> NDArray[np.float64]:
+def _ease(gram: Any, ridge: float) -> NDArray[np.floating]:
     """(n, n) weights with a zero diagonal, times `ridge`, so that a large one tends to the Gram
-    matrix."""
-    full = gram.toarray().astype(np.float64) / ridge
+    matrix.
+
+    By Cholesky in place; beyond _EXACT items in single precision.
+    """
+    exact = gram.shape[0] <= _EXACT
+    full = (gram / ridge).astype(np.float64 if exact else np.float32).toarray().T
     full[np.diag_indices_from(full)] += 1.0
-    inverse = np.linalg.inv(full)
-    weights = -inverse / np.diag(inverse) * ridge
+    factorise, invert = (lapack.dpotrf, lapack.dpotri) if exact else (lapack.spotrf, lapack.spotri)
+    factor, failed = factorise(full, lower=1, overwrite_a=1)
+    inverse, failed = (factor, failed) if failed else invert(factor, lower=1, overwrite_c=1)
+    if failed:
+        raise np.linalg.LinAlgError("the Gram matrix with its ridge is not positive definite")
+    for start in range(0, len(inverse), _STRIPE):  # the upper half is that of the factor
+        end = min(start + _STRIPE, len(inverse))
+        block = np.tril(inverse[start:end, start:end])
+        inverse[start:end, start:end] = block + np.tril(block, -1).T
+        inverse[start:end, end:] = inverse[end:, start:end].T
+    weights = inverse.T  # the same, in the order that products of rows need
+    weights *= np.asarray(-ridge / np.diag(weights), weights.dtype)
     np.fill_diagonal(weights, 0.0)
     return np.asarray(weights)
 
@@ -176,7 +196,8 @@ def _low_pass(
     """(n, k) and (k, n): GF-CF's ideal low-pass filter, Di^-½ V and Vᵀ Di^½."""
     scaled = (sparse.diags(users**-0.5) @ train @ sparse.diags(items**-0.5)).astype(np.float64)
     k = max(1, min(components, min(scaled.shape) - 1))
-    start = np.random.default_rng(seed).normal(size=min(scaled.shape))
-    vectors = svds(scaled, k, v0=start, return_singular_vectors="vh")[2]
+    vectors = randomized_svd(
+        scaled, k, n_iter=4, power_iteration_normalizer="LU", random_state=seed
+    )[2]
     into = (items**-0.5)[:, None] * vectors.T
     return into.astype(np.float32), (vectors * (items**0.5)[None, :]).astype(np.float32)
