@@ -67,17 +67,20 @@ class TopicReader:
     start_offsets: Callable[[Mapping[int, int]], Mapping[int, int]] = from_beginning
     idle: Callable[[], None] = lambda: None
     """Called when a poll returns no records."""
+    name: str = ""
+    """Of thread and heartbeat; default: by the topic."""
     caught_up: Event = field(default_factory=Event)
     heartbeat: Heartbeat = field(init=False)
     _stop: Event = field(default_factory=Event)
     _thread: Thread | None = None
 
     def __post_init__(self) -> None:
-        self.heartbeat = Heartbeat(f"read-{self.topic}")
+        self.name = self.name or f"read-{self.topic}"
+        self.heartbeat = Heartbeat(self.name)
 
     def start(self) -> None:
         self.heartbeat.beat()
-        self._thread = Thread(target=self._run, name=f"read-{self.topic}", daemon=True)
+        self._thread = Thread(target=self._run, name=self.name, daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 3.0) -> None:

@@ -192,7 +192,11 @@ class ContactFeed(RecentContacts):
         self._next: dict[int, int] = {}
         kafka = settings.kafka
         self.reader = TopicReader(
-            kafka, kafka.topics.state_changes, self.on_records, self.start_offsets
+            kafka,
+            kafka.topics.state_changes,
+            self.on_records,
+            self.start_offsets,
+            name="transition-graph",
         )
         self.start, self.stop = self.reader.start, self.reader.stop
         self.heartbeat = self.reader.heartbeat
