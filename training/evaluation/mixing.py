@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
-from afterclick.retrieval import top_k_rows
 from training.evaluation import list_metrics
-from training.evaluation.published_split import DEPTH, Scores
+from training.evaluation.published_split import DEPTH, Scores, best_columns
 
 NORMS = ("user", "all", "rank")
 """How scores become comparable: `user` divides by the standard deviation of the user's scores,
@@ -64,7 +63,7 @@ def unseen(scores: FloatArray, seen: Any) -> FloatArray:
 def normalised(scores: FloatArray, norm: str, scale: float) -> FloatArray:
     """(b, n_items) of one of NORMS."""
     if norm == "rank":
-        best = top_k_rows(scores, RANKED)
+        best = _best(scores, RANKED)
         found = np.zeros_like(scores)
         values = (1.0 / (10.0 + np.arange(best.shape[1]))).astype(np.float32)
         # the order of items without any score says nothing
@@ -110,8 +109,8 @@ class Validation:
         """(q,) NDCG@20 of the mixture with weights (m,) for each user."""
         scores = np.tensordot(weights.astype(np.float32), self.values[norm], axes=1)
         scores[~self.once] = -np.inf
-        best = top_k_rows(scores, DEPTH)
-        hits = np.take_along_axis(self.hits & self.once, best, axis=1)
+        best = _best(scores, DEPTH)
+        hits = np.take_along_axis(self.hits & self.once, best, axis=1) & (best >= 0)
         return np.asarray(list_metrics.ndcg(hits, self.relevant, DEPTH), np.float64)
 
 
@@ -170,6 +169,11 @@ def _as_good(ndcg: Float64Array, reference: Float64Array) -> bool:
     return bool(lost.mean() <= 0.5 * lost.std() / np.sqrt(len(lost)) + 1e-12)
 
 
+def _best(scores: FloatArray, count: int) -> IntArray:
+    columns = np.arange(scores.shape[1], dtype=np.int32)
+    return best_columns(scores, columns, min(count, scores.shape[1]))
+
+
 def _scale(scores: Scores, users: NDArray[np.intp], seen: Any) -> float:
     some = users[:: max(1, len(users) // 200)][:200]
     return float(unseen(np.asarray(scores(some)), seen[some]).std(axis=1).mean())
@@ -184,7 +188,7 @@ def _candidates(
     """norm → (m, b, c) scores of the candidates; whether each is new; whether it is a target."""
     seen, target = (matrix[users] for matrix in rows)
     scored = [unseen(np.asarray(scores(users)), seen) for scores in models]
-    items = np.sort(np.hstack([top_k_rows(scores, _CANDIDATES) for scores in scored]), axis=1)
+    items = np.sort(np.hstack([_best(scores, _CANDIDATES) for scores in scored]), axis=1)
     once = np.ones(items.shape, bool)
     once[:, 1:] = items[:, 1:] != items[:, :-1]
     taken = seen.toarray()[np.arange(len(users))[:, None], items] > 0

@@ -22,10 +22,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from afterclick.arrays import BoolArray, Int64Array, IntArray
+from afterclick.arrays import BoolArray, FloatArray, Int64Array, IntArray
+from afterclick.compiled import compiled
 from afterclick.errors import BadDataset
 from training.evaluation import list_metrics
-from training.evaluation.measure import top_n
 from training.interactions import Interactions, first_of_pairs, joined, runs
 
 DEPTH = 20
@@ -131,7 +131,6 @@ class RankingTask:
         """(len(users), DEPTH) the best items, ties broken at random; −1 pads."""
         random, n_items = np.random.default_rng(self.seed), self.target.shape[1]
         among = None if self.among is None else self.among + self.target
-        items = np.arange(n_items, dtype=np.int32)
         step = max(16, min(1024, 20_000_000 // max(n_items, 1)))
         lists = np.full((len(users), DEPTH), -1, np.int32)
         for start in range(0, len(users), step):
@@ -140,7 +139,8 @@ class RankingTask:
             values[self.seen[batch].nonzero()] = -np.inf
             if among is not None:
                 values[among[batch].toarray() == 0] = -np.inf
-            lists[start : start + step] = top_n(values, items, random, DEPTH)
+            order = random.permutation(n_items).astype(np.int32)
+            lists[start : start + step] = best_columns(values, order, DEPTH)
         return lists
 
     def _hits(self, lists: IntArray, users: NDArray[np.intp]) -> BoolArray:
@@ -152,6 +152,27 @@ class RankingTask:
         pairs = np.arange(len(users), dtype=np.int64)[:, None] * n_items + lists
         found = np.minimum(np.searchsorted(targets, pairs), max(len(targets) - 1, 0))
         return np.asarray((targets[found] == pairs) & (lists >= 0))
+
+
+@compiled
+def best_columns(scores: FloatArray, order: IntArray, count: int) -> IntArray:
+    """(q, count) int32 columns of the best scores (q, n) of each row, best first; -1 pads, and -inf
+    is never listed. Of equal scores the first in `order` (n,) comes first."""
+    found = np.full((len(scores), count), np.int32(-1), np.int32)
+    best = np.empty(count, scores.dtype)
+    for row in range(len(scores)):
+        best[:] = -np.inf
+        for column in order:
+            score = scores[row, column]
+            if score > best[count - 1]:
+                place = count - 1
+                while place > 0 and score > best[place - 1]:
+                    best[place] = best[place - 1]
+                    found[row, place] = found[row, place - 1]
+                    place -= 1
+                best[place] = score
+                found[row, place] = column
+    return found
 
 
 def _files(folder: Path) -> dict[str, Path]:
