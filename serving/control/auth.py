@@ -29,6 +29,7 @@ DOCS_ASSETS = "/docs/assets"
 DOCS_FILES = ("swagger-ui-bundle.js", "swagger-ui.css", "redoc.standalone.js", "favicon.png")
 OPEN_PATHS = frozenset(
     {
+        "/",
         "/health/live",
         "/health/ready",
         "/docs",

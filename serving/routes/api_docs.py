@@ -1,4 +1,4 @@
-"""The pages /docs and /redoc: FastAPI's, with their scripts from a package instead of a CDN."""
+"""The pages /docs (also at /) and /redoc: FastAPI's, with scripts from a package, not a CDN."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import fastapi_offline
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse
 
 from serving.control.auth import DOCS_ASSETS, DOCS_FILES
 
@@ -24,6 +24,10 @@ def install_docs(app: FastAPI) -> None:
     """Add the pages and their files to an application without `docs_url` and `redoc_url`."""
     files = Path(fastapi_offline.__file__).with_name("static")
     app.mount(DOCS_ASSETS, StaticFiles(directory=files))
+
+    @app.get("/", include_in_schema=False)
+    async def root(request: Request) -> RedirectResponse:
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/docs")
 
     @app.get("/docs", include_in_schema=False)
     async def swagger(request: Request) -> HTMLResponse:

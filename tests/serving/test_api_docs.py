@@ -23,6 +23,8 @@ def test_the_documentation_is_complete_without_other_hosts_and_without_a_key(
     settings: Settings,
 ) -> None:
     with Running(guarded(settings)) as api:
+        start = api.http.get("/")
+        assert (start.status_code, start.headers["location"]) == (307, "/docs")
         for page in ("/docs", "/redoc"):
             response = api.http.get(page)
             references = REFERENCE.findall(response.text)
