@@ -43,6 +43,8 @@ class Policy(StrEnum):
     """ALS alone, with the user folded in; without a history, the next tiers."""
     TWO_TOWER = "two_tower"
     """The sequence model alone, likewise."""
+    NCF = "ncf"
+    """NCF (NeuMF over the live history) alone, likewise."""
     CONTENT = "content"
     """Similarity to the content of the user's newest items alone, likewise."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from afterclick import kernels, sequence_encoder, transitions
+from afterclick import kernels, ncf, sequence_encoder, transitions
 from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
 from afterclick.compiled import compiled
 from afterclick.dislikes import dislike_share
@@ -38,6 +38,7 @@ _FLOOR = -200.0
 FEATURES: tuple[tuple[str, str], ...] = (
     ("als", "model"),
     ("tower", "model"),
+    ("ncf_score", "model"),
     ("popularity", "model"),
     ("cosine_last", "history"),
     ("cosine_max", "history"),
@@ -203,6 +204,8 @@ def features(
         _transition_rows(table, user.transitions, candidates)
         _factor_rows(table, model, user.factors, int(known[0]), candidates)
         _tower_rows(table, model, user, candidates)
+        if model.ncf is not None and user.ncf is not None:
+            model.ncf.write_scores(user.ncf, candidates, table[_COLUMN["ncf_score"]])
         _content_rows(table, content or model.item_content, recent, candidates)
     if len(state.disliked):
         _disliked_rows(table, model, state, content or model.item_content, candidates)
@@ -408,5 +411,6 @@ def warm_up() -> None:
     log_share = np.zeros((1, len(HALF_LIVES_MS)), np.float32)
     context_rows(table, items, (table[0], ones), log_share, (items, ones, 1.0))
     kernels.warm_up()
+    ncf.warm_up()
     transitions.warm_up()
     sequence_encoder.warm_up()

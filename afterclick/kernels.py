@@ -362,7 +362,7 @@ def warm_up() -> None:
     items, pairs = np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
     numbers, vector = np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
     ones = np.ones((1, 1))
-    union((pairs,) * 3, items, 1, (items,) * 5, items)
+    union((pairs,) * 3, items, 1, (items,) * 6, items)
     unlisted(items, items)
     table = positions_of(items)
     similarities(pairs, numbers, items, (table, items), (vector, vector, vector))

@@ -5,10 +5,12 @@ reads   artifact  item_ids, popularity, first_seen_ms, neighbour_items, neighbou
                   transition_items, transition_scores,
                   als_item_factors, content, content_words, content_word_vectors,
                   tower_history, tower_targets, tower_inputs, tower_positions, tower_norms,
-                  tower_attention, tower_swiglu
-        manifest  parameters.als.alpha, parameters.als.reg, parameters.towers.ages
+                  tower_attention, tower_swiglu, ncf_history, ncf_targets, ncf_hidden,
+                  ncf_layers
+        manifest  parameters.als.alpha, parameters.als.reg, parameters.towers.ages,
+                  parameters.ncf.ages
 
-Row numbers of arrays are item indices (`item_index`), except in arrays of words. −1 pads neighbour
+Row numbers of arrays are item indices (`item_index`), except in NOT_BY_ITEM. −1 pads neighbour
 lists. An item unknown to ALS or without content has a row of zeros there. Items that came after the
 training have indices ≥ n; their content vectors are computed from word vectors.
 """
@@ -31,6 +33,7 @@ from afterclick.arrays import AnyArray, BoolArray, Float64Array, FloatArray, Int
 from afterclick.artifact import Manifest, Throttle, load_array, no_throttle, read_manifest, verify
 from afterclick.errors import BadArtifact
 from afterclick.kernels import as_items, as_vector, products, tower_vector
+from afterclick.ncf import NcfArrays
 from afterclick.sequence_encoder import AGES_DAYS, AGES_MS, SequenceEncoder
 from afterclick.transitions import TransitionGraph
 
@@ -47,6 +50,9 @@ _NEEDED = (
 )
 ENCODER_ARRAYS = tuple(f"tower_{field.name}" for field in fields(SequenceEncoder))
 """Weights of the sequence model's block."""
+_NCF = ("history", "targets", "hidden", "layers")
+"""Attributes of NcfArrays that are files, with `ncf_` before them."""
+NCF_ARRAYS = tuple(f"ncf_{name}" for name in _NCF)
 _OPTIONAL = (
     "reach_items",
     "reach_scores",
@@ -59,6 +65,7 @@ _OPTIONAL = (
     "tower_history",
     "tower_targets",
     *ENCODER_ARRAYS,
+    *NCF_ARRAYS,
 )
 _OF_PARTS = (
     "content_words",
@@ -66,8 +73,9 @@ _OF_PARTS = (
     "tower_history",
     "tower_targets",
     *ENCODER_ARRAYS,
+    *NCF_ARRAYS,
 )
-"""Arrays of `Model.words` and `Model.towers`."""
+"""Arrays of `Model.words`, `Model.towers` and `Model.ncf`."""
 _ATTRIBUTES = {
     "same_day_items": "co_purchase_items",
     "same_day_scores": "co_purchase_scores",
@@ -87,7 +95,7 @@ _NUMBERS = (
     "factors",
     "content",
 )
-NOT_BY_ITEM = ("content_words", "content_word_vectors", *ENCODER_ARRAYS)
+NOT_BY_ITEM = ("content_words", "content_word_vectors", *ENCODER_ARRAYS, "ncf_layers")
 """Arrays whose rows are not items."""
 _WEIGHTED_HISTORY = 10
 """Newest items of a history that a user tower without an encoder reads."""
@@ -272,6 +280,7 @@ class Model:
     towers: TowerArrays | None = None
     words: WordVectors | None = None
     """Computes `content` of new items."""
+    ncf: NcfArrays | None = None
     resolution_ms: float = 1.0
     """Resolution of the event times in training: a millisecond, or a day."""
     phase_ms: float = 0.0
@@ -346,6 +355,8 @@ class Model:
             arrays |= {"tower_history": self.towers.history, "tower_targets": self.towers.targets}
             if (encoder := self.towers.encoder) is not None:
                 arrays |= {f"tower_{name}": array for name, array in encoder.arrays().items()}
+        if self.ncf is not None:
+            arrays |= {f"ncf_{name}": getattr(self.ncf, name) for name in _NCF}
         return arrays
 
     def save(self, folder: Path) -> None:
@@ -361,6 +372,8 @@ class Model:
         }
         if self.towers is not None:
             parameters["towers"] = {"ages": self.towers.ages.tolist()}
+        if self.ncf is not None:
+            parameters["ncf"] = {"ages": self.ncf.ages.tolist()}
         return parameters
 
 
@@ -398,12 +411,13 @@ def load(
     arrays = {name: load_array(folder, name, throttle, mapped=mapped) for name in names}
     _check(folder, arrays)
     als, times = (manifest.parameters.get(name, {}) for name in ("als", "times"))
-    towers = _towers(folder, arrays, manifest)
+    towers, ncf = _towers(folder, arrays, manifest), _ncf(folder, arrays, manifest)
     words = _words(folder, arrays)
     model = Model(
         version=manifest.version,
         towers=towers,
         words=words,
+        ncf=ncf,
         als_alpha=float(als.get("alpha", 1.0)),
         als_reg=float(als.get("reg", 0.1)),
         resolution_ms=float(times.get("resolution_ms", 1.0)),
@@ -433,6 +447,19 @@ def _towers(folder: Path, arrays: dict[str, AnyArray], manifest: Manifest) -> To
     if encoder.inputs.shape[1] != history.shape[1]:
         raise BadArtifact(f"{folder}: arrays of the sequence model differ in width; train again")
     return TowerArrays(history, targets, ages, encoder)
+
+
+def _ncf(folder: Path, arrays: dict[str, AnyArray], manifest: Manifest) -> NcfArrays | None:
+    """Remove the arrays of NCF from `arrays`; None where the artifact has none."""
+    found = {name: arrays.pop(f"ncf_{name}", None) for name in _NCF}
+    present = {name: array for name, array in found.items() if array is not None}
+    if len(present) < len(_NCF):
+        return None
+    ages = np.array(manifest.parameters.get("ncf", {}).get("ages", []), np.float32)
+    ncf = NcfArrays(**present, ages=ages)
+    if not ncf.consistent:
+        raise BadArtifact(f"{folder}: arrays of NCF differ in shape; train again")
+    return ncf
 
 
 def _words(folder: Path, arrays: dict[str, AnyArray]) -> WordVectors | None:

@@ -13,7 +13,7 @@ from afterclick.kernels import SOURCE_BITS, as_items, no_rows, union, unlisted
 from afterclick.model import ItemContent, Model
 from afterclick.user_vectors import UserVectors
 
-SOURCES = ("same_day", "neighbours", "als", "tower", "content", "transitions", "trending")
+SOURCES = ("same_day", "neighbours", "als", "tower", "ncf", "content", "transitions", "trending")
 """Names of the candidate sources, as responses and impressions carry them."""
 Search = Callable[[FloatArray, int], IntArray]
 """(query vector (k,), count) → item indices, nearest first; -1 pads. FAISS, or `exact_search`."""
@@ -31,6 +31,8 @@ class CandidateLimits:
     """Items nearest to the user's ALS factors."""
     tower: int = 30
     """Items nearest to the output of the user tower."""
+    ncf: int = 30
+    """Items nearest to the user's vector of NCF's product."""
     content: int = 20
     """Items with content like that of the newest item."""
     transitions: int = 30
@@ -40,7 +42,7 @@ class CandidateLimits:
 
 
 REDUCED_LIMITS = CandidateLimits(
-    per_item=30, als=0, tower=0, content=0, transitions=20, trending=100
+    per_item=30, als=0, tower=0, ncf=0, content=0, transitions=20, trending=100
 )
 """Candidate limits under load shedding: no ANN search, and about two thirds of the candidates."""
 
@@ -54,6 +56,7 @@ class Searches:
     content: Search | None = None
     item_content: ItemContent | None = None
     """Content vectors that include new items; default: the model's."""
+    ncf: Search | None = None
 
     @classmethod
     def exact(cls, model: Model, allowed: BoolArray | None = None) -> Searches:
@@ -64,7 +67,9 @@ class Searches:
             return None if vectors is None else exact_search(vectors, mask)
 
         towers = model.towers.targets if model.towers is not None else None
-        return cls(search(model.factors), search(towers), search(model.content))
+        ncf = model.ncf.targets if model.ncf is not None else None
+        als, content = search(model.factors), search(model.content)
+        return cls(als, search(towers), content, ncf=search(ncf))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +107,9 @@ def candidate_items(
     limits = limits or CandidateLimits()
     recent = user.state.items[: limits.recent]
     content = _newest_content(model, searches.item_content or model.item_content, recent)
-    walks = model.random_walk_items
+    walks, ncf = model.random_walk_items, None
+    if model.ncf is not None and user.ncf is not None:
+        ncf = model.ncf.query(user.ncf)
     neighbours = (
         model.co_purchase_items,
         model.neighbour_items,
@@ -111,6 +118,7 @@ def candidate_items(
     others = (
         _search(searches.als, user.factors, limits.als),
         _search(searches.tower, user.tower, limits.tower),
+        _search(searches.ncf, ncf, limits.ncf),
         _search(searches.content, content, limits.content),
         as_items(user.transitions.items[:, : limits.transitions].ravel()),
         as_items(trending[: limits.trending]),

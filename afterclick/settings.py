@@ -343,6 +343,8 @@ class TrainingSettings(_Section):
     """Sequence model: time budget of one fit; no epoch starts that would end later."""
     tower_warm_start: bool = False
     """Sequence model: item vectors begin as those of the champion, where it knows the item."""
+    ncf_epochs: int | None = Field(None, ge=0)
+    """NCF: epochs; 0 leaves it out. Default: the preset's."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where neural models are trained: `auto` takes CUDA if there is a device. Only on a CPU does a
     seed decide every number."""

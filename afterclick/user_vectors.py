@@ -172,6 +172,8 @@ class UserVectors:
     """(d + 1,) output of the user tower; None where it knows no item of the history."""
     transitions: TransitionRows = NO_ROWS
     """Of the newest items."""
+    ncf: FloatArray | None = None
+    """(d + 1 + h,) the user's vectors of NCF; None where it knows no item of the history."""
 
     @classmethod
     def of(
@@ -180,7 +182,8 @@ class UserVectors:
         """`transitions`: default the model's; give the snapshot's to include live ones."""
         state, graph = state.at_resolution_of(model), transitions or model.transitions
         rows = NO_ROWS if graph is None else graph.rows(state.items)
-        return cls(state, fold_in(model, state), tower_user(model, state), rows)
+        vectors = fold_in(model, state), tower_user(model, state)
+        return cls(state, *vectors, rows, ncf_user(model, state))
 
 
 def fold_in(model: Model, state: UserState) -> FloatArray | None:
@@ -214,6 +217,16 @@ def tower_user(model: Model, state: UserState) -> FloatArray | None:
     if model.towers is None:
         return None
     return model.towers.user(state.items, state.weights, state.times_ms, state.now_ms)
+
+
+def ncf_user(model: Model, state: UserState) -> FloatArray | None:
+    """The user's vectors of NCF (d + 1 + h,); None without NCF or a known item in the history.
+
+    `state` has times at the model's resolution.
+    """
+    if model.ncf is None:
+        return None
+    return model.ncf.user(state.items, state.weights, state.times_ms, state.now_ms)
 
 
 def content_user(content: FloatArray, recent: IntArray) -> FloatArray | None:

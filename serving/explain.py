@@ -41,6 +41,7 @@ _REASONS = {
     "popular": "popular with everyone",
     "als": "people like you chose it",
     "tower": "people like you chose it",
+    "ncf": "people like you chose it",
     "transitions": "others chose it after what you chose",
 }
 _DEFAULT_REASON = "fits what you did lately"

@@ -427,7 +427,8 @@ class Service:
         if body["degraded"]:
             return "the user's history is unavailable"
         model = self.snapshots.of(options.model).loaded.model
-        needed = {Policy.ALS: "factors", Policy.TWO_TOWER: "towers"}.get(options.policy)
+        parts = {Policy.ALS: "factors", Policy.TWO_TOWER: "towers", Policy.NCF: "ncf"}
+        needed = parts.get(options.policy)
         if needed and getattr(model, needed, None) is None:
             return f"the model has no {needed}"
         return None

@@ -19,10 +19,11 @@ from afterclick.api import Policy, SimilarityKind
 from afterclick.arrays import Float64Array, FloatArray, IndexArray, IntArray
 from afterclick.features import RECENT
 from afterclick.model import UNKNOWN_BIAS
+from afterclick.ncf import NcfArrays
 from afterclick.ranking import CandidateGenerator, Contributions, RankingQuery
 from afterclick.retrieval import CandidateLimits, Candidates, Search, is_in, top_k
 from afterclick.transitions import TransitionGraph, scored
-from afterclick.user_vectors import UserState, content_user, fold_in, tower_user
+from afterclick.user_vectors import UserState, content_user, fold_in, ncf_user, tower_user
 from serving.eligibility import (
     CANDIDATE_SOURCES,
     INTERESTS,
@@ -50,6 +51,8 @@ EXACT_SEARCH_ABOVE = 1000
 TREND_WEIGHT = 0.05
 """Weight of the trend score in a list by interests: orders items that match equally well."""
 SIMILAR_BY_CONTENT = 100
+NCF_RERANKED = 400
+"""Items found by NCF's product that the MLP ranks again, at least."""
 Scores = Float64Array
 _FILL_APART = Fill(forced=ForcedItems.APART)
 ReasonFn = Callable[[IntArray, Sequence[str]], list[str]]
@@ -204,7 +207,8 @@ class PersonalisedTier:
 
 @dataclass(frozen=True, eq=False)
 class VectorModel:
-    """One model, ALS, two-tower or content, and the user's vector; scores are inner products."""
+    """One model, ALS, two-tower, NCF or content, and the user's vector; scores are inner products,
+    and NCF's those of NeuMF."""
 
     source: int
     user: FloatArray
@@ -233,6 +237,10 @@ class VectorModel:
             if user is not None and search is not None:
                 known = towers.targets[:, -1] > UNKNOWN_BIAS
                 return cls(_TOWER, user, towers.targets, known, UNKNOWN_BIAS, search)
+        if policy is Policy.NCF and model.ncf is not None:
+            user = ncf_user(model, state.at_resolution_of(model))
+            if user is not None and loaded.ncf_search is not None:
+                return NcfModel.of_user(model.ncf, user, loaded.ncf_search)
         if policy is Policy.CONTENT and model.content is not None:
             user, search = content_user(model.content, state.items[:RECENT]), loaded.content_search
             if user is not None and search is not None:
@@ -245,6 +253,31 @@ class VectorModel:
         scores = np.full(len(items), self.unknown)
         inside = items < len(self.vectors)
         scores[inside] = self.vectors[items[inside]] @ self.user
+        return scores
+
+
+@dataclass(frozen=True, eq=False)
+class NcfModel(VectorModel):
+    """NCF: found by the product of vectors, scored by product and MLP."""
+
+    ncf: NcfArrays
+    whole_user: FloatArray
+    """(d + 1 + h,) the vectors of product and MLP."""
+
+    @classmethod
+    def of_user(cls, ncf: NcfArrays, user: FloatArray, search: Search) -> NcfModel:
+        """For the vectors (d + 1 + h,) of a user."""
+
+        def at_least(query: FloatArray, count: int) -> IntArray:
+            return search(query, max(count, NCF_RERANKED))
+
+        part = ncf.query(user)
+        return cls(_NCF, part, ncf.targets, ncf.known, UNKNOWN_BIAS, at_least, ncf, user)
+
+    def score(self, items: IntArray) -> Scores:
+        """(len(items),) also for items newer than the model."""
+        scores = self.ncf.scores(self.whole_user, items).astype(np.float64)
+        scores[np.isnan(scores)] = self.unknown
         return scores
 
 
@@ -295,7 +328,7 @@ class TransitionsTier:
 
 
 _TRANSITIONS = CANDIDATE_SOURCES.index("transitions")
-_ALS, _TOWER, _CONTENT = map(CANDIDATE_SOURCES.index, ("als", "tower", "content"))
+_ALS, _TOWER, _NCF, _CONTENT = map(CANDIDATE_SOURCES.index, ("als", "tower", "ncf", "content"))
 
 
 @dataclass(frozen=True, eq=False)

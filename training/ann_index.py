@@ -1,10 +1,10 @@
 """FAISS indexes over item vectors by inner product, with their measured recall.
 
-writes  artifact  index.faiss (ALS factors), towers.faiss (item tower), content.faiss (content
-                  vectors, for large catalogues)
+writes  artifact  index.faiss (ALS factors), towers.faiss (item tower), ncf.faiss (items of
+                  NCF's product), content.faiss (content vectors, for large catalogues)
 
-An IVF index holds only the items that can be found: those that ALS or the towers know, or that have
-content. It names them by item index.
+An IVF index holds only the items that can be found: those that ALS, the towers or NCF know, or that
+have content. It names them by item index.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from afterclick.arrays import BoolArray
 
 FILE = "index.faiss"
 TOWERS = "towers.faiss"
+NCF = "ncf.faiss"
 CONTENT = "content.faiss"
 FLAT_BELOW = 10_000
 """Smaller catalogues are searched exactly."""

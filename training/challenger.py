@@ -147,6 +147,12 @@ def _indexes(fitted: FittedModel) -> tuple[dict[str, Any], dict[str, Any]]:
             model.towers.targets, _users_of_one_item(model.towers), model.towers.known
         )
         reports["tower_index"] = report.facts()
+    if model.ncf is not None:
+        width = model.ncf.targets.shape[1] - 1
+        queries = ann_index.unit(model.ncf.history[:500, :width])
+        queries = np.pad(queries, ((0, 0), (0, 1)), constant_values=1.0)
+        indexes[ann_index.NCF], report = ann_index.make(model.ncf.targets, queries, model.ncf.known)
+        reports["ncf_index"] = report.facts()
     if model.content is not None and (index := ann_index.of_content(model.content)) is not None:
         indexes[ann_index.CONTENT] = index
     return indexes, reports

@@ -7,6 +7,7 @@ A preset names the values that trade quality for training time:
 | past cuts that the ranker learns from | 1 | 5 |
 | queries of each cut | 6,000 | 12,000 |
 | epochs of the sequence model, at most | 3 | 6 |
+| epochs of NCF | 1 | 2 |
 | engine of ALS | `implicit` | Spark |
 
 `full` is the default of the pipeline and of `afterclick evaluate`; `make demo` trains with `fast`.
@@ -23,8 +24,8 @@ from afterclick.quarantine import ESTABLISHED_DAYS, QuarantineLimits
 from afterclick.settings import Settings, TrainingSettings
 
 PRESETS: dict[str, dict[str, int]] = {
-    "fast": {"tower_epochs": 3, "ranker_cuts": 1, "ranker_queries": 6_000},
-    "full": {"tower_epochs": 6, "ranker_cuts": 5, "ranker_queries": 12_000},
+    "fast": {"tower_epochs": 3, "ncf_epochs": 1, "ranker_cuts": 1, "ranker_queries": 6_000},
+    "full": {"tower_epochs": 6, "ncf_epochs": 2, "ranker_cuts": 5, "ranker_queries": 12_000},
 }
 Engine = Literal["spark", "implicit"]
 ENGINES: dict[str, Engine] = {"fast": "implicit", "full": "spark"}
@@ -131,6 +132,38 @@ class TowerConfig:
 
 
 @dataclass(frozen=True)
+class NcfConfig:
+    """The served NCF."""
+
+    dim: int = 64
+    """Width of the product's embeddings."""
+    hidden: int = 16
+    """Width of the MLP's first layer."""
+    temperature: float = 0.12
+    """Divides the product of unit vectors."""
+    dropout: float = 0.1
+    """Share of a history's items dropped at random, except the newest."""
+    rate: float = 0.003
+    """Adam's learning rate at the start; it falls to zero."""
+    decay: float = 0.04
+    """AdamW's weight decay per epoch."""
+    epochs: int = 2
+    batch: int = 1024
+    """Fewer in a small log, which then has MIN_STEPS in an epoch."""
+    sample: int = 512
+    """Negatives of a batch."""
+    deep_sample: int = 128
+    """Of these, negatives that the MLP scores."""
+    half_life_days: float = 365.0
+    """A target this much older than the newest is drawn half as often."""
+    min_interactions: int = 5
+    """Interactions an item needs to be learned."""
+    threads: int = 1
+    """torch's threads."""
+    seed: int = 42
+
+
+@dataclass(frozen=True)
 class RankerConfig:
     """LambdaMART over the candidates of past cuts."""
 
@@ -198,6 +231,8 @@ class ModelConfig:
     transitions: TransitionConfig = field(default_factory=TransitionConfig)
     towers: TowerConfig | None = field(default_factory=TowerConfig)
     """None: no sequence model."""
+    ncf: NcfConfig | None = field(default_factory=NcfConfig)
+    """None: no NCF."""
     ranker: RankerConfig = field(default_factory=RankerConfig)
     content: str = "tfidf"
     """How titles and categories become vectors: `tfidf`, `sbert` or `sbert:NAME`."""
@@ -235,10 +270,11 @@ class ModelConfig:
             **training.model_dump(include={"rank", "reg", "alpha", "iterations", "seed", "core"}),
             engine=engine or ENGINES[preset],
         )
-        epochs = chosen["tower_epochs"]
+        epochs, ncf_epochs = chosen["tower_epochs"], chosen["ncf_epochs"]
         return cls(
             als=als,
             towers=_towers(training, epochs) if epochs else None,
+            ncf=NcfConfig(epochs=ncf_epochs, **shared) if ncf_epochs else None,
             ranker=RankerConfig(
                 cuts=chosen["ranker_cuts"],
                 queries=chosen["ranker_queries"],
@@ -253,14 +289,16 @@ class ModelConfig:
     def with_seed(self, seed: int) -> ModelConfig:
         """The same configuration with another seed in every part."""
         towers = replace(self.towers, seed=seed) if self.towers is not None else None
+        ncf = replace(self.ncf, seed=seed) if self.ncf is not None else None
         als, ranker = replace(self.als, seed=seed), replace(self.ranker, seed=seed)
-        return replace(self, als=als, towers=towers, ranker=ranker)
+        return replace(self, als=als, towers=towers, ncf=ncf, ranker=ranker)
 
     def preset_values(self) -> dict[str, int | str]:
         """The values that a preset sets, by the names of the settings, and the engine of ALS."""
         return {
             "als_engine": self.als.engine,
             "tower_epochs": self.towers.epochs if self.towers is not None else 0,
+            "ncf_epochs": self.ncf.epochs if self.ncf is not None else 0,
             "ranker_cuts": self.ranker.cuts,
             "ranker_queries": self.ranker.queries,
         }

@@ -1,4 +1,5 @@
-"""Fit a model: ALS, neighbours, popularity, content, sequence model, and the ranker on past cuts.
+"""Fit a model: ALS, neighbours, popularity, content, sequence model, NCF, and the ranker on past
+cuts.
 
 The pipeline and `afterclick evaluate` fit with the same `ModelTrainer`, so that published figures
 are those of the served model.
@@ -52,10 +53,10 @@ class ModelTrainer:
 
     def fit(self, log: EventLog, version: str) -> FittedModel:
         """Everything but the ranker. Items: those of `log` with enough pairs or a text."""
-        return self.with_towers(self.without_towers(log, version), log)
+        return self.with_ncf(self.with_towers(self.without_towers(log, version), log), log)
 
     def without_towers(self, log: EventLog, version: str) -> FittedModel:
-        """All but the sequence model, which takes longest: a model that can be served meanwhile."""
+        """All but the sequence model and NCF, which take longest: a model to serve meanwhile."""
         rows, known = self._select(log)
         config = self.config
         factors = als.factorise(known, config.als, self.engine)
@@ -104,6 +105,15 @@ class ModelTrainer:
             return None
         rows = np.array([previous.index.get(i, -1) for i in item_ids.tolist()], np.intp)
         return np.where(rows[:, None] >= 0, history[rows], np.float32(0.0))
+
+    def with_ncf(self, fitted: FittedModel, log: EventLog) -> FittedModel:
+        """The same model with NCF, if the configuration has it, learned from `log`."""
+        if self.config.ncf is None:
+            return fitted
+        _, known = self._select(log)
+        from training.models import ncf  # torch takes seconds to import
+
+        return replace(fitted, model=replace(fitted.model, ncf=ncf.fit(known, self.config.ncf)))
 
     def fit_ranker(self, log: EventLog) -> FittedRanker:
         """Learn the ranker from past cuts of `log`; raises TooFewInteractions."""

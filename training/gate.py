@@ -247,6 +247,10 @@ def _wrong_array(model: Model) -> str | None:
     words = model.words
     if words is not None and not fit_together(words.words, words.vectors, model.content):
         return "the shapes of words, word vectors and content do not match"
+    if model.ncf is not None and not model.ncf.consistent:
+        return "the shapes of the arrays of NCF do not match"
+    if model.ncf is not None and not np.isfinite(model.ncf.ages).all():
+        return "the weights of ages of NCF hold NaN or infinity"
     return None
 
 

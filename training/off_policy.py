@@ -267,6 +267,8 @@ def _scorer(
         return _or_trending(scorers.als(aligned))
     if policy is Policy.TWO_TOWER and aligned.towers is not None:
         return _or_trending(scorers.sequence(aligned, aligned.towers))
+    if policy is Policy.NCF and aligned.ncf is not None:
+        return _or_trending(scorers.ncf(aligned, aligned.ncf))
     if policy is Policy.CONTENT and aligned.content is not None:
         return _or_trending(scorers.content(aligned, aligned.content))
     raise BadInput(f"--policy {policy}: the model {model.version} has no such part")

@@ -252,6 +252,8 @@ class Pipeline:
             on_first_model(fitted, run)
         with self._timed(seconds, "towers", "training the sequence model"):
             fitted = trainer.with_towers(fitted, events)
+        with self._timed(seconds, "ncf", "training NCF"):
+            fitted = trainer.with_ncf(fitted, events)
         self._check(fitted.model, run, inputs.champion)
         return fitted
 

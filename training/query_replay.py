@@ -126,6 +126,12 @@ def align(model: Model, item_ids: NDArray[np.str_]) -> Model:
         targets = rows(towers.targets, 0.0)
         targets[~there, -1] = UNKNOWN_BIAS
         towers = replace(towers, history=rows(towers.history, 0.0), targets=targets)
+    ncf = model.ncf
+    if ncf is not None:
+        targets = rows(ncf.targets, 0.0)
+        targets[~there, -1] = UNKNOWN_BIAS
+        history, hidden = rows(ncf.history, 0.0), rows(ncf.hidden, 0.0)
+        ncf = replace(ncf, history=history, targets=targets, hidden=hidden)
     return replace(
         model,
         item_ids=item_ids,
@@ -142,4 +148,5 @@ def align(model: Model, item_ids: NDArray[np.str_]) -> Model:
         factors=optional(model.factors),
         content=optional(model.content),
         towers=towers,
+        ncf=ncf,
     )

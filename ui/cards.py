@@ -38,6 +38,7 @@ SOURCE_NAMES = {
     "popular": "Popular",
     "als": "Users with similar taste",
     "tower": "Users with a similar history",
+    "ncf": "Items of similar histories",
     "neighbours": "Chosen by the same users",
     "same_day": "Chosen on the same day",
     "content": "Similar description",

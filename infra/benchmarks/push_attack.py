@@ -101,7 +101,7 @@ class PushAttackBenchmark(Benchmark):
 def _small(config: ModelConfig) -> ModelConfig:
     """One past cut and one epoch of the towers suffice to see the effect of an attack."""
     ranker = replace(config.ranker, cuts=1, queries=4000)
-    return replace(config, towers=TowerConfig(epochs=1), ranker=ranker)
+    return replace(config, towers=TowerConfig(epochs=1), ncf=None, ranker=ranker)
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class _Shop:
         first = len(log.user_ids)
         log = replace(log, user_ids=np.concatenate([log.user_ids, users]))
         ranker = RankerConfig(cuts=1, horizon_days=45, queries=3000, trees=60)
-        config = ModelConfig(AlsConfig(rank=16), ranker=ranker, towers=None)
+        config = ModelConfig(AlsConfig(rank=16), ranker=ranker, towers=None, ncf=None)
         trainer = ModelTrainer(config, data.texts, implicit_als)
         return cls(log, trainer, items, categories, first)
 

@@ -111,7 +111,7 @@ def _own_settings(base: Settings, home: Path) -> Settings:
     update["redis"] = base.redis.model_copy(update={"url": f"redis://127.0.0.1:{valkey}/0"})
     update["stream"] = base.stream.model_copy(update={"ledger_length": LEDGER_LENGTH})
     update["training"] = base.training.model_copy(
-        update={"preset": "fast", "tower_epochs": 1, "rank": 16, "memory": "1g"}
+        update={"preset": "fast", "tower_epochs": 1, "ncf_epochs": 0, "rank": 16, "memory": "1g"}
     )
     return base.model_copy(update={"home": home, **update})
 

@@ -23,7 +23,14 @@ from afterclick.features import FEATURE_NAMES
 from afterclick.io.kafka_clients import create_producer
 from afterclick.io.redis_clients import create_redis
 from afterclick.model import Model, TowerArrays
-from afterclick.sequence_encoder import HISTORY, N_GAPS, N_WEIGHTS, SequenceEncoder
+from afterclick.ncf import NcfArrays
+from afterclick.sequence_encoder import (
+    AGES_DAYS,
+    HISTORY,
+    N_GAPS,
+    N_WEIGHTS,
+    SequenceEncoder,
+)
 from afterclick.settings import Settings
 from afterclick.state import HistoryEntry
 from afterclick.tree_ranker import FILE, TreeRanker
@@ -32,7 +39,7 @@ from training import ann_index
 from training.config import RankerConfig
 from training.models import boosted_trees
 
-RANK, NEIGHBOURS, CONTENT = 64, 50, 64
+RANK, NEIGHBOURS, CONTENT, HIDDEN = 64, 50, 64, 16
 DESCRIBED = 0.3
 """Share of the items with a title, as in the real data."""
 ESTABLISHED = 0.6
@@ -123,7 +130,12 @@ def _write_models(
     model = _model(shop, rng)
     assert model.factors is not None
     assert model.towers is not None
-    indexes = {ann_index.FILE: model.factors, ann_index.TOWERS: model.towers.targets}
+    assert model.ncf is not None
+    indexes = {
+        ann_index.FILE: model.factors,
+        ann_index.TOWERS: model.towers.targets,
+        ann_index.NCF: model.ncf.targets,
+    }
     built = {name: ann_index.build(vectors)[0] for name, vectors in indexes.items()}
     if model.content is not None and (content := ann_index.of_content(model.content)) is not None:
         built[ann_index.CONTENT] = content
@@ -168,6 +180,13 @@ def _model(shop: SyntheticShop, rng: np.random.Generator) -> Model:
         ),
         encoder=_encoder(RANK, rng),
     )
+    ncf = NcfArrays(
+        history=np.c_[towers.history, rng.normal(size=(n, HIDDEN))].astype(np.float32),
+        targets=towers.targets,
+        hidden=rng.normal(size=(n, HIDDEN)).astype(np.float32),
+        layers=rng.normal(size=(HIDDEN // 2, HIDDEN + 2)).astype(np.float32),
+        ages=np.ones(len(AGES_DAYS) + 1, np.float32),
+    )
     return Model(
         version="bench",
         item_ids=np.array(shop.items),
@@ -180,6 +199,7 @@ def _model(shop: SyntheticShop, rng: np.random.Generator) -> Model:
         factors=(centres[cluster] + rng.normal(size=(n, RANK)) * 0.1).astype(np.float32),
         content=content,
         towers=towers,
+        ncf=ncf,
     )
 
 

@@ -79,7 +79,7 @@ def off_policy(
     policy: Annotated[
         str | None,
         typer.Option(
-            help="What orders the lists: blend, trending, popular, als, two_tower or content. "
+            help="What orders the lists: blend, trending, popular, als, two_tower, ncf or content. "
             "Default: blend."
         ),
     ] = None,

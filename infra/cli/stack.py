@@ -28,6 +28,7 @@ _IMPORTED = (
     "ingest.replay",
     "serving.app",
     "streaming.job",
+    "training.models.ncf",
     "training.models.sequence_training",
     "training.pipeline",
     "ui.web_app",

@@ -1,7 +1,7 @@
 """Nearest-neighbour search: FAISS, or exact without an index. Content search caches its results.
 
 reads   artifact  index.faiss (over als_item_factors), towers.faiss (over tower_targets),
-                  content.faiss (over content)
+                  ncf.faiss (over ncf_targets), content.faiss (over content)
 """
 
 from __future__ import annotations

@@ -66,6 +66,8 @@ class LoadedModel:
     als_search: Search | None = None
     tower_search: Search | None = None
     content_search: Search | None = None
+    ncf_search: Search | None = None
+    """By NCF's product."""
     learned: LearnedEvents = field(default_factory=LearnedEvents)
     """The events that live counts leave out."""
 
@@ -304,7 +306,7 @@ def load(
     """A verified artifact, ready to serve. Raises BadArtifact."""
     warm_up()  # a few seconds, until the machine code is on disk
     arrays, manifest = model.load(folder, manifest_sha256, throttle, mapped=mapped)
-    als = tower = content = None
+    als = tower = content = ncf = None
     if arrays.factors is not None:
         als = index_search(folder / "index.faiss", arrays.factors, arrays.rated, mapped=mapped)
         throttle()
@@ -312,11 +314,15 @@ def load(
         towers = arrays.towers
         tower = index_search(folder / "towers.faiss", towers.targets, towers.known, mapped=mapped)
         throttle()
+    if arrays.ncf is not None:
+        targets, known = arrays.ncf.targets, arrays.ncf.known
+        ncf = index_search(folder / "ncf.faiss", targets, known, mapped=mapped)
+        throttle()
     if arrays.content is not None:
         content = content_search(arrays.content, folder / "content.faiss", mapped=mapped)
         throttle()
     ranker, learned = load_ranker(folder), learned_events(manifest)
-    return LoadedModel(manifest.version, arrays, ranker, als, tower, content, learned)
+    return LoadedModel(manifest.version, arrays, ranker, als, tower, content, ncf, learned)
 
 
 def learned_events(manifest: Manifest) -> LearnedEvents:

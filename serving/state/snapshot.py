@@ -185,7 +185,11 @@ class ServingSnapshot:
         if loaded.model is None:
             return None
         searches = Searches(
-            loaded.als_search, loaded.tower_search, self.content_search, self.content
+            loaded.als_search,
+            loaded.tower_search,
+            self.content_search,
+            self.content,
+            loaded.ncf_search,
         )
         return CandidateGenerator(loaded.model, searches, transitions=self.transitions)
 

@@ -55,6 +55,7 @@ def test_a_push_succeeds_without_the_limits_and_fails_with_them(
     config = ModelConfig(
         AlsConfig(rank=8, iterations=3),
         towers=TowerConfig(dim=8, epochs=1),
+        ncf=None,
         ranker=RankerConfig(cuts=1, horizon_days=60, queries=300, trees=10),
     )
     trainer = ModelTrainer(config, data.texts, implicit_als)

@@ -382,7 +382,8 @@ def test_both_commands_measure_the_same_lists_by_models_of_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AFTERCLICK_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("AFTERCLICK_TRAINING__TOWER_EPOCHS", "0")  # torch takes seconds to import
+    for epochs in ("TOWER_EPOCHS", "NCF_EPOCHS"):  # torch takes seconds to import
+        monkeypatch.setenv(f"AFTERCLICK_TRAINING__{epochs}", "0")
     shared = ["--dataset", str(a_dataset(tmp_path)), "--from", "1971-01-22", "--json"]
     figure = tmp_path / "figures" / "curve.png"
 

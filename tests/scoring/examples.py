@@ -9,6 +9,8 @@ import numpy as np
 from afterclick.arrays import FloatArray, IntArray
 from afterclick.features import TrendView, features
 from afterclick.model import ItemContent, Model
+from afterclick.ncf import UNKNOWN, NcfArrays
+from afterclick.sequence_encoder import AGES_DAYS
 from afterclick.trends import HALF_LIVES_MS
 from afterclick.user_vectors import UserState, UserVectors
 
@@ -34,6 +36,21 @@ def a_model(n: int = 6, **changes: Any) -> Model:
         "als_reg": 0.1,
     }
     return Model(**(facts | changes))
+
+
+def some_ncf(n: int, dim: int = 4, hidden: int = 6, seed: int = 5) -> NcfArrays:
+    """Random NCF; item 2 is unknown to it."""
+    random = np.random.default_rng(seed)
+
+    def array(*shape: int) -> FloatArray:
+        return random.normal(size=shape).astype(np.float32)
+
+    targets = array(n, dim + 1)
+    targets[2:3, -1] = UNKNOWN
+    ages = np.linspace(1, 0.3, len(AGES_DAYS) + 1).astype(np.float32)
+    return NcfArrays(
+        array(n, dim + hidden), targets, array(n, hidden), array(hidden // 2, hidden + 2), ages
+    )
 
 
 def late(model: Model, *like: int | None) -> ItemContent:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from afterclick import kernels
+from afterclick import kernels, ncf
 from afterclick.arrays import IntArray
 from afterclick.features import context_rows, features, warm_up
 from afterclick.kernels import ALL_LEAVES, SOURCE_BITS, as_items
@@ -16,7 +16,7 @@ from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
 from afterclick.ranking import CandidateGenerator
 from afterclick.sequence_encoder import AGES_DAYS, encode
 from afterclick.tree_ranker import RECEIPT, TreeRanker
-from tests.scoring.examples import NOW_MS, a_model, a_state, a_view
+from tests.scoring.examples import NOW_MS, a_model, a_state, a_view, some_ncf
 from tests.scoring.test_sequence_encoder import an_encoder, some_towers
 
 COMPILED: tuple[Any, ...] = (
@@ -31,6 +31,8 @@ COMPILED: tuple[Any, ...] = (
     encode,
     kernels.tower_vector,
     kernels.woodbury,
+    ncf.ncf_vector,
+    ncf.neumf,
     context_rows,
 )
 
@@ -46,7 +48,7 @@ def test_the_union_has_each_item_once_with_its_first_source(seed: int) -> None:
     rng = np.random.default_rng(seed)
     neighbours = (lists(rng, 50, 6), lists(rng, 50, 9), kernels.no_rows(50))
     recent = rng.integers(0, 50, seed % 4).astype(np.int32)
-    others = tuple(lists(rng, 1, 8)[0] for _ in range(4))
+    others = tuple(lists(rng, 1, 8)[0] for _ in range(6))
     seen = rng.integers(0, 60, seed).astype(np.int32)
     keys = np.sort(kernels.union(neighbours, recent, 7, others, seen))
 
@@ -154,7 +156,7 @@ def test_the_user_tower_is_a_unit_vector_of_the_history_by_age() -> None:
 def test_after_the_warm_up_a_list_compiles_nothing() -> None:
     warm_up()
     before = [len(kernel.signatures) for kernel in COMPILED]
-    model: Model = replace(a_model(9), towers=some_towers(an_encoder()))
+    model: Model = replace(a_model(9), towers=some_towers(an_encoder()), ncf=some_ncf(9))
     generator = CandidateGenerator.exact(model)
     query = generator.query(a_state([3, 20, 5, 0]), a_view(21))
     candidates = generator.retrieve(query)

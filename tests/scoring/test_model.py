@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ from afterclick import artifact
 from afterclick.errors import BadArtifact
 from afterclick.model import Model, TowerArrays, WordVectors, load
 from afterclick.sequence_encoder import AGES_DAYS
-from tests.scoring.examples import a_model
+from tests.scoring.examples import a_model, some_ncf
 from tests.scoring.test_sequence_encoder import an_encoder, some_towers
 
 
@@ -80,6 +81,23 @@ def test_towers_of_different_shapes_are_rejected(tmp_path: Path) -> None:
     towers = TowerArrays(np.ones((6, 3), np.float32), np.ones((6, 3), np.float32), ages)
     with pytest.raises(BadArtifact, match="towers"):
         load(published(tmp_path, a_model(towers=towers)))
+
+
+def test_ncf_loads_unchanged_and_is_optional(tmp_path: Path) -> None:
+    before = some_ncf(6)
+    after = load(published(tmp_path / "new", a_model(ncf=before)))[0].ncf
+    assert after is not None
+    for name in ("history", "targets", "hidden", "layers", "ages", "known"):
+        np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+    assert load(published(tmp_path / "old", a_model()))[0].ncf is None
+
+
+@pytest.mark.parametrize("name", ["history", "targets", "hidden", "layers", "ages"])
+def test_arrays_of_ncf_of_different_shapes_are_rejected(tmp_path: Path, name: str) -> None:
+    array = getattr(some_ncf(6), name)
+    wrong = replace(some_ncf(6), **{name: array[..., :-1]})
+    with pytest.raises(BadArtifact, match="NCF"):
+        load(published(tmp_path, a_model(ncf=wrong)))
 
 
 def words(*shape: int, value: float = 1.0) -> WordVectors:

@@ -93,6 +93,7 @@ class Offline:
                 exact_search(model.factors) if model.factors is not None else None,
                 exact_search(model.towers.targets) if model.towers is not None else None,
                 content_search(model.content) if model.content is not None else None,
+                exact_search(model.ncf.targets) if model.ncf is not None else None,
             )
         self.snapshots = SnapshotStore(
             SnapshotSources(self.feed, self.catalogue, self.rules, contacts=contacts), loaded

@@ -12,6 +12,8 @@ from confluent_kafka import Producer
 from afterclick import artifact, events
 from afterclick.events import Item, ItemEvent, ModelEvent, ModelPublished
 from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays, WordVectors
+from afterclick.ncf import NcfArrays
+from afterclick.sequence_encoder import AGES_DAYS
 from afterclick.settings import Settings
 
 KINDS = ("camera", "cable")
@@ -83,6 +85,16 @@ def towers() -> TowerArrays:
     return TowerArrays(kind, targets)
 
 
+def ncf() -> NcfArrays:
+    """NCF for the items of `model`: as `towers`, and the MLP adds 0.5 to every second item."""
+    kind = np.repeat(np.eye(len(KINDS), dtype=np.float32), PER_KIND, axis=0)
+    hidden = np.zeros((len(kind), 2), np.float32)
+    hidden[::2, 0] = 1.0
+    layers = np.array([[1.0, 0.0, 0.0, 0.5]], np.float32)
+    ages = np.ones(len(AGES_DAYS) + 1, np.float32)
+    return NcfArrays(np.pad(kind, ((0, 0), (0, 2))), towers().targets, hidden, layers, ages)
+
+
 def words(rank: int = 8) -> WordVectors:
     """Word vectors of the two kinds, each parallel to the items of its kind."""
     names = [name for kind in KINDS for name in (kind, f"{kind}s")]
@@ -93,7 +105,7 @@ def words(rank: int = 8) -> WordVectors:
 
 def write(settings: Settings, version: str, words: WordVectors | None = None) -> tuple[Path, str]:
     """The artifact of `model(version)`."""
-    made = replace(model(version), words=words)
+    made = replace(model(version), words=words, ncf=ncf())
 
     return artifact.write(
         settings.artifacts,

@@ -14,7 +14,7 @@ from afterclick.events import Action, Item
 from afterclick.io.client import Client
 from afterclick.model import Model
 from afterclick.settings import StreamSettings
-from afterclick.user_vectors import UserState, fold_in, tower_user
+from afterclick.user_vectors import UserState, fold_in, ncf_user, tower_user
 from serving.control.rules import RuleDraft
 from serving.request import PLAIN, Options, Page, RecommendationRequest
 from tests.serving import shop
@@ -24,11 +24,11 @@ from tests.serving.test_experiments import DECIDED_BY
 from tests.waiting import wait_until
 
 LIKED = {"ann": ["camera-3", "cable-1", "camera-5"]}
-ALONE = (Policy.ALS, Policy.TWO_TOWER, Policy.CONTENT)
+ALONE = (Policy.ALS, Policy.TWO_TOWER, Policy.NCF, Policy.CONTENT)
 
 
 def a_model() -> Model:
-    return dataclasses.replace(shop.model("m1"), towers=shop.towers())
+    return dataclasses.replace(shop.model("m1"), towers=shop.towers(), ncf=shop.ncf())
 
 
 def an_offline(**changes: Any) -> Offline:
@@ -57,6 +57,11 @@ def scores_of(policy: Policy, model: Model, liked: list[str], now_ms: float) -> 
         assert model.content is not None
         ranks = np.arange(1, len(items) + 1, dtype=np.float32)[:, None]
         user, vectors = (model.content[items] / ranks).sum(axis=0), model.content
+    elif policy is Policy.NCF:
+        user = ncf_user(model, state)
+        assert user is not None
+        every = np.arange(len(model) - 1, dtype=np.int32)
+        return dict(zip(model.item_ids.tolist(), shop.ncf().scores(user, every), strict=False))
     else:
         user, vectors = tower_user(model, state), shop.towers().targets[:-1]
     assert user is not None
@@ -161,18 +166,22 @@ def test_pages_of_a_single_model_policy_repeat_no_item_and_end(policy: Policy) -
     ("policy", "changes"),
     [
         (Policy.TWO_TOWER, {"model": shop.model("m1")}),
+        (Policy.NCF, {"model": shop.model("m1")}),
         (Policy.ALS, {"model": dataclasses.replace(a_model(), factors=None)}),
         (Policy.CONTENT, {"model": dataclasses.replace(a_model(), content=None)}),
         (Policy.ALS, {"model": None}),
         (Policy.TWO_TOWER, {"liked": {}}),
+        (Policy.NCF, {"liked": {}}),
         (Policy.ALS, {"liked": {}}),
         (Policy.ALS, {"liked": {"ann": ["lamp-1"]}, "items": shop.wide_catalogue()}),
     ],
     ids=[
         "no towers",
+        "no ncf",
         "no factors",
         "no content",
         "no model",
+        "no history",
         "no history",
         "no history",
         "history unknown to the model",
@@ -238,6 +247,20 @@ def test_a_policy_in_the_request_overrides_the_arm(shop_api: Running) -> None:
     assert counted() == 2, "a list with its own policy was counted for the experiment"
 
 
+def test_an_event_changes_the_list_of_ncf(shop_api: Running) -> None:
+    after(shop_api, "kim", shop_api.feedback("kim", "camera-1"))
+    first = shop_api.list_for("kim", n=8, policy="ncf")
+    for number in range(3):
+        after(shop_api, "kim", shop_api.feedback("kim", f"cable-{number}"))
+    second = shop_api.list_for("kim", n=8, policy="ncf", explain=True)
+    for body, kind in ((first, "camera"), (second, "cable")):
+        assert body["source"] == "personalised"
+        assert {item["source"] for item in body["items"]} == {"ncf"}
+        assert all(item["item_id"].startswith(kind) for item in body["items"])
+    causes = {cause["item_id"] for cause in second["items"][0]["attributions"]}
+    assert causes & {"cable-0", "cable-1", "cable-2"}
+
+
 def test_policies_over_http_and_by_the_client(shop_api: Running) -> None:
     after(shop_api, "ned", shop_api.feedback("ned", "camera-1"))
     found = {policy: shop_api.list_for("ned", n=8, policy=policy) for policy in Policy}
@@ -245,6 +268,7 @@ def test_policies_over_http_and_by_the_client(shop_api: Running) -> None:
         "blend": "personalised",
         "als": "personalised",
         "two_tower": "interests",  # this model has no towers
+        "ncf": "personalised",
         "content": "personalised",
         "trending": "popular",  # the user has seen every trending item
         "popular": "popular",

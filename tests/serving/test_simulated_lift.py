@@ -39,7 +39,7 @@ VERSION = "of-the-shop"
 def publish_model(settings: Settings, data: Reviews) -> None:
     """Fit a model and a ranker on the reviews, and announce them."""
     ranker = RankerConfig(cuts=1, horizon_days=40, queries=2000, trees=60)
-    config = ModelConfig(AlsConfig(rank=16), ranker=ranker, towers=None)
+    config = ModelConfig(AlsConfig(rank=16), ranker=ranker, towers=None, ncf=None)
     trainer = ModelTrainer(config, data.texts, implicit_als)
     model, trees = trainer.fit(data.log, VERSION).model, trainer.fit_ranker(data.log).trees
 

@@ -10,6 +10,7 @@ import pytest
 
 from afterclick.arrays import Float64Array
 from afterclick.model import Model, WordVectors
+from tests.scoring.examples import a_model, some_ncf
 from training import gate
 from training.gate import Questions
 
@@ -58,6 +59,17 @@ def test_a_wrong_shape_is_rejected(change: dict[str, Any], reason: str) -> None:
     verdict = gate.sanity_check(replace(model(), **change))
     assert not verdict.passed
     assert reason in verdict.reason
+
+
+@pytest.mark.parametrize("name", ["history", "targets", "hidden", "layers", "ages"])
+def test_ncf_with_nan_is_refused(name: str) -> None:
+    ncf = some_ncf(6)
+    assert gate.sanity_check(a_model(ncf=ncf)).passed
+    array = getattr(ncf, name).copy()
+    array.flat[0] = np.nan
+    assert not gate.sanity_check(a_model(ncf=replace(ncf, **{name: array}))).passed
+    narrower = replace(ncf, **{name: getattr(ncf, name)[..., :-1]})
+    assert "NCF" in gate.sanity_check(a_model(ncf=narrower)).reason
 
 
 def test_a_model_that_lost_most_items_is_rejected() -> None:

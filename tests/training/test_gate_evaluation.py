@@ -37,6 +37,7 @@ SETTINGS = TrainingSettings(holdout=0.2)
 CONFIG = ModelConfig(
     als=AlsConfig(rank=16, reg=0.1, iterations=8, engine="implicit"),
     towers=None,
+    ncf=None,
     ranker=RankerConfig(cuts=2, queries=1500, trees=40),
 )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from afterclick.settings import Settings
-from training.config import AlsConfig, ModelConfig, RankerConfig, TowerConfig
+from training.config import AlsConfig, ModelConfig, NcfConfig, RankerConfig, TowerConfig
 from training.evaluation.time_split import EvaluationOptions, evaluate, split_of
 from training.event_log import EventLog
 from training.fit import ModelTrainer
@@ -21,6 +21,7 @@ DAYS, USERS, ITEMS = 400, 900, 60
 CONFIG = ModelConfig(
     AlsConfig(rank=8, iterations=3),
     towers=TowerConfig(dim=8, epochs=2),
+    ncf=NcfConfig(dim=8, epochs=1),
     ranker=RankerConfig(cuts=1, queries=600, trees=20),
 )
 

@@ -87,7 +87,7 @@ def test_limits_and_approvals_of_serving_hold_in_training(
     assert trends.quarantined[PUSHED] == limited
     learned = without_pushed_rows(log, known)
     assert (len(learned) < len(log)) == limited
-    config = ModelConfig(als=AlsConfig(rank=4, iterations=1), towers=None, replay=known)
+    config = ModelConfig(als=AlsConfig(rank=4, iterations=1), towers=None, ncf=None, replay=known)
     model = ModelTrainer(config, {}, implicit_als).fit(log, "v").model
     popularity = model.popularity[model.index[f"i{PUSHED}"]]
     assert (popularity < 100) == limited

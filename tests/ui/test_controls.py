@@ -105,7 +105,7 @@ def test_the_comparison_shows_the_lists_of_all_policies(page: Page, shop: Shop) 
     served = shown_items(page)[:10]
     page.get_by_test_id("compare").click()
     comparison = page.get_by_test_id("comparison")
-    names = ["Blend", "ALS", "Sequence model", "Trending", "Popular"]
+    names = ["Blend", "ALS", "Sequence model", "NCF", "Trending", "Popular"]
     expect(comparison.locator("section h2")).to_have_text(names)
     expect(comparison.locator('[data-policy="als"] .ac-fallback')).to_contain_text("Instead: ")
     expect(comparison.locator('[data-policy="popular"] .ac-fallback')).to_have_count(0)

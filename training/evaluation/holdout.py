@@ -170,6 +170,7 @@ PARTS = (
     "als_last",
     "tower",
     "tower_last",
+    "ncf_score",
     "popularity",
     "cosine_sum",
     "same_day_sum",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +10,15 @@ import numpy as np
 from afterclick.arrays import BoolArray, FloatArray, IntArray
 from afterclick.features import RECENT
 from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
+from afterclick.ncf import NcfArrays
 from afterclick.ranking import CandidateGenerator, Ranker, score_candidates
 from afterclick.retrieval import REDUCED_LIMITS, CandidateLimits
 from afterclick.trends import HALF_LIVES_MS
-from afterclick.user_vectors import content_user, fold_in, tower_user
+from afterclick.user_vectors import content_user, fold_in, ncf_user, tower_user
 from training.config import TransitionConfig
 from training.evaluation.measure import Scorer, Scores
 from training.graph_replay import GraphReplay
-from training.interactions import Interactions, runs
+from training.interactions import runs
 from training.models.transition_graph import recency_weights
 from training.query_replay import ReplayedQuery
 
@@ -26,8 +27,6 @@ BEST_HALF_LIFE = "week"
 2014-06-01."""
 SEED_DEPENDENT = ("als", "ncf", "sequence", "blend", "blend_brief")
 """Scorers whose model depends on a seed."""
-NCF_EPOCHS, NCF_DECAY, NCF_BATCH = 2, 0.005, 2048
-"""Fixed epochs, not a time budget, so that a slow machine fits the same model."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,6 @@ class ScorerInputs:
     ranker: Ranker
     transitions: tuple[IntArray, FloatArray]
     """(n_items, K) targets and scores of `transition_graph`"""
-    ncf: Callable[[int], Scores] | None = None
-    """user_index → (n_items,) scores"""
     graphs: GraphReplay | None = None
     """The live transition graph of the model, from the cut on; by default it is not updated."""
 
@@ -53,7 +50,7 @@ def scorers(
     `eligible` (n_items,) marks the candidates of the blend. `reduced` adds the blend under load
     shedding.
     """
-    model, ncf, ranker = inputs.model, inputs.ncf, inputs.ranker
+    model, ranker = inputs.model, inputs.ranker
     found = {
         "popularity": popularity(model),
         "decayed_popularity": decayed_popularity(BEST_HALF_LIFE),
@@ -65,7 +62,7 @@ def scorers(
         else by_neighbours(model.random_walk_items, model.random_walk_scores),
         "transitions": by_transitions(*inputs.transitions),
         "als": als(model),
-        "ncf": None if ncf is None else lambda query: ncf(query.user_index),
+        "ncf": None if model.ncf is None else ncf(model, model.ncf),
         "sequence": None if model.towers is None else sequence(model, model.towers),
         "content": None if model.content is None else content(model, model.content),
         "blend": blend(model, ranker, eligible, graphs=inputs.graphs),
@@ -146,6 +143,19 @@ def sequence(model: Model, towers: TowerArrays) -> Scorer:
     return score
 
 
+def ncf(model: Model, arrays: NcfArrays) -> Scorer:
+    """NeuMF's logits for the history; zeros for a user without one."""
+    every = np.arange(len(model), dtype=np.int32)
+
+    def score(query: ReplayedQuery) -> Scores:
+        user = ncf_user(model, query.user.at_resolution_of(model))
+        if user is None:
+            return np.zeros(len(model))
+        return np.where(arrays.known, arrays.scores(user, every), -np.inf)
+
+    return score
+
+
 def content(model: Model, vectors: FloatArray) -> Scorer:
     """Content cosine to the user's newest items, an older one weighted less (1, 1/2, 1/3, …)."""
 
@@ -184,28 +194,3 @@ def blend(
         return scores
 
     return score
-
-
-def ncf(rows: Interactions, min_interactions: int, seed: int) -> Callable[[int], Scores]:
-    """NeuMF learned from users with two interactions, on items with `min_interactions`.
-
-    It knows users by their index alone: a live event changes nothing. Returns user_index →
-    (n_items,) scores: −inf for items it does not know, zeros for users it does not know.
-    """
-    from training.models.ncf import Ncf
-
-    ranked = rows.item_counts() >= min_interactions
-    known = rows.where(ranked[rows.item])
-    active = known.user_counts() >= 2
-    model = Ncf(decay=NCF_DECAY, batch=NCF_BATCH, epochs=NCF_EPOCHS, seconds=float("inf"))
-    model.fit(known.matrix()[active][:, ranked].tocsr(), seed)
-    number = np.cumsum(active) - 1
-
-    def scores(user: int) -> Scores:
-        if not active[user]:
-            return np.zeros(len(ranked))
-        found = np.full(len(ranked), -np.inf)
-        found[ranked] = model.scores(number[user : user + 1])[0]
-        return found
-
-    return scores

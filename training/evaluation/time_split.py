@@ -42,11 +42,8 @@ from training.evaluation.measure import (
 )
 from training.evaluation.reviews import Reviews
 from training.evaluation.scorers import (
-    NCF_DECAY,
-    NCF_EPOCHS,
     SEED_DEPENDENT,
     ScorerInputs,
-    ncf,
     scorers,
 )
 from training.event_log import EventLog
@@ -215,7 +212,6 @@ def _ask(
         model,
         learned.trees,
         transition_graph(split.train),
-        ncf(split.train, config.min_interactions, config.als.seed),
         GraphReplay(model, split.log, split.cut_ms),
     )
 
@@ -248,7 +244,7 @@ def _figures(
     }
     names = next(iter(measured.values()))
     return {
-        "recipe": config.parameters() | {"ncf": {"decay": NCF_DECAY, "epochs": NCF_EPOCHS}},
+        "recipe": config.parameters(),
         "seeds": len(fits),
         "split": _split_facts(split, first.answers, config.ranker.horizon_days),
         "models": {name: {p: measured[p][name] for p in measured} for name in names},

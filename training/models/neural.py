@@ -67,6 +67,12 @@ class Sampled(NamedTuple):
     full: bool
     """All items, in order."""
 
+    def first(self, count: int) -> Sampled:
+        """The first `count` of a sample."""
+        # every draw has the same distribution, so only the sample's size changes the correction
+        less = float(np.log(max(1, len(self.items)) / max(1, min(count, len(self.items)))))
+        return Sampled(self.items[:count], self.correction[:count] - less, full=False)
+
 
 class Negatives:
     """Negative items: all of them, or a sample with its log expected count (the logQ correction).
@@ -198,6 +204,14 @@ class Optimiser:
             betas=(_BETA_1, _BETA_2),
             eps=_EPS,
         )
+        self._rate = rate
+
+    def scale(self, share: float) -> None:
+        """The learning rate of the next steps, as a share of the first one."""
+        for table in self._tables:
+            table.rate = share * self._rate
+        for group in self._dense.param_groups:
+            group["lr"] = share * self._rate
 
     def step(self, loss: Tensor) -> None:
         """One step of gradient descent on a loss."""

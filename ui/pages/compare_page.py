@@ -35,6 +35,7 @@ POLICIES = (
     RankingPolicy("blend", "Blend", "all sources, ordered by the trained ranker"),
     RankingPolicy("als", "ALS", "matrix factorisation only, with this user folded in", True),
     RankingPolicy("two_tower", "Sequence model", "a transformer over the newest events", True),
+    RankingPolicy("ncf", "NCF", "neural collaborative filtering of the latest history only", True),
     RankingPolicy("trending", "Trending", "trending now, the same for all users"),
     RankingPolicy("popular", "Popular", "popular overall, the same for all users"),
 )
