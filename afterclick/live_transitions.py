@@ -33,7 +33,8 @@ MAX_LIVE = 32
 """Neighbours of an item with live counts."""
 WIDTH = 50
 """Neighbours of an item in the graph."""
-HALF_LIFE_MS = 90 * DAY_MS
+HALF_LIFE_MS = 365 * DAY_MS
+"""On Electronics 30 and 90 days are worse, most of all without a model."""
 LAG_POWER, USER_POWER, SOURCE_POWER, BACK = 0.5, 0.15, 0.3, 0.4
 """As `training.config.TransitionConfig`."""
 ALLOWANCE = 3.0

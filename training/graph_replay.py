@@ -24,7 +24,7 @@ class GraphReplay:
 
     def __init__(self, model: Model, log: EventLog, cut_ms: float) -> None:
         """`model` has the items of `log` (`query_replay.align`)."""
-        self._cut_ms = cut_ms
+        self._cut_ms, self.n_items = cut_ms, len(model)
         self._rows = first_contacts(log)
         self._events, self._item = contact_events(log, self._rows), log.item[self._rows]
         self._last_ms = 0.0

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from sys import intern
 from typing import Final
 
 import numpy as np
@@ -45,7 +46,7 @@ RECOUNT_S: Final = 60.0
 """Between two times that a graph is counted again because events were taken back."""
 MAX_ROWS: Final = MAX_EVENTS + MAX_EVENTS // 8
 """Items with live counts from which on they are counted again, from the events of the ring."""
-REFRESH_MS: Final = HALF_LIFE_MS / 90
+REFRESH_MS: Final = HALF_LIFE_MS / 100
 """Event time after which all live rows are made again: they fade."""
 _NO_EVENT = -1
 _NO_PARTITION = ""
@@ -126,8 +127,8 @@ class RecentContacts:
         arrays.time_ms[slot] = contact.time_ms
         arrays.established[slot] = contact.established
         arrays.alive[slot] = True
-        self._user_ids[slot], self._item_ids[slot] = contact.user_id, contact.item_id
-        self._partition[slot] = contact.partition
+        self._user_ids[slot], self._item_ids[slot] = contact.user_id, intern(contact.item_id)
+        self._partition[slot] = intern(contact.partition)
         self._offset[slot] = np.iinfo(np.int64).min if contact.only_before else contact.offset
         self._newest[contact.user_id] = number
         self.newest_ms = max(self.newest_ms, contact.time_ms)

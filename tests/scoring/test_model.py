@@ -47,6 +47,18 @@ def test_random_walk_lists_load_unchanged(tmp_path: Path) -> None:
     assert model.random_walk_items.tolist() == [[2]] * 6
 
 
+def test_the_transition_graph_loads_unchanged(tmp_path: Path) -> None:
+    graph: dict[str, Any] = {
+        "transition_items": np.full((6, 2), 3, np.int32),
+        "transition_scores": np.full((6, 2), 0.5, np.float32),
+    }
+    model, _ = load(published(tmp_path, a_model(**graph)))
+    assert model.transitions is not None
+    assert model.transitions.rows(np.array([1, 7], np.int32)).items.tolist() == [[3, 3], [-1, -1]]
+    without, _ = load(published(tmp_path / "without", a_model()))
+    assert without.transitions is None
+
+
 def test_towers_without_an_encoder_load_unchanged(tmp_path: Path) -> None:
     ages = np.linspace(1, 2, len(AGES_DAYS) + 1).astype(np.float32)
     towers = TowerArrays(np.ones((6, 3), np.float32), np.full((6, 4), 2, np.float32), ages)

@@ -13,6 +13,7 @@ from afterclick.model import UNKNOWN_BIAS, Model, TowerArrays
 from afterclick.ncf import NcfArrays
 from afterclick.ranking import CandidateGenerator, Ranker, score_candidates
 from afterclick.retrieval import REDUCED_LIMITS, CandidateLimits
+from afterclick.transitions import scored
 from afterclick.trends import HALF_LIVES_MS
 from afterclick.user_vectors import content_user, fold_in, ncf_user, tower_user
 from training.config import TransitionConfig
@@ -61,6 +62,7 @@ def scorers(
         if model.random_walk_items is None or model.random_walk_scores is None
         else by_neighbours(model.random_walk_items, model.random_walk_scores),
         "transitions": by_transitions(*inputs.transitions),
+        "transitions_live": None if inputs.graphs is None else by_live_transitions(inputs.graphs),
         "als": als(model),
         "ncf": None if model.ncf is None else ncf(model, model.ncf),
         "sequence": None if model.towers is None else sequence(model, model.towers),
@@ -114,6 +116,19 @@ def by_transitions(
                 if weight:
                     found[items[item]] += weight * scores[item]
         return found[:-1]
+
+    return score
+
+
+def by_live_transitions(graphs: GraphReplay) -> Scorer:
+    """The same with the events up to the query, as serving has it."""
+
+    def score(query: ReplayedQuery) -> Scores:
+        graph = graphs.at(query.user.now_ms)
+        items, scores = scored(graph.rows(query.user.items))
+        found = np.zeros(graphs.n_items)
+        found[items] = scores
+        return found
 
     return score
 
