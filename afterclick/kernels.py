@@ -178,7 +178,8 @@ def unlisted(items: IntArray, excluded: IntArray) -> BoolArray:
 
 
 @compiled_sums
-def _dot(a: FloatArray, b: FloatArray) -> np.float32:
+def dot(a: FloatArray, b: FloatArray) -> np.float32:
+    """The inner product of two vectors (d,)."""
     total = np.float32(0.0)
     for i in range(len(a)):
         total += a[i] * b[i]
@@ -210,7 +211,7 @@ def products(
             continue
         vector = first[item] if item < n else later[item - n]
         for query in range(len(queries)):
-            table[rows[query], position] = _dot(vector, queries[query])
+            table[rows[query], position] = dot(vector, queries[query])
 
 
 @compiled_sums

