@@ -35,7 +35,7 @@ def test_auto_reports_what_it_tried_and_how_it_mixed(tmp_path: Path) -> None:
 def test_a_search_without_time_still_answers(tmp_path: Path) -> None:
     answer = run(BenchmarkRequest(write(tmp_path, valid=True), "auto", seconds=1e-3))
     stopped = {each["model"]: each["stopped_because"] for each in answer["tried"]}
-    assert stopped["ncf"] == "no time left"
+    assert stopped["two_tower"] == "no time left"
     assert answer["weights"]
 
 

@@ -28,6 +28,7 @@ from training.evaluation.benchmark_models import (
     first_settings,
     make,
     observe,
+    ranking_seconds,
     searchable,
     suggested,
     within_time,
@@ -42,6 +43,8 @@ BEHIND = 0.6
 _ROUNDS = 2
 _FIRST, _MIXING = 0.4, 0.15
 """Shares of the time for the known settings of all models, and for the weights."""
+_RANKINGS = 4
+"""Rankings of the validation rows for which a model must have time."""
 _TRIALS = 40
 """Maximum of settings of a model per round."""
 _MAX_MIXED = 200_000_000
@@ -128,6 +131,8 @@ class AutoSearch:
     score: Score
     """The objective on the validation rows."""
     report_progress: ReportProgress = lambda _: None
+    users: int = 10_000
+    """Users that the objective is measured on, at most."""
     names: tuple[str, ...] = MODELS
     tried: list[Tried] = field(default_factory=list)
     """Every fit, after `run`."""
@@ -162,6 +167,10 @@ class AutoSearch:
     def _try_known(self, candidate: Candidate, seconds: float) -> None:
         """Fit with the known settings; more than the first only if the time allows."""
         start, default = time.perf_counter(), defaults(candidate.name)
+        if ranking_seconds(candidate.name, self.users, self.split.shape[1]) > seconds / _RANKINGS:
+            why = "ranking all items takes too long"
+            self.tried.append(Tried(candidate.name, default, None, 0.0, why))
+            return
         for number, known in enumerate(first_settings(candidate.name, default)):
             late = self._elapsed() > self.seconds and bool(self.tried)
             used = time.perf_counter() - start

@@ -26,6 +26,8 @@ AUTO = "auto"
 """Chooses among MODELS, and mixes them."""
 _SOLVED_PER_S, _NEIGHBOURHOODS_PER_S = 2e10, 500.0
 """Cubed items of a dense solve, and sparse solves of items, per second of one slow core."""
+_RANKED_PER_S = {"ncf": 2e6}
+"""Pairs of user and item that a model scores per second of one slow core, where that is slow."""
 _DENSE = 3000
 """Catalogues up to this size always get the dense solve."""
 
@@ -89,6 +91,11 @@ def searchable(name: str) -> bool:
     return name in _SPACES
 
 
+def ranking_seconds(name: str, users: int, items: int) -> float:
+    """A rough time to score all items for users; 0 for models that are fast."""
+    return users * items / _RANKED_PER_S[name] if name in _RANKED_PER_S else 0.0
+
+
 def within_time(
     name: str, settings: Mapping[str, Any], n_items: int, seconds: float
 ) -> dict[str, Any]:
@@ -114,7 +121,7 @@ def first_settings(name: str, default: dict[str, Any]) -> list[dict[str, Any]]:
     if name == "item_item":
         plain = {"user_power": 0.0, "item_power": 0.0, "before": 0.0, "after": 0.0, "low_pass": 0.0}
         gf_cf = {**plain, "ridge": 1000.0, "user_power": 0.5, "item_power": 0.5}
-        filters = [{"low_pass": 0.2, "components": 64}, {"low_pass": 1.0, "components": 256}]
+        filters = [{"low_pass": 0.9, "components": 64}, {"low_pass": 0.9, "components": 256}]
         ease = {**plain, "ridge": 5.0}
         return [{**default, "ridge": 1000.0}, *(gf_cf | f for f in filters), default, ease]
     if name == "als":

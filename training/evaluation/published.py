@@ -115,7 +115,8 @@ def _run_auto(
     def score(model: MatrixModel) -> float:
         return validation_score(model, split, request)
 
-    search = AutoSearch(split, request.seconds, request.seed, score, report_progress)
+    users = min(_tuned_users(split), len(np.unique(split.valid.user)))
+    search = AutoSearch(split, request.seconds, request.seed, score, report_progress, users)
     mixed = search.run()
     tuned = time.perf_counter() - start
     first = request.seed
@@ -173,10 +174,15 @@ def _measure(
 
 def validation_score(model: MatrixModel, split: PublishedSplit, request: BenchmarkRequest) -> float:
     """OBJECTIVE on the validation rows, of a limited number of users."""
-    n_users = min(_MAX_USERS, max(1000, _MAX_SCORES // split.shape[1]))
+    n_users = _tuned_users(split)
     seen, target = split.train.matrix(), split.valid.matrix()
     task = RankingTask(seen, target, seed=request.seed, max_users=n_users)
     return task.measure(model.scores)[OBJECTIVE]
+
+
+def _tuned_users(split: PublishedSplit) -> int:
+    """Users that OBJECTIVE is measured on, at most."""
+    return min(_MAX_USERS, max(1000, _MAX_SCORES // split.shape[1]))
 
 
 @dataclass(frozen=True)
