@@ -363,6 +363,25 @@ class Accepted(ApiModel):
     position: str = Field(description="topic/partition/offset", examples=["feedback/2/1041"])
 
 
+class EventResult(ApiModel):
+    """What became of one event of a list."""
+
+    event_id: str | None = Field(description="Null for an invalid event that names none.")
+    position: str | None = Field(description="topic/partition/offset; null if it was not taken.")
+    status: int = Field(
+        description="202; 422: invalid, see `detail`; 503: send it again with its `event_id`.",
+        examples=[202],
+    )
+    detail: str | None = Field(description="Why it was not taken.")
+
+
+class AcceptedList(ApiModel):
+    """Kafka has acknowledged the events with the status 202."""
+
+    accepted: int
+    results: list[EventResult] = Field(description="In the order of the events.")
+
+
 class SessionMerge(ApiModel):
     """The events of a session that its user now has as well."""
 

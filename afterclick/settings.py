@@ -410,6 +410,8 @@ class ServingSettings(ServerSection):
     """Oldest `time` of feedback; a key with the scope `admin` may send older events."""
     max_body_bytes: int = 65_536
     """Larger request bodies get 413."""
+    max_feedback_bytes: int = Field(524_288, le=1_048_576)
+    """The same of feedback, which may be a list of events, if it is more."""
     idle_s: int = Field(75, ge=1)
     """How long a connection may be idle between two requests: longer than a proxy keeps it, so
     that none uses one that is being closed."""

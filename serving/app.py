@@ -90,7 +90,12 @@ def create_app(
     install_docs(app)
     problems.install(app)
     app.add_middleware(DirectRoutes, routes=recommendations.router.routes)
-    app.add_middleware(problems.BodyLimit, limit=serving.max_body_bytes, timeout_s=serving.body_s)
+    app.add_middleware(
+        problems.BodyLimit,
+        limit=serving.max_body_bytes,
+        limits={"/feedback": max(serving.max_body_bytes, serving.max_feedback_bytes)},
+        timeout_s=serving.body_s,
+    )
     shared = settings.redis if serving.limit_shared or serving.workers > 1 else None
     limit = RateLimit(serving.limit, shared) if serving.limit else None
     control = service.control

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -162,31 +163,35 @@ def install(app: FastAPI) -> None:
 class BodyLimit:
     """ASGI middleware: 413 for a body over `limit` bytes, 408 for one slower than `timeout_s`.
 
-    The application receives the body only after all of it has arrived.
+    `limits` are those of single paths. The application receives the body only after all of it has
+    arrived.
     """
 
-    def __init__(self, app: ASGIApp, limit: int, timeout_s: float) -> None:
-        self.app, self.limit, self.timeout_s = app, limit, timeout_s
+    def __init__(
+        self, app: ASGIApp, limit: int, timeout_s: float, limits: Mapping[str, int] | None = None
+    ) -> None:
+        self.app, self.limit, self.timeout_s, self.limits = app, limit, timeout_s, limits or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, send)
             return
         close = {"connection": "close"}
+        limit = self.limits.get(scope["path"], self.limit)
         try:
             async with asyncio.timeout(self.timeout_s):
-                body = await self._read(scope, receive)
+                body = await self._read(scope, receive, limit)
         except TimeoutError:
             detail = f"the body was not received within {self.timeout_s:g} s"
             await problem(408, detail, close)(scope, receive, send)
             return
         if body is None:
-            detail = f"the body is larger than {self.limit} bytes"
+            detail = f"the body is larger than {limit} bytes"
             await problem(413, detail, close)(scope, receive, send)
             return
         await self.app(scope, _replay(body, receive), send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes | None:
         """The body, or None if it is over the limit."""
         announced = next((v for k, v in scope["headers"] if k == b"content-length"), b"")
         if announced.isdigit() and int(announced) > DISCARDED:
@@ -199,11 +204,11 @@ class BodyLimit:
             chunk = bytes(message.get("body", b""))
             size += len(chunk)
             # a client that is still sending would miss the response: read and drop the excess
-            body = body + chunk if size <= self.limit else b""
+            body = body + chunk if size <= limit else b""
             if size > DISCARDED:
                 return None
             if not message.get("more_body", False):
-                return body if size <= self.limit else None
+                return body if size <= limit else None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -6,7 +6,7 @@ errors and 503; feedback keeps its event id, so that a retry counts once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -51,7 +51,7 @@ class Call(Generic[T]):
     method: str
     path: str
     query: Json | None = None
-    body: Json | None = None
+    body: Json | list[Json] | None = None
     repeatable: bool = True
     """Sending it twice has the effect of sending it once."""
 
@@ -190,11 +190,14 @@ class _Calls:
 
         `more`: other fields of the API, as rating, impression_id, session_id, event_id, time.
         """
-        body = _given(user_id=user_id, item_id=item_id, action=str(action), **more)
-        body.setdefault("event_id", events.new_id())
-        if isinstance(body.get("time"), datetime):
-            body["time"] = body["time"].isoformat()
+        body = _event(_given(user_id=user_id, item_id=item_id, action=str(action), **more))
         return Call(api.Accepted.model_validate_json, "POST", "/feedback", body=body)
+
+    @_Method
+    def feedback_list(self, feedback: Iterable[Json]) -> Call[api.AcceptedList]:
+        """Report up to 1,000 actions, given as the fields of the API; a result for each."""
+        body = [_event(fields) for fields in feedback]
+        return Call(api.AcceptedList.model_validate_json, "POST", "/feedback", body=body)
 
     @_Method
     def merge_session(
@@ -294,6 +297,13 @@ def _connection(url: str) -> Iterator[None]:
 
 def _get(model: type[M], path: str, **query: Any) -> Call[M]:
     return Call(model.model_validate_json, "GET", path, _given(**query))
+
+
+def _event(fields: Json) -> Json:
+    """Feedback as it is sent: with an event id, so that it can be sent again."""
+    time = fields.get("time")
+    sent = {"event_id": events.new_id(), **fields}
+    return sent | {"time": time.isoformat()} if isinstance(time, datetime) else sent
 
 
 def _segment(value: str) -> str:

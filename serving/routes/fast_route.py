@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from afterclick.arrays import Json
 from serving.problems import ApiError, documented, is_json, response_of
+from serving.routes.queries import BODY_TAGS
 from serving.service import Service
 
 Handler = Callable[[Scope, Receive, Send], Coroutine[Any, Any, Response]]
@@ -166,7 +167,7 @@ def json_response(body: Json, status: int = 200) -> Response:
     return Response(orjson.dumps(body), status, media_type="application/json")
 
 
-def responses(model: type[Any], *problems: int, status: int = 200) -> Json:
+def responses(model: Any, *problems: int, status: int = 200) -> Json:
     """Decorator arguments that document a route which returns a Response."""
     documentation = {status: {"model": model}, **documented(*problems, 422, 503)}
     return {"response_model": None, "responses": documentation, "status_code": status}
@@ -191,7 +192,10 @@ def _validated(where: str, validate: Callable[[Any], Any], value: Any) -> Any:
         return validate(value)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([{**e, "loc": (where, *e["loc"])} for e in errors]) from None
+        places = [tuple(part for part in e["loc"] if part not in BODY_TAGS) for e in errors]
+        raise RequestValidationError(
+            [{**e, "loc": (where, *place)} for e, place in zip(errors, places, strict=True)]
+        ) from None
 
 
 def _bare(hint: Any) -> Any:

@@ -12,8 +12,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    RootModel,
     StringConstraints,
+    Tag,
     model_validator,
 )
 
@@ -27,6 +30,9 @@ from serving.state.catalogue_query import Condition
 MAX_ITEMS = 200
 ITEMS_PER_REQUEST = 50
 """A longer list counts as several requests in the rate limit: one for every 50 items."""
+MAX_EVENTS = 1000
+EVENTS_PER_REQUEST = 20
+"""Of a list of feedback: it counts as one request in the rate limit for every 20 events."""
 MAX_INTERESTS = 100
 """Interests of a request, counted after they are split at their commas."""
 CLOCK_SKEW = timedelta(milliseconds=events.MAX_LEAD_MS)
@@ -311,6 +317,37 @@ class Feedback(UserScoped):
         if self.effective_user_id is None:
             raise ValueError("user_id or session_id is required")
         return self
+
+
+class FeedbackList(RootModel[list[dict[str, Any]]]):
+    """Several events, each validated apart: an invalid one rejects no other."""
+
+    root: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_EVENTS)]
+
+    @property
+    def user_ids(self) -> tuple[str, ...]:
+        """The users and sessions that the events name."""
+        named = []
+        for event in self.root:
+            user_id, session_id = event.get("user_id"), event.get("session_id")
+            if user_id is not None:
+                named.append(str(user_id))
+            elif session_id is not None:
+                named.append(f"{SESSION}{session_id}")
+        return tuple(named)
+
+    @property
+    def cost(self) -> int:
+        """The number of requests it counts as in the rate limit."""
+        return math.ceil(len(self.root) / EVENTS_PER_REQUEST)
+
+
+BODY_TAGS = ("one event", "a list of events")
+"""Stand in the locations of validation errors; `DirectRoute` removes them."""
+FeedbackBody = Annotated[
+    Annotated[Feedback, Tag(BODY_TAGS[0])] | Annotated[FeedbackList, Tag(BODY_TAGS[1])],
+    Discriminator(lambda value: BODY_TAGS[isinstance(value, list | FeedbackList)]),
+]
 
 
 def split(interests: list[str]) -> tuple[str, ...]:

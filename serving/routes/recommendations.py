@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
+from pydantic import ValidationError
 from starlette.responses import Response
 from structlog.contextvars import bind_contextvars
 
@@ -15,7 +16,7 @@ from afterclick import api, events
 from afterclick.api import SimilarityKind
 from afterclick.arrays import Json
 from afterclick.errors import NotFound, Unavailable
-from afterclick.events import Context, Interaction
+from afterclick.events import Context, Interaction, InteractionEvent
 from afterclick.state import LogPosition
 from serving.events.feedback import event_of
 from serving.problems import ApiError, unavailable
@@ -38,6 +39,8 @@ from serving.routes.fast_route import (
 from serving.routes.queries import (
     BatchQuery,
     Feedback,
+    FeedbackBody,
+    FeedbackList,
     LatestQuery,
     PopularQuery,
     RecommendationQuery,
@@ -49,6 +52,8 @@ from serving.state.snapshot import ServingSnapshot
 from serving.tiers import similar_items
 
 router = APIRouter(route_class=DirectRoute)
+EVENTS_AT_A_TIME = 50
+"""Of a list of feedback."""
 REASONS = {
     SimilarityKind.ALL: "similar to {}",
     SimilarityKind.CO_PURCHASE: "chosen by users who chose {}",
@@ -140,28 +145,83 @@ async def popular(service: ServiceDep, query: Annotated[PopularQuery, Query()]) 
     return json_response({"window": query.window or "all", "items": rows})
 
 
-@router.post("/feedback", tags=["feedback"], **responses(api.Accepted, 413, status=202))
+@router.post(
+    "/feedback",
+    tags=["feedback"],
+    **responses(api.Accepted | api.AcceptedList, 413, status=202),
+)
 async def feedback(
-    service: ServiceDep, admin: AdminDep, body: Annotated[Feedback, Body()]
+    service: ServiceDep, admin: AdminDep, body: Annotated[FeedbackBody, Body()]
 ) -> Response:
-    """Send what a user did. 202: the event is in Kafka, at `position`.
+    """Send what a user did: one event, or a list of up to 1,000.
 
-    After a 503 send it again with the same `event_id`: it takes effect once.
+    202: the event is in Kafka, at `position`. After a 503 send it again with the same `event_id`:
+    it takes effect once. A list is answered by a result per event, of which some may be invalid
+    (422) or not taken (503); the answer is 503 if Kafka took none.
     """
+    if isinstance(body, FeedbackList):
+        return json_response(await _accept_all(service, body, admin=admin), 202)
+    event = _event(service, body, admin=admin)
+    bind_contextvars(event_id=event.id)
+    position = await _accept(service, event)
+    return json_response({"event_id": event.id, "position": str(position)}, 202)
+
+
+async def _accept_all(service: Service, batch: FeedbackList, *, admin: bool) -> Json:
+    """The results of the events, in parts, between which other requests are served.
+
+    Raises ApiError (503) if Kafka took none of the valid events.
+    """
+    results: list[Json] = []
+    for start in range(0, len(batch.root), EVENTS_AT_A_TIME):
+        part = batch.root[start : start + EVENTS_AT_A_TIME]
+        results += await asyncio.gather(*(_result(service, raw, admin=admin) for raw in part))
+    statuses = [result["status"] for result in results]
+    if 202 not in statuses and 503 in statuses:
+        raise unavailable(next(r["detail"] for r in results if r["status"] == 503))
+    return {"accepted": statuses.count(202), "results": results}
+
+
+async def _result(service: Service, raw: Json, *, admin: bool) -> Json:
+    """What became of one event of a list."""
+    event_id, position, status, detail = raw.get("event_id"), None, 202, None
+    try:
+        event = _event(service, Feedback.model_validate(raw), admin=admin)
+        event_id = event.id
+        position = str(await _accept(service, event))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        status, detail = 422, f"{place}: {first['msg']}" if place else first["msg"]
+    except ApiError as error:
+        status, detail = error.status, error.detail
+    return {
+        "event_id": event_id if isinstance(event_id, str) else None,
+        "position": position,
+        "status": status,
+        "detail": detail,
+    }
+
+
+def _event(service: Service, body: Feedback, *, admin: bool) -> InteractionEvent:
+    """The event of a body. Raises ApiError (422) for one that is too old."""
     fields = body.model_dump(exclude={"event_id", "time"})
     interaction = Interaction(**fields | {"user_id": body.effective_user_id})
     if not admin:
         _check_age(body.time, service.settings.serving.max_event_age_s)
-    event = event_of(interaction, body.event_id, body.time, admin=admin)
-    bind_contextvars(event_id=event.id)
+    return event_of(interaction, body.event_id, body.time, admin=admin)
+
+
+async def _accept(service: Service, event: InteractionEvent) -> LogPosition:
+    """The position of an event in Kafka. Raises ApiError (503)."""
     try:
         position = await service.feedback.append(event)
     except Unavailable as error:
         service.metrics.feedback.labels("unavailable").inc()
         raise unavailable(f"{error}: {event.id}") from error
     service.metrics.feedback.labels("accepted").inc()
-    service.users.seen(interaction.user_id)
-    return json_response({"event_id": event.id, "position": str(position)}, 202)
+    service.users.seen(event.data.user_id)
+    return position
 
 
 def _check_age(time: datetime | None, max_age_s: float) -> None:
