@@ -23,6 +23,7 @@ from training.models.neighbours import cosine_neighbours
 SMALL: dict[str, dict[str, Any]] = {
     "two_tower": {"epochs": 40, "dim": 16, "own": 0.0},
     "ncf": {"epochs": 20, "dim": 16, "batch": 64, "sample": 40},
+    "sequence": {"epochs": 40, "dim": 16, "dropout": 0.1, "rate": 0.01},
 }
 ALS = AlsConfig(rank=8, reg=0.05, alpha=10.0, iterations=8)
 TOWERS = TowerConfig(

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from afterclick.errors import BadDataset
 from tests.training import shop
-from training.evaluation.benchmark_models import EpochModel, MatrixModel, defaults, make
+from training.evaluation.benchmark_models import EpochModel, MatrixModel, defaults, make, observe
 from training.evaluation.published import BenchmarkRequest, ModelSearch, run
 from training.evaluation.published_split import PublishedSplit, RankingTask, load
 from training.interactions import Interactions
@@ -362,6 +362,20 @@ def test_validation_items_are_part_of_the_history_at_the_test(tmp_path: Path) ->
     without = RankingTask(split.history.matrix(), split.test).measure(model.scores)
     assert answer["ndcg@10"] > 0.9
     assert without["ndcg@10"] < 0.2
+
+
+def test_the_sequence_model_predicts_what_follows_the_newest_item(tmp_path: Path) -> None:
+    split = load(chain(tmp_path))
+    small = {"dim": 16, "dropout": 0.1, "rate": 0.01, "epochs": 60}
+    model = make("sequence", {**defaults("sequence"), **small})
+    model.fit(split.train, seed=1)
+    observe(model, split.history)
+    found = RankingTask(split.history.matrix(), split.test).measure(model.scores)
+    assert found["ndcg@10"] > 0.8
+    observe(model, split.history.where(split.history.user > 0))
+    scores = model.scores(np.array([0, 1]))  # the first user has no history
+    popular = np.bincount(split.train.item, minlength=30)
+    assert np.corrcoef(scores[0], np.log1p(popular))[0, 1] > 0.99
 
 
 def test_refit_also_learns_from_the_validation_rows(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_serving_computes_the_logits_that_torch_has_learned() -> None:
     training = Training(Sequences.of(rows), ItemInputs(), 30, CONFIG)
     training.run()
     ends = np.arange(4, 200, 5)
-    expected = training.scores(training.all, ends)
+    expected = training.scores(training.all, ends - 4, ends)
     for row, end in enumerate(ends):
         past = slice(end - 4, end)
         item, weight = training.all.item[past][::-1], training.all.weight[past][::-1]

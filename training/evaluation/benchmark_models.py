@@ -18,7 +18,7 @@ from training.models.item_item import PLAIN_FROM, ItemItem, Popularity
 from training.models.stopping import EarlyStopping
 from training.models.transition_graph import TransitionModel
 
-MODELS = ("popularity", "transitions", "als", "item_item", "two_tower", "ncf")
+MODELS = ("popularity", "transitions", "als", "item_item", "sequence", "two_tower", "ncf")
 """In the order in which `auto` tries them: the cheap ones first."""
 DETERMINISTIC = ("popularity", "item_item", "transitions")
 """Models that do not depend on the seed, or hardly."""
@@ -142,6 +142,10 @@ def _class_of(name: str) -> Callable[..., Any]:
         from training.models.two_tower import TwoTower
 
         return TwoTower
+    if name == "sequence":
+        from training.models.sequence_split import SequenceModel
+
+        return SequenceModel
     known: dict[str, Callable[..., Any]] = {
         "popularity": Popularity,
         "item_item": ItemItem,
@@ -201,10 +205,19 @@ def _two_tower(trial: Trial) -> dict[str, Any]:
     }
 
 
+def _sequence(trial: Trial) -> dict[str, Any]:
+    return {
+        "temperature": trial.suggest_float("temperature", 0.07, 0.2, log=True),
+        "dropout": trial.suggest_float("dropout", 0.2, 0.6),
+        "rate": trial.suggest_float("rate", 0.0005, 0.004, log=True),
+    }
+
+
 _SPACES: dict[str, Callable[[Trial], dict[str, Any]]] = {
     "item_item": _item_item,
     "transitions": _transitions,
     "als": _als,
     "ncf": _ncf,
     "two_tower": _two_tower,
+    "sequence": _sequence,
 }

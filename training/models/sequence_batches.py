@@ -52,9 +52,13 @@ class Sequences:
     @classmethod
     def of(cls, rows: Interactions) -> Sequences:
         """Those of `rows`."""
-        keep = rows.user_counts()[rows.user] > 1
-        tie = tie_hash(rows.user_ids, rows.user[keep], rows.item_ids, rows.item[keep])
-        order = np.flatnonzero(keep)[np.lexsort((tie, rows.time_ms[keep], rows.user[keep]))]
+        return cls.all_of(rows.where(rows.user_counts()[rows.user] > 1))
+
+    @classmethod
+    def all_of(cls, rows: Interactions) -> Sequences:
+        """Those of `rows`, also of users with one interaction."""
+        tie = tie_hash(rows.user_ids, rows.user, rows.item_ids, rows.item)
+        order = np.lexsort((tie, rows.time_ms, rows.user))
         return cls(rows.user[order], rows.item[order], rows.weight[order], rows.time_ms[order])
 
     def __len__(self) -> int:

@@ -139,10 +139,11 @@ class Training:
         """NDCG of the held-out targets among all items without the user's own, at every rank: less
         noise than at the first ones."""
         rows, ends = self.all, self.held
+        first = rows.starts()[ends]
         own = rows.owned(ends)
         found = []
         for part in np.array_split(np.arange(len(ends)), max(1, len(ends) // 256)):
-            scores = self.scores(rows, ends[part])
+            scores = self.scores(rows, first[part], ends[part])
             target = rows.item[ends[part]]
             mine = np.isin(own[0], part)
             of_target = scores[np.arange(len(part)), target].copy()
@@ -152,9 +153,9 @@ class Training:
         return float(np.concatenate(found).mean())
 
     @torch.no_grad()
-    def scores(self, rows: Sequences, ends: IndexArray) -> FloatArray:
-        """(b, n_items) logits for the histories of `rows` that end before rows `ends` (b,)."""
-        first = np.maximum(rows.starts()[ends], ends - self.config.length)
+    def scores(self, rows: Sequences, first: IndexArray, ends: IndexArray) -> FloatArray:
+        """(b, n_items) logits for histories: those of `rows` from `first` (b,) to before `ends`."""
+        first = np.maximum(first, ends - self.config.length)
         batch = rows.batch(first, ends - first, np.ones(len(rows), np.float32))
         vectors = self.network.item.all()
         item = torch.from_numpy(batch.item).to(self.device)

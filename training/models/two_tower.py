@@ -1,8 +1,8 @@
 """The two-tower model of published splits: predicts each item from the user's other items.
 
 A user is the mean of their items, and optionally an embedding of their own; the logit is the cosine
-of user and item over a temperature, plus the item's bias. Sampled softmax, with the logits less the
-log of how often an item is drawn.
+of user and item over a temperature, plus the item's bias. Items begin as their rows in an SVD of
+PPMI co-occurrence. Sampled softmax, with the logits less the log of how often an item is drawn.
 """
 
 from __future__ import annotations
@@ -24,15 +24,22 @@ from training.models.neural import (
     Table,
     softmax_loss,
 )
+from training.models.ppmi import item_vectors
 from training.models.stopping import EarlyStopping, TimeBudget
 
 
 class MatrixTowers(nn.Module):
     """Towers over sets of items; one table embeds items on both sides."""
 
-    def __init__(self, users: int, items: int, config: TwoTower) -> None:
+    def __init__(self, train: Any, config: TwoTower, seed: int) -> None:
         super().__init__()
+        users, items = train.shape
         item, user = (Table(rows, config.dim, config.dim**-0.5) for rows in (items, users))
+        owners = np.repeat(np.arange(users), np.diff(train.indptr)).astype(np.int32)
+        start = torch.from_numpy(item_vectors(owners, train.indices, items, config.dim, seed))
+        known = start.any(dim=1)
+        with torch.no_grad():
+            item.weight[known] = start[known]
         self.past, self.user, self.user_weight = item, user, config.own
         self.bias, self.temperature = nn.Parameter(torch.zeros(items)), config.temperature
 
@@ -84,7 +91,7 @@ class TwoTower:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         self._train = train.tocsr()
-        self._towers = MatrixTowers(train.shape[0], train.shape[1], self)
+        self._towers = MatrixTowers(self._train, self, seed)
         batches = Batches.of(train, self.batch)
         optimiser = Optimiser(self._towers, self.rate, self.decay, len(batches))
         count = np.asarray(train.sum(axis=0), np.float32).ravel()
