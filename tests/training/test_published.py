@@ -374,8 +374,8 @@ def test_the_sequence_model_predicts_what_follows_the_newest_item(tmp_path: Path
     assert found["ndcg@10"] > 0.8
     observe(model, split.history.where(split.history.user > 0))
     scores = model.scores(np.array([0, 1]))  # the first user has no history
-    popular = np.bincount(split.train.item, minlength=30)
-    assert np.corrcoef(scores[0], np.log1p(popular))[0, 1] > 0.99
+    np.testing.assert_allclose(scores[0], scores[0, 0], rtol=1e-5)  # all are equally popular
+    assert scores[1].std() > 1.0
 
 
 def test_refit_also_learns_from_the_validation_rows(tmp_path: Path) -> None:
