@@ -132,6 +132,11 @@ def fetch_ratings(folder: Path, on_progress: Progress) -> None:
     download(ratings, folder, RetryPolicy(attempts=4), on_progress)
 
 
+def named_dataset(path: Path, options: ReadOptions = DETECTED) -> ResolvedDataset:
+    """The dataset that a user names. Raises BadDataset if it is none."""
+    return ResolvedDataset(open_dataset(path, options), f"DATASET names {path}")
+
+
 def resolve_dataset(
     named: Path | None,
     home: Path,
@@ -139,7 +144,6 @@ def resolve_dataset(
     raw: Path = RAW,
     fetch: Fetch | None = fetch_ratings,
     on_progress: Progress = lambda name, done, total: None,
-    options: ReadOptions = DETECTED,
 ) -> ResolvedDataset:
     """Select a dataset: the named one, a local one in `raw`, a download, or a generated shop.
 
@@ -147,8 +151,8 @@ def resolve_dataset(
     download. Raises BadDataset if `named` is not a dataset; no other source is tried then.
     """
     if named is not None:
-        return ResolvedDataset(open_dataset(named, options), f"DATASET names {named}")
-    local = _local_dataset(raw, options)
+        return named_dataset(named)
+    local = _local_dataset(raw)
     if local is not None:
         return ResolvedDataset(local, f"found in {raw} (set DATASET to use another)")
     shop = home / "shop"
@@ -171,13 +175,13 @@ def resolve_dataset(
     )
 
 
-def _local_dataset(raw: Path, options: ReadOptions) -> Dataset | None:
+def _local_dataset(raw: Path) -> Dataset | None:
     """Open the dataset in a folder, or in the first subfolder that contains one."""
     if not raw.is_dir():
         return None
     for folder in (raw, *sorted(path for path in raw.iterdir() if path.is_dir())):
         try:
-            return open_dataset(folder, options)
+            return open_dataset(folder)
         except BadDataset:
             continue
     return None

@@ -68,7 +68,7 @@ class DatasetProfile:
 
 def profile(dataset: Dataset) -> DatasetProfile:
     """Count a dataset in one pass. Memory: all ids, about 30 bytes per row."""
-    report, catalogue, counts = ReadReport(), ReadReport(), _Counts()
+    report, catalogue, counts = ReadReport(), ReadReport(), _RowCounts()
     for batch in read_interactions(dataset.reviews, report, dataset.reviews_format):
         counts.add(batch)
     listed = (
@@ -107,7 +107,7 @@ def profile(dataset: Dataset) -> DatasetProfile:
 
 
 @dataclass
-class _Counts:
+class _RowCounts:
     """Counts over the batches of interactions."""
 
     rated: int = 0

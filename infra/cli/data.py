@@ -148,15 +148,19 @@ def resolve(
     dataset: Path | None, options: ReadOptions | None = None, *, quiet: bool = False
 ) -> ResolvedDataset:
     """The dataset of a command; prints which and why on standard error."""
+    from afterclick.errors import BadInput
     from afterclick.settings import Settings
-    from ingest.datasets import resolve_dataset
+    from ingest.datasets import named_dataset, resolve_dataset
     from ingest.formats import DETECTED
 
     named = dataset or (Path(os.environ["DATASET"]) if os.environ.get("DATASET") else None)
-    with DownloadBar() as show:
-        choice = resolve_dataset(
-            named, Settings().home, on_progress=show, options=options or DETECTED
-        )
+    if options not in (None, DETECTED):
+        if named is None:
+            raise BadInput("--columns and --encoding are of a dataset: name it")
+        choice = named_dataset(named, options)
+    else:
+        with DownloadBar() as show:
+            choice = resolve_dataset(named, Settings().home, on_progress=show)
     if not quiet:
         detected = choice.dataset.reviews_format
         typer.echo(f"Dataset {choice.dataset.path}: {choice.why}.", err=True)

@@ -70,6 +70,19 @@ def test_info_states_the_interpretation_and_what_is_dropped(tmp_path: Path, invo
     assert "not used: 2 times rating: outside 0 to 5 (lines 3, 4)" in shown
 
 
+def test_columns_are_stated_of_a_named_dataset(tmp_path: Path, invoke: Invoke) -> None:
+    (tmp_path / "log.csv").write_text("when,who,what\n1,u,i\n")
+    columns = ("--columns", "user=who,item=what,time=when")
+    found = invoke("data", "info", str(tmp_path), *columns, "--json")
+    assert orjson.loads(found.stdout.splitlines()[-1])["interpretation"] == {
+        "user_id": "who",
+        "item_id": "what",
+        "time": "when",
+    }
+    refused = invoke("data", "info", *columns, DATASET="")
+    assert "--columns and --encoding are of a dataset" in str(refused.exception)
+
+
 def test_info_reads_the_dataset_from_the_environment(shop: Path, invoke: Invoke) -> None:
     answer = orjson.loads(
         invoke("data", "info", "--json", DATASET=str(shop)).stdout.splitlines()[-1]
