@@ -35,14 +35,14 @@ class CandidateLimits:
     """Items nearest to the user's vector of NCF's product."""
     content: int = 20
     """Items with content like that of the newest item."""
-    transitions: int = 30
+    transitions: int = 20
     """Items that users took after a recent item, of each."""
     trending: int = 200
     """Trending items, over all half-lives."""
 
 
 REDUCED_LIMITS = CandidateLimits(
-    per_item=30, als=0, tower=0, ncf=0, content=0, transitions=20, trending=100
+    per_item=30, als=0, tower=0, ncf=0, content=0, transitions=15, trending=100
 )
 """Candidate limits under load shedding: no ANN search, and about two thirds of the candidates."""
 
