@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 MODEL = "afterclick"
 EXPERIMENT = "afterclick"
-EXAMPLE = {"user_id": "alice", "items": ["B007WTAJTO"], "n": 10}
-"""Input example: a user, the items viewed now (newest first), the length of the list."""
+EXAMPLE = {"items": ["B007WTAJTO"], "n": 10}
+"""Input example: the items viewed now (newest first), the length of the list."""
 _KAFKA_TIMEOUT_S = 5.0
 _NOT_PARAMETERS = {"master", "memory", "mlflow_uri"}
 
@@ -106,10 +106,13 @@ class MlflowRegistry:
         """Attach every file of a folder to a run."""
         self.client.log_artifacts(run_id, str(folder), folder.name)
 
-    def log_signature(self, run_id: str) -> None:
-        """Attach the model's signature and an input example to a run."""
+    def log_signature(self, run_id: str, *, loadable: bool = True) -> None:
+        """Attach the model's signature and an input example to a run.
+
+        `loadable`: the run has the model's files, so that `mlflow.pyfunc.load_model` can load it.
+        """
         with tempfile.TemporaryDirectory(prefix="afterclick-signature-") as folder:
-            _write_signature(Path(folder), run_id)
+            _write_signature(Path(folder), run_id, loadable)
             self.client.log_artifacts(run_id, folder, "model")
 
     def finish(self, run_id: str, status: str = "FINISHED", **tags: str) -> None:
@@ -281,19 +284,19 @@ def flatten(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _write_signature(folder: Path, run_id: str) -> None:
+def _write_signature(folder: Path, run_id: str, loadable: bool) -> None:
     """Write MLmodel and input_example.json.
 
-    The model has no MLflow flavour: ranking needs the user's history and the trends, so that only
-    `afterclick serve` can serve it.
+    The flavour `python_function` is the sequence model alone: the ranker needs trends and the whole
+    state of a user, so that only `afterclick serve` can serve it.
     """
+    from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import Array
 
     inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.string, "user_id"),
-        ColSpec(Array(DataType.string), "items", required=False),
+        ColSpec(Array(DataType.string), "items"),
         ColSpec(DataType.long, "n", required=False),
     ]
     outputs: list[ColSpec | TensorSpec] = [
@@ -306,6 +309,8 @@ def _write_signature(folder: Path, run_id: str) -> None:
         signature=ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs)),
         saved_input_example_info={"artifact_path": "input_example.json", "type": "json_object"},
     )
+    if loadable:
+        pyfunc.add_to_model(model, loader_module="training.mlflow_flavour")
     model.save(str(folder / "MLmodel"))
     (folder / "input_example.json").write_text(json.dumps(EXAMPLE, indent=1))
 

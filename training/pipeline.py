@@ -215,7 +215,7 @@ class Pipeline:
         self._announce(target)
         registry = MlflowRegistry(self.settings)
         run_id = registry.start(version, run.parameters, run.tags(version))
-        registry.log_signature(run_id)
+        registry.log_signature(run_id, loadable=False)
         registry.register(target, run_id, run.lineage)
         registry.sync_aliases(version)
         registry.finish(run_id)

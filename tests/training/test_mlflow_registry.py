@@ -8,6 +8,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import orjson
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -15,6 +16,7 @@ from afterclick.errors import BadArtifact
 from afterclick.settings import Settings, TrainingSettings
 from infra.cli import app
 from tests.scoring.examples import a_model
+from tests.scoring.test_sequence_encoder import an_encoder, some_towers
 from tests.training.challengers import an_artifact
 from training.challenger import Evaluation, RunMetadata, differences, write_report
 from training.mlflow_registry import MlflowRegistry
@@ -37,12 +39,37 @@ def test_a_run_has_the_model_s_signature_and_an_input_example(settings: Settings
     mlflow.set_tracking_uri(settings.mlflow)
     info = mlflow.models.get_model_info(f"runs:/{run_id}/model")
     assert info.signature is not None
-    assert info.signature.inputs.input_names() == ["user_id", "items", "n"]
+    assert info.signature.inputs.input_names() == ["items", "n"]
     assert info.signature.outputs.input_names() == ["item_id", "score"]
     example = Path(
         registry.client.download_artifacts(run_id, "model/input_example.json")
     ).read_bytes()
-    assert set(orjson.loads(example)) == {"user_id", "items", "n"}
+    assert set(orjson.loads(example)) == {"items", "n"}
+
+
+def test_the_sequence_model_of_a_run_is_loaded_and_queried_by_mlflow(settings: Settings) -> None:
+    towers = some_towers(an_encoder(), 6)
+    model = a_model(6, towers=towers)
+    where = settings.home / "challengers" / "v1"
+    folder = an_artifact(where, "model", model, parameters=model.parameters())
+    registry = MlflowRegistry(settings)
+    run_id = registry.start("v1", {}, {})
+    registry.files(run_id, folder)
+    registry.log_signature(run_id)
+    mlflow.set_tracking_uri(settings.mlflow)
+    loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    ids = model.item_ids.tolist()
+    rows = pd.DataFrame({"items": [[ids[4], ids[1]], ["unknown"]], "n": [3, 3]})
+    found = loaded.predict(rows)
+    user = towers.user(np.array([4, 1], np.int32), np.ones(2, np.float32), np.zeros(2), 0.0)
+    assert user is not None
+    scores = np.where(towers.known, towers.targets @ user, -np.inf)
+    scores[[4, 1]] = -np.inf
+    best = np.argsort(-scores)[:3]
+    assert found["item_id"].tolist() == [[ids[i] for i in best], []]
+    np.testing.assert_allclose(found["score"][0], scores[best], rtol=1e-5)
+    with pytest.raises(mlflow.exceptions.MlflowException, match="items"):
+        loaded.predict(pd.DataFrame({"n": [3]}))
 
 
 def test_two_models_are_compared(settings: Settings) -> None:
