@@ -154,7 +154,7 @@ class AutoSearch:
         return self._mixed([candidate for candidate in candidates if candidate.best is not None])
 
     def _study(self) -> optuna.Study:
-        sampler = optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=5)
+        sampler = optuna.samplers.TPESampler(seed=self.seed, n_startup_trials=3)
         return optuna.create_study(direction="maximize", sampler=sampler)
 
     def _elapsed(self) -> float:

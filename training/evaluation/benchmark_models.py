@@ -124,6 +124,15 @@ def first_settings(name: str, default: dict[str, Any]) -> list[dict[str, Any]]:
         filters = [{"low_pass": 0.9, "components": 64}, {"low_pass": 0.9, "components": 256}]
         ease = {**plain, "ridge": 5.0}
         return [{**default, "ridge": 1000.0}, *(gf_cf | f for f in filters), default, ease]
+    if name == "transitions":
+        nearby = [
+            {"recent": 10, "decay": 0.8},
+            {"source_power": 0.5},
+            {"user_power": 0.5},
+            {"lag_power": 0.8},
+            {"back": 0.7},
+        ]
+        return [default, *nearby]
     if name == "als":
         return [
             default,
