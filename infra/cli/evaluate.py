@@ -147,7 +147,10 @@ def benchmark(
         Path, typer.Option(help="Folder with train.csv, test.csv and optionally valid.csv.")
     ],
     model: Annotated[
-        str, typer.Option(help="popularity, item_item, transitions, als, ncf, two_tower, sequence.")
+        str,
+        typer.Option(
+            help="popularity, transitions, als, item_item, sequence, two_tower, ncf or auto."
+        ),
     ],
     trials: Annotated[
         int, typer.Option(min=0, help="Maximum of settings tried on valid; 0: none.")
