@@ -25,7 +25,7 @@ from training.interactions import Interactions
 from training.models import ppmi, sequence_training
 from training.models.sequence_batches import Sequences
 from training.models.sequence_training import ItemInputs, Training
-from training.models.stopping import EarlyStopping
+from training.models.stopping import EarlyStopping, TimeBudget
 
 DAY = 86_400_000
 CONFIG = TowerConfig(
@@ -195,10 +195,11 @@ def test_a_training_that_was_killed_ends_as_if_it_was_not(tmp_path: Path) -> Non
         done: ClassVar[list[int]] = []
         killed_in = 0
 
-        def _epoch(self, number: int) -> None:
+        def _epoch(self, budget: TimeBudget) -> None:
+            number = budget.epochs
             if number == self.killed_in:
                 raise Killed
-            super()._epoch(number)
+            super()._epoch(budget)
             self.done.append(number)
 
     class Dying(Recorded):
@@ -231,6 +232,15 @@ def test_the_best_epoch_on_the_held_out_targets_is_kept() -> None:
     training.run(stopping=EarlyStopping(measure, patience=2))
     assert len(states) == 4
     torch.testing.assert_close(training.network.inputs.detach(), states[1])
+
+
+@pytest.mark.parametrize(("seconds", "is_short"), [(0.0, True), (1e9, False)])
+def test_an_epoch_ends_when_the_time_is_used_up(seconds: float, is_short: bool) -> None:
+    config = replace(CONFIG, epochs=1, seconds=seconds)
+    training = Training(Sequences.of(chains()), ItemInputs(), 30, config)
+    training.run()
+    steps = {int(state["step"]) for state in training.optimisers[1].state.values()}
+    assert (steps == {1}) is is_short, steps
 
 
 def test_targets_of_the_validation_are_not_learned() -> None:

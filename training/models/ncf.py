@@ -262,7 +262,7 @@ class Ncf:
     sample: int = 128
     """Sampled items per batch."""
     seconds: float = 240.0
-    """Time budget: no epoch starts that would end later."""
+    """Time budget: no epoch starts that would end later, and none goes on beyond it."""
 
     def fit(self, train: Any, seed: int, stopping: EarlyStopping | None = None) -> None:
         torch.manual_seed(seed)
@@ -283,6 +283,8 @@ class Ncf:
                 sampled = negatives.draw()
                 logits, positive = self._net(user, sampled.items), self._net.pairs(user, item)
                 optimiser.step(softmax_loss(logits, positive, item, sampled))
+                if budget.used_up:
+                    break
             if best.over(budget.epochs, self._net):
                 break
         self._net = best.network

@@ -38,7 +38,7 @@ class SequenceModel:
     epochs: int = 40
     """Maximum; the search keeps the best number on the validation rows, if it saw a decline."""
     seconds: float = 240.0
-    """Time budget: no epoch starts that would end later."""
+    """Time budget: no epoch starts that would end later, and none goes on beyond it."""
 
     def fit(self, rows: Interactions, seed: int, stopping: EarlyStopping | None = None) -> None:
         config = TowerConfig(

@@ -121,19 +121,21 @@ class Training:
             stopping = EarlyStopping(self.validation_score, config.patience)
         progress = Progress(self, stopping, TimeBudget(config.seconds), checkpoints)
         while not progress.over and progress.budget.allows(config.epochs):
-            self._epoch(progress.budget.epochs)
+            self._epoch(progress.budget)
             progress.after_epoch()
         self.network.load_state_dict(progress.best)
 
-    def _epoch(self, number: int) -> None:
+    def _epoch(self, budget: TimeBudget) -> None:
         """Random numbers depend on seed and number alone, so that an epoch can be repeated."""
-        config, random = self.config, np.random.default_rng((self.config.seed, number))
+        config, random = self.config, np.random.default_rng((self.config.seed, budget.epochs))
         for batch in self.rows.epoch(config.tokens, config.length, self.share, random):
             for optimiser in self.optimisers:
                 optimiser.zero_grad()
             loss(self.network, batch, self.log_inclusion, random, config.uniform).backward()  # type: ignore[no-untyped-call]
             for optimiser in self.optimisers:
                 optimiser.step()
+            if budget.used_up:
+                break
 
     def validation_score(self) -> float:
         """NDCG of the held-out targets among all items without the user's own, at every rank: less

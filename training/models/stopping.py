@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass
 class TimeBudget:
-    """Allows no epoch that would end after `seconds`."""
+    """Allows no epoch that would end after `seconds`; the first one ends when they are used up."""
 
     seconds: float
     start: float = 0.0
@@ -25,6 +25,11 @@ class TimeBudget:
         allowed = self.epochs < max_epochs and fits
         self.epochs += allowed
         return allowed
+
+    @property
+    def used_up(self) -> bool:
+        """Whether a running epoch must end."""
+        return self.elapsed() > self.seconds
 
     def elapsed(self) -> float:
         """Seconds since the start."""

@@ -85,7 +85,7 @@ class TwoTower:
     sample: int = 1024
     """Sampled items per batch, if there are too many for all."""
     seconds: float = 240.0
-    """Time budget: no epoch starts that would end later."""
+    """Time budget: no epoch starts that would end later, and none goes on beyond it."""
 
     def fit(self, train: Any, seed: int, stopping: EarlyStopping | None = None) -> None:
         torch.manual_seed(seed)
@@ -104,6 +104,8 @@ class TwoTower:
                 logits = self._towers.logits(users, sampled.items)
                 positive = self._towers.pair_logits(users, item)
                 optimiser.step(softmax_loss(logits, positive, item, sampled))
+                if budget.used_up:
+                    break
             self._freeze()
             if best.over(budget.epochs, self._towers):
                 break
