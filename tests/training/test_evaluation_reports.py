@@ -65,7 +65,7 @@ def test_evaluate_prints_and_records_every_model_and_protocol(
     result = orjson.loads(done.stdout.splitlines()[-1])
     compared = (
         "popularity decayed_popularity item_item last_item co_purchase random_walk transitions "
-        "als ncf sequence content blend"
+        "transitions_live als ncf sequence content blend"
     )
     assert list(result["models"]) == compared.split()
     assert {"train", "valid", "items", "cut", "users"} <= set(result["split"])
