@@ -206,15 +206,15 @@ def test_incomplete_settings_name_what_is_missing(tmp_path: Path) -> None:
 def test_the_password_reaches_children_but_no_output(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    secret = 'quote" back\\slash'
+    secret = 'quote" swordfish\\slash'
     kafka = KafkaSettings(security_protocol="SASL_SSL", username="shop", password=SecretStr(secret))
     settings = Settings(home=tmp_path, kafka=kafka)
-    assert "back" not in f"{settings!r}{settings.model_dump_json()}"
+    assert "swordfish" not in f"{settings!r}{settings.model_dump_json()}"
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)
     assert Settings().kafka == kafka
     jaas = java_properties(kafka)["sasl.jaas.config"]
-    assert jaas.endswith('username="shop" password="quote\\" back\\\\slash";')
+    assert jaas.endswith('username="shop" password="quote\\" swordfish\\\\slash";')
     assert spark_options(kafka)["kafka.sasl.jaas.config"] == jaas
 
 
