@@ -10,6 +10,7 @@ Experiments may use other models than the serving one; these are loaded too, up 
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -326,9 +327,14 @@ def load(
 
 
 def learned_events(manifest: Manifest) -> LearnedEvents:
-    """The events that a model has learned: by log positions, by event time in older artifacts."""
-    lineage = manifest.lineage
-    newest_ms = lineage.get("newest_ms")
+    """The events that a model has learned: by log positions, by event time in older artifacts.
+
+    All, if neither is known: no event counts twice.
+    """
+    newest_ms = manifest.lineage.get("newest_ms")
     if newest_ms is None:
-        newest_ms = datetime.fromisoformat(manifest.created).timestamp() * 1000
-    return LearnedEvents(lineage.get("positions") or {}, float(newest_ms) + 1)
+        try:
+            newest_ms = datetime.fromisoformat(manifest.created).timestamp() * 1000
+        except ValueError:
+            newest_ms = math.inf
+    return LearnedEvents(manifest.lineage.get("positions") or {}, float(newest_ms) + 1)
