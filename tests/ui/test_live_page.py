@@ -210,7 +210,7 @@ def test_the_tooltip_of_a_chart_shows_its_values(page: Page, shop: Shop) -> None
 def test_the_comparison_does_not_count_as_shown(page: Page, shop: Shop) -> None:
     user_id, before = new_shopper(), lists_shown(shop)
     page.goto(f"{shop.url}/compare?user={user_id}")
-    expect(page.get_by_test_id("comparison").locator("section")).to_have_count(5)
+    expect(page.get_by_test_id("comparison").locator("section")).to_have_count(6)
     assert lists_shown(shop) == before
     page.goto(f"{shop.url}/?user={user_id}")
     wait_until(lambda: lists_shown(shop) == before + 1, what="the shop's list is counted, once")
