@@ -129,15 +129,15 @@ def tiers_for(
             query = generator.query(user.state, snapshot.view)
             yield PersonalisedTier(generator, query, limits)
         else:
-            graph = snapshot.transitions
-            if graph is not None and len(user.state.items) and policy is Policy.BLEND:
-                yield TransitionsTier(graph)
             vectors = VectorModel.of(snapshot.loaded, policy, user.state)
             if vectors is not None:
                 yield SingleModelTier(policy, vectors)
             interests = request.interests or inferred_categories(snapshot, user.state)
             if interests:
                 yield InterestsTier.of(snapshot, interests)
+            graph = snapshot.transitions
+            if graph is not None and len(user.state.items) and policy is Policy.BLEND:
+                yield TransitionsTier(graph)
     yield TrendingTier()
     yield PopularTier()
 
