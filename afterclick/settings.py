@@ -340,7 +340,8 @@ class TrainingSettings(_Section):
     tower_epochs: int | None = Field(None, ge=0)
     """Sequence model: maximum epochs; 0 leaves it out. Default: the preset's."""
     tower_seconds: float = Field(600.0, gt=0)
-    """Sequence model: time budget of one fit; no epoch starts that would end later."""
+    """Sequence model: time budget of one fit; no epoch starts that would end later, and none
+    goes on beyond it."""
     tower_warm_start: bool = False
     """Sequence model: item vectors begin as those of the champion, where it knows the item."""
     ncf_epochs: int | None = Field(None, ge=0)

@@ -1,4 +1,5 @@
-"""Cold-start tiers, best first: personalised, single model, interests, trending, popular.
+"""Cold-start tiers, best first: personalised, single model, interests, transitions, trending,
+popular.
 
 A tier retrieves candidates and ranks them. What may be shown, and how a short list is filled, is
 decided by `eligibility` for all tiers alike; a tier reads the eligibility only to know where to

@@ -109,7 +109,7 @@ class TowerConfig:
     patience: int = 3
     """Epochs without a better validation score after which the training ends."""
     seconds: float = 600.0
-    """Time budget: no epoch starts that would end later."""
+    """Time budget: no epoch starts that would end later, and none goes on beyond it."""
     validation: int = 2000
     """Users, at most one in 10, whose newest item is held out for the validation."""
     tokens: int = 1000

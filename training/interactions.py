@@ -158,6 +158,12 @@ def first_of_pairs(rows: Interactions) -> Interactions:
     return replace(rows, **{name: getattr(rows, name)[order] for name in columns})
 
 
+def by_user_and_time(rows: Interactions) -> IndexArray:
+    """(n,) the rows by user, then time, then a hash."""
+    tie = tie_hash(rows.user_ids, rows.user, rows.item_ids, rows.item)
+    return np.lexsort((tie, rows.time_ms, rows.user))
+
+
 def load_catalogue(folder: Path) -> dict[str, tuple[str | None, tuple[str, ...]]]:
     """item_id → (title, categories) of an ETL version."""
     rows = pq.read_table(folder / "catalogue").to_pylist()

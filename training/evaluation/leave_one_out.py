@@ -19,7 +19,7 @@ from afterclick.arrays import BoolArray
 from afterclick.errors import BadDataset, BadInput
 from training.evaluation import reviews
 from training.event_log import EventLog
-from training.interactions import Interactions, runs, tie_hash
+from training.interactions import Interactions, by_user_and_time, runs
 
 PARTS = ("train", "valid", "test")
 
@@ -46,8 +46,7 @@ def write(dataset: Path, folder: Path, min_interactions: int = 5) -> dict[str, i
 def leave_one_out(log: EventLog, min_interactions: int) -> dict[str, Interactions]:
     """The rows of train, valid and test."""
     rows, trusted = log.pairs(), log.trusted[log.contacts().row]
-    tie = tie_hash(rows.user_ids, rows.user, rows.item_ids, rows.item)
-    order = np.lexsort((tie, rows.time_ms, rows.user))[::-1]  # of each user the newest first
+    order = by_user_and_time(rows)[::-1]  # of each user the newest first
     start, end = runs(rows.user[order])
     rank, count = np.arange(len(order)) - start, end - start
     both = np.minimum(start + 1, len(order) - 1)

@@ -11,7 +11,7 @@ from afterclick.arrays import BoolArray, FloatArray, IndexArray, Int64Array, Int
 from afterclick.ncf import NCF_HISTORY
 from afterclick.sequence_encoder import AGES_DAYS
 from afterclick.trends import DAY_MS
-from training.interactions import Interactions, runs, tie_hash
+from training.interactions import Interactions, by_user_and_time, runs
 
 _RANKS = np.arange(NCF_HISTORY)
 
@@ -55,8 +55,7 @@ class HistoryExamples:
     @classmethod
     def of(cls, rows: Interactions) -> HistoryExamples:
         """Every interaction that can have a history."""
-        tie = tie_hash(rows.user_ids, rows.user, rows.item_ids, rows.item)
-        order = np.lexsort((tie, rows.time_ms, rows.user))
+        order = by_user_and_time(rows)
         user, time_ms = rows.user[order], rows.time_ms[order]
         of_user, of_set = runs(user), runs(user, time_ms)
         targets = np.flatnonzero((of_set[0] > of_user[0]) | (of_set[1] - of_set[0] > 1))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from afterclick.arrays import FloatArray, IndexArray, Int64Array, IntArray
 from afterclick.sequence_encoder import gap_bucket, weight_bucket
-from training.interactions import Interactions, tie_hash
+from training.interactions import Interactions, by_user_and_time
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,7 @@ class Sequences:
     @classmethod
     def all_of(cls, rows: Interactions) -> Sequences:
         """Those of `rows`, also of users with one interaction."""
-        tie = tie_hash(rows.user_ids, rows.user, rows.item_ids, rows.item)
-        order = np.lexsort((tie, rows.time_ms, rows.user))
+        order = by_user_and_time(rows)
         return cls(rows.user[order], rows.item[order], rows.weight[order], rows.time_ms[order])
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ from scipy import sparse
 from afterclick.arrays import Float64Array, FloatArray, IndexArray, IntArray
 from afterclick.compiled import compiled
 from training.config import TransitionConfig
-from training.interactions import Interactions, runs, tie_hash
+from training.interactions import Interactions, by_user_and_time, runs
 
 
 def transition_graph(
@@ -32,7 +32,7 @@ def transition_graph(
     -1 and 0 pad. Equal scores: the more popular item first. 700,000 rows take half a second.
     """
     config = config or TransitionConfig()
-    order = _by_user_and_time(rows)
+    order = by_user_and_time(rows)
     user, item, time_ms = rows.user[order], rows.item[order], rows.time_ms[order]
     of_user, of_set = runs(user), runs(user, time_ms)
     size = of_set[1] - of_set[0]
@@ -88,7 +88,7 @@ def as_matrix(graph: tuple[IntArray, FloatArray]) -> Any:
 
 def history_weights(rows: Interactions, config: TransitionConfig) -> Any:
     """(n_users, n_items) CSR of float32: the weight of each item in its user's history."""
-    order = _by_user_and_time(rows)[::-1]  # newest first
+    order = by_user_and_time(rows)[::-1]  # newest first
     user, item, time_ms = rows.user[order], rows.item[order], rows.time_ms[order]
     start, (first, end) = runs(user)[0], runs(user, time_ms)
     weight = recency_weights(first - start, end - start, config)
@@ -106,11 +106,6 @@ def recency_weights(first: IndexArray, end: IndexArray, config: TransitionConfig
     total = np.append(0.0, np.cumsum(config.decay**ranks))
     until, since = np.minimum(end, config.recent), np.minimum(first, config.recent)
     return np.asarray((total[until] - total[since]) / (end - first))
-
-
-def _by_user_and_time(rows: Interactions) -> IndexArray:
-    tie = tie_hash(rows.user_ids, rows.user, rows.item_ids, rows.item)
-    return np.lexsort((tie, rows.time_ms, rows.user))
 
 
 def _of_lags(largest: int, config: TransitionConfig) -> Float64Array:
